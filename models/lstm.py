@@ -1,0 +1,78 @@
+"""An LSTM language model: words embedded, read by stacked LSTMs, and decoded to the next word's logits.
+
+Zaremba, Sutskever, Vinyals, "Recurrent Neural Network Regularization", 2014, https://arxiv.org/abs/1409.2329:
+dropout on what goes up, none on what goes on in time. Tied embeddings are those of Press, Wolf, "Using the
+Output Embedding to Improve Language Models", 2017, https://arxiv.org/abs/1608.05859.
+
+    workload          embedding     hidden    tied    parameters (V = words of the vocabulary)
+    lstm-wikitext2          650    3 x  650    yes    651 V + 10,155,600
+    lstm-ptb               1500    2 x 1500     no    66,034,000 at V = 10,000
+    lstm-ptb-700            700    2 x  700     no    21,861,200 at V = 10,000
+"""
+
+from torch import Tensor, nn
+
+# B = streams of text, T = time steps, V = words of the vocabulary, E = embedding, H = hidden, L = layers
+
+Hidden = tuple[Tensor, Tensor]
+"""The LSTM's memory between two chunks of text: h_LBH and c_LBH."""
+
+
+class LSTM(nn.Module):
+    """A language model that carries its memory from one chunk of text to the next.
+
+    The caller detaches the memory where gradients should end:
+
+        >>> import torch
+        >>> model = LSTM(vocab_size=10, embedding=4, hidden=4)
+        >>> tokens_BT = torch.zeros(2, 3, dtype=torch.int64)
+        >>> logits_BTV, (h_LBH, c_LBH) = model(tokens_BT)
+        >>> logits_BTV, hidden = model(tokens_BT, (h_LBH.detach(), c_LBH.detach()))
+        >>> logits_BTV.shape, h_LBH.shape
+        (torch.Size([2, 3, 10]), torch.Size([3, 2, 4]))
+
+    Args:
+        dropout: On the embedding, between the layers, and on the last layer's output.
+        tied: Let the decoder's weight be the embedding's.
+        init_range: Embedding and decoder weights start uniform in +-init_range, the decoder's bias at 0, and
+            the LSTM's own weights as PyTorch has them, uniform in +-1/sqrt(hidden).
+    """
+
+    def __init__(
+        self,
+        *,
+        embedding: int = 650,
+        hidden: int = 650,
+        layers: int = 3,
+        dropout: float = 0.4,
+        tied: bool = True,
+        init_range: float = 0.1,
+        vocab_size: int,
+    ) -> None:
+        super().__init__()
+        if tied and embedding != hidden:
+            raise ValueError(
+                "a tied LSTM decodes with its embedding, so both must be as wide; embedding is "
+                f"{embedding} where hidden is {hidden}: make them equal, or set tied to false"
+            )
+        self.dropout = nn.Dropout(dropout)
+        self.embedding = nn.Embedding(vocab_size, embedding)
+        # PyTorch drops between layers, and warns where one layer has no between
+        self.lstm = nn.LSTM(
+            embedding, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0
+        )
+        self.decoder = nn.Linear(hidden, vocab_size)
+        if tied:
+            self.decoder.weight = self.embedding.weight
+        nn.init.uniform_(self.embedding.weight, -init_range, init_range)
+        nn.init.uniform_(self.decoder.weight, -init_range, init_range)
+        nn.init.zeros_(self.decoder.bias)
+
+    def forward(self, tokens_BT: Tensor, hidden: Hidden | None = None) -> tuple[Tensor, Hidden]:
+        embedded_BTE = self.dropout(self.embedding(tokens_BT))
+        output_BTH, hidden = self.lstm(embedded_BTE, hidden)
+        logits_BTV = self.decoder(self.dropout(output_BTH))
+        return logits_BTV, hidden
+
+
+MODEL = LSTM

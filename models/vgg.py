@@ -1,0 +1,49 @@
+"""VGG for small images, with batch normalisation and one fully connected layer: depths 11, 13, 16 and 19.
+
+Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", 2014,
+https://arxiv.org/abs/1409.1556: configurations A, B, D and E of table 1, their three fully connected layers
+replaced by one, since five poolings leave one pixel of a 32x32 image.
+
+VGG-16 has 14,728,266 parameters for 10 classes, the convolutions' biases among them. A bias before batch
+normalisation has no effect and a gradient of rounding errors; it is here because the published count has it.
+"""
+
+from torch import Tensor, nn
+
+# B = images, C = channels, H, W = height and width, K = classes
+
+WIDTHS = (64, 128, 256, 512, 512)
+# depth: convolutions in each stage
+LAYOUTS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+MIN_SIZE = 2 ** len(WIDTHS)
+
+
+class VGG(nn.Module):
+    """A stack of 3x3 convolutions, halved by pooling after each of five stages."""
+
+    def __init__(self, *, depth: int = 16, num_classes: int, channels: int = 3, image_size: int = 32) -> None:
+        super().__init__()
+        if depth not in LAYOUTS:
+            raise ValueError(f"vgg has no depth {depth}: choose one of {', '.join(map(str, LAYOUTS))}")
+        if image_size < MIN_SIZE:
+            raise ValueError(
+                f"vgg halves an image {len(WIDTHS)} times, and {image_size}x{image_size} pixels are too few: "
+                f"give images of {MIN_SIZE}x{MIN_SIZE} or more, or take resnet, which has no smallest size"
+            )
+        self.features = nn.Sequential()
+        for width, num_convolutions in zip(WIDTHS, LAYOUTS[depth], strict=True):
+            for _ in range(num_convolutions):
+                self.features.extend(
+                    [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+                )
+                channels = width
+            self.features.append(nn.MaxPool2d(2))
+        self.classifier = nn.Linear(channels, num_classes)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        features_BCHW: Tensor = self.features(x_BCHW)
+        logits_BK: Tensor = self.classifier(features_BCHW.mean(dim=(2, 3)))  # over one pixel, at 32x32
+        return logits_BK
+
+
+MODEL = VGG

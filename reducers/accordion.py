@@ -1,0 +1,80 @@
+"""Accordion: top-k that sends more of a layer while its gradients change fast (Agarwal et al., MLSys 2021)."""
+# N = elements of the flat vector, G = groups (layers)
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sage.layout import Layout
+from sage.reduce import Reduced, check_fraction
+from sage.wire import Wire
+
+from .topk import TopK
+
+
+class Accordion(TopK):
+    """Every `switch_every` epochs, decide for each layer between `density_high` and `density` (Algorithm 1).
+
+    A layer is in a critical regime, and sends `density_high`, at epoch 0, where the learning rate has dropped, or
+    where | ‖g_prev‖ − ‖g_cur‖ | / ‖g_prev‖ > η, g_cur being the reduced gradient summed over the last epoch, and
+    g_prev the same at the decision before (0 at the first, so that the second finds every layer critical). Rank 0 decides and broadcasts (`scales`, 8 bytes a layer).
+
+    Args:
+        density: Share sent outside critical regimes, in (0, 1].
+        density_high: Share sent inside them, in (0, 1]; by default ten times `density`.
+        switch_every: Epochs between decisions, 1 or more.
+        eta: The relative change of a layer's gradient norm above which it is critical, 0 or more.
+        values: Precision in which values travel.
+    """
+
+    def __init__(
+        self,
+        *,
+        density: float = 0.01,
+        density_high: float | None = None,
+        switch_every: int = 10,
+        eta: float = 0.5,
+        values: Literal["fp32", "fp16"] = "fp32",
+    ) -> None:
+        super().__init__(density=density, values=values)
+        self._high = check_fraction("density_high", min(1.0, 10 * density) if density_high is None else density_high)
+        if self._high < self.density:
+            raise ValueError(f"density_high={self._high!r}: expected at least density={self.density!r}")
+        if switch_every < 1:
+            raise ValueError(f"switch_every={switch_every!r}: expected 1 epoch or more")
+        if not eta >= 0:
+            raise ValueError(f"eta={eta!r}: expected 0 or more")
+        self._switch_every = switch_every
+        self._eta = eta
+
+    def bind(self, layout: Layout) -> None:
+        super().bind(layout)
+        num_groups = len(layout.groups)
+        self.density_G.fill_(self._high)
+        self.register_buffer("sum_N", torch.zeros(layout.numel))
+        self.register_buffer("norm_G", torch.zeros(num_groups, dtype=torch.float64))
+        self.register_buffer("last_lr", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        reduced = super().forward(grad_N, residual_N, wire)
+        self.sum_N += reduced.mean_N
+        return reduced
+
+    def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
+        dropped = lr < float(self.last_lr)
+        self.last_lr.fill_(lr)
+        if epoch % self._switch_every == 0 or dropped:
+            self._decide(everything_critical=epoch == 0 or dropped)
+            wire.broadcast(self.density_G, root=0, kind="scales")
+        self.sum_N.zero_()
+
+    def _decide(self, *, everything_critical: bool) -> None:
+        norm_G = torch.stack([self.sum_N[start:stop].norm() for start, stop in self.layout.groups]).to(self.norm_G)
+        change_G = (self.norm_G - norm_G).abs()
+        critical_G = (change_G > self._eta * self.norm_G) | everything_critical
+        self.density_G.copy_(torch.where(critical_G, self._high, self.density))
+        self.norm_G.copy_(norm_G)
+
+
+REDUCER = Accordion

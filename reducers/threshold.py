@@ -1,0 +1,46 @@
+"""Hard threshold: every element of magnitude λ or more, λ fixed (Dutta et al., 2021, "The discrepancy between…")."""
+# N = elements of the flat vector, k = elements that the density asks for
+
+import math
+from typing import Literal
+
+from torch import Tensor
+
+from sage import ops
+from sage.reduce import Sparsifier, check_fraction
+from sage.wire import Wire
+
+
+class Threshold(Sparsifier):
+    """Send |a| ≥ λ. How many that are follows from the data, and differs between ranks and steps.
+
+    Args:
+        threshold: λ, above 0; by default 1/(2·sqrt(k)), k = density·n, the value Dutta et al. suggest.
+        density: Only for the default λ, and to report beside the density had; in (0, 1].
+        values: Precision in which values travel.
+    """
+
+    even = False
+
+    def __init__(
+        self, *, threshold: float | None = None, density: float = 0.01, values: Literal["fp32", "fp16"] = "fp32"
+    ) -> None:
+        super().__init__(values=values)
+        if threshold is not None and not 0 < threshold < math.inf:
+            raise ValueError(f"threshold={threshold!r}: expected a finite number above 0")
+        self._threshold = threshold
+        self.density = check_fraction("density", density)
+
+    def _value(self, n: int) -> float:
+        if self._threshold is not None:
+            return self._threshold
+        return 0.0 if self.density == 1 else 1 / (2 * math.sqrt(max(1.0, self.density * n)))
+
+    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+        return ops.select_above(signal_N, self._value(signal_N.numel()))
+
+    def report(self) -> dict[str, float]:
+        return {"threshold": self._value(self.layout.numel), "density_asked": self.density}
+
+
+REDUCER = Threshold

@@ -1,0 +1,51 @@
+"""Top-k: the k = max(1, ⌊d·n⌋) largest elements of each layer, by magnitude (Aji & Heafield, 2017)."""
+# N = elements of the flat vector, K = elements selected
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sage import ops
+from sage.layout import Layout
+from sage.reduce import Sparsifier, check_fraction
+from sage.wire import Wire
+
+
+class TopK(Sparsifier):
+    """Send the largest elements of every group, ties to the lower index.
+
+    Args:
+        density: Share of a group's elements to send, in (0, 1].
+        values: Precision in which values travel.
+    """
+
+    grouping = "layer"
+
+    def __init__(self, *, density: float = 0.01, values: Literal["fp32", "fp16"] = "fp32") -> None:
+        super().__init__(values=values)
+        self.density = check_fraction("density", density)
+
+    def bind(self, layout: Layout) -> None:
+        super().bind(layout)
+        self.register_buffer("density_G", torch.full((len(layout.groups),), self.density, dtype=torch.float64))
+
+    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+        chosen = []
+        for (start, stop), density in zip(self.layout.groups, self.density_G.tolist(), strict=True):
+            k = num_kept(density, stop - start)
+            chosen.append(ops.select_top(signal_N[start:stop], k) + start)
+        return torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64)
+
+    def report(self) -> dict[str, float]:
+        sizes_G = torch.tensor([stop - start for start, stop in self.layout.groups], dtype=torch.float64)
+        return {"density_asked": float((self.density_G.cpu() * sizes_G).sum() / sizes_G.sum().clamp_min(1))}
+
+
+def num_kept(density: float, numel: int) -> int:
+    """k = max(1, ⌊d·n⌋), and 0 of nothing."""
+    # d·n is taken to 12 digits first: 0.29·100 is 28.999999999999996 in binary, and 29 is meant.
+    return min(numel, max(1, int(round(density * numel, 12))))
+
+
+REDUCER = TopK

@@ -1,0 +1,247 @@
+"""Checkpoints that survive being killed at any moment, and are checked before they are believed.
+
+    checkpoints/step-00000123/
+        shared.pt      what all ranks have in common, from rank 0: model, optimiser, ...
+        rank-0000.pt   each rank's own: residual, random generators, ...
+        index.json     step, world size, and the sha256 and length of each file
+
+A checkpoint grows in a folder whose name begins with `.tmp-` and gets its own name once everything in it is
+on the disk. One that takes the place of another of the same step first sets that aside as `.old-step-...`,
+which counts as a checkpoint too until the new one has the name: there is no moment without one.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sage.fetch import sha256_of
+
+_NAME = re.compile(r"(?:\.old-)?step-(\d{8,})")
+_LEAVES = (Tensor, nn.Parameter, bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint whose files all have the sums in its index."""
+
+    path: Path
+    step: int
+    world_size: int
+
+
+def save(
+    folder: Path,
+    step: int,
+    *,
+    shared: dict[str, Any] | None,
+    own: dict[str, Any],
+    rank: int,
+    world_size: int,
+    gather: Callable[[str], list[str]],
+    keep: int = 2,
+) -> None:
+    """Write the checkpoint of one step; all ranks call it, and none returns before it is complete.
+
+    Older checkpoints than the newest `keep` are removed, and so are those of later steps: the run that wrote
+    them went back to before them.
+
+    Args:
+        folder: Where the checkpoints lie, one folder for all ranks.
+        shared: On rank 0 what all have in common, elsewhere None.
+        gather: A collective that hands every rank's string to every rank, in order of rank.
+
+    Raises:
+        ValueError: for a value that `load` could not read back without running code from the file.
+    """
+    assert (shared is not None) == (rank == 0), "rank 0 alone writes what is shared"
+    files = {f"rank-{rank:04d}.pt": own}
+    if shared is not None:
+        files["shared.pt"] = shared
+    for name, state in files.items():
+        _refuse_code(state, name)
+
+    final = folder / f"step-{step:08d}"
+    draft = folder / f".tmp-{final.name}"
+    if rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        _tidy(folder)
+        draft.mkdir()
+    gather("")  # no rank writes before the draft is there, and rid of what a killed save had left in it
+    entries = {name: _write(draft / name, state) for name, state in files.items()}
+    gathered = gather(json.dumps(entries))
+    if rank == 0:
+        for text in gathered:
+            entries |= json.loads(text)
+        with open(draft / "index.json", "w") as file:
+            json.dump({"step": step, "world_size": world_size, "files": entries}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(draft)
+        _publish(draft, final)
+        _prune(folder, step, keep)
+    gather("")  # no rank runs on before the checkpoint has its name
+
+
+def newest(folder: Path) -> Found | None:
+    """Find the newest checkpoint that is whole, and warn of each newer one that is not.
+
+    Every byte of it is read, so let rank 0 look, and tell the others what it found.
+    """
+    for path in sorted(_checkpoints(folder), key=lambda path: (_step(path), path.name), reverse=True):
+        try:
+            return _verified(path)
+        except ValueError as error:
+            warnings.warn(f"checkpoint {path} is refused: {error}", stacklevel=2)
+    return None
+
+
+def load(found: Found, rank: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read what all ranks share and what is this rank's own, all tensors on the CPU."""
+    if rank >= found.world_size:
+        raise ValueError(
+            f"checkpoint {found.path} is of {found.world_size} ranks and has nothing for rank {rank}: "
+            f"go on with {found.world_size} ranks, or begin anew in another folder"
+        )
+    shared, own = (
+        torch.load(found.path / name, map_location="cpu", weights_only=True)
+        for name in ("shared.pt", f"rank-{rank:04d}.pt")
+    )
+    return shared, own
+
+
+def rng_state() -> dict[str, Any]:
+    """Take the state of the global random generators: torch's, Python's, NumPy's, and the current GPU's."""
+    mersenne = np.random.get_state(legacy=False)
+    key = torch.from_numpy(mersenne["state"]["key"].astype(np.int64))
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": random.getstate(),
+        "numpy": {"key": key, "pos": mersenne["state"]["pos"]},
+        "numpy_gauss": {"has_gauss": mersenne["has_gauss"], "gauss": mersenne["gauss"]},
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put the global random generators back into the state that `rng_state` took."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    random.setstate(state["python"])
+    key, pos = state["numpy"]["key"].numpy().astype(np.uint32), state["numpy"]["pos"]
+    mersenne = {"bit_generator": "MT19937", "state": {"key": key, "pos": pos}, **state["numpy_gauss"]}
+    np.random.set_state(mersenne)
+
+
+def _refuse_code(value: Any, where: str) -> None:
+    """Refuse all but plain data, subclasses too: NumPy's float64 is a float, and yet needs NumPy's code."""
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            _refuse_code(key, f"a key of {where}")
+            _refuse_code(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for i, item in enumerate(value):
+            _refuse_code(item, f"{where}[{i}]")
+    elif type(value) not in _LEAVES:
+        raise ValueError(
+            f"{where} is a {type(value).__module__}.{type(value).__qualname__}: a checkpoint holds tensors, "
+            "bools, ints, floats, strings, None, and dicts, lists and tuples of these: convert it before saving"
+        )
+
+
+def _write(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    with open(path, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+
+
+def _verified(path: Path) -> Found:
+    """Compare a checkpoint with its index, or raise a ValueError that says what differs."""
+    try:
+        index = json.loads((path / "index.json").read_bytes())
+        step, world_size = index["step"], index["world_size"]
+        listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in index["files"].items()}
+        named = {"shared.pt", *(f"rank-{rank:04d}.pt" for rank in range(world_size))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"index.json cannot be read ({type(error).__name__}: {error})") from error
+    if step != _step(path) or set(listed) != named:
+        raise ValueError(f"index.json is of step {step} and lists {sorted(listed)}, not {sorted(named)}")
+    for name, (num_bytes, sha256) in listed.items():
+        try:
+            found_bytes, found_sha256 = (path / name).stat().st_size, sha256_of(path / name)
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read ({error})") from error
+        if (found_bytes, found_sha256) != (num_bytes, sha256):
+            raise ValueError(
+                f"{name} should have {num_bytes} bytes with the sha256 {sha256}, "
+                f"and has {found_bytes} with {found_sha256}"
+            )
+    return Found(path, step, world_size)
+
+
+def _checkpoints(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.glob("*") if _NAME.fullmatch(path.name))
+
+
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match
+    return int(match[1])
+
+
+def _tidy(folder: Path) -> None:
+    """Clear away what a killed save has left."""
+    for path in folder.glob(".tmp-*"):
+        shutil.rmtree(path)
+    for path in folder.glob(".old-*"):
+        replacement = folder / path.name.removeprefix(".old-")
+        if replacement.exists():
+            _discard(path)
+        else:
+            path.rename(replacement)
+
+
+def _publish(draft: Path, final: Path) -> None:
+    old = final.with_name(f".old-{final.name}")
+    if final.exists():
+        final.rename(old)
+    draft.rename(final)
+    _sync_folder(final.parent)
+    if old.exists():
+        _discard(old)
+
+
+def _prune(folder: Path, step: int, keep: int) -> None:
+    by_step = sorted(_checkpoints(folder), key=_step, reverse=True)
+    ours = [path for path in by_step if _step(path) <= step]
+    for path in set(by_step) - set(ours[:keep]):
+        _discard(path)
+
+
+def _discard(path: Path) -> None:
+    """Remove a checkpoint, and its name first: half of one must not look like a damaged one."""
+    doomed = path.with_name(f".tmp-{path.name}")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

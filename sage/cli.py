@@ -1,0 +1,137 @@
+"""`sage VERB`: the command line, which imports a verb's own module only when it is called."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from . import __version__, registry
+from .check import known
+from .config import workloads
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status: 0 for done, 2 for what was asked wrongly."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"sage {__version__}")
+        return 0
+    try:
+        return VERBS[known("verb", argv[0], VERBS)](argv[1:])
+    except ValueError as error:
+        print(f"sage {argv[0]}: {error}", file=sys.stderr)
+        return 2
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train a workload under a reducer: sage run [WORKLOAD] [--reducer NAME] [--help] ..."""
+    from .flags import parse_run
+
+    config, only_print = parse_run(argv)
+    if only_print:
+        print(json.dumps({"folder": str(config.folder), "config": config.to_dict()}, indent=2))
+        return 0
+    from .run import main as run_main
+
+    return run_main(config)
+
+
+def list_(argv: Sequence[str]) -> int:
+    """Say what reducers, models, data sets and workloads there are."""
+    _parser("list").parse_args(argv)
+    found = {
+        "reducers": {name: registry.summary("reducers", name) for name in registry.names("reducers")},
+        "models": {name: registry.summary("models", name) for name in registry.names("models")},
+        "data sets": {name: registry.summary("datasets", name) for name in registry.names("datasets")},
+        "workloads": {name: _first_comment(path) for name, path in workloads().items()},
+    }
+    width = max(len(name) for room in found.values() for name in room)
+    print("\n\n".join("\n".join([f"{title}:", *_table(room, width)]) for title, room in found.items()))
+    return 0
+
+
+def report(argv: Sequence[str]) -> int:
+    """Write tables and pages of finished runs: sage report [RUNS ...] [--output DIR]"""
+    parser = _parser("report")
+    parser.add_argument(
+        "paths", nargs="*", type=Path, default=[Path("runs")], help="run folders, or folders of them"
+    )
+    parser.add_argument("--output", type=Path, help="where to write; else the first of the paths")
+    given = parser.parse_args(argv)
+    from .report import main as report_main
+
+    return report_main(given.paths, given.output or given.paths[0])
+
+
+def data(argv: Sequence[str]) -> int:
+    """Prepare a data set, or list them: sage data prepare NAME [ROOT] [--help] ..., sage data list"""
+    sets = {name: registry.summary("datasets", name) for name in registry.names("datasets")}
+    if list(argv) == ["list"]:
+        print("\n".join(_table(sets)))
+        return 0
+    if argv[:1] != ["prepare"] or not argv[1:] or argv[1].startswith("-"):
+        raise ValueError(f"say `data list`, or `data prepare NAME` with one of: {', '.join(sets)}")
+    name, rest = argv[1], argv[2:]
+    prepare = registry.load("datasets", name).prepare  # type: ignore[attr-defined]
+    from .data import data_root
+    from .flags import parse_options
+
+    root = None
+    if rest and not rest[0].startswith("-"):
+        root, rest = Path(rest[0]), rest[1:]
+    where = registry.Option(
+        Path | None, root, "Where data sets are kept; none given: $SAGE_DATA_DIR, else ./data."
+    )
+    options = {"root": where, **registry.options(prepare)}
+    given = parse_options(rest, options, prog=f"sage data prepare {name}", description=sets[name])
+    prepare(data_root(given.pop("root")), **given)
+    return 0
+
+
+def conform(argv: Sequence[str]) -> int:
+    """Hold a reducer against the laws that all must keep: sage conform NAME [--help] ..."""
+    if not argv or argv[0].startswith("-"):
+        raise ValueError(f"say which reducer: one of {', '.join(registry.names('reducers'))}")
+    name = argv[0]
+    own = registry.options(registry.load("reducers", name))
+    from .conform import main as conform_main
+    from .flags import parse_options
+
+    sizes = registry.Option(tuple[int, ...], (1, 2, 4), "Numbers of ranks to try.")
+    summary = registry.summary("reducers", name)
+    options = {"world_sizes": sizes, **own}
+    given = parse_options(argv[1:], options, prog=f"sage conform {name}", description=summary)
+    return conform_main(name, given, given.pop("world_sizes"))
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "run": run,
+    "list": list_,
+    "report": report,
+    "data": data,
+    "conform": conform,
+}
+
+
+def _help() -> str:
+    summaries = {name: (verb.__doc__ or "").partition("\n")[0] for name, verb in VERBS.items()}
+    lines = ["usage: sage VERB ...", "", *_table(summaries), "", "`sage VERB --help` says more of one."]
+    return "\n".join(lines)
+
+
+def _table(rows: Mapping[str, str], width: int = 0) -> list[str]:
+    width = width or max(map(len, rows))
+    return [f"  {name:{width}}  {line}".rstrip() for name, line in rows.items()]
+
+
+def _parser(verb: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"sage {verb}", description=VERBS[verb].__doc__)
+
+
+def _first_comment(path: Path) -> str:
+    with path.open(encoding="utf-8") as lines:
+        return next(lines, "").removeprefix("#").strip()

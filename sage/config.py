@@ -1,0 +1,290 @@
+"""What one run is: a frozen dataclass, filled from a workload's TOML, a TOML file, the command line."""
+
+import hashlib
+import json
+import re
+import tomllib
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
+
+from . import registry
+from .check import Range, coerce, known
+
+ASIDE = "aside"
+"""Marks a field that cannot change a run's result, and so is left out of its hash."""
+
+Option = bool | int | float | str | None | tuple[bool | int | float | str, ...]
+Options = dict[str, Option]
+Fraction = Annotated[float, Range(0, 1, open=")")]
+Positive = Annotated[float, Range(0, open="(")]
+NotNegative = Annotated[float, Range(0)]
+Count = Annotated[int, Range(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that a run's result depends on, and aside from it where the run's files are.
+
+    >>> a = Config(workload="w", task="classify", model="resnet", data="digits")
+    >>> a.hash == replace(a, runs=Path("elsewhere")).hash != replace(a, seed=1).hash
+    True
+    """
+
+    # Parts
+    workload: str
+    """The workload's name: the first part of the run folder's name."""
+    task: Literal["classify", "language_model", "recommend"]
+    """What is learned: gives the loss and the metrics."""
+    model: str
+    """The network: a file of models/."""
+    data: str
+    """The data set: a file of datasets/."""
+    reducer: str = "sage"
+    """The method that reduces gradients: a file of reducers/."""
+    model_options: Options = field(default_factory=dict)
+    """The model's own options: --model.NAME on the command line."""
+    data_options: Options = field(default_factory=dict)
+    """The data set's own options: --data.NAME on the command line."""
+    reducer_options: Options = field(default_factory=dict)
+    """The reducer's own options: flags of their own on the command line."""
+
+    # Scale
+    world_size: Count = 2
+    """Number of ranks."""
+    workers_in_process: bool = False
+    """Simulate the ranks in one process, on threads."""
+    threads: Count = 1
+    """Torch's threads for each rank."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: cuda where there is one, else cpu."""
+
+    # Optimisation
+    epochs: Positive = 1.0
+    """Passes over the training data; may be a fraction."""
+    steps: Count | None = None
+    """Stop after so many optimiser steps, even within the epochs."""
+    batch_size: Count = 32
+    """Samples (or text streams) a rank takes at once."""
+    accumulate: Count = 1
+    """Batches whose gradients are averaged into one optimiser step."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """The update rule."""
+    lr: Positive = 0.1
+    """The learning rate, before --lr-scale and the schedule."""
+    lr_scale: NotNegative = 0.0
+    """Raise the learning rate, over the warm-up, to this times the number of ranks times --lr; 0: do not."""
+    warmup_epochs: NotNegative = 0.0
+    """Epochs over which the learning rate rises linearly, from the unscaled one to the scaled one."""
+    schedule: Literal["constant", "step", "cosine", "decay"] = "constant"
+    """How the learning rate falls: at --milestones, along a cosine to 0, or by --lr-decay each epoch."""
+    milestones: tuple[Positive, ...] = ()
+    """With the step schedule: the epochs at which the learning rate is multiplied by --lr-factor."""
+    lr_factor: Annotated[float, Range(0, 1, open="(")] = 0.1
+    """With the step schedule: the factor at each milestone."""
+    lr_decay: NotNegative = 0.0
+    """With the decay schedule: lr * (1 / (1 + lr_decay)) ** max(epoch - decay_from, 0)."""
+    decay_from: NotNegative = 6.0
+    """With the decay schedule: the epoch up to which the learning rate stays."""
+    momentum: Fraction = 0.9
+    """SGD's momentum."""
+    momentum_kind: Literal["heavy-ball", "nesterov", "none"] = "heavy-ball"
+    """SGD's form of momentum."""
+    momentum_at: Literal["before", "after"] = "after"
+    """Apply momentum to each rank's gradient before the reduction, or to the mean after it."""
+    weight_decay: NotNegative = 0.0
+    """The factor of the parameters that is added to the gradient."""
+    weight_decay_at: Literal["before", "after"] = "after"
+    """Add weight decay to each rank's gradient before the reduction, or to the mean after it."""
+    decay_norms: bool = False
+    """Decay the parameters of normalisation layers too."""
+    beta1: Fraction = 0.9
+    """Adam's decay of the first moment."""
+    beta2: Fraction = 0.999
+    """Adam's decay of the second moment."""
+    clip_local: Positive | None = None
+    """Clip each rank's gradient to this norm before the reduction."""
+    clip_global: Positive | None = None
+    """Clip the mean gradient to this norm after the reduction."""
+    average_from: NotNegative | None = None
+    """The epoch from which a running average of the model is kept and evaluated too."""
+    seed: Annotated[int, Range(0)] = 0
+    """What all randomness is drawn from."""
+    target: float | None = None
+    """Stop early when the headline metric reaches this."""
+
+    # Reduction
+    memory: Literal["none", "residual"] | None = None
+    """Error feedback: what becomes of what was not sent; none given: the reducer's own default."""
+    grouping: str | None = None
+    """What is reduced at once: model, layer, or bucket:<MB>; none given: the reducer's own default."""
+    min_compress: Annotated[int, Range(0)] = 1024
+    """Tensors of fewer elements go dense."""
+
+    # Record
+    log_every: Count = 1
+    """Steps between two lines of the record."""
+    histogram_every: Count = 100
+    """Steps between two histograms of the gradient."""
+    profile: bool = False
+    """Split the step's time into its phases, at the price of synchronising between them."""
+    eval_every: Positive = 1.0
+    """Epochs between two evaluations; may be a fraction."""
+
+    # Aside: what cannot change the result
+    runs: Annotated[Path, ASIDE] = Path("runs")
+    """Where the run folders are."""
+    data_root: Annotated[Path | None, ASIDE] = None
+    """Where the data sets are; none given: $SAGE_DATA_DIR, else ./data."""
+    checkpoint_every: Annotated[Count | None, ASIDE] = None
+    """Optimiser steps between two checkpoints; none given: at each epoch's end."""
+    timeout: Annotated[Positive, ASIDE] = 300.0
+    """Seconds that a collective may take before the run ends with an error."""
+    guard: Annotated[bool, ASIDE] = False
+    """Check before each collective that all ranks are about to do the same."""
+    fresh: Annotated[bool, ASIDE] = False
+    """Begin anew, even where this run is finished or interrupted."""
+    slurm: Annotated[dict[str, Any], ASIDE] = field(default_factory=dict)
+    """The TOML table [slurm]: sbatch's own names, for the jobs."""
+
+    def __post_init__(self) -> None:
+        for name, annotation in annotations().items():
+            object.__setattr__(self, name, coerce(name, getattr(self, name), annotation))
+        if self.schedule == "step" and not self.milestones:
+            raise ValueError(
+                "schedule is 'step' without milestones; give the epochs, as in --milestones 80 120"
+            )
+        if self.schedule == "decay" and not self.lr_decay:
+            raise ValueError("schedule is 'decay' with lr_decay 0; give --lr-decay above 0, as in 0.2")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones are {self.milestones}; allowed are epochs in rising order")
+        if self.grouping is not None and not _GROUPING.fullmatch(self.grouping):
+            allowed = "model, layer, or bucket:<MB> with MB above 0, as bucket:25"
+            raise ValueError(f"grouping is {self.grouping!r}; allowed is {allowed}")
+
+    @property
+    def hash(self) -> str:
+        """Eight hexadecimal digits that name what the result depends on."""
+        kept = {name: value for name, value in self.to_dict().items() if name not in _aside()}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def folder(self) -> Path:
+        """Where this run is kept: runs/<workload>-<reducer>-<hash>."""
+        return self.runs / f"{self.workload}-{self.reducer}-{self.hash}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON knows them: paths become texts, tuples lists."""
+        values = {name: getattr(self, name) for name in annotations()}
+        plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The run that `to_dict` told of."""
+        for name in values:
+            known("field of a run", name, annotations())
+        if missing := [name for name in _required() if name not in values]:
+            raise ValueError(f"a run needs {', '.join(_required())}; not given: {', '.join(missing)}")
+        return cls(**values)
+
+
+_GROUPING = re.compile(r"model|layer|bucket:(?=[\d.]*[1-9])(\d+(\.\d+)?|\.\d+)")
+_PARTS: dict[str, registry.Room] = {"reducer": "reducers", "model": "models", "data": "datasets"}
+
+
+def workloads() -> dict[str, Path]:
+    """The workloads that come with the suite, by name."""
+    folder = Path(__file__).parent / "jobs" / "workloads"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load(workload: str, *, file: Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
+    """The run of a workload (a name, or a TOML file), as a second file and then the overrides change it.
+
+    A part's options go with it: where a later layer names another part, they are dropped. A table
+    `[reducers.NAME]` counts only when NAME is the reducer.
+    """
+    named = not workload.endswith(".toml")
+    path = workloads()[known("workload", workload, workloads())] if named else Path(workload)
+    layers = [_read(path), *([_read(file)] if file else []), _checked(dict(overrides or {}), "the overrides")]
+    merged: dict[str, Any] = {"reducer": Config.reducer}
+    for layer in layers:
+        merged |= layer
+    current: dict[str, Any] = {"reducer": Config.reducer}
+    options: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
+    for layer in layers:
+        options["reducer"] |= layer.get("reducers", {}).get(merged["reducer"], {})
+        for part in _PARTS:
+            current[part] = layer.get(part, current.get(part))
+            if current[part] == merged.get(part):
+                options[part] |= layer.get(f"{part}_options", {})
+    merged |= {f"{part}_options": given for part, given in options.items()}
+    merged["slurm"] = {name: value for layer in layers for name, value in layer.get("slurm", {}).items()}
+    merged.pop("reducers", None)
+    config = Config.from_dict({**merged, "workload": path.stem})
+    for part, room in _PARTS.items():
+        known(registry.KINDS[room], getattr(config, part), registry.names(room))
+    return config
+
+
+def part_options(config: Config) -> dict[str, dict[str, registry.Option]]:
+    """The options that the run's reducer, model and data set take; this imports all three."""
+    found = {
+        part: registry.options(registry.load(room, getattr(config, part))) for part, room in _PARTS.items()
+    }
+    if clash := sorted(set(found["reducer"]) & set(annotations())):
+        raise ValueError(
+            f"the reducer {config.reducer!r} has options with a run's own names: {', '.join(clash)}"
+        )
+    return found
+
+
+def resolve(config: Config) -> Config:
+    """The same run with its parts' options checked and their defaults written in, which its hash takes in."""
+    part_options(config)
+    checked: dict[str, Any] = {}
+    for part, room in _PARTS.items():
+        given = getattr(config, f"{part}_options")
+        checked[f"{part}_options"] = registry.check_options(room, getattr(config, part), given)
+    return replace(config, **checked)
+
+
+@cache
+def annotations() -> dict[str, Any]:
+    """The fields of a Config with their annotations, in the order of the class."""
+    return get_type_hints(Config, include_extras=True)
+
+
+def _aside() -> set[str]:
+    return {name for name, annotation in annotations().items() if ASIDE in get_args(annotation)}
+
+
+def _required() -> list[str]:
+    return [
+        each.name for each in fields(Config) if each.default is MISSING and each.default_factory is MISSING
+    ]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as cause:
+        raise ValueError(
+            f"there is no file {path}; the workloads that come by name: {', '.join(workloads())}"
+        ) from cause
+    except tomllib.TOMLDecodeError as cause:
+        raise ValueError(f"{path} is no TOML: {cause}") from cause
+    return _checked(table, path.name)
+
+
+def _checked(layer: dict[str, Any], source: str) -> dict[str, Any]:
+    for name in layer:
+        known(f"setting (in {source})", name, (set(annotations()) | {"reducers"}) - {"workload"})
+    for name in ("reducers", "slurm", *(f"{part}_options" for part in _PARTS)):
+        coerce(f"{name} (in {source})", layer.get(name, {}), dict[str, Any])
+    for reducer, table in layer.get("reducers", {}).items():
+        known("reducer", reducer, registry.names("reducers"))
+        coerce(f"reducers.{reducer} (in {source})", table, dict[str, Any])
+    return layer

@@ -1,0 +1,86 @@
+"""Where a run's numbers come from: versions, machine, checkout, environment, configuration and data."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+import sage
+
+
+def manifest(config: Mapping[str, Any], checksums: Mapping[str, str]) -> dict[str, Any]:
+    """The content of `manifest.json`, as the rank that calls it sees its surroundings."""
+    cuda = torch.cuda.is_available()
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": sys.argv,
+        "versions": {
+            "sage": sage.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            # Gloo has no version of its own: the one in use is the one built into this torch.
+            "gloo": torch.__version__ if torch.distributed.is_gloo_available() else None,
+            "nccl": _nccl_version(),
+            "cuda": torch.version.cuda,
+        },
+        "machine": {
+            "hostname": platform.node(),
+            "os": platform.platform(),
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        },
+        "git": _git(Path(__file__).resolve().parent.parent),
+        "environment": _environment(),
+        "seed": config.get("seed"),
+        "config": dict(config),
+        "checksums": dict(checksums),
+    }
+
+
+def _environment() -> dict[str, str]:
+    """SLURM's variables and those that `pararun` sets; but for SLURM_JWT, which is a credential."""
+    own = ("hostip", "port", "rank")
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name in own or (name.startswith("SLURM_") and name != "SLURM_JWT")
+    }
+
+
+def _nccl_version() -> str | None:
+    return ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # Not Linux.
+        return platform.processor()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())  # Arm's cpuinfo names no model.
+
+
+def _git(checkout: Path) -> dict[str, str | bool | None]:
+    """The commit of the checkout this code runs from, and whether files differ from it; null for none."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(checkout), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        # An installed copy may lie inside somebody else's repository, whose commit says nothing about it.
+        if Path(git("rev-parse", "--show-toplevel")) == checkout:
+            return {"commit": git("rev-parse", "HEAD"), "dirty": git("status", "--porcelain") != ""}
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return {"commit": None, "dirty": None}

@@ -1,0 +1,122 @@
+"""Compares runs: tables in the terminal, in Markdown and as CSV, and one HTML page with the curves.
+
+A run that lost, stopped halfway or diverged has its row like any other.
+"""
+
+import csv
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sage.ledger import KINDS
+from sage.runs import EXACT, TOLERANCE, Group, Values, grouped, kind_order, read_runs
+
+
+def main(paths: Sequence[Path], output: Path) -> int:
+    """Print the tables of all runs under the paths, and write report.md, report.csv and report.html."""
+    # Here because it draws, and matplotlib is slow to import.
+    from sage.page import page
+
+    runs, unreadable = read_runs(paths)
+    groups = grouped(runs)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "report.md").write_text(markdown(groups, unreadable), encoding="utf-8")
+    (output / "report.html").write_text(page(groups, unreadable), encoding="utf-8")
+    write_csv(groups, output / "report.csv")
+    show(groups, unreadable, Console())
+    print(f"Written to {output}: report.md, report.csv, report.html")
+    return 0
+
+
+def size(count: float | None) -> str:
+    """A number of bytes, in decimal units.
+
+    >>> size(44_700_000), size(0), size(None)
+    ('44.7 MB', '0 B', '—')
+    """
+    if count is None:
+        return "—"
+    power = min(int(math.log10(count) // 3), 4) if count >= 1 else 0
+    return f"{_significant(count / 1000**power)} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time, in the unit that fits it.
+
+    >>> duration(0.0123), duration(75), duration(7380)
+    ('12.3 ms', '1 min 15 s', '2 h 3 min')
+    """
+    if seconds is None:
+        return "—"
+    if seconds < 60:
+        return f"{_significant(seconds)} s" if seconds >= 1 else f"{_significant(seconds * 1000)} ms"
+    minutes = round(seconds) // 60
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {round(seconds) % 60} s"
+
+
+def number(value: float | None) -> str:
+    """A measured figure; one that was not finite says so."""
+    if value is None:
+        return "—"
+    return f"{value:.4g}" if math.isfinite(value) else "not finite"
+
+
+def percent(share: float | None) -> str:
+    """A share of one, in per cent."""
+    return "—" if share is None else f"{_significant(100 * share)} %"
+
+
+def times(ratio: float | None) -> str:
+    """A ratio to the exact run."""
+    return "—" if ratio is None else f"{_significant(ratio)}×"
+
+
+def made_of(values: Values) -> str:
+    """The payload by kind."""
+    suffix = "_bytes_per_step"
+    sizes = {name.removesuffix(suffix): value for name, value in values.items() if name.endswith(suffix)}
+    kinds = sorted(sizes.keys() - {"payload", "wire", "wire_sent", "wire_received"}, key=kind_order)
+    return ", ".join(f"{kind} {size(sizes[kind])}" for kind in kinds if sizes[kind]) or "—"
+
+
+TABLES: Mapping[str, Mapping[str, Callable[[Values], str]]] = {
+    "Outcome": {
+        "{metric}": lambda values: number(values["final"]),
+        "best": lambda values: number(values["best"]),
+        "train loss": lambda values: number(values["train_loss"]),
+        "steps/s": lambda values: number(values["steps_per_second"]),
+        "step p50": lambda values: duration(values["step_seconds_p50"]),
+        "step p95": lambda values: duration(values["step_seconds_p95"]),
+        "speed-up": lambda values: times(values["speed_up"]),
+        "time": lambda values: duration(values["seconds"]),
+        "status": lambda values: str(values["status"]),
+    },
+    "Traffic per step": {
+        "payload": lambda values: size(values["payload_bytes_per_step"]),
+        "made of": made_of,
+        "wire": lambda values: size(values["wire_bytes_per_step"]),
+        "compression": lambda values: times(values["compression"]),
+        "density asked": lambda values: percent(values["density_asked"]),
+        "density had": lambda values: percent(values["density_had"]),
+        f"within ±{TOLERANCE:.0%}": lambda values: percent(values["density_met"]),
+    },
+}
+"""The columns of each table after the first, which is the run's label."""
+
+NOTES = (
+    f"Speed-up and compression compare steps/s and wire bytes with those of the {EXACT} run of the same workload on "
+    "as many ranks: above 1× is better than exact, below 1× is worse.",
+    "Payload is what a rank hands to its collectives; wire is what these send and receive on its link.",
+    f"Within ±{TOLERANCE:.0%} is the share of steps whose density was that near to the density asked for.",
+    "Step times are those of the slowest rank; those of an unfinished run are rank 0's own.",
+)
+
+
+def headline(group: Group) -> str:
+    """Which metric the group is judged by."""
+    direction = "higher" if group.better == "max" else "lower"
+    return f"The metric is {spaced(group.metric)}: {direction} is better."

@@ -1,0 +1,172 @@
+"""Ranks as threads of one process: a twin of `ProcessWire` for tests in milliseconds and for simulated workers.
+
+The ranks take turns: one runs until its next collective, then hands on to the next, and each keeps its own torch
+random state. A run is therefore repeatable to the bit however many threads it simulates, and a rank that ends or
+fails while others wait for it is an error at once, never a hang.
+"""
+# W = world size, N = elements of a vector, S = bytes of a packed buffer
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from sage.wire import Pending, ScheduleError, Wire, WireError
+
+T = TypeVar("T")
+
+
+def simulate(world_size: int, work: Callable[[Wire], T], *, guard: bool = False) -> list[T]:
+    """Run `work(wire)` on W simulated ranks; their results, by rank.
+
+    Raises:
+        The first error raised by a rank, after all ranks have ended.
+
+    >>> import torch
+    >>> simulate(3, lambda wire: wire.mean(torch.tensor([float(wire.rank)])).item())
+    [1.0, 1.0, 1.0]
+    """
+    table = _Table(world_size)
+    results: dict[int, T] = {}
+
+    def run(rank: int) -> None:
+        try:
+            table.wait_for_turn(rank)
+            results[rank] = work(ThreadWire(table, rank, guard=guard))
+            table.leave(rank, None)
+        except BaseException as error:
+            table.leave(rank, error)
+
+    threads = [threading.Thread(target=run, args=(rank,), name=f"rank-{rank}") for rank in range(world_size)]
+    outer = torch.get_rng_state()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    torch.set_rng_state(outer)
+    if table.errors:
+        # What one rank did wrong comes before what the others suffered from it.
+        raise min(table.errors, key=lambda error: isinstance(error, _Abandoned))
+    return [results[rank] for rank in range(world_size)]
+
+
+class ThreadWire(Wire):
+    """One simulated rank's wire. Made by `simulate`."""
+
+    def __init__(self, table: "_Table", rank: int, *, guard: bool = False) -> None:
+        super().__init__(rank, table.world_size, guard=guard)
+        self._table = table
+        self._call = ""
+
+    def _attempt(self, call: str, run: Callable[[], T]) -> T:
+        self._call = call
+        return run()
+
+    def _meet(self, x: Tensor, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
+        return self._table.meet(self.rank, self._call, x, combine)
+
+    def _sum(self, x_N: Tensor) -> None:
+        x_N.copy_(self._meet(x_N, _add))
+
+    def _begin_sum(self, x_N: Tensor) -> Pending:
+        return _Done(self._attempt("begin_sum", lambda: self._meet(x_N, _add)).clone())
+
+    def _gather(self, x_S: Tensor) -> Tensor:
+        return self._meet(x_S, torch.stack)
+
+    def _gather_on_host(self, x_S: Tensor) -> Tensor:
+        return self._gather(x_S)
+
+    def _broadcast(self, x_N: Tensor, root: int) -> None:
+        x_N.copy_(self._meet(x_N, lambda all_W: all_W[root].clone()))
+
+    def _reduce_scatter(self, x_WN: Tensor) -> Tensor:
+        return self._meet(x_WN, _add)[self.rank].clone()
+
+    def _all_to_all(self, x_WN: Tensor) -> Tensor:
+        return self._meet(x_WN, torch.stack)[:, self.rank].clone()
+
+
+class _Done:
+    def __init__(self, result: Tensor) -> None:
+        self._result = result
+
+    def wait(self) -> Tensor:
+        return self._result
+
+
+class _Abandoned(WireError):
+    """A rank waits for one that will never come."""
+
+
+@dataclass
+class _Round:
+    """One collective: what each rank called it with, and what came of it."""
+
+    brought: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
+    result: Tensor | None = None
+
+
+class _Table:
+    """Where the simulated ranks meet, one collective after another, and whose turn it is."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self.errors: list[BaseException] = []
+        self._turn = 0
+        self._change = threading.Condition()
+        self._rounds: defaultdict[int, _Round] = defaultdict(_Round)
+        self._next = [0] * world_size
+        self._left: dict[int, str] = {}
+        self._random = [torch.get_rng_state() for _ in range(world_size)]
+
+    def wait_for_turn(self, rank: int) -> None:
+        with self._change:
+            self._change.wait_for(lambda: self._turn == rank)
+        torch.set_rng_state(self._random[rank])
+
+    def meet(self, rank: int, call: str, x: Tensor, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
+        """Bring x, let every other rank bring theirs, and take the combination home."""
+        number = self._next[rank]
+        self._next[rank] += 1
+        self._rounds.pop(number - 2, None)  # everybody has left it: they have all brought to the one after
+        table = self._rounds[number]
+        table.brought[rank] = (call, x)
+        self._hand_on(rank)
+        self.wait_for_turn(rank)
+        # The turn has gone round: whoever is not here now never will be.
+        if len(table.brought) < self.world_size:
+            ends = "; ".join(f"rank {other} {end}" for other, end in sorted(self._left.items()))
+            raise _Abandoned(f"rank {rank} waits in {call} for ever: {ends}")
+        calls = {other: said for other, (said, _) in sorted(table.brought.items())}
+        if len(set(calls.values())) > 1:
+            told = "; ".join(f"rank {other} calls {said}" for other, said in calls.items())
+            raise ScheduleError(f"the ranks' collectives differ: {told}")
+        if table.result is None:
+            table.result = combine([table.brought[other][1] for other in calls])
+        return table.result
+
+    def leave(self, rank: int, error: BaseException | None) -> None:
+        """This rank has ended; pass the turn on, so that those who wait for it learn of it."""
+        if error is not None:
+            self.errors.append(error)
+        self._left[rank] = f"has failed ({type(error).__name__}: {error})" if error else "has ended"
+        self._hand_on(rank)
+
+    def _hand_on(self, rank: int) -> None:
+        self._random[rank] = torch.get_rng_state()
+        others = [(rank + step) % self.world_size for step in range(1, self.world_size + 1)]
+        with self._change:
+            self._turn = next((other for other in others if other not in self._left), -1)
+            self._change.notify_all()
+
+
+def _add(xs: list[Tensor]) -> Tensor:
+    total = xs[0].clone()
+    for x in xs[1:]:
+        total += x
+    return total

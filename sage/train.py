@@ -1,0 +1,462 @@
+"""The training loop: one rank's part of a run, from the first step or from where a checkpoint left off.
+
+A step is forward, backward, reduce, update. Everything a later step depends on is in `_state`, so a run that is killed
+and resumed goes through the same numbers, on CPUs to the bit.
+"""
+# N = elements of the flat gradient
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sage import checkpoint
+from sage.clock import Phases, phase
+from sage.config import Config
+from sage.data import Batch, Dataset
+from sage.mount import WholeModel
+from sage.optim import BeforeReduction, RunningAverage, build_optimizer, clip_, peak_scale, schedule, set_lr
+from sage.progress import Display
+from sage.record import Recorder
+from sage.reduce import Reducer
+from sage.task import Task
+from sage.wire import Pending, Wire
+
+EVAL_BATCH = 512
+WARM_UP = 0.1
+"""Share of a run's first steps (at most ten) that its step times leave out."""
+
+
+class Diverged(RuntimeError):
+    """The mean gradient is no longer finite."""
+
+
+class Stop:
+    """Whether somebody has asked this process to stop: the first SIGTERM, SIGINT, SIGUSR1 or SIGUSR2 it was sent."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def listen(self) -> None:
+        """Take the signals over. A second SIGINT ends the process as it always did."""
+        for number in self.SIGNALS:
+            signal.signal(number, self._heard)
+
+    def _heard(self, number: int, _: object) -> None:
+        self.signal = signal.Signals(number)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+
+
+class Training:
+    """One rank of a run.
+
+    Args:
+        config: The run, its parts' options resolved.
+        wire: To the other ranks.
+        model, data, task, reducer: The parts, as the registry found them; the model on its device.
+        folder: The run's folder, where checkpoints go.
+        record: Where measurements go.
+        stop: Asked before every step.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        wire: Wire,
+        *,
+        model: nn.Module,
+        data: Dataset,
+        task: Task,
+        reducer: Reducer,
+        folder: Path,
+        record: Recorder,
+        stop: Stop,
+    ) -> None:
+        self.config, self.wire, self.model, self.data, self.task = config, wire, model, data, task
+        self.record, self.stop = record, stop
+        self.checkpoints = folder / "checkpoints"
+        self.device = next(model.parameters()).device
+        self.steps_per_epoch = _steps_per_epoch(config, data)
+        self.total_steps = _total_steps(config, self.steps_per_epoch)
+        self.mount = WholeModel(
+            model,
+            reducer,
+            memory=config.memory,
+            grouping=config.grouping,
+            min_compress=config.min_compress,
+        )
+        self.before = _before(config, self.mount.parameters_in_order)
+        self.optimizer = _optimizer(config, model)
+        self.average = RunningAverage()
+        self.phases = Phases(self.device)
+        self.step = 0
+        self.seconds = 0.0
+        self.step_seconds: list[float] = []
+        self.loss_sum, self.loss_count = 0.0, 0
+        self.totals: Counter[str] = Counter()
+        self.history: list[dict[str, float]] = []
+        self._pending: tuple[Pending, dict[str, Any]] | None = None
+        self._stopping = False
+
+    def run(self) -> bool:
+        """Train until the end, the target or a signal; True where the run is finished, False where it was stopped."""
+        started = time.perf_counter() - self.seconds
+        title = f"{self.config.workload} · {self.config.reducer}"
+        with Display(title, total=self.total_steps, enabled=self.wire.rank == 0) as self.display:
+            while self.step < self.total_steps and not self._stopping and not self._reached():
+                for batches in self._rest_of_epoch():
+                    self._step(batches)
+                    self.seconds = time.perf_counter() - started
+                    self._between_steps()
+                    if self._stopping or self._reached():
+                        break
+        return not self._stopping
+
+    # A step, and what stands between two.
+
+    def _rest_of_epoch(self) -> Iterator[list[Batch]]:
+        """The micro-batches of each step from here to the end of the epoch, or of the run."""
+        config, wire = self.config, self.wire
+        epoch, done = divmod(self.step, self.steps_per_epoch)
+        if done == 0:
+            self.task.begin_epoch()
+            self.mount.feedback.reducer.begin_epoch(epoch, self._lr(), wire)
+        batches = self.data.train_batches(
+            epoch=epoch,
+            rank=wire.rank,
+            world_size=wire.world_size,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start=done * config.accumulate,
+        )
+        for _ in range(min(self.steps_per_epoch - done, self.total_steps - self.step)):
+            yield [next(batches) for _ in range(config.accumulate)]
+
+    def _step(self, batches: list[Batch]) -> None:
+        config, grad_N = self.config, self.mount.grad_N
+        lr = self._lr()
+        before = self.wire.ledger.copy()
+        start = time.perf_counter()
+        self.model.train()
+        with self.phases.running() if config.profile else nullcontext():
+            self.mount.zero_()
+            loss = torch.zeros((), device=self.device)
+            for batch in batches:
+                with phase("forward"):
+                    part = self.task.loss(self.model, _to(batch, self.device)) / config.accumulate
+                with phase("backward"):
+                    part.backward()
+                loss += part.detach()
+            self.before(grad_N)
+            if config.clip_local is not None:
+                clip_(grad_N, config.clip_local)
+            if self.step % config.histogram_every == 0:
+                self.record.histogram("gradient/abs", grad_N.abs(), self.step)
+            reduced = self.mount(self.wire)
+            with phase("update"):
+                gradient_norm = _norm(grad_N) if config.clip_global is None else clip_(grad_N, config.clip_global)
+                set_lr(self.optimizer, lr)
+                self.optimizer.step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds = time.perf_counter() - start
+        if not bool(gradient_norm.isfinite()):
+            raise Diverged(
+                f"step {self.step}: the mean gradient is not finite, on any rank. Nothing after the last checkpoint is "
+                f"kept. Lower lr ({lr:g} here), clip (--clip-local, --clip-global), or compress less"
+            )
+        self.step_seconds.append(seconds)
+        fields = {
+            "step": self.step,
+            "epoch": self.step // self.steps_per_epoch,
+            "lr": lr,
+            "density_asked": 1.0,
+            "density_had": reduced.density,
+            **self.mount.feedback.reducer.report(),
+            "gradient_norm": float(gradient_norm),
+            "seconds": seconds,
+        }
+        if config.profile:
+            fields["phases"] = self.phases.take()
+        self._settle()
+        # What the ranks have to tell each other of this step travels during the next, so nobody waits for it.
+        told = torch.tensor([float(loss), float(self.stop.signal is not None)], dtype=torch.float64)
+        self._pending = self.wire.begin_sum(told), fields
+        booked = self.wire.ledger.since(before)
+        fields |= {
+            "bytes": dict(booked.payload),
+            "wire_sent": booked.sent,
+            "wire_received": booked.received,
+        }
+        self._count(fields)
+        self.step += 1
+
+    def _settle(self) -> None:
+        """Hear what the ranks told of the last step: its loss, and whether anybody wants to stop. Then record it."""
+        if self._pending is None:
+            return
+        (pending, fields), self._pending = self._pending, None
+        loss_sum, stopping = pending.wait().tolist()
+        loss = loss_sum / self.wire.world_size
+        self._stopping = self._stopping or stopping > 0
+        self.loss_sum += loss
+        self.loss_count += 1
+        if fields["step"] % self.config.log_every == 0:
+            residual_N = self.mount.feedback.residual_N
+            norm = None if residual_N is None else float(_norm(residual_N))
+            self.record.step(loss=loss, residual_norm=norm, **fields)
+        shown = {"loss": loss, "density": fields["density_had"], "step/s": 1 / fields["seconds"]}
+        self.display.step(fields["step"] + 1, shown)
+
+    def _between_steps(self) -> None:
+        """Evaluate and save where it is time to, always in this order: a checkpoint holds what evaluating changed."""
+        last = self.step == self.total_steps
+        evaluates = last or self.step % max(1, round(self.config.eval_every * self.steps_per_epoch)) == 0
+        epoch_ends = self.step % self.steps_per_epoch == 0
+        every = self.config.checkpoint_every
+        saves = last or (epoch_ends if every is None else self.step % every == 0)
+        if evaluates or saves:
+            self._settle()
+        if epoch_ends and self.config.average_from is not None:
+            if self.step >= self.config.average_from * self.steps_per_epoch:
+                self.average.update(self.model)
+        if evaluates:
+            self._evaluate()
+        if saves or self._stopping or self._reached():
+            self._settle()
+            self.save()
+
+    def _evaluate(self) -> None:
+        start = time.perf_counter()
+        self._average_buffers()
+        metrics = self._metrics()
+        average = None
+        if self.average.num_averaged:
+            with self.average.swapped(self.model):
+                average = self._metrics()
+        train_loss = self.loss_sum / max(1, self.loss_count)
+        self.loss_sum, self.loss_count = 0.0, 0
+        self.history.append(metrics)
+        epoch = self.step / self.steps_per_epoch
+        self.record.epoch(
+            epoch=epoch,
+            step=self.step,
+            train_loss=train_loss,
+            metrics=metrics,
+            seconds=time.perf_counter() - start,
+            **({"average_metrics": average} if average else {}),
+        )
+        told = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self.display.say(f"epoch {epoch:.4g}  train loss {train_loss:.4f}  {told}")
+
+    def _metrics(self) -> dict[str, float]:
+        """The metrics over the whole test set: sums of every rank's share, added up over the ranks."""
+        self.model.eval()
+        self.task.begin_evaluation()
+        sums = torch.zeros(len(self.task.sum_names), dtype=torch.float64, device=self.device)
+        shares = self.data.test_batches(
+            rank=self.wire.rank, world_size=self.wire.world_size, batch_size=min(EVAL_BATCH, self.config.batch_size)
+        )
+        for batch in shares:
+            sums += self.task.sums(self.model, _to(batch, self.device))
+        return self.task.metrics(self.wire.sum(sums, kind="metrics"))
+
+    def _average_buffers(self) -> None:
+        """Give all ranks the mean of their running statistics, so that they evaluate one and the same model."""
+        buffers = [b for b in self.model.buffers() if b.is_floating_point()]
+        if buffers:
+            flat = self.wire.mean(torch.cat([b.reshape(-1) for b in buffers]), kind="buffers")
+            for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+                buffer.copy_(mean.view_as(buffer))
+
+    def _lr(self) -> float:
+        config = self.config
+        return schedule(
+            self.step,
+            lr=config.lr,
+            peak_scale=peak_scale(config.lr_scale, self.wire.world_size),
+            warmup_steps=round(config.warmup_epochs * self.steps_per_epoch),
+            kind=config.schedule,
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps,
+            milestones=config.milestones,
+            factor=config.lr_factor,
+            lr_decay=config.lr_decay,
+            decay_from=config.decay_from,
+        )
+
+    def _reached(self) -> bool:
+        """Whether the headline metric has reached the target."""
+        if self.config.target is None or not self.history:
+            return False
+        value = self.history[-1][self.task.metric]
+        return value >= self.config.target if self.better == "max" else value <= self.config.target
+
+    @property
+    def better(self) -> str:
+        """Whether a larger (`max`) or a smaller (`min`) headline metric is better."""
+        return self.task.better[self.task.metric]
+
+    # What a checkpoint holds.
+
+    def save(self) -> None:
+        """Write a checkpoint of this step; no rank returns before it is complete."""
+        checkpoint.save(
+            self.checkpoints,
+            self.step,
+            shared=self._shared() if self.wire.rank == 0 else None,
+            own=self._own(),
+            rank=self.wire.rank,
+            world_size=self.wire.world_size,
+            gather=self.wire.texts,
+        )
+
+    def resume(self) -> bool:
+        """Go back to the newest whole checkpoint; False where there is none."""
+        found = checkpoint.newest(self.checkpoints) if self.wire.rank == 0 else None
+        step = self.wire.texts(str(found.step) if found else "")[0]
+        if not step:
+            return False
+        path = self.checkpoints / f"step-{int(step):08d}"
+        shared, own = checkpoint.load(checkpoint.Found(path, int(step), self.wire.world_size), self.wire.rank)
+        self._load(shared, own)
+        self.record.rewind(self.step)
+        return True
+
+    def _shared(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "seconds": self.seconds,
+            "loss": [self.loss_sum, self.loss_count],
+            "history": self.history,
+        }
+
+    def _own(self) -> dict[str, Any]:
+        return {
+            "feedback": self.mount.feedback.state_dict(),
+            "before": self.before.state_dict(),
+            "task": self.task.state_dict(),
+            "buffers": {name: buffer for name, buffer in self.model.named_buffers()},
+            "random": checkpoint.rng_state(),
+            "step_seconds": torch.tensor(self.step_seconds, dtype=torch.float64),
+            "totals": dict(self.totals),
+        }
+
+    @torch.no_grad()
+    def _load(self, shared: dict[str, Any], own: dict[str, Any]) -> None:
+        self.step, self.seconds = shared["step"], shared["seconds"]
+        self.loss_sum, self.loss_count = shared["loss"]
+        self.history = shared["history"]
+        self.model.load_state_dict(shared["model"])
+        self.optimizer.load_state_dict(shared["optimizer"])
+        self.average.load_state_dict(shared["average"])
+        self.mount.feedback.load_state_dict(own["feedback"])
+        self.before.load_state_dict(own["before"])
+        self.task.load_state_dict(own["task"])
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(own["buffers"][name])
+        self.step_seconds = own["step_seconds"].tolist()
+        self.totals = Counter(own["totals"])
+        checkpoint.set_rng_state(own["random"])
+
+    # What a run comes to.
+
+    def _count(self, fields: dict[str, Any]) -> None:
+        self.totals.update({f"payload/{kind}": size for kind, size in fields["bytes"].items()})
+        self.totals.update(
+            {name: fields[name] for name in ("wire_sent", "wire_received", "density_had", "density_asked")}
+        )
+
+    def result(self) -> dict[str, Any]:
+        """What `result.json` says; every rank calls it, as step times are the slowest rank's."""
+        own = torch.tensor(self.step_seconds, dtype=torch.float64, device=self.device)
+        (seconds_WS,) = self.wire.gather(metrics=own)
+        slowest_S = seconds_WS.amax(0)[min(10, int(WARM_UP * len(own))) :].cpu()
+        quantiles = torch.quantile(slowest_S, torch.tensor([0.5, 0.95, 0.99], dtype=torch.float64)).tolist()
+        values = [metrics[self.task.metric] for metrics in self.history]
+        mean = {name: total / self.step for name, total in self.totals.items()}
+        config = self.config
+        return {
+            "workload": config.workload,
+            "reducer": config.reducer,
+            "reducer_options": config.reducer_options,
+            "world_size": self.wire.world_size,
+            "seed": config.seed,
+            "parameters": self.mount.layout.numel,
+            "steps": self.step,
+            "epochs": self.step / self.steps_per_epoch,
+            "metric": self.task.metric,
+            "better": self.better,
+            "final": self.history[-1],
+            "best": max(values) if self.better == "max" else min(values),
+            "seconds": self.seconds,
+            "steps_per_second": len(slowest_S) / float(slowest_S.sum()),
+            "step_seconds": dict(zip(("p50", "p95", "p99"), quantiles, strict=True)),
+            "payload_per_step": {
+                name.removeprefix("payload/"): size for name, size in mean.items() if name.startswith("payload/")
+            },
+            "wire_sent_per_step": mean["wire_sent"],
+            "wire_received_per_step": mean["wire_received"],
+            "density_asked": mean["density_asked"],
+            "density_had": mean["density_had"],
+        }
+
+
+def _before(config: Config, parameters: list[nn.Parameter]) -> BeforeReduction:
+    momentum = config.momentum_at == "before" and config.momentum_kind != "none"
+    return BeforeReduction(
+        parameters,
+        momentum=config.momentum if momentum else 0.0,
+        nesterov=config.momentum_kind == "nesterov",
+        weight_decay=config.weight_decay if config.weight_decay_at == "before" else 0.0,
+        decay_norms=config.decay_norms,
+    ).to(parameters[0].device)
+
+
+def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    momentum = config.momentum_at == "after" and config.momentum_kind != "none" and config.momentum > 0
+    return build_optimizer(
+        model,
+        kind=config.optimizer,
+        lr=config.lr,
+        momentum=config.momentum if momentum else 0.0,
+        nesterov=momentum and config.momentum_kind == "nesterov",
+        weight_decay=config.weight_decay if config.weight_decay_at == "after" else 0.0,
+        decay_norms=config.decay_norms,
+        betas=(config.beta1, config.beta2),
+    )
+
+
+def _steps_per_epoch(config: Config, data: Dataset) -> int:
+    batches = data.num_steps(batch_size=config.batch_size, world_size=config.world_size)
+    if batches < config.accumulate:
+        raise ValueError(
+            f"an epoch has {batches} batches on each of {config.world_size} ranks, fewer than the {config.accumulate} "
+            "to accumulate for one step: lower --accumulate or --batch-size"
+        )
+    return batches // config.accumulate
+
+
+def _total_steps(config: Config, steps_per_epoch: int) -> int:
+    total = max(1, round(config.epochs * steps_per_epoch))
+    return total if config.steps is None else min(total, config.steps)
+
+
+def _norm(x_N: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x_N)
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return tuple(x.to(device, non_blocking=True) for x in batch)

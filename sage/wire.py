@@ -1,0 +1,384 @@
+"""The only door to torch.distributed: every collective goes through a `Wire`, which counts, times and checks it.
+
+`ProcessWire` joins processes through a process group (gloo or nccl); `ThreadWire` (sage/threads.py) joins threads of
+one process, for tests in milliseconds and for simulating W workers. Payload is named as it is handed over,
+
+    values_WK, indices_WK = wire.gather(values=values_K, indices=indices_K)
+
+so the ledger knows what every byte was for.
+"""
+# W = world size, N = elements of a vector, K = elements sent by one rank, S = bytes of a packed buffer
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sage.clock import phase
+from sage.ledger import Ledger, ring_all_gather, ring_all_reduce, tree_broadcast
+from sage.rendezvous import Place
+
+T = TypeVar("T")
+
+
+class WireError(RuntimeError):
+    """A collective failed or timed out. The message names the rank, the op and, where it can be told, the culprit."""
+
+
+class ScheduleError(WireError):
+    """Ranks called different collectives, or the same one with different shapes or dtypes."""
+
+
+class Pending(Protocol):
+    """A collective under way."""
+
+    def wait(self) -> Tensor: ...
+
+
+class Wire:
+    """Collectives between W ranks, on tensors, each one entered in `ledger`.
+
+    Args:
+        guard: Compare op, shape and dtype between the ranks before every collective, and raise `ScheduleError`
+            on all of them where they differ, instead of hanging or computing nonsense. Costs one small message.
+    """
+
+    def __init__(self, rank: int, world_size: int, *, guard: bool = False) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.guard = guard
+        self.ledger = Ledger()
+
+    # What a reducer may call. Every rank must make the same calls in the same order.
+
+    def mean(self, x_N: Tensor, kind: str = "values") -> Tensor:
+        """The mean over ranks, in place (all-reduce, then one division)."""
+        return self.sum(x_N, kind).div_(self.world_size)
+
+    def sum(self, x_N: Tensor, kind: str = "values") -> Tensor:
+        """The sum over ranks, in place (all-reduce). Every rank gets the same bits."""
+        size = _bytes(x_N)
+        traffic = ring_all_reduce(size, self.world_size)
+        self._collective(describe("sum", **{kind: x_N}), {kind: size}, traffic, lambda: self._sum(x_N))
+        return x_N
+
+    def gather(self, **parts: Tensor) -> tuple[Tensor, ...]:
+        """Every rank's parts, each stacked by rank: shape (W, *shape). Shapes must be the same on all ranks."""
+        payload = {kind: _bytes(part) for kind, part in parts.items()}
+        return self._gather_packed(describe("gather", **parts), list(parts.values()), payload)
+
+    def gather_uneven(self, **parts: Tensor) -> tuple[list[int], tuple[Tensor, ...]]:
+        """Every rank's 1-D parts, one after another, and each rank's count.
+
+        The ranks may bring different counts: these are exchanged first (`sizes`, 8 bytes), and what is shorter than
+        the longest is padded (`padding`). Returns the W counts and, for each part, the concatenation by rank.
+        """
+        vectors = list(parts.values())
+        count = vectors[0].numel()
+        assert all(v.dim() == 1 and v.numel() == count for v in vectors)
+        (counts_W,) = self.gather(sizes=torch.tensor(count, device=vectors[0].device))
+        counts = counts_W.tolist()
+        missing = max(counts) - count
+        payload = {kind: _bytes(part) for kind, part in parts.items()}
+        payload["padding"] = sum(v.element_size() * missing for v in vectors)
+        padded = [torch.cat((v, v.new_zeros(missing))) if missing else v for v in vectors]
+        stacked = self._gather_packed(describe("gather_uneven", **parts), padded, payload)
+        return counts, tuple(torch.cat([row[:n] for row, n in zip(part, counts, strict=True)]) for part in stacked)
+
+    def broadcast(self, x_N: Tensor, root: int = 0, kind: str = "values") -> Tensor:
+        """The root's x_N on every rank, in place."""
+        size = _bytes(x_N)
+        traffic = tree_broadcast(size, self.rank, root, self.world_size)
+        payload = {kind: size if self.rank == root else 0}
+        call = describe(f"broadcast from {root}", **{kind: x_N})
+        self._collective(call, payload, traffic, lambda: self._broadcast(x_N, root))
+        return x_N
+
+    def reduce_scatter(self, x_WN: Tensor, kind: str = "values") -> Tensor:
+        """Row `rank` of the sum over ranks of x_WN."""
+        size = _bytes(x_WN)
+        traffic = (size - size // self.world_size,) * 2
+        call = describe("reduce_scatter", **{kind: x_WN})
+        return self._collective(call, {kind: size}, traffic, lambda: self._reduce_scatter(x_WN))
+
+    def all_to_all(self, x_WN: Tensor, kind: str = "values") -> Tensor:
+        """Row r goes to rank r; the result's row r came from rank r."""
+        size = _bytes(x_WN)
+        traffic = (size - size // self.world_size,) * 2
+        call = describe("all_to_all", **{kind: x_WN})
+        return self._collective(call, {kind: size}, traffic, lambda: self._all_to_all(x_WN))
+
+    # What the engine calls besides.
+
+    def begin_sum(self, x_N: Tensor, kind: str = "control") -> Pending:
+        """Start a sum over ranks of a small CPU vector beside whatever else is under way; `wait()` gives it."""
+        self.ledger.book("begin_sum", {kind: _bytes(x_N)}, ring_all_reduce(_bytes(x_N), self.world_size))
+        return self._begin_sum(x_N)
+
+    def texts(self, text: str) -> list[str]:
+        """Every rank's text, by rank. Also a barrier: nobody goes on before everybody has come."""
+        encoded = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
+        counts, (joined,) = self.gather_uneven(state=encoded)
+        return [bytes(part[:-1].tolist()).decode() for part in joined.split(counts)]
+
+    def close(self) -> None:
+        """Leave in an orderly way: wait for every rank, then let go of the group."""
+
+    # One collective, whatever its kind.
+
+    def _gather_packed(self, call: str, parts: list[Tensor], payload: dict[str, int]) -> tuple[Tensor, ...]:
+        packed_S = pack(parts)
+        traffic = ring_all_gather(packed_S.numel(), self.world_size)
+        if packed_S.numel() == 0:  # so it is on every rank
+            gathered_WS = packed_S.new_empty(self.world_size, 0)
+        else:
+            gathered_WS = self._collective(call, payload, traffic, lambda: self._gather(packed_S))
+        return unpack(gathered_WS, [(part.dtype, part.shape) for part in parts])
+
+    def _collective(self, call: str, payload: dict[str, int], traffic: tuple[int, int], run: Callable[[], T]) -> T:
+        if self.guard:
+            self._compare(call)
+        start = time.perf_counter()
+        with phase("communicate"):
+            result = self._attempt(call, run)
+        self.ledger.book(call.partition("(")[0], payload, traffic, time.perf_counter() - start)
+        return result
+
+    def _compare(self, call: str) -> None:
+        """The schedule guard: every rank says what it is about to call, before anybody calls it."""
+        said = call.encode()[:GUARD_BYTES].ljust(GUARD_BYTES, b"\0")
+        own_S = torch.frombuffer(bytearray(said), dtype=torch.uint8)
+        all_WS = self._attempt(f"guard of {call}", lambda: self._gather_on_host(own_S))
+        self.ledger.book("guard", {"guard": GUARD_BYTES}, ring_all_gather(GUARD_BYTES, self.world_size))
+        calls = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in all_WS.tolist()]
+        if len(set(calls)) > 1:
+            told = "; ".join(f"rank {rank} calls {call}" for rank, call in enumerate(calls))
+            raise ScheduleError(f"the ranks' collectives differ: {told}")
+
+    # What a kind of wire has to give.
+
+    def _attempt(self, call: str, run: Callable[[], T]) -> T:
+        return run()
+
+    def _sum(self, x_N: Tensor) -> None:
+        raise NotImplementedError
+
+    def _begin_sum(self, x_N: Tensor) -> Pending:
+        raise NotImplementedError
+
+    def _gather(self, x_S: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _gather_on_host(self, x_S: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _broadcast(self, x_N: Tensor, root: int) -> None:
+        raise NotImplementedError
+
+    def _reduce_scatter(self, x_WN: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _all_to_all(self, x_WN: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+GUARD_BYTES = 128
+
+
+class ProcessWire(Wire):
+    """Ranks are processes, joined by torch.distributed: gloo on CPUs, nccl on GPUs.
+
+    Args:
+        place: Who this rank is and where the ranks meet.
+        device: Where gradients live; decides the backend.
+        timeout: Seconds after which a collective that has not come back is an error on every rank.
+    """
+
+    def __init__(self, place: Place, *, device: torch.device, timeout: float = 300.0, guard: bool = False) -> None:
+        super().__init__(place.rank, place.world_size, guard=guard)
+        self._device = device
+        self._timeout = timedelta(seconds=timeout)
+        self._inside = "outside any collective"
+        if place.hostip in ("127.0.0.1", "localhost", "::1"):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        self._store = self._meet(place)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("group", self._store),
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=self._timeout,
+        )
+        # Control messages run beside the gradients, so they need a group (and gloo's threads) of their own.
+        self._control = dist.new_group(backend="gloo", timeout=self._timeout)
+        self._watch = _Watch(place, self._store.clone(), lambda: self._inside)
+
+    def _meet(self, place: Place) -> dist.TCPStore:
+        try:
+            return dist.TCPStore(
+                place.hostip, place.port, place.world_size, is_master=place.rank == 0, timeout=self._timeout
+            )
+        except (RuntimeError, ValueError) as error:
+            raise WireError(
+                f"rank {place.rank} of {place.world_size} could not meet the others at {place.hostip}:{place.port} "
+                f"within {self._timeout.total_seconds():g} s ({place.source}): {_first_line(error)}. "
+                "Have all ranks been started, with the same hostip and port, and is the port open on rank 0's host?"
+            ) from error
+
+    def close(self) -> None:
+        self._watch.stop()
+        self._attempt("the last barrier", lambda: dist.barrier(self._control))
+        dist.destroy_process_group()
+
+    def _attempt(self, call: str, run: Callable[[], T]) -> T:
+        self._inside = f"in {call}"
+        start = time.perf_counter()
+        try:
+            return run()
+        except (RuntimeError, ValueError) as error:
+            waited = time.perf_counter() - start
+            raise WireError(
+                f"rank {self.rank}: {call} failed after {waited:.1f} s: {_first_line(error)}. "
+                + self._watch.roll_call(call)
+            ) from error
+        finally:
+            self._inside = "outside any collective"
+
+    def _sum(self, x_N: Tensor) -> None:
+        dist.all_reduce(x_N)
+
+    def _begin_sum(self, x_N: Tensor) -> Pending:
+        call = describe("begin_sum", control=x_N)
+        work = self._attempt(call, lambda: dist.all_reduce(x_N, group=self._control, async_op=True))
+        assert work is not None
+        return _Sum(lambda: self._attempt(call, work.wait), x_N)
+
+    def _gather(self, x_S: Tensor) -> Tensor:
+        out_WS = x_S.new_empty(self.world_size * x_S.numel())
+        dist.all_gather_single(out_WS, x_S)
+        return out_WS.view(self.world_size, -1)
+
+    def _gather_on_host(self, x_S: Tensor) -> Tensor:
+        out_WS = x_S.new_empty(self.world_size * x_S.numel())
+        dist.all_gather_single(out_WS, x_S, group=self._control)
+        return out_WS.view(self.world_size, -1)
+
+    def _broadcast(self, x_N: Tensor, root: int) -> None:
+        dist.broadcast(x_N, root)
+
+    def _reduce_scatter(self, x_WN: Tensor) -> Tensor:
+        out_N = torch.empty_like(x_WN[0])
+        dist.reduce_scatter_single(out_N, x_WN.contiguous())
+        return out_N
+
+    def _all_to_all(self, x_WN: Tensor) -> Tensor:
+        out_WN = torch.empty_like(x_WN)
+        dist.all_to_all_single(out_WN, x_WN.contiguous())
+        return out_WN
+
+
+class _Sum:
+    """A sum under way on the control group."""
+
+    def __init__(self, finish: Callable[[], object], x_N: Tensor) -> None:
+        self._finish, self._x_N = finish, x_N
+
+    def wait(self) -> Tensor:
+        self._finish()
+        return self._x_N
+
+
+class _Watch:
+    """Answers for this rank while it is stuck, so that the others can tell who is dead from who is waiting.
+
+    A rank whose collective failed raises an alarm in the store; every living process answers with where it is, from
+    a thread of its own. Who does not answer is the culprit.
+    """
+
+    PERIOD = 0.25
+    GRACE = 3.0
+
+    def __init__(self, place: Place, store: dist.Store, where: Callable[[], str]) -> None:
+        self._place, self._store, self._where = place, store, where
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sage-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self.PERIOD):
+            try:
+                if self._store.check(["alarm"]):
+                    self._store.set(f"alive/{self._place.rank}", self._where())
+                    return
+            except (RuntimeError, ValueError):  # the store's host is gone; the collective will say so
+                return
+
+    def roll_call(self, call: str) -> str:
+        """Who is alive and where, in words. Takes up to `GRACE` seconds."""
+        others = [rank for rank in range(self._place.world_size) if rank != self._place.rank]
+        where: dict[int, str] = {}
+        try:
+            self._store.set("alarm", str(self._place.rank))
+            self._store.set(f"alive/{self._place.rank}", f"in {call}")
+            end = time.monotonic() + self.GRACE
+            while len(where) < len(others) and time.monotonic() < end:
+                for rank in others:
+                    if rank not in where and self._store.check([f"alive/{rank}"]):
+                        where[rank] = self._store.get(f"alive/{rank}").decode()
+                time.sleep(self.PERIOD / 5)
+        except (RuntimeError, ValueError):
+            return f"The meeting point at {self._place.hostip}:{self._place.port} is gone: rank 0 has died."
+        silent = [rank for rank in others if rank not in where]
+        if silent:
+            names = ", ".join(map(str, silent))
+            return f"Culprit: rank {names} gives no sign of life (killed, stopped, or cut off)."
+        elsewhere = [f"rank {rank} is {place}" for rank, place in where.items() if not place.startswith("in ")]
+        return "All ranks are alive" + (f"; {', '.join(elsewhere)}" if elsewhere else "") + "."
+
+
+def pack(parts: Sequence[Tensor]) -> Tensor:
+    """The tensors' bytes, one after another."""
+    flat = [part.detach().contiguous().view(-1).view(torch.uint8) for part in parts]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+
+def unpack(packed_WS: Tensor, likes: Sequence[tuple[torch.dtype, torch.Size]]) -> tuple[Tensor, ...]:
+    """Undo `pack` for the W rows of a gathered buffer: for each part a tensor of shape (W, *shape)."""
+    parts, start = [], 0
+    for dtype, shape in likes:
+        stop = start + shape.numel() * dtype.itemsize
+        # The copy also aligns: a slice of bytes may start anywhere.
+        piece = packed_WS[:, start:stop].clone(memory_format=torch.contiguous_format).view(-1)
+        parts.append(piece.view(dtype).view(packed_WS.shape[0], *shape))
+        start = stop
+    return tuple(parts)
+
+
+def describe(op: str, **parts: Tensor) -> str:
+    """A call as errors and the schedule guard name it: `gather(values float32[10], indices int32[10])`."""
+    said = []
+    for kind, x in parts.items():
+        shape = "*" if op == "gather_uneven" else ", ".join(map(str, x.shape))
+        said.append(f"{kind} {str(x.dtype).removeprefix('torch.')}[{shape}]")
+    return f"{op}({', '.join(said)})"
+
+
+def _bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.sub(r"^\[/\S+\] | This is typically.*$", "", lines[0]).rstrip(".")

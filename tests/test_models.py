@@ -1,0 +1,185 @@
+"""The models: published parameter counts, gradients everywhere, clear refusals, memory carried over time."""
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sage.models
+from sage.models.lstm import LSTM
+
+# B = batch, C = channels, H, W = height and width, T = time steps, V = vocabulary
+
+NAMES = sorted(path.stem for path in Path(sage.models.__path__[0]).glob("[!_]*.py"))
+FACTS = {"num_classes": 5, "channels": 3, "image_size": 32, "vocab_size": 11, "num_users": 7, "num_items": 6}
+DIGITS = {"num_classes": 10, "channels": 1, "image_size": 8}
+IMAGE_NAMES = ("feedforward", "googlenet", "resnet", "senet", "vgg")
+
+COUNTS: list[tuple[str, dict[str, Any], int]] = [
+    ("resnet", {"num_classes": 10}, 11_173_962),
+    ("resnet", {"num_classes": 100}, 11_220_132),
+    ("resnet", {"depth": 20, "num_classes": 10}, 269_722),
+    ("resnet", {"depth": 56, "num_classes": 10}, 853_018),
+    ("resnet", {"depth": 110, "num_classes": 10}, 1_727_962),
+    ("senet", {"num_classes": 10}, 11_260_354),
+    ("senet", {"num_classes": 100}, 11_306_524),
+    ("googlenet", {"num_classes": 10}, 6_166_250),
+    ("googlenet", {"num_classes": 100}, 6_258_500),
+    ("vgg", {"num_classes": 10}, 14_728_266),
+    ("feedforward", {"num_classes": 10}, 199_210),
+    ("lstm", {"vocab_size": 28_869}, 28_949_319),
+    ("lstm", {"vocab_size": 28_913}, 28_913 * 651 + 10_155_600),
+    (
+        "lstm",
+        {"embedding": 1500, "hidden": 1500, "layers": 2, "tied": False, "vocab_size": 10_000},
+        66_034_000,
+    ),
+    ("lstm", {"embedding": 700, "hidden": 700, "layers": 2, "tied": False, "vocab_size": 10_000}, 21_861_200),
+    ("neumf", {"num_users": 138_493, "num_items": 26_744}, 31_832_577),
+]
+
+
+def build(name: str, facts: dict[str, int], **options: Any) -> nn.Module:
+    """Make a model as the engine does: its options by name, and of the facts those that it asks for."""
+    factory = importlib.import_module(f"sage.models.{name}").MODEL
+    asked = inspect.signature(factory).parameters
+    torch.manual_seed(0)
+    model = factory(**options, **{fact: value for fact, value in facts.items() if fact in asked})
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def loss_of(model: nn.Module, name: str, facts: dict[str, int]) -> Tensor:
+    """Run two examples forward, check the shape of what comes out, and take its mean square."""
+    torch.manual_seed(1)
+    if name == "lstm":
+        logits, _ = model(torch.randint(facts["vocab_size"], (2, 3)))
+        assert logits.shape == (2, 3, facts["vocab_size"])
+    elif name == "neumf":
+        logits = model(torch.randint(facts["num_users"], (2,)), torch.randint(facts["num_items"], (2,)))
+        assert logits.shape == (2,)
+    else:
+        logits = model(torch.randn(2, facts["channels"], facts["image_size"], facts["image_size"]))
+        assert logits.shape == (2, facts["num_classes"])
+    loss: Tensor = logits.square().mean()
+    return loss
+
+
+def assert_all_gradients_are_finite(model: nn.Module) -> None:
+    """Fail naming the parameters that have no gradient, or one that is not finite."""
+    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert [name for name, grad in grads.items() if grad is None or not grad.isfinite().all()] == []
+
+
+@pytest.mark.parametrize(("name", "arguments", "count"), COUNTS)
+def test_the_parameters_are_as_many_as_published(name: str, arguments: dict[str, Any], count: int) -> None:
+    with torch.device("meta"):
+        model = importlib.import_module(f"sage.models.{name}").MODEL(**arguments)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_is_a_keyword_with_a_default_and_every_other_a_fact(name: str) -> None:
+    factory = importlib.import_module(f"sage.models.{name}").MODEL
+    for parameter in inspect.signature(factory).parameters.values():
+        assert parameter.kind is parameter.KEYWORD_ONLY
+        assert parameter.name in FACTS or parameter.default is not parameter.empty
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_gets_a_finite_gradient(name: str) -> None:
+    model = build(name, FACTS)
+    loss_of(model, name, FACTS).backward()
+    assert_all_gradients_are_finite(model)
+
+
+def test_shortcuts_without_parameters_let_gradients_through() -> None:
+    model = build("resnet", FACTS, depth=20)
+    loss_of(model, "resnet", FACTS).backward()
+    assert_all_gradients_are_finite(model)
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGE_NAMES if name != "vgg"])
+def test_digits_of_8x8_grey_pixels_are_enough(name: str) -> None:
+    model = build(name, DIGITS)
+    loss_of(model, name, DIGITS).backward()
+    assert_all_gradients_are_finite(model)
+
+
+def test_vgg_refuses_images_it_would_pool_away() -> None:
+    with pytest.raises(ValueError, match="8x8 pixels are too few: give images of 32x32 or more"):
+        build("vgg", DIGITS)
+
+
+@pytest.mark.parametrize(("name", "allowed"), [("resnet", "18, 20, 56, 110"), ("vgg", "11, 13, 16, 19")])
+def test_a_wrong_depth_is_answered_with_the_right_ones(name: str, allowed: str) -> None:
+    with pytest.raises(ValueError, match=f"no depth 17: choose one of {allowed}"):
+        build(name, FACTS, depth=17)
+
+
+def test_a_shortcut_without_parameters_skips_pixels_and_adds_zeros() -> None:
+    shortcut = importlib.import_module("sage.models.resnet").PadShortcut(2, 4, stride=2)
+    x_BCHW = torch.randn(1, 2, 6, 6)
+    y_BCHW = shortcut(x_BCHW)
+    assert torch.equal(y_BCHW[:, :2], x_BCHW[:, :, ::2, ::2])
+    assert y_BCHW.shape == (1, 4, 3, 3) and not y_BCHW[:, 2:].any()
+
+
+def test_a_feedforward_network_without_hidden_layers_is_linear() -> None:
+    model = build("feedforward", DIGITS, hidden=())
+    assert [tuple(parameter.shape) for parameter in model.parameters()] == [(10, 64), (10,)]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_chunks_with_carried_memory_equal_one_long_text(layers: int, tied: bool) -> None:
+    torch.manual_seed(0)
+    model = LSTM(embedding=8, hidden=8, layers=layers, tied=tied, vocab_size=11).eval()
+    tokens_BT = torch.randint(11, (3, 10))
+    whole_BTV, (h, c) = model(tokens_BT)
+    hidden, chunks = None, []
+    for chunk_BT in tokens_BT.split(4, dim=1):  # 4, 4 and 2 steps
+        logits_BTV, hidden = model(chunk_BT, hidden)
+        chunks.append(logits_BTV)
+    torch.testing.assert_close(torch.cat(chunks, dim=1), whole_BTV)
+    torch.testing.assert_close(hidden, (h, c))
+
+
+def test_a_tied_decoder_stays_the_embedding_through_a_step() -> None:
+    model = LSTM(embedding=8, hidden=8, vocab_size=11)
+    loss_of(model, "lstm", FACTS).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert model.decoder.weight is model.embedding.weight
+
+
+def test_a_tied_lstm_of_two_widths_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"embedding is 8 where hidden is 6: make them equal, or set tied to false"
+    ):
+        LSTM(embedding=8, hidden=6, vocab_size=11)
+
+
+def test_lstm_words_start_within_the_range_asked() -> None:
+    model = LSTM(embedding=8, hidden=8, tied=False, init_range=0.01, vocab_size=11)
+    for weight in (model.embedding.weight, model.decoder.weight):
+        assert 0 < weight.abs().max() <= 0.01
+    assert not model.decoder.bias.any()
+
+
+@pytest.mark.parametrize("mlp", [(), (5, 4)])
+def test_neumf_refuses_a_first_width_that_user_and_item_cannot_share(mlp: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="the first of them even"):
+        build("neumf", FACTS, mlp=mlp)
+
+
+def test_neumf_scores_a_pair_the_same_in_any_company() -> None:
+    model = build("neumf", FACTS).eval()
+    user_B, item_B = torch.tensor([0, 3, 6]), torch.tensor([5, 1, 2])
+    alone_B = torch.cat(
+        [model(user, item) for user, item in zip(user_B.split(1), item_B.split(1), strict=True)]
+    )
+    torch.testing.assert_close(model(user_B, item_B), alone_B)

@@ -1,0 +1,180 @@
+"""The laws of learning rate, optimiser and the steps before the reduction."""
+
+import copy
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sage.optim import BeforeReduction, RunningAverage, build_optimizer, clip_, peak_scale, schedule, set_lr
+
+COURSE: dict[str, Any] = {
+    "lr": 0.1,
+    "peak_scale": 8.0,
+    "warmup_steps": 50,
+    "steps_per_epoch": 10,
+    "total_steps": 200,
+    "milestones": (10, 15),
+    "factor": 0.1,
+    "lr_decay": 0.25,
+    "decay_from": 6,
+}
+KINDS = ["constant", "step", "cosine", "decay"]
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def small_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def backward(model: nn.Module, step: int) -> Tensor:
+    generator = torch.Generator().manual_seed(step)
+    model.zero_grad()
+    model(torch.randn(6, 3, generator=generator)).square().sum().backward()
+    return flat([p.grad for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_warm_up_is_a_line_from_lr_to_the_peak_and_meets_every_course(kind: str) -> None:
+    warm = [schedule(step, kind=kind, **COURSE) for step in range(51)]
+    assert (warm[0], warm[50]) == pytest.approx((0.1, 0.8))
+    assert [b - a for a, b in pairwise(warm)] == pytest.approx([0.7 / 50] * 50)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_the_warm_up_the_rate_never_rises(kind: str) -> None:
+    rates = [schedule(step, kind=kind, **COURSE) for step in range(50, 210)]
+    assert all(b <= a for a, b in pairwise(rates))
+
+
+def test_the_courses_reach_the_values_worked_out_by_hand() -> None:
+    assert schedule(99, kind="step", **COURSE) == pytest.approx(0.8)
+    assert schedule(100, kind="step", **COURSE) == pytest.approx(0.08)
+    assert schedule(150, kind="step", **COURSE) == pytest.approx(0.008)
+    assert schedule(125, kind="cosine", **COURSE) == pytest.approx(0.4)
+    assert schedule(200, kind="cosine", **COURSE) == pytest.approx(0)
+    assert schedule(69, kind="decay", **COURSE) == pytest.approx(0.8)
+    assert schedule(89, kind="decay", **COURSE) == pytest.approx(0.8 / 1.25**2)
+
+
+def test_the_peak_grows_with_the_world_and_never_shrinks_the_rate() -> None:
+    assert peak_scale(2, 8) == 16
+    assert peak_scale(0.25, 2) == 1
+    assert peak_scale(0, 64) == 1
+
+
+def test_an_unknown_schedule_or_optimiser_is_answered_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match="constant, step, cosine or decay"):
+        schedule(60, kind="linear", **COURSE)
+    with pytest.raises(ValueError, match="sgd or adam"):
+        build_optimizer(small_model(), kind="lamb", lr=0.1)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("decay_norms", [False, True])
+def test_each_parameter_is_in_one_group_and_norms_decay_only_if_asked(kind: str, decay_norms: bool) -> None:
+    model = small_model()
+    optimizer = build_optimizer(model, kind=kind, lr=0.1, weight_decay=0.5, decay_norms=decay_norms)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay == {id(p): 0.5 if decay_norms or p.dim() > 1 else 0 for p in model.parameters()}
+    set_lr(optimizer, 0.025)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.025, 0.025]
+    backward(model, 0)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("decay_norms", [False, True])
+def test_momentum_before_the_reduction_of_one_rank_is_momentum_after_it(
+    nesterov: bool, decay_norms: bool
+) -> None:
+    options: dict[str, Any] = {
+        "momentum": 0.9,
+        "nesterov": nesterov,
+        "weight_decay": 0.1,
+        "decay_norms": decay_norms,
+    }
+    after, before = small_model(), small_model()
+    optimizer_after = build_optimizer(after, kind="sgd", lr=0.01, **options)
+    optimizer_before = build_optimizer(before, kind="sgd", lr=0.01)
+    rule = BeforeReduction(list(before.parameters()), **options)
+    for step in range(5):
+        backward(after, step)
+        optimizer_after.step()
+        g_N = rule(backward(before, step))
+        for p, g in zip(
+            before.parameters(), g_N.split([p.numel() for p in before.parameters()]), strict=True
+        ):
+            p.grad = g.view_as(p)
+        optimizer_before.step()
+    torch.testing.assert_close(flat(list(before.parameters())), flat(list(after.parameters())))
+
+
+def test_momentum_before_the_reduction_is_in_place_and_goes_on_from_its_state() -> None:
+    parameters = [torch.zeros(2, 2), torch.zeros(3)]
+    rule = BeforeReduction(parameters, momentum=0.5, nesterov=True)
+    g_N = torch.ones(7)
+    assert rule(g_N) is g_N
+    torch.testing.assert_close(g_N, torch.full((7,), 1.5))
+    other = BeforeReduction(parameters, momentum=0.5, nesterov=True)
+    other.load_state_dict(rule.state_dict())
+    torch.testing.assert_close(other(torch.ones(7)), rule(torch.ones(7)), rtol=0, atol=0)
+    assert not BeforeReduction(parameters, weight_decay=1.0).state_dict()
+
+
+def test_clipping_keeps_the_direction_and_bounds_the_norm() -> None:
+    given_N = torch.tensor([3.0, 4.0])
+    g_N = given_N.clone()
+    assert clip_(g_N, 1.0) == 5
+    torch.testing.assert_close(g_N, given_N / 5)
+    g_N = given_N.clone()
+    clip_(g_N, 1.0, world_size=4)
+    torch.testing.assert_close(g_N, given_N / 10)
+    g_N = given_N.clone()
+    assert clip_(g_N, 6.0) == 5
+    assert torch.equal(g_N, given_N)
+    assert clip_(torch.zeros(3), 0.4) == 0
+
+
+def test_the_running_average_is_the_mean_of_the_models_shown() -> None:
+    model, average = small_model(), RunningAverage()
+    seen = []
+    for step in range(4):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(math.sin(step + 1))
+            model(torch.randn(5, 3))
+        average.update(model)
+        seen.append(copy.deepcopy(model.state_dict()))
+        if step == 1:
+            resumed = RunningAverage()
+            resumed.load_state_dict(copy.deepcopy(average.state_dict()))
+            average = resumed
+    last = copy.deepcopy(model.state_dict())
+    with average.swapped(model):
+        for name, x in model.state_dict().items():
+            if x.is_floating_point():
+                torch.testing.assert_close(x, torch.stack([state[name] for state in seen]).mean(0))
+    assert all(torch.equal(x, last[name]) for name, x in model.state_dict().items())
+
+
+def test_the_weights_come_back_even_if_the_evaluation_fails() -> None:
+    model, average = nn.Linear(2, 2), RunningAverage()
+    average.update(model)
+    nn.init.zeros_(model.weight)
+
+    def evaluate() -> None:
+        with average.swapped(model):
+            assert model.weight.any()
+            raise RuntimeError("evaluation")
+
+    with pytest.raises(RuntimeError, match="evaluation"):
+        evaluate()
+    assert not model.weight.any()
