@@ -22,9 +22,9 @@ _SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packag
 class Imports(Interactions):
     """The imports of the standard library: a user is a source file, an item a module that it imports.
 
-    The time is the place in the file, so the module imported last is held out. The matrix is a function of the
-    Python version (3.11: some 250 files by 400 modules) and of what a distribution packs apart, such as tkinter:
-    compare results across machines only where the recorded checksums are the same.
+    The time is the place in the file, so the module imported last is held out. The matrix depends on the
+    Python version (3.11: some 250 files by 400 modules) and on what a distribution packs apart, such as
+    tkinter: compare results across machines only where the recorded checksums are the same.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Imports(Interactions):
 
 @cache
 def standard_library_imports() -> list[tuple[str, str]]:
-    """List (file's module, imported module) for the standard library, file by file, in the order of the lines."""
+    """List (module, module it imports) for the standard library, in the order of its files' lines."""
     sources = dict(_sources(Path(sysconfig.get_path("stdlib"))))
     return [
         (name, imported)
@@ -85,7 +85,10 @@ def imports_of(source: bytes, name: str, known: Container[str], *, is_package: b
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield what lies in a statement's blocks, however deep; expressions are passed over, which saves half the time."""
+    """Yield the statements in a node's blocks, however deep.
+
+    Expressions are passed over, which saves most of the time that `ast.walk` takes.
+    """
     for block in ("body", "handlers", "cases", "orelse", "finalbody"):
         for statement in getattr(node, block, ()):
             yield statement

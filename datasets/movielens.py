@@ -73,12 +73,13 @@ class MovieLens(Interactions):
         _release(size)
         path = checked(_ratings(root, size), dataset=f"movielens --size {size}")
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 user_N, item_N, time_N = (torch.from_numpy(arrays[name]) for name in ("user", "item", "time"))
                 name, sha256 = arrays["source"].tolist()
         except (OSError, EOFError, KeyError, ValueError, BadZipFile, zlib.error) as error:
             raise DataError(
-                f"{path} is damaged: {error}; delete it, and `sage data prepare movielens --size {size}` makes it again"
+                f"{path} is damaged: {error}; delete it, and "
+                f"`sage data prepare movielens --size {size}` makes it again"
             ) from error
         super().__init__(
             user_N,
@@ -112,7 +113,7 @@ class MovieLens(Interactions):
 
 
 def read_ratings(path: Path) -> NDArray[np.int32]:
-    """Read the (user, item, time) of every rating from u.data, ratings.dat, ratings.csv or RecBole's ml-100k.inter."""
+    """Read every rating's (user, item, time) from a file of GroupLens's or RecBole's, known by its name."""
     delimiter, columns, header = _FORMATS[path.name]
     try:
         return np.loadtxt(

@@ -11,8 +11,9 @@ from sage.text import Positive, Split, Tokens, encode, read
 class PTB(Tokens):
     """The Penn Treebank (Marcus et al., 1993) as prepared for language models by Mikolov et al. (2010).
 
-    https://aclanthology.org/J93-2004, https://www.isca-archive.org/interspeech_2010/mikolov10_interspeech.html.
-    It comes in tokens between spaces, its rare words as `<unk>`: 929,589 to train, 73,760 to validate, 82,430 to test.
+    https://aclanthology.org/J93-2004, https://www.isca-archive.org/interspeech_2010/mikolov10_interspeech.html
+    It comes in tokens between spaces, its rare words as `<unk>`. With `<eos>` they are 929,589 to train,
+    73,760 to validate and 82,430 to test.
     """
 
     urls: ClassVar[Sequence[str]] = (

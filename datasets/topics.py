@@ -10,9 +10,9 @@ from sage.text import Positive, Split, Tokenizer, Tokens, encode
 class Topics(Tokens):
     """What Python's `help()` says of statements, operators and the like (https://docs.python.org/3/reference).
 
-    The text is another in each version of Python, so results compare only where the checksums in the manifests agree.
-    Of ten topics in alphabetical order eight are to train, one to validate and one to test. A word that the training
-    split has but once is `<unk>`.
+    The text is another in each version of Python, so results compare only where the checksums in the
+    manifests agree. Of ten topics in alphabetical order eight are to train, one to validate and one to test.
+    A word that the training split has but once is `<unk>`.
     """
 
     def __init__(

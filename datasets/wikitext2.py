@@ -11,9 +11,9 @@ from sage.text import Positive, Split, Tokens, encode, read
 class WikiText2(Tokens):
     """Pointer Sentinel Mixture Models (Merity et al., 2017), https://arxiv.org/abs/1609.07843.
 
-    Split at white space it has 2,088,628 tokens to train, 217,646 to validate and 245,569 to test, in 28,913 different
-    words once in lower case. spaCy 3.8 cuts it into 28,869, the vocabulary of SAGE's published LSTM of 28,949,319
-    parameters. Both counts have torchtext's `<pad>` in them.
+    Split at white space it has, with `<eos>`, 2,088,628 tokens to train, 217,646 to validate and 245,569 to
+    test, and in lower case a vocabulary of 28,913. By spaCy 3.8 that is 28,869, as in SAGE's published LSTM
+    of 28,949,319 parameters. Both have torchtext's `<pad>` in them.
     """
 
     urls: ClassVar[Sequence[str]] = (
@@ -41,7 +41,7 @@ class WikiText2(Tokens):
         """Read the text under `root`, at `wikitext-2/wiki.train.tokens` or `wiki.train.tokens`.
 
         Args:
-            tokenizer: How lines become tokens; `split` takes them as they come, `spacy` is what SAGE's authors used.
+            tokenizer: How lines become tokens; `split` takes them as they come, SAGE's authors took `spacy`.
             bptt: Tokens of a row in a batch, through which gradients flow back.
             eval_batch_size: Rows that the evaluated split is cut into, for all ranks together.
             evaluate_on: The split to evaluate.

@@ -107,16 +107,20 @@ def newest(folder: Path) -> Found | None:
     return None
 
 
-def load(found: Found, rank: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read what all ranks share and what is this rank's own, all tensors on the CPU."""
-    if rank >= found.world_size:
+def load(path: Path, rank: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read what all ranks share and what is this rank's own, all tensors on the CPU.
+
+    Raises:
+        ValueError: where the checkpoint has nothing for this rank.
+    """
+    own_path = path / f"rank-{rank:04d}.pt"
+    if not own_path.exists():
         raise ValueError(
-            f"checkpoint {found.path} is of {found.world_size} ranks and has nothing for rank {rank}: "
-            f"go on with {found.world_size} ranks, or begin anew in another folder"
+            f"checkpoint {path} is of {len(list(path.glob('rank-*.pt')))} ranks and has nothing for rank {rank}: "
+            "go on with as many ranks as wrote it, or begin anew in another folder"
         )
     shared, own = (
-        torch.load(found.path / name, map_location="cpu", weights_only=True)
-        for name in ("shared.pt", f"rank-{rank:04d}.pt")
+        torch.load(each, map_location="cpu", weights_only=True) for each in (path / "shared.pt", own_path)
     )
     return shared, own
 
@@ -157,7 +161,7 @@ def _refuse_code(value: Any, where: str) -> None:
     elif type(value) not in _LEAVES:
         raise ValueError(
             f"{where} is a {type(value).__module__}.{type(value).__qualname__}: a checkpoint holds tensors, "
-            "bools, ints, floats, strings, None, and dicts, lists and tuples of these: convert it before saving"
+            "bools, ints, floats, strings, None, and dicts, lists and tuples of these: convert it first"
         )
 
 

@@ -1,9 +1,9 @@
 """Implicit feedback: who met what and when, split and sampled as neural collaborative filtering does.
 
 The protocol is that of He, Liao, Zhang, Nie, Hu, Chua, *Neural Collaborative Filtering*, 2017
-(https://arxiv.org/abs/1708.05031, sections 3.1 and 4.1): that a user met an item is a positive, whatever the rating;
-the latest positive of each user is held out and ranked among sampled items the user never met; and every epoch draws
-fresh negatives for each positive that is trained on.
+(https://arxiv.org/abs/1708.05031, sections 2.1 and 4.1): that a user met an item is a positive, whatever the
+rating; the latest positive of each user is held out and ranked among sampled items that the user never met;
+every epoch draws fresh negatives for each of the other positives.
 """
 
 from collections.abc import Iterator
@@ -14,18 +14,22 @@ from torch import Tensor
 from sage.data import Batch, count_steps, epoch_generator, shard
 
 # N = interactions, P = those that are trained on, U = users, B = samples of a batch
-# S = samples of one positive: itself, then its negatives; C = candidates of one test: the held-out item, then others
+# S = samples of one positive: itself, then its negatives; M = S·P, the samples of an epoch
+# C = candidates of one test: the held-out item, then others
 
 _TEST_SEED = 0  # not an option, so that every run ranks the same candidates
 
 
 class Interactions:
-    """A data set of (user, item) pairs: one interaction of every user to be found again, the others to train on.
+    """A data set of (user, item) pairs: the latest of every user to be found again, the others to train on.
 
-    An epoch is every positive with its negatives, shuffled. Each rank draws all of it from (seed, epoch) and takes
-    its own share, so the shares are disjoint without a word between the ranks. That costs time and memory: 4 bytes
-    for each of S·P items and as many for their order, a passing 30 or so for each positive while they are drawn.
-    MovieLens 20M with 4 negatives (P = 20 million) peaks near 2 GB a rank.
+    An epoch is every positive with its negatives, shuffled. Each rank draws all of it from (seed, epoch) and
+    takes its own share, so the shares are disjoint without a word between the ranks. The price is memory: 16
+    bytes for each of the P positives, 8 for each of the M samples, and some 40·P in passing while these are
+    drawn. For MovieLens 20M with 4 negatives (P = 20 million) that is 2 GB a rank.
+
+    A negative is an item that the user does not train on, so it may be the held-out one, as in the paper's
+    code: a training set that avoided it would give it away.
 
     Args:
         user_N: who, as numbers >= 0 that need not be dense; they are renumbered in their order, from 0.
@@ -33,8 +37,8 @@ class Interactions:
         time_N: when; of equal times the later row counts as the later one.
         minimum: users with fewer distinct items are left out; of a repeated pair the latest is kept.
         negatives: items drawn for each positive of an epoch, among those the user does not train on.
-        test_negatives: items that the held-out one is ranked among, drawn once for all runs, from those the user
-            never met.
+        test_negatives: items that the held-out one is ranked among, drawn once for all runs, among those the
+            user never met.
         checksums: the sha256 of what the arrays were read from, by file name.
     """
 
@@ -81,14 +85,14 @@ class Interactions:
         items_PS = self._item_P[:, None].repeat(1, self._samples)
         for column in range(1, self._samples):
             items_PS[:, column] = self._untrained.draw(self._user_P, generator)
-        order_N = torch.randperm(items_PS.numel(), dtype=torch.int32, generator=generator)
-        for sample_B in shard(order_N, rank, world_size, batch_size)[start:]:
+        order_M = torch.randperm(items_PS.numel(), dtype=torch.int32, generator=generator)
+        for sample_B in shard(order_M, rank, world_size, batch_size)[start:]:
             user_B = self._user_P[sample_B // self._samples]
             label_B = (sample_B % self._samples == 0).float()
             yield user_B.long(), items_PS.view(-1)[sample_B].long(), label_B
 
     def test_batches(self, *, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
-        """Yield (user_U, items_UC, duplicate_UC) for every `world_size`-th user: column 0 is the held-out item."""
+        """Yield (user_U, items_UC, duplicate_UC) of every `world_size`-th user, the held-out item first."""
         num_users, stride = self.facts["num_users"], world_size * batch_size
         for first in range(rank, num_users, stride):
             user_U = torch.arange(first, min(first + stride, num_users), world_size)
@@ -98,8 +102,8 @@ class Interactions:
 class _Unmet:
     """Draws, for any user, uniformly among the items that the user has no pair with, and rejects no draw.
 
-    Of a user's items in rising order, the j-th (from 0) has item_j - j unmet ones below it. So the k-th unmet item is
-    k plus the number of j with item_j - j <= k, which one search among the sorted keys tells.
+    Of a user's items in rising order, the j-th (from 0) has item_j - j unmet ones below it. So the k-th unmet
+    item is k plus the number of j with item_j - j <= k, which one search among the sorted keys tells.
     """
 
     def __init__(self, user_P: Tensor, item_P: Tensor, num_users: int, num_items: int) -> None:
@@ -114,9 +118,8 @@ class _Unmet:
     def draw(self, user_B: Tensor, generator: torch.Generator) -> Tensor:
         """Draw an unmet item for each user named, who must have one."""
         user_B = user_B.long()
-        nth_B = (
-            torch.rand(len(user_B), dtype=torch.float64, generator=generator) * self.count_U[user_B]
-        ).long()
+        uniform_B = torch.rand(len(user_B), dtype=torch.float64, generator=generator)
+        nth_B = (uniform_B * self.count_U[user_B]).long()
         below_B = torch.searchsorted(self._key_P, user_B * self._num_items + nth_B, right=True)
         return nth_B + below_B - self._first_U[user_B]
 
@@ -136,7 +139,7 @@ def repeats(items_UC: Tensor) -> Tensor:
 def _candidates(held_out_U: Tensor, unmet: _Unmet, test_negatives: int) -> Tensor:
     """Set items that each user never met beside the held-out one, which comes first.
 
-    Who has met every item gets the held-out one over and over: all of it marked as repeated, none of it ranked.
+    Who has met every item gets the held-out one over and over, which the mask then takes out.
     """
     items_UC = held_out_U[:, None].repeat(1, 1 + test_negatives)
     (user_V,) = torch.nonzero(unmet.count_U, as_tuple=True)  # V = the users with an item left

@@ -2,8 +2,8 @@
 
 Weight decay, momentum and clipping may each stand before or after the reduction, and the order changes what
 error feedback remembers. The default is after, as in PowerSGD (Vogels, Karimireddy, Jaggi 2019,
-https://arxiv.org/abs/1905.13727, algorithm 2); before is what BytePS's compression does
-(https://github.com/bytedance/byteps/blob/master/docs/gradient-compression.md).
+https://arxiv.org/abs/1905.13727, algorithm 2); before is dist-EF-SGDM (Zheng, Huang, Kwok 2019,
+https://arxiv.org/abs/1905.10936), which BytePS follows.
 """
 
 # N = elements of the flat gradient, all parameters end to end

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sage.ledger import KINDS
 from sage.runs import EXACT, TOLERANCE, Group, Values, grouped, kind_order, read_runs
 
 
@@ -55,7 +54,9 @@ def duration(seconds: float | None) -> str:
     if seconds < 60:
         return f"{_significant(seconds)} s" if seconds >= 1 else f"{_significant(seconds * 1000)} ms"
     minutes = round(seconds) // 60
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {round(seconds) % 60} s"
+    return (
+        f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {round(seconds) % 60} s"
+    )
 
 
 def number(value: float | None) -> str:
@@ -108,8 +109,8 @@ TABLES: Mapping[str, Mapping[str, Callable[[Values], str]]] = {
 """The columns of each table after the first, which is the run's label."""
 
 NOTES = (
-    f"Speed-up and compression compare steps/s and wire bytes with those of the {EXACT} run of the same workload on "
-    "as many ranks: above 1× is better than exact, below 1× is worse.",
+    f"Speed-up and compression compare steps/s and wire bytes with those of the {EXACT} run of the same workload "
+    "on as many ranks: above 1× is better than exact, below 1× is worse.",
     "Payload is what a rank hands to its collectives; wire is what these send and receive on its link.",
     f"Within ±{TOLERANCE:.0%} is the share of steps whose density was that near to the density asked for.",
     "Step times are those of the slowest rank; those of an unfinished run are rank 0's own.",
@@ -120,3 +121,74 @@ def headline(group: Group) -> str:
     """Which metric the group is judged by."""
     direction = "higher" if group.better == "max" else "lower"
     return f"The metric is {spaced(group.metric)}: {direction} is better."
+
+
+def spaced(name: str) -> str:
+    """A name as prose has it."""
+    return name.replace("_", " ")
+
+
+def tables(group: Group) -> dict[str, list[list[str]]]:
+    """The group's tables by title, as text; the first line of each is its heading."""
+    return {
+        title: [
+            ["reducer", *(heading.format(metric=spaced(group.metric)) for heading in columns)],
+            *([row.label, *(text(row.values) for text in columns.values())] for row in group.rows),
+        ]
+        for title, columns in TABLES.items()
+    }
+
+
+def markdown(groups: Sequence[Group], unreadable: Mapping[Path, str]) -> str:
+    """The tables as Markdown."""
+    lines = ["# Report"]
+    for group in groups:
+        lines += ["", f"## {group.title}", "", headline(group)]
+        for title, (heading, *rows) in tables(group).items():
+            rule = ["---", *["---:"] * (len(heading) - 1)]
+            lines += ["", f"### {title}", "", *map(_line, [heading, rule, *rows])]
+    if unreadable:
+        lines += ["", "## Left out", "", *(f"- `{folder}`: {why}" for folder, why in unreadable.items())]
+    return "\n".join([*lines, "", "## Notes", "", *(f"- {note}" for note in NOTES), ""])
+
+
+def write_csv(groups: Sequence[Group], path: Path) -> None:
+    """One line a run, with bare numbers: bytes, seconds, and shares of one."""
+    rows = [row.values for group in groups for row in group.rows]
+    # In the order of the first run; kinds of payload that it does not have come last.
+    names = dict.fromkeys(name for values in rows for name in values)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(names), restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def show(groups: Sequence[Group], unreadable: Mapping[Path, str], console: Console) -> None:
+    """Print the tables."""
+    for group in groups:
+        console.print(Text(f"\n{group.title}", style="bold"), Text(headline(group)), sep="\n")
+        for title, (heading, *rows) in tables(group).items():
+            table = Table(title=title, title_justify="left")
+            for name in heading:
+                table.add_column(
+                    name, justify="left" if name in ("reducer", "made of", "status") else "right"
+                )
+            for row in rows:
+                # As Text: a label may hold brackets, which are markup to rich.
+                table.add_row(*map(Text, row))
+            console.print(table)
+    for folder, why in unreadable.items():
+        console.print(Text(f"Left out: {folder}: {why}", style="red"))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _significant(value: float) -> str:
+    """Three significant digits, without an exponent where it can be avoided.
+
+    >>> _significant(44.719), _significant(999.6), _significant(12000), _significant(0.00123)
+    ('44.7', '1000', '12000', '0.00123')
+    """
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.3g}"

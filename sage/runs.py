@@ -52,19 +52,14 @@ class Run:
 
     @property
     def status(self) -> str:
-        """Whether the run is finished, how far it got if not, and how often it was taken up again."""
-        status = "finished" if self.result else f"unfinished at step {self.figures['steps']}"
-        resumed = sum(record.get("event") == "resumed" for record in self.records)
-        return f"{status}, resumed {resumed}×" if resumed else status
-
-    @cached_property
-    def steps_per_epoch(self) -> float:
-        """The length of an epoch, known once a second one began or the run is finished."""
-        later = [step["step"] / step["epoch"] for step in self.steps if step["epoch"] >= 1]
-        if later:
-            return float(min(later))
-        figures = self.figures
-        return float(figures["steps"] / figures.get("epochs", 1)) or 1.0
+        """Whether the run is finished; if not, how far it got and what befell it; how often it was resumed."""
+        words = ["finished" if self.result else f"unfinished at step {self.figures['steps']}"]
+        events = [record["event"] for record in self.records if record["kind"] == "event"]
+        if not self.result and events and events[-1] != "resumed":
+            words.append(events[-1])
+        if resumed := events.count("resumed"):
+            words.append(f"resumed {resumed}×")
+        return ", ".join(words)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +215,9 @@ def _label(run: Run, members: Iterable[Run], without: str = "") -> str:
     """The reducer, and those settings in which the runs with this reducer differ."""
     mine = _settings(run)
     others = [_settings(each) for each in members if each.config["reducer"] == run.config["reducer"]]
-    differing = [name for name in mine if name != without and any(mine[name] != each.get(name) for each in others)]
+    differing = [
+        name for name in mine if name != without and any(mine[name] != each.get(name) for each in others)
+    ]
     words = [f"{name}={mine[name]}" for name in differing]
     if sum(mine == each for each in others) > 1 and not without:
         words.append(f"in {run.folder.parent}")
@@ -245,7 +242,7 @@ def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _baseline(run: Run, members: Iterable[Run]) -> dict[str, Any] | None:
-    """The figures of the exact run to compare with: of the same seed and from the same place, if there is one."""
+    """The figures of the exact run to compare with: one of the same seed and place, if there is one."""
     exacts = [each for each in members if each.config["reducer"] == EXACT]
 
     def likeness(exact: Run) -> tuple[bool, bool, bool]:

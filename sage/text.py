@@ -24,12 +24,15 @@ from sage.fetch import checked
 # W = ranks, B = rows in one rank's batch, T = tokens of a row in a batch
 
 Tokenizer = Literal["split", "words", "spacy"]
-"""`split` at white space; runs of letters and digits, and of what is neither, as `words`; or spaCy's for English."""
+"""At white space (`split`), also between words and punctuation (`words`), or as spaCy does for English."""
 
 Split = Literal["valid", "test"]
 """The part of a corpus that is evaluated."""
 
 Positive = Annotated[int, Range(1)]
+
+_ENCODING = 1
+"""To be raised when the same text is numbered otherwise than before, so that no old cache is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +45,11 @@ class Corpus:
 
 
 class Tokens:
-    """A corpus in contiguous batches, each row going on where it ended in the last; it answers `sage.data.Dataset`.
+    """A corpus in batches whose rows go on where they ended in the last; it answers `sage.data.Dataset`.
 
-    Training cuts the stream into W·B rows as long as they can be, rank r has rows r·B to (r + 1)·B, and a batch is the
-    next T tokens of each row together with the tokens that follow them. So a model may carry its hidden state from
-    batch to batch, and an epoch has one order only, whatever its seed.
+    Training cuts the stream into W·B rows, of which rank r has B from the r·B-th on. A batch is the next T
+    tokens of each, with the tokens that follow them. So a model may carry its hidden state from batch to
+    batch, and there is one order only, whatever the seed.
     """
 
     def __init__(
@@ -89,9 +92,9 @@ class Tokens:
     def test_batches(self, *, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
         """Yield this rank's share of the evaluated split: every W-th of its `eval_batch_size` rows.
 
-        Perplexity depends on the number of rows, so that is the same whatever `batch_size` and the number of ranks;
-        a rank beyond it has nothing to do. All tokens are predicted once but the first of each row, before which
-        there is none, and the fewer than `eval_batch_size` at the end that fill no further column.
+        Perplexity depends on the number of rows, so neither `batch_size` nor the number of ranks changes it,
+        and a rank for which there is no row has no batch. Every token is predicted once, but for the first of
+        each row, which follows none, and those at the end, fewer than the rows, that fill no further column.
         """
         test_BL = rows(self.test_N, self.eval_batch_size)[rank::world_size]
         if len(test_BL):
@@ -108,14 +111,14 @@ def rows(stream_N: Tensor, num_rows: int) -> Tensor:
     length = len(stream_N) // num_rows
     if length < 2:
         raise ValueError(
-            f"{len(stream_N)} tokens do not fill {num_rows} rows with the 2 tokens or more that a prediction takes: "
-            f"have at most {len(stream_N) // 2} rows, by fewer ranks or a lower batch size, or more tokens"
+            f"{len(stream_N)} tokens do not fill {num_rows} rows of at least 2: have at most "
+            f"{len(stream_N) // 2} rows, by fewer ranks or a lower batch size, or give more tokens"
         )
     return stream_N[: num_rows * length].view(num_rows, length)
 
 
 def windows(rows_RL: Tensor, bptt: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Walk along the rows by `bptt` tokens at a time, each with the tokens that follow, from window `start` on.
+    """Walk along the rows by `bptt` tokens, with those that follow them as targets, from window `start` on.
 
     >>> for tokens_RT, targets_RT in windows(torch.tensor([[0, 1, 2, 3]]), bptt=2):
     ...     print(tokens_RT, targets_RT)
@@ -129,7 +132,7 @@ def windows(rows_RL: Tensor, bptt: int, start: int = 0) -> Iterator[tuple[Tensor
 
 
 def read(root: Path, folder: str, sums: Mapping[str, str], *, dataset: str) -> dict[str, str]:
-    """Read a corpus by split from `root/folder`, or `root` itself, where its files NAME.SPLIT.EXTENSION have these sums.
+    """Read a corpus by split, from checked files NAME.SPLIT.EXTENSION in `root/folder`, else in `root`.
 
     Args:
         sums: The sha256 by file name.
@@ -146,10 +149,10 @@ def read(root: Path, folder: str, sums: Mapping[str, str], *, dataset: str) -> d
 def encode(
     texts: Mapping[str, str], root: Path, *, tokenizer: Tokenizer, pad: bool = False, min_freq: int = 1
 ) -> Corpus:
-    """Number a corpus's tokens, lower-cased and with `<eos>` after each line, by the vocabulary of its training split.
+    """Number a corpus's tokens, lower-cased, `<eos>` after each line, by its training split's vocabulary.
 
-    What is not in it is `<unk>`. The outcome is kept in `root/.cache`, or where that is not to be written in
-    `$XDG_CACHE_HOME/sage`, under a name made of all that it depends on.
+    A token that is not in it is `<unk>`. The outcome is kept in `root/.cache`, or where `root` cannot be
+    written in `$XDG_CACHE_HOME/sage`, under a name made of all that it depends on.
 
     Args:
         texts: The text by split, one of which is `train`.
@@ -158,7 +161,7 @@ def encode(
     """
     software = version("torchtext"), version("spacy") if tokenizer == "spacy" else ""
     sums = {split: hashlib.sha256(text.encode()).hexdigest() for split, text in texts.items()}
-    key = repr((sums, tokenizer, pad, min_freq, software))
+    key = repr((_ENCODING, sums, tokenizer, pad, min_freq, software))
     folder = _cache_root(root) / hashlib.sha256(key.encode()).hexdigest()[:16]
     if not folder.is_dir():
         _write(_numbered(texts, tokenizer, pad=pad, min_freq=min_freq), folder)
@@ -178,14 +181,15 @@ def tokenize(field: Any, text: str) -> list[str]:
 
 
 def text_field(tokenizer: Tokenizer, *, pad: bool = False) -> Any:
-    """Make the torchtext field that lower-cases, tokenizes and numbers (https://torchtext.readthedocs.io, 0.6)."""
+    """Make the torchtext field that tokenizes, lower-cases and numbers."""
     # torchtext and spaCy take seconds to import, and where the cache has the corpus nobody needs them.
     from torchtext.data import Field
 
+    pad_token: Any = "<pad>" if pad else None
     return Field(
         lower=True,
         tokenize=_tokenizer(tokenizer),
-        pad_token="<pad>" if pad else None,
+        pad_token=pad_token,
         batch_first=True,
         dtype=torch.int32,
     )
@@ -199,7 +203,7 @@ def _tokenizer(name: Tokenizer) -> Callable[[str], list[str]]:
     import spacy
     from spacy.attrs import ORTH
 
-    english = spacy.blank("en").tokenizer
+    english: Any = spacy.blank("en").tokenizer
     for special in ("<eos>", "<bos>", "<unk>"):
         english.add_special_case(special, [{ORTH: special}])
     return lambda text: [token.text for token in english(text)]

@@ -323,11 +323,10 @@ class Training:
     def resume(self) -> bool:
         """Go back to the newest whole checkpoint; False where there is none."""
         found = checkpoint.newest(self.checkpoints) if self.wire.rank == 0 else None
-        step = self.wire.texts(str(found.step) if found else "")[0]
-        if not step:
+        name = self.wire.texts(found.path.name if found else "")[0]
+        if not name:
             return False
-        path = self.checkpoints / f"step-{int(step):08d}"
-        shared, own = checkpoint.load(checkpoint.Found(path, int(step), self.wire.world_size), self.wire.rank)
+        shared, own = checkpoint.load(self.checkpoints / name, self.wire.rank)
         self._load(shared, own)
         self.record.rewind(self.step)
         return True

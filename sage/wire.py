@@ -275,8 +275,8 @@ class ProcessWire(Wire):
         dist.broadcast(x_N, root)
 
     def _reduce_scatter(self, x_WN: Tensor) -> Tensor:
-        out_N = torch.empty_like(x_WN[0])
-        dist.reduce_scatter_single(out_N, x_WN.contiguous())
+        out_N = torch.empty_like(x_WN[0], memory_format=torch.contiguous_format)
+        dist.reduce_scatter_single(out_N.view(-1), x_WN.reshape(-1))
         return out_N
 
     def _all_to_all(self, x_WN: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def value_of(folder: Path) -> float:
     """The newest checkpoint's value, the same in both of its files."""
     found = newest(folder)
     assert found
-    shared, own = load(found, 0)
+    shared, own = load(found.path, 0)
     assert shared["value"] == own["value"]
     return float(own["value"])
 
@@ -73,7 +73,7 @@ def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
     found = newest(tmp_path)
     assert found
     assert (found.path.name, found.step, found.world_size) == ("step-00000012", 12, 1)
-    shared_again, own_again = load(found, 0)
+    shared_again, own_again = load(found.path, 0)
     for name, tensor in model.state_dict().items():
         assert torch.equal(shared_again["model"][name], tensor)
     optimizer.load_state_dict(shared_again["optimizer"])
@@ -101,14 +101,14 @@ def test_every_rank_gets_its_own_back_and_returns_to_a_complete_checkpoint(tmp_p
             assert (found.step, found.world_size) == (step, 3)
             gathers[rank]("")
         assert found
-        return str(load(found, rank))
+        return str(load(found.path, rank))
 
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(run, range(3))) == [f"({{'step': 2}}, {{'rank': {rank}}})" for rank in range(3)]
     found = newest(tmp_path)
     assert found
     with pytest.raises(ValueError, match="is of 3 ranks"):
-        load(found, 3)
+        load(found.path, 3)
 
 
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_the_random_generators_go_on_where_they_were(tmp_path: Path) -> None:
     expected = [draw() for _ in range(3)]
     found = newest(tmp_path)
     assert found
-    set_rng_state(load(found, 0)[1])
+    set_rng_state(load(found.path, 0)[1])
     assert [draw() for _ in range(3)] == expected
 
 

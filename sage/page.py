@@ -1,0 +1,187 @@
+"""The report as one HTML page that needs nothing besides itself: no script, no font, no network."""
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from sage.plots import Plot, looks_of, plots
+from sage.report import NOTES, headline, size, tables
+from sage.runs import Group, Run
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --paper: #fff; --ink: #1b1d21; --muted: #5d636d; --line: #dfe2e7; --band: #f5f6f8;
+  --colour-0: #0072b2; --colour-1: #d55e00; --colour-2: #009e73;
+  --colour-3: #c0649a; --colour-4: #d48f00; --colour-5: #3ba3dd;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #15171a; --ink: #e7e9ec; --muted: #9ca3ae; --line: #33373e; --band: #1d2024;
+    --colour-0: #3d97d6; --colour-1: #f0803c; --colour-2: #2cc295;
+    --colour-3: #dd93bd; --colour-4: #f0b545; --colour-5: #8fd0f7;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; max-width: 78rem; padding: 3rem 1.5rem 4rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif;
+}
+h1 { margin: 0; font-size: 2rem; line-height: 1.2; letter-spacing: -0.02em; }
+h2 { margin: 3.5rem 0 0; padding-top: 1.5rem; border-top: 2px solid var(--ink); font-size: 1.4rem; }
+h3 { margin: 2rem 0 0.5rem; font-size: 1rem; }
+p { margin: 0.4rem 0; max-width: 46rem; }
+.quiet, footer, figcaption { color: var(--muted); }
+.wide { overflow-x: auto; }
+.wide:focus-visible { outline: 2px solid var(--colour-0); outline-offset: 3px; }
+table { border-collapse: collapse; min-width: 100%; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.4rem 0.8rem; text-align: right; white-space: nowrap; }
+thead th { color: var(--muted); font-weight: 500; border-bottom: 1px solid var(--ink); vertical-align: bottom; }
+tbody tr + tr > * { border-top: 1px solid var(--line); }
+tbody tr:hover > * { background: var(--band); }
+th:first-child, td.text, th.text { text-align: left; }
+th:first-child { position: sticky; left: 0; padding-left: 0; background: var(--paper); }
+tbody th { font-weight: 600; }
+th svg { width: 26px; height: 8px; margin-right: 0.6rem; vertical-align: 0.1em; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 2.5rem 3rem; }
+.figures { margin-top: 2.5rem; align-items: start; }
+figure { margin: 0; }
+figcaption { margin-bottom: 0.5rem; font-size: 0.875rem; line-height: 1.4; }
+figcaption strong { display: block; color: var(--ink); font-size: 1rem; }
+figure svg { display: block; width: 100%; height: auto; }
+svg text { font-family: inherit !important; font-variant-numeric: tabular-nums; }
+footer { margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--line); font-size: 0.875rem; }
+footer h2 { margin: 1.5rem 0 0; padding: 0; border: 0; font-size: 1rem; color: var(--ink); }
+footer p, footer li { max-width: 60rem; }
+ul { margin: 0.4rem 0; padding-left: 1.2rem; }
+code { font: 0.9em ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+@media print { body { padding: 0; max-width: none; } figure, tr { break-inside: avoid; } }
+"""
+
+TEXT_COLUMNS = ("made of", "status")
+"""Columns that hold words, which align to the left."""
+
+
+def page(groups: Sequence[Group], unreadable: Mapping[Path, str]) -> str:
+    """The whole page."""
+    runs = [row.run for group in groups for row in group.rows]
+    finished = sum(run.result is not None for run in runs)
+    title = f"SAGE report: {', '.join(dict.fromkeys(group.workload for group in groups)) or 'no runs'}"
+    sections = "\n".join(_section(group, f"group-{i}") for i, group in enumerate(groups))
+    left_out = [f"<code>{_escape(folder)}</code>: {_escape(why)}" for folder, why in unreadable.items()]
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{_escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>{STYLE}</style>
+</head>
+<body>
+<header>
+<h1>{_escape(title)}</h1>
+<p class="quiet">{_count(len(runs), "run")}, {finished} finished.</p>
+</header>
+<main>
+{sections}
+</main>
+<footer>
+{_listed("Left out", left_out)}
+{_listed("How to read this", map(_escape, NOTES))}
+{_listed("Where the numbers come from", _origins(runs))}
+</footer>
+</body>
+</html>
+"""
+
+
+def _section(group: Group, prefix: str) -> str:
+    drawn = tables(group)
+    shown = "\n".join(_table(group, title, lines) for title, lines in drawn.items())
+    figures = "\n".join(map(_figure, plots(group, prefix)))
+    return f"""<section>
+<h2>{_escape(group.title)}</h2>
+<p class="quiet">{_escape(headline(group))}</p>
+{shown}
+<div class="figures">
+{figures}
+</div>
+</section>"""
+
+
+def _table(group: Group, title: str, lines: Sequence[Sequence[str]]) -> str:
+    """A table whose row headings bear the lines that the curves are drawn with."""
+    heading, *body = lines
+    looks = looks_of(group)
+    classes = [' class="text"' if name in TEXT_COLUMNS else "" for name in heading]
+    top = "".join(
+        f'<th scope="col"{kind}>{_escape(name)}</th>' for name, kind in zip(heading, classes, strict=True)
+    )
+    rows = []
+    for row, (label, *cells) in zip(group.rows, body, strict=True):
+        first = (
+            f'<th scope="row" title="{_escape(row.run.folder)}">{looks[row.series].svg}{_escape(label)}</th>'
+        )
+        rest = "".join(
+            f"<td{kind}>{_escape(cell)}</td>" for cell, kind in zip(cells, classes[1:], strict=True)
+        )
+        rows.append(f"<tr>{first}{rest}</tr>")
+    return f"""<h3>{_escape(title)}</h3>
+<div class="wide" role="region" tabindex="0" aria-label="{_escape(f"{title}: {group.title}")}">
+<table>
+<thead><tr>{top}</tr></thead>
+<tbody>
+{chr(10).join(rows)}
+</tbody>
+</table>
+</div>"""
+
+
+def _figure(plot: Plot) -> str:
+    return f"""<figure>
+<figcaption><strong>{_escape(plot.title)}</strong> {_escape(plot.caption)}</figcaption>
+{plot.svg}
+</figure>"""
+
+
+def _origins(runs: Iterable[Run]) -> list[str]:
+    """The machines and versions in the runs' manifests, each once, and a warning where there are several."""
+    counts: dict[str, int] = {}
+    for run in runs:
+        origin = _origin(run)
+        counts[origin] = counts.get(origin, 0) + 1
+    lines = [f"{_count(count, 'run')}: {_escape(origin)}" for origin, count in counts.items()]
+    if len(lines) > 1:
+        lines.append(
+            "Not all runs have the same machine and versions: compare times only within one line above."
+        )
+    return lines
+
+
+def _origin(run: Run) -> str:
+    machine, versions, git = (run.manifest[part] for part in ("machine", "versions", "git"))
+    gpus = ", ".join(machine["gpus"]) or "no GPU"
+    named = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    commit = (
+        f"commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}"
+        if git["commit"]
+        else "no commit"
+    )
+    return (
+        f"{machine['hostname']} ({machine['cpu']}, {machine['cores']} cores, {size(machine['memory_bytes'])} memory, "
+        f"{gpus}, {machine['os']}); {named}; {commit}"
+    )
+
+
+def _listed(title: str, lines: Iterable[str]) -> str:
+    items = "".join(f"<li>{line}</li>" for line in lines)
+    return f"<h2>{title}</h2><ul>{items}</ul>" if items else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _escape(text: object) -> str:
+    return html.escape(str(text))
