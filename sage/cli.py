@@ -98,13 +98,14 @@ def conform(argv: Sequence[str]) -> int:
         raise ValueError(f"say which reducer: one of {', '.join(registry.names('reducers'))}")
     name = argv[0]
     own = registry.options(registry.load("reducers", name))
-    from .conform import main as conform_main
     from .flags import parse_options
 
     sizes = registry.Option(tuple[int, ...], (1, 2, 4), "Numbers of ranks to try.")
     summary = registry.summary("reducers", name)
     options = {"world_sizes": sizes, **own}
     given = parse_options(argv[1:], options, prog=f"sage conform {name}", description=summary)
+    from .conform import main as conform_main
+
     return conform_main(name, given, given.pop("world_sizes"))
 
 

@@ -248,6 +248,8 @@ def resolve(config: Config) -> Config:
     for part, room in _PARTS.items():
         given = getattr(config, f"{part}_options")
         checked[f"{part}_options"] = registry.check_options(room, getattr(config, part), given)
+    # Built only so that it checks its options' ranges here, and not when the ranks have started.
+    registry.load("reducers", config.reducer)(**checked["reducer_options"])
     return replace(config, **checked)
 
 

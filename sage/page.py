@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sage.plots import Plot, looks_of, plots
-from sage.report import NOTES, headline, size, tables
+from sage.report import NOTES, STATUS, headline, size, tables
 from sage.runs import Group, Run
 
 STYLE = """
@@ -57,9 +57,6 @@ ul { margin: 0.4rem 0; padding-left: 1.2rem; }
 code { font: 0.9em ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 @media print { body { padding: 0; max-width: none; } figure, tr { break-inside: avoid; } }
 """
-
-TEXT_COLUMNS = ("made of", "status")
-"""Columns that hold words, which align to the left."""
 
 
 def page(groups: Sequence[Group], unreadable: Mapping[Path, str]) -> str:
@@ -114,7 +111,7 @@ def _table(group: Group, title: str, lines: Sequence[Sequence[str]]) -> str:
     """A table whose row headings bear the lines that the curves are drawn with."""
     heading, *body = lines
     looks = looks_of(group)
-    classes = [' class="text"' if name in TEXT_COLUMNS else "" for name in heading]
+    classes = [' class="text"' if name == STATUS else "" for name in heading]
     top = "".join(
         f'<th scope="col"{kind}>{_escape(name)}</th>' for name, kind in zip(heading, classes, strict=True)
     )

@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
 from sage.report import duration, percent, size, spaced
-from sage.runs import EXACT, Group, Row, kind_order
+from sage.runs import EXACT, Group, Row
 
 INK, MUTED, LINE = "#010101", "#020202", "#030303"
 """Stand for the page's own colours, which follow the reader's light or dark setting."""
@@ -97,7 +97,7 @@ Looks = dict[str, Look]
 
 
 def looks_of(group: Group) -> Looks:
-    """A look for each series: exact in the text's colour, the others in the palette's, solid and then dashed."""
+    """A look for each series: exact in the text's colour, others in the palette's, first solid, then dashed."""
     others = [series for series in dict.fromkeys(row.series for row in group.rows) if series != EXACT]
     styles = [Look(colour, dashes) for dashes, colour in product(DASHES, PALETTE)]
     return {EXACT: Look(INK)} | {series: styles[i % len(styles)] for i, series in enumerate(others)}
@@ -200,7 +200,7 @@ def _payload(figure: Figure, group: Group, looks: Looks) -> bool:
         {kind: count / total for kind, count in row.run.figures["payload_per_step"].items()}
         for row, total in zip(rows, totals, strict=True)
     ]
-    _stack(of_what, shares, sorted({kind for each in shares for kind in each}, key=kind_order))
+    _stack(of_what, shares, group.kinds)
     of_what.xaxis.set_major_formatter(FuncFormatter(lambda share, _: percent(share)))
     return True
 

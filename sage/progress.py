@@ -16,8 +16,9 @@ QUIET_SECONDS = 30.0
 class Display:
     """Shows a run's steps and evaluations. One rank has it; the others' is `enabled=False` and shows nothing."""
 
-    def __init__(self, title: str, *, total: int, enabled: bool) -> None:
-        self._title, self._total, self._enabled = title, total, enabled
+    def __init__(self, title: str, *, enabled: bool) -> None:
+        self._title, self._enabled = title, enabled
+        self.total = 0
         self._console = Console(file=sys.stderr, highlight=False)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -28,7 +29,7 @@ class Display:
             console=self._console,
             disable=not (enabled and self._console.is_terminal),
         )
-        self._task = self._bar.add_task(title, total=total, figures="")
+        self._task = self._bar.add_task(title, total=None, figures="")
         self._shown = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -45,12 +46,12 @@ class Display:
         if not self._enabled:
             return
         said = "  ".join(f"{name} {value:.4g}" for name, value in figures.items() if value is not None)
-        self._bar.update(self._task, completed=done, figures=said)
+        self._bar.update(self._task, completed=done, total=self.total, figures=said)
         if not self._console.is_terminal and time.monotonic() - self._shown > QUIET_SECONDS:
             self._shown = time.monotonic()
-            self.say(f"step {done}/{self._total}  {said}")
+            self.say(f"step {done}/{self.total}  {said}")
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self._enabled:
-            self._console.print(f"{self._title}: {text}", markup=False)
+            self._console.print(f"{self._title}: {text}", markup=False, soft_wrap=True)

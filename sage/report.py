@@ -8,11 +8,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sage.runs import EXACT, TOLERANCE, Group, Values, grouped, kind_order, read_runs
+from sage.runs import EXACT, TOLERANCE, Group, Values, grouped, read_runs
+
+
+Columns = Mapping[str, Callable[[Values], str]]
+"""The columns of a table after the first, which is the run's label."""
+
+STATUS = "status"
+"""The one column of words, which align to the left."""
 
 
 def main(paths: Sequence[Path], output: Path) -> int:
@@ -76,37 +84,23 @@ def times(ratio: float | None) -> str:
     return "—" if ratio is None else f"{_significant(ratio)}×"
 
 
-def made_of(values: Values) -> str:
-    """The payload by kind."""
-    suffix = "_bytes_per_step"
-    sizes = {name.removesuffix(suffix): value for name, value in values.items() if name.endswith(suffix)}
-    kinds = sorted(sizes.keys() - {"payload", "wire", "wire_sent", "wire_received"}, key=kind_order)
-    return ", ".join(f"{kind} {size(sizes[kind])}" for kind in kinds if sizes[kind]) or "—"
-
-
-TABLES: Mapping[str, Mapping[str, Callable[[Values], str]]] = {
-    "Outcome": {
-        "{metric}": lambda values: number(values["final"]),
-        "best": lambda values: number(values["best"]),
-        "train loss": lambda values: number(values["train_loss"]),
-        "steps/s": lambda values: number(values["steps_per_second"]),
-        "step p50": lambda values: duration(values["step_seconds_p50"]),
-        "step p95": lambda values: duration(values["step_seconds_p95"]),
-        "speed-up": lambda values: times(values["speed_up"]),
-        "time": lambda values: duration(values["seconds"]),
-        "status": lambda values: str(values["status"]),
-    },
-    "Traffic per step": {
-        "payload": lambda values: size(values["payload_bytes_per_step"]),
-        "made of": made_of,
-        "wire": lambda values: size(values["wire_bytes_per_step"]),
-        "compression": lambda values: times(values["compression"]),
-        "density asked": lambda values: percent(values["density_asked"]),
-        "density had": lambda values: percent(values["density_had"]),
-        f"within ±{TOLERANCE:.0%}": lambda values: percent(values["density_met"]),
-    },
+OUTCOME: Columns = {
+    "{metric}": lambda values: number(values["final"]),
+    "best": lambda values: number(values["best"]),
+    "train loss": lambda values: number(values["train_loss"]),
+    "steps/s": lambda values: number(values["steps_per_second"]),
+    "step p50": lambda values: duration(values["step_seconds_p50"]),
+    "step p95": lambda values: duration(values["step_seconds_p95"]),
+    "speed-up": lambda values: times(values["speed_up"]),
+    "time": lambda values: duration(values["seconds"]),
+    STATUS: lambda values: str(values["status"]),
 }
-"""The columns of each table after the first, which is the run's label."""
+
+DENSITY: Columns = {
+    "asked": lambda values: percent(values["density_asked"]),
+    "had": lambda values: percent(values["density_had"]),
+    f"within ±{TOLERANCE:.0%}": lambda values: percent(values["density_met"]),
+}
 
 NOTES = (
     f"Speed-up and compression compare steps/s and wire bytes with those of the {EXACT} run of the same workload "
@@ -130,12 +124,18 @@ def spaced(name: str) -> str:
 
 def tables(group: Group) -> dict[str, list[list[str]]]:
     """The group's tables by title, as text; the first line of each is its heading."""
+    traffic: Columns = {
+        "payload": lambda values: size(values["payload_bytes_per_step"]),
+        **{kind: _size_of(kind) for kind in group.kinds},
+        "wire": lambda values: size(values["wire_bytes_per_step"]),
+        "compression": lambda values: times(values["compression"]),
+    }
     return {
         title: [
             ["reducer", *(heading.format(metric=spaced(group.metric)) for heading in columns)],
             *([row.label, *(text(row.values) for text in columns.values())] for row in group.rows),
         ]
-        for title, columns in TABLES.items()
+        for title, columns in {"Outcome": OUTCOME, "Traffic of a step": traffic, "Density": DENSITY}.items()
     }
 
 
@@ -155,7 +155,7 @@ def markdown(groups: Sequence[Group], unreadable: Mapping[Path, str]) -> str:
 def write_csv(groups: Sequence[Group], path: Path) -> None:
     """One line a run, with bare numbers: bytes, seconds, and shares of one."""
     rows = [row.values for group in groups for row in group.rows]
-    # In the order of the first run; kinds of payload that it does not have come last.
+    # Not every run has every kind of payload.
     names = dict.fromkeys(name for values in rows for name in values)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(names), restval="")
@@ -168,17 +168,21 @@ def show(groups: Sequence[Group], unreadable: Mapping[Path, str], console: Conso
     for group in groups:
         console.print(Text(f"\n{group.title}", style="bold"), Text(headline(group)), sep="\n")
         for title, (heading, *rows) in tables(group).items():
-            table = Table(title=title, title_justify="left")
+            table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
             for name in heading:
-                table.add_column(
-                    name, justify="left" if name in ("reducer", "made of", "status") else "right"
-                )
-            for row in rows:
+                # A narrow terminal breaks words, but no number from its unit.
+                words = name in ("reducer", STATUS)
+                table.add_column(name, justify="left" if words else "right", overflow="fold")
+            for label, *cells in rows:
                 # As Text: a label may hold brackets, which are markup to rich.
-                table.add_row(*map(Text, row))
+                table.add_row(Text(label), *(Text(cell.replace(" ", "\u00a0")) for cell in cells))
             console.print(table)
     for folder, why in unreadable.items():
         console.print(Text(f"Left out: {folder}: {why}", style="red"))
+
+
+def _size_of(kind: str) -> Callable[[Values], str]:
+    return lambda values: size(values.get(f"payload_{kind}_bytes_per_step"))
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from sage import registry, rendezvous
 from sage.config import Config, resolve
 from sage.data import Dataset, data_root
 from sage.manifest import manifest
+from sage.progress import Display
 from sage.record import recorder, write_json
 from sage.rendezvous import Place
 from sage.task import TASKS
@@ -166,8 +167,9 @@ def _work(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
     if _finished(config, wire):
         return 0
     data = registry.load("datasets", config.data)(data_root(config.data_root), **config.data_options)
-    model = _model(config, data, wire, device)
+    model = build_model(config, data, wire, device)
     record = recorder(folder, wire.rank)
+    display = Display(f"{config.workload} · {config.reducer}", enabled=wire.rank == 0)
     training = Training(
         config,
         wire,
@@ -177,6 +179,7 @@ def _work(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
         reducer=registry.load("reducers", config.reducer)(**config.reducer_options),
         folder=folder,
         record=record,
+        display=display,
         stop=stop,
     )
     # From here on every rank draws its own random numbers, dropout's among them.
@@ -186,21 +189,19 @@ def _work(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
         write_json(folder / "manifest.json", manifest(config.to_dict(), data.checksums))
     if training.resume():
         record.event("resumed", step=training.step)
-        if wire.rank == 0:
-            print(f"resumed from step {training.step} of {training.total_steps}: {folder}", file=sys.stderr)
+        display.say(f"resumed from step {training.step} of {training.total_steps}: {folder}")
     try:
-        finished = training.run()
-        if finished:
-            result = training.result()
-            record.hparams(config.to_dict(), result["final"])
-            record.finish(result)
-            if wire.rank == 0:
-                print(f"finished: {folder}", file=sys.stderr)
-            return 0
-        record.event("stopped", step=training.step)
-        if wire.rank == 0:
-            print(f"stopped and saved at step {training.step}; the same command goes on: {folder}", file=sys.stderr)
-        return INTERRUPTED
+        with display:
+            finished = training.run()
+        if not finished:
+            record.event("stopped", step=training.step)
+            display.say(f"stopped and saved at step {training.step}; the same command goes on: {folder}")
+            return INTERRUPTED
+        result = training.result()
+        record.hparams(config.to_dict(), result["final"])
+        record.finish(result)
+        display.say(f"finished: {folder}")
+        return 0
     finally:
         record.close()
 
@@ -217,7 +218,7 @@ def _finished(config: Config, wire: Wire) -> bool:
     return bool(wire.texts(told)[0])
 
 
-def _model(config: Config, data: Dataset, wire: Wire, device: torch.device) -> nn.Module:
+def build_model(config: Config, data: Dataset, wire: Wire, device: torch.device) -> nn.Module:
     """The network, with the same weights on every rank."""
     build = registry.load("models", config.model)
     torch.manual_seed(config.seed)

@@ -88,6 +88,12 @@ class Group:
     def title(self) -> str:
         return f"{self.workload}, {self.world_size} rank{'s' if self.world_size > 1 else ''}"
 
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of payload in the ledger's order, then the engine's own by name."""
+        kinds = {kind for row in self.rows for kind in row.run.figures["payload_per_step"]}
+        return sorted(kinds, key=lambda kind: (KINDS.index(kind) if kind in KINDS else len(KINDS), kind))
+
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
     """All runs under the paths, and for each run folder that cannot be read, why."""
@@ -172,15 +178,10 @@ def _provisional(run: Run) -> dict[str, Any]:
     }
 
 
-def kind_order(kind: str) -> tuple[int, str]:
-    """A sort key for kinds of payload: a reducer's own in the ledger's order, then the others by name."""
-    return KINDS.index(kind) if kind in KINDS else len(KINDS), kind
-
-
 def _row(run: Run, members: Sequence[Run]) -> Row:
     figures = run.figures
     exact = _baseline(run, members)
-    payload = dict(sorted(figures["payload_per_step"].items(), key=lambda item: kind_order(item[0])))
+    payload = figures["payload_per_step"]
     label = _label(run, members)
     values = {
         **{name: run.config[name] for name in ("workload", "world_size", "reducer")},
@@ -205,7 +206,7 @@ def _row(run: Run, members: Sequence[Run]) -> Row:
         "density_had": figures["density_had"],
         "density_met": _density_met(run.steps),
         "payload_bytes_per_step": sum(payload.values()) if payload else None,
-        **{f"{kind}_bytes_per_step": size for kind, size in payload.items()},
+        **{f"payload_{kind}_bytes_per_step": size for kind, size in payload.items()},
         "folder": str(run.folder),
     }
     return Row(run=run, label=label, series=_label(run, members, without="seed"), values=values)

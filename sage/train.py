@@ -64,7 +64,7 @@ class Training:
         wire: To the other ranks.
         model, data, task, reducer: The parts, as the registry found them; the model on its device.
         folder: The run's folder, where checkpoints go.
-        record: Where measurements go.
+        record, display: Where measurements go, and what a person sees.
         stop: Asked before every step.
     """
 
@@ -79,14 +79,16 @@ class Training:
         reducer: Reducer,
         folder: Path,
         record: Recorder,
+        display: Display,
         stop: Stop,
     ) -> None:
         self.config, self.wire, self.model, self.data, self.task = config, wire, model, data, task
-        self.record, self.stop = record, stop
+        self.record, self.display, self.stop = record, display, stop
         self.checkpoints = folder / "checkpoints"
         self.device = next(model.parameters()).device
         self.steps_per_epoch = _steps_per_epoch(config, data)
         self.total_steps = _total_steps(config, self.steps_per_epoch)
+        display.total = self.total_steps
         self.mount = WholeModel(
             model,
             reducer,
@@ -110,20 +112,18 @@ class Training:
     def run(self) -> bool:
         """Train until the end, the target or a signal; True where the run is finished, False where it was stopped."""
         started = time.perf_counter() - self.seconds
-        title = f"{self.config.workload} · {self.config.reducer}"
-        with Display(title, total=self.total_steps, enabled=self.wire.rank == 0) as self.display:
-            while self.step < self.total_steps and not self._stopping and not self._reached():
-                for batches in self._rest_of_epoch():
-                    self._step(batches)
-                    self.seconds = time.perf_counter() - started
-                    self._between_steps()
-                    if self._stopping or self._reached():
-                        break
+        while self.step < self.total_steps and not self._stopping and not self._reached():
+            for batches in self.rest_of_epoch():
+                self.take_step(batches)
+                self.seconds = time.perf_counter() - started
+                self._between_steps()
+                if self._stopping or self._reached():
+                    break
         return not self._stopping
 
     # A step, and what stands between two.
 
-    def _rest_of_epoch(self) -> Iterator[list[Batch]]:
+    def rest_of_epoch(self) -> Iterator[list[Batch]]:
         """The micro-batches of each step from here to the end of the epoch, or of the run."""
         config, wire = self.config, self.wire
         epoch, done = divmod(self.step, self.steps_per_epoch)
@@ -141,7 +141,8 @@ class Training:
         for _ in range(min(self.steps_per_epoch - done, self.total_steps - self.step)):
             yield [next(batches) for _ in range(config.accumulate)]
 
-    def _step(self, batches: list[Batch]) -> None:
+    def take_step(self, batches: list[Batch]) -> None:
+        """Forward, backward, reduce, update, on one micro-batch after another."""
         config, grad_N = self.config, self.mount.grad_N
         lr = self._lr()
         before = self.wire.ledger.copy()
@@ -187,7 +188,7 @@ class Training:
         }
         if config.profile:
             fields["phases"] = self.phases.take()
-        self._settle()
+        self.settle()
         # What the ranks have to tell each other of this step travels during the next, so nobody waits for it.
         told = torch.tensor([float(loss), float(self.stop.signal is not None)], dtype=torch.float64)
         self._pending = self.wire.begin_sum(told), fields
@@ -200,7 +201,7 @@ class Training:
         self._count(fields)
         self.step += 1
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Hear what the ranks told of the last step: its loss, and whether anybody wants to stop. Then record it."""
         if self._pending is None:
             return
@@ -225,14 +226,14 @@ class Training:
         every = self.config.checkpoint_every
         saves = last or (epoch_ends if every is None else self.step % every == 0)
         if evaluates or saves:
-            self._settle()
+            self.settle()
         if epoch_ends and self.config.average_from is not None:
             if self.step >= self.config.average_from * self.steps_per_epoch:
                 self.average.update(self.model)
         if evaluates:
             self._evaluate()
         if saves or self._stopping or self._reached():
-            self._settle()
+            self.settle()
             self.save()
 
     def _evaluate(self) -> None:

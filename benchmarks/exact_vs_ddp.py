@@ -1,0 +1,138 @@
+"""What the engine's step costs over plain DistributedDataParallel, with nothing compressed.
+
+Both train the same model on the same batches with the same ranks, threads and optimiser on loopback, in turns of a few
+steps, in one process group; the figure is the ratio of the median step times of the slowest rank. DDP's side is the
+bare loop a user would write; ours is the engine's whole step, with its ledger, records, stop signal and norms.
+
+    python benchmarks/exact_vs_ddp.py [--workload digits] [--world-size 2] [--turns 20] [--steps 5]
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from sage import registry
+from sage.config import load, resolve
+from sage.data import Batch, data_root
+from sage.optim import build_optimizer
+from sage.progress import Display
+from sage.record import recorder
+from sage.rendezvous import Place, local_places
+from sage.run import build_model
+from sage.task import TASKS
+from sage.train import Stop, Training
+from sage.wire import ProcessWire
+
+WARM_UP = 2
+"""Turns at the start that are not counted."""
+
+
+def measure(place: Place, given: argparse.Namespace, folder: Path, out: Any) -> None:
+    """One rank: take turns between the engine and DDP, and send every counted step's times home."""
+    torch.set_num_threads(1)
+    config = replace(
+        load(given.workload, overrides={"reducer": "exact", "world_size": given.world_size, "device": "cpu"}),
+        runs=folder,
+        epochs=10_000.0,
+    )
+    config = resolve(config)
+    wire = ProcessWire(place, device=torch.device("cpu"))
+    data = registry.load("datasets", config.data)(data_root(), **config.data_options)
+
+    def fresh() -> torch.nn.Module:
+        return build_model(config, data, wire, torch.device("cpu"))
+
+    training = Training(
+        config,
+        wire,
+        model=fresh(),
+        data=data,
+        task=TASKS[config.task](data.facts),
+        reducer=registry.load("reducers", "exact")(),
+        folder=config.folder,
+        record=recorder(config.folder, place.rank),
+        stop=Stop(),
+        display=Display("", enabled=False),
+    )
+    task = TASKS[config.task](data.facts)
+    # One all-reduce after backward is not what DDP does: its buckets of 25 MB overlap with backward, as they should.
+    ddp = DistributedDataParallel(fresh())
+    optimizer = build_optimizer(ddp, kind=config.optimizer, lr=config.lr, momentum=config.momentum)
+
+    def ddp_step(batches: list[Batch]) -> None:
+        optimizer.zero_grad()
+        task.loss(ddp, batches[0]).backward()
+        optimizer.step()
+
+    steps: dict[str, Callable[[list[Batch]], None]] = {"engine": training.take_step, "ddp": ddp_step}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    feed = training.rest_of_epoch()
+    for turn in range(WARM_UP + given.turns):
+        for name, take_step in steps.items():
+            for _ in range(given.steps):
+                batches = next(feed, None)
+                if batches is None:
+                    feed = training.rest_of_epoch()
+                    batches = next(feed)
+                wire.texts("")  # all ranks begin a step together
+                start = time.perf_counter()
+                take_step(batches)
+                if turn >= WARM_UP:
+                    seconds[name].append(time.perf_counter() - start)
+    training.settle()
+    wire.close()
+    out.put(seconds)
+
+
+def main() -> None:
+    """Run the ranks and print the result as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--workload", default="digits")
+    parser.add_argument("--world-size", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=5)
+    given = parser.parse_args()
+    context = get_context("fork")
+    out = context.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        places = local_places(given.world_size)
+        ranks = [context.Process(target=measure, args=(place, given, Path(folder), out)) for place in places]
+        for rank in ranks:
+            rank.start()
+        seconds = [out.get() for _ in ranks]
+        for rank in ranks:
+            rank.join()
+    slowest = {name: [max(each) for each in zip(*(s[name] for s in seconds), strict=True)] for name in ("engine", "ddp")}
+    turns = {name: [statistics.median(t[i : i + given.steps]) for i in range(0, len(t), given.steps)] for name, t in slowest.items()}
+    ratios = sorted(ours / ddp for ours, ddp in zip(turns["engine"], turns["ddp"], strict=True))
+    quarter = len(ratios) // 4
+    result = {
+        "workload": given.workload,
+        "world_size": given.world_size,
+        "threads": 1,
+        "turns": given.turns,
+        "steps_a_turn": given.steps,
+        "warm_up_turns": WARM_UP,
+        "median_step_ms": {name: round(1e3 * statistics.median(t), 2) for name, t in slowest.items()},
+        "ratio": {
+            "median": round(statistics.median(ratios), 3),
+            "quartiles": [round(ratios[quarter], 3), round(ratios[-1 - quarter], 3)],
+        },
+        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

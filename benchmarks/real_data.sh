@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Real data on two ranks: does every family learn under compression as it does without? About an hour on two cores.
+#
+#   SAGE_DATA_DIR=<folder with cifar10/ ptb/ wikitext-2/ ml-100k/> benchmarks/real_data.sh [FOLDER FOR THE RUNS]
+#
+# The settings are the workloads' own but for what two CPU cores cannot give: fewer epochs, smaller batches, narrower
+# LSTMs. benchmarks/real_data/ holds the report of these runs.
+set -euo pipefail
+runs=${1:-runs/real_data}
+sage=${SAGE:-sage}
+
+for reducer in exact sage topk threshold; do
+  $sage run resnet20-cifar10 --reducer "$reducer" $([ "$reducer" = exact ] || echo --density 0.01) \
+    --batch-size 128 --epochs 4 --warmup-epochs 0 --schedule cosine --eval-every 0.5 --runs "$runs"
+done
+for reducer in exact sage; do
+  density=$([ "$reducer" = exact ] || echo --density 0.01)
+  $sage run ncf-ml100k --reducer "$reducer" --epochs 10 --runs "$runs"
+  $sage run lstm-ptb --reducer "$reducer" $density --steps 400 --eval-every 0.06 --lr 10 \
+    --model.embedding 300 --model.hidden 300 --model.dropout 0.2 --data.limit-test 20000 --runs "$runs"
+  $sage run lstm-wikitext2 --reducer "$reducer" $density --steps 400 --eval-every 0.06 --batch-size 20 \
+    --lr 10 --lr-scale 0 --warmup-epochs 0 --clip-local 0.4 \
+    --model.embedding 200 --model.hidden 200 --model.dropout 0.2 --data.limit-test 20000 --runs "$runs"
+done
+$sage report "$runs" --output "$runs"
