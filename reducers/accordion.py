@@ -18,7 +18,8 @@ class Accordion(TopK):
 
     A layer is in a critical regime, and sends `density_high`, at epoch 0, where the learning rate has dropped, or
     where | ‖g_prev‖ − ‖g_cur‖ | / ‖g_prev‖ > η, g_cur being the reduced gradient summed over the last epoch, and
-    g_prev the same at the decision before (0 at the first, so that the second finds every layer critical). Rank 0 decides and broadcasts (`scales`, 8 bytes a layer).
+    g_prev the same at the decision before (0 at the first, so that the second finds every layer critical). Rank 0
+    decides and broadcasts (`scales`, 8 bytes a layer).
 
     Args:
         density: Share sent outside critical regimes, in (0, 1].
@@ -70,7 +71,7 @@ class Accordion(TopK):
         self.sum_N.zero_()
 
     def _decide(self, *, everything_critical: bool) -> None:
-        norm_G = torch.stack([self.sum_N[start:stop].norm() for start, stop in self.layout.groups]).to(self.norm_G)
+        norm_G = self.norm_G.new_tensor([float(self.sum_N[a:b].norm()) for a, b in self.layout.groups])
         change_G = (self.norm_G - norm_G).abs()
         critical_G = (change_G > self._eta * self.norm_G) | everything_critical
         self.density_G.copy_(torch.where(critical_G, self._high, self.density))

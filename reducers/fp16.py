@@ -28,6 +28,7 @@ class Fp16(Reducer):
             share_N = (signal_N / wire.world_size).to(self.dtype)
             if residual_N is not None:
                 residual_N -= share_N.to(residual_N.dtype) * wire.world_size
+                residual_N.nan_to_num_(0.0, 0.0, 0.0)  # what is not finite is seen in the mean, once
         wire.sum(share_N)
         with phase("scatter"):
             return Reduced(grad_N.copy_(share_N))

@@ -1,4 +1,4 @@
-"""Hard threshold: every element of magnitude λ or more, λ fixed (Dutta et al., 2021, "The discrepancy between…")."""
+"""Hard threshold: every element of magnitude λ or more, λ fixed (Dutta et al., AAAI 2020)."""
 # N = elements of the flat vector, k = elements that the density asks for
 
 import math

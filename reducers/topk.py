@@ -35,7 +35,7 @@ class TopK(Sparsifier):
         for (start, stop), density in zip(self.layout.groups, self.density_G.tolist(), strict=True):
             k = num_kept(density, stop - start)
             chosen.append(ops.select_top(signal_N[start:stop], k) + start)
-        return torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64)
+        return torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64, device=signal_N.device)
 
     def report(self) -> dict[str, float]:
         sizes_G = torch.tensor([stop - start for start, stop in self.layout.groups], dtype=torch.float64)

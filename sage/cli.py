@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str]) -> int:
     """Train a workload under a reducer: sage run [WORKLOAD] [--reducer NAME] [--help] ..."""
+    # Before the flags import torch: a dead peer is reported in our words, not by the store's stack traces.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from .flags import parse_run
 
     config, only_print = parse_run(argv)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sage import ops
 
 ERROR_MARGIN = 0.05
-"""Slovin's formula: a sample of N/(1 + N·e²) elements estimates a share of N to within e."""
+"""e in Slovin's formula."""
 
 
 class SageController(nn.Module):
@@ -71,10 +71,18 @@ class SageController(nn.Module):
         return threshold * beta * gamma
 
     def _sample_mean(self, signal_N: Tensor) -> float:
-        """Mean of |a| over a sample, every element as likely as any other; non-finite values are left out."""
+        """Mean of |a| over a sample, every element as likely as any other; what is not finite counts as 0."""
         n = signal_N.numel()
-        size = math.ceil(n / (1 + n * ERROR_MARGIN**2))
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + int(self.step))
-        at_S = torch.randint(n, (size,), generator=generator).to(signal_N.device)
+        at_S = torch.randint(n, (sample_size(n),), generator=generator).to(signal_N.device)
         sample_S = signal_N[at_S].abs()
         return float(sample_S.nan_to_num(0.0, 0.0, 0.0).mean(dtype=torch.float64))
+
+
+def sample_size(n: int) -> int:
+    """Slovin's formula: N/(1 + N·e²) elements, rounded up, estimate a share of N to within e.
+
+    >>> sample_size(10), sample_size(1_000_000)
+    (10, 400)
+    """
+    return math.ceil(n / (1 + n * ERROR_MARGIN**2))

@@ -78,7 +78,7 @@ def scatter_mean(values_M: Tensor, at_M: Tensor, counts: Sequence[int], out_N: T
 
     Args:
         values_M: All ranks' values, one rank after another.
-        at_M: Their indices. Every rank's are distinct; ranks may overlap.
+        at_M: Their indices. What is sent to the same place adds up.
         counts: How many belong to each of the W ranks.
         out_N: Overwritten.
     """
@@ -86,7 +86,7 @@ def scatter_mean(values_M: Tensor, at_M: Tensor, counts: Sequence[int], out_N: T
     start = 0
     # Rank by rank, so that the order of the additions, and with it the result's last bit, is always the same.
     for count in counts:
-        at, values = at_M[start : start + count], values_M[start : start + count]
-        out_N[at.long()] += values.to(out_N.dtype)
-        start += count
+        stop = start + count
+        out_N.index_add_(0, at_M[start:stop], values_M[start:stop].to(out_N.dtype))
+        start = stop
     return out_N.div_(len(counts))

@@ -32,21 +32,24 @@ h2 { margin: 3.5rem 0 0; padding-top: 1.5rem; border-top: 2px solid var(--ink); 
 h3 { margin: 2rem 0 0.5rem; font-size: 1rem; }
 p { margin: 0.4rem 0; max-width: 46rem; }
 .quiet, footer, figcaption { color: var(--muted); }
+.tables { display: flex; flex-wrap: wrap; gap: 0 4rem; }
+.tables > * { max-width: 100%; }
 .wide { overflow-x: auto; }
 .wide:focus-visible { outline: 2px solid var(--colour-0); outline-offset: 3px; }
-table { border-collapse: collapse; min-width: 100%; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.4rem 0.8rem; text-align: right; white-space: nowrap; }
-thead th { color: var(--muted); font-weight: 500; border-bottom: 1px solid var(--ink); vertical-align: bottom; }
+thead th { border-bottom: 1px solid var(--ink); color: var(--muted); font-weight: 500; }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 tbody tr:hover > * { background: var(--band); }
-th:first-child, td.text, th.text { text-align: left; }
-th:first-child { position: sticky; left: 0; padding-left: 0; background: var(--paper); }
+th:first-child, .text { text-align: left; }
+td.text { min-width: 9rem; white-space: normal; }
+th:first-child { position: sticky; left: 0; min-width: 13rem; padding-left: 0; background: var(--paper); }
 tbody th { font-weight: 600; }
 th svg { width: 26px; height: 8px; margin-right: 0.6rem; vertical-align: 0.1em; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 2.5rem 3rem; }
-.figures { margin-top: 2.5rem; align-items: start; }
-figure { margin: 0; }
-figcaption { margin-bottom: 0.5rem; font-size: 0.875rem; line-height: 1.4; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
+.figures { gap: 0.6rem 3rem; margin-top: 2.5rem; }
+figure { display: grid; grid-template-rows: subgrid; grid-row: span 2; margin: 0 0 2rem; align-items: start; }
+figcaption { font-size: 0.875rem; line-height: 1.4; }
 figcaption strong { display: block; color: var(--ink); font-size: 1rem; }
 figure svg { display: block; width: 100%; height: auto; }
 svg text { font-family: inherit !important; font-variant-numeric: tabular-nums; }
@@ -100,7 +103,9 @@ def _section(group: Group, prefix: str) -> str:
     return f"""<section>
 <h2>{_escape(group.title)}</h2>
 <p class="quiet">{_escape(headline(group))}</p>
+<div class="tables">
 {shown}
+</div>
 <div class="figures">
 {figures}
 </div>
@@ -124,7 +129,8 @@ def _table(group: Group, title: str, lines: Sequence[Sequence[str]]) -> str:
             f"<td{kind}>{_escape(cell)}</td>" for cell, kind in zip(cells, classes[1:], strict=True)
         )
         rows.append(f"<tr>{first}{rest}</tr>")
-    return f"""<h3>{_escape(title)}</h3>
+    return f"""<div>
+<h3>{_escape(title)}</h3>
 <div class="wide" role="region" tabindex="0" aria-label="{_escape(f"{title}: {group.title}")}">
 <table>
 <thead><tr>{top}</tr></thead>
@@ -132,6 +138,7 @@ def _table(group: Group, title: str, lines: Sequence[Sequence[str]]) -> str:
 {chr(10).join(rows)}
 </tbody>
 </table>
+</div>
 </div>"""
 
 
@@ -165,10 +172,9 @@ def _origin(run: Run) -> str:
         if git["commit"]
         else "no commit"
     )
-    return (
-        f"{machine['hostname']} ({machine['cpu']}, {machine['cores']} cores, {size(machine['memory_bytes'])} memory, "
-        f"{gpus}, {machine['os']}); {named}; {commit}"
-    )
+    memory = size(machine["memory_bytes"])
+    hardware = f"{machine['cpu']}, {machine['cores']} cores, {memory} memory, {gpus}, {machine['os']}"
+    return f"{machine['hostname']} ({hardware}); {named}; {commit}"
 
 
 def _listed(title: str, lines: Iterable[str]) -> str:

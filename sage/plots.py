@@ -1,14 +1,11 @@
-"""Draws a report's curves and bars as SVG that takes its colours and its font from the page around it."""
+"""Draws a report's curves and bars."""
 # S = recorded steps of a run, E = its evaluations
 
-import html
 import inspect
 import math
-import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from itertools import product
 from typing import Any
 
@@ -16,72 +13,17 @@ import matplotlib
 import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from sage.report import duration, percent, size, spaced
 from sage.runs import EXACT, Group, Row
-
-INK, MUTED, LINE = "#010101", "#020202", "#030303"
-"""Stand for the page's own colours, which follow the reader's light or dark setting."""
-
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito (2008): colours that colour-blind readers tell apart. Their yellow is too faint on white."""
-
-DASHES = ((), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))
-"""Dashes and gaps, in line widths."""
-
-PAGE_COLOURS = {INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)"} | {
-    colour: f"var(--colour-{i})" for i, colour in enumerate(PALETTE)
-}
-
-STYLE: dict[Any, Any] = {
-    "axes.edgecolor": LINE,
-    "axes.grid": True,
-    "axes.labelcolor": MUTED,
-    "axes.axisbelow": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.size": 9,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4,
-    "svg.fonttype": "none",
-    "text.color": INK,
-    "text.parse_math": False,
-    **{
-        f"{axis}tick.{part}": colour
-        for axis in "xy"
-        for part, colour in (("color", LINE), ("labelcolor", MUTED))
-    },
-}
+from sage.svg import DASHES, MUTED, PALETTE, STYLE, Look, as_svg
 
 POINTS = 400
 """Longer curves are thinned to about so many points, their peaks kept."""
 
 Curve = NDArray[numpy.float64]
-
-
-@dataclass(frozen=True)
-class Look:
-    """How the runs of a series are drawn."""
-
-    colour: str
-    dashes: tuple[float, ...] = ()
-
-    @property
-    def line(self) -> dict[str, Any]:
-        """The look, as matplotlib's plot takes it."""
-        return {"color": self.colour, "linestyle": (0, self.dashes) if self.dashes else "solid"}
-
-    @property
-    def svg(self) -> str:
-        """The look, as a short line for a legend."""
-        dashes = " ".join(f"{2 * length:g}" for length in self.dashes)
-        style = f"stroke: {PAGE_COLOURS[self.colour]}; stroke-width: 2; stroke-dasharray: {dashes or 'none'}"
-        return f'<svg viewBox="0 0 26 8" aria-hidden="true"><path d="M0 4H26" style="{style}"/></svg>'
 
 
 @dataclass(frozen=True)
@@ -97,10 +39,10 @@ Looks = dict[str, Look]
 
 
 def looks_of(group: Group) -> Looks:
-    """A look for each series: exact in the text's colour, others in the palette's, first solid, then dashed."""
+    """A look for each series: exact is grey, the others have the palette's colours, solid and then dashed."""
     others = [series for series in dict.fromkeys(row.series for row in group.rows) if series != EXACT]
     styles = [Look(colour, dashes) for dashes, colour in product(DASHES, PALETTE)]
-    return {EXACT: Look(INK)} | {series: styles[i % len(styles)] for i, series in enumerate(others)}
+    return {EXACT: Look(MUTED)} | {series: styles[i % len(styles)] for i, series in enumerate(others)}
 
 
 def plots(group: Group, prefix: str) -> list[Plot]:
@@ -112,7 +54,7 @@ def plots(group: Group, prefix: str) -> list[Plot]:
         with matplotlib.rc_context(STYLE | {"svg.hashsalt": prefix}):
             figure = Figure(figsize=(5.6, 3.1), layout="constrained")
             if draw(figure, group, looks):
-                drawn.append(Plot(title, inspect.getdoc(draw) or "", _svg(figure, f"{prefix}-{i}", title)))
+                drawn.append(Plot(title, inspect.getdoc(draw) or "", as_svg(figure, f"{prefix}-{i}", title)))
     return drawn
 
 
@@ -126,6 +68,7 @@ def _metric_by_epoch(figure: Figure, group: Group, looks: Looks) -> bool:
     for row in group.rows:
         epochs_E, metric_E = _curve(row.run.epochs, "epoch"), _evaluations(row, group)
         axes.plot(epochs_E, metric_E, marker="o", **looks[row.series].line)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return any(row.run.epochs for row in group.rows)
 
 
@@ -154,7 +97,7 @@ def _loss_by_step(figure: Figure, group: Group, looks: Looks) -> bool:
     shown: list[float] = []
     for row in group.rows:
         step_S, loss_S = _curve(row.run.steps, "step"), _curve(row.run.steps, "loss")
-        if numpy.isfinite(loss_S).any():
+        if numpy.isfinite(loss_S).sum() > 1:
             smooth_S = _smooth(loss_S, max(1, len(loss_S) // 50))
             axes.plot(*_thin(step_S, loss_S), alpha=0.25, linewidth=0.7, color=looks[row.series].colour)
             axes.plot(*_thin(step_S, smooth_S), **looks[row.series].line)
@@ -193,8 +136,8 @@ def _payload(figure: Figure, group: Group, looks: Looks) -> bool:
     how_much.set(xscale="log", xlim=(least, max(totals) * 10))
     how_much.xaxis.set_major_formatter(FuncFormatter(lambda count, _: size(count)))
     how_much.xaxis.set_minor_formatter(NullFormatter())
-    for i, (row, total) in enumerate(zip(rows, totals, strict=True)):
-        how_much.barh(i, total - least, left=least, height=0.62, color=looks[row.series].colour)
+    for i, total in enumerate(totals):
+        how_much.barh(i, total - least, left=least, height=0.62, color=MUTED)
         how_much.annotate(size(total), (total, i), (4, 0), textcoords="offset points", va="center")
     shares = [
         {kind: count / total for kind, count in row.run.figures["payload_per_step"].items()}
@@ -324,16 +267,3 @@ def _thin(x_S: Curve, y_S: Curve) -> tuple[Curve, Curve]:
             kept.add(int(stretch[0]))
     order = sorted(kept)
     return x_S[order], y_S[order]
-
-
-def _svg(figure: Figure, prefix: str, label: str) -> str:
-    """The figure as an element to stand in a page."""
-    buffer = StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    svg = re.sub("|".join(PAGE_COLOURS), lambda match: PAGE_COLOURS[match[0]], svg)
-    return re.sub(
-        r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{html.escape(label)}"', svg, count=1
-    )

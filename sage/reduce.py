@@ -99,7 +99,7 @@ class Sparsifier(Reducer):
         dtypes = {"fp32": torch.float32, "fp16": torch.float16}
         if values not in dtypes:
             raise ValueError(f"values={values!r}: expected fp32 or fp16")
-        self._dtype = dtypes[values]
+        self.dtype = dtypes[values]
         if values == "fp16":
             self.precision = 2.0**-10
 
@@ -111,7 +111,7 @@ class Sparsifier(Reducer):
         with phase("select"):
             signal_N = ops.accumulate(grad_N, residual_N)
             at_K = self.select(signal_N, wire)
-            values_K = ops.take(signal_N, at_K, dtype=self._dtype, keep=residual_N is not None)
+            values_K = ops.take(signal_N, at_K, dtype=self.dtype, keep=residual_N is not None)
         if self.even:
             values_WK, at_WK = wire.gather(values=values_K, indices=at_K.int())
             counts = [at_K.numel()] * wire.world_size
@@ -123,7 +123,7 @@ class Sparsifier(Reducer):
         return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())))
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
-        own, item = counts[rank], self._dtype.itemsize
+        own, item = counts[rank], self.dtype.itemsize
         payload = {"values": item * own, "indices": 4 * own}
         return payload if self.even else {**payload, "sizes": 8, "padding": (item + 4) * (max(counts) - own)}
 

@@ -5,6 +5,7 @@ A run that lost, stopped halfway or diverged has its row like any other.
 
 import csv
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from sage.runs import EXACT, TOLERANCE, Group, Values, grouped, read_runs
-
 
 Columns = Mapping[str, Callable[[Values], str]]
 """The columns of a table after the first, which is the run's label."""
@@ -34,7 +34,8 @@ def main(paths: Sequence[Path], output: Path) -> int:
     (output / "report.md").write_text(markdown(groups, unreadable), encoding="utf-8")
     (output / "report.html").write_text(page(groups, unreadable), encoding="utf-8")
     write_csv(groups, output / "report.csv")
-    show(groups, unreadable, Console())
+    # A file has room for the widest line; on a terminal rich breaks lines to fit.
+    show(groups, unreadable, Console(width=None if sys.stdout.isatty() else 200))
     print(f"Written to {output}: report.md, report.csv, report.html")
     return 0
 
@@ -99,14 +100,14 @@ OUTCOME: Columns = {
 DENSITY: Columns = {
     "asked": lambda values: percent(values["density_asked"]),
     "had": lambda values: percent(values["density_had"]),
-    f"within ±{TOLERANCE:.0%}": lambda values: percent(values["density_met"]),
+    f"within ±{100 * TOLERANCE:.0f} %": lambda values: percent(values["density_met"]),
 }
 
 NOTES = (
-    f"Speed-up and compression compare steps/s and wire bytes with those of the {EXACT} run of the same workload "
-    "on as many ranks: above 1× is better than exact, below 1× is worse.",
+    f"Speed-up and compression compare steps/s and wire bytes with those of the {EXACT} run of the same "
+    "workload on as many ranks: above 1× is better than exact, below 1× is worse.",
     "Payload is what a rank hands to its collectives; wire is what these send and receive on its link.",
-    f"Within ±{TOLERANCE:.0%} is the share of steps whose density was that near to the density asked for.",
+    f"Within ±{100 * TOLERANCE:.0f} %: the share of steps whose density was that near to what was asked for.",
     "Step times are those of the slowest rank; those of an unfinished run are rank 0's own.",
 )
 
@@ -168,17 +169,17 @@ def show(groups: Sequence[Group], unreadable: Mapping[Path, str], console: Conso
     for group in groups:
         console.print(Text(f"\n{group.title}", style="bold"), Text(headline(group)), sep="\n")
         for title, (heading, *rows) in tables(group).items():
-            table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+            table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
             for name in heading:
-                # A narrow terminal breaks words, but no number from its unit.
-                words = name in ("reducer", STATUS)
-                table.add_column(name, justify="left" if words else "right", overflow="fold")
-            for label, *cells in rows:
+                table.add_column(
+                    name, justify="left" if name in ("reducer", STATUS) else "right", overflow="fold"
+                )
+            for row in rows:
                 # As Text: a label may hold brackets, which are markup to rich.
-                table.add_row(Text(label), *(Text(cell.replace(" ", "\u00a0")) for cell in cells))
+                table.add_row(*map(Text, row))
             console.print(table)
     for folder, why in unreadable.items():
-        console.print(Text(f"Left out: {folder}: {why}", style="red"))
+        console.print(Text(f"Left out: {folder}: {why}", style="red"), soft_wrap=True)
 
 
 def _size_of(kind: str) -> Callable[[Values], str]:

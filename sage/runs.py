@@ -52,7 +52,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """Whether the run is finished; if not, how far it got and what befell it; how often it was resumed."""
+        """Whether the run is finished, else how far it got and what befell it; how often it was resumed."""
         words = ["finished" if self.result else f"unfinished at step {self.figures['steps']}"]
         events = [record["event"] for record in self.records if record["kind"] == "event"]
         if not self.result and events and events[-1] != "resumed":
@@ -220,7 +220,7 @@ def _label(run: Run, members: Iterable[Run], without: str = "") -> str:
         name for name in mine if name != without and any(mine[name] != each.get(name) for each in others)
     ]
     words = [f"{name}={mine[name]}" for name in differing]
-    if sum(mine == each for each in others) > 1 and not without:
+    if sum(mine == each for each in others) > 1:
         words.append(f"in {run.folder.parent}")
     return " ".join([run.config["reducer"], *words])
 

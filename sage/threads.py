@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sage.wire import Pending, ScheduleError, Wire, WireError
+from sage.wire import Pending, ScheduleError, Wire, WireError, add
 
 T = TypeVar("T")
 
@@ -63,17 +63,18 @@ class ThreadWire(Wire):
         self._call = ""
 
     def _attempt(self, call: str, run: Callable[[], T]) -> T:
-        self._call = call
+        self._call = call.removeprefix("guard of ")
         return run()
 
     def _meet(self, x: Tensor, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
         return self._table.meet(self.rank, self._call, x, combine)
 
     def _sum(self, x_N: Tensor) -> None:
-        x_N.copy_(self._meet(x_N, _add))
+        x_N.copy_(self._meet(x_N, add))
 
-    def _begin_sum(self, x_N: Tensor) -> Pending:
-        return _Done(self._attempt("begin_sum", lambda: self._meet(x_N, _add)).clone())
+    def _begin_sum(self, call: str, x_N: Tensor) -> Pending:
+        self._attempt(call, lambda: self._sum(x_N))
+        return _Done(x_N)
 
     def _gather(self, x_S: Tensor) -> Tensor:
         return self._meet(x_S, torch.stack)
@@ -85,7 +86,7 @@ class ThreadWire(Wire):
         x_N.copy_(self._meet(x_N, lambda all_W: all_W[root].clone()))
 
     def _reduce_scatter(self, x_WN: Tensor) -> Tensor:
-        return self._meet(x_WN, _add)[self.rank].clone()
+        return self._meet(x_WN, add)[self.rank].clone()
 
     def _all_to_all(self, x_WN: Tensor) -> Tensor:
         return self._meet(x_WN, torch.stack)[:, self.rank].clone()
@@ -163,10 +164,3 @@ class _Table:
         with self._change:
             self._turn = next((other for other in others if other not in self._left), -1)
             self._change.notify_all()
-
-
-def _add(xs: list[Tensor]) -> Tensor:
-    total = xs[0].clone()
-    for x in xs[1:]:
-        total += x
-    return total

@@ -29,6 +29,8 @@ from sage.task import Task
 from sage.wire import Pending, Wire
 
 EVAL_BATCH = 512
+HISTOGRAM_SAMPLE = 2**18
+"""Elements of the gradient, evenly spread, that a histogram is made of."""
 WARM_UP = 0.1
 """Share of a run's first steps (at most ten) that its step times leave out."""
 
@@ -160,8 +162,8 @@ class Training:
             self.before(grad_N)
             if config.clip_local is not None:
                 clip_(grad_N, config.clip_local)
-            if self.step % config.histogram_every == 0:
-                self.record.histogram("gradient/abs", grad_N.abs(), self.step)
+            histogram_due = self.step % config.histogram_every == 0
+            sample = grad_N[:: 1 + grad_N.numel() // HISTOGRAM_SAMPLE].abs() if histogram_due else None
             reduced = self.mount(self.wire)
             with phase("update"):
                 gradient_norm = _norm(grad_N) if config.clip_global is None else clip_(grad_N, config.clip_global)
@@ -171,11 +173,14 @@ class Training:
             torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - start
         if not bool(gradient_norm.isfinite()):
+            self.record.event("diverged", step=self.step)
             raise Diverged(
                 f"step {self.step}: the mean gradient is not finite, on any rank. Nothing after the last checkpoint is "
                 f"kept. Lower lr ({lr:g} here), clip (--clip-local, --clip-global), or compress less"
             )
         self.step_seconds.append(seconds)
+        if sample is not None:
+            self.record.histogram("gradient/abs", sample, self.step)
         fields = {
             "step": self.step,
             "epoch": self.step // self.steps_per_epoch,
@@ -184,6 +189,7 @@ class Training:
             "density_had": reduced.density,
             **self.mount.feedback.reducer.report(),
             "gradient_norm": float(gradient_norm),
+            "residual_norm": self._residual_norm() if self.step % config.log_every == 0 else None,
             "seconds": seconds,
         }
         if config.profile:
@@ -212,11 +218,13 @@ class Training:
         self.loss_sum += loss
         self.loss_count += 1
         if fields["step"] % self.config.log_every == 0:
-            residual_N = self.mount.feedback.residual_N
-            norm = None if residual_N is None else float(_norm(residual_N))
-            self.record.step(loss=loss, residual_norm=norm, **fields)
+            self.record.step(loss=loss, **fields)
         shown = {"loss": loss, "density": fields["density_had"], "step/s": 1 / fields["seconds"]}
         self.display.step(fields["step"] + 1, shown)
+
+    def _residual_norm(self) -> float | None:
+        residual_N = self.mount.feedback.residual_N
+        return None if residual_N is None else float(_norm(residual_N))
 
     def _between_steps(self) -> None:
         """Evaluate and save where it is time to, always in this order: a checkpoint holds what evaluating changed."""
@@ -229,6 +237,7 @@ class Training:
             self.settle()
         if epoch_ends and self.config.average_from is not None:
             if self.step >= self.config.average_from * self.steps_per_epoch:
+                self._average_buffers()  # the average is one and the same on all ranks, as a checkpoint has one
                 self.average.update(self.model)
         if evaluates:
             self._evaluate()
@@ -326,6 +335,7 @@ class Training:
         found = checkpoint.newest(self.checkpoints) if self.wire.rank == 0 else None
         name = self.wire.texts(found.path.name if found else "")[0]
         if not name:
+            self.record.rewind(0)  # killed before its first checkpoint, it may have recorded steps
             return False
         shared, own = checkpoint.load(self.checkpoints / name, self.wire.rank)
         self._load(shared, own)

@@ -1,15 +1,54 @@
 """What several tests need."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+CHECKOUT = Path(__file__).parents[1]
+
+Sage = Callable[..., subprocess.CompletedProcess[str]]
+"""`sage(*arguments, paths=..., **environment)`: run the command line in a process of its own."""
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Find the real data: `$SAGE_DATA_DIR`, else `../shared/data` beside the checkout."""
-    root = Path(os.environ.get("SAGE_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data")
+    root = Path(os.environ.get("SAGE_DATA_DIR") or CHECKOUT.parent / "shared" / "data")
     if not root.is_dir():
         pytest.skip("no real data: set SAGE_DATA_DIR")
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread, for the tests run beside each other and their ranks do so too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def sage(tmp_path: Path) -> Sage:
+    """Run `python -m sage` in an empty folder, as a user would; `paths` are searched for packages too."""
+
+    def run(
+        *arguments: str, paths: tuple[Path, ...] = (), timeout: float = 300, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        search = os.pathsep.join(map(str, (*paths, CHECKOUT)))
+        return subprocess.run(
+            [sys.executable, "-m", "sage", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": search, "COLUMNS": "100", **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run

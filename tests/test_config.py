@@ -1,0 +1,321 @@
+"""What a run is: how its layers are filled, what is refused and how, and what its name depends on."""
+
+import ast
+import inspect
+import json
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sage import registry
+from sage.config import ASIDE, Config, annotations, load, part_options, resolve, workloads
+
+BASE = Config(workload="w", task="classify", model="resnet", data="digits")
+ASIDE_FIELDS = {name for name, annotation in annotations().items() if ASIDE in get_args(annotation)}
+
+# Another valid value for every field, so that a new field without one fails here.
+OTHER: dict[str, Any] = {
+    "workload": "other", "task": "recommend", "model": "vgg", "data": "cifar10", "reducer": "topk",
+    "model_options": {"depth": 56}, "data_options": {"limit": 5}, "reducer_options": {"density": 0.5},
+    "world_size": 3, "workers_in_process": True, "threads": 2, "device": "cpu",
+    "epochs": 0.5, "steps": 7, "batch_size": 8, "accumulate": 2, "optimizer": "adam", "lr": 0.2, "lr_scale": 1.0,
+    "warmup_epochs": 1.0, "schedule": "cosine", "milestones": (1.0, 2.0), "lr_factor": 0.5, "lr_decay": 0.1,
+    "decay_from": 2.0, "momentum": 0.5, "momentum_kind": "none", "momentum_at": "before", "weight_decay": 0.1,
+    "weight_decay_at": "before", "decay_norms": True, "beta1": 0.5, "beta2": 0.5, "clip_local": 1.0,
+    "clip_global": 1.0, "average_from": 1.0, "seed": 1, "target": 0.9, "memory": "none", "grouping": "bucket:2.5",
+    "min_compress": 0, "log_every": 2, "histogram_every": 2, "profile": True, "eval_every": 0.5,
+    "runs": Path("elsewhere"), "data_root": Path("there"), "checkpoint_every": 5, "timeout": 1.0, "guard": True,
+    "fresh": True, "slurm": {"partition": "gpu"},
+}  # fmt: skip
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def workload(tmp_path: Path) -> Path:
+    return write(
+        tmp_path / "mine.toml",
+        """# Mine
+        task = "classify"
+        model = "resnet"
+        data = "digits"
+        lr = 1
+        batch_size = 16
+        [model_options]
+        depth = 20
+        [reducers.sage]
+        density = 0.25
+        [reducers.topk]
+        density = 0.125
+        [slurm]
+        partition = "short"
+        time = 10
+        """,
+    )
+
+
+# The hash and the folder
+
+
+@pytest.mark.parametrize("name", [each.name for each in fields(Config)])
+def test_the_hash_changes_with_every_field_but_those_aside(name: str) -> None:
+    changed = replace(BASE, **{name: OTHER[name]})
+    assert getattr(changed, name) != getattr(BASE, name)
+    assert (changed.hash == BASE.hash) == (name in ASIDE_FIELDS)
+
+
+def test_the_hash_does_not_tell_1_from_1_0_nor_the_order_of_options() -> None:
+    assert replace(BASE, lr=1).hash == replace(BASE, lr=1.0).hash
+    one, other = {"a": 1, "b": 2}, {"b": 2, "a": 1}
+    assert replace(BASE, model_options=one).hash == replace(BASE, model_options=other).hash
+
+
+def test_the_folder_says_workload_reducer_and_hash() -> None:
+    assert BASE.folder == Path("runs") / f"w-sage-{BASE.hash}"
+    assert len(BASE.hash) == 8
+    assert int(BASE.hash, 16) >= 0
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        BASE.lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("config", [BASE, Config(**OTHER)])
+def test_json_and_back_is_the_same_config(config: Config) -> None:
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "lr": st.floats(1e-9, 1e9),
+            "seed": st.integers(0, 2**63),
+            "milestones": st.lists(st.floats(0.1, 1e3), unique=True).map(sorted),
+            "target": st.none() | st.floats(allow_nan=False, allow_infinity=False),
+            "reducer_options": st.dictionaries(
+                st.text(),
+                st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.none()
+                | st.text() | st.lists(st.integers()),
+            ),
+        },
+    )
+)  # fmt: skip
+def test_any_config_survives_json_to_the_bit(values: dict[str, Any]) -> None:
+    config = replace(BASE, **values)
+    again = Config.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert again.hash == config.hash
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("lr", 0, r"lr is 0; allowed is a number in \(0, inf\)"),
+        ("lr", "0.1", r"lr is '0.1'; allowed is a number"),
+        ("lr", float("inf"), r"lr is inf"),
+        ("lr", float("nan"), r"lr is nan"),
+        ("lr", True, r"lr is True"),
+        ("momentum", 1.0, r"a number in \[0, 1\)"),
+        ("lr_factor", 1.5, r"a number in \(0, 1\]"),
+        ("batch_size", 0, r"a whole number in \[1, inf\)"),
+        ("batch_size", 2.0, r"batch_size is 2.0; allowed is a whole number"),
+        ("steps", 0, r"a whole number in \[1, inf\), or none"),
+        ("profile", 1, r"profile is 1; allowed is true or false"),
+        ("optimizer", "sdg", r"optimizer is 'sdg'; allowed is one of 'sgd', 'adam'"),
+        ("milestones", (3, 0), r"milestones is \(3, 0\); allowed is a list, each a number in \(0, inf\)"),
+        ("milestones", (3, 2), "in rising order"),
+        ("schedule", "step", "without milestones"),
+        ("schedule", "decay", "lr_decay 0"),
+        ("grouping", "bucket:0", r"model, layer, or bucket:<MB>"),
+        ("grouping", "buckets", r"grouping is 'buckets'"),
+        ("model_options", {"depth": [[1]]}, "a table of options"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_with_what_would(field: str, value: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        replace(BASE, **{field: value})
+
+
+def test_a_mistyped_setting_lists_its_near_misses(workload: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"no setting \(in x.toml\) is called 'momentun'; did you mean 'momentum'"
+    ):
+        load(str(workload), file=write(workload.with_name("x.toml"), "momentun = 0.5"))
+
+
+def test_a_setting_unlike_any_lists_them_all(workload: Path) -> None:
+    with pytest.raises(ValueError, match=r"'qqq'; there are: accumulate, average_from, .*, world_size"):
+        load(str(workload), overrides={"qqq": 1})
+
+
+def test_unknown_fields_and_missing_ones_are_refused() -> None:
+    with pytest.raises(ValueError, match="did you mean 'seed'"):
+        Config.from_dict({**BASE.to_dict(), "sed": 1})
+    with pytest.raises(ValueError, match="not given: task, data"):
+        Config.from_dict({"workload": "w", "model": "m"})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("lr = ", "x.toml is no TOML"),
+        ("workload = 'w'", "no setting"),
+        ("reducer = 'tpok'", "did you mean 'topk'"),
+        ("reducers.tpok.density = 1", "no reducer is called 'tpok'"),
+        ("reducers.topk = 1", "reducers.topk .* is 1; allowed is a table"),
+        ("model_options = 1", "model_options .* allowed is a table"),
+        ("lr = '0.1'", "lr is '0.1'"),
+    ],
+)
+def test_a_faulty_file_is_refused(workload: Path, text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        load(str(workload), file=write(workload.with_name("x.toml"), text))
+
+
+def test_unknown_workloads_and_missing_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="did you mean 'digits"):
+        load("digitts")
+    with pytest.raises(ValueError, match=r"there is no file .*nowhere.toml"):
+        load(str(tmp_path / "nowhere.toml"))
+
+
+# Layers
+
+
+def test_each_layer_covers_the_one_below(workload: Path) -> None:
+    file = write(workload.with_name("x.toml"), "batch_size = 64\nseed = 5\nslurm.time = 20")
+    config = load(str(workload), file=file, overrides={"seed": 9})
+    assert (config.workload, config.epochs, config.lr, config.batch_size, config.seed) == (
+        "mine",
+        1.0,
+        1.0,
+        64,
+        9,
+    )
+    assert config.slurm == {"partition": "short", "time": 20}
+
+
+def test_a_reducers_table_counts_only_for_that_reducer(workload: Path) -> None:
+    assert load(str(workload)).reducer_options == {"density": 0.25}
+    assert load(str(workload), overrides={"reducer": "topk"}).reducer_options == {"density": 0.125}
+    assert load(str(workload), overrides={"reducer": "exact"}).reducer_options == {}
+    file = write(workload.with_name("x.toml"), "reducer = 'topk'\nreducers.topk.density = 0.5")
+    assert load(str(workload), file=file).reducer_options == {"density": 0.5}
+    given = {"reducer_options": {"density": 0.75}}
+    assert load(str(workload), file=file, overrides=given).reducer_options == {"density": 0.75}
+
+
+def test_a_parts_options_go_with_it(workload: Path) -> None:
+    file = write(workload.with_name("x.toml"), "[model_options]\ndepth = 56")
+    assert load(str(workload), file=file).model_options == {"depth": 56}
+    assert load(str(workload), file=file, overrides={"model": "vgg"}).model_options == {}
+    given = {"model": "vgg", "model_options": {"depth": 11}}
+    assert load(str(workload), file=file, overrides=given).model_options == {"depth": 11}
+
+
+def test_resolving_writes_the_parts_defaults_in_and_does_it_once(workload: Path) -> None:
+    config = resolve(load(str(workload)))
+    for part, options in part_options(config).items():
+        assert set(getattr(config, f"{part}_options")) == set(options)
+    assert config.reducer_options["density"] == 0.25
+    assert resolve(config) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"reducer_options": {"densty": 0.5}}, "no option of the reducer sage is called 'densty'; did you mean 'density'"),
+        ({"reducer_options": {"density": "all"}}, "density is 'all'; allowed is a number"),
+        ({"reducer_options": {"density": 2}}, "density"),
+        ({"model_options": {"width": 5}}, "no option of the model resnet is called 'width'; there are: depth"),
+    ],
+)  # fmt: skip
+def test_faulty_options_of_parts_are_refused_before_anything_starts(
+    workload: Path, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        resolve(load(str(workload), overrides=options))
+
+
+def test_a_reducer_may_not_name_an_option_as_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(*, lr: float = 1.0) -> None: ...
+
+    load_part = registry.load
+    monkeypatch.setattr(
+        registry, "load", lambda room, name: greedy if room == "reducers" else load_part(room, name)
+    )
+    with pytest.raises(ValueError, match="'sage' has options with a run's own names: lr"):
+        part_options(BASE)
+
+
+# What stands in the files
+
+
+def test_every_field_has_a_docstring() -> None:
+    (body,) = (
+        node.body for node in ast.parse(inspect.getsource(Config)).body if isinstance(node, ast.ClassDef)
+    )
+    for line, below in zip(body, body[1:], strict=False):
+        if isinstance(line, ast.AnnAssign):
+            assert isinstance(below, ast.Expr), ast.unparse(line)
+            assert isinstance(below.value, ast.Constant), ast.unparse(line)
+
+
+@pytest.mark.parametrize("name", workloads())
+@pytest.mark.parametrize("reducer", registry.names("reducers"))
+def test_every_workload_goes_with_every_reducer(name: str, reducer: str) -> None:
+    assert resolve(load(name, overrides={"reducer": reducer})).reducer == reducer
+
+
+@pytest.mark.parametrize(("name", "path"), workloads().items())
+def test_every_workload_begins_with_a_line_about_it(name: str, path: Path) -> None:
+    assert path.read_text().startswith("# ")
+
+
+def test_the_published_settings_are_kept() -> None:
+    cnn = load("resnet18-cifar10")
+    assert (cnn.batch_size, cnn.lr, cnn.lr_scale, cnn.warmup_epochs, cnn.epochs) == (256, 0.1, 2, 5, 200)
+    assert (cnn.momentum, cnn.momentum_kind, cnn.weight_decay, cnn.milestones) == (
+        0.9,
+        "nesterov",
+        1e-4,
+        (150, 250),
+    )
+    lstm = load("lstm-wikitext2")
+    assert (lstm.batch_size, lstm.lr, lstm.lr_scale, lstm.clip_local, lstm.milestones) == (
+        128,
+        1.25,
+        2,
+        0.4,
+        (60, 80),
+    )
+    ncf = load("ncf-ml20m")
+    assert (ncf.batch_size * ncf.world_size, ncf.lr, ncf.beta1, ncf.beta2) == (2**20, 0.0045, 0.25, 0.5)
+    assert ncf.reducer_options["density"] == 0.095
+
+
+def test_the_first_threshold_is_the_published_one() -> None:
+    for n, density, published in [
+        (11_173_962, 0.001, 4.73e-3), (6_166_250, 0.001, 6.37e-3), (28_949_319, 0.001, 2.938e-3),
+        (31_832_577, 0.095, 2.875e-4),
+    ]:  # fmt: skip
+        assert 1 / (2 * (density * n) ** 0.5) == pytest.approx(published, rel=2e-3)
+
+
+def test_torch_is_not_imported_for_a_config() -> None:
+    code = "import sys, sage.config as c; c.load('digits').folder; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,78 @@
+"""The README is true: its commands run, its links resolve, its tables name what there is."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sage import registry
+from sage.config import workloads
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
+
+ELSEWHERE = {
+    "make demo": ".ci/run runs it",
+    "make test": "this is it",
+    "source .venv/bin/activate": "a shell's own",
+    "pip install -e .": "make does it",
+    "tensorboard --logdir runs": "tests/test_record.py asks the server",
+    "sbatch pararun resnet18-cifar10 --reducer sage --density 0.001": "tests/test_scripts.py",
+}
+"""Commands that another test runs, and which."""
+
+
+def commands() -> list[str]:
+    """The lines of the README's shell blocks, without their comments."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    lines = [re.sub(r"\s+#.*", "", line).strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def shortened(line: str) -> str:
+    """The epochs are for a person to watch; that the commands do what they say is seen in a few steps."""
+    trains = line.startswith("sage run") and not re.search("--steps|--help|--print-config", line)
+    return f"{line} --steps 4" if trains else line
+
+
+def test_every_command_runs_in_the_order_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sage").write_text(f'#!/bin/sh\nexec {sys.executable} -m sage "$@"\n')
+    (tmp_path / "bin" / "sage").chmod(0o755)
+    (tmp_path / "run.sh").symlink_to(ROOT / "run.sh")
+    environment = os.environ | {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    script = "\n".join(shortened(line) for line in commands() if line not in ELSEWHERE)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", f"{script}\nwait"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "already finished" in done.stderr
+    assert (tmp_path / "runs" / "report.html").exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_resolve(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)", page.read_text())
+    local = [link for link in links if not link.startswith("http")]
+    missing = [link for link in local if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_the_tables_name_every_reducer_and_workload() -> None:
+    for name in registry.names("reducers"):
+        assert f"| `{name}` |" in README
+    for workload in workloads():
+        stem, _, data = workload.rpartition("-")
+        assert f"`{workload}`" in README or f"`-{data}`" in README or f"`{stem}-`" in README, workload
