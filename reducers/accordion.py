@@ -1,4 +1,4 @@
-"""Accordion: top-k that sends more of a layer while its gradients change fast (Agarwal et al., MLSys 2021)."""
+"""Accordion: top-k that sends more of a layer while its gradients change fast (Agarwal et al., 2021)."""
 # N = elements of the flat vector, G = groups (layers)
 
 from typing import Literal
@@ -16,10 +16,10 @@ from .topk import TopK
 class Accordion(TopK):
     """Every `switch_every` epochs, decide for each layer between `density_high` and `density` (Algorithm 1).
 
-    A layer is in a critical regime, and sends `density_high`, at epoch 0, where the learning rate has dropped, or
-    where | ‖g_prev‖ − ‖g_cur‖ | / ‖g_prev‖ > η, g_cur being the reduced gradient summed over the last epoch, and
-    g_prev the same at the decision before (0 at the first, so that the second finds every layer critical). Rank 0
-    decides and broadcasts (`scales`, 8 bytes a layer).
+    A layer is in a critical regime, and sends `density_high`, at epoch 0, where the learning rate has dropped,
+    or where | ‖g_prev‖ − ‖g_cur‖ | / ‖g_prev‖ > η, g_cur being the reduced gradient summed over the last epoch,
+    and g_prev the same at the decision before (0 at the first, so that the second finds every layer critical).
+    Rank 0 decides and broadcasts (`scales`, 8 bytes a layer).
 
     Args:
         density: Share sent outside critical regimes, in (0, 1].
@@ -39,7 +39,9 @@ class Accordion(TopK):
         values: Literal["fp32", "fp16"] = "fp32",
     ) -> None:
         super().__init__(density=density, values=values)
-        self._high = check_fraction("density_high", min(1.0, 10 * density) if density_high is None else density_high)
+        self._high = check_fraction(
+            "density_high", min(1.0, 10 * density) if density_high is None else density_high
+        )
         if self._high < self.density:
             raise ValueError(f"density_high={self._high!r}: expected at least density={self.density!r}")
         if switch_every < 1:
@@ -74,7 +76,7 @@ class Accordion(TopK):
         norm_G = self.norm_G.new_tensor([float(self.sum_N[a:b].norm()) for a, b in self.layout.groups])
         change_G = (self.norm_G - norm_G).abs()
         critical_G = (change_G > self._eta * self.norm_G) | everything_critical
-        self.density_G.copy_(torch.where(critical_G, self._high, self.density))
+        self.density_G.fill_(self.density).masked_fill_(critical_G, self._high)
         self.norm_G.copy_(norm_G)
 
 

@@ -14,8 +14,8 @@ from sage.wire import Wire
 class Fp16(Reducer):
     """Divide by W, cast, all-reduce the sum, cast back, as PyTorch's fp16_compress_hook does.
 
-    Dividing before the cast keeps the sum from overflowing. Bytes each rank hands over: 2 an element. With a residual
-    the cast's error is fed back; the rounding inside the all-reduce is not.
+    Dividing before the cast keeps the sum from overflowing. Bytes each rank hands over: 2 an element. With a
+    residual the cast's error is fed back; the rounding inside the all-reduce is not.
     """
 
     dtype: ClassVar[torch.dtype] = torch.float16

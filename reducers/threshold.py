@@ -23,7 +23,11 @@ class Threshold(Sparsifier):
     even = False
 
     def __init__(
-        self, *, threshold: float | None = None, density: float = 0.01, values: Literal["fp32", "fp16"] = "fp32"
+        self,
+        *,
+        threshold: float | None = None,
+        density: float = 0.01,
+        values: Literal["fp32", "fp16"] = "fp32",
     ) -> None:
         super().__init__(values=values)
         if threshold is not None and not 0 < threshold < math.inf:

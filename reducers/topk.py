@@ -28,7 +28,9 @@ class TopK(Sparsifier):
 
     def bind(self, layout: Layout) -> None:
         super().bind(layout)
-        self.register_buffer("density_G", torch.full((len(layout.groups),), self.density, dtype=torch.float64))
+        self.register_buffer(
+            "density_G", torch.full((len(layout.groups),), self.density, dtype=torch.float64)
+        )
 
     def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
         chosen = []

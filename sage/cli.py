@@ -14,7 +14,7 @@ from .config import workloads
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status: 0 for done, 2 for what was asked wrongly."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
@@ -73,7 +73,7 @@ def report(argv: Sequence[str]) -> int:
 def data(argv: Sequence[str]) -> int:
     """Prepare a data set, or list them: sage data prepare NAME [ROOT] [--help] ..., sage data list"""
     sets = {name: registry.summary("datasets", name) for name in registry.names("datasets")}
-    if list(argv) == ["list"]:
+    if argv == ["list"]:
         print("\n".join(_table(sets)))
         return 0
     if argv[:1] != ["prepare"] or not argv[1:] or argv[1].startswith("-"):

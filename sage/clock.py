@@ -1,7 +1,7 @@
 """Phases of a step, timed apart only in a profiling run.
 
-Outside of `Phases.running()` a `with phase("select"):` costs next to nothing and never synchronises the device, so
-that the measured run is not disturbed by its own clock.
+Outside of `Phases.running()` a `with phase("select"):` costs next to nothing and never synchronises the
+device, so that the measured run is not disturbed by its own clock.
 """
 
 import threading
@@ -16,7 +16,7 @@ _running = threading.local()
 
 
 class Phases:
-    """Seconds spent in each phase since the last `take()`; phases nest, and an inner one's time is its own only."""
+    """Seconds spent in each phase since the last `take()`; phases nest, and an inner one's are its own only."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: Counter[str] = Counter()

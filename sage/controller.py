@@ -1,6 +1,7 @@
 """What threshold to select by, so that the density stays near its target: SAGE's controller.
 
-A controller sees this rank's signal and nothing else, so it can be replayed on recorded gradients without a network.
+A controller sees this rank's signal and nothing else, so it can be replayed on recorded gradients without a
+network.
 """
 # N = elements of the vector, S = sampled elements
 
@@ -25,8 +26,8 @@ class SageController(nn.Module):
         β = 2 / (1 + exp(d* − d̂))
         γ = 0.95 where d̂/d* < 0.1, 1.05 where d̂/d* > 10, else 1
 
-    λ ← λ·α·β·γ. Known weakness, from its authors' own logs: β is almost 1 at small d*, so inside a band of two
-    decades around the target there is hardly any feedback.
+    λ ← λ·α·β·γ. Known weakness, from its authors' own logs: β is almost 1 at small d*, so inside a band of
+    two decades around the target there is hardly any feedback.
 
     Args:
         density: The target d*.

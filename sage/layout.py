@@ -4,6 +4,7 @@ Groups are the units over which a method decides (selects, scales, factors); wha
 always the whole vector in one exchange, so grouping by layer costs no extra messages.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -47,8 +48,8 @@ class Layout:
 
         Args:
             shapes: Name and shape of each tensor, in the same order on every rank.
-            grouping: `model` (one group), `layer` (one a tensor) or `bucket:<MB>` (whole tensors up to that many
-                MB of float32, at least one a bucket).
+            grouping: `model` (one group), `layer` (one a tensor) or `bucket:<MB>` (whole tensors up to that
+                many MB of float32, at least one a bucket).
 
         Raises:
             ValueError: for another grouping, or 2^31 elements or more.
@@ -91,6 +92,6 @@ def bucket_elements(grouping: str) -> int:
         megabytes = float(size)
     except ValueError:
         megabytes = 0.0
-    if kind != "bucket" or not megabytes > 0:
+    if kind != "bucket" or not 0 < megabytes < math.inf:
         raise ValueError(f"grouping {grouping!r}: expected model, layer, or bucket:<MB> such as bucket:25")
     return max(1, int(megabytes * 1e6 / 4))

@@ -1,9 +1,9 @@
 """The traffic ledger: every byte that crosses the wire, by kind, as the collective's algorithm sends it.
 
 Two figures are kept apart. *Payload* is what a rank hands to its collectives, split by what the bytes mean
-(`values`, `indices`, `sizes`, `padding`, `scales`, …). *Wire* is what the algorithm makes of them on this rank's link.
-The algorithms are those of Gloo and of NCCL's ring: see `docs/ledger.md` for the formulas and for how closely they
-agree with the kernel's own socket counters.
+(`values`, `indices`, `sizes`, `padding`, `scales`, …). *Wire* is what the algorithm makes of them on this
+rank's link. The algorithms are Gloo's, and NCCL's rings carry the same in sum: see `docs/ledger.md` for the
+formulas and for how closely they agree with the kernel's own socket counters.
 """
 
 from collections import Counter
@@ -59,19 +59,28 @@ class Ledger:
 def ring_all_reduce(size: int, world_size: int) -> tuple[int, int]:
     """Ring all-reduce: 2·(W−1)/W·S each way (Patarasuk & Yuan, 2009).
 
-    The vector is cut into W chunks; in each of the two rounds a rank sends all of them but one and receives all of
-    them but one. Where W does not divide the vector, ranks differ by a chunk's rounding; this is their mean.
+    The vector is cut into W chunks; in each of the two rounds a rank sends all of them but one and receives
+    all of them but one. Where W does not divide the vector, ranks differ by a chunk's rounding; this is their
+    mean.
     """
-    return (2 * (world_size - 1) * size // world_size,) * 2
+    each_way = 2 * (world_size - 1) * size // world_size
+    return each_way, each_way
 
 
 def ring_all_gather(size: int, world_size: int) -> tuple[int, int]:
     """Ring all-gather of S bytes from each rank: (W−1)·S each way, as every block travels W−1 hops."""
-    return ((world_size - 1) * size,) * 2
+    each_way = (world_size - 1) * size
+    return each_way, each_way
+
+
+def direct_exchange(size: int, world_size: int) -> tuple[int, int]:
+    """All-to-all and the reduce-scatter made of it: (W−1)/W·S each way, every block but one's own, once."""
+    each_way = size - size // world_size
+    return each_way, each_way
 
 
 def tree_broadcast(size: int, rank: int, root: int, world_size: int) -> tuple[int, int]:
-    """Binomial-tree broadcast: the root sends ⌈log2 W⌉ times, a leaf not at all; all but the root receive once."""
+    """Binomial-tree broadcast: the root sends ⌈log2 W⌉ times, a leaf never; all but the root receive once."""
     virtual = (rank - root) % world_size
     children = 0
     bit = 1

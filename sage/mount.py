@@ -1,14 +1,14 @@
 """Where a reducer meets a model: the whole model's gradient, reduced after backward.
 
-Small tensors lie at the end of the flat vector, so that its head is what the reducer sees and its tail goes dense.
+Small tensors lie at the end of the flat vector, so that its head is what the reducer sees and its tail goes
+dense.
 """
 # N = elements of the flat gradient, of which C at the head are compressed
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sage.layout import Layout
 from sage.reduce import ErrorFeedback, Reduced, Reducer
@@ -22,7 +22,7 @@ class WholeModel(nn.Module):
     parameters have no place in it; unused ones contribute zeros.
 
     Args:
-        model: Its parameters' `.grad` are replaced; use `zero_()` here, and never `zero_grad(set_to_none=True)`.
+        model: Its parameters' `.grad` are replaced; use `zero_()` here, never `zero_grad(set_to_none=True)`.
         reducer: The method, not yet bound.
         memory: Error feedback; by default what the reducer asks for.
         grouping: The unit over which the reducer decides; by default what it asks for.
@@ -44,7 +44,9 @@ class WholeModel(nn.Module):
         super().__init__()
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         if not named:
-            raise ValueError("the model has no parameter that requires a gradient: there is nothing to reduce")
+            raise ValueError(
+                "the model has no parameter that requires a gradient: there is nothing to reduce"
+            )
         least = min_compress if reducer.spares_small else 0
         large = [(name, p) for name, p in named if p.numel() >= least]
         small = [(name, p) for name, p in named if p.numel() < least]

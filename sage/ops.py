@@ -1,8 +1,8 @@
 """The operations a reducer spends its time in: select, compact, scatter. Plain-torch references.
 
-Every op treats magnitudes as the integer bits of |x|: for floats these order as the values do, zeros compare equal,
-and a NaN is the largest of all, so that it is selected, sent and seen instead of hiding in the residual. Ties are
-broken towards the lower index, so results are the same everywhere, to the bit.
+Every op treats magnitudes as the integer bits of |x|: for floats these order as the values do, zeros compare
+equal, and a NaN is the largest of all, so that it is selected, sent and seen instead of hiding in the residual.
+Ties are broken towards the lower index, so results are the same everywhere, to the bit.
 """
 # N = elements of the flat vector, K = elements selected, M = elements of all ranks together
 
@@ -11,7 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float64: torch.int64}
+_BITS = {
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float64: torch.int64,
+}
 
 
 def magnitude_bits(x_N: Tensor) -> Tensor:
@@ -26,7 +31,7 @@ def magnitude_bits(x_N: Tensor) -> Tensor:
 
 
 def accumulate(grad_N: Tensor, residual_N: Tensor | None) -> Tensor:
-    """The signal a = residual + gradient. With a residual it is formed there, in place, and the residual returned."""
+    """The signal a = residual + gradient. Where there is a residual it is formed there, in place."""
     return grad_N if residual_N is None else residual_N.add_(grad_N)
 
 
@@ -45,7 +50,7 @@ def select_top(x_N: Tensor, k: int) -> Tensor:
 
 
 def select_above(x_N: Tensor, threshold: float) -> Tensor:
-    """Indices (int64, ascending) where |x| >= threshold, or x is NaN."""
+    """Indices (int64, ascending) where |x| >= threshold, or x is NaN; the threshold is rounded as x is."""
     return (~(x_N.abs() < threshold)).nonzero().view(-1)
 
 
@@ -65,9 +70,9 @@ def take(signal_N: Tensor, at_K: Tensor, *, dtype: torch.dtype, keep: bool) -> T
         if keep:
             signal_N[at_K] = 0
         return values_K
-    # What is finite travels as the largest finite value where it would overflow; what is not must be seen as it is.
+    # What would overflow travels as the largest finite value; what is not finite must be seen as it is.
     largest = torch.finfo(dtype).max
-    values_K = torch.where(own_K.isfinite(), own_K.clamp(-largest, largest).to(dtype), values_K)
+    values_K = torch.where(own_K.isfinite(), values_K.clamp(-largest, largest), values_K)
     if keep:
         signal_N[at_K] = (own_K - values_K.to(own_K.dtype)).nan_to_num_(0.0, 0.0, 0.0)
     return values_K

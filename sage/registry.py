@@ -44,7 +44,10 @@ def summary(room: Room, name: str) -> str:
     """The first line of a part's module docstring, read without importing it."""
     path = _files(room).get(name)
     if path is None:
-        spec = importlib.util.find_spec(_entries(room)[name].module)
+        try:
+            spec = importlib.util.find_spec(_entries(room)[name].module)
+        except ModuleNotFoundError:  # of a package around it; one bad entry must not spoil the list
+            return ""
         if spec is None or spec.origin is None:
             return ""
         path = Path(spec.origin)

@@ -2,8 +2,8 @@
 
 Looked for in this order, and the first that is there is taken:
 
-1. `hostip`, `port`, `rank`, `world_size`: bare nodes, one shell a rank (`run.sh`). Under a launcher that numbers its
-   own tasks (SLURM, Open MPI, torchrun), `rank` and `world_size` may be left to it.
+1. `hostip`, `port`, `rank`, `world_size`: bare nodes, one shell a rank (`run.sh`). Under a launcher that
+   numbers its own tasks (SLURM, Open MPI, torchrun), `rank` and `world_size` may be left to it.
 2. torchrun's `MASTER_ADDR`, `MASTER_PORT`, `RANK`, `WORLD_SIZE`, `LOCAL_RANK`.
 
 Without any of them a run spawns its ranks here.
@@ -42,11 +42,12 @@ def place(environ: Mapping[str, str] = os.environ) -> Place | None:
     Raises:
         ValueError: where it tells only a part, or nonsense; names the variables and what they should be.
     """
-    if "hostip" in environ:
+    if "hostip" in environ or environ.get("rank"):
         return _bare(environ)
     if "MASTER_ADDR" in environ and "RANK" in environ:
         rank, world_size, local = (_number(environ, name) for name in LAUNCHERS["torchrun"])
-        return _checked(rank, world_size, local, environ["MASTER_ADDR"], _number(environ, "MASTER_PORT"), "torchrun")
+        port = _number(environ, "MASTER_PORT")
+        return _checked(rank, world_size, local, environ["MASTER_ADDR"], port, "torchrun")
     return None
 
 
@@ -59,12 +60,14 @@ def _bare(environ: Mapping[str, str]) -> Place:
                 names = dict(zip(names, variables, strict=True))
                 source = f"hostip/port, and {launcher}'s rank"
                 break
-    missing = [name for name in ("port", names["rank"], names["world_size"]) if name not in environ]
+    missing = [name for name in ("hostip", "port", names["rank"], names["world_size"]) if name not in environ]
     if missing:
+        given = "hostip" if "hostip" in environ else "rank"
         raise ValueError(
-            f"hostip={environ['hostip']} is set, but {', '.join(missing)} is not. One rank on a bare node needs all of "
-            "hostip (rank 0's address), port (a free one there), rank (0 to world_size - 1) and world_size, as in "
-            "hostip=10.0.0.1 port=29500 rank=0 world_size=4 ./run.sh; unset hostip to start all ranks here"
+            f"{given}={environ[given]} is set, but {', '.join(missing)} is not. One rank on a bare node needs "
+            "all of hostip (rank 0's address), port (a free one there), rank (0 to world_size - 1) and "
+            "world_size, as in hostip=10.0.0.1 port=29500 rank=0 world_size=4 ./run.sh; "
+            f"unset {given} to start all ranks here"
         )
     local = _number(environ, names["local_rank"]) if names["local_rank"] in environ else 0
     return _checked(
@@ -81,7 +84,8 @@ def _checked(rank: int, world_size: int, local: int, hostip: str, port: int, sou
     if world_size < 1:
         raise ValueError(f"world_size={world_size} ({source}): expected 1 or more")
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank={rank} ({source}): expected 0 to {world_size - 1}, as world_size is {world_size}")
+        most = world_size - 1
+        raise ValueError(f"rank={rank} ({source}): expected 0 to {most}, as world_size is {world_size}")
     if not 1 <= port <= 65535:
         raise ValueError(f"port={port} ({source}): expected 1 to 65535")
     if not hostip.strip():

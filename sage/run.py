@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import random
 import shutil
 import signal
 import sys
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -67,6 +69,9 @@ def _spawned(config: Config) -> int:
     """Start all ranks here, as processes, and end them all when one fails."""
     # Forked ranks need not import torch again; CUDA cannot be forked.
     context = multiprocessing.get_context("spawn" if _device(config, 0).type == "cuda" else "fork")
+    if context.get_start_method() == "fork":
+        # What torch imports for the first optimiser takes over a second: here once, not on every rank.
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     config = replace(config, fresh=False)
     ranks = [
         context.Process(target=_child, args=(config, place, os.getpid()), name=f"rank {place.rank}")
@@ -132,7 +137,7 @@ def _rank(config: Config, place: Place) -> int:
         code = _work(config, wire, device, stop)
         wire.close()
         return code
-    except (WireError, Diverged, ValueError) as error:
+    except (WireError, Diverged, ValueError, OSError) as error:
         _complain(str(error) if str(error).startswith("rank ") else f"rank {place.rank}: {error}")
         # The group is broken: closing it in an orderly way would wait for ranks that will not come.
         sys.stdout.flush()
@@ -151,7 +156,7 @@ def _simulated(config: Config) -> int:
         return max(
             simulate(config.world_size, lambda wire: _work(config, wire, device, stop), guard=config.guard)
         )
-    except (WireError, Diverged) as error:
+    except (WireError, Diverged, OSError) as error:
         _complain(str(error))
         return 1
 
@@ -180,7 +185,10 @@ def _work(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
         stop=stop,
     )
     # From here on every rank draws its own random numbers, dropout's among them.
-    torch.manual_seed(config.seed * 1_000_003 + 1 + wire.rank)
+    seed = config.seed * 1_000_003 + 1 + wire.rank
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
     if wire.rank == 0:
         write_json(folder / "config.json", config.to_dict())
         write_json(folder / "manifest.json", manifest(config.to_dict(), data.checksums))

@@ -1,8 +1,8 @@
-"""Ranks as threads of one process: a twin of `ProcessWire` for tests in milliseconds and for simulated workers.
+"""Ranks as threads of one process: a twin of `ProcessWire` for tests in milliseconds and simulated workers.
 
-The ranks take turns: one runs until its next collective, then hands on to the next, and each keeps its own torch
-random state. A run is therefore repeatable to the bit however many threads it simulates, and a rank that ends or
-fails while others wait for it is an error at once, never a hang.
+The ranks take turns: one runs until its next collective, then hands on to the next, and each keeps its own
+torch random state. A run is therefore repeatable to the bit however many threads it simulates, and a rank
+that ends or fails while others wait for it is an error at once, never a hang.
 """
 # W = world size, N = elements of a vector, S = bytes of a packed buffer
 

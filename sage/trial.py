@@ -1,4 +1,4 @@
-"""A reducer on trial: a few reductions on W ranks, what every rank saw of them, and how the ranks' views compare."""
+"""A reducer on trial: a few reductions on W ranks, what every rank saw of them, and how that compares."""
 # W = world size, N = elements of the flat vector
 
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +11,7 @@ from torch import Tensor
 from sage.layout import Layout
 from sage.reduce import ErrorFeedback, Reduced, Reducer, Sparsifier
 from sage.threads import simulate
-from sage.wire import Wire
+from sage.wire import Wire, pack
 
 Shapes = Iterable[tuple[str, tuple[int, ...]]]
 Seen = list[list["Step"]]
@@ -56,7 +56,7 @@ class Case:
         return ErrorFeedback(reducer, layout, memory=self.memory)
 
     def gradient(self, rank: int, step: int, shapes: Shapes = SHAPES) -> Tensor:
-        """A gradient that differs between ranks and steps and has, as real ones do, a heavy tail and a drifting scale."""
+        """A gradient with, as real ones have, a heavy tail and a drifting scale; another for each rank and step."""
         n = Layout.of(shapes).numel
         generator = torch.Generator().manual_seed(1000 * step + rank)
         normal_N = torch.randn(n, generator=generator)
@@ -77,7 +77,7 @@ class Step:
 
 
 def steps(
-    case: Case, gradients: Callable[[int, int], Tensor], count: int = 4, shapes: Shapes = SHAPES
+    case: Case, gradients: Callable[[int, int], Tensor], count: int = 3, shapes: Shapes = SHAPES
 ) -> Seen:
     """`count` reductions of `gradients(rank, step)`."""
 
@@ -125,7 +125,9 @@ def conserved(case: Case, seen: Seen) -> None:
             continue
         scale = max(float(s.signal_N.abs().max()) if s.signal_N.numel() else 0.0 for s in step)
         expected_N = mean([gone_N for gone_N in gone if gone_N is not None])
-        close(step[0].mean_N, expected_N, reducer.precision, f"step {number}: the mean of what was sent", scale)
+        close(
+            step[0].mean_N, expected_N, reducer.precision, f"step {number}: the mean of what was sent", scale
+        )
         for rank, s in enumerate(step):
             if s.reduced.sent is None or s.left_N is None:
                 continue
@@ -147,7 +149,7 @@ def _gone(reducer: Reducer, step: Step) -> Tensor | None:
 
 
 def close(seen: Tensor, expected: Tensor, precision: float, what: str, scale: float | None = None) -> None:
-    """Two vectors differ by no more than `precision` times the scale, by default the largest expected value."""
+    """Two vectors differ by no more than `precision` times the scale (else the largest expected value)."""
     if expected.numel() == 0:
         return
     scale = float(expected.abs().max()) if scale is None else scale
@@ -164,6 +166,4 @@ def mean(xs: list[Tensor]) -> Tensor:
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are the same to the bit."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(pack([a]), pack([b]))

@@ -1,4 +1,4 @@
-"""Who is to blame for a collective that failed: a watch beside every rank, which tells the dead from the waiting."""
+"""Who is to blame for a failed collective: a watch beside each rank tells the dead from the waiting."""
 
 import threading
 import time
@@ -13,9 +13,9 @@ from sage.rendezvous import Place
 class Watch:
     """Answers for this rank while it is stuck, and calls the roll once a collective of its own has failed.
 
-    The rank that fails first raises an alarm in the store. Every living process answers with where it is, from a
-    thread of its own; who does not answer is the culprit. The first verdict is every rank's: they end one after the
-    other, and to a later roll call those that have ended would look dead.
+    The rank that fails first raises an alarm in the store. Every living process answers with where it is,
+    from a thread of its own; who does not answer is the culprit. The first verdict is every rank's: they end
+    one after the other, and to a later roll call those that have ended would look dead.
 
     Args:
         place: Which rank this is, and who keeps the store.
@@ -46,7 +46,7 @@ class Watch:
         asking.start()
         asking.join(2 * self.GRACE)
         host = f"The meeting point at {self._place.hostip}:{self._place.port}"
-        if asking.is_alive() and not self._verdict:  # a stopped process keeps its connections, and says nothing
+        if asking.is_alive() and not self._verdict:  # a stopped process keeps its connections, but is mute
             return f"{host} does not answer: rank 0 is stopped or cut off."
         return self._verdict or f"{host} is gone: rank 0 has died."
 
@@ -70,7 +70,8 @@ class Watch:
             self._store.set("alarm", "")
             found = self._collect("alive", range(self._place.world_size), unless="verdict")
             self._verdict = self._store.compare_set("verdict", "", self._judge(found)).decode()
-            if self._place.rank == 0:  # the store ends with this process, and the others may not have asked yet
+            if self._place.rank == 0:
+                # The store ends with this process, and the others may not have asked yet.
                 self._collect("heard", found)
         except RuntimeError:
             return
@@ -78,14 +79,16 @@ class Watch:
     def _judge(self, found: Mapping[int, str]) -> str:
         silent = [rank for rank in range(self._place.world_size) if rank not in found]
         if silent:
-            return f"Culprit: rank {_list(silent)} gives no sign of life (killed, stopped, or cut off)."
+            give = _ranks(silent, "gives", "give")
+            return f"Culprit: {give} no sign of life (killed, stopped, or cut off)."
         by_place: defaultdict[str, list[int]] = defaultdict(list)
         for rank, place in sorted(found.items()):
             by_place[place].append(rank)
-        return f"All ranks are alive: {'; '.join(f'rank {_list(r)} is {place}' for place, r in by_place.items())}."
+        told = [f"{_ranks(ranks, 'is', 'are')} {place}" for place, ranks in by_place.items()]
+        return f"All ranks are alive: {'; '.join(told)}."
 
     def _collect(self, what: str, ranks: Iterable[int], unless: str | None = None) -> dict[int, str]:
-        """What the ranks leave in the store under `what`, waited for until `unless` is there or patience ends."""
+        """What the ranks leave in the store under `what`, by rank; `GRACE` or `unless` ends the wait."""
         missing, found = set(ranks), dict[int, str]()
         end = time.monotonic() + self.GRACE
         while True:
@@ -97,5 +100,5 @@ class Watch:
             time.sleep(self.PERIOD / 5)
 
 
-def _list(ranks: list[int]) -> str:
-    return ", ".join(map(str, ranks))
+def _ranks(ranks: list[int], one: str, several: str) -> str:
+    return f"rank {ranks[0]} {one}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} {several}"

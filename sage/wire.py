@@ -1,7 +1,8 @@
-"""The only door to torch.distributed: every collective goes through a `Wire`, which counts, times and checks it.
+"""The only door to torch.distributed: every collective goes through a `Wire`, which counts, times, checks it.
 
-`ProcessWire` joins processes through a process group (gloo or nccl); `ThreadWire` (sage/threads.py) joins threads of
-one process, for tests in milliseconds and for simulating W workers. Payload is named as it is handed over,
+`ProcessWire` joins processes through a process group (gloo or nccl); `ThreadWire` (sage/threads.py) joins
+threads of one process, for tests in milliseconds and for simulating W workers. Payload is named as it is
+handed over,
 
     values_WK, indices_WK = wire.gather(values=values_K, indices=indices_K)
 
@@ -22,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sage.clock import phase
-from sage.ledger import Ledger, ring_all_gather, ring_all_reduce, tree_broadcast
+from sage.ledger import Ledger, direct_exchange, ring_all_gather, ring_all_reduce, tree_broadcast
 from sage.rendezvous import Place
 from sage.watch import Watch
 
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 
 class WireError(RuntimeError):
-    """A collective failed or timed out. The message names the rank, the op and, where it can be told, the culprit."""
+    """A collective failed or timed out; the message names rank, op and, if it can be told, the culprit."""
 
 
 class ScheduleError(WireError):
@@ -47,8 +48,9 @@ class Wire:
     """Collectives between W ranks, on tensors, each one entered in `ledger`.
 
     Args:
-        guard: Compare op, shape and dtype between the ranks before every collective, and raise `ScheduleError`
-            on all of them where they differ, instead of hanging or computing nonsense. Costs one small message.
+        guard: Compare op, shape and dtype between the ranks before every collective, and raise
+            `ScheduleError` on all of them where they differ, instead of hanging or computing nonsense. Costs
+            one small message.
     """
 
     def __init__(self, rank: int, world_size: int, *, guard: bool = False) -> None:
@@ -71,15 +73,16 @@ class Wire:
         return x_N
 
     def gather(self, **parts: Tensor) -> tuple[Tensor, ...]:
-        """Every rank's parts, each stacked by rank: shape (W, *shape). Shapes must be the same on all ranks."""
+        """Every rank's parts, each stacked by rank to (W, *shape). Shapes must be the same on all ranks."""
         payload = {kind: _bytes(part) for kind, part in parts.items()}
         return self._gather_packed(describe("gather", **parts), list(parts.values()), payload)
 
     def gather_uneven(self, **parts: Tensor) -> tuple[list[int], tuple[Tensor, ...]]:
         """Every rank's 1-D parts, one after another, and each rank's count.
 
-        The ranks may bring different counts: these are exchanged first (`sizes`, 8 bytes), and what is shorter than
-        the longest is padded (`padding`). Returns the W counts and, for each part, the concatenation by rank.
+        The ranks may bring different counts: these are exchanged first (`sizes`, 8 bytes), and what is
+        shorter than the longest is padded (`padding`). Returns the W counts and, for each part, the
+        concatenation by rank.
         """
         vectors = list(parts.values())
         count = vectors[0].numel()
@@ -91,7 +94,8 @@ class Wire:
         payload["padding"] = sum(v.element_size() * missing for v in vectors)
         padded = [torch.cat((v, v.new_zeros(missing))) if missing else v for v in vectors]
         stacked = self._gather_packed(describe("gather_uneven", **parts), padded, payload)
-        return counts, tuple(torch.cat([row[:n] for row, n in zip(part, counts, strict=True)]) for part in stacked)
+        cut = [[row[:n] for row, n in zip(part, counts, strict=True)] for part in stacked]
+        return counts, tuple(torch.cat(rows) for rows in cut)
 
     def broadcast(self, x_N: Tensor, root: int = 0, kind: str = "values") -> Tensor:
         """The root's x_N on every rank, in place."""
@@ -105,21 +109,21 @@ class Wire:
     def reduce_scatter(self, x_WN: Tensor, kind: str = "values") -> Tensor:
         """Row `rank` of the sum over ranks of x_WN."""
         size = _bytes(x_WN)
-        traffic = (size - size // self.world_size,) * 2
+        traffic = direct_exchange(size, self.world_size)
         call = describe("reduce_scatter", **{kind: x_WN})
         return self._collective(call, {kind: size}, traffic, lambda: self._reduce_scatter(x_WN))
 
     def all_to_all(self, x_WN: Tensor, kind: str = "values") -> Tensor:
         """Row r goes to rank r; the result's row r came from rank r."""
         size = _bytes(x_WN)
-        traffic = (size - size // self.world_size,) * 2
+        traffic = direct_exchange(size, self.world_size)
         call = describe("all_to_all", **{kind: x_WN})
         return self._collective(call, {kind: size}, traffic, lambda: self._all_to_all(x_WN))
 
     # What the engine calls besides.
 
     def begin_sum(self, x_N: Tensor, kind: str = "control") -> Pending:
-        """Start a sum over ranks of a small CPU vector beside whatever else is under way; `wait()` gives it."""
+        """Start a sum, in place, of a small CPU vector beside what else is under way; `wait()` gives it."""
         size = _bytes(x_N)
         call = describe("begin_sum", **{kind: x_N})
         if self.guard:
@@ -149,7 +153,9 @@ class Wire:
         gathered_WS = self._collective(call, payload, traffic, run)
         return unpack(gathered_WS, [(part.dtype, part.shape) for part in parts])
 
-    def _collective(self, call: str, payload: dict[str, int], traffic: tuple[int, int], run: Callable[[], T]) -> T:
+    def _collective(
+        self, call: str, payload: dict[str, int], traffic: tuple[int, int], run: Callable[[], T]
+    ) -> T:
         if self.guard:
             self._compare(call)
         start = time.perf_counter()
@@ -211,37 +217,61 @@ class ProcessWire(Wire):
         timeout: Seconds after which a collective that has not come back is an error on every rank.
     """
 
-    def __init__(self, place: Place, *, device: torch.device, timeout: float = 300.0, guard: bool = False) -> None:
+    def __init__(
+        self, place: Place, *, device: torch.device, timeout: float = 300.0, guard: bool = False
+    ) -> None:
         super().__init__(place.rank, place.world_size, guard=guard)
         self._device = device
         self._timeout = timedelta(seconds=timeout)
         self._inside = "outside any collective"
         if place.hostip in ("127.0.0.1", "localhost", "::1"):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        self._store = self._meet(place)
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        try:
+            store = self._sign_in(place)
+            self._control = self._join(place, store)
+        except (RuntimeError, ValueError) as error:
+            raise WireError(
+                f"rank {place.rank} of {place.world_size} could not meet the others at "
+                f"{place.hostip}:{place.port} within {timeout:g} s ({place.source}): {_first_line(error)}. "
+                "Have all ranks been started, with the same hostip, port and world_size, and is the port "
+                "open on rank 0's host?"
+            ) from error
+        self._watch = Watch(place, store.clone(), lambda: self._inside)
+
+    def _sign_in(self, place: Place) -> dist.Store:
+        """The store that rank 0 keeps, once every rank has been seen there."""
+        store = dist.TCPStore(
+            place.hostip,
+            place.port,
+            is_master=place.rank == 0,
+            timeout=self._timeout,
+            wait_for_workers=False,
+        )
+        seats = [f"rank {rank} of {place.world_size}" for rank in range(place.world_size)]
+        if store.add(seats[place.rank], 1) > 1:
+            raise ValueError(f"another process is rank {place.rank} already")
+        try:
+            store.wait(seats, self._timeout)
+        except dist.DistStoreError as error:
+            absent = ", ".join(seat for seat in seats if not store.check([seat]))
+            raise RuntimeError(f"{absent} did not come") from error
+        return store
+
+    def _join(self, place: Place, store: dist.Store) -> dist.ProcessGroup:
+        """Join the default group, and the one for control messages, which is returned."""
+        # Texts and sums for the record are CPU tensors also where the gradients are on a GPU.
+        backend = "cpu:gloo,cuda:nccl" if self._device.type == "cuda" else "gloo"
         dist.init_process_group(
             backend,
-            store=dist.PrefixStore("group", self._store),
+            store=dist.PrefixStore("group", store),
             rank=place.rank,
             world_size=place.world_size,
             timeout=self._timeout,
         )
-        # Control messages run beside the gradients, so they need a group (and gloo's threads) of their own.
-        self._control = dist.new_group(backend="gloo", timeout=self._timeout)
-        self._watch = Watch(place, self._store.clone(), lambda: self._inside)
-
-    def _meet(self, place: Place) -> dist.TCPStore:
-        try:
-            return dist.TCPStore(
-                place.hostip, place.port, place.world_size, is_master=place.rank == 0, timeout=self._timeout
-            )
-        except (RuntimeError, ValueError) as error:
-            raise WireError(
-                f"rank {place.rank} of {place.world_size} could not meet the others at {place.hostip}:{place.port} "
-                f"within {self._timeout.total_seconds():g} s ({place.source}): {_first_line(error)}. "
-                "Have all ranks been started, with the same hostip and port, and is the port open on rank 0's host?"
-            ) from error
+        # Control messages run beside the gradients, so they need a group, and gloo's threads, of their own.
+        control = dist.new_group(backend="gloo", timeout=self._timeout)
+        assert isinstance(control, dist.ProcessGroup)
+        return control
 
     def close(self) -> None:
         if self.guard:
@@ -288,8 +318,8 @@ class ProcessWire(Wire):
         dist.broadcast(x_N, root)
 
     def _reduce_scatter(self, x_WN: Tensor) -> Tensor:
-        if self._device.type == "cpu":
-            # Gloo's own is a whole all-reduce, at twice the traffic; this adds in rank order, as the thread twin does.
+        if x_WN.device.type == "cpu":
+            # Gloo's own is a whole all-reduce, at twice the traffic; this adds in the thread twin's order.
             return add(self._all_to_all(x_WN))
         out_N = torch.empty_like(x_WN[0], memory_format=torch.contiguous_format)
         dist.reduce_scatter_single(out_N.view(-1), x_WN.reshape(-1))
@@ -314,7 +344,8 @@ class _Sum:
 
 def pack(parts: Sequence[Tensor]) -> Tensor:
     """The tensors' bytes, one after another."""
-    flat = [part.detach().contiguous().view(-1).view(torch.uint8) for part in parts]
+    # A slice of at most one element counts as contiguous whatever its stride, but cannot be viewed as bytes.
+    flat = [part.detach().contiguous().as_strided((part.numel(),), (1,)).view(torch.uint8) for part in parts]
     return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
@@ -353,4 +384,4 @@ def _bytes(x: Tensor) -> int:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.sub(r"^(\[[^]]*\]:? ?)+| This is typically.*$", "", lines[0]).strip().rstrip(".")
+    return re.sub(r"^(\[[^]]*\]:? ?)+| This is typically.*$", "", lines[0]).strip().rstrip(".?")

@@ -6,13 +6,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 CHECKOUT = Path(__file__).parents[1]
 
-Sage = Callable[..., subprocess.CompletedProcess[str]]
-"""`sage(*arguments, paths=..., **environment)`: run the command line in a process of its own."""
+# No deadline: a busy machine is no fault of the code's.
+hypothesis.settings.register_profile("house", deadline=None)
+hypothesis.settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +36,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def sage(tmp_path: Path) -> Sage:
+def sage(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `python -m sage` in an empty folder, as a user would; `paths` are searched for packages too."""
 
     def run(

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -31,71 +31,71 @@ class Died(RuntimeError):
 def processes(
     world_size: int, work: Callable[[Wire], T], *, timeout: float = 30.0, guard: bool = False
 ) -> list[T]:
-    """Run `work(wire)` on W gloo processes; their results, by rank. The counterpart of `sage.threads.simulate`.
+    """Run `work(wire)` on W gloo processes; their results, by rank. The twin of `sage.threads.simulate`.
 
     Args:
         timeout: Seconds after which a collective fails.
 
     Raises:
-        The first error that a rank raised, its traceback in a note, or `Died` naming the rank; all ranks have ended.
+        The first error that a rank raised, its traceback in a note, or `Died` naming the rank. By then all
+        ranks have ended.
     """
-    with Group(world_size, work, timeout=timeout, guard=guard) as group:
-        outcomes = group.outcomes(until_error=True)
-    for outcome in outcomes.values():
-        if isinstance(outcome, BaseException):
-            raise outcome
-    return [outcomes[rank] for rank in range(world_size)]
+    results: dict[int, T] = {}
+    with Group(local_places(world_size), work, timeout=timeout, guard=guard) as group:
+        for rank, outcome in group.outcomes():
+            if isinstance(outcome, BaseException):
+                raise outcome
+            results[rank] = outcome
+    return [results[rank] for rank in range(world_size)]
 
 
 class Group(Generic[T]):
-    """W processes running `work(wire)`, from the start of the `with` block to its end at the latest."""
+    """Processes at the given places running `work(wire)`, until the end of the `with` block at the latest."""
 
     def __init__(
-        self, world_size: int, work: Callable[[Wire], T], *, timeout: float = 30.0, guard: bool = False
+        self,
+        places: Sequence[Place],
+        work: Callable[[Wire], T],
+        *,
+        timeout: float = 30.0,
+        guard: bool = False,
     ) -> None:
         context = get_context("fork")
         self._ranks: dict[connection.Connection, tuple[int, BaseProcess]] = {}
-        self.pids: list[int] = []
-        for place in local_places(world_size):
+        for place in places:
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_rank, args=(place, work, timeout, guard, theirs), daemon=True)
             with warnings.catch_warnings():
-                # Python 3.12 warns of fork where there are threads. Those of torch sleep: see `_rank`.
+                # Python 3.12 warns of a fork where there are threads. Those of torch sleep: see `_rank`.
                 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
                 process.start()
             theirs.close()
-            assert process.pid
-            self.pids.append(process.pid)
             self._ranks[ours] = (place.rank, process)
 
     def __enter__(self) -> "Group[T]":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         for pipe, (_, process) in self._ranks.items():
             process.kill()
             process.join()
             pipe.close()
 
-    def outcomes(self, *, until_error: bool = False, seconds: float = 120.0) -> dict[int, T | BaseException]:
-        """What each rank returned or raised, in the order in which they ended.
-
-        Args:
-            until_error: Wait for no more ranks once one has failed.
-            seconds: How long to wait; who has not ended by then is `Died`.
-        """
-        outcomes: dict[int, T | BaseException] = {}
+    def outcomes(self, seconds: float = 300.0) -> Iterator[tuple[int, T | BaseException]]:
+        """What each rank has returned or raised, as they end; who takes longer than `seconds` is `Died`."""
         waiting = dict(self._ranks)
         end = time.monotonic() + seconds
         while waiting:
-            ready = connection.wait(list(waiting), max(0.0, end - time.monotonic()))
-            for pipe in ready or list(waiting):
+            ended = connection.wait(list(waiting), max(0.0, end - time.monotonic()))
+            for pipe in ended or list(waiting):
                 assert isinstance(pipe, connection.Connection)
                 rank, process = waiting.pop(pipe)
-                outcomes[rank] = _outcome(pipe, process, rank) if ready else Died(f"rank {rank} has not ended in {seconds:g} s")
-                if until_error and isinstance(outcomes[rank], BaseException):
-                    return outcomes
-        return outcomes
+                yield (
+                    rank,
+                    _outcome(pipe, process, rank)
+                    if ended
+                    else Died(f"rank {rank} has not ended in {seconds:g} s"),
+                )
 
 
 def _outcome(pipe: connection.Connection, process: BaseProcess, rank: int) -> Any:

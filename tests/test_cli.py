@@ -1,0 +1,258 @@
+"""The command line: what each verb prints, where its values end up, and how it refuses."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sage import registry
+from sage.cli import VERBS, main
+from sage.config import Config, workloads
+
+Sage = Callable[..., subprocess.CompletedProcess[str]]
+
+HALVES = '''"""Halves: a reducer of another package, the mean scaled to a half and back."""
+
+from torch import Tensor
+
+from sage.reduce import Reduced, Reducer
+from sage.wire import Wire
+
+
+class Halves(Reducer):
+    """The mean over ranks of the scaled gradient.
+
+    Args:
+        scale: What the gradient is multiplied by on its way.
+    """
+
+    spares_small = False
+
+    def __init__(self, *, scale: float = 0.5) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        if residual_N is not None:
+            grad_N += residual_N
+            residual_N.zero_()
+        return Reduced(wire.mean(grad_N * self.scale) / self.scale)
+
+    def payload(self, counts: list[int], rank: int) -> dict[str, int]:
+        return {"values": 4 * counts[rank]}
+
+
+REDUCER = Halves
+'''
+
+
+def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    """The configuration that `sage run ... --print-config` tells of."""
+    assert main(["run", *argv, "--print-config"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["folder"] == str(Config.from_dict(told["config"]).folder)
+    config: dict[str, Any] = told["config"]
+    return config
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What is said of a command line that is refused: one screen, and no traceback."""
+    try:
+        status: Any = main(argv)
+    except SystemExit as end:
+        status = end.code
+    said = capsys.readouterr()
+    assert status == 2
+    text = said.err + said.out
+    assert "Traceback" not in text
+    assert len(text.splitlines()) < 24
+    return " ".join(text.replace("│", " ").split())
+
+
+def asks(monkeypatch: pytest.MonkeyPatch, function: str) -> list[Any]:
+    """A list that collects what the function, in its place, is called with."""
+    asked: list[Any] = []
+
+    def collect(*given: Any) -> int:
+        asked.append(given)
+        return 0
+
+    monkeypatch.setattr(function, collect)
+    return asked
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([], ["--help"], ["-h"]):
+        assert main(argv) == 0
+        said = capsys.readouterr().out
+        assert all(f"\n  {verb} " in said for verb in VERBS)
+
+
+def test_list_names_every_part_and_workload_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for room in registry.EXPORTS:
+        for name in registry.names(room):
+            assert [line for line in lines if line.split() == [name, *registry.summary(room, name).split()]]
+    for name in workloads():
+        assert [line for line in lines if line.startswith(f"  {name} ") and len(line.split()) > 3]
+
+
+def test_help_and_list_do_without_torch_tyro_and_rich() -> None:
+    code = "import sys; from sage.cli import main; main(['--help']); main(['list']); print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert not {"torch", "tyro", "rich", "numpy"} & set(said.splitlines()[-1].split())
+
+
+def test_run_without_a_workload_is_the_demonstration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys) == printed(capsys, "digits")
+
+
+def test_flags_reach_the_run_and_each_part(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = printed(
+        capsys, "resnet20-cifar10", "--reducer", "topk", "--density", "0.25", "--world-size", "4",
+        "--model.depth=56", "--data.limit-train", "100", "--milestones", "1", "2.5", "--profile",
+        "--no-decay-norms", "--clip_local", "1", "--steps", "None", "--runs", str(tmp_path),
+    )  # fmt: skip
+    assert config["workload"] == "resnet20-cifar10"
+    assert config["reducer"] == "topk"
+    assert config["reducer_options"]["density"] == 0.25
+    assert config["model_options"]["depth"] == 56
+    assert config["data_options"]["limit_train"] == 100
+    assert config["milestones"] == [1.0, 2.5]
+    assert (config["world_size"], config["steps"], config["clip_local"]) == (4, None, 1.0)
+    assert (config["profile"], config["decay_norms"]) == (True, False)
+    assert config["runs"] == str(tmp_path)
+
+
+def test_the_command_line_covers_the_file_and_the_file_the_workload(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text('reducer = "gtopk"\nbatch_size = 7\nseed = 3\nreducers.gtopk.density = 0.5\n')
+    config = printed(capsys, "digits", "--config", str(file), "--seed", "4")
+    assert (config["reducer"], config["batch_size"], config["seed"]) == ("gtopk", 7, 4)
+    assert config["reducer_options"]["density"] == 0.5
+    assert printed(capsys, "digits", "--config", str(file), "--reducer", "exact")["reducer_options"] == {}
+
+
+def test_a_workload_may_be_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text('task = "classify"\nmodel = "feedforward"\ndata = "digits"\n')
+    assert printed(capsys, str(tmp_path / "own.toml"))["workload"] == "own"
+
+
+def test_run_help_shows_the_runs_flags_and_the_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["run", "digits", "--reducer", "topk", "--help"])
+    assert end.value.code == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for flag in ("--density", "--model.depth", "--data.limit-train", "--lr-scale", "--profile, --no-profile"):
+        assert flag in said
+    assert "The learning rate, before --lr-scale and the schedule. (default: 0.1)" in said
+    for hidden in ("--workload", "--model-options", "--reducer-options", "--slurm"):
+        assert hidden not in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ("rnu", "no verb is called 'rnu'; did you mean 'run'?"),
+        ("run digitss", "no workload is called 'digitss'; did you mean 'digits'"),
+        ("run digits --reducer tpok", "no reducer is called 'tpok'; did you mean 'topk'"),
+        ("run digits --model qq", "no model is called 'qq'; there are: feedforward,"),
+        ("run digits --lr -1", "lr is -1.0; allowed is a number in (0, inf)"),
+        ("run digits --density 7", "density"),
+        ("run digits --lr abc", "could not convert string to float: 'abc'"),
+        ("run digits --optimizer sdg", "'sgd', 'adam'"),
+        ("run digits --densty 0.1", "--density FLOAT"),
+        ("run digits --world-sise 4", "--world-size INT"),
+        ("run digits --model.dpth 56", "--model.depth INT"),
+        ("run digits --config nowhere.toml", "there is no file nowhere.toml"),
+        ("run digits --schedule step", "as in --milestones 80 120"),
+        ("run digits --reducer", "--reducer: expected one argument"),
+        ("data", "one of: cifar10, cifar100,"),
+        ("data prepare", "one of: cifar10, cifar100,"),
+        ("data prepare cifar1", "no data set is called 'cifar1'; did you mean 'cifar10'"),
+        ("conform", "one of accordion,"),
+        ("conform tpok", "did you mean 'topk'"),
+    ],
+)
+def test_what_is_asked_wrongly_is_refused_on_one_screen(
+    capsys: pytest.CaptureFixture[str], argv: str, says: str
+) -> None:
+    assert says in refused(capsys, *argv.split())
+
+
+def test_data_list_and_prepare(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert main(["data", "list"]) == 0
+    assert set(registry.names("datasets")) <= set(capsys.readouterr().out.split())
+
+    asked = []
+
+    class Somewhere:
+        @staticmethod
+        def prepare(root: Path, *, size: str = "big") -> None:
+            asked.append((root, size))
+
+    monkeypatch.setattr(registry, "load", lambda room, name: Somewhere)
+    monkeypatch.setenv("SAGE_DATA_DIR", str(tmp_path))
+    assert main(["data", "prepare", "digits"]) == 0
+    assert main(["data", "prepare", "digits", "here", "--size", "small"]) == 0
+    assert main(["data", "prepare", "digits", "--root", "there"]) == 0
+    assert asked == [(tmp_path, "big"), (Path("here"), "small"), (Path("there"), "big")]
+
+
+def test_conform_passes_options_and_world_sizes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = asks(monkeypatch, "sage.conform.main")
+    assert main(["conform", "topk", "--density", "0.5", "--world-sizes", "1", "3"]) == 0
+    assert asked == [("topk", {"density": 0.5, "values": "fp32"}, (1, 3))]
+
+
+def test_report_writes_beside_the_runs_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = asks(monkeypatch, "sage.report.main")
+    assert main(["report"]) == 0
+    assert main(["report", "a", "b", "--output", "c"]) == 0
+    assert asked == [([Path("runs")], Path("runs")), ([Path("a"), Path("b")], Path("c"))]
+
+
+def test_a_run_by_command_line_leaves_a_result_and_is_not_run_again(sage: Sage, tmp_path: Path) -> None:
+    argv = ("run", "digits-ff", "--reducer", "topk", "--steps", "2", "--workers-in-process")
+    first = sage(*argv)
+    assert first.returncode == 0, first.stderr
+    (result,) = tmp_path.glob("runs/digits-ff-topk-*/result.json")
+    before = result.stat().st_mtime_ns
+    assert sage(*argv).returncode == 0
+    assert result.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_reducer_in_one_file_of_another_package_is_listed_trained_with_and_held_to_the_laws(
+    sage: Sage, tmp_path: Path
+) -> None:
+    package = tmp_path / "package"
+    (package / "other-1.0.dist-info").mkdir(parents=True)
+    (package / "other_halves.py").write_text(HALVES)
+    (package / "other-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: other\nVersion: 1.0\n"
+    )
+    (package / "other-1.0.dist-info" / "entry_points.txt").write_text(
+        "[sage.reducers]\nhalves = other_halves\n"
+    )
+
+    listed = sage("list", paths=(package,))
+    assert "Halves: a reducer of another package" in listed.stdout
+    trained = sage(
+        "run", "digits-ff", "--reducer", "halves", "--scale", "0.25", "--steps", "2", paths=(package,)
+    )
+    assert trained.returncode == 0, trained.stderr
+    (told,) = tmp_path.glob("runs/digits-ff-halves-*/config.json")
+    assert json.loads(told.read_text())["reducer_options"] == {"scale": 0.25}
+    assert (told.parent / "result.json").exists()
+    held = sage("conform", "halves", paths=(package,))
+    assert held.returncode == 0, held.stdout + held.stderr

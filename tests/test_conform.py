@@ -1,0 +1,286 @@
+"""The laws can fail: for each there is a reducer, wrong in one way, that breaks it. `sage conform` says so."""
+# N = elements of the flat vector, K = elements sent, W = world size
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sage import conform, registry
+from sage.conform import LAWS
+from sage.reduce import Reduced, Reducer, Sparsifier
+from sage.reducers.exact import Exact
+from sage.reducers.gtopk import GTopK
+from sage.reducers.sage import Sage
+from sage.reducers.threshold import Threshold
+from sage.reducers.topk import TopK
+from sage.trial import Broken, Case
+from sage.wire import Wire, WireError
+
+
+class RanksDisagree(TopK):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        reduced = super().forward(grad_N, residual_N, wire)
+        return Reduced(reduced.mean_N + 1e-7 * wire.rank, reduced.sent, reduced.density)
+
+
+class RanksTellDifferentDensities(Sage):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        reduced = super().forward(grad_N, residual_N, wire)
+        assert reduced.sent is not None
+        return Reduced(reduced.mean_N, reduced.sent, reduced.sent.numel() / grad_N.numel())
+
+
+class AddsWhatItSent(TopK):
+    """The residual's sign is wrong: a + sent, where a − sent is meant."""
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        assert residual_N is not None
+        signal_N = residual_N + grad_N
+        reduced = super().forward(grad_N, residual_N, wire)
+        residual_N[reduced.sent] = 2 * signal_N[reduced.sent]
+        return reduced
+
+
+class DoesNotDivide(TopK):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        reduced = super().forward(grad_N, residual_N, wire)
+        return Reduced(reduced.mean_N * wire.world_size, reduced.sent, reduced.density)
+
+
+class DropsDuplicates(TopK):
+    """Where two ranks send to the same place, the later one overwrites."""
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        assert residual_N is not None
+        residual_N += grad_N
+        at_K = self.select(residual_N, wire)
+        values_WK, at_WK = wire.gather(values=residual_N[at_K], indices=at_K.int())
+        residual_N[at_K] = 0
+        grad_N.zero_()[at_WK.view(-1).long()] = values_WK.view(-1)
+        return Reduced(grad_N / wire.world_size, at_K, at_K.numel() / grad_N.numel())
+
+
+class SplitsEvenly(Sage):
+    """As if every rank had sent as much as every other: the last few elements are dropped."""
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        assert residual_N is not None
+        residual_N += grad_N
+        at_K = self.select(residual_N, wire)
+        counts, (values_M, at_M) = wire.gather_uneven(values=residual_N[at_K], indices=at_K.int())
+        residual_N[at_K] = 0
+        even = wire.world_size * (sum(counts) // wire.world_size)
+        grad_N.zero_().index_add_(0, at_M[:even], values_M[:even])
+        return Reduced(grad_N / wire.world_size, at_K, sum(counts) / wire.world_size / grad_N.numel())
+
+
+class ShortIndices(TopK):
+    """Indices travel as 16 bits."""
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        assert residual_N is not None
+        residual_N += grad_N
+        at_K = self.select(residual_N, wire)
+        values_WK, at_WK = wire.gather(values=residual_N[at_K], indices=at_K.to(torch.uint16))
+        residual_N[at_K] = 0
+        grad_N.zero_().index_add_(0, at_WK.view(-1).int(), values_WK.view(-1))
+        return Reduced(grad_N / wire.world_size, at_K, at_K.numel() / grad_N.numel())
+
+
+class ForgetsWhereGroupsStart(GTopK):
+    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+        chosen = [
+            super(ForgetsWhereGroupsStart, self).select(signal_N, wire) - start
+            for start, _ in self.layout.groups
+        ]
+        return torch.cat(chosen or [torch.empty(0, dtype=torch.int64)]) % max(1, signal_N.numel())
+
+
+class DividesByTheNorm(TopK):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        reduced = super().forward(grad_N, residual_N, wire)
+        norm = reduced.mean_N.norm()
+        return Reduced(reduced.mean_N / norm * norm, reduced.sent, reduced.density)
+
+
+class NeverSendsEverything(TopK):
+    def bind(self, layout: Any) -> None:
+        super().bind(layout)
+        self.density_G.clamp_(max=0.9)
+
+
+class TellsTheDensityAsked(Sage):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        reduced = super().forward(grad_N, residual_N, wire)
+        return Reduced(reduced.mean_N, reduced.sent, self.density)
+
+
+class TellsAnIndexTwice(TopK):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        reduced = super().forward(grad_N, residual_N, wire)
+        assert reduced.sent is not None
+        return Reduced(reduced.mean_N, torch.cat((reduced.sent, reduced.sent[:1])), reduced.density)
+
+
+class ForgetsPadding(Sage):
+    def payload(self, counts: list[int], rank: int) -> dict[str, int]:
+        return {"values": 4 * counts[rank], "indices": 4 * counts[rank], "sizes": 8}
+
+
+class ForgetsIndices(TopK):
+    def payload(self, counts: list[int], rank: int) -> dict[str, int]:
+        return {"values": 4 * counts[rank]}
+
+
+class BooksByItself(Exact):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        wire.ledger.book("sum", {}, (8, 8))
+        return super().forward(grad_N, residual_N, wire)
+
+
+class ComparesWithSign(Threshold):
+    """x ≥ λ, where |x| ≥ λ is meant."""
+
+    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+        return (signal_N >= 0.1).nonzero().view(-1)
+
+
+class OverlooksNan(Threshold):
+    """No NaN is above a threshold."""
+
+    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+        return (signal_N.abs() >= 0.1).nonzero().view(-1)
+
+
+class KeepsNan(TopK):
+    """What was sent is subtracted from the residual, but NaN − NaN is NaN."""
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        assert residual_N is not None
+        signal_N = residual_N + grad_N
+        reduced = super().forward(grad_N, residual_N, wire)
+        residual_N[reduced.sent] = signal_N[reduced.sent] - signal_N[reduced.sent]
+        return reduced
+
+
+class NeverRecovers(TopK):
+    """A NaN that was seen once is seen for ever."""
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        reduced = super().forward(grad_N, residual_N, wire)
+        self.seen = getattr(self, "seen", 0.0) + float(reduced.mean_N.sum()) * 0
+        return Reduced(reduced.mean_N + self.seen, reduced.sent, reduced.density)
+
+
+class KeepsItsStepToItself(Sparsifier):
+    """Sends the even elements, then the odd ones, and forgets which it was when it is resumed."""
+
+    step = 0
+
+    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+        self.step += 1
+        return torch.arange(signal_N.numel())[self.step % 2 :: 2]
+
+
+class Reseeds(TopK):
+    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+        torch.manual_seed(0)
+        return super().select(signal_N, wire)
+
+
+class DrawsFromNumpy(TopK):
+    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+        np.random.rand()
+        return super().select(signal_N, wire)
+
+
+class DrawsFromPython(TopK):
+    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+        random.random()
+        return super().select(signal_N, wire)
+
+
+BREAKS: list[tuple[Callable[[Case], None], type[Reducer]]] = [
+    (conform.ranks_agree, RanksDisagree),
+    (conform.ranks_agree, RanksTellDifferentDensities),
+    (conform.nothing_is_lost, AddsWhatItSent),
+    (conform.nothing_is_lost, DoesNotDivide),
+    (conform.nothing_is_lost, DropsDuplicates),
+    (conform.uneven_ranks_lose_nothing, SplitsEvenly),
+    (conform.far_elements_keep_their_places, ShortIndices),
+    (conform.every_grouping_keeps_the_laws, ForgetsWhereGroupsStart),
+    (conform.odd_inputs_are_survived, DividesByTheNorm),
+    (conform.density_one_is_all_reduce, NeverSendsEverything),
+    (conform.density_is_what_was_sent, TellsTheDensityAsked),
+    (conform.density_is_what_was_sent, TellsAnIndexTwice),
+    (conform.ledger_equals_bytes_by_hand, ForgetsPadding),
+    (conform.ledger_equals_bytes_by_hand, ForgetsIndices),
+    (conform.alone_nothing_crosses_the_link, BooksByItself),
+    (conform.negative_values_are_sent, ComparesWithSign),
+    (conform.nan_is_seen, OverlooksNan),
+    (conform.nan_is_seen, KeepsNan),
+    (conform.nan_is_seen, NeverRecovers),
+    (conform.resumed_equals_uninterrupted, KeepsItsStepToItself),
+    (conform.global_random_state_is_untouched, Reseeds),
+    (conform.global_random_state_is_untouched, DrawsFromNumpy),
+    (conform.global_random_state_is_untouched, DrawsFromPython),
+]
+
+
+@pytest.mark.parametrize(("law", "mutant"), BREAKS, ids=lambda part: part.__name__)
+def test_a_reducer_wrong_in_one_way_breaks_the_law_about_it(
+    law: Callable[[Case], None], mutant: type[Reducer]
+) -> None:
+    with pytest.raises(Broken):
+        law(Case(mutant, {}, 3, memory="residual"))
+
+
+def test_every_law_has_a_reducer_that_breaks_it() -> None:
+    assert {law for law, _ in BREAKS} == set(LAWS)
+
+
+class AsksOnlySomeRanks(TopK):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        if wire.rank == 0:
+            wire.mean(torch.zeros(1))
+        return super().forward(grad_N, residual_N, wire)
+
+
+@pytest.mark.parametrize("law", [law for law in LAWS if law is not conform.alone_nothing_crosses_the_link])
+def test_a_collective_that_only_some_ranks_call_is_an_error_and_no_hang(law: Callable[[Case], None]) -> None:
+    with pytest.raises(WireError, match=r"the ranks' collectives differ|for ever"):
+        law(Case(AsksOnlySomeRanks, {}, 3))
+
+
+# The verb.
+
+
+def test_conform_says_which_laws_were_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    assert conform.main("gtopk", {"density": 0.05}, [1, 2]) == 0
+    told = capsys.readouterr().out
+    assert told.count("kept") == 1 + 2 * len(LAWS)
+    assert all(law.__name__.replace("_", " ") in told for law in LAWS)
+
+
+def test_conform_says_what_was_seen_where_a_law_is_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "load", lambda room, name: DoesNotDivide)
+    assert conform.main("mine", {}, [1, 2]) == 1
+    told = capsys.readouterr().out
+    assert (
+        "nothing_is_lost, W = 2, memory residual: Broken: step 0: the mean of what was sent is off by" in told
+    )
+    assert "W = 1, memory" not in told
+
+
+def test_conform_takes_wrong_options_for_the_users_mistake() -> None:
+    with pytest.raises(ValueError, match=r"density=2\.0: expected a share"):
+        conform.main("topk", {"density": 2.0}, [2])
+    with pytest.raises(ValueError, match=r"world_sizes is \[0, 2\]; allowed are"):
+        conform.main("topk", {}, [0, 2])

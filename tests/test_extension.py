@@ -1,0 +1,60 @@
+"""Adding a reducer takes one file: the one shown in docs/adding-a-reducer.md, in a package off the tree."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sage.conform import LAWS
+
+PAGE = Path(__file__).parents[1] / "docs" / "adding-a-reducer.md"
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A folder as pip leaves it behind: the page's one file, and the metadata of its entry point."""
+    page = PAGE.read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (entry,) = re.findall(r'^ *(everyother) = "(everyother)"$', page, re.MULTILINE)
+    folder = tmp_path / "site"
+    metadata = folder / "everyother-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (folder / "everyother.py").write_text(code, encoding="utf-8")
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: everyother\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[sage.reducers]\n{} = {}\n".format(*entry))
+    return folder
+
+
+def test_a_reducer_from_another_package_is_listed_kept_to_the_laws_and_run(
+    sage: Command, package: Path, tmp_path: Path
+) -> None:
+    listed = sage("list", paths=(package,))
+    assert listed.returncode == 0, listed.stderr
+    assert re.search(r"^  everyother +Every other: one element in two", listed.stdout, re.MULTILINE)
+
+    conformed = sage("conform", "everyother", "--world-sizes", "1", "3", "--stride", "3", paths=(package,))
+    assert conformed.returncode == 0, conformed.stdout + conformed.stderr
+    assert conformed.stdout.startswith("everyother: laws kept")
+    assert "broken" not in conformed.stdout
+
+    tiny = ("--model", "feedforward", "--steps", "3", "--stride", "4", "--runs", str(tmp_path / "runs"))
+    run = sage("run", "digits", "--reducer", "everyother", *tiny, paths=(package,))
+    assert run.returncode == 0, run.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("digits-everyother-")
+    result = (folder / "result.json").read_text()
+    assert re.search(r'"density_had": 0\.2[45]', result)
+
+
+def test_a_mistyped_option_of_it_is_refused(sage: Command, package: Path) -> None:
+    refused = sage("conform", "everyother", "--stride", "0", paths=(package,))
+    assert refused.returncode == 2
+    assert "stride=0: expected 1 or more" in refused.stderr
+
+
+def test_the_page_names_every_law() -> None:
+    told = re.findall(r"^\| `(\w+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert told == [law.__name__ for law in LAWS]

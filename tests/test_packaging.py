@@ -1,0 +1,185 @@
+"""The suite can be imported from a bare checkout, an editable install and a wheel, and its lists agree."""
+
+import doctest
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CHECKOUT = Path(__file__).parents[1]
+ROOMS = ("reducers", "models", "datasets", "jobs")
+IMPORTS = (
+    "import sage.reducers.topk, sage.models.resnet, sage.datasets.digits, sage.jobs, sage.config; "
+    "assert 'digits' in sage.config.workloads(); print(sage.__file__)"
+)
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+
+
+def sources(*patterns: str) -> list[Path]:
+    """The files under the checkout that are or could be committed, relative to it."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *patterns],
+        cwd=CHECKOUT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return [Path(name) for name in listed.split("\0") if name and os.path.lexists(CHECKOUT / name)]
+
+
+def plain_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_"))}
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env=plain_environment(),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, links kept as links."""
+    copy = tmp_path_factory.mktemp("tree")
+    for name in sources():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(CHECKOUT / name, copy / name, follow_symlinks=False)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ("--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
+    run(sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", folder, tree, cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def environment(folder: Path) -> Path:
+    """A fresh virtual environment that has nothing but the packages that SAGE needs; its Python."""
+    venv.create(folder, symlinks=True)
+    places = {"base": str(folder), "platbase": str(folder)}
+    packages = Path(sysconfig.get_path("purelib", vars=places))
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        # Links instead of a second download of torch; SAGE itself, however it is installed here, stays out.
+        if "sage" not in entry.name and not entry.name.endswith(".pth"):
+            (packages / entry.name).symlink_to(entry)
+    return folder / "bin" / "python"
+
+
+def test_the_wheel_holds_the_rooms_once_and_nothing_beside_them(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    inside = {name for name in names if ".dist-info/" not in name}
+    assert all(name.startswith("sage/") for name in inside)
+    assert len(names) == len(set(names))
+    wanted = {
+        f"sage/{name}" for name in sources() if name.parts[0] in ROOMS and name.suffix in (".py", ".toml")
+    }
+    wanted |= {str(name) for name in sources("sage/*.py")}
+    assert inside == wanted | {"sage/py.typed"}
+
+
+def test_the_wheel_works_off_the_tree(wheel: Path, tmp_path: Path) -> None:
+    python = environment(tmp_path / "venv")
+    install = ("-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet")
+    run(sys.executable, *install, "--disable-pip-version-check", wheel, cwd=tmp_path)
+    listed = run(python.with_name("sage"), "list", cwd=tmp_path)
+    assert "  topk " in listed
+    assert "  digits " in listed
+    assert Path(run(python, "-c", IMPORTS, cwd=tmp_path).strip()).is_relative_to(tmp_path)
+    for name in ROOMS:
+        run(
+            python,
+            "-c",
+            f"import importlib.util; assert not importlib.util.find_spec({name!r})",
+            cwd=tmp_path,
+        )
+
+
+def test_a_bare_checkout_works(tree: Path) -> None:
+    assert Path(run(sys.executable, "-c", IMPORTS, cwd=tree).strip()) == tree / "sage" / "__init__.py"
+    assert "  topk " in run(sys.executable, "-m", "sage", "list", cwd=tree)
+
+
+def test_an_editable_install_works_and_follows_the_tree(tree: Path, tmp_path: Path) -> None:
+    python = environment(tmp_path / "venv")
+    install = ("-m", "pip", "--python", python, "install", "--no-build-isolation", "--no-deps", "--no-index")
+    run(sys.executable, *install, "--quiet", "--disable-pip-version-check", "-e", tree, cwd=tmp_path)
+    assert Path(run(python, "-c", IMPORTS, cwd=tmp_path).strip()) == tree / "sage" / "__init__.py"
+    new = tree / "reducers" / "newest.py"
+    new.write_text('"""Newest: a file that was not there when it was installed."""\n')
+    try:
+        assert "  newest " in run(python.with_name("sage"), "list", cwd=tmp_path)
+    finally:
+        new.unlink()
+
+
+def test_datasets_is_no_package_of_its_own() -> None:
+    assert not (CHECKOUT / "datasets" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_rooms_are_links_inside_sage(room: str) -> None:
+    assert (CHECKOUT / "sage" / room).is_symlink()
+    assert (CHECKOUT / "sage" / room).resolve() == (CHECKOUT / room).resolve()
+
+
+def test_conda_installs_what_pip_does() -> None:
+    conda = yaml.safe_load((CHECKOUT / "environment.yml").read_text())
+    (packages,) = (entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict))
+    wanted = project()["project"]
+    assert packages == wanted["dependencies"]
+    assert f"python{wanted['requires-python']}" in conda["dependencies"]
+
+
+def test_every_tool_is_pinned_and_every_package_bounded() -> None:
+    wanted = project()["project"]
+    assert all("==" in need for need in wanted["optional-dependencies"]["dev"])
+    assert all(">=" in need or "==" in need for need in wanted["dependencies"])
+
+
+def test_the_first_line_of_every_file_says_what_it_is() -> None:
+    for name in sources("sage/*.py", *(f"{room}/*.py" for room in ROOMS)):
+        first = (CHECKOUT / name).read_text(encoding="utf-8").partition("\n")[0]
+        assert first.startswith('"""'), name
+        assert first.rstrip('"')[-1] in ".:`…", name
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CHECKOUT / "sage").glob("[!_]*.py")))
+def test_the_examples_in_the_docstrings_are_right(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(f"sage.{name}")).failed == 0
+
+
+@pytest.mark.parametrize("room", ["reducers", "models", "datasets"])
+def test_the_examples_in_the_rooms_are_right(room: str) -> None:
+    for path in sorted((CHECKOUT / room).glob("[!_]*.py")):
+        assert doctest.testmod(importlib.import_module(f"sage.{room}.{path.stem}")).failed == 0, path
+
+
+def test_make_lists_its_targets() -> None:
+    if not shutil.which("make"):
+        pytest.skip("no make")
+    listed = run("make", "--no-print-directory", cwd=CHECKOUT)
+    assert {line.split()[0] for line in listed.splitlines()} >= {".venv", "demo", "test", "lint", "format"}

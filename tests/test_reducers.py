@@ -1,0 +1,321 @@
+"""What is each reducer's own: which elements it sends, the bytes that takes, and the options it refuses."""
+# N = elements of the flat vector, W = world size
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sage import registry
+from sage.layout import Layout
+from sage.reduce import ErrorFeedback
+from sage.reducers.accordion import Accordion
+from sage.reducers.gtopk import GTopK
+from sage.reducers.sage import Sage
+from sage.reducers.threshold import Threshold
+from sage.reducers.topk import TopK, num_kept
+from sage.threads import simulate
+from sage.trial import SHAPES, Case, reduce_once, same_bits, steps
+from sage.wire import Wire
+
+# conv 216, wide 800, bias 7: 1,023 elements.
+N = 1023
+
+
+def sent(reducer: Any, signal_N: Tensor, shapes: Any, grouping: str | None = None) -> list[int]:
+    """What one rank sends of one gradient."""
+    feedback = ErrorFeedback(reducer, Layout.of(shapes, grouping or reducer.grouping), memory="none")
+    (step,) = simulate(1, lambda wire: reduce_once(feedback, signal_N, wire))
+    assert step.reduced.sent is not None
+    found: list[int] = step.reduced.sent.tolist()
+    return found
+
+
+# Top-k.
+
+
+def test_topk_sends_the_largest_of_every_layer() -> None:
+    signal_N = torch.tensor([1.0, -4.0, 3.0, 2.0] + [0.1, 0.3, -0.2] + [0.0, 0.0])
+    shapes = (("a", (2, 2)), ("b", (3,)), ("c", (2,)))
+    assert sent(TopK(density=0.5), signal_N, shapes) == [1, 2, 5, 7]
+    assert sent(TopK(density=0.01), signal_N, shapes) == [1, 5, 7]
+
+
+def test_gtopk_lets_large_layers_take_all_of_the_budget() -> None:
+    signal_N = torch.tensor([1.0, -4.0, 3.0, 2.0] + [0.1, 0.3, -0.2] + [0.0, 0.0])
+    shapes = (("a", (2, 2)), ("b", (3,)), ("c", (2,)))
+    assert sent(GTopK(density=0.5), signal_N, shapes) == [0, 1, 2, 3]
+    assert sent(GTopK(density=0.01), signal_N, shapes) == [1]
+    assert sent(GTopK(density=0.5), signal_N, shapes, "layer") == sent(TopK(density=0.5), signal_N, shapes)
+
+
+def test_topk_within_buckets_shares_the_budget_of_a_bucket() -> None:
+    signal_N = torch.tensor([5.0, 6.0, 7.0, 8.0, 1.0, 2.0])
+    shapes = (("a", (2,)), ("b", (2,)), ("c", (2,)))
+    # 16 bytes: a and b in one bucket, c in the next.
+    assert sent(TopK(density=0.5), signal_N, shapes, "bucket:0.000016") == [2, 3, 5]
+
+
+def test_the_number_kept_is_the_floor_and_at_least_one() -> None:
+    assert [num_kept(0.01, n) for n in (0, 1, 99, 100, 199, 200, 1_000_000)] == [0, 1, 1, 1, 1, 2, 10_000]
+    assert num_kept(0.29, 100) == 29  # 0.29·100 is 28.999999999999996 in binary
+    assert num_kept(1.0, 7) == 7
+
+
+# Thresholds.
+
+
+def test_the_default_threshold_is_that_of_dutta_et_al() -> None:
+    threshold = Threshold(density=0.01)
+    threshold.bind(Layout.of([("w", (10_000,))]))
+    assert threshold.report() == {"threshold": 1 / (2 * math.sqrt(100)), "density_asked": 0.01}
+    signal_N = torch.zeros(10_000)
+    signal_N[[3, 70, 9000]] = torch.tensor([0.05, -0.06, 0.0499])
+    assert sent(Threshold(density=0.01), signal_N, [("w", (10_000,))]) == [3, 70]
+
+
+def test_the_threshold_given_is_kept_whatever_comes() -> None:
+    case = Case(Threshold, {"threshold": 2.0}, 2)
+    for rank in steps(case, lambda rank, step: torch.full((N,), 1.5 + rank)):
+        assert [step.reduced.density for step in rank] == [0.5, 1.0, 0.5]
+
+
+def densities(first: float, count: int = 120, density: float = 0.01) -> list[float]:
+    """The densities of SAGE on a stationary stream, without memory."""
+
+    def work(wire: Wire) -> list[float]:
+        feedback = ErrorFeedback(
+            Sage(density=density, threshold=first), Layout.of([("w", (20_000,))]), memory="none"
+        )
+        generator = torch.Generator().manual_seed(wire.rank)
+        return [feedback(torch.randn(20_000, generator=generator), wire).density for _ in range(count)]
+
+    return simulate(2, work)[0]
+
+
+def test_sage_steers_its_density_towards_the_target_from_either_side() -> None:
+    dense, sparse = densities(first=0.1), densities(first=6.0)
+    assert dense[0] > 0.9
+    assert sparse[0] == 0.0
+    # From more than ten times or less than a tenth of the target it comes back between the two, and stays.
+    for had in (dense, sparse):
+        assert all(0.001 < d < 0.13 for d in had[100:])
+    # And while it is away, the trend is towards the target.
+    assert dense[0] > dense[20] > dense[40]
+    assert sparse[40] > sparse[0]
+
+
+def test_sage_at_density_one_leaves_its_controller_alone() -> None:
+    reducer = Sage(density=1.0)
+    assert sent(reducer, torch.tensor([0.0, 1.0, -2.0]), [("w", (3,))]) == [0, 1, 2]
+    assert int(reducer.controller.step) == 0
+
+
+def test_sage_reports_the_threshold_it_used_and_the_density_asked() -> None:
+    reducer = Sage(density=0.25, threshold=1.5)
+    assert sent(reducer, torch.tensor([1.0, -2.0, 1.5, 0.0]), [("w", (4,))]) == [1, 2]
+    assert reducer.report() == {"density_asked": 0.25, "threshold": 1.5}
+
+
+# Accordion.
+
+LAYERS = (("a", (100,)), ("b", (100,)))
+
+
+def accordion_epochs(
+    scales: Callable[[int, int], tuple[float, float]],
+    lrs: list[float],
+    world_size: int = 1,
+    switch_every: int = 2,
+) -> list[list[list[float]]]:
+    """The layers' densities in each epoch of two steps, by rank; `scales(epoch, rank)` are their norms."""
+
+    def work(wire: Wire) -> list[list[float]]:
+        reducer = Accordion(density=0.01, density_high=0.5, switch_every=switch_every)
+        feedback = ErrorFeedback(reducer, Layout.of(LAYERS, "layer"), memory="none")
+        told = []
+        for epoch, lr in enumerate(lrs):
+            reducer.begin_epoch(epoch, lr, wire)
+            told.append(reducer.density_G.tolist())
+            for _ in range(2):
+                grad_N = torch.zeros(200)
+                grad_N[0], grad_N[100] = scales(epoch, wire.rank)
+                feedback(grad_N, wire)
+        return told
+
+    return simulate(world_size, work)
+
+
+def test_accordion_sends_much_at_first_and_little_once_the_gradients_are_steady() -> None:
+    (densities,) = accordion_epochs(lambda epoch, rank: (1.0, 5.0), [0.1] * 7)
+    # Epoch 0 is critical. At epoch 2 there is nothing yet to compare with; at epoch 4 nothing has changed.
+    assert densities == [[0.5, 0.5]] * 4 + [[0.01, 0.01]] * 3
+
+
+def test_accordion_sends_much_of_the_layer_that_changes() -> None:
+    (densities,) = accordion_epochs(lambda epoch, rank: (1.0, 1.0 if epoch < 5 else 3.0), [0.1] * 9)
+    assert densities[4:] == [[0.01, 0.01]] * 2 + [[0.01, 0.5]] * 2 + [[0.01, 0.01]]
+
+
+@pytest.mark.parametrize(("change", "expected"), [(1.45, 0.01), (1.55, 0.5), (0.55, 0.01), (0.45, 0.5)])
+def test_accordion_calls_a_layer_critical_beyond_eta_and_not_before(change: float, expected: float) -> None:
+    (densities,) = accordion_epochs(lambda epoch, rank: (1.0, change if epoch == 3 else 1.0), [0.1] * 5)
+    assert densities[4] == [0.01, expected]
+
+
+def test_accordion_sends_much_when_the_learning_rate_falls_and_not_when_it_rises() -> None:
+    (densities,) = accordion_epochs(lambda epoch, rank: (1.0, 1.0), [0.1] * 5 + [0.01, 0.01, 0.01, 0.02])
+    assert densities[4:] == [[0.01, 0.01], [0.5, 0.5], [0.01, 0.01], [0.01, 0.01], [0.01, 0.01]]
+
+
+def test_accordion_decides_on_rank_0_for_all_even_where_the_ranks_numbers_differ() -> None:
+    def work(wire: Wire) -> list[list[float]]:
+        reducer = Accordion(density=0.01, density_high=0.5, switch_every=1)
+        reducer.bind(Layout.of(LAYERS, "layer"))
+        told = []
+        for epoch in range(4):
+            reducer.begin_epoch(epoch, 0.1, wire)
+            told.append(reducer.density_G.tolist())
+            reducer.sum_N.fill_(1.0 if wire.rank == 0 else 10.0**epoch)
+        return told
+
+    first, *others = simulate(3, work)
+    assert first == [[0.5, 0.5]] * 2 + [[0.01, 0.01]] * 2
+    assert others == [first, first]
+
+
+def test_accordion_asks_by_default_for_ten_times_as_much_in_critical_regimes() -> None:
+    for density, high in ((0.01, 0.1), (0.2, 1.0)):
+        reducer = Accordion(density=density)
+        reducer.bind(Layout.of(LAYERS, "layer"))
+        assert reducer.report() == {"density_asked": pytest.approx(high)}
+
+
+# Halves.
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_half_precision_divides_before_it_adds_and_feeds_its_rounding_back(name: str) -> None:
+    make = registry.load("reducers", name)
+    largest = 60_000.0
+
+    def work(wire: Wire) -> tuple[Tensor, Tensor | None]:
+        feedback = ErrorFeedback(make(), Layout.of([("w", (2,))]), memory="residual")
+        mean_N = feedback(torch.tensor([largest, 1 + 2**-13]), wire).mean_N
+        return mean_N, feedback.residual_N
+
+    for mean_N, residual_N in simulate(4, work):
+        assert mean_N.tolist() == pytest.approx([largest, 1.0], rel=2**-7)
+        assert residual_N is not None
+        assert mean_N.tolist()[1] + residual_N.tolist()[1] == 1 + 2**-13
+
+
+@pytest.mark.parametrize("name", ["topk", "gtopk", "threshold", "sage", "accordion"])
+def test_values_in_fp16_change_the_mean_by_no_more_than_their_rounding(name: str) -> None:
+    make = registry.load("reducers", name)
+
+    def mean_N(values: str) -> Tensor:
+        case = Case(make, {"density": 0.1, "values": values}, 2)
+        return steps(case, lambda rank, step: gradient(rank) / 3, count=1)[0][0].mean_N
+
+    wide_N, narrow_N = mean_N("fp32"), mean_N("fp16")
+    assert not same_bits(wide_N, narrow_N)
+    assert float((wide_N - narrow_N).abs().max()) <= 2**-11 * float(wide_N.abs().max())
+
+
+# Bytes, from plain numbers. Rank 0 has 3 elements above the threshold, rank 1 has 5.
+
+
+def gradient(rank: int) -> Tensor:
+    grad_N = torch.randn(N, generator=torch.Generator().manual_seed(rank)) / 100
+    grad_N[: 3 + 2 * rank] = 1.0
+    return grad_N
+
+
+UNEVEN = (
+    {"values": 12, "indices": 12, "sizes": 8, "padding": 16},
+    {"values": 20, "indices": 20, "sizes": 8},
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("exact", {}, ({"values": 4092},) * 2),
+        ("bf16", {}, ({"values": 2046},) * 2),
+        ("fp16", {}, ({"values": 2046},) * 2),
+        # 2 of conv, 8 of wide, 1 of bias.
+        ("topk", {"density": 0.01}, ({"values": 44, "indices": 44},) * 2),
+        ("gtopk", {"density": 0.01}, ({"values": 40, "indices": 40},) * 2),
+        ("gtopk", {"density": 0.01, "values": "fp16"}, ({"values": 20, "indices": 40},) * 2),
+        ("threshold", {"threshold": 0.5}, UNEVEN),
+        ("sage", {"threshold": 0.5}, UNEVEN),
+        (
+            "sage",
+            {"threshold": 0.5, "values": "fp16"},
+            (
+                {"values": 6, "indices": 12, "sizes": 8, "padding": 12},
+                {"values": 10, "indices": 20, "sizes": 8},
+            ),
+        ),
+        # Ten times as many in epoch 0: 21 of conv, 80 of wide, 1 of bias.
+        ("accordion", {"density": 0.01}, ({"values": 408, "indices": 408},) * 2),
+    ],
+)
+def test_the_bytes_booked_are_those_worked_out_by_hand(
+    name: str, options: dict[str, Any], expected: tuple[dict[str, int], ...]
+) -> None:
+    assert sum(math.prod(shape) for _, shape in SHAPES) == N
+    case = Case(registry.load("reducers", name), options, 2)
+    seen = steps(case, lambda rank, step: gradient(rank), count=1)
+    assert tuple(step.payload for (step,) in seen) == expected
+
+
+def test_accordions_decision_costs_rank_0_eight_bytes_a_layer() -> None:
+    def work(wire: Wire) -> dict[str, int]:
+        reducer = Accordion()
+        reducer.bind(Layout.of(SHAPES, "layer"))
+        reducer.begin_epoch(0, 0.1, wire)
+        return dict(wire.ledger.payload)
+
+    assert simulate(2, work) == [{"scales": 24}, {"scales": 0}]
+
+
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "complaint"),
+    [
+        ("topk", {"density": 0.0}, r"density=0\.0: expected a share of the elements, above 0 and at most 1"),
+        ("gtopk", {"density": 1.5}, r"density=1\.5: expected a share"),
+        ("sage", {"density": math.nan}, r"density=nan: expected a share"),
+        ("sage", {"threshold": 0.0}, r"threshold=0\.0: expected a finite number above 0"),
+        ("sage", {"controller": "pid"}, r"controller='pid': expected sage"),
+        ("threshold", {"threshold": math.inf}, r"threshold=inf: expected a finite number above 0"),
+        ("threshold", {"density": -1.0}, r"density=-1\.0: expected a share"),
+        ("topk", {"values": "int8"}, r"values='int8': expected fp32 or fp16"),
+        ("accordion", {"density_high": 2.0}, r"density_high=2\.0: expected a share"),
+        (
+            "accordion",
+            {"density": 0.5, "density_high": 0.1},
+            r"density_high=0\.1: expected at least density=0\.5",
+        ),
+        ("accordion", {"switch_every": 0}, r"switch_every=0: expected 1 epoch or more"),
+        ("accordion", {"eta": -0.1}, r"eta=-0\.1: expected 0 or more"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_with_what_is_allowed(
+    name: str, options: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        registry.load("reducers", name)(**options)
+
+
+@pytest.mark.parametrize("name", registry.names("reducers"))
+def test_every_option_is_told_on_the_command_line(name: str) -> None:
+    for option in registry.options(registry.load("reducers", name)).values():
+        assert option.help

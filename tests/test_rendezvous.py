@@ -1,0 +1,135 @@
+"""Who a rank is and where it meets the others, as the environment tells it."""
+
+import socket
+
+import pytest
+
+from sage.rendezvous import Place, local_places, place
+
+BARE = {"hostip": "10.0.0.1", "port": "29500", "rank": "2", "world_size": "4"}
+MEETING = {"hostip": "10.0.0.1", "port": "29500"}
+SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "6",
+    "OMPI_COMM_WORLD_SIZE": "9",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "2",
+}
+TORCHRUN = {
+    "MASTER_ADDR": "node7",
+    "MASTER_PORT": "29400",
+    "RANK": "7",
+    "WORLD_SIZE": "10",
+    "LOCAL_RANK": "3",
+}
+
+
+def told(environ: dict[str, str]) -> tuple[str, int, int, int, int]:
+    found = place(environ)
+    assert found
+    return found.hostip, found.port, found.rank, found.world_size, found.local_rank
+
+
+def without(environ: dict[str, str], name: str) -> dict[str, str]:
+    return {key: value for key, value in environ.items() if key != name}
+
+
+@pytest.mark.parametrize("environ", [{}, SLURM, OPEN_MPI, {"MASTER_ADDR": "node7"}, {"world_size": "4"}])
+def test_without_a_meeting_point_there_is_no_place(environ: dict[str, str]) -> None:
+    assert place(environ) is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected", "source"),
+    [
+        (BARE, ("10.0.0.1", 29500, 2, 4, 0), "hostip/port/rank/world_size"),
+        (BARE | {"local_rank": "1"}, ("10.0.0.1", 29500, 2, 4, 1), "hostip/port/rank/world_size"),
+        (MEETING | SLURM, ("10.0.0.1", 29500, 5, 8, 1), "SLURM's rank"),
+        (MEETING | OPEN_MPI, ("10.0.0.1", 29500, 6, 9, 2), "Open MPI's rank"),
+        (MEETING | TORCHRUN, ("10.0.0.1", 29500, 7, 10, 3), "torchrun's rank"),
+        (TORCHRUN, ("node7", 29400, 7, 10, 3), "torchrun"),
+    ],
+)
+def test_each_launcher_is_understood(
+    environ: dict[str, str], expected: tuple[str, int, int, int, int], source: str
+) -> None:
+    assert told(environ) == expected
+    found = place(environ)
+    assert found
+    assert found.source.endswith(source)
+
+
+@pytest.mark.parametrize(
+    ("environ", "rank"),
+    [
+        (BARE | SLURM | OPEN_MPI | TORCHRUN, 2),
+        (MEETING | SLURM | OPEN_MPI | TORCHRUN, 5),
+        (MEETING | OPEN_MPI | TORCHRUN, 6),
+        (SLURM | OPEN_MPI | TORCHRUN, 7),
+    ],
+)
+def test_the_first_that_is_there_is_taken(environ: dict[str, str], rank: int) -> None:
+    assert told(environ)[2] == rank
+
+
+def test_a_launcher_need_not_number_the_ranks_of_a_node() -> None:
+    assert told(MEETING | without(SLURM, "SLURM_LOCALID"))[-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [
+        *((BARE, name) for name in ("port", "rank", "world_size", "hostip")),
+        *((MEETING | SLURM, name) for name in ("port", "SLURM_NTASKS")),
+        *((MEETING | OPEN_MPI, name) for name in ("port", "OMPI_COMM_WORLD_SIZE")),
+        *((TORCHRUN, name) for name in ("MASTER_PORT", "WORLD_SIZE", "LOCAL_RANK")),
+    ],
+)
+def test_a_missing_variable_is_named(environ: dict[str, str], name: str) -> None:
+    with pytest.raises(ValueError, match=rf"\b{name}\b.* is not"):
+        place(without(environ, name))
+
+
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [
+        *((BARE, name) for name in ("port", "rank", "world_size")),
+        *((MEETING | SLURM, name) for name in SLURM),
+        *((MEETING | OPEN_MPI, name) for name in OPEN_MPI),
+        *((TORCHRUN, name) for name in ("MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")),
+    ],
+)
+@pytest.mark.parametrize("value", ["two", "", "1.5"])
+def test_a_variable_that_is_no_number_is_named(environ: dict[str, str], name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}='{value}': expected a whole number"):
+        place(environ | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": "4"}, r"rank=4 .*: expected 0 to 3, as world_size is 4"),
+        ({"rank": "-1"}, r"rank=-1 .*: expected 0 to 3"),
+        ({"world_size": "0"}, r"world_size=0 .*: expected 1 or more"),
+        ({"port": "0"}, r"port=0 .*: expected 1 to 65535"),
+        ({"port": "65536"}, r"port=65536 .*: expected 1 to 65535"),
+        ({"hostip": " "}, r"hostip is empty .*: expected rank 0's address or name"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_range(change: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        place(BARE | change)
+
+
+@pytest.mark.parametrize("hostip", ["::1", "fe80::1%eth0", "2001:db8::5", "node-3.cluster"])
+def test_any_form_of_address_passes(hostip: str) -> None:
+    assert told(BARE | {"hostip": hostip})[0] == hostip
+
+
+def test_ranks_spawned_here_meet_on_a_free_port_of_loopback() -> None:
+    places = local_places(3)
+    port = places[0].port
+    assert places == [
+        Place(rank=rank, world_size=3, hostip="127.0.0.1", port=port, local_rank=rank) for rank in range(3)
+    ]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", port))
