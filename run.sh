@@ -26,11 +26,6 @@ fail() {
     exit 2
 }
 
-if [[ -n ${rank:-} && -z ${hostip:-} ]]; then
-    fail "rank=$rank is set, but hostip is not. One rank needs all of hostip (rank 0's address), port, rank \
-and world_size; to start all ranks here, unset rank"
-fi
-
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 if [[ -n ${PYTHON:-} ]]; then
     python=$PYTHON

@@ -16,10 +16,10 @@ from .topk import TopK
 class Accordion(TopK):
     """Every `switch_every` epochs, decide for each layer between `density_high` and `density` (Algorithm 1).
 
-    A layer is in a critical regime, and sends `density_high`, at epoch 0, where the learning rate has dropped,
-    or where | ‖g_prev‖ − ‖g_cur‖ | / ‖g_prev‖ > η, g_cur being the reduced gradient summed over the last epoch,
-    and g_prev the same at the decision before (0 at the first, so that the second finds every layer critical).
-    Rank 0 decides and broadcasts (`scales`, 8 bytes a layer).
+    A layer is in a critical regime, and sends `density_high`, at epoch 0, where the learning rate has
+    dropped, or where | ‖g_prev‖ − ‖g_cur‖ | / ‖g_prev‖ > η, g_cur being the reduced gradient summed over the
+    last epoch, and g_prev the same at the decision before (0 at the first, so that the second finds every
+    layer critical). Rank 0 decides and broadcasts (`scales`, 8 bytes a layer).
 
     Args:
         density: Share sent outside critical regimes, in (0, 1].
@@ -28,6 +28,10 @@ class Accordion(TopK):
         eta: The relative change of a layer's gradient norm above which it is critical, 0 or more.
         values: Precision in which values travel.
     """
+
+    sum_N: Tensor
+    norm_G: Tensor
+    last_lr: Tensor
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ class TopK(Sparsifier):
     """
 
     grouping = "layer"
+    density_G: Tensor
 
     def __init__(self, *, density: float = 0.01, values: Literal["fp32", "fp16"] = "fp32") -> None:
         super().__init__(values=values)

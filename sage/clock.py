@@ -6,7 +6,7 @@ device, so that the measured run is not disturbed by its own clock.
 
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,10 +16,10 @@ _running = threading.local()
 
 
 class Phases:
-    """Seconds spent in each phase since the last `take()`; phases nest, and an inner one's are its own only."""
+    """Seconds spent in each phase since the last `take()`; phases nest, and an inner one's are its own."""
 
     def __init__(self, device: torch.device) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._device = device
         self._open: list[str] = []
         self._since = 0.0
@@ -35,7 +35,7 @@ class Phases:
 
     def take(self) -> dict[str, float]:
         """The seconds by phase, and start again from nothing."""
-        seconds, self.seconds = dict(self.seconds), Counter()
+        seconds, self.seconds = dict(self.seconds), defaultdict(float)
         return seconds
 
     def enter(self, name: str) -> None:

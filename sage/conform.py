@@ -1,14 +1,14 @@
-"""The laws every reducer must keep, as code: the tests run them over every reducer found, `sage conform` over one.
+"""The laws every reducer must keep, as code: the tests run them over every reducer, `sage conform` over one.
 
-Each law runs a few reductions on W ranks and raises `Broken` where the law does not hold. Ranks are threads here;
-the tests run the same laws on gloo processes.
+Each law runs a few reductions on W ranks and raises `Broken` where the law does not hold. Ranks are threads
+here; the tests run the same laws on gloo processes.
 """
 # W = world size, N = elements of the flat vector
 
 import copy
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,18 +19,16 @@ from rich.table import Table
 from torch import Tensor
 
 from sage import registry
-from sage.layout import Layout
 from sage.reduce import ErrorFeedback
 from sage.trial import (
-    SHAPES,
     Broken,
     Case,
-    Shapes,
     Step,
     agree,
     close,
     conserved,
     mean,
+    odd_gradients,
     reduce_once,
     same_bits,
     steps,
@@ -49,7 +47,7 @@ def ranks_agree(case: Case) -> None:
 
 
 def nothing_is_lost(case: Case) -> None:
-    """residual_before + gradient = sent + residual_after; the mean is the mean over ranks of what was sent."""
+    """residual_before + gradient = sent + residual_after, and the mean is the mean over ranks of sent."""
     conserved(case, steps(case, case.gradient))
 
 
@@ -87,9 +85,9 @@ def every_grouping_keeps_the_laws(case: Case) -> None:
 
 def odd_inputs_are_survived(case: Case) -> None:
     """Tiny, empty, constant, zero, negative, one-sided and denormal gradients: agreement, nothing lost."""
-    for name, shapes, gradient in _odd_inputs(case):
+    for name, shapes, gradient in odd_gradients(case):
         try:
-            seen = steps(case, lambda rank, _, g=gradient: g(rank), count=2, shapes=shapes)
+            seen = steps(case, gradient, count=2, shapes=shapes)
             agree(seen)
             conserved(case, seen)
         except Broken as broken:
@@ -277,20 +275,6 @@ def _complaint(law: Callable[[Case], None], case: Case) -> str:
     except Exception as error:  # a law may be broken in any way at all
         return f"{type(error).__name__}: {error}"
     return ""
-
-
-def _odd_inputs(case: Case) -> Iterator[tuple[str, Shapes, Callable[[int], Tensor]]]:
-    n = Layout.of(SHAPES).numel
-    yield "constant", SHAPES, lambda rank: torch.ones(n)
-    yield "all zero", SHAPES, lambda rank: torch.zeros(n)
-    yield "all negative", SHAPES, lambda rank: -1 - case.gradient(rank, 0).abs()
-    yield "zero on all ranks but one", SHAPES, lambda rank: case.gradient(0, 0) * (rank == 0)
-    yield "one element", SHAPES, lambda rank: (torch.arange(n) == rank).float()
-    yield "denormal", SHAPES, lambda rank: torch.full((n,), 1e-41)
-    yield "70 % zeros", SHAPES, lambda rank: case.gradient(rank, 0) * (torch.arange(n) % 10 < 3)
-    for few in (0, 1, 2):
-        yield f"{few} elements", (("only", (few,)),), lambda rank, few=few: torch.full((few,), 1.0 + rank)
-    yield "no parameters", (), lambda rank: torch.empty(0)
 
 
 def _random_state() -> tuple[object, ...]:

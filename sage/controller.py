@@ -35,14 +35,15 @@ class SageController(nn.Module):
         seed: Of the sample; the elements drawn at a step depend on nothing but it and the step.
     """
 
+    threshold: Tensor
+    scale: Tensor
+    step: Tensor
+
     def __init__(self, *, density: float, threshold: float | None = None, seed: int = 0) -> None:
         super().__init__()
         self._density = density
         self._first = threshold
         self._seed = seed
-        self.threshold: Tensor
-        self.scale: Tensor
-        self.step: Tensor
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
         self.register_buffer("scale", torch.zeros((), dtype=torch.float64))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))

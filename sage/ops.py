@@ -1,8 +1,8 @@
 """The operations a reducer spends its time in: select, compact, scatter. Plain-torch references.
 
 Every op treats magnitudes as the integer bits of |x|: for floats these order as the values do, zeros compare
-equal, and a NaN is the largest of all, so that it is selected, sent and seen instead of hiding in the residual.
-Ties are broken towards the lower index, so results are the same everywhere, to the bit.
+equal, and a NaN is the largest of all, so that it is selected, sent and seen instead of hiding in the
+residual. Ties are broken towards the lower index, so results are the same everywhere, to the bit.
 """
 # N = elements of the flat vector, K = elements selected, M = elements of all ranks together
 

@@ -1,7 +1,7 @@
 """The contract that every reducer keeps, what they share, and error feedback.
 
-A reducer is handed this rank's flat gradient and its residual, and returns the mean over ranks of what was sent. It
-leaves in the residual what was not. See `docs/adding-a-reducer.md`.
+A reducer is handed this rank's flat gradient and its residual, and returns the mean over ranks of what was
+sent. It leaves in the residual what was not. See `docs/adding-a-reducer.md`.
 """
 # N = elements of the flat vector, K = elements this rank sends, G = groups of the layout
 
@@ -30,14 +30,14 @@ class Reduced:
 
 
 class Reducer(nn.Module):
-    """One way to take the mean of a gradient over ranks. State lives in buffers; `state_dict()` is the checkpoint.
+    """One way to take the mean of a gradient over ranks.
 
-    Options are the keyword-only parameters of `__init__`; each becomes a command-line flag, its help taken from
-    `Args:`.
+    State lives in buffers; `state_dict()` is the checkpoint. Options are the keyword-only parameters of
+    `__init__`; each becomes a command-line flag, its help taken from `Args:`.
     """
 
     conserves: ClassVar[bool] = True
-    """The law: residual_before + gradient = sent + residual_after, and mean_N = the mean over ranks of sent."""
+    """The law: residual_before + gradient = sent + residual_after, and mean_N = the mean over ranks of it."""
     precision: float = 2.0**-20
     """Relative to the largest element, how closely the law holds (casts that are not fed back loosen it)."""
     memory: ClassVar[Literal["none", "residual"]] = "none"
@@ -57,8 +57,8 @@ class Reducer(nn.Module):
 
         Args:
             grad_N: This rank's gradient. Yours for the call: it may be overwritten and returned as `mean_N`.
-            residual_N: What earlier steps did not send; the signal is residual + gradient. Update it in place to
-                what this step did not send. None: there is no memory, and what is not sent is lost.
+            residual_N: What earlier steps did not send; the signal is residual + gradient. Update it in place
+                to what this step did not send. None: there is no memory, and what is not sent is lost.
             wire: Make the same calls on every rank, whatever the data.
         """
         raise NotImplementedError
@@ -67,7 +67,7 @@ class Reducer(nn.Module):
         """Called on every rank before an epoch's first step."""
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
-        """The bytes this rank hands over in one step, by kind, worked out from the layout the docstring states.
+        """The bytes this rank hands over in one step, by kind, worked out from what the docstring states.
 
         The conformance suite holds the ledger against it. None: not stated.
 
@@ -85,9 +85,10 @@ class Reducer(nn.Module):
 class Sparsifier(Reducer):
     """A reducer that sends some elements as they are, as values and int32 indices, and keeps the rest.
 
-    A method says which elements in `select`; values may travel as fp16 (`values="fp16"`), and the rounding error
-    then stays in the residual. Counts that may differ between the ranks (`even = False`) are exchanged first, and
-    the shorter payloads padded. Bytes each rank hands over: 8 at most for its count, 4 or 2 a value, 4 an index.
+    A method says which elements in `select`; values may travel as fp16 (`values="fp16"`), and the rounding
+    error then stays in the residual. Counts that may differ between the ranks (`even = False`) are exchanged
+    first, and the shorter payloads padded. Bytes each rank hands over: 4 or 2 a value, 4 an index, and where
+    counts may differ 8 for its own and as many as the longest payload has more.
     """
 
     memory = "residual"

@@ -64,8 +64,8 @@ def _bare(environ: Mapping[str, str]) -> Place:
     if missing:
         given = "hostip" if "hostip" in environ else "rank"
         raise ValueError(
-            f"{given}={environ[given]} is set, but {', '.join(missing)} is not. One rank on a bare node needs "
-            "all of hostip (rank 0's address), port (a free one there), rank (0 to world_size - 1) and "
+            f"{given}={environ[given]} is set, but {', '.join(missing)} is not. One rank on a bare node "
+            "needs all of hostip (rank 0's address), port (a free one there), rank (0 to world_size - 1) and "
             "world_size, as in hostip=10.0.0.1 port=29500 rank=0 world_size=4 ./run.sh; "
             f"unset {given} to start all ranks here"
         )

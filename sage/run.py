@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ from sage.train import Diverged, Stop, Training
 from sage.wire import ProcessWire, Wire, WireError
 
 INTERRUPTED = 75
-"""Exit status of a run that was asked to stop and has saved itself: the same command goes on (EX_TEMPFAIL)."""
+"""Exit status of a run that stopped when asked and has saved itself: the same command goes on (EX_TEMPFAIL)."""
 
 GRACE = 10.0
 """Seconds that the other ranks get, after one has failed, to notice it by themselves."""
@@ -87,7 +86,9 @@ def _spawned(config: Config) -> int:
                 os.kill(process.pid, number)
 
     before = {number: signal.signal(number, hand_on) for number in handed_on}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the ranks too
+    before[signal.SIGINT] = signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal sends it to the ranks too
     try:
         return _await(ranks)
     finally:
@@ -98,7 +99,9 @@ def _spawned(config: Config) -> int:
 def _await(ranks: list[Any]) -> int:
     failed_at = None
     while any(process.is_alive() for process in ranks):
-        multiprocessing.connection.wait([process.sentinel for process in ranks if process.is_alive()], timeout=1.0)
+        multiprocessing.connection.wait(
+            [process.sentinel for process in ranks if process.is_alive()], timeout=1.0
+        )
         if failed_at is None and any(process.exitcode not in (None, 0, INTERRUPTED) for process in ranks):
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > GRACE:
@@ -212,7 +215,7 @@ def _work(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
 
 
 def _finished(config: Config, wire: Wire) -> bool:
-    """Whether there is nothing left to do, as rank 0 sees it; `--fresh` clears the folder before anybody looks."""
+    """Whether nothing is left to do, as rank 0 sees it; `--fresh` clears the folder before anybody looks."""
     told = ""
     if wire.rank == 0:
         if config.fresh:

@@ -1,13 +1,12 @@
 """The training loop: one rank's part of a run, from the first step or from where a checkpoint left off.
 
-A step is forward, backward, reduce, update. Everything a later step depends on is in `_state`, so a run that is killed
-and resumed goes through the same numbers, on CPUs to the bit.
+A step is forward, backward, reduce, update. Everything that a later step depends on is in the checkpoint, so a run
+that is killed and resumed goes through the same numbers, on CPUs to the bit.
 """
 # N = elements of the flat gradient
 
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,18 +20,18 @@ from sage.clock import Phases, phase
 from sage.config import Config
 from sage.data import Batch, Dataset
 from sage.mount import WholeModel
-from sage.optim import BeforeReduction, RunningAverage, build_optimizer, clip_, peak_scale, schedule, set_lr
+from sage.optim import RunningAverage, clip_, set_lr
 from sage.progress import Display
+from sage.recipe import before_reduction, count_steps, learning_rate, optimizer
 from sage.record import Recorder
 from sage.reduce import Reducer
+from sage.tally import Tally
 from sage.task import Task
 from sage.wire import Pending, Wire
 
 EVAL_BATCH = 512
 HISTOGRAM_SAMPLE = 2**18
 """Elements of the gradient, evenly spread, that a histogram is made of."""
-WARM_UP = 0.1
-"""Share of a run's first steps (at most ten) that its step times leave out."""
 
 
 class Diverged(RuntimeError):
@@ -40,7 +39,7 @@ class Diverged(RuntimeError):
 
 
 class Stop:
-    """Whether somebody has asked this process to stop: the first SIGTERM, SIGINT, SIGUSR1 or SIGUSR2 it was sent."""
+    """Whether this process has been asked to stop, by SIGTERM, SIGINT, SIGUSR1 or SIGUSR2."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -88,8 +87,7 @@ class Training:
         self.record, self.display, self.stop = record, display, stop
         self.checkpoints = folder / "checkpoints"
         self.device = next(model.parameters()).device
-        self.steps_per_epoch = _steps_per_epoch(config, data)
-        self.total_steps = _total_steps(config, self.steps_per_epoch)
+        self.steps_per_epoch, self.total_steps = count_steps(config, data)
         display.total = self.total_steps
         self.mount = WholeModel(
             model,
@@ -98,21 +96,18 @@ class Training:
             grouping=config.grouping,
             min_compress=config.min_compress,
         )
-        self.before = _before(config, self.mount.parameters_in_order)
-        self.optimizer = _optimizer(config, model)
+        self.before = before_reduction(config, self.mount.parameters_in_order)
+        self.optimizer = optimizer(config, model)
         self.average = RunningAverage()
         self.phases = Phases(self.device)
         self.step = 0
         self.seconds = 0.0
-        self.step_seconds: list[float] = []
-        self.loss_sum, self.loss_count = 0.0, 0
-        self.totals: Counter[str] = Counter()
-        self.history: list[dict[str, float]] = []
+        self.tally = Tally()
         self._pending: tuple[Pending, dict[str, Any]] | None = None
         self._stopping = False
 
     def run(self) -> bool:
-        """Train until the end, the target or a signal; True where the run is finished, False where it was stopped."""
+        """Train until the end, the target or a signal; False where it was a signal."""
         started = time.perf_counter() - self.seconds
         while self.step < self.total_steps and not self._stopping and not self._reached():
             for batches in self.rest_of_epoch():
@@ -131,7 +126,7 @@ class Training:
         epoch, done = divmod(self.step, self.steps_per_epoch)
         if done == 0:
             self.task.begin_epoch()
-            self.mount.feedback.reducer.begin_epoch(epoch, self._lr(), wire)
+            self.mount.feedback.reducer.begin_epoch(epoch, self._learning_rate(), wire)
         batches = self.data.train_batches(
             epoch=epoch,
             rank=wire.rank,
@@ -146,7 +141,7 @@ class Training:
     def take_step(self, batches: list[Batch]) -> None:
         """Forward, backward, reduce, update, on one micro-batch after another."""
         config, grad_N = self.config, self.mount.grad_N
-        lr = self._lr()
+        lr = self._learning_rate()
         before = self.wire.ledger.copy()
         start = time.perf_counter()
         self.model.train()
@@ -166,7 +161,9 @@ class Training:
             sample = grad_N[:: 1 + grad_N.numel() // HISTOGRAM_SAMPLE].abs() if histogram_due else None
             reduced = self.mount(self.wire)
             with phase("update"):
-                gradient_norm = _norm(grad_N) if config.clip_global is None else clip_(grad_N, config.clip_global)
+                gradient_norm = (
+                    _norm(grad_N) if config.clip_global is None else clip_(grad_N, config.clip_global)
+                )
                 set_lr(self.optimizer, lr)
                 self.optimizer.step()
         if self.device.type == "cuda":
@@ -175,10 +172,9 @@ class Training:
         if not bool(gradient_norm.isfinite()):
             self.record.event("diverged", step=self.step)
             raise Diverged(
-                f"step {self.step}: the mean gradient is not finite, on any rank. Nothing after the last checkpoint is "
-                f"kept. Lower lr ({lr:g} here), clip (--clip-local, --clip-global), or compress less"
+                f"step {self.step}: the mean gradient is not finite, on any rank. Nothing after the last "
+                f"checkpoint is kept. Lower lr ({lr:g} here), clip (--clip-local, --clip-global), or compress less"
             )
-        self.step_seconds.append(seconds)
         if sample is not None:
             self.record.histogram("gradient/abs", sample, self.step)
         fields = {
@@ -204,19 +200,18 @@ class Training:
             "wire_sent": booked.sent,
             "wire_received": booked.received,
         }
-        self._count(fields)
+        self.tally.step(fields)
         self.step += 1
 
     def settle(self) -> None:
-        """Hear what the ranks told of the last step: its loss, and whether anybody wants to stop. Then record it."""
+        """Hear what the ranks told of the last step, its loss and whether anybody is to stop; then record it."""
         if self._pending is None:
             return
         (pending, fields), self._pending = self._pending, None
         loss_sum, stopping = pending.wait().tolist()
         loss = loss_sum / self.wire.world_size
         self._stopping = self._stopping or stopping > 0
-        self.loss_sum += loss
-        self.loss_count += 1
+        self.tally.loss(loss)
         if fields["step"] % self.config.log_every == 0:
             self.record.step(loss=loss, **fields)
         shown = {"loss": loss, "density": fields["density_had"], "step/s": 1 / fields["seconds"]}
@@ -227,7 +222,7 @@ class Training:
         return None if residual_N is None else float(_norm(residual_N))
 
     def _between_steps(self) -> None:
-        """Evaluate and save where it is time to, always in this order: a checkpoint holds what evaluating changed."""
+        """Evaluate and save where it is time to, in this order: a checkpoint holds what evaluating changed."""
         last = self.step == self.total_steps
         evaluates = last or self.step % max(1, round(self.config.eval_every * self.steps_per_epoch)) == 0
         epoch_ends = self.step % self.steps_per_epoch == 0
@@ -235,10 +230,10 @@ class Training:
         saves = last or (epoch_ends if every is None else self.step % every == 0)
         if evaluates or saves:
             self.settle()
-        if epoch_ends and self.config.average_from is not None:
-            if self.step >= self.config.average_from * self.steps_per_epoch:
-                self._average_buffers()  # the average is one and the same on all ranks, as a checkpoint has one
-                self.average.update(self.model)
+        first = self.config.average_from
+        if epoch_ends and first is not None and self.step >= first * self.steps_per_epoch:
+            self._average_buffers()  # all ranks have the same average, as a checkpoint has one
+            self.average.update(self.model)
         if evaluates:
             self._evaluate()
         if saves or self._stopping or self._reached():
@@ -253,9 +248,8 @@ class Training:
         if self.average.num_averaged:
             with self.average.swapped(self.model):
                 average = self._metrics()
-        train_loss = self.loss_sum / max(1, self.loss_count)
-        self.loss_sum, self.loss_count = 0.0, 0
-        self.history.append(metrics)
+        train_loss = self.tally.take_loss()
+        self.tally.evaluations.append(metrics)
         epoch = self.step / self.steps_per_epoch
         self.record.epoch(
             epoch=epoch,
@@ -274,41 +268,32 @@ class Training:
         self.task.begin_evaluation()
         sums = torch.zeros(len(self.task.sum_names), dtype=torch.float64, device=self.device)
         shares = self.data.test_batches(
-            rank=self.wire.rank, world_size=self.wire.world_size, batch_size=min(EVAL_BATCH, self.config.batch_size)
+            rank=self.wire.rank,
+            world_size=self.wire.world_size,
+            batch_size=min(EVAL_BATCH, self.config.batch_size),
         )
         for batch in shares:
             sums += self.task.sums(self.model, _to(batch, self.device))
         return self.task.metrics(self.wire.sum(sums, kind="metrics"))
 
     def _average_buffers(self) -> None:
-        """Give all ranks the mean of their running statistics, so that they evaluate one and the same model."""
+        """Give all ranks the mean of their running statistics, so that they evaluate the same model."""
         buffers = [b for b in self.model.buffers() if b.is_floating_point()]
         if buffers:
             flat = self.wire.mean(torch.cat([b.reshape(-1) for b in buffers]), kind="buffers")
             for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
                 buffer.copy_(mean.view_as(buffer))
 
-    def _lr(self) -> float:
-        config = self.config
-        return schedule(
-            self.step,
-            lr=config.lr,
-            peak_scale=peak_scale(config.lr_scale, self.wire.world_size),
-            warmup_steps=round(config.warmup_epochs * self.steps_per_epoch),
-            kind=config.schedule,
-            steps_per_epoch=self.steps_per_epoch,
-            total_steps=self.total_steps,
-            milestones=config.milestones,
-            factor=config.lr_factor,
-            lr_decay=config.lr_decay,
-            decay_from=config.decay_from,
+    def _learning_rate(self) -> float:
+        return learning_rate(
+            self.config, self.step, steps_per_epoch=self.steps_per_epoch, total_steps=self.total_steps
         )
 
     def _reached(self) -> bool:
         """Whether the headline metric has reached the target."""
-        if self.config.target is None or not self.history:
+        if self.config.target is None or not self.tally.evaluations:
             return False
-        value = self.history[-1][self.task.metric]
+        value = self.tally.evaluations[-1][self.task.metric]
         return value >= self.config.target if self.better == "max" else value <= self.config.target
 
     @property
@@ -349,8 +334,6 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict(),
             "seconds": self.seconds,
-            "loss": [self.loss_sum, self.loss_count],
-            "history": self.history,
         }
 
     def _own(self) -> dict[str, Any]:
@@ -358,17 +341,14 @@ class Training:
             "feedback": self.mount.feedback.state_dict(),
             "before": self.before.state_dict(),
             "task": self.task.state_dict(),
-            "buffers": {name: buffer for name, buffer in self.model.named_buffers()},
+            "buffers": dict(self.model.named_buffers()),
             "random": checkpoint.rng_state(),
-            "step_seconds": torch.tensor(self.step_seconds, dtype=torch.float64),
-            "totals": dict(self.totals),
+            "tally": self.tally.state_dict(),
         }
 
     @torch.no_grad()
     def _load(self, shared: dict[str, Any], own: dict[str, Any]) -> None:
         self.step, self.seconds = shared["step"], shared["seconds"]
-        self.loss_sum, self.loss_count = shared["loss"]
-        self.history = shared["history"]
         self.model.load_state_dict(shared["model"])
         self.optimizer.load_state_dict(shared["optimizer"])
         self.average.load_state_dict(shared["average"])
@@ -377,26 +357,13 @@ class Training:
         self.task.load_state_dict(own["task"])
         for name, buffer in self.model.named_buffers():
             buffer.copy_(own["buffers"][name])
-        self.step_seconds = own["step_seconds"].tolist()
-        self.totals = Counter(own["totals"])
+        self.tally.load_state_dict(own["tally"])
         checkpoint.set_rng_state(own["random"])
-
-    # What a run comes to.
-
-    def _count(self, fields: dict[str, Any]) -> None:
-        self.totals.update({f"payload/{kind}": size for kind, size in fields["bytes"].items()})
-        self.totals.update(
-            {name: fields[name] for name in ("wire_sent", "wire_received", "density_had", "density_asked")}
-        )
 
     def result(self) -> dict[str, Any]:
         """What `result.json` says; every rank calls it, as step times are the slowest rank's."""
-        own = torch.tensor(self.step_seconds, dtype=torch.float64, device=self.device)
-        (seconds_WS,) = self.wire.gather(metrics=own)
-        slowest_S = seconds_WS.amax(0)[min(10, int(WARM_UP * len(own))) :].cpu()
-        quantiles = torch.quantile(slowest_S, torch.tensor([0.5, 0.95, 0.99], dtype=torch.float64)).tolist()
-        values = [metrics[self.task.metric] for metrics in self.history]
-        mean = {name: total / self.step for name, total in self.totals.items()}
+        own_S = torch.tensor(self.tally.step_seconds, dtype=torch.float64, device=self.device)
+        (seconds_WS,) = self.wire.gather(metrics=own_S)
         config = self.config
         return {
             "workload": config.workload,
@@ -407,61 +374,9 @@ class Training:
             "parameters": self.mount.layout.numel,
             "steps": self.step,
             "epochs": self.step / self.steps_per_epoch,
-            "metric": self.task.metric,
-            "better": self.better,
-            "final": self.history[-1],
-            "best": max(values) if self.better == "max" else min(values),
             "seconds": self.seconds,
-            "steps_per_second": len(slowest_S) / float(slowest_S.sum()),
-            "step_seconds": dict(zip(("p50", "p95", "p99"), quantiles, strict=True)),
-            "payload_per_step": {
-                name.removeprefix("payload/"): size for name, size in mean.items() if name.startswith("payload/")
-            },
-            "wire_sent_per_step": mean["wire_sent"],
-            "wire_received_per_step": mean["wire_received"],
-            "density_asked": mean["density_asked"],
-            "density_had": mean["density_had"],
+            **self.tally.result(seconds_WS.cpu(), metric=self.task.metric, better=self.better),
         }
-
-
-def _before(config: Config, parameters: list[nn.Parameter]) -> BeforeReduction:
-    momentum = config.momentum_at == "before" and config.momentum_kind != "none"
-    return BeforeReduction(
-        parameters,
-        momentum=config.momentum if momentum else 0.0,
-        nesterov=config.momentum_kind == "nesterov",
-        weight_decay=config.weight_decay if config.weight_decay_at == "before" else 0.0,
-        decay_norms=config.decay_norms,
-    ).to(parameters[0].device)
-
-
-def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    momentum = config.momentum_at == "after" and config.momentum_kind != "none" and config.momentum > 0
-    return build_optimizer(
-        model,
-        kind=config.optimizer,
-        lr=config.lr,
-        momentum=config.momentum if momentum else 0.0,
-        nesterov=momentum and config.momentum_kind == "nesterov",
-        weight_decay=config.weight_decay if config.weight_decay_at == "after" else 0.0,
-        decay_norms=config.decay_norms,
-        betas=(config.beta1, config.beta2),
-    )
-
-
-def _steps_per_epoch(config: Config, data: Dataset) -> int:
-    batches = data.num_steps(batch_size=config.batch_size, world_size=config.world_size)
-    if batches < config.accumulate:
-        raise ValueError(
-            f"an epoch has {batches} batches on each of {config.world_size} ranks, fewer than the {config.accumulate} "
-            "to accumulate for one step: lower --accumulate or --batch-size"
-        )
-    return batches // config.accumulate
-
-
-def _total_steps(config: Config, steps_per_epoch: int) -> int:
-    total = max(1, round(config.epochs * steps_per_epoch))
-    return total if config.steps is None else min(total, config.steps)
 
 
 def _norm(x_N: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A reducer on trial: a few reductions on W ranks, what every rank saw of them, and how that compares."""
 # W = world size, N = elements of the flat vector
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -56,7 +56,7 @@ class Case:
         return ErrorFeedback(reducer, layout, memory=self.memory)
 
     def gradient(self, rank: int, step: int, shapes: Shapes = SHAPES) -> Tensor:
-        """A gradient with, as real ones have, a heavy tail and a drifting scale; another for each rank and step."""
+        """Each rank's and step's own gradient, with a heavy tail and a drifting scale as real ones have."""
         n = Layout.of(shapes).numel
         generator = torch.Generator().manual_seed(1000 * step + rank)
         normal_N = torch.randn(n, generator=generator)
@@ -99,6 +99,22 @@ def reduce_once(feedback: ErrorFeedback, grad_N: Tensor, wire: Wire) -> Step:
     booked.pop("guard", None)  # the schedule guard's own, where it is on
     left_N = None if residual_N is None else residual_N.clone()
     return Step(signal_N, reduced.mean_N.clone(), left_N, reduced, booked)
+
+
+def odd_gradients(case: Case) -> Iterator[tuple[str, Shapes, Callable[[int, int], Tensor]]]:
+    """Gradients at the edges of what may come: a name, the shapes, and what each rank has at each step."""
+    n = Layout.of(SHAPES).numel
+    yield "constant", SHAPES, lambda rank, step: torch.ones(n)
+    yield "all zero", SHAPES, lambda rank, step: torch.zeros(n)
+    yield "all negative", SHAPES, lambda rank, step: -1 - case.gradient(rank, 0).abs()
+    yield "zero on all ranks but one", SHAPES, lambda rank, step: case.gradient(0, 0) * (rank == 0)
+    yield "one element", SHAPES, lambda rank, step: (torch.arange(n) == rank).float()
+    yield "denormal", SHAPES, lambda rank, step: torch.full((n,), 1e-41)
+    yield "70 % zeros", SHAPES, lambda rank, step: case.gradient(rank, 0) * (torch.arange(n) % 10 < 3)
+    yield "two elements", (("only", (2,)),), lambda rank, step: torch.full((2,), 1.0 + rank)
+    yield "a single element", (("only", (1,)),), lambda rank, step: torch.full((1,), 1.0 + rank)
+    yield "an empty parameter", (("only", (0,)),), lambda rank, step: torch.empty(0)
+    yield "no parameters", (), lambda rank, step: torch.empty(0)
 
 
 # Comparisons. Each raises Broken.

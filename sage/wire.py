@@ -145,12 +145,7 @@ class Wire:
     def _gather_packed(self, call: str, parts: list[Tensor], payload: dict[str, int]) -> tuple[Tensor, ...]:
         packed_S = pack(parts)
         traffic = ring_all_gather(packed_S.numel(), self.world_size)
-
-        def run() -> Tensor:
-            # Where one rank has nothing to send, none has.
-            return self._gather(packed_S) if packed_S.numel() else packed_S.new_empty(self.world_size, 0)
-
-        gathered_WS = self._collective(call, payload, traffic, run)
+        gathered_WS = self._collective(call, payload, traffic, lambda: self._gather(packed_S))
         return unpack(gathered_WS, [(part.dtype, part.shape) for part in parts])
 
     def _collective(
@@ -307,12 +302,12 @@ class ProcessWire(Wire):
     def _gather(self, x_S: Tensor) -> Tensor:
         out_WS = x_S.new_empty(self.world_size * x_S.numel())
         dist.all_gather_single(out_WS, x_S)
-        return out_WS.view(self.world_size, -1)
+        return out_WS.view(self.world_size, x_S.numel())
 
     def _gather_on_host(self, x_S: Tensor) -> Tensor:
         out_WS = x_S.new_empty(self.world_size * x_S.numel())
         dist.all_gather_single(out_WS, x_S, group=self._control)
-        return out_WS.view(self.world_size, -1)
+        return out_WS.view(self.world_size, x_S.numel())
 
     def _broadcast(self, x_N: Tensor, root: int) -> None:
         dist.broadcast(x_N, root)

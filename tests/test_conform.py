@@ -1,4 +1,4 @@
-"""The laws can fail: for each there is a reducer, wrong in one way, that breaks it. `sage conform` says so."""
+"""The laws can fail: for each there is a reducer, wrong in one way, that breaks it; and `conform` says so."""
 # N = elements of the flat vector, K = elements sent, W = world size
 
 import random

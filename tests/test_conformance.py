@@ -14,7 +14,6 @@ from sage.threads import simulate
 from sage.trial import Case
 from sage.wire import Wire
 
-
 T = TypeVar("T")
 Law = Callable[[Case], None]
 NAMES = registry.names("reducers")

@@ -46,7 +46,7 @@ def test_the_threshold_follows_the_published_rule(density: float, first: float) 
 
 
 def test_two_steps_by_hand() -> None:
-    # d* = 0.1 of 10 elements and λ_0 = 4. At step 1 the scale has doubled: α = 2, α·λ = 8, and 3 are above it.
+    # d* = 0.1 of 10 elements and λ_0 = 4. At step 1 the scale has doubled: α = 2, α·λ = 8; 3 are above.
     # β = 2/(1 + exp(0.1 − 0.3)) = 1.0996680, and 0.3/0.1 = 3 lies between 0.1 and 10, so γ = 1.
     controller = SeesEverything(density=0.1, threshold=4.0)
     signal_N = torch.tensor([0.0, 0.0, 1.0, -1.0, 2.0, -2.0, 3.0, 5.0, -6.0, 10.0])

@@ -1,0 +1,88 @@
+"""What a run has measured so far, kept over interruptions, and the result it comes to."""
+# W = ranks, S = steps
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WARM_UP = 0.1
+"""Share of a run's first steps (at most ten) that its step times leave out."""
+
+PER_STEP = ("wire_sent", "wire_received", "density_had", "density_asked")
+"""Fields of a step whose mean over the steps is in the result."""
+
+
+class Tally:
+    """One rank's sums over the steps and evaluations of a run."""
+
+    def __init__(self) -> None:
+        self.step_seconds: list[float] = []
+        self.evaluations: list[dict[str, float]] = []
+        self._totals: Counter[str] = Counter()
+        self._loss_sum, self._loss_count = 0.0, 0
+
+    def step(self, fields: Mapping[str, Any]) -> None:
+        """Count one step, by its record."""
+        self.step_seconds.append(fields["seconds"])
+        self._totals.update({f"payload/{kind}": size for kind, size in fields["bytes"].items()})
+        self._totals.update({name: fields[name] for name in PER_STEP})
+
+    def loss(self, loss: float) -> None:
+        """Count one step's training loss."""
+        self._loss_sum += loss
+        self._loss_count += 1
+
+    def take_loss(self) -> float:
+        """The mean training loss since this was last asked."""
+        mean = self._loss_sum / max(1, self._loss_count)
+        self._loss_sum, self._loss_count = 0.0, 0
+        return mean
+
+    def result(self, seconds_WS: Tensor, *, metric: str, better: str) -> dict[str, Any]:
+        """The figures of `result.json` that are measured.
+
+        Args:
+            seconds_WS: Every rank's step times; what counts is the slowest rank's.
+            metric, better: The headline metric, and whether its `max` or its `min` is best.
+        """
+        slowest_S = seconds_WS.amax(0)[min(10, int(WARM_UP * seconds_WS.shape[1])) :]
+        quantiles = torch.quantile(slowest_S, torch.tensor([0.5, 0.95, 0.99], dtype=torch.float64)).tolist()
+        finite = [e[metric] for e in self.evaluations if math.isfinite(e[metric])]
+        mean = {name: total / len(self.step_seconds) for name, total in self._totals.items()}
+        return {
+            "metric": metric,
+            "better": better,
+            "final": self.evaluations[-1],
+            "best": (max if better == "max" else min)(finite, default=None),
+            "steps_per_second": len(slowest_S) / float(slowest_S.sum()),
+            "step_seconds": dict(zip(("p50", "p95", "p99"), quantiles, strict=True)),
+            "payload_per_step": {
+                name.removeprefix("payload/"): size
+                for name, size in mean.items()
+                if name.startswith("payload/")
+            },
+            "wire_sent_per_step": mean["wire_sent"],
+            "wire_received_per_step": mean["wire_received"],
+            "density_asked": mean["density_asked"],
+            "density_had": mean["density_had"],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "step_seconds": torch.tensor(self.step_seconds, dtype=torch.float64),
+            "evaluations": self.evaluations,
+            "totals": dict(self._totals),
+            "loss": [self._loss_sum, self._loss_count],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
+        self.step_seconds = state["step_seconds"].tolist()
+        self.evaluations = state["evaluations"]
+        self._totals = Counter(state["totals"])
+        self._loss_sum, self._loss_count = state["loss"]

@@ -1,0 +1,253 @@
+"""The ledger: equal to the bytes worked out by hand, and to what the kernel's socket counters saw.
+
+Run as a script it prints the comparison with the counters, the table of docs/ledger.md.
+"""
+# W = world size
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import pytest
+import torch
+from gloo import Group
+from sockets import tcp_bytes
+
+from sage.ledger import Ledger, tree_broadcast
+from sage.rendezvous import local_places
+from sage.threads import simulate
+from sage.wire import GUARD_BYTES, Wire
+
+# By hand.
+
+
+def booked(world_size: int, work: Callable[[Wire], Any], *, guard: bool = False) -> list[Ledger]:
+    def run(wire: Wire) -> Ledger:
+        work(wire)
+        return wire.ledger
+
+    return simulate(world_size, run, guard=guard)
+
+
+def uneven(wire: Wire) -> None:
+    """1, 2, 3 … values of 2 bytes and as many indices of 4."""
+    n = 1 + wire.rank
+    wire.gather_uneven(values=torch.ones(n).half(), indices=torch.arange(n).int())
+
+
+BY_HAND: dict[str, tuple[Callable[[Wire], Any], Callable[[int], tuple[dict[str, int], int, int]]]] = {
+    # the call, and for a rank of three: payload by kind, bytes sent, bytes received
+    "sum": (
+        lambda wire: wire.sum(torch.ones(9)),
+        lambda rank: ({"values": 36}, 48, 48),
+    ),
+    "mean of another kind and dtype": (
+        lambda wire: wire.mean(torch.ones(9).half(), kind="dense"),
+        lambda rank: ({"dense": 18}, 24, 24),
+    ),
+    "gather": (
+        lambda wire: wire.gather(values=torch.ones(5).half(), indices=torch.ones(5).int()),
+        lambda rank: ({"values": 10, "indices": 20}, 60, 60),
+    ),
+    "gather_uneven": (
+        uneven,
+        lambda rank: (
+            {"sizes": 8, "values": 2 + 2 * rank, "indices": 4 + 4 * rank, "padding": 6 * (2 - rank)},
+            16 + 36,
+            16 + 36,
+        ),
+    ),
+    "broadcast": (
+        lambda wire: wire.broadcast(torch.ones(5), root=1),
+        lambda rank: ({"values": 20}, 40, 0) if rank == 1 else ({}, 0, 20),
+    ),
+    "reduce_scatter": (
+        lambda wire: wire.reduce_scatter(torch.ones(3, 4).double()),
+        lambda rank: ({"values": 96}, 64, 64),
+    ),
+    "all_to_all": (
+        lambda wire: wire.all_to_all(torch.ones(3, 4).byte(), kind="codes"),
+        lambda rank: ({"codes": 12}, 8, 8),
+    ),
+    "begin_sum": (
+        lambda wire: wire.begin_sum(torch.ones(3)).wait(),
+        lambda rank: ({"control": 12}, 16, 16),
+    ),
+    "texts": (
+        lambda wire: wire.texts("abc"),
+        lambda rank: ({"sizes": 8, "state": 4}, 16 + 8, 16 + 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("op", BY_HAND)
+def test_every_op_books_the_bytes_worked_out_by_hand(op: str) -> None:
+    work, by_hand = BY_HAND[op]
+    for rank, ledger in enumerate(booked(3, work)):
+        payload = {kind: size for kind, size in ledger.payload.items() if size}
+        assert (payload, ledger.sent, ledger.received) == by_hand(rank)
+
+
+@pytest.mark.parametrize("op", BY_HAND.keys() - {"broadcast", "reduce_scatter", "all_to_all"})
+def test_nothing_crosses_the_link_of_a_rank_alone(op: str) -> None:
+    (ledger,) = booked(1, BY_HAND[op][0])
+    assert (ledger.sent, ledger.received) == (0, 0)
+
+
+def test_the_guards_messages_are_booked_apart() -> None:
+    for ledger in booked(3, lambda wire: wire.sum(torch.ones(9)), guard=True):
+        assert ledger.payload == {"values": 36, "guard": GUARD_BYTES}
+        assert ledger.sent == ledger.received == 48 + 2 * GUARD_BYTES
+        assert ledger.calls == {"sum": 1, "guard": 1}
+
+
+def test_a_snapshot_stays_and_what_came_after_is_the_difference() -> None:
+    ledger = Ledger()
+    ledger.book("sum", {"values": 40, "scales": 4}, (80, 70), 0.5)
+    before = ledger.copy()
+    ledger.book("sum", {"values": 8}, (16, 15), 0.25)
+    ledger.book("gather", {"indices": 2, "padding": 0}, (4, 3), 1.0)
+    assert before == Ledger(Counter(values=40, scales=4), 80, 70, Counter(sum=1), 0.5)
+    assert ledger.since(before) == Ledger(
+        Counter(values=8, indices=2), 20, 18, Counter(sum=1, gather=1), 1.25
+    )
+    assert ledger.since(ledger.copy()) == Ledger()
+    assert ledger.since(Ledger()) == ledger
+
+
+@pytest.mark.parametrize("world_size", range(1, 18))
+def test_a_broadcast_reaches_every_rank_once(world_size: int) -> None:
+    for root in range(world_size):
+        traffic = [tree_broadcast(100, rank, root, world_size) for rank in range(world_size)]
+        assert sum(sent for sent, _ in traffic) == 100 * (world_size - 1)
+        assert [received for _, received in traffic] == [100 * (rank != root) for rank in range(world_size)]
+        assert traffic[root][0] == 100 * math.ceil(math.log2(world_size))
+
+
+# By the kernel's counters.
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One op on all ranks, as the ledger has it and as the sockets saw it: (sent, received) by rank."""
+
+    op: str
+    bytes: int
+    """Of the buffer that one rank hands over."""
+    booked: list[tuple[int, int]]
+    counted: list[tuple[int, int]]
+    num_messages: int
+    """Of all ranks together, as Gloo cuts the buffer."""
+
+    @property
+    def sent(self) -> tuple[int, int]:
+        """Bytes that all ranks sent: booked, counted."""
+        return sum(sent for sent, _ in self.booked), sum(sent for sent, _ in self.counted)
+
+
+def ring_segments(size: int, world_size: int) -> int:
+    """Messages that Gloo's ring all-reduce makes of one rank's chunk: at least two, of at most a MiB."""
+    return max(2, math.ceil(math.ceil(size / 2**20) / world_size))
+
+
+OPS: dict[str, tuple[Callable[[Wire, int], Any], Callable[[int, int], int]]] = {
+    # the call on n float32, and the messages that W ranks need for so many bytes
+    "sum": (
+        lambda wire, n: wire.sum(torch.ones(n)),
+        lambda size, w: w * 2 * (w - 1) * ring_segments(size, w),
+    ),
+    "begin_sum": (
+        lambda wire, n: wire.begin_sum(torch.ones(n)).wait(),
+        lambda size, w: w * 2 * (w - 1) * ring_segments(size, w),
+    ),
+    "gather": (
+        lambda wire, n: wire.gather(values=torch.ones(n)),
+        lambda size, w: w * 2 * (w - 1),
+    ),
+    "broadcast": (
+        lambda wire, n: wire.broadcast(torch.ones(n), root=wire.world_size - 1),
+        lambda size, w: w - 1,
+    ),
+    "reduce_scatter": (
+        lambda wire, n: wire.reduce_scatter(torch.ones(wire.world_size, n // wire.world_size)),
+        lambda size, w: w * (w - 1),
+    ),
+    "all_to_all": (
+        lambda wire, n: wire.all_to_all(torch.ones(wire.world_size, n // wire.world_size)),
+        lambda size, w: w * (w - 1),
+    ),
+}
+SIZES = [1_000, 2**18, 1_000_001]
+"""Elements: 4 kB, 1 MiB, and 4 MB that no world size here divides."""
+PER_MESSAGE = 3 * 48
+"""Bytes that Gloo adds to a message: it is announced, asked for and headed, in 48 bytes each time."""
+
+
+def compare(world_size: int) -> list[Comparison]:
+    """Run every op at every size on W gloo processes, each of which reads its own sockets before and after."""
+    places = local_places(world_size)
+    meeting = get_context("fork").Barrier(world_size, timeout=60)  # without traffic of its own
+
+    def read() -> tuple[int, int]:
+        meeting.wait()  # what was to be sent has been
+        counted = tcp_bytes(leaving_out=places[0].port)
+        meeting.wait()  # what is to be sent has not
+        return counted
+
+    def work(wire: Wire) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        rows = []
+        for call, _ in OPS.values():
+            for n in SIZES:
+                before, counted = wire.ledger.copy(), read()
+                call(wire, n)
+                booked, (sent, received) = wire.ledger.since(before), read()
+                rows.append(((booked.sent, booked.received), (sent - counted[0], received - counted[1])))
+        return rows
+
+    by_rank: dict[int, list[tuple[tuple[int, int], tuple[int, int]]]] = {}
+    with Group(places, work) as group:
+        for rank, outcome in group.outcomes():
+            if isinstance(outcome, BaseException):
+                raise outcome
+            by_rank[rank] = outcome
+    comparisons = []
+    rows = zip(*(by_rank[rank] for rank in range(world_size)), strict=True)
+    for op, (_, num_messages) in OPS.items():
+        for n in SIZES:
+            booked, counted = zip(*next(rows), strict=True)
+            comparisons.append(
+                Comparison(op, 4 * n, list(booked), list(counted), num_messages(4 * n, world_size))
+            )
+    return comparisons
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's TCP_INFO")
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_the_ledger_agrees_with_the_socket_counters(world_size: int) -> None:
+    for row in compare(world_size):
+        name = f"{row.op} of {row.bytes} bytes on {world_size} ranks"
+        booked, counted = row.sent
+        assert counted == sum(received for _, received in row.counted), name
+        # Where a rank's share is no whole number of bytes, each rank's ledger rounds it down.
+        assert booked <= counted < booked + world_size + PER_MESSAGE * row.num_messages, name
+        if row.bytes >= 2**20:
+            assert counted <= 1.01 * booked, name
+            for said, saw in zip(row.booked, row.counted, strict=True):
+                assert saw == pytest.approx(said, rel=0.01, abs=PER_MESSAGE * row.num_messages), name
+
+
+def main(world_sizes: tuple[int, ...] = (2, 3, 4)) -> None:
+    """Print what all ranks together sent, as Markdown: by the ledger, and how much more by the sockets."""
+    print("| op | bytes handed over |" + "".join(f" W = {w} |" for w in world_sizes))
+    print("|---|---:|" + "---:|" * len(world_sizes))
+    for rows in zip(*(compare(world_size) for world_size in world_sizes), strict=True):
+        cells = [f" {b:,} + {c - b:,} ({(c - b) / b:.3%}) |" for b, c in (row.sent for row in rows)]
+        print(f"| `{rows[0].op}` | {rows[0].bytes:,} |" + "".join(cells))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,518 @@
+"""Every collective, on threads and on gloo processes: right by hand, guarded, and never waiting for ever."""
+# W = world size
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache
+from typing import Any, Protocol
+
+import pytest
+import torch
+from gloo import Died, Group, processes
+from torch import Tensor
+
+from sage.rendezvous import local_places
+from sage.threads import simulate
+from sage.wire import GUARD_BYTES, ScheduleError, Wire, WireError, describe, pack, unpack
+
+WORLD_SIZES = [1, 2, 3, 4]
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32]
+
+
+class Run(Protocol):
+    """The thread twin's `simulate`, or gloo's `processes`."""
+
+    def __call__(self, world_size: int, work: Callable[[Wire], Any], *, guard: bool = False) -> list[Any]: ...
+
+
+RUNS: dict[str, Run] = {"threads": simulate, "gloo": processes}
+
+
+def ranks(wire: Wire) -> range:
+    return range(wire.world_size)
+
+
+def plain(x: Any) -> Any:
+    """What is in x, with tensors as lists of Python's own numbers."""
+    if isinstance(x, Tensor):
+        return x.tolist()
+    return [plain(item) for item in x] if isinstance(x, list | tuple) else x
+
+
+# Each op, called with what differs between the ranks, beside what has to come of it, worked out by hand.
+
+
+def means(wire: Wire) -> tuple[Any, Any]:
+    return wire.mean(torch.tensor([wire.rank, 2.0, -1.5])), [(wire.world_size - 1) / 2, 2, -1.5]
+
+
+def sums(wire: Wire) -> tuple[Any, Any]:
+    seen = [wire.sum(torch.tensor([wire.rank, 1, -3], dtype=dtype)) for dtype in DTYPES]
+    assert [x.dtype for x in seen] == DTYPES
+    return seen, [[sum(ranks(wire)), wire.world_size, -3 * wire.world_size]] * len(DTYPES)
+
+
+def sums_of_every_shape(wire: Wire) -> tuple[Any, Any]:
+    seen = [wire.sum(torch.ones(shape)) for shape in ((), (0,), (2, 1), (5, 0, 2))]
+    return seen, [wire.world_size, [], [[wire.world_size], [wire.world_size]], [[]] * 5]
+
+
+def sums_of_a_long_vector(wire: Wire) -> tuple[Any, Any]:
+    x_N = torch.arange(100_003.0)
+    return wire.sum(x_N), [float(wire.world_size * i) for i in range(100_003)]
+
+
+def sums_in_place(wire: Wire) -> tuple[Any, Any]:
+    x_N = torch.ones(3)
+    return [wire.sum(x_N) is x_N, wire.mean(x_N) is x_N, wire.broadcast(x_N) is x_N], [True] * 3
+
+
+def sums_begun_and_waited_for(wire: Wire) -> tuple[Any, Any]:
+    control_N = torch.tensor([wire.rank, 0.5], dtype=torch.float64)
+    pending = wire.begin_sum(control_N)
+    beside = wire.sum(torch.ones(1000)).max()
+    total = [sum(ranks(wire)), wire.world_size / 2]
+    return (pending.wait(), control_N, beside), [total, total, wire.world_size]
+
+
+def gathers(wire: Wire) -> tuple[Any, Any]:
+    values = torch.tensor([wire.rank, 0.5, -1], dtype=torch.float16)
+    indices = torch.tensor([7, 2**31 - 1, wire.rank], dtype=torch.int32)
+    norm = torch.tensor(float(wire.rank), dtype=torch.float64)
+    codes = torch.tensor([[wire.rank], [255]], dtype=torch.uint8)
+    seen = wire.gather(values=values, indices=indices, scales=norm, codes=codes)
+    assert [x.dtype for x in seen] == [values.dtype, indices.dtype, norm.dtype, codes.dtype]
+    expected = [
+        [[r, 0.5, -1] for r in ranks(wire)],
+        [[7, 2**31 - 1, r] for r in ranks(wire)],
+        list(ranks(wire)),
+        [[[r], [255]] for r in ranks(wire)],
+    ]
+    return seen, expected
+
+
+def gathers_of_nothing(wire: Wire) -> tuple[Any, Any]:
+    seen = wire.gather(values=torch.empty(0), indices=torch.empty(0, 2, dtype=torch.int32))
+    return [list(x.shape) for x in seen], [[wire.world_size, 0], [wire.world_size, 0, 2]]
+
+
+def gathers_of_what_does_not_lie_together(wire: Wire) -> tuple[Any, Any]:
+    transposed = torch.tensor([[wire.rank, 1], [2, 3]]).t()
+    every_other = torch.arange(6, dtype=torch.int16)[::2]
+    return (
+        wire.gather(values=transposed, indices=every_other),
+        [[[[r, 2], [1, 3]] for r in ranks(wire)], [[0, 2, 4]] * wire.world_size],
+    )
+
+
+def uneven(count: Callable[[int], int]) -> Callable[[Wire], tuple[Any, Any]]:
+    """A gather of `count(rank)` fp16 values, -rank all of them, and as many int32 indices."""
+
+    def op(wire: Wire) -> tuple[Any, Any]:
+        n = count(wire.rank)
+        values = torch.full((n,), -wire.rank, dtype=torch.float16)
+        indices = torch.arange(n, dtype=torch.int32) + 10 * wire.rank
+        counts, seen = wire.gather_uneven(values=values, indices=indices)
+        assert [x.dtype for x in seen] == [torch.float16, torch.int32]
+        expected = [
+            [count(r) for r in ranks(wire)],
+            [-r for r in ranks(wire) for _ in range(count(r))],
+            [10 * r + i for r in ranks(wire) for i in range(count(r))],
+        ]
+        return (counts, *seen), expected
+
+    return op
+
+
+def broadcasts_from_every_root(wire: Wire) -> tuple[Any, Any]:
+    seen = [wire.broadcast(torch.tensor([[10 * wire.rank + root]]), root) for root in ranks(wire)]
+    return seen, [[[11 * root]] for root in ranks(wire)]
+
+
+def reduce_scatters(wire: Wire) -> tuple[Any, Any]:
+    w = wire.world_size
+    x_WN = torch.tensor([[100.0 * row + wire.rank, -row] for row in range(w)])
+    seen = [wire.reduce_scatter(x_WN), wire.reduce_scatter(x_WN.t().contiguous().t())]
+    assert x_WN.tolist() == [[100 * row + wire.rank, -row] for row in range(w)]
+    return seen, [[100 * wire.rank * w + sum(ranks(wire)), -wire.rank * w]] * 2
+
+
+def all_to_alls(wire: Wire) -> tuple[Any, Any]:
+    x_WN = torch.tensor([[100 * wire.rank + row, -row] for row in ranks(wire)], dtype=torch.int32)
+    seen = [wire.all_to_all(x_WN), wire.all_to_all(x_WN.t().contiguous().t())]
+    return seen, [[[100 * row + wire.rank, -wire.rank] for row in ranks(wire)]] * 2
+
+
+def exchanges_of_nothing(wire: Wire) -> tuple[Any, Any]:
+    nothing = torch.empty(wire.world_size, 0)
+    seen = [wire.reduce_scatter(nothing), wire.all_to_all(nothing), wire.broadcast(torch.empty(0))]
+    return seen, [[], [[]] * wire.world_size, []]
+
+
+def texts(wire: Wire) -> tuple[Any, Any]:
+    written = [["", "é" * rank, f"rank {rank}\0"] for rank in ranks(wire)]
+    seen = [wire.texts(text) for text in written[wire.rank]]
+    assert [list(row) for row in zip(*seen, strict=True)] == written
+    return [], []
+
+
+OPS = {
+    op.__name__: op
+    for op in (
+        means,
+        sums,
+        sums_of_every_shape,
+        sums_of_a_long_vector,
+        sums_in_place,
+        sums_begun_and_waited_for,
+        gathers,
+        gathers_of_nothing,
+        gathers_of_what_does_not_lie_together,
+        broadcasts_from_every_root,
+        reduce_scatters,
+        all_to_alls,
+        exchanges_of_nothing,
+        texts,
+    )
+} | {
+    "gathers_of_odd_counts": uneven(lambda rank: 2 * rank + 1),
+    "gathers_of_odd_counts_downwards": uneven(lambda rank: 9 - 2 * rank),
+    "gathers_of_equal_counts": uneven(lambda _: 3),
+    "gathers_of_nothing_from_the_first": uneven(lambda rank: rank),
+    "gathers_of_nothing_but_from_the_first": uneven(lambda rank: 5 * (rank == 0)),
+    "gathers_of_nothing_from_every_other": uneven(lambda rank: 3 * (rank % 2)),
+    "gathers_of_nothing_from_all": uneven(lambda _: 0),
+}
+
+
+@cache
+def seen_by(run: str, world_size: int) -> list[dict[str, tuple[Any, Any, Any]]]:
+    """On each rank, for each op: what it gave, what it should have, what was booked. One start for all."""
+
+    def work(wire: Wire) -> dict[str, tuple[Any, Any, Any]]:
+        seen = {}
+        for name, op in OPS.items():
+            before = wire.ledger.copy()
+            got, expected = op(wire)
+            booked = wire.ledger.since(before)
+            booked.seconds = 0
+            seen[name] = (plain(got), expected, booked)
+        return seen
+
+    return RUNS[run](world_size, work, guard=True)
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("run", RUNS)
+def test_every_op_is_right_by_hand(run: str, op: str, world_size: int) -> None:
+    for rank, seen in enumerate(seen_by(run, world_size)):
+        got, expected, _ = seen[op]
+        assert got == expected, f"rank {rank}"
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_threads_and_processes_book_the_same(world_size: int) -> None:
+    for threads, gloo in zip(seen_by("threads", world_size), seen_by("gloo", world_size), strict=True):
+        assert {op: booked for op, (*_, booked) in threads.items()} == {
+            op: booked for op, (*_, booked) in gloo.items()
+        }
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_rank_gets_the_same_bits(run: str) -> None:
+    def work(wire: Wire) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(wire.rank)
+        x_WN = torch.randn(4, 1001, generator=generator)
+        return [wire.mean(x_WN.clone()), wire.sum(x_WN.half()), wire.reduce_scatter(x_WN)]
+
+    seen = RUNS[run](4, work)
+    for mean, half_sum, _ in seen:
+        assert torch.equal(mean, seen[0][0])
+        assert torch.equal(half_sum, seen[0][1])
+    rows = torch.stack([scattered for *_, scattered in seen])
+    torch.testing.assert_close(rows / 4, seen[0][0])
+    if run == "gloo":  # and the reduce-scatter's are the thread twin's
+        assert torch.equal(rows, torch.stack([scattered for *_, scattered in simulate(4, work)]))
+
+
+# The schedule guard.
+
+
+Call = Callable[[Wire], Any]
+LONG = {f"{'part' * 8}{n}": torch.ones(1) for n in range(4)}
+SCHEDULES: dict[str, tuple[dict[int, Call], list[str]]] = {
+    "op": (
+        {0: lambda wire: wire.gather(values=torch.ones(3)), 1: lambda wire: wire.sum(torch.ones(3))},
+        ["gather(values float32[3])", "sum(values float32[3])", "sum(values float32[3])"],
+    ),
+    "shape": (
+        {0: lambda wire: wire.sum(torch.ones(2, 3)), 2: lambda wire: wire.sum(torch.ones(6))},
+        ["sum(values float32[2, 3])", "sum(values float32[2, 3])", "sum(values float32[6])"],
+    ),
+    "dtype": (
+        {0: lambda wire: wire.mean(torch.ones(3)), 1: lambda wire: wire.mean(torch.ones(3).half())},
+        ["sum(values float32[3])", "sum(values float16[3])", "sum(values float16[3])"],
+    ),
+    "root": (
+        {0: lambda wire: wire.broadcast(torch.ones(1), 0), 2: lambda wire: wire.broadcast(torch.ones(1), 1)},
+        ["broadcast from 0(values float32[1])"] * 2 + ["broadcast from 1(values float32[1])"],
+    ),
+    "kind": (
+        {
+            0: lambda wire: wire.all_to_all(torch.ones(3, 1)),
+            2: lambda wire: wire.all_to_all(torch.ones(3, 1), kind="indices"),
+        },
+        ["all_to_all(values float32[3, 1])"] * 2 + ["all_to_all(indices float32[3, 1])"],
+    ),
+    "a second part": (
+        {
+            0: lambda wire: wire.gather(values=torch.ones(1)),
+            2: lambda wire: wire.gather(values=torch.ones(1), indices=torch.ones(1).int()),
+        },
+        ["gather(values float32[1])"] * 2 + ["gather(values float32[1], indices int32[1])"],
+    ),
+    "nothing to send": (
+        {
+            0: lambda wire: wire.gather(values=torch.ones(0)),
+            2: lambda wire: wire.gather(values=torch.ones(1)),
+        },
+        ["gather(values float32[0])"] * 2 + ["gather(values float32[1])"],
+    ),
+    "an uneven part's dtype": (
+        {
+            0: lambda wire: wire.gather_uneven(values=torch.ones(wire.rank)),
+            2: lambda wire: wire.gather_uneven(values=torch.ones(wire.rank).double()),
+        },
+        ["gather_uneven(values float32[*])"] * 2 + ["gather_uneven(values float64[*])"],
+    ),
+    "beside or in turn": (
+        {0: lambda wire: wire.begin_sum(torch.ones(2)), 2: lambda wire: wire.sum(torch.ones(2), "control")},
+        ["begin_sum(control float32[2])"] * 2 + ["sum(control float32[2])"],
+    ),
+    "the end of a long call": (
+        {
+            0: lambda wire: wire.gather(**LONG),
+            2: lambda wire: wire.gather(**{**LONG, "last": torch.ones(2)}),
+        },
+        ["gather(partpart"] * 3,
+    ),
+}
+
+
+@cache
+def complaints(run: str, guard: bool) -> list[list[str]]:
+    """What each rank is told about each schedule. One start for all, for the guard leaves the group whole."""
+
+    def work(wire: Wire) -> list[str]:
+        told = []
+        for calls, _ in SCHEDULES.values():
+            call = calls[max(rank for rank in calls if rank <= wire.rank)]
+            with pytest.raises(ScheduleError) as raised:
+                call(wire)
+            told.append(str(raised.value))
+        return told
+
+    return RUNS[run](3, work, guard=guard)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("run", "guard"), [("threads", False), ("threads", True), ("gloo", True)])
+def test_every_rank_hears_what_every_rank_calls(run: str, guard: bool, schedule: str) -> None:
+    _, calls = SCHEDULES[schedule]
+    for told in complaints(run, guard):
+        message = told[list(SCHEDULES).index(schedule)]
+        assert message.startswith("the ranks' collectives differ: ")
+        for rank, call in enumerate(calls):
+            assert f"rank {rank} calls {call}" in message
+
+
+@pytest.mark.parametrize("early", [0, 1])
+def test_a_process_that_leaves_early_is_a_schedule_error_too(early: int) -> None:
+    def work(wire: Wire) -> None:
+        if wire.rank != early:
+            wire.sum(torch.ones(3))
+
+    with Group(local_places(2), work, guard=True) as group:
+        outcomes = dict(group.outcomes())
+    for outcome in outcomes.values():
+        assert isinstance(outcome, ScheduleError)
+        assert f"rank {early} calls close()" in str(outcome)
+        assert f"rank {1 - early} calls sum(values float32[3])" in str(outcome)
+
+
+def test_the_guard_changes_no_result_and_books_its_own_messages() -> None:
+    def work(wire: Wire) -> tuple[float, dict[str, int]]:
+        return wire.sum(torch.ones(1)).item(), dict(wire.ledger.payload)
+
+    assert simulate(2, work) == [(2, {"values": 4})] * 2
+    assert simulate(2, work, guard=True) == [(2, {"values": 4, "guard": GUARD_BYTES})] * 2
+
+
+# What becomes of the others when one rank is gone.
+
+TIMEOUT = 5.0
+STILL = 60.0
+"""Longer than any of the others may take."""
+
+CULPRITS: dict[str, tuple[int, int, Callable[[Wire], Any], str]] = {
+    # world size, the culprit, what it does, and what the others have to say of it
+    "rank 0 killed": (
+        3,
+        0,
+        lambda _: os.kill(os.getpid(), signal.SIGKILL),
+        r"The meeting point at 127.0.0.1:\d+ is gone: rank 0 has died\.",
+    ),
+    "rank 1 killed, which not all are joined to": (
+        4,
+        1,
+        lambda _: os.kill(os.getpid(), signal.SIGKILL),
+        r"Culprit: rank 1 gives no sign of life \(killed, stopped, or cut off\)\.",
+    ),
+    "rank 0 stopped": (
+        2,
+        0,
+        lambda _: os.kill(os.getpid(), signal.SIGSTOP),
+        r"The meeting point at 127.0.0.1:\d+ does not answer: rank 0 is stopped or cut off\.",
+    ),
+    "rank 1 stopped": (
+        2,
+        1,
+        lambda _: os.kill(os.getpid(), signal.SIGSTOP),
+        r"Culprit: rank 1 gives no sign of life \(killed, stopped, or cut off\)\.",
+    ),
+    "rank 1 asleep": (
+        3,
+        1,
+        lambda _: time.sleep(2 * STILL),
+        r"All ranks are alive: ranks 0, 2 are in sum\(values float32\[9\]\); "
+        r"rank 1 is outside any collective\.",
+    ),
+    "rank 1 elsewhere": (
+        2,
+        1,
+        lambda wire: wire.gather(values=torch.ones(4)),
+        r"All ranks are alive: rank 0 is in sum\(values float32\[9\]\); "
+        r"rank 1 is in gather\(values float32\[4\]\)\.",
+    ),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_a_rank_that_dies_or_stops_ends_the_others_with_an_error_that_names_it() -> None:
+    def work(name: str) -> Callable[[Wire], None]:
+        _, culprit, leave, _ = CULPRITS[name]
+
+        def run(wire: Wire) -> None:
+            wire.texts("here we are")
+            if wire.rank == culprit:
+                leave(wire)
+            wire.sum(torch.ones(9))
+
+        return run
+
+    with ExitStack() as stack:
+        groups = {  # all at once, for most of the time goes in waiting
+            name: stack.enter_context(Group(local_places(world_size), work(name), timeout=TIMEOUT))
+            for name, (world_size, *_) in CULPRITS.items()
+        }
+        for name, (world_size, culprit, _, says) in CULPRITS.items():
+            others = set(range(world_size)) - {culprit}
+            for rank, outcome in groups[name].outcomes(STILL):
+                if rank == culprit and "killed" in name:
+                    assert isinstance(outcome, Died)
+                    assert str(outcome) == f"rank {rank} was killed by SIGKILL"
+                    continue
+                assert isinstance(outcome, WireError), f"{name}: {outcome!r}"
+                if rank in others:
+                    failed = rf"^rank {rank}: sum\(values float32\[9\]\) failed after \d\.\d s: .*\. {says}$"
+                    assert_matches(failed, str(outcome), name)
+                others.discard(rank)
+                if not others:
+                    break
+
+
+def assert_matches(pattern: str, text: str, name: str) -> None:
+    with pytest.raises(WireError, match=pattern):
+        raise WireError(text)
+
+
+def test_ranks_that_cannot_meet_say_who_is_missing() -> None:
+    first, second = local_places(2)
+    alone, other = local_places(2)
+    host, _ = local_places(2)
+    with (
+        Group([first], lambda _: None, timeout=2) as without_second,
+        Group([other], lambda _: None, timeout=2) as without_first,
+        Group([host, host], lambda _: None, timeout=2) as twice,
+    ):
+        ((_, absent),) = without_second.outcomes(STILL)
+        ((_, unreachable),) = without_first.outcomes(STILL)
+        taken = [str(outcome) for _, outcome in twice.outcomes(STILL)]
+    assert isinstance(absent, WireError)
+    assert f"rank 0 of 2 could not meet the others at 127.0.0.1:{first.port} within 2 s" in str(absent)
+    assert "rank 1 of 2 did not come. Have all ranks been started" in str(absent)
+    assert isinstance(unreachable, WireError)
+    assert f"rank 1 of 2 could not meet the others at 127.0.0.1:{alone.port} within 2 s" in str(unreachable)
+    assert any("address already in use" in told for told in taken)
+    assert second.port == first.port
+
+
+def test_a_rank_that_two_processes_claim_is_named() -> None:
+    first, second = local_places(2)
+    with Group([first, second, second], lambda wire: wire.texts("here")) as group:
+        outcomes = [outcome for _, outcome in group.outcomes()]
+    (refused,) = [outcome for outcome in outcomes if isinstance(outcome, WireError)]
+    assert "another process is rank 1 already" in str(refused)
+    assert outcomes.count(["here", "here"]) == 2
+
+
+# The helper that the process tests stand on.
+
+
+def test_an_error_on_one_process_is_raised_here_with_its_rank() -> None:
+    def work(wire: Wire) -> None:
+        if wire.rank == 1:
+            raise KeyError("mine")
+        wire.texts("never answered")
+
+    with pytest.raises(KeyError, match="mine") as raised:
+        processes(2, work)
+    (note,) = raised.value.__notes__
+    assert note.startswith("on rank 1, process ")
+
+
+def test_a_process_that_leaves_without_a_word_is_named() -> None:
+    def work(wire: Wire) -> None:
+        if wire.rank == 1:
+            os._exit(3)
+        time.sleep(STILL)
+
+    with pytest.raises(Died, match="rank 1 left with exit status 3"):
+        processes(2, work)
+
+
+# The packing of several tensors into one message.
+
+
+def test_what_was_packed_comes_back() -> None:
+    parts = [torch.tensor([1.5, -2]).half(), torch.tensor([[7]]), torch.tensor(3.0), torch.ones(0, 2).int()]
+    packed_S = pack(parts)
+    assert packed_S.dtype == torch.uint8
+    assert packed_S.numel() == 2 * 2 + 8 + 4
+    back = unpack(torch.stack([packed_S, packed_S]), [(part.dtype, part.shape) for part in parts])
+    for part, both in zip(parts, back, strict=True):
+        assert both.dtype == part.dtype
+        assert torch.equal(both, torch.stack([part, part]))
+
+
+def test_a_call_is_described_by_op_kinds_dtypes_and_shapes() -> None:
+    call = describe(
+        "gather", values=torch.ones(3).half(), scales=torch.ones(()), codes=torch.ones(2, 3).byte()
+    )
+    assert call == "gather(values float16[3], scales float32[], codes uint8[2, 3])"
+    assert describe("gather_uneven", values=torch.ones(3)) == "gather_uneven(values float32[*])"
