@@ -116,8 +116,8 @@ def load(path: Path, rank: int) -> tuple[dict[str, Any], dict[str, Any]]:
     own_path = path / f"rank-{rank:04d}.pt"
     if not own_path.exists():
         raise ValueError(
-            f"checkpoint {path} is of {len(list(path.glob('rank-*.pt')))} ranks and has nothing for rank {rank}: "
-            "go on with as many ranks as wrote it, or begin anew in another folder"
+            f"checkpoint {path} is of {len(list(path.glob('rank-*.pt')))} ranks and has nothing for rank "
+            f"{rank}: go on with as many ranks as wrote it, or begin anew in another folder"
         )
     shared, own = (
         torch.load(each, map_location="cpu", weights_only=True) for each in (path / "shared.pt", own_path)

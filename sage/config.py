@@ -76,7 +76,7 @@ class Config:
     lr_scale: NotNegative = 0.0
     """Raise the learning rate, over the warm-up, to this times the number of ranks times --lr; 0: do not."""
     warmup_epochs: NotNegative = 0.0
-    """Epochs over which the learning rate rises linearly, from the unscaled one to the scaled one."""
+    """Epochs over which the learning rate rises linearly, from one worker's to all workers'."""
     schedule: Literal["constant", "step", "cosine", "decay"] = "constant"
     """How the learning rate falls: at --milestones, along a cosine to 0, or by --lr-decay each epoch."""
     milestones: tuple[Positive, ...] = ()

@@ -32,6 +32,7 @@ def schedule(
     *,
     lr: float,
     peak_scale: float,
+    start_scale: float = 1.0,
     warmup_steps: int,
     kind: str,
     steps_per_epoch: int,
@@ -41,7 +42,7 @@ def schedule(
     lr_decay: float = 0.0,
     decay_from: float = 6.0,
 ) -> float:
-    """The learning rate of one step: a linear warm-up to `lr * peak_scale`, then a course downwards.
+    """The learning rate of one step: a linear warm-up from `lr * start_scale` to `lr * peak_scale`, then downwards.
 
     The courses, as multiples of the peak:
 
@@ -57,7 +58,7 @@ def schedule(
     0.1
     """
     if step < warmup_steps:
-        return lr * (1 + (peak_scale - 1) * step / warmup_steps)
+        return lr * (start_scale + (peak_scale - start_scale) * step / warmup_steps)
     peak = lr * peak_scale
     match kind:
         case "constant":

@@ -14,7 +14,7 @@ QUIET_SECONDS = 30.0
 
 
 class Display:
-    """Shows a run's steps and evaluations on rank 0; the other ranks' is `enabled=False` and shows nothing."""
+    """Shows a run's steps and evaluations on rank 0; elsewhere it is `enabled=False` and shows nothing."""
 
     def __init__(self, title: str, *, enabled: bool) -> None:
         self._title, self._enabled = title, enabled

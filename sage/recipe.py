@@ -38,11 +38,16 @@ def optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def learning_rate(config: Config, step: int, *, steps_per_epoch: int, total_steps: int) -> float:
-    """The learning rate of one step."""
+    """The learning rate of one step.
+
+    The warm-up rises from one worker's rate to all workers': from lr to the scaled one, or, where `lr` itself is
+    meant for all (lr_scale 0), from lr/W to lr (Goyal et al. 2017, section 2.2).
+    """
     return schedule(
         step,
         lr=config.lr,
         peak_scale=peak_scale(config.lr_scale, config.world_size),
+        start_scale=1.0 if config.lr_scale else 1 / config.world_size,
         warmup_steps=round(config.warmup_epochs * steps_per_epoch),
         kind=config.schedule,
         steps_per_epoch=steps_per_epoch,

@@ -35,7 +35,7 @@ from sage.train import Diverged, Stop, Training
 from sage.wire import ProcessWire, Wire, WireError
 
 INTERRUPTED = 75
-"""Exit status of a run that stopped when asked and has saved itself: the same command goes on (EX_TEMPFAIL)."""
+"""Exit status (EX_TEMPFAIL) of a run that stopped when asked and has saved itself: run it again to go on."""
 
 GRACE = 10.0
 """Seconds that the other ranks get, after one has failed, to notice it by themselves."""
@@ -67,7 +67,7 @@ def main(config: Config) -> int:
 def _spawned(config: Config) -> int:
     """Start all ranks here, as processes, and end them all when one fails."""
     # Forked ranks need not import torch again; CUDA cannot be forked.
-    context = multiprocessing.get_context("spawn" if _device(config, 0).type == "cuda" else "fork")
+    context: Any = multiprocessing.get_context("spawn" if _device(config, 0).type == "cuda" else "fork")
     if context.get_start_method() == "fork":
         # What torch imports for the first optimiser takes over a second: here once, not on every rank.
         torch.optim.SGD([torch.zeros(1, requires_grad=True)])

@@ -1,7 +1,7 @@
-"""The training loop: one rank's part of a run, from the first step or from where a checkpoint left off.
+"""The training loop: one rank's part of a run, from its start or from where a checkpoint left off.
 
-A step is forward, backward, reduce, update. Everything that a later step depends on is in the checkpoint, so a run
-that is killed and resumed goes through the same numbers, on CPUs to the bit.
+A step is forward, backward, reduce, update. All that a later step depends on is in the checkpoint, so a run that is
+killed and resumed goes through the same numbers, on CPUs to the bit.
 """
 # N = elements of the flat gradient
 
@@ -173,7 +173,7 @@ class Training:
             self.record.event("diverged", step=self.step)
             raise Diverged(
                 f"step {self.step}: the mean gradient is not finite, on any rank. Nothing after the last "
-                f"checkpoint is kept. Lower lr ({lr:g} here), clip (--clip-local, --clip-global), or compress less"
+                f"checkpoint is kept. Lower lr (here {lr:g}), clip (--clip-global), or compress less"
             )
         if sample is not None:
             self.record.histogram("gradient/abs", sample, self.step)
@@ -204,7 +204,7 @@ class Training:
         self.step += 1
 
     def settle(self) -> None:
-        """Hear what the ranks told of the last step, its loss and whether anybody is to stop; then record it."""
+        """Hear what the ranks told of the last step, its loss and whether to stop, and record it."""
         if self._pending is None:
             return
         (pending, fields), self._pending = self._pending, None
@@ -222,7 +222,7 @@ class Training:
         return None if residual_N is None else float(_norm(residual_N))
 
     def _between_steps(self) -> None:
-        """Evaluate and save where it is time to, in this order: a checkpoint holds what evaluating changed."""
+        """Evaluate and save where it is time to, in this order: evaluating changes what is saved."""
         last = self.step == self.total_steps
         evaluates = last or self.step % max(1, round(self.config.eval_every * self.steps_per_epoch)) == 0
         epoch_ends = self.step % self.steps_per_epoch == 0

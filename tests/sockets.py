@@ -10,7 +10,7 @@ UNACKED, BYTES_ACKED, BYTES_RECEIVED, NOTSENT_BYTES = 24, 120, 128, 144
 
 
 def tcp_bytes(*, leaving_out: int) -> tuple[int, int]:
-    """Bytes sent and received on all connections but those from or to one port, when all sent are acknowledged."""
+    """Bytes sent and received, once all are acknowledged, on the connections not from or to one port."""
     sent = received = 0
     for name in os.listdir("/proc/self/fd"):
         try:
