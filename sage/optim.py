@@ -42,7 +42,7 @@ def schedule(
     lr_decay: float = 0.0,
     decay_from: float = 6.0,
 ) -> float:
-    """The learning rate of one step: a linear warm-up from `lr * start_scale` to `lr * peak_scale`, then downwards.
+    """The learning rate of one step: warm-up from `start_scale` to `peak_scale`, then a course downwards.
 
     The courses, as multiples of the peak:
 

@@ -1,7 +1,7 @@
 """The training loop: one rank's part of a run, from its start or from where a checkpoint left off.
 
-A step is forward, backward, reduce, update. All that a later step depends on is in the checkpoint, so a run that is
-killed and resumed goes through the same numbers, on CPUs to the bit.
+A step is forward, backward, reduce, update. All that a later step depends on is in the checkpoint, so a run
+that is killed and resumed goes through the same numbers, on CPUs to the bit.
 """
 # N = elements of the flat gradient
 

@@ -72,7 +72,7 @@ class Watch:
             self._verdict = self._store.compare_set("verdict", "", self._judge(found)).decode()
             if self._place.rank == 0:
                 # The store ends with this process, and the others may not have asked yet.
-                pass
+                self._collect("heard", found)
         except RuntimeError:
             return
 
