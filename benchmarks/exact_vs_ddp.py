@@ -1,8 +1,8 @@
 """What the engine's step costs over plain DistributedDataParallel, with nothing compressed.
 
-Both train the same model on the same batches with the same ranks, threads and optimiser on loopback, in turns of a few
-steps, in one process group; the figure is the ratio of the median step times of the slowest rank. DDP's side is the
-bare loop a user would write; ours is the engine's whole step, with its ledger, records, stop signal and norms.
+Both train the same model on the same batches with the same ranks, threads and optimiser on loopback, in turns
+of a few steps, in one process group; the figure is the ratio of the slowest rank's median step times. DDP's side
+is the bare loop that a user would write; ours is the engine's whole step: ledger, records, stop signal, norms.
 
     python benchmarks/exact_vs_ddp.py [--workload digits] [--world-size 2] [--turns 20] [--steps 5]
 """
@@ -41,12 +41,8 @@ WARM_UP = 2
 def measure(place: Place, given: argparse.Namespace, folder: Path, out: Any) -> None:
     """One rank: take turns between the engine and DDP, and send every counted step's times home."""
     torch.set_num_threads(1)
-    config = replace(
-        load(given.workload, overrides={"reducer": "exact", "world_size": given.world_size, "device": "cpu"}),
-        runs=folder,
-        epochs=10_000.0,
-    )
-    config = resolve(config)
+    overrides = {"reducer": "exact", "world_size": given.world_size, "device": "cpu", "epochs": 10_000.0}
+    config = replace(resolve(load(given.workload, overrides=overrides)), runs=folder)
     wire = ProcessWire(place, device=torch.device("cpu"))
     data = registry.load("datasets", config.data)(data_root(), **config.data_options)
 
@@ -66,7 +62,7 @@ def measure(place: Place, given: argparse.Namespace, folder: Path, out: Any) -> 
         display=Display("", enabled=False),
     )
     task = TASKS[config.task](data.facts)
-    # One all-reduce after backward is not what DDP does: its buckets of 25 MB overlap with backward, as they should.
+    # With its default buckets of 25 MB, which overlap with backward.
     ddp = DistributedDataParallel(fresh())
     optimizer = build_optimizer(ddp, kind=config.optimizer, lr=config.lr, momentum=config.momentum)
 
@@ -113,8 +109,12 @@ def main() -> None:
         seconds = [out.get() for _ in ranks]
         for rank in ranks:
             rank.join()
-    slowest = {name: [max(each) for each in zip(*(s[name] for s in seconds), strict=True)] for name in ("engine", "ddp")}
-    turns = {name: [statistics.median(t[i : i + given.steps]) for i in range(0, len(t), given.steps)] for name, t in slowest.items()}
+    names = ("engine", "ddp")
+    slowest = {name: [max(each) for each in zip(*(s[name] for s in seconds), strict=True)] for name in names}
+    turns = {
+        name: [statistics.median(t[i : i + given.steps]) for i in range(0, len(t), given.steps)]
+        for name, t in slowest.items()
+    }
     ratios = sorted(ours / ddp for ours, ddp in zip(turns["engine"], turns["ddp"], strict=True))
     quarter = len(ratios) // 4
     result = {

@@ -63,7 +63,7 @@ def ring_all_reduce(size: int, world_size: int) -> tuple[int, int]:
     all of them but one. Where W does not divide the vector, ranks differ by a chunk's rounding; this is their
     mean.
     """
-    each_way = 2 * size
+    each_way = 2 * (world_size - 1) * size // world_size
     return each_way, each_way
 
 

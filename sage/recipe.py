@@ -40,8 +40,8 @@ def optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 def learning_rate(config: Config, step: int, *, steps_per_epoch: int, total_steps: int) -> float:
     """The learning rate of one step.
 
-    The warm-up rises from one worker's rate to all workers': from lr to the scaled one, or, where `lr` is meant
-    for all of them (lr_scale 0), from lr/W to lr (Goyal et al. 2017, section 2.2).
+    The warm-up rises from one worker's rate to all workers': from lr to the scaled one, or, where `lr` is
+    meant for all of them (lr_scale 0), from lr/W to lr (Goyal et al. 2017, section 2.2).
     """
     return schedule(
         step,

@@ -126,7 +126,8 @@ def test_a_shortcut_without_parameters_skips_pixels_and_adds_zeros() -> None:
     x_BCHW = torch.randn(1, 2, 6, 6)
     y_BCHW = shortcut(x_BCHW)
     assert torch.equal(y_BCHW[:, :2], x_BCHW[:, :, ::2, ::2])
-    assert y_BCHW.shape == (1, 4, 3, 3) and not y_BCHW[:, 2:].any()
+    assert y_BCHW.shape == (1, 4, 3, 3)
+    assert not y_BCHW[:, 2:].any()
 
 
 def test_a_feedforward_network_without_hidden_layers_is_linear() -> None:

@@ -13,7 +13,7 @@ from sage.config import workloads
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("benchmarks/*.md"))]
 
 ELSEWHERE = {
     "make demo": ".ci/run runs it",
@@ -46,6 +46,7 @@ def test_every_command_runs_in_the_order_it_stands(tmp_path: Path) -> None:
     (tmp_path / "run.sh").symlink_to(ROOT / "run.sh")
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
         "PYTHONPATH": str(ROOT),
     }
     script = "\n".join(shortened(line) for line in commands() if line not in ELSEWHERE)
