@@ -1,8 +1,8 @@
 """What the engine's step costs over plain DistributedDataParallel, with nothing compressed.
 
 Both train the same model on the same batches with the same ranks, threads and optimiser on loopback, in turns
-of a few steps, in one process group; the figure is the ratio of the slowest rank's median step times. DDP's side
-is the bare loop that a user would write; ours is the engine's whole step: ledger, records, stop signal, norms.
+of a few steps, in one process group; the figure is the ratio of the slowest rank's median step times. DDP's
+side is the bare loop that a user would write; ours is the engine's whole step: ledger, records, stop signal.
 
     python benchmarks/exact_vs_ddp.py [--workload digits] [--world-size 2] [--turns 20] [--steps 5]
 """

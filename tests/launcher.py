@@ -11,7 +11,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,8 @@ CONTEXT.set_forkserver_preload(
 )
 PATIENCE = 200.0
 """Seconds to wait for what should take one or two, on a machine that is busy."""
+
+NOTHING: Mapping[str, str] = {}
 
 
 @dataclass
@@ -67,33 +69,38 @@ class Launcher:
         # Reading the standard library takes each rank seconds; here it is done once for all.
         self._pairs = imports.standard_library_imports()
         self._started: list[Any] = []
-        self._references: dict[tuple[str, ...], Run] = {}
+        self._references: dict[str, Run] = {}
 
     def start(
-        self, argv: list[str], runs: Path, *, tamper: Callable[[], None] | None = None, **environment: str
+        self,
+        argv: str,
+        runs: Path,
+        *,
+        tamper: Callable[[], None] | None = None,
+        environment: Mapping[str, str] = NOTHING,
     ) -> Run:
         """Run `sage run ARGV`, in a process where nothing but `environment` tells of ranks."""
         (self.folder / "data").mkdir(exist_ok=True)
-        environment |= {**outside(), "COLUMNS": "100", "SAGE_DATA_DIR": str(self.folder / "data")}
+        around = {**outside(), "COLUMNS": "100", "SAGE_DATA_DIR": str(self.folder / "data"), **environment}
         log = self.folder / f"log-{len(self._started)}"
-        arguments = ["run", *argv, "--runs", str(runs)]
-        process = CONTEXT.Process(target=_main, args=(arguments, log, environment, tamper, self._pairs))
+        arguments = ["run", *argv.split(), "--runs", str(runs)]
+        process = CONTEXT.Process(target=_main, args=(arguments, log, around, tamper, self._pairs))
         process.start()
         self._started.append(process)
         return Run(process, log, runs)
 
-    def finish(self, argv: list[str], runs: Path) -> Run:
+    def finish(self, argv: str, runs: Path) -> Run:
         """The same, and wait for it to finish well."""
         run = self.start(argv, runs)
         assert run.wait() == 0, run.said
         return run
 
-    def reference(self, argv: list[str]) -> Run:
+    def reference(self, argv: str) -> Run:
         """The uninterrupted run, the same one for all tests."""
-        if tuple(argv) not in self._references:
+        if argv not in self._references:
             runs = self.folder / f"reference-{len(self._references)}"
-            self._references[tuple(argv)] = self.finish(argv, runs)
-        return self._references[tuple(argv)]
+            self._references[argv] = self.finish(argv, runs)
+        return self._references[argv]
 
     def close(self) -> None:
         """Kill what still runs."""
@@ -218,7 +225,7 @@ def newest(folder: Path) -> checkpoint.Found:
 
 
 def state(folder: Path) -> list[Any]:
-    """All that a run's newest checkpoint holds, by rank, but for times; a hash in the place of each tensor."""
+    """All that a run's newest checkpoint holds, by rank, but for times, with hashes for tensors."""
     found = newest(folder)
     return [_bits(checkpoint.load(found.path, rank)) for rank in range(found.world_size)]
 

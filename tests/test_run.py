@@ -30,18 +30,19 @@ from sage.record import read_metrics
 from sage.train import Training
 
 # Five steps an epoch under sage, with a residual, and checkpoints in the middle of epochs.
-FF = "digits-ff --steps 14 --checkpoint-every 4 --data.limit-train 320".split()
+FF = "digits-ff --steps 14 --checkpoint-every 4 --data.limit-train 320"
 # Running statistics, momentum before the reduction, a running average of the model.
 CNN = (
     "digits --steps 12 --checkpoint-every 4 --batch-size 8 --momentum-at before --average-from 1 "
     "--data.limit-train 80 --data.limit-test 40"
-).split()
+)
 # Dropout, and a hidden state carried from step to step; two batches a step.
 LSTM = (
-    "lstm-topics --steps 6 --checkpoint-every 2 --accumulate 2 --data.limit-train 20000 --data.limit-test 1000"
-).split()
+    "lstm-topics --steps 6 --checkpoint-every 2 --accumulate 2 "
+    "--data.limit-train 20000 --data.limit-test 1000"
+)
 # Adam, and negatives drawn anew in each epoch.
-NCF = "ncf-imports --steps 12 --checkpoint-every 5 --batch-size 512".split()
+NCF = "ncf-imports --steps 12 --checkpoint-every 5 --batch-size 512"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_a_finished_run_is_not_done_again(
 ) -> None:
     done = launcher.reference(FF)
     before = (done.folder / "result.json").stat().st_mtime_ns
-    again = sage("run", *FF, "--runs", str(done.runs))
+    again = sage("run", *FF.split(), "--runs", str(done.runs))
     assert again.returncode == 0
     assert "already finished (accuracy" in again.stderr
     assert "--fresh runs it again" in again.stderr
@@ -75,25 +76,25 @@ def test_fresh_does_it_again_and_comes_to_the_same_bits(launcher: Launcher, tmp_
     done = launcher.reference(FF)
     shutil.copytree(done.runs, tmp_path / "runs")
     (tmp_path / "runs" / done.folder.name / "metrics.jsonl").write_text("what was here before\n")
-    again = launcher.finish([*FF, "--fresh"], tmp_path / "runs")
+    again = launcher.finish(f"{FF} --fresh", tmp_path / "runs")
     assert "already finished" not in again.said
     assert_same_run(done.folder, again.folder)
 
 
 def test_another_seed_is_another_run(launcher: Launcher, tmp_path: Path) -> None:
-    done, other = launcher.reference(FF), launcher.finish([*FF, "--seed", "1"], tmp_path / "runs")
+    done, other = launcher.reference(FF), launcher.finish(f"{FF} --seed 1", tmp_path / "runs")
     assert other.folder.name != done.folder.name
     losses, other_losses = ([step["loss"] for step in records(run.folder, "step")] for run in (done, other))
     assert not set(losses) & set(other_losses)
 
 
-@pytest.mark.parametrize("argv", [FF, LSTM], ids=lambda argv: argv[0])
+@pytest.mark.parametrize("argv", [FF, LSTM], ids=["digits-ff", "lstm-topics"])
 def test_ranks_in_one_process_come_to_the_same_as_processes(
-    launcher: Launcher, tmp_path: Path, argv: list[str]
+    launcher: Launcher, tmp_path: Path, argv: str
 ) -> None:
     # A sum of two is the same in either order, so with two ranks even the bits are.
     processes = launcher.reference(argv).folder
-    threads = launcher.finish([*argv, "--workers-in-process"], tmp_path / "runs").folder
+    threads = launcher.finish(f"{argv} --workers-in-process", tmp_path / "runs").folder
     for kind in ("step", "epoch"):
         assert records(threads, kind) == records(processes, kind)
     (shared, _), *_ = state(threads)
@@ -106,15 +107,15 @@ def test_ranks_in_one_process_come_to_the_same_as_processes(
 
 @pytest.mark.parametrize(
     ("argv", "at", "saved"),
-    [(CNN, 9, 8), (LSTM, 3, 2), (NCF, 7, 5)],
-    ids=["digits", "lstm-topics", "ncf-imports"],
+    [(CNN, 9, 8), (LSTM, 3, 2), (NCF, 7, 5), (FF, 3, 0)],
+    ids=["digits", "lstm-topics", "ncf-imports", "before its first checkpoint"],
 )
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
-    launcher: Launcher, brake: Brake, tmp_path: Path, argv: list[str], at: int, saved: int
+    launcher: Launcher, brake: Brake, tmp_path: Path, argv: str, at: int, saved: int
 ) -> None:
     kill(launcher, brake, argv, tmp_path / "runs", at)
     resumed = launcher.finish(argv, tmp_path / "runs")
-    assert f"resumed from step {saved} of " in resumed.said
+    assert (f"resumed from step {saved} of " in resumed.said) == (saved > 0)
     assert_same_run(launcher.reference(argv).folder, resumed.folder)
 
 
@@ -132,7 +133,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_taken(
     assert_same_run(launcher.reference(FF).folder, resumed.folder)
 
 
-def kill(launcher: Launcher, brake: Brake, argv: list[str], runs: Path, at: int) -> Path:
+def kill(launcher: Launcher, brake: Brake, argv: str, runs: Path, at: int) -> Path:
     """Start a run and kill -9 it before a step; the folder it leaves, in which nobody writes any more."""
     run = launcher.start(argv, runs, tamper=brake.put(at))
     ranks = brake.held()
@@ -165,7 +166,7 @@ def test_signals_stop_all_ranks_at_one_step_and_the_run_goes_on(
         found = newest(run.folder)
         assert found.step > at
         assert f"stopped and saved at step {found.step}; the same command goes on" in run.said
-        taken = [checkpoint.load(found.path, each)[1]["step_seconds"].numel() for each in range(2)]
+        taken = [checkpoint.load(found.path, each)[1]["tally"]["step_seconds"].numel() for each in range(2)]
         assert taken == [found.step, found.step]
         stops.append(found.step)
     resumed = launcher.finish(FF, tmp_path / "runs")
@@ -219,7 +220,7 @@ def test_an_error_that_nobody_foresaw_ends_the_others_and_keeps_its_traceback(
 def test_what_cannot_be_done_is_told_on_one_screen(
     launcher: Launcher, tmp_path: Path, argv: str, code: int, said: str
 ) -> None:
-    run = launcher.start(argv.split(), tmp_path / "runs")
+    run = launcher.start(argv, tmp_path / "runs")
     assert run.wait() == code, run.said
     assert said in run.said
     assert "Traceback" not in run.said
@@ -270,7 +271,7 @@ def test_a_run_leaves_its_configuration_its_origin_and_its_result(launcher: Laun
 
 
 def test_a_profile_splits_the_step_into_its_phases(launcher: Launcher, tmp_path: Path) -> None:
-    folder = launcher.finish([*FF, "--profile"], tmp_path / "runs").folder
+    folder = launcher.finish(f"{FF} --profile", tmp_path / "runs").folder
     for record in read_metrics(folder):
         if record["kind"] == "step":
             phases = {"forward", "backward", "select", "communicate", "scatter", "update"}
@@ -301,13 +302,13 @@ def test_ranks_started_by_others_meet_and_come_to_the_same(
     ranks = []
     for rank in range(2):
         environment = dict(zip(names, ("127.0.0.1", port, str(rank), "2", str(rank)), strict=True))
-        ranks.append(launcher.start(FF, tmp_path / "runs", **environment))
+        ranks.append(launcher.start(FF, tmp_path / "runs", environment=environment))
     assert [rank.wait() for rank in ranks] == [0, 0], [rank.said for rank in ranks]
     assert_same_run(launcher.reference(FF).folder, ranks[0].folder)
 
 
 def test_variables_that_are_missing_are_named(launcher: Launcher, tmp_path: Path) -> None:
-    run = launcher.start(FF, tmp_path / "runs", hostip="127.0.0.1", port="29500")
+    run = launcher.start(FF, tmp_path / "runs", environment={"hostip": "127.0.0.1", "port": "29500"})
     assert run.wait() == 2, run.said
     assert "hostip=127.0.0.1 is set, but rank, world_size is not" in run.said
     assert not (tmp_path / "runs").exists()

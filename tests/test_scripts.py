@@ -59,12 +59,9 @@ def program(path: Path, text: str) -> Path:
     return path
 
 
-def environment(path: Path | None = None, **more: str) -> dict[str, str]:
-    """The outside world, in which nothing tells of ranks, with the programs of `path` before all others."""
-    kept = outside()
-    if path is not None:
-        kept["PATH"] = f"{path}{os.pathsep}{kept['PATH']}"
-    return {**kept, **more}
+def first(path: Path) -> dict[str, str]:
+    """The outside world, with the programs of `path` before all others."""
+    return {**outside(), "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
 
 
 def call(script: Path, *arguments: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -116,7 +113,7 @@ def tell(tmp_path: Path) -> str:
 def test_run_sh_hands_on_what_it_is_given_and_its_defaults(
     tell: str, tmp_path: Path, arguments: list[str], variables: dict[str, str], called: str
 ) -> None:
-    done = call(CHECKOUT / "run.sh", *arguments, cwd=tmp_path, env=environment(PYTHON=tell, **variables))
+    done = call(CHECKOUT / "run.sh", *arguments, cwd=tmp_path, env={**outside(), "PYTHON": tell, **variables})
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["argv"] == ["-m", "sage", "run", *called.split()]
@@ -125,7 +122,7 @@ def test_run_sh_hands_on_what_it_is_given_and_its_defaults(
 
 
 def test_run_sh_leaves_no_variable_that_could_pass_for_one_rank(tell: str, tmp_path: Path) -> None:
-    done = call(CHECKOUT / "run.sh", cwd=tmp_path, env=environment(PYTHON=tell))
+    done = call(CHECKOUT / "run.sh", cwd=tmp_path, env={**outside(), "PYTHON": tell})
     assert not {"hostip", "port", "rank", "world_size"} & set(json.loads(done.stdout))
 
 
@@ -136,10 +133,10 @@ def test_run_sh_takes_the_python_beside_it_then_the_one_on_the_path(tmp_path: Pa
     # What asks it for torch is told that it is there.
     has_torch = TELL.replace("import json", 'import sys\nif sys.argv[1] == "-c": sys.exit()\nimport json')
     program(tmp_path / "bin" / "python3", has_torch)
-    on_path = call(script, "--help", cwd=tmp_path, env=environment(tmp_path / "bin"))
+    on_path = call(script, "--help", cwd=tmp_path, env=first(tmp_path / "bin"))
     assert json.loads(on_path.stdout)["argv"] == ["-m", "sage", "run", "--help"]
     program(home / ".venv" / "bin" / "python", TELL.replace("sys.argv[1:]", '"the one beside it"'))
-    beside = call(script, cwd=tmp_path, env=environment(tmp_path / "bin"))
+    beside = call(script, cwd=tmp_path, env=first(tmp_path / "bin"))
     assert json.loads(beside.stdout)["argv"] == "the one beside it"
     assert json.loads(beside.stdout)["PYTHONPATH"] == str(home)
 
@@ -147,7 +144,7 @@ def test_run_sh_takes_the_python_beside_it_then_the_one_on_the_path(tmp_path: Pa
 def test_run_sh_says_when_the_python_on_the_path_has_no_torch(tmp_path: Path) -> None:
     script = Path(shutil.copy(CHECKOUT / "run.sh", tmp_path))
     program(tmp_path / "bin" / "python3", "#!/bin/sh\nexit 1\n")
-    done = call(script, cwd=tmp_path, env=environment(tmp_path / "bin"))
+    done = call(script, cwd=tmp_path, env=first(tmp_path / "bin"))
     assert done.returncode == 2
     assert f"{tmp_path}/bin/python3 has no torch: make {tmp_path}/.venv" in done.stderr
 
@@ -160,7 +157,7 @@ def test_four_shells_train_together_and_one_killed_ends_the_others(tmp_path: Pat
     shells = []
     for rank, log in enumerate(logs):
         with log.open("w") as file:
-            env = environment(PYTHON=sys.executable, rank=str(rank), **meeting)
+            env = {**outside(), **meeting, "PYTHON": sys.executable, "rank": str(rank)}
             command = ["bash", str(CHECKOUT / "run.sh"), *argv]
             shells.append(subprocess.Popen(command, cwd=tmp_path, env=env, stdout=file, stderr=file))
     try:
@@ -187,16 +184,16 @@ def cluster(tmp_path: Path) -> dict[str, str]:
     """The environment of a batch script on the first of two nodes, all of them this machine."""
     program(tmp_path / "bin" / "srun", SRUN)
     program(tmp_path / "bin" / "scontrol", SCONTROL)
-    return environment(
-        tmp_path / "bin",
-        SLURM_JOB_ID="31234",
-        SLURM_JOB_NODELIST="node[7-8]",
-        SLURM_JOB_NUM_NODES="2",
-        SLURM_NTASKS="2",
-        SLURM_SUBMIT_DIR=str(CHECKOUT),
-        SRUN_OPTIONS="1",
-        PYTHON=str(program(tmp_path / "bin" / "tell", TELL)),
-    )
+    return {
+        **first(tmp_path / "bin"),
+        "SLURM_JOB_ID": "31234",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_NTASKS": "2",
+        "SLURM_SUBMIT_DIR": str(CHECKOUT),
+        "SRUN_OPTIONS": "1",
+        "PYTHON": str(program(tmp_path / "bin" / "tell", TELL)),
+    }
 
 
 @pytest.fixture
