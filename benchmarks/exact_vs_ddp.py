@@ -23,16 +23,16 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from sage import registry
+from sage.comm.process import ProcessWire
+from sage.comm.rendezvous import Place, local_places
 from sage.config import load, resolve
-from sage.data import Batch, data_root
+from sage.feed.data import Batch, data_root
 from sage.optim import build_optimizer
-from sage.progress import Display
-from sage.record import recorder
-from sage.rendezvous import Place, local_places
 from sage.run import build_model
 from sage.task import TASKS
+from sage.tell.progress import Display
+from sage.tell.record import recorder
 from sage.train import Stop, Training
-from sage.wire import ProcessWire
 
 WARM_UP = 2
 """Turns at the start that are not counted."""

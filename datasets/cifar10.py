@@ -10,8 +10,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from sage.fetch import DataError, checked, download, sha256_of, unpack
-from sage.images import Images
+from sage.feed.fetch import DataError, checked, download, sha256_of, unpack
+from sage.feed.images import Images
 
 _ARRAY_GLOBALS = {
     # What the pickles of 2009 call it; numpy has moved it since.

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sage.images import Images
+from sage.feed.images import Images
 
 _NUM_TRAIN = 1437
 

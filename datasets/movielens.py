@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sage.fetch import DataError, checked, download, sha256_of
-from sage.interactions import Interactions
+from sage.feed.fetch import DataError, checked, download, sha256_of
+from sage.feed.interactions import Interactions
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from sage.fetch import DataError, download
-from sage.text import Positive, Split, Tokens, encode, read
+from sage.feed.fetch import DataError, download
+from sage.feed.text import Positive, Split, Tokens, encode, read
 
 
 class PTB(Tokens):

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sage.comm.wire import Wire
 from sage.layout import Layout
 from sage.reduce import Reduced, check_fraction
-from sage.wire import Wire
 
 from .topk import TopK
 

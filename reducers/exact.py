@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from sage.comm.wire import Wire
 from sage.reduce import Reduced, Reducer
-from sage.wire import Wire
 
 
 class Exact(Reducer):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sage.clock import phase
+from sage.comm.wire import Wire
 from sage.reduce import Reduced, Reducer
-from sage.wire import Wire
 
 
 class Fp16(Reducer):

@@ -7,9 +7,9 @@ from typing import Literal
 from torch import Tensor
 
 from sage import ops
+from sage.comm.wire import Wire
 from sage.controller import SageController
 from sage.reduce import Sparsifier, check_fraction
-from sage.wire import Wire
 
 
 class Sage(Sparsifier):

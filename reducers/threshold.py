@@ -7,8 +7,8 @@ from typing import Literal
 from torch import Tensor
 
 from sage import ops
+from sage.comm.wire import Wire
 from sage.reduce import Sparsifier, check_fraction
-from sage.wire import Wire
 
 
 class Threshold(Sparsifier):

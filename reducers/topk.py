@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from sage import ops
+from sage.comm.wire import Wire
 from sage.layout import Layout
 from sage.reduce import Sparsifier, check_fraction
-from sage.wire import Wire
 
 
 class TopK(Sparsifier):

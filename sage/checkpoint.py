@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sage.fetch import sha256_of
+from sage.feed.fetch import sha256_of
 
 _NAME = re.compile(r"(?:\.old-)?step-(\d{8,})")
 _LEAVES = (Tensor, nn.Parameter, bool, int, float, str, type(None))

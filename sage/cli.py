@@ -65,7 +65,7 @@ def report(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--output", type=Path, help="where to write; else the first of the paths")
     given = parser.parse_args(argv)
-    from .report import main as report_main
+    from .tell.report import main as report_main
 
     return report_main(given.paths, given.output or given.paths[0])
 
@@ -80,7 +80,7 @@ def data(argv: Sequence[str]) -> int:
         raise ValueError(f"say `data list`, or `data prepare NAME` with one of: {', '.join(sets)}")
     name, rest = argv[1], argv[2:]
     prepare = registry.load("datasets", name).prepare  # type: ignore[attr-defined]
-    from .data import data_root
+    from .feed.data import data_root
     from .flags import parse_options
 
     root = None

@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from sage import registry
+from sage.comm.wire import Wire
 from sage.reduce import ErrorFeedback
 from sage.trial import (
     Broken,
@@ -33,7 +34,6 @@ from sage.trial import (
     same_bits,
     steps,
 )
-from sage.wire import Wire
 
 LONG = (("long", (70_001,)),)
 """A vector whose indices fit neither 15 nor 16 bits."""

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+from sage.comm.wire import Wire
 from sage.layout import Layout
 from sage.reduce import ErrorFeedback, Reduced, Reducer
-from sage.wire import Wire
 
 
 class WholeModel(nn.Module):

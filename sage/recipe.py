@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sage.config import Config
-from sage.data import Dataset
+from sage.feed.data import Dataset
 from sage.optim import BeforeReduction, build_optimizer, peak_scale, schedule
 
 

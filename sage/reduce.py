@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sage import ops
 from sage.clock import phase
+from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.wire import Wire
 
 
 @dataclass(frozen=True)

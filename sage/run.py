@@ -22,17 +22,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from sage import registry, rendezvous
+from sage import registry
+from sage.comm import rendezvous
+from sage.comm.process import ProcessWire
+from sage.comm.rendezvous import Place
+from sage.comm.threads import simulate
+from sage.comm.wire import Wire, WireError
 from sage.config import Config, resolve
-from sage.data import Dataset, data_root
-from sage.manifest import manifest
-from sage.progress import Display
-from sage.record import recorder, write_json
-from sage.rendezvous import Place
+from sage.feed.data import Dataset, data_root
 from sage.task import TASKS
-from sage.threads import simulate
+from sage.tell.manifest import manifest
+from sage.tell.progress import Display
+from sage.tell.record import recorder, write_json
 from sage.train import Diverged, Stop, Training
-from sage.wire import ProcessWire, Wire, WireError
 
 INTERRUPTED = 75
 """Exit status (EX_TEMPFAIL) of a run that stopped when asked and has saved itself: run it again to go on."""

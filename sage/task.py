@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sage.data import Batch
+from sage.feed.data import Batch
 
 # B = samples in the batch, K = classes, T = time steps, V = words of the vocabulary,
 # U = users in the batch, C = candidate items of each, the held-out one first

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 
 from sage import checkpoint
 from sage.clock import Phases, phase
+from sage.comm.wire import Pending, Wire
 from sage.config import Config
-from sage.data import Batch, Dataset
+from sage.feed.data import Batch, Dataset
 from sage.mount import WholeModel
 from sage.optim import RunningAverage, clip_, set_lr
-from sage.progress import Display
 from sage.recipe import before_reduction, count_steps, learning_rate, optimizer
-from sage.record import Recorder
 from sage.reduce import Reducer
 from sage.tally import Tally
 from sage.task import Task
-from sage.wire import Pending, Wire
+from sage.tell.progress import Display
+from sage.tell.record import Recorder
 
 EVAL_BATCH = 512
 HISTOGRAM_SAMPLE = 2**18

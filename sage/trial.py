@@ -8,10 +8,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from sage.comm.threads import simulate
+from sage.comm.wire import Wire, pack
 from sage.layout import Layout
 from sage.reduce import ErrorFeedback, Reduced, Reducer, Sparsifier
-from sage.threads import simulate
-from sage.wire import Wire, pack
 
 Shapes = Iterable[tuple[str, tuple[int, ...]]]
 Seen = list[list["Step"]]

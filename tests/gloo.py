@@ -18,8 +18,9 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from sage.rendezvous import Place, local_places
-from sage.wire import ProcessWire, Wire
+from sage.comm.process import ProcessWire
+from sage.comm.rendezvous import Place, local_places
+from sage.comm.wire import Wire
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ class Died(RuntimeError):
 def processes(
     world_size: int, work: Callable[[Wire], T], *, timeout: float = 30.0, guard: bool = False
 ) -> list[T]:
-    """Run `work(wire)` on W gloo processes; their results, by rank. The twin of `sage.threads.simulate`.
+    """Run `work(wire)` on W gloo processes; their results, by rank. The twin of `sage.comm.threads.simulate`.
 
     Args:
         timeout: Seconds after which a collective fails.

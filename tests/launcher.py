@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from sage import checkpoint, cli
-from sage.data import Batch
 from sage.datasets import imports
-from sage.record import Record, read_metrics
+from sage.feed.data import Batch
+from sage.tell.record import Record, read_metrics
 from sage.train import Training
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from sage.comm.threads import simulate
+from sage.comm.wire import Wire
 from sage.layout import Layout
 from sage.reduce import ErrorFeedback
 from sage.reducers.accordion import Accordion
-from sage.threads import simulate
 from sage.trial import SHAPES
-from sage.wire import Wire
 
 LAYERS = (("a", (100,)), ("b", (100,)))
 

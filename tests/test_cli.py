@@ -20,7 +20,7 @@ HALVES = '''"""Halves: a reducer of another package, the mean scaled to a half a
 from torch import Tensor
 
 from sage.reduce import Reduced, Reducer
-from sage.wire import Wire
+from sage.comm.wire import Wire
 
 
 class Halves(Reducer):
@@ -215,7 +215,7 @@ def test_conform_passes_options_and_world_sizes_on(monkeypatch: pytest.MonkeyPat
 
 
 def test_report_writes_beside_the_runs_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = asks(monkeypatch, "sage.report.main")
+    asked = asks(monkeypatch, "sage.tell.report.main")
     assert main(["report"]) == 0
     assert main(["report", "a", "b", "--output", "c"]) == 0
     assert asked == [([Path("runs")], Path("runs")), ([Path("a"), Path("b")], Path("c"))]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sage import conform, registry
+from sage.comm.wire import Wire, WireError
 from sage.conform import LAWS
 from sage.reduce import Reduced, Reducer, Sparsifier
 from sage.reducers.exact import Exact
@@ -19,7 +20,6 @@ from sage.reducers.sage import Sage
 from sage.reducers.threshold import Threshold
 from sage.reducers.topk import TopK
 from sage.trial import Broken, Case
-from sage.wire import Wire, WireError
 
 
 class RanksDisagree(TopK):

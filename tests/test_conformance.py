@@ -9,10 +9,10 @@ import torch.distributed as dist
 from gloo import processes
 
 from sage import registry
+from sage.comm.threads import simulate
+from sage.comm.wire import Wire
 from sage.conform import LAWS
-from sage.threads import simulate
 from sage.trial import Case
-from sage.wire import Wire
 
 T = TypeVar("T")
 Law = Callable[[Case], None]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from sage import ops, registry
 from sage.clock import Phases
+from sage.comm.threads import simulate
+from sage.comm.wire import Wire
 from sage.conform import negative_values_are_sent, resumed_equals_uninterrupted
 from sage.layout import Layout
 from sage.mount import WholeModel
@@ -19,9 +21,7 @@ from sage.reducers.gtopk import GTopK
 from sage.reducers.sage import Sage
 from sage.reducers.threshold import Threshold
 from sage.reducers.topk import TopK
-from sage.threads import simulate
 from sage.trial import Case, Step, reduce_once
-from sage.wire import Wire
 
 NAMES = registry.names("reducers")
 SPARSE = [name for name in NAMES if "values" in registry.options(registry.load("reducers", name))]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sage.fetch import DataError, checked, download, sha256_of, unpack
+from sage.feed.fetch import DataError, checked, download, sha256_of, unpack
 
 BODY = b"a benchmark's data " * 9999
 SHA256 = hashlib.sha256(BODY).hexdigest()

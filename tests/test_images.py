@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sage.data import Dataset, data_root, epoch_generator, share
 from sage.datasets.cifar10 import CIFAR10, read_batch
 from sage.datasets.cifar100 import CIFAR100
 from sage.datasets.digits import Digits
-from sage.fetch import DataError
-from sage.images import Images, crop_and_flip
+from sage.feed.data import Dataset, data_root, epoch_generator, share
+from sage.feed.fetch import DataError
+from sage.feed.images import Images, crop_and_flip
 
 
 def numbered(num_train: int = 50, num_test: int = 11, **options: bool) -> Images:

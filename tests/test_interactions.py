@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sage.data import Batch, data_root
 from sage.datasets import imports, movielens
-from sage.fetch import DataError, sha256_of
-from sage.interactions import Interactions
+from sage.feed.data import Batch, data_root
+from sage.feed.fetch import DataError, sha256_of
+from sage.feed.interactions import Interactions
 
 MINIMUM = 4
 

@@ -17,10 +17,10 @@ import torch
 from gloo import Group
 from sockets import tcp_bytes
 
-from sage.ledger import Ledger, tree_broadcast
-from sage.rendezvous import local_places
-from sage.threads import simulate
-from sage.wire import GUARD_BYTES, Wire
+from sage.comm.ledger import Ledger, tree_broadcast
+from sage.comm.rendezvous import local_places
+from sage.comm.threads import simulate
+from sage.comm.wire import GUARD_BYTES, Wire
 
 # By hand.
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sage import registry
+from sage.comm.threads import simulate
+from sage.comm.wire import Wire
 from sage.mount import WholeModel
 from sage.reducers.exact import Exact
 from sage.reducers.topk import TopK
-from sage.threads import simulate
-from sage.wire import Wire
 
 
 def network() -> nn.Sequential:

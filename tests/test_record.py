@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from sage.manifest import manifest
-from sage.record import Recorder, Silent, read_metrics, recorder, write_json
+from sage.tell.manifest import manifest
+from sage.tell.record import Recorder, Silent, read_metrics, recorder, write_json
 
 
 def train(record: Recorder, *, steps: range, steps_per_epoch: int = 10) -> None:

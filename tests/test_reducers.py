@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from sage import registry
+from sage.comm.threads import simulate
+from sage.comm.wire import Wire
 from sage.layout import Layout
 from sage.reduce import ErrorFeedback
 from sage.reducers.gtopk import GTopK
 from sage.reducers.sage import Sage
 from sage.reducers.threshold import Threshold
 from sage.reducers.topk import TopK, num_kept
-from sage.threads import simulate
 from sage.trial import SHAPES, Case, reduce_once, same_bits, steps
-from sage.wire import Wire
 
 # conv 216, wide 800, bias 7: 1,023 elements.
 N = 1023

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from sage.rendezvous import Place, local_places, place
+from sage.comm.rendezvous import Place, local_places, place
 
 BARE = {"hostip": "10.0.0.1", "port": "29500", "rank": "2", "world_size": "4"}
 MEETING = {"hostip": "10.0.0.1", "port": "29500"}

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from sage.config import Config
-from sage.manifest import manifest
-from sage.plots import POINTS, _smooth, _thin
-from sage.record import recorder, write_json
-from sage.report import main, tables
-from sage.runs import grouped, read_runs
+from sage.tell.manifest import manifest
+from sage.tell.plots import POINTS, _smooth, _thin
+from sage.tell.record import recorder, write_json
+from sage.tell.report import main, tables
+from sage.tell.runs import grouped, read_runs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -26,7 +26,7 @@ from launcher import (
 )
 
 from sage import checkpoint
-from sage.record import read_metrics
+from sage.tell.record import read_metrics
 from sage.train import Training
 
 # Five steps an epoch under sage, with a residual, and checkpoints in the middle of epochs.

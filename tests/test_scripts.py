@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from launcher import PATIENCE, free_port, outside, until
 
-from sage.record import read_metrics
+from sage.tell.record import read_metrics
 
 CHECKOUT = Path(__file__).parents[1]
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import sage.text
-from sage.data import Dataset
+import sage.feed.text
 from sage.datasets.ptb import PTB
 from sage.datasets.topics import Topics
 from sage.datasets.wikitext2 import WikiText2
-from sage.fetch import DataError
-from sage.text import Corpus, Split, Tokens, encode, text_field, tokenize
+from sage.feed.data import Dataset
+from sage.feed.fetch import DataError
+from sage.feed.text import Corpus, Split, Tokens, encode, text_field, tokenize
 
 TEXTS = {"train": "a b a\n c\n", "valid": "b\n", "test": "a d\n"}
 
@@ -138,7 +138,7 @@ def test_the_vocabulary_is_the_training_splits(tmp_path: Path) -> None:
 def test_a_corpus_is_numbered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = encode(TEXTS, tmp_path, tokenizer="split")
     with monkeypatch.context() as patch:
-        patch.setattr(sage.text, "text_field", None)
+        patch.setattr(sage.feed.text, "text_field", None)
         again = encode(TEXTS, tmp_path, tokenizer="split")
     assert again.vocabulary == first.vocabulary
     assert all(again.streams[split].equal(first.streams[split]) for split in TEXTS)

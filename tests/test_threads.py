@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from sage.threads import simulate
-from sage.wire import Wire, WireError
+from sage.comm.threads import simulate
+from sage.comm.wire import Wire, WireError
 
 
 def draw(wire: Wire) -> list[float]:

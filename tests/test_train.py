@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sage import registry
+from sage.comm.threads import simulate
+from sage.comm.wire import Wire
 from sage.config import Config
-from sage.data import Batch, count_steps, epoch_generator, shard, share
+from sage.feed.data import Batch, count_steps, epoch_generator, shard, share
 from sage.optim import schedule
-from sage.progress import Display
-from sage.record import Record, read_metrics, recorder
 from sage.task import Classify
-from sage.threads import simulate
+from sage.tell.progress import Display
+from sage.tell.record import Record, read_metrics, recorder
 from sage.train import Stop, Training
-from sage.wire import Wire
 
 # N = samples, B = samples in a batch, F = features
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from gloo import Died, Group
 
-from sage.rendezvous import local_places
-from sage.wire import Wire, WireError
+from sage.comm.rendezvous import local_places
+from sage.comm.wire import Wire, WireError
 
 TIMEOUT = 5.0
 STILL = 60.0

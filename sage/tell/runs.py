@@ -12,9 +12,9 @@ from typing import Any, get_args
 
 import numpy
 
+from sage.comm.ledger import KINDS
 from sage.config import ASIDE, annotations
-from sage.ledger import KINDS
-from sage.record import Record, read_metrics
+from sage.tell.record import Record, read_metrics
 
 EXACT = "exact"
 """The reducer that the others are compared with."""

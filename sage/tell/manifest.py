@@ -39,7 +39,7 @@ def manifest(config: Mapping[str, Any], checksums: Mapping[str, str]) -> dict[st
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
         },
-        "git": _git(Path(__file__).resolve().parent.parent),
+        "git": _git(Path(__file__).resolve().parents[2]),
         "environment": _environment(),
         "seed": config.get("seed"),
         "config": dict(config),

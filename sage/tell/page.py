@@ -4,9 +4,9 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from sage.plots import Plot, looks_of, plots
-from sage.report import NOTES, STATUS, headline, size, tables
-from sage.runs import Group, Run
+from sage.tell.plots import Plot, looks_of, plots
+from sage.tell.report import NOTES, STATUS, headline, size, tables
+from sage.tell.runs import Group, Run
 
 STYLE = """
 :root {

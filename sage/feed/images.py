@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sage.data import Batch, count_steps, epoch_generator, shard, share
+from sage.feed.data import Batch, count_steps, epoch_generator, shard, share
 
 # N = samples, S = steps in an epoch, B = samples in a batch, C = channels, H, W = height and width
 
 
 class Images:
-    """A data set of labelled images that fits in memory as bytes; it answers `sage.data.Dataset`."""
+    """A data set of labelled images that fits in memory as bytes; it answers `sage.feed.data.Dataset`."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sage.runs import EXACT, TOLERANCE, Group, Values, grouped, read_runs
+from sage.tell.runs import EXACT, TOLERANCE, Group, Values, grouped, read_runs
 
 Columns = Mapping[str, Callable[[Values], str]]
 """The columns of a table after the first, which is the run's label."""
@@ -26,7 +26,7 @@ STATUS = "status"
 def main(paths: Sequence[Path], output: Path) -> int:
     """Print the tables of all runs under the paths, and write report.md, report.csv and report.html."""
     # Here because it draws, and matplotlib is slow to import.
-    from sage.page import page
+    from sage.tell.page import page
 
     runs, unreadable = read_runs(paths)
     groups = grouped(runs)

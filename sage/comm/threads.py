@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sage.wire import Pending, ScheduleError, Wire, WireError, add
+from sage.comm.wire import Pending, ScheduleError, Wire, WireError, add
 
 T = TypeVar("T")
 

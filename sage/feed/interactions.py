@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sage.data import Batch, count_steps, epoch_generator, shard
+from sage.feed.data import Batch, count_steps, epoch_generator, shard
 
 # N = interactions, P = those that are trained on, U = users, B = samples of a batch
 # S = samples of one positive: itself, then its negatives; M = S·P, the samples of an epoch

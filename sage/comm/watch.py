@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch.distributed as dist
 
-from sage.rendezvous import Place
+from sage.comm.rendezvous import Place
 
 
 class Watch:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from sage.check import Range
-from sage.data import Batch
-from sage.fetch import checked
+from sage.feed.data import Batch
+from sage.feed.fetch import checked
 
 # N = tokens of a stream, R = rows it is cut into, L = tokens in a row,
 # W = ranks, B = rows in one rank's batch, T = tokens of a row in a batch
@@ -45,7 +45,7 @@ class Corpus:
 
 
 class Tokens:
-    """A corpus in batches whose rows go on where they ended in the last; it answers `sage.data.Dataset`.
+    """A corpus in batches whose rows go on where they ended in the last; it answers `sage.feed.data.Dataset`.
 
     Training cuts the stream into W·B rows, of which rank r has B from the r·B-th on. A batch is the next T
     tokens of each, with the tokens that follow them. So a model may carry its hidden state from batch to

@@ -1,0 +1,1 @@
+"""How ranks speak: the wire, its ledger, its watch, and where ranks meet."""

@@ -1,0 +1,1 @@
+"""What ranks are fed: data sets fetched, checked, sharded and batched."""

@@ -1,0 +1,1 @@
+"""What a run tells: records, manifests, progress, reports."""
