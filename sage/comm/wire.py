@@ -1,4 +1,4 @@
-"""What ranks may say to each other: every collective goes through a `Wire`, which counts, times and checks it.
+"""What ranks may say to each other: each collective goes through a `Wire`, which counts, times and checks it.
 
 `ProcessWire` (sage/comm/process.py) joins processes and is the only door to torch.distributed; `ThreadWire`
 (sage/comm/threads.py) joins threads of one process, for tests in milliseconds and for simulating W workers.

@@ -36,7 +36,8 @@ def main(paths: Sequence[Path], output: Path) -> int:
     write_csv(groups, output / "report.csv")
     # A file has room for the widest line; on a terminal rich breaks lines to fit.
     show(groups, unreadable, Console(width=None if sys.stdout.isatty() else 200))
-    print(f"Written to {output}: report.md, report.csv, report.html")
+    print(f"Report: {output / 'report.html'} (and report.md, report.csv)")
+    print(f"TensorBoard: tensorboard --logdir {' '.join(map(str, paths))}")
     return 0
 
 
