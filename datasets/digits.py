@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ class Digits(Images):
         """Read the digits out of scikit-learn; there is nothing under `root`."""
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
+        digits: Any = load_digits()
         images = (digits.images * 255 / 16).round().astype(np.uint8)
         labels = digits.target.astype(np.uint8)
         # RandomState, for its stream is the one that numpy promises never to change.

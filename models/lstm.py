@@ -70,9 +70,9 @@ class LSTM(nn.Module):
 
     def forward(self, tokens_BT: Tensor, hidden: Hidden | None = None) -> tuple[Tensor, Hidden]:
         embedded_BTE = self.dropout(self.embedding(tokens_BT))
-        output_BTH, hidden = self.lstm(embedded_BTE, hidden)
+        output_BTH, carried = self.lstm(embedded_BTE, hidden)
         logits_BTV = self.decoder(self.dropout(output_BTH))
-        return logits_BTV, hidden
+        return logits_BTV, carried
 
 
 MODEL = LSTM

@@ -52,6 +52,11 @@ def main(config: Config) -> int:
     config = resolve(config)
     place = rendezvous.place()
     if place is not None:
+        if config.workers_in_process:
+            raise ValueError(
+                f"workers_in_process simulates all ranks here, but this is rank {place.rank} of "
+                f"{place.world_size} ({place.source}): leave out one or the other"
+            )
         return _rank(replace(config, world_size=place.world_size), place)
     if config.fresh:
         shutil.rmtree(config.folder, ignore_errors=True)

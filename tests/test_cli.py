@@ -15,40 +15,6 @@ from sage.config import Config, workloads
 
 Sage = Callable[..., subprocess.CompletedProcess[str]]
 
-HALVES = '''"""Halves: a reducer of another package, the mean scaled to a half and back."""
-
-from torch import Tensor
-
-from sage.reduce import Reduced, Reducer
-from sage.comm.wire import Wire
-
-
-class Halves(Reducer):
-    """The mean over ranks of the scaled gradient.
-
-    Args:
-        scale: What the gradient is multiplied by on its way.
-    """
-
-    spares_small = False
-
-    def __init__(self, *, scale: float = 0.5) -> None:
-        super().__init__()
-        self.scale = scale
-
-    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
-        if residual_N is not None:
-            grad_N += residual_N
-            residual_N.zero_()
-        return Reduced(wire.mean(grad_N * self.scale) / self.scale)
-
-    def payload(self, counts: list[int], rank: int) -> dict[str, int]:
-        return {"values": 4 * counts[rank]}
-
-
-REDUCER = Halves
-'''
-
 
 def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
     """The configuration that `sage run ... --print-config` tells of."""
@@ -229,30 +195,3 @@ def test_a_run_by_command_line_leaves_a_result_and_is_not_run_again(sage: Sage, 
     before = result.stat().st_mtime_ns
     assert sage(*argv).returncode == 0
     assert result.stat().st_mtime_ns == before
-
-
-@pytest.mark.slow
-def test_a_reducer_in_one_file_of_another_package_is_listed_trained_with_and_held_to_the_laws(
-    sage: Sage, tmp_path: Path
-) -> None:
-    package = tmp_path / "package"
-    (package / "other-1.0.dist-info").mkdir(parents=True)
-    (package / "other_halves.py").write_text(HALVES)
-    (package / "other-1.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: other\nVersion: 1.0\n"
-    )
-    (package / "other-1.0.dist-info" / "entry_points.txt").write_text(
-        "[sage.reducers]\nhalves = other_halves\n"
-    )
-
-    listed = sage("list", paths=(package,))
-    assert "Halves: a reducer of another package" in listed.stdout
-    trained = sage(
-        "run", "digits-ff", "--reducer", "halves", "--scale", "0.25", "--steps", "2", paths=(package,)
-    )
-    assert trained.returncode == 0, trained.stderr
-    (told,) = tmp_path.glob("runs/digits-ff-halves-*/config.json")
-    assert json.loads(told.read_text())["reducer_options"] == {"scale": 0.25}
-    assert (told.parent / "result.json").exists()
-    held = sage("conform", "halves", paths=(package,))
-    assert held.returncode == 0, held.stdout + held.stderr

@@ -62,6 +62,7 @@ def pretend(
     payload = {"values": values} | ({"indices": values} if reducer != "exact" else {})
     wire = (world_size - 1) * sum(payload.values()) if reducer != "exact" else int(1.5 * values)
     accuracies = []
+    metrics: dict[str, float] = {}
     for step in range(steps if stop is None else stop):
         noise = 0.2 * math.sin(17 * step + seed)
         loss = math.inf if diverges and step > 12 else 2.3 * math.exp(-3 * step / steps) + 0.1 * (1 + noise)

@@ -58,7 +58,11 @@ def _environment() -> dict[str, str]:
 
 
 def _nccl_version() -> str | None:
-    return ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None
+    if not torch.distributed.is_nccl_available():
+        return None
+    from torch.cuda import nccl
+
+    return ".".join(map(str, nccl.version()))
 
 
 def _cpu_model() -> str:

@@ -51,7 +51,8 @@ def plots(group: Group, prefix: str) -> list[Plot]:
     looks = looks_of(group)
     for i, (title, draw) in enumerate(FIGURES.items()):
         title = title.format(metric=spaced(group.metric).capitalize())
-        with matplotlib.rc_context(STYLE | {"svg.hashsalt": prefix}):
+        style: dict[Any, Any] = STYLE | {"svg.hashsalt": prefix}
+        with matplotlib.rc_context(style):
             figure = Figure(figsize=(5.6, 3.1), layout="constrained")
             if draw(figure, group, looks):
                 drawn.append(Plot(title, inspect.getdoc(draw) or "", as_svg(figure, f"{prefix}-{i}", title)))
@@ -118,7 +119,8 @@ def _density_by_step(figure: Figure, group: Group, looks: Looks) -> bool:
         step_S, asked_S = _curve(row.run.steps, "step"), _curve(row.run.steps, "density_asked")
         if (asked_S < 1).any():
             had_S = _curve(row.run.steps, "density_had")
-            axes.plot(*_thin(step_S, had_S), **looks[row.series].line | {"linewidth": 1.1})
+            look: dict[str, Any] = looks[row.series].line | {"linewidth": 1.1}
+            axes.plot(*_thin(step_S, had_S), **look)
             axes.plot(*_thin(step_S, asked_S), color=MUTED, linewidth=1, linestyle=(0, (1.2, 1.2)))
             seen += [*had_S.tolist(), *asked_S.tolist()]
     _scale(axes, "y", seen, percent)

@@ -155,7 +155,7 @@ class Recorder:
         return self._board
 
     def _draw(self, scalars: Mapping[str, float | None], step: int) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         # As one event: an add_scalar for each would slow down the very steps that are being measured.
         numbers = {tag: value for tag, value in scalars.items() if value is not None}
