@@ -17,8 +17,9 @@ from sage.config import Config
 from sage.tell.manifest import manifest
 from sage.tell.plots import POINTS, _smooth, _thin
 from sage.tell.record import recorder, write_json
-from sage.tell.report import main, tables
+from sage.tell.report import main
 from sage.tell.runs import grouped, read_runs
+from sage.tell.tables import tables
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sage.tell.plots import Plot, looks_of, plots
-from sage.tell.report import NOTES, STATUS, headline, size, tables
 from sage.tell.runs import Group, Run
+from sage.tell.tables import NOTES, STATUS, headline, tables
+from sage.tell.units import size
 
 STYLE = """
 :root {

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from sage.tell.report import duration, percent, size, spaced
 from sage.tell.runs import EXACT, Group, Row
 from sage.tell.svg import DASHES, MUTED, PALETTE, STYLE, Look, as_svg
+from sage.tell.units import duration, percent, size, spaced
 
 POINTS = 400
 """Longer curves are thinned to about so many points, their peaks kept."""
