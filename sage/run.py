@@ -3,20 +3,21 @@
 A run's folder is named by the hash of its configuration. Asked twice, it runs once; stopped, it goes on.
 """
 
-import ctypes
+import fcntl
 import inspect
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 import random
 import shutil
-import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from sage import registry
 from sage.comm import rendezvous
 from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import Place
+from sage.comm.spawn import FAILED, INTERRUPTED, spawn
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire, WireError
 from sage.config import Config, resolve
@@ -36,11 +38,11 @@ from sage.tell.progress import Display
 from sage.tell.record import recorder, write_json
 from sage.train import Diverged, Stop, Training
 
-INTERRUPTED = 75
-"""Exit status (EX_TEMPFAIL) of a run that stopped when asked and has saved itself: run it again to go on."""
+LOCK = ".lock"
+"""The file of a run's folder that the process which runs it has locked."""
 
-GRACE = 10.0
-"""Seconds that the other ranks get, after one has failed, to notice it by themselves."""
+CLAIM_SECONDS = 5.0
+"""How long a run waits for its folder: another one that was just killed needs a moment to be gone."""
 
 
 def main(config: Config) -> int:
@@ -58,82 +60,20 @@ def main(config: Config) -> int:
                 f"{place.world_size} ({place.source}): leave out one or the other"
             )
         return _rank(replace(config, world_size=place.world_size), place)
-    if config.fresh:
-        shutil.rmtree(config.folder, ignore_errors=True)
-    elif (config.folder / "result.json").exists():
+    if _is_finished(config):
         _say_finished(config)
         return 0
     if config.workers_in_process:
         return _simulated(config)
-    return _spawned(config)
+    # Forked ranks need not import torch again; CUDA cannot be forked.
+    method: Literal["fork", "spawn"] = "spawn" if _device(config, 0).type == "cuda" else "fork"
+    if method == "fork":
+        # What torch imports for the first optimiser takes over a second: here once, not on every rank.
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    return spawn(partial(_rank, config), config.world_size, method=method)
 
 
 # The ways to have ranks.
-
-
-def _spawned(config: Config) -> int:
-    """Start all ranks here, as processes, and end them all when one fails."""
-    # Forked ranks need not import torch again; CUDA cannot be forked.
-    context: Any = multiprocessing.get_context("spawn" if _device(config, 0).type == "cuda" else "fork")
-    if context.get_start_method() == "fork":
-        # What torch imports for the first optimiser takes over a second: here once, not on every rank.
-        torch.optim.SGD([torch.zeros(1, requires_grad=True)])
-    config = replace(config, fresh=False)
-    ranks = [
-        context.Process(target=_child, args=(config, place, os.getpid()), name=f"rank {place.rank}")
-        for place in rendezvous.local_places(config.world_size)
-    ]
-    for process in ranks:
-        process.start()
-    handed_on = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
-
-    def hand_on(number: int, _: object) -> None:
-        for process in ranks:
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, number)
-
-    before = {number: signal.signal(number, hand_on) for number in handed_on}
-    before[signal.SIGINT] = signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal sends it to the ranks too
-    try:
-        return _await(ranks)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _await(ranks: list[Any]) -> int:
-    failed_at = None
-    while any(process.is_alive() for process in ranks):
-        multiprocessing.connection.wait(
-            [process.sentinel for process in ranks if process.is_alive()], timeout=1.0
-        )
-        if failed_at is None and any(process.exitcode not in (None, 0, INTERRUPTED) for process in ranks):
-            failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() - failed_at > GRACE:
-            for process in ranks:
-                process.kill()
-    for process in ranks:
-        if process.exitcode is not None and process.exitcode < 0:
-            _complain(f"{process.name} was ended by {signal.Signals(-process.exitcode).name}")
-    codes = [process.exitcode for process in ranks]
-    if all(code == 0 for code in codes):
-        return 0
-    return INTERRUPTED if all(code in (0, INTERRUPTED) for code in codes) else 1
-
-
-def _child(config: Config, place: Place, parent: int) -> None:
-    _die_with_parent(parent)
-    sys.exit(_rank(config, place))
-
-
-def _die_with_parent(parent: int) -> None:
-    """Have the kernel kill this rank when the process that started it is gone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 def _rank(config: Config, place: Place) -> int:
@@ -152,7 +92,7 @@ def _rank(config: Config, place: Place) -> int:
         # The group is broken: closing it in an orderly way would wait for ranks that will not come.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(FAILED)
 
 
 def _simulated(config: Config) -> int:
@@ -168,16 +108,67 @@ def _simulated(config: Config) -> int:
         )
     except (WireError, Diverged, OSError) as error:
         _complain(str(error))
-        return 1
+        return FAILED
 
 
 # What a rank does.
 
 
 def _work(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
+    with _claimed(config.folder, wire):
+        if wire.texts(_look(config) if wire.rank == 0 else "")[0] == "finished":
+            return 0
+        return _train(config, wire, device, stop)
+
+
+def _look(config: Config) -> str:
+    """Whether nothing is left to do; with `--fresh` what was done is cleared away first."""
+    if config.fresh:
+        for path in config.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+    if not _is_finished(config):
+        return ""
+    _say_finished(config)
+    return "finished"
+
+
+@contextmanager
+def _claimed(folder: Path, wire: Wire) -> Iterator[None]:
+    """Keep other processes off the run's folder: two writers would spoil it.
+
+    Raises:
+        ValueError: on every rank, where another process has it.
+    """
+    with ExitStack() as held:
+        claimed = _claim(folder, held) if wire.rank == 0 else True
+        if wire.texts("" if claimed else "taken")[0]:
+            raise ValueError(
+                f"{folder} is being run by another process: let it end, or end it, and run again"
+            )
+        yield
+
+
+def _claim(folder: Path, held: ExitStack) -> bool:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = held.enter_context((folder / LOCK).open("w"))
+    end = time.monotonic() + CLAIM_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.1)
+        except OSError:  # a file system without locks
+            return True
+
+
+def _train(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
     folder = config.folder
-    if _finished(config, wire):
-        return 0
     data = registry.load("datasets", config.data)(data_root(config.data_root), **config.data_options)
     model = build_model(config, data, wire, device)
     record = recorder(folder, wire.rank)
@@ -221,18 +212,6 @@ def _work(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
         record.close()
 
 
-def _finished(config: Config, wire: Wire) -> bool:
-    """Whether nothing is left to do, as rank 0 sees it; `--fresh` clears the folder before anybody looks."""
-    told = ""
-    if wire.rank == 0:
-        if config.fresh:
-            shutil.rmtree(config.folder, ignore_errors=True)
-        elif (config.folder / "result.json").exists():
-            told = "finished"
-            _say_finished(config)
-    return bool(wire.texts(told)[0])
-
-
 def build_model(config: Config, data: Dataset, wire: Wire, device: torch.device) -> nn.Module:
     """The network, with the same weights on every rank."""
     build = registry.load("models", config.model)
@@ -258,6 +237,10 @@ def _device(config: Config, local_rank: int) -> torch.device:
     count = torch.cuda.device_count()
     # A launcher that binds one GPU to each task shows each rank a single one.
     return torch.device("cuda", local_rank if local_rank < count else local_rank % count)
+
+
+def _is_finished(config: Config) -> bool:
+    return not config.fresh and (config.folder / "result.json").exists()
 
 
 def _say_finished(config: Config) -> None:

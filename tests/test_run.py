@@ -1,5 +1,6 @@
 """A run, from the command line to its result: done once, resumed to the bit, ended by what goes wrong."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -233,6 +234,18 @@ def test_a_folder_that_cannot_be_made_is_told_in_a_line(launcher: Launcher, tmp_
     assert run.wait() == 1
     assert "rank 0: [Errno 20] Not a directory" in run.said
     assert "Traceback" not in run.said
+
+
+def test_a_folder_that_another_process_runs_is_left_alone(launcher: Launcher, tmp_path: Path) -> None:
+    folder = tmp_path / launcher.reference(FF).folder.name
+    folder.mkdir()
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run = launcher.start(FF, tmp_path)
+        assert run.wait() == 1
+    assert f"{folder} is being run by another process" in run.said
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+    assert launcher.finish(FF, tmp_path).folder == folder
 
 
 # Left behind.
