@@ -82,7 +82,10 @@ def num_steps(runs: Path) -> int:
     return sum(record["kind"] == "step" for record in read_metrics(paths[0].parent)) if paths else 0
 
 
-@pytest.mark.parametrize("name", ["run.sh", "pararun", "prepare_dataset.sh", ".ci/run", "benchmarks/real_data.sh"])
+SCRIPTS = ["run.sh", "pararun", "prepare_dataset.sh", ".ci/run", "benchmarks/real_data.sh"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_the_script_can_be_called_and_is_sound(name: str) -> None:
     script = CHECKOUT / name
     assert os.access(script, os.X_OK)
@@ -92,7 +95,7 @@ def test_the_script_can_be_called_and_is_sound(name: str) -> None:
 
 
 def test_a_data_set_is_prepared_or_the_names_are_told(tmp_path: Path) -> None:
-    script, env = CHECKOUT / "prepare_dataset.sh", environment(PYTHON=sys.executable)
+    script, env = CHECKOUT / "prepare_dataset.sh", {**outside(), "PYTHON": sys.executable}
     assert call(script, "digits", cwd=tmp_path, env=env).returncode == 0
     asked = call(script, cwd=tmp_path, env=env)
     assert asked.returncode == 2
