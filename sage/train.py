@@ -126,7 +126,6 @@ class Training:
         epoch, done = divmod(self.step, self.steps_per_epoch)
         if done == 0:
             self.task.begin_epoch()
-            self.mount.feedback.reducer.begin_epoch(epoch, self._learning_rate(), wire)
         batches = self.data.train_batches(
             epoch=epoch,
             rank=wire.rank,
@@ -145,6 +144,9 @@ class Training:
         before = self.wire.ledger.copy()
         start = time.perf_counter()
         self.model.train()
+        epoch, done = divmod(self.step, self.steps_per_epoch)
+        if done == 0:  # here, so that what it sends is in this step's bytes
+            self.mount.feedback.reducer.begin_epoch(epoch, lr, self.wire)
         with self.phases.running() if config.profile else nullcontext():
             self.mount.zero_()
             loss = torch.zeros((), device=self.device)
@@ -179,7 +181,7 @@ class Training:
             self.record.histogram("gradient/abs", sample, self.step)
         fields = {
             "step": self.step,
-            "epoch": self.step // self.steps_per_epoch,
+            "epoch": epoch,
             "lr": lr,
             "density_asked": 1.0,
             "density_had": reduced.density,
