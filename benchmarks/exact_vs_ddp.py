@@ -4,7 +4,7 @@ Both train the same model on the same batches with the same ranks, threads and o
 of a few steps, in one process group; the figure is the ratio of the slowest rank's median step times. DDP's
 side is the bare loop that a user would write; ours is the engine's whole step: ledger, records, stop signal.
 
-    python benchmarks/exact_vs_ddp.py [--workload digits] [--world-size 2] [--turns 20] [--steps 5]
+    python benchmarks/exact_vs_ddp.py [--workload digits] [--world-size 2] [--turns 20] [--log-every 1]
 """
 
 import argparse
@@ -41,7 +41,13 @@ WARM_UP = 2
 def measure(place: Place, given: argparse.Namespace, folder: Path, out: Any) -> None:
     """One rank: take turns between the engine and DDP, and send every counted step's times home."""
     torch.set_num_threads(1)
-    overrides = {"reducer": "exact", "world_size": given.world_size, "device": "cpu", "epochs": 10_000.0}
+    overrides = {
+        "reducer": "exact",
+        "world_size": given.world_size,
+        "device": "cpu",
+        "epochs": 10_000.0,
+        "log_every": given.log_every,
+    }
     config = replace(resolve(load(given.workload, overrides=overrides)), runs=folder)
     wire = ProcessWire(place, device=torch.device("cpu"))
     data = registry.load("datasets", config.data)(data_root(), **config.data_options)
@@ -98,6 +104,7 @@ def main() -> None:
     parser.add_argument("--world-size", type=int, default=2)
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--log-every", type=int, default=1)
     given = parser.parse_args()
     context = get_context("fork")
     out = context.SimpleQueue()
@@ -124,6 +131,7 @@ def main() -> None:
         "turns": given.turns,
         "steps_a_turn": given.steps,
         "warm_up_turns": WARM_UP,
+        "log_every": given.log_every,
         "median_step_ms": {name: round(1e3 * statistics.median(t), 2) for name, t in slowest.items()},
         "ratio": {
             "median": round(statistics.median(ratios), 3),
