@@ -27,7 +27,7 @@ from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import Place, local_places
 from sage.config import load, resolve
 from sage.feed.data import Batch, data_root
-from sage.optim import build_optimizer
+from sage.recipe import optimizer
 from sage.run import build_model
 from sage.task import TASKS
 from sage.tell.progress import Display
@@ -70,12 +70,14 @@ def measure(place: Place, given: argparse.Namespace, folder: Path, out: Any) -> 
     task = TASKS[config.task](data.facts)
     # With its default buckets of 25 MB, which overlap with backward.
     ddp = DistributedDataParallel(fresh())
-    optimizer = build_optimizer(ddp, kind=config.optimizer, lr=config.lr, momentum=config.momentum)
+    update = optimizer(config, ddp)
 
     def ddp_step(batches: list[Batch]) -> None:
-        optimizer.zero_grad()
+        update.zero_grad()
         task.loss(ddp, batches[0]).backward()
-        optimizer.step()
+        if config.clip_global is not None:
+            torch.nn.utils.clip_grad_norm_(ddp.parameters(), config.clip_global)
+        update.step()
 
     steps: dict[str, Callable[[list[Batch]], None]] = {"engine": training.take_step, "ddp": ddp_step}
     seconds: dict[str, list[float]] = {name: [] for name in steps}

@@ -30,6 +30,7 @@ from sage.tell.progress import Display
 from sage.tell.record import Recorder
 
 EVAL_BATCH = 512
+"""At most so many test samples at once: a training batch of 2^19 pairs would be 101 times as many to rank."""
 HISTOGRAM_SAMPLE = 2**18
 """Elements of the gradient, evenly spread, that a histogram is made of."""
 
@@ -66,7 +67,7 @@ class Training:
         model, data, task, reducer: The parts, as the registry found them; the model on its device.
         folder: The run's folder, where checkpoints go.
         record, display: Where measurements go, and what a person sees.
-        stop: Asked before every step.
+        stop: Asked after every step.
     """
 
     def __init__(

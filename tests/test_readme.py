@@ -21,7 +21,7 @@ ELSEWHERE = {
     "source .venv/bin/activate": "a shell's own",
     "pip install -e .": "make does it",
     "tensorboard --logdir runs": "tests/test_record.py asks the server",
-    "sbatch pararun resnet18-cifar10 --reducer sage --density 0.001": "tests/test_scripts.py",
+    "sbatch pararun resnet18-cifar10 --reducer sage --density 0.001": "tests/test_scripts.py, less the model",
 }
 """Commands that another test runs, and which."""
 
@@ -61,6 +61,10 @@ def test_every_command_runs_in_the_order_it_stands(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "already finished" in done.stderr
     assert (tmp_path / "runs" / "report.html").exists()
+
+
+def test_what_is_run_elsewhere_still_stands_in_it() -> None:
+    assert set(ELSEWHERE) <= set(commands())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
