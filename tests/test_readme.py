@@ -17,7 +17,6 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(RO
 
 ELSEWHERE = {
     "make demo": ".ci/run runs it",
-    "make test": "this is it",
     "source .venv/bin/activate": "a shell's own",
     "pip install -e .": "make does it",
     "tensorboard --logdir runs": "tests/test_record.py asks the server",
