@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from sage import registry
 from sage.comm import rendezvous
 from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import Place
-from sage.comm.spawn import FAILED, INTERRUPTED, spawn
+from sage.comm.spawn import FAILED, HOPELESS, INTERRUPTED, spawn
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire, WireError
 from sage.config import Config, resolve
@@ -35,18 +35,25 @@ from sage.feed.data import Dataset, data_root
 from sage.task import TASKS
 from sage.tell.manifest import manifest
 from sage.tell.progress import Display
-from sage.tell.record import recorder, write_json
+from sage.tell.record import now, recorder, write_json
 from sage.train import Diverged, Stop, Training
 
 LOCK = ".lock"
 """The file of a run's folder that the process which runs it has locked."""
 
+FAILURE = "failure.json"
+"""The file of a run's folder that says why it ended, until it is run again."""
+
 CLAIM_SECONDS = 5.0
 """How long a run waits for its folder: another one that was just killed needs a moment to be gone."""
 
 
+class Taken(RuntimeError):
+    """Another process runs this run."""
+
+
 def main(config: Config) -> int:
-    """Run it, and return the exit status: 0 finished, 75 stopped and saved, 1 failed.
+    """Run it, and return the exit status: 0 finished, 75 stopped and saved, 1 failed, 2 failed for good.
 
     Raises:
         ValueError: where the configuration, the environment or the data is at fault.
@@ -86,13 +93,24 @@ def _rank(config: Config, place: Place) -> int:
         wire = ProcessWire(place, device=device, timeout=config.timeout, guard=config.guard)
         code = _work(config, wire, device, stop)
         wire.close()
+        if wire.rank == 0:
+            _tell_the_job(code, "")
         return code
-    except (WireError, Diverged, ValueError, OSError) as error:
-        _complain(str(error) if str(error).startswith("rank ") else f"rank {place.rank}: {error}")
+    except Exception as error:
+        told = isinstance(error, WireError | Diverged | Taken | ValueError | OSError)
+        text = str(error) if told else f"{type(error).__name__}: {error}"
+        text = text if text.startswith("rank ") else f"rank {place.rank}: {text}"
+        code = _blame(error)
+        _tell_the_job(code, text)
+        if not isinstance(error, Taken):
+            _leave_word(config.folder, code, place.rank, text)
+        if not told:
+            raise
+        _complain(text)
         # The group is broken: closing it in an orderly way would wait for ranks that will not come.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(FAILED)
+        os._exit(code)
 
 
 def _simulated(config: Config) -> int:
@@ -106,9 +124,9 @@ def _simulated(config: Config) -> int:
         return max(
             simulate(config.world_size, lambda wire: _work(config, wire, device, stop), guard=config.guard)
         )
-    except (WireError, Diverged, OSError) as error:
+    except (WireError, Diverged, Taken, OSError) as error:
         _complain(str(error))
-        return FAILED
+        return _blame(error)
 
 
 # What a rank does.
@@ -129,6 +147,7 @@ def _look(config: Config) -> str:
                 shutil.rmtree(path)
             elif path.name != LOCK:
                 path.unlink()
+    (config.folder / FAILURE).unlink(missing_ok=True)
     if not _is_finished(config):
         return ""
     _say_finished(config)
@@ -140,14 +159,12 @@ def _claimed(folder: Path, wire: Wire) -> Iterator[None]:
     """Keep other processes off the run's folder: two writers would spoil it.
 
     Raises:
-        ValueError: on every rank, where another process has it.
+        Taken: on every rank, where another process has it.
     """
     with ExitStack() as held:
         claimed = _claim(folder, held) if wire.rank == 0 else True
         if wire.texts("" if claimed else "taken")[0]:
-            raise ValueError(
-                f"{folder} is being run by another process: let it end, or end it, and run again"
-            )
+            raise Taken(f"{folder} is being run by another process: let it end, or end it, and run again")
         yield
 
 
@@ -247,6 +264,30 @@ def _say_finished(config: Config) -> None:
     result = json.loads((config.folder / "result.json").read_text())
     figures = "  ".join(f"{name} {value:.4g}" for name, value in result["final"].items() if value is not None)
     print(f"already finished ({figures}): {config.folder}; --fresh runs it again", file=sys.stderr)
+
+
+# What is said of a failure, and to whom.
+
+
+def _blame(error: Exception) -> int:
+    """The exit status: whether the same command might go better another time."""
+    return HOPELESS if isinstance(error, Diverged | ValueError) else FAILED
+
+
+def _leave_word(folder: Path, code: int, rank: int, text: str) -> None:
+    """Say in the run's folder why it ended; the first rank to say it is the one that is heard."""
+    word = {"time": now(), "rank": rank, "error": text, "status": code}
+    with suppress(OSError):  # the disk may be what failed
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / FAILURE).open("x") as file:
+            file.write(json.dumps(word, indent=2) + "\n")
+
+
+def _tell_the_job(code: int, text: str) -> None:
+    """Tell the batch script, which learns from srun no more than the highest exit status (jobs/batch.sh)."""
+    if path := os.environ.get("SAGE_OUTCOME"):
+        with suppress(OSError), open(path, "x") as file:
+            file.write(f"{code} {' '.join(text.split())}\n")
 
 
 def _complain(text: str) -> None:

@@ -9,6 +9,13 @@ from sage.comm.rendezvous import Place, local_places, place
 BARE = {"hostip": "10.0.0.1", "port": "29500", "rank": "2", "world_size": "4"}
 MEETING = {"hostip": "10.0.0.1", "port": "29500"}
 SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
+STEP = SLURM | {
+    "SLURM_JOB_ID": "5151",
+    "SLURM_STEP_ID": "3",
+    "SLURM_STEP_NODELIST": "node[7-8]",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NUM_TASKS": "8",
+}
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "6",
     "OMPI_COMM_WORLD_SIZE": "9",
@@ -33,9 +40,44 @@ def without(environ: dict[str, str], name: str) -> dict[str, str]:
     return {key: value for key, value in environ.items() if key != name}
 
 
-@pytest.mark.parametrize("environ", [{}, SLURM, OPEN_MPI, {"MASTER_ADDR": "node7"}, {"world_size": "4"}])
+@pytest.mark.parametrize(
+    "environ", [{}, SLURM, STEP | {"SLURM_STEP_NUM_TASKS": "1"}, {"MASTER_ADDR": "node7"}, {"world_size": "4"}]
+)
 def test_without_a_meeting_point_there_is_no_place(environ: dict[str, str]) -> None:
     assert place(environ) is None
+
+
+def test_tasks_of_open_mpi_without_a_meeting_point_do_not_each_start_a_run() -> None:
+    with pytest.raises(ValueError, match="started 9 tasks, .* set hostip .* and port"):
+        place(OPEN_MPI)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node7", "node7"),
+        ("node[7-8,10]", "node7"),
+        ("node[08,10],other3", "node08"),
+        ("other3,node[7-8]", "other3"),
+        ("rack[1-2]n[3-4].lab,x", "rack1n3.lab"),
+    ],
+)
+def test_the_tasks_of_a_step_meet_on_its_first_node(
+    monkeypatch: pytest.MonkeyPatch, nodes: str, first: str
+) -> None:
+    def resolve(name: str, _: object) -> list[tuple[object, ...]]:
+        assert name == first
+        return [("", "", 0, "", ("10.0.0.9", 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    step = STEP | {"SLURM_STEP_NODELIST": nodes}
+    assert told(step) == (first, 20000 + 5151 + 303, 5, 8, 1)
+    another = told(step | {"SLURM_STEP_ID": "4"})
+    assert another[1] == 20000 + 5151 + 404, "steps of one job would get in each other's way"
+
+
+def test_the_tasks_of_one_node_meet_on_loopback() -> None:
+    assert told(STEP | {"SLURM_STEP_NUM_NODES": "1"})[0] == "127.0.0.1"
 
 
 @pytest.mark.parametrize(

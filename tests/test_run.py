@@ -187,6 +187,9 @@ def test_a_killed_rank_ends_the_others_and_is_named(launcher: Launcher, brake: B
     assert "Culprit: rank 1 gives no sign of life" in run.said
     assert "rank 1 was ended by SIGKILL" in run.said
     assert "Traceback" not in run.said
+    word = json.loads((run.folder / "failure.json").read_text())
+    assert (word["rank"], word["status"]) == (0, 1)
+    assert "Culprit: rank 1" in word["error"]
     assert not (run.folder / "result.json").exists()
 
 
@@ -201,6 +204,8 @@ def test_an_error_that_nobody_foresaw_ends_the_others_and_keeps_its_traceback(
     run = launcher.start(FF, tmp_path / "runs", tamper=partial(before_each_step, fail_on_rank_1))
     assert run.wait() == 1
     assert "RuntimeError: an error that nobody foresaw" in run.said
+    word = json.loads((run.folder / "failure.json").read_text())
+    assert word["error"] == "rank 1: RuntimeError: an error that nobody foresaw"
     assert run.said.count("Traceback") == 1
 
 
@@ -212,10 +217,10 @@ def test_an_error_that_nobody_foresaw_ends_the_others_and_keeps_its_traceback(
         ("digits-ff --lr -1", 2, "lr"),
         ("digits-ff --densty 0.1", 2, "--density"),
         ("digits-ff --density 7", 2, "expected a share of the elements, above 0 and at most 1"),
-        ("digits-ff --batch-size 1000", 1, "lower the batch size to at most 718"),
+        ("digits-ff --batch-size 1000", 2, "lower the batch size to at most 718"),
         ("digits-ff --batch-size 1000 --workers-in-process", 2, "lower the batch size to at most 718"),
-        ("digits-ff --accumulate 30", 1, "lower --accumulate or --batch-size"),
-        ("digits-ff --lr 1e9", 1, "the mean gradient is not finite, on any rank"),
+        ("digits-ff --accumulate 30", 2, "lower --accumulate or --batch-size"),
+        ("digits-ff --lr 1e9", 2, "the mean gradient is not finite, on any rank"),
     ],
 )
 def test_what_cannot_be_done_is_told_on_one_screen(

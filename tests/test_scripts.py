@@ -45,8 +45,13 @@ SCONTROL = """#!{python}
 import sys
 if sys.argv[1:] == ["show", "hostnames", "node[7-8]"]:
     print("node7\\nnode8")
-elif sys.argv[1:] == ["--oneliner", "show", "node", "node7"]:
+elif sys.argv[1:] == ["--oneliner", "show", "node", "node[7-8]"]:
     print("NodeName=node7 Arch=x86_64 NodeAddr=127.0.0.1 NodeHostName=node7 Version=22.05.8")
+    print("NodeName=node8 Arch=x86_64 NodeAddr=127.0.0.1 NodeHostName=node8 Version=22.05.8")
+elif sys.argv[1:] == ["--oneliner", "show", "job", "31234"]:
+    print("JobId=31234 JobName=sage JobState=RUNNING Reason=None Comment=")
+elif sys.argv[1] in ("requeue", "update"):
+    print(f"scontrol {{' '.join(sys.argv[1:])}}", file=sys.stderr)
 else:
     sys.exit(f"scontrol was called with {{sys.argv[1:]}}")
 """
@@ -82,16 +87,16 @@ def num_steps(runs: Path) -> int:
     return sum(record["kind"] == "step" for record in read_metrics(paths[0].parent)) if paths else 0
 
 
-SCRIPTS = ["run.sh", "pararun", "prepare_dataset.sh", ".ci/run", "benchmarks/real_data.sh"]
+SCRIPTS = ["run.sh", "jobs/batch.sh", "pararun", "prepare_dataset.sh", ".ci/run", "benchmarks/real_data.sh"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_script_can_be_called_and_is_sound(name: str) -> None:
     script = CHECKOUT / name
-    assert os.access(script, os.X_OK)
+    assert os.access(script, os.X_OK) == (name != "jobs/batch.sh"), "which is only sourced"
     subprocess.run(["bash", "-n", str(script)], check=True)
     if shutil.which("shellcheck"):
-        subprocess.run(["shellcheck", str(script)], check=True)
+        subprocess.run(["shellcheck", "-x", str(script)], cwd=CHECKOUT, check=True)
 
 
 def test_a_data_set_is_prepared_or_the_names_are_told(tmp_path: Path) -> None:
@@ -202,7 +207,7 @@ def cluster(tmp_path: Path) -> dict[str, str]:
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_NTASKS": "2",
         "SLURM_SUBMIT_DIR": str(CHECKOUT),
-        "SRUN_OPTIONS": "1",
+        "SRUN_OPTIONS": "2",
         "PYTHON": str(program(tmp_path / "bin" / "tell", TELL)),
     }
 
@@ -219,7 +224,7 @@ def test_pararun_starts_a_task_for_each_rank_and_tells_it_where_to_meet(
     done = call(spooled, "digits", "--density", "0.1", cwd=tmp_path, env={**cluster, "rank": "7"})
     assert done.returncode == 0, done.stderr
     srun, *ranks = sorted(map(json.loads, done.stdout.splitlines()), key=lambda told: "srun" not in told)
-    assert srun == {"srun": ["--kill-on-bad-exit=1"]}
+    assert srun == {"srun": ["--kill-on-bad-exit=1", "--distribution=block"]}
     assert {rank["SLURM_PROCID"] for rank in ranks} == {"0", "1"}
     for rank in ranks:
         assert rank["argv"] == ["-m", "sage", "run", "digits", "--density", "0.1"]
@@ -232,10 +237,10 @@ def test_pararun_starts_a_task_for_each_rank_and_tells_it_where_to_meet(
 def test_pararun_takes_what_the_environment_says(
     spooled: Path, cluster: dict[str, str], tmp_path: Path
 ) -> None:
-    told = {"hostip": "10.1.2.3", "port": "4567", "SLURM_CPUS_PER_TASK": "3", "SRUN_OPTIONS": "2"}
+    told = {"hostip": "10.1.2.3", "port": "4567", "SLURM_CPUS_PER_TASK": "3", "SRUN_OPTIONS": "3"}
     done = call(spooled, cwd=tmp_path, env={**cluster, **told})
     srun, *ranks = sorted(map(json.loads, done.stdout.splitlines()), key=lambda told: "srun" not in told)
-    assert srun == {"srun": ["--kill-on-bad-exit=1", "--cpus-per-task=3"]}
+    assert srun == {"srun": ["--kill-on-bad-exit=1", "--distribution=block", "--cpus-per-task=3"]}
     for rank in ranks:
         assert (rank["hostip"], rank["port"]) == ("10.1.2.3", "4567")
         assert rank["argv"] == ["-m", "sage", "run", "digits", "--reducer", "sage", "--world-size", "2"]
@@ -279,6 +284,8 @@ def test_pararun_activates_the_environment_that_is_there(
     home = tmp_path / "home"
     home.mkdir()
     shutil.copy(CHECKOUT / "run.sh", home)
+    (home / "jobs").mkdir()
+    shutil.copy(CHECKOUT / "jobs" / "batch.sh", home / "jobs")
     conda = """#!{python}
 import sys
 if sys.argv[1:] == ["env", "list"]:
@@ -302,22 +309,22 @@ elif sys.argv[1:] == ["shell.bash", "hook"]:
 
 
 @pytest.mark.slow
-def test_pararun_trains_and_a_signal_to_srun_stops_and_saves_it(
+def test_a_signal_to_the_batch_script_stops_and_saves_the_run_and_requeues_the_job(
     spooled: Path, cluster: dict[str, str], tmp_path: Path
 ) -> None:
     argv = ["digits-ff", "--epochs", "100000", "--runs", str(tmp_path / "runs")]
     log = tmp_path / "log"
     with log.open("w") as file:
         env = {**cluster, "PYTHON": sys.executable}
-        # exec makes the batch script srun itself, which hands the signal on.
         job = subprocess.Popen(["bash", str(spooled), *argv], cwd=tmp_path, env=env, stdout=file, stderr=file)
     try:
         until(lambda: num_steps(tmp_path / "runs") > 5 or job.poll() is not None)
-        job.send_signal(signal.SIGUSR1)
+        job.send_signal(signal.SIGTERM)
         assert job.wait(PATIENCE) == 75, log.read_text()
     finally:
         job.kill()
         job.wait()
+    assert "\nscontrol requeue 31234\n" in log.read_text()
     (folder,) = (tmp_path / "runs").iterdir()
     assert [record["event"] for record in read_metrics(folder) if record["kind"] == "event"] == ["stopped"]
     assert json.loads((folder / "manifest.json").read_text())["environment"]["SLURM_JOB_ID"] == "31234"

@@ -5,12 +5,15 @@ Looked for in this order, and the first that is there is taken:
 1. `hostip`, `port`, `rank`, `world_size`: bare nodes, one shell a rank (`run.sh`). Under a launcher that
    numbers its own tasks (SLURM, Open MPI, torchrun), `rank` and `world_size` may be left to it.
 2. torchrun's `MASTER_ADDR`, `MASTER_PORT`, `RANK`, `WORLD_SIZE`, `LOCAL_RANK`.
+3. SLURM's own, in a step of several tasks, as `srun --ntasks=4 sage run` makes: they meet on its first node.
 
 Without any of them a run spawns its ranks here.
 """
 
 import os
+import re
 import socket
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -48,6 +51,16 @@ def place(environ: Mapping[str, str] = os.environ) -> Place | None:
         rank, world_size, local = (_number(environ, name) for name in LAUNCHERS["torchrun"])
         port = _number(environ, "MASTER_PORT")
         return _checked(rank, world_size, local, environ["MASTER_ADDR"], port, "torchrun")
+    if "SLURM_STEP_NODELIST" in environ and environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        rank, world_size, local = (_number(environ, name) for name in LAUNCHERS["SLURM"])
+        # Nobody has looked whether it is free; each step of each job at least has its own.
+        port = 20000 + (_number(environ, "SLURM_JOB_ID") + 101 * _number(environ, "SLURM_STEP_ID")) % 10000
+        return _checked(rank, world_size, local, _first_node(environ), port, "srun")
+    if environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
+        raise ValueError(
+            f"Open MPI has started {environ['OMPI_COMM_WORLD_SIZE']} tasks, which do not know where to meet: set "
+            "hostip (rank 0's address) and port (a free one there), as in mpirun -x hostip=10.0.0.1 -x port=29500"
+        )
     return None
 
 
@@ -78,6 +91,29 @@ def _bare(environ: Mapping[str, str]) -> Place:
         _number(environ, "port"),
         source,
     )
+
+
+def _first_node(environ: Mapping[str, str]) -> str:
+    """The step's first node: its name where that leads there, else the address that SLURM has of it."""
+    nodes = environ["SLURM_STEP_NODELIST"]
+    if environ.get("SLURM_STEP_NUM_NODES") == "1":
+        return "127.0.0.1"
+    first = re.match(r"(?:[^,\[]|\[[^]]*\])*", nodes)
+    assert first
+    name = re.sub(r"\[([^],-]+)[^]]*\]", r"\1", first[0])
+    try:
+        found = {str(address[0]) for *_, address in socket.getaddrinfo(name, None)}
+    except OSError:
+        found = set()
+    if found and not any(address.startswith("127.") or address == "::1" for address in found):
+        return name
+    command = ["scontrol", "--oneliner", "show", "node", name]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return name
+    address = re.search(r" NodeAddr=(\S+)", told)
+    return address[1] if address else name
 
 
 def _checked(rank: int, world_size: int, local: int, hostip: str, port: int, source: str) -> Place:

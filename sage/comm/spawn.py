@@ -15,6 +15,9 @@ from typing import Any, Literal
 from sage.comm.rendezvous import Place, local_places
 
 FAILED = 1
+"""Exit status of a run that may go better another time: a rank was killed, a collective took too long."""
+HOPELESS = 2
+"""Exit status of a run that would fail again: a wrong setting, missing data, a run that diverges."""
 INTERRUPTED = 75
 """Exit status (EX_TEMPFAIL) of a run that stopped when asked and has saved itself: run it again to go on."""
 
@@ -25,7 +28,7 @@ GRACE = 10.0
 def spawn(rank: Callable[[Place], int], world_size: int, *, method: Literal["fork", "spawn"]) -> int:
     """Run `rank(place)` in W processes, and return the exit status of all together.
 
-    That is 0 where all are 0, 75 where the others are 75, and else 1. SIGTERM, SIGUSR1 and SIGUSR2 are handed
+    That is 0 where all are 0, 75 where the others are 75, 2 where one is 2, and else 1. SIGTERM, SIGUSR1 and SIGUSR2 are handed
     on to the ranks; SIGINT is not, as a terminal sends it to them too. If this process dies, so do the ranks.
     """
     context: Any = multiprocessing.get_context(method)
@@ -43,6 +46,8 @@ def spawn(rank: Callable[[Place], int], world_size: int, *, method: Literal["for
                 f"sage: {process.name} was ended by {signal.Signals(-process.exitcode).name}", file=sys.stderr
             )
     codes = {process.exitcode for process in ranks}
+    if HOPELESS in codes:
+        return HOPELESS
     return FAILED if codes - {0, INTERRUPTED} else max(codes)
 
 

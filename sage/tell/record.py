@@ -106,7 +106,7 @@ class Recorder:
 
     def event(self, event: str, *, step: int, **fields: Any) -> None:
         """Record something that happened, such as `resumed` or `stopped`, with the time of day."""
-        self._write({"kind": "event", "event": event, "step": step, "time": _now(), **fields})
+        self._write({"kind": "event", "event": event, "step": step, "time": now(), **fields})
 
     def histogram(self, name: str, tensor: "Tensor", step: int) -> None:
         """Draw a histogram of the tensor's finite elements, in TensorBoard alone."""
@@ -275,5 +275,6 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bo
             yield prefix + name, value if isinstance(value, bool | int | float | str) else str(value)
 
 
-def _now() -> str:
+def now() -> str:
+    """The time of day, in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
