@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test cluster lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## /  \1\t/' | expand -t 12
@@ -27,6 +27,10 @@ demo: $(INSTALLED) ## train on the embedded digits under exact and under sage, a
 
 test: $(INSTALLED) ## run every test
 	$(BIN)/pytest -q
+
+NODES ?= 4
+cluster: $(INSTALLED) ## a real SLURM on this machine until Ctrl-C; as root: make cluster RATE=100mbit
+	@$(BIN)/python tests/slurm/cluster.py --nodes $(NODES) $(if $(RATE),--rate $(RATE))
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .

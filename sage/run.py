@@ -25,6 +25,7 @@ from torch import nn
 
 from sage import registry
 from sage.comm import rendezvous
+from sage.comm.probe import probe
 from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import Place
 from sage.comm.spawn import FAILED, HOPELESS, INTERRUPTED, spawn
@@ -33,7 +34,7 @@ from sage.comm.wire import Wire, WireError
 from sage.config import Config, resolve
 from sage.feed.data import Dataset, data_root
 from sage.task import TASKS
-from sage.tell.manifest import manifest
+from sage.tell.manifest import host, manifest
 from sage.tell.progress import Display
 from sage.tell.record import now, recorder, write_json
 from sage.train import Diverged, Stop, Training
@@ -207,9 +208,12 @@ def _train(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
+    hosts = wire.texts(host())
+    links = probe(wire, device=device) if isinstance(wire, ProcessWire) else None
     if wire.rank == 0:
         write_json(folder / "config.json", config.to_dict())
-        write_json(folder / "manifest.json", manifest(config.to_dict(), data.checksums))
+        told = manifest(config.to_dict(), data.checksums, hosts=hosts, links=links)
+        write_json(folder / "manifest.json", told)
     if training.resume():
         record.event("resumed", step=training.step)
         display.say(f"resumed from step {training.step} of {training.total_steps}: {folder}")

@@ -1,0 +1,188 @@
+"""A job that is hurt is requeued, goes on from a checkpoint, and comes to the same numbers, to the bit."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from launcher import Launcher, assert_same_run, records
+
+from sage.tell.record import read_metrics
+
+from .cluster import Cluster, links_need
+
+CHECKOUT = Path(__file__).parents[2]
+ARGV = "digits-ff --steps 400 --epochs 1000 --eval-every 50 --checkpoint-every 50 --world-size 3"
+"""A run of some seconds, once its ranks have started."""
+
+TIMEOUT = 15
+"""Seconds that a collective may take: after them a rank that is mute, but not dead, is noticed."""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same run, with nobody to interrupt it."""
+    launcher = Launcher(tmp_path_factory.mktemp("reference"))
+    yield launcher.reference(ARGV).folder
+    launcher.close()
+
+
+class Job:
+    """A job of pararun under way on three of the four nodes."""
+
+    def __init__(self, cluster: Cluster, folder: Path, *options: str) -> None:
+        self.cluster, self.runs, self.log = cluster, folder / "runs", folder / "out"
+        self.id = cluster.sbatch(
+            "--nodes=3",
+            f"--output={self.log}",
+            *options,
+            str(CHECKOUT / "pararun"),
+            *ARGV.split(),
+            f"--timeout={TIMEOUT}",
+            f"--runs={self.runs}",
+            cwd=CHECKOUT,
+        )
+
+    def number_of_steps(self) -> int:
+        paths = list(self.runs.glob("*/metrics.jsonl"))
+        return sum(record["kind"] == "step" for record in read_metrics(paths[0].parent)) if paths else 0
+
+    def takes_steps(self) -> "Job":
+        """Wait until it is well beyond its first checkpoint, but far from its end."""
+        self.cluster.until(lambda: self.number_of_steps() > 120, 120)
+        return self
+
+    def comes_to_the_same(self, reference: Path, within: float, *, restarts: int = 1) -> list[str]:
+        """Wait for the end, which has to be the reference's, and return what befell it on the way."""
+        ended = self.cluster.wait(self.id, within)
+        assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), self.log.read_text()
+        assert ended["Restarts"] == str(restarts)
+        (folder,) = self.runs.iterdir()
+        assert_same_run(reference, folder)
+        assert not (folder / "failure.json").exists()
+        return [record["event"] for record in records(folder, "event")]
+
+
+@pytest.fixture
+def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    """Start a job that is cancelled if the test leaves it behind."""
+    jobs: list[Job] = []
+
+    def start(*options: str) -> Job:
+        jobs.append(Job(cluster, tmp_path, *options))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        cluster.run("scancel", job.id, check=False)
+        cluster.wait(job.id, 60)
+
+
+# What the ranks hear of: they save at one step, and nothing is done twice.
+
+
+def test_a_preemption(start: Callable[..., Job], reference: Path, cluster: Cluster, tmp_path: Path) -> None:
+    job = start("--partition=low", "--exclusive").takes_steps()
+    urgent = cluster.sbatch(
+        "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap", "true", cwd=tmp_path
+    )
+    assert cluster.wait(urgent, 60)["JobState"] == "COMPLETED"
+    assert job.comes_to_the_same(reference, 90) == ["stopped", "resumed"]
+
+
+def test_the_time_limit(start: Callable[..., Job], reference: Path) -> None:
+    # SLURM counts in minutes, looks every half one, and signals up to a minute early.
+    job = start("--time=1", "--signal=USR1@58").takes_steps()
+    job.cluster.until(lambda: "stopped and saved; requeued" in job.log.read_text(), 120)
+    job.cluster.run("scontrol", "update", f"jobid={job.id}", "timelimit=10")
+    assert job.comes_to_the_same(reference, 90) == ["stopped", "resumed"]
+
+
+def test_a_requeue(start: Callable[..., Job], reference: Path) -> None:
+    job = start().takes_steps()
+    job.cluster.run("scontrol", "requeue", job.id)
+    assert job.comes_to_the_same(reference, 90) == ["stopped", "resumed"]
+
+
+# What they do not hear of: it goes on from the last checkpoint.
+
+
+def test_a_killed_rank(start: Callable[..., Job], reference: Path) -> None:
+    job = start().takes_steps()
+    os.kill(job.cluster.ranks(job.id)[2], signal.SIGKILL)
+    assert job.comes_to_the_same(reference, 90) == ["resumed"]
+    assert "failure 1 of at most 3" in job.log.read_text()
+
+
+def test_a_stopped_rank(start: Callable[..., Job], reference: Path) -> None:
+    job = start().takes_steps()
+    os.kill(job.cluster.ranks(job.id)[1], signal.SIGSTOP)
+    assert job.comes_to_the_same(reference, 90 + TIMEOUT) == ["resumed"]
+    assert "Culprit: rank 1 gives no sign of life" in job.log.read_text()
+
+
+def test_a_lost_node(start: Callable[..., Job], reference: Path, cluster: Cluster) -> None:
+    job = start().takes_steps()
+    nodes = cluster.run("scontrol", "show", "hostnames", cluster.job(job.id)["NodeList"]).stdout.split()
+    cluster.down(nodes[2])
+    try:
+        assert job.comes_to_the_same(reference, 90)[-1] == "resumed"
+        assert nodes[2] not in cluster.job(job.id)["NodeList"]
+    finally:
+        cluster.resume(nodes[2])
+
+
+@pytest.mark.skipif(bool(links_need()), reason=links_need())
+def test_a_pulled_cable(start: Callable[..., Job], reference: Path, cluster: Cluster) -> None:
+    job = start().takes_steps()
+    nodes = cluster.run("scontrol", "show", "hostnames", cluster.job(job.id)["NodeList"]).stdout.split()
+    cluster.pull(nodes[1])
+    try:
+        # SLURM itself gives a node up after SlurmdTimeout, here 20 s.
+        assert job.comes_to_the_same(reference, 120 + TIMEOUT) == ["resumed"]
+    finally:
+        cluster.plug(nodes[1])
+        cluster.until(lambda: "*" not in cluster.run("sinfo", "-h", "-o", "%t").stdout)
+
+
+# What no requeue helps against.
+
+
+def fails(folder: Path, status: int) -> dict[str, str]:
+    """An environment in which every rank ends with a status at once."""
+    python = folder / "python"
+    python.write_text(f"#!/bin/sh\nexit {status}\n")
+    python.chmod(0o755)
+    return {"PYTHON": str(python)}
+
+
+@pytest.mark.parametrize(
+    ("status", "most", "restarts", "said"),
+    [
+        (9, "2", "2", "ends with status 9, failed again after 2 requeues: a rank left with status 9"),
+        (2, "2", "0", "ends with status 2, hopeless: asked wrongly"),
+    ],
+)
+def test_it_fails_in_the_end(
+    cluster: Cluster, tmp_path: Path, status: int, most: str, restarts: str, said: str
+) -> None:
+    environment = {**fails(tmp_path, status), "SAGE_HOME": str(CHECKOUT), "max_requeues": most}
+    job = cluster.sbatch(
+        "--nodes=1", "--output=out", str(CHECKOUT / "pararun"), cwd=tmp_path, env=environment
+    )
+    ended = cluster.wait(job, 120)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", f"{status}:0", restarts)
+    assert said in (tmp_path / "out").read_text()
+
+
+def test_a_cancelled_job_stays_cancelled(start: Callable[..., Job]) -> None:
+    job = start().takes_steps()
+    job.cluster.run("scancel", job.id)
+    assert job.cluster.wait(job.id, 60)["JobState"] == "CANCELLED"
+    job.cluster.until(lambda: not job.cluster.ranks(job.id))
+    assert job.cluster.job(job.id)["JobState"] == "CANCELLED"
+    assert json.loads((next(job.runs.iterdir()) / "config.json").read_text())["world_size"] == 3
