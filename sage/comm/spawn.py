@@ -28,9 +28,9 @@ GRACE = 10.0
 def spawn(rank: Callable[[Place], int], world_size: int, *, method: Literal["fork", "spawn"]) -> int:
     """Run `rank(place)` in W processes, and return the exit status of all together.
 
-    That is 0 where all are 0, 75 where the others are 75, 2 where one is 2, and else 1. SIGTERM, SIGUSR1 and
-    SIGUSR2 are handed on to the ranks; SIGINT is not, as a terminal sends it to them too. If this process dies,
-    so do the ranks.
+    That is 0 where all are 0, 75 where the others are 75, 2 where one is 2, and else 1. SIGTERM, SIGUSR1
+    and SIGUSR2 are handed on to the ranks; SIGINT is not, as a terminal sends it to them too. If this
+    process dies, so do the ranks.
     """
     context: Any = multiprocessing.get_context(method)
     ranks = [
