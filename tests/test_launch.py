@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launcher import PATIENCE, is_gone, newest, outside, until
+from launcher import PATIENCE, free_port, is_gone, newest, outside, until
 from sshd import Sshd
 
 from sage.nodes import launch
@@ -352,3 +353,26 @@ def test_wrong_options_are_named(tmp_path: Path, options: str, said: str) -> Non
     (tmp_path / "hosts").write_text("a\n")
     with pytest.raises(ValueError, match=said):
         launch.main(["--hosts", str(tmp_path / "hosts"), *options.split(), "digits"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdsh") is None, reason="no pdsh here: apt-get install pdsh")
+def test_the_readmes_line_for_pdsh_starts_a_rank_on_each_host(sshd: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "hosts.txt").write_text("127.0.0.1\n127.0.0.2\n")
+    script = tmp_path / "run.sh"
+    argv = "digits-ff --steps 4 --device cpu"
+    script.write_text(f"#!/bin/sh\nPYTHON={sys.executable} exec {CHECKOUT / 'run.sh'} {argv}\n")
+    script.chmod(0o755)
+    (line,) = [each for each in (CHECKOUT / "README.md").read_text().splitlines() if each.startswith("pdsh ")]
+    done = subprocess.run(
+        ["bash", "-c", line.replace("29500", free_port())],
+        cwd=tmp_path,
+        env={**outside(), "PDSH_SSH_ARGS_APPEND": sshd.ssh.removeprefix("ssh ")},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert json.loads((folder / "result.json").read_text())["world_size"] == 2

@@ -13,13 +13,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 from sage.comm.rendezvous import Place, local_places
-
-FAILED = 1
-"""Exit status of a run that may go better another time: a rank was killed, a collective took too long."""
-HOPELESS = 2
-"""Exit status of a run that would fail again: a wrong setting, missing data, a run that diverges."""
-INTERRUPTED = 75
-"""Exit status (EX_TEMPFAIL) of a run that stopped when asked and has saved itself: run it again to go on."""
+from sage.outcome import FAILED, HOPELESS, INTERRUPTED
 
 GRACE = 10.0
 """Seconds that the other ranks get, after one has failed, to notice it by themselves."""

@@ -22,9 +22,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sage.comm.spawn import FAILED, GRACE, HOPELESS, INTERRUPTED
+from sage.comm.spawn import GRACE
 from sage.nodes.hosts import Host, read_hosts
 from sage.nodes.remote import Crew, Ended, Said, Task, surroundings
+from sage.outcome import FAILED, HOPELESS, INTERRUPTED
 
 FREE_PORT = "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])"
 
