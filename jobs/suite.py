@@ -22,7 +22,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from types import UnionType
@@ -180,7 +180,7 @@ def _cells(layer: Table, runs: Path) -> Iterator[Config]:
             for table in OPTIONS:
                 given = {option: value for (name, option), value in point.items() if name == table and option}
                 changed[table] = getattr(base, table) | given
-            yield resolve(replace(base, **changed))
+            yield resolve(base, **changed)
 
 
 def _option_axes(layer: Table, base: Config) -> dict[tuple[str, str], list[Any]]:

@@ -242,16 +242,19 @@ def part_options(config: Config) -> dict[str, Mapping[str, registry.Option]]:
     return found
 
 
-def resolve(config: Config) -> Config:
-    """The same run with its parts' options checked and their defaults written in, which its hash takes in."""
+def resolve(config: Config, **changes: Any) -> Config:
+    """The same run with its parts' options checked and their defaults written in, which its hash takes in.
+
+    Changes, but not of the parts themselves, can be made in the same go: a sweep has thousands of them.
+    """
     part_options(config)
     checked: dict[str, Any] = {}
     for part, room in _PARTS.items():
-        given = getattr(config, f"{part}_options")
+        given = changes.get(f"{part}_options", getattr(config, f"{part}_options"))
         checked[f"{part}_options"] = registry.check_options(room, getattr(config, part), given)
     # Built only so that it checks its options' ranges here, and not when the ranks have started.
     registry.load("reducers", config.reducer)(**checked["reducer_options"])
-    return replace(config, **checked)
+    return replace(config, **{**changes, **checked})
 
 
 @cache
