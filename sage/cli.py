@@ -10,7 +10,7 @@ from pathlib import Path
 from . import __version__, registry
 from .check import known
 from .config import workloads
-from .outcome import stop_before_it_begins
+from .outcome import HOPELESS, stop_before_it_begins, tell_the_job
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return VERBS[known("verb", argv[0], VERBS)](argv[1:])
     except ValueError as error:
         print(f"sage {argv[0]}: {error}", file=sys.stderr)
-        return 2
+        tell_the_job(HOPELESS, str(error))
+        return HOPELESS
+    except SystemExit as error:  # the parser has said what is wrong
+        if error.code == HOPELESS:
+            tell_the_job(HOPELESS, "asked wrongly")
+        raise
 
 
 def run(argv: Sequence[str]) -> int:

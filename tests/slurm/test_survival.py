@@ -170,31 +170,24 @@ def test_a_pulled_cable(start: Callable[..., Job], reference: Path, cluster: Clu
 # What no requeue helps against.
 
 
-def fails(folder: Path, status: int) -> dict[str, str]:
-    """An environment in which every rank ends with a status at once."""
-    python = folder / "python"
-    python.write_text(f"#!/bin/sh\nexit {status}\n")
+def test_one_failure_after_the_other(cluster: Cluster, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 9\n")
     python.chmod(0o755)
-    return {"PYTHON": str(python)}
+    environment = {"PYTHON": str(python), "SAGE_HOME": str(CHECKOUT), "max_requeues": "2"}
+    script = ["--nodes=1", "--output=out", str(CHECKOUT / "pararun")]
+    ended = cluster.wait(cluster.sbatch(*script, cwd=tmp_path, env=environment), 120)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "9:0", "2")
+    said = (tmp_path / "out").read_text()
+    assert "ends with status 9, failed again after 2 requeues: a rank left with status 9" in said
 
 
-@pytest.mark.parametrize(
-    ("status", "most", "restarts", "said"),
-    [
-        (9, "2", "2", "ends with status 9, failed again after 2 requeues: a rank left with status 9"),
-        (2, "2", "0", "ends with status 2, hopeless: asked wrongly"),
-    ],
-)
-def test_it_fails_in_the_end(
-    cluster: Cluster, tmp_path: Path, status: int, most: str, restarts: str, said: str
-) -> None:
-    environment = {**fails(tmp_path, status), "SAGE_HOME": str(CHECKOUT), "max_requeues": most}
-    job = cluster.sbatch(
-        "--nodes=1", "--output=out", str(CHECKOUT / "pararun"), cwd=tmp_path, env=environment
-    )
-    ended = cluster.wait(job, 120)
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", f"{status}:0", restarts)
-    assert said in (tmp_path / "out").read_text()
+@pytest.mark.parametrize("argv", ["digits-ff --densty 0.1", "digits-ff --lr -1"])
+def test_a_wrong_setting(cluster: Cluster, tmp_path: Path, argv: str) -> None:
+    script = ["--nodes=2", "--output=out", str(CHECKOUT / "pararun"), *argv.split()]
+    ended = cluster.wait(cluster.sbatch(*script, cwd=tmp_path, env={"SAGE_HOME": str(CHECKOUT)}), 120)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
+    assert "ends with status 2, hopeless: " in (tmp_path / "out").read_text()
 
 
 def test_a_cancelled_job_stays_cancelled(start: Callable[..., Job]) -> None:
