@@ -200,14 +200,22 @@ def has_heard(pid: int) -> bool:
     return not _signals(pid, "SigPnd") | _signals(pid, "ShdPnd")
 
 
+def is_pending(pid: int, number: int) -> bool:
+    """Whether a signal has been sent to the process that it has not heard yet."""
+    return bool((_signals(pid, "SigPnd") | _signals(pid, "ShdPnd")) >> (number - 1) & 1)
+
+
 def is_handled(pid: int, number: int) -> bool:
     """Whether the process has a handler for the signal."""
     return bool(_signals(pid, "SigCgt") >> (number - 1) & 1)
 
 
 def _signals(pid: int, name: str) -> int:
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(fields[name], 16)
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return 0
+    return int(dict(line.split(":", 1) for line in lines)[name], 16)
 
 
 def free_port() -> str:
