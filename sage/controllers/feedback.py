@@ -1,0 +1,76 @@
+"""True feedback: what the last step sent too much or too little moves the threshold, as far as the tail asks."""
+# N = elements of the vector, K = elements selected
+
+import math
+
+import torch
+from torch import Tensor
+
+from sage import ops
+
+from .base import Agree, Controller, agreed_threshold, alone, sample_size
+from .quantile import quantile
+
+SAMPLE = 64
+"""One element in so many is looked at for the signal's scale, but no fewer than Slovin's formula says."""
+
+FARTHEST = math.log(100)
+"""What the logarithm of a density's error is taken for at most, an empty selection's among them."""
+
+
+class Feedback(Controller):
+    """Moves λ against the logarithmic error of the density that all ranks had at the last step.
+
+        log λ ← log λ + ½ log α + gain · log(d̂/d*) / h
+
+    α is the ratio of the mean of |a| to that of the last step, from a sample; half of it, as the mean lies far
+    below λ and moves with what is remembered too. h is the exponent of the tail by Hill (1975):
+    1/mean(log(|a|/λ)) over what was selected. Where the tail falls as λ^−h, a gain of 1 would take all of the
+    error back at once; a smaller one does not chase noise. λ_0 is the first signal's own quantile where none
+    is given. Agreement: the geometric mean of the ranks' λ.
+
+    Args:
+        gain: How much of the error a step takes back.
+    """
+
+    scale: Tensor
+    error: Tensor
+    tail: Tensor
+    target: Tensor
+
+    def __init__(self, *, threshold: float | None = None, seed: int = 0, gain: float = 0.3) -> None:
+        super().__init__(threshold=threshold, seed=seed)
+        self._gain = gain
+        for name, value in (("scale", 0.0), ("error", 0.0), ("tail", 3.0), ("target", 1.0)):
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
+
+    def select(self, signal_N: Tensor, density: float, agree: Agree = alone) -> Tensor:
+        at_K = super().select(signal_N, density, agree)
+        self.target.fill_(density)
+        beyond = [
+            x for x in (signal_N[at_K].abs().double() / float(self.threshold)).log().tolist() if x < 100
+        ]
+        if sum(beyond) > 0:
+            self.tail.fill_(min(10.0, max(0.5, len(beyond) / sum(beyond))))
+        return at_K
+
+    def decide(self, signal_N: Tensor, density: float, agree: Agree) -> float:
+        n = signal_N.numel()
+        scale = self.sample_mean(signal_N, max(sample_size(n), n // SAMPLE))
+        before = float(self.scale)
+        self.scale.fill_(scale)
+        if int(self.step) == 0:
+            return agreed_threshold(self._first or self._quantile(signal_N, density), agree)
+        alpha = scale / before if scale > 0 and before > 0 else 1.0
+        push = self._gain * float(self.error) / float(self.tail)
+        return agreed_threshold(float(self.threshold) * math.sqrt(alpha) * math.exp(push), agree)
+
+    def learn(self, density: float) -> None:
+        error = math.log(density / float(self.target)) if density > 0 else -FARTHEST
+        self.error.fill_(max(-FARTHEST, min(FARTHEST, error)))
+
+    def _quantile(self, signal_N: Tensor, density: float) -> float:
+        counts_B = ops.magnitude_histogram(signal_N).tolist()
+        found = quantile(counts_B, 0, density * signal_N.numel(), signal_N.dtype)
+        assert found is not None  # all bins are counted
+        return found
