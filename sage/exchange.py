@@ -2,12 +2,12 @@
 
 | exchange | bytes a rank hands over beside 4 (or 2) a value and 4 an index | what is sent |
 |---|---|---|
-| `padded` | 8 for the count, and as many as the longest payload has more | what was selected |
+| `padded` | 8 for the count, and up to the longest payload | what was selected |
 | `uneven` | 8 for the count | the same, to the bit |
-| `auto` | whichever of these two took less time in the first steps; 16 once to agree on it | the same, to the bit |
+| `auto` | as the faster of these two in the first steps; 16 once to agree on it | the same, to the bit |
 | `chunks` | 8 for the count, and what fills it up to a fixed capacity | at most the capacity: the largest |
-| `union` | 8 for the count; 4 an index selected, values of all indices that any rank selected | all of the union |
-| `exclusive` | as `union` | each rank selects in a part of the vector that is its own at this step |
+| `union` | 8 for the count; values of what any rank selected | all of the union |
+| `exclusive` | as `union` | the union; each rank selects in a part of its own |
 
 `padded` and `chunks` gather; `uneven` is a broadcast from each rank; `union` and `exclusive` gather the
 indices as `uneven` does, and all-reduce the values, so that the mean costs the same however many ranks there
@@ -107,8 +107,8 @@ class Uneven(Padded):
 class Auto(Padded):
     """`padded` and `uneven` in turn, and then the one whose fastest step was the faster on the slowest rank.
 
-    Both give the same to the bit, so that a choice by the clock changes no result. What was measured holds for
-    this machine and these ranks: no checkpoint keeps it, and a run that goes on measures again.
+    Both give the same to the bit, so that a choice by the clock changes no result. What was measured
+    holds for this machine and these ranks: no checkpoint keeps it, and a run that goes on measures again.
     """
 
     def __init__(self) -> None:

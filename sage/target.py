@@ -1,4 +1,4 @@
-"""The density that is asked for, step by step: fixed, on a schedule, or as the training and the link have it."""
+"""The density that is asked for: fixed, on a schedule, or as the training and the link have it."""
 # N = elements of the vector
 
 import math
@@ -75,9 +75,9 @@ class Cosine(Linear):
 class Critical(Constant):
     """Accordion (Agarwal et al., 2021, Algorithm 1), the vector as one layer: d outside of critical regimes.
 
-    Inside them it is `start`. It decides every ten epochs, and where the learning rate has fallen. Critical are epoch 0, a fall of the learning rate,
-    and | ‖g_prev‖ − ‖g_cur‖ | / ‖g_prev‖ > 0.5, g being the mean gradients' sum over the epoch before a
-    decision. Rank 0 decides and broadcasts (`scales`, 8 bytes).
+    Inside them it is `start`. It decides every ten epochs, and where the learning rate has fallen. Critical
+    are epoch 0, a fall of the learning rate, and | ‖g_prev‖ − ‖g_cur‖ | / ‖g_prev‖ > 0.5, g being the mean
+    gradients' sum over the epoch before a decision. Rank 0 decides and broadcasts (`scales`, 8 bytes).
     """
 
     EVERY, ETA = 10, 0.5
@@ -118,8 +118,8 @@ class Critical(Constant):
 class Budget(Constant):
     """As much as a budget allows, measured every ten steps and agreed on by the ranks (`control`, 24 bytes).
 
-    The density, which begins at d, is multiplied by sqrt(allowed / used), at most halved or doubled at a time,
-    and stays in [1e-5, 1]. It follows the clock, so that such a run cannot be repeated to the bit.
+    The density, which begins at d, is multiplied by sqrt(allowed / used), at most halved or doubled at a
+    time, and stays in [1e-5, 1]. It follows the clock, so that such a run cannot be repeated to the bit.
 
     Args:
         allowed: Bytes that a rank may send in a second; or seconds of communication for a second of the rest.

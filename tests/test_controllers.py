@@ -1,4 +1,4 @@
-"""The published controller against its rule, worked out here a second time."""
+"""The controllers: the published rule worked out here a second time, the quantile, and feedback."""
 # N = elements of the vector
 
 import math
@@ -7,8 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sage.controllers import Controller, Published
+from sage import ops
+from sage.comm.threads import simulate
+from sage.comm.wire import Wire
+from sage.controllers import CONTROLLERS, Agree, Controller, Feedback, Published, Quantile, alone
 from sage.controllers.base import sample_size
+from sage.controllers.quantile import quantile
 
 
 class SeesEverything(Published):
@@ -89,7 +93,7 @@ def test_a_scale_of_zero_neither_divides_nor_sticks() -> None:
     assert 0.5 < out_of_zero < 1.5
 
 
-def test_long_silence_never_drives_the_threshold_to_zero() -> None:
+def test_long_silence_never_drives_the_published_threshold_to_zero() -> None:
     controller = Published(threshold=1.0)
     zero_N = torch.zeros(10)
     silent = [moved(controller, zero_N, 0.1) for _ in range(4000)]
@@ -98,9 +102,40 @@ def test_long_silence_never_drives_the_threshold_to_zero() -> None:
     assert moved(controller, torch.ones(10), 0.1) > 0
 
 
-def test_an_empty_vector_has_no_threshold_and_leaves_no_trace() -> None:
-    controller = Published()
-    assert moved(controller, torch.empty(0)) == 0.0
+@pytest.mark.parametrize("name", ["quantile", "feedback"])
+@pytest.mark.parametrize("agree", [alone, lambda x_B: 1 * x_B])
+def test_in_long_silence_nothing_is_sent_and_after_it_everything(name: str, agree: Agree) -> None:
+    controller = CONTROLLERS[name]()
+    zero_N = torch.zeros(10)
+    for _ in range(400):
+        assert controller.select(zero_N, 0.1, agree).numel() == 0
+        assert float(controller.threshold) > 0
+        controller.learn(0.0)
+    assert float(controller.threshold) < 1e-30
+    assert controller.select(torch.ones(10), 0.1, agree).numel() == 10
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+@pytest.mark.parametrize("agree", [alone, lambda x_B: 1 * x_B])
+def test_a_flood_of_what_is_not_finite_is_selected_and_forgotten(name: str, agree: Agree) -> None:
+    controller = CONTROLLERS[name]()
+    controller.select(stream(0), 0.01, agree)
+    flooded_N = stream(1)
+    flooded_N[::4], flooded_N[1::4] = math.nan, math.inf
+    at_K = controller.select(flooded_N, 0.01, agree).tolist()
+    controller.learn(len(at_K) / 2000)
+    assert set(at_K) >= set(range(0, 2000, 4)) | set(range(1, 2000, 4))
+    for step in range(2, 30):
+        had = controller.select(stream(step), 0.01, agree).numel() / 2000
+        controller.learn(had)
+    assert 0 < had < 0.2
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_an_empty_vector_has_no_threshold_and_leaves_no_trace(name: str) -> None:
+    controller = CONTROLLERS[name]()
+    assert controller.select(torch.empty(0), 0.01).tolist() == []
+    assert float(controller.threshold) == 0.0
     assert int(controller.step) == 0
 
 
@@ -143,11 +178,133 @@ def test_the_samples_mean_is_unbiased_wherever_the_large_elements_lie() -> None:
         assert sum(scales) / 300 == pytest.approx(mean, abs=4 * 5 / math.sqrt(300 * 400))
 
 
-def test_a_resumed_controller_goes_on_as_if_it_had_never_stopped() -> None:
-    whole, stopped = Published(seed=1), Published(seed=1)
-    expected = [moved(whole, stream(step)) for step in range(6)]
-    for step in range(3):
-        moved(stopped, stream(step))
-    resumed = Published(seed=1)
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_a_resumed_controller_goes_on_as_if_it_had_never_stopped(name: str) -> None:
+    make = CONTROLLERS[name]
+
+    def play(controller: Controller, steps: range) -> list[float]:
+        thresholds = []
+        for step in steps:
+            thresholds.append(moved(controller, stream(step)))
+            controller.learn(0.02)
+        return thresholds
+
+    whole, stopped, resumed = make(seed=1), make(seed=1), make(seed=1)
+    expected = play(whole, range(6))
+    play(stopped, range(3))
     resumed.load_state_dict(stopped.state_dict())
-    assert [moved(resumed, stream(step)) for step in range(3, 6)] == expected[3:]
+    assert play(resumed, range(3, 6)) == expected[3:]
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_what_is_selected_is_what_is_not_below_the_threshold(name: str) -> None:
+    controller = CONTROLLERS[name]()
+    for step in range(5):
+        signal_N = stream(step)
+        signal_N[7] = math.nan
+        at_K = controller.select(signal_N, 0.05)
+        assert at_K.tolist() == ops.select_above(signal_N, float(controller.threshold)).tolist()
+        assert 7 in at_K.tolist()
+        controller.learn(at_K.numel() / 2000)
+
+
+# The quantile.
+
+
+def kth_largest(signal_N: Tensor, k: int) -> float:
+    return float(signal_N.abs().sort(descending=True).values[k - 1])
+
+
+def test_the_quantile_is_the_kth_largest_whatever_went_before() -> None:
+    controller = Quantile()
+    for step, (scale, density) in enumerate(
+        [(1, 0.01), (1.1, 0.01), (10, 0.01), (0.1, 0.01), (0.1, 0.25), (1, 0.001), (1, 1e-9), (1e30, 0.01)]
+    ):
+        signal_N = scale * stream(step)
+        k = max(1, int(density * 2000))
+        assert moved(controller, signal_N, density) == kth_largest(signal_N, k)
+
+
+def test_the_quantile_looks_at_no_more_than_the_tail_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+    bits = ops.magnitude_bits
+
+    def count(x_N: Tensor) -> Tensor:
+        looked_at.append(x_N.numel())
+        return bits(x_N)
+
+    controller = Quantile()
+    controller.select(stream(0), 0.05)
+    monkeypatch.setattr(ops, "magnitude_bits", count)
+    controller.select(stream(0), 0.05)
+    assert 100 < max(looked_at) < 200
+
+
+def test_ties_at_the_quantile_are_all_selected_but_zeros_never() -> None:
+    controller = Quantile()
+    signal_N = torch.tensor([3.0, 2.0, -2.0, 2.0, 0.0, 0.0, 0.0, 0.0])
+    for _ in range(2):
+        assert controller.select(signal_N, 0.25).tolist() == [0, 1, 2, 3]
+        assert controller.select(signal_N, 0.9).tolist() == [0, 1, 2, 3]
+        assert controller.select(torch.zeros(8), 0.25).tolist() == []
+
+
+def test_the_agreed_quantile_is_that_of_all_ranks_elements_together() -> None:
+    ranks = [(3 * rank + 1) * stream(rank, n=20_000) for rank in range(3)]
+    everything = torch.cat(ranks)
+
+    def work(wire: Wire) -> list[float]:
+        controller = Quantile()
+        thresholds = []
+        for scale in (1.0, 1.05, 10.0, 0.2):
+            controller.select(scale * ranks[wire.rank], 0.01, lambda x_B: wire.mean(x_B))
+            thresholds.append(float(controller.threshold) / scale)
+        return thresholds
+
+    seen = simulate(3, work)
+    assert seen[0] == seen[1] == seen[2]
+    for threshold in seen[0]:
+        assert int((everything.abs() >= threshold).sum()) == pytest.approx(600, rel=0.01)
+
+
+def test_a_quantile_beyond_the_counted_bins_is_not_guessed() -> None:
+    first = ops.bin_of(1.0, torch.float32)
+    assert quantile([5, 3, 2], first, 11, torch.float32) is None  # lower down
+    assert quantile([5, 3, 2], first, 1, torch.float32) is None  # the last reaches nobody knows how far
+    assert quantile([5, 3, 2], first, 5, torch.float32) == ops.bin_edge(first + 1, torch.float32)
+
+
+def test_a_heavy_bin_is_taken_whole_or_left_whichever_comes_nearer() -> None:
+    first = ops.bin_of(1.0, torch.float32)
+    edges = [ops.bin_edge(first + number, torch.float32) for number in range(3)]
+    assert quantile([100, 20, 0], first, 30, torch.float32) == edges[1]
+    assert quantile([100, 20, 0], first, 90, torch.float32) == edges[0]
+    assert quantile([100, 0, 0], first, 1, torch.float32) == edges[0]  # never nothing
+
+
+# Feedback.
+
+
+def test_feedback_takes_back_a_share_of_the_error_as_the_tail_falls() -> None:
+    controller = Feedback(threshold=2.0, gain=0.3)
+    signal_N = torch.tensor([4.0, -8.0, 1.0, 0.5, 2.0])
+    controller.sample_mean = lambda signal_N, size: float(signal_N.abs().mean())  # type: ignore[method-assign]
+    assert moved(controller, signal_N, 0.2) == 2.0
+    # Above λ = 2 lie 2, 4 and 8: h = 3 / (log 1 + log 2 + log 4) = 1 / log 2. They were three times as many.
+    controller.learn(0.6)
+    push = 0.3 * math.log(3) * math.log(2)
+    assert moved(controller, signal_N, 0.2) == pytest.approx(2 * math.exp(push))
+    controller.learn(0.2)
+    # Nothing to correct, and four times the scale: half of its logarithm is followed.
+    assert moved(controller, 4 * signal_N, 0.2) == pytest.approx(2 * math.exp(push) * 2)
+
+
+def test_feedback_comes_back_from_either_side() -> None:
+    for first in (1e-3, 50.0):
+        controller = Feedback(threshold=first)
+        had = []
+        for step in range(80):
+            had.append(controller.select(stream(step, n=20_000), 0.01).numel() / 20_000)
+            controller.learn(had[-1])
+        assert not 0.005 < had[0] < 0.02
+        assert sum(had[60:]) / 20 == pytest.approx(0.01, rel=0.4)

@@ -186,3 +186,24 @@ def test_scatter_mean_of_nothing_is_zero() -> None:
     nothing_M = torch.empty(0)
     assert ops.scatter_mean(nothing_M, nothing_M.int(), [0, 0], torch.ones(2)).tolist() == [0.0, 0.0]
     assert ops.scatter_mean(nothing_M, nothing_M.int(), [0], torch.empty(0)).tolist() == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_a_histogram_counts_every_magnitude_in_the_bin_whose_edges_it_lies_between(
+    dtype: torch.dtype,
+) -> None:
+    x_N = torch.randn(500, generator=torch.Generator().manual_seed(0)).exp().to(dtype)
+    x_N[:4] = torch.tensor([0.0, -0.0, 1.0, -1.5]).to(dtype)
+    counts_B = ops.magnitude_histogram(x_N)
+    assert counts_B.numel() == ops.num_bins(dtype)
+    assert int(counts_B.sum()) == 500
+    for number in counts_B.nonzero().view(-1).tolist():
+        lower, upper = ops.bin_edge(number, dtype), ops.bin_edge(number + 1, dtype)
+        assert int(((x_N.abs() >= lower) & (x_N.abs() < upper)).sum()) == int(counts_B[number])
+        assert ops.bin_of(lower, dtype) == number
+
+
+def test_a_part_of_the_histogram_counts_what_is_above_it_in_its_last_bin() -> None:
+    x_N = torch.tensor([1.0, 1.04, -1.04, 1.07, 300.0, math.inf, math.nan])
+    first = ops.bin_of(1.0, torch.float32)
+    assert ops.magnitude_histogram(x_N, first, 3).tolist() == [1, 2, 4]

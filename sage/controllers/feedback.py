@@ -1,4 +1,4 @@
-"""True feedback: what the last step sent too much or too little moves the threshold, as far as the tail asks."""
+"""True feedback: what was sent too much or too little moves the threshold, as far as the tail asks."""
 # N = elements of the vector, K = elements selected
 
 import math
@@ -23,8 +23,8 @@ class Feedback(Controller):
 
         log λ ← log λ + ½ log α + gain · log(d̂/d*) / h
 
-    α is the ratio of the mean of |a| to that of the last step, from a sample; half of it, as the mean lies far
-    below λ and moves with what is remembered too. h is the exponent of the tail by Hill (1975):
+    α is the ratio of the mean of |a| to that of the last step, from a sample; half of it, as the mean lies
+    far below λ and moves with what is remembered too. h is the exponent of the tail by Hill (1975):
     1/mean(log(|a|/λ)) over what was selected. Where the tail falls as λ^−h, a gain of 1 would take all of the
     error back at once; a smaller one does not chase noise. λ_0 is the first signal's own quantile where none
     is given. Agreement: the geometric mean of the ranks' λ.
@@ -47,11 +47,11 @@ class Feedback(Controller):
     def select(self, signal_N: Tensor, density: float, agree: Agree = alone) -> Tensor:
         at_K = super().select(signal_N, density, agree)
         self.target.fill_(density)
-        beyond = [
-            x for x in (signal_N[at_K].abs().double() / float(self.threshold)).log().tolist() if x < 100
-        ]
-        if sum(beyond) > 0:
-            self.tail.fill_(min(10.0, max(0.5, len(beyond) / sum(beyond))))
+        beyond_K = (signal_N[at_K].abs() / float(self.threshold)).log()
+        beyond_K = beyond_K[beyond_K.isfinite()]
+        total = float(beyond_K.sum(dtype=torch.float64))
+        if total > 0:
+            self.tail.fill_(min(10.0, max(0.5, beyond_K.numel() / total)))
         return at_K
 
     def decide(self, signal_N: Tensor, density: float, agree: Agree) -> float:
@@ -60,10 +60,14 @@ class Feedback(Controller):
         before = float(self.scale)
         self.scale.fill_(scale)
         if int(self.step) == 0:
-            return agreed_threshold(self._first or self._quantile(signal_N, density), agree)
-        alpha = scale / before if scale > 0 and before > 0 else 1.0
-        push = self._gain * float(self.error) / float(self.tail)
-        return agreed_threshold(float(self.threshold) * math.sqrt(alpha) * math.exp(push), agree)
+            threshold = self._first or self._quantile(signal_N, density)
+        else:
+            alpha = scale / before if scale > 0 and before > 0 else 1.0
+            push = self._gain * float(self.error) / float(self.tail)
+            threshold = float(self.threshold) * math.sqrt(alpha) * math.exp(push)
+        # Neither a long silence nor an overflow may take it where no factor brings it back from.
+        limits = torch.finfo(signal_N.dtype)
+        return agreed_threshold(min(limits.max, max(limits.smallest_normal, threshold)), agree)
 
     def learn(self, density: float) -> None:
         error = math.log(density / float(self.target)) if density > 0 else -FARTHEST

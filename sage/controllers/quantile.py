@@ -13,6 +13,8 @@ from .base import Agree, Controller, alone
 
 WINDOW = 64
 """Bins that ranks which agree count at first: two octaves."""
+HEAVY = 0.25
+"""A bin with a larger share of the elements wanted is not interpolated in."""
 
 
 class Quantile(Controller):
@@ -60,7 +62,8 @@ def _exact(x_C: Tensor, wanted: float, agree: Agree, first: int, num: int) -> fl
     if x_C.numel() < k:
         return None
     bits_C = ops.magnitude_bits(x_C)
-    least = bits_C.kthvalue(bits_C.numel() - k + 1).values.clamp_(min=1)
+    infinity = int(ops.magnitude_bits(x_C.new_tensor(math.inf)))
+    least = bits_C.kthvalue(bits_C.numel() - k + 1).values.clamp_(1, infinity)
     return float(least.view(x_C.dtype))
 
 
@@ -72,28 +75,28 @@ def _agreed(x_C: Tensor, wanted: float, agree: Agree, first: int, num: int) -> f
 def quantile(counts_B: Sequence[float], first: int, wanted: float, dtype: torch.dtype) -> float | None:
     """The magnitude that `wanted` elements lie above, from the counts of bins `first`, `first` + 1, ...
 
-    None where that bin is not among those counted, or is the last of fewer than there are, of which nobody
-    knows how far it reaches.
+    Interpolated within its bin; of a bin that has a quarter of what is wanted, or more, as ties have, it is
+    the edge that comes nearer, but never one that nothing lies above. None where the bin is not among those
+    counted, or is the last of fewer than there are, of which nobody knows how far it reaches.
 
-    >>> quantile([4, 4, 2], ops.bin_of(1.0, torch.float32), 5, torch.float32)  # from 1, 1.03125, 1.0625 up
-    1.0384...
+    >>> first = ops.bin_of(1.0, torch.float32)
+    >>> round(quantile([9, 10, 90, 0], first, 95, torch.float32), 3)  # between 1.03125 and 1.0625
+    1.046
     """
     above = 0.0
     for number in range(len(counts_B) - 1, -1, -1):
         inside = counts_B[number]
-        if inside == 0 or above + inside < wanted:
-            above += inside
+        total = above + inside
+        if inside == 0 or total < wanted:
+            above = total
             continue
         if number == len(counts_B) - 1 and first + len(counts_B) < ops.num_bins(dtype):
             return None
         limits = torch.finfo(dtype)
         lower = max(ops.bin_edge(first + number, dtype), limits.smallest_normal * limits.eps)
         upper = ops.bin_edge(first + number + 1, dtype)
-        if math.isinf(upper):
-            return lower
-        if above == 0:
-            return lower + (upper - lower) * (inside - wanted) / inside
+        if inside > HEAVY * wanted or math.isinf(upper):
+            return upper if above and total - wanted > wanted - above else lower
         # Between its edges the tail falls as a power of the magnitude.
-        part = math.log((above + inside) / wanted) / math.log((above + inside) / above)
-        return lower * (upper / lower) ** part
+        return lower * (upper / lower) ** (math.log(total / wanted) / math.log(total / above))
     return None
