@@ -25,9 +25,9 @@ class Sage(Sparsifier):
         density: Target share of the elements to send, in (0, 1].
         controller: The rule that moves λ: `quantile`, to the k-th largest |a|, looked for where the last was;
             `feedback` on the density's error; `sage`, as published.
-        agree: Whether one small all-reduce makes λ common to all ranks (`scales`: 8 bytes; with `quantile`
-            256, and 32,768 where the last λ is no guide), so that the largest elements of all ranks are
-            sent; else each rank sends its own largest.
+        agree: Whether small all-reduces make λ common to all ranks, so that the largest elements of all of
+            them are sent; else each rank sends its own largest. `scales`: 8 bytes, with `quantile` 512 once
+            to four times, and 65,536 more where the last λ is no guide.
         threshold: λ_0 of `sage` and `feedback`, above 0; by default 1/(2·sqrt(density·n)), and the quantile.
         exchange: How the ranks' selections come together: `padded` or `uneven` gather, or `auto`, the faster
             of these in the first steps; `chunks` of fixed capacity; all-reduce of the `union`; parts of the

@@ -60,39 +60,24 @@ def count_above(x_N: Tensor, threshold: float) -> int:
     return int((~(x_N.abs() < threshold)).sum())
 
 
-def magnitude_histogram(x_N: Tensor, first: int = 0, num: int | None = None) -> Tensor:
-    """How many |x| have the same exponent and the same five bits after it: counts (int64) in rising order.
-
-    A bin is a thirty-second of its octave wide. NaN and infinities are in the last ones.
-
-    Args:
-        first: The bin that the counts begin with; no x may be below it.
-        num: How many counts; what is above the last of them is counted in it.
-    """
-    num = num_bins(x_N.dtype) - first if num is None else num
-    bin_N = (magnitude_bits(x_N) >> _bin_shift(x_N.dtype)).sub_(first).clamp_(max=num - 1)
-    return torch.bincount(bin_N, minlength=num)
+def magnitude(bits: int, dtype: torch.dtype) -> float:
+    """The magnitude that has these bits: `magnitude_bits` undone, for one number."""
+    return float(torch.tensor(bits, dtype=_BITS[dtype]).view(dtype))
 
 
-def bin_of(magnitude: float, dtype: torch.dtype) -> int:
-    """The bin of `magnitude_histogram` that a magnitude falls into."""
-    return int(magnitude_bits(torch.tensor(magnitude, dtype=dtype))) >> _bin_shift(dtype)
-
-
-def bin_edge(number: int, dtype: torch.dtype) -> float:
-    """The least magnitude in a bin of `magnitude_histogram`; infinity where none is finite."""
-    bits = torch.tensor(min(number, num_bins(dtype) - 1) << _bin_shift(dtype), dtype=_BITS[dtype])
-    return float(bits.view(dtype).nan_to_num(math.inf))
-
-
-def num_bins(dtype: torch.dtype) -> int:
-    """Bins of `magnitude_histogram`: 8,192 for float32."""
-    return 1 << (torch.finfo(dtype).bits - 1 - _bin_shift(dtype))
-
-
-def _bin_shift(dtype: torch.dtype) -> int:
-    # eps is 2 to the power of minus the mantissa's bits.
+def top_bits(dtype: torch.dtype) -> int:
+    """How many bits lie below the exponent and the five bits after it: bins of |x| a thirty-second wide."""
     return round(-math.log2(torch.finfo(dtype).eps)) - 5
+
+
+def magnitude_histogram(x_N: Tensor, first: int, shift: int, num: int) -> Tensor:
+    """How many of |x| lie in bins of 2^shift values of their bits, from the bits `first` on: counts (int64).
+
+    What is above the last bin is counted in it; nothing may be below the first. All of a vector by its top
+    bits is `magnitude_histogram(x_N, 0, top_bits(x_N.dtype), 8192)` for float32.
+    """
+    bin_N = (magnitude_bits(x_N) - first >> shift).clamp_(max=num - 1)
+    return torch.bincount(bin_N, minlength=num)
 
 
 def take(signal_N: Tensor, at_K: Tensor, *, dtype: torch.dtype, keep: bool) -> Tensor:

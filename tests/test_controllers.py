@@ -12,7 +12,7 @@ from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.controllers import CONTROLLERS, Agree, Controller, Feedback, Published, Quantile, alone
 from sage.controllers.base import sample_size
-from sage.controllers.quantile import quantile
+from sage.controllers.quantile import bits_of, quantile
 
 
 class SeesEverything(Published):
@@ -267,19 +267,35 @@ def test_the_agreed_quantile_is_that_of_all_ranks_elements_together() -> None:
         assert int((everything.abs() >= threshold).sum()) == pytest.approx(600, rel=0.01)
 
 
-def test_a_quantile_beyond_the_counted_bins_is_not_guessed() -> None:
-    first = ops.bin_of(1.0, torch.float32)
-    assert quantile([5, 3, 2], first, 11, torch.float32) is None  # lower down
-    assert quantile([5, 3, 2], first, 1, torch.float32) is None  # the last reaches nobody knows how far
-    assert quantile([5, 3, 2], first, 5, torch.float32) == ops.bin_edge(first + 1, torch.float32)
+def test_the_agreed_quantile_is_as_fine_as_the_elements_lie_close() -> None:
+    # A cliff, as error feedback leaves one: nine tenths of all lie within a thousandth of each other.
+    generator = torch.Generator().manual_seed(0)
+    x_N = torch.rand(10_000, generator=generator)
+    x_N[:9000] = 2 - x_N[:9000] / 1000
+    for wanted in (20, 300, 8000, 9500):
+        threshold = quantile(x_N, wanted, lambda x_B: 1 * x_B)
+        assert threshold is not None
+        assert int((x_N >= threshold).sum()) == pytest.approx(wanted, rel=0.06)
 
 
-def test_a_heavy_bin_is_taken_whole_or_left_whichever_comes_nearer() -> None:
-    first = ops.bin_of(1.0, torch.float32)
-    edges = [ops.bin_edge(first + number, torch.float32) for number in range(3)]
-    assert quantile([100, 20, 0], first, 30, torch.float32) == edges[1]
-    assert quantile([100, 20, 0], first, 90, torch.float32) == edges[0]
-    assert quantile([100, 0, 0], first, 1, torch.float32) == edges[0]  # never nothing
+def test_an_agreed_quantile_among_ties_selects_all_or_none_of_them_but_never_nothing() -> None:
+    tied_N = torch.tensor([5.0, 4.0] + [2.0] * 98)
+
+    def selected(wanted: float) -> int:
+        return int((tied_N >= (quantile(tied_N, wanted, lambda x_B: 1 * x_B) or 0.0)).sum())
+
+    assert [selected(wanted) for wanted in (1, 2, 10, 90)] == [1, 2, 2, 100]
+    tied_N = tied_N[2:]
+    assert selected(1) == 98
+
+
+def test_a_quantile_that_may_lie_below_or_beyond_what_is_looked_at_is_not_guessed() -> None:
+    x_C = torch.tensor([1.0, 1.1, 1.2, 9.0, 10.0])
+    low = bits_of(1.0, torch.float32)
+    for agree in (alone, lambda x_B: 1 * x_B):
+        assert quantile(x_C, 6, agree, low) is None
+        assert quantile(x_C, 4, agree, low) == pytest.approx(1.1)
+    assert quantile(x_C, 1, lambda x_B: 1 * x_B, low) is None  # beyond two octaves nothing is told apart
 
 
 # Feedback.

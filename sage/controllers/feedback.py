@@ -6,8 +6,6 @@ import math
 import torch
 from torch import Tensor
 
-from sage import ops
-
 from .base import Agree, Controller, agreed_threshold, alone, sample_size
 from .quantile import quantile
 
@@ -60,7 +58,7 @@ class Feedback(Controller):
         before = float(self.scale)
         self.scale.fill_(scale)
         if int(self.step) == 0:
-            threshold = self._first or self._quantile(signal_N, density)
+            threshold = self._first or quantile(signal_N, density * n) or 0.0
         else:
             alpha = scale / before if scale > 0 and before > 0 else 1.0
             push = self._gain * float(self.error) / float(self.tail)
@@ -72,9 +70,3 @@ class Feedback(Controller):
     def learn(self, density: float) -> None:
         error = math.log(density / float(self.target)) if density > 0 else -FARTHEST
         self.error.fill_(max(-FARTHEST, min(FARTHEST, error)))
-
-    def _quantile(self, signal_N: Tensor, density: float) -> float:
-        counts_B = ops.magnitude_histogram(signal_N).tolist()
-        found = quantile(counts_B, 0, density * signal_N.numel(), signal_N.dtype)
-        assert found is not None  # all bins are counted
-        return found

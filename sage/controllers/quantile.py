@@ -2,7 +2,6 @@
 # N = elements of the vector, C = candidates, K = elements selected, B = bins
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,9 +11,9 @@ from sage import ops
 from .base import Agree, Controller, alone
 
 WINDOW = 64
-"""Bins that ranks which agree count at first: two octaves."""
-HEAVY = 0.25
-"""A bin with a larger share of the elements wanted is not interpolated in."""
+"""Bins that ranks which agree count at a time: at first two octaves, then a part of one bin."""
+FINE = 0.05
+"""A bin is fine enough when it holds no larger share of the elements wanted."""
 
 
 class Quantile(Controller):
@@ -25,8 +24,9 @@ class Quantile(Controller):
     scale, when the target has risen) the whole vector is looked through. Either way λ is the same: what is
     remembered saves work and changes no result.
 
-    Agreement: the ranks average their candidates' histograms, 64 numbers (all bins where the whole vector is
-    looked through), and interpolate in the bin that the quantile of all ranks' elements together is in.
+    Agreement: λ is that of all ranks' elements together, to within a few hundredths of the target. The ranks
+    average histograms of their candidates, 64 numbers (or 8,192, where the whole vector is looked through),
+    and then of the bin that the quantile is in, until that is fine enough, or all its elements are the same.
 
     Args:
         margin: How far below the last λ candidates begin, as a share of it.
@@ -40,63 +40,68 @@ class Quantile(Controller):
         n, dtype = signal_N.numel(), signal_N.dtype
         if n == 0:
             return super().select(signal_N, density, agree)
-        find = _exact if agree is alone else _agreed
         threshold = None
         if int(self.step):
-            low = ops.bin_of(float(self.threshold) * (1 - self._margin), dtype)
-            at_C = ops.select_above(signal_N, ops.bin_edge(low, dtype))
+            low = bits_of(float(self.threshold) * (1 - self._margin), dtype)
+            at_C = ops.select_above(signal_N, ops.magnitude(low, dtype))
             candidates_C = signal_N[at_C]
-            threshold = find(candidates_C, density * n, agree, low, WINDOW)
+            threshold = quantile(candidates_C, density * n, agree, low)
         if threshold is None:  # and this on all ranks alike, where they agree
             at_C, candidates_C = torch.arange(n, device=signal_N.device), signal_N
-            threshold = find(candidates_C, density * n, agree, 0, ops.num_bins(dtype))
+            threshold = quantile(signal_N, density * n, agree)
         assert threshold is not None
         self.threshold.fill_(threshold)
         self.step += 1
         return at_C[ops.select_above(candidates_C, threshold)]
 
 
-def _exact(x_C: Tensor, wanted: float, agree: Agree, first: int, num: int) -> float | None:
-    """The magnitude of the last of so many elements that are wanted; None where there are fewer."""
+def quantile(x_C: Tensor, wanted: float, agree: Agree = alone, low: int | None = None) -> float | None:
+    """The magnitude above 0 that `wanted` elements, on average over the ranks, have or exceed.
+
+    Args:
+        x_C: Not empty.
+        low: The bits of a magnitude; there may be elements below it that are not in x. None: there are not.
+
+    Returns None where it would be below that.
+    """
+    found = _own(x_C, wanted) if agree is alone else _common(x_C, wanted, agree, low)
+    if found is None:
+        return None
+    return ops.magnitude(min(max(1, found), bits_of(math.inf, x_C.dtype)), x_C.dtype)
+
+
+def bits_of(magnitude: float, dtype: torch.dtype) -> int:
+    """The bits of one magnitude, as integers that order as magnitudes do."""
+    return int(ops.magnitude_bits(torch.tensor(magnitude, dtype=dtype)))
+
+
+def _own(x_C: Tensor, wanted: float) -> int | None:
     k = max(1, math.floor(wanted + 1e-9))
     if x_C.numel() < k:
         return None
-    bits_C = ops.magnitude_bits(x_C)
-    infinity = int(ops.magnitude_bits(x_C.new_tensor(math.inf)))
-    least = bits_C.kthvalue(bits_C.numel() - k + 1).values.clamp_(1, infinity)
-    return float(least.view(x_C.dtype))
+    return int(ops.magnitude_bits(x_C).kthvalue(x_C.numel() - k + 1).values)
 
 
-def _agreed(x_C: Tensor, wanted: float, agree: Agree, first: int, num: int) -> float | None:
-    counts_B = agree(ops.magnitude_histogram(x_C, first, num).float())
-    return quantile(counts_B.tolist(), first, wanted, x_C.dtype)
-
-
-def quantile(counts_B: Sequence[float], first: int, wanted: float, dtype: torch.dtype) -> float | None:
-    """The magnitude that `wanted` elements lie above, from the counts of bins `first`, `first` + 1, ...
-
-    Interpolated within its bin; of a bin that has a quarter of what is wanted, or more, as ties have, it is
-    the edge that comes nearer, but never one that nothing lies above. None where the bin is not among those
-    counted, or is the last of fewer than there are, of which nobody knows how far it reaches.
-
-    >>> first = ops.bin_of(1.0, torch.float32)
-    >>> round(quantile([9, 10, 90, 0], first, 95, torch.float32), 3)  # between 1.03125 and 1.0625
-    1.046
-    """
+def _common(x_C: Tensor, wanted: float, agree: Agree, low: int | None) -> int | None:
+    shift = ops.top_bits(x_C.dtype)
+    first = 0 if low is None else low
+    num = 1 << (torch.finfo(x_C.dtype).bits - 1 - shift) if low is None else WINDOW
+    last = None if low is None else num - 1  # the last bin that is counted holds all that is above it too
     above = 0.0
-    for number in range(len(counts_B) - 1, -1, -1):
-        inside = counts_B[number]
-        total = above + inside
-        if inside == 0 or total < wanted:
-            above = total
-            continue
-        if number == len(counts_B) - 1 and first + len(counts_B) < ops.num_bins(dtype):
+    while True:
+        counts_B = agree(ops.magnitude_histogram(x_C, first, shift, num).double()).tolist()
+        number = num - 1
+        while number >= 0 and above + counts_B[number] < wanted:
+            above += counts_B[number]
+            number -= 1
+        if number in (-1, last):
             return None
-        limits = torch.finfo(dtype)
-        lower = max(ops.bin_edge(first + number, dtype), limits.smallest_normal * limits.eps)
-        upper = ops.bin_edge(first + number + 1, dtype)
-        if inside > HEAVY * wanted or math.isinf(upper):
-            return upper if above and total - wanted > wanted - above else lower
-        # Between its edges the tail falls as a power of the magnitude.
-        return lower * (upper / lower) ** (math.log(total / wanted) / math.log(total / above))
-    return None
+        inside, first = counts_B[number], first + (number << shift)
+        if shift == 0 or inside <= FINE * wanted:
+            # The edge of the bin that comes nearer, but never one that nothing lies above.
+            nearer = above > 0 and above + inside - wanted > wanted - above
+            return first + (1 << shift) if nearer else first
+        bits_C = ops.magnitude_bits(x_C)
+        x_C = x_C[(bits_C >= first) & (bits_C < first + (1 << shift))]
+        finer = min(shift, WINDOW.bit_length() - 1)
+        shift, num, last = shift - finer, 1 << finer, None
