@@ -212,3 +212,21 @@ def test_the_density_sent_follows_its_schedule() -> None:
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Sage(**options)
+
+
+def test_agreeing_on_a_quantile_takes_the_bytes_that_the_option_tells_of() -> None:
+    gradients = heavy(2, 2, 3000)
+
+    def work(wire: Wire) -> list[int]:
+        feedback = ErrorFeedback(Sage(agree=True), Layout.of([("w", (3000,))]), memory="none")
+        scales = []
+        for step in gradients:
+            before = wire.ledger.copy()
+            feedback(step[wire.rank].clone(), wire)
+            scales.append(wire.ledger.since(before).payload["scales"])
+        return scales
+
+    first, second = simulate(2, work)[0]
+    # 8,192 bins the first time, then 64 for the bins that are too coarse.
+    assert first in [32_768 + 256 * finer for finer in range(4)]
+    assert second in [256 * (1 + finer) for finer in range(4)]

@@ -86,16 +86,17 @@ def _common(x_C: Tensor, wanted: float, agree: Agree, low: int | None) -> int | 
     shift = ops.top_bits(x_C.dtype)
     first = 0 if low is None else low
     num = 1 << (torch.finfo(x_C.dtype).bits - 1 - shift) if low is None else WINDOW
-    last = None if low is None else num - 1  # the last bin that is counted holds all that is above it too
     above = 0.0
     while True:
-        counts_B = agree(ops.magnitude_histogram(x_C, first, shift, num).double()).tolist()
+        counts_B = agree(ops.magnitude_histogram(x_C, first, shift, num).float()).tolist()
         number = num - 1
         while number >= 0 and above + counts_B[number] < wanted:
             above += counts_B[number]
             number -= 1
-        if number in (-1, last):
+        # The last of the first bins holds all that is above it too.
+        if low is not None and number in (-1, num - 1):
             return None
+        number = max(0, number)  # a sum of float32 may fall short of what is wanted
         inside, first = counts_B[number], first + (number << shift)
         if shift == 0 or inside <= FINE * wanted:
             # The edge of the bin that comes nearer, but never one that nothing lies above.
@@ -104,4 +105,4 @@ def _common(x_C: Tensor, wanted: float, agree: Agree, low: int | None) -> int | 
         bits_C = ops.magnitude_bits(x_C)
         x_C = x_C[(bits_C >= first) & (bits_C < first + (1 << shift))]
         finer = min(shift, WINDOW.bit_length() - 1)
-        shift, num, last = shift - finer, 1 << finer, None
+        shift, num, low = shift - finer, 1 << finer, None
