@@ -1,15 +1,18 @@
 """SAGE with every controller and every exchange: the laws, the bytes by hand, and what is sent."""
 # N = elements of the flat vector, W = world size
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from gloo import processes
 from torch import Tensor
 
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
-from sage.conform import LAWS
+from sage.conform import LAWS, density_is_what_was_sent, ranks_agree, uneven_ranks_lose_nothing
 from sage.exchange import EXCHANGES, TRIALS, Auto, capacity
 from sage.layout import Layout
 from sage.reduce import ErrorFeedback
@@ -38,6 +41,27 @@ VARIANTS: list[dict[str, Any]] = [
 def test_every_variant_keeps_every_law(options: dict[str, Any], world_size: int) -> None:
     for law in LAWS:
         law(Case(Sage, options, world_size, memory="residual"))
+
+
+def test_every_variant_agrees_and_loses_nothing_on_gloo_processes() -> None:
+    def work(wire: Wire) -> list[str]:
+        def run(size: int, job: Callable[[Wire], Any]) -> list[Any]:
+            assert size == wire.world_size
+            own = job(wire)
+            everybody: list[Any] = [None] * size
+            dist.all_gather_object(everybody, own)
+            return everybody
+
+        complaints = []
+        for options in VARIANTS:
+            for law in (ranks_agree, uneven_ranks_lose_nothing, density_is_what_was_sent):
+                try:
+                    law(Case(Sage, options, wire.world_size, run, memory="residual"))
+                except Exception as error:
+                    complaints.append(f"{options}: {law.__name__}: {error}")
+        return complaints
+
+    assert processes(3, work, guard=True)[0] == []
 
 
 def reduced(world_size: int, options: dict[str, Any], gradients: Tensor) -> list[list[tuple[Tensor, Tensor]]]:
