@@ -26,19 +26,20 @@ sys.path.insert(0, str(CHECKOUT / "tests"))
 from slurm.cluster import Cluster  # noqa: E402
 
 BASELINE = "exact"
-WARM_UP = 2
-"""Steps at the start of each job that are not counted."""
+WARM_UP = {"sage": 50}
+"""Steps at the start of each job that are not counted, else 2; `sage` has to find its density first."""
 
 
 def measure(cluster: Cluster, folder: Path, given: argparse.Namespace, reducer: str) -> dict[str, Any]:
     """Train for a few steps under one reducer, and return what the run has on record."""
     density = () if reducer in ("exact", "bf16") else ("--density", str(given.density))
+    warm_up = WARM_UP.get(reducer, 2)
     job = cluster.sbatch(
         "--nodes=4",
         f"--output={folder}/out",
         str(CHECKOUT / "pararun"),
         *given.workload,
-        *("--reducer", reducer, *density, "--steps", str(WARM_UP + given.steps), "--runs", str(folder)),
+        *("--reducer", reducer, *density, "--steps", str(warm_up + given.steps), "--runs", str(folder)),
         # An evaluation is no part of a step.
         *("--eval-every", "1000", "--data.limit-test", "64", "--timeout", "600"),
         env={"SAGE_HOME": str(CHECKOUT)},
@@ -48,7 +49,7 @@ def measure(cluster: Cluster, folder: Path, given: argparse.Namespace, reducer: 
     assert ended["JobState"] == "COMPLETED", (folder / "out").read_text()
     (run,) = [path for path in folder.iterdir() if (path / "result.json").exists()]
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    steps = [record for record in map(json.loads, lines) if record["kind"] == "step"][WARM_UP:]
+    steps = [record for record in map(json.loads, lines) if record["kind"] == "step"][warm_up:]
     return {
         "seconds": [record["seconds"] for record in steps],
         "wire_sent": statistics.mean(record["wire_sent"] for record in steps),
@@ -113,7 +114,7 @@ def main() -> None:
         "nodes": 4,
         "rounds": given.rounds,
         "steps_a_round": given.steps,
-        "warm_up_steps": WARM_UP,
+        "warm_up_steps": {reducer: WARM_UP.get(reducer, 2) for reducer in given.reducers},
         "at": [at_rate(rate, given) for rate in rates],
         "machine": f"{os.cpu_count()} cores for the 4 ranks, {platform.machine()}, torch {torch.__version__}",
     }

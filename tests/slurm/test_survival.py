@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -31,21 +32,14 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     launcher.close()
 
 
+@dataclass
 class Job:
-    """A job of pararun under way on three of the four nodes."""
+    """A job under way on three of the four nodes."""
 
-    def __init__(self, cluster: Cluster, folder: Path, *options: str) -> None:
-        self.cluster, self.runs, self.log = cluster, folder / "runs", folder / "out"
-        self.id = cluster.sbatch(
-            "--nodes=3",
-            f"--output={self.log}",
-            *options,
-            str(CHECKOUT / "pararun"),
-            *ARGV.split(),
-            f"--timeout={TIMEOUT}",
-            f"--runs={self.runs}",
-            cwd=CHECKOUT,
-        )
+    cluster: Cluster
+    id: str
+    runs: Path
+    log: Path
 
     def number_of_steps(self) -> int:
         paths = list(self.runs.glob("*/metrics.jsonl"))
@@ -61,7 +55,7 @@ class Job:
         ended = self.cluster.wait(self.id, within)
         assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), self.log.read_text()
         assert ended["Restarts"] == str(restarts)
-        (folder,) = self.runs.iterdir()
+        (folder,) = self.runs.glob("digits-ff-*")
         assert_same_run(reference, folder)
         assert not (folder / "failure.json").exists()
         return [record["event"] for record in records(folder, "event")]
@@ -69,11 +63,15 @@ class Job:
 
 @pytest.fixture
 def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Job]]:
-    """Start a job that is cancelled if the test leaves it behind."""
+    """Start the run under pararun; the job is cancelled if the test leaves it behind."""
     jobs: list[Job] = []
 
     def start(*options: str) -> Job:
-        jobs.append(Job(cluster, tmp_path, *options))
+        runs, log = tmp_path / "runs", tmp_path / "out"
+        argv = [*ARGV.split(), f"--timeout={TIMEOUT}", f"--runs={runs}"]
+        script = ["--nodes=3", f"--output={log}", *options, str(CHECKOUT / "pararun"), *argv]
+        job = cluster.sbatch(*script, cwd=tmp_path, env={"SAGE_HOME": str(CHECKOUT)})
+        jobs.append(Job(cluster, job, runs, log))
         return jobs[-1]
 
     yield start
@@ -83,6 +81,26 @@ def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Job]]:
 
 
 # What the ranks hear of: they save at one step, and nothing is done twice.
+
+
+def test_submitits_signal(cluster: Cluster, tmp_path: Path, reference: Path) -> None:
+    suite = tmp_path / "one.toml"
+    values = json.loads((reference / "config.json").read_text())
+    names = ("steps", "epochs", "eval_every", "checkpoint_every", "world_size")
+    lines = [
+        'workload = "digits-ff"',
+        f"timeout = {TIMEOUT}",
+        *(f"{name} = {values[name]}" for name in names),
+    ]
+    suite.write_text("\n".join(lines))
+    environment = {"PYTHONPATH": str(CHECKOUT)}
+    cluster.run("python", "-m", "sage", "submit", suite.name, cwd=tmp_path, env=environment)
+    (entry,) = map(json.loads, (tmp_path / "runs" / ".jobs" / "submitted.jsonl").read_text().splitlines())
+    log = Path(entry["logs"]) / f"{entry['job']}_0_log.out"
+    job = Job(cluster, entry["job"], tmp_path / "runs", log).takes_steps()
+    cluster.run("scancel", "--signal=USR2", job.id)
+    assert job.comes_to_the_same(reference, 90) == ["stopped", "resumed"]
+    assert "stopped and saved; requeued" in log.read_text()
 
 
 def test_a_preemption(start: Callable[..., Job], reference: Path, cluster: Cluster, tmp_path: Path) -> None:
@@ -185,4 +203,4 @@ def test_a_cancelled_job_stays_cancelled(start: Callable[..., Job]) -> None:
     assert job.cluster.wait(job.id, 60)["JobState"] == "CANCELLED"
     job.cluster.until(lambda: not job.cluster.ranks(job.id))
     assert job.cluster.job(job.id)["JobState"] == "CANCELLED"
-    assert json.loads((next(job.runs.iterdir()) / "config.json").read_text())["world_size"] == 3
+    assert json.loads((next(job.runs.glob("digits-ff-*")) / "config.json").read_text())["world_size"] == 3
