@@ -125,6 +125,7 @@ def test_a_flood_of_what_is_not_finite_is_selected_and_forgotten(name: str, agre
     at_K = controller.select(flooded_N, 0.01, agree).tolist()
     controller.learn(len(at_K) / 2000)
     assert set(at_K) >= set(range(0, 2000, 4)) | set(range(1, 2000, 4))
+    had = 0.0
     for step in range(2, 30):
         had = controller.select(stream(step), 0.01, agree).numel() / 2000
         controller.learn(had)

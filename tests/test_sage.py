@@ -45,10 +45,9 @@ def test_every_variant_keeps_every_law(options: dict[str, Any], world_size: int)
 
 def test_every_variant_agrees_and_loses_nothing_on_gloo_processes() -> None:
     def work(wire: Wire) -> list[str]:
-        def run(size: int, job: Callable[[Wire], Any]) -> list[Any]:
-            assert size == wire.world_size
-            own = job(wire)
-            everybody: list[Any] = [None] * size
+        def run(world_size: int, work: Callable[[Wire], Any]) -> list[Any]:
+            own = work(wire)
+            everybody: list[Any] = [None] * world_size
             dist.all_gather_object(everybody, own)
             return everybody
 

@@ -40,19 +40,27 @@ class Quantile(Controller):
         n, dtype = signal_N.numel(), signal_N.dtype
         if n == 0:
             return super().select(signal_N, density, agree)
-        threshold = None
+        found = None
         if int(self.step):
             low = bits_of(float(self.threshold) * (1 - self._margin), dtype)
             at_C = ops.select_above(signal_N, ops.magnitude(low, dtype))
-            candidates_C = signal_N[at_C]
-            threshold = quantile(candidates_C, density * n, agree, low)
-        if threshold is None:  # and this on all ranks alike, where they agree
-            at_C, candidates_C = torch.arange(n, device=signal_N.device), signal_N
-            threshold = quantile(signal_N, density * n, agree)
-        assert threshold is not None
-        self.threshold.fill_(threshold)
+            found = self._among(signal_N[at_C], at_C, density * n, agree, low)
+        if found is None:  # and this on all ranks alike, where they agree
+            at_N = torch.arange(n, device=signal_N.device)
+            found = self._among(signal_N, at_N, density * n, agree, None)
+        assert found is not None
         self.step += 1
-        return at_C[ops.select_above(candidates_C, threshold)]
+        return found
+
+    def _among(
+        self, x_C: Tensor, at_C: Tensor, wanted: float, agree: Agree, low: int | None
+    ) -> Tensor | None:
+        """Those of the candidates that are selected; None where the quantile lies below them."""
+        threshold = quantile(x_C, wanted, agree, low)
+        if threshold is None:
+            return None
+        self.threshold.fill_(threshold)
+        return at_C[ops.select_above(x_C, threshold)]
 
 
 def quantile(x_C: Tensor, wanted: float, agree: Agree = alone, low: int | None = None) -> float | None:
