@@ -39,12 +39,14 @@ class Feedback(Controller):
     def __init__(self, *, threshold: float | None = None, seed: int = 0, gain: float = 0.3) -> None:
         super().__init__(threshold=threshold, seed=seed)
         self._gain = gain
+        self._silent = False
         for name, value in (("scale", 0.0), ("error", 0.0), ("tail", 3.0), ("target", 1.0)):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
 
     def select(self, signal_N: Tensor, density: float, agree: Agree = alone) -> Tensor:
         at_K = super().select(signal_N, density, agree)
         self.target.fill_(density)
+        self._silent = at_K.numel() == 0 and float(self.scale) == 0 and not bool(signal_N.any())
         beyond_K = (signal_N[at_K].abs() / float(self.threshold)).log()
         beyond_K = beyond_K[beyond_K.isfinite()]
         total = float(beyond_K.sum(dtype=torch.float64))
@@ -57,16 +59,18 @@ class Feedback(Controller):
         scale = self.sample_mean(signal_N, max(sample_size(n), n // SAMPLE))
         before = float(self.scale)
         self.scale.fill_(scale)
-        if int(self.step) == 0:
+        limits = torch.finfo(signal_N.dtype)
+        if int(self.step) == 0 or float(self.threshold) <= limits.smallest_normal:  # silent so far
             threshold = self._first or quantile(signal_N, density * n) or 0.0
         else:
             alpha = scale / before if scale > 0 and before > 0 else 1.0
             push = self._gain * float(self.error) / float(self.tail)
             threshold = float(self.threshold) * math.sqrt(alpha) * math.exp(push)
         # Neither a long silence nor an overflow may take it where no factor brings it back from.
-        limits = torch.finfo(signal_N.dtype)
         return agreed_threshold(min(limits.max, max(limits.smallest_normal, threshold)), agree)
 
     def learn(self, density: float) -> None:
         error = math.log(density / float(self.target)) if density > 0 else -FARTHEST
+        if self._silent:  # that nothing was sent of nothing says nothing of λ
+            error = 0.0
         self.error.fill_(max(-FARTHEST, min(FARTHEST, error)))
