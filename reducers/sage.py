@@ -4,51 +4,163 @@
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from sage import ops
+from sage import exchange as exchanges
+from sage import ops, target
+from sage.clock import phase
 from sage.comm.wire import Wire
-from sage.controller import SageController
-from sage.reduce import Sparsifier, check_fraction
+from sage.controllers import CONTROLLERS, Agree, alone
+from sage.layout import Layout
+from sage.reduce import Reduced, Sparsifier, check_fraction
 
 
 class Sage(Sparsifier):
-    """Send |a| ≥ λ_t, where a controller on each rank moves λ_t by what it sees of the signal.
+    """Send |a| ≥ λ_t, where a controller moves λ_t by what it sees of the signal.
 
     Density 1 bypasses the controller and sends everything.
 
     Args:
         density: Target share of the elements to send, in (0, 1].
-        threshold: λ_0, above 0; by default 1/(2·sqrt(density·n)).
-        controller: The rule that moves λ: `sage`, as published.
+        controller: The rule that moves λ: `quantile`, to the k-th largest |a|, looked for where the last was;
+            `feedback` on the density's error; `sage`, as published.
+        agree: Whether small all-reduces make λ common to all ranks, so that the largest elements of all of
+            them are sent; else each rank sends its own largest. `scales`: 8 bytes, with `quantile` 256 once
+            to four times, and 32,768 more where the last λ is no guide.
+        threshold: λ_0 of `sage` and `feedback`, above 0; by default 1/(2·sqrt(density·n)), and the quantile.
+        exchange: How the ranks' selections come together: `padded` or `uneven` gather, or `auto`, the faster
+            of these in the first steps; `chunks` of fixed capacity; all-reduce of the `union`; parts of the
+            vector `exclusive` to a rank.
+        density_schedule: How the target changes: `warmup` by epochs, `linear` or `cosine` by steps,
+            `accordion` in critical regimes, `budget` as the link has it.
+        density_from: Where `warmup`, `linear` and `cosine` come from (0.25), and the density of `accordion`'s
+            critical regimes (ten times `density`).
+        density_steps: Steps that `linear` and `cosine` take, 1 or more.
+        budget: With the schedule `budget`, what may be used, above 0.
+        budget_unit: Of the budget: `bytes` that a rank may send in a second, or `time`, the seconds of
+            communication for each second of the rest.
         values: Precision in which values travel.
-        sample_seed: Of the controller's sample of the signal.
+        sample_seed: Of the controller's samples of the signal.
     """
 
     even = False
+    selections: Tensor
 
     def __init__(
         self,
         *,
         density: float = 0.01,
+        controller: Literal["quantile", "feedback", "sage"] = "quantile",
+        agree: bool = False,
         threshold: float | None = None,
-        controller: Literal["sage"] = "sage",
+        exchange: exchanges.Name = "padded",
+        density_schedule: target.Name = "constant",
+        density_from: float | None = None,
+        density_steps: int = 1000,
+        budget: float | None = None,
+        budget_unit: Literal["bytes", "time"] = "bytes",
         values: Literal["fp32", "fp16"] = "fp32",
         sample_seed: int = 0,
     ) -> None:
         super().__init__(values=values)
+        self.density = check_fraction("density", density)
         if threshold is not None and not 0 < threshold < math.inf:
             raise ValueError(f"threshold={threshold!r}: expected a finite number above 0")
-        if controller != "sage":
-            raise ValueError(f"controller={controller!r}: expected sage")
-        self.density = check_fraction("density", density)
-        self.controller = SageController(density=self.density, threshold=threshold, seed=sample_seed)
+        for name, value, allowed in (
+            ("controller", controller, CONTROLLERS),
+            ("exchange", exchange, exchanges.EXCHANGES),
+            ("density_schedule", density_schedule, {**target.SCHEDULES, "budget": None}),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r}: expected {', '.join(allowed)}")
+        if threshold is not None and controller == "quantile":
+            raise ValueError(
+                f"threshold={threshold!r} is λ_0, which the controller quantile has no use for: "
+                "leave it out, or say controller=sage or controller=feedback"
+            )
+        if agree and exchange == "exclusive":
+            raise ValueError(
+                "agree=True with exchange='exclusive': there each rank looks at a part of the vector of its "
+                "own, so that a common λ would not mean the same to them; leave out one or the other"
+            )
+        self.controller = CONTROLLERS[controller](threshold=threshold, seed=sample_seed)
+        self.exchange = exchanges.EXCHANGES[exchange]()
+        self.target = self._target(density_schedule, density_from, density_steps, budget, budget_unit)
+        self._agree = agree
+        self._asked = self.density
+        self._selected = 0.0
+        self.register_buffer("selections", torch.zeros((), dtype=torch.int64))
 
-    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
-        return ops.select_above(signal_N, 0.0 if self.density == 1 else self.controller.decide(signal_N))
+    def _target(
+        self,
+        schedule: target.Name,
+        start: float | None,
+        steps: int,
+        budget: float | None,
+        unit: Literal["bytes", "time"],
+    ) -> target.Constant:
+        if start is not None and check_fraction("density_from", start) < self.density:
+            raise ValueError(f"density_from={start!r}: expected at least density={self.density!r}")
+        if steps < 1:
+            raise ValueError(f"density_steps={steps!r}: expected 1 step or more")
+        if (schedule == "budget") != (budget is not None) or (budget is not None and not budget > 0):
+            raise ValueError(
+                f"density_schedule={schedule!r} with budget={budget!r}: the schedule budget takes a budget "
+                "above 0, and no other takes one"
+            )
+        if budget is not None:
+            return target.Budget(self.density, allowed=budget, unit=unit)
+        return target.SCHEDULES[schedule](self.density, start=start, steps=steps)
+
+    def bind(self, layout: Layout) -> None:
+        super().bind(layout)
+        if isinstance(self.target, target.Critical):
+            self.target.bind(layout.numel)
+
+    def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
+        self.target.begin_epoch(epoch, lr, wire)
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        n = grad_N.numel()
+        self._asked = density = self.target.now()
+        agree: Agree = (lambda x_B: wire.mean(x_B, kind="scales")) if self._agree else alone
+        with phase("select"):
+            signal_N = ops.accumulate(grad_N, residual_N)
+            start, stop = self.exchange.partition(n, int(self.selections), wire)
+            if density == 1:
+                at_K = torch.arange(start, stop, device=grad_N.device)
+            else:
+                at_K = self.controller.select(signal_N[start:stop], density, agree).add_(start)
+        self.selections += 1
+        reduced, counts = self.exchange.reduce(
+            signal_N,
+            at_K,
+            wire,
+            density=density,
+            dtype=self.dtype,
+            keep=residual_N is not None,
+            out_N=grad_N,
+        )
+        parts = wire.world_size if isinstance(self.exchange, exchanges.Exclusive) else 1
+        self._selected = sum(counts) * parts / (len(counts) * max(1, n))
+        if density < 1 and n:
+            self.controller.learn(self._selected)
+        self.target.learn(reduced.mean_N, wire)
+        return reduced
+
+    def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
+        if self._agree or isinstance(self.target, target.Budget):
+            return None
+        return self.exchange.payload(counts, rank, self.dtype.itemsize, self.target.now(), self.layout.numel)
 
     def report(self) -> dict[str, float]:
-        return {"density_asked": self.density, "threshold": float(self.controller.threshold)}
+        return {
+            "density_asked": self._asked,
+            "density_selected": self._selected,
+            "threshold": float(self.controller.threshold),
+            **self.exchange.report(),
+        }
 
 
 REDUCER = Sage

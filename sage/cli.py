@@ -1,6 +1,7 @@
 """`sage VERB`: the command line, which imports a verb's own module only when it is called."""
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -161,6 +162,18 @@ def conform(argv: Sequence[str]) -> int:
     return conform_main(name, given, given.pop("world_sizes"))
 
 
+def bench(argv: Sequence[str]) -> int:
+    """Measure the parts: sage bench record WORKLOAD --out FILE ..., sage bench density FILE ..."""
+    if not argv or argv[0] not in BENCHES:
+        raise ValueError(f"say which: {', '.join(f'bench {name}' for name in BENCHES)}")
+    module = importlib.import_module(f"sage.bench.{argv[0]}")
+    status: int = module.main(argv[1:])
+    return status
+
+
+BENCHES = ("record", "density")
+"""What `sage bench` measures, each by a module's main."""
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": run,
     "submit": submit,
@@ -173,6 +186,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "list": list_,
     "data": data,
     "conform": conform,
+    "bench": bench,
 }
 
 

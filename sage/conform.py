@@ -129,7 +129,7 @@ def density_is_what_was_sent(case: Case) -> None:
 
 def ledger_equals_bytes_by_hand(case: Case) -> None:
     """The ledger's payload, by kind, is what the layout in the docstring comes to."""
-    reducer = case.reducer()
+    reducer = case.fresh().reducer
     for step in zip(*steps(case, case.gradient), strict=True):
         counts = [s.mean_N.numel() if s.reduced.sent is None else s.reduced.sent.numel() for s in step]
         for rank, s in enumerate(step):

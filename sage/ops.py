@@ -6,6 +6,7 @@ residual. Ties are broken towards the lower index, so results are the same every
 """
 # N = elements of the flat vector, K = elements selected, M = elements of all ranks together
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -57,6 +58,26 @@ def select_above(x_N: Tensor, threshold: float) -> Tensor:
 def count_above(x_N: Tensor, threshold: float) -> int:
     """How many elements `select_above` would take."""
     return int((~(x_N.abs() < threshold)).sum())
+
+
+def magnitude(bits: int, dtype: torch.dtype) -> float:
+    """The magnitude that has these bits: `magnitude_bits` undone, for one number."""
+    return float(torch.tensor(bits, dtype=_BITS[dtype]).view(dtype))
+
+
+def top_bits(dtype: torch.dtype) -> int:
+    """How many bits lie below the exponent and the five bits after it: bins of |x| a thirty-second wide."""
+    return round(-math.log2(torch.finfo(dtype).eps)) - 5
+
+
+def magnitude_histogram(x_N: Tensor, first: int, shift: int, num: int) -> Tensor:
+    """How many of |x| lie in bins of 2^shift values of their bits, from the bits `first` on: counts (int64).
+
+    What is above the last bin is counted in it; nothing may be below the first. All of a vector by its top
+    bits is `magnitude_histogram(x_N, 0, top_bits(x_N.dtype), 8192)` for float32.
+    """
+    bin_N = (magnitude_bits(x_N) - first >> shift).clamp_(max=num - 1)
+    return torch.bincount(bin_N, minlength=num)
 
 
 def take(signal_N: Tensor, at_K: Tensor, *, dtype: torch.dtype, keep: bool) -> Tensor:

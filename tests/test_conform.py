@@ -28,7 +28,7 @@ class RanksDisagree(TopK):
         return Reduced(reduced.mean_N + 1e-7 * wire.rank, reduced.sent, reduced.density)
 
 
-class RanksTellDifferentDensities(Sage):
+class RanksTellDifferentDensities(Threshold):
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         reduced = super().forward(grad_N, residual_N, wire)
         assert reduced.sent is not None
@@ -65,7 +65,7 @@ class DropsDuplicates(TopK):
         return Reduced(grad_N / wire.world_size, at_K, at_K.numel() / grad_N.numel())
 
 
-class SplitsEvenly(Sage):
+class SplitsEvenly(Threshold):
     """As if every rank had sent as much as every other: the last few elements are dropped."""
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
@@ -127,7 +127,7 @@ class TellsAnIndexTwice(TopK):
         return Reduced(reduced.mean_N, torch.cat((reduced.sent, reduced.sent[:1])), reduced.density)
 
 
-class ForgetsPadding(Sage):
+class ForgetsPadding(Threshold):
     def payload(self, counts: list[int], rank: int) -> dict[str, int]:
         return {"values": 4 * counts[rank], "indices": 4 * counts[rank], "sizes": 8}
 

@@ -157,19 +157,23 @@ def test_constant_input_ends(name: str, constant: float) -> None:
 # The controller's divisions.
 
 
-def test_sage_recovers_from_steps_of_zeros() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"controller": "sage", "threshold": 2.3}, {"controller": "feedback"}, {"controller": "quantile"}],
+)
+def test_sage_recovers_from_steps_of_zeros(options: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     signals = [torch.randn(5000, generator=generator).tolist() for _ in range(80)]
-    (seen,) = play(
-        lambda: Sage(density=0.02, threshold=2.3), [signals[:3] + [[0.0] * 5000] * 5 + signals[3:]], "none"
-    )
+    around_silence = [signals[:3] + [[0.0] * 5000] * 5 + signals[3:]]
+    (seen,) = play(lambda: Sage(density=0.02, **options), around_silence, "none")
     densities = [step.reduced.density for step in seen]
     assert densities[3:8] == [0.0] * 5
     assert all(0.002 < had < 0.2 for had in densities[8:])
 
 
-def test_sages_threshold_is_never_stuck_at_zero_after_a_start_in_silence() -> None:
-    reducer = Sage(density=0.1)
+@pytest.mark.parametrize("controller", ["sage", "feedback", "quantile"])
+def test_sages_threshold_is_never_stuck_at_zero_after_a_start_in_silence(controller: Any) -> None:
+    reducer = Sage(density=0.1, controller=controller)
     play(lambda: reducer, [[[0.0] * 100] * 3])
     silent = reducer.report()["threshold"]
     play(lambda: reducer, [[[1.0] * 100] * 40])

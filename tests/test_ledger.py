@@ -61,6 +61,27 @@ BY_HAND: dict[str, tuple[Callable[[Wire], Any], Callable[[int], tuple[dict[str, 
             16 + 36,
         ),
     ),
+    "gather_ragged": (
+        lambda wire: wire.gather_ragged(
+            values=torch.ones(1 + wire.rank).half(), indices=torch.ones(1 + wire.rank).int()
+        ),
+        # Of 6, 12 and 18 bytes each rank sends its own to both others, straight.
+        lambda rank: (
+            {"sizes": 8, "values": 2 + 2 * rank, "indices": 4 + 4 * rank},
+            16 + 2 * (6 + 6 * rank),
+            16 + 36 - (6 + 6 * rank),
+        ),
+    ),
+    "gather_within": (
+        lambda wire: wire.gather_within(
+            4, values=torch.ones(1 + wire.rank).half(), indices=torch.ones(1 + wire.rank).int()
+        ),
+        lambda rank: (
+            {"sizes": 8, "values": 2 + 2 * rank, "indices": 4 + 4 * rank, "padding": 6 * (3 - rank)},
+            2 * (8 + 24),
+            2 * (8 + 24),
+        ),
+    ),
     "broadcast": (
         lambda wire: wire.broadcast(torch.ones(5), root=min(1, wire.world_size - 1)),
         lambda rank: ({"values": 20}, 40, 0) if rank == 1 else ({}, 0, 20),

@@ -186,3 +186,27 @@ def test_scatter_mean_of_nothing_is_zero() -> None:
     nothing_M = torch.empty(0)
     assert ops.scatter_mean(nothing_M, nothing_M.int(), [0, 0], torch.ones(2)).tolist() == [0.0, 0.0]
     assert ops.scatter_mean(nothing_M, nothing_M.int(), [0], torch.empty(0)).tolist() == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_a_histogram_counts_every_magnitude_between_the_edges_of_its_bin(
+    dtype: torch.dtype,
+) -> None:
+    x_N = torch.randn(500, generator=torch.Generator().manual_seed(0)).exp().to(dtype)
+    x_N[:4] = torch.tensor([0.0, -0.0, 1.0, -1.5]).to(dtype)
+    shift = ops.top_bits(dtype)
+    num = 1 << (torch.finfo(dtype).bits - 1 - shift)
+    counts_B = ops.magnitude_histogram(x_N, 0, shift, num)
+    assert counts_B.numel() == num
+    assert int(counts_B.sum()) == 500
+    for number in counts_B.nonzero().view(-1).tolist():
+        lower, upper = (ops.magnitude(bits << shift, dtype) for bits in (number, number + 1))
+        assert int(((x_N.abs() >= lower) & (x_N.abs() < upper)).sum()) == int(counts_B[number])
+        assert upper <= lower * (1 + 2**-5) or lower < torch.finfo(dtype).smallest_normal
+
+
+def test_a_part_of_the_histogram_counts_what_is_above_it_in_its_last_bin() -> None:
+    x_N = torch.tensor([1.0, 1.04, -1.04, 1.07, 300.0, math.inf, math.nan])
+    first = int(ops.magnitude_bits(torch.tensor(1.0)))
+    assert ops.magnitude_histogram(x_N, first, ops.top_bits(torch.float32), 3).tolist() == [1, 2, 4]
+    assert ops.magnitude(first, torch.float32) == 1.0

@@ -174,10 +174,11 @@ def test_the_examples_in_the_docstrings_are_right(name: str) -> None:
     assert doctest.testmod(importlib.import_module(f"sage.{name}")).failed == 0
 
 
-@pytest.mark.parametrize("room", ["reducers", "models", "datasets"])
+@pytest.mark.parametrize("room", ["reducers", "models", "datasets", "sage/bench", "sage/controllers"])
 def test_the_examples_in_the_rooms_are_right(room: str) -> None:
+    package = "sage." + room.removeprefix("sage/")
     for path in sorted((CHECKOUT / room).glob("[!_]*.py")):
-        assert doctest.testmod(importlib.import_module(f"sage.{room}.{path.stem}")).failed == 0, path
+        assert doctest.testmod(importlib.import_module(f"{package}.{path.stem}")).failed == 0, path
 
 
 def test_make_lists_its_targets() -> None:

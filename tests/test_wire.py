@@ -106,14 +106,15 @@ def gathers_of_what_does_not_lie_together(wire: Wire) -> tuple[Any, Any]:
     )
 
 
-def uneven(count: Callable[[int], int]) -> Callable[[Wire], tuple[Any, Any]]:
+def uneven(count: Callable[[int], int], how: str = "uneven") -> Callable[[Wire], tuple[Any, Any]]:
     """A gather of `count(rank)` fp16 values, -rank all of them, and as many int32 indices."""
+    capacity = [9] if how == "within" else []
 
     def op(wire: Wire) -> tuple[Any, Any]:
         n = count(wire.rank)
         values = torch.full((n,), -wire.rank, dtype=torch.float16)
         indices = torch.arange(n, dtype=torch.int32) + 10 * wire.rank
-        counts, seen = wire.gather_uneven(values=values, indices=indices)
+        counts, seen = getattr(wire, f"gather_{how}")(*capacity, values=values, indices=indices)
         assert [x.dtype for x in seen] == [torch.float16, torch.int32]
         expected = [
             [count(r) for r in ranks(wire)],
@@ -176,13 +177,17 @@ OPS = {
         texts,
     )
 } | {
-    "gathers_of_odd_counts": uneven(lambda rank: 2 * rank + 1),
-    "gathers_of_odd_counts_downwards": uneven(lambda rank: 9 - 2 * rank),
-    "gathers_of_equal_counts": uneven(lambda _: 3),
-    "gathers_of_nothing_from_the_first": uneven(lambda rank: rank),
-    "gathers_of_nothing_but_from_the_first": uneven(lambda rank: 5 * (rank == 0)),
-    "gathers_of_nothing_from_every_other": uneven(lambda rank: 3 * (rank % 2)),
-    "gathers_of_nothing_from_all": uneven(lambda _: 0),
+    f"gather_{how}_of_{name}": uneven(count, how)
+    for how in ("uneven", "ragged", "within")
+    for name, count in {
+        "odd_counts": lambda rank: 2 * rank + 1,
+        "odd_counts_downwards": lambda rank: 9 - 2 * rank,
+        "equal_counts": lambda _: 3,
+        "nothing_from_the_first": lambda rank: rank,
+        "nothing_but_from_the_first": lambda rank: 5 * (rank == 0),
+        "nothing_from_every_other": lambda rank: 3 * (rank % 2),
+        "nothing_from_all": lambda _: 0,
+    }.items()
 }
 
 
@@ -286,6 +291,20 @@ SCHEDULES: dict[str, tuple[dict[int, Call], list[str]]] = {
             2: lambda wire: wire.gather_uneven(values=torch.ones(wire.rank).double()),
         },
         ["gather_uneven(values float32[*])"] * 2 + ["gather_uneven(values float64[*])"],
+    ),
+    "how uneven parts travel": (
+        {
+            0: lambda wire: wire.gather_ragged(values=torch.ones(wire.rank)),
+            2: lambda wire: wire.gather_uneven(values=torch.ones(wire.rank)),
+        },
+        ["gather_ragged(values float32[*])"] * 2 + ["gather_uneven(values float32[*])"],
+    ),
+    "how much there is room for": (
+        {
+            0: lambda wire: wire.gather_within(3, values=torch.ones(2)),
+            2: lambda wire: wire.gather_within(4, values=torch.ones(2)),
+        },
+        ["gather_within(values float32[3])"] * 2 + ["gather_within(values float32[4])"],
     ),
     "beside or in turn": (
         {0: lambda wire: wire.begin_sum(torch.ones(2)), 2: lambda wire: wire.sum(torch.ones(2), "control")},
@@ -427,4 +446,5 @@ def test_a_call_is_described_by_op_kinds_dtypes_and_shapes() -> None:
         "gather", values=torch.ones(3).half(), scales=torch.ones(()), codes=torch.ones(2, 3).byte()
     )
     assert call == "gather(values float16[3], scales float32[], codes uint8[2, 3])"
-    assert describe("gather_uneven", values=torch.ones(3)) == "gather_uneven(values float32[*])"
+    for op in ("gather_uneven", "gather_ragged"):
+        assert describe(op, values=torch.ones(3)) == f"{op}(values float32[*])"

@@ -3,7 +3,7 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -123,6 +123,16 @@ class ProcessWire(Wire):
         out_WS = x_S.new_empty(self.world_size * x_S.numel())
         dist.all_gather_single(out_WS, x_S, group=self._control)
         return out_WS.view(self.world_size, x_S.numel())
+
+    def _gather_ragged(self, x_S: Tensor, sizes: Sequence[int]) -> Tensor:
+        out_S = x_S.new_empty(sum(sizes))
+        pieces = out_S.split(list(sizes))
+        pieces[self.rank].copy_(x_S)
+        under_way = [dist.broadcast(piece, root, async_op=True) for root, piece in enumerate(pieces)]
+        for work in under_way:
+            assert work is not None
+            work.wait()
+        return out_S
 
     def _broadcast(self, x_N: Tensor, root: int) -> None:
         dist.broadcast(x_N, root)

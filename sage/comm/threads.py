@@ -8,7 +8,7 @@ that ends or fails while others wait for it is an error at once, never a hang.
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -81,6 +81,9 @@ class ThreadWire(Wire):
 
     def _gather_on_host(self, x_S: Tensor) -> Tensor:
         return self._gather(x_S)
+
+    def _gather_ragged(self, x_S: Tensor, sizes: Sequence[int]) -> Tensor:
+        return self._meet(x_S, torch.cat)
 
     def _broadcast(self, x_N: Tensor, root: int) -> None:
         x_N.copy_(self._meet(x_N, lambda all_W: all_W[root].clone()))

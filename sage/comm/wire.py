@@ -12,7 +12,7 @@ so the ledger knows what every byte was for.
 
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -78,18 +78,42 @@ class Wire:
         shorter than the longest is padded (`padding`). Returns the W counts and, for each part, the
         concatenation by rank.
         """
-        vectors = list(parts.values())
-        count = vectors[0].numel()
-        assert all(v.dim() == 1 and v.numel() == count for v in vectors)
-        (counts_W,) = self.gather(sizes=torch.tensor(count, device=vectors[0].device))
-        counts = counts_W.tolist()
-        missing = max(counts) - count
-        payload = {kind: _bytes(part) for kind, part in parts.items()}
-        payload["padding"] = sum(v.element_size() * missing for v in vectors)
-        padded = [torch.cat((v, v.new_zeros(missing))) if missing else v for v in vectors]
+        counts = self._counts(parts)
+        padded, payload = _padded(parts, max(counts))
         stacked = self._gather_packed(describe("gather_uneven", **parts), padded, payload)
-        cut = [[row[:n] for row, n in zip(part, counts, strict=True)] for part in stacked]
-        return counts, tuple(torch.cat(rows) for rows in cut)
+        return counts, _cut(stacked, counts)
+
+    def gather_ragged(self, **parts: Tensor) -> tuple[list[int], tuple[Tensor, ...]]:
+        """The same as `gather_uneven`, to the bit, without padding: a broadcast from each rank at once."""
+        counts = self._counts(parts)
+        vectors = list(parts.values())
+        sizes = [n * sum(v.element_size() for v in vectors) for n in counts]
+        trees = [tree_broadcast(size, self.rank, root, self.world_size) for root, size in enumerate(sizes)]
+        traffic = sum(sent for sent, _ in trees), sum(received for _, received in trees)
+        payload = {kind: _bytes(part) for kind, part in parts.items()}
+        packed_S = pack(vectors)
+        joined_S = self._collective(
+            describe("gather_ragged", **parts), payload, traffic, lambda: self._gather_ragged(packed_S, sizes)
+        )
+        rows = [
+            unpack(row_S.unsqueeze(0), [(v.dtype, torch.Size([n])) for v in vectors])
+            for row_S, n in zip(joined_S.split(sizes), counts, strict=True)
+        ]
+        return counts, tuple(torch.cat([x.view(-1) for x in part]) for part in zip(*rows, strict=True))
+
+    def gather_within(self, capacity: int, **parts: Tensor) -> tuple[list[int], tuple[Tensor, ...]]:
+        """The same as `gather_uneven` in a single collective, where no rank brings more than `capacity`.
+
+        What is shorter than that is padded; the counts go with it.
+        """
+        count = _count(parts)
+        assert count <= capacity
+        padded, payload = _padded(parts, capacity)
+        own = torch.tensor(count, device=padded[0].device)
+        call = describe("gather_within", **dict(zip(parts, padded, strict=True)))
+        counts_W, *stacked = self._gather_packed(call, [own, *padded], {"sizes": _bytes(own), **payload})
+        counts = counts_W.tolist()
+        return counts, _cut(stacked, counts)
 
     def broadcast(self, x_N: Tensor, root: int = 0, kind: str = "values") -> Tensor:
         """The root's x_N on every rank, in place."""
@@ -135,6 +159,12 @@ class Wire:
         """Leave in an orderly way: wait for every rank, then let go of the group."""
 
     # One collective, whatever its kind.
+
+    def _counts(self, parts: Mapping[str, Tensor]) -> list[int]:
+        own = torch.tensor(_count(parts), device=next(iter(parts.values())).device)
+        (counts_W,) = self.gather(sizes=own)
+        counts: list[int] = counts_W.tolist()
+        return counts
 
     def _gather_packed(self, call: str, parts: list[Tensor], payload: dict[str, int]) -> tuple[Tensor, ...]:
         packed_S = pack(parts)
@@ -184,6 +214,9 @@ class Wire:
     def _gather_on_host(self, x_S: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _gather_ragged(self, x_S: Tensor, sizes: Sequence[int]) -> Tensor:
+        raise NotImplementedError
+
     def _broadcast(self, x_N: Tensor, root: int) -> None:
         raise NotImplementedError
 
@@ -228,10 +261,30 @@ def describe(op: str, **parts: Tensor) -> str:
     """A call as errors and the schedule guard name it: `gather(values float32[10], indices int32[10])`."""
     said = []
     for kind, x in parts.items():
-        shape = "*" if op == "gather_uneven" else ", ".join(map(str, x.shape))
+        shape = "*" if op in ("gather_uneven", "gather_ragged") else ", ".join(map(str, x.shape))
         said.append(f"{kind} {str(x.dtype).removeprefix('torch.')}[{shape}]")
     return f"{op}({', '.join(said)})"
 
 
 def _bytes(x: Tensor) -> int:
     return x.numel() * x.element_size()
+
+
+def _count(parts: Mapping[str, Tensor]) -> int:
+    vectors = list(parts.values())
+    assert all(v.dim() == 1 and v.numel() == vectors[0].numel() for v in vectors)
+    return vectors[0].numel()
+
+
+def _padded(parts: Mapping[str, Tensor], length: int) -> tuple[list[Tensor], dict[str, int]]:
+    """The parts at that length, and the bytes of each kind with those of the padding."""
+    missing = length - _count(parts)
+    payload = {kind: _bytes(part) for kind, part in parts.items()}
+    payload["padding"] = sum(v.element_size() * missing for v in parts.values())
+    return [torch.cat((v, v.new_zeros(missing))) if missing else v for v in parts.values()], payload
+
+
+def _cut(stacked: Sequence[Tensor], counts: Sequence[int]) -> tuple[Tensor, ...]:
+    """Each part's rows one after another, less the padding."""
+    cut = [[row[:n] for row, n in zip(part, counts, strict=True)] for part in stacked]
+    return tuple(torch.cat(rows) for rows in cut)

@@ -1,0 +1,1 @@
+"""Measurements of the parts: what `sage bench` runs."""

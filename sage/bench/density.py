@@ -1,0 +1,264 @@
+"""`sage bench density`: replay recorded gradients through SAGE's controllers, and see what density they hold.
+
+A replay is the reducer itself, with error feedback, on simulated ranks: what it is handed comes from a trace
+instead of a model. Nothing waits for a network, and everything it sends is counted as ever.
+"""
+# S = steps, W = ranks, N = elements of the trace
+
+import argparse
+import csv
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sage import ops
+from sage.bench import figure
+from sage.bench.trace import Trace, load
+from sage.comm.threads import simulate
+from sage.comm.wire import Wire
+from sage.layout import Layout
+from sage.reduce import ErrorFeedback
+from sage.reducers.sage import Sage
+
+RIGHT = "right"
+"""Stands for the λ_0 that selects as much as is asked for of the first gradient, averaged over the ranks."""
+
+RULES: dict[str, dict[str, Any]] = {
+    "sage": {"controller": "sage"},
+    "sage, λ_0 right": {"controller": "sage", "threshold": RIGHT},
+    "sage, agreed": {"controller": "sage", "agree": True},
+    "feedback": {"controller": "feedback"},
+    "feedback, agreed": {"controller": "feedback", "agree": True},
+    "quantile": {"controller": "quantile"},
+    "quantile, agreed": {"controller": "quantile", "agree": True},
+}
+"""The controllers that are compared, by the names that a table gives them; `sage` is the published rule."""
+
+WARM = 50
+"""Steps that a controller has to settle before its density is judged, or the scale jumps."""
+TOLERANCE = 0.2
+"""How far a density may be off its target."""
+STAYS = 5
+"""A controller has settled when so many steps in a row are within the tolerance."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """How one rule held one density on one trace."""
+
+    trace: str
+    ranks: int
+    steps: int
+    density: float
+    rule: str
+    mean: float
+    """Density over its target, on average over the ranks and the steps after the warm ones."""
+    within: float
+    """Share of these steps in which it, on average over the ranks, was within the tolerance."""
+    settles_up: int | None
+    """Steps from a tenfold jump of the gradient's scale until it has settled; None where it did not."""
+    settles_down: int | None
+    """The same from a fall to a tenth, as where the learning rate drops and lr·gradient is reduced."""
+    padding: float
+    """Bytes of a gather that pads to the longest rank, over those of the selections."""
+    sent: float
+    """Bytes that the ranks handed over by the exchange that was asked for, over those of the selections."""
+    seconds: float
+    """Of a step's selection on one rank, the median."""
+    over_select: float
+    """That over the plain selection by a given threshold."""
+    curve: list[float] = field(repr=False)
+    """Density over target, step by step."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a replay saw at each step."""
+
+    density: list[float]
+    """On average over the ranks."""
+    longest: list[int]
+    """The most elements that a rank sent."""
+    counts: list[float]
+    """The elements that a rank sent on average."""
+    own: int
+    """Bytes of values and indices of all ranks and steps after the warm ones."""
+    handed: int
+    """Bytes of every kind."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Replay the traces, print the table, and write it with its figure where a folder is given."""
+    parser = argparse.ArgumentParser(prog="sage bench density", description=__doc__)
+    parser.add_argument("traces", nargs="+", type=Path, help="files that `sage bench record` wrote")
+    parser.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.01, 0.001])
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), help="the controllers")
+    parser.add_argument("--exchange", default="uneven", help="how selections are sent, as `sage run` has it")
+    parser.add_argument("--output", type=Path, help="where density.md, density.csv and density.svg go")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    held = []
+    for path in given.traces:
+        trace = load(path)
+        if len(trace) < WARM + 2 * STAYS:
+            raise ValueError(
+                f"{path} has {len(trace)} steps: {WARM} are for settling, and {2 * STAYS} or more must follow"
+            )
+        for density in given.densities:
+            for rule in given.rules:
+                held.append(hold(trace, density, rule, given.exchange))
+                print(" | ".join(line(held[-1])), flush=True)
+    if given.output:
+        given.output.mkdir(parents=True, exist_ok=True)
+        (given.output / "density.md").write_text(table(held))
+        write_csv(held, given.output / "density.csv")
+        (given.output / "density.svg").write_text(figure.density_by_step(held, TOLERANCE))
+    return 0
+
+
+def hold(trace: Trace, density: float, rule: str, exchange: str) -> Held:
+    """Replay one rule at one density: as recorded, with a jump of the scale, with a fall."""
+    options = {"density": density, "exchange": exchange, **RULES[rule]}
+    if options.get("threshold") == RIGHT:
+        options["threshold"] = right_threshold(trace, density)
+    as_it_was = replay(trace, options, lambda step: 1.0)
+    curve = [had / density for had in as_it_was.density]
+    late = curve[WARM:]
+    seconds, plain = cost(trace, options)
+    return Held(
+        trace=trace.name,
+        ranks=trace.world_size,
+        steps=len(trace),
+        density=density,
+        rule=rule,
+        mean=statistics.fmean(late),
+        within=statistics.fmean(_within(late)),
+        settles_up=_settles(trace, options, 10.0),
+        settles_down=_settles(trace, options, 0.1),
+        padding=sum(as_it_was.longest[WARM:]) / max(1e-9, sum(as_it_was.counts[WARM:])),
+        sent=as_it_was.handed / max(1, as_it_was.own),
+        seconds=seconds,
+        over_select=seconds / plain,
+        curve=curve,
+    )
+
+
+def replay(
+    trace: Trace, options: dict[str, Any], scale: Callable[[int], float], steps: int | None = None
+) -> Replay:
+    """Reduce a trace's gradients, each times `scale(step)`, on as many simulated ranks as it has."""
+    n = trace.codes_SWN.shape[2]
+    steps = len(trace) if steps is None else steps
+
+    def work(wire: Wire) -> list[tuple[float, int, int, int]]:
+        feedback = ErrorFeedback(Sage(**options), Layout.of([("trace", (n,))]), memory="residual")
+        seen = []
+        for step in range(steps):
+            before = wire.ledger.copy()
+            reduced = feedback(trace.gradient(step, wire.rank).mul_(scale(step)), wire)
+            payload = wire.ledger.since(before).payload
+            own = payload["values"] + payload["indices"]
+            assert reduced.sent is not None
+            seen.append((reduced.density, reduced.sent.numel(), own, sum(payload.values())))
+        return seen
+
+    ranks = simulate(trace.world_size, work)
+    by_step = list(zip(*ranks, strict=True))
+    return Replay(
+        density=[step[0][0] for step in by_step],
+        longest=[max(rank[1] for rank in step) for step in by_step],
+        counts=[statistics.fmean(rank[1] for rank in step) for step in by_step],
+        own=sum(rank[2] for step in by_step[WARM:] for rank in step),
+        handed=sum(rank[3] for step in by_step[WARM:] for rank in step),
+    )
+
+
+def right_threshold(trace: Trace, density: float) -> float:
+    """The mean over ranks of the magnitude above which the density's share of the first gradient lies."""
+    firsts = [trace.gradient(0, rank).abs() for rank in range(trace.world_size)]
+    k = max(1, round(density * firsts[0].numel()))
+    return statistics.fmean(float(first_N.topk(k).values.min()) for first_N in firsts)
+
+
+def cost(trace: Trace, options: dict[str, Any]) -> tuple[float, float]:
+    """Seconds of a selection by the controller, and by a given threshold: medians over rank 0's steps.
+
+    Both are timed on the same signals, in turn.
+    """
+    controller = Sage(**options).controller
+    residual_N = torch.zeros(trace.codes_SWN.shape[2])
+    taken: list[tuple[float, float]] = []
+    for step in range(len(trace)):
+        signal_N = residual_N.add_(trace.gradient(step, 0))
+        start = time.perf_counter()
+        at_K = controller.select(signal_N, options["density"])
+        between = time.perf_counter()
+        ops.select_above(signal_N, float(controller.threshold))
+        taken.append((between - start, time.perf_counter() - between))
+        controller.learn(at_K.numel() / signal_N.numel())
+        signal_N[at_K] = 0
+    late = taken[WARM:]
+    return statistics.median(a for a, _ in late), statistics.median(b for _, b in late)
+
+
+def _within(curve: Sequence[float]) -> list[bool]:
+    return [abs(had - 1) <= TOLERANCE for had in curve]
+
+
+def _settles(trace: Trace, options: dict[str, Any], factor: float) -> int | None:
+    seen = replay(trace, options, lambda step: factor if step >= WARM else 1.0)
+    good = _within([had / options["density"] for had in seen.density[WARM:]])
+    return next((step for step in range(len(good) - STAYS + 1) if all(good[step : step + STAYS])), None)
+
+
+# The table.
+
+
+def line(held: Held) -> list[str]:
+    """A row of the table."""
+    settles = ["never" if steps is None else str(steps) for steps in (held.settles_up, held.settles_down)]
+    return [
+        f"{held.trace}, W = {held.ranks}",
+        f"{held.density:g}",
+        held.rule,
+        f"{held.mean:.3f}",
+        f"{held.within:.0%}",
+        *settles,
+        f"{held.padding:.2f}",
+        f"{held.sent:.3f}",
+        f"{1e3 * held.seconds:.2f}",
+        f"{held.over_select:.2f}",
+    ]
+
+
+def table(held: Sequence[Held]) -> str:
+    """The results as Markdown."""
+    heading = [
+        "trace",
+        "density",
+        "controller",
+        "had/asked",
+        f"within ±{TOLERANCE:.0%}",
+        "settles after ×10",
+        "after ×0.1",
+        "padded/own",
+        "sent/own",
+        "ms a step",
+        "over select",
+    ]
+    rows = [heading, ["---"] * len(heading), *(line(each) for each in held)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def write_csv(held: Sequence[Held], path: Path) -> None:
+    """The results as CSV, the curves left out."""
+    rows = [{name: value for name, value in asdict(each).items() if name != "curve"} for each in held]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)

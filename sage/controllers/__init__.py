@@ -1,0 +1,11 @@
+"""What threshold to select by, so that the density stays near its target."""
+
+from .base import Agree as Agree
+from .base import Controller as Controller
+from .base import alone as alone
+from .feedback import Feedback as Feedback
+from .published import Published as Published
+from .quantile import Quantile as Quantile
+
+CONTROLLERS: dict[str, type[Controller]] = {"sage": Published, "quantile": Quantile, "feedback": Feedback}
+"""The controllers by the names that `--controller` gives them."""

@@ -1,0 +1,82 @@
+"""The contract of controllers: from the signal and the target density to what is selected.
+
+A controller sees this rank's signal, the target, and what `agree` makes of a few numbers: their mean over the
+ranks, or, where each rank decides for itself, the numbers as they are. So it can be replayed on recorded
+gradients without a network.
+"""
+# N = elements of the vector, K = elements selected, S = sampled elements, B = numbers to agree on
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sage import ops
+
+Agree = Callable[[Tensor], Tensor]
+"""From this rank's numbers to all ranks' mean of them. Every rank calls it as often, with as many."""
+
+ERROR_MARGIN = 0.05
+"""e in Slovin's formula."""
+
+
+def alone(x_B: Tensor) -> Tensor:
+    """The agreement of a rank with itself."""
+    return x_B
+
+
+class Controller(nn.Module):
+    """Moves a threshold λ from step to step. Its state lies in buffers: `state_dict()` is the checkpoint.
+
+    Args:
+        threshold: λ_0; none given: the controller's own choice.
+        seed: Of the samples; the elements drawn at a step depend on nothing but it and the step.
+    """
+
+    threshold: Tensor
+    step: Tensor
+
+    def __init__(self, *, threshold: float | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self._first = threshold
+        self._seed = seed
+        self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def select(self, signal_N: Tensor, density: float, agree: Agree = alone) -> Tensor:
+        """Indices (int64, ascending) of this step's selection, all |a| ≥ λ; λ is then in `threshold`."""
+        if signal_N.numel() == 0:
+            return torch.empty(0, dtype=torch.int64, device=signal_N.device)
+        self.threshold.fill_(self.decide(signal_N, density, agree))
+        self.step += 1
+        return ops.select_above(signal_N, float(self.threshold))
+
+    def decide(self, signal_N: Tensor, density: float, agree: Agree) -> float:
+        """This step's λ for a vector that is not empty."""
+        raise NotImplementedError
+
+    def learn(self, density: float) -> None:
+        """Hear what share of the elements the ranks have selected at this step, on average over them."""
+
+    def sample_mean(self, signal_N: Tensor, size: int) -> float:
+        """Mean of |a| over a sample, every element as likely as any other; what is not finite counts as 0."""
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + int(self.step))
+        at_S = torch.randint(signal_N.numel(), (size,), generator=generator).to(signal_N.device)
+        sample_S = signal_N[at_S].abs()
+        return float(sample_S.nan_to_num(0.0, 0.0, 0.0).mean(dtype=torch.float64))
+
+
+def sample_size(n: int) -> int:
+    """Slovin's formula: N/(1 + N·e²) elements, rounded up, estimate a share of N to within e.
+
+    >>> sample_size(10), sample_size(1_000_000)
+    (10, 400)
+    """
+    return math.ceil(n / (1 + n * ERROR_MARGIN**2))
+
+
+def agreed_threshold(threshold: float, agree: Agree) -> float:
+    """The geometric mean of the ranks' thresholds, which are above 0."""
+    own = torch.tensor([math.log(threshold)], dtype=torch.float64)
+    return threshold if agree is alone else math.exp(float(agree(own)))

@@ -1,0 +1,76 @@
+"""True feedback: what was sent too much or too little moves the threshold, as far as the tail asks."""
+# N = elements of the vector, K = elements selected
+
+import math
+
+import torch
+from torch import Tensor
+
+from .base import Agree, Controller, agreed_threshold, alone, sample_size
+from .quantile import quantile
+
+SAMPLE = 64
+"""One element in so many is looked at for the signal's scale, but no fewer than Slovin's formula says."""
+
+FARTHEST = math.log(100)
+"""What the logarithm of a density's error is taken for at most, an empty selection's among them."""
+
+
+class Feedback(Controller):
+    """Moves λ against the logarithmic error of the density that all ranks had at the last step.
+
+        log λ ← log λ + ½ log α + gain · log(d̂/d*) / h
+
+    α is the ratio of the mean of |a| to that of the last step, from a sample; half of it, as the mean lies
+    far below λ and moves with what is remembered too. h is the exponent of the tail by Hill (1975):
+    1/mean(log(|a|/λ)) over what was selected. Where the tail falls as λ^−h, a gain of 1 would take all of the
+    error back at once; a smaller one does not chase noise. λ_0 is the first signal's own quantile where none
+    is given. Agreement: the geometric mean of the ranks' λ.
+
+    Args:
+        gain: How much of the error a step takes back.
+    """
+
+    scale: Tensor
+    error: Tensor
+    tail: Tensor
+    target: Tensor
+
+    def __init__(self, *, threshold: float | None = None, seed: int = 0, gain: float = 0.3) -> None:
+        super().__init__(threshold=threshold, seed=seed)
+        self._gain = gain
+        self._silent = False
+        for name, value in (("scale", 0.0), ("error", 0.0), ("tail", 3.0), ("target", 1.0)):
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
+
+    def select(self, signal_N: Tensor, density: float, agree: Agree = alone) -> Tensor:
+        at_K = super().select(signal_N, density, agree)
+        self.target.fill_(density)
+        self._silent = at_K.numel() == 0 and float(self.scale) == 0 and not bool(signal_N.any())
+        beyond_K = (signal_N[at_K].abs() / float(self.threshold)).log()
+        beyond_K = beyond_K[beyond_K.isfinite()]
+        total = float(beyond_K.sum(dtype=torch.float64))
+        if total > 0:
+            self.tail.fill_(min(10.0, max(0.5, beyond_K.numel() / total)))
+        return at_K
+
+    def decide(self, signal_N: Tensor, density: float, agree: Agree) -> float:
+        n = signal_N.numel()
+        scale = self.sample_mean(signal_N, max(sample_size(n), n // SAMPLE))
+        before = float(self.scale)
+        self.scale.fill_(scale)
+        limits = torch.finfo(signal_N.dtype)
+        if int(self.step) == 0 or float(self.threshold) <= limits.smallest_normal:  # silent so far
+            threshold = self._first or quantile(signal_N, density * n) or 0.0
+        else:
+            alpha = scale / before if scale > 0 and before > 0 else 1.0
+            push = self._gain * float(self.error) / float(self.tail)
+            threshold = float(self.threshold) * math.sqrt(alpha) * math.exp(push)
+        # Neither a long silence nor an overflow may take it where no factor brings it back from.
+        return agreed_threshold(min(limits.max, max(limits.smallest_normal, threshold)), agree)
+
+    def learn(self, density: float) -> None:
+        error = math.log(density / float(self.target)) if density > 0 else -FARTHEST
+        if self._silent:  # that nothing was sent of nothing says nothing of λ
+            error = 0.0
+        self.error.fill_(max(-FARTHEST, min(FARTHEST, error)))
