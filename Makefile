@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+NATIVE := sage/_C.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test native lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## /  \1\t/' | expand -t 12
@@ -17,15 +18,21 @@ $(INSTALLED): pyproject.toml
 	    || { echo "$(PYTHON) is older than 3.11; say another: make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv \
 	    || { echo "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	SAGE_NATIVE=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
+
+native: $(NATIVE) ## build the native extension; without it sage runs on plain torch
+
+# Not within pip's installation: torch, whose headers it needs, is there only after that.
+$(NATIVE): $(INSTALLED) setup.py $(wildcard csrc/*.* csrc/*/*)
+	$(BIN)/python setup.py --quiet build_ext --inplace
 
 demo: $(INSTALLED) ## train on the embedded digits under exact and under sage, and compare
 	$(BIN)/sage run digits --reducer exact --runs runs/demo
 	$(BIN)/sage run digits --reducer sage --runs runs/demo
 	$(BIN)/sage report runs/demo --output runs/demo
 
-test: $(INSTALLED) ## run every test
+test: $(INSTALLED) $(NATIVE) ## run every test
 	$(BIN)/pytest -q
 
 lint: $(INSTALLED) ## check style and types
@@ -39,4 +46,4 @@ format: $(INSTALLED) ## put the sources in order
 	$(BIN)/ruff format .
 
 clean: ## remove what was built or cached, but neither .venv nor runs
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(NATIVE) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

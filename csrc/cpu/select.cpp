@@ -1,0 +1,50 @@
+// Threshold selection on the CPU, for torch.
+#include "select.h"
+
+#include "team.h"
+
+namespace sage::cpu {
+
+std::tuple<Tensor, Tensor> select_(Tensor signal, std::optional<Tensor> grad, double threshold, bool keep, bool clear,
+                                   std::optional<Tensor> histogram, int64_t every) {
+  check_signal(signal, grad);
+  STD_TORCH_CHECK(every >= 1, "every=", every, ": expected 1 or more");
+  Histogram bins{nullptr, every};
+  if (histogram) {
+    bins.bins = out<int32_t>(*histogram, "histogram", signal);
+    STD_TORCH_CHECK(histogram->numel() == kBins, "histogram has ", histogram->numel(), " bins: expected ", kBins);
+  }
+  Pass pass{data<float>(signal)};
+  pass.grad = grad ? data<float>(*grad) : nullptr;
+  pass.limit = limit_of(static_cast<float>(threshold));
+  pass.keep = keep;
+  pass.clear = clear;
+  const auto& kept = select(isa(), torch_team(), pass, signal.numel(), bins);
+  Tensor values = empty<float>(total(kept), signal), indices = empty<int32_t>(total(kept), signal);
+  copy(kept, data<float>(values), data<int32_t>(indices));
+  return {values, indices};
+}
+
+Tensor count_above(Tensor x, double threshold) {
+  const float* data_N = in<float>(x, "x", x);
+  Tensor count = torch::stable::new_empty(x, {}, ScalarType::Long);
+  *data<int64_t>(count) = count_above(torch_team(), data_N, x.numel(), limit_of(static_cast<float>(threshold)));
+  return count;
+}
+
+void histogram_(Tensor bins, Tensor x, int64_t every) {
+  const float* data_N = in<float>(x, "x", x);
+  int32_t* counts = out<int32_t>(bins, "bins", x);
+  STD_TORCH_CHECK(every >= 1, "every=", every, ": expected 1 or more");
+  STD_TORCH_CHECK(bins.numel() == kBins, "bins has ", bins.numel(), " elements: expected ", kBins);
+  count_magnitudes(data_N, x.numel(), {counts, every});
+}
+
+}  // namespace sage::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(sage, CPU, m) {
+  m.impl("select_", TORCH_BOX(&sage::cpu::select_));
+  m.impl("count_above", TORCH_BOX(static_cast<torch::stable::Tensor (*)(torch::stable::Tensor, double)>(
+                            &sage::cpu::count_above)));
+  m.impl("histogram_", TORCH_BOX(&sage::cpu::histogram_));
+}
