@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 NATIVE := sage/_C.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test native lint format clean
+.PHONY: help demo test native sanitize lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## /  \1\t/' | expand -t 12
@@ -26,6 +26,10 @@ native: $(NATIVE) ## build the native extension; without it sage runs on plain t
 # Not within pip's installation: torch, whose headers it needs, is there only after that.
 $(NATIVE): $(INSTALLED) setup.py $(wildcard csrc/*.* csrc/*/*)
 	$(BIN)/python setup.py --quiet build_ext --inplace
+
+sanitize: ## run the CPU kernels under the address and undefined-behaviour sanitizers
+	$(CXX) -std=c++20 -O1 -g -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover=all \
+	    tests/csrc/kernels.cpp -o build-sanitize && ./build-sanitize; status=$$?; rm -f build-sanitize; exit $$status
 
 demo: $(INSTALLED) ## train on the embedded digits under exact and under sage, and compare
 	$(BIN)/sage run digits --reducer exact --runs runs/demo

@@ -45,6 +45,32 @@ def _tell() -> None:
         _log.warning("no native extension; sage.ops runs in plain torch, several times slower: %s", MISSING)
 
 
+OPS = (
+    "select_",
+    "top_",
+    "count_above",
+    "histogram_",
+    "scatter_mean_",
+    "clear_",
+    "pack",
+    "unpack",
+    "pack_signs",
+    "unpack_signs",
+    "encode_gaps",
+    "decode_gaps",
+    "encode_bitmap",
+    "decode_bitmap",
+)
+
+
+def _on(key: str) -> frozenset[str]:
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return frozenset(op for op in OPS if MISSING is None and has(f"sage::{op}", key))
+
+
+_BUILT = {"cpu": _on("CPU"), "cuda": _on("CUDA")}
+
+
 def takes(op: str, x: Tensor, *others: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
     """Whether the extension's `op` takes these vectors; the references take all that torch does.
 
@@ -57,14 +83,15 @@ def takes(op: str, x: Tensor, *others: Tensor | None, dtype: torch.dtype = torch
     if MISSING is not None:
         _tell()
         return False
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(x.device.type)
-    if key is None or not torch._C._dispatch_has_kernel_for_dispatch_key(f"sage::{op}", key):
+    device = x.device
+    if x.dtype is not dtype or not x.is_contiguous() or op not in _BUILT.get(device.type, ()):
         return False
-    return x.dtype == dtype and all(
-        v is None
-        or (v.is_contiguous() and v.device == x.device and (v.dtype == dtype or not v.is_floating_point()))
-        for v in (x, *others)
-    )
+    for v in others:
+        if v is not None and not (
+            v.is_contiguous() and v.device == device and (v.dtype is dtype or not v.is_floating_point())
+        ):
+            return False
+    return True
 
 
 def _register_fakes() -> None:

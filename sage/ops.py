@@ -30,21 +30,21 @@ def select_top(x_N: Tensor, k: int) -> Tensor:
     """Indices (int64, ascending) of the k largest |x|, the lower index first among equals."""
     if native.takes("top_", x_N):
         n = x_N.numel()
-        return _native.top_(x_N, None, [0, n], [min(k, n)], keep=False, clear=False)[1].long()
+        return _native.top_.default(x_N, None, [0, n], [min(k, n)], keep=False, clear=False)[1].long()
     return reference.select_top(x_N, k)
 
 
 def select_above(x_N: Tensor, threshold: float) -> Tensor:
     """Indices (int64, ascending) where |x| >= threshold, or x is NaN; the threshold is rounded as x is."""
     if native.takes("select_", x_N):
-        return _native.select_(x_N, None, threshold, False, False, None, 1)[1].long()
+        return _native.select_.default(x_N, None, threshold, False, False, None, 1)[1].long()
     return reference.is_above(x_N, threshold).nonzero().view(-1)
 
 
 def count_above(x_N: Tensor, threshold: float) -> int:
     """How many elements `select_above` would take."""
     if native.takes("count_above", x_N):
-        return int(_native.count_above(x_N, threshold))
+        return int(_native.count_above.default(x_N, threshold))
     return int(reference.is_above(x_N, threshold).sum())
 
 
@@ -64,7 +64,7 @@ def take_above(
     dtype: torch.dtype = torch.float32,
     clear: bool = False,
     bins: Tensor | None = None,
-    every: int = 16,
+    every: int = 32,
 ) -> tuple[Tensor, Tensor]:
     """Accumulate, and take what `select_above` selects, in one pass: values and indices (int32, ascending).
 
@@ -80,7 +80,7 @@ def take_above(
     keep = residual_N is not None
     signal_N, added_N = (grad_N, None) if residual_N is None else (residual_N, grad_N)
     if native.takes("select_", signal_N, added_N, bins):
-        own_K, at_K = _native.select_(signal_N, added_N, threshold, keep, clear, bins, every)
+        own_K, at_K = _native.select_.default(signal_N, added_N, threshold, keep, clear, bins, every)
     else:
         own_K, at_K = reference.take_above(signal_N, added_N, threshold, clear=clear, bins=bins, every=every)
     return _rounded(signal_N, own_K, at_K, dtype, keep), at_K
@@ -108,7 +108,7 @@ def take_top(
     keep = residual_N is not None
     signal_N, added_N = (grad_N, None) if residual_N is None else (residual_N, grad_N)
     if native.takes("top_", signal_N, added_N):
-        own_K, at_K = _native.top_(signal_N, added_N, bounds, counts, keep, clear)
+        own_K, at_K = _native.top_.default(signal_N, added_N, bounds, counts, keep, clear)
     else:
         own_K, at_K = reference.take_top(signal_N, added_N, bounds, counts, clear=clear)
     return _rounded(signal_N, own_K, at_K, dtype, keep), at_K
@@ -116,7 +116,7 @@ def take_top(
 
 def _rounded(signal_N: Tensor, own_K: Tensor, at_K: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
     """What was taken as `dtype`, and with `keep` what that rounds away put back."""
-    if torch.promote_types(own_K.dtype, dtype) == dtype:
+    if own_K.dtype is dtype or torch.promote_types(own_K.dtype, dtype) is dtype:
         return own_K.to(dtype)
     values_K, left_K = reference.round_to(own_K, dtype)
     if keep:
@@ -131,7 +131,7 @@ def histogram(x_N: Tensor, *, every: int = 1) -> Tensor:
     """
     bins = torch.zeros(NUM_BINS, dtype=torch.int32, device=x_N.device)
     if native.takes("histogram_", x_N):
-        _native.histogram_(bins, x_N, every)
+        _native.histogram_.default(bins, x_N, every)
     else:
         reference.histogram(bins, x_N, every)
     return bins
@@ -156,7 +156,7 @@ def threshold_from_histogram(bins: Tensor, density: float) -> float:
     return low + (high - low) * (1 - (wanted - above) / here) if high < float("inf") else low
 
 
-def threshold_from_sample(x_N: Tensor, density: float, *, every: int = 16) -> float:
+def threshold_from_sample(x_N: Tensor, density: float, *, every: int = 32) -> float:
     """The threshold that about this share of all |x| is at or above, from every so many groups of 64."""
     return threshold_from_histogram(histogram(x_N, every=every), density)
 
@@ -175,7 +175,7 @@ def scatter_mean(
     """
     values_M = values_M.to(out_N.dtype)
     if native.takes("scatter_mean_", out_N, values_M, at_M) and at_M.dtype == torch.int32:
-        _native.scatter_mean_(out_N, values_M, at_M, counts, zeroed)
+        _native.scatter_mean_.default(out_N, values_M, at_M, counts, zeroed)
         return out_N
     return reference.scatter_mean(values_M, at_M, counts, out_N, zeroed=zeroed)
 
@@ -183,7 +183,7 @@ def scatter_mean(
 def clear(out_N: Tensor, at_K: Tensor) -> Tensor:
     """Zero what was written before, and no more: sooner than zeroing everything where that was little."""
     if native.takes("clear_", out_N, at_K) and at_K.dtype == torch.int32:
-        _native.clear_(out_N, at_K)
+        _native.clear_.default(out_N, at_K)
         return out_N
     return out_N.index_fill_(0, at_K.long(), 0)
 
@@ -191,28 +191,28 @@ def clear(out_N: Tensor, at_K: Tensor) -> Tensor:
 def pack(codes_N: Tensor, bits: int) -> Tensor:
     """Codes (uint8) of 1 to 8 bits without gaps: code i starts at bit i·bits of the bytes, low bit first."""
     if native.takes("pack", codes_N, dtype=torch.uint8):
-        return _native.pack(codes_N, bits)
+        return _native.pack.default(codes_N, bits)
     return reference.pack(codes_N, bits)
 
 
 def unpack(bytes_B: Tensor, bits: int, n: int) -> Tensor:
     """The n codes that `pack` packed."""
     if native.takes("unpack", bytes_B, dtype=torch.uint8):
-        return _native.unpack(bytes_B, bits, n)
+        return _native.unpack.default(bytes_B, bits, n)
     return reference.unpack(bytes_B, bits, n)
 
 
 def pack_signs(x_N: Tensor) -> Tensor:
     """A bit for each element, set where it is not below 0."""
     if native.takes("pack_signs", x_N):
-        return _native.pack_signs(x_N)
+        return _native.pack_signs.default(x_N)
     return reference.pack((~(x_N < 0)).to(torch.uint8), 1)
 
 
 def unpack_signs(bytes_B: Tensor, n: int, scale: float = 1.0) -> Tensor:
     """+scale (float32) for each bit that is set, −scale for each that is not."""
     if native.takes("unpack_signs", bytes_B, dtype=torch.uint8):
-        return _native.unpack_signs(bytes_B, n, scale)
+        return _native.unpack_signs.default(bytes_B, n, scale)
     return reference.unpack_signs(bytes_B, n, scale)
 
 
@@ -223,26 +223,26 @@ def encode_gaps(at_K: Tensor) -> Tensor:
     [0, 0, 128, 1, 229, 6]
     """
     if native.takes("encode_gaps", at_K, dtype=torch.int32):
-        return _native.encode_gaps(at_K)
+        return _native.encode_gaps.default(at_K)
     return reference.encode_gaps(at_K)
 
 
 def decode_gaps(bytes_B: Tensor, num: int) -> Tensor:
     """The `num` indices (int32) that `encode_gaps` encoded."""
     if native.takes("decode_gaps", bytes_B, dtype=torch.uint8):
-        return _native.decode_gaps(bytes_B, num)
+        return _native.decode_gaps.default(bytes_B, num)
     return reference.decode_gaps(bytes_B, num)
 
 
 def encode_bitmap(at_K: Tensor, n: int) -> Tensor:
     """Indices (int32) as a bit for each of n places: fewer bytes than gaps at a density above about 1/8."""
     if native.takes("encode_bitmap", at_K, dtype=torch.int32):
-        return _native.encode_bitmap(at_K, n)
+        return _native.encode_bitmap.default(at_K, n)
     return reference.encode_bitmap(at_K, n)
 
 
 def decode_bitmap(bytes_B: Tensor) -> Tensor:
     """The indices (int32, ascending) that `encode_bitmap` encoded."""
     if native.takes("decode_bitmap", bytes_B, dtype=torch.uint8):
-        return _native.decode_bitmap(bytes_B)
+        return _native.decode_bitmap.default(bytes_B)
     return reference.decode_bitmap(bytes_B)

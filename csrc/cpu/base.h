@@ -12,8 +12,11 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define SAGE_X86 1
+// A plain loop that the compiler is to vectorize for each of these, and the loader to choose among.
+#define SAGE_CLONES __attribute__((unused, target_clones("avx512f", "avx2", "default")))
 #else
 #define SAGE_X86 0
+#define SAGE_CLONES __attribute__((unused))
 #endif
 
 namespace sage::cpu {
@@ -72,8 +75,7 @@ class Buffer {
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { std::free(data_); }
 
-  T* data() { return data_; }
-  const T* data() const { return data_; }
+  T* data() const { return data_; }
 
   // Room for n, what is in it kept.
   void reserve(int64_t n) {
@@ -90,15 +92,32 @@ class Buffer {
   int64_t room_ = 0;
 };
 
-// Elements taken out of a vector, by ascending index.
-struct Kept {
-  Buffer<float> values;
-  Buffer<int32_t> indices;
-  int64_t size = 0;
+// Elements taken out of a vector, by ascending index. Where they are held is for those who derive to say.
+struct List {
+  float* values = nullptr;
+  int32_t* indices = nullptr;
+  int64_t size = 0, room = 0;
 
   void reserve(int64_t n) {
-    values.reserve(n);
-    indices.reserve(n);
+    if (n > room) grow(n);
+  }
+
+  virtual ~List() = default;
+
+ private:
+  virtual void grow(int64_t n) = 0;
+};
+
+class Kept : public List {
+  Buffer<float> value_;
+  Buffer<int32_t> index_;
+
+  void grow(int64_t n) override {
+    room = std::max(n, room + room / 2);
+    value_.reserve(room);
+    index_.reserve(room);
+    values = value_.data();
+    indices = index_.data();
   }
 };
 

@@ -55,7 +55,7 @@ inline bool decode_gaps(const uint8_t* bytes, int64_t num_bytes, int64_t num, in
 
 // False where an index is outside of n.
 inline bool encode_bitmap(const int32_t* at, int64_t num, int64_t n, uint8_t* bytes) {
-  std::memset(bytes, 0, (n + 7) / 8);
+  std::fill_n(bytes, (n + 7) / 8, uint8_t{0});
   for (int64_t i = 0; i < num; ++i) {
     if (at[i] < 0 || at[i] >= n) return false;
     bytes[at[i] >> 3] |= static_cast<uint8_t>(1u << (at[i] & 7));

@@ -8,28 +8,56 @@
 
 namespace sage::cpu {
 
+constexpr int64_t kGroup = 64;
+
+constexpr int kBinShift = 17;  // bins are the exponent and the 6 first bits of the mantissa: 1.1 to 1.6 % wide
+constexpr int64_t kBins = int64_t{1} << (31 - kBinShift);
+
 // What a pass does to each element. Pointers are to the vector's first element.
 struct Pass {
   float* signal;
-  float* grad = nullptr;  // added to the signal, where there is one
+  float* grad = nullptr;      // added to the signal, where there is one
   uint32_t limit = kNothing;  // magnitude from which an element is taken
   bool keep = true;           // whether 0 is left in the signal where an element was taken
   bool clear = false;         // whether 0 is left in the gradient
+  int32_t* bins = nullptr;    // counts of magnitudes, in every `every`-th of the vector's groups of 64
+  int64_t every = 1;
+
+  // The first group to be counted from element `begin` on; none: never reached.
+  int64_t first_counted(int64_t begin) const {
+    const int64_t step = every * kGroup;
+    return bins ? (begin + step - 1) / step * step : INT64_MAX;
+  }
 };
 
-constexpr int64_t kGroup = 64;
+// How many of n magnitudes are at or above a limit; compiled for AVX2 and AVX-512 too, by the compiler.
+SAGE_CLONES static int64_t num_at_least(const float* x, int64_t n, uint32_t limit) {
+  int64_t num = n;
+  for (int64_t begin = 0; begin < n; begin += 65536) {
+    uint32_t below = 0;  // 32 bits in the inner loop, as wide as the elements
+    for (int64_t i = begin; i < std::min(n, begin + 65536); ++i) below += magnitude(x[i]) < limit;
+    num -= below;
+  }
+  return num;
+}
+
+inline void count(int32_t* bins, const float* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) ++bins[magnitude(x[i]) >> kBinShift];
+}
+
 constexpr int64_t kOver = 16;  // a whole register is stored, so up to 15 elements beyond the last are overwritten
 constexpr int64_t kAhead = 512;  // elements: 2 KB, as far as prefetching pays
 
 template <bool kAdd>
 int64_t block_scalar(const Pass& pass, int64_t begin, int64_t end, float* values, int32_t* indices) {
-  int64_t size = 0;
+  int64_t size = 0, counted = pass.bins ? begin : INT64_MAX;
   for (int64_t i = begin; i < end; ++i) {
     float a = pass.signal[i];
     if constexpr (kAdd) {
       a += pass.grad[i];
       if (pass.clear) pass.grad[i] = 0;
     }
+    if (i >= counted && i / kGroup % pass.every == 0) count(pass.bins, &a, 1);
     values[size] = a;
     indices[size] = static_cast<int32_t>(i);
     const bool taken = magnitude(a) >= pass.limit;
@@ -60,7 +88,7 @@ __attribute__((target("avx2,popcnt"))) int64_t block_avx2(
   const __m256i below = _mm256_set1_epi32(static_cast<int32_t>(pass.limit - 1));
   const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const bool keep = pass.keep, clear = pass.clear;
-  int64_t size = 0, i = begin;
+  int64_t size = 0, i = begin, counted = pass.first_counted(begin);
   for (; i + kGroup <= end; i += kGroup) {
     float* signal = pass.signal + i;
     __m256 a[kParts];
@@ -79,6 +107,12 @@ __attribute__((target("avx2,popcnt"))) int64_t block_avx2(
     if (kAdd && clear)
 #pragma GCC unroll 8
       for (int part = 0; part < kParts; ++part) _mm256_storeu_ps(pass.grad + i + part * kLanes, _mm256_setzero_ps());
+    if (i == counted) {
+      float sums[kGroup];
+      for (int part = 0; part < kParts; ++part) _mm256_storeu_ps(sums + part * kLanes, a[part]);
+      count(pass.bins, sums, kGroup);
+      counted += pass.every * kGroup;
+    }
     if (_mm256_testz_si256(any, any)) {
       if constexpr (kAdd)
 #pragma GCC unroll 8
@@ -108,7 +142,7 @@ __attribute__((target("avx512f,avx512dq,popcnt"))) int64_t block_avx512(
   const __m512i limit = _mm512_set1_epi32(static_cast<int32_t>(pass.limit));
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const bool keep = pass.keep, clear = pass.clear;
-  int64_t size = 0, i = begin;
+  int64_t size = 0, i = begin, counted = pass.first_counted(begin);
   for (; i + kGroup <= end; i += kGroup) {
     float* signal = pass.signal + i;
     __m512 a[kParts];
@@ -128,6 +162,12 @@ __attribute__((target("avx512f,avx512dq,popcnt"))) int64_t block_avx512(
     if (kAdd && clear)
 #pragma GCC unroll 4
       for (int part = 0; part < kParts; ++part) _mm512_storeu_ps(pass.grad + i + part * kLanes, _mm512_setzero_ps());
+    if (i == counted) {
+      float sums[kGroup];
+      for (int part = 0; part < kParts; ++part) _mm512_storeu_ps(sums + part * kLanes, a[part]);
+      count(pass.bins, sums, kGroup);
+      counted += pass.every * kGroup;
+    }
     if (!any) {
       if constexpr (kAdd)
 #pragma GCC unroll 4

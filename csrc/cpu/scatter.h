@@ -19,28 +19,38 @@ struct Sparse {
   int64_t size;
 };
 
-enum class Order { ascending, mixed, outside };
-
-// Whether the indices ascend (equal neighbours allowed), and are all inside of n.
-inline Order order(const Sparse& x, int64_t n) {
-  int32_t falls = 0, least = 0, most = 0;
-  for (int64_t i = 0; i < x.size; ++i) {
-    least = std::min(least, x.indices[i]);
-    most = std::max(most, x.indices[i]);
-  }
-  for (int64_t i = 1; i < x.size; ++i) falls |= x.indices[i] < x.indices[i - 1];
-  if (x.size > 0 && (least < 0 || most >= n)) return Order::outside;
-  return falls ? Order::mixed : Order::ascending;
+// Whether indices ascend, equal neighbours allowed.
+SAGE_CLONES static bool ascends(const int32_t* at, int64_t num) {
+  int32_t falls = 0;
+  for (int64_t i = 1; i < num; ++i) falls |= at[i] < at[i - 1];
+  return !falls;
 }
 
-// A power of two is divided by as its inverse is multiplied by, to the bit, and sooner.
-inline void divide(float* out, int64_t n, int64_t by) {
-  if (by == 1) return;
-  const float divisor = static_cast<float>(by), inverse = 1.0f / divisor;
-  if ((by & (by - 1)) == 0)
-    for (int64_t i = 0; i < n; ++i) out[i] *= inverse;
-  else
-    for (int64_t i = 0; i < n; ++i) out[i] /= divisor;
+// Whether indices are all from 0 up to n - 1.
+SAGE_CLONES static bool inside(const int32_t* at, int64_t num, int64_t n) {
+  int32_t least = 0, most = -1;
+  for (int64_t i = 0; i < num; ++i) {
+    least = std::min(least, at[i]);
+    most = std::max(most, at[i]);
+  }
+  return least >= 0 && most < n;
+}
+
+// Whether dividing each value by W first, and adding then, gives the same bits as adding and dividing then: with W a
+// power of two, and nothing near overflow or underflow on the way, it does.
+SAGE_CLONES static bool may_divide_first(const float* values, int64_t num, int64_t num_ranks) {
+  const uint32_t small = magnitude(0x1p-90f), large = magnitude(0x1p90f);
+  if ((num_ranks & (num_ranks - 1)) != 0 || num_ranks > 1024) return false;
+  uint32_t odd = 0;
+  for (int64_t i = 0; i < num; ++i) {
+    const uint32_t bits = magnitude(values[i]);
+    odd |= (bits != 0) & (bits - small > large - small);
+  }
+  return !odd;
+}
+
+SAGE_CLONES static void divide(float* out, int64_t n, float by) {
+  for (int64_t i = 0; i < n; ++i) out[i] /= by;
 }
 
 // What the ranks put into one tile: of rank w, elements [first[w], next[w]).
@@ -63,38 +73,49 @@ inline void divide_touched(const std::vector<Sparse>& ranks, const Tile& tile, f
     }
 }
 
-inline void fill(const std::vector<Sparse>& ranks, Tile& tile, float* out, bool zeroed) {
-  if (!zeroed) std::memset(out + tile.begin, 0, (tile.end - tile.begin) * sizeof(float));
+// Eight at a time while all eight are in the tile: the last one's index says so.
+template <bool kScale>
+int64_t add(const Sparse& x, int64_t i, int64_t end, float scale, float* out) {
+  for (; i + 8 <= x.size && x.indices[i + 7] < end; i += 8) {
+    __builtin_prefetch(x.indices + i + 128);
+    __builtin_prefetch(x.values + i + 128);
+#pragma GCC unroll 8
+    for (int64_t lane = i; lane < i + 8; ++lane) out[x.indices[lane]] += kScale ? x.values[lane] * scale : x.values[lane];
+  }
+  for (; i < x.size && x.indices[i] < end; ++i) out[x.indices[i]] += kScale ? x.values[i] * scale : x.values[i];
+  return i;
+}
+
+inline void fill(const std::vector<Sparse>& ranks, Tile& tile, float* out, bool zeroed, bool divide_first) {
+  if (!zeroed) std::fill(out + tile.begin, out + tile.end, 0.0f);
+  const float num_ranks = static_cast<float>(ranks.size());
   int64_t touched = 0;
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
-    const Sparse& x = ranks[rank];
-    int64_t i = tile.first[rank] = tile.next[rank];
-    // Eight at a time while all eight are in the tile: the last one's index says so.
-    for (; i + 8 <= x.size && x.indices[i + 7] < tile.end; i += 8) {
-      __builtin_prefetch(x.indices + i + 128);
-      __builtin_prefetch(x.values + i + 128);
-#pragma GCC unroll 8
-      for (int64_t lane = i; lane < i + 8; ++lane) out[x.indices[lane]] += x.values[lane];
-    }
-    for (; i < x.size && x.indices[i] < tile.end; ++i) out[x.indices[i]] += x.values[i];
-    tile.next[rank] = i;
-    touched += i - tile.first[rank];
+    const int64_t first = tile.first[rank] = tile.next[rank];
+    tile.next[rank] = divide_first ? add<true>(ranks[rank], first, tile.end, 1 / num_ranks, out)
+                                   : add<false>(ranks[rank], first, tile.end, 1, out);
+    touched += tile.next[rank] - first;
   }
+  if (divide_first || touched == 0) return;
   if (touched * 8 < tile.end - tile.begin)
     divide_touched(ranks, tile, out);
   else
-    divide(out + tile.begin, tile.end - tile.begin, static_cast<int64_t>(ranks.size()));
+    divide(out + tile.begin, tile.end - tile.begin, num_ranks);
 }
 
-// out = Σ_w scatter(values_w, at_w) / W. All indices are inside of n. `ascending`: every rank's are.
+// out = Σ_w scatter(values_w, at_w) / W. All indices are inside of n.
 // `zeroed`: the output is 0 everywhere already, and is written only where something is added.
-inline void scatter_mean(const Team& team, const std::vector<Sparse>& ranks, bool ascending, bool zeroed, float* out,
-                         int64_t n) {
+inline void scatter_mean(const Team& team, const std::vector<Sparse>& ranks, bool zeroed, float* out, int64_t n) {
+  bool ascending = true, divide_first = true;
+  for (const Sparse& x : ranks) {
+    ascending = ascending && ascends(x.indices, x.size);
+    divide_first = divide_first && may_divide_first(x.values, x.size, static_cast<int64_t>(ranks.size()));
+  }
   if (!ascending) {
-    if (!zeroed) std::memset(out, 0, n * sizeof(float));
+    if (!zeroed) std::fill_n(out, n, 0.0f);
     for (const Sparse& x : ranks)
       for (int64_t i = 0; i < x.size; ++i) out[x.indices[i]] += x.values[i];
-    return divide(out, n, static_cast<int64_t>(ranks.size()));
+    return divide(out, n, static_cast<float>(ranks.size()));
   }
   const int64_t parts = team.parts(n);
   team.each(parts, [&](int64_t part) {
@@ -105,7 +126,7 @@ inline void scatter_mean(const Team& team, const std::vector<Sparse>& ranks, boo
     tile.first = tile.next;
     for (tile.begin = first; tile.begin < last; tile.begin = tile.end) {
       tile.end = std::min(tile.begin + kTile, last);
-      fill(ranks, tile, out, zeroed);
+      fill(ranks, tile, out, zeroed, divide_first);
     }
   });
 }

@@ -7,6 +7,7 @@
 
 #include <cmath>
 
+#include "partition.h"
 #include "select.h"
 
 namespace sage::cpu {
@@ -20,9 +21,21 @@ struct Rank {
   int64_t equal;  // how many are equal to it
 };
 
+template <class At>
+Rank rank_of_few(int64_t n, int64_t r, const At& at) {
+  uint32_t bits[2048];
+  for (int64_t i = 0; i < n; ++i) bits[i] = at(i);
+  std::nth_element(bits, bits + r - 1, bits + n, std::greater<>());
+  const uint32_t kth = bits[r - 1];
+  // What is before it is at least as large, and what is behind it at most.
+  const int64_t equal = std::count(bits, bits + n, kth), above = r - std::count(bits, bits + r, kth);
+  return {kth, above, equal};
+}
+
 // The r-th largest (from 1) of magnitudes, by counting 11, 11 and 9 bits, the high ones first.
 template <class At>
 Rank rank(int64_t n, int64_t r, const At& at) {
+  if (n <= 2048) return rank_of_few(n, r, at);
   uint32_t counts[4][2048];
   Rank found{0, 0, 0};
   int64_t left = r;
@@ -61,22 +74,26 @@ struct Bracket {
 // From cache lines spread evenly over the vector, each at a place of its own within its stride.
 inline Bracket bracket(const Pass& pass, int64_t n, int64_t k) {
   constexpr int64_t kLine = 16;
-  const int64_t lines = n / kLine, sampled = std::clamp<int64_t>(lines / 16, 512, 8192);
+  const int64_t lines = n / kLine, sampled = std::clamp<int64_t>(lines / 64, 512, 8192);
   static thread_local Buffer<uint32_t> buffer;
   buffer.reserve(kBins);
   uint32_t* counts = buffer.data();
   std::memset(counts, 0, kBins * sizeof *counts);
+  uint32_t largest = 0;
   uint64_t state = 0x9e3779b97f4a7c15u;
   for (int64_t line = 0; line < sampled; ++line) {
     state = state * 6364136223846793005u + 1442695040888963407u;
     const int64_t first = lines * line / sampled, stride = lines * (line + 1) / sampled - first;
     const int64_t i = (first + static_cast<int64_t>((state >> 33) % static_cast<uint64_t>(stride))) * kLine;
-    for (int64_t lane = i; lane < i + kLine; ++lane)
-      ++counts[magnitude(pass.grad ? pass.signal[lane] + pass.grad[lane] : pass.signal[lane]) >> kBinShift];
+    for (int64_t lane = i; lane < i + kLine; ++lane) {
+      const uint32_t bits = magnitude(pass.grad ? pass.signal[lane] + pass.grad[lane] : pass.signal[lane]);
+      largest = std::max(largest, bits);
+      ++counts[bits >> kBinShift];
+    }
   }
   // Neighbours are alike, so a line tells less than 16 elements: 6 standard deviations of independent ones.
   const double expected = static_cast<double>(k) / n * sampled * kLine, slack = 6 * std::sqrt(expected) + 8;
-  int64_t bin = kBins, above = 0;
+  int64_t bin = (largest >> kBinShift) + 1, above = 0;
   while (bin > 0 && above + counts[bin - 1] <= expected - slack) above += counts[--bin];
   Bracket found{0, static_cast<uint32_t>(bin) << kBinShift, 0};
   while (bin > 0 && above < expected + slack) above += counts[--bin];
@@ -101,51 +118,49 @@ inline void top_by_counting(const Pass& pass, int64_t n, int64_t k, int64_t base
   }
 }
 
-// Of the candidates, exactly k into the output and the rest back; false where the k-th is not among them.
-inline bool settle(std::vector<Kept>& kept, const Pass& pass, const Bracket& bracket, int64_t k, int64_t base,
-                   float* values, int32_t* indices) {
-  if (total(kept) < k) return false;
-  static thread_local Buffer<uint32_t> inside;
-  inside.reserve(total(kept));
-  int64_t num_inside = 0, above = 0;
-  for (const Kept& part : kept)
-    for (int64_t i = 0; i < part.size; ++i) {
-      const uint32_t bits = magnitude(part.values.data()[i]);
-      inside.data()[num_inside] = bits;
-      num_inside += bits < bracket.high;
-      above += bits >= bracket.high;
-    }
-  Rank kth;
-  if (above < k) {
-    kth = rank(num_inside, k - above, [](int64_t i) { return inside.data()[i]; });
-  } else {
-    num_inside = 0;
-    for (const Kept& part : kept)
-      for (int64_t i = 0; i < part.size; ++i) inside.data()[num_inside++] = magnitude(part.values.data()[i]);
-    kth = rank(num_inside, k, [](int64_t i) { return inside.data()[i]; });
-    above = 0;
-  }
-  int64_t ties = k - above - kth.above, size = 0;
-  for (const Kept& part : kept) {
-    const float* value = part.values.data();
-    const int32_t* index = part.indices.data();
-    for (int64_t i = 0; i < part.size; ++i) {
-      const uint32_t bits = magnitude(value[i]);
-      if (bits > kth.bits || (bits == kth.bits && ties-- > 0)) {
-        values[size] = value[i];
-        indices[size++] = static_cast<int32_t>(base) + index[i];
-      } else if (pass.keep) {
-        pass.signal[index[i]] = value[i];
-      }
-    }
-  }
-  return true;
+inline void put_back(const List& list, const Pass& pass) {
+  if (!pass.keep) return;
+  for (int64_t i = 0; i < list.size; ++i) pass.signal[list.indices[i]] = list.values[i];
 }
 
-inline void put_back(const std::vector<Kept>& kept, const Pass& pass) {
-  if (!pass.keep) return;
-  for (const Kept& part : kept)
-    for (int64_t i = 0; i < part.size; ++i) pass.signal[part.indices.data()[i]] = part.values.data()[i];
+// Of the candidates, exactly k into the output and the rest back; false where the k-th is not among them.
+inline bool settle(Isa isa, const std::vector<Kept>& kept, const Pass& pass, uint32_t high, int64_t k, int64_t base,
+                   float* values, int32_t* indices) {
+  int64_t num = 0;
+  for (const Kept& part : kept) num += part.size;
+  if (num < k) return false;
+  static thread_local Buffer<uint32_t> buffer;
+  buffer.reserve(num + kOver);
+  uint32_t* inside = buffer.data();
+  // Only the bracket is searched; where the sample put its upper end too low, all candidates are.
+  int64_t num_inside = 0, above = k;
+  for (const uint32_t limit : {high, kNothing}) {
+    if (above < k) break;
+    num_inside = 0;
+    for (const Kept& part : kept) num_inside += magnitudes_below(isa, part, limit, inside + num_inside);
+    above = num - num_inside;
+  }
+  const Rank kth = rank(num_inside, k - above, [inside](int64_t i) { return inside[i]; });
+  int64_t ties = k - above - kth.above, size = 0;
+  static thread_local Kept rejects;
+  rejects.size = 0;
+  rejects.reserve(num - k + kOver);
+  for (const Kept& part : kept) {
+    if (kth.equal == ties) {
+      size += partition(isa, part, kth.bits, base, values + size, indices + size, k - size, rejects);
+      continue;
+    }
+    for (int64_t i = 0; i < part.size; ++i) {  // more are equal to the k-th than are wanted
+      const uint32_t bits = magnitude(part.values[i]);
+      const bool taken = bits > kth.bits || (bits == kth.bits && ties-- > 0);
+      (taken ? values[size] : rejects.values[rejects.size]) = part.values[i];
+      (taken ? indices[size] : rejects.indices[rejects.size]) = part.indices[i] + static_cast<int32_t>(taken ? base : 0);
+      size += taken;
+      rejects.size += !taken;
+    }
+  }
+  put_back(rejects, pass);
+  return true;
 }
 
 // signal += gradient, and its k largest to the output: k values and indices, ascending, `base` added to them.
@@ -160,17 +175,19 @@ inline void top(Isa isa, const Team& team, Pass pass, int64_t n, int64_t k, int6
       pass.limit = found.low;
       team.each(parts, [&](int64_t part) {
         const int64_t begin = part_begin(n, parts, part), end = part_begin(n, parts, part + 1);
-        full[part] = run(isa, pass, begin, end, kept[part], {}, found.most);
+        full[part] = run(isa, pass, begin, end, kept[part], found.most);
       });
       pass.grad = nullptr;
       const bool whole = std::none_of(full.begin(), full.end(), [](uint8_t is) { return is; });
-      if (whole && settle(kept, pass, found, k, base, values, indices)) return;
-      put_back(kept, pass);
+      if (whole && settle(isa, kept, pass, found.high, k, base, values, indices)) return;
+      for (const Kept& part : kept) put_back(part, pass);
     }
   }
   if (pass.grad) {
+    static thread_local Kept none;
+    none.size = 0;
     pass.limit = kNothing;
-    select(isa, team, pass, n);
+    select(isa, team, pass, n, none);
     pass.grad = nullptr;
   }
   if (k > 0) top_by_counting(pass, n, k, base, values, indices);
