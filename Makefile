@@ -5,10 +5,10 @@ INSTALLED := .venv/installed
 NATIVE := sage/_C.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test native sanitize lint format clean
+.PHONY: help demo test test-plain native sanitize emulate cuda bench-check lint format clean
 
 help: ## list the targets
-	@grep -hE '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## /  \1\t/' | expand -t 12
+	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  \1\t/' | expand -t 16
 
 .venv: $(INSTALLED) ## a virtual environment with everything in it
 
@@ -31,6 +31,17 @@ sanitize: ## run the CPU kernels under the address and undefined-behaviour sanit
 	$(CXX) -std=c++20 -O1 -g -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover=all \
 	    tests/csrc/kernels.cpp -o build-sanitize && ./build-sanitize; status=$$?; rm -f build-sanitize; exit $$status
 
+emulate: ## run the CUDA kernels on the CPU, with a stand-in for CUDA
+	$(CXX) -x c++ -std=c++20 -O1 -g -Wall -Wextra -Werror tests/csrc/emulated.cpp -o build-emulate && ./build-emulate; \
+	    status=$$?; rm -f build-emulate; exit $$status
+
+cuda: $(INSTALLED) ## compile and link the CUDA side for every architecture; fails where it cannot
+	rm -f $(NATIVE)
+	$(BIN)/python setup.py build_ext --inplace | grep "native extension: .* CUDA"
+
+bench-check: $(INSTALLED) $(NATIVE) ## measure the kernels; fails where one is under half of its goal
+	$(BIN)/python benchmarks/kernels.py --check --output /dev/null
+
 demo: $(INSTALLED) ## train on the embedded digits under exact and under sage, and compare
 	$(BIN)/sage run digits --reducer exact --runs runs/demo
 	$(BIN)/sage run digits --reducer sage --runs runs/demo
@@ -38,6 +49,9 @@ demo: $(INSTALLED) ## train on the embedded digits under exact and under sage, a
 
 test: $(INSTALLED) $(NATIVE) ## run every test
 	$(BIN)/pytest -q
+
+test-plain: $(INSTALLED) ## run the tests of ops and reducers again, without the native extension
+	SAGE_NATIVE=0 $(BIN)/pytest -q tests/test_ops.py tests/test_packing.py tests/test_reducers.py tests/test_conformance.py
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .

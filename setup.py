@@ -86,9 +86,11 @@ class Build(build_ext):
             commands = [[compiler, *plain, "-c", source] for source in ext.sources]
             if cuda is not None:
                 nvcc = [cuda / "bin/nvcc", "-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-                nvcc += [*headers, "-DUSE_CUDA"]
                 nvcc += gencode(os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES)
-                commands += [[*nvcc, "-c", source] for source in sorted(map(str, CSRC.glob("cuda/*.cu")))]
+                # The slowest first, so that nobody waits for them alone.
+                commands[:0] = [[*nvcc, "-c", source] for source in sorted(CSRC.glob("cuda/*.cu"))]
+                plain += ["-isystem", str(cuda / "include"), "-DUSE_CUDA"]
+                commands += [[compiler, *plain, "-c", source] for source in sorted(CSRC.glob("cuda/*.cpp"))]
                 libraries += ["-ltorch_cuda", f"-L{cuda / 'lib64'}", f"-L{cuda / 'lib'}", "-lcudart"]
             objects = [Path(folder, f"{number}.o") for number in range(len(commands))]
             commands = [[*command, "-o", object] for command, object in zip(commands, objects, strict=True)]
