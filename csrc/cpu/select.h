@@ -35,16 +35,38 @@ inline std::vector<Kept>& workspace(int64_t parts) {
   return kept;
 }
 
+constexpr int64_t kLine = 16;  // elements of a cache line
+
+// Tell `see` the magnitudes of signal + gradient in some cache lines; `place` says which. They are far apart, so they are
+// asked for well before they are looked at.
+template <class Place, class See>
+void sample_lines(const Pass& pass, int64_t num, const Place& place, const See& see) {
+  constexpr int64_t kBatch = 32;
+  int64_t begins[kBatch];
+  for (int64_t first = 0; first < num; first += kBatch) {
+    const int64_t batch = std::min(kBatch, num - first);
+    for (int64_t line = 0; line < batch; ++line) {
+      begins[line] = place(first + line) * kLine;
+      __builtin_prefetch(pass.signal + begins[line]);
+      if (pass.grad) __builtin_prefetch(pass.grad + begins[line]);
+    }
+    for (int64_t line = 0; line < batch; ++line)
+      for (int64_t i = begins[line]; i < begins[line] + kLine; ++i)
+        see(magnitude(pass.grad ? pass.signal[i] + pass.grad[i] : pass.signal[i]));
+  }
+}
+
 // How much room a pass's list is likely to need, told from a few cache lines: memory is taken once, and not twice.
 inline int64_t likely_room(const Pass& pass, int64_t n) {
-  constexpr int64_t kLine = 16, kLines = 256;
-  if (n <= 4 * kLine * kLines) return n + kOver;
+  constexpr int64_t kLines = 128;
+  const int64_t stride = n / kLine / kLines;
+  if (stride < 4) return n + kOver;
   int64_t taken = 0;
-  for (int64_t line = 0; line < kLines; ++line)
-    for (int64_t i = n / kLines * line; i < n / kLines * line + kLine; ++i)
-      taken += magnitude(pass.grad ? pass.signal[i] + pass.grad[i] : pass.signal[i]) >= pass.limit;
+  sample_lines(
+      pass, kLines, [stride](int64_t line) { return line * stride; },
+      [&taken, &pass](uint32_t bits) { taken += bits >= pass.limit; });
   const double share = static_cast<double>(taken) / (kLine * kLines);
-  return std::min(n + kOver, static_cast<int64_t>(n * (1.25 * share + 0.001)) + kBlock + kOver);
+  return std::min(n + kOver, static_cast<int64_t>(static_cast<double>(n) * (1.25 * share + 0.001)) + kBlock + kOver);
 }
 
 // A pass over n elements by a team. What is taken goes to the list, which was empty.

@@ -73,26 +73,25 @@ struct Bracket {
 
 // From cache lines spread evenly over the vector, each at a place of its own within its stride.
 inline Bracket bracket(const Pass& pass, int64_t n, int64_t k) {
-  constexpr int64_t kLine = 16;
-  const int64_t lines = n / kLine, sampled = std::clamp<int64_t>(lines / 64, 512, 8192);
+  const int64_t lines = n / kLine, sampled = std::clamp<int64_t>(lines / 32, 512, 8192);
   static thread_local Buffer<uint32_t> buffer;
   buffer.reserve(kBins);
   uint32_t* counts = buffer.data();
   std::memset(counts, 0, kBins * sizeof *counts);
   uint32_t largest = 0;
-  uint64_t state = 0x9e3779b97f4a7c15u;
-  for (int64_t line = 0; line < sampled; ++line) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    const int64_t first = lines * line / sampled, stride = lines * (line + 1) / sampled - first;
-    const int64_t i = (first + static_cast<int64_t>((state >> 33) % static_cast<uint64_t>(stride))) * kLine;
-    for (int64_t lane = i; lane < i + kLine; ++lane) {
-      const uint32_t bits = magnitude(pass.grad ? pass.signal[lane] + pass.grad[lane] : pass.signal[lane]);
-      largest = std::max(largest, bits);
-      ++counts[bits >> kBinShift];
-    }
-  }
-  // Neighbours are alike, so a line tells less than 16 elements: 6 standard deviations of independent ones.
-  const double expected = static_cast<double>(k) / n * sampled * kLine, slack = 6 * std::sqrt(expected) + 8;
+  sample_lines(
+      pass, sampled,
+      [lines, sampled](int64_t line) {
+        const int64_t first = lines * line / sampled, stride = lines * (line + 1) / sampled - first;
+        const uint64_t drawn = static_cast<uint64_t>(line) * 0x9e3779b97f4a7c15u >> 32;
+        return first + static_cast<int64_t>(drawn * static_cast<uint64_t>(stride) >> 32);
+      },
+      [counts, &largest](uint32_t bits) {
+        largest = std::max(largest, bits);
+        ++counts[bits >> kBinShift];
+      });
+  // Neighbours are alike, so a line tells less than 16 elements: 5 standard deviations of independent ones.
+  const double expected = static_cast<double>(k) / n * sampled * kLine, slack = 5 * std::sqrt(expected) + 8;
   int64_t bin = (largest >> kBinShift) + 1, above = 0;
   while (bin > 0 && above + counts[bin - 1] <= expected - slack) above += counts[--bin];
   Bracket found{0, static_cast<uint32_t>(bin) << kBinShift, 0};
