@@ -83,9 +83,14 @@ class Build(build_ext):
         link = [compiler, "-shared", "-o", output, f"-L{torch / 'lib'}"]
         libraries = ["-ltorch", "-ltorch_cpu"]
         with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-            commands = [[compiler, *plain, "-c", source] for source in ext.sources]
+            commands: list[list[str | Path]] = [[compiler, *plain, "-c", source] for source in ext.sources]
             if cuda is not None:
-                nvcc = [cuda / "bin/nvcc", "-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+                nvcc: list[str | Path] = [
+                    cuda / "bin/nvcc",
+                    "-std=c++20",
+                    "-O3",
+                    "-Xcompiler=-fPIC,-fvisibility=hidden",
+                ]
                 nvcc += gencode(os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES)
                 # The slowest first, so that nobody waits for them alone.
                 commands[:0] = [[*nvcc, "-c", source] for source in sorted(CSRC.glob("cuda/*.cu"))]

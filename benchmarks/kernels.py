@@ -5,8 +5,8 @@
 
 One thread. All that a row compares runs in turns, one repeat of each after the other on the same vectors, so
 that what else the machine does hits all alike. Figures are medians over the repeats; ratios are medians of
-the repeats' ratios, with quartiles. The bound is `torch.Tensor.add_`, which moves as many bytes as a fused pass.
-`torch path` is the same step on `sage.reference`; for the mean, one `zero_` and one `index_add_`.
+the repeats' ratios, with quartiles. The bound is `torch.Tensor.add_`, which moves as many bytes as a fused
+pass. `torch path` is the same step on `sage.reference`; for the mean, one `zero_` and one `index_add_`.
 """
 
 import argparse
