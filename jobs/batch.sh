@@ -26,7 +26,7 @@ sage_meet() {
     if [[ -z ${port:-} ]]; then
         # Another one after a requeue, so that a rank left over from before cannot join.
         port=$((20000 + (SLURM_JOB_ID + 1009 * ${SLURM_RESTART_COUNT:-0}) % 10000))
-        while (: <>"/dev/tcp/$hostip/$port") 2>/dev/null || (: <>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
+        while (: <>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
             port=$((port + 1))
         done
     fi

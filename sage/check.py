@@ -8,6 +8,7 @@ import types
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -93,8 +94,13 @@ def coerce(name: str, value: Any, annotation: Any) -> Any:
 _MISFIT = object()
 
 
+@cache
+def _anatomy(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(annotation), get_args(annotation)
+
+
 def _fit(value: Any, annotation: Any) -> Any:
-    origin, args = get_origin(annotation), get_args(annotation)
+    origin, args = _anatomy(annotation)
     if annotation is Any:
         return value
     if origin is Annotated:

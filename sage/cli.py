@@ -10,6 +10,7 @@ from pathlib import Path
 from . import __version__, registry
 from .check import known
 from .config import workloads
+from .outcome import HOPELESS, stop_before_it_begins, tell_the_job
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,13 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return VERBS[known("verb", argv[0], VERBS)](argv[1:])
     except ValueError as error:
         print(f"sage {argv[0]}: {error}", file=sys.stderr)
-        return 2
+        tell_the_job(HOPELESS, str(error))
+        return HOPELESS
+    except SystemExit as error:  # the parser has said what is wrong
+        if error.code == HOPELESS:
+            tell_the_job(HOPELESS, "asked wrongly")
+        raise
 
 
 def run(argv: Sequence[str]) -> int:
     """Train a workload under a reducer: sage run [WORKLOAD] [--reducer NAME] [--help] ..."""
     # Before the flags import torch: a dead peer is reported in our words, not by the store's stack traces.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    stop_before_it_begins()
     from .flags import parse_run
 
     config, only_print = parse_run(argv)
@@ -41,6 +48,48 @@ def run(argv: Sequence[str]) -> int:
     from .run import main as run_main
 
     return run_main(config)
+
+
+def submit(argv: Sequence[str]) -> int:
+    """Run a suite's cells as SLURM jobs, those that are missing: sage submit SUITE.toml [--help] ..."""
+    from .jobs.submit import main as submit_main
+
+    return submit_main(argv)
+
+
+def status(argv: Sequence[str]) -> int:
+    """Say how far the cells of a suite are: sage status [SUITE.toml] [--watch]"""
+    from .jobs.status import main as status_main
+
+    return status_main(argv)
+
+
+def cancel(argv: Sequence[str]) -> int:
+    """End the jobs of cells: sage cancel [SUITE.toml | CELL ...]"""
+    from .jobs.status import cancel as cancel_main
+
+    return cancel_main(argv)
+
+
+def logs(argv: Sequence[str]) -> int:
+    """Print what a cell's job has said: sage logs CELL [--follow]"""
+    from .jobs.status import logs as logs_main
+
+    return logs_main(argv)
+
+
+def launch(argv: Sequence[str]) -> int:
+    """Run ranks on bare nodes over ssh: sage launch --hosts hosts.txt [WORKLOAD] ..."""
+    from .nodes.launch import main as launch_main
+
+    return launch_main(argv)
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Examine the nodes before a run does: sage doctor [--hosts hosts.txt]"""
+    from .nodes.doctor import main as doctor_main
+
+    return doctor_main(argv)
 
 
 def list_(argv: Sequence[str]) -> int:
@@ -114,8 +163,14 @@ def conform(argv: Sequence[str]) -> int:
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": run,
-    "list": list_,
+    "submit": submit,
+    "status": status,
+    "cancel": cancel,
+    "logs": logs,
+    "launch": launch,
+    "doctor": doctor,
     "report": report,
+    "list": list_,
     "data": data,
     "conform": conform,
 }

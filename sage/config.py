@@ -4,8 +4,9 @@ import hashlib
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
@@ -163,7 +164,7 @@ class Config:
             allowed = "model, layer, or bucket:<MB> with MB above 0, as bucket:25"
             raise ValueError(f"grouping is {self.grouping!r}; allowed is {allowed}")
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Eight hexadecimal digits that name what the result depends on."""
         kept = {name: value for name, value in self.to_dict().items() if name not in _aside()}
@@ -229,7 +230,7 @@ def load(workload: str, *, file: Path | None = None, overrides: dict[str, Any] |
     return config
 
 
-def part_options(config: Config) -> dict[str, dict[str, registry.Option]]:
+def part_options(config: Config) -> dict[str, Mapping[str, registry.Option]]:
     """The options that the run's reducer, model and data set take; this imports all three."""
     found = {
         part: registry.options(registry.load(room, getattr(config, part))) for part, room in _PARTS.items()
@@ -241,16 +242,19 @@ def part_options(config: Config) -> dict[str, dict[str, registry.Option]]:
     return found
 
 
-def resolve(config: Config) -> Config:
-    """The same run with its parts' options checked and their defaults written in, which its hash takes in."""
+def resolve(config: Config, **changes: Any) -> Config:
+    """The same run with its parts' options checked and their defaults written in, which its hash takes in.
+
+    Changes, but not of the parts themselves, can be made in the same go: a sweep has thousands of them.
+    """
     part_options(config)
     checked: dict[str, Any] = {}
     for part, room in _PARTS.items():
-        given = getattr(config, f"{part}_options")
+        given = changes.get(f"{part}_options", getattr(config, f"{part}_options"))
         checked[f"{part}_options"] = registry.check_options(room, getattr(config, part), given)
     # Built only so that it checks its options' ranges here, and not when the ranks have started.
     registry.load("reducers", config.reducer)(**checked["reducer_options"])
-    return replace(config, **checked)
+    return replace(config, **{**changes, **checked})
 
 
 @cache
@@ -259,6 +263,7 @@ def annotations() -> dict[str, Any]:
     return get_type_hints(Config, include_extras=True)
 
 
+@cache
 def _aside() -> set[str]:
     return {name for name, annotation in annotations().items() if ASIDE in get_args(annotation)}
 

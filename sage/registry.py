@@ -9,7 +9,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -75,7 +75,8 @@ def load(room: Room, name: str) -> Callable[..., Any]:
     return found
 
 
-def options(part: Callable[..., Any], facts: Collection[str] = FACTS) -> dict[str, Option]:
+@cache
+def options(part: Callable[..., Any]) -> Mapping[str, Option]:
     """The keyword-only parameters of a class or function, less the facts.
 
     >>> def build(*, depth: int = 20, num_classes: int) -> None:
@@ -92,7 +93,7 @@ def options(part: Callable[..., Any], facts: Collection[str] = FACTS) -> dict[st
     texts = {**_args_section(part), **_args_section(function)}
     found = {}
     for name, parameter in inspect.signature(part).parameters.items():
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or name in facts:
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or name in FACTS:
             continue
         if parameter.default is inspect.Parameter.empty or name not in hints:
             raise ValueError(
@@ -112,6 +113,7 @@ def check_options(room: Room, name: str, given: dict[str, Any]) -> dict[str, Any
     return {option: checked.get(option, spec.default) for option, spec in valid.items()}
 
 
+@cache
 def _files(room: Room) -> dict[str, Path]:
     folder = Path(__file__).parent / room
     return {path.stem: path for path in folder.glob("*.py") if not path.stem.startswith("_")}

@@ -25,15 +25,17 @@ from torch import nn
 
 from sage import registry
 from sage.comm import rendezvous
+from sage.comm.probe import probe
 from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import Place
-from sage.comm.spawn import FAILED, HOPELESS, INTERRUPTED, spawn
+from sage.comm.spawn import spawn
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire, WireError
 from sage.config import Config, resolve
 from sage.feed.data import Dataset, data_root
+from sage.outcome import FAILED, HOPELESS, INTERRUPTED, tell_the_job
 from sage.task import TASKS
-from sage.tell.manifest import manifest
+from sage.tell.manifest import host, manifest
 from sage.tell.progress import Display
 from sage.tell.record import now, recorder, write_json
 from sage.train import Diverged, Stop, Training
@@ -94,14 +96,14 @@ def _rank(config: Config, place: Place) -> int:
         code = _work(config, wire, device, stop)
         wire.close()
         if wire.rank == 0:
-            _tell_the_job(code, "")
+            tell_the_job(code, "")
         return code
     except Exception as error:
         told = isinstance(error, WireError | Diverged | Taken | ValueError | OSError)
         text = str(error) if told else f"{type(error).__name__}: {error}"
         text = text if text.startswith("rank ") else f"rank {place.rank}: {text}"
         code = _blame(error)
-        _tell_the_job(code, text)
+        tell_the_job(code, text)
         if not isinstance(error, Taken):
             _leave_word(config.folder, code, place.rank, text)
         if not told:
@@ -207,9 +209,12 @@ def _train(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
+    hosts = wire.texts(host())
+    links = probe(wire, device=device) if isinstance(wire, ProcessWire) else None
     if wire.rank == 0:
         write_json(folder / "config.json", config.to_dict())
-        write_json(folder / "manifest.json", manifest(config.to_dict(), data.checksums))
+        told = manifest(config.to_dict(), data.checksums, hosts=hosts, links=links)
+        write_json(folder / "manifest.json", told)
     if training.resume():
         record.event("resumed", step=training.step)
         display.say(f"resumed from step {training.step} of {training.total_steps}: {folder}")
@@ -281,13 +286,6 @@ def _leave_word(folder: Path, code: int, rank: int, text: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / FAILURE).open("x") as file:
             file.write(json.dumps(word, indent=2) + "\n")
-
-
-def _tell_the_job(code: int, text: str) -> None:
-    """Tell the batch script, which learns from srun no more than the highest exit status (jobs/batch.sh)."""
-    if path := os.environ.get("SAGE_OUTCOME"):
-        with suppress(OSError), open(path, "x") as file:
-            file.write(f"{code} {' '.join(text.split())}\n")
 
 
 def _complain(text: str) -> None:

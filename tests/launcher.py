@@ -197,8 +197,17 @@ def is_gone(pid: int) -> bool:
 
 def has_heard(pid: int) -> bool:
     """Whether every signal that was sent to the process has reached it."""
+    return not _signals(pid, "SigPnd") | _signals(pid, "ShdPnd")
+
+
+def is_handled(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal."""
+    return bool(_signals(pid, "SigCgt") >> (number - 1) & 1)
+
+
+def _signals(pid: int, name: str) -> int:
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return not any(int(fields[name], 16) for name in ("SigPnd", "ShdPnd"))
+    return int(fields[name], 16)
 
 
 def free_port() -> str:

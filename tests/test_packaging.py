@@ -101,7 +101,9 @@ def test_the_wheel_holds_the_rooms_once_and_nothing_beside_them(wheel: Path) -> 
     assert all(name.startswith("sage/") for name in inside)
     assert len(names) == len(set(names))
     wanted = {
-        f"sage/{name}" for name in sources() if name.parts[0] in ROOMS and name.suffix in (".py", ".toml")
+        f"sage/{name}"
+        for name in sources()
+        if name.parts[0] in ROOMS and name.suffix in (".py", ".sh", ".toml")
     }
     wanted |= {str(name) for name in sources("sage/*.py")}
     assert inside == wanted | {"sage/py.typed"}

@@ -20,9 +20,13 @@ ELSEWHERE = {
     "source .venv/bin/activate": "a shell's own",
     "pip install -e .": "make does it",
     "tensorboard --logdir runs": "tests/test_record.py asks the server",
-    "sbatch pararun resnet18-cifar10 --reducer sage --density 0.001": "tests/test_scripts.py, less the model",
+    "sbatch pararun resnet18-cifar10 --reducer sage --density 0.001": "tests/slurm/test_pararun.py",
+    "sage submit jobs/suites/digits.toml": "tests/slurm/test_sweep.py",
+    "make cluster": "tests/slurm/test_cluster.py runs the program that it calls",
+    "sage launch --hosts hosts.txt digits --steps 10": "tests/test_launch.py",
 }
 """Commands that another test runs, and which."""
+ELSEWHERE |= dict.fromkeys(re.findall("^pdsh .*", README, flags=re.MULTILINE), "tests/test_launch.py")
 
 
 def commands() -> list[str]:
@@ -42,7 +46,8 @@ def test_every_command_runs_in_the_order_it_stands(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sage").write_text(f'#!/bin/sh\nexec {sys.executable} -m sage "$@"\n')
     (tmp_path / "bin" / "sage").chmod(0o755)
-    (tmp_path / "run.sh").symlink_to(ROOT / "run.sh")
+    for name in ("run.sh", "jobs"):
+        (tmp_path / name).symlink_to(ROOT / name)
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "PYTHON": sys.executable,

@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from sage.comm import rendezvous
 from sage.comm.rendezvous import Place, local_places, place
 
 BARE = {"hostip": "10.0.0.1", "port": "29500", "rank": "2", "world_size": "4"}
@@ -41,7 +42,8 @@ def without(environ: dict[str, str], name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "environ", [{}, SLURM, STEP | {"SLURM_STEP_NUM_TASKS": "1"}, {"MASTER_ADDR": "node7"}, {"world_size": "4"}]
+    "environ",
+    [{}, SLURM, STEP | {"SLURM_STEP_NUM_TASKS": "1"}, {"MASTER_ADDR": "node7"}, {"world_size": "4"}],
 )
 def test_without_a_meeting_point_there_is_no_place(environ: dict[str, str]) -> None:
     assert place(environ) is None
@@ -65,11 +67,7 @@ def test_tasks_of_open_mpi_without_a_meeting_point_do_not_each_start_a_run() -> 
 def test_the_tasks_of_a_step_meet_on_its_first_node(
     monkeypatch: pytest.MonkeyPatch, nodes: str, first: str
 ) -> None:
-    def resolve(name: str, _: object) -> list[tuple[object, ...]]:
-        assert name == first
-        return [("", "", 0, "", ("10.0.0.9", 0))]
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(rendezvous, "resolve", {first: ["10.0.0.9"]}.__getitem__)
     step = STEP | {"SLURM_STEP_NODELIST": nodes}
     assert told(step) == (first, 20000 + 5151 + 303, 5, 8, 1)
     another = told(step | {"SLURM_STEP_ID": "4"})

@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from launcher import (
+    PATIENCE,
     Brake,
     Launcher,
     assert_same_run,
@@ -20,7 +23,9 @@ from launcher import (
     free_port,
     has_heard,
     is_gone,
+    is_handled,
     newest,
+    outside,
     records,
     state,
     until,
@@ -176,6 +181,20 @@ def test_signals_stop_all_ranks_at_one_step_and_the_run_goes_on(
     assert events == [(event, step) for step in stops for event in ("stopped", "resumed")]
 
 
+def test_a_signal_before_training_has_begun_is_no_crash(tmp_path: Path) -> None:
+    outcome = tmp_path / "outcome"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sage", "run", *FF.split()],
+        cwd=tmp_path,
+        env={**outside(), "PYTHONPATH": str(Path(__file__).parents[1]), "SAGE_OUTCOME": str(outcome)},
+    )
+    until(lambda: is_handled(process.pid, signal.SIGUSR1))
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(PATIENCE) == 75
+    assert outcome.read_text() == "75 stopped by SIGUSR1 before it began\n"
+    assert not (tmp_path / "runs").exists()
+
+
 # Ended by what goes wrong.
 
 
@@ -268,6 +287,8 @@ def test_a_run_leaves_its_configuration_its_origin_and_its_result(launcher: Laun
     assert manifest["config"] == config
     assert list(manifest["checksums"]) == ["sklearn.datasets.load_digits"]
     assert manifest["seed"] == 0
+    assert len(manifest["hosts"]) == 2
+    assert manifest["links"]["bits_per_second"] > 0 < manifest["links"]["alpha_seconds"]
     assert manifest["versions"]["torch"] == torch.__version__
 
     steps, epochs = records(folder, "step"), records(folder, "epoch")
@@ -303,6 +324,16 @@ def test_a_profile_splits_the_step_into_its_phases(launcher: Launcher, tmp_path:
 OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
 
 
+def has_ipv6() -> bool:
+    """Whether loopback can be reached by IPv6."""
+    try:
+        with socket.socket(socket.AF_INET6) as listener:
+            listener.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -316,10 +347,12 @@ OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOC
 def test_ranks_started_by_others_meet_and_come_to_the_same(
     launcher: Launcher, tmp_path: Path, names: tuple[str, ...]
 ) -> None:
+    # One of them by IPv6, where this machine has it.
+    host = "::1" if "RANK" in names and has_ipv6() else "127.0.0.1"
     port = free_port()
     ranks = []
     for rank in range(2):
-        environment = dict(zip(names, ("127.0.0.1", port, str(rank), "2", str(rank)), strict=True))
+        environment = dict(zip(names, (host, port, str(rank), "2", str(rank)), strict=True))
         ranks.append(launcher.start(FF, tmp_path / "runs", environment=environment))
     assert [rank.wait() for rank in ranks] == [0, 0], [rank.said for rank in ranks]
     assert_same_run(launcher.reference(FF).folder, ranks[0].folder)

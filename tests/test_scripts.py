@@ -308,6 +308,43 @@ elif sys.argv[1:] == ["shell.bash", "hook"]:
     assert seen("VIRTUAL_ENV") == "beside"
 
 
+@pytest.mark.parametrize(
+    ("names", "node_addresses", "expected"),
+    [
+        ({"node7": "10.1.0.7"}, "10.9.0.7 10.9.0.8", "10.1.0.7"),
+        ({"node7": "2001:db8::7"}, "10.9.0.7 10.9.0.8", "2001:db8::7"),
+        ({"node7": "127.0.1.1"}, "10.9.0.7 10.9.0.8", "10.9.0.7"),  # as Debian has it
+        ({}, "10.9.0.7 10.9.0.8", "10.9.0.7"),
+        ({"fqdn7": "10.2.0.7"}, "fqdn7 fqdn8", "10.2.0.7"),
+        ({}, "127.0.0.1 10.9.0.8", "10.5.0.1"),
+        ({}, "127.0.0.1 127.0.0.1", "127.0.0.1"),  # all nodes are this machine
+    ],
+)
+def test_the_ranks_meet_where_the_other_nodes_can_reach_the_first(
+    cluster: dict[str, str], tmp_path: Path, names: dict[str, str], node_addresses: str, expected: str
+) -> None:
+    known = " ".join(f"{name}) echo '{address} STREAM {name}' ;;" for name, address in names.items())
+    numbers = "1* | 2001*) echo $2 STREAM ;;"
+    first, second = node_addresses.split()
+    stand_ins = {
+        "getent": f"case $2 in {known} {numbers} *) exit 2 ;; esac",
+        "hostname": "echo 10.5.0.1 2001:db8::1",
+        "scontrol": f"""case "$*" in
+"show hostnames node[7-8]") echo node7; echo node8 ;;
+*) echo "NodeName=node7 NodeAddr={first} X=1"; echo "NodeName=node8 NodeAddr={second} X=1" ;;
+esac""",
+    }
+    for name, text in stand_ins.items():
+        path = tmp_path / "bin" / name
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    script = f"source {CHECKOUT / 'jobs' / 'batch.sh'}; sage_meet; echo $hostip"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=cluster, capture_output=True, text=True
+    )
+    assert done.stdout == f"{expected}\n", done.stderr
+
+
 @pytest.mark.slow
 def test_a_signal_to_the_batch_script_stops_and_saves_the_run_and_requeues_the_job(
     spooled: Path, cluster: dict[str, str], tmp_path: Path

@@ -1,7 +1,6 @@
 """Ranks as processes, joined by torch.distributed, each with a watch that tells who is at fault."""
 # W = world size, N = elements of a vector, S = bytes of a packed buffer
 
-import os
 import re
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sage.comm.address import choose_interface
 from sage.comm.rendezvous import Place
 from sage.comm.watch import Watch
 from sage.comm.wire import Pending, Wire, WireError, add
@@ -35,8 +35,7 @@ class ProcessWire(Wire):
         self._device = device
         self._timeout = timedelta(seconds=timeout)
         self._inside = "outside any collective"
-        if place.hostip in ("127.0.0.1", "localhost", "::1"):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        choose_interface(place.hostip, place.port)
         try:
             store = self._sign_in(place)
             self._control = self._join(place, store)

@@ -15,7 +15,10 @@ import re
 import socket
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+
+from sage.comm.address import is_loopback, resolve
 
 LAUNCHERS = {
     "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
@@ -58,8 +61,9 @@ def place(environ: Mapping[str, str] = os.environ) -> Place | None:
         return _checked(rank, world_size, local, _first_node(environ), port, "srun")
     if environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
         raise ValueError(
-            f"Open MPI has started {environ['OMPI_COMM_WORLD_SIZE']} tasks, which do not know where to meet: set "
-            "hostip (rank 0's address) and port (a free one there), as in mpirun -x hostip=10.0.0.1 -x port=29500"
+            f"Open MPI has started {environ['OMPI_COMM_WORLD_SIZE']} tasks, which do not know where to meet: "
+            "set hostip (rank 0's address) and port (a free one there), as in "
+            "mpirun -x hostip=10.0.0.1 -x port=29500 sage run"
         )
     return None
 
@@ -101,12 +105,9 @@ def _first_node(environ: Mapping[str, str]) -> str:
     first = re.match(r"(?:[^,\[]|\[[^]]*\])*", nodes)
     assert first
     name = re.sub(r"\[([^],-]+)[^]]*\]", r"\1", first[0])
-    try:
-        found = {str(address[0]) for *_, address in socket.getaddrinfo(name, None)}
-    except OSError:
-        found = set()
-    if found and not any(address.startswith("127.") or address == "::1" for address in found):
-        return name
+    with suppress(OSError):
+        if not any(map(is_loopback, resolve(name))):
+            return name
     command = ["scontrol", "--oneliner", "show", "node", name]
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout

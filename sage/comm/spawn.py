@@ -13,13 +13,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 from sage.comm.rendezvous import Place, local_places
-
-FAILED = 1
-"""Exit status of a run that may go better another time: a rank was killed, a collective took too long."""
-HOPELESS = 2
-"""Exit status of a run that would fail again: a wrong setting, missing data, a run that diverges."""
-INTERRUPTED = 75
-"""Exit status (EX_TEMPFAIL) of a run that stopped when asked and has saved itself: run it again to go on."""
+from sage.outcome import FAILED, HOPELESS, INTERRUPTED
 
 GRACE = 10.0
 """Seconds that the other ranks get, after one has failed, to notice it by themselves."""
@@ -28,8 +22,9 @@ GRACE = 10.0
 def spawn(rank: Callable[[Place], int], world_size: int, *, method: Literal["fork", "spawn"]) -> int:
     """Run `rank(place)` in W processes, and return the exit status of all together.
 
-    That is 0 where all are 0, 75 where the others are 75, 2 where one is 2, and else 1. SIGTERM, SIGUSR1 and SIGUSR2 are handed
-    on to the ranks; SIGINT is not, as a terminal sends it to them too. If this process dies, so do the ranks.
+    That is 0 where all are 0, 75 where the others are 75, 2 where one is 2, and else 1. SIGTERM, SIGUSR1
+    and SIGUSR2 are handed on to the ranks; SIGINT is not, as a terminal sends it to them too. If this
+    process dies, so do the ranks.
     """
     context: Any = multiprocessing.get_context(method)
     ranks = [

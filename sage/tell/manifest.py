@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,21 @@ import torch
 import sage
 
 
-def manifest(config: Mapping[str, Any], checksums: Mapping[str, str]) -> dict[str, Any]:
-    """The content of `manifest.json`, as the rank that calls it sees its surroundings."""
+def manifest(
+    config: Mapping[str, Any],
+    checksums: Mapping[str, str],
+    *,
+    hosts: Sequence[str] = (),
+    links: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The content of `manifest.json`, as the rank that calls it sees its surroundings.
+
+    Args:
+        config: The run.
+        checksums: Of the data's files.
+        hosts: Where each rank is.
+        links: What the probe found (sage/comm/probe.py); None where the ranks are threads of one process.
+    """
     cuda = torch.cuda.is_available()
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -39,12 +52,19 @@ def manifest(config: Mapping[str, Any], checksums: Mapping[str, str]) -> dict[st
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
         },
+        "hosts": list(hosts),
+        "links": None if links is None else dict(links),
         "git": _git(Path(__file__).resolve().parents[2]),
         "environment": _environment(),
         "seed": config.get("seed"),
         "config": dict(config),
         "checksums": dict(checksums),
     }
+
+
+def host() -> str:
+    """This node's name: SLURM's where SLURM runs us, as several of its nodes may be one machine."""
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
 def _environment() -> dict[str, str]:

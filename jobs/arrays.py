@@ -1,0 +1,200 @@
+"""Submits cells to SLURM as job arrays, through submitit."""
+
+import os
+import re
+import shlex
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from submitit import SlurmExecutor
+from submitit.core.utils import FailedJobError
+
+from sage.config import Config
+from sage.jobs import scheduler
+from sage.jobs.book import Entry
+from sage.jobs.cell import Cell
+from sage.jobs.resources import NOTICE, Resources, resources
+from sage.jobs.suite import Suite
+from sage.nodes.remote import surroundings
+
+BATCH = Path(__file__).resolve().with_name("batch.sh")
+
+PAUSES = (5.0, 10.0, 20.0, 40.0, 60.0)
+"""Seconds to wait after each sbatch that got no answer."""
+
+BUSY = re.compile(r"timed? ?out|unable to contact|connection|temporarily|try again|standby", re.IGNORECASE)
+"""What sbatch says where the same call may go better in a moment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Array:
+    """Cells that ask for the same, and so can be one job array."""
+
+    suite: str
+    folder: Path
+    """Where submitit keeps what belongs to the jobs."""
+    number: int
+    """Counts the arrays of a submission."""
+    cells: list[Config]
+    resources: Resources
+    parallel: int | None
+    """How many of the cells may run at once; None: all."""
+    max_requeues: int
+    after: frozenset[str] = frozenset()
+    """Jobs that have to end first."""
+
+    @property
+    def name(self) -> str:
+        """What the jobs are called in the queue."""
+        return f"sage-{self.suite}"
+
+    @property
+    def comment(self) -> str:
+        """What no other job's comment is, until the batch script writes its own there."""
+        return f"{self.folder.name}/{self.number}"
+
+
+class Executor(SlurmExecutor):
+    """submitit's executor for one array; it also writes its batch script where there is no SLURM."""
+
+    def __init__(self, array: Array) -> None:
+        super().__init__(array.folder)
+        options = dict(array.resources.options)
+        if array.after:
+            first = ["afterany:" + ":".join(sorted(array.after))]
+            options["dependency"] = ",".join(
+                [str(options["dependency"]), *first] if "dependency" in options else first
+            )
+        cpus = array.resources.cpus_per_task
+        self.update_parameters(
+            job_name=array.name,
+            comment=array.comment,
+            nodes=array.resources.nodes,
+            ntasks_per_node=array.resources.tasks_per_node,
+            time=None,  # submitit's own default would be five minutes
+            wckey=None,
+            array_parallelism=array.parallel or len(array.cells),
+            signal_delay_s=NOTICE,
+            stderr_to_stdout=True,
+            additional_parameters={**options, "requeue": True},
+            setup=[
+                *_exports({"max_requeues": str(array.max_requeues), **_python()}),
+                f"source {shlex.quote(str(BATCH))}",
+                "sage_meet",
+                'srun() { command srun "$@" & sage_await $!; }',  # which is what the script's next line calls
+            ],
+            # srun takes neither --cpus-per-task (SLURM 22.05) nor, for its own files, --open-mode over.
+            srun_args=[
+                "--kill-on-bad-exit=1",
+                "--distribution=block",
+                "--open-mode=append",
+                *([f"--cpus-per-task={cpus}"] if cpus else []),
+            ],
+            teardown=["sage_end $?"],
+        )
+        self.cells = [Cell(_at_home(cell), max_requeues=array.max_requeues) for cell in array.cells]
+
+    @classmethod
+    def affinity(cls) -> int:
+        """That there is an srun is for sbatch to find out."""
+        return 2
+
+    def script(self) -> str:
+        """The batch script that `submit_array` would submit."""
+        if len(self.cells) > 1:
+            self.parameters["map_count"] = len(self.cells)
+        text: str = self._make_submission_file_text(self._submitit_command_str, "")
+        return text
+
+
+def plan(suite: Suite, cells: Iterable[Config], folder: Path, most: int) -> list[Array]:
+    """As few arrays as can be: each asks for the same resources and has no more than `most` cells."""
+    groups: dict[Resources, list[Config]] = {}
+    for cell in cells:
+        groups.setdefault(resources(cell), []).append(cell)
+    chunks = [
+        (asked, group[start : start + most])
+        for asked, group in groups.items()
+        for start in range(0, len(group), most)
+    ]
+    return [
+        Array(
+            suite=suite.name,
+            folder=folder,
+            number=number,
+            cells=chunk,
+            resources=asked,
+            parallel=suite.parallel,
+            max_requeues=suite.max_requeues,
+        )
+        for number, (asked, chunk) in enumerate(chunks)
+    ]
+
+
+def submit(
+    planned: Iterable[Array],
+    active: Collection[str],
+    book: Callable[[list[Entry]], None],
+    say: Callable[[str], None],
+) -> None:
+    """Submit the arrays, and book each as soon as SLURM has accepted it.
+
+    SLURM bounds how many tasks of one array run at once. For the bound to hold for the whole suite, each
+    array waits for the one before it, and the first for the jobs that are active already.
+
+    Raises:
+        ValueError: where SLURM refuses, with its reason.
+        Unanswered: where it does not answer, for minutes.
+    """
+    after = frozenset(job.partition("_")[0] for job in active)
+    for array in planned:
+        if array.parallel is not None:
+            array = replace(array, after=after)
+        jobs = [job.job_id for job in _accepted(array, say)]
+        book(
+            [
+                Entry(cell=cell.folder.name, job=job, cluster="slurm", logs=str(array.folder.resolve()))
+                for cell, job in zip(array.cells, jobs, strict=True)
+            ]
+        )
+        first = jobs[0].partition("_")[0]
+        after = frozenset([first])
+        bound = f", at most {array.parallel} at once" if array.parallel else ""
+        say(f"submitted as job {first}: {len(jobs)} cells, {array.resources} each{bound}")
+
+
+def _accepted(array: Array, say: Callable[[str], None]) -> list[Any]:
+    """submitit's jobs, once sbatch has said that it took them."""
+    executor = Executor(array)
+    for pause in PAUSES:
+        try:
+            jobs: list[Any] = executor.submit_array(executor.cells)
+            return jobs
+        except FailedJobError as error:
+            refusal = " ".join(str(error).split())
+            if not BUSY.search(refusal):
+                raise ValueError(f"SLURM refuses the job: {refusal}") from error
+            say(f"no answer from sbatch ({refusal}); trying again in {pause:g} s")
+        time.sleep(pause)
+        # SLURM may have taken it all the same; what such a job would run has not been put in its place.
+        scheduler.cancel(scheduler.find(array.name, array.comment, str(os.getuid())))
+    raise scheduler.Unanswered(
+        f"sbatch got no answer {len(PAUSES)} times; what was submitted before stays submitted"
+    )
+
+
+def _at_home(cell: Config) -> Config:
+    """The cell with paths that do not depend on where its job finds itself."""
+    return replace(cell, runs=cell.runs.resolve(), data_root=cell.data_root and cell.data_root.resolve())
+
+
+def _python() -> dict[str, str]:
+    """Variables with which another Python finds this code."""
+    return {name: value for name, value in surroundings().items() if name.startswith("PYTHON")}
+
+
+def _exports(variables: dict[str, str]) -> list[str]:
+    return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]

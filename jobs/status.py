@@ -1,0 +1,252 @@
+"""`sage status`, `sage cancel` and `sage logs`: what has become of cells, without waiting for torch."""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from sage.check import known
+from sage.jobs import book, here, scheduler
+from sage.jobs.book import Entry
+from sage.jobs.scheduler import Job
+from sage.jobs.state import State, States, Word, is_active
+from sage.jobs.suite import noted
+
+REFRESH = 5.0
+"""Seconds between two looks at the files of what runs."""
+
+COLORS: dict[Word, str] = {
+    "running": "cyan",
+    "failed": "red",
+    "unknown": "magenta",
+    "pending": "yellow",
+    "missing": "dim",
+    "done": "green",
+}
+"""The states, those first that are worth a look."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Show what has become of a suite's cells, or of all in a folder of runs."""
+    parser = argparse.ArgumentParser(prog="sage status", description=main.__doc__)
+    parser.add_argument(
+        "what", nargs="?", type=Path, help="a suite's TOML file, or a folder of runs; none: runs"
+    )
+    parser.add_argument(
+        "--runs", type=Path, help="where the run folders are; none: as the suite says, else runs"
+    )
+    parser.add_argument("--watch", action="store_true", help="go on until nothing is active any more")
+    given = parser.parse_args(argv)
+    if given.what is not None and given.what.suffix == ".toml":
+        labels, runs = noted(given.what, given.runs)
+    else:
+        runs = given.runs or given.what or Path("runs")
+        if not runs.is_dir():
+            raise ValueError(f"{runs} is no folder of runs; give one, or a suite's TOML file")
+        labels = dict.fromkeys(_known_cells(runs), "")
+    return watch(labels, runs, once=not given.watch)
+
+
+def cancel(argv: Sequence[str]) -> int:
+    """End the active jobs of cells, or of a suite's cells."""
+    parser = argparse.ArgumentParser(prog="sage cancel", description=cancel.__doc__)
+    parser.add_argument(
+        "what", nargs="+", help="a suite's TOML file, or a cell: its name, its hash, or how one begins"
+    )
+    parser.add_argument(
+        "--runs", type=Path, help="where the run folders are; none: as the suite says, else runs"
+    )
+    given = parser.parse_args(argv)
+    wanted: dict[str, Entry] = {}
+    suites: set[str] = set()
+    for what in given.what:
+        if what.endswith(".toml"):
+            cells, runs = noted(Path(what), given.runs)
+            found = unfinished(book.read(runs), cells, runs)
+            suites |= {entry.logs for entry in found}
+        else:
+            runs = given.runs or Path("runs")
+            entries = book.read(runs)
+            found = unfinished(entries, [_meant(what, entries)], runs)
+        wanted |= {entry.cell: entry for entry in found}
+    try:
+        queue = queue_of(wanted.values())
+        active = [entry for entry in wanted.values() if is_active(entry, queue)]
+        scheduler.cancel(entry.job for entry in active if entry.cluster == "slurm")
+    except scheduler.Unanswered as error:
+        print(f"sage cancel: {error}", file=sys.stderr)
+        return 1
+    for entry in active:
+        if entry.cluster != "slurm":
+            here.stop(entry, and_others=entry.logs in suites)
+    print(f"cancelled: {len(active)} cell{'s' if len(active) != 1 else ''}")
+    return 0
+
+
+def logs(argv: Sequence[str]) -> int:
+    """Print what a cell's newest job has said."""
+    parser = argparse.ArgumentParser(prog="sage logs", description=logs.__doc__)
+    parser.add_argument("cell", help="its name, its hash, or how one of them begins")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run folders are")
+    parser.add_argument(
+        "--rank", type=int, default=0, help="whose words; 0's are those of the batch script too"
+    )
+    parser.add_argument("--follow", action="store_true", help="go on printing, until Ctrl-C")
+    given = parser.parse_args(argv)
+    entries = book.read(given.runs)
+    entry = entries[_meant(given.cell, entries)]
+    if entry.cluster == "debug":
+        raise ValueError(
+            f"{entry.cell} ran on a terminal (--cluster debug), where it said what it had to say"
+        )
+    path = entry.log(given.rank)
+    if given.follow:
+        return subprocess.call(["tail", "-n", "+1", "-F", str(path)])
+    if not path.exists():
+        ranks = sorted(each.name.split("_")[-2] for each in path.parent.glob(f"{entry.job}_*_log.out"))
+        there = f"there are ranks {', '.join(ranks)}" if ranks else "its job has not begun"
+        raise ValueError(f"rank {given.rank} of {entry.cell} has no log in {path.parent}; {there}")
+    sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
+    return 0
+
+
+def watch(labels: Mapping[str, str], runs: Path, *, once: bool = False) -> int:
+    """Show the cells' states, and go on until none is active; or only `once`."""
+    console = Console(highlight=False)
+    board = Board(labels, runs)
+    board.look()
+    try:
+        if once:
+            if not console.is_terminal:
+                console.width = 1000  # whoever reads it wants each line whole
+            console.print(board.table(len(labels)))
+        elif console.is_terminal:
+            _show(board, console)
+        else:
+            _tell(board, console)
+    except KeyboardInterrupt:  # what is watched goes on
+        pass
+    console.print(board.summary(), soft_wrap=True)
+    return 0
+
+
+def unfinished(entries: Mapping[str, Entry], cells: Iterable[str], runs: Path) -> list[Entry]:
+    """The submissions of those of the cells that have no result yet."""
+    return [entries[cell] for cell in cells if cell in entries and not (runs / cell / "result.json").exists()]
+
+
+def queue_of(entries: Iterable[Entry]) -> dict[str, Job]:
+    """The queue as far as it matters to these submissions; SLURM is not asked where none is its own."""
+    users = {entry.user for entry in entries if entry.cluster == "slurm"}
+    return scheduler.queue(users) if users else {}
+
+
+class Board:
+    """The states of some cells, kept up to date.
+
+    Args:
+        labels: the cells, by name.
+    """
+
+    def __init__(
+        self, labels: Mapping[str, str], runs: Path, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._labels, self._runs, self._states = labels, runs, States(runs)
+        self._entries: dict[str, Entry] = {}
+        self.queue = scheduler.Watch(self._ask, clock)
+        self.states: dict[str, State] = {}
+
+    def look(self) -> None:
+        """See what has changed; SLURM is asked only where it is time to."""
+        self.queue.look()
+        self.states = {
+            cell: self._states.of(cell, self._entries.get(cell), self.queue.jobs) for cell in self._labels
+        }
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything may still change by itself."""
+        return any(state.word in ("pending", "running", "unknown") for state in self.states.values())
+
+    def summary(self) -> str:
+        """All in a line."""
+        counts = Counter(state.word for state in self.states.values())
+        words = [f"{counts[word]} {word}" for word in get_args(Word) if counts[word]]
+        requeued = sum(state.requeued for state in self.states.values())
+        words += [f"requeued {requeued} times"] if requeued else []
+        words += [f"SLURM does not answer: {self.queue.error}"] if self.queue.error else []
+        return f"{len(self.states)} cells: {', '.join(words) or 'nothing submitted, nothing run'}"
+
+    def table(self, most: int) -> Table:
+        """The cells, one a line; where there are more than `most`, those that are worth a look."""
+        shown = list(self.states.items())
+        if len(shown) > most:
+            shown = sorted(shown, key=lambda each: list(COLORS).index(each[1].word))[:most]
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for title in ("cell", "settings", "job", "state", "step", "metric", "requeued", ""):
+            table.add_column(title, no_wrap=True)
+        for cell, state in shown:
+            word = f"[{COLORS[state.word]}]{state.word}"
+            # What comes from outside may look like rich's own markup.
+            first = map(escape, (cell, self._labels[cell], state.job))
+            rest = map(escape, (state.step, state.metric, str(state.requeued or ""), state.why))
+            table.add_row(*first, word, *rest)
+        if len(shown) < len(self.states):
+            table.add_row(f"and {len(self.states) - len(shown)} more")
+        return table
+
+    def _ask(self) -> dict[str, Job]:
+        """The queue, with the book as it stood just before, so that none of its jobs is younger."""
+        entries = book.read(self._runs)
+        if self.queue.jobs is None:
+            self._entries = entries
+        queue = queue_of(unfinished(entries, self._labels, self._runs))
+        self._entries = entries
+        return queue
+
+
+def _show(board: Board, console: Console) -> None:
+    """On a terminal: a table that changes."""
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(board.table(max(1, console.height - 6)), refresh=True)
+            if not board.is_active:
+                return
+            time.sleep(min(board.queue.seconds, REFRESH))
+            board.look()
+
+
+def _tell(board: Board, console: Console) -> None:
+    """Elsewhere: a line whenever it would be another one."""
+    said = ""
+    while board.is_active:
+        if board.summary() != said:
+            said = board.summary()
+            console.print(said, soft_wrap=True)
+        time.sleep(min(board.queue.seconds, REFRESH))
+        board.look()
+
+
+def _known_cells(runs: Path) -> list[str]:
+    return sorted({*book.read(runs), *(path.parent.name for path in runs.glob("*/config.json"))})
+
+
+def _meant(given: str, entries: Mapping[str, Entry]) -> str:
+    """The one submitted cell that is meant."""
+    if given in entries:
+        return given
+    meant = [cell for cell in entries if cell.startswith(given) or cell.rpartition("-")[2].startswith(given)]
+    if len(meant) > 1:
+        raise ValueError(
+            f"{given!r} may be any of {len(meant)} cells: {', '.join(meant[:10])}; say more of it"
+        )
+    return meant[0] if meant else known("submitted cell", given, entries)

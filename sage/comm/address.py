@@ -1,0 +1,198 @@
+"""Which network interfaces there are, which of them leads to a host, and how each library wants to be told.
+
+Gloo binds to what this node's own name resolves to, which on Debian is 127.0.1.1, and NCCL to the first
+interface it likes. On a node with several interfaces, or with such a name, ranks then wait for each other in
+vain. So before they meet, the interface that leads to rank 0 is chosen for both.
+"""
+
+import array
+import fcntl
+import ipaddress
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+
+SIOCGIFCONF, SIOCGIFFLAGS = 0x8912, 0x8913
+IFF_UP = 1
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A network interface of this machine, and its addresses."""
+
+    name: str
+    addresses: tuple[str, ...]
+    """IPv4 before IPv6; a link-local one ends in `%name`."""
+    up: bool
+
+    @property
+    def is_loopback(self) -> bool:
+        return bool(self.addresses) and all(map(is_loopback, self.addresses))
+
+
+def interfaces() -> list[Interface]:
+    """This machine's interfaces, as the kernel numbers them. None but on Linux."""
+    if sys.platform != "linux":
+        return []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
+        pairs = [*_ipv4(door), *_ipv6()]
+        return [
+            Interface(name, tuple(address for owner, address in pairs if owner == name), _is_up(door, name))
+            for _, name in socket.if_nameindex()
+        ]
+
+
+def resolve(host: str) -> list[str]:
+    """A host's addresses, in the order in which this machine would try them.
+
+    Raises:
+        OSError: where the name does not resolve.
+    """
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address, not a name, leads nowhere but back to this machine."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def local_address(host: str, port: int) -> str:
+    """The address from which this machine would speak to a host. Nothing is sent to find out.
+
+    Raises:
+        OSError: where the name does not resolve, or no route leads there.
+    """
+    refusal: OSError = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
+        try:
+            with socket.socket(family, kind, protocol) as door:
+                door.connect(address)  # of a datagram socket this only looks up the route
+                # Not the bare getsockname(), which leaves out the scope of a link-local address.
+                return socket.getnameinfo(door.getsockname(), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[
+                    0
+                ]
+        except OSError as error:
+            refusal = error
+    raise refusal
+
+
+def interface_towards(host: str, port: int, among: Sequence[Interface] | None = None) -> Interface | None:
+    """The interface that leads to a host, or None where none can be told.
+
+    A name that leads to loopback is this machine's own, as Debian has it (`127.0.1.1 name`): the others know
+    it by an address of the interface with the default route, or of the first that is up. Loopback is taken
+    only for a host that is called so (127.0.0.1, ::1, localhost), or where there is nothing else.
+    """
+    among = interfaces() if among is None else among
+    try:
+        local = local_address(host, port)
+    except OSError:
+        return None
+    if is_loopback(local) and not _is_called_loopback(host):
+        outward = [interface for interface in among if interface.up and _outward(interface)]
+        default = next(filter(None, map(_default_address, ("192.0.2.1", "2001:db8::1"))), None)
+        for interface in [*(one for one in outward if default in one.addresses), *outward]:
+            return interface
+    return next((one for one in among if local in one.addresses), None)
+
+
+def choose_interface(hostip: str, port: int) -> None:
+    """Have Gloo and NCCL use the interface that leads to `hostip`, unless the environment says which."""
+    interface = interface_towards(hostip, port)
+    if interface is not None:
+        os.environ.setdefault(GLOO, interface.name)
+        os.environ.setdefault(NCCL, f"={interface.name}")
+
+
+# What the libraries make of their settings.
+
+
+def gloo_takes(setting: str, names: Iterable[str]) -> list[str]:
+    """Those of the interfaces that GLOO_SOCKET_IFNAME selects: a comma-separated list of exact names.
+
+    Raises:
+        ValueError: where it is not one, or a name is not there; Gloo would fail.
+    """
+    names = list(names)
+    for asked in setting.split(","):
+        if asked.startswith(("^", "=")):
+            raise ValueError(f"{GLOO}={setting} is NCCL's syntax: Gloo wants exact names, as in eth0,eth1")
+        if asked not in names:
+            raise ValueError(f"{GLOO}={setting}: there is no interface {asked!r}, only {', '.join(names)}")
+    return setting.split(",")
+
+
+def nccl_takes(setting: str, names: Iterable[str]) -> list[str]:
+    """Those of the interfaces that NCCL_SOCKET_IFNAME selects.
+
+    That is a comma-separated list of prefixes (`eth,ib`), of exact names (`=eth0`), or, after `^`, of those
+    not to use (`^lo,docker`): NCCL's documentation of its environment variables.
+
+    Raises:
+        ValueError: where none is left; NCCL would fail.
+    """
+    names = list(names)
+    without, exact = setting.startswith("^"), setting.removeprefix("^").startswith("=")
+    asked = setting.removeprefix("^").removeprefix("=").split(",")
+
+    def is_listed(name: str) -> bool:
+        return any(name == one if exact else name.startswith(one) for one in asked)
+
+    taken = [name for name in names if is_listed(name) != without]
+    if not taken:
+        raise ValueError(f"{NCCL}={setting} selects no interface of {', '.join(names)}")
+    return taken
+
+
+# What the kernel tells.
+
+
+def _ipv4(door: socket.socket) -> Iterable[tuple[str, str]]:
+    room = array.array("B", bytes(64 * 1024))
+    where, size = room.buffer_info()
+    answer = fcntl.ioctl(door, SIOCGIFCONF, struct.pack("iP", size, where))
+    entry = struct.calcsize("16s16s") + (8 if struct.calcsize("P") == 8 else 0)  # struct ifreq
+    for start in range(0, struct.unpack_from("i", answer)[0], entry):
+        name, address = struct.unpack_from("16s4x4s", room, start)
+        # An alias, as eth0:1, is another address of the same interface.
+        yield name.rstrip(b"\0").decode().partition(":")[0], socket.inet_ntoa(address)
+
+
+def _ipv6() -> Iterable[tuple[str, str]]:
+    try:
+        lines = Path("/proc/net/if_inet6").read_text().splitlines()
+    except FileNotFoundError:  # a kernel without IPv6
+        return
+    for address, *_, name in map(str.split, lines):
+        found = ipaddress.IPv6Address(int(address, 16))
+        yield name, f"{found}%{name}" if found.is_link_local else str(found)
+
+
+def _is_up(door: socket.socket, name: str) -> bool:
+    answer = fcntl.ioctl(door, SIOCGIFFLAGS, struct.pack("16s24x", name.encode()))
+    return bool(struct.unpack_from("16xH", answer)[0] & IFF_UP)
+
+
+def _outward(interface: Interface) -> bool:
+    return any(not is_loopback(one) and "%" not in one for one in interface.addresses)
+
+
+def _default_address(beyond: str) -> str | None:
+    try:
+        return local_address(beyond, 9)
+    except OSError:
+        return None
+
+
+def _is_called_loopback(host: str) -> bool:
+    try:
+        return is_loopback(host)
+    except ValueError:  # a name
+        return host == "localhost" or host.endswith(".localhost")

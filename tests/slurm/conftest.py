@@ -1,0 +1,37 @@
+"""The clusters that tests share; where this machine has no SLURM they are skipped."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from slurm.cluster import Cluster, links_need, slurm_needs
+
+
+@pytest.fixture(scope="session")
+def slurm() -> None:
+    """Skip where this machine has no SLURM."""
+    if reason := slurm_needs():
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def cluster(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Four nodes of two GPUs, with networks of their own where root asks, else sharing this machine's."""
+    with Cluster(tmp_path_factory.mktemp("cluster"), namespaces=not links_need(), gpus=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def loopback(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Four nodes of two GPUs that share this machine's network, as anyone may have them."""
+    with Cluster(tmp_path_factory.mktemp("loopback"), namespaces=False, gpus=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def slow(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Four nodes with links of 100 Mbit/s."""
+    if reason := links_need():
+        pytest.skip(reason)
+    with Cluster(tmp_path_factory.mktemp("slow"), rate="100mbit") as cluster:
+        yield cluster

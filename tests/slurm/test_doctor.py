@@ -1,0 +1,184 @@
+"""`sage doctor` on nodes that are apart: healthy ones pass, and planted faults are named with their node."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sage
+from sage.nodes.judge import CHECKS
+from slurm.cluster import Cluster, links_need
+
+pytestmark = pytest.mark.slow
+
+CODE = Path(sage.__file__)
+PORT = 29999
+
+
+@dataclass
+class Diagnosis:
+    """What the doctor has said, and its exit status."""
+
+    status: int
+    findings: list[dict[str, str]]
+
+    def amiss(self, status: str) -> dict[tuple[str, str], str]:
+        """What was found, by check and where."""
+        return {
+            (one["check"], one["where"]): one["found"] for one in self.findings if one["status"] == status
+        }
+
+
+@pytest.fixture
+def apart(cluster: Cluster) -> Cluster:
+    """Nodes with networks of their own."""
+    if not cluster.namespaces:
+        pytest.skip(links_need())
+    return cluster
+
+
+@pytest.fixture
+def doctor(cluster: Cluster, tmp_path: Path) -> Callable[..., Diagnosis]:
+    """Call it in an allocation of all nodes."""
+    (tmp_path / "runs").mkdir()
+
+    def call(*options: str, **environ: str) -> Diagnosis:
+        command = (
+            sys.executable,
+            "-m",
+            "sage",
+            "doctor",
+            "--runs",
+            str(tmp_path / "runs"),
+            "--json",
+            *options,
+        )
+        # A node with another version of the code must not leave it compiled beside this one.
+        environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        told = cluster.run("salloc", "--nodes=4", *command, timeout=200, check=False, env=environ)
+        assert told.stdout, told.stderr
+        assert not list((tmp_path / "runs").iterdir())
+        return Diagnosis(told.returncode, json.loads(told.stdout)["findings"])
+
+    return call
+
+
+def on(cluster: Cluster, node: str, script: str) -> None:
+    """Run a script in a node's namespaces, which outlive it."""
+    cluster.run("srun", "--nodes=1", f"--nodelist={node}", "sh", "-ec", script)
+
+
+@contextmanager
+def hosts(cluster: Cluster, nodes: list[str], folder: Path, change: Callable[[str], str]) -> Iterator[None]:
+    """Give nodes another /etc/hosts, each line of which is changed."""
+    changed = folder / "hosts"
+    changed.write_text("".join(map(change, (cluster.folder / "hosts").read_text().splitlines(keepends=True))))
+    for node in nodes:
+        on(cluster, node, f"mount --bind {changed} /etc/hosts")
+    try:
+        yield
+    finally:
+        for node in nodes:
+            on(cluster, node, "umount /etc/hosts")
+
+
+def test_healthy_nodes_are_well(cluster: Cluster, doctor: Callable[..., Diagnosis]) -> None:
+    said = doctor()
+    assert said.status == 0, said.findings
+    assert [one["check"] for one in said.findings] == [check.name for check in CHECKS]
+    assert {(one["status"], one["where"]) for one in said.findings} == {("ok", "all nodes")}
+    assert said.findings[-1]["found"].startswith("of 4 ranks, cpu: ")
+
+
+def test_a_head_node_that_knows_itself_by_loopback_can_run_but_is_told(
+    apart: Cluster, doctor: Callable[..., Diagnosis], tmp_path: Path
+) -> None:
+    def debian(line: str) -> str:
+        return "127.0.1.1 node1\n" if line.split()[1:] == ["node1"] else line
+
+    with hosts(apart, ["node1"], tmp_path, debian):
+        said = doctor("--hostip", "node1")
+    assert said.status == 0, said.findings
+    assert said.amiss("note") == {
+        ("own name", "node1"): "node1 is 127.0.1.1 on node1 itself, where no other node finds it"
+    }
+    assert said.findings[-1]["check"] == "all-reduce"
+
+
+def test_a_head_node_that_resolves_to_loopback_elsewhere_is_named(
+    apart: Cluster, doctor: Callable[..., Diagnosis], tmp_path: Path
+) -> None:
+    def wrong(line: str) -> str:
+        return "127.0.0.1 node1\n" if line.split()[1:] == ["node1"] else line
+
+    with hosts(apart, ["node2", "node3"], tmp_path, wrong):
+        said = doctor("--hostip", "node1", "--timeout", "3")
+    found = said.amiss("failed")
+    assert said.status == 1
+    assert found.keys() == {("rank 0's name", "node2, node3"), ("rank 0's port", "node2, node3")}
+    assert "node1, rank 0's node, is 127.0.0.1 here" in found["rank 0's name", "node2, node3"]
+    assert "refused" in found["rank 0's port", "node2, node3"]
+
+
+def test_a_blocked_port_is_named_as_refused_or_dropped(
+    apart: Cluster, doctor: Callable[..., Diagnosis]
+) -> None:
+    rule = f"pref 5 ipproto tcp dport {PORT}"
+    # One node may not send there; from the other it goes to a station that does not exist.
+    nowhere = "ip neigh replace 10.77.0.99 lladdr 02:00:00:00:00:99 dev eth0; ip route replace default"
+    on(apart, "node2", f"ip rule add {rule} prohibit")
+    on(apart, "node3", f"{nowhere} via 10.77.0.99 dev eth0 table 777; ip rule add {rule} table 777")
+    try:
+        said = doctor("--port", str(PORT), "--timeout", "3")
+    finally:
+        for node in ("node2", "node3"):
+            on(apart, node, f"ip rule del {rule}")
+    found = said.amiss("failed")
+    assert said.status == 1
+    assert found == {
+        ("rank 0's port", "node2"): f"10.77.0.1 port {PORT}: not let through: Permission denied",
+        ("rank 0's port", "node3"): (
+            f"10.77.0.1 port {PORT}: no answer in 3 s: a firewall drops it, or it is cut off"
+        ),
+    }
+
+
+def test_four_faults_of_four_nodes_are_all_named(
+    apart: Cluster, doctor: Callable[..., Diagnosis], tmp_path: Path
+) -> None:
+    def without_head(line: str) -> str:
+        return "" if line.split()[1:] == ["node1"] else line
+
+    runs, old = tmp_path / "runs", tmp_path / "old.py"
+    old.write_text(CODE.read_text().replace(sage.__version__, "0.0.1"))
+    on(apart, "node3", f"mount --bind {old} {CODE}")
+    on(apart, "node4", f"mount --bind {runs} {runs}; mount -o remount,bind,ro {runs}")
+    try:
+        with hosts(apart, ["node2"], tmp_path, without_head):
+            said = doctor("--timeout", "5", GLOO_SOCKET_IFNAME="eth7")
+    finally:
+        on(apart, "node3", f"umount {CODE}")
+        on(apart, "node4", f"umount {runs}")
+    found = said.amiss("failed")
+    assert said.status == 1
+    assert found.pop(("rank 0's name", "node2")).startswith("node1 does not resolve: ")
+    assert found == {
+        ("versions", "node3"): f"sage 0.0.1, not {sage.__version__}",
+        ("runs folder", "node4"): f"cannot write to {runs}: Read-only file system",
+        ("interface", "all nodes"): "GLOO_SOCKET_IFNAME=eth7: there is no interface 'eth7', only lo, eth0",
+    }
+
+
+def test_gpus_that_were_given_but_are_not_seen_are_named(
+    cluster: Cluster, tmp_path: Path, doctor: Any
+) -> None:
+    command = (sys.executable, "-m", "sage", "doctor", "--runs", str(tmp_path), "--json")
+    told = cluster.run("salloc", "--nodes=2", "--gpus-per-node=1", *command, timeout=200, check=False)
+    said = Diagnosis(told.returncode, json.loads(told.stdout)["findings"])
+    assert said.status == 1
+    assert list(said.amiss("failed")) == [("GPUs", "all nodes")]

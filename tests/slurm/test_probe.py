@@ -1,0 +1,32 @@
+"""The probe finds the speed of links that are known to have one; and so does `sage doctor`, link by link."""
+
+import json
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from slurm.cluster import Cluster
+
+LIMIT = 100e6
+"""Bits a second that each link of the slow cluster carries each way."""
+
+ATTEMPTS = 3
+"""A machine that is busy with something else may make links slower, but never faster."""
+
+
+@pytest.mark.slow
+def test_the_bus_bandwidth_and_the_links_are_within_a_fifth_of_the_limit(
+    slow: Cluster, tmp_path: Path
+) -> None:
+    def measured() -> tuple[float, float]:
+        doctor = (sys.executable, "-m", "sage", "doctor", "--runs", str(tmp_path), "--json")
+        facts = json.loads(slow.run("salloc", "--nodes=4", *doctor, timeout=200).stdout)["facts"]
+        buses = {facts[rank]["all_reduce"]["links"]["bits_per_second"] for rank in "0123"}
+        links = [link["bits_per_second"] for rank in "0123" for link in facts[rank]["pairs"].values()]
+        assert (len(buses), len(links)) == (1, 12)
+        assert max(*buses, *links) < 1.2 * LIMIT
+        return buses.pop(), median(links)
+
+    assert any(min(measured()) > 0.8 * LIMIT for _ in range(ATTEMPTS))

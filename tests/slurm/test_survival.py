@@ -1,0 +1,199 @@
+"""A job that is hurt is requeued, goes on from a checkpoint, and comes to the same numbers, to the bit."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from launcher import Launcher, assert_same_run, records
+
+from sage.tell.record import read_metrics
+
+from .cluster import Cluster, links_need
+
+CHECKOUT = Path(__file__).parents[2]
+ARGV = "digits-ff --steps 400 --epochs 1000 --eval-every 50 --checkpoint-every 50 --world-size 3"
+"""A run of some seconds, once its ranks have started."""
+
+TIMEOUT = 15
+"""Seconds that a collective may take: after them a rank that is mute, but not dead, is noticed."""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same run, with nobody to interrupt it."""
+    launcher = Launcher(tmp_path_factory.mktemp("reference"))
+    yield launcher.reference(ARGV).folder
+    launcher.close()
+
+
+@dataclass
+class Job:
+    """A job under way on three of the four nodes."""
+
+    cluster: Cluster
+    id: str
+    runs: Path
+    log: Path
+
+    def number_of_steps(self) -> int:
+        paths = list(self.runs.glob("*/metrics.jsonl"))
+        return sum(record["kind"] == "step" for record in read_metrics(paths[0].parent)) if paths else 0
+
+    def takes_steps(self) -> "Job":
+        """Wait until it is well beyond its first checkpoint, but far from its end."""
+        self.cluster.until(lambda: self.number_of_steps() > 120, 120)
+        return self
+
+    def comes_to_the_same(self, reference: Path, within: float, *, restarts: int = 1) -> list[str]:
+        """Wait for the end, which has to be the reference's, and return what befell it on the way."""
+        ended = self.cluster.wait(self.id, within)
+        assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), self.log.read_text()
+        assert ended["Restarts"] == str(restarts)
+        (folder,) = self.runs.glob("digits-ff-*")
+        assert_same_run(reference, folder)
+        assert not (folder / "failure.json").exists()
+        return [record["event"] for record in records(folder, "event")]
+
+
+@pytest.fixture
+def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    """Start the run under pararun; the job is cancelled if the test leaves it behind."""
+    jobs: list[Job] = []
+
+    def start(*options: str) -> Job:
+        runs, log = tmp_path / "runs", tmp_path / "out"
+        argv = [*ARGV.split(), f"--timeout={TIMEOUT}", f"--runs={runs}"]
+        script = ["--nodes=3", f"--output={log}", *options, str(CHECKOUT / "pararun"), *argv]
+        job = cluster.sbatch(*script, cwd=tmp_path, env={"SAGE_HOME": str(CHECKOUT)})
+        jobs.append(Job(cluster, job, runs, log))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        cluster.run("scancel", job.id, check=False)
+        cluster.wait(job.id, 60)
+
+
+# What the ranks hear of: they save at one step, and nothing is done twice.
+
+
+def test_submitits_signal(cluster: Cluster, tmp_path: Path, reference: Path) -> None:
+    suite = tmp_path / "one.toml"
+    values = json.loads((reference / "config.json").read_text())
+    names = ("steps", "epochs", "eval_every", "checkpoint_every", "world_size")
+    lines = [
+        'workload = "digits-ff"',
+        f"timeout = {TIMEOUT}",
+        *(f"{name} = {values[name]}" for name in names),
+    ]
+    suite.write_text("\n".join(lines))
+    environment = {"PYTHONPATH": str(CHECKOUT)}
+    cluster.run("python", "-m", "sage", "submit", suite.name, cwd=tmp_path, env=environment)
+    (entry,) = map(json.loads, (tmp_path / "runs" / ".jobs" / "submitted.jsonl").read_text().splitlines())
+    log = Path(entry["logs"]) / f"{entry['job']}_0_log.out"
+    job = Job(cluster, entry["job"], tmp_path / "runs", log).takes_steps()
+    cluster.run("scancel", "--signal=USR2", job.id)
+    assert job.comes_to_the_same(reference, 90) == ["stopped", "resumed"]
+    assert "stopped and saved; requeued" in log.read_text()
+
+
+def test_a_preemption(start: Callable[..., Job], reference: Path, cluster: Cluster, tmp_path: Path) -> None:
+    job = start("--partition=low", "--exclusive").takes_steps()
+    urgent = cluster.sbatch(
+        "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap", "true", cwd=tmp_path
+    )
+    assert cluster.wait(urgent, 60)["JobState"] == "COMPLETED"
+    assert job.comes_to_the_same(reference, 90) == ["stopped", "resumed"]
+
+
+def test_the_time_limit(start: Callable[..., Job], reference: Path) -> None:
+    # SLURM counts in minutes, looks every half one, and signals up to a minute early.
+    job = start("--time=1", "--signal=USR1@58").takes_steps()
+    job.cluster.until(lambda: "stopped and saved; requeued" in job.log.read_text(), 120)
+    job.cluster.run("scontrol", "update", f"jobid={job.id}", "timelimit=10")
+    assert job.comes_to_the_same(reference, 90) == ["stopped", "resumed"]
+
+
+def test_a_requeue(start: Callable[..., Job], reference: Path) -> None:
+    job = start().takes_steps()
+    job.cluster.run("scontrol", "requeue", job.id)
+    assert job.comes_to_the_same(reference, 90) == ["stopped", "resumed"]
+
+
+# What they do not hear of: it goes on from the last checkpoint.
+
+
+def test_a_killed_rank(start: Callable[..., Job], reference: Path) -> None:
+    job = start().takes_steps()
+    os.kill(job.cluster.ranks(job.id)[2], signal.SIGKILL)
+    assert job.comes_to_the_same(reference, 90) == ["resumed"]
+    assert "failure 1 of at most 3" in job.log.read_text()
+
+
+def test_a_stopped_rank(start: Callable[..., Job], reference: Path) -> None:
+    job = start().takes_steps()
+    os.kill(job.cluster.ranks(job.id)[1], signal.SIGSTOP)
+    assert job.comes_to_the_same(reference, 90 + TIMEOUT) == ["resumed"]
+    assert "Culprit: rank 1 gives no sign of life" in job.log.read_text()
+
+
+def test_a_lost_node(start: Callable[..., Job], reference: Path, cluster: Cluster) -> None:
+    job = start().takes_steps()
+    nodes = cluster.run("scontrol", "show", "hostnames", cluster.job(job.id)["NodeList"]).stdout.split()
+    cluster.down(nodes[2])
+    try:
+        assert job.comes_to_the_same(reference, 90)[-1] == "resumed"
+        assert nodes[2] not in cluster.job(job.id)["NodeList"]
+    finally:
+        cluster.resume(nodes[2])
+
+
+@pytest.mark.skipif(bool(links_need()), reason=links_need())
+def test_a_pulled_cable(start: Callable[..., Job], reference: Path, cluster: Cluster) -> None:
+    job = start().takes_steps()
+    nodes = cluster.run("scontrol", "show", "hostnames", cluster.job(job.id)["NodeList"]).stdout.split()
+    cluster.pull(nodes[1])
+    try:
+        # SLURM itself gives a node up after SlurmdTimeout, here 20 s.
+        assert job.comes_to_the_same(reference, 120 + TIMEOUT) == ["resumed"]
+    finally:
+        cluster.plug(nodes[1])
+        cluster.until(lambda: "*" not in cluster.run("sinfo", "-h", "-o", "%t").stdout)
+
+
+# What no requeue helps against.
+
+
+def test_one_failure_after_the_other(cluster: Cluster, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 9\n")
+    python.chmod(0o755)
+    environment = {"PYTHON": str(python), "SAGE_HOME": str(CHECKOUT), "max_requeues": "2"}
+    script = ["--nodes=1", "--output=out", str(CHECKOUT / "pararun")]
+    ended = cluster.wait(cluster.sbatch(*script, cwd=tmp_path, env=environment), 120)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "9:0", "2")
+    said = (tmp_path / "out").read_text()
+    assert "ends with status 9, failed again after 2 requeues: a rank left with status 9" in said
+
+
+@pytest.mark.parametrize("argv", ["digits-ff --densty 0.1", "digits-ff --lr -1"])
+def test_a_wrong_setting(cluster: Cluster, tmp_path: Path, argv: str) -> None:
+    script = ["--nodes=2", "--output=out", str(CHECKOUT / "pararun"), *argv.split()]
+    ended = cluster.wait(cluster.sbatch(*script, cwd=tmp_path, env={"SAGE_HOME": str(CHECKOUT)}), 120)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
+    assert "ends with status 2, hopeless: " in (tmp_path / "out").read_text()
+
+
+def test_a_cancelled_job_stays_cancelled(start: Callable[..., Job]) -> None:
+    job = start().takes_steps()
+    job.cluster.run("scancel", job.id)
+    assert job.cluster.wait(job.id, 60)["JobState"] == "CANCELLED"
+    job.cluster.until(lambda: not job.cluster.ranks(job.id))
+    assert job.cluster.job(job.id)["JobState"] == "CANCELLED"
+    assert json.loads((next(job.runs.glob("digits-ff-*")) / "config.json").read_text())["world_size"] == 3

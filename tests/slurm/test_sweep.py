@@ -1,0 +1,145 @@
+"""A suite on a real SLURM: each cell once, no more at once than allowed, and again only what is missing."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launcher import records
+
+from sage.jobs import book
+from sage.jobs.suite import read
+from sage.tell.record import read_metrics
+from slurm.cluster import Cluster
+
+CHECKOUT = Path(__file__).parents[2]
+SUITE = """
+workload = "digits-ff"
+reducer = ["exact", "topk", "sage"]
+seed = [0, 1, 2, 3]
+world_size = 2
+epochs = 100
+steps = 5
+device = "cpu"
+parallel = 2
+"""
+LONG = """
+workload = "digits-ff"
+reducer = "topk"
+world_size = 2
+epochs = 1000
+steps = 1500
+checkpoint_every = 100
+device = "cpu"
+"""
+
+pytestmark = pytest.mark.slow
+
+Sage = Callable[..., str]
+
+
+@pytest.fixture
+def sage(cluster: Cluster, tmp_path: Path) -> Sage:
+    """Run `sage VERB ...` on the head node, in a folder that all nodes see; what it prints."""
+
+    def run(*argv: str) -> str:
+        environment = {"PYTHONPATH": str(CHECKOUT), "PYTHONSAFEPATH": "1"}
+        return cluster.run("python", "-m", "sage", *argv, cwd=tmp_path, env=environment, timeout=120).stdout
+
+    return run
+
+
+def states(cluster: Cluster, array: str) -> list[str]:
+    """The states of an array's tasks, as squeue has them."""
+    listed = cluster.run(
+        "squeue", "--noheader", "--array", "--states=all", f"--jobs={array},{array}", "--format=%T"
+    )
+    return listed.stdout.split()
+
+
+def summary(sage: Sage) -> str:
+    return sage("status", "suite.toml").splitlines()[-1]
+
+
+def test_twelve_cells_two_at_a_time_then_nothing_then_the_one_that_is_missing(
+    cluster: Cluster, sage: Sage, tmp_path: Path
+) -> None:
+    path = tmp_path / "suite.toml"
+    path.write_text(SUITE)
+    cells = [cell.folder.name for cell in read(path).cells]
+    told = sage("submit", "suite.toml")
+    assert "12 cells: 0 finished, 0 active, 12 to submit" in told
+    entries = book.read(tmp_path / "runs")
+    (array,) = {entry.job.partition("_")[0] for entry in entries.values()}
+    most = 0
+
+    def all_ended() -> bool:
+        nonlocal most
+        time.sleep(0.5)  # the cells want the processor too
+        now = states(cluster, array)
+        most = max(most, sum(state in ("RUNNING", "COMPLETING", "CONFIGURING") for state in now))
+        return len(now) == 12 and not {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING"} & set(now)
+
+    cluster.until(all_ended, 400)
+    assert most == 2
+    assert summary(sage) == "12 cells: 12 done"
+    for cell in cells:
+        assert (
+            len([record for record in read_metrics(tmp_path / "runs" / cell) if record["kind"] == "step"])
+            == 5
+        )
+
+    assert "12 cells: 12 finished, 0 active, 0 to submit" in sage("submit", "suite.toml")
+    assert book.read(tmp_path / "runs") == entries
+
+    (tmp_path / "runs" / cells[7] / "result.json").unlink()
+    assert "12 cells: 11 finished, 0 active, 1 to submit" in sage("submit", "suite.toml")
+    again = book.read(tmp_path / "runs")
+    assert [cell for cell in cells if again[cell] != entries[cell]] == [cells[7]]
+    assert cluster.wait(again[cells[7]].job, 120)["JobState"] == "COMPLETED"
+    assert summary(sage) == "12 cells: 12 done"
+
+
+def test_a_cell_is_requeued_when_interrupted_or_hurt_and_goes_on_until_it_is_done(
+    cluster: Cluster, sage: Sage, tmp_path: Path
+) -> None:
+    (tmp_path / "suite.toml").write_text(LONG + "seed = [0, 1]\n")
+    sage("submit", "suite.toml")
+    entries = book.read(tmp_path / "runs")
+    (interrupted, told), (hurt, killed) = entries.items()
+
+    def steps(cell: str) -> int:
+        path = tmp_path / "runs" / cell
+        return len(read_metrics(path)) if (path / "metrics.jsonl").exists() else 0
+
+    cluster.until(lambda: min(steps(interrupted), steps(hurt)) > 150, 120)
+    # As submitit's job._interrupt(timeout=True) does it.
+    cluster.run("scancel", told.job, "--signal", "USR2")
+    os.kill(cluster.ranks(killed.job)[1], 9)
+    for cell, happened in ((interrupted, ["stopped", "resumed"]), (hurt, ["resumed"])):
+        ended = cluster.wait(entries[cell].job, 180)
+        assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), sage("logs", cell)
+        folder = tmp_path / "runs" / cell
+        assert [record["event"] for record in records(folder, "event")] == happened
+        assert [record["step"] for record in records(folder, "step")] == list(range(1500))
+    assert "stopped and saved; requeued" in sage("logs", interrupted)
+    assert "failure 1 of at most 3" in sage("logs", hurt)
+    assert summary(sage) == "2 cells: 2 done, requeued 2 times"
+
+
+def test_what_is_hopeless_is_not_requeued_and_what_is_cancelled_stays_so(
+    cluster: Cluster, sage: Sage, tmp_path: Path
+) -> None:
+    (tmp_path / "suite.toml").write_text(LONG.replace("steps = 1500", "lr = [0.1, 1e30]"))
+    sage("submit", "suite.toml")
+    good, hopeless = book.read(tmp_path / "runs").values()
+    ended = cluster.wait(hopeless.job, 120)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
+    assert sage("cancel", good.cell) == "cancelled: 1 cell\n"
+    assert cluster.wait(good.job, 60)["JobState"] == "CANCELLED"
+    table = {line.split()[0]: line for line in sage("status", "suite.toml").splitlines()}
+    assert "failed" in table[hopeless.cell]
+    assert "the mean gradient is not finite" in table[hopeless.cell]
+    assert table[good.cell].rstrip().endswith("cancelled")
+    assert "the mean gradient is not finite" in sage("logs", hopeless.cell)

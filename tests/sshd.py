@@ -1,0 +1,91 @@
+"""A private sshd on loopback, which goes when the tests go: any name is a host, and all are this machine."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from launcher import free_port, until
+
+from sage.nodes.keeper import die_with_parent
+
+SEARCH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+
+SERVER = """
+Port {port}
+ListenAddress 127.0.0.1
+HostKey {folder}/host
+AuthorizedKeysFile {folder}/me.pub
+PidFile none
+UsePAM no
+StrictModes no
+UseDNS no
+PermitRootLogin yes
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+"""
+
+CLIENT = """
+Host unreachable
+    Port 1
+Host *
+    HostName 127.0.0.1
+    Port {port}
+    User {user}
+    IdentityFile {folder}/me
+    IdentitiesOnly yes
+    UserKnownHostsFile {folder}/known_hosts
+    GlobalKnownHostsFile none
+"""
+
+
+class Sshd:
+    """Serves this user alone, with keys made for the occasion; the host `unreachable` refuses connections."""
+
+    def __init__(self, folder: Path) -> None:
+        program = shutil.which("sshd", path=SEARCH)
+        if program is None:
+            pytest.skip("no sshd here: apt-get install openssh-server")
+        self.port, self._log = free_port(), folder / "sshd.log"
+        for key in ("host", "me"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
+        (folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {(folder / 'host.pub').read_text()}")
+        told = {"port": self.port, "folder": folder, "user": pwd.getpwuid(os.getuid()).pw_name}
+        (folder / "server").write_text(SERVER.format(**told))
+        (folder / "client").write_text(CLIENT.format(**told))
+        if os.getuid() == 0:
+            # Where sshd locks up what it does not trust; Debian makes it when the service is started.
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        self._process = subprocess.Popen(
+            [program, "-D", "-f", folder / "server", "-E", self._log],
+            stdin=subprocess.DEVNULL,
+            preexec_fn=die_with_parent,
+        )
+        self.ssh = f"ssh -F {folder / 'client'}"
+        """What `--ssh` is to be told."""
+        try:
+            until(self._answers)
+        except BaseException:
+            self.close()
+            raise
+
+    def sessions(self) -> list[int]:
+        """The processes that serve a connection."""
+        pid = self._process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def close(self) -> None:
+        """End it and the sessions that it still has."""
+        for pid in self.sessions():
+            os.kill(pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, self._log.read_text()
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", int(self.port))) == 0

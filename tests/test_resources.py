@@ -1,0 +1,67 @@
+"""What a cell asks of SLURM has room for each of its ranks, or is refused before sbatch hears of it."""
+
+from typing import Any
+
+import pytest
+
+from sage.config import Config, load, resolve
+from sage.jobs.resources import resources
+
+
+def cell(world_size: int, device: str = "auto", **slurm: Any) -> Config:
+    overrides = {"world_size": world_size, "device": device, "slurm": slurm}
+    return resolve(load("digits-ff", overrides=overrides))
+
+
+@pytest.mark.parametrize(
+    ("config", "nodes", "tasks", "gpus"),
+    [
+        (cell(4), 4, 1, "1"),
+        (cell(8, gpus_per_node=4), 2, 4, "4"),
+        (cell(8, **{"gpus-per-node": "a100:4"}), 2, 4, "a100:4"),
+        (cell(2, **{"gpus-per-node": "a100:4"}), 1, 2, "a100:2"),
+        (cell(4, gpus_per_node=0), 4, 1, None),
+        (cell(4, "cpu", gpus_per_node=2), 4, 1, None),
+        (cell(4, "cpu", ntasks_per_node=2), 2, 2, None),
+        (cell(3, "cpu", ntasks_per_node=8), 1, 3, None),
+    ],
+)
+def test_a_cell_has_a_task_for_each_rank_and_a_gpu_for_each_task(
+    config: Config, nodes: int, tasks: int, gpus: str | None
+) -> None:
+    asked = resources(config)
+    assert (asked.nodes, asked.tasks_per_node, dict(asked.options).get("gpus-per-node")) == (
+        nodes,
+        tasks,
+        gpus,
+    )
+    assert asked.nodes * asked.tasks_per_node == config.world_size
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (cell(6, gpus_per_node=4), "world_size 6 is no multiple of the 4 ranks a node"),
+        (cell(4, gpus_per_node="many"), "gpus-per-node is 'many'; allowed is a number"),
+        (cell(4, gpus_per_node=2, ntasks_per_node=4), "ntasks-per-node 4 beside 2 GPUs"),
+        (cell(4, gres="gpu:2"), "gres is 'gpu:2'; say GPUs as gpus-per-node"),
+        (cell(4, nodes=2), "has nodes, which is not yours to set: world_size and gpus-per-node"),
+        (cell(4, output="x"), "has output, which is not yours to set: `sage logs`"),
+        (cell(4, partiton="x"), "no long option of sbatch .* is called 'partiton'; did you mean 'partition'"),
+        (cell(4, time="soon"), "time is 'soon'; allowed are minutes, as 30"),
+        (cell(4, time=3), "time is 3; as a job saves itself .* allowed are 4 minutes and more"),
+        (cell(4, time_min="3:59"), "time-min is '3:59'; as a job saves itself"),
+        (cell(4, time="0:3:59"), "time is '0:3:59'; as a job saves itself"),
+        (cell(4, mem=["1G"]), "mem is .*; allowed is one text"),
+    ],
+)
+def test_what_sbatch_could_not_do_is_refused_before(config: Config, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        resources(config)
+
+
+@pytest.mark.parametrize(
+    "time", [4, "30", "4:00", "0:4:00", "1:00:00", "0-1", "0-0:4", "2-12:30:00", 0, "UNLIMITED"]
+)
+def test_a_time_is_what_sbatch_takes(time: int | str) -> None:
+    assert dict(resources(cell(1, time=time)).options)["time"] == time
