@@ -11,7 +11,9 @@ pass. `torch path` is the same step on `sage.reference`; for the mean, one `zero
 
 import argparse
 import json
+import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -46,12 +48,13 @@ class Ratio:
 def turns(
     contestants: dict[str, Callable[[], object]], prepare: Callable[[], object], seconds: float
 ) -> dict[str, list[float]]:
-    """Seconds of every contestant in every repeat, in turns, after two of warm-up."""
+    """Seconds of every contestant in every repeat, in an order drawn each time, after two of warm-up."""
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     end = time.perf_counter() + seconds
     repeat = 0
     while repeat < 7 or (time.perf_counter() < end and repeat < 300):
-        for name, run in contestants.items():
+        # Whoever runs behind plain torch finds caches and heap emptied: so it is not always the same one.
+        for name, run in random.sample(list(contestants.items()), len(contestants)):
             prepare()
             start = time.perf_counter()
             run()
@@ -175,6 +178,7 @@ def main() -> int:
         print(f"no native extension ({native.MISSING}): there is nothing to measure", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
+    load_before = os.getloadavg()[0]
     rows = [row for n in asked.sizes for density in DENSITIES for row in measure(n, density, asked.seconds)]
     command = " ".join(["python benchmarks/kernels.py", *sys.argv[1:]])
     commit = subprocess.run(
