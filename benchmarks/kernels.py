@@ -189,7 +189,14 @@ def main() -> int:
         "torch": torch.__version__,
         "threads": 1,
     }
-    told = {"command": command, "commit": commit.stdout.strip(), "machine": machine, "rows": rows}
+    load = {"before": load_before, "after": os.getloadavg()[0]}
+    told = {
+        "command": command,
+        "commit": commit.stdout.strip(),
+        "machine": machine,
+        "load": load,
+        "rows": rows,
+    }
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     asked.output.write_text(json.dumps(told, indent=1) + "\n")
     missed = [
