@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+NATIVE := sage/_C.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test cluster lint format clean
+.PHONY: help demo test test-plain cluster native sanitize emulate cuda bench-check lint format clean
 
 help: ## list the targets
-	@grep -hE '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## /  \1\t/' | expand -t 12
+	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  \1\t/' | expand -t 16
 
 .venv: $(INSTALLED) ## a virtual environment with everything in it
 
@@ -17,16 +18,40 @@ $(INSTALLED): pyproject.toml
 	    || { echo "$(PYTHON) is older than 3.11; say another: make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv \
 	    || { echo "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	SAGE_NATIVE=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
+
+native: $(NATIVE) ## build the native extension; without it sage runs on plain torch
+
+# Not within pip's installation: torch, whose headers it needs, is there only after that.
+$(NATIVE): $(INSTALLED) setup.py $(wildcard csrc/*.* csrc/*/*)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+sanitize: ## run the CPU kernels under the address and undefined-behaviour sanitizers
+	$(CXX) -std=c++20 -O1 -g -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover=all \
+	    tests/csrc/kernels.cpp -o build-sanitize && ./build-sanitize; status=$$?; rm -f build-sanitize; exit $$status
+
+emulate: ## run the CUDA kernels on the CPU, with a stand-in for CUDA
+	$(CXX) -x c++ -std=c++20 -O1 -g -Wall -Wextra -Werror tests/csrc/emulated.cpp -o build-emulate && ./build-emulate; \
+	    status=$$?; rm -f build-emulate; exit $$status
+
+cuda: $(INSTALLED) ## compile and link the CUDA side for every architecture; fails where it cannot
+	rm -f $(NATIVE)
+	$(BIN)/python setup.py build_ext --inplace | grep "native extension: .* CUDA"
+
+bench-check: $(INSTALLED) $(NATIVE) ## measure the kernels; fails where one is under half of its goal
+	$(BIN)/python benchmarks/kernels.py --check --output /dev/null
 
 demo: $(INSTALLED) ## train on the embedded digits under exact and under sage, and compare
 	$(BIN)/sage run digits --reducer exact --runs runs/demo
 	$(BIN)/sage run digits --reducer sage --runs runs/demo
 	$(BIN)/sage report runs/demo --output runs/demo
 
-test: $(INSTALLED) ## run every test
+test: $(INSTALLED) $(NATIVE) ## run every test
 	$(BIN)/pytest -q
+
+test-plain: $(INSTALLED) ## run the tests of ops and reducers again, without the native extension
+	SAGE_NATIVE=0 $(BIN)/pytest -q tests/test_ops.py tests/test_packing.py tests/test_reducers.py tests/test_conformance.py
 
 NODES ?= 4
 cluster: $(INSTALLED) ## a real SLURM on this machine until Ctrl-C; as root: make cluster RATE=100mbit
@@ -43,4 +68,4 @@ format: $(INSTALLED) ## put the sources in order
 	$(BIN)/ruff format .
 
 clean: ## remove what was built or cached, but neither .venv nor runs
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(NATIVE) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -40,8 +40,8 @@ class Threshold(Sparsifier):
             return self._threshold
         return 0.0 if self.density == 1 else 1 / (2 * math.sqrt(max(1.0, self.density * n)))
 
-    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
-        return ops.select_above(signal_N, self._value(signal_N.numel()))
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
+        return ops.take_above(grad_N, residual_N, self._value(grad_N.numel()), dtype=self.dtype)
 
     def report(self) -> dict[str, float]:
         return {"threshold": self._value(self.layout.numel), "density_asked": self.density}

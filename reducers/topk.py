@@ -33,12 +33,10 @@ class TopK(Sparsifier):
             "density_G", torch.full((len(layout.groups),), self.density, dtype=torch.float64)
         )
 
-    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
-        chosen = []
-        for (start, stop), density in zip(self.layout.groups, self.density_G.tolist(), strict=True):
-            k = num_kept(density, stop - start)
-            chosen.append(ops.select_top(signal_N[start:stop], k) + start)
-        return torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64, device=signal_N.device)
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
+        groups = self.layout.groups
+        counts = [num_kept(d, b - a) for (a, b), d in zip(groups, self.density_G.tolist(), strict=True)]
+        return ops.take_top(grad_N, residual_N, [0, *(stop for _, stop in groups)], counts, dtype=self.dtype)
 
     def report(self) -> dict[str, float]:
         sizes_G = torch.tensor([stop - start for start, stop in self.layout.groups], dtype=torch.float64)

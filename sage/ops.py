@@ -1,10 +1,13 @@
-"""The operations a reducer spends its time in: select, compact, scatter. Plain-torch references.
+"""The operations a reducer spends its time in: accumulate, select, compact, scatter, pack.
 
 Every op treats magnitudes as the integer bits of |x|: for floats these order as the values do, zeros compare
 equal, and a NaN is the largest of all, so that it is selected, sent and seen instead of hiding in the
 residual. Ties are broken towards the lower index, so results are the same everywhere, to the bit.
+
+Each runs natively where the extension is built (`sage.native`) and the vectors are contiguous float32, and
+otherwise in plain torch (`sage.reference`), with the same result.
 """
-# N = elements of the flat vector, K = elements selected, M = elements of all ranks together
+# N = elements of the flat vector, K = elements selected, M = elements of all ranks together, B = bytes
 
 import math
 from collections.abc import Sequence
@@ -12,23 +15,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_BITS = {
-    torch.float32: torch.int32,
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-    torch.float64: torch.int64,
-}
+from sage import native, reference
+from sage.reference import NUM_BINS as NUM_BINS
+from sage.reference import magnitude_bits as magnitude_bits
 
-
-def magnitude_bits(x_N: Tensor) -> Tensor:
-    """|x| as integers that order as |x| does, NaN above infinity.
-
-    Raises:
-        TypeError: where x is not floating point.
-    """
-    if x_N.dtype not in _BITS:
-        raise TypeError(f"a vector of {x_N.dtype}: expected one of {', '.join(map(str, _BITS))}")
-    return x_N.abs().view(_BITS[x_N.dtype])
+_native = torch.ops.sage
 
 
 def accumulate(grad_N: Tensor, residual_N: Tensor | None) -> Tensor:
@@ -38,31 +29,29 @@ def accumulate(grad_N: Tensor, residual_N: Tensor | None) -> Tensor:
 
 def select_top(x_N: Tensor, k: int) -> Tensor:
     """Indices (int64, ascending) of the k largest |x|, the lower index first among equals."""
-    n = x_N.numel()
-    if k >= n:
-        return torch.arange(n, device=x_N.device)
-    if k == 0:
-        return torch.empty(0, dtype=torch.int64, device=x_N.device)
-    bits_N = magnitude_bits(x_N)
-    least = torch.topk(bits_N, k, sorted=False).values.min()
-    above = (bits_N > least).nonzero().view(-1)
-    ties = (bits_N == least).nonzero().view(-1)[: k - above.numel()]
-    return torch.cat((above, ties)).sort().values
+    if native.takes("top_", x_N):
+        n = x_N.numel()
+        return _native.top_.default(x_N, None, [0, n], [min(k, n)], keep=False, clear=False)[1].long()
+    return reference.select_top(x_N, k)
 
 
 def select_above(x_N: Tensor, threshold: float) -> Tensor:
     """Indices (int64, ascending) where |x| >= threshold, or x is NaN; the threshold is rounded as x is."""
-    return (~(x_N.abs() < threshold)).nonzero().view(-1)
+    if native.takes("select_", x_N):
+        return _native.select_.default(x_N, None, threshold, False, False, None, 1)[1].long()
+    return reference.is_above(x_N, threshold).nonzero().view(-1)
 
 
 def count_above(x_N: Tensor, threshold: float) -> int:
     """How many elements `select_above` would take."""
-    return int((~(x_N.abs() < threshold)).sum())
+    if native.takes("count_above", x_N):
+        return int(_native.count_above.default(x_N, threshold))
+    return int(reference.is_above(x_N, threshold).sum())
 
 
 def magnitude(bits: int, dtype: torch.dtype) -> float:
     """The magnitude that has these bits: `magnitude_bits` undone, for one number."""
-    return float(torch.tensor(bits, dtype=_BITS[dtype]).view(dtype))
+    return float(torch.tensor(bits, dtype=reference.BITS[dtype]).view(dtype))
 
 
 def top_bits(dtype: torch.dtype) -> int:
@@ -85,34 +74,196 @@ def take(signal_N: Tensor, at_K: Tensor, *, dtype: torch.dtype, keep: bool) -> T
 
     What stays behind is 0 for a value that travels as it is, and the rounding error for one that does not.
     """
-    own_K = signal_N[at_K]
-    values_K = own_K.to(dtype)
-    if values_K.dtype == own_K.dtype:
-        if keep:
-            signal_N[at_K] = 0
-        return values_K
-    # What would overflow travels as the largest finite value; what is not finite must be seen as it is.
-    largest = torch.finfo(dtype).max
-    values_K = torch.where(own_K.isfinite(), values_K.clamp(-largest, largest), values_K)
+    return _rounded(signal_N, reference.take(signal_N, at_K, keep=keep), at_K, dtype, keep)
+
+
+def take_above(
+    grad_N: Tensor,
+    residual_N: Tensor | None,
+    threshold: float,
+    *,
+    dtype: torch.dtype = torch.float32,
+    clear: bool = False,
+    bins: Tensor | None = None,
+    every: int = 32,
+) -> tuple[Tensor, Tensor]:
+    """Accumulate, and take what `select_above` selects, in one pass: values and indices (int32, ascending).
+
+    Args:
+        grad_N: The gradient; without a residual it is the signal, and stays as it is.
+        residual_N: Accumulated into; keeps what is not taken, as in `take`.
+        threshold: From which magnitude.
+        dtype: Of the values.
+        clear: Whether the gradient is left 0 once it is in the residual.
+        bins: int32, NUM_BINS: the signal's magnitudes are added, for `threshold_from_histogram`.
+        every: Only those in every so many groups of 64 elements.
+    """
+    keep = residual_N is not None
+    signal_N, added_N = (grad_N, None) if residual_N is None else (residual_N, grad_N)
+    if native.takes("select_", signal_N, added_N, bins):
+        own_K, at_K = _native.select_.default(signal_N, added_N, threshold, keep, clear, bins, every)
+    else:
+        own_K, at_K = reference.take_above(signal_N, added_N, threshold, clear=clear, bins=bins, every=every)
+    return _rounded(signal_N, own_K, at_K, dtype, keep), at_K
+
+
+def take_top(
+    grad_N: Tensor,
+    residual_N: Tensor | None,
+    bounds: Sequence[int],
+    counts: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    clear: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Accumulate, and take what `select_top` selects of each group: values and indices (int32, ascending).
+
+    Args:
+        grad_N: The gradient; without a residual it is the signal, and stays as it is.
+        residual_N: Accumulated into; keeps what is not taken, as in `take`.
+        bounds: Group g is elements `[bounds[g], bounds[g + 1])`; together they are the whole vector.
+        counts: How many to take of each group, at most all.
+        dtype: Of the values.
+        clear: Whether the gradient is left 0 once it is in the residual.
+    """
+    keep = residual_N is not None
+    signal_N, added_N = (grad_N, None) if residual_N is None else (residual_N, grad_N)
+    if native.takes("top_", signal_N, added_N):
+        own_K, at_K = _native.top_.default(signal_N, added_N, bounds, counts, keep, clear)
+    else:
+        own_K, at_K = reference.take_top(signal_N, added_N, bounds, counts, clear=clear)
+    return _rounded(signal_N, own_K, at_K, dtype, keep), at_K
+
+
+def _rounded(signal_N: Tensor, own_K: Tensor, at_K: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
+    """What was taken as `dtype`, and with `keep` what that rounds away put back."""
+    if own_K.dtype is dtype or torch.promote_types(own_K.dtype, dtype) is dtype:
+        return own_K.to(dtype)
+    values_K, left_K = reference.round_to(own_K, dtype)
     if keep:
-        signal_N[at_K] = (own_K - values_K.to(own_K.dtype)).nan_to_num_(0.0, 0.0, 0.0)
+        signal_N[at_K] = left_K
     return values_K
 
 
-def scatter_mean(values_M: Tensor, at_M: Tensor, counts: Sequence[int], out_N: Tensor) -> Tensor:
+def histogram(x_N: Tensor, *, every: int = 1) -> Tensor:
+    """How many magnitudes fall into each of NUM_BINS bins (int32), in every so many groups of 64 elements.
+
+    A bin is 1.1 to 1.6 % wide: the exponent and the first 6 bits of the mantissa as a number.
+    """
+    bins = torch.zeros(NUM_BINS, dtype=torch.int32, device=x_N.device)
+    if native.takes("histogram_", x_N):
+        _native.histogram_.default(bins, x_N, every)
+    else:
+        reference.histogram(bins, x_N, every)
+    return bins
+
+
+def threshold_from_histogram(bins: Tensor, density: float) -> float:
+    """The threshold that this share of what was counted is at or above, taken to lie evenly inside a bin.
+
+    Returns:
+        Infinity where nothing was counted.
+    """
+    falling = bins.flip(0).cumsum(0, dtype=torch.int64)
+    num = int(falling[-1])
+    wanted = density * num
+    if num == 0:
+        return float("inf")
+    bin_ = NUM_BINS - 1 - int(torch.searchsorted(falling, wanted))
+    here = int(bins[bin_])
+    above = int(falling[NUM_BINS - 1 - bin_]) - here
+    edges = torch.tensor([bin_, bin_ + 1]) << reference.BIN_SHIFT
+    low, high = edges.int().view(torch.float32).tolist()
+    return low + (high - low) * (1 - (wanted - above) / here) if high < float("inf") else low
+
+
+def threshold_from_sample(x_N: Tensor, density: float, *, every: int = 32) -> float:
+    """The threshold that about this share of all |x| is at or above, from every so many groups of 64."""
+    return threshold_from_histogram(histogram(x_N, every=every), density)
+
+
+def scatter_mean(
+    values_M: Tensor, at_M: Tensor, counts: Sequence[int], out_N: Tensor, *, zeroed: bool = False
+) -> Tensor:
     """The mean over ranks of sparse vectors: out = Σ_w scatter(values_w, at_w) / W, written into out_N.
 
     Args:
         values_M: All ranks' values, one rank after another.
-        at_M: Their indices. What is sent to the same place adds up.
+        at_M: Their indices, ascending within each rank. What is sent to the same place adds up.
         counts: How many belong to each of the W ranks.
         out_N: Overwritten.
+        zeroed: That out_N is 0 everywhere already, as after `clear`.
     """
-    out_N.zero_()
-    start = 0
-    # Rank by rank, so that the order of the additions, and with it the result's last bit, is always the same.
-    for count in counts:
-        stop = start + count
-        out_N.index_add_(0, at_M[start:stop], values_M[start:stop].to(out_N.dtype))
-        start = stop
-    return out_N.div_(len(counts))
+    values_M = values_M.to(out_N.dtype)
+    if native.takes("scatter_mean_", out_N, values_M, at_M) and at_M.dtype == torch.int32:
+        _native.scatter_mean_.default(out_N, values_M, at_M, counts, zeroed)
+        return out_N
+    return reference.scatter_mean(values_M, at_M, counts, out_N, zeroed=zeroed)
+
+
+def clear(out_N: Tensor, at_K: Tensor) -> Tensor:
+    """Zero what was written before, and no more: sooner than zeroing everything where that was little."""
+    if native.takes("clear_", out_N, at_K) and at_K.dtype == torch.int32:
+        _native.clear_.default(out_N, at_K)
+        return out_N
+    return out_N.index_fill_(0, at_K.long(), 0)
+
+
+def pack(codes_N: Tensor, bits: int) -> Tensor:
+    """Codes (uint8) of 1 to 8 bits without gaps: code i starts at bit i·bits of the bytes, low bit first."""
+    if native.takes("pack", codes_N, dtype=torch.uint8):
+        return _native.pack.default(codes_N, bits)
+    return reference.pack(codes_N, bits)
+
+
+def unpack(bytes_B: Tensor, bits: int, n: int) -> Tensor:
+    """The n codes that `pack` packed."""
+    if native.takes("unpack", bytes_B, dtype=torch.uint8):
+        return _native.unpack.default(bytes_B, bits, n)
+    return reference.unpack(bytes_B, bits, n)
+
+
+def pack_signs(x_N: Tensor) -> Tensor:
+    """A bit for each element, set where it is not below 0."""
+    if native.takes("pack_signs", x_N):
+        return _native.pack_signs.default(x_N)
+    return reference.pack((~(x_N < 0)).to(torch.uint8), 1)
+
+
+def unpack_signs(bytes_B: Tensor, n: int, scale: float = 1.0) -> Tensor:
+    """+scale (float32) for each bit that is set, −scale for each that is not."""
+    if native.takes("unpack_signs", bytes_B, dtype=torch.uint8):
+        return _native.unpack_signs.default(bytes_B, n, scale)
+    return reference.unpack_signs(bytes_B, n, scale)
+
+
+def encode_gaps(at_K: Tensor) -> Tensor:
+    """Ascending indices (int32) as bytes: the gaps between them, 7 bits a byte (LEB128).
+
+    >>> encode_gaps(torch.tensor([0, 1, 130, 1000], dtype=torch.int32)).tolist()
+    [0, 0, 128, 1, 229, 6]
+    """
+    if native.takes("encode_gaps", at_K, dtype=torch.int32):
+        return _native.encode_gaps.default(at_K)
+    return reference.encode_gaps(at_K)
+
+
+def decode_gaps(bytes_B: Tensor, num: int) -> Tensor:
+    """The `num` indices (int32) that `encode_gaps` encoded."""
+    if native.takes("decode_gaps", bytes_B, dtype=torch.uint8):
+        return _native.decode_gaps.default(bytes_B, num)
+    return reference.decode_gaps(bytes_B, num)
+
+
+def encode_bitmap(at_K: Tensor, n: int) -> Tensor:
+    """Indices (int32) as a bit for each of n places: fewer bytes than gaps at a density above about 1/8."""
+    if native.takes("encode_bitmap", at_K, dtype=torch.int32):
+        return _native.encode_bitmap.default(at_K, n)
+    return reference.encode_bitmap(at_K, n)
+
+
+def decode_bitmap(bytes_B: Tensor) -> Tensor:
+    """The indices (int32, ascending) that `encode_bitmap` encoded."""
+    if native.takes("decode_bitmap", bytes_B, dtype=torch.uint8):
+        return _native.decode_bitmap.default(bytes_B)
+    return reference.decode_bitmap(bytes_B)

@@ -108,17 +108,25 @@ class Sparsifier(Reducer):
         """Indices into the signal (int64, ascending) of what to send."""
         raise NotImplementedError
 
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
+        """Values and indices (int32, ascending) of what to send, taken out of the residual if there is one.
+
+        A method that need not see the signal to decide does better to override this by a fused op, such as
+        `ops.take_above`, than `select`: it reads and writes the vector once.
+        """
+        signal_N = ops.accumulate(grad_N, residual_N)
+        at_K = self.select(signal_N, wire)
+        return ops.take(signal_N, at_K, dtype=self.dtype, keep=residual_N is not None), at_K.int()
+
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         with phase("select"):
-            signal_N = ops.accumulate(grad_N, residual_N)
-            at_K = self.select(signal_N, wire)
-            values_K = ops.take(signal_N, at_K, dtype=self.dtype, keep=residual_N is not None)
+            values_K, at_K = self.take(grad_N, residual_N, wire)
         if self.even:
-            values_WK, at_WK = wire.gather(values=values_K, indices=at_K.int())
+            values_WK, at_WK = wire.gather(values=values_K, indices=at_K)
             counts = [at_K.numel()] * wire.world_size
             values_M, at_M = values_WK.view(-1), at_WK.view(-1)
         else:
-            counts, (values_M, at_M) = wire.gather_uneven(values=values_K, indices=at_K.int())
+            counts, (values_M, at_M) = wire.gather_uneven(values=values_K, indices=at_K)
         with phase("scatter"):
             mean_N = ops.scatter_mean(values_M, at_M, counts, out_N=grad_N)
         return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())))

@@ -57,10 +57,8 @@ class DropsDuplicates(TopK):
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         assert residual_N is not None
-        residual_N += grad_N
-        at_K = self.select(residual_N, wire)
-        values_WK, at_WK = wire.gather(values=residual_N[at_K], indices=at_K.int())
-        residual_N[at_K] = 0
+        values_K, at_K = self.take(grad_N, residual_N, wire)
+        values_WK, at_WK = wire.gather(values=values_K, indices=at_K)
         grad_N.zero_()[at_WK.view(-1).long()] = values_WK.view(-1)
         return Reduced(grad_N / wire.world_size, at_K, at_K.numel() / grad_N.numel())
 
@@ -70,10 +68,8 @@ class SplitsEvenly(Threshold):
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         assert residual_N is not None
-        residual_N += grad_N
-        at_K = self.select(residual_N, wire)
-        counts, (values_M, at_M) = wire.gather_uneven(values=residual_N[at_K], indices=at_K.int())
-        residual_N[at_K] = 0
+        values_K, at_K = self.take(grad_N, residual_N, wire)
+        counts, (values_M, at_M) = wire.gather_uneven(values=values_K, indices=at_K)
         even = wire.world_size * (sum(counts) // wire.world_size)
         grad_N.zero_().index_add_(0, at_M[:even], values_M[:even])
         return Reduced(grad_N / wire.world_size, at_K, sum(counts) / wire.world_size / grad_N.numel())
@@ -84,21 +80,17 @@ class ShortIndices(TopK):
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         assert residual_N is not None
-        residual_N += grad_N
-        at_K = self.select(residual_N, wire)
-        values_WK, at_WK = wire.gather(values=residual_N[at_K], indices=at_K.to(torch.uint16))
-        residual_N[at_K] = 0
+        values_K, at_K = self.take(grad_N, residual_N, wire)
+        values_WK, at_WK = wire.gather(values=values_K, indices=at_K.to(torch.uint16))
         grad_N.zero_().index_add_(0, at_WK.view(-1).int(), values_WK.view(-1))
         return Reduced(grad_N / wire.world_size, at_K, at_K.numel() / grad_N.numel())
 
 
 class ForgetsWhereGroupsStart(GTopK):
-    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
-        chosen = [
-            super(ForgetsWhereGroupsStart, self).select(signal_N, wire) - start
-            for start, _ in self.layout.groups
-        ]
-        return torch.cat(chosen or [torch.empty(0, dtype=torch.int64)]) % max(1, signal_N.numel())
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
+        values_K, at_K = super().take(grad_N, residual_N, wire)
+        starts_G = torch.tensor([start for start, _ in self.layout.groups] or [0], dtype=torch.int32)
+        return values_K, at_K - starts_G[torch.bucketize(at_K, starts_G, right=True) - 1]
 
 
 class DividesByTheNorm(TopK):
@@ -143,15 +135,19 @@ class BooksByItself(Exact):
         return super().forward(grad_N, residual_N, wire)
 
 
-class ComparesWithSign(Threshold):
+class ComparesWithSign(Sparsifier):
     """x ≥ λ, where |x| ≥ λ is meant."""
+
+    even = False
 
     def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
         return (signal_N >= 0.1).nonzero().view(-1)
 
 
-class OverlooksNan(Threshold):
+class OverlooksNan(Sparsifier):
     """No NaN is above a threshold."""
+
+    even = False
 
     def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
         return (signal_N.abs() >= 0.1).nonzero().view(-1)
@@ -188,21 +184,21 @@ class KeepsItsStepToItself(Sparsifier):
 
 
 class Reseeds(TopK):
-    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
         torch.manual_seed(0)
-        return super().select(signal_N, wire)
+        return super().take(grad_N, residual_N, wire)
 
 
 class DrawsFromNumpy(TopK):
-    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
         np.random.rand()
-        return super().select(signal_N, wire)
+        return super().take(grad_N, residual_N, wire)
 
 
 class DrawsFromPython(TopK):
-    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
         random.random()
-        return super().select(signal_N, wire)
+        return super().take(grad_N, residual_N, wire)
 
 
 BREAKS: list[tuple[Callable[[Case], None], type[Reducer]]] = [

@@ -1,0 +1,214 @@
+"""What the native kernels give on this machine, beside what bounds them and beside plain torch.
+
+    python benchmarks/kernels.py                      # measure, and write benchmarks/results/kernels.json
+    python benchmarks/kernels.py --check --output X   # fail where a figure is under half of its goal
+
+One thread. All that a row compares runs in turns, one repeat of each after the other on the same vectors, so
+that what else the machine does hits all alike. Figures are medians over the repeats; ratios are medians of
+the repeats' ratios, with quartiles. The bound is `torch.Tensor.add_`, which moves as many bytes as a fused
+pass. `torch path` is the same step on `sage.reference`; for the mean, one `zero_` and one `index_add_`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sage import native, ops, reference
+
+RESULTS = Path(__file__).parent / "results" / "kernels.json"
+SIZES = (100_000, 1_000_000, 10_000_000, 28_000_000)
+DENSITIES = (0.001, 0.01, 0.1)
+RANKS = 4
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast as something else: median over the repeats, and quartiles."""
+
+    median: float
+    low: float
+    high: float
+    goal: float | None
+
+
+def turns(
+    contestants: dict[str, Callable[[], object]], prepare: Callable[[], object], seconds: float
+) -> dict[str, list[float]]:
+    """Seconds of every contestant in every repeat, in an order drawn each time, after two of warm-up."""
+    taken: dict[str, list[float]] = {name: [] for name in contestants}
+    end = time.perf_counter() + seconds
+    repeat = 0
+    while repeat < 7 or (time.perf_counter() < end and repeat < 300):
+        # Whoever runs behind plain torch finds caches and heap emptied: so it is not always the same one.
+        for name, run in random.sample(list(contestants.items()), len(contestants)):
+            prepare()
+            start = time.perf_counter()
+            run()
+            if repeat >= 2:
+                taken[name].append(time.perf_counter() - start)
+        repeat += 1
+    return taken
+
+
+def ratio(of: list[float], to: list[float], goal: float | None) -> Ratio:
+    """How many times as fast `of` is as `to`, repeat by repeat."""
+    low, median, high = statistics.quantiles([b / a for a, b in zip(of, to, strict=True)], n=4)
+    return Ratio(round(median, 3), round(low, 3), round(high, 3), goal)
+
+
+def row(op: str, n: int, density: float, taken: dict[str, list[float]], goals: dict[str, Ratio]) -> Row:
+    """One line of the results."""
+    shown = "  ".join(
+        f"{name} {r.median:.2f} ({r.low:.2f}-{r.high:.2f}){'' if r.goal is None else f' goal {r.goal:g}'}"
+        for name, r in goals.items()
+    )
+    median = statistics.median(taken["ours"]) * 1e3
+    print(f"{op:18} n={n:<11,} d={density:<6g} {median:9.3f} ms  {shown}", flush=True)
+    return {
+        "op": op,
+        "n": n,
+        "density": density,
+        "milliseconds": {name: round(statistics.median(t) * 1e3, 4) for name, t in taken.items()},
+        "repeats": len(taken["ours"]),
+        "times_as_fast_as": {name: asdict(r) for name, r in goals.items()},
+    }
+
+
+def measure(n: int, density: float, seconds: float) -> list[Row]:
+    """All rows of one size and density, on heavy-tailed noise."""
+    torch.manual_seed(0)
+    grad_N = torch.randn(n) * torch.randn(n).exp()
+    residual_N = torch.zeros(n)
+    k = max(1, int(n * density))
+    threshold = float(grad_N.abs().kthvalue(n - k + 1).values)
+    bins = torch.zeros(ops.NUM_BINS, dtype=torch.int32)
+
+    def bound() -> Tensor:
+        return residual_N.add_(grad_N)
+
+    rows = []
+    taken = turns(
+        {
+            "bound": bound,
+            "ours": lambda: ops.take_above(grad_N, residual_N, threshold),
+            "with histogram": lambda: ops.take_above(grad_N, residual_N, threshold, bins=bins),
+            "torch path": lambda: reference.take_above(
+                residual_N, grad_N, threshold, clear=False, bins=None, every=1
+            ),
+        },
+        residual_N.zero_,
+        seconds,
+    )
+    large = n >= 1_000_000
+    goals = {
+        "bound": ratio(taken["ours"], taken["bound"], 0.85 if large else None),
+        "torch path": ratio(taken["ours"], taken["torch path"], 8.0 if large else None),
+        "with histogram": ratio(taken["ours"], taken["with histogram"], None),
+    }
+    rows.append(row("select", n, density, taken, goals))
+
+    taken = turns(
+        {
+            "bound": bound,
+            "ours": lambda: ops.take_top(grad_N, residual_N, [0, n], [k]),
+            "torch path": lambda: reference.take_top(residual_N, grad_N, [0, n], [k], clear=False),
+        },
+        residual_N.zero_,
+        seconds,
+    )
+    share = {0.001: 0.8, 0.01: 0.7, 0.1: 0.4}[density]
+    times = 6.0 if n < 1_000_000 else 15.0 if n < 10_000_000 else 20.0
+    goals = {
+        "bound": ratio(taken["ours"], taken["bound"], share if large else None),
+        "torch path": ratio(taken["ours"], taken["torch path"], times),
+    }
+    rows.append(row("top", n, density, taken, goals))
+
+    at_M = torch.cat([torch.randperm(n)[:k].sort().values.int() for _ in range(RANKS)])
+    values_M = torch.randn(at_M.numel())
+    taken = turns(
+        {
+            "ours": lambda: ops.scatter_mean(values_M, at_M, [k] * RANKS, residual_N),
+            "torch path": lambda: residual_N.zero_().index_add_(0, at_M, values_M),
+            "only cleared": lambda: ops.scatter_mean(
+                values_M, at_M, [k] * RANKS, ops.clear(residual_N, at_M), zeroed=True
+            ),
+        },
+        lambda: None,
+        seconds,
+    )
+    goals = {
+        "torch path": ratio(taken["ours"], taken["torch path"], 1.5 if density >= 0.01 and large else None),
+        "only cleared": ratio(taken["ours"], taken["only cleared"], None),
+    }
+    rows.append(row(f"scatter_mean, W={RANKS}", n, density, taken, goals))
+    return rows
+
+
+def processor() -> str:
+    """What the processor calls itself, and how many of it there are."""
+    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.machine()
+
+
+def main() -> int:
+    """Measure every size and density."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each comparison")
+    parser.add_argument("--check", action="store_true", help="fail where a figure is under half of its goal")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    if native.MISSING is not None:
+        print(f"no native extension ({native.MISSING}): there is nothing to measure", file=sys.stderr)
+        return 2
+    torch.set_num_threads(1)
+    load_before = os.getloadavg()[0]
+    rows = [row for n in asked.sizes for density in DENSITIES for row in measure(n, density, asked.seconds)]
+    command = " ".join(["python benchmarks/kernels.py", *sys.argv[1:]])
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "threads": 1,
+    }
+    load = {"before": load_before, "after": os.getloadavg()[0]}
+    told = {
+        "command": command,
+        "commit": commit.stdout.strip(),
+        "machine": machine,
+        "load": load,
+        "rows": rows,
+    }
+    asked.output.parent.mkdir(parents=True, exist_ok=True)
+    asked.output.write_text(json.dumps(told, indent=1) + "\n")
+    missed = [
+        f"{row['op']} n={row['n']} d={row['density']}: {against} {figure['median']} of {figure['goal']}"
+        for row in rows
+        for against, figure in row["times_as_fast_as"].items()
+        if figure["goal"] is not None and figure["median"] < figure["goal"] / (2 if asked.check else 1)
+    ]
+    title = "under half of the goal:" if asked.check else "under the goal:"
+    print("\n".join([title, *missed]) if missed else "all as wanted")
+    return 1 if missed and asked.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

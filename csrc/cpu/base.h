@@ -1,0 +1,124 @@
+// What the CPU kernels share: magnitudes as bits, the instruction set found, threads, reused memory.
+// Nothing below csrc/cpu/*.h knows of torch, so that it compiles in a second and runs under sanitizers.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <new>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define SAGE_X86 1
+// A plain loop that the compiler is to vectorize for each of these, and the loader to choose among.
+#define SAGE_CLONES __attribute__((unused, target_clones("avx512f", "avx2", "default")))
+#else
+#define SAGE_X86 0
+#define SAGE_CLONES __attribute__((unused))
+#endif
+
+namespace sage::cpu {
+
+constexpr uint32_t kMagnitude = 0x7fffffffu;  // all of a float but its sign
+constexpr uint32_t kNothing = 0x80000000u;    // above every magnitude, NaN's too
+
+inline uint32_t magnitude(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits & kMagnitude;
+}
+
+// The magnitude from which `not |x| < threshold` holds: everything for 0, a negative number and NaN.
+inline uint32_t limit_of(float threshold) { return threshold > 0 ? magnitude(threshold) : 0; }
+
+enum class Isa { scalar, avx2, avx512 };
+
+// The best instruction set that this processor has and a kernel is written for.
+inline Isa isa() {
+#if SAGE_X86
+  static const Isa found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") ? Isa::avx512
+                           : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")      ? Isa::avx2
+                                                                                                   : Isa::scalar;
+  return found;
+#else
+  return Isa::scalar;
+#endif
+}
+
+// Threads to share work with. Who calls decides what they are: torch's own in the extension, none in a test.
+struct Team {
+  int64_t threads = 1;
+  std::function<void(int64_t parts, const std::function<void(int64_t part)>& work)> run;
+
+  // How many parts to cut n elements into, so that a part is worth a thread's waking up.
+  int64_t parts(int64_t n) const { return std::max<int64_t>(1, std::min(threads, n / 65536)); }
+
+  void each(int64_t parts, const std::function<void(int64_t part)>& work) const {
+    if (parts == 1) return work(0);
+    run(parts, work);
+  }
+};
+
+// Where part `i` of `parts` begins in n elements, a multiple of 64: parts share no cache line.
+inline int64_t part_begin(int64_t n, int64_t parts, int64_t i) {
+  return i == parts ? n : n / 64 * i / parts * 64;
+}
+
+// Memory that grows and is kept from call to call: fresh pages cost more than what is written to them.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { std::free(data_); }
+
+  T* data() const { return data_; }
+
+  // Room for n, what is in it kept.
+  void reserve(int64_t n) {
+    if (n <= room_) return;
+    const int64_t room = std::max(n, room_ + room_ / 2);
+    void* grown = std::realloc(data_, static_cast<size_t>(room) * sizeof(T));
+    if (!grown) throw std::bad_alloc();
+    data_ = static_cast<T*>(grown);
+    room_ = room;
+  }
+
+ private:
+  T* data_ = nullptr;
+  int64_t room_ = 0;
+};
+
+// Elements taken out of a vector, by ascending index. Where they are held is for those who derive to say.
+struct List {
+  float* values = nullptr;
+  int32_t* indices = nullptr;
+  int64_t size = 0, room = 0;
+
+  void reserve(int64_t n) {
+    if (n > room) grow(n);
+  }
+
+  virtual ~List() = default;
+
+ private:
+  virtual void grow(int64_t n) = 0;
+};
+
+class Kept : public List {
+  Buffer<float> value_;
+  Buffer<int32_t> index_;
+
+  void grow(int64_t n) override {
+    room = std::max(n, room + room / 2);
+    value_.reserve(room);
+    index_.reserve(room);
+    values = value_.data();
+    indices = index_.data();
+  }
+};
+
+}  // namespace sage::cpu

@@ -1,0 +1,81 @@
+// Threshold selection on the CPU, for torch.
+#include "select.h"
+
+#include "team.h"
+
+namespace sage::cpu {
+
+namespace {
+
+// A list that lies in tensors, so that what was taken need not be copied into them.
+class TensorList : public List {
+ public:
+  explicit TensorList(const Tensor& beside) : beside_(beside) {}
+
+  std::tuple<Tensor, Tensor> tensors() {
+    reserve(1);
+    return {torch::stable::narrow(*value_, 0, 0, size), torch::stable::narrow(*index_, 0, 0, size)};
+  }
+
+ private:
+  void grow(int64_t n) override {
+    room = std::max(n, room + room / 2);
+    Tensor value = empty<float>(room, beside_), index = empty<int32_t>(room, beside_);
+    if (size > 0) {
+      std::memcpy(value.mutable_data_ptr(), values, size * sizeof(float));
+      std::memcpy(index.mutable_data_ptr(), indices, size * sizeof(int32_t));
+    }
+    values = data<float>(value);
+    indices = data<int32_t>(index);
+    value_ = value;
+    index_ = index;
+  }
+
+  const Tensor& beside_;
+  std::optional<Tensor> value_, index_;
+};
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> select_(Tensor signal, std::optional<Tensor> grad, double threshold, bool keep, bool clear,
+                                   std::optional<Tensor> histogram, int64_t every) {
+  check_signal(signal, grad);
+  STD_TORCH_CHECK(every >= 1, "every=", every, ": expected 1 or more");
+  Pass pass{data<float>(signal)};
+  pass.grad = grad ? data<float>(*grad) : nullptr;
+  pass.limit = limit_of(static_cast<float>(threshold));
+  pass.keep = keep;
+  pass.clear = clear;
+  pass.every = every;
+  if (histogram) {
+    pass.bins = out<int32_t>(*histogram, "histogram", signal);
+    STD_TORCH_CHECK(histogram->numel() == kBins, "histogram has ", histogram->numel(), " bins: expected ", kBins);
+  }
+  TensorList list(signal);
+  select(isa(), torch_team(), pass, signal.numel(), list);
+  return list.tensors();
+}
+
+Tensor count_above(Tensor x, double threshold) {
+  const float* data_N = in<float>(x, "x", x);
+  Tensor count = torch::stable::new_empty(x, {}, ScalarType::Long);
+  *data<int64_t>(count) = count_above(torch_team(), data_N, x.numel(), limit_of(static_cast<float>(threshold)));
+  return count;
+}
+
+void histogram_(Tensor bins, Tensor x, int64_t every) {
+  const float* data_N = in<float>(x, "x", x);
+  int32_t* counts = out<int32_t>(bins, "bins", x);
+  STD_TORCH_CHECK(every >= 1, "every=", every, ": expected 1 or more");
+  STD_TORCH_CHECK(bins.numel() == kBins, "bins has ", bins.numel(), " elements: expected ", kBins);
+  count_magnitudes(data_N, x.numel(), counts, every);
+}
+
+}  // namespace sage::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(sage, CPU, m) {
+  m.impl("select_", TORCH_BOX(&sage::cpu::select_));
+  m.impl("count_above", TORCH_BOX(static_cast<torch::stable::Tensor (*)(torch::stable::Tensor, double)>(
+                            &sage::cpu::count_above)));
+  m.impl("histogram_", TORCH_BOX(&sage::cpu::histogram_));
+}

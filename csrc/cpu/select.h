@@ -1,0 +1,118 @@
+// Threshold selection in one pass over memory: accumulate, select, compact, zero; and a histogram on the way.
+#pragma once
+
+#include <limits>
+#include <vector>
+
+#include "compress.h"
+
+namespace sage::cpu {
+
+constexpr int64_t kBlock = 16384;
+
+// Elements [begin, end) of a pass, appended to a list. Once more than `most` were taken it takes no more, but
+// still adds; returns whether that happened.
+inline bool run(Isa isa, Pass pass, int64_t begin, int64_t end, List& list,
+                int64_t most = std::numeric_limits<int64_t>::max()) {
+  bool full = false;
+  for (int64_t at = begin; at < end; at += kBlock) {
+    const int64_t stop = std::min(at + kBlock, end);
+    list.reserve(list.size + stop - at + kOver);
+    list.size += block(isa, pass, at, stop, list.values + list.size, list.indices + list.size);
+    if (list.size > most) {
+      full = true;
+      pass.limit = kNothing;
+    }
+  }
+  return full;
+}
+
+// Workspace of a thread that calls: one list per part, kept between calls.
+inline std::vector<Kept>& workspace(int64_t parts) {
+  static thread_local std::vector<Kept> kept;
+  if (static_cast<int64_t>(kept.size()) < parts) kept = std::vector<Kept>(parts);
+  for (Kept& part : kept) part.size = 0;
+  return kept;
+}
+
+constexpr int64_t kLine = 16;  // elements of a cache line
+
+// Tell `see` the magnitudes of signal + gradient in some cache lines; `place` says which. They are far apart, so they are
+// asked for well before they are looked at.
+template <class Place, class See>
+void sample_lines(const Pass& pass, int64_t num, const Place& place, const See& see) {
+  constexpr int64_t kBatch = 32;
+  int64_t begins[kBatch];
+  for (int64_t first = 0; first < num; first += kBatch) {
+    const int64_t batch = std::min(kBatch, num - first);
+    for (int64_t line = 0; line < batch; ++line) {
+      begins[line] = place(first + line) * kLine;
+      __builtin_prefetch(pass.signal + begins[line]);
+      if (pass.grad) __builtin_prefetch(pass.grad + begins[line]);
+    }
+    for (int64_t line = 0; line < batch; ++line)
+      for (int64_t i = begins[line]; i < begins[line] + kLine; ++i)
+        see(magnitude(pass.grad ? pass.signal[i] + pass.grad[i] : pass.signal[i]));
+  }
+}
+
+// How much room a pass's list is likely to need, told from a few cache lines: memory is taken once, and not twice.
+inline int64_t likely_room(const Pass& pass, int64_t n) {
+  constexpr int64_t kLines = 128;
+  const int64_t stride = n / kLine / kLines;
+  if (stride < 4) return n + kOver;
+  int64_t taken = 0;
+  sample_lines(
+      pass, kLines, [stride](int64_t line) { return line * stride; },
+      [&taken, &pass](uint32_t bits) { taken += bits >= pass.limit; });
+  const double share = static_cast<double>(taken) / (kLine * kLines);
+  return std::min(n + kOver, static_cast<int64_t>(static_cast<double>(n) * (1.25 * share + 0.001)) + kBlock + kOver);
+}
+
+// A pass over n elements by a team. What is taken goes to the list, which was empty.
+inline void select(Isa isa, const Team& team, const Pass& pass, int64_t n, List& list) {
+  const int64_t parts = team.parts(n);
+  if (parts == 1) {
+    list.reserve(likely_room(pass, n));
+    run(isa, pass, 0, n, list);
+    return;
+  }
+  std::vector<Kept>& kept = workspace(parts);
+  std::vector<std::vector<int32_t>> bins(pass.bins ? parts : 0, std::vector<int32_t>(kBins));
+  team.each(parts, [&](int64_t part) {
+    Pass own = pass;
+    if (pass.bins) own.bins = bins[part].data();
+    run(isa, own, part_begin(n, parts, part), part_begin(n, parts, part + 1), kept[part]);
+  });
+  for (const auto& own : bins)
+    for (int64_t bin = 0; bin < kBins; ++bin) pass.bins[bin] += own[bin];
+  std::vector<int64_t> begins{0};
+  for (int64_t part = 0; part < parts; ++part) begins.push_back(begins.back() + kept[part].size);
+  list.reserve(begins.back());
+  list.size = begins.back();
+  team.each(parts, [&](int64_t part) {
+    if (kept[part].size == 0) return;
+    std::memcpy(list.values + begins[part], kept[part].values, kept[part].size * sizeof(float));
+    std::memcpy(list.indices + begins[part], kept[part].indices, kept[part].size * sizeof(int32_t));
+  });
+}
+
+// How many of n magnitudes are at or above a limit.
+inline int64_t count_above(const Team& team, const float* x, int64_t n, uint32_t limit) {
+  const int64_t parts = team.parts(n);
+  std::vector<int64_t> counts(parts);
+  team.each(parts, [&](int64_t part) {
+    const int64_t begin = part_begin(n, parts, part);
+    counts[part] = num_at_least(x + begin, part_begin(n, parts, part + 1) - begin, limit);
+  });
+  int64_t sum = 0;
+  for (int64_t count : counts) sum += count;
+  return sum;
+}
+
+// The histogram alone.
+inline void count_magnitudes(const float* x, int64_t n, int32_t* bins, int64_t every) {
+  for (int64_t i = 0; i < n; i += every * kGroup) count(bins, x + i, std::min(kGroup, n - i));
+}
+
+}  // namespace sage::cpu

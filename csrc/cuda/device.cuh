@@ -1,0 +1,93 @@
+// What the CUDA kernels share. The kernels know nothing of torch, and use little enough of CUDA that `emulate.h` can
+// stand in for it: nvcc and g++ compile the same text.
+#pragma once
+
+#include "kernels.h"
+
+#if defined(__CUDACC__)
+#define SAGE_LAUNCH(kernel, blocks, stream, ...) kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(__VA_ARGS__)
+#else
+#include "emulate.h"
+#define SAGE_LAUNCH(kernel, blocks, stream, ...) \
+  emulate::launch(static_cast<unsigned>(blocks), kThreads, ((void)stream, [&] { kernel(__VA_ARGS__); }))
+#endif
+
+namespace sage::cuda {
+
+constexpr unsigned kWholeWarp = 0xffffffffu;
+constexpr int kLanes = 32;
+constexpr int kWarps = kThreads / kLanes;
+constexpr uint32_t kMagnitude = 0x7fffffffu;
+
+inline int64_t blocks_of(int64_t n) { return (n + kThreads - 1) / kThreads; }
+
+__device__ __forceinline__ uint32_t magnitude(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits & kMagnitude;
+}
+
+__device__ __forceinline__ int64_t thread_index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
+
+// The sum of a warp's values up to and including this lane's.
+__device__ __forceinline__ uint32_t warp_sum(uint32_t value) {
+  for (int delta = 1; delta < kLanes; delta *= 2) {
+    const uint32_t before = __shfl_up_sync(kWholeWarp, value, delta);
+    if (static_cast<int>(threadIdx.x) % kLanes >= delta) value += before;
+  }
+  return value;
+}
+
+// How many flags are set before each of this thread's in the tile. Item c of thread t is element c·kThreads + t, so
+// reads coalesce. Every thread of the block must call; returns the number set in the whole tile.
+__device__ __forceinline__ uint32_t rank_flags(const bool (&flags)[kItems], uint32_t (&ranks)[kItems]) {
+  __shared__ uint32_t counts[kItems * kWarps + 1];
+  const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
+  for (int c = 0; c < kItems; ++c) {
+    const unsigned set = __ballot_sync(kWholeWarp, flags[c]);
+    ranks[c] = __popc(set & ((1u << lane) - 1));
+    if (lane == 0) counts[c * kWarps + warp] = __popc(set);
+  }
+  __syncthreads();
+  constexpr int kEach = kItems * kWarps / kLanes;
+  if (warp == 0) {
+    uint32_t own = 0;
+    for (int i = lane * kEach; i < (lane + 1) * kEach; ++i) own += counts[i];
+    const uint32_t upto = warp_sum(own);
+    uint32_t before = upto - own;
+    for (int i = lane * kEach; i < (lane + 1) * kEach; ++i) {
+      const uint32_t count = counts[i];
+      counts[i] = before;
+      before += count;
+    }
+    if (lane == kLanes - 1) counts[kItems * kWarps] = upto;
+  }
+  __syncthreads();
+  for (int c = 0; c < kItems; ++c) ranks[c] += counts[c * kWarps + warp];
+  // No barrier behind: until the next call's first, a warp overwrites nothing but what it alone reads here.
+  return counts[kItems * kWarps];
+}
+
+// Sums of all before, in place, and the sum of all behind the last; by one block.
+[[maybe_unused]] static __global__ void scan(int32_t* counts, int64_t n) {
+  __shared__ uint32_t sums[kWarps];
+  const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
+  uint32_t before = 0;
+  for (int64_t begin = 0; begin < n; begin += kThreads) {
+    const int64_t i = begin + threadIdx.x;
+    const uint32_t own = i < n ? counts[i] : 0, upto = warp_sum(own);
+    if (lane == kLanes - 1) sums[warp] = upto;
+    __syncthreads();
+    uint32_t others = 0, all = 0;
+    for (int w = 0; w < kWarps; ++w) {
+      others += w < warp ? sums[w] : 0;
+      all += sums[w];
+    }
+    if (i < n) counts[i] = static_cast<int32_t>(before + others + upto - own);
+    before += all;
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) counts[n] = static_cast<int32_t>(before);
+}
+
+}  // namespace sage::cuda

@@ -1,0 +1,158 @@
+// As much of CUDA as our kernels use, on one CPU thread, so that the very same kernels run where there is no GPU.
+//
+// Blocks run one after another. Each of a block's threads is a fiber, which runs until it meets a barrier or speaks
+// with its warp; when all that must be there are, they go on. A barrier that some threads never reach is an error.
+// What it cannot show: races between blocks, memory order, and anything about time.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+// Blocks never overlap, so what a block shares may be one place in memory.
+#define __shared__ static
+
+namespace emulate {
+
+struct Dim3 {
+  unsigned x = 1;
+};
+
+constexpr int kWarp = 32;
+constexpr size_t kStack = 64 << 10;
+
+enum class State { running, at_barrier, at_warp, done };
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[kStack]};
+  State state = State::running;
+  uint32_t posted = 0, seen[kWarp] = {};
+};
+
+struct Block {
+  std::vector<Fiber> fibers;
+  ucontext_t scheduler;
+  unsigned current = 0;
+  std::function<void()> kernel;
+};
+
+inline Block* block = nullptr;
+inline Dim3 thread_index, block_index;
+
+inline void die(const char* why) {
+  std::fprintf(stderr, "emulated block: %s\n", why);
+  std::abort();
+}
+
+inline void wait(State state) {
+  Fiber& fiber = block->fibers[block->current];
+  fiber.state = state;
+  swapcontext(&fiber.context, &block->scheduler);
+}
+
+inline void entry() {
+  block->kernel();
+  wait(State::done);
+}
+
+// Every lane gives a value and sees all lanes'.
+inline const uint32_t* exchange(unsigned mask, uint32_t value) {
+  if (mask != 0xffffffffu) die("only whole warps are emulated");
+  Fiber& fiber = block->fibers[block->current];
+  fiber.posted = value;
+  wait(State::at_warp);
+  return fiber.seen;
+}
+
+// Run a warp until all of its threads are done or wait for other warps: warps are then as far apart as they can be,
+// and what a missing barrier would let happen, happens.
+inline void run_warp(unsigned first) {
+  std::vector<Fiber>& fibers = block->fibers;
+  for (bool met = true; met;) {
+    for (block->current = first; block->current < first + kWarp; ++block->current) {
+      if (fibers[block->current].state != State::running) continue;
+      thread_index.x = block->current;
+      swapcontext(&block->scheduler, &fibers[block->current].context);
+    }
+    for (unsigned lane = first; lane < first + kWarp; ++lane) met = met && fibers[lane].state == State::at_warp;
+    if (!met) continue;
+    for (unsigned lane = first; lane < first + kWarp; ++lane) {
+      for (unsigned other = 0; other < kWarp; ++other) fibers[lane].seen[other] = fibers[first + other].posted;
+      fibers[lane].state = State::running;
+    }
+  }
+}
+
+// Whether all have met at a barrier, and now go on; else all are done.
+inline bool release() {
+  size_t waiting = 0, done = 0;
+  for (const Fiber& fiber : block->fibers) {
+    waiting += fiber.state == State::at_barrier;
+    done += fiber.state == State::done;
+  }
+  if (done == block->fibers.size()) return false;
+  if (waiting < block->fibers.size()) die("some threads wait for others that never come");
+  for (Fiber& fiber : block->fibers) fiber.state = State::running;
+  return true;
+}
+
+// Which warp is ahead of the others differs from launch to launch.
+inline void launch(unsigned blocks, unsigned threads, std::function<void()> kernel) {
+  static bool last_first = false;
+  last_first = !last_first;
+  if (threads % kWarp != 0) die("a block is to be of whole warps");
+  for (block_index.x = 0; block_index.x < blocks; ++block_index.x) {
+    Block here;
+    here.fibers = std::vector<Fiber>(threads);
+    here.kernel = kernel;
+    block = &here;
+    for (Fiber& fiber : here.fibers) {
+      getcontext(&fiber.context);
+      fiber.context.uc_stack = {fiber.stack.get(), 0, kStack};
+      fiber.context.uc_link = nullptr;
+      makecontext(&fiber.context, entry, 0);
+    }
+    do {
+      for (unsigned warp = 0; warp < threads; warp += kWarp) run_warp(last_first ? threads - kWarp - warp : warp);
+    } while (release());
+  }
+  block = nullptr;
+}
+
+}  // namespace emulate
+
+#define threadIdx (emulate::thread_index)
+#define blockIdx (emulate::block_index)
+
+inline void __syncthreads() { emulate::wait(emulate::State::at_barrier); }
+
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  const uint32_t* all = emulate::exchange(mask, predicate != 0);
+  unsigned ballot = 0;
+  for (int lane = 0; lane < emulate::kWarp; ++lane) ballot |= all[lane] << lane;
+  return ballot;
+}
+
+inline uint32_t __shfl_up_sync(unsigned mask, uint32_t value, unsigned delta) {
+  const uint32_t* all = emulate::exchange(mask, value);
+  const unsigned lane = threadIdx.x % emulate::kWarp;
+  return lane >= delta ? all[lane - delta] : value;
+}
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
+template <class T>
+T atomicAdd(T* at, T value) {
+  const T before = *at;
+  *at += value;
+  return before;
+}

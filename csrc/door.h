@@ -1,0 +1,126 @@
+// The door between torch and the kernels: what every tensor is checked for, and pointers to what it holds.
+// Only torch's stable headers: they compile in seconds, and one build serves every torch from 2.10 on.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace sage {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kMostElements = std::numeric_limits<int32_t>::max();  // indices are int32
+
+template <class T>
+struct Type;
+template <>
+struct Type<float> {
+  static constexpr ScalarType type = ScalarType::Float;
+  static constexpr const char* name = "float32";
+};
+template <>
+struct Type<int32_t> {
+  static constexpr ScalarType type = ScalarType::Int;
+  static constexpr const char* name = "int32";
+};
+template <>
+struct Type<int64_t> {
+  static constexpr ScalarType type = ScalarType::Long;
+  static constexpr const char* name = "int64";
+};
+template <>
+struct Type<uint8_t> {
+  static constexpr ScalarType type = ScalarType::Byte;
+  static constexpr const char* name = "uint8";
+};
+
+// Check a vector of T: one dimension, contiguous, on the device of `beside`, short enough for int32 indices.
+template <class T>
+void check(const Tensor& x, const char* name, const Tensor& beside) {
+  STD_TORCH_CHECK(x.scalar_type() == Type<T>::type, name, " has another dtype: expected ", Type<T>::name);
+  STD_TORCH_CHECK(x.dim() == 1, name, " has ", x.dim(), " dimensions: expected a flat vector");
+  STD_TORCH_CHECK(x.is_contiguous(), name, " is not contiguous: expected a vector without gaps; call contiguous()");
+  STD_TORCH_CHECK(x.device() == beside.device(), name, " is on another device than the first vector");
+  STD_TORCH_CHECK(x.numel() <= kMostElements, name, " has ", x.numel(), " elements: at most ", kMostElements,
+                  " can be indexed by int32; pass it in several parts");
+}
+
+template <class T>
+const T* in(const Tensor& x, const char* name, const Tensor& beside) {
+  check<T>(x, name, beside);
+  return static_cast<const T*>(x.const_data_ptr());
+}
+
+template <class T>
+T* out(const Tensor& x, const char* name, const Tensor& beside) {
+  check<T>(x, name, beside);
+  return static_cast<T*>(x.mutable_data_ptr());
+}
+
+// A new vector of n elements on the device of `beside`, not initialised.
+template <class T>
+Tensor empty(int64_t n, const Tensor& beside) {
+  return torch::stable::new_empty(beside, {n}, Type<T>::type);
+}
+
+template <class T>
+T* data(const Tensor& x) {
+  return static_cast<T*>(x.mutable_data_ptr());
+}
+
+// The signal, and the gradient to add to it.
+inline void check_signal(const Tensor& signal, const std::optional<Tensor>& grad) {
+  check<float>(signal, "signal", signal);
+  if (!grad) return;
+  check<float>(*grad, "grad", signal);
+  STD_TORCH_CHECK(grad->numel() == signal.numel(), "grad has ", grad->numel(), " elements and signal ",
+                  signal.numel(), ": expected as many");
+  STD_TORCH_CHECK(grad->numel() == 0 || grad->const_data_ptr() != signal.const_data_ptr(),
+                  "grad and signal are one vector: pass None for grad where nothing is to be added");
+}
+
+// Groups [bounds_g, bounds_{g+1}) that tile n elements, with counts_g to take of each; returns the sum of counts.
+inline int64_t check_groups(const std::vector<int64_t>& bounds, const std::vector<int64_t>& counts, int64_t n) {
+  STD_TORCH_CHECK(bounds.size() == counts.size() + 1 && bounds.front() == 0 && bounds.back() == n,
+                  "bounds: expected one more than counts, from 0 to ", n, ", the number of elements");
+  int64_t sum = 0;
+  for (size_t group = 0; group < counts.size(); ++group) {
+    const int64_t size = bounds[group + 1] - bounds[group];
+    STD_TORCH_CHECK(size >= 0, "bounds: expected them to ascend");
+    STD_TORCH_CHECK(counts[group] >= 0 && counts[group] <= size, "counts: ", counts[group], " to take of a group of ",
+                    size);
+    sum += counts[group];
+  }
+  return sum;
+}
+
+// How many of the elements are each rank's.
+inline void check_counts(const std::vector<int64_t>& counts, int64_t num_values, int64_t num_indices) {
+  int64_t sum = 0;
+  for (int64_t count : counts) {
+    STD_TORCH_CHECK(count >= 0, "counts: ", count, " of a rank: expected 0 or more");
+    sum += count;
+  }
+  STD_TORCH_CHECK(!counts.empty(), "counts: expected one for each rank, and one rank or more");
+  STD_TORCH_CHECK(sum == num_values && sum == num_indices, "counts come to ", sum, "; there are ", num_values,
+                  " values and ", num_indices, " indices: expected as many of each");
+}
+
+inline void check_bits(int64_t bits) { STD_TORCH_CHECK(bits >= 1 && bits <= 8, "bits=", bits, ": expected 1 to 8"); }
+
+inline void check_packed(int64_t num_bytes, int64_t n, int64_t bits) {
+  STD_TORCH_CHECK(n >= 0 && n <= kMostElements && num_bytes == (n * bits + 7) / 8, num_bytes, " bytes: expected ",
+                  (n * bits + 7) / 8, " for ", n, " codes of ", bits, " bits");
+}
+
+}  // namespace sage

@@ -1,0 +1,24 @@
+// The schema of every op, once. cpu/*.cpp and cuda/*.cu register what they can do; sage/ops.py is the typed face,
+// and says what each op means.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(sage, m) {
+  m.def(
+      "select_(Tensor(a!) signal, Tensor(b!)? grad, float threshold, bool keep, bool clear, "
+      "Tensor(c!)? histogram, int every) -> (Tensor values, Tensor indices)");
+  m.def(
+      "top_(Tensor(a!) signal, Tensor(b!)? grad, int[] bounds, int[] counts, bool keep, bool clear) "
+      "-> (Tensor values, Tensor indices)");
+  m.def("count_above(Tensor x, float threshold) -> Tensor");
+  m.def("histogram_(Tensor(a!) bins, Tensor x, int every) -> ()");
+  m.def("scatter_mean_(Tensor(a!) out, Tensor values, Tensor indices, int[] counts, bool zeroed) -> ()");
+  m.def("clear_(Tensor(a!) out, Tensor indices) -> ()");
+  m.def("pack(Tensor codes, int bits) -> Tensor");
+  m.def("unpack(Tensor bytes, int bits, int n) -> Tensor");
+  m.def("pack_signs(Tensor x) -> Tensor");
+  m.def("unpack_signs(Tensor bytes, int n, float scale) -> Tensor");
+  m.def("encode_gaps(Tensor indices) -> Tensor");
+  m.def("decode_gaps(Tensor bytes, int num) -> Tensor");
+  m.def("encode_bitmap(Tensor indices, int n) -> Tensor");
+  m.def("decode_bitmap(Tensor bytes) -> Tensor");
+}

@@ -1,0 +1,130 @@
+"""The native extension, where it was built: `csrc/`, loaded as `torch.ops.sage`. See `csrc/README.md`.
+
+SAGE_NATIVE=0 leaves it out. Where it is missing `sage.ops` runs on the plain-torch references, to the same
+bits, and one line in the log says so.
+"""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import SymInt, Tensor
+from torch import distributed as dist
+
+_log = logging.getLogger(__name__)
+
+
+def _load() -> str | None:
+    """Load the extension; why it is not there, or None where it is."""
+    if os.environ.get("SAGE_NATIVE") == "0":
+        return "SAGE_NATIVE=0"
+    found = importlib.util.find_spec("sage._C")
+    if found is None or found.origin is None:
+        return "it was not built: `make native` builds it"
+    try:
+        torch.ops.load_library(found.origin)
+    except OSError as error:
+        return f"{found.origin} does not load: {error}"
+    return None
+
+
+MISSING = _load()
+"""Why there is no extension; None where there is one."""
+
+_told = False
+
+
+def _tell() -> None:
+    global _told
+    if _told or MISSING == "SAGE_NATIVE=0":
+        return
+    _told = True
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        _log.warning("no native extension; sage.ops runs in plain torch, several times slower: %s", MISSING)
+
+
+OPS = (
+    "select_",
+    "top_",
+    "count_above",
+    "histogram_",
+    "scatter_mean_",
+    "clear_",
+    "pack",
+    "unpack",
+    "pack_signs",
+    "unpack_signs",
+    "encode_gaps",
+    "decode_gaps",
+    "encode_bitmap",
+    "decode_bitmap",
+)
+
+
+def _on(key: str) -> frozenset[str]:
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return frozenset(op for op in OPS if MISSING is None and has(f"sage::{op}", key))
+
+
+_BUILT = {"cpu": _on("CPU"), "cuda": _on("CUDA")}
+
+
+def takes(op: str, x: Tensor, *others: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the extension's `op` takes these vectors; the references take all that torch does.
+
+    Args:
+        op: Its name in `torch.ops.sage`.
+        x: A vector, which must be of `dtype`.
+        others: Vectors that must be on the same device, and of `dtype` if they are of floating point.
+        dtype: What the op is written for.
+    """
+    if MISSING is not None:
+        _tell()
+        return False
+    device = x.device
+    if x.dtype is not dtype or not x.is_contiguous() or op not in _BUILT.get(device.type, ()):
+        return False
+    for v in others:
+        if v is not None and not (
+            v.is_contiguous() and v.device == device and (v.dtype is dtype or not v.is_floating_point())
+        ):
+            return False
+    return True
+
+
+def _register_fakes() -> None:
+    """Say what every op's result looks like, for torch.compile; its size may follow from the data."""
+
+    def unknown(x: Tensor, *dtypes: torch.dtype) -> tuple[Tensor, ...]:
+        size = torch.library.get_ctx().new_dynamic_size()
+        return tuple(x.new_empty((size,), dtype=dtype) for dtype in dtypes)
+
+    def byte(x: Tensor, n: int | SymInt) -> Tensor:
+        return x.new_empty((n,), dtype=torch.uint8)
+
+    def top(
+        signal: Tensor, grad: object, bounds: object, counts: Sequence[int], *_: bool
+    ) -> tuple[Tensor, ...]:
+        return signal.new_empty(sum(counts)), signal.new_empty(sum(counts), dtype=torch.int32)
+
+    fake = torch.library.register_fake
+    fake("sage::select_", lambda signal, *_: unknown(signal, torch.float32, torch.int32))
+    fake("sage::top_", top)
+    fake("sage::count_above", lambda x, threshold: x.new_empty((), dtype=torch.int64))
+    fake("sage::histogram_", lambda bins, x, every: None)
+    fake("sage::scatter_mean_", lambda out, values, indices, counts, zeroed: None)
+    fake("sage::clear_", lambda out, indices: None)
+    fake("sage::pack", lambda codes, bits: byte(codes, (codes.numel() * bits + 7) // 8))
+    fake("sage::unpack", lambda bytes, bits, n: byte(bytes, n))
+    fake("sage::pack_signs", lambda x: byte(x, (x.numel() + 7) // 8))
+    fake("sage::unpack_signs", lambda bytes, n, scale: bytes.new_empty((n,), dtype=torch.float32))
+    fake("sage::encode_gaps", lambda indices: unknown(indices, torch.uint8)[0])
+    fake("sage::decode_gaps", lambda bytes, num: bytes.new_empty((num,), dtype=torch.int32))
+    fake("sage::encode_bitmap", lambda indices, n: byte(indices, (n + 7) // 8))
+    fake("sage::decode_bitmap", lambda bytes: unknown(bytes, torch.int32)[0])
+
+
+if MISSING is None:
+    _register_fakes()

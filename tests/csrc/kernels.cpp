@@ -1,0 +1,204 @@
+// The CPU kernels against brute force, without torch, for every instruction set: built with sanitizers by
+// `make sanitize`. Exits with 1 at the first difference, saying where.
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <string>
+#include <thread>
+
+#include "../../csrc/cpu/code.h"
+#include "../../csrc/cpu/pack.h"
+#include "../../csrc/cpu/scatter.h"
+#include "../../csrc/cpu/topk.h"
+
+using namespace sage::cpu;
+using Floats = std::vector<float>;
+using Ints = std::vector<int32_t>;
+
+std::mt19937_64 random_bits(0);
+
+int64_t below(int64_t n) { return static_cast<int64_t>(random_bits() % static_cast<uint64_t>(std::max<int64_t>(n, 1))); }
+
+void expect(bool holds, const std::string& what) {
+  if (holds) return;
+  std::printf("FAILED: %s\n", what.c_str());
+  std::exit(1);
+}
+
+bool same(const Floats& a, const Floats& b) {
+  return a.size() == b.size() && (a.empty() || !std::memcmp(a.data(), b.data(), a.size() * sizeof(float)));
+}
+
+// Normal, few distinct, constant, denormal, mostly zero, with NaN and infinities, sorted, or of two scales.
+Floats draw(int64_t n) {
+  static const float odd[] = {NAN, INFINITY, -INFINITY, -0.0f, 0.0f, 1e-41f, -1e-41f, 1.0f, -1.0f, 3e38f};
+  std::normal_distribution<float> normal;
+  const int64_t kind = below(8);
+  Floats x(n);
+  for (int64_t i = 0; i < n; ++i) {
+    const float drawn = normal(random_bits);
+    x[i] = kind == 1   ? std::round(drawn * 2)
+           : kind == 2 ? 1.5f
+           : kind == 3 ? drawn * 1e-41f
+           : kind == 4 ? (below(50) ? 0.0f : drawn)
+           : kind == 5 ? (below(20) ? drawn : odd[below(10)])
+           : kind == 7 ? drawn * (i < n / 100 ? 1e3f : 1e-3f)
+                       : drawn;
+  }
+  if (kind == 6) std::sort(x.begin(), x.end());
+  return x;
+}
+
+Floats sum(const Floats& a, const Floats& b) {
+  Floats x(a);
+  for (size_t i = 0; i < x.size(); ++i) x[i] += b[i];
+  return x;
+}
+
+// What is left of a signal, and what was taken, when `at` are taken.
+struct Taken {
+  Floats left, values;
+};
+
+Taken take(const Floats& signal, const Ints& at) {
+  Taken taken{signal, {}};
+  for (int32_t i : at) {
+    taken.values.push_back(signal[i]);
+    taken.left[i] = 0;
+  }
+  return taken;
+}
+
+const Team kTeams[] = {{1, {}}, {3, [](int64_t parts, const std::function<void(int64_t)>& work) {
+                          std::vector<std::thread> threads;
+                          for (int64_t part = 0; part < parts; ++part) threads.emplace_back(work, part);
+                          for (auto& thread : threads) thread.join();
+                        }}};
+
+void test_select(Isa isa, const Team& team, int64_t n) {
+  const Floats residual = draw(n), grad = draw(n), signal = sum(residual, grad);
+  const float threshold = Floats{0.0f, -1.0f, NAN, 1e-41f, 0.5f, 3.0f, INFINITY}[below(7)];
+  const int64_t every = 1 + below(3);
+  Ints at, expected_bins(kBins), bins(kBins);
+  for (int64_t i = 0; i < n; ++i) {
+    if (!(std::fabs(signal[i]) < threshold)) at.push_back(static_cast<int32_t>(i));
+    if (i / kGroup % every == 0) ++expected_bins[magnitude(signal[i]) >> kBinShift];
+  }
+  const Taken expected = take(signal, at);
+  Floats left = residual, cleared = grad;
+  Pass pass{left.data()};
+  pass.grad = cleared.data();
+  pass.limit = limit_of(threshold);
+  pass.clear = below(2);
+  pass.bins = bins.data();
+  pass.every = every;
+  Kept list;
+  select(isa, team, pass, n, list);
+  expect(Ints(list.indices, list.indices + list.size) == at, "select: indices");
+  expect(same({list.values, list.values + list.size}, expected.values), "select: values");
+  expect(same(left, expected.left), "select: residual");
+  expect(same(cleared, pass.clear ? Floats(n) : grad), "select: gradient");
+  expect(bins == expected_bins, "select: histogram");
+  expect(count_above(team, signal.data(), n, pass.limit) == static_cast<int64_t>(at.size()), "count_above");
+}
+
+void test_top(Isa isa, const Team& team, int64_t n) {
+  const Floats residual = draw(n), grad = draw(n), signal = sum(residual, grad);
+  const int64_t choices[] = {0, std::min<int64_t>(1, n), n, n / 1000, n / 10, below(n + 1)}, k = choices[below(6)];
+  Ints at(n);
+  for (int64_t i = 0; i < n; ++i) at[i] = static_cast<int32_t>(i);
+  std::stable_sort(at.begin(), at.end(), [&](int a, int b) { return magnitude(signal[a]) > magnitude(signal[b]); });
+  at.resize(k);
+  std::sort(at.begin(), at.end());
+  const Taken expected = take(signal, at);
+  Floats left = residual, added = grad, values(k);
+  Ints indices(k);
+  Pass pass{left.data()};
+  pass.grad = added.data();
+  top(isa, team, pass, n, k, 0, values.data(), indices.data());
+  expect(indices == at, "top: indices");
+  expect(same(values, expected.values), "top: values");
+  expect(same(left, expected.left), "top: residual");
+}
+
+void test_scatter(const Team& team, int64_t n) {
+  const int64_t num_ranks = 1 + below(5);
+  const bool sorted = below(4), zeroed = below(2);
+  std::vector<Floats> values;
+  std::vector<Ints> at;
+  std::vector<Sparse> ranks;
+  Floats expected(n), out(n, zeroed ? 0.0f : NAN);
+  for (int64_t rank = 0; rank < num_ranks; ++rank) {
+    const int64_t num = n ? below(n / (1 + below(50)) + 1) : 0;
+    values.push_back(draw(num));
+    for (float& value : values.back()) value = std::isnan(value) ? 1.0f : value;  // which NaN comes out is not defined
+    Ints own(num);
+    for (int32_t& i : own) i = static_cast<int32_t>(below(n));
+    if (sorted) std::sort(own.begin(), own.end());
+    at.push_back(own);
+  }
+  for (int64_t rank = 0; rank < num_ranks; ++rank) {
+    for (size_t i = 0; i < at[rank].size(); ++i) expected[at[rank][i]] += values[rank][i];
+    ranks.push_back({values[rank].data(), at[rank].data(), static_cast<int64_t>(at[rank].size())});
+  }
+  for (float& x : expected) x /= static_cast<float>(num_ranks);
+  scatter_mean(team, ranks, zeroed, out.data(), n);
+  for (int64_t i = 0; i < n; ++i)
+    expect(!std::memcmp(&out[i], &expected[i], 4) || (std::isnan(out[i]) && std::isnan(expected[i])), "scatter_mean");
+  for (const Ints& own : at) clear(out.data(), own.data(), static_cast<int64_t>(own.size()));
+  expect(same(out, Floats(n)), "clear");
+}
+
+void test_pack(Isa isa, int64_t n) {
+  const int bits = 1 + static_cast<int>(below(8));
+  std::vector<uint8_t> codes(n), bytes(packed_bytes(n, bits)), back(n);
+  for (uint8_t& code : codes) code = static_cast<uint8_t>(below(256));
+  pack(isa, codes.data(), n, bits, bytes.data());
+  for (int64_t bit = 0; bit < n * bits; ++bit)
+    expect((bytes[bit / 8] >> (bit % 8) & 1) == (codes[bit / bits] >> (bit % bits) & 1), "pack");
+  unpack(isa, bytes.data(), n, bits, back.data());
+  for (int64_t i = 0; i < n; ++i) expect(back[i] == (codes[i] & ((1 << bits) - 1)), "unpack");
+  const Floats x = draw(n);
+  std::vector<uint8_t> signs(packed_bytes(n, 1));
+  Floats scaled(n);
+  pack_signs(isa, x.data(), n, signs.data());
+  unpack_signs(signs.data(), n, 0.5f, scaled.data());
+  for (int64_t i = 0; i < n; ++i) expect(scaled[i] == (x[i] < 0 ? -0.5f : 0.5f), "signs");
+}
+
+void test_code(int64_t n) {
+  Ints at, back;
+  const int64_t sparse = 1 + below(3000);
+  for (int64_t i = 0; i < n; ++i)
+    if (below(sparse) == 0) at.push_back(static_cast<int32_t>(i * 700));
+  const int64_t num = static_cast<int64_t>(at.size());
+  std::vector<uint8_t> bytes(gap_bytes(at.data(), num));
+  encode_gaps(at.data(), num, bytes.data());
+  back.resize(num);
+  expect(decode_gaps(bytes.data(), static_cast<int64_t>(bytes.size()), num, back.data()) && back == at, "gaps");
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(below(256));  // whatever comes, it stays inside
+  decode_gaps(bytes.data(), static_cast<int64_t>(bytes.size()), num, back.data());
+  for (int32_t& i : at) i /= 700;
+  bytes.assign((n + 7) / 8, 0);
+  expect(encode_bitmap(at.data(), num, n, bytes.data()), "bitmap: encode");
+  expect(count_bits(bytes.data(), static_cast<int64_t>(bytes.size())) == num, "bitmap: count");
+  decode_bitmap(bytes.data(), static_cast<int64_t>(bytes.size()), back.data());
+  expect(back == at, "bitmap: decode");
+}
+
+int main() {
+  for (Isa set : {Isa::scalar, Isa::avx2, Isa::avx512}) {
+    if (set > isa()) continue;
+    for (int turn = 0; turn < 60; ++turn) {
+      const int64_t n = Ints{0, 1, 15, 16, 17, 63, 64, 65, 1000, 16384, 16385, 50001, 200003}[turn % 13];
+      for (const Team& team : kTeams) {
+        test_select(set, team, n);
+        test_top(set, team, n);
+        test_scatter(team, n);
+      }
+      test_pack(set, n);
+      test_code(std::min<int64_t>(n, 60000));
+    }
+    std::printf("%s: as expected\n", set == Isa::scalar ? "scalar" : set == Isa::avx2 ? "AVX2" : "AVX-512");
+  }
+}
