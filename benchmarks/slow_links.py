@@ -26,8 +26,8 @@ sys.path.insert(0, str(CHECKOUT / "tests"))
 from slurm.cluster import Cluster  # noqa: E402
 
 BASELINE = "exact"
-WARM_UP = {"sage": 50}
-"""Steps at the start of each job that are not counted, else 2; `sage` has to find its density first."""
+WARM_UP = {"sage": 5}
+"""Steps at the start of each job that are not counted, else 2; a controller has to find its density first."""
 
 
 def measure(cluster: Cluster, folder: Path, given: argparse.Namespace, reducer: str) -> dict[str, Any]:
