@@ -234,6 +234,12 @@ def records(folder: Path, kind: str) -> list[Record]:
     ]
 
 
+def num_steps(runs: Path) -> int:
+    """The steps on record in the one run among `runs`."""
+    paths = list(runs.glob("*/metrics.jsonl"))
+    return sum(record["kind"] == "step" for record in read_metrics(paths[0].parent)) if paths else 0
+
+
 def newest(folder: Path) -> checkpoint.Found:
     """A run's newest checkpoint that is whole."""
     found = checkpoint.newest(folder / "checkpoints")

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launcher import PATIENCE, free_port, is_gone, newest, outside, until
+from launcher import PATIENCE, free_port, is_gone, newest, num_steps, outside, until
 from sshd import Sshd
 
 from sage.nodes import launch
 from sage.nodes.hosts import Host, read_hosts
 from sage.nodes.keeper import die_with_parent
 from sage.nodes.remote import Crew, Ended, Said, Task
-from sage.tell.record import read_metrics
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -103,11 +102,6 @@ def children(pid: int) -> list[int]:
 
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def num_steps(runs: Path) -> int:
-    paths = list(runs.glob("*/metrics.jsonl"))
-    return sum(record["kind"] == "step" for record in read_metrics(paths[0].parent)) if paths else 0
 
 
 @pytest.fixture(autouse=True)

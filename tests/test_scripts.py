@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from launcher import PATIENCE, free_port, outside, until
+from launcher import PATIENCE, free_port, num_steps, outside, until
 
 from sage.tell.record import read_metrics
 
@@ -79,12 +79,6 @@ def call(script: Path, *arguments: str, cwd: Path, env: dict[str, str]) -> subpr
         timeout=PATIENCE,
         check=False,
     )
-
-
-def num_steps(runs: Path) -> int:
-    """The steps on record in the one run among `runs`."""
-    paths = list(runs.glob("*/metrics.jsonl"))
-    return sum(record["kind"] == "step" for record in read_metrics(paths[0].parent)) if paths else 0
 
 
 SCRIPTS = ["run.sh", "jobs/batch.sh", "pararun", "prepare_dataset.sh", ".ci/run", "benchmarks/real_data.sh"]

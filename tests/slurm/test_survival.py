@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from launcher import Launcher, assert_same_run, is_gone, is_pending, records
-
-from sage.tell.record import read_metrics
+from launcher import Launcher, assert_same_run, is_gone, is_pending, num_steps, records
 
 from .cluster import Cluster, links_need
 
@@ -42,13 +40,9 @@ class Job:
     runs: Path
     log: Path
 
-    def number_of_steps(self) -> int:
-        paths = list(self.runs.glob("*/metrics.jsonl"))
-        return sum(record["kind"] == "step" for record in read_metrics(paths[0].parent)) if paths else 0
-
     def takes_steps(self) -> "Job":
         """Wait until it is well beyond its first checkpoint, but far from its end."""
-        self.cluster.until(lambda: self.number_of_steps() > 120, 120)
+        self.cluster.until(lambda: num_steps(self.runs) > 120, 120)
         return self
 
     def hears(self, number: int) -> "Job":
