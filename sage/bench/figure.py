@@ -7,6 +7,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -14,6 +15,9 @@ from sage.tell.svg import PALETTE
 
 if TYPE_CHECKING:
     from sage.bench.density import Held
+    from sage.bench.rounds import Row
+
+STYLE: dict[Any, Any] = {"svg.hashsalt": "sage", "svg.fonttype": "none", "font.size": 8}
 
 
 def density_by_step(held: Sequence[Held], tolerance: float) -> str:
@@ -21,7 +25,7 @@ def density_by_step(held: Sequence[Held], tolerance: float) -> str:
     traces = list(dict.fromkeys(each.trace for each in held))
     densities = list(dict.fromkeys(each.density for each in held))
     looks = looks_of(list(dict.fromkeys(each.rule for each in held)))
-    with matplotlib.rc_context({"svg.hashsalt": "sage", "svg.fonttype": "none", "font.size": 8}):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3 * len(densities), 1.9 * len(traces) + 0.4), layout="constrained")
         grid = figure.subplots(len(traces), len(densities), sharex=True, sharey=True, squeeze=False)
         for each in held:
@@ -39,8 +43,50 @@ def density_by_step(held: Sequence[Held], tolerance: float) -> str:
             last.set_xlabel("step")
         lines = [Line2D([], [], **look) for look in looks.values()]
         figure.legend(lines, list(looks), loc="outside upper center", ncols=4, frameon=False)
-        buffer = StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")
+        return _svg(figure)
+
+
+def throughput_by_reducer(rows: Sequence[Row]) -> str:
+    """Bytes compressed in a second: a row of axes for each input, a column for each density.
+
+    Reducers that know no density are the same in all columns, and paler. Whiskers are quartiles.
+    """
+    inputs = list(dict.fromkeys(row.input for row in rows))
+    names = list(dict.fromkeys(row.case.name for row in rows))
+    known = dict.fromkeys(row.case.density for row in rows if row.case.density is not None)
+    densities: list[float | None] = [*known] or [None]
+    with matplotlib.rc_context(STYLE):
+        height = (0.16 * len(names) + 0.4) * len(inputs) + 0.4
+        figure = Figure(figsize=(1 + 2.3 * len(densities), height), layout="constrained")
+        grid = figure.subplots(len(inputs), len(densities), sharex=True, sharey=True, squeeze=False)
+        for row in rows:
+            for axes, density in zip(grid[inputs.index(row.input)], densities, strict=True):
+                if row.case.density in (None, density):
+                    _bar(axes, names.index(row.case.name), row)
+        for axes in grid.flat:
+            axes.set(xscale="log")
+            axes.spines[["top", "right"]].set_visible(False)
+        grid[0, 0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
+        for axes, name in zip(grid[:, 0], inputs, strict=True):
+            axes.set_ylabel(name)
+        for first, last, density in zip(grid[0], grid[-1], densities, strict=True):
+            first.set_title("" if density is None else f"density {density:g}")
+            last.set_xlabel("MB/s compressed")
+        return _svg(figure)
+
+
+def _bar(axes: Axes, y: int, row: Row) -> None:
+    if row.error:
+        axes.text(0.02, y, "failed", transform=axes.get_yaxis_transform(), va="center", size=6)
+        return
+    fast, slow = (row.dense / 1e6 / seconds for seconds in (row.compress.low, row.compress.high))
+    axes.barh(y, row.megabytes_per_second, color=PALETTE[0], alpha=0.4 if row.case.density is None else 1)
+    axes.plot([slow, fast], [y, y], color="black", linewidth=0.8)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")
     return buffer.getvalue()
 
 
