@@ -144,10 +144,10 @@ def values(row: Row) -> dict[str, Any]:
         "sent": row.sent,
         "sent_over_k": row.sent_over_k,
         "payload_bytes": row.payload,
-        "payload_over_dense": row.payload / row.dense,
-        "megabytes_per_second": row.megabytes_per_second,
-        **{f"compress_seconds_{name}": getattr(row.compress, name) for name in SPREAD},
-        **{f"decompress_seconds_{name}": getattr(row.decompress, name) for name in SPREAD},
+        "payload_over_dense": f"{row.payload / row.dense:.6g}",
+        "megabytes_per_second": f"{row.megabytes_per_second:.6g}",
+        **{f"compress_seconds_{name}": f"{getattr(row.compress, name):.6g}" for name in SPREAD},
+        **{f"decompress_seconds_{name}": f"{getattr(row.decompress, name):.6g}" for name in SPREAD},
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sage.bench.density import Held
     from sage.bench.rounds import Row
 
+MUTED = "0.5"
 STYLE: dict[Any, Any] = {"svg.hashsalt": "sage", "svg.fonttype": "none", "font.size": 8}
 
 
@@ -49,10 +51,11 @@ def density_by_step(held: Sequence[Held], tolerance: float) -> str:
 def throughput_by_reducer(rows: Sequence[Row]) -> str:
     """Bytes compressed in a second: a row of axes for each input, a column for each density.
 
-    Reducers that know no density are the same in all columns, and paler. Whiskers are quartiles.
+    The fastest on the whole comes first. Reducers that know no density are the same in all columns, and grey.
+    A point is a median, its line the quartiles.
     """
     inputs = list(dict.fromkeys(row.input for row in rows))
-    names = list(dict.fromkeys(row.case.name for row in rows))
+    names = sorted({row.case.name for row in rows}, key=lambda name: (-_typical(rows, name), name))
     known = dict.fromkeys(row.case.density for row in rows if row.case.density is not None)
     densities: list[float | None] = [*known] or [None]
     with matplotlib.rc_context(STYLE):
@@ -62,9 +65,11 @@ def throughput_by_reducer(rows: Sequence[Row]) -> str:
         for row in rows:
             for axes, density in zip(grid[inputs.index(row.input)], densities, strict=True):
                 if row.case.density in (None, density):
-                    _bar(axes, names.index(row.case.name), row)
+                    _point(axes, names.index(row.case.name), row)
         for axes in grid.flat:
             axes.set(xscale="log")
+            axes.grid(color="0.9")
+            axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
         grid[0, 0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
         for axes, name in zip(grid[:, 0], inputs, strict=True):
@@ -75,13 +80,19 @@ def throughput_by_reducer(rows: Sequence[Row]) -> str:
         return _svg(figure)
 
 
-def _bar(axes: Axes, y: int, row: Row) -> None:
+def _typical(rows: Sequence[Row], name: str) -> float:
+    done = [row.megabytes_per_second for row in rows if row.case.name == name and not row.error]
+    return statistics.median(done or [0.0])
+
+
+def _point(axes: Axes, y: int, row: Row) -> None:
     if row.error:
         axes.text(0.02, y, "failed", transform=axes.get_yaxis_transform(), va="center", size=6)
         return
+    colour = PALETTE[0] if row.case.density is not None else MUTED
     fast, slow = (row.dense / 1e6 / seconds for seconds in (row.compress.low, row.compress.high))
-    axes.barh(y, row.megabytes_per_second, color=PALETTE[0], alpha=0.4 if row.case.density is None else 1)
-    axes.plot([slow, fast], [y, y], color="black", linewidth=0.8)
+    axes.plot([slow, fast], [y, y], color=colour, linewidth=1)
+    axes.plot(row.megabytes_per_second, y, "o", color=colour, markersize=3)
 
 
 def _svg(figure: Figure) -> str:
