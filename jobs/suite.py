@@ -244,7 +244,7 @@ def _checked(layer: Table, path: Path) -> Table:
     for name in ("reducers", "slurm", *OPTIONS):
         coerce(f"{name} (in {path.name})", layer.get(name, {}), dict[str, Any])
     for reducer, table in layer.get("reducers", {}).items():
-        known("reducer", reducer, registry.names("reducers"))
+        registry.check_name("reducers", reducer)
         coerce(f"reducers.{reducer} (in {path.name})", table, dict[str, Any])
     return layer
 

@@ -1,14 +1,14 @@
 """Accordion: top-k that sends more of a layer while its gradients change fast (Agarwal et al., 2021)."""
 # N = elements of the flat vector, G = groups (layers)
 
-from typing import Literal
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.reduce import Reduced, check_fraction
+from sage.reduce import Reduced, Travel, check_fraction
 
 from .topk import TopK
 
@@ -26,7 +26,6 @@ class Accordion(TopK):
         density_high: Share sent inside them, in (0, 1]; by default ten times `density`.
         switch_every: Epochs between decisions, 1 or more.
         eta: The relative change of a layer's gradient norm above which it is critical, 0 or more.
-        values: Precision in which values travel.
     """
 
     sum_N: Tensor
@@ -40,9 +39,9 @@ class Accordion(TopK):
         density_high: float | None = None,
         switch_every: int = 10,
         eta: float = 0.5,
-        values: Literal["fp32", "fp16"] = "fp32",
+        **travel: Unpack[Travel],
     ) -> None:
-        super().__init__(density=density, values=values)
+        super().__init__(density=density, **travel)
         self._high = check_fraction(
             "density_high", min(1.0, 10 * density) if density_high is None else density_high
         )

@@ -8,7 +8,6 @@ class GTopK(TopK):
 
     Args:
         density: Share of the vector's elements to send, in (0, 1].
-        values: Precision in which values travel.
     """
 
     grouping = "model"

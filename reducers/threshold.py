@@ -2,13 +2,13 @@
 # N = elements of the flat vector, k = elements that the density asks for
 
 import math
-from typing import Literal
+from typing import Unpack
 
 from torch import Tensor
 
 from sage import ops
 from sage.comm.wire import Wire
-from sage.reduce import Sparsifier, check_fraction
+from sage.reduce import Sparsifier, Travel, check_fraction
 
 
 class Threshold(Sparsifier):
@@ -17,19 +17,14 @@ class Threshold(Sparsifier):
     Args:
         threshold: λ, above 0; by default 1/(2·sqrt(k)), k = density·n, the value Dutta et al. suggest.
         density: Only for the default λ, and to report beside the density had; in (0, 1].
-        values: Precision in which values travel.
     """
 
     even = False
 
     def __init__(
-        self,
-        *,
-        threshold: float | None = None,
-        density: float = 0.01,
-        values: Literal["fp32", "fp16"] = "fp32",
+        self, *, threshold: float | None = None, density: float = 0.01, **travel: Unpack[Travel]
     ) -> None:
-        super().__init__(values=values)
+        super().__init__(**travel)
         if threshold is not None and not 0 < threshold < math.inf:
             raise ValueError(f"threshold={threshold!r}: expected a finite number above 0")
         self._threshold = threshold

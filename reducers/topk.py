@@ -1,7 +1,7 @@
 """Top-k: the k = max(1, ⌊d·n⌋) largest elements of each layer, by magnitude (Aji & Heafield, 2017)."""
 # N = elements of the flat vector, K = elements selected
 
-from typing import Literal
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from sage import ops
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.reduce import Sparsifier, check_fraction
+from sage.reduce import Sparsifier, Travel, check_fraction
 
 
 class TopK(Sparsifier):
@@ -17,14 +17,13 @@ class TopK(Sparsifier):
 
     Args:
         density: Share of a group's elements to send, in (0, 1].
-        values: Precision in which values travel.
     """
 
     grouping = "layer"
     density_G: Tensor
 
-    def __init__(self, *, density: float = 0.01, values: Literal["fp32", "fp16"] = "fp32") -> None:
-        super().__init__(values=values)
+    def __init__(self, *, density: float = 0.01, **travel: Unpack[Travel]) -> None:
+        super().__init__(**travel)
         self.density = check_fraction("density", density)
 
     def bind(self, layout: Layout) -> None:

@@ -226,7 +226,7 @@ def load(workload: str, *, file: Path | None = None, overrides: dict[str, Any] |
     merged.pop("reducers", None)
     config = Config.from_dict({**merged, "workload": path.stem})
     for part, room in _PARTS.items():
-        known(registry.KINDS[room], getattr(config, part), registry.names(room))
+        registry.check_name(room, getattr(config, part))
     return config
 
 
@@ -292,6 +292,6 @@ def _checked(layer: dict[str, Any], source: str) -> dict[str, Any]:
     for name in ("reducers", "slurm", *(f"{part}_options" for part in _PARTS)):
         coerce(f"{name} (in {source})", layer.get(name, {}), dict[str, Any])
     for reducer, table in layer.get("reducers", {}).items():
-        known("reducer", reducer, registry.names("reducers"))
+        registry.check_name("reducers", reducer)
         coerce(f"reducers.{reducer} (in {source})", table, dict[str, Any])
     return layer

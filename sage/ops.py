@@ -267,3 +267,22 @@ def decode_bitmap(bytes_B: Tensor) -> Tensor:
     if native.takes("decode_bitmap", bytes_B, dtype=torch.uint8):
         return _native.decode_bitmap.default(bytes_B)
     return reference.decode_bitmap(bytes_B)
+
+
+def encode_indices(at_K: Tensor, n: int) -> Tensor:
+    """Ascending indices (int32) of n places as bytes: gaps, or the bitmap where that is no longer.
+
+    >>> encode_indices(torch.tensor([0, 1, 130, 1000], dtype=torch.int32), 8000).numel()
+    6
+    >>> encode_indices(torch.arange(8000, dtype=torch.int32), 8000).numel()
+    1000
+    """
+    gaps_B = encode_gaps(at_K)
+    return gaps_B if gaps_B.numel() < -(-n // 8) else encode_bitmap(at_K, n)
+
+
+def decode_indices(bytes_B: Tensor, n: int) -> Tensor:
+    """The indices (int32, ascending) of n places that `encode_indices` encoded."""
+    if bytes_B.numel() >= -(-n // 8):
+        return decode_bitmap(bytes_B)
+    return decode_gaps(bytes_B, int((bytes_B < 0x80).sum()))  # the last byte of each gap is below 128

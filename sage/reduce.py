@@ -3,10 +3,10 @@
 A reducer is handed this rank's flat gradient and its residual, and returns the mean over ranks of what was
 sent. It leaves in the residual what was not. See `docs/adding-a-reducer.md`.
 """
-# N = elements of the flat vector, K = elements this rank sends, G = groups of the layout
+# N = elements of the flat vector, K = elements this rank sends, M = all ranks together
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from sage import ops
 from sage.clock import phase
 from sage.comm.wire import Wire
 from sage.layout import Layout
+
+Memory = Literal["none", "residual", "momentum", "union"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Reduced:
     """Indices that left this rank (for momentum masking); None where everything left."""
     density: float = 1.0
     """Elements sent over N, averaged over the ranks; the same on every rank."""
+    union_M: Tensor | None = None
+    """Indices that any rank has sent, as often as they were; None where that is not known, or all of them."""
 
 
 class Reducer(nn.Module):
@@ -40,13 +44,15 @@ class Reducer(nn.Module):
     """The law: residual_before + gradient = sent + residual_after, and mean_N = the mean over ranks of it."""
     precision: float = 2.0**-20
     """Relative to the largest element, how closely the law holds (casts that are not fed back loosen it)."""
-    memory: ClassVar[Literal["none", "residual"]] = "none"
-    """Whether it wants a residual where the user does not say."""
+    memory: ClassVar[Memory] = "none"
+    """What becomes of what it does not send where the user does not say; see `ErrorFeedback`."""
     grouping: ClassVar[str] = "model"
     """The unit over which it decides where the user does not say: `model`, `layer` or `bucket:<MB>`."""
 
     spares_small: ClassVar[bool] = True
     """Whether tensors under `min_compress` elements go dense beside it."""
+    rounds: ClassVar[bool] = False
+    """Whether what arrives of an element may be far from it, so that to send all is not yet an all-reduce."""
 
     def bind(self, layout: Layout) -> None:
         """Learn where parameters and groups lie in the vector, once, before the first `forward`."""
@@ -82,25 +88,45 @@ class Reducer(nn.Module):
         return {}
 
 
-class Sparsifier(Reducer):
-    """A reducer that sends some elements as they are, as values and int32 indices, and keeps the rest.
+class Travel(TypedDict, total=False):
+    """The options that all sparsifiers share."""
 
-    A method says which elements in `select`; values may travel as fp16 (`values="fp16"`), and the rounding
+    values: Literal["fp32", "fp16"]
+    indices: Literal["int32", "coded"]
+
+
+class Sparsifier(Reducer):
+    """A reducer that sends some elements as they are, as values and indices, and keeps the rest.
+
+    A method says which elements in `select`. Values may travel as fp16 (`values="fp16"`), and the rounding
     error then stays in the residual. Counts that may differ between the ranks (`even = False`) are exchanged
     first, and the shorter payloads padded. Bytes each rank hands over: 4 or 2 a value, 4 an index, and where
     counts may differ 8 for its own and as many as the longest payload has more.
+
+    With `indices="coded"` an index takes as many bytes as its gap from the one before needs, 7 bits in each,
+    or, where that is less, all take a bit for each element of the vector. Then 16 bytes tell how long values
+    and indices are, and nothing is padded.
+
+    Args:
+        values: Precision in which values travel.
+        indices: How indices travel: as they are, or coded, in a quarter to a half of the bytes.
     """
 
     memory = "residual"
     even: ClassVar[bool] = True
     """Whether every rank selects the same number of elements, whatever its data."""
 
-    def __init__(self, *, values: Literal["fp32", "fp16"] = "fp32") -> None:
+    def __init__(
+        self, *, values: Literal["fp32", "fp16"] = "fp32", indices: Literal["int32", "coded"] = "int32"
+    ) -> None:
         super().__init__()
         dtypes = {"fp32": torch.float32, "fp16": torch.float16}
         if values not in dtypes:
             raise ValueError(f"values={values!r}: expected fp32 or fp16")
+        if indices not in ("int32", "coded"):
+            raise ValueError(f"indices={indices!r}: expected int32 or coded")
         self.dtype = dtypes[values]
+        self.codes_indices = indices == "coded"
         if values == "fp16":
             self.precision = 2.0**-10
 
@@ -121,49 +147,112 @@ class Sparsifier(Reducer):
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         with phase("select"):
             values_K, at_K = self.take(grad_N, residual_N, wire)
-        if self.even:
-            values_WK, at_WK = wire.gather(values=values_K, indices=at_K)
-            counts = [at_K.numel()] * wire.world_size
-            values_M, at_M = values_WK.view(-1), at_WK.view(-1)
-        else:
-            counts, (values_M, at_M) = wire.gather_uneven(values=values_K, indices=at_K)
+        counts, values_M, at_M = self._gather(values_K, at_K, grad_N.numel(), wire)
         with phase("scatter"):
             mean_N = ops.scatter_mean(values_M, at_M, counts, out_N=grad_N)
-        return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())))
+        return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())), at_M)
+
+    def _gather(self, values_K: Tensor, at_K: Tensor, n: int, wire: Wire) -> tuple[list[int], Tensor, Tensor]:
+        """Every rank's count, and their values and indices one after another."""
+        if self.codes_indices:
+            return gather_coded(wire, at_K, n, values=values_K)
+        if self.even:
+            values_WK, at_WK = wire.gather(values=values_K, indices=at_K)
+            return [at_K.numel()] * wire.world_size, values_WK.view(-1), at_WK.view(-1)
+        counts, (values_M, at_M) = wire.gather_uneven(values=values_K, indices=at_K)
+        return counts, values_M, at_M
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
+        if self.codes_indices:  # their bytes do not follow from the counts
+            return None
         own, item = counts[rank], self.dtype.itemsize
         payload = {"values": item * own, "indices": 4 * own}
         return payload if self.even else {**payload, "sizes": 8, "padding": (item + 4) * (max(counts) - own)}
 
 
+def gather_coded(wire: Wire, at_K: Tensor, n: int, *, values: Tensor) -> tuple[list[int], Tensor, Tensor]:
+    """Every rank's count, and their values and indices one after another, the indices coded on the way.
+
+    Args:
+        at_K: int32, ascending, of a vector of n elements.
+        values: K of them.
+    """
+    rows = wire.gather_streams(values=values, indices=ops.encode_indices(at_K, n))
+    values_M = torch.cat([values_K for values_K, _ in rows])
+    at_M = torch.cat([ops.decode_indices(bytes_B, n) for _, bytes_B in rows])
+    return [values_K.numel() for values_K, _ in rows], values_M, at_M
+
+
 class ErrorFeedback(nn.Module):
     """A reducer with a memory: keeps what was not sent and adds it to the next gradient (Seide et al., 2014).
+
+    The signal is a = β·r + γ·g, what is sent is a compression of it, and r is what that left behind.
 
     Args:
         reducer: The method.
         layout: The flat vector it reduces.
         memory: `residual`, or `none` to lose what was not sent; by default what the reducer asks for.
+            `momentum` (DGC: Lin et al., 2018, equation 7): the residual collects u = m·u + g instead of g,
+            and u forgets what was sent. `union`: the residual is forgotten wherever any rank has sent, which
+            loses what this rank had there and did not send.
+        beta: β, of the residual.
+        gamma: γ, of the gradient.
+        lr_ratio: Whether the residual is scaled by lr_before/lr_now, as the step that it missed would have
+            been taken at the learning rate of then (BytePS; Zheng et al., 2019).
+        momentum: m, above.
+        masking: Whether u forgets what was sent (momentum factor masking).
     """
 
     residual_N: Tensor | None
+    velocity_N: Tensor | None
+    last_lr: Tensor
 
     def __init__(
         self,
         reducer: Reducer,
         layout: Layout,
         *,
-        memory: Literal["none", "residual"] | None = None,
+        memory: Memory | None = None,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        lr_ratio: bool = False,
+        momentum: float = 0.9,
+        masking: bool = True,
     ) -> None:
         super().__init__()
         self.reducer = reducer
         reducer.bind(layout)
-        keeps = (memory or reducer.memory) == "residual"
+        self.memory = memory or reducer.memory
+        self._beta, self._gamma, self._lr_ratio = beta, gamma, lr_ratio
+        self._momentum, self._masking = momentum, masking
+        keeps, moves = self.memory != "none", self.memory == "momentum"
         self.register_buffer("residual_N", torch.zeros(layout.numel) if keeps else None)
+        self.register_buffer("velocity_N", torch.zeros(layout.numel) if moves else None)
+        self.register_buffer("last_lr", torch.zeros((), dtype=torch.float64))
+
+    def begin_step(self, lr: float) -> None:
+        """Hear the learning rate of the step that is about to be reduced."""
+        before = float(self.last_lr)
+        self.last_lr.fill_(lr)
+        if self._lr_ratio and self.residual_N is not None and before > 0 and lr not in (0, before):
+            self.residual_N.mul_(before / lr)
 
     def forward(self, grad_N: Tensor, wire: Wire) -> Reduced:
         """Reduce one gradient; it may be overwritten."""
-        return self.reducer(grad_N, self.residual_N, wire)
+        if self.residual_N is None:
+            return self.reducer(grad_N, None, wire)
+        if self._beta != 1:
+            self.residual_N.mul_(self._beta)
+        if self._gamma != 1:
+            grad_N.mul_(self._gamma)
+        if self.velocity_N is not None:
+            grad_N.copy_(self.velocity_N.mul_(self._momentum).add_(grad_N))
+        reduced: Reduced = self.reducer(grad_N, self.residual_N, wire)
+        if self.velocity_N is not None and self._masking and reduced.sent is not None:
+            self.velocity_N.index_fill_(0, reduced.sent.long(), 0)
+        if self.memory == "union" and reduced.union_M is not None:
+            self.residual_N.index_fill_(0, reduced.union_M.long(), 0)
+        return reduced
 
 
 def check_fraction(name: str, value: float) -> float:

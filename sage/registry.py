@@ -9,18 +9,21 @@ import ast
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, cast, get_type_hints
 
 from .check import coerce, known
 
 Room = Literal["reducers", "models", "datasets"]
 EXPORTS: dict[Room, str] = {"reducers": "REDUCER", "models": "MODEL", "datasets": "DATASET"}
 KINDS: dict[Room, str] = {"reducers": "reducer", "models": "model", "datasets": "data set"}
+
+ALIASES = {"efsign": "efsignsgd"}
+"""Other names of reducers."""
 
 FACTS = frozenset({"num_classes", "channels", "image_size", "vocab_size", "num_users", "num_items"})
 """What a model is told by its data set, and so is no option of the model."""
@@ -42,10 +45,12 @@ def names(room: Room) -> list[str]:
 
 def summary(room: Room, name: str) -> str:
     """The first line of a part's module docstring, read without importing it."""
+    if room == "reducers" and "+" in name:
+        return "; ".join(summary(room, ALIASES.get(each, each)) for each in name.split("+"))
     path = _files(room).get(name)
     if path is None:
         try:
-            spec = importlib.util.find_spec(_entries(room)[name].module)
+            spec = importlib.util.find_spec(name if "." in name else _entries(room)[name].module)
         except ModuleNotFoundError:  # of a package around it; one bad entry must not spoil the list
             return ""
         if spec is None or spec.origin is None:
@@ -55,16 +60,58 @@ def summary(room: Room, name: str) -> str:
     return docstring.partition("\n")[0]
 
 
+def check_name(room: Room, name: str) -> str:
+    """A part's name where there is such a part.
+
+    Beside the names of the room there are `sparsifier+quantiser` among the reducers, and the dotted name of
+    any module that can be imported and exports a part.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    for each in name.split("+") if room == "reducers" else [name]:
+        if "." not in each:
+            known(KINDS[room], ALIASES.get(each, each), names(room))
+    return name
+
+
 def load(room: Room, name: str) -> Callable[..., Any]:
-    """Import a part and return what it exports as REDUCER, MODEL or DATASET."""
-    known(KINDS[room], name, names(room))
+    """Import a part and return what it exports as REDUCER, MODEL or DATASET.
+
+    Raises:
+        ValueError: where there is no such part, or the module exports none.
+    """
+    check_name(room, name)
+    if room == "reducers" and "+" in name:
+        from .hybrid import hybrid
+
+        parts = [load(room, each) for each in name.split("+")]
+        if len(parts) != 2:
+            raise ValueError(f"the reducer {name!r}: expected two parts, as in topk+terngrad")
+        return hybrid(*parts)
+    return _import(room, ALIASES.get(name, name))
+
+
+def _import(room: Room, name: str) -> Callable[..., Any]:
     files, entries = _files(room), _entries(room)
     if name in files and name in entries:
         raise ValueError(
             f"the {KINDS[room]} {name!r} is a file of {room}/ and also the entry point "
             f"{entries[name].value!r}; give the entry point another name"
         )
-    part = entries[name].load() if name in entries else importlib.import_module(f"sage.{room}.{name}")
+    if name in entries:
+        part = entries[name].load()
+    else:
+        module = name if "." in name else f"sage.{room}.{name}"
+        try:
+            part = importlib.import_module(module)
+        except ModuleNotFoundError as missing:
+            if missing.name is None or not f"{module}.".startswith(f"{missing.name}."):
+                raise  # the module is there, and lacks something itself
+            raise ValueError(
+                f"the {KINDS[room]} {name!r}: there is no module of this name; is it installed, or on "
+                "PYTHONPATH?"
+            ) from missing
     if inspect.ismodule(part):
         if not hasattr(part, EXPORTS[room]):
             raise ValueError(
@@ -75,7 +122,6 @@ def load(room: Room, name: str) -> Callable[..., Any]:
     return found
 
 
-@cache
 def options(part: Callable[..., Any]) -> Mapping[str, Option]:
     """The keyword-only parameters of a class or function, less the facts.
 
@@ -88,19 +134,26 @@ def options(part: Callable[..., Any]) -> Mapping[str, Option]:
     >>> options(build)
     {'depth': Option(type=<class 'int'>, default=20, help='how many layers')}
     """
-    function = part.__init__ if inspect.isclass(part) else part
-    hints = get_type_hints(inspect.unwrap(function), include_extras=True)
-    texts = {**_args_section(part), **_args_section(function)}
-    found = {}
-    for name, parameter in inspect.signature(part).parameters.items():
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or name in FACTS:
-            continue
-        if parameter.default is inspect.Parameter.empty or name not in hints:
-            raise ValueError(
-                f"the option {name!r} of {part.__module__} needs a default and a type annotation"
-            )
-        default = coerce(f"the default of {name}", parameter.default, hints[name])
-        found[name] = Option(hints[name], default, texts.get(name, ""))
+    return _options(cast(Hashable, part))
+
+
+@cache
+def _options(part: Any) -> Mapping[str, Option]:
+    if inspect.ismethod(getattr(part, "options", None)):  # a part made of parts tells of theirs
+        told: Mapping[str, Option] = part.options()
+        return told
+    found: dict[str, Option] = {}
+    for function in _builders(part):
+        hints = get_type_hints(inspect.unwrap(function), include_extras=True)
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or name in FACTS or name in found:
+                continue
+            if parameter.default is inspect.Parameter.empty or name not in hints:
+                raise ValueError(
+                    f"the option {name!r} of {part.__module__} needs a default and a type annotation"
+                )
+            default = coerce(f"the default of {name}", parameter.default, hints[name])
+            found[name] = Option(hints[name], default, _told(part, function).get(name, ""))
     return found
 
 
@@ -122,6 +175,29 @@ def _files(room: Room) -> dict[str, Path]:
 @cache
 def _entries(room: Room) -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=f"sage.{room}")}
+
+
+def _builders(part: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """What takes a part's options: a function, or `__init__` and, as far as each hands on, its bases'."""
+    if not inspect.isclass(part):
+        return [part]
+    builders: list[Callable[..., Any]] = []
+    for each in inspect.getmro(part):
+        if "__init__" in vars(each):
+            builders.append(vars(each)["__init__"])
+            kinds = {p.kind for p in inspect.signature(builders[-1]).parameters.values()}
+            if inspect.Parameter.VAR_KEYWORD not in kinds:
+                break
+    return builders
+
+
+def _told(part: Callable[..., Any], function: Callable[..., Any]) -> dict[str, str]:
+    """What is said of the parameters of a part, or of what takes them."""
+    classes = inspect.getmro(part) if inspect.isclass(part) else [part]
+    texts: dict[str, str] = {}
+    for documented in (*reversed(classes), function):
+        texts |= _args_section(documented)
+    return texts
 
 
 def _args_section(documented: Callable[..., Any]) -> dict[str, str]:

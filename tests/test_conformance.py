@@ -16,12 +16,14 @@ from sage.trial import Case
 
 T = TypeVar("T")
 Law = Callable[[Case], None]
-NAMES = registry.names("reducers")
+HYBRIDS = ["topk+efsign", "threshold+efsign"]
+NAMES = registry.names("reducers") + HYBRIDS
 
 VARIANTS: list[tuple[Literal["none", "residual"], dict[str, Any], list[int]]] = [
     ("none", {}, [1, 2, 3, 4]),
     ("residual", {}, [1, 2, 3, 4]),
     ("residual", {"values": "fp16"}, [2, 3]),
+    ("residual", {"indices": "coded"}, [3]),
 ]
 """Memory, options, and the world sizes to try them with."""
 

@@ -86,20 +86,38 @@ class Wire:
     def gather_ragged(self, **parts: Tensor) -> tuple[list[int], tuple[Tensor, ...]]:
         """The same as `gather_uneven`, to the bit, without padding: a broadcast from each rank at once."""
         counts = self._counts(parts)
+        rows = self._broadcast_each("gather_ragged", parts, [[count] * len(parts) for count in counts])
+        return counts, tuple(torch.cat(part) for part in zip(*rows, strict=True))
+
+    def gather_streams(self, **parts: Tensor) -> list[tuple[Tensor, ...]]:
+        """Every rank's 1-D parts, by rank; each part has a length of its own, which may differ by rank.
+
+        The lengths are exchanged first (`sizes`, 8 bytes a part); nothing is padded.
+        """
+        first = next(iter(parts.values()))
+        own_P = torch.tensor([part.numel() for part in parts.values()], device=first.device)
+        (lengths_WP,) = self.gather(sizes=own_P)
+        return self._broadcast_each("gather_streams", parts, lengths_WP.tolist())
+
+    def _broadcast_each(
+        self, op: str, parts: Mapping[str, Tensor], lengths: Sequence[Sequence[int]]
+    ) -> list[tuple[Tensor, ...]]:
+        """Each rank's parts, of lengths that all ranks know, by a broadcast from each rank at once."""
         vectors = list(parts.values())
-        sizes = [n * sum(v.element_size() for v in vectors) for n in counts]
+        items = [v.element_size() for v in vectors]
+        sizes = [sum(n * item for n, item in zip(row, items, strict=True)) for row in lengths]
         trees = [tree_broadcast(size, self.rank, root, self.world_size) for root, size in enumerate(sizes)]
         traffic = sum(sent for sent, _ in trees), sum(received for _, received in trees)
         payload = {kind: _bytes(part) for kind, part in parts.items()}
         packed_S = pack(vectors)
         joined_S = self._collective(
-            describe("gather_ragged", **parts), payload, traffic, lambda: self._gather_ragged(packed_S, sizes)
+            describe(op, **parts), payload, traffic, lambda: self._gather_ragged(packed_S, sizes)
         )
-        rows = [
-            unpack(row_S.unsqueeze(0), [(v.dtype, torch.Size([n])) for v in vectors])
-            for row_S, n in zip(joined_S.split(sizes), counts, strict=True)
-        ]
-        return counts, tuple(torch.cat([x.view(-1) for x in part]) for part in zip(*rows, strict=True))
+        rows = []
+        for row_S, row in zip(joined_S.split(sizes), lengths, strict=True):
+            likes = [(v.dtype, torch.Size([n])) for v, n in zip(vectors, row, strict=True)]
+            rows.append(tuple(x.view(-1) for x in unpack(row_S.unsqueeze(0), likes)))
+        return rows
 
     def gather_within(self, capacity: int, **parts: Tensor) -> tuple[list[int], tuple[Tensor, ...]]:
         """The same as `gather_uneven` in a single collective, where no rank brings more than `capacity`.
@@ -228,6 +246,8 @@ class Wire:
 
 
 GUARD_BYTES = 128
+UNEVEN = ("gather_uneven", "gather_ragged", "gather_streams")
+"""Collectives in which lengths may differ between the ranks."""
 
 
 def pack(parts: Sequence[Tensor]) -> Tensor:
@@ -261,7 +281,7 @@ def describe(op: str, **parts: Tensor) -> str:
     """A call as errors and the schedule guard name it: `gather(values float32[10], indices int32[10])`."""
     said = []
     for kind, x in parts.items():
-        shape = "*" if op in ("gather_uneven", "gather_ragged") else ", ".join(map(str, x.shape))
+        shape = "*" if op in UNEVEN else ", ".join(map(str, x.shape))
         said.append(f"{kind} {str(x.dtype).removeprefix('torch.')}[{shape}]")
     return f"{op}({', '.join(said)})"
 

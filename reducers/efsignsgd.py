@@ -1,0 +1,33 @@
+"""EF-SignSGD: the signs of each layer, times the mean of its magnitudes (Karimireddy et al., ICML 2019)."""
+# N = elements of the vector, G = groups, B = bytes
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from sage import ops
+from sage.comm.wire import Wire
+from sage.quantise import Parts, Quantiser, per_group, spread
+
+
+class EfSignSgd(Quantiser):
+    """Each element becomes (‖p‖₁/n)·sign(p) of its group p, n elements long (algorithm 1).
+
+    Meant with error feedback, without which it need not converge (section 3). Zero counts as positive. Bytes
+    each rank hands over: a bit an element (`values`, in whole bytes) and 4 a group (`scales`).
+    """
+
+    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
+        return {
+            "values": ops.pack_signs(x_N),
+            "scales": per_group(x_N, sizes, lambda x: x.abs().mean()),
+        }
+
+    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
+        return ops.unpack_signs(parts["values"], sum(sizes)) * spread(parts["scales"], sizes)
+
+    def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
+        return {"values": -(-sum(sizes) // 8), "scales": 4 * len(sizes)}
+
+
+REDUCER = EfSignSgd

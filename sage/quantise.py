@@ -1,0 +1,98 @@
+"""Quantisers: reducers that send every element, in few bits."""
+# N = elements of the flat vector, or of what a sparsifier has selected of it, G = groups
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sage import ops
+from sage.clock import phase
+from sage.comm.wire import Wire
+from sage.reduce import Reduced, Reducer
+
+Parts = dict[str, Tensor]
+"""What travels of a vector: 1-D tensors by kind (`values`, `scales`, ...)."""
+
+
+class Quantiser(Reducer):
+    """A reducer that sends a code for every element, and a scale or so for each group.
+
+    A method says what travels in `encode`, and what that is worth in `decode`. Every rank gathers all ranks'
+    codes and takes the mean of what they are worth; the residual keeps the difference to this rank's own.
+    Vectors are those of the layout's groups, one after another, or what a sparsifier has selected of each
+    (`sage.hybrid`): any group may then be empty.
+    """
+
+    memory = "residual"
+    grouping = "layer"
+    rounds = True
+    even: ClassVar[bool] = True
+    """Whether the lengths of what travels follow from the groups' sizes alone."""
+
+    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
+        """What travels instead of x.
+
+        NaN and infinity must make what is decoded not finite, somewhere.
+
+        Args:
+            x_N: As many elements of each group as `sizes` says, one group after another; left as it is.
+            sizes: G of them; they add up to N.
+            wire: For what ranks must agree on first, such as a common scale.
+        """
+        raise NotImplementedError
+
+    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
+        """The N values (of x's dtype) that the codes of one rank, any rank, are worth."""
+        raise NotImplementedError
+
+    def bytes_of(self, sizes: Sequence[int]) -> dict[str, int] | None:
+        """The bytes of `encode`'s parts by kind, as the docstring states them; None: not stated."""
+        return None
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        sizes = [stop - start for start, stop in self.layout.groups]
+        with phase("select"):
+            signal_N = ops.accumulate(grad_N, residual_N)
+            parts = self.encode(signal_N, sizes, wire)
+            if residual_N is not None:
+                keep_error(residual_N, self.decode(parts, sizes))
+        rows = gather_parts(wire, parts, even=self.even)
+        with phase("scatter"):
+            grad_N.zero_()
+            for row in rows:
+                grad_N += self.decode(row, sizes)
+            return Reduced(grad_N.div_(wire.world_size))
+
+    def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
+        told = self.bytes_of([stop - start for start, stop in self.layout.groups])
+        if told is None or self.even:
+            return told
+        return {**told, "sizes": told.get("sizes", 0) + 8 * len(told)}
+
+
+def keep_error(signal_N: Tensor, sent_N: Tensor) -> None:
+    """Leave in the signal what was not sent of it; what is not finite has been seen, and is forgotten."""
+    signal_N.sub_(sent_N).nan_to_num_(0.0, 0.0, 0.0)
+
+
+def gather_parts(wire: Wire, parts: Parts, *, even: bool) -> list[Parts]:
+    """Every rank's parts, by rank; `even`: all ranks' are of the same lengths."""
+    if not even:
+        return [dict(zip(parts, row, strict=True)) for row in wire.gather_streams(**parts)]
+    gathered = wire.gather(**parts)
+    return [dict(zip(parts, row, strict=True)) for row in zip(*gathered, strict=True)]
+
+
+def per_group(x_N: Tensor, sizes: Sequence[int], of: Callable[[Tensor], Tensor]) -> Tensor:
+    """A number of each group (G), 0 of one that is empty."""
+    groups = x_N.split(list(sizes))
+    return torch.stack([of(x) if x.numel() else x.new_zeros(()) for x in groups] or [x_N.new_zeros(())])[
+        : len(sizes)
+    ]
+
+
+def spread(x_G: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Each group's number, once for every element of the group (N)."""
+    return x_G.repeat_interleave(torch.tensor(sizes, dtype=torch.int64, device=x_G.device))
