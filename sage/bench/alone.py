@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import pairwise
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from torch import Tensor
 from sage.comm.wire import Wire
 
 T = TypeVar("T")
-Collective = TypeVar("Collective", bound=Callable[..., Any])
 
 
 class Stopwatch:
@@ -48,11 +47,11 @@ class Stopwatch:
         return [stop - start for start, stop in pairwise(self._seconds)]
 
 
-def stamped(call: Collective) -> Collective:
+def stamped(call: Callable[..., T]) -> Callable[..., T]:
     """The collective with stamps around it; one that is made of others is stamped as a whole."""
 
     @wraps(call)
-    def collective(self: "Alone", *args: Any, **kwargs: Any) -> Any:
+    def collective(self: "Alone", *args: Any, **kwargs: Any) -> T:
         if self.inside:
             return call(self, *args, **kwargs)
         self.inside = True
@@ -63,7 +62,7 @@ def stamped(call: Collective) -> Collective:
             self.watch.stamp()
             self.inside = False
 
-    return cast(Collective, collective)
+    return collective
 
 
 class Alone(Wire):
@@ -94,16 +93,6 @@ class Alone(Wire):
         own = self.watch.gaps()[::2]  # the gaps between are the wire's
         return result, sum(own[:-1] or own), own[-1] if own[1:] else 0.0
 
-    mean = stamped(Wire.mean)
-    sum = stamped(Wire.sum)
-    gather = stamped(Wire.gather)
-    gather_uneven = stamped(Wire.gather_uneven)
-    gather_ragged = stamped(Wire.gather_ragged)
-    gather_within = stamped(Wire.gather_within)
-    broadcast = stamped(Wire.broadcast)
-    reduce_scatter = stamped(Wire.reduce_scatter)
-    all_to_all = stamped(Wire.all_to_all)
-
     def _sum(self, x_N: Tensor) -> None:
         pass
 
@@ -123,3 +112,11 @@ class Alone(Wire):
 
     def _all_to_all(self, x_WN: Tensor) -> Tensor:
         return x_WN.clone()
+
+
+ENGINE = ("begin_sum", "texts", "close")
+"""Of what a wire offers, what no reducer calls."""
+
+for _name, _call in vars(Wire).items():  # one that is added to it tomorrow is stamped too
+    if callable(_call) and not _name.startswith("_") and _name not in ENGINE:
+        setattr(Alone, _name, stamped(_call))

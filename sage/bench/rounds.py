@@ -177,7 +177,8 @@ def inputs(
     recorded = [trace.load(path) for path in traces]  # one that is none is told before anything is measured
     for path, each in zip(traces, recorded, strict=True):
         if settle > min(step, len(each) - 1):
-            raise ValueError(f"{path}: --settle {settle} needs as many gradients before step {step}")
+            last = min(step, len(each) - 1)
+            raise ValueError(f"{path}: --settle {settle} needs as many gradients before step {last}")
     for each_mib in mib:
         rows = max(1, round(each_mib * 2**18 / COLUMNS))
         drawn = [
