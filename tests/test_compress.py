@@ -254,7 +254,7 @@ def test_everything_runs_once_a_round_in_an_order_drawn_each_time(monkeypatch: p
 
 def test_a_spread_is_of_all_rounds() -> None:
     spread = rounds.spread([1.0, 2.0, 3.0, 4.0, 100.0])
-    assert (spread.mean, spread.low, spread.median, spread.high) == (22, 2, 3, 4)
+    assert (spread.mean, spread.least, spread.low, spread.median, spread.high) == (22, 1, 2, 3, 4)
     assert spread.std == pytest.approx(43.6, abs=0.05)
     row = rounds.Row("made up", 250_000, cases_of("exact", [])[0], [rounds.Round(0.5, 1, None, 0)] * 2)
     assert row.megabytes_per_second == 2  # 10^6 bytes, which are a quarter as many elements

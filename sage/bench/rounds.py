@@ -74,6 +74,8 @@ class Spread:
 
     mean: float
     std: float
+    least: float
+    """Which other work on the machine has touched least."""
     low: float
     """The lower quartile."""
     median: float
@@ -230,4 +232,4 @@ def reduce_once(case: Case, given: Input) -> Round:
 def spread(seconds: Sequence[float]) -> Spread:
     """Of two values or more."""
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
-    return Spread(statistics.fmean(seconds), statistics.stdev(seconds), low, median, high)
+    return Spread(statistics.fmean(seconds), statistics.stdev(seconds), min(seconds), low, median, high)
