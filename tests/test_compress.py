@@ -293,6 +293,10 @@ def test_a_made_up_vector_is_normal_of_its_size_and_the_same_for_a_seed() -> Non
     assert abs(float(given.gradient_N.std()) - 1) < 0.01
     assert torch.equal(given.gradient_N, again.gradient_N)
     assert not torch.equal(given.gradient_N, other.gradient_N)
+    (settled,) = inputs([1], [], 0, 2, 5, CPU)
+    assert torch.equal(settled.gradient_N, given.gradient_N)
+    drawn = [settled.gradient_N, *settled.before]
+    assert len({float(x_N[0]) for x_N in drawn}) == len(drawn) == 3
 
 
 @pytest.mark.parametrize(("step", "timed"), [(3, 3), (100, 5)])
