@@ -154,7 +154,7 @@ def test_a_trace_too_short_to_judge_by_is_refused(tmp_path: Path, capsys: pytest
 
 def test_bench_without_a_name_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench"]) == 2
-    assert "bench record, bench density" in capsys.readouterr().err
+    assert "bench record, bench density, bench compress" in capsys.readouterr().err
 
 
 def test_every_rule_is_an_option_of_sage() -> None:
