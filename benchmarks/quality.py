@@ -10,7 +10,8 @@ told in its row. Beside the end of all steps, a row says where the method was wh
 budget, an eighth of the bytes of the dense run: those that send more a step take fewer steps for it.
 
 convex: logistic regression on LIBSVM's a9a and w8a, l2 = 1/N, two simulated ranks with half of the rows each,
-full gradients, no momentum, steps of 4/L that decay linearly to 0 over the second half. The gap is (f − f*) / f*, f* from Newton's method in double precision. With error feedback, and without.
+full gradients, no momentum, steps of 4/L that decay linearly to 0 over the second half. The gap is
+(f − f*) / f*, f* from Newton's method in double precision. With error feedback, and without.
 
 cnn: ResNet-20 on CIFAR-10, two simulated ranks of the engine itself (`sage run`), the reducers' own memories.
 """
