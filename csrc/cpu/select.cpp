@@ -14,7 +14,7 @@ class TensorList : public List {
 
   std::tuple<Tensor, Tensor> tensors() {
     reserve(1);
-    return {torch::stable::narrow(*value_, 0, 0, size), torch::stable::narrow(*index_, 0, 0, size)};
+    return {front(*value_, size), front(*index_, size)};
   }
 
  private:
@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor> select_(Tensor signal, std::optional<Tensor> grad, do
 
 Tensor count_above(Tensor x, double threshold) {
   const float* data_N = in<float>(x, "x", x);
-  Tensor count = torch::stable::new_empty(x, {}, ScalarType::Long);
+  Tensor count = scalar<int64_t>(x);
   *data<int64_t>(count) = count_above(torch_team(), data_N, x.numel(), limit_of(static_cast<float>(threshold)));
   return count;
 }
