@@ -111,13 +111,13 @@ void test_top(Isa isa, const Team& team, int64_t n) {
   at.resize(k);
   std::sort(at.begin(), at.end());
   const Taken expected = take(signal, at);
-  Floats left = residual, added = grad, values(k);
-  Ints indices(k);
+  Floats left = residual, added = grad;
+  Kept list;
   Pass pass{left.data()};
   pass.grad = added.data();
-  top(isa, team, pass, n, k, 0, values.data(), indices.data());
-  expect(indices == at, "top: indices");
-  expect(same(values, expected.values), "top: values");
+  top(isa, team, pass, n, k, 0, list);
+  expect(Ints(list.indices, list.indices + list.size) == at, "top: indices");
+  expect(same({list.values, list.values + list.size}, expected.values), "top: values");
   expect(same(left, expected.left), "top: residual");
 }
 
