@@ -63,12 +63,13 @@ OPS = (
 )
 
 
-def _on(key: str) -> frozenset[str]:
+def on(key: str) -> frozenset[str]:
+    """The ops that the extension has a kernel for under one of torch's dispatch keys, "CPU" or "CUDA"."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     return frozenset(op for op in OPS if MISSING is None and has(f"sage::{op}", key))
 
 
-_CPU, _CUDA = _on("CPU"), _on("CUDA")
+_CPU, _CUDA = on("CPU"), on("CUDA")
 
 
 def takes(op: str, x: Tensor, *others: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
