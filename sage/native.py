@@ -84,8 +84,8 @@ def takes(op: str, x: Tensor, *others: Tensor | None, dtype: torch.dtype = torch
     if MISSING is not None:
         _tell()
         return False
-    # Asked before every op, from caches that a model's step has emptied: so each question is the cheapest that
-    # tells. `x.device.type` alone, which makes a string, costs more than all of these.
+    # Asked before every op, from caches that a model's step has emptied: so each question is the cheapest
+    # that tells. `x.device.type`, which makes a string, costs as much as three others.
     if x.dtype is not dtype or not x.is_contiguous():
         return False
     if not (x.is_cpu and op in _CPU or x.is_cuda and op in _CUDA):
