@@ -137,7 +137,9 @@ def take_top(
 
 def _rounded(signal_N: Tensor, own_K: Tensor, at_K: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
     """What was taken as `dtype`, and with `keep` what that rounds away put back."""
-    if own_K.dtype is dtype or torch.promote_types(own_K.dtype, dtype) is dtype:
+    if own_K.dtype is dtype:
+        return own_K
+    if torch.promote_types(own_K.dtype, dtype) is dtype:
         return own_K.to(dtype)
     values_K, left_K = reference.round_to(own_K, dtype)
     if keep:
@@ -194,7 +196,8 @@ def scatter_mean(
         out_N: Overwritten.
         zeroed: That out_N is 0 everywhere already, as after `clear`.
     """
-    values_M = values_M.to(out_N.dtype)
+    if values_M.dtype is not out_N.dtype:
+        values_M = values_M.to(out_N.dtype)
     if native.takes("scatter_mean_", out_N, values_M, at_M) and at_M.dtype == torch.int32:
         _native.scatter_mean_.default(out_N, values_M, at_M, counts, zeroed)
         return out_N
