@@ -2,7 +2,8 @@
 //
 // A sample says between which magnitudes the k-th must lie. One fused pass at the lower of them accumulates and
 // takes out the few candidates; the k-th is searched among those inside the bracket; and the rejects are written
-// back. Where the sample misled, or too many are equal, three counting passes find the k-th instead.
+// back. Where the sample misled, or too many are equal, three counting passes find the k-th instead. Who knows better
+// may say the bracket, and no sample is taken; one that misleads costs a pass, and changes no result.
 #pragma once
 
 #include <cmath>
@@ -71,6 +72,9 @@ struct Bracket {
   int64_t most;        // candidates, above which the bracket is useless
 };
 
+// How many candidates are still worth taking out and putting back.
+inline int64_t most_candidates(int64_t n, int64_t k) { return 2 * k + n / 16; }
+
 // From cache lines spread evenly over the vector, each at a place of its own within its stride.
 inline Bracket bracket(const Pass& pass, int64_t n, int64_t k) {
   const int64_t lines = n / kLine, sampled = std::clamp<int64_t>(lines / 32, 512, 8192);
@@ -97,7 +101,7 @@ inline Bracket bracket(const Pass& pass, int64_t n, int64_t k) {
   Bracket found{0, static_cast<uint32_t>(bin) << kBinShift, 0};
   while (bin > 0 && above < expected + slack) above += counts[--bin];
   found.low = static_cast<uint32_t>(bin) << kBinShift;
-  found.most = 2 * k + n / 16;
+  found.most = most_candidates(n, k);
   // Half the vector in one bin, zeros for one: counting is then better than taking it all out and putting it back.
   if (above > (static_cast<double>(found.most) / n) * sampled * kLine) found.low = kNothing;
   return found;
@@ -162,25 +166,36 @@ inline bool settle(Isa isa, const std::vector<Kept>& kept, const Pass& pass, uin
   return true;
 }
 
-// signal += gradient, and its k largest to the output: k values and indices, ascending, `base` added to them.
+// signal += gradient, and its k largest to the output, by a bracket; false where they are not in it, or too many are.
+inline bool top_within(Isa isa, const Team& team, Pass& pass, int64_t n, int64_t k, int64_t base, const Bracket& within,
+                       float* values, int32_t* indices) {
+  const int64_t parts = team.parts(n);
+  std::vector<Kept>& kept = workspace(parts);
+  std::vector<uint8_t> full(parts);
+  pass.limit = within.low;
+  team.each(parts, [&](int64_t part) {
+    const int64_t begin = part_begin(n, parts, part), end = part_begin(n, parts, part + 1);
+    full[part] = run(isa, pass, begin, end, kept[part], within.most);
+  });
+  pass.grad = nullptr;
+  const bool whole = std::none_of(full.begin(), full.end(), [](uint8_t is) { return is; });
+  if (whole && settle(isa, kept, pass, within.high, k, base, values, indices)) return true;
+  for (const Kept& part : kept) put_back(part, pass);
+  return false;
+}
+
+// signal += gradient, and its k largest to the output: k values and indices, ascending, `base` added to them. They
+// are looked for from `low` on first, and around [low, high), where low is not 0.
 inline void top(Isa isa, const Team& team, Pass pass, int64_t n, int64_t k, int64_t base, float* values,
-                int32_t* indices) {
-  if (k > 0 && k < n && n > kSmall) {
+                int32_t* indices, uint32_t low = 0, uint32_t high = 0) {
+  const bool some = k > 0 && k < n;
+  if (some && low) {
+    const Bracket told{low, std::max(low, high), most_candidates(n, k)};
+    if (top_within(isa, team, pass, n, k, base, told, values, indices)) return;
+  }
+  if (some && n > kSmall) {
     const Bracket found = bracket(pass, n, k);
-    if (found.low != kNothing) {
-      const int64_t parts = team.parts(n);
-      std::vector<Kept>& kept = workspace(parts);
-      std::vector<uint8_t> full(parts);
-      pass.limit = found.low;
-      team.each(parts, [&](int64_t part) {
-        const int64_t begin = part_begin(n, parts, part), end = part_begin(n, parts, part + 1);
-        full[part] = run(isa, pass, begin, end, kept[part], found.most);
-      });
-      pass.grad = nullptr;
-      const bool whole = std::none_of(full.begin(), full.end(), [](uint8_t is) { return is; });
-      if (whole && settle(isa, kept, pass, found.high, k, base, values, indices)) return;
-      for (const Kept& part : kept) put_back(part, pass);
-    }
+    if (found.low != kNothing && top_within(isa, team, pass, n, k, base, found, values, indices)) return;
   }
   if (pass.grad) {
     static thread_local Kept none;
