@@ -58,8 +58,10 @@ def least_magnitude(x_K: Tensor) -> float:
     """The smallest |x|; infinity where none is a number, 0 of nothing."""
     if x_K.numel() == 0:
         return 0.0
-    least = magnitude(int(magnitude_bits(x_K).min()), x_K.dtype)
-    return math.inf if math.isnan(least) else least
+    least = float(x_K.abs().min())
+    if math.isnan(least):  # of some, or of all
+        least = float(x_K.abs().nan_to_num_(math.inf, math.inf).min())
+    return least
 
 
 def take(signal_N: Tensor, at_K: Tensor, *, dtype: torch.dtype, keep: bool) -> Tensor:

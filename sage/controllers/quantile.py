@@ -107,7 +107,8 @@ class Quantile(Controller):
 
     def _move(self, found: float, dtype: torch.dtype) -> float:
         """Remember λ, which is above 0, and how far it has moved."""
-        last, found = float(self.threshold), max(found, ops.magnitude(1, dtype))
+        limits = torch.finfo(dtype)
+        last, found = float(self.threshold), max(found, limits.smallest_normal * limits.eps)
         moved = abs(math.log(found / last)) if last > 0 and found < math.inf else FARTHEST
         self.spread.fill_(min(FARTHEST, max(FADES * float(self.spread), moved)))
         self.threshold.fill_(found)
