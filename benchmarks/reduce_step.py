@@ -1,6 +1,6 @@
 """What a whole reduction takes: select, gather and scatter, beside a dense all-reduce and beside plain torch.
 
-    python benchmarks/reduce_step.py                      # measure, and write benchmarks/results/reduce_step.json
+    python benchmarks/reduce_step.py                      # measure, and write results/reduce_step.json
     python benchmarks/reduce_step.py --check --output X   # fail where a figure is under half of its goal
 
 Ranks are processes with a thread each, joined by gloo on loopback; the vector has the layers of ResNet-18
@@ -119,11 +119,9 @@ def rows(world_size: int, turns: int) -> list[dict[str, Any]]:
             goal = GOALS["exact"] if options and runs_native else None
             against["exact"] = ratio(seconds[name], seconds["exact"], goal)
         if options and runs_native:
-            against["torch path"] = ratio(
-                seconds[name], seconds[f"{name}, torch path"], GOALS["torch path"]
-            )
+            against["torch path"] = ratio(seconds[name], seconds[f"{name}, torch path"], GOALS["torch path"])
         median = statistics.median(seconds[name]) * 1e3
-        shown = "  ".join(f"{other} {r.median:.2f} ({r.low:.2f}-{r.high:.2f})" for other, r in against.items())
+        shown = "  ".join(f"{other} {r.median} ({r.low}-{r.high})" for other, r in against.items())
         print(f"W={world_size} {name:24} {median:9.2f} ms  {shown}", flush=True)
         found.append(
             {

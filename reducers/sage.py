@@ -26,8 +26,8 @@ class Sage(Sparsifier):
         controller: The rule that moves λ: `quantile`, to the k-th largest |a|, looked for where the last was;
             `feedback` on the density's error; `sage`, as published.
         agree: Whether small all-reduces make λ common to all ranks, so that the largest elements of all of
-            them are sent; else each rank sends its own largest. `scales`: 8 bytes, with `quantile` 256 once
-            to four times, and 32,768 more where the last λ is no guide.
+            them are sent; else each rank sends its own largest. `scales`: 8 bytes, with `quantile` 64 once or
+            twice, and 1,024 more where the last λ is no guide.
         threshold: λ_0 of `sage` and `feedback`, above 0; by default 1/(2·sqrt(density·n)), and the quantile.
         exchange: How the ranks' selections come together: `padded` or `uneven` gather, or `auto`, the faster
             of these in the first steps; `chunks` of fixed capacity; all-reduce of the `union`; parts of the

@@ -16,13 +16,13 @@ HITS = 1024
 """The sample holds so many of the elements wanted, or more."""
 SPARSEST = 128
 """The sample takes one group in so many, or more."""
-FADES, REACH, FARTHEST = 0.9, 1.5, 0.5
+FADES, REACH, FARTHEST = 0.9, 1.5, 0.3
 """The bracket around the last λ, on a logarithmic scale, is as wide as 1.5 times the largest move of λ, of
-which a tenth is forgotten each step; but no wider than 0.5."""
+which a tenth is forgotten each step; but no wider than 0.3."""
 
 BINS = 16
 """Bins that ranks which agree count at a time."""
-FINE = 0.2
+FINE = 0.3
 """λ is interpolated in a bin that holds no larger share of the elements wanted."""
 
 
@@ -30,21 +30,22 @@ class Quantile(Controller):
     """λ is the signal's own quantile: that of the k = max(1, ⌊d·n⌋)-th largest |a|.
 
     Below d = 1/32, and where k < 2048, it is exact: the k largest are selected, of equals the lower index
-    first, and no zeros. From there on, where exactness costs more than it gives, λ is the same quantile of a
-    sample of the present signal, one group of 32 elements in every min(128, ⌊k/1024⌋), other ones each step,
-    and all |a| ≥ λ > 0 are selected. The sample holds 1,024 or more of the wanted elements, so that the count
-    is off by 1/sqrt(1024) = 3 %, one standard deviation, or more where large elements keep together.
+    first; but no zeros, and all that is not finite where that is more. From there on, where exactness would
+    cost more than it gives, λ is the same quantile of a sample of the present signal, one group of 32
+    elements in every min(128, ⌊k/1024⌋), other ones each step, and all |a| ≥ λ > 0 are selected. As the
+    sample holds 1,024 or more of the wanted elements, the count is off by 1/sqrt(1024) = 3 %, one standard
+    deviation, or less; or by more, where large elements keep together.
 
-    What is remembered, the last λ and how far it moves, saves work and changes no result: selection and
-    accumulation are one pass, in which what is above the bracket's lower end is set aside. Only where the
-    bracket misses (at first, after a jump of the scale) is there a second pass.
+    What is remembered, the last λ and how far it moves, saves work and changes no result: accumulation and
+    selection are one pass, in which all from the lower end of a bracket on are set aside. Only where the
+    bracket misses (at first, or after a jump of the scale) is there a second pass.
 
-    Agreement: λ is that of all ranks' elements together (or samples). The ranks average histograms: 16 bins
-    across the bracket, 64 bytes, and as many across a bin that holds over a fifth of the wanted elements;
-    within one that holds fewer, λ is interpolated. Where the bracket misses, and at first, one bin for each
-    exponent (1,024 bytes) takes its place. What all ranks send together is off by a tenth or less of what is
-    asked for, mostly less than a hundredth. Equal elements go together, those that come nearer to the target,
-    but never nothing.
+    Agreement: λ is that of all ranks' elements, or samples, together. The ranks average histograms: 16 bins
+    across the bracket, 64 bytes, and as many across a bin that holds over three tenths of the wanted
+    elements; within one that holds fewer, λ is interpolated. Where the bracket misses, and at first, one bin
+    for each exponent (1,024 bytes) takes its place. The ranks together send what is asked for, to within
+    three tenths at worst (where all of a bin's elements lie at one of its ends), and mostly to within a
+    hundredth. Equal elements go together, where that comes nearer to the target, but never nothing.
     """
 
     spread: Tensor
@@ -56,21 +57,18 @@ class Quantile(Controller):
     def take(
         self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree = alone
     ) -> tuple[Tensor, Tensor]:
-        n = grad_N.numel()
+        n, dtype = grad_N.numel(), grad_N.dtype
         if n == 0 or sampled_every(density, n) > 1:
             return super().take(grad_N, residual_N, density, agree)
-        if agree is not alone:
-            own_K, at_K = self._take_agreed(grad_N, residual_N, density * n, agree)
-        else:
-            counts = [min(n, num_wanted(density, n))]
-            own_K, at_K = ops.take_top(
-                grad_N, residual_N, [0, n], counts, dtype=grad_N.dtype, near=self._bracket()
-            )
-            least = ops.least_magnitude(own_K)
-            if least == 0:
-                own_K, at_K = _split(own_K.abs() > 0, own_K, at_K, residual_N)
-            self._move(least, grad_N.dtype)
         self.step += 1
+        if agree is not alone:
+            return self._take_agreed(grad_N, residual_N, density * n, agree)
+        counts = [min(n, num_wanted(density, n))]
+        own_K, at_K = ops.take_top(grad_N, residual_N, [0, n], counts, dtype=dtype, near=self._bracket())
+        least = ops.least_magnitude(own_K)
+        threshold = self._move(least, dtype)
+        if not 0 < least < math.inf:
+            own_K, at_K = _take_again(grad_N, residual_N, own_K, at_K, threshold)
         return own_K, at_K
 
     def decide(self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree) -> float:
@@ -88,17 +86,20 @@ class Quantile(Controller):
     ) -> tuple[Tensor, Tensor]:
         """Take the candidates, agree on λ, and put back what is below it."""
         low, high = self._bracket()
+        # Where there is no bracket yet, only what is not finite is a candidate.
         own_C, at_C = ops.take_above(grad_N, residual_N, low or math.inf, dtype=grad_N.dtype)
         found = common(own_C, wanted, agree, low, high) if low > 0 else None
         if found is None:  # and this on all ranks alike
-            signal_N = grad_N if residual_N is None else residual_N
-            _split(torch.zeros_like(own_C, dtype=torch.bool), own_C, at_C, residual_N)
-            found = common(signal_N, wanted, agree)
+            if residual_N is not None:
+                residual_N[at_C] = own_C
+            found = common(grad_N if residual_N is None else residual_N, wanted, agree)
             assert found is not None
-            at_C = ops.select_above(signal_N, found).int()
-            own_C = ops.take(signal_N, at_C, dtype=grad_N.dtype, keep=residual_N is not None)
-        found = self._move(found, grad_N.dtype)
-        return _split(~(own_C.abs() < found), own_C, at_C, residual_N)
+            threshold = self._move(found, grad_N.dtype)
+            return _take_again(grad_N, residual_N, own_C, at_C, threshold)
+        below_C = own_C.abs() < self._move(found, grad_N.dtype)
+        if residual_N is not None:
+            residual_N[at_C[below_C]] = own_C[below_C]
+        return own_C[~below_C], at_C[~below_C]
 
     def _bracket(self) -> tuple[float, float]:
         """Between which magnitudes λ should lie; (0, 0) at first."""
@@ -109,7 +110,7 @@ class Quantile(Controller):
         """Remember λ, which is above 0, and how far it has moved."""
         limits = torch.finfo(dtype)
         last, found = float(self.threshold), max(found, limits.smallest_normal * limits.eps)
-        moved = abs(math.log(found / last)) if last > 0 and found < math.inf else FARTHEST
+        moved = abs(math.log(found / last)) if 0 < last < math.inf and found < math.inf else FARTHEST
         self.spread.fill_(min(FARTHEST, max(FADES * float(self.spread), moved)))
         self.threshold.fill_(found)
         return found
@@ -188,8 +189,12 @@ def exponent_shift(dtype: torch.dtype) -> int:
     return round(-math.log2(torch.finfo(dtype).eps))
 
 
-def _split(kept_C: Tensor, own_C: Tensor, at_C: Tensor, residual_N: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Those that are kept of what was taken; the others go back to the residual."""
-    if residual_N is not None:
-        residual_N[at_C[~kept_C]] = own_C[~kept_C]
-    return own_C[kept_C], at_C[kept_C]
+def _take_again(
+    grad_N: Tensor, residual_N: Tensor | None, own_C: Tensor, at_C: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Put back what was taken of the signal, and take what is not below a threshold."""
+    signal_N, keep = (grad_N, False) if residual_N is None else (residual_N, True)
+    if keep:
+        signal_N[at_C] = own_C
+    at_K = ops.select_above(signal_N, threshold).int()
+    return ops.take(signal_N, at_K, dtype=signal_N.dtype, keep=keep), at_K
