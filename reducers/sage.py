@@ -23,8 +23,9 @@ class Sage(Sparsifier):
 
     Args:
         density: Target share of the elements to send, in (0, 1].
-        controller: The rule that moves λ: `quantile`, to the k-th largest |a|, looked for where the last was;
-            `feedback` on the density's error; `sage`, as published.
+        controller: The rule that moves λ: `quantile`, to the k-th largest |a|, looked for where the last was
+            (from a density of 1/32 on, that of a sample); `feedback` on the density's error; `sage`, as
+            published.
         agree: Whether small all-reduces make λ common to all ranks, so that the largest elements of all of
             them are sent; else each rank sends its own largest. `scales`: 8 bytes, with `quantile` 64 once or
             twice, and 1,024 more where the last λ is no guide.

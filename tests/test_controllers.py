@@ -129,7 +129,12 @@ def test_a_flood_of_what_is_not_finite_is_selected_and_forgotten(name: str, agre
     selected(controller, stream(0), 0.01, agree)
     flooded_N = stream(1)
     flooded_N[::4], flooded_N[1::4] = math.nan, math.inf
-    at_K = selected(controller, flooded_N, 0.01, agree).tolist()
+    residual_N = torch.zeros(2000)
+    own_K, taken_K = controller.take(flooded_N, residual_N, 0.01, agree)
+    at_K = taken_K.tolist()
+    assert bool(residual_N.isfinite().all())
+    residual_N[taken_K] = own_K
+    assert torch.equal(residual_N.nan_to_num(7.0), flooded_N.nan_to_num(7.0))
     controller.learn(len(at_K) / 2000)
     assert set(at_K) >= set(range(0, 2000, 4)) | set(range(1, 2000, 4))
     had = 0.0

@@ -68,7 +68,8 @@ class Quantile(Controller):
         least = ops.least_magnitude(own_K)
         threshold = self._move(least, dtype)
         if not 0 < least < math.inf:
-            own_K, at_K = _take_again(grad_N, residual_N, own_K, at_K, threshold)
+            _put_back(residual_N, own_K, at_K)
+            own_K, at_K = _take_accumulated(grad_N, residual_N, threshold)
         return own_K, at_K
 
     def decide(self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree) -> float:
@@ -90,15 +91,13 @@ class Quantile(Controller):
         own_C, at_C = ops.take_above(grad_N, residual_N, low or math.inf, dtype=grad_N.dtype)
         found = common(own_C, wanted, agree, low, high) if low > 0 else None
         if found is None:  # and this on all ranks alike
-            if residual_N is not None:
-                residual_N[at_C] = own_C
+            _put_back(residual_N, own_C, at_C)
             found = common(grad_N if residual_N is None else residual_N, wanted, agree)
             assert found is not None
             threshold = self._move(found, grad_N.dtype)
-            return _take_again(grad_N, residual_N, own_C, at_C, threshold)
+            return _take_accumulated(grad_N, residual_N, threshold)
         below_C = own_C.abs() < self._move(found, grad_N.dtype)
-        if residual_N is not None:
-            residual_N[at_C[below_C]] = own_C[below_C]
+        _put_back(residual_N, own_C[below_C], at_C[below_C])
         return own_C[~below_C], at_C[~below_C]
 
     def _bracket(self) -> tuple[float, float]:
@@ -189,12 +188,13 @@ def exponent_shift(dtype: torch.dtype) -> int:
     return round(-math.log2(torch.finfo(dtype).eps))
 
 
-def _take_again(
-    grad_N: Tensor, residual_N: Tensor | None, own_C: Tensor, at_C: Tensor, threshold: float
-) -> tuple[Tensor, Tensor]:
-    """Put back what was taken of the signal, and take what is not below a threshold."""
+def _put_back(residual_N: Tensor | None, own_C: Tensor, at_C: Tensor) -> None:
+    if residual_N is not None:
+        residual_N[at_C] = own_C
+
+
+def _take_accumulated(grad_N: Tensor, residual_N: Tensor | None, threshold: float) -> tuple[Tensor, Tensor]:
+    """Take what is not below a threshold, of a signal that a pass has accumulated already."""
     signal_N, keep = (grad_N, False) if residual_N is None else (residual_N, True)
-    if keep:
-        signal_N[at_C] = own_C
     at_K = ops.select_above(signal_N, threshold).int()
     return ops.take(signal_N, at_K, dtype=signal_N.dtype, keep=keep), at_K
