@@ -109,7 +109,7 @@ def _register_fakes() -> None:
         return x.new_empty((n,), dtype=torch.uint8)
 
     def top(
-        signal: Tensor, grad: object, bounds: object, counts: Sequence[int], *_: bool
+        signal: Tensor, grad: object, bounds: object, counts: Sequence[int], *_: float
     ) -> tuple[Tensor, ...]:
         return signal.new_empty(sum(counts)), signal.new_empty(sum(counts), dtype=torch.int32)
 

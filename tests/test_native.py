@@ -69,11 +69,13 @@ def test_taking_the_largest_is_as_in_the_reference(case: int, device: str, threa
     bounds = [0, *sorted(random.choices(range(n + 1), k=random.choice([0, 0, 3]))), n]
     density = random.choice([0.0, 0.001, 0.01, 0.1, 0.5, 1.0, random.random()])
     counts = [math.ceil(density * (b - a)) for a, b in zip(bounds, bounds[1:], strict=False)]
+    low = random.choice([0.0, 1e-41, 0.1, 1.0, 2.5, math.inf, math.nan])
+    near = low, low * random.choice([0.0, 1.0, 1.5, math.inf])
     left: list[list[Tensor]] = []
     for takes in (True, False):
         x_N, r_N = grad_N.clone().to(device), residual_N.clone().to(device)
         if takes:
-            taken = ops.take_top(x_N, r_N, bounds, counts, clear=True)
+            taken = ops.take_top(x_N, r_N, bounds, counts, clear=True, near=near)
         else:
             taken = reference.take_top(r_N, x_N, bounds, counts, clear=True)
         left.append([*taken, x_N, r_N])
@@ -121,7 +123,7 @@ def test_a_threshold_from_the_histogram_gives_the_density(density: float) -> Non
     x_N = torch.randn(300_000) * torch.randn(300_000).exp()
     for threshold, tolerance in (
         (ops.threshold_from_histogram(ops.histogram(x_N), density), 0.02),
-        (ops.threshold_from_sample(x_N, density, every=4), 0.3),
+        (ops.threshold_from_sample(ops.sample(x_N, None, every=4), density), 0.3),
     ):
         assert ops.count_above(x_N, threshold) / x_N.numel() == pytest.approx(density, rel=tolerance)
 

@@ -7,7 +7,7 @@
 namespace sage::cpu {
 
 std::tuple<Tensor, Tensor> top_(Tensor signal, std::optional<Tensor> grad, std::vector<int64_t> bounds,
-                                std::vector<int64_t> counts, bool keep, bool clear) {
+                                std::vector<int64_t> counts, bool keep, bool clear, double low, double high) {
   check_signal(signal, grad);
   const int64_t k = check_groups(bounds, counts, signal.numel());
   TensorList list(signal);
@@ -19,7 +19,8 @@ std::tuple<Tensor, Tensor> top_(Tensor signal, std::optional<Tensor> grad, std::
     pass.grad = grad ? data<float>(*grad) + begin : nullptr;
     pass.keep = keep;
     pass.clear = clear;
-    top(isa(), team, pass, bounds[group + 1] - begin, counts[group], begin, list);
+    top(isa(), team, pass, bounds[group + 1] - begin, counts[group], begin, list, limit_of(static_cast<float>(low)),
+        limit_of(static_cast<float>(high)));
   }
   return list.tensors();
 }

@@ -2,7 +2,8 @@
 //
 // A sample says between which magnitudes the k-th must lie. One fused pass at the lower of them accumulates and
 // takes out the few candidates; the k-th is searched among those inside the bracket; and the rejects are written
-// back. Where the sample misled, or too many are equal, three counting passes find the k-th instead.
+// back. Where the sample misled, or too many are equal, three counting passes find the k-th instead. Who knows better
+// may say the bracket, and no sample is taken; one that misleads costs a pass, and changes no result.
 #pragma once
 
 #include <bit>
@@ -85,6 +86,9 @@ inline int64_t sample(Isa isa, const Pass& pass, int64_t n, int64_t num_lines, u
 // Neighbours are alike, so a line tells less than 16 elements: 5 standard deviations of independent ones.
 inline double slack(double expected) { return 5 * std::sqrt(expected) + 8; }
 
+// How many candidates are still worth taking out and putting back.
+inline int64_t most_candidates(int64_t n, int64_t k) { return 2 * k + n / 16; }
+
 // Where the k-th largest lies, from a sample. A first look at little of it says what of the rest need not be counted.
 inline Bracket bracket(Isa isa, const Pass& pass, int64_t n, int64_t k) {
   constexpr int64_t kFew = 64;
@@ -107,7 +111,7 @@ inline Bracket bracket(Isa isa, const Pass& pass, int64_t n, int64_t k) {
   for (int64_t i = 0; i < size; ++i) ++counts[(seen[i] - floor) >> shift];
   int64_t bin = ((largest - floor) >> shift) + 1, above = 0;
   while (bin > 0 && above + counts[bin - 1] <= expected - slack(expected)) above += counts[--bin];
-  Bracket found{0, std::min(kNothing, floor + (static_cast<uint32_t>(bin) << shift)), 0, 2 * k + n / 16};
+  Bracket found{0, std::min(kNothing, floor + (static_cast<uint32_t>(bin) << shift)), 0, most_candidates(n, k)};
   while (bin > 0 && above < expected + slack(expected)) above += counts[--bin];
   found.low = floor + (static_cast<uint32_t>(bin) << shift);
   found.likely = above * (n / (num_lines * kLine));
@@ -212,13 +216,20 @@ inline bool top_in_bracket(Isa isa, const Team& team, Pass pass, int64_t n, cons
   return settled;
 }
 
-// signal += gradient, and its k largest appended to a list by ascending index, `base` added to it.
-inline void top(Isa isa, const Team& team, Pass pass, int64_t n, int64_t k, int64_t base, List& list) {
-  if (k > 0 && k < n && n > kSmall) {
-    const Bracket found = bracket(isa, pass, n, k);
-    if (found.low != kNothing) {
-      if (top_in_bracket(isa, team, pass, n, found, k, base, list)) return;
-      pass.grad = nullptr;
+// signal += gradient, and its k largest appended to a list by ascending index, `base` added to it. They are looked for
+// from `low` on first, and around [low, high), where low is not 0.
+inline void top(Isa isa, const Team& team, Pass pass, int64_t n, int64_t k, int64_t base, List& list, uint32_t low = 0,
+                uint32_t high = 0) {
+  const auto within = [&](const Bracket& bracket) {
+    const bool settled = top_in_bracket(isa, team, pass, n, bracket, k, base, list);
+    pass.grad = nullptr;  // whatever came of it, it has been added
+    return settled;
+  };
+  if (k > 0 && k < n) {
+    if (low && within({low, std::max(low, high), k + k / 4, most_candidates(n, k)})) return;
+    if (n > kSmall) {
+      const Bracket found = bracket(isa, pass, n, k);
+      if (found.low != kNothing && within(found)) return;
     }
   }
   if (pass.grad) {

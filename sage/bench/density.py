@@ -186,22 +186,21 @@ def right_threshold(trace: Trace, density: float) -> float:
 
 
 def cost(trace: Trace, options: dict[str, Any]) -> tuple[float, float]:
-    """Seconds of a selection by the controller, and by a given threshold: medians over rank 0's steps.
+    """Seconds of taking by the controller, and by a given threshold: medians over rank 0's steps.
 
-    Both are timed on the same signals, in turn.
+    Both are timed on the same gradients and residuals, in turn.
     """
     controller = Sage(**options).controller
     residual_N = torch.zeros(trace.codes_SWN.shape[2])
     taken: list[tuple[float, float]] = []
     for step in range(len(trace)):
-        signal_N = residual_N.add_(trace.gradient(step, 0))
+        grad_N, same_N = trace.gradient(step, 0), residual_N.clone()
         start = time.perf_counter()
-        at_K = controller.select(signal_N, options["density"])
+        _, at_K = controller.take(grad_N, residual_N, options["density"])
         between = time.perf_counter()
-        ops.select_above(signal_N, float(controller.threshold))
+        ops.take_above(grad_N, same_N, float(controller.threshold))
         taken.append((between - start, time.perf_counter() - between))
-        controller.learn(at_K.numel() / signal_N.numel())
-        signal_N[at_K] = 0
+        controller.learn(at_K.numel() / grad_N.numel())
     late = taken[WARM:]
     return statistics.median(a for a, _ in late), statistics.median(b for _, b in late)
 
