@@ -33,9 +33,7 @@ def main(argv: Sequence[str]) -> int:
 def _record(asked: Sequence[str], steps: int, elements: int) -> Trace:
     if asked and is_run(folder := Path(asked[0])):
         if asked[1:]:
-            raise ValueError(
-                f"{folder} is a run, which has its configuration; leave out {' '.join(asked[1:])}"
-            )
+            raise ValueError(f"{folder} is a run and has its configuration: leave out {' '.join(asked[1:])}")
         return record_run(folder, steps=steps, elements=elements)
     config, _ = parse_run(asked)
     return record(resolve(replace(config, steps=steps)), steps=steps, elements=elements)

@@ -67,7 +67,9 @@ class Trace:
 
     @property
     def drop(self) -> int | None:
-        """The first step of the trace whose learning rate is at most half the one before, if any is."""
+        """The first step at which a milestone has brought the learning rate to half or less, if any has."""
+        if self.config.get("schedule") != "step":
+            return None  # the last step of a cosine is a quarter of the one before, and changes nothing
         dropped_S = self.lr_S[1:] <= self.lr_S[:-1] / 2
         return 1 + int(dropped_S.int().argmax()) if dropped_S.any() else None
 
