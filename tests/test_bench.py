@@ -203,28 +203,38 @@ def test_a_rule_that_never_comes_back_is_said_to_never_settle(monkeypatch: pytes
     assert table.line(held).count("never") == 2
 
 
-def test_settling_is_counted_from_the_jump_to_the_first_of_five_good_steps(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def seen(*_: Any) -> density.Replay:
-        late = [3.0, 1.0, 1.1, 2.0, 1.2, 1.0, 0.9, 0.81, 1.0, 1.0]
-        return density.Replay([0.01 * had for had in [1.0] * density.WARM + late], [], [], 0, 0)
-
-    monkeypatch.setattr(density, "replay", seen)
-    assert density._settles(made_up(1), {"density": 0.01}, 10.0) == 4
+def test_settling_is_counted_from_the_jump_to_the_first_of_five_good_steps() -> None:
+    assert density.settled([3.0, 1.0, 1.1, 2.0, 1.2, 1.0, 0.9, 0.81, 1.0, 1.0]) == 4
+    assert density.settled([1.0] * 5) == 0
+    assert density.settled([1.0] * 4) is None
 
 
-def test_settling_after_a_drop_of_the_learning_rate_is_counted_in_the_gradients_as_they_are(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def seen(_: Trace, options: dict[str, Any], scale: Any) -> density.Replay:
-        had = [1.0] * 55 + [3.0, 1.3, 1.1, 1.0, 0.9, 1.0, 1.0] if scale(60) == 1 else [9.0] * 62
-        return density.Replay([0.01 * each for each in had], [1] * 62, [1.0] * 62, 1, 1)
+def test_each_settling_is_counted_in_its_own_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(*_: Any) -> dict[float, density.Replay]:
+        bad = {density.UP: [3.0] * 4 + [1.0] * 8, density.DOWN: [0.1] * 12}
+        late = {1.0: [1.0] * 5 + [3.0, 1.3, 1.1, 1.0, 0.9, 1.0, 1.0]} | bad
+        return {
+            factor: density.Replay([0.01 * each for each in [1.0] * 50 + had], [1] * 62, [1.0] * 62, 1, 1)
+            for factor, had in late.items()
+        }
 
     monkeypatch.setattr(density, "replay", seen)
     dropped = density.hold(made_up(drop=55), 0.01, "quantile", "uneven")
-    assert (dropped.drop, dropped.settles_drop, dropped.settles_up) == (55, 2, None)
+    assert (dropped.drop, dropped.settles_drop) == (55, 2)
+    assert (dropped.settles_up, dropped.settles_down) == (4, None)
     assert density.hold(made_up(), 0.01, "quantile", "uneven").settles_drop is None
+
+
+def test_a_jump_is_replayed_as_if_the_gradients_had_been_so(tmp_path: Path) -> None:
+    plain = made_up()
+    jumped = made_up()
+    jumped.exponents_SW[density.WARM :] += 3
+    options = {"density": 0.01, "controller": "feedback", "exchange": "padded"}
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(density, "JUMPS", (8.0,))
+        assert density.replay(plain, options)[8.0] == density.replay(jumped, options)[1.0]
+        assert density.replay(plain, options)[8.0].density != density.replay(plain, options)[1.0].density
 
 
 def test_the_verb_writes_tables_a_csv_and_a_figure(

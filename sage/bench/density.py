@@ -8,12 +8,14 @@ instead of a model. Nothing waits for a network, and everything it sends is coun
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sage import ops
 from sage.bench import figure, table
@@ -45,6 +47,8 @@ TOLERANCE = 0.2
 """How far a density may be off its target."""
 STAYS = 5
 """A controller has settled when so many steps in a row are within the tolerance."""
+UP, DOWN = JUMPS = 10.0, 0.1
+"""Factors by which the gradient's scale jumps after the warm steps."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def main(argv: Sequence[str]) -> int:
                 f"{path} has {len(trace)} steps: {WARM} are for settling, and {2 * STAYS} or more must follow"
             )
         if (trace.name, trace.world_size, trace.first) in ((h.trace, h.ranks, h.first) for h in held):
-            raise ValueError(f"{path} is of the same workload, ranks and step as another: leave out one of them")
+            raise ValueError(f"{path} is of the same workload, ranks and step as another: leave one out")
         for density in given.densities:
             for rule in given.rules:
                 held.append(hold(trace, density, rule, given.exchange))
@@ -146,8 +150,9 @@ def hold(trace: Trace, density: float, rule: str, exchange: str) -> Held:
     options = {"density": density, "exchange": exchange, **RULES[rule]}
     if options.get("threshold") == RIGHT:
         options["threshold"] = right_threshold(trace, density)
-    as_it_was = replay(trace, options, lambda step: 1.0)
-    curve = [had / density for had in as_it_was.density]
+    replays = replay(trace, options)
+    curves = {factor: [had / density for had in seen.density] for factor, seen in replays.items()}
+    as_it_was, curve = replays[1.0], curves[1.0]
     late = curve[WARM:]
     seconds, plain = cost(trace, options)
     return Held(
@@ -159,8 +164,8 @@ def hold(trace: Trace, density: float, rule: str, exchange: str) -> Held:
         rule=rule,
         mean=statistics.fmean(late),
         within=statistics.fmean(_within(late)),
-        settles_up=_settles(trace, options, 10.0),
-        settles_down=_settles(trace, options, 0.1),
+        settles_up=settled(curves[UP][WARM:]),
+        settles_down=settled(curves[DOWN][WARM:]),
         drop=trace.drop,
         settles_drop=None if trace.drop is None else settled(curve[trace.drop :]),
         padding=sum(as_it_was.longest[WARM:]) / max(1e-9, sum(as_it_was.counts[WARM:])),
@@ -171,26 +176,43 @@ def hold(trace: Trace, density: float, rule: str, exchange: str) -> Held:
     )
 
 
-def replay(
-    trace: Trace, options: dict[str, Any], scale: Callable[[int], float], steps: int | None = None
-) -> Replay:
-    """Reduce a trace's gradients, each times `scale(step)`, on as many simulated ranks as it has."""
-    n = trace.codes_SWN.shape[2]
-    steps = len(trace) if steps is None else steps
+def replay(trace: Trace, options: dict[str, Any]) -> dict[float, Replay]:
+    """Reduce a trace's gradients on as many simulated ranks as it has, as they are and with each jump.
 
-    def work(wire: Wire) -> list[tuple[float, int, int, int]]:
-        feedback = ErrorFeedback(Sage(**options), Layout.of([("trace", (n,))]), memory="residual")
-        seen = []
-        for step in range(steps):
-            before = wire.ledger.copy()
-            reduced = feedback(trace.gradient(step, wire.rank).mul_(scale(step)), wire)
-            payload = wire.ledger.since(before).payload
-            own = payload["values"] + payload["indices"]
-            assert reduced.sent is not None
-            seen.append((reduced.density, reduced.sent.numel(), own, sum(payload.values())))
+    All replays have the steps before the jump in common.
+    """
+    n = trace.codes_SWN.shape[2]
+
+    def work(wire: Wire) -> dict[float, list[Seen]]:
+        feedbacks = {1.0: ErrorFeedback(Sage(**options), Layout.of([("trace", (n,))]), memory="residual")}
+        seen: dict[float, list[Seen]] = {1.0: []}
+        for step in range(len(trace)):
+            if step == WARM:
+                feedbacks |= {jump: deepcopy(feedbacks[1.0]) for jump in JUMPS}
+                seen |= {jump: list(seen[1.0]) for jump in JUMPS}
+            gradient_N = trace.gradient(step, wire.rank)
+            for factor, feedback in feedbacks.items():
+                seen[factor].append(_reduce(feedback, factor * gradient_N, wire))
         return seen
 
     ranks = simulate(trace.world_size, work)
+    return {factor: _summed([rank[factor] for rank in ranks]) for factor in ranks[0]}
+
+
+Seen = tuple[float, int, int, int]
+"""What a rank saw of a step: density, elements sent, bytes of values and indices, bytes of every kind."""
+
+
+def _reduce(feedback: ErrorFeedback, gradient_N: Tensor, wire: Wire) -> Seen:
+    before = wire.ledger.copy()
+    reduced = feedback(gradient_N, wire)
+    payload = wire.ledger.since(before).payload
+    assert reduced.sent is not None
+    own = payload["values"] + payload["indices"]
+    return reduced.density, reduced.sent.numel(), own, sum(payload.values())
+
+
+def _summed(ranks: Sequence[Sequence[Seen]]) -> Replay:
     by_step = list(zip(*ranks, strict=True))
     return Replay(
         density=[step[0][0] for step in by_step],
@@ -237,8 +259,3 @@ def settled(curve: Sequence[float]) -> int | None:
 
 def _within(curve: Sequence[float]) -> list[bool]:
     return [abs(had - 1) <= TOLERANCE for had in curve]
-
-
-def _settles(trace: Trace, options: dict[str, Any], factor: float) -> int | None:
-    seen = replay(trace, options, lambda step: factor if step >= WARM else 1.0)
-    return settled([had / options["density"] for had in seen.density[WARM:]])
