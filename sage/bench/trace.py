@@ -142,10 +142,11 @@ def record(config: Config, *, steps: int, elements: int, folder: Path | None = N
         ValueError: where the run has fewer steps left.
     """
     world_size = config.world_size
+    # All ranks read the same one, for 64 of them would fill the memory.
+    data = registry.load("datasets", config.data)(data_root(config.data_root), **config.data_options)
     kept: dict[str, Any] = {}
 
     def work(wire: Wire) -> None:
-        data = registry.load("datasets", config.data)(data_root(config.data_root), **config.data_options)
         training = Training(
             config,
             wire,
