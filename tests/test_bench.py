@@ -3,16 +3,18 @@
 
 import csv
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from sage import registry
+from sage import registry, run
 from sage.bench import density, table, trace
 from sage.bench.trace import Trace
 from sage.cli import main
+from sage.config import Config
 from sage.flags import parse_run
 from sage.mount import WholeModel
 from sage.tell.record import write_json
@@ -90,28 +92,34 @@ def test_a_run_gives_the_trace_that_it_would_have_given_uninterrupted_and_again(
     tmp_path: Path, stop: int
 ) -> None:
     schedule = ["--schedule", "step", "--milestones", "0.02", "--world-size", "2"]
-    run = tmp_path / "run"
+    folder = tmp_path / "run"
     if stop:
         asked = ["--steps", str(stop), "--workers-in-process", "--runs", str(tmp_path / "runs")]
-        assert main(["run", *DIGITS, *schedule, *asked]) == 0
-        (run,) = (tmp_path / "runs").iterdir()
+        run_aside(parse_run([*DIGITS, *schedule, *asked])[0])
+        (folder,) = (tmp_path / "runs").iterdir()
     else:  # no checkpoint: from the seed
-        run.mkdir()
-        write_json(run / "config.json", parse_run([*DIGITS, *schedule])[0].to_dict())
-    before = contents(run)
-    size = ["--elements", "1000", "--out"]
-    for source, steps, out in ([run], 4, "a"), ([run], 4, "b"), ([*DIGITS, *schedule], stop + 4, "whole"):
-        assert (
-            main(["bench", "record", *map(str, source), "--steps", str(steps), *size, str(tmp_path / out)])
-            == 0
-        )
-    assert contents(run) == before
-    whole = trace.load(tmp_path / "whole")
-    for name in "ab":
-        again = trace.load(tmp_path / name)
-        assert (again.first, whole.first) == (stop, 0)
+        folder.mkdir()
+        write_json(folder / "config.json", parse_run([*DIGITS, *schedule])[0].to_dict())
+    before = contents(folder)
+    again = [recorded([str(folder)], 4, tmp_path / name) for name in "ab"]
+    whole = recorded([*DIGITS, *schedule], stop + 4, tmp_path / "whole")
+    assert contents(folder) == before
+    for each in again:
+        assert (each.first, whole.first) == (stop, 0)
         for part in ("codes_SWN", "exponents_SW", "lr_S"):
-            assert torch.equal(getattr(again, part), getattr(whole, part)[stop:])
+            assert torch.equal(getattr(each, part), getattr(whole, part)[stop:])
+
+
+def recorded(source: list[str], steps: int, out: Path) -> Trace:
+    size = ["--steps", str(steps), "--elements", "1000", "--out", str(out)]
+    assert main(["bench", "record", *source, *size]) == 0
+    return trace.load(out)
+
+
+def run_aside(config: Config) -> None:
+    """Run it in another thread than the main one, in which it would take over the tests' signals."""
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run.main, config).result() == 0
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -119,35 +127,17 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def test_a_trace_knows_where_the_learning_rate_dropped(tmp_path: Path) -> None:
-    schedule = ["--schedule", "step", "--milestones", "0.02", "--steps", "6"]
-    assert main(["bench", "record", *DIGITS, *schedule, "--out", str(tmp_path / "trace")]) == 0
-    recorded = trace.load(tmp_path / "trace")
-    first, last = recorded.lr_S[0], recorded.lr_S[-1]
+    whole = recorded([*DIGITS, "--schedule", "step", "--milestones", "0.02"], 6, tmp_path / "trace")
+    first, last = whole.lr_S[0], whole.lr_S[-1]
     assert float(last) == pytest.approx(0.1 * float(first))
-    assert recorded.drop == int((recorded.lr_S == first).sum())
+    assert whole.drop == int((whole.lr_S == first).sum())
     assert made_up(3).drop is None
 
 
 def test_the_end_of_a_cosine_is_no_drop_of_the_learning_rate(tmp_path: Path) -> None:
-    assert (
-        main(
-            [
-                "bench",
-                "record",
-                *DIGITS,
-                "--schedule",
-                "cosine",
-                "--steps",
-                "3",
-                "--out",
-                str(tmp_path / "trace"),
-            ]
-        )
-        == 0
-    )
-    recorded = trace.load(tmp_path / "trace")
-    assert float(recorded.lr_S[2]) < 0.5 * float(recorded.lr_S[1])
-    assert recorded.drop is None
+    whole = recorded([*DIGITS, "--schedule", "cosine"], 3, tmp_path / "trace")
+    assert float(whole.lr_S[2]) < 0.5 * float(whole.lr_S[1])
+    assert whole.drop is None
 
 
 def test_what_cannot_be_recorded_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

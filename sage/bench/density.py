@@ -136,13 +136,18 @@ def main(argv: Sequence[str]) -> int:
             for rule in given.rules:
                 held.append(hold(trace, density, rule, given.exchange))
                 print(table.line(held[-1]), flush=True)
-    if given.output:
-        given.output.mkdir(parents=True, exist_ok=True)
-        (given.output / "density.md").write_text(table.markdown(held))
-        table.write_csv(held, given.output / "density.csv")
-        drawn = [each for each in held if each.rule in (given.drawn or given.rules)]
-        (given.output / "density.svg").write_text(figure.density_by_step(drawn, TOLERANCE))
+        if given.output:  # after each trace, as the next may take an hour
+            write(held, given.output, given.drawn or given.rules)
     return 0
+
+
+def write(held: Sequence[Held], folder: Path, drawn: Sequence[str]) -> None:
+    """Write the tables, the results as CSV, and a figure of some controllers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "density.md").write_text(table.markdown(held))
+    table.write_csv(held, folder / "density.csv")
+    seen = [each for each in held if each.rule in drawn]
+    (folder / "density.svg").write_text(figure.density_by_step(seen, TOLERANCE))
 
 
 def hold(trace: Trace, density: float, rule: str, exchange: str) -> Held:
