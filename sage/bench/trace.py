@@ -168,6 +168,7 @@ def record(config: Config, *, steps: int, elements: int, folder: Path | None = N
                 f"the run has {total} steps and stands at {first}, so that no {steps} can be recorded: "
                 "lower --steps, or begin a run of more --epochs"
             )
+        training.display.total = first + steps
         numel = training.mount.grad_C.numel()
         at_N = sample(numel, elements)
         if wire.rank == 0:
