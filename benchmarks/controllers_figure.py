@@ -6,6 +6,7 @@ python benchmarks/controllers_figure.py benchmarks/real_data/controllers [--outp
 import argparse
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -28,7 +29,7 @@ def main() -> None:
     exact = [run for run in runs if run.config["reducer"] == "exact"]
     ours = sorted((run for run in runs if run not in exact), key=lambda run: ORDER.index(controller(run)))
     densities = sorted({run.config["reducer_options"]["density"] for run in ours}, reverse=True)
-    style = {"svg.hashsalt": "sage", "svg.fonttype": "none", "font.size": 8}
+    style: dict[Any, Any] = {"svg.hashsalt": "sage", "svg.fonttype": "none", "font.size": 8}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(4 * len(densities), 4.6), layout="constrained")
         grid = figure.subplots(2, len(densities), squeeze=False, sharey="row")

@@ -272,6 +272,18 @@ def test_a_trace_too_short_to_judge_by_is_refused(tmp_path: Path, capsys: pytest
     assert "has 20 steps: 50 are for settling" in capsys.readouterr().err
 
 
+def test_what_cannot_be_told_apart_or_drawn_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "trace.pt")
+    made_up(n=10).save(tmp_path / "trace.pt")
+    asked = ["--densities", "0.5", "--rules", "quantile"]
+    assert main(["bench", "density", file, *asked, "--drawn", "sage", "quantile"]) == 2
+    assert "--drawn sage: only what is in --rules can be drawn" in capsys.readouterr().err
+    assert main(["bench", "density", file, file, *asked]) == 2
+    assert "of the same workload, ranks and step as another" in capsys.readouterr().err
+
+
 def test_bench_without_a_name_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench"]) == 2
     assert "bench record, bench density" in capsys.readouterr().err

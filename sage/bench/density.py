@@ -107,6 +107,10 @@ class Replay:
     """Bytes of every kind."""
 
 
+Seen = tuple[float, int, int, int]
+"""What a rank saw of a step: density, elements sent, bytes of values and indices, bytes of every kind."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Replay the traces, print the table, and write it with its figure where a folder is given."""
     parser = argparse.ArgumentParser(prog="sage bench density", description=__doc__)
@@ -121,6 +125,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--drawn", nargs="+", choices=RULES, help="those of the controllers that are drawn")
     given = parser.parse_args(argv)
     check_size(given)
+    drawn = given.drawn or given.rules
+    if missing := [rule for rule in drawn if rule not in given.rules]:
+        raise ValueError(f"--drawn {', '.join(missing)}: only what is in --rules can be drawn")
     torch.set_num_threads(1)
     size = {"steps": given.steps, "elements": given.elements}
     held: list[Held] = []
@@ -137,7 +144,7 @@ def main(argv: Sequence[str]) -> int:
                 held.append(hold(trace, density, rule, given.exchange))
                 print(table.line(held[-1]), flush=True)
         if given.output:  # after each trace, as the next may take an hour
-            write(held, given.output, given.drawn or given.rules)
+            write(held, given.output, drawn)
     return 0
 
 
@@ -202,10 +209,6 @@ def replay(trace: Trace, options: dict[str, Any]) -> dict[float, Replay]:
 
     ranks = simulate(trace.world_size, work)
     return {factor: _summed([rank[factor] for rank in ranks]) for factor in ranks[0]}
-
-
-Seen = tuple[float, int, int, int]
-"""What a rank saw of a step: density, elements sent, bytes of values and indices, bytes of every kind."""
 
 
 def _reduce(feedback: ErrorFeedback, gradient_N: Tensor, wire: Wire) -> Seen:
