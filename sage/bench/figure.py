@@ -22,27 +22,38 @@ MUTED = "0.5"
 STYLE: dict[Any, Any] = {"svg.hashsalt": "sage", "svg.fonttype": "none", "font.size": 8}
 
 
+PAGE = 12.0
+"""Inches that many traces share, so that a figure three densities wide has the shape of a page."""
+
+
 def density_by_step(held: Sequence[Held], tolerance: float) -> str:
-    """Density over its target, step by step: a row of axes for each trace, a column for each density."""
-    traces = list(dict.fromkeys(each.trace for each in held))
+    """Density over its target, step by step: a row of axes for each trace, a column for each density.
+
+    A dotted line stands where the learning rate dropped.
+    """
+    traces = list(dict.fromkeys(each.label for each in held))
     densities = list(dict.fromkeys(each.density for each in held))
     looks = looks_of(list(dict.fromkeys(each.rule for each in held)))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3 * len(densities), 1.9 * len(traces) + 0.4), layout="constrained")
+        height = min(1.9, PAGE / len(traces))
+        figure = Figure(figsize=(3 * len(densities), height * len(traces) + 0.4), layout="constrained")
         grid = figure.subplots(len(traces), len(densities), sharex=True, sharey=True, squeeze=False)
         for each in held:
-            axes = grid[traces.index(each.trace), densities.index(each.density)]
+            axes = grid[traces.index(each.label), densities.index(each.density)]
             curve = [max(had, 1e-3) for had in each.curve]
             axes.plot(curve, **looks[each.rule])
+            if each.drop is not None:
+                axes.axvline(each.drop, color="0.6", linestyle=":", linewidth=1, zorder=0)
         for axes in grid.flat:
             axes.axhspan(1 - tolerance, 1 + tolerance, color="0.9", zorder=0)
             axes.set(yscale="log", ylim=(0.01, 30))
             axes.spines[["top", "right"]].set_visible(False)
         for axes, trace in zip(grid[:, 0], traces, strict=True):
-            axes.set_ylabel(f"{trace}\ndensity / target")
+            axes.set_ylabel(trace.replace(", ", "\n", 1))
         for first, last, density in zip(grid[0], grid[-1], densities, strict=True):
             first.set_title(f"target {density:g}")
             last.set_xlabel("step")
+        figure.supylabel("density / target", fontsize="medium")
         lines = [Line2D([], [], **look) for look in looks.values()]
         figure.legend(lines, list(looks), loc="outside upper center", ncols=4, frameon=False)
         return _svg(figure)
