@@ -122,35 +122,12 @@ class Sage(Sparsifier):
     def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
         self.target.begin_epoch(epoch, lr, wire)
 
-    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
-        n = grad_N.numel()
-        self._asked = density = self.target.now()
-        with phase("select"):
-            own_K, at_K = self._take(grad_N, residual_N, density, wire)
-        self.selections += 1
-        reduced, counts = self.exchange.reduce(
-            grad_N if residual_N is None else residual_N,
-            own_K,
-            at_K,
-            wire,
-            density=density,
-            dtype=self.dtype,
-            keep=residual_N is not None,
-            out_N=grad_N,
-        )
-        parts = wire.world_size if isinstance(self.exchange, exchanges.Exclusive) else 1
-        self._selected = sum(counts) * parts / (len(counts) * max(1, n))
-        if density < 1 and n:
-            self.controller.learn(self._selected)
-        self.target.learn(reduced.mean_N, wire)
-        return reduced
-
-    def _take(
-        self, grad_N: Tensor, residual_N: Tensor | None, density: float, wire: Wire
-    ) -> tuple[Tensor, Tensor]:
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
         """Accumulate, and take what the controller selects in the part of the vector that is this rank's."""
         n = grad_N.numel()
+        self._asked = density = self.target.now()
         start, stop = self.exchange.partition(n, int(self.selections), wire)
+        self.selections += 1
         grad_P, residual_P = grad_N[start:stop], None
         if residual_N is not None:
             residual_P = residual_N[start:stop]
@@ -162,6 +139,33 @@ class Sage(Sparsifier):
             agree: Agree = (lambda x_B: wire.mean(x_B, kind="scales")) if self._agree else alone
             own_K, at_K = self.controller.take(grad_P, residual_P, density, agree)
         return own_K, at_K.add_(start)
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        with phase("select"):
+            own_K, at_K = self.take(grad_N, residual_N, wire)
+        reduced, counts = self.exchange.reduce(
+            grad_N if residual_N is None else residual_N,
+            own_K,
+            at_K,
+            wire,
+            density=self._asked,
+            dtype=self.dtype,
+            keep=residual_N is not None,
+            out_N=grad_N,
+        )
+        parts = wire.world_size if isinstance(self.exchange, exchanges.Exclusive) else 1
+        self._learn(sum(counts) * parts / (len(counts) * max(1, grad_N.numel())), reduced, wire)
+        return reduced
+
+    def after(self, reduced: Reduced, wire: Wire) -> None:
+        self._learn(reduced.density, reduced, wire)
+
+    def _learn(self, selected: float, reduced: Reduced, wire: Wire) -> None:
+        """Hear what share of the elements the ranks have selected, on average over them."""
+        self._selected = selected
+        if self._asked < 1 and reduced.mean_N.numel():
+            self.controller.learn(selected)
+        self.target.learn(reduced.mean_N, wire)
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
         if self._agree or isinstance(self.target, target.Budget):

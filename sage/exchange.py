@@ -69,7 +69,7 @@ class Padded:
         counts, (values_M, at_M) = self.gather(values_K, at_K, wire, density, signal_N.numel())
         with phase("scatter"):
             mean_N = ops.scatter_mean(values_M, at_M, counts, out_N=out_N)
-        return Reduced(mean_N, at_K, _share(counts, out_N)), counts
+        return Reduced(mean_N, at_K, _share(counts, out_N), at_M), counts
 
     def limit(
         self, signal_N: Tensor, own_K: Tensor, at_K: Tensor, density: float, keep: bool
@@ -196,7 +196,7 @@ class Union(Padded):
         mean_U = wire.sum(values_U.div_(wire.world_size))
         with phase("scatter"):
             mean_N = ops.scatter_mean(mean_U, at_U, [at_U.numel()], out_N=out_N)
-        return Reduced(mean_N, at_U, at_U.numel() / max(1, signal_N.numel())), counts
+        return Reduced(mean_N, at_U, at_U.numel() / max(1, signal_N.numel()), at_U), counts
 
     def payload(
         self, counts: list[int], rank: int, item: int, density: float, n: int
