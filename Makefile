@@ -51,11 +51,12 @@ demo: $(INSTALLED) ## train on the embedded digits under exact and under sage, a
 	$(BIN)/sage run digits --reducer sage --runs runs/demo
 	$(BIN)/sage report runs/demo --output runs/demo
 
-test: $(INSTALLED) $(NATIVE) ## run every test
-	$(BIN)/pytest -q
+JOBS ?= 2
+test: $(INSTALLED) $(NATIVE) ## run every test, in two processes; in one: make test JOBS=0
+	$(BIN)/pytest -q -n $(JOBS) --dist loadgroup
 
 test-plain: $(INSTALLED) ## run the tests of ops and reducers again, without the native extension
-	SAGE_NATIVE=0 $(BIN)/pytest -q tests/test_ops.py tests/test_packing.py tests/test_reducers.py tests/test_conformance.py
+	SAGE_NATIVE=0 $(BIN)/pytest -q -n $(JOBS) tests/test_ops.py tests/test_packing.py tests/test_reducers.py tests/test_conformance.py
 
 NODES ?= 4
 cluster: $(INSTALLED) ## a real SLURM on this machine until Ctrl-C; as root: make cluster RATE=100mbit

@@ -11,7 +11,7 @@ from sage import exchange as exchanges
 from sage import ops, target
 from sage.clock import phase
 from sage.comm.wire import Wire
-from sage.controllers import CONTROLLERS, Agree, alone
+from sage.controllers import CONTROLLERS, Agree, alone, signal_dtype
 from sage.layout import Layout
 from sage.reduce import Reduced, Sparsifier, check_fraction
 
@@ -134,7 +134,8 @@ class Sage(Sparsifier):
             for other in (slice(0, start), slice(stop, n)):
                 residual_N[other] += grad_N[other]
         if density == 1:
-            own_K, at_K = ops.take_above(grad_P, residual_P, 0.0, dtype=grad_N.dtype)
+            dtype = signal_dtype(grad_P, residual_P)
+            own_K, at_K = ops.take_above(grad_P, residual_P, 0.0, dtype=dtype)
         else:
             agree: Agree = (lambda x_B: wire.mean(x_B, kind="scales")) if self._agree else alone
             own_K, at_K = self.controller.take(grad_P, residual_P, density, agree)

@@ -62,7 +62,8 @@ class Controller(nn.Module):
             return grad_N.clone(), torch.empty(0, dtype=torch.int32, device=grad_N.device)
         self.threshold.fill_(self.decide(grad_N, residual_N, density, agree))
         self.step += 1
-        return ops.take_above(grad_N, residual_N, float(self.threshold), dtype=grad_N.dtype)
+        dtype = signal_dtype(grad_N, residual_N)
+        return ops.take_above(grad_N, residual_N, float(self.threshold), dtype=dtype)
 
     def decide(self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree) -> float:
         """This step's λ, before the one pass over the vectors, which are not empty, that selects by it."""
@@ -77,6 +78,11 @@ class Controller(nn.Module):
         at_S = torch.randint(grad_N.numel(), (size,), generator=generator).to(grad_N.device)
         signal_S = grad_N[at_S] if residual_N is None else residual_N[at_S] + grad_N[at_S]
         return float(signal_S.abs().nan_to_num(0.0, 0.0, 0.0).mean(dtype=torch.float64))
+
+
+def signal_dtype(grad_N: Tensor, residual_N: Tensor | None) -> torch.dtype:
+    """Of residual + gradient: a bf16 gradient may have a residual in float32."""
+    return grad_N.dtype if residual_N is None else residual_N.dtype
 
 
 def sample_size(n: int) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sage import ops
 
-from .base import Agree, Controller, alone, num_wanted
+from .base import Agree, Controller, alone, num_wanted, signal_dtype
 
 SAMPLED_FROM = 1 / 32
 """The density from which λ is read off a sample."""
@@ -57,7 +57,7 @@ class Quantile(Controller):
     def take(
         self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree = alone
     ) -> tuple[Tensor, Tensor]:
-        n, dtype = grad_N.numel(), grad_N.dtype
+        n, dtype = grad_N.numel(), signal_dtype(grad_N, residual_N)
         if n == 0 or sampled_every(density, n) > 1:
             return super().take(grad_N, residual_N, density, agree)
         self.step += 1
@@ -73,30 +73,31 @@ class Quantile(Controller):
         return own_K, at_K
 
     def decide(self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree) -> float:
-        every = sampled_every(density, grad_N.numel())
+        every, dtype = sampled_every(density, grad_N.numel()), signal_dtype(grad_N, residual_N)
         sample_S = ops.sample(grad_N, residual_N, every=every, first=int(self.step) * 37 % every)
         if agree is alone:
-            return self._move(ops.threshold_from_sample(sample_S, density, self._bracket()), grad_N.dtype)
+            return self._move(ops.threshold_from_sample(sample_S, density, self._bracket()), dtype)
         wanted = density * sample_S.numel()
         found = common(sample_S, wanted, agree, *self._bracket()) or common(sample_S, wanted, agree)
         assert found is not None
-        return self._move(found, grad_N.dtype)
+        return self._move(found, dtype)
 
     def _take_agreed(
         self, grad_N: Tensor, residual_N: Tensor | None, wanted: float, agree: Agree
     ) -> tuple[Tensor, Tensor]:
         """Take the candidates, agree on λ, and put back what is below it."""
         low, high = self._bracket()
+        dtype = signal_dtype(grad_N, residual_N)
         # Where there is no bracket yet, only what is not finite is a candidate.
-        own_C, at_C = ops.take_above(grad_N, residual_N, low or math.inf, dtype=grad_N.dtype)
+        own_C, at_C = ops.take_above(grad_N, residual_N, low or math.inf, dtype=dtype)
         found = common(own_C, wanted, agree, low, high) if low > 0 else None
         if found is None:  # and this on all ranks alike
             _put_back(residual_N, own_C, at_C)
             found = common(grad_N if residual_N is None else residual_N, wanted, agree)
             assert found is not None
-            threshold = self._move(found, grad_N.dtype)
+            threshold = self._move(found, dtype)
             return _take_accumulated(grad_N, residual_N, threshold)
-        below_C = own_C.abs() < self._move(found, grad_N.dtype)
+        below_C = own_C.abs() < self._move(found, dtype)
         _put_back(residual_N, own_C[below_C], at_C[below_C])
         return own_C[~below_C], at_C[~below_C]
 
