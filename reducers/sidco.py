@@ -73,14 +73,14 @@ class SIDCo(ByThreshold):
         stages: int | None = None,
         adapt: Literal["flip", "paper", "return"] = "flip",
         adjust_first: bool = False,
-        quantile: Literal["closed", "exact"] = "closed",
+        quantile: Literal["exact", "closed"] = "exact",
         **travel: Unpack[Travel],
     ) -> None:
         super().__init__(density=density, **travel)
         for name, value, allowed in (
             ("fit", fit, ("E", "GP", "P")),
             ("adapt", adapt, ("flip", "paper", "return")),
-            ("quantile", quantile, ("closed", "exact")),
+            ("quantile", quantile, ("exact", "closed")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r}: expected {', '.join(allowed)}")
@@ -99,7 +99,7 @@ class SIDCo(ByThreshold):
         self.register_buffer("direction_G", torch.ones(num, dtype=torch.int64))
         self.register_buffer("first_G", torch.full((num,), 0.25, dtype=torch.float64))
         self.register_buffer("total_G", torch.zeros(num, dtype=torch.float64))
-        self.register_buffer("last_G", torch.ones(num, dtype=torch.float64))
+        self.register_buffer("last_G", torch.full((num,), math.inf, dtype=torch.float64))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def threshold(self, x_N: Tensor, k: int, group: int) -> float | None:
@@ -185,11 +185,11 @@ def tail(mean: float, square: float, share: float, *, pareto: bool) -> float:
         mean: Of the values.
         square: The mean of their squares.
     """
-    if not pareto:
-        return -mean * math.log(share)
     variance = square - mean**2
     if not NARROW * mean**2 < variance < math.inf:
         return math.nan
+    if not pareto:
+        return -mean * math.log(share)
     shape = (mean**2 / variance - 1) / 2
     scale = mean * (mean**2 / variance + 1) / 2
     # (1 − δ^κ)/κ, which is −ln δ at κ = 0, without the difference of two numbers that are almost 1.
