@@ -110,9 +110,9 @@ def test_zeros_are_left_out_of_the_fit(fit: Any) -> None:
 
 
 @pytest.mark.parametrize("fit", FITS)
-@pytest.mark.parametrize("stages", [None, 1, 6])
-@pytest.mark.parametrize("density", [0.001, 0.1, 0.3, 0.9])
-def test_nothing_that_comes_raises(fit: Any, stages: int | None, density: float) -> None:
+@pytest.mark.parametrize("stages", [1, 6])
+@pytest.mark.parametrize("density", [0.001, 0.1, 0.6])
+def test_nothing_that_comes_raises(fit: Any, stages: int, density: float) -> None:
     dice = torch.Generator().manual_seed(0)
     noise_N = torch.randn(200, generator=dice)
     spike_N = torch.zeros(200).index_fill_(0, torch.tensor([7]), 5.0)
