@@ -22,9 +22,10 @@ NARROW = 1e-6
 class ByThreshold(Sparsifier):
     """Send |a| ≥ λ in every group, λ estimated from the group so that about k = max(1, ⌊d·n⌋) are sent.
 
-    How many that are differs between ranks and steps. Where the estimate cannot be made, as of a constant
-    group or of one that is not finite, the k largest are sent, and where it lies above every magnitude the
-    single largest is, so that no group is silent for ever.
+    How many that are differs between ranks and steps; bytes are those of a `Sparsifier` of which counts may
+    differ. Where the estimate cannot be made, as of a constant group or of one that is not finite, the k
+    largest are sent, and where it lies above every magnitude the single largest is, so that no group is
+    silent for ever.
 
     Args:
         density: Share of a group's elements to send, in (0, 1].

@@ -25,12 +25,16 @@ class DGC(ByThreshold):
     k do, these few. `grace` is the code of GRACE: λ is multiplied by 1.3 or 0.7, at most ten times, while
     more than 1.3·k or fewer than 0.7·k survive, and all survivors are sent.
 
-    The rest of the paper is not the selection's: momentum correction and momentum factor masking (equation 7
-    and section 3.2) are `--memory momentum`, the optimiser's own momentum then being off; clipping on each
-    rank is `--clip-local`, which the paper scales by W^-1/2; the warm-up of the density (section 3.3) is
-    `density_schedule="warmup"`: 25 %, 6.25 %, 1.5625 %, 0.4 %, 0.1 % in the first epochs.
+    The rest of the paper is not the selection's. Momentum correction (equation 7) and momentum factor masking
+    are the memory `momentum` (`ErrorFeedback`), the optimiser's own momentum then being off. Each rank's
+    gradient is clipped by `--clip-local`, which the paper divides by √W (section 3.2; `sage.optim.clip_`).
+    The warm-up of the density (section 3.3) is `--density-schedule warmup`: 25 %, 6.25 %, 1.5625 %, 0.4 %,
+    0.1 % in the first epochs.
 
-    MEASURED
+    k̂/k is 0.89 to 1.07 in vectors of 10^6, normal, Laplace, Student-t(4) or with 70 % zeros, at d = 0.1,
+    0.01, 0.001, with a standard deviation of up to 0.25. It is not within 20 % of 1 where the threshold is
+    the largest of the sample: 0.63 to 0.67 ± 0.38 at n·d = 100. `grace` is at 0.81 to 1.07, and there at
+    0.99 (n = 10^4) and 1.50 ± 2.94 (10^5). (Measured: docs/selection.md.)
 
     Args:
         rule: The paper's exact selection among too many survivors, or GRACE's refinement of the threshold.

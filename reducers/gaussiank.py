@@ -16,8 +16,8 @@ from ._by_threshold import NARROW, ByThreshold, norm_sum
 class GaussianK(ByThreshold):
     """Send |a| ≥ λ, λ at first the quantile of a normal distribution with the signal's moments.
 
-    `paper` ("Understanding Top-k Sparsification in Distributed Deep Learning"), with the mean
-    and the standard deviation of a, the latter about the mean:
+    `paper` ("Understanding Top-k Sparsification in Distributed Deep Learning"), with the mean and the
+    standard deviation of a:
 
         λ = |μ| + σ·Φ⁻¹(1 − d/2)
 
@@ -28,7 +28,9 @@ class GaussianK(ByThreshold):
 
     `released` is the code of SIDCo's authors: μ and σ of |a|, no halfway.
 
-    MEASURED
+    k̂/k is within 20 % of 1 on normal, Laplace, Student-t(4) and 70 %-zero vectors at d = 0.1, 0.01, 0.001,
+    but for 0.76 on 70 % zeros at 0.001. Without corrections it is so on normal vectors and at d = 0.1 only,
+    and else 2.2 to 21; `released` is at 0.44 to 35. (Measured: docs/selection.md.)
 
     Args:
         rule: The paper's moments, and a bisection; or SIDCo's code.

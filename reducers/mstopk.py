@@ -24,7 +24,7 @@ class MSTopK(Sparsifier):
     does). All that reach t1 are sent, and what is missing to k from a run, at a random place, of the elements
     in [t2, t1) in the order of their indices. It is always k that are sent: k̂/k = 1. The more rounds, the
     nearer they come to the k largest. The utility study (Agarwal et al., 2022) takes 100 rounds, its hook 20.
-    Of a constant group, or one that is not finite, the k largest are sent.
+    Of a constant group, or one that is not finite, the k largest are sent. Bytes: 8 (or 6) an element sent.
 
     Args:
         density: Share of a group's elements to send, in (0, 1].

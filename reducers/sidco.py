@@ -48,7 +48,10 @@ class SIDCo(ByThreshold):
 
     At an end of the range `flip` and `return` turn round.
 
-    MEASURED
+    k̂/k is within 20 % of 1 on normal, Laplace, Student-t(4) and 70 %-zero vectors at d = 0.1, 0.01, 0.001,
+    but for 2.5 under `E` on Student-t(4) at 0.001. Under the paper's rule of adaptation it is 2.3 (`E`) and
+    3.0 (`GP`) there, and up to 6.9 (`P`, normal, 0.001); with one stage, 0.00 (`E`, normal, 0.001) to 6.9;
+    with the paper's approximation of the gamma quantile, up to 1.52. (Measured: docs/selection.md.)
 
     Args:
         fit: Which distributions.

@@ -49,7 +49,7 @@ def test_the_gamma_tail_is_that_of_the_distribution_with_these_moments(shape: fl
     mean, log = 3.0 * shape, math.log(3.0) + float(special.digamma(shape))
     exact = gamma_tail(mean, log, 0.01, exact=True)
     assert exact == pytest.approx(stats.gamma.isf(0.01, shape, scale=3.0), rel=0.02)
-    # The closed form is x with x·exp(−x) where the tail has x^(α−1)·exp(−x): the same at α = 1 alone.
+    # The closed form leaves out the tail's factor x^(α−1): the same at α = 1 alone.
     closed = gamma_tail(mean, log, 0.01, exact=False)
     assert closed == pytest.approx(-3.0 * (math.log(0.01) + math.lgamma(shape)), rel=0.03)
     assert (closed == pytest.approx(exact, rel=0.01)) == (shape == 1.0)
