@@ -47,7 +47,7 @@ METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
     *(("sidco", {"fit": fit, "stages": 1}) for fit in ("E", "GP", "P")),
     ("sidco", {"fit": "GP", "quantile": "closed"}),
 )
-FIELDS = (
+FIELDS: tuple[str, ...] = (
     "method",
     "options",
     "distribution",
