@@ -26,10 +26,10 @@ class DGC(ByThreshold):
     more than 1.3·k or fewer than 0.7·k survive, and all survivors are sent.
 
     The rest of the paper is not the selection's. Momentum correction (equation 7) and momentum factor masking
-    are `--memory momentum` (`ErrorFeedback`), with `--momentum-kind none`, or there would be momentum twice.
-    Each rank's gradient is clipped by `--clip-local`, and to 1/√W of that, as in the paper (section 3.2), by
-    `--clip-local-by-world`. The warm-up of the density (section 3.3) is `--density-schedule warmup`: 25 %, 6.25 %, 1.5625 %, 0.4 %,
-    0.1 % in the first epochs.
+    are `--memory momentum`, with `--momentum 0`, or there would be momentum twice. Each rank's gradient is
+    clipped by `--clip-local`, and to 1/√W of that, as in the paper (section 3.2), by `--clip-local-by-world`.
+    The density warms up (section 3.3) by `--density-schedule warmup`: 25 %, 6.25 %, 1.5625 %, 0.4 %, 0.1 % in
+    the first epochs.
 
     k̂/k is 0.89 to 1.07 in vectors of 10^6, normal, Laplace, Student-t(4) or with 70 % zeros, at d = 0.1,
     0.01, 0.001, with a standard deviation of up to 0.25. It is not within 20 % of 1 where the threshold is
