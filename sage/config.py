@@ -177,6 +177,11 @@ class Config:
             )
         if self.schedule == "decay" and not self.lr_decay:
             raise ValueError("schedule is 'decay' with lr_decay 0; give --lr-decay above 0, as in 0.2")
+        if self.memory == "momentum" and self.momentum > 0 and self.momentum_kind != "none":
+            raise ValueError(
+                f"memory is 'momentum', and there is a momentum of {self.momentum:g} {self.momentum_at} the "
+                "reduction too, so that it would count twice: give --momentum 0, or another memory"
+            )
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones are {self.milestones}; allowed are epochs in rising order")
         if self.grouping is not None and not _GROUPING.fullmatch(self.grouping):

@@ -182,6 +182,7 @@ def test_any_config_survives_json_to_the_bit(values: dict[str, Any]) -> None:
         ("milestones", (3, 2), "in rising order"),
         ("schedule", "step", "without milestones"),
         ("schedule", "decay", "lr_decay 0"),
+        ("memory", "momentum", "momentum of 0.9 after the reduction too.*give --momentum 0"),
         ("grouping", "bucket:0", r"model, layer, or bucket:<MB>"),
         ("grouping", "buckets", r"grouping is 'buckets'"),
         ("model_options", {"depth": [[1]]}, "a table of options"),

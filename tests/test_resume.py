@@ -29,6 +29,7 @@ CONFIG = Config(
     min_compress=0,
     batch_size=2,
     lr=0.05,
+    momentum=0.0,
     epochs=2.0,
 )
 """32 points: 16 steps an epoch on one rank, 8 on two, 5 on three, 4 on four."""
