@@ -19,13 +19,13 @@ MOST_LEVELS = {"linear": 127, "natural": 31}
 class Dithering(RandomQuantiser):
     """Each element becomes sign(x)·‖x‖·level, at random the level below |x|/‖x‖ or the one above it.
 
-    The higher is as likely as |x|/‖x‖ is near to it, so that the mean is x. The s levels above 0 are 1/s, 2/s,
-    …, 1 (`linear`: QSGD, Alistarh et al., NeurIPS 2017, section 3.1), or 2^(1−s), …, 1/2, 1 (`natural`:
-    Horváth et al., 2019). With norm `l2` error feedback diverges (BytePS's documentation).
+    The higher is as likely as |x|/‖x‖ is near to it, so that the mean is x. Above 0 the s levels are 1/s,
+    2/s, …, 1 (`linear`: Alistarh et al., 2017, section 3.1), or 2^(1−s), …, 1/2, 1 (`natural`: Horváth et
+    al., 2019). With norm `l2` error feedback diverges (BytePS's documentation). Defaults are BytePS's guide's.
 
     Bytes each rank hands over: 4 for the norm of each bucket (`scales`), and as `values`, with the coding
 
-    - `packed`: ⌈log2(2s + 1)⌉ bits an element, in whole bytes: the level, below 0 for elements below 0, plus s;
+    - `packed`: ⌈log2(2s + 1)⌉ bits an element, in whole bytes: the level, with its sign, plus s;
     - `elias`: for each group a stream in words of 4 bytes, in which only levels that are not 0 take bits
       (`sage.elias`; of a natural level L = 2^(s−1) times its worth is coded). 4 a group tell its bits and 24
       the lengths of all (`sizes`). This is BytePS's layout, where a group is a partition of it.

@@ -1,4 +1,4 @@
-"""1-bit SGD: a bit an element, which of two means of its layer it is near (Seide et al., Interspeech 2014)."""
+"""1-bit SGD: a bit an element, which of two means of its layer it is near (Seide et al., 2014)."""
 # N = elements of the vector, G = groups
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""QSGD: each element rounded at random to one of s levels of its bucket's norm (Alistarh et al., NeurIPS 2017)."""
+"""QSGD: each element rounded at random to one of s levels of its bucket's norm (Alistarh et al., 2017)."""
 
 from typing import Literal, Unpack
 

@@ -14,9 +14,9 @@ from sage.reduce import Reduced, Reducer
 class SignSgd(Reducer):
     """What every rank gets is sign(Σ_w sign(g_w)), 0 where the votes are tied (algorithm 1, majority vote).
 
-    A rank's zero votes +1. The result has magnitude 1 whatever the gradient's, so that the learning rate has to
-    be small, and it is no mean of what was sent: nothing is conserved. With a memory the residual keeps
-    a − sign(a); as signs have no scale, that helps little where gradients are far from 1 (`efsignsgd` has one).
+    A rank's zero votes +1. The result has magnitude 1 whatever the gradient's, so that the learning rate has
+    to be small, and it is no mean of what was sent: nothing is conserved. With a memory the residual keeps
+    a − sign(a); as signs have no scale, that helps little where gradients are far from 1 (see `efsignsgd`).
 
     Bytes each rank hands over: a bit an element, in words of 4 bytes (`values`, laid out as in
     `sage.words.pack_signs_in_columns`), and 4 that are NaN where the gradient is not finite, else 0

@@ -52,8 +52,13 @@ class Quantiser(Reducer):
         """The bytes of `encode`'s parts by kind, as the docstring states them; None: not stated."""
         return None
 
+    @property
+    def sizes(self) -> list[int]:
+        """Elements of each of the layout's groups."""
+        return [stop - start for start, stop in self.layout.groups]
+
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
-        sizes = [stop - start for start, stop in self.layout.groups]
+        sizes = self.sizes
         with phase("select"):
             signal_N = ops.accumulate(grad_N, residual_N)
             parts = self.encode(signal_N, sizes, wire)
@@ -67,7 +72,7 @@ class Quantiser(Reducer):
             return Reduced(grad_N.div_(wire.world_size))
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
-        told = self.bytes_of([stop - start for start, stop in self.layout.groups])
+        told = self.bytes_of(self.sizes)
         if told is None or self.even:
             return told
         return {**told, "sizes": told.get("sizes", 0) + 8 * len(told)}
