@@ -21,7 +21,7 @@ class Dithering(RandomQuantiser):
 
     The higher is as likely as |x|/‖x‖ is near to it, so that the mean is x. Above 0 the s levels are 1/s,
     2/s, …, 1 (`linear`: Alistarh et al., 2017, section 3.1), or 2^(1−s), …, 1/2, 1 (`natural`: Horváth et
-    al., 2019). With norm `l2` error feedback diverges (BytePS's documentation). Defaults are BytePS's guide's.
+    al., 2019). The defaults are BytePS's guide's, by which `l2` with error feedback diverges.
 
     Bytes each rank hands over: 4 for the norm of each bucket (`scales`), and as `values`, with the coding
 

@@ -21,10 +21,10 @@ class OneBit(Quantiser):
     where an element is below 0 (`values`; each group begins a word), and 4 for the scale (`scales`). With
     `exchange=gather` these are the bytes each rank hands over.
 
-    With `ps` codes go two ways: to a server, and from it, which codes the mean again. Every rank is the server
-    of a Wth of the vector, W being the number of ranks (`sage.served`), and hands over W + 1 times what such a
-    share takes, in which each part of a group counts as one. With error feedback, which then is over both
-    ways, and Nesterov's momentum before it, that is dist-EF-SGDM (Zheng et al., NeurIPS 2019).
+    With `ps` codes go two ways: to a server, and from it, which codes the mean again. Every rank serves a Wth
+    of the vector, W being the number of ranks (`sage.served`), and hands over W + 1 times what such a share
+    takes, in which each part of a group counts as one. With error feedback, which then is over both ways,
+    and Nesterov's momentum before it, that is dist-EF-SGDM (Zheng et al., NeurIPS 2019).
 
     Args:
         scaling: Whether signs are scaled by mean|x|, else by 1.

@@ -2,7 +2,7 @@
 # N = elements of the flat vector, or of what a sparsifier has selected of it, G = groups
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypedDict
+from typing import ClassVar, TypedDict
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from sage import ops
 from sage.clock import phase
 from sage.comm.wire import Wire
 from sage.draw import generator
-from sage.reduce import Reduced, Reducer
+from sage.reduce import Memory, Reduced, Reducer
 
 Parts = dict[str, Tensor]
 """What travels of a vector: 1-D tensors by kind (`values`, `scales`, ...)."""
@@ -26,7 +26,7 @@ class Quantiser(Reducer):
     (`sage.hybrid`): any group may then be empty.
     """
 
-    memory = "residual"
+    memory: ClassVar[Memory] = "residual"
     grouping = "layer"
     rounds = True
     even: bool = True
