@@ -24,7 +24,7 @@ LEVELS = 127
 class Natural(RandomQuantiser):
     """Each |x| becomes the power of two below it or the one above it, at random so that the mean is x.
 
-    The higher has the probability |x|/2^⌊log2 |x|⌋ − 1 (definition 1). Bytes each rank hands over:
+    The higher has the probability |x|/2^⌊log2 |x|⌋ − 1. Bytes each rank hands over:
 
     - with 9 `bits`, sign and exponent as a float32 has them: a byte an element, and a bit in whole bytes;
     - with 8: a byte an element, the sign and 7 bits, which name 0 and the 127 powers of two up to twice the

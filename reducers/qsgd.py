@@ -11,8 +11,8 @@ from .dithering import Dithering
 class Qsgd(Dithering):
     """As `dithering`, by the paper: Q_s(v) = ‖v‖₂·sign(v)·ξ, ξ one of the s levels around |v|/‖v‖₂ (3.1).
 
-    By default 4 bits an element, and 4 bytes a bucket of 128 (the paper codes by Elias' omega, or packs where
-    most levels are not 0). With norm `max`, as in the paper's experiments, levels lie closer.
+    By default 4 bits an element, and 4 bytes a bucket of 128. With norm `max` levels lie closer. The paper's
+    own coding is Elias' recursive one; `elias` here is BytePS's stream.
 
     Args:
         levels: s, from 1 to 127: 7 take 4 bits, 127 take 8.

@@ -12,7 +12,7 @@ from sage.reduce import Reduced, Reducer
 
 
 class SignSgd(Reducer):
-    """What every rank gets is sign(Σ_w sign(g_w)), 0 where the votes are tied (algorithm 1, majority vote).
+    """What every rank gets is sign(Σ_w sign(g_w)), 0 where the votes are tied (algorithm 3).
 
     A rank's zero votes +1. The result has magnitude 1 whatever the gradient's, so that the learning rate has
     to be small, and it is no mean of what was sent: nothing is conserved. With a memory the residual keeps

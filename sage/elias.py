@@ -36,6 +36,9 @@ def encode_levels(levels_N: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tenso
     """A stream for each group of levels (integers): all streams' words, and how many bits each takes (G).
 
     Each stream begins a word.
+
+    Raises:
+        ValueError: for 2^31 bits or more.
     """
     at_K = levels_N.nonzero().view(-1)
     levels_K = levels_N[at_K].long()
@@ -90,11 +93,15 @@ def _write(fields_F: Tensor, widths_F: Tensor, moved_F: Tensor, bits_G: Tensor) 
     """The words that hold the fields one after another, each as much further on as it is moved."""
     starts_F = widths_F.cumsum(0) - widths_F
     num = int(bits_G.sum())
+    if num > GREATEST:
+        raise ValueError(
+            f"Elias streams of {num:,} bits in all; allowed are {GREATEST:,}: pack the levels (coding=packed)"
+        )
     of_B = torch.repeat_interleave(widths_F, output_size=num)
     place_B = torch.arange(num, device=fields_F.device)
     shift_B = (starts_F + widths_F - 1)[of_B] - place_B
-    stream_B = torch.zeros(WORD * int(((bits_G + WORD - 1) // WORD).sum()), dtype=torch.uint8)
-    stream_B = stream_B.to(fields_F.device)
+    whole = WORD * int(((bits_G + WORD - 1) // WORD).sum())
+    stream_B = torch.zeros(whole, dtype=torch.uint8, device=fields_F.device)
     stream_B[place_B + moved_F[of_B]] = (fields_F[of_B] >> shift_B & 1).to(torch.uint8)
     return pack_words(stream_B)
 

@@ -26,7 +26,7 @@ def reduce_served(
     Both codes' errors are fed back where there is a residual. A rank's own part of its share crosses no link
     and is not coded; so its residual has room for W times what the code of the share's mean has lost, which
     then is part of that mean at the next step, uncoded. (BytePS codes that part too, and has its servers keep
-    their errors apart; Zheng et al., 2019, algorithm 2.)
+    their errors apart, as Zheng et al., 2019.)
 
     Args:
         quantiser: What codes; the lengths of its parts follow from sizes (`even`).
