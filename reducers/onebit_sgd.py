@@ -14,8 +14,9 @@ from sage.quantise import Parts, Quantiser, per_group, spread
 class OneBitSgd(Quantiser):
     """Elements below 0 become the mean of these in their group, the others the mean of the others.
 
-    Meant with error feedback, which this paper brought in; its groups are a matrix' columns. Bytes each rank hands over: a bit an element (`values`, in whole bytes), and 8 a group: the mean of
-    those below 0 and of the others (`scales`).
+    Meant with error feedback, which this paper brought in; its groups are a matrix' columns. Bytes each rank
+    hands over: a bit an element (`values`, in whole bytes), and 8 a group: the mean of those below 0 and of
+    the others (`scales`).
     """
 
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
