@@ -304,6 +304,21 @@ def test_signum_votes_with_its_momentum() -> None:
     assert simulate(1, work) == [[[1.0, 1.0], [1.0, -1.0]]]
 
 
+@pytest.mark.parametrize("make", [SignSgd, Signum])
+@pytest.mark.parametrize("fault", [math.nan, math.inf])
+def test_what_is_not_finite_is_voted_down_once_and_forgotten(make: type[SignSgd], fault: float) -> None:
+    """A sign hides it; and a momentum would keep it for ever, and vote +1 with it."""
+
+    def work(wire: Wire) -> list[Tensor]:
+        feedback = ErrorFeedback(make(), Layout.of([("w", (2,))]))
+        spike = [-1.0, fault if wire.rank > 0 else -1.0]
+        return [feedback(torch.tensor(g), wire).mean_N for g in ([-1.0, -1.0], spike, [-1.0, -1.0])]
+
+    for before_N, during_N, after_N in simulate(3, work):
+        assert not bool(during_N.isfinite().any())
+        assert before_N.tolist() == after_N.tolist() == [-1.0, -1.0]
+
+
 def test_a_vote_with_memory_keeps_what_its_sign_is_not() -> None:
     feedback = ErrorFeedback(SignSgd(), Layout.of([("w", (2,))]), memory="residual")
     simulate(1, lambda wire: feedback(torch.tensor([3.0, -0.25]), wire))
@@ -396,6 +411,37 @@ def test_variants_and_hybrids_keep_the_laws(name: str, options: dict[str, Any]) 
         conform.resumed_equals_uninterrupted,
     ):
         law(case)
+
+
+def left_after(name: str, options: dict[str, Any], num_steps: int) -> float:
+    """‖mean residual‖ / ‖gradient‖, after so many times the same gradient on each of three ranks."""
+    grads = [torch.randn(200, generator=torch.Generator().manual_seed(rank)) for rank in range(3)]
+
+    def work(wire: Wire) -> Tensor:
+        layout = Layout.of([("w", (200,))])
+        feedback = ErrorFeedback(quantiser(name, options), layout, memory="residual")
+        for _ in range(num_steps):
+            feedback(grads[wire.rank].clone(), wire)
+        assert feedback.residual_N is not None
+        return feedback.residual_N
+
+    return float(torch.stack(simulate(3, work)).mean(0).norm() / torch.stack(grads).mean(0).norm())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [each for each in QUANTISERS if each not in (("dithering", {}), ("onebit", {"scaling": False}))]
+    + [("onebit", {"exchange": "ps"}), ("dithering", {"norm": "max"})],
+)
+def test_with_error_feedback_no_more_stays_behind_than_a_few_gradients(
+    name: str, options: dict[str, Any]
+) -> None:
+    """So that what arrives in T steps is T gradients less a few. Codes of 8 bits leave less than one."""
+    assert left_after(name, options, 60) < (0.2 if name in ("int8", "fp8") else 12)
+
+
+def test_with_norm_l2_over_a_whole_layer_error_feedback_diverges_as_byteps_says() -> None:
+    assert left_after("dithering", {}, 60) > 1000
 
 
 # Bytes, from plain numbers. Groups are 216, 800 and 7 elements, for int8 and fp8 all 1,023.
