@@ -16,11 +16,11 @@ from sage.quantise import Parts, RandomQuantiser, Rounding, spread
 class TernGrad(RandomQuantiser):
     """Each element x becomes s·sign(x) with probability |x|/s, else 0, with s = max|x| of its group.
 
-    First |x| is clipped to c·σ, which loses what is above it. σ² is the mean of x², as in the paper's
-    model N(0, σ²); about the mean, as in the authors' code, a group of equal elements would have σ = 0, and
-    be clipped to nothing. Bytes each rank hands over: 2 bits an element (0, 1, 2 for −s, 0, s) in
-    whole bytes, and 4 a group (`scales`); with `share` 4 a group more, to agree on the s that is the largest
-    of all ranks', so that every sum over ranks is a whole number of them.
+    First |x| is clipped to c·σ, which loses what is above it. σ² is the mean of x²: taken about the mean of
+    x, a group of equal elements would have σ = 0, and be clipped to nothing. Bytes each rank hands over: 2
+    bits an element (0, 1, 2 for −s, 0, s) in whole bytes, and 4 a group (`scales`); with `share` 4 a group
+    more, to agree on the s that is the largest of all ranks', so that every sum over ranks is a whole number
+    of them.
 
     Args:
         clip: c, above 0; none: nothing is clipped, and the mean of what is decoded is x.
