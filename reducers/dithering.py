@@ -62,7 +62,8 @@ class Dithering(RandomQuantiser):
             )
         if bucket is not None and bucket < 1:
             raise ValueError(f"bucket={bucket!r}: expected 1 element or more, or none for all of a group")
-        self._levels, self._norm, self._bucket = levels, norm, bucket
+        self._norm: Norm = norm
+        self._levels, self._bucket = levels, bucket
         self._is_natural = partition == "natural"
         self.even = coding == "packed"
         if norm == "l2":
