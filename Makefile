@@ -38,9 +38,13 @@ emulate: ## run the CUDA kernels on the CPU, with a stand-in for CUDA
 cuda: $(INSTALLED) ## compile and link the CUDA side for every architecture; fails where it cannot
 	rm -f $(NATIVE)
 	$(BIN)/python setup.py build_ext --inplace | grep "native extension: .* CUDA"
+	$(BIN)/python -c 'from sage.native import on; print("on CPU:", *sorted(on("CPU"))); print("on CUDA:", *sorted(on("CUDA"))); \
+	    exit(not (on("CPU") and on("CUDA")))'
+	if command -v cuobjdump; then cuobjdump --list-elf --list-ptx $(NATIVE); fi
 
-bench-check: $(INSTALLED) $(NATIVE) ## measure the kernels; fails where one is under half of its goal
+bench-check: $(INSTALLED) $(NATIVE) ## measure kernels and reductions; fails where one is under half of its goal
 	$(BIN)/python benchmarks/kernels.py --check --output /dev/null
+	$(BIN)/python benchmarks/reduce_step.py --check --output /dev/null
 
 demo: $(INSTALLED) ## train on the embedded digits under exact and under sage, and compare
 	$(BIN)/sage run digits --reducer exact --runs runs/demo
