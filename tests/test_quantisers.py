@@ -284,6 +284,21 @@ def test_no_square_or_product_overflows_or_vanishes(name: str, options: dict[str
     assert float(worth_N.max()) >= 0.9 * size
 
 
+# The mean over ranks.
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [each for each in QUANTISERS if each[1] not in ({"scaling": False}, {"clip": None, "share": False})]
+    + [("onebit", {"exchange": "ps"})],
+)
+def test_ranks_of_one_gradient_have_it_for_their_mean(name: str, options: dict[str, Any]) -> None:
+    """Of one size, it is a level itself."""
+    options = options | ({"norm": "max"} if name in ("qsgd", "dithering") else {})
+    for mean_N in means(lambda: quantiser(name, options), [torch.tensor([4.0, -4.0])] * 3):
+        assert mean_N.tolist() == pytest.approx([4.0, -4.0])
+
+
 # Votes.
 
 
