@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from sage import ops
@@ -20,7 +21,7 @@ class EfSignSgd(Quantiser):
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
         return {
             "values": ops.pack_signs(x_N),
-            "scales": per_group(x_N, sizes, lambda x: x.abs().mean()),
+            "scales": per_group(x_N, sizes, lambda x: x.abs().mean(dtype=torch.float32)),
         }
 
     def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:

@@ -2,7 +2,7 @@
 # N = elements of the flat vector, or of what a sparsifier has selected of it, G = groups
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from torch import Tensor
 from sage import ops
 from sage.clock import phase
 from sage.comm.wire import Wire
-from sage.reduce import Reduced, Reducer
+from sage.draw import generator
+from sage.reduce import Memory, Reduced, Reducer
 
 Parts = dict[str, Tensor]
 """What travels of a vector: 1-D tensors by kind (`values`, `scales`, ...)."""
@@ -25,10 +26,10 @@ class Quantiser(Reducer):
     (`sage.hybrid`): any group may then be empty.
     """
 
-    memory = "residual"
+    memory: ClassVar[Memory] = "residual"
     grouping = "layer"
     rounds = True
-    even: ClassVar[bool] = True
+    even: bool = True
     """Whether the lengths of what travels follow from the groups' sizes alone."""
 
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
@@ -51,8 +52,13 @@ class Quantiser(Reducer):
         """The bytes of `encode`'s parts by kind, as the docstring states them; None: not stated."""
         return None
 
+    @property
+    def sizes(self) -> list[int]:
+        """Elements of each of the layout's groups."""
+        return [stop - start for start, stop in self.layout.groups]
+
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
-        sizes = [stop - start for start, stop in self.layout.groups]
+        sizes = self.sizes
         with phase("select"):
             signal_N = ops.accumulate(grad_N, residual_N)
             parts = self.encode(signal_N, sizes, wire)
@@ -66,10 +72,43 @@ class Quantiser(Reducer):
             return Reduced(grad_N.div_(wire.world_size))
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
-        told = self.bytes_of([stop - start for start, stop in self.layout.groups])
+        told = self.bytes_of(self.sizes)
         if told is None or self.even:
             return told
         return {**told, "sizes": told.get("sizes", 0) + 8 * len(told)}
+
+
+class Rounding(TypedDict, total=False):
+    """The option of quantisers that round at random."""
+
+    rounding_seed: int
+
+
+class RandomQuantiser(Quantiser):
+    """A quantiser that rounds at random, so that the mean of what is decoded is the number itself.
+
+    Being unbiased it needs no memory, and by default has none.
+
+    Args:
+        rounding_seed: Of the draws; those of a step depend on nothing but it, the step and the rank.
+    """
+
+    memory = "none"
+    step: Tensor
+
+    def __init__(self, *, rounding_seed: int = 0) -> None:
+        super().__init__()
+        self._seed = rounding_seed
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def draw(self, x_N: Tensor, wire: Wire) -> torch.Generator:
+        """This step's and rank's own generator, on x's device. Once a step: it counts the steps."""
+        self.step += 1
+        return generator(self._seed, int(self.step), wire.rank, device=x_N.device)
+
+    def uniform(self, x_N: Tensor, wire: Wire) -> Tensor:
+        """A number from [0, 1) for each element (float32). Once a step."""
+        return torch.rand(x_N.numel(), generator=self.draw(x_N, wire), device=x_N.device)
 
 
 def keep_error(signal_N: Tensor, sent_N: Tensor) -> None:

@@ -242,8 +242,11 @@ def test_bytes_include_indices_sizes_and_padding() -> None:
 
 def test_the_mean_is_divided_by_the_number_of_ranks() -> None:
     for name in NAMES:
+        make = registry.load("reducers", name)
+        if make().rounds:  # tests/test_quantisers.py says what arrives of these
+            continue
         options = {"density": 1.0} if name in SPARSE else {}
-        for (step,) in play(lambda n=name, o=options: registry.load("reducers", n)(**o), [[[3.0, -6.0]]] * 3):
+        for (step,) in play(lambda m=make, o=options: m(**o), [[[3.0, -6.0]]] * 3):
             assert step.mean_N.tolist() == [3.0, -6.0]
 
 

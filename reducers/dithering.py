@@ -1,0 +1,117 @@
+"""Dithering: each element rounded at random to one of a few levels, linear or natural (BytePS)."""
+# N = elements of the vector, G = groups, P = buckets
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Unpack
+
+import torch
+from torch import Tensor
+
+from sage import elias, ops
+from sage.comm.wire import Wire
+from sage.levels import Buckets, Norm, natural_worth, num_buckets, round_linear, round_natural
+from sage.quantise import Parts, RandomQuantiser, Rounding
+
+MOST_LEVELS = {"linear": 127, "natural": 31}
+"""Codes of linear levels fit a byte, numbers of natural ones an Elias code."""
+
+
+class Dithering(RandomQuantiser):
+    """Each element becomes sign(x)·‖x‖·level, at random the level below |x|/‖x‖ or the one above it.
+
+    The higher is as likely as |x|/‖x‖ is near to it, so that the mean is x. Above 0 the s levels are 1/s,
+    2/s, …, 1 (`linear`: Alistarh et al., 2017, section 3.1), or 2^(1−s), …, 1/2, 1 (`natural`: Horváth et
+    al., 2019). The defaults are BytePS's guide's, by which `l2` with error feedback diverges.
+
+    Bytes each rank hands over: 4 for the norm of each bucket (`scales`), and as `values`, with the coding
+
+    - `packed`: ⌈log2(2s + 1)⌉ bits an element, in whole bytes: the level, with its sign, plus s;
+    - `elias`: for each group a stream in words of 4 bytes, in which only levels that are not 0 take bits
+      (`sage.elias`; of a natural level L = 2^(s−1) times its worth is coded). 4 a group tell its bits and 24
+      the lengths of all (`sizes`). This is BytePS's layout, where a group is a partition of it.
+
+    Args:
+        levels: s, from 1 to 127, of natural ones to 31.
+        partition: Whether levels are evenly apart (`linear`), or each is twice the one below (`natural`).
+        norm: By which elements are divided: of the largest magnitude (`max`), or Euclidean (`l2`).
+        bucket: Elements that share a norm, 1 or more; by default all of a group.
+        coding: How levels travel.
+    """
+
+    def __init__(
+        self,
+        *,
+        levels: int = 2,
+        partition: Literal["linear", "natural"] = "linear",
+        norm: Norm = "l2",
+        bucket: int | None = None,
+        coding: Literal["packed", "elias"] = "elias",
+        **rounding: Unpack[Rounding],
+    ) -> None:
+        super().__init__(**rounding)
+        for name, value, allowed in (
+            ("partition", partition, ("linear", "natural")),
+            ("norm", norm, ("max", "l2")),
+            ("coding", coding, ("packed", "elias")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r}: expected {' or '.join(allowed)}")
+        if not 1 <= levels <= MOST_LEVELS[partition]:
+            raise ValueError(
+                f"levels={levels!r} with partition={partition!r}: expected 1 to {MOST_LEVELS[partition]}"
+            )
+        if bucket is not None and bucket < 1:
+            raise ValueError(f"bucket={bucket!r}: expected 1 element or more, or none for all of a group")
+        self._norm: Norm = norm
+        self._levels, self._bucket = levels, bucket
+        self._is_natural = partition == "natural"
+        self.even = coding == "packed"
+        if norm == "l2":
+            self.precision = 2.0**-12  # the levels of n elements reach sqrt(n) times the largest of them
+
+    @property
+    def bits(self) -> int:
+        """Bits of a packed code: ⌈log2(2s + 1)⌉."""
+        return (2 * self._levels).bit_length()
+
+    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
+        x_N = x_N.float()
+        buckets = Buckets(sizes, self._bucket, x_N.device)
+        norm_P = buckets.norms(x_N, self._norm)
+        round_ = round_natural if self._is_natural else round_linear
+        level_N = round_(buckets.ratios(x_N, norm_P), self._levels, self.uniform(x_N, wire))
+        level_N = torch.where(x_N < 0, -level_N, level_N)
+        if self.even:
+            codes_N = (level_N + self._levels).to(torch.uint8)
+            return {"values": ops.pack(codes_N, self.bits), "scales": norm_P}
+        words_V, bits_G = elias.encode_levels(self._numbers(level_N), sizes)
+        return {"values": words_V, "sizes": bits_G, "scales": norm_P}
+
+    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
+        norm_P = parts["scales"]
+        return self._worths(parts, sizes) * Buckets(sizes, self._bucket, norm_P.device).spread(norm_P)
+
+    def bytes_of(self, sizes: Sequence[int]) -> dict[str, int] | None:
+        if not self.even:
+            return None
+        scales = 4 * num_buckets(sizes, self._bucket)
+        return {"values": -(-sum(sizes) * self.bits // 8), "scales": scales}
+
+    def _numbers(self, level_N: Tensor) -> Tensor:
+        """What an Elias code is of: the level, of natural ones 2^(level − 1)."""
+        if not self._is_natural:
+            return level_N
+        return level_N.sign() << (level_N.abs() - 1).clamp(min=0)
+
+    def _worths(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
+        """What the levels of all elements are worth, in norms."""
+        if not self.even:
+            number_N = elias.decode_levels(parts["values"], parts["sizes"], sizes)
+            return number_N.float() / (1 << self._levels - 1 if self._is_natural else self._levels)
+        level_N = ops.unpack(parts["values"], self.bits, sum(sizes)).int() - self._levels
+        if not self._is_natural:
+            return level_N.float() / self._levels
+        return level_N.sign() * natural_worth(level_N.abs(), self._levels)
+
+
+REDUCER = Dithering

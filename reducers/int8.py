@@ -1,0 +1,68 @@
+"""int8: each block in steps of a 127th of its largest magnitude, coded on both ways of an all-reduce."""
+# N = elements of the vector, P = blocks
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sage.comm.wire import Wire
+from sage.levels import Buckets, num_buckets
+from sage.quantise import Parts, Quantiser
+from sage.reduce import Reduced
+from sage.served import payload_served, reduce_served
+
+
+class Int8(Quantiser):
+    """Each element becomes the nearest multiple of s/127, s being the largest magnitude in its block.
+
+    Every rank serves a Wth of the vector, W being the number of ranks: it gets all ranks' codes of that, and
+    sends a code of the mean (`sage.served`). With a memory what either code has lost is fed back. Bytes each
+    rank hands over: W + 1 times what a share takes, a byte an element (`values`) and 4 a block (`scales`), a
+    block beginning with each share and group.
+
+    Args:
+        block: Elements that share a scale, 1 or more.
+    """
+
+    grouping = "model"
+    largest: float = 127.0
+    """The code of the largest magnitude."""
+
+    def __init__(self, *, block: int = 256) -> None:
+        super().__init__()
+        if block < 1:
+            raise ValueError(f"block={block!r}: expected 1 element or more")
+        self._block = block
+
+    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
+        x_N = x_N.float()
+        blocks = Buckets(sizes, self._block, x_N.device)
+        scale_P = blocks.norms(x_N, "max")
+        # NaN and infinity are seen in the scale.
+        codes_N = (blocks.ratios(x_N, scale_P) * self.largest).nan_to_num_(0.0)
+        return {"values": self.to_bytes(codes_N), "scales": scale_P}
+
+    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
+        ratio_N = self.from_bytes(parts["values"]) / self.largest
+        return ratio_N * Buckets(sizes, self._block, ratio_N.device).spread(parts["scales"])
+
+    def to_bytes(self, codes_N: Tensor) -> Tensor:
+        """Numbers of magnitude `largest` or less as bytes (uint8)."""
+        return codes_N.round().to(torch.int8).view(torch.uint8)
+
+    def from_bytes(self, bytes_N: Tensor) -> Tensor:
+        """The numbers (float32) that bytes stand for."""
+        return bytes_N.view(torch.int8).float()
+
+    def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
+        return {"values": sum(sizes), "scales": 4 * num_buckets(sizes, self._block)}
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        return reduce_served(self, grad_N, residual_N, self.sizes, wire)
+
+    def payload(self, counts: list[int], rank: int) -> dict[str, int]:
+        return payload_served(self, self.sizes, len(counts))
+
+
+REDUCER = Int8

@@ -1,0 +1,35 @@
+"""Sign and norm: the signs of each layer, times the mean of its magnitudes (Agarwal et al., MLSys 2022)."""
+# N = elements of the vector, G = groups
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from sage import words
+from sage.comm.wire import Wire
+from sage.quantise import Parts, Quantiser, per_group, spread
+
+
+class SignNorm(Quantiser):
+    """The mean over ranks of (‖g‖₁/n)·sign(g), for each group g of n elements.
+
+    That is `efsignsgd`'s mean, as the utility study sends it: zero counts as positive, and a bit is 1 where
+    an element is below 0. Bytes each rank hands over: a bit an element, over the whole vector in words of 4
+    bytes (`values`; `sage.words.pack_signs_in_columns`), and 4 a group for ‖g‖₁ (`scales`).
+    """
+
+    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
+        norm_G = per_group(x_N.float(), sizes, lambda x: x.abs().sum())
+        return {"values": words.pack_signs_in_columns(x_N), "scales": norm_G}
+
+    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
+        norm_G = parts["scales"]
+        num_G = norm_G.new_tensor(sizes).clamp_(min=1)
+        signs_N = words.unpack_signs_in_columns(parts["values"], sum(sizes))
+        return signs_N * spread(norm_G / num_G, sizes)
+
+    def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
+        return {"values": 4 * words.num_words(sum(sizes)), "scales": 4 * len(sizes)}
+
+
+REDUCER = SignNorm

@@ -1,0 +1,60 @@
+"""TernGrad: each element becomes −s, 0 or s at random, in two bits (Wen et al., NeurIPS 2017)."""
+# N = elements of the vector, G = groups
+
+from collections.abc import Mapping, Sequence
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from sage import ops
+from sage.comm.wire import Wire
+from sage.levels import Buckets
+from sage.quantise import Parts, RandomQuantiser, Rounding, spread
+
+
+class TernGrad(RandomQuantiser):
+    """Each element x becomes s·sign(x) with probability |x|/s, else 0, with s = max|x| of its group.
+
+    First |x| is clipped to c·σ, which loses what is above it. σ² is the mean of x²: taken about the mean of
+    x, a group of equal elements would have σ = 0, and be clipped to nothing. Bytes each rank hands over: 2
+    bits an element (0, 1, 2 for −s, 0, s) in whole bytes, and 4 a group (`scales`); with `share` 4 a group
+    more, to agree on the s that is the largest of all ranks', so that every sum over ranks is a whole number
+    of them.
+
+    Args:
+        clip: c, above 0; none: nothing is clipped, and the mean of what is decoded is x.
+        share: Whether all ranks scale by the largest s of theirs.
+    """
+
+    def __init__(self, *, clip: float | None = 2.5, share: bool = True, **rounding: Unpack[Rounding]) -> None:
+        super().__init__(**rounding)
+        if clip is not None and not clip > 0:
+            raise ValueError(f"clip={clip!r}: expected a number of standard deviations above 0, or none")
+        self._clip, self._share = clip, share
+
+    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
+        x_N = x_N.float()
+        groups = Buckets(sizes, None, x_N.device)
+        if self._clip is not None:
+            num_G = torch.tensor(list(sizes), device=x_N.device).clamp_(min=1)
+            limit_N = groups.spread(self._clip * groups.norms(x_N, "l2") / num_G.sqrt())
+            x_N = x_N.clamp(-limit_N, limit_N)
+        scale_G = groups.norms(x_N, "max")
+        if self._share:
+            (scale_WG,) = wire.gather(scales=scale_G)
+            scale_G = scale_WG.amax(0)
+        is_sent_N = self.uniform(x_N, wire) < groups.ratios(x_N, scale_G).abs()
+        sign_N = torch.where(x_N < 0, -1, 1)
+        return {"values": ops.pack((1 + sign_N * is_sent_N).to(torch.uint8), 2), "scales": scale_G}
+
+    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
+        ternary_N = ops.unpack(parts["values"], 2, sum(sizes)).float() - 1
+        return ternary_N * spread(parts["scales"], sizes)
+
+    def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
+        scales = 4 * len(sizes) * (2 if self._share else 1)
+        return {"values": -(-sum(sizes) // 4), "scales": scales}
+
+
+REDUCER = TernGrad
