@@ -46,6 +46,7 @@ class Hybrid(Reducer):
         self.sparsifier = _built(self.sparsifier_type, given)
         self.quantiser = _built(self.quantiser_type, given)
         self.precision = self.quantiser.precision
+        self.sub_batches = self.sparsifier.sub_batches
 
     @classmethod
     def options(cls) -> Mapping[str, Option]:
@@ -61,6 +62,9 @@ class Hybrid(Reducer):
     def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
         self.sparsifier.begin_epoch(epoch, lr, wire)
         self.quantiser.begin_epoch(epoch, lr, wire)
+
+    def observe(self, square_N: Tensor) -> None:
+        self.sparsifier.observe(square_N)
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         n = grad_N.numel()
@@ -115,6 +119,7 @@ def hybrid(sparsifier: type[Sparsifier], quantiser: type[Quantiser]) -> type[Hyb
             "sparsifier_type": sparsifier,
             "quantiser_type": quantiser,
             "grouping": sparsifier.grouping,
+            "needs_squares": sparsifier.needs_squares,
             "conserves": quantiser.conserves,
         },
     )

@@ -40,7 +40,7 @@ class Reducer(nn.Module):
     `__init__`; each becomes a command-line flag, its help taken from `Args:`.
     """
 
-    conserves: ClassVar[bool] = True
+    conserves: bool = True
     """The law: residual_before + gradient = sent + residual_after, and mean_N = the mean over ranks of it."""
     precision: float = 2.0**-20
     """Relative to the largest element, how closely the law holds (casts that are not fed back loosen it)."""
@@ -53,6 +53,10 @@ class Reducer(nn.Module):
     """Whether tensors under `min_compress` elements go dense beside it."""
     rounds: ClassVar[bool] = False
     """Whether what arrives of an element may be far from it, so that to send all is not yet an all-reduce."""
+    needs_squares: ClassVar[bool] = False
+    """Whether the engine is to call `observe` before each `forward`."""
+    sub_batches: int | None = 1
+    """Where it is: the parts of a batch that count as a sample each; None: its samples one by one."""
 
     def bind(self, layout: Layout) -> None:
         """Learn where parameters and groups lie in the vector, once, before the first `forward`."""
@@ -71,6 +75,14 @@ class Reducer(nn.Module):
 
     def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
         """Called on every rank before an epoch's first step."""
+
+    def observe(self, square_N: Tensor) -> None:
+        """Hear, before `forward`, of how the gradient Σ_z g_z/B differs between this rank's B samples z.
+
+        Args:
+            square_N: Σ_z (g_z/B)², of the gradient as the loss gave it; yours to keep. A sample may also be
+                a part of the batch (`sage.squares`).
+        """
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
         """The bytes this rank hands over in one step, by kind, worked out from what the docstring states.
