@@ -106,22 +106,41 @@ class Config:
     """Adam's decay of the second moment."""
     clip_local: Positive | None = None
     """Clip each rank's gradient to this norm before the reduction."""
+    clip_local_by_world: bool = False
+    """Clip it to --clip-local over the square root of the number of ranks, as DGC does."""
     clip_global: Positive | None = None
     """Clip the mean gradient to this norm after the reduction."""
     average_from: NotNegative | None = None
     """The epoch from which a running average of the model is kept and evaluated too."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Automatic mixed precision of the forward pass; fp16 scales the loss, and skips steps that overflow."""
+    non_finite: Literal["fail", "skip"] = "fail"
+    """What to do where a rank's gradient is not finite: end the run, or skip the step, on all ranks."""
     seed: Annotated[int, Range(0)] = 0
     """What all randomness is drawn from."""
     target: float | None = None
     """Stop early when the headline metric reaches this."""
 
     # Reduction
-    memory: Literal["none", "residual"] | None = None
+    memory: Literal["none", "residual", "momentum", "union"] | None = None
     """Error feedback: what becomes of what was not sent; none given: the reducer's own default."""
+    memory_beta: Annotated[float, Range(0, 1)] = 1.0
+    """Factor of what was not sent, before the gradient is added to it."""
+    memory_gamma: Positive = 1.0
+    """Factor of the gradient that is added to what was not sent."""
+    memory_lr_ratio: bool = False
+    """Scale what was not sent by the learning rate of then over that of now."""
+    memory_momentum: Fraction = 0.9
+    """With --memory momentum: that momentum."""
+    memory_masking: bool = True
+    """With --memory momentum: forget the momentum of what was sent."""
     grouping: str | None = None
     """What is reduced at once: model, layer, or bucket:<MB>; none given: the reducer's own default."""
     min_compress: Annotated[int, Range(0)] = 1024
     """Tensors of fewer elements go dense."""
+
+    continue_from: Path | None = None
+    """Begin where the newest checkpoint of this other run's folder ends; its number of ranks may differ."""
 
     # Record
     log_every: Count = 1

@@ -5,14 +5,15 @@ dense.
 """
 # N = elements of the flat gradient, of which C at the head are compressed
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.reduce import ErrorFeedback, Reduced, Reducer
+from sage.reduce import ErrorFeedback, Memory, Reduced, Reducer
 
 
 class WholeModel(nn.Module):
@@ -25,6 +26,7 @@ class WholeModel(nn.Module):
         model: Its parameters' `.grad` are replaced; use `zero_()` here, never `zero_grad(set_to_none=True)`.
         reducer: The method, not yet bound.
         memory: Error feedback; by default what the reducer asks for.
+        memory_options: Of `ErrorFeedback`, such as `beta`.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
 
@@ -37,7 +39,8 @@ class WholeModel(nn.Module):
         model: nn.Module,
         reducer: Reducer,
         *,
-        memory: Literal["none", "residual"] | None = None,
+        memory: Memory | None = None,
+        memory_options: Mapping[str, Any] | None = None,
         grouping: str | None = None,
         min_compress: int = 0,
     ) -> None:
@@ -58,15 +61,22 @@ class WholeModel(nn.Module):
         self.grad_C, self.dense = self.grad_N[: compressed.numel], self.grad_N[compressed.numel :]
         for parameter, span in zip(self.parameters_in_order, self.layout.spans, strict=True):
             parameter.grad = self.grad_N[span.start : span.stop].view(span.shape)
-        self.feedback = ErrorFeedback(reducer, compressed, memory=memory)
+        self.feedback = ErrorFeedback(reducer, compressed, memory=memory, **(memory_options or {}))
         self.feedback.to(first.device)
 
     def zero_(self) -> None:
         """Forget the gradient, before the next backward."""
         self.grad_N.zero_()
 
-    def forward(self, wire: Wire) -> Reduced:
-        """Replace every `.grad` by the mean over ranks of what was sent."""
+    def forward(self, wire: Wire, lr: float | None = None) -> Reduced:
+        """Replace every `.grad` by the mean over ranks of what was sent.
+
+        Args:
+            wire: To the other ranks.
+            lr: The learning rate of this step, for a memory that asks for it.
+        """
+        if lr is not None:
+            self.feedback.begin_step(lr)
         reduced = self.feedback(self.grad_C, wire)
         if reduced.mean_N is not self.grad_C:
             self.grad_C.copy_(reduced.mean_N)

@@ -176,6 +176,39 @@ def clip_(g_N: Tensor, max_norm: float, *, world_size: int = 1) -> Tensor:
     return norm
 
 
+class LossScale(nn.Module):
+    """The factor that keeps small fp16 gradients from vanishing: as `torch.amp.GradScaler` moves it.
+
+    It is halved after a step that overflowed, and doubled after so many in a row that did not. Its own
+    because a step is skipped by all ranks together, which GradScaler cannot be told.
+
+    Args:
+        enabled: Else it stays 1.
+    """
+
+    INITIAL, INTERVAL = 2.0**16, 2000
+    scale: Tensor
+    good: Tensor
+
+    def __init__(self, *, enabled: bool) -> None:
+        super().__init__()
+        self.enabled = enabled
+        scale = self.INITIAL if enabled else 1.0
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+        self.register_buffer("good", torch.zeros((), dtype=torch.int64))
+
+    def learn(self, *, overflowed: bool) -> None:
+        """Hear how the step went."""
+        if not self.enabled:
+            return
+        self.good.copy_(self.good.new_zeros(()) if overflowed else self.good + 1)
+        if overflowed:
+            self.scale.div_(2)
+        elif int(self.good) == self.INTERVAL:
+            self.scale.mul_(2)
+            self.good.zero_()
+
+
 class RunningAverage:
     """The uniform mean of the weights, and of the floating-point buffers, over the epoch ends it was shown.
 

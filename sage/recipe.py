@@ -1,6 +1,7 @@
 """What a configuration's numbers come to: its optimiser, its learning rate, its count of steps."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +21,17 @@ def before_reduction(config: Config, parameters: Sequence[nn.Parameter]) -> Befo
         weight_decay=config.weight_decay if config.weight_decay_at == "before" else 0.0,
         decay_norms=config.decay_norms,
     )
+
+
+def memory_options(config: Config) -> dict[str, Any]:
+    """What `ErrorFeedback` is told beside which memory it is."""
+    return {
+        "beta": config.memory_beta,
+        "gamma": config.memory_gamma,
+        "lr_ratio": config.memory_lr_ratio,
+        "momentum": config.memory_momentum,
+        "masking": config.memory_masking,
+    }
 
 
 def optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:

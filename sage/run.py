@@ -215,9 +215,9 @@ def _train(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
         write_json(folder / "config.json", config.to_dict())
         told = manifest(config.to_dict(), data.checksums, hosts=hosts, links=links)
         write_json(folder / "manifest.json", told)
-    if training.resume():
-        record.event("resumed", step=training.step)
-        display.say(f"resumed from step {training.step} of {training.total_steps}: {folder}")
+    if source := training.resume():
+        record.event("resumed", step=training.step, source=source)
+        display.say(f"goes on from {source}, at step {training.step} of {training.total_steps}: {folder}")
     try:
         with display:
             finished = training.run()

@@ -32,9 +32,10 @@ class Tally:
         self._totals.update({name: fields[name] for name in PER_STEP})
 
     def loss(self, loss: float) -> None:
-        """Count one step's training loss."""
-        self._loss_sum += loss
-        self._loss_count += 1
+        """Count one step's training loss, where it is finite: a step may have been skipped."""
+        if math.isfinite(loss):
+            self._loss_sum += loss
+            self._loss_count += 1
 
     def take_loss(self) -> float:
         """The mean training loss since this was last asked."""

@@ -8,22 +8,22 @@ that is killed and resumed goes through the same numbers, on CPUs to the bit.
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sage import checkpoint
+from sage import checkpoint, resume
 from sage.clock import Phases, phase
 from sage.comm.wire import Pending, Wire
 from sage.config import Config
 from sage.feed.data import Batch, Dataset
 from sage.mount import WholeModel
-from sage.optim import RunningAverage, clip_, set_lr
-from sage.recipe import before_reduction, count_steps, learning_rate, optimizer
-from sage.reduce import Reducer
+from sage.optim import LossScale, RunningAverage, clip_, set_lr
+from sage.recipe import before_reduction, count_steps, learning_rate, memory_options, optimizer
+from sage.reduce import Reduced, Reducer
 from sage.tally import Tally
 from sage.task import Task
 from sage.tell.progress import Display
@@ -94,12 +94,14 @@ class Training:
             model,
             reducer,
             memory=config.memory,
+            memory_options=memory_options(config),
             grouping=config.grouping,
             min_compress=config.min_compress,
         )
         self.before = before_reduction(config, self.mount.parameters_in_order)
         self.optimizer = optimizer(config, model)
         self.average = RunningAverage()
+        self.loss_scale = LossScale(enabled=config.amp == "fp16")
         self.phases = Phases(self.device)
         self.step = 0
         self.seconds = 0.0
@@ -148,46 +150,41 @@ class Training:
         epoch, done = divmod(self.step, self.steps_per_epoch)
         if done == 0:  # here, so that what it sends is in this step's bytes
             self.mount.feedback.reducer.begin_epoch(epoch, lr, self.wire)
+        histogram_due = self.step % config.histogram_every == 0
         with self.phases.running() if config.profile else nullcontext():
-            self.mount.zero_()
-            loss = torch.zeros((), device=self.device)
-            for batch in batches:
-                with phase("forward"):
-                    part = self.task.loss(self.model, _to(batch, self.device)) / config.accumulate
-                with phase("backward"):
-                    part.backward()
-                loss += part.detach()
-            self.before(grad_N)
-            if config.clip_local is not None:
-                clip_(grad_N, config.clip_local)
-            histogram_due = self.step % config.histogram_every == 0
-            sample = grad_N[:: 1 + grad_N.numel() // HISTOGRAM_SAMPLE].abs() if histogram_due else None
-            reduced = self.mount(self.wire)
-            with phase("update"):
-                gradient_norm = (
-                    _norm(grad_N) if config.clip_global is None else clip_(grad_N, config.clip_global)
-                )
-                set_lr(self.optimizer, lr)
-                self.optimizer.step()
+            loss = self._backward(batches)
+            skipped = self._skips and self._overflowed()
+            self.loss_scale.learn(overflowed=skipped)
+            sample, reduced, gradient_norm = None, Reduced(grad_N, density=0.0), None
+            if (
+                not skipped
+            ):  # else nothing sees this gradient: residual, controller, momentum stay as they are
+                sample = self._prepare(histogram_due)
+                reduced = self.mount(self.wire, lr)
+                gradient_norm = self._update(lr)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - start
-        if not bool(gradient_norm.isfinite()):
+        if gradient_norm is None:
+            self.record.event("skipped", step=self.step)
+        elif not bool(gradient_norm.isfinite()):
             self.record.event("diverged", step=self.step)
             raise Diverged(
                 f"step {self.step}: the mean gradient is not finite, on any rank. Nothing after the last "
-                f"checkpoint is kept. Lower lr (here {lr:g}), clip (--clip-global), or compress less"
+                f"checkpoint is kept. Lower lr (here {lr:g}), clip (--clip-global), compress less, or, where "
+                "it is a single rank's gradient now and then, --non-finite skip"
             )
         if sample is not None:
             self.record.histogram("gradient/abs", sample, self.step)
-        fields = {
+        fields: dict[str, Any] = {
             "step": self.step,
             "epoch": epoch,
             "lr": lr,
             "density_asked": 1.0,
             "density_had": reduced.density,
+            "density_union": _share(reduced) if histogram_due else None,
             **self.mount.feedback.reducer.report(),
-            "gradient_norm": float(gradient_norm),
+            "gradient_norm": None if gradient_norm is None else float(gradient_norm),
             "residual_norm": self._residual_norm() if self.step % config.log_every == 0 else None,
             "seconds": seconds,
         }
@@ -206,6 +203,54 @@ class Training:
         self.tally.step(fields)
         self.step += 1
 
+    def _backward(self, batches: list[Batch]) -> Tensor:
+        """Forward and backward of the micro-batches; the mean loss, and in `grad_N` its gradient."""
+        self.mount.zero_()
+        scale = float(self.loss_scale.scale)
+        loss = torch.zeros((), device=self.device)
+        for batch in batches:
+            with phase("forward"), self._autocast():
+                part = self.task.loss(self.model, _to(batch, self.device)) / self.config.accumulate
+            with phase("backward"):
+                (part * scale).backward()
+            loss += part.detach()
+        if self.loss_scale.enabled:
+            self.mount.grad_N.div_(scale)
+        return loss
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.amp == "none":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.config.amp == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    @property
+    def _skips(self) -> bool:
+        return self.config.non_finite == "skip" or self.loss_scale.enabled
+
+    def _overflowed(self) -> bool:
+        """Whether any rank's gradient is not finite; the ranks agree on it (`control`, 4 bytes)."""
+        bad = (~self.mount.grad_N.isfinite().all()).float()
+        return bool(self.wire.sum(bad, kind="control") > 0)
+
+    def _prepare(self, histogram_due: bool) -> Tensor | None:
+        """What is done to this rank's gradient before the reduction; a sample of it for the histogram."""
+        config, grad_N = self.config, self.mount.grad_N
+        self.before(grad_N)
+        if config.clip_local is not None:
+            ranks = self.wire.world_size if config.clip_local_by_world else 1
+            clip_(grad_N, config.clip_local, world_size=ranks)
+        return grad_N[:: 1 + grad_N.numel() // HISTOGRAM_SAMPLE].abs() if histogram_due else None
+
+    def _update(self, lr: float) -> Tensor:
+        """Clip the mean gradient and take the optimiser's step; the norm that it had."""
+        grad_N, limit = self.mount.grad_N, self.config.clip_global
+        with phase("update"):
+            norm = torch.linalg.vector_norm(grad_N) if limit is None else clip_(grad_N, limit)
+            set_lr(self.optimizer, lr)
+            self.optimizer.step()
+        return norm
+
     def settle(self) -> None:
         """Hear what the ranks told of the last step, its loss and whether to stop, and record it."""
         if self._pending is None:
@@ -222,7 +267,7 @@ class Training:
 
     def _residual_norm(self) -> float | None:
         residual_N = self.mount.feedback.residual_N
-        return None if residual_N is None else float(_norm(residual_N))
+        return None if residual_N is None else float(torch.linalg.vector_norm(residual_N))
 
     def _between_steps(self) -> None:
         """Evaluate and save where it is time to, in this order: evaluating changes what is saved."""
@@ -311,57 +356,18 @@ class Training:
         checkpoint.save(
             self.checkpoints,
             self.step,
-            shared=self._shared() if self.wire.rank == 0 else None,
-            own=self._own(),
+            shared=resume.shared_state(self) if self.wire.rank == 0 else None,
+            own=resume.own_state(self),
             rank=self.wire.rank,
             world_size=self.wire.world_size,
             gather=self.wire.texts,
         )
 
-    def resume(self) -> bool:
-        """Go back to the newest whole checkpoint; False where there is none."""
-        found = checkpoint.newest(self.checkpoints) if self.wire.rank == 0 else None
-        name = self.wire.texts(found.path.name if found else "")[0]
-        if not name:
-            self.record.rewind(0)  # killed before its first checkpoint, it may have recorded steps
-            return False
-        shared, own = checkpoint.load(self.checkpoints / name, self.wire.rank)
-        self._load(shared, own)
-        self.record.rewind(self.step)
-        return True
-
-    def _shared(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict(),
-            "seconds": self.seconds,
-        }
-
-    def _own(self) -> dict[str, Any]:
-        return {
-            "feedback": self.mount.feedback.state_dict(),
-            "before": self.before.state_dict(),
-            "task": self.task.state_dict(),
-            "buffers": dict(self.model.named_buffers()),
-            "random": checkpoint.rng_state(),
-            "tally": self.tally.state_dict(),
-        }
-
-    @torch.no_grad()
-    def _load(self, shared: dict[str, Any], own: dict[str, Any]) -> None:
-        self.step, self.seconds = shared["step"], shared["seconds"]
-        self.model.load_state_dict(shared["model"])
-        self.optimizer.load_state_dict(shared["optimizer"])
-        self.average.load_state_dict(shared["average"])
-        self.mount.feedback.load_state_dict(own["feedback"])
-        self.before.load_state_dict(own["before"])
-        self.task.load_state_dict(own["task"])
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(own["buffers"][name])
-        self.tally.load_state_dict(own["tally"])
-        checkpoint.set_rng_state(own["random"])
+    def resume(self) -> str:
+        """Go on from the newest whole checkpoint, and say where from; "" where there is none."""
+        told = "its own checkpoint" if resume.from_own(self) else resume.from_another(self)
+        self.record.rewind(self.step)  # killed before its first checkpoint, it may have recorded steps
+        return told
 
     def result(self) -> dict[str, Any]:
         """What `result.json` says; every rank calls it, as step times are the slowest rank's."""
@@ -382,8 +388,11 @@ class Training:
         }
 
 
-def _norm(x_N: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x_N)
+def _share(reduced: Reduced) -> float | None:
+    """The share of elements that any rank has sent, less those whose sum is 0; None: all, or not known."""
+    if reduced.union_M is None:
+        return None
+    return int(reduced.mean_N.count_nonzero()) / max(1, reduced.mean_N.numel())
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

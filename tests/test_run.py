@@ -121,7 +121,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
 ) -> None:
     kill(launcher, brake, argv, tmp_path / "runs", at)
     resumed = launcher.finish(argv, tmp_path / "runs")
-    assert (f"resumed from step {saved} of " in resumed.said) == (saved > 0)
+    assert (f"goes on from its own checkpoint, at step {saved} of " in resumed.said) == (saved > 0)
     assert_same_run(launcher.reference(argv).folder, resumed.folder)
 
 
@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_taken(
     damaged.write_bytes(content)
     resumed = launcher.finish(FF, tmp_path / "runs")
     assert "step-00000008 is refused: rank-0001.pt should have" in resumed.said
-    assert "resumed from step 4 of 14" in resumed.said
+    assert "goes on from its own checkpoint, at step 4 of 14" in resumed.said
     assert_same_run(launcher.reference(FF).folder, resumed.folder)
 
 

@@ -25,6 +25,7 @@ SCALARS = {
     "lr": "train/lr",
     "density_asked": "density/asked",
     "density_had": "density/had",
+    "density_union": "density/union",
     "threshold": "threshold",
     "residual_norm": "residual_norm",
     "gradient_norm": "gradient_norm",
