@@ -1,4 +1,4 @@
-"""AdaComp: of every small bin what comes near its largest, as a sign and one scale (Chen et al., AAAI 2018)."""
+"""AdaComp: of each small bin what comes near its largest, as a sign and a scale (Chen et al., AAAI 2018)."""
 # N = elements of the flat vector, K = elements selected, L = layers, B = bins, E = entries, S = bytes
 
 import torch
@@ -55,7 +55,9 @@ class AdaComp(Sparsifier):
     def bind(self, layout: Layout) -> None:
         super().bind(layout)
         lengths = [self._bin(span) for span in layout.spans]
-        self._num_bins = [-(-span.numel // length) for span, length in zip(layout.spans, lengths, strict=True)]
+        self._num_bins = [
+            -(-span.numel // length) for span, length in zip(layout.spans, lengths, strict=True)
+        ]
         starts = [
             torch.arange(span.start, span.stop, length)
             for span, length in zip(layout.spans, lengths, strict=True)

@@ -1,4 +1,4 @@
-"""DEFT: layers are dealt out to ranks, and of each the more is sent, the larger its norm (Yoon & Oh, ICPP 2023)."""
+"""DEFT: layers are dealt out to ranks, and larger norms send more elements (Yoon & Oh, ICPP 2023)."""
 # N = elements of the flat vector, K = elements selected, P = pieces, W = world size
 
 import math

@@ -57,7 +57,9 @@ class ExDyna(Micro):
         world_size, blocks = wire.world_size, self.owner_B.numel()
         if int(self.ranks) != world_size:  # at first, and where a run goes on with more ranks or fewer
             self.ranks.fill_(world_size)
-            self._assign([(p + 1) * blocks // world_size - p * blocks // world_size for p in range(world_size)])
+            self._assign(
+                [(p + 1) * blocks // world_size - p * blocks // world_size for p in range(world_size)]
+            )
         part = (int(self.step) + wire.rank) % world_size
         before = sum(self.shares()[:part])
         last = part == world_size - 1

@@ -15,7 +15,7 @@ from sage.reduce import Reduced, Sparsifier, check_fraction
 from .topk import num_kept
 
 QUANTILES = 256
-"""Places in the vector that are agreed on, evenly spread over what the ranks select: for any number of ranks."""
+"""Places in the vector that are agreed on, evenly spread over what is selected: for any number of ranks."""
 
 
 class OkTopk(Sparsifier):

@@ -31,10 +31,10 @@ class Variance(Sparsifier):
     (`squares`). Where nobody tells, as under a mount that cannot, the rank's whole gradient counts as one
     sample. Without memory v is that of this step alone, and where nobody tells of it, everything is sent.
 
-    An element travels as ±2^(e − d): of a layer e = ⌊log2 M⌋, M = max |r|, and |r|, at most 2^e, is rounded to
-    the nearer power of two. One with d > 7 is not sent. Bytes each rank hands over: 4 an element, of which
-    28 bits are the index, one the sign and three d (`values`); 2 a layer for e (`scales`); 16 for how long
-    these are. With values in fp32 or fp16 as `topk` of uneven counts.
+    An element travels as ±2^(e − d), where e = ⌊log2 M⌋, M the layer's largest |r|, and |r|, cut off at 2^e,
+    is rounded to the nearer power of two. One with d > 7 is not sent. Bytes each rank hands over: 4 an
+    element, of which 28 bits are the index, one the sign and three d (`values`); 2 a layer for e (`scales`);
+    16 for how long these are. Values in fp32 or fp16 travel as any sparsifier's of uneven counts.
 
     Args:
         alpha: α, above 0; 1 to 2 in the paper.
@@ -86,8 +86,8 @@ class Variance(Sparsifier):
         super().bind(layout)
         if self._short and layout.numel > 1 << INDEX_BITS:
             raise ValueError(
-                f"{layout.numel:,} elements in one vector; values='4bit' has indices of {INDEX_BITS} bits, up "
-                f"to {1 << INDEX_BITS:,}: take values='fp32' or 'fp16', or reduce the model in several parts"
+                f"{layout.numel:,} elements in one vector; with values='4bit', whose indices have {INDEX_BITS} "
+                f"bits, at most {1 << INDEX_BITS:,}: take values='fp32', or reduce the model in several parts"
             )
         self.register_buffer("variance_N", torch.zeros(layout.numel))
         stops = [span.stop for span in layout.spans]
