@@ -1,4 +1,4 @@
-"""CLT-k: the ranks take turns to say which elements all of them send (ScaleCom, Chen et al., NeurIPS 2020)."""
+"""CLT-k: the ranks take turns to say which elements all send (ScaleCom, Chen et al., NeurIPS 2020)."""
 # N = elements of the flat vector, K = elements selected
 
 from typing import Literal

@@ -93,7 +93,8 @@ def balanced(shares: list[int], load: list[int]) -> list[int]:
     least = max(1, sum(shares) // (4 * len(shares)))
     for left, right in zip(range(len(load)), range(1, len(load)), strict=False):
         more, less = (left, right) if load[left] > load[right] else (right, left)
-        if (load[more] > OVER * mean or load[less] < UNDER * mean) and shares[more] > least:
+        uneven = load[more] > load[less] and (load[more] > OVER * mean or load[less] < UNDER * mean)
+        if uneven and shares[more] > least:
             shares[more] -= 1
             shares[less] += 1
     return shares

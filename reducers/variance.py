@@ -86,7 +86,7 @@ class Variance(Sparsifier):
         super().bind(layout)
         if self._short and layout.numel > 1 << INDEX_BITS:
             raise ValueError(
-                f"{layout.numel:,} elements in one vector; with values='4bit', whose indices have {INDEX_BITS} "
+                f"{layout.numel:,} elements in one vector; with values='4bit', indices of {INDEX_BITS} "
                 f"bits, at most {1 << INDEX_BITS:,}: take values='fp32', or reduce the model in several parts"
             )
         self.register_buffer("variance_N", torch.zeros(layout.numel))
