@@ -282,7 +282,7 @@ def test_deft_goes_by_the_bins_of_the_rank_whose_turn_it_is() -> None:
         return torch.bincount(reduced.sent // 100, minlength=2).tolist()
 
     seen = play(lambda: Deft(density=0.1), 2, 2, gradient, shapes=shapes, memory="none", see=see)
-    # By rank 0's bins a is its own, and b is rank 1's, and each finds 18 by its own norms. Then the same again.
+    # By rank 0's bins a is its own and b rank 1's; each finds 18 by its own norms. Then the same again.
     assert seen[0] == [[18, 18], [18, 18]]
 
 

@@ -327,10 +327,10 @@ def test_small_tensors_that_go_dense_have_no_squares(tmp_path: Path) -> None:
 def test_training_with_squares_learns_and_a_hybrid_hears_them_too(tmp_path: Path) -> None:
     def work(wire: Wire, name: str) -> tuple[float, float]:
         reducer = registry.load("reducers", name)()
-        run = training(tmp_path / name, wire, reducer, memory="residual", lr=0.05, epochs=8.0)
+        run = training(tmp_path / name, wire, reducer, memory="residual", lr=0.05, epochs=30.0)
         assert run.squares is not None
         before = run._metrics()["loss"]
-        for _ in range(8):
+        for _ in range(30):
             for batches in run.rest_of_epoch():
                 run.take_step(batches)
         return before, run._metrics()["loss"]
