@@ -39,6 +39,7 @@ class AdaComp(Sparsifier):
     rounds = True
     start_B: Tensor
     layer_B: Tensor
+    width_B: Tensor
 
     def __init__(
         self, *, scale_factor: float = 2.0, bins: bool = True, conv_bin: int = 50, dense_bin: int = 500
@@ -130,7 +131,7 @@ class AdaComp(Sparsifier):
         """The elements (ascending), and which of them are negative."""
         places, signs = [], []
         for width, dtype in WIDTHS.items():
-            bins = (self.width_B == width).nonzero().view(-1)
+            bins = self.width_B.eq(width).nonzero().view(-1)
             whole = bytes_S.numel() // width * width
             entry_E = bytes_S[:whole].clone().view(dtype).long() & (1 << 8 * width) - 1
             last_E = entry_E >> 1 & 1

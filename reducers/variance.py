@@ -50,6 +50,7 @@ class Variance(Sparsifier):
     rounds = True
     even = False
     variance_N: Tensor
+    stop_L: Tensor
 
     def __init__(
         self,
