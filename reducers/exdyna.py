@@ -60,10 +60,9 @@ class ExDyna(Micro):
             self._assign(
                 [(p + 1) * blocks // world_size - p * blocks // world_size for p in range(world_size)]
             )
-        part = (int(self.step) + wire.rank) % world_size
-        before = sum(self.shares()[:part])
-        last = part == world_size - 1
-        return before * self._size, n if last else (before + self.shares()[part]) * self._size
+        part, shares = (int(self.step) + wire.rank) % world_size, self.shares()
+        stop = n if part == world_size - 1 else sum(shares[: part + 1]) * self._size
+        return sum(shares[:part]) * self._size, stop
 
     def shares(self) -> list[int]:
         """Blocks of each of the W parts."""

@@ -80,8 +80,8 @@ class Reducer(nn.Module):
         """Hear, before `forward`, of how the gradient Σ_z g_z/B differs between this rank's B samples z.
 
         Args:
-            square_N: Σ_z (g_z/B)², of the gradient as the loss gave it; yours to keep. A sample may also be
-                a part of the batch (`sage.squares`).
+            square_N: Σ_z (g_z/B)², scaled and clipped as the gradient is; overwritten after `forward`. A
+                sample may also be a part of the batch (`sage.squares`).
         """
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:

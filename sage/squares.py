@@ -97,8 +97,8 @@ class Squares:
         return loss
 
     def rescale(self, factor: Tensor) -> None:
-        """Hear that the gradient has been multiplied by this."""
-        self._square_N.mul_(factor.to(self._square_N) ** 2)
+        """Hear that the gradient has been multiplied by this (NaN, 0/0, where there was none)."""
+        self._square_N.mul_(factor.to(self._square_N).nan_to_num(1.0) ** 2)
 
     def tell(self) -> None:
         """Let the reducer hear the squares."""

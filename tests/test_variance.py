@@ -296,6 +296,14 @@ def test_the_squares_are_clipped_as_the_gradient_is(tmp_path: Path, squares: str
     assert torch.allclose(clipped_square_N, square_N * factor**2, rtol=1e-4, atol=1e-14)
 
 
+def test_to_clip_a_gradient_of_zeros_spoils_no_squares() -> None:
+    model, reducer = small_network(), Listening()
+    squares = Squares(model, Classify(Points.facts), WholeModel(model, reducer))
+    squares.rescale(torch.zeros(()) / torch.zeros(()))
+    squares.tell()
+    assert not reducer._heard.any()
+
+
 def test_the_loss_scale_is_taken_out_of_the_squares(tmp_path: Path) -> None:
     def told(scale: float) -> tuple[Tensor, Tensor]:
         reducer = Listening()
