@@ -38,20 +38,25 @@ emulate: ## run the CUDA kernels on the CPU, with a stand-in for CUDA
 cuda: $(INSTALLED) ## compile and link the CUDA side for every architecture; fails where it cannot
 	rm -f $(NATIVE)
 	$(BIN)/python setup.py build_ext --inplace | grep "native extension: .* CUDA"
+	$(BIN)/python -c 'from sage.native import on; print("on CPU:", *sorted(on("CPU"))); print("on CUDA:", *sorted(on("CUDA"))); \
+	    exit(not (on("CPU") and on("CUDA")))'
+	if command -v cuobjdump; then cuobjdump --list-elf --list-ptx $(NATIVE); fi
 
-bench-check: $(INSTALLED) $(NATIVE) ## measure the kernels; fails where one is under half of its goal
+bench-check: $(INSTALLED) $(NATIVE) ## measure kernels and reductions; fails where one is under half of its goal
 	$(BIN)/python benchmarks/kernels.py --check --output /dev/null
+	$(BIN)/python benchmarks/reduce_step.py --check --output /dev/null
 
 demo: $(INSTALLED) ## train on the embedded digits under exact and under sage, and compare
 	$(BIN)/sage run digits --reducer exact --runs runs/demo
 	$(BIN)/sage run digits --reducer sage --runs runs/demo
 	$(BIN)/sage report runs/demo --output runs/demo
 
-test: $(INSTALLED) $(NATIVE) ## run every test
-	$(BIN)/pytest -q
+JOBS ?= 2
+test: $(INSTALLED) $(NATIVE) ## run every test, in two processes; in one: make test JOBS=0
+	$(BIN)/pytest -q -n $(JOBS) --dist loadgroup
 
 test-plain: $(INSTALLED) ## run the tests of ops and reducers again, without the native extension
-	SAGE_NATIVE=0 $(BIN)/pytest -q tests/test_ops.py tests/test_packing.py tests/test_reducers.py tests/test_conformance.py
+	SAGE_NATIVE=0 $(BIN)/pytest -q -n $(JOBS) tests/test_ops.py tests/test_packing.py tests/test_reducers.py tests/test_conformance.py
 
 NODES ?= 4
 cluster: $(INSTALLED) ## a real SLURM on this machine until Ctrl-C; as root: make cluster RATE=100mbit

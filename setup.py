@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -71,6 +72,7 @@ class Build(build_ext):
     """Compile every source side by side, C++ by the C++ compiler and CUDA by nvcc, and link them."""
 
     def build_extension(self, ext: Extension) -> None:
+        start = time.monotonic()
         torch = torch_folder()
         if torch is None:
             raise BaseError("no native extension: torch 2.10 or later is to be installed before sage")
@@ -83,6 +85,7 @@ class Build(build_ext):
         link = [compiler, "-shared", "-o", output, f"-L{torch / 'lib'}"]
         libraries = ["-ltorch", "-ltorch_cpu"]
         with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+            code: list[str] = []
             commands: list[list[str | Path]] = [[compiler, *plain, "-c", source] for source in ext.sources]
             if cuda is not None:
                 nvcc: list[str | Path] = [
@@ -91,7 +94,8 @@ class Build(build_ext):
                     "-O3",
                     "-Xcompiler=-fPIC,-fvisibility=hidden",
                 ]
-                nvcc += gencode(os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES)
+                code = gencode(os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES)
+                nvcc += code
                 # The slowest first, so that nobody waits for them alone.
                 commands[:0] = [[*nvcc, "-c", source] for source in sorted(CSRC.glob("cuda/*.cu"))]
                 plain += ["-isystem", str(cuda / "include"), "-DUSE_CUDA"]
@@ -102,7 +106,10 @@ class Build(build_ext):
             for _ in pool.map(self._run, commands):
                 pass
             self._run([*link, *objects, *libraries])
-        print(f"native extension: {output.name}, for {'the CPU and CUDA' if cuda else 'the CPU'}")
+        devices = "the CPU"
+        if cuda is not None:
+            devices += f" and CUDA ({', '.join(flag.rpartition('=')[2] for flag in code)})"
+        print(f"native extension: {output.name}, linked for {devices} in {time.monotonic() - start:.0f} s")
 
     def _run(self, command: list[str | Path]) -> None:
         try:

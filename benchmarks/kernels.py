@@ -7,6 +7,7 @@ One thread. All that a row compares runs in turns, one repeat of each after the 
 that what else the machine does hits all alike. Figures are medians over the repeats; ratios are medians of
 the repeats' ratios, with quartiles. The bound is `torch.Tensor.add_`, which moves as many bytes as a fused
 pass. `torch path` is the same step on `sage.reference`; for the mean, one `zero_` and one `index_add_`.
+`quantile` is SAGE's controller with the selection, beside a selection by a threshold that is given.
 """
 
 import argparse
@@ -27,10 +28,13 @@ import torch
 from torch import Tensor
 
 from sage import native, ops, reference
+from sage.controllers import Quantile
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 SIZES = (100_000, 1_000_000, 10_000_000, 28_000_000)
 DENSITIES = (0.001, 0.01, 0.1)
+STEERED = (1_000_000, 10_000_000)
+"""Sizes at which the controller is measured too."""
 RANKS = 4
 Row = dict[str, Any]
 
@@ -159,6 +163,39 @@ def measure(n: int, density: float, seconds: float) -> list[Row]:
     return rows
 
 
+def steered(n: int, density: float, seconds: float) -> Row:
+    """What SAGE's controller costs over a selection by a threshold that is given, under error feedback."""
+    torch.manual_seed(0)
+    gradients = [torch.randn(n) * torch.randn(n).exp() for _ in range(3)]
+    controller, start_N = Quantile(), torch.zeros(n)
+    for step in range(30):
+        controller.take(gradients[step % 3], start_N, density)
+    residual_N, run = torch.empty(n), 0
+
+    def prepare() -> None:
+        nonlocal run
+        residual_N.copy_(start_N)
+        run += 1
+
+    taken = turns(
+        {
+            "ours": lambda: controller.take(gradients[run // 3 % 3], residual_N, density),
+            "plain select": lambda: ops.take_above(
+                gradients[run // 3 % 3], residual_N, float(controller.threshold)
+            ),
+            "first step": lambda: Quantile().take(gradients[run // 3 % 3], residual_N, density),
+        },
+        prepare,
+        seconds,
+    )
+    goals = {
+        # 10 % over it.
+        "plain select": ratio(taken["ours"], taken["plain select"], 1 / 1.1),
+        "first step": ratio(taken["ours"], taken["first step"], None),
+    }
+    return row("quantile", n, density, taken, goals)
+
+
 def processor() -> str:
     """What the processor calls itself, and how many of it there are."""
     told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -180,6 +217,8 @@ def main() -> int:
     torch.set_num_threads(1)
     load_before = os.getloadavg()[0]
     rows = [row for n in asked.sizes for density in DENSITIES for row in measure(n, density, asked.seconds)]
+    steerable = [n for n in asked.sizes if n in STEERED]
+    rows += [steered(n, density, asked.seconds) for n in steerable for density in DENSITIES]
     command = " ".join(["python benchmarks/kernels.py", *sys.argv[1:]])
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False

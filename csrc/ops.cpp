@@ -7,7 +7,8 @@ STABLE_TORCH_LIBRARY(sage, m) {
       "select_(Tensor(a!) signal, Tensor(b!)? grad, float threshold, bool keep, bool clear, "
       "Tensor(c!)? histogram, int every) -> (Tensor values, Tensor indices)");
   m.def(
-      "top_(Tensor(a!) signal, Tensor(b!)? grad, int[] bounds, int[] counts, bool keep, bool clear) "
+      "top_(Tensor(a!) signal, Tensor(b!)? grad, int[] bounds, int[] counts, bool keep, bool clear, "
+      "float low=0, float high=0) "
       "-> (Tensor values, Tensor indices)");
   m.def("count_above(Tensor x, float threshold) -> Tensor");
   m.def("histogram_(Tensor(a!) bins, Tensor x, int every) -> ()");

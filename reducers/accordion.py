@@ -62,10 +62,8 @@ class Accordion(TopK):
         self.register_buffer("norm_G", torch.zeros(num_groups, dtype=torch.float64))
         self.register_buffer("last_lr", torch.zeros((), dtype=torch.float64))
 
-    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
-        reduced = super().forward(grad_N, residual_N, wire)
+    def after(self, reduced: Reduced, wire: Wire) -> None:
         self.sum_N += reduced.mean_N
-        return reduced
 
     def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
         dropped = lr < float(self.last_lr)

@@ -1,5 +1,5 @@
 """SAGE: a threshold that moves every step to steer the density to its target (kljp/sage)."""
-# N = elements of the flat vector
+# N = elements of the flat vector, P = of the part that this rank selects in, K = elements selected
 
 import math
 from typing import Literal
@@ -11,7 +11,7 @@ from sage import exchange as exchanges
 from sage import ops, target
 from sage.clock import phase
 from sage.comm.wire import Wire
-from sage.controllers import CONTROLLERS, Agree, alone
+from sage.controllers import CONTROLLERS, Agree, alone, signal_dtype
 from sage.layout import Layout
 from sage.reduce import Reduced, Sparsifier, check_fraction
 
@@ -23,11 +23,12 @@ class Sage(Sparsifier):
 
     Args:
         density: Target share of the elements to send, in (0, 1].
-        controller: The rule that moves λ: `quantile`, to the k-th largest |a|, looked for where the last was;
-            `feedback` on the density's error; `sage`, as published.
+        controller: The rule that moves λ: `quantile`, to the k-th largest |a|, looked for where the last was
+            (from a density of 1/32 on, that of a sample); `feedback` on the density's error; `sage`, as
+            published.
         agree: Whether small all-reduces make λ common to all ranks, so that the largest elements of all of
-            them are sent; else each rank sends its own largest. `scales`: 8 bytes, with `quantile` 256 once
-            to four times, and 32,768 more where the last λ is no guide.
+            them are sent; else each rank sends its own largest. `scales`: 8 bytes, with `quantile` 64 once or
+            twice, and 1,024 more where the last λ is no guide.
         threshold: λ_0 of `sage` and `feedback`, above 0; by default 1/(2·sqrt(density·n)), and the quantile.
         exchange: How the ranks' selections come together: `padded` or `uneven` gather, or `auto`, the faster
             of these in the first steps; `chunks` of fixed capacity; all-reduce of the `union`; parts of the
@@ -121,33 +122,51 @@ class Sage(Sparsifier):
     def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
         self.target.begin_epoch(epoch, lr, wire)
 
-    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
+        """Accumulate, and take what the controller selects in the part of the vector that is this rank's."""
         n = grad_N.numel()
         self._asked = density = self.target.now()
-        agree: Agree = (lambda x_B: wire.mean(x_B, kind="scales")) if self._agree else alone
-        with phase("select"):
-            signal_N = ops.accumulate(grad_N, residual_N)
-            start, stop = self.exchange.partition(n, int(self.selections), wire)
-            if density == 1:
-                at_K = torch.arange(start, stop, device=grad_N.device)
-            else:
-                at_K = self.controller.select(signal_N[start:stop], density, agree).add_(start)
+        start, stop = self.exchange.partition(n, int(self.selections), wire)
         self.selections += 1
+        grad_P, residual_P = grad_N[start:stop], None
+        if residual_N is not None:
+            residual_P = residual_N[start:stop]
+            for other in (slice(0, start), slice(stop, n)):
+                residual_N[other] += grad_N[other]
+        if density == 1:
+            dtype = signal_dtype(grad_P, residual_P)
+            own_K, at_K = ops.take_above(grad_P, residual_P, 0.0, dtype=dtype)
+        else:
+            agree: Agree = (lambda x_B: wire.mean(x_B, kind="scales")) if self._agree else alone
+            own_K, at_K = self.controller.take(grad_P, residual_P, density, agree)
+        return own_K, at_K.add_(start)
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        with phase("select"):
+            own_K, at_K = self.take(grad_N, residual_N, wire)
         reduced, counts = self.exchange.reduce(
-            signal_N,
+            grad_N if residual_N is None else residual_N,
+            own_K,
             at_K,
             wire,
-            density=density,
+            density=self._asked,
             dtype=self.dtype,
             keep=residual_N is not None,
             out_N=grad_N,
         )
         parts = wire.world_size if isinstance(self.exchange, exchanges.Exclusive) else 1
-        self._selected = sum(counts) * parts / (len(counts) * max(1, n))
-        if density < 1 and n:
-            self.controller.learn(self._selected)
-        self.target.learn(reduced.mean_N, wire)
+        self._learn(sum(counts) * parts / (len(counts) * max(1, grad_N.numel())), reduced, wire)
         return reduced
+
+    def after(self, reduced: Reduced, wire: Wire) -> None:
+        self._learn(reduced.density, reduced, wire)
+
+    def _learn(self, selected: float, reduced: Reduced, wire: Wire) -> None:
+        """Hear what share of the elements the ranks have selected, on average over them."""
+        self._selected = selected
+        if self._asked < 1 and reduced.mean_N.numel():
+            self.controller.learn(selected)
+        self.target.learn(reduced.mean_N, wire)
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
         if self._agree or isinstance(self.target, target.Budget):

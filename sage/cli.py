@@ -163,7 +163,7 @@ def conform(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Measure the parts: sage bench record WORKLOAD --out FILE ..., sage bench density FILE ..."""
+    """Measure the parts: sage bench compress ..., bench record WORKLOAD --out FILE, bench density FILE ..."""
     if not argv or argv[0] not in BENCHES:
         raise ValueError(f"say which: {', '.join(f'bench {name}' for name in BENCHES)}")
     module = importlib.import_module(f"sage.bench.{argv[0]}")
@@ -171,7 +171,7 @@ def bench(argv: Sequence[str]) -> int:
     return status
 
 
-BENCHES = ("record", "density")
+BENCHES = ("record", "density", "compress")
 """What `sage bench` measures, each by a module's main."""
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {

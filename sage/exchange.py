@@ -43,6 +43,7 @@ class Padded:
     def reduce(
         self,
         signal_N: Tensor,
+        own_K: Tensor,
         at_K: Tensor,
         wire: Wire,
         *,
@@ -54,22 +55,27 @@ class Padded:
         """Send the selection; the mean, what was sent, and how many elements each rank had selected.
 
         Args:
-            signal_N: Where values are taken from; with `keep` it keeps what is not sent.
+            signal_N: What the selection was taken from; with `keep`, what is not sent goes back there.
+            own_K: The selection's values.
+            at_K: Its indices, int32 and ascending.
             density: That was asked for.
             dtype: In which values travel.
+            keep: Whether the signal is a residual.
             out_N: Where the mean goes.
         """
-        at_K = self.limit(signal_N, at_K, density)
         with phase("select"):
-            values_K = ops.take(signal_N, at_K, dtype=dtype, keep=keep)
-        counts, (values_M, at_M) = self.gather(values_K, at_K.int(), wire, density, signal_N.numel())
+            own_K, at_K = self.limit(signal_N, own_K, at_K, density, keep)
+            values_K = ops.rounded(signal_N, own_K, at_K, dtype=dtype, keep=keep)
+        counts, (values_M, at_M) = self.gather(values_K, at_K, wire, density, signal_N.numel())
         with phase("scatter"):
             mean_N = ops.scatter_mean(values_M, at_M, counts, out_N=out_N)
-        return Reduced(mean_N, at_K, _share(counts, out_N)), counts
+        return Reduced(mean_N, at_K, _share(counts, out_N), at_M), counts
 
-    def limit(self, signal_N: Tensor, at_K: Tensor, density: float) -> Tensor:
+    def limit(
+        self, signal_N: Tensor, own_K: Tensor, at_K: Tensor, density: float, keep: bool
+    ) -> tuple[Tensor, Tensor]:
         """What may be sent of the selection."""
-        return at_K
+        return own_K, at_K
 
     def gather(
         self, values_K: Tensor, at_K: Tensor, wire: Wire, density: float, n: int
@@ -142,9 +148,17 @@ class Auto(Padded):
 class Chunks(Padded):
     """One gather of chunks as long as the density asks for and 2 % more; what is beyond stays behind."""
 
-    def limit(self, signal_N: Tensor, at_K: Tensor, density: float) -> Tensor:
+    def limit(
+        self, signal_N: Tensor, own_K: Tensor, at_K: Tensor, density: float, keep: bool
+    ) -> tuple[Tensor, Tensor]:
         room = capacity(density, signal_N.numel())
-        return at_K if at_K.numel() <= room else at_K[ops.select_top(signal_N[at_K], room)]
+        if at_K.numel() <= room:
+            return own_K, at_K
+        sent_K = torch.zeros_like(at_K, dtype=torch.bool)
+        sent_K[ops.select_top(own_K, room)] = True
+        if keep:
+            signal_N[at_K[~sent_K]] = own_K[~sent_K]
+        return own_K[sent_K], at_K[sent_K]
 
     def gather(
         self, values_K: Tensor, at_K: Tensor, wire: Wire, density: float, n: int
@@ -163,6 +177,7 @@ class Union(Padded):
     def reduce(
         self,
         signal_N: Tensor,
+        own_K: Tensor,
         at_K: Tensor,
         wire: Wire,
         *,
@@ -171,9 +186,10 @@ class Union(Padded):
         keep: bool,
         out_N: Tensor,
     ) -> tuple[Reduced, list[int]]:
-        counts, (at_M,) = wire.gather_ragged(indices=at_K.int())
-        at_U = at_M.long().unique()
-        return mean_at(signal_N, at_U, wire, dtype=dtype, keep=keep, out_N=out_N), counts
+        counts, (at_M,) = wire.gather_ragged(indices=at_K)
+        if keep:
+            signal_N[at_K] = own_K
+        return mean_at(signal_N, at_M.unique(), wire, dtype=dtype, keep=keep, out_N=out_N), counts
 
     def payload(
         self, counts: list[int], rank: int, item: int, density: float, n: int
@@ -221,15 +237,9 @@ class ExclusiveSparsifier(Sparsifier):
         with phase("select"):
             signal_N = ops.accumulate(grad_N, residual_N)
             at_K = self.select(signal_N, wire)
-        reduced, counts = Union().reduce(
-            signal_N,
-            at_K,
-            wire,
-            density=self.density,
-            dtype=self.dtype,
-            keep=residual_N is not None,
-            out_N=grad_N,
-        )
+        counts, (at_M,) = wire.gather_ragged(indices=at_K.int())
+        keep = residual_N is not None
+        reduced = mean_at(signal_N, at_M.unique(), wire, dtype=self.dtype, keep=keep, out_N=grad_N)
         self.learn(counts)
         return reduced
 
@@ -243,7 +253,7 @@ class ExclusiveSparsifier(Sparsifier):
 def mean_at(
     signal_N: Tensor, at_U: Tensor, wire: Wire, *, dtype: torch.dtype, keep: bool, out_N: Tensor
 ) -> Reduced:
-    """The mean over ranks at places (int64, ascending) that all of them know, by an all-reduce of values."""
+    """The mean over ranks at places (ascending) that all of them know, by an all-reduce of values."""
     with phase("select"):
         values_U = ops.take(signal_N, at_U, dtype=dtype, keep=keep)
     # Divided first, the sum of halves does not overflow.

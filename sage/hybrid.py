@@ -20,6 +20,9 @@ from sage.quantise import Quantiser, gather_parts, keep_error
 from sage.reduce import Reduced, Reducer, Sparsifier
 from sage.registry import Option, options
 
+TRAVEL = ("values", "indices", "exchange")
+"""Options of sparsifiers that say how a selection travels."""
+
 P = TypeVar("P", bound=Reducer)
 
 
@@ -50,8 +53,8 @@ class Hybrid(Reducer):
 
     @classmethod
     def options(cls) -> Mapping[str, Option]:
-        """Both parts' options; how values and indices travel is not the sparsifier's to say here."""
-        own = {k: v for k, v in options(cls.sparsifier_type).items() if k not in ("values", "indices")}
+        """Both parts' options; how things travel is not the sparsifier's to say here."""
+        own = {k: v for k, v in options(cls.sparsifier_type).items() if k not in TRAVEL}
         return {**options(cls.quantiser_type), **own}
 
     def bind(self, layout: Layout) -> None:
@@ -85,7 +88,9 @@ class Hybrid(Reducer):
             counts, at_M = [at_K.numel() for at_K in at], torch.cat(at)
             self.sparsifier.learn(counts)
             mean_N = ops.scatter_mean(torch.cat(values), at_M, counts, out_N=grad_N)
-        return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, n)), at_M)
+        reduced = Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, n)), at_M)
+        self.sparsifier.after(reduced, wire)
+        return reduced
 
     def _sizes(self, at_K: Tensor) -> list[int]:
         """How many of the indices lie in each group."""

@@ -63,12 +63,13 @@ OPS = (
 )
 
 
-def _on(key: str) -> frozenset[str]:
+def on(key: str) -> frozenset[str]:
+    """The ops that the extension has a kernel for under one of torch's dispatch keys, "CPU" or "CUDA"."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     return frozenset(op for op in OPS if MISSING is None and has(f"sage::{op}", key))
 
 
-_BUILT = {"cpu": _on("CPU"), "cuda": _on("CUDA")}
+_CPU, _CUDA = on("CPU"), on("CUDA")
 
 
 def takes(op: str, x: Tensor, *others: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
@@ -83,12 +84,15 @@ def takes(op: str, x: Tensor, *others: Tensor | None, dtype: torch.dtype = torch
     if MISSING is not None:
         _tell()
         return False
-    device = x.device
-    if x.dtype is not dtype or not x.is_contiguous() or op not in _BUILT.get(device.type, ()):
+    # Asked before every op, from caches that a model's step has emptied: so each question is the cheapest
+    # that tells. `x.device.type`, which makes a string, costs as much as three others.
+    if x.dtype is not dtype or not x.is_contiguous():
+        return False
+    if not (x.is_cpu and op in _CPU or x.is_cuda and op in _CUDA):
         return False
     for v in others:
         if v is not None and not (
-            v.is_contiguous() and v.device == device and (v.dtype is dtype or not v.is_floating_point())
+            v.device == x.device and v.is_contiguous() and (v.dtype is dtype or not v.is_floating_point())
         ):
             return False
     return True
@@ -105,7 +109,7 @@ def _register_fakes() -> None:
         return x.new_empty((n,), dtype=torch.uint8)
 
     def top(
-        signal: Tensor, grad: object, bounds: object, counts: Sequence[int], *_: bool
+        signal: Tensor, grad: object, bounds: object, counts: Sequence[int], *_: float
     ) -> tuple[Tensor, ...]:
         return signal.new_empty(sum(counts)), signal.new_empty(sum(counts), dtype=torch.int32)
 

@@ -54,19 +54,14 @@ def magnitude(bits: int, dtype: torch.dtype) -> float:
     return float(torch.tensor(bits, dtype=reference.BITS[dtype]).view(dtype))
 
 
-def top_bits(dtype: torch.dtype) -> int:
-    """How many bits lie below the exponent and the five bits after it: bins of |x| a thirty-second wide."""
-    return round(-math.log2(torch.finfo(dtype).eps)) - 5
-
-
-def magnitude_histogram(x_N: Tensor, first: int, shift: int, num: int) -> Tensor:
-    """How many of |x| lie in bins of 2^shift values of their bits, from the bits `first` on: counts (int64).
-
-    What is above the last bin is counted in it; nothing may be below the first. All of a vector by its top
-    bits is `magnitude_histogram(x_N, 0, top_bits(x_N.dtype), 8192)` for float32.
-    """
-    bin_N = (magnitude_bits(x_N) - first >> shift).clamp_(max=num - 1)
-    return torch.bincount(bin_N, minlength=num)
+def least_magnitude(x_K: Tensor) -> float:
+    """The smallest |x|; infinity where none is a number, 0 of nothing."""
+    if x_K.numel() == 0:
+        return 0.0
+    least = float(x_K.abs().min())
+    if math.isnan(least):  # of some, or of all
+        least = float(x_K.abs().nan_to_num_(math.inf, math.inf).min())
+    return least
 
 
 def take(signal_N: Tensor, at_K: Tensor, *, dtype: torch.dtype, keep: bool) -> Tensor:
@@ -74,7 +69,7 @@ def take(signal_N: Tensor, at_K: Tensor, *, dtype: torch.dtype, keep: bool) -> T
 
     What stays behind is 0 for a value that travels as it is, and the rounding error for one that does not.
     """
-    return _rounded(signal_N, reference.take(signal_N, at_K, keep=keep), at_K, dtype, keep)
+    return rounded(signal_N, reference.take(signal_N, at_K, keep=keep), at_K, dtype=dtype, keep=keep)
 
 
 def take_above(
@@ -104,7 +99,7 @@ def take_above(
         own_K, at_K = _native.select_.default(signal_N, added_N, threshold, keep, clear, bins, every)
     else:
         own_K, at_K = reference.take_above(signal_N, added_N, threshold, clear=clear, bins=bins, every=every)
-    return _rounded(signal_N, own_K, at_K, dtype, keep), at_K
+    return rounded(signal_N, own_K, at_K, dtype=dtype, keep=keep), at_K
 
 
 def take_top(
@@ -115,6 +110,7 @@ def take_top(
     *,
     dtype: torch.dtype = torch.float32,
     clear: bool = False,
+    near: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[Tensor, Tensor]:
     """Accumulate, and take what `select_top` selects of each group: values and indices (int32, ascending).
 
@@ -125,19 +121,23 @@ def take_top(
         counts: How many to take of each group, at most all.
         dtype: Of the values.
         clear: Whether the gradient is left 0 once it is in the residual.
+        near: Between which magnitudes the least of those taken should lie. The result is the same whatever
+            it says; the native op then need not find out from a sample, and is the slower where it misleads.
     """
     keep = residual_N is not None
     signal_N, added_N = (grad_N, None) if residual_N is None else (residual_N, grad_N)
     if native.takes("top_", signal_N, added_N):
-        own_K, at_K = _native.top_.default(signal_N, added_N, bounds, counts, keep, clear)
+        own_K, at_K = _native.top_.default(signal_N, added_N, bounds, counts, keep, clear, *near)
     else:
         own_K, at_K = reference.take_top(signal_N, added_N, bounds, counts, clear=clear)
-    return _rounded(signal_N, own_K, at_K, dtype, keep), at_K
+    return rounded(signal_N, own_K, at_K, dtype=dtype, keep=keep), at_K
 
 
-def _rounded(signal_N: Tensor, own_K: Tensor, at_K: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
-    """What was taken as `dtype`, and with `keep` what that rounds away put back."""
-    if own_K.dtype is dtype or torch.promote_types(own_K.dtype, dtype) is dtype:
+def rounded(signal_N: Tensor, own_K: Tensor, at_K: Tensor, *, dtype: torch.dtype, keep: bool) -> Tensor:
+    """What was taken as `dtype`; with `keep`, what that rounds away goes back to where it was taken from."""
+    if own_K.dtype is dtype:
+        return own_K
+    if torch.promote_types(own_K.dtype, dtype) is dtype:
         return own_K.to(dtype)
     values_K, left_K = reference.round_to(own_K, dtype)
     if keep:
@@ -177,9 +177,20 @@ def threshold_from_histogram(bins: Tensor, density: float) -> float:
     return low + (high - low) * (1 - (wanted - above) / here) if high < float("inf") else low
 
 
-def threshold_from_sample(x_N: Tensor, density: float, *, every: int = 32) -> float:
-    """The threshold that about this share of all |x| is at or above, from every so many groups of 64."""
-    return threshold_from_histogram(histogram(x_N, every=every), density)
+def sample(grad_N: Tensor, residual_N: Tensor | None, *, every: int, first: int = 0) -> Tensor:
+    """The signal's elements in every so many groups of 32 (two cache lines), from group `first` on.
+
+    Neighbours are alike in size, so that many short groups tell more than few long ones.
+    """
+    rows = [x_N[32 * first :].unfold(0, 32, 32 * every) for x_N in (grad_N, residual_N) if x_N is not None]
+    return (rows[1] + rows[0] if len(rows) == 2 else rows[0]).flatten()
+
+
+def threshold_from_sample(sample_S: Tensor, density: float, near: tuple[float, float] = (0.0, 0.0)) -> float:
+    """The largest magnitude that this share of a sample, or more, has or exceeds; `near` as in `take_top`."""
+    num = sample_S.numel()
+    k = min(num, max(1, math.ceil(density * num)))
+    return least_magnitude(take_top(sample_S, None, [0, num], [k], near=near)[0])
 
 
 def scatter_mean(
@@ -194,7 +205,8 @@ def scatter_mean(
         out_N: Overwritten.
         zeroed: That out_N is 0 everywhere already, as after `clear`.
     """
-    values_M = values_M.to(out_N.dtype)
+    if values_M.dtype is not out_N.dtype:
+        values_M = values_M.to(out_N.dtype)
     if native.takes("scatter_mean_", out_N, values_M, at_M) and at_M.dtype == torch.int32:
         _native.scatter_mean_.default(out_N, values_M, at_M, counts, zeroed)
         return out_N

@@ -166,7 +166,12 @@ class Sparsifier(Reducer):
         self.learn(counts)
         with phase("scatter"):
             mean_N = ops.scatter_mean(values_M, at_M, counts, out_N=grad_N)
-        return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())), at_M)
+        reduced = Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())), at_M)
+        self.after(reduced, wire)
+        return reduced
+
+    def after(self, reduced: Reduced, wire: Wire) -> None:
+        """Hear what came of a step that began with `take`: for a method that steers by it."""
 
     def _gather(self, values_K: Tensor, at_K: Tensor, n: int, wire: Wire) -> tuple[list[int], Tensor, Tensor]:
         """Every rank's count, and their values and indices one after another."""

@@ -54,3 +54,11 @@ def sage(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which writes the group into the test's name
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests together, as they share what is slow to make, and all those of the cluster."""
+    for item in items:
+        group = "slurm" if item.path.parent.name == "slurm" else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))

@@ -177,7 +177,8 @@ def test_data_list_and_prepare(
 def test_conform_passes_options_and_world_sizes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = asks(monkeypatch, "sage.conform.main")
     assert main(["conform", "topk", "--density", "0.5", "--world-sizes", "1", "3"]) == 0
-    assert asked == [("topk", {"density": 0.5, "values": "fp32"}, (1, 3))]
+    options = {"density": 0.5, "values": "fp32", "indices": "int32"}
+    assert asked == [("topk", options, (1, 3))]
 
 
 def test_report_writes_beside_the_runs_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from sage.trial import Case
 
 T = TypeVar("T")
 Law = Callable[[Case], None]
-HYBRIDS = ["topk+efsign", "threshold+efsign"]
+HYBRIDS = ["topk+efsign", "sage+efsign"]
 NAMES = registry.names("reducers") + HYBRIDS
 
 VARIANTS: list[tuple[Literal["none", "residual"], dict[str, Any], list[int]]] = [

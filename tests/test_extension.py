@@ -10,6 +10,21 @@ import pytest
 from sage.conform import LAWS
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding-a-reducer.md"
+DEAF = '''
+
+class Deaf(EveryOther):
+    """Every rank keeps to its own mean."""
+
+    def forward(self, grad_N, residual_N, wire):
+        reduced = super().forward(grad_N, residual_N, wire)
+        reduced.mean_N[:1] += wire.rank
+        return reduced
+
+
+REDUCER = Deaf
+'''
+"""A reducer that breaks one law, appended to the page's."""
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -47,6 +62,33 @@ def test_a_reducer_from_another_package_is_listed_kept_to_the_laws_and_run(
     assert folder.name.startswith("digits-everyother-")
     result = (folder / "result.json").read_text()
     assert re.search(r'"density_had": 0\.2[45]', result)
+
+
+def test_the_laws_are_held_against_any_module_that_exports_a_reducer(
+    sage: Command, package: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "path" / "my_package"
+    mine.mkdir(parents=True)
+    code = (package / "everyother.py").read_text(encoding="utf-8")
+    (mine / "my_reducer.py").write_text(code, encoding="utf-8")
+    (mine / "deaf.py").write_text(code + DEAF, encoding="utf-8")
+
+    kept = sage("conform", "my_package.my_reducer", "--world-sizes", "2", paths=(mine.parent,))
+    assert kept.returncode == 0, kept.stdout + kept.stderr
+    assert "broken" not in kept.stdout
+
+    broken = sage("conform", "my_package.deaf", "--world-sizes", "2", paths=(mine.parent,))
+    assert broken.returncode == 1
+    assert re.search(r"ranks agree +│ broken", broken.stdout)
+    assert re.search(r"global random state is untouched +│ kept", broken.stdout)
+    assert (
+        "ranks_agree, W = 2, memory residual: Broken: step 0: the means of ranks 0 and 1 differ"
+        in broken.stdout
+    )
+
+    absent = sage("conform", "my_package.nothing", paths=(mine.parent,))
+    assert absent.returncode == 2
+    assert "there is no module of this name; is it installed, or on PYTHONPATH?" in absent.stderr
 
 
 def test_a_mistyped_option_of_it_is_refused(sage: Command, package: Path) -> None:

@@ -188,25 +188,29 @@ def test_scatter_mean_of_nothing_is_zero() -> None:
     assert ops.scatter_mean(nothing_M, nothing_M.int(), [0], torch.empty(0)).tolist() == []
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_a_histogram_counts_every_magnitude_between_the_edges_of_its_bin(
-    dtype: torch.dtype,
-) -> None:
-    x_N = torch.randn(500, generator=torch.Generator().manual_seed(0)).exp().to(dtype)
-    x_N[:4] = torch.tensor([0.0, -0.0, 1.0, -1.5]).to(dtype)
-    shift = ops.top_bits(dtype)
-    num = 1 << (torch.finfo(dtype).bits - 1 - shift)
-    counts_B = ops.magnitude_histogram(x_N, 0, shift, num)
-    assert counts_B.numel() == num
-    assert int(counts_B.sum()) == 500
-    for number in counts_B.nonzero().view(-1).tolist():
-        lower, upper = (ops.magnitude(bits << shift, dtype) for bits in (number, number + 1))
-        assert int(((x_N.abs() >= lower) & (x_N.abs() < upper)).sum()) == int(counts_B[number])
-        assert upper <= lower * (1 + 2**-5) or lower < torch.finfo(dtype).smallest_normal
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_magnitude_comes_back_from_its_bits(dtype: torch.dtype) -> None:
+    for x in (0.0, 1.0, -1.5, 2.0**-20, math.inf):
+        bits = int(ops.magnitude_bits(vector([x], dtype)))
+        assert ops.magnitude(bits, dtype) == abs(float(vector([x], dtype)))
 
 
-def test_a_part_of_the_histogram_counts_what_is_above_it_in_its_last_bin() -> None:
-    x_N = torch.tensor([1.0, 1.04, -1.04, 1.07, 300.0, math.inf, math.nan])
-    first = int(ops.magnitude_bits(torch.tensor(1.0)))
-    assert ops.magnitude_histogram(x_N, first, ops.top_bits(torch.float32), 3).tolist() == [1, 2, 4]
-    assert ops.magnitude(first, torch.float32) == 1.0
+def test_the_least_magnitude_is_a_number_wherever_there_is_one() -> None:
+    some = [[2.0, -1.0, math.nan], [math.nan, -math.inf], [math.nan], []]
+    assert [ops.least_magnitude(vector(x)) for x in some] == [1.0, math.inf, math.inf, 0.0]
+
+
+@pytest.mark.parametrize("n", [64 * 5, 64 * 5 + 1, 64 * 6 - 1])
+def test_a_sample_is_every_so_many_groups_of_the_signal(n: int) -> None:
+    grad_N, residual_N = torch.arange(float(n)), torch.full((n,), 0.5)
+    for every, first in ((1, 0), (2, 0), (2, 1), (4, 3)):
+        whole = n // 32
+        at_S = [32 * group + i for group in range(first, whole, every) for i in range(32)]
+        assert ops.sample(grad_N, None, every=every, first=first).tolist() == at_S
+        assert ops.sample(grad_N, residual_N, every=every, first=first).tolist() == [i + 0.5 for i in at_S]
+
+
+def test_a_samples_threshold_is_the_largest_that_so_many_reach() -> None:
+    sample_S = vector([5.0, -4.0, 3.0, 2.0, -1.0])
+    told = [ops.threshold_from_sample(sample_S, density) for density in (0.01, 0.2, 0.21, 0.6, 1.0)]
+    assert told == [5.0, 5.0, 4.0, 3.0, 1.0]

@@ -22,6 +22,7 @@ ELSEWHERE = {
     "tensorboard --logdir runs": "tests/test_record.py asks the server",
     "sbatch pararun resnet18-cifar10 --reducer sage --density 0.001": "tests/slurm/test_pararun.py",
     "sage submit jobs/suites/digits.toml": "tests/slurm/test_sweep.py",
+    "sage conform my_package.my_reducer": "tests/test_extension.py",
     "make cluster": "tests/slurm/test_cluster.py runs the program that it calls",
     "sage launch --hosts hosts.txt digits --steps 10": "tests/test_launch.py",
 }

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 
+from sage.flags import parse_run
+from sage.run import main as run_main
 from sage.tell.manifest import manifest
 from sage.tell.record import Recorder, Silent, read_metrics, recorder, write_json
 
@@ -157,6 +160,31 @@ def test_tensorboard_files_hold_scalars_histograms_and_hyperparameters(tmp_path:
     started = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     for name in (b"lr", b"seed", b"reducer_options.densities"):
         assert name in started
+
+
+@pytest.mark.parametrize("controller", ["sage", "feedback", "quantile"])
+def test_a_run_draws_density_beside_its_target_threshold_bytes_loss_and_accuracy(
+    tmp_path: Path, controller: str
+) -> None:
+    asked = ["--reducer", "sage", "--controller", controller, "--density", "0.05", "--batch-size", "8"]
+    size = ["--steps", "3", "--workers-in-process", "--runs", str(tmp_path)]
+    with ThreadPoolExecutor(1) as pool:  # in the main thread it would take over the tests' signals
+        assert pool.submit(run_main, parse_run(["digits-ff", *asked, *size])[0]).result() == 0
+    (run,) = tmp_path.iterdir()
+    steps = [record for record in read_metrics(run) if record["kind"] == "step"]
+    for field, tag in {
+        "density_asked": "density/asked",
+        "density_had": "density/had",
+        "threshold": "threshold",
+        "loss": "train/loss",
+        "wire_sent": "wire/sent",
+    }.items():
+        drawn = dict(scalars(run, tag))
+        assert drawn == pytest.approx({step["step"]: step[field] for step in steps})
+        assert len(drawn) == 3
+    assert [value for _, value in scalars(run, "density/asked")] == pytest.approx([0.05] * 3)
+    assert dict(scalars(run, "bytes/values")) == {step["step"]: step["bytes"]["values"] for step in steps}
+    assert len(scalars(run, "eval/accuracy")) == 1
 
 
 def test_one_writer_makes_one_file_and_no_folders_beside_it(tmp_path: Path) -> None:

@@ -119,6 +119,8 @@ __attribute__((target("avx2,popcnt"))) int64_t block_avx2(
         for (int part = 0; part < kParts; ++part) _mm256_storeu_ps(signal + part * kLanes, a[part]);
       continue;
     }
+    __builtin_prefetch(values + size + kGroup, 1);
+    __builtin_prefetch(indices + size + kGroup, 1);
 #pragma GCC unroll 8
     for (int part = 0; part < kParts; ++part) {
       const int mask = _mm256_movemask_ps(_mm256_castsi256_ps(taken[part]));
@@ -132,6 +134,23 @@ __attribute__((target("avx2,popcnt"))) int64_t block_avx2(
     }
   }
   return size + block_scalar<kAdd>(pass, i, end, values + size, indices + size);
+}
+
+// The lanes of a mask, to the front of two lists; how many. Compressed in the register and stored then: compressing into
+// memory is microcode on some processors. Of few lanes a quarter is stored, which seldom straddles two cache lines.
+__attribute__((target("avx512f,popcnt"))) inline int64_t store(__mmask16 mask, __m512 value, __m512i at,
+                                                               float* values, int32_t* indices) {
+  const int num = __builtin_popcount(mask);
+  value = _mm512_maskz_compress_ps(mask, value);
+  at = _mm512_maskz_compress_epi32(mask, at);
+  if (num <= 4) [[likely]] {
+    std::memcpy(values, &value, 4 * sizeof *values);
+    std::memcpy(indices, &at, 4 * sizeof *indices);
+  } else {
+    _mm512_storeu_ps(values, value);
+    _mm512_storeu_si512(indices, at);
+  }
+  return num;
 }
 
 template <bool kAdd>
@@ -174,14 +193,13 @@ __attribute__((target("avx512f,avx512dq,popcnt"))) int64_t block_avx512(
         for (int part = 0; part < kParts; ++part) _mm512_storeu_ps(signal + part * kLanes, a[part]);
       continue;
     }
+    __builtin_prefetch(values + size + kGroup, 1);
+    __builtin_prefetch(indices + size + kGroup, 1);
 #pragma GCC unroll 4
     for (int part = 0; part < kParts; ++part) {
       const __mmask16 mask = taken[part];
       const __m512i at = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int32_t>(i) + part * kLanes), lanes);
-      // Compress in the register, then store: compressing into memory is microcode on some processors.
-      _mm512_storeu_ps(values + size, _mm512_maskz_compress_ps(mask, a[part]));
-      _mm512_storeu_si512(indices + size, _mm512_maskz_compress_epi32(mask, at));
-      size += __builtin_popcount(mask);
+      size += store(mask, a[part], at, values + size, indices + size);
       if (keep) a[part] = _mm512_maskz_mov_ps(static_cast<__mmask16>(~mask), a[part]);
       _mm512_storeu_ps(signal + part * kLanes, a[part]);
     }

@@ -1,98 +1,139 @@
-// A list of elements cut in two by magnitude, and the magnitudes of a list that are below a limit.
+// A list of elements cut in two by magnitude, and the magnitudes of a list that are between two limits.
 #pragma once
 
 #include "compress.h"
 
 namespace sage::cpu {
 
-// Of a list, what is at or above a limit to the front of another, which has room for no more than `room`; the
-// rest to the front of `rest`, with room for all of them and kOver more. Returns how many went to the first.
-inline int64_t part_scalar(const float* values, const int32_t* indices, int64_t n, uint32_t limit, int32_t base,
-                           float* out_values, int32_t* out_indices, int64_t room, List& rest) {
+// Elements of a list, one after another.
+struct Span {
+  const float* values;
+  const int32_t* indices;
+  int64_t size;
+};
+
+// Of a list, what is at or above a limit to the front of another, which has room for no more than `room` and may be
+// the same one; the rest to the front of `rest`, with room for all of them and kOver more. Returns how many went to
+// the first.
+inline int64_t part_scalar(const Span& list, uint32_t limit, int32_t base, float* out_values, int32_t* out_indices,
+                           int64_t room, List& rest) {
   int64_t size = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const bool taken = magnitude(values[i]) >= limit && size < room;
+  for (int64_t i = 0; i < list.size; ++i) {
+    const bool taken = magnitude(list.values[i]) >= limit && size < room;
     float* value = taken ? out_values + size : rest.values + rest.size;
     int32_t* index = taken ? out_indices + size : rest.indices + rest.size;
-    *value = values[i];
-    *index = taken ? indices[i] + base : indices[i];
+    *value = list.values[i];
+    *index = taken ? list.indices[i] + base : list.indices[i];
     size += taken;
     rest.size += !taken;
   }
   return size;
 }
 
+inline int64_t within_scalar(const float* values, int64_t n, uint32_t low, uint32_t high, uint32_t* out) {
+  int64_t size = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    out[size] = magnitude(values[i]);
+    size += out[size] - low < high - low;
+  }
+  return size;
+}
+
 #if SAGE_X86
 
-__attribute__((target("avx2,popcnt"))) inline int64_t part_avx2(
-    const float* values, const int32_t* indices, int64_t n, uint32_t limit, int32_t base, float* out_values,
-    int32_t* out_indices, int64_t room, List& rest) {
+inline Span behind(const Span& list, int64_t i) { return {list.values + i, list.indices + i, list.size - i}; }
+
+__attribute__((target("avx2,popcnt"))) inline int64_t part_avx2(const Span& list, uint32_t limit, int32_t base,
+                                                                float* out_values, int32_t* out_indices,
+                                                                int64_t room, List& rest) {
   const __m256i magnitudes = _mm256_set1_epi32(kMagnitude), based = _mm256_set1_epi32(base);
   const __m256i below = _mm256_set1_epi32(static_cast<int32_t>(limit - 1));
   int64_t size = 0, i = 0;
-  for (; i + 8 <= n && size + 8 <= room; i += 8) {
-    const __m256 value = _mm256_loadu_ps(values + i);
-    const __m256i index = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(indices + i));
+  for (; i + 8 <= list.size && size + 8 <= room; i += 8) {
+    const __m256 value = _mm256_loadu_ps(list.values + i);
+    const __m256i index = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(list.indices + i));
     const __m256i taken = _mm256_cmpgt_epi32(_mm256_and_si256(_mm256_castps_si256(value), magnitudes), below);
     const int mask = _mm256_movemask_ps(_mm256_castsi256_ps(taken));
     const __m256i pick = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kPick[mask].data()));
+    const __m256i drop = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kPick[255 - mask].data()));
     _mm256_storeu_ps(out_values + size, _mm256_permutevar8x32_ps(value, pick));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out_indices + size),
                         _mm256_permutevar8x32_epi32(_mm256_add_epi32(index, based), pick));
-    size += __builtin_popcount(mask);
-    if (mask == 255) continue;
-    const __m256i drop = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kPick[255 - mask].data()));
     _mm256_storeu_ps(rest.values + rest.size, _mm256_permutevar8x32_ps(value, drop));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(rest.indices + rest.size),
                         _mm256_permutevar8x32_epi32(index, drop));
+    size += __builtin_popcount(mask);
     rest.size += 8 - __builtin_popcount(mask);
   }
-  return size + part_scalar(values + i, indices + i, n - i, limit, base, out_values + size, out_indices + size,
-                            room - size, rest);
+  return size + part_scalar(behind(list, i), limit, base, out_values + size, out_indices + size, room - size, rest);
 }
 
-// The magnitudes below a limit, to the front of `out`, which has room for all and kOver more.
-__attribute__((target("avx2,popcnt"))) inline int64_t below_avx2(const float* values, int64_t n, uint32_t limit,
-                                                                 uint32_t* out) {
-  const __m256i magnitudes = _mm256_set1_epi32(kMagnitude), last = _mm256_set1_epi32(static_cast<int32_t>(limit - 1));
+__attribute__((target("avx512f,popcnt"))) inline int64_t part_avx512(const Span& list, uint32_t limit, int32_t base,
+                                                                     float* out_values, int32_t* out_indices,
+                                                                     int64_t room, List& rest) {
+  const __m512i magnitudes = _mm512_set1_epi32(kMagnitude), based = _mm512_set1_epi32(base);
+  const __m512i limits = _mm512_set1_epi32(static_cast<int32_t>(limit));
+  int64_t size = 0, i = 0;
+  for (; i + 16 <= list.size && size + 16 <= room; i += 16) {
+    const __m512 value = _mm512_loadu_ps(list.values + i);
+    const __m512i index = _mm512_loadu_si512(list.indices + i);
+    const __mmask16 taken = _mm512_cmpge_epu32_mask(_mm512_and_si512(_mm512_castps_si512(value), magnitudes), limits);
+    size += store(taken, value, _mm512_add_epi32(index, based), out_values + size, out_indices + size);
+    rest.size += store(static_cast<__mmask16>(~taken), value, index, rest.values + rest.size, rest.indices + rest.size);
+  }
+  return size + part_scalar(behind(list, i), limit, base, out_values + size, out_indices + size, room - size, rest);
+}
+
+__attribute__((target("avx2,popcnt"))) inline int64_t within_avx2(const float* values, int64_t n, uint32_t low,
+                                                                  uint32_t high, uint32_t* out) {
+  const __m256i magnitudes = _mm256_set1_epi32(kMagnitude);
+  const __m256i below = _mm256_set1_epi32(static_cast<int32_t>(low - 1));
+  const __m256i last = _mm256_set1_epi32(static_cast<int32_t>(high - 1));
   int64_t size = 0, i = 0;
   for (; i + 8 <= n; i += 8) {
     const __m256i bits = _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(values + i)), magnitudes);
-    const int mask = 255 - _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(bits, last)));
+    const __m256i inside = _mm256_andnot_si256(_mm256_cmpgt_epi32(bits, last), _mm256_cmpgt_epi32(bits, below));
+    const int mask = _mm256_movemask_ps(_mm256_castsi256_ps(inside));
     const __m256i pick = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kPick[mask].data()));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + size), _mm256_permutevar8x32_epi32(bits, pick));
     size += __builtin_popcount(mask);
   }
-  for (; i < n; ++i) {
-    out[size] = magnitude(values[i]);
-    size += out[size] < limit;
+  return size + within_scalar(values + i, n - i, low, high, out + size);
+}
+
+__attribute__((target("avx512f,popcnt"))) inline int64_t within_avx512(const float* values, int64_t n, uint32_t low,
+                                                                       uint32_t high, uint32_t* out) {
+  const __m512i magnitudes = _mm512_set1_epi32(kMagnitude), lows = _mm512_set1_epi32(static_cast<int32_t>(low));
+  const __m512i width = _mm512_set1_epi32(static_cast<int32_t>(high - low));
+  int64_t size = 0, i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const __m512i bits = _mm512_and_si512(_mm512_castps_si512(_mm512_loadu_ps(values + i)), magnitudes);
+    const __mmask16 mask = _mm512_cmplt_epu32_mask(_mm512_sub_epi32(bits, lows), width);
+    _mm512_storeu_si512(out + size, _mm512_maskz_compress_epi32(mask, bits));
+    size += __builtin_popcount(mask);
   }
-  return size;
+  return size + within_scalar(values + i, n - i, low, high, out + size);
 }
 
 #endif  // SAGE_X86
 
-inline int64_t partition(Isa isa, const List& list, uint32_t limit, int64_t base, float* out_values,
+inline int64_t partition(Isa isa, const Span& list, uint32_t limit, int64_t base, float* out_values,
                          int32_t* out_indices, int64_t room, List& rest) {
+  const auto added = static_cast<int32_t>(base);
 #if SAGE_X86
-  if (isa != Isa::scalar)
-    return part_avx2(list.values, list.indices, list.size, limit, static_cast<int32_t>(base),
-                     out_values, out_indices, room, rest);
+  if (isa == Isa::avx512) return part_avx512(list, limit, added, out_values, out_indices, room, rest);
+  if (isa == Isa::avx2) return part_avx2(list, limit, added, out_values, out_indices, room, rest);
 #endif
-  return part_scalar(list.values, list.indices, list.size, limit, static_cast<int32_t>(base),
-                     out_values, out_indices, room, rest);
+  return part_scalar(list, limit, added, out_values, out_indices, room, rest);
 }
 
-inline int64_t magnitudes_below(Isa isa, const List& list, uint32_t limit, uint32_t* out) {
+// The magnitudes in [low, high), kNothing at most, to the front of `out`, which has room for all and kOver more.
+inline int64_t magnitudes_within(Isa isa, const float* values, int64_t n, uint32_t low, uint32_t high, uint32_t* out) {
 #if SAGE_X86
-  if (isa != Isa::scalar) return below_avx2(list.values, list.size, limit, out);
+  if (isa == Isa::avx512) return within_avx512(values, n, low, high, out);
+  if (isa == Isa::avx2) return within_avx2(values, n, low, high, out);
 #endif
-  int64_t size = 0;
-  for (int64_t i = 0; i < list.size; ++i) {
-    out[size] = magnitude(list.values[i]);
-    size += out[size] < limit;
-  }
-  return size;
+  return within_scalar(values, n, low, high, out);
 }
 
 }  // namespace sage::cpu

@@ -2,40 +2,9 @@
 #include "select.h"
 
 #include "team.h"
+#include "tensors.h"
 
 namespace sage::cpu {
-
-namespace {
-
-// A list that lies in tensors, so that what was taken need not be copied into them.
-class TensorList : public List {
- public:
-  explicit TensorList(const Tensor& beside) : beside_(beside) {}
-
-  std::tuple<Tensor, Tensor> tensors() {
-    reserve(1);
-    return {torch::stable::narrow(*value_, 0, 0, size), torch::stable::narrow(*index_, 0, 0, size)};
-  }
-
- private:
-  void grow(int64_t n) override {
-    room = std::max(n, room + room / 2);
-    Tensor value = empty<float>(room, beside_), index = empty<int32_t>(room, beside_);
-    if (size > 0) {
-      std::memcpy(value.mutable_data_ptr(), values, size * sizeof(float));
-      std::memcpy(index.mutable_data_ptr(), indices, size * sizeof(int32_t));
-    }
-    values = data<float>(value);
-    indices = data<int32_t>(index);
-    value_ = value;
-    index_ = index;
-  }
-
-  const Tensor& beside_;
-  std::optional<Tensor> value_, index_;
-};
-
-}  // namespace
 
 std::tuple<Tensor, Tensor> select_(Tensor signal, std::optional<Tensor> grad, double threshold, bool keep, bool clear,
                                    std::optional<Tensor> histogram, int64_t every) {
@@ -58,7 +27,7 @@ std::tuple<Tensor, Tensor> select_(Tensor signal, std::optional<Tensor> grad, do
 
 Tensor count_above(Tensor x, double threshold) {
   const float* data_N = in<float>(x, "x", x);
-  Tensor count = torch::stable::new_empty(x, {}, ScalarType::Long);
+  Tensor count = scalar<int64_t>(x);
   *data<int64_t>(count) = count_above(torch_team(), data_N, x.numel(), limit_of(static_cast<float>(threshold)));
   return count;
 }

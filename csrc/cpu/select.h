@@ -37,34 +37,37 @@ inline std::vector<Kept>& workspace(int64_t parts) {
 
 constexpr int64_t kLine = 16;  // elements of a cache line
 
-// Tell `see` the magnitudes of signal + gradient in some cache lines; `place` says which. They are far apart, so they are
-// asked for well before they are looked at.
-template <class Place, class See>
-void sample_lines(const Pass& pass, int64_t num, const Place& place, const See& see) {
-  constexpr int64_t kBatch = 32;
-  int64_t begins[kBatch];
-  for (int64_t first = 0; first < num; first += kBatch) {
-    const int64_t batch = std::min(kBatch, num - first);
-    for (int64_t line = 0; line < batch; ++line) {
-      begins[line] = place(first + line) * kLine;
-      __builtin_prefetch(pass.signal + begins[line]);
-      if (pass.grad) __builtin_prefetch(pass.grad + begins[line]);
-    }
-    for (int64_t line = 0; line < batch; ++line)
-      for (int64_t i = begins[line]; i < begins[line] + kLine; ++i)
-        see(magnitude(pass.grad ? pass.signal[i] + pass.grad[i] : pass.signal[i]));
+// Tell `see` what signal + gradient is in some cache lines, several lines at a time, in an array with kOver more; the
+// lines are spread evenly, each at a place of its own within its stride.
+template <class See>
+void sample_lines(const Pass& pass, int64_t n, int64_t num, const See& see) {
+  constexpr int64_t kBatch = 32, kFixed = 24;
+  const int64_t stride = (n / kLine << kFixed) / num;
+  const auto place = [stride](int64_t line) {
+    const uint64_t first = static_cast<uint64_t>(line * stride) >> kFixed;
+    const uint64_t lines = (static_cast<uint64_t>((line + 1) * stride) >> kFixed) - first;
+    const uint64_t drawn = static_cast<uint64_t>(line) * 0x9e3779b97f4a7c15u >> 32;
+    return static_cast<int64_t>(first + (drawn * lines >> 32)) * kLine;
+  };
+  float sums[kBatch * kLine + kOver];
+  for (int64_t line = 0, held = 0; line < num; ++line) {
+    // They are far apart, so each is asked for well before it is looked at.
+    const int64_t soon = place(std::min(line + kBatch, num - 1)), begin = place(line);
+    __builtin_prefetch(pass.signal + soon);
+    if (pass.grad) __builtin_prefetch(pass.grad + soon);
+    for (int64_t i = 0; i < kLine; ++i)
+      sums[held + i] = pass.grad ? pass.signal[begin + i] + pass.grad[begin + i] : pass.signal[begin + i];
+    held += kLine;
+    if (held == kBatch * kLine || line == num - 1) see(sums, held), held = 0;
   }
 }
 
 // How much room a pass's list is likely to need, told from a few cache lines: memory is taken once, and not twice.
 inline int64_t likely_room(const Pass& pass, int64_t n) {
   constexpr int64_t kLines = 128;
-  const int64_t stride = n / kLine / kLines;
-  if (stride < 4) return n + kOver;
+  if (n < 4 * kLines * kLine) return n + kOver;
   int64_t taken = 0;
-  sample_lines(
-      pass, kLines, [stride](int64_t line) { return line * stride; },
-      [&taken, &pass](uint32_t bits) { taken += bits >= pass.limit; });
+  sample_lines(pass, n, kLines, [&](const float* sums, int64_t num) { taken += num_at_least(sums, num, pass.limit); });
   const double share = static_cast<double>(taken) / (kLine * kLines);
   return std::min(n + kOver, static_cast<int64_t>(static_cast<double>(n) * (1.25 * share + 0.001)) + kBlock + kOver);
 }

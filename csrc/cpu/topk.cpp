@@ -2,16 +2,16 @@
 #include "topk.h"
 
 #include "team.h"
+#include "tensors.h"
 
 namespace sage::cpu {
 
 std::tuple<Tensor, Tensor> top_(Tensor signal, std::optional<Tensor> grad, std::vector<int64_t> bounds,
-                                std::vector<int64_t> counts, bool keep, bool clear) {
+                                std::vector<int64_t> counts, bool keep, bool clear, double low, double high) {
   check_signal(signal, grad);
   const int64_t k = check_groups(bounds, counts, signal.numel());
-  Tensor values = empty<float>(k, signal), indices = empty<int32_t>(k, signal);
-  float* value = data<float>(values);
-  int32_t* index = data<int32_t>(indices);
+  TensorList list(signal);
+  if (counts.size() > 1) list.reserve(k);  // one group sees for itself how much it needs
   const Team team = torch_team();
   for (size_t group = 0; group < counts.size(); ++group) {
     const int64_t begin = bounds[group];
@@ -19,11 +19,10 @@ std::tuple<Tensor, Tensor> top_(Tensor signal, std::optional<Tensor> grad, std::
     pass.grad = grad ? data<float>(*grad) + begin : nullptr;
     pass.keep = keep;
     pass.clear = clear;
-    top(isa(), team, pass, bounds[group + 1] - begin, counts[group], begin, value, index);
-    value += counts[group];
-    index += counts[group];
+    top(isa(), team, pass, bounds[group + 1] - begin, counts[group], begin, list, limit_of(static_cast<float>(low)),
+        limit_of(static_cast<float>(high)));
   }
-  return {values, indices};
+  return list.tensors();
 }
 
 }  // namespace sage::cpu

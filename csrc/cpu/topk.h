@@ -2,9 +2,11 @@
 //
 // A sample says between which magnitudes the k-th must lie. One fused pass at the lower of them accumulates and
 // takes out the few candidates; the k-th is searched among those inside the bracket; and the rejects are written
-// back. Where the sample misled, or too many are equal, three counting passes find the k-th instead.
+// back. Where the sample misled, or too many are equal, three counting passes find the k-th instead. Who knows better
+// may say the bracket, and no sample is taken; one that misleads costs a pass, and changes no result.
 #pragma once
 
+#include <bit>
 #include <cmath>
 
 #include "partition.h"
@@ -32,26 +34,26 @@ Rank rank_of_few(int64_t n, int64_t r, const At& at) {
   return {kth, above, equal};
 }
 
-// The r-th largest (from 1) of magnitudes, by counting 11, 11 and 9 bits, the high ones first.
+// The r-th largest (from 1) of n numbers of `width` bits, by counting 11 bits of them at a time, the high ones first.
 template <class At>
-Rank rank(int64_t n, int64_t r, const At& at) {
+Rank rank(int64_t n, int64_t r, int width, const At& at) {
   if (n <= 2048) return rank_of_few(n, r, at);
   uint32_t counts[4][2048];
-  Rank found{0, 0, 0};
+  Rank found{0, 0, n};
   int64_t left = r;
-  for (const auto& [shift, width] : {std::pair{20, 11}, std::pair{9, 11}, std::pair{0, 9}}) {
+  for (int high = width, low; high > 0; high = low) {
+    low = std::max(0, high - 11);
     std::memset(counts, 0, sizeof counts);
-    const uint32_t mask = (1u << width) - 1;
-    const int high = shift + width;
+    const uint32_t mask = (1u << (high - low)) - 1;
     int64_t i = 0;
-    if (high == 31) {
+    if (high == width) {
       // Four counts side by side: neighbours often fall into one bin, and would wait for each other.
       for (; i + 4 <= n; i += 4)
-        for (int lane = 0; lane < 4; ++lane) ++counts[lane][at(i + lane) >> shift];
-      for (; i < n; ++i) ++counts[0][at(i) >> shift];
+        for (int lane = 0; lane < 4; ++lane) ++counts[lane][at(i + lane) >> low];
+      for (; i < n; ++i) ++counts[0][at(i) >> low];
     } else {
       for (; i < n; ++i)
-        if (const uint32_t bits = at(i); bits >> high == found.bits >> high) ++counts[i & 3][bits >> shift & mask];
+        if (const uint32_t bits = at(i); bits >> high == found.bits >> high) ++counts[i & 3][bits >> low & mask];
     }
     int64_t bin = mask, here;
     for (;; --bin) {
@@ -59,7 +61,7 @@ Rank rank(int64_t n, int64_t r, const At& at) {
       if (left <= here) break;
       left -= here;
     }
-    found.bits |= static_cast<uint32_t>(bin) << shift;
+    found.bits |= static_cast<uint32_t>(bin) << low;
     found.equal = here;
   }
   found.above = r - left;
@@ -68,45 +70,60 @@ Rank rank(int64_t n, int64_t r, const At& at) {
 
 struct Bracket {
   uint32_t low, high;  // the k-th largest should be in [low, high)
+  int64_t likely;      // candidates to expect
   int64_t most;        // candidates, above which the bracket is useless
 };
 
-// From cache lines spread evenly over the vector, each at a place of its own within its stride.
-inline Bracket bracket(const Pass& pass, int64_t n, int64_t k) {
-  const int64_t lines = n / kLine, sampled = std::clamp<int64_t>(lines / 32, 512, 8192);
+// The magnitudes in some of a vector's cache lines that are at or above a floor, to the front of `out`; how many.
+inline int64_t sample(Isa isa, const Pass& pass, int64_t n, int64_t num_lines, uint32_t floor, uint32_t* out) {
+  int64_t size = 0;
+  sample_lines(pass, n, num_lines, [&](const float* sums, int64_t num) {
+    size += magnitudes_within(isa, sums, num, floor, kNothing, out + size);
+  });
+  return size;
+}
+
+// Neighbours are alike, so a line tells less than 16 elements: 5 standard deviations of independent ones.
+inline double slack(double expected) { return 5 * std::sqrt(expected) + 8; }
+
+// How many candidates are still worth taking out and putting back.
+inline int64_t most_candidates(int64_t n, int64_t k) { return 2 * k + n / 16; }
+
+// Where the k-th largest lies, from a sample. A first look at little of it says what of the rest need not be counted.
+inline Bracket bracket(Isa isa, const Pass& pass, int64_t n, int64_t k) {
+  constexpr int64_t kFew = 64;
+  const int64_t num_lines = std::clamp<int64_t>(n / kLine / 32, 512, 8192);
   static thread_local Buffer<uint32_t> buffer;
-  buffer.reserve(kBins);
-  uint32_t* counts = buffer.data();
-  std::memset(counts, 0, kBins * sizeof *counts);
-  uint32_t largest = 0;
-  sample_lines(
-      pass, sampled,
-      [lines, sampled](int64_t line) {
-        const int64_t first = lines * line / sampled, stride = lines * (line + 1) / sampled - first;
-        const uint64_t drawn = static_cast<uint64_t>(line) * 0x9e3779b97f4a7c15u >> 32;
-        return first + static_cast<int64_t>(drawn * static_cast<uint64_t>(stride) >> 32);
-      },
-      [counts, &largest](uint32_t bits) {
-        largest = std::max(largest, bits);
-        ++counts[bits >> kBinShift];
-      });
-  // Neighbours are alike, so a line tells less than 16 elements: 5 standard deviations of independent ones.
-  const double expected = static_cast<double>(k) / n * sampled * kLine, slack = 5 * std::sqrt(expected) + 8;
-  int64_t bin = (largest >> kBinShift) + 1, above = 0;
-  while (bin > 0 && above + counts[bin - 1] <= expected - slack) above += counts[--bin];
-  Bracket found{0, static_cast<uint32_t>(bin) << kBinShift, 0};
-  while (bin > 0 && above < expected + slack) above += counts[--bin];
-  found.low = static_cast<uint32_t>(bin) << kBinShift;
-  found.most = 2 * k + n / 16;
+  buffer.reserve(num_lines * kLine + kOver);
+  uint32_t *seen = buffer.data(), floor = 0;
+  const double share = static_cast<double>(k) / n, few = share * kFew * kLine, expected = share * num_lines * kLine;
+  if (const auto enough = static_cast<int64_t>(few + slack(few)); enough < kFew * kLine) {
+    sample(isa, pass, n, kFew, 0, seen);
+    std::nth_element(seen, seen + enough, seen + kFew * kLine, std::greater<>());
+    floor = seen[enough];
+  }
+  int64_t size = sample(isa, pass, n, num_lines, floor, seen);
+  if (size < expected + slack(expected) && floor > 0) size = sample(isa, pass, n, num_lines, floor = 0, seen);
+
+  uint32_t counts[4096] = {};
+  const uint32_t largest = *std::max_element(seen, seen + size);
+  const int shift = std::max(0, static_cast<int>(std::bit_width(largest - floor)) - 12);
+  for (int64_t i = 0; i < size; ++i) ++counts[(seen[i] - floor) >> shift];
+  int64_t bin = ((largest - floor) >> shift) + 1, above = 0;
+  while (bin > 0 && above + counts[bin - 1] <= expected - slack(expected)) above += counts[--bin];
+  Bracket found{0, std::min(kNothing, floor + (static_cast<uint32_t>(bin) << shift)), 0, most_candidates(n, k)};
+  while (bin > 0 && above < expected + slack(expected)) above += counts[--bin];
+  found.low = floor + (static_cast<uint32_t>(bin) << shift);
+  found.likely = above * (n / (num_lines * kLine));
   // Half the vector in one bin, zeros for one: counting is then better than taking it all out and putting it back.
-  if (above > (static_cast<double>(found.most) / n) * sampled * kLine) found.low = kNothing;
+  if (found.likely > found.most) found.low = kNothing;
   return found;
 }
 
 // One group of a vector: `base` is added to the indices that are written, exactly k of them.
 inline void top_by_counting(const Pass& pass, int64_t n, int64_t k, int64_t base, float* values, int32_t* indices) {
   const float* signal = pass.signal;
-  const Rank kth = rank(n, k, [signal](int64_t i) { return magnitude(signal[i]); });
+  const Rank kth = rank(n, k, 31, [signal](int64_t i) { return magnitude(signal[i]); });
   int64_t ties = k - kth.above;
   for (int64_t i = 0, size = 0; size < k; ++i) {
     const uint32_t bits = magnitude(pass.signal[i]);
@@ -117,34 +134,40 @@ inline void top_by_counting(const Pass& pass, int64_t n, int64_t k, int64_t base
   }
 }
 
-inline void put_back(const List& list, const Pass& pass) {
+inline void put_back(const Span& list, const Pass& pass) {
   if (!pass.keep) return;
   for (int64_t i = 0; i < list.size; ++i) pass.signal[list.indices[i]] = list.values[i];
 }
 
-// Of the candidates, exactly k into the output and the rest back; false where the k-th is not among them.
-inline bool settle(Isa isa, const std::vector<Kept>& kept, const Pass& pass, uint32_t high, int64_t k, int64_t base,
-                   float* values, int32_t* indices) {
+// Of the candidates, exactly k to the output, where the first of them may lie already, and the rest back into the
+// signal; false where the k-th is not among them.
+inline bool settle(Isa isa, const std::vector<Span>& candidates, const Pass& pass, const Bracket& bracket, int64_t k,
+                   int64_t base, float* values, int32_t* indices) {
   int64_t num = 0;
-  for (const Kept& part : kept) num += part.size;
+  for (const Span& part : candidates) num += part.size;
   if (num < k) return false;
   static thread_local Buffer<uint32_t> buffer;
   buffer.reserve(num + kOver);
   uint32_t* inside = buffer.data();
+  const uint32_t low = bracket.low;
   // Only the bracket is searched; where the sample put its upper end too low, all candidates are.
   int64_t num_inside = 0, above = k;
-  for (const uint32_t limit : {high, kNothing}) {
+  int width = 31;
+  for (const uint32_t high : {bracket.high, kNothing}) {
     if (above < k) break;
     num_inside = 0;
-    for (const Kept& part : kept) num_inside += magnitudes_below(isa, part, limit, inside + num_inside);
+    for (const Span& part : candidates)
+      num_inside += magnitudes_within(isa, part.values, part.size, low, high, inside + num_inside);
     above = num - num_inside;
+    width = static_cast<int>(std::bit_width(high - low));
   }
-  const Rank kth = rank(num_inside, k - above, [inside](int64_t i) { return inside[i]; });
+  Rank kth = rank(num_inside, k - above, width, [inside, low](int64_t i) { return inside[i] - low; });
+  kth.bits += low;
   int64_t ties = k - above - kth.above, size = 0;
   static thread_local Kept rejects;
   rejects.size = 0;
   rejects.reserve(num - k + kOver);
-  for (const Kept& part : kept) {
+  for (const Span& part : candidates) {
     if (kth.equal == ties) {
       size += partition(isa, part, kth.bits, base, values + size, indices + size, k - size, rejects);
       continue;
@@ -158,28 +181,55 @@ inline bool settle(Isa isa, const std::vector<Kept>& kept, const Pass& pass, uin
       rejects.size += !taken;
     }
   }
-  put_back(rejects, pass);
+  put_back({rejects.values, rejects.indices, rejects.size}, pass);
   return true;
 }
 
-// signal += gradient, and its k largest to the output: k values and indices, ascending, `base` added to them.
-inline void top(Isa isa, const Team& team, Pass pass, int64_t n, int64_t k, int64_t base, float* values,
-                int32_t* indices) {
-  if (k > 0 && k < n && n > kSmall) {
-    const Bracket found = bracket(pass, n, k);
-    if (found.low != kNothing) {
-      const int64_t parts = team.parts(n);
-      std::vector<Kept>& kept = workspace(parts);
-      std::vector<uint8_t> full(parts);
-      pass.limit = found.low;
-      team.each(parts, [&](int64_t part) {
-        const int64_t begin = part_begin(n, parts, part), end = part_begin(n, parts, part + 1);
-        full[part] = run(isa, pass, begin, end, kept[part], found.most);
-      });
-      pass.grad = nullptr;
-      const bool whole = std::none_of(full.begin(), full.end(), [](uint8_t is) { return is; });
-      if (whole && settle(isa, kept, pass, found.high, k, base, values, indices)) return;
-      for (const Kept& part : kept) put_back(part, pass);
+// One pass that takes out the candidates, and settles which of them it is; false where the bracket did not hold, with
+// the signal as if nothing had been taken.
+inline bool top_in_bracket(Isa isa, const Team& team, Pass pass, int64_t n, const Bracket& found, int64_t k,
+                           int64_t base, List& list) {
+  const int64_t parts = team.parts(n), start = list.size;
+  std::vector<Span> candidates;
+  bool full = false;
+  pass.limit = found.low;
+  if (parts == 1) {  // straight to where they are wanted: the rejects among them are few
+    list.reserve(start + found.likely + kBlock + kOver);
+    full = run(isa, pass, 0, n, list, start + found.most);
+    candidates.push_back({list.values + start, list.indices + start, list.size - start});
+  } else {
+    std::vector<Kept>& kept = workspace(parts);
+    std::vector<uint8_t> is_full(parts);
+    team.each(parts, [&](int64_t part) {
+      const int64_t begin = part_begin(n, parts, part), end = part_begin(n, parts, part + 1);
+      is_full[part] = run(isa, pass, begin, end, kept[part], found.most);
+    });
+    full = std::any_of(is_full.begin(), is_full.end(), [](uint8_t is) { return is; });
+    for (const Kept& part : kept) candidates.push_back({part.values, part.indices, part.size});
+    list.reserve(start + k);
+  }
+  const bool settled =
+      !full && settle(isa, candidates, pass, found, k, base, list.values + start, list.indices + start);
+  if (!settled)
+    for (const Span& part : candidates) put_back(part, pass);
+  list.size = settled ? start + k : start;
+  return settled;
+}
+
+// signal += gradient, and its k largest appended to a list by ascending index, `base` added to it. They are looked for
+// from `low` on first, and around [low, high), where low is not 0.
+inline void top(Isa isa, const Team& team, Pass pass, int64_t n, int64_t k, int64_t base, List& list, uint32_t low = 0,
+                uint32_t high = 0) {
+  const auto within = [&](const Bracket& bracket) {
+    const bool settled = top_in_bracket(isa, team, pass, n, bracket, k, base, list);
+    pass.grad = nullptr;  // whatever came of it, it has been added
+    return settled;
+  };
+  if (k > 0 && k < n) {
+    if (low && within({low, std::max(low, high), k + k / 4, most_candidates(n, k)})) return;
+    if (n > kSmall) {
+      const Bracket found = bracket(isa, pass, n, k);
+      if (found.low != kNothing && within(found)) return;
     }
   }
   if (pass.grad) {
@@ -189,7 +239,10 @@ inline void top(Isa isa, const Team& team, Pass pass, int64_t n, int64_t k, int6
     select(isa, team, pass, n, none);
     pass.grad = nullptr;
   }
-  if (k > 0) top_by_counting(pass, n, k, base, values, indices);
+  if (k == 0) return;
+  list.reserve(list.size + k);
+  top_by_counting(pass, n, k, base, list.values + list.size, list.indices + list.size);
+  list.size += k;
 }
 
 }  // namespace sage::cpu

@@ -4,7 +4,7 @@
 namespace sage::cuda {
 
 std::tuple<Tensor, Tensor> top_(Tensor signal, std::optional<Tensor> grad, std::vector<int64_t> bounds,
-                                std::vector<int64_t> counts, bool keep, bool clear) {
+                                std::vector<int64_t> counts, bool keep, bool clear, double, double) {
   check_signal(signal, grad);
   const int64_t k = check_groups(bounds, counts, signal.numel());
   const OnDevice here(signal);

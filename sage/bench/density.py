@@ -6,19 +6,21 @@ instead of a model. Nothing waits for a network, and everything it sends is coun
 # S = steps, W = ranks, N = elements of the trace
 
 import argparse
-import csv
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sage import ops
-from sage.bench import figure
-from sage.bench.trace import Trace, load
+from sage.bench import figure, table
+from sage.bench.record import add_size, check_size
+from sage.bench.trace import Trace, is_run, load, record_run
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.layout import Layout
@@ -45,6 +47,8 @@ TOLERANCE = 0.2
 """How far a density may be off its target."""
 STAYS = 5
 """A controller has settled when so many steps in a row are within the tolerance."""
+UP, DOWN = JUMPS = 10.0, 0.1
+"""Factors by which the gradient's scale jumps after the warm steps."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Held:
 
     trace: str
     ranks: int
+    first: int
+    """The step of the run with which the trace begins."""
     steps: int
     density: float
     rule: str
@@ -64,6 +70,10 @@ class Held:
     """Steps from a tenfold jump of the gradient's scale until it has settled; None where it did not."""
     settles_down: int | None
     """The same from a fall to a tenth, as where the learning rate drops and lr·gradient is reduced."""
+    drop: int | None
+    """The step of the trace at which the learning rate dropped by half or more; None where it did not."""
+    settles_drop: int | None
+    """The same from there on, in the gradients as they were recorded."""
     padding: float
     """Bytes of a gather that pads to the longest rank, over those of the selections."""
     sent: float
@@ -74,6 +84,11 @@ class Held:
     """That over the plain selection by a given threshold."""
     curve: list[float] = field(repr=False)
     """Density over target, step by step."""
+
+    @property
+    def label(self) -> str:
+        """What a table and a figure call the trace."""
+        return f"{self.trace}, W = {self.ranks}" + (f", from step {self.first}" if self.first else "")
 
 
 @dataclass(frozen=True)
@@ -92,33 +107,54 @@ class Replay:
     """Bytes of every kind."""
 
 
+Seen = tuple[float, int, int, int]
+"""What a rank saw of a step: density, elements sent, bytes of values and indices, bytes of every kind."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Replay the traces, print the table, and write it with its figure where a folder is given."""
     parser = argparse.ArgumentParser(prog="sage bench density", description=__doc__)
-    parser.add_argument("traces", nargs="+", type=Path, help="files that `sage bench record` wrote")
+    parser.add_argument(
+        "traces", nargs="+", type=Path, help="files of `sage bench record`, or folders of runs to record now"
+    )
+    add_size(parser)
     parser.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.01, 0.001])
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), help="the controllers")
     parser.add_argument("--exchange", default="uneven", help="how selections are sent, as `sage run` has it")
     parser.add_argument("--output", type=Path, help="where density.md, density.csv and density.svg go")
+    parser.add_argument("--drawn", nargs="+", choices=RULES, help="those of the controllers that are drawn")
     given = parser.parse_args(argv)
+    check_size(given)
+    drawn = given.drawn or given.rules
+    if missing := [rule for rule in drawn if rule not in given.rules]:
+        raise ValueError(f"--drawn {', '.join(missing)}: only what is in --rules can be drawn")
     torch.set_num_threads(1)
-    held = []
+    size = {"steps": given.steps, "elements": given.elements}
+    held: list[Held] = []
     for path in given.traces:
-        trace = load(path)
+        trace = record_run(path, **size) if is_run(path) else load(path)
         if len(trace) < WARM + 2 * STAYS:
             raise ValueError(
                 f"{path} has {len(trace)} steps: {WARM} are for settling, and {2 * STAYS} or more must follow"
             )
+        if (trace.name, trace.world_size, trace.first) in ((h.trace, h.ranks, h.first) for h in held):
+            raise ValueError(f"{path} is of the same workload, ranks and step as another: leave one out")
         for density in given.densities:
             for rule in given.rules:
                 held.append(hold(trace, density, rule, given.exchange))
-                print(" | ".join(line(held[-1])), flush=True)
-    if given.output:
-        given.output.mkdir(parents=True, exist_ok=True)
-        (given.output / "density.md").write_text(table(held))
-        write_csv(held, given.output / "density.csv")
-        (given.output / "density.svg").write_text(figure.density_by_step(held, TOLERANCE))
+                print(table.line(held[-1]), flush=True)
+        if given.output:  # after each trace, as the next may take an hour
+            write(held, given.output, drawn)
     return 0
+
+
+def write(held: Sequence[Held], folder: Path, drawn: Sequence[str]) -> None:
+    """Write the tables, the results as CSV, and a figure of some controllers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "density.md").write_text(table.markdown(held))
+    table.write_csv(held, folder / "density.csv")
+    seen = [each for each in held if each.rule in drawn]
+    (folder / "density.svg").write_text(figure.density_by_step(seen, TOLERANCE))
 
 
 def hold(trace: Trace, density: float, rule: str, exchange: str) -> Held:
@@ -126,20 +162,24 @@ def hold(trace: Trace, density: float, rule: str, exchange: str) -> Held:
     options = {"density": density, "exchange": exchange, **RULES[rule]}
     if options.get("threshold") == RIGHT:
         options["threshold"] = right_threshold(trace, density)
-    as_it_was = replay(trace, options, lambda step: 1.0)
-    curve = [had / density for had in as_it_was.density]
+    replays = replay(trace, options)
+    curves = {factor: [had / density for had in seen.density] for factor, seen in replays.items()}
+    as_it_was, curve = replays[1.0], curves[1.0]
     late = curve[WARM:]
     seconds, plain = cost(trace, options)
     return Held(
         trace=trace.name,
         ranks=trace.world_size,
+        first=trace.first,
         steps=len(trace),
         density=density,
         rule=rule,
         mean=statistics.fmean(late),
         within=statistics.fmean(_within(late)),
-        settles_up=_settles(trace, options, 10.0),
-        settles_down=_settles(trace, options, 0.1),
+        settles_up=settled(curves[UP][WARM:]),
+        settles_down=settled(curves[DOWN][WARM:]),
+        drop=trace.drop,
+        settles_drop=None if trace.drop is None else settled(curve[trace.drop :]),
         padding=sum(as_it_was.longest[WARM:]) / max(1e-9, sum(as_it_was.counts[WARM:])),
         sent=as_it_was.handed / max(1, as_it_was.own),
         seconds=seconds,
@@ -148,26 +188,39 @@ def hold(trace: Trace, density: float, rule: str, exchange: str) -> Held:
     )
 
 
-def replay(
-    trace: Trace, options: dict[str, Any], scale: Callable[[int], float], steps: int | None = None
-) -> Replay:
-    """Reduce a trace's gradients, each times `scale(step)`, on as many simulated ranks as it has."""
-    n = trace.codes_SWN.shape[2]
-    steps = len(trace) if steps is None else steps
+def replay(trace: Trace, options: dict[str, Any]) -> dict[float, Replay]:
+    """Reduce a trace's gradients on as many simulated ranks as it has, as they are and with each jump.
 
-    def work(wire: Wire) -> list[tuple[float, int, int, int]]:
-        feedback = ErrorFeedback(Sage(**options), Layout.of([("trace", (n,))]), memory="residual")
-        seen = []
-        for step in range(steps):
-            before = wire.ledger.copy()
-            reduced = feedback(trace.gradient(step, wire.rank).mul_(scale(step)), wire)
-            payload = wire.ledger.since(before).payload
-            own = payload["values"] + payload["indices"]
-            assert reduced.sent is not None
-            seen.append((reduced.density, reduced.sent.numel(), own, sum(payload.values())))
+    All replays have the steps before the jump in common.
+    """
+    n = trace.codes_SWN.shape[2]
+
+    def work(wire: Wire) -> dict[float, list[Seen]]:
+        feedbacks = {1.0: ErrorFeedback(Sage(**options), Layout.of([("trace", (n,))]), memory="residual")}
+        seen: dict[float, list[Seen]] = {1.0: []}
+        for step in range(len(trace)):
+            if step == WARM:
+                feedbacks |= {jump: deepcopy(feedbacks[1.0]) for jump in JUMPS}
+                seen |= {jump: list(seen[1.0]) for jump in JUMPS}
+            gradient_N = trace.gradient(step, wire.rank)
+            for factor, feedback in feedbacks.items():
+                seen[factor].append(_reduce(feedback, factor * gradient_N, wire))
         return seen
 
     ranks = simulate(trace.world_size, work)
+    return {factor: _summed([rank[factor] for rank in ranks]) for factor in ranks[0]}
+
+
+def _reduce(feedback: ErrorFeedback, gradient_N: Tensor, wire: Wire) -> Seen:
+    before = wire.ledger.copy()
+    reduced = feedback(gradient_N, wire)
+    payload = wire.ledger.since(before).payload
+    assert reduced.sent is not None
+    own = payload["values"] + payload["indices"]
+    return reduced.density, reduced.sent.numel(), own, sum(payload.values())
+
+
+def _summed(ranks: Sequence[Sequence[Seen]]) -> Replay:
     by_step = list(zip(*ranks, strict=True))
     return Replay(
         density=[step[0][0] for step in by_step],
@@ -186,79 +239,30 @@ def right_threshold(trace: Trace, density: float) -> float:
 
 
 def cost(trace: Trace, options: dict[str, Any]) -> tuple[float, float]:
-    """Seconds of a selection by the controller, and by a given threshold: medians over rank 0's steps.
+    """Seconds of taking by the controller, and by a given threshold: medians over rank 0's steps.
 
-    Both are timed on the same signals, in turn.
+    Both are timed on the same gradients and residuals, in turn.
     """
     controller = Sage(**options).controller
     residual_N = torch.zeros(trace.codes_SWN.shape[2])
     taken: list[tuple[float, float]] = []
     for step in range(len(trace)):
-        signal_N = residual_N.add_(trace.gradient(step, 0))
+        grad_N, same_N = trace.gradient(step, 0), residual_N.clone()
         start = time.perf_counter()
-        at_K = controller.select(signal_N, options["density"])
+        _, at_K = controller.take(grad_N, residual_N, options["density"])
         between = time.perf_counter()
-        ops.select_above(signal_N, float(controller.threshold))
+        ops.take_above(grad_N, same_N, float(controller.threshold))
         taken.append((between - start, time.perf_counter() - between))
-        controller.learn(at_K.numel() / signal_N.numel())
-        signal_N[at_K] = 0
+        controller.learn(at_K.numel() / grad_N.numel())
     late = taken[WARM:]
     return statistics.median(a for a, _ in late), statistics.median(b for _, b in late)
 
 
-def _within(curve: Sequence[float]) -> list[bool]:
-    return [abs(had - 1) <= TOLERANCE for had in curve]
-
-
-def _settles(trace: Trace, options: dict[str, Any], factor: float) -> int | None:
-    seen = replay(trace, options, lambda step: factor if step >= WARM else 1.0)
-    good = _within([had / options["density"] for had in seen.density[WARM:]])
+def settled(curve: Sequence[float]) -> int | None:
+    """Steps until so many in a row are within the tolerance; None where they never are."""
+    good = _within(curve)
     return next((step for step in range(len(good) - STAYS + 1) if all(good[step : step + STAYS])), None)
 
 
-# The table.
-
-
-def line(held: Held) -> list[str]:
-    """A row of the table."""
-    settles = ["never" if steps is None else str(steps) for steps in (held.settles_up, held.settles_down)]
-    return [
-        f"{held.trace}, W = {held.ranks}",
-        f"{held.density:g}",
-        held.rule,
-        f"{held.mean:.3f}",
-        f"{held.within:.0%}",
-        *settles,
-        f"{held.padding:.2f}",
-        f"{held.sent:.3f}",
-        f"{1e3 * held.seconds:.2f}",
-        f"{held.over_select:.2f}",
-    ]
-
-
-def table(held: Sequence[Held]) -> str:
-    """The results as Markdown."""
-    heading = [
-        "trace",
-        "density",
-        "controller",
-        "had/asked",
-        f"within ±{TOLERANCE:.0%}",
-        "settles after ×10",
-        "after ×0.1",
-        "padded/own",
-        "sent/own",
-        "ms a step",
-        "over select",
-    ]
-    rows = [heading, ["---"] * len(heading), *(line(each) for each in held)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def write_csv(held: Sequence[Held], path: Path) -> None:
-    """The results as CSV, the curves left out."""
-    rows = [{name: value for name, value in asdict(each).items() if name != "curve"} for each in held]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+def _within(curve: Sequence[float]) -> list[bool]:
+    return [abs(had - 1) <= TOLERANCE for had in curve]

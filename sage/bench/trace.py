@@ -3,11 +3,13 @@
 A trace is what reducers were handed, before anything was added to it or left out of it. Long vectors are
 sampled: the same elements, drawn once at random, on every rank and at every step. What a threshold selects
 depends on an element's own past and nothing else, so a sample shows the density of the whole.
+
+A trace need not be kept: the same configuration, seed and checkpoint give the same trace again, to the bit.
 """
 # S = steps, W = ranks, N = elements of the trace
 
-import tempfile
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,14 @@ from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.config import Config
 from sage.feed.data import data_root
+from sage.recipe import learning_rate
 from sage.run import build_model
 from sage.task import TASKS
 from sage.tell.progress import Display
-from sage.tell.record import recorder
+from sage.tell.record import Silent
 from sage.train import Stop, Training
 
-FORMAT = "sage trace 1"
+FORMAT = "sage trace 2"
 LARGEST = 15
 """Values are stored as float16 times a power of two that brings the vector's largest just under 2^15."""
 
@@ -37,12 +40,16 @@ class Trace:
     Args:
         codes_SWN: float16; a gradient is codes · 2^exponents.
         exponents_SW: int32.
+        lr_S: float64, the learning rates; the gradients do not contain them.
+        first: The step of the run that comes first.
         numel: Elements of the vector that N of were drawn from.
         config: The run's configuration.
     """
 
     codes_SWN: Tensor
     exponents_SW: Tensor
+    lr_S: Tensor
+    first: int
     numel: int
     config: dict[str, Any]
 
@@ -57,6 +64,14 @@ class Trace:
 
     def __len__(self) -> int:
         return self.codes_SWN.shape[0]
+
+    @property
+    def drop(self) -> int | None:
+        """The first step at which a milestone has brought the learning rate to half or less, if any has."""
+        if self.config.get("schedule") != "step":
+            return None  # the last step of a cosine is a quarter of the one before, and changes nothing
+        dropped_S = self.lr_S[1:] <= self.lr_S[:-1] / 2
+        return 1 + int(dropped_S.int().argmax()) if dropped_S.any() else None
 
     def gradient(self, step: int, rank: int) -> Tensor:
         """One rank's gradient at one step, as float32."""
@@ -81,7 +96,9 @@ def load(path: Path) -> Trace:
     except Exception as error:  # torch says in many ways that a file is not its own
         raise ValueError(f"{path} is no trace: {error}") from error
     if not isinstance(told, dict) or told.pop("format", None) != FORMAT:
-        raise ValueError(f"{path} is no trace; `sage bench record WORKLOAD --out FILE` makes one")
+        raise ValueError(
+            f"{path} is no trace of this version; `sage bench record WORKLOAD --out FILE` makes one"
+        )
     return Trace(**told)
 
 
@@ -97,17 +114,39 @@ def encode(gradient_N: Tensor) -> tuple[Tensor, int]:
     return torch.ldexp(gradient_N, torch.tensor(-exponent)).half(), exponent
 
 
-def record(config: Config, *, elements: int) -> Trace:
-    """Train `config.steps` steps, ranks simulated, and keep what the reducer is handed at each.
+def is_run(path: Path) -> bool:
+    """Whether this is the folder of a run, from which a trace can be made."""
+    return (path / "config.json").exists()
+
+
+def record_run(folder: Path, *, steps: int, elements: int) -> Trace:
+    """What a run's reducer is handed in the steps after its newest checkpoint, or the first ones without any.
+
+    The folder stays as it is, and makes the same trace again.
+    """
+    config = Config.from_dict(json.loads((folder / "config.json").read_text()))
+    # Where a run is to stop changes nothing of what comes before, but for a cosine, which ends there.
+    if config.schedule != "cosine":
+        config = replace(config, steps=None)
+    return record(config, steps=steps, elements=elements, folder=folder)
+
+
+def record(config: Config, *, steps: int, elements: int, folder: Path | None = None) -> Trace:
+    """Train some steps, the ranks simulated, and keep what the reducer is handed at each.
 
     Args:
         elements: At most so many of the vector are kept.
+        folder: A run's, to go on from its newest checkpoint.
+
+    Raises:
+        ValueError: where the run has fewer steps left.
     """
-    steps, world_size = config.steps or 1, config.world_size
+    world_size = config.world_size
+    # All ranks read the same one, for 64 of them would fill the memory.
+    data = registry.load("datasets", config.data)(data_root(config.data_root), **config.data_options)
     kept: dict[str, Any] = {}
 
     def work(wire: Wire) -> None:
-        data = registry.load("datasets", config.data)(data_root(config.data_root), **config.data_options)
         training = Training(
             config,
             wire,
@@ -115,34 +154,53 @@ def record(config: Config, *, elements: int) -> Trace:
             data=data,
             task=TASKS[config.task](data.facts),
             reducer=registry.load("reducers", config.reducer)(**config.reducer_options),
-            folder=Path(scratch),
-            record=recorder(Path(scratch), rank=1),
+            folder=folder or Path(),
+            record=Silent(),
             display=Display("record", enabled=wire.rank == 0),
             stop=Stop(),
         )
         torch.manual_seed(config.seed * 1_000_003 + 1 + wire.rank)
+        if folder is not None:
+            training.resume()
+        first, total = training.step, training.total_steps
+        if first + steps > total:
+            raise ValueError(
+                f"the run has {total} steps and stands at {first}, so that no {steps} can be recorded: "
+                "lower --steps, or begin a run of more --epochs"
+            )
+        training.display.total = first + steps
         numel = training.mount.grad_C.numel()
         at_N = sample(numel, elements)
         if wire.rank == 0:
             kept["codes_SWN"] = torch.zeros(steps, world_size, at_N.numel(), dtype=torch.float16)
             kept["exponents_SW"] = torch.zeros(steps, world_size, dtype=torch.int32)
-            kept["numel"] = numel
+            lrs = [
+                learning_rate(config, step, steps_per_epoch=training.steps_per_epoch, total_steps=total)
+                for step in range(first, first + steps)
+            ]
+            kept.update(lr_S=torch.tensor(lrs, dtype=torch.float64), first=first, numel=numel)
 
         def keep(_: Any, handed: tuple[Tensor, Wire]) -> None:
             codes_N, exponent = encode(handed[0][at_N])
-            kept["codes_SWN"][training.step, wire.rank] = codes_N
-            kept["exponents_SW"][training.step, wire.rank] = exponent
+            kept["codes_SWN"][training.step - first, wire.rank] = codes_N
+            kept["exponents_SW"][training.step - first, wire.rank] = exponent
 
         wire.texts("")  # nobody keeps anything before rank 0 has made room
         training.mount.feedback.register_forward_pre_hook(keep)
         with training.display:
-            while training.step < steps:
+            while training.step < first + steps:
                 for batches in training.rest_of_epoch():
                     training.take_step(batches)
+                    if training.step == first + steps:
+                        break
         training.settle()
 
-    with tempfile.TemporaryDirectory() as scratch:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)  # sums of floats depend on it
+    try:
         simulate(world_size, work)
+    finally:
+        torch.set_num_threads(threads)
     return Trace(config=config.to_dict(), **kept)
 
 

@@ -125,16 +125,15 @@ class _Table:
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
         self.errors: list[BaseException] = []
-        self._turn = 0
-        self._change = threading.Condition()
+        # A semaphore for each rank: one condition for all would wake them all at every change of turn.
+        self._turns = [threading.Semaphore(int(rank == 0)) for rank in range(world_size)]
         self._rounds: defaultdict[int, _Round] = defaultdict(_Round)
         self._next = [0] * world_size
         self._left: dict[int, str] = {}
         self._random = [torch.get_rng_state() for _ in range(world_size)]
 
     def wait_for_turn(self, rank: int) -> None:
-        with self._change:
-            self._change.wait_for(lambda: self._turn == rank)
+        self._turns[rank].acquire()
         torch.set_rng_state(self._random[rank])
 
     def meet(self, rank: int, call: str, x: Tensor, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
@@ -168,6 +167,6 @@ class _Table:
     def _hand_on(self, rank: int) -> None:
         self._random[rank] = torch.get_rng_state()
         others = [(rank + step) % self.world_size for step in range(1, self.world_size + 1)]
-        with self._change:
-            self._turn = next((other for other in others if other not in self._left), -1)
-            self._change.notify_all()
+        following = next((other for other in others if other not in self._left), None)
+        if following is not None:
+            self._turns[following].release()

@@ -44,27 +44,45 @@ class Controller(nn.Module):
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
-    def select(self, signal_N: Tensor, density: float, agree: Agree = alone) -> Tensor:
-        """Indices (int64, ascending) of this step's selection, all |a| ≥ λ; λ is then in `threshold`."""
-        if signal_N.numel() == 0:
-            return torch.empty(0, dtype=torch.int64, device=signal_N.device)
-        self.threshold.fill_(self.decide(signal_N, density, agree))
-        self.step += 1
-        return ops.select_above(signal_N, float(self.threshold))
+    def take(
+        self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree = alone
+    ) -> tuple[Tensor, Tensor]:
+        """Accumulate, and take this step's selection, by λ, which is then in `threshold`.
 
-    def decide(self, signal_N: Tensor, density: float, agree: Agree) -> float:
-        """This step's λ for a vector that is not empty."""
+        Args:
+            grad_N: The gradient; without a residual it is the signal, and stays as it is.
+            residual_N: Accumulated into; keeps what is not taken.
+            density: The target.
+            agree: How the ranks come to numbers in common.
+
+        Returns:
+            Values, and indices (int32, ascending).
+        """
+        if grad_N.numel() == 0:
+            return grad_N.clone(), torch.empty(0, dtype=torch.int32, device=grad_N.device)
+        self.threshold.fill_(self.decide(grad_N, residual_N, density, agree))
+        self.step += 1
+        dtype = signal_dtype(grad_N, residual_N)
+        return ops.take_above(grad_N, residual_N, float(self.threshold), dtype=dtype)
+
+    def decide(self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree) -> float:
+        """This step's λ, before the one pass over the vectors, which are not empty, that selects by it."""
         raise NotImplementedError
 
     def learn(self, density: float) -> None:
         """Hear what share of the elements the ranks have selected at this step, on average over them."""
 
-    def sample_mean(self, signal_N: Tensor, size: int) -> float:
+    def sample_mean(self, grad_N: Tensor, residual_N: Tensor | None, size: int) -> float:
         """Mean of |a| over a sample, every element as likely as any other; what is not finite counts as 0."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + int(self.step))
-        at_S = torch.randint(signal_N.numel(), (size,), generator=generator).to(signal_N.device)
-        sample_S = signal_N[at_S].abs()
-        return float(sample_S.nan_to_num(0.0, 0.0, 0.0).mean(dtype=torch.float64))
+        at_S = torch.randint(grad_N.numel(), (size,), generator=generator).to(grad_N.device)
+        signal_S = grad_N[at_S] if residual_N is None else residual_N[at_S] + grad_N[at_S]
+        return float(signal_S.abs().nan_to_num(0.0, 0.0, 0.0).mean(dtype=torch.float64))
+
+
+def signal_dtype(grad_N: Tensor, residual_N: Tensor | None) -> torch.dtype:
+    """Of residual + gradient: a bf16 gradient may have a residual in float32."""
+    return grad_N.dtype if residual_N is None else residual_N.dtype
 
 
 def sample_size(n: int) -> int:
@@ -74,6 +92,15 @@ def sample_size(n: int) -> int:
     (10, 400)
     """
     return math.ceil(n / (1 + n * ERROR_MARGIN**2))
+
+
+def num_wanted(density: float, n: int) -> int:
+    """k = max(1, ⌊d·n⌋).
+
+    >>> num_wanted(0.29, 100), num_wanted(1e-9, 100)
+    (29, 1)
+    """
+    return max(1, math.floor(density * n + 1e-9))
 
 
 def agreed_threshold(threshold: float, agree: Agree) -> float:

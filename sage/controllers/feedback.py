@@ -6,8 +6,9 @@ import math
 import torch
 from torch import Tensor
 
-from .base import Agree, Controller, agreed_threshold, alone, sample_size
-from .quantile import quantile
+from sage import ops
+
+from .base import Agree, Controller, agreed_threshold, alone, num_wanted, sample_size
 
 SAMPLE = 64
 """One element in so many is looked at for the signal's scale, but no fewer than Slovin's formula says."""
@@ -43,25 +44,28 @@ class Feedback(Controller):
         for name, value in (("scale", 0.0), ("error", 0.0), ("tail", 3.0), ("target", 1.0)):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
 
-    def select(self, signal_N: Tensor, density: float, agree: Agree = alone) -> Tensor:
-        at_K = super().select(signal_N, density, agree)
+    def take(
+        self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree = alone
+    ) -> tuple[Tensor, Tensor]:
+        own_K, at_K = super().take(grad_N, residual_N, density, agree)
         self.target.fill_(density)
-        self._silent = at_K.numel() == 0 and float(self.scale) == 0 and not bool(signal_N.any())
-        beyond_K = (signal_N[at_K].abs() / float(self.threshold)).log()
+        left_N = grad_N if residual_N is None else residual_N
+        self._silent = at_K.numel() == 0 and float(self.scale) == 0 and not bool(left_N.any())
+        beyond_K = (own_K.abs() / float(self.threshold)).log()
         beyond_K = beyond_K[beyond_K.isfinite()]
         total = float(beyond_K.sum(dtype=torch.float64))
         if total > 0:
             self.tail.fill_(min(10.0, max(0.5, beyond_K.numel() / total)))
-        return at_K
+        return own_K, at_K
 
-    def decide(self, signal_N: Tensor, density: float, agree: Agree) -> float:
-        n = signal_N.numel()
-        scale = self.sample_mean(signal_N, max(sample_size(n), n // SAMPLE))
+    def decide(self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree) -> float:
+        n = grad_N.numel()
+        scale = self.sample_mean(grad_N, residual_N, max(sample_size(n), n // SAMPLE))
         before = float(self.scale)
         self.scale.fill_(scale)
-        limits = torch.finfo(signal_N.dtype)
+        limits = torch.finfo(grad_N.dtype)
         if int(self.step) == 0 or float(self.threshold) <= limits.smallest_normal:  # silent so far
-            threshold = self._first or quantile(signal_N, density * n) or 0.0
+            threshold = self._first or own_quantile(grad_N, residual_N, density)
         else:
             alpha = scale / before if scale > 0 and before > 0 else 1.0
             push = self._gain * float(self.error) / float(self.tail)
@@ -74,3 +78,11 @@ class Feedback(Controller):
         if self._silent:  # that nothing was sent of nothing says nothing of λ
             error = 0.0
         self.error.fill_(max(-FARTHEST, min(FARTHEST, error)))
+
+
+def own_quantile(grad_N: Tensor, residual_N: Tensor | None, density: float) -> float:
+    """The k-th largest |a| of the signal, which is not empty."""
+    signal_N = grad_N if residual_N is None else residual_N + grad_N
+    n = signal_N.numel()
+    taken_K, _ = ops.take_top(signal_N, None, [0, n], [num_wanted(density, n)], dtype=signal_N.dtype)
+    return ops.least_magnitude(taken_K)

@@ -1,5 +1,5 @@
 """SAGE's published rule (kljp/sage): follow the scale of |a|, lean gently towards the target density."""
-# N = elements of the vector
+# N = elements of the vector, K = elements selected
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sage import ops
 
-from .base import Agree, Controller, agreed_threshold, sample_size
+from .base import Agree, Controller, agreed_threshold, alone, sample_size
 
 
 class Published(Controller):
@@ -31,15 +31,25 @@ class Published(Controller):
         super().__init__(threshold=threshold, seed=seed)
         self.register_buffer("scale", torch.zeros((), dtype=torch.float64))
 
-    def decide(self, signal_N: Tensor, density: float, agree: Agree) -> float:
-        scale = self.sample_mean(signal_N, sample_size(signal_N.numel()))
+    def take(
+        self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree = alone
+    ) -> tuple[Tensor, Tensor]:
+        # d̂ takes a pass of its own over the signal, so that is formed first.
+        own_K, at_K = super().take(ops.accumulate(grad_N, residual_N), None, density, agree)
+        if residual_N is not None:
+            ops.clear(residual_N, at_K)
+        return own_K, at_K
+
+    def decide(self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree) -> float:
+        assert residual_N is None
+        scale = self.sample_mean(grad_N, None, sample_size(grad_N.numel()))
         if int(self.step) == 0:
             given = self._first
-            threshold = given if given is not None else 1 / (2 * math.sqrt(density * signal_N.numel()))
+            threshold = given if given is not None else 1 / (2 * math.sqrt(density * grad_N.numel()))
         else:
             before = float(self.scale)
             alpha = scale / before if scale > 0 and before > 0 else 1.0
-            threshold = self._steer(signal_N, density, float(self.threshold) * alpha)
+            threshold = self._steer(grad_N, density, float(self.threshold) * alpha)
         self.scale.fill_(scale)
         return agreed_threshold(threshold, agree)
 

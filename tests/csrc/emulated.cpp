@@ -1,78 +1,36 @@
 // The CUDA kernels against brute force, on the CPU: the text that nvcc compiles, compiled by g++ with csrc/cuda/emulate.h
 // in CUDA's place. EMULATED: this says that the logic is right, and nothing of how it behaves on a GPU.
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <random>
-#include <string>
-#include <vector>
-
 #include "../../csrc/cuda/pack.cu"
 #include "../../csrc/cuda/scatter.cu"
 #include "../../csrc/cuda/select.cu"
 #include "../../csrc/cuda/topk.cu"
+#include "drawn.h"
 
 using namespace sage::cuda;
-using Floats = std::vector<float>;
-using Ints = std::vector<int32_t>;
-
-std::mt19937_64 random_bits(0);
-
-int64_t below(int64_t n) { return static_cast<int64_t>(random_bits() % static_cast<uint64_t>(std::max<int64_t>(n, 1))); }
-
-void expect(bool holds, const std::string& what) {
-  if (holds) return;
-  std::printf("FAILED (emulated): %s\n", what.c_str());
-  std::exit(1);
-}
-
-bool same(const Floats& a, const Floats& b) {
-  return a.size() == b.size() && (a.empty() || !std::memcmp(a.data(), b.data(), a.size() * sizeof(float)));
-}
-
-Floats draw(int64_t n) {
-  static const float odd[] = {NAN, INFINITY, -INFINITY, -0.0f, 0.0f, 1e-41f, 1.0f, -1.0f};
-  std::normal_distribution<float> normal;
-  const int64_t kind = below(4);
-  Floats x(n);
-  for (float& value : x) {
-    const float drawn = normal(random_bits);
-    value = kind == 1 ? std::round(drawn * 2) : kind == 2 ? 1.5f : kind == 3 && !below(9) ? odd[below(8)] : drawn;
-  }
-  return x;
-}
-
 // A pass with its data: signal += gradient, beside the sum made by hand.
 struct Case {
   Floats left, grad, signal;
-  explicit Case(int64_t n) : left(draw(n)), grad(draw(n)), signal(left) {
-    for (int64_t i = 0; i < n; ++i) signal[i] += grad[i];
-  }
+  explicit Case(int64_t n) : left(draw(n)), grad(draw(n)), signal(sum(left, grad)) {}
   Pass pass() { return {left.data(), grad.data(), static_cast<int64_t>(left.size()), 0, true, true, nullptr, 1}; }
 };
 
 void expect_taken(const Case& done, const Ints& at, const Floats& values, const Ints& indices, const std::string& op) {
-  Floats left = done.signal, expected;
-  for (int32_t i : at) {
-    expected.push_back(left[i]);
-    left[i] = 0;
-  }
+  const Taken expected = take(done.signal, at);
   expect(indices == at, op + ": indices");
-  expect(same(values, expected), op + ": values");
-  expect(same(done.left, left), op + ": residual");
+  expect(same(values, expected.values), op + ": values");
+  expect(same(done.left, expected.left), op + ": residual");
   expect(same(done.grad, Floats(done.grad.size())), op + ": gradient");
 }
 
 void test_select(int64_t n) {
   Case given(n);
   const float threshold = Floats{0.0f, 0.5f, 2.0f, INFINITY}[below(4)];
-  Ints at, expected_bins(kBins), bins(kBins), places(tiles(n) * kTile), counts(tiles(n) + 1);
-  Floats staged(tiles(n) * kTile);
   const int64_t every = 1 + below(3);
-  for (int64_t i = 0; i < n; ++i) {
-    if (!(std::fabs(given.signal[i]) < threshold)) at.push_back(static_cast<int32_t>(i));
-    if (i / kGroup % every == 0) ++expected_bins[magnitude(given.signal[i]) >> kBinShift];
-  }
+  const Ints at = at_or_above(given.signal, threshold);
+  const Ints expected_bins =
+      binned(given.signal, kBins, kGroup, every, [](float x) { return magnitude(x) >> kBinShift; });
+  Ints bins(kBins), places(tiles(n) * kTile), counts(tiles(n) + 1);
+  Floats staged(tiles(n) * kTile);
   Pass pass = given.pass();
   pass.limit = limit_of(threshold);
   pass.bins = bins.data();
@@ -95,12 +53,7 @@ void test_select(int64_t n) {
 void test_top(int64_t n) {
   Case given(n);
   const int64_t choices[] = {0, n, n / 100, n / 10, below(n + 1)}, k = choices[below(5)];
-  Ints at(n);
-  for (int64_t i = 0; i < n; ++i) at[i] = static_cast<int32_t>(i);
-  std::stable_sort(at.begin(), at.end(),
-                   [&](int a, int b) { return magnitude(given.signal[a]) > magnitude(given.signal[b]); });
-  at.resize(k);
-  std::sort(at.begin(), at.end());
+  const Ints at = at_largest(given.signal, k, magnitude);
   std::vector<uint32_t> search(kSearch, 12345);
   Ints above(tiles(n) + 1), equal(tiles(n) + 1), indices(k);
   Floats values(k);
@@ -146,10 +99,8 @@ void test_pack(int64_t n) {
   std::vector<uint8_t> codes(n), bytes((n * bits + 7) / 8), back(n), signs((n + 7) / 8);
   for (uint8_t& code : codes) code = static_cast<uint8_t>(below(256));
   pack(codes.data(), n, bits, bytes.data(), nullptr);
-  for (int64_t bit = 0; bit < n * bits; ++bit)
-    expect((bytes[bit / 8] >> (bit % 8) & 1) == (codes[bit / bits] >> (bit % bits) & 1), "pack");
   unpack(bytes.data(), n, bits, back.data(), nullptr);
-  for (int64_t i = 0; i < n; ++i) expect(back[i] == (codes[i] & ((1 << bits) - 1)), "unpack");
+  expect_packed(codes, bits, bytes, back);
   const Floats x = draw(n);
   Floats scaled(n);
   pack_signs(x.data(), n, signs.data(), nullptr);

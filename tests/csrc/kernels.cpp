@@ -1,74 +1,14 @@
 // The CPU kernels against brute force, without torch, for every instruction set: built with sanitizers by
 // `make sanitize`. Exits with 1 at the first difference, saying where.
-#include <cmath>
-#include <cstdio>
-#include <random>
-#include <string>
 #include <thread>
 
 #include "../../csrc/cpu/code.h"
 #include "../../csrc/cpu/pack.h"
 #include "../../csrc/cpu/scatter.h"
 #include "../../csrc/cpu/topk.h"
+#include "drawn.h"
 
 using namespace sage::cpu;
-using Floats = std::vector<float>;
-using Ints = std::vector<int32_t>;
-
-std::mt19937_64 random_bits(0);
-
-int64_t below(int64_t n) { return static_cast<int64_t>(random_bits() % static_cast<uint64_t>(std::max<int64_t>(n, 1))); }
-
-void expect(bool holds, const std::string& what) {
-  if (holds) return;
-  std::printf("FAILED: %s\n", what.c_str());
-  std::exit(1);
-}
-
-bool same(const Floats& a, const Floats& b) {
-  return a.size() == b.size() && (a.empty() || !std::memcmp(a.data(), b.data(), a.size() * sizeof(float)));
-}
-
-// Normal, few distinct, constant, denormal, mostly zero, with NaN and infinities, sorted, or of two scales.
-Floats draw(int64_t n) {
-  static const float odd[] = {NAN, INFINITY, -INFINITY, -0.0f, 0.0f, 1e-41f, -1e-41f, 1.0f, -1.0f, 3e38f};
-  std::normal_distribution<float> normal;
-  const int64_t kind = below(8);
-  Floats x(n);
-  for (int64_t i = 0; i < n; ++i) {
-    const float drawn = normal(random_bits);
-    x[i] = kind == 1   ? std::round(drawn * 2)
-           : kind == 2 ? 1.5f
-           : kind == 3 ? drawn * 1e-41f
-           : kind == 4 ? (below(50) ? 0.0f : drawn)
-           : kind == 5 ? (below(20) ? drawn : odd[below(10)])
-           : kind == 7 ? drawn * (i < n / 100 ? 1e3f : 1e-3f)
-                       : drawn;
-  }
-  if (kind == 6) std::sort(x.begin(), x.end());
-  return x;
-}
-
-Floats sum(const Floats& a, const Floats& b) {
-  Floats x(a);
-  for (size_t i = 0; i < x.size(); ++i) x[i] += b[i];
-  return x;
-}
-
-// What is left of a signal, and what was taken, when `at` are taken.
-struct Taken {
-  Floats left, values;
-};
-
-Taken take(const Floats& signal, const Ints& at) {
-  Taken taken{signal, {}};
-  for (int32_t i : at) {
-    taken.values.push_back(signal[i]);
-    taken.left[i] = 0;
-  }
-  return taken;
-}
-
 const Team kTeams[] = {{1, {}}, {3, [](int64_t parts, const std::function<void(int64_t)>& work) {
                           std::vector<std::thread> threads;
                           for (int64_t part = 0; part < parts; ++part) threads.emplace_back(work, part);
@@ -79,11 +19,10 @@ void test_select(Isa isa, const Team& team, int64_t n) {
   const Floats residual = draw(n), grad = draw(n), signal = sum(residual, grad);
   const float threshold = Floats{0.0f, -1.0f, NAN, 1e-41f, 0.5f, 3.0f, INFINITY}[below(7)];
   const int64_t every = 1 + below(3);
-  Ints at, expected_bins(kBins), bins(kBins);
-  for (int64_t i = 0; i < n; ++i) {
-    if (!(std::fabs(signal[i]) < threshold)) at.push_back(static_cast<int32_t>(i));
-    if (i / kGroup % every == 0) ++expected_bins[magnitude(signal[i]) >> kBinShift];
-  }
+  const Ints at = at_or_above(signal, threshold);
+  const Ints expected_bins =
+      binned(signal, kBins, kGroup, every, [](float x) { return magnitude(x) >> kBinShift; });
+  Ints bins(kBins);
   const Taken expected = take(signal, at);
   Floats left = residual, cleared = grad;
   Pass pass{left.data()};
@@ -105,19 +44,16 @@ void test_select(Isa isa, const Team& team, int64_t n) {
 void test_top(Isa isa, const Team& team, int64_t n) {
   const Floats residual = draw(n), grad = draw(n), signal = sum(residual, grad);
   const int64_t choices[] = {0, std::min<int64_t>(1, n), n, n / 1000, n / 10, below(n + 1)}, k = choices[below(6)];
-  Ints at(n);
-  for (int64_t i = 0; i < n; ++i) at[i] = static_cast<int32_t>(i);
-  std::stable_sort(at.begin(), at.end(), [&](int a, int b) { return magnitude(signal[a]) > magnitude(signal[b]); });
-  at.resize(k);
-  std::sort(at.begin(), at.end());
+  const Ints at = at_largest(signal, k, magnitude);
   const Taken expected = take(signal, at);
-  Floats left = residual, added = grad, values(k);
-  Ints indices(k);
+  Floats left = residual, added = grad;
+  Kept list;
   Pass pass{left.data()};
   pass.grad = added.data();
-  top(isa, team, pass, n, k, 0, values.data(), indices.data());
-  expect(indices == at, "top: indices");
-  expect(same(values, expected.values), "top: values");
+  const float told[] = {0, 0, 1e-41f, 0.5f, 2, INFINITY};
+  top(isa, team, pass, n, k, 0, list, limit_of(told[below(6)]), limit_of(told[below(6)]));
+  expect(Ints(list.indices, list.indices + list.size) == at, "top: indices");
+  expect(same({list.values, list.values + list.size}, expected.values), "top: values");
   expect(same(left, expected.left), "top: residual");
 }
 
@@ -154,10 +90,8 @@ void test_pack(Isa isa, int64_t n) {
   std::vector<uint8_t> codes(n), bytes(packed_bytes(n, bits)), back(n);
   for (uint8_t& code : codes) code = static_cast<uint8_t>(below(256));
   pack(isa, codes.data(), n, bits, bytes.data());
-  for (int64_t bit = 0; bit < n * bits; ++bit)
-    expect((bytes[bit / 8] >> (bit % 8) & 1) == (codes[bit / bits] >> (bit % bits) & 1), "pack");
   unpack(isa, bytes.data(), n, bits, back.data());
-  for (int64_t i = 0; i < n; ++i) expect(back[i] == (codes[i] & ((1 << bits) - 1)), "unpack");
+  expect_packed(codes, bits, bytes, back);
   const Floats x = draw(n);
   std::vector<uint8_t> signs(packed_bytes(n, 1));
   Floats scaled(n);

@@ -1,0 +1,332 @@
+"""What every reducer reaches for the bytes it sends: two convex problems and a CNN, one row a reducer.
+
+    SAGE_DATA_DIR=<folder with libsvm/ and cifar10/> python benchmarks/quality.py convex
+    SAGE_DATA_DIR=<...> python benchmarks/quality.py cnn
+    python benchmarks/quality.py table                # both as Markdown
+
+Settings match the wire bytes: every method that can is set to send an eighth of what a dense fp32 all-reduce
+moves, or as near as it gets; `SETTINGS` has those that differ from a density of 1/16. What it does send is
+told in its row. Beside the end of all steps, a row says where the method was when it had sent as much as the
+budget, an eighth of the bytes of the dense run: those that send more a step take fewer steps for it.
+
+convex: logistic regression on LIBSVM's a9a and w8a, l2 = 1/N, two simulated ranks with half of the rows each,
+full gradients, no momentum, steps of 4/L that decay linearly to 0 over the second half. The gap is
+(f − f*) / f*, f* from Newton's method in double precision. With error feedback, and without.
+
+cnn: ResNet-20 on CIFAR-10, two simulated ranks of the engine itself (`sage run`), the reducers' own memories.
+"""
+
+import argparse
+import csv
+import json
+import math
+import multiprocessing
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from scipy.special import expit
+from sklearn.datasets import load_svmlight_file
+from torch import Tensor
+
+from sage import registry, run
+from sage.comm.threads import simulate
+from sage.comm.wire import Wire
+from sage.config import load
+from sage.feed.data import data_root
+from sage.layout import Layout
+from sage.reduce import ErrorFeedback
+from sage.tell.record import read_metrics
+
+# N = rows, F = features and the constant, W = ranks
+
+RESULTS = Path(__file__).parent / "results"
+DENSITY = 1 / 16
+HYBRIDS = ("topk+efsign", "topk+terngrad", "adacomp+efsign", "adacomp+terngrad")
+SETTINGS: dict[str, dict[str, Any]] = {}
+"""Options by reducer, where they are not `density=1/32`."""
+
+RANKS = 2
+FEATURES = {"a9a": 123, "w8a": 300}
+STEPS = {"a9a": 10_000, "w8a": 4000}
+RATE = 4.0
+"""A step's length, in units of 1 / L, L being the gradient's Lipschitz constant."""
+EVERY = 20
+"""Steps between two looks at the loss."""
+SHARE = 1 / 8
+"""The budget: this share of the bytes that the dense run sends."""
+
+
+def reducers() -> list[str]:
+    """Every reducer there is, and the hybrids."""
+    return [*registry.names("reducers"), *HYBRIDS]
+
+
+def settings(name: str) -> dict[str, Any]:
+    """The options that a reducer is run with."""
+    if name in SETTINGS:
+        return SETTINGS[name]
+    return {"density": DENSITY} if "density" in registry.options(registry.load("reducers", name)) else {}
+
+
+# Convex.
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Logistic regression, each row times its label: every rank's rows, and the same transposed."""
+
+    rows_WNF: list[Any]
+    columns_WFN: list[Any]
+    num: int
+
+    def gradient(self, x_F: Tensor, rank: int) -> Tensor:
+        """Of the mean loss over this rank's rows, and of the l2 term."""
+        margin_N = self.rows_WNF[rank] @ x_F.numpy()
+        pull_N = -expit(-margin_N) / len(margin_N)
+        return torch.from_numpy(self.columns_WFN[rank] @ pull_N).add_(x_F, alpha=1 / self.num)
+
+    def loss(self, x_F: Tensor) -> float:
+        """Over all rows, summed in double precision."""
+        margins = [rows_NF @ x_F.numpy() for rows_NF in self.rows_WNF]
+        total = sum(float(np.logaddexp(0, -m_N.astype(np.float64)).sum()) for m_N in margins)
+        return (total + float(x_F.double() @ x_F.double()) / 2) / self.num
+
+
+@cache
+def problem(name: str) -> tuple[Problem, float, float]:
+    """A LIBSVM set, its optimum by Newton's method, and the gradient's Lipschitz constant."""
+    rows_NF, labels = load_svmlight_file(str(data_root(None) / "libsvm" / name), n_features=FEATURES[name])
+    num = rows_NF.shape[0]
+    rows_NF = sparse.hstack([rows_NF, np.ones((num, 1))]).tocsr()
+    rows_NF = sparse.diags(np.where(labels > 0, 1.0, -1.0)) @ rows_NF
+    x_F = np.zeros(rows_NF.shape[1])
+    for _ in range(60):
+        p_N = expit(-(rows_NF @ x_F))
+        hessian = (rows_NF.T @ sparse.diags(p_N * (1 - p_N)) @ rows_NF).toarray() + np.eye(len(x_F))
+        step_F = np.linalg.solve(hessian, x_F - rows_NF.T @ p_N)
+        x_F -= step_F
+        if np.abs(step_F).max() < 1e-12:
+            break
+    largest = (0.25 * float(np.linalg.eigvalsh((rows_NF.T @ rows_NF).toarray()).max()) + 1) / num
+    best = (float(np.logaddexp(0, -(rows_NF @ x_F)).sum()) + float(x_F @ x_F) / 2) / num
+    order = np.random.default_rng(0).permutation(num)
+    parts = [rows_NF[at].astype(np.float32) for at in np.array_split(order, RANKS)]
+    return Problem(parts, [part.T.tocsr() for part in parts], num), best, largest
+
+
+@dataclass
+class Row:
+    """How one reducer did on one problem."""
+
+    problem: str
+    reducer: str
+    options: str
+    memory: str
+    steps: int
+    bytes_a_step: float
+    """Sent by one rank, on average over the ranks."""
+    dense_over: float
+    """How many times less than exact that is."""
+    final: float
+    """The gap to the optimum (convex), or the accuracy (cnn), after all steps."""
+    at_budget: float
+    """The gap, or the training loss (cnn), once as many bytes were sent as the budget allows."""
+    reduce_ms: float
+    """Of a step: spent reducing, all simulated ranks one after another (convex), or the whole (cnn)."""
+
+
+def convex(case: tuple[str, str, str]) -> Row:
+    """Minimise one problem under one reducer."""
+    name, reducer, memory = case
+    torch.set_num_threads(1)
+    task, best, lipschitz = problem(name)
+    steps, features = STEPS[name], task.rows_WNF[0].shape[1]
+    taken: list[float] = []
+
+    def work(wire: Wire) -> list[tuple[int, float]]:
+        feedback = ErrorFeedback(
+            registry.load("reducers", reducer)(**settings(reducer)),
+            Layout.of([("x", (features,))]),
+            memory="none" if memory == "none" else "residual",
+        )
+        feedback.reducer.begin_epoch(0, 1 / lipschitz, wire)
+        x_F, curve = torch.zeros(features), []
+        for step in range(steps):
+            gradient_F = task.gradient(x_F, wire.rank)
+            start = time.perf_counter()
+            mean_F = feedback(gradient_F, wire).mean_N
+            taken.append(time.perf_counter() - start)
+            x_F.sub_(mean_F, alpha=RATE * min(1.0, 2 * (1 - step / steps)) / lipschitz)
+            if (step + 1) % EVERY == 0:
+                curve.append((wire.ledger.sent, task.loss(x_F) / best - 1 if wire.rank == 0 else math.nan))
+        return curve
+
+    ranks = simulate(RANKS, work)
+    dense = 2 * (RANKS - 1) / RANKS * 4 * features
+    sent = statistics.fmean(curve[-1][0] for curve in ranks) / steps
+    within = [gap for bytes_sent, gap in ranks[0] if bytes_sent <= SHARE * dense * steps]
+    return Row(
+        name,
+        reducer,
+        json.dumps(settings(reducer)),
+        memory,
+        steps,
+        round(sent, 1),
+        round(dense / max(sent, 1e-9), 2),
+        ranks[0][-1][1],
+        within[-1] if within else ranks[0][0][1],
+        round(1e3 * statistics.fmean(taken), 3),
+    )
+
+
+# The CNN.
+
+CNN_STEPS = 300
+
+
+def cnn(case: tuple[str, str, str]) -> Row:
+    """Train ResNet-20 under one reducer, by the engine itself."""
+    name, reducer, _ = case
+    overrides = {
+        "reducer": reducer,
+        "reducer_options": settings(reducer),
+        "world_size": 2,
+        "workers_in_process": True,
+        "batch_size": 16,
+        "steps": CNN_STEPS,
+        "lr": 0.05,
+        "schedule": "cosine",
+        "milestones": [],
+        "warmup_epochs": 0,
+        "runs": Path("runs/quality"),
+    }
+    config = load(name, overrides=overrides)
+    assert run.main(config) == 0, f"{reducer} failed: see what it said above"
+    folder = run.resolve(config).folder
+    result = json.loads((folder / "result.json").read_text())
+    steps = [record for record in read_metrics(folder) if record["kind"] == "step"]
+    dense = 4 * result["parameters"]  # 2(W-1)/W of them, W = 2
+    sent, seen = 0, []
+    for step in steps:
+        sent += step["wire_sent"]
+        if sent > SHARE * dense * CNN_STEPS and len(seen) >= EVERY:
+            break
+        seen.append(step["loss"])
+    return Row(
+        name,
+        reducer,
+        json.dumps(settings(reducer)),
+        "own",
+        CNN_STEPS,
+        round(result["wire_sent_per_step"], 1),
+        round(dense / result["wire_sent_per_step"], 2),
+        result["final"]["accuracy"],
+        statistics.fmean(x if x is not None else math.inf for x in seen[-EVERY:]),
+        round(1e3 * result["step_seconds"]["p50"], 1),
+    )
+
+
+# All of them.
+
+
+def cases(what: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
+    """What is to be measured: problem, reducer, memory."""
+    if what == "cnn":
+        return [("resnet20-cifar10", name, "own") for name in names]
+    memories = dict.fromkeys(names, ("residual", "none"))
+    return [(task, name, memory) for task in FEATURES for name in names for memory in memories[name]]
+
+
+def measure(what: str, names: Sequence[str], jobs: int) -> None:
+    """Measure in several processes, and write each row as it comes."""
+    path = RESULTS / f"quality-{what}.csv"
+    old = {(row["problem"], row["reducer"], row["memory"]): row for row in read(path)}
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(jobs, maxtasksperchild=8) as pool:
+        for row in pool.imap_unordered(convex if what == "convex" else cnn, cases(what, names)):
+            told = {name: str(value) for name, value in asdict(row).items()}
+            old[row.problem, row.reducer, row.memory] = told
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, told)
+                writer.writeheader()
+                writer.writerows(row for _, row in sorted(old.items()))
+            print(f"{row.problem:18}{row.reducer:18}{row.memory:10}{row.final:.3g}", flush=True)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows that were measured."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table() -> str:
+    """Every reducer's row: the three problems side by side, as Markdown."""
+    found = {
+        (row["problem"], row["reducer"], row["memory"]): row
+        for what in ("convex", "cnn")
+        for row in read(RESULTS / f"quality-{what}.csv")
+    }
+    heading = ["reducer", "settings", "a9a: less bytes", "gap", "gap without memory", "gap at the budget"]
+    heading += ["w8a: gap", "ResNet-20: less bytes", "accuracy", "loss at the budget", "ms a step"]
+    lines = [heading, ["---", "---", *["---:"] * (len(heading) - 2)]]
+    for name in sorted({reducer for _, reducer, _ in found}):
+        kept, lost = found.get(("a9a", name, "residual")), found.get(("a9a", name, "none"))
+        wide, net = found.get(("w8a", name, "residual")), found.get(("resnet20-cifar10", name, "own"))
+        told = json.loads((kept or net or {"options": "{}"})["options"])
+        lines.append(
+            [
+                f"`{name}`",
+                " ".join(f"{option}={_brief(value)}" for option, value in told.items()),
+                _cell(kept, "dense_over", "{:.1f}×"),
+                _cell(kept, "final", "{:.1e}"),
+                _cell(lost, "final", "{:.1e}"),
+                _cell(kept, "at_budget", "{:.1e}"),
+                _cell(wide, "final", "{:.1e}"),
+                _cell(net, "dense_over", "{:.1f}×"),
+                _cell(net, "final", "{:.3f}"),
+                _cell(net, "at_budget", "{:.2f}"),
+                _cell(net, "reduce_ms", "{:.0f}"),
+            ]
+        )
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _brief(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _cell(row: Mapping[str, str] | None, name: str, form: str) -> str:
+    if row is None:
+        return ""
+    value = float(row[name])
+    return (
+        form.format(max(value, 0.0) if name != "reduce_ms" else value) if math.isfinite(value) else "diverged"
+    )
+
+
+def main() -> int:
+    """Measure, or print what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=("convex", "cnn", "table"))
+    parser.add_argument("--reducers", nargs="+", help="only these; their rows take the place of older ones")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at once")
+    asked = parser.parse_args()
+    if asked.what == "table":
+        print(table())
+    else:
+        measure(asked.what, asked.reducers or reducers(), asked.jobs)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

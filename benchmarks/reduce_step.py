@@ -1,0 +1,176 @@
+"""What a whole reduction takes: select, gather and scatter, beside a dense all-reduce and beside plain torch.
+
+    python benchmarks/reduce_step.py                      # measure, and write results/reduce_step.json
+    python benchmarks/reduce_step.py --check --output X   # fail where a figure is under half of its goal
+
+Ranks are processes with a thread each, joined by gloo on loopback; the vector has the layers of ResNet-18
+(11,173,962 parameters) and heavy tails. In every turn each reducer reduces once, natively and as with
+SAGE_NATIVE=0, in an order drawn each time, so that what else the machine does hits all alike; the ranks begin
+together, and the slowest rank's seconds count. Figures are medians over the turns; ratios are medians of the
+turns' ratios, with quartiles. Each reducer goes on from its own residual.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from kernels import Ratio, processor, ratio
+
+from sage import native, registry
+from sage.comm.process import ProcessWire
+from sage.comm.rendezvous import Place
+from sage.comm.spawn import spawn
+from sage.layout import Layout
+from sage.reduce import ErrorFeedback
+
+RESULTS = Path(__file__).parent / "results" / "reduce_step.json"
+DENSITIES = (0.001, 0.01)
+GOALS = {"exact": 1.0, "torch path": 5.0}
+"""How many times as fast as these a sparse reducer is to be."""
+WARM_UP = 8
+"""Turns at the start that are not counted: controllers settle, and buffers are allocated."""
+GRADIENTS = 3
+"""As many different gradients come in turn."""
+
+
+def contestants() -> dict[str, tuple[str, dict[str, Any], bool]]:
+    """By name: the reducer, its options, and whether it runs on the native kernels."""
+    found: dict[str, tuple[str, dict[str, Any], bool]] = {
+        name: (name, {}, True) for name in ("exact", "bf16")
+    }
+    for reducer in ("topk", "sage"):
+        for density in DENSITIES:
+            for runs_native, path in ((True, ""), (False, ", torch path")):
+                found[f"{reducer} {density:g}{path}"] = (reducer, {"density": density}, runs_native)
+    return found
+
+
+@contextmanager
+def kernels(runs_native: bool) -> Iterator[None]:
+    """With the native kernels, or as with SAGE_NATIVE=0."""
+    before = native.MISSING
+    native.MISSING = before if runs_native else "SAGE_NATIVE=0"
+    try:
+        yield
+    finally:
+        native.MISSING = before
+
+
+def rank(place: Place, turns: int, out: Path) -> int:
+    """One rank: reduce in turns; rank 0 writes the slowest rank's seconds of each."""
+    torch.set_num_threads(1)
+    wire = ProcessWire(place, device=torch.device("cpu"))
+    with torch.device("meta"):
+        model = registry.load("models", "resnet")(depth=18, num_classes=10)
+    shapes = [(name, tuple(weight.shape)) for name, weight in model.named_parameters()]
+    n = Layout.of(shapes).numel
+    torch.manual_seed(place.rank)
+    gradients = [torch.randn(n) * torch.randn(n).exp() for _ in range(GRADIENTS)]
+    entered = contestants()
+    reducers = {}
+    for name, (reducer, options, _) in entered.items():
+        made = registry.load("reducers", reducer)(**options)
+        reducers[name] = ErrorFeedback(made, Layout.of(shapes, made.grouping))
+    drawn = random.Random(0)  # the same order on every rank
+    grad_N = torch.empty(n)
+    seconds: dict[str, list[float]] = {name: [] for name in entered}
+    for turn in range(WARM_UP + turns):
+        for name in drawn.sample(list(entered), len(entered)):
+            grad_N.copy_(gradients[turn % GRADIENTS])
+            with kernels(entered[name][2]):
+                wire.texts("")  # all ranks begin together
+                start = time.perf_counter()
+                reducers[name](grad_N, wire)
+                taken = time.perf_counter() - start
+            slowest = max(float(text) for text in wire.texts(repr(taken)))
+            if turn >= WARM_UP:
+                seconds[name].append(slowest)
+    if place.rank == 0:
+        out.write_text(json.dumps({"numel": n, "seconds": seconds}))
+    wire.close()
+    return 0
+
+
+def rows(world_size: int, turns: int) -> list[dict[str, Any]]:
+    """All contestants of one world size."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "seconds.json")
+        if spawn(partial(rank, turns=turns, out=out), world_size, method="fork") != 0:
+            raise SystemExit(f"a rank of {world_size} has failed")
+        told = json.loads(out.read_text())
+    seconds = told["seconds"]
+    found = []
+    for name, (_, options, runs_native) in contestants().items():
+        against: dict[str, Ratio] = {}
+        if name != "exact":
+            goal = GOALS["exact"] if options and runs_native else None
+            against["exact"] = ratio(seconds[name], seconds["exact"], goal)
+        if options and runs_native:
+            against["torch path"] = ratio(seconds[name], seconds[f"{name}, torch path"], GOALS["torch path"])
+        median = statistics.median(seconds[name]) * 1e3
+        shown = "  ".join(f"{other} {r.median} ({r.low}-{r.high})" for other, r in against.items())
+        print(f"W={world_size} {name:24} {median:9.2f} ms  {shown}", flush=True)
+        found.append(
+            {
+                "world_size": world_size,
+                "reducer": name,
+                "numel": told["numel"],
+                "milliseconds": round(median, 3),
+                "turns": turns,
+                "times_as_fast_as": {other: asdict(r) for other, r in against.items()},
+            }
+        )
+    return found
+
+
+def main() -> int:
+    """Measure every world size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--world-sizes", type=int, nargs="+", default=(2, 4))
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--check", action="store_true", help="fail where a figure is under half of its goal")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    if native.MISSING is not None:
+        print(f"no native extension ({native.MISSING}): there is nothing to compare", file=sys.stderr)
+        return 2
+    load_before = os.getloadavg()[0]
+    found = [row for world_size in given.world_sizes for row in rows(world_size, given.turns)]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    told = {
+        "command": " ".join(["python benchmarks/reduce_step.py", *sys.argv[1:]]),
+        "commit": commit.stdout.strip(),
+        "machine": {"processor": processor(), "torch": torch.__version__, "threads of a rank": 1},
+        "load": {"before": load_before, "after": os.getloadavg()[0]},
+        "rows": found,
+    }
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(told, indent=1) + "\n")
+    missed = [
+        f"W={row['world_size']} {row['reducer']}: {against} {figure['median']} of {figure['goal']}"
+        for row in found
+        for against, figure in row["times_as_fast_as"].items()
+        if figure["goal"] is not None and figure["median"] < figure["goal"] / (2 if given.check else 1)
+    ]
+    title = "under half of the goal:" if given.check else "under the goal:"
+    print("\n".join([title, *missed]) if missed else "all as wanted")
+    return 1 if missed and given.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""How many elements the threshold methods select for each one that was asked for.
+
+    python benchmarks/selection.py            # measure, and write benchmarks/results/selection.csv
+    python benchmarks/selection.py --table    # print what was measured as the table of docs/selection.md
+
+k̂/k on vectors of 10^6 independent numbers, one rank, no memory, all drawn from one seed: the mean and the
+standard deviation over 20 vectors. Methods that adapt have been through these five times before.
+"""
+# N = elements of the vector
+
+import argparse
+import csv
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sage import registry
+from sage.comm.wire import Wire
+from sage.draw import generator
+from sage.layout import Layout
+from sage.reducers.topk import num_kept
+
+RESULTS = Path(__file__).parent / "results" / "selection.csv"
+SIZE, REPEATS, SETTLING = 1_000_000, 20, 100
+DISTRIBUTIONS = ("normal", "Laplace", "Student-t(4)", "70 % zeros")
+DENSITIES = (0.1, 0.01, 0.001)
+METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("topk", {}),
+    ("mstopk", {}),
+    ("dgc", {}),
+    ("dgc", {"rule": "grace"}),
+    ("redsync", {}),
+    ("redsync", {"rule": "released"}),
+    ("redsync", {"trim": True}),
+    ("redsync", {"rule": "released", "trim": True}),
+    ("gaussiank", {}),
+    ("gaussiank", {"corrections": 0}),
+    ("gaussiank", {"rule": "released"}),
+    ("gaussiank", {"rule": "released", "corrections": 0}),
+    *(("sidco", {"fit": fit}) for fit in ("E", "GP", "P")),
+    *(("sidco", {"fit": fit, "adapt": "paper"}) for fit in ("E", "GP", "P")),
+    *(("sidco", {"fit": fit, "stages": 1}) for fit in ("E", "GP", "P")),
+    ("sidco", {"fit": "GP", "quantile": "closed"}),
+)
+FIELDS: tuple[str, ...] = (
+    "method",
+    "options",
+    "distribution",
+    "density",
+    "mean",
+    "sd",
+    "least",
+    "most",
+    "stages",
+    "repeats",
+    "n",
+)
+
+
+def drawn(distribution: str, n: int, number: int) -> Tensor:
+    """One of a distribution's vectors."""
+    dice = generator(0, DISTRIBUTIONS.index(distribution), number)
+    normal_N = torch.randn(n, generator=dice)
+    match distribution:
+        case "normal":
+            return normal_N
+        case "Laplace":
+            return normal_N.sign() * torch.empty(n).exponential_(generator=dice)
+        case "Student-t(4)":
+            chi_N = sum((torch.randn(n, generator=dice) ** 2 for _ in range(4)), torch.zeros(n))
+            return normal_N / (chi_N / 4).sqrt()
+        case "70 % zeros":
+            return normal_N * (torch.rand(n, generator=dice) < 0.3)
+    raise ValueError(f"distribution={distribution!r}: expected one of {', '.join(DISTRIBUTIONS)}")
+
+
+def ratios(
+    name: str, options: dict[str, Any], density: float, vectors: list[Tensor], settling: int
+) -> tuple[list[float], float]:
+    """k̂/k of every vector, after as many of them as it takes to settle, and the mean of the stages used."""
+    reducer = registry.load("reducers", name)(density=density, **options)
+    n = vectors[0].numel()
+    reducer.bind(Layout.of([("vector", (n,))]))
+    alone, k = Wire(0, 1), num_kept(density, n)
+    for step in range(settling):
+        reducer.take(vectors[step % len(vectors)], None, alone)
+    counts, stages = [], []
+    for signal_N in vectors:
+        counts.append(reducer.take(signal_N, None, alone)[1].numel() / k)
+        stages.append(reducer.report().get("stages", 1.0))
+    return counts, statistics.mean(stages)
+
+
+def told(options: dict[str, Any]) -> str:
+    """Options as on the command line."""
+    return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in options.items())
+
+
+def measure(n: int, repeats: int) -> Iterator[dict[str, Any]]:
+    """All rows."""
+    for distribution in DISTRIBUTIONS:
+        vectors = [drawn(distribution, n, number) for number in range(repeats)]
+        for name, options in METHODS:
+            adapts = name == "sidco" and "stages" not in options
+            for density in DENSITIES:
+                had, stages = ratios(name, options, density, vectors, SETTLING if adapts else 0)
+                yield {
+                    "method": name,
+                    "options": told(options),
+                    "distribution": distribution,
+                    "density": density,
+                    "mean": f"{statistics.mean(had):.4f}",
+                    "sd": f"{statistics.stdev(had):.4f}",
+                    "least": f"{min(had):.4f}",
+                    "most": f"{max(had):.4f}",
+                    "stages": f"{stages:.2f}" if name == "sidco" else "",
+                    "repeats": len(had),
+                    "n": n,
+                }
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Mean ± standard deviation, a line a method; what is off by more than 20 % in bold."""
+    columns = [(distribution, density) for distribution in DISTRIBUTIONS for density in DENSITIES]
+    lines = [
+        "| k̂/k | " + " | ".join(f"{distribution}, {density:g}" for distribution, density in columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    cells = {(r["method"], r["options"], r["distribution"], float(r["density"])): r for r in rows}
+    for name, options in METHODS:
+        shown = []
+        for distribution, density in columns:
+            row = cells[name, told(options), distribution, density]
+            cell = f"{float(row['mean']):.2f} ± {float(row['sd']):.2f}"
+            shown.append(cell if abs(float(row["mean"]) - 1) <= 0.2 else f"**{cell}**")
+        title = f"`{name} {told(options)}`" if options else f"`{name}`"
+        lines.append(f"| {title} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure, or show what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="print the table of what was measured")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    if asked.table:
+        with asked.output.open(newline="") as file:
+            print(table(list(csv.DictReader(file))))
+        return 0
+    torch.set_num_threads(1)
+    with asked.output.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        for row in measure(SIZE, REPEATS):
+            writer.writerow(row)
+            print(*row.values(), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

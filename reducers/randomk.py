@@ -1,0 +1,125 @@
+"""Random-k: elements drawn at random, whatever their size; drawn alike by all ranks they need no indices."""
+# N = elements of the flat vector, n = of one group, K = elements sent
+
+from typing import Literal, Unpack
+
+import torch
+from torch import Tensor
+
+from sage import ops
+from sage.clock import phase
+from sage.comm.wire import Wire
+from sage.draw import generator
+from sage.reduce import Reduced, Sparsifier, Travel, check_fraction
+
+from .topk import num_kept
+
+
+class RandomK(Sparsifier):
+    """Send k = max(1, ⌊d·n⌋) elements of each group, drawn anew at every step (Stich et al., 2018).
+
+    `shared`: all ranks draw the same k different elements from a common seed; values alone are all-reduced
+    (Agarwal et al., 2022, uniform random sparsification). `block`: the same with k elements in a row, from a
+    random one on, that go on at the group's start where they reach its end. Bytes a rank hands over: 4 (or 2)
+    an element sent; no indices travel, however they would.
+
+    `own`: each rank draws k for itself, with replacement, so that what is drawn twice is sent once (BytePS);
+    values and indices are gathered, and counts may differ: bytes as for a threshold.
+
+    Args:
+        density: Share of a group's elements to send, in (0, 1].
+        draw: What is drawn, as above.
+        unbiased: Whether what is sent is divided by the chance that it is, k/n (`own`: 1 − (1 − 1/n)^k), so
+            that its mean over draws is the gradient's. Only without memory: a residual has its own way to
+            make good what was not sent.
+        sample_seed: Of the draws.
+    """
+
+    even = False
+    step: Tensor
+
+    def __init__(
+        self,
+        *,
+        density: float = 0.01,
+        draw: Literal["shared", "block", "own"] = "shared",
+        unbiased: bool = False,
+        sample_seed: int = 0,
+        **travel: Unpack[Travel],
+    ) -> None:
+        super().__init__(**travel)
+        self.density = check_fraction("density", density)
+        if draw not in ("shared", "block", "own"):
+            raise ValueError(f"draw={draw!r}: expected shared, block or own")
+        self._draw, self._unbiased, self._seed = draw, unbiased, sample_seed
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
+        values_K, at_K = super().take(grad_N, residual_N, wire)
+        if self._unbiased and residual_N is None:
+            scale_G = [1 / self._chance(stop - start) for start, stop in self.layout.groups if stop > start]
+            stops_G = torch.tensor([stop for start, stop in self.layout.groups if stop > start])
+            group_K = torch.bucketize(at_K, stops_G.to(at_K), right=True)
+            values_K = values_K * torch.tensor(scale_G).to(values_K)[group_K]
+        return values_K, at_K
+
+    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+        place = (int(self.step), wire.rank) if self._draw == "own" else (int(self.step),)
+        dice = generator(self._seed, *place)
+        self.step += 1
+        chosen = [self._drawn(stop - start, dice) + start for start, stop in self.layout.groups]
+        return torch.cat([torch.empty(0, dtype=torch.int64), *chosen]).to(signal_N.device)
+
+    def _drawn(self, n: int, dice: torch.Generator) -> Tensor:
+        k = num_kept(self.density, n)
+        if k == n:
+            return torch.arange(n)
+        if self._draw == "block":
+            start = torch.randint(n, (), generator=dice)
+            return ((torch.arange(k) + start) % n).sort().values
+        if self._draw == "own":
+            return torch.randint(n, (k,), generator=dice).unique()
+        return distinct(n, k, dice)
+
+    def _chance(self, n: int) -> float:
+        k = num_kept(self.density, n)
+        return 1 - (1 - 1 / n) ** k if self._draw == "own" and k < n else k / n
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        if self._draw == "own":
+            return super().forward(grad_N, residual_N, wire)
+        with phase("select"):
+            values_K, at_K = self.take(grad_N, residual_N, wire)
+        # Divided first, the sum of halves does not overflow.
+        mean_K = wire.sum(values_K.div_(wire.world_size))
+        with phase("scatter"):
+            mean_N = ops.scatter_mean(mean_K, at_K, [at_K.numel()], out_N=grad_N)
+        return Reduced(mean_N, at_K, at_K.numel() / max(1, grad_N.numel()), at_K)
+
+    def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
+        return (
+            super().payload(counts, rank)
+            if self._draw == "own"
+            else {"values": self.dtype.itemsize * counts[rank]}
+        )
+
+    def report(self) -> dict[str, float]:
+        return {"density_asked": self.density}
+
+
+def distinct(n: int, k: int, dice: torch.Generator) -> Tensor:
+    """k different indices (int64, ascending) below n; every such set is as likely as any other.
+
+    >>> distinct(5, 5, torch.Generator()).tolist()
+    [0, 1, 2, 3, 4]
+    """
+    if 4 * k > n:
+        return torch.randperm(n, generator=dice)[:k].sort().values
+    at_K = torch.empty(0, dtype=torch.int64)
+    while at_K.numel() < k:  # what was drawn before is drawn again: it does not matter to whom that happens
+        more_K = torch.randint(n, (k - at_K.numel(),), generator=dice)
+        at_K = torch.cat((at_K, more_K)).unique()
+    return at_K
+
+
+REDUCER = RandomK
