@@ -24,7 +24,7 @@ from torch import Tensor
 from sage import ops
 from sage.clock import phase
 from sage.comm.wire import Wire
-from sage.reduce import Reduced
+from sage.reduce import Reduced, Sparsifier, check_fraction
 
 Name = Literal["padded", "uneven", "auto", "chunks", "union", "exclusive"]
 SLACK = 0.02
@@ -187,16 +187,9 @@ class Union(Padded):
         out_N: Tensor,
     ) -> tuple[Reduced, list[int]]:
         counts, (at_M,) = wire.gather_ragged(indices=at_K)
-        with phase("select"):
-            if keep:
-                signal_N[at_K] = own_K
-            at_U = at_M.unique()
-            values_U = ops.take(signal_N, at_U, dtype=dtype, keep=keep)
-        # Divided first, the sum of halves does not overflow.
-        mean_U = wire.sum(values_U.div_(wire.world_size))
-        with phase("scatter"):
-            mean_N = ops.scatter_mean(mean_U, at_U, [at_U.numel()], out_N=out_N)
-        return Reduced(mean_N, at_U, at_U.numel() / max(1, signal_N.numel()), at_U), counts
+        if keep:
+            signal_N[at_K] = own_K
+        return mean_at(signal_N, at_M.unique(), wire, dtype=dtype, keep=keep, out_N=out_N), counts
 
     def payload(
         self, counts: list[int], rank: int, item: int, density: float, n: int
@@ -221,6 +214,53 @@ EXCHANGES: dict[str, type[Padded]] = {
     "exclusive": Exclusive,
 }
 """The exchanges by the names that `--exchange` gives them."""
+
+
+class ExclusiveSparsifier(Sparsifier):
+    """A sparsifier whose ranks select in parts of the vector of their own, so that nothing builds up.
+
+    The indices are gathered; then every rank sends its values at all of them, by an all-reduce. Bytes each
+    rank hands over: 8 for its count, 4 for each index that it selected, and 4 (or 2) for each value at what
+    any rank selected.
+
+    Args:
+        density: Share of the vector's elements to send, all ranks together, in (0, 1].
+    """
+
+    even = False
+
+    def __init__(self, *, density: float = 0.01, values: Literal["fp32", "fp16"] = "fp32") -> None:
+        super().__init__(values=values)
+        self.density = check_fraction("density", density)
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        with phase("select"):
+            signal_N = ops.accumulate(grad_N, residual_N)
+            at_K = self.select(signal_N, wire)
+        counts, (at_M,) = wire.gather_ragged(indices=at_K.int())
+        keep = residual_N is not None
+        reduced = mean_at(signal_N, at_M.unique(), wire, dtype=self.dtype, keep=keep, out_N=grad_N)
+        self.learn(counts)
+        return reduced
+
+    def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
+        return None  # what a rank selected does not follow from what it sent
+
+    def report(self) -> dict[str, float]:
+        return {"density_asked": self.density}
+
+
+def mean_at(
+    signal_N: Tensor, at_U: Tensor, wire: Wire, *, dtype: torch.dtype, keep: bool, out_N: Tensor
+) -> Reduced:
+    """The mean over ranks at places (ascending) that all of them know, by an all-reduce of values."""
+    with phase("select"):
+        values_U = ops.take(signal_N, at_U, dtype=dtype, keep=keep)
+    # Divided first, the sum of halves does not overflow.
+    mean_U = wire.sum(values_U.div_(wire.world_size))
+    with phase("scatter"):
+        mean_N = ops.scatter_mean(mean_U, at_U, [at_U.numel()], out_N=out_N)
+    return Reduced(mean_N, at_U, at_U.numel() / max(1, signal_N.numel()), at_U)
 
 
 def capacity(density: float, n: int) -> int:

@@ -49,6 +49,7 @@ class Hybrid(Reducer):
         self.sparsifier = _built(self.sparsifier_type, given)
         self.quantiser = _built(self.quantiser_type, given)
         self.precision = self.quantiser.precision
+        self.sub_batches = self.sparsifier.sub_batches
 
     @classmethod
     def options(cls) -> Mapping[str, Option]:
@@ -64,6 +65,9 @@ class Hybrid(Reducer):
     def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
         self.sparsifier.begin_epoch(epoch, lr, wire)
         self.quantiser.begin_epoch(epoch, lr, wire)
+
+    def observe(self, square_N: Tensor) -> None:
+        self.sparsifier.observe(square_N)
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         n = grad_N.numel()
@@ -82,6 +86,7 @@ class Hybrid(Reducer):
                 self.quantiser.decode(row, self._sizes(at_K)) for row, at_K in zip(rows, at, strict=True)
             ]
             counts, at_M = [at_K.numel() for at_K in at], torch.cat(at)
+            self.sparsifier.learn(counts)
             mean_N = ops.scatter_mean(torch.cat(values), at_M, counts, out_N=grad_N)
         reduced = Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, n)), at_M)
         self.sparsifier.after(reduced, wire)
@@ -119,6 +124,7 @@ def hybrid(sparsifier: type[Sparsifier], quantiser: type[Quantiser]) -> type[Hyb
             "sparsifier_type": sparsifier,
             "quantiser_type": quantiser,
             "grouping": sparsifier.grouping,
+            "needs_squares": sparsifier.needs_squares,
             "conserves": quantiser.conserves,
         },
     )

@@ -40,7 +40,7 @@ class Reducer(nn.Module):
     `__init__`; each becomes a command-line flag, its help taken from `Args:`.
     """
 
-    conserves: ClassVar[bool] = True
+    conserves: bool = True
     """The law: residual_before + gradient = sent + residual_after, and mean_N = the mean over ranks of it."""
     precision: float = 2.0**-20
     """Relative to the largest element, how closely the law holds (casts that are not fed back loosen it)."""
@@ -53,6 +53,10 @@ class Reducer(nn.Module):
     """Whether tensors under `min_compress` elements go dense beside it."""
     rounds: ClassVar[bool] = False
     """Whether what arrives of an element may be far from it, so that to send all is not yet an all-reduce."""
+    needs_squares: ClassVar[bool] = False
+    """Whether the engine is to call `observe` before each `forward`."""
+    sub_batches: int | None = 1
+    """Where it is: the parts of a batch that count as a sample each; None: its samples one by one."""
 
     def bind(self, layout: Layout) -> None:
         """Learn where parameters and groups lie in the vector, once, before the first `forward`."""
@@ -71,6 +75,14 @@ class Reducer(nn.Module):
 
     def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
         """Called on every rank before an epoch's first step."""
+
+    def observe(self, square_N: Tensor) -> None:
+        """Hear, before `forward`, of how the gradient Σ_z g_z/B differs between this rank's B samples z.
+
+        Args:
+            square_N: Σ_z (g_z/B)², scaled and clipped as the gradient is; overwritten after `forward`. A
+                sample may also be a part of the batch (`sage.squares`).
+        """
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
         """The bytes this rank hands over in one step, by kind, worked out from what the docstring states.
@@ -144,10 +156,14 @@ class Sparsifier(Reducer):
         at_K = self.select(signal_N, wire)
         return ops.take(signal_N, at_K, dtype=self.dtype, keep=residual_N is not None), at_K.int()
 
+    def learn(self, counts: list[int]) -> None:
+        """Hear how many elements each rank has selected at this step."""
+
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         with phase("select"):
             values_K, at_K = self.take(grad_N, residual_N, wire)
         counts, values_M, at_M = self._gather(values_K, at_K, grad_N.numel(), wire)
+        self.learn(counts)
         with phase("scatter"):
             mean_N = ops.scatter_mean(values_M, at_M, counts, out_N=grad_N)
         reduced = Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())), at_M)

@@ -33,6 +33,9 @@ class Task:
     sum_names: ClassVar[tuple[str, ...]]
     """What each element of the sums counts."""
 
+    continues: ClassVar[bool] = False
+    """Whether each training batch continues the one before, so that none can be taken in parts."""
+
     def __init__(self, facts: dict[str, int]) -> None:
         self.facts = facts
 
@@ -106,6 +109,7 @@ class LanguageModel(Task):
     metric = "perplexity"
     better = {"perplexity": "min", "loss": "min"}
     sum_names = ("loss", "count")
+    continues = True
 
     def __init__(self, facts: dict[str, int]) -> None:
         super().__init__(facts)

@@ -24,6 +24,7 @@ from sage.mount import WholeModel
 from sage.optim import LossScale, RunningAverage, clip_, set_lr
 from sage.recipe import before_reduction, count_steps, learning_rate, memory_options, optimizer
 from sage.reduce import Reduced, Reducer
+from sage.squares import Squares
 from sage.tally import Tally
 from sage.task import Task
 from sage.tell.progress import Display
@@ -102,6 +103,8 @@ class Training:
         self.optimizer = optimizer(config, model)
         self.average = RunningAverage()
         self.loss_scale = LossScale(enabled=config.amp == "fp16")
+        asked = reducer.needs_squares
+        self.squares = Squares(model, task, self.mount, amp=config.amp != "none") if asked else None
         self.phases = Phases(self.device)
         self.step = 0
         self.seconds = 0.0
@@ -206,17 +209,28 @@ class Training:
     def _backward(self, batches: list[Batch]) -> Tensor:
         """Forward and backward of the micro-batches; the mean loss, and in `grad_N` its gradient."""
         self.mount.zero_()
-        scale = float(self.loss_scale.scale)
+        if self.squares is not None:
+            self.squares.zero_()
         loss = torch.zeros((), device=self.device)
         for batch in batches:
-            with phase("forward"), self._autocast():
-                part = self.task.loss(self.model, _to(batch, self.device)) / self.config.accumulate
-            with phase("backward"):
-                (part * scale).backward()
-            loss += part.detach()
+            here = _to(batch, self.device)
+            if self.squares is None:
+                loss += self._pass(here, self.config.accumulate)
+            else:
+                loss += self.squares.backward(here, self.config.accumulate, self._pass)
         if self.loss_scale.enabled:
-            self.mount.grad_N.div_(scale)
+            self.mount.grad_N.div_(float(self.loss_scale.scale))
+            if self.squares is not None:
+                self.squares.rescale(1 / self.loss_scale.scale)
         return loss
+
+    def _pass(self, batch: Batch, divisor: float) -> Tensor:
+        """Add the gradient of a batch's loss over `divisor`, times the loss scale; that loss without it."""
+        with phase("forward"), self._autocast():
+            loss = self.task.loss(self.model, batch) / divisor
+        with phase("backward"):
+            (loss * float(self.loss_scale.scale)).backward()
+        return loss.detach()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.amp == "none":
@@ -239,7 +253,11 @@ class Training:
         self.before(grad_N)
         if config.clip_local is not None:
             ranks = self.wire.world_size if config.clip_local_by_world else 1
-            clip_(grad_N, config.clip_local, world_size=ranks)
+            norm = clip_(grad_N, config.clip_local, world_size=ranks)
+            if self.squares is not None:
+                self.squares.rescale(torch.linalg.vector_norm(grad_N) / norm)
+        if self.squares is not None:
+            self.squares.tell()
         return grad_N[:: 1 + grad_N.numel() // HISTOGRAM_SAMPLE].abs() if histogram_due else None
 
     def _update(self, lr: float) -> Tensor:

@@ -157,7 +157,7 @@ def _gone(reducer: Reducer, step: Step) -> Tensor | None:
     """What has left the rank; None where nobody but the reducer knows."""
     if step.left_N is not None:
         return step.signal_N - step.left_N
-    if not isinstance(reducer, Sparsifier) or step.reduced.sent is None:
+    if not isinstance(reducer, Sparsifier) or reducer.rounds or step.reduced.sent is None:
         return None
     gone_N = torch.zeros_like(step.signal_N)
     gone_N[step.reduced.sent] = step.signal_N[step.reduced.sent].to(reducer.dtype).to(gone_N.dtype)

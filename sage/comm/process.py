@@ -150,6 +150,12 @@ class ProcessWire(Wire):
         dist.all_to_all_single(out_WN, x_WN.contiguous())
         return out_WN
 
+    def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
+        received = [row[self.rank] for row in sizes]
+        out_S = x_S.new_empty(sum(received))
+        dist.all_to_all_single(out_S, x_S, received, list(sizes[self.rank]))
+        return out_S
+
 
 class _Sum:
     """A sum under way on the control group."""

@@ -94,6 +94,10 @@ class ThreadWire(Wire):
     def _all_to_all(self, x_WN: Tensor) -> Tensor:
         return self._meet(x_WN, torch.stack)[:, self.rank].clone()
 
+    def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
+        pieces = self._meet(x_S, torch.cat).split([size for row in sizes for size in row])
+        return torch.cat(pieces[self.rank :: self.world_size])
+
 
 class _Done:
     def __init__(self, result: Tensor) -> None:

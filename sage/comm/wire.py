@@ -156,6 +156,33 @@ class Wire:
         call = describe("all_to_all", **{kind: x_WN})
         return self._collective(call, {kind: size}, traffic, lambda: self._all_to_all(x_WN))
 
+    def all_to_all_ragged(self, counts: Sequence[int], **parts: Tensor) -> list[tuple[Tensor, ...]]:
+        """The same with rows of different lengths, nothing padded: what came from each rank, by rank.
+
+        Each part is 1-D and goes in W pieces one after another, of as many elements as `counts` says. The
+        counts are exchanged first (`sizes`, 8 bytes a rank).
+        """
+        vectors = list(parts.values())
+        assert _count(parts) == sum(counts)
+        (counts_WW,) = self.gather(sizes=torch.tensor(counts, device=vectors[0].device))
+        bytes_each = sum(v.element_size() for v in vectors)
+        sizes: list[list[int]] = (counts_WW * bytes_each).tolist()
+        received = [row[self.rank] for row in sizes]
+        kept = received[self.rank]
+        pieces = zip(*(v.split(list(counts)) for v in vectors), strict=True)
+        packed_S = torch.cat([pack(piece) for piece in pieces])
+        received_S = self._collective(
+            describe("all_to_all_ragged", **parts),
+            {kind: _bytes(part) for kind, part in parts.items()},
+            (packed_S.numel() - kept, sum(received) - kept),
+            lambda: self._all_to_all_ragged(packed_S, sizes),
+        )
+        rows = []
+        for row_S, size in zip(received_S.split(received), received, strict=True):
+            likes = [(v.dtype, torch.Size([size // bytes_each])) for v in vectors]
+            rows.append(tuple(x.view(-1) for x in unpack(row_S.unsqueeze(0), likes)))
+        return rows
+
     # What the engine calls besides.
 
     def begin_sum(self, x_N: Tensor, kind: str = "control") -> Pending:
@@ -244,9 +271,13 @@ class Wire:
     def _all_to_all(self, x_WN: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
+        """`sizes[a][b]` bytes go from rank a to rank b."""
+        raise NotImplementedError
+
 
 GUARD_BYTES = 128
-UNEVEN = ("gather_uneven", "gather_ragged", "gather_streams")
+UNEVEN = ("gather_uneven", "gather_ragged", "gather_streams", "all_to_all_ragged")
 """Collectives in which lengths may differ between the ranks."""
 
 

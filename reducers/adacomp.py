@@ -1,0 +1,158 @@
+"""AdaComp: of each small bin what comes near its largest, as a sign and a scale (Chen et al., AAAI 2018)."""
+# N = elements of the flat vector, K = elements selected, L = layers, B = bins, E = entries, S = bytes
+
+import torch
+from torch import Tensor
+
+from sage import ops
+from sage.clock import phase
+from sage.comm.wire import Wire
+from sage.layout import Layout, Span
+from sage.quantise import keep_error, per_group
+from sage.reduce import Reduced, Sparsifier
+
+WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+"""Bytes of an entry, two bits of which are no part of the place."""
+
+
+class AdaComp(Sparsifier):
+    """Send what comes near the largest of its bin, with a weight on what this step has brought.
+
+    With a = residual + g and H = a + (s − 1)·g, an element is sent where |H| ≥ gmax, the largest |a| of its
+    bin. What is sent is sign(a) times a scale, the mean of gmax over the bins of the layer; the residual
+    keeps the difference. Of a bin of zeros nothing is sent. Bins are of `conv_bin` elements in tensors of
+    three dimensions or more, else of `dense_bin`; none reaches beyond its layer, whatever the grouping.
+
+    Bytes each rank hands over: an entry for each element sent, and one for each bin from which nothing is:
+    1 byte in bins of less than 64 elements, 2 below 16,384, else 4 (`values`); 4 a layer (`scales`); 16 for
+    how long these are. An entry is the place in the bin, in all bits but two, then one that is set in the
+    last entry of the bin, then the sign. The place is all ones where there is none. In a hybrid, such as
+    `adacomp+terngrad`, what is selected travels as the quantiser says.
+
+    Args:
+        scale_factor: s, at least 1; the paper finds that 1.5 to 3 work.
+        bins: Whether there are bins; without, each layer is one (as in maysarahammouda/GradComp, s = 3).
+        conv_bin: Elements of a convolution's bin, from 1 to 2^30 − 1.
+        dense_bin: Elements of another tensor's bin.
+    """
+
+    rounds = True
+    start_B: Tensor
+    layer_B: Tensor
+    width_B: Tensor
+
+    def __init__(
+        self, *, scale_factor: float = 2.0, bins: bool = True, conv_bin: int = 50, dense_bin: int = 500
+    ) -> None:
+        super().__init__()
+        if not 1 <= scale_factor < float("inf"):
+            raise ValueError(f"scale_factor={scale_factor!r}: expected a finite number, at least 1")
+        for name, length in (("conv_bin", conv_bin), ("dense_bin", dense_bin)):
+            if not 1 <= length < 2**30:
+                raise ValueError(f"{name}={length!r}: expected 1 to 2^30 − 1 elements")
+        self._weight = scale_factor - 1
+        self._bins, self._conv_bin, self._dense_bin = bins, conv_bin, dense_bin
+
+    def bind(self, layout: Layout) -> None:
+        super().bind(layout)
+        lengths = [self._bin(span) for span in layout.spans]
+        self._num_bins = [
+            -(-span.numel // length) for span, length in zip(layout.spans, lengths, strict=True)
+        ]
+        starts = [
+            torch.arange(span.start, span.stop, length)
+            for span, length in zip(layout.spans, lengths, strict=True)
+        ]
+        none = torch.empty(0, dtype=torch.int64)
+        self.register_buffer("start_B", torch.cat([none, *starts]), persistent=False)
+        layer_B = torch.arange(len(lengths)).repeat_interleave(torch.tensor(self._num_bins).long())
+        self.register_buffer("layer_B", layer_B, persistent=False)
+        width_B = torch.tensor([_width(length) for length in lengths]).long()[layer_B]
+        self.register_buffer("width_B", width_B, persistent=False)
+
+    def _bin(self, span: Span) -> int:
+        if not self._bins:
+            return max(1, span.numel)
+        return self._conv_bin if len(span.shape) >= 3 else self._dense_bin
+
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
+        signal_N, at_K, _ = self._near_largest(grad_N, residual_N)
+        return ops.take(signal_N, at_K, dtype=self.dtype, keep=residual_N is not None), at_K.int()
+
+    def _near_largest(self, grad_N: Tensor, residual_N: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The signal, where in it |H| ≥ gmax, and gmax of every bin."""
+        signal_N = ops.accumulate(grad_N, residual_N)
+        heavy_N = torch.add(signal_N, grad_N, alpha=self._weight)
+        length_B = self.start_B.diff(append=self.start_B.new_tensor([signal_N.numel()]))
+        largest_B = torch.segment_reduce(signal_N.abs(), "max", lengths=length_B, unsafe=True)
+        # Whatever is compared with NaN is sent, so that it is seen.
+        near_N = ~(heavy_N.abs() < largest_B.repeat_interleave(length_B)) & (signal_N != 0)
+        return signal_N, near_N.nonzero().view(-1), largest_B
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        with phase("select"):
+            signal_N, at_K, largest_B = self._near_largest(grad_N, residual_N)
+            scale_L = per_group(largest_B, self._num_bins, torch.mean)
+            negative_K = signal_N[at_K] < 0
+            bytes_S = self.encode(at_K, negative_K)
+            if residual_N is not None:
+                left_K = residual_N[at_K]
+                keep_error(left_K, self._values(at_K, negative_K, scale_L))
+                residual_N[at_K] = left_K
+        rows = wire.gather_streams(values=bytes_S, scales=scale_L)
+        with phase("scatter"):
+            sent = [(*self.decode(bytes_S), scale_L) for bytes_S, scale_L in rows]
+            counts, at_M = [at.numel() for at, _, _ in sent], torch.cat([at for at, _, _ in sent])
+            values_M = torch.cat([self._values(*row) for row in sent])
+            mean_N = ops.scatter_mean(values_M, at_M.int(), counts, out_N=grad_N)
+        return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())), at_M)
+
+    def _values(self, at_K: Tensor, negative_K: Tensor, scale_L: Tensor) -> Tensor:
+        scale_K = scale_L[self.layer_B[self._bin_of(at_K)]]
+        return torch.where(negative_K, -scale_K, scale_K)
+
+    def _bin_of(self, at_K: Tensor) -> Tensor:
+        return torch.searchsorted(self.start_B, at_K, right=True) - 1
+
+    def encode(self, at_K: Tensor, negative_K: Tensor) -> Tensor:
+        """The entries of these elements (ascending), as bytes: those of narrow bins before those of wide."""
+        bin_K = self._bin_of(at_K)
+        empty = torch.bincount(bin_K, minlength=self.start_B.numel()) == 0
+        bin_E, order = torch.cat((bin_K, empty.nonzero().view(-1))).sort(stable=True)
+        nowhere = at_K.new_full((int(empty.sum()),), -1)
+        place_E = torch.cat((at_K - self.start_B[bin_K], nowhere))[order]
+        negative_E = torch.cat((negative_K, torch.zeros_like(nowhere, dtype=torch.bool)))[order]
+        last_E = bin_E.diff(append=bin_E.new_full((1,), -1)) != 0
+        entry_E = place_E << 2 | last_E.long() << 1 | negative_E.long()
+        width_E = self.width_B[bin_E]
+        return torch.cat([entry_E[width_E == width].to(d).view(torch.uint8) for width, d in WIDTHS.items()])
+
+    def decode(self, bytes_S: Tensor) -> tuple[Tensor, Tensor]:
+        """The elements (ascending), and which of them are negative."""
+        places, signs = [], []
+        for width, dtype in WIDTHS.items():
+            bins = self.width_B.eq(width).nonzero().view(-1)
+            whole = bytes_S.numel() // width * width
+            entry_E = bytes_S[:whole].clone().view(dtype).long() & (1 << 8 * width) - 1
+            last_E = entry_E >> 1 & 1
+            bin_E = last_E.cumsum(0) - last_E
+            mine_E = bin_E < bins.numel()  # what follows the last bin's end is of another width
+            entry_E, bin_E = entry_E[mine_E], bins[bin_E[mine_E]]
+            bytes_S = bytes_S[width * entry_E.numel() :]
+            place_E = entry_E >> 2
+            full_E = place_E < (1 << 8 * width - 2) - 1
+            places.append((self.start_B[bin_E] + place_E)[full_E])
+            signs.append((entry_E & 1).bool()[full_E])
+        at_K, order = torch.cat(places).sort()
+        return at_K, torch.cat(signs)[order]
+
+    def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
+        return None  # how many bins are empty, and which are wide, does not follow from the counts
+
+
+def _width(length: int) -> int:
+    """Bytes of an entry in bins of this length."""
+    return next(width for width in WIDTHS if length < 1 << 8 * width - 2)
+
+
+REDUCER = AdaComp

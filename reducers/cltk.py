@@ -1,0 +1,62 @@
+"""CLT-k: the ranks take turns to say which elements all send (ScaleCom, Chen et al., NeurIPS 2020)."""
+# N = elements of the flat vector, K = elements selected
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sage import ops
+from sage.clock import phase
+from sage.comm.wire import Wire
+from sage.exchange import mean_at
+from sage.reduce import Reduced, Sparsifier, check_fraction
+
+from .topk import num_kept
+
+
+class Cltk(Sparsifier):
+    """Rank t mod W broadcasts where its top k of each group are; all ranks all-reduce their values there.
+
+    The paper's cyclic local top-k: nothing builds up, and the mean costs the same however many ranks there
+    are. (The paper's low-pass filter of the residual is not here.) Bytes each rank hands over: 4 (or 2) a
+    value, and from the rank whose turn it is 4 an index.
+
+    Args:
+        density: Share of a group's elements to send, in (0, 1].
+    """
+
+    grouping = "layer"
+    step: Tensor
+
+    def __init__(self, *, density: float = 0.01, values: Literal["fp32", "fp16"] = "fp32") -> None:
+        super().__init__(values=values)
+        self.density = check_fraction("density", density)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+        leader = int(self.step) % wire.world_size
+        self.step += 1
+        groups = self.layout.groups
+        counts = [num_kept(self.density, stop - start) for start, stop in groups]
+        at_K = torch.empty(sum(counts), dtype=torch.int32, device=signal_N.device)
+        if wire.rank == leader:
+            for (start, stop), k, own_K in zip(groups, counts, at_K.split(counts), strict=True):
+                own_K.copy_(ops.select_top(signal_N[start:stop], k) + start)
+        return wire.broadcast(at_K, root=leader, kind="indices").long()
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        with phase("select"):
+            signal_N = ops.accumulate(grad_N, residual_N)
+            at_K = self.select(signal_N, wire)
+        keep = residual_N is not None
+        return mean_at(signal_N, at_K, wire, dtype=self.dtype, keep=keep, out_N=grad_N)
+
+    def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
+        return None  # whose turn it is does not follow from the counts
+
+    def report(self) -> dict[str, float]:
+        return {"density_asked": self.density}
+
+
+REDUCER = Cltk

@@ -1,0 +1,113 @@
+"""DEFT: layers are dealt out to ranks, and larger norms send more elements (Yoon & Oh, ICPP 2023)."""
+# N = elements of the flat vector, K = elements selected, P = pieces, W = world size
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sage import ops
+from sage.comm.wire import Wire
+from sage.exchange import ExclusiveSparsifier
+
+from .topk import num_kept
+
+
+class Deft(ExclusiveSparsifier):
+    """Each rank selects the largest elements of the layers that fall to it at this step.
+
+    Layers of more than n/W elements are split into pieces. In the order of falling norms ‖a_l‖ a piece l is
+    allowed k_l = ⌊k·‖a_l‖/Σ‖a‖⌋ elements, k and the sum being what remains of both, at least one and at most
+    all. Selecting costs |l|·log2 k_l (of one element, |l|). Rank t mod W packs the pieces into W bins, the
+    dearest first and each into the bin that is cheapest so far, and broadcasts the bins (`sizes`, 4 bytes a
+    piece). Bin b falls to rank (b + t) mod W, so that every rank has its say about every layer in turn; the
+    numbers k_l are by its own norms. Density 1 selects everything.
+    """
+
+    grouping = "layer"
+    step: Tensor
+
+    def __init__(self, *, density: float = 0.01, values: Literal["fp32", "fp16"] = "fp32") -> None:
+        super().__init__(density=density, values=values)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+        step, world_size, n = int(self.step), wire.world_size, signal_N.numel()
+        self.step += 1
+        pieces = split(self.layout.groups, n / world_size)
+        sizes = [stop - start for start, stop in pieces]
+        counts = sizes
+        if self.density < 1:
+            counts = share_out(num_kept(self.density, n), sizes, norms(signal_N, pieces))
+        bins = pack([size * math.log2(max(2, k)) for size, k in zip(sizes, counts, strict=True)], world_size)
+        bin_P = torch.tensor(bins, dtype=torch.int32, device=signal_N.device)
+        wire.broadcast(bin_P, root=step % world_size, kind="sizes")
+        own = (wire.rank - step) % world_size
+        chosen = [
+            ops.select_top(signal_N[start:stop], k).add_(start)
+            for (start, stop), k, bin_ in zip(pieces, counts, bin_P.tolist(), strict=True)
+            if bin_ == own
+        ]
+        return torch.cat([signal_N.new_empty(0, dtype=torch.int64), *chosen])
+
+
+def split(layers: Sequence[tuple[int, int]], longest: float) -> list[tuple[int, int]]:
+    """(start, stop) of each layer that is not empty, those that are longer in pieces of about equal size.
+
+    >>> split([(0, 2), (2, 2), (2, 12)], 4)
+    [(0, 2), (2, 5), (5, 8), (8, 12)]
+    """
+    pieces: list[tuple[int, int]] = []
+    for start, stop in layers:
+        num = math.ceil((stop - start) / max(1, longest))
+        pieces += pairwise(start + (stop - start) * i // max(1, num) for i in range(num + 1))
+    return pieces
+
+
+def norms(signal_N: Tensor, pieces: Sequence[tuple[int, int]]) -> list[float]:
+    """The pieces' norms; what is not finite counts as the largest."""
+    if not pieces:
+        return []
+    norm_P = torch.stack([torch.linalg.vector_norm(signal_N[a:b], dtype=torch.float64) for a, b in pieces])
+    largest = torch.finfo(torch.float32).max
+    told: list[float] = norm_P.nan_to_num_(largest, largest).tolist()
+    return told
+
+
+def share_out(k: int, sizes: Sequence[int], norms: Sequence[float]) -> list[int]:
+    """How many elements each piece is allowed.
+
+    >>> share_out(10, [100, 100, 4, 4], [4.0, 2.0, 3.0, 1.0])
+    [4, 2, 3, 1]
+    >>> share_out(10, [100, 100, 4, 4], [1.0, 0.0, 9.0, 0.0])
+    [6, 1, 4, 1]
+    """
+    order = sorted(range(len(sizes)), key=lambda piece: -norms[piece])
+    # Sums of what remains, added up from the small end, so that the last norm is all of its sum.
+    remaining = list(accumulate(norms[piece] for piece in reversed(order)))[::-1]
+    counts = [0] * len(sizes)
+    for piece, total in zip(order, remaining, strict=True):
+        asked = int(round(k * norms[piece] / total, 9)) if total > 0 else 0
+        counts[piece] = min(sizes[piece], max(1, asked))
+        k -= counts[piece]
+    return counts
+
+
+def pack(costs: Sequence[float], num_bins: int) -> list[int]:
+    """The bin of each: the dearest first, into the bin that is cheapest so far.
+
+    >>> pack([5.0, 3.0, 3.0, 1.0], 2)
+    [0, 1, 1, 0]
+    """
+    filled = [0.0] * num_bins
+    bins = [0] * len(costs)
+    for piece in sorted(range(len(costs)), key=lambda piece: -costs[piece]):
+        bins[piece] = min(range(num_bins), key=filled.__getitem__)
+        filled[bins[piece]] += costs[piece]
+    return bins
+
+
+REDUCER = Deft

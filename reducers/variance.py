@@ -1,0 +1,177 @@
+"""Variance-based: an element is sent once it is known well enough, in 4 bits (Tsuzuku et al., ICLR 2018)."""
+# N = elements of the flat vector, K = elements sent, L = layers
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sage import ops
+from sage.clock import phase
+from sage.comm.wire import Wire
+from sage.layout import Layout
+from sage.quantise import per_group
+from sage.reduce import Reduced, Sparsifier
+
+INDEX_BITS = 28
+LARGEST_STEP = 7
+"""Powers of two below the layer's largest that are still sent."""
+NOT_FINITE = 128
+"""The exponent of a layer that is not finite: 2 to it is infinite in float32."""
+
+
+class Variance(Sparsifier):
+    """Send an element when its sum over time exceeds what its variance over samples accounts for.
+
+    With z the samples of this rank's batch of B, in every step (algorithm 1)
+
+        r ← r + Σ_z ∇f_z/B,   v ← v + Σ_z (∇f_z/B)²;   where r² > α·v: send r and zero both;   else v ← ζ·v
+
+    r is the residual. Σ_z (∇f_z/B)² is what the engine tells, over parts of the batch or its samples
+    (`squares`). Where nobody tells, as under a mount that cannot, the rank's whole gradient counts as one
+    sample. Without memory v is that of this step alone, and where nobody tells of it, everything is sent.
+
+    An element travels as ±2^(e − d), where e = ⌊log2 M⌋, M the layer's largest |r|, and |r|, cut off at 2^e,
+    is rounded to the nearer power of two. One with d > 7 is not sent. Bytes each rank hands over: 4 an
+    element, of which 28 bits are the index, one the sign and three d (`values`); 2 a layer for e (`scales`);
+    16 for how long these are. Values in fp32 or fp16 travel as any sparsifier's of uneven counts.
+
+    Args:
+        alpha: α, above 0; 1 to 2 in the paper.
+        zeta: ζ, in (0, 1].
+        values: `4bit` as above, or as they are.
+        rounding: With `4bit`, whether what rounding takes away, all of it where d > 7, is `kept` in the
+            residual, or `lost`, as published.
+        squares: Whether the engine splits batches, or takes the gradient of each sample by torch.func.
+        sub_batches: With `split`, the parts of a batch, each of which counts as one sample; 1 or more.
+    """
+
+    needs_squares = True
+    rounds = True
+    even = False
+    variance_N: Tensor
+    stop_L: Tensor
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 1.0,
+        zeta: float = 0.999,
+        values: Literal["4bit", "fp32", "fp16"] = "4bit",
+        rounding: Literal["kept", "lost"] = "kept",
+        squares: Literal["split", "per-sample"] = "split",
+        sub_batches: int = 4,
+    ) -> None:
+        if values not in ("4bit", "fp32", "fp16"):
+            raise ValueError(f"values={values!r}: expected 4bit, fp32 or fp16")
+        super().__init__(values="fp32" if values == "4bit" else values)
+        if not 0 < alpha < float("inf"):
+            raise ValueError(f"alpha={alpha!r}: expected a finite number above 0")
+        if not 0 < zeta <= 1:
+            raise ValueError(f"zeta={zeta!r}: expected a number above 0 and at most 1")
+        if rounding not in ("kept", "lost"):
+            raise ValueError(f"rounding={rounding!r}: expected kept or lost")
+        if rounding == "lost" and values != "4bit":
+            raise ValueError(f"rounding='lost' with values={values!r}: expected values='4bit'")
+        if squares not in ("split", "per-sample"):
+            raise ValueError(f"squares={squares!r}: expected split or per-sample")
+        if sub_batches < 1:
+            raise ValueError(f"sub_batches={sub_batches!r}: expected 1 part or more")
+        self._alpha, self._zeta = alpha, zeta
+        self._short = values == "4bit"
+        self.conserves = rounding == "kept"
+        self.sub_batches = None if squares == "per-sample" else sub_batches
+        self._square_N: Tensor | None = None
+
+    def bind(self, layout: Layout) -> None:
+        super().bind(layout)
+        if self._short and layout.numel > 1 << INDEX_BITS:
+            raise ValueError(
+                f"{layout.numel:,} elements in one vector; with values='4bit', indices of {INDEX_BITS} "
+                f"bits, at most {1 << INDEX_BITS:,}: take values='fp32', or reduce the model in several parts"
+            )
+        self.register_buffer("variance_N", torch.zeros(layout.numel))
+        stops = [span.stop for span in layout.spans]
+        self.register_buffer("stop_L", torch.tensor(stops, dtype=torch.int64), persistent=False)
+
+    def observe(self, square_N: Tensor) -> None:
+        self._square_N = square_N
+
+    def _well_known(self, grad_N: Tensor, residual_N: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The signal, and where it exceeds its variance; there and elsewhere v is as in the next step."""
+        signal_N = ops.accumulate(grad_N, residual_N)
+        square_N, self._square_N = self._square_N, None
+        if residual_N is not None:
+            variance_N = self.variance_N.add_(grad_N.square() if square_N is None else square_N)
+        else:
+            variance_N = torch.zeros_like(grad_N) if square_N is None else square_N
+        known_N = signal_N.square() > self._alpha * variance_N
+        # What is not finite, or too large to be squared, is sent, so that it is seen and forgotten.
+        known_N |= ~(signal_N.isfinite() & variance_N.isfinite())
+        if residual_N is not None:
+            variance_N.mul_(self._zeta)
+        return signal_N, known_N.nonzero().view(-1)
+
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
+        signal_N, at_K = self._well_known(grad_N, residual_N)
+        self.variance_N.index_fill_(0, at_K, 0)
+        return ops.take(signal_N, at_K, dtype=self.dtype, keep=residual_N is not None), at_K.int()
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        if not self._short:
+            return super().forward(grad_N, residual_N, wire)
+        with phase("select"):
+            signal_N, known_K = self._well_known(grad_N, residual_N)
+            exponent_L = exponents(signal_N, [span.numel for span in self.layout.spans])
+            at_K, word_K = self.encode(signal_N, known_K, exponent_L)
+            gone_K = at_K if self.conserves else known_K
+            self.variance_N.index_fill_(0, gone_K, 0)
+            if residual_N is not None and self.conserves:
+                left_K = residual_N[at_K] - self.decode(word_K, exponent_L)[1]
+                residual_N[at_K] = left_K.nan_to_num_(0.0, 0.0, 0.0)
+            elif residual_N is not None:
+                residual_N.index_fill_(0, gone_K, 0)
+        rows = wire.gather_streams(values=word_K, scales=exponent_L)
+        with phase("scatter"):
+            sent = [self.decode(*row) for row in rows]
+            counts, at_M = [at.numel() for at, _ in sent], torch.cat([at for at, _ in sent])
+            mean_N = ops.scatter_mean(torch.cat([x for _, x in sent]), at_M, counts, out_N=grad_N)
+        return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())), at_M)
+
+    def encode(self, signal_N: Tensor, at_K: Tensor, exponent_L: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of these elements are sent, and a word (int32) for each."""
+        x_K = signal_N[at_K]
+        mantissa_K, above_K = torch.frexp(x_K.abs())  # |x| = mantissa · 2^above, mantissa in [0.5, 1)
+        nearest_K = above_K - (mantissa_K < 0.75).int()
+        exponent_K = exponent_L.int()[self._layer_of(at_K)]
+        step_K = (exponent_K - nearest_K).clamp_(min=0).masked_fill_(~x_K.isfinite(), 0).long()
+        sent_K = step_K <= LARGEST_STEP
+        code_K = (x_K < 0).long() << 3 | step_K
+        at_K, code_K = at_K[sent_K], code_K[sent_K]
+        return at_K, (at_K | code_K << INDEX_BITS).int()
+
+    def decode(self, word_K: Tensor, exponent_L: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices (int32, ascending) and values (float32)."""
+        at_K = word_K.long() & (1 << INDEX_BITS) - 1
+        code_K = word_K.long() >> INDEX_BITS & 0xF
+        sign_K = 1 - 2 * (code_K >> 3).float()
+        exponent_K = exponent_L.int()[self._layer_of(at_K)] - (code_K & LARGEST_STEP)
+        return at_K.int(), torch.ldexp(sign_K, exponent_K)
+
+    def _layer_of(self, at_K: Tensor) -> Tensor:
+        return torch.searchsorted(self.stop_L, at_K, right=True)
+
+    def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
+        if not self._short:
+            return super().payload(counts, rank)
+        return {"values": 4 * counts[rank], "scales": 2 * len(self.layout.spans), "sizes": 16}
+
+
+def exponents(x_N: Tensor, sizes: list[int]) -> Tensor:
+    """⌊log2 max |x|⌋ of each layer (int16)."""
+    largest_L = per_group(x_N, sizes, lambda x: x.abs().max())
+    exponent_L = torch.frexp(largest_L).exponent - 1
+    return exponent_L.masked_fill_(~largest_L.isfinite(), NOT_FINITE).short()
+
+
+REDUCER = Variance
