@@ -54,6 +54,15 @@ OTHER: dict[str, Any] = {
     "decay_norms": True,
     "beta1": 0.5,
     "beta2": 0.5,
+    "clip_local_by_world": True,
+    "amp": "bf16",
+    "non_finite": "skip",
+    "memory_beta": 0.5,
+    "memory_gamma": 0.5,
+    "memory_lr_ratio": True,
+    "memory_momentum": 0.5,
+    "memory_masking": False,
+    "continue_from": Path("elsewhere"),
     "clip_local": 1.0,
     "clip_global": 1.0,
     "average_from": 1.0,
@@ -201,7 +210,7 @@ def test_a_mistyped_setting_lists_its_near_misses(workload: Path) -> None:
 
 
 def test_a_setting_unlike_any_lists_them_all(workload: Path) -> None:
-    with pytest.raises(ValueError, match=r"'qqq'; there are: accumulate, average_from, .*, world_size"):
+    with pytest.raises(ValueError, match=r"'qqq'; there are: accumulate, amp, average_from, .*, world_size"):
         load(str(workload), overrides={"qqq": 1})
 
 
