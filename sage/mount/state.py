@@ -36,11 +36,11 @@ def restore(flat: Flat, states: Mapping[str, Mapping[str, Any]]) -> None:
     """
     layout, own = flat.compressed, flat.feedback.state_dict()
     held: dict[str, Any] = {}
+    for span in layout.spans:
+        if states[span.name].keys() != own.keys():
+            raise ValueError(_of_another(states[span.name], own))
     for key, value in own.items():
-        try:
-            parts = [states[span.name][key] for span in layout.spans]
-        except KeyError:
-            raise ValueError(_of_another(states, own)) from None
+        parts = [states[span.name][key] for span in layout.spans]
         if not parts:
             held[key] = value  # all tensors are small, and go dense
         elif _is_per_element(key, value, layout):
@@ -53,7 +53,7 @@ def restore(flat: Flat, states: Mapping[str, Mapping[str, Any]]) -> None:
     try:
         flat.feedback.load_state_dict(held)
     except RuntimeError as error:
-        raise ValueError(_of_another(states, own)) from error
+        raise ValueError(f"{_of_another(held, own)} ({error})") from error
 
 
 def _part(key: str, value: Any, layout: Layout, span: Span) -> Any:
@@ -76,9 +76,9 @@ def _group(layout: Layout, span: Span) -> int:
     )
 
 
-def _of_another(states: Mapping[str, Mapping[str, Any]], own: Mapping[str, Any]) -> str:
-    saved = sorted(next(iter(states.values()), {}))
+def _of_another(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     return (
-        f"the state has {', '.join(saved) or 'nothing'} for a parameter, and the reducer {', '.join(own)}: "
+        f"a parameter's state is {', '.join(saved) or 'nothing'}, "
+        f"the reducer's {', '.join(own) or 'nothing'}: "
         "mount the reducer that it was saved from, with the same options and memory"
     )

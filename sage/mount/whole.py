@@ -4,6 +4,7 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from sage.comm.guest import GuestWire
@@ -93,6 +94,7 @@ def reduce_model(
     model: nn.Module,
     reducer: Method,
     *,
+    group: dist.ProcessGroup | None = None,
     memory: Memory | None = None,
     grouping: str | None = None,
     min_compress: int = 0,
@@ -102,11 +104,12 @@ def reduce_model(
 ) -> ModelMount:
     """Mount a reducer on a plain model, in a script that has called `init_process_group`.
 
-    All ranks begin with rank 0's parameters and buffers.
+    All ranks begin with the group's first's parameters and buffers.
 
     Args:
         model: Not wrapped in anything.
         reducer: A reducer's name, with its options as further keywords; or a reducer, or what makes one.
+        group: The ranks that train the model together; by default all.
         memory: Error feedback; by default what the reducer asks for.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
@@ -119,7 +122,7 @@ def reduce_model(
     """
     make = maker(reducer, options)
     whole = WholeModel(model, make(), memory=memory, grouping=grouping, min_compress=min_compress)
-    wire = GuestWire(device=whole.grad_N.device, timeout=timeout, guard=guard)
+    wire = GuestWire(group, device=whole.grad_N.device, timeout=timeout, guard=guard)
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.copy_(wire.broadcast(tensor.detach().contiguous(), kind="state"))
