@@ -9,7 +9,6 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-import torch.distributed as dist
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -34,14 +33,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    """Be a group of one process, as a script is that was started without a launcher."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """A small model, its batches, and scripts of a user's that train it through the mounts."""
 
 from collections.abc import Callable, Iterable
+from functools import wraps
 from typing import Any
 
 import torch
 import torch._dynamo  # which DDP imports; here it is done once, before ranks are forked
 import torch.nn.functional as F
+from gloo import processes
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,6 +21,16 @@ Backward = Callable[[nn.Module, int, int], None]
 
 SEVERAL = 0.004
 """A `bucket_cap_mb` that cuts the network into several buckets."""
+
+
+def alone(test: Callable[[], None]) -> Callable[[], None]:
+    """Run a test in a process group of one, in a process of its own: gloo does not survive later forks."""
+
+    @wraps(test)
+    def inside() -> None:
+        processes(1, lambda wire: test())
+
+    return inside
 
 
 def network() -> nn.Sequential:
