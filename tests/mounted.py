@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import sage
-from sage.mount.base import Mount
 from sage.mount.ddp import DdpMount
 from sage.mount.whole import ModelMount
 
@@ -57,7 +56,7 @@ def once(model: nn.Module, rank: int, step: int) -> None:
 class Script:
     """A training script with a reducer mounted."""
 
-    mount: Mount
+    mount: Any
 
     def __init__(self, model: nn.Module, rank: int, backward: Backward) -> None:
         self.model, self.rank, self.backward = model, rank, backward

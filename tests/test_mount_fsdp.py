@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from gloo import processes
 from mounted import alone, loss, network, once
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 import sage
 from sage.comm.wire import Wire
@@ -29,7 +29,13 @@ def sharded(mesh: DeviceMesh, reducer: str = "topk", **options: Any) -> tuple[nn
 
 def local(model: nn.Module) -> list[Tensor]:
     """This rank's shard of every gradient."""
-    return [p.grad.to_local().clone() for p in model.parameters() if p.grad is not None]
+    return [part(p.grad).clone() for p in model.parameters()]
+
+
+def part(x: Tensor | None) -> Tensor:
+    """This rank's shard of it."""
+    assert isinstance(x, DTensor)
+    return x.to_local()
 
 
 def one_by_one() -> DeviceMesh:
@@ -50,19 +56,19 @@ def seen() -> list[dict[str, Any]]:
         model, mount = sharded(mesh, density=0.1)
         exact, dense = sharded(mesh, "exact")
         residuals = {name: held["residual_N"] for name, held in mount.state_dict().items()}
-        sums = {name: torch.zeros_like(p.to_local()) for name, p in model.named_parameters()}
+        sums = {name: torch.zeros_like(part(p)) for name, p in model.named_parameters()}
         for step in range(3):
             for each in (model, exact):
                 each.zero_grad()
                 once(each, wire.rank, step)
             for (name, p), q in zip(model.named_parameters(), exact.parameters(), strict=True):
-                sums[name] += q.grad.to_local() - p.grad.to_local()
+                sums[name] += part(q.grad) - part(p.grad)
         off = 0.0
         for name, kept in sums.items():
             mean = mount.wire.mean(residuals[name].clone())[: kept.shape[0]]
             off = max(off, float((mean - kept).abs().max()))
-        for each in (mount, dense):
-            each.close()
+        mount.close()
+        dense.close()
         return off
 
     def goes_on(wire: Wire, mesh: DeviceMesh) -> bool:
@@ -74,8 +80,8 @@ def seen() -> list[dict[str, Any]]:
             each.zero_grad()
             once(each, wire.rank, 1)
         same = all(torch.equal(a, b) for a, b in zip(local(whole), local(model), strict=True))
-        for each in (stays, mount):
-            each.close()
+        stays.close()
+        mount.close()
         return same
 
     return processes(4, work)
@@ -93,6 +99,7 @@ def test_saved_and_loaded_it_goes_on_as_if_never_stopped() -> None:
 def test_a_module_is_reduced_once_the_last_micro_batch_has_come() -> None:
     mesh = one_by_one()
     model, mount = sharded(mesh, "exact")
+    assert isinstance(model, FSDPModule)
     model.set_requires_gradient_sync(False)
     once(model, 0, 0)
     assert not mount.wire.ledger.payload
@@ -130,8 +137,7 @@ def test_unused_parameters_send_what_they_have_kept_and_frozen_ones_have_no_plac
     kept = mount.state_dict()["unused"]["residual_N"].clone()
     model.zero_grad()
     model(x_B, False).backward()
-    assert model.unused.grad is not None
-    assert torch.equal(model.unused.grad.to_local(), kept)
+    assert torch.equal(part(model.unused.grad), kept)
     assert model.frozen.grad is None
     mount.close()
 
@@ -174,9 +180,9 @@ def test_a_model_that_the_hook_cannot_serve_is_refused() -> None:
 def test_shards_are_no_replicas() -> None:
     def work(wire: Wire) -> str:
         model = network()
-        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        fully_shard(model, mesh=(mesh := init_device_mesh("cpu", (2,))))
         try:
-            sage.fsdp_hook(model, "exact", replicate=dist.group.WORLD)
+            sage.fsdp_hook(model, "exact", replicate=mesh.get_group())
         except ValueError as error:
             return str(error)
         return ""

@@ -104,7 +104,7 @@ def on_shards() -> dict[str, float]:
         own = OPTIONS.get(name, {})
 
         def of_all_shards(model: nn.Module, _: int, step: int) -> None:
-            sum((loss(model, shard, step) for shard in shards), torch.zeros(())).div(len(shards)).backward()
+            torch.stack([loss(model, shard, step) for shard in shards]).mean().backward()
 
         replicas = mesh["replicate"].get_group()
         whole = Plain(network(), rank, name, group=replicas, backward=of_all_shards, **own).train()

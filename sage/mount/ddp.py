@@ -46,7 +46,7 @@ class _Delivery:
     gradients: list[tuple[Tensor, Tensor]]
     is_first: bool
     is_last: bool
-    ready: torch.cuda.Event | None
+    ready: torch.Event | None
     """On a GPU, when backward has written the gradients."""
 
 
