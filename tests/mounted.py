@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import sage
+from sage.comm.wire import Wire
 from sage.mount.ddp import DdpMount
 from sage.mount.whole import ModelMount
+from sage.reduce import Reduced
+from sage.reducers.exact import Exact
 
 Backward = Callable[[nn.Module, int, int], None]
 """Forward and backward of a model on one rank at one step."""
@@ -117,6 +120,18 @@ class Wrapped(Script):
     def gradients(self, step: int) -> None:
         self.optimizer.zero_grad()
         self.backward(self.ddp, self.rank, step)
+
+
+class Refuses(Exact):
+    """Fails on the last rank at its second reduction."""
+
+    calls = 0
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        self.calls += 1
+        if wire.rank == wire.world_size - 1 and self.calls == 2:
+            raise ArithmeticError("no such gradient")
+        return super().forward(grad_N, residual_N, wire)
 
 
 def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:

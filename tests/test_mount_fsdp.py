@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from gloo import processes
-from mounted import alone, loss, network, once
+from mounted import Refuses, alone, loss, network, once
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -167,10 +167,36 @@ def test_small_shards_go_dense() -> None:
 
 
 @alone
+def test_a_wrapped_module_that_is_frozen_has_no_state() -> None:
+    mesh, model = one_by_one(), network()
+    model[4].requires_grad_(False)
+    for layer in (model[4], model):
+        fully_shard(layer, mesh=mesh["shard"])
+    mount = sage.fsdp_hook(model, "topk", replicate=mesh["replicate"])
+    once(model, 0, 0)
+    assert set(mount.state_dict()) == {name for name, p in model.named_parameters() if p.requires_grad}
+    mount.close()
+
+
+@alone
+def test_what_a_reducer_raises_comes_out_of_backward() -> None:
+    mesh, model = one_by_one(), network()
+    fully_shard(model, mesh=mesh["shard"])
+    sage.fsdp_hook(model, Refuses, replicate=mesh["replicate"])
+    once(model, 0, 0)
+    with pytest.raises(ArithmeticError, match="no such gradient"):
+        once(model, 0, 1)
+
+
+@alone
 def test_a_model_that_the_hook_cannot_serve_is_refused() -> None:
     mesh = one_by_one()
     with pytest.raises(ValueError, match="no module of the model is wrapped by fully_shard"):
         sage.fsdp_hook(network(), "exact", replicate=mesh["replicate"])
+    sparse = nn.Sequential(nn.Embedding(9, 6, sparse=True), nn.Linear(6, 2))
+    fully_shard(sparse, mesh=mesh["shard"])
+    with pytest.raises(ValueError, match="0 has sparse gradients, which are no part of a bucket"):
+        sage.fsdp_hook(sparse, "exact", replicate=mesh["replicate"])
     model = network()
     fully_shard(model, mesh=mesh)
     with pytest.raises(ValueError, match="the model is sharded over a mesh of two dimensions"):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from gloo import processes
-from mounted import Plain, alone, loss, network, once, same
+from mounted import Plain, Refuses, alone, loss, network, once, same
 from torch import Tensor, nn
 
 import sage
@@ -110,6 +110,14 @@ def test_an_empty_parameter_group_changes_nothing() -> None:
     with_one, without = Plain(network(), 0, "topk"), Plain(network(), 0, "topk")
     with_one.optimizer.add_param_group({"params": []})
     assert same(with_one.train(range(2)), without.train(range(2)))
+
+
+@alone
+def test_what_a_reducer_raises_comes_out_of_reduce() -> None:
+    script = Plain(network(), 0, Refuses)
+    script.gradients(0)
+    with pytest.raises(ArithmeticError, match="no such gradient"):
+        script.gradients(1)
 
 
 def test_importing_sage_does_not_import_torch() -> None:

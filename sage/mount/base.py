@@ -4,6 +4,8 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from sage import registry
 from sage.comm.wire import Wire
 from sage.mount import state
@@ -77,3 +79,17 @@ def maker(reducer: Method, options: Mapping[str, Any]) -> Callable[[], Reducer]:
             )
         return lambda: copy.deepcopy(reducer)
     return lambda: reducer(**options)
+
+
+def check_dense(model: nn.Module) -> None:
+    """Refuse a model whose gradients are not all dense.
+
+    Raises:
+        ValueError: where it has a sparse embedding.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            raise ValueError(
+                f"{name or 'the model'} has sparse gradients, which are no part of a bucket: "
+                "say sparse=False, or use sage.reduce_model, which makes them dense"
+            )

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sage.comm.guest import GuestWire
 from sage.comm.wire import Wire
-from sage.mount.base import Method, Mount, maker
+from sage.mount.base import Method, Mount, check_dense, maker
 from sage.mount.flat import Flat, Memory
 
 Named = Sequence[tuple[str, nn.Parameter]]
@@ -237,12 +237,7 @@ def _checked(model: DistributedDataParallel) -> Named:
             "skip_all_reduce_unused_params=True keeps whole buckets back, whose residuals would wait: "
             "leave it out"
         )
-    for name, module in model.module.named_modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
-            raise ValueError(
-                f"{name} has sparse gradients, which DDP keeps out of its buckets: say sparse=False, or use "
-                "sage.reduce_model, which makes them dense"
-            )
+    check_dense(model.module)
     ignored = set(model.parameters_to_ignore)
     named = [
         (name, p) for name, p in model.module.named_parameters() if p.requires_grad and name not in ignored

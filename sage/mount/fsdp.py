@@ -17,7 +17,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
 from sage.comm.guest import GuestWire
 from sage.comm.wire import Wire
-from sage.mount.base import Method, Mount, maker
+from sage.mount.base import Method, Mount, check_dense, maker
 from sage.mount.flat import Flat, Memory
 
 
@@ -63,6 +63,7 @@ def fsdp_hook(
     make = maker(reducer, options)
     group = replicate.get_group() if isinstance(replicate, DeviceMesh) else replicate
     wrapped = _wrapped(model, group)
+    check_dense(model)
     names = {parameter: name for name, parameter in model.named_parameters()}
     device = next(iter(names)).device
     wire = GuestWire(group, device=device, timeout=timeout, guard=guard)
