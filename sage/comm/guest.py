@@ -45,6 +45,7 @@ class GuestWire(GroupWire):
         try:
             self._group = self._beside(host, self._backend)
             self._control = self._beside(host, "gloo")
+            watched = dist.PrefixStore(f"sage/{self._control.group_name}", store.clone())
         except (RuntimeError, ValueError) as error:
             raise WireError(
                 f"rank {place.rank} of {place.world_size} could not make a group of its own beside the "
@@ -52,7 +53,7 @@ class GuestWire(GroupWire):
             ) from error
         self._watch = Watch(
             place,
-            dist.PrefixStore(f"sage/{self._control.group_name}", store.clone()),
+            watched,
             lambda: self._inside,
             keeper="the launcher" if "TORCHELASTIC_RUN_ID" in os.environ else "rank 0",
             over=lambda: not dist.is_initialized(),
