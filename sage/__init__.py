@@ -1,3 +1,20 @@
 """SAGE: a SLURM-native benchmark suite for gradient compression in distributed PyTorch training."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+_MOUNTS = {"ddp_hook": "ddp", "fsdp_hook": "fsdp", "reduce_model": "whole"}
+"""In which module of `sage.mount` each is. They are imported when asked for, as torch takes seconds."""
+
+if TYPE_CHECKING:
+    from sage.mount.ddp import ddp_hook as ddp_hook
+    from sage.mount.fsdp import fsdp_hook as fsdp_hook
+    from sage.mount.whole import reduce_model as reduce_model
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MOUNTS:
+            raise AttributeError(f"module 'sage' has no attribute {name!r}")
+        return getattr(import_module(f"sage.mount.{_MOUNTS[name]}"), name)

@@ -23,6 +23,7 @@ ELSEWHERE = {
     "sbatch pararun resnet18-cifar10 --reducer sage --density 0.001": "tests/slurm/test_pararun.py",
     "sage submit jobs/suites/digits.toml": "tests/slurm/test_sweep.py",
     "sage conform my_package.my_reducer": "tests/test_extension.py",
+    "torchrun --standalone --nproc-per-node 2 train.py": "test_the_script_runs_as_it_stands",
     "make cluster": "tests/slurm/test_cluster.py runs the program that it calls",
     "sage launch --hosts hosts.txt digits --steps 10": "tests/test_launch.py",
 }
@@ -70,6 +71,25 @@ def test_every_command_runs_in_the_order_it_stands(tmp_path: Path) -> None:
 
 def test_what_is_run_elsewhere_still_stands_in_it() -> None:
     assert set(ELSEWHERE) <= set(commands())
+
+
+def test_the_script_runs_as_it_stands(tmp_path: Path) -> None:
+    (script,) = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    (tmp_path / "train.py").write_text(script)
+    (command,) = (line for line in commands() if line.startswith("torchrun "))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *command.split()[1:]],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    losses, sent = zip(*re.findall(r"loss (\S+) for (\d+) bytes", done.stdout), strict=True)
+    assert len(losses) == 2
+    assert max(map(float, losses)) < 2
+    assert max(map(int, sent)) < 100 * 4 * 650  # less than all gradients in fp32
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

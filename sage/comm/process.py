@@ -19,7 +19,109 @@ from sage.comm.wire import Pending, Wire, WireError, add
 T = TypeVar("T")
 
 
-class ProcessWire(Wire):
+class GroupWire(Wire):
+    """Collectives over groups of processes, which the classes below make or find.
+
+    Args:
+        place: Who this rank is and where the ranks meet.
+        device: Where gradients live; decides the backend.
+        timeout: Seconds after which a collective that has not come back is an error on every rank.
+    """
+
+    _watch: Watch
+    _control: dist.ProcessGroup
+    """For control messages, which run beside the gradients, and so need gloo's threads of their own."""
+    _group: dist.ProcessGroup | None = None
+    """For all the rest; None: the default group."""
+
+    def __init__(self, place: Place, *, device: torch.device, timeout: float, guard: bool) -> None:
+        super().__init__(place.rank, place.world_size, guard=guard)
+        self._timeout = timedelta(seconds=timeout)
+        # Texts and sums for the record are CPU tensors also where the gradients are on a GPU.
+        self._backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        self._inside = "outside any collective"
+
+    def close(self) -> None:
+        if self.guard:
+            self._compare("close()")
+        self._attempt("the last barrier", lambda: dist.barrier(self._control))
+        self._watch.stop()
+        # Rank 0 takes the store with it, so it must not go while another's watch still looks there.
+        self._attempt("the last barrier", lambda: dist.barrier(self._control))
+        self._leave()
+
+    def _leave(self) -> None:
+        raise NotImplementedError
+
+    def _attempt(self, call: str, run: Callable[[], T]) -> T:
+        self._inside = f"in {call}"
+        start = time.perf_counter()
+        try:
+            return run()
+        except (RuntimeError, ValueError) as error:
+            waited = time.perf_counter() - start
+            raise WireError(
+                f"rank {self.rank}: {call} failed after {waited:.1f} s: {first_line(error)}. "
+                + self._watch.roll_call()
+            ) from error
+        finally:
+            self._inside = "outside any collective"
+
+    def _sum(self, x_N: Tensor) -> None:
+        dist.all_reduce(x_N, group=self._group)
+
+    def _begin_sum(self, call: str, x_N: Tensor) -> Pending:
+        work = self._attempt(call, lambda: dist.all_reduce(x_N, group=self._control, async_op=True))
+        assert work is not None
+        return _Sum(lambda: self._attempt(call, work.wait), x_N)
+
+    def _gather(self, x_S: Tensor) -> Tensor:
+        out_WS = x_S.new_empty(self.world_size * x_S.numel())
+        dist.all_gather_single(out_WS, x_S, group=self._group)
+        return out_WS.view(self.world_size, x_S.numel())
+
+    def _gather_on_host(self, x_S: Tensor) -> Tensor:
+        out_WS = x_S.new_empty(self.world_size * x_S.numel())
+        dist.all_gather_single(out_WS, x_S, group=self._control)
+        return out_WS.view(self.world_size, x_S.numel())
+
+    def _gather_ragged(self, x_S: Tensor, sizes: Sequence[int]) -> Tensor:
+        out_S = x_S.new_empty(sum(sizes))
+        pieces = out_S.split(list(sizes))
+        pieces[self.rank].copy_(x_S)
+        under_way = [
+            dist.broadcast(piece, group=self._group, group_src=root, async_op=True)
+            for root, piece in enumerate(pieces)
+        ]
+        for work in under_way:
+            assert work is not None
+            work.wait()
+        return out_S
+
+    def _broadcast(self, x_N: Tensor, root: int) -> None:
+        dist.broadcast(x_N, group=self._group, group_src=root)
+
+    def _reduce_scatter(self, x_WN: Tensor) -> Tensor:
+        if x_WN.device.type == "cpu":
+            # Gloo's own is a whole all-reduce, at twice the traffic; this adds in the thread twin's order.
+            return add(self._all_to_all(x_WN))
+        out_N = torch.empty_like(x_WN[0], memory_format=torch.contiguous_format)
+        dist.reduce_scatter_single(out_N.view(-1), x_WN.reshape(-1), group=self._group)
+        return out_N
+
+    def _all_to_all(self, x_WN: Tensor) -> Tensor:
+        out_WN = torch.empty_like(x_WN, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(out_WN, x_WN.contiguous(), group=self._group)
+        return out_WN
+
+    def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
+        received = [row[self.rank] for row in sizes]
+        out_S = x_S.new_empty(sum(received))
+        dist.all_to_all_single(out_S, x_S, received, list(sizes[self.rank]), group=self._group)
+        return out_S
+
+
+class ProcessWire(GroupWire):
     """Ranks are processes, joined by torch.distributed: gloo on CPUs, nccl on GPUs.
 
     Args:
@@ -31,10 +133,7 @@ class ProcessWire(Wire):
     def __init__(
         self, place: Place, *, device: torch.device, timeout: float = 300.0, guard: bool = False
     ) -> None:
-        super().__init__(place.rank, place.world_size, guard=guard)
-        self._device = device
-        self._timeout = timedelta(seconds=timeout)
-        self._inside = "outside any collective"
+        super().__init__(place, device=device, timeout=timeout, guard=guard)
         choose_interface(place.hostip, place.port)
         try:
             store = self._sign_in(place)
@@ -42,7 +141,7 @@ class ProcessWire(Wire):
         except (RuntimeError, ValueError) as error:
             raise WireError(
                 f"rank {place.rank} of {place.world_size} could not meet the others at "
-                f"{place.hostip}:{place.port} within {timeout:g} s ({place.source}): {_first_line(error)}. "
+                f"{place.hostip}:{place.port} within {timeout:g} s ({place.source}): {first_line(error)}. "
                 "Have all ranks been started, with the same hostip, port and world_size, and is the port "
                 "open on rank 0's host?"
             ) from error
@@ -69,92 +168,19 @@ class ProcessWire(Wire):
 
     def _join(self, place: Place, store: dist.Store) -> dist.ProcessGroup:
         """Join the default group, and the one for control messages, which is returned."""
-        # Texts and sums for the record are CPU tensors also where the gradients are on a GPU.
-        backend = "cpu:gloo,cuda:nccl" if self._device.type == "cuda" else "gloo"
         dist.init_process_group(
-            backend,
+            self._backend,
             store=dist.PrefixStore("group", store),
             rank=place.rank,
             world_size=place.world_size,
             timeout=self._timeout,
         )
-        # Control messages run beside the gradients, so they need a group, and gloo's threads, of their own.
         control = dist.new_group(backend="gloo", timeout=self._timeout)
         assert isinstance(control, dist.ProcessGroup)
         return control
 
-    def close(self) -> None:
-        if self.guard:
-            self._compare("close()")
-        self._attempt("the last barrier", lambda: dist.barrier(self._control))
-        self._watch.stop()
-        # Rank 0 takes the store with it, so it must not go while another's watch still looks there.
-        self._attempt("the last barrier", lambda: dist.barrier(self._control))
+    def _leave(self) -> None:
         dist.destroy_process_group()
-
-    def _attempt(self, call: str, run: Callable[[], T]) -> T:
-        self._inside = f"in {call}"
-        start = time.perf_counter()
-        try:
-            return run()
-        except (RuntimeError, ValueError) as error:
-            waited = time.perf_counter() - start
-            raise WireError(
-                f"rank {self.rank}: {call} failed after {waited:.1f} s: {_first_line(error)}. "
-                + self._watch.roll_call()
-            ) from error
-        finally:
-            self._inside = "outside any collective"
-
-    def _sum(self, x_N: Tensor) -> None:
-        dist.all_reduce(x_N)
-
-    def _begin_sum(self, call: str, x_N: Tensor) -> Pending:
-        work = self._attempt(call, lambda: dist.all_reduce(x_N, group=self._control, async_op=True))
-        assert work is not None
-        return _Sum(lambda: self._attempt(call, work.wait), x_N)
-
-    def _gather(self, x_S: Tensor) -> Tensor:
-        out_WS = x_S.new_empty(self.world_size * x_S.numel())
-        dist.all_gather_single(out_WS, x_S)
-        return out_WS.view(self.world_size, x_S.numel())
-
-    def _gather_on_host(self, x_S: Tensor) -> Tensor:
-        out_WS = x_S.new_empty(self.world_size * x_S.numel())
-        dist.all_gather_single(out_WS, x_S, group=self._control)
-        return out_WS.view(self.world_size, x_S.numel())
-
-    def _gather_ragged(self, x_S: Tensor, sizes: Sequence[int]) -> Tensor:
-        out_S = x_S.new_empty(sum(sizes))
-        pieces = out_S.split(list(sizes))
-        pieces[self.rank].copy_(x_S)
-        under_way = [dist.broadcast(piece, root, async_op=True) for root, piece in enumerate(pieces)]
-        for work in under_way:
-            assert work is not None
-            work.wait()
-        return out_S
-
-    def _broadcast(self, x_N: Tensor, root: int) -> None:
-        dist.broadcast(x_N, root)
-
-    def _reduce_scatter(self, x_WN: Tensor) -> Tensor:
-        if x_WN.device.type == "cpu":
-            # Gloo's own is a whole all-reduce, at twice the traffic; this adds in the thread twin's order.
-            return add(self._all_to_all(x_WN))
-        out_N = torch.empty_like(x_WN[0], memory_format=torch.contiguous_format)
-        dist.reduce_scatter_single(out_N.view(-1), x_WN.reshape(-1))
-        return out_N
-
-    def _all_to_all(self, x_WN: Tensor) -> Tensor:
-        out_WN = torch.empty_like(x_WN, memory_format=torch.contiguous_format)
-        dist.all_to_all_single(out_WN, x_WN.contiguous())
-        return out_WN
-
-    def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
-        received = [row[self.rank] for row in sizes]
-        out_S = x_S.new_empty(sum(received))
-        dist.all_to_all_single(out_S, x_S, received, list(sizes[self.rank]))
-        return out_S
 
 
 class _Sum:
@@ -168,6 +194,7 @@ class _Sum:
         return self._x_N
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of torch.distributed says, without its prefixes and its guesses."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"^(\[[^]]*\]:? ?)+| This is typically.*$", "", lines[0]).strip().rstrip(".?")

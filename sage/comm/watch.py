@@ -21,6 +21,8 @@ class Watch:
         place: Which rank this is, and who keeps the store.
         store: A connection to the store that nobody else uses, for it may block.
         where: Tells what this rank is doing.
+        keeper: Whose end it is when the store is gone.
+        over: Tells that nobody will ask any more, so that the store may go.
     """
 
     PERIOD = 0.25
@@ -28,8 +30,17 @@ class Watch:
     GRACE = 3.0
     """Seconds that the others have to answer."""
 
-    def __init__(self, place: Place, store: dist.Store, where: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        place: Place,
+        store: dist.Store,
+        where: Callable[[], str],
+        *,
+        keeper: str = "rank 0",
+        over: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._place, self._store, self._where = place, store, where
+        self._keeper, self._over = keeper, over
         self._verdict = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sage-watch", daemon=True)
@@ -47,13 +58,13 @@ class Watch:
         asking.join(2 * self.GRACE)
         host = f"The meeting point at {self._place.hostip}:{self._place.port}"
         if asking.is_alive() and not self._verdict:  # a stopped process keeps its connections, but is mute
-            return f"{host} does not answer: rank 0 is stopped or cut off."
-        return self._verdict or f"{host} is gone: rank 0 has died."
+            return f"{host} does not answer: {self._keeper} is stopped or cut off."
+        return self._verdict or f"{host} is gone: {self._keeper} has died."
 
     def _run(self) -> None:
         rank, answered = self._place.rank, False
         try:
-            while not self._stopping.wait(self.PERIOD):
+            while not self._stopping.wait(self.PERIOD) and not self._over():
                 if not answered and self._store.check(["alarm"]):
                     self._store.set(f"alive/{rank}", self._where())
                     answered = True

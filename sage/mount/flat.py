@@ -1,0 +1,86 @@
+"""Tensors laid one after another in a flat vector, and a reducer over it: what every mount is made of.
+
+Small tensors lie at the end of the flat vector, so that its head is what the reducer sees and its tail goes
+dense.
+"""
+# N = elements of the flat gradient, of which C at the head are compressed
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sage.comm.wire import Wire
+from sage.layout import Layout
+from sage.reduce import ErrorFeedback, Memory, Reduced, Reducer
+
+
+class Flat(nn.Module):
+    """One flat gradient, and a reducer with its memory over the head of it.
+
+    Args:
+        shapes: Name and shape of each tensor, in the same order on every rank.
+        reducer: The method, not yet bound.
+        dtype, device: Of the gradient.
+        memory: Error feedback; by default what the reducer asks for.
+        memory_options: Of `ErrorFeedback`, such as `beta`.
+        grouping: The unit over which the reducer decides; by default what it asks for.
+        min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
+    """
+
+    def __init__(
+        self,
+        shapes: Iterable[tuple[str, Sequence[int]]],
+        reducer: Reducer,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        memory: Memory | None = None,
+        memory_options: Mapping[str, Any] | None = None,
+        grouping: str | None = None,
+        min_compress: int = 0,
+    ) -> None:
+        super().__init__()
+        least = min_compress if reducer.spares_small else 0
+        sized = [(name, torch.Size(shape)) for name, shape in shapes]
+        large = [(name, shape) for name, shape in sized if shape.numel() >= least]
+        small = [(name, shape) for name, shape in sized if shape.numel() < least]
+        self.layout = Layout.of(large + small)
+        self.compressed = Layout.of(large, grouping or reducer.grouping)
+        self.feedback = ErrorFeedback(reducer, self.compressed, memory=memory, **(memory_options or {}))
+        self.density = 1.0
+        self._allocate(dtype, device)
+
+    def _allocate(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.feedback.to(device)
+        self.grad_N = torch.zeros(self.layout.numel, dtype=dtype, device=device)
+        self.grad_C = self.grad_N[: self.compressed.numel]
+        self.dense = self.grad_N[self.compressed.numel :]
+
+    def fit(self, gradient: Tensor) -> None:
+        """Take on the gradient's dtype and device, which mixed precision may have changed."""
+        if (gradient.dtype, gradient.device) != (self.grad_N.dtype, self.grad_N.device):
+            self._allocate(gradient.dtype, gradient.device)
+
+    def views(self) -> dict[str, Tensor]:
+        """Each tensor's place in the flat gradient, in its own shape, by name."""
+        spans = self.layout.spans
+        return {span.name: self.grad_N[span.start : span.stop].view(span.shape) for span in spans}
+
+    def forward(self, wire: Wire, lr: float | None = None) -> Reduced:
+        """Replace the gradient by the mean over ranks of what was sent.
+
+        Args:
+            wire: To the other ranks.
+            lr: The learning rate of this step, for a memory that asks for it.
+        """
+        if lr is not None:
+            self.feedback.begin_step(lr)
+        reduced: Reduced = self.feedback(self.grad_C, wire)
+        if reduced.mean_N is not self.grad_C:
+            self.grad_C.copy_(reduced.mean_N)
+        if self.dense.numel():
+            wire.mean(self.dense)
+        self.density = reduced.density
+        return reduced

@@ -1,0 +1,84 @@
+"""A reducer's state by parameter, so that it can go on in other buckets than it was saved from.
+
+What a reducer holds for each element (`residual_N`, any `…_N`) and for each group (`…_G`) follows its
+parameter. The rest, such as a threshold or a count of steps, belongs to the bucket: each of its parameters
+names it, and a bucket goes on with its first parameter's.
+"""
+# N = elements of the flat vector, G = groups of the layout
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sage.layout import Layout, Span
+from sage.mount.flat import Flat
+
+State = dict[str, dict[str, Any]]
+"""By parameter, and by the names of `ErrorFeedback.state_dict()`."""
+
+
+def by_parameter(flat: Flat) -> State:
+    """The state of one flat gradient's reducer and memory."""
+    layout, held = flat.compressed, flat.feedback.state_dict()
+    return {
+        span.name: {key: _part(key, value, layout, span) for key, value in held.items()}
+        for span in layout.spans
+    }
+
+
+def restore(flat: Flat, states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put back what `by_parameter` gave, of this flat gradient or of others with the same parameters.
+
+    Raises:
+        ValueError: where it is the state of another reducer, or of one with other options.
+    """
+    layout, own = flat.compressed, flat.feedback.state_dict()
+    held: dict[str, Any] = {}
+    for span in layout.spans:
+        if states[span.name].keys() != own.keys():
+            raise ValueError(_of_another(states[span.name], own))
+    for key, value in own.items():
+        parts = [states[span.name][key] for span in layout.spans]
+        if not parts:
+            held[key] = value  # all tensors are small, and go dense
+        elif _is_per_element(key, value, layout):
+            held[key] = torch.cat([part.reshape(-1) for part in parts])
+        elif _is_per_group(key, value, layout):
+            of_group = {_group(layout, span): part for span, part in zip(layout.spans, parts, strict=True)}
+            held[key] = torch.stack([of_group[group] for group in range(len(layout.groups))])
+        else:
+            held[key] = parts[0]
+    try:
+        flat.feedback.load_state_dict(held)
+    except RuntimeError as error:
+        raise ValueError(f"{_of_another(held, own)} ({error})") from error
+
+
+def _part(key: str, value: Any, layout: Layout, span: Span) -> Any:
+    if _is_per_element(key, value, layout):
+        return value[span.start : span.stop].view(span.shape)
+    return value[_group(layout, span)] if _is_per_group(key, value, layout) else value
+
+
+def _is_per_element(key: str, value: Any, layout: Layout) -> bool:
+    return isinstance(value, Tensor) and key.endswith("_N") and value.shape == (layout.numel,)
+
+
+def _is_per_group(key: str, value: Any, layout: Layout) -> bool:
+    return isinstance(value, Tensor) and key.endswith("_G") and value.shape == (len(layout.groups),)
+
+
+def _group(layout: Layout, span: Span) -> int:
+    return next(
+        i for i, (start, stop) in enumerate(layout.groups) if start <= span.start and span.stop <= stop
+    )
+
+
+def _of_another(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    return (
+        f"a parameter's state is {', '.join(saved) or 'nothing'}, "
+        f"the reducer's {', '.join(own) or 'nothing'}: "
+        "mount the reducer that it was saved from, with the same options and memory"
+    )

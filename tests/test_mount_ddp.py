@@ -1,0 +1,451 @@
+"""`sage.ddp_hook` beneath DistributedDataParallel: each line of docs/mounts.md, and what goes wrong."""
+# N = elements of all gradients together, B = batch
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from gloo import Group, processes
+from mounted import SEVERAL, Plain, Refuses, Wrapped, alone, loss, network, once, same
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import sage
+from sage.comm.rendezvous import local_places
+from sage.comm.wire import Wire, WireError
+from sage.mount.ddp import cut
+from sage.reducers.accordion import Accordion
+from sage.reducers.topk import TopK
+
+SMALL = {"bucket_cap_mb": SEVERAL}
+
+
+class Choosy(nn.Module):
+    """Of three layers, uses one that depends on rank and step; the last never after step 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(3))
+
+    def forward(self, x_B: Tensor, rank: int, step: int) -> Tensor:
+        return self.layers[2 if step == 0 else rank](x_B)
+
+
+class Tied(nn.Module):
+    """An embedding whose weight is the decoder's too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.decoder = nn.Embedding(9, 6), nn.Linear(6, 9)
+        self.decoder.weight = self.encoder.weight
+
+    def forward(self, at_B: Tensor) -> Tensor:
+        return self.decoder(self.encoder(at_B))
+
+
+def choose(model: nn.Module, rank: int, step: int) -> None:
+    generator = torch.Generator().manual_seed(10 * step + rank)
+    model(torch.randn(4, 8, generator=generator), rank, step).square().sum().backward()
+
+
+def decode(model: nn.Module, rank: int, step: int) -> None:
+    generator = torch.Generator().manual_seed(10 * step + rank)
+    model(torch.randint(9, (5,), generator=generator)).square().sum().backward()
+
+
+def twice(model: nn.Module, rank: int, step: int) -> None:
+    """Two micro-batches; where it is DDP's, the first without communication."""
+    if isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            loss(model, rank, 2 * step).backward()
+    else:
+        loss(model, rank, 2 * step).backward()
+    loss(model, rank, 2 * step + 1).backward()
+
+
+def frozen() -> nn.Module:
+    model = network()
+    model[4].requires_grad_(False)
+    return model
+
+
+def mixed() -> nn.Module:
+    model = network()
+    for layer in (model[6], model[8]):
+        layer.bfloat16()
+    return model.insert(5, Cast()).append(Cast(torch.float32))
+
+
+class Cast(nn.Module):
+    def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x_B: Tensor) -> Tensor:
+        return x_B.to(self.dtype)
+
+
+def agree(
+    rank: int,
+    make: Callable[[], nn.Module] = network,
+    ddp: dict[str, Any] | None = None,
+    **options: Any,
+) -> bool:
+    """Whether the hook with several buckets comes to what the whole model's mount comes to, to the bit."""
+    whole = Plain(make(), rank, "topk", density=0.1, **options)
+    hook = Wrapped(make(), rank, "topk", density=0.1, **options, ddp={**SMALL, **(ddp or {})})
+    return same(whole.train(), hook.train())
+
+
+# What is seen on two ranks, all in one start of them.
+
+Scene = Callable[[int], Any]
+SCENES: dict[str, Scene] = {}
+
+
+def scene(look: Scene) -> Scene:
+    SCENES[look.__name__] = look
+    return look
+
+
+@cache
+def everything() -> list[dict[str, Any]]:
+    return processes(2, lambda wire: {name: look(wire.rank) for name, look in SCENES.items()})
+
+
+def seen(look: Scene) -> list[Any]:
+    """What each rank has seen in a scene."""
+    return [views[look.__name__] for views in everything()]
+
+
+@scene
+def rebuilding(rank: int) -> tuple[list[int], list[int], float]:
+    """The sizes of DDP's buckets and of ours; and how far all means together are off what was sent."""
+    script = Wrapped(network(), rank, "topk", density=0.05, ddp=SMALL)
+    sizes: list[int] = []
+    take = script.mount._take
+
+    def spy(delivery: Any) -> None:
+        sizes.append(len(delivery.gradients))
+        take(delivery)
+
+    setattr(script.mount, "_take", spy)  # noqa: B010
+    means, own = (
+        {name: torch.zeros_like(p) for name, p in script.model.named_parameters()} for _ in range(2)
+    )
+    for step in range(3):
+        once(reference := network(), rank, step)
+        script.gradients(step)
+        add_gradients(script.model, means)
+        add_gradients(reference, own)
+    off = 0.0
+    for name, held in script.mount.state_dict().items():
+        sent = script.mount.wire.mean(own[name] - held["residual_N"])
+        off = max(off, float((sent - means[name]).abs().max()))
+    ours = [len(bucket.parameters) for bucket in script.mount._buckets]
+    script.mount.close()
+    return sizes, ours, off
+
+
+def add_gradients(model: nn.Module, sums: dict[str, Tensor]) -> None:
+    for name, p in model.named_parameters():
+        assert p.grad is not None
+        sums[name] += p.grad
+
+
+def test_when_ddp_cuts_its_buckets_anew_nothing_is_lost() -> None:
+    for sizes, ours, off in seen(rebuilding):
+        assert sizes == [10, *ours, *ours]
+        assert len(ours) == 3
+        assert off < 1e-6
+
+
+LINES: dict[str, dict[str, Any]] = {
+    "accumulation": {"backward": twice},
+    "frozen parameters": {"make": frozen},
+    "tied weights": {"make": Tied, "backward": decode},
+    "bf16 gradients": {"make": lambda: network().bfloat16()},
+    "fp16 gradients": {"make": lambda: network().half()},
+    "small tensors": {"min_compress": 300},
+    "nothing but small tensors": {"min_compress": 10**6},
+    "no memory": {"memory": "none"},
+    "the schedule guard": {"guard": True},
+    "a static graph": {"ddp": {"static_graph": True}},
+    "gradients as bucket views": {"ddp": {"gradient_as_bucket_view": True}},
+    "channels last": {"make": lambda: network().to(memory_format=torch.channels_last)},
+    "unused parameters": {"make": Choosy, "backward": choose, "ddp": {"find_unused_parameters": True}},
+    "unused parameters, bucket views": {
+        "make": Choosy,
+        "backward": choose,
+        "ddp": {"find_unused_parameters": True, "gradient_as_bucket_view": True},
+    },
+}
+
+
+@scene
+def lines(rank: int) -> dict[str, bool]:
+    return {line: agree(rank, **options) for line, options in LINES.items()}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_the_hook_gives_what_the_whole_model_gives(line: str) -> None:
+    assert all(view[line] for view in seen(lines))
+
+
+@scene
+def kinds(rank: int) -> tuple[list[set[str]], float]:
+    """The dtypes in each bucket of ours, of a model of two; and how far its gradient is off the mean."""
+    script = Wrapped(mixed(), rank, "exact")
+    script.gradients(0)
+    own = [mixed() for _ in range(2)]
+    for each, model in enumerate(own):
+        once(model, each, 0)
+    off = 0.0
+    for p, first, second in zip(*(model.parameters() for model in (script.model, *own)), strict=True):
+        assert p.grad is not None
+        mean = (first.grad + second.grad) / 2
+        off = max(off, float((p.grad - mean).abs().max() / mean.abs().max()))
+    dtypes = [{str(p.dtype) for p in bucket.parameters} for bucket in script.mount._buckets]
+    script.mount.close()
+    return dtypes, off
+
+
+def test_a_model_of_two_dtypes_has_buckets_of_each() -> None:
+    for dtypes, off in seen(kinds):
+        assert dtypes == [{"torch.bfloat16"}, {"torch.float32"}]
+        assert off < 0.01
+
+
+@scene
+def ways(rank: int) -> bool:
+    """Whether a name, a reducer, a class and what makes one are the same to the hook."""
+    said: list[tuple[Any, dict[str, Any]]] = [
+        ("topk", {"density": 0.1}),
+        (TopK(density=0.1), {}),
+        (TopK, {"density": 0.1}),
+        (lambda: TopK(density=0.1), {}),
+    ]
+    name, *others = [
+        Wrapped(network(), rank, reducer, ddp=SMALL, **options).train() for reducer, options in said
+    ]
+    return all(same(name, other) for other in others)
+
+
+def test_a_reducer_is_a_name_an_object_or_what_makes_one() -> None:
+    assert seen(ways) == [True, True]
+
+
+@scene
+def bytes_sent(rank: int) -> tuple[dict[str, int], float]:
+    script = Wrapped(network(), rank, "topk", density=0.1, values="fp16", ddp=SMALL)
+    script.gradients(0)
+    booked, density = dict(script.mount.wire.ledger.payload), script.mount.density
+    script.mount.close()
+    return booked, density
+
+
+def test_the_mount_tells_the_bytes_and_the_density() -> None:
+    sizes = [p.numel() for p in network().parameters()]
+    kept = sum(max(1, n // 10) for n in sizes)
+    for booked, density in seen(bytes_sent):
+        assert booked == {"values": 2 * kept, "indices": 4 * kept}
+        assert density == pytest.approx(kept / sum(sizes))
+
+
+# State.
+
+
+def steps(script: Wrapped | Plain, numbers: range) -> None:
+    """Some steps, the fourth of which begins an epoch in which `accordion` decides."""
+    for number in numbers:
+        if number % 3 == 0:
+            script.mount.begin_epoch(number // 3, lr=0.1)
+        script.train([number], close=False)
+
+
+@scene
+def resuming(rank: int) -> dict[str, bool]:
+    """Whether stopped after two steps and loaded into such buckets, a script goes on as if never stopped."""
+
+    def script(reducer: str, megabytes: float) -> Wrapped:
+        options: dict[str, Any] = {
+            "accordion": {"density": 0.02, "switch_every": 1},
+            "sage": {"density": 0.05},
+        }[reducer]
+        return Wrapped(network(), rank, reducer, ddp={"bucket_cap_mb": megabytes}, **options)
+
+    def goes_on(reducer: str, megabytes: float) -> bool:
+        whole, first, second = script(reducer, SEVERAL), script(reducer, SEVERAL), script(reducer, megabytes)
+        steps(whole, range(5))
+        steps(first, range(2))
+        second.model.load_state_dict(first.model.state_dict())
+        second.optimizer.load_state_dict(first.optimizer.state_dict())
+        second.mount.load_state_dict(first.mount.state_dict())
+        steps(second, range(2, 5))
+        for each in (first, second):
+            each.mount.close()
+        return same(whole.train([]), [p.detach() for p in second.model.parameters()])
+
+    return {
+        "the same buckets": goes_on("sage", SEVERAL) and goes_on("accordion", SEVERAL),
+        "one bucket": goes_on("accordion", 100),
+    }
+
+
+@pytest.mark.parametrize("into", ["the same buckets", "one bucket"])
+def test_saved_and_loaded_it_goes_on_as_if_never_stopped(into: str) -> None:
+    assert all(view[into] for view in seen(resuming))
+
+
+@scene
+def epochs(rank: int) -> bool:
+    """Whether a reducer with a schedule hears of epochs through the hook as it does through the loop."""
+    whole = Plain(network(), rank, Accordion(density=0.02, switch_every=1))
+    hook = Wrapped(network(), rank, Accordion(density=0.02, switch_every=1), ddp=SMALL)
+    for script in (whole, hook):
+        steps(script, range(7))
+    return same(whole.train([]), hook.train([]))
+
+
+def test_the_reducer_hears_of_epochs() -> None:
+    assert seen(epochs) == [True, True]
+
+
+@alone
+def test_the_state_is_by_parameter() -> None:
+    script = Wrapped(network(), 0, "accordion", density=0.1, min_compress=15, ddp=SMALL)
+    script.train(range(2), close=False)
+    saved = script.mount.state_dict()
+    assert {name for name, p in script.model.named_parameters() if p.numel() >= 15} == set(saved)
+    for name, p in script.model.named_parameters():
+        if name in saved:
+            assert saved[name]["residual_N"].shape == saved[name]["reducer.sum_N"].shape == p.shape
+            assert saved[name]["reducer.norm_G"].shape == saved[name]["reducer.last_lr"].shape == ()
+    script.mount.close()
+
+
+@alone
+def test_state_of_another_model_or_reducer_is_refused() -> None:
+    mount = Wrapped(network(), 0, "topk").mount
+    saved = mount.state_dict()
+    with pytest.raises(ValueError, match=r"\['0.bias'\] missing, \['bias'\] unknown"):
+        mount.load_state_dict({"bias" if name == "0.bias" else name: held for name, held in saved.items()})
+    other = Wrapped(network(), 0, "accordion").mount
+    with pytest.raises(ValueError, match="mount the reducer that it was saved from, with the same options"):
+        other.load_state_dict(saved)
+    with pytest.raises(ValueError, match="mount the reducer that it was saved from, with the same options"):
+        Wrapped(network(), 0, "topk", memory="none").mount.load_state_dict(saved)
+    for each in (mount, other):
+        each.close()
+
+
+@alone
+def test_an_empty_parameter_group_changes_nothing() -> None:
+    with_one, without = Wrapped(network(), 0, "topk"), Wrapped(network(), 0, "topk")
+    with_one.optimizer.add_param_group({"params": []})
+    assert same(with_one.train(range(2)), without.train(range(2)))
+
+
+# What does not fit.
+
+
+def wrap(model: nn.Module, **options: Any) -> DistributedDataParallel:
+    return DistributedDataParallel(model, **options)
+
+
+@alone
+def test_a_model_that_the_hook_cannot_serve_is_refused() -> None:
+    sparse = nn.Sequential(nn.Embedding(9, 6, sparse=True), nn.Linear(6, 2))
+    for model, complaint in (
+        (network(), "takes a model wrapped in DistributedDataParallel, not a Sequential"),
+        (wrap(sparse), "0 has sparse gradients, which are no part of a bucket: say sparse=False"),
+        (wrap(network(), skip_all_reduce_unused_params=True), "skip_all_reduce_unused_params=True keeps"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            sage.ddp_hook(model, "topk")  # type: ignore[arg-type]
+
+
+@alone
+def test_a_reducer_or_an_option_that_there_is_not_is_refused() -> None:
+    model = wrap(network())
+    with pytest.raises(ValueError, match="no reducer is called 'topl'; did you mean 'topk'"):
+        sage.ddp_hook(model, "topl")
+    with pytest.raises(ValueError, match="no option of the reducer topk is called 'densty'"):
+        sage.ddp_hook(model, "topk", densty=0.1)
+    with pytest.raises(ValueError, match="options density beside a reducer that is made already"):
+        sage.ddp_hook(model, TopK(), density=0.1)
+
+
+def test_ranks_that_have_not_met_are_told_how() -> None:
+    with pytest.raises(ValueError, match="call torch.distributed.init_process_group first"):
+        sage.reduce_model(network(), "topk")
+
+
+def test_buckets_are_cut_from_the_end_and_the_first_has_a_size_of_its_own() -> None:
+    named = [(str(n), nn.Parameter(torch.zeros(n))) for n in (1, 2, 3, 4, 5)]
+    names = [[name for name, _ in bucket] for bucket in cut(named, first=20, cap=28)]
+    assert names == [["5"], ["3", "4"], ["1", "2"]]
+
+
+# What goes wrong on the way. Each of these is a start of its own.
+
+
+class Heard(RuntimeError):
+    """What backward has raised; not the tests' own wire, which fails too."""
+
+
+def outcomes(work: Callable[[Wire], Any]) -> list[Any]:
+    """What each of two ranks has returned or raised, by rank."""
+    with Group(local_places(2), work, timeout=20) as group:
+        return [outcome for _, outcome in sorted(group.outcomes(60), key=lambda pair: pair[0])]
+
+
+def test_what_a_reducer_raises_comes_out_of_backward_again_and_again() -> None:
+    def work(wire: Wire) -> list[str]:
+        script = Wrapped(network(), wire.rank, Refuses, timeout=1, ddp=SMALL)
+        said = []
+        for step in range(3):
+            try:
+                script.gradients(step)
+            except (ArithmeticError, WireError) as error:
+                said.append(f"{type(error).__name__}: {error}")
+        return said
+
+    first, second = outcomes(work)
+    assert second == 2 * ["ArithmeticError: no such gradient"]
+    assert first == 2 * [first[0]]
+    assert re.match(r"WireError: rank 0: sum\(.* rank 1 is outside any collective", first[0])
+
+
+@pytest.mark.parametrize(
+    ("strike", "verdict"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "Culprit: rank 1 gives no sign of life"),
+        (lambda: time.sleep(30), "All ranks are alive: rank 0 is in .*; rank 1 is outside any collective"),
+    ],
+    ids=["killed", "asleep"],
+)
+def test_a_rank_that_does_not_come_is_named_by_backward(strike: Callable[[], None], verdict: str) -> None:
+    def work(wire: Wire) -> None:
+        script = Wrapped(Tied(), wire.rank, "topk", timeout=1, backward=decode)
+        for step in range(2):  # from then on DDP itself sends nothing: it has cut its buckets
+            script.gradients(step)
+        if wire.rank == 1:
+            strike()
+        try:
+            script.gradients(2)
+        except WireError as error:
+            raise Heard(str(error)) from None
+
+    with Group(local_places(2), work, timeout=20) as group:
+        outcome = next(outcome for rank, outcome in group.outcomes(60) if rank == 0)
+    assert isinstance(outcome, Heard)
+    assert re.search(verdict, str(outcome))
