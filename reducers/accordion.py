@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.reduce import Reduced, Travel, check_fraction
+from sage.reduce import Travel, check_fraction
 
 from .topk import TopK
 
@@ -62,8 +62,8 @@ class Accordion(TopK):
         self.register_buffer("norm_G", torch.zeros(num_groups, dtype=torch.float64))
         self.register_buffer("last_lr", torch.zeros((), dtype=torch.float64))
 
-    def after(self, reduced: Reduced, wire: Wire) -> None:
-        self.sum_N += reduced.mean_N
+    def learn(self, counts: list[int], mean_N: Tensor, wire: Wire) -> None:
+        self.sum_N += mean_N
 
     def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
         dropped = lr < float(self.last_lr)

@@ -69,8 +69,8 @@ class ExDyna(Micro):
         shares: list[int] = torch.bincount(self.owner_B, minlength=int(self.ranks)).tolist()
         return shares
 
-    def learn(self, counts: list[int]) -> None:
-        super().learn(counts)
+    def learn(self, counts: list[int], mean_N: Tensor, wire: Wire) -> None:
+        super().learn(counts, mean_N, wire)
         world_size, step = len(counts), int(self.step) - 1
         load = [counts[(part - step) % world_size] for part in range(world_size)]
         self._assign(balanced(self.shares(), load))

@@ -60,7 +60,7 @@ class Micro(ExclusiveSparsifier):
         self.step += 1
         return ops.select_above(signal_N[start:stop], self._threshold()).add_(start)
 
-    def learn(self, counts: list[int]) -> None:
+    def learn(self, counts: list[int], mean_N: Tensor, wire: Wire) -> None:
         k = num_kept(self.density, self.layout.numel)
         if k:
             limits = torch.finfo(torch.float32)

@@ -154,19 +154,15 @@ class Sage(Sparsifier):
             keep=residual_N is not None,
             out_N=grad_N,
         )
-        parts = wire.world_size if isinstance(self.exchange, exchanges.Exclusive) else 1
-        self._learn(sum(counts) * parts / (len(counts) * max(1, grad_N.numel())), reduced, wire)
+        self.learn(counts, reduced.mean_N, wire)
         return reduced
 
-    def after(self, reduced: Reduced, wire: Wire) -> None:
-        self._learn(reduced.density, reduced, wire)
-
-    def _learn(self, selected: float, reduced: Reduced, wire: Wire) -> None:
-        """Hear what share of the elements the ranks have selected, on average over them."""
-        self._selected = selected
-        if self._asked < 1 and reduced.mean_N.numel():
-            self.controller.learn(selected)
-        self.target.learn(reduced.mean_N, wire)
+    def learn(self, counts: list[int], mean_N: Tensor, wire: Wire) -> None:
+        parts = wire.world_size if isinstance(self.exchange, exchanges.Exclusive) else 1
+        self._selected = sum(counts) * parts / (len(counts) * max(1, mean_N.numel()))
+        if self._asked < 1 and mean_N.numel():
+            self.controller.learn(self._selected)
+        self.target.learn(mean_N, wire)
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
         if self._agree or isinstance(self.target, target.Budget):

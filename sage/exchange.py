@@ -240,7 +240,7 @@ class ExclusiveSparsifier(Sparsifier):
         counts, (at_M,) = wire.gather_ragged(indices=at_K.int())
         keep = residual_N is not None
         reduced = mean_at(signal_N, at_M.unique(), wire, dtype=self.dtype, keep=keep, out_N=grad_N)
-        self.learn(counts)
+        self.learn(counts, reduced.mean_N, wire)
         return reduced
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:

@@ -86,11 +86,9 @@ class Hybrid(Reducer):
                 self.quantiser.decode(row, self._sizes(at_K)) for row, at_K in zip(rows, at, strict=True)
             ]
             counts, at_M = [at_K.numel() for at_K in at], torch.cat(at)
-            self.sparsifier.learn(counts)
             mean_N = ops.scatter_mean(torch.cat(values), at_M, counts, out_N=grad_N)
-        reduced = Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, n)), at_M)
-        self.sparsifier.after(reduced, wire)
-        return reduced
+        self.sparsifier.learn(counts, mean_N, wire)
+        return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, n)), at_M)
 
     def _sizes(self, at_K: Tensor) -> list[int]:
         """How many of the indices lie in each group."""

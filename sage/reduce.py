@@ -156,22 +156,17 @@ class Sparsifier(Reducer):
         at_K = self.select(signal_N, wire)
         return ops.take(signal_N, at_K, dtype=self.dtype, keep=residual_N is not None), at_K.int()
 
-    def learn(self, counts: list[int]) -> None:
-        """Hear how many elements each rank has selected at this step."""
-
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         with phase("select"):
             values_K, at_K = self.take(grad_N, residual_N, wire)
         counts, values_M, at_M = self._gather(values_K, at_K, grad_N.numel(), wire)
-        self.learn(counts)
         with phase("scatter"):
             mean_N = ops.scatter_mean(values_M, at_M, counts, out_N=grad_N)
-        reduced = Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())), at_M)
-        self.after(reduced, wire)
-        return reduced
+        self.learn(counts, mean_N, wire)
+        return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())), at_M)
 
-    def after(self, reduced: Reduced, wire: Wire) -> None:
-        """Hear what came of a step that began with `take`: for a method that steers by it."""
+    def learn(self, counts: list[int], mean_N: Tensor, wire: Wire) -> None:
+        """Hear of a step how many elements each rank has selected, and what came of them."""
 
     def _gather(self, values_K: Tensor, at_K: Tensor, n: int, wire: Wire) -> tuple[list[int], Tensor, Tensor]:
         """Every rank's count, and their values and indices one after another."""

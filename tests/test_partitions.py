@@ -140,11 +140,12 @@ def test_a_threshold_comes_back_from_a_long_silence() -> None:
     reducer = Micro(density=0.5)
     reducer.bind(Layout.of([("w", (64,))]))
     reducer.threshold.fill_(1e-37)
+    mean_N, wire = torch.zeros(64), Wire(0, 2)
     for _ in range(5000):
-        reducer.learn([0, 0])
+        reducer.learn([0, 0], mean_N, wire)
     assert float(reducer.threshold) > 0
     silent = float(reducer.threshold)
-    reducer.learn([32, 32])
+    reducer.learn([32, 32], mean_N, wire)
     assert float(reducer.threshold) > silent
 
 
@@ -203,11 +204,11 @@ def test_exdyna_evens_out_what_the_ranks_select() -> None:
     loads: list[list[int]] = [[], [], []]
 
     class Watched(ExDyna):
-        def learn(self, counts: list[int]) -> None:
+        def learn(self, counts: list[int], mean_N: Tensor, wire: Wire) -> None:
             step = int(self.step) - 1
             for rank, count in enumerate(counts):
                 loads[(step + rank) % 3].append(count)
-            super().learn(counts)
+            super().learn(counts, mean_N, wire)
 
     play(
         lambda: Watched(density=0.05, threshold=1.3, blocks=64),
