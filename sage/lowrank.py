@@ -68,15 +68,18 @@ def unflatten(x_F: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
 def orthonormalise(x: Tensor, eps: float) -> Tensor:
     """The columns (n × r) made orthogonal to those before them, and of length ‖c‖/(‖c‖ + eps), each in turn.
 
-    Gram-Schmidt, with each column projected twice: where columns are parallel, once leaves rounding errors
-    that are parallel too. A column of zeros stays one, and NaN stays NaN.
+    Gram-Schmidt, with each column projected twice, as once leaves some of what was to be removed. A column
+    of which a millionth or less remains is parallel to those before it but for rounding, and becomes zero. A
+    column of zeros stays one, and NaN stays NaN.
     """
     basis = torch.zeros_like(x)
     for i in range(x.shape[1]):
         column = x[:, i]
         for _ in range(2 if i else 0):
             column = column - basis[:, :i] @ (basis[:, :i].T @ column)
-        basis[:, i] = column / (torch.linalg.vector_norm(column) + eps)
+        length = torch.linalg.vector_norm(column)
+        is_parallel = length <= 1e-6 * torch.linalg.vector_norm(x[:, i])
+        basis[:, i] = (column / (length + eps)).masked_fill(is_parallel, 0)
     return basis
 
 
