@@ -73,10 +73,10 @@ class PowerSgd(Reducer):
 
     def bind(self, layout: Layout) -> None:
         super().bind(layout)
-        self._split = Matrices(layout, rank=self.rank, min_rate=self._min_rate)
-        self._shapes = {"q_F": [(x.columns, x.rank) for x in self._split.matrices]}
+        self.split = Matrices(layout, rank=self.rank, min_rate=self._min_rate)
+        self._shapes = {"q_F": [(x.columns, x.rank) for x in self.split.matrices]}
         if self._half:
-            self._shapes["p_F"] = [(x.rows, x.rank) for x in self._split.matrices]
+            self._shapes["p_F"] = [(x.rows, x.rank) for x in self.split.matrices]
         for place, (name, shapes) in enumerate(self._shapes.items()):
             dice = generator(self._seed, place)
             first_F = torch.randn(sum(rows * rank for rows, rank in shapes), generator=dice)
@@ -86,7 +86,7 @@ class PowerSgd(Reducer):
 
     def ranks(self) -> list[int]:
         """The rank of each matrix at this step, at most that which it was bound with."""
-        return [x.rank for x in self._split.matrices]
+        return [x.rank for x in self.split.matrices]
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         step = int(self.step) if self._start_step or self._half else 0  # asking a GPU takes time
@@ -99,10 +99,10 @@ class PowerSgd(Reducer):
             return Reduced(grad_N)
         p_is_known = self._half and step % 2 == 1
         with phase("select"):
-            matrices = [x.view(signal_N) for x in self._split.matrices]
+            matrices = [x.view(signal_N) for x in self.split.matrices]
             bases = self._bases("p_F" if p_is_known else "q_F")
             products = _products(matrices, bases, transposed=p_is_known)
-            dense_D = self._split.take_dense(signal_N)
+            dense_D = self.split.take_dense(signal_N)
         mean_D, factors = _mean(dense_D, products, wire)
         if not self._half:
             with phase("select"):
@@ -111,14 +111,14 @@ class PowerSgd(Reducer):
             _, factors = _mean(dense_D[:0], products, wire)
         with phase("scatter"):
             self._store("q_F" if p_is_known else "p_F", factors)
-            for x, basis, factor in zip(self._split.matrices, bases, factors, strict=True):
+            for x, basis, factor in zip(self.split.matrices, bases, factors, strict=True):
                 sent = basis @ factor.T if p_is_known else factor @ basis.T
                 if residual_N is not None:
                     keep_error(x.view(residual_N), sent)
                 x.view(grad_N).copy_(sent)
-            self._split.put_dense(mean_D, grad_N)
+            self.split.put_dense(mean_D, grad_N)
             if residual_N is not None:
-                self._split.put_dense(torch.zeros_like(mean_D), residual_N)
+                self.split.put_dense(torch.zeros_like(mean_D), residual_N)
         return Reduced(grad_N)
 
     def _bases(self, name: str) -> list[Tensor]:
@@ -140,8 +140,8 @@ class PowerSgd(Reducer):
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
         if self._start_step or self._half:  # their bytes differ from step to step
             return None
-        sizes = [r * (x.rows + x.columns) for x, r in zip(self._split.matrices, self.ranks(), strict=True)]
-        return {"values": 4 * (self._split.num_dense + sum(sizes))}
+        sizes = [r * (x.rows + x.columns) for x, r in zip(self.split.matrices, self.ranks(), strict=True)]
+        return {"values": 4 * (self.split.num_dense + sum(sizes))}
 
 
 def _products(matrices: list[Tensor], bases: list[Tensor], *, transposed: bool) -> list[Tensor]:
