@@ -68,7 +68,8 @@ class AccordionPowerSgd(CriticalRegimes, PowerSgd):
         return [min(x.rank, int(rank_G[g])) for x, g in zip(self.split.matrices, self._group_of, strict=True)]
 
     def report(self) -> dict[str, float]:
-        return {"rank": float(self.rank_G.mean())}
+        ranks = self.ranks()
+        return {"mean_rank": sum(ranks) / max(1, len(ranks))}
 
 
 REDUCER = AccordionPowerSgd

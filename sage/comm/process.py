@@ -137,6 +137,12 @@ class ProcessWire(Wire):
     def _broadcast(self, x_N: Tensor, root: int) -> None:
         dist.broadcast(x_N, root)
 
+    def _gather_to(self, x_N: Tensor, root: int) -> Tensor:
+        x_N = x_N.contiguous()
+        out_WN = x_N.new_empty(self.world_size if self.rank == root else 0, *x_N.shape)
+        dist.gather(x_N, list(out_WN) if self.rank == root else None, dst=root)
+        return out_WN
+
     def _reduce_scatter(self, x_WN: Tensor) -> Tensor:
         if x_WN.device.type == "cpu":
             # Gloo's own is a whole all-reduce, at twice the traffic; this adds in the thread twin's order.
