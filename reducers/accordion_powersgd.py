@@ -1,4 +1,4 @@
-"""Accordion over PowerSGD: a higher rank for a layer while its gradients change fast (Agarwal et al., 2021)."""
+"""Accordion over PowerSGD: a higher rank for a layer in critical regimes (Agarwal et al., 2021)."""
 # G = groups (layers)
 
 from bisect import bisect_right

@@ -12,7 +12,7 @@ from sage import ops
 from sage.clock import phase
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.lowrank import Matrix, Matrices, check_min_rate, check_rank, unflatten
+from sage.lowrank import Matrices, Matrix, check_min_rate, check_rank, unflatten
 from sage.quantise import Parts, gather_parts, keep_error
 from sage.reduce import Reduced, Reducer
 
@@ -79,7 +79,7 @@ class Svd(Reducer):
         return Reduced(grad_N)
 
     def _encode(self, signal_N: Tensor) -> Parts:
-        """What travels of all matrices: vectors, values, and where they differ by rank the values' numbers."""
+        """What travels of all matrices: vectors, values and, where these differ by rank, how many."""
         vectors, values = [signal_N[:0]], [signal_N[:0]]
         for x in self.split.matrices:
             m = x.view(signal_N)

@@ -1,4 +1,4 @@
-"""Matrices in the flat vector: which parameters low-rank methods factor, and how they make bases orthonormal."""
+"""What low-rank methods share: the parameters they factor, seen as matrices, and orthonormal bases."""
 # N = elements of the flat vector, D = those that go dense, F = elements of all factors together
 # n, m = rows and columns of a matrix, r = its rank
 

@@ -5,22 +5,26 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gloo import processes
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
-from torch.nn.parallel import DistributedDataParallel
 
 from sage import registry
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
+from sage.conform import LAWS
 from sage.layout import Layout
 from sage.lowrank import orthonormalise
 from sage.reduce import ErrorFeedback
+from sage.reducers.accordion_powersgd import AccordionPowerSgd
+from sage.reducers.atomo import Atomo, probabilities
 from sage.reducers.powersgd import PowerSgd
-from sage.trial import SHAPES, Case, agree, conserved, same_bits, steps
+from sage.reducers.svd import Svd
+from sage.trial import Case, same_bits, steps
 
 WIDE = (("wide", (6, 4)),)
 MIXED = (("w", (12, 9)), ("scale", (9,)), ("conv", (8, 3, 3)), ("small", (2, 2)))
@@ -63,6 +67,12 @@ def test_columns_that_are_parallel_but_for_rounding_become_zero() -> None:
     torch.testing.assert_close(basis.T @ basis, torch.diag(torch.tensor([1.0, 0.0, 1.0, 0.0])))
 
 
+def test_columns_that_are_almost_parallel_become_orthogonal_to_the_last_digits() -> None:
+    column, other = (gradient(rank, 0, (("w", (1000,)),)) for rank in range(2))
+    basis = orthonormalise(torch.stack((column, column + other * 1e-4), 1), 0.0)
+    assert abs(float(basis[:, 0] @ basis[:, 1])) < 1e-6
+
+
 def test_a_column_of_zeros_stays_one_and_eps_shortens_what_is_as_short_as_it() -> None:
     x = torch.tensor([[0.0, 3.0], [0.0, 4.0]])
     assert orthonormalise(x, 1e-8).tolist() == [[0.0, pytest.approx(0.6)], [0.0, pytest.approx(0.8)]]
@@ -80,7 +90,7 @@ def test_a_matrix_of_rank_r_arrives_whole_at_once_and_leaves_nothing_behind() ->
 
 
 def test_the_steps_are_those_of_algorithm_1_in_double_precision() -> None:
-    options = {"rank": 2, "sample_seed": 5, "min_compression_rate": 0.0}
+    options: dict[str, Any] = {"rank": 2, "sample_seed": 5, "min_compression_rate": 0.0}
     reducer = PowerSgd(**options)
     reducer.bind(Layout.of(WIDE))
     q = reducer.q_F.view(4, 2).double()
@@ -178,6 +188,201 @@ def test_it_recovers_from_gradients_without_a_direction(odd: float, half: bool) 
     (seen, signal_N) = simulate(1, work)[0]
     # Rank 4 is all there is, so that two steps at the latest suffice.
     torch.testing.assert_close(seen[1], signal_N, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"half": True, "rank": 2}, {"start_step": 4, "rank": 3}])
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_powersgd_keeps_every_law_by_halves_and_before_its_start(
+    law: Callable[[Case], None], options: dict[str, Any]
+) -> None:
+    law(Case(PowerSgd, options, 3, memory="residual"))
+
+
+def test_all_p_go_in_one_all_reduce_and_all_q_in_another() -> None:
+    def calls(half: bool) -> dict[str, int]:
+        def work(wire: Wire) -> dict[str, int]:
+            reducer = PowerSgd(half=half)
+            reducer.bind(Layout.of(MIXED))
+            reducer(gradient(wire.rank, 0), None, wire)
+            return dict(wire.ledger.calls)
+
+        return simulate(2, work)[0]
+
+    assert calls(half=False) == {"sum": 2}
+    assert calls(half=True) == {"sum": 1}
+
+
+# Accordion over PowerSGD.
+
+
+def test_accordion_gives_layers_the_high_rank_while_their_gradients_change() -> None:
+    def work(wire: Wire) -> list[list[int]]:
+        reducer = AccordionPowerSgd(rank=1, rank_high=3, switch_every=1, min_compression_rate=0)
+        reducer.bind(Layout.of((("a", (6, 4)), ("bias", (5,)), ("b", (4, 6))), "layer"))
+        found = []
+        for epoch in range(5):
+            reducer.begin_epoch(epoch, 0.1, wire)
+            grad_N = gradient(0, 0, (("all", (53,)),))
+            grad_N[29:] *= 2 if epoch >= 3 else 1
+            mean_N = reducer(grad_N, None, wire).mean_N
+            matrices = [mean_N[:24].view(6, 4), mean_N[29:].view(4, 6)]
+            ranks = [int(torch.linalg.matrix_rank(x, rtol=1e-4)) for x in matrices]
+            assert ranks == reducer.ranks()
+            found.append(ranks)
+        return found
+
+    # Epoch 0 is critical, epoch 1 has nothing to compare with; in epoch 3 b grows, which the next one sees.
+    assert simulate(2, work) == [[[3, 3], [3, 3], [1, 1], [1, 1], [1, 3]]] * 2
+
+
+def test_in_critical_regimes_accordion_is_powersgd_of_the_high_rank() -> None:
+    gradients = [gradient(0, step) for step in range(3)]
+    high = means(lambda: AccordionPowerSgd(rank=1, rank_high=3), gradients, MIXED)
+    assert all(
+        same_bits(a, b) for a, b in zip(high, means(lambda: PowerSgd(rank=3), gradients, MIXED), strict=True)
+    )
+
+
+# SVD and ATOMO.
+
+
+def cut(signal: Tensor, rank: int) -> Tensor:
+    """The best approximation of that rank, by numpy in double precision."""
+    u, s, v = np.linalg.svd(signal.double().numpy(), full_matrices=False)
+    return torch.from_numpy((u[:, :rank] * s[:rank]) @ v[:rank]).float()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_svd_is_the_mean_of_every_ranks_own_best_approximation(rank: int) -> None:
+    case = Case(Svd, {"rank": rank, "min_compression_rate": 0.0}, 3)
+    seen = steps(case, lambda r, step: gradient(r, step, WIDE), count=2, shapes=WIDE)
+    for step in range(2):
+        best = []
+        for told in seen:
+            signal = told[step].signal_N.view(6, 4)
+            best.append(cut(signal, rank).view(-1))
+            left_N = told[step].left_N
+            assert left_N is not None
+            torch.testing.assert_close(left_N, signal.reshape(-1) - best[-1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(seen[0][step].mean_N, sum(best, torch.zeros(24)) / 3, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "rank", "expected"),
+    [
+        ([4.0, 2.0, 1.0, 1.0], 1, [0.5, 0.25, 0.125, 0.125]),
+        ([4.0, 2.0, 1.0, 1.0], 2, [1.0, 0.5, 0.25, 0.25]),
+        ([9.0, 1.0, 1.0, 0.0], 2, [1.0, 0.5, 0.5, 0.0]),
+        ([8.0, 4.0, 1.0, 1.0], 3, [1.0, 1.0, 0.5, 0.5]),
+        ([2.0, 1.0, 0.0], 3, [1.0, 1.0, 0.0]),
+        ([0.0, 0.0], 1, [0.0, 0.0]),
+    ],
+)
+def test_atomo_draws_by_size_and_the_largest_for_sure(
+    values: list[float], rank: int, expected: list[float]
+) -> None:
+    assert probabilities(torch.tensor(values), rank).tolist() == expected
+
+
+def test_atomo_is_right_on_average_and_sends_as_many_as_it_is_asked_for() -> None:
+    signal_N, draws = gradient(0, 0, WIDE), 800
+    s_K = torch.linalg.svdvals(signal_N.view(6, 4))
+    p_K = probabilities(s_K, 2)
+
+    def work(wire: Wire) -> tuple[Tensor, float, int]:
+        reducer = Atomo(rank=2, min_compression_rate=0)
+        reducer.bind(Layout.of(WIDE))
+        total_N, squares = torch.zeros(24), 0.0
+        for _ in range(draws):
+            mean_N = reducer(signal_N.clone(), None, wire).mean_N
+            total_N += mean_N
+            squares += float((mean_N - signal_N).square().sum())
+        return total_N / draws, squares / draws, wire.ledger.payload["scales"] // 4
+
+    mean_N, variance, sent = simulate(1, work)[0]
+    # The atoms are orthogonal, so that the variance is the sum of theirs.
+    expected = float((s_K**2 * (1 / p_K - 1)).sum())
+    assert variance == pytest.approx(expected, rel=0.1)
+    assert float((mean_N - signal_N).norm()) < 3 * (expected / draws) ** 0.5
+    assert sent / draws == pytest.approx(2, rel=0.05)
+
+
+def test_atomo_draws_anew_on_every_rank_and_at_every_step() -> None:
+    case = Case(Atomo, {"min_compression_rate": 0.0}, 2)
+    seen = steps(case, lambda rank, step: gradient(0, 0, WIDE), count=8, shapes=WIDE)
+    sent = [[step.payload.get("scales", 0) for step in told] for told in seen]
+    assert sent[0] != sent[1]
+    assert len(set(sent[0])) > 1
+
+
+# The parameter server.
+
+
+def test_ps_computes_the_mean_of_exact_with_all_traffic_at_rank_0() -> None:
+    def work(wire: Wire) -> tuple[Tensor, dict[str, int], tuple[int, int]]:
+        mean_N = registry.load("reducers", "ps")()(gradient(wire.rank, 0), None, wire).mean_N
+        return mean_N, dict(wire.ledger.calls), (wire.ledger.sent, wire.ledger.received)
+
+    n = Layout.of(MIXED).numel
+    told = simulate(4, work)
+    exact_N = sum((gradient(rank, 0) for rank in range(1, 4)), gradient(0, 0)) / 4
+    assert all(same_bits(mean_N, exact_N) for mean_N, _, _ in told)
+    assert all(calls == {"gather_to 0": 1, "broadcast from 0": 1} for _, calls, _ in told)
+    # The tree of the broadcast: 0 to 1 and 2, and 1 to 3.
+    assert [link for *_, link in told] == [(8 * n, 12 * n), (8 * n, 4 * n), (4 * n, 4 * n), (4 * n, 4 * n)]
+
+
+# Bytes, from plain numbers: conv 8 × 27, wide 40 × 20, bias 7.
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("ps", {}, [{"values": 4092}] * 2),
+        # 8 + 27 and 40 + 20 elements, and bias.
+        ("powersgd", {}, [{"values": 4 * (35 + 60 + 7)}] * 2),
+        # At rank 4 that would be 140 of conv's 216 elements: more than half.
+        ("powersgd", {"rank": 4}, [{"values": 4 * (216 + 4 * 60 + 7)}] * 2),
+        ("powersgd", {"half": True}, [{"values": 4 * (8 + 40 + 7)}, {"values": 4 * (27 + 20 + 7)}]),
+        ("powersgd", {"start_step": 1}, [{"values": 4092}, {"values": 4 * (35 + 60 + 7)}]),
+        # Epoch 0 is critical.
+        ("accordion_powersgd", {"rank_high": 2}, [{"values": 4 * (2 * 35 + 2 * 60 + 7)}] * 2),
+        ("svd", {"rank": 2}, [{"values": 4 * (2 * 35 + 2 * 60 + 7), "scales": 4 * 4}] * 2),
+        # All 8 and all 20 singular values, for sure.
+        (
+            "atomo",
+            {"rank": 20, "min_compression_rate": 0.0},
+            [{"values": 4 * (8 * 35 + 20 * 60 + 7), "scales": 4 * 28, "sizes": 24 + 2 * 4}] * 2,
+        ),
+    ],
+)
+def test_the_bytes_booked_are_those_worked_out_by_hand(
+    name: str, options: dict[str, Any], expected: list[dict[str, int]]
+) -> None:
+    case = Case(registry.load("reducers", name), options, 2)
+    for told in steps(case, case.gradient, count=2):
+        booked = [{kind: size for kind, size in step.payload.items() if size} for step in told]
+        assert booked == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "complaint"),
+    [
+        ("powersgd", {"rank": 0}, r"rank=0: expected a rank, 1 or more"),
+        ("powersgd", {"start_step": -1}, r"start_step=-1: expected a number of steps, 0 or more"),
+        ("powersgd", {"eps": -1e-8}, r"eps=-1e-08: expected a length far below 1, 0 or more"),
+        ("powersgd", {"min_compression_rate": float("inf")}, r"min_compression_rate=inf: expected a finite"),
+        ("svd", {"rank": -1}, r"rank=-1: expected a rank, 1 or more"),
+        ("atomo", {"min_compression_rate": -1.0}, r"min_compression_rate=-1\.0: expected a finite number"),
+        ("accordion_powersgd", {"rank": 4, "rank_high": 2}, r"rank_high=2: expected at least rank=4"),
+        ("accordion_powersgd", {"switch_every": 0}, r"switch_every=0: expected 1 epoch or more"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_with_what_is_allowed(
+    name: str, options: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        registry.load("reducers", name)(**options)
 
 
 # PyTorch's hooks, on two gloo processes.
