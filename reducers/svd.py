@@ -14,7 +14,7 @@ from sage.comm.wire import Wire
 from sage.layout import Layout
 from sage.lowrank import Matrices, Matrix, check_min_rate, check_rank, unflatten
 from sage.quantise import Parts, gather_parts, keep_error
-from sage.reduce import Reduced, Reducer
+from sage.reduce import Memory, Reduced, Reducer
 
 
 class Svd(Reducer):
@@ -33,7 +33,7 @@ class Svd(Reducer):
         min_compression_rate: A matrix goes dense unless r·(n + m) times this is less than n·m; 0 or more.
     """
 
-    memory = "residual"
+    memory: ClassVar[Memory] = "residual"
     grouping = "layer"
     rounds = True
     spares_small = False

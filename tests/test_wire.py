@@ -157,7 +157,7 @@ def all_to_alls(wire: Wire) -> tuple[Any, Any]:
 def exchanges_of_nothing(wire: Wire) -> tuple[Any, Any]:
     nothing = torch.empty(wire.world_size, 0)
     seen = [wire.reduce_scatter(nothing), wire.all_to_all(nothing), wire.broadcast(torch.empty(0))]
-    at_root = [[]] * (wire.world_size if wire.rank == 0 else 0)
+    at_root: list[list[float]] = [[]] * (wire.world_size if wire.rank == 0 else 0)
     return [*seen, wire.gather_to(torch.empty(0))], [[], [[]] * wire.world_size, [], at_root]
 
 
