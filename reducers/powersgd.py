@@ -97,7 +97,7 @@ class PowerSgd(Reducer):
             if residual_N is not None:
                 residual_N.zero_()
             return Reduced(grad_N)
-        p_is_known = self._half and step % 2 == 1
+        p_is_known = self._half and (step - self._start_step) % 2 == 1
         with phase("select"):
             matrices = [x.view(signal_N) for x in self.split.matrices]
             bases = self._bases("p_F" if p_is_known else "q_F")
