@@ -1,19 +1,69 @@
 """Accordion: top-k that sends more of a layer while its gradients change fast (Agarwal et al., 2021)."""
 # N = elements of the flat vector, G = groups (layers)
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.reduce import Travel, check_fraction
+from sage.reduce import Reducer, Travel, check_fraction
 
 from .topk import TopK
 
 
-class Accordion(TopK):
+class CriticalRegimes(Reducer):
+    """What finds, every so many epochs, the layers in critical regimes (Algorithm 1).
+
+    To derive from, before the reducer whose levels it sets, and which adds each step's mean to `sum_N`.
+    """
+
+    level: ClassVar[str]
+    """The buffer that holds each layer's level, such as its density: float64 (G), there once it is bound."""
+
+    sum_N: Tensor
+    norm_G: Tensor
+    last_lr: Tensor
+
+    def set_rule(self, *, low: float, high: float, switch_every: int, eta: float) -> None:
+        """The levels outside critical regimes and in them, and when and by what to tell these.
+
+        Raises:
+            ValueError: where `switch_every` or `eta` is out of range.
+        """
+        if switch_every < 1:
+            raise ValueError(f"switch_every={switch_every!r}: expected 1 epoch or more")
+        if not eta >= 0:
+            raise ValueError(f"eta={eta!r}: expected 0 or more")
+        self._low, self._high = low, high
+        self._switch_every = switch_every
+        self._eta = eta
+
+    def bind(self, layout: Layout) -> None:
+        super().bind(layout)
+        self.get_buffer(self.level).fill_(self._high)
+        self.register_buffer("sum_N", torch.zeros(layout.numel))
+        self.register_buffer("norm_G", torch.zeros(len(layout.groups), dtype=torch.float64))
+        self.register_buffer("last_lr", torch.zeros((), dtype=torch.float64))
+
+    def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
+        dropped = lr < float(self.last_lr)
+        self.last_lr.fill_(lr)
+        if epoch % self._switch_every == 0 or dropped:
+            self._decide(everything_critical=epoch == 0 or dropped)
+            wire.broadcast(self.get_buffer(self.level), root=0, kind="scales")
+        self.sum_N.zero_()
+
+    def _decide(self, *, everything_critical: bool) -> None:
+        norm_G = self.norm_G.new_tensor([float(self.sum_N[a:b].norm()) for a, b in self.layout.groups])
+        change_G = (self.norm_G - norm_G).abs()
+        critical_G = (change_G > self._eta * self.norm_G) | everything_critical
+        self.get_buffer(self.level).fill_(self._low).masked_fill_(critical_G, self._high)
+        self.norm_G.copy_(norm_G)
+
+
+class Accordion(CriticalRegimes, TopK):
     """Every `switch_every` epochs, decide for each layer between `density_high` and `density` (Algorithm 1).
 
     A layer is in a critical regime, and sends `density_high`, at epoch 0, where the learning rate has
@@ -28,9 +78,7 @@ class Accordion(TopK):
         eta: The relative change of a layer's gradient norm above which it is critical, 0 or more.
     """
 
-    sum_N: Tensor
-    norm_G: Tensor
-    last_lr: Tensor
+    level = "density_G"
 
     def __init__(
         self,
@@ -42,43 +90,15 @@ class Accordion(TopK):
         **travel: Unpack[Travel],
     ) -> None:
         super().__init__(density=density, **travel)
-        self._high = check_fraction(
+        high = check_fraction(
             "density_high", min(1.0, 10 * density) if density_high is None else density_high
         )
-        if self._high < self.density:
-            raise ValueError(f"density_high={self._high!r}: expected at least density={self.density!r}")
-        if switch_every < 1:
-            raise ValueError(f"switch_every={switch_every!r}: expected 1 epoch or more")
-        if not eta >= 0:
-            raise ValueError(f"eta={eta!r}: expected 0 or more")
-        self._switch_every = switch_every
-        self._eta = eta
-
-    def bind(self, layout: Layout) -> None:
-        super().bind(layout)
-        num_groups = len(layout.groups)
-        self.density_G.fill_(self._high)
-        self.register_buffer("sum_N", torch.zeros(layout.numel))
-        self.register_buffer("norm_G", torch.zeros(num_groups, dtype=torch.float64))
-        self.register_buffer("last_lr", torch.zeros((), dtype=torch.float64))
+        if high < self.density:
+            raise ValueError(f"density_high={high!r}: expected at least density={self.density!r}")
+        self.set_rule(low=self.density, high=high, switch_every=switch_every, eta=eta)
 
     def learn(self, counts: list[int], mean_N: Tensor, wire: Wire) -> None:
         self.sum_N += mean_N
-
-    def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
-        dropped = lr < float(self.last_lr)
-        self.last_lr.fill_(lr)
-        if epoch % self._switch_every == 0 or dropped:
-            self._decide(everything_critical=epoch == 0 or dropped)
-            wire.broadcast(self.density_G, root=0, kind="scales")
-        self.sum_N.zero_()
-
-    def _decide(self, *, everything_critical: bool) -> None:
-        norm_G = self.norm_G.new_tensor([float(self.sum_N[a:b].norm()) for a, b in self.layout.groups])
-        change_G = (self.norm_G - norm_G).abs()
-        critical_G = (change_G > self._eta * self.norm_G) | everything_critical
-        self.density_G.fill_(self.density).masked_fill_(critical_G, self._high)
-        self.norm_G.copy_(norm_G)
 
 
 REDUCER = Accordion

@@ -112,6 +112,7 @@ CALLS: dict[str, Callable[[Wire, Tensor], Any]] = {
     "gather_within": lambda wire, x: wire.gather_within(9, values=x, indices=x.int()),
     "gather_streams": lambda wire, x: wire.gather_streams(values=x, indices=x[:2].int()),
     "broadcast": lambda wire, x: wire.broadcast(x),
+    "gather_to": lambda wire, x: wire.gather_to(x),
     "reduce_scatter": lambda wire, x: wire.reduce_scatter(x.unsqueeze(0)),
     "all_to_all": lambda wire, x: wire.all_to_all(x.unsqueeze(0)),
 }
@@ -137,7 +138,7 @@ def test_alone_a_wire_answers_and_books_what_one_simulated_rank_does(call: str) 
     assert len(stamps) == 2
 
 
-@pytest.mark.parametrize("call", ["gather", "reduce_scatter", "all_to_all"])
+@pytest.mark.parametrize("call", ["gather", "gather_to", "reduce_scatter", "all_to_all"])
 def test_an_answer_is_no_other_name_of_the_question(call: str) -> None:
     x_N = torch.ones(3)
     answer = CALLS[call](Alone(CPU), x_N)

@@ -86,6 +86,10 @@ BY_HAND: dict[str, tuple[Callable[[Wire], Any], Callable[[int], tuple[dict[str, 
         lambda wire: wire.broadcast(torch.ones(5), root=min(1, wire.world_size - 1)),
         lambda rank: ({"values": 20}, 40, 0) if rank == 1 else ({}, 0, 20),
     ),
+    "gather_to": (
+        lambda wire: wire.gather_to(torch.ones(5), root=min(1, wire.world_size - 1)),
+        lambda rank: ({}, 0, 40) if rank == 1 else ({"values": 20}, 20, 0),
+    ),
     "reduce_scatter": (
         lambda wire: wire.reduce_scatter(torch.ones(wire.world_size, 4).double()),
         lambda rank: ({"values": 96}, 64, 64),
@@ -193,6 +197,10 @@ OPS: dict[str, tuple[Callable[[Wire, int], Any], Callable[[int, int], int]]] = {
     ),
     "broadcast": (
         lambda wire, n: wire.broadcast(torch.ones(n), root=wire.world_size - 1),
+        lambda size, w: w - 1,
+    ),
+    "gather_to": (
+        lambda wire, n: wire.gather_to(torch.ones(n), root=wire.world_size - 1),
         lambda size, w: w - 1,
     ),
     "reduce_scatter": (

@@ -125,6 +125,7 @@ def test_of_several_errors_the_first_is_raised() -> None:
         lambda wire: wire.gather_uneven(values=torch.zeros(2))[1][0],
         lambda wire: wire.sum(torch.zeros(2)),
         lambda wire: wire.broadcast(torch.zeros(2)),
+        lambda wire: torch.cat((wire.gather_to(torch.zeros(2)), torch.zeros(1, 2))),
         lambda wire: wire.reduce_scatter(torch.zeros(3, 2)),
         lambda wire: wire.all_to_all(torch.zeros(3, 2)),
         lambda wire: wire.begin_sum(torch.zeros(2)).wait(),

@@ -131,6 +131,15 @@ def broadcasts_from_every_root(wire: Wire) -> tuple[Any, Any]:
     return seen, [[[11 * root]] for root in ranks(wire)]
 
 
+def gathers_to_every_root(wire: Wire) -> tuple[Any, Any]:
+    halves = torch.tensor([[wire.rank, 0.5], [-1, 2]], dtype=torch.float16).t()
+    seen = [wire.gather_to(halves, root) for root in ranks(wire)]
+    assert [list(x.shape) for x in seen] == [
+        [wire.world_size if root == wire.rank else 0, 2, 2] for root in ranks(wire)
+    ]
+    return seen, [[[[r, -1], [0.5, 2]] for r in ranks(wire) if root == wire.rank] for root in ranks(wire)]
+
+
 def reduce_scatters(wire: Wire) -> tuple[Any, Any]:
     w = wire.world_size
     x_WN = torch.tensor([[100.0 * row + wire.rank, -row] for row in range(w)])
@@ -148,7 +157,8 @@ def all_to_alls(wire: Wire) -> tuple[Any, Any]:
 def exchanges_of_nothing(wire: Wire) -> tuple[Any, Any]:
     nothing = torch.empty(wire.world_size, 0)
     seen = [wire.reduce_scatter(nothing), wire.all_to_all(nothing), wire.broadcast(torch.empty(0))]
-    return seen, [[], [[]] * wire.world_size, []]
+    at_root: list[list[float]] = [[]] * (wire.world_size if wire.rank == 0 else 0)
+    return [*seen, wire.gather_to(torch.empty(0))], [[], [[]] * wire.world_size, [], at_root]
 
 
 def texts(wire: Wire) -> tuple[Any, Any]:
@@ -171,6 +181,7 @@ OPS = {
         gathers_of_nothing,
         gathers_of_what_does_not_lie_together,
         broadcasts_from_every_root,
+        gathers_to_every_root,
         reduce_scatters,
         all_to_alls,
         exchanges_of_nothing,

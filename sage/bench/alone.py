@@ -107,6 +107,9 @@ class Alone(Wire):
 
     # What came from a wire is the caller's own, and no other name of what he gave.
 
+    def _gather_to(self, x_N: Tensor, root: int) -> Tensor:
+        return x_N.unsqueeze(0).clone()
+
     def _reduce_scatter(self, x_WN: Tensor) -> Tensor:
         return x_WN[0].clone()
 

@@ -90,3 +90,8 @@ def tree_broadcast(size: int, rank: int, root: int, world_size: int) -> tuple[in
             children += 1
         bit *= 2
     return children * size, 0 if virtual == 0 else size
+
+
+def star_gather(size: int, rank: int, root: int, world_size: int) -> tuple[int, int]:
+    """Gather of S bytes from each rank to the root, straight: it receives (W−1)·S, and each other sends S."""
+    return (0, (world_size - 1) * size) if rank == root else (size, 0)

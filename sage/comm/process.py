@@ -101,6 +101,13 @@ class GroupWire(Wire):
     def _broadcast(self, x_N: Tensor, root: int) -> None:
         dist.broadcast(x_N, group=self._group, group_src=root)
 
+    def _gather_to(self, x_N: Tensor, root: int) -> Tensor:
+        x_N = x_N.contiguous()
+        out_WN = x_N.new_empty(self.world_size if self.rank == root else 0, *x_N.shape)
+        rows = list(out_WN) if self.rank == root else None
+        dist.gather(x_N, rows, group=self._group, group_dst=root)
+        return out_WN
+
     def _reduce_scatter(self, x_WN: Tensor) -> Tensor:
         if x_WN.device.type == "cpu":
             # Gloo's own is a whole all-reduce, at twice the traffic; this adds in the thread twin's order.

@@ -88,6 +88,10 @@ class ThreadWire(Wire):
     def _broadcast(self, x_N: Tensor, root: int) -> None:
         x_N.copy_(self._meet(x_N, lambda all_W: all_W[root].clone()))
 
+    def _gather_to(self, x_N: Tensor, root: int) -> Tensor:
+        all_WN = self._meet(x_N, torch.stack)
+        return all_WN if self.rank == root else all_WN[:0].clone()
+
     def _reduce_scatter(self, x_WN: Tensor) -> Tensor:
         return self._meet(x_WN, add)[self.rank].clone()
 

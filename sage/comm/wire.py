@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from sage.clock import phase
-from sage.comm.ledger import Ledger, direct_exchange, ring_all_gather, ring_all_reduce, tree_broadcast
+from sage.comm.ledger import (
+    Ledger,
+    direct_exchange,
+    ring_all_gather,
+    ring_all_reduce,
+    star_gather,
+    tree_broadcast,
+)
 
 T = TypeVar("T")
 
@@ -142,6 +149,14 @@ class Wire:
         self._collective(call, payload, traffic, lambda: self._broadcast(x_N, root))
         return x_N
 
+    def gather_to(self, x_N: Tensor, root: int = 0, kind: str = "values") -> Tensor:
+        """Every rank's x_N, stacked by rank to (W, *shape), at the root, straight; elsewhere (0, *shape)."""
+        size = _bytes(x_N)
+        traffic = star_gather(size, self.rank, root, self.world_size)
+        payload = {kind: 0 if self.rank == root else size}
+        call = describe(f"gather_to {root}", **{kind: x_N})
+        return self._collective(call, payload, traffic, lambda: self._gather_to(x_N, root))
+
     def reduce_scatter(self, x_WN: Tensor, kind: str = "values") -> Tensor:
         """Row `rank` of the sum over ranks of x_WN."""
         size = _bytes(x_WN)
@@ -263,6 +278,9 @@ class Wire:
         raise NotImplementedError
 
     def _broadcast(self, x_N: Tensor, root: int) -> None:
+        raise NotImplementedError
+
+    def _gather_to(self, x_N: Tensor, root: int) -> Tensor:
         raise NotImplementedError
 
     def _reduce_scatter(self, x_WN: Tensor) -> Tensor:

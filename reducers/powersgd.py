@@ -1,0 +1,160 @@
+"""PowerSGD: each layer's gradient as a product of two thin matrices (Vogels et al., NeurIPS 2019)."""
+# N = elements of the flat vector, D = those that go dense, F = elements of all factors together
+# n, m = rows and columns of a matrix, r = its rank
+
+import torch
+from torch import Tensor
+
+from sage import ops
+from sage.clock import phase
+from sage.comm.wire import Wire
+from sage.draw import generator
+from sage.layout import Layout
+from sage.lowrank import Matrices, check_min_rate, check_rank, orthonormalise, unflatten
+from sage.quantise import keep_error
+from sage.reduce import Reduced, Reducer
+
+
+class PowerSgd(Reducer):
+    """One power iteration a step on the mean of the ranks' matrices, from where the last step left off.
+
+    A parameter of n × m elements, seen as its first dimension by the others, is the matrix M. With Q of the
+    step before, made orthonormal,
+
+        P = mean of M·Q over ranks, made orthonormal;  Q = mean of Mᵀ·P over ranks;  mean ≈ P·Qᵀ
+
+    (algorithm 1). The residual of each rank is M − P·Qᵀ, that is, less what all ranks together have sent, as
+    in the authors' code and in PyTorch's powerSGD_hook. At first Q is drawn from N(0, 1), the same on all
+    ranks; a column of Q that has become zero (a gradient of zeros has no direction) or is not finite begins
+    anew. Algorithm 1 does not make Q orthonormal; P is the same either way but for `eps`, which must be
+    small beside what it is added to.
+
+    Bytes each rank hands over: 4·r·(n + m) a matrix, and 4 an element of the parameters of one dimension or
+    none, and of those where rank r would save too little, which go dense with all P in the first of two
+    all-reduces. With `half`, 4·r·n and 4·r·m a matrix in turn, in one all-reduce; before `start_step`, 4 an
+    element. It decides by parameter, whatever the grouping.
+
+    Args:
+        rank: Rank r of the matrices P·Qᵀ, or n or m where that is less; 1 or more.
+        start_step: Steps at first that are exact, by all-reduce, 0 or more.
+        min_compression_rate: A matrix goes dense unless r·(n + m) times this is less than n·m; 0 or more.
+        eps: Added to the length of a column that it is divided by, 0 or more.
+        half: Compute P and Q a step in turn, the other one being that of the step before.
+        sample_seed: Of the first Q.
+    """
+
+    memory = "residual"
+    grouping = "layer"
+    rounds = True
+    spares_small = False
+
+    step: Tensor
+    p_F: Tensor
+    q_F: Tensor
+
+    def __init__(
+        self,
+        *,
+        rank: int = 1,
+        start_step: int = 0,
+        min_compression_rate: float = 2.0,
+        eps: float = 1e-8,
+        half: bool = False,
+        sample_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.rank = check_rank("rank", rank)
+        if start_step < 0:
+            raise ValueError(f"start_step={start_step!r}: expected a number of steps, 0 or more")
+        if not 0 <= eps < 1:
+            raise ValueError(f"eps={eps!r}: expected a length far below 1, 0 or more")
+        self._start_step, self._eps, self._half, self._seed = start_step, eps, half, sample_seed
+        self._min_rate = check_min_rate(min_compression_rate)
+
+    def bind(self, layout: Layout) -> None:
+        super().bind(layout)
+        self.split = Matrices(layout, rank=self.rank, min_rate=self._min_rate)
+        self._shapes = {"q_F": [(x.columns, x.rank) for x in self.split.matrices]}
+        if self._half:
+            self._shapes["p_F"] = [(x.rows, x.rank) for x in self.split.matrices]
+        for place, (name, shapes) in enumerate(self._shapes.items()):
+            dice = generator(self._seed, place)
+            first_F = torch.randn(sum(rows * rank for rows, rank in shapes), generator=dice)
+            self.register_buffer(name, first_F)
+            self.register_buffer(f"first_{name}", first_F.clone(), persistent=False)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def ranks(self) -> list[int]:
+        """The rank of each matrix at this step, at most that which it was bound with."""
+        return [x.rank for x in self.split.matrices]
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        step = int(self.step) if self._start_step or self._half else 0  # asking a GPU takes time
+        self.step += 1
+        signal_N = ops.accumulate(grad_N, residual_N)
+        if step < self._start_step:
+            wire.mean(grad_N.copy_(signal_N))
+            if residual_N is not None:
+                residual_N.zero_()
+            return Reduced(grad_N)
+        p_is_known = self._half and (step - self._start_step) % 2 == 1
+        with phase("select"):
+            matrices = [x.view(signal_N) for x in self.split.matrices]
+            bases = self._bases("p_F" if p_is_known else "q_F")
+            products = _products(matrices, bases, transposed=p_is_known)
+            dense_D = self.split.take_dense(signal_N)
+        mean_D, factors = _mean(dense_D, products, wire)
+        if not self._half:
+            with phase("select"):
+                bases, p_is_known = [orthonormalise(p, self._eps) for p in factors], True
+                products = _products(matrices, bases, transposed=True)
+            _, factors = _mean(dense_D[:0], products, wire)
+        with phase("scatter"):
+            self._store("q_F" if p_is_known else "p_F", factors)
+            for x, basis, factor in zip(self.split.matrices, bases, factors, strict=True):
+                sent = basis @ factor.T if p_is_known else factor @ basis.T
+                if residual_N is not None:
+                    keep_error(x.view(residual_N), sent)
+                x.view(grad_N).copy_(sent)
+            self.split.put_dense(mean_D, grad_N)
+            if residual_N is not None:
+                self.split.put_dense(torch.zeros_like(mean_D), residual_N)
+        return Reduced(grad_N)
+
+    def _bases(self, name: str) -> list[Tensor]:
+        """The factors of the last step, made orthonormal; columns without a direction begin anew."""
+        shapes = self._shapes[name]
+        lasts = unflatten(self.get_buffer(name), shapes)
+        firsts = unflatten(self.get_buffer(f"first_{name}"), shapes)
+        bases = []
+        for last, first, rank in zip(lasts, firsts, self.ranks(), strict=True):
+            length_r = torch.linalg.vector_norm(last, dim=0)
+            usable = length_r.isfinite() & (length_r > self._eps)
+            bases.append(orthonormalise(torch.where(usable, last, first)[:, :rank], self._eps))
+        return bases
+
+    def _store(self, name: str, factors: list[Tensor]) -> None:
+        for last, factor in zip(unflatten(self.get_buffer(name), self._shapes[name]), factors, strict=True):
+            last[:, : factor.shape[1]] = factor
+
+    def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
+        if self._start_step or self._half:  # their bytes differ from step to step
+            return None
+        sizes = [r * (x.rows + x.columns) for x, r in zip(self.split.matrices, self.ranks(), strict=True)]
+        return {"values": 4 * (self.split.num_dense + sum(sizes))}
+
+
+def _products(matrices: list[Tensor], bases: list[Tensor], *, transposed: bool) -> list[Tensor]:
+    return [(m.T if transposed else m) @ basis for m, basis in zip(matrices, bases, strict=True)]
+
+
+def _mean(dense_D: Tensor, factors: list[Tensor], wire: Wire) -> tuple[Tensor, list[Tensor]]:
+    """The means over ranks, of a dense vector and of factors, by one all-reduce."""
+    joined = torch.cat([dense_D, *(factor.reshape(-1) for factor in factors)])
+    if joined.numel():
+        wire.mean(joined)
+    mean_D, mean_F = joined.split([dense_D.numel(), joined.numel() - dense_D.numel()])
+    return mean_D, unflatten(mean_F, [(factor.shape[0], factor.shape[1]) for factor in factors])
+
+
+REDUCER = PowerSgd

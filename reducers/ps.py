@@ -1,0 +1,35 @@
+"""Parameter server: rank 0 gathers every gradient, takes the mean, and broadcasts it; nothing compressed."""
+# N = elements of the flat vector, W = ranks
+
+from torch import Tensor
+
+from sage.clock import phase
+from sage.comm.wire import Wire, add
+from sage.reduce import Reduced, Reducer
+
+
+class Ps(Reducer):
+    """The mean over ranks as a parameter server computes it (Li et al., OSDI 2014), rank 0 being the server.
+
+    The mean is that of `exact`, and so are the bytes each rank hands over: 4 an element, those of rank 0 to
+    the broadcast, those of the others to the gather. What differs is where they flow: rank 0's link takes in
+    W − 1 gradients, and gives the mean to ⌈log2 W⌉ ranks, which pass it on; see `docs/ledger.md`.
+    """
+
+    spares_small = False
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        if residual_N is not None:
+            grad_N += residual_N
+            residual_N.zero_()
+        all_WN = wire.gather_to(grad_N, root=0)
+        if wire.rank == 0:
+            with phase("scatter"):
+                grad_N.copy_(add(all_WN)).div_(wire.world_size)
+        return Reduced(wire.broadcast(grad_N, root=0))
+
+    def payload(self, counts: list[int], rank: int) -> dict[str, int]:
+        return {"values": 4 * counts[rank]}
+
+
+REDUCER = Ps

@@ -1,0 +1,113 @@
+"""SVD: each layer's r largest singular values, with their vectors (as in Agarwal et al., MLSys 2022)."""
+# N = elements of the flat vector, D = those that go dense, F = elements of all singular vectors together
+# n, m = rows and columns of a matrix, k = its singular values that are sent
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sage import ops
+from sage.clock import phase
+from sage.comm.wire import Wire
+from sage.layout import Layout
+from sage.lowrank import Matrices, Matrix, check_min_rate, check_rank, unflatten
+from sage.quantise import Parts, gather_parts, keep_error
+from sage.reduce import Memory, Reduced, Reducer
+
+
+class Svd(Reducer):
+    """Gather every rank's own U·S·Vᵀ, cut to the r largest singular values, and take the mean of them.
+
+    A parameter of n × m elements, seen as its first dimension by the others, is a matrix, and its U·S·Vᵀ the
+    best approximation of rank r (Eckart & Young, 1936). What each rank's own leaves of it stays in the
+    residual. Each rank decomposes whole matrices, which takes n·m·min(n, m) operations: far longer than to
+    send them, on most links. Bytes each rank hands over: 4·r·(n + m) of vectors (`values`) and 4·r of
+    singular values (`scales`) a matrix, in an all-gather; and 4 an element of the parameters of one
+    dimension or none, and of those where rank r would save too little, which go dense in an all-reduce
+    beside it. It decides by parameter, whatever the grouping.
+
+    Args:
+        rank: Singular values r of a matrix, or n or m where that is less; 1 or more.
+        min_compression_rate: A matrix goes dense unless r·(n + m) times this is less than n·m; 0 or more.
+    """
+
+    memory: ClassVar[Memory] = "residual"
+    grouping = "layer"
+    rounds = True
+    spares_small = False
+    even: ClassVar[bool] = True
+    """Whether every rank sends as many singular values of a matrix as every other."""
+
+    def __init__(self, *, rank: int = 1, min_compression_rate: float = 2.0) -> None:
+        super().__init__()
+        self.rank = check_rank("rank", rank)
+        self._min_rate = check_min_rate(min_compression_rate)
+
+    def bind(self, layout: Layout) -> None:
+        super().bind(layout)
+        self.split = Matrices(layout, rank=self.rank, min_rate=self._min_rate)
+
+    def begin(self, wire: Wire) -> None:
+        """Called before a step's first `choose`."""
+
+    def choose(self, s_k: Tensor, x: Matrix) -> tuple[Tensor, Tensor]:
+        """Which of a matrix's singular values (descending) to send, as indices, and what as."""
+        return torch.arange(x.rank, device=s_k.device), s_k[: x.rank]
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        self.begin(wire)
+        with phase("select"):
+            signal_N = ops.accumulate(grad_N, residual_N)
+            parts = self._encode(signal_N)
+            mean_D = self.split.take_dense(signal_N)
+            if residual_N is not None:
+                self.split.put_dense(torch.zeros_like(mean_D), residual_N)
+                for x, own in self._decode(parts):
+                    keep_error(x.view(residual_N), own)
+        if mean_D.numel():
+            wire.mean(mean_D)
+        rows = gather_parts(wire, parts, even=self.even)
+        with phase("scatter"):
+            grad_N.zero_()
+            for row in rows:
+                for x, sent in self._decode(row):
+                    x.view(grad_N).add_(sent)
+            grad_N /= wire.world_size
+            self.split.put_dense(mean_D, grad_N)
+        return Reduced(grad_N)
+
+    def _encode(self, signal_N: Tensor) -> Parts:
+        """What travels of all matrices: vectors, values and, where these differ by rank, how many."""
+        vectors, values = [signal_N[:0]], [signal_N[:0]]
+        for x in self.split.matrices:
+            m = x.view(signal_N)
+            # LAPACK refuses what is not finite. The others are to see it.
+            u, s_k, vt = torch.linalg.svd(m.nan_to_num(0.0, 0.0, 0.0), full_matrices=False)
+            at_k, s_k = self.choose(s_k + (m * 0).sum(), x)
+            vectors += [u[:, at_k].reshape(-1), vt[at_k].reshape(-1)]
+            values.append(s_k)
+        parts = {"values": torch.cat(vectors), "scales": torch.cat(values)}
+        if not self.even:
+            counts = [s_k.numel() for s_k in values[1:]]
+            parts["sizes"] = torch.tensor(counts, dtype=torch.int32, device=signal_N.device)
+        return parts
+
+    def _decode(self, parts: Parts) -> Iterator[tuple[Matrix, Tensor]]:
+        """Each matrix, and what one rank has sent of it."""
+        counts = [x.rank for x in self.split.matrices] if self.even else parts["sizes"].tolist()
+        shapes = []
+        for x, k in zip(self.split.matrices, counts, strict=True):
+            shapes += [(x.rows, k), (k, x.columns)]
+        vectors = iter(unflatten(parts["values"], shapes))
+        for x, s_k in zip(self.split.matrices, parts["scales"].split(counts), strict=True):
+            yield x, (next(vectors) * s_k) @ next(vectors)
+
+    def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
+        vectors = sum(x.rank * (x.rows + x.columns) for x in self.split.matrices)
+        scales = sum(x.rank for x in self.split.matrices)
+        return {"values": 4 * (self.split.num_dense + vectors), "scales": 4 * scales}
+
+
+REDUCER = Svd
