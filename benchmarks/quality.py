@@ -103,10 +103,10 @@ class Problem:
 @cache
 def problem(name: str) -> tuple[Problem, float, float]:
     """A LIBSVM set, its optimum by Newton's method, and the gradient's Lipschitz constant."""
-    rows_NF, labels = load_svmlight_file(str(data_root(None) / "libsvm" / name), n_features=FEATURES[name])
-    num = rows_NF.shape[0]
-    rows_NF = sparse.hstack([rows_NF, np.ones((num, 1))]).tocsr()
-    rows_NF = sparse.diags(np.where(labels > 0, 1.0, -1.0)) @ rows_NF
+    found: Any = load_svmlight_file(str(data_root(None) / "libsvm" / name), n_features=FEATURES[name])
+    num = found[0].shape[0]
+    labels = sparse.diags(np.where(found[1] > 0, 1.0, -1.0))
+    rows_NF: Any = labels @ sparse.hstack([found[0], np.ones((num, 1))]).tocsr()
     x_F = np.zeros(rows_NF.shape[1])
     for _ in range(60):
         p_N = expit(-(rows_NF @ x_F))

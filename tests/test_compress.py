@@ -34,7 +34,8 @@ def vector(*, settle: int = 0, rows: int = N // 1024) -> Input:
 
 def recorded(steps: int = 6, n: int = 50) -> Trace:
     codes_SWN = torch.randn(steps, 2, n, generator=torch.Generator().manual_seed(0)).half()
-    return Trace(codes_SWN, torch.full((steps, 2), -3, dtype=torch.int32), n, {"workload": "made-up"})
+    exponents_SW, lr_S = torch.full((steps, 2), -3, dtype=torch.int32), torch.ones(steps, dtype=torch.float64)
+    return Trace(codes_SWN, exponents_SW, lr_S, 0, n, {"workload": "made-up"})
 
 
 def spied(spec: str, seen: list[tuple[Reducer, Tensor]]) -> Case:

@@ -1,6 +1,8 @@
 """Hybrids: a sparsifier's selection in a quantiser's codes, by name on the command line."""
 # N = elements of the flat vector
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ SHAPES = (("a", (8,)), ("b", (8,)))
 def test_the_survivors_of_each_group_are_coded_among_themselves() -> None:
     # Two of each group, by hand: 4 and -2 become ±3, 6 and 1 become 3.5 each; the rest stays.
     signal_N = torch.tensor([0, 4, 0, 0, -2, 0, 0.5, 0] + [6, 0, 0, 0, 0, 0.25, 0, 1])
-    make = registry.load("reducers", "topk+efsign")
+    make: Any = registry.load("reducers", "topk+efsign")
     feedback = ErrorFeedback(make(density=0.25), Layout.of(SHAPES, make.grouping))
     (step,) = simulate(1, lambda wire: reduce_once(feedback, signal_N, wire))
     expected_N = torch.tensor([0, 3, 0, 0, -3, 0, 0, 0] + [3.5, 0, 0, 0, 0, 0, 0, 3.5])
