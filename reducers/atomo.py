@@ -15,10 +15,9 @@ class Atomo(Svd):
     """As `svd`, but each singular value σ is sent with probability p, as σ/p (spectral ATOMO).
 
     p = min(1, c·σ), c such that on average r of them are sent: of all unbiased draws of so many the one of
-    least variance. How many are drawn differs by step and rank. Beside what they take in
-    `svd`, each rank hands over 4 bytes a matrix for their number and 24 for three lengths (`sizes`). With a
-    memory what is sent may be larger than what there was, by 1/p, and the residual need not stay bounded: by
-    default there is none.
+    least variance. How many are drawn differs by step and rank. Beside what they take in `svd`, each rank
+    hands over 4 bytes a matrix for their number and 24 for three lengths (`sizes`). What is sent of a value
+    is larger than it is, by 1/p, so that a residual need not stay bounded: by default there is none.
 
     Args:
         rank: Singular values r of a matrix to send on average, or n or m where that is less; 1 or more.

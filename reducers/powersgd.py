@@ -23,11 +23,11 @@ class PowerSgd(Reducer):
 
         P = mean of M·Q over ranks, made orthonormal;  Q = mean of Mᵀ·P over ranks;  mean ≈ P·Qᵀ
 
-    (algorithm 1). The residual of each rank is M − P·Qᵀ, that is, less what all ranks together have sent, as
-    in the authors' code and in PyTorch's powerSGD_hook. At first Q is drawn from N(0, 1), the same on all
-    ranks; a column of Q that has become zero (a gradient of zeros has no direction) or is not finite begins
-    anew. Algorithm 1 does not make Q orthonormal; P is the same either way but for `eps`, which must be
-    small beside what it is added to.
+    (algorithm 1). The residual of each rank is its own M less the common P·Qᵀ, as in PyTorch's
+    powerSGD_hook, so that every rank counts the mean as what it has sent. At first Q is drawn from N(0, 1),
+    the same on all ranks; a column of Q no longer than `eps` (a gradient of zeros has no direction), or not
+    finite, begins anew. Algorithm 1 does not make Q orthonormal. P is the same either way but for `eps`,
+    which must be small beside what it is added to: as it is done here, beside a gradient, not its square.
 
     Bytes each rank hands over: 4·r·(n + m) a matrix, and 4 an element of the parameters of one dimension or
     none, and of those where rank r would save too little, which go dense with all P in the first of two
@@ -39,7 +39,8 @@ class PowerSgd(Reducer):
         start_step: Steps at first that are exact, by all-reduce, 0 or more.
         min_compression_rate: A matrix goes dense unless r·(n + m) times this is less than n·m; 0 or more.
         eps: Added to the length of a column that it is divided by, 0 or more.
-        half: Compute P and Q a step in turn, the other one being that of the step before.
+        half: Compute P and Q a step in turn, the other one being that of the step before. What stays in the
+            residual is then larger.
         sample_seed: Of the first Q.
     """
 
@@ -49,7 +50,6 @@ class PowerSgd(Reducer):
     spares_small = False
 
     step: Tensor
-    p_F: Tensor
     q_F: Tensor
 
     def __init__(
