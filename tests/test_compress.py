@@ -116,6 +116,7 @@ CALLS: dict[str, Callable[[Wire, Tensor], Any]] = {
     "gather_to": lambda wire, x: wire.gather_to(x),
     "reduce_scatter": lambda wire, x: wire.reduce_scatter(x.unsqueeze(0)),
     "all_to_all": lambda wire, x: wire.all_to_all(x.unsqueeze(0)),
+    "all_to_all_ragged": lambda wire, x: wire.all_to_all_ragged([3], values=x, indices=x.int()),
 }
 
 

@@ -116,6 +116,9 @@ class Alone(Wire):
     def _all_to_all(self, x_WN: Tensor) -> Tensor:
         return x_WN.clone()
 
+    def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
+        return x_S.clone()
+
 
 ENGINE = ("begin_sum", "texts", "close")
 """Of what a wire offers, what no reducer calls."""
