@@ -56,7 +56,7 @@ SETTINGS: dict[str, dict[str, Any]] = {}
 
 RANKS = 2
 FEATURES = {"a9a": 123, "w8a": 300}
-STEPS = {"a9a": 6000, "w8a": 2000}
+STEPS = {"a9a": 8000, "w8a": 1500}
 RATE = 8.0
 """A step's length, in units of 1 / L, L being the gradient's Lipschitz constant."""
 EVERY = 20
