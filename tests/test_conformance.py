@@ -16,7 +16,7 @@ from sage.trial import Case
 
 T = TypeVar("T")
 Law = Callable[[Case], None]
-HYBRIDS = ["topk+efsign", "sage+efsign"]
+HYBRIDS = ["topk+efsign", "topk+terngrad", "adacomp+efsign", "adacomp+terngrad", "sage+qsgd"]
 NAMES = registry.names("reducers") + HYBRIDS
 
 VARIANTS: list[tuple[Literal["none", "residual"], dict[str, Any], list[int]]] = [
