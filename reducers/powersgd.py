@@ -10,7 +10,7 @@ from sage.clock import phase
 from sage.comm.wire import Wire
 from sage.draw import generator
 from sage.layout import Layout
-from sage.lowrank import Matrices, check_min_rate, check_rank, orthonormalise, unflatten
+from sage.lowrank import Matrices, check_min_rate, check_rank, in_float32, orthonormalise, unflatten
 from sage.quantise import keep_error
 from sage.reduce import Reduced, Reducer
 
@@ -89,6 +89,8 @@ class PowerSgd(Reducer):
         return [x.rank for x in self.split.matrices]
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        if grad_N.dtype != torch.float32:
+            return in_float32(self, grad_N, residual_N, wire)
         step = int(self.step) if self._start_step or self._half else 0  # asking a GPU takes time
         self.step += 1
         signal_N = ops.accumulate(grad_N, residual_N)

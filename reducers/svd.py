@@ -12,7 +12,7 @@ from sage import ops
 from sage.clock import phase
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.lowrank import Matrices, Matrix, check_min_rate, check_rank, unflatten
+from sage.lowrank import Matrices, Matrix, check_min_rate, check_rank, in_float32, unflatten
 from sage.quantise import Parts, gather_parts, keep_error
 from sage.reduce import Memory, Reduced, Reducer
 
@@ -57,6 +57,8 @@ class Svd(Reducer):
         return torch.arange(x.rank, device=s_k.device), s_k[: x.rank]
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        if grad_N.dtype != torch.float32:
+            return in_float32(self, grad_N, residual_N, wire)
         self.begin(wire)
         with phase("select"):
             signal_N = ops.accumulate(grad_N, residual_N)

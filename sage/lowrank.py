@@ -4,12 +4,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from sage.comm.wire import Wire
 from sage.layout import Layout, Span
+from sage.reduce import Reduced, Reducer
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,12 @@ def _matrix(span: Span, rank: int) -> Matrix:
 
 def _pays(x: Matrix, min_rate: float) -> bool:
     return x.rank * (x.rows + x.columns) * min_rate < x.rows * x.columns
+
+
+def in_float32(reducer: Reducer, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+    """Reduce a gradient of another precision as float32: few factorings take a narrower one."""
+    reduced: Reduced = reducer(grad_N.float(), residual_N, wire)
+    return replace(reduced, mean_N=grad_N.copy_(reduced.mean_N))
 
 
 def unflatten(x_F: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:

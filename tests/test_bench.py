@@ -42,9 +42,9 @@ def test_what_is_recorded_is_what_the_reducer_is_handed(
     handed = []
     forward = WholeModel.forward
 
-    def spy(mount: WholeModel, wire: Any) -> Any:
+    def spy(mount: WholeModel, wire: Any, lr: float | None = None) -> Any:
         handed.append((wire.rank, mount.grad_C.clone()))
-        return forward(mount, wire)
+        return forward(mount, wire, lr)
 
     monkeypatch.setattr(WholeModel, "forward", spy)
     file = tmp_path / "digits.pt"

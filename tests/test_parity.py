@@ -24,8 +24,11 @@ from sage.reduce import Reducer
 
 NAMES = registry.names("reducers")
 
-OPTIONS: dict[str, dict[str, Any]] = {"threshold": {"threshold": 0.01}}
-"""Where the defaults depend on the size of the vector."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "threshold": {"threshold": 0.01},
+    "accordion_powersgd": {"rank_high": 1},  # so that these small matrices are factored at all
+}
+"""Where what the defaults do depends on the size of the vector."""
 
 Shapes = Sequence[tuple[str, tuple[int, ...]]]
 SHAPES: Shapes = (("first", (30, 7)), ("second", (12,)), ("third", (40, 3)))
