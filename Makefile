@@ -52,8 +52,9 @@ demo: $(INSTALLED) ## train on the embedded digits under exact and under sage, a
 	$(BIN)/sage report runs/demo --output runs/demo
 
 JOBS ?= 2
-test: $(INSTALLED) $(NATIVE) ## run every test, in two processes; in one: make test JOBS=0
-	$(BIN)/pytest -q -n $(JOBS) --no-loadscope-reorder
+test: $(INSTALLED) $(NATIVE) ## run every test, those of no cluster in two processes; in one: make test JOBS=0
+	$(BIN)/pytest -q -n $(JOBS) --dist loadfile --ignore tests/slurm
+	$(BIN)/pytest -q tests/slurm
 
 test-plain: $(INSTALLED) ## run the tests of ops and reducers again, without the native extension
 	SAGE_NATIVE=0 $(BIN)/pytest -q -n $(JOBS) tests/test_ops.py tests/test_packing.py tests/test_reducers.py tests/test_conformance.py

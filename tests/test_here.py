@@ -76,7 +76,8 @@ def test_the_cells_run_here_once_and_one_that_is_hopeless_does_not_keep_the_othe
 
 
 def test_ctrl_c_lets_what_runs_save_itself_and_starts_no_more(tmp_path: Path) -> None:
-    here = Here(tmp_path, SMALL.replace("steps = 3", "steps = 100000") + "seed = [0, 1]\nparallel = 1\n")
+    endless = SMALL.replace("steps = 3", "steps = 1000000").replace("epochs = 100", "epochs = 100000")
+    here = Here(tmp_path, endless + "seed = [0, 1]\nparallel = 1\n")
     process = here.start("--cluster", "local")
     until(lambda: process.poll() is not None or any(len(each) > 5 for each in here.records("step").values()))
     process.send_signal(signal.SIGINT)
