@@ -219,34 +219,38 @@ def main() -> int:
     rows = [row for n in asked.sizes for density in DENSITIES for row in measure(n, density, asked.seconds)]
     steerable = [n for n in asked.sizes if n in STEERED]
     rows += [steered(n, density, asked.seconds) for n in steerable for density in DENSITIES]
-    command = " ".join(["python benchmarks/kernels.py", *sys.argv[1:]])
+    labels = [f"{row['op']} n={row['n']} d={row['density']}" for row in rows]
+    conclude(rows, load_before, asked.output)
+    return judge(rows, labels, halved=asked.check)
+
+
+def conclude(rows: list[Row], load_before: float, output: Path) -> None:
+    """Write the rows down, with the command, the commit, the machine and its load."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
-    machine = {
-        "processor": processor(),
-        "torch": torch.__version__,
-        "threads": 1,
-    }
-    load = {"before": load_before, "after": os.getloadavg()[0]}
     told = {
-        "command": command,
+        "command": " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "commit": commit.stdout.strip(),
-        "machine": machine,
-        "load": load,
+        "machine": {"processor": processor(), "torch": torch.__version__, "threads": 1},
+        "load": {"before": load_before, "after": os.getloadavg()[0]},
         "rows": rows,
     }
-    asked.output.parent.mkdir(parents=True, exist_ok=True)
-    asked.output.write_text(json.dumps(told, indent=1) + "\n")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def judge(rows: list[Row], labels: list[str], *, halved: bool) -> int:
+    """Say which figures are under their goals, or half of them; then, 1 as the exit status where any is."""
     missed = [
-        f"{row['op']} n={row['n']} d={row['density']}: {against} {figure['median']} of {figure['goal']}"
-        for row in rows
+        f"{label}: {against} {figure['median']} of {figure['goal']}"
+        for row, label in zip(rows, labels, strict=True)
         for against, figure in row["times_as_fast_as"].items()
-        if figure["goal"] is not None and figure["median"] < figure["goal"] / (2 if asked.check else 1)
+        if figure["goal"] is not None and figure["median"] < figure["goal"] / (2 if halved else 1)
     ]
-    title = "under half of the goal:" if asked.check else "under the goal:"
+    title = "under half of the goal:" if halved else "under the goal:"
     print("\n".join([title, *missed]) if missed else "all as wanted")
-    return 1 if missed and asked.check else 0
+    return 1 if missed and halved else 0
 
 
 if __name__ == "__main__":

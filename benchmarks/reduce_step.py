@@ -15,7 +15,6 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kernels import Ratio, processor, ratio
+from kernels import Ratio, conclude, judge, ratio
 
 from sage import native, registry
 from sage.comm.process import ProcessWire
@@ -149,27 +148,9 @@ def main() -> int:
         return 2
     load_before = os.getloadavg()[0]
     found = [row for world_size in given.world_sizes for row in rows(world_size, given.turns)]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    told = {
-        "command": " ".join(["python benchmarks/reduce_step.py", *sys.argv[1:]]),
-        "commit": commit.stdout.strip(),
-        "machine": {"processor": processor(), "torch": torch.__version__, "threads of a rank": 1},
-        "load": {"before": load_before, "after": os.getloadavg()[0]},
-        "rows": found,
-    }
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps(told, indent=1) + "\n")
-    missed = [
-        f"W={row['world_size']} {row['reducer']}: {against} {figure['median']} of {figure['goal']}"
-        for row in found
-        for against, figure in row["times_as_fast_as"].items()
-        if figure["goal"] is not None and figure["median"] < figure["goal"] / (2 if given.check else 1)
-    ]
-    title = "under half of the goal:" if given.check else "under the goal:"
-    print("\n".join([title, *missed]) if missed else "all as wanted")
-    return 1 if missed and given.check else 0
+    labels = [f"W={row['world_size']} {row['reducer']}" for row in found]
+    conclude(found, load_before, given.output)
+    return judge(found, labels, halved=given.check)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sage import ops
 from sage.comm.wire import Wire
-from sage.exchange import ExclusiveSparsifier
+from sage.exclusive import ExclusiveSparsifier
 
 from .topk import num_kept
 

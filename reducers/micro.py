@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sage import ops
 from sage.comm.wire import Wire
-from sage.exchange import Exclusive, ExclusiveSparsifier
+from sage.exchange import Exclusive
+from sage.exclusive import ExclusiveSparsifier
 from sage.layout import Layout
 
 from .topk import num_kept

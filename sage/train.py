@@ -19,7 +19,8 @@ from sage import checkpoint, resume
 from sage.clock import Phases, phase
 from sage.comm.wire import Pending, Wire
 from sage.config import Config
-from sage.feed.data import Batch, Dataset
+from sage.evaluate import average_buffers, metrics
+from sage.feed.data import Batch, Dataset, moved
 from sage.mount import WholeModel
 from sage.optim import LossScale, RunningAverage, clip_, set_lr
 from sage.recipe import before_reduction, count_steps, learning_rate, memory_options, optimizer
@@ -159,9 +160,7 @@ class Training:
             skipped = self._skips and self._overflowed()
             self.loss_scale.learn(overflowed=skipped)
             sample, reduced, gradient_norm = None, Reduced(grad_N, density=0.0), None
-            if (
-                not skipped
-            ):  # else nothing sees this gradient: residual, controller, momentum stay as they are
+            if not skipped:  # a skipped gradient is seen by no residual, controller or momentum
                 sample = self._prepare(histogram_due)
                 reduced = self.mount(self.wire, lr)
                 gradient_norm = self._update(lr)
@@ -213,7 +212,7 @@ class Training:
             self.squares.zero_()
         loss = torch.zeros((), device=self.device)
         for batch in batches:
-            here = _to(batch, self.device)
+            here = moved(batch, self.device)
             if self.squares is None:
                 loss += self._pass(here, self.config.accumulate)
             else:
@@ -298,7 +297,7 @@ class Training:
             self.settle()
         first = self.config.average_from
         if epoch_ends and first is not None and self.step >= first * self.steps_per_epoch:
-            self._average_buffers()  # all ranks have the same average, as a checkpoint has one
+            average_buffers(self.model, self.wire)  # all ranks have the same average, as a checkpoint has one
             self.average.update(self.model)
         if evaluates:
             self._evaluate()
@@ -308,47 +307,29 @@ class Training:
 
     def _evaluate(self) -> None:
         start = time.perf_counter()
-        self._average_buffers()
-        metrics = self._metrics()
+        average_buffers(self.model, self.wire)
+        measured = self._metrics()
         average = None
         if self.average.num_averaged:
             with self.average.swapped(self.model):
                 average = self._metrics()
         train_loss = self.tally.take_loss()
-        self.tally.evaluations.append(metrics)
+        self.tally.evaluations.append(measured)
         epoch = self.step / self.steps_per_epoch
         self.record.epoch(
             epoch=epoch,
             step=self.step,
             train_loss=train_loss,
-            metrics=metrics,
+            metrics=measured,
             seconds=time.perf_counter() - start,
             **({"average_metrics": average} if average else {}),
         )
-        told = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        told = "  ".join(f"{name} {value:.4f}" for name, value in measured.items())
         self.display.say(f"epoch {epoch:.4g}  train loss {train_loss:.4f}  {told}")
 
     def _metrics(self) -> dict[str, float]:
-        """The metrics over the whole test set: sums of every rank's share, added up over the ranks."""
-        self.model.eval()
-        self.task.begin_evaluation()
-        sums = torch.zeros(len(self.task.sum_names), dtype=torch.float64, device=self.device)
-        shares = self.data.test_batches(
-            rank=self.wire.rank,
-            world_size=self.wire.world_size,
-            batch_size=min(EVAL_BATCH, self.config.batch_size),
-        )
-        for batch in shares:
-            sums += self.task.sums(self.model, _to(batch, self.device))
-        return self.task.metrics(self.wire.sum(sums, kind="metrics"))
-
-    def _average_buffers(self) -> None:
-        """Give all ranks the mean of their running statistics, so that they evaluate the same model."""
-        buffers = [b for b in self.model.buffers() if b.is_floating_point()]
-        if buffers:
-            flat = self.wire.mean(torch.cat([b.reshape(-1) for b in buffers]), kind="buffers")
-            for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
-                buffer.copy_(mean.view_as(buffer))
+        batch_size = min(EVAL_BATCH, self.config.batch_size)
+        return metrics(self.model, self.task, self.data, self.wire, batch_size=batch_size)
 
     def _learning_rate(self) -> float:
         return learning_rate(
@@ -411,7 +392,3 @@ def _share(reduced: Reduced) -> float | None:
     if reduced.union_M is None:
         return None
     return int(reduced.mean_N.count_nonzero()) / max(1, reduced.mean_N.numel())
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return tuple(x.to(device, non_blocking=True) for x in batch)

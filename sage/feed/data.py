@@ -90,3 +90,8 @@ def share(num_samples: int, *, rank: int, world_size: int) -> slice:
     [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]
     """
     return slice(num_samples * rank // world_size, num_samples * (rank + 1) // world_size)
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device."""
+    return tuple(x.to(device, non_blocking=True) for x in batch)
