@@ -38,7 +38,7 @@ emulate: ## run the CUDA kernels on the CPU, with a stand-in for CUDA
 cuda: $(INSTALLED) ## compile and link the CUDA side for every architecture; fails where it cannot
 	rm -f $(NATIVE)
 	$(BIN)/python setup.py build_ext --inplace | grep "native extension: .* CUDA"
-	$(BIN)/python -c 'from sage.native import on; print("on CPU:", *sorted(on("CPU"))); print("on CUDA:", *sorted(on("CUDA"))); \
+	$(BIN)/python -c 'from sage.ops.native import on; print("on CPU:", *sorted(on("CPU"))); print("on CUDA:", *sorted(on("CUDA"))); \
 	    exit(not (on("CPU") and on("CUDA")))'
 	if command -v cuobjdump; then cuobjdump --list-elf --list-ptx $(NATIVE); fi
 

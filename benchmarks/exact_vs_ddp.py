@@ -27,12 +27,12 @@ from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import Place, local_places
 from sage.config import load, resolve
 from sage.feed.data import Batch, data_root
-from sage.recipe import optimizer
 from sage.run import build_model
 from sage.task import TASKS
 from sage.tell.progress import Display
 from sage.tell.record import recorder
-from sage.train import Stop, Training
+from sage.train.loop import Stop, Training
+from sage.train.recipe import optimizer
 
 WARM_UP = 2
 """Turns at the start that are not counted."""

@@ -6,7 +6,7 @@
 One thread. All that a row compares runs in turns, one repeat of each after the other on the same vectors, so
 that what else the machine does hits all alike. Figures are medians over the repeats; ratios are medians of
 the repeats' ratios, with quartiles. The bound is `torch.Tensor.add_`, which moves as many bytes as a fused
-pass. `torch path` is the same step on `sage.reference`; for the mean, one `zero_` and one `index_add_`.
+pass. `torch path` is the same step on `sage.ops.reference`; for the mean, one `zero_` and one `index_add_`.
 `quantile` is SAGE's controller with the selection, beside a selection by a threshold that is given.
 """
 
@@ -27,8 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sage import native, ops, reference
+from sage import ops
 from sage.controllers import Quantile
+from sage.ops import native, reference
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 SIZES = (100_000, 1_000_000, 10_000_000, 28_000_000)

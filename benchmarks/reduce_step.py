@@ -28,11 +28,12 @@ from typing import Any
 import torch
 from kernels import Ratio, conclude, judge, ratio
 
-from sage import native, registry
+from sage import registry
 from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import Place
 from sage.comm.spawn import spawn
 from sage.layout import Layout
+from sage.ops import native
 from sage.reduce import ErrorFeedback
 
 RESULTS = Path(__file__).parent / "results" / "reduce_step.json"

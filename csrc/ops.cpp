@@ -1,4 +1,4 @@
-// The schema of every op, once. cpu/*.cpp and cuda/*.cu register what they can do; sage/ops.py is the typed face,
+// The schema of every op, once. cpu/*.cpp and cuda/*.cu register what they can do; sage/ops is the typed face,
 // and says what each op means.
 #include <torch/csrc/stable/library.h>
 

@@ -6,9 +6,9 @@ from bisect import bisect_right
 import torch
 from torch import Tensor
 
+from sage.coding.lowrank import check_rank
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.lowrank import check_rank
 from sage.reduce import Reduced
 
 from .accordion import CriticalRegimes

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from sage import ops
 from sage.clock import phase
+from sage.coding.quantise import keep_error, per_group
 from sage.comm.wire import Wire
 from sage.layout import Layout, Span
-from sage.quantise import keep_error, per_group
 from sage.reduce import Reduced, Sparsifier
 
 WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}

@@ -4,9 +4,9 @@
 import torch
 from torch import Tensor
 
+from sage.coding.lowrank import Matrix
 from sage.comm.wire import Wire
 from sage.draw import generator
-from sage.lowrank import Matrix
 
 from .svd import Svd
 

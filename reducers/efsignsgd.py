@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sage import ops
+from sage.coding.quantise import Parts, Quantiser, per_group, spread
 from sage.comm.wire import Wire
-from sage.quantise import Parts, Quantiser, per_group, spread
 
 
 class EfSignSgd(Quantiser):

@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from sage.coding.levels import Buckets, num_buckets
+from sage.coding.quantise import Parts, Quantiser
+from sage.coding.served import payload_served, reduce_served
 from sage.comm.wire import Wire
-from sage.levels import Buckets, num_buckets
-from sage.quantise import Parts, Quantiser
 from sage.reduce import Reduced
-from sage.served import payload_served, reduce_served
 
 
 class Int8(Quantiser):
     """Each element becomes the nearest multiple of s/127, s being the largest magnitude in its block.
 
     Every rank serves a Wth of the vector, W being the number of ranks: it gets all ranks' codes of that, and
-    sends a code of the mean (`sage.served`). With a memory what either code has lost is fed back. Bytes each
-    rank hands over: W + 1 times what a share takes, a byte an element (`values`) and 4 a block (`scales`), a
-    block beginning with each share and group.
+    sends a code of the mean (`sage.coding.served`). With a memory what either code has lost is fed back.
+    Bytes each rank hands over: W + 1 times what a share takes, a byte an element (`values`) and 4 a block
+    (`scales`), a block beginning with each share and group.
 
     Args:
         block: Elements that share a scale, 1 or more.

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sage import ops
+from sage.coding.levels import Buckets, natural_worth, power_below, round_natural
+from sage.coding.quantise import Parts, RandomQuantiser, Rounding
 from sage.comm.wire import Wire
-from sage.levels import Buckets, natural_worth, power_below, round_natural
-from sage.quantise import Parts, RandomQuantiser, Rounding
 
 MANTISSA = 23
 INFINITE = 0xFF << MANTISSA

@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sage import words
+from sage.coding import words
+from sage.coding.quantise import Parts, Quantiser, per_group, spread
+from sage.coding.served import payload_served, reduce_served
 from sage.comm.wire import Wire
-from sage.quantise import Parts, Quantiser, per_group, spread
 from sage.reduce import Reduced
-from sage.served import payload_served, reduce_served
 
 
 class OneBit(Quantiser):
@@ -22,9 +22,9 @@ class OneBit(Quantiser):
     `exchange=gather` these are the bytes each rank hands over.
 
     With `ps` codes go two ways: to a server, and from it, which codes the mean again. Every rank serves a Wth
-    of the vector, W being the number of ranks (`sage.served`), and hands over W + 1 times what such a share
-    takes, in which each part of a group counts as one. With error feedback, which then is over both ways,
-    and Nesterov's momentum before it, that is dist-EF-SGDM (Zheng et al., NeurIPS 2019).
+    of the vector, W being the number of ranks (`sage.coding.served`), and hands over W + 1 times what such a
+    share takes, in which each part of a group counts as one. With error feedback, which then is over both
+    ways, and Nesterov's momentum before it, that is dist-EF-SGDM (Zheng et al., NeurIPS 2019).
 
     Args:
         scaling: Whether signs are scaled by mean|x|, else by 1.

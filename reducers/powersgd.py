@@ -7,11 +7,11 @@ from torch import Tensor
 
 from sage import ops
 from sage.clock import phase
+from sage.coding.lowrank import Matrices, check_min_rate, check_rank, in_float32, orthonormalise, unflatten
+from sage.coding.quantise import keep_error
 from sage.comm.wire import Wire
 from sage.draw import generator
 from sage.layout import Layout
-from sage.lowrank import Matrices, check_min_rate, check_rank, in_float32, orthonormalise, unflatten
-from sage.quantise import keep_error
 from sage.reduce import Reduced, Reducer
 
 

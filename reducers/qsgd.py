@@ -2,8 +2,8 @@
 
 from typing import Literal, Unpack
 
-from sage.levels import Norm
-from sage.quantise import Rounding
+from sage.coding.levels import Norm
+from sage.coding.quantise import Rounding
 
 from .dithering import Dithering
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from sage import words
+from sage.coding import words
+from sage.coding.quantise import Parts, Quantiser, per_group, spread
 from sage.comm.wire import Wire
-from sage.quantise import Parts, Quantiser, per_group, spread
 
 
 class SignNorm(Quantiser):
@@ -15,7 +15,7 @@ class SignNorm(Quantiser):
 
     That is `efsignsgd`'s mean, as the utility study sends it: zero counts as positive, and a bit is 1 where
     an element is below 0. Bytes each rank hands over: a bit an element, over the whole vector in words of 4
-    bytes (`values`; `sage.words.pack_signs_in_columns`), and 4 a group for ‖g‖₁ (`scales`).
+    bytes (`values`; `sage.coding.words.pack_signs_in_columns`), and 4 a group for ‖g‖₁ (`scales`).
     """
 
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:

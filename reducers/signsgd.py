@@ -4,10 +4,11 @@
 import torch
 from torch import Tensor
 
-from sage import ops, words
+from sage import ops
 from sage.clock import phase
+from sage.coding import words
+from sage.coding.quantise import keep_error
 from sage.comm.wire import Wire
-from sage.quantise import keep_error
 from sage.reduce import Reduced, Reducer
 
 
@@ -19,7 +20,7 @@ class SignSgd(Reducer):
     a − sign(a); as signs have no scale, that helps little where gradients are far from 1 (see `efsignsgd`).
 
     Bytes each rank hands over: a bit an element, in words of 4 bytes (`values`, laid out as in
-    `sage.words.pack_signs_in_columns`), and 4 that are NaN where the gradient is not finite, else 0
+    `sage.coding.words.pack_signs_in_columns`), and 4 that are NaN where the gradient is not finite, else 0
     (`scales`): a sign alone would hide it.
     """
 

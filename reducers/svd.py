@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sage import ops
 from sage.clock import phase
+from sage.coding.lowrank import Matrices, Matrix, check_min_rate, check_rank, in_float32, unflatten
+from sage.coding.quantise import Parts, gather_parts, keep_error
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.lowrank import Matrices, Matrix, check_min_rate, check_rank, in_float32, unflatten
-from sage.quantise import Parts, gather_parts, keep_error
 from sage.reduce import Memory, Reduced, Reducer
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sage import ops
+from sage.coding.levels import Buckets
+from sage.coding.quantise import Parts, RandomQuantiser, Rounding, spread
 from sage.comm.wire import Wire
-from sage.levels import Buckets
-from sage.quantise import Parts, RandomQuantiser, Rounding, spread
 
 
 class TernGrad(RandomQuantiser):

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sage import ops
 from sage.clock import phase
+from sage.coding.quantise import per_group
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.quantise import per_group
 from sage.reduce import Reduced, Sparsifier
 
 INDEX_BITS = 28

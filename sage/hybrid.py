@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sage import ops
 from sage.clock import phase
+from sage.coding.quantise import Quantiser, gather_parts, keep_error
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.quantise import Quantiser, gather_parts, keep_error
 from sage.reduce import Reduced, Reducer, Sparsifier
 from sage.registry import Option, options
 

@@ -81,7 +81,7 @@ class Reducer(nn.Module):
 
         Args:
             square_N: Σ_z (g_z/B)², scaled and clipped as the gradient is; overwritten after `forward`. A
-                sample may also be a part of the batch (`sage.squares`).
+                sample may also be a part of the batch (`sage.train.squares`).
         """
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:

@@ -38,7 +38,7 @@ from sage.task import TASKS
 from sage.tell.manifest import host, manifest
 from sage.tell.progress import Display
 from sage.tell.record import now, recorder, write_json
-from sage.train import Diverged, Stop, Training
+from sage.train.loop import Diverged, Stop, Training
 
 LOCK = ".lock"
 """The file of a run's folder that the process which runs it has locked."""

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
-from sage import checkpoint, cli
+from sage import cli
 from sage.datasets import imports
 from sage.feed.data import Batch
 from sage.tell.record import Record, read_metrics
-from sage.train import Training
+from sage.train import checkpoint
+from sage.train.loop import Training
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(

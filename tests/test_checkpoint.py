@@ -20,8 +20,8 @@ import pytest
 import torch
 from torch import nn
 
-from sage.checkpoint import load, newest, rng_state, save, set_rng_state
-from sage.optim import build_optimizer
+from sage.train.checkpoint import load, newest, rng_state, save, set_rng_state
+from sage.train.optim import build_optimizer
 
 
 def save_alone(folder: Path, step: int, value: float | None = None) -> None:

@@ -6,8 +6,8 @@ import random
 import pytest
 import torch
 
-from sage import elias
-from sage.words import pack_words, unpack_words
+from sage.coding import elias
+from sage.coding.words import pack_words, unpack_words
 
 BY_HAND = ["1", "0100", "0101", "01100", "01101", "01110", "01111", "00100000", "00100001", "00100010"]
 """The codes of 1 to 10."""

@@ -14,11 +14,11 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
 from sage import registry
+from sage.coding.lowrank import orthonormalise
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.conform import LAWS
 from sage.layout import Layout
-from sage.lowrank import orthonormalise
 from sage.reduce import ErrorFeedback
 from sage.reducers.accordion_powersgd import AccordionPowerSgd
 from sage.reducers.atomo import Atomo, probabilities

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from vectors import assert_same, draw, seeded
 
-from sage import native, ops, reference
+from sage import ops
+from sage.ops import native, reference
 
 CHECKOUT = Path(__file__).parents[1]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

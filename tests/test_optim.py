@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sage.optim import BeforeReduction, RunningAverage, build_optimizer, clip_, peak_scale, schedule, set_lr
+from sage.train.optim import (
+    BeforeReduction,
+    RunningAverage,
+    build_optimizer,
+    clip_,
+    peak_scale,
+    schedule,
+    set_lr,
+)
 
 COURSE: dict[str, Any] = {
     "lr": 0.1,

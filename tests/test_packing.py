@@ -7,7 +7,8 @@ import pytest
 import torch
 from vectors import assert_same, draw, seeded
 
-from sage import ops, reference
+from sage import ops
+from sage.ops import reference
 
 
 @pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from sage import conform, registry
+from sage.coding.levels import natural_worth, round_linear, round_natural
+from sage.coding.quantise import Parts, Quantiser
+from sage.coding.served import cut
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.levels import natural_worth, round_linear, round_natural
-from sage.quantise import Parts, Quantiser
 from sage.reduce import ErrorFeedback, Reduced
 from sage.reducers.dithering import Dithering
 from sage.reducers.efsignsgd import EfSignSgd
@@ -27,7 +28,6 @@ from sage.reducers.sign_norm import SignNorm
 from sage.reducers.signsgd import SignSgd
 from sage.reducers.signum import Signum
 from sage.reducers.terngrad import TernGrad
-from sage.served import cut
 from sage.trial import Broken, Case, steps
 
 N = 1023

@@ -17,7 +17,7 @@ from sage.config import Config
 from sage.task import Classify
 from sage.tell.progress import Display
 from sage.tell.record import read_metrics, recorder, write_json
-from sage.train import Stop, Training
+from sage.train.loop import Stop, Training
 
 CONFIG = Config(
     workload="points",

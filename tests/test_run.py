@@ -31,9 +31,9 @@ from launcher import (
     until,
 )
 
-from sage import checkpoint
 from sage.tell.record import read_metrics
-from sage.train import Training
+from sage.train import checkpoint
+from sage.train.loop import Training
 
 # Five steps an epoch under sage, with a residual, and checkpoints in the middle of epochs.
 FF = "digits-ff --steps 14 --checkpoint-every 4 --data.limit-train 320"

@@ -18,11 +18,11 @@ from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.config import Config
 from sage.feed.data import Batch
-from sage.optim import LossScale
 from sage.task import Classify
 from sage.tell.progress import Display
 from sage.tell.record import Silent
-from sage.train import Diverged, Stop, Training
+from sage.train.loop import Diverged, Stop, Training
+from sage.train.optim import LossScale
 from sage.trial import same_bits
 
 GIVEN: dict[str, Any] = {"workload": "points", "task": "classify", "model": "feedforward", "data": "digits"}

@@ -17,11 +17,11 @@ from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.config import Config
 from sage.feed.data import Batch, count_steps, epoch_generator, shard, share
-from sage.optim import schedule
 from sage.task import Classify
 from sage.tell.progress import Display
 from sage.tell.record import Record, read_metrics, recorder
-from sage.train import Stop, Training
+from sage.train.loop import Stop, Training
+from sage.train.optim import schedule
 
 # N = samples, B = samples in a batch, F = features
 

@@ -18,11 +18,11 @@ from sage.layout import Layout
 from sage.mount import WholeModel
 from sage.reduce import ErrorFeedback, Reduced
 from sage.reducers.variance import Variance, exponents
-from sage.squares import Squares
 from sage.task import Classify, LanguageModel
 from sage.tell.progress import Display
 from sage.tell.record import Silent
-from sage.train import Stop, Training
+from sage.train.loop import Stop, Training
+from sage.train.squares import Squares
 from sage.trial import Case, same_bits, steps
 
 SHAPES = (("a", (2,)), ("b", (3,)))

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from sage import native, registry
+from sage import registry
 from sage.bench import figure
 from sage.bench.rounds import Row, Spread, cases_of, inputs, measure
+from sage.ops import native
 from sage.tell.manifest import manifest
 from sage.tell.units import percent, size
 

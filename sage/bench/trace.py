@@ -21,12 +21,12 @@ from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.config import Config
 from sage.feed.data import data_root
-from sage.recipe import learning_rate
 from sage.run import build_model
 from sage.task import TASKS
 from sage.tell.progress import Display
 from sage.tell.record import Silent
-from sage.train import Stop, Training
+from sage.train.loop import Stop, Training
+from sage.train.recipe import learning_rate
 
 FORMAT = "sage trace 2"
 LARGEST = 15

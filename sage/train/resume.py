@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sage import checkpoint
 from sage.config import Config
-from sage.recipe import count_steps
+from sage.train import checkpoint
+from sage.train.recipe import count_steps
 
 if TYPE_CHECKING:
-    from sage.train import Training
+    from sage.train.loop import Training
 
 SUMMED = ("residual_N", "velocity_N")
 """What ranks have not sent yet, of which none may be lost or doubled."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from sage.config import Config
 from sage.feed.data import Dataset
-from sage.optim import BeforeReduction, build_optimizer, peak_scale, schedule
+from sage.train.optim import BeforeReduction, build_optimizer, peak_scale, schedule
 
 
 def before_reduction(config: Config, parameters: Sequence[nn.Parameter]) -> BeforeReduction:

@@ -4,8 +4,8 @@ Every op treats magnitudes as the integer bits of |x|: for floats these order as
 equal, and a NaN is the largest of all, so that it is selected, sent and seen instead of hiding in the
 residual. Ties are broken towards the lower index, so results are the same everywhere, to the bit.
 
-Each runs natively where the extension is built (`sage.native`) and the vectors are contiguous float32, and
-otherwise in plain torch (`sage.reference`), with the same result.
+Each runs natively where the extension is built (`sage.ops.native`) and the vectors are contiguous float32,
+and otherwise in plain torch (`sage.ops.reference`), with the same result.
 """
 # N = elements of the flat vector, K = elements selected, M = elements of all ranks together, B = bytes
 
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sage import native, reference
-from sage.reference import NUM_BINS as NUM_BINS
-from sage.reference import magnitude_bits as magnitude_bits
+from sage.ops import native, reference
+from sage.ops.reference import NUM_BINS as NUM_BINS
+from sage.ops.reference import magnitude_bits as magnitude_bits
 
 _native = torch.ops.sage
 

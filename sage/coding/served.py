@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sage import ops
 from sage.clock import phase
+from sage.coding.quantise import Quantiser, keep_error
 from sage.comm.wire import Wire
-from sage.quantise import Quantiser, keep_error
 from sage.reduce import Reduced
 
 

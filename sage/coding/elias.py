@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sage.words import WORD, pack_words
+from sage.coding.words import WORD, pack_words
 
 GREATEST = 2**31 - 1
 """What is coded: 1 up to this."""

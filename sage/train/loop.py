@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sage import checkpoint, resume
 from sage.clock import Phases, phase
 from sage.comm.wire import Pending, Wire
 from sage.config import Config
-from sage.evaluate import average_buffers, metrics
 from sage.feed.data import Batch, Dataset, moved
 from sage.mount import WholeModel
-from sage.optim import LossScale, RunningAverage, clip_, set_lr
-from sage.recipe import before_reduction, count_steps, learning_rate, memory_options, optimizer
 from sage.reduce import Reduced, Reducer
-from sage.squares import Squares
-from sage.tally import Tally
 from sage.task import Task
 from sage.tell.progress import Display
 from sage.tell.record import Recorder
+from sage.train import checkpoint, resume
+from sage.train.evaluate import average_buffers, metrics
+from sage.train.optim import LossScale, RunningAverage, clip_, set_lr
+from sage.train.recipe import before_reduction, count_steps, learning_rate, memory_options, optimizer
+from sage.train.squares import Squares
+from sage.train.tally import Tally
 
 EVAL_BATCH = 512
 """At most so many test samples at once: a training batch of 2^19 pairs would be 101 times as many to rank."""

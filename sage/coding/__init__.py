@@ -1,0 +1,1 @@
+"""How a vector becomes fewer bits, and back: what quantisers and low-rank reducers share."""
