@@ -6,7 +6,7 @@ sent. It leaves in the residual what was not. See `docs/adding-a-reducer.md`.
 # N = elements of the flat vector, K = elements this rank sends, M = all ranks together
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypedDict
+from typing import ClassVar, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
@@ -199,6 +199,16 @@ def gather_coded(wire: Wire, at_K: Tensor, n: int, *, values: Tensor) -> tuple[l
     return [values_K.numel() for values_K, _ in rows], values_M, at_M
 
 
+class MemoryOptions(TypedDict, total=False):
+    """The options of `ErrorFeedback`, for a mount to pass on."""
+
+    beta: float
+    gamma: float
+    lr_ratio: bool
+    momentum: float
+    masking: bool
+
+
 class ErrorFeedback(nn.Module):
     """A reducer with a memory: keeps what was not sent and adds it to the next gradient (Seide et al., 2014).
 
@@ -211,12 +221,15 @@ class ErrorFeedback(nn.Module):
             `momentum` (DGC: Lin et al., 2018, equation 7): the residual collects u = m·u + g instead of g,
             and u forgets what was sent. `union`: the residual is forgotten wherever any rank has sent, which
             loses what this rank had there and did not send.
-        beta: β, of the residual.
-        gamma: γ, of the gradient.
+        beta: β, of the residual; from 0 to 1.
+        gamma: γ, of the gradient; above 0.
         lr_ratio: Whether the residual is scaled by lr_before/lr_now, as the step that it missed would have
             been taken at the learning rate of then (BytePS; Zheng et al., 2019).
-        momentum: m, above.
+        momentum: m, above; from 0 to below 1.
         masking: Whether u forgets what was sent (momentum factor masking).
+
+    Raises:
+        ValueError: for a memory that there is not, or a number out of its range.
     """
 
     residual_N: Tensor | None
@@ -236,6 +249,14 @@ class ErrorFeedback(nn.Module):
         masking: bool = True,
     ) -> None:
         super().__init__()
+        for name, value, is_right, expected in (
+            ("memory", memory, memory is None or memory in get_args(Memory), ", ".join(get_args(Memory))),
+            ("beta", beta, 0 <= beta <= 1, "a number from 0 to 1"),
+            ("gamma", gamma, 0 < gamma < float("inf"), "a finite number above 0"),
+            ("momentum", momentum, 0 <= momentum < 1, "a number from 0 to below 1"),
+        ):
+            if not is_right:
+                raise ValueError(f"{name}={value!r} of the memory: expected {expected}")
         self.reducer = reducer
         reducer.bind(layout)
         self.memory = memory or reducer.memory

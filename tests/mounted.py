@@ -74,6 +74,7 @@ class Script:
     def train(self, steps: Iterable[int] = range(4), *, close: bool = True) -> list[Tensor]:
         """The model's parameters after these steps."""
         for step in steps:
+            self.mount.begin_step(lr=0.1 / (1 + step))  # which only a memory with lr_ratio minds
             self.gradients(step)
             self.optimizer.step()
         if close:

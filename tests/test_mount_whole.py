@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import sage
 from sage.comm.wire import Wire
+from sage.reduce import MemoryOptions
 
 
 @cache
@@ -95,6 +96,59 @@ def test_a_sparse_embeddings_gradient_is_made_dense() -> None:
 
     assert not gradient(sparse=True).is_sparse
     assert torch.equal(gradient(sparse=True), gradient(sparse=False))
+
+
+@alone
+def test_the_memory_has_its_options_and_hears_of_learning_rates() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    options: MemoryOptions = {"beta": 0.5, "lr_ratio": True}
+    mount = sage.reduce_model(model, "topk", density=0.5, memory_options=options)
+
+    def reduced(lr: float, gradient: list[float]) -> Any:
+        mount.begin_step(lr)
+        mount.zero_grad()
+        (model.weight * torch.tensor([gradient])).sum().backward()
+        mount.reduce()
+        assert model.weight.grad is not None
+        return model.weight.grad.view(-1).tolist()
+
+    assert reduced(0.4, [3.0, 2.0]) == [3.0, 0.0]
+    assert reduced(0.1, [1.0, 0.0]) == [0.0, 2.0 * 0.4 / 0.1 * 0.5]
+    mount.close()
+
+
+@alone
+def test_squares_told_to_the_mount_decide_what_variance_sends() -> None:
+    # Two samples of a batch: they agree on the first weight, and on the second they nearly cancel out.
+    samples_ZN = torch.tensor([[1.0, 3.0], [1.0, -2.5]]) / 2
+
+    def sent(tells: bool) -> Any:
+        model = nn.Linear(2, 1, bias=False)
+        mount = sage.reduce_model(model, "variance", values="fp32", alpha=1.0)
+        (model.weight * samples_ZN.sum(0)).sum().backward()
+        if tells:
+            mount.observe({"weight": samples_ZN.square().sum(0, keepdim=True)})
+        mount.reduce()
+        mount.close()
+        assert model.weight.grad is not None
+        return model.weight.grad.view(-1).tolist()
+
+    assert sent(tells=True) == [1.0, 0.0]
+    assert sent(tells=False) == [0.0, 0.0]  # the whole gradient is one sample, and its square no more than v
+
+
+@alone
+def test_memories_and_squares_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"memory='residuals' of the memory: expected none, residual, mom"):
+        sage.reduce_model(network(), "topk", memory="residuals")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"beta=1.5 of the memory: expected a number from 0 to 1"):
+        sage.reduce_model(network(), "topk", memory_options={"beta": 1.5})
+    with pytest.raises(ValueError, match=r"memory_options has bta; allowed are beta, gamma, lr_ratio, mom"):
+        sage.reduce_model(network(), "topk", memory_options={"bta": 0.5})  # type: ignore[arg-type]
+    mount = sage.reduce_model(nn.Linear(2, 1), "variance")
+    with pytest.raises(ValueError, match=r"squares of bias: none, where its shape is \(1,\)"):
+        mount.observe({"weight": torch.ones(1, 2)})
+    mount.close()
 
 
 @alone

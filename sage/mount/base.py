@@ -31,6 +31,11 @@ class Mount:
         sent = sum(flat.density * size for flat, size in zip(self._flats, sizes, strict=True))
         return sent / max(1, sum(sizes))
 
+    def begin_step(self, lr: float) -> None:
+        """Tell the memory of a step's learning rate, before its backward; `lr_ratio` asks for it."""
+        for flat in self._flats:
+            flat.feedback.begin_step(lr)
+
     def begin_epoch(self, epoch: int, lr: float) -> None:
         """Tell reducers with a schedule of an epoch, before its first step and on every rank."""
         for flat in self._flats:

@@ -22,7 +22,7 @@ from sage.comm.guest import GuestWire
 from sage.comm.wire import Wire
 from sage.mount.base import Method, Mount, check_dense, maker
 from sage.mount.flat import Flat
-from sage.reduce import Memory
+from sage.reduce import Memory, MemoryOptions
 
 Named = Sequence[tuple[str, nn.Parameter]]
 
@@ -68,6 +68,9 @@ class DdpMount(Mount):
         self._deliveries: list[_Delivery] = []
         self._arrived: dict[Tensor, Tensor] = {}
         model.register_comm_hook(None, self._hook)
+
+    def begin_step(self, lr: float) -> None:
+        self._worker.submit(super().begin_step, lr).result()
 
     def begin_epoch(self, epoch: int, lr: float) -> None:
         self._worker.submit(super().begin_epoch, epoch, lr).result()
@@ -161,6 +164,7 @@ def ddp_hook(
     reducer: Method,
     *,
     memory: Memory | None = None,
+    memory_options: MemoryOptions | None = None,
     grouping: str | None = None,
     min_compress: int = 0,
     timeout: float = 300.0,
@@ -175,6 +179,7 @@ def ddp_hook(
         model: Wrapped already; without another communication hook.
         reducer: A reducer's name, with its options as further keywords; or a reducer, or what makes one.
         memory: Error feedback; by default what the reducer asks for.
+        memory_options: Its β, γ and so on, as of `sage.reduce.ErrorFeedback`.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
         timeout: Seconds after which a collective that has not come back is an error on every rank.
@@ -196,6 +201,7 @@ def ddp_hook(
             dtype=names[0][1].dtype,
             device=device,
             memory=memory,
+            memory_options=memory_options,
             grouping=grouping,
             min_compress=min_compress,
         )

@@ -5,15 +5,14 @@ dense.
 """
 # N = elements of the flat gradient, of which C at the head are compressed
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.reduce import ErrorFeedback, Memory, Reduced, Reducer
+from sage.reduce import ErrorFeedback, Memory, MemoryOptions, Reduced, Reducer
 
 
 class Flat(nn.Module):
@@ -24,7 +23,7 @@ class Flat(nn.Module):
         reducer: The method, not yet bound.
         dtype, device: Of the gradient.
         memory: Error feedback; by default what the reducer asks for.
-        memory_options: Of `ErrorFeedback`, such as `beta`.
+        memory_options: Its β, γ and so on, as of `sage.reduce.ErrorFeedback`.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
     """
@@ -37,11 +36,12 @@ class Flat(nn.Module):
         dtype: torch.dtype,
         device: torch.device,
         memory: Memory | None = None,
-        memory_options: Mapping[str, Any] | None = None,
+        memory_options: MemoryOptions | None = None,
         grouping: str | None = None,
         min_compress: int = 0,
     ) -> None:
         super().__init__()
+        _check_names(memory_options or {})
         least = min_compress if reducer.spares_small else 0
         sized = [(name, torch.Size(shape)) for name, shape in shapes]
         large = [(name, shape) for name, shape in sized if shape.numel() >= least]
@@ -84,3 +84,9 @@ class Flat(nn.Module):
             wire.mean(self.dense)
         self.density = reduced.density
         return reduced
+
+
+def _check_names(memory_options: MemoryOptions) -> None:
+    allowed = MemoryOptions.__annotations__
+    if unknown := [name for name in memory_options if name not in allowed]:
+        raise ValueError(f"memory_options has {', '.join(unknown)}; allowed are {', '.join(allowed)}")

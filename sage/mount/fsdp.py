@@ -19,7 +19,7 @@ from sage.comm.guest import GuestWire
 from sage.comm.wire import Wire
 from sage.mount.base import Method, Mount, check_dense, maker
 from sage.mount.flat import Flat
-from sage.reduce import Memory
+from sage.reduce import Memory, MemoryOptions
 
 
 class FsdpMount(Mount):
@@ -32,6 +32,7 @@ def fsdp_hook(
     *,
     replicate: DeviceMesh | dist.ProcessGroup,
     memory: Memory | None = None,
+    memory_options: MemoryOptions | None = None,
     grouping: str | None = None,
     min_compress: int = 0,
     timeout: float = 300.0,
@@ -52,6 +53,7 @@ def fsdp_hook(
         reducer: A reducer's name, with its options as further keywords; or a reducer, or what makes one.
         replicate: The ranks that hold the same shard.
         memory: Error feedback; by default what the reducer asks for.
+        memory_options: Its β, γ and so on, as of `sage.reduce.ErrorFeedback`.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Shards of fewer elements go dense, unless the reducer takes them too.
         timeout: Seconds after which a collective that has not come back is an error on every rank.
@@ -82,6 +84,7 @@ def fsdp_hook(
                 dtype=parameters.fsdp_params[0].sharded_param.dtype,
                 device=device,
                 memory=memory,
+                memory_options=memory_options,
                 grouping=grouping,
                 min_compress=min_compress,
             )

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from sage.comm.guest import GuestWire
 from sage.mount.base import Method, Mount, maker
 from sage.mount.flat import Flat
-from sage.reduce import Memory, Reducer
+from sage.reduce import Memory, MemoryOptions, Reducer
 
 
 class WholeModel(Flat):
@@ -24,7 +24,7 @@ class WholeModel(Flat):
         model: Its parameters' `.grad` are replaced; use `zero_()` here, never `zero_grad(set_to_none=True)`.
         reducer: The method, not yet bound.
         memory: Error feedback; by default what the reducer asks for.
-        memory_options: Of `ErrorFeedback`, such as `beta`.
+        memory_options: Its β, γ and so on, as of `sage.reduce.ErrorFeedback`.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
 
@@ -38,7 +38,7 @@ class WholeModel(Flat):
         reducer: Reducer,
         *,
         memory: Memory | None = None,
-        memory_options: Mapping[str, Any] | None = None,
+        memory_options: MemoryOptions | None = None,
         grouping: str | None = None,
         min_compress: int = 0,
     ) -> None:
@@ -88,6 +88,24 @@ class ModelMount(Mount):
         """Forget the gradient, before the next backward."""
         self._whole.zero_()
 
+    def observe(self, squares: Mapping[str, Tensor]) -> None:
+        """Tell a reducer that asks for it (`variance`) the squares of what each sample adds to the gradient.
+
+        Args:
+            squares: Σ_z (∂f_z/B)² of each parameter, by its name and in its shape, over the samples z of this
+                rank's batch of B, or over its parts; before `reduce()`.
+
+        Raises:
+            ValueError: where those of a parameter are missing, or of another shape.
+        """
+        spans = self._whole.compressed.spans
+        for span in spans:
+            told = tuple(squares[span.name].shape) if span.name in squares else "none"
+            if told != span.shape:
+                raise ValueError(f"squares of {span.name}: {told}, where its shape is {span.shape}")
+        square_C = torch.cat([squares[span.name].reshape(-1) for span in spans])
+        self._whole.feedback.reducer.observe(square_C.to(self._whole.grad_C))
+
     def reduce(self) -> None:
         """Replace every `.grad` by the mean over ranks of what was sent."""
         with torch.no_grad():
@@ -100,6 +118,7 @@ def reduce_model(
     *,
     group: dist.ProcessGroup | None = None,
     memory: Memory | None = None,
+    memory_options: MemoryOptions | None = None,
     grouping: str | None = None,
     min_compress: int = 0,
     timeout: float = 300.0,
@@ -115,6 +134,7 @@ def reduce_model(
         reducer: A reducer's name, with its options as further keywords; or a reducer, or what makes one.
         group: The ranks that train the model together; by default all.
         memory: Error feedback; by default what the reducer asks for.
+        memory_options: Its β, γ and so on, as of `sage.reduce.ErrorFeedback`.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
         timeout: Seconds after which a collective that has not come back is an error on every rank.
@@ -125,7 +145,14 @@ def reduce_model(
         WireError: where not all ranks come within the time-out.
     """
     make = maker(reducer, options)
-    whole = WholeModel(model, make(), memory=memory, grouping=grouping, min_compress=min_compress)
+    whole = WholeModel(
+        model,
+        make(),
+        memory=memory,
+        memory_options=memory_options,
+        grouping=grouping,
+        min_compress=min_compress,
+    )
     wire = GuestWire(group, device=whole.grad_N.device, timeout=timeout, guard=guard)
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):

@@ -1,13 +1,13 @@
 """What a configuration's numbers come to: its optimiser, its learning rate, its count of steps."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from sage.config import Config
 from sage.feed.data import Dataset
+from sage.reduce import MemoryOptions
 from sage.train.optim import BeforeReduction, build_optimizer, peak_scale, schedule
 
 
@@ -23,7 +23,7 @@ def before_reduction(config: Config, parameters: Sequence[nn.Parameter]) -> Befo
     )
 
 
-def memory_options(config: Config) -> dict[str, Any]:
+def memory_options(config: Config) -> MemoryOptions:
     """What `ErrorFeedback` is told beside which memory it is."""
     return {
         "beta": config.memory_beta,
