@@ -162,6 +162,15 @@ def test_what_cannot_be_continued_is_said(tmp_path: Path, changes: dict[str, Any
         with_ranks(config, tmp_path / "now", lambda training: training.resume())
 
 
+def test_options_that_make_another_state_are_said(tmp_path: Path) -> None:
+    config = replace(CONFIG, reducer="sage", world_size=1, epochs=1.0)
+    trained(tmp_path / "before", config)
+    options: dict[str, Any] = {"controller": "feedback"}
+    config = replace(config, epochs=2.0, reducer_options=options, continue_from=tmp_path / "before")
+    with pytest.raises(ValueError, match=r"does not fit the options or the data given here: (?s:.*)contr"):
+        with_ranks(config, tmp_path / "now", lambda training: training.resume())
+
+
 def test_a_folder_without_a_checkpoint_is_said(tmp_path: Path) -> None:
     (tmp_path / "before").mkdir()
     write_json(tmp_path / "before" / "config.json", CONFIG.to_dict())

@@ -82,8 +82,13 @@ def from_another(training: "Training") -> str:
     # Each rank of before is taken over by somebody, and by nobody else.
     theirs = range(wire.rank, before.world_size, wire.world_size)
     taken_over = [checkpoint.load(path, rank)[1]["feedback"] for rank in theirs]
-    _restore_shared(training, shared)
-    _restore_own(training, {**nearest, "feedback": _shared_out(nearest["feedback"], taken_over)})
+    try:
+        _restore_shared(training, shared)
+        _restore_own(training, {**nearest, "feedback": _shared_out(nearest["feedback"], taken_over)})
+    except RuntimeError as error:
+        raise ValueError(
+            f"continue_from is {folder}, whose state does not fit the options or the data given here: {error}"
+        ) from error
     per_epoch, _ = count_steps(before, training.data)
     training.step = round(shared["step"] / per_epoch * training.steps_per_epoch)
     if training.step >= training.total_steps:
