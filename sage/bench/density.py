@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sage import ops
 from sage.bench import figure, table
+from sage.bench.held import Held
 from sage.bench.record import add_size, check_size
 from sage.bench.trace import Trace, is_run, load, record_run
 from sage.comm.threads import simulate
@@ -49,46 +50,6 @@ STAYS = 5
 """A controller has settled when so many steps in a row are within the tolerance."""
 UP, DOWN = JUMPS = 10.0, 0.1
 """Factors by which the gradient's scale jumps after the warm steps."""
-
-
-@dataclass(frozen=True)
-class Held:
-    """How one rule held one density on one trace."""
-
-    trace: str
-    ranks: int
-    first: int
-    """The step of the run with which the trace begins."""
-    steps: int
-    density: float
-    rule: str
-    mean: float
-    """Density over its target, on average over the ranks and the steps after the warm ones."""
-    within: float
-    """Share of these steps in which it, on average over the ranks, was within the tolerance."""
-    settles_up: int | None
-    """Steps from a tenfold jump of the gradient's scale until it has settled; None where it did not."""
-    settles_down: int | None
-    """The same from a fall to a tenth, as where the learning rate drops and lr·gradient is reduced."""
-    drop: int | None
-    """The step of the trace at which the learning rate dropped by half or more; None where it did not."""
-    settles_drop: int | None
-    """The same from there on, in the gradients as they were recorded."""
-    padding: float
-    """Bytes of a gather that pads to the longest rank, over those of the selections."""
-    sent: float
-    """Bytes that the ranks handed over by the exchange that was asked for, over those of the selections."""
-    seconds: float
-    """Of a step's selection on one rank, the median."""
-    over_select: float
-    """That over the plain selection by a given threshold."""
-    curve: list[float] = field(repr=False)
-    """Density over target, step by step."""
-
-    @property
-    def label(self) -> str:
-        """What a table and a figure call the trace."""
-        return f"{self.trace}, W = {self.ranks}" + (f", from step {self.first}" if self.first else "")
 
 
 @dataclass(frozen=True)

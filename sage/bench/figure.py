@@ -1,22 +1,18 @@
 """Draws what `sage bench` measured."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from sage.bench.held import Held
+from sage.bench.rounds import Row
 from sage.tell.svg import PALETTE
-
-if TYPE_CHECKING:
-    from sage.bench.density import Held
-    from sage.bench.rounds import Row
 
 MUTED = "0.5"
 STYLE: dict[Any, Any] = {"svg.hashsalt": "sage", "svg.fonttype": "none", "font.size": 8}

@@ -1,16 +1,11 @@
 """Writes what `sage bench density` measured as tables: Markdown to be read, CSV to be reckoned with."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from sage.bench.density import Held
-
+from sage.bench.held import Held
 
 MEASURES: dict[str, Callable[[Held], str]] = {
     "Share of the steps within ±20 % of the target": lambda held: f"{held.within:.0%}",
