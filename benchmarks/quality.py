@@ -45,7 +45,7 @@ from sage.comm.wire import Wire
 from sage.config import load
 from sage.feed.data import data_root
 from sage.layout import Layout
-from sage.reduce import ErrorFeedback
+from sage.memory import ErrorFeedback
 from sage.tell.record import read_metrics
 
 # N = rows, F = features and the constant, W = ranks

@@ -33,8 +33,8 @@ from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import Place
 from sage.comm.spawn import spawn
 from sage.layout import Layout
+from sage.memory import ErrorFeedback
 from sage.ops import native
-from sage.reduce import ErrorFeedback
 
 RESULTS = Path(__file__).parent / "results" / "reduce_step.json"
 DENSITIES = (0.001, 0.01)

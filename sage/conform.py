@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sage import registry
 from sage.comm.wire import Wire
-from sage.reduce import ErrorFeedback
+from sage.memory import ErrorFeedback
 from sage.trial import (
     Broken,
     Case,

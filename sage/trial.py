@@ -11,7 +11,8 @@ from torch import Tensor
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire, pack
 from sage.layout import Layout
-from sage.reduce import ErrorFeedback, Reduced, Reducer, Sparsifier
+from sage.memory import ErrorFeedback
+from sage.reduce import Reduced, Reducer, Sparsifier
 
 Shapes = Iterable[tuple[str, tuple[int, ...]]]
 Seen = list[list["Step"]]

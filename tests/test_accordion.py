@@ -8,7 +8,7 @@ import torch
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.reduce import ErrorFeedback
+from sage.memory import ErrorFeedback
 from sage.reducers.accordion import Accordion
 from sage.trial import SHAPES
 

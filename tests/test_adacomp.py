@@ -10,7 +10,7 @@ from torch import Tensor
 from sage import registry
 from sage.comm.threads import simulate
 from sage.layout import Layout
-from sage.reduce import ErrorFeedback
+from sage.memory import ErrorFeedback
 from sage.reducers.adacomp import AdaComp
 from sage.trial import Case, Step, conserved, reduce_once, same_bits, steps
 

@@ -14,8 +14,8 @@ from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.conform import negative_values_are_sent, resumed_equals_uninterrupted
 from sage.layout import Layout
+from sage.memory import ErrorFeedback
 from sage.mount import WholeModel
-from sage.reduce import ErrorFeedback
 from sage.reducers.exact import Exact
 from sage.reducers.gtopk import GTopK
 from sage.reducers.sage import Sage

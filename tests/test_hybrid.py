@@ -9,7 +9,7 @@ import torch
 from sage import ops, registry
 from sage.comm.threads import simulate
 from sage.layout import Layout
-from sage.reduce import ErrorFeedback
+from sage.memory import ErrorFeedback
 from sage.trial import Case, reduce_once, steps
 
 SHAPES = (("a", (8,)), ("b", (8,)))

@@ -19,7 +19,7 @@ from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.conform import LAWS
 from sage.layout import Layout
-from sage.reduce import ErrorFeedback
+from sage.memory import ErrorFeedback
 from sage.reducers.accordion_powersgd import AccordionPowerSgd
 from sage.reducers.atomo import Atomo, probabilities
 from sage.reducers.powersgd import PowerSgd

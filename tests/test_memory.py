@@ -10,7 +10,8 @@ from torch import Tensor
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.reduce import ErrorFeedback, Reduced
+from sage.memory import ErrorFeedback
+from sage.reduce import Reduced
 from sage.reducers.gtopk import GTopK
 from sage.reducers.threshold import Threshold
 from sage.trial import same_bits

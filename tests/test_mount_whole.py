@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import sage
 from sage.comm.wire import Wire
-from sage.reduce import MemoryOptions
+from sage.memory import MemoryOptions
 
 
 @cache

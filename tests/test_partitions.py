@@ -12,7 +12,8 @@ from sage import registry
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.reduce import ErrorFeedback, Reduced
+from sage.memory import ErrorFeedback
+from sage.reduce import Reduced
 from sage.reducers.cltk import Cltk
 from sage.reducers.deft import Deft, pack, share_out, split
 from sage.reducers.exdyna import ExDyna, balanced

@@ -16,7 +16,8 @@ from sage.coding.served import cut
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.reduce import ErrorFeedback, Reduced
+from sage.memory import ErrorFeedback
+from sage.reduce import Reduced
 from sage.reducers.dithering import Dithering
 from sage.reducers.efsignsgd import EfSignSgd
 from sage.reducers.int8 import Int8

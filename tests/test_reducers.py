@@ -12,7 +12,7 @@ from sage import registry
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.reduce import ErrorFeedback
+from sage.memory import ErrorFeedback
 from sage.reducers.gtopk import GTopK
 from sage.reducers.sage import Sage
 from sage.reducers.threshold import Threshold

@@ -15,7 +15,7 @@ from sage.comm.wire import Wire
 from sage.conform import LAWS, density_is_what_was_sent, ranks_agree, uneven_ranks_lose_nothing
 from sage.exchange import EXCHANGES, TRIALS, Auto, capacity
 from sage.layout import Layout
-from sage.reduce import ErrorFeedback
+from sage.memory import ErrorFeedback
 from sage.reducers.gtopk import GTopK
 from sage.reducers.sage import Sage
 from sage.trial import Case, same_bits

@@ -17,7 +17,7 @@ from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.draw import generator
 from sage.layout import Layout
-from sage.reduce import ErrorFeedback
+from sage.memory import ErrorFeedback
 from sage.reducers.dgc import DGC
 from sage.reducers.gaussiank import GaussianK
 from sage.reducers.mstopk import MSTopK

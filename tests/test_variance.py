@@ -15,8 +15,9 @@ from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.config import Config
 from sage.layout import Layout
+from sage.memory import ErrorFeedback
 from sage.mount import WholeModel
-from sage.reduce import ErrorFeedback, Reduced
+from sage.reduce import Reduced
 from sage.reducers.variance import Variance, exponents
 from sage.task import Classify, LanguageModel
 from sage.tell.progress import Display

@@ -25,7 +25,7 @@ from sage.bench.trace import Trace, is_run, load, record_run
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.reduce import ErrorFeedback
+from sage.memory import ErrorFeedback
 from sage.reducers.sage import Sage
 
 RIGHT = "right"

@@ -22,7 +22,8 @@ from sage import registry
 from sage.bench import trace
 from sage.bench.alone import Alone
 from sage.layout import Layout
-from sage.reduce import ErrorFeedback, Reducer, check_fraction
+from sage.memory import ErrorFeedback
+from sage.reduce import Reducer, check_fraction
 
 COLUMNS = 1024
 """Elements in a row of a made-up input: low-rank methods want a matrix."""

@@ -20,9 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sage.comm.guest import GuestWire
 from sage.comm.wire import Wire
+from sage.memory import MemoryOptions
 from sage.mount.base import Method, Mount, check_dense, maker
 from sage.mount.flat import Flat
-from sage.reduce import Memory, MemoryOptions
+from sage.reduce import Memory
 
 Named = Sequence[tuple[str, nn.Parameter]]
 
@@ -179,7 +180,7 @@ def ddp_hook(
         model: Wrapped already; without another communication hook.
         reducer: A reducer's name, with its options as further keywords; or a reducer, or what makes one.
         memory: Error feedback; by default what the reducer asks for.
-        memory_options: Its β, γ and so on, as of `sage.reduce.ErrorFeedback`.
+        memory_options: Its β, γ and so on, as of `sage.memory.ErrorFeedback`.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
         timeout: Seconds after which a collective that has not come back is an error on every rank.

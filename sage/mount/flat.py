@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.reduce import ErrorFeedback, Memory, MemoryOptions, Reduced, Reducer
+from sage.memory import ErrorFeedback, MemoryOptions
+from sage.reduce import Memory, Reduced, Reducer
 
 
 class Flat(nn.Module):
@@ -23,7 +24,7 @@ class Flat(nn.Module):
         reducer: The method, not yet bound.
         dtype, device: Of the gradient.
         memory: Error feedback; by default what the reducer asks for.
-        memory_options: Its β, γ and so on, as of `sage.reduce.ErrorFeedback`.
+        memory_options: Its β, γ and so on, as of `sage.memory.ErrorFeedback`.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
     """

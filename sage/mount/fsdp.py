@@ -17,9 +17,10 @@ from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
 from sage.comm.guest import GuestWire
 from sage.comm.wire import Wire
+from sage.memory import MemoryOptions
 from sage.mount.base import Method, Mount, check_dense, maker
 from sage.mount.flat import Flat
-from sage.reduce import Memory, MemoryOptions
+from sage.reduce import Memory
 
 
 class FsdpMount(Mount):
@@ -53,7 +54,7 @@ def fsdp_hook(
         reducer: A reducer's name, with its options as further keywords; or a reducer, or what makes one.
         replicate: The ranks that hold the same shard.
         memory: Error feedback; by default what the reducer asks for.
-        memory_options: Its β, γ and so on, as of `sage.reduce.ErrorFeedback`.
+        memory_options: Its β, γ and so on, as of `sage.memory.ErrorFeedback`.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Shards of fewer elements go dense, unless the reducer takes them too.
         timeout: Seconds after which a collective that has not come back is an error on every rank.

@@ -9,9 +9,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sage.comm.guest import GuestWire
+from sage.memory import MemoryOptions
 from sage.mount.base import Method, Mount, maker
 from sage.mount.flat import Flat
-from sage.reduce import Memory, MemoryOptions, Reducer
+from sage.reduce import Memory, Reducer
 
 
 class WholeModel(Flat):
@@ -24,7 +25,7 @@ class WholeModel(Flat):
         model: Its parameters' `.grad` are replaced; use `zero_()` here, never `zero_grad(set_to_none=True)`.
         reducer: The method, not yet bound.
         memory: Error feedback; by default what the reducer asks for.
-        memory_options: Its β, γ and so on, as of `sage.reduce.ErrorFeedback`.
+        memory_options: Its β, γ and so on, as of `sage.memory.ErrorFeedback`.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
 
@@ -134,7 +135,7 @@ def reduce_model(
         reducer: A reducer's name, with its options as further keywords; or a reducer, or what makes one.
         group: The ranks that train the model together; by default all.
         memory: Error feedback; by default what the reducer asks for.
-        memory_options: Its β, γ and so on, as of `sage.reduce.ErrorFeedback`.
+        memory_options: Its β, γ and so on, as of `sage.memory.ErrorFeedback`.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
         timeout: Seconds after which a collective that has not come back is an error on every rank.

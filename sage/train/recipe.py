@@ -7,7 +7,7 @@ from torch import nn
 
 from sage.config import Config
 from sage.feed.data import Dataset
-from sage.reduce import MemoryOptions
+from sage.memory import MemoryOptions
 from sage.train.optim import BeforeReduction, build_optimizer, peak_scale, schedule
 
 
