@@ -37,11 +37,6 @@ class Mutant:
     new: str
     test: str
 
-    @property
-    def plain(self) -> bool:
-        """Whether it takes effect only without the extension."""
-        return self.file == PLAIN
-
     def put_into(self, folder: Path) -> None:
         """Change the file there."""
         path = folder / self.file
@@ -73,12 +68,10 @@ def run(
         if mutant:
             mutant.put_into(Path(folder))
         added = {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "240"}
-        environment = {**os.environ, **added, **({"SAGE_NATIVE": "0"} if plain else {})}
+        env = {**os.environ, **added, **({"SAGE_NATIVE": "0"} if plain else {})}
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         try:
-            done = subprocess.run(
-                command, cwd=folder, env=environment, capture_output=True, text=True, timeout=limit
-            )
+            done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=limit)
         except subprocess.TimeoutExpired:
             return None, ""
     lines = done.stdout.splitlines() or [done.stderr]
@@ -87,7 +80,7 @@ def run(
 
 def judge(mutant: Mutant, limit: float) -> tuple[bool, str]:
     """Whether the test has seen the fault, and how."""
-    status, said = run([mutant.test], plain=mutant.plain, mutant=mutant, limit=limit)
+    status, said = run([mutant.test], plain=mutant.file == PLAIN, mutant=mutant, limit=limit)
     reason = said.partition(" - ")[2]
     if status is None:
         return True, f"hangs: seen after {limit:g} s"
@@ -105,7 +98,7 @@ def main() -> int:
     start, survived = time.monotonic(), 0
     chosen = [m for m in mutants() if given.word in f"{m.fault} {m.file} {m.test}"]
     for plain in (False, True):
-        tests = sorted({m.test for m in chosen if m.plain == plain})
+        tests = sorted({m.test for m in chosen if (m.file == PLAIN) == plain})
         status, said = run(tests, plain=plain) if tests else (0, "")
         if status != 0:
             print(f"without any fault, pytest ends with {status}: {said}")
