@@ -92,7 +92,7 @@ def judge(mutant: Mutant, limit: float) -> tuple[bool, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("word", nargs="?", default="", help="of the faults to try; by default all")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds for a test: a hang is seen too")
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds for a test: a hang is seen too")
     parser.add_argument("--jobs", type=int, default=1, help="tests that run at a time")
     given = parser.parse_args()
     start, survived = time.monotonic(), 0
