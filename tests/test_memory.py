@@ -138,7 +138,8 @@ def test_union_forgets_wherever_anybody_has_sent() -> None:
 def test_every_memory_goes_on_from_its_state(memory: Any) -> None:
     options: dict[str, Any] = {"memory": memory, "lr_ratio": True}
     whole, first, second = (feedback(**options) for _ in range(3))
-    gradients, lrs = [gradient(step) for step in range(6)], [0.1, 0.1, 0.05, 0.05, 0.02, 0.02]
+    # The rate falls where it is resumed: what it was before must be in the state too.
+    gradients, lrs = [gradient(step) for step in range(6)], [0.1, 0.1, 0.1, 0.05, 0.05, 0.02]
     expected = alone(whole, gradients, lrs)[3:]
     alone(first, gradients[:3], lrs[:3])
     second.load_state_dict(first.state_dict())

@@ -174,6 +174,18 @@ def test_exdyna_s_parts_are_never_empty_and_cover_the_vector(world_size: int, n:
         assert all(start < stop for start, stop in parts)
 
 
+def test_exdyna_deals_out_anew_where_a_run_goes_on_with_another_number_of_ranks() -> None:
+    reducer = ExDyna()
+    reducer.bind(Layout.of([("w", (N,))]))
+    for world_size in (4, 2, 3):
+        parts = sorted(reducer.part(N, Wire(rank, world_size)) for rank in range(world_size))
+        assert parts[-1][1] == N
+        # As many blocks, of 4 elements, each as it can be.
+        assert [start for start, _ in parts] == [
+            4 * (1024 * part // world_size) for part in range(world_size)
+        ]
+
+
 def test_exdyna_s_blocks_are_of_32_elements_or_as_many_as_are_wanted() -> None:
     sizes = {}
     for n in (10, 1024, 32_768, 70_001, 1024 * 100):

@@ -7,17 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from test_semantics import states
 from test_train import Points, small_network
-from torch import Tensor
+from torch import Tensor, nn
 
 from sage import registry
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.config import Config
+from sage.feed.data import Batch
 from sage.task import Classify
 from sage.tell.progress import Display
 from sage.tell.record import read_metrics, recorder, write_json
 from sage.train.loop import Stop, Training
+from sage.trial import same_bits
 
 CONFIG = Config(
     workload="points",
@@ -35,6 +38,22 @@ CONFIG = Config(
 """32 points: 16 steps an epoch on one rank, 8 on two, 5 on three, 4 on four."""
 
 
+class Counts(Classify):
+    """Remembers how many batches it has seen."""
+
+    calls = 0
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        self.calls += 1
+        return super().loss(model, batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.calls = state["calls"]
+
+
 def with_ranks(config: Config, folder: Path, do: Any) -> list[Any]:
     """`do(training)` on every rank of a run in this folder."""
 
@@ -45,7 +64,7 @@ def with_ranks(config: Config, folder: Path, do: Any) -> list[Any]:
             wire,
             model=small_network(norm=True),
             data=Points(),
-            task=Classify(Points.facts),
+            task=Counts(Points.facts),
             reducer=registry.load("reducers", config.reducer)(**config.reducer_options),
             folder=folder,
             record=record,
@@ -56,6 +75,41 @@ def with_ranks(config: Config, folder: Path, do: Any) -> list[Any]:
 
     with ExitStack() as stack:
         return simulate(config.world_size, work)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        # The loss scale has been halved by then.
+        {"momentum": 0.9, "momentum_at": "before", "amp": "fp16", "average_from": 1},
+        {"optimizer": "adam", "memory": "momentum"},
+        # The rate falls at the step that it is resumed at.
+        {"momentum": 0.9, "memory_lr_ratio": True, "schedule": "step", "milestones": (1.5,)},
+        {"reducer": "sage", "reducer_options": {"density": 0.1, "controller": "feedback"}},
+        {"reducer": "powersgd", "reducer_options": {}},
+    ],
+    ids=lambda options: " ".join(f"{name}={value}" for name, value in options.items()),
+)
+def test_whatever_has_a_state_goes_on_from_its_own_checkpoint_to_the_bit(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    config = replace(CONFIG, world_size=2, **options)
+
+    def train(training: Training) -> dict[str, Tensor]:
+        training.resume()
+        assert training.run()
+        found = states(training)
+        found |= {f"scale.{name}": x for name, x in training.loss_scale.state_dict().items()}
+        found |= {f"task.{name}": torch.tensor(x) for name, x in training.task.state_dict().items()}
+        found |= {f"average.{name}": x for name, x in training.average.means.items()}
+        return {name: x for name, x in found.items() if "running" not in name}  # which evaluating changes
+
+    whole = with_ranks(config, tmp_path / "whole", train)
+    with_ranks(replace(config, steps=12), tmp_path / "parts", train)
+    resumed = with_ranks(config, tmp_path / "parts", train)
+    for never_stopped, went_on in zip(whole, resumed, strict=True):
+        assert never_stopped.keys() == went_on.keys()
+        assert [name for name, x in went_on.items() if not same_bits(x, never_stopped[name])] == []
 
 
 def unsent(training: Training) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """SAGE with every controller and every exchange: the laws, the bytes by hand, and what is sent."""
 # N = elements of the flat vector, W = world size
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -118,6 +119,26 @@ def test_ranks_that_agree_send_the_largest_elements_of_all_of_them() -> None:
     largest = gradients[0].abs().flatten().topk(200).values.min()
     least = gradients[0, 3][common[3][0][1]].abs().min()
     assert float(least) == pytest.approx(float(largest), rel=0.02)
+
+
+@pytest.mark.parametrize(("controller", "step"), [("sage", 1), ("feedback", 0)])
+def test_ranks_that_agree_have_the_geometric_mean_of_their_thresholds(controller: str, step: int) -> None:
+    # The first step of the published rule is the same everywhere; ranks differ from the second one on.
+    gradients = heavy(step + 1, 3, 3000)
+
+    def thresholds(agree: bool) -> list[float]:
+        def work(wire: Wire) -> float:
+            reducer = Sage(density=0.01, controller=controller, agree=agree)  # type: ignore[arg-type]
+            feedback = ErrorFeedback(reducer, Layout.of([("w", (3000,))]), memory="none")
+            for each in gradients:
+                feedback(each[wire.rank].clone(), wire)
+            return reducer.report()["threshold"]
+
+        return simulate(3, work)
+
+    own, common = thresholds(agree=False), thresholds(agree=True)
+    assert len(set(own)) == 3
+    assert common == pytest.approx([math.prod(own) ** (1 / 3)] * 3)
 
 
 def test_feedback_hears_the_density_of_all_ranks() -> None:

@@ -105,6 +105,7 @@ def test_all_ranks_skip_a_step_that_is_not_finite_on_one(
         non_finite="skip",
         momentum_at="before",
         memory_lr_ratio=True,
+        schedule="cosine",  # else the ratio of learning rates is 1, and nobody sees it applied
     )
     for rank in seen:
         before, after = rank[SPIKED], rank[SPIKED + 1]
@@ -129,6 +130,18 @@ def test_what_is_skipped_costs_one_small_message_a_step(tmp_path: Path) -> None:
 
     plain, skipping = (step_by_step(tmp_path, control, non_finite=policy) for policy in ("fail", "skip"))
     assert skipping[0][4] - plain[0][4] == 4 * 4
+
+
+# The memory's learning rate.
+
+
+def test_the_memory_hears_the_learning_rate_that_each_step_is_taken_at(tmp_path: Path) -> None:
+    def heard(training: Training) -> float:
+        return float(training.mount.feedback.last_lr)
+
+    for rank in step_by_step(tmp_path, heard, lr=0.1, lr_scale=4.0, warmup_epochs=1.0, memory_lr_ratio=True):
+        # From 0.1 to 2·4 times that, within the four steps of the epoch.
+        assert rank == pytest.approx([0.0, *(0.1 * (1 + 7 * step / 4) for step in range(4))])
 
 
 # Mixed precision.

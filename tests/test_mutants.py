@@ -1,0 +1,79 @@
+"""The list of faults cannot rot, and what `make mutants` takes for seen has been seen."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import mutate
+import pytest
+from mutate import CHECKOUT, Mutant, mutants
+
+MUTANTS = mutants()
+
+
+@cache
+def functions_in(file: str) -> set[str]:
+    """The names of the functions in a file of tests."""
+    parsed = ast.parse((CHECKOUT / file).read_text("utf-8"))
+    return {node.name for node in parsed.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_fault_is_told_once() -> None:
+    assert len(MUTANTS) >= 45
+    assert len({mutant.fault for mutant in MUTANTS}) == len(MUTANTS)
+
+
+def test_what_a_fault_replaces_stands_once_in_its_file() -> None:
+    counts = {m.fault: (CHECKOUT / m.file).read_text("utf-8").count(m.old) for m in MUTANTS}
+    assert {fault: count for fault, count in counts.items() if count != 1} == {}
+
+
+def test_with_a_fault_in_it_a_file_is_another_and_still_compiles(tmp_path: Path) -> None:
+    for mutant in MUTANTS:
+        source, copied = CHECKOUT / mutant.file, tmp_path / mutant.file
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        copied.write_text(source.read_text("utf-8"), "utf-8")
+        mutant.put_into(tmp_path)
+        changed = copied.read_text("utf-8")
+        assert changed != source.read_text("utf-8"), mutant.fault
+        compile(changed, mutant.file, "exec")
+
+
+def test_the_test_that_must_see_a_fault_is_there() -> None:
+    for mutant in MUTANTS:
+        file, _, name = mutant.test.partition("::")
+        assert name.partition("[")[0] in functions_in(file), mutant.test
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "seen", "how"),
+    [
+        (1, "FAILED tests/test_x.py::test_y - assert 3 == 4", True, "seen to fail: assert 3 == 4"),
+        (None, "", True, "hangs: seen after 5 s"),
+        (0, "1 passed", False, "SURVIVED"),
+        (1, "FAILED tests/test_x.py::test_y - NameError: name 'x'", False, "NOT TRIED: pytest ended with 1"),
+        (2, "ERROR tests/test_x.py", False, "NOT TRIED: pytest ended with 2: ERROR tests/test_x.py"),
+        (4, "no tests ran", False, "NOT TRIED: pytest ended with 4: no tests ran"),
+        (5, "no tests ran", False, "NOT TRIED: pytest ended with 5: no tests ran"),
+    ],
+)
+def test_only_what_failed_or_hung_has_seen_a_fault(
+    monkeypatch: pytest.MonkeyPatch, status: int | None, said: str, seen: bool, how: str
+) -> None:
+    def run(tests: list[str], *, plain: bool, mutant: Mutant, limit: float) -> tuple[int | None, str]:
+        assert (tests, plain, limit) == ([MUTANTS[0].test], False, 5)
+        return status, said
+
+    monkeypatch.setattr(mutate, "run", run)
+    judged = mutate.judge(MUTANTS[0], 5)
+    assert judged[0] == seen
+    assert judged[1].startswith(how)
+
+
+def test_a_copy_is_of_what_is_tracked_its_links_included(tmp_path: Path) -> None:
+    mutate.copy(tmp_path)
+    assert (tmp_path / "sage" / "reducers").is_symlink()
+    assert (tmp_path / "sage" / "reducers" / "topk.py").read_bytes() == (
+        CHECKOUT / "reducers" / "topk.py"
+    ).read_bytes()
+    assert not (tmp_path / ".git").exists()
