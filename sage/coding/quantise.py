@@ -132,6 +132,9 @@ def per_group(x_N: Tensor, sizes: Sequence[int], of: Callable[[Tensor], Tensor])
     ]
 
 
-def spread(x_G: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Each group's number, once for every element of the group (N)."""
-    return x_G.repeat_interleave(torch.tensor(sizes, dtype=torch.int64, device=x_G.device))
+def all_finite(x: Tensor) -> Tensor:
+    """Whether every element is finite, as a tensor of one."""
+    if x.numel() == 0:
+        return torch.ones((), dtype=torch.bool, device=x.device)
+    least, largest = x.aminmax()  # either is NaN where any element is
+    return least.isfinite() & largest.isfinite()
