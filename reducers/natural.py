@@ -69,11 +69,7 @@ class Natural(RandomQuantiser):
         exponent, on the way from 0. Of finite numbers none becomes infinite.
         """
         bits_N = ops.magnitude_bits(x_N)
-        random = self.draw(x_N, wire)
-        carried_N = torch.randint(
-            1 << MANTISSA, x_N.shape, generator=random, dtype=torch.int32, device=x_N.device
-        )
-        carried_N.add_(bits_N).clamp_(max=LARGEST)
+        carried_N = self.draw(x_N, wire, MANTISSA).add_(bits_N).clamp_(max=LARGEST)
         # What is not finite keeps its exponent.
         torch.maximum(carried_N, bits_N.bitwise_and_(INFINITE), out=carried_N)
         return carried_N.bitwise_right_shift_(MANTISSA).to(torch.uint8)

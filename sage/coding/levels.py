@@ -87,9 +87,9 @@ def num_buckets(sizes: Sequence[int], bucket: int | None) -> int:
 
 
 def round_linear(ratio_N: Tensor, levels: int, uniform_N: Tensor) -> Tensor:
-    """Which of the levels 0, ±1, … ±s (int8), evenly apart, s being worth 1: ⌊s·|x|⌋, or one more, of x's sign.
+    """Which of the levels 0, ±1, … ±s (int8), evenly apart, s being worth 1: ⌊s·|x|⌋, or one more.
 
-    It is one more with the probability of what ⌊⌋ cut off. NaN becomes 0.
+    It is one more with the probability of what ⌊⌋ cut off, and has x's sign. NaN becomes 0.
 
     Args:
         ratio_N: x, of magnitude 1 or less, but for rounding.
@@ -109,7 +109,7 @@ def round_natural(ratio_N: Tensor, levels: int, uniform_N: Tensor) -> Tensor:
     the mean is x. NaN becomes 0. Arguments are those of `round_linear`.
     """
     place_N = ratio_N.abs().mul_(2.0 ** (levels - 1)).nan_to_num_(0.0, 0.0, 0.0)
-    # Without the mantissa ⌊place⌋ is the power of two below it, 2^(e−1), or 0; the exponent's bits are e + 126.
+    # Less its mantissa ⌊place⌋ is the power of two below, 2^(e−1), or 0; the exponent's bits say e + 126.
     bits_N = place_N.floor().view(torch.int32).bitwise_right_shift_(MANTISSA)
     low_N = (bits_N << MANTISSA).view(torch.float32)
     exponent_N = bits_N.sub_(126).clamp_(min=0)
