@@ -1,11 +1,11 @@
-// Random bits as torch's CPU generator draws them: the Mersenne twister (Matsumoto & Nishimura, 1998), a state at a time.
+// Random bits as torch's CPU generator draws them: the Mersenne twister (Matsumoto & Nishimura, 1998).
 #pragma once
 
 #include "base.h"
 
 namespace sage::cpu {
 
-constexpr int kTwistState = 624, kTwistAhead = 397;
+constexpr int kTwistState = 624, kTwistAhead = 397, kTwistBack = kTwistState - kTwistAhead;
 
 inline uint32_t twisted(uint32_t upper, uint32_t lower) {
   return (((upper & 0x80000000u) | (lower & 0x7fffffffu)) >> 1) ^ (lower & 1 ? 0x9908b0dfu : 0u);
@@ -13,9 +13,10 @@ inline uint32_t twisted(uint32_t upper, uint32_t lower) {
 
 // The next state. It has room for one more at its end, as the last is made of the first.
 SAGE_CLONES static void twist(uint32_t* state) {
-  for (int i = 0; i < kTwistState - kTwistAhead; ++i) state[i] = state[i + kTwistAhead] ^ twisted(state[i], state[i + 1]);
+  int i = 0;
+  for (; i < kTwistBack; ++i) state[i] = state[i + kTwistAhead] ^ twisted(state[i], state[i + 1]);
   state[kTwistState] = state[0];
-  for (int i = kTwistState - kTwistAhead; i < kTwistState; ++i) state[i] = state[i - (kTwistState - kTwistAhead)] ^ twisted(state[i], state[i + 1]);
+  for (; i < kTwistState; ++i) state[i] = state[i - kTwistBack] ^ twisted(state[i], state[i + 1]);
 }
 
 SAGE_CLONES static void temper(const uint32_t* state, int64_t n, uint32_t mask, int32_t* out) {

@@ -98,7 +98,7 @@ def round_linear(ratio_N: Tensor, levels: int, uniform_N: Tensor) -> Tensor:
     """
     place_N = ratio_N.abs().mul_(levels).nan_to_num_(0.0, 0.0, 0.0)
     low_N = place_N.floor()
-    more_N = uniform_N < place_N.sub_(low_N)
+    more_N = place_N.sub_(low_N).gt_(uniform_N)  # 1 or 0 in place, sooner than a bool mask
     return low_N.add_(more_N).clamp_(max=levels).copysign_(ratio_N).to(torch.int8)
 
 
@@ -112,9 +112,9 @@ def round_natural(ratio_N: Tensor, levels: int, uniform_N: Tensor) -> Tensor:
     # Less its mantissa ⌊place⌋ is the power of two below, 2^(e−1), or 0; the exponent's bits say e + 126.
     bits_N = place_N.floor().view(torch.int32).bitwise_right_shift_(MANTISSA)
     low_N = (bits_N << MANTISSA).view(torch.float32)
-    exponent_N = bits_N.sub_(126).clamp_(min=0)
-    more_N = uniform_N * low_N.clamp(min=1) < place_N.sub_(low_N)
-    return exponent_N.add_(more_N).clamp_(max=levels).float().copysign_(ratio_N).to(torch.int8)
+    exponent_N = bits_N.sub_(126).clamp_(min=0).float()
+    more_N = place_N.sub_(low_N).gt_(low_N.clamp_(min=1).mul_(uniform_N))
+    return exponent_N.add_(more_N).clamp_(max=levels).copysign_(ratio_N).to(torch.int8)
 
 
 def natural_worth(level_N: Tensor, levels: int) -> Tensor:

@@ -98,7 +98,7 @@ void test_pack(Isa isa, int64_t n) {
   std::vector<uint8_t> signs(packed_bytes(n, 1));
   Floats scaled(n);
   pack_signs(isa, x.data(), n, signs.data());
-  unpack_signs(signs.data(), n, 0.5f, scaled.data());
+  unpack_signs(isa, signs.data(), n, 0.5f, scaled.data());
   for (int64_t i = 0; i < n; ++i) expect(scaled[i] == (x[i] < 0 ? -0.5f : 0.5f), "signs");
 }
 
