@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sage import ops
 from sage.coding.words import WORD
 
 GREATEST = 2**31 - 1
@@ -40,7 +41,7 @@ def encode_levels(levels_N: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tenso
     Raises:
         ValueError: for 2^31 bits or more.
     """
-    at_K = levels_N.nonzero().view(-1)
+    at_K = ops.select_above(levels_N.float(), 1.0)
     levels_K = levels_N[at_K].long()
     stops_G = torch.tensor(list(sizes), dtype=torch.int64, device=at_K.device).cumsum(0)
     group_K = torch.searchsorted(stops_G, at_K, right=True)
