@@ -18,6 +18,7 @@ STABLE_TORCH_LIBRARY(sage, m) {
   m.def("unpack(Tensor bytes, int bits, int n) -> Tensor");
   m.def("pack_signs(Tensor x) -> Tensor");
   m.def("unpack_signs(Tensor bytes, int n, float scale) -> Tensor");
+  m.def("draw_(Tensor(a!) out, int seed, int bits) -> ()");
   m.def("encode_gaps(Tensor indices) -> Tensor");
   m.def("decode_gaps(Tensor bytes, int num) -> Tensor");
   m.def("encode_bitmap(Tensor indices, int n) -> Tensor");

@@ -77,20 +77,18 @@ class Dithering(RandomQuantiser):
 
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
         x_N = x_N.float()
-        buckets = Buckets(sizes, self._bucket, x_N.device)
+        buckets = Buckets(sizes, self._bucket)
         norm_P = buckets.norms(x_N, self._norm)
         round_ = round_natural if self._is_natural else round_linear
         level_N = round_(buckets.ratios(x_N, norm_P), self._levels, self.uniform(x_N, wire))
-        level_N = torch.where(x_N < 0, -level_N, level_N)
         if self.even:
-            codes_N = (level_N + self._levels).to(torch.uint8)
+            codes_N = level_N.view(torch.uint8).add_(self._levels)
             return {"values": ops.pack(codes_N, self.bits), "scales": norm_P}
         words_V, bits_G = elias.encode_levels(self._numbers(level_N), sizes)
         return {"values": words_V, "sizes": bits_G, "scales": norm_P}
 
     def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        norm_P = parts["scales"]
-        return self._worths(parts, sizes) * Buckets(sizes, self._bucket, norm_P.device).spread(norm_P)
+        return Buckets(sizes, self._bucket).scale_(self._worths(parts, sizes), parts["scales"])
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int] | None:
         if not self.even:
@@ -102,17 +100,17 @@ class Dithering(RandomQuantiser):
         """What an Elias code is of: the level, of natural ones 2^(level − 1)."""
         if not self._is_natural:
             return level_N
-        return level_N.sign() << (level_N.abs() - 1).clamp(min=0)
+        return level_N.sign().int() << (level_N.abs() - 1).clamp_(min=0)
 
     def _worths(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
         """What the levels of all elements are worth, in norms."""
         if not self.even:
-            number_N = elias.decode_levels(parts["values"], parts["sizes"], sizes)
-            return number_N.float() / (1 << self._levels - 1 if self._is_natural else self._levels)
-        level_N = ops.unpack(parts["values"], self.bits, sum(sizes)).int() - self._levels
+            number_N = elias.decode_levels(parts["values"], parts["sizes"], sizes, dtype=torch.float32)
+            return number_N.div_(1 << self._levels - 1 if self._is_natural else self._levels)
+        level_N = ops.unpack(parts["values"], self.bits, sum(sizes)).float().sub_(self._levels)
         if not self._is_natural:
-            return level_N.float() / self._levels
-        return level_N.sign() * natural_worth(level_N.abs(), self._levels)
+            return level_N.div_(self._levels)
+        return natural_worth(level_N.abs(), self._levels).copysign_(level_N)
 
 
 REDUCER = Dithering

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sage import ops
-from sage.coding.quantise import Parts, Quantiser, per_group, spread
+from sage.coding.levels import Buckets
+from sage.coding.quantise import Parts, Quantiser, per_group
 from sage.comm.wire import Wire
 
 
@@ -25,7 +26,7 @@ class EfSignSgd(Quantiser):
         }
 
     def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        return ops.unpack_signs(parts["values"], sum(sizes)) * spread(parts["scales"], sizes)
+        return Buckets(sizes).scale_(ops.unpack_signs(parts["values"], sum(sizes)), parts["scales"])
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         return {"values": -(-sum(sizes) // 8), "scales": 4 * len(sizes)}

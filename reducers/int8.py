@@ -37,19 +37,19 @@ class Int8(Quantiser):
 
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
         x_N = x_N.float()
-        blocks = Buckets(sizes, self._block, x_N.device)
+        blocks = Buckets(sizes, self._block)
         scale_P = blocks.norms(x_N, "max")
         # NaN and infinity are seen in the scale.
-        codes_N = (blocks.ratios(x_N, scale_P) * self.largest).nan_to_num_(0.0)
+        codes_N = blocks.ratios(x_N, scale_P).mul_(self.largest).nan_to_num_(0.0)
         return {"values": self.to_bytes(codes_N), "scales": scale_P}
 
     def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        ratio_N = self.from_bytes(parts["values"]) / self.largest
-        return ratio_N * Buckets(sizes, self._block, ratio_N.device).spread(parts["scales"])
+        ratio_N = self.from_bytes(parts["values"]).div_(self.largest)
+        return Buckets(sizes, self._block).scale_(ratio_N, parts["scales"])
 
     def to_bytes(self, codes_N: Tensor) -> Tensor:
         """Numbers of magnitude `largest` or less as bytes (uint8)."""
-        return codes_N.round().to(torch.int8).view(torch.uint8)
+        return codes_N.round_().to(torch.int8).view(torch.uint8)
 
     def from_bytes(self, bytes_N: Tensor) -> Tensor:
         """The numbers (float32) that bytes stand for."""

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from sage import ops
-from sage.coding.levels import Buckets, natural_worth, power_below, round_natural
+from sage.coding.levels import MANTISSA, Buckets, natural_worth, power_below, round_natural
 from sage.coding.quantise import Parts, RandomQuantiser, Rounding
 from sage.comm.wire import Wire
 
-MANTISSA = 23
 INFINITE = 0xFF << MANTISSA
 """The bits of infinity; magnitudes above are NaN."""
 LARGEST = 0xFE << MANTISSA
@@ -44,19 +43,20 @@ class Natural(RandomQuantiser):
         x_N = x_N.float()
         if self._bits == 9:
             return {"values": torch.cat((self._exponents(x_N, wire), ops.pack_signs(x_N)))}
-        groups = Buckets(sizes, None, x_N.device)
+        groups = Buckets(sizes)
         scale_G = power_below(groups.norms(x_N, "max"))
-        level_N = round_natural(groups.ratios(x_N, scale_G) / 2, LEVELS, self.uniform(x_N, wire))
-        return {"values": (level_N | (x_N < 0).long() << 7).to(torch.uint8), "scales": scale_G}
+        level_N = round_natural(groups.ratios(x_N, scale_G).div_(2), LEVELS, self.uniform(x_N, wire))
+        sign_N = (x_N < 0).to(torch.uint8) << 7
+        return {"values": sign_N.bitwise_or_(level_N.abs_().view(torch.uint8)), "scales": scale_G}
 
     def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
         n, values = sum(sizes), parts["values"]
         if self._bits == 9:
-            magnitude_N = (values[:n].int() << MANTISSA).view(torch.float32)
-            return magnitude_N * ops.unpack_signs(values[n:], n)
-        scale_N = Buckets(sizes, None, values.device).spread(parts["scales"])
-        worth_N = 2 * natural_worth(values & 0x7F, LEVELS) * scale_N
-        return torch.where(values >> 7 == 1, -worth_N, worth_N)
+            magnitude_N = values[:n].int().bitwise_left_shift_(MANTISSA).view(torch.float32)
+            return magnitude_N.mul_(ops.unpack_signs(values[n:], n))
+        worth_C = 2 * natural_worth(torch.arange(LEVELS + 1, device=values.device), LEVELS)
+        worth_N = torch.cat((worth_C, -worth_C)).index_select(0, values.int())
+        return Buckets(sizes).scale_(worth_N, parts["scales"])
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         n = sum(sizes)
@@ -69,10 +69,10 @@ class Natural(RandomQuantiser):
         exponent, on the way from 0. Of finite numbers none becomes infinite.
         """
         bits_N = ops.magnitude_bits(x_N)
-        random = self.draw(x_N, wire)
-        draw_N = torch.randint(1 << MANTISSA, x_N.shape, generator=random, device=x_N.device)
-        carried_N = (bits_N + draw_N).clamp_(max=LARGEST)
-        return (torch.where(bits_N < INFINITE, carried_N, INFINITE) >> MANTISSA).to(torch.uint8)
+        carried_N = self.draw(x_N, wire, MANTISSA).add_(bits_N).clamp_(max=LARGEST)
+        # What is not finite keeps its exponent.
+        torch.maximum(carried_N, bits_N.bitwise_and_(INFINITE), out=carried_N)
+        return carried_N.bitwise_right_shift_(MANTISSA).to(torch.uint8)
 
 
 REDUCER = Natural

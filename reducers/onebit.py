@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sage.coding import words
-from sage.coding.quantise import Parts, Quantiser, per_group, spread
+from sage.coding.levels import Buckets
+from sage.coding.quantise import Parts, Quantiser, all_finite, per_group
 from sage.coding.served import payload_served, reduce_served
 from sage.comm.wire import Wire
 from sage.reduce import Reduced
@@ -42,7 +43,8 @@ class OneBit(Quantiser):
         return {"values": words.pack_signs_by_group(x_N, sizes), "scales": scale_G}
 
     def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        return words.unpack_signs_by_group(parts["values"], sizes) * spread(parts["scales"], sizes)
+        signs_N = words.unpack_signs_by_group(parts["values"], sizes)
+        return Buckets(sizes).scale_(signs_N, parts["scales"])
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         return {"values": 4 * sum(map(words.num_words, sizes)), "scales": 4 * len(sizes)}
@@ -60,7 +62,7 @@ class OneBit(Quantiser):
     def _scale(self, x: Tensor) -> Tensor:
         if self._scaling:
             return x.abs().mean()
-        return torch.where(x.isfinite().all(), 1.0, torch.nan)  # signs alone would hide it
+        return torch.where(all_finite(x), 1.0, torch.nan)  # signs alone would hide it
 
 
 REDUCER = OneBit

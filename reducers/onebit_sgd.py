@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sage import ops
-from sage.coding.quantise import Parts, Quantiser, per_group, spread
+from sage.coding.quantise import Parts, Quantiser, per_group
 from sage.comm.wire import Wire
 
 
@@ -21,22 +21,21 @@ class OneBitSgd(Quantiser):
 
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
         x_N = x_N.float()
-        below_G = per_group(x_N, sizes, lambda x: _mean(x.clamp(max=0), x < 0))
-        other_G = per_group(x_N, sizes, lambda x: _mean(x.clamp(min=0), ~(x < 0)))
+        num_below_G = per_group(x_N < 0, sizes, torch.count_nonzero).long()
+        num_other_G = num_below_G.new_tensor(sizes) - num_below_G
+        below_G = per_group(x_N.clamp(max=0), sizes, torch.sum) / num_below_G.clamp_(min=1)
+        other_G = per_group(x_N.clamp(min=0), sizes, torch.sum) / num_other_G.clamp_(min=1)
         return {"values": ops.pack_signs(x_N), "scales": torch.cat((below_G, other_G))}
 
     def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        below_G, other_G = parts["scales"].chunk(2)
-        is_other_N = ops.unpack(parts["values"], 1, sum(sizes)) > 0
-        return torch.where(is_other_N, spread(other_G, sizes), spread(below_G, sizes))
+        means_G2 = parts["scales"].view(2, -1).t().contiguous()
+        bit_N = ops.unpack(parts["values"], 1, sum(sizes)).int()
+        groups = zip(means_G2, bit_N.split(list(sizes)), strict=True)
+        worths = [means_2.index_select(0, bits) for means_2, bits in groups]
+        return torch.cat(worths or [means_G2.view(-1)])
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         return {"values": -(-sum(sizes) // 8), "scales": 8 * len(sizes)}
-
-
-def _mean(x: Tensor, is_in: Tensor) -> Tensor:
-    """The mean of those that are in, the others being 0; 0 of none."""
-    return x.sum() / is_in.sum().clamp_(min=1)
 
 
 REDUCER = OneBitSgd

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from sage.coding import words
-from sage.coding.quantise import Parts, Quantiser, per_group, spread
+from sage.coding.levels import Buckets
+from sage.coding.quantise import Parts, Quantiser, per_group
 from sage.comm.wire import Wire
 
 
@@ -26,7 +27,7 @@ class SignNorm(Quantiser):
         norm_G = parts["scales"]
         num_G = norm_G.new_tensor(sizes).clamp_(min=1)
         signs_N = words.unpack_signs_in_columns(parts["values"], sum(sizes))
-        return signs_N * spread(norm_G / num_G, sizes)
+        return Buckets(sizes).scale_(signs_N, norm_G / num_G)
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         return {"values": 4 * words.num_words(sum(sizes)), "scales": 4 * len(sizes)}

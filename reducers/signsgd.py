@@ -7,7 +7,7 @@ from torch import Tensor
 from sage import ops
 from sage.clock import phase
 from sage.coding import words
-from sage.coding.quantise import keep_error
+from sage.coding.quantise import all_finite, keep_error
 from sage.comm.wire import Wire
 from sage.reduce import Reduced, Reducer
 
@@ -32,12 +32,12 @@ class SignSgd(Reducer):
         with phase("select"):
             signal_N = ops.accumulate(grad_N, residual_N)
             words_V = words.pack_signs_in_columns(self.opinion(signal_N))
-            fault_1 = torch.where(signal_N.isfinite().all(), 0.0, torch.nan).view(1)
+            fault_1 = torch.where(all_finite(signal_N), 0.0, torch.nan).view(1)
             if residual_N is not None:
                 keep_error(residual_N, words.unpack_signs_in_columns(words_V, n))
         words_WV, fault_W1 = wire.gather(values=words_V, scales=fault_1)
         with phase("scatter"):
-            votes_N = torch.zeros(n, device=grad_N.device)
+            votes_N = grad_N.float().zero_()
             for words_V in words_WV:
                 votes_N += words.unpack_signs_in_columns(words_V, n)
             return Reduced(grad_N.copy_(votes_N.sign_().add_(fault_W1.sum())))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sage import ops
-from sage.coding.levels import Buckets
-from sage.coding.quantise import Parts, RandomQuantiser, Rounding, spread
+from sage.coding.levels import Buckets, round_linear
+from sage.coding.quantise import Parts, RandomQuantiser, Rounding
 from sage.comm.wire import Wire
 
 
@@ -35,22 +35,20 @@ class TernGrad(RandomQuantiser):
 
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
         x_N = x_N.float()
-        groups = Buckets(sizes, None, x_N.device)
+        groups = Buckets(sizes)
         if self._clip is not None:
             num_G = torch.tensor(list(sizes), device=x_N.device).clamp_(min=1)
-            limit_N = groups.spread(self._clip * groups.norms(x_N, "l2") / num_G.sqrt())
-            x_N = x_N.clamp(-limit_N, limit_N)
+            x_N = groups.clipped(x_N, self._clip * groups.norms(x_N, "l2") / num_G.sqrt())
         scale_G = groups.norms(x_N, "max")
         if self._share:
             (scale_WG,) = wire.gather(scales=scale_G)
             scale_G = scale_WG.amax(0)
-        is_sent_N = self.uniform(x_N, wire) < groups.ratios(x_N, scale_G).abs()
-        sign_N = torch.where(x_N < 0, -1, 1)
-        return {"values": ops.pack((1 + sign_N * is_sent_N).to(torch.uint8), 2), "scales": scale_G}
+        level_N = round_linear(groups.ratios(x_N, scale_G), 1, self.uniform(x_N, wire))
+        return {"values": ops.pack(level_N.add_(1).view(torch.uint8), 2), "scales": scale_G}
 
     def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        ternary_N = ops.unpack(parts["values"], 2, sum(sizes)).float() - 1
-        return ternary_N * spread(parts["scales"], sizes)
+        ternary_N = ops.unpack(parts["values"], 2, sum(sizes)).float().sub_(1)
+        return Buckets(sizes).scale_(ternary_N, parts["scales"])
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         scales = 4 * len(sizes) * (2 if self._share else 1)

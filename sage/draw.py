@@ -15,5 +15,10 @@ def generator(seed: int, *place: int, device: torch.device | str = "cpu") -> tor
     >>> torch.equal(torch.rand(4, generator=a), torch.rand(4, generator=b))
     True
     """
+    return torch.Generator(device).manual_seed(seed_at(seed, *place))
+
+
+def seed_at(seed: int, *place: int) -> int:
+    """The seed of that generator."""
     digest = hashlib.blake2b(repr((seed, *place)).encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
+    return int.from_bytes(digest, "little") >> 1

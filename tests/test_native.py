@@ -145,6 +145,16 @@ def in_another_process(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@needs_native
+@pytest.mark.parametrize("n", [0, 1, 227, 623, 624, 625, 2000])
+def test_draws_are_those_of_torch_s_generator(n: int) -> None:
+    for seed in (0, 7, 2**32 + 7, 2**63 - 1):
+        for bits in (1, 23, 24):
+            drawn_N = ops.draw(n, bits, seed, torch.device("cpu"))
+            assert_same(drawn_N, reference.draw_(torch.empty(n, dtype=torch.int32), bits, seed))
+        assert_same(drawn_N / 2**24, torch.rand(n, generator=torch.Generator().manual_seed(seed)))
+
+
 F = torch.randn(8)
 AT = torch.arange(8, dtype=torch.int32)
 B = torch.zeros(4, dtype=torch.uint8)
@@ -170,6 +180,8 @@ REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
     ("pack", (B, 9), "bits=9: expected 1 to 8"),
     ("unpack", (B, 2, 17), "4 bytes: expected 5 for 17 codes of 2 bits"),
     ("unpack_signs", (B, 40, 1.0), "4 bytes: expected 5"),
+    ("draw_", (F, 0, 24), "out has another dtype: expected int32"),
+    ("draw_", (AT.clone(), 0, 25), "bits=25: expected 1 to 24"),
     ("encode_gaps", (AT.flip(0),), "expected each to be above the one before it"),
     ("encode_bitmap", (AT, 7), "expected all from 0 up to 6"),
 ]
@@ -205,6 +217,7 @@ ASKED: list[tuple[str, tuple[Any, ...]]] = [
     ("unpack", (B.clone(), 3, 10)),
     ("pack_signs", (F.clone(),)),
     ("unpack_signs", (B.clone(), 30, 0.5)),
+    ("draw_", (AT.clone(), 7, 24)),
     ("encode_gaps", (AT.clone(),)),
     ("decode_gaps", (B.clone(), 4)),
     ("encode_bitmap", (AT.clone(), 9)),

@@ -33,7 +33,7 @@ Tensor unpack_signs(Tensor bytes, int64_t n, double scale) {
   const uint8_t* byte = in<uint8_t>(bytes, "bytes", bytes);
   check_packed(bytes.numel(), n, 1);
   Tensor x = empty<float>(n, bytes);
-  unpack_signs(byte, n, static_cast<float>(scale), data<float>(x));
+  unpack_signs(isa(), byte, n, static_cast<float>(scale), data<float>(x));
   return x;
 }
 

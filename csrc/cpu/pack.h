@@ -68,6 +68,19 @@ __attribute__((target("avx2"))) inline int64_t pack_signs_avx2(const float* x, i
   return i;
 }
 
+__attribute__((target("avx2"))) inline int64_t unpack_signs_avx2(const uint8_t* bytes, int64_t n, float scale,
+                                                                 float* x) {
+  const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256 negative = _mm256_set1_ps(-scale), sign = _mm256_set1_ps(-0.0f);
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256i here = _mm256_and_si256(_mm256_set1_epi32(bytes[i / 8]), bits);
+    const __m256 set = _mm256_castsi256_ps(_mm256_cmpeq_epi32(here, bits));
+    _mm256_storeu_ps(x + i, _mm256_xor_ps(negative, _mm256_and_ps(set, sign)));
+  }
+  return i;
+}
+
 #endif  // SAGE_X86
 
 inline void pack(Isa isa, const uint8_t* codes, int64_t n, int bits, uint8_t* bytes) {
@@ -98,10 +111,14 @@ inline void pack_signs(Isa isa, const float* x, int64_t n, uint8_t* bytes) {
 }
 
 // +scale where the bit is set, else -scale.
-inline void unpack_signs(const uint8_t* bytes, int64_t n, float scale, float* x) {
+inline void unpack_signs(Isa isa, const uint8_t* bytes, int64_t n, float scale, float* x) {
+  int64_t i = 0;
+#if SAGE_X86
+  if (isa != Isa::scalar) i = unpack_signs_avx2(bytes, n, scale, x);
+#endif
   uint32_t positive;
   std::memcpy(&positive, &scale, sizeof positive);
-  for (int64_t i = 0; i < n; i += 8) {
+  for (; i < n; i += 8) {
     const uint32_t byte = ~static_cast<uint32_t>(bytes[i / 8]);
     uint32_t eight[8];
     for (int bit = 0; bit < 8; ++bit) eight[bit] = positive ^ ((byte >> bit & 1) << 31);

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sage.coding.words import WORD, pack_words
+from sage import ops
+from sage.coding.words import WORD
 
 GREATEST = 2**31 - 1
 """What is coded: 1 up to this."""
@@ -40,7 +41,7 @@ def encode_levels(levels_N: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tenso
     Raises:
         ValueError: for 2^31 bits or more.
     """
-    at_K = levels_N.nonzero().view(-1)
+    at_K = ops.select_above(levels_N.float(), 1.0)
     levels_K = levels_N[at_K].long()
     stops_G = torch.tensor(list(sizes), dtype=torch.int64, device=at_K.device).cumsum(0)
     group_K = torch.searchsorted(stops_G, at_K, right=True)
@@ -51,22 +52,32 @@ def encode_levels(levels_N: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tenso
 
     gaps_K, gap_widths_K = encode(at_K - before_K)
     magnitudes_K, magnitude_widths_K = encode(levels_K.abs())
-    fields_F = torch.stack((gaps_K, (levels_K < 0).long(), magnitudes_K), 1).view(-1)
-    widths_K3 = torch.stack((gap_widths_K, torch.ones_like(gaps_K), magnitude_widths_K), 1)
-    bits_G = starts_G.new_zeros(len(sizes)).index_add_(0, group_K, widths_K3.sum(1))
+    signed_K = (levels_K < 0).long() << magnitude_widths_K | magnitudes_K
+    fields_K2 = torch.stack((gaps_K, signed_K), 1)
+    widths_K2 = torch.stack((gap_widths_K, magnitude_widths_K + 1), 1)
+    bits_G = starts_G.new_zeros(len(sizes)).index_add_(0, group_K, widths_K2.sum(1))
+    if int(bits_G.sum()) > GREATEST:
+        raise ValueError(
+            f"Elias streams of {int(bits_G.sum()):,} bits in all; allowed are {GREATEST:,}: pack the levels "
+            "(coding=packed)"
+        )
     # What the words of the groups before have more than their bits, moves a field further on.
     padded_G = (-bits_G % WORD).cumsum(0) - -bits_G % WORD
-    return _write(fields_F, widths_K3.view(-1), padded_G[group_K].repeat_interleave(3), bits_G), bits_G.int()
+    starts_K2 = widths_K2.view(-1).cumsum(0).view(-1, 2) - widths_K2 + padded_G[group_K, None]
+    num = int((bits_G + -bits_G % WORD).sum()) // WORD
+    return _write(fields_K2.view(-1), widths_K2.view(-1), starts_K2.view(-1), num), bits_G.int()
 
 
-def decode_levels(words_V: Tensor, bits_G: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The levels (int64) of all groups, one after another, out of their streams.
+def decode_levels(
+    words_V: Tensor, bits_G: Tensor, sizes: Sequence[int], dtype: torch.dtype = torch.int64
+) -> Tensor:
+    """The levels of all groups, one after another, out of their streams.
 
     Every bit is asked where the triple that might begin at it ends; which ones do begin there follows by
     doubling, in as many rounds as the logarithm of the longest stream's number of levels.
     """
     n, device = sum(sizes), words_V.device
-    levels_N = torch.zeros(n, dtype=torch.int64, device=device)
+    levels_N = torch.zeros(n, dtype=dtype, device=device)
     bits_G = bits_G.long()
     words_G = (bits_G + WORD - 1) // WORD
     starts_G = WORD * (words_G.cumsum(0) - words_G)
@@ -85,25 +96,20 @@ def decode_levels(words_V: Tensor, bits_G: Tensor, sizes: Sequence[int]) -> Tens
     num_G = torch.bincount(group_K, minlength=len(sizes))
     far_G = torch.nn.functional.pad(far_K, (1, 0))[num_G.cumsum(0) - num_G]
     at_K = (groups_G.cumsum(0) - groups_G - 1 - far_G)[group_K] + far_K
-    levels_N[at_K] = torch.where(negative_K > 0, -magnitudes_K, magnitudes_K)
-    return levels_N
+    levels_K = torch.where(negative_K > 0, -magnitudes_K, magnitudes_K)
+    return levels_N.index_copy_(0, at_K, levels_K.to(dtype))
 
 
-def _write(fields_F: Tensor, widths_F: Tensor, moved_F: Tensor, bits_G: Tensor) -> Tensor:
-    """The words that hold the fields one after another, each as much further on as it is moved."""
-    starts_F = widths_F.cumsum(0) - widths_F
-    num = int(bits_G.sum())
-    if num > GREATEST:
-        raise ValueError(
-            f"Elias streams of {num:,} bits in all; allowed are {GREATEST:,}: pack the levels (coding=packed)"
-        )
-    of_B = torch.repeat_interleave(widths_F, output_size=num)
-    place_B = torch.arange(num, device=fields_F.device)
-    shift_B = (starts_F + widths_F - 1)[of_B] - place_B
-    whole = WORD * int(((bits_G + WORD - 1) // WORD).sum())
-    stream_B = torch.zeros(whole, dtype=torch.uint8, device=fields_F.device)
-    stream_B[place_B + moved_F[of_B]] = (fields_F[of_B] >> shift_B & 1).to(torch.uint8)
-    return pack_words(stream_B)
+def _write(fields_F: Tensor, widths_F: Tensor, starts_F: Tensor, num: int) -> Tensor:
+    """So many words, with fields of 1 to 40 bits from these bits on, each in three words at most."""
+    words_V = fields_F.new_zeros(num + 2)
+    ends_F = starts_F % WORD + widths_F
+    for i in range(3):
+        left_F = WORD * (i + 1) - ends_F
+        left_F, right_F = left_F.clamp(min=0, max=63), (-left_F).clamp_(min=0)
+        here_F = (fields_F << left_F >> right_F) & (1 << WORD) - 1
+        words_V.index_add_(0, starts_F // WORD + i, here_F)  # of bits apart from each other the sum is all
+    return words_V[:num].int()
 
 
 def _next(bytes_S: Tensor, num: int) -> Tensor:
@@ -165,7 +171,7 @@ def _bytes(words_V: Tensor) -> Tensor:
 
 def _bit_length(x_K: Tensor) -> Tensor:
     """1 + ⌊log2 x⌋; 0 of 0."""
-    return torch.frexp(x_K.double()).exponent.long()
+    return ((x_K.double().view(torch.int64) >> 52) - 1022).clamp_(min=0)  # from the exponent's bits
 
 
 def _code_lengths() -> Tensor:

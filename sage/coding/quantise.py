@@ -10,7 +10,7 @@ from torch import Tensor
 from sage import ops
 from sage.clock import phase
 from sage.comm.wire import Wire
-from sage.draw import generator
+from sage.draw import seed_at
 from sage.reduce import Memory, Reduced, Reducer
 
 Parts = dict[str, Tensor]
@@ -101,14 +101,17 @@ class RandomQuantiser(Quantiser):
         self._seed = rounding_seed
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
-    def draw(self, x_N: Tensor, wire: Wire) -> torch.Generator:
-        """This step's and rank's own generator, on x's device. Once a step: it counts the steps."""
+    def draw(self, x_N: Tensor, wire: Wire, bits: int) -> Tensor:
+        """So many random bits, 1 to 24, for each element (int32), this step's and rank's own.
+
+        Once a step: it counts the steps.
+        """
         self.step += 1
-        return generator(self._seed, int(self.step), wire.rank, device=x_N.device)
+        return ops.draw(x_N.numel(), bits, seed_at(self._seed, int(self.step), wire.rank), x_N.device)
 
     def uniform(self, x_N: Tensor, wire: Wire) -> Tensor:
         """A number from [0, 1) for each element (float32). Once a step."""
-        return torch.rand(x_N.numel(), generator=self.draw(x_N, wire), device=x_N.device)
+        return self.draw(x_N, wire, 24).float().mul_(2.0**-24)
 
 
 def keep_error(signal_N: Tensor, sent_N: Tensor) -> None:
@@ -132,6 +135,9 @@ def per_group(x_N: Tensor, sizes: Sequence[int], of: Callable[[Tensor], Tensor])
     ]
 
 
-def spread(x_G: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Each group's number, once for every element of the group (N)."""
-    return x_G.repeat_interleave(torch.tensor(sizes, dtype=torch.int64, device=x_G.device))
+def all_finite(x: Tensor) -> Tensor:
+    """Whether every element is finite, as a tensor of one."""
+    if x.numel() == 0:
+        return torch.ones((), dtype=torch.bool, device=x.device)
+    least, largest = x.aminmax()  # either is NaN where any element is
+    return least.isfinite() & largest.isfinite()

@@ -26,14 +26,12 @@ def pack_words(bits_B: Tensor) -> Tensor:
     >>> pack_words(torch.tensor([False] * 30 + [True, False])).tolist()
     [2]
     """
-    low_first_B = bits_B.to(torch.uint8).view(-1, WORD).flip(1).reshape(-1)
-    return ops.pack(low_first_B, 1).view(torch.int32)
+    return _reversed(ops.pack(bits_B.view(torch.uint8), 1).view(torch.int32))
 
 
 def unpack_words(words_V: Tensor) -> Tensor:
     """The bits (uint8) of words."""
-    num = WORD * words_V.numel()
-    return ops.unpack(words_V.contiguous().view(torch.uint8), 1, num).view(-1, WORD).flip(1).reshape(-1)
+    return ops.unpack(_reversed(words_V).view(torch.uint8), 1, WORD * words_V.numel())
 
 
 def pack_signs_by_group(x_N: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -44,9 +42,10 @@ def pack_signs_by_group(x_N: Tensor, sizes: Sequence[int]) -> Tensor:
 
 def unpack_signs_by_group(words_V: Tensor, sizes: Sequence[int]) -> Tensor:
     """−1 for each bit that is 1, and +1 for each that is 0, of the groups one after another."""
-    padded = unpack_words(words_V).split([WORD * num_words(n) for n in sizes])
-    bits = [bits[:n] for bits, n in zip(padded, sizes, strict=True)]
-    return _signs(torch.cat(bits) if bits else unpack_words(words_V))
+    signs_B = ops.unpack_signs(_reversed(words_V).view(torch.uint8), WORD * words_V.numel(), scale=-1.0)
+    padded = signs_B.split([WORD * num_words(n) for n in sizes])
+    signs = [signs[:n] for signs, n in zip(padded, sizes, strict=True)]
+    return signs[0] if len(signs) == 1 else torch.cat([signs_B[:0], *signs])
 
 
 def pack_signs_in_columns(x_N: Tensor) -> Tensor:
@@ -55,14 +54,23 @@ def pack_signs_in_columns(x_N: Tensor) -> Tensor:
     That is the wire of signs in the utility study (Agarwal et al., MLSys 2022): 32 rows of V elements, one
     above the other, read by column.
     """
-    bits_B = torch.nn.functional.pad(x_N < 0, (0, -x_N.numel() % WORD))
-    return pack_words(bits_B.view(WORD, -1).t().reshape(-1))
+    bits_B = torch.nn.functional.pad((x_N < 0).view(torch.uint8), (0, -x_N.numel() % WORD))
+    rows = bits_B.view(4, 8, -1)  # the highest byte's rows first
+    while rows.shape[1] > 1:  # a row and the one below it become one, of twice the bits
+        rows = (rows[:, ::2] << 8 // rows.shape[1]).bitwise_or_(rows[:, 1::2])
+    return rows.view(4, -1).flip(0).t().reshape(-1).view(torch.int32)
 
 
 def unpack_signs_in_columns(words_V: Tensor, n: int) -> Tensor:
     """−1 for each of the n bits that is 1, and +1 for each that is 0."""
-    return _signs(unpack_words(words_V).view(-1, WORD).t().reshape(-1)[:n])
+    bytes_4V = words_V.contiguous().view(torch.int8).view(-1, 4).flip(1).t().contiguous()
+    shifts = torch.arange(7, -1, -1, dtype=torch.int8, device=words_V.device)
+    bits_48V = (bytes_4V[:, None] >> shifts[:, None]).bitwise_and_(1)
+    return bits_48V.mul_(-2).add_(1).reshape(-1)[:n].float()
 
 
-def _signs(bits_N: Tensor) -> Tensor:
-    return 1 - 2 * bits_N.float()
+def _reversed(words_V: Tensor) -> Tensor:
+    """Words with their bits in reverse order."""
+    for i, mask in enumerate((0x55555555, 0x33333333, 0x0F0F0F0F, 0x00FF00FF, 0x0000FFFF)):
+        words_V = (words_V >> (1 << i) & mask) | (words_V & mask) << (1 << i)
+    return words_V

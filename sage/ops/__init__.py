@@ -249,6 +249,20 @@ def unpack_signs(bytes_B: Tensor, n: int, scale: float = 1.0) -> Tensor:
     return reference.unpack_signs(bytes_B, n, scale)
 
 
+def draw(n: int, bits: int, seed: int, device: torch.device) -> Tensor:
+    """So many random bits, 1 to 24, for each of n elements (int32): those of torch.randint and this seed.
+
+    >>> generator = torch.Generator().manual_seed(7)
+    >>> torch.equal(draw(5, 24, 7, torch.device("cpu")) / 2**24, torch.rand(5, generator=generator))
+    True
+    """
+    out_N = torch.empty(n, dtype=torch.int32, device=device)
+    if native.takes("draw_", out_N, dtype=torch.int32):
+        _native.draw_.default(out_N, seed, bits)
+        return out_N
+    return reference.draw_(out_N, bits, seed)
+
+
 def encode_gaps(at_K: Tensor) -> Tensor:
     """Ascending indices (int32) as bytes: the gaps between them, 7 bits a byte (LEB128).
 

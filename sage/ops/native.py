@@ -56,6 +56,7 @@ OPS = (
     "unpack",
     "pack_signs",
     "unpack_signs",
+    "draw_",
     "encode_gaps",
     "decode_gaps",
     "encode_bitmap",
@@ -124,6 +125,7 @@ def _register_fakes() -> None:
     fake("sage::unpack", lambda bytes, bits, n: byte(bytes, n))
     fake("sage::pack_signs", lambda x: byte(x, (x.numel() + 7) // 8))
     fake("sage::unpack_signs", lambda bytes, n, scale: bytes.new_empty((n,), dtype=torch.float32))
+    fake("sage::draw_", lambda out, seed, bits: None)
     fake("sage::encode_gaps", lambda indices: unknown(indices, torch.uint8)[0])
     fake("sage::decode_gaps", lambda bytes, num: bytes.new_empty((num,), dtype=torch.int32))
     fake("sage::encode_bitmap", lambda indices, n: byte(indices, (n + 7) // 8))

@@ -153,6 +153,11 @@ def unpack_signs(bytes_B: Tensor, n: int, scale: float) -> Tensor:
     return torch.where(positive_N, scale_, -scale_)
 
 
+def draw_(out_N: Tensor, bits: int, seed: int) -> Tensor:
+    """Draws from a generator of their own."""
+    return out_N.random_(0, 1 << bits, generator=torch.Generator(out_N.device).manual_seed(seed))
+
+
 def encode_gaps(at_K: Tensor) -> Tensor:
     """LEB128 of the gaps: 7 bits a byte, the low ones first, the high bit set where more follow."""
     at_K = at_K.long()

@@ -1,8 +1,10 @@
 // The CPU kernels against brute force, without torch, for every instruction set: built with sanitizers by
 // `make sanitize`. Exits with 1 at the first difference, saying where.
+#include <random>
 #include <thread>
 
 #include "../../csrc/cpu/code.h"
+#include "../../csrc/cpu/draw.h"
 #include "../../csrc/cpu/pack.h"
 #include "../../csrc/cpu/scatter.h"
 #include "../../csrc/cpu/topk.h"
@@ -96,8 +98,17 @@ void test_pack(Isa isa, int64_t n) {
   std::vector<uint8_t> signs(packed_bytes(n, 1));
   Floats scaled(n);
   pack_signs(isa, x.data(), n, signs.data());
-  unpack_signs(signs.data(), n, 0.5f, scaled.data());
+  unpack_signs(isa, signs.data(), n, 0.5f, scaled.data());
   for (int64_t i = 0; i < n; ++i) expect(scaled[i] == (x[i] < 0 ? -0.5f : 0.5f), "signs");
+}
+
+void test_draw(int64_t n) {
+  const uint32_t seed = below(1000);
+  const int bits = 1 + static_cast<int>(below(24));
+  std::mt19937 twister(seed);
+  Ints drawn(n);
+  draw(seed, bits, drawn.data(), n);
+  for (int32_t x : drawn) expect(x == static_cast<int32_t>(twister() & ((1u << bits) - 1)), "draw");
 }
 
 void test_code(int64_t n) {
@@ -131,6 +142,7 @@ int main() {
         test_scatter(team, n);
       }
       test_pack(set, n);
+      test_draw(n);
       test_code(std::min<int64_t>(n, 60000));
     }
     std::printf("%s: as expected\n", set == Isa::scalar ? "scalar" : set == Isa::avx2 ? "AVX2" : "AVX-512");
