@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,14 @@ def test_the_tables_name_every_reducer_and_workload() -> None:
     for workload in workloads():
         stem, _, data = workload.rpartition("-")
         assert f"`{workload}`" in README or f"`-{data}`" in README or f"`{stem}-`" in README, workload
+
+
+def test_the_table_of_quality_is_the_one_that_was_measured_and_has_every_reducer() -> None:
+    quality = runpy.run_path(str(ROOT / "benchmarks" / "quality.py"))
+    assert quality["table"]() in README
+    for what in ("convex", "cnn"):
+        measured = {
+            (row["problem"], row["reducer"], row["memory"])
+            for row in quality["read"](quality["RESULTS"] / f"quality-{what}.csv")
+        }
+        assert measured == set(quality["cases"](what, quality["reducers"]()))
