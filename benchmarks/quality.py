@@ -62,6 +62,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Options by reducer, where they are not `density=1/16` or the defaults."""
 SETTINGS_CNN: dict[str, dict[str, Any]] = {
     "threshold": {"threshold": 0.015},
+    "accordion": {"density": DENSITY, "switch_every": 1},  # of four epochs
+    "accordion_powersgd": {"switch_every": 1},
     **dict.fromkeys(("topk+efsign", "topk+terngrad"), {"density": 1 / 4}),  # its indices take few bits
 }
 """The same, where the CNN asks for others."""

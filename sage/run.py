@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -120,12 +120,14 @@ def _simulated(config: Config) -> int:
     torch.set_num_threads(config.threads)
     device = _device(config, 0)
     stop = Stop()
-    if threading.current_thread() is threading.main_thread():
-        stop.listen()
+    hears = threading.current_thread() is threading.main_thread()
     try:
-        return max(
-            simulate(config.world_size, lambda wire: _work(config, wire, device, stop), guard=config.guard)
-        )
+        with stop.listening() if hears else nullcontext():
+            return max(
+                simulate(
+                    config.world_size, lambda wire: _work(config, wire, device, stop), guard=config.guard
+                )
+            )
     except (WireError, Diverged, Taken, OSError) as error:
         _complain(str(error))
         return _blame(error)

@@ -66,6 +66,21 @@ def brake(tmp_path: Path) -> Brake:
 # Once.
 
 
+def test_a_run_in_a_script_s_own_process_leaves_it_its_signals(tmp_path: Path) -> None:
+    script = f"""
+import signal
+from sage import run
+from sage.config import load
+
+before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+size = {{"workers_in_process": True, "steps": 1, "runs": {str(tmp_path)!r}}}
+assert run.main(load("digits-ff", overrides=size)) == 0
+assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_finished_run_is_not_done_again(
     launcher: Launcher, sage: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

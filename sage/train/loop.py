@@ -8,7 +8,7 @@ that is killed and resumed goes through the same numbers, on CPUs to the bit.
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,17 @@ class Stop:
         """Take the signals over. A second SIGINT ends the process as it always did."""
         for number in self.SIGNALS:
             signal.signal(number, self._heard)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals over for as long as a run in somebody else's process takes."""
+        before = {number: signal.getsignal(number) for number in self.SIGNALS}
+        self.listen()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _heard(self, number: int, _: object) -> None:
         self.signal = signal.Signals(number)
