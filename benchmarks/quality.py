@@ -307,7 +307,7 @@ def table() -> str:
         lines.append(
             [
                 f"`{name}`",
-                told if _told(net) == told else f"{told}; ResNet-20: {_told(net)}",
+                told if _told(net) == told else f"{told}; ResNet-20: {_told(net)}".removeprefix("; "),
                 _cell(kept, "dense_over", "{:.1f}×"),
                 _cell(kept, "final", "{:.1e}"),
                 _cell(lost, "final", "{:.1e}"),
