@@ -31,8 +31,9 @@ from sage.run import build_model
 from sage.task import TASKS
 from sage.tell.progress import Display
 from sage.tell.record import recorder
-from sage.train.loop import Stop, Training
+from sage.train.loop import Training
 from sage.train.recipe import optimizer
+from sage.train.stop import Stop
 
 WARM_UP = 2
 """Turns at the start that are not counted."""

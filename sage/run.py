@@ -38,7 +38,8 @@ from sage.task import TASKS
 from sage.tell.manifest import host, manifest
 from sage.tell.progress import Display
 from sage.tell.record import now, recorder, write_json
-from sage.train.loop import Diverged, Stop, Training
+from sage.train.loop import Diverged, Training
+from sage.train.stop import Stop
 
 LOCK = ".lock"
 """The file of a run's folder that the process which runs it has locked."""
@@ -121,13 +122,13 @@ def _simulated(config: Config) -> int:
     device = _device(config, 0)
     stop = Stop()
     hears = threading.current_thread() is threading.main_thread()
+
+    def work(wire: Wire) -> int:
+        return _work(config, wire, device, stop)
+
     try:
         with stop.listening() if hears else nullcontext():
-            return max(
-                simulate(
-                    config.world_size, lambda wire: _work(config, wire, device, stop), guard=config.guard
-                )
-            )
+            return max(simulate(config.world_size, work, guard=config.guard))
     except (WireError, Diverged, Taken, OSError) as error:
         _complain(str(error))
         return _blame(error)

@@ -19,7 +19,8 @@ from sage.feed.data import Batch
 from sage.task import Classify
 from sage.tell.progress import Display
 from sage.tell.record import read_metrics, recorder, write_json
-from sage.train.loop import Stop, Training
+from sage.train.loop import Training
+from sage.train.stop import Stop
 from sage.trial import same_bits
 
 CONFIG = Config(

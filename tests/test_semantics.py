@@ -21,8 +21,9 @@ from sage.feed.data import Batch
 from sage.task import Classify
 from sage.tell.progress import Display
 from sage.tell.record import Silent
-from sage.train.loop import Diverged, Stop, Training
+from sage.train.loop import Diverged, Training
 from sage.train.optim import LossScale
+from sage.train.stop import Stop
 from sage.trial import same_bits
 
 GIVEN: dict[str, Any] = {"workload": "points", "task": "classify", "model": "feedforward", "data": "digits"}

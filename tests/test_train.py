@@ -20,8 +20,9 @@ from sage.feed.data import Batch, count_steps, epoch_generator, shard, share
 from sage.task import Classify
 from sage.tell.progress import Display
 from sage.tell.record import Record, read_metrics, recorder
-from sage.train.loop import Stop, Training
+from sage.train.loop import Training
 from sage.train.optim import schedule
+from sage.train.stop import Stop
 
 # N = samples, B = samples in a batch, F = features
 

@@ -22,8 +22,9 @@ from sage.reducers.variance import Variance, exponents
 from sage.task import Classify, LanguageModel
 from sage.tell.progress import Display
 from sage.tell.record import Silent
-from sage.train.loop import Stop, Training
+from sage.train.loop import Training
 from sage.train.squares import Squares
+from sage.train.stop import Stop
 from sage.trial import Case, same_bits, steps
 
 SHAPES = (("a", (2,)), ("b", (3,)))

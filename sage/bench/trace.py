@@ -25,8 +25,9 @@ from sage.run import build_model
 from sage.task import TASKS
 from sage.tell.progress import Display
 from sage.tell.record import Silent
-from sage.train.loop import Stop, Training
+from sage.train.loop import Training
 from sage.train.recipe import learning_rate
+from sage.train.stop import Stop
 
 FORMAT = "sage trace 2"
 LARGEST = 15

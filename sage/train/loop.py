@@ -5,10 +5,9 @@ that is killed and resumed goes through the same numbers, on CPUs to the bit.
 """
 # N = elements of the flat gradient
 
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from sage.train.evaluate import average_buffers, metrics
 from sage.train.optim import LossScale, RunningAverage, clip_, set_lr
 from sage.train.recipe import before_reduction, count_steps, learning_rate, memory_options, optimizer
 from sage.train.squares import Squares
+from sage.train.stop import Stop
 from sage.train.tally import Tally
 
 EVAL_BATCH = 512
@@ -39,36 +39,6 @@ HISTOGRAM_SAMPLE = 2**18
 
 class Diverged(RuntimeError):
     """The mean gradient is no longer finite."""
-
-
-class Stop:
-    """Whether this process has been asked to stop, by SIGTERM, SIGINT, SIGUSR1 or SIGUSR2."""
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-
-    def listen(self) -> None:
-        """Take the signals over. A second SIGINT ends the process as it always did."""
-        for number in self.SIGNALS:
-            signal.signal(number, self._heard)
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take the signals over for as long as a run in somebody else's process takes."""
-        before = {number: signal.getsignal(number) for number in self.SIGNALS}
-        self.listen()
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _heard(self, number: int, _: object) -> None:
-        self.signal = signal.Signals(number)
-        if number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
 
 
 class Training:
