@@ -10,6 +10,7 @@ from submitit import JobEnvironment
 from submitit.helpers import Checkpointable
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
+from sage import output
 from sage.config import Config
 from sage.outcome import FAILED, HOPELESS, INTERRUPTED, stop_before_it_begins, tell_the_job
 
@@ -31,6 +32,7 @@ class Cell(Checkpointable):
         Raises:
             SystemExit: in a process of its own, with the exit status of a run that has not finished.
         """
+        output.protect()
         job = JobEnvironment()
         if job.cluster == "local":
             self._see_gpus()

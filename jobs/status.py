@@ -1,6 +1,5 @@
 """`sage status`, `sage cancel` and `sage logs`: what has become of cells, without waiting for torch."""
 
-import argparse
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from sage.jobs.book import Entry
 from sage.jobs.scheduler import Job
 from sage.jobs.state import State, States, Word, is_active
 from sage.jobs.suite import noted
+from sage.parser import Parser
 
 REFRESH = 5.0
 """Seconds between two looks at the files of what runs."""
@@ -37,7 +37,7 @@ COLORS: dict[Word, str] = {
 
 def main(argv: Sequence[str]) -> int:
     """Show what has become of a suite's cells, or of all in a folder of runs."""
-    parser = argparse.ArgumentParser(prog="sage status", description=main.__doc__)
+    parser = Parser(prog="sage status", description=main.__doc__)
     parser.add_argument(
         "what", nargs="?", type=Path, help="a suite's TOML file, or a folder of runs; none: runs"
     )
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 def cancel(argv: Sequence[str]) -> int:
     """End the active jobs of cells, or of a suite's cells."""
-    parser = argparse.ArgumentParser(prog="sage cancel", description=cancel.__doc__)
+    parser = Parser(prog="sage cancel", description=cancel.__doc__)
     parser.add_argument(
         "what", nargs="+", help="a suite's TOML file, or a cell: its name, its hash, or how one begins"
     )
@@ -94,7 +94,7 @@ def cancel(argv: Sequence[str]) -> int:
 
 def logs(argv: Sequence[str]) -> int:
     """Print what a cell's newest job has said."""
-    parser = argparse.ArgumentParser(prog="sage logs", description=logs.__doc__)
+    parser = Parser(prog="sage logs", description=logs.__doc__)
     parser.add_argument("cell", help="its name, its hash, or how one of them begins")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run folders are")
     parser.add_argument(

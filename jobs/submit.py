@@ -1,6 +1,5 @@
 """`sage submit`: have those cells of a suite run that are neither finished nor under way."""
 
-import argparse
 import secrets
 import shutil
 import sys
@@ -17,6 +16,7 @@ from sage.jobs.book import Cluster, Entry
 from sage.jobs.state import error, is_active, result
 from sage.jobs.status import queue_of, unfinished, watch
 from sage.jobs.suite import Suite, labels, note, read
+from sage.parser import Parser
 
 DEFAULT_ARRAY = 1001
 """SLURM's own MaxArraySize, for a dry run where there is no SLURM."""
@@ -24,7 +24,7 @@ DEFAULT_ARRAY = 1001
 
 def main(argv: Sequence[str]) -> int:
     """Run those cells of a suite that are neither finished nor under way."""
-    parser = argparse.ArgumentParser(prog="sage submit", description=main.__doc__)
+    parser = Parser(prog="sage submit", description=main.__doc__)
     parser.add_argument("suite", type=Path, help="a TOML file of a run's keys, in which lists make cells")
     parser.add_argument(
         "--cluster",

@@ -1,38 +1,67 @@
 """`sage VERB`: the command line, which imports a verb's own module only when it is called."""
 
-import argparse
 import importlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from . import __version__, registry
+from . import __version__, output, registry
 from .check import known
 from .config import workloads
-from .outcome import HOPELESS, stop_before_it_begins, tell_the_job
+from .errors import status as error_status
+from .errors import told
+from .outcome import FAILED, HOPELESS, KEYBOARD, PIPE_CLOSED, stop_before_it_begins, tell_the_job
+from .parser import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit status: 0 for done, 2 for what was asked wrongly."""
+    """Run one verb and return its exit status, as docs/exit-statuses.md lists them; nothing is raised."""
+    output.protect()
     argv = list(sys.argv[1:] if argv is None else argv)
+    verb = argv[0] if argv and argv[0] in VERBS else ""
+    name = " ".join(["sage", verb]).strip()
+    try:
+        status = _dispatch(argv)
+        lost = output.failure() if verb not in ("run", "submit", "launch") else None
+        if lost is None:
+            return status
+        raise lost
+    except SystemExit as error:  # argparse has printed its help
+        return error.code if isinstance(error.code, int) else 0
+    except BrokenPipeError:
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        return _refuse(name, "interrupted", KEYBOARD)
+    except RecursionError:
+        return _refuse(name, "what was given is nested too deeply", HOPELESS)
+    except MemoryError as error:
+        return _refuse(name, f"out of memory ({told(error)})", FAILED)
+    except (ValueError, OSError) as error:
+        return _refuse(name, told(error), error_status(error))
+    except Exception as error:
+        traceback.print_exc()
+        text = f"this is a bug in SAGE: {type(error).__name__}: {told(error)}"
+        advice = "please report it to SAGE's issue tracker, with the command and the lines above"
+        return _refuse(name, f"{text}; {advice}", FAILED)
+
+
+def _dispatch(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
     if argv[0] in ("-V", "--version"):
         print(f"sage {__version__}")
         return 0
-    try:
-        return VERBS[known("verb", argv[0], VERBS)](argv[1:])
-    except ValueError as error:
-        print(f"sage {argv[0]}: {error}", file=sys.stderr)
-        tell_the_job(HOPELESS, str(error))
-        return HOPELESS
-    except SystemExit as error:  # the parser has said what is wrong
-        if error.code == HOPELESS:
-            tell_the_job(HOPELESS, "asked wrongly")
-        raise
+    return VERBS[known("verb", argv[0], VERBS)](argv[1:])
+
+
+def _refuse(name: str, text: str, status: int) -> int:
+    print(f"{name}: {text}", file=sys.stderr)
+    tell_the_job(status, text)
+    return status
 
 
 def run(argv: Sequence[str]) -> int:
@@ -201,8 +230,8 @@ def _table(rows: Mapping[str, str], width: int = 0) -> list[str]:
     return [f"  {name:{width}}  {line}".rstrip() for name, line in rows.items()]
 
 
-def _parser(verb: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"sage {verb}", description=VERBS[verb].__doc__)
+def _parser(verb: str) -> Parser:
+    return Parser(prog=f"sage {verb}", description=VERBS[verb].__doc__)
 
 
 def _first_comment(path: Path) -> str:

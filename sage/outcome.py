@@ -1,4 +1,7 @@
-"""How a run ends: the exit status that says whether to run it again, and the word to whoever started it."""
+"""The exit statuses of every command, and the line that tells the job why a run ended.
+
+docs/exit-statuses.md has the table, and what SAGE's jobs do about each.
+"""
 
 import os
 import signal
@@ -10,6 +13,10 @@ HOPELESS = 2
 """Exit status of a run that would fail again: a wrong setting, missing data, a run that diverges."""
 INTERRUPTED = 75
 """Exit status (EX_TEMPFAIL) of a run that stopped when asked and has saved itself: run it again to go on."""
+KEYBOARD = 130
+"""Exit status of a command that Ctrl-C has ended."""
+PIPE_CLOSED = 141
+"""Exit status of a command whose output nobody reads any more."""
 
 
 def tell_the_job(status: int, text: str) -> None:

@@ -1,6 +1,5 @@
 """`sage bench compress`: what it costs to compress a gradient and to decompress it, without any network."""
 
-import argparse
 import csv
 import math
 import os
@@ -16,6 +15,7 @@ from sage import registry
 from sage.bench import figure
 from sage.bench.rounds import Row, Spread, cases_of, inputs, measure
 from sage.ops import native
+from sage.parser import Parser
 from sage.tell.manifest import manifest
 from sage.tell.units import percent, size
 
@@ -52,7 +52,7 @@ FIELDS = (
 
 def main(argv: Sequence[str]) -> int:
     """Measure every case on every input; 1 where a reducer failed."""
-    parser = argparse.ArgumentParser(prog="sage bench compress", description=__doc__)
+    parser = Parser(prog="sage bench compress", description=__doc__)
     parser.add_argument(
         "--reducers", nargs="+", metavar="NAME[:OPTION=VALUE,...]", default=registry.names("reducers")
     )

@@ -5,7 +5,6 @@ instead of a model. Nothing waits for a network, and everything it sends is coun
 """
 # S = steps, W = ranks, N = elements of the trace
 
-import argparse
 import statistics
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.layout import Layout
 from sage.memory import ErrorFeedback
+from sage.parser import Parser
 from sage.reducers.sage import Sage
 
 RIGHT = "right"
@@ -74,7 +74,7 @@ Seen = tuple[float, int, int, int]
 
 def main(argv: Sequence[str]) -> int:
     """Replay the traces, print the table, and write it with its figure where a folder is given."""
-    parser = argparse.ArgumentParser(prog="sage bench density", description=__doc__)
+    parser = Parser(prog="sage bench density", description=__doc__)
     parser.add_argument(
         "traces", nargs="+", type=Path, help="files of `sage bench record`, or folders of runs to record now"
     )

@@ -8,11 +8,12 @@ from pathlib import Path
 from sage.bench.trace import Trace, is_run, record, record_run
 from sage.config import resolve
 from sage.flags import parse_run
+from sage.parser import Parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Record a trace and say what is in it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sage bench record",
         description="Record the gradients of a run, all its ranks simulated here.",
         epilog="The workload stands first; everything else is a flag of `sage run`. Or the folder of a run "

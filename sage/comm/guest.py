@@ -5,6 +5,7 @@ import os
 import torch
 import torch.distributed as dist
 
+from sage.comm import torch_names
 from sage.comm.process import GroupWire, first_line
 from sage.comm.rendezvous import Place
 from sage.comm.watch import Watch
@@ -39,7 +40,7 @@ class GuestWire(GroupWire):
             raise ValueError("the ranks are not joined yet: call torch.distributed.init_process_group first")
         host = group or dist.group.WORLD
         assert host is not None
-        store = host.get_group_store()
+        store = torch_names.store_of(host)
         place = _place(host, store)
         super().__init__(place, device=device, timeout=timeout, guard=guard)
         try:

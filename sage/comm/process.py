@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sage.comm import torch_names
 from sage.comm.address import choose_interface
 from sage.comm.rendezvous import Place
 from sage.comm.watch import Watch
@@ -77,12 +78,12 @@ class GroupWire(Wire):
 
     def _gather(self, x_S: Tensor) -> Tensor:
         out_WS = x_S.new_empty(self.world_size * x_S.numel())
-        dist.all_gather_single(out_WS, x_S, group=self._group)
+        torch_names.all_gather(out_WS, x_S, self._group)
         return out_WS.view(self.world_size, x_S.numel())
 
     def _gather_on_host(self, x_S: Tensor) -> Tensor:
         out_WS = x_S.new_empty(self.world_size * x_S.numel())
-        dist.all_gather_single(out_WS, x_S, group=self._control)
+        torch_names.all_gather(out_WS, x_S, self._control)
         return out_WS.view(self.world_size, x_S.numel())
 
     def _gather_ragged(self, x_S: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -113,7 +114,7 @@ class GroupWire(Wire):
             # Gloo's own is a whole all-reduce, at twice the traffic; this adds in the thread twin's order.
             return add(self._all_to_all(x_WN))
         out_N = torch.empty_like(x_WN[0], memory_format=torch.contiguous_format)
-        dist.reduce_scatter_single(out_N.view(-1), x_WN.reshape(-1), group=self._group)
+        torch_names.reduce_scatter(out_N.view(-1), x_WN.reshape(-1), self._group)
         return out_N
 
     def _all_to_all(self, x_WN: Tensor) -> Tensor:

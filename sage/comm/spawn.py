@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
+from sage import output
 from sage.comm.rendezvous import Place, local_places
 from sage.outcome import FAILED, HOPELESS, INTERRUPTED
 
@@ -80,4 +81,5 @@ def _child(rank: Callable[[Place], int], place: Place, parent: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: the kernel kills it with its parent
         if os.getppid() != parent:
             os._exit(FAILED)
+    output.protect()
     sys.exit(rank(place))

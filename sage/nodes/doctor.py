@@ -22,6 +22,7 @@ from sage.comm.address import GLOO, NCCL
 from sage.nodes import launch, team
 from sage.nodes.findings import Finding, Seen
 from sage.nodes.judge import judge
+from sage.parser import Parser
 
 STYLES = {"ok": "", "note": "yellow", "failed": "bold red"}
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sage doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     launch.add_arguments(parser)

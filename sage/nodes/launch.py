@@ -26,6 +26,7 @@ from sage.comm.spawn import GRACE
 from sage.nodes.hosts import Host, read_hosts
 from sage.nodes.remote import Crew, Ended, Said, Task, surroundings
 from sage.outcome import FAILED, HOPELESS, INTERRUPTED
+from sage.parser import Parser
 
 FREE_PORT = "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])"
 
@@ -102,7 +103,7 @@ def seat(hosts: Sequence[Host], argv: Sequence[str], *, hostip: str, port: int, 
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sage launch",
         usage="sage launch --hosts FILE [options] [WORKLOAD [sage run's options]]",
         description=__doc__,
