@@ -112,7 +112,7 @@ def _create(path: Path, token: str, wait: float) -> None:
             if _is_dead(owner) or age > STALE:
                 _take_away(path, owner.get("token"))
                 continue
-            # An owner that is alive has touched it since; one that has not may be dead: wait until it is stale.
+            # An owner that is alive has touched it since; a dead one has not: wait until it is stale.
             silent = touch == first_touch and age > 2 * BEAT
             if time.monotonic() - start >= wait and not silent:
                 raise Locked(_held_by(owner))

@@ -266,7 +266,7 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
 def write_json(
     path: Path, content: Mapping[str, Any], kind: Kind | None = None, *, private: bool = False
 ) -> None:
-    """Write a JSON object whole or not at all; see `write_bytes`. A number that is not finite becomes null."""
+    """Write a JSON object whole or not at all; see `write_bytes`. A non-finite number becomes null."""
     if kind is not None and kind.version > 1:
         content = {"format": kind.version, **content}
     write_text(path, json_text(content, indent=2) + "\n", private=private)
