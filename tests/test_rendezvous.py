@@ -168,8 +168,13 @@ def test_any_form_of_address_passes(hostip: str) -> None:
 def test_ranks_spawned_here_meet_on_a_free_port_of_loopback() -> None:
     places = local_places(3)
     port = places[0].port
+    secret = places[0].secret
+    assert len(secret) == 32
+    assert secret != local_places(1)[0].secret
+    assert secret not in repr(places[0]), "it would come into messages"
     assert places == [
-        Place(rank=rank, world_size=3, hostip="127.0.0.1", port=port, local_rank=rank) for rank in range(3)
+        Place(rank=rank, world_size=3, hostip="127.0.0.1", port=port, local_rank=rank, secret=secret)
+        for rank in range(3)
     ]
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", port))

@@ -12,11 +12,12 @@ Without any of them a run spawns its ranks here.
 
 import os
 import re
+import secrets
 import socket
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sage.comm.address import is_loopback, resolve
 
@@ -40,6 +41,11 @@ class Place:
     """Rank within this node: which GPU is ours."""
     source: str = "spawned here"
     """Where this was read, for error messages."""
+    attempt: int = 0
+    """How often the launcher has started all ranks again, where it counts: what an attempt leaves in a store
+    that outlives it is not the next one's."""
+    secret: str = field(default="", repr=False)
+    """What only the ranks of this run know (SAGE_SECRET), so that nobody else can speak for one; "": none."""
 
 
 def place(environ: Mapping[str, str] = os.environ) -> Place | None:
@@ -144,7 +150,8 @@ def local_places(world_size: int) -> list[Place]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
+    secret = secrets.token_hex(16)
     return [
-        Place(rank=rank, world_size=world_size, hostip="127.0.0.1", port=port, local_rank=rank)
+        Place(rank=rank, world_size=world_size, hostip="127.0.0.1", port=port, local_rank=rank, secret=secret)
         for rank in range(world_size)
     ]

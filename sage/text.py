@@ -1,0 +1,33 @@
+"""Makes a text that another process sent fit to print: one line, of bounded length, no control characters."""
+
+import re
+import unicodedata
+
+ESCAPES = re.compile(
+    # CSI (colours, cursor); OSC, DCS, SOS, PM and APC (titles, clipboard) up to their end; all others.
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
+    r"|\x1b[ -/]*[0-~]?"
+)
+"""ECMA-48's control sequences, as terminals take them."""
+
+HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Unicode categories that a terminal obeys or does not show: controls, marks of direction, surrogates."""
+
+
+def clean_text(text: str, limit: int = 500) -> str:
+    """The text in one line of at most `limit` letters, without control characters and escape sequences.
+
+    Newlines and tabs become spaces. A text that is cut ends in an ellipsis.
+
+    >>> clean_text("red: \\x1b[31mfire\\x1b[0m\\nnext line")
+    'red: fire next line'
+    >>> clean_text("abcdef", limit=4)
+    'abc…'
+    """
+    head = text[: 4 * limit + 1000]  # a text of megabytes is not searched to its end
+    letters = (" " if letter.isspace() else letter for letter in ESCAPES.sub("", head))
+    line = "".join(letter for letter in letters if unicodedata.category(letter) not in HIDDEN).strip()
+    if len(line) <= limit and len(head) == len(text):
+        return line
+    return line[: limit - 1] + "…"
