@@ -53,7 +53,7 @@ class Array:
 
     @property
     def comment(self) -> str:
-        """What no other job's comment is, until the batch script writes its own there."""
+        """What no other job's comment is."""
         return f"{self.folder.name}/{self.number}"
 
 
@@ -83,7 +83,7 @@ class Executor(SlurmExecutor):
             setup=[
                 *_exports({"max_requeues": str(array.max_requeues), **_python()}),
                 f"source {shlex.quote(str(BATCH))}",
-                "sage_meet",
+                f"sage_meet {shlex.quote(str(array.folder.resolve()))}",
                 'srun() { command srun "$@" & sage_await $!; }',  # which is what the script's next line calls
             ],
             # srun takes neither --cpus-per-task (SLURM 22.05) nor, for its own files, --open-mode over.

@@ -2,26 +2,36 @@
 # What a batch script does before its ranks start and after they have ended. pararun and the jobs of `sage submit`
 # source it; it runs on the job's first node, where rank 0 will be.
 #
-#     sage_meet          set and export hostip and port: where the ranks meet
+#     sage_meet [FOLDER] make the job's own folder, in FOLDER, else in the folder of the submission; set and export
+#                        hostip and port: where the ranks meet
 #     sage_await PID     wait for srun, handing signals on to its ranks; returns its exit status
-#     sage_end STATUS    leave with what became of the ranks, after having the job requeued where that helps
+#     sage_end STATUS    leave with the status of the run, after having the job requeued where that helps
 #
 # What `sage run` leaves with: 0 finished, 75 stopped by a signal and saved, 2 hopeless (a wrong setting, missing
 # data, a run that diverges), any other status a failure that may not happen again: a killed rank, a lost node.
+#
+# The job's own folder, .sage-job-JOBID, can be read and written by its owner alone, and all nodes see it. It holds
+#
+#     failures           how often the job has failed: digits alone, synced before the job is requeued
+#     outcome-N          status and reason of the run's Nth start, from the first rank that had one to tell: srun
+#                        returns the highest status of all ranks, and 137 for those it killed because one failed
+#
+# No decision depends on a message: it is cut, cleaned of control characters and printed, never read back.
 
 # SLURM signals the script along with its ranks; it has to outlive them.
 trap : TERM USR1 USR2
 
-# srun returns the highest status of all ranks, and 137 for those it killed itself because one had failed. So the
-# first rank that has something to say says it here. In the folder of the submission, which all nodes see.
-export SAGE_OUTCOME="${SLURM_SUBMIT_DIR:-.}/.sage-outcome-${SLURM_JOB_ID:-0}"
+SAGE_LONGEST_REASON=1500 # bytes
 
 sage_meet() {
-    rm -f "$SAGE_OUTCOME"
+    sage_own_folder "${1:-${SLURM_SUBMIT_DIR:-.}}/.sage-job-${SLURM_JOB_ID:-0}"
+    # What another job's ranks were told: this one was submitted from there.
+    if [[ -n ${SAGE_MEETING:-} && $SAGE_MEETING == "${hostip:-} ${port:-}" ]]; then
+        unset hostip port
+    fi
     hostip=${hostip:-$(sage_head)}
     if [[ -z $hostip ]]; then
-        echo "sage: cannot tell the address of the first node of '$SLURM_JOB_NODELIST': set hostip" >&2
-        exit 2
+        sage_refuse "cannot tell the address of the first node of '$SLURM_JOB_NODELIST': set hostip"
     fi
     if [[ -z ${port:-} ]]; then
         # Another one after a requeue, so that a rank left over from before cannot join.
@@ -30,8 +40,42 @@ sage_meet() {
             port=$((port + 1))
         done
     fi
-    export hostip port
+    SAGE_MEETING="$hostip $port"
+    export hostip port SAGE_MEETING
     unset rank world_size # srun numbers its tasks itself
+}
+
+sage_refuse() {
+    printf 'sage: %s\n' "$1" >&2
+    exit 2
+}
+
+# Make the job's own folder, or take the one that an earlier start of this job has made.
+sage_own_folder() {
+    sage_folder=$1
+    local theirs="$1 is not a folder of yours alone: remove it, or submit from another folder"
+    if [[ ! ${max_requeues:-3} =~ ^[0-9]{1,6}$ ]]; then
+        sage_refuse "max_requeues is '${max_requeues:0:40}'; allowed is a whole number from 0 to 999999"
+    fi
+    if ! mkdir -m 700 -- "$sage_folder" 2>/dev/null; then
+        if [[ ! -e $sage_folder && ! -L $sage_folder ]]; then
+            sage_refuse "cannot make the folder $sage_folder, which the job needs: submit from where you may write"
+        elif [[ -L $sage_folder || ! -d $sage_folder || ! -O $sage_folder ]]; then
+            sage_refuse "$theirs"
+        elif (($(stat -c "8#%a & 8#77" -- "$sage_folder"))); then
+            # What others could read or write cannot be trusted.
+            { rm -rf -- "$sage_folder" && mkdir -m 700 -- "$sage_folder"; } 2>/dev/null || sage_refuse "$theirs"
+        fi
+    fi
+    if [[ ${SLURM_RESTART_COUNT:-0} -eq 0 ]]; then # what is there was left by a job that had the same number
+        rm -f -- "$sage_folder/failures" 2>/dev/null || :
+        sage_write_failures 0 || : # tried again before a requeue
+    fi
+    export SAGE_OUTCOME="$sage_folder/outcome-${SLURM_RESTART_COUNT:-0}"
+    rm -rf -- "$SAGE_OUTCOME" 2>/dev/null || :
+    if [[ -e $SAGE_OUTCOME || -L $SAGE_OUTCOME ]]; then
+        sage_refuse "cannot remove $SAGE_OUTCOME, which is not from this start of the job"
+    fi
 }
 
 # An address of the first node that the other nodes can reach.
@@ -83,39 +127,103 @@ sage_await() {
 }
 
 sage_end() {
-    local status=$1 reason="" failures most=${max_requeues:-3}
-    if [[ -s $SAGE_OUTCOME ]]; then
-        read -r status reason <"$SAGE_OUTCOME"
+    local status=$1 reason="" told="" most=$((10#${max_requeues:-3}))
+    if [[ -f $SAGE_OUTCOME && ! -L $SAGE_OUTCOME && -O $SAGE_OUTCOME ]]; then
+        IFS=' ' read -r told reason < <(head -c "$SAGE_LONGEST_REASON" -- "$SAGE_OUTCOME" | sage_clean) || :
+        if [[ $told =~ ^[0-9]{1,3}$ && $((10#$told)) -le 255 ]]; then
+            status=$((10#$told))
+        else
+            reason=""
+        fi
     fi
-    rm -f "$SAGE_OUTCOME"
     case $status in
-    0) exit 0 ;;
-    2) reason="hopeless: ${reason:-asked wrongly}" ;;
+    0) ;;
+    2) reason="hopeless: ${reason:-a wrong setting}" ;;
     75) sage_requeue "stopped and saved" && exit 75 ;;
     *)
         reason=${reason:-a rank left with status $status}
-        failures=$(scontrol --oneliner show job "$SLURM_JOB_ID" | sed -n 's/.* Comment=sage: failure \([0-9]*\) .*/\1/p')
-        failures=$((${failures:-0} + 1))
-        if [[ $failures -le $most ]]; then
-            scontrol update jobid="$SLURM_JOB_ID" comment="sage: failure $failures of at most $most: $reason" || :
-            sage_requeue "failure $failures of at most $most: $reason" && exit "$status"
-        else
+        local failures
+        failures=$(($(sage_failures) + 1))
+        if [[ $failures -gt $most ]]; then
             reason="failed again after $most requeues: $reason"
+        elif ! sage_write_failures "$failures"; then
+            reason="not requeued, as $sage_folder/failures cannot be written: $reason"
+        elif sage_requeue "failure $failures of at most $most: $reason"; then
+            exit "$status"
         fi
         ;;
     esac
-    echo "sage: job $SLURM_JOB_ID ends with status $status${reason:+, $reason}" >&2
+    if [[ $status -ne 0 ]]; then
+        printf 'sage: job %s ends with status %s%s\n' "$SLURM_JOB_ID" "$status" "${reason:+, $reason}" >&2
+    fi
+    rm -rf -- "$sage_folder" 2>/dev/null || :
     exit "$status"
+}
+
+# One line without control characters, neither ASCII's nor, as UTF-8 has them, those from 128 to 159.
+sage_clean() {
+    LC_ALL=C tr '\000-\037\177' ' ' | LC_ALL=C sed $'s/\xc2[\x80-\x9f]/ /g'
+    echo
+}
+
+# How often the job has failed before. Where that is not on record, all of SLURM's restarts count.
+sage_failures() {
+    local restarts found=""
+    restarts=$(sage_restarts)
+    if [[ -f $sage_folder/failures && ! -L $sage_folder/failures && -O $sage_folder/failures ]]; then
+        found=$(head -c 20 -- "$sage_folder/failures" 2>/dev/null | LC_ALL=C tr -d '\000') || :
+    fi
+    # A start that was not told of restarts has begun the count anew.
+    if [[ ${SLURM_RESTART_COUNT:-0} -eq $restarts && $found =~ ^[0-9]{1,6}$ ]]; then
+        echo $((10#$found))
+    else
+        echo "$restarts"
+    fi
+}
+
+# How often SLURM has restarted the job; the highest number where several sources differ.
+sage_restarts() {
+    local most=${SLURM_RESTART_COUNT:-0} each
+    for each in $(sage_job | LC_ALL=C grep -oE ' Restarts=[0-9]{1,9} ' | tr -cd '0-9\n'); do
+        if [[ $((10#$each)) -gt $most ]]; then
+            most=$((10#$each))
+        fi
+    done
+    echo "$most"
+}
+
+# Write the count whole and bring it to disk; fails where that is not certain.
+sage_write_failures() {
+    local draft="$sage_folder/failures.$$"
+    { echo "$1" >"$draft" && sync -- "$draft" && mv -fT -- "$draft" "$sage_folder/failures" &&
+        sync -- "$sage_folder" && [[ $(cat -- "$sage_folder/failures") == "$1" ]]; } 2>/dev/null
+}
+
+# What SLURM knows of this job. By the number of an array's task: the plain one may stand for the whole array.
+sage_job() {
+    scontrol --oneliner show job "$(sage_name)" 2>/dev/null || :
+}
+
+sage_name() {
+    if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
+        echo "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
+    else
+        echo "$SLURM_JOB_ID"
+    fi
 }
 
 # A job that was cancelled, or that SLURM is requeueing by itself, is no longer running: leave it alone.
 sage_requeue() {
-    if ! scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING '; then
-        echo "sage: job $SLURM_JOB_ID: $1; SLURM is ending it" >&2
-    elif scontrol requeue "$SLURM_JOB_ID"; then
-        echo "sage: job $SLURM_JOB_ID: $1; requeued" >&2
-    else
-        echo "sage: job $SLURM_JOB_ID: $1; cannot be requeued, the same command goes on" >&2
+    local found
+    found=$(sage_job)
+    if [[ $found != *" JobState=RUNNING "* ]]; then
+        printf 'sage: job %s: %s; SLURM is ending it\n' "$SLURM_JOB_ID" "$1" >&2
+        return 0
+    fi
+    # Said first: SLURM may kill this script as soon as it has the request.
+    printf 'sage: job %s: %s; requeued\n' "$SLURM_JOB_ID" "$1" >&2
+    if ! scontrol requeue "$(sage_name)"; then
+        printf 'sage: job %s: SLURM refused the requeue; submit it again to go on\n' "$SLURM_JOB_ID" >&2
         return 1
     fi
 }

@@ -18,7 +18,7 @@ RULED_OUT = {
     **dict.fromkeys(("requeue", "no-requeue"), "a failed cell is requeued at most max_requeues times"),
     "array": "the cells are the array; `parallel` bounds how many of them run at once",
     "job-name": "the jobs are called sage-<suite>",
-    "comment": "the batch script counts failures there",
+    "comment": "`sage submit` finds its jobs by it",
     "signal": "the ranks are signalled in time to save themselves",
     "chdir": "a cell runs where it was submitted, and finds runs/ and data/ there",
     "clusters": "the queue that is looked at is this cluster's",

@@ -19,14 +19,33 @@ PIPE_CLOSED = 141
 """Exit status of a command whose output nobody reads any more."""
 
 
-def tell_the_job(status: int, text: str) -> None:
-    """Tell the batch script, which learns from srun no more than the highest exit status (jobs/batch.sh).
+LONGEST = 400
+"""Characters of a message that are shown in a line of their own; the rest is cut off."""
 
-    The first rank to say something is the one that is heard.
+
+def one_line(text: str) -> str:
+    """The text as a line that can be printed anywhere: no control characters, and not too long.
+
+    >>> one_line("rank 1:\\n  lost \\x1b[31mit")
+    'rank 1: lost [31mit'
+    """
+    # A string of any length may come: only what can be shown is looked at.
+    head = "".join(c if c.isprintable() else " " for c in text[: 4 * LONGEST])
+    line = " ".join(head.split())
+    return line if len(line) <= LONGEST and len(text) <= 4 * LONGEST else f"{line[: LONGEST - 1]}…"
+
+
+def tell_the_job(status: int, text: str) -> None:
+    """Tell the batch script the exit status and the reason: srun returns only the highest of all statuses.
+
+    The first rank that tells is the one that counts. The file is in the job's own folder (jobs/batch.sh).
     """
     if path := os.environ.get("SAGE_OUTCOME"):
-        with suppress(OSError), open(path, "x") as file:
-            file.write(f"{status} {' '.join(text.split())}\n")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with suppress(OSError):
+            descriptor = os.open(path, flags, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
+                file.write(f"{status} {one_line(text)}\n")
 
 
 def stop_before_it_begins() -> None:

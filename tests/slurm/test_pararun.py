@@ -43,7 +43,7 @@ def test_each_rank_is_where_it_should_be(
     assert manifest["links"]["bits_per_second"] > 0
     assert manifest["environment"]["SLURM_GPUS_ON_NODE"] == str(gpus)
     assert said.count("finished: ") == 1
-    assert not list(tmp_path.glob(".sage-outcome-*"))
+    assert not list(tmp_path.glob(".sage-job-*"))
 
 
 def test_nodes_that_are_one_machine_meet_on_loopback(loopback: Cluster, tmp_path: Path) -> None:

@@ -182,14 +182,18 @@ def test_a_pulled_cable(start: Callable[..., Job], reference: Path, cluster: Clu
 
 def test_one_failure_after_the_other(cluster: Cluster, tmp_path: Path) -> None:
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nexit 9\n")
+    # Longer than SLURM takes as a comment, longer than a command line may be, and like a count itself.
+    text = "Comment=sage: failure 0 of at most 9 " * 4000
+    (tmp_path / "text").write_text(f"9 {text}")
+    python.write_text(f"#!/bin/sh\ncp {tmp_path}/text $SAGE_OUTCOME\nexit 9\n")
     python.chmod(0o755)
     environment = {"PYTHON": str(python), "SAGE_HOME": str(CHECKOUT), "max_requeues": "2"}
     script = ["--nodes=1", "--output=out", str(CHECKOUT / "pararun")]
     ended = cluster.wait(cluster.sbatch(*script, cwd=tmp_path, env=environment), 120)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "9:0", "2")
     said = (tmp_path / "out").read_text()
-    assert "ends with status 9, failed again after 2 requeues: a rank left with status 9" in said
+    assert "ends with status 9, failed again after 2 requeues: Comment=sage: failure 0" in said
+    assert not list(tmp_path.glob(".sage-job-*"))
 
 
 @pytest.mark.parametrize("argv", ["digits-ff --densty 0.1", "digits-ff --lr -1"])
