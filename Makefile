@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 NATIVE := sage/_C.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-plain mutants cluster native sanitize emulate cuda bench-check lint format clean
+.PHONY: help demo test test-plain fuzz stress mutants cluster native sanitize emulate cuda bench-check lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  \1\t/' | expand -t 16
@@ -58,6 +58,14 @@ test: $(INSTALLED) $(NATIVE) ## run every test, those of no cluster in two proce
 
 test-plain: $(INSTALLED) ## run the tests of ops and reducers again, on threads, without the native extension
 	SAGE_NATIVE=0 $(BIN)/pytest -q -n $(JOBS) -k "not gloo" tests/test_ops.py tests/test_packing.py tests/test_reducers.py tests/test_conformance.py
+
+CASES ?= 10000
+fuzz: $(INSTALLED) $(NATIVE) ## run the property tests with a larger budget: make fuzz CASES=2000
+	SAGE_FUZZ=$(CASES) $(BIN)/pytest -q -m fuzz
+
+LOAD ?= 8
+stress: $(INSTALLED) $(NATIVE) ## run the tests of clusters, jobs and checkpoints three times on a busy machine
+	$(BIN)/python tests/stress.py --load $(LOAD) --times 3
 
 mutants: $(INSTALLED) $(NATIVE) ## put known faults in, one at a time, and see a test fail at each: make mutants WORD=residual
 	$(BIN)/python tests/mutate.py --jobs $(JOBS) $(WORD)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
+import leftovers
 import pytest
 import torch
 
@@ -15,6 +16,11 @@ CHECKOUT = Path(__file__).parents[1]
 # No deadline: a busy machine is no fault of the code's.
 hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let no test leave a process behind."""
+    leftovers.configure(config)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import leftovers
 import torch
 
 from sage import cli
@@ -176,8 +177,9 @@ def _main(
 
 
 def outside() -> dict[str, str]:
-    """What a run may know of the world: nothing that tells of ranks."""
-    return {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
+    """The environment of a run: nothing that tells of ranks, and the mark of the tests."""
+    names = ("PATH", "HOME", "TMPDIR", "LANG", leftovers.MARK)
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def until(true: Callable[[], bool]) -> None:
