@@ -2,7 +2,7 @@
 
 A process is a test's own where it began during the test, and one of these holds: its nearest older ancestor
 is pytest itself; it has lost its parents, and has the session's mark in its environment or works in a folder
-of the session. What lies below an older process, as a cluster's daemon, belongs to the fixture that started
+of the session. What lies below an older process, as a cluster's daemon, belongs to a fixture.
 """
 
 import os
