@@ -1,5 +1,7 @@
-"""AdaComp: of each small bin what comes near its largest, as a sign and a scale (Chen et al., AAAI 2018)."""
+"""AdaComp: the elements near the maximum of their bin, as a sign and a scale (Chen et al., AAAI 2018)."""
 # N = elements of the flat vector, K = elements selected, L = layers, B = bins, E = entries, S = bytes
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,45 +15,80 @@ from sage.reduce import Reduced, Sparsifier
 
 WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 """Bytes of an entry, two bits of which are no part of the place."""
+GRADCOMP_WEIGHT, GRADCOMP_CLIP = 3.0, 60.0
+"""GradComp's weight of the step's gradient, and the standard deviations that its adacomp2 clips at."""
 
 
 class AdaComp(Sparsifier):
-    """Send what comes near the largest of its bin, with a weight on what this step has brought.
+    """Send the elements that come near the maximum of their bin, with extra weight on this step's gradient.
 
-    With a = residual + g and H = a + (s − 1)·g, an element is sent where |H| ≥ gmax, the largest |a| of its
-    bin. What is sent is sign(a) times a scale, the mean of gmax over the bins of the layer; the residual
-    keeps the difference. Of a bin of zeros nothing is sent. Bins are of `conv_bin` elements in tensors of
-    three dimensions or more, else of `dense_bin`; none reaches beyond its layer, whatever the grouping.
+    `rule="paper"` (Chen et al., 2018): with a = residual + g and H = a + (s − 1)·g, an element is sent where
+    |H| ≥ gmax, the largest |a| of its bin. It is sent as sign(a) times a scale, the mean of gmax over the
+    bins of the layer, and the residual keeps the difference. Nothing is sent of a bin of zeros. Bins have
+    `conv_bin` elements in tensors of three dimensions or more, else `dense_bin`. No bin crosses a layer's
+    border, whatever the grouping. With `sends="values"` the selected a travel unchanged, which is in neither
+    source.
 
-    Bytes each rank hands over: an entry for each element sent, and one for each bin from which nothing is:
-    1 byte in bins of less than 64 elements, 2 below 16,384, else 4 (`values`); 4 a layer (`scales`); 16 for
-    how long these are. An entry is the place in the bin, in all bits but two, then one that is set in the
-    last entry of the bin, then the sign. The place is all ones where there is none. In a hybrid, such as
-    `adacomp+terngrad`, what is selected travels as the quantiser says.
+    `rule="gradcomp"` is the code of the language-model study (maysarahammouda/GradComp), which has no bins:
+    H = a + 3·g is compared with the largest |a| of the whole layer (its `comp_const` is 3; that selection is
+    `bins=False, scale_factor=4` here), and the value sent is H itself, so that the residual keeps a − H.
+    `gradcomp2` is its variant adacomp2, which clips at 60σ. Here the H that is sent is limited to ±60σ, σ the
+    standard deviation of the layer's a.
+
+    Bytes each rank hands over with `sends="scale"`: an entry for each element sent, and one for each bin from
+    which nothing is sent: 1 byte in bins of less than 64 elements, 2 below 16,384, else 4 (`values`); 4 a
+    layer (`scales`); 16 for the lengths of these. An entry is the place in the bin, in all bits but two, then
+    one bit that is set in the last entry of the bin, then the sign. The place is all ones where there is
+    none. Otherwise the bytes are those of a `Sparsifier` with uneven counts. In a hybrid, such as
+    `adacomp+terngrad`, the quantiser codes a, or under GradComp's rules H.
 
     Args:
-        scale_factor: s, at least 1; the paper finds that 1.5 to 3 work.
-        bins: Whether there are bins; without, each layer is one (as in maysarahammouda/GradComp, s = 3).
+        scale_factor: s of the paper's rule, at least 1; the paper reports that 1.5 to 3 work.
+        bins: Whether the paper's rule divides layers into bins; otherwise each layer is one bin.
         conv_bin: Elements of a convolution's bin, from 1 to 2^30 − 1.
         dense_bin: Elements of another tensor's bin.
+        rule: The paper's rule, or GradComp's adacomp or adacomp2, which have no bins and a fixed weight.
+        sends: What the paper's rule sends: a sign and the layer's scale, or the fp32 values of a.
     """
 
     rounds = True
+    grouping = "layer"
+    later = frozenset({"rule", "sends"})
+    even = False
     start_B: Tensor
     layer_B: Tensor
     width_B: Tensor
 
     def __init__(
-        self, *, scale_factor: float = 2.0, bins: bool = True, conv_bin: int = 50, dense_bin: int = 500
+        self,
+        *,
+        scale_factor: float = 2.0,
+        bins: bool = True,
+        conv_bin: int = 50,
+        dense_bin: int = 500,
+        rule: Literal["paper", "gradcomp", "gradcomp2"] = "paper",
+        sends: Literal["scale", "values"] = "scale",
     ) -> None:
         super().__init__()
+        if rule not in ("paper", "gradcomp", "gradcomp2"):
+            raise ValueError(f"rule={rule!r}: expected paper, gradcomp or gradcomp2")
+        if sends not in ("scale", "values"):
+            raise ValueError(f"sends={sends!r}: expected scale or values")
+        if rule != "paper" and (sends, bins, scale_factor) != ("scale", True, 2.0):
+            raise ValueError(
+                f"rule={rule!r} with sends, bins or scale_factor: these are options of rule='paper' alone"
+            )
         if not 1 <= scale_factor < float("inf"):
             raise ValueError(f"scale_factor={scale_factor!r}: expected a finite number, at least 1")
         for name, length in (("conv_bin", conv_bin), ("dense_bin", dense_bin)):
             if not 1 <= length < 2**30:
                 raise ValueError(f"{name}={length!r}: expected 1 to 2^30 − 1 elements")
-        self._weight = scale_factor - 1
-        self._bins, self._conv_bin, self._dense_bin = bins, conv_bin, dense_bin
+        self._is_gradcomp = rule != "paper"
+        self._clip = GRADCOMP_CLIP if rule == "gradcomp2" else None
+        self._codes_signs = not self._is_gradcomp and sends == "scale"
+        self._weight = GRADCOMP_WEIGHT if self._is_gradcomp else scale_factor - 1
+        self._bins = bins and not self._is_gradcomp
+        self._conv_bin, self._dense_bin = conv_bin, dense_bin
 
     def bind(self, layout: Layout) -> None:
         super().bind(layout)
@@ -77,7 +114,18 @@ class AdaComp(Sparsifier):
 
     def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
         signal_N, at_K, _ = self._near_largest(grad_N, residual_N)
-        return ops.take(signal_N, at_K, dtype=self.dtype, keep=residual_N is not None), at_K.int()
+        if not self._is_gradcomp:
+            return ops.take(signal_N, at_K, dtype=self.dtype, keep=residual_N is not None), at_K.int()
+        values_K = torch.add(signal_N[at_K], grad_N[at_K], alpha=self._weight)
+        if self._clip is not None:
+            deviation_L = per_group(signal_N, [span.numel for span in self.layout.spans], _deviation)
+            limit_K = self._clip * deviation_L[self.layer_B[self._bin_of(at_K)]]
+            values_K = torch.where(values_K.isfinite(), values_K.clamp(-limit_K, limit_K), values_K)
+        if residual_N is not None:
+            left_K = residual_N[at_K]
+            keep_error(left_K, values_K)
+            residual_N[at_K] = left_K
+        return values_K, at_K.int()
 
     def _near_largest(self, grad_N: Tensor, residual_N: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The signal, where in it |H| ≥ gmax, and gmax of every bin."""
@@ -90,6 +138,8 @@ class AdaComp(Sparsifier):
         return signal_N, near_N.nonzero().view(-1), largest_B
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        if not self._codes_signs:
+            return super().forward(grad_N, residual_N, wire)
         with phase("select"):
             signal_N, at_K, largest_B = self._near_largest(grad_N, residual_N)
             scale_L = per_group(largest_B, self._num_bins, torch.mean)
@@ -147,7 +197,13 @@ class AdaComp(Sparsifier):
         return at_K, torch.cat(signs)[order]
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
+        if not self._codes_signs:
+            return super().payload(counts, rank)
         return None  # how many bins are empty, and which are wide, does not follow from the counts
+
+
+def _deviation(x: Tensor) -> Tensor:
+    return x.std(correction=0)
 
 
 def _width(length: int) -> int:

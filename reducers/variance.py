@@ -49,6 +49,7 @@ class Variance(Sparsifier):
     needs_squares = True
     rounds = True
     even = False
+    grouping = "layer"
     variance_N: Tensor
     stop_L: Tensor
 

@@ -1,7 +1,10 @@
-"""Hybrids: a sparsifier says which elements are sent, a quantiser in how few bits.
+"""Hybrids: a sparsifier selects the elements that are sent, a quantiser codes their values.
 
-`--reducer topk+terngrad` is one; any sparsifier goes with any quantiser. The four of the language-model
-study (maysarahammouda/GradComp) are `topk+efsign`, `topk+terngrad`, `adacomp+efsign`, `adacomp+terngrad`.
+`--reducer topk+terngrad` is one; any sparsifier goes with any quantiser. The language-model study
+(maysarahammouda/GradComp) has four: `topk+efsign`, `topk+terngrad`, `adacomp+efsign`, `adacomp+terngrad`. As
+in the study each layer is selected from and scaled by itself. By default the two parts follow their papers;
+the study's own settings are `--rule gradcomp` for its AdaComp, which has no bins, and `--clip 17.1` for its
+TernGrad. Indices travel coded and ternary values in two bits here, which changes the bytes and not the mean.
 """
 # N = elements of the flat vector, K = elements this rank selects, G = groups
 
@@ -29,9 +32,9 @@ P = TypeVar("P", bound=Reducer)
 class Hybrid(Reducer):
     """A sparsifier's selection, in a quantiser's codes; error feedback is over both.
 
-    What a group's selection is worth is coded as if it were all of the group. Bytes a rank hands over: those
-    of the quantiser for as many elements, 8 for the length of each part, and the indices, coded
-    (`ops.encode_indices`).
+    The values selected in a group are coded as if they were the whole group. The grouping is the sparsifier's
+    own default. Bytes a rank hands over: those of the quantiser for as many elements, 8 for the length of
+    each part, and the indices, coded (`ops.encode_indices`).
     """
 
     memory = "residual"
@@ -78,7 +81,7 @@ class Hybrid(Reducer):
             if residual_N is not None:
                 left_K = values_K.clone()
                 keep_error(left_K, self.quantiser.decode(parts, sizes))
-                residual_N[at_K] = left_K
+                residual_N[at_K] += left_K
         rows = gather_parts(wire, {**parts, "indices": ops.encode_indices(at_K, n)}, even=False)
         with phase("scatter"):
             at = [ops.decode_indices(row.pop("indices"), n) for row in rows]
@@ -103,7 +106,7 @@ class Hybrid(Reducer):
 
 @cache
 def hybrid(sparsifier: type[Sparsifier], quantiser: type[Quantiser]) -> type[Hybrid]:
-    """The reducer that sends what the one selects as the other codes it.
+    """The reducer that sends the selection of a sparsifier in the codes of a quantiser.
 
     Raises:
         ValueError: where they are not a sparsifier and a quantiser, in this order.
@@ -122,6 +125,7 @@ def hybrid(sparsifier: type[Sparsifier], quantiser: type[Quantiser]) -> type[Hyb
             "sparsifier_type": sparsifier,
             "quantiser_type": quantiser,
             "grouping": sparsifier.grouping,
+            "later": sparsifier.later | quantiser.later,
             "needs_squares": sparsifier.needs_squares,
             "conserves": quantiser.conserves,
         },

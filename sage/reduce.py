@@ -49,6 +49,8 @@ class Reducer(nn.Module):
     grouping: ClassVar[str] = "model"
     """The unit over which it decides where the user does not say: `model`, `layer` or `bucket:<MB>`."""
 
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Options added since runs were first recorded: at their defaults they are left out of a run's hash."""
     spares_small: ClassVar[bool] = True
     """Whether tensors under `min_compress` elements go dense beside it."""
     rounds: ClassVar[bool] = False

@@ -158,12 +158,23 @@ def _options(part: Any) -> Mapping[str, Option]:
 
 
 def check_options(room: Room, name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The given options in their own types, with the part's defaults for the rest."""
-    valid = options(load(room, name))
+    """The given options in their own types, with the part's defaults for the rest.
+
+    Options that the part lists as added later (`Reducer.later`) are left out at their defaults: a run's hash
+    covers what this returns, and must not change because a new option exists.
+    """
+    part = load(room, name)
+    valid = options(part)
     for option in given:
         known(f"option of the {KINDS[room]} {name}", option, valid)
     checked = {option: coerce(option, value, valid[option].type) for option, value in given.items()}
-    return {option: checked.get(option, spec.default) for option, spec in valid.items()}
+    complete = {option: checked.get(option, spec.default) for option, spec in valid.items()}
+    later = getattr(part, "later", ())
+    return {
+        option: value
+        for option, value in complete.items()
+        if option not in later or value != valid[option].default
+    }
 
 
 @cache

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sage import registry
 from sage.comm.threads import simulate
+from sage.conform import LAWS
 from sage.layout import Layout
 from sage.memory import ErrorFeedback
 from sage.reducers.adacomp import AdaComp
@@ -144,10 +145,105 @@ def test_in_a_hybrid_what_adacomp_selects_is_what_the_quantiser_codes() -> None:
         assert not same_bits(hybrid.mean_N, own.mean_N)
 
 
+# GradComp's code, and the choices it has.
+
+
+def gradcomp(rule: str, signal: list[float], grad: list[float], name: str = "adacomp", **more: Any) -> Step:
+    """One step of a layer whose residual + gradient are these."""
+    reducer = registry.load("reducers", name)(rule=rule, **more)
+    feedback = ErrorFeedback(reducer, Layout.of([("w", (len(grad),))], reducer.grouping), memory="residual")
+    grad_N = torch.tensor(grad)
+    assert feedback.residual_N is not None
+    feedback.residual_N.copy_(torch.tensor(signal) - grad_N)
+    (step,) = simulate(1, lambda wire: reduce_once(feedback, grad_N, wire))
+    return step
+
+
+def test_gradcomp_weighs_the_gradient_by_three_and_the_paper_by_s_minus_one() -> None:
+    signal, grad = [1.0, 0.4, 0.3], [0.0, 0.25, 0.2]
+
+    def sent(step: Step) -> list[int]:
+        assert step.reduced.sent is not None
+        return step.reduced.sent.tolist()
+
+    assert sent(gradcomp("gradcomp", signal, grad)) == [0, 1]
+    assert sent(gradcomp("paper", signal, grad, bins=False, scale_factor=3.0)) == [0]
+    assert sent(gradcomp("paper", signal, grad, bins=False, scale_factor=4.0)) == [0, 1]
+
+
+def test_gradcomp_sends_h_and_keeps_what_h_is_not_of_a() -> None:
+    step = gradcomp("gradcomp", [1.0, 0.4, 0.3], [0.0, 0.25, 0.2])
+    assert step.mean_N.tolist() == pytest.approx([1.0, 1.15, 0.0])
+    assert step.left_N is not None
+    assert step.left_N.tolist() == pytest.approx([0.0, -0.75, 0.3])
+    assert {kind: size for kind, size in step.payload.items() if size} == {
+        "values": 8,
+        "indices": 8,
+        "sizes": 8,
+    }
+
+
+def test_in_a_hybrid_gradcomps_h_is_coded_and_the_residual_is_that_of_a() -> None:
+    # H = (1, 1.15) is coded as 1.075 each.
+    step = gradcomp("gradcomp", [1.0, 0.4, 0.3], [0.0, 0.25, 0.2], name="adacomp+efsign")
+    assert step.mean_N.tolist() == pytest.approx([1.075, 1.075, 0.0])
+    assert step.left_N is not None
+    assert step.left_N.tolist() == pytest.approx([-0.075, -0.675, 0.3])
+
+
+def test_adacomp2_clips_at_sixty_deviations_of_the_layer() -> None:
+    # One element of 5,000: its a is 70.7 deviations, its H = 4·a far above 60 of them.
+    grad = [1.0] + [0.0] * 4999
+    deviation = float(torch.tensor(grad).std(correction=0))
+    assert 1 / deviation > 60
+    clipped, whole = (gradcomp(rule, grad, grad) for rule in ("gradcomp2", "gradcomp"))
+    assert float(clipped.mean_N[0]) == pytest.approx(60 * deviation)
+    assert float(whole.mean_N[0]) == 4.0
+    assert clipped.left_N is not None
+    assert float(clipped.left_N[0]) == pytest.approx(1 - 60 * deviation)
+
+
+def test_raw_values_are_sent_as_they_are_and_leave_nothing_behind() -> None:
+    grad_N = torch.tensor([4.0, -1.0, -2.0, -1.0, 8.0, 5.0, 3.0, -4.0, 0.0, 0.0])
+    step = one_step(AdaComp(sends="values", **SHORT), grad_N)
+    sent_N = torch.tensor([4.0, 0.0, -2.0, -1.0, 8.0, 5.0, 0.0, -4.0, 0.0, 0.0])
+    assert step.mean_N.tolist() == sent_N.tolist()
+    assert step.left_N is not None
+    assert step.left_N.tolist() == (grad_N - sent_N).tolist()
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("options", [{"sends": "values"}, {"rule": "gradcomp"}, {"rule": "gradcomp2"}])
+def test_adacomps_choices_keep_the_invariants(options: dict[str, Any], law: Any) -> None:
+    law(Case(AdaComp, options, 2, memory="residual"))
+
+
+@pytest.mark.parametrize("name", ["adacomp+efsign", "adacomp+terngrad", "variance+efsign"])
+def test_a_hybrid_of_a_method_that_works_by_layer_scales_each_layer_by_itself(name: str) -> None:
+    make: Any = registry.load("reducers", name)
+    layout = Layout.of([("a", (1,)), ("b", (1,))], make.grouping)
+    feedback = ErrorFeedback(make(), layout, memory="none")
+    (step,) = simulate(1, lambda wire: reduce_once(feedback, torch.tensor([1.0, 0.1]), wire))
+    assert step.mean_N.tolist() == pytest.approx([1.0, 0.1])
+
+
+def test_the_grouping_changes_nothing_that_adacomp_itself_sends() -> None:
+    for grouping in ("model", "layer"):
+        case = Case(AdaComp, {}, 2, grouping=grouping, memory="residual")
+        seen = steps(case, case.gradient)
+        if grouping == "model":
+            first = seen
+    for a, b in zip(first, seen, strict=True):
+        assert all(same_bits(x.mean_N, y.mean_N) for x, y in zip(a, b, strict=True))
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
         ({"scale_factor": 0.5}, r"scale_factor=0\.5: expected a finite number, at least 1"),
+        ({"rule": "theirs"}, "rule='theirs': expected paper, gradcomp or gradcomp2"),
+        ({"sends": "signs"}, "sends='signs': expected scale or values"),
+        ({"rule": "gradcomp", "bins": False}, "rule='gradcomp' with sends, bins or scale_factor"),
         ({"conv_bin": 0}, r"conv_bin=0: expected 1 to 2\^30 − 1 elements"),
         ({"dense_bin": 2**30}, r"dense_bin=1073741824: expected 1 to 2\^30 − 1 elements"),
     ],

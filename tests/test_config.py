@@ -371,3 +371,14 @@ def test_the_first_threshold_is_the_published_one() -> None:
 def test_torch_is_not_imported_for_a_config() -> None:
     code = "import sys, sage.config as c; c.load('digits').folder; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_option_added_later_leaves_the_hash_of_default_runs_as_it_was() -> None:
+    def resolved(**options: Any) -> Config:
+        return resolve(load("digits", overrides={"reducer": "adacomp+efsign", "reducer_options": options}))
+
+    default = resolved()
+    assert set(default.reducer_options) == {"scale_factor", "bins", "conv_bin", "dense_bin"}
+    assert resolved(rule="paper", sends="scale").hash == default.hash
+    assert resolved(rule="gradcomp").reducer_options["rule"] == "gradcomp"
+    assert len({default.hash, resolved(rule="gradcomp").hash, resolved(sends="values").hash}) == 3
