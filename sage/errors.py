@@ -2,11 +2,14 @@
 
 import errno
 import os
-import re
 import shutil
 from pathlib import Path
 
 from .outcome import FAILED, HOPELESS
+from .text import clean_text
+
+LONGEST = 2000
+"""Letters of a message that are shown."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PASSING = (
@@ -23,18 +26,10 @@ _PASSING = (
 """Errors of the system that may be gone another time; a missing file or a lacking permission stays."""
 
 
-def one_line(text: str) -> str:
-    """A text on one line, without control characters, so that it can neither scroll nor paint a terminal.
-
-    >>> one_line("two\\nlines, \\x1b[31mred")
-    'two lines, [31mred'
-    """
-    return " ".join(re.sub(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]", "", text).split())
-
-
 def told(error: BaseException) -> str:
     """What an error says, in one line: of the system's errors the file and the reason."""
-    return one_line(_system(error) if isinstance(error, OSError) else str(error)) or type(error).__name__
+    text = _system(error) if isinstance(error, OSError) else str(error)
+    return clean_text(text, LONGEST) or type(error).__name__
 
 
 def status(error: BaseException) -> int:

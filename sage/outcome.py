@@ -7,6 +7,8 @@ import os
 import signal
 from contextlib import suppress
 
+from .text import clean_text
+
 FAILED = 1
 """Exit status of a run that may go better another time: a rank was killed, a collective took too long."""
 HOPELESS = 2
@@ -23,18 +25,6 @@ LONGEST = 400
 """Characters of a message that are shown in a line of their own; the rest is cut off."""
 
 
-def one_line(text: str) -> str:
-    """The text as a line that can be printed anywhere: no control characters, and not too long.
-
-    >>> one_line("rank 1:\\n  lost \\x1b[31mit")
-    'rank 1: lost [31mit'
-    """
-    # A string of any length may come: only what can be shown is looked at.
-    head = "".join(c if c.isprintable() else " " for c in text[: 4 * LONGEST])
-    line = " ".join(head.split())
-    return line if len(line) <= LONGEST and len(text) <= 4 * LONGEST else f"{line[: LONGEST - 1]}…"
-
-
 def tell_the_job(status: int, text: str) -> None:
     """Tell the batch script the exit status and the reason: srun returns only the highest of all statuses.
 
@@ -45,7 +35,7 @@ def tell_the_job(status: int, text: str) -> None:
         with suppress(OSError):
             descriptor = os.open(path, flags, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
-                file.write(f"{status} {one_line(text)}\n")
+                file.write(f"{status} {clean_text(text, LONGEST)}\n")
 
 
 def stop_before_it_begins() -> None:

@@ -1,4 +1,4 @@
-"""Makes a text that another process sent fit to print: one line, of bounded length, no control characters."""
+"""Makes a text of unknown origin fit to print: one line, of bounded length, without control characters."""
 
 import re
 import unicodedata
@@ -18,7 +18,7 @@ HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 def clean_text(text: str, limit: int = 500) -> str:
     """The text in one line of at most `limit` letters, without control characters and escape sequences.
 
-    Newlines and tabs become spaces. A text that is cut ends in an ellipsis.
+    Each run of white space becomes one space. A text that is cut ends in an ellipsis.
 
     >>> clean_text("red: \\x1b[31mfire\\x1b[0m\\nnext line")
     'red: fire next line'
@@ -27,7 +27,8 @@ def clean_text(text: str, limit: int = 500) -> str:
     """
     head = text[: 4 * limit + 1000]  # a text of megabytes is not searched to its end
     letters = (" " if letter.isspace() else letter for letter in ESCAPES.sub("", head))
-    line = "".join(letter for letter in letters if unicodedata.category(letter) not in HIDDEN).strip()
+    shown = "".join(letter for letter in letters if unicodedata.category(letter) not in HIDDEN)
+    line = " ".join(shown.split())
     if len(line) <= limit and len(head) == len(text):
         return line
     return line[: limit - 1] + "…"

@@ -15,7 +15,7 @@ import pytest
 
 from sage import output
 from sage.cli import main
-from sage.errors import one_line, status, told
+from sage.errors import status, told
 
 Sage = Callable[..., subprocess.CompletedProcess[str]]
 PYTHON = (sys.executable, "-m", "sage")
@@ -176,7 +176,3 @@ def test_what_passes_is_told_apart_from_what_stays() -> None:
     assert status(ConnectionResetError(errno.ECONNRESET, "reset")) == 1
     assert status(NotADirectoryError(errno.ENOTDIR, "Not a directory", "runs")) == 2
     assert told(OSError()) == "OSError"
-
-
-def test_a_text_of_somebody_elses_cannot_steer_the_terminal() -> None:
-    assert one_line("\x1b]0;title\x07 a\r\n\tb\x9b2J") == "]0;title a b2J"

@@ -7,11 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from launcher import outside
 
-from sage.outcome import LONGEST, one_line, tell_the_job
+from sage.outcome import tell_the_job
 
 BATCH = Path(__file__).parents[1] / "jobs" / "batch.sh"
 JOB = "31234"
@@ -246,14 +244,6 @@ def test_a_wrong_bound_is_refused_before_anything_runs(tmp_path: Path, given: st
     assert "allowed is a whole number from 0 to 999999" in job.said
     assert not (tmp_path / "hacked").exists()
     assert Job(folder(tmp_path), max_requeues="08").run("exit 9", most=10) == 9
-
-
-@settings(max_examples=200)
-@given(st.text())
-def test_any_text_becomes_one_line_that_can_be_printed(text: str) -> None:
-    line = one_line(text)
-    assert line.isprintable()
-    assert len(line) <= LONGEST
 
 
 def folder(parent: Path) -> Path:
