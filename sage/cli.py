@@ -13,13 +13,14 @@ from .check import known
 from .config import workloads
 from .errors import status as error_status
 from .errors import told
-from .outcome import FAILED, HOPELESS, KEYBOARD, PIPE_CLOSED, stop_before_it_begins, tell_the_job
+from .outcome import FAILED, HOPELESS, KEYBOARD, PIPE_CLOSED, hear_sigint, stop_before_it_begins, tell_the_job
 from .parser import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit status, as docs/exit-statuses.md lists them; nothing is raised."""
     output.protect()
+    hear_sigint()
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = argv[0] if argv and argv[0] in VERBS else ""
     name = " ".join(["sage", verb]).strip()

@@ -5,6 +5,7 @@ docs/exit-statuses.md has the table, and what SAGE's jobs do about each.
 
 import os
 import signal
+import threading
 from contextlib import suppress
 
 from .text import clean_text
@@ -38,13 +39,24 @@ def tell_the_job(status: int, text: str) -> None:
                 file.write(f"{status} {clean_text(text, LONGEST)}\n")
 
 
+def hear_sigint() -> None:
+    """Have Ctrl-C raise KeyboardInterrupt, also where this process was started with SIGINT ignored.
+
+    A shell without job control starts `sage ... &` like that, and so do some CI runners. A handler that is
+    already there stays. Outside the main thread, where Python allows no handlers, nothing is done.
+    """
+    unheard = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL)
+    if unheard and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def stop_before_it_begins() -> None:
     """Have a signal end this process as a run that stopped, until training listens to signals itself.
 
     There is nothing to save yet; without this, one that comes while torch is imported would look like a
     crash.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, _leave)
 
 

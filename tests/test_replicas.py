@@ -1,0 +1,60 @@
+"""Ranks whose copies of a model differ are told which, and where."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from sage.comm.replicas import ReplicasDiffer, check_replicas
+from sage.comm.threads import simulate
+from sage.comm.wire import Wire
+
+
+def tensors(wire: Wire, changed: dict[int, int]) -> dict[str, Tensor]:
+    """Four tensors; on each of the changed ranks one of them differs in a bit."""
+    made = {
+        "weight": torch.arange(6.0).view(2, 3).T,
+        "empty": torch.empty(0, 3),
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "count": torch.tensor(7),
+    }
+    if wire.rank in changed:
+        tensor = list(made.values())[changed[wire.rank]]
+        tensor.view(-1)[0:1].add_(1) if tensor.dim() != 2 else tensor[0, 1].mul_(-1)
+    return made
+
+
+def test_equal_copies_cost_one_small_gather() -> None:
+    def work(wire: Wire) -> dict[str, int]:
+        check_replicas(wire, tensors(wire, {}))
+        return dict(wire.ledger.payload)
+
+    assert simulate(3, work) == [{"control": 8}] * 3
+
+
+@pytest.mark.parametrize(
+    ("world_size", "changed", "said"),
+    [
+        (3, {1: 0}, "step 5: the model of rank 1 differs from that of rank 0, first in weight"),
+        (4, {0: 2}, "step 5: the model of rank 0 differs from that of rank 1, first in half"),
+        (5, {2: 3, 3: 2}, "step 5: the model of ranks 2, 3 differs from that of rank 0, first in count"),
+        (2, {1: 2}, "step 5: the model of rank 1 differs from that of rank 0, first in half"),
+    ],
+)
+def test_the_ranks_that_differ_from_most_are_named_on_every_rank(
+    world_size: int, changed: dict[int, int], said: str
+) -> None:
+    def work(wire: Wire) -> str:
+        with pytest.raises(ReplicasDiffer) as error:
+            check_replicas(wire, tensors(wire, changed), when="step 5")
+        return str(error.value).partition(".")[0]
+
+    assert simulate(world_size, work) == [said] * world_size
+
+
+def test_other_names_or_another_number_of_tensors_are_a_difference() -> None:
+    def work(wire: Wire) -> None:
+        named = list(tensors(wire, {}).items())
+        check_replicas(wire, named[: 4 - wire.rank])
+
+    with pytest.raises(ReplicasDiffer, match="first in the set of tensors"):
+        simulate(2, work)
