@@ -25,8 +25,18 @@ class Launcher:
     """How often all tasks have been started again."""
     sign: str = ""
     """A further variable without which the others are leftovers, or another launcher's."""
+    agents: str = ""
+    """How many of its own agents have started these tasks, where an outer launcher starts the agents."""
+    how: str = "hostip=10.0.0.1 port=29500 in front of it"
+    """How its tasks are told where to meet, for messages."""
     sets: tuple[str, ...] = ()
     """All that it sets for its tasks: names, or prefixes that end in `*`."""
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """All of its variables, as names, or as prefixes that end in `*`."""
+        own = (self.rank, self.size, self.local_rank, self.local_size, self.attempt, self.sign, self.agents)
+        return (*filter(None, own), *self.sets)
 
 
 TORCHRUN = Launcher(
@@ -37,21 +47,22 @@ TORCHRUN = Launcher(
     local_size="LOCAL_WORLD_SIZE",
     attempt="TORCHELASTIC_RESTART_COUNT",
     sign="TORCHELASTIC_RUN_ID",
+    agents="GROUP_WORLD_SIZE",
     sets=("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE", "TORCHELASTIC_*"),
 )
 
+# SLURM_NTASKS is also there in a batch script, which is one process; the step's own number is not.
 SLURM = Launcher(
     name="srun",
     rank="SLURM_PROCID",
     size="SLURM_STEP_NUM_TASKS",
     local_rank="SLURM_LOCALID",
     attempt="SLURM_RESTART_COUNT",
-    sign="SLURM_STEP_ID",
     sets=("SLURM_*", "SLURMD_*", "SRUN_DEBUG", "ENVIRONMENT"),
 )
 
 PLAIN = Launcher(
-    name="RANK and WORLD_SIZE",
+    name="RANK/WORLD_SIZE",
     rank="RANK",
     size="WORLD_SIZE",
     local_rank="LOCAL_RANK",
@@ -67,6 +78,7 @@ LAUNCHERS: tuple[Launcher, ...] = (
         size="OMPI_COMM_WORLD_SIZE",
         local_rank="OMPI_COMM_WORLD_LOCAL_RANK",
         local_size="OMPI_COMM_WORLD_LOCAL_SIZE",
+        how="mpirun -x hostip=10.0.0.1 -x port=29500 sage run",
         sets=("OMPI_*", "ORTE_*", "PRTE_*"),
     ),
     Launcher(
@@ -75,6 +87,7 @@ LAUNCHERS: tuple[Launcher, ...] = (
         size="MV2_COMM_WORLD_SIZE",
         local_rank="MV2_COMM_WORLD_LOCAL_RANK",
         local_size="MV2_COMM_WORLD_LOCAL_SIZE",
+        how="mpirun_rsh ... hostip=10.0.0.1 port=29500 sage run",
         sets=("MV2_COMM_*", "MPISPAWN_*", "MPIRUN_*"),
     ),
     Launcher(
@@ -83,6 +96,7 @@ LAUNCHERS: tuple[Launcher, ...] = (
         size="PMI_SIZE",
         local_rank="MPI_LOCALRANKID",
         local_size="MPI_LOCALNRANKS",
+        how="mpiexec -genv hostip 10.0.0.1 -genv port 29500 sage run",
         sets=("PMI_*", "PMI2_*", "HYDI_*", "HYDRA_*", "I_MPI_*", "MPIR_CVAR_*"),
     ),
     Launcher(
@@ -144,14 +158,7 @@ KEPT = (
 )
 """Variables of SLURM's own commands, which say nothing about a job."""
 
-SET = tuple(
-    dict.fromkeys(
-        name
-        for one in LAUNCHERS
-        for name in (one.rank, one.size, one.local_rank, one.local_size, one.attempt, one.sign, *one.sets)
-        if name
-    )
-)
+SET = tuple(dict.fromkeys(name for one in LAUNCHERS for name in one.variables))
 """All variables that launchers set, as names or as prefixes that end in `*`."""
 
 _NAMES = frozenset(name for name in (*SET, *OWN, *SBATCH) if not name.endswith("*"))

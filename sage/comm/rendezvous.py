@@ -2,31 +2,42 @@
 
 Looked for in this order, and the first that is there is taken:
 
-1. `hostip`, `port`, `rank`, `world_size`: bare nodes, one shell a rank (`run.sh`). Under a launcher that
-   numbers its own tasks (SLURM, Open MPI, torchrun), `rank` and `world_size` may be left to it.
-2. torchrun's `MASTER_ADDR`, `MASTER_PORT`, `RANK`, `WORLD_SIZE`, `LOCAL_RANK`.
-3. SLURM's own, in a step of several tasks, as `srun --ntasks=4 sage run` makes: they meet on its first node.
+1. `hostip` and `port`: bare nodes, one shell a rank (`run.sh`), with `rank` and `world_size`. These two may
+   be left to a launcher that numbers its own tasks (`sage.comm.launchers`).
+2. `MASTER_ADDR`, `MASTER_PORT`, `RANK` and `WORLD_SIZE`, as torchrun and others set them.
+3. A launcher's tasks: those of srun meet on their first node. Any other launcher needs hostip and port, or
+   MASTER_ADDR and MASTER_PORT, as its tasks cannot tell each other where they are.
 
-Without any of them a run spawns its ranks here.
+Without any of them a run starts its ranks here. Where a launcher has started several tasks they join or are
+refused; they never become several runs. docs/launchers.md has a table of cases.
 """
 
 import os
 import re
 import secrets
 import socket
-import subprocess
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sage.comm.address import is_loopback, resolve
+from sage.comm.address import is_loopback
+from sage.comm.launchers import PLAIN, SLURM, TORCHRUN
+from sage.comm.tasks import (
+    MOST_RANKS,
+    Task,
+    innermost,
+    local_rank,
+    number_below,
+    numbered,
+    refuse_fewer,
+    refuse_half,
+    tasks_of,
+)
+from sage.comm.variables import address, are_not_set, first_node, number, told
 
-LAUNCHERS = {
-    "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
-    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-}
-"""Each launcher's variables for rank, world size and rank within the node."""
+MOST = 2**32 - 1
+"""Of counters, such as numbers of jobs."""
+
+SECRET = "SAGE_SECRET"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,97 +63,159 @@ def place(environ: Mapping[str, str] = os.environ) -> Place | None:
     """This process's place as the environment tells it, or None where it tells nothing.
 
     Raises:
-        ValueError: where it tells only a part, or nonsense; names the variables and what they should be.
+        ValueError: where it tells only a part, nonsense, or two things that contradict each other; one line
+            that names the variables, their values and what is allowed.
     """
+    tasks = tasks_of(environ)
     if "hostip" in environ or environ.get("rank"):
-        return _bare(environ)
+        return _bare(environ, tasks)
+    group = innermost(tasks)
+    is_alone = group is None or group.size == 1
     if "MASTER_ADDR" in environ and "RANK" in environ:
-        rank, world_size, local = (_number(environ, name) for name in LAUNCHERS["torchrun"])
-        port = _number(environ, "MASTER_PORT")
-        return _checked(rank, world_size, local, environ["MASTER_ADDR"], port, "torchrun")
-    if "SLURM_STEP_NODELIST" in environ and environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
-        rank, world_size, local = (_number(environ, name) for name in LAUNCHERS["SLURM"])
-        # Nobody has looked whether it is free; each step of each job at least has its own.
-        port = 20000 + (_number(environ, "SLURM_JOB_ID") + 101 * _number(environ, "SLURM_STEP_ID")) % 10000
-        return _checked(rank, world_size, local, _first_node(environ), port, "srun")
-    if environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
-        raise ValueError(
-            f"Open MPI has started {environ['OMPI_COMM_WORLD_SIZE']} tasks, which do not know where to meet: "
-            "set hostip (rank 0's address) and port (a free one there), as in "
-            "mpirun -x hostip=10.0.0.1 -x port=29500 sage run"
-        )
-    return None
+        is_complete = "MASTER_PORT" in environ and "WORLD_SIZE" in environ
+        if is_alone or is_complete:
+            return _by_torch(environ, tasks)
+    if is_alone:
+        refuse_half(environ, tasks)
+        return None
+    assert group is not None
+    return _among_others(environ, tasks, group)
 
 
-def _bare(environ: Mapping[str, str]) -> Place:
-    names = {"rank": "rank", "world_size": "world_size", "local_rank": "local_rank"}
-    source = "hostip/port/rank/world_size"
-    if "rank" not in environ:
-        for launcher, variables in LAUNCHERS.items():
-            if variables[0] in environ:
-                names = dict(zip(names, variables, strict=True))
-                source = f"hostip/port, and {launcher}'s rank"
-                break
-    missing = [name for name in ("hostip", "port", names["rank"], names["world_size"]) if name not in environ]
-    if missing:
+# The three ways to be told.
+
+
+def _bare(environ: Mapping[str, str], tasks: Sequence[Task]) -> Place:
+    """The place that hostip and port say, with the rank from `rank` or from a launcher."""
+    task = None if "rank" in environ else numbered(environ, tasks)
+    names = ("hostip", "port", "rank", "world_size") if task is None else ("hostip", "port")
+    if missing := [name for name in names if name not in environ]:
         given = "hostip" if "hostip" in environ else "rank"
         raise ValueError(
-            f"{given}={environ[given]} is set, but {', '.join(missing)} is not. One rank on a bare node "
+            f"{told(environ, given)} is set, but {are_not_set(missing)}. One rank on a bare node "
             "needs all of hostip (rank 0's address), port (a free one there), rank (0 to world_size - 1) and "
             "world_size, as in hostip=10.0.0.1 port=29500 rank=0 world_size=4 ./run.sh; "
             f"unset {given} to start all ranks here"
         )
-    local = _number(environ, names["local_rank"]) if names["local_rank"] in environ else 0
-    return _checked(
-        _number(environ, names["rank"]),
-        _number(environ, names["world_size"]),
-        local,
-        environ["hostip"],
-        _number(environ, "port"),
-        source,
+    hostip, port = address(environ, "hostip"), number(environ, "port", 1, 65535)
+    if task is not None:
+        refuse_fewer(f"{task.size_name}={task.size}", task.size, tasks)
+        return _at(environ, task, tasks, hostip, port, f"hostip/port, and {task.launcher.name}'s rank")
+    size = number(environ, "world_size", 1, MOST_RANKS)
+    rank = number_below(environ, "rank", "world_size", size)
+    refuse_fewer(f"world_size={size}", size, () if "SLURM_PTY_PORT" in environ else tasks)
+    if environ.get("local_rank"):
+        local = number_below(environ, "local_rank", "world_size", size)
+    else:
+        same = [one for one in tasks if (one.rank, one.size) == (rank, size)]
+        local = local_rank(environ, same, rank if _is_here(hostip) else 0)
+    return Place(
+        rank=rank,
+        world_size=size,
+        hostip=hostip,
+        port=port,
+        local_rank=local,
+        source="hostip/port/rank/world_size",
+        secret=_secret(environ),
     )
 
 
-def _first_node(environ: Mapping[str, str]) -> str:
-    """The step's first node: its name where that leads there, else the address that SLURM has of it."""
-    nodes = environ["SLURM_STEP_NODELIST"]
-    if environ.get("SLURM_STEP_NUM_NODES") == "1":
-        return "127.0.0.1"
-    first = re.match(r"(?:[^,\[]|\[[^]]*\])*", nodes)
-    assert first
-    name = re.sub(r"\[([^],-]+)[^]]*\]", r"\1", first[0])
-    with suppress(OSError):
-        if not any(map(is_loopback, resolve(name))):
-            return name
-    command = ["scontrol", "--oneliner", "show", "node", name]
+def _by_torch(environ: Mapping[str, str], tasks: Sequence[Task]) -> Place:
+    """The place that MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE say, as torch.distributed reads them."""
+    if missing := [name for name in ("MASTER_PORT", "WORLD_SIZE") if name not in environ]:
+        raise ValueError(
+            f"{told(environ, 'MASTER_ADDR')} and {told(environ, 'RANK')} are set, but {are_not_set(missing)}:"
+            " set all of MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE, or unset RANK to start all ranks here"
+        )
+    launcher = TORCHRUN if TORCHRUN.sign in environ else PLAIN
+    size = number(environ, "WORLD_SIZE", 1, MOST_RANKS)
+    rank = number_below(environ, "RANK", "WORLD_SIZE", size)
+    # Several tasks that each start a torchrun of their own would be as many runs.
+    agents = launcher.agents if launcher.agents in environ else "WORLD_SIZE"
+    count = number(environ, agents, 1, MOST_RANKS)
+    outer = () if "SLURM_PTY_PORT" in environ else tasks
+    refuse_fewer(f"{agents}={count}", count, [one for one in outer if one.launcher is not TORCHRUN])
+    hostip, port = address(environ, "MASTER_ADDR"), number(environ, "MASTER_PORT", 1, 65535)
+    task = Task(launcher=launcher, rank=rank, size=size, size_name="WORLD_SIZE")
+    source = "torchrun" if launcher is TORCHRUN else "MASTER_ADDR/MASTER_PORT/RANK/WORLD_SIZE"
+    return _at(environ, task, tasks, hostip, port, source)
+
+
+def _among_others(environ: Mapping[str, str], tasks: Sequence[Task], task: Task) -> Place:
+    """The place of one of several tasks that nobody has told where to meet."""
+    refuse_fewer(f"{task.size_name}={task.size}", task.size, tasks)
+    # srun --mpi=pmi2 sets the variables of MPICH beside its own.
+    for step in tasks:
+        if step.launcher is SLURM and (step.rank, step.size) == (task.rank, task.size):
+            return _in_step(environ, tasks, step)
+    if "MASTER_ADDR" in environ and "MASTER_PORT" in environ:
+        hostip, port = address(environ, "MASTER_ADDR"), number(environ, "MASTER_PORT", 1, 65535)
+        source = f"MASTER_ADDR/MASTER_PORT, and {task.launcher.name}'s rank"
+        return _at(environ, task, tasks, hostip, port, source)
+    raise ValueError(
+        f"{task.launcher.name} has started {task.size} tasks, which do not know where to meet: "
+        f"set hostip (rank 0's address) and port (a free one there), as in {task.launcher.how}"
+    )
+
+
+def _in_step(environ: Mapping[str, str], tasks: Sequence[Task], step: Task) -> Place:
+    """The place of a task of srun: all meet on the step's first node."""
+    if "SLURM_PTY_PORT" in environ:
+        raise ValueError(
+            f"this is task {step.rank} of {step.size} of srun --pty ({told(environ, step.size_name)}): leave "
+            "out --pty, or ask for one task as in srun --ntasks=1 --pty bash; "
+            f"unset {step.size_name} to start all ranks here"
+        )
+    needed = ("SLURM_STEP_NODELIST", "SLURM_JOB_ID", "SLURM_STEP_ID")
+    if missing := [name for name in needed if name not in environ]:
+        raise ValueError(
+            f"{told(environ, step.size_name)} says that srun has started {step.size} tasks, but "
+            f"{are_not_set(missing)}: hand on all of SLURM's variables, or set hostip and port"
+        )
+    # Nobody has looked whether it is free; each step of each job at least has its own.
+    job, count = (number(environ, name, 0, MOST) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    return _at(environ, step, tasks, first_node(environ), 20000 + (job + 101 * count) % 10000, "srun")
+
+
+def _at(
+    environ: Mapping[str, str], task: Task, tasks: Sequence[Task], hostip: str, port: int, source: str
+) -> Place:
+    """The place of a task that a launcher numbers."""
+    if environ.get("world_size") and number(environ, "world_size", 1, MOST_RANKS) != task.size:
+        raise ValueError(
+            f"{told(environ, 'world_size')}, but {task.launcher.name} has started {task.size} tasks "
+            f"({told(environ, task.size_name)}): unset world_size, or set it to {task.size}"
+        )
+    same = [task, *(one for one in tasks if (one.rank, one.size) == (task.rank, task.size))]
+    local = local_rank(environ, same, task.rank if _is_here(hostip) else 0)
+    attempt = task.launcher.attempt
+    return Place(
+        rank=task.rank,
+        world_size=task.size,
+        hostip=hostip,
+        port=port,
+        local_rank=local,
+        source=source,
+        attempt=number(environ, attempt, 0, MOST) if environ.get(attempt) else 0,
+        secret=_secret(environ),
+    )
+
+
+def _secret(environ: Mapping[str, str]) -> str:
+    secret = environ.get(SECRET, "")
+    if not re.fullmatch(r"[!-~]{0,256}", secret):
+        raise ValueError(
+            f"{SECRET} is set to what is no secret: expected up to 256 letters, digits and signs"
+        )
+    return secret
+
+
+def _is_here(hostip: str) -> bool:
+    """Whether all ranks must be on this machine, as they meet on its loopback."""
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return name
-    address = re.search(r" NodeAddr=(\S+)", told)
-    return address[1] if address else name
-
-
-def _checked(rank: int, world_size: int, local: int, hostip: str, port: int, source: str) -> Place:
-    if world_size < 1:
-        raise ValueError(f"world_size={world_size} ({source}): expected 1 or more")
-    if not 0 <= rank < world_size:
-        most = world_size - 1
-        raise ValueError(f"rank={rank} ({source}): expected 0 to {most}, as world_size is {world_size}")
-    if not 1 <= port <= 65535:
-        raise ValueError(f"port={port} ({source}): expected 1 to 65535")
-    if not hostip.strip():
-        raise ValueError(f"hostip is empty ({source}): expected rank 0's address or name")
-    return Place(rank=rank, world_size=world_size, hostip=hostip, port=port, local_rank=local, source=source)
-
-
-def _number(environ: Mapping[str, str], name: str) -> int:
-    if name not in environ:
-        raise ValueError(f"{name} is not set, but the other variables of its launcher are")
-    try:
-        return int(environ[name])
+        return is_loopback(hostip)
     except ValueError:
-        raise ValueError(f"{name}={environ[name]!r}: expected a whole number") from None
+        return hostip == "localhost"
 
 
 def local_places(world_size: int) -> list[Place]:

@@ -1,0 +1,133 @@
+"""What launchers say about this process, and what is refused because it would make several runs of one."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sage.comm.launchers import LAUNCHERS, PLAIN, SLURM, TORCHRUN, Launcher
+from sage.comm.variables import are_not_set, number, told
+
+MOST_RANKS = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a launcher says about this process: its number among so many."""
+
+    launcher: Launcher
+    rank: int
+    size: int
+    size_name: str
+    """The variable that says the size."""
+
+
+def tasks_of(environ: Mapping[str, str]) -> list[Task]:
+    """What each launcher says that numbers its tasks completely, innermost first."""
+    return [
+        _task(environ, launcher, launcher.size)
+        for launcher in LAUNCHERS
+        if launcher is not PLAIN
+        and {launcher.rank, launcher.size} <= environ.keys()
+        and _is_signed(environ, launcher)
+    ]
+
+
+def _is_signed(environ: Mapping[str, str], launcher: Launcher) -> bool:
+    return not launcher.sign or launcher.sign in environ
+
+
+def _task(environ: Mapping[str, str], launcher: Launcher, size_name: str) -> Task:
+    size = number(environ, size_name, 1, MOST_RANKS)
+    rank = number_below(environ, launcher.rank, size_name, size)
+    return Task(launcher=launcher, rank=rank, size=size, size_name=size_name)
+
+
+def innermost(tasks: Sequence[Task]) -> Task | None:
+    """The innermost launcher of several tasks; one of a single task, where there is no other."""
+    return next((task for task in tasks if task.size > 1), tasks[0] if tasks else None)
+
+
+def numbered(environ: Mapping[str, str], tasks: Sequence[Task]) -> Task | None:
+    """Who numbers this task where only hostip and port say where to meet; None where nobody does."""
+    if tasks:
+        return innermost(tasks)
+    if SLURM.rank in environ and "SLURM_STEP_ID" not in environ and environ.get("ENVIRONMENT") == "BATCH":
+        raise ValueError(
+            f"{told(environ, 'hostip')} is set, but this is a batch script itself, not a task of srun: start "
+            "it with srun, or unset hostip and port to start all ranks here"
+        )
+    for launcher in LAUNCHERS:
+        if launcher.rank in environ and _is_signed(environ, launcher):
+            size_name = {"srun": "SLURM_NTASKS", "PMIx": "world_size"}.get(launcher.name, launcher.size)
+            if size_name not in environ:
+                raise ValueError(
+                    f"{told(environ, launcher.rank)} is set, but {are_not_set([size_name])}: set rank and "
+                    "world_size beside hostip and port"
+                )
+            return _task(environ, launcher, size_name)
+    return None
+
+
+def local_rank(environ: Mapping[str, str], same: Iterable[Task], otherwise: int) -> int:
+    """The rank within the node, from the first launcher that says one."""
+    for task in same:
+        launcher, size_name, size = task.launcher, task.size_name, task.size
+        if launcher.local_size in environ:
+            size_name = launcher.local_size
+            size = number(environ, size_name, 1, size, f", as {task.size_name} is {size}")
+        if launcher.local_rank in environ:
+            return number_below(environ, launcher.local_rank, size_name, size)
+        if launcher.local_size in environ and launcher in (TORCHRUN, PLAIN):  # they number node by node
+            return task.rank % size
+    return otherwise
+
+
+# What is refused.
+
+
+def refuse_fewer(what: str, size: int, tasks: Iterable[Task]) -> None:
+    """Refuse a group that is smaller than the number of tasks: it would be there several times."""
+    for task in tasks:
+        if task.size > size:
+            name = task.launcher.name
+            raise ValueError(
+                f"{what}, but {name} has started {task.size} tasks ({task.size_name}={task.size}), which "
+                f"would be several runs: have all of them join one, or have {name} start one task a run"
+            )
+
+
+def refuse_half(environ: Mapping[str, str], tasks: Sequence[Task]) -> None:
+    """Refuse what says that this is one of several tasks, but not which or of how many.
+
+    Each of them would be a run of its own.
+    """
+    for launcher in LAUNCHERS if not tasks else ():
+        rank, size = launcher.rank, launcher.size
+        if launcher is PLAIN or not _is_signed(environ, launcher):
+            continue
+        if rank in environ and size not in environ:
+            # Without a step's variables SLURM's task 0 is a batch script, and one process.
+            if launcher is SLURM and environ[rank] in ("0", ""):
+                continue
+            raise ValueError(
+                f"{told(environ, rank)} says that {launcher.name} has started this task, but not among how "
+                f"many{f', as {size} is not set' if size else ''}: set hostip, port, rank and world_size, or "
+                f"unset {rank} to start all ranks here"
+            )
+        if size in environ and rank not in environ and environ[size] != "1":
+            raise ValueError(
+                f"{told(environ, size)} says that {launcher.name} has started several tasks, but "
+                f"{are_not_set([rank])}: set hostip, port, rank and world_size, or unset {size} to start all "
+                "ranks here"
+            )
+    if environ.get("WORLD_SIZE", "1") != "1" and {"RANK", "MASTER_ADDR"} & environ.keys():
+        given = [name for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE") if name in environ]
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "RANK") if name not in environ]
+        raise ValueError(
+            f"{told(environ, 'WORLD_SIZE')} is set ({', '.join(given)}), but {are_not_set(missing)}: set all "
+            "of MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE, or unset WORLD_SIZE to start all ranks here"
+        )
+
+
+def number_below(environ: Mapping[str, str], name: str, size_name: str, size: int) -> int:
+    """A variable's number from 0 to `size` - 1; raises ValueError as `number` does."""
+    return number(environ, name, 0, size - 1, f", as {size_name} is {size}")
