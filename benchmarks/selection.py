@@ -2,6 +2,7 @@
 
     python benchmarks/selection.py            # measure, and write benchmarks/results/selection.csv
     python benchmarks/selection.py --table    # print what was measured as the table of docs/selection.md
+    python benchmarks/selection.py --methods gaussiank    # measure these alone, and keep the other rows
 
 k̂/k on vectors of 10^6 independent numbers, one rank, no memory, all drawn from one seed: the mean and the
 standard deviation over 20 vectors. Methods that adapt have been through these five times before.
@@ -12,7 +13,7 @@ import argparse
 import csv
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("redsync", {"rule": "released", "trim": True}),
     ("gaussiank", {}),
     ("gaussiank", {"corrections": 0}),
+    ("gaussiank", {"rule": "paper"}),
     ("gaussiank", {"rule": "released"}),
     ("gaussiank", {"rule": "released", "corrections": 0}),
     *(("sidco", {"fit": fit}) for fit in ("E", "GP", "P")),
@@ -101,11 +103,13 @@ def told(options: dict[str, Any]) -> str:
     return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in options.items())
 
 
-def measure(n: int, repeats: int) -> Iterator[dict[str, Any]]:
-    """All rows."""
+def measure(n: int, repeats: int, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of these methods."""
     for distribution in DISTRIBUTIONS:
         vectors = [drawn(distribution, n, number) for number in range(repeats)]
         for name, options in METHODS:
+            if name not in names:
+                continue
             adapts = name == "sidco" and "stages" not in options
             for density in DENSITIES:
                 had, stages = ratios(name, options, density, vectors, SETTLING if adapts else 0)
@@ -148,19 +152,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--table", action="store_true", help="print the table of what was measured")
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--methods", nargs="+", default=sorted({name for name, _ in METHODS}))
     asked = parser.parse_args()
     if asked.table:
         with asked.output.open(newline="") as file:
             print(table(list(csv.DictReader(file))))
         return 0
     torch.set_num_threads(1)
+    rows = []
+    for row in measure(SIZE, REPEATS, asked.methods):
+        rows.append({name: str(value) for name, value in row.items()})
+        print(*row.values(), flush=True)
+    if asked.output.exists():
+        with asked.output.open(newline="") as file:
+            rows += [row for row in csv.DictReader(file) if row["method"] not in asked.methods]
     with asked.output.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()
-        for row in measure(SIZE, REPEATS):
-            writer.writerow(row)
-            print(*row.values(), flush=True)
+        writer.writerows(sorted(rows, key=_place))
     return 0
+
+
+def _place(row: Mapping[str, Any]) -> tuple[int, int, float]:
+    """The order of rows: by distribution, method and density."""
+    methods = [(name, told(options)) for name, options in METHODS]
+    place = methods.index((row["method"], row["options"]))
+    return DISTRIBUTIONS.index(row["distribution"]), place, -float(row["density"])
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ MOVE, LEAST, MOST = 0.05, 0.05, 0.5
 class SIDCo(ByThreshold):
     """Send |a| ≥ λ, λ the quantile of a sparsity-inducing distribution fitted to |a|, in M stages.
 
-    The first stage leaves a share δ1 of the elements (0.25; d where M = 1 or d ≥ δ1). Each later one fits
-    anew to what the last has left, less the least of it, and leaves (d/δ1)^(1/(M−1)) of that. With mean μ,
-    variance σ² and the share δ to leave, λ is
+    The first stage leaves a share δ1 of the elements (0.25; d where M = 1 or d ≥ δ1). Each later stage fits
+    the elements that the last one left, less the smallest of them, and leaves (d/δ1)^(1/(M−1)) of these. With
+    `stages=0`, as in the authors' code, each stage leaves δ1 and the last one the rest: at d = 0.05 these are
+    0.25, 0.25 and 0.8. With mean μ, variance σ² and the share δ to leave, λ is
 
         exponential          −μ ln δ
         generalised Pareto   α(1 − δ^κ)/κ,  κ = ½(μ²/σ² − 1),  α = ½ μ(μ²/σ² + 1)
@@ -34,19 +35,23 @@ class SIDCo(ByThreshold):
                              α = (3 − s + √((s − 3)² + 24 s))/(12 s),  s = ln μ − mean ln|a|
 
     `E` is exponential in all stages, `P` generalised Pareto, and `GP` gamma, then generalised Pareto; for
-    gamma `quantile="exact"` has the distribution's own quantile β·P⁻¹(α, 1 − δ) instead of its approximation
-    for small α. Exact zeros are left out: what is fitted to is what is not zero, and d is k over the number
-    of that. Without this, which is ours, 70 % of zeros mislead every fit.
+    gamma `quantile="exact"` uses the distribution's own quantile β·P⁻¹(α, 1 − δ), and `closed` the paper's
+    approximation of it for small α. Two points are ours, and in neither the paper nor its code: exact zeros
+    are left out of the fit (d is then k over the number of elements that are not zero; 70 % of zeros mislead
+    every fit otherwise), and the comparison is ≥, where the code compares by >.
 
-    M begins at 1, and every 5 steps, where the mean of k̂/k over them is off by more than 0.2, moves in
-    [1, ⌈log2(1/d)⌉], on each rank and for each group by itself:
+    M begins at 1. Every 5 steps, where the mean e of k̂/k over them is off by more than 0.2, M moves by one in
+    [1, ⌈log2(1/d)⌉], on each rank and for each group by itself. With e₀ the e before, ∞ at first:
 
-    - `paper`: one fewer where too many were sent, one more where too few. Too many at M = 1 are for ever.
-    - `flip`: one on, the way it went last, or the other way where the error has grown; at first up.
-    - `return`: the other way unless k̂/k has come back towards 1 from out of the band (their code's third
-      rule, as we read it).
+    - `paper` (the paper's rule, −1 in its code): down where e > 1, up where e < 1. Where one stage sends too
+      many, it stays at M = 1.
+    - `worse` (rule −2 of its code): as `paper`, but the other way where |e − 1| > |e₀ − 1|.
+    - `return` (rule −3 of its code): as `paper`, but the other way unless e has moved back from outside the
+      band: e₀ > 1.2 and e < e₀, or e₀ < 0.8 and e > e₀.
+    - `flip` (ours, the default): in the direction of the last move, at first up, or the other way where
+      |e − 1| > |e₀ − 1|. At an end of the range it reverses; the other rules stay there.
 
-    At an end of the range `flip` and `return` turn round.
+    The reversal in `worse` and `return` holds for one move; the next starts from the sign of its own error.
 
     k̂/k is within 20 % of 1 on normal, Laplace, Student-t(4) and 70 %-zero vectors at d = 0.1, 0.01, 0.001,
     but for 2.5 under `E` on Student-t(4) at 0.001. Under the paper's rule of adaptation it is 2.3 (`E`) and
@@ -54,11 +59,11 @@ class SIDCo(ByThreshold):
     with the paper's approximation of the gamma quantile, up to 1.52. (Measured: docs/selection.md.)
 
     Args:
-        fit: Which distributions.
-        stages: M, 1 or more, fixed; 0: as many as lead to d at δ1 each, ⌈ln d/ln δ1⌉; by default it adapts.
-        adapt: How it does.
+        fit: The distributions: exponential, gamma then generalised Pareto, or generalised Pareto.
+        stages: M, 1 or more, fixed; 0: ⌈ln d/ln δ1⌉, which leave δ1 each and the last the rest; none: adapts.
+        adapt: The rule by which M adapts: ours, the paper's, or the two others of the authors' code.
         adjust_first: Whether δ1 moves too, in [0.05, 0.5]: by 0.05 down where too many were sent, else up.
-        quantile: Of the gamma distribution.
+        quantile: The gamma distribution's own quantile, or the paper's closed form.
     """
 
     stages_G: Tensor
@@ -74,7 +79,7 @@ class SIDCo(ByThreshold):
         density: float = 0.01,
         fit: Literal["E", "GP", "P"] = "E",
         stages: int | None = None,
-        adapt: Literal["flip", "paper", "return"] = "flip",
+        adapt: Literal["flip", "paper", "worse", "return"] = "flip",
         adjust_first: bool = False,
         quantile: Literal["exact", "closed"] = "exact",
         **travel: Unpack[Travel],
@@ -82,7 +87,7 @@ class SIDCo(ByThreshold):
         super().__init__(density=density, **travel)
         for name, value, allowed in (
             ("fit", fit, ("E", "GP", "P")),
-            ("adapt", adapt, ("flip", "paper", "return")),
+            ("adapt", adapt, ("flip", "paper", "worse", "return")),
             ("quantile", quantile, ("exact", "closed")),
         ):
             if value not in allowed:
@@ -115,9 +120,8 @@ class SIDCo(ByThreshold):
         if stages == 1:
             return self._first(x_N, num, density)
         threshold = self._first(x_N, num, first)
-        share = (density / first) ** (1 / (stages - 1))
         left_K = x_N[ops.select_above(x_N, threshold)].abs() if threshold > 0 else x_N[:0]
-        for _ in range(stages - 1):
+        for share in shares(density, first, stages, even=self._stages != 0)[1:]:
             left_K = left_K[left_K >= threshold]
             if left_K.numel() < 2:
                 return None
@@ -129,7 +133,8 @@ class SIDCo(ByThreshold):
 
     def _num_stages(self, group: int, density: float, first: float) -> int:
         if self._stages == 0:
-            return max(1, math.ceil(math.log(density) / math.log(first)))
+            # Taken to 9 digits first: a share that is a power of δ1 takes no stage more.
+            return max(1, math.ceil(round(math.log(density) / math.log(first), 9)))
         return self._stages or int(self.stages_G[group])
 
     def _first(self, x_N: Tensor, num: int, share: float) -> float:
@@ -154,7 +159,7 @@ class SIDCo(ByThreshold):
         return at_K
 
     def _learn(self, group: int, had: float, before: float) -> None:
-        """Adapt to k̂/k as it was on average since the last time, and as it was before that."""
+        """Adapt to the mean k̂/k of the last steps, and of those before."""
         self.last_G[group] = had
         if abs(had - 1) <= TOLERANCE:
             return
@@ -162,23 +167,40 @@ class SIDCo(ByThreshold):
             self.first_G[group] += MOVE if had < 1 else -MOVE
             self.first_G.clamp_(LEAST, MOST)
         most = max(1, math.ceil(math.log2(1 / self._asked)))
-        if self._adapt == "paper":
+        if self._adapt != "flip":
             self.direction_G[group] = 1 if had < 1 else -1
-        elif not self._came_nearer(had, before):
+        if not self._keeps_direction(had, before):
             self.direction_G[group] *= -1
         stages = int(self.stages_G[group] + self.direction_G[group])
-        if self._adapt != "paper" and not 1 <= stages <= most:
+        if self._adapt == "flip" and not 1 <= stages <= most:
             self.direction_G[group] *= -1
             stages = int(self.stages_G[group] + self.direction_G[group])
         self.stages_G[group] = max(1, min(most, stages))
 
-    def _came_nearer(self, had: float, before: float) -> bool:
-        if self._adapt == "flip":
-            return abs(had - 1) <= abs(before - 1)
-        return (before > 1 + TOLERANCE and had < before) or (before < 1 - TOLERANCE and had > before)
+    def _keeps_direction(self, had: float, before: float) -> bool:
+        if self._adapt == "paper":
+            return True
+        if self._adapt == "return":
+            return (before > 1 + TOLERANCE and had < before) or (before < 1 - TOLERANCE and had > before)
+        return abs(had - 1) <= abs(before - 1)
 
     def report(self) -> dict[str, float]:
         return {**super().report(), "stages": sum(self._used) / max(1, len(self._used))}
+
+
+def shares(density: float, first: float, stages: int, *, even: bool) -> list[float]:
+    """The share that each of M stages leaves: `first`, and then equal shares, or `first` again and the rest.
+
+    >>> [round(share, 3) for share in shares(0.05, 0.25, 3, even=True)]
+    [0.25, 0.447, 0.447]
+    >>> [round(share, 3) for share in shares(0.05, 0.25, 3, even=False)]
+    [0.25, 0.25, 0.8]
+    """
+    if stages == 1:
+        return [density]
+    if even:
+        return [first] + [(density / first) ** (1 / (stages - 1))] * (stages - 1)
+    return [first] * (stages - 1) + [density / first ** (stages - 1)]
 
 
 def tail(mean: float, square: float, share: float, *, pareto: bool) -> float:

@@ -12,11 +12,13 @@ from sage.reduce import Sparsifier, Travel, check_fraction
 
 
 class Threshold(Sparsifier):
-    """Send |a| ≥ λ. How many that are follows from the data, and differs between ranks and steps.
+    """Send |a| ≥ λ. The number of elements follows from the data and differs between ranks and steps.
+
+    Where λ is given there is no density target, and none is reported.
 
     Args:
         threshold: λ, above 0; by default 1/(2·sqrt(k)), k = density·n, the value Dutta et al. suggest.
-        density: Only for the default λ, and to report beside the density had; in (0, 1].
+        density: Used for the default λ, and then the target that is reported; in (0, 1].
     """
 
     even = False
@@ -39,7 +41,8 @@ class Threshold(Sparsifier):
         return ops.take_above(grad_N, residual_N, self._value(grad_N.numel()), dtype=self.dtype)
 
     def report(self) -> dict[str, float]:
-        return {"threshold": self._value(self.layout.numel), "density_asked": self.density}
+        told = {"threshold": self._value(self.layout.numel)}
+        return told if self._threshold is not None else {**told, "density_asked": self.density}
 
 
 REDUCER = Threshold

@@ -39,7 +39,9 @@ class TopK(Sparsifier):
 
     def report(self) -> dict[str, float]:
         sizes_G = torch.tensor([stop - start for start, stop in self.layout.groups], dtype=torch.float64)
-        return {"density_asked": float((self.density_G.cpu() * sizes_G).sum() / sizes_G.sum().clamp_min(1))}
+        if not sizes_G.any():  # every tensor of the model is small and goes dense
+            return {"density_asked": self.density}
+        return {"density_asked": float((self.density_G.cpu() * sizes_G).sum() / sizes_G.sum())}
 
 
 def num_kept(density: float, numel: int) -> int:

@@ -98,7 +98,11 @@ class Reducer(nn.Module):
         return None
 
     def report(self) -> dict[str, float]:
-        """Scalars of the last step worth recording, such as `threshold` and `density_asked`."""
+        """Scalars of the last step for the run's record, such as the `threshold` that it used.
+
+        `density_asked` is the step's target density. A reducer without such a target leaves it out: the
+        record then holds null, and no report judges the density against a target.
+        """
         return {}
 
 

@@ -129,6 +129,20 @@ def test_micro_starts_at_the_threshold_given_or_at_that_of_dutta_et_al() -> None
 
 
 @pytest.mark.parametrize("make", [Micro, ExDyna])
+def test_the_threshold_reported_is_the_one_that_the_step_used(make: Any) -> None:
+    told = play(
+        lambda: make(density=0.5, threshold=1.0),
+        1,
+        2,
+        lambda rank, step: torch.tensor([2.0, 1.5]),
+        memory="none",
+        shapes=(("w", (2,)),),
+        see=lambda f, r, w: f.reducer.report()["threshold"],
+    )[0]
+    assert told == [1.0, pytest.approx(1.005)]
+
+
+@pytest.mark.parametrize("make", [Micro, ExDyna])
 def test_the_density_settles_at_what_was_asked(make: Any) -> None:
     # Of N(0, 1), without memory, |x| ≥ 1.96 is the right threshold.
     had = play(

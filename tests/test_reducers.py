@@ -75,6 +75,67 @@ def test_the_default_threshold_is_that_of_dutta_et_al() -> None:
     assert sent(Threshold(density=0.01), signal_N, [("w", (10_000,))]) == [3, 70]
 
 
+def test_a_threshold_that_is_given_is_no_density_target() -> None:
+    threshold = Threshold(threshold=0.5, density=0.01)
+    threshold.bind(Layout.of([("w", (10_000,))]))
+    assert threshold.report() == {"threshold": 0.5}
+
+
+WITHOUT_TARGET = {"adacomp", "variance", "powersgd", "accordion_powersgd", "svd", "atomo", "exact", "ps"}
+WITHOUT_TARGET |= {"fp16", "bf16", "fp8", "int8", "onebit", "onebit_sgd", "signsgd", "signum", "efsignsgd"}
+WITHOUT_TARGET |= {"sign_norm", "qsgd", "dithering", "natural", "terngrad"}
+WITHOUT_TARGET |= {"adacomp+efsign", "variance+terngrad"}
+
+
+@pytest.mark.parametrize(
+    "name", [*registry.names("reducers"), "topk+efsign", "sage+qsgd", "adacomp+efsign", "variance+terngrad"]
+)
+def test_a_density_target_is_reported_by_exactly_those_that_have_one(name: str) -> None:
+    make = registry.load("reducers", name)
+    has_target = name not in WITHOUT_TARGET
+    assert ("density" in registry.options(make)) == has_target
+    options = {"density": 0.25} if has_target else {}
+    case = Case(make, options, 1, memory="none")
+    feedback = case.fresh()
+    simulate(1, lambda wire: feedback(case.gradient(0, 0), wire))
+    told = feedback.reducer.report()
+    if not has_target:
+        assert "density_asked" not in told
+    elif name == "accordion":  # epoch 0 has not begun: its high density
+        assert told["density_asked"] == 1.0
+    else:
+        assert told["density_asked"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("threshold", {}),
+        *(("sage", {"controller": controller}) for controller in ("quantile", "feedback", "sage")),
+        *((name, {}) for name in ("micro", "exdyna", "oktopk", "dgc", "redsync", "gaussiank", "sidco")),
+    ],
+)
+def test_the_threshold_reported_is_that_of_the_step_just_done(name: str, options: dict[str, Any]) -> None:
+    make = registry.load("reducers", name)
+    case = Case(make, {"density": 0.05, **options}, 1, grouping="model", memory="none")
+    feedback = case.fresh()
+
+    def work(wire: Wire) -> None:
+        for step in range(6):
+            signal_N = case.gradient(0, step)
+            sent = feedback(signal_N.clone(), wire).sent
+            threshold = feedback.reducer.report()["threshold"]
+            assert sent is not None
+            left_N = signal_N.index_fill(0, sent.long(), 0.0)
+            assert sent.numel() == 0 or float(signal_N[sent].abs().min()) >= threshold * (1 - 1e-6)
+            if (
+                name != "oktopk" and sent.numel() > 1
+            ):  # of too many it takes the largest; of none the largest one
+                assert float(left_N.abs().max()) <= threshold * (1 + 1e-6)
+
+    simulate(1, work)
+
+
 def test_the_threshold_given_is_kept_whatever_comes() -> None:
     case = Case(Threshold, {"threshold": 2.0}, 2)
     for rank in steps(case, lambda rank, step: torch.full((N,), 1.5 + rank)):

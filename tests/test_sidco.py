@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sage.comm.wire import Wire
 from sage.layout import Layout
-from sage.reducers.sidco import EVERY, SIDCo, gamma_tail, tail
+from sage.reducers.sidco import EVERY, SIDCo, gamma_tail, shares, tail
 
 FITS = ("E", "GP", "P")
 
@@ -175,11 +175,30 @@ def test_flipping_turns_round_where_the_error_has_grown_and_at_the_ends() -> Non
     assert stages_after([0.5, 0.5, 1.5, 0.7, 0.6], adapt="flip") == [2, 3, 4, 3, 4]
 
 
-def test_returning_turns_round_unless_it_came_back_from_out_of_the_band() -> None:
-    # Up at first; no nearer: down; from too few to too many: on, which at 1 is up; from too many to too few:
-    # on; no nearer: down.
-    assert stages_after([0.5, 0.5, 1.5, 0.7, 0.6], adapt="return") == [2, 1, 2, 3, 2]
-    assert stages_after([0.5, 1.0, 1.5, 1.4], adapt="return") == [2, 2, 1, 2]
+def test_the_third_rule_of_the_released_code_is_the_sign_of_the_error_unless_it_has_not_moved_back() -> None:
+    # Too few, too few but moved back, too many but moved back; it stays at the end of the range.
+    assert stages_after([0.5, 0.7, 1.5], adapt="return") == [2, 3, 2]
+    assert stages_after([2.0, 1.5], adapt="return") == [1, 1]
+    # Not moved back from outside the band: the other way, for one move.
+    assert stages_after([0.5, 0.5, 1.5, 0.7, 0.6], adapt="return") == [2, 1, 1, 2, 1]
+    assert stages_after([0.5, 1.0, 1.5, 1.4], adapt="return") == [2, 2, 3, 2]
+
+
+def test_the_second_rule_of_the_released_code_is_the_sign_of_the_error_unless_that_has_grown() -> None:
+    assert stages_after([0.5, 0.7, 1.5], adapt="worse") == [2, 3, 4]
+    assert stages_after([2.0, 1.5], adapt="worse") == [1, 1]
+    assert stages_after([0.5, 0.4, 0.4, 1.3], adapt="worse") == [2, 1, 2, 1]
+
+
+def test_without_a_number_of_stages_each_leaves_a_quarter_and_the_last_one_the_rest() -> None:
+    assert shares(0.05, 0.25, 3, even=False) == pytest.approx([0.25, 0.25, 0.8])
+    assert shares(0.05, 0.25, 3, even=True) == pytest.approx([0.25, 0.2**0.5, 0.2**0.5])
+    assert shares(0.05, 0.25, 1, even=True) == [0.05]
+    # The second stage's λ leaves a quarter of a quarter of an exponential vector, the third 0.8 of that.
+    reducer = bound(100_000, density=0.05, stages=0)
+    assert count(reducer, LAPLACE) == pytest.approx(5000, rel=0.05)
+    assert reducer.report()["stages"] == 3
+    assert bound(100_000, density=1 / 16, stages=0)._num_stages(0, 1 / 16, 0.25) == 2
 
 
 def test_the_first_share_moves_against_the_error_within_its_range() -> None:

@@ -31,6 +31,7 @@ SELECTION = runpy.run_path(str(ROOT / "benchmarks" / "selection.py"))
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("randomk", {"draw": "own"}),
     ("randomk", {"draw": "block"}),
+    ("gaussiank", {"rule": "paper"}),
     ("dgc", {"rule": "grace"}),
     ("dgc", {"density_schedule": "warmup"}),
     ("redsync", {"rule": "released"}),
@@ -46,7 +47,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 THRESHOLDS: list[tuple[str, dict[str, Any]]] = [
     (name, {}) for name in ("dgc", "redsync", "gaussiank", "mstopk", "sidco")
-] + OPTIONS[2:]
+] + OPTIONS[3:]
 """What looks at magnitudes."""
 
 
@@ -308,25 +309,44 @@ Z = 1.6448536269514722
 
 
 def test_gaussiank_is_the_quantile_of_a_normal_distribution_with_the_moments_of_the_signal() -> None:
-    paper, released = (GaussianK(corrections=0, rule=rule) for rule in ("paper", "released"))
-    assert paper.threshold(HALVES, 10, 0) == pytest.approx(3 + 4 * Z)
-    assert paper.threshold(-HALVES, 10, 0) == pytest.approx(3 + 4 * Z)
+    bisect, paper, released = (
+        GaussianK(corrections=0, rule=rule) for rule in ("bisect", "paper", "released")
+    )
+    for rule in (bisect, paper):
+        assert rule.threshold(HALVES, 10, 0) == pytest.approx(3 + 4 * Z)
+    assert bisect.threshold(-HALVES, 10, 0) == pytest.approx(3 + 4 * Z)
+    assert paper.threshold(-HALVES, 10, 0) == pytest.approx(-3 + 4 * Z)  # the mean has its sign
     assert released.threshold(HALVES, 10, 0) == pytest.approx(4 + 3 * Z)
 
 
-def test_gaussiank_counts_and_corrects_and_the_paper_bisects() -> None:
+def test_gaussiank_counts_and_corrects_and_only_bisect_goes_halfway() -> None:
     # λ = 9.58 lets none through, nor do 7.2 = 0.75·9.58 and the like; half of it, 4.79, lets 50 of 10.
     start = 3 + 4 * Z
 
-    def after(corrections: int, rule: Any = "paper") -> float | None:
+    def after(corrections: int, rule: Any = "bisect") -> float | None:
         return GaussianK(corrections=corrections, rule=rule).threshold(HALVES, 10, 0)
 
     assert after(1) == pytest.approx(start / 2)
     assert after(2) == pytest.approx(start * 3 / 4)
     assert after(3) == pytest.approx(start * 5 / 8)
+    assert after(1, "paper") == pytest.approx(start / 2)
+    assert after(2, "paper") == pytest.approx(start * 3 / 4)
+    assert after(3, "paper") == pytest.approx(start * 3 / 8)
     start = 4 + 3 * Z
     assert after(2, "released") == pytest.approx(start * 3 / 4)
     assert after(3, "released") == pytest.approx(start * 9 / 8 if start * 3 / 4 < 7 else start * 3 / 8)
+
+
+def test_gaussiank_has_no_halfway_in_its_authors_code_and_two_corrections_in_sidcos() -> None:
+    # λ = 2.1 lets 3 through, 1.5·λ none; theirs then goes to 0.75·λ, and halfway would be 1.25·λ.
+    signal_N = torch.tensor([-3.0, 1, 0, 0, -1, -3, 3, 1, -1, 1])
+    assert selected(GaussianK(density=0.2, rule="paper", corrections=2), signal_N) == [0, 5, 6]
+    assert selected(GaussianK(density=0.2, rule="paper"), signal_N) == [0, 5, 6]
+    assert selected(GaussianK(density=0.2, corrections=2), signal_N) == [0]
+    # λ = 3.7 lets 1 through, 1.8 five, 2.7 three: SIDCo's code ends there, a third correction goes to 4.1.
+    signal_N = torch.tensor([1.0, 0, -1, 3, -2, 2, 5, -1, 3, -1])
+    assert selected(GaussianK(density=0.2, rule="released"), signal_N) == [3, 6, 8]
+    assert selected(GaussianK(density=0.2, rule="released", corrections=3), signal_N) == [6]
 
 
 # MSTopK. Magnitudes 0 to 9: the mean is 4.5, the first t 6.75, which 7, 8 and 9 reach.
@@ -456,12 +476,12 @@ def test_the_bytes_booked_are_those_worked_out_by_hand(
         ("dgc", {"density_schedule": "linear"}, "density_schedule='linear': expected constant or warmup"),
         ("dgc", {"density": 0.5, "density_from": 0.1}, r"density_from=0\.1: expected at least density=0\.5"),
         ("redsync", {"rule": "grace"}, "rule='grace': expected paper or released"),
-        ("gaussiank", {"rule": "grace"}, "rule='grace': expected paper or released"),
+        ("gaussiank", {"rule": "grace"}, "rule='grace': expected bisect, paper, released"),
         ("gaussiank", {"corrections": -1}, "corrections=-1: expected 0 or more"),
         ("mstopk", {"bisections": 0}, "bisections=0: expected 1 or more"),
         ("mstopk", {"density": 2.0}, r"density=2\.0: expected a share"),
         ("sidco", {"fit": "gamma"}, "fit='gamma': expected E, GP, P"),
-        ("sidco", {"adapt": "never"}, "adapt='never': expected flip, paper, return"),
+        ("sidco", {"adapt": "never"}, "adapt='never': expected flip, paper, worse, return"),
         ("sidco", {"quantile": "best"}, "quantile='best': expected exact, closed"),
         ("sidco", {"stages": -1}, "stages=-1: expected 1 or more, 0 to derive it"),
     ],

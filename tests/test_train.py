@@ -333,3 +333,13 @@ def test_only_every_so_many_steps_are_recorded(train: Train) -> None:
     trained = train(epochs=2, log_every=3)
     assert trained.each("step") == [0, 3, 6]
     assert trained.result["steps"] == 8
+
+
+@pytest.mark.parametrize(("reducer", "asked"), [("exact", None), ("adacomp", None), ("topk", 0.01)])
+def test_a_density_target_is_recorded_only_where_the_reducer_has_one(
+    train: Train, reducer: str, asked: float | None
+) -> None:
+    trained = train(reducer=reducer, steps=3)
+    assert trained.each("density_asked") == [asked] * 3
+    result = trained.result["density_asked"]
+    assert result is None if asked is None else result == pytest.approx(asked)

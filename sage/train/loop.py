@@ -163,7 +163,7 @@ class Training:
             "step": self.step,
             "epoch": epoch,
             "lr": lr,
-            "density_asked": 1.0,
+            "density_asked": None,  # unless the reducer has a target, which its report then states
             "density_had": reduced.density,
             "density_union": _share(reduced) if histogram_due else None,
             **self.mount.feedback.reducer.report(),

@@ -13,7 +13,7 @@ WARM_UP = 0.1
 """Share of a run's first steps (at most ten) that its step times leave out."""
 
 PER_STEP = ("wire_sent", "wire_received", "density_had", "density_asked")
-"""Fields of a step whose mean over the steps is in the result."""
+"""Fields of a step whose mean over the steps is in the result; a reducer may have no density target."""
 
 
 class Tally:
@@ -29,7 +29,7 @@ class Tally:
         """Count one step, by its record."""
         self.step_seconds.append(fields["seconds"])
         self._totals.update({f"payload/{kind}": size for kind, size in fields["bytes"].items()})
-        self._totals.update({name: fields[name] for name in PER_STEP})
+        self._totals.update({name: fields[name] for name in PER_STEP if fields[name] is not None})
 
     def loss(self, loss: float) -> None:
         """Count one step's training loss, where it is finite: a step may have been skipped."""
@@ -68,7 +68,7 @@ class Tally:
             },
             "wire_sent_per_step": mean["wire_sent"],
             "wire_received_per_step": mean["wire_received"],
-            "density_asked": mean["density_asked"],
+            "density_asked": mean.get("density_asked"),
             "density_had": mean["density_had"],
         }
 
