@@ -31,7 +31,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from sage import registry
 from sage.check import Range, coerce, known
 from sage.config import ASIDE, Config, Count, annotations, load, resolve, workloads
-from sage.tell.record import write_json
+from sage.storage import write_json
 
 PARTS = ("workload", "model", "data", "reducer")
 """Keys that decide which options there are, and so are expanded first."""

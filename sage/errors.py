@@ -64,4 +64,4 @@ def _file_system(path: Path) -> str:
             path = path.parent
     except OSError:
         return ""
-    return f" on the file system at {path} ({free / 1e9:.2f} of {total / 1e9:.2f} GB free)"
+    return f" on the file system at {path} ({free} of {total} bytes are free)"

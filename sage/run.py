@@ -34,10 +34,11 @@ from sage.comm.wire import Wire, WireError
 from sage.config import Config, resolve
 from sage.feed.data import Dataset, data_root
 from sage.outcome import FAILED, HOPELESS, INTERRUPTED, tell_the_job
+from sage.storage import write_json
 from sage.task import TASKS
 from sage.tell.manifest import host, manifest
 from sage.tell.progress import Display
-from sage.tell.record import now, recorder, write_json
+from sage.tell.record import now, recorder
 from sage.train.loop import Diverged, Training
 from sage.train.stop import Stop
 

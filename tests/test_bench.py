@@ -17,7 +17,7 @@ from sage.cli import main
 from sage.config import Config
 from sage.flags import parse_run
 from sage.mount import WholeModel
-from sage.tell.record import write_json
+from sage.storage import write_json
 
 
 def made_up(steps: int = 62, world_size: int = 2, n: int = 3000, drop: int | None = None) -> Trace:

@@ -13,7 +13,7 @@ from sage.bench.trace import Trace
 from sage.cli import main
 from sage.config import Config
 from sage.flags import parse_run
-from sage.tell.record import write_json
+from sage.storage import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -20,8 +20,9 @@ import torch
 
 from sage.flags import parse_run
 from sage.run import main as run_main
+from sage.storage import write_json
 from sage.tell.manifest import manifest
-from sage.tell.record import Recorder, Silent, read_metrics, recorder, write_json
+from sage.tell.record import Recorder, Silent, read_metrics, recorder
 
 
 def train(record: Recorder, *, steps: range, steps_per_epoch: int = 10) -> None:
@@ -100,7 +101,7 @@ def test_a_torn_last_line_is_left_out_and_then_cut(tmp_path: Path, torn: bytes) 
 @pytest.mark.parametrize("damage", [b"{\n", b"\x00\x00\n", b"[]\n", b"\n", b'{"step": 1}\n'])
 def test_damage_that_no_crash_does_is_an_error_naming_file_and_line(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"kind":"step","step":0}\n' + damage + b'{"kind":"step","step":2}\n')
+    path.write_bytes(b'{"kind":"step","step":0,"epoch":0}\n' + damage + b'{"kind":"step","step":2,"epoch":0}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is damaged"):
         read_metrics(tmp_path)
 

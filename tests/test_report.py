@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from sage.config import Config
+from sage.storage import write_json
 from sage.tell.manifest import manifest
 from sage.tell.plots import POINTS, _smooth, _thin
-from sage.tell.record import recorder, write_json
+from sage.tell.record import recorder
 from sage.tell.report import main
 from sage.tell.runs import grouped, read_runs
 from sage.tell.tables import tables

@@ -16,9 +16,10 @@ from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.config import Config
 from sage.feed.data import Batch
+from sage.storage import write_json
 from sage.task import Classify
 from sage.tell.progress import Display
-from sage.tell.record import read_metrics, recorder, write_json
+from sage.tell.record import read_metrics, recorder
 from sage.train.loop import Training
 from sage.train.stop import Stop
 from sage.trial import same_bits

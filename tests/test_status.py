@@ -19,8 +19,8 @@ from sage.jobs import book, scheduler, status
 from sage.jobs.book import Entry
 from sage.jobs.scheduler import ENDED, LONGEST, SHORTEST, Job, Unanswered, Watch
 from sage.jobs.state import State, States
+from sage.storage import write_json
 from sage.task import TASKS
-from sage.tell.record import write_json
 
 CHECKOUT = Path(__file__).parents[1]
 CELL = "digits-ff-topk-0123abcd"

@@ -6,13 +6,13 @@ number that is not finite is written as null, here and in every other file, so t
 them.
 """
 
-import json
-import math
-import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sage import storage
 
 if TYPE_CHECKING:  # What only reads records need not wait for torch.
     from torch import Tensor
@@ -55,8 +55,7 @@ class Recorder:
         self.folder = folder
         self.path = folder / "metrics.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(self.path)
-        self._lines = self.path.open("ab")
+        self._lines = storage.Lines(self.path, cut=True)
         self._board: Any = None
         self._purge_step: int | None = None
 
@@ -68,9 +67,10 @@ class Recorder:
         not done over.
         """
         self._lines.close()
-        kept = [(line, record) for line, record in _read(self.path) if not _undone(record, step)]
-        _replace(self.path, b"".join(line for line, _ in kept))
-        self._lines = self.path.open("ab")
+        read = storage.read_json_lines(self.path, storage.METRICS)
+        kept = [(line, record) for line, record in read if not _undone(record, step)]
+        storage.write_bytes(self.path, b"".join(line for line, _ in kept))
+        self._lines = storage.Lines(self.path, cut=True)
         self._evaluated = max((record["step"] for _, record in kept if record["kind"] == "epoch"), default=-1)
         self._close_board()
         self._purge_step = step
@@ -114,7 +114,8 @@ class Recorder:
         finite = tensor.detach().float()
         finite = finite[finite.isfinite()]
         if finite.numel():
-            self._tensorboard().add_histogram(name, finite, step)
+            with self._drawing():
+                self._tensorboard().add_histogram(name, finite, step)
 
     def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """List the run among TensorBoard's hyperparameters, with what it came to."""
@@ -122,28 +123,30 @@ class Recorder:
 
         # SummaryWriter.add_hparams would open a second writer on this folder.
         final = {f"final/{name}": value for name, value in metrics.items()}
-        for summary in hparams(dict(_flat(config)), final):
-            self._tensorboard().file_writer.add_summary(summary)
+        with self._drawing():
+            for summary in hparams(dict(_flat(config)), final):
+                self._tensorboard().file_writer.add_summary(summary)
         self._draw(final, 0)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the run's result, whose presence says that the run is finished, and close."""
         self.close()
-        write_json(self.folder / "result.json", result)
+        storage.write_json(self.folder / "result.json", result, storage.RESULT)
 
     def close(self) -> None:
         """Bring everything to disk; a second call does nothing."""
         if not self._lines.closed:
-            self._sync()
-            self._lines.close()
+            try:
+                self._sync()
+            finally:
+                self._lines.close()
         self._close_board()
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        self._lines.write((_dumps(record) + "\n").encode())
-        self._lines.flush()
+        self._lines.append((storage.json_text(record) + "\n").encode())
 
     def _sync(self) -> None:
-        os.fsync(self._lines.fileno())
+        self._lines.sync()
 
     def _tensorboard(self) -> Any:
         if self._board is None:
@@ -161,12 +164,22 @@ class Recorder:
         # As one event: an add_scalar for each would slow down the very steps that are being measured.
         numbers = {tag: value for tag, value in scalars.items() if value is not None}
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
-        self._tensorboard().file_writer.add_summary(Summary(value=values), step)
+        with self._drawing():
+            self._tensorboard().file_writer.add_summary(Summary(value=values), step)
 
     def _close_board(self) -> None:
         if self._board is not None:
-            self._board.close()
-            self._board = None
+            board, self._board = self._board, None
+            with self._drawing():
+                board.close()
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Name the folder where TensorBoard cannot write: its own errors do not."""
+        try:
+            yield
+        except OSError as error:
+            raise storage.NotWritten(self.folder / "tensorboard", error) from error
 
 
 class Silent(Recorder):
@@ -198,73 +211,19 @@ def recorder(folder: Path, rank: int) -> Recorder:
 
 
 def read_metrics(folder: Path) -> list[Record]:
-    """The records of a run folder, in order, less a torn last line; damage anywhere else is an error."""
-    return [record for _, record in _read(folder / "metrics.jsonl")]
+    """The records of a run folder, in order, less a torn last line.
 
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file so that whoever reads it sees all of it or none of it."""
-    _replace(path, (_dumps(content, indent=2) + "\n").encode())
-
-
-def _read(path: Path) -> Iterator[tuple[bytes, Record]]:
-    """The whole lines of a metrics file, each as it stands and as it reads."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not (isinstance(record, dict) and "kind" in record):
-                raise ValueError(
-                    f"{path}, line {number} is damaged: {line[:60]!r}. A crash tears the last line only, so "
-                    "something else changed this file; remove the line to read the rest, or run --fresh"
-                )
-            yield line, record
+    Raises:
+        FileNotFoundError: where there are none.
+        sage.storage.Unreadable: a ValueError in one line, where any other line is damaged.
+    """
+    return [record for _, record in storage.read_json_lines(folder / "metrics.jsonl", storage.METRICS)]
 
 
 def _undone(record: Record, step: int) -> bool:
     """Whether a run that goes on with `step` measures this again; an evaluation's step is the next one."""
     first: int | None = {"step": step, "epoch": step + 1}.get(record["kind"])
     return first is not None and first <= record["step"]
-
-
-def _cut_torn_line(path: Path) -> None:
-    if path.exists():
-        with path.open("r+b") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename; both reach the disk before this returns."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _dumps(content: Mapping[str, Any], indent: int | None = None) -> str:
-    return json.dumps(_strict(content), indent=indent, allow_nan=False)
-
-
-def _strict(value: Any) -> Any:
-    """The same value as strict JSON can say it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:

@@ -1,0 +1,261 @@
+"""Writes files whole or not at all: under a temporary name, synced, then renamed."""
+
+import errno
+import io
+import json
+import math
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sage.storage.errors import NotWritten
+from sage.storage.kinds import Kind
+
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+"""What `os.link` says on a file system that has no hard links."""
+
+
+@contextmanager
+def writing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+    """Write a file whole or not at all: it has its name, and is on disk, once the block has ended.
+
+    An old file is as it was until then, and stays so where the block raises. Its mode is kept, and where the
+    path is a link, the file that it leads to is replaced. A device, as /dev/null, is written to as it is.
+
+    Args:
+        private: Only the owner may read and write it, whatever the umask.
+
+    Raises:
+        NotWritten: an OSError, where the file system refuses, as a full disk.
+    """
+    try:
+        found = _found(path)
+        if found is not None and not stat.S_ISREG(found.st_mode):
+            with _as_it_is(path) as file:
+                yield file
+            return
+        target = Path(os.path.realpath(path)) if found is not None and path.is_symlink() else path
+        draft = _draft(target)
+        try:
+            with open(draft, "xb", opener=_PRIVATE if private else _PLAIN) as file:
+                if private or found is not None:
+                    os.fchmod(file.fileno(), 0o600 if private or found is None else found.st_mode & 0o777)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(target)
+        except BaseException:
+            with suppress(OSError):
+                draft.unlink()
+            raise
+        sync_folder(target.parent)
+    except NotWritten:
+        raise
+    except OSError as error:
+        raise NotWritten(path, error) from error
+
+
+def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file whole or not at all; see `writing`."""
+    with writing(path, private=private) as file:
+        file.write(content)
+
+
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write a UTF-8 file whole or not at all; see `writing`. What UTF-8 cannot say becomes `?`."""
+    write_bytes(path, text.encode("utf-8", errors="replace"), private=private)
+
+
+def write_json(
+    path: Path, content: Mapping[str, Any], kind: Kind | None = None, *, private: bool = False
+) -> None:
+    """Write a JSON object whole or not at all; see `writing`. A non-finite number becomes null."""
+    if kind is not None and kind.version > 1:
+        content = {"format": kind.version, **content}
+    write_text(path, json_text(content, indent=2) + "\n", private=private)
+
+
+def write_first(path: Path, content: bytes, *, private: bool = False) -> bool:
+    """Write a file whole, unless there is one of this name; say whether this was the first.
+
+    Of several processes that do so at once one is the first, and the file is never seen unfinished.
+
+    Raises:
+        NotWritten: where the file system refuses.
+    """
+    draft = _draft(path)
+    try:
+        try:
+            with open(draft, "xb", opener=_PRIVATE if private else _PLAIN) as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(draft, path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                if os.path.lexists(path):
+                    return False
+                draft.replace(path)  # between the two lines another process may have been the first
+        finally:
+            with suppress(OSError):
+                draft.unlink()
+        sync_folder(path.parent)
+    except OSError as error:
+        raise NotWritten(path, error) from error
+    return True
+
+
+class Lines:
+    """A file that lines are added to; a line is there whole or not at all, a crash in mid-write aside.
+
+    Args:
+        cut: Remove a last line that a crash has torn; else it is ended, and the next begins after it.
+
+    Raises:
+        NotWritten: where the file system refuses, here and in each method.
+    """
+
+    def __init__(self, path: Path, *, cut: bool, private: bool = False) -> None:
+        self.path = path
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+        with self._named():
+            self._file = io.FileIO(os.open(path, flags, 0o600 if private else 0o666), "r+")
+            try:
+                if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+                    raise OSError(errno.EINVAL, "it is not a regular file")
+                self._end_torn_line(cut)
+            except BaseException:
+                self._file.close()
+                raise
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def append(self, lines: bytes) -> None:
+        """Add whole lines; where that fails the file is as it was."""
+        with self._named():
+            size = os.fstat(self._file.fileno()).st_size
+            try:
+                rest = memoryview(lines)
+                while rest:
+                    rest = rest[os.write(self._file.fileno(), rest) :]
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(self._file.fileno(), size)
+                raise
+
+    def sync(self) -> None:
+        """Bring the lines to disk."""
+        with self._named():
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        with self._named():
+            self._file.close()
+
+    def _end_torn_line(self, cut: bool) -> None:
+        descriptor = self._file.fileno()
+        size = end = os.fstat(descriptor).st_size
+        if not size or os.pread(descriptor, 1, size - 1) == b"\n":
+            return
+        if not cut:
+            self.append(b"\n")
+            return
+        while end:
+            begin = max(0, end - 2**16)
+            if (at := os.pread(descriptor, end - begin, begin).rfind(b"\n")) >= 0:
+                end = begin + at + 1
+                break
+            end = begin
+        os.ftruncate(descriptor, end)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except NotWritten:
+            raise
+        except OSError as error:
+            raise NotWritten(self.path, error) from error
+
+
+def append_json_lines(path: Path, contents: Iterable[Mapping[str, Any]], *, private: bool = False) -> None:
+    """Add lines to a JSON-lines file and sync it. A last line torn by a crash is ended first."""
+    lines = Lines(path, cut=False, private=private)
+    try:
+        lines.append("".join(json_text(content) + "\n" for content in contents).encode())
+        lines.sync()
+    finally:
+        lines.close()
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """The content in strict JSON, which has no NaN: a number that is not finite becomes null."""
+    return json.dumps(_strict(content), indent=indent, allow_nan=False)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; of a link the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Bring the names in a folder to disk; file systems that cannot are left alone."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _found(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _draft(path: Path) -> Path:
+    """A name beside the file that no other process uses; names have at most 255 bytes."""
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
+
+
+def _opener(mode: int, path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+
+
+_PLAIN, _PRIVATE = partial(_opener, 0o666), partial(_opener, 0o600)
+
+
+@contextmanager
+def _as_it_is(path: Path) -> Iterator[BinaryIO]:
+    """Open a device or a pipe to write; a FIFO that nobody reads is refused, not waited for."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.set_blocking(descriptor, True)
+    with os.fdopen(descriptor, "wb") as file:
+        yield file
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
