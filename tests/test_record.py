@@ -101,7 +101,8 @@ def test_a_torn_last_line_is_left_out_and_then_cut(tmp_path: Path, torn: bytes) 
 @pytest.mark.parametrize("damage", [b"{\n", b"\x00\x00\n", b"[]\n", b"\n", b'{"step": 1}\n'])
 def test_damage_that_no_crash_does_is_an_error_naming_file_and_line(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"kind":"step","step":0,"epoch":0}\n' + damage + b'{"kind":"step","step":2,"epoch":0}\n')
+    whole = b'{"kind":"step","step":0,"epoch":0}\n'
+    path.write_bytes(whole + damage + whole)
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is damaged"):
         read_metrics(tmp_path)
 

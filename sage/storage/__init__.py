@@ -14,6 +14,7 @@ from sage.storage.kinds import CONFIG as CONFIG
 from sage.storage.kinds import FAILURE as FAILURE
 from sage.storage.kinds import MANIFEST as MANIFEST
 from sage.storage.kinds import METRICS as METRICS
+from sage.storage.kinds import RERUN as RERUN
 from sage.storage.kinds import RESULT as RESULT
 from sage.storage.kinds import VOCABULARY as VOCABULARY
 from sage.storage.kinds import Kind as Kind
@@ -27,6 +28,7 @@ from sage.storage.read import read_json as read_json
 from sage.storage.read import read_json_lines as read_json_lines
 from sage.storage.read import read_text as read_text
 from sage.storage.read import read_toml as read_toml
+from sage.storage.read import what_it_is as what_it_is
 from sage.storage.tensors import read_tensors as read_tensors
 from sage.storage.tensors import write_tensors as write_tensors
 from sage.storage.write import Lines as Lines
