@@ -6,22 +6,28 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from sage.comm.address import (
     GLOO,
     NCCL,
     Interface,
+    check_interfaces,
     choose_interface,
     gloo_takes,
     interface_towards,
     interfaces,
     nccl_takes,
 )
+from sage.comm.guest import GuestWire
+from sage.comm.process import ProcessWire
+from sage.comm.rendezvous import local_places
 
 LO = Interface("lo", ("127.0.0.1", "::1"), up=True)
 DOWN = Interface("eth0", ("10.0.0.1",), up=False)
 LOCAL_ONLY = Interface("eth1", ("fe80::1%eth1",), up=True)
+BARE = Interface("eth3", (), up=True)
 UP = Interface("eth2", ("10.0.2.1", "2001:db8::1"), up=True)
 
 
@@ -102,18 +108,80 @@ def test_gloo_itself_takes_the_same_settings(setting: str) -> None:
             return False
         return True
 
-    names = [one.name for one in interfaces()]
-    assert taken_by(lambda: gloo_takes(setting, names)) == taken_by(
+    assert taken_by(lambda: gloo_takes(setting, interfaces())) == taken_by(
         lambda: dist.ProcessGroupGloo.create_device(interface=setting)
     )
 
 
+def named(*names: str) -> list[Interface]:
+    """Interfaces that can be used."""
+    return [Interface(name, (f"10.0.{number}.1",), up=True) for number, name in enumerate(names)]
+
+
 def test_gloo_takes_a_list_of_exact_names() -> None:
-    assert gloo_takes("eth1,eth0", ["lo", "eth0", "eth1"]) == ["eth1", "eth0"]
-    with pytest.raises(ValueError, match=r"NCCL's syntax.*eth0,eth1"):
-        gloo_takes("^lo,docker", ["lo", "eth0"])
-    with pytest.raises(ValueError, match="no interface 'eth7', only lo, eth0"):
-        gloo_takes("eth0,eth7", ["lo", "eth0"])
+    there = named("lo", "eth0", "eth1")
+    assert gloo_takes("eth1,eth0", there) == [there[2], there[1]]
+    with pytest.raises(ValueError, match=r"NCCL's syntax.*eth0,eth1; there are lo, eth0$"):
+        gloo_takes("^lo,docker", there[:2])
+    with pytest.raises(ValueError, match="no interface 'eth7', only lo, eth0$"):
+        gloo_takes("eth0,eth7", there[:2])
+
+
+@pytest.mark.parametrize(
+    "setting", ["^lo,docker0", "=eth2", "eth7", "eth2,eth7", "eth2,", "eth0", "eth3", "e\n\x1b[31m"]
+)
+def test_what_gloo_would_die_of_is_said_in_one_line(setting: str) -> None:
+    there = [LO, DOWN, UP, BARE]
+    with pytest.raises(ValueError, match=r"^GLOO_SOCKET_IFNAME=.*(only|there are) lo, eth2$") as caught:
+        check_interfaces(nccl=False, environ={GLOO: setting}, among=there)
+    assert str(caught.value).isprintable()
+    check_interfaces(nccl=False, environ={GLOO: ""}, among=there)
+    check_interfaces(nccl=False, environ={GLOO: "eth2,lo"}, among=there)
+
+
+def test_an_interface_that_is_down_or_bare_is_called_so() -> None:
+    there = [LO, DOWN, UP, BARE]
+    for name, fault in (("eth0", "eth0 is down"), ("eth3", "eth3 has no address")):
+        with pytest.raises(ValueError, match=f"GLOO_SOCKET_IFNAME={name}: {fault}; there are lo, eth2"):
+            gloo_takes(name, there)
+        with pytest.raises(ValueError, match=f"NCCL_SOCKET_IFNAME=={name} selects no .* lo, eth2; {fault}"):
+            nccl_takes(f"={name}", there)
+    assert nccl_takes("eth", there) == [UP]
+
+
+def test_nccls_setting_counts_where_nccl_is_used() -> None:
+    check_interfaces(nccl=False, environ={NCCL: "nope"}, among=[LO, UP])
+    with pytest.raises(ValueError, match="NCCL_SOCKET_IFNAME=nope selects no interface of lo, eth2"):
+        check_interfaces(nccl=True, environ={NCCL: "nope"}, among=[LO, UP])
+
+
+@pytest.mark.usefixtures("unset")
+def test_a_wire_answers_a_wrong_interface_in_the_doctors_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(GLOO, "^lo,docker0")
+    (place,) = local_places(1)
+    with pytest.raises(ValueError, match=r"^GLOO_SOCKET_IFNAME=\^lo,docker0 is NCCL's syntax: Gloo wants"):
+        ProcessWire(place, device=torch.device("cpu"), timeout=5)
+
+
+@pytest.mark.usefixtures("unset")
+def test_a_mount_answers_a_wrong_interface_in_the_doctors_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        monkeypatch.setenv(GLOO, "nope7")
+        with pytest.raises(
+            ValueError, match="^GLOO_SOCKET_IFNAME=nope7: there is no interface 'nope7', only"
+        ):
+            GuestWire(device=torch.device("cpu"), timeout=5)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("unset")
+def test_an_empty_setting_is_none() -> None:
+    os.environ[GLOO] = os.environ[NCCL] = ""
+    choose_interface("localhost", 80)
+    assert os.environ[GLOO]
+    assert os.environ[NCCL]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +195,7 @@ def test_gloo_takes_a_list_of_exact_names() -> None:
     ],
 )
 def test_nccl_takes_prefixes_exact_names_or_all_but_those(setting: str, taken: list[str]) -> None:
-    names = ["lo", "docker0", "eth0", "eth01"]
-    assert nccl_takes(setting, names) == taken
+    there = named("lo", "docker0", "eth0", "eth01")
+    assert [one.name for one in nccl_takes(setting, there)] == taken
     with pytest.raises(ValueError, match="selects no interface of ib0"):
-        nccl_takes(setting if not setting.startswith("^") else "^ib", ["ib0"])
+        nccl_takes(setting if not setting.startswith("^") else "^ib", named("ib0"))

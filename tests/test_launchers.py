@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from fuzz import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -273,7 +274,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=12), st.booleans())
 def test_any_environment_is_a_place_or_nothing_or_one_line(environ: dict[str, str], whole: bool) -> None:
     if whole:

@@ -376,5 +376,5 @@ def test_ranks_started_by_others_meet_and_come_to_the_same(
 def test_variables_that_are_missing_are_named(launcher: Launcher, tmp_path: Path) -> None:
     run = launcher.start(FF, tmp_path / "runs", environment={"hostip": "127.0.0.1", "port": "29500"})
     assert run.wait() == 2, run.said
-    assert "hostip=127.0.0.1 is set, but rank, world_size is not" in run.said
+    assert "hostip=127.0.0.1 is set, but rank, world_size are not set" in run.said
     assert not (tmp_path / "runs").exists()

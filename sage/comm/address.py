@@ -12,9 +12,11 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from sage.text import clean_text
 
 GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 
@@ -107,48 +109,96 @@ def choose_interface(hostip: str, port: int) -> None:
     """Have Gloo and NCCL use the interface that leads to `hostip`, unless the environment says which."""
     interface = interface_towards(hostip, port)
     if interface is not None:
-        os.environ.setdefault(GLOO, interface.name)
-        os.environ.setdefault(NCCL, f"={interface.name}")
+        for name, setting in ((GLOO, interface.name), (NCCL, f"={interface.name}")):
+            if not os.environ.get(name):
+                os.environ[name] = setting
+
+
+def check_interfaces(
+    *, nccl: bool, environ: Mapping[str, str] = os.environ, among: Sequence[Interface] | None = None
+) -> None:
+    """Refuse settings with which Gloo, or NCCL where it is used, would fail in words of its own.
+
+    Raises:
+        ValueError: one line that names the variable, its value and the interfaces that there are.
+    """
+    among = interfaces() if among is None else among
+    if not among:  # not on Linux: nothing is known
+        return
+    if setting := environ.get(GLOO):
+        gloo_takes(setting, among)
+    if nccl and (setting := environ.get(NCCL)):
+        nccl_takes(setting, among)
 
 
 # What the libraries make of their settings.
 
 
-def gloo_takes(setting: str, names: Iterable[str]) -> list[str]:
+def gloo_takes(setting: str, among: Iterable[Interface]) -> list[Interface]:
     """Those of the interfaces that GLOO_SOCKET_IFNAME selects: a comma-separated list of exact names.
 
     Raises:
-        ValueError: where it is not one, or a name is not there; Gloo would fail.
+        ValueError: where it is not one, or one is not there, is down or has no address; Gloo would fail.
     """
-    names = list(names)
+    by_name = {one.name: one for one in among}
+    taken = []
     for asked in setting.split(","):
         if asked.startswith(("^", "=")):
-            raise ValueError(f"{GLOO}={setting} is NCCL's syntax: Gloo wants exact names, as in eth0,eth1")
-        if asked not in names:
-            raise ValueError(f"{GLOO}={setting}: there is no interface {asked!r}, only {', '.join(names)}")
-    return setting.split(",")
+            raise ValueError(
+                f"{_shown(GLOO, setting)} is NCCL's syntax: Gloo wants exact names, as in eth0,eth1; "
+                f"there are {_usable(by_name.values())}"
+            )
+        if asked not in by_name:
+            raise ValueError(
+                f"{_shown(GLOO, setting)}: there is no interface {clean_text(asked, 40)!r}, "
+                f"only {_usable(by_name.values())}"
+            )
+        if fault := _fault(by_name[asked]):
+            raise ValueError(
+                f"{_shown(GLOO, setting)}: {asked} {fault}; there are {_usable(by_name.values())}"
+            )
+        taken.append(by_name[asked])
+    return taken
 
 
-def nccl_takes(setting: str, names: Iterable[str]) -> list[str]:
+def nccl_takes(setting: str, among: Iterable[Interface]) -> list[Interface]:
     """Those of the interfaces that NCCL_SOCKET_IFNAME selects.
 
     That is a comma-separated list of prefixes (`eth,ib`), of exact names (`=eth0`), or, after `^`, of those
-    not to use (`^lo,docker`): NCCL's documentation of its environment variables.
+    not to use (`^lo,docker`): NCCL's documentation of its environment variables. NCCL passes over those that
+    are down or have no address.
 
     Raises:
         ValueError: where none is left; NCCL would fail.
     """
-    names = list(names)
+    among = list(among)
     without, exact = setting.startswith("^"), setting.removeprefix("^").startswith("=")
     asked = setting.removeprefix("^").removeprefix("=").split(",")
 
     def is_listed(name: str) -> bool:
         return any(name == one if exact else name.startswith(one) for one in asked)
 
-    taken = [name for name in names if is_listed(name) != without]
+    listed = [one for one in among if is_listed(one.name) != without]
+    taken = [one for one in listed if not _fault(one)]
     if not taken:
-        raise ValueError(f"{NCCL}={setting} selects no interface of {', '.join(names)}")
+        faults = "".join(f"; {one.name} {_fault(one)}" for one in listed[:3])
+        raise ValueError(f"{_shown(NCCL, setting)} selects no interface of {_usable(among)}{faults}")
     return taken
+
+
+def _shown(name: str, setting: str) -> str:
+    return f"{name}={clean_text(setting, 80)}"
+
+
+def _fault(interface: Interface) -> str:
+    """Why nothing can be sent through an interface; "" where it can."""
+    if not interface.up:
+        return "is down"
+    return "" if interface.addresses else "has no address"
+
+
+def _usable(among: Iterable[Interface]) -> str:
+    return ", ".join(one.name for one in among if not _fault(one)) or "none"
 
 
 # What the kernel tells.

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sage.comm import torch_names
-from sage.comm.address import choose_interface
+from sage.comm.address import check_interfaces, choose_interface
 from sage.comm.rendezvous import Place
 from sage.comm.watch import Watch
 from sage.comm.wire import Pending, Wire, WireError, add
@@ -41,6 +41,7 @@ class GroupWire(Wire):
         # Texts and sums for the record are CPU tensors also where the gradients are on a GPU.
         self._backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         self._inside = "outside any collective"
+        check_interfaces(nccl=device.type == "cuda")
 
     def close(self) -> None:
         if self.guard:

@@ -39,7 +39,6 @@ def names(asked: list[str], seconds: float) -> Facts:
 def network(here: Place, seconds: float, environ: Mapping[str, str] = os.environ) -> Facts:
     """The interfaces, which of them leads to rank 0, and whether the libraries' settings fit them."""
     there = address.interfaces()
-    all_names = [one.name for one in there]
     facts: Facts = {
         "interfaces": {one.name: one.addresses for one in there if one.up},
         "ipv4": _has_outward(there, ":", without=True),
@@ -59,12 +58,12 @@ def network(here: Place, seconds: float, environ: Mapping[str, str] = os.environ
         if setting := environ.get(variable):
             facts["settings"][variable] = setting
             try:
-                taken = takes(setting, all_names)
+                taken = takes(setting, there)
             except ValueError as error:
                 facts["wrong"].append(str(error))
                 continue
             if variable == address.GLOO:  # what the ranks will speak through
-                towards = next(one for one in there if one.name == taken[0])
+                towards = taken[0]
     if towards is not None:
         facts |= {"interface": towards.name, "loopback": towards.is_loopback}
         if facts.get("address") not in towards.addresses and towards.addresses:
