@@ -4,10 +4,14 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from sage.tell.plots import Plot, looks_of, plots
-from sage.tell.runs import Group, Run
-from sage.tell.tables import NOTES, STATUS, headline, tables
-from sage.tell.units import size
+from sage.tell.groups import Group
+from sage.tell.plots import MAX_GROUPS, Looks, Plot, looks_of, plots
+from sage.tell.runs import Run
+from sage.tell.tables import NOTES, WORDS, Table, headline, single_runs, tables
+from sage.tell.units import MISSING, printable, size
+
+MAX_RUNS = 200
+"""Of more single runs, so many are listed; report.csv has all."""
 
 STYLE = """
 :root {
@@ -35,21 +39,32 @@ p { margin: 0.4rem 0; max-width: 46rem; }
 .quiet, footer, figcaption { color: var(--muted); }
 .tables { display: flex; flex-wrap: wrap; gap: 0 4rem; }
 .tables > * { max-width: 100%; }
-.wide { overflow-x: auto; }
+.wide { overflow: auto; max-height: 42rem; }
 .wide:focus-visible { outline: 2px solid var(--colour-0); outline-offset: 3px; }
 table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.4rem 0.8rem; text-align: right; white-space: nowrap; }
-thead th { border-bottom: 1px solid var(--ink); color: var(--muted); font-weight: 500; }
+thead th {
+  position: sticky; top: 0; z-index: 1; background: var(--paper); box-shadow: inset 0 -1px var(--ink);
+  color: var(--muted); font-weight: 500;
+}
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 tbody tr:hover > * { background: var(--band); }
 th:first-child, .text { text-align: left; }
-td.text { min-width: 9rem; white-space: normal; }
-th:first-child { position: sticky; left: 0; min-width: 13rem; padding-left: 0; background: var(--paper); }
+td.text { min-width: 7rem; max-width: 30rem; white-space: normal; overflow-wrap: anywhere; }
+th:first-child { position: sticky; left: 0; min-width: 11rem; max-width: 20rem; padding-left: 0; }
+th:first-child { background: var(--paper); white-space: normal; overflow-wrap: anywhere; }
+thead th:first-child { z-index: 2; }
 tbody th { font-weight: 600; }
-th svg { width: 26px; height: 8px; margin-right: 0.6rem; vertical-align: 0.1em; }
+.cut { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; }
+th svg, .legend svg { width: 34px; height: 10px; margin-right: 0.6rem; vertical-align: -0.05em; }
+.legend { display: flex; flex-wrap: wrap; gap: 0.1rem 1.2rem; margin: 0; padding: 0; list-style: none; }
+.legend { font-size: 0.8rem; color: var(--muted); }
+.legend li { max-width: 100%; overflow-wrap: anywhere; }
+details { margin-top: 2rem; }
+summary { cursor: pointer; font-weight: 600; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
 .figures { gap: 0.6rem 3rem; margin-top: 2.5rem; }
-figure { display: grid; grid-template-rows: subgrid; grid-row: span 2; margin: 0 0 2rem; align-items: start; }
+figure { display: grid; grid-template-rows: subgrid; grid-row: span 3; margin: 0 0 2rem; align-items: start; }
 figcaption { font-size: 0.875rem; line-height: 1.4; }
 figcaption strong { display: block; color: var(--ink); font-size: 1rem; }
 figure svg { display: block; width: 100%; height: auto; }
@@ -60,17 +75,21 @@ footer p, footer li { max-width: 60rem; }
 ul { margin: 0.4rem 0; padding-left: 1.2rem; }
 code { font: 0.9em ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 @media print { body { padding: 0; max-width: none; } figure, tr { break-inside: avoid; } }
+@media print { .wide { max-height: none; } }
 """
 
 
 def page(groups: Sequence[Group], unreadable: Mapping[Path, str]) -> str:
     """The whole page."""
     runs = [row.run for group in groups for row in group.rows]
-    finished = sum(run.result is not None for run in runs)
+    finished = sum(run.is_finished for run in runs)
     title = f"SAGE report: {', '.join(dict.fromkeys(group.workload for group in groups)) or 'no runs'}"
-    sections = "\n".join(_section(group, f"group-{i}") for i, group in enumerate(groups))
+    drawn = set(map(id, sorted(groups, key=lambda group: -len(group.rows))[:MAX_GROUPS]))
+    sections = "\n".join(
+        _section(group, f"group-{i}", has_figures=id(group) in drawn) for i, group in enumerate(groups)
+    )
     left_out = [f"<code>{_escape(folder)}</code>: {_escape(why)}" for folder, why in unreadable.items()]
-    return f"""<!DOCTYPE html>
+    text = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -95,58 +114,93 @@ def page(groups: Sequence[Group], unreadable: Mapping[Path, str]) -> str:
 </body>
 </html>
 """
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _section(group: Group, prefix: str) -> str:
-    drawn = tables(group)
-    shown = "\n".join(_table(group, title, lines) for title, lines in drawn.items())
-    figures = "\n".join(map(_figure, plots(group, prefix)))
+def _section(group: Group, prefix: str, *, has_figures: bool) -> str:
+    looks = looks_of(group)
+    shown = "\n".join(_table(group, table, looks) for table in tables(group))
+    figures = "\n".join(_figure(plot, looks) for plot in plots(group, prefix)) if has_figures else ""
+    missing = (
+        ""
+        if has_figures
+        else f'<p class="quiet">No figures: only the {MAX_GROUPS} workloads with the most runs have '
+        "them. Run sage report on the folders of this workload alone.</p>"
+    )
     return f"""<section>
 <h2>{_escape(group.title)}</h2>
 <p class="quiet">{_escape(headline(group))}</p>
 <div class="tables">
 {shown}
 </div>
+{missing}
 <div class="figures">
 {figures}
 </div>
+{_single_runs(group)}
 </section>"""
 
 
-def _table(group: Group, title: str, lines: Sequence[Sequence[str]]) -> str:
+def _single_runs(group: Group) -> str:
+    table = single_runs(group)
+    if not table.lines:
+        return ""
+    left = len(table.lines) - MAX_RUNS
+    note = f'<p class="quiet">The first {MAX_RUNS}; report.csv has {left} more.</p>' if left > 0 else ""
+    return f"""<details>
+<summary>{_count(len(table.lines), "single run")}</summary>
+{note}
+{_grid(group, table, {}, MAX_RUNS)}
+</details>"""
+
+
+def _table(group: Group, table: Table, looks: Looks) -> str:
+    note = f'<p class="quiet">{_escape(table.note)}</p>\n' if table.note else ""
+    return f"""<div>
+<h3>{_escape(table.title)}</h3>
+{note}{_grid(group, table, looks)}
+</div>"""
+
+
+def _grid(group: Group, table: Table, looks: Looks, most: int | None = None) -> str:
     """A table whose row headings bear the lines that the curves are drawn with."""
-    heading, *body = lines
-    looks = looks_of(group)
-    classes = [' class="text"' if name == STATUS else "" for name in heading]
+    classes = [' class="text"' if name in WORDS else "" for name in table.heading]
     top = "".join(
-        f'<th scope="col"{kind}>{_escape(name)}</th>' for name, kind in zip(heading, classes, strict=True)
+        f'<th scope="col"{kind}>{_escape(name)}</th>'
+        for name, kind in zip(table.heading, classes, strict=True)
     )
     rows = []
-    for row, (label, *cells) in zip(group.rows, body, strict=True):
-        first = (
-            f'<th scope="row" title="{_escape(row.run.folder)}">{looks[row.series].svg}{_escape(label)}</th>'
-        )
-        rest = "".join(
-            f"<td{kind}>{_escape(cell)}</td>" for cell, kind in zip(cells, classes[1:], strict=True)
-        )
+    for (label, *cells), hint, series in zip(
+        table.lines[:most], table.hints[:most], table.series[:most], strict=True
+    ):
+        look = looks[series].svg if series in looks else ""
+        name = f'<span class="cut">{_escape(label)}</span>' if len(label) > 60 else _escape(label)
+        first = f'<th scope="row" title="{_escape(hint)}">{look}{name}</th>'
+        rest = "".join(_cell(cell, kind) for cell, kind in zip(cells, classes[1:], strict=True))
         rows.append(f"<tr>{first}{rest}</tr>")
-    return f"""<div>
-<h3>{_escape(title)}</h3>
-<div class="wide" role="region" tabindex="0" aria-label="{_escape(f"{title}: {group.title}")}">
+    name = _escape(f"{table.title}: {group.title}")
+    return f"""<div class="wide" role="region" tabindex="0" aria-label="{name}">
 <table>
 <thead><tr>{top}</tr></thead>
 <tbody>
 {chr(10).join(rows)}
 </tbody>
 </table>
-</div>
 </div>"""
 
 
-def _figure(plot: Plot) -> str:
+def _cell(text: str, kind: str) -> str:
+    if kind and len(text) > 60:
+        return f'<td{kind}><span class="cut" title="{_escape(text)}">{_escape(text)}</span></td>'
+    return f"<td{kind}>{_escape(text)}</td>"
+
+
+def _figure(plot: Plot, looks: Looks) -> str:
+    items = "".join(f"<li>{looks[label].svg}{_escape(label)}</li>" for label in plot.legend)
     return f"""<figure>
 <figcaption><strong>{_escape(plot.title)}</strong> {_escape(plot.caption)}</figcaption>
 {plot.svg}
+{f'<ul class="legend">{items}</ul>' if items else "<div></div>"}
 </figure>"""
 
 
@@ -165,17 +219,22 @@ def _origins(runs: Iterable[Run]) -> list[str]:
 
 
 def _origin(run: Run) -> str:
-    machine, versions, git = (run.manifest[part] for part in ("machine", "versions", "git"))
-    gpus = ", ".join(machine["gpus"]) or "no GPU"
+    """Machine, versions and commit; what an older or a foreign manifest lacks is left open."""
+    machine, versions = run.manifest["machine"], run.manifest["versions"]
+    git = run.manifest.get("git")
+    commit = git.get("commit") if isinstance(git, dict) else None
+    changed = " with changes" if isinstance(git, dict) and git.get("dirty") else ""
+    gpus = machine.get("gpus")
+    cards = ", ".join(map(str, gpus)) if isinstance(gpus, list) and gpus else "no GPU"
+    memory = machine.get("memory_bytes")
+    memory_text = size(memory) if isinstance(memory, int | float) and memory >= 0 else MISSING
     named = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    commit = (
-        f"commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}"
-        if git["commit"]
-        else "no commit"
+    hardware = (
+        f"{machine.get('cpu', MISSING)}, {machine.get('cores', MISSING)} cores, {memory_text} memory, "
+        f"{cards}, {machine.get('os', MISSING)}"
     )
-    memory = size(machine["memory_bytes"])
-    hardware = f"{machine['cpu']}, {machine['cores']} cores, {memory} memory, {gpus}, {machine['os']}"
-    return f"{machine['hostname']} ({hardware}); {named}; {commit}"
+    where = f"commit {str(commit)[:12]}{changed}" if commit else "no commit"
+    return printable(f"{machine.get('hostname', MISSING)} ({hardware}); {named}; {where}")
 
 
 def _listed(title: str, lines: Iterable[str]) -> str:

@@ -17,6 +17,21 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES = ((), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))
 """Dashes and gaps, in line widths."""
 
+MARKERS = {
+    "o": "M14 5a3 3 0 1 0 6 0a3 3 0 1 0 -6 0Z",
+    "s": "M14 2H20V8H14Z",
+    "^": "M17 1.5L20.5 8H13.5Z",
+    "D": "M17 1L21 5L17 9L13 5Z",
+    "v": "M17 8.5L20.5 2H13.5Z",
+    "X": "M14 2L20 8M20 2L14 8",
+    "P": "M17 1.5V8.5M13.5 5H20.5",
+    "*": "M17 1L18.2 4H21L18.8 5.9L19.6 9L17 7.2L14.4 9L15.2 5.9L13 4H15.8Z",
+}
+"""Matplotlib's markers, and the same as a path in a legend."""
+
+NUM_LOOKS = 48
+"""So many series can be told apart in one plot: six colours times eight pairs of marker and dash pattern."""
+
 PAGE_COLOURS = {INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)"} | {
     colour: f"var(--colour-{i})" for i, colour in enumerate(PALETTE)
 }
@@ -33,7 +48,7 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "lines.linewidth": 1.6,
-    "lines.markersize": 4,
+    "lines.markersize": 4.5,
     "svg.fonttype": "none",
     "text.color": INK,
     "text.parse_math": False,
@@ -51,18 +66,41 @@ class Look:
 
     colour: str
     dashes: tuple[float, ...] = ()
+    marker: str = "o"
+    """One of `MARKERS`."""
 
     @property
     def line(self) -> dict[str, Any]:
         """The look, as matplotlib's plot takes it."""
-        return {"color": self.colour, "linestyle": (0, self.dashes) if self.dashes else "solid"}
+        return {
+            "color": self.colour,
+            "linestyle": (0, self.dashes) if self.dashes else "solid",
+            "marker": self.marker,
+        }
 
     @property
     def svg(self) -> str:
-        """The look, as a short line for a legend."""
+        """The look, as a short line with its marker for a legend."""
+        colour = PAGE_COLOURS[self.colour]
         dashes = " ".join(f"{2 * length:g}" for length in self.dashes)
-        style = f"stroke: {PAGE_COLOURS[self.colour]}; stroke-width: 2; stroke-dasharray: {dashes or 'none'}"
-        return f'<svg viewBox="0 0 26 8" aria-hidden="true"><path d="M0 4H26" style="{style}"/></svg>'
+        line = f"stroke: {colour}; stroke-width: 2; stroke-dasharray: {dashes or 'none'}"
+        marker = f'<path d="{MARKERS[self.marker]}" style="fill: {colour}; stroke: {colour}"/>'
+        return f'<svg viewBox="0 0 34 10" aria-hidden="true"><path d="M0 5H34" style="{line}"/>{marker}</svg>'
+
+
+def looks(num: int) -> list[Look]:
+    """So many looks, no two alike: a colour, then another marker with another dash pattern.
+
+    >>> found = looks(NUM_LOOKS)
+    >>> len(set(found)) == len(found)
+    True
+    """
+    if num > NUM_LOOKS:
+        raise ValueError(f"there are {NUM_LOOKS} looks, not {num}")
+    markers = list(MARKERS)
+    return [
+        Look(PALETTE[i % 6], DASHES[i // 6 % len(DASHES)], markers[i // 6 % len(markers)]) for i in range(num)
+    ]
 
 
 def as_svg(figure: Figure, prefix: str, label: str) -> str:

@@ -1,51 +1,95 @@
 """Figures as a person reads them: bytes, times, shares and ratios."""
 
 import math
+import re
+
+MISSING = "–"
+"""What stands where there is no figure."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 
-def size(count: float | None) -> str:
+def printable(text: object) -> str:
+    """The text with control characters and bytes that are no UTF-8 written as escapes, on one line.
+
+    >>> printable("a\\tb"), printable("\\x1b[31m"), printable(b"caf\\xe9".decode(errors="surrogateescape"))
+    ('a\\\\tb', '\\\\x1b[31m', 'caf\\\\xe9')
+    """
+    return _CONTROL.sub(lambda match: _escaped(match[0]), str(text))
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    # Python reads a file name's byte that is no UTF-8 as a surrogate of this range.
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else repr(character)[1:-1]
+
+
+def size(count: float | None, digits: int = 3) -> str:
     """A number of bytes, in decimal units.
 
     >>> size(44_700_000), size(0), size(None)
-    ('44.7 MB', '0 B', '—')
+    ('44.7 MB', '0 B', '–')
     """
     if count is None:
-        return "—"
+        return MISSING
+    if not math.isfinite(count):
+        return "not finite"
     power = min(int(math.log10(count) // 3), 4) if count >= 1 else 0
-    return f"{_significant(count / 1000**power)} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+    return f"{_significant(count / 1000**power, digits)} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: float | None, digits: int = 3) -> str:
     """A time, in the unit that fits it.
 
     >>> duration(0.0123), duration(75), duration(7380)
     ('12.3 ms', '1 min 15 s', '2 h 3 min')
     """
     if seconds is None:
-        return "—"
+        return MISSING
+    if not math.isfinite(seconds):
+        return "not finite"
     if seconds < 60:
-        return f"{_significant(seconds)} s" if seconds >= 1 else f"{_significant(seconds * 1000)} ms"
+        return (
+            f"{_significant(seconds, digits)} s"
+            if seconds >= 1
+            else f"{_significant(seconds * 1000, digits)} ms"
+        )
     minutes = round(seconds) // 60
     return (
         f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {round(seconds) % 60} s"
     )
 
 
-def number(value: float | None) -> str:
+def rate(bits_per_second: float | None) -> str:
+    """What a link carries.
+
+    >>> rate(96.4e6), rate(2.2e9), rate(None)
+    ('96.4 Mbit/s', '2.2 Gbit/s', '–')
+    """
+    if bits_per_second is None:
+        return MISSING
+    power = min(max(int(math.log10(bits_per_second) // 3), 0), 4) if bits_per_second >= 1 else 0
+    unit = ("bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s")[power]
+    return f"{_significant(bits_per_second / 1000**power)} {unit}"
+
+
+def number(value: float | None, digits: int = 4) -> str:
     """A measured figure; one that was not finite says so."""
     if value is None:
-        return "—"
-    return f"{value:.4g}" if math.isfinite(value) else "not finite"
+        return MISSING
+    return f"{value:.{digits}g}" if math.isfinite(value) else "not finite"
 
 
-def percent(share: float | None) -> str:
+def percent(share: float | None, digits: int = 3) -> str:
     """A share of one, in per cent."""
-    return "—" if share is None else f"{_significant(100 * share)} %"
+    if share is None:
+        return MISSING
+    return f"{_significant(100 * share, digits)} %" if math.isfinite(share) else "not finite"
 
 
 def times(ratio: float | None) -> str:
-    """A ratio to the exact run."""
-    return "—" if ratio is None else f"{_significant(ratio)}×"
+    """A ratio to the exact runs."""
+    return MISSING if ratio is None else f"{_significant(ratio)}×"
 
 
 def spaced(name: str) -> str:
@@ -53,10 +97,14 @@ def spaced(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _significant(value: float) -> str:
-    """Three significant digits, without an exponent where it can be avoided.
+def _significant(value: float, digits: int = 3) -> str:
+    """So many significant digits, without an exponent where it can be avoided.
 
     >>> _significant(44.719), _significant(999.6), _significant(12000), _significant(0.00123)
     ('44.7', '1000', '12000', '0.00123')
+    >>> _significant(101.25, 5)
+    '101.25'
     """
-    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
+    if digits == 3 and abs(value) >= 99.95:
+        return f"{value:.0f}"
+    return f"{value:.{digits}g}"

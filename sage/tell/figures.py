@@ -1,0 +1,158 @@
+"""What a run came to, in numbers: from its result, or from its records where it is not finished."""
+# S = recorded steps of a run
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+
+from sage.tell.record import Record
+from sage.tell.steps import Steps, mean
+
+TOLERANCE = 0.2
+"""How far from the density asked for a step's density may lie and still count as met."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """None is what a run has no figure for, NaN a figure that was not finite."""
+
+    metric: str
+    better: str
+    """`max` or `min`."""
+    steps: int
+    parameters: int | None = None
+    final: float | None = None
+    best: float | None = None
+    train_loss: float | None = None
+    seconds: float | None = None
+    steps_per_second: float | None = None
+    step_seconds: Mapping[str, float | None] = field(default_factory=dict)
+    """p50, p95 and p99."""
+    payload_per_step: Mapping[str, float] = field(default_factory=dict)
+    wire_sent_per_step: float | None = None
+    wire_received_per_step: float | None = None
+    density_asked: float | None = None
+    density_had: float | None = None
+
+    @property
+    def wire_per_step(self) -> float | None:
+        """Bytes on a rank's link in a step, both ways."""
+        sent, received = self.wire_sent_per_step, self.wire_received_per_step
+        return None if sent is None or received is None else sent + received
+
+    @property
+    def payload_bytes(self) -> float | None:
+        """Bytes that a rank hands to its collectives in a step."""
+        return sum(self.payload_per_step.values()) if self.payload_per_step else None
+
+
+def of_result(result: Mapping[str, Any], epochs: Sequence[Record]) -> Figures:
+    """The figures in `result.json`.
+
+    Raises:
+        ValueError: where one of them has the wrong type.
+    """
+    metric, better = result["metric"], result.get("better", "max")
+    if better not in ("max", "min"):
+        raise ValueError(f"result.json is damaged: 'better' is {better!r}, neither max nor min")
+    names = ["seconds", "steps_per_second", "wire_sent_per_step", "wire_received_per_step"]
+    names += ["density_asked", "density_had"]
+    return Figures(
+        metric=metric,
+        better=better,
+        steps=result["steps"],
+        parameters=None if (count := _number(result, "parameters")) is None else int(count),
+        final=_measured(_object(result, "final"), metric),
+        best=_measured(result, "best") if epochs else _number(result, "best"),
+        train_loss=_measured(epochs[-1], "train_loss") if epochs else None,
+        step_seconds={name: _number(_object(result, "step_seconds"), name) for name in ("p50", "p95", "p99")},
+        payload_per_step={
+            name: float(value or 0)
+            for name, value in _object(result, "payload_per_step", of_numbers=True).items()
+        },
+        **{name: _number(result, name) for name in names},
+    )
+
+
+def of_records(config: Mapping[str, Any], steps: Steps, epochs: Sequence[Record]) -> Figures:
+    """The figures that an unfinished run's records give.
+
+    Raises:
+        ValueError: where the configuration names no task of SAGE.
+    """
+    # Here because it imports torch, which finished runs can be read without.
+    from sage.task import TASKS
+
+    if config["task"] not in TASKS:
+        raise ValueError(f"config.json is damaged: task {config['task']!r} is none of {', '.join(TASKS)}")
+    task = TASKS[config["task"]]
+    better = task.better[task.metric]
+    reached = [value for each in epochs if (value := each["metrics"].get(task.metric)) is not None]
+    seconds_S = steps["seconds"][numpy.isfinite(steps["seconds"])]
+    per_step = mean(seconds_S)
+    num_steps = int(steps["step"][-1]) + 1 if len(steps) else 0
+    return Figures(
+        metric=task.metric,
+        better=better,
+        steps=num_steps,
+        final=_measured(epochs[-1]["metrics"], task.metric) if epochs else None,
+        best=(math.nan if not reached else max(reached) if better == "max" else min(reached))
+        if epochs
+        else None,
+        train_loss=_measured(epochs[-1], "train_loss") if epochs else None,
+        seconds=None if per_step is None else num_steps * per_step,
+        steps_per_second=1 / per_step if per_step else None,
+        step_seconds={f"p{q}": float(numpy.percentile(seconds_S, q)) for q in (50, 95, 99) if len(seconds_S)},
+        payload_per_step=steps.payload,
+        wire_sent_per_step=steps.mean("wire_sent"),
+        wire_received_per_step=steps.mean("wire_received"),
+        density_asked=steps.mean("density_asked"),
+        density_had=steps.mean("density_had"),
+    )
+
+
+def has_target(config: Mapping[str, Any], figures: Figures) -> bool:
+    """Whether the run was asked for a density.
+
+    Records of earlier versions say 1.0 where a reducer has no target: they count as a target only where an
+    option of the reducer names a density.
+    """
+    if figures.density_asked is None or config["reducer"] == "exact":
+        return False
+    options = config.get("reducer_options", {})
+    return figures.density_asked < 1 or any("density" in name for name in options)
+
+
+def density_met(steps: Steps) -> float | None:
+    """The share of steps whose density was within the tolerance of the one asked for."""
+    asked_S, had_S = steps["density_asked"], steps["density_had"]
+    known_S = (asked_S > 0) & numpy.isfinite(had_S)
+    if not known_S.any():
+        return None
+    return float((abs(had_S[known_S] / asked_S[known_S] - 1) <= TOLERANCE).mean())
+
+
+def _object(content: Mapping[str, Any], name: str, *, of_numbers: bool = False) -> Mapping[str, Any]:
+    value = content.get(name) or {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"result.json is damaged: {name!r} is no object")
+    if of_numbers:
+        for key in value:
+            _number(value, key)
+    return value
+
+
+def _number(content: Mapping[str, Any], name: str) -> float | None:
+    value = content.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ValueError(f"result.json is damaged: {name!r} is no number")
+    return value
+
+
+def _measured(content: Mapping[str, Any], name: str) -> float | None:
+    """The figure, NaN where it was measured but not finite, and None where it was not measured."""
+    value = _number(content, name)
+    return math.nan if value is None and name in content else value
