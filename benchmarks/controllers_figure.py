@@ -4,7 +4,6 @@ python benchmarks/controllers_figure.py benchmarks/real_data/controllers [--outp
 """
 
 import argparse
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def draw_densities(axes: Axes, runs: list[Run], density: float) -> None:
     """The density that each step had over the one asked for, and the band of ±20 %."""
     axes.axhspan(0.8, 1.2, color="0.9", zorder=0)
     for run in runs:
-        had = [step["density_had"] / density for step in run.steps]
+        had = run.steps["density_had"] / density
         axes.plot(had, color=colour(run), linewidth=0.8)
     axes.set(xlabel="step", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
@@ -59,7 +58,7 @@ def draw_densities(axes: Axes, runs: list[Run], density: float) -> None:
 def draw_accuracies(axes: Axes, runs: list[Run]) -> None:
     """The accuracy at each evaluation, against the bytes that a rank had sent by then."""
     for run in runs:
-        sent = list(accumulate(step["wire_sent"] for step in run.steps))
+        sent = run.steps["wire_sent"].cumsum()
         at = [sent[each["step"] - 1] for each in run.epochs]
         accuracy = [each["metrics"]["accuracy"] for each in run.epochs]
         axes.plot(at, accuracy, marker="o", markersize=3, color=colour(run), label=controller(run))

@@ -36,7 +36,7 @@ from sage.feed.data import Dataset, data_root
 from sage.outcome import FAILED, HOPELESS, INTERRUPTED, tell_the_job
 from sage.storage import write_json
 from sage.task import TASKS
-from sage.tell.manifest import host, manifest
+from sage.tell.manifest import add_end, host, manifest
 from sage.tell.progress import Display
 from sage.tell.record import now, recorder
 from sage.train.loop import Diverged, Training
@@ -231,6 +231,8 @@ def _train(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
             return INTERRUPTED
         result = training.result()
         record.hparams(config.to_dict(), result["final"])
+        if wire.rank == 0:
+            add_end(folder)
         record.finish(result)
         display.say(f"finished: {folder}")
         return 0

@@ -50,30 +50,22 @@ class Figures:
 
 
 def of_result(result: Mapping[str, Any], epochs: Sequence[Record]) -> Figures:
-    """The figures in `result.json`.
-
-    Raises:
-        ValueError: where one of them has the wrong type.
-    """
-    metric, better = result["metric"], result.get("better", "max")
-    if better not in ("max", "min"):
-        raise ValueError(f"result.json is damaged: 'better' is {better!r}, neither max nor min")
+    """The figures in `result.json`, which was checked against its kind."""
     names = ["seconds", "steps_per_second", "wire_sent_per_step", "wire_received_per_step"]
     names += ["density_asked", "density_had"]
+    parameters = result.get("parameters")
+    payload = result.get("payload_per_step") or {}
     return Figures(
-        metric=metric,
-        better=better,
+        metric=result["metric"],
+        better=result.get("better", "max"),
         steps=result["steps"],
-        parameters=None if (count := _number(result, "parameters")) is None else int(count),
-        final=_measured(_object(result, "final"), metric),
-        best=_measured(result, "best") if epochs else _number(result, "best"),
+        parameters=parameters if isinstance(parameters, int) and 0 < parameters < 2**63 else None,
+        final=_measured(result["final"], result["metric"]),
+        best=_measured(result, "best") if epochs else result.get("best"),
         train_loss=_measured(epochs[-1], "train_loss") if epochs else None,
-        step_seconds={name: _number(_object(result, "step_seconds"), name) for name in ("p50", "p95", "p99")},
-        payload_per_step={
-            name: float(value or 0)
-            for name, value in _object(result, "payload_per_step", of_numbers=True).items()
-        },
-        **{name: _number(result, name) for name in names},
+        step_seconds={q: result.get("step_seconds", {}).get(q) for q in ("p50", "p95", "p99")},
+        payload_per_step={kind: count or 0.0 for kind, count in payload.items()},
+        **{name: result.get(name) for name in names},
     )
 
 
@@ -135,24 +127,7 @@ def density_met(steps: Steps) -> float | None:
     return float((abs(had_S[known_S] / asked_S[known_S] - 1) <= TOLERANCE).mean())
 
 
-def _object(content: Mapping[str, Any], name: str, *, of_numbers: bool = False) -> Mapping[str, Any]:
-    value = content.get(name) or {}
-    if not isinstance(value, Mapping):
-        raise ValueError(f"result.json is damaged: {name!r} is no object")
-    if of_numbers:
-        for key in value:
-            _number(value, key)
-    return value
-
-
-def _number(content: Mapping[str, Any], name: str) -> float | None:
-    value = content.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise ValueError(f"result.json is damaged: {name!r} is no number")
-    return value
-
-
 def _measured(content: Mapping[str, Any], name: str) -> float | None:
     """The figure, NaN where it was measured but not finite, and None where it was not measured."""
-    value = _number(content, name)
+    value: float | None = content.get(name)
     return math.nan if value is None and name in content else value

@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy
 import torch
 
 import sage
+from sage import storage
 
 
 def manifest(
@@ -52,6 +54,7 @@ def manifest(
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
         },
+        "load": {"start": machine_load()},
         "hosts": list(hosts),
         "links": None if links is None else dict(links),
         "git": _git(Path(__file__).resolve().parents[2]),
@@ -60,6 +63,31 @@ def manifest(
         "config": dict(config),
         "checksums": dict(checksums),
     }
+
+
+def machine_load() -> dict[str, Any]:
+    """How busy this machine is: the time, the 1-minute load average, and how many processes want to run.
+
+    Each is null where the system does not tell.
+    """
+    try:
+        average, *_ = os.getloadavg()
+    except OSError:
+        average = None
+    try:
+        runnable = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+    except (OSError, ValueError, IndexError):  # Not Linux.
+        runnable = None
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"time": time, "average_1min": average, "runnable": runnable}
+
+
+def add_end(folder: Path) -> None:
+    """Enter the machine's load at the end of a run in its manifest; where that fails, leave it as it is."""
+    path = folder / "manifest.json"
+    with suppress(OSError, ValueError):
+        told = storage.read_json(path, storage.MANIFEST)
+        storage.write_json(path, told | {"load": {**told.get("load", {}), "end": machine_load()}})
 
 
 def host() -> str:

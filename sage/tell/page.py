@@ -8,7 +8,7 @@ from sage.tell.groups import Group
 from sage.tell.plots import MAX_GROUPS, Looks, Plot, looks_of, plots
 from sage.tell.runs import Run
 from sage.tell.tables import NOTES, WORDS, Table, headline, single_runs, tables
-from sage.tell.units import MISSING, printable, size
+from sage.tell.units import printable, size
 
 MAX_RUNS = 200
 """Of more single runs, so many are listed; report.csv has all."""
@@ -219,22 +219,17 @@ def _origins(runs: Iterable[Run]) -> list[str]:
 
 
 def _origin(run: Run) -> str:
-    """Machine, versions and commit; what an older or a foreign manifest lacks is left open."""
-    machine, versions = run.manifest["machine"], run.manifest["versions"]
-    git = run.manifest.get("git")
-    commit = git.get("commit") if isinstance(git, dict) else None
-    changed = " with changes" if isinstance(git, dict) and git.get("dirty") else ""
-    gpus = machine.get("gpus")
-    cards = ", ".join(map(str, gpus)) if isinstance(gpus, list) and gpus else "no GPU"
-    memory = machine.get("memory_bytes")
-    memory_text = size(memory) if isinstance(memory, int | float) and memory >= 0 else MISSING
+    machine, versions, git = (run.manifest[part] for part in ("machine", "versions", "git"))
+    gpus = ", ".join(machine["gpus"]) or "no GPU"
     named = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    hardware = (
-        f"{machine.get('cpu', MISSING)}, {machine.get('cores', MISSING)} cores, {memory_text} memory, "
-        f"{cards}, {machine.get('os', MISSING)}"
+    commit = (
+        f"commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}"
+        if git["commit"]
+        else "no commit"
     )
-    where = f"commit {str(commit)[:12]}{changed}" if commit else "no commit"
-    return printable(f"{machine.get('hostname', MISSING)} ({hardware}); {named}; {where}")
+    memory = size(machine["memory_bytes"])
+    hardware = f"{machine['cpu']}, {machine['cores']} cores, {memory} memory, {gpus}, {machine['os']}"
+    return printable(f"{machine['hostname']} ({hardware}); {named}; {commit}")
 
 
 def _listed(title: str, lines: Iterable[str]) -> str:

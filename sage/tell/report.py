@@ -31,7 +31,8 @@ def main(paths: Sequence[Path], output: Path) -> int:
     Each file is written whole or not at all: where one cannot be, the old one is as it was.
 
     Raises:
-        ValueError: where there are no runs, or the report cannot be written.
+        ValueError: where there are no runs.
+        OSError: where the report cannot be written.
     """
     runs, unreadable = read_runs(paths)
     groups = grouped(runs)
@@ -45,10 +46,8 @@ def main(paths: Sequence[Path], output: Path) -> int:
         for name, content in contents.items():
             storage.write_text(output / name, content)
     except OSError as error:
-        raise ValueError(
-            f"the report cannot be written to {output}: {error.strerror or error}; "
-            "give another folder with --output"
-        ) from error
+        reason = f"{error.strerror}; give another folder with --output"
+        raise OSError(error.errno, reason, error.filename) from error
     # A file has room for the widest line; on a terminal rich breaks lines to fit.
     show(groups, unreadable, Console(width=None if sys.stdout.isatty() else 200))
     print(f"Report: {printable(output / 'report.html')} (and report.md, report.csv)")

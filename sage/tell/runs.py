@@ -5,7 +5,6 @@ One damaged run never spoils a report: it is left out, and named in one line.
 # S = recorded steps of a run
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from sage.tell.figures import Figures, of_records, of_result
 from sage.tell.record import Record, read_metrics
 from sage.tell.steps import Steps
 from sage.tell.units import printable
+from sage.text import clean_text
 
 EXACT = "exact"
 """The reducer that the others are compared with."""
@@ -47,24 +47,24 @@ class Run:
     def status(self) -> str:
         """Whether the run is finished, else how far it got and its last event; how often it was resumed."""
         words = ["finished" if self.is_finished else f"unfinished at step {self.figures.steps}"]
-        events = [str(record.get("event", "")) for record in self.events]
+        events = [record["event"] for record in self.events]
         if not self.is_finished and self.failure:
             words.append("failed")
         elif not self.is_finished and events and events[-1] != "resumed":
             words.append(events[-1])
         if resumed := events.count("resumed"):
             words.append(f"resumed {resumed}×")
-        return printable(", ".join(words))
+        return clean_text(", ".join(words))
 
     @property
     def reason(self) -> str:
         """Why it is not finished, as far as its folder says."""
         if self.failure:
-            return printable(self.failure)
+            return clean_text(self.failure)
         if self.events:
             last = self.events[-1]
             when = f" on {last['time']}" if "time" in last else ""
-            return printable(f"{last.get('event')} at step {last.get('step')}{when}")
+            return clean_text(f"{last['event']} at step {last['step']}{when}")
         return "it left no reason: still running, or killed"
 
     @cached_property
@@ -105,7 +105,7 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
         try:
             runs.append(_read_run(folder))
         except (ValueError, OSError) as error:
-            unreadable[folder] = " ".join(printable(error).split())
+            unreadable[folder] = clean_text(str(error))
         except Exception as error:  # a file whose content has a form that no check foresaw
             unreadable[folder] = printable(f"is damaged: {type(error).__name__}: {error}; {storage.RERUN}")
     return runs, unreadable
@@ -144,35 +144,22 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 def _read_run(folder: Path) -> Run:
     config = _required(folder / "config.json", storage.CONFIG)
-    for name, kind in (("world_size", int), ("seed", int), ("task", str)):
-        if not isinstance(config.get(name), kind):
+    for name in ("task", "seed", "world_size"):
+        if name not in config:
             raise storage.Damaged(
-                folder / "config.json", f"is damaged: it has no {name!r} as a run has", storage.RERUN
+                folder / "config.json",
+                f"is damaged: a run's configuration needs the key {name!r}",
+                storage.CONFIG.cure,
             )
-    if not isinstance(config.get("reducer_options", {}), dict):
-        raise storage.Damaged(folder / "config.json", "is damaged: 'reducer_options' is no object")
     manifest = _required(folder / "manifest.json", storage.MANIFEST)
-    for name in ("machine", "versions"):
-        if not isinstance(manifest.get(name), dict):
-            raise storage.Damaged(
-                folder / "manifest.json", f"is damaged: it has no {name!r} as a run's has", storage.RERUN
-            )
     records = _records(folder)
     steps = Steps.of([record for record in records if record["kind"] == "step"])
-    epochs = [_checked_epoch(record) for record in records if record["kind"] == "epoch"]
+    epochs = [record for record in records if record["kind"] == "epoch"]
     try:
         result = storage.read_json(folder / "result.json", storage.RESULT)
     except FileNotFoundError:
         result = None
     figures = of_records(config, steps, epochs) if result is None else of_result(result, epochs)
-    failure = ""
-    if result is None:
-        try:
-            failure = storage.read_json(folder / "failure.json", storage.FAILURE)["error"]
-        except FileNotFoundError:
-            pass
-        except storage.Unreadable as error:
-            failure = f"{error}"
     return Run(
         folder=folder,
         config=config,
@@ -182,8 +169,18 @@ def _read_run(folder: Path) -> Run:
         steps=steps,
         epochs=epochs,
         events=[record for record in records if record["kind"] == "event"],
-        failure=failure,
+        failure=_failure(folder) if result is None else "",
     )
+
+
+def _failure(folder: Path) -> str:
+    try:
+        reason: str = storage.read_json(folder / "failure.json", storage.FAILURE)["error"]
+    except FileNotFoundError:
+        return ""
+    except storage.Unreadable as error:
+        return str(error)
+    return reason
 
 
 def _required(path: Path, kind: storage.Kind) -> dict[str, Any]:
@@ -194,38 +191,25 @@ def _required(path: Path, kind: storage.Kind) -> dict[str, Any]:
 
 
 def _records(folder: Path) -> list[Record]:
-    """What metrics.jsonl holds; many lines are parsed at once, which is several times faster."""
-    path = folder / "metrics.jsonl"
+    """What metrics.jsonl holds.
+
+    All lines are parsed at once, which is several times faster than one by one; only where something is wrong
+    are they read one by one, which names the line.
+    """
     try:
-        content = storage.read_bytes(path)
+        content = storage.read_bytes(folder / "metrics.jsonl")
     except FileNotFoundError as cause:
         raise ValueError("metrics.jsonl is missing: the run was there, its records are gone") from cause
     # A crash tears the last line, which is left out.
     lines = content[: content.rfind(b"\n") + 1].splitlines()
     try:
         records: list[Record] = json.loads(b"[" + b",".join(lines) + b"]")
-    except (ValueError, RecursionError):
-        records = []
-    if len(records) == len(lines) and all(isinstance(each, dict) and "kind" in each for each in records):
-        return records
-    return read_metrics(folder)  # which names the line that is damaged
-
-
-def _checked_epoch(record: Record) -> Record:
-    numbers = [record.get(name) for name in ("epoch", "step")]
-    metrics = record.get("metrics")
-    if not all(_is_number(value) for value in numbers) or not isinstance(metrics, dict):
-        raise ValueError(
-            "metrics.jsonl is damaged: an evaluation needs the numbers epoch and step, and metrics"
+        is_whole = len(records) == len(lines) and not any(
+            "format" in each or storage.METRICS.fault(each) for each in records
         )
-    for name, value in [("train_loss", record.get("train_loss")), *metrics.items()]:
-        if value is not None and not _is_number(value):
-            raise ValueError(f"metrics.jsonl is damaged: an evaluation's {name!r} is no number")
-    return record
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        is_whole = False
+    return records if is_whole else read_metrics(folder)
 
 
 def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -43,8 +43,8 @@ def load(run: Run, when: str) -> float | None:
 def load_text(run: Run) -> str:
     """The load at the start and at the end, beside the number of cores."""
     start, end = (number(load(run, when), 3) for when in ("start", "end"))
-    cores = run.manifest["machine"].get("cores")
-    return f"{start} → {end}" + (f" of {cores}" if isinstance(cores, int) else "")
+    cores = run.manifest["machine"]["cores"]
+    return f"{start} → {end}" + (f" on {cores} cores" if cores else "")
 
 
 def _interval(run: Run) -> Interval | None:
@@ -71,6 +71,4 @@ def _seconds(time: object) -> float | None:
 
 
 def _hosts(run: Run) -> set[str]:
-    hosts = run.manifest.get("hosts")
-    named = {host for host in hosts if isinstance(host, str)} if isinstance(hosts, list) else set()
-    return named or {str(run.manifest["machine"].get("hostname"))}
+    return set(run.manifest.get("hosts") or [run.manifest["machine"]["hostname"]])
