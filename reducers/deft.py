@@ -1,4 +1,4 @@
-"""DEFT: layers are dealt out to ranks, and larger norms send more elements (Yoon & Oh, ICPP 2023)."""
+"""DEFT: top-k within layers assigned to ranks, more of a layer of larger norm (Yoon & Oh, ICPP 2023)."""
 # N = elements of the flat vector, K = elements selected, P = pieces, W = world size
 
 import math
@@ -17,27 +17,44 @@ from .topk import num_kept
 
 
 class Deft(ExclusiveSparsifier):
-    """Each rank selects the largest elements of the layers that fall to it at this step.
+    """Each rank selects the largest elements of the layers that are assigned to it at this step.
 
-    Layers of more than n/W elements are split into pieces. In the order of falling norms ‖a_l‖ a piece l is
-    allowed k_l = ⌊k·‖a_l‖/Σ‖a‖⌋ elements, k and the sum being what remains of both, at least one and at most
-    all. Selecting costs |l|·log2 k_l (of one element, |l|). Rank t mod W packs the pieces into W bins, the
-    dearest first and each into the bin that is cheapest so far, and broadcasts the bins (`sizes`, 4 bytes a
-    piece). Bin b falls to rank (b + t) mod W, so that every rank has its say about every layer in turn; the
-    numbers k_l are by its own norms. Density 1 selects everything.
+    Layers of more than n/W elements are split into pieces. In the order of decreasing norms ‖a_l‖ a piece l
+    is allowed k_l = ⌊k·‖a_l‖/Σ‖a‖⌋ elements, k and the sum being what remains of both, at least one and at
+    most all. The cost of selecting is taken as |l|·log2 k_l (|l| for one element). Rank t mod W packs the
+    pieces into W bins, the most costly first and each into the bin of the least cost so far, and broadcasts
+    the bins (`sizes`, 4 bytes a piece). Bin b is assigned to rank (b + t) mod W, so that the ranks take turns
+    at every layer; a rank computes the numbers k_l from its own norms. Density 1 selects everything.
+
+    This is the paper's method but for the number of pieces: `pieces="fit"` (ours) splits a layer into
+    ⌈size·W/n⌉, as few as are no longer than n/W, and `pieces="world"` into W, as the authors do. Layers of 6
+    and 2 elements on 4 ranks become 2, 2, 2, 2 or 2, 2, 1, 1, 2.
+
+    Args:
+        pieces: How many pieces a long layer is split into: as many as fit (`fit`), or one a rank (`world`).
     """
 
     grouping = "layer"
+    later = frozenset({"pieces"})
     step: Tensor
 
-    def __init__(self, *, density: float = 0.01, values: Literal["fp32", "fp16"] = "fp32") -> None:
+    def __init__(
+        self,
+        *,
+        density: float = 0.01,
+        pieces: Literal["fit", "world"] = "fit",
+        values: Literal["fp32", "fp16"] = "fp32",
+    ) -> None:
         super().__init__(density=density, values=values)
+        if pieces not in ("fit", "world"):
+            raise ValueError(f"pieces={pieces!r}: expected fit or world")
+        self._is_by_world = pieces == "world"
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
         step, world_size, n = int(self.step), wire.world_size, signal_N.numel()
         self.step += 1
-        pieces = split(self.layout.groups, n / world_size)
+        pieces = split(self.layout.groups, n / world_size, world_size if self._is_by_world else None)
         sizes = [stop - start for start, stop in pieces]
         counts = sizes
         if self.density < 1:
@@ -54,21 +71,36 @@ class Deft(ExclusiveSparsifier):
         return torch.cat([signal_N.new_empty(0, dtype=torch.int64), *chosen])
 
 
-def split(layers: Sequence[tuple[int, int]], longest: float) -> list[tuple[int, int]]:
-    """(start, stop) of each layer that is not empty, those that are longer in pieces of about equal size.
+def split(
+    layers: Sequence[tuple[int, int]], longest: float, num_pieces: int | None = None
+) -> list[tuple[int, int]]:
+    """(start, stop) of each layer that is not empty, the longer ones in pieces of about equal size.
+
+    Args:
+        layers: Where each layer begins and ends.
+        longest: A layer of more elements is split.
+        num_pieces: Into so many, the first ones an element longer where it does not divide; by default into
+            as few as are no longer than that.
 
     >>> split([(0, 2), (2, 2), (2, 12)], 4)
     [(0, 2), (2, 5), (5, 8), (8, 12)]
+    >>> split([(0, 6), (6, 8)], 2, num_pieces=4)
+    [(0, 2), (2, 4), (4, 5), (5, 6), (6, 8)]
     """
     pieces: list[tuple[int, int]] = []
     for start, stop in layers:
-        num = math.ceil((stop - start) / max(1, longest))
-        pieces += pairwise(start + (stop - start) * i // max(1, num) for i in range(num + 1))
+        size = stop - start
+        num = math.ceil(size / max(1, longest))
+        if num_pieces is None or num <= 1:
+            pieces += pairwise(start + size * i // max(1, num) for i in range(num + 1))
+        else:
+            num = min(num_pieces, size)
+            pieces += pairwise(start + size // num * i + min(i, size % num) for i in range(num + 1))
     return pieces
 
 
 def norms(signal_N: Tensor, pieces: Sequence[tuple[int, int]]) -> list[float]:
-    """The pieces' norms; what is not finite counts as the largest."""
+    """The pieces' norms; a norm that is not finite counts as the largest float32."""
     if not pieces:
         return []
     norm_P = torch.stack([torch.linalg.vector_norm(signal_N[a:b], dtype=torch.float64) for a, b in pieces])
@@ -78,7 +110,7 @@ def norms(signal_N: Tensor, pieces: Sequence[tuple[int, int]]) -> list[float]:
 
 
 def share_out(k: int, sizes: Sequence[int], norms: Sequence[float]) -> list[int]:
-    """How many elements each piece is allowed.
+    """The number of elements that each piece is allowed.
 
     >>> share_out(10, [100, 100, 4, 4], [4.0, 2.0, 3.0, 1.0])
     [4, 2, 3, 1]
@@ -97,7 +129,7 @@ def share_out(k: int, sizes: Sequence[int], norms: Sequence[float]) -> list[int]
 
 
 def pack(costs: Sequence[float], num_bins: int) -> list[int]:
-    """The bin of each: the dearest first, into the bin that is cheapest so far.
+    """The bin of each piece: the most costly first, into the bin of the least cost so far.
 
     >>> pack([5.0, 3.0, 3.0, 1.0], 2)
     [0, 1, 1, 0]

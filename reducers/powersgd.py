@@ -16,36 +16,41 @@ from sage.reduce import Reduced, Reducer
 
 
 class PowerSgd(Reducer):
-    """One power iteration a step on the mean of the ranks' matrices, from where the last step left off.
+    """Power iteration on the mean of the ranks' matrices, warm-started from the last step's factor.
 
     A parameter of n × m elements, seen as its first dimension by the others, is the matrix M. With Q of the
     step before, made orthonormal,
 
         P = mean of M·Q over ranks, made orthonormal;  Q = mean of Mᵀ·P over ranks;  mean ≈ P·Qᵀ
 
-    (algorithm 1). The residual of each rank is its own M less the common P·Qᵀ, as in PyTorch's
-    powerSGD_hook, so that every rank counts the mean as what it has sent. At first Q is drawn from N(0, 1),
-    the same on all ranks; a column of Q no longer than `eps` (a gradient of zeros has no direction), or not
-    finite, begins anew. Algorithm 1 does not make Q orthonormal. P is the same either way but for `eps`,
-    which must be small beside what it is added to: as it is done here, beside a gradient, not its square.
+    (algorithm 1 of the paper). `iterations` repeats this within a step, each time from the last Q; the paper
+    makes one. The residual of each rank is its own M less the common P·Qᵀ, as in PyTorch's powerSGD_hook, so
+    that every rank counts the mean as what it has sent. At first Q is drawn from N(0, 1), the same on all
+    ranks; a column of Q no longer than `eps` (a gradient of zeros has no direction), or not finite, begins
+    anew. Algorithm 1 does not make Q orthonormal. P is the same either way but for `eps`, which must be small
+    beside what it is added to: here a gradient, not its square. The dense parameters, `start_step` and
+    `min_compression_rate` are those of PyTorch's hook. `half` is the utility study's HalfRankK (Agarwal et
+    al., 2022).
 
-    Bytes each rank hands over: 4·r·(n + m) a matrix, and 4 an element of the parameters of one dimension or
-    none, and of those where rank r would save too little, which go dense with all P in the first of two
-    all-reduces. With `half`, 4·r·n and 4·r·m a matrix in turn, in one all-reduce; before `start_step`, 4 an
-    element. It decides by parameter, whatever the grouping.
+    Bytes each rank hands over: 4·r·(n + m) a matrix and iteration, and 4 an element of the parameters of one
+    dimension or none, and of those where rank r would save too little, which go dense with all P in the first
+    of two all-reduces an iteration. With `half`, 4·r·n and 4·r·m a matrix in turn, in one all-reduce; before
+    `start_step`, 4 an element. It decides by parameter, whatever the grouping.
 
     Args:
         rank: Rank r of the matrices P·Qᵀ, or n or m where that is less; 1 or more.
         start_step: Steps at first that are exact, by all-reduce, 0 or more.
         min_compression_rate: A matrix goes dense unless r·(n + m) times this is less than n·m; 0 or more.
         eps: Added to the length of a column that it is divided by, 0 or more.
-        half: Compute P and Q a step in turn, the other one being that of the step before. What stays in the
-            residual is then larger.
+        half: Compute P and Q in turn, one a step, the other one being that of the step before. What stays in
+            the residual is then larger.
+        iterations: Power iterations a step, 1 or more; with `half`, 1.
         sample_seed: Of the first Q.
     """
 
     memory = "residual"
     grouping = "layer"
+    later = frozenset({"iterations"})
     rounds = True
     spares_small = False
 
@@ -60,6 +65,7 @@ class PowerSgd(Reducer):
         min_compression_rate: float = 2.0,
         eps: float = 1e-8,
         half: bool = False,
+        iterations: int = 1,
         sample_seed: int = 0,
     ) -> None:
         super().__init__()
@@ -68,7 +74,10 @@ class PowerSgd(Reducer):
             raise ValueError(f"start_step={start_step!r}: expected a number of steps, 0 or more")
         if not 0 <= eps < 1:
             raise ValueError(f"eps={eps!r}: expected a length far below 1, 0 or more")
+        if iterations < 1 or (half and iterations > 1):
+            raise ValueError(f"iterations={iterations!r}, half={half!r}: expected 1 or more, with half 1")
         self._start_step, self._eps, self._half, self._seed = start_step, eps, half, sample_seed
+        self._iterations = iterations
         self._min_rate = check_min_rate(min_compression_rate)
 
     def bind(self, layout: Layout) -> None:
@@ -111,6 +120,8 @@ class PowerSgd(Reducer):
                 bases, p_is_known = [orthonormalise(p, self._eps) for p in factors], True
                 products = _products(matrices, bases, transposed=True)
             _, factors = _mean(dense_D[:0], products, wire)
+        for _ in range(self._iterations - 1):
+            bases, factors = self._iterate(matrices, factors, dense_D[:0], wire)
         with phase("scatter"):
             self._store("q_F" if p_is_known else "p_F", factors)
             for x, basis, factor in zip(self.split.matrices, bases, factors, strict=True):
@@ -122,6 +133,18 @@ class PowerSgd(Reducer):
             if residual_N is not None:
                 self.split.put_dense(torch.zeros_like(mean_D), residual_N)
         return Reduced(grad_N)
+
+    def _iterate(
+        self, matrices: list[Tensor], factors: list[Tensor], nothing: Tensor, wire: Wire
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """P, orthonormal, and Q after one more power iteration from these Q."""
+        bases: list[Tensor] = []
+        for transposed in (False, True):
+            with phase("select"):
+                bases = [orthonormalise(factor, self._eps) for factor in factors]
+                products = _products(matrices, bases, transposed=transposed)
+            _, factors = _mean(nothing, products, wire)
+        return bases, factors
 
     def _bases(self, name: str) -> list[Tensor]:
         """The factors of the last step, made orthonormal; columns without a direction begin anew."""
@@ -143,7 +166,7 @@ class PowerSgd(Reducer):
         if self._start_step or self._half:  # their bytes differ from step to step
             return None
         sizes = [r * (x.rows + x.columns) for x, r in zip(self.split.matrices, self.ranks(), strict=True)]
-        return {"values": 4 * (self.split.num_dense + sum(sizes))}
+        return {"values": 4 * (self.split.num_dense + self._iterations * sum(sizes))}
 
 
 def _products(matrices: list[Tensor], bases: list[Tensor], *, transposed: bool) -> list[Tensor]:

@@ -11,7 +11,7 @@ from sage import exchange as exchanges
 from sage import ops, target
 from sage.clock import phase
 from sage.comm.wire import Wire
-from sage.controllers import CONTROLLERS, Agree, alone, signal_dtype
+from sage.controllers import CONTROLLERS, Agree, Published, alone, signal_dtype
 from sage.layout import Layout
 from sage.reduce import Reduced, Sparsifier, check_fraction
 
@@ -43,9 +43,12 @@ class Sage(Sparsifier):
             communication for each second of the rest.
         values: Precision in which values travel.
         sample_seed: Of the controller's samples of the signal.
+        sampling: With `controller=sage`, whether every `element` is as likely to be in a sample, or, as in
+            kljp/sage, first a `tensor` is drawn and then an element of it.
     """
 
     even = False
+    later = frozenset({"sampling"})
     selections: Tensor
 
     def __init__(
@@ -63,6 +66,7 @@ class Sage(Sparsifier):
         budget_unit: Literal["bytes", "time"] = "bytes",
         values: Literal["fp32", "fp16"] = "fp32",
         sample_seed: int = 0,
+        sampling: Literal["element", "tensor"] = "element",
     ) -> None:
         super().__init__(values=values)
         self.density = check_fraction("density", density)
@@ -72,6 +76,7 @@ class Sage(Sparsifier):
             ("controller", controller, CONTROLLERS),
             ("exchange", exchange, exchanges.EXCHANGES),
             ("density_schedule", density_schedule, {**target.SCHEDULES, "budget": None}),
+            ("sampling", sampling, ("element", "tensor")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r}: expected {', '.join(allowed)}")
@@ -80,12 +85,18 @@ class Sage(Sparsifier):
                 f"threshold={threshold!r} is λ_0, which the controller quantile has no use for: "
                 "leave it out, or say controller=sage or controller=feedback"
             )
+        if sampling == "tensor" and (controller != "sage" or exchange == "exclusive"):
+            raise ValueError(
+                f"sampling='tensor' with controller={controller!r}, exchange={exchange!r}: expected "
+                "controller='sage', and not the exchange exclusive, whose parts cut tensors"
+            )
         if agree and exchange == "exclusive":
             raise ValueError(
                 "agree=True with exchange='exclusive': there each rank looks at a part of the vector of its "
                 "own, so that a common λ would not mean the same to them; leave out one or the other"
             )
         self.controller = CONTROLLERS[controller](threshold=threshold, seed=sample_seed)
+        self._samples_tensors = sampling == "tensor"
         self.exchange = exchanges.EXCHANGES[exchange]()
         self.target = self._target(density_schedule, density_from, density_steps, budget, budget_unit)
         self._agree = agree
@@ -116,6 +127,8 @@ class Sage(Sparsifier):
 
     def bind(self, layout: Layout) -> None:
         super().bind(layout)
+        if self._samples_tensors and isinstance(self.controller, Published):
+            self.controller.sample_by_tensor([(span.start, span.stop) for span in layout.spans])
         if isinstance(self.target, target.Critical):
             self.target.bind(layout.numel)
 

@@ -72,6 +72,33 @@ def test_two_steps_by_hand() -> None:
     assert moved(controller, -2 * signal_N, 0.1) == pytest.approx(8 * 1.0996680**2, rel=1e-7)
 
 
+def test_the_released_sampling_takes_a_tensor_first_and_then_an_element_of_it() -> None:
+    # Two elements that stay at 10, and 998 that go from 1 to 2: s goes from 1.018 to 2.016 over the elements,
+    # and from (10 + 1)/2 to (10 + 2)/2 where both tensors are as likely, by ⌊1000/3.5⌋ = 285 draws.
+    before_N = torch.cat((torch.full((2,), 10.0), torch.ones(998)))
+    after_N = torch.cat((torch.full((2,), 10.0), torch.full((998,), 2.0)))
+
+    def scales(by_tensor: bool, seed: int) -> tuple[float, float]:
+        controller = Published(threshold=0.5, seed=seed)
+        if by_tensor:
+            controller.sample_by_tensor([(0, 2), (2, 2), (2, 1000)])
+        assert len(controller.sample_indices(1000, sample_size(1000))) == (285 if by_tensor else 286)
+        found = []
+        for signal_N in (before_N, after_N):
+            selected(controller, signal_N, 0.05)
+            found.append(float(controller.scale))
+        return found[0], found[1]
+
+    for by_tensor, expected in ((True, (5.5, 6.0)), (False, (1.018, 2.016))):
+        means = [sum(some) / 300 for some in zip(*(scales(by_tensor, s) for s in range(300)), strict=True)]
+        assert means == pytest.approx(expected, rel=0.02)
+    alone_N = torch.ones(1)
+    controller = Published(threshold=0.5)
+    controller.sample_by_tensor([(0, 1)])
+    selected(controller, alone_N, 0.5)
+    assert float(controller.scale) == 1.0
+
+
 def test_far_from_the_target_the_threshold_is_pushed_by_five_per_cent() -> None:
     for first, above, push in ((100.0, 0.0, 0.95), (1e-6, 1.0, 1.05)):
         controller = SeesEverything(threshold=first)

@@ -110,6 +110,29 @@ def test_the_steps_are_those_of_algorithm_1_in_double_precision() -> None:
             torch.testing.assert_close(left_N, residuals[rank].float().view(-1), atol=1e-5, rtol=1e-5)
 
 
+def test_iterations_of_one_step_are_those_of_as_many_steps_on_the_same_matrices() -> None:
+    def last(iterations: int, count: int) -> list[Tensor]:
+        options: dict[str, Any] = {"rank": 2, "iterations": iterations, "min_compression_rate": 0.0}
+        case = Case(PowerSgd, options, 3, memory="none")
+        seen = steps(case, lambda rank, step: gradient(rank, 0, WIDE), count=count, shapes=WIDE)
+        return [rank[-1].mean_N for rank in seen]
+
+    for once, often in zip(last(4, 1), last(1, 4), strict=True):
+        torch.testing.assert_close(once, often)
+    # And they come to the best approximation of the mean of rank 2.
+    mean = torch.stack([gradient(rank, 0, WIDE) for rank in range(3)]).mean(0).view(6, 4)
+    u, s, vt = torch.linalg.svd(mean, full_matrices=False)
+    best = (u[:, :2] * s[:2]) @ vt[:2]
+    near, far = last(60, 1)[0], last(1, 1)[0]
+    torch.testing.assert_close(near, best.reshape(-1), rtol=1e-3, atol=1e-3)
+    assert float((far - best.reshape(-1)).norm()) > 0.1
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_powersgd_keeps_the_invariants_with_several_iterations(law: Any) -> None:
+    law(Case(PowerSgd, {"rank": 2, "iterations": 2}, 2, memory="residual"))
+
+
 def test_half_steps_compute_p_and_q_in_turn() -> None:
     reducer = PowerSgd(rank=2, half=True, min_compression_rate=0)
     reducer.bind(Layout.of(WIDE))
@@ -345,6 +368,7 @@ def test_ps_computes_the_mean_of_exact_with_all_traffic_at_rank_0() -> None:
         # At rank 4 that would be 140 of conv's 216 elements: more than half.
         ("powersgd", {"rank": 4}, [{"values": 4 * (216 + 4 * 60 + 7)}] * 2),
         ("powersgd", {"half": True}, [{"values": 4 * (8 + 40 + 7)}, {"values": 4 * (27 + 20 + 7)}]),
+        ("powersgd", {"iterations": 3}, [{"values": 4 * (3 * (35 + 60) + 7)}] * 2),
         ("powersgd", {"start_step": 1}, [{"values": 4092}, {"values": 4 * (35 + 60 + 7)}]),
         # Epoch 0 is critical.
         ("accordion_powersgd", {"rank_high": 2}, [{"values": 4 * (2 * 35 + 2 * 60 + 7)}] * 2),
@@ -371,6 +395,12 @@ def test_the_bytes_booked_are_those_worked_out_by_hand(
     [
         ("powersgd", {"rank": 0}, r"rank=0: expected a rank, 1 or more"),
         ("powersgd", {"start_step": -1}, r"start_step=-1: expected a number of steps, 0 or more"),
+        ("powersgd", {"iterations": 0}, r"iterations=0, half=False: expected 1 or more"),
+        (
+            "powersgd",
+            {"iterations": 2, "half": True},
+            r"iterations=2, half=True: expected 1 or more, with half 1",
+        ),
         ("powersgd", {"eps": -1e-8}, r"eps=-1e-08: expected a length far below 1, 0 or more"),
         ("powersgd", {"min_compression_rate": float("inf")}, r"min_compression_rate=inf: expected a finite"),
         ("svd", {"rank": -1}, r"rank=-1: expected a rank, 1 or more"),

@@ -11,6 +11,7 @@ from torch import Tensor
 from sage import registry
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
+from sage.conform import LAWS
 from sage.layout import Layout
 from sage.memory import ErrorFeedback
 from sage.reduce import Reduced
@@ -257,7 +258,16 @@ def test_exdyna_evens_out_what_the_ranks_select() -> None:
 def test_layers_longer_than_an_equal_share_are_split() -> None:
     assert split([(0, 2), (2, 2), (2, 12)], 4) == [(0, 2), (2, 5), (5, 8), (8, 12)]
     assert split([(0, 9)], 9) == [(0, 9)]
+    # Layers of 6 and 2 on 4 ranks: ours, and the authors' one piece a rank.
+    assert [b - a for a, b in split([(0, 6), (6, 8)], 2)] == [2, 2, 2, 2]
+    assert [b - a for a, b in split([(0, 6), (6, 8)], 2, num_pieces=4)] == [2, 2, 1, 1, 2]
+    assert [b - a for a, b in split([(0, 6), (6, 8)], 1, num_pieces=8)] == [1] * 8
     assert split([], 1) == []
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_deft_keeps_the_invariants_with_as_many_pieces_as_ranks(law: Any) -> None:
+    law(Case(Deft, {"density": 0.05, "pieces": "world"}, 3, memory="residual"))
 
 
 def test_what_a_piece_may_send_goes_by_its_norm() -> None:
@@ -511,6 +521,7 @@ def test_oktopk_s_bytes_are_those_worked_out_by_hand() -> None:
         ("micro", {"values": "int8"}, r"values='int8': expected fp32 or fp16"),
         ("exdyna", {"blocks": 0}, r"blocks=0: expected 1 block or more"),
         ("deft", {"density": 1.1}, r"density=1\.1: expected a share"),
+        ("deft", {"pieces": "all"}, "pieces='all': expected fit or world"),
         ("cltk", {"density": 2.0}, r"density=2\.0: expected a share"),
         ("oktopk", {"evaluate_every": 0}, r"evaluate_every=0: expected 1 step or more"),
     ],

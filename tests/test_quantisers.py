@@ -388,6 +388,48 @@ def test_a_server_codes_the_mean_of_the_codes_it_got() -> None:
         assert mean_N.tolist() == pytest.approx([float(x) for x in expected])
 
 
+def test_only_dist_ef_is_the_sgd_of_zheng_et_al() -> None:
+    signals = [torch.tensor([1.0, 3.0, 0.0, 0.0]), torch.tensor([-4.0, 0.5, 0.0, 0.0])]
+    # Codes (2, 2) and (−2.25, 2.25): mean (−0.125, 2.125). With rank 0 uncoded: (−0.625, 2.625).
+    for exchange, scale in (("dist-ef", 1.125), ("ps", 1.625)):
+        for mean_N in means(lambda exchange=exchange: OneBit(exchange=exchange), signals):
+            assert mean_N.tolist() == pytest.approx([-scale, scale, 0.0, 0.0])
+
+
+def zheng(gradients_TWN: Tensor) -> list[Tensor]:
+    """Algorithm 2 at a constant learning rate: workers, and a server for each Wth, keep their own errors."""
+    size = gradients_TWN.shape[2] // gradients_TWN.shape[1]
+
+    def code(x_N: Tensor) -> Tensor:
+        blocks = x_N.view(-1, size)
+        return (torch.where(blocks < 0, -1.0, 1.0) * blocks.abs().mean(1, keepdim=True)).view(-1)
+
+    error_WN, server_N = torch.zeros_like(gradients_TWN[0]), torch.zeros_like(gradients_TWN[0, 0])
+    found = []
+    for gradient_WN in gradients_TWN:
+        p_WN = gradient_WN + error_WN
+        delta_WN = torch.stack([code(p_N) for p_N in p_WN])
+        error_WN = p_WN - delta_WN
+        server_N = delta_WN.mean(0) + server_N
+        found.append(code(server_N))
+        server_N = server_N - found[-1]
+    return found
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_dist_ef_follows_algorithm_2_over_several_steps(world_size: int) -> None:
+    dice = torch.Generator().manual_seed(3)
+    gradients_TWN = torch.randn(6, world_size, 16, generator=dice, dtype=torch.float64)
+
+    def work(wire: Wire) -> list[Tensor]:
+        feedback = ErrorFeedback(OneBit(exchange="dist-ef"), Layout.of([("w", (16,))]), memory="residual")
+        return [feedback(grad_WN[wire.rank].float(), wire).mean_N.clone() for grad_WN in gradients_TWN]
+
+    for seen in simulate(world_size, work):
+        for mean_N, expected_N in zip(seen, zheng(gradients_TWN), strict=True):
+            torch.testing.assert_close(mean_N, expected_N.float(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("name", "relative"), [("int8", 1 / 127), ("fp8", 1 / 8)])
 def test_two_codes_are_no_further_off_than_their_steps(name: str, relative: float) -> None:
     """Half a step each, of the largest of the block; a float's is half of its last bit's."""
@@ -401,6 +443,7 @@ def test_two_codes_are_no_further_off_than_their_steps(name: str, relative: floa
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("onebit", {"exchange": "ps"}),
     ("onebit", {"exchange": "ps", "scaling": False}),
+    ("onebit", {"exchange": "dist-ef"}),
     ("dithering", {"partition": "natural", "levels": 5, "norm": "max", "bucket": 100}),
     ("qsgd", {"norm": "max", "levels": 127}),
     ("natural", {"bits": 8}),
@@ -593,7 +636,7 @@ def test_a_sign_is_plus_or_minus_one_and_no_inverted_byte(name: str) -> None:
         ("natural", {"bits": 7}, r"bits=7: expected 8 or 9"),
         ("terngrad", {"clip": 0.0}, r"clip=0\.0: expected a number of standard deviations above 0, or none"),
         ("signum", {"sign_momentum": 1.0}, r"sign_momentum=1\.0: expected 0 or more, and less than 1"),
-        ("onebit", {"exchange": "ring"}, r"exchange='ring': expected gather or ps"),
+        ("onebit", {"exchange": "ring"}, r"exchange='ring': expected gather, ps or dist-ef"),
         ("int8", {"block": 0}, r"block=0: expected 1 element or more"),
         ("fp8", {"format": "e2m5"}, r"format='e2m5': expected e4m3 or e5m2"),
     ],

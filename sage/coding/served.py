@@ -1,7 +1,7 @@
-"""Codes that scale as all-reduce does: each rank serves a share of the vector (reduce-scatter, all-gather).
+"""A coded all-reduce: each rank serves a share of the vector (reduce-scatter, then all-gather).
 
-Every rank sends its codes of each share to the rank that serves it, which takes the mean and sends a code of
-that to all. So each link carries two vectors of codes, however many ranks there are; a gather's carries W.
+Every rank sends its codes of each share to the rank that serves it. That rank takes the mean and sends a code
+of it to all. Each link so carries two coded vectors, whatever the number of ranks; a gather carries W.
 """
 # N = elements of the vector, S = of a share, W = ranks
 
@@ -19,20 +19,31 @@ from sage.reduce import Reduced
 
 
 def reduce_served(
-    quantiser: Quantiser, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire
+    quantiser: Quantiser,
+    grad_N: Tensor,
+    residual_N: Tensor | None,
+    sizes: Sequence[int],
+    wire: Wire,
+    *,
+    server_N: Tensor | None = None,
 ) -> Reduced:
-    """The mean over ranks, coded on its way to the ranks that serve it and once more on its way from them.
+    """The mean over ranks, coded on its way to the ranks that serve it and again on its way from them.
 
-    Both codes' errors are fed back where there is a residual. A rank's own part of its share crosses no link
-    and is not coded; so its residual has room for W times what the code of the share's mean has lost, which
-    then is part of that mean at the next step, uncoded. (BytePS codes that part too, and has its servers keep
-    their errors apart, as Zheng et al., 2019.)
+    Both codes' errors are fed back where there is a residual, in one of two ways:
+
+    - Without `server_N`, a way of our own: a rank's own part of its share crosses no link and is not coded,
+      and the error of the share's second code goes, times W, into this rank's residual. It is then part of
+      that mean at the next step, uncoded.
+    - With it, the way of dist-EF-SGD (Zheng et al., 2019, algorithm 2) and of BytePS: a rank codes its own
+      part as it codes the others, and the server keeps the error of the second code apart, in `server_N`, and
+      adds it to the next mean. (The paper scales both errors by η_{t−1}/η_t; `server_N` is not scaled.)
 
     Args:
-        quantiser: What codes; the lengths of its parts follow from sizes (`even`).
+        quantiser: Encodes and decodes; the lengths of its parts follow from the sizes (`even`).
         grad_N: Overwritten by the mean.
         residual_N: As in `Reducer.forward`.
-        sizes: Of the groups, each of which is cut where shares meet.
+        sizes: Elements of each group; groups are cut where shares meet.
+        server_N: The server's error, of which only this rank's share is used and updated.
     """
     shares = cut(sizes, wire.world_size)
     own = shares[wire.rank]
@@ -42,11 +53,17 @@ def reduce_served(
     received = {kind: wire.all_to_all(_stacked(coded, kind), kind) for kind in coded[0]}
     with phase("scatter"):
         total_S = signals[wire.rank].to(torch.float32, copy=True)
+        if server_N is not None:
+            total_S.zero_()
         for rank in range(wire.world_size):
-            if rank != wire.rank:
+            if server_N is not None or rank != wire.rank:
                 row = {k: received[k][rank, : part.numel()] for k, part in coded[wire.rank].items()}
                 total_S += quantiser.decode(row, own)
-        served = quantiser.encode(total_S / wire.world_size, own, wire)
+        server_S = None
+        if server_N is not None and residual_N is not None:
+            server_S = server_N.split([sum(share) for share in shares])[wire.rank]
+            server_S.add_(total_S, alpha=1 / wire.world_size)
+        served = quantiser.encode(total_S / wire.world_size if server_S is None else server_S, own, wire)
     longest = {kind: max(parts[kind].numel() for parts in coded) for kind in served}
     gathered = wire.gather(**{kind: _padded(part, longest[kind]) for kind, part in served.items()})
     with phase("scatter"):
@@ -56,7 +73,9 @@ def reduce_served(
                 k: all_W[rank, : coded[rank][k].numel()] for k, all_W in zip(served, gathered, strict=True)
             }
             mean_S.copy_(quantiser.decode(row, share))
-            if residual_N is not None and rank == wire.rank:
+            if server_S is not None and rank == wire.rank:
+                keep_error(server_S, mean_S)
+            if residual_N is not None and server_N is None and rank == wire.rank:
                 signals[rank].copy_(total_S.sub_(mean_S, alpha=wire.world_size)).nan_to_num_(0.0, 0.0, 0.0)
             elif residual_N is not None:
                 keep_error(signals[rank], quantiser.decode(coded[rank], share))

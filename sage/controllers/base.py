@@ -73,11 +73,18 @@ class Controller(nn.Module):
         """Hear what share of the elements the ranks have selected at this step, on average over them."""
 
     def sample_mean(self, grad_N: Tensor, residual_N: Tensor | None, size: int) -> float:
-        """Mean of |a| over a sample, every element as likely as any other; what is not finite counts as 0."""
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + int(self.step))
-        at_S = torch.randint(grad_N.numel(), (size,), generator=generator).to(grad_N.device)
+        """Mean of |a| over a sample of `size` elements; one that is not finite counts as 0."""
+        at_S = self.sample_indices(grad_N.numel(), size).to(grad_N.device)
         signal_S = grad_N[at_S] if residual_N is None else residual_N[at_S] + grad_N[at_S]
         return float(signal_S.abs().nan_to_num(0.0, 0.0, 0.0).mean(dtype=torch.float64))
+
+    def sample_indices(self, n: int, size: int) -> Tensor:
+        """The elements (int64) of an n-vector in this step's sample, every one as likely as any other."""
+        return torch.randint(n, (size,), generator=self.sample_generator())
+
+    def sample_generator(self) -> torch.Generator:
+        """The generator of this step's sample."""
+        return torch.Generator().manual_seed(self._seed * 1_000_003 + int(self.step))
 
 
 def signal_dtype(grad_N: Tensor, residual_N: Tensor | None) -> torch.dtype:
@@ -86,12 +93,17 @@ def signal_dtype(grad_N: Tensor, residual_N: Tensor | None) -> torch.dtype:
 
 
 def sample_size(n: int) -> int:
-    """Slovin's formula: N/(1 + N·e²) elements, rounded up, estimate a share of N to within e.
+    """Slovin's formula, rounded up.
 
     >>> sample_size(10), sample_size(1_000_000)
     (10, 400)
     """
-    return math.ceil(n / (1 + n * ERROR_MARGIN**2))
+    return math.ceil(slovin(n))
+
+
+def slovin(n: int) -> float:
+    """N/(1 + N·e²): a sample of so many elements estimates a share of N to within e."""
+    return n / (1 + n * ERROR_MARGIN**2)
 
 
 def num_wanted(density: float, n: int) -> int:
