@@ -3,17 +3,13 @@
 A run's folder is named by the hash of its configuration. Asked twice, it runs once; stopped, it goes on.
 """
 
-import fcntl
 import inspect
-import json
 import os
 import random
-import shutil
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sage import registry
+from sage import registry, run_folder, storage
 from sage.comm import rendezvous
 from sage.comm.probe import probe
 from sage.comm.process import ProcessWire
@@ -34,6 +30,7 @@ from sage.comm.wire import Wire, WireError
 from sage.config import Config, resolve
 from sage.feed.data import Dataset, data_root
 from sage.outcome import FAILED, HOPELESS, INTERRUPTED, tell_the_job
+from sage.run_folder import Taken
 from sage.storage import write_json
 from sage.task import TASKS
 from sage.tell.manifest import add_end, host, manifest
@@ -41,19 +38,6 @@ from sage.tell.progress import Display
 from sage.tell.record import now, recorder
 from sage.train.loop import Diverged, Training
 from sage.train.stop import Stop
-
-LOCK = ".lock"
-"""The file of a run's folder that the process which runs it has locked."""
-
-FAILURE = "failure.json"
-"""The file of a run's folder that says why it ended, until it is run again."""
-
-CLAIM_SECONDS = 5.0
-"""How long a run waits for its folder: another one that was just killed needs a moment to be gone."""
-
-
-class Taken(RuntimeError):
-    """Another process runs this run."""
 
 
 def main(config: Config) -> int:
@@ -72,7 +56,6 @@ def main(config: Config) -> int:
             )
         return _rank(replace(config, world_size=place.world_size), place)
     if _is_finished(config):
-        _say_finished(config)
         return 0
     if config.workers_in_process:
         return _simulated(config)
@@ -148,16 +131,9 @@ def _work(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
 def _look(config: Config) -> str:
     """Whether nothing is left to do; with `--fresh` what was done is cleared away first."""
     if config.fresh:
-        for path in config.folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
-    (config.folder / FAILURE).unlink(missing_ok=True)
-    if not _is_finished(config):
-        return ""
-    _say_finished(config)
-    return "finished"
+        run_folder.clear(config.folder)
+    run_folder.forget_failure(config.folder)
+    return "finished" if _is_finished(config) else ""
 
 
 @contextmanager
@@ -168,26 +144,15 @@ def _claimed(folder: Path, wire: Wire) -> Iterator[None]:
         Taken: on every rank, where another process has it.
     """
     with ExitStack() as held:
-        claimed = _claim(folder, held) if wire.rank == 0 else True
-        if wire.texts("" if claimed else "taken")[0]:
-            raise Taken(f"{folder} is being run by another process: let it end, or end it, and run again")
+        said = ""
+        if wire.rank == 0:
+            try:
+                held.enter_context(run_folder.claimed(folder))
+            except Taken as error:
+                said = str(error)
+        if said := wire.texts(said)[0]:
+            raise Taken(said)
         yield
-
-
-def _claim(folder: Path, held: ExitStack) -> bool:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = held.enter_context((folder / LOCK).open("w"))
-    end = time.monotonic() + CLAIM_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.1)
-        except OSError:  # a file system without locks
-            return True
 
 
 def _train(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
@@ -216,9 +181,9 @@ def _train(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
     hosts = wire.texts(host())
     links = probe(wire, device=device) if isinstance(wire, ProcessWire) else None
     if wire.rank == 0:
-        write_json(folder / "config.json", config.to_dict())
+        write_json(folder / "config.json", config.to_dict(), storage.CONFIG)
         told = manifest(config.to_dict(), data.checksums, hosts=hosts, links=links)
-        write_json(folder / "manifest.json", told)
+        write_json(folder / "manifest.json", told, storage.MANIFEST)
     if source := training.resume():
         record.event("resumed", step=training.step, source=source)
         display.say(f"goes on from {source}, at step {training.step} of {training.total_steps}: {folder}")
@@ -268,13 +233,13 @@ def _device(config: Config, local_rank: int) -> torch.device:
 
 
 def _is_finished(config: Config) -> bool:
-    return not config.fresh and (config.folder / "result.json").exists()
-
-
-def _say_finished(config: Config) -> None:
-    result = json.loads((config.folder / "result.json").read_text())
-    figures = "  ".join(f"{name} {value:.4g}" for name, value in result["final"].items() if value is not None)
+    """Whether the run is finished, which is then said; one that is to be run afresh never is."""
+    found = None if config.fresh else run_folder.result(config.folder)
+    if found is None:
+        return False
+    figures = "  ".join(f"{name} {value:.4g}" for name, value in found["final"].items() if value is not None)
     print(f"already finished ({figures}): {config.folder}; --fresh runs it again", file=sys.stderr)
+    return True
 
 
 # What is said of a failure, and to whom.
@@ -286,12 +251,8 @@ def _blame(error: Exception) -> int:
 
 
 def _leave_word(folder: Path, code: int, rank: int, text: str) -> None:
-    """Say in the run's folder why it ended; the first rank to say it is the one that is heard."""
-    word = {"time": now(), "rank": rank, "error": text, "status": code}
-    with suppress(OSError):  # the disk may be what failed
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / FAILURE).open("x") as file:
-            file.write(json.dumps(word, indent=2) + "\n")
+    """Say in the run's folder why it ended."""
+    run_folder.leave_failure(folder, {"time": now(), "rank": rank, "error": text, "status": code})
 
 
 def _complain(text: str) -> None:

@@ -270,8 +270,8 @@ def test_what_cannot_be_done_is_told_on_one_screen(
 def test_a_folder_that_cannot_be_made_is_told_in_a_line(launcher: Launcher, tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     run = launcher.start(FF, tmp_path / "runs" / "deeper")
-    assert run.wait() == 1
-    assert "rank 0: [Errno 20] Not a directory" in run.said
+    assert run.wait() == 2
+    assert "result.json cannot be read: Not a directory" in run.said
     assert "Traceback" not in run.said
 
 

@@ -156,9 +156,12 @@ class Lines:
                 raise
 
     def sync(self) -> None:
-        """Bring the lines to disk."""
+        """Bring the lines to disk; refused where the file has been removed meanwhile."""
         with self._named():
             os.fsync(self._file.fileno())
+            found = _found(self.path)
+            if found is None or not os.path.samestat(found, os.fstat(self._file.fileno())):
+                raise OSError(errno.ENOENT, "it was removed while it was being written")
 
     def close(self) -> None:
         with self._named():
