@@ -42,6 +42,23 @@ class Layout:
         """Elements of the flat vector."""
         return self.spans[-1].stop if self.spans else 0
 
+    def group_of_span(self) -> list[int]:
+        """Of each span the number of the group that it lies in.
+
+        An empty span between two groups lies in either, but where each span is a group, in its own.
+
+        >>> Layout.of([("empty", (0, 2)), ("w", (2,)), ("also empty", (0,))], "layer").group_of_span()
+        [0, 1, 2]
+        """
+        if len(self.groups) == len(self.spans):
+            return list(range(len(self.spans)))
+        found, group = [], 0
+        for span in self.spans:
+            while self.groups[group][1] < span.stop:
+                group += 1
+            found.append(group)
+        return found
+
     @staticmethod
     def of(shapes: Iterable[tuple[str, Sequence[int]]], grouping: str = "model") -> "Layout":
         """Lay tensors out one after another.

@@ -1,43 +1,69 @@
-"""What a script gets from every mount: the wire and its ledger, state by parameter, the epoch's begin."""
+"""What a script gets from every mount: the wire and its ledger, state by parameter, traffic, checks."""
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sage import registry
 from sage.comm.wire import Wire
-from sage.mount import state
+from sage.mount import optimizers, state
 from sage.mount.flat import Flat
+from sage.mount.parameters import Named
+from sage.mount.step import Step
+from sage.mount.traffic import Traffic, of_step
 from sage.reduce import Reducer
 
 Method = str | Reducer | Callable[..., Reducer]
-"""A reducer as a script says it: its name, one that is not bound yet, or what makes one."""
+"""A reducer: its name, one that is not bound yet, or what makes one."""
 
 
 class Mount:
-    """A reducer mounted on a model of a script's own."""
+    """A reducer mounted on a model of a script's own.
 
-    def __init__(self, wire: Wire, flats: Sequence[Flat]) -> None:
+    Args:
+        model: As the script gave it.
+        wire: To the other ranks.
+        flats: The flat gradients that are reduced.
+        named: The parameters that lie in them.
+    """
+
+    def __init__(self, model: nn.Module, wire: Wire, flats: Sequence[Flat], named: Named) -> None:
         self.wire = wire
-        """Its `ledger` has counted every byte."""
-        self._flats = flats
+        """Its `ledger` counts every byte."""
+        self.last_step = Traffic()
+        """What the last step has sent."""
+        self.total = Traffic()
+        """What all steps since mounting have sent."""
+        self._model, self._flats, self._named = model, flats, named
+        self._lr: float | None = None
+        self._booked = wire.ledger.copy()
+        self._unreduced = _Mark()
+        self._hooks = [p.register_post_accumulate_grad_hook(self._unreduced.set) for p in named.values()]
+        optimizers.watch(self)
+
+    # What a script reads and calls.
 
     @property
     def density(self) -> float:
-        """The share of the compressed elements that the last reduction has sent, averaged over ranks."""
+        """Share of the compressed elements that the last step has sent, averaged over ranks.
+
+        It is 1.0 for methods that send every element in fewer bits; for those see `last_step.compression`.
+        """
         sizes = [flat.compressed.numel for flat in self._flats]
         sent = sum(flat.density * size for flat, size in zip(self._flats, sizes, strict=True))
         return sent / max(1, sum(sizes))
 
     def begin_step(self, lr: float) -> None:
-        """Tell the memory of a step's learning rate, before its backward; `lr_ratio` asks for it."""
-        for flat in self._flats:
-            flat.feedback.begin_step(lr)
+        """Set the learning rate of the next step, before its backward; a memory with `lr_ratio` needs it."""
+        self._lr = lr
 
     def begin_epoch(self, epoch: int, lr: float) -> None:
-        """Tell reducers with a schedule of an epoch, before its first step and on every rank."""
+        """Tell reducers with a schedule that an epoch begins, before its first step and on every rank."""
         for flat in self._flats:
             flat.feedback.reducer.begin_epoch(epoch, lr, self.wire)
 
@@ -62,8 +88,69 @@ class Mount:
             state.restore(flat, saved)
 
     def close(self) -> None:
-        """Wait for every rank, then let go of the wire. Need not be called before a script ends."""
+        """Wait for every rank, then let go of wire and model. Need not be called before a script ends."""
+        optimizers.forget(self)
+        for hook in self._hooks:
+            hook.remove()
         self.wire.close()
+
+    # What is asked before an optimiser's step.
+
+    def mounted(self) -> Named:
+        """The parameters whose gradients are reduced, by name."""
+        return self._named
+
+    def model_parameters(self) -> Named:
+        """The parameters that the model has now and that require a gradient."""
+        return {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+
+    def check(self) -> None:
+        """Check that what is reduced is what the model has; called by itself in every step.
+
+        Raises:
+            ValueError: where a parameter was frozen, thawed, replaced, added or removed since mounting.
+        """
+        raise NotImplementedError
+
+    def check_reduced(self) -> None:
+        """Check that the gradients of the last backward were reduced; called before an optimiser's step.
+
+        Raises:
+            ValueError: where they were not.
+        """
+        if self._unreduced.is_set:
+            raise ValueError(
+                "the optimiser is about to step with gradients that were not reduced: "
+                f"{self._how_to_reduce} between the last backward and optimizer.step()"
+            )
+
+    _how_to_reduce = "call mount.reduce()"
+
+    # One step.
+
+    def _begin_step(self) -> Step:
+        return Step(self.wire, self._lr)
+
+    def _end_step(self, step: Step) -> None:
+        step.end()
+        self._lr = None
+        self._unreduced.clear()
+        dense_bytes = sum(flat.grad_N.nbytes for flat in self._flats)
+        self.last_step = of_step(self.wire.ledger.since(self._booked), dense_bytes, skipped=step.skipped)
+        self.total += self.last_step
+        self._booked = self.wire.ledger.copy()
+
+
+class _Mark:
+    """Whether backward has written a gradient that was not reduced since."""
+
+    is_set = False
+
+    def set(self, parameter: Tensor) -> None:
+        self.is_set = True
+
+    def clear(self) -> None:
+        self.is_set = False
 
 
 def maker(reducer: Method, options: Mapping[str, Any]) -> Callable[[], Reducer]:
@@ -83,18 +170,41 @@ def maker(reducer: Method, options: Mapping[str, Any]) -> Callable[[], Reducer]:
                 "or say its name"
             )
         return lambda: copy.deepcopy(reducer)
+    if not callable(reducer):
+        raise ValueError(
+            f"the reducer {reducer!r}: expected a name such as 'topk', a Reducer, or what makes one"
+        )
     return lambda: reducer(**options)
 
 
-def check_dense(model: nn.Module) -> None:
-    """Refuse a model whose gradients are not all dense.
+def told(flats: Sequence[Flat], reducer: Method, options: Mapping[str, Any]) -> list[str]:
+    """What all ranks must have alike, a line each: the method, and each parameter's place."""
+    made = flats[0].feedback.reducer
+    method = reducer if isinstance(reducer, str) else type(made).__name__
+    given = ", ".join(f"{name}={value!r}" for name, value in sorted(options.items()))
+    lines = [f"{method}({given}) with memory {flats[0].feedback.memory}"]
+    for flat in flats:
+        lines += [f"{span.name} {list(span.shape)} {flat.grad_N.dtype}" for span in flat.layout.spans]
+        lines.append(f"groups {flat.compressed.groups}")
+    return lines
+
+
+def check_same(wire: Wire, lines: Sequence[str]) -> None:
+    """Refuse to mount where the ranks do not have the same lines; 8 bytes where they have (`state`).
 
     Raises:
-        ValueError: where it has a sparse embedding.
+        ValueError: on every rank; names one that differs from the first, and both lines.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
-            raise ValueError(
-                f"{name or 'the model'} has sparse gradients, which are no part of a bucket: "
-                "say sparse=False, or use sage.reduce_model, which makes them dense"
-            )
+    text = "\n".join(lines)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    (all_W8,) = wire.gather(state=torch.frombuffer(bytearray(digest), dtype=torch.uint8))
+    if bool((all_W8 == all_W8[0]).all()):
+        return
+    first, *others = [each.split("\n") for each in wire.texts(text)]
+    for rank, other in enumerate(others, start=1):
+        for ours, theirs in zip_longest(first, other, fillvalue="nothing"):
+            if ours != theirs:
+                raise ValueError(
+                    f"the ranks mount different things: rank 0 has {ours}, rank {rank} has {theirs}; give "
+                    "every rank the same model, reducer and options"
+                )

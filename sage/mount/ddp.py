@@ -1,14 +1,15 @@
-"""The mount for DistributedDataParallel: buckets are reduced beside backward, as their gradients come.
+"""The mount for DistributedDataParallel: buckets are reduced during backward, as their gradients come.
 
-The buckets are our own, cut once when the hook is mounted, and by the rule by which DDP cuts its own from the
-second step on. DDP only brings the gradients, in buckets that it cuts anew after the first step, so that
-neither this nor a restart moves any state.
+The buckets are our own, cut once when the hook is mounted, by the rule by which DDP cuts its own from the
+second step on. DDP cuts its buckets anew after the first step; ours stay, so that no state moves, then or
+after a restart.
 """
 # N = elements of a bucket's flat gradient
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,22 +22,29 @@ from torch.nn.parallel import DistributedDataParallel
 from sage.comm.guest import GuestWire
 from sage.comm.wire import Wire
 from sage.memory import MemoryOptions
-from sage.mount.base import Method, Mount, check_dense, maker
+from sage.mount.base import Method, Mount, check_same, maker, told
+from sage.mount.buckets import Bucket, Listed, cut, gradients_of
 from sage.mount.flat import Flat
-from sage.reduce import Memory
+from sage.mount.optimizers import check_free
+from sage.mount.parameters import (
+    as_real,
+    check_dense,
+    check_plain,
+    check_unchanged,
+    ddp_parameters,
+    real_dtype,
+    real_shape,
+    wrapper_of,
+)
+from sage.mount.signature import not_a_hook
+from sage.mount.step import Step
+from sage.reduce import Memory, Reducer
 
-Named = Sequence[tuple[str, nn.Parameter]]
-
-
-@dataclass(eq=False)
-class _Bucket:
-    """Parameters whose gradients are reduced together."""
-
-    flat: Flat
-    parameters: list[nn.Parameter]
-    """In the flat gradient's order."""
-    missing: set[Tensor] = field(default_factory=set)
-    """Those whose gradients this backward has not brought yet."""
+AGAIN = "wrap the model in DistributedDataParallel again, mount the reducer on it, then make the optimiser"
+NO_JOIN = (
+    "join() is not supported with a SAGE hook, as a rank whose data has run out has no gradient to reduce: "
+    "give all ranks the same number of batches (drop_last=True, or DistributedSampler)"
+)
 
 
 @dataclass(eq=False)
@@ -53,36 +61,62 @@ class _Delivery:
 
 
 class DdpMount(Mount):
-    """A reducer beneath DistributedDataParallel. Made by `sage.ddp_hook`."""
+    """A reducer as the hook of DistributedDataParallel. Made by `sage.ddp_hook` or `sage.comm_hook`."""
 
-    def __init__(self, model: DistributedDataParallel, buckets: list[_Bucket], wire: Wire) -> None:
-        super().__init__(wire, [bucket.flat for bucket in buckets])
+    _how_to_reduce = "run the last backward outside no_sync(), through the wrapped model,"
+
+    def __init__(self, model: DistributedDataParallel, buckets: list[Bucket], wire: Wire) -> None:
+        named = {
+            span.name: p
+            for bucket in buckets
+            for span, p in zip(bucket.flat.layout.spans, bucket.parameters, strict=True)
+        }
+        super().__init__(model, wire, [bucket.flat for bucket in buckets], named)
+        self._ignored = frozenset(model.parameters_to_ignore)
         self._buckets = buckets
-        self._bucket_of: dict[Tensor, _Bucket] = {p: bucket for bucket in buckets for p in bucket.parameters}
+        self._bucket_of: dict[Tensor, Bucket] = {p: bucket for bucket in buckets for p in bucket.parameters}
         self._finds_unused = model.find_unused_parameters
         device = buckets[0].flat.grad_N.device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        # Reducers wait for each other's ranks, so they run beside backward, on a thread of their own.
+        # Reducers wait for the other ranks, so they run beside backward, on a thread of their own.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="sage-mount")
         self._failure: BaseException | None = None
-        # Of this backward, known to the worker alone:
+        self._closed = False
+        # Of this backward, used by the worker alone:
         self._deliveries: list[_Delivery] = []
         self._arrived: dict[Tensor, Tensor] = {}
-        model.register_comm_hook(None, self._hook)
+        self._step: Step | None = None
+        self._hooks.append(model.register_forward_pre_hook(self._before_forward))
+        setattr(model, "join_hook", _refuse_join)  # noqa: B010
 
-    def begin_step(self, lr: float) -> None:
-        self._worker.submit(super().begin_step, lr).result()
+    def model_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self._inner().named_parameters() if p.requires_grad}
+
+    def check(self) -> None:
+        check_unchanged(self._named, self._inner(), ignored=self._ignored, again=AGAIN)
 
     def begin_epoch(self, epoch: int, lr: float) -> None:
         self._worker.submit(super().begin_epoch, epoch, lr).result()
 
     def close(self) -> None:
+        self._closed = True
         self._worker.shutdown()
         super().close()
+
+    def _inner(self) -> nn.Module:
+        assert isinstance(self._model, DistributedDataParallel)
+        module: nn.Module = self._model.module
+        return module
+
+    def _before_forward(self, module: nn.Module, arguments: object) -> None:
+        if not torch.compiler.is_compiling():
+            self.check()
 
     # On the thread that runs backward.
 
     def _hook(self, state: object, bucket: dist.GradBucket) -> Future[Tensor]:
+        if self._closed:
+            raise ValueError(f"the mount of this model is closed: {AGAIN}")
         if bucket.index() == 0:
             # DDP's own end of backward is queued later than this; so ours is put off twice.
             queue = Variable._execution_engine.queue_callback
@@ -91,7 +125,7 @@ class DdpMount(Mount):
         delivery = _Delivery(
             Future(devices=[buffer.device] if self._stream else None),
             buffer,
-            list(zip(bucket.parameters(), bucket.gradients(), strict=True)),
+            list(zip(bucket.parameters(), gradients_of(bucket), strict=True)),
             is_first=bucket.index() == 0,
             is_last=bucket.is_last(),
             ready=torch.cuda.current_stream(buffer.device).record_event() if self._stream else None,
@@ -103,8 +137,14 @@ class DdpMount(Mount):
         """The last of backward: DDP has waited for all futures, and written every `.grad`."""
         if self._failure is not None:
             raise self._failure
-        if self._finds_unused:
+        assert self._step is not None
+        if self._step.skipped:  # buckets that were reduced before it was known have told their means already
+            for parameter in self._named.values():
+                if parameter.grad is not None:
+                    parameter.grad.fill_(math.nan)
+        elif self._finds_unused:
             self._give_to_unused()
+        self._unreduced.clear()
 
     def _give_to_unused(self) -> None:
         """DDP leaves the `.grad` of what no rank has used as it is; but its residual may have been sent."""
@@ -113,7 +153,7 @@ class DdpMount(Mount):
                 if bool(mean.any()):
                     if parameter.grad is None:
                         parameter.grad = torch.empty_like(parameter)
-                    parameter.grad.copy_(mean)
+                    as_real(parameter.grad).copy_(mean)
 
     # On the worker.
 
@@ -136,23 +176,33 @@ class DdpMount(Mount):
         if self._stream is not None and delivery.ready is not None:
             self._stream.wait_event(delivery.ready)
         if delivery.is_first:
+            self._step = self._begin_step()
             for bucket in self._buckets:
                 bucket.missing = set(bucket.parameters)
         for parameter, gradient in delivery.gradients:
+            if parameter not in self._bucket_of:
+                raise ValueError(
+                    f"a parameter of shape {tuple(parameter.shape)}, which DistributedDataParallel reduces, "
+                    f"was frozen before the reducer was mounted: {AGAIN}"
+                )
             self._arrived[parameter] = gradient
             self._bucket_of[parameter].missing.discard(parameter)
         for bucket in self._buckets:
             if not bucket.missing and bucket.parameters[0] in self._arrived:
                 self._reduce(bucket)
-        assert not delivery.is_last or not self._arrived, "DDP's last bucket has come, but not all gradients"
+        if delivery.is_last:
+            assert not self._arrived, "DDP's last bucket has come, but not all gradients"
+            assert self._step is not None
+            self._end_step(self._step)
 
-    def _reduce(self, bucket: _Bucket) -> None:
+    def _reduce(self, bucket: Bucket) -> None:
         gradients = [self._arrived.pop(parameter) for parameter in bucket.parameters]
         bucket.flat.fit(gradients[0])
         views = bucket.flat.views().values()
         for view, gradient in zip(views, gradients, strict=True):
             view.copy_(gradient)
-        bucket.flat(self.wire)
+        assert self._step is not None
+        self._step.reduce(bucket.flat)
         for view, gradient in zip(views, gradients, strict=True):
             gradient.copy_(view)
 
@@ -160,6 +210,7 @@ class DdpMount(Mount):
         return not any(parameter in self._arrived for parameter, _ in delivery.gradients)
 
 
+@not_a_hook
 def ddp_hook(
     model: DistributedDataParallel,
     reducer: Method,
@@ -172,7 +223,9 @@ def ddp_hook(
     guard: bool = False,
     **options: Any,
 ) -> DdpMount:
-    """Mount a reducer beneath DistributedDataParallel, before the first backward.
+    """Mount a reducer as the communication hook of DistributedDataParallel, before the first backward.
+
+    Frameworks that wrap the model themselves take the pair that `sage.comm_hook` makes.
 
     Each bucket of `bucket_cap_mb` has a reducer of its own, so `grouping="model"` means a bucket.
 
@@ -190,67 +243,97 @@ def ddp_hook(
         ValueError: for a model, reducer or option that does not fit; says what would.
         WireError: where not all ranks come within the time-out; later, from `backward()`, where one is lost.
     """
-    named = _checked(model)
     make = maker(reducer, options)
+    wrapped = checked(model)
+    flat_options = {
+        "memory": memory,
+        "memory_options": memory_options,
+        "grouping": grouping,
+        "min_compress": min_compress,
+    }
+    if wrapped._comm_hooks:
+        raise ValueError(HAS_HOOK)
+    mount = mount_on(wrapped, make, told_as=(reducer, options), timeout=timeout, guard=guard, **flat_options)
+    try:
+        wrapped.register_comm_hook(None, mount._hook)
+    except RuntimeError as error:  # a built-in one, which DDP does not list
+        mount.close()
+        raise ValueError(HAS_HOOK) from error
+    return mount
+
+
+HAS_HOOK = (
+    "the model has a communication hook already, and DistributedDataParallel takes one: wrap the model again "
+    "and mount the reducer on that"
+)
+
+
+def mount_on(
+    model: DistributedDataParallel,
+    make: Callable[[], Reducer],
+    *,
+    told_as: tuple[Method, Mapping[str, Any]],
+    timeout: float,
+    guard: bool,
+    **flat_options: Any,
+) -> DdpMount:
+    """The mount of a checked model, its hook not registered yet.
+
+    Args:
+        make: Makes a reducer for each bucket.
+        told_as: The reducer and its options as the script gave them, to compare between the ranks.
+        flat_options: Those of `Flat`.
+    """
+    named = list(ddp_parameters(model).items())
     device = named[0][1].device
     first = dist._DEFAULT_FIRST_BUCKET_BYTES if model.bucket_bytes_cap_default else model.bucket_bytes_cap
 
-    def bucket(names: Named) -> _Bucket:
+    def bucket(names: Listed) -> Bucket:
         flat = Flat(
-            [(name, p.shape) for name, p in names],
+            [(name, real_shape(p)) for name, p in names],
             make(),
-            dtype=names[0][1].dtype,
+            dtype=real_dtype(names[0][1]),
             device=device,
-            memory=memory,
-            memory_options=memory_options,
-            grouping=grouping,
-            min_compress=min_compress,
+            always={name for name, p in names if p.is_complex()},
+            **flat_options,
         )
         of = dict(names)
-        return _Bucket(flat, [of[span.name] for span in flat.layout.spans])
+        return Bucket(flat, [of[span.name] for span in flat.layout.spans])
 
     buckets = [bucket(names) for names in cut(named, first, model.bucket_bytes_cap)]
     wire = GuestWire(model.process_group, device=device, timeout=timeout, guard=guard)
+    check_same(wire, told([bucket.flat for bucket in buckets], *told_as))
     return DdpMount(model, buckets, wire)
 
 
-def cut(named: Named, first: int, cap: int) -> list[Named]:
-    """Parameters in buckets, the last parameter's bucket first, as DDP cuts them from the second step on.
+def checked(model: nn.Module) -> DistributedDataParallel:
+    """The model where a hook can be mounted on it.
 
-    DDP goes by the order in which gradients come, this by the reverse of that in which the model has the
-    parameters: in most models the same. A bucket is closed once it has `first` bytes, the later ones `cap`.
-    Parameters of one bucket are of one dtype, and in the model's order.
+    Raises:
+        ValueError: where it is not wrapped, or wrapped with options that do not fit.
     """
-    closed: list[Named] = []
-    begun: dict[torch.dtype, list[tuple[str, nn.Parameter]]] = {}
-    room: dict[torch.dtype, int] = {}
-    for name, p in reversed(named):
-        begun.setdefault(p.dtype, []).append((name, p))
-        room[p.dtype] = room.get(p.dtype, first) - p.nbytes
-        if room[p.dtype] <= 0:
-            closed.append(begun.pop(p.dtype)[::-1])
-            room[p.dtype] = cap
-    return [*closed, *(bucket[::-1] for bucket in begun.values())]
-
-
-def _checked(model: DistributedDataParallel) -> Named:
-    """The model's parameters, by name."""
-    if not isinstance(model, DistributedDataParallel):
+    wrapped = wrapper_of(model)
+    if wrapped is None:
         raise ValueError(
             f"ddp_hook takes a model wrapped in DistributedDataParallel, not a {type(model).__name__}: "
             "wrap it first, or use sage.reduce_model for a plain model, sage.fsdp_hook for one of FSDP2"
         )
-    if model.skip_all_reduce_unused_params:
+    if wrapped.skip_all_reduce_unused_params:
         raise ValueError(
             "skip_all_reduce_unused_params=True keeps whole buckets back, whose residuals would wait: "
             "leave it out"
         )
-    check_dense(model.module)
-    ignored = set(model.parameters_to_ignore)
-    named = [
-        (name, p) for name, p in model.module.named_parameters() if p.requires_grad and name not in ignored
-    ]
-    devices = sorted({str(p.device) for _, p in named})
+    if wrapped._join_config.enable:
+        raise ValueError(NO_JOIN)
+    check_dense(wrapped.module)
+    check_plain(wrapped.module)
+    named = ddp_parameters(wrapped)
+    check_free(named)
+    devices = sorted({str(p.device) for p in named.values()})
     if len(devices) > 1:
-        raise ValueError(f"the model lies on {', '.join(devices)}: expected one device a rank")
-    return named
+        raise ValueError(f"the model is on {', '.join(devices)}: expected one device a rank")
+    return wrapped
+
+
+def _refuse_join(**options: object) -> None:
+    raise ValueError(NO_JOIN)

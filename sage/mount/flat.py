@@ -1,11 +1,11 @@
 """Tensors laid one after another in a flat vector, and a reducer over it: what every mount is made of.
 
-Small tensors lie at the end of the flat vector, so that its head is what the reducer sees and its tail goes
-dense.
+Small tensors lie at the end of the flat vector: the reducer sees its head, and its tail is all-reduced dense.
+A complex tensor lies in it as pairs of reals, in the shape (*shape, 2).
 """
 # N = elements of the flat gradient, of which C at the head are compressed
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class Flat(nn.Module):
         memory_options: Its β, γ and so on, as of `sage.memory.ErrorFeedback`.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
+        always: Names of those that are compressed however small.
     """
 
     def __init__(
@@ -40,17 +41,19 @@ class Flat(nn.Module):
         memory_options: MemoryOptions | None = None,
         grouping: str | None = None,
         min_compress: int = 0,
+        always: Container[str] = (),
     ) -> None:
         super().__init__()
         _check_names(memory_options or {})
         least = min_compress if reducer.spares_small else 0
         sized = [(name, torch.Size(shape)) for name, shape in shapes]
-        large = [(name, shape) for name, shape in sized if shape.numel() >= least]
-        small = [(name, shape) for name, shape in sized if shape.numel() < least]
+        large = [(name, shape) for name, shape in sized if shape.numel() >= least or name in always]
+        small = [(name, shape) for name, shape in sized if not (shape.numel() >= least or name in always)]
         self.layout = Layout.of(large + small)
         self.compressed = Layout.of(large, grouping or reducer.grouping)
         self.feedback = ErrorFeedback(reducer, self.compressed, memory=memory, **(memory_options or {}))
         self.density = 1.0
+        self._kept: dict[str, Tensor] = {}
         self._allocate(dtype, device)
 
     def _allocate(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -78,13 +81,30 @@ class Flat(nn.Module):
         """
         if lr is not None:
             self.feedback.begin_step(lr)
-        reduced: Reduced = self.feedback(self.grad_C, wire)
+        if self.compressed.numel:
+            reduced: Reduced = self.feedback(self.grad_C, wire)
+        else:  # all tensors are empty or small
+            reduced = Reduced(self.grad_C, density=0.0)
         if reduced.mean_N is not self.grad_C:
             self.grad_C.copy_(reduced.mean_N)
         if self.dense.numel():
             wire.mean(self.dense)
         self.density = reduced.density
         return reduced
+
+    def save(self) -> dict[str, Tensor]:
+        """A copy of the state of the reducer and its memory, valid until the next one is made."""
+        for name, x in self.feedback.state_dict().items():
+            kept = self._kept.get(name)
+            if kept is None or (kept.shape, kept.dtype, kept.device) != (x.shape, x.dtype, x.device):
+                self._kept[name] = x.clone()
+            else:
+                kept.copy_(x)
+        return self._kept
+
+    def put_back(self, saved: Mapping[str, Tensor]) -> None:
+        """Return to the state of a copy."""
+        self.feedback.load_state_dict(saved)
 
 
 def _check_names(memory_options: MemoryOptions) -> None:

@@ -5,28 +5,118 @@ mean over the shard group; the reducer takes the mean over the replicas of this 
 """
 # N = elements of one module's shards
 
-from collections.abc import Callable
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard._fsdp_common import DDPMeshInfo
+from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.distributed.tensor import DTensor
 
 from sage.comm.guest import GuestWire
 from sage.comm.wire import Wire
 from sage.memory import MemoryOptions
-from sage.mount.base import Method, Mount, check_dense, maker
+from sage.mount.base import Method, Mount, check_same, maker, told
 from sage.mount.flat import Flat
+from sage.mount.optimizers import check_free
+from sage.mount.parameters import AGAIN, REAL, check_dense
+from sage.mount.signature import not_a_hook
+from sage.mount.step import Step, anywhere
 from sage.reduce import Memory
+
+
+@dataclass(eq=False)
+class _Shards:
+    """One wrapped module: its parameters' shards are reduced together."""
+
+    flat: Flat
+    parameters: FSDPParamGroup
+    names: dict[FSDPParam, str]
+    """Of the parameters that were not frozen at mounting."""
 
 
 class FsdpMount(Mount):
     """A reducer between the replicas of a sharded model. Made by `sage.fsdp_hook`."""
 
+    def __init__(self, model: nn.Module, shards: list[_Shards], wire: Wire, others: Sequence[Wire]) -> None:
+        self._shards, self._others = shards, others
+        self._step: Step | None = None
+        super().__init__(model, wire, [each.flat for each in shards], {})
 
+    def mounted(self) -> dict[str, nn.Parameter]:
+        # FSDP takes over parameters that were replaced, as by load_state_dict(assign=True).
+        return {name: p.sharded_param for each in self._shards for p, name in each.names.items()}
+
+    def model_parameters(self) -> dict[str, nn.Parameter]:
+        return self.mounted()
+
+    def check(self) -> None:
+        known = {p for each in self._shards for p in each.names}
+        for parameters in groups(self._model):
+            for p in parameters.fsdp_params:
+                name = p._param_fqn or p._module_info.param_name
+                if p in known and not p.sharded_param.requires_grad:
+                    raise ValueError(f"the parameter {name!r} was frozen after mounting: {AGAIN}")
+                if p not in known and p.sharded_param.requires_grad:
+                    raise ValueError(
+                        f"the parameter {name!r} was thawed, or sharded, after mounting, so that it "
+                        f"would not be reduced: {AGAIN}"
+                    )
+
+    def close(self) -> None:
+        for each in self._shards:
+            each.parameters._all_reduce_hook = None
+        super().close()
+        for wire in self._others:
+            wire.close()
+
+    def reduce(self, each: _Shards, shards_N: Tensor) -> None:
+        """Replace one module's shards by their means over the replicas; called by FSDP during backward."""
+        if self._step is None:
+            self.check()
+            self._step = self._begin_step()
+            # FSDP's own end of backward is queued too; so ours is put off twice.
+            queue = Variable._execution_engine.queue_callback
+            queue(lambda: queue(self._end_backward))
+        flat = each.flat
+        flat.fit(shards_N)
+        views = [flat.views()[name].view(-1) for name in each.names.values()]
+        sizes = [view.numel() for view in views]
+        if shards_N.numel() != sum(sizes):
+            raise ValueError(
+                f"FSDP hands over {shards_N.numel()} elements where {', '.join(each.names.values())} come to "
+                f"{sum(sizes)}: {AGAIN}"
+            )
+        for view, piece in zip(views, shards_N.split(sizes), strict=True):
+            view.copy_(piece)
+        self._step.reduce(flat)
+        for view, piece in zip(views, shards_N.split(sizes), strict=True):
+            piece.copy_(view)
+
+    @torch.no_grad()
+    def _end_backward(self) -> None:
+        """The last of backward: every shard's `.grad` is written."""
+        step, self._step = self._step, None
+        assert step is not None
+        if self._others:  # the other shards of this replica may have been finite
+            step.skipped = anywhere(step.skipped, self._others, self._flats[0].grad_N.device)
+        if step.skipped:
+            for p in self.mounted().values():
+                if isinstance(p.grad, DTensor):
+                    p.grad.to_local().fill_(math.nan)
+        self._end_step(step)
+
+
+@not_a_hook
 def fsdp_hook(
     model: nn.Module,
     reducer: Method,
@@ -69,18 +159,20 @@ def fsdp_hook(
     wrapped = _wrapped(model, group)
     check_dense(model)
     names = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter, name in names.items():
+        if parameter.requires_grad and (parameter.is_complex() or parameter.dtype not in REAL):
+            raise ValueError(
+                f"the parameter {name!r} is {parameter.dtype}: fsdp_hook takes real ones; complex ones can "
+                "be reduced by sage.ddp_hook and sage.reduce_model"
+            )
+    check_free({name: parameter for parameter, name in names.items()})
     device = next(iter(names)).device
-    wire = GuestWire(group, device=device, timeout=timeout, guard=guard)
-    flats = []
-    for module, parameters in wrapped:
-        shards = [
-            (names[shard.sharded_param], shard.padded_sharded_param_size)
-            for shard in parameters.fsdp_params
-            if shard.sharded_param.requires_grad
-        ]
-        if shards:
+    shards = []
+    for _, parameters in wrapped:
+        named = {p: names[p.sharded_param] for p in parameters.fsdp_params if p.sharded_param.requires_grad}
+        if named:
             flat = Flat(
-                shards,
+                [(name, p.padded_sharded_param_size) for p, name in named.items()],
                 make(),
                 dtype=parameters.fsdp_params[0].sharded_param.dtype,
                 device=device,
@@ -89,31 +181,40 @@ def fsdp_hook(
                 grouping=grouping,
                 min_compress=min_compress,
             )
-            flats.append(flat)
-            module.set_all_reduce_hook(_hook(flat, [name for name, _ in shards], wire))
+            shards.append(_Shards(flat, parameters, named))
+    if not shards:
+        raise ValueError("the model has no parameter that requires a gradient: there is nothing to reduce")
+    wire = GuestWire(group, device=device, timeout=timeout, guard=guard)
+    check_same(wire, told([each.flat for each in shards], reducer, options))
+    others = [
+        GuestWire(shard_group, device=device, timeout=timeout, guard=guard)
+        for shard_group in _shard_groups(each for _, each in wrapped)
+    ]
+    mount = FsdpMount(model, shards, wire, others)
+    of_parameters = {id(each.parameters): each for each in shards}
+    for module, parameters in wrapped:
+        each = of_parameters.get(id(parameters))
+        if each is not None:
+            module.set_all_reduce_hook(partial(mount.reduce, each))
             # Else the vector is shorter where a parameter was not used, and nobody can tell by which.
             module.set_reduce_scatter_unused_params(True, recurse=False)
-    return FsdpMount(wire, flats)
+    return mount
 
 
-def _hook(flat: Flat, names: list[str], wire: Wire) -> Callable[[Tensor], None]:
-    sizes = [flat.views()[name].numel() for name in names]
+def groups(model: nn.Module) -> list[FSDPParamGroup]:
+    """The parameters that FSDP reduce-scatters together, of each wrapped module that has any."""
+    return [
+        parameters
+        for module in model.modules()
+        if isinstance(module, FSDPModule)
+        for parameters in module._get_fsdp_state()._fsdp_param_groups
+    ]
 
-    def reduce(shards_N: Tensor) -> None:
-        if shards_N.numel() != sum(sizes):
-            raise ValueError(
-                f"FSDP hands over {shards_N.numel()} elements where {', '.join(names)} come to {sum(sizes)}: "
-                "mount the reducer after all parameters have been frozen or unfrozen"
-            )
-        flat.fit(shards_N)
-        views = flat.views()
-        for name, piece in zip(names, shards_N.split(sizes), strict=True):
-            views[name].view(-1).copy_(piece)
-        flat(wire)
-        for name, piece in zip(names, shards_N.split(sizes), strict=True):
-            piece.copy_(views[name].view(-1))
 
-    return reduce
+def _shard_groups(wrapped: Iterable[FSDPParamGroup]) -> list[dist.ProcessGroup]:
+    """The groups of several ranks over which modules are sharded, each once."""
+    found = {tuple(dist.get_process_group_ranks(each.mesh_info.mesh.get_group())): each for each in wrapped}
+    return [each.mesh_info.mesh.get_group() for ranks, each in found.items() if len(ranks) > 1]
 
 
 def _wrapped(model: nn.Module, replicas: dist.ProcessGroup) -> list[tuple[FSDPModule, FSDPParamGroup]]:

@@ -23,8 +23,8 @@ def by_parameter(flat: Flat) -> State:
     """The state of one flat gradient's reducer and memory."""
     layout, held = flat.compressed, flat.feedback.state_dict()
     return {
-        span.name: {key: _part(key, value, layout, span) for key, value in held.items()}
-        for span in layout.spans
+        span.name: {key: _part(key, value, layout, span, group) for key, value in held.items()}
+        for span, group in zip(layout.spans, layout.group_of_span(), strict=True)
     }
 
 
@@ -46,7 +46,7 @@ def restore(flat: Flat, states: Mapping[str, Mapping[str, Any]]) -> None:
         elif _is_per_element(key, value, layout):
             held[key] = torch.cat([part.reshape(-1) for part in parts])
         elif _is_per_group(key, value, layout):
-            of_group = {_group(layout, span): part for span, part in zip(layout.spans, parts, strict=True)}
+            of_group = dict(zip(layout.group_of_span(), parts, strict=True))
             held[key] = torch.stack([of_group[group] for group in range(len(layout.groups))])
         else:
             held[key] = parts[0]
@@ -56,10 +56,10 @@ def restore(flat: Flat, states: Mapping[str, Mapping[str, Any]]) -> None:
         raise ValueError(f"{_of_another(held, own)} ({error})") from error
 
 
-def _part(key: str, value: Any, layout: Layout, span: Span) -> Any:
+def _part(key: str, value: Any, layout: Layout, span: Span, group: int) -> Any:
     if _is_per_element(key, value, layout):
         return value[span.start : span.stop].view(span.shape)
-    return value[_group(layout, span)] if _is_per_group(key, value, layout) else value
+    return value[group] if _is_per_group(key, value, layout) else value
 
 
 def _is_per_element(key: str, value: Any, layout: Layout) -> bool:
@@ -68,12 +68,6 @@ def _is_per_element(key: str, value: Any, layout: Layout) -> bool:
 
 def _is_per_group(key: str, value: Any, layout: Layout) -> bool:
     return isinstance(value, Tensor) and key.endswith("_G") and value.shape == (len(layout.groups),)
-
-
-def _group(layout: Layout, span: Span) -> int:
-    return next(
-        i for i, (start, stop) in enumerate(layout.groups) if start <= span.start and span.stop <= stop
-    )
 
 
 def _of_another(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:

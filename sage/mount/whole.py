@@ -9,9 +9,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sage.comm.guest import GuestWire
+from sage.comm.wire import Wire, pack
 from sage.memory import MemoryOptions
-from sage.mount.base import Method, Mount, maker
+from sage.mount.base import Method, Mount, check_same, maker, told
 from sage.mount.flat import Flat
+from sage.mount.optimizers import check_free
+from sage.mount.parameters import (
+    Named,
+    check_memory,
+    check_plain,
+    check_unchanged,
+    real_dtype,
+    real_shape,
+    trainable,
+)
+from sage.mount.signature import not_a_hook
 from sage.reduce import Memory, Reducer
 
 
@@ -19,10 +31,11 @@ class WholeModel(Flat):
     """All gradients of a model as views of one flat vector, and a reducer over it.
 
     Backward accumulates straight into the vector, so nothing is copied before or after the reduction. Frozen
-    parameters have no place in it; unused ones contribute zeros.
+    parameters have no place in it; unused ones contribute zeros. Complex parameters come first and are
+    always compressed: a complex view of the vector has to begin at an even element.
 
     Args:
-        model: Its parameters' `.grad` are replaced; use `zero_()` here, never `zero_grad(set_to_none=True)`.
+        model: Its parameters' `.grad` are replaced by views.
         reducer: The method, not yet bound.
         memory: Error feedback; by default what the reducer asks for.
         memory_options: Its β, γ and so on, as of `sage.memory.ErrorFeedback`.
@@ -43,51 +56,124 @@ class WholeModel(Flat):
         grouping: str | None = None,
         min_compress: int = 0,
     ) -> None:
-        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if not named:
-            raise ValueError(
-                "the model has no parameter that requires a gradient: there is nothing to reduce"
-            )
-        kinds = sorted({f"{p.dtype} on {p.device}" for p in named.values()})
-        if len(kinds) > 1:
-            raise ValueError(
-                f"the model's parameters are {', '.join(kinds)}, and one flat gradient is of one kind: "
-                "cast the model, or use sage.ddp_hook, which makes buckets of each kind"
-            )
-        first = next(iter(named.values()))
+        named = trainable(model)
+        dtype, device = _only_kind(named)
+        complex_ones = {name for name, p in named.items() if p.is_complex()}
+        in_order = sorted(named, key=lambda name: name not in complex_ones)
         super().__init__(
-            [(name, p.shape) for name, p in named.items()],
+            [(name, real_shape(named[name])) for name in in_order],
             reducer,
-            dtype=first.dtype,
-            device=first.device,
+            dtype=dtype,
+            device=device,
             memory=memory,
             memory_options=memory_options,
             grouping=grouping,
             min_compress=min_compress,
+            always=complex_ones,
         )
         self.parameters_in_order = [named[span.name] for span in self.layout.spans]
-        for parameter, view in zip(self.parameters_in_order, self.views().values(), strict=True):
-            parameter.grad = view
+        self._lay()
+        for parameter, view in zip(self.parameters_in_order, self._places, strict=True):
+            parameter.grad = view.detach()
 
     def zero_(self) -> None:
-        """Forget the gradient, before the next backward."""
+        """Set the gradient to zero, before the next backward."""
         self.grad_N.zero_()
+
+    def collect(self) -> None:
+        """Take the gradients that are no views of the vector into it, and make all of them views again.
+
+        `zero_grad()` of an optimiser or a model sets gradients to None, and the next backward makes new ones;
+        `model.half()` or `.to()` gives the old ones new memory. What has no gradient contributes zeros.
+
+        Raises:
+            ValueError: where a parameter's shape has changed, or parameters now differ in dtype or device.
+        """
+        spans, parameters = self.layout.spans, self.parameters_in_order
+        for span, p in zip(spans, parameters, strict=True):
+            if real_shape(p) != span.shape:
+                raise ValueError(
+                    f"the parameter {span.name!r} has the shape {tuple(p.shape)}, and had another when the "
+                    "reducer was mounted: mount it again"
+                )
+        kind = _only_kind({span.name: p for span, p in zip(spans, parameters, strict=True)})
+        if kind != (self.grad_N.dtype, self.grad_N.device):
+            self._allocate(*kind)
+            self._lay()
+        for p, place in zip(parameters, self._places, strict=True):
+            if _is_at(p.grad, place):
+                continue
+            if p.grad is None:
+                place.zero_()
+            else:
+                place.copy_(p.grad if p.grad.layout == torch.strided else p.grad.to_dense())
+            p.grad = place.detach()
+
+    def forget(self) -> None:
+        """Set the gradient to zero, and to None what of it is no view of the vector."""
+        self.zero_()
+        for p, place in zip(self.parameters_in_order, self._places, strict=True):
+            if not _is_at(p.grad, place):
+                p.grad = None
+
+    def _lay(self) -> None:
+        """The place of each parameter's gradient in the vector, in its own shape and dtype.
+
+        `.grad` is an alias of it: `model.half()` gives the tensor in `.grad` other memory.
+        """
+        self._places = [
+            torch.view_as_complex(view) if p.is_complex() else view
+            for p, view in zip(self.parameters_in_order, self.views().values(), strict=True)
+        ]
+
+
+def _is_at(grad: Tensor | None, place: Tensor) -> bool:
+    """Whether a gradient lies at a place, though it may be another tensor object."""
+    return (
+        grad is not None
+        and grad.layout == torch.strided
+        and grad.data_ptr() == place.data_ptr()
+        and (grad.dtype, grad.device) == (place.dtype, place.device)
+    )
+
+
+def _only_kind(named: Named) -> tuple[torch.dtype, torch.device]:
+    """The dtype and the device that all gradients have in the flat vector.
+
+    Raises:
+        ValueError: where there are several; a parameter of each is named.
+    """
+    kinds = {(real_dtype(p), p.device): name for name, p in reversed([*named.items()])}
+    if len(kinds) > 1:
+        told = {f"{dtype} on {device}": name for (dtype, device), name in kinds.items()}
+        raise ValueError(
+            f"the model's parameters are {', '.join(sorted(told))}, as "
+            f"{', '.join(repr(told[kind]) for kind in sorted(told))}, and one flat gradient is of one kind: "
+            "cast the model, or use sage.ddp_hook, which makes buckets of each kind"
+        )
+    return next(iter(kinds))
 
 
 class ModelMount(Mount):
     """The whole model's gradient, reduced where the script says so.
 
-    Made by `sage.reduce_model`. Use its `zero_grad()` in place of the optimiser's, and call `reduce()`
-    between the last backward and the optimiser's step.
+    Made by `sage.reduce_model`. Call `reduce()` between the last backward and the optimiser's step. Any
+    `zero_grad()` may be used; the mount's own saves copying the gradients.
     """
 
-    def __init__(self, whole: WholeModel, wire: GuestWire) -> None:
-        super().__init__(wire, [whole])
+    def __init__(self, model: nn.Module, whole: WholeModel, wire: Wire) -> None:
+        named = {span.name: p for span, p in zip(whole.layout.spans, whole.parameters_in_order, strict=True)}
+        super().__init__(model, wire, [whole], named)
         self._whole = whole
+        self._squares: Tensor | None = None
 
     def zero_grad(self) -> None:
-        """Forget the gradient, before the next backward."""
-        self._whole.zero_()
+        """Set the gradient to zero, before the next backward."""
+        self._whole.forget()
+        self._unreduced.clear()
+
+    def check(self) -> None:
+        check_unchanged(self._named, self._model)
 
     def observe(self, squares: Mapping[str, Tensor]) -> None:
         """Tell a reducer that asks for it (`variance`) the squares of what each sample adds to the gradient.
@@ -105,14 +191,27 @@ class ModelMount(Mount):
             if told != span.shape:
                 raise ValueError(f"squares of {span.name}: {told}, where its shape is {span.shape}")
         square_C = torch.cat([squares[span.name].reshape(-1) for span in spans])
-        self._whole.feedback.reducer.observe(square_C.to(self._whole.grad_C))
+        self._squares = square_C.to(self._whole.grad_C)
 
     def reduce(self) -> None:
-        """Replace every `.grad` by the mean over ranks of what was sent."""
+        """Replace every `.grad` by the mean over ranks of what was sent.
+
+        Where a gradient is not finite on any rank, nothing is reduced, no state changes, and every `.grad`
+        becomes NaN on all ranks: `torch.amp.GradScaler` then skips the step on all of them.
+
+        Raises:
+            ValueError: where a parameter was frozen, thawed, replaced, added or removed since mounting.
+        """
+        self.check()
         with torch.no_grad():
-            self._whole(self.wire)
+            self._whole.collect()
+            step = self._begin_step()
+            step.reduce(self._whole, squares_C=self._squares)
+            self._squares = None
+            self._end_step(step)
 
 
+@not_a_hook
 def reduce_model(
     model: nn.Module,
     reducer: Method,
@@ -128,7 +227,7 @@ def reduce_model(
 ) -> ModelMount:
     """Mount a reducer on a plain model, in a script that has called `init_process_group`.
 
-    All ranks begin with the group's first's parameters and buffers.
+    The parameters and buffers of the group's first rank are copied to all ranks.
 
     Args:
         model: Not wrapped in anything.
@@ -146,6 +245,9 @@ def reduce_model(
         WireError: where not all ranks come within the time-out.
     """
     make = maker(reducer, options)
+    check_plain(model)
+    check_free(trainable(model))
+    check_memory(model)
     whole = WholeModel(
         model,
         make(),
@@ -155,7 +257,18 @@ def reduce_model(
         min_compress=min_compress,
     )
     wire = GuestWire(group, device=whole.grad_N.device, timeout=timeout, guard=guard)
+    check_same(wire, told([whole], reducer, options))
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
-            tensor.copy_(wire.broadcast(tensor.detach().contiguous(), kind="state"))
-    return ModelMount(whole, wire)
+            _copy_from_first(tensor, wire)
+    return ModelMount(model, whole, wire)
+
+
+def _copy_from_first(x: Tensor, wire: Wire) -> None:
+    """Set a tensor of any dtype to the first rank's."""
+    if x.numel() == 0:
+        return
+    whole = x.detach().resolve_conj().resolve_neg().contiguous()
+    wire.broadcast(pack([whole]), kind="state")  # its bytes; a backend need not know the dtype
+    if whole.data_ptr() != x.data_ptr():
+        x.copy_(whole)

@@ -1,0 +1,137 @@
+"""A `(state, hook)` pair for frameworks that wrap the model in DistributedDataParallel themselves.
+
+The reducer is mounted when the first gradients arrive, by when the wrapper exists.
+"""
+
+import gc
+from collections.abc import Mapping
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from sage.memory import MemoryOptions
+from sage.mount.base import Method, maker
+from sage.mount.ddp import DdpMount, checked, mount_on
+from sage.mount.signature import not_a_hook
+from sage.reduce import Memory
+
+
+class CommState:
+    """The state of `sage.comm_hook`'s pair; `mount` is the mount once the first backward has begun."""
+
+    def __init__(
+        self,
+        model: nn.Module | None,
+        reducer: Method,
+        options: Mapping[str, Any],
+        **mount_options: Any,
+    ) -> None:
+        self._make = maker(reducer, options)  # here, so that wrong options are refused at once
+        self._told_as = reducer, options
+        self._options = mount_options
+        self._model = model
+        self._mount: DdpMount | None = None
+
+    @property
+    def mount(self) -> DdpMount:
+        """The mount: its traffic, state and so on.
+
+        Raises:
+            ValueError: before the first backward, when there is none.
+        """
+        if self._mount is None:
+            raise ValueError(
+                "the reducer is not mounted before the first backward of the wrapped model: read state.mount "
+                "after it"
+            )
+        return self._mount
+
+    def reduce(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        """Mount the reducer where it is not yet, and reduce a bucket."""
+        if self._mount is None:
+            self._mount = self._bind()
+        return self._mount._hook(self, bucket)
+
+    def _bind(self) -> DdpMount:
+        # A hook is not told whose gradients it gets. DDP keeps its hooks in a list, so it can be found.
+        wrappers = [
+            each
+            for each in gc.get_objects()
+            if issubclass(type(each), DistributedDataParallel)
+            and any(state is self for _, state in each.__dict__.get("_comm_hooks", ()))
+        ]
+        if len(wrappers) != 1:
+            raise ValueError(
+                f"the pair of sage.comm_hook is registered with {len(wrappers)} models: make one for each, "
+                "and register it by model.register_comm_hook(state, hook)"
+            )
+        (wrapper,) = wrappers
+        if self._model is not None and self._model not in (wrapper, wrapper.module):
+            raise ValueError(
+                f"sage.comm_hook was made for a {type(self._model).__name__}, and registered with a wrapper "
+                f"of another module, a {type(wrapper.module).__name__}: give it the module that is wrapped, "
+                "or None"
+            )
+        return mount_on(checked(wrapper), self._make, told_as=self._told_as, **self._options)
+
+
+@not_a_hook
+def comm_hook(
+    model: nn.Module | None,
+    reducer: Method,
+    *,
+    memory: Memory | None = None,
+    memory_options: MemoryOptions | None = None,
+    grouping: str | None = None,
+    min_compress: int = 0,
+    timeout: float = 300.0,
+    guard: bool = False,
+    **options: Any,
+) -> tuple[CommState, Any]:
+    """A pair for `register_comm_hook(state, hook)` of DistributedDataParallel, also before there is one.
+
+        state, hook = sage.comm_hook(None, "topk", density=0.01)
+        DDPStrategy(ddp_comm_state=state, ddp_comm_hook=hook)       # Lightning registers it
+
+    It gives what `sage.ddp_hook` gives; all else is as there. The mount is `state.mount` from the first
+    backward on. One pair serves one model.
+
+    Args:
+        model: The model, wrapped or to be wrapped; None where it does not exist yet.
+        reducer: A reducer's name, with its options as further keywords; or a reducer, or what makes one.
+
+    Raises:
+        ValueError: for a reducer or option that does not fit. For a model that does not, from the first
+            backward.
+    """
+    if isinstance(model, DistributedDataParallel):
+        checked(model)
+    state = CommState(
+        model,
+        reducer,
+        options,
+        memory=memory,
+        memory_options=memory_options,
+        grouping=grouping,
+        min_compress=min_compress,
+        timeout=timeout,
+        guard=guard,
+    )
+    return state, reduce_bucket
+
+
+def reduce_bucket(state: CommState, bucket: dist.GradBucket) -> Future[Tensor]:
+    """The hook of `sage.comm_hook`'s pair.
+
+    Raises:
+        ValueError: where it was registered without its state.
+    """
+    if not isinstance(state, CommState):
+        raise ValueError(
+            f"the hook of sage.comm_hook was registered with the state {state!r}: register both, as in "
+            "model.register_comm_hook(*sage.comm_hook(model, 'topk'))"
+        )
+    return state.reduce(bucket)

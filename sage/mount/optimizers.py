@@ -1,0 +1,92 @@
+"""The mounts that are open, and a look at every optimiser before its step.
+
+A reducer that is mounted on parameters which the optimiser does not hold, or whose gradients were not reduced
+since the last backward, would be idle and nobody would notice. `torch.optim` calls what is registered here
+before every step of every optimiser.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+from weakref import WeakSet
+
+import torch
+from torch import nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+
+class Watched(Protocol):
+    """What is asked of a mount before an optimiser's step."""
+
+    def mounted(self) -> Mapping[str, nn.Parameter]:
+        """The parameters whose gradients it reduces, by name."""
+
+    def model_parameters(self) -> Mapping[str, nn.Parameter]:
+        """Those that the model has now and that require a gradient."""
+
+    def check(self) -> None:
+        """Raise ValueError where the two are not the same."""
+
+    def check_reduced(self) -> None:
+        """Raise ValueError where the last backward's gradients were not reduced."""
+
+
+_open: "WeakSet[Watched]" = WeakSet()
+_registered: list[Any] = []
+
+
+def check_free(named: Mapping[str, nn.Parameter]) -> None:
+    """Refuse parameters on which another reducer is mounted.
+
+    Raises:
+        ValueError: names the first.
+    """
+    taken = {id(p) for mount in tuple(_open) for p in mount.mounted().values()}
+    for name, p in named.items():
+        if id(p) in taken:
+            raise ValueError(
+                f"a reducer is mounted on the parameter {name!r} already: close() that mount before mounting "
+                "another"
+            )
+
+
+def watch(mount: Watched) -> None:
+    """Look at this mount before each optimiser's step, until it is closed or forgotten."""
+    if not _registered:
+        _registered.append(register_optimizer_step_pre_hook(_before_step))
+    _open.add(mount)
+
+
+def forget(mount: Watched) -> None:
+    """Look at this mount no more."""
+    _open.discard(mount)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if not _open:
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    held = {id(p) for p in parameters}
+    mounts = tuple(_open)
+    for mount in mounts:
+        named = mount.mounted()
+        own = {id(p) for p in named.values()}
+        if held & (own | {id(p) for p in mount.model_parameters().values()}):
+            mount.check()
+            if any(p.grad is not None for p in parameters if id(p) in own):
+                mount.check_reduced()
+        if own <= held:
+            continue
+        others = {id(p) for other in mounts if other is not mount for p in other.mounted().values()}
+        strangers = {
+            tuple(p.shape)
+            for p in parameters
+            if id(p) not in own and id(p) not in others and p.requires_grad and p.grad is None
+        }
+        for name, p in named.items():
+            if id(p) not in held and tuple(p.shape) in strangers:
+                raise ValueError(
+                    f"the optimiser does not hold the parameter {name!r} that is reduced, but another of its "
+                    "shape that gets no gradient: make the optimiser from model.parameters() after "
+                    "parameters are replaced, as by load_state_dict(assign=True)"
+                )

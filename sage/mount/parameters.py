@@ -1,0 +1,198 @@
+"""Which parameters of a model a mount reduces, and whether they still are what the optimiser will see."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed._composable.contract import _get_registry
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+Named = Mapping[str, nn.Parameter]
+"""Parameters by name, in the model's order."""
+
+REAL = {
+    torch.float16: torch.float16,
+    torch.bfloat16: torch.bfloat16,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.complex32: torch.float16,
+    torch.complex64: torch.float32,
+    torch.complex128: torch.float64,
+}
+"""The dtypes of gradients that can be reduced, and in which real dtype each lies in the flat vector."""
+
+
+def real_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which x lies in a flat vector: a complex number is a pair of reals."""
+    return REAL.get(x.dtype, x.dtype)
+
+
+def real_shape(x: Tensor) -> tuple[int, ...]:
+    """The shape in which x lies in a flat vector: (*shape, 2) where it is complex."""
+    return (*x.shape, 2) if x.is_complex() else tuple(x.shape)
+
+
+def as_real(x: Tensor) -> Tensor:
+    """x as a tensor of reals that shares its memory."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def trainable(model: nn.Module, *, ignored: frozenset[str] = frozenset()) -> dict[str, nn.Parameter]:
+    """The parameters that require a gradient, tied ones once.
+
+    Raises:
+        ValueError: where there are none, or one of them cannot be reduced; it is named.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in ignored}
+    if not named:
+        raise ValueError("the model has no parameter that requires a gradient: there is nothing to reduce")
+    for name, p in named.items():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ValueError(f"the parameter {name!r} has no shape yet: run one forward pass before mounting")
+        if p.device.type == "meta":
+            raise ValueError(
+                f"the parameter {name!r} is on the meta device: materialise the model "
+                "(model.to_empty, load_state_dict(assign=True)) before mounting"
+            )
+        if p.dtype not in REAL:
+            raise ValueError(
+                f"the parameter {name!r} is {p.dtype}: expected {', '.join(str(each) for each in REAL)}"
+            )
+    return named
+
+
+def check_plain(model: nn.Module) -> None:
+    """Refuse a model whose gradients something else reduces or shards already.
+
+    Raises:
+        ValueError: where a part of it is wrapped; names the part and what to use.
+    """
+    for name, module in model.named_modules():
+        part = f"{name!r} of the model" if name else "the model"
+        if isinstance(module, DistributedDataParallel) or "replicate" in (_get_registry(module) or ()):
+            raise ValueError(
+                f"{part} is wrapped in DistributedDataParallel, which all-reduces its gradients itself: use "
+                'sage.ddp_hook(model, "topk", ...) on it, or give reduce_model the model without the wrapper'
+            )
+        if isinstance(module, FSDPModule):
+            raise ValueError(
+                f"{part} is sharded by fully_shard: use sage.fsdp_hook(model, ..., replicate=...)"
+            )
+        if isinstance(module, FullyShardedDataParallel):
+            raise ValueError(
+                f"{part} is wrapped in FullyShardedDataParallel, which no mount supports: shard it by "
+                "fully_shard and use sage.fsdp_hook, or leave it out"
+            )
+    for name, p in model.named_parameters():
+        if isinstance(p, DTensor):
+            raise ValueError(
+                f"the parameter {name!r} is a DTensor, sharded over a device mesh: reduce_model takes plain "
+                "parameters; for fully_shard there is sage.fsdp_hook"
+            )
+
+
+AGAIN = "close() the mount and mount the reducer again, then make the optimiser"
+
+
+def check_unchanged(
+    mounted: Named, model: nn.Module, *, ignored: frozenset[str] = frozenset(), again: str = AGAIN
+) -> None:
+    """Refuse to go on where the model's trainable parameters are no longer those that were mounted.
+
+    One walk over the model; nothing is read from a device.
+
+    Raises:
+        ValueError: names the first parameter that was frozen, thawed, replaced, added or removed.
+    """
+    now = dict(model.named_parameters())
+    for name, p in mounted.items():
+        found = now.pop(name, None)
+        if found is p and p.requires_grad:
+            continue
+        if found is p:
+            raise ValueError(
+                f"the parameter {name!r} was frozen (requires_grad=False) after mounting: {again}"
+            )
+        if found is None:
+            what = "is tied to another or removed, since the reducer was mounted"
+        else:
+            what = (
+                "is another object than when the reducer was mounted, as after load_state_dict(assign=True) "
+                "or an assignment to the module"
+            )
+        raise ValueError(f"the parameter {name!r} {what}: {again}")
+    for name, p in now.items():
+        if p.requires_grad and name not in ignored:
+            raise ValueError(
+                f"the parameter {name!r} requires a gradient and did not, or was not there, when the reducer "
+                f"was mounted, so that it would not be reduced: {again}"
+            )
+
+
+def check_memory(model: nn.Module) -> None:
+    """Refuse parameters and buffers that a broadcast cannot write to.
+
+    Raises:
+        ValueError: names the first whose elements share memory, or that is not strided or on no device.
+    """
+    for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, x in named:
+            if x.layout != torch.strided:
+                raise ValueError(f"the {kind} {name!r} is {x.layout}: expected a dense tensor")
+            if x.device.type == "meta":
+                raise ValueError(
+                    f"the {kind} {name!r} is on the meta device: materialise the model before mounting"
+                )
+            if torch._debug_has_internal_overlap(x) == 1:
+                raise ValueError(
+                    f"the elements of the {kind} {name!r} share memory, as after expand(), so that it cannot "
+                    "be set to the first rank's: give the module its .clone()"
+                )
+
+
+def check_dense(model: nn.Module) -> None:
+    """Refuse a model whose gradients are not all dense.
+
+    Raises:
+        ValueError: where it has a sparse embedding.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            raise ValueError(
+                f"{name or 'the model'} has sparse gradients, which are no part of a bucket: "
+                "say sparse=False, or use sage.reduce_model, which makes them dense"
+            )
+
+
+def ddp_parameters(model: DistributedDataParallel) -> dict[str, nn.Parameter]:
+    """The parameters that DistributedDataParallel reduces, by their names in the module.
+
+    Raises:
+        ValueError: where they are not those that require a gradient now.
+    """
+    ignored = frozenset(model.parameters_to_ignore)
+    named = trainable(model.module, ignored=ignored)
+    known = {id(p) for p in model._module_parameters}
+    for name, p in named.items():
+        if id(p) not in known:
+            raise ValueError(
+                f"the parameter {name!r} is none that DistributedDataParallel knows: it was thawed, replaced "
+                "or added after wrapping, so that nothing would reduce it; wrap the model again"
+            )
+    count = model._get_ddp_logging_data().get("num_parameter_tensors", len(named))
+    if count != len(named):
+        frozen = [name for name, p in model.module.named_parameters() if not p.requires_grad]
+        changed = [*named, *frozen] if count < len(named) else frozen
+        raise ValueError(
+            f"DistributedDataParallel reduces {count} parameters and {len(named)} require a gradient now: "
+            f"of {', '.join(map(repr, changed))} some were frozen or thawed after wrapping; wrap it again"
+        )
+    return named
+
+
+def wrapper_of(module: nn.Module) -> DistributedDataParallel | None:
+    """`module` itself where it is DistributedDataParallel, also beneath `torch.compile`."""
+    inner = getattr(module, "_orig_mod", module)
+    return inner if isinstance(inner, DistributedDataParallel) else None
