@@ -10,6 +10,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from sage.storage import open_regular
+
 _CHUNK = 1 << 20
 
 
@@ -89,7 +91,7 @@ def unpack(archive: Path, into: Path) -> Path:
 
 
 def _sum_of(path: Path, algorithm: str) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 

@@ -14,14 +14,17 @@ from sage.storage.kinds import CONFIG as CONFIG
 from sage.storage.kinds import FAILURE as FAILURE
 from sage.storage.kinds import MANIFEST as MANIFEST
 from sage.storage.kinds import METRICS as METRICS
+from sage.storage.kinds import OWN as OWN
 from sage.storage.kinds import RERUN as RERUN
 from sage.storage.kinds import RESULT as RESULT
+from sage.storage.kinds import SHARED as SHARED
 from sage.storage.kinds import VOCABULARY as VOCABULARY
 from sage.storage.kinds import Kind as Kind
 from sage.storage.private import check_private as check_private
 from sage.storage.private import read_private as read_private
 from sage.storage.read import checked as checked
 from sage.storage.read import is_there as is_there
+from sage.storage.read import open_regular as open_regular
 from sage.storage.read import parse_json as parse_json
 from sage.storage.read import read_bytes as read_bytes
 from sage.storage.read import read_json as read_json

@@ -20,6 +20,10 @@ LARGEST = 1e290
 Fits = Callable[[Any], bool]
 
 
+class AnyFloat:
+    """Stands for a number that need not be finite, in a file of tensors."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """What a file of one kind holds, and what to do where one is damaged."""
@@ -63,7 +67,7 @@ def _fits(kind: Any) -> Fits:
         needed = [(key, _fits(each)) for key, each in kind.items() if not key.endswith("?")]
         others = [(key[:-1], _fits(each)) for key, each in kind.items() if key.endswith("?")]
         return lambda value: (
-            type(value) is dict
+            isinstance(value, dict)
             and all(key in value and fits(value[key]) for key, fits in needed)
             and all(key not in value or fits(value[key]) for key, fits in others)
         )
@@ -73,7 +77,7 @@ def _fits(kind: Any) -> Fits:
         return lambda value: any(fits(value) for fits in arms)
     if origin is dict:
         of_values = _fits(args[1])
-        return lambda value: type(value) is dict and all(map(of_values, value.values()))
+        return lambda value: isinstance(value, dict) and all(map(of_values, value.values()))
     if origin is list:
         of_items = _fits(args[0])
         return lambda value: type(value) is list and all(map(of_items, value))
@@ -83,10 +87,14 @@ def _fits(kind: Any) -> Fits:
         return lambda value: True
     if kind is float:
         return lambda value: type(value) in (float, int) and -LARGEST < value < LARGEST
+    if kind is AnyFloat:
+        return lambda value: type(value) in (float, int)
     if kind is int:
         return lambda value: type(value) is int and -(2**63) <= value < 2**63
     if kind in (None, NoneType):
         return lambda value: value is None
+    if kind is dict:
+        return lambda value: isinstance(value, dict)
     return lambda value: type(value) is kind
 
 
@@ -146,6 +154,7 @@ def _in_words(kind: Any) -> str:
         bool: "true or false",
         int: "a whole number",
         float: "a number",
+        AnyFloat: "a number",
         NoneType: "null",
     }
     return words.get(origin or kind, "null")
@@ -253,10 +262,46 @@ METRICS = Kind(
     ),
 )
 
+# A checkpoint.
+
+
+def _lists_its_files(index: dict[str, Any]) -> str:
+    world_size, files = index["world_size"], index["files"]
+    if world_size < 1 or len(files) != world_size + 1:
+        return f"it lists {len(files)} files, where {world_size} ranks have {world_size + 1}"
+    entry = Kind(name="an entry", keys={"bytes": int, "sha256": str})
+    faults = (f"of {name!r}, {fault}" for name, each in files.items() if (fault := entry.fault(each)))
+    return next(faults, "")
+
+
 CHECKPOINT = Kind(
     name="a checkpoint's index",
     keys={"step": int, "world_size": int, "files": dict[str, dict[str, Any]]},
+    check=_lists_its_files,
     cure="remove this checkpoint's folder",
+)
+
+SHARED = Kind(
+    name="what the ranks of a checkpoint share",
+    keys={
+        "step": int,
+        "seconds": float,
+        **dict.fromkeys(("model", "optimizer", "average", "loss_scale"), dict),
+    },
+)
+
+OWN = Kind(
+    name="what one rank of a checkpoint has",
+    keys={
+        **dict.fromkeys(("feedback", "before", "task", "buffers"), dict),
+        "random": {"torch": Any, "cuda": Any, "python": tuple, "numpy": dict, "numpy_gauss": dict},
+        "tally": {
+            "step_seconds": Any,
+            "evaluations": list[dict[str, AnyFloat]],
+            "totals": dict[str, AnyFloat],
+            "loss": list[AnyFloat],
+        },
+    },
 )
 
 VOCABULARY = Kind(

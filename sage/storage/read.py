@@ -7,8 +7,9 @@ import stat
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from sage.storage.errors import Damaged, OtherVersion, refused
 from sage.storage.kinds import Kind, type_of
@@ -36,7 +37,7 @@ def is_there(path: Path) -> bool:
 
 
 @contextmanager
-def open_regular(path: Path, *, limit: int | None = None) -> Iterator[BinaryIO]:
+def open_regular(path: Path, *, limit: int | None = None) -> Iterator[BufferedReader]:
     """Open a regular file to read; nothing else is opened, as a FIFO or a device might hang.
 
     Args:

@@ -14,10 +14,10 @@ import json
 import os
 import random
 import re
-import shutil
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sage import storage
 from sage.feed.fetch import sha256_of
 
 _NAME = re.compile(r"(?:\.old-)?step-(\d{8,})")
@@ -64,6 +65,8 @@ def save(
 
     Raises:
         ValueError: for a value that `load` could not read back without running code from the file.
+        sage.storage.NotWritten: an OSError, where the file system refuses, as a full disk; the checkpoints
+            that were there are as they were.
     """
     assert (shared is not None) == (rank == 0), "rank 0 alone writes what is shared"
     files = {f"rank-{rank:04d}.pt": own}
@@ -79,16 +82,19 @@ def save(
         _tidy(folder)
         draft.mkdir()
     gather("")  # no rank writes before the draft is there, and rid of what a killed save had left in it
-    entries = {name: _write(draft / name, state) for name, state in files.items()}
+    try:
+        entries = {name: _write(draft / name, state) for name, state in files.items()}
+    except OSError:
+        for name in files:  # the disk may be full; what the others have written the next save removes
+            with suppress(OSError):
+                (draft / name).unlink(missing_ok=True)
+        raise
     gathered = gather(json.dumps(entries))
     if rank == 0:
         for text in gathered:
             entries |= json.loads(text)
-        with open(draft / "index.json", "w") as file:
-            json.dump({"step": step, "world_size": world_size, "files": entries}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync_folder(draft)
+        index = {"step": step, "world_size": world_size, "files": entries}
+        storage.write_json(draft / "index.json", index, storage.CHECKPOINT)
         _publish(draft, final)
         _prune(folder, step, keep)
     gather("")  # no rank runs on before the checkpoint has its name
@@ -111,18 +117,25 @@ def load(path: Path, rank: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read what all ranks share and what is this rank's own, all tensors on the CPU.
 
     Raises:
-        ValueError: where the checkpoint has nothing for this rank.
+        ValueError: where the checkpoint has nothing for this rank, or a file that is none of a checkpoint.
     """
+    return load_shared(path), load_own(path, rank)
+
+
+def load_shared(path: Path) -> dict[str, Any]:
+    """Read what all ranks share; raises as `load` does."""
+    return _read(path / "shared.pt")
+
+
+def load_own(path: Path, rank: int) -> dict[str, Any]:
+    """Read what is one rank's own; raises as `load` does."""
     own_path = path / f"rank-{rank:04d}.pt"
-    if not own_path.exists():
+    if not storage.is_there(own_path):
         raise ValueError(
             f"checkpoint {path} is of {len(list(path.glob('rank-*.pt')))} ranks and has nothing for rank "
             f"{rank}: go on with as many ranks as wrote it, or begin anew in another folder"
         )
-    shared, own = (
-        torch.load(each, map_location="cpu", weights_only=True) for each in (path / "shared.pt", own_path)
-    )
-    return shared, own
+    return _read(own_path)
 
 
 def rng_state() -> dict[str, Any]:
@@ -166,28 +179,39 @@ def _refuse_code(value: Any, where: str) -> None:
 
 
 def _write(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    with open(path, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    storage.write_tensors(path, state)
     return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    cure = f"remove {path.parent} to go on from the checkpoint before it, or run it with --fresh"
+    try:
+        return storage.read_tensors(path, "a checkpoint's file", cure=cure)
+    except FileNotFoundError as error:
+        raise storage.Damaged(path, "is missing", cure) from error
 
 
 def _verified(path: Path) -> Found:
     """Compare a checkpoint with its index, or raise a ValueError that says what differs."""
     try:
-        index = json.loads((path / "index.json").read_bytes())
-        step, world_size = index["step"], index["world_size"]
-        listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in index["files"].items()}
-        named = {"shared.pt", *(f"rank-{rank:04d}.pt" for rank in range(world_size))}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"index.json cannot be read ({type(error).__name__}: {error})") from error
+        index = storage.read_json(path / "index.json", storage.CHECKPOINT)
+    except FileNotFoundError as error:
+        raise ValueError("index.json is missing") from error
+    except storage.Unreadable as error:
+        raise ValueError(f"index.json {error.reason.lstrip(', ')}") from error
+    step, world_size = index["step"], index["world_size"]
+    listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in index["files"].items()}
+    named = {"shared.pt", *(f"rank-{rank:04d}.pt" for rank in range(world_size))}
     if step != _step(path) or set(listed) != named:
-        raise ValueError(f"index.json is of step {step} and lists {sorted(listed)}, not {sorted(named)}")
+        wrong = sorted(set(listed) ^ named)[:4]
+        raise ValueError(
+            f"index.json is of step {step} and {world_size} ranks; files missing or unknown to it: {wrong}"
+        )
     for name, (num_bytes, sha256) in listed.items():
         try:
-            found_bytes, found_sha256 = (path / name).stat().st_size, sha256_of(path / name)
-        except OSError as error:
+            found_bytes = (path / name).stat().st_size
+            found_sha256 = sha256_of(path / name) if found_bytes == num_bytes else "not computed"
+        except (OSError, storage.Unreadable) as error:
             raise ValueError(f"{name} cannot be read ({error})") from error
         if (found_bytes, found_sha256) != (num_bytes, sha256):
             raise ValueError(
@@ -197,8 +221,19 @@ def _verified(path: Path) -> Found:
     return Found(path, step, world_size)
 
 
-def _checkpoints(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.glob("*") if _NAME.fullmatch(path.name))
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints by name; none where there is no folder.
+
+    Raises:
+        sage.storage.Unreadable: where it may not be listed: to begin anew then would lose the checkpoints.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise storage.Unreadable(folder, f"cannot be listed: {error.strerror}", "make it readable") from error
+    return [folder / name for name in names if _NAME.fullmatch(name)]
 
 
 def _step(path: Path) -> int:
@@ -210,7 +245,7 @@ def _step(path: Path) -> int:
 def _tidy(folder: Path) -> None:
     """Clear away what a killed save has left."""
     for path in folder.glob(".tmp-*"):
-        shutil.rmtree(path)
+        storage.remove(path)
     for path in folder.glob(".old-*"):
         replacement = folder / path.name.removeprefix(".old-")
         if replacement.exists():
@@ -224,7 +259,7 @@ def _publish(draft: Path, final: Path) -> None:
     if final.exists():
         final.rename(old)
     draft.rename(final)
-    _sync_folder(final.parent)
+    storage.sync_folder(final.parent)
     if old.exists():
         _discard(old)
 
@@ -240,12 +275,4 @@ def _discard(path: Path) -> None:
     """Remove a checkpoint, and its name first: half of one must not look like a damaged one."""
     doomed = path.with_name(f".tmp-{path.name}")
     path.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    storage.remove(doomed)

@@ -224,7 +224,7 @@ class RunningAverage:
     def update(self, model: nn.Module) -> None:
         """Take the model as it is now into the mean."""
         self.num_averaged += 1
-        for name, x in _floating(model):
+        for name, x in floating(model):
             # A mean read from a checkpoint is on the CPU until here.
             mean = self.means.get(name, torch.zeros_like(x)).to(x.device)
             self.means[name] = mean.add_(x - mean, alpha=1 / self.num_averaged)
@@ -233,7 +233,7 @@ class RunningAverage:
     def swapped(self, model: nn.Module) -> Iterator[None]:
         """Put the mean into the model for as long as the context lasts, then what was there before."""
         assert self.num_averaged, "no model was averaged yet"
-        before = {name: x.detach().clone() for name, x in _floating(model)}
+        before = {name: x.detach().clone() for name, x in floating(model)}
         try:
             _copy(self.means, model)
             yield
@@ -250,12 +250,13 @@ class RunningAverage:
         self.means = {name: mean.clone() for name, mean in state["means"].items()}
 
 
-def _floating(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def floating(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and floating-point buffers by name, of which an average is kept."""
     yield from model.named_parameters()
     yield from ((name, b) for name, b in model.named_buffers() if b.is_floating_point())
 
 
 @torch.no_grad()
 def _copy(source: dict[str, Tensor], model: nn.Module) -> None:
-    for name, x in _floating(model):
+    for name, x in floating(model):
         x.copy_(source[name])

@@ -5,15 +5,19 @@ ranks: what all ranks share is taken as it is, and what each rank had for itself
 """
 # W = ranks that wrote the checkpoint
 
-import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from sage import storage
 from sage.config import Config
+from sage.text import clean_text
 from sage.train import checkpoint
+from sage.train.optim import floating
 from sage.train.recipe import count_steps
 
 if TYPE_CHECKING:
@@ -51,16 +55,18 @@ def own_state(training: "Training") -> State:
 
 def from_own(training: "Training") -> bool:
     """Go back to the run's own newest whole checkpoint; False where there is none."""
-    path = _newest(training, training.checkpoints)
-    if path is None:
+    found = _newest(training, training.checkpoints)
+    if found is None:
         return False
-    shared, mine = checkpoint.load(path, training.wire.rank)
-    _restore_shared(training, shared)
-    _restore_own(training, mine)
-    training.step, training.seconds = shared["step"], shared["seconds"]
-    training.task.load_state_dict(mine["task"])
-    training.tally.load_state_dict(mine["tally"])
-    checkpoint.set_rng_state(mine["random"])
+    shared, mine = checkpoint.load(found.path, training.wire.rank)
+    cure = "remove it to go on from the one before, or use --fresh"
+    with _fitting(f"checkpoint {found.path} does not fit this run ({cure})"):
+        _restore_shared(training, shared)
+        _restore_own(training, mine)
+        training.step, training.seconds = shared["step"], shared["seconds"]
+        training.task.load_state_dict(mine["task"])
+        training.tally.load_state_dict(mine["tally"])
+        checkpoint.set_rng_state(mine["random"])
     return True
 
 
@@ -75,20 +81,17 @@ def from_another(training: "Training") -> str:
         return ""
     wire = training.wire
     before = _told(folder, training.config)
-    path = _newest(training, folder / "checkpoints")
-    if path is None:
+    found = _newest(training, folder / "checkpoints")
+    if found is None:
         raise ValueError(f"continue_from is {folder}, which has no whole checkpoint to begin from")
-    shared, nearest = checkpoint.load(path, wire.rank % before.world_size)
+    path, ranks = found.path, found.world_size
+    shared, nearest = checkpoint.load(path, wire.rank % ranks)
     # Each rank of before is taken over by somebody, and by nobody else.
-    theirs = range(wire.rank, before.world_size, wire.world_size)
-    taken_over = [checkpoint.load(path, rank)[1]["feedback"] for rank in theirs]
-    try:
+    theirs = [checkpoint.load_own(path, rank) for rank in range(wire.rank, ranks, wire.world_size)]
+    with _fitting(f"continue_from is {folder}, whose state does not fit the options or the data given here"):
+        feedback = _shared_out(nearest["feedback"], [own["feedback"] for own in theirs])
         _restore_shared(training, shared)
-        _restore_own(training, {**nearest, "feedback": _shared_out(nearest["feedback"], taken_over)})
-    except RuntimeError as error:
-        raise ValueError(
-            f"continue_from is {folder}, whose state does not fit the options or the data given here: {error}"
-        ) from error
+        _restore_own(training, {**nearest, "feedback": feedback})
     per_epoch, _ = count_steps(before, training.data)
     training.step = round(shared["step"] / per_epoch * training.steps_per_epoch)
     if training.step >= training.total_steps:
@@ -96,24 +99,43 @@ def from_another(training: "Training") -> str:
             f"continue_from is {folder}, which ends at step {training.step} as this run counts; this one has "
             f"{training.total_steps} in all: give it more --epochs or --steps"
         )
-    ranks_before = f"{before.world_size} {'rank' if before.world_size == 1 else 'ranks'}"
-    if before.world_size == wire.world_size:
+    ranks_before = f"{ranks} {'rank' if ranks == 1 else 'ranks'}"
+    if ranks == wire.world_size:
         return f"{path}, of {ranks_before} too"
     return f"{path}, of {ranks_before}: the sum of their residuals is this run's"
 
 
-def _newest(training: "Training", folder: Path) -> Path | None:
-    """Where the newest whole checkpoint is: rank 0 looks, and all hear."""
+def _newest(training: "Training", folder: Path) -> checkpoint.Found | None:
+    """The newest whole checkpoint: rank 0 looks for it, and tells the others."""
     found = checkpoint.newest(folder) if training.wire.rank == 0 else None
-    name = training.wire.texts(found.path.name if found else "")[0]
-    return folder / name if name else None
+    told = f"{found.step} {found.world_size} {found.path.name}" if found else ""
+    if not (told := training.wire.texts(told)[0]):
+        return None
+    step, world_size, name = told.split(" ", 2)
+    return checkpoint.Found(folder / name, int(step), int(world_size))
+
+
+@contextmanager
+def _fitting(complaint: str) -> Iterator[None]:
+    """Say in one line that a checkpoint does not fit the run which is to go on from it.
+
+    Raises:
+        ValueError: for whatever the parts say about a state that lacks something, or has another shape.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{complaint}: {clean_text(reason, 300)}") from error
 
 
 def _told(folder: Path, config: Config) -> Config:
     """What the other run was; its model and its reducer must be this one's."""
     try:
-        before = Config.from_dict(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError) as error:
+        before = Config.from_dict(storage.read_json(folder / "config.json", storage.CONFIG))
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"continue_from is {folder}, which is no run's folder: {error}") from error
     for part in ("model", "model_options", "reducer", "memory", "min_compress", "optimizer"):
         was, now = getattr(before, part), getattr(config, part)
@@ -136,15 +158,44 @@ def _shared_out(nearest: State, taken_over: list[State]) -> State:
 
 @torch.no_grad()
 def _restore_shared(training: "Training", shared: State) -> None:
+    _check(storage.SHARED.fault(shared))
+    _check_shapes(
+        "the running average", shared["average"].get("means"), dict(floating(training.model)), some=True
+    )
     training.model.load_state_dict(shared["model"])
     training.optimizer.load_state_dict(shared["optimizer"])
+    for parameter, held in training.optimizer.state.items():
+        for name, value in held.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(
+                    f"the optimiser's {name} is of shape {[*value.shape]}, not {[*parameter.shape]}"
+                )
     training.average.load_state_dict(shared["average"])
     training.loss_scale.load_state_dict(shared["loss_scale"])
 
 
 @torch.no_grad()
 def _restore_own(training: "Training", mine: State) -> None:
+    _check(storage.OWN.fault(mine))
+    buffers = dict(training.model.named_buffers())
+    _check_shapes("the buffers", mine["buffers"], buffers)
     training.mount.feedback.load_state_dict(mine["feedback"])
     training.before.load_state_dict(mine["before"])
-    for name, buffer in training.model.named_buffers():
+    for name, buffer in buffers.items():
         buffer.copy_(mine["buffers"][name])
+
+
+def _check(fault: str) -> None:
+    if fault:
+        raise ValueError(fault)
+
+
+def _check_shapes(what: str, found: Any, wanted: Mapping[str, Tensor], *, some: bool = False) -> None:
+    """Refuse tensors of other names or shapes, which a copy would broadcast unseen; `some`: or no tensors."""
+    if some and found == {}:
+        return
+    if not isinstance(found, Mapping) or found.keys() != wanted.keys():
+        raise ValueError(f"{what} are of other names than the model's")
+    for name, tensor in wanted.items():
+        if not isinstance(found[name], Tensor) or found[name].shape != tensor.shape:
+            raise ValueError(f"{what}: {name} is not a tensor of shape {[*tensor.shape]}")
