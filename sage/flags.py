@@ -54,7 +54,7 @@ def parse_run(argv: Sequence[str]) -> tuple[Config, bool]:
     )
     answer = _ask(shown, rest, prog=f"sage run {workload}", description=description)
     options = {name: asdict(getattr(answer, name)) for name in shown if name.endswith("_options")}
-    return Config.from_dict({**answer.run.to_dict(), **options}), answer.print_config
+    return resolve(Config.from_dict({**answer.run.to_dict(), **options})), answer.print_config
 
 
 def parse_options(
@@ -79,7 +79,7 @@ def _flag(type: Any, help: str | None = None, *, name: str | None = None) -> Any
 
 def _struct(options: Mapping[str, registry.Option], values: Mapping[str, Any]) -> Any:
     spelled: list[Any] = [
-        (name, _flag(option.type, option.help), field(default=values[name]))
+        (name, _flag(option.type, option.help), field(default=values.get(name, option.default)))
         for name, option in options.items()
     ]
     return make_dataclass("Options", spelled, frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from sage import registry
 from sage.config import ASIDE, Config, Options, annotations, load, part_options, resolve, workloads
+from sage.flags import parse_run
 
 BASE = Config(workload="w", task="classify", model="resnet", data="digits")
 ASIDE_FIELDS = {name for name, annotation in annotations().items() if ASIDE in get_args(annotation)}
@@ -282,7 +283,8 @@ def test_a_parts_options_go_with_it(workload: Path) -> None:
 def test_resolving_writes_the_parts_defaults_in_and_does_it_once(workload: Path) -> None:
     config = resolve(load(str(workload)))
     for part, options in part_options(config).items():
-        assert set(getattr(config, f"{part}_options")) == set(options)
+        later = registry.load("reducers", config.reducer).later if part == "reducer" else frozenset()
+        assert set(getattr(config, f"{part}_options")) == set(options) - later
     assert config.reducer_options["density"] == 0.25
     assert resolve(config) == config
 
@@ -382,3 +384,11 @@ def test_an_option_added_later_leaves_the_hash_of_default_runs_as_it_was() -> No
     assert resolved(rule="paper", sends="scale").hash == default.hash
     assert resolved(rule="gradcomp").reducer_options["rule"] == "gradcomp"
     assert len({default.hash, resolved(rule="gradcomp").hash, resolved(sends="values").hash}) == 3
+
+
+def test_flags_name_a_run_as_its_configuration_does_where_a_reducer_has_later_options() -> None:
+    for flags in ([], ["--rule", "gradcomp"]):
+        config, _ = parse_run(["digits", "--reducer", "adacomp", *flags])
+        options = {"rule": "gradcomp"} if flags else {}
+        expected = resolve(load("digits", overrides={"reducer": "adacomp", "reducer_options": options}))
+        assert config.hash == expected.hash

@@ -201,6 +201,11 @@ class DrawsFromPython(TopK):
         return super().take(grad_N, residual_N, wire)
 
 
+class SendsAllAndTellsAQuarter(Exact):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        return Reduced(super().forward(grad_N, residual_N, wire).mean_N, density=0.25)
+
+
 BREAKS: list[tuple[Callable[[Case], None], type[Reducer]]] = [
     (conform.ranks_agree, RanksDisagree),
     (conform.ranks_agree, RanksTellDifferentDensities),
@@ -214,6 +219,7 @@ BREAKS: list[tuple[Callable[[Case], None], type[Reducer]]] = [
     (conform.density_one_is_all_reduce, NeverSendsEverything),
     (conform.density_is_what_was_sent, TellsTheDensityAsked),
     (conform.density_is_what_was_sent, TellsAnIndexTwice),
+    (conform.density_is_what_was_sent, SendsAllAndTellsAQuarter),
     (conform.ledger_equals_bytes_by_hand, ForgetsPadding),
     (conform.ledger_equals_bytes_by_hand, ForgetsIndices),
     (conform.alone_nothing_crosses_the_link, BooksByItself),
@@ -256,23 +262,94 @@ def test_a_collective_that_only_some_ranks_call_is_an_error_and_no_hang(law: Cal
 # The verb.
 
 
-def test_conform_says_which_laws_were_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def row(told: str, law: Callable[[Case], None]) -> list[str]:
+    """The verdicts on an invariant in the table."""
+    (line,) = [line for line in told.splitlines() if law.__name__.replace("_", " ") in line and "│" in line]
+    return [cell.strip() for cell in line.split("│")[2:-1]]
+
+
+def conformed(
+    make: type[Reducer],
+    world_sizes: list[int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[int, str]:
+    """The exit status and what is printed of a reducer of somebody else's."""
+    monkeypatch.setattr(registry, "load", lambda room, name: make)
+    status = conform.main("mine", {}, world_sizes)
+    return status, capsys.readouterr().out
+
+
+def test_conform_says_which_invariants_were_kept(capsys: pytest.CaptureFixture[str]) -> None:
     assert conform.main("gtopk", {"density": 0.05}, [1, 2]) == 0
     told = capsys.readouterr().out
-    assert told.count("kept") == 1 + 2 * len(LAWS)
-    assert all(law.__name__.replace("_", " ") in told for law in LAWS)
+    assert told.startswith(f"gtopk: {len(LAWS)} invariants: {len(LAWS)} kept\n")
+    for law in LAWS:
+        assert row(told, law) == ["n/a" if law is conform.ranks_agree else "kept", "kept"]
+    assert "not checked: one rank has no other to agree with (ranks agree)" in told
 
 
-def test_conform_says_what_was_seen_where_a_law_is_broken(
+def test_conform_says_what_was_seen_where_an_invariant_is_broken(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "load", lambda room, name: DoesNotDivide)
-    assert conform.main("mine", {}, [1, 2]) == 1
-    told = capsys.readouterr().out
+    status, told = conformed(DoesNotDivide, [1, 2], capsys, monkeypatch)
+    assert status == 1
+    num_broken = sum("broken" in row(told, law) for law in LAWS)
+    assert told.startswith(f"mine: {len(LAWS)} invariants: {num_broken} broken, ")
+    assert num_broken > 1
     assert (
-        "nothing_is_lost, W = 2, memory residual: Broken: step 0: the mean of what was sent is off by" in told
+        "broken: nothing_is_lost, W = 2, memory residual: Broken: step 0: the mean of what was sent is off by"
+        in told
     )
     assert "W = 1, memory" not in told
+
+
+@pytest.mark.parametrize("part", [1e-7, 1.0])
+def test_a_mean_that_differs_by_rank_is_told_whatever_the_difference(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, part: float
+) -> None:
+    class Differs(Exact):
+        conserves = False
+
+        def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+            reduced = super().forward(grad_N, residual_N, wire)
+            return Reduced(reduced.mean_N * (1 + part * wire.rank))
+
+    status, told = conformed(Differs, [1, 2], capsys, monkeypatch)
+    assert status == 1
+    assert row(told, conform.ranks_agree) == ["n/a", "broken"]
+
+
+class StatesLittle(GTopK):
+    """Keeps every invariant that can be checked, and states nothing to check the others by."""
+
+    conserves = False
+    rounds = True
+
+    def payload(self, counts: list[int], rank: int) -> None:
+        return None
+
+
+def test_what_was_not_checked_is_not_told_as_kept(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, told = conformed(StatesLittle, [2], capsys, monkeypatch)
+    assert status == 0
+    assert told.startswith(f"mine: {len(LAWS)} invariants: 5 in part, 6 kept, 1 not stated, 2 n/a\n")
+    assert row(told, conform.ledger_equals_bytes_by_hand) == ["not stated"]
+    assert row(told, conform.nothing_is_lost) == row(told, conform.density_one_is_all_reduce) == ["n/a"]
+    assert row(told, conform.uneven_ranks_lose_nothing) == ["in part"]
+    for reason in ("payload() states no bytes", "conserves = False", "rounds = True"):
+        assert f"not checked: {reason}" in told or f"the reducer states {reason}" in told
+
+
+def test_a_quantiser_is_checked_in_part_as_only_it_knows_what_it_has_sent_without_memory(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert conform.main("efsignsgd", {}, [2]) == 0
+    told = capsys.readouterr().out
+    assert row(told, conform.nothing_is_lost) == ["in part"]
+    assert row(told, conform.density_one_is_all_reduce) == ["n/a"]
 
 
 def test_conform_takes_wrong_options_for_the_users_mistake() -> None:

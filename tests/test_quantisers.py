@@ -391,8 +391,9 @@ def test_a_server_codes_the_mean_of_the_codes_it_got() -> None:
 def test_only_dist_ef_is_the_sgd_of_zheng_et_al() -> None:
     signals = [torch.tensor([1.0, 3.0, 0.0, 0.0]), torch.tensor([-4.0, 0.5, 0.0, 0.0])]
     # Codes (2, 2) and (−2.25, 2.25): mean (−0.125, 2.125). With rank 0 uncoded: (−0.625, 2.625).
-    for exchange, scale in (("dist-ef", 1.125), ("ps", 1.625)):
-        for mean_N in means(lambda exchange=exchange: OneBit(exchange=exchange), signals):
+    served = {1.125: lambda: OneBit(exchange="dist-ef"), 1.625: lambda: OneBit(exchange="ps")}
+    for scale, make in served.items():
+        for mean_N in means(make, signals):
             assert mean_N.tolist() == pytest.approx([-scale, scale, 0.0, 0.0])
 
 
