@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,8 +11,9 @@ import torch
 import torchvision
 from torch import Tensor
 
-from sage.feed.fetch import DataError, checked, download, sha256_of, unpack
+from sage.feed.fetch import DataError, checked, download, preparing, sha256_of, unpack
 from sage.feed.images import Images
+from sage.storage import open_regular
 
 _ARRAY_GLOBALS = {
     # What the pickles of 2009 call it; numpy has moved it since.
@@ -66,12 +68,13 @@ class CIFAR10(Images):
     @classmethod
     def prepare(cls, root: Path) -> None:
         """Download, unpack and check the files, unless they are there."""
-        try:
-            cls._files(root)
-        except DataError:
-            folder = root / cls.name
-            unpack(download([cls.source.url], folder / cls.source.filename, md5=cls.source.tgz_md5), folder)
-            cls._files(root)
+        with preparing(root, cls.name, is_there=partial(cls._files, root)) as is_missing:
+            if is_missing:
+                folder = root / cls.name
+                unpack(
+                    download([cls.source.url], folder / cls.source.filename, md5=cls.source.tgz_md5), folder
+                )
+                cls._files(root)
 
     @classmethod
     def _files(cls, root: Path) -> tuple[list[Path], list[Path]]:
@@ -104,11 +107,15 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 def read_batch(path: Path) -> dict[str, Any]:
     """Read one pickled batch, in which nothing but arrays and plain values is let in."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         try:
-            batch: dict[str, Any] = _ArrayUnpickler(file, encoding="latin1").load()
+            batch = _ArrayUnpickler(file, encoding="latin1").load()
         except pickle.UnpicklingError as error:
             raise DataError(f"{path} is refused: {error}") from error
+        except Exception as error:  # a damaged pickle fails in many ways
+            raise DataError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    if not isinstance(batch, dict):
+        raise DataError(f"{path} is refused: it holds no batch of images")
     return batch
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sage.feed.fetch import DataError, checked, download, sha256_of
+from sage import storage
+from sage.feed.fetch import DataError, checked, download, preparing, sha256_of
 from sage.feed.interactions import Interactions
 
 log = logging.getLogger(__name__)
@@ -73,18 +74,18 @@ class MovieLens(Interactions):
         _release(size)
         path = checked(_ratings(root, size), dataset=f"movielens --size {size}")
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                user_N, item_N, time_N = (torch.from_numpy(arrays[name]) for name in ("user", "item", "time"))
-                name, sha256 = arrays["source"].tolist()
-        except (OSError, EOFError, KeyError, ValueError, BadZipFile, zlib.error) as error:
+            with storage.open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
+                columns = [arrays[name] for name in ("user", "item", "time")]
+                name, sha256 = map(str, arrays["source"].tolist())
+            if any(each.dtype != np.int32 or each.shape != (len(columns[0]),) for each in columns):
+                raise ValueError("its columns are not of int32 and of one length")
+        except (OSError, EOFError, LookupError, ValueError, TypeError, BadZipFile, zlib.error) as error:
             raise DataError(
                 f"{path} is damaged: {error}; delete it, and "
                 f"`sage data prepare movielens --size {size}` makes it again"
             ) from error
         super().__init__(
-            user_N,
-            item_N,
-            time_N,
+            *map(torch.from_numpy, columns),
             minimum=minimum,
             negatives=negatives,
             test_negatives=test_negatives,
@@ -95,21 +96,20 @@ class MovieLens(Interactions):
     def prepare(root: Path, *, size: Size = "20m") -> None:
         """Convert the ratings in `root`/ml-`size`, fetching them first if no file of ratings is there."""
         release = _release(size)
-        target = _ratings(root, size)
-        there = (path for name in _FORMATS if (path := target.with_name(name)).is_file())
-        source = next(there, None) or _fetch(root, size)
-        ratings_N3 = read_ratings(source)
-        if len(ratings_N3) != release.num_ratings:
-            raise DataError(
-                f"{source} has {len(ratings_N3):,} ratings, not {release.num_ratings:,}: delete it, and "
-                f"`sage data prepare movielens --size {size}` fetches it again"
-            )
-        user_N, item_N, time_N = ratings_N3.T
-        part = target.with_suffix(".part")
-        with part.open("wb") as file:
+        with preparing(root, f"ml-{size}"):
+            target = _ratings(root, size)
+            there = (path for name in _FORMATS if (path := target.with_name(name)).is_file())
+            source = next(there, None) or _fetch(root, size)
+            ratings_N3 = read_ratings(source)
+            if len(ratings_N3) != release.num_ratings:
+                raise DataError(
+                    f"{source} has {len(ratings_N3):,} ratings, not {release.num_ratings:,}: delete it, and "
+                    f"`sage data prepare movielens --size {size}` fetches it again"
+                )
+            user_N, item_N, time_N = ratings_N3.T
             stamp = np.array([source.name, sha256_of(source)])
-            np.savez_compressed(file, user=user_N, item=item_N, time=time_N, source=stamp)
-        part.replace(target)
+            with storage.writing(target) as file:
+                np.savez_compressed(file, user=user_N, item=item_N, time=time_N, source=stamp)
 
 
 def read_ratings(path: Path) -> NDArray[np.int32]:

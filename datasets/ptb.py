@@ -1,10 +1,11 @@
 """Penn Treebank: 929,589 tokens of the Wall Street Journal in 10,000 different words."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from sage.feed.fetch import DataError, download
+from sage.feed.fetch import download, preparing
 from sage.feed.text import Positive, Split, Tokens, encode, read
 
 
@@ -60,10 +61,8 @@ class PTB(Tokens):
     @classmethod
     def prepare(cls, root: Path) -> None:
         """Download and check the files, unless they are there, and number their words."""
-        try:
-            cls._texts(root)
-        except DataError:
-            for name, sha256 in cls.sums.items():
+        with preparing(root, "ptb", is_there=partial(cls._texts, root)) as is_missing:
+            for name, sha256 in cls.sums.items() if is_missing else ():
                 download([url + name for url in cls.urls], root / "ptb" / name, sha256=sha256)
         cls(root)
 

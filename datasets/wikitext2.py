@@ -1,10 +1,11 @@
 """WikiText-2: 2,088,628 tokens of good and featured Wikipedia articles."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from sage.feed.fetch import DataError, download, unpack
+from sage.feed.fetch import download, preparing, unpack
 from sage.feed.text import Positive, Split, Tokens, encode, read
 
 
@@ -61,12 +62,11 @@ class WikiText2(Tokens):
     @classmethod
     def prepare(cls, root: Path) -> None:
         """Download, unpack and check the files, unless they are there, and number their words."""
-        try:
-            cls._texts(root)
-        except DataError:
-            archive = root / "wikitext-2" / "wikitext-2-v1.zip"
-            # The archive holds the folder wikitext-2.
-            unpack(download(cls.urls, archive, sha256=cls.archive_sum), root)
+        with preparing(root, "wikitext-2", is_there=partial(cls._texts, root)) as is_missing:
+            if is_missing:
+                archive = root / "wikitext-2" / "wikitext-2-v1.zip"
+                # The archive holds the folder wikitext-2.
+                unpack(download(cls.urls, archive, sha256=cls.archive_sum), root)
         cls(root)
 
     @classmethod

@@ -1,6 +1,5 @@
 """`sage bench compress`: what it costs to compress a gradient and to decompress it, without any network."""
 
-import csv
 import math
 import os
 import shlex
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sage import registry
+from sage import registry, storage
 from sage.bench import figure
 from sage.bench.rounds import Row, Spread, cases_of, inputs, measure
 from sage.ops import native
@@ -94,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
         given.output.parent.mkdir(parents=True, exist_ok=True)
         write_csv(head, rows, given.output.with_name(given.output.name + ".csv"))
         picture = figure.throughput_by_reducer(rows)
-        given.output.with_name(given.output.name + ".svg").write_text(picture)
+        storage.write_text(given.output.with_name(given.output.name + ".svg"), picture)
     return 1 if any(row.error for row in rows) else 0
 
 
@@ -154,11 +153,9 @@ def values(row: Row) -> dict[str, Any]:
 
 def write_csv(head: Mapping[str, object], rows: Sequence[Row], path: Path) -> None:
     """The results, under lines of `# name: value` that say where they come from."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        file.writelines(f"# {name}: {value}\n" for name, value in head.items())
-        writer = csv.DictWriter(file, FIELDS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(values(row) for row in rows)
+    storage.write_csv(
+        path, map(values, rows), FIELDS, head=[f"# {name}: {value}" for name, value in head.items()]
+    )
 
 
 def surroundings(command: str, device: str, load_before: float) -> dict[str, object]:

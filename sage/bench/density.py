@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sage import ops
+from sage import ops, storage
 from sage.bench import figure, table
 from sage.bench.held import Held
 from sage.bench.record import add_size, check_size
@@ -112,10 +112,10 @@ def main(argv: Sequence[str]) -> int:
 def write(held: Sequence[Held], folder: Path, drawn: Sequence[str]) -> None:
     """Write the tables, the results as CSV, and a figure of some controllers."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "density.md").write_text(table.markdown(held))
+    storage.write_text(folder / "density.md", table.markdown(held))
     table.write_csv(held, folder / "density.csv")
     seen = [each for each in held if each.rule in drawn]
-    (folder / "density.svg").write_text(figure.density_by_step(seen, TOLERANCE))
+    storage.write_text(folder / "density.svg", figure.density_by_step(seen, TOLERANCE))
 
 
 def hold(trace: Trace, density: float, rule: str, exchange: str) -> Held:

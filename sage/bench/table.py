@@ -1,10 +1,10 @@
 """Writes what `sage bench density` measured as tables: Markdown to be read, CSV to be reckoned with."""
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from sage import storage
 from sage.bench.held import Held
 
 MEASURES: dict[str, Callable[[Held], str]] = {
@@ -49,10 +49,7 @@ def line(held: Held) -> str:
 def write_csv(held: Sequence[Held], path: Path) -> None:
     """The results as CSV, the curves left out."""
     rows = [{name: value for name, value in asdict(each).items() if name != "curve"} for each in held]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    storage.write_csv(path, rows, list(rows[0]))
 
 
 def steps(count: int | None) -> str:

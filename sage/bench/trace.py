@@ -8,15 +8,14 @@ A trace need not be kept: the same configuration, seed and checkpoint give the s
 """
 # S = steps, W = ranks, N = elements of the trace
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sage import registry
+from sage import registry, storage
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.config import Config
@@ -25,6 +24,7 @@ from sage.run import build_model
 from sage.task import TASKS
 from sage.tell.progress import Display
 from sage.tell.record import Silent
+from sage.text import clean_text
 from sage.train.loop import Training
 from sage.train.recipe import learning_rate
 from sage.train.stop import Stop
@@ -79,28 +79,60 @@ class Trace:
         return self.codes_SWN[step, rank].float().mul_(2.0 ** int(self.exponents_SW[step, rank]))
 
     def save(self, path: Path) -> None:
-        """Write it as tensors and plain values, which `torch.load` reads with weights_only."""
+        """Write it as tensors and plain values, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"format": FORMAT, **vars(self)}, path)
+        storage.write_tensors(path, {"format": FORMAT, **vars(self)})
 
 
 def load(path: Path) -> Trace:
     """A trace from a file; its tensors stay on the disk until they are looked at.
 
     Raises:
-        ValueError: where the file is none.
+        sage.storage.Unreadable: a ValueError, where the file is no trace, or one of another format.
     """
-    if not path.exists():
-        raise ValueError(f"there is no file {path}; `sage bench record WORKLOAD --out {path}` makes a trace")
+    cure = f"`sage bench record WORKLOAD --out {path}` makes a trace"
     try:
-        told = torch.load(path, mmap=True, weights_only=True)
-    except Exception as error:  # torch says in many ways that a file is not its own
-        raise ValueError(f"{path} is no trace: {error}") from error
-    if not isinstance(told, dict) or told.pop("format", None) != FORMAT:
-        raise ValueError(
-            f"{path} is no trace of this version; `sage bench record WORKLOAD --out FILE` makes one"
-        )
-    return Trace(**told)
+        told = storage.read_tensors(path, "a trace", mmap=True, cure=cure)
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no file {path}; {cure}") from error
+    found = told.pop("format", None)
+    if found != FORMAT:
+        raise _of_another_format(path, found, cure)
+    if fault := storage.TRACE.fault(told) or _misfit(told):
+        raise storage.Damaged(path, f"is damaged: {fault}", cure)
+    return Trace(**{each.name: told[each.name] for each in fields(Trace)})
+
+
+def _of_another_format(path: Path, found: Any, cure: str) -> storage.Unreadable:
+    name, _, version = FORMAT.rpartition(" ")
+    if not (isinstance(found, str) and found.startswith(f"{name} ") and found[len(name) + 1 :].isdecimal()):
+        return storage.Damaged(path, "is no trace: it has no format of one", cure)
+    if len(found) < 40 and int(found[len(name) + 1 :]) > int(version):
+        cure = "update SAGE to read it"
+    return storage.OtherVersion(
+        path, f"is a trace in the format {clean_text(found, 40)!r}, and this version reads {FORMAT!r}", cure
+    )
+
+
+def _misfit(told: dict[str, Any]) -> str:
+    """What is wrong with the tensors of a trace, or ""."""
+    wanted = {
+        "codes_SWN": (3, torch.float16),
+        "exponents_SW": (2, torch.int32),
+        "lr_S": (1, torch.float64),
+    }
+    for name, (dim, dtype) in wanted.items():
+        value = told[name]
+        if not isinstance(value, Tensor) or value.dim() != dim or value.dtype != dtype:
+            return f"{name} is not a tensor of {dim} dimensions in {dtype}"
+    steps, ranks, elements = told["codes_SWN"].shape
+    if told["exponents_SW"].shape != (steps, ranks) or told["lr_S"].shape != (steps,):
+        return "its tensors are not of the same steps and ranks"
+    if not (steps and ranks and elements) or told["numel"] < elements or told["first"] < 0:
+        return "it has no steps, ranks or elements, or more elements than the vector they are of"
+    if int(told["exponents_SW"].abs().max()) > 1000:
+        return "an exponent is beyond those of float32"
+    return ""
 
 
 def encode(gradient_N: Tensor) -> tuple[Tensor, int]:
@@ -117,7 +149,7 @@ def encode(gradient_N: Tensor) -> tuple[Tensor, int]:
 
 def is_run(path: Path) -> bool:
     """Whether this is the folder of a run, from which a trace can be made."""
-    return (path / "config.json").exists()
+    return storage.is_there(path / "config.json")
 
 
 def record_run(folder: Path, *, steps: int, elements: int) -> Trace:
@@ -125,7 +157,12 @@ def record_run(folder: Path, *, steps: int, elements: int) -> Trace:
 
     The folder stays as it is, and makes the same trace again.
     """
-    config = Config.from_dict(json.loads((folder / "config.json").read_text()))
+    try:
+        config = Config.from_dict(storage.read_json(folder / "config.json", storage.CONFIG))
+    except storage.Unreadable:
+        raise
+    except (ValueError, TypeError) as error:
+        raise storage.Damaged(folder / "config.json", f"is damaged: {error}", storage.RERUN) from error
     # Where a run is to stop changes nothing of what comes before, but for a cosine, which ends there.
     if config.schedule != "cosine":
         config = replace(config, steps=None)

@@ -1,27 +1,28 @@
 """Text for language models: numbered by a vocabulary, kept, and dealt out in contiguous batches."""
 
 import hashlib
-import json
+import logging
 import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sage.check import Range
+from sage.feed.corpus import Corpus, kept
 from sage.feed.data import Batch
 from sage.feed.fetch import checked
 
 # N = tokens of a stream, R = rows it is cut into, L = tokens in a row,
 # W = ranks, B = rows in one rank's batch, T = tokens of a row in a batch
+
+log = logging.getLogger(__name__)
 
 Tokenizer = Literal["split", "words", "spacy"]
 """At white space (`split`), also between words and punctuation (`words`), or as spaCy does for English."""
@@ -31,17 +32,8 @@ Split = Literal["valid", "test"]
 
 Positive = Annotated[int, Range(1)]
 
-_ENCODING = 1
-"""To be raised when the same text is numbered otherwise than before, so that no old cache is taken."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Corpus:
-    """A text whose tokens are numbers: places in the vocabulary of its training split."""
-
-    vocabulary: list[str]
-    streams: dict[str, Tensor]
-    """By split, int32."""
+_ENCODING = 2
+"""To be raised when the same text is numbered otherwise than before, or kept otherwise."""
 
 
 class Tokens:
@@ -162,14 +154,17 @@ def encode(
     software = version("torchtext"), version("spacy") if tokenizer == "spacy" else ""
     sums = {split: hashlib.sha256(text.encode()).hexdigest() for split, text in texts.items()}
     key = repr((_ENCODING, sums, tokenizer, pad, min_freq, software))
-    folder = _cache_root(root) / hashlib.sha256(key.encode()).hexdigest()[:16]
-    if not folder.is_dir():
-        _write(_numbered(texts, tokenizer, pad=pad, min_freq=min_freq), folder)
-    streams = {split: np.load(folder / f"{split}.npy", allow_pickle=False) for split in texts}
-    return Corpus(
-        vocabulary=json.loads((folder / "vocabulary.json").read_text(encoding="utf-8")),
-        streams={split: torch.from_numpy(stream_N) for split, stream_N in streams.items()},
-    )
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    make = partial(_numbered, texts, tokenizer, pad=pad, min_freq=min_freq)
+    cache = _cache_root(root)
+    if cache is None:
+        return make()
+    try:
+        return kept(cache / name, texts, make)
+    except OSError as error:
+        # The cache only saves time.
+        log.warning("the numbered text is not kept: %s", error)
+        return make()
 
 
 def tokenize(field: Any, text: str) -> list[str]:
@@ -219,28 +214,14 @@ def _numbered(texts: Mapping[str, str], tokenizer: Tokenizer, *, pad: bool, min_
     )
 
 
-def _cache_root(root: Path) -> Path:
+def _cache_root(root: Path) -> Path | None:
     # The folder's mode is asked too, for `os.access` grants the superuser what its owner has closed.
     if root.is_dir() and root.stat().st_mode & stat.S_IWUSR and os.access(root, os.W_OK):
         return root / ".cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sage"
-
-
-def _write(corpus: Corpus, folder: Path) -> None:
-    """Write a corpus elsewhere and move it into place, so that a folder of this name is always whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent) as temporary:
-        part = Path(temporary, folder.name)
-        part.mkdir()
-        for split, stream_N in corpus.streams.items():
-            np.save(part / f"{split}.npy", stream_N.numpy())
-        (part / "vocabulary.json").write_text(json.dumps(corpus.vocabulary), encoding="utf-8")
-        try:
-            part.rename(folder)
-        except OSError:
-            # Another rank was faster, and has written the same.
-            if not folder.is_dir():
-                raise
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sage"
+    except RuntimeError:  # a user without a home
+        return None
 
 
 def _first(limit: int | None, stream_N: Tensor, option: str) -> Tensor:

@@ -18,6 +18,7 @@ from sage.storage.kinds import OWN as OWN
 from sage.storage.kinds import RERUN as RERUN
 from sage.storage.kinds import RESULT as RESULT
 from sage.storage.kinds import SHARED as SHARED
+from sage.storage.kinds import TRACE as TRACE
 from sage.storage.kinds import VOCABULARY as VOCABULARY
 from sage.storage.kinds import Kind as Kind
 from sage.storage.private import check_private as check_private
@@ -40,6 +41,7 @@ from sage.storage.write import json_text as json_text
 from sage.storage.write import remove as remove
 from sage.storage.write import sync_folder as sync_folder
 from sage.storage.write import write_bytes as write_bytes
+from sage.storage.write import write_csv as write_csv
 from sage.storage.write import write_first as write_first
 from sage.storage.write import write_json as write_json
 from sage.storage.write import write_text as write_text

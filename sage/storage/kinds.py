@@ -304,6 +304,18 @@ OWN = Kind(
     },
 )
 
+TRACE = Kind(
+    name="a trace",
+    keys={
+        **dict.fromkeys(("codes_SWN", "exponents_SW", "lr_S"), Any),
+        "first": int,
+        "numel": int,
+        "config": {"workload": str, "schedule?": str},
+    },
+)
+
 VOCABULARY = Kind(
-    name="a vocabulary", keys={"tokens": list[str]}, cure="remove its folder, and it is made again"
+    name="a vocabulary",
+    keys={"tokens": list[str], "sums": dict[str, str]},
+    cure="remove its folder, and it is made again",
 )

@@ -1,5 +1,6 @@
 """Writes files whole or not at all: under a temporary name, synced, then renamed."""
 
+import csv
 import errno
 import io
 import json
@@ -8,7 +9,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,23 @@ def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """Write a UTF-8 file whole or not at all; see `writing`. What UTF-8 cannot say becomes `?`."""
     write_bytes(path, text.encode("utf-8", errors="replace"), private=private)
+
+
+def write_csv(
+    path: Path, rows: Iterable[Mapping[str, Any]], names: Sequence[str], *, head: Iterable[str] = ()
+) -> None:
+    """Write rows as CSV, whole or not at all; see `writing`. What a row lacks is left empty.
+
+    Args:
+        names: The columns.
+        head: Lines above the table, each without its end.
+    """
+    text = io.StringIO()
+    text.writelines(f"{line}\n" for line in head)
+    table = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_json(
