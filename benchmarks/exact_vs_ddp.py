@@ -28,7 +28,6 @@ from sage.comm.rendezvous import Place, local_places
 from sage.config import load, resolve
 from sage.feed.data import Batch, data_root
 from sage.run import build_model
-from sage.task import TASKS
 from sage.tell.progress import Display
 from sage.tell.record import recorder
 from sage.train.loop import Training
@@ -61,14 +60,14 @@ def measure(place: Place, given: argparse.Namespace, folder: Path, out: Any) -> 
         wire,
         model=fresh(),
         data=data,
-        task=TASKS[config.task](data.facts),
+        task=registry.load("tasks", config.task)(data.facts),
         reducer=registry.load("reducers", "exact")(),
         folder=config.folder,
         record=recorder(config.folder, place.rank),
         stop=Stop(),
         display=Display("", enabled=False),
     )
-    task = TASKS[config.task](data.facts)
+    task = registry.load("tasks", config.task)(data.facts)
     # With its default buckets of 25 MB, which overlap with backward.
     ddp = DistributedDataParallel(fresh())
     update = optimizer(config, ddp)

@@ -191,7 +191,7 @@ def _option_axes(layer: Table, base: Config) -> dict[tuple[str, str], list[Any]]
         given = layer.get(name, {})
         if room == "reducers":
             given = layer.get("reducers", {}).get(part, {}) | given
-        valid = registry.options(registry.load(room, part))
+        valid = registry.options_of(room, part)
         for option, value in given.items():
             known(f"option of the {registry.KINDS[room]} {part}", option, valid)
             axes[name, option] = _listed(option, value, valid[option].type)

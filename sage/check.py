@@ -1,9 +1,10 @@
-"""Checks at the door: a value against its annotation, a name against the list of valid names.
+"""Checks user input: a value against its annotation, a name against the list of valid names.
 
-Configuration, command line and files pass through here; what they accepted is trusted inside.
+Configuration, command line and files pass through here; the rest of SAGE trusts what these functions accept.
 """
 
 import math
+import os
 import types
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,7 +30,45 @@ class Range:
     def __str__(self) -> str:
         left = "(" if "(" in self.open or math.isinf(self.low) else "["
         right = ")" if ")" in self.open or math.isinf(self.high) else "]"
-        return f"{left}{self.low:g}, {self.high:g}{right}"
+        return f"{left}{_number(self.low)}, {_number(self.high)}{right}"
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value as an error message shows it: in one line, and cut where it is long.
+
+    >>> shown([1] * 1000)
+    '[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, ...'
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number of over 4,300 digits; nested too deeply
+        text = f"a {type(value).__name__} that is too large to print"
+    return text if len(text) <= most else text[: most - 3].rstrip() + "..."
+
+
+def path(text: str | Path) -> Path:
+    """The path that a text means, with `~` for a home folder.
+
+    Raises:
+        ValueError: where there is no such home folder, or no system has such a path.
+    """
+    if isinstance(text, Path):
+        return text
+    if "\0" in text:
+        raise ValueError(f"the path {shown(text)} has a character that no path may have")
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        home = expanded.partition("/")[0]
+        raise ValueError(
+            f"the path {shown(text)}: no home folder is known for {home!r}; write the path in full"
+        )
+    found = Path(expanded)
+    # Path() takes "./" away, and what is left would be read as a home folder the next time.
+    return found.absolute() if str(found).startswith("~") else found
 
 
 def known(kind: str, given: str, valid: Iterable[str]) -> str:
@@ -43,12 +82,12 @@ def known(kind: str, given: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     if given in names:
         return given
-    near = get_close_matches(given, names, n=3, cutoff=0.6)
+    near = get_close_matches(given[:200], names, n=3, cutoff=0.6)
     if not near:
         near = [name for name in names if given and given in name][:3]
     if near:
-        raise ValueError(f"no {kind} is called {given!r}; did you mean {' or '.join(map(repr, near))}?")
-    raise ValueError(f"no {kind} is called {given!r}; there are: {', '.join(names) or 'none'}")
+        raise ValueError(f"no {kind} is called {shown(given)}; did you mean {' or '.join(map(repr, near))}?")
+    raise ValueError(f"no {kind} is called {shown(given)}; there are: {', '.join(names) or 'none'}")
 
 
 def describe(annotation: Any) -> str:
@@ -87,7 +126,7 @@ def coerce(name: str, value: Any, annotation: Any) -> Any:
     """
     fitted = _fit(value, annotation)
     if fitted is _MISFIT:
-        raise ValueError(f"{name} is {value!r}; allowed is {describe(annotation)}")
+        raise ValueError(f"{name} is {shown(value)}; allowed is {describe(annotation)}")
     return fitted
 
 
@@ -121,10 +160,14 @@ def _fit(value: Any, annotation: Any) -> Any:
     if origin is dict:
         return _fit_dict(value, args[1])
     if annotation is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return float(value) if number else _MISFIT
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return _MISFIT
+        try:
+            return float(value) if math.isfinite(value) else _MISFIT
+        except OverflowError:  # a whole number beyond the largest float
+            return _MISFIT
     if annotation is Path:
-        return Path(value) if isinstance(value, str | Path) else _MISFIT
+        return path(value) if isinstance(value, str | Path) else _MISFIT
     return value if type(value) is annotation else _MISFIT
 
 

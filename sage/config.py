@@ -3,15 +3,16 @@
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
-from . import registry
+from . import check, registry
 from .check import Range, coerce, known
+from .storage import read_toml
+from .text import clean_text
 
 ASIDE = "aside"
 """Marks a field that cannot change a run's result, and so is left out of its hash."""
@@ -22,6 +23,7 @@ Fraction = Annotated[float, Range(0, 1, open=")")]
 Positive = Annotated[float, Range(0, open="(")]
 NotNegative = Annotated[float, Range(0)]
 Count = Annotated[int, Range(1)]
+Seconds = Annotated[float, Range(0.01, 1e6)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +38,14 @@ class Config:
     # Parts
     workload: str
     """The workload's name: the first part of the run folder's name."""
-    task: Literal["classify", "language_model", "recommend"]
-    """What is learned: gives the loss and the metrics."""
+    task: str
+    """What is learned: gives the loss and the metrics. One of `sage list`, a module, or a file."""
     model: str
-    """The network: a file of models/."""
+    """The network: one of `sage list`, a module as package.module, or a file as ./mine.py."""
     data: str
-    """The data set: a file of datasets/."""
+    """The data set: one of `sage list`, a module, or a file."""
     reducer: str = "sage"
-    """The method that reduces gradients: a file of reducers/."""
+    """The method that reduces gradients: one of `sage list`, a module, or a file."""
     model_options: Options = field(default_factory=dict)
     """The model's own options: --model.NAME on the command line."""
     data_options: Options = field(default_factory=dict)
@@ -56,13 +58,13 @@ class Config:
     """Number of ranks."""
     workers_in_process: bool = False
     """Simulate the ranks in one process, on threads."""
-    threads: Count = 1
+    threads: Annotated[int, Range(1, 4096)] = 1
     """Torch's threads for each rank."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: cuda where there is one, else cpu."""
 
     # Optimisation
-    epochs: Positive = 1.0
+    epochs: Annotated[float, Range(0, 1e9, open="(")] = 1.0
     """Passes over the training data; may be a fraction."""
     steps: Count | None = None
     """Stop after so many optimiser steps, even within the epochs."""
@@ -116,7 +118,7 @@ class Config:
     """Automatic mixed precision of the forward pass; fp16 scales the loss, and skips steps that overflow."""
     non_finite: Literal["fail", "skip"] = "fail"
     """What to do where a rank's gradient is not finite: end the run, or skip the step, on all ranks."""
-    seed: Annotated[int, Range(0)] = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """What all randomness is drawn from."""
     target: float | None = None
     """Stop early when the headline metric reaches this."""
@@ -152,15 +154,17 @@ class Config:
     eval_every: Positive = 1.0
     """Epochs between two evaluations; may be a fraction."""
 
-    # Aside: what cannot change the result
+    # Files and limits: these cannot change the result
     runs: Annotated[Path, ASIDE] = Path("runs")
     """Where the run folders are."""
     data_root: Annotated[Path | None, ASIDE] = None
     """Where the data sets are; none given: $SAGE_DATA_DIR, else ./data."""
     checkpoint_every: Annotated[Count | None, ASIDE] = None
     """Optimiser steps between two checkpoints; none given: at each epoch's end."""
-    timeout: Annotated[Positive, ASIDE] = 300.0
+    timeout: Annotated[Seconds, ASIDE] = 300.0
     """Seconds that a collective may take before the run ends with an error."""
+    oversubscribe: Annotated[bool, ASIDE] = False
+    """Allow more ranks than this machine's memory and cores are good for."""
     guard: Annotated[bool, ASIDE] = False
     """Check before each collective that all ranks are about to do the same."""
     fresh: Annotated[bool, ASIDE] = False
@@ -192,12 +196,14 @@ class Config:
     def hash(self) -> str:
         """Eight hexadecimal digits that name what the result depends on."""
         kept = {name: value for name, value in self.to_dict().items() if name not in _aside()}
+        # A file counts by its content: to edit it makes another run, to move it does not.
+        kept |= {name: registry.identity(kept[name]) for name in _PARTS}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def folder(self) -> Path:
         """Where this run is kept: runs/<workload>-<reducer>-<hash>."""
-        return self.runs / f"{self.workload}-{self.reducer}-{self.hash}"
+        return self.runs / f"{self.workload}-{registry.short(self.reducer)}-{self.hash}"
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON knows them: paths become texts, tuples lists."""
@@ -216,7 +222,14 @@ class Config:
 
 
 _GROUPING = re.compile(r"model|layer|bucket:(?=[\d.]*[1-9])(\d+(\.\d+)?|\.\d+)")
-_PARTS: dict[str, registry.Room] = {"reducer": "reducers", "model": "models", "data": "datasets"}
+_PARTS: dict[str, registry.Room] = {
+    "reducer": "reducers",
+    "model": "models",
+    "data": "datasets",
+    "task": "tasks",
+}
+_OPTIONED = ("reducer", "model", "data")
+"""The parts that take options."""
 
 
 def workloads() -> dict[str, Path]:
@@ -232,16 +245,16 @@ def load(workload: str, *, file: Path | None = None, overrides: dict[str, Any] |
     `[reducers.NAME]` counts only when NAME is the reducer.
     """
     named = not workload.endswith(".toml")
-    path = workloads()[known("workload", workload, workloads())] if named else Path(workload)
+    path = workloads()[known("workload", workload, workloads())] if named else check.path(workload)
     layers = [_read(path), *([_read(file)] if file else []), _checked(dict(overrides or {}), "the overrides")]
     merged: dict[str, Any] = {"reducer": Config.reducer}
     for layer in layers:
         merged |= layer
     current: dict[str, Any] = {"reducer": Config.reducer}
-    options: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
+    options: dict[str, dict[str, Any]] = {part: {} for part in _OPTIONED}
     for layer in layers:
         options["reducer"] |= layer.get("reducers", {}).get(merged["reducer"], {})
-        for part in _PARTS:
+        for part in _OPTIONED:
             current[part] = layer.get(part, current.get(part))
             if current[part] == merged.get(part):
                 options[part] |= layer.get(f"{part}_options", {})
@@ -256,9 +269,7 @@ def load(workload: str, *, file: Path | None = None, overrides: dict[str, Any] |
 
 def part_options(config: Config) -> dict[str, Mapping[str, registry.Option]]:
     """The options that the run's reducer, model and data set take; this imports all three."""
-    found = {
-        part: registry.options(registry.load(room, getattr(config, part))) for part, room in _PARTS.items()
-    }
+    found = {part: registry.options_of(_PARTS[part], getattr(config, part)) for part in _OPTIONED}
     if clash := sorted(set(found["reducer"]) & set(annotations())):
         raise ValueError(
             f"the reducer {config.reducer!r} has options with a run's own names: {', '.join(clash)}"
@@ -273,11 +284,21 @@ def resolve(config: Config, **changes: Any) -> Config:
     """
     part_options(config)
     checked: dict[str, Any] = {}
-    for part, room in _PARTS.items():
+    for part in _OPTIONED:
+        room = _PARTS[part]
         given = changes.get(f"{part}_options", getattr(config, f"{part}_options"))
         checked[f"{part}_options"] = registry.check_options(room, getattr(config, part), given)
+    registry.load("tasks", config.task)
     # Built only so that it checks its options' ranges here, and not when the ranks have started.
-    registry.load("reducers", config.reducer)(**checked["reducer_options"])
+    make = registry.load("reducers", config.reducer)
+    try:
+        make(**checked["reducer_options"])
+    except ValueError:
+        raise
+    except Exception as error:  # a reducer may be anybody's
+        said = f"{type(error).__name__}: {clean_text(str(error))}"
+        name, options = registry.short(config.reducer), check.shown(checked["reducer_options"])
+        raise ValueError(f"the reducer {name} does not take the options {options}: {said}") from error
     return replace(config, **{**changes, **checked})
 
 
@@ -300,22 +321,26 @@ def _required() -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = read_toml(path, "a TOML file of a run's settings")
     except FileNotFoundError as cause:
         raise ValueError(
             f"there is no file {path}; the workloads that come by name: {', '.join(workloads())}"
         ) from cause
-    except tomllib.TOMLDecodeError as cause:
-        raise ValueError(f"{path} is no TOML: {cause}") from cause
     return _checked(table, path.name)
 
 
 def _checked(layer: dict[str, Any], source: str) -> dict[str, Any]:
+    """A layer whose names and tables can be merged with others; paths of parts are made absolute."""
     for name in layer:
         known(f"setting (in {source})", name, (set(annotations()) | {"reducers"}) - {"workload"})
-    for name in ("reducers", "slurm", *(f"{part}_options" for part in _PARTS)):
+    for name in ("reducers", "slurm", *(f"{part}_options" for part in _OPTIONED)):
         coerce(f"{name} (in {source})", layer.get(name, {}), dict[str, Any])
     for reducer, table in layer.get("reducers", {}).items():
         registry.check_name("reducers", reducer)
         coerce(f"reducers.{reducer} (in {source})", table, dict[str, Any])
+    for part in _PARTS:
+        if part in layer:
+            layer |= {part: registry.located(coerce(f"{part} (in {source})", layer[part], str))}
+    if "reducers" in layer:
+        layer |= {"reducers": {registry.located(name): table for name, table in layer["reducers"].items()}}
     return layer

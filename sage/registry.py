@@ -1,85 +1,138 @@
-"""Finds reducers, models and data sets by file name or by entry point, and reads which options they take.
+"""Finds reducers, models, data sets and tasks by name, and reads which options they take.
 
-A file `reducers/topk.py` is the reducer `topk`; another package adds one through the entry-point group
-`sage.reducers` (`sage.models`, `sage.datasets`), whose value is a module or `module:object`.
-Listing imports none of them, so that `sage list` need not wait for torch.
+A part is named in one of these ways (docs/adding-a-part.md):
+
+- `topk`: the file `reducers/topk.py`, or an entry point of another package in the group `sage.reducers`
+  (`sage.models`, `sage.datasets`, `sage.tasks`), whose value is a module or `module:object`;
+- `package.module`: a module that can be imported;
+- `./mine.py`: a file. In a run's hash the file's name and content stand for its path.
+
+Listing imports no part, so that `sage list` need not wait for torch.
 """
 
 import ast
+import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal, cast, get_type_hints
+from typing import Any
 
-from .check import coerce, known
+from . import check
+from .check import coerce, known, shown
+from .options import FACTS as FACTS
+from .options import Option as Option
+from .options import Room as Room
+from .options import options as options
+from .text import clean_text
 
-Room = Literal["reducers", "models", "datasets"]
-EXPORTS: dict[Room, str] = {"reducers": "REDUCER", "models": "MODEL", "datasets": "DATASET"}
-KINDS: dict[Room, str] = {"reducers": "reducer", "models": "model", "datasets": "data set"}
+EXPORTS: dict[Room, str] = {
+    "reducers": "REDUCER",
+    "models": "MODEL",
+    "datasets": "DATASET",
+    "tasks": "TASK",
+}
+KINDS: dict[Room, str] = {
+    "reducers": "reducer",
+    "models": "model",
+    "datasets": "data set",
+    "tasks": "task",
+}
 
 ALIASES = {"efsign": "efsignsgd"}
 """Other names of reducers."""
 
-FACTS = frozenset({"num_classes", "channels", "image_size", "vocab_size", "num_users", "num_items"})
-"""What a model is told by its data set, and so is no option of the model."""
+TASKS = {"classify": "Classify", "language_model": "LanguageModel", "recommend": "Recommend"}
+"""The tasks of sage/task.py, and their classes."""
 
-
-@dataclass(frozen=True)
-class Option:
-    """One keyword-only parameter of a part: a flag on the command line."""
-
-    type: Any
-    default: Any
-    help: str
+_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 def names(room: Room) -> list[str]:
-    """Every part of a room, the house's own and those of other packages, in alphabetical order."""
-    return sorted({*_files(room), *_entries(room)})
+    """Every part of a room, SAGE's own and those of other packages, in alphabetical order."""
+    own = TASKS if room == "tasks" else _files(room)
+    return sorted({*own, *_entries(room)})
 
 
 def summary(room: Room, name: str) -> str:
-    """The first line of a part's module docstring, read without importing it."""
+    """The first line of a part's module docstring, read without importing it; or why it cannot be read."""
     if room == "reducers" and "+" in name:
         return "; ".join(summary(room, ALIASES.get(each, each)) for each in name.split("+"))
-    path = _files(room).get(name)
-    if path is None:
-        try:
-            spec = importlib.util.find_spec(name if "." in name else _entries(room)[name].module)
-        except ModuleNotFoundError:  # of a package around it; one bad entry must not spoil the list
+    try:
+        source = _source(room, name)
+        if source is None:
             return ""
-        if spec is None or spec.origin is None:
-            return ""
-        path = Path(spec.origin)
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return docstring.partition("\n")[0]
+        tree = ast.parse(source.read_bytes())
+    except (SyntaxError, ValueError, OSError, RecursionError) as error:
+        return f"(cannot be read: {clean_text(str(error))})"
+    documented: Any = tree
+    if room == "tasks" and name in TASKS:
+        classes = (node for node in tree.body if isinstance(node, ast.ClassDef))
+        documented = next(node for node in classes if node.name == TASKS[name])
+    return (ast.get_docstring(documented) or "").partition("\n")[0]
+
+
+def is_file(name: str) -> bool:
+    """Whether a part's name is the path of a file, as `./mine.py`, and no name of a room or a module."""
+    return "/" in name or name.endswith(".py") or name.startswith("~")
+
+
+def located(name: str) -> str:
+    """The name of a part, with the paths of files made absolute: ranks may run in another folder."""
+    each = [str(check.path(part).absolute()) if is_file(part) else part for part in name.split("+")]
+    return "+".join(each)
+
+
+def short(name: str) -> str:
+    """The name of a part as a folder's name may have it: of a file its stem."""
+    return "+".join(Path(part).stem if is_file(part) else part for part in name.split("+"))
+
+
+def identity(name: str) -> str:
+    """The name of a part as a run's hash has it: of a file its stem and the SHA-256 of its content.
+
+    Raises:
+        ValueError: where a file cannot be read.
+    """
+    return "+".join(
+        f"{short(part)}@{_content(part)[1]}" if is_file(part) else part for part in name.split("+")
+    )
 
 
 def check_name(room: Room, name: str) -> str:
     """A part's name where there is such a part.
 
-    Beside the names of the room there are `sparsifier+quantiser` among the reducers, and the dotted name of
-    any module that can be imported and exports a part.
+    Beside the names of the room there are `sparsifier+quantiser` among the reducers, the dotted name of a
+    module that exports a part, and the path of a file that does.
 
     Raises:
         ValueError: where there is none.
     """
     for each in name.split("+") if room == "reducers" else [name]:
-        if "." not in each:
+        if is_file(each):
+            _content(each)
+        elif "." not in each:
             known(KINDS[room], ALIASES.get(each, each), names(room))
+        elif not _DOTTED.fullmatch(each):
+            raise ValueError(
+                f"no {KINDS[room]} is called {shown(each)}; allowed are a name of `sage list`, "
+                "a module as package.module, and a file as ./mine.py"
+            )
     return name
 
 
 def load(room: Room, name: str) -> Callable[..., Any]:
-    """Import a part and return what it exports as REDUCER, MODEL or DATASET.
+    """Import a part and return what it exports as REDUCER, MODEL, DATASET or TASK.
 
     Raises:
-        ValueError: where there is no such part, or the module exports none.
+        ValueError: where there is no such part, its module cannot be imported, or exports none.
     """
     check_name(room, name)
     if room == "reducers" and "+" in name:
@@ -87,74 +140,112 @@ def load(room: Room, name: str) -> Callable[..., Any]:
 
         parts = [load(room, each) for each in name.split("+")]
         if len(parts) != 2:
-            raise ValueError(f"the reducer {name!r}: expected two parts, as in topk+terngrad")
+            raise ValueError(f"the reducer {shown(name)}: expected two parts, as in topk+terngrad")
         return hybrid(*parts)
     return _import(room, ALIASES.get(name, name))
 
 
 def _import(room: Room, name: str) -> Callable[..., Any]:
-    files, entries = _files(room), _entries(room)
-    if name in files and name in entries:
+    files, entries, kind = _files(room), _entries(room), KINDS[room]
+    if name in entries and (name in files or (room == "tasks" and name in TASKS)):
         raise ValueError(
-            f"the {KINDS[room]} {name!r} is a file of {room}/ and also the entry point "
+            f"the {kind} {name!r} is a file of {room}/ and also the entry point "
             f"{entries[name].value!r}; give the entry point another name"
         )
     if name in entries:
-        part = entries[name].load()
+        what = f"the {kind} {name!r} (entry point {entries[name].value!r})"
+        part = _attempt(what, entries[name].load)
+    elif is_file(name):
+        what = f"the {kind} {name}"
+        path, content = check.path(name), _content(name)[1]
+        part = _attempt(what, lambda: _module_of(path.absolute(), content))
+    elif room == "tasks" and name in TASKS:
+        what = f"the {kind} {name!r}"
+        part = getattr(importlib.import_module("sage.task"), TASKS[name])
     else:
+        what = f"the {kind} {name!r}"
         module = name if "." in name else f"sage.{room}.{name}"
-        try:
-            part = importlib.import_module(module)
-        except ModuleNotFoundError as missing:
-            if missing.name is None or not f"{module}.".startswith(f"{missing.name}."):
-                raise  # the module is there, and lacks something itself
-            raise ValueError(
-                f"the {KINDS[room]} {name!r}: there is no module of this name; is it installed, or on "
-                "PYTHONPATH?"
-            ) from missing
+        part = _attempt(what, lambda: importlib.import_module(module), module)
     if inspect.ismodule(part):
         if not hasattr(part, EXPORTS[room]):
             raise ValueError(
-                f"the module {part.__name__} exports no {EXPORTS[room]}; let it name its {KINDS[room]}"
+                f"the module {part.__name__} exports no {EXPORTS[room]}; add `{EXPORTS[room]} = ...` to it, "
+                f"with its {kind}"
             )
         part = getattr(part, EXPORTS[room])
+    if not callable(part):
+        raise ValueError(f"{what}: expected a class or a function, found {shown(part)}")
     found: Callable[..., Any] = part
     return found
 
 
-def options(part: Callable[..., Any]) -> Mapping[str, Option]:
-    """The keyword-only parameters of a class or function, less the facts.
+def _attempt(what: str, get: Callable[[], Any], module: str = "") -> Any:
+    """Import a part; whatever it raises becomes a ValueError that names the part, the fault and its place."""
+    try:
+        return get()
+    except (Exception, SystemExit) as error:
+        absent = error.name if isinstance(error, ModuleNotFoundError) else None
+        if absent and module and f"{module}.".startswith(f"{absent}."):
+            raise ValueError(
+                f"{what}: there is no module of this name; is it installed, or on PYTHONPATH?"
+            ) from error
+        if isinstance(error, SyntaxError):
+            place = f"{error.filename}, line {error.lineno}"
+        else:
+            frames = [
+                frame
+                for frame in traceback.extract_tb(error.__traceback__)
+                if not frame.filename.startswith("<") and frame.filename not in (__file__, importlib.__file__)
+            ]
+            place = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+        said = f"{type(error).__name__}: {clean_text(str(error))}"
+        raise ValueError(f"{what} cannot be imported: {said}" + (f" ({place})" if place else "")) from error
 
-    >>> def build(*, depth: int = 20, num_classes: int) -> None:
-    ...     '''A network.
-    ...
-    ...     Args:
-    ...         depth: how many layers
-    ...     '''
-    >>> options(build)
-    {'depth': Option(type=<class 'int'>, default=20, help='how many layers')}
-    """
-    return _options(cast(Hashable, part))
+
+def _content(name: str) -> tuple[Path, str]:
+    """The file of a part that is named by its path, and the SHA-256 of what is in it, 16 digits of it."""
+    path = check.path(name).absolute()
+    try:
+        return path, hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise ValueError(f"the part {path} cannot be read: {error.strerror}; give a Python file") from error
 
 
 @cache
-def _options(part: Any) -> Mapping[str, Option]:
-    if inspect.ismethod(getattr(part, "options", None)):  # a part made of parts tells of theirs
-        told: Mapping[str, Option] = part.options()
-        return told
-    found: dict[str, Option] = {}
-    for function in _builders(part):
-        hints = get_type_hints(inspect.unwrap(function), include_extras=True)
-        for name, parameter in inspect.signature(function).parameters.items():
-            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or name in FACTS or name in found:
-                continue
-            if parameter.default is inspect.Parameter.empty or name not in hints:
-                raise ValueError(
-                    f"the option {name!r} of {part.__module__} needs a default and a type annotation"
-                )
-            default = coerce(f"the default of {name}", parameter.default, hints[name])
-            found[name] = Option(hints[name], default, _told(part, function).get(name, ""))
-    return found
+def _module_of(path: Path, content: str) -> Any:
+    """The module in a file, imported once for each content."""
+    name = f"sage_part_{path.stem}_{content}"
+    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # a class is looked up there by its type hints
+    try:
+        loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _source(room: Room, name: str) -> Path | None:
+    """The file that a part is in, found without importing it; None where there is none to read."""
+    if is_file(name):
+        return check.path(name)
+    if room == "tasks" and name in TASKS:
+        return Path(__file__).parent / "task.py"
+    if path := _files(room).get(name):
+        return path
+    try:
+        spec = importlib.util.find_spec(name if "." in name else _entries(room)[name].module)
+    except Exception:  # a package around it may raise anything; one bad entry must not spoil the list
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
+def options_of(room: Room, name: str) -> Mapping[str, Option]:
+    """The options of a part, by its name; this imports it."""
+    return options(load(room, name), room=room)
 
 
 def check_options(room: Room, name: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -164,9 +255,9 @@ def check_options(room: Room, name: str, given: dict[str, Any]) -> dict[str, Any
     covers what this returns, and must not change because a new option exists.
     """
     part = load(room, name)
-    valid = options(part)
+    valid = options(part, room=room)
     for option in given:
-        known(f"option of the {KINDS[room]} {name}", option, valid)
+        known(f"option of the {KINDS[room]} {short(name)}", option, valid)
     checked = {option: coerce(option, value, valid[option].type) for option, value in given.items()}
     complete = {option: checked.get(option, spec.default) for option, spec in valid.items()}
     later = getattr(part, "later", ())
@@ -179,54 +270,10 @@ def check_options(room: Room, name: str, given: dict[str, Any]) -> dict[str, Any
 
 @cache
 def _files(room: Room) -> dict[str, Path]:
-    folder = Path(__file__).parent / room
+    folder = Path(__file__).parent / room  # of tasks there is none
     return {path.stem: path for path in folder.glob("*.py") if not path.stem.startswith("_")}
 
 
 @cache
 def _entries(room: Room) -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=f"sage.{room}")}
-
-
-def _builders(part: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """What takes a part's options: a function, or `__init__` and, as far as each hands on, its bases'."""
-    if not inspect.isclass(part):
-        return [part]
-    builders: list[Callable[..., Any]] = []
-    for each in inspect.getmro(part):
-        if "__init__" in vars(each):
-            builders.append(vars(each)["__init__"])
-            kinds = {p.kind for p in inspect.signature(builders[-1]).parameters.values()}
-            if inspect.Parameter.VAR_KEYWORD not in kinds:
-                break
-    return builders
-
-
-def _told(part: Callable[..., Any], function: Callable[..., Any]) -> dict[str, str]:
-    """What is said of the parameters of a part, or of what takes them."""
-    classes = inspect.getmro(part) if inspect.isclass(part) else [part]
-    texts: dict[str, str] = {}
-    for documented in (*reversed(classes), function):
-        texts |= _args_section(documented)
-    return texts
-
-
-def _args_section(documented: Callable[..., Any]) -> dict[str, str]:
-    """What the `Args:` section of a docstring says of each parameter."""
-    lines = iter(inspect.cleandoc(documented.__doc__ or "").splitlines())
-    texts: dict[str, str] = {}
-    if not any(line.strip() == "Args:" for line in lines):
-        return texts
-    name, margin = "", 0
-    for line in lines:
-        indent = len(line) - len(line.lstrip())
-        if line.strip() and indent == 0:
-            break
-        margin = margin or indent
-        head, colon, text = line.strip().partition(":")
-        if indent == margin and colon:
-            name = head.split(" ")[0]
-            texts[name] = text.strip()
-        elif name and line.strip():
-            texts[name] += " " + line.strip()
-    return texts

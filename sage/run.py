@@ -3,7 +3,6 @@
 A run's folder is named by the hash of its configuration. Asked twice, it runs once; stopped, it goes on.
 """
 
-import inspect
 import os
 import random
 import sys
@@ -13,7 +12,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,10 +28,10 @@ from sage.comm.threads import simulate
 from sage.comm.wire import Wire, WireError
 from sage.config import Config, resolve
 from sage.feed.data import Dataset, data_root
+from sage.options import facts_for
 from sage.outcome import FAILED, HOPELESS, INTERRUPTED, tell_the_job
 from sage.run_folder import Taken
 from sage.storage import write_json
-from sage.task import TASKS
 from sage.tell.manifest import add_end, host, manifest
 from sage.tell.progress import Display
 from sage.tell.record import now, recorder
@@ -166,7 +165,7 @@ def _train(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
         wire,
         model=model,
         data=data,
-        task=TASKS[config.task](data.facts),
+        task=registry.load("tasks", config.task)(data.facts),
         reducer=registry.load("reducers", config.reducer)(**config.reducer_options),
         folder=folder,
         record=record,
@@ -209,16 +208,12 @@ def build_model(config: Config, data: Dataset, wire: Wire, device: torch.device)
     """The network, with the same weights on every rank."""
     build = registry.load("models", config.model)
     torch.manual_seed(config.seed)
-    model: nn.Module = build(**config.model_options, **_facts(build, data)).to(device)
+    facts = facts_for(build, data.facts, model=config.model, data=config.data)
+    model: nn.Module = build(**config.model_options, **facts).to(device)
     with torch.no_grad():
         for tensor in [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]:
             wire.broadcast(tensor, root=0, kind="state")
     return model
-
-
-def _facts(build: Any, data: Dataset) -> dict[str, int]:
-    """Those of the data set's facts that the model asks for."""
-    return {name: value for name, value in data.facts.items() if name in inspect.signature(build).parameters}
 
 
 def _device(config: Config, local_rank: int) -> torch.device:

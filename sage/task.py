@@ -36,7 +36,15 @@ class Task:
     continues: ClassVar[bool] = False
     """Whether each training batch continues the one before, so that none can be taken in parts."""
 
+    needs: ClassVar[tuple[str, ...]] = ()
+    """The facts that the data set must give."""
+
     def __init__(self, facts: dict[str, int]) -> None:
+        if missing := [name for name in self.needs if name not in facts]:
+            raise ValueError(
+                f"the task {type(self).__name__} needs {', '.join(missing)}, which the data set does not "
+                f"give; its facts are: {', '.join(facts) or 'none'}"
+            )
         self.facts = facts
 
     def begin_epoch(self) -> None:
@@ -77,6 +85,7 @@ class Classify(Task):
     metric = "accuracy"
     better = {"accuracy": "max", "top5": "max", "loss": "min"}
     sum_names = ("correct", "correct5", "loss", "count")
+    needs = ("num_classes",)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         x_BCHW, y_B = batch
@@ -181,14 +190,6 @@ class Recommend(Task):
     def metrics(self, sums: Tensor) -> dict[str, float]:
         total = self._named(sums)
         return {"hit_rate": total["hits"] / total["count"], "ndcg": total["ndcg"] / total["count"]}
-
-
-TASKS: dict[str, type[Task]] = {
-    "classify": Classify,
-    "language_model": LanguageModel,
-    "recommend": Recommend,
-}
-"""The tasks by the names that workloads give them."""
 
 
 def _stack(*sums: Tensor | int) -> Tensor:

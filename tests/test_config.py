@@ -81,6 +81,7 @@ OTHER: dict[str, Any] = {
     "checkpoint_every": 5,
     "timeout": 1.0,
     "guard": True,
+    "oversubscribe": True,
     "fresh": True,
     "slurm": {"partition": "gpu"},
 }
@@ -152,7 +153,7 @@ def test_json_and_back_is_the_same_config(config: Config) -> None:
         {},
         optional={
             "lr": st.floats(1e-9, 1e9),
-            "seed": st.integers(0, 2**63),
+            "seed": st.integers(0, 2**32 - 1),
             "milestones": st.lists(st.floats(0.1, 1e3), unique=True).map(sorted),
             "target": st.none() | st.floats(allow_nan=False, allow_infinity=False),
             "reducer_options": st.dictionaries(
@@ -181,6 +182,13 @@ def test_any_config_survives_json_to_the_bit(values: dict[str, Any]) -> None:
         ("lr", float("inf"), r"lr is inf"),
         ("lr", float("nan"), r"lr is nan"),
         ("lr", True, r"lr is True"),
+        ("lr", 10**400, r"lr is 1000.*\.\.\.; allowed is a number"),
+        ("timeout", 1e300, r"timeout is 1e\+300; allowed is a number in \[0.01, 1e\+06\]"),
+        ("seed", 2**32, r"allowed is a whole number in \[0, 4294967295\]"),
+        ("threads", 10**9, r"in \[1, 4096\]"),
+        ("epochs", 1e308, r"in \(0, 1e\+09\]"),
+        ("runs", "a\0b", "a character that no path may have"),
+        ("runs", "~nobody-of-this-name/x", "no home folder is known for '~nobody-of-this-name'"),
         ("momentum", 1.0, r"a number in \[0, 1\)"),
         ("lr_factor", 1.5, r"a number in \(0, 1\]"),
         ("batch_size", 0, r"a whole number in \[1, inf\)"),
@@ -232,11 +240,71 @@ def test_unknown_fields_and_missing_ones_are_refused() -> None:
         ("reducers.topk = 1", "reducers.topk .* is 1; allowed is a table"),
         ("model_options = 1", "model_options .* allowed is a table"),
         ("lr = '0.1'", "lr is '0.1'"),
+        ("lr = 1979-05-27", r"lr is datetime.date\(1979, 5, 27\); allowed is a number"),
+        ("seed = " + "9" * 5000, "x.toml"),
+        ("reducer = [1]", r"reducer \(in x.toml\) is \[1\]; allowed is a text"),
+        ("model = {a = 1}", r"model \(in x.toml\) is {'a': 1}; allowed is a text"),
+        ("task = 3", r"task \(in x.toml\) is 3; allowed is a text"),
+        ("task = 'clasify'", "no task is called 'clasify'; did you mean 'classify'"),
+        ("reducer = '.topk'", "no reducer is called '.topk'; allowed are a name of `sage list`"),
+        ("model = 'a..b'", "no model is called 'a..b'"),
+        ("reducer = './none.py'", "none.py cannot be read: No such file"),
+        ("a = " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("slurm = [1]", r"slurm \(in x.toml\) is \[1\]"),
     ],
 )
 def test_a_faulty_file_is_refused(workload: Path, text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         load(str(workload), file=write(workload.with_name("x.toml"), text))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\x00\xff\xfe", "x.toml is .*no text in UTF-8"),
+        (b"\x7fELF", "x.toml is no TOML"),
+        (b"lr = \xe9", "UTF-8"),
+    ],
+)
+def test_a_binary_file_is_refused_by_name(workload: Path, content: bytes, says: str) -> None:
+    file = workload.with_name("x.toml")
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        load(str(workload), file=file)
+
+
+def test_a_folder_in_place_of_a_file_is_refused_by_name(workload: Path) -> None:
+    with pytest.raises(ValueError, match=f"{workload.parent} is a folder, not a regular file"):
+        load(str(workload), file=workload.parent)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(workload: Path) -> None:
+    workload.write_bytes(b"\xef\xbb\xbf" + workload.read_bytes())
+    assert load(str(workload)).batch_size == 16
+
+
+def test_a_path_may_begin_with_the_home_folder(workload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    file = write(workload.with_name("x.toml"), 'runs = "~/r"\ndata_root = "~/d"\ncontinue_from = "./~/c"')
+    config = load(str(workload), file=file)
+    assert (config.runs, config.data_root) == (Path("/somewhere/r"), Path("/somewhere/d"))
+    assert config.continue_from == Path.cwd() / "~" / "c"
+    assert Config.from_dict(config.to_dict()) == config
+
+
+def test_a_file_as_a_part_counts_by_its_content_in_the_hash(workload: Path, tmp_path: Path) -> None:
+    source = Path(registry.__file__).parent / "reducers" / "exact.py"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, moved, edited = tmp_path / "a" / "mine.py", tmp_path / "b" / "mine.py", tmp_path / "mine.py"
+    first.write_text(source.read_text())
+    moved.write_text(source.read_text())
+    edited.write_text(source.read_text() + "\n")
+    configs = [
+        resolve(load(str(workload), overrides={"reducer": str(each)})) for each in (first, moved, edited)
+    ]
+    assert configs[0].hash == configs[1].hash != configs[2].hash
+    assert configs[0].folder.name == f"mine-mine-{configs[0].hash}"
 
 
 def test_unknown_workloads_and_missing_files_are_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 
 from sage import registry
+from sage.options import facts_for
 from sage.registry import FACTS, Option, Room, check_options, load, names, options, summary
 
 CHECKOUT = Path(__file__).parents[1]
@@ -28,6 +29,7 @@ def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     (told / "entry_points.txt").write_text(
         "[sage.reducers]\nhalves = halves_and_thirds\nthirds = halves_and_thirds:Thirds\n"
         "topk = halves_and_thirds\nlost = nowhere.at_all\n[sage.models]\nempty = halves_and_thirds\n"
+        "[sage.tasks]\nsixths = halves_and_thirds:Thirds\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     registry._entries.cache_clear()
@@ -54,7 +56,9 @@ def test_every_part_says_in_one_line_what_it_is(room: Room, name: str) -> None:
 def test_every_part_has_options_with_types_and_defaults_that_fit(room: Room, name: str) -> None:
     found = options(load(room, name))
     assert not set(found) & FACTS
-    assert check_options(room, name, {}) == {option: spec.default for option, spec in found.items()}
+    later = getattr(load(room, name), "later", ())
+    defaults = {option: spec.default for option, spec in found.items() if option not in later}
+    assert check_options(room, name, {}) == defaults
 
 
 def test_a_mistyped_part_lists_its_near_misses_and_an_unlike_one_lists_all() -> None:
@@ -129,6 +133,68 @@ def test_an_entry_point_may_not_take_the_name_of_a_file(other_package: Path) -> 
 def test_a_module_without_its_export_is_refused(other_package: Path) -> None:
     with pytest.raises(ValueError, match="the module halves_and_thirds exports no MODEL"):
         load("models", "empty")
+
+
+def test_a_part_may_be_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text('"""Mine: of a file."""\ndef build(*, width: int = 3): ...\nREDUCER = MODEL = build\n')
+    assert summary("reducers", str(file)) == "Mine: of a file."
+    assert check_options("models", str(file), {}) == {"width": 3}
+    assert load("reducers", str(file)) is load("reducers", str(file))
+    file.write_text("def build(*, depth: int = 4): ...\nMODEL = build\n")
+    assert check_options("models", str(file), {}) == {"depth": 4}
+    with pytest.raises(ValueError, match="exports no REDUCER; add `REDUCER"):
+        load("reducers", str(file))
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("import nothing_of_this_name", r"ModuleNotFoundError: No module named .*mine.py, line 1\)"),
+        ("\n\ndef (:", r"SyntaxError: .*mine.py, line 3\)"),
+        ("x = 1\nraise RuntimeError('a\\nb')", r"RuntimeError: a b \(.*mine.py, line 2\)"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("REDUCER = 3", "expected a class or a function, found 3"),
+        ("\0", "cannot be imported"),
+        (
+            "def build(*, x: 'nowhere' = 1): ...\nREDUCER = build",
+            "the types of the options .*nowhere",
+        ),
+    ],
+)
+def test_a_part_that_cannot_be_used_is_named_in_one_line(tmp_path: Path, source: str, says: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(source)
+    with pytest.raises(ValueError, match=says) as refused:
+        check_options("reducers", str(file), {})
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", [".topk", "topk.", "a..b", "a.-", ".", "..", "a b.c", "1.5", "topk+.x"])
+def test_what_is_neither_a_name_nor_a_module_nor_a_file_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="no reducer is called .*; allowed are a name of `sage list`"):
+        load("reducers", name)
+
+
+def test_a_part_with_a_fault_is_listed_with_the_reason(other_package: Path) -> None:
+    (other_package / "halves_and_thirds.py").write_text("def (:")
+    assert summary("reducers", "halves").startswith("(cannot be read: invalid syntax")
+
+
+def test_a_models_facts_are_what_it_asks_for_and_the_data_set_gives() -> None:
+    def build(*, width: int = 3, frames: int, num_classes: int) -> None: ...
+
+    assert set(options(build, room="models")) == {"width"}
+    given = {"frames": 7, "num_classes": 2, "width": 99}
+    assert facts_for(build, given, model="m", data="d") == {"frames": 7, "num_classes": 2}
+    with pytest.raises(ValueError, match="the model m needs frames, which the data set d does not give; its"):
+        facts_for(build, {"num_classes": 2}, model="m", data="d")
+
+
+def test_tasks_come_by_name_and_by_entry_point(other_package: Path) -> None:
+    assert {"classify", "language_model", "recommend", "sixths"} == set(names("tasks"))
+    assert load("tasks", "sixths").__name__ == "Thirds"
+    assert summary("tasks", "classify").startswith("Tell which class")
 
 
 def test_listing_imports_neither_torch_nor_any_part() -> None:

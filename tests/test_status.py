@@ -15,12 +15,12 @@ import torch
 from launcher import outside
 from standin import StandIn
 
+from sage import registry
 from sage.jobs import book, scheduler, status
 from sage.jobs.book import Entry
 from sage.jobs.scheduler import ENDED, LONGEST, SHORTEST, Job, Unanswered, Watch
 from sage.jobs.state import State, States
 from sage.storage import write_json
-from sage.task import TASKS
 
 CHECKOUT = Path(__file__).parents[1]
 CELL = "digits-ff-topk-0123abcd"
@@ -114,9 +114,9 @@ def test_a_process_here_runs_as_long_as_it_lives_and_is_the_one_that_was_booked(
     assert States(tmp_path).of(CELL, replace(mine, job=str(ended.pid)), {}).word == "failed"
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", registry.names("tasks"))
 def test_an_evaluation_names_its_headline_metric_first(name: str) -> None:
-    task = TASKS[name]({"num_classes": 10})
+    task = registry.load("tasks", name)({"num_classes": 10})
     assert next(iter(task.metrics(torch.ones(len(task.sum_names))))) == task.metric
 
 

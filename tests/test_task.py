@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sage import registry
 from sage.models.lstm import LSTM
 from sage.models.neumf import NeuMF
-from sage.task import TASKS, Classify, LanguageModel, Recommend, Task
+from sage.task import Classify, LanguageModel, Recommend, Task
 
 
 class Scores(nn.Module):
@@ -45,9 +46,9 @@ def rank(scores: list[float], duplicate: list[bool] | None = None) -> dict[str, 
     return evaluate(Recommend({}), Scores([scores]), batch)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", registry.names("tasks"))
 def test_every_task_says_of_every_metric_which_way_is_better(name: str) -> None:
-    task = TASKS[name]({"num_classes": 10})
+    task = registry.load("tasks", name)({"num_classes": 10})
     metrics = task.metrics(torch.ones(len(task.sum_names), dtype=torch.float64))
     assert set(metrics) == set(task.better)
     assert task.metric in metrics

@@ -21,7 +21,6 @@ from sage.comm.wire import Wire
 from sage.config import Config
 from sage.feed.data import data_root
 from sage.run import build_model
-from sage.task import TASKS
 from sage.tell.progress import Display
 from sage.tell.record import Silent
 from sage.text import clean_text
@@ -190,7 +189,7 @@ def record(config: Config, *, steps: int, elements: int, folder: Path | None = N
             wire,
             model=build_model(config, data, wire, torch.device("cpu")),
             data=data,
-            task=TASKS[config.task](data.facts),
+            task=registry.load("tasks", config.task)(data.facts),
             reducer=registry.load("reducers", config.reducer)(**config.reducer_options),
             folder=folder or Path(),
             record=Silent(),

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sage.check import path
+
 # N = samples, S = steps in an epoch, W = ranks, B = samples in one rank's batch
 
 Batch = tuple[Tensor, ...]
@@ -45,7 +47,7 @@ class Dataset(Protocol):
 
 def data_root(explicit: Path | None = None) -> Path:
     """Say where data sets lie: the folder given, else `$SAGE_DATA_DIR`, else `./data`."""
-    return Path(explicit or os.environ.get("SAGE_DATA_DIR") or "data")
+    return path(explicit or os.environ.get("SAGE_DATA_DIR") or "data")
 
 
 def epoch_generator(seed: int, epoch: int, *more: int) -> torch.Generator:

@@ -177,11 +177,12 @@ def read_toml(path: Path, what: str = "a TOML file") -> dict[str, Any]:
         FileNotFoundError: where there is no such file.
         Unreadable: where it cannot be read, or is no TOML; one line with the place of the fault.
     """
+    text = read_text(path)
     try:
-        table = tomllib.loads(read_text(path))
+        table = tomllib.loads(text)
         if _depth(table) > MAX_DEPTH:
             raise RecursionError
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # a number of too many digits is no TOMLDecodeError
         raise Damaged(path, f"is no TOML: {error}", f"expected {what}") from error
     except RecursionError as error:
         raise Damaged(path, "is no TOML that can be read: nested too deeply", f"expected {what}") from error

@@ -76,11 +76,11 @@ def of_records(config: Mapping[str, Any], steps: Steps, epochs: Sequence[Record]
         ValueError: where the configuration names no task of SAGE.
     """
     # Here because it imports torch, which finished runs can be read without.
-    from sage.task import TASKS
+    from sage import registry
 
-    if config["task"] not in TASKS:
-        raise ValueError(f"config.json is damaged: task {config['task']!r} is none of {', '.join(TASKS)}")
-    task = TASKS[config["task"]]
+    if not isinstance(config["task"], str):
+        raise ValueError(f"config.json is damaged: task is {config['task']!r}, not a text")
+    task: Any = registry.load("tasks", config["task"])
     better = task.better[task.metric]
     reached = [value for each in epochs if (value := each["metrics"].get(task.metric)) is not None]
     seconds_S = steps["seconds"][numpy.isfinite(steps["seconds"])]
