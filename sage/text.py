@@ -15,6 +15,16 @@ HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Unicode categories that a terminal obeys or does not show: controls, marks of direction, surrogates."""
 
 
+def printable(line: str) -> str:
+    """A line of another process's output without control characters and escape sequences; tabs are spaces.
+
+    >>> printable("step 1\\t\\x1b[31mloss  2.5\\x1b[0m")
+    'step 1  loss  2.5'
+    """
+    line = ESCAPES.sub("", line.expandtabs(8))
+    return "".join(letter for letter in line if letter == " " or unicodedata.category(letter) not in HIDDEN)
+
+
 def clean_text(text: str, limit: int = 500) -> str:
     """The text in one line of at most `limit` letters, without control characters and escape sequences.
 

@@ -102,9 +102,9 @@ def test_an_agent_that_dies_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("--ranks 0", "--ranks 0: expected 1 or more"),
+        ("--ranks 0", "--ranks 0: expected 1 to 1024"),
         ("--port 70000", "--port 70000: expected 1 to 65535"),
-        ("--timeout 0", "--timeout 0: expected 1 or more"),
+        ("--timeout 0", "--timeout 0: expected 1 to 3600"),
         ("--hosts nowhere.txt", "cannot read the hosts file nowhere.txt"),
     ],
 )

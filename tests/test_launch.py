@@ -339,7 +339,7 @@ def test_a_wrong_hosts_file_says_where_and_what_is_allowed(
     ("options", "said"),
     [
         ("--port 0", "--port 0: expected 1 to 65535"),
-        ("--ranks-per-host 0", "--ranks-per-host 0: expected 1 or more"),
+        ("--ranks-per-host 0", "--ranks-per-host 0: expected 1 to 1024"),
         ("--ssh /no/ssh", "cannot start /no/ssh: .* install ssh, or say --ssh"),
     ],
 )

@@ -128,6 +128,9 @@ LAUNCHERS: tuple[Launcher, ...] = (
 )
 """All of them, innermost first: where one has started another, the first that is found numbers the tasks."""
 
+MOST_LOCAL = 1024
+"""Ranks that may be asked for on one host: more is a slip of the keyboard, and brings the machine down."""
+
 OWN = ("hostip", "port", "rank", "world_size", "local_rank", "SAGE_SECRET", "SAGE_OUTCOME")
 """What `run.sh`, `pararun` and `sage launch` tell a rank."""
 

@@ -10,6 +10,7 @@ status is 0 where all is well, 1 where something failed, 2 where it was asked wr
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,10 +20,15 @@ from rich.table import Table
 from rich.text import Text
 
 from sage.comm.address import GLOO, NCCL
+from sage.comm.launchers import MOST_LOCAL
 from sage.nodes import launch, team
 from sage.nodes.findings import Finding, Seen
 from sage.nodes.judge import judge
+from sage.nodes.signals import leaving_in_order
 from sage.parser import Parser
+from sage.text import clean_text
+
+MOST_SECONDS = 3600.0
 
 STYLES = {"ok": "", "note": "yellow", "failed": "bold red"}
 
@@ -34,14 +40,19 @@ def main(argv: Sequence[str]) -> int:
         ValueError: where the options or the hosts file are wrong.
     """
     given = _parse(argv)
+    with leaving_in_order():
+        return _examine(given)
+
+
+def _examine(given: argparse.Namespace) -> int:
     try:
         job = team.job(given)
-    except team.NotReached as error:
-        findings = [Finding("failed", "start", error.where, str(error), error.fix)]
-        seen, besides = None, list[str]()
-    else:
         _say(given, f"examining {job.how}, ranks: {len(job.nodes)}")
         facts, besides = team.listen(job, given.timeout)
+    except team.NotReached as error:
+        findings = [Finding("failed", "start", error.where, clean_text(str(error)), error.fix)]
+        seen, besides = None, list[str]()
+    else:
         seen = Seen(facts, job.nodes, job.hostip, job.port, job.names)
         findings = judge(seen)
     failed = [finding for finding in findings if finding.status == "failed"]
@@ -86,9 +97,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--json", action="store_true", help="print one JSON object: well, findings, facts by rank"
     )
     given = parser.parse_args(argv)
-    for name in ("ranks", "ranks_per_host", "timeout"):
-        if getattr(given, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(given, name):g}: expected 1 or more")
+    if not 1 <= given.ranks <= MOST_LOCAL:
+        raise ValueError(f"--ranks {given.ranks}: expected 1 to {MOST_LOCAL}")
+    if not 1 <= given.timeout <= MOST_SECONDS:
+        raise ValueError(f"--timeout {given.timeout:g}: expected 1 to {MOST_SECONDS:g}")
+    launch.check_hosts(given)
+    launch.ssh_words(given.ssh)
+    if given.interface is not None and not re.fullmatch(r"[!-~]{1,15}", given.interface):
+        shown = clean_text(given.interface, 40)
+        raise ValueError(f"--interface {shown!r}: expected the name of an interface, as eth0")
+    if not given.cwd.is_dir():
+        raise ValueError(f"--cwd {clean_text(str(given.cwd), 200)}: there is no such folder")
+    given.runs = given.runs.expanduser()
     if given.port is not None and not 1 <= given.port <= 65535:
         raise ValueError(f"--port {given.port}: expected 1 to 65535")
     return given

@@ -19,6 +19,7 @@ from typing import Any
 from sage.comm.address import choose_interface
 from sage.comm.rendezvous import Place, place
 from sage.nodes import look
+from sage.nodes.facts import fault
 from sage.nodes.look import Facts
 from sage.nodes.meeting import Guest, Host, Unreachable
 from sage.nodes.pairs import answer_peers, distances, measure
@@ -43,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", action="append", default=[], help="a name to resolve besides")
     given = parser.parse_args(argv)
     here = place()
-    if here is None:
-        raise ValueError("no place given: `sage doctor` sets hostip, port, rank and world_size")
+    if here is None or not here.secret:
+        raise ValueError("no place given: `sage doctor` sets hostip, port, rank, world_size and SAGE_SECRET")
     shared = Shared(given.runs, given.mark, here.rank)
     _Agent(here, given.timeout, shared).examine([here.hostip, *given.name])
     return 0
@@ -60,6 +61,7 @@ class _Agent:
     def __init__(self, here: Place, seconds: float, shared: Shared) -> None:
         self._here, self._seconds, self._shared = here, seconds, shared
         self._deadline = time.monotonic() + 2 * seconds
+        self._strangers: list[str] = []
 
     def examine(self, names: list[str]) -> None:
         self._say("node", look.node(self._here))
@@ -74,17 +76,26 @@ class _Agent:
         except Unreachable as error:
             self._say("meeting", {"error": str(error)})
             self._look_alone(obstacle)
-        self._say("end", {})
+        self._say("end", {"strangers": self._strangers})
 
     def _meet(self, network: Facts, obstacle: str) -> None:
-        with self._host(), Guest(self._here.rank, self._here.hostip, self._here.port, self._seconds) as guest:
-            self._with_others(guest, network, obstacle)
+        here = self._here
+        with (
+            self._host() as host,
+            Guest(here.rank, here.hostip, here.port, here.world_size, self._seconds, here.secret) as guest,
+        ):
+            try:
+                self._with_others(guest, network, obstacle)
+            finally:
+                if host is not None:
+                    self._strangers = host.strangers
 
-    def _host(self) -> AbstractContextManager[object]:
-        if self._here.rank > 0:
+    def _host(self) -> AbstractContextManager[Host | None]:
+        here = self._here
+        if here.rank > 0:
             return nullcontext()
         try:
-            return Host(self._here.port, self._here.world_size, self._seconds)
+            return Host(here.hostip, here.port, here.world_size, self._seconds, here.secret)
         except OSError as error:
             raise Unreachable(f"rank 0 cannot open it: {error.strerror}") from error
 
@@ -107,12 +118,12 @@ class _Agent:
             free_port = listener.getsockname()[1]
         own = {
             "address": network.get("address"),
-            "port": answer_peers(),
+            "port": answer_peers(self._here.hostip, self._here.secret),
             "free_port": free_port,
             "wrong": network["wrong"],
             "obstacle": obstacle,
         }
-        peers = guest.gather(own)
+        peers = {rank: peer for rank, peer in guest.gather(own).items() if not fault("peer", peer)}
         absent = sorted(set(range(self._here.world_size)) - peers.keys())
         self._say("meeting", {"absent": absent})
         self._say("clock", {"skew": guest.skew})
@@ -137,7 +148,7 @@ class _Agent:
         found = {}
         for distance in distances(self._here.world_size):
             rank = (self._here.rank + distance) % self._here.world_size
-            found[rank] = measure(peers[rank]["address"], peers[rank]["port"])
+            found[rank] = measure(peers[rank]["address"], peers[rank]["port"], self._here.secret)
             guest.gather("done")  # one round at a time, so that links are not shared
         return found
 
@@ -148,7 +159,11 @@ class _Agent:
         except (ImportError, OSError) as error:
             facts = {"error": str(error)}
         self._say("torch", facts)
-        everybody = guest.gather(facts, IMPORT_SECONDS)
+        everybody = {
+            rank: found
+            for rank, found in guest.gather(facts, IMPORT_SECONDS).items()
+            if not fault("torch", found)
+        }
         for rank in range(self._here.world_size):
             if "error" in everybody.get(rank, {"error": "silent"}):
                 self._say("left_out", {"why": f"rank {rank} has no torch to run it with"})

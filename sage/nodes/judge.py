@@ -9,7 +9,11 @@ CHECKS = (*NAMES, *SOFTWARE, FOLDER, *WAYS, GPUS, SUMS)
 
 def judge(seen: Seen) -> list[Finding]:
     """All findings, check by check, and what could not be checked."""
-    found = [*_silent(seen), *(finding for check in CHECKS for finding in check.findings(seen))]
+    found = [
+        *_silent(seen),
+        *_strangers(seen),
+        *(finding for check in CHECKS for finding in check.findings(seen)),
+    ]
     if left := [check.name for check in CHECKS if not seen.of(check.step)]:
         reasons = sorted({f" ({facts['why']})" for facts in seen.of("left_out").values()})
         said = ", ".join(left) + "".join(reasons)
@@ -18,12 +22,25 @@ def judge(seen: Seen) -> list[Finding]:
     return found
 
 
+def _strangers(seen: Seen) -> list[Finding]:
+    """Who else has connected to rank 0's port meanwhile, in one line however many they were."""
+    found = [address for facts in seen.of("end").values() for address in facts.get("strangers", ())]
+    if not found:
+        return []
+    who = ", ".join(dict.fromkeys(found[:5])) + (", …" if len(set(found)) > 5 else "")
+    said = f"{len(found)} connections to port {seen.port} that no rank made, from {who}"
+    fix = "a port scanner, or another job that was told the same port; they were not answered"
+    return [Finding("note", "strangers", seen.where({0}), said, fix)]
+
+
 def _silent(seen: Seen) -> list[Finding]:
     """Which ranks' agents never came to their end, and how far they came."""
     lost: dict[str, set[int]] = {}
     for rank in sorted(seen.nodes):
         facts = seen.facts.get(rank, {})
-        if "end" not in facts:
+        if "garbled" in facts:
+            lost.setdefault(f"is not understood: {facts['garbled']['why']}", set()).add(rank)
+        elif "end" not in facts:
             how = f"fell silent after the step '{[*facts][-1]}'" if facts else "has not said a word"
             lost.setdefault(how, set()).add(rank)
     fix = "is the node up, and has it this Python and this checkout?"

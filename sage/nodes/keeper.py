@@ -18,8 +18,16 @@ from typing import IO, Any
 MARK = "\x1e"
 """Begins each line that this file writes."""
 
+KINDS = ("started", "stdout", "stderr", "ended")
+"""What is told of a task: that it runs as this process, a line of either stream, and its exit status."""
+
+LINE_LETTERS = 16 * 1024
+"""The longest line of a task that is told as one; a longer one comes in pieces."""
+
 LINGER = 2.0
 """Seconds to go on listening to a task that has ended: a process that left its group may hold its pipes."""
+
+SIGNALS = frozenset(int(number) for number in signal.valid_signals())
 
 TELLING = threading.Lock()
 
@@ -29,6 +37,8 @@ def main() -> None:
     orders = json.loads(sys.stdin.readline())
     # All are started before the first thread is: a fork copies no thread, but the locks that it holds.
     tasks = [task for order in orders if (task := _start(order)) is not None]
+    for task in tasks:
+        _say(task.rank, "started", task.pid)
     threads = [threading.Thread(target=task.follow) for task in tasks]
     for thread in threads:
         thread.start()
@@ -57,6 +67,11 @@ class _Task:
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
 
     def follow(self) -> None:
         """Repeat what the process says until it ends, end what it leaves behind, and tell its exit status."""
@@ -100,14 +115,16 @@ def _start(order: dict[str, Any]) -> _Task | None:
 
 def _obey(tasks: list[_Task]) -> None:
     for line in sys.stdin:
-        for task in tasks:
-            task.signal(int(line))
+        number = int(line) if line.strip().isdecimal() and len(line) < 5 else 0
+        if number in SIGNALS:
+            for task in tasks:
+                task.signal(number)
     for task in tasks:
         task.kill()
 
 
 def _repeat(rank: int, stream: str, lines: IO[str]) -> None:
-    for line in lines:
+    while line := lines.readline(LINE_LETTERS):
         _say(rank, stream, line.rstrip("\n"))
 
 
@@ -119,10 +136,10 @@ def _say(rank: int, kind: str, what: str | int) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process when the thread that started it ends, where the kernel is Linux."""
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the kernel signal this process when the thread that started it ends, where the kernel is Linux."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
 if __name__ == "__main__":

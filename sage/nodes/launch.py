@@ -7,14 +7,16 @@ both are taken to be on a file system that the hosts share. It is told hostip, p
 local_rank, and of our own variables those that begin with SAGE_, GLOO_, NCCL_, TORCH_ or OMP_.
 
 SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 are handed on to all ranks, which agree on a step, save themselves and
-return 75. When one fails, the others have ten seconds to say what they saw of it, and are then ended. However
-this process dies, no rank outlives it, for a host's ranks are ended with the connection to it.
+return 75; a second SIGTERM or SIGINT ends them within ten seconds. When one fails, the others have ten
+seconds to say what they saw of it, and are then ended. However this process dies, no rank outlives it, as a
+host's ranks are ended with the connection to it.
 
 The exit status is 0 where all ranks finished, 75 where the others stopped and saved, 2 where one was asked
 wrongly, and else 1; a line names the first that failed.
 """
 
 import argparse
+import secrets
 import shlex
 import signal
 import sys
@@ -22,11 +24,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from sage.comm.launchers import MOST_LOCAL
+from sage.comm.rendezvous import SECRET
 from sage.comm.spawn import GRACE
+from sage.comm.variables import address
 from sage.nodes.hosts import Host, read_hosts
 from sage.nodes.remote import Crew, Ended, Said, Task, surroundings
+from sage.nodes.signals import leaving_in_order
 from sage.outcome import FAILED, HOPELESS, INTERRUPTED
 from sage.parser import Parser
+from sage.text import clean_text, printable
 
 FREE_PORT = "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])"
 
@@ -39,9 +46,10 @@ def main(argv: Sequence[str]) -> int:
     """
     given = _parse(argv)
     hosts = read_hosts(given.hosts, given.ranks_per_host)
-    ssh = shlex.split(given.ssh)
+    ssh = ssh_words(given.ssh)
     try:
-        port = given.port or port_on(hosts[0].name, ssh=ssh, python=given.python)
+        with leaving_in_order():
+            port = given.port or port_on(hosts[0].name, ssh=ssh, python=given.python)
     except OSError as error:
         _complain(str(error))
         return FAILED
@@ -69,11 +77,26 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool = False) ->
     )
 
 
+def ssh_words(command: str) -> list[str]:
+    """The words of --ssh, as a shell splits them.
+
+    Raises:
+        ValueError: where they cannot be split, or there is none.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"--ssh {clean_text(command, 80)!r}: {error}; expected a shell's words") from error
+    if not words:
+        raise ValueError("--ssh is empty: expected a command, as in --ssh 'ssh -F FILE'")
+    return words
+
+
 def port_on(host: str, *, ssh: Sequence[str], python: str) -> int:
     """A port that was free on a host just now.
 
     Raises:
-        OSError: where ssh does not get there; says what ssh says.
+        OSError: where ssh does not get there, or something else answers; says what ssh says.
     """
     said: list[str] = []
     with Crew([Task(host=host, rank=0, argv=[python, "-c", FREE_PORT])], ssh=ssh, python=python) as crew:
@@ -83,13 +106,23 @@ def port_on(host: str, *, ssh: Sequence[str], python: str) -> int:
                 raise OSError(f"{host} could not be asked for a free port: {reason}")
             if isinstance(event, Said) and event.rank == 0:
                 said.append(event.text)
-    return int(said[-1])
+    answer = said[-1].strip() if said else "nothing"
+    if not (answer.isascii() and answer.isdecimal() and len(answer) < 6 and 1 <= int(answer) <= 65535):
+        shown = clean_text(answer, 80)
+        raise OSError(f"{host} could not be asked for a free port: {python} answers {shown!r} there")
+    return int(answer)
 
 
 def seat(hosts: Sequence[Host], argv: Sequence[str], *, hostip: str, port: int, cwd: str) -> list[Task]:
     """One task for each slot of each host, which is told its place in the group."""
     slots = [(host.name, local_rank) for host in hosts for local_rank in range(host.slots)]
-    meeting = {**surroundings(), "hostip": hostip, "port": str(port), "world_size": str(len(slots))}
+    meeting = {
+        **surroundings(),
+        "hostip": hostip,
+        "port": str(port),
+        "world_size": str(len(slots)),
+        SECRET: secrets.token_hex(16),
+    }
     return [
         Task(
             host=host,
@@ -120,9 +153,22 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     given = parser.parse_args(argv)
     if given.port is not None and not 1 <= given.port <= 65535:
         raise ValueError(f"--port {given.port}: expected 1 to 65535")
-    if given.ranks_per_host < 1:
-        raise ValueError(f"--ranks-per-host {given.ranks_per_host}: expected 1 or more")
+    check_hosts(given)
     return given
+
+
+def check_hosts(given: argparse.Namespace) -> None:
+    """Check the options that `sage launch` and `sage doctor` share.
+
+    Raises:
+        ValueError: names the option, what was given and what is allowed.
+    """
+    if not 1 <= given.ranks_per_host <= MOST_LOCAL:
+        raise ValueError(f"--ranks-per-host {given.ranks_per_host}: expected 1 to {MOST_LOCAL}")
+    if given.hostip is not None:
+        given.hostip = address({"--hostip": given.hostip}, "--hostip")
+    if not given.python.strip():
+        raise ValueError("--python is empty: expected a Python, as in --python /usr/bin/python3")
 
 
 def _follow(crew: Crew, crowded: set[str]) -> int:
@@ -133,9 +179,10 @@ def _follow(crew: Crew, crowded: set[str]) -> int:
     for event in crew:
         if isinstance(event, Said):
             name = f"{event.host} rank {event.rank}" if event.host in crowded else event.host
-            print(f"{name}: {event.text}", file=getattr(sys, event.stream), flush=True)
-            if event.text.strip():
-                last_words[event.rank] = event.text
+            text = printable(event.text)
+            print(f"{name}: {text}", file=getattr(sys, event.stream), flush=True)
+            if text.strip():
+                last_words[event.rank] = text
             continue
         statuses.add(event.status)
         if first is None and event.status not in (0, INTERRUPTED):
@@ -150,17 +197,27 @@ def _follow(crew: Crew, crowded: set[str]) -> int:
 
 def _reason(ended: Ended, last_words: dict[int | None, str]) -> str:
     if ended.status is None:
-        return ended.reason
+        return clean_text(ended.reason)
     if ended.status < 0:
-        return f"it was ended by {signal.Signals(-ended.status).name}"
-    words = last_words.get(ended.rank)
+        known = -ended.status in set(signal.Signals)
+        return f"it was ended by {signal.Signals(-ended.status).name if known else f'signal {-ended.status}'}"
+    words = clean_text(last_words.get(ended.rank, ""))
     return f"exit status {ended.status}" + (f": {words}" if words else "")
 
 
 @contextmanager
 def _signals_handed_on(crew: Crew) -> Iterator[None]:
+    asked: list[int] = []
+
+    def hand_on(number: int, _: object) -> None:
+        crew.signal(number)
+        if number in (signal.SIGTERM, signal.SIGINT):
+            asked.append(number)
+            if len(asked) > 1:  # whoever asks twice does not want to wait for a host that hangs
+                crew.end(GRACE)
+
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-    before = {number: signal.signal(number, lambda number, _: crew.signal(number)) for number in numbers}
+    before = {number: signal.signal(number, hand_on) for number in numbers}
     try:
         yield
     finally:

@@ -1,6 +1,8 @@
 """Where examining agents meet: plain TCP at rank 0's address and port, long before torch is imported.
 
 It speaks lines of JSON, so that whatever is in the way of a connection can be told apart and put into words.
+Both ends prove first that they know the examination's secret, without sending it (`sage.nodes.proof`); a line
+has a longest length; so a stranger who connects costs a few kilobytes for a few seconds, and is counted.
 """
 
 import json
@@ -12,7 +14,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Self
 
+from sage.comm.address import is_loopback
+from sage.nodes.proof import Stranger, admit, prove, read_line, write_line
+
 RETRY_SECONDS = 0.2
+
+RANK_BYTES = 64 * 1024
+"""The longest line that one rank may send; rank 0's answer may be as long for each rank."""
+
+WAITING = 64
+"""Connections that may be under way without having proved themselves, beside one for each rank."""
 
 
 class Unreachable(OSError):
@@ -44,19 +55,28 @@ def reach(host: str, port: int, seconds: float, *, until_it_listens: bool = Fals
 class Host:
     """Answers rank 0's port: collects what each of W agents brings to a round, and hands all of it to each.
 
+    Args:
+        hostip: Rank 0's address as the ranks were told it: one of loopback is listened to on loopback alone.
+        secret: What the agents know and strangers do not.
+        seconds: How long a guest may take to go, at the end.
+
     Raises:
         OSError: where the port cannot be had.
     """
 
-    def __init__(self, port: int, world_size: int, seconds: float) -> None:
-        self._expected: set[int | None] = set(range(world_size))
-        self._seconds = seconds
+    def __init__(self, hostip: str, port: int, world_size: int, seconds: float, secret: str) -> None:
+        self._ranks = range(world_size)
+        self._expected: set[int | None] = set(self._ranks)
+        self._seconds, self._secret = seconds, secret
         self._brought: defaultdict[int, dict[int, Any]] = defaultdict(dict)
         self._closed: set[int] = set()
         self._guests = 0
+        self._present: set[int] = set()
         self._changed = threading.Condition()
-        self._listener = listen(port)
-        serve(self._listener, self._answer)
+        self.strangers: list[str] = []
+        """The addresses of those who connected and did not prove themselves; the first `WAITING` of them."""
+        self._listener = listen(port, hostip)
+        serve(self._listener, self._answer, at_once=WAITING + 2 * world_size)
 
     def __enter__(self) -> Self:
         return self
@@ -68,29 +88,44 @@ class Host:
             self._changed.wait_for(lambda: self._guests == 0, self._seconds)
 
     def _answer(self, door: socket.socket) -> None:
-        rank = None
-        with self._changed:
-            self._guests += 1
+        peer = door.getpeername()[0]
         try:
-            with door.makefile("rw", encoding="utf-8") as lines:
-                for line in lines:
-                    message = json.loads(line)
-                    rank = message["rank"]
-                    reply = self._collect(message) if "round" in message else time.time()
-                    print(json.dumps(reply), file=lines, flush=True)
+            rank = admit(door, self._secret)
+            with self._changed:
+                if rank not in self._ranks or rank in self._present:
+                    raise Stranger(f"there is no rank {rank}, or it is here already")
+                self._present.add(rank)
+                self._guests += 1
+        except (OSError, ValueError):
+            with self._changed:
+                if len(self.strangers) < WAITING:
+                    self.strangers.append(str(peer))
+            return
+        try:
+            self._serve_guest(door, rank)
         finally:
             with self._changed:
                 self._guests -= 1
+                self._present.discard(rank)
                 self._expected.discard(rank)
                 self._changed.notify_all()
 
-    def _collect(self, message: dict[str, Any]) -> dict[int, Any]:
-        number, brought = message["round"], self._brought[message["round"]]
+    def _serve_guest(self, door: socket.socket, rank: int) -> None:
+        door.settimeout(None)  # a rank may be busy between two rounds; its connection ends with it
+        with door.makefile("rb") as lines:
+            while line := read_line(lines, RANK_BYTES):
+                message = json.loads(line)
+                reply = self._collect(rank, message) if "round" in message else time.time()
+                write_line(door, json.dumps(reply))
+
+    def _collect(self, rank: int, message: dict[str, Any]) -> dict[int, Any]:
+        number, seconds = int(message["round"]), float(message["seconds"])
+        brought = self._brought[number]
         with self._changed:
-            brought[message["rank"]] = message["brings"]
+            brought[rank] = message["brings"]
             self._changed.notify_all()
             self._changed.wait_for(
-                lambda: number in self._closed or brought.keys() >= self._expected, message["seconds"]
+                lambda: number in self._closed or brought.keys() >= self._expected, min(seconds, 3600.0)
             )
             # Who has missed a round is not waited for again.
             self._expected &= brought.keys()
@@ -109,14 +144,19 @@ class Guest:
         Unreachable: where it cannot be made, or something else answers.
     """
 
-    def __init__(self, rank: int, hostip: str, port: int, seconds: float) -> None:
-        self._rank, self._round, self._seconds = rank, 0, seconds
+    def __init__(
+        self, rank: int, hostip: str, port: int, world_size: int, seconds: float, secret: str
+    ) -> None:
+        self._round, self._seconds = 0, seconds
+        self._longest = RANK_BYTES * (world_size + 1)
         self._door = reach(hostip, port, seconds, until_it_listens=True)
         self._door.settimeout(seconds)
-        self._lines = self._door.makefile("rw", encoding="utf-8")
         try:
+            prove(self._door, secret, rank)
+            self._lines = self._door.makefile("rb")
             self.skew = min((self._compare_clocks() for _ in range(3)), key=lambda found: found[0])[1]
         except (OSError, ValueError, TypeError) as error:
+            self._door.close()
             raise Unreachable("something else answers there, not rank 0") from error
 
     def __enter__(self) -> Self:
@@ -134,43 +174,68 @@ class Guest:
         """
         seconds = seconds or self._seconds
         self._door.settimeout(2 * seconds)  # rank 0 itself waits for the others
-        message = {"round": self._round, "rank": self._rank, "brings": brings, "seconds": seconds}
         try:
-            found = self._ask(message)
-        except (OSError, ValueError) as error:
+            found = self._ask({"round": self._round, "brings": brings, "seconds": seconds})
+            answer = {int(rank): thing for rank, thing in found.items()}
+        except (OSError, ValueError, AttributeError) as error:
             raise Unreachable(f"rank 0 answers no longer: {error}") from error
         self._round += 1
-        return {int(rank): thing for rank, thing in found.items()}
+        return answer
 
     def _compare_clocks(self) -> tuple[float, float]:
         before = time.time()
-        theirs = float(self._ask({"rank": self._rank}))
+        theirs = float(self._ask({}))
         after = time.time()
         return after - before, (before + after) / 2 - theirs
 
     def _ask(self, message: dict[str, Any]) -> Any:
-        print(json.dumps(message), file=self._lines, flush=True)
-        return json.loads(self._lines.readline())
+        write_line(self._door, json.dumps(message))
+        return json.loads(read_line(self._lines, self._longest))
 
 
-def listen(port: int) -> socket.socket:
-    """A listener on all of this machine's addresses, IPv6 too where there is IPv6."""
+def listen(port: int, hostip: str = "") -> socket.socket:
+    """A listener on all of this machine's addresses, IPv6 too where there is IPv6.
+
+    Where `hostip` is one of loopback, on that alone: nobody else needs to get there.
+    """
+    host = "127.0.0.1" if hostip == "localhost" else hostip
+    with suppress(ValueError):  # a name, or nothing
+        if is_loopback(host):
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            return socket.create_server((host, port), family=family, backlog=1024)
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
     return socket.create_server(("", port), backlog=1024)
 
 
-def serve(listener: socket.socket, answer: Callable[[socket.socket], None]) -> None:
-    """Answer every connection in a thread of its own, until the listener or this process is gone."""
+def serve(listener: socket.socket, answer: Callable[[socket.socket], None], *, at_once: int) -> None:
+    """Answer every connection in a thread of its own, until the listener or this process is gone.
+
+    Args:
+        at_once: How many connections may be there at the same time; one more is closed unanswered.
+    """
+    places = threading.Semaphore(at_once)
 
     def attend(door: socket.socket) -> None:
-        with door, suppress(OSError, ValueError):  # who breaks off or talks nonsense is left to himself
-            answer(door)
+        try:
+            # Who breaks off or talks nonsense is left to himself.
+            with door, suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+                answer(door)
+        finally:
+            places.release()
 
     def accept() -> None:
-        with suppress(OSError):  # closed
-            while True:
+        while True:
+            try:
                 door, _ = listener.accept()
+            except OSError:  # closed, or no file descriptor is left for another one
+                if listener.fileno() < 0:
+                    return
+                time.sleep(RETRY_SECONDS)
+                continue
+            if places.acquire(blocking=False):
                 threading.Thread(target=attend, args=(door,), daemon=True).start()
+            else:
+                door.close()
 
     threading.Thread(target=accept, daemon=True).start()

@@ -33,6 +33,8 @@ def _own_name(seen: Seen, rank: int, facts: Facts) -> Complaint | None:
 
 def _head_name(seen: Seen, rank: int, facts: Facts) -> Complaint | None:
     for name in dict.fromkeys([seen.head, *seen.names]):
+        if name not in facts["names"]:
+            continue
         found = facts["names"][name]
         there = _address(seen, 0)
         fix = f"have /etc/hosts or the DNS there say '{there} {name}', or go by --hostip {there}"
@@ -58,7 +60,9 @@ def _is_own(seen: Seen, addresses: list[str]) -> bool:
 
 def _known(seen: Seen, passing: dict[int, Facts]) -> str:
     return ", ".join(
-        name if name == (listed := _listed(passing[min(passing)]["names"][name])) else f"{name} is {listed}"
+        name
+        if name == (listed := _listed(passing[min(passing)]["names"].get(name, {})))
+        else f"{name} is {listed}"
         for name in dict.fromkeys([seen.head, *seen.names])
     )
 

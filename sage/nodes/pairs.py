@@ -3,10 +3,12 @@
 import socket
 import struct
 import time
+from functools import partial
 from statistics import median
 from typing import Any
 
-from sage.nodes.meeting import Unreachable, listen, reach, serve
+from sage.nodes.meeting import WAITING, Unreachable, listen, reach, serve
+from sage.nodes.proof import admit, prove
 
 CONNECT_SECONDS = 5.0
 
@@ -37,27 +39,43 @@ def distances(world_size: int) -> list[int]:
     return [2**power for power in range((world_size - 1).bit_length())]
 
 
-def answer_peers() -> int:
-    """Let others measure the way to this process, as long as it lives; returns the port."""
-    listener = listen(0)
-    serve(listener, _answer)
+def answer_peers(hostip: str, secret: str) -> int:
+    """Let others who know the secret measure the way to this process, as long as it lives; returns the port.
+
+    Where `hostip`, rank 0's address, is one of loopback, all of them are on this machine.
+    """
+    listener = listen(0, hostip)
+    serve(listener, partial(_answer, secret), at_once=WAITING)
     return int(listener.getsockname()[1])
 
 
-def measure(address: str, port: int) -> dict[str, Any]:
+def measure(address: str, port: int, secret: str) -> dict[str, Any]:
     """One message's latency and the bandwidth to a peer; or what is in the way, as `error`."""
     try:
-        with reach(address, port, CONNECT_SECONDS) as door:
+        with _reach(address, port, secret) as door:
             latency = median(_ping(door) for _ in range(PINGS))
         rates = []
         for _ in range(SENDS):
-            with reach(address, port, CONNECT_SECONDS) as door:
+            with _reach(address, port, secret) as door:
                 rates.append(_send(door))
         return {"alpha_seconds": latency, "bits_per_second": max(rates)}
     except Unreachable as error:
         return {"error": str(error)}
     except OSError as error:
         return {"error": f"breaks off: {error}"}
+    except ValueError:
+        return {"error": "something else answers there, not its agent"}
+
+
+def _reach(address: str, port: int, secret: str) -> socket.socket:
+    door = reach(address, port, CONNECT_SECONDS)
+    try:
+        door.settimeout(CONNECT_SECONDS)
+        prove(door, secret, 0)
+    except BaseException:
+        door.close()
+        raise
+    return door
 
 
 def _ping(door: socket.socket) -> float:
@@ -88,7 +106,9 @@ def _send(door: socket.socket) -> float:
     return 8 * sent / (time.perf_counter() - start)
 
 
-def _answer(door: socket.socket) -> None:
+def _answer(secret: str, door: socket.socket) -> None:
+    admit(door, secret)
+    door.settimeout(10 * CONNECT_SECONDS)
     door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     while asked := door.recv(1):
         if asked == b"p":

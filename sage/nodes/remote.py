@@ -1,22 +1,21 @@
 """Tasks on other hosts, each host's over one ssh: what they say and how they end, as one stream of events."""
 
-import json
 import os
 import queue
 import shlex
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import Self
 
 import sage
-from sage.nodes import keeper
+from sage.comm.launchers import OWN
+from sage.nodes.connection import FAREWELL, Line
+from sage.nodes.connection import Ended as Ended
+from sage.nodes.connection import Said as Said
+from sage.nodes.connection import Task as Task
 
 OPTIONS = (
     "BatchMode=yes",
@@ -32,54 +31,21 @@ OPTIONS = (
 TOLD = ("SAGE_", "GLOO_", "NCCL_", "TORCH_", "OMP_")
 """How the variables begin that are handed on to ranks elsewhere."""
 
-FAREWELL = 5.0
-"""Seconds that ssh has to come back once its tasks have been ended."""
+START_SECONDS = 60.0
+"""Seconds in which a host must have started its tasks: ssh may hang in signing in, or in a login script."""
+
+POLL = 0.2
+"""Seconds between two looks at the clock while nothing is said."""
 
 BOOT = "import json, sys; exec(json.loads(sys.stdin.readline()))"
 """Reads the keeper's text, so that no shell on the way has to understand it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A process to run on a host."""
-
-    host: str
-    """As ssh takes it."""
-    rank: int
-    """Its number among all tasks."""
-    argv: Sequence[str]
-    env: Mapping[str, str] = field(default_factory=dict)
-    """Goes on top of what sshd gives."""
-    cwd: str | None = None
-    """None: where ssh arrives."""
-
-
-@dataclass(frozen=True)
-class Said:
-    """A line of a task's; or the host's own, with `rank` None: what ssh or a login script has to say."""
-
-    host: str
-    rank: int | None
-    text: str
-    stream: Literal["stdout", "stderr"]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A task's end, told once for each."""
-
-    host: str
-    rank: int
-    status: int | None
-    """Exit status; negative: ended by that signal; None: ssh did not reach the host, or lost it."""
-    reason: str = ""
-    """With None: ssh's exit status, and the last that it, or the shell there, had to say."""
 
 
 class Crew:
     """Tasks that run on their hosts, while this context lasts and this process lives.
 
     Iterating over it gives the events until every task has ended. One that fails does not end the others.
+    A host that does not start its tasks within `START_SECONDS` is given up.
 
     Args:
         tasks: What to run where.
@@ -93,16 +59,24 @@ class Crew:
     def __init__(
         self, tasks: Sequence[Task], *, ssh: Sequence[str] = ("ssh",), python: str = sys.executable
     ) -> None:
-        self._running = {task.rank for task in tasks}
+        self._running = {task.rank: task.host for task in tasks}
         self._events: queue.SimpleQueue[Said | Ended] = queue.SimpleQueue()
-        self._deadline: float | None = None
-        self._last_words: dict[str, str] = {}
-        self._lines: list[tuple[subprocess.Popen[str], threading.Thread]] = []
+        self._start_by: float | None = time.monotonic() + START_SECONDS
+        self._hang_up_at: float | None = None
+        self._kill_at: float | None = None
+        self._give_up_at: float | None = None
+        self._lines: list[Line] = []
         options = [word for option in OPTIONS for word in ("-o", option)]
         command = f"exec {shlex.quote(python)} -I -c {shlex.quote(BOOT)}"
-        for host in dict.fromkeys(task.host for task in tasks):
-            here = [task for task in tasks if task.host == host]
-            self._connect(host, [*ssh, "-T", *options, "--", host, command], here)
+        try:
+            for host in dict.fromkeys(task.host for task in tasks):
+                here = [task for task in tasks if task.host == host]
+                self._lines.append(
+                    Line(host, [*ssh, "-T", *options, "--", host, command], here, self._events)
+                )
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -110,109 +84,65 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hang_up()
+        for line in self._lines:
+            line.hang_up()
         patience = time.monotonic() + FAREWELL
-        for ssh, thread in self._lines:
-            thread.join(max(0.0, patience - time.monotonic()))
-            ssh.kill()
-            thread.join()
+        for line in self._lines:
+            line.join(max(0.0, patience - time.monotonic()))
+        for line in self._lines:
+            line.kill()
+        for line in self._lines:
+            line.join(1.0)
 
     def __iter__(self) -> Iterator[Said | Ended]:
         while self._running:
-            left = None if self._deadline is None else self._deadline - time.monotonic()
-            if left is not None and left <= 0:
-                self._deadline = left = None
-                self._hang_up()
+            self._keep_time()
             try:
-                event = self._events.get(timeout=left)
+                event = self._events.get(timeout=POLL)
             except queue.Empty:
-                continue
+                if self._give_up_at is None or time.monotonic() < self._give_up_at:
+                    continue
+                rank, host = next(iter(self._running.items()))
+                event = Ended(host, rank, None, "ssh does not end")
             if isinstance(event, Ended):
-                self._running.remove(event.rank)
+                if event.rank not in self._running:
+                    continue
+                del self._running[event.rank]
             yield event
 
     def signal(self, number: int) -> None:
         """Send every task a signal; a signal handler may call this."""
-        for ssh, _ in self._lines:
-            assert ssh.stdin is not None
-            with suppress(BrokenPipeError, ValueError):  # this host's tasks have ended, or are being ended
-                os.write(ssh.stdin.fileno(), f"{number:d}\n".encode())
+        for line in self._lines:
+            line.signal(number)
 
     def end(self, grace: float = 0.0) -> None:
         """End the tasks that still run, and all that they started, after so many seconds of iteration."""
-        self._deadline = time.monotonic() + grace
+        self._hang_up_at = time.monotonic() + grace
 
-    def _connect(self, host: str, argv: Sequence[str], tasks: Sequence[Task]) -> None:
-        try:
-            ssh = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                encoding="utf-8",
-                errors="replace",
-                # The terminal's signals are for us to hand on, and not for ssh to die of.
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise ValueError(f"cannot start {argv[0]}: {error}; install ssh, or say --ssh") from error
-        thread = threading.Thread(target=self._listen, args=(host, ssh, [task.rank for task in tasks]))
-        thread.start()
-        self._lines.append((ssh, thread))
-        assert ssh.stdin is not None
-        with suppress(BrokenPipeError):  # ssh has ended already, and says why
-            for part in (Path(keeper.__file__).read_text(), [_order(task) for task in tasks]):
-                ssh.stdin.write(json.dumps(part) + "\n")
-            ssh.stdin.flush()
-
-    def _hang_up(self) -> None:
-        for ssh, _ in self._lines:
-            assert ssh.stdin is not None
-            with suppress(BrokenPipeError):
-                ssh.stdin.close()
-
-    def _listen(self, host: str, ssh: subprocess.Popen[str], running: list[int]) -> None:
-        assert ssh.stdout is not None
-        assert ssh.stderr is not None
-        complaints = threading.Thread(target=self._repeat, args=(host, ssh.stderr))
-        complaints.start()
-        with ssh.stdout:
-            for line in ssh.stdout:
-                own, mark, told = line.partition(keeper.MARK)
-                if own.strip():
-                    self._events.put(Said(host, None, own.rstrip("\n"), "stdout"))
-                if not mark:
-                    continue
-                rank, kind, what = json.loads(told)
-                if kind == "ended":
-                    running.remove(rank)
-                    self._events.put(Ended(host, rank, what))
-                else:
-                    self._events.put(Said(host, rank, what, kind))
-        complaints.join()
-        reason = f"ssh ended with status {ssh.wait()}"
-        if host in self._last_words:
-            reason += f": {self._last_words[host]}"
-        for rank in running:
-            self._events.put(Ended(host, rank, None, reason))
-
-    def _repeat(self, host: str, lines: IO[str]) -> None:
-        with lines:
-            for line in lines:
-                self._last_words[host] = line.rstrip("\n")
-                self._events.put(Said(host, None, line.rstrip("\n"), "stderr"))
+    def _keep_time(self) -> None:
+        """Give hosts up that are late, and end the tasks when it is time: first in order, then by force."""
+        now = time.monotonic()
+        if self._start_by is not None and now >= self._start_by:
+            self._start_by = None
+            for line in self._lines:
+                if not line.has_started:
+                    line.kill(f"it has not started its tasks within {START_SECONDS:g} s")
+        if self._hang_up_at is not None and now >= self._hang_up_at:
+            self._hang_up_at, self._kill_at = None, now + FAREWELL
+            for line in self._lines:
+                line.hang_up()
+        if self._kill_at is not None and now >= self._kill_at:
+            self._kill_at, self._give_up_at = None, now + FAREWELL
+            for line in self._lines:
+                line.kill()
 
 
 def surroundings() -> dict[str, str]:
     """Variables for a rank elsewhere: this checkout, so that it is found there too, and what we were told."""
-    told = {name: value for name, value in os.environ.items() if name.startswith(TOLD)}
+    told = {name: value for name, value in os.environ.items() if name.startswith(TOLD) and name not in OWN}
     checkout = Path(sage.__file__).parents[1]
     paths = [str(checkout)] if (checkout / "pyproject.toml").exists() else []
     paths += filter(None, [os.environ.get("PYTHONPATH")])
     search = {"PYTHONPATH": os.pathsep.join(paths)} if paths else {}
     # A folder called sage in the working directory must not stand in front; output is wanted as it comes.
     return {**told, **search, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-
-
-def _order(task: Task) -> dict[str, Any]:
-    return {"rank": task.rank, "argv": list(task.argv), "env": dict(task.env), "cwd": task.cwd}

@@ -1,29 +1,37 @@
 """The agents of `sage doctor`: where a job's ranks would be, how agents start there, and what they say."""
 
 import argparse
-import json
 import os
 import queue
 import re
 import secrets
 import shlex
+import signal
 import socket
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import sage
 from sage.comm.address import GLOO, NCCL
+from sage.comm.launchers import clean_environment
+from sage.comm.rendezvous import SECRET
+from sage.comm.variables import told
+from sage.nodes.connection import read_lines
 from sage.nodes.examine import IMPORT_SECONDS, MARK
+from sage.nodes.facts import LONGEST, Ear
 from sage.nodes.hosts import read_hosts
-from sage.nodes.launch import port_on, seat
+from sage.nodes.keeper import die_with_parent
+from sage.nodes.launch import port_on, seat, ssh_words
 from sage.nodes.look import Facts
 from sage.nodes.remote import Crew, Ended, Said, Task, surroundings
+from sage.text import clean_text
 
 BATCH = Path(sage.__file__).parent / "jobs" / "batch.sh"
 """What a job's batch script sources; the doctor has it choose where to meet, as the job would."""
@@ -33,6 +41,12 @@ START_SECONDS = 60.0
 
 FAREWELL = 5.0
 """Seconds that agents have to end when told so."""
+
+STEPS_AT_MOST = 20
+"""How many times the seconds of a step an examination may take, beside starting and importing torch."""
+
+LINES = 10_000
+"""Lines that may wait to be read."""
 
 Lines = queue.Queue[str | None]
 
@@ -65,46 +79,53 @@ def job(given: argparse.Namespace) -> Job:
 
     Raises:
         NotReached: where the first node does not answer.
-        ValueError: where the hosts file is wrong, or each rank of a job calls this.
+        ValueError: where the hosts file or SLURM's variables are wrong, or each rank of a job calls this.
     """
     if given.hosts:
         return _by_ssh(given)
     if "SLURM_JOB_ID" not in os.environ:
         return _here(given)
-    if os.environ.get("SLURM_PROCID", "0") != "0":
+    is_one_of_many = "SLURM_PTY_PORT" not in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+    if is_one_of_many or os.environ.get("SLURM_PROCID", "0") != "0":
         raise ValueError("call it once in a job, without srun: it calls srun itself")
+    if "SLURM_JOB_NODELIST" not in os.environ:
+        raise ValueError(
+            f"{told(os.environ, 'SLURM_JOB_ID')} is set, but SLURM_JOB_NODELIST is not set: unset the former "
+            "to examine this machine alone"
+        )
     return _by_slurm(given)
 
 
 def listen(job: Job, seconds: float) -> tuple[dict[int, dict[str, Facts]], list[str]]:
     """What the agents say, by rank and step, and the last lines that somebody else has said meanwhile.
 
+    Nothing is believed that an agent would not say: a rank that says it has the step `garbled`, which tells
+    why, and is not listened to any more.
+
     Args:
         seconds: What one step of an agent may take.
     """
-    lines: Lines = queue.Queue()
-    facts: dict[int, dict[str, Facts]] = {}
-    unfinished: dict[int, str] = {}
+    lines: Lines = queue.Queue(LINES)
+    ears = {rank: Ear(set(job.nodes)) for rank in job.nodes}
     besides: deque[str] = deque(maxlen=20)
+    end = time.monotonic() + START_SECONDS + STEPS_AT_MOST * seconds + IMPORT_SECONDS
     with job.start(lines) as sources:
-        while sources and not all("end" in facts.get(rank, {}) for rank in job.nodes):
-            some_have_ended = any("end" in found for found in facts.values())
+        while sources and not all("end" in ear.facts for ear in ears.values()):
+            some_have_ended = any("end" in ear.facts for ear in ears.values())
+            patience = 3 * seconds + (0 if some_have_ended else IMPORT_SECONDS)
             try:
-                line = lines.get(timeout=3 * seconds + (0 if some_have_ended else IMPORT_SECONDS))
+                line = lines.get(timeout=min(patience, max(0.0, end - time.monotonic())))
             except queue.Empty:
                 break
             if line is None:
                 sources -= 1
                 continue
-            piece = re.search(rf"\b{MARK} (\d+) (\d+)/(\d+) (.*)", line)
-            if piece is None:
-                besides.append(line.rstrip())
-                continue
-            rank = int(piece[1])
-            unfinished[rank] = unfinished.get(rank, "") + piece[4]
-            if piece[2] == piece[3]:
-                facts.setdefault(rank, {}).update(json.loads(unfinished.pop(rank)))
-    return facts, list(besides)
+            piece = re.search(rf"\b{MARK} ([0-9]{{1,7}}) ([0-9]{{1,7}})/([0-9]{{1,7}}) (.*)", line)
+            if piece is None or int(piece[1]) not in ears:
+                besides.append(clean_text(line, LONGEST))
+            else:
+                ears[int(piece[1])].hear(int(piece[2]), int(piece[3]), piece[4])
+    return {rank: ear.facts for rank, ear in ears.items() if ear.facts}, [*filter(None, besides)]
 
 
 # The three ways to have ranks.
@@ -123,27 +144,54 @@ def _here(given: argparse.Namespace) -> Job:
 
 
 def _by_slurm(given: argparse.Namespace) -> Job:
-    hosts = _ask(["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]).split()
-    tasks = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ.get("SLURM_TASKS_PER_NODE", f"1(x{len(hosts)})"))
-    slots = [int(count) for count, times in tasks for _ in range(int(times or 1))]
+    command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
+    hosts = _ask(command).split()
+    if not hosts:
+        raise NotReached("scontrol names no node of it", "this job", f"try `{shlex.join(command)}`")
+    slots = tasks_per_node(os.environ.get("SLURM_TASKS_PER_NODE", f"1(x{len(hosts)})"), len(hosts))
     nodes = dict(enumerate(host for host, count in zip(hosts, slots, strict=True) for _ in range(count)))
     # Where the ranks would meet only their first node can tell, and salloc's shell may be elsewhere.
     asked = {name: str(value) for name in ("hostip", "port") if (value := getattr(given, name))}
     meet = f". {shlex.quote(str(BATCH))}; sage_meet; echo sage-meet $hostip $port"
     srun = ("srun", "--overlap", "--export=ALL")
     first = ("--nodes=1", "--ntasks=1", f"--nodelist={hosts[0]}")
-    said = _ask([*srun, *first, "bash", "-c", meet], asked)
-    found = re.search(r"^sage-meet (\S+) (\d+)$", said, re.MULTILINE)
-    assert found is not None, said
+    asking = [*srun, *first, "bash", "-c", meet]
+    said = _ask(asking, asked)
+    found = re.search(r"^sage-meet ([\w.:%-]+) ([0-9]{1,5})$", said, re.MULTILINE)
+    if found is None:
+        shown = clean_text(said, 100) or "nothing"
+        raise NotReached(f"its first node says {shown}", "this job", f"try `{shlex.join(asking)}`")
     hostip, port = found[1], int(found[2])
     cpus = [f"--cpus-per-task={count}"] if (count := os.environ.get("SLURM_CPUS_PER_TASK")) else []
     command = [*srun, "--kill-on-bad-exit=0", *cpus, *_agent(given, hosts[0])]
-    start = partial(_processes, [(command, _around(given, hostip, port))], given.cwd)
+    start = partial(_processes, [(command, _around(given, hostip, port, keep="SLURM"))], given.cwd)
     return Job(f"job {os.environ['SLURM_JOB_ID']}, through srun", nodes, hostip, port, (hosts[0],), start)
 
 
+def tasks_per_node(told: str, num_nodes: int) -> list[int]:
+    """The number of tasks on each node, as SLURM_TASKS_PER_NODE says it.
+
+    Raises:
+        ValueError: where it says it not of so many nodes.
+
+    >>> tasks_per_node("2(x3),1", 4)
+    [2, 2, 2, 1]
+    """
+    counts: list[int] = []
+    for part in told.split(","):
+        found = re.fullmatch(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", part)
+        if found is not None and len(counts) <= num_nodes:
+            counts += [int(found[1])] * min(int(found[2] or 1), num_nodes + 1)
+    if len(counts) != num_nodes:
+        shown = clean_text(told, 80)
+        raise ValueError(
+            f"SLURM_TASKS_PER_NODE={shown}: expected counts of tasks for {num_nodes} nodes, as 2(x3),1"
+        )
+    return counts
+
+
 def _by_ssh(given: argparse.Namespace) -> Job:
-    hosts, ssh = read_hosts(given.hosts, given.ranks_per_host), shlex.split(given.ssh)
+    hosts, ssh = read_hosts(given.hosts, given.ranks_per_host), ssh_words(given.ssh)
     hostip = given.hostip or hosts[0].address
     try:
         port = given.port or port_on(hosts[0].name, ssh=ssh, python=given.python)
@@ -162,10 +210,13 @@ def _agent(given: argparse.Namespace, *names: str) -> list[str]:
     return [*command, *(f"--name={name}" for name in names)]
 
 
-def _around(given: argparse.Namespace, hostip: str, port: int) -> dict[str, str]:
-    places = ("rank", "world_size", "local_rank")
-    inherited = {name: value for name, value in os.environ.items() if name not in places}
-    return {**inherited, **surroundings(), **_interface(given), "hostip": hostip, "port": str(port)}
+def _around(given: argparse.Namespace, hostip: str, port: int, keep: str = "") -> dict[str, str]:
+    """The environment of agents; of launchers' variables only those remain that begin with `keep`."""
+    inherited = clean_environment(os.environ)
+    if keep:
+        inherited |= {name: value for name, value in os.environ.items() if name.startswith(keep)}
+    meeting = {"hostip": hostip, "port": str(port), SECRET: secrets.token_hex(16)}
+    return {**inherited, **surroundings(), **_interface(given), **meeting}
 
 
 def _interface(given: argparse.Namespace) -> dict[str, str]:
@@ -180,13 +231,16 @@ def _ask(command: Sequence[str], environ: Mapping[str, str] | None = None) -> st
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             check=True,
             timeout=START_SECONDS,
             env={**os.environ, **(environ or {})},
         ).stdout
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[-1]
-        raise NotReached(f"{command[0]}: {last}", "this job", f"try `{shlex.join(command)}`") from error
+        raise NotReached(
+            f"{command[0]}: {clean_text(last)}", "this job", f"try `{shlex.join(command)}`"
+        ) from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NotReached(str(error), "this job", f"try `{shlex.join(command)}`") from error
 
@@ -199,49 +253,54 @@ def _processes(
     commands: Sequence[tuple[Sequence[str], Mapping[str, str]]], cwd: Path, lines: Lines
 ) -> Iterator[int]:
     """Agents, or the srun that has them, as children of this process."""
-    children = [
-        subprocess.Popen(
+    children: list[subprocess.Popen[bytes]] = []
+    readers: list[threading.Thread] = []
+    try:
+        for command, environ in commands:
+            children.append(_start(command, environ, cwd))
+            readers.append(threading.Thread(target=_read, args=(children[-1], lines), daemon=True))
+            readers[-1].start()
+        yield len(children)
+    finally:
+        _end(children)
+        for reader in readers:  # what a child has left behind may hold its pipe
+            reader.join(0.5)
+
+
+def _start(command: Sequence[str], environ: Mapping[str, str], cwd: Path) -> "subprocess.Popen[bytes]":
+    try:
+        return subprocess.Popen(
             command,
             env=environ,
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
+            preexec_fn=partial(die_with_parent, signal.SIGTERM),
         )
-        for command, environ in commands
-    ]
-    readers = [threading.Thread(target=_read, args=(child, lines)) for child in children]
-    for reader in readers:
-        reader.start()
-    try:
-        yield len(children)
-    finally:
-        for child in children:
-            _end(child)
-        for reader in readers:
-            reader.join()
+    except (OSError, ValueError) as error:
+        fix = f"try `{clean_text(shlex.join(command), 200)}`"
+        raise NotReached(f"cannot start {command[0]}: {error}", "this machine", fix) from error
 
 
-def _read(child: subprocess.Popen[str], lines: Lines) -> None:
+def _read(child: subprocess.Popen[bytes], lines: Lines) -> None:
     assert child.stdout is not None
     with child.stdout:
-        for line in child.stdout:
+        for line in read_lines(child.stdout):
             lines.put(line)
     lines.put(None)
 
 
-def _end(child: subprocess.Popen[str]) -> None:
-    try:
-        child.wait(FAREWELL)  # who is done needs a moment to go
-    except subprocess.TimeoutExpired:
-        child.terminate()
-        try:
-            child.wait(FAREWELL)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End those that do not end by themselves: all of them together have twice `FAREWELL` seconds."""
+    for step in (lambda child: None, subprocess.Popen.terminate, subprocess.Popen.kill):
+        end = time.monotonic() + FAREWELL  # who is done needs a moment to go
+        for child in children:
+            if child.poll() is None:
+                step(child)
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.01, end - time.monotonic()))
 
 
 @contextmanager
@@ -257,6 +316,5 @@ def _crew(tasks: Sequence[Task], ssh: Sequence[str], python: str, lines: Lines) 
         lines.put(None)
 
     with Crew(tasks, ssh=ssh, python=python) as crew:
-        reader = threading.Thread(target=read, args=(crew,), daemon=True)
-        reader.start()
+        threading.Thread(target=read, args=(crew,), daemon=True).start()
         yield 1
