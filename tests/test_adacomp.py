@@ -228,12 +228,9 @@ def test_a_hybrid_of_a_method_that_works_by_layer_scales_each_layer_by_itself(na
 
 
 def test_the_grouping_changes_nothing_that_adacomp_itself_sends() -> None:
-    for grouping in ("model", "layer"):
-        case = Case(AdaComp, {}, 2, grouping=grouping, memory="residual")
-        seen = steps(case, case.gradient)
-        if grouping == "model":
-            first = seen
-    for a, b in zip(first, seen, strict=True):
+    cases = [Case(AdaComp, {}, 2, grouping=grouping, memory="residual") for grouping in ("model", "layer")]
+    by_model, by_layer = (steps(case, case.gradient) for case in cases)
+    for a, b in zip(by_model, by_layer, strict=True):
         assert all(same_bits(x.mean_N, y.mean_N) for x, y in zip(a, b, strict=True))
 
 
