@@ -162,7 +162,9 @@ class Config:
     checkpoint_every: Annotated[Count | None, ASIDE] = None
     """Optimiser steps between two checkpoints; none given: at each epoch's end."""
     timeout: Annotated[Seconds, ASIDE] = 300.0
-    """Seconds that a collective may take before the run ends with an error."""
+    """Seconds that a collective, or the ranks' meeting, may take before the run ends with an error."""
+    check_replicas: Annotated[int | None, Range(0), ASIDE] = None
+    """Steps between comparisons of the ranks' models; none given: at evaluations and checkpoints; 0: no."""
     oversubscribe: Annotated[bool, ASIDE] = False
     """Allow more ranks than this machine's memory and cores are good for."""
     guard: Annotated[bool, ASIDE] = False

@@ -5,6 +5,7 @@ A run's folder is named by the hash of its configuration. Asked twice, it runs o
 
 import os
 import random
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 import torch
@@ -20,22 +21,26 @@ from torch import nn
 
 from sage import registry, run_folder, storage
 from sage.comm import rendezvous
+from sage.comm.agreement import compare
 from sage.comm.probe import probe
 from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import Place
-from sage.comm.spawn import spawn
+from sage.comm.spawn import is_news, spawn
 from sage.comm.threads import simulate
-from sage.comm.wire import Wire, WireError
+from sage.comm.wire import Wire
 from sage.config import Config, resolve
 from sage.feed.data import Dataset, data_root
 from sage.options import facts_for
-from sage.outcome import FAILED, HOPELESS, INTERRUPTED, tell_the_job
+from sage.outcome import INTERRUPTED, tell_the_job
 from sage.run_folder import Taken
 from sage.storage import write_json
 from sage.tell.manifest import add_end, host, manifest
 from sage.tell.progress import Display
 from sage.tell.record import now, recorder
-from sage.train.loop import Diverged, Training
+from sage.train.facts import facts, software
+from sage.train.failure import first_step_told_apart, judge, keep_traceback
+from sage.train.loop import Training
+from sage.train.result import result
 from sage.train.stop import Stop
 
 
@@ -58,6 +63,7 @@ def main(config: Config) -> int:
         return 0
     if config.workers_in_process:
         return _simulated(config)
+    software()  # here, so that not every rank reads the source files
     # Forked ranks need not import torch again; CUDA cannot be forked.
     method: Literal["fork", "spawn"] = "spawn" if _device(config, 0).type == "cuda" else "fork"
     if method == "fork":
@@ -72,31 +78,48 @@ def main(config: Config) -> int:
 def _rank(config: Config, place: Place) -> int:
     """Be one rank of a run, from joining the others to the exit status."""
     torch.set_num_threads(config.threads)
-    device = _device(config, place.local_rank)
     stop = Stop()
-    stop.listen()
+    stop.listen(partial(_leave_early, place))
+    wire: ProcessWire | None = None
     try:
-        wire = ProcessWire(place, device=device, timeout=config.timeout, guard=config.guard)
+        device = _device(config, place.local_rank)
+        wire = ProcessWire(
+            place, device=device, timeout=config.timeout, guard=config.guard, facts=facts(config, device)
+        )
         code = _work(config, wire, device, stop)
         wire.close()
         if wire.rank == 0:
             tell_the_job(code, "")
         return code
-    except Exception as error:
-        told = isinstance(error, WireError | Diverged | Taken | ValueError | OSError)
-        text = str(error) if told else f"{type(error).__name__}: {error}"
-        text = text if text.startswith("rank ") else f"rank {place.rank}: {text}"
-        code = _blame(error)
-        tell_the_job(code, text)
+    except (Exception, SystemExit) as error:
+        end = judge(error)
+        text = end.text if end.text.startswith("rank ") else f"rank {place.rank}: {end.text}"
+        tell_the_job(end.status, text)
         if not isinstance(error, Taken):
-            _leave_word(config.folder, code, place.rank, text)
-        if not told:
-            raise
-        _complain(text)
+            _leave_word(config.folder, end.status, place.rank, text)
+        if wire is not None and not end.is_consequence:
+            wire.tell(end.text)
+        if not end.is_expected:
+            text += keep_traceback(config.folder, place.rank, error)
+        if is_news(place.rank, text):
+            _complain(text)
         # The group is broken: closing it in an orderly way would wait for ranks that will not come.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _exit(end.status)
+
+
+def _leave_early(place: Place, number: signal.Signals) -> None:
+    """End a rank that was asked to stop before it trains: at once, whatever it waits for."""
+    text = f"rank {place.rank}: stopped by {number.name} before the first step; the same command starts again"
+    tell_the_job(INTERRUPTED, text)
+    if is_news(place.rank, text):
+        _complain(text)
+    _exit(INTERRUPTED)
+
+
+def _exit(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _simulated(config: Config) -> int:
@@ -112,9 +135,12 @@ def _simulated(config: Config) -> int:
     try:
         with stop.listening() if hears else nullcontext():
             return max(simulate(config.world_size, work, guard=config.guard))
-    except (WireError, Diverged, Taken, OSError) as error:
-        _complain(str(error))
-        return _blame(error)
+    except ValueError:
+        raise
+    except (Exception, SystemExit) as error:
+        end = judge(error)
+        _complain(end.text if end.is_expected else end.text + keep_traceback(config.folder, 0, error))
+        return end.status
 
 
 # What a rank does.
@@ -157,6 +183,8 @@ def _claimed(folder: Path, wire: Wire) -> Iterator[None]:
 def _train(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
     folder = config.folder
     data = registry.load("datasets", config.data)(data_root(config.data_root), **config.data_options)
+    if isinstance(wire, ProcessWire):
+        compare(wire, {f"checksum of {name}": value for name, value in data.checksums.items()})
     model = build_model(config, data, wire, device)
     record = recorder(folder, wire.rank)
     display = Display(f"{config.workload} · {config.reducer}", enabled=wire.rank == 0)
@@ -186,18 +214,19 @@ def _train(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
     if source := training.resume():
         record.event("resumed", step=training.step, source=source)
         display.say(f"goes on from {source}, at step {training.step} of {training.total_steps}: {folder}")
+    stop.begin()
     try:
-        with display:
+        with display, first_step_told_apart(training):
             finished = training.run()
         if not finished:
             record.event("stopped", step=training.step)
             display.say(f"stopped and saved at step {training.step}; the same command goes on: {folder}")
             return INTERRUPTED
-        result = training.result()
-        record.hparams(config.to_dict(), result["final"])
+        told = result(training)
+        record.hparams(config.to_dict(), told["final"])
         if wire.rank == 0:
             add_end(folder)
-        record.finish(result)
+        record.finish(told)
         display.say(f"finished: {folder}")
         return 0
     finally:
@@ -238,11 +267,6 @@ def _is_finished(config: Config) -> bool:
 
 
 # What is said of a failure, and to whom.
-
-
-def _blame(error: Exception) -> int:
-    """The exit status: whether the same command might go better another time."""
-    return HOPELESS if isinstance(error, Diverged | ValueError) else FAILED
 
 
 def _leave_word(folder: Path, code: int, rank: int, text: str) -> None:

@@ -80,6 +80,7 @@ OTHER: dict[str, Any] = {
     "data_root": Path("there"),
     "checkpoint_every": 5,
     "timeout": 1.0,
+    "check_replicas": 5,
     "guard": True,
     "oversubscribe": True,
     "fresh": True,

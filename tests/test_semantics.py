@@ -21,7 +21,8 @@ from sage.feed.data import Batch
 from sage.task import Classify
 from sage.tell.progress import Display
 from sage.tell.record import Silent
-from sage.train.loop import Diverged, Training
+from sage.train.divergence import Diverged
+from sage.train.loop import Training
 from sage.train.optim import LossScale
 from sage.train.stop import Stop
 from sage.trial import same_bits

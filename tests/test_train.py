@@ -22,6 +22,7 @@ from sage.tell.progress import Display
 from sage.tell.record import Record, read_metrics, recorder
 from sage.train.loop import Training
 from sage.train.optim import schedule
+from sage.train.result import result
 from sage.train.stop import Stop
 
 # N = samples, B = samples in a batch, F = features
@@ -117,7 +118,7 @@ def train(tmp_path: Path) -> Train:
                 stop=Stop(),
             )
             assert training.run()
-            results.append(training.result())
+            results.append(result(training))
             return training
 
         with ExitStack() as stack:

@@ -400,7 +400,7 @@ def test_ranks_that_cannot_meet_say_who_is_missing() -> None:
     assert "rank 1 of 2 did not come. Have all ranks been started" in str(absent)
     assert isinstance(unreachable, WireError)
     assert f"rank 1 of 2 could not meet the others at 127.0.0.1:{alone.port} within 2 s" in str(unreachable)
-    assert any("address already in use" in told for told in taken)
+    assert any("already in use" in told for told in taken)
     assert second.port == first.port
 
 

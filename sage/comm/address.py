@@ -97,7 +97,7 @@ def interface_towards(host: str, port: int, among: Sequence[Interface] | None = 
         local = local_address(host, port)
     except OSError:
         return None
-    if is_loopback(local) and not _is_called_loopback(host):
+    if is_loopback(local) and not is_called_loopback(host):
         outward = [interface for interface in among if interface.up and _outward(interface)]
         default = next(filter(None, map(_default_address, ("192.0.2.1", "2001:db8::1"))), None)
         for interface in [*(one for one in outward if default in one.addresses), *outward]:
@@ -241,7 +241,8 @@ def _default_address(beyond: str) -> str | None:
         return None
 
 
-def _is_called_loopback(host: str) -> bool:
+def is_called_loopback(host: str) -> bool:
+    """Whether a host is named so that every machine takes it for itself: 127.0.0.1, ::1, localhost."""
     try:
         return is_loopback(host)
     except ValueError:  # a name

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from sage.comm import torch_names
+from sage.comm.board import Board
 from sage.comm.process import GroupWire, first_line
 from sage.comm.rendezvous import Place
 from sage.comm.watch import Watch
@@ -46,7 +47,7 @@ class GuestWire(GroupWire):
         try:
             self._group = self._beside(host, self._backend)
             self._control = self._beside(host, "gloo")
-            watched = dist.PrefixStore(f"sage/{self._control.group_name}", store.clone())
+            board = Board(store.clone(), name=f"sage/{self._control.group_name}")
         except (RuntimeError, ValueError) as error:
             raise WireError(
                 f"rank {place.rank} of {place.world_size} could not make a group of its own beside the "
@@ -54,7 +55,7 @@ class GuestWire(GroupWire):
             ) from error
         self._watch = Watch(
             place,
-            watched,
+            board,
             lambda: self._inside,
             keeper="the launcher" if "TORCHELASTIC_RUN_ID" in os.environ else "rank 0",
             over=lambda: not dist.is_initialized(),

@@ -13,11 +13,19 @@ from torch import Tensor
 
 from sage.comm import torch_names
 from sage.comm.address import check_interfaces, choose_interface
+from sage.comm.agreement import Facts, RanksDiffer
 from sage.comm.rendezvous import Place
+from sage.comm.sign_in import sign_in
 from sage.comm.watch import Watch
 from sage.comm.wire import Pending, Wire, WireError, add
+from sage.text import clean_text
 
 T = TypeVar("T")
+
+
+MAX_TIMEOUT = 2e6
+"""Seconds; gloo counts milliseconds in 32 bits."""
+NO_FACTS: Facts = {}
 
 
 class GroupWire(Wire):
@@ -37,6 +45,10 @@ class GroupWire(Wire):
 
     def __init__(self, place: Place, *, device: torch.device, timeout: float, guard: bool) -> None:
         super().__init__(place.rank, place.world_size, guard=guard)
+        if not 0 < timeout <= MAX_TIMEOUT:
+            raise ValueError(
+                f"timeout is {timeout:g} s; allowed is more than 0 and at most {MAX_TIMEOUT:,.0f} s (23 days)"
+            )
         self._timeout = timedelta(seconds=timeout)
         # Texts and sums for the record are CPU tensors also where the gradients are on a GPU.
         self._backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -51,6 +63,10 @@ class GroupWire(Wire):
         # Rank 0 takes the store with it, so it must not go while another's watch still looks there.
         self._attempt("the last barrier", lambda: dist.barrier(self._control))
         self._leave()
+
+    def tell(self, reason: str) -> None:
+        """Leave word for the other ranks of why this one ends, before it does; the first error of a run."""
+        self._watch.leave(reason)
 
     def _leave(self) -> None:
         raise NotImplementedError
@@ -136,50 +152,45 @@ class ProcessWire(GroupWire):
     Args:
         place: Who this rank is and where the ranks meet.
         device: Where gradients live; decides the backend.
-        timeout: Seconds after which a collective that has not come back is an error on every rank.
+        timeout: Seconds in which all ranks must have come, and after which a collective that has not come
+            back is an error on every rank.
+        facts: What must be the same on all ranks, by name (`sage.comm.agreement`).
+
+    Raises:
+        WireError: where not all ranks come within the time-out; names the address and the reason.
+        RanksDiffer: on every rank, where the facts differ.
     """
 
     def __init__(
-        self, place: Place, *, device: torch.device, timeout: float = 300.0, guard: bool = False
+        self,
+        place: Place,
+        *,
+        device: torch.device,
+        timeout: float = 300.0,
+        guard: bool = False,
+        facts: Facts = NO_FACTS,
     ) -> None:
         super().__init__(place, device=device, timeout=timeout, guard=guard)
         choose_interface(place.hostip, place.port)
         try:
-            store = self._sign_in(place)
-            self._control = self._join(place, store)
+            board = sign_in(place, timeout=timeout, facts=facts)
+            self._control = self._join(place, board.group_store())
+        except RanksDiffer:
+            raise
         except (RuntimeError, ValueError) as error:
             raise WireError(
                 f"rank {place.rank} of {place.world_size} could not meet the others at "
-                f"{place.hostip}:{place.port} within {timeout:g} s ({place.source}): {first_line(error)}. "
-                "Have all ranks been started, with the same hostip, port and world_size, and is the port "
-                "open on rank 0's host?"
+                f"{clean_text(place.hostip, 100)}:{place.port} within {timeout:g} s ({place.source}): "
+                f"{first_line(error)}. Have all ranks been started, with the same hostip, port and "
+                "world_size, and is the port open on rank 0's host?"
             ) from error
-        self._watch = Watch(place, store.clone(), lambda: self._inside)
-
-    def _sign_in(self, place: Place) -> dist.Store:
-        """The store that rank 0 keeps, once every rank has been seen there."""
-        store = dist.TCPStore(
-            place.hostip,
-            place.port,
-            is_master=place.rank == 0,
-            timeout=self._timeout,
-            wait_for_workers=False,
-        )
-        seats = [f"rank {rank} of {place.world_size}" for rank in range(place.world_size)]
-        if store.add(seats[place.rank], 1) > 1:
-            raise ValueError(f"another process is rank {place.rank} already")
-        try:
-            store.wait(seats, self._timeout)
-        except dist.DistStoreError as error:
-            absent = ", ".join(seat for seat in seats if not store.check([seat]))
-            raise RuntimeError(f"{absent} did not come") from error
-        return store
+        self._watch = Watch(place, board.clone(), lambda: self._inside)
 
     def _join(self, place: Place, store: dist.Store) -> dist.ProcessGroup:
         """Join the default group, and the one for control messages, which is returned."""
         dist.init_process_group(
             self._backend,
-            store=dist.PrefixStore("group", store),
+            store=store,
             rank=place.rank,
             world_size=place.world_size,
             timeout=self._timeout,

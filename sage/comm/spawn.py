@@ -9,57 +9,106 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 from sage import output
 from sage.comm.rendezvous import Place, local_places
-from sage.outcome import FAILED, HOPELESS, INTERRUPTED
+from sage.outcome import FAILED, HOPELESS, INTERRUPTED, KEYBOARD
 
 GRACE = 10.0
 """Seconds that the other ranks get, after one has failed, to notice it by themselves."""
 
 
+@dataclass(frozen=True)
+class Voice:
+    """What the ranks of one machine share: who has said why it ends, and what was said first."""
+
+    has_spoken: Any
+    """A shared array of W bytes."""
+    first: Any
+    """A shared array of bytes: the first message, without its rank."""
+
+    def say(self, rank: int, text: str) -> bool:
+        """Mark a rank as one that has said why it ends; False where another has said the same already."""
+        said = text.removeprefix(f"rank {rank}: ").encode(errors="replace")[:SHARED_BYTES]
+        self.has_spoken[rank] = 1
+        with self.first.get_lock():
+            if self.first.value == said:
+                return False
+            if not self.first.value:
+                self.first.value = said
+            return True
+
+
+SHARED_BYTES = 4096
+"""Bytes of the first message that are compared."""
+
+_voice: Voice | None = None
+"""In a rank that was spawned: what it shares with the others."""
+
+
+def is_news(rank: int, text: str) -> bool:
+    """Note that a rank says why it ends; False where a rank spawned beside it has said the same already."""
+    return _voice is None or _voice.say(rank, text)
+
+
 def spawn(rank: Callable[[Place], int], world_size: int, *, method: Literal["fork", "spawn"]) -> int:
     """Run `rank(place)` in W processes, and return the exit status of all together.
 
-    That is 0 where all are 0, 75 where the others are 75, 2 where one is 2, and else 1. SIGTERM, SIGUSR1
-    and SIGUSR2 are handed on to the ranks; SIGINT is not, as a terminal sends it to them too. If this
-    process dies, so do the ranks.
+    That is 0 where all are 0, 75 where the others are 75, 2 where one is 2, 130 where one is 130, and else
+    1. A rank that leaves before `rank` returns, as by os._exit, has failed whatever its status, and is
+    named. SIGTERM, SIGUSR1 and SIGUSR2 are handed on to the ranks. So is SIGINT, as SIGTERM, since a terminal
+    sends it to the ranks too and a second one ends everything. If this process dies, so do the ranks.
     """
     context: Any = multiprocessing.get_context(method)
+    shared = Voice(context.Array("b", world_size), context.Array("c", SHARED_BYTES + 1))
     ranks = [
-        context.Process(target=_child, args=(rank, place, os.getpid()), name=f"rank {place.rank}")
+        context.Process(target=_child, args=(rank, place, os.getpid(), shared), name=f"rank {place.rank}")
         for place in local_places(world_size)
     ]
     for process in ranks:
         process.start()
-    with _signals_handed_on(ranks):
+    with _signals_handed_on(ranks) as interrupts:
         _await(ranks)
-    for process in ranks:
-        if process.exitcode < 0:
-            print(
-                f"sage: {process.name} was ended by {signal.Signals(-process.exitcode).name}", file=sys.stderr
-            )
+    if len(interrupts) > 1:
+        return KEYBOARD
+    silent = [process for process, spoken in zip(ranks, shared.has_spoken, strict=True) if not spoken]
+    for process in silent:
+        how = (
+            f"was ended by {signal.Signals(-process.exitcode).name}"
+            if process.exitcode < 0
+            else f"left with exit status {process.exitcode} before its end: something called os._exit"
+        )
+        if process.exitcode != KEYBOARD:
+            print(f"sage: {process.name} {how}", file=sys.stderr)
     codes = {process.exitcode for process in ranks}
-    if HOPELESS in codes:
-        return HOPELESS
-    return FAILED if codes - {0, INTERRUPTED} else max(codes)
+    for status in (HOPELESS, KEYBOARD):
+        if status in codes:
+            return status
+    return FAILED if silent or codes - {0, INTERRUPTED} else max(codes)
 
 
 @contextmanager
-def _signals_handed_on(ranks: Sequence[BaseProcess]) -> Iterator[None]:
+def _signals_handed_on(ranks: Sequence[BaseProcess]) -> Iterator[list[int]]:
+    """Hand signals on to the ranks; gives a list that has an element for each SIGINT heard."""
+    interrupts: list[int] = []
+
     def hand_on(number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            interrupts.append(number)
+            number = signal.SIGTERM if len(interrupts) == 1 else signal.SIGKILL
         for process in ranks:
             if process.pid is not None and process.is_alive():
                 os.kill(process.pid, number)
 
     before = {
-        number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+        number: signal.signal(number, hand_on)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     }
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        yield
+        yield interrupts
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -76,10 +125,14 @@ def _await(ranks: Sequence[BaseProcess]) -> None:
                 process.kill()
 
 
-def _child(rank: Callable[[Place], int], place: Place, parent: int) -> None:
+def _child(rank: Callable[[Place], int], place: Place, parent: int, shared: Voice) -> None:
+    global _voice
+    _voice = shared
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: the kernel kills it with its parent
         if os.getppid() != parent:
             os._exit(FAILED)
     output.protect()
-    sys.exit(rank(place))
+    status = rank(place)
+    shared.has_spoken[place.rank] = 1
+    sys.exit(status)

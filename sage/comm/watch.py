@@ -4,10 +4,15 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 
-import torch.distributed as dist
-
+from sage.comm.agreement import told_ranks
+from sage.comm.board import Board
 from sage.comm.rendezvous import Place
+from sage.text import clean_text
+
+LONGEST = 1000
+"""Letters of a verdict that are shown."""
 
 
 class Watch:
@@ -19,7 +24,7 @@ class Watch:
 
     Args:
         place: Which rank this is, and who keeps the store.
-        store: A connection to the store that nobody else uses, for it may block.
+        board: Where ranks leave texts, over a connection that nobody else uses, for it may block.
         where: Tells what this rank is doing.
         keeper: Whose end it is when the store is gone.
         over: Tells that nobody will ask any more, so that the store may go.
@@ -33,13 +38,13 @@ class Watch:
     def __init__(
         self,
         place: Place,
-        store: dist.Store,
+        board: Board,
         where: Callable[[], str],
         *,
         keeper: str = "rank 0",
         over: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._place, self._store, self._where = place, store, where
+        self._place, self._board, self._where = place, board, where
         self._keeper, self._over = keeper, over
         self._verdict = ""
         self._stopping = threading.Event()
@@ -61,55 +66,78 @@ class Watch:
             return f"{host} does not answer: {self._keeper} is stopped or cut off."
         return self._verdict or f"{host} is gone: {self._keeper} has died."
 
+    def leave(self, reason: str) -> None:
+        """Tell the others why this rank ends, which is their verdict too. Takes a few seconds at most."""
+        telling = threading.Thread(target=self._tell, args=(reason,), name="sage-leave", daemon=True)
+        telling.start()
+        telling.join(2 * self.GRACE)
+
+    def _tell(self, reason: str) -> None:
+        with suppress(RuntimeError):
+            told = f"Culprit: rank {self._place.rank} has left: {clean_text(reason, 300)}."
+            self._board.post_first("verdict", told)
+            self._board.post("alarm", "")
+            if self._place.rank == 0:
+                # The store ends with this process.
+                self._await_heard(range(1, self._place.world_size))
+
     def _run(self) -> None:
         rank, answered = self._place.rank, False
         try:
             while not self._stopping.wait(self.PERIOD) and not self._over():
-                if not answered and self._store.check(["alarm"]):
-                    self._store.set(f"alive/{rank}", self._where())
+                if not answered and self._board.has("alarm"):
+                    self._board.post(f"alive/{rank}", self._where())
                     answered = True
-                if answered and self._store.check(["verdict"]):
-                    self._verdict = self._store.get("verdict").decode()
-                    self._store.set(f"heard/{rank}", "")
+                if answered and (verdict := self._board.read("verdict")) is not None:
+                    self._verdict = clean_text(verdict, LONGEST)
+                    self._board.post(f"heard/{rank}", "")
                     return
         except RuntimeError:  # the store is gone; the collective that misses its host will say so
             return
 
     def _call_roll(self) -> None:
         try:
-            self._store.set(f"alive/{self._place.rank}", self._where())
-            self._store.set("alarm", "")
-            found = self._collect("alive", range(self._place.world_size), unless="verdict")
-            self._verdict = self._store.compare_set("verdict", "", self._judge(found)).decode()
+            self._board.post(f"alive/{self._place.rank}", self._where())
+            self._board.post("alarm", "")
+            found = self._collect(range(self._place.world_size))
+            verdict = self._board.post_first("verdict", self._judge(found))
+            self._verdict = clean_text(verdict, LONGEST)
             if self._place.rank == 0:
                 # The store ends with this process, and the others may not have asked yet.
-                self._collect("heard", found)
+                self._await_heard(found)
         except RuntimeError:
             return
 
     def _judge(self, found: Mapping[int, str]) -> str:
         silent = [rank for rank in range(self._place.world_size) if rank not in found]
         if silent:
-            give = _ranks(silent, "gives", "give")
-            return f"Culprit: {give} no sign of life (killed, stopped, or cut off)."
+            give = "gives" if len(silent) == 1 else "give"
+            return f"Culprit: {told_ranks(silent)} {give} no sign of life (killed, stopped, or cut off)."
         by_place: defaultdict[str, list[int]] = defaultdict(list)
         for rank, place in sorted(found.items()):
             by_place[place].append(rank)
-        told = [f"{_ranks(ranks, 'is', 'are')} {place}" for place, ranks in by_place.items()]
-        return f"All ranks are alive: {'; '.join(told)}."
+        told_W = [
+            f"{told_ranks(ranks)} {'is' if len(ranks) == 1 else 'are'} {place}"
+            for place, ranks in by_place.items()
+        ]
+        return f"All ranks are alive: {'; '.join(told_W)}."
 
-    def _collect(self, what: str, ranks: Iterable[int], unless: str | None = None) -> dict[int, str]:
-        """What the ranks leave in the store under `what`, by rank; `GRACE` or `unless` ends the wait."""
+    def _collect(self, ranks: Iterable[int]) -> dict[int, str]:
+        """Where the living ranks are, by rank; `GRACE` or a verdict ends the wait."""
         missing, found = set(ranks), dict[int, str]()
         end = time.monotonic() + self.GRACE
         while True:
-            for rank in [rank for rank in missing if self._store.check([f"{what}/{rank}"])]:
-                found[rank] = self._store.get(f"{what}/{rank}").decode()
-                missing.discard(rank)
-            if not missing or time.monotonic() > end or (unless and self._store.check([unless])):
+            for rank in sorted(missing):
+                if (place := self._board.read(f"alive/{rank}")) is not None:
+                    found[rank] = clean_text(place, 200)
+            missing -= found.keys()
+            if not missing or time.monotonic() > end or self._board.has("verdict"):
                 return found
             time.sleep(self.PERIOD / 5)
 
-
-def _ranks(ranks: list[int], one: str, several: str) -> str:
-    return f"rank {ranks[0]} {one}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} {several}"
+    def _await_heard(self, ranks: Iterable[int]) -> None:
+        missing = set(ranks)
+        end = time.monotonic() + self.GRACE
+        while missing and time.monotonic() < end:
+            missing = {rank for rank in missing if not self._board.has(f"heard/{rank}")}
+            time.sleep(self.PERIOD / 5)

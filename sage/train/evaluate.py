@@ -1,11 +1,49 @@
 """What a model has learned: the metrics over the whole test set, of which every rank takes a share."""
 
+import time
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
 from sage.comm.wire import Wire
 from sage.feed.data import Dataset, moved
 from sage.task import Task
+
+if TYPE_CHECKING:
+    from sage.train.loop import Training
+
+EVAL_BATCH = 512
+"""At most so many test samples at once: a training batch of 2^19 pairs would be 101 times as many to rank."""
+
+
+def evaluate(training: "Training") -> None:
+    """Measure the model, and its running average where there is one, and record it."""
+    start = time.perf_counter()
+    average_buffers(training.model, training.wire)
+    measured = _measured(training)
+    average = None
+    if training.average.num_averaged:
+        with training.average.swapped(training.model):
+            average = _measured(training)
+    train_loss = training.tally.take_loss()
+    training.tally.evaluations.append(measured)
+    epoch = training.step / training.steps_per_epoch
+    training.record.epoch(
+        epoch=epoch,
+        step=training.step,
+        train_loss=train_loss,
+        metrics=measured,
+        seconds=time.perf_counter() - start,
+        **({"average_metrics": average} if average else {}),
+    )
+    told = "  ".join(f"{name} {value:.4f}" for name, value in measured.items())
+    training.display.say(f"epoch {epoch:.4g}  train loss {train_loss:.4f}  {told}")
+
+
+def _measured(training: "Training") -> dict[str, float]:
+    batch_size = min(EVAL_BATCH, training.config.batch_size)
+    return metrics(training.model, training.task, training.data, training.wire, batch_size=batch_size)
 
 
 def metrics(model: nn.Module, task: Task, data: Dataset, wire: Wire, *, batch_size: int) -> dict[str, float]:

@@ -7,7 +7,7 @@ that is killed and resumed goes through the same numbers, on CPUs to the bit.
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,27 @@ import torch
 from torch import Tensor, nn
 
 from sage.clock import Phases, phase
+from sage.comm.replicas import check_replicas
 from sage.comm.wire import Pending, Wire
 from sage.config import Config
-from sage.feed.data import Batch, Dataset, moved
+from sage.feed.data import Batch, Dataset
 from sage.mount import WholeModel
 from sage.reduce import Reduced, Reducer
 from sage.task import Task
 from sage.tell.progress import Display
 from sage.tell.record import Recorder
 from sage.train import checkpoint, resume
-from sage.train.evaluate import average_buffers, metrics
+from sage.train.backward import Backward
+from sage.train.divergence import diverged
+from sage.train.evaluate import average_buffers, evaluate
 from sage.train.optim import LossScale, RunningAverage, clip_, set_lr
 from sage.train.recipe import before_reduction, count_steps, learning_rate, memory_options, optimizer
 from sage.train.squares import Squares
 from sage.train.stop import Stop
 from sage.train.tally import Tally
 
-EVAL_BATCH = 512
-"""At most so many test samples at once: a training batch of 2^19 pairs would be 101 times as many to rank."""
 HISTOGRAM_SAMPLE = 2**18
 """Elements of the gradient, evenly spread, that a histogram is made of."""
-
-
-class Diverged(RuntimeError):
-    """The mean gradient is no longer finite."""
 
 
 class Training:
@@ -87,6 +84,7 @@ class Training:
         self.loss_scale = LossScale(enabled=config.amp == "fp16")
         asked = reducer.needs_squares
         self.squares = Squares(model, task, self.mount, amp=config.amp != "none") if asked else None
+        self.backward = Backward(config, model, task, self.mount, self.loss_scale, self.squares)
         self.phases = Phases(self.device)
         self.step = 0
         self.seconds = 0.0
@@ -137,26 +135,19 @@ class Training:
             self.mount.feedback.reducer.begin_epoch(epoch, lr, self.wire)
         histogram_due = self.step % config.histogram_every == 0
         with self.phases.running() if config.profile else nullcontext():
-            loss = self._backward(batches)
+            loss = self.backward(batches)
             skipped = self._skips and self._overflowed()
             self.loss_scale.learn(overflowed=skipped)
             sample, reduced, gradient_norm = None, Reduced(grad_N, density=0.0), None
             if not skipped:  # a skipped gradient is seen by no residual, controller or momentum
                 sample = self._prepare(histogram_due)
                 reduced = self.mount(self.wire, lr)
-                gradient_norm = self._update(lr)
+                gradient_norm = self._update(lr, batches)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - start
         if gradient_norm is None:
             self.record.event("skipped", step=self.step)
-        elif not bool(gradient_norm.isfinite()):
-            self.record.event("diverged", step=self.step)
-            raise Diverged(
-                f"step {self.step}: the mean gradient is not finite, on any rank. Nothing after the last "
-                f"checkpoint is kept. Lower lr (here {lr:g}), clip (--clip-global), compress less, or, where "
-                "it is a single rank's gradient now and then, --non-finite skip"
-            )
         if sample is not None:
             self.record.histogram("gradient/abs", sample, self.step)
         fields: dict[str, Any] = {
@@ -186,38 +177,6 @@ class Training:
         self.tally.step(fields)
         self.step += 1
 
-    def _backward(self, batches: list[Batch]) -> Tensor:
-        """Forward and backward of the micro-batches; the mean loss, and in `grad_N` its gradient."""
-        self.mount.zero_()
-        if self.squares is not None:
-            self.squares.zero_()
-        loss = torch.zeros((), device=self.device)
-        for batch in batches:
-            here = moved(batch, self.device)
-            if self.squares is None:
-                loss += self._pass(here, self.config.accumulate)
-            else:
-                loss += self.squares.backward(here, self.config.accumulate, self._pass)
-        if self.loss_scale.enabled:
-            self.mount.grad_N.div_(float(self.loss_scale.scale))
-            if self.squares is not None:
-                self.squares.rescale(1 / self.loss_scale.scale)
-        return loss
-
-    def _pass(self, batch: Batch, divisor: float) -> Tensor:
-        """Add the gradient of a batch's loss over `divisor`, times the loss scale; that loss without it."""
-        with phase("forward"), self._autocast():
-            loss = self.task.loss(self.model, batch) / divisor
-        with phase("backward"):
-            (loss * float(self.loss_scale.scale)).backward()
-        return loss.detach()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.config.amp == "none":
-            return nullcontext()
-        dtype = torch.bfloat16 if self.config.amp == "bf16" else torch.float16
-        return torch.autocast(self.device.type, dtype=dtype)
-
     @property
     def _skips(self) -> bool:
         return self.config.non_finite == "skip" or self.loss_scale.enabled
@@ -240,11 +199,18 @@ class Training:
             self.squares.tell()
         return grad_N[:: 1 + grad_N.numel() // HISTOGRAM_SAMPLE].abs() if histogram_due else None
 
-    def _update(self, lr: float) -> Tensor:
-        """Clip the mean gradient and take the optimiser's step; the norm that it had."""
+    def _update(self, lr: float, batches: list[Batch]) -> Tensor:
+        """Clip the mean gradient and take the optimiser's step; the norm that it had.
+
+        Raises:
+            Diverged: on every rank, where the mean is not finite.
+        """
         grad_N, limit = self.mount.grad_N, self.config.clip_global
         with phase("update"):
             norm = torch.linalg.vector_norm(grad_N) if limit is None else clip_(grad_N, limit)
+            if not bool(norm.isfinite()):
+                self.record.event("diverged", step=self.step)
+                raise diverged(self, batches, lr)
             set_lr(self.optimizer, lr)
             self.optimizer.step()
         return norm
@@ -276,41 +242,32 @@ class Training:
         saves = last or (epoch_ends if every is None else self.step % every == 0)
         if evaluates or saves:
             self.settle()
+        if self._is_compared(evaluates or saves):
+            self.check_replicas()
         first = self.config.average_from
         if epoch_ends and first is not None and self.step >= first * self.steps_per_epoch:
             average_buffers(self.model, self.wire)  # all ranks have the same average, as a checkpoint has one
             self.average.update(self.model)
         if evaluates:
-            self._evaluate()
+            evaluate(self)
         if saves or self._stopping or self._reached():
             self.settle()
             self.save()
 
-    def _evaluate(self) -> None:
-        start = time.perf_counter()
-        average_buffers(self.model, self.wire)
-        measured = self._metrics()
-        average = None
-        if self.average.num_averaged:
-            with self.average.swapped(self.model):
-                average = self._metrics()
-        train_loss = self.tally.take_loss()
-        self.tally.evaluations.append(measured)
-        epoch = self.step / self.steps_per_epoch
-        self.record.epoch(
-            epoch=epoch,
-            step=self.step,
-            train_loss=train_loss,
-            metrics=measured,
-            seconds=time.perf_counter() - start,
-            **({"average_metrics": average} if average else {}),
-        )
-        told = "  ".join(f"{name} {value:.4f}" for name, value in measured.items())
-        self.display.say(f"epoch {epoch:.4g}  train loss {train_loss:.4f}  {told}")
+    def _is_compared(self, by_default: bool) -> bool:
+        every = self.config.check_replicas
+        if every == 0 or self.wire.world_size == 1:
+            return False
+        return by_default or (every is not None and self.step % every == 0)
 
-    def _metrics(self) -> dict[str, float]:
-        batch_size = min(EVAL_BATCH, self.config.batch_size)
-        return metrics(self.model, self.task, self.data, self.wire, batch_size=batch_size)
+    def check_replicas(self) -> None:
+        """Compare the ranks' parameters, bit by bit.
+
+        Raises:
+            ReplicasDiffer: on every rank, where they differ; names ranks, step and the first parameter.
+        """
+        with torch.no_grad():
+            check_replicas(self.wire, self.model.named_parameters(), when=f"step {self.step}")
 
     def _learning_rate(self) -> float:
         return learning_rate(
@@ -348,24 +305,6 @@ class Training:
         told = "its own checkpoint" if resume.from_own(self) else resume.from_another(self)
         self.record.rewind(self.step)  # killed before its first checkpoint, it may have recorded steps
         return told
-
-    def result(self) -> dict[str, Any]:
-        """What `result.json` says; every rank calls it, as step times are the slowest rank's."""
-        own_S = torch.tensor(self.tally.step_seconds, dtype=torch.float64, device=self.device)
-        (seconds_WS,) = self.wire.gather(metrics=own_S)
-        config = self.config
-        return {
-            "workload": config.workload,
-            "reducer": config.reducer,
-            "reducer_options": config.reducer_options,
-            "world_size": self.wire.world_size,
-            "seed": config.seed,
-            "parameters": self.mount.layout.numel,
-            "steps": self.step,
-            "epochs": self.step / self.steps_per_epoch,
-            "seconds": self.seconds,
-            **self.tally.result(seconds_WS.cpu(), metric=self.task.metric, better=self.better),
-        }
 
 
 def _share(reduced: Reduced) -> float | None:

@@ -1,0 +1,73 @@
+"""What the ranks of a run must have in common, and the one line that says where they differ."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from sage.comm.wire import Wire
+from sage.text import clean_text
+
+Facts = Mapping[str, str]
+"""What a rank says of itself, by name: its settings, its versions, checksums of its files."""
+
+SHOWN = 6
+"""Facts that are named in a message; of more only the number is given."""
+
+NOTES = {"commit": "source files"}
+"""Facts that may differ, and are shown where another one does: one commit may have several states."""
+
+
+class RanksDiffer(ValueError):
+    """The ranks were started with different settings, code or data."""
+
+
+def differences(facts: Mapping[int, Facts]) -> str:
+    """Where the ranks' facts differ, in one line; "" where they do not.
+
+    >>> differences({0: {"lr": "0.1"}, 1: {"lr": "0.2"}, 2: {"lr": "0.1"}})
+    'lr is 0.1 on ranks 0, 2 and 0.2 on rank 1'
+    """
+    names = list(dict.fromkeys(name for each in facts.values() for name in each))
+    differ = [name for name in names if len({each.get(name) for each in facts.values()}) > 1]
+    told = [name for name in differ if name not in NOTES]
+    told += [name for name in differ if name in NOTES and NOTES[name] in told]
+    lines = []
+    for name in told[:SHOWN]:
+        ranks: dict[str, list[int]] = {}
+        for rank, each in sorted(facts.items()):
+            ranks.setdefault(clean_text(each.get(name, "not given"), 80), []).append(rank)
+        values = [f"{value or 'empty'} on {told_ranks(at)}" for value, at in ranks.items()]
+        lines.append(f"{clean_text(name, 80)} is {', '.join(values[:-1])} and {values[-1]}")
+    if len(told) > SHOWN:
+        lines.append(f"and {len(told) - SHOWN} more differ")
+    return "; ".join(lines)
+
+
+def refusal(difference: str) -> str:
+    """The message about ranks that differ."""
+    return (
+        f"the ranks do not agree: {difference}. Nothing was trained: start all ranks with the same command, "
+        "code and data"
+    )
+
+
+def compare(wire: Wire, facts: Facts) -> None:
+    """Compare facts between the ranks of a communicator. A collective call.
+
+    Raises:
+        RanksDiffer: on every rank, where a fact differs; names it, with each value and its ranks.
+    """
+    told = wire.texts(json.dumps(dict(facts)))
+    if difference := differences({rank: json.loads(text) for rank, text in enumerate(told)}):
+        raise RanksDiffer(refusal(difference))
+
+
+def told_ranks(ranks: Sequence[int]) -> str:
+    """Ranks as a message names them, of many the first eight.
+
+    >>> told_ranks([3]), told_ranks([0, 2])
+    ('rank 3', 'ranks 0, 2')
+    """
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    more = f" and {len(ranks) - 8} more" if len(ranks) > 8 else ""
+    return f"ranks {', '.join(map(str, ranks[:8]))}{more}"

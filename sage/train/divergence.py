@@ -1,0 +1,44 @@
+"""A mean gradient that is not finite, and whose gradient made it so."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from sage.comm.agreement import told_ranks
+from sage.feed.data import Batch
+
+if TYPE_CHECKING:
+    from sage.train.loop import Training
+
+
+class Diverged(RuntimeError):
+    """The mean gradient is no longer finite."""
+
+
+def diverged(training: "Training", batches: list[Batch], lr: float) -> Diverged:
+    """The error of a step whose mean gradient is not finite. A collective call.
+
+    Args:
+        training: Its parameters still as they were before the step.
+        batches: The micro-batches of the step.
+        lr: The step's learning rate.
+    """
+    whose = _whose(training, batches)
+    return Diverged(
+        f"step {training.step}: the mean gradient is not finite; {whose}. Nothing after the last checkpoint "
+        f"is kept. Lower lr (here {lr:g}), clip (--clip-global), compress less, or, where it is a single "
+        "rank's gradient now and then, --non-finite skip"
+    )
+
+
+def _whose(training: "Training", batches: list[Batch]) -> str:
+    """Which ranks' own gradients are not finite: the reduction has replaced them, so they are made again."""
+    training.backward(batches)
+    bad = ~training.mount.grad_N.isfinite().all()
+    (bad_W,) = training.wire.gather(control=bad.to(torch.uint8))
+    ranks = bad_W.nonzero().flatten().tolist()
+    if not ranks:
+        return "each rank's own gradient is, so the sum or the reducer is at fault"
+    if len(ranks) == training.wire.world_size:
+        return "nor is the own gradient of any rank"
+    return f"the own gradient of {told_ranks(ranks)} is not either, that of the others is"

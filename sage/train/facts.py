@@ -1,0 +1,101 @@
+"""What must be the same on all ranks before they train: settings, versions and the source files."""
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import numpy
+import torch
+
+import sage
+from sage import registry
+from sage.config import Config
+
+MAY_DIFFER = ("runs", "data_root", "timeout", "slurm", "oversubscribe")
+"""Settings that say only where a node has its files, or what the job asked for."""
+
+PACKAGE = Path(sage.__file__).parent
+MOST_FILES = 2000
+"""Source files of a third party's package that are looked at."""
+
+
+def facts(config: Config, device: torch.device) -> dict[str, str]:
+    """A rank's settings, versions and checksums of source files, by name."""
+    told: dict[str, str] = {}
+    for name, value in config.to_dict().items():
+        if name in MAY_DIFFER:
+            continue
+        for option, one in value.items() if isinstance(value, dict) else [("", value)]:
+            told[f"{name}.{option}" if option else name] = json.dumps(one)
+    told["device"] = device.type
+    return told | software() | parts(config)
+
+
+@cache
+def software() -> dict[str, str]:
+    """The versions of what a run's numbers depend on, and a checksum of SAGE's own source files."""
+    return {
+        "SAGE version": sage.__version__,
+        "source files": checksum(PACKAGE, _sources(PACKAGE)),
+        "commit": _commit(),
+        "torch version": torch.__version__,
+        "numpy version": numpy.__version__,
+        "Python version": ".".join(platform.python_version_tuple()[:2]),
+    }
+
+
+def parts(config: Config) -> dict[str, str]:
+    """A checksum of the source files of each part that is not SAGE's own."""
+    chosen: list[tuple[registry.Room, str]] = [("models", config.model), ("datasets", config.data)]
+    chosen += [("reducers", name) for name in config.reducer.split("+")]
+    found = {}
+    for room, name in chosen:
+        module = sys.modules.get(getattr(registry.load(room, name), "__module__", ""))
+        file = getattr(module, "__file__", None)
+        if file is None or Path(file).resolve() in _own():
+            continue
+        top = sys.modules.get(str(getattr(module, "__name__", "")).partition(".")[0])
+        root = Path(file).parent
+        files: Iterable[Path] = [Path(file)]
+        if top is not None and getattr(top, "__path__", None) and getattr(top, "__file__", None):
+            root = Path(str(top.__file__)).parent
+            files = _sources(root)
+        found[f"source of the {registry.KINDS[room]} {name}"] = checksum(root, files)
+    return found
+
+
+def checksum(root: Path, files: Iterable[Path]) -> str:
+    """Twelve hexadecimal digits that depend on the files' names below a root and on their bytes."""
+    total = hashlib.sha256()
+    for path in files:
+        total.update(f"{path.relative_to(root).as_posix()}\0".encode())
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()[:12]
+
+
+def _sources(root: Path) -> list[Path]:
+    """The Python files below a folder; the parts' folders are links to other ones of the checkout."""
+    folders = [root, *(path for path in sorted(root.iterdir()) if path.is_dir())]
+    shallow = {path for folder in folders for path in folder.glob("*.py")}
+    return sorted(shallow | set(root.rglob("*.py")))[:MOST_FILES]
+
+
+@cache
+def _own() -> frozenset[Path]:
+    return frozenset(path.resolve() for path in _sources(PACKAGE))
+
+
+def _commit() -> str:
+    checkout = PACKAGE.resolve().parent
+    if not (checkout / ".git").exists():
+        return "none"
+    command = ["git", "-C", str(checkout), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

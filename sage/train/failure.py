@@ -1,0 +1,153 @@
+"""What a run that fails says: one line and an exit status; the traceback of an unexpected error is kept."""
+
+import linecache
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import torch
+
+import sage
+from sage import errors
+from sage.comm.replicas import ReplicasDiffer
+from sage.comm.wire import WireError
+from sage.outcome import FAILED, HOPELESS
+from sage.run_folder import Taken
+from sage.storage import write_text
+from sage.text import clean_text
+from sage.train.divergence import Diverged
+
+PACKAGE = Path(sage.__file__).parent
+LIBRARIES = ("site-packages", "dist-packages")
+SHOWN = 1500
+"""Letters of a message."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a rank ends."""
+
+    text: str
+    """One line."""
+    status: int
+    """The exit status: 2 where the same command would fail again, else 1."""
+    is_expected: bool
+    """Whether the line is all there is to say; else the traceback is of use to whoever mends it."""
+    is_consequence: bool = False
+    """Whether another rank has failed first."""
+
+
+class FirstStepFailed(RuntimeError):
+    """An error in the first step that a process takes: what a model or a reducer raises there comes again."""
+
+
+class _Steps(Protocol):
+    step: int
+
+
+@contextmanager
+def first_step_told_apart(training: _Steps) -> Iterator[None]:
+    """Raise `FirstStepFailed` from an unexpected error before the first step is done."""
+    first = training.step
+    try:
+        yield
+    except (WireError, Diverged, ReplicasDiffer, ValueError, OSError):
+        raise
+    except Exception as error:
+        if training.step == first:
+            raise FirstStepFailed("the first step failed") from error
+        raise
+
+
+def judge(error: BaseException) -> Failure:
+    """What to say of an error that ends a rank."""
+    is_first_step = isinstance(error, FirstStepFailed)
+    if isinstance(error, FirstStepFailed) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, WireError):
+        return Failure(clean_text(str(error), SHOWN), FAILED, True, is_consequence=True)
+    if isinstance(error, Diverged | ReplicasDiffer):
+        return Failure(clean_text(str(error), SHOWN), HOPELESS, True)
+    if isinstance(error, Taken):
+        return Failure(clean_text(str(error), SHOWN), FAILED, True)
+    if isinstance(error, ValueError | OSError):
+        return Failure(errors.told(error), errors.status(error), True)
+    if isinstance(error, SystemExit):
+        return Failure(f"{_place(error)} called sys.exit({error.code!r})", FAILED, True)
+    if _is_out_of_memory(error):
+        return Failure(f"out of memory: {errors.told(error)}", FAILED, True)
+    said = f"{type(error).__name__}: {clean_text(str(error), SHOWN)}"
+    again = is_first_step and not isinstance(error, torch.AcceleratorError)
+    when = "the first step failed, and would fail again: " if again else ""
+    status = HOPELESS if again else FAILED
+    if _is_raised_by_a_library(error):
+        return Failure(f"{when}{said} (raised by a library, called from {_place(error)})", status, False)
+    if _is_own(error):
+        return Failure(
+            f"{when}{said} ({_place(error)}): this is a bug in SAGE, please report it", status, False
+        )
+    return Failure(f"{when}{said} ({_place(error)}, which is not SAGE's)", status, False)
+
+
+def keep_traceback(folder: Path, rank: int, error: BaseException) -> str:
+    """Write an error's traceback into the run's folder; says where it is, or gives it where that fails."""
+    lines = "".join(traceback.format_exception(error))
+    path = folder / f"traceback-{rank}.txt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, lines)
+    except (OSError, ValueError):
+        return f"; the traceback:\n{lines}"
+    return f"; the traceback is in {path}"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _frames(error: BaseException) -> list[tuple[Path, int]]:
+    found: list[tuple[Path, int]] = []
+    at: TracebackType | None = error.__traceback__
+    while at is not None:
+        found.append((Path(at.tb_frame.f_code.co_filename), at.tb_lineno))
+        at = at.tb_next
+    return found
+
+
+def _is_library(path: Path) -> bool:
+    """Whether a file is of an installed library or of Python itself, and not of SAGE."""
+    if path.is_relative_to(PACKAGE):
+        return False
+    return any(name in path.parts for name in LIBRARIES) or path.is_relative_to(
+        Path(traceback.__file__).parent
+    )
+
+
+def _is_raised_by_a_library(error: BaseException) -> bool:
+    """Whether torch or another library raised it: in its Python code, or in C++ below any frame."""
+    frames = _frames(error)
+    if not frames:
+        return False
+    path, line = frames[-1]
+    is_raised_here = linecache.getline(str(path), line).strip().startswith("raise")
+    return _is_library(path) or (isinstance(error, RuntimeError) and not is_raised_here)
+
+
+def _is_own(error: BaseException) -> bool:
+    """Whether the innermost frame that is no library's is SAGE's."""
+    own = [path for path, _ in _frames(error) if not _is_library(path)]
+    return bool(own) and own[-1].is_relative_to(PACKAGE)
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line that is no library's."""
+    lines = [(path, line) for path, line in _frames(error) if not _is_library(path)]
+    if not lines:
+        return "a library"
+    path, line = lines[-1]
+    name = path.relative_to(PACKAGE.parent) if path.is_relative_to(PACKAGE.parent) else path
+    return f"{name}, line {line}"

@@ -1,0 +1,27 @@
+"""What a finished run says of itself in `result.json`."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from sage.train.loop import Training
+
+
+def result(training: "Training") -> dict[str, Any]:
+    """What `result.json` says. A collective call, as step times are the slowest rank's."""
+    own_S = torch.tensor(training.tally.step_seconds, dtype=torch.float64, device=training.device)
+    (seconds_WS,) = training.wire.gather(metrics=own_S)
+    config = training.config
+    return {
+        "workload": config.workload,
+        "reducer": config.reducer,
+        "reducer_options": config.reducer_options,
+        "world_size": training.wire.world_size,
+        "seed": config.seed,
+        "parameters": training.mount.layout.numel,
+        "steps": training.step,
+        "epochs": training.step / training.steps_per_epoch,
+        "seconds": training.seconds,
+        **training.tally.result(seconds_WS.cpu(), metric=training.task.metric, better=training.better),
+    }
