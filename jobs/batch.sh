@@ -41,7 +41,9 @@ sage_meet() {
         done
     fi
     SAGE_MEETING="$hostip $port"
-    export hostip port SAGE_MEETING
+    # What only this job's ranks know, another one for each start.
+    SAGE_SECRET=$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')
+    export hostip port SAGE_MEETING SAGE_SECRET
     unset rank world_size # srun numbers its tasks itself
 }
 
@@ -199,14 +201,17 @@ sage_write_failures() {
         sync -- "$sage_folder" && [[ $(cat -- "$sage_folder/failures") == "$1" ]]; } 2>/dev/null
 }
 
-# What SLURM knows of this job. By the number of an array's task: the plain one may stand for the whole array.
+# What SLURM knows of this job: the line of its own number, which may also stand for a whole array.
 sage_job() {
-    scontrol --oneliner show job "$(sage_name)" 2>/dev/null || :
+    { scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null || :; } |
+        LC_ALL=C grep -m 1 "^JobId=$SLURM_JOB_ID " || :
 }
 
+# The job as scontrol takes it. An array's task by both numbers: one task has the array's own, which stands for all.
+# Not from SLURM_ARRAY_TASK_ID, which may be left over where the job was submitted from inside another array.
 sage_name() {
-    if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
-        echo "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
+    if [[ $1 =~ ^JobId=[0-9]+\ ArrayJobId=([0-9]+)\ ArrayTaskId=([0-9]+)\  ]]; then
+        echo "${BASH_REMATCH[1]}_${BASH_REMATCH[2]}"
     else
         echo "$SLURM_JOB_ID"
     fi
@@ -222,7 +227,7 @@ sage_requeue() {
     fi
     # Said first: SLURM may kill this script as soon as it has the request.
     printf 'sage: job %s: %s; requeued\n' "$SLURM_JOB_ID" "$1" >&2
-    if ! scontrol requeue "$(sage_name)"; then
+    if ! scontrol requeue "$(sage_name "$found")"; then
         printf 'sage: job %s: SLURM refused the requeue; submit it again to go on\n' "$SLURM_JOB_ID" >&2
         return 1
     fi

@@ -334,7 +334,11 @@ esac""",
         path.chmod(0o755)
     script = f"source {CHECKOUT / 'jobs' / 'batch.sh'}; sage_meet; echo $hostip"
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=cluster, capture_output=True, text=True
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=tmp_path,
+        env={**cluster, "SLURM_SUBMIT_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
     )
     assert done.stdout == f"{expected}\n", done.stderr
 
@@ -346,7 +350,12 @@ def test_a_signal_to_the_batch_script_stops_and_saves_the_run_and_requeues_the_j
     argv = ["digits-ff", "--epochs", "100000", "--runs", str(tmp_path / "runs")]
     log = tmp_path / "log"
     with log.open("w") as file:
-        env = {**cluster, "PYTHON": sys.executable}
+        env = {
+            **cluster,
+            "PYTHON": sys.executable,
+            "SAGE_HOME": str(CHECKOUT),
+            "SLURM_SUBMIT_DIR": str(tmp_path),
+        }
         job = subprocess.Popen(["bash", str(spooled), *argv], cwd=tmp_path, env=env, stdout=file, stderr=file)
     try:
         until(lambda: num_steps(tmp_path / "runs") > 5 or job.poll() is not None)

@@ -131,7 +131,7 @@ LAUNCHERS: tuple[Launcher, ...] = (
 MOST_LOCAL = 1024
 """Ranks that may be asked for on one host: more is a slip of the keyboard, and brings the machine down."""
 
-OWN = ("hostip", "port", "rank", "world_size", "local_rank", "SAGE_SECRET", "SAGE_OUTCOME")
+OWN = ("hostip", "port", "rank", "world_size", "local_rank", "SAGE_SECRET", "SAGE_OUTCOME", "SAGE_MEETING")
 """What `run.sh`, `pararun` and `sage launch` tell a rank."""
 
 SBATCH = (
