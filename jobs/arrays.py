@@ -4,21 +4,24 @@ import os
 import re
 import shlex
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from submitit import SlurmExecutor
-from submitit.core.utils import FailedJobError
+from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
 
 from sage.config import Config
-from sage.jobs import scheduler
+from sage.jobs import intents, scheduler
 from sage.jobs.book import Entry
 from sage.jobs.cell import Cell
+from sage.jobs.environment import for_slurm, only, umask
 from sage.jobs.resources import NOTICE, Resources, resources
 from sage.jobs.suite import Suite
 from sage.nodes.remote import surroundings
+from sage.text import clean_text
 
 BATCH = Path(__file__).resolve().with_name("batch.sh")
 
@@ -68,6 +71,7 @@ class Executor(SlurmExecutor):
             options["dependency"] = ",".join(
                 [str(options["dependency"]), *first] if "dependency" in options else first
             )
+        self._options = frozenset(options)
         cpus = array.resources.cpus_per_task
         self.update_parameters(
             job_name=array.name,
@@ -80,14 +84,11 @@ class Executor(SlurmExecutor):
             signal_delay_s=NOTICE,
             stderr_to_stdout=True,
             additional_parameters={**options, "requeue": True},
-            setup=[
-                *_exports({"max_requeues": str(array.max_requeues), **_python()}),
-                f"source {shlex.quote(str(BATCH))}",
-                f"sage_meet {shlex.quote(str(array.folder.resolve()))}",
-                'srun() { command srun "$@" & sage_await $!; }',  # which is what the script's next line calls
-            ],
-            # srun takes neither --cpus-per-task (SLURM 22.05) nor, for its own files, --open-mode over.
+            setup=_setup(array),
+            # srun takes neither --cpus-per-task (SLURM 22.05) nor, for its own files, --open-mode over, and
+            # of sbatch's --export=NONE it would make tasks without what the lines above export.
             srun_args=[
+                "--export=ALL",
                 "--kill-on-bad-exit=1",
                 "--distribution=block",
                 "--open-mode=append",
@@ -96,18 +97,46 @@ class Executor(SlurmExecutor):
             teardown=["sage_end $?"],
         )
         self.cells = [Cell(_at_home(cell), max_requeues=array.max_requeues) for cell in array.cells]
+        if len(self.cells) > 1:
+            self.parameters["map_count"] = len(self.cells)
 
     @classmethod
     def affinity(cls) -> int:
         """That there is an srun is for sbatch to find out."""
         return 2
 
+    @property
+    def _submitit_command_str(self) -> str:
+        return f"{self.python} -u -m sage.jobs.entry {shlex.quote(str(self.folder))}"
+
     def script(self) -> str:
-        """The batch script that `submit_array` would submit."""
-        if len(self.cells) > 1:
-            self.parameters["map_count"] = len(self.cells)
+        """The batch script that `submit` would submit."""
         text: str = self._make_submission_file_text(self._submitit_command_str, "")
         return text
+
+    def submit_cells(self) -> list[str]:
+        """Submit all cells as one job, and return the job of each.
+
+        The pickles are written before sbatch is called, and get their jobs' names after it. They are this
+        user's alone; the umask during sbatch, which SLURM hands on to the job, is what it was.
+        """
+        drafts = []
+        for cell in self.cells:
+            draft = self.folder / f"{uuid.uuid4().hex}.pkl"
+            delayed = DelayedSubmission(cell)
+            delayed.set_timeout(0, self.max_num_timeout)
+            with umask():
+                delayed.dump(draft)
+            drafts.append(draft)
+        with only(for_slurm(self._options)):
+            job = self._submit_command(self._submitit_command_str)
+        tasks = len(self.cells) if len(self.cells) > 1 else 0
+        names = [f"{job.job_id}_{task}" for task in range(tasks)] or [str(job.job_id)]
+        for name, draft in zip(names, drafts, strict=True):
+            draft.rename(JobPaths(self.folder, name).submitted_pickle)
+        for script in self.folder.glob("*.sh"):
+            script.chmod(0o600)
+        return names
 
 
 def plan(suite: Suite, cells: Iterable[Config], folder: Path, most: int) -> list[Array]:
@@ -148,33 +177,39 @@ def submit(
     Raises:
         ValueError: where SLURM refuses, with its reason.
         Unanswered: where it does not answer, for minutes.
+        OSError: where the book cannot be written; the array that is not in it is cancelled.
     """
     after = frozenset(job.partition("_")[0] for job in active)
     for array in planned:
         if array.parallel is not None:
             array = replace(array, after=after)
-        jobs = [job.job_id for job in _accepted(array, say)]
-        book(
-            [
-                Entry(cell=cell.folder.name, job=job, cluster="slurm", logs=str(array.folder.resolve()))
-                for cell, job in zip(array.cells, jobs, strict=True)
-            ]
-        )
+        intent = intents.write(array.folder, array.name, array.comment)
+        try:
+            jobs = _accepted(array, say)
+            book(
+                [
+                    Entry(cell=cell.folder.name, job=job, cluster="slurm", logs=str(array.folder.resolve()))
+                    for cell, job in zip(array.cells, jobs, strict=True)
+                ]
+            )
+        except BaseException as error:
+            _take_back(array, intent, error)
+            raise
+        intent.unlink()
         first = jobs[0].partition("_")[0]
         after = frozenset([first])
         bound = f", at most {array.parallel} at once" if array.parallel else ""
         say(f"submitted as job {first}: {len(jobs)} cells, {array.resources} each{bound}")
 
 
-def _accepted(array: Array, say: Callable[[str], None]) -> list[Any]:
-    """submitit's jobs, once sbatch has said that it took them."""
+def _accepted(array: Array, say: Callable[[str], None]) -> list[str]:
+    """The cells' jobs, once sbatch has said that it took them."""
     executor = Executor(array)
     for pause in PAUSES:
         try:
-            jobs: list[Any] = executor.submit_array(executor.cells)
-            return jobs
+            return executor.submit_cells()
         except FailedJobError as error:
-            refusal = " ".join(str(error).split())
+            refusal = clean_text(" ".join(str(error).split()), 1000)
             if not BUSY.search(refusal):
                 raise ValueError(f"SLURM refuses the job: {refusal}") from error
             say(f"no answer from sbatch ({refusal}); trying again in {pause:g} s")
@@ -184,6 +219,37 @@ def _accepted(array: Array, say: Callable[[str], None]) -> list[Any]:
     raise scheduler.Unanswered(
         f"sbatch got no answer {len(PAUSES)} times; what was submitted before stays submitted"
     )
+
+
+def _take_back(array: Array, intent: Path, error: BaseException) -> None:
+    """Cancel what SLURM may have taken of an array that is not in the book; else the next submission does."""
+    if isinstance(error, ValueError) and "SLURM refuses the job" in str(error):
+        intent.unlink(missing_ok=True)
+        return
+    with suppress(scheduler.Unanswered):
+        scheduler.cancel(scheduler.find(array.name, array.comment, str(os.getuid())))
+        with suppress(OSError):
+            intent.unlink(missing_ok=True)
+
+
+def _setup(array: Array) -> list[str]:
+    """The lines of the batch script before srun."""
+    folder = shlex.quote(str(array.folder.resolve()))
+    number = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+    if len(array.cells) == 1:
+        number = "$SLURM_JOB_ID"
+    # What sbatch hands on from where it is called: another job, another array.
+    leftovers = "unset hostip port rank world_size local_rank"
+    if len(array.cells) == 1:
+        leftovers += " ${!SLURM_ARRAY_*}"
+    return [
+        leftovers,
+        *_exports({"max_requeues": str(array.max_requeues), **_python()}),
+        f"source {shlex.quote(str(BATCH))}",
+        f"sage_find_cell {folder}/{number}_submitted.pkl {folder}/../lock",
+        f"sage_meet {folder}",
+        'srun() { command srun "$@" & sage_await $!; }',  # which is what the script's next line calls
+    ]
 
 
 def _at_home(cell: Config) -> Config:

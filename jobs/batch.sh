@@ -2,6 +2,8 @@
 # What a batch script does before its ranks start and after they have ended. pararun and the jobs of `sage submit`
 # source it; it runs on the job's first node, where rank 0 will be.
 #
+#     sage_find_cell FILE LOCK
+#                        wait until `sage submit` has put the job's cell in its place, and end where it never will
 #     sage_meet [FOLDER] make the job's own folder, in FOLDER, else in the folder of the submission; set and export
 #                        hostip and port: where the ranks meet
 #     sage_await PID     wait for srun, handing signals on to its ranks; returns its exit status
@@ -43,8 +45,26 @@ sage_meet() {
     SAGE_MEETING="$hostip $port"
     # What only this job's ranks know, another one for each start.
     SAGE_SECRET=$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')
-    export hostip port SAGE_MEETING SAGE_SECRET
+    # Else srun would leave its tasks without these, where sbatch was told --export=NONE.
+    export hostip port SAGE_MEETING SAGE_SECRET SLURM_EXPORT_ENV=ALL
     unset rank world_size # srun numbers its tasks itself
+}
+
+# `sage submit` holds the lock while it submits: where nobody does, the file will not come any more.
+sage_find_cell() {
+    local second free=0
+    for ((second = 0; second < 60 && free < 5; second++)); do
+        if [[ -e $1 ]]; then
+            return
+        fi
+        if [[ -e $2 ]] && flock --nonblock -- "$2" true 2>/dev/null; then
+            free=$((free + 1)) # a shared file system may show the file some seconds late
+        fi
+        sleep 1
+    done
+    if [[ ! -e $1 ]]; then
+        sage_refuse "job $SLURM_JOB_ID has no cell, as the \`sage submit\` that submitted it was ended: submit again"
+    fi
 }
 
 sage_refuse() {

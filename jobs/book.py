@@ -63,7 +63,7 @@ def folder(runs: Path) -> Path:
 
 
 def prepare(runs: Path) -> Path:
-    """Make the folder for jobs, for its owner alone whatever the umask, and see whether the book can be written.
+    """Make the folder for jobs, for its owner alone whatever the umask, and see that the book can be written.
 
     Raises:
         Unreadable: where it belongs to another user.
@@ -156,7 +156,7 @@ def claimed(runs: Path, suite: str) -> Iterator[None]:
 
 @contextmanager
 def held(runs: Path) -> Iterator[None]:
-    """Keep all other submissions to a folder of runs off, so that suites which share cells run each cell once.
+    """Keep all other submissions to a folder of runs off: suites that share cells run each of them once.
 
     Raises:
         ValueError: where another process still submits after a minute.
@@ -173,7 +173,7 @@ def held(runs: Path) -> Iterator[None]:
 
 def lock(runs: Path) -> Path:
     """The file that is locked while cells are submitted."""
-    return folder(runs) / "submit.lock"
+    return folder(runs) / "lock"
 
 
 def _book(runs: Path) -> Path:
@@ -195,7 +195,7 @@ def _wrong(entry: Entry) -> str | None:
         "cluster": entry.cluster in get_args(Cluster),
         "job": entry.cluster in JOB and JOB[entry.cluster].fullmatch(entry.job),
         "cell": entry.cell not in ("", ".", "..") and not {"/", "\0"} & set(entry.cell),
-        "logs": entry.logs and "\0" not in entry.logs,
+        "logs": "\0" not in entry.logs,
         "user": re.fullmatch(r"\d{1,10}", entry.user),
         "started": isinstance(entry.started, str),
     }

@@ -1,6 +1,5 @@
 """A cell as submitit runs it: under SLURM one task for each rank, elsewhere one that starts all ranks."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -13,6 +12,8 @@ from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 from sage import output
 from sage.config import Config
 from sage.outcome import FAILED, HOPELESS, INTERRUPTED, stop_before_it_begins, tell_the_job
+from sage.storage import RESULT, Kind, read_json
+from sage.text import clean_text
 
 STOP = "stop"
 """How the name ends of a file in submitit's folder which says that a local job is not to start again."""
@@ -20,6 +21,9 @@ STOP = "stop"
 
 class Cell(Checkpointable):
     """Trains one run; how it leaves says to whoever started it whether it is to start again."""
+
+    error = ""
+    """Why the run could not begin."""
 
     def __init__(self, config: Config, *, max_requeues: int) -> None:
         self.config = config.to_dict()
@@ -65,8 +69,9 @@ class Cell(Checkpointable):
                 tries -= 1
         except ValueError as error:
             status = HOPELESS
-            tell_the_job(status, str(error))
-            print(f"sage: {error}", file=sys.stderr, flush=True)
+            self.error = clean_text(str(error))
+            tell_the_job(status, self.error)
+            print(f"sage: {self.error}", file=sys.stderr, flush=True)
         return status
 
     def _see_gpus(self) -> None:
@@ -77,5 +82,4 @@ class Cell(Checkpointable):
 
 
 def _result(folder: Path) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    return result
+    return read_json(folder / "result.json", Kind(name=RESULT.name))

@@ -21,9 +21,23 @@ RULED_OUT = {
     "comment": "`sage submit` finds its jobs by it",
     "signal": "the ranks are signalled in time to save themselves",
     "chdir": "a cell runs where it was submitted, and finds runs/ and data/ there",
+    "distribution": "rank = k * node + local rank, k being the ranks of a node: the distribution is block",
+    **dict.fromkeys(("uid", "gid"), "a job's files are those of the user who submits it"),
     "clusters": "the queue that is looked at is this cluster's",
     **dict.fromkeys(
-        ("help", "ignore-pbs", "input", "parsable", "quiet", "test-only", "usage", "version", "wait", "wrap"),
+        (
+            "help",
+            "ignore-pbs",
+            "input",
+            "parsable",
+            "quiet",
+            "test-only",
+            "usage",
+            "verbose",
+            "version",
+            "wait",
+            "wrap",
+        ),
         "it is for sbatch's command line",
     ),
 }
@@ -32,12 +46,12 @@ RULED_OUT = {
 ALLOWED = """
 account acctg-freq batch bb bbf begin cluster-constraint constraint container container-id contiguous
 core-spec cores-per-socket cpu-freq cpus-per-gpu cpus-per-task deadline delay-boot dependency exclude
-exclusive export export-file extra extra-node-info get-user-env gid gpu-bind gpu-freq gpus-per-node gres
+exclusive export export-file extra extra-node-info get-user-env gpu-bind gpu-freq gpus-per-node gres
 gres-flags hint hold kill-on-invalid-dep licenses mail-type mail-user mcs-label mem mem-bind mem-per-cpu
 mem-per-gpu mincpus network nice no-kill nodelist ntasks-per-core ntasks-per-node ntasks-per-socket
 oom-kill-step overcommit oversubscribe partition power prefer priority profile propagate qos reboot
 reservation resv-ports segment sockets-per-node spread-job stepmgr switches thread-spec threads-per-core
-time time-min tmp tres-bind tres-per-task uid use-min-nodes wait-all-nodes wckey
+time time-min tmp tres-bind tres-per-task use-min-nodes wait-all-nodes wckey
 """
 """The other long options of sbatch, up to SLURM 25."""
 
@@ -71,6 +85,10 @@ class Resources:
 def resources(cell: Config) -> Resources:
     """W ranks at k a node, a task each: k GPUs a node, or k tasks a node where no GPU is asked for."""
     given = {name.replace("_", "-"): value for name, value in cell.slurm.items()}
+    if len(given) < len(cell.slurm):
+        raise ValueError(
+            f"[slurm] has an option twice, with - and with _, among {', '.join(sorted(cell.slurm))}"
+        )
     for name, value in given.items():
         _check(name, value)
     kind, gpus = _gpus(given.pop("gpus-per-node", 1), cell)
@@ -104,6 +122,8 @@ def _check(name: str, value: object) -> None:
     known("long option of sbatch (in [slurm])", name, ALLOWED.split())
     if not isinstance(value, str | int | float):
         raise ValueError(f"[slurm] {name} is {value!r}; allowed is one text, number, true or false")
+    if isinstance(value, str) and (not value or not value.isprintable()):
+        raise ValueError(f"[slurm] {name} is {value!r}; allowed is a text of one line, not empty")
     if name in ("time", "time-min"):
         found = None if isinstance(value, bool) else TIME.fullmatch(str(value))
         if not found:
@@ -116,8 +136,8 @@ def _check(name: str, value: object) -> None:
                 f"[slurm] {name} is {value!r}; as a job saves itself and is requeued {NOTICE} seconds before "
                 f"its limit, allowed are {2 * NOTICE // 60} minutes and more"
             )
-    if name == "gres" and re.search(r"\bgpu\b", str(value)):
-        raise ValueError(f"[slurm] gres is {value!r}; say GPUs as gpus-per-node, one rank for each")
+    if name in ("gres", "tres-per-task") and re.search(r"\bgpu\b", str(value)):
+        raise ValueError(f"[slurm] {name} is {value!r}; say GPUs as gpus-per-node, one rank for each")
 
 
 def _gpus(given: Value, cell: Config) -> tuple[str, int]:

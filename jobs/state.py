@@ -2,15 +2,19 @@
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
+from sage import storage
 from sage.jobs.book import Entry
-from sage.jobs.here import alive
+from sage.jobs.here import alive, was_cancelled
 from sage.jobs.scheduler import Job
+from sage.storage import CONFIG, FAILURE, MANIFEST, RESULT, Kind, Unreadable
 from sage.tell.units import number, spaced
+from sage.text import clean_text
 
 TAIL = 2**16
 """Bytes at the end of a file that are read; a record of a long run is never read whole."""
@@ -21,7 +25,11 @@ RUNNING = ("RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPEN
 NOISE = ("srun: ", "slurmstepd: ")
 """What SLURM adds to a log when a task fails."""
 
-Word = Literal["missing", "pending", "running", "done", "failed", "unknown"]
+NOTHING = "it left no word"
+"""Why a cell has failed of which no file tells."""
+
+Word = Literal["missing", "pending", "running", "done", "failed", "damaged", "unknown"]
+"""What a cell can be; `damaged`: its result cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,21 +64,24 @@ class States:
         if seen is not None and seen.active and seen.state not in RUNNING:
             return State(word="pending", job=name, why=seen.reason, requeued=requeued)
         if is_active(entry, queue):
-            step, metric = progress(folder)
-            return State(word="running", job=name, step=step, metric=metric, requeued=requeued)
-        if (final := result(folder)) is not None:
+            step, metric, fault = _progress(folder)
+            return State(word="running", job=name, step=step, metric=metric, why=fault, requeued=requeued)
+        try:
+            final = result(folder)
+        except Unreadable as damage:
+            return State(word="damaged", job=name, why=clean_text(str(damage)), requeued=requeued)
+        requeued = requeued or _restarts(folder)
+        if final is not None:
             step, metric = final
-            requeued = requeued or _restarts(folder)
             self._done[cell] = State(word="done", job=name, step=step, metric=metric, requeued=requeued)
             return self._done[cell]
-        step, metric = progress(folder)
+        step, metric, fault = _progress(folder)
         if entry is None:
-            return State(word="missing", step=step, metric=metric)
+            return State(word="missing", step=step, metric=metric, why=fault)
         if entry.cluster == "slurm" and queue is None:
             return State(word="unknown", job=name, step=step, metric=metric, why="SLURM does not answer")
-        cancelled = seen is not None and seen.state == "CANCELLED"
-        why = "cancelled" if cancelled else error(folder, entry)
-        requeued = requeued or _restarts(folder)
+        cancelled = (seen is not None and seen.state == "CANCELLED") or was_cancelled(entry)
+        why = "cancelled" if cancelled or _vanished(entry, queue) else error(folder, entry)
         return State(word="failed", job=name, step=step, metric=metric, why=why, requeued=requeued)
 
 
@@ -83,28 +94,50 @@ def is_active(entry: Entry | None, queue: Mapping[str, Job] | None) -> bool:
     return alive(entry)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a run has a result.
+
+    Raises:
+        Unreadable: where the result cannot be used.
+    """
+    return result(folder) is not None
+
+
 def result(folder: Path) -> tuple[str, str] | None:
-    """How many steps a finished run took, and its headline metric; None of one that is not finished."""
-    if (found := read_json(folder / "result.json")) is None:
+    """How many steps a finished run took, and its headline metric; None of one that is not finished.
+
+    Raises:
+        Unreadable: where the result cannot be used.
+    """
+    path = folder / "result.json"
+    try:
+        found = storage.read_json(path, RESULT)
+    except FileNotFoundError:
         return None
-    return str(found["steps"]), f"{spaced(found['metric'])} {number(found['final'][found['metric']])}"
+    value = found["final"].get(found["metric"])
+    return str(found["steps"]), f"{spaced(found['metric'])} {_figure(value)}"
 
 
 def progress(folder: Path) -> tuple[str, str]:
-    """How far an unfinished run has come, and the headline metric of its latest evaluation."""
+    """How far an unfinished run has come, and the headline metric of its latest evaluation.
+
+    Raises:
+        Unreadable: where its record cannot be read. Lines that cannot be used are left out.
+    """
     step, metric = "", ""
     for line in reversed(tail(folder / "metrics.jsonl")):
         try:
             record = json.loads(line)
-        except ValueError:  # the first or the last line, torn
+        except (ValueError, RecursionError):  # the first or the last line, torn; or damaged
             continue
-        if record["kind"] == "step" and not step:
-            step = str(record["step"] + 1) + _of_total(folder, record["epoch"])
-        if record["kind"] == "epoch":
-            headline, value = next(
-                iter(record["metrics"].items())
-            )  # every task names its headline metric first
-            metric = f"{spaced(headline)} {number(value)}"
+        if not isinstance(record, dict):
+            continue
+        count, epoch, metrics = record.get("step"), record.get("epoch"), record.get("metrics")
+        if record.get("kind") == "step" and not step and _is_number(count) and _is_number(epoch):
+            step = str(count + 1) + _of_total(folder, epoch)
+        if record.get("kind") == "epoch" and not metric and isinstance(metrics, dict) and metrics:
+            headline, value = next(iter(metrics.items()))  # every task names its headline metric first
+            metric = f"{spaced(headline)} {_figure(value)}"
         if step and metric:
             break
     return step, metric
@@ -112,39 +145,86 @@ def progress(folder: Path) -> tuple[str, str]:
 
 def error(folder: Path, entry: Entry) -> str:
     """Why a cell has failed, in one line."""
-    if (failure := read_json(folder / "failure.json")) is not None:
-        return " ".join(str(failure["error"]).split())
-    lines = [line for line in map(str.strip, tail(entry.log(0))) if line]
-    return next((line for line in reversed(lines) if not line.startswith(NOISE)), "it left no word")
+    try:
+        failure = _read(folder / "failure.json", FAILURE)
+        if failure is not None:
+            return " ".join(clean_text(failure["error"]).split())
+        lines = tail(entry.log(0))
+    except Unreadable as fault:
+        return clean_text(str(fault))
+    lines = [line for line in map(str.strip, map(clean_text, lines)) if line]
+    return next((line for line in reversed(lines) if not line.startswith(NOISE)), NOTHING)
 
 
 def tail(path: Path) -> list[str]:
-    """The last lines of a file, the first of them maybe cut; none where there is no file."""
+    """The last lines of a file, the first of them maybe cut; none where there is no file.
+
+    Raises:
+        Unreadable: where the file system refuses.
+    """
     try:
-        with path.open("rb") as file:
+        # Not blocking, so that a FIFO without a writer does not hang.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise Unreadable(path, "is no regular file", "remove it")
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
             return file.read().decode(errors="replace").splitlines()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as fault:
+        raise Unreadable(path, f"cannot be read: {fault.strerror or fault}") from fault
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The content of a file that may not be there."""
+def _progress(folder: Path) -> tuple[str, str, str]:
+    """The same as `progress`, and what kept from reading it."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return *progress(folder), ""
+    except Unreadable as fault:
+        return "", "", clean_text(str(fault))
+
+
+def _read(path: Path, kind: Kind) -> dict[str, Any] | None:
+    try:
+        return storage.read_json(path, kind)
     except FileNotFoundError:
         return None
-    return content
 
 
-def _of_total(folder: Path, epoch: int) -> str:
-    config = read_json(folder / "config.json") or {}
-    if config.get("steps"):
+def _vanished(entry: Entry, queue: Mapping[str, Job] | None) -> bool:
+    """Whether the job is a task of an array that was cancelled before it began: SLURM keeps no record of it.
+
+    The other tasks of the array are on record, and this one has left no log.
+    """
+    array, _, task = entry.job.partition("_")
+    if not task or queue is None or entry.job in queue or entry.log(0).exists():
+        return False
+    return any(name.startswith(f"{array}_") for name in queue)
+
+
+def _of_total(folder: Path, epoch: float) -> str:
+    try:
+        config = _read(folder / "config.json", Kind(name=CONFIG.name)) or {}
+    except Unreadable:
+        return ""
+    if _is_number(config.get("steps")) and config["steps"]:
         return f" of {config['steps']}"
-    return f", epoch {epoch + 1} of {config['epochs']:g}" if "epochs" in config else ""
+    return f", epoch {epoch + 1} of {config['epochs']:g}" if _is_number(config.get("epochs")) else ""
 
 
 def _restarts(folder: Path) -> int:
     """How often SLURM had restarted the job when it began for the last time."""
-    environment = (read_json(folder / "manifest.json") or {}).get("environment", {})
-    return int(environment.get("SLURM_RESTART_COUNT", 0))
+    try:
+        environment = (_read(folder / "manifest.json", MANIFEST) or {}).get("environment")
+    except Unreadable:
+        return 0
+    count = environment.get("SLURM_RESTART_COUNT") if isinstance(environment, dict) else None
+    return int(count) if isinstance(count, str) and count.isascii() and count.isdecimal() else 0
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _figure(value: object) -> str:
+    return number(value) if _is_number(value) else "–"

@@ -1,5 +1,7 @@
 """`sage status`, `sage cancel` and `sage logs`: what has become of cells, without waiting for torch."""
 
+import os
+import stat
 import subprocess
 import sys
 import time
@@ -19,7 +21,9 @@ from sage.jobs.book import Entry
 from sage.jobs.scheduler import Job
 from sage.jobs.state import State, States, Word, is_active
 from sage.jobs.suite import noted
+from sage.outcome import FAILED
 from sage.parser import Parser
+from sage.storage import Unreadable
 
 REFRESH = 5.0
 """Seconds between two looks at the files of what runs."""
@@ -27,6 +31,7 @@ REFRESH = 5.0
 COLORS: dict[Word, str] = {
     "running": "cyan",
     "failed": "red",
+    "damaged": "red",
     "unknown": "magenta",
     "pending": "yellow",
     "missing": "dim",
@@ -39,10 +44,10 @@ def main(argv: Sequence[str]) -> int:
     """Show what has become of a suite's cells, or of all in a folder of runs."""
     parser = Parser(prog="sage status", description=main.__doc__)
     parser.add_argument(
-        "what", nargs="?", type=Path, help="a suite's TOML file, or a folder of runs; none: runs"
+        "what", nargs="?", type=user_path, help="a suite's TOML file, or a folder of runs; none: runs"
     )
     parser.add_argument(
-        "--runs", type=Path, help="where the run folders are; none: as the suite says, else runs"
+        "--runs", type=user_path, help="where the run folders are; none: as the suite says, else runs"
     )
     parser.add_argument("--watch", action="store_true", help="go on until nothing is active any more")
     given = parser.parse_args(argv)
@@ -63,20 +68,20 @@ def cancel(argv: Sequence[str]) -> int:
         "what", nargs="+", help="a suite's TOML file, or a cell: its name, its hash, or how one begins"
     )
     parser.add_argument(
-        "--runs", type=Path, help="where the run folders are; none: as the suite says, else runs"
+        "--runs", type=user_path, help="where the run folders are; none: as the suite says, else runs"
     )
     given = parser.parse_args(argv)
     wanted: dict[str, Entry] = {}
     suites: set[str] = set()
     for what in given.what:
         if what.endswith(".toml"):
-            cells, runs = noted(Path(what), given.runs)
-            found = unfinished(book.read(runs), cells, runs)
+            cells, runs = noted(user_path(what), given.runs)
+            found = unfinished(_booked(runs, "cancel"), cells, runs)
             suites |= {entry.logs for entry in found}
         else:
             runs = given.runs or Path("runs")
-            entries = book.read(runs)
-            found = unfinished(entries, [_meant(what, entries)], runs)
+            entries = _booked(runs, "cancel")
+            found = unfinished(entries, [_meant(what, entries, runs)], runs)
         wanted |= {entry.cell: entry for entry in found}
     try:
         queue = queue_of(wanted.values())
@@ -85,25 +90,33 @@ def cancel(argv: Sequence[str]) -> int:
     except scheduler.Unanswered as error:
         print(f"sage cancel: {error}", file=sys.stderr)
         return 1
+    kept = 0
     for entry in active:
-        if entry.cluster != "slurm":
-            here.stop(entry, and_others=entry.logs in suites)
-    print(f"cancelled: {len(active)} cell{'s' if len(active) != 1 else ''}")
-    return 0
+        try:
+            if entry.cluster == "slurm":
+                here.mark_cancelled(entry)
+            else:
+                here.stop(entry, and_others=entry.logs in suites)
+        except PermissionError:
+            kept += 1
+            print(f"sage cancel: process {entry.job} of {entry.cell} is another user's", file=sys.stderr)
+    cancelled = len(active) - kept
+    print(f"cancelled: {cancelled} cell{'s' if cancelled != 1 else ''}")
+    return FAILED if kept else 0
 
 
 def logs(argv: Sequence[str]) -> int:
     """Print what a cell's newest job has said."""
     parser = Parser(prog="sage logs", description=logs.__doc__)
     parser.add_argument("cell", help="its name, its hash, or how one of them begins")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run folders are")
+    parser.add_argument("--runs", type=user_path, default=Path("runs"), help="where the run folders are")
     parser.add_argument(
         "--rank", type=int, default=0, help="whose words; 0's are those of the batch script too"
     )
     parser.add_argument("--follow", action="store_true", help="go on printing, until Ctrl-C")
     given = parser.parse_args(argv)
-    entries = book.read(given.runs)
-    entry = entries[_meant(given.cell, entries)]
+    entries = _booked(given.runs, "logs")
+    entry = entries[_meant(given.cell, entries, given.runs)]
     if entry.cluster == "debug":
         raise ValueError(
             f"{entry.cell} ran on a terminal (--cluster debug), where it said what it had to say"
@@ -115,7 +128,7 @@ def logs(argv: Sequence[str]) -> int:
         ranks = sorted(each.name.split("_")[-2] for each in path.parent.glob(f"{entry.job}_*_log.out"))
         there = f"there are ranks {', '.join(ranks)}" if ranks else "its job has not begun"
         raise ValueError(f"rank {given.rank} of {entry.cell} has no log in {path.parent}; {there}")
-    sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
+    _print(path)
     return 0
 
 
@@ -135,13 +148,20 @@ def watch(labels: Mapping[str, str], runs: Path, *, once: bool = False) -> int:
             _tell(board, console)
     except KeyboardInterrupt:  # what is watched goes on
         pass
-    console.print(board.summary(), soft_wrap=True)
+    console.print(board.summary(), soft_wrap=True, markup=False)
+    for fault in board.faults:
+        print(f"sage status: {fault}", file=sys.stderr)
     return 0
 
 
 def unfinished(entries: Mapping[str, Entry], cells: Iterable[str], runs: Path) -> list[Entry]:
     """The submissions of those of the cells that have no result yet."""
-    return [entries[cell] for cell in cells if cell in entries and not (runs / cell / "result.json").exists()]
+    return [
+        entries[cell]
+        for cell in cells
+        if cell in entries
+        and not os.path.exists(runs / cell / "result.json")  # False also where it may not look
+    ]
 
 
 def queue_of(entries: Iterable[Entry]) -> dict[str, Job]:
@@ -162,6 +182,8 @@ class Board:
     ) -> None:
         self._labels, self._runs, self._states = labels, runs, States(runs)
         self._entries: dict[str, Entry] = {}
+        self.faults: list[str] = []
+        """What is wrong with the job book."""
         self.queue = scheduler.Watch(self._ask, clock)
         self.states: dict[str, State] = {}
 
@@ -206,7 +228,10 @@ class Board:
 
     def _ask(self) -> dict[str, Job]:
         """The queue, with the book as it stood just before, so that none of its jobs is younger."""
-        entries = book.read(self._runs)
+        try:
+            entries, self.faults = book.look(self._runs)
+        except Unreadable as fault:
+            entries, self.faults = {}, [f"{fault}; which cells were submitted is unknown"]
         if self.queue.jobs is None:
             self._entries = entries
         queue = queue_of(unfinished(entries, self._labels, self._runs))
@@ -236,11 +261,42 @@ def _tell(board: Board, console: Console) -> None:
         board.look()
 
 
+def user_path(text: str) -> Path:
+    """The path that a user gave, with a home folder in place of ~."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{text}: {error}; give the path without ~") from error
+
+
 def _known_cells(runs: Path) -> list[str]:
-    return sorted({*book.read(runs), *(path.parent.name for path in runs.glob("*/config.json"))})
+    """The cells in the book, and the folders that are runs, or that this user may not look into."""
+    try:
+        booked = set(book.read(runs))
+    except Unreadable:  # which the board will say
+        booked = set()
+    with os.scandir(runs) as found:
+        names = [each.name for each in found if not each.name.startswith(".") and each.is_dir()]
+    return sorted(booked.union(name for name in names if _is_run(runs / name)))
 
 
-def _meant(given: str, entries: Mapping[str, Entry]) -> str:
+def _is_run(folder: Path) -> bool:
+    return os.path.exists(folder / "config.json") or not os.access(folder, os.R_OK | os.X_OK)
+
+
+def _booked(runs: Path, verb: str) -> dict[str, Entry]:
+    """The job book; what is wrong with lines of it is printed.
+
+    Raises:
+        Unreadable: where the whole book cannot be read.
+    """
+    entries, faults = book.look(runs)
+    for fault in faults:
+        print(f"sage {verb}: {fault}", file=sys.stderr)
+    return entries
+
+
+def _meant(given: str, entries: Mapping[str, Entry], runs: Path) -> str:
     """The one submitted cell that is meant."""
     if given in entries:
         return given
@@ -249,4 +305,21 @@ def _meant(given: str, entries: Mapping[str, Entry]) -> str:
         raise ValueError(
             f"{given!r} may be any of {len(meant)} cells: {', '.join(meant[:10])}; say more of it"
         )
-    return meant[0] if meant else known("submitted cell", given, entries)
+    if meant:
+        return meant[0]
+    if not entries:
+        raise ValueError(f"no cell was submitted to {runs}; another folder of runs is given by --runs")
+    try:
+        return known("submitted cell", given, entries)
+    except ValueError as error:
+        raise ValueError(f"{error} (in {runs}; another folder of runs is given by --runs)") from None
+
+
+def _print(path: Path) -> None:
+    """Print a log, which may be larger than the memory."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, encoding="utf-8", errors="replace", newline="") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Unreadable(path, "is no regular file", "remove it")
+        while part := file.read(2**20):
+            sys.stdout.write(part)

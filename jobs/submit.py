@@ -3,20 +3,21 @@
 import secrets
 import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from sage.config import Config
-from sage.jobs import arrays, book, here, scheduler
+from sage.jobs import arrays, book, here, intents, scheduler
 from sage.jobs.book import Cluster, Entry
-from sage.jobs.state import error, is_active, result
-from sage.jobs.status import queue_of, unfinished, watch
+from sage.jobs.state import error, is_active, is_finished, result
+from sage.jobs.status import queue_of, unfinished, user_path, watch
 from sage.jobs.suite import Suite, labels, note, read
 from sage.parser import Parser
+from sage.storage import Unreadable
 
 DEFAULT_ARRAY = 1001
 """SLURM's own MaxArraySize, for a dry run where there is no SLURM."""
@@ -25,14 +26,16 @@ DEFAULT_ARRAY = 1001
 def main(argv: Sequence[str]) -> int:
     """Run those cells of a suite that are neither finished nor under way."""
     parser = Parser(prog="sage submit", description=main.__doc__)
-    parser.add_argument("suite", type=Path, help="a TOML file of a run's keys, in which lists make cells")
+    parser.add_argument(
+        "suite", type=user_path, help="a TOML file of a run's keys, in which lists make cells"
+    )
     parser.add_argument(
         "--cluster",
         choices=get_args(Cluster),
         help="slurm; local: processes here, until all are done; debug: this process, one after another",
     )
     parser.add_argument(
-        "--runs", type=Path, help="where the run folders are; none: as the suite says, else runs"
+        "--runs", type=user_path, help="where the run folders are; none: as the suite says, else runs"
     )
     parser.add_argument(
         "--parallel", type=int, help="how many cells may run at once; none: as the suite says"
@@ -44,12 +47,24 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--watch", action="store_true", help="show what becomes of them, until all have ended"
     )
+    parser.add_argument("--max-cells", type=int, help="how many cells a suite may have; none: as it says")
     given = parser.parse_args(argv)
     cluster = given.cluster or _usual(given.dry_run)
-    suite = read(given.suite, given.runs, parallel=given.parallel, max_requeues=given.max_requeues)
+    suite = read(
+        given.suite,
+        given.runs,
+        parallel=given.parallel,
+        max_requeues=given.max_requeues,
+        max_cells=given.max_cells,
+    )
+    _check_path(suite, cluster)
     try:
-        with nullcontext() if given.dry_run else book.claimed(suite.runs, suite.name):
-            status = _submit(suite, cluster, dry_run=given.dry_run)
+        if given.dry_run:
+            status = _submit(suite, cluster, dry_run=True)
+        else:
+            book.prepare(suite.runs)
+            with book.claimed(suite.runs, suite.name):
+                status = _submit(suite, cluster, dry_run=False)
         if given.watch and not given.dry_run:
             return watch(labels(suite), suite.runs)
     except scheduler.Unanswered as error:
@@ -59,46 +74,83 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _submit(suite: Suite, cluster: Cluster, *, dry_run: bool) -> int:
-    todo = [cell for cell in suite.cells if not (cell.folder / "result.json").exists()]
-    active = _active(suite)
-    waiting = [cell for cell in todo if cell.folder.name not in active]
-    print(
-        f"{len(suite.cells)} cells: {len(suite.cells) - len(todo)} finished, {len(active)} active, "
-        f"{len(waiting)} to {'run' if cluster != 'slurm' else 'submit'}",
-        flush=True,
-    )
     folder = book.folder(suite.runs) / f"{suite.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    if dry_run:
-        _rehearse(suite, waiting, cluster, folder)
-        return 0
-    note(suite)
-    if not waiting:
-        return 0
     enter = partial(book.write, suite.runs)
-    if cluster == "slurm":
-        planned = arrays.plan(suite, waiting, folder, scheduler.max_array_size())
-        folder.mkdir()
-        arrays.submit(planned, active.values(), enter, partial(print, flush=True))
-        return 0
-    folder.mkdir()
-    if cluster == "debug":
-        return here.one_by_one(waiting, folder, max_requeues=suite.max_requeues, book=enter, tell=_tell)
-    return here.locally(
+    # Others that submit the same cells are kept off from the look at what there is to the last entry.
+    with nullcontext() if dry_run else book.held(suite.runs):
+        if cluster == "slurm" and not dry_run:
+            intents.settle(book.folder(suite.runs), book.read(suite.runs).values(), say)
+        todo, finished = [], 0
+        for cell in suite.cells:
+            try:
+                if is_finished(cell.folder):
+                    finished += 1
+                else:
+                    todo.append(cell)
+            except Unreadable as fault:
+                print(f"sage submit: {fault}; it is left out until then", file=sys.stderr, flush=True)
+        active = _active(suite, suite.cells)
+        waiting = [cell for cell in todo if cell.folder.name not in active]
+        print(
+            f"{len(suite.cells)} cells: {finished} finished, {len(active)} active, "
+            f"{len(waiting)} to {'run' if cluster != 'slurm' else 'submit'}",
+            flush=True,
+        )
+        if dry_run:
+            _rehearse(suite, waiting, cluster, folder)
+            return 0
+        note(suite)
+        if not waiting:
+            return 0
+        if cluster == "slurm":
+            planned = arrays.plan(suite, waiting, folder, scheduler.max_array_size())
+            folder.mkdir(mode=0o700)
+            arrays.submit(planned, active.values(), enter, say)
+            return 0
+    folder.mkdir(mode=0o700)
+    run = here.one_by_one if cluster == "debug" else partial(here.locally, parallel=suite.parallel or 1)
+    return run(
         waiting,
         folder,
-        parallel=suite.parallel or 1,
         max_requeues=suite.max_requeues,
         book=enter,
         tell=_tell,
+        turn=partial(_turn, suite),
     )
 
 
-def _active(suite: Suite) -> dict[str, str]:
-    """The jobs of the suite's cells that run or are still to run."""
-    wanted = unfinished(book.read(suite.runs), [cell.folder.name for cell in suite.cells], suite.runs)
+def _active(suite: Suite, cells: Iterable[Config]) -> dict[str, str]:
+    """The jobs of these cells of a suite that run or are still to run."""
+    entries, faults = book.look(suite.runs)
+    for fault in faults:
+        print(f"sage submit: {fault}", file=sys.stderr, flush=True)
+    wanted = unfinished(entries, [cell.folder.name for cell in cells], suite.runs)
     # A copy of a folder of runs may be where there is no SLURM.
     queue = queue_of(wanted) if shutil.which("squeue") else {}
     return {entry.cell: entry.job for entry in wanted if is_active(entry, queue)}
+
+
+@contextmanager
+def _turn(suite: Suite, cell: Config) -> Iterator[bool]:
+    """Whether a cell is still to be run here, while no other submission can begin to run it."""
+    with book.held(suite.runs):
+        mine = not is_finished(cell.folder) and not _active(suite, [cell])
+        if not mine:
+            say(f"{cell.folder.name}: finished, or run by another submission, meanwhile")
+        yield mine
+
+
+def _check_path(suite: Suite, cluster: Cluster) -> None:
+    """Refuse a path of logs that SLURM, or submitit, would take for another one."""
+    path = str(suite.runs.resolve() / suite.name)
+    wrong = [each for each in ("%", "\\") if each in path] if cluster == "slurm" else []
+    wrong += [each for each in ("%j", "%t", "%A", "%a") if cluster != "slurm" and each in path]
+    if wrong or not path.isprintable():
+        what = f"contains {wrong[0]}" if wrong else "contains a control character"
+        raise ValueError(
+            f"the jobs' logs would be in {path!r}, which {what}; in the path of a log that stands for "
+            "something else: rename the suite, or choose another --runs"
+        )
 
 
 def _rehearse(suite: Suite, cells: list[Config], cluster: Cluster, folder: Path) -> None:
@@ -117,10 +169,19 @@ def _rehearse(suite: Suite, cells: list[Config], cluster: Cluster, folder: Path)
             print(arrays.Executor(array).script())
 
 
-def _tell(cell: Config, entry: Entry) -> None:
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)
+
+
+def _tell(cell: Config, entry: Entry, reason: str) -> None:
     """Say what has become of a cell that ran here."""
-    final = result(cell.folder)
-    print(f"{cell.folder.name}: {f'done, {final[1]}' if final else error(cell.folder, entry)}", flush=True)
+    try:
+        final = result(cell.folder)
+        said = f"done, {final[1]}" if final else reason or error(cell.folder, entry)
+    except ValueError as fault:
+        said = str(fault)
+    say(f"{cell.folder.name}: {said}")
 
 
 def _usual(dry_run: bool) -> Cluster:

@@ -18,9 +18,7 @@ one value, and a list of lists expands.
 """
 
 import hashlib
-import json
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
@@ -28,10 +26,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from sage import registry
+from sage import registry, storage
 from sage.check import Range, coerce, known
 from sage.config import ASIDE, Config, Count, annotations, load, resolve, workloads
-from sage.storage import write_json
+from sage.storage import Kind, Unreadable
 
 PARTS = ("workload", "model", "data", "reducer")
 """Keys that decide which options there are, and so are expanded first."""
@@ -41,8 +39,15 @@ OPTIONS: dict[str, registry.Room] = {
     "data_options": "datasets",
     "reducer_options": "reducers",
 }
-OWN: dict[str, Any] = {"parallel": Count, "max_requeues": Annotated[int, Range(0)], "runs": Path}
+OWN: dict[str, Any] = {
+    "parallel": Count,
+    "max_requeues": Annotated[int, Range(0)],
+    "max_cells": Count,
+    "runs": Path,
+}
 """Keys of the whole suite."""
+
+NOTES = Kind(name="the notes of a suite", keys={"files": dict, "cells": dict}, cure="remove it")
 
 Table = dict[str, Any]
 
@@ -57,6 +62,8 @@ class Suite:
     parallel: int | None = None
     """How many cells may run at once; None: as many as SLURM lets."""
     max_requeues: int = 3
+    max_cells: int = 10_000
+    """How many combinations are expanded at most; more are refused before."""
     files: frozenset[Path]
     """What was read: the suite and its workloads."""
 
@@ -72,24 +79,29 @@ def read(
     *,
     parallel: int | None = None,
     max_requeues: int | None = None,
+    max_cells: int | None = None,
 ) -> Suite:
     """The suite in a file, its cells checked and resolved; what else is given goes before the file's own."""
     path = path.resolve()
     table = _parse(path)
     own = {name: table.pop(name) for name in OWN if name in table}
-    given = {"runs": runs, "parallel": parallel, "max_requeues": max_requeues}
+    given = {"runs": runs, "parallel": parallel, "max_requeues": max_requeues, "max_cells": max_cells}
     own |= {name: value for name, value in given.items() if value is not None}
     own = {name: coerce(name, value, OWN[name]) for name, value in own.items()}
     grids = table.pop("grid", [{}])
     if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
         raise ValueError(f"grid (in {path.name}) is {grids!r}; allowed are tables that begin with [[grid]]")
+    if "runs" in own:
+        own["runs"] = own["runs"].expanduser()
     cells: dict[str, Config] = {}
     files = {path}
     reducers = set()
-    for grid in grids:
-        layer = _laid_over(_checked(table, path), _checked(grid, path))
+    layers = [_laid_over(_checked(table, path), _checked(grid, path)) for grid in grids]
+    for layer in layers:
         if "workload" not in layer:
             raise ValueError(f"a suite needs a workload: one of {', '.join(workloads())}, or a TOML file")
+    _check_size(layers, path, own.get("max_cells", Suite.max_cells))
+    for layer in layers:
         for workload in _listed("workload", layer["workload"], str):
             named = not workload.endswith(".toml")
             found = workloads()[known("workload", workload, workloads())] if named else Path(workload)
@@ -125,9 +137,9 @@ def labels(suite: Suite) -> dict[str, str]:
 def note(suite: Suite) -> None:
     """Write down which cells there are, for `noted`."""
     path = _notes(suite.path, suite.runs)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     files = {str(file): _hash(file) for file in sorted(suite.files)}
-    write_json(path, {"files": files, "cells": labels(suite)})
+    storage.write_json(path, {"files": files, "cells": labels(suite)}, NOTES, private=True)
 
 
 def noted(path: Path, runs: Path | None = None) -> tuple[dict[str, str], Path]:
@@ -136,12 +148,15 @@ def noted(path: Path, runs: Path | None = None) -> tuple[dict[str, str], Path]:
     Taken from the last `note` where no file has changed since: to expand a suite anew imports torch.
     """
     where: Path = runs or coerce("runs", _parse(path).get("runs", Suite.runs), OWN["runs"])
-    with suppress(FileNotFoundError):
-        notes = json.loads(_notes(path, where).read_text(encoding="utf-8"))
+    where = where.expanduser()
+    with suppress(FileNotFoundError, Unreadable, OSError):  # damaged notes are as good as none
+        notes = storage.read_json(_notes(path, where), NOTES)
         if str(path.resolve()) in notes["files"] and all(
             _hash(Path(file)) == was for file, was in notes["files"].items()
         ):
-            return notes["cells"], where
+            cells = {str(cell): str(label) for cell, label in notes["cells"].items()}
+            if not any("/" in cell or cell in ("", ".", "..") for cell in cells):
+                return cells, where
     return labels(read(path, runs)), where
 
 
@@ -183,14 +198,64 @@ def _cells(layer: Table, runs: Path) -> Iterator[Config]:
             yield resolve(base, **changed)
 
 
+def _check_size(layers: Iterable[Table], path: Path, most: int) -> None:
+    """Refuse a suite of more combinations than are to be expanded, before expanding any."""
+    count = sum(map(_count, layers))
+    if count > most:
+        raise ValueError(
+            f"{path} has {count:,} combinations, and a suite may have {most:,}: shorten its lists, or raise "
+            "max_cells (in the file, or --max-cells)"
+        )
+
+
+def _count(layer: Table) -> int:
+    """How many combinations a layer has. Each is a product over lists, and so is not gone through."""
+    settings = annotations()
+    count = 1
+    for name, value in layer.items():
+        if name in settings and name not in (*PARTS, *OPTIONS, "slurm"):
+            count *= len(_listed(name, value, settings[name]))
+    for name in PARTS:
+        if name == "workload" or name in layer:
+            table, room = next(((t, r) for t, r in OPTIONS.items() if t == f"{name}_options"), ("", None))
+            chosen = _listed(name, layer[name], str)
+            count *= sum(_combinations(layer, table, room, part) for part in chosen) if room else len(chosen)
+        else:  # the workload's own: its options alone multiply
+            count *= max(
+                _combinations(layer, f"{name}_options", OPTIONS[f"{name}_options"], part)
+                for part in _parts_of_workloads(layer, name)
+            )
+    return count
+
+
+def _parts_of_workloads(layer: Table, name: str) -> set[str]:
+    return {getattr(load(workload), name) for workload in _listed("workload", layer["workload"], str)}
+
+
+def _combinations(layer: Table, table: str, room: registry.Room, part: str) -> int:
+    """The product over the lists of a part's options."""
+    valid = registry.options_of(room, part)
+    count = 1
+    for option, value in _options_of(layer, table, room, part).items():
+        if option in valid:
+            count *= len(_listed(option, value, valid[option].type))
+    return count
+
+
+def _options_of(layer: Table, table: str, room: registry.Room, part: str) -> Table:
+    """What a layer says of a part's options."""
+    given: Table = layer.get(table, {})
+    if room == "reducers":
+        given = layer.get("reducers", {}).get(part, {}) | given
+    return given
+
+
 def _option_axes(layer: Table, base: Config) -> dict[tuple[str, str], list[Any]]:
     """The values of each option of the three parts that this run has."""
     axes = {}
     for name, room in OPTIONS.items():
         part = getattr(base, name.removesuffix("_options"))
-        given = layer.get(name, {})
-        if room == "reducers":
-            given = layer.get("reducers", {}).get(part, {}) | given
+        given = _options_of(layer, name, room, part)
         valid = registry.options_of(room, part)
         for option, value in given.items():
             known(f"option of the {registry.KINDS[room]} {part}", option, valid)
@@ -251,12 +316,10 @@ def _checked(layer: Table, path: Path) -> Table:
 
 def _parse(path: Path) -> Table:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return storage.read_toml(path, "a suite")
     except FileNotFoundError as cause:
         here = Path(__file__).parent / "suites"
         raise ValueError(f"there is no file {path}; suites to start from are in {here}") from cause
-    except tomllib.TOMLDecodeError as cause:
-        raise ValueError(f"{path} is no TOML: {cause}") from cause
 
 
 def _hash(path: Path) -> str:
