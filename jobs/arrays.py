@@ -235,9 +235,9 @@ def _take_back(array: Array, intent: Path, error: BaseException) -> None:
 def _setup(array: Array) -> list[str]:
     """The lines of the batch script before srun."""
     folder = shlex.quote(str(array.folder.resolve()))
-    number = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+    number = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
     if len(array.cells) == 1:
-        number = "$SLURM_JOB_ID"
+        number = "${SLURM_JOB_ID}"
     # What sbatch hands on from where it is called: another job, another array.
     leftovers = "unset hostip port rank world_size local_rank"
     if len(array.cells) == 1:

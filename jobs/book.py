@@ -73,11 +73,9 @@ def prepare(runs: Path) -> Path:
     ours = folder(runs)
     ours.mkdir(mode=0o700, exist_ok=True)
     check_owner(ours)
-    if stat.S_IMODE(ours.stat().st_mode) & 0o077:
+    if ours.stat().st_mode & 0o777 != 0o700:
         ours.chmod(0o700)
-    with open(os.open(_book(runs), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)) as file:
-        if os.fstat(file.fileno()).st_mode & 0o077:
-            os.fchmod(file.fileno(), 0o600)
+    _make(_book(runs))
     return ours
 
 
@@ -146,7 +144,7 @@ def claimed(runs: Path, suite: str) -> Iterator[None]:
     """
     folder(runs).mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        with locked(folder(runs) / f"{suite}.lock"):
+        with locked(_make(folder(runs) / f"{suite}.lock")):
             yield
     except Locked as owner:
         raise ValueError(
@@ -162,7 +160,7 @@ def held(runs: Path) -> Iterator[None]:
         ValueError: where another process still submits after a minute.
     """
     try:
-        with locked(lock(runs), wait=WAIT):
+        with locked(_make(lock(runs)), wait=WAIT):
             yield
     except Locked as owner:
         raise ValueError(
@@ -174,6 +172,17 @@ def held(runs: Path) -> Iterator[None]:
 def lock(runs: Path) -> Path:
     """The file that is locked while cells are submitted."""
     return folder(runs) / "lock"
+
+
+def _make(path: Path) -> Path:
+    """A file that can be written, by its owner alone; made where there is none."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(descriptor).st_mode & 0o777 != 0o600:
+            os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+    return path
 
 
 def _book(runs: Path) -> Path:

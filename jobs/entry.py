@@ -2,33 +2,49 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from submitit import JobEnvironment
 from submitit.core.submission import process_job
 from submitit.core.utils import JobPaths
 
-from sage.jobs import private
+from sage import storage
 from sage.outcome import HOPELESS, tell_the_job
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the job whose folder and number the arguments and the environment tell."""
-    from submitit import JobEnvironment
+    """Run the cell of this job, which submitit keeps as a pickle in a folder.
 
+    A pickle that another user could have written is not loaded: it runs as code.
+    """
     folder = Path(argv[0])
+    environment = JobEnvironment()
+    paths = JobPaths(folder, environment.job_id, environment.global_rank)
+    _close(paths.stdout)
     try:
-        private.check(JobPaths(folder, JobEnvironment().job_id).submitted_pickle)
-    except (OSError, ValueError) as error:
-        text = (
-            f"{error.filename} is missing; {private.SUBMIT}"
-            if isinstance(error, FileNotFoundError)
-            else error
-        )
-        print(f"sage: {text}", file=sys.stderr, flush=True)
-        tell_the_job(HOPELESS, str(text))
-        return HOPELESS
-    process_job(folder)
+        storage.check_private(paths.submitted_pickle)
+    except FileNotFoundError:
+        return _refuse(f"{paths.submitted_pickle} is missing; submit the suite again")
+    except storage.Unreadable as fault:
+        return _refuse(f"{fault}; it is not loaded: submit the suite again")
+    try:
+        process_job(folder)
+    finally:
+        _close(paths.result_pickle)
     return 0
+
+
+def _refuse(text: str) -> int:
+    print(f"sage: {text}", file=sys.stderr, flush=True)
+    tell_the_job(HOPELESS, text)
+    return HOPELESS
+
+
+def _close(path: Path) -> None:
+    """Let nobody else read a file."""
+    with suppress(OSError):
+        path.chmod(0o600)
 
 
 if __name__ == "__main__":
