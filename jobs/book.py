@@ -194,7 +194,7 @@ def _entry(path: Path, line: bytes, where: str) -> Entry:
     known = {each.name for each in fields(Entry)}
     entry = Entry(**{name: value for name, value in found.items() if name in known})
     if (wrong := _wrong(entry)) is not None:
-        raise Damaged(path, f"{where} is damaged: {wrong!r} is {getattr(entry, wrong)!r:.80}", BOOK.cure)
+        raise Damaged(path, f", {where} is damaged: {wrong!r} is {getattr(entry, wrong)!r:.80}", BOOK.cure)
     return entry
 
 
