@@ -27,7 +27,8 @@ def _strangers(seen: Seen) -> list[Finding]:
     found = [address for facts in seen.of("end").values() for address in facts.get("strangers", ())]
     if not found:
         return []
-    who = ", ".join(dict.fromkeys(found[:5])) + (", …" if len(set(found)) > 5 else "")
+    addresses = [*dict.fromkeys(found)]
+    who = ", ".join(addresses[:5]) + (", …" if len(addresses) > 5 else "")
     said = f"{len(found)} connections to port {seen.port} that no rank made, from {who}"
     fix = "a port scanner, or another job that was told the same port; they were not answered"
     return [Finding("note", "strangers", seen.where({0}), said, fix)]
