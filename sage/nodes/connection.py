@@ -141,14 +141,14 @@ class Line:
         with self._ssh.stdout as stdout:
             for line in read_lines(stdout):
                 own, mark, text = line.partition(keeper.MARK)
-                told = _told(text, running) if mark else None
-                if told is None and (rest := f"{own} {text}".rstrip()):
+                event = told(text, running) if mark else None
+                if event is None and (rest := f"{own} {text}".rstrip()):
                     self._events.put(Said(self._host, None, rest, "stdout"))
                 elif own.strip():
                     self._events.put(Said(self._host, None, own, "stdout"))
-                if told is None:
+                if event is None:
                     continue
-                rank, kind, what = told
+                rank, kind, what = event
                 unstarted.discard(rank)
                 self.has_started = not unstarted
                 if kind == "ended":
@@ -180,7 +180,7 @@ def read_lines(lines: IO[bytes]) -> Iterator[str]:
         yield line.decode(errors="replace").rstrip("\r\n")
 
 
-def _told(text: str, running: Collection[int]) -> tuple[int, str, str | int] | None:
+def told(text: str, running: Collection[int]) -> tuple[int, str, str | int] | None:
     """What a keeper has said of a task that runs: its rank, the kind, and what; None for anything else."""
     try:
         rank, kind, what = json.loads(text)

@@ -16,6 +16,7 @@ from sage.nodes.connection import FAREWELL, Line
 from sage.nodes.connection import Ended as Ended
 from sage.nodes.connection import Said as Said
 from sage.nodes.connection import Task as Task
+from sage.nodes.signals import held
 
 OPTIONS = (
     "BatchMode=yes",
@@ -71,9 +72,9 @@ class Crew:
         try:
             for host in dict.fromkeys(task.host for task in tasks):
                 here = [task for task in tasks if task.host == host]
-                self._lines.append(
-                    Line(host, [*ssh, "-T", *options, "--", host, command], here, self._events)
-                )
+                argv = [*ssh, "-T", *options, "--", host, command]
+                with held():
+                    self._lines.append(Line(host, argv, here, self._events))
         except BaseException:
             self.__exit__(None, None, None)
             raise

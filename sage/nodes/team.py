@@ -31,6 +31,7 @@ from sage.nodes.keeper import die_with_parent
 from sage.nodes.launch import port_on, seat, ssh_words
 from sage.nodes.look import Facts
 from sage.nodes.remote import Crew, Ended, Said, Task, surroundings
+from sage.nodes.signals import held
 from sage.text import clean_text
 
 BATCH = Path(sage.__file__).parent / "jobs" / "batch.sh"
@@ -257,7 +258,8 @@ def _processes(
     readers: list[threading.Thread] = []
     try:
         for command, environ in commands:
-            children.append(_start(command, environ, cwd))
+            with held():
+                children.append(_start(command, environ, cwd))
             readers.append(threading.Thread(target=_read, args=(children[-1], lines), daemon=True))
             readers[-1].start()
         yield len(children)
