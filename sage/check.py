@@ -41,7 +41,7 @@ def shown(value: object, most: int = 80) -> str:
     """A value as an error message shows it: in one line, and cut where it is long.
 
     >>> shown([1] * 1000)
-    '[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, ...'
+    '[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1...'
     """
     try:
         text = repr(value)

@@ -402,7 +402,7 @@ def test_where_nothing_fails_and_nothing_has_a_density_there_is_a_figure_too(tmp
         (["--rounds", "1"], "--rounds 1: expected 2 or more"),
         (["--mib", "1", "0"], "--mib 1 0: expected sizes above 0"),
         (["--mib"], "nothing to compress"),
-        (["--traces", __file__], "is no trace"),
+        (["--traces", __file__], "or not a trace"),
         (["--traces", "absent.pt"], "there is no file absent.pt"),
     ],
 )
