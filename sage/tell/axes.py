@@ -15,6 +15,9 @@ OUTLYING = 3.0
 
 MAX_DIGITS = 10
 
+LOG_STEPS = ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,))
+"""Ticks within a power of ten, the more the fewer powers there are."""
+
 
 class DistinctLabels(Formatter):
     """Labels ticks with as few digits as keep them apart, three at least."""
@@ -40,14 +43,15 @@ class DistinctLabels(Formatter):
         return self._text(x, self._digits)
 
 
-def scale(axes: Axes, which: str, values: Iterable[float], text: Text) -> None:
+def scale(axes: Axes, which: str, values: Iterable[float], text: Text, *, num_ticks: int = 8) -> None:
     """Label the axis in its unit, and make it logarithmic where the values span more than a power of ten."""
     positive = [value for value in values if value > 0]
     axis = axes.xaxis if which == "x" else axes.yaxis
     if positive and max(positive) > 10 * min(positive):
         axes.set(**{f"{which}scale": "log"})
-        if max(positive) < 300 * min(positive):
-            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        decades = float(numpy.log10(max(positive) / min(positive)))
+        steps = next((each for each in LOG_STEPS if len(each) * decades < num_ticks), (1.0,))
+        axis.set_major_locator(LogLocator(subs=steps, numticks=max(2, num_ticks)))
         axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(DistinctLabels(text))
 
@@ -59,13 +63,14 @@ def from_zero(axes: Axes, text: Text) -> None:
     axes.xaxis.set_major_formatter(DistinctLabels(text))
 
 
-def limit(axes: Axes, curves: Mapping[str, Any], text: Text) -> str:
+def limit(axes: Axes, curves: Mapping[str, Any], text: Text, *, least_height: float = 0.01) -> str:
     """Set the y range by the typical curves, and say which curves it cuts off; "" where it cuts none.
 
     Args:
         axes: What the curves are drawn on.
         curves: The y values of each curve, by its label.
         text: How a value reads.
+        least_height: The least height of the typical curve, as a share of its value; single points have none.
     """
     ranges = {
         label: (float(finite.min()), float(finite.max()))
@@ -77,7 +82,7 @@ def limit(axes: Axes, curves: Mapping[str, Any], text: Text) -> str:
     lows, highs = (sorted(ends) for ends in zip(*ranges.values(), strict=True))
     # Of two curves the one nearer to the others' side is typical: a diverging curve must not set the scale.
     low, high = lows[len(lows) // 2], highs[(len(highs) - 1) // 2]
-    room = OUTLYING * max(high - low, 1e-12 + 0.01 * abs(high))
+    room = OUTLYING * max(high - low, 1e-12 + least_height * abs(high))
     bottom, top = max(lows[0], min(low, high) - room), min(highs[-1], max(low, high) + room)
     margin = 0.08 * (top - bottom) or 0.05 * abs(top) or 0.1
     axes.set_ylim(bottom - margin, top + margin)

@@ -37,7 +37,7 @@ def payload(canvas: Canvas) -> Drawing | None:
             how_much.annotate(
                 size(total), (total, i), (7, 0), textcoords="offset points", va="center", fontsize=8
             )
-        scale(how_much, "x", totals, size)
+        scale(how_much, "x", totals, size, num_ticks=4)
         how_much.margins(x=0.08)
         is_log = how_much.get_xscale() == "log"
         low, high = how_much.get_xlim()

@@ -152,9 +152,11 @@ def pareto(canvas: Canvas) -> Drawing | None:
                 zorder=2,
             )
         axes.margins(x=0.12)
-        scale(axes, "x", costs, size if axes is by_bytes else duration)
-        axes.tick_params(axis="x", labelrotation=30)
-    note = limit(by_bytes, {setting.label: [found.mean] for setting, found, _, _ in points}, number)
+        axes.locator_params(axis="x", nbins=4)
+        scale(axes, "x", costs, size if axes is by_bytes else duration, num_ticks=4)
+    note = limit(
+        by_bytes, {setting.label: [found.mean] for setting, found, _, _ in points}, number, least_height=0.25
+    )
     return Drawing([setting for setting, *_ in points], [note] if note else [])
 
 

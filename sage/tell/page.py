@@ -10,6 +10,9 @@ from sage.tell.runs import Run
 from sage.tell.tables import NOTES, WORDS, Table, headline, single_runs, tables
 from sage.tell.units import printable, size
 
+LONG = 60
+"""A table of more lines scrolls in a window of its own."""
+
 MAX_RUNS = 200
 """Of more single runs, so many are listed; report.csv has all."""
 
@@ -39,7 +42,9 @@ p { margin: 0.4rem 0; max-width: 46rem; }
 .quiet, footer, figcaption { color: var(--muted); }
 .tables { display: flex; flex-wrap: wrap; gap: 0 4rem; }
 .tables > * { max-width: 100%; }
-.wide { overflow: auto; max-height: 42rem; }
+.tables p { font-size: 0.875rem; }
+.wide { overflow: auto; }
+.long { max-height: 42rem; }
 .wide:focus-visible { outline: 2px solid var(--colour-0); outline-offset: 3px; }
 table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.4rem 0.8rem; text-align: right; white-space: nowrap; }
@@ -64,10 +69,10 @@ details { margin-top: 2rem; }
 summary { cursor: pointer; font-weight: 600; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
 .figures { gap: 0.6rem 3rem; margin-top: 2.5rem; }
-figure { display: grid; grid-template-rows: subgrid; grid-row: span 3; margin: 0 0 2rem; align-items: start; }
+figure { display: grid; grid-template-rows: subgrid; grid-row: span 2; margin: 0 0 2rem; align-items: start; }
 figcaption { font-size: 0.875rem; line-height: 1.4; }
 figcaption strong { display: block; color: var(--ink); font-size: 1rem; }
-figure svg { display: block; width: 100%; height: auto; }
+figure > div > svg { display: block; width: 100%; height: auto; }
 svg text { font-family: inherit !important; font-variant-numeric: tabular-nums; }
 footer { margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--line); font-size: 0.875rem; }
 footer h2 { margin: 1.5rem 0 0; padding: 0; border: 0; font-size: 1rem; color: var(--ink); }
@@ -75,7 +80,7 @@ footer p, footer li { max-width: 60rem; }
 ul { margin: 0.4rem 0; padding-left: 1.2rem; }
 code { font: 0.9em ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 @media print { body { padding: 0; max-width: none; } figure, tr { break-inside: avoid; } }
-@media print { .wide { max-height: none; } }
+@media print { .long { max-height: none; } }
 """
 
 
@@ -174,12 +179,15 @@ def _grid(group: Group, table: Table, looks: Looks, most: int | None = None) -> 
         table.lines[:most], table.hints[:most], table.series[:most], strict=True
     ):
         look = looks[series].svg if series in looks else ""
-        name = f'<span class="cut">{_escape(label)}</span>' if len(label) > 60 else _escape(label)
-        first = f'<th scope="row" title="{_escape(hint)}">{look}{name}</th>'
+        name = look + _escape(label)
+        if len(label) > 60:
+            name = f'<span class="cut"><span>{name}</span></span>'
+        first = f'<th scope="row" title="{_escape(hint)}">{name}</th>'
         rest = "".join(_cell(cell, kind) for cell, kind in zip(cells, classes[1:], strict=True))
         rows.append(f"<tr>{first}{rest}</tr>")
     name = _escape(f"{table.title}: {group.title}")
-    return f"""<div class="wide" role="region" tabindex="0" aria-label="{name}">
+    kind = "wide long" if len(rows) > LONG else "wide"
+    return f"""<div class="{kind}" role="region" tabindex="0" aria-label="{name}">
 <table>
 <thead><tr>{top}</tr></thead>
 <tbody>
@@ -199,8 +207,10 @@ def _figure(plot: Plot, looks: Looks) -> str:
     items = "".join(f"<li>{looks[label].svg}{_escape(label)}</li>" for label in plot.legend)
     return f"""<figure>
 <figcaption><strong>{_escape(plot.title)}</strong> {_escape(plot.caption)}</figcaption>
+<div>
 {plot.svg}
-{f'<ul class="legend">{items}</ul>' if items else "<div></div>"}
+{f'<ul class="legend">{items}</ul>' if items else ""}
+</div>
 </figure>"""
 
 
