@@ -308,6 +308,10 @@ def test_a_run_leaves_its_configuration_its_origin_and_its_result(launcher: Laun
     assert len(manifest["hosts"]) == 2
     assert manifest["links"]["bits_per_second"] > 0 < manifest["links"]["alpha_seconds"]
     assert manifest["versions"]["torch"] == torch.__version__
+    start, end = (manifest["load"][when] for when in ("start", "end"))
+    assert start["time"] <= end["time"]
+    assert min(start["average_1min"], end["average_1min"]) >= 0
+    assert min(start["runnable"], end["runnable"]) >= 1
 
     steps, epochs = records(folder, "step"), records(folder, "epoch")
     assert [record["step"] for record in steps] == list(range(14))

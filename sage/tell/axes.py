@@ -11,7 +11,10 @@ Text = Callable[[float, int], str]
 """A figure as text, with so many significant digits."""
 
 OUTLYING = 3.0
-"""A curve is cut off where it leaves the range of the typical curve by more than so many of its heights."""
+"""A curve is cut off where it leaves the range of the typical curves by more than so many of its heights."""
+
+LEAST_HEIGHT = 0.25
+"""The least height of that range in this sense, as a share of its values."""
 
 MAX_DIGITS = 10
 
@@ -63,14 +66,13 @@ def from_zero(axes: Axes, text: Text) -> None:
     axes.xaxis.set_major_formatter(DistinctLabels(text))
 
 
-def limit(axes: Axes, curves: Mapping[str, Any], text: Text, *, least_height: float = 0.01) -> str:
+def limit(axes: Axes, curves: Mapping[str, Any], text: Text) -> str:
     """Set the y range by the typical curves, and say which curves it cuts off; "" where it cuts none.
 
     Args:
         axes: What the curves are drawn on.
         curves: The y values of each curve, by its label.
         text: How a value reads.
-        least_height: The least height of the typical curve, as a share of its value; single points have none.
     """
     ranges = {
         label: (float(finite.min()), float(finite.max()))
@@ -79,11 +81,16 @@ def limit(axes: Axes, curves: Mapping[str, Any], text: Text, *, least_height: fl
     }
     if not ranges:
         return ""
-    lows, highs = (sorted(ends) for ends in zip(*ranges.values(), strict=True))
-    # Of two curves the one nearer to the others' side is typical: a diverging curve must not set the scale.
-    low, high = lows[len(lows) // 2], highs[(len(highs) - 1) // 2]
-    room = OUTLYING * max(high - low, 1e-12 + least_height * abs(high))
-    bottom, top = max(lows[0], min(low, high) - room), min(highs[-1], max(low, high) + room)
+    # The typical curves are the half nearest to the median curve: a diverging one must not set the scale. Of
+    # two, the one with the smaller values.
+    middles = sorted(((low + high) / 2 for low, high in ranges.values()), key=abs)
+    middle = middles[(len(middles) - 1) // 2]
+    nearest = sorted(ranges.values(), key=lambda ends: max(middle - ends[0], ends[1] - middle))
+    typical = nearest[: (len(nearest) + 1) // 2]
+    low, high = min(low for low, _ in typical), max(high for _, high in typical)
+    room = OUTLYING * max(high - low, LEAST_HEIGHT * max(abs(low), abs(high)), 1e-12)
+    bottom = max(min(low for low, _ in ranges.values()), low - room)
+    top = min(max(high for _, high in ranges.values()), high + room)
     margin = 0.08 * (top - bottom) or 0.05 * abs(top) or 0.1
     axes.set_ylim(bottom - margin, top + margin)
     cut = {

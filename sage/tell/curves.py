@@ -154,9 +154,7 @@ def pareto(canvas: Canvas) -> Drawing | None:
         axes.margins(x=0.12)
         axes.locator_params(axis="x", nbins=4)
         scale(axes, "x", costs, size if axes is by_bytes else duration, num_ticks=4)
-    note = limit(
-        by_bytes, {setting.label: [found.mean] for setting, found, _, _ in points}, number, least_height=0.25
-    )
+    note = limit(by_bytes, {setting.label: [found.mean] for setting, found, _, _ in points}, number)
     return Drawing([setting for setting, *_ in points], [note] if note else [])
 
 
