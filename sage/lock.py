@@ -255,9 +255,13 @@ def _processes() -> str:
 
 
 def _started(process: int) -> str:
-    """When a process of this host began, in clock ticks since the host did; '' where there is none."""
+    """When a process of this host began, in clock ticks since the host did; '' where there is none.
+
+    One that has ended and is only waited for by its parent is none.
+    """
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return ""
 

@@ -84,7 +84,7 @@ def _check(path: Path, found: os.stat_result) -> None:
     raise Unreadable(
         path,
         f"is not used: {who} can write to it, and it may run code",
-        f"chmod {whose} {path}, then try again",
+        f"run `chmod {whose} {path}`",
     )
 
 
