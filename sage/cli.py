@@ -124,12 +124,13 @@ def doctor(argv: Sequence[str]) -> int:
 
 
 def list_(argv: Sequence[str]) -> int:
-    """Say what reducers, models, data sets and workloads there are."""
+    """List the reducers, models, data sets, tasks and workloads."""
     _parser("list").parse_args(argv)
     found = {
         "reducers": {name: registry.summary("reducers", name) for name in registry.names("reducers")},
         "models": {name: registry.summary("models", name) for name in registry.names("models")},
         "data sets": {name: registry.summary("datasets", name) for name in registry.names("datasets")},
+        "tasks": {name: registry.summary("tasks", name) for name in registry.names("tasks")},
         "workloads": {name: _first_comment(path) for name, path in workloads().items()},
     }
     width = max(len(name) for room in found.values() for name in room)
@@ -153,8 +154,14 @@ def report(argv: Sequence[str]) -> int:
 def data(argv: Sequence[str]) -> int:
     """Prepare a data set, or list them: sage data prepare NAME [ROOT] [--help] ..., sage data list"""
     sets = {name: registry.summary("datasets", name) for name in registry.names("datasets")}
-    if argv == ["list"]:
+    if argv[:1] == ["list"]:
+        Parser(prog="sage data list", description="List the data sets.").parse_args(argv[1:])
         print("\n".join(_table(sets)))
+        return 0
+    if _asks_for_help(argv) or (argv[:1] == ["prepare"] and _asks_for_help(argv[1:])):
+        forms = ["sage data list", "sage data prepare NAME [ROOT] [--FLAG VALUE ...]"]
+        note = "`sage data prepare NAME --help` shows the options of one data set."
+        print(_forms(data, forms, {"the data sets": sets}, note))
         return 0
     if argv[:1] != ["prepare"] or not argv[1:] or argv[1].startswith("-"):
         raise ValueError(f"say `data list`, or `data prepare NAME` with one of: {', '.join(sets)}")
@@ -177,6 +184,11 @@ def data(argv: Sequence[str]) -> int:
 
 def conform(argv: Sequence[str]) -> int:
     """Hold a reducer against the laws that all must keep: sage conform NAME [--help] ..."""
+    if _asks_for_help(argv):
+        reducers = {name: registry.summary("reducers", name) for name in registry.names("reducers")}
+        note = "`sage conform NAME --help` shows the options of one; NAME may be a file too, as ./mine.py."
+        print(_forms(conform, ["sage conform NAME [--FLAG VALUE ...]"], {"the reducers": reducers}, note))
+        return 0
     if not argv or argv[0].startswith("-"):
         raise ValueError(f"say which reducer: one of {', '.join(registry.names('reducers'))}")
     name = argv[0]
@@ -194,6 +206,11 @@ def conform(argv: Sequence[str]) -> int:
 
 def bench(argv: Sequence[str]) -> int:
     """Measure the parts: sage bench compress ..., bench record WORKLOAD --out FILE, bench density FILE ..."""
+    if _asks_for_help(argv):
+        forms = [f"sage bench {name} ..." for name in BENCHES]
+        note = "`sage bench NAME --help` shows the options of one."
+        print(_forms(bench, forms, {"the benchmarks": BENCHES}, note))
+        return 0
     if not argv or argv[0] not in BENCHES:
         raise ValueError(f"say which: {', '.join(f'bench {name}' for name in BENCHES)}")
     module = importlib.import_module(f"sage.bench.{argv[0]}")
@@ -201,7 +218,11 @@ def bench(argv: Sequence[str]) -> int:
     return status
 
 
-BENCHES = ("record", "density", "compress")
+BENCHES = {
+    "record": "Train a workload for some steps and keep the gradients in a file.",
+    "density": "Replay recorded gradients under each controller, and measure the density.",
+    "compress": "Measure the time and the bytes of every reducer, without a network.",
+}
 """What `sage bench` measures, each by a module's main."""
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -224,6 +245,24 @@ def _help() -> str:
     summaries = {name: (verb.__doc__ or "").partition("\n")[0] for name, verb in VERBS.items()}
     lines = ["usage: sage VERB ...", "", *_table(summaries), "", "`sage VERB --help` says more of one."]
     return "\n".join(lines)
+
+
+def _asks_for_help(argv: Sequence[str]) -> bool:
+    return argv[:1] in (["-h"], ["--help"])
+
+
+def _forms(
+    verb: Callable[[Sequence[str]], int],
+    forms: Sequence[str],
+    tables: Mapping[str, Mapping[str, str]],
+    note: str,
+) -> str:
+    """The help of a verb that has verbs or names below it."""
+    said = (verb.__doc__ or "").partition(":")[0]
+    lines = ["usage: " + "\n       ".join(forms), "", f"{said}."]
+    for title, rows in tables.items():
+        lines += ["", f"{title}:", *_table(rows)]
+    return "\n".join([*lines, "", note])
 
 
 def _table(rows: Mapping[str, str], width: int = 0) -> list[str]:
