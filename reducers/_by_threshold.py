@@ -1,4 +1,4 @@
-"""What the methods share that estimate a threshold from a group's magnitudes: groups, guards, moments."""
+"""Shared by the methods that estimate a threshold from a group's magnitudes: groups, guards, moments."""
 # N = elements of the flat vector, then of one group; K = elements selected; B = blocks
 
 import math
@@ -22,10 +22,10 @@ NARROW = 1e-6
 class ByThreshold(Sparsifier):
     """Send |a| ≥ λ in every group, λ estimated from the group so that about k = max(1, ⌊d·n⌋) are sent.
 
-    How many that are differs between ranks and steps; bytes are those of a `Sparsifier` of which counts may
-    differ. Where the estimate cannot be made, as of a constant group or of one that is not finite, the k
-    largest are sent, and where it lies above every magnitude the single largest is, so that no group is
-    silent for ever.
+    The number sent differs between ranks and steps; bytes are those of a `Sparsifier` with uneven counts.
+    These guards are ours, in all methods that derive from this: where the estimate cannot be made, as of a
+    constant group or one that is not finite, the k largest are sent, and where it lies above every magnitude
+    the single largest is, so that no group is silent for ever.
 
     Args:
         density: Share of a group's elements to send, in (0, 1].
@@ -42,15 +42,15 @@ class ByThreshold(Sparsifier):
         self._threshold = 0.0
 
     def threshold(self, x_N: Tensor, k: int, group: int) -> float | None:
-        """λ for a group of more than k elements; None where it cannot be told."""
+        """λ for a group of more than k elements; None where it cannot be estimated."""
         raise NotImplementedError
 
     def now(self) -> float:
-        """The density that this step is to have."""
+        """This step's target density."""
         return self.density
 
     def heard(self, group: int, k: int, count: int) -> None:
-        """Hear how many elements of a group were selected where k were asked for."""
+        """Called with the number of elements selected in a group, where k were asked for."""
 
     def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
         self._asked, self._threshold = self.now(), 0.0
@@ -90,8 +90,8 @@ def largest(x_N: Tensor, k: int) -> tuple[Tensor, float]:
 def norm_sum(x_N: Tensor, order: int) -> float:
     """Σ|x|^order, for order 1 or 2; torch's own float32 norm of 10^7 elements may be off by half a percent.
 
-    >>> norm_sum(torch.tensor([1.0, -2.0, 3.0]), 1), norm_sum(torch.tensor([1.0, -2.0, 3.0]), 2)
-    (6.0, 14.0)
+    >>> norm_sum(torch.tensor([3.0, -4.0]), 1), norm_sum(torch.tensor([3.0, -4.0]), 2)
+    (7.0, 25.0)
     """
     if x_N.numel() == 0:
         return 0.0

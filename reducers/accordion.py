@@ -14,20 +14,20 @@ from .topk import TopK
 
 
 class CriticalRegimes(Reducer):
-    """What finds, every so many epochs, the layers in critical regimes (Algorithm 1).
+    """A base class that finds, every so many epochs, the layers in critical regimes (Algorithm 1).
 
-    To derive from, before the reducer whose levels it sets, and which adds each step's mean to `sum_N`.
+    It comes before the reducer whose levels it sets; that reducer adds each step's mean to `sum_N`.
     """
 
     level: ClassVar[str]
-    """The buffer that holds each layer's level, such as its density: float64 (G), there once it is bound."""
+    """The buffer that holds each layer's level, such as its density: float64 (G), registered by `bind`."""
 
     sum_N: Tensor
     norm_G: Tensor
     last_lr: Tensor
 
     def set_rule(self, *, low: float, high: float, switch_every: int, eta: float) -> None:
-        """The levels outside critical regimes and in them, and when and by what to tell these.
+        """Set the levels outside and in critical regimes, the epochs between decisions, and η.
 
         Raises:
             ValueError: where `switch_every` or `eta` is out of range.
@@ -64,12 +64,13 @@ class CriticalRegimes(Reducer):
 
 
 class Accordion(CriticalRegimes, TopK):
-    """Every `switch_every` epochs, decide for each layer between `density_high` and `density` (Algorithm 1).
+    """Every `switch_every` epochs, decide for each layer between `density_high` and `density`.
 
-    A layer is in a critical regime, and sends `density_high`, at epoch 0, where the learning rate has
-    dropped, or where | ‖g_prev‖ − ‖g_cur‖ | / ‖g_prev‖ > η, g_cur being the reduced gradient summed over the
-    last epoch, and g_prev the same at the decision before (0 at the first, so that the second finds every
-    layer critical). Rank 0 decides and broadcasts (`scales`, 8 bytes a layer).
+    This is algorithm 1 of the paper over `topk`. A layer is in a critical regime, and sends `density_high`,
+    at epoch 0, where the learning rate has dropped, or where | ‖g_prev‖ − ‖g_cur‖ | / ‖g_prev‖ > η, g_cur
+    being the reduced gradient summed over the last epoch, and g_prev the same at the decision before (0 at
+    the first, so that the second finds every layer critical). Rank 0 decides and broadcasts (`scales`, 8
+    bytes a layer).
 
     Args:
         density: Share sent outside critical regimes, in (0, 1].

@@ -16,11 +16,12 @@ from .powersgd import PowerSgd
 
 
 class AccordionPowerSgd(CriticalRegimes, PowerSgd):
-    """PowerSGD whose ranks `accordion` decides: `rank_high` in critical regimes, else `rank`.
+    """PowerSGD with `rank_high` in critical regimes and `rank` outside them, by the rule of `accordion`.
 
-    Which parameters go dense `rank_high` decides, once, and so they always do. A layer that returns to it
-    takes the further columns of Q up where it left them. With the decision rank 0 hands over 8 bytes a layer
-    (`scales`), and for the rest see `powersgd`.
+    The paper combines the two likewise; the default ranks are ours. Whether a parameter goes dense depends on
+    `rank_high` alone, so that it does not change in a run. A layer that returns to `rank_high` continues with
+    the further columns of Q as it left them, where the paper does not say. At each decision rank 0 hands over
+    8 bytes a layer (`scales`); for the rest see `powersgd`.
 
     Args:
         rank: Rank outside critical regimes, 1 or more.

@@ -12,12 +12,15 @@ from .svd import Svd
 
 
 class Atomo(Svd):
-    """As `svd`, but each singular value σ is sent with probability p, as σ/p (spectral ATOMO).
+    """As `svd`, but each singular value σ is sent with probability p, as σ/p (the paper's spectral ATOMO).
 
-    p = min(1, c·σ), c such that on average r of them are sent: of all unbiased draws of so many the one of
-    least variance. How many are drawn differs by step and rank. Beside what they take in `svd`, each rank
-    hands over 4 bytes a matrix for their number and 24 for three lengths (`sizes`). What is sent of a value
-    is larger than it is, by 1/p, so that a residual need not stay bounded: by default there is none.
+    p = min(1, c·σ), with c such that r of them are sent on average: the paper's algorithm 1, which has the
+    least variance of all unbiased draws of that many. It follows the paper and was not compared with the
+    authors' code. Parameters of one dimension, and those that rank r would not shorten, go dense.
+
+    The number drawn differs by step and rank. Beside the bytes of `svd`, each rank hands over 4 bytes a
+    matrix for their number and 24 for three lengths (`sizes`). A value is sent larger than it is, by 1/p, so
+    that a residual need not stay bounded: by default there is none.
 
     Args:
         rank: Singular values r of a matrix to send on average, or n or m where that is less; 1 or more.

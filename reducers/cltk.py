@@ -1,4 +1,4 @@
-"""CLT-k: the ranks take turns to say which elements all send (ScaleCom, Chen et al., NeurIPS 2020)."""
+"""CLT-k: the ranks take turns to select the elements that all send (ScaleCom, Chen et al., NeurIPS 2020)."""
 # N = elements of the flat vector, K = elements selected
 
 from typing import Literal
@@ -16,11 +16,12 @@ from .topk import num_kept
 
 
 class Cltk(Sparsifier):
-    """Rank t mod W broadcasts where its top k of each group are; all ranks all-reduce their values there.
+    """Rank t mod W broadcasts the indices of its top k of each group; all ranks send their values there.
 
-    The paper's cyclic local top-k: nothing builds up, and the mean costs the same however many ranks there
-    are. (The paper's low-pass filter of the residual is not here.) Bytes each rank hands over: 4 (or 2) a
-    value, and from the rank whose turn it is 4 an index.
+    This is the paper's cyclic local top-k. All ranks send the same k elements, by an all-reduce, so that the
+    cost of the mean does not grow with the number of ranks. It differs from the paper in two points: the
+    paper's low-pass filter of the residual is not offered, and the local selection is an exact top-k. Bytes
+    each rank hands over: 4 (or 2) a value, and from the rank whose turn it is 4 an index.
 
     Args:
         density: Share of a group's elements to send, in (0, 1].

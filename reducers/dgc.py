@@ -1,4 +1,4 @@
-"""DGC: magnitudes above a threshold that a sample tells, thinned out exactly (Lin et al., ICLR 2018)."""
+"""DGC: magnitudes above a threshold estimated from a sample (Lin et al., ICLR 2018)."""
 # N = elements of a group, S = sampled elements
 
 import math
@@ -21,15 +21,17 @@ SAMPLED = 0.01
 class DGC(ByThreshold):
     """Send |a| ≥ λ, λ the ⌈0.01·n·d⌉-th largest magnitude of ⌈0.01·n⌉ elements drawn at random from a layer.
 
-    Where more than 4k/3 survive, the k largest of them are sent (Algorithm 1 and section 5); where fewer than
-    k do, these few. `grace` is the code of GRACE: λ is multiplied by 1.3 or 0.7, at most ten times, while
-    more than 1.3·k or fewer than 0.7·k survive, and all survivors are sent.
+    `paper` is the paper's sampling, and its exact selection among the survivors where these are too many
+    (section 5). The paper does not state how many are too many: the limit of 4k/3, beyond which the k largest
+    are sent, is that of SIDCo's code. Where fewer than k survive, these are sent. `grace` is the code of
+    GRACE: λ is multiplied by 1.3 or 0.7, at most ten times, while more than 1.3·k or fewer than 0.7·k
+    survive, and all survivors are sent.
 
-    The rest of the paper is not the selection's. Momentum correction (equation 7) and momentum factor masking
-    are `--memory momentum`, with `--momentum 0`, or there would be momentum twice. Each rank's gradient is
-    clipped by `--clip-local`, and to 1/√W of that, as in the paper (section 3.2), by `--clip-local-by-world`.
-    The density warms up (section 3.3) by `--density-schedule warmup`: 25 %, 6.25 %, 1.5625 %, 0.4 %, 0.1 % in
-    the first epochs.
+    The other parts of the paper are options of the run. Momentum correction (equation 7) and momentum factor
+    masking are `--memory momentum`, with `--momentum 0`, or there would be momentum twice. Each rank's
+    gradient is clipped by `--clip-local`, and to 1/√W of that, as in the paper (section 3.2), by
+    `--clip-local-by-world`. The density warms up (section 3.3) by `--density-schedule warmup`: 25 %, 6.25 %,
+    1.5625 %, 0.4 %, 0.1 % in the first epochs.
 
     k̂/k is 0.89 to 1.07 in vectors of 10^6, normal, Laplace, Student-t(4) or with 70 % zeros, at d = 0.1,
     0.01, 0.001, with a standard deviation of up to 0.25. It is not within 20 % of 1 where the threshold is
@@ -40,7 +42,7 @@ class DGC(ByThreshold):
         rule: The paper's exact selection among too many survivors, or GRACE's refinement of the threshold.
         density_schedule: How the density changes: not at all, or by `warmup`, each epoch a quarter of the
             last, down to `density`.
-        density_from: Where `warmup` comes from, at least `density`; by default 0.25.
+        density_from: The first density of `warmup`, at least `density`; by default 0.25.
         sample_seed: Of the samples; each rank and step has its own.
     """
 

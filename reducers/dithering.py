@@ -20,21 +20,23 @@ MOST_LEVELS = {"linear": 127, "natural": 31}
 class Dithering(RandomQuantiser):
     """Each element becomes sign(x)·‖x‖·level, at random the level below |x|/‖x‖ or the one above it.
 
-    The higher is as likely as |x|/‖x‖ is near to it, so that the mean is x. Above 0 the s levels are 1/s,
-    2/s, …, 1 (`linear`: Alistarh et al., 2017, section 3.1), or 2^(1−s), …, 1/2, 1 (`natural`: Horváth et
-    al., 2019). The defaults are BytePS's guide's, by which `l2` with error feedback diverges.
+    The higher level has the probability by which the mean is x. Above 0 the s levels are 1/s, 2/s, …, 1
+    (`linear`: QSGD, Alistarh et al., 2017, section 3.1), or 2^(1−s), …, 1/2, 1 (`natural`: natural dithering,
+    Horváth et al., 2019). The levels, the format `elias` and the defaults are those of BytePS's dithering and
+    of its guide; by these defaults `l2` with error feedback diverges, as BytePS states. The random numbers
+    are our own. Buckets and the format `packed` are not in BytePS.
 
     Bytes each rank hands over: 4 for the norm of each bucket (`scales`), and as `values`, with the coding
 
     - `packed`: ⌈log2(2s + 1)⌉ bits an element, in whole bytes: the level, with its sign, plus s;
     - `elias`: for each group a stream in words of 4 bytes, in which only levels that are not 0 take bits
       (`sage.coding.elias`; of a natural level L = 2^(s−1) times its worth is coded). 4 a group tell its bits
-      and 24 the lengths of all (`sizes`). This is BytePS's layout, where a group is a partition of it.
+      and 24 the lengths of all (`sizes`). This is BytePS's format, whose partition is a group here.
 
     Args:
         levels: s, from 1 to 127, of natural ones to 31.
         partition: Whether levels are evenly apart (`linear`), or each is twice the one below (`natural`).
-        norm: By which elements are divided: of the largest magnitude (`max`), or Euclidean (`l2`).
+        norm: The norm that elements are divided by: the largest magnitude (`max`), or Euclidean (`l2`).
         bucket: Elements that share a norm, 1 or more; by default all of a group.
         coding: How levels travel.
     """

@@ -1,4 +1,4 @@
-"""EF-SignSGD: the signs of each layer, times the mean of its magnitudes (Karimireddy et al., ICML 2019)."""
+"""EF-SignSGD: signs times the mean magnitude of each layer (Karimireddy et al., ICML 2019)."""
 # N = elements of the vector, G = groups, B = bytes
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,14 @@ from sage.comm.wire import Wire
 
 
 class EfSignSgd(Quantiser):
-    """Each element becomes (‖p‖₁/n)·sign(p) of its group p, n elements long (algorithm 1).
+    """Each element becomes (‖p‖₁/n)·sign(p), p being its group of n elements.
 
-    Meant with error feedback, without which it need not converge (section 3). Zero counts as positive. Bytes
-    each rank hands over: a bit an element (`values`, in whole bytes) and 4 a group (`scales`).
+    This is algorithm 1 of the paper, layer by layer as the paper's experiments have it, and the EF-SignSGD of
+    the language-model study (maysarahammouda/GradComp). The paper applies it to γ·g, γ being the learning
+    rate; here it is applied to the gradient, which is the same while γ is constant, and otherwise with
+    `--memory-lr-ratio`. It is meant with error feedback, without which it need not converge (section 3). Zero
+    counts as positive here. Bytes each rank hands over: a bit an element (`values`, in whole bytes) and 4 a
+    group (`scales`).
     """
 
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:

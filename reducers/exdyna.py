@@ -1,4 +1,4 @@
-"""ExDyna: as MiCRO, in parts that shift until each has as much to send (Yoon & Oh, CCGrid 2024)."""
+"""ExDyna: as MiCRO, in parts whose borders move to balance the load (Yoon & Oh, CCGrid 2024)."""
 # N = elements of the flat vector, W = world size, B = blocks
 
 from typing import Literal
@@ -12,17 +12,22 @@ from sage.layout import Layout
 from .micro import Micro
 
 OVER, UNDER = 1.05, 0.952
-"""Between these times the mean, a part's load is left as it is."""
+"""A part whose load is between these times the mean is neither over- nor underloaded."""
 
 
 class ExDyna(Micro):
-    """The vector is cut into blocks, and these, one after another, into W parts; λ moves as MiCRO's.
+    """The vector is cut into blocks, and the sequence of blocks into W parts; λ moves as in MiCRO.
 
-    Parts start out with as many blocks each. After each step, between any two neighbours of which one had
-    more than 1.05 times the mean of all parts' selections, or less than 0.952 times, one block moves from
-    the one that had more to the one that had less, but none is left with less than a quarter of an equal
-    share, or with none. A block is a multiple of 32 elements, or, of a vector too short for that, as long as
-    gives that many blocks, at least one element; what remains after the last belongs to the last part.
+    Parts begin with equal numbers of blocks. After each step, between any two neighbours of which one had
+    more than 1.05 times the mean of all parts' selections, or less than 0.952 times, one block moves from the
+    one that had more to the one that had less. No part is left with less than a quarter of an equal share, or
+    with none. A block is a multiple of 32 elements, or, in a vector too short for that, as long as gives that
+    many blocks, at least one element; what remains after the last block belongs to the last part.
+
+    The blocks, the limits 1.05 and 0.952 and the least share are the paper's. Two points of the move are
+    ours: the authors move a block only where one neighbour is over and the other under the limits, and they
+    update both loads before they look at the next pair; here one of the two is enough, and all pairs are
+    compared by the loads of the step. What `micro` says of λ and of the released code holds here too.
 
     Args:
         threshold: λ_0, above 0; by default 1/(2·sqrt(k)).
@@ -80,7 +85,7 @@ class ExDyna(Micro):
 
 
 def balanced(shares: list[int], load: list[int]) -> list[int]:
-    """The parts' blocks, after neighbours have evened out their loads by a block.
+    """The parts' numbers of blocks, after one block has moved between unequally loaded neighbours.
 
     >>> balanced([8, 8, 8, 8], [40, 10, 10, 10])
     [7, 9, 8, 8]

@@ -1,4 +1,4 @@
-"""Dense all-reduce in fp16: half the bytes, the honest baseline on GPUs."""
+"""Dense all-reduce in fp16: half the bytes, the baseline to compare with on GPUs."""
 # N = elements of the flat vector
 
 from typing import ClassVar
@@ -15,7 +15,8 @@ class Fp16(Reducer):
     """Divide by W, cast, all-reduce the sum, cast back, as PyTorch's fp16_compress_hook does.
 
     Dividing before the cast keeps the sum from overflowing. Bytes each rank hands over: 2 an element. With a
-    residual the cast's error is fed back; the rounding inside the all-reduce is not.
+    residual, which the hook does not have, the cast's error is fed back; the rounding inside the all-reduce
+    is not.
     """
 
     dtype: ClassVar[torch.dtype] = torch.float16

@@ -1,4 +1,4 @@
-"""fp8: each block scaled to the range of an 8-bit float, coded on both ways of an all-reduce."""
+"""fp8: each block scaled to the range of an 8-bit float, coded in both halves of an all-reduce."""
 # N = elements of the vector
 
 from typing import Literal
@@ -14,11 +14,12 @@ FORMATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 class Fp8(Int8):
     """As `int8`, each element x becoming the 8-bit float nearest to x·M/s, M being the largest there is.
 
-    s is the largest magnitude in the block. Formats are those of Micikevicius et al., 2022: `e4m3` has 3 bits
-    of mantissa and M = 448, `e5m2` 2 bits and M = 57,344. Bytes each rank hands over: as `int8`.
+    s is the largest magnitude in the block. The formats alone are those of Micikevicius et al., 2022: `e4m3`
+    has 3 bits of mantissa and M = 448, `e5m2` 2 bits and M = 57,344; blocks and exchange are ours. Bytes each
+    rank hands over: as `int8`.
 
     Args:
-        format: Of the 8 bits: their exponent's and their mantissa's.
+        format: The numbers of exponent and mantissa bits, as e4m3.
         block: Elements that share a scale, 1 or more.
     """
 

@@ -1,4 +1,4 @@
-"""int8: each block in steps of a 127th of its largest magnitude, coded on both ways of an all-reduce."""
+"""int8: each block in steps of a 127th of its largest magnitude, coded in both halves of an all-reduce."""
 # N = elements of the vector, P = blocks
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,11 @@ from sage.reduce import Reduced
 class Int8(Quantiser):
     """Each element becomes the nearest multiple of s/127, s being the largest magnitude in its block.
 
-    Every rank serves a Wth of the vector, W being the number of ranks: it gets all ranks' codes of that, and
-    sends a code of the mean (`sage.coding.served`). With a memory what either code has lost is fed back.
-    Bytes each rank hands over: W + 1 times what a share takes, a byte an element (`values`) and 4 a block
+    Block-wise scaling to 127 is common practice; this form follows no single paper. Every rank serves a Wth
+    of the vector, W being the number of ranks: it receives all ranks' codes of that share and sends a code of
+    their mean (`sage.coding.served`). With a memory the errors of both codes are fed back.
+
+    Bytes each rank hands over: W + 1 times the code of a share, a byte an element (`values`) and 4 a block
     (`scales`), a block beginning with each share and group.
 
     Args:

@@ -1,4 +1,4 @@
-"""MSTopK: k elements between two thresholds that a bisection has closed in on (Shi et al., MLSys 2021)."""
+"""MSTopK: k elements, selected by two thresholds that a bisection finds (Shi et al., MLSys 2021)."""
 # N = elements of the flat vector, then of one group; K = elements selected, C = candidates
 
 import math
@@ -21,10 +21,14 @@ class MSTopK(Sparsifier):
 
     With t = mean + ρ·(max − mean) of the magnitudes, ρ in (0, 1) is bisected so many times (Algorithm 1). t1
     is the least t seen that no more than k elements reach, t2 the greatest that more than k do (0 where none
-    does). All that reach t1 are sent, and what is missing to k from a run, at a random place, of the elements
-    in [t2, t1) in the order of their indices. It is always k that are sent: k̂/k = 1. The more rounds, the
-    nearer they come to the k largest. The utility study (Agarwal et al., 2022) takes 100 rounds, its hook 20.
-    Of a constant group, or one that is not finite, the k largest are sent. Bytes: 8 (or 6) an element sent.
+    does). All that reach t1 are sent, and the elements missing to k are a run, at a random place, of those in
+    [t2, t1) in the order of their indices. Always k are sent: k̂/k = 1. The more rounds, the nearer these
+    come to the k largest. The k largest of a constant group, or one that is not finite, are sent. Bytes: 8
+    (or 6) an element sent.
+
+    This is the paper's algorithm as the utility study's code has it (Agarwal et al., 2022), which makes 100
+    rounds, and 20 in its hook; the default of 30 is ours. That code's hook writes the values to the first k
+    places, a fault that is not copied.
 
     Args:
         density: Share of a group's elements to send, in (0, 1].

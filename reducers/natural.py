@@ -23,11 +23,13 @@ LEVELS = 127
 class Natural(RandomQuantiser):
     """Each |x| becomes the power of two below it or the one above it, at random so that the mean is x.
 
-    The higher has the probability |x|/2^⌊log2 |x|⌋ − 1. Bytes each rank hands over:
+    This is the paper's natural compression: the higher power has the probability |x|/2^⌊log2 |x|⌋ − 1. The
+    paper's code takes 9 bits, sign and exponent. Bytes each rank hands over:
 
     - with 9 `bits`, sign and exponent as a float32 has them: a byte an element, and a bit in whole bytes;
-    - with 8: a byte an element, the sign and 7 bits, which name 0 and the 127 powers of two up to twice the
-      largest not above the group's elements, and 4 a group for that one (`scales`).
+    - with 8, a form of our own: a byte an element, the sign and 7 bits, which name 0 and the 127 powers of
+      two up to twice the largest one that is not above all elements of the group, and 4 a group for that one
+      (`scales`).
 
     Args:
         bits: Of an element, 9 or 8.

@@ -15,17 +15,22 @@ from sage.reduce import Reduced, Sparsifier, check_fraction
 from .topk import num_kept
 
 QUANTILES = 256
-"""Places in the vector that are agreed on, evenly spread over what is selected: for any number of ranks."""
+"""Places in the vector that ranks agree on, evenly spread over the selection, for any number of ranks."""
 
 
 class OkTopk(Sparsifier):
-    """Each rank sends its largest to whose region of the vector they lie in; the largest sums go to all.
+    """Send the largest elements to the rank whose region they lie in, and gather the largest sums.
 
-    Algorithm 1 of the paper. A rank selects |a| ≥ its own threshold, and sends each element to the rank in
-    whose region it lies, which adds up what comes. Of the means those above a global threshold are gathered.
-    What is not among them stays in the residual, as does what was there and not selected. Every τ steps all
-    is found anew: the thresholds, as the k-th largest of the rank's signal and of all means, k = ⌊d·n⌋, and
-    the regions, so that on average over the ranks each holds as much of what they select.
+    This is algorithm 1 of the paper. A rank selects |a| ≥ its own threshold, and sends each element to the
+    rank in whose region of the vector it lies, which adds up what arrives. The means above a global threshold
+    are gathered. An element that is not among them stays in the residual, as does one that was not selected.
+    Every τ steps the thresholds are found anew, as the k-th largest of the rank's signal and of all means, k
+    = ⌊d·n⌋, and the regions, so that on average over the ranks each holds an equal part of what they select.
+
+    Three points are ours: the regions follow from 256 averaged quantiles of the selections; they and the
+    thresholds have one period τ, where the paper has one for each; and of more than 3k/2 elements above a
+    threshold the largest are sent, so that the paper's bound holds whatever the data. The authors' code was
+    not compared.
 
     Bytes each rank hands over: 8 (6 with fp16) for each element that it selects and for each of its region
     that it gathers, no more than 3k/2 of either (the largest, where a threshold lets pass more), and every τ

@@ -1,4 +1,4 @@
-"""1-bit SGD: a bit an element, which of two means of its layer it is near (Seide et al., 2014)."""
+"""1-bit SGD: one bit an element selects one of two means of its layer (Seide et al., 2014)."""
 # N = elements of the vector, G = groups
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,12 @@ from sage.comm.wire import Wire
 class OneBitSgd(Quantiser):
     """Elements below 0 become the mean of these in their group, the others the mean of the others.
 
-    Meant with error feedback, which this paper brought in; its groups are a matrix' columns. Bytes each rank
-    hands over: a bit an element (`values`, in whole bytes), and 8 a group: the mean of those below 0 and of
-    the others (`scales`).
+    The quantiser is the paper's with the threshold 0: the reconstruction values are the means of the elements
+    on either side. It differs from the paper in two points: the paper has two values for each column of a
+    matrix, here for each group; and the paper quantises the sum again on its way back, where here the ranks'
+    codes are gathered. It is meant with error feedback, which this paper introduced. Bytes each rank hands
+    over: a bit an element (`values`, in whole bytes), and 8 a group: the mean of the elements below 0 and
+    that of the others (`scales`).
     """
 
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:

@@ -11,9 +11,11 @@ from sage.reduce import Reduced, Reducer
 class Ps(Reducer):
     """The mean over ranks as a parameter server computes it (Li et al., OSDI 2014), rank 0 being the server.
 
-    The mean is that of `exact`, and so are the bytes each rank hands over: 4 an element, those of rank 0 to
-    the broadcast, those of the others to the gather. What differs is where they flow: rank 0's link takes in
-    W − 1 gradients, and gives the mean to ⌈log2 W⌉ ranks, which pass it on; see `docs/ledger.md`.
+    It is the pattern of the utility study's ExactPs (Agarwal et al., 2022), whose code does not divide the
+    sum by W and does not hand the mean back, faults that are not copied. The mean is that of `exact`, and so
+    are the bytes each rank hands over: 4 an element, those of rank 0 to the broadcast, those of the others to
+    the gather. The links differ: rank 0 receives W − 1 gradients and sends the mean to ⌈log2 W⌉ ranks, which
+    forward it; see `docs/ledger.md`.
     """
 
     spares_small = False

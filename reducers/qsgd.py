@@ -9,14 +9,16 @@ from .dithering import Dithering
 
 
 class Qsgd(Dithering):
-    """As `dithering`, by the paper: Q_s(v) = ‖v‖₂·sign(v)·ξ, ξ one of the s levels around |v|/‖v‖₂ (3.1).
+    """As `dithering`, with the quantiser of QSGD: linear levels of the norm of a bucket.
 
-    By default 4 bits an element, and 4 bytes a bucket of 128. With norm `max` levels lie closer. The paper's
-    own coding is Elias' recursive one; `elias` here is BytePS's stream.
+    Q_s(v) = ‖v‖₂·sign(v)·ξ, with ξ one of the two of s levels around |v|/‖v‖₂, so that the mean is v (section
+    3.1 of the paper). Buckets and the norm `max`, by which levels lie closer, are the paper's too. The
+    defaults are ours: 4 bits an element, and 4 bytes a bucket of 128 (GRACE has s = 127). The paper's own
+    code is Elias' recursive one, which is not offered; `elias` here is BytePS's stream.
 
     Args:
         levels: s, from 1 to 127: 7 take 4 bits, 127 take 8.
-        norm: By which elements are divided: of the largest magnitude (`max`), or Euclidean (`l2`).
+        norm: The norm that elements are divided by: the largest magnitude (`max`), or Euclidean (`l2`).
         bucket: Elements that share a norm, 1 or more; none: all of a group.
     """
 

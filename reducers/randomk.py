@@ -1,4 +1,4 @@
-"""Random-k: elements drawn at random, whatever their size; drawn alike by all ranks they need no indices."""
+"""Random-k: elements drawn at random, whatever their size; with a common seed no indices are sent."""
 # N = elements of the flat vector, n = of one group, K = elements sent
 
 from typing import Literal, Unpack
@@ -18,20 +18,21 @@ from .topk import num_kept
 class RandomK(Sparsifier):
     """Send k = max(1, ⌊d·n⌋) elements of each group, drawn anew at every step (Stich et al., 2018).
 
-    `shared`: all ranks draw the same k different elements from a common seed; values alone are all-reduced
-    (Agarwal et al., 2022, uniform random sparsification). `block`: the same with k elements in a row, from a
-    random one on, that go on at the group's start where they reach its end. Bytes a rank hands over: 4 (or 2)
-    an element sent; no indices travel, however they would.
+    `shared`: all ranks draw the same k different elements from a common seed, and only values are all-reduced
+    (the utility study's UniformRandomSparse, Agarwal et al., 2022). `block`: the same with k elements in a
+    row, from a random one on, continued at the group's start where they reach its end (its
+    UniformRandomSparseBlock). Bytes a rank hands over: 4 (or 2) an element sent; no indices travel.
 
-    `own`: each rank draws k for itself, with replacement, so that what is drawn twice is sent once (BytePS);
-    values and indices are gathered, and counts may differ: bytes as for a threshold.
+    `own`: each rank draws k for itself with replacement, as BytePS's randomk; an element drawn twice is sent
+    once, where BytePS sends it twice. Values and indices are gathered, and counts may differ: bytes as for a
+    threshold. The random numbers are our own in all three, so that the elements drawn differ from theirs.
 
     Args:
         density: Share of a group's elements to send, in (0, 1].
         draw: What is drawn, as above.
-        unbiased: Whether what is sent is divided by the chance that it is, k/n (`own`: 1 − (1 − 1/n)^k), so
-            that its mean over draws is the gradient's. Only without memory: a residual has its own way to
-            make good what was not sent.
+        unbiased: Whether what is sent is divided by its probability, k/n (`own`: 1 − (1 − 1/n)^k), so that
+            its mean over draws is the gradient (neither source does). Without memory only: a residual already
+            makes up for what was not sent.
         sample_seed: Of the draws.
     """
 

@@ -17,13 +17,15 @@ PROBES = {"paper": 10, "released": 3}
 class RedSync(ByThreshold):
     """Send |a| ≥ λ, λ = mean + m·(max − mean) of a layer's magnitudes, m sought in (0, 1).
 
-    `paper` (its threshold binary search) bisects m until k ≤ count < 2k, in at most 10 probes. `released` is
-    the code of SIDCo's authors: 3 probes, and one that lets through fewer than k, but no fewer than k/2,
-    raises m instead of lowering it; whatever the last probe selects is sent.
+    `paper` (the paper's threshold binary search) bisects m until k ≤ count < 2k; the limit of 10 probes is
+    ours. `released` is the redsync of SIDCo's authors' code: 3 probes, and a probe that lets through fewer
+    than k, but no fewer than k/2, raises m instead of lowering it; whatever the last probe selects is sent.
+    That code compares by >, this by ≥.
 
     With `trim` m starts at 0.8 and falls by 0.2 until count ≥ k; `paper` (trimmed top-k) then sends the k
-    largest of these, `released`, which never trims, all of them. It goes no further than m = 0: where fewer
-    than k lie above the mean, or the search finds nothing, as in a constant layer, the k largest are sent.
+    largest of these, and `released` (SIDCo's redsynctrim), which never trims, all of them. Ours is that m
+    ends at 0: where fewer than k lie above the mean, or the search finds nothing, as in a constant layer, the
+    k largest are sent. SIDCo's code does not end there.
 
     k̂/k is not within 20 % of 1: it aims at 1 to 2, and is 1.24 to 1.87 on normal, Laplace, Student-t(4) and
     70 %-zero vectors at d = 0.1, 0.01, 0.001; `released` is at 0.03 to 1.91, and at 2.1 to 337 with `trim`.

@@ -1,4 +1,4 @@
-"""Sign and norm: the signs of each layer, times the mean of its magnitudes (Agarwal et al., MLSys 2022)."""
+"""Sign and norm: signs times the mean magnitude of each layer (Agarwal et al., MLSys 2022)."""
 # N = elements of the vector, G = groups
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,10 @@ from sage.comm.wire import Wire
 class SignNorm(Quantiser):
     """The mean over ranks of (‖g‖₁/n)·sign(g), for each group g of n elements.
 
-    That is `efsignsgd`'s mean, as the utility study sends it: zero counts as positive, and a bit is 1 where
-    an element is below 0. Bytes each rank hands over: a bit an element, over the whole vector in words of 4
-    bytes (`values`; `sage.coding.words.pack_signs_in_columns`), and 4 a group for ‖g‖₁ (`scales`).
+    This is the mean of `efsignsgd` in the format of the utility study's SignAndNorm: zero counts as positive,
+    and a bit is 1 where an element is below 0. Bytes each rank hands over: a bit an element, over the whole
+    vector in words of 4 bytes (`values`; `sage.coding.words.pack_signs_in_columns`), and 4 a group for ‖g‖₁
+    (`scales`).
     """
 
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:

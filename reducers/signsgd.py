@@ -1,4 +1,4 @@
-"""signSGD: the majority of the ranks' signs, a bit an element (Bernstein et al., ICML 2018)."""
+"""signSGD: the majority of the ranks' signs, one bit an element (Bernstein et al., ICML 2018)."""
 # N = elements of the vector, V = words, W = ranks
 
 import torch
@@ -13,11 +13,13 @@ from sage.reduce import Reduced, Reducer
 
 
 class SignSgd(Reducer):
-    """What every rank gets is sign(Σ_w sign(g_w)), 0 where the votes are tied (algorithm 3).
+    """The mean is sign(Σ_w sign(g_w)), 0 where the votes are tied.
 
-    A rank's zero votes +1. The result has magnitude 1 whatever the gradient's, so that the learning rate has
-    to be small, and it is no mean of what was sent: nothing is conserved. With a memory the residual keeps
-    a − sign(a); as signs have no scale, that helps little where gradients are far from 1 (see `efsignsgd`).
+    This is the paper's majority vote (algorithm 3), and the utility study's SignSGD in its format. A rank's
+    zero votes +1, where the paper's sign(0) is 0. The result has magnitude 1 whatever the gradient's, so that
+    the learning rate has to be small, and it is no mean of what was sent: nothing is conserved. With a memory
+    the residual keeps a − sign(a), which is in neither source; as signs have no scale, it helps little where
+    gradients are far from 1 (see `efsignsgd`).
 
     Bytes each rank hands over: a bit an element, in words of 4 bytes (`values`, laid out as in
     `sage.coding.words.pack_signs_in_columns`), and 4 that are NaN where the gradient is not finite, else 0
@@ -43,7 +45,7 @@ class SignSgd(Reducer):
             return Reduced(grad_N.copy_(votes_N.sign_().add_(fault_W1.sum())))
 
     def opinion(self, signal_N: Tensor) -> Tensor:
-        """What this rank votes with the signs of."""
+        """The vector whose signs are this rank's votes."""
         return signal_N
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Signum: the majority of the signs of the ranks' momenta, a bit an element (Bernstein et al., ICML 2018)."""
+"""Signum: the majority of the signs of the ranks' momenta (Bernstein et al., ICML 2018)."""
 # N = elements of the vector
 
 import torch
@@ -10,10 +10,13 @@ from .signsgd import SignSgd
 
 
 class Signum(SignSgd):
-    """As `signsgd`, of each rank's m = β·m + (1 − β)·g (algorithm 2); the optimizer's momentum is then 0.
+    """As `signsgd`, of each rank's m = β·m + (1 − β)·g; the optimizer's momentum is to be 0.
+
+    This is the paper's Signum (algorithm 2) with its majority vote. A gradient that is not finite reaches the
+    mean once and leaves m unchanged there but for the factor β, which is ours.
 
     Args:
-        sign_momentum: β, from 0 up to, but not 1.
+        sign_momentum: β, at least 0 and below 1.
     """
 
     momentum_N: Tensor

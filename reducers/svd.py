@@ -20,13 +20,15 @@ from sage.reduce import Memory, Reduced, Reducer
 class Svd(Reducer):
     """Gather every rank's own U·S·Vᵀ, cut to the r largest singular values, and take the mean of them.
 
-    A parameter of n × m elements, seen as its first dimension by the others, is a matrix, and its U·S·Vᵀ the
-    best approximation of rank r (Eckart & Young, 1936). What each rank's own leaves of it stays in the
-    residual. Each rank decomposes whole matrices, which takes n·m·min(n, m) operations: far longer than to
-    send them, on most links. Bytes each rank hands over: 4·r·(n + m) of vectors (`values`) and 4·r of
-    singular values (`scales`) a matrix, in an all-gather; and 4 an element of the parameters of one
-    dimension or none, and of those where rank r would save too little, which go dense in an all-reduce
-    beside it. It decides by parameter, whatever the grouping.
+    This is the utility study's SVD. A parameter of n × m elements, seen as its first dimension by the others,
+    is a matrix, and its U·S·Vᵀ the best approximation of rank r (Eckart & Young, 1936). The residual keeps
+    the difference to the rank's own approximation. Each rank decomposes whole matrices, which takes
+    n·m·min(n, m) operations: on most links far longer than sending them.
+
+    Bytes each rank hands over: 4·r·(n + m) of vectors (`values`) and 4·r of singular values (`scales`) a
+    matrix, in an all-gather; and 4 an element of the parameters of one dimension or none, and of those where
+    rank r would save too little, which go dense in an all-reduce beside it (the limit is that of PyTorch's
+    PowerSGD hook). It decides by parameter, whatever the grouping.
 
     Args:
         rank: Singular values r of a matrix, or n or m where that is less; 1 or more.

@@ -16,11 +16,14 @@ from sage.comm.wire import Wire
 class TernGrad(RandomQuantiser):
     """Each element x becomes s·sign(x) with probability |x|/s, else 0, with s = max|x| of its group.
 
-    First |x| is clipped to c·σ, which loses what is above it. σ² is the mean of x²: taken about the mean of
-    x, a group of equal elements would have σ = 0, and be clipped to nothing. Bytes each rank hands over: 2
-    bits an element (0, 1, 2 for −s, 0, s) in whole bytes, and 4 a group (`scales`); with `share` 4 a group
-    more, to agree on the s that is the largest of all ranks', so that every sum over ranks is a whole number
-    of them.
+    This is the paper's TernGrad with its layer-wise scales, its clipping to c·σ (c = 2.5), which loses what
+    is above, and its scaler sharing. It differs in σ, the square root of the mean of x²: about the mean of x,
+    a group of equal elements would have σ = 0, and be clipped to nothing. The language-model study's TernGrad
+    (maysarahammouda/GradComp) has `clip=17.1` and does not share scales.
+
+    Bytes each rank hands over: 2 bits an element (0, 1, 2 for −s, 0, s) in whole bytes, and 4 a group
+    (`scales`); with `share` 4 a group more, to agree on the s that is the largest of all ranks', so that
+    every sum over ranks is a multiple of s.
 
     Args:
         clip: c, above 0; none: nothing is clipped, and the mean of what is decoded is x.

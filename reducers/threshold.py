@@ -14,7 +14,8 @@ from sage.reduce import Sparsifier, Travel, check_fraction
 class Threshold(Sparsifier):
     """Send |a| ≥ λ. The number of elements follows from the data and differs between ranks and steps.
 
-    Where λ is given there is no density target, and none is reported.
+    Dutta et al. compare with a fixed λ, as here. GRACE's threshold compares with the largest x, not |x|, a
+    fault that is not copied. Where λ is given there is no density target, and none is reported.
 
     Args:
         threshold: λ, above 0; by default 1/(2·sqrt(k)), k = density·n, the value Dutta et al. suggest.

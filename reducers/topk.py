@@ -13,7 +13,10 @@ from sage.reduce import Sparsifier, Travel, check_fraction
 
 
 class TopK(Sparsifier):
-    """Send the largest elements of every group, ties to the lower index.
+    """Send the k largest elements of every group by magnitude; of equal ones that of the lower index.
+
+    Aji & Heafield send the elements above a threshold that a sample estimates. Exactly k elements of each
+    layer, with k = max(1, ⌊d·n⌋), are the utility study's TopK (Agarwal et al., MLSys 2022).
 
     Args:
         density: Share of a group's elements to send, in (0, 1].

@@ -1,4 +1,4 @@
-"""Variance-based: an element is sent once it is known well enough, in 4 bits (Tsuzuku et al., ICLR 2018)."""
+"""Variance-based: an element is sent once its sum exceeds its variance, in 4 bits (Tsuzuku et al., 2018)."""
 # N = elements of the flat vector, K = elements sent, L = layers
 
 from typing import Literal
@@ -21,26 +21,28 @@ NOT_FINITE = 128
 
 
 class Variance(Sparsifier):
-    """Send an element when its sum over time exceeds what its variance over samples accounts for.
+    """Send an element when its sum over time is large against its variance over samples.
 
-    With z the samples of this rank's batch of B, in every step (algorithm 1)
+    This is algorithm 1 of the paper. With z the samples of this rank's batch of B, in every step
 
         r ← r + Σ_z ∇f_z/B,   v ← v + Σ_z (∇f_z/B)²;   where r² > α·v: send r and zero both;   else v ← ζ·v
 
-    r is the residual. Σ_z (∇f_z/B)² is what the engine tells, over parts of the batch or its samples
-    (`squares`). Where nobody tells, as under a mount that cannot, the rank's whole gradient counts as one
-    sample. Without memory v is that of this step alone, and where nobody tells of it, everything is sent.
+    r is the residual. The engine computes Σ_z (∇f_z/B)² over parts of the batch or its samples (`squares`).
+    Where it does not, as under a mount that cannot, the rank's whole gradient counts as one sample. Without
+    memory v is that of this step alone, and where it is not computed, everything is sent.
 
-    An element travels as ±2^(e − d), where e = ⌊log2 M⌋, M the layer's largest |r|, and |r|, cut off at 2^e,
-    is rounded to the nearer power of two. One with d > 7 is not sent. Bytes each rank hands over: 4 an
-    element, of which 28 bits are the index, one the sign and three d (`values`); 2 a layer for e (`scales`);
-    16 for how long these are. Values in fp32 or fp16 travel as any sparsifier's of uneven counts.
+    As in the paper's section on quantisation an element travels as ±2^(e − d), where e = ⌊log2 M⌋, M is the
+    layer's largest |r|, and |r|, limited to 2^e, is rounded to the nearer power of two. One with d > 7 is not
+    sent. Bytes each rank hands over: 4 an element, of which 28 bits are the index, one the sign and three d
+    (`values`); 2 a layer for e (`scales`); 16 for the lengths of these. With `values` of fp32 or fp16 they
+    travel as those of any sparsifier with uneven counts. The paper loses what rounding takes away
+    (`rounding=lost`); by default it stays in the residual, which is ours.
 
     Args:
         alpha: α, above 0; 1 to 2 in the paper.
         zeta: ζ, in (0, 1].
         values: `4bit` as above, or as they are.
-        rounding: With `4bit`, whether what rounding takes away, all of it where d > 7, is `kept` in the
+        rounding: With `4bit`, whether the rounding error, all of the value where d > 7, is `kept` in the
             residual, or `lost`, as published.
         squares: Whether the engine splits batches, or takes the gradient of each sample by torch.func.
         sub_batches: With `split`, the parts of a batch, each of which counts as one sample; 1 or more.

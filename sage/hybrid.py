@@ -23,8 +23,8 @@ from sage.layout import Layout
 from sage.reduce import Reduced, Reducer, Sparsifier
 from sage.registry import Option, options
 
-TRAVEL = ("values", "indices", "exchange")
-"""Options of sparsifiers that say how a selection travels."""
+TRAVEL = ("values", "indices", "exchange", "merge", "sends")
+"""Options of sparsifiers for how a selection travels: a hybrid does not take them."""
 
 P = TypeVar("P", bound=Reducer)
 

@@ -352,7 +352,8 @@ def test_a_parts_options_go_with_it(workload: Path) -> None:
 def test_resolving_writes_the_parts_defaults_in_and_does_it_once(workload: Path) -> None:
     config = resolve(load(str(workload)))
     for part, options in part_options(config).items():
-        later = registry.load("reducers", config.reducer).later if part == "reducer" else frozenset()
+        make: Any = registry.load("reducers", config.reducer)
+        later = make.later if part == "reducer" else frozenset()
         assert set(getattr(config, f"{part}_options")) == set(options) - later
     assert config.reducer_options["density"] == 0.25
     assert resolve(config) == config
@@ -450,9 +451,9 @@ def test_an_option_added_later_leaves_the_hash_of_default_runs_as_it_was() -> No
 
     default = resolved()
     assert set(default.reducer_options) == {"scale_factor", "bins", "conv_bin", "dense_bin"}
-    assert resolved(rule="paper", sends="scale").hash == default.hash
+    assert resolved(rule="paper").hash == default.hash
     assert resolved(rule="gradcomp").reducer_options["rule"] == "gradcomp"
-    assert len({default.hash, resolved(rule="gradcomp").hash, resolved(sends="values").hash}) == 3
+    assert len({default.hash, resolved(rule="gradcomp").hash, resolved(scale_factor=3.0).hash}) == 3
 
 
 def test_flags_name_a_run_as_its_configuration_does_where_a_reducer_has_later_options() -> None:

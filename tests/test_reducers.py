@@ -11,6 +11,7 @@ from torch import Tensor
 from sage import registry
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
+from sage.conform import LAWS
 from sage.layout import Layout
 from sage.memory import ErrorFeedback
 from sage.reducers.gtopk import GTopK
@@ -48,6 +49,44 @@ def test_gtopk_lets_large_layers_take_all_of_the_budget() -> None:
     assert sent(GTopK(density=0.5), signal_N, shapes) == [0, 1, 2, 3]
     assert sent(GTopK(density=0.01), signal_N, shapes) == [1]
     assert sent(GTopK(density=0.5), signal_N, shapes, "layer") == sent(TopK(density=0.5), signal_N, shapes)
+
+
+def merge_of(gradients: list[list[float]], merge: Any, density: float) -> list[Any]:
+    """What each rank has of one step: the mean, and what stays in its residual."""
+
+    def work(wire: Wire) -> Any:
+        feedback = ErrorFeedback(
+            GTopK(density=density, merge=merge), Layout.of([("w", (len(gradients[0]),))]), memory="residual"
+        )
+        return reduce_once(feedback, torch.tensor(gradients[wire.rank]), wire)
+
+    return simulate(len(gradients), work)
+
+
+def test_gtopk_gathers_every_ranks_largest_and_by_a_tree_keeps_k_for_all_ranks_together() -> None:
+    gradients = [[3.0, 0, 0, 0], [0, 2.0, 0, 0]]
+    for step in merge_of(gradients, "gather", 0.25):
+        assert step.mean_N.tolist() == [1.5, 1.0, 0.0, 0.0]
+    first, second = merge_of(gradients, "tree", 0.25)
+    assert first.mean_N.tolist() == second.mean_N.tolist() == [1.5, 0.0, 0.0, 0.0]
+    assert first.left_N.tolist() == [0.0] * 4
+    assert second.left_N.tolist() == [0.0, 2.0, 0.0, 0.0]
+    assert [step.reduced.density for step in (first, second)] == [1 / 8] * 2
+
+
+def test_what_a_merge_drops_stays_with_its_rank_even_where_another_branch_brings_it_in() -> None:
+    # Ranks 0 and 1 keep element 0 and drop rank 1's element 1; ranks 2 and 3 bring element 1 to 8.
+    steps_W = merge_of([[4.0, 0], [0, 3.0], [0, 5.0], [0, 3.0]], "tree", 0.5)
+    for rank, step in enumerate(steps_W):
+        assert step.mean_N.tolist() == [0.0, 2.0]
+        assert step.left_N.tolist() == [[4.0, 0.0], [0.0, 3.0], [0.0, 0.0], [0.0, 0.0]][rank]
+
+
+@pytest.mark.parametrize("options", [{}, {"values": "fp16"}, {"indices": "coded"}])
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_gtopks_tree_keeps_the_invariants(law: Any, world_size: int, options: dict[str, Any]) -> None:
+    law(Case(GTopK, {"density": 0.05, "merge": "tree", **options}, world_size, memory="residual"))
 
 
 def test_topk_within_buckets_shares_the_budget_of_a_bucket() -> None:

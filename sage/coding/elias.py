@@ -1,9 +1,10 @@
-"""Elias-delta streams: the levels that are not 0 as gap, sign and level, in few bits (BytePS: dithering).
+"""Elias-delta streams of the levels that are not 0: gap, sign and level of each.
 
-The code of x ≥ 1 (Elias, 1975): with len = 1 + ⌊log2 x⌋ and z = ⌊log2 len⌋, z zeros, then len in z + 1 bits,
-then the low len − 1 bits of x; 2z + len bits in all. A stream holds a vector's levels that are not 0, for
-each the code of the gap from the one before (from −1 for the first), a bit that is 1 where the level is
-below 0, and the code of its magnitude; the last word is filled up with zeros.
+The format is that of BytePS's dithering, bit for bit, and the code that of Elias (1975). The code of x ≥ 1:
+with len = 1 + ⌊log2 x⌋ and z = ⌊log2 len⌋, z zeros, then len in z + 1 bits, then the low len − 1 bits of x;
+2z + len bits in all. A stream holds a vector's levels that are not 0, for each the code of the gap from the
+one before (from −1 for the first), a bit that is 1 where the level is below 0, and the code of its magnitude;
+the last word is filled up with zeros.
 """
 # N = elements, K = of which are not 0, G = groups, F = fields of bits, B = bits, V = words of 32
 

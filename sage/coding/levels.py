@@ -1,4 +1,8 @@
-"""Levels between 0 and a scale, rounded to at random so that the mean is the number itself."""
+"""Stochastic rounding to levels between 0 and a scale, so that the mean is the number itself.
+
+Linear levels are those of QSGD (Alistarh et al., 2017), natural ones those of natural dithering (Horváth et
+al., 2019) as BytePS's dithering has them. The random numbers are our own (`sage.draw`).
+"""
 # N = elements of the vector, P = buckets, G = groups, E = elements of a bucket
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,8 @@
-"""What low-rank methods share: the parameters they factor, seen as matrices, and orthonormal bases."""
+"""Shared by the low-rank methods: parameters seen as matrices, and orthonormal bases.
+
+Which parameters are factored, and the `eps` in the orthonormalisation, follow PyTorch's powerSGD_hook; the
+utility study's code divides without `eps`. The second projection in `orthonormalise` is ours.
+"""
 # N = elements of the flat vector, D = those that go dense, F = elements of all factors together
 # n, m = rows and columns of a matrix, r = its rank
 

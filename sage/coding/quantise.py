@@ -20,10 +20,10 @@ Parts = dict[str, Tensor]
 class Quantiser(Reducer):
     """A reducer that sends a code for every element, and a scale or so for each group.
 
-    A method says what travels in `encode`, and what that is worth in `decode`. Every rank gathers all ranks'
-    codes and takes the mean of what they are worth; the residual keeps the difference to this rank's own.
-    Vectors are those of the layout's groups, one after another, or what a sparsifier has selected of each
-    (`sage.hybrid`): any group may then be empty.
+    A method defines its codes in `encode` and their values in `decode`. Every rank gathers all ranks' codes
+    and takes the mean of the decoded values; the residual keeps the difference to this rank's own. Vectors
+    are those of the layout's groups, one after another, or the elements of each that a sparsifier has
+    selected (`sage.hybrid`): any group may then be empty.
     """
 
     memory: ClassVar[Memory] = "residual"
@@ -33,7 +33,7 @@ class Quantiser(Reducer):
     """Whether the lengths of what travels follow from the groups' sizes alone."""
 
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
-        """What travels instead of x.
+        """The codes of x.
 
         NaN and infinity must make what is decoded not finite, somewhere.
 
@@ -45,7 +45,7 @@ class Quantiser(Reducer):
         raise NotImplementedError
 
     def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        """The N values (of x's dtype) that the codes of one rank, any rank, are worth."""
+        """The N values (of x's dtype) of one rank's codes."""
         raise NotImplementedError
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int] | None:

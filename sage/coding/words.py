@@ -1,4 +1,4 @@
-"""Bits in words of 32, the first bit the highest: how BytePS, and the signs of Agarwal et al. (2022), travel.
+"""Bits in words of 32, the first bit the highest: the formats of BytePS's onebit and of the utility study.
 
 Words are int32 tensors, so that the ledger and the collectives see whole words; a byte of a word lies where
 a little-endian machine has it.

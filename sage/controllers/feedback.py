@@ -1,4 +1,4 @@
-"""True feedback: what was sent too much or too little moves the threshold, as far as the tail asks."""
+"""Feedback: the logarithmic error of the last step's density moves the threshold. The rule is ours."""
 # N = elements of the vector, K = elements selected
 
 import math

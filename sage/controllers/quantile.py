@@ -1,4 +1,4 @@
-"""The threshold is the signal's quantile itself, looked for where the last step's was."""
+"""The threshold is the signal's own quantile, searched for near the last step's. The rule is ours."""
 # N = elements of the vector, C = candidates, K = elements selected, S = sampled elements, B = bins
 
 import math
