@@ -99,10 +99,9 @@ def _rank(config: Config, place: Place) -> int:
             _leave_word(config.folder, end.status, place.rank, text)
         if wire is not None and not end.is_consequence:
             wire.tell(end.text)
-        if not end.is_expected:
-            text += keep_traceback(config.folder, place.rank, error)
+        where = "" if end.is_expected else keep_traceback(config.folder, place.rank, error)
         if is_news(place.rank, text):
-            _complain(text)
+            _complain(text + where)
         # The group is broken: closing it in an orderly way would wait for ranks that will not come.
         _exit(end.status)
 
