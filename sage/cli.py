@@ -74,6 +74,10 @@ def run(argv: Sequence[str]) -> int:
 
     config, only_print = parse_run(argv)
     if only_print:
+        from .comm.rendezvous import place
+        from .preflight import check
+
+        check(config, here=place() is None)
         print(json.dumps({"folder": str(config.folder), "config": config.to_dict()}, indent=2))
         return 0
     from .run import main as run_main

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sage import registry, run_folder, storage
+from sage import preflight, registry, run_folder, storage
 from sage.comm import rendezvous
 from sage.comm.agreement import compare
 from sage.comm.probe import probe
@@ -58,9 +58,12 @@ def main(config: Config) -> int:
                 f"workers_in_process simulates all ranks here, but this is rank {place.rank} of "
                 f"{place.world_size} ({place.source}): leave out one or the other"
             )
+        preflight.check(config, here=False)
         return _rank(replace(config, world_size=place.world_size), place)
+    preflight.check_folder("runs", config.runs, writable=False)
     if _is_finished(config):
         return 0
+    preflight.check(config, here=True)
     if config.workers_in_process:
         return _simulated(config)
     software()  # here, so that not every rank reads the source files
