@@ -49,7 +49,7 @@ def check(config: Config, *, here: bool) -> None:
 
 
 def check_folder(name: str, folder: Path, *, writable: bool) -> None:
-    """Refuse a folder that neither is there nor can be made; where `writable`, one that cannot be written too.
+    """Refuse a folder that can neither be found nor made; where `writable`, one that cannot be written.
 
     Raises:
         ValueError: naming what is in the way.
@@ -75,8 +75,8 @@ def _check_ranks(config: Config) -> None:
     advice = "give fewer, or --oversubscribe to start them all the same"
     if memory is not None and needs > memory:
         raise ValueError(
-            f"world_size is {ranks}, for which {needs / 2**30:,.1f} GiB are needed; {memory / 2**30:,.1f} GiB "
-            f"of memory are available here: {advice}"
+            f"world_size is {ranks}, for which {needs / 2**30:,.1f} GiB are needed, and "
+            f"{memory / 2**30:,.1f} GiB of memory are available here: {advice}"
         )
     if not config.workers_in_process and ranks > RANKS_PER_CORE * cores:
         raise ValueError(
