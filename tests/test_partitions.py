@@ -1,11 +1,15 @@
 """deft, cltk, oktopk, micro, exdyna: who selects what, what that sends, and that nothing builds up."""
 # N = elements of the flat vector, W = world size, k = elements that the density asks for
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from fuzz import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from sage import registry
@@ -263,6 +267,23 @@ def test_layers_longer_than_an_equal_share_are_split() -> None:
     assert [b - a for a, b in split([(0, 6), (6, 8)], 2, num_pieces=4)] == [2, 2, 1, 1, 2]
     assert [b - a for a, b in split([(0, 6), (6, 8)], 1, num_pieces=8)] == [1] * 8
     assert split([], 1) == []
+
+
+@settings(max_examples=examples(50), deadline=None)
+@given(st.lists(st.integers(0, 40), max_size=8), st.integers(1, 9), st.booleans())
+def test_pieces_cover_every_layer_in_order_and_none_is_empty(sizes: list[int], world: int, by: bool) -> None:
+    stops = list(itertools.accumulate(sizes))
+    layers = list(zip([0, *stops], stops, strict=False))
+    longest = sum(sizes) / world
+    pieces = split(layers, longest, world if by else None)
+    assert [stop for _, stop in pieces[:-1]] == [start for start, _ in pieces[1:]]
+    assert all(start < stop for start, stop in pieces)
+    assert sum(stop - start for start, stop in pieces) == sum(sizes)
+    for start, stop in layers:
+        inside = [piece for piece in pieces if start <= piece[0] < stop]
+        assert not inside or (inside[0][0], inside[-1][1]) == (start, stop)
+        if by and stop - start > max(1, longest):
+            assert len(inside) == min(world, stop - start)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from fuzz import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from sage import registry
@@ -80,6 +83,22 @@ def test_what_a_merge_drops_stays_with_its_rank_even_where_another_branch_brings
     for rank, step in enumerate(steps_W):
         assert step.mean_N.tolist() == [0.0, 2.0]
         assert step.left_N.tolist() == [[4.0, 0.0], [0.0, 3.0], [0.0, 0.0], [0.0, 0.0]][rank]
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(
+    st.integers(1, 7).flatmap(
+        lambda n: st.lists(st.lists(st.integers(-9, 9), min_size=n, max_size=n), min_size=1, max_size=6)
+    ),
+    st.sampled_from([0.1, 0.4, 1.0]),
+)
+def test_a_tree_of_merges_keeps_what_it_drops(gradients: list[list[int]], density: float) -> None:
+    signal_WN = torch.tensor(gradients).float()
+    seen = merge_of(signal_WN.tolist(), "tree", density)
+    left_WN = torch.stack([step.left_N for step in seen])
+    torch.testing.assert_close(seen[0].mean_N, (signal_WN - left_WN).sum(0) / len(gradients))
+    assert all(same_bits(step.mean_N, seen[0].mean_N) for step in seen)
+    assert seen[0].mean_N.count_nonzero() <= num_kept(density, signal_WN.shape[1])
 
 
 @pytest.mark.parametrize("options", [{}, {"values": "fp16"}, {"indices": "coded"}])

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from fuzz import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import special, stats
 from torch import Tensor
 
@@ -107,6 +110,16 @@ def test_zeros_are_left_out_of_the_fit(fit: Any) -> None:
     assert count(with_zeros, mostly_N) == count(without, LAPLACE)
     # And where fewer are not zero than are asked for, they are sent, and zeros with them.
     assert count(bound(1_000_000, density=0.2, fit=fit), mostly_N) == 200_000
+
+
+@settings(max_examples=examples(100), deadline=None)
+@given(st.floats(1e-6, 0.24), st.floats(0.05, 0.5), st.integers(1, 20), st.booleans())
+def test_the_shares_of_all_stages_come_to_the_density(
+    d: float, first: float, stages: int, even: bool
+) -> None:
+    found = shares(d, first, stages, even=even)
+    assert len(found) == stages
+    assert math.prod(found) == pytest.approx(d)
 
 
 @pytest.mark.parametrize("fit", FITS)
