@@ -75,7 +75,9 @@ class CommState:
                 f"of another module, a {type(wrapper.module).__name__}: give it the module that is wrapped, "
                 "or None"
             )
-        return mount_on(checked(wrapper), self._make, told_as=self._told_as, **self._options)
+        return mount_on(
+            checked(wrapper, in_backward=True), self._make, told_as=self._told_as, **self._options
+        )
 
 
 @not_a_hook

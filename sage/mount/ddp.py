@@ -191,7 +191,13 @@ class DdpMount(Mount):
             if not bucket.missing and bucket.parameters[0] in self._arrived:
                 self._reduce(bucket)
         if delivery.is_last:
-            assert not self._arrived, "DDP's last bucket has come, but not all gradients"
+            missing = {p for bucket in self._buckets for p in bucket.missing}
+            if missing:
+                names = [repr(name) for name, p in self._named.items() if p in missing]
+                raise ValueError(
+                    f"DistributedDataParallel brings no gradient of {', '.join(names)}, thawed after "
+                    f"wrapping: {AGAIN}"
+                )
             assert self._step is not None
             self._end_step(self._step)
 
@@ -284,7 +290,7 @@ def mount_on(
         told_as: The reducer and its options as the script gave them, to compare between the ranks.
         flat_options: Those of `Flat`.
     """
-    named = list(ddp_parameters(model).items())
+    named = list(ddp_parameters(model, in_backward=True).items())
     device = named[0][1].device
     first = dist._DEFAULT_FIRST_BUCKET_BYTES if model.bucket_bytes_cap_default else model.bucket_bytes_cap
 
@@ -306,7 +312,7 @@ def mount_on(
     return DdpMount(model, buckets, wire)
 
 
-def checked(model: nn.Module) -> DistributedDataParallel:
+def checked(model: nn.Module, *, in_backward: bool = False) -> DistributedDataParallel:
     """The model where a hook can be mounted on it.
 
     Raises:
@@ -327,7 +333,7 @@ def checked(model: nn.Module) -> DistributedDataParallel:
         raise ValueError(NO_JOIN)
     check_dense(wrapped.module)
     check_plain(wrapped.module)
-    named = ddp_parameters(wrapped)
+    named = ddp_parameters(wrapped, in_backward=in_backward)
     check_free(named)
     devices = sorted({str(p.device) for p in named.values()})
     if len(devices) > 1:

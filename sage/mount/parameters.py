@@ -166,8 +166,12 @@ def check_dense(model: nn.Module) -> None:
             )
 
 
-def ddp_parameters(model: DistributedDataParallel) -> dict[str, nn.Parameter]:
+def ddp_parameters(model: DistributedDataParallel, *, in_backward: bool = False) -> dict[str, nn.Parameter]:
     """The parameters that DistributedDataParallel reduces, by their names in the module.
+
+    Args:
+        model: The wrapped model.
+        in_backward: Whether its backward is running, in which DDP cannot be asked how many it reduces.
 
     Raises:
         ValueError: where they are not those that require a gradient now.
@@ -181,6 +185,8 @@ def ddp_parameters(model: DistributedDataParallel) -> dict[str, nn.Parameter]:
                 f"the parameter {name!r} is none that DistributedDataParallel knows: it was thawed, replaced "
                 "or added after wrapping, so that nothing would reduce it; wrap the model again"
             )
+    if in_backward:
+        return named
     count = model._get_ddp_logging_data().get("num_parameter_tensors", len(named))
     if count != len(named):
         frozen = [name for name, p in model.module.named_parameters() if not p.requires_grad]
