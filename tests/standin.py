@@ -11,7 +11,7 @@ PROGRAM = '#!/bin/sh\nexec "{python}" -S "{here}" "{home}" {name} "$@"\n'
 ACCEPTED = "accepted, but "
 
 Jobs = dict[str, dict[str, Any]]
-"""What has been submitted: by job id the `options`, the `script` and the `states` of the tasks."""
+"""What has been submitted: by job id its options, its script, the states of its tasks, what sbatch saw."""
 
 
 class StandIn:
@@ -70,7 +70,13 @@ def sbatch(home: Path, jobs: Jobs, argv: list[str]) -> str:
     job = str(len(jobs) + 1)
     last = re.match(r"0-(\d+)", options.get("array", ""))
     tasks = [f"{job}_{index}" for index in range(int(last[1]) + 1)] if last else [job]
-    jobs[job] = {"options": options, "script": script, "states": dict.fromkeys(tasks, "PENDING")}
+    jobs[job] = {
+        "options": options,
+        "script": script,
+        "states": dict.fromkeys(tasks, "PENDING"),
+        "environment": dict(os.environ),
+        "umask": os.umask(0),
+    }
     return f"Submitted batch job {job}"
 
 
