@@ -57,6 +57,9 @@ class Entry:
         return Path(self.logs) / f"{self.job}_{rank}_log.out"
 
 
+KNOWN = frozenset(each.name for each in fields(Entry))
+
+
 def folder(runs: Path) -> Path:
     """Where the book is, and all else that belongs to jobs."""
     return runs / ".jobs"
@@ -191,8 +194,7 @@ def _book(runs: Path) -> Path:
 
 def _entry(path: Path, line: bytes, where: str) -> Entry:
     found = storage.checked(path, storage.parse_json(path, line, BOOK, where), BOOK, where)
-    known = {each.name for each in fields(Entry)}
-    entry = Entry(**{name: value for name, value in found.items() if name in known})
+    entry = Entry(**{name: value for name, value in found.items() if name in KNOWN})
     if (wrong := _wrong(entry)) is not None:
         raise Damaged(path, f", {where} is damaged: {wrong!r} is {getattr(entry, wrong)!r:.80}", BOOK.cure)
     return entry

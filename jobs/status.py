@@ -28,6 +28,11 @@ from sage.storage import Unreadable
 REFRESH = 5.0
 """Seconds between two looks at the files of what runs."""
 
+FEW = 200
+"""Cells that are laid out as a table for a terminal; rich takes seconds for thousands."""
+
+TITLES = ("cell", "settings", "job", "state", "step", "metric", "requeued", "")
+
 COLORS: dict[Word, str] = {
     "running": "cyan",
     "failed": "red",
@@ -139,9 +144,10 @@ def watch(labels: Mapping[str, str], runs: Path, *, once: bool = False) -> int:
     board.look()
     try:
         if once:
-            if not console.is_terminal:
-                console.width = 1000  # whoever reads it wants each line whole
-            console.print(board.table(len(labels)))
+            if console.is_terminal and len(labels) <= FEW:
+                console.print(board.table(len(labels)))
+            else:
+                print(board.text())
         elif console.is_terminal:
             _show(board, console)
         else:
@@ -208,13 +214,31 @@ class Board:
         words += [f"SLURM does not answer: {self.queue.error}"] if self.queue.error else []
         return f"{len(self.states)} cells: {', '.join(words) or 'nothing submitted, nothing run'}"
 
+    def text(self) -> str:
+        """All cells, one a line, each line whole."""
+        rows = [
+            TITLES,
+            *(
+                (
+                    *(cell, self._labels[cell], state.job, state.word, state.step, state.metric),
+                    *(str(state.requeued or ""), state.why),
+                )
+                for cell, state in self.states.items()
+            ),
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(field.ljust(width) for field, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
+
     def table(self, most: int) -> Table:
         """The cells, one a line; where there are more than `most`, those that are worth a look."""
         shown = list(self.states.items())
         if len(shown) > most:
             shown = sorted(shown, key=lambda each: list(COLORS).index(each[1].word))[:most]
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("cell", "settings", "job", "state", "step", "metric", "requeued", ""):
+        for title in TITLES:
             table.add_column(title, no_wrap=True)
         for cell, state in shown:
             word = f"[{COLORS[state.word]}]{state.word}"
