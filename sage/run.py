@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from sage.run_folder import Taken
 from sage.storage import write_json
 from sage.tell.manifest import add_end, host, manifest
 from sage.tell.progress import Display
-from sage.tell.record import now, recorder
+from sage.tell.record import Recorder, now, recorder
 from sage.train.facts import facts, software
 from sage.train.failure import first_step_told_apart, judge, keep_traceback
 from sage.train.loop import Training
@@ -183,12 +183,24 @@ def _claimed(folder: Path, wire: Wire) -> Iterator[None]:
 
 
 def _train(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
-    folder = config.folder
     data = registry.load("datasets", config.data)(data_root(config.data_root), **config.data_options)
     if isinstance(wire, ProcessWire):
         compare(wire, {f"checksum of {name}": value for name, value in data.checksums.items()})
     model = build_model(config, data, wire, device)
-    record = recorder(folder, wire.rank)
+    with closing(recorder(config.folder, wire.rank)) as record:
+        return _trained(config, wire, data, model, record, stop, device)
+
+
+def _trained(
+    config: Config,
+    wire: Wire,
+    data: Dataset,
+    model: nn.Module,
+    record: Recorder,
+    stop: Stop,
+    device: torch.device,
+) -> int:
+    folder = config.folder
     display = Display(f"{config.workload} · {config.reducer}", enabled=wire.rank == 0)
     training = Training(
         config,
@@ -217,22 +229,19 @@ def _train(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
         record.event("resumed", step=training.step, source=source)
         display.say(f"goes on from {source}, at step {training.step} of {training.total_steps}: {folder}")
     stop.begin()
-    try:
-        with display, first_step_told_apart(training):
-            finished = training.run()
-        if not finished:
-            record.event("stopped", step=training.step)
-            display.say(f"stopped and saved at step {training.step}; the same command goes on: {folder}")
-            return INTERRUPTED
-        told = result(training)
-        record.hparams(config.to_dict(), told["final"])
-        if wire.rank == 0:
-            add_end(folder)
-        record.finish(told)
-        display.say(f"finished: {folder}")
-        return 0
-    finally:
-        record.close()
+    with display, first_step_told_apart(training):
+        finished = training.run()
+    if not finished:
+        record.event("stopped", step=training.step)
+        display.say(f"stopped and saved at step {training.step}; the same command goes on: {folder}")
+        return INTERRUPTED
+    told = result(training)
+    record.hparams(config.to_dict(), told["final"])
+    if wire.rank == 0:
+        add_end(folder)
+    record.finish(told)
+    display.say(f"finished: {folder}")
+    return 0
 
 
 def build_model(config: Config, data: Dataset, wire: Wire, device: torch.device) -> nn.Module:

@@ -128,6 +128,7 @@ def _fitting(complaint: str) -> Iterator[None]:
         raise
     except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        reason = reason.replace("Error(s) in loading state_dict for ", "")
         raise ValueError(f"{complaint}: {clean_text(reason, 300)}") from error
 
 

@@ -1,0 +1,160 @@
+"""Damages a file as disks, crashes, people and other programs do, by a random generator of one's own."""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WRONG: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    5,
+    300_000_000,
+    10**30,
+    1e308,
+    0.5,
+    "",
+    "x",
+    "\x1b[31m\n",
+    [],
+    [1],
+    {},
+    {"a": {"b": []}},
+    [[[[]]]],
+)
+"""Values of the wrong type, or of the right one and beyond all measure."""
+
+CONTENTS = (
+    b"",
+    b"\n",
+    b"{}",
+    b"[]",
+    b"5\n",
+    b"null",
+    b"NaN",
+    b'{"kind":"step"}\n',
+    b'{"format": 99}\n',
+    b"[" * 50_000,
+    b'{"a":' * 5000 + b"1" + b"}" * 5000,
+    b'{"steps": ' + b"9" * 6000 + b"}",
+    b"\xff\xfe\x00",
+    bytes(range(256)) * 10,
+)
+"""What a whole file becomes."""
+
+
+def damage(path: Path, draw: random.Random) -> str:
+    """Damage a file in one way, and say which."""
+    ways: list[Callable[[Path, random.Random], str]] = [_cut, _flip, _fill, _other_thing]
+    if path.suffix in (".json", ".jsonl"):
+        ways += [_change_json] * 6
+    if path.suffix == ".pt":
+        ways += [_change_tensors] * 6
+    return draw.choice(ways)(path, draw)
+
+
+def _cut(path: Path, draw: random.Random) -> str:
+    size = draw.randrange(max(1, path.stat().st_size))
+    os.truncate(path, size)
+    return f"cut to {size} bytes"
+
+
+def _flip(path: Path, draw: random.Random) -> str:
+    content = bytearray(path.read_bytes())
+    for _ in range(draw.choice((1, 1, 3, 100))):
+        content[draw.randrange(len(content))] = draw.randrange(256)
+    path.write_bytes(content)
+    return "bytes changed"
+
+
+def _fill(path: Path, draw: random.Random) -> str:
+    content = draw.choice(CONTENTS)
+    path.write_bytes(content)
+    return f"replaced by {content[:20]!r}"
+
+
+def _other_thing(path: Path, draw: random.Random) -> str:
+    thing = draw.choice(("FIFO", "folder", "dangling link", "link to itself", "link to a device", "absent"))
+    path.unlink()
+    if thing == "FIFO":
+        os.mkfifo(path)
+    elif thing == "folder":
+        path.mkdir()
+    elif thing == "dangling link":
+        path.symlink_to("nowhere")
+    elif thing == "link to itself":
+        path.symlink_to(path.name)
+    elif thing == "link to a device":
+        path.symlink_to("/dev/zero")
+    return thing
+
+
+def _change_json(path: Path, draw: random.Random) -> str:
+    if path.suffix == ".json":
+        value = json.loads(path.read_bytes())
+        told = change(value, draw)
+        path.write_text(json.dumps(value))
+        return told
+    lines = path.read_bytes().splitlines()
+    index = draw.randrange(len(lines))
+    value = json.loads(lines[index])
+    told = change(value, draw)
+    lines[index] = json.dumps(value).encode()
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return f"line {index + 1}: {told}"
+
+
+def _change_tensors(path: Path, draw: random.Random) -> str:
+    """Change the content and, in a checkpoint, the index too, so that the sums are right."""
+    value = torch.load(path, weights_only=True)
+    told = change(value, draw)
+    torch.save(value, path)
+    index = path.with_name("index.json")
+    if index.exists():
+        import hashlib
+
+        listed = json.loads(index.read_text())
+        content = path.read_bytes()
+        entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        listed["files"][path.name] = entry
+        index.write_text(json.dumps(listed))
+    return f"whole, but {told}"
+
+
+def change(value: Any, draw: random.Random) -> str:
+    """Remove a key somewhere in a nested value, or put something else in its place."""
+    where = ""
+    while True:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        if not keys:
+            value["more"] = 1
+            return f"{where} has more"
+        key = draw.choice(keys)
+        where += f"[{key!r}]"
+        inner = value[key]
+        if isinstance(inner, dict | list) and inner and draw.random() < 0.6:
+            value = inner
+            continue
+        if draw.random() < 0.3:
+            del value[key]
+            return f"{where} removed"
+        if isinstance(inner, torch.Tensor) and draw.random() < 0.5:
+            value[key] = draw.choice((inner.new_zeros(1), inner.new_zeros(3, 2), inner.double(), inner[:0]))
+            return f"{where} of another shape or type"
+        value[key] = draw.choice(WRONG)
+        return f"{where} = {value[key]!r}"
+
+
+def copied(source: Path, target: Path) -> Path:
+    """A copy of a folder in place of what is there."""
+    if target.is_symlink() or target.exists():
+        shutil.rmtree(target)
+    shutil.copytree(source, target)
+    return target
