@@ -4,7 +4,8 @@
 from torch import Tensor
 
 from sage.clock import phase
-from sage.comm.wire import Wire, add
+from sage.comm.packing import add
+from sage.comm.wire import Wire
 from sage.reduce import Reduced, Reducer
 
 

@@ -8,8 +8,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from sage.comm.packing import pack
 from sage.comm.threads import simulate
-from sage.comm.wire import Wire, pack
+from sage.comm.wire import Wire
 from sage.layout import Layout
 from sage.memory import ErrorFeedback
 from sage.reduce import Reduced, Reducer, Sparsifier

@@ -12,9 +12,10 @@ import torch
 from gloo import Died, Group, processes
 from torch import Tensor
 
+from sage.comm.packing import describe, pack, unpack
 from sage.comm.rendezvous import local_places
 from sage.comm.threads import simulate
-from sage.comm.wire import GUARD_BYTES, ScheduleError, Wire, WireError, describe, pack, unpack
+from sage.comm.wire import GUARD_BYTES, ScheduleError, Wire, WireError
 
 WORLD_SIZES = [1, 2, 3, 4]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32]

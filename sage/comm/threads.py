@@ -15,7 +15,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sage.comm.wire import Pending, ScheduleError, Wire, WireError, add
+from sage.comm.packing import add
+from sage.comm.wire import Pending, ScheduleError, Wire, WireError
 
 T = TypeVar("T")
 

@@ -27,8 +27,12 @@ from sage.comm.ledger import (
     star_gather,
     tree_broadcast,
 )
+from sage.comm.packing import count_each, cut, describe, num_bytes, pack, pad_to, unpack
 
 T = TypeVar("T")
+
+GUARD_BYTES = 128
+"""Bytes of a call's description that the schedule guard sends; a longer one ends in a hash."""
 
 
 class WireError(RuntimeError):
@@ -68,14 +72,14 @@ class Wire:
 
     def sum(self, x_N: Tensor, kind: str = "values") -> Tensor:
         """The sum over ranks, in place (all-reduce). Every rank gets the same bits."""
-        size = _bytes(x_N)
+        size = num_bytes(x_N)
         traffic = ring_all_reduce(size, self.world_size)
         self._collective(describe("sum", **{kind: x_N}), {kind: size}, traffic, lambda: self._sum(x_N))
         return x_N
 
     def gather(self, **parts: Tensor) -> tuple[Tensor, ...]:
         """Every rank's parts, each stacked by rank to (W, *shape). Shapes must be the same on all ranks."""
-        payload = {kind: _bytes(part) for kind, part in parts.items()}
+        payload = {kind: num_bytes(part) for kind, part in parts.items()}
         return self._gather_packed(describe("gather", **parts), list(parts.values()), payload)
 
     def gather_uneven(self, **parts: Tensor) -> tuple[list[int], tuple[Tensor, ...]]:
@@ -86,9 +90,9 @@ class Wire:
         concatenation by rank.
         """
         counts = self._counts(parts)
-        padded, payload = _padded(parts, max(counts))
+        padded, payload = pad_to(parts, max(counts))
         stacked = self._gather_packed(describe("gather_uneven", **parts), padded, payload)
-        return counts, _cut(stacked, counts)
+        return counts, cut(stacked, counts)
 
     def gather_ragged(self, **parts: Tensor) -> tuple[list[int], tuple[Tensor, ...]]:
         """The same as `gather_uneven`, to the bit, without padding: a broadcast from each rank at once."""
@@ -115,7 +119,7 @@ class Wire:
         sizes = [sum(n * item for n, item in zip(row, items, strict=True)) for row in lengths]
         trees = [tree_broadcast(size, self.rank, root, self.world_size) for root, size in enumerate(sizes)]
         traffic = sum(sent for sent, _ in trees), sum(received for _, received in trees)
-        payload = {kind: _bytes(part) for kind, part in parts.items()}
+        payload = {kind: num_bytes(part) for kind, part in parts.items()}
         packed_S = pack(vectors)
         joined_S = self._collective(
             describe(op, **parts), payload, traffic, lambda: self._gather_ragged(packed_S, sizes)
@@ -131,18 +135,18 @@ class Wire:
 
         What is shorter than that is padded; the counts go with it.
         """
-        count = _count(parts)
+        count = count_each(parts)
         assert count <= capacity
-        padded, payload = _padded(parts, capacity)
+        padded, payload = pad_to(parts, capacity)
         own = torch.tensor(count, device=padded[0].device)
         call = describe("gather_within", **dict(zip(parts, padded, strict=True)))
-        counts_W, *stacked = self._gather_packed(call, [own, *padded], {"sizes": _bytes(own), **payload})
+        counts_W, *stacked = self._gather_packed(call, [own, *padded], {"sizes": num_bytes(own), **payload})
         counts = counts_W.tolist()
-        return counts, _cut(stacked, counts)
+        return counts, cut(stacked, counts)
 
     def broadcast(self, x_N: Tensor, root: int = 0, kind: str = "values") -> Tensor:
         """The root's x_N on every rank, in place."""
-        size = _bytes(x_N)
+        size = num_bytes(x_N)
         traffic = tree_broadcast(size, self.rank, root, self.world_size)
         payload = {kind: size if self.rank == root else 0}
         call = describe(f"broadcast from {root}", **{kind: x_N})
@@ -151,7 +155,7 @@ class Wire:
 
     def gather_to(self, x_N: Tensor, root: int = 0, kind: str = "values") -> Tensor:
         """Every rank's x_N, stacked by rank to (W, *shape), at the root, straight; elsewhere (0, *shape)."""
-        size = _bytes(x_N)
+        size = num_bytes(x_N)
         traffic = star_gather(size, self.rank, root, self.world_size)
         payload = {kind: 0 if self.rank == root else size}
         call = describe(f"gather_to {root}", **{kind: x_N})
@@ -159,14 +163,14 @@ class Wire:
 
     def reduce_scatter(self, x_WN: Tensor, kind: str = "values") -> Tensor:
         """Row `rank` of the sum over ranks of x_WN."""
-        size = _bytes(x_WN)
+        size = num_bytes(x_WN)
         traffic = direct_exchange(size, self.world_size)
         call = describe("reduce_scatter", **{kind: x_WN})
         return self._collective(call, {kind: size}, traffic, lambda: self._reduce_scatter(x_WN))
 
     def all_to_all(self, x_WN: Tensor, kind: str = "values") -> Tensor:
         """Row r goes to rank r; the result's row r came from rank r."""
-        size = _bytes(x_WN)
+        size = num_bytes(x_WN)
         traffic = direct_exchange(size, self.world_size)
         call = describe("all_to_all", **{kind: x_WN})
         return self._collective(call, {kind: size}, traffic, lambda: self._all_to_all(x_WN))
@@ -178,7 +182,7 @@ class Wire:
         counts are exchanged first (`sizes`, 8 bytes a rank).
         """
         vectors = list(parts.values())
-        assert _count(parts) == sum(counts)
+        assert count_each(parts) == sum(counts)
         (counts_WW,) = self.gather(sizes=torch.tensor(counts, device=vectors[0].device))
         bytes_each = sum(v.element_size() for v in vectors)
         sizes: list[list[int]] = (counts_WW * bytes_each).tolist()
@@ -188,7 +192,7 @@ class Wire:
         packed_S = torch.cat([pack(piece) for piece in pieces])
         received_S = self._collective(
             describe("all_to_all_ragged", **parts),
-            {kind: _bytes(part) for kind, part in parts.items()},
+            {kind: num_bytes(part) for kind, part in parts.items()},
             (packed_S.numel() - kept, sum(received) - kept),
             lambda: self._all_to_all_ragged(packed_S, sizes),
         )
@@ -202,7 +206,7 @@ class Wire:
 
     def begin_sum(self, x_N: Tensor, kind: str = "control") -> Pending:
         """Start a sum, in place, of a small CPU vector beside what else is under way; `wait()` gives it."""
-        size = _bytes(x_N)
+        size = num_bytes(x_N)
         call = describe("begin_sum", **{kind: x_N})
         if self.guard:
             self._compare(call)
@@ -221,7 +225,7 @@ class Wire:
     # One collective, whatever its kind.
 
     def _counts(self, parts: Mapping[str, Tensor]) -> list[int]:
-        own = torch.tensor(_count(parts), device=next(iter(parts.values())).device)
+        own = torch.tensor(count_each(parts), device=next(iter(parts.values())).device)
         (counts_W,) = self.gather(sizes=own)
         counts: list[int] = counts_W.tolist()
         return counts
@@ -292,68 +296,3 @@ class Wire:
     def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
         """`sizes[a][b]` bytes go from rank a to rank b."""
         raise NotImplementedError
-
-
-GUARD_BYTES = 128
-UNEVEN = ("gather_uneven", "gather_ragged", "gather_streams", "all_to_all_ragged")
-"""Collectives in which lengths may differ between the ranks."""
-
-
-def pack(parts: Sequence[Tensor]) -> Tensor:
-    """The tensors' bytes, one after another."""
-    # A slice of at most one element counts as contiguous whatever its stride, but cannot be viewed as bytes.
-    flat = [part.detach().contiguous().as_strided((part.numel(),), (1,)).view(torch.uint8) for part in parts]
-    return flat[0] if len(flat) == 1 else torch.cat(flat)
-
-
-def unpack(packed_WS: Tensor, likes: Sequence[tuple[torch.dtype, torch.Size]]) -> tuple[Tensor, ...]:
-    """Undo `pack` for the W rows of a gathered buffer: for each part a tensor of shape (W, *shape)."""
-    parts, start = [], 0
-    for dtype, shape in likes:
-        stop = start + shape.numel() * dtype.itemsize
-        # The copy also aligns: a slice of bytes may start anywhere.
-        piece = packed_WS[:, start:stop].clone(memory_format=torch.contiguous_format).view(-1)
-        parts.append(piece.view(dtype).view(packed_WS.shape[0], *shape))
-        start = stop
-    return tuple(parts)
-
-
-def add(all_WN: Sequence[Tensor] | Tensor) -> Tensor:
-    """The sum over ranks in rank order: the same bits wherever it is computed."""
-    total_N = all_WN[0].clone()
-    for x_N in all_WN[1:]:
-        total_N += x_N
-    return total_N
-
-
-def describe(op: str, **parts: Tensor) -> str:
-    """A call as errors and the schedule guard name it: `gather(values float32[10], indices int32[10])`."""
-    said = []
-    for kind, x in parts.items():
-        shape = "*" if op in UNEVEN else ", ".join(map(str, x.shape))
-        said.append(f"{kind} {str(x.dtype).removeprefix('torch.')}[{shape}]")
-    return f"{op}({', '.join(said)})"
-
-
-def _bytes(x: Tensor) -> int:
-    return x.numel() * x.element_size()
-
-
-def _count(parts: Mapping[str, Tensor]) -> int:
-    vectors = list(parts.values())
-    assert all(v.dim() == 1 and v.numel() == vectors[0].numel() for v in vectors)
-    return vectors[0].numel()
-
-
-def _padded(parts: Mapping[str, Tensor], length: int) -> tuple[list[Tensor], dict[str, int]]:
-    """The parts at that length, and the bytes of each kind with those of the padding."""
-    missing = length - _count(parts)
-    payload = {kind: _bytes(part) for kind, part in parts.items()}
-    payload["padding"] = sum(v.element_size() * missing for v in parts.values())
-    return [torch.cat((v, v.new_zeros(missing))) if missing else v for v in parts.values()], payload
-
-
-def _cut(stacked: Sequence[Tensor], counts: Sequence[int]) -> tuple[Tensor, ...]:
-    """Each part's rows one after another, less the padding."""
-    cut = [[row[:n] for row, n in zip(part, counts, strict=True)] for part in stacked]
-    return tuple(torch.cat(rows) for rows in cut)

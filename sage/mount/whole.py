@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sage.comm.guest import GuestWire
-from sage.comm.wire import Wire, pack
+from sage.comm.packing import pack
+from sage.comm.wire import Wire
 from sage.memory import MemoryOptions
 from sage.mount.base import Method, Mount, check_same, maker, told
 from sage.mount.flat import Flat

@@ -1,0 +1,72 @@
+"""Tensors as bytes: how the parts of one exchange are packed into one buffer, and how a call is named."""
+# W = world size, N = elements of a vector, S = bytes of a packed buffer
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+UNEVEN = ("gather_uneven", "gather_ragged", "gather_streams", "all_to_all_ragged")
+"""Collectives in which lengths may differ between the ranks."""
+
+
+def pack(parts: Sequence[Tensor]) -> Tensor:
+    """The tensors' bytes, one after another."""
+    # A slice of at most one element counts as contiguous whatever its stride, but cannot be viewed as bytes.
+    flat = [part.detach().contiguous().as_strided((part.numel(),), (1,)).view(torch.uint8) for part in parts]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+
+def unpack(packed_WS: Tensor, likes: Sequence[tuple[torch.dtype, torch.Size]]) -> tuple[Tensor, ...]:
+    """Undo `pack` for the W rows of a gathered buffer: for each part a tensor of shape (W, *shape)."""
+    parts, start = [], 0
+    for dtype, shape in likes:
+        stop = start + shape.numel() * dtype.itemsize
+        # The copy also aligns: a slice of bytes may start anywhere.
+        piece = packed_WS[:, start:stop].clone(memory_format=torch.contiguous_format).view(-1)
+        parts.append(piece.view(dtype).view(packed_WS.shape[0], *shape))
+        start = stop
+    return tuple(parts)
+
+
+def add(all_WN: Sequence[Tensor] | Tensor) -> Tensor:
+    """The sum over ranks in rank order: the same bits wherever it is computed."""
+    total_N = all_WN[0].clone()
+    for x_N in all_WN[1:]:
+        total_N += x_N
+    return total_N
+
+
+def describe(op: str, **parts: Tensor) -> str:
+    """A call as errors and the schedule guard name it: `gather(values float32[10], indices int32[10])`."""
+    said = []
+    for kind, x in parts.items():
+        shape = "*" if op in UNEVEN else ", ".join(map(str, x.shape))
+        said.append(f"{kind} {str(x.dtype).removeprefix('torch.')}[{shape}]")
+    return f"{op}({', '.join(said)})"
+
+
+def num_bytes(x: Tensor) -> int:
+    """Bytes of a tensor's elements."""
+    return x.numel() * x.element_size()
+
+
+def count_each(parts: Mapping[str, Tensor]) -> int:
+    """Elements of each of the parts, which all have as many."""
+    vectors = list(parts.values())
+    assert all(v.dim() == 1 and v.numel() == vectors[0].numel() for v in vectors)
+    return vectors[0].numel()
+
+
+def pad_to(parts: Mapping[str, Tensor], length: int) -> tuple[list[Tensor], dict[str, int]]:
+    """The parts at that length, and the bytes of each kind with those of the padding."""
+    missing = length - count_each(parts)
+    payload = {kind: num_bytes(part) for kind, part in parts.items()}
+    payload["padding"] = sum(v.element_size() * missing for v in parts.values())
+    return [torch.cat((v, v.new_zeros(missing))) if missing else v for v in parts.values()], payload
+
+
+def cut(stacked: Sequence[Tensor], counts: Sequence[int]) -> tuple[Tensor, ...]:
+    """Each part's rows one after another, less the padding."""
+    rows_of = [[row[:n] for row, n in zip(part, counts, strict=True)] for part in stacked]
+    return tuple(torch.cat(rows) for rows in rows_of)
