@@ -17,9 +17,13 @@ from sage.reduce import Reduced, Sparsifier, check_fraction
 
 
 class Sage(Sparsifier):
-    """Send |a| ≥ λ_t, where a controller moves λ_t by what it sees of the signal.
+    """Send |a| ≥ λ_t, where a controller moves λ_t from step to step.
 
-    Density 1 bypasses the controller and sends everything.
+    `--controller sage --exchange padded` is the method of kljp/sage's code; its sampling is
+    `--sampling tensor`, and the default that of its authors' later repositories. The other controllers,
+    `agree`, the density schedules but `warmup` (Lin et al., 2018) and `accordion` (Agarwal et al., 2021), and
+    the other exchanges but `exclusive` (MiCRO, Yoon & Oh, 2023) are ours. Density 1 bypasses the controller
+    and sends everything.
 
     Args:
         density: Target share of the elements to send, in (0, 1].
