@@ -4,16 +4,20 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sage import registry
+from sage.comm.replicas import check_replicas
 from sage.comm.wire import Wire
 from sage.mount import optimizers, state
 from sage.mount.flat import Flat
 from sage.mount.parameters import Named
+from sage.mount.record import RunFolder, StepLog
 from sage.mount.step import Step
 from sage.mount.traffic import Traffic, of_step
 from sage.reduce import Reducer
@@ -42,6 +46,12 @@ class Mount:
         self._model, self._flats, self._named = model, flats, named
         self._lr: float | None = None
         self._booked = wire.ledger.copy()
+        self._log = StepLog()
+        self._folders: dict[Path, RunFolder] = {}
+        self._description: dict[str, Any] = {
+            "reducer": type(flats[0].feedback.reducer).__name__.lower(),
+            "reducer_options": {},
+        }
         self._unreduced = _Mark()
         self._hooks = [p.register_post_accumulate_grad_hook(self._unreduced.set) for p in named.values()]
         optimizers.watch(self)
@@ -86,6 +96,84 @@ class Mount:
             )
         for flat in self._flats:
             state.restore(flat, saved)
+
+    def record(
+        self,
+        folder: str | Path,
+        *,
+        workload: str | None = None,
+        seed: int = 0,
+        metric: str | None = None,
+        better: Literal["max", "min"] | None = None,
+        **metrics: float,
+    ) -> None:
+        """Write a run folder for `sage report`: the steps since mounting, and these metrics as an evaluation.
+
+        May be called again, as after each epoch: it adds the steps since, and another evaluation. Any rank
+        may call it; only rank 0 writes.
+
+        Args:
+            folder: Such as `runs/mine-topk`; what a mount wrote there in an earlier process is replaced.
+            workload: Runs of one workload and number of ranks are compared; by default the model's class.
+            seed: Of this run; runs that differ in it alone are averaged in the report.
+            metric: Which of the metrics is the headline; by default the first.
+            better: Whether its largest or its smallest value is best; by default `min` where its name says
+                loss, error or perplexity.
+            metrics: What was measured, by name.
+
+        Raises:
+            ValueError: without a metric, or where the folder is a `sage run`'s.
+            OSError: where the folder cannot be written.
+        """
+        if not metrics:
+            raise ValueError(
+                'record takes what was measured by name, as in mount.record("runs/mine", accuracy=0.9)'
+            )
+        headline = metric or next(iter(metrics))
+        if headline not in metrics:
+            raise ValueError(f"metric={headline!r} is none of those given: {', '.join(metrics)}")
+        if self.wire.rank != 0:
+            return
+        falls = any(word in headline.lower() for word in ("loss", "error", "perplexity"))
+        path = Path(folder)
+        if path not in self._folders:
+            name = type(getattr(self._model, "module", self._model)).__name__
+            config = {
+                "workload": workload or name,
+                "task": "own",
+                "model": name,
+                "mount": type(self).__name__,
+                **self._description,
+                "memory": self._flats[0].feedback.memory,
+                "world_size": self.wire.world_size,
+                "seed": seed,
+            }
+            self._folders[path] = RunFolder(path, config)
+        parameters = sum(flat.layout.numel for flat in self._flats)
+        self._folders[path].write(
+            self._log, metrics, headline, better or ("min" if falls else "max"), parameters
+        )
+
+    def describe(self, reducer: Method, options: Mapping[str, Any], **settings: Any) -> None:
+        """What `record` says of the method; the functions that mount call it."""
+        if isinstance(reducer, str):
+            resolved = registry.check_options("reducers", reducer, dict(options))
+            self._description = {"reducer": reducer, "reducer_options": resolved}
+        else:
+            self._description["reducer_options"] = {name: repr(value) for name, value in options.items()}
+        self._description |= {name: value for name, value in settings.items() if value is not None}
+
+    def check_replicas(self) -> None:
+        """Check that all ranks have the same parameters, bit by bit. To be called on every rank.
+
+        Raises:
+            sage.comm.replicas.ReplicasDiffer: names the ranks and the first parameter that differs.
+        """
+        named = [
+            (name, p.to_local() if isinstance(p, DTensor) else p)
+            for name, p in self._model.named_parameters()
+        ]
+        check_replicas(self.wire, named, when=f"after step {self.total.steps}")
 
     def close(self) -> None:
         """Wait for every rank, then let go of wire and model. Need not be called before a script ends."""
@@ -136,7 +224,13 @@ class Mount:
         self._lr = None
         self._unreduced.clear()
         dense_bytes = sum(flat.grad_N.nbytes for flat in self._flats)
-        self.last_step = of_step(self.wire.ledger.since(self._booked), dense_bytes, skipped=step.skipped)
+        booked = self.wire.ledger.since(self._booked)
+        self.last_step = of_step(booked, dense_bytes, skipped=step.skipped)
+        if step.skipped:
+            self._log.add(booked, 0.0)
+        else:
+            told = [(flat.compressed.numel, flat.feedback.reducer.report()) for flat in self._flats]
+            self._log.add(booked, self.density, told)
         self.total += self.last_step
         self._booked = self.wire.ledger.copy()
 

@@ -14,8 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sage.memory import MemoryOptions
 from sage.mount.base import Method, maker
-from sage.mount.ddp import DdpMount, checked, mount_on
+from sage.mount.ddp import DdpMount, mount_on
 from sage.mount.signature import not_a_hook
+from sage.mount.wrapped import checked
 from sage.reduce import Memory
 
 

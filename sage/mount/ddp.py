@@ -25,26 +25,17 @@ from sage.memory import MemoryOptions
 from sage.mount.base import Method, Mount, check_same, maker, told
 from sage.mount.buckets import Bucket, Listed, cut, gradients_of
 from sage.mount.flat import Flat
-from sage.mount.optimizers import check_free
 from sage.mount.parameters import (
     as_real,
-    check_dense,
-    check_plain,
     check_unchanged,
     ddp_parameters,
     real_dtype,
     real_shape,
-    wrapper_of,
 )
 from sage.mount.signature import not_a_hook
 from sage.mount.step import Step
+from sage.mount.wrapped import AGAIN, HAS_HOOK, NO_JOIN, checked
 from sage.reduce import Memory, Reducer
-
-AGAIN = "wrap the model in DistributedDataParallel again, mount the reducer on it, then make the optimiser"
-NO_JOIN = (
-    "join() is not supported with a SAGE hook, as a rank whose data has run out has no gradient to reduce: "
-    "give all ranks the same number of batches (drop_last=True, or DistributedSampler)"
-)
 
 
 @dataclass(eq=False)
@@ -268,12 +259,6 @@ def ddp_hook(
     return mount
 
 
-HAS_HOOK = (
-    "the model has a communication hook already, and DistributedDataParallel takes one: wrap the model again "
-    "and mount the reducer on that"
-)
-
-
 def mount_on(
     model: DistributedDataParallel,
     make: Callable[[], Reducer],
@@ -309,36 +294,10 @@ def mount_on(
     buckets = [bucket(names) for names in cut(named, first, model.bucket_bytes_cap)]
     wire = GuestWire(model.process_group, device=device, timeout=timeout, guard=guard)
     check_same(wire, told([bucket.flat for bucket in buckets], *told_as))
-    return DdpMount(model, buckets, wire)
-
-
-def checked(model: nn.Module, *, in_backward: bool = False) -> DistributedDataParallel:
-    """The model where a hook can be mounted on it.
-
-    Raises:
-        ValueError: where it is not wrapped, or wrapped with options that do not fit.
-    """
-    wrapped = wrapper_of(model)
-    if wrapped is None:
-        raise ValueError(
-            f"ddp_hook takes a model wrapped in DistributedDataParallel, not a {type(model).__name__}: "
-            "wrap it first, or use sage.reduce_model for a plain model, sage.fsdp_hook for one of FSDP2"
-        )
-    if wrapped.skip_all_reduce_unused_params:
-        raise ValueError(
-            "skip_all_reduce_unused_params=True keeps whole buckets back, whose residuals would wait: "
-            "leave it out"
-        )
-    if wrapped._join_config.enable:
-        raise ValueError(NO_JOIN)
-    check_dense(wrapped.module)
-    check_plain(wrapped.module)
-    named = ddp_parameters(wrapped, in_backward=in_backward)
-    check_free(named)
-    devices = sorted({str(p.device) for p in named.values()})
-    if len(devices) > 1:
-        raise ValueError(f"the model is on {', '.join(devices)}: expected one device a rank")
-    return wrapped
+    mount = DdpMount(model, buckets, wire)
+    settings = {name: value for name, value in flat_options.items() if name != "memory"}
+    mount.describe(*told_as, bucket_cap_bytes=model.bucket_bytes_cap, **settings)
+    return mount
 
 
 def _refuse_join(**options: object) -> None:

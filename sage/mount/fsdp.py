@@ -191,6 +191,9 @@ def fsdp_hook(
         for shard_group in _shard_groups(each for _, each in wrapped)
     ]
     mount = FsdpMount(model, shards, wire, others)
+    mount.describe(
+        reducer, options, memory_options=memory_options, grouping=grouping, min_compress=min_compress
+    )
     of_parameters = {id(each.parameters): each for each in shards}
     for module, parameters in wrapped:
         each = of_parameters.get(id(parameters))

@@ -262,7 +262,11 @@ def reduce_model(
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             _copy_from_first(tensor, wire)
-    return ModelMount(model, whole, wire)
+    mount = ModelMount(model, whole, wire)
+    mount.describe(
+        reducer, options, memory_options=memory_options, grouping=grouping, min_compress=min_compress
+    )
+    return mount
 
 
 def _copy_from_first(x: Tensor, wire: Wire) -> None:
