@@ -22,6 +22,7 @@ from sage.reducers.variance import Variance, exponents
 from sage.task import Classify, LanguageModel
 from sage.tell.progress import Display
 from sage.tell.record import Silent
+from sage.train.evaluate import evaluate
 from sage.train.loop import Training
 from sage.train.squares import Squares
 from sage.train.stop import Stop
@@ -342,11 +343,13 @@ def test_training_with_squares_learns_and_a_hybrid_hears_them_too(tmp_path: Path
         reducer = registry.load("reducers", name)()
         run = training(tmp_path, wire, reducer, memory="residual", lr=0.05, epochs=30.0)
         assert run.squares is not None
-        before = run._metrics()["loss"]
+        evaluate(run)
         for _ in range(30):
             for batches in run.rest_of_epoch():
                 run.take_step(batches)
-        return before, run._metrics()["loss"]
+        evaluate(run)
+        before, after = (measured["loss"] for measured in run.tally.evaluations)
+        return before, after
 
     for before, after in simulate(2, work):
         assert after < 0.7 * before
