@@ -55,7 +55,7 @@ def open_regular(path: Path, *, limit: int | None = None) -> Iterator[BufferedRe
         try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
-                raise Damaged(path, f"is {what_it_is(found.st_mode)}, not a regular file", "remove it")
+                raise Damaged(path, f"is {what_it_is(found.st_mode)}, not a regular file")
             if limit is not None and found.st_size > limit:
                 raise Damaged(path, f"has {found.st_size} bytes; at most {limit} are read")
         except BaseException:
