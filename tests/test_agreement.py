@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from fuzz import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from launcher import PATIENCE, Launcher, Run, free_port, is_handled, outside, until
 
 from sage.comm import sign_in
@@ -168,6 +171,27 @@ def test_a_reducer_of_somebody_s_own_is_compared_by_its_source(
     (package / "helper.py").write_text("FACTOR = 2\n")
     assert facts.parts(config)[name] != before
     assert facts.parts(replace(config, reducer="topk")) == {}
+
+
+@settings(max_examples=examples(50))
+@given(
+    told=st.dictionaries(st.integers(0, 20), st.dictionaries(st.text(), st.text(), max_size=9), max_size=5)
+)
+def test_whatever_ranks_say_of_themselves_the_message_is_one_printable_line(
+    told: dict[int, dict[str, str]],
+) -> None:
+    line = differences(told)
+    assert line.isprintable()
+    assert len(line) < 5000
+    same = all(each == next(iter(told.values())) for each in told.values())
+    assert line == "" or not same
+
+
+@settings(max_examples=examples(50))
+@given(text=st.text() | st.binary().map(lambda raw: raw.decode(errors="replace")))
+def test_whatever_is_in_the_store_is_read_as_facts_of_texts(text: str) -> None:
+    found = sign_in._parsed(text)
+    assert all(isinstance(each, str) for item in found.items() for each in item)
 
 
 # Waiting.
