@@ -19,7 +19,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sage.comm.address import is_loopback
+from sage.comm.address import is_called_loopback
 from sage.comm.launchers import PLAIN, SLURM, TORCHRUN
 from sage.comm.tasks import (
     MOST_RANKS,
@@ -108,7 +108,7 @@ def _bare(environ: Mapping[str, str], tasks: Sequence[Task]) -> Place:
         local = number_below(environ, "local_rank", "world_size", size)
     else:
         same = [one for one in tasks if (one.rank, one.size) == (rank, size)]
-        local = local_rank(environ, same, rank if _is_here(hostip) else 0)
+        local = local_rank(environ, same, rank if is_called_loopback(hostip) else 0)
     return Place(
         rank=rank,
         world_size=size,
@@ -187,7 +187,7 @@ def _at(
             f"({told(environ, task.size_name)}): unset world_size, or set it to {task.size}"
         )
     same = [task, *(one for one in tasks if (one.rank, one.size) == (task.rank, task.size))]
-    local = local_rank(environ, same, task.rank if _is_here(hostip) else 0)
+    local = local_rank(environ, same, task.rank if is_called_loopback(hostip) else 0)
     attempt = task.launcher.attempt
     return Place(
         rank=task.rank,
@@ -208,14 +208,6 @@ def _secret(environ: Mapping[str, str]) -> str:
             f"{SECRET} is set to what is no secret: expected up to 256 letters, digits and signs"
         )
     return secret
-
-
-def _is_here(hostip: str) -> bool:
-    """Whether all ranks must be on this machine, as they meet on its loopback."""
-    try:
-        return is_loopback(hostip)
-    except ValueError:
-        return hostip == "localhost"
 
 
 def local_places(world_size: int) -> list[Place]:
