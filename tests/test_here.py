@@ -16,6 +16,26 @@ from sage.tell.record import Record, read_metrics
 
 CHECKOUT = Path(__file__).parents[1]
 SUBMIT = "import sys; from sage.jobs.submit import main; sys.exit(main(sys.argv[1:]))"
+LEFTOVERS = {
+    "hostip": "192.0.2.1",
+    "port": "9",
+    "rank": "1",
+    "world_size": "4",
+    "MASTER_ADDR": "192.0.2.1",
+    "RANK": "3",
+    "WORLD_SIZE": "7",
+    "LOCAL_RANK": "3",
+    "MASTER_PORT": "9",
+    "SLURM_PROCID": "1",
+    "SLURM_NTASKS": "2",
+    "SLURM_ARRAY_JOB_ID": "3",
+    "SLURM_ARRAY_TASK_ID": "3",
+    "SUBMITIT_EXECUTOR": "slurm",
+    "SUBMITIT_FOLDER": "/nowhere",
+    "SAGE_OUTCOME": "/nowhere/outcome",
+}
+"""What a login shell, or a job, may have left over: no cell is to hear of it."""
+
 SMALL = 'workload = "digits-ff"\nreducer = "exact"\nepochs = 100\nsteps = 3\ndevice = "cpu"\n'
 
 pytestmark = pytest.mark.slow
@@ -31,8 +51,15 @@ class Here:
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", SUBMIT, "suite.toml", *options]
-        environment = {**outside(), "PYTHONPATH": str(CHECKOUT), "CUDA_VISIBLE_DEVICES": "5"}
-        return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, text=True)
+        environment = {**outside(), "PYTHONPATH": str(CHECKOUT), "CUDA_VISIBLE_DEVICES": "5", **LEFTOVERS}
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as `sage submit &` in a script
+        )
 
     def run(self, *options: str) -> tuple[int, str]:
         process = self.start(*options)

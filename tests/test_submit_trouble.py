@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from launcher import outside
 from standin import StandIn
 
@@ -166,6 +167,17 @@ def test_a_cell_that_another_submission_runs_meanwhile_is_not_run_here_too(
     told = capsys.readouterr().out
     assert told.count("finished, or run by another submission, meanwhile") == 3
     assert NotRun.ran == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves a log open
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
+def test_a_cell_of_this_process_that_cannot_begin_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, text='workload = "digits-ff"\nreducer = "exact"\ndevice = "cuda"\n')
+    assert call(path, "--cluster", "debug") == 1
+    (cell,) = read(path).cells
+    assert f"{cell.folder.name}: device=cuda, but torch sees no CUDA device here" in capsys.readouterr().out
 
 
 class NotRun:

@@ -143,3 +143,42 @@ def test_what_is_hopeless_is_not_requeued_and_what_is_cancelled_stays_so(
     assert "the mean gradient is not finite" in table[hopeless.cell]
     assert table[good.cell].rstrip().endswith("cancelled")
     assert "the mean gradient is not finite" in sage("logs", hopeless.cell)
+
+
+def test_pending_tasks_that_are_cancelled_are_shown_so(cluster: Cluster, sage: Sage, tmp_path: Path) -> None:
+    (tmp_path / "suite.toml").write_text(LONG + "seed = [0, 1, 2, 3]\nparallel = 1\n")
+    sage("submit", "suite.toml")
+    (array,) = {entry.job.partition("_")[0] for entry in book.read(tmp_path / "runs").values()}
+    cluster.until(lambda: "RUNNING" in states(cluster, array))
+    assert sage("cancel", "suite.toml") == "cancelled: 4 cells\n"
+    cluster.until(lambda: not {"PENDING", "RUNNING", "COMPLETING"} & set(states(cluster, array)))
+    told = sage("status", "suite.toml").splitlines()
+    assert [line.split()[-1] for line in told[1:-1]] == ["cancelled"] * 4
+    assert told[-1] == "4 cells: 4 failed"
+
+
+def test_submitted_inside_an_array_without_variables_and_only_the_task_that_stops_is_requeued(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "suite.toml").write_text(LONG + 'seed = [0, 1]\n[slurm]\nexport = "NONE"\n')
+    leftovers = {"hostip": "192.0.2.1", "port": "9", "SBATCH_COMMENT": "mine", "PYTHONPATH": str(CHECKOUT)}
+    submit = "srun --ntasks=1 python -m sage submit suite.toml"
+    outer = cluster.sbatch(
+        "--array=3-3", "--output=outer", "--nodes=1", "--wrap", submit, cwd=tmp_path, env=leftovers
+    )
+    cluster.until(lambda: cluster.job(f"{outer}_3")["JobState"] in ("COMPLETED", "FAILED"), 120)
+    entries = book.read(tmp_path / "runs")
+    assert len(entries) == 2, (tmp_path / "outer").read_text()
+
+    def steps(cell: str) -> int:
+        path = tmp_path / "runs" / cell
+        return len(read_metrics(path)) if (path / "metrics.jsonl").exists() else 0
+
+    cluster.until(lambda: min(map(steps, entries)) > 150, 120)
+    # The last task of an array has the number of the whole array.
+    other, last = (entry.job for entry in entries.values())
+    assert cluster.job(last)["JobId"] == last.partition("_")[0]
+    cluster.run("scancel", last, "--signal", "USR2")
+    for job, restarts in ((last, "1"), (other, "0")):
+        ended = cluster.wait(job, 180)
+        assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", restarts)
