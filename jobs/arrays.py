@@ -128,8 +128,13 @@ class Executor(SlurmExecutor):
             with umask():
                 delayed.dump(draft)
             drafts.append(draft)
-        with only(for_slurm(self._options)):
-            job = self._submit_command(self._submitit_command_str)
+        try:
+            with only(for_slurm(self._options)):
+                job = self._submit_command(self._submitit_command_str)
+        except BaseException:
+            for draft in drafts:
+                draft.unlink(missing_ok=True)
+            raise
         tasks = len(self.cells) if len(self.cells) > 1 else 0
         names = [f"{job.job_id}_{task}" for task in range(tasks)] or [str(job.job_id)]
         for name, draft in zip(names, drafts, strict=True):

@@ -1,8 +1,6 @@
 """`sage status`, `sage cancel` and `sage logs`: what has become of cells, without waiting for torch."""
 
 import os
-import stat
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -15,9 +13,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from sage.check import known
 from sage.jobs import book, here, scheduler
 from sage.jobs.book import Entry
+from sage.jobs.logs import logs as logs
+from sage.jobs.meant import booked, meant, user_path
 from sage.jobs.scheduler import Job
 from sage.jobs.state import State, States, Word, is_active
 from sage.jobs.suite import noted
@@ -81,12 +80,12 @@ def cancel(argv: Sequence[str]) -> int:
     for what in given.what:
         if what.endswith(".toml"):
             cells, runs = noted(user_path(what), given.runs)
-            found = unfinished(_booked(runs, "cancel"), cells, runs)
+            found = unfinished(booked(runs, "cancel"), cells, runs)
             suites |= {entry.logs for entry in found}
         else:
             runs = given.runs or Path("runs")
-            entries = _booked(runs, "cancel")
-            found = unfinished(entries, [_meant(what, entries, runs)], runs)
+            entries = booked(runs, "cancel")
+            found = unfinished(entries, [meant(what, entries, runs)], runs)
         wanted |= {entry.cell: entry for entry in found}
     try:
         queue = queue_of(wanted.values())
@@ -108,33 +107,6 @@ def cancel(argv: Sequence[str]) -> int:
     cancelled = len(active) - kept
     print(f"cancelled: {cancelled} cell{'s' if cancelled != 1 else ''}")
     return FAILED if kept else 0
-
-
-def logs(argv: Sequence[str]) -> int:
-    """Print what a cell's newest job has said."""
-    parser = Parser(prog="sage logs", description=logs.__doc__)
-    parser.add_argument("cell", help="its name, its hash, or how one of them begins")
-    parser.add_argument("--runs", type=user_path, default=Path("runs"), help="where the run folders are")
-    parser.add_argument(
-        "--rank", type=int, default=0, help="whose words; 0's are those of the batch script too"
-    )
-    parser.add_argument("--follow", action="store_true", help="go on printing, until Ctrl-C")
-    given = parser.parse_args(argv)
-    entries = _booked(given.runs, "logs")
-    entry = entries[_meant(given.cell, entries, given.runs)]
-    if entry.cluster == "debug":
-        raise ValueError(
-            f"{entry.cell} ran on a terminal (--cluster debug), where it said what it had to say"
-        )
-    path = entry.log(given.rank)
-    if given.follow:
-        return subprocess.call(["tail", "-n", "+1", "-F", str(path)])
-    if not path.exists():
-        ranks = sorted(each.name.split("_")[-2] for each in path.parent.glob(f"{entry.job}_*_log.out"))
-        there = f"there are ranks {', '.join(ranks)}" if ranks else "its job has not begun"
-        raise ValueError(f"rank {given.rank} of {entry.cell} has no log in {path.parent}; {there}")
-    _print(path)
-    return 0
 
 
 def watch(labels: Mapping[str, str], runs: Path, *, once: bool = False) -> int:
@@ -285,65 +257,16 @@ def _tell(board: Board, console: Console) -> None:
         board.look()
 
 
-def user_path(text: str) -> Path:
-    """The path that a user gave, with a home folder in place of ~."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"{text}: {error}; give the path without ~") from error
-
-
 def _known_cells(runs: Path) -> list[str]:
     """The cells in the book, and the folders that are runs, or that this user may not look into."""
     try:
-        booked = set(book.read(runs))
+        submitted = set(book.read(runs))
     except Unreadable:  # which the board will say
-        booked = set()
+        submitted = set()
     with os.scandir(runs) as found:
         names = [each.name for each in found if not each.name.startswith(".") and each.is_dir()]
-    return sorted(booked.union(name for name in names if _is_run(runs / name)))
+    return sorted(submitted.union(name for name in names if _is_run(runs / name)))
 
 
 def _is_run(folder: Path) -> bool:
     return os.path.exists(folder / "config.json") or not os.access(folder, os.R_OK | os.X_OK)
-
-
-def _booked(runs: Path, verb: str) -> dict[str, Entry]:
-    """The job book; what is wrong with lines of it is printed.
-
-    Raises:
-        Unreadable: where the whole book cannot be read.
-    """
-    entries, faults = book.look(runs)
-    for fault in faults:
-        print(f"sage {verb}: {fault}", file=sys.stderr)
-    return entries
-
-
-def _meant(given: str, entries: Mapping[str, Entry], runs: Path) -> str:
-    """The one submitted cell that is meant."""
-    if given in entries:
-        return given
-    meant = [cell for cell in entries if cell.startswith(given) or cell.rpartition("-")[2].startswith(given)]
-    if len(meant) > 1:
-        raise ValueError(
-            f"{given!r} may be any of {len(meant)} cells: {', '.join(meant[:10])}; say more of it"
-        )
-    if meant:
-        return meant[0]
-    if not entries:
-        raise ValueError(f"no cell was submitted to {runs}; another folder of runs is given by --runs")
-    try:
-        return known("submitted cell", given, entries)
-    except ValueError as error:
-        raise ValueError(f"{error} (in {runs}; another folder of runs is given by --runs)") from None
-
-
-def _print(path: Path) -> None:
-    """Print a log, which may be larger than the memory."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, encoding="utf-8", errors="replace", newline="") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Unreadable(path, "is no regular file", "remove it")
-        while part := file.read(2**20):
-            sys.stdout.write(part)

@@ -13,8 +13,9 @@ from typing import get_args
 from sage.config import Config
 from sage.jobs import arrays, book, here, intents, scheduler
 from sage.jobs.book import Cluster, Entry
+from sage.jobs.meant import user_path
 from sage.jobs.state import error, is_active, is_finished, result
-from sage.jobs.status import queue_of, unfinished, user_path, watch
+from sage.jobs.status import queue_of, unfinished, watch
 from sage.jobs.suite import Suite, labels, note, read
 from sage.parser import Parser
 from sage.storage import Unreadable

@@ -215,21 +215,16 @@ def _count(layer: Table) -> int:
     for name, value in layer.items():
         if name in settings and name not in (*PARTS, *OPTIONS, "slurm"):
             count *= len(_listed(name, value, settings[name]))
-    for name in PARTS:
-        if name == "workload" or name in layer:
-            table, room = next(((t, r) for t, r in OPTIONS.items() if t == f"{name}_options"), ("", None))
-            chosen = _listed(name, layer[name], str)
-            count *= sum(_combinations(layer, table, room, part) for part in chosen) if room else len(chosen)
-        else:  # the workload's own: its options alone multiply
-            count *= max(
-                _combinations(layer, f"{name}_options", OPTIONS[f"{name}_options"], part)
-                for part in _parts_of_workloads(layer, name)
-            )
+    workloads_given = _listed("workload", layer["workload"], str)
+    count *= len(workloads_given)
+    for table, room in OPTIONS.items():
+        name = table.removesuffix("_options")
+        if name in layer:
+            count *= sum(_combinations(layer, table, room, part) for part in _listed(name, layer[name], str))
+        else:  # the workload's own
+            bases = map(load, workloads_given)
+            count *= max(_combinations(layer, table, room, getattr(base, name)) for base in bases)
     return count
-
-
-def _parts_of_workloads(layer: Table, name: str) -> set[str]:
-    return {getattr(load(workload), name) for workload in _listed("workload", layer["workload"], str)}
 
 
 def _combinations(layer: Table, table: str, room: registry.Room, part: str) -> int:
