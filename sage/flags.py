@@ -40,6 +40,11 @@ class Flag:
         return "--" + self.name.replace("_", "-")
 
     @property
+    def is_switch(self) -> bool:
+        """Whether it is true or false, so that it takes no value; a field's type may be `Annotated`."""
+        return self.type is bool or (get_origin(self.type) is Annotated and get_args(self.type)[0] is bool)
+
+    @property
     def negated(self) -> str:
         """How what is true or false is switched off; of a part's option `--model.no-x`."""
         part, dot, name = self.name.rpartition(".")
@@ -164,8 +169,8 @@ def _read(
         raise SystemExit(0)
     by_name: dict[str, tuple[Flag, bool | None]] = {}
     for flag in flags:
-        by_name[flag.spelled] = (flag, True if flag.type is bool else None)
-        if flag.type is bool:
+        by_name[flag.spelled] = (flag, True if flag.is_switch else None)
+        if flag.is_switch:
             by_name[flag.negated] = (flag, False)
     read: dict[str, Any] = {}
     at = 0
@@ -277,7 +282,7 @@ def _help(flags: Sequence[Flag], usage: str, description: str) -> str:
 
 def _help_of(flag: Flag, width: int) -> list[str]:
     head = f"  {flag.spelled} {_metavar(flag.type)}"
-    if flag.type is bool:
+    if flag.is_switch:
         head = f"  {flag.spelled}, {flag.negated}"
     default = shown(flag.default) if isinstance(flag.default, bool | float | int) else _plain(flag.default)
     text = f"{flag.help} (default: {default})".strip()

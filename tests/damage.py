@@ -1,5 +1,6 @@
 """Damages a file as disks, crashes, people and other programs do, by a random generator of one's own."""
 
+import hashlib
 import json
 import os
 import random
@@ -112,20 +113,21 @@ def _change_json(path: Path, draw: random.Random) -> str:
 
 
 def _change_tensors(path: Path, draw: random.Random) -> str:
-    """Change the content and, in a checkpoint, the index too, so that the sums are right."""
     value = torch.load(path, weights_only=True)
     told = change(value, draw)
+    resave(path, value)
+    return f"whole, but {told}"
+
+
+def resave(path: Path, value: Any) -> None:
+    """Write a file of tensors and, in a checkpoint, its line in the index, so that the sums are right."""
     torch.save(value, path)
     index = path.with_name("index.json")
     if index.exists():
-        import hashlib
-
         listed = json.loads(index.read_text())
         content = path.read_bytes()
-        entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        listed["files"][path.name] = entry
+        listed["files"][path.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         index.write_text(json.dumps(listed))
-    return f"whole, but {told}"
 
 
 def change(value: Any, draw: random.Random) -> str:

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, checked, and complete enough to go on to the bit."""
 
+import errno
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import pytest
 import torch
 from torch import nn
 
+from sage import storage
 from sage.train.checkpoint import load, newest, rng_state, save, set_rng_state
 from sage.train.optim import build_optimizer
 
@@ -269,3 +271,75 @@ if __name__ == "__main__":
     # A new step with and without pruning, a step saved again with and without another, and a step gone back.
     for before, step in [([10], 20), ([10, 20], 30), ([10], 10), ([10, 20], 20), ([10, 20], 15)]:
         print(kill_everywhere(Path(sys.argv[1]), step, before))
+
+
+# A full disk, and files that are no checkpoint's.
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_a_full_disk_leaves_the_checkpoint_before_and_the_next_save_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    save_alone(tmp_path, 10)
+    calls = iter(range(100))
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if next(calls) == 2 * moment:  # each file is synced, and then its folder, which may fail
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        if moment < 3:
+            with pytest.raises(storage.NotWritten, match=r"No space left on device .* bytes are free"):
+                save_alone(tmp_path, 20)
+        else:
+            save_alone(tmp_path, 20)
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.step == (10 if moment < 3 else 20)
+    save_alone(tmp_path, 30)
+    assert not [name for name in names(tmp_path) if name.startswith(".tmp")]
+
+
+def test_a_fifo_in_place_of_a_file_does_not_hang(tmp_path: Path) -> None:
+    for name in ("rank-0000.pt", "shared.pt", "index.json"):
+        save_alone(tmp_path, 10)
+        save_alone(tmp_path, 20)
+        (tmp_path / "step-00000020" / name).unlink()
+        os.mkfifo(tmp_path / "step-00000020" / name)
+        with pytest.warns(UserWarning, match="step-00000020 is refused"):
+            found = newest(tmp_path)
+        assert found is not None
+        assert found.step == 10
+        if name != "index.json":
+            with pytest.raises(ValueError, match=f"{name} is a FIFO"):
+                load(tmp_path / "step-00000020", 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"world_size": 300_000_000},
+        {"world_size": 0},
+        {"world_size": "1"},
+        {"step": 11},
+        {"files": {}},
+        {"files": {"shared.pt": 1, "rank-0000.pt": 2}},
+        {"files": {"../../x": {"bytes": 1, "sha256": ""}, "shared.pt": {"bytes": 1, "sha256": ""}}},
+    ],
+)
+def test_an_index_that_cannot_be_is_refused_at_once(tmp_path: Path, change: dict[str, object]) -> None:
+    save_alone(tmp_path, 10)
+    index = tmp_path / "step-00000010" / "index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | change))
+    with pytest.warns(UserWarning, match="is refused: index.json") as caught:
+        assert newest(tmp_path) is None
+    assert len(str(caught[0].message)) < 500
+
+
+def test_checkpoints_that_may_not_be_listed_are_not_taken_for_none(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(storage.Unreadable, match="checkpoints cannot be listed: Not a directory"):
+        newest(tmp_path / "checkpoints")

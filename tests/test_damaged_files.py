@@ -11,7 +11,8 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from damage import copied, damage
+import torch
+from damage import copied, damage, resave
 from fuzz import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from plain_user import plain_user
 
 from sage.bench import trace
 from sage.cli import main
+from sage.jobs import status as _imported_while_its_files_can_be_read  # noqa: F401
 from sage.tell.groups import grouped
 from sage.tell.page import page
 from sage.tell.report import as_csv, markdown
@@ -256,3 +258,42 @@ def test_another_users_closed_files_are_named_in_a_line(whole: Path, name: str) 
         assert status == 0, told
         assert again[0] == 2
         assert is_a_line(again[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "value", "reason"),
+    [
+        ("shared.pt", ["optimizer"], None, "needs the key 'optimizer'"),
+        ("shared.pt", ["model", "net.1.weight"], torch.ones(2, 2), "size mismatch"),
+        ("shared.pt", ["step"], "3", "'step' is '3', not a whole number"),
+        ("rank-0001.pt", ["tally", "loss"], None, "'tally' needs the key 'loss'"),
+        ("rank-0000.pt", ["feedback", "residual_N"], torch.ones(1), "residual_N"),
+        ("rank-0000.pt", ["random", "python"], (1, 2), "setstate"),
+    ],
+)
+@pytest.mark.parametrize("continues", [False, True])
+def test_a_whole_checkpoint_that_does_not_fit_is_refused_in_a_line(
+    whole: Path, tmp_path: Path, name: str, keys: list[str], value: object, reason: str, continues: bool
+) -> None:
+    runs = copied(whole / "runs", tmp_path / "runs")
+    folder = one(runs, "topk")
+    (path,) = (folder / "checkpoints").glob(f"*/{name}")
+    content = torch.load(path, weights_only=True)
+    inner = content
+    for key in keys[:-1]:
+        inner = inner[key]
+    key = keys[-1] if keys[-1] in inner else next(iter(inner))
+    if value is None:
+        del inner[key]
+    else:
+        inner[key] = value
+    resave(path, content)
+    more = ["--epochs", "2", "--steps", "6", "--continue-from", str(folder)] if continues else []
+    status, told = said(run(runs, *TOPK, *more))
+    if continues and keys[0] == "random":  # which begins anew
+        assert status == 0, told
+        return
+    assert status == 2, told
+    assert is_a_line(told)
+    assert reason in told
+    assert str(folder) in told

@@ -234,12 +234,13 @@ def test_a_full_disk_leaves_no_owner_behind(path: Path, monkeypatch: pytest.Monk
 def test_a_file_that_was_replaced_meanwhile_is_locked_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flock, replaced = fcntl.flock, []
+    flock, replaced = fcntl.flock, list[Path]()
 
     def replace_first(descriptor: int, operation: int) -> None:
         flock(descriptor, operation)
         if not replaced:
-            replaced.append(path.unlink())
+            replaced.append(path)
+            path.unlink()
             path.touch()
 
     monkeypatch.setattr(fcntl, "flock", replace_first)
