@@ -120,6 +120,55 @@ def test_under_srun_each_rank_but_the_first_refuses(monkeypatch: pytest.MonkeyPa
         main([])
 
 
+SRUN = """#!{python}
+import os, subprocess, sys
+start = next(i for i, word in enumerate(sys.argv) if i and not word.startswith("--"))
+command, one = sys.argv[start:], "--ntasks=1" in sys.argv
+tasks = []
+for task in range(1 if one else 2):
+    told = {{"SLURM_PROCID": str(task), "SLURM_STEP_NUM_TASKS": "1" if one else "2", "SLURM_STEP_ID": "0"}}
+    tasks.append(subprocess.Popen(command, env={{**os.environ, **told}}))
+sys.exit(max(task.wait() for task in tasks))
+"""
+"""Stands in for srun: one task where it is asked for one, else two."""
+
+
+def test_a_jobs_own_nodes_are_examined_through_srun(
+    sage: Sage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, text in (("srun", SRUN.format(python=sys.executable)), ("scontrol", "#!/bin/sh\necho node1\n")):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    told = {"JOB_ID": "31234", "JOB_NODELIST": "node1", "TASKS_PER_NODE": "2", "JOB_NUM_NODES": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name in ("rank", "RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"):  # leftovers
+        monkeypatch.setenv(name, "7")
+    done = sage("doctor", "--interface", "nope7", "--json")
+    assert failures(done).keys() == {"interface"}, done.stdout
+    found = {one["check"]: one for one in json.loads(done.stdout)["findings"]}
+    assert found["rank 0's port"]["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({}, "SLURM_JOB_ID=1 is set, but SLURM_JOB_NODELIST is not set"),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "call it once in a job, without srun"),
+    ],
+)
+def test_half_a_job_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, str], message: str
+) -> None:
+    for name, value in ({"SLURM_JOB_ID": "1"} | told).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        main([])
+
+
 # Over ssh.
 
 

@@ -194,7 +194,8 @@ class _Agent:
         text = json.dumps({step: found})
         pieces = [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
         for number, piece in enumerate(pieces, 1):
-            print(f"{MARK} {self._here.rank} {number}/{len(pieces)} {piece}", flush=True)
+            # With its end in one piece, as several tasks may write into one pipe.
+            print(f"{MARK} {self._here.rank} {number}/{len(pieces)} {piece}\n", end="", flush=True)
 
 
 if __name__ == "__main__":
