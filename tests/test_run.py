@@ -274,7 +274,7 @@ def test_a_folder_that_cannot_be_made_is_told_in_a_line(launcher: Launcher, tmp_
     (tmp_path / "runs").write_text("a file")
     run = launcher.start(FF, tmp_path / "runs" / "deeper")
     assert run.wait() == 2
-    assert "result.json cannot be read: Not a directory" in run.said
+    assert "is no folder; give another --runs" in run.said
     assert "Traceback" not in run.said
 
 
