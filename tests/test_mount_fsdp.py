@@ -203,6 +203,26 @@ def test_a_model_that_the_hook_cannot_serve_is_refused() -> None:
         sage.fsdp_hook(model, "exact", replicate=mesh["replicate"])
 
 
+@alone
+def test_parameters_frozen_or_thawed_after_mounting_are_refused_by_name() -> None:
+    mesh = one_by_one()
+    for was, complaint in ((True, "'4.weight' was frozen after mounting"), (False, "'4.weight' was thawed")):
+        model = network()
+        model[4].weight.requires_grad_(was)
+        for layer in (model[4], model):
+            fully_shard(layer, mesh=mesh["shard"])
+        mount = sage.fsdp_hook(model, "topk", replicate=mesh["replicate"])
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        once(model, 0, 0)
+        optimizer.step()
+        model[4].weight.requires_grad_(not was)
+        with pytest.raises(ValueError, match=complaint):
+            optimizer.step()
+        with pytest.raises(ValueError, match="a reducer is mounted on the parameter '0.weight' already"):
+            sage.fsdp_hook(model, "topk", replicate=mesh["replicate"])
+        mount.close()
+
+
 def test_shards_are_no_replicas() -> None:
     def work(wire: Wire) -> str:
         model = network()

@@ -1,0 +1,30 @@
+"""The snippets of docs/mounts.md run as they stand, one after another, on two ranks."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from sage.tell.runs import read_runs
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_snippets_run_on_two_ranks(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "mounts.md").read_text()
+    snippets = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    assert len(snippets) == 3
+    (tmp_path / "train.py").write_text("\n".join(snippets))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = read_runs([tmp_path / "runs"])[0]
+    assert run.config["reducer"] == "topk"
+    assert len(run.steps) == 3
