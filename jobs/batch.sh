@@ -6,6 +6,8 @@
 #                        wait until `sage submit` has put the job's cell in its place, and end where it never will
 #     sage_meet [FOLDER] make the job's own folder, in FOLDER, else in the folder of the submission; set and export
 #                        hostip and port: where the ranks meet
+#     sage_forget_other_job
+#                        unset what is left of the job from which this one was submitted
 #     sage_await PID     wait for srun, handing signals on to its ranks; returns its exit status
 #     sage_end STATUS    leave with the status of the run, after having the job requeued where that helps
 #
@@ -186,6 +188,24 @@ sage_end() {
 sage_clean() {
     LC_ALL=C tr '\000-\037\177' ' ' | LC_ALL=C sed $'s/\xc2[\x80-\x9f]/ /g'
     echo
+}
+
+# Forget how many tasks and processors another job had, from which this one was submitted: sbatch hands its
+# variables on, and srun would obey them. What SLURM itself set for this job's nodes tells them apart.
+sage_forget_other_job() {
+    local tasks=0 each cpus
+    for each in $(tr , " " <<<"${SLURM_TASKS_PER_NODE:-}"); do # as in 2(x3),1
+        if [[ $each =~ ^([0-9]+)(\(x([0-9]+)\))?$ ]]; then
+            tasks=$((tasks + BASH_REMATCH[1] * ${BASH_REMATCH[3]:-1}))
+        fi
+    done
+    if [[ $tasks -gt 0 && -n ${SLURM_NTASKS:-} && $SLURM_NTASKS != "$tasks" ]]; then
+        unset SLURM_NTASKS SLURM_NPROCS SLURM_NTASKS_PER_NODE
+    fi
+    cpus=$(sage_job | LC_ALL=C grep -oE -m 1 ' CPUs/Task=[0-9]+ ' | tr -cd '0-9') || :
+    if [[ -n $cpus && -n ${SLURM_CPUS_PER_TASK:-} && $SLURM_CPUS_PER_TASK != "$cpus" ]]; then
+        unset SLURM_CPUS_PER_TASK
+    fi
 }
 
 # How often the job has failed before. Where that is not on record, all of SLURM's restarts count.

@@ -237,6 +237,30 @@ def test_a_job_submitted_from_inside_another_does_not_meet_at_its_address(tmp_pa
     assert "meets at 10.1.1.1 77" in chosen.said
 
 
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ({"SLURM_NTASKS": "1", "SLURM_TASKS_PER_NODE": "1(x2)"}, "none none"),  # of the job it was called in
+        ({"SLURM_NTASKS": "4", "SLURM_TASKS_PER_NODE": "3,1"}, "4 none"),
+        ({"SLURM_NTASKS": "7", "SLURM_TASKS_PER_NODE": "2(x3),1"}, "7 none"),
+        ({"SLURM_NTASKS": "2"}, "2 none"),
+        ({"SLURM_CPUS_PER_TASK": "3"}, "none 3"),
+        ({"SLURM_CPUS_PER_TASK": "2"}, "none none"),
+        ({}, "none none"),
+    ],
+)
+def test_a_job_submitted_from_inside_another_has_its_own_number_of_tasks(
+    tmp_path: Path, given: dict[str, str], left: str
+) -> None:
+    job = Job(tmp_path, **given)
+    script = tmp_path / "bin" / "scontrol"
+    script.write_text(script.read_text().replace("BatchFlag=1", "BatchFlag=1 NumTasks=1 CPUs/Task=3 ReqB=0"))
+    job.start(
+        "echo left ${SLURM_NTASKS:-none} ${SLURM_CPUS_PER_TASK:-none}; exit 2", before="sage_forget_other_job"
+    )
+    assert f"left {left}\n" in job.said
+
+
 @pytest.mark.parametrize("given", ["many", "-1", "1.5", "$(touch hacked)", "99999999999999999999"])
 def test_a_wrong_bound_is_refused_before_anything_runs(tmp_path: Path, given: str) -> None:
     job = Job(tmp_path, max_requeues=given)
