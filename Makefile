@@ -59,8 +59,8 @@ test: $(INSTALLED) $(NATIVE) ## run every test, those of no cluster in two proce
 test-plain: $(INSTALLED) ## run the tests of ops and reducers again, on threads, without the native extension
 	SAGE_NATIVE=0 $(BIN)/pytest -q -n $(JOBS) -k "not gloo" tests/test_ops.py tests/test_packing.py tests/test_reducers.py tests/test_conformance.py
 
-CASES ?= 10000
-fuzz: $(INSTALLED) $(NATIVE) ## run the property tests with a larger budget: make fuzz CASES=2000
+CASES ?= 2000
+fuzz: $(INSTALLED) $(NATIVE) ## run the property tests with a larger budget: make fuzz CASES=10000
 	SAGE_FUZZ=$(CASES) $(BIN)/pytest -q -m fuzz
 
 LOAD ?= 8

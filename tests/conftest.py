@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fuzz
 import hypothesis
 import leftovers
 import pytest
@@ -21,6 +22,15 @@ hypothesis.settings.load_profile("house")
 def pytest_configure(config: pytest.Config) -> None:
     """Let no test leave a process behind."""
     leftovers.configure(config)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the property tests whose budget `SAGE_FUZZ` sets: those of modules that import `examples`."""
+    for item in items:
+        module = getattr(item, "module", None)
+        is_property = hasattr(getattr(item, "obj", None), "hypothesis")
+        if is_property and getattr(module, "examples", None) is fuzz.examples:
+            item.add_marker("fuzz")
 
 
 @pytest.fixture(scope="session")
