@@ -148,7 +148,9 @@ def change(value: Any, draw: random.Random) -> str:
             del value[key]
             return f"{where} removed"
         if isinstance(inner, torch.Tensor) and draw.random() < 0.5:
-            value[key] = draw.choice((inner.new_zeros(1), inner.new_zeros(3, 2), inner.double(), inner[:0]))
+            value[key] = draw.choice(
+                (inner.new_zeros(1), inner.new_zeros(3, 2), inner.double(), inner.reshape(-1)[:0])
+            )
             return f"{where} of another shape or type"
         value[key] = draw.choice(WRONG)
         return f"{where} = {value[key]!r}"

@@ -125,7 +125,7 @@ def damage_and_read(whole: Path, seed: int) -> None:
 
         assert said(["status", str(runs)])[0] == 0, how
         if draw.random() < 0.25 or (reducer == "topk" and "checkpoints" in path.parts):
-            more = ["--reducer", "exact"] if reducer == "exact" else TOPK
+            more = ["--reducer", "exact"] if reducer == "exact" else [*TOPK]
             if draw.random() < 0.3:
                 more += ["--epochs", "2", "--steps", "6", "--continue-from", str(folder)]
             status, told = said(run(runs, *more))
