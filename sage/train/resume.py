@@ -63,6 +63,7 @@ def from_own(training: "Training") -> bool:
     with _fitting(f"checkpoint {found.path} does not fit this run ({cure})"):
         _restore_shared(training, shared)
         _restore_own(training, mine)
+        _check_progress(training, found.step, shared, mine["tally"])
         training.step, training.seconds = shared["step"], shared["seconds"]
         training.task.load_state_dict(mine["task"])
         training.tally.load_state_dict(mine["tally"])
@@ -184,6 +185,26 @@ def _restore_own(training: "Training", mine: State) -> None:
     training.before.load_state_dict(mine["before"])
     for name, buffer in buffers.items():
         buffer.copy_(mine["buffers"][name])
+
+
+def _check_progress(training: "Training", step: int, shared: State, tally: State) -> None:
+    """Refuse a step that is not the checkpoint's, and sums that the result could not be made from."""
+    if shared["step"] != step or not 0 <= step <= training.total_steps:
+        raise ValueError(f"its step is {shared['step']}, not {step} of {training.total_steps}")
+    seconds_S = tally["step_seconds"]
+    if not (isinstance(seconds_S, Tensor) and seconds_S.dtype == torch.float64 and seconds_S.dim() == 1):
+        raise ValueError("'step_seconds' is not a list of numbers")
+    if len(seconds_S) > step or (step and not len(seconds_S)):
+        raise ValueError(f"it has the seconds of {len(seconds_S)} steps, of {step}")
+    if len(tally["loss"]) != 2:
+        raise ValueError("'loss' is not a sum and a count")
+    metric = training.task.metric
+    if any(metric not in each for each in tally["evaluations"]):
+        raise ValueError(f"an evaluation lacks the metric {metric!r}")
+    if step == training.total_steps and not tally["evaluations"]:
+        raise ValueError("it has no evaluation of the last step")
+    if step and (lacking := {"wire_sent", "wire_received"} - tally["totals"].keys()):
+        raise ValueError(f"the totals lack {', '.join(sorted(lacking))}")
 
 
 def _check(fault: str) -> None:
