@@ -203,7 +203,7 @@ def _check_progress(training: "Training", step: int, shared: State, tally: State
         raise ValueError(f"an evaluation lacks the metric {metric!r}")
     if step == training.total_steps and not tally["evaluations"]:
         raise ValueError("it has no evaluation of the last step")
-    if step and (lacking := {"wire_sent", "wire_received"} - tally["totals"].keys()):
+    if step and (lacking := {"wire_sent", "wire_received", "density_had"} - tally["totals"].keys()):
         raise ValueError(f"the totals lack {', '.join(sorted(lacking))}")
 
 
