@@ -215,15 +215,14 @@ def _count(layer: Table) -> int:
     for name, value in layer.items():
         if name in settings and name not in (*PARTS, *OPTIONS, "slurm"):
             count *= len(_listed(name, value, settings[name]))
-    workloads_given = _listed("workload", layer["workload"], str)
-    count *= len(workloads_given)
+    count *= len(workloads_given := _listed("workload", layer["workload"], str))
     for table, room in OPTIONS.items():
         name = table.removesuffix("_options")
         if name in layer:
             count *= sum(_combinations(layer, table, room, part) for part in _listed(name, layer[name], str))
         else:  # the workload's own
-            bases = map(load, workloads_given)
-            count *= max(_combinations(layer, table, room, getattr(base, name)) for base in bases)
+            own = {getattr(load(each), name) for each in workloads_given}
+            count *= max(_combinations(layer, table, room, part) for part in own)
     return count
 
 
