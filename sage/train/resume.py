@@ -161,9 +161,10 @@ def _shared_out(nearest: State, taken_over: list[State]) -> State:
 @torch.no_grad()
 def _restore_shared(training: "Training", shared: State) -> None:
     _check(storage.SHARED.fault(shared))
-    _check_shapes(
-        "the running average", shared["average"].get("means"), dict(floating(training.model)), some=True
-    )
+    means, count = shared["average"].get("means"), shared["average"].get("num_averaged")
+    if type(count) is not int or count < 0 or bool(count) != bool(means):
+        raise ValueError(f"the running average is of {count!r} models")
+    _check_shapes("the running average", means, dict(floating(training.model)), some=True)
     training.model.load_state_dict(shared["model"])
     training.optimizer.load_state_dict(shared["optimizer"])
     for parameter, held in training.optimizer.state.items():
