@@ -139,7 +139,8 @@ def as_nobody(folder: Path, *argv: str) -> tuple[int, str, str]:
         finally:
             os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return status, *(path.read_text() for path in files)
+    out, err = (path.read_text() for path in files)
+    return status, out, err
 
 
 @pytest.fixture

@@ -17,9 +17,10 @@ import sage.feed.text
 from sage.datasets.ptb import PTB
 from sage.datasets.topics import Topics
 from sage.datasets.wikitext2 import WikiText2
+from sage.feed.corpus import Corpus
 from sage.feed.data import Dataset
 from sage.feed.fetch import DataError
-from sage.feed.text import Corpus, Split, Tokens, encode, text_field, tokenize
+from sage.feed.text import Split, Tokens, encode, text_field, tokenize
 
 TEXTS = {"train": "a b a\n c\n", "valid": "b\n", "test": "a d\n"}
 
