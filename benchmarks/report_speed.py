@@ -72,6 +72,7 @@ def write_run(runs: Path, setting: int, seed: int, steps: int) -> None:
     traffic = {"bytes": payload, "wire_sent": sum(payload.values()), "wire_received": sum(payload.values())}
     density = {"density_asked": share if options else None, "density_had": share}
     lines = []
+    metrics: dict[str, float] = {}
     for step in range(steps):
         loss = 2.3 * math.exp(-3 * step / steps) + 0.01 * math.sin(17 * step + seed)
         pace = {"seconds": 0.02 * (1 + 0.1 * math.sin(5 * step + seed)), "lr": config.lr}

@@ -98,7 +98,7 @@ def check_owner(ours: Path) -> None:
 def write(runs: Path, entries: Iterable[Entry]) -> None:
     """Add submissions to the book."""
     folder(runs).mkdir(mode=0o700, parents=True, exist_ok=True)
-    storage.append_json_lines(_book(runs), map(asdict, entries), private=True)
+    storage.append_json_lines(_book(runs), (asdict(entry) for entry in entries), private=True)
 
 
 def read(runs: Path) -> dict[str, Entry]:

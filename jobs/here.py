@@ -135,7 +135,7 @@ def one_by_one(
                 continue
             entry = _entry(cell, str(os.getpid()), "debug", folder)
             book([entry])
-        run = Cell(cell, max_requeues=max_requeues)
+        run: Any = Cell(cell, max_requeues=max_requeues)
         with only(for_cells()):
             status = DebugExecutor(folder).submit(run).result().get("status", 0)
         tell(cell, entry, run.error)

@@ -200,10 +200,9 @@ def test_the_line_of_an_unexpected_error_says_whose_it_is(
     path.write_text(f"def act(torch, json):\n    {code}\n")
     space: dict[str, Any] = {}
     exec(compile(path.read_text(), str(path), "exec"), space)
-    try:
+    with pytest.raises((Exception, SystemExit)) as caught:
         space["act"](torch, json)
-    except (Exception, SystemExit) as error:
-        end = failure.judge(error)
+    end = failure.judge(caught.value)
     assert says in end.text.replace(f"{tmp_path}/", "")
     assert end.status == status
     assert "\n" not in end.text

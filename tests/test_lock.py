@@ -60,7 +60,8 @@ def leave(path: Path, *, age: float, **who: object) -> None:
     path.touch()
     own = path.with_name(f"{path.name}.owner-7")
     own.write_text(json.dumps({"host": "node9", "process": 41, "user": 0, "processes": "other", **who}))
-    os.utime(own, (time.time() - age,) * 2)
+    touched = time.time() - age
+    os.utime(own, (touched, touched))
 
 
 @pytest.fixture

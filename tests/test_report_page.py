@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
@@ -79,10 +80,9 @@ def test_line_plots_have_a_legend_of_the_settings_that_they_show(tmp_path: Path)
     st.floats(1e-9, 1e3),
     st.sampled_from([percent, size, duration, number]),
 )
-def test_no_two_ticks_in_view_have_the_same_label(low: float, width: float, text: object) -> None:
+def test_no_two_ticks_in_view_have_the_same_label(low: float, width: float, text: Callable[..., str]) -> None:
     assume(width > 1e-5)
     axes = Figure().subplots()
-    assert callable(text)
     values = [low, low * (1 + width)]
     axes.plot([0, 1], values)
     scale(axes, "y", values, text)

@@ -19,9 +19,11 @@ class Watched(Protocol):
 
     def mounted(self) -> Mapping[str, nn.Parameter]:
         """The parameters whose gradients it reduces, by name."""
+        ...
 
     def model_parameters(self) -> Mapping[str, nn.Parameter]:
         """Those that the model has now and that require a gradient."""
+        ...
 
     def check(self) -> None:
         """Raise ValueError where the two are not the same."""
@@ -52,7 +54,9 @@ def check_free(named: Mapping[str, nn.Parameter]) -> None:
 def watch(mount: Watched) -> None:
     """Look at this mount before each optimiser's step, until it is closed or forgotten."""
     if not _registered:
-        _registered.append(register_optimizer_step_pre_hook(_before_step))
+        # torch.compile must not look into it; what `disable` returns has no type.
+        hook: Any = torch.compiler.disable(_before_step)
+        _registered.append(register_optimizer_step_pre_hook(hook))
     _open.add(mount)
 
 
@@ -61,7 +65,6 @@ def forget(mount: Watched) -> None:
     _open.discard(mount)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if not _open:
         return

@@ -35,6 +35,7 @@ class DistinctLabels(Formatter):
             sorted(self.axis.get_view_interval()) if self.axis is not None else (min(values), max(values))
         )
         shown = {value for value in values if low <= value <= high}
+        labels: dict[float, str] = {}
         for self._digits in range(3, MAX_DIGITS + 1):
             labels = {value: self._text(value, self._digits) for value in values}
             if len({labels[value] for value in shown}) == len(shown):

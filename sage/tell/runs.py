@@ -202,8 +202,9 @@ def _records(folder: Path) -> list[Record]:
         raise ValueError("metrics.jsonl is missing: the run was there, its records are gone") from cause
     # A crash tears the last line, which is left out.
     lines = content[: content.rfind(b"\n") + 1].splitlines()
+    records: list[Record] = []
     try:
-        records: list[Record] = json.loads(b"[" + b",".join(lines) + b"]")
+        records = json.loads(b"[" + b",".join(lines) + b"]")
         is_whole = len(records) == len(lines) and not any(
             "format" in each or storage.METRICS.fault(each) for each in records
         )

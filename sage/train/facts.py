@@ -52,7 +52,8 @@ def software() -> dict[str, str]:
 def parts(config: Config) -> dict[str, str]:
     """A checksum of the source files of each part that is not SAGE's own."""
     chosen: list[tuple[registry.Room, str]] = [("models", config.model), ("datasets", config.data)]
-    chosen += [("reducers", name) for name in config.reducer.split("+")]
+    for name in config.reducer.split("+"):
+        chosen.append(("reducers", name))
     found = {}
     for room, name in chosen:
         module = sys.modules.get(getattr(registry.load(room, name), "__module__", ""))
