@@ -302,6 +302,9 @@ def _checked(layer: Table, path: Path) -> Table:
         known(f"setting (in {path.name})", name, {*annotations(), "reducers", "grid", *OWN})
     for name in ("reducers", "slurm", *OPTIONS):
         coerce(f"{name} (in {path.name})", layer.get(name, {}), dict[str, Any])
+    for name in (part for part in PARTS if part in layer):
+        for value in _listed(name, layer[name], str):
+            coerce(f"{name} (in {path.name})", value, str)
     for reducer, table in layer.get("reducers", {}).items():
         registry.check_name("reducers", reducer)
         coerce(f"reducers.{reducer} (in {path.name})", table, dict[str, Any])

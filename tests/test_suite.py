@@ -162,6 +162,25 @@ def test_a_mistake_is_named_with_what_would_be_right(suite: Any, text: str, said
         suite(text)
 
 
+@pytest.mark.parametrize("value", ["{}", "{a = 1}", "[{}]", "[[]]", "5", "1.5", "true", "1979-05-27"])
+@pytest.mark.parametrize("part", ["workload", "model", "data", "reducer"])
+def test_a_part_that_is_no_text_is_refused_by_name_wherever_it_stands(
+    suite: Any, part: str, value: str
+) -> None:
+    above = "" if part == "workload" else 'workload = "digits"\n'
+    for text in (f"{above}{part} = {value}", f'workload = "digits"\n[[grid]]\n{part} = {value}'):
+        with pytest.raises(ValueError, match=rf"^{part} \(in suite.toml\) is [^\n]*; allowed [^\n]*$"):
+            suite(text)
+
+
+@pytest.mark.parametrize("value", ["5", "[5]", '"x"', "true", "1979-05-27"])
+@pytest.mark.parametrize("table", ["reducers", "reducers.topk", "reducer_options", "grid", "slurm"])
+def test_what_must_be_a_table_is_refused_by_name(suite: Any, table: str, value: str) -> None:
+    for text in (f"{table} = {value}", f"[[grid]]\n{table} = {value}"):
+        with pytest.raises(ValueError, match=rf"^{table} [^\n]*$"):
+            suite(f'workload = "digits"\nreducer = "topk"\n{text}')
+
+
 def test_labels_tell_the_cells_of_a_reducer_apart(suite: Any) -> None:
     found = suite(
         'workload = "digits-ff"\nreducer = ["exact", "topk"]\nseed = [0, 1]\n'
