@@ -4,6 +4,7 @@
 import math
 import os
 import random
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -253,3 +254,14 @@ def test_without_the_extension_one_line_says_so_and_everything_runs() -> None:
     assert line == (
         "no native extension; sage.ops runs in plain torch, several times slower: it is not built"
     )
+
+
+def test_a_checkout_without_the_extension_gets_the_command_for_the_environment_at_hand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("SAGE_NATIVE", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    command = f"cd {shlex.quote(str(CHECKOUT))} && {shlex.quote(sys.executable)} setup.py build_ext --inplace"
+    assert native._load() == f"it was not built: `{command}` with a C++ compiler builds it"
+    helped = subprocess.run(["sh", "-c", f"{command} --help"], capture_output=True, text=True, check=True)
+    assert "--inplace" in helped.stdout  # setup.py knows what the command asks for

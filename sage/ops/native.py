@@ -7,7 +7,10 @@ bits, and one line in the log says so.
 import importlib.util
 import logging
 import os
+import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import SymInt, Tensor
@@ -22,12 +25,28 @@ def _load() -> str | None:
         return "SAGE_NATIVE=0"
     found = importlib.util.find_spec("sage._C")
     if found is None or found.origin is None:
-        return "it was not built: `make native` builds it"
+        return f"it was not built: {_cure()}"
     try:
         torch.ops.load_library(found.origin)
     except OSError as error:
         return f"{found.origin} does not load: {error}"
     return None
+
+
+def _cure(root: Path = Path(__file__).parents[2]) -> str:
+    """How to build the extension for the Python that runs: in a checkout, or by a new installation.
+
+    >>> _cure(Path("/nowhere")).partition(" -m ")[2]
+    'pip install --force-reinstall --no-deps CHECKOUT` with a C++ compiler installs SAGE with it'
+    """
+    python = shlex.quote(sys.executable or "python")
+    if (root / "setup.py").is_file() and (root / "csrc").is_dir():
+        command = f"cd {shlex.quote(str(root))} && {python} setup.py build_ext --inplace"
+        return f"`{command}` with a C++ compiler builds it"
+    return (
+        f"`{python} -m pip install --force-reinstall --no-deps CHECKOUT` with a C++ compiler installs SAGE "
+        "with it"
+    )
 
 
 MISSING = _load()
