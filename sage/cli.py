@@ -170,7 +170,11 @@ def data(argv: Sequence[str]) -> int:
     if argv[:1] != ["prepare"] or not argv[1:] or argv[1].startswith("-"):
         raise ValueError(f"say `data list`, or `data prepare NAME` with one of: {', '.join(sets)}")
     name, rest = argv[1], argv[2:]
-    prepare = registry.load("datasets", name).prepare  # type: ignore[attr-defined]
+    prepare = getattr(registry.load("datasets", name), "prepare", None)
+    if not callable(prepare):
+        raise ValueError(
+            f"the data set {name} has no `prepare`; add a static method prepare(root) to its class"
+        )
     from .feed.data import data_root
     from .flags import parse_options
 
@@ -181,7 +185,9 @@ def data(argv: Sequence[str]) -> int:
         Path | None, root, "Where data sets are kept; none given: $SAGE_DATA_DIR, else ./data."
     )
     options = {"root": where, **registry.options(prepare)}
-    given = parse_options(rest, options, prog=f"sage data prepare {name}", description=sets[name])
+    given = parse_options(
+        rest, options, prog=f"sage data prepare {name}", description=registry.summary("datasets", name)
+    )
     prepare(data_root(given.pop("root")), **given)
     return 0
 
