@@ -1,57 +1,90 @@
-"""Draws the README's figure from the runs of real_data.sh: accuracy against bytes sent, one curve a reducer.
+"""Draws the README's figure from the runs of figure.sh: a metric against bytes sent, a line for each reducer.
 
-python benchmarks/figure.py RUNS [--workload resnet20-cifar10] [--output docs/figure.svg]
+A line is the mean over the seeds, its band reaches from the lowest seed to the highest.
+
+python benchmarks/figure.py RUNS [--output docs/figure.svg]
 """
+# E = evaluations, R = runs (seeds)
 
 import argparse
-from itertools import accumulate
 from pathlib import Path
 
 import matplotlib
+import numpy
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-matplotlib.use("svg")
-from matplotlib import pyplot
-
-from sage.tell.record import read_metrics
+from sage.tell.groups import Group, Setting, grouped
+from sage.tell.runs import Run, read_runs
 from sage.tell.svg import PALETTE
+from sage.tell.units import size, spaced
 
-
-def curve(run: Path, metric: str) -> tuple[list[float], list[float]]:
-    """Bytes that a rank had sent by each evaluation, and the metric there."""
-    records = read_metrics(run)
-    sent = list(accumulate(record["wire_sent"] for record in records if record["kind"] == "step"))
-    evaluations = [record for record in records if record["kind"] == "epoch"]
-    return [sent[e["step"] - 1] for e in evaluations], [e["metrics"][metric] for e in evaluations]
+ORDER = ("exact", "bf16", "topk", "sage")
 
 
 def main() -> None:
-    """Draw one line for each run of the workload."""
+    """Draw the one workload that the runs are of."""
     parser = argparse.ArgumentParser(description="Draw a metric against the bytes sent.")
     parser.add_argument("runs", type=Path)
-    parser.add_argument("--workload", default="resnet20-cifar10")
-    parser.add_argument("--metric", default="accuracy")
     parser.add_argument("--output", type=Path, default=Path("docs/figure.svg"))
     given = parser.parse_args()
-    figure, axes = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
-    for run, colour in zip(sorted(given.runs.glob(f"{given.workload}-*")), PALETTE, strict=False):
-        reducer = run.name.removeprefix(f"{given.workload}-").rpartition("-")[0]
-        bytes_E, metric_E = curve(run, given.metric)
-        axes.plot(bytes_E, metric_E, marker="o", markersize=4, color=colour, label=reducer)
-        axes.annotate(
-            reducer,
-            (bytes_E[-1], metric_E[-1]),
-            (7, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-        )
-    axes.set(xscale="log", xlabel="bytes that one rank has sent", ylabel=f"test {given.metric}")
-    axes.xaxis.set_major_formatter(lambda count, _: f"{count / 1e6:g} MB")
+    runs, _ = read_runs([given.runs])
+    (group,) = grouped(runs)
+    with matplotlib.rc_context({"svg.hashsalt": "sage", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(7, 3.2), layout="constrained")
+        draw(figure.subplots(), group)
+        figure.savefig(given.output, metadata={"Date": None}, facecolor="white")
+    for setting in group.settings:
+        print(line(setting, group.metric))
+
+
+def draw(axes: Axes, group: Group) -> None:
+    """A line and a band for each setting."""
+    for setting, colour in zip(sorted(group.settings, key=place), PALETTE, strict=False):
+        sent_E, metric_RE = curves(setting, group.metric)
+        mean_E = metric_RE.mean(0)
+        axes.fill_between(sent_E, metric_RE.min(0), metric_RE.max(0), color=colour, alpha=0.2, linewidth=0)
+        axes.plot(sent_E, mean_E, marker="o", markersize=4, color=colour, label=setting.label)
+    axes.set(xscale="log", xlabel="bytes that one rank has sent", ylabel=f"test {spaced(group.metric)}")
+    axes.xaxis.set_major_formatter(lambda count, _: size(count))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.12)
-    pyplot.rcParams["svg.hashsalt"] = "sage"
-    figure.savefig(given.output, metadata={"Date": None}, facecolor="white")
+    axes.legend(loc="upper left", frameon=False)
+
+
+def curves(setting: Setting, metric: str) -> tuple[NDArray[numpy.float64], NDArray[numpy.float64]]:
+    """Mean bytes that a rank had sent by each evaluation (E), and the metric of each seed there (R, E)."""
+    runs = [row.run for row in setting.counted]
+    sent_RE = [[sent_by(run, each["step"]) for each in run.epochs] for run in runs]
+    metric_RE = [[each["metrics"][metric] for each in run.epochs] for run in runs]
+    return numpy.array(sent_RE).mean(0), numpy.array(metric_RE, dtype=numpy.float64)
+
+
+def sent_by(run: Run, step: int) -> float:
+    """Bytes that rank 0 had sent before a step."""
+    return float(run.steps["wire_sent"][run.steps["step"] < step].sum())
+
+
+def place(setting: Setting) -> tuple[int, str]:
+    """Where a setting stands in the order of the colours."""
+    reducer = setting.rows[0].values["reducer"]
+    return ORDER.index(reducer) if reducer in ORDER else len(ORDER), setting.label
+
+
+def line(setting: Setting, metric: str) -> str:
+    """A line of a table in Markdown."""
+    final = [row.values["final"] for row in setting.counted]
+    values = setting.counted[0].values
+    asked = f"{values['density_asked']:g}" if values["density_asked"] is not None else "–"
+    loss = numpy.mean([row.values["train_loss"] for row in setting.counted])
+    deviation = numpy.std(final, ddof=1) if len(final) > 1 else 0.0
+    sent = size(setting.mean("wire_sent_bytes_per_step"))
+    return (
+        f"| `{setting.label}` | {asked} | {setting.mean('density_had'):.4f} | {len(final)} | "
+        f"{numpy.mean(final):.4f} ± {deviation:.4f} | {loss:.3f} | "
+        f"{sent} | {setting.mean('compression'):.1f}× |"
+    )
 
 
 if __name__ == "__main__":

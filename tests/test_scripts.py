@@ -81,7 +81,15 @@ def call(script: Path, *arguments: str, cwd: Path, env: dict[str, str]) -> subpr
     )
 
 
-SCRIPTS = ["run.sh", "jobs/batch.sh", "pararun", "prepare_dataset.sh", ".ci/run", "benchmarks/real_data.sh"]
+SCRIPTS = [
+    "run.sh",
+    "jobs/batch.sh",
+    "pararun",
+    "prepare_dataset.sh",
+    ".ci/run",
+    "benchmarks/real_data.sh",
+    "benchmarks/figure.sh",
+]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
