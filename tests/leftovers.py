@@ -19,6 +19,9 @@ import pytest
 MARK = "SAGE_TESTS"
 """The variable of the environment that marks the session's processes."""
 
+OWNED: set[int] = set()
+"""Processes that a fixture with a longer life than the test has started and will end; whoever does adds them."""
+
 GRACE = 5.0
 """Seconds in which a process that is about to end may do so."""
 
@@ -75,6 +78,8 @@ class Leftovers:
         parents = {pid: parent for pid in _processes() if (parent := _parent(pid)) is not None}
         for pid in parents.keys() - self._older - mine:
             line = list(_line(parents[pid], parents))
+            if OWNED & {pid, *line}:
+                continue
             nearest = next((each for each in line if each in mine | self._older), None)
             if nearest in mine or (os.getpid() not in line and self._is_ours(pid)):
                 yield pid, _name(pid)

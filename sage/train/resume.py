@@ -166,7 +166,10 @@ def _restore_shared(training: "Training", shared: State) -> None:
         raise ValueError(f"the running average is of {count!r} models")
     _check_shapes("the running average", means, dict(floating(training.model)), some=True)
     training.model.load_state_dict(shared["model"])
+    options = [dict(group) for group in training.optimizer.param_groups]
     training.optimizer.load_state_dict(shared["optimizer"])
+    for before, after in zip(options, training.optimizer.param_groups, strict=True):
+        _check_options(before, after)
     for parameter, held in training.optimizer.state.items():
         for name, value in held.items():
             if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
@@ -186,6 +189,17 @@ def _restore_own(training: "Training", mine: State) -> None:
     training.before.load_state_dict(mine["before"])
     for name, buffer in buffers.items():
         buffer.copy_(mine["buffers"][name])
+
+
+def _check_options(before: State, after: State) -> None:
+    """Refuse the optimiser's options where one is missing or of another type; torch loads whatever it finds."""
+    for name, value in before.items():
+        if name not in after:
+            raise ValueError(f"the optimiser's {name} is missing")
+        if type(after[name]) is not type(value):
+            raise ValueError(
+                f"the optimiser's {name} is {type(after[name]).__name__}, not {type(value).__name__}"
+            )
 
 
 def _check_progress(training: "Training", step: int, shared: State, tally: State) -> None:

@@ -25,6 +25,8 @@ from typing import IO
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # run as a program, this is in no package
 
+import leftovers
+
 from slurm import configuration
 from slurm.enclosure import SHARED, Command, Enclosure, kill, may_unshare, parent
 
@@ -243,6 +245,7 @@ class Cluster:
             self._daemons[name] = self.start(
                 *argv, cwd=self.folder, env=env, stdout=log, stderr=log, start_new_session=True
             )
+        leftovers.OWNED.add(self._daemons[name].pid)  # also where a test has a node start again
 
     def _are_idle(self) -> bool:
         for name, daemon in self._daemons.items():
