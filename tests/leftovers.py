@@ -20,7 +20,7 @@ MARK = "SAGE_TESTS"
 """The variable of the environment that marks the session's processes."""
 
 OWNED: set[int] = set()
-"""Processes that a fixture with a longer life than the test has started and will end; whoever does adds them."""
+"""Processes that belong to a fixture with a longer life, although a test had them started."""
 
 GRACE = 5.0
 """Seconds in which a process that is about to end may do so."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -265,6 +266,8 @@ def test_another_users_closed_files_are_named_in_a_line(whole: Path, name: str) 
     [
         ("shared.pt", ["optimizer"], None, "needs the key 'optimizer'"),
         ("shared.pt", ["model", "net.1.weight"], torch.ones(2, 2), "size mismatch"),
+        ("shared.pt", ["optimizer", "param_groups", 0, "dampening"], None, "dampening is missing"),
+        ("shared.pt", ["optimizer", "param_groups", 0, "momentum"], "0.9", "momentum is str, not float"),
         ("shared.pt", ["step"], "3", "'step' is '3', not a whole number"),
         ("rank-0001.pt", ["tally", "loss"], None, "'tally' needs the key 'loss'"),
         ("rank-0000.pt", ["feedback", "residual_N"], torch.ones(1), "residual_N"),
@@ -273,7 +276,7 @@ def test_another_users_closed_files_are_named_in_a_line(whole: Path, name: str) 
 )
 @pytest.mark.parametrize("continues", [False, True])
 def test_a_whole_checkpoint_that_does_not_fit_is_refused_in_a_line(
-    whole: Path, tmp_path: Path, name: str, keys: list[str], value: object, reason: str, continues: bool
+    whole: Path, tmp_path: Path, name: str, keys: list[Any], value: object, reason: str, continues: bool
 ) -> None:
     runs = copied(whole / "runs", tmp_path / "runs")
     folder = one(runs, "topk")

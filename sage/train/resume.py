@@ -192,7 +192,7 @@ def _restore_own(training: "Training", mine: State) -> None:
 
 
 def _check_options(before: State, after: State) -> None:
-    """Refuse the optimiser's options where one is missing or of another type; torch loads whatever it finds."""
+    """Refuse options of the optimiser that are missing or of another type: torch loads any."""
     for name, value in before.items():
         if name not in after:
             raise ValueError(f"the optimiser's {name} is missing")
