@@ -29,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         lost = output.failure() if verb not in ("run", "submit", "launch") else None
         if lost is None:
             return status
-        raise lost
+        if isinstance(lost, BrokenPipeError):
+            return PIPE_CLOSED
+        return _refuse(name, f"cannot write to standard output: {told(lost)}", error_status(lost))
     except SystemExit as error:  # argparse has printed its help
         return error.code if isinstance(error.code, int) else 0
     except BrokenPipeError:

@@ -85,7 +85,7 @@ def test_a_full_disk_is_one_line_where_the_output_is_the_purpose() -> None:
     done = shell("$SAGE list > /dev/full")
     assert done.returncode == 1
     assert done.stderr.startswith("sage list: ")
-    assert "No space left on device" in done.stderr
+    assert "cannot write to standard output: No space left on device" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
