@@ -174,6 +174,28 @@ def test_a_parameter_without_a_gradient_on_one_rank_sends_what_it_has_kept() -> 
 
 
 @case
+def gradients_exchanged(rank: int) -> list[list[float]]:
+    """Gradients that the script has put in each other's place, or transposed, before the reduction."""
+    model = nn.ParameterList([torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(2, 2)])
+    mount = sage.reduce_model(model, "exact")
+    values = torch.arange(4.0).view(2, 2) + 10 * rank
+    a, b, c = model
+    (a * values + b * (values + 100) + c * (values + 200)).sum().backward()
+    a.grad, b.grad = b.grad, a.grad
+    assert c.grad is not None
+    c.grad = c.grad.t()
+    mount.reduce()
+    found = [p.grad.reshape(-1).tolist() for p in model if p.grad is not None]
+    mount.close()
+    return found
+
+
+def test_gradients_that_the_script_has_exchanged_are_reduced_where_they_are() -> None:
+    for found in seen(gradients_exchanged):
+        assert found == [[105, 106, 107, 108], [5, 6, 7, 8], [205, 207, 206, 208]]
+
+
+@case
 def half_after_mounting(rank: int) -> tuple[float, set[torch.dtype]]:
     """A model that is made another dtype after it was mounted, and trained on."""
     script = Plain(network(), rank, "topk", density=1.0)

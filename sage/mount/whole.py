@@ -101,14 +101,24 @@ class WholeModel(Flat):
         if kind != (self.grad_N.dtype, self.grad_N.device):
             self._allocate(*kind)
             self._lay()
-        for p, place in zip(parameters, self._places, strict=True):
-            if _is_at(p.grad, place):
-                continue
-            if p.grad is None:
+        strays = [
+            (p, place, self._apart(p.grad))
+            for p, place in zip(parameters, self._places, strict=True)
+            if not _is_at(p.grad, place)
+        ]
+        for p, place, grad in strays:
+            if grad is None:
                 place.zero_()
             else:
-                place.copy_(p.grad if p.grad.layout == torch.strided else p.grad.to_dense())
+                place.copy_(grad)
             p.grad = place.detach()
+
+    def _apart(self, grad: Tensor | None) -> Tensor | None:
+        """A gradient as a dense tensor without memory of the vector, which is about to be written."""
+        if grad is None or grad.layout != torch.strided:
+            return None if grad is None else grad.to_dense()
+        memory = self.grad_N.untyped_storage().data_ptr()
+        return grad.clone() if grad.untyped_storage().data_ptr() == memory else grad
 
     def forget(self) -> None:
         """Set the gradient to zero, and to None what of it is no view of the vector."""
@@ -134,6 +144,7 @@ def _is_at(grad: Tensor | None, place: Tensor) -> bool:
         grad is not None
         and grad.layout == torch.strided
         and grad.data_ptr() == place.data_ptr()
+        and grad.stride() == place.stride()
         and (grad.dtype, grad.device) == (place.dtype, place.device)
     )
 
