@@ -89,16 +89,32 @@ class ErrorFeedback(nn.Module):
     def forward(self, grad_N: Tensor, wire: Wire) -> Reduced:
         """Reduce one gradient; it may be overwritten."""
         if self.residual_N is None:
-            return self.reducer(grad_N, None, wire)
+            return self._checked(self.reducer(grad_N, None, wire), grad_N.numel())
         if self._beta != 1:
             self.residual_N.mul_(self._beta)
         if self._gamma != 1:
             grad_N.mul_(self._gamma)
         if self.velocity_N is not None:
             grad_N.copy_(self.velocity_N.mul_(self._momentum).add_(grad_N))
-        reduced: Reduced = self.reducer(grad_N, self.residual_N, wire)
+        reduced = self._checked(self.reducer(grad_N, self.residual_N, wire), grad_N.numel())
         if self.velocity_N is not None and self._masking and reduced.sent is not None:
             self.velocity_N.index_fill_(0, reduced.sent.long(), 0)
         if self.memory == "union" and reduced.union_M is not None:
             self.residual_N.index_fill_(0, reduced.union_M.long(), 0)
         return reduced
+
+    def _checked(self, reduced: object, numel: int) -> Reduced:
+        """What the reducer has returned, where it has the form that docs/adding-a-reducer.md demands.
+
+        Raises:
+            ValueError: names the reducer, what it returned and what is expected.
+        """
+        fault = f"{type(reduced).__name__}, not a Reduced"
+        if isinstance(reduced, Reduced):
+            mean_N: object = reduced.mean_N
+            if isinstance(mean_N, Tensor) and mean_N.shape == (numel,):
+                return reduced
+            shown = list(mean_N.shape) if isinstance(mean_N, Tensor) else type(mean_N).__name__
+            fault = f"a mean of {shown}, not of [{numel}]"
+        name = type(self.reducer).__name__
+        raise ValueError(f"the reducer {name} returned {fault}: see docs/adding-a-reducer.md")

@@ -11,7 +11,7 @@ from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.layout import Layout
 from sage.memory import ErrorFeedback
-from sage.reduce import Reduced
+from sage.reduce import Reduced, Reducer
 from sage.reducers.gtopk import GTopK
 from sage.reducers.threshold import Threshold
 from sage.trial import same_bits
@@ -157,3 +157,24 @@ def test_a_reducers_union_is_every_index_that_any_rank_has_sent() -> None:
 
     ranks = simulate(3, work)
     assert all(union == [at for sent, _ in ranks for at in sent] for _, union in ranks)
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (None, "NoneType, not a Reduced"),
+        (torch.zeros(N), "Tensor, not a Reduced"),
+        (Reduced(torch.zeros(N - 1)), r"a mean of \[7\], not of \[8\]"),
+        (Reduced(torch.zeros(1, N)), r"a mean of \[1, 8\], not of \[8\]"),
+    ],
+)
+@pytest.mark.parametrize("memory", ["none", "residual"])
+def test_what_a_reducer_must_not_return_is_named(returned: Any, told: str, memory: Any) -> None:
+    class Faulty(Reducer):
+        def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+            result: Reduced = returned
+            return result
+
+    reduce = ErrorFeedback(Faulty(), Layout.of([("w", (N,))]), memory=memory)
+    with pytest.raises(ValueError, match=f"the reducer Faulty returned {told}"):
+        alone(reduce, [gradient(0)])
