@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sage.comm.address import is_loopback
-from sage.storage.kinds import Kind
+from sage.storage import Kind
 from sage.text import clean_text
 
 LONGEST = 300
@@ -69,7 +69,7 @@ STEPS: Mapping[str, Any] = {
         "obstacle": str,
     },
 }
-"""By step: what its facts hold, in the types of `sage.storage.kinds`."""
+"""By step: what its facts hold, in the types of `sage.storage.schema`."""
 
 FIRST = ("node", "software", "names", "network")
 """The steps with which an agent begins; checks of later ones look back at them."""

@@ -20,7 +20,6 @@ from sage.storage.kinds import RESULT as RESULT
 from sage.storage.kinds import SHARED as SHARED
 from sage.storage.kinds import TRACE as TRACE
 from sage.storage.kinds import VOCABULARY as VOCABULARY
-from sage.storage.kinds import Kind as Kind
 from sage.storage.private import check_private as check_private
 from sage.storage.private import read_private as read_private
 from sage.storage.read import checked as checked
@@ -33,6 +32,7 @@ from sage.storage.read import read_json_lines as read_json_lines
 from sage.storage.read import read_text as read_text
 from sage.storage.read import read_toml as read_toml
 from sage.storage.read import what_it_is as what_it_is
+from sage.storage.schema import Kind as Kind
 from sage.storage.tensors import read_tensors as read_tensors
 from sage.storage.tensors import write_tensors as write_tensors
 from sage.storage.write import Lines as Lines

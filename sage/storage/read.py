@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sage.storage.errors import Damaged, OtherVersion, refused
-from sage.storage.kinds import Kind, type_of
+from sage.storage.schema import Kind, type_of
 
 MAX_BYTES = 2**28
 """The largest text, JSON or TOML file that is read whole. A larger one is damaged: SAGE writes none."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sage.storage.errors import NotWritten
-from sage.storage.kinds import Kind
+from sage.storage.schema import Kind
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 """What `os.link` says on a file system that has no hard links."""

@@ -1,0 +1,160 @@
+"""Checks an object against a schema: which keys it has, and of which types.
+
+A type is Python's, a union, `dict[str, T]`, `list[T]`, a `Literal`, `Any`, or a mapping of an object's own
+keys to their types. A key that ends in `?` may be missing. `float` allows whole numbers too. Numbers are
+finite and not beyond `LARGEST`, so that sums and plots of them are finite. Further keys are allowed, so that
+a newer version can add some without a new format.
+
+A file's version is its key `format`. A file without the key is of version 1.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+LARGEST = 1e290
+"""The largest number that a file may hold where one is expected; a sum of 10^10 of them is finite."""
+
+Fits = Callable[[Any], bool]
+
+
+class AnyFloat:
+    """Stands for a number that need not be finite, in a file of tensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a file of one kind holds, and what to do where one is damaged."""
+
+    name: str
+    """What messages call it."""
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    """Its keys and the types of their values, as the module's docstring says."""
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Further keys, by the value of the key `kind`; no other value of it is allowed."""
+    check: Callable[[dict[str, Any]], str] | None = None
+    """What else is wrong with a content whose keys are right; "" for nothing."""
+    version: int = 1
+    """The newest format that this code reads."""
+    cure: str = ""
+    """What to do about a damaged one."""
+
+    def fault(self, content: dict[str, Any]) -> str:
+        """What is wrong with an object of this kind, as "needs the key 'steps'"; "" for nothing."""
+        keys, fits = self._compiled[""]
+        if self.variants:
+            kind = content.get("kind")
+            if not (isinstance(kind, str) and kind in self.variants):
+                if "kind" not in content:
+                    return f"{self.name} needs the key 'kind'"
+                return f"'kind' is {_shown(kind)}, not {' or '.join(map(repr, self.variants))}"
+            keys, fits = self._compiled[kind]
+        if not fits(content):
+            return _fault(content, keys, self.name)
+        return self.check(content) if self.check is not None else ""
+
+    @cached_property
+    def _compiled(self) -> dict[str, tuple[Mapping[str, Any], Fits]]:
+        every = {"": {}, **self.variants}
+        return {name: ({**self.keys, **keys}, _fits({**self.keys, **keys})) for name, keys in every.items()}
+
+
+def _fits(kind: Any) -> Fits:
+    """A test for a type; made once for each kind of file, as the lines of a run's metrics are many."""
+    if isinstance(kind, Mapping):
+        needed = [(key, _fits(each)) for key, each in kind.items() if not key.endswith("?")]
+        others = [(key[:-1], _fits(each)) for key, each in kind.items() if key.endswith("?")]
+        return lambda value: (
+            isinstance(value, dict)
+            and all(key in value and fits(value[key]) for key, fits in needed)
+            and all(key not in value or fits(value[key]) for key, fits in others)
+        )
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        arms = [_fits(each) for each in args]
+        return lambda value: any(fits(value) for fits in arms)
+    if origin is dict:
+        of_values = _fits(args[1])
+        return lambda value: isinstance(value, dict) and all(map(of_values, value.values()))
+    if origin is list:
+        of_items = _fits(args[0])
+        return lambda value: type(value) is list and all(map(of_items, value))
+    if origin is Literal:
+        return lambda value: type(value) is str and value in args
+    if kind is Any:
+        return lambda value: True
+    if kind is float:
+        return lambda value: type(value) in (float, int) and -LARGEST < value < LARGEST
+    if kind is AnyFloat:
+        return lambda value: type(value) in (float, int)
+    if kind is int:
+        return lambda value: type(value) is int and -(2**63) <= value < 2**63
+    if kind in (None, NoneType):
+        return lambda value: value is None
+    if kind is dict:
+        return lambda value: isinstance(value, dict)
+    return lambda value: type(value) is kind
+
+
+def _fault(value: Any, kind: Any, name: str) -> str:
+    """In words where a value does not fit."""
+    if get_origin(kind) in (Union, UnionType):
+        same = [each for each in get_args(kind) if (get_origin(each) or each) is type(value)]
+        if same and same[0] not in (int, float):
+            return _fault(value, same[0], name)
+    if isinstance(kind, Mapping) and isinstance(value, dict):
+        for key, each in kind.items():
+            plain = key.removesuffix("?")
+            if plain not in value:
+                if plain == key:
+                    return f"{name} needs the key {key!r}"
+            elif not _fits(each)(value[plain]):
+                return _fault(value[plain], each, repr(plain))
+    if get_origin(kind) is dict and isinstance(value, dict):
+        of_values = get_args(kind)[1]
+        key = next(key for key, each in value.items() if not _fits(of_values)(each))
+        return _fault(value[key], of_values, f"{name}, {_shown(key)},")
+    if get_origin(kind) is list and isinstance(value, list):
+        of_items = get_args(kind)[0]
+        index = next(i for i, each in enumerate(value) if not _fits(of_items)(each))
+        return _fault(value[index], of_items, f"item {index} of {name}")
+    return f"{name} is {_shown(value)}, not {_in_words(kind)}"
+
+
+def type_of(value: Any) -> str:
+    """What JSON calls a value: an object, a list, a text, a number, true or false, null."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", NoneType: "null"}
+    return names.get(type(value), "a number")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str) and len(value) <= 40:
+        return repr(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a number with too many digits"
+    return f"{value!r}" if isinstance(value, int | float) else type_of(value)
+
+
+def _in_words(kind: Any) -> str:
+    if isinstance(kind, Mapping):
+        return "an object"
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_in_words, args))
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    words: dict[Any, str] = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        AnyFloat: "a number",
+        NoneType: "null",
+    }
+    return words.get(origin or kind, "null")
