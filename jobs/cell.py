@@ -12,7 +12,7 @@ from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 from sage import output
 from sage.config import Config
 from sage.outcome import FAILED, HOPELESS, INTERRUPTED, stop_before_it_begins, tell_the_job
-from sage.storage import RESULT, Kind, read_json
+from sage.storage import RESULT, read_json
 from sage.text import clean_text
 
 STOP = "stop"
@@ -82,4 +82,4 @@ class Cell(Checkpointable):
 
 
 def _result(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "result.json", Kind(name=RESULT.name))
+    return read_json(folder / "result.json", RESULT)

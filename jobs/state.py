@@ -204,7 +204,7 @@ def _vanished(entry: Entry, queue: Mapping[str, Job] | None) -> bool:
 
 def _of_total(folder: Path, epoch: float) -> str:
     try:
-        config = _read(folder / "config.json", Kind(name=CONFIG.name)) or {}
+        config = _read(folder / "config.json", CONFIG) or {}
     except Unreadable:
         return ""
     if _is_number(config.get("steps")) and config["steps"]:
@@ -215,7 +215,7 @@ def _of_total(folder: Path, epoch: float) -> str:
 def _restarts(folder: Path) -> int:
     """How often SLURM had restarted the job when it began for the last time."""
     try:
-        environment = (_read(folder / "manifest.json", Kind(name=MANIFEST.name)) or {}).get("environment")
+        environment = (_read(folder / "manifest.json", MANIFEST) or {}).get("environment")
     except Unreadable:
         return 0
     count = environment.get("SLURM_RESTART_COUNT") if isinstance(environment, dict) else None

@@ -7,7 +7,6 @@
 docs/records.md lists all files.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -90,4 +89,4 @@ def leave_failure(folder: Path, word: Mapping[str, Any]) -> None:
     """Say in the run's folder why it ended; only the first rank to say it is recorded."""
     with suppress(OSError):  # the disk may be what failed
         folder.mkdir(parents=True, exist_ok=True)
-        storage.write_first(folder / FAILURE, (json.dumps(word, indent=2) + "\n").encode())
+        storage.write_first(folder / FAILURE, (storage.json_text(word, indent=2) + "\n").encode())

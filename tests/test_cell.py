@@ -1,5 +1,6 @@
 """How a cell leaves says whether it is to start again, in the way that each cluster understands."""
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from sage.config import Config, load, resolve
 from sage.jobs.cell import STOP, Cell
 
 CHECKOUT = Path(__file__).parents[1]
+RESULT = {"metric": "accuracy", "final": {"accuracy": 0.9}, "steps": 7}
+
 TORCH = """
 import os, signal, time
 os.kill(os.getpid(), signal.SIGUSR2)
@@ -44,7 +47,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
                 raise outcome
             if outcome == 0:
                 config.folder.mkdir(parents=True, exist_ok=True)
-                (config.folder / "result.json").write_text('{"steps": 7}')
+                (config.folder / "result.json").write_text(json.dumps(RESULT))
             return outcome
 
         monkeypatch.setattr(sage.run, "main", main)

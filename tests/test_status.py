@@ -51,6 +51,25 @@ def finish(folder: Path) -> None:
     write_json(folder / "result.json", {"metric": "hit_rate", "final": {"hit_rate": 0.75}, "steps": 40})
 
 
+def config(**settings: Any) -> str:
+    """What config.json says."""
+    return json.dumps({"workload": "digits-ff", "reducer": "topk", **settings})
+
+
+def manifest(**environment: str) -> str:
+    """What manifest.json says of a machine of which little is known."""
+    machine: dict[str, Any] = {
+        "hostname": "node1",
+        "os": "Linux",
+        "cpu": "",
+        "cores": None,
+        "memory_bytes": 0,
+        "gpus": [],
+    }
+    git = {"commit": None, "dirty": None}
+    return json.dumps({"versions": {}, "machine": machine, "git": git, "environment": environment})
+
+
 # The state of a cell.
 
 
@@ -70,16 +89,16 @@ def test_what_runs_says_how_far_it_is(tmp_path: Path) -> None:
     states = States(tmp_path)
     assert states.of(CELL, entry(), queue("RUNNING")) == State(word="running", job="7_3")
     steps(tmp_path / CELL, 12)
-    (tmp_path / CELL / "config.json").write_text('{"steps": null, "epochs": 3.5}')
+    (tmp_path / CELL / "config.json").write_text(config(steps=None, epochs=3.5))
     found = states.of(CELL, entry(), queue("COMPLETING"))
     assert found == State(word="running", job="7_3", step="12, epoch 2 of 3.5", metric="accuracy 0.5")
-    (tmp_path / CELL / "config.json").write_text('{"steps": 40, "epochs": 3.5}')
+    (tmp_path / CELL / "config.json").write_text(config(steps=40, epochs=3.5))
     assert states.of(CELL, entry(), queue("RUNNING")).step == "12 of 40"
 
 
 def test_what_is_done_is_done_whatever_the_queue_says(tmp_path: Path) -> None:
     finish(tmp_path / CELL)
-    (tmp_path / CELL / "manifest.json").write_text('{"environment": {"SLURM_RESTART_COUNT": "2"}}')
+    (tmp_path / CELL / "manifest.json").write_text(manifest(SLURM_RESTART_COUNT="2"))
     done = State(word="done", job="7_3", step="40", metric="hit rate 0.75", requeued=2)
     for seen in (*({} if state == "GONE" else queue(state) for state in (*ENDED, "GONE")), None):
         assert States(tmp_path).of(CELL, entry(), seen) == done
@@ -239,7 +258,7 @@ def test_status_shows_each_cell_and_sums_up(
     slurm.set("COMPLETED", "1_3")
     steps(runs / "w-topk-00000001", 12)
     steps(runs / "w-exact-by-hand", 3)
-    (runs / "w-exact-by-hand" / "config.json").write_text('{"steps": 9}')
+    (runs / "w-exact-by-hand" / "config.json").write_text(config(steps=9))
     assert status.main([str(runs)]) == 0
     *lines, summary = capsys.readouterr().out.splitlines()
     table = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}

@@ -1,5 +1,6 @@
 """A run folder of a script's own, which `sage report` compares with others."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -121,8 +122,8 @@ class RunFolder:
                 raise ValueError(f"{folder} holds the records of something else: give another") from None
         self._recorder = Recorder(folder)
         self._recorder.rewind(0)
-        storage.write_json(folder / "config.json", self._config)
-        storage.write_json(folder / "manifest.json", manifest(self._config, {}))
+        storage.write_json(folder / "config.json", self._config, storage.CONFIG)
+        storage.write_json(folder / "manifest.json", manifest(self._config, {}), storage.MANIFEST)
 
     def write(
         self, log: StepLog, metrics: Mapping[str, float], metric: str, better: str, parameters: int
@@ -137,7 +138,7 @@ class RunFolder:
             epoch=float(log.count), step=log.count, train_loss=loss, metrics=measured, seconds=0.0
         )
         value = measured[metric]
-        if value == value:  # not NaN
+        if not math.isnan(value):
             best = max if better == "max" else min
             self._best = value if self._best is None else best(self._best, value)
         result = {

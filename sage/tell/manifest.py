@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 import sage
 from sage import storage
+from sage.tell.record import now
 
 
 def manifest(
@@ -34,7 +34,7 @@ def manifest(
     """
     cuda = torch.cuda.is_available()
     return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": now(),
         "argv": sys.argv,
         "versions": {
             "sage": sage.__version__,
@@ -78,8 +78,7 @@ def machine_load() -> dict[str, Any]:
         runnable = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
     except (OSError, ValueError, IndexError):  # Not Linux.
         runnable = None
-    time = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"time": time, "average_1min": average, "runnable": runnable}
+    return {"time": now(), "average_1min": average, "runnable": runnable}
 
 
 def add_end(folder: Path) -> None:
@@ -87,7 +86,8 @@ def add_end(folder: Path) -> None:
     path = folder / "manifest.json"
     with suppress(OSError, ValueError):
         told = storage.read_json(path, storage.MANIFEST)
-        storage.write_json(path, told | {"load": {**told.get("load", {}), "end": machine_load()}})
+        load = {**told.get("load", {}), "end": machine_load()}
+        storage.write_json(path, {**told, "load": load}, storage.MANIFEST)
 
 
 def host() -> str:
