@@ -17,10 +17,9 @@ from sage.config import Config
 from sage.jobs import intents, scheduler
 from sage.jobs.book import Entry
 from sage.jobs.cell import Cell
-from sage.jobs.environment import for_slurm, only, umask
+from sage.jobs.environment import for_python, for_slurm, only, umask
 from sage.jobs.resources import NOTICE, Resources, resources
 from sage.jobs.suite import Suite
-from sage.nodes.remote import surroundings
 from sage.text import clean_text
 
 BATCH = Path(__file__).resolve().with_name("batch.sh")
@@ -249,7 +248,7 @@ def _setup(array: Array) -> list[str]:
         leftovers += " ${!SLURM_ARRAY_*}"
     return [
         leftovers,
-        *_exports({"max_requeues": str(array.max_requeues), **_python()}),
+        *_exports({"max_requeues": str(array.max_requeues), **for_python()}),
         f"source {shlex.quote(str(BATCH))}",
         f"sage_find_cell {folder}/{number}_submitted.pkl {folder}/../lock",
         f"sage_meet {folder}",
@@ -260,11 +259,6 @@ def _setup(array: Array) -> list[str]:
 def _at_home(cell: Config) -> Config:
     """The cell with paths that do not depend on where its job finds itself."""
     return replace(cell, runs=cell.runs.resolve(), data_root=cell.data_root and cell.data_root.resolve())
-
-
-def _python() -> dict[str, str]:
-    """Variables with which another Python finds this code."""
-    return {name: value for name, value in surroundings().items() if name.startswith("PYTHON")}
 
 
 def _exports(variables: dict[str, str]) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from sage.comm.launchers import clean_environment
+from sage.nodes.remote import surroundings
 
 FILTERS = ("SQUEUE_", "SCANCEL_")
 """How variables begin that change what squeue prints and scancel does: SQUEUE_PARTITION would hide jobs."""
@@ -37,6 +38,11 @@ def for_slurm(options: Collection[str] = ()) -> dict[str, str]:
         if option != name and (option in CROSSING or said in options):
             del kept[name]
     return {**kept, "SLURM_BITSTR_LEN": "0"}
+
+
+def for_python() -> dict[str, str]:
+    """Variables with which another Python finds this code."""
+    return {name: value for name, value in surroundings().items() if name.startswith("PYTHON")}
 
 
 def _without(*prefixes: str) -> dict[str, str]:

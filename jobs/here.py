@@ -18,8 +18,8 @@ from submitit.local.local import LocalJob
 from sage.config import Config
 from sage.jobs.book import Cluster, Entry
 from sage.jobs.cell import STOP, Cell
-from sage.jobs.environment import for_cells, only, umask
-from sage.nodes.remote import surroundings
+from sage.jobs.environment import for_cells, for_python, only, umask
+from sage.lock import started
 from sage.outcome import FAILED, INTERRUPTED
 
 YEAR = 60 * 24 * 365
@@ -75,14 +75,7 @@ def locally(
             if not mine:
                 return
             with (
-                only(
-                    {
-                        **{
-                            name: value for name, value in surroundings().items() if name.startswith("PYTHON")
-                        },
-                        **for_cells(),
-                    }
-                ),
+                only({**for_python(), **for_cells()}),
                 _on(signal.SIGINT, signal.SIG_IGN),
                 umask() as executor.mask,
             ):
@@ -172,10 +165,9 @@ def was_cancelled(entry: Entry) -> bool:
 def identity(process: int) -> str:
     """Which process has this id, whatever the clock says: the boot, and clock ticks from it to its start."""
     try:
-        stat = Path(f"/proc/{process}/stat").read_text()
-        state, *fields = stat.rpartition(")")[2].split()
-        return "" if state in "ZX" else f"{BOOT.read_text().strip()}/{fields[18]}"
-    except (OSError, IndexError):
+        ticks = started(process)
+        return ticks and f"{BOOT.read_text().strip()}/{ticks}"
+    except OSError:
         return ""
 
 
@@ -189,8 +181,8 @@ def alive(entry: Entry) -> bool:
     # Booked by a version that did not note the process: by the clock.
     try:
         boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
-        started = int(boot.split()[1]) + int(found.partition("/")[2]) / os.sysconf("SC_CLK_TCK")
-        return started <= datetime.fromisoformat(entry.time).timestamp() + 10
+        began = int(boot.split()[1]) + int(found.partition("/")[2]) / os.sysconf("SC_CLK_TCK")
+        return began <= datetime.fromisoformat(entry.time).timestamp() + 10
     except (OSError, ValueError, StopIteration):
         return False
 

@@ -23,11 +23,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, get_args
 
 from sage import registry, storage
-from sage.check import Range, coerce, known
+from sage.check import Range, coerce, known, takes_list
 from sage.config import ASIDE, Config, Count, annotations, load, resolve, workloads
 from sage.storage import Kind, Unreadable
 
@@ -266,22 +265,11 @@ def _listed(name: str, value: Any, annotation: Any) -> list[Any]:
     """The values to expand: of what takes a list, only a list of lists is more than one."""
     if not isinstance(value, list):
         return [value]
-    if _takes_list(annotation):
+    if takes_list(annotation):
         return value if value and all(isinstance(each, list) for each in value) else [value]
     if not value:
         raise ValueError(f"{name} is an empty list, which makes no cell; leave it out, or give values")
     return value
-
-
-def _takes_list(annotation: Any) -> bool:
-    """Whether a list can be a value of this type.
-
-    >>> _takes_list(tuple[int, ...] | None), _takes_list(int | None)
-    (True, False)
-    """
-    if get_origin(annotation) in (Annotated, Union, UnionType):
-        return any(_takes_list(arm) for arm in get_args(annotation))
-    return get_origin(annotation) is tuple
 
 
 def _laid_over(below: Table, above: Table) -> Table:

@@ -114,6 +114,28 @@ def describe(annotation: Any) -> str:
     return words.get(annotation, str(annotation))
 
 
+def arms(annotation: Any) -> list[Any]:
+    """The types that a value may have, without what they are annotated with.
+
+    >>> arms(Annotated[int, Range(0)] | None)
+    [<class 'int'>, <class 'NoneType'>]
+    """
+    if get_origin(annotation) is Annotated:
+        return arms(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [inner for arm in get_args(annotation) for inner in arms(arm)]
+    return [annotation]
+
+
+def takes_list(annotation: Any) -> bool:
+    """Whether a list can be a value of this type.
+
+    >>> takes_list(tuple[int, ...] | None), takes_list(int | None)
+    (True, False)
+    """
+    return any(get_origin(arm) is tuple for arm in arms(annotation))
+
+
 def coerce(name: str, value: Any, annotation: Any) -> Any:
     """The value in its annotation's own type, as 1.0 for 1; or a ValueError saying what is allowed.
 

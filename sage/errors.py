@@ -47,9 +47,9 @@ def _system(error: OSError) -> str:
     reason = error.strerror or str(error) or type(error).__name__
     files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     where = " -> ".join(files)
-    if error.errno not in _FULL:
-        return f"{where}: {reason}" if where else reason
     said = f"{where}: {reason}" if where else reason
+    if error.errno not in _FULL:
+        return said
     return f"{said}{_file_system(Path(files[0])) if files else ''}; free some space and run the command again"
 
 

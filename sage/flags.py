@@ -5,16 +5,15 @@ import inspect
 import re
 import shutil
 import textwrap
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from . import check, registry
-from .check import coerce, describe, shown
+from .check import arms, coerce, describe, shown, takes_list
 from .config import Config, annotations, load, part_options, resolve
 
 HIDDEN = ("workload", "model_options", "data_options", "reducer_options", "slurm")
@@ -185,7 +184,7 @@ def _read(
             if equals:
                 raise ValueError(f"{word} takes no value; give {flag.spelled} or {flag.negated} alone")
             read[flag.name] = constant
-        elif _takes_list(flag.type):
+        elif takes_list(flag.type):
             values = [value] if equals else []
             while not equals and at < len(argv) and not argv[at].startswith("--"):
                 values.append(argv[at])
@@ -217,12 +216,12 @@ def _unknown(word: str, name: str, spelled: str, valid: Mapping[str, object], co
 def _list_of(flag: Flag, words: Sequence[str]) -> Any:
     if list(words) in (["None"], ["none"]) and type(None) in get_args(flag.type):
         return None
-    arm = next(arm for arm in _arms(flag.type) if get_origin(arm) is tuple)
+    arm = next(arm for arm in arms(flag.type) if get_origin(arm) is tuple)
     inner = [each for each in get_args(arm) if each is not Ellipsis]
-    types_ = inner * len(words) if Ellipsis in get_args(arm) else inner
-    if len(types_) != len(words):
+    types = inner * len(words) if Ellipsis in get_args(arm) else inner
+    if len(types) != len(words):
         raise ValueError(f"{flag.spelled} is {shown(' '.join(words))}; allowed is {describe(flag.type)}")
-    values = [_value(flag, word, each) for word, each in zip(words, types_, strict=True)]
+    values = [_value(flag, word, each) for word, each in zip(words, types, strict=True)]
     return coerce(flag.spelled, values, flag.type)
 
 
@@ -234,7 +233,7 @@ def _value(flag: Flag, word: str, annotation: Any) -> Any:
 
 def _meanings(word: str, annotation: Any) -> Iterator[Any]:
     """What a word can mean as a value of this type; a text last."""
-    for arm in sorted(_arms(annotation), key=lambda arm: arm is str):
+    for arm in sorted(arms(annotation), key=lambda arm: arm is str):
         if arm is type(None):
             if word in ("None", "none"):
                 yield None
@@ -250,19 +249,6 @@ def _meanings(word: str, annotation: Any) -> Iterator[Any]:
                 continue
         elif arm in (str, Path):
             yield word
-
-
-def _arms(annotation: Any) -> list[Any]:
-    """The types that a value may have, without what they are annotated with."""
-    if get_origin(annotation) is Annotated:
-        return _arms(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [inner for arm in get_args(annotation) for inner in _arms(arm)]
-    return [annotation]
-
-
-def _takes_list(annotation: Any) -> bool:
-    return any(get_origin(arm) is tuple for arm in _arms(annotation))
 
 
 # Help.
@@ -302,7 +288,7 @@ def _plain(value: Any) -> str:
 def _metavar(annotation: Any) -> str:
     words = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH", bool: "{true,false}"}
     told = []
-    for arm in _arms(annotation):
+    for arm in arms(annotation):
         if get_origin(arm) is Literal:
             told.append("{" + ",".join(map(str, get_args(arm))) + "}")
         elif get_origin(arm) is tuple:

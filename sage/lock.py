@@ -238,7 +238,7 @@ def _me() -> dict[str, Any]:
         "host": socket.gethostname(),
         "processes": _processes(),
         "process": os.getpid(),
-        "started": _started(os.getpid()),
+        "started": started(os.getpid()),
         "user": os.getuid(),
         "time": time.time(),
     }
@@ -254,7 +254,7 @@ def _processes() -> str:
         return ""
 
 
-def _started(process: int) -> str:
+def started(process: int) -> str:
     """When a process of this host began, in clock ticks since the host did; '' where there is none.
 
     One that has ended and is only waited for by its parent is none.
@@ -271,7 +271,7 @@ def _is_dead(owner: dict[str, Any]) -> bool:
     if not _processes() or owner.get("processes") != _processes():
         return False
     number = owner.get("process")
-    return type(number) is int and number > 0 and _started(number) != owner.get("started")
+    return type(number) is int and number > 0 and started(number) != owner.get("started")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from sage.comm.agreement import told_ranks
 from sage.comm.wire import Wire
 
 
@@ -49,11 +50,11 @@ def check_replicas(
     if rows is not None:
         differs_P = (rows[others[0]] != rows[all_W.index(usual)]).tolist()
         first = next((name for (name, _), differs in zip(named, differs_P, strict=True) if differs), first)
-    ranks = f"rank {others[0]}" if len(others) == 1 else f"ranks {', '.join(map(str, others))}"
     raise ReplicasDiffer(
-        f"{when + ': ' if when else ''}the model of {ranks} differs from that of rank {all_W.index(usual)}, "
-        f"first in {first}. The ranks no longer train one model: the reducer returns another mean on each "
-        "rank, a rank changed its parameters by itself, or the ranks' processors round differently"
+        f"{when + ': ' if when else ''}the model of {told_ranks(others)} differs from that of rank "
+        f"{all_W.index(usual)}, first in {first}. The ranks no longer train one model: the reducer returns "
+        "another mean on each rank, a rank changed its parameters by itself, or the ranks' processors round "
+        "differently"
     )
 
 
