@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_MOUNTS = {"comm_hook": "comm", "ddp_hook": "ddp", "fsdp_hook": "fsdp", "reduce_model": "whole"}
+_MOUNTS = {"comm_hook": "comm_hook", "ddp_hook": "ddp", "fsdp_hook": "fsdp", "reduce_model": "whole"}
 """In which module of `sage.mount` each is. They are imported when asked for, as torch takes seconds."""
 
 if TYPE_CHECKING:
-    from sage.mount.comm import comm_hook as comm_hook
+    from sage.mount.comm_hook import comm_hook as comm_hook
     from sage.mount.ddp import ddp_hook as ddp_hook
     from sage.mount.fsdp import fsdp_hook as fsdp_hook
     from sage.mount.whole import reduce_model as reduce_model
