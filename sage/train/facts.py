@@ -51,7 +51,11 @@ def software() -> dict[str, str]:
 
 def parts(config: Config) -> dict[str, str]:
     """A checksum of the source files of each part that is not SAGE's own."""
-    chosen: list[tuple[registry.Room, str]] = [("models", config.model), ("datasets", config.data)]
+    chosen: list[tuple[registry.Room, str]] = [
+        ("models", config.model),
+        ("datasets", config.data),
+        ("tasks", config.task),
+    ]
     for name in config.reducer.split("+"):
         chosen.append(("reducers", name))
     found = {}
