@@ -37,6 +37,7 @@ from sage.storage import write_json
 from sage.tell.manifest import add_end, host, manifest
 from sage.tell.progress import Display
 from sage.tell.record import Recorder, now, recorder
+from sage.tell.units import printable
 from sage.train.facts import facts, software
 from sage.train.failure import first_step_told_apart, judge, keep_traceback
 from sage.train.loop import Training
@@ -257,10 +258,7 @@ def build_model(config: Config, data: Dataset, wire: Wire, device: torch.device)
 
 
 def _device(config: Config, local_rank: int) -> torch.device:
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
-        raise ValueError("device=cuda, but torch sees no CUDA device here: use --device cpu, or auto")
-    if config.device == "cpu" or not available:
+    if config.device == "cpu" or not torch.cuda.is_available():  # `preflight.check` has refused cuda then
         return torch.device("cpu")
     count = torch.cuda.device_count()
     # A launcher that binds one GPU to each task shows each rank a single one.
@@ -273,7 +271,8 @@ def _is_finished(config: Config) -> bool:
     if found is None:
         return False
     figures = "  ".join(f"{name} {value:.4g}" for name, value in found["final"].items() if value is not None)
-    print(f"already finished ({figures}): {config.folder}; --fresh runs it again", file=sys.stderr)
+    text = f"already finished ({figures}): {config.folder}; --fresh runs it again"
+    print(printable(text), file=sys.stderr)
     return True
 
 

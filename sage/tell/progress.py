@@ -9,6 +9,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sage.tell.units import printable
+
 QUIET_SECONDS = 30.0
 """Between two lines where there is no terminal."""
 
@@ -54,4 +56,4 @@ class Display:
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self._enabled:
-            self._console.print(f"{self._title}: {text}", markup=False, soft_wrap=True)
+            self._console.print(printable(f"{self._title}: {text}"), markup=False, soft_wrap=True)
