@@ -152,7 +152,7 @@ def test_settings_that_only_say_where_files_are_may_differ(launcher: Launcher, t
         assert run.wait() == 0, run.said
 
 
-def test_a_reducer_of_somebody_s_own_is_compared_by_its_source(
+def test_a_part_of_somebody_s_own_is_compared_by_its_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "mine_of_two_files"
@@ -171,6 +171,11 @@ def test_a_reducer_of_somebody_s_own_is_compared_by_its_source(
     (package / "helper.py").write_text("FACTOR = 2\n")
     assert facts.parts(config)[name] != before
     assert facts.parts(replace(config, reducer="topk")) == {}
+    (package / "task.py").write_text(
+        "from sage.task import Classify\n\n\nclass Own(Classify):\n    pass\n\n\nTASK = Own\n"
+    )
+    with_task = replace(config, reducer="topk", task="mine_of_two_files.task")
+    assert list(facts.parts(with_task)) == ["source of the task mine_of_two_files.task"]
 
 
 @settings(max_examples=examples(50))

@@ -16,6 +16,7 @@ import pytest
 from sage import output
 from sage.cli import main
 from sage.errors import status, told
+from sage.tell.progress import Display
 
 Sage = Callable[..., subprocess.CompletedProcess[str]]
 PYTHON = (sys.executable, "-m", "sage")
@@ -176,3 +177,8 @@ def test_what_passes_is_told_apart_from_what_stays() -> None:
     assert status(ConnectionResetError(errno.ECONNRESET, "reset")) == 1
     assert status(NotADirectoryError(errno.ENOTDIR, "Not a directory", "runs")) == 2
     assert told(OSError()) == "OSError"
+
+
+def test_what_a_run_says_of_a_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Display("digits", enabled=True).say("finished: runs/a\nb\x1b[2J")
+    assert capsys.readouterr().err == "digits: finished: runs/a\\nb\\x1b[2J\n"
