@@ -57,7 +57,7 @@ test: $(INSTALLED) $(NATIVE) ## run every test, those of no cluster in two proce
 	$(BIN)/pytest -q tests/slurm
 
 test-plain: $(INSTALLED) ## run the tests of ops and reducers again, on threads, without the native extension
-	SAGE_NATIVE=0 $(BIN)/pytest -q -n $(JOBS) -k "not gloo" tests/test_ops.py tests/test_packing.py tests/test_reducers.py tests/test_conformance.py
+	SAGE_NATIVE=0 $(BIN)/pytest -q -n $(JOBS) -k "not gloo" tests/ops/test_ops.py tests/comm/test_packing.py tests/reducers/test_reducers.py tests/reducers/test_conformance.py
 
 CASES ?= 2000
 fuzz: $(INSTALLED) $(NATIVE) ## run the property tests with a larger budget: make fuzz CASES=10000

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from sage.tell.runs import Run, read_runs
-from sage.tell.svg import PALETTE
+from sage.report.runs import Run, read_runs
+from sage.report.svg import PALETTE
 
 ORDER = ("sage", "feedback", "quantile")
 

@@ -26,12 +26,12 @@ from sage import registry
 from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import Place, local_places
 from sage.config import load, resolve
-from sage.feed.data import Batch, data_root
-from sage.run import build_model
-from sage.tell.progress import Display
-from sage.tell.record import recorder
+from sage.data.dataset import Batch, data_root
+from sage.records.progress import Display
+from sage.records.record import recorder
 from sage.train.loop import Training
-from sage.train.recipe import optimizer
+from sage.train.run import build_model
+from sage.train.schedules import optimizer
 from sage.train.stop import Stop
 
 WARM_UP = 2

@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sage.tell.groups import Group, Setting, grouped
-from sage.tell.runs import Run, read_runs
-from sage.tell.svg import PALETTE
-from sage.tell.units import size, spaced
+from sage.output.units import size, spaced
+from sage.report.groups import Group, Setting, grouped
+from sage.report.runs import Run, read_runs
+from sage.report.svg import PALETTE
 
 ORDER = ("exact", "bf16", "topk", "sage")
 

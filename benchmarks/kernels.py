@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from sage import ops
-from sage.controllers import Quantile
 from sage.ops import native, reference
+from sage.reduction.controllers import Quantile
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 SIZES = (100_000, 1_000_000, 10_000_000, 28_000_000)

@@ -42,7 +42,7 @@ def plan(path: Path) -> dict[str, float]:
     import torch  # noqa: F401
 
     from sage.jobs.arrays import plan as arrays
-    from sage.jobs.suite import note, read
+    from sage.jobs.sweep import note, read
 
     lap("import")
     suite = read(path, path.parent / "runs")

@@ -39,14 +39,15 @@ from scipy.special import expit
 from sklearn.datasets import load_svmlight_file
 from torch import Tensor
 
-from sage import registry, run
+from sage import registry
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.config import load
-from sage.feed.data import data_root
-from sage.layout import Layout
-from sage.memory import ErrorFeedback
-from sage.tell.record import read_metrics
+from sage.data.dataset import data_root
+from sage.records.record import read_metrics
+from sage.reduction.error_feedback import ErrorFeedback
+from sage.reduction.layout import Layout
+from sage.train import run
 
 # N = rows, F = features and the constant, W = ranks
 

@@ -32,9 +32,9 @@ from sage import registry
 from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import Place
 from sage.comm.spawn import spawn
-from sage.layout import Layout
-from sage.memory import ErrorFeedback
 from sage.ops import native
+from sage.reduction.error_feedback import ErrorFeedback
+from sage.reduction.layout import Layout
 
 RESULTS = Path(__file__).parent / "results" / "reduce_step.json"
 DENSITIES = (0.001, 0.01)

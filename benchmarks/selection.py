@@ -22,9 +22,9 @@ from torch import Tensor
 
 from sage import registry
 from sage.comm.wire import Wire
-from sage.draw import generator
-from sage.layout import Layout
 from sage.reducers.topk import num_kept
+from sage.reduction.layout import Layout
+from sage.rng import generator
 
 RESULTS = Path(__file__).parent / "results" / "selection.csv"
 SIZE, REPEATS, SETTLING = 1_000_000, 20, 100

@@ -11,8 +11,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from sage.feed.fetch import DataError, checked, download, preparing, sha256_of, unpack
-from sage.feed.images import Images
+from sage.data.fetch import DataError, checked, download, preparing, sha256_of, unpack
+from sage.data.images import Images
 from sage.storage import open_regular
 
 _ARRAY_GLOBALS = {

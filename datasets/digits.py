@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sage.feed.images import Images
+from sage.data.images import Images
 
 _NUM_TRAIN = 1437
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from sage.feed.fetch import DataError
-from sage.feed.interactions import Interactions
+from sage.data.fetch import DataError
+from sage.data.interactions import Interactions
 
 _SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
 """Folders that distributions add and leave out as they please."""

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from sage import storage
-from sage.feed.fetch import DataError, checked, download, preparing, sha256_of
-from sage.feed.interactions import Interactions
+from sage.data.fetch import DataError, checked, download, preparing, sha256_of
+from sage.data.interactions import Interactions
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from sage.feed.fetch import download, preparing
-from sage.feed.text import Positive, Split, Tokens, encode, read
+from sage.data.fetch import download, preparing
+from sage.data.text import Positive, Split, Tokens, encode, read
 
 
 class PTB(Tokens):

@@ -3,8 +3,8 @@
 from pathlib import Path
 from pydoc_data import topics
 
-from sage.feed.fetch import sha256_of
-from sage.feed.text import Positive, Split, Tokenizer, Tokens, encode
+from sage.data.fetch import sha256_of
+from sage.data.text import Positive, Split, Tokenizer, Tokens, encode
 
 
 class Topics(Tokens):

@@ -15,12 +15,12 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
 
 from sage.config import Config
 from sage.jobs import intents, scheduler
-from sage.jobs.book import Entry
-from sage.jobs.cell import Cell
 from sage.jobs.environment import for_python, for_slurm, only, umask
 from sage.jobs.resources import NOTICE, Resources, resources
-from sage.jobs.suite import Suite
-from sage.text import clean_text
+from sage.jobs.run_job import Cell
+from sage.jobs.submissions import Entry
+from sage.jobs.sweep import Suite
+from sage.output.text import clean_text
 
 BATCH = Path(__file__).resolve().with_name("batch.sh")
 

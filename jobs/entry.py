@@ -10,7 +10,7 @@ from submitit.core.submission import process_job
 from submitit.core.utils import JobPaths
 
 from sage import storage
-from sage.outcome import HOPELESS, tell_the_job
+from sage.exit_status import HOPELESS, tell_the_job
 
 
 def main(argv: Sequence[str]) -> int:

@@ -4,8 +4,8 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
+from sage.cluster.remote import surroundings
 from sage.comm.launchers import clean_environment
-from sage.nodes.remote import surroundings
 
 FILTERS = ("SQUEUE_", "SCANCEL_")
 """How variables begin that change what squeue prints and scancel does: SQUEUE_PARTITION would hide jobs."""

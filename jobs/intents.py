@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sage import storage
 from sage.jobs import scheduler
-from sage.jobs.book import Entry
+from sage.jobs.submissions import Entry
 from sage.storage import Kind
 
 INTENT = Kind(

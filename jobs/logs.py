@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sage.jobs.meant import booked, meant, user_path
-from sage.parser import Parser
+from sage.cli.parser import Parser
+from sage.jobs.selection import booked, meant, user_path
 from sage.storage import Unreadable
 
 

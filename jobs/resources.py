@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from sage.check import known
 from sage.config import Config
+from sage.validate import known
 
 Value = str | int | float | bool
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from sage.jobs.environment import for_slurm
-from sage.text import clean_text
+from sage.output.text import clean_text
 
 TIMEOUT = 60.0
 """Seconds that a call may take."""

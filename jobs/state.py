@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from sage import storage
-from sage.jobs.book import Entry
-from sage.jobs.here import alive, was_cancelled
+from sage.jobs.local import alive, was_cancelled
 from sage.jobs.scheduler import Job
+from sage.jobs.submissions import Entry
+from sage.output.text import clean_text
+from sage.output.units import number, spaced
 from sage.storage import CONFIG, FAILURE, MANIFEST, RESULT, Kind, Unreadable
-from sage.tell.units import number, spaced
-from sage.text import clean_text
 
 TAIL = 2**16
 """Bytes at the end of a file that are read; a record of a long run is never read whole."""

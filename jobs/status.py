@@ -13,15 +13,15 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from sage.jobs import book, here, scheduler
-from sage.jobs.book import Entry
+from sage.cli.parser import Parser
+from sage.exit_status import FAILED
+from sage.jobs import local, scheduler, submissions
 from sage.jobs.logs import logs as logs
-from sage.jobs.meant import booked, meant, user_path
 from sage.jobs.scheduler import Job
+from sage.jobs.selection import booked, meant, user_path
 from sage.jobs.state import State, States, Word, is_active
-from sage.jobs.suite import noted
-from sage.outcome import FAILED
-from sage.parser import Parser
+from sage.jobs.submissions import Entry
+from sage.jobs.sweep import noted
 from sage.storage import Unreadable
 
 REFRESH = 5.0
@@ -98,9 +98,9 @@ def cancel(argv: Sequence[str]) -> int:
     for entry in active:
         try:
             if entry.cluster == "slurm":
-                here.mark_cancelled(entry)
+                local.mark_cancelled(entry)
             else:
-                here.stop(entry, and_others=entry.logs in suites)
+                local.stop(entry, and_others=entry.logs in suites)
         except PermissionError:
             kept += 1
             print(f"sage cancel: process {entry.job} of {entry.cell} is another user's", file=sys.stderr)
@@ -225,7 +225,7 @@ class Board:
     def _ask(self) -> dict[str, Job]:
         """The queue, with the book as it stood just before, so that none of its jobs is younger."""
         try:
-            entries, self.faults = book.look(self._runs)
+            entries, self.faults = submissions.look(self._runs)
         except Unreadable as fault:
             entries, self.faults = {}, [f"{fault}; which cells were submitted is unknown"]
         if self.queue.jobs is None:
@@ -260,7 +260,7 @@ def _tell(board: Board, console: Console) -> None:
 def _known_cells(runs: Path) -> list[str]:
     """The cells in the book, and the folders that are runs, or that this user may not look into."""
     try:
-        submitted = set(book.read(runs))
+        submitted = set(submissions.read(runs))
     except Unreadable:  # which the board will say
         submitted = set()
     with os.scandir(runs) as found:

@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
+from sage.cli.parser import Parser
 from sage.config import Config
-from sage.jobs import arrays, book, here, intents, scheduler
-from sage.jobs.book import Cluster, Entry
-from sage.jobs.meant import user_path
+from sage.jobs import arrays, intents, local, scheduler, submissions
+from sage.jobs.selection import user_path
 from sage.jobs.state import error, is_active, is_finished, result
 from sage.jobs.status import queue_of, unfinished, watch
-from sage.jobs.suite import Suite, labels, note, read
-from sage.parser import Parser
+from sage.jobs.submissions import Cluster, Entry
+from sage.jobs.sweep import Suite, labels, note, read
 from sage.storage import Unreadable
 
 DEFAULT_ARRAY = 1001
@@ -63,8 +63,8 @@ def main(argv: Sequence[str]) -> int:
         if given.dry_run:
             status = _submit(suite, cluster, dry_run=True)
         else:
-            book.prepare(suite.runs)
-            with book.claimed(suite.runs, suite.name):
+            submissions.prepare(suite.runs)
+            with submissions.claimed(suite.runs, suite.name):
                 status = _submit(suite, cluster, dry_run=False)
         if given.watch and not given.dry_run:
             return watch(labels(suite), suite.runs)
@@ -75,12 +75,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _submit(suite: Suite, cluster: Cluster, *, dry_run: bool) -> int:
-    folder = book.folder(suite.runs) / f"{suite.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    enter = partial(book.write, suite.runs)
+    folder = (
+        submissions.folder(suite.runs) / f"{suite.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    )
+    enter = partial(submissions.write, suite.runs)
     # Others that submit the same cells are kept off from the look at what there is to the last entry.
-    with nullcontext() if dry_run else book.held(suite.runs):
+    with nullcontext() if dry_run else submissions.held(suite.runs):
         if cluster == "slurm" and not dry_run:
-            intents.settle(book.folder(suite.runs), book.read(suite.runs).values(), say)
+            intents.settle(submissions.folder(suite.runs), submissions.read(suite.runs).values(), say)
         todo, finished = [], 0
         for cell in suite.cells:
             try:
@@ -109,7 +111,7 @@ def _submit(suite: Suite, cluster: Cluster, *, dry_run: bool) -> int:
             arrays.submit(planned, active.values(), enter, say)
             return 0
     folder.mkdir(mode=0o700)
-    run = here.one_by_one if cluster == "debug" else partial(here.locally, parallel=suite.parallel or 1)
+    run = local.one_by_one if cluster == "debug" else partial(local.locally, parallel=suite.parallel or 1)
     return run(
         waiting,
         folder,
@@ -122,7 +124,7 @@ def _submit(suite: Suite, cluster: Cluster, *, dry_run: bool) -> int:
 
 def _active(suite: Suite, cells: Iterable[Config]) -> dict[str, str]:
     """The jobs of these cells of a suite that run or are still to run."""
-    entries, faults = book.look(suite.runs)
+    entries, faults = submissions.look(suite.runs)
     for fault in faults:
         print(f"sage submit: {fault}", file=sys.stderr, flush=True)
     wanted = unfinished(entries, [cell.folder.name for cell in cells], suite.runs)
@@ -134,7 +136,7 @@ def _active(suite: Suite, cells: Iterable[Config]) -> dict[str, str]:
 @contextmanager
 def _turn(suite: Suite, cell: Config) -> Iterator[bool]:
     """Whether a cell is still to be run here, while no other submission can begin to run it."""
-    with book.held(suite.runs):
+    with submissions.held(suite.runs):
         mine = not is_finished(cell.folder) and not _active(suite, [cell])
         if not mine:
             say(f"{cell.folder.name}: finished, or run by another submission, meanwhile")

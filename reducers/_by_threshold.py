@@ -7,9 +7,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.comm.wire import Wire
-from sage.reduce import Sparsifier, Travel, check_fraction
+from sage.reduction import Sparsifier, Travel, Wire, check_fraction, ops
 
 from .topk import num_kept
 

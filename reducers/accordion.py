@@ -6,9 +6,7 @@ from typing import ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from sage.comm.wire import Wire
-from sage.layout import Layout
-from sage.reduce import Reducer, Travel, check_fraction
+from sage.reduction import Layout, Reducer, Travel, Wire, check_fraction
 
 from .topk import TopK
 

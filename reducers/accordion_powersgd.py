@@ -6,10 +6,7 @@ from bisect import bisect_right
 import torch
 from torch import Tensor
 
-from sage.coding.lowrank import check_rank
-from sage.comm.wire import Wire
-from sage.layout import Layout
-from sage.reduce import Reduced
+from sage.reduction import Layout, Reduced, Wire, check_rank
 
 from .accordion import CriticalRegimes
 from .powersgd import PowerSgd

@@ -6,12 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.clock import phase
-from sage.coding.quantise import keep_error, per_group
-from sage.comm.wire import Wire
-from sage.layout import Layout, Span
-from sage.reduce import Reduced, Sparsifier
+from sage.reduction import Layout, Reduced, Span, Sparsifier, Wire, keep_error, ops, per_group, phase
 
 WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 """Bytes of an entry, two bits of which are no part of the place."""

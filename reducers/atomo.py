@@ -4,9 +4,7 @@
 import torch
 from torch import Tensor
 
-from sage.coding.lowrank import Matrix
-from sage.comm.wire import Wire
-from sage.draw import generator
+from sage.reduction import Matrix, Wire, generator
 
 from .svd import Svd
 

@@ -6,11 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.clock import phase
-from sage.comm.wire import Wire
-from sage.exchange import mean_at
-from sage.reduce import Reduced, Sparsifier, check_fraction
+from sage.reduction import Reduced, Sparsifier, Wire, check_fraction, mean_at, ops, phase
 
 from .topk import num_kept
 

@@ -9,9 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.comm.wire import Wire
-from sage.exclusive import ExclusiveSparsifier
+from sage.reduction import ExclusiveSparsifier, Wire, ops
 
 from .topk import num_kept
 

@@ -7,10 +7,8 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from sage import ops, target
-from sage.comm.wire import Wire
-from sage.draw import generator
-from sage.reduce import Travel, check_fraction
+from sage.reduction import Travel, Wire, check_fraction, generator, ops
+from sage.reduction import density_schedule as schedules
 
 from ._by_threshold import ByThreshold
 
@@ -67,7 +65,7 @@ class DGC(ByThreshold):
             raise ValueError(f"density_schedule={density_schedule!r}: expected constant or warmup")
         if density_from is not None and check_fraction("density_from", density_from) < self.density:
             raise ValueError(f"density_from={density_from!r}: expected at least density={self.density!r}")
-        self.target = target.SCHEDULES[density_schedule](self.density, start=density_from)
+        self.target = schedules.SCHEDULES[density_schedule](self.density, start=density_from)
         self._refines = rule == "grace"
         self._seed = sample_seed
         if not self._refines:

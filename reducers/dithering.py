@@ -7,11 +7,20 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.coding import elias
-from sage.coding.levels import Buckets, Norm, natural_worth, num_buckets, round_linear, round_natural
-from sage.coding.quantise import Parts, RandomQuantiser, Rounding
-from sage.comm.wire import Wire
+from sage.reduction import (
+    Buckets,
+    Norm,
+    Parts,
+    RandomQuantiser,
+    Rounding,
+    Wire,
+    elias,
+    natural_worth,
+    num_buckets,
+    ops,
+    round_linear,
+    round_natural,
+)
 
 MOST_LEVELS = {"linear": 127, "natural": 31}
 """Codes of linear levels fit a byte, numbers of natural ones an Elias code."""
@@ -30,8 +39,8 @@ class Dithering(RandomQuantiser):
 
     - `packed`: ⌈log2(2s + 1)⌉ bits an element, in whole bytes: the level, with its sign, plus s;
     - `elias`: for each group a stream in words of 4 bytes, in which only levels that are not 0 take bits
-      (`sage.coding.elias`; of a natural level L = 2^(s−1) times its worth is coded). 4 a group tell its bits
-      and 24 the lengths of all (`sizes`). This is BytePS's format, whose partition is a group here.
+      (`sage.reduction.coding.elias`; of a natural level L = 2^(s−1) times its worth is coded). 4 a group tell
+      its bits and 24 the lengths of all (`sizes`). This is BytePS's format, whose partition is a group here.
 
     Args:
         levels: s, from 1 to 127, of natural ones to 31.

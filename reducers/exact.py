@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from sage.comm.wire import Wire
-from sage.reduce import Reduced, Reducer
+from sage.reduction import Reduced, Reducer, Wire
 
 
 class Exact(Reducer):

@@ -6,8 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sage.comm.wire import Wire
-from sage.layout import Layout
+from sage.reduction import Layout, Wire
 
 from .micro import Micro
 

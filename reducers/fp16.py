@@ -6,9 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sage.clock import phase
-from sage.comm.wire import Wire
-from sage.reduce import Reduced, Reducer
+from sage.reduction import Reduced, Reducer, Wire, phase
 
 
 class Fp16(Reducer):

@@ -7,8 +7,7 @@ from typing import Literal, Unpack
 
 from torch import Tensor
 
-from sage import ops
-from sage.reduce import Travel
+from sage.reduction import Travel, ops
 
 from ._by_threshold import NARROW, ByThreshold, norm_sum
 

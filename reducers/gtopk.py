@@ -6,10 +6,7 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.clock import phase
-from sage.comm.wire import Wire
-from sage.reduce import Reduced, Travel
+from sage.reduction import Reduced, Travel, Wire, ops, phase
 
 from .topk import TopK, num_kept
 

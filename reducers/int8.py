@@ -6,11 +6,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sage.coding.levels import Buckets, num_buckets
-from sage.coding.quantise import Parts, Quantiser
-from sage.coding.served import payload_served, reduce_served
-from sage.comm.wire import Wire
-from sage.reduce import Reduced
+from sage.reduction import (
+    Buckets,
+    Parts,
+    Quantiser,
+    Reduced,
+    Wire,
+    num_buckets,
+    payload_served,
+    reduce_served,
+)
 
 
 class Int8(Quantiser):
@@ -18,7 +23,7 @@ class Int8(Quantiser):
 
     Block-wise scaling to 127 is common practice; this form follows no single paper. Every rank serves a Wth
     of the vector, W being the number of ranks: it receives all ranks' codes of that share and sends a code of
-    their mean (`sage.coding.served`). With a memory the errors of both codes are fed back.
+    their mean (`sage.reduction.two_way`). With a memory the errors of both codes are fed back.
 
     Bytes each rank hands over: W + 1 times the code of a share, a byte an element (`values`) and 4 a block
     (`scales`), a block beginning with each share and group.

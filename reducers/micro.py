@@ -7,11 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.comm.wire import Wire
-from sage.exchange import Exclusive
-from sage.exclusive import ExclusiveSparsifier
-from sage.layout import Layout
+from sage.reduction import Exclusive, ExclusiveSparsifier, Layout, Wire, ops
 
 from .topk import num_kept
 

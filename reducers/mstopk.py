@@ -7,10 +7,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.comm.wire import Wire
-from sage.draw import generator
-from sage.reduce import Sparsifier, Travel, check_fraction
+from sage.reduction import Sparsifier, Travel, Wire, check_fraction, generator, ops
 
 from ._by_threshold import NARROW, extremes, largest
 from .topk import num_kept

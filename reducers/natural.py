@@ -7,10 +7,18 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.coding.levels import MANTISSA, Buckets, natural_worth, power_below, round_natural
-from sage.coding.quantise import Parts, RandomQuantiser, Rounding
-from sage.comm.wire import Wire
+from sage.reduction import (
+    MANTISSA,
+    Buckets,
+    Parts,
+    RandomQuantiser,
+    Rounding,
+    Wire,
+    natural_worth,
+    ops,
+    power_below,
+    round_natural,
+)
 
 INFINITE = 0xFF << MANTISSA
 """The bits of infinity; magnitudes above are NaN."""

@@ -7,13 +7,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sage.coding import words
-from sage.coding.levels import Buckets
-from sage.coding.quantise import Parts, Quantiser, all_finite, per_group
-from sage.coding.served import payload_served, reduce_served
-from sage.comm.wire import Wire
-from sage.layout import Layout
-from sage.reduce import Reduced
+from sage.reduction import (
+    Buckets,
+    Layout,
+    Parts,
+    Quantiser,
+    Reduced,
+    Wire,
+    all_finite,
+    bitpacking,
+    payload_served,
+    per_group,
+    reduce_served,
+)
 
 
 class OneBit(Quantiser):
@@ -24,9 +30,9 @@ class OneBit(Quantiser):
     the scale (`scales`). With `exchange=gather` these are the bytes each rank hands over.
 
     With `ps` and `dist-ef` a server codes the mean again. Every rank serves a Wth of the vector, W being the
-    number of ranks (`sage.coding.served`), and hands over W + 1 times the code of such a share, in which each
-    part of a group has a scale of its own. They differ in the rank's own part of its share, and in where the
-    server's error goes:
+    number of ranks (`sage.reduction.two_way`), and hands over W + 1 times the code of such a share, in which
+    each part of a group has a scale of its own. They differ in the rank's own part of its share, and in where
+    the server's error goes:
 
     - `ps` is ours: the own part crosses no link and is not coded, and the server's error is fed back through
       that rank's residual. It is not dist-EF-SGDM: of (1, 3, 0, 0) and (−4, 0.5, 0, 0) it makes ±1.625.
@@ -60,14 +66,14 @@ class OneBit(Quantiser):
 
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
         scale_G = per_group(x_N.float(), sizes, self._scale)
-        return {"values": words.pack_signs_by_group(x_N, sizes), "scales": scale_G}
+        return {"values": bitpacking.pack_signs_by_group(x_N, sizes), "scales": scale_G}
 
     def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        signs_N = words.unpack_signs_by_group(parts["values"], sizes)
+        signs_N = bitpacking.unpack_signs_by_group(parts["values"], sizes)
         return Buckets(sizes).scale_(signs_N, parts["scales"])
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
-        return {"values": 4 * sum(map(words.num_words, sizes)), "scales": 4 * len(sizes)}
+        return {"values": 4 * sum(map(bitpacking.num_words, sizes)), "scales": 4 * len(sizes)}
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         if not self._is_served:

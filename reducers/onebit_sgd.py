@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.coding.quantise import Parts, Quantiser, per_group
-from sage.comm.wire import Wire
+from sage.reduction import Parts, Quantiser, Wire, ops, per_group
 
 
 class OneBitSgd(Quantiser):

@@ -5,14 +5,22 @@
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.clock import phase
-from sage.coding.lowrank import Matrices, check_min_rate, check_rank, in_float32, orthonormalise, unflatten
-from sage.coding.quantise import keep_error
-from sage.comm.wire import Wire
-from sage.draw import generator
-from sage.layout import Layout
-from sage.reduce import Reduced, Reducer
+from sage.reduction import (
+    Layout,
+    Matrices,
+    Reduced,
+    Reducer,
+    Wire,
+    check_min_rate,
+    check_rank,
+    generator,
+    in_float32,
+    keep_error,
+    ops,
+    orthonormalise,
+    phase,
+    unflatten,
+)
 
 
 class PowerSgd(Reducer):

@@ -3,10 +3,7 @@
 
 from torch import Tensor
 
-from sage.clock import phase
-from sage.comm.packing import add
-from sage.comm.wire import Wire
-from sage.reduce import Reduced, Reducer
+from sage.reduction import Reduced, Reducer, Wire, add, phase
 
 
 class Ps(Reducer):

@@ -2,8 +2,7 @@
 
 from typing import Literal, Unpack
 
-from sage.coding.levels import Norm
-from sage.coding.quantise import Rounding
+from sage.reduction import Norm, Rounding
 
 from .dithering import Dithering
 

@@ -6,11 +6,7 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.clock import phase
-from sage.comm.wire import Wire
-from sage.draw import generator
-from sage.reduce import Reduced, Sparsifier, Travel, check_fraction
+from sage.reduction import Reduced, Sparsifier, Travel, Wire, check_fraction, generator, ops, phase
 
 from .topk import num_kept
 

@@ -7,13 +7,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sage import exchange as exchanges
-from sage import ops, target
-from sage.clock import phase
-from sage.comm.wire import Wire
-from sage.controllers import CONTROLLERS, Agree, Published, alone, signal_dtype
-from sage.layout import Layout
-from sage.reduce import Reduced, Sparsifier, check_fraction
+from sage.reduction import (
+    CONTROLLERS,
+    Agree,
+    Layout,
+    Published,
+    Reduced,
+    Sparsifier,
+    Wire,
+    alone,
+    check_fraction,
+    ops,
+    phase,
+    signal_dtype,
+)
+from sage.reduction import density_schedule as schedules
+from sage.reduction import exchange as exchanges
 
 
 class Sage(Sparsifier):
@@ -63,7 +72,7 @@ class Sage(Sparsifier):
         agree: bool = False,
         threshold: float | None = None,
         exchange: exchanges.Name = "padded",
-        density_schedule: target.Name = "constant",
+        density_schedule: schedules.Name = "constant",
         density_from: float | None = None,
         density_steps: int = 1000,
         budget: float | None = None,
@@ -79,7 +88,7 @@ class Sage(Sparsifier):
         for name, value, allowed in (
             ("controller", controller, CONTROLLERS),
             ("exchange", exchange, exchanges.EXCHANGES),
-            ("density_schedule", density_schedule, {**target.SCHEDULES, "budget": None}),
+            ("density_schedule", density_schedule, {**schedules.SCHEDULES, "budget": None}),
             ("sampling", sampling, ("element", "tensor")),
         ):
             if value not in allowed:
@@ -110,12 +119,12 @@ class Sage(Sparsifier):
 
     def _target(
         self,
-        schedule: target.Name,
+        schedule: schedules.Name,
         start: float | None,
         steps: int,
         budget: float | None,
         unit: Literal["bytes", "time"],
-    ) -> target.Constant:
+    ) -> schedules.Constant:
         if start is not None and check_fraction("density_from", start) < self.density:
             raise ValueError(f"density_from={start!r}: expected at least density={self.density!r}")
         if steps < 1:
@@ -126,14 +135,14 @@ class Sage(Sparsifier):
                 "above 0, and no other takes one"
             )
         if budget is not None:
-            return target.Budget(self.density, allowed=budget, unit=unit)
-        return target.SCHEDULES[schedule](self.density, start=start, steps=steps)
+            return schedules.Budget(self.density, allowed=budget, unit=unit)
+        return schedules.SCHEDULES[schedule](self.density, start=start, steps=steps)
 
     def bind(self, layout: Layout) -> None:
         super().bind(layout)
         if self._samples_tensors and isinstance(self.controller, Published):
             self.controller.sample_by_tensor([(span.start, span.stop) for span in layout.spans])
-        if isinstance(self.target, target.Critical):
+        if isinstance(self.target, schedules.Critical):
             self.target.bind(layout.numel)
 
     def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
@@ -182,7 +191,7 @@ class Sage(Sparsifier):
         self.target.learn(mean_N, wire)
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
-        if self._agree or isinstance(self.target, target.Budget):
+        if self._agree or isinstance(self.target, schedules.Budget):
             return None
         return self.exchange.payload(counts, rank, self.dtype.itemsize, self.target.now(), self.layout.numel)
 

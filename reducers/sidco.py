@@ -8,10 +8,7 @@ import torch
 from scipy.special import gammaincinv
 from torch import Tensor
 
-from sage import ops
-from sage.comm.wire import Wire
-from sage.layout import Layout
-from sage.reduce import Travel
+from sage.reduction import Layout, Travel, Wire, ops
 
 from ._by_threshold import NARROW, ByThreshold, norm_sum
 

@@ -5,10 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from sage.coding import words
-from sage.coding.levels import Buckets
-from sage.coding.quantise import Parts, Quantiser, per_group
-from sage.comm.wire import Wire
+from sage.reduction import Buckets, Parts, Quantiser, Wire, bitpacking, per_group
 
 
 class SignNorm(Quantiser):
@@ -16,22 +13,22 @@ class SignNorm(Quantiser):
 
     This is the mean of `efsignsgd` in the format of the utility study's SignAndNorm: zero counts as positive,
     and a bit is 1 where an element is below 0. Bytes each rank hands over: a bit an element, over the whole
-    vector in words of 4 bytes (`values`; `sage.coding.words.pack_signs_in_columns`), and 4 a group for ‖g‖₁
-    (`scales`).
+    vector in words of 4 bytes (`values`; `sage.reduction.coding.bitpacking.pack_signs_in_columns`), and 4 a
+    group for ‖g‖₁ (`scales`).
     """
 
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
         norm_G = per_group(x_N.float(), sizes, lambda x: x.abs().sum())
-        return {"values": words.pack_signs_in_columns(x_N), "scales": norm_G}
+        return {"values": bitpacking.pack_signs_in_columns(x_N), "scales": norm_G}
 
     def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
         norm_G = parts["scales"]
         num_G = norm_G.new_tensor(sizes).clamp_(min=1)
-        signs_N = words.unpack_signs_in_columns(parts["values"], sum(sizes))
+        signs_N = bitpacking.unpack_signs_in_columns(parts["values"], sum(sizes))
         return Buckets(sizes).scale_(signs_N, norm_G / num_G)
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
-        return {"values": 4 * words.num_words(sum(sizes)), "scales": 4 * len(sizes)}
+        return {"values": 4 * bitpacking.num_words(sum(sizes)), "scales": 4 * len(sizes)}
 
 
 REDUCER = SignNorm

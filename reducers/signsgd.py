@@ -4,12 +4,7 @@
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.clock import phase
-from sage.coding import words
-from sage.coding.quantise import all_finite, keep_error
-from sage.comm.wire import Wire
-from sage.reduce import Reduced, Reducer
+from sage.reduction import Reduced, Reducer, Wire, all_finite, bitpacking, keep_error, ops, phase
 
 
 class SignSgd(Reducer):
@@ -22,8 +17,8 @@ class SignSgd(Reducer):
     gradients are far from 1 (see `efsignsgd`).
 
     Bytes each rank hands over: a bit an element, in words of 4 bytes (`values`, laid out as in
-    `sage.coding.words.pack_signs_in_columns`), and 4 that are NaN where the gradient is not finite, else 0
-    (`scales`): a sign alone would hide it.
+    `sage.reduction.coding.bitpacking.pack_signs_in_columns`), and 4 that are NaN where the gradient is not
+    finite, else 0 (`scales`): a sign alone would hide it.
     """
 
     conserves = False
@@ -33,15 +28,15 @@ class SignSgd(Reducer):
         n = grad_N.numel()
         with phase("select"):
             signal_N = ops.accumulate(grad_N, residual_N)
-            words_V = words.pack_signs_in_columns(self.opinion(signal_N))
+            words_V = bitpacking.pack_signs_in_columns(self.opinion(signal_N))
             fault_1 = torch.where(all_finite(signal_N), 0.0, torch.nan).view(1)
             if residual_N is not None:
-                keep_error(residual_N, words.unpack_signs_in_columns(words_V, n))
+                keep_error(residual_N, bitpacking.unpack_signs_in_columns(words_V, n))
         words_WV, fault_W1 = wire.gather(values=words_V, scales=fault_1)
         with phase("scatter"):
             votes_N = grad_N.float().zero_()
             for words_V in words_WV:
-                votes_N += words.unpack_signs_in_columns(words_V, n)
+                votes_N += bitpacking.unpack_signs_in_columns(words_V, n)
             return Reduced(grad_N.copy_(votes_N.sign_().add_(fault_W1.sum())))
 
     def opinion(self, signal_N: Tensor) -> Tensor:
@@ -49,7 +44,7 @@ class SignSgd(Reducer):
         return signal_N
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int]:
-        return {"values": 4 * words.num_words(self.layout.numel), "scales": 4}
+        return {"values": 4 * bitpacking.num_words(self.layout.numel), "scales": 4}
 
 
 REDUCER = SignSgd

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from sage.layout import Layout
+from sage.reduction import Layout
 
 from .signsgd import SignSgd
 

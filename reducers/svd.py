@@ -8,13 +8,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.clock import phase
-from sage.coding.lowrank import Matrices, Matrix, check_min_rate, check_rank, in_float32, unflatten
-from sage.coding.quantise import Parts, gather_parts, keep_error
-from sage.comm.wire import Wire
-from sage.layout import Layout
-from sage.reduce import Memory, Reduced, Reducer
+from sage.reduction import (
+    Layout,
+    Matrices,
+    Matrix,
+    Memory,
+    Parts,
+    Reduced,
+    Reducer,
+    Wire,
+    check_min_rate,
+    check_rank,
+    gather_parts,
+    in_float32,
+    keep_error,
+    ops,
+    phase,
+    unflatten,
+)
 
 
 class Svd(Reducer):

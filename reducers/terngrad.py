@@ -7,10 +7,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.coding.levels import Buckets, round_linear
-from sage.coding.quantise import Parts, RandomQuantiser, Rounding
-from sage.comm.wire import Wire
+from sage.reduction import Buckets, Parts, RandomQuantiser, Rounding, Wire, ops, round_linear
 
 
 class TernGrad(RandomQuantiser):

@@ -6,9 +6,7 @@ from typing import Unpack
 
 from torch import Tensor
 
-from sage import ops
-from sage.comm.wire import Wire
-from sage.reduce import Sparsifier, Travel, check_fraction
+from sage.reduction import Sparsifier, Travel, Wire, check_fraction, ops
 
 
 class Threshold(Sparsifier):

@@ -6,10 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.comm.wire import Wire
-from sage.layout import Layout
-from sage.reduce import Sparsifier, Travel, check_fraction
+from sage.reduction import Layout, Sparsifier, Travel, Wire, check_fraction, ops
 
 
 class TopK(Sparsifier):

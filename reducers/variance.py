@@ -6,12 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.clock import phase
-from sage.coding.quantise import per_group
-from sage.comm.wire import Wire
-from sage.layout import Layout
-from sage.reduce import Reduced, Sparsifier
+from sage.reduction import Layout, Reduced, Sparsifier, Wire, ops, per_group, phase
 
 INDEX_BITS = 28
 LARGEST_STEP = 7

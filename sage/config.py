@@ -9,10 +9,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
-from . import check, registry
-from .check import Range, coerce, known
+from . import registry, validate
+from .output.text import clean_text
 from .storage import read_toml
-from .text import clean_text
+from .validate import Range, coerce, known
 
 ASIDE = "aside"
 """Marks a field that cannot change a run's result, and so is left out of its hash."""
@@ -247,7 +247,7 @@ def load(workload: str, *, file: Path | None = None, overrides: dict[str, Any] |
     `[reducers.NAME]` counts only when NAME is the reducer.
     """
     named = not workload.endswith(".toml")
-    path = workloads()[known("workload", workload, workloads())] if named else check.path(workload)
+    path = workloads()[known("workload", workload, workloads())] if named else validate.path(workload)
     layers = [_read(path), *([_read(file)] if file else []), _checked(dict(overrides or {}), "the overrides")]
     merged: dict[str, Any] = {"reducer": Config.reducer}
     for layer in layers:
@@ -299,7 +299,7 @@ def resolve(config: Config, **changes: Any) -> Config:
         raise
     except Exception as error:  # a reducer may be anybody's
         said = f"{type(error).__name__}: {clean_text(str(error))}"
-        name, options = registry.short(config.reducer), check.shown(checked["reducer_options"])
+        name, options = registry.short(config.reducer), validate.shown(checked["reducer_options"])
         raise ValueError(f"the reducer {name} does not take the options {options}: {said}") from error
     return replace(config, **{**changes, **checked})
 

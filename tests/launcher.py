@@ -20,16 +20,16 @@ from typing import Any
 import leftovers
 import torch
 
-from sage import cli
+from sage.cli.main import main
+from sage.data.dataset import Batch
 from sage.datasets import imports
-from sage.feed.data import Batch
-from sage.tell.record import Record, read_metrics
+from sage.records.record import Record, read_metrics
 from sage.train import checkpoint
 from sage.train.loop import Training
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["sage.run", "sage.flags", "sklearn.datasets", "torch._dynamo", "torch.utils.tensorboard"]
+    ["sage.train.run", "sage.cli.flags", "sklearn.datasets", "torch._dynamo", "torch.utils.tensorboard"]
 )
 PATIENCE = 200.0
 """Seconds to wait for what should take one or two, on a machine that is busy."""
@@ -173,7 +173,7 @@ def _main(
     setattr(imports, "standard_library_imports", lambda: pairs)  # noqa: B010
     if tamper is not None:
         tamper()
-    sys.exit(cli.main(argv))
+    sys.exit(main(argv))
 
 
 def outside() -> dict[str, str]:

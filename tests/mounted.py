@@ -15,8 +15,8 @@ import sage
 from sage.comm.wire import Wire
 from sage.mount.ddp import DdpMount
 from sage.mount.whole import ModelMount
-from sage.reduce import Reduced
 from sage.reducers.exact import Exact
+from sage.reduction.reducer import Reduced
 
 Backward = Callable[[nn.Module, int, int], None]
 """Forward and backward of a model on one rank at one step."""

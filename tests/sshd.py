@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from launcher import free_port, until
 
-from sage.nodes.keeper import die_with_parent
+from sage.cluster.supervisor import die_with_parent
 
 SEARCH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 

@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-NAMES = (
-    *("slurm", "cell", "checkpoint", "doctor", "faults", "here", "launch"),
-    *("rendezvous", "resume", "run", "scripts", "status", "submit"),
+PATHS = (
+    *("slurm", "jobs", "cluster/test_doctor.py", "cluster/test_doctor_agents.py", "cluster/test_launch.py"),
+    *("comm/test_rendezvous.py", "train/test_checkpoint.py", "train/test_faults.py"),
+    *("train/test_resume.py", "train/test_run.py"),
 )
 
 
@@ -37,7 +38,6 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=3, help="repetitions (default: 3)")
     parser.add_argument("tests", nargs="*", help="what pytest is to run; else those that wait for processes")
     given = parser.parse_args()
-    known = [path for name in NAMES for path in (TESTS / name, TESTS / f"test_{name}.py") if path.exists()]
     burners = [
         multiprocessing.get_context("fork").Process(target=burn, daemon=True) for _ in range(given.load)
     ]
@@ -46,7 +46,13 @@ def main() -> int:
     try:
         for time_number in range(1, given.times + 1):
             start = time.monotonic()
-            command = [sys.executable, "-m", "pytest", "-q", *(given.tests or map(str, known))]
+            command = [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                *(given.tests or [str(TESTS / path) for path in PATHS]),
+            ]
             status = subprocess.call(command, cwd=TESTS.parent)
             seconds = time.monotonic() - start
             load = os.getloadavg()[0]

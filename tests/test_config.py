@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage import registry
+from sage.cli.flags import parse_run
 from sage.config import ASIDE, Config, Options, annotations, load, part_options, resolve, workloads
-from sage.flags import parse_run
+from sage.registry import parts
 
 BASE = Config(workload="w", task="classify", model="resnet", data="digits")
 ASIDE_FIELDS = {name for name, annotation in annotations().items() if ASIDE in get_args(annotation)}
@@ -294,7 +295,7 @@ def test_a_path_may_begin_with_the_home_folder(workload: Path, monkeypatch: pyte
 
 
 def test_a_file_as_a_part_counts_by_its_content_in_the_hash(workload: Path, tmp_path: Path) -> None:
-    source = Path(registry.__file__).parent / "reducers" / "exact.py"
+    source = Path(registry.__file__).parents[1] / "reducers" / "exact.py"
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     first, moved, edited = tmp_path / "a" / "mine.py", tmp_path / "b" / "mine.py", tmp_path / "mine.py"
@@ -378,9 +379,9 @@ def test_faulty_options_of_parts_are_refused_before_anything_starts(
 def test_a_reducer_may_not_name_an_option_as_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
     def greedy(*, lr: float = 1.0) -> None: ...
 
-    load_part = registry.load
+    load_part = parts.load
     monkeypatch.setattr(
-        registry, "load", lambda room, name: greedy if room == "reducers" else load_part(room, name)
+        parts, "load", lambda room, name: greedy if room == "reducers" else load_part(room, name)
     )
     with pytest.raises(ValueError, match="'sage' has options with a run's own names: lr"):
         part_options(BASE)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sage.conform import LAWS
+from sage.testing.conformance import LAWS
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding-a-reducer.md"
 DEAF = '''

@@ -21,7 +21,7 @@ import os, sys
 
 folder, user, before, *argv = sys.argv[1:]
 if before == "1":
-    from sage.cli import main
+    from sage.cli.main import main
     assert main(argv) == 0
 os.umask(0o022)
 os.setgroups([])
@@ -29,7 +29,7 @@ os.setgid(int(user))
 os.setuid(int(user))
 os.chdir(folder)
 print("=" * 8, flush=True)
-from sage.cli import main
+from sage.cli.main import main
 sys.exit(main(argv))
 """
 

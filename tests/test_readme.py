@@ -20,16 +20,16 @@ ELSEWHERE = {
     "make demo": ".ci/run runs it",
     "source .venv/bin/activate": "a shell's own",
     "pip install -e .": "make does it",
-    "tensorboard --logdir runs": "tests/test_record.py asks the server",
+    "tensorboard --logdir runs": "tests/records/test_record.py asks the server",
     "sbatch pararun resnet18-cifar10 --reducer sage --density 0.001": "tests/slurm/test_pararun.py",
     "sage submit jobs/suites/digits.toml": "tests/slurm/test_sweep.py",
     "sage conform my_package.my_reducer": "tests/test_extension.py",
     "torchrun --standalone --nproc-per-node 2 train.py": "test_the_script_runs_as_it_stands",
     "make cluster": "tests/slurm/test_cluster.py runs the program that it calls",
-    "sage launch --hosts hosts.txt digits --steps 10": "tests/test_launch.py",
+    "sage launch --hosts hosts.txt digits --steps 10": "tests/cluster/test_launch.py",
 }
 """Commands that another test runs, and which."""
-ELSEWHERE |= dict.fromkeys(re.findall("^pdsh .*", README, flags=re.MULTILINE), "tests/test_launch.py")
+ELSEWHERE |= dict.fromkeys(re.findall("^pdsh .*", README, flags=re.MULTILINE), "tests/cluster/test_launch.py")
 
 
 def commands() -> list[str]:

@@ -12,11 +12,11 @@ import torch
 
 from sage import registry, storage
 from sage.bench import figure
-from sage.bench.rounds import Row, Spread, cases_of, inputs, measure
+from sage.bench.repetitions import Row, Spread, cases_of, inputs, measure
+from sage.cli.parser import Parser
 from sage.ops import native
-from sage.parser import Parser
-from sage.tell.manifest import manifest
-from sage.tell.units import percent, size
+from sage.output.units import percent, size
+from sage.records.manifest import manifest
 
 TITLES = (
     "input",

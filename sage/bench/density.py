@@ -18,15 +18,15 @@ from torch import Tensor
 
 from sage import ops, storage
 from sage.bench import figure, table
-from sage.bench.held import Held
+from sage.bench.density_result import Held
 from sage.bench.record import add_size, check_size
 from sage.bench.trace import Trace, is_run, load, record_run
+from sage.cli.parser import Parser
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
-from sage.layout import Layout
-from sage.memory import ErrorFeedback
-from sage.parser import Parser
 from sage.reducers.sage import Sage
+from sage.reduction.error_feedback import ErrorFeedback
+from sage.reduction.layout import Layout
 
 RIGHT = "right"
 """Stands for the λ_0 that selects as much as is asked for of the first gradient, averaged over the ranks."""

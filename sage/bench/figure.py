@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sage.bench.held import Held
-from sage.bench.rounds import Row
-from sage.tell.svg import PALETTE
+from sage.bench.density_result import Held
+from sage.bench.repetitions import Row
+from sage.report.svg import PALETTE
 
 MUTED = "0.5"
 STYLE: dict[Any, Any] = {"svg.hashsalt": "sage", "svg.fonttype": "none", "font.size": 8}

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from sage.bench.trace import Trace, is_run, record, record_run
+from sage.cli.flags import parse_run
+from sage.cli.parser import Parser
 from sage.config import resolve
-from sage.flags import parse_run
-from sage.parser import Parser
 
 
 def main(argv: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sage import storage
-from sage.bench.held import Held
+from sage.bench.density_result import Held
 
 MEASURES: dict[str, Callable[[Held], str]] = {
     "Share of the steps within ±20 % of the target": lambda held: f"{held.within:.0%}",

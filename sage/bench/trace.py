@@ -19,13 +19,13 @@ from sage import registry, storage
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.config import Config
-from sage.feed.data import data_root
-from sage.run import build_model
-from sage.tell.progress import Display
-from sage.tell.record import Silent
-from sage.text import clean_text
+from sage.data.dataset import data_root
+from sage.output.text import clean_text
+from sage.records.progress import Display
+from sage.records.record import Silent
 from sage.train.loop import Training
-from sage.train.recipe import learning_rate
+from sage.train.run import build_model
+from sage.train.schedules import learning_rate
 from sage.train.stop import Stop
 
 FORMAT = "sage trace 2"

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from sage.comm.wire import Wire
-from sage.text import clean_text
+from sage.output.text import clean_text
 
 Facts = Mapping[str, str]
 """What a rank says of itself, by name: its settings, its versions, checksums of its files."""

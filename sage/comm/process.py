@@ -14,12 +14,12 @@ from torch import Tensor
 from sage.comm import torch_names
 from sage.comm.address import check_interfaces, choose_interface
 from sage.comm.agreement import Facts, RanksDiffer
+from sage.comm.failure_monitor import Watch
 from sage.comm.packing import add
 from sage.comm.rendezvous import Place
-from sage.comm.sign_in import sign_in
-from sage.comm.watch import Watch
+from sage.comm.store import sign_in
 from sage.comm.wire import Pending, Wire, WireError
-from sage.text import clean_text
+from sage.output.text import clean_text
 
 T = TypeVar("T")
 

@@ -20,8 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sage.comm.address import is_called_loopback
-from sage.comm.launchers import PLAIN, SLURM, TORCHRUN
-from sage.comm.tasks import (
+from sage.comm.launcher_environment import (
     MOST_RANKS,
     Task,
     innermost,
@@ -32,6 +31,7 @@ from sage.comm.tasks import (
     refuse_half,
     tasks_of,
 )
+from sage.comm.launchers import PLAIN, SLURM, TORCHRUN
 from sage.comm.variables import address, are_not_set, first_node, number, told
 
 MOST = 2**32 - 1

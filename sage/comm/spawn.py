@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
-from sage import output
 from sage.comm.rendezvous import Place, local_places
-from sage.outcome import FAILED, HOPELESS, INTERRUPTED, KEYBOARD
+from sage.exit_status import FAILED, HOPELESS, INTERRUPTED, KEYBOARD
+from sage.output import streams
 
 GRACE = 10.0
 """Seconds that the other ranks get, after one has failed, to notice it by themselves."""
@@ -132,7 +132,7 @@ def _child(rank: Callable[[Place], int], place: Place, parent: int, shared: Voic
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: the kernel kills it with its parent
         if os.getppid() != parent:
             os._exit(FAILED)
-    output.protect()
+    streams.protect()
     status = rank(place)
     shared.has_spoken[place.rank] = 1
     sys.exit(status)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from sage.comm.address import is_loopback, resolve
-from sage.text import clean_text
+from sage.output.text import clean_text
 
 LONGEST = 80
 """Letters of a value that an error repeats."""

@@ -18,7 +18,6 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from sage.clock import phase
 from sage.comm.ledger import (
     Ledger,
     direct_exchange,
@@ -28,6 +27,7 @@ from sage.comm.ledger import (
     tree_broadcast,
 )
 from sage.comm.packing import count_each, cut, describe, num_bytes, pack, pad_to, unpack
+from sage.timing import phase
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from sage.mount.parameters import Named
 from sage.mount.record import RunFolder, StepLog
 from sage.mount.step import Step
 from sage.mount.traffic import Traffic, of_step
-from sage.reduce import Reducer
+from sage.reduction.reducer import Reducer
 
 Method = str | Reducer | Callable[..., Reducer]
 """A reducer: its name, one that is not bound yet, or what makes one."""

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from sage.memory import MemoryOptions
 from sage.mount.base import Method, maker
 from sage.mount.ddp import DdpMount, mount_on
 from sage.mount.signature import not_a_hook
 from sage.mount.wrapped import checked
-from sage.reduce import Memory
+from sage.reduction.error_feedback import MemoryOptions
+from sage.reduction.reducer import Memory
 
 
 class CommState:

@@ -19,23 +19,17 @@ from torch.autograd import Variable
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from sage.comm.guest import GuestWire
+from sage.comm.attached import GuestWire
 from sage.comm.wire import Wire
-from sage.memory import MemoryOptions
 from sage.mount.base import Method, Mount, check_same, maker, told
 from sage.mount.buckets import Bucket, Listed, cut, gradients_of
 from sage.mount.flat import Flat
-from sage.mount.parameters import (
-    as_real,
-    check_unchanged,
-    ddp_parameters,
-    real_dtype,
-    real_shape,
-)
+from sage.mount.parameters import as_real, check_unchanged, ddp_parameters, real_dtype, real_shape
 from sage.mount.signature import not_a_hook
 from sage.mount.step import Step
 from sage.mount.wrapped import AGAIN, HAS_HOOK, NO_JOIN, checked
-from sage.reduce import Memory, Reducer
+from sage.reduction.error_feedback import MemoryOptions
+from sage.reduction.reducer import Memory, Reducer
 
 
 @dataclass(eq=False)
@@ -230,7 +224,7 @@ def ddp_hook(
         model: Wrapped already; without another communication hook.
         reducer: A reducer's name, with its options as further keywords; or a reducer, or what makes one.
         memory: Error feedback; by default what the reducer asks for.
-        memory_options: Its β, γ and so on, as of `sage.memory.ErrorFeedback`.
+        memory_options: Its β, γ and so on, as of `sage.reduction.error_feedback.ErrorFeedback`.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
         timeout: Seconds after which a collective that has not come back is an error on every rank.

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sage.comm.wire import Wire
-from sage.layout import Layout
-from sage.memory import ErrorFeedback, MemoryOptions
-from sage.reduce import Memory, Reduced, Reducer
+from sage.reduction.error_feedback import ErrorFeedback, MemoryOptions
+from sage.reduction.layout import Layout
+from sage.reduction.reducer import Memory, Reduced, Reducer
 
 
 class Flat(nn.Module):
@@ -24,7 +24,7 @@ class Flat(nn.Module):
         reducer: The method, not yet bound.
         dtype, device: Of the gradient.
         memory: Error feedback; by default what the reducer asks for.
-        memory_options: Its β, γ and so on, as of `sage.memory.ErrorFeedback`.
+        memory_options: Its β, γ and so on, as of `sage.reduction.error_feedback.ErrorFeedback`.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
         always: Names of those that are compressed however small.

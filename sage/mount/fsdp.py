@@ -22,16 +22,16 @@ from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor
 
-from sage.comm.guest import GuestWire
+from sage.comm.attached import GuestWire
 from sage.comm.wire import Wire
-from sage.memory import MemoryOptions
 from sage.mount.base import Method, Mount, check_same, maker, told
 from sage.mount.flat import Flat
 from sage.mount.optimizers import check_free
 from sage.mount.parameters import AGAIN, REAL, check_dense
 from sage.mount.signature import not_a_hook
 from sage.mount.step import Step, anywhere
-from sage.reduce import Memory
+from sage.reduction.error_feedback import MemoryOptions
+from sage.reduction.reducer import Memory
 
 
 @dataclass(eq=False)
@@ -144,7 +144,7 @@ def fsdp_hook(
         reducer: A reducer's name, with its options as further keywords; or a reducer, or what makes one.
         replicate: The ranks that hold the same shard.
         memory: Error feedback; by default what the reducer asks for.
-        memory_options: Its β, γ and so on, as of `sage.memory.ErrorFeedback`.
+        memory_options: Its β, γ and so on, as of `sage.reduction.error_feedback.ErrorFeedback`.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Shards of fewer elements go dense, unless the reducer takes them too.
         timeout: Seconds after which a collective that has not come back is an error on every rank.

@@ -11,8 +11,8 @@ import numpy
 
 from sage import storage
 from sage.comm.ledger import Ledger
-from sage.tell.manifest import manifest
-from sage.tell.record import Recorder
+from sage.records.manifest import manifest
+from sage.records.record import Recorder
 
 KEPT = 50_000
 """At most so many steps are kept one by one; beyond, every second one is dropped, and so on."""

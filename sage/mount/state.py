@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sage.layout import Layout, Span
 from sage.mount.flat import Flat
+from sage.reduction.layout import Layout, Span
 
 State = dict[str, dict[str, Any]]
 """By parameter, and by the names of `ErrorFeedback.state_dict()`."""

@@ -8,10 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sage.comm.guest import GuestWire
+from sage.comm.attached import GuestWire
 from sage.comm.packing import pack
 from sage.comm.wire import Wire
-from sage.memory import MemoryOptions
 from sage.mount.base import Method, Mount, check_same, maker, told
 from sage.mount.flat import Flat
 from sage.mount.optimizers import check_free
@@ -25,7 +24,8 @@ from sage.mount.parameters import (
     trainable,
 )
 from sage.mount.signature import not_a_hook
-from sage.reduce import Memory, Reducer
+from sage.reduction.error_feedback import MemoryOptions
+from sage.reduction.reducer import Memory, Reducer
 
 
 class WholeModel(Flat):
@@ -39,7 +39,7 @@ class WholeModel(Flat):
         model: Its parameters' `.grad` are replaced by views.
         reducer: The method, not yet bound.
         memory: Error feedback; by default what the reducer asks for.
-        memory_options: Its β, γ and so on, as of `sage.memory.ErrorFeedback`.
+        memory_options: Its β, γ and so on, as of `sage.reduction.error_feedback.ErrorFeedback`.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
 
@@ -246,7 +246,7 @@ def reduce_model(
         reducer: A reducer's name, with its options as further keywords; or a reducer, or what makes one.
         group: The ranks that train the model together; by default all.
         memory: Error feedback; by default what the reducer asks for.
-        memory_options: Its β, γ and so on, as of `sage.memory.ErrorFeedback`.
+        memory_options: Its β, γ and so on, as of `sage.reduction.error_feedback.ErrorFeedback`.
         grouping: The unit over which the reducer decides; by default what it asks for.
         min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
         timeout: Seconds after which a collective that has not come back is an error on every rank.

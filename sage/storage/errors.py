@@ -4,7 +4,7 @@ import errno
 import pwd
 from pathlib import Path
 
-from sage.errors import told
+from sage.exit_status import message
 
 
 class Unreadable(ValueError):
@@ -31,7 +31,7 @@ class NotWritten(OSError):
         super().__init__(error.errno, f"cannot be written, {error.strerror or error}", str(path))
 
     def __str__(self) -> str:
-        return told(self)
+        return message(self)
 
 
 def refused(path: Path, error: OSError) -> Unreadable:

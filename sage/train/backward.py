@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sage.clock import phase
 from sage.config import Config
-from sage.feed.data import Batch, moved
+from sage.data.dataset import Batch, moved
 from sage.mount import WholeModel
-from sage.task import Task
+from sage.tasks import Task
+from sage.timing import phase
 from sage.train.optim import LossScale
-from sage.train.squares import Squares
+from sage.train.squared_gradients import Squares
 
 
 class Backward:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from sage import storage
-from sage.feed.fetch import sha256_of
+from sage.data.fetch import sha256_of
 
 _NAME = re.compile(r"(?:\.old-)?step-(\d{8,})")
 _LEAVES = (Tensor, nn.Parameter, bool, int, float, str, type(None))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sage.comm.agreement import told_ranks
-from sage.feed.data import Batch
+from sage.data.dataset import Batch
 
 if TYPE_CHECKING:
     from sage.train.loop import Training

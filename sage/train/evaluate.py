@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from sage.comm.wire import Wire
-from sage.feed.data import Dataset, moved
-from sage.task import Task
+from sage.data.dataset import Dataset, moved
+from sage.tasks import Task
 
 if TYPE_CHECKING:
     from sage.train.loop import Training

@@ -12,13 +12,13 @@ from typing import Protocol
 import torch
 
 import sage
-from sage import errors
+from sage import exit_status
 from sage.comm.replicas import ReplicasDiffer
 from sage.comm.wire import WireError
-from sage.outcome import FAILED, HOPELESS
-from sage.run_folder import Taken
+from sage.exit_status import FAILED, HOPELESS
+from sage.output.text import clean_text
+from sage.records.run_folder import Taken
 from sage.storage import write_text
-from sage.text import clean_text
 from sage.train.divergence import Diverged
 
 PACKAGE = Path(sage.__file__).parent
@@ -75,11 +75,11 @@ def judge(error: BaseException) -> Failure:
     if isinstance(error, Taken):
         return Failure(clean_text(str(error), SHOWN), FAILED, True)
     if isinstance(error, ValueError | OSError):
-        return Failure(errors.told(error), errors.status(error), True)
+        return Failure(exit_status.message(error), exit_status.status_of(error), True)
     if isinstance(error, SystemExit):
         return Failure(f"{_place(error)} called sys.exit({error.code!r})", FAILED, True)
     if _is_out_of_memory(error):
-        return Failure(f"out of memory: {errors.told(error)}", FAILED, True)
+        return Failure(f"out of memory: {exit_status.message(error)}", FAILED, True)
     said = f"{type(error).__name__}: {clean_text(str(error), SHOWN)}"
     again = is_first_step and not isinstance(error, torch.AcceleratorError)
     when = "the first step failed, and would fail again: " if again else ""

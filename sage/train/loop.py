@@ -14,25 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sage.clock import Phases, phase
 from sage.comm.replicas import check_replicas
 from sage.comm.wire import Pending, Wire
 from sage.config import Config
-from sage.feed.data import Batch, Dataset
+from sage.data.dataset import Batch, Dataset
 from sage.mount import WholeModel
-from sage.reduce import Reduced, Reducer
-from sage.task import Task
-from sage.tell.progress import Display
-from sage.tell.record import Recorder
+from sage.records.progress import Display
+from sage.records.record import Recorder
+from sage.reduction.reducer import Reduced, Reducer
+from sage.tasks import Task
+from sage.timing import Phases, phase
 from sage.train import checkpoint, resume
 from sage.train.backward import Backward
 from sage.train.divergence import diverged
 from sage.train.evaluate import average_buffers, evaluate
+from sage.train.metrics import Tally
 from sage.train.optim import LossScale, RunningAverage, clip_, set_lr
-from sage.train.recipe import before_reduction, count_steps, learning_rate, memory_options, optimizer
-from sage.train.squares import Squares
+from sage.train.schedules import before_reduction, count_steps, learning_rate, memory_options, optimizer
+from sage.train.squared_gradients import Squares
 from sage.train.stop import Stop
-from sage.train.tally import Tally
 
 HISTOGRAM_SAMPLE = 2**18
 """Elements of the gradient, evenly spread, that a histogram is made of."""

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from sage import storage
 from sage.config import Config
-from sage.text import clean_text
+from sage.output.text import clean_text
 from sage.train import checkpoint
 from sage.train.optim import floating
-from sage.train.recipe import count_steps
+from sage.train.schedules import count_steps
 
 if TYPE_CHECKING:
     from sage.train.loop import Training

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sage.outcome import KEYBOARD
+from sage.exit_status import KEYBOARD
 
 
 class Stop:

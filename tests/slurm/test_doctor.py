@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import sage
-from sage.nodes.judge import CHECKS
+from sage.cluster.doctor.checks import CHECKS
 from slurm.cluster import Cluster, links_need
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sage.tell.record import read_metrics
+from sage.records.record import read_metrics
 
 from .cluster import Cluster
 

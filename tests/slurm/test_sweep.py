@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from launcher import records
 
-from sage.jobs import book
-from sage.jobs.suite import read
-from sage.tell.record import read_metrics
+from sage.jobs import submissions
+from sage.jobs.sweep import read
+from sage.records.record import read_metrics
 from slurm.cluster import Cluster
 
 CHECKOUT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def test_twelve_cells_two_at_a_time_then_nothing_then_the_one_that_is_missing(
     cells = [cell.folder.name for cell in read(path).cells]
     told = sage("submit", "suite.toml")
     assert "12 cells: 0 finished, 0 active, 12 to submit" in told
-    entries = book.read(tmp_path / "runs")
+    entries = submissions.read(tmp_path / "runs")
     (array,) = {entry.job.partition("_")[0] for entry in entries.values()}
     most = 0
 
@@ -91,11 +91,11 @@ def test_twelve_cells_two_at_a_time_then_nothing_then_the_one_that_is_missing(
         )
 
     assert "12 cells: 12 finished, 0 active, 0 to submit" in sage("submit", "suite.toml")
-    assert book.read(tmp_path / "runs") == entries
+    assert submissions.read(tmp_path / "runs") == entries
 
     (tmp_path / "runs" / cells[7] / "result.json").unlink()
     assert "12 cells: 11 finished, 0 active, 1 to submit" in sage("submit", "suite.toml")
-    again = book.read(tmp_path / "runs")
+    again = submissions.read(tmp_path / "runs")
     assert [cell for cell in cells if again[cell] != entries[cell]] == [cells[7]]
     assert cluster.wait(again[cells[7]].job, 120)["JobState"] == "COMPLETED"
     assert summary(sage) == "12 cells: 12 done"
@@ -106,7 +106,7 @@ def test_a_cell_is_requeued_when_interrupted_or_hurt_and_goes_on_until_it_is_don
 ) -> None:
     (tmp_path / "suite.toml").write_text(LONG + "seed = [0, 1]\n")
     sage("submit", "suite.toml")
-    entries = book.read(tmp_path / "runs")
+    entries = submissions.read(tmp_path / "runs")
     (interrupted, told), (hurt, killed) = entries.items()
 
     def steps(cell: str) -> int:
@@ -133,7 +133,7 @@ def test_what_is_hopeless_is_not_requeued_and_what_is_cancelled_stays_so(
 ) -> None:
     (tmp_path / "suite.toml").write_text(LONG.replace("steps = 1500", "lr = [0.1, 1e30]"))
     sage("submit", "suite.toml")
-    good, hopeless = book.read(tmp_path / "runs").values()
+    good, hopeless = submissions.read(tmp_path / "runs").values()
     ended = cluster.wait(hopeless.job, 120)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
     assert sage("cancel", good.cell) == "cancelled: 1 cell\n"
@@ -148,7 +148,7 @@ def test_what_is_hopeless_is_not_requeued_and_what_is_cancelled_stays_so(
 def test_pending_tasks_that_are_cancelled_are_shown_so(cluster: Cluster, sage: Sage, tmp_path: Path) -> None:
     (tmp_path / "suite.toml").write_text(LONG + "seed = [0, 1, 2, 3]\nparallel = 1\n")
     sage("submit", "suite.toml")
-    (array,) = {entry.job.partition("_")[0] for entry in book.read(tmp_path / "runs").values()}
+    (array,) = {entry.job.partition("_")[0] for entry in submissions.read(tmp_path / "runs").values()}
     cluster.until(lambda: "RUNNING" in states(cluster, array))
     assert sage("cancel", "suite.toml") == "cancelled: 4 cells\n"
     cluster.until(lambda: not {"PENDING", "RUNNING", "COMPLETING"} & set(states(cluster, array)))
@@ -167,7 +167,7 @@ def test_submitted_inside_an_array_without_variables_and_only_the_task_that_stop
         "--array=3-3", "--output=outer", "--nodes=1", "--wrap", submit, cwd=tmp_path, env=leftovers
     )
     cluster.until(lambda: cluster.job(f"{outer}_3")["JobState"] in ("COMPLETED", "FAILED"), 120)
-    entries = book.read(tmp_path / "runs")
+    entries = submissions.read(tmp_path / "runs")
     assert len(entries) == 2, (tmp_path / "outer").read_text()
 
     def steps(cell: str) -> int:

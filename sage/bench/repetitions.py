@@ -1,0 +1,236 @@
+"""Rounds of reductions: every reducer on the same vectors, each time from nothing, in turns.
+
+A reducer runs on a wire of one rank that answers at once (sage/bench/loopback_wire.py). It starts each round
+without state, so that no round has what another left. All reducers that are compared on an input run in
+turns, in an order drawn each round, so that other load on the machine affects all of them alike.
+"""
+# N = elements of an input
+
+import math
+import random
+import statistics
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sage import registry
+from sage.bench import trace
+from sage.bench.loopback_wire import Alone
+from sage.reduction.error_feedback import ErrorFeedback
+from sage.reduction.layout import Layout
+from sage.reduction.reducer import Reducer, check_fraction
+
+COLUMNS = 1024
+"""Elements in a row of a made-up input: low-rank methods want a matrix."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """What is to be compressed."""
+
+    name: str
+    shape: tuple[int, ...]
+    before: list[Tensor]
+    """Gradients that are reduced first, untimed, so that a reducer can settle."""
+    gradient_N: Tensor
+    """The one that is timed."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A reducer with its options, under the name that the command line gives it."""
+
+    name: str
+    make: Callable[..., Reducer]
+    options: Mapping[str, Any]
+
+    @property
+    def density(self) -> float | None:
+        """What it is asked for; None where it knows no density."""
+        return self.options.get("density")
+
+
+@dataclass(frozen=True)
+class Round:
+    """What was seen of one reduction."""
+
+    compress: float
+    """Seconds."""
+    decompress: float
+    """Seconds."""
+    sent: int | None
+    """Elements."""
+    payload: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Seconds over the rounds."""
+
+    mean: float
+    std: float
+    least: float
+    """Which other work on the machine has touched least."""
+    low: float
+    """The lower quartile."""
+    median: float
+    high: float
+    """The upper quartile."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case on one input: its rounds, or what it failed of."""
+
+    input: str
+    elements: int
+    case: Case
+    rounds: list[Round]
+    error: str = ""
+
+    @property
+    def compress(self) -> Spread:
+        return spread([each.compress for each in self.rounds])
+
+    @property
+    def decompress(self) -> Spread:
+        return spread([each.decompress for each in self.rounds])
+
+    @property
+    def dense(self) -> int:
+        """Bytes of the input."""
+        return 4 * self.elements
+
+    @property
+    def sent(self) -> int | None:
+        """Elements; None where the reducer sends something else than elements."""
+        return self.rounds[-1].sent
+
+    @property
+    def payload(self) -> int:
+        """Bytes handed to the wire, of every kind."""
+        return self.rounds[-1].payload
+
+    @property
+    def sent_over_k(self) -> float | None:
+        """Elements sent over the k = max(1, ⌊density·n⌋) that are asked for."""
+        density = self.case.density
+        if self.sent is None or density is None:
+            return None
+        return self.sent / max(1, int(round(density * self.elements, 12)))
+
+    @property
+    def megabytes_per_second(self) -> float:
+        """10^6 bytes of the dense gradient for each second of compression, at the median."""
+        seconds = self.compress.median
+        return self.dense / 1e6 / seconds if seconds else math.inf
+
+
+def cases_of(spec: str, densities: Sequence[float]) -> list[Case]:
+    """A reducer by its name, and its options if any, as in `sage:controller=sage,agree=true`.
+
+    One case for each density; one in all where it has no such option, or is given its density here.
+
+    Raises:
+        ValueError: for a reducer, an option or a value that there is none of.
+
+    >>> [case.options["density"] for case in cases_of("topk", [0.1, 0.01])]
+    [0.1, 0.01]
+    >>> [case.density for case in cases_of("exact", [0.1, 0.01])]
+    [None]
+    """
+    name, _, said = spec.partition(":")
+    make = registry.load("reducers", name)
+    given = dict(_option(spec, part) for part in said.split(",")) if said else {}
+    options = registry.check_options("reducers", name, given)
+    if "density" not in options or "density" in given:
+        return [Case(spec, make, options)]
+    return [Case(spec, make, {**options, "density": check_fraction("density", d)}) for d in densities]
+
+
+def _option(spec: str, said: str) -> tuple[str, Any]:
+    name, equals, value = said.partition("=")
+    if not equals:
+        raise ValueError(f"--reducers {spec}: {said!r} is no option=value, as in topk:values=fp16")
+    try:
+        return name.replace("-", "_"), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:  # a word without quotation marks
+        return name.replace("-", "_"), value
+
+
+def inputs(
+    mib: Sequence[float], traces: Sequence[Path], step: int, settle: int, seed: int, device: torch.device
+) -> Iterator[Input]:
+    """N(0, 1) of each size, as a matrix of 1,024 columns, and each trace's gradient of rank 0 at that step.
+
+    Args:
+        mib: Sizes, each in 2^20 bytes of fp32.
+        traces: Files of `sage bench record`.
+        step: Which of a trace's gradients is timed; its last where it has fewer.
+        settle: How many are reduced before it.
+        seed: Of the N(0, 1) vectors.
+        device: Where all of them lie.
+    """
+    recorded = [trace.load(path) for path in traces]  # one that is none is told before anything is measured
+    for path, each in zip(traces, recorded, strict=True):
+        if settle > min(step, len(each) - 1):
+            last = min(step, len(each) - 1)
+            raise ValueError(f"{path}: --settle {settle} needs as many gradients before step {last}")
+    for each_mib in mib:
+        rows = max(1, round(each_mib * 2**18 / COLUMNS))
+        drawn = [
+            torch.randn(rows * COLUMNS, generator=torch.Generator().manual_seed(seed + number)).to(device)
+            for number in range(settle + 1)
+        ]
+        yield Input(f"N(0, 1), {each_mib:g} MiB", (rows, COLUMNS), drawn[1:], drawn[0])
+    for each in recorded:
+        last = min(step, len(each) - 1)
+        *before, gradient_N = [each.gradient(i, 0).to(device) for i in range(last - settle, last + 1)]
+        yield Input(f"{each.name}, step {last}", (gradient_N.numel(),), before, gradient_N)
+
+
+def measure(given: Input, cases: Sequence[Case], rounds: int, warmup: int, seed: int) -> list[Row]:
+    """Every case, a round of each after the other; one that fails is left out from there on."""
+    draw = random.Random(seed)
+    seen: list[list[Round]] = [[] for _ in cases]
+    errors: dict[int, str] = {}
+    for number in range(warmup + rounds):
+        live = [i for i in range(len(cases)) if i not in errors]
+        for i in draw.sample(live, len(live)):
+            try:
+                once = reduce_once(cases[i], given)
+            except Exception as error:  # a reducer may be anybody's; what it raises is told in its row
+                errors[i] = " ".join(f"{type(error).__name__}: {error}".split())
+            else:
+                seen[i] += [once] if number >= warmup else []
+    n = given.gradient_N.numel()
+    return [Row(given.name, n, case, seen[i], errors.get(i, "")) for i, case in enumerate(cases)]
+
+
+def reduce_once(case: Case, given: Input) -> Round:
+    """One reduction by a new reducer, with a new residual and a new wire."""
+    device = given.gradient_N.device
+    wire = Alone(device)
+    reducer = case.make(**case.options)
+    layout = Layout.of([("input", given.shape)], reducer.grouping)
+    feedback = ErrorFeedback(reducer, layout).to(device)
+    reducer.begin_epoch(0, 0.1, wire)
+    for gradient_N in given.before:
+        feedback(gradient_N.clone(), wire)
+    before = wire.ledger.copy()
+    grad_N = given.gradient_N.clone()
+    reduced, compress, decompress = wire.timed(lambda: feedback(grad_N, wire))
+    sent = None if reduced.sent is None else reduced.sent.numel()
+    return Round(compress, decompress, sent, wire.ledger.since(before).payload.total())
+
+
+def spread(seconds: Sequence[float]) -> Spread:
+    """Of two values or more."""
+    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return Spread(statistics.fmean(seconds), statistics.stdev(seconds), min(seconds), low, median, high)

@@ -1,0 +1,1 @@
+"""Runs and checks on other nodes, over ssh."""

@@ -1,0 +1,91 @@
+"""A wire in a script that has joined its processes itself, by torchrun or any other launcher."""
+
+import os
+
+import torch
+import torch.distributed as dist
+
+from sage.comm import torch_names
+from sage.comm.failure_monitor import Watch
+from sage.comm.process import GroupWire, first_line
+from sage.comm.rendezvous import Place
+from sage.comm.store_messages import Board
+from sage.comm.wire import WireError
+
+
+class GuestWire(GroupWire):
+    """A wire between the processes of a group that is there already, over groups of its own beside it.
+
+    The script may go on to use its group at the same time, and from another thread. All ranks make their
+    wires in the same order.
+
+    Args:
+        group: Whose processes; None: the default group's.
+        device: Where gradients live; decides the backend.
+        timeout: Seconds after which a collective that has not come back is an error on every rank.
+
+    Raises:
+        ValueError: where the script has not called `init_process_group`.
+        WireError: where not all ranks come within the time-out.
+    """
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        *,
+        device: torch.device,
+        timeout: float = 300.0,
+        guard: bool = False,
+    ) -> None:
+        if not dist.is_initialized():
+            raise ValueError("the ranks are not joined yet: call torch.distributed.init_process_group first")
+        host = group or dist.group.WORLD
+        assert host is not None
+        store = torch_names.store_of(host)
+        place = _place(host, store)
+        super().__init__(place, device=device, timeout=timeout, guard=guard)
+        try:
+            self._group = self._beside(host, self._backend)
+            self._control = self._beside(host, "gloo")
+            board = Board(store.clone(), name=f"sage/{self._control.group_name}")
+        except (RuntimeError, ValueError) as error:
+            raise WireError(
+                f"rank {place.rank} of {place.world_size} could not make a group of its own beside the "
+                f"script's within {timeout:g} s: {first_line(error)}. Have all ranks come this far?"
+            ) from error
+        self._watch = Watch(
+            place,
+            board,
+            lambda: self._inside,
+            keeper="the launcher" if "TORCHELASTIC_RUN_ID" in os.environ else "rank 0",
+            over=lambda: not dist.is_initialized(),
+        )
+
+    def _beside(self, host: dist.ProcessGroup, backend: str) -> dist.ProcessGroup:
+        """A new group of the same processes. Where these are not all, the others need not know."""
+        ranks = dist.get_process_group_ranks(host)
+        group = dist.new_group(
+            ranks,
+            timeout=self._timeout,
+            backend=backend,
+            use_local_synchronization=len(ranks) < dist.get_world_size(),
+        )
+        assert isinstance(group, dist.ProcessGroup)
+        return group
+
+    def _leave(self) -> None:
+        for group in (self._group, self._control):
+            dist.destroy_process_group(group)
+
+
+def _place(group: dist.ProcessGroup, store: dist.Store) -> Place:
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    met = store if isinstance(store, dist.TCPStore) else None
+    return Place(
+        rank=group.rank(),
+        world_size=group.size(),
+        hostip=met.host if met else "a file",
+        port=met.port if met else 0,
+        source="the script's own group",
+    )

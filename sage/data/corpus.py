@@ -1,0 +1,99 @@
+"""A text as numbers, and the folder that keeps it, so that it is tokenized once.
+
+    vocabulary.json    the tokens, and the sha256 of each split's file
+    SPLIT.npy          a stream of int32
+
+A folder that is damaged is named and made again: it is a cache. Processes that need the same text at once
+wait for the first of them.
+"""
+# N = tokens of a stream
+
+import hashlib
+import io
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sage import storage
+from sage.data.fetch import DataError
+from sage.storage.lock import Locked, locked
+
+log = logging.getLogger(__name__)
+
+WAIT_SECONDS = 3600.0
+"""How long a process waits for another that tokenizes the same text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """A text whose tokens are numbers: places in the vocabulary of its training split."""
+
+    vocabulary: list[str]
+    streams: dict[str, Tensor]
+    """By split, int32."""
+
+
+def kept(folder: Path, splits: Iterable[str], make: Callable[[], Corpus]) -> Corpus:
+    """The corpus in a folder; made first, and kept there, where there is none or a damaged one.
+
+    Raises:
+        DataError: where another process has been making it for `WAIT_SECONDS`.
+        OSError: where the folder cannot be written.
+    """
+    with suppress(FileNotFoundError, storage.Unreadable):
+        return _read(folder, splits)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder.parent / f".{folder.name}.lock", wait=WAIT_SECONDS):
+            try:
+                return _read(folder, splits)  # another process may have made it meanwhile
+            except FileNotFoundError:
+                pass
+            except storage.Unreadable as error:
+                log.warning("%s: it is made again", error)
+            corpus = make()
+            _write(corpus, folder)
+            return corpus
+    except Locked as error:
+        raise DataError(f"{folder} is being made by {error}: let it end, or end it, and try again") from error
+
+
+def _read(folder: Path, splits: Iterable[str]) -> Corpus:
+    told = storage.read_json(folder / "vocabulary.json", storage.VOCABULARY)
+    streams = {}
+    for split in splits:
+        path = folder / f"{split}.npy"
+        content = storage.read_bytes(path)
+        if hashlib.sha256(content).hexdigest() != told["sums"].get(split):
+            raise storage.Damaged(path, "is damaged: its sha256 is not the one in vocabulary.json")
+        streams[split] = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
+    return Corpus(vocabulary=told["tokens"], streams=streams)
+
+
+def _write(corpus: Corpus, folder: Path) -> None:
+    """Write a corpus elsewhere and move it into place, so that a folder of this name is always whole."""
+    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.partial")
+    try:
+        draft.mkdir()
+        sums = {}
+        for split, stream_N in corpus.streams.items():
+            content = io.BytesIO()
+            np.save(content, stream_N.numpy())
+            sums[split] = hashlib.sha256(content.getvalue()).hexdigest()
+            storage.write_bytes(draft / f"{split}.npy", content.getvalue())
+        told = {"tokens": corpus.vocabulary, "sums": sums}
+        storage.write_json(draft / "vocabulary.json", told, storage.VOCABULARY)
+        storage.remove(folder)
+        draft.rename(folder)
+        storage.sync_folder(folder.parent)
+    except BaseException:
+        with suppress(OSError):
+            storage.remove(draft)
+        raise

@@ -1,0 +1,186 @@
+"""Fetch files from the network and trust them only by their checksums."""
+
+import hashlib
+import http.client
+import lzma
+import os
+import secrets
+import sys
+import tarfile
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from io import FileIO
+from pathlib import Path
+
+from sage.storage import NotWritten, open_regular, sync_folder
+from sage.storage.lock import Locked, locked
+
+_CHUNK = 1 << 20
+
+
+class DataError(ValueError):
+    """A file of a data set is missing, damaged, or cannot be fetched."""
+
+
+@contextmanager
+def preparing(root: Path, name: str, *, is_there: Callable[[], object] | None = None) -> Iterator[bool]:
+    """Keep other processes from preparing the same data set, and say whether there is anything to do.
+
+    Args:
+        is_there: Raises a DataError where the data set lacks a file. It is asked before the lock is taken, as
+            data that is complete may lie where nothing can be written; and again after.
+
+    Raises:
+        DataError: where another process has been at it for an hour.
+    """
+    if is_there is not None and not _lacks(is_there):
+        yield False
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(root / f".{name}.lock", wait=3600))
+        except Locked as error:
+            raise DataError(
+                f"{name} is being prepared in {root} by {error}: let it end, or end it"
+            ) from error
+        yield is_there is None or _lacks(is_there)
+
+
+def _lacks(is_there: Callable[[], object]) -> bool:
+    try:
+        is_there()
+    except DataError:
+        return True
+    return False
+
+
+def sha256_of(path: Path) -> str:
+    """Compute a file's sha256, in hexadecimal."""
+    return _sum_of(path, "sha256")
+
+
+def checked(path: Path, *, sha256: str | None = None, md5: str | None = None, dataset: str = "NAME") -> Path:
+    """Return `path` if the file is there and has the sums given; else say how to fetch `dataset`."""
+    remedy = f"`sage data prepare {dataset}` fetches it"
+    if not path.is_file():
+        raise DataError(f"{path} is missing: {remedy}")
+    if damage := _damage(path, sha256=sha256, md5=md5):
+        raise DataError(f"{path} is damaged: {damage}: {remedy}")
+    return path
+
+
+def download(
+    urls: Sequence[str],
+    path: Path,
+    *,
+    sha256: str | None = None,
+    md5: str | None = None,
+    timeout: float = 30,
+    attempts: int = 2,
+) -> Path:
+    """Fetch one file from the first mirror that gives it whole, unless it is here already.
+
+    The body goes to a temporary name and takes its own only once its sums are right: a file that has the name
+    is whole. Every mirror is asked up to `attempts` times.
+
+    Raises:
+        DataError: where no mirror gives it.
+        NotWritten: an OSError, where the file system refuses, as a full disk.
+    """
+    if path.is_file() and not _damage(path, sha256=sha256, md5=md5):
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
+    failures = []
+    try:
+        for url in [*urls] * attempts:
+            try:
+                _receive(url, part, timeout)
+            except NotWritten:
+                raise
+            except (OSError, http.client.HTTPException) as error:
+                failures.append(f"{url}: {error or type(error).__name__}")
+                continue
+            if damage := _damage(part, sha256=sha256, md5=md5):
+                failures.append(f"{url}: {damage}")
+                continue
+            part.replace(path)
+            sync_folder(path.parent)
+            return path
+    finally:
+        part.unlink(missing_ok=True)
+    raise DataError("\n  ".join([f"{path.name} could not be fetched:", *failures]))
+
+
+def unpack(archive: Path, into: Path) -> Path:
+    """Unpack a tar or zip archive into a folder, refusing one that would write anywhere else."""
+    into.mkdir(parents=True, exist_ok=True)
+    try:
+        _extract(archive, into)
+    except (tarfile.ReadError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
+        raise DataError(
+            f"{archive} is damaged: {error}: remove it, and prepare the data set again"
+        ) from error
+    return into
+
+
+def _extract(archive: Path, into: Path) -> None:
+    if tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as tar:
+            try:
+                tar.extractall(into, filter="data")
+            except tarfile.FilterError as error:
+                raise DataError(f"{archive} is refused: {error}") from error
+    elif zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zipped:
+            for name in zipped.namelist():
+                # zipfile would put such a name somewhere inside, and say nothing.
+                if not (into / name).resolve().is_relative_to(into.resolve()):
+                    raise DataError(f"{archive} is refused: {name!r} would be outside {into}")
+            zipped.extractall(into)
+    else:
+        raise DataError(f"{archive} is neither a tar nor a zip archive")
+
+
+def _sum_of(path: Path, algorithm: str) -> str:
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+
+
+def _damage(path: Path, **expected: str | None) -> str | None:
+    """Say what is wrong with a file's sums, or None."""
+    for algorithm, wanted in expected.items():
+        if wanted and (found := _sum_of(path, algorithm)) != wanted.lower():
+            return f"its {algorithm} is {found}, not {wanted}"
+    return None
+
+
+def _add(file: FileIO, chunk: bytes, path: Path) -> None:
+    try:
+        rest = memoryview(chunk)
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:  # of the file system, not of the network
+        raise NotWritten(path, error) from error
+
+
+def _receive(url: str, path: Path, timeout: float) -> None:
+    from rich.console import Console
+    from rich.progress import DownloadColumn, Progress
+
+    with urllib.request.urlopen(url, timeout=timeout) as response, path.open("wb", buffering=0) as file:
+        length = response.headers.get("Content-Length")
+        columns = (*Progress.get_default_columns(), DownloadColumn())
+        with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+            task = progress.add_task(path.name, total=length and int(length))
+            while chunk := response.read(_CHUNK):
+                _add(file, chunk, path)
+                progress.advance(task, len(chunk))
+            os.fsync(file.fileno())
+        # http.client ends a body that was cut short as if it were whole.
+        if length and file.tell() != int(length):
+            raise OSError(f"the body ended after {file.tell()} of {length} bytes")

@@ -1,1 +1,0 @@
-"""Nodes beyond this one: runs started on them over ssh, and examined before they are relied on."""

@@ -1,0 +1,138 @@
+"""Where a run's numbers come from: versions, machine, checkout, environment, configuration and data."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+import sage
+from sage import storage
+from sage.records.record import now
+
+
+def manifest(
+    config: Mapping[str, Any],
+    checksums: Mapping[str, str],
+    *,
+    hosts: Sequence[str] = (),
+    links: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The content of `manifest.json`, as the rank that calls it sees its surroundings.
+
+    Args:
+        config: The run.
+        checksums: Of the data's files.
+        hosts: Where each rank is.
+        links: What the probe found (sage/comm/probe.py); None where the ranks are threads of one process.
+    """
+    cuda = torch.cuda.is_available()
+    return {
+        "time": now(),
+        "argv": sys.argv,
+        "versions": {
+            "sage": sage.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            # Gloo has no version of its own: the one in use is the one built into this torch.
+            "gloo": torch.__version__ if torch.distributed.is_gloo_available() else None,
+            "nccl": _nccl_version(),
+            "cuda": torch.version.cuda,
+        },
+        "machine": {
+            "hostname": platform.node(),
+            "os": platform.platform(),
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        },
+        "load": {"start": machine_load()},
+        "hosts": list(hosts),
+        "links": None if links is None else dict(links),
+        "git": _git(Path(__file__).resolve().parents[2]),
+        "environment": _environment(),
+        "seed": config.get("seed"),
+        "config": dict(config),
+        "checksums": dict(checksums),
+    }
+
+
+def machine_load() -> dict[str, Any]:
+    """How busy this machine is: the time, the 1-minute load average, and how many processes want to run.
+
+    Each is null where the system does not tell.
+    """
+    try:
+        average, *_ = os.getloadavg()
+    except OSError:
+        average = None
+    try:
+        runnable = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+    except (OSError, ValueError, IndexError):  # Not Linux.
+        runnable = None
+    return {"time": now(), "average_1min": average, "runnable": runnable}
+
+
+def add_end(folder: Path) -> None:
+    """Enter the machine's load at the end of a run in its manifest; where that fails, leave it as it is."""
+    path = folder / "manifest.json"
+    with suppress(OSError, ValueError):
+        told = storage.read_json(path, storage.MANIFEST)
+        load = {**told.get("load", {}), "end": machine_load()}
+        storage.write_json(path, {**told, "load": load}, storage.MANIFEST)
+
+
+def host() -> str:
+    """This node's name: SLURM's where SLURM runs us, as several of its nodes may be one machine."""
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
+
+
+def _environment() -> dict[str, str]:
+    """SLURM's variables and those that `pararun` sets; but for SLURM_JWT, which is a credential."""
+    own = ("hostip", "port", "rank")
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name in own or (name.startswith("SLURM_") and name != "SLURM_JWT")
+    }
+
+
+def _nccl_version() -> str | None:
+    if not torch.distributed.is_nccl_available():
+        return None
+    from torch.cuda import nccl
+
+    return ".".join(map(str, nccl.version()))
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # Not Linux.
+        return platform.processor()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())  # Arm's cpuinfo names no model.
+
+
+def _git(checkout: Path) -> dict[str, str | bool | None]:
+    """The commit of the checkout this code runs from, and whether files differ from it; null for none."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(checkout), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        # An installed copy may lie inside somebody else's repository, whose commit says nothing about it.
+        if Path(git("rev-parse", "--show-toplevel")) == checkout:
+            return {"commit": git("rev-parse", "HEAD"), "dirty": git("status", "--porcelain") != ""}
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return {"commit": None, "dirty": None}

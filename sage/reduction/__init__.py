@@ -1,0 +1,61 @@
+"""How gradients are reduced. What the author of a reducer imports comes from here.
+
+- `reducer`: the contract of reducers; `layout`: where each parameter's gradient is in the flat vector
+- `error_feedback`: what becomes of what was not sent
+- `exchange`, `exclusive`: the mean of what ranks have selected
+- `quantise`, `two_way`, `lowrank`: bases of the methods that send every element in fewer bits
+- `coding`: formats of bits; `controllers`: rules that steer a threshold
+- `density_schedule`: how the target density changes during training; `hybrid`: two reducers composed
+"""
+
+from sage import ops as ops
+from sage.comm.packing import add as add
+from sage.comm.wire import Wire as Wire
+from sage.rng import generator as generator
+from sage.timing import phase as phase
+
+from . import density_schedule as density_schedule
+from . import exchange as exchange
+from .coding import bitpacking as bitpacking
+from .coding import elias as elias
+from .coding.levels import MANTISSA as MANTISSA
+from .coding.levels import Buckets as Buckets
+from .coding.levels import Norm as Norm
+from .coding.levels import natural_worth as natural_worth
+from .coding.levels import num_buckets as num_buckets
+from .coding.levels import power_below as power_below
+from .coding.levels import round_linear as round_linear
+from .coding.levels import round_natural as round_natural
+from .controllers import CONTROLLERS as CONTROLLERS
+from .controllers import Agree as Agree
+from .controllers import Published as Published
+from .controllers import alone as alone
+from .controllers import signal_dtype as signal_dtype
+from .exchange import Exclusive as Exclusive
+from .exchange import mean_at as mean_at
+from .exclusive import ExclusiveSparsifier as ExclusiveSparsifier
+from .layout import Layout as Layout
+from .layout import Span as Span
+from .lowrank import Matrices as Matrices
+from .lowrank import Matrix as Matrix
+from .lowrank import check_min_rate as check_min_rate
+from .lowrank import check_rank as check_rank
+from .lowrank import in_float32 as in_float32
+from .lowrank import orthonormalise as orthonormalise
+from .lowrank import unflatten as unflatten
+from .quantise import Parts as Parts
+from .quantise import Quantiser as Quantiser
+from .quantise import RandomQuantiser as RandomQuantiser
+from .quantise import Rounding as Rounding
+from .quantise import all_finite as all_finite
+from .quantise import gather_parts as gather_parts
+from .quantise import keep_error as keep_error
+from .quantise import per_group as per_group
+from .reducer import Memory as Memory
+from .reducer import Reduced as Reduced
+from .reducer import Reducer as Reducer
+from .reducer import Sparsifier as Sparsifier
+from .reducer import Travel as Travel
+from .reducer import check_fraction as check_fraction
+from .two_way import payload_served as payload_served
+from .two_way import reduce_served as reduce_served

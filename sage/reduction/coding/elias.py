@@ -1,0 +1,186 @@
+"""Elias-delta streams of the levels that are not 0: gap, sign and level of each.
+
+The format is that of BytePS's dithering, bit for bit, and the code that of Elias (1975). The code of x ≥ 1:
+with len = 1 + ⌊log2 x⌋ and z = ⌊log2 len⌋, z zeros, then len in z + 1 bits, then the low len − 1 bits of x;
+2z + len bits in all. A stream holds a vector's levels that are not 0, for each the code of the gap from the
+one before (from −1 for the first), a bit that is 1 where the level is below 0, and the code of its magnitude;
+the last word is filled up with zeros.
+"""
+# N = elements, K = of which are not 0, G = groups, F = fields of bits, B = bits, V = words of 32
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sage import ops
+from sage.reduction.coding.bitpacking import WORD
+
+GREATEST = 2**31 - 1
+"""What is coded: 1 up to this."""
+PREFIX = 9
+"""Bits of the longest z zeros and len in z + 1 bits, at z = 4."""
+
+
+def encode(x_K: Tensor) -> tuple[Tensor, Tensor]:
+    """The codes of numbers (int64, 1 to 2^31 − 1): as integers, and the bits that each of them takes.
+
+    >>> codes_K, widths_K = encode(torch.tensor([1, 2, 10]))
+    >>> [f"{code:0{width}b}" for code, width in zip(codes_K.tolist(), widths_K.tolist())]
+    ['1', '0100', '00100010']
+    """
+    len_K = _bit_length(x_K)
+    codes_K = len_K << len_K - 1 | x_K - (1 << len_K - 1)
+    return codes_K, 2 * (_bit_length(len_K) - 1) + len_K
+
+
+def encode_levels(levels_N: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """A stream for each group of levels (integers): all streams' words, and how many bits each takes (G).
+
+    Each stream begins a word.
+
+    Raises:
+        ValueError: for 2^31 bits or more.
+    """
+    at_K = ops.select_above(levels_N.float(), 1.0)
+    levels_K = levels_N[at_K].long()
+    stops_G = torch.tensor(list(sizes), dtype=torch.int64, device=at_K.device).cumsum(0)
+    group_K = torch.searchsorted(stops_G, at_K, right=True)
+    before_K = at_K.roll(1)
+    first_K = group_K.diff(prepend=group_K.new_full((1,), -1)) > 0
+    starts_G = stops_G.roll(1).index_fill_(0, stops_G.new_zeros(min(1, len(sizes))), 0)
+    before_K = torch.where(first_K, starts_G[group_K] - 1, before_K)
+
+    gaps_K, gap_widths_K = encode(at_K - before_K)
+    magnitudes_K, magnitude_widths_K = encode(levels_K.abs())
+    signed_K = (levels_K < 0).long() << magnitude_widths_K | magnitudes_K
+    fields_K2 = torch.stack((gaps_K, signed_K), 1)
+    widths_K2 = torch.stack((gap_widths_K, magnitude_widths_K + 1), 1)
+    bits_G = starts_G.new_zeros(len(sizes)).index_add_(0, group_K, widths_K2.sum(1))
+    if int(bits_G.sum()) > GREATEST:
+        raise ValueError(
+            f"Elias streams of {int(bits_G.sum()):,} bits in all; allowed are {GREATEST:,}: pack the levels "
+            "(coding=packed)"
+        )
+    # What the words of the groups before have more than their bits, moves a field further on.
+    padded_G = (-bits_G % WORD).cumsum(0) - -bits_G % WORD
+    starts_K2 = widths_K2.view(-1).cumsum(0).view(-1, 2) - widths_K2 + padded_G[group_K, None]
+    num = int((bits_G + -bits_G % WORD).sum()) // WORD
+    return _write(fields_K2.view(-1), widths_K2.view(-1), starts_K2.view(-1), num), bits_G.int()
+
+
+def decode_levels(
+    words_V: Tensor, bits_G: Tensor, sizes: Sequence[int], dtype: torch.dtype = torch.int64
+) -> Tensor:
+    """The levels of all groups, one after another, out of their streams.
+
+    Every bit is asked where the triple that might begin at it ends; which ones do begin there follows by
+    doubling, in as many rounds as the logarithm of the longest stream's number of levels.
+    """
+    n, device = sum(sizes), words_V.device
+    levels_N = torch.zeros(n, dtype=dtype, device=device)
+    bits_G = bits_G.long()
+    words_G = (bits_G + WORD - 1) // WORD
+    starts_G = WORD * (words_G.cumsum(0) - words_G)
+    # One byte for every bit; what is read beyond the end is 0.
+    bytes_S = torch.nn.functional.pad(_bytes(words_V), (0, 8))
+    next_B = _next(bytes_S, WORD * words_V.numel())
+    ends_G = starts_G + bits_G
+    starts_K = _reached(next_B, starts_G[bits_G > 0], ends_G[bits_G > 0])
+    group_K = torch.searchsorted(ends_G, starts_K, right=True)
+
+    gaps_K, after_K = _read(bytes_S, starts_K)
+    magnitudes_K, _ = _read(bytes_S, after_K + 1)
+    negative_K = _window(bytes_S, after_K, 1)
+    groups_G = torch.tensor(list(sizes), dtype=torch.int64, device=device)
+    far_K = gaps_K.cumsum(0)
+    num_G = torch.bincount(group_K, minlength=len(sizes))
+    far_G = torch.nn.functional.pad(far_K, (1, 0))[num_G.cumsum(0) - num_G]
+    at_K = (groups_G.cumsum(0) - groups_G - 1 - far_G)[group_K] + far_K
+    levels_K = torch.where(negative_K > 0, -magnitudes_K, magnitudes_K)
+    return levels_N.index_copy_(0, at_K, levels_K.to(dtype))
+
+
+def _write(fields_F: Tensor, widths_F: Tensor, starts_F: Tensor, num: int) -> Tensor:
+    """So many words, with fields of 1 to 40 bits from these bits on, each in three words at most."""
+    words_V = fields_F.new_zeros(num + 2)
+    ends_F = starts_F % WORD + widths_F
+    for i in range(3):
+        left_F = WORD * (i + 1) - ends_F
+        left_F, right_F = left_F.clamp(min=0, max=63), (-left_F).clamp_(min=0)
+        here_F = (fields_F << left_F >> right_F) & (1 << WORD) - 1
+        words_V.index_add_(0, starts_F // WORD + i, here_F)  # of bits apart from each other the sum is all
+    return words_V[:num].int()
+
+
+def _next(bytes_S: Tensor, num: int) -> Tensor:
+    """For each of the bits, and for one after them, where the triple ends that begins there."""
+    lengths_B = _lengths(bytes_S, num)
+    place_B = torch.arange(num + 1, device=bytes_S.device)
+    sign_B = (place_B[:-1] + lengths_B).clamp_(max=num)
+    ends_B = sign_B + 1 + torch.nn.functional.pad(lengths_B, (0, 2))[sign_B + 1]
+    return torch.cat((ends_B.clamp_(max=num), place_B[-1:]))
+
+
+def _lengths(bytes_S: Tensor, num: int) -> Tensor:
+    """For each bit, how long the code is that begins there."""
+    byte_S = bytes_S[: num // 8 + 1].int()
+    here_S = byte_S[:-1] << 8 | byte_S[1:]
+    shifts = torch.arange(16 - PREFIX, 16 - PREFIX - 8, -1, device=bytes_S.device)
+    window_B = (here_S[:, None] >> shifts & (1 << PREFIX) - 1).view(-1)
+    return _LENGTHS.to(bytes_S.device)[window_B]
+
+
+def _reached(next_B: Tensor, starts_G: Tensor, ends_G: Tensor) -> Tensor:
+    """Every place (ascending) that one comes to from the starts, short of the ends."""
+    last = next_B.numel() - 1
+    is_end_B = torch.zeros(last + 1, dtype=torch.bool, device=next_B.device)
+    is_end_B[ends_G] = True
+    next_B = torch.where(is_end_B[next_B], last, next_B).int()
+    found = starts_G.int()
+    while True:  # what was found so far, and then as many places further on
+        more = next_B[found]
+        more = more[more < last]
+        if more.numel() == 0:
+            return found.sort().values.long()
+        found, next_B = torch.cat((found, more)), next_B[next_B]
+
+
+def _read(bytes_S: Tensor, at_K: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers whose codes begin at these bits, and where the codes end."""
+    prefix_K = _window(bytes_S, at_K, PREFIX)
+    widths_K = _LENGTHS.to(at_K.device)[prefix_K]
+    zeros_K = PREFIX - _bit_length(prefix_K)
+    len_K = widths_K - 2 * zeros_K
+    low_K = _window(bytes_S, at_K + 2 * zeros_K + 1, len_K - 1)
+    return (1 << len_K - 1) | low_K, at_K + widths_K
+
+
+def _window(bytes_S: Tensor, at_K: Tensor, num: int | Tensor) -> Tensor:
+    """The next `num` bits, at most 31, from each of these, as a number."""
+    first_K = at_K >> 3
+    bits_K = torch.zeros_like(at_K)
+    for i in range(5):
+        bits_K = bits_K << 8 | bytes_S[first_K + i].long()
+    return bits_K >> 40 - (at_K & 7) - num & (1 << torch.as_tensor(num, device=at_K.device)) - 1
+
+
+def _bytes(words_V: Tensor) -> Tensor:
+    """The bytes of words in the order of their bits."""
+    return words_V.contiguous().view(torch.uint8).view(-1, 4).flip(1).reshape(-1)
+
+
+def _bit_length(x_K: Tensor) -> Tensor:
+    """1 + ⌊log2 x⌋; 0 of 0."""
+    return ((x_K.double().view(torch.int64) >> 52) - 1022).clamp_(min=0)  # from the exponent's bits
+
+
+def _code_lengths() -> Tensor:
+    """How long a code is that begins with these 9 bits; 9 where none does."""
+    prefix_P = torch.arange(1 << PREFIX)
+    zeros_P = PREFIX - _bit_length(prefix_P)
+    len_P = prefix_P >> (PREFIX - 1 - 2 * zeros_P).clamp_(min=0)
+    return torch.where(zeros_P <= 4, 2 * zeros_P + len_P, PREFIX)
+
+
+_LENGTHS = _code_lengths()

@@ -1,0 +1,120 @@
+"""Error feedback: what becomes of what a reducer did not send."""
+# N = elements of the flat vector
+
+from typing import TypedDict, get_args
+
+import torch
+from torch import Tensor, nn
+
+from sage.comm.wire import Wire
+from sage.reduction.layout import Layout
+from sage.reduction.reducer import Memory, Reduced, Reducer
+
+
+class MemoryOptions(TypedDict, total=False):
+    """The options of `ErrorFeedback`, for a mount to pass on."""
+
+    beta: float
+    gamma: float
+    lr_ratio: bool
+    momentum: float
+    masking: bool
+
+
+class ErrorFeedback(nn.Module):
+    """A reducer with a memory: keeps what was not sent and adds it to the next gradient (Seide et al., 2014).
+
+    The signal is a = β·r + γ·g, what is sent is a compression of it, and r is what that left behind.
+
+    Args:
+        reducer: The method.
+        layout: The flat vector it reduces.
+        memory: `residual`, or `none` to lose what was not sent; by default what the reducer asks for.
+            `momentum` (DGC: Lin et al., 2018, equation 7): the residual collects u = m·u + g instead of g,
+            and u forgets what was sent. `union`: the residual is forgotten wherever any rank has sent, which
+            loses what this rank had there and did not send.
+        beta: β, of the residual; from 0 to 1.
+        gamma: γ, of the gradient; above 0.
+        lr_ratio: Whether the residual is scaled by lr_before/lr_now, as the step that it missed would have
+            been taken at the learning rate of then (BytePS; Zheng et al., 2019).
+        momentum: m, above; from 0 to below 1.
+        masking: Whether u forgets what was sent (momentum factor masking).
+
+    Raises:
+        ValueError: for a memory that there is not, or a number out of its range.
+    """
+
+    residual_N: Tensor | None
+    velocity_N: Tensor | None
+    last_lr: Tensor
+
+    def __init__(
+        self,
+        reducer: Reducer,
+        layout: Layout,
+        *,
+        memory: Memory | None = None,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        lr_ratio: bool = False,
+        momentum: float = 0.9,
+        masking: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value, is_right, expected in (
+            ("memory", memory, memory is None or memory in get_args(Memory), ", ".join(get_args(Memory))),
+            ("beta", beta, 0 <= beta <= 1, "a number from 0 to 1"),
+            ("gamma", gamma, 0 < gamma < float("inf"), "a finite number above 0"),
+            ("momentum", momentum, 0 <= momentum < 1, "a number from 0 to below 1"),
+        ):
+            if not is_right:
+                raise ValueError(f"{name}={value!r} of the memory: expected {expected}")
+        self.reducer = reducer
+        reducer.bind(layout)
+        self.memory = memory or reducer.memory
+        self._beta, self._gamma, self._lr_ratio = beta, gamma, lr_ratio
+        self._momentum, self._masking = momentum, masking
+        keeps, moves = self.memory != "none", self.memory == "momentum"
+        self.register_buffer("residual_N", torch.zeros(layout.numel) if keeps else None)
+        self.register_buffer("velocity_N", torch.zeros(layout.numel) if moves else None)
+        self.register_buffer("last_lr", torch.zeros((), dtype=torch.float64))
+
+    def begin_step(self, lr: float) -> None:
+        """Hear the learning rate of the step that is about to be reduced."""
+        before = float(self.last_lr)
+        self.last_lr.fill_(lr)
+        if self._lr_ratio and self.residual_N is not None and before > 0 and lr not in (0, before):
+            self.residual_N.mul_(before / lr)
+
+    def forward(self, grad_N: Tensor, wire: Wire) -> Reduced:
+        """Reduce one gradient; it may be overwritten."""
+        if self.residual_N is None:
+            return self._checked(self.reducer(grad_N, None, wire), grad_N.numel())
+        if self._beta != 1:
+            self.residual_N.mul_(self._beta)
+        if self._gamma != 1:
+            grad_N.mul_(self._gamma)
+        if self.velocity_N is not None:
+            grad_N.copy_(self.velocity_N.mul_(self._momentum).add_(grad_N))
+        reduced = self._checked(self.reducer(grad_N, self.residual_N, wire), grad_N.numel())
+        if self.velocity_N is not None and self._masking and reduced.sent is not None:
+            self.velocity_N.index_fill_(0, reduced.sent.long(), 0)
+        if self.memory == "union" and reduced.union_M is not None:
+            self.residual_N.index_fill_(0, reduced.union_M.long(), 0)
+        return reduced
+
+    def _checked(self, reduced: object, numel: int) -> Reduced:
+        """What the reducer has returned, where it has the form that docs/adding-a-reducer.md demands.
+
+        Raises:
+            ValueError: names the reducer, what it returned and what is expected.
+        """
+        fault = f"{type(reduced).__name__}, not a Reduced"
+        if isinstance(reduced, Reduced):
+            mean_N: object = reduced.mean_N
+            if isinstance(mean_N, Tensor) and mean_N.shape == (numel,):
+                return reduced
+            shown = list(mean_N.shape) if isinstance(mean_N, Tensor) else type(mean_N).__name__
+            fault = f"a mean of {shown}, not of [{numel}]"
+        name = type(self.reducer).__name__
+        raise ValueError(f"the reducer {name} returned {fault}: see docs/adding-a-reducer.md")

@@ -1,0 +1,46 @@
+"""Sparsifiers whose ranks share out the vector: what one selects, no other does."""
+# N = elements of the vector, K = elements this rank selects, M = of all ranks
+
+from typing import Literal
+
+from torch import Tensor
+
+from sage import ops
+from sage.comm.wire import Wire
+from sage.reduction.exchange import mean_at
+from sage.reduction.reducer import Reduced, Sparsifier, check_fraction
+from sage.timing import phase
+
+
+class ExclusiveSparsifier(Sparsifier):
+    """A sparsifier whose ranks select in parts of the vector of their own, so that nothing builds up.
+
+    The indices are gathered; then every rank sends its values at all of them, by an all-reduce. Bytes each
+    rank hands over: 8 for its count, 4 for each index that it selected, and 4 (or 2) for each value at what
+    any rank selected.
+
+    Args:
+        density: Share of the vector's elements to send, all ranks together, in (0, 1].
+    """
+
+    even = False
+
+    def __init__(self, *, density: float = 0.01, values: Literal["fp32", "fp16"] = "fp32") -> None:
+        super().__init__(values=values)
+        self.density = check_fraction("density", density)
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        with phase("select"):
+            signal_N = ops.accumulate(grad_N, residual_N)
+            at_K = self.select(signal_N, wire)
+        counts, (at_M,) = wire.gather_ragged(indices=at_K.int())
+        keep = residual_N is not None
+        reduced = mean_at(signal_N, at_M.unique(), wire, dtype=self.dtype, keep=keep, out_N=grad_N)
+        self.learn(counts, reduced.mean_N, wire)
+        return reduced
+
+    def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
+        return None  # what a rank selected does not follow from what it sent
+
+    def report(self) -> dict[str, float]:
+        return {"density_asked": self.density}

@@ -1,0 +1,136 @@
+"""Hybrids: a sparsifier selects the elements that are sent, a quantiser codes their values.
+
+`--reducer topk+terngrad` is one; any sparsifier goes with any quantiser. The language-model study
+(maysarahammouda/GradComp) has four: `topk+efsign`, `topk+terngrad`, `adacomp+efsign`, `adacomp+terngrad`. As
+in the study each layer is selected from and scaled by itself. By default the two parts follow their papers;
+the study's own settings are `--rule gradcomp` for its AdaComp, which has no bins, and `--clip 17.1` for its
+TernGrad. Indices travel coded and ternary values in two bits here, which changes the bytes and not the mean.
+"""
+# N = elements of the flat vector, K = elements this rank selects, G = groups
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from sage import ops
+from sage.comm.wire import Wire
+from sage.reduction.layout import Layout
+from sage.reduction.quantise import Quantiser, gather_parts, keep_error
+from sage.reduction.reducer import Reduced, Reducer, Sparsifier
+from sage.registry import Option, options
+from sage.timing import phase
+
+TRAVEL = ("values", "indices", "exchange", "merge", "sends")
+"""Options of sparsifiers for how a selection travels: a hybrid does not take them."""
+
+P = TypeVar("P", bound=Reducer)
+
+
+class Hybrid(Reducer):
+    """A sparsifier's selection, in a quantiser's codes; error feedback is over both.
+
+    The values selected in a group are coded as if they were the whole group. The grouping is the sparsifier's
+    own default. Bytes a rank hands over: those of the quantiser for as many elements, 8 for the length of
+    each part, and the indices, coded (`ops.encode_indices`).
+    """
+
+    memory = "residual"
+    rounds = True
+    sparsifier: Sparsifier
+    quantiser: Quantiser
+    sparsifier_type: ClassVar[type[Sparsifier]]
+    quantiser_type: ClassVar[type[Quantiser]]
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__()
+        for name in given:
+            if name not in self.options():
+                raise TypeError(f"{type(self).__name__} takes no option {name!r}")
+        self.sparsifier = _built(self.sparsifier_type, given)
+        self.quantiser = _built(self.quantiser_type, given)
+        self.precision = self.quantiser.precision
+        self.sub_batches = self.sparsifier.sub_batches
+
+    @classmethod
+    def options(cls) -> Mapping[str, Option]:
+        """Both parts' options; how things travel is not the sparsifier's to say here."""
+        own = {k: v for k, v in options(cls.sparsifier_type).items() if k not in TRAVEL}
+        return {**options(cls.quantiser_type), **own}
+
+    def bind(self, layout: Layout) -> None:
+        super().bind(layout)
+        self.sparsifier.bind(layout)
+        self.quantiser.bind(layout)
+
+    def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
+        self.sparsifier.begin_epoch(epoch, lr, wire)
+        self.quantiser.begin_epoch(epoch, lr, wire)
+
+    def observe(self, square_N: Tensor) -> None:
+        self.sparsifier.observe(square_N)
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        n = grad_N.numel()
+        with phase("select"):
+            values_K, at_K = self.sparsifier.take(grad_N, residual_N, wire)
+            sizes = self._sizes(at_K)
+            parts = self.quantiser.encode(values_K, sizes, wire)
+            if residual_N is not None:
+                left_K = values_K.clone()
+                keep_error(left_K, self.quantiser.decode(parts, sizes))
+                residual_N[at_K] += left_K
+        rows = gather_parts(wire, {**parts, "indices": ops.encode_indices(at_K, n)}, even=False)
+        with phase("scatter"):
+            at = [ops.decode_indices(row.pop("indices"), n) for row in rows]
+            values = [
+                self.quantiser.decode(row, self._sizes(at_K)) for row, at_K in zip(rows, at, strict=True)
+            ]
+            counts, at_M = [at_K.numel() for at_K in at], torch.cat(at)
+            mean_N = ops.scatter_mean(torch.cat(values), at_M, counts, out_N=grad_N)
+        self.sparsifier.learn(counts, mean_N, wire)
+        return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, n)), at_M)
+
+    def _sizes(self, at_K: Tensor) -> list[int]:
+        """How many of the indices lie in each group."""
+        stops_G = torch.tensor([stop for _, stop in self.layout.groups], device=at_K.device)
+        below_G = torch.searchsorted(at_K, stops_G)
+        sizes: list[int] = below_G.diff(prepend=below_G.new_zeros(1)).tolist()
+        return sizes
+
+    def report(self) -> dict[str, float]:
+        return {**self.sparsifier.report(), **self.quantiser.report()}
+
+
+@cache
+def hybrid(sparsifier: type[Sparsifier], quantiser: type[Quantiser]) -> type[Hybrid]:
+    """The reducer that sends the selection of a sparsifier in the codes of a quantiser.
+
+    Raises:
+        ValueError: where they are not a sparsifier and a quantiser, in this order.
+    """
+    if not (issubclass(sparsifier, Sparsifier) and issubclass(quantiser, Quantiser)):
+        raise ValueError(
+            f"{sparsifier.__name__} + {quantiser.__name__}: expected a method that selects elements, such as "
+            "topk, and then one that codes them, such as terngrad"
+        )
+    return type(
+        f"{sparsifier.__name__}{quantiser.__name__}",
+        (Hybrid,),
+        {
+            "__doc__": f"{sparsifier.__name__}'s selection in {quantiser.__name__}'s codes.",
+            "__module__": Hybrid.__module__,
+            "sparsifier_type": sparsifier,
+            "quantiser_type": quantiser,
+            "grouping": sparsifier.grouping,
+            "later": sparsifier.later | quantiser.later,
+            "needs_squares": sparsifier.needs_squares,
+            "conserves": quantiser.conserves,
+        },
+    )
+
+
+def _built(part: type[P], given: Mapping[str, Any]) -> P:
+    return part(**{name: value for name, value in given.items() if name in options(part)})

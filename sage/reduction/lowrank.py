@@ -1,0 +1,117 @@
+"""Shared by the low-rank methods: parameters seen as matrices, and orthonormal bases.
+
+Which parameters are factored, and the `eps` in the orthonormalisation, follow PyTorch's powerSGD_hook; the
+utility study's code divides without `eps`. The second projection in `orthonormalise` is ours.
+"""
+# N = elements of the flat vector, D = those that go dense, F = elements of all factors together
+# n, m = rows and columns of a matrix, r = its rank
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sage.comm.wire import Wire
+from sage.reduction.layout import Layout, Span
+from sage.reduction.reducer import Reduced, Reducer
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A parameter seen as a matrix, its first dimension by the others, and the rank it is factored to."""
+
+    start: int
+    rows: int
+    columns: int
+    rank: int
+
+    def view(self, x_N: Tensor) -> Tensor:
+        """Its n × m elements of the flat vector."""
+        return x_N[self.start : self.start + self.rows * self.columns].view(self.rows, self.columns)
+
+
+class Matrices:
+    """The matrices of a layout that are worth factoring, and the rest of it, which goes dense.
+
+    A parameter of n × m elements is factored to rank r = min(rank, n, m) where it has two dimensions or more
+    and r·(n + m)·`min_rate` < n·m (as PyTorch's PowerSGD hook decides).
+    """
+
+    def __init__(self, layout: Layout, *, rank: int, min_rate: float) -> None:
+        found = {span: _matrix(span, rank) for span in layout.spans if len(span.shape) > 1 and span.numel}
+        worth = {span: x for span, x in found.items() if _pays(x, min_rate)}
+        self.matrices = tuple(worth.values())
+        self._dense = tuple((span.start, span.stop) for span in layout.spans if span not in worth)
+        self.num_dense = sum(stop - start for start, stop in self._dense)
+
+    def take_dense(self, x_N: Tensor) -> Tensor:
+        """A copy of what goes dense, one parameter after another (D)."""
+        return torch.cat([x_N[a:b] for a, b in self._dense] or [x_N[:0]])
+
+    def put_dense(self, x_D: Tensor, out_N: Tensor) -> None:
+        """Undo `take_dense`."""
+        for (a, b), x in zip(self._dense, x_D.split([b - a for a, b in self._dense]), strict=True):
+            out_N[a:b] = x
+
+
+def _matrix(span: Span, rank: int) -> Matrix:
+    rows, columns = span.shape[0], math.prod(span.shape[1:])
+    return Matrix(span.start, rows, columns, min(rank, rows, columns))
+
+
+def _pays(x: Matrix, min_rate: float) -> bool:
+    return x.rank * (x.rows + x.columns) * min_rate < x.rows * x.columns
+
+
+def in_float32(reducer: Reducer, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+    """Reduce a gradient of another precision as float32: few factorings take a narrower one."""
+    reduced: Reduced = reducer(grad_N.float(), residual_N, wire)
+    return replace(reduced, mean_N=grad_N.copy_(reduced.mean_N))
+
+
+def unflatten(x_F: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Views of factors that lie one after another (F)."""
+    pieces = x_F.split([rows * columns for rows, columns in shapes])
+    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
+def orthonormalise(x: Tensor, eps: float) -> Tensor:
+    """The columns (n × r) made orthogonal to those before them, and of length ‖c‖/(‖c‖ + eps), each in turn.
+
+    Gram-Schmidt, with each column projected twice, as once leaves some of what was to be removed. A column
+    of which a millionth or less remains is parallel to those before it but for rounding, and becomes zero. A
+    column of zeros stays one, and NaN stays NaN.
+    """
+    basis = torch.zeros_like(x)
+    for i in range(x.shape[1]):
+        column = x[:, i]
+        for _ in range(2 if i else 0):
+            column = column - basis[:, :i] @ (basis[:, :i].T @ column)
+        length = torch.linalg.vector_norm(column)
+        is_parallel = length <= 1e-6 * torch.linalg.vector_norm(x[:, i])
+        basis[:, i] = (column / (length + eps)).masked_fill(is_parallel, 0)
+    return basis
+
+
+def check_rank(name: str, value: int) -> int:
+    """`value` where it is a rank.
+
+    Raises:
+        ValueError: where it is below 1.
+    """
+    if value < 1:
+        raise ValueError(f"{name}={value!r}: expected a rank, 1 or more")
+    return value
+
+
+def check_min_rate(value: float) -> float:
+    """`value` where it is a rate of compression.
+
+    Raises:
+        ValueError: where it is negative or not finite.
+    """
+    if not 0 <= value < math.inf:
+        raise ValueError(f"min_compression_rate={value!r}: expected a finite number, 0 or more")
+    return value

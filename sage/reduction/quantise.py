@@ -1,0 +1,143 @@
+"""Quantisers: reducers that send every element, in few bits."""
+# N = elements of the flat vector, or of what a sparsifier has selected of it, G = groups
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, TypedDict
+
+import torch
+from torch import Tensor
+
+from sage import ops
+from sage.comm.wire import Wire
+from sage.reduction.reducer import Memory, Reduced, Reducer
+from sage.rng import seed_at
+from sage.timing import phase
+
+Parts = dict[str, Tensor]
+"""What travels of a vector: 1-D tensors by kind (`values`, `scales`, ...)."""
+
+
+class Quantiser(Reducer):
+    """A reducer that sends a code for every element, and a scale or so for each group.
+
+    A method defines its codes in `encode` and their values in `decode`. Every rank gathers all ranks' codes
+    and takes the mean of the decoded values; the residual keeps the difference to this rank's own. Vectors
+    are those of the layout's groups, one after another, or the elements of each that a sparsifier has
+    selected (`sage.reduction.hybrid`): any group may then be empty.
+    """
+
+    memory: ClassVar[Memory] = "residual"
+    grouping = "layer"
+    rounds = True
+    even: bool = True
+    """Whether the lengths of what travels follow from the groups' sizes alone."""
+
+    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
+        """The codes of x.
+
+        NaN and infinity must make what is decoded not finite, somewhere.
+
+        Args:
+            x_N: As many elements of each group as `sizes` says, one group after another; left as it is.
+            sizes: G of them; they add up to N.
+            wire: For what ranks must agree on first, such as a common scale.
+        """
+        raise NotImplementedError
+
+    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
+        """The N values (of x's dtype) of one rank's codes."""
+        raise NotImplementedError
+
+    def bytes_of(self, sizes: Sequence[int]) -> dict[str, int] | None:
+        """The bytes of `encode`'s parts by kind, as the docstring states them; None: not stated."""
+        return None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Elements of each of the layout's groups."""
+        return [stop - start for start, stop in self.layout.groups]
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        sizes = self.sizes
+        with phase("select"):
+            signal_N = ops.accumulate(grad_N, residual_N)
+            parts = self.encode(signal_N, sizes, wire)
+            if residual_N is not None:
+                keep_error(residual_N, self.decode(parts, sizes))
+        rows = gather_parts(wire, parts, even=self.even)
+        with phase("scatter"):
+            grad_N.zero_()
+            for row in rows:
+                grad_N += self.decode(row, sizes)
+            return Reduced(grad_N.div_(wire.world_size))
+
+    def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
+        told = self.bytes_of(self.sizes)
+        if told is None or self.even:
+            return told
+        return {**told, "sizes": told.get("sizes", 0) + 8 * len(told)}
+
+
+class Rounding(TypedDict, total=False):
+    """The option of quantisers that round at random."""
+
+    rounding_seed: int
+
+
+class RandomQuantiser(Quantiser):
+    """A quantiser that rounds at random, so that the mean of what is decoded is the number itself.
+
+    Being unbiased it needs no memory, and by default has none.
+
+    Args:
+        rounding_seed: Of the draws; those of a step depend on nothing but it, the step and the rank.
+    """
+
+    memory = "none"
+    step: Tensor
+
+    def __init__(self, *, rounding_seed: int = 0) -> None:
+        super().__init__()
+        self._seed = rounding_seed
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def draw(self, x_N: Tensor, wire: Wire, bits: int) -> Tensor:
+        """So many random bits, 1 to 24, for each element (int32), this step's and rank's own.
+
+        Once a step: it counts the steps.
+        """
+        self.step += 1
+        return ops.draw(x_N.numel(), bits, seed_at(self._seed, int(self.step), wire.rank), x_N.device)
+
+    def uniform(self, x_N: Tensor, wire: Wire) -> Tensor:
+        """A number from [0, 1) for each element (float32). Once a step."""
+        return self.draw(x_N, wire, 24).float().mul_(2.0**-24)
+
+
+def keep_error(signal_N: Tensor, sent_N: Tensor) -> None:
+    """Leave in the signal what was not sent of it; what is not finite has been seen, and is forgotten."""
+    signal_N.sub_(sent_N).nan_to_num_(0.0, 0.0, 0.0)
+
+
+def gather_parts(wire: Wire, parts: Parts, *, even: bool) -> list[Parts]:
+    """Every rank's parts, by rank; `even`: all ranks' are of the same lengths."""
+    if not even:
+        return [dict(zip(parts, row, strict=True)) for row in wire.gather_streams(**parts)]
+    gathered = wire.gather(**parts)
+    return [dict(zip(parts, row, strict=True)) for row in zip(*gathered, strict=True)]
+
+
+def per_group(x_N: Tensor, sizes: Sequence[int], of: Callable[[Tensor], Tensor]) -> Tensor:
+    """A number of each group (G), 0 of one that is empty."""
+    groups = x_N.split(list(sizes))
+    return torch.stack([of(x) if x.numel() else x.new_zeros(()) for x in groups] or [x_N.new_zeros(())])[
+        : len(sizes)
+    ]
+
+
+def all_finite(x: Tensor) -> Tensor:
+    """Whether every element is finite, as a tensor of one."""
+    if x.numel() == 0:
+        return torch.ones((), dtype=torch.bool, device=x.device)
+    least, largest = x.aminmax()  # either is NaN where any element is
+    return least.isfinite() & largest.isfinite()

@@ -1,0 +1,115 @@
+"""A coded all-reduce: each rank serves a share of the vector (reduce-scatter, then all-gather).
+
+Every rank sends its codes of each share to the rank that serves it. That rank takes the mean and sends a code
+of it to all. Each link so carries two coded vectors, whatever the number of ranks; a gather carries W.
+"""
+# N = elements of the vector, S = of a share, W = ranks
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from sage import ops
+from sage.comm.wire import Wire
+from sage.reduction.quantise import Quantiser, keep_error
+from sage.reduction.reducer import Reduced
+from sage.timing import phase
+
+
+def reduce_served(
+    quantiser: Quantiser,
+    grad_N: Tensor,
+    residual_N: Tensor | None,
+    sizes: Sequence[int],
+    wire: Wire,
+    *,
+    server_N: Tensor | None = None,
+) -> Reduced:
+    """The mean over ranks, coded on its way to the ranks that serve it and again on its way from them.
+
+    Both codes' errors are fed back where there is a residual, in one of two ways:
+
+    - Without `server_N`, a way of our own: a rank's own part of its share crosses no link and is not coded,
+      and the error of the share's second code goes, times W, into this rank's residual. It is then part of
+      that mean at the next step, uncoded.
+    - With it, the way of dist-EF-SGD (Zheng et al., 2019, algorithm 2) and of BytePS: a rank codes its own
+      part as it codes the others, and the server keeps the error of the second code apart, in `server_N`, and
+      adds it to the next mean. (The paper scales both errors by η_{t−1}/η_t; `server_N` is not scaled.)
+
+    Args:
+        quantiser: Encodes and decodes; the lengths of its parts follow from the sizes (`even`).
+        grad_N: Overwritten by the mean.
+        residual_N: As in `Reducer.forward`.
+        sizes: Elements of each group; groups are cut where shares meet.
+        server_N: The server's error, of which only this rank's share is used and updated.
+    """
+    shares = cut(sizes, wire.world_size)
+    own = shares[wire.rank]
+    with phase("select"):
+        signals = ops.accumulate(grad_N, residual_N).split([sum(share) for share in shares])
+        coded = [quantiser.encode(x_S, share, wire) for x_S, share in zip(signals, shares, strict=True)]
+    received = {kind: wire.all_to_all(_stacked(coded, kind), kind) for kind in coded[0]}
+    with phase("scatter"):
+        total_S = signals[wire.rank].to(torch.float32, copy=True)
+        if server_N is not None:
+            total_S.zero_()
+        for rank in range(wire.world_size):
+            if server_N is not None or rank != wire.rank:
+                row = {k: received[k][rank, : part.numel()] for k, part in coded[wire.rank].items()}
+                total_S += quantiser.decode(row, own)
+        server_S = None
+        if server_N is not None and residual_N is not None:
+            server_S = server_N.split([sum(share) for share in shares])[wire.rank]
+            server_S.add_(total_S, alpha=1 / wire.world_size)
+        served = quantiser.encode(total_S / wire.world_size if server_S is None else server_S, own, wire)
+    longest = {kind: max(parts[kind].numel() for parts in coded) for kind in served}
+    gathered = wire.gather(**{kind: _padded(part, longest[kind]) for kind, part in served.items()})
+    with phase("scatter"):
+        means = grad_N.split([sum(share) for share in shares])
+        for rank, (share, mean_S) in enumerate(zip(shares, means, strict=True)):
+            row = {
+                k: all_W[rank, : coded[rank][k].numel()] for k, all_W in zip(served, gathered, strict=True)
+            }
+            mean_S.copy_(quantiser.decode(row, share))
+            if server_S is not None and rank == wire.rank:
+                keep_error(server_S, mean_S)
+            if residual_N is not None and server_N is None and rank == wire.rank:
+                signals[rank].copy_(total_S.sub_(mean_S, alpha=wire.world_size)).nan_to_num_(0.0, 0.0, 0.0)
+            elif residual_N is not None:
+                keep_error(signals[rank], quantiser.decode(coded[rank], share))
+    return Reduced(grad_N)
+
+
+def payload_served(quantiser: Quantiser, sizes: Sequence[int], world_size: int) -> dict[str, int]:
+    """The bytes each rank hands over, by kind: W codes as long as the longest, and then one more."""
+    shares = [quantiser.bytes_of(share) for share in cut(sizes, world_size)]
+    assert all(share is not None for share in shares)
+    known = [share for share in shares if share is not None]
+    return {kind: (world_size + 1) * max(share[kind] for share in known) for kind in known[0]}
+
+
+def cut(sizes: Sequence[int], world_size: int) -> list[list[int]]:
+    """W shares of groups: each ⌈N/W⌉ elements, the last ones what is left, as the sizes of its groups' parts.
+
+    >>> cut([3, 2, 5], 3)
+    [[3, 1], [1, 3], [2]]
+    """
+    length = -(-sum(sizes) // world_size)
+    ends = accumulate(sizes)
+    stops = sorted({*ends, *(min(sum(sizes), rank * length) for rank in range(1, world_size + 1))} - {0})
+    shares: list[list[int]] = [[] for _ in range(world_size)]
+    for start, stop in zip([0, *stops], stops, strict=False):
+        shares[start // length].append(stop - start)
+    return shares
+
+
+def _stacked(coded: Sequence[Mapping[str, Tensor]], kind: str) -> Tensor:
+    """One part of each share's codes, as rows of equal length."""
+    longest = max(parts[kind].numel() for parts in coded)
+    return torch.stack([_padded(parts[kind], longest) for parts in coded])
+
+
+def _padded(part: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(part, (0, length - part.numel()))

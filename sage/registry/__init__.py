@@ -1,0 +1,19 @@
+"""Finds parts by name, and reads which options they take."""
+
+from .parts import ALIASES as ALIASES
+from .parts import EXPORTS as EXPORTS
+from .parts import KINDS as KINDS
+from .parts import check_name as check_name
+from .parts import check_options as check_options
+from .parts import identity as identity
+from .parts import is_file as is_file
+from .parts import load as load
+from .parts import located as located
+from .parts import names as names
+from .parts import options_of as options_of
+from .parts import short as short
+from .parts import summary as summary
+from .signature import FACTS as FACTS
+from .signature import Option as Option
+from .signature import Room as Room
+from .signature import options as options

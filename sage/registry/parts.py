@@ -1,0 +1,266 @@
+"""Finds reducers, models, data sets and tasks by name, and reads which options they take.
+
+A part is named in one of these ways (docs/adding-a-part.md):
+
+- `topk`: the file `reducers/topk.py`, or an entry point of another package in the group `sage.reducers`
+  (`sage.models`, `sage.datasets`, `sage.tasks`), whose value is a module or `module:object`;
+- `package.module`: a module that can be imported;
+- `./mine.py`: a file. In a run's hash the file's name and content stand for its path.
+
+Listing imports no part, so that `sage list` need not wait for torch.
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.machinery
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from .. import validate
+from ..output.text import clean_text
+from ..validate import coerce, known, shown
+from .signature import FACTS as FACTS
+from .signature import Option as Option
+from .signature import Room as Room
+from .signature import options as options
+
+EXPORTS: dict[Room, str] = {
+    "reducers": "REDUCER",
+    "models": "MODEL",
+    "datasets": "DATASET",
+    "tasks": "TASK",
+}
+KINDS: dict[Room, str] = {
+    "reducers": "reducer",
+    "models": "model",
+    "datasets": "data set",
+    "tasks": "task",
+}
+
+ALIASES = {"efsign": "efsignsgd"}
+"""Other names of reducers."""
+
+_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
+
+def names(room: Room) -> list[str]:
+    """Every part of a room, SAGE's own and those of other packages, in alphabetical order."""
+    return sorted({*_files(room), *_entries(room)})
+
+
+def summary(room: Room, name: str) -> str:
+    """The first line of a part's module docstring, read without importing it; or why it cannot be read."""
+    if room == "reducers" and "+" in name:
+        return "; ".join(summary(room, ALIASES.get(each, each)) for each in name.split("+"))
+    try:
+        source = _source(room, name)
+        if source is None:
+            return ""
+        tree = ast.parse(source.read_bytes())
+    except (SyntaxError, ValueError, OSError, RecursionError) as error:
+        return f"(cannot be read: {clean_text(str(error))})"
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
+
+
+def is_file(name: str) -> bool:
+    """Whether a part's name is the path of a file, as `./mine.py`, and no name of a room or a module."""
+    return "/" in name or name.endswith(".py") or name.startswith("~")
+
+
+def located(name: str) -> str:
+    """The name of a part, with the paths of files made absolute: ranks may run in another folder."""
+    each = [str(validate.path(part).absolute()) if is_file(part) else part for part in name.split("+")]
+    return "+".join(each)
+
+
+def short(name: str) -> str:
+    """The name of a part as a folder's name may have it: of a file its stem."""
+    return "+".join(Path(part).stem if is_file(part) else part for part in name.split("+"))
+
+
+def identity(name: str) -> str:
+    """The name of a part as a run's hash has it: of a file its stem and the SHA-256 of its content.
+
+    Raises:
+        ValueError: where a file cannot be read.
+    """
+    return "+".join(
+        f"{short(part)}@{_content(part)[1]}" if is_file(part) else part for part in name.split("+")
+    )
+
+
+def check_name(room: Room, name: str) -> str:
+    """A part's name where there is such a part.
+
+    Beside the names of the room there are `sparsifier+quantiser` among the reducers, the dotted name of a
+    module that exports a part, and the path of a file that does.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    for each in name.split("+") if room == "reducers" else [name]:
+        if is_file(each):
+            _content(each)
+        elif "." not in each:
+            known(KINDS[room], ALIASES.get(each, each), names(room))
+        elif not _DOTTED.fullmatch(each):
+            raise ValueError(
+                f"no {KINDS[room]} is called {shown(each)}; allowed are a name of `sage list`, "
+                "a module as package.module, and a file as ./mine.py"
+            )
+    return name
+
+
+def load(room: Room, name: str) -> Callable[..., Any]:
+    """Import a part and return what it exports as REDUCER, MODEL, DATASET or TASK.
+
+    Raises:
+        ValueError: where there is no such part, its module cannot be imported, or exports none.
+    """
+    check_name(room, name)
+    if room == "reducers" and "+" in name:
+        parts = [load(room, each) for each in name.split("+")]
+        if len(parts) != 2:
+            raise ValueError(f"the reducer {shown(name)}: expected two parts, as in topk+terngrad")
+        # Named here like a part, for the reduction package imports this one.
+        composed: Callable[..., Any] = importlib.import_module("sage.reduction.hybrid").hybrid(*parts)
+        return composed
+    return _import(room, ALIASES.get(name, name))
+
+
+def _import(room: Room, name: str) -> Callable[..., Any]:
+    files, entries, kind = _files(room), _entries(room), KINDS[room]
+    if name in entries and name in files:
+        raise ValueError(
+            f"the {kind} {name!r} is a file of {room}/ and also the entry point "
+            f"{entries[name].value!r}; give the entry point another name"
+        )
+    if name in entries:
+        what = f"the {kind} {name!r} (entry point {entries[name].value!r})"
+        part = _attempt(what, entries[name].load)
+    elif is_file(name):
+        what = f"the {kind} {name}"
+        path, content = validate.path(name), _content(name)[1]
+        part = _attempt(what, lambda: _module_of(path.absolute(), content))
+    else:
+        what = f"the {kind} {name!r}"
+        module = name if "." in name else f"sage.{room}.{name}"
+        part = _attempt(what, lambda: importlib.import_module(module), module)
+    if inspect.ismodule(part):
+        if not hasattr(part, EXPORTS[room]):
+            raise ValueError(
+                f"the module {part.__name__} exports no {EXPORTS[room]}; add `{EXPORTS[room]} = ...` to it, "
+                f"with its {kind}"
+            )
+        part = getattr(part, EXPORTS[room])
+    if not callable(part):
+        raise ValueError(f"{what}: expected a class or a function, found {shown(part)}")
+    found: Callable[..., Any] = part
+    return found
+
+
+def _attempt(what: str, get: Callable[[], Any], module: str = "") -> Any:
+    """Import a part; whatever it raises becomes a ValueError that names the part, the fault and its place."""
+    try:
+        return get()
+    except (Exception, SystemExit) as error:
+        absent = error.name if isinstance(error, ModuleNotFoundError) else None
+        if absent and module and f"{module}.".startswith(f"{absent}."):
+            raise ValueError(
+                f"{what}: there is no module of this name; is it installed, or on PYTHONPATH?"
+            ) from error
+        if isinstance(error, SyntaxError):
+            place = f"{error.filename}, line {error.lineno}"
+        else:
+            frames = [
+                frame
+                for frame in traceback.extract_tb(error.__traceback__)
+                if not frame.filename.startswith("<") and frame.filename not in (__file__, importlib.__file__)
+            ]
+            place = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+        said = f"{type(error).__name__}: {clean_text(str(error))}"
+        raise ValueError(f"{what} cannot be imported: {said}" + (f" ({place})" if place else "")) from error
+
+
+def _content(name: str) -> tuple[Path, str]:
+    """The file of a part that is named by its path, and the SHA-256 of what is in it, 16 digits of it."""
+    path = validate.path(name).absolute()
+    try:
+        return path, hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise ValueError(f"the part {path} cannot be read: {error.strerror}; give a Python file") from error
+
+
+@cache
+def _module_of(path: Path, content: str) -> Any:
+    """The module in a file, imported once for each content."""
+    name = f"sage_part_{path.stem}_{content}"
+    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # a class is looked up there by its type hints
+    try:
+        loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _source(room: Room, name: str) -> Path | None:
+    """The file that a part is in, found without importing it; None where there is none to read."""
+    if is_file(name):
+        return validate.path(name)
+    if path := _files(room).get(name):
+        return path
+    try:
+        spec = importlib.util.find_spec(name if "." in name else _entries(room)[name].module)
+    except Exception:  # a package around it may raise anything; one bad entry must not spoil the list
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
+def options_of(room: Room, name: str) -> Mapping[str, Option]:
+    """The options of a part, by its name; this imports it."""
+    return options(load(room, name), room=room)
+
+
+def check_options(room: Room, name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The given options in their own types, with the part's defaults for the rest.
+
+    Options that the part lists as added later (`Reducer.later`) are left out at their defaults: a run's hash
+    covers what this returns, and must not change because a new option exists.
+    """
+    part = load(room, name)
+    valid = options(part, room=room)
+    for option in given:
+        known(f"option of the {KINDS[room]} {short(name)}", option, valid)
+    checked = {option: coerce(option, value, valid[option].type) for option, value in given.items()}
+    complete = {option: checked.get(option, spec.default) for option, spec in valid.items()}
+    later = getattr(part, "later", ())
+    return {
+        option: value
+        for option, value in complete.items()
+        if option not in later or value != valid[option].default
+    }
+
+
+@cache
+def _files(room: Room) -> dict[str, Path]:
+    folder = Path(__file__).parents[1] / room
+    return {path.stem: path for path in folder.glob("*.py") if path.stem != "base" and path.stem[0] != "_"}
+
+
+@cache
+def _entries(room: Room) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=f"sage.{room}")}

@@ -1,0 +1,148 @@
+"""Reads from a part's signature which options it takes, and which facts a model must be told."""
+
+import inspect
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, cast, get_type_hints
+
+from ..output.text import clean_text
+from ..validate import coerce, shown
+
+Room = Literal["reducers", "models", "datasets", "tasks"]
+
+FACTS = frozenset({"num_classes", "channels", "image_size", "vocab_size", "num_users", "num_items"})
+"""Facts that models of this repository are told by their data set, and so are no options even where they have
+a default. Beside these, each keyword-only parameter of a model that has no default is a fact."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword-only parameter of a part: a flag on the command line."""
+
+    type: Any
+    default: Any
+    help: str
+
+
+def options(part: Callable[..., Any], *, room: Room = "reducers") -> Mapping[str, Option]:
+    """The keyword-only parameters of a class or function, less the facts.
+
+    >>> def build(*, depth: int = 20, num_classes: int) -> None:
+    ...     '''A network.
+    ...
+    ...     Args:
+    ...         depth: how many layers
+    ...     '''
+    >>> options(build)
+    {'depth': Option(type=<class 'int'>, default=20, help='how many layers')}
+
+    Raises:
+        ValueError: where one lacks a default or a type. Of a model, one without a default is a fact.
+    """
+    return _options(cast(Hashable, part), room)
+
+
+@cache
+def _options(part: Any, room: Room) -> Mapping[str, Option]:
+    if inspect.ismethod(getattr(part, "options", None)):  # a part made of parts tells of theirs
+        told: Mapping[str, Option] = part.options()
+        return told
+    found: dict[str, Option] = {}
+    for function, parameters in _parameters(part):
+        try:
+            hints = get_type_hints(inspect.unwrap(function), include_extras=True)
+        except Exception as error:  # an annotation is an expression, and may raise anything
+            raise ValueError(
+                f"the types of the options of {part.__module__} cannot be read: "
+                f"{type(error).__name__}: {clean_text(str(error))}"
+            ) from error
+        for name, parameter in parameters.items():
+            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or name in FACTS or name in found:
+                continue
+            bare = parameter.default is inspect.Parameter.empty
+            if bare and room == "models":
+                continue
+            if bare or name not in hints:
+                raise ValueError(
+                    f"the option {name!r} of {part.__module__} needs a default and a type annotation"
+                )
+            default = coerce(f"the default of {name}", parameter.default, hints[name])
+            found[name] = Option(hints[name], default, _told(part, function).get(name, ""))
+    return found
+
+
+def facts_for(
+    build: Callable[..., Any], given: Mapping[str, Any], *, model: str, data: str
+) -> dict[str, Any]:
+    """Those of a data set's facts that a model asks for: by each parameter that is no option.
+
+    Raises:
+        ValueError: where the data set does not give one that the model cannot do without.
+    """
+    own = options(build, room="models")
+    asked: dict[str, inspect.Parameter] = {}
+    for _, parameters in _parameters(build):
+        asked |= {
+            name: parameter
+            for name, parameter in parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in own
+        }
+    needed = [name for name, parameter in asked.items() if parameter.default is inspect.Parameter.empty]
+    if missing := [name for name in needed if name not in given]:
+        raise ValueError(
+            f"the model {model} needs {', '.join(missing)}, which the data set {data} does not "
+            f"give; its facts are: {', '.join(given) or 'none'}"
+        )
+    return {name: given[name] for name in asked if name in given}
+
+
+def _parameters(part: Callable[..., Any]) -> list[tuple[Callable[..., Any], Mapping[str, inspect.Parameter]]]:
+    try:
+        return [(function, inspect.signature(function).parameters) for function in _builders(part)]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the options of {shown(part)} cannot be read: {error}") from error
+
+
+def _builders(part: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """What takes a part's options: a function, or `__init__` and, as far as each hands on, its bases'."""
+    if not inspect.isclass(part):
+        return [part]
+    builders: list[Callable[..., Any]] = []
+    for each in inspect.getmro(part):
+        if "__init__" in vars(each):
+            builders.append(vars(each)["__init__"])
+            kinds = {p.kind for p in inspect.signature(builders[-1]).parameters.values()}
+            if inspect.Parameter.VAR_KEYWORD not in kinds:
+                break
+    return builders
+
+
+def _told(part: Callable[..., Any], function: Callable[..., Any]) -> dict[str, str]:
+    """What is said of the parameters of a part, or of what takes them."""
+    classes = inspect.getmro(part) if inspect.isclass(part) else [part]
+    texts: dict[str, str] = {}
+    for documented in (*reversed(classes), function):
+        texts |= _args_section(documented)
+    return texts
+
+
+def _args_section(documented: Callable[..., Any]) -> dict[str, str]:
+    """What the `Args:` section of a docstring says of each parameter."""
+    lines = iter(inspect.cleandoc(documented.__doc__ or "").splitlines())
+    texts: dict[str, str] = {}
+    if not any(line.strip() == "Args:" for line in lines):
+        return texts
+    name, margin = "", 0
+    for line in lines:
+        indent = len(line) - len(line.lstrip())
+        if line.strip() and indent == 0:
+            break
+        margin = margin or indent
+        head, colon, text = line.strip().partition(":")
+        if indent == margin and colon:
+            name = head.split(" ")[0]
+            texts[name] = text.strip()
+        elif name and line.strip():
+            texts[name] += " " + line.strip()
+    return texts

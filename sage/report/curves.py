@@ -1,0 +1,234 @@
+"""Line plots of a report: each draws itself, and says which settings it shows and what it leaves out."""
+# S = recorded steps of a run, E = its evaluations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from sage.output.units import duration, number, percent, size, spaced
+from sage.report.axes import limit, scale
+from sage.report.groups import Group, Row, Setting
+from sage.report.svg import MUTED, Look
+
+POINTS = 400
+"""Longer curves are thinned to about so many points, their peaks kept."""
+
+SEEDS = 5
+"""Of a setting with more runs, so many are drawn."""
+
+MARKS = 8
+"""Markers on a curve of many points."""
+
+Curve = NDArray[numpy.float64]
+
+
+@dataclass
+class Drawing:
+    """What a figure shows."""
+
+    settings: list[Setting] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What is cut off or left out."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What a figure is drawn on and from."""
+
+    figure: Figure
+    group: Group
+    settings: Sequence[Setting]
+    """Those to draw: at most as many as can be told apart."""
+    looks: dict[str, Look]
+
+    def rows(self) -> Iterator[tuple[Setting, Row]]:
+        """The runs to draw."""
+        for setting in self.settings:
+            yield from ((setting, row) for row in setting.rows[:SEEDS])
+
+
+def metric_by_epoch(canvas: Canvas) -> Drawing | None:
+    """On the whole test set, after each evaluation."""
+    axes = canvas.figure.subplots()
+    axes.set(xlabel="epochs", ylabel=spaced(canvas.group.metric))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10]))
+    return _lines(axes, canvas, ((s, row, _of(row.run.epochs, "epoch")) for s, row in canvas.rows()))
+
+
+def metric_by_traffic(canvas: Canvas) -> Drawing | None:
+    """What a setting reaches on the same traffic: bytes on rank 0's link, both ways, by each evaluation."""
+    axes = canvas.figure.subplots()
+    axes.set(xlabel="bytes on the wire", ylabel=spaced(canvas.group.metric))
+    curves = []
+    for setting, row in canvas.rows():
+        run = row.run
+        if len(run.steps) and run.epochs:
+            done_S = run.steps["step"] + 1
+            # Where not every step is recorded, one stands for those since the last.
+            total_S = numpy.cumsum(run.steps.wire * numpy.diff(done_S, prepend=0))
+            total_E = numpy.interp(_of(run.epochs, "step"), done_S, total_S)
+            if total_E.any():
+                curves.append((setting, row, total_E))
+    drawing = _lines(axes, canvas, curves)
+    scale(axes, "x", [float(value) for _, _, x_E in curves for value in x_E if math.isfinite(value)], size)
+    return drawing
+
+
+def loss_by_step(canvas: Canvas) -> Drawing | None:
+    """Smoothed over a fiftieth of the run; the single steps are faint behind."""
+    axes = canvas.figure.subplots()
+    axes.set(xlabel="step", ylabel="training loss")
+    drawing, curves = Drawing(), {}
+    for setting, row in canvas.rows():
+        step_S, loss_S = row.run.steps["step"], row.run.steps["loss"]
+        if numpy.isfinite(loss_S).sum() > 1:
+            look = canvas.looks[setting.label]
+            smooth_S = _smooth(loss_S, max(1, len(loss_S) // 50))
+            if len(canvas.settings) <= 12:  # of more, the noise would hide the curves
+                axes.plot(*_thin(step_S, loss_S), alpha=0.25, linewidth=0.7, color=look.colour)
+            _line(axes, *_thin(step_S, smooth_S), look)
+            curves[row.label] = smooth_S
+            _shown(drawing, setting)
+    drawing.notes += [note] if (note := limit(axes, curves, number)) else []
+    return drawing if curves else None
+
+
+def density_by_step(canvas: Canvas) -> Drawing | None:
+    """The share of the gradient that a step sent; dotted, what had been asked for."""
+    axes = canvas.figure.subplots()
+    axes.set(xlabel="step", ylabel="density")
+    drawing, seen = Drawing(), []
+    for setting, row in canvas.rows():
+        steps = row.run.steps
+        if row.values["density_asked"] is not None and numpy.isfinite(steps["density_had"]).sum() > 1:
+            asked_S, had_S = steps["density_asked"], steps["density_had"]
+            _line(axes, *_thin(steps["step"], had_S), canvas.looks[setting.label], linewidth=1.1)
+            axes.plot(*_thin(steps["step"], asked_S), color=MUTED, linewidth=1, linestyle=(0, (1.2, 1.2)))
+            seen += [*had_S[numpy.isfinite(had_S)].tolist(), *asked_S[numpy.isfinite(asked_S)].tolist()]
+            _shown(drawing, setting)
+    scale(axes, "y", seen, percent)
+    return drawing if seen else None
+
+
+def pareto(canvas: Canvas) -> Drawing | None:
+    """The final metric against all bytes on the wire, and against the time: means over the seeds, bars of one
+    standard deviation. The line joins the settings that no other beats in both; the others are faint."""
+    group = canvas.group
+    points = []
+    for setting in canvas.settings:
+        found = setting.spread("final")
+        wire, steps, seconds = (setting.mean(name) for name in ("wire_bytes_per_step", "steps", "seconds"))
+        if found is None or not found.num or not wire or not steps or not seconds:
+            continue
+        points.append((setting, found, wire * steps, seconds))
+    if len(points) < 2:
+        return None
+    by_bytes, by_time = canvas.figure.subplots(1, 2, sharey=True)
+    by_bytes.set(xlabel="bytes on the wire", ylabel=spaced(group.metric))
+    by_time.set(xlabel="training time")
+    for axes, costs in ((by_bytes, [p[2] for p in points]), (by_time, [p[3] for p in points])):
+        values = [found.mean for _, found, _, _ in points]
+        best = front(costs, values, group.better)
+        axes.plot([costs[i] for i in best], [values[i] for i in best], color=MUTED, linewidth=1, zorder=1)
+        for i, (setting, found, _, _) in enumerate(points):
+            look, is_best = canvas.looks[setting.label], i in best
+            axes.errorbar(
+                costs[i],
+                found.mean,
+                yerr=found.sd,
+                fmt=look.marker,
+                color=look.colour,
+                markersize=7 if is_best else 5,
+                alpha=1 if is_best else 0.45,
+                elinewidth=1,
+                zorder=2,
+            )
+        axes.margins(x=0.12)
+        axes.locator_params(axis="x", nbins=4)
+        scale(axes, "x", costs, size if axes is by_bytes else duration, num_ticks=4)
+    note = limit(by_bytes, {setting.label: [found.mean] for setting, found, _, _ in points}, number)
+    return Drawing([setting for setting, *_ in points], [note] if note else [])
+
+
+def front(costs: Sequence[float], values: Sequence[float], better: str) -> list[int]:
+    """The points that no other beats in cost and in value, from the cheapest to the dearest.
+
+    >>> front([1, 2, 3, 4], [0.5, 0.4, 0.7, 0.6], "max")
+    [0, 2]
+    """
+    sign = 1 if better == "max" else -1
+    kept: list[int] = []
+    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -sign * values[i])):
+        if not kept or sign * values[i] > sign * values[kept[-1]]:
+            kept.append(i)
+    return kept
+
+
+# What the figures share.
+
+
+def _lines(axes: Axes, canvas: Canvas, curves: Any) -> Drawing | None:
+    """The metric at each evaluation over what the curves give; None where there is nothing to compare."""
+    drawing, longest = Drawing(), 0
+    shown: dict[str, list[float]] = defaultdict(list)
+    for setting, row, x_E in curves:
+        y_E = _of([each["metrics"] for each in row.run.epochs], canvas.group.metric)
+        if len(x_E) and numpy.isfinite(y_E).any():
+            _line(axes, x_E, y_E, canvas.looks[setting.label])
+            shown[row.label] += y_E.tolist()
+            longest = max(longest, len(x_E))
+            _shown(drawing, setting)
+    # One point alone has no scale, and the table says it.
+    if longest < 2 and len(drawing.settings) < 2:
+        return None
+    drawing.notes += [note] if (note := limit(axes, shown, number)) else []
+    return drawing
+
+
+def _line(axes: Axes, x: Curve, y: Curve, look: Look, **style: Any) -> None:
+    axes.plot(x, y, markevery=max(1, len(x) // MARKS), **(look.line | style))
+
+
+def _shown(drawing: Drawing, setting: Setting) -> None:
+    if setting not in drawing.settings:
+        drawing.settings.append(setting)
+        if len(setting.rows) > SEEDS:
+            note = f"Of settings with more than {SEEDS} runs, {SEEDS} runs are drawn."
+            drawing.notes += [note] if note not in drawing.notes else []
+
+
+def _of(records: Sequence[dict[str, Any]], name: str) -> Curve:
+    """A field of all records; NaN, which leaves a gap in the curve, where it is null or absent."""
+    return numpy.array([record.get(name) for record in records], dtype=numpy.float64)
+
+
+def _smooth(y_S: Curve, window: int) -> Curve:
+    """The mean of the finite values among the last `window`."""
+    finite_S = numpy.isfinite(y_S)
+    sums_S, counts_S = (
+        numpy.convolve(values, numpy.ones(window))[: len(y_S)]
+        for values in (numpy.where(finite_S, y_S, 0.0), finite_S.astype(float))
+    )
+    return numpy.divide(sums_S, counts_S, out=numpy.full(len(y_S), numpy.nan), where=counts_S > 0)
+
+
+def _thin(x_S: Curve, y_S: Curve) -> tuple[Curve, Curve]:
+    """The curve's lowest and highest point in each of so many stretches."""
+    if len(x_S) <= POINTS:
+        return x_S, y_S
+    kept = {0, len(x_S) - 1}
+    for stretch in numpy.array_split(numpy.arange(len(x_S)), POINTS // 2):
+        if numpy.isfinite(y_S[stretch]).any():
+            kept |= {int(stretch[numpy.nanargmin(y_S[stretch])]), int(stretch[numpy.nanargmax(y_S[stretch])])}
+        else:
+            kept.add(int(stretch[0]))
+    order = sorted(kept)
+    return x_S[order], y_S[order]

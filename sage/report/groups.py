@@ -1,0 +1,315 @@
+"""The runs of one workload beside each other: labels, settings folded over their seeds, ratios to exact."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from sage.comm.ledger import KINDS, ring_all_reduce
+from sage.output.units import printable
+from sage.report.run_summary import density_met, has_target
+from sage.report.runs import EXACT, Run
+from sage.report.seeds import Ratio, Spread, ratio, spread
+from sage.report.sharing import load, sharing
+
+Values = dict[str, Any]
+"""A run's line in report.csv: None is what a run has no figure for, NaN a figure that was not finite."""
+
+SAME_WORK = (
+    "task",
+    "model",
+    "data",
+    "batch_size",
+    "accumulate",
+    "threads",
+    "device",
+    "amp",
+    "workers_in_process",
+)
+"""Settings that decide how long a step takes without a reducer; with the options of model and data."""
+
+OWN = ("reducer", "seed", "memory", "memory_beta", "memory_gamma", "memory_lr_ratio", "min_compress")
+"""Settings in which a run may differ from its baseline."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """A run among those it is compared with."""
+
+    run: Run
+    label: str
+    """The reducer, and what distinguishes this run from the others with the same reducer."""
+    series: str
+    """The label without the seed: the runs of a series are drawn alike."""
+    values: Values
+
+    @property
+    def has_figures(self) -> bool:
+        """Whether there is anything to compare: a result, or at least one step."""
+        return self.run.is_finished or len(self.run.steps) > 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Setting:
+    """The runs of a group that differ in the seed alone, folded into one line."""
+
+    label: str
+    rows: list[Row]
+    baseline: "Setting | None" = None
+    """The exact runs to compare with: of the same model, data and batch size; None where there are none."""
+
+    @cached_property
+    def counted(self) -> list[Row]:
+        """The runs that figures are of: the finished ones; where none is finished, all."""
+        return [row for row in self.rows if row.run.is_finished] or self.rows
+
+    def spread(self, name: str) -> Spread | None:
+        """A figure over the counted runs."""
+        return spread(row.values.get(name) for row in self.counted)
+
+    def mean(self, name: str) -> float | None:
+        """The mean of a figure over the counted runs; NaN where it is not finite on any."""
+        found = self.spread(name)
+        return None if found is None else found.mean
+
+    @cached_property
+    def speed_up(self) -> Ratio | None:
+        """Steps per second over those of the baseline."""
+        if self.baseline is None or self.baseline is self:
+            return None
+        ours, theirs = (
+            [(row.run.config["seed"], row.values["steps_per_second"]) for row in setting.counted]
+            for setting in (self, self.baseline)
+        )
+        return ratio(ours, theirs)
+
+    @property
+    def num_sharing(self) -> int:
+        """How many of the counted runs shared their machine with another run."""
+        return sum(bool(row.values["shared_with"]) for row in self.counted)
+
+    @property
+    def status(self) -> str:
+        """Every run's status, equal ones counted."""
+        counts = Counter(row.run.status for row in self.rows)
+        if len(counts) == 1:
+            (status,) = counts
+            return status if len(self.rows) == 1 else f"{len(self.rows)} {status}"
+        words = [f"{count} {status}" for status, count in counts.most_common(3)]
+        left = len(self.rows) - sum(count for _, count in counts.most_common(3))
+        return "; ".join([*words, f"{left} others"] if left else words)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Group:
+    """The runs of one workload on one number of ranks, which can be compared with each other."""
+
+    workload: str
+    world_size: int
+    metric: str
+    better: str
+    rows: list[Row]
+    settings: list[Setting] = field(default_factory=list)
+    """Those that have figures, folded over their seeds."""
+
+    @property
+    def title(self) -> str:
+        """The workload and the number of ranks."""
+        return f"{printable(self.workload)}, {self.world_size} rank{'s' if self.world_size > 1 else ''}"
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """The kinds of payload in the ledger's order, then the engine's own by name."""
+        kinds = {kind for row in self.rows for kind in row.run.figures.payload_per_step}
+        return sorted(kinds, key=lambda kind: (KINDS.index(kind) if kind in KINDS else len(KINDS), kind))
+
+    @property
+    def unfinished(self) -> list[Row]:
+        """The runs without a result."""
+        return [row for row in self.rows if not row.run.is_finished]
+
+
+def grouped(runs: Iterable[Run]) -> list[Group]:
+    """The runs by workload, number of ranks and metric; within a group exact comes first."""
+    runs = list(runs)
+    shared = dict(zip(map(id, runs), sharing(runs), strict=True))
+    alike: dict[tuple[str, int, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        alike[run.config["workload"], run.config["world_size"], run.figures.metric].append(run)
+    groups = []
+    for (workload, world_size, metric), members in sorted(alike.items(), key=lambda item: item[0]):
+        labels = _labels(members)
+        rows = [
+            Row(run=run, label=label, series=series, values=_values(run, label, series, shared[id(run)]))
+            for run, (label, series) in zip(members, labels, strict=True)
+        ]
+        rows.sort(key=lambda row: (row.values["reducer"] != EXACT, row.label, str(row.run.folder)))
+        settings = _folded(rows)
+        _compare(settings, rows)
+        groups.append(
+            Group(
+                workload=workload,
+                world_size=world_size,
+                metric=metric,
+                better=members[0].figures.better,
+                rows=rows,
+                settings=settings,
+            )
+        )
+    return groups
+
+
+def _values(run: Run, label: str, series: str, shared_with: int) -> Values:
+    figures = run.figures
+    is_targeted = has_target(run.config, figures)
+    return {
+        **{name: run.config[name] for name in ("workload", "world_size", "reducer")},
+        "label": label,
+        "setting": series,
+        "seed": run.config["seed"],
+        "status": run.status,
+        "metric": figures.metric,
+        "better": figures.better,
+        **{name: getattr(figures, name) for name in ("final", "best", "train_loss", "steps", "seconds")},
+        "steps_per_second": figures.steps_per_second,
+        **{f"step_seconds_{q}": figures.step_seconds.get(q) for q in ("p50", "p95", "p99")},
+        "speed_up": None,
+        "wire_bytes_per_step": figures.wire_per_step,
+        "wire_sent_bytes_per_step": figures.wire_sent_per_step,
+        "wire_received_bytes_per_step": figures.wire_received_per_step,
+        "compression": None,
+        "density_asked": figures.density_asked if is_targeted else None,
+        "density_had": figures.density_had,
+        "density_met": density_met(run.steps) if is_targeted else None,
+        "payload_bytes_per_step": figures.payload_bytes,
+        **{f"payload_{kind}_bytes_per_step": size for kind, size in figures.payload_per_step.items()},
+        "load_at_start": load(run, "start"),
+        "load_at_end": load(run, "end"),
+        "shared_with": shared_with,
+        "reason": "" if run.is_finished else run.reason,
+        "folder": printable(run.folder),
+    }
+
+
+def _folded(rows: Sequence[Row]) -> list[Setting]:
+    """The settings that have figures, each with its baseline."""
+    members: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.has_figures:
+            members[row.series].append(row)
+    exacts = {
+        label: Setting(label=label, rows=those)
+        for label, those in members.items()
+        if those[0].values["reducer"] == EXACT
+    }
+    known = _by_likeness(exacts.values())
+    settings = []
+    for label, those in members.items():
+        baseline = next((known[key] for key in _likenesses(those[0].run) if key in known), None)
+        settings.append(exacts.get(label) or Setting(label=label, rows=those, baseline=baseline))
+    return settings
+
+
+def _by_likeness(exacts: Iterable[Setting]) -> dict[Any, Setting]:
+    """The exact settings by what they have in common with others; finished ones come first."""
+    known: dict[Any, Setting] = {}
+    for exact in sorted(exacts, key=lambda each: not each.counted[0].run.is_finished):
+        for key in _likenesses(exact.rows[0].run):
+            known.setdefault(key, exact)
+    return known
+
+
+def _likenesses(run: Run) -> list[Any]:
+    """What a run and its baseline should share, the closest first; the least is to do the same work."""
+    others = frozenset(item for item in run.common.items() if item[0] not in OWN)
+    work = frozenset(
+        (name, value)
+        for name, value in run.common.items()
+        if name in SAME_WORK or name.startswith(("model.", "data."))
+    )
+    place = str(run.folder.parent)
+    return [(others, place), (others, None), (work, place), (work, None)]
+
+
+def _compare(settings: Iterable[Setting], rows: Sequence[Row]) -> None:
+    """Enter speed-ups and compression in the rows."""
+    # The same model has as many parameters in an unfinished run, which does not say how many.
+    sizes = {_model(row.run): count for row in rows if (count := row.run.figures.parameters)}
+    for setting in settings:
+        baseline = setting.baseline
+        exact = setting if baseline is None and setting.rows[0].values["reducer"] == EXACT else baseline
+        speed = None if exact is None else exact.mean("steps_per_second")
+        measured = None if exact is None else exact.mean("wire_bytes_per_step")
+        for row in setting.rows:
+            values = row.values
+            dense = measured or _dense_bytes(sizes.get(_model(row.run)), values["world_size"])
+            values["speed_up"] = _over(values["steps_per_second"], speed)
+            values["compression"] = _over(dense, values["wire_bytes_per_step"])
+
+
+def _dense_bytes(parameters: int | None, world_size: int) -> float | None:
+    """What a ring all-reduce of all gradients in float32 sends and receives on a rank's link."""
+    return None if parameters is None or world_size == 1 else sum(ring_all_reduce(4 * parameters, world_size))
+
+
+def _model(run: Run) -> tuple[Any, ...]:
+    common = run.common
+    options = [item for item in common.items() if item[0].startswith(("model.", "data."))]
+    return common.get("model"), common.get("data"), *options
+
+
+def _over(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None
+
+
+def _labels(members: Sequence[Run]) -> list[tuple[str, str]]:
+    """Each run's label, and the same without its seed.
+
+    A label is the reducer, and those settings in which the runs with this reducer differ.
+    """
+    seen: dict[str, dict[str, set[Any]]] = {}
+    counts: Counter[str] = Counter(run.config["reducer"] for run in members)
+    given: Counter[tuple[str, str]] = Counter()
+    for run in members:
+        reducer = run.config["reducer"]
+        for name, value in run.settings.items():
+            seen.setdefault(reducer, {}).setdefault(name, set()).add(value)
+            given[reducer, name] += 1
+    differing: dict[str, set[str]] = {}
+    for reducer, names in seen.items():
+        # A setting that some runs lack is one more value, unless it is None in the others.
+        lacking = {name: {None} if given[reducer, name] < counts[reducer] else set() for name in names}
+        differing[reducer] = {name for name, values in names.items() if len(values | lacking[name]) > 1}
+    plain = []
+    for run in members:
+        words = [
+            (name, value) for name, value in run.settings.items() if name in differing[run.config["reducer"]]
+        ]
+        plain.append(
+            tuple(
+                " ".join(
+                    [
+                        run.config["reducer"],
+                        *(f"{name}={_text(value)}" for name, value in words if name != left),
+                    ]
+                )
+                for left in ("", "seed")
+            )
+        )
+    # The same run made in several places: all runs of its setting say where they are.
+    repeated = Counter(label for label, _ in plain)
+    placed = {series for label, series in plain if repeated[label] > 1}
+    whole = Counter((label, str(run.folder.parent)) for run, (label, _) in zip(members, plain, strict=True))
+    labels = []
+    for run, (label, series) in zip(members, plain, strict=True):
+        where = ""
+        if series in placed:
+            is_alone = whole[label, str(run.folder.parent)] == 1
+            where = f" in {run.folder.parent if is_alone else run.folder}"
+        labels.append((printable(label + where), printable(series + where)))
+    return labels
+
+
+def _text(value: Any) -> str:
+    return f"[{', '.join(map(_text, value))}]" if isinstance(value, tuple) else str(value)

@@ -1,0 +1,120 @@
+"""The figures of a report: which there are, which settings they show, and how each setting is drawn."""
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from sage.output.units import spaced
+from sage.report import bars, curves
+from sage.report.curves import Canvas, Drawing
+from sage.report.groups import Group, Setting
+from sage.report.runs import EXACT
+from sage.report.svg import MUTED, NUM_LOOKS, STYLE, Look, as_svg, looks
+
+MAX_GROUPS = 12
+"""Of more workloads, only those with the most runs have figures."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn figure, the words beside it, and the settings in its legend; () where its axis names them."""
+
+    title: str
+    caption: str
+    svg: str
+    legend: tuple[str, ...]
+
+
+Looks = dict[str, Look]
+
+
+def chosen(group: Group) -> list[Setting]:
+    """The settings that are drawn: all, or where they are too many to be told apart, exact and the best."""
+    if len(group.settings) <= NUM_LOOKS:
+        return group.settings
+    exact = [each for each in group.settings if each.rows[0].values["reducer"] == EXACT]
+    others = [each for each in group.settings if each.rows[0].values["reducer"] != EXACT]
+    sign = -1 if group.better == "max" else 1
+
+    def rank(setting: Setting) -> float:
+        final = setting.mean("final")
+        return sign * final if final is not None and math.isfinite(final) else math.inf
+
+    kept = exact[:4] + sorted(others, key=rank)[: NUM_LOOKS - len(exact[:4])]
+    drawn = set(kept)
+    return [each for each in group.settings if each in drawn]
+
+
+def looks_of(group: Group) -> Looks:
+    """A look for each setting that is drawn: exact is grey where it is one, no two are alike."""
+    settings = chosen(group)
+    labels = [setting.label for setting in settings]
+    exact = [each.label for each in settings if each.rows[0].values["reducer"] == EXACT]
+    grey = exact if len(exact) == 1 else []
+    others = [label for label in labels if label not in grey]
+    return dict.fromkeys(grey, Look(MUTED)) | dict(zip(others, looks(len(others)), strict=True))
+
+
+def plots(group: Group, prefix: str) -> list[Plot]:
+    """Every figure for which the group's records have data; the prefix keeps ids unique within a page."""
+    drawn = []
+    settings, look = chosen(group), looks_of(group)
+    left = len(group.settings) - len(settings)
+    for i, (title, draw) in enumerate(FIGURES.items()):
+        title = title.format(metric=_capitalised(spaced(group.metric)))
+        style: dict[Any, Any] = STYLE | {"svg.hashsalt": prefix}
+        with matplotlib.rc_context(style), warnings.catch_warnings():
+            # A label may hold any character; the browser's font has those that this one lacks.
+            warnings.filterwarnings("ignore", message="Glyph")
+            figure = Figure(figsize=(5.6, 3.1), layout="constrained")
+            drawing = draw(Canvas(figure, group, settings, look))
+            if drawing is None:
+                continue
+            notes = list(drawing.notes)
+            if left:
+                notes.append(
+                    f"{len(settings)} of {len(group.settings)} settings are drawn, the best by "
+                    f"{spaced(group.metric)}; the tables have all."
+                )
+            caption = " ".join([" ".join((inspect.getdoc(draw) or "").split()), *notes])
+            has_legend = draw in LEGENDS
+            drawn.append(
+                Plot(
+                    title,
+                    caption,
+                    as_svg(figure, f"{prefix}-{i}", title),
+                    tuple(each.label for each in drawing.settings) if has_legend else (),
+                )
+            )
+    return drawn
+
+
+FIGURES: dict[str, Callable[[Canvas], Drawing | None]] = {
+    "{metric} by epoch": curves.metric_by_epoch,
+    "{metric} by traffic": curves.metric_by_traffic,
+    "{metric} against bytes and time": curves.pareto,
+    "Training loss": curves.loss_by_step,
+    "Density": curves.density_by_step,
+    "Payload of a step": bars.payload,
+    "Step time": bars.step_time,
+    "Phases of a step": bars.phases,
+}
+
+LEGENDS = (
+    curves.metric_by_epoch,
+    curves.metric_by_traffic,
+    curves.pareto,
+    curves.loss_by_step,
+    curves.density_by_step,
+)
+"""The figures whose settings are told apart by their looks alone."""
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,107 @@
+"""Compares runs: tables in the terminal, in Markdown and as CSV, and one HTML page with the curves.
+
+A run that lost, stopped halfway or diverged has its row like any other.
+"""
+
+import csv
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from sage import storage
+from sage.output.units import printable
+from sage.report.groups import Group, grouped
+from sage.report.page import page
+from sage.report.runs import read_runs
+from sage.report.tables import NOTES, WORDS, headline, tables
+
+MAX_LINES = 60
+"""Of a longer table, so many lines are printed; report.md has all."""
+
+
+def main(paths: Sequence[Path], output: Path) -> int:
+    """Print the tables of all runs under the paths, and write report.md, report.csv and report.html.
+
+    Each file is written whole or not at all: where one cannot be, the old one is as it was.
+
+    Raises:
+        ValueError: where there are no runs.
+        OSError: where the report cannot be written.
+    """
+    runs, unreadable = read_runs(paths)
+    groups = grouped(runs)
+    contents = {
+        "report.md": markdown(groups, unreadable),
+        "report.csv": as_csv(groups),
+        "report.html": page(groups, unreadable),
+    }
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            storage.write_text(output / name, content)
+    except OSError as error:
+        reason = f"{error.strerror}; give another folder with --output"
+        raise OSError(error.errno, reason, error.filename) from error
+    # A file has room for the widest line; on a terminal rich breaks lines to fit.
+    show(groups, unreadable, Console(width=None if sys.stdout.isatty() else 200))
+    print(f"Report: {printable(output / 'report.html')} (and report.md, report.csv)")
+    print(f"TensorBoard: tensorboard --logdir {' '.join(map(printable, paths))}")
+    return 0
+
+
+def markdown(groups: Sequence[Group], unreadable: Mapping[Path, str]) -> str:
+    """The tables as Markdown."""
+    lines = ["# Report"]
+    for group in groups:
+        lines += ["", f"## {group.title}", "", headline(group)]
+        for table in tables(group):
+            rule = ["---" if name in WORDS else "---:" for name in table.heading]
+            lines += ["", f"### {table.title}", *(["", table.note] if table.note else []), ""]
+            lines += map(_line, [table.heading, rule, *table.lines])
+    if unreadable:
+        left_out = [f"- `{printable(folder)}`: {why}" for folder, why in unreadable.items()]
+        lines += ["", "## Left out", "", *left_out]
+    text = "\n".join([*lines, "", "## Notes", "", *(f"- {note}" for note in NOTES), ""])
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def as_csv(groups: Sequence[Group]) -> str:
+    """One line a run, with bare numbers: bytes, seconds, and shares of one."""
+    rows = [row.values for group in groups for row in group.rows]
+    # Not every run has every kind of payload.
+    names = dict.fromkeys(name for values in rows for name in values)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(names), restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode("utf-8", "backslashreplace").decode()
+
+
+def show(groups: Sequence[Group], unreadable: Mapping[Path, str], console: Console) -> None:
+    """Print the tables."""
+    for group in groups:
+        console.print(Text(f"\n{group.title}", style="bold"), Text(headline(group)), sep="\n")
+        for table in tables(group):
+            grid = Grid(title=table.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+            for name in table.heading:
+                grid.add_column(name, justify="left" if name in WORDS else "right", overflow="fold")
+            for line in table.lines[:MAX_LINES]:
+                # As Text: a label may hold brackets, which are markup to rich.
+                grid.add_row(*map(Text, line))
+            console.print(grid)
+            if table.note:
+                console.print(Text(table.note, style="dim"), soft_wrap=True)
+            if len(table.lines) > MAX_LINES:
+                console.print(Text(f"… and {len(table.lines) - MAX_LINES} more lines: see report.md"))
+    for folder, why in unreadable.items():
+        console.print(Text(f"Left out: {printable(folder)}: {why}", style="red"), soft_wrap=True)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

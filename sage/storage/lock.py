@@ -1,0 +1,290 @@
+"""Locks a file against other processes, also on file systems without flock.
+
+Where flock works it decides. Where it does not, as on many shared file systems, owners' files beside the
+locked one decide: `NAME.owner-1`, `NAME.owner-2`, and so on, each created exclusively by the process that it
+names. The owner's file with the highest number holds the lock, and its owner touches it every `BEAT` seconds.
+Another process may create the next number only where that owner has died on this host, or has not touched its
+file for `STALE` seconds; it removes the older files once it holds the lock. Numbers never go down, so of two
+processes that take over at the same moment one fails to create its file, or finds a higher number beside it.
+
+An owner's file stays after the lock is let go, with a time of 1970. A process that was suspended for longer
+than `STALE` seconds may have lost such a lock without knowing.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sage.output.text import clean_text
+from sage.storage.errors import user_name
+
+BEAT, STALE = 5.0, 60.0
+"""Seconds between two touches of an owner's file, and after which one untouched is taken over."""
+
+POLL = 0.1
+
+NO_FLOCK = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EREMOTEIO}
+"""What flock says on a file system that has none."""
+
+
+class Locked(RuntimeError):
+    """Another process holds the lock; the message says which, as far as is known."""
+
+
+@contextmanager
+def locked(path: Path, *, wait: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a file, which is created where it is missing; its folder must exist.
+
+    Args:
+        wait: Seconds to wait for another process to let go. Without flock it may take up to `STALE` seconds
+            where the owner has stopped touching its file, as it may have died.
+
+    Raises:
+        Locked: where another process still holds it then.
+        OSError: where the file cannot be created, or is no regular file.
+    """
+    deadline = time.monotonic() + wait
+    while True:
+        descriptor = _open(path)
+        try:
+            if not _flock(descriptor, path, deadline):
+                break
+            if _is_still(path, descriptor):
+                _note_owner(descriptor)
+                try:
+                    yield
+                finally:
+                    # Closing is not enough where a forked process has inherited the descriptor.
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+                return
+        finally:
+            os.close(descriptor)
+    with _owned(path, deadline):
+        yield
+
+
+# With flock.
+
+
+def _open(path: Path) -> int:
+    # Not blocking, so that a FIFO does not hang.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file, so it cannot be locked: remove it", str(path))
+    return descriptor
+
+
+def _flock(descriptor: int, path: Path, deadline: float) -> bool:
+    """Take the lock; False where the file system has no flock."""
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise Locked(_held_by(_read(path))) from None
+        except OSError as error:
+            if error.errno in NO_FLOCK:
+                return False
+            raise
+        time.sleep(POLL)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether the path still leads to the file that is locked, and not to one made since."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _note_owner(descriptor: int) -> None:
+    """Write into the locked file who holds it, for messages alone."""
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(_me()).encode(), 0)
+
+
+# Without flock.
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """An owner's file as it was seen: who, and how many seconds ago it was touched."""
+
+    number: int
+    who: dict[str, Any]
+    age: float
+
+    @property
+    def may_be_replaced(self) -> bool:
+        return self.age > STALE or _is_dead(self.who)
+
+
+@contextmanager
+def _owned(path: Path, deadline: float) -> Iterator[None]:
+    """Hold the lock by an owner's file, and touch it meanwhile."""
+    own = _take(path, deadline)
+    over = threading.Event()
+    beat = threading.Thread(target=_touch, args=(own, over), daemon=True, name="sage lock")
+    beat.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beat.join()
+        with suppress(FileNotFoundError):
+            os.utime(own, (0, 0))
+
+
+def _take(path: Path, deadline: float) -> Path:
+    """Create the owner's file of the next number, once nobody holds the lock."""
+    while True:
+        owner = _newest(path)
+        if owner is None or owner.may_be_replaced:
+            number = 1 if owner is None else owner.number + 1
+            own = _file(path, number)
+            # Where another process has been faster its file decides: another look is taken.
+            if _create(own) and not _withdrawn(path, number):
+                return own
+            continue
+        # An owner that is alive has touched its file since; one that has not may be dead.
+        if time.monotonic() >= deadline and owner.age < 2 * BEAT:
+            raise Locked(f"{_held_by(owner.who)}, seen {max(0, owner.age):.0f} s ago")
+        time.sleep(POLL if owner.age < 2 * BEAT else 1.0)
+
+
+def _newest(path: Path) -> _Owner | None:
+    """The owner's file with the highest number."""
+    while numbers := _numbers(path):
+        own = _file(path, numbers[-1])
+        with suppress(FileNotFoundError):  # replaced by a higher one meanwhile
+            return _Owner(numbers[-1], _read(own), _now_of(path) - own.stat().st_mtime)
+    return None
+
+
+def _create(own: Path) -> bool:
+    """Create an owner's file of this process; False where there is one of this number."""
+    try:
+        descriptor = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(_me(), file)
+            file.flush()
+            os.fsync(descriptor)
+    except BaseException:
+        own.unlink(missing_ok=True)  # as where the disk is full: half of one would hold the lock
+        raise
+    return True
+
+
+def _withdrawn(path: Path, number: int) -> bool:
+    """Remove the older owners' files, or this one where a higher number is there; say whether it was this."""
+    numbers = _numbers(path)
+    if numbers[-1:] != [number]:
+        _file(path, number).unlink(missing_ok=True)
+        return True
+    for older in numbers[:-1]:
+        _file(path, older).unlink(missing_ok=True)
+    return False
+
+
+def _touch(own: Path, over: threading.Event) -> None:
+    while not over.wait(BEAT):
+        with suppress(OSError):
+            os.utime(own)
+
+
+def _numbers(path: Path) -> list[int]:
+    pattern = re.compile(re.escape(path.name) + r"\.owner-(\d{1,18})")
+    return sorted(int(match[1]) for name in os.listdir(path.parent) if (match := pattern.fullmatch(name)))
+
+
+def _file(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.owner-{number}")
+
+
+def _now_of(path: Path) -> float:
+    """The time as the file system of this path has it: a server's clock may differ from this host's."""
+    probe = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+# Who.
+
+
+def _me() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "processes": _processes(),
+        "process": os.getpid(),
+        "started": started(os.getpid()),
+        "user": os.getuid(),
+        "time": time.time(),
+    }
+
+
+@cache
+def _processes() -> str:
+    """Names the set of processes that this one can see: a boot of a host, and a container in it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def started(process: int) -> str:
+    """When a process of this host began, in clock ticks since the host did; '' where there is none.
+
+    One that has ended and is only waited for by its parent is none.
+    """
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _is_dead(owner: dict[str, Any]) -> bool:
+    """Whether the owner was one of the processes that this one can see, and is no more."""
+    if not _processes() or owner.get("processes") != _processes():
+        return False
+    number = owner.get("process")
+    return type(number) is int and number > 0 and started(number) != owner.get("started")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a lock's file says; nothing where its owner is about to write it."""
+    try:
+        content = json.loads(path.read_bytes()[:4096])
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _held_by(owner: dict[str, Any]) -> str:
+    number, host, user = (owner.get(name) for name in ("process", "host", "user"))
+    if type(number) is not int or type(user) is not int or not 0 <= user < 2**32:
+        return "another process"
+    return clean_text(f"process {number} on {host} (user {user_name(user)})", 200)

@@ -1,0 +1,123 @@
+"""What would make a run fail on every rank, looked at once before any rank starts.
+
+`sage run` and `sage run --print-config` both call `check`, so that the one accepts what the other does.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+
+from .. import registry
+from ..config import Config
+from ..registry.signature import facts_for
+
+RANK_BYTES = 100 * 2**20
+"""Memory that a rank needs as a process of its own, beside the pages of torch that all share."""
+
+THREAD_BYTES = 8 * 2**20
+"""Memory that a simulated rank needs, a thread."""
+
+RANKS_PER_CORE = 16
+"""Ranks as processes for each core of this machine, beyond which a step takes seconds."""
+
+EXAMPLES: tuple[dict[str, int], ...] = (
+    {"num_classes": 10, "channels": 3, "image_size": 32, "vocab_size": 100, "num_users": 20, "num_items": 30},
+    {"num_classes": 7, "channels": 1, "image_size": 64, "vocab_size": 50, "num_users": 9, "num_items": 12},
+)
+"""Two sets of facts. What a model refuses under both with the same words it refuses for its options."""
+
+
+def check(config: Config, *, here: bool) -> None:
+    """Refuse a run that cannot start.
+
+    Args:
+        here: Whether all ranks are started on this machine, by this process.
+
+    Raises:
+        ValueError: where the folder of runs cannot be written, the device is not there, the run that it
+            continues is missing, there are too many ranks for this machine, or the model refuses its options.
+    """
+    check_folder("runs", config.runs, writable=True)
+    if config.continue_from is not None and not config.continue_from.is_dir():
+        raise ValueError(f"continue_from is {config.continue_from}, which is no folder of a run")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch sees no CUDA device here: use --device cpu, or auto")
+    if here and not config.oversubscribe:
+        _check_ranks(config)
+    _check_model(config)
+
+
+def check_folder(name: str, folder: Path, *, writable: bool) -> None:
+    """Refuse a folder that can neither be found nor made; where `writable`, one that cannot be written.
+
+    Raises:
+        ValueError: naming what is in the way.
+    """
+    existing = folder.absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    try:
+        if not existing.is_dir():
+            raise ValueError(f"{name} is {folder}, but {existing} is no folder; give another --{name}")
+        if writable and not os.access(existing, os.W_OK | os.X_OK):
+            raise ValueError(f"{name} is {folder}, but {existing} cannot be written; give another --{name}")
+    except OSError as error:
+        raise ValueError(f"{name} is {folder}: {error.strerror or error}; give another --{name}") from error
+
+
+def _check_ranks(config: Config) -> None:
+    """Refuse more ranks than this machine has memory and cores for."""
+    ranks = config.world_size
+    needs = ranks * (THREAD_BYTES if config.workers_in_process else RANK_BYTES)
+    memory = available_bytes()
+    cores = len(os.sched_getaffinity(0))
+    advice = "give fewer, or --oversubscribe to start them all the same"
+    if memory is not None and needs > memory:
+        raise ValueError(
+            f"world_size is {ranks}, for which {needs / 2**30:,.1f} GiB are needed, and "
+            f"{memory / 2**30:,.1f} GiB of memory are available here: {advice}"
+        )
+    if not config.workers_in_process and ranks > RANKS_PER_CORE * cores:
+        raise ValueError(
+            f"world_size is {ranks}; allowed on the {cores} cores of this machine are "
+            f"{RANKS_PER_CORE * cores} processes: {advice}"
+        )
+
+
+def available_bytes() -> int | None:
+    """Memory that processes can still take, by the kernel's count and by the limit of this control group."""
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        if limit.isdigit():
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+            found.append(max(0, int(limit) - used))
+    except (OSError, ValueError):
+        pass  # no Linux, or no such control group
+    return min(found, default=None)
+
+
+def _check_model(config: Config) -> None:
+    """Refuse options that the model refuses whatever its data set is; nothing is allocated for it."""
+    build = registry.load("models", config.model)
+    refusals = set()
+    for example in EXAMPLES:
+        try:
+            facts = facts_for(build, example, model=config.model, data=config.data)
+        except ValueError:  # it asks for facts that these examples do not have
+            return
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                build(**config.model_options, **facts)
+        except ValueError as error:
+            refusals.add(str(error))
+        except Exception:  # of a fact that is no example here, or of what the meta device cannot do
+            return
+        else:
+            return
+    if len(refusals) == 1:
+        raise ValueError(refusals.pop())

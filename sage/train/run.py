@@ -1,0 +1,290 @@
+"""One run: find the parts by name, start the ranks or join them, train, and leave a result.
+
+A run's folder is named by the hash of its configuration. Asked twice, it runs once; stopped, it goes on.
+"""
+
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, NoReturn
+
+import numpy as np
+import torch
+from torch import nn
+
+from sage import registry, storage
+from sage.comm import rendezvous
+from sage.comm.agreement import compare
+from sage.comm.probe import probe
+from sage.comm.process import ProcessWire
+from sage.comm.rendezvous import Place
+from sage.comm.spawn import is_news, spawn
+from sage.comm.threads import simulate
+from sage.comm.wire import Wire
+from sage.config import Config, resolve
+from sage.data.dataset import Dataset, data_root
+from sage.exit_status import INTERRUPTED, tell_the_job
+from sage.output.units import printable
+from sage.records import run_folder
+from sage.records.manifest import add_end, host, manifest
+from sage.records.progress import Display
+from sage.records.record import Recorder, now, recorder
+from sage.records.run_folder import Taken
+from sage.registry.signature import facts_for
+from sage.storage import write_json
+from sage.train import preflight
+from sage.train.failure import first_step_told_apart, judge, keep_traceback
+from sage.train.fingerprint import facts, software
+from sage.train.loop import Training
+from sage.train.result import result
+from sage.train.stop import Stop
+
+
+def main(config: Config) -> int:
+    """Run it, and return the exit status: 0 finished, 75 stopped and saved, 1 failed, 2 failed for good.
+
+    Raises:
+        ValueError: where the configuration, the environment or the data is at fault.
+    """
+    config = resolve(config)
+    place = rendezvous.place()
+    if place is not None:
+        if config.workers_in_process:
+            raise ValueError(
+                f"workers_in_process simulates all ranks here, but this is rank {place.rank} of "
+                f"{place.world_size} ({place.source}): leave out one or the other"
+            )
+        preflight.check(config, here=False)
+        return _rank(replace(config, world_size=place.world_size), place)
+    preflight.check_folder("runs", config.runs, writable=False)
+    if _is_finished(config):
+        return 0
+    preflight.check(config, here=True)
+    if config.workers_in_process:
+        return _simulated(config)
+    software()  # here, so that not every rank reads the source files
+    # Forked ranks need not import torch again; CUDA cannot be forked.
+    method: Literal["fork", "spawn"] = "spawn" if _device(config, 0).type == "cuda" else "fork"
+    if method == "fork":
+        # What torch imports for the first optimiser takes over a second: here once, not on every rank.
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    return spawn(partial(_rank, config), config.world_size, method=method)
+
+
+# The ways to have ranks.
+
+
+def _rank(config: Config, place: Place) -> int:
+    """Be one rank of a run, from joining the others to the exit status."""
+    torch.set_num_threads(config.threads)
+    stop = Stop()
+    stop.listen(partial(_leave_early, place))
+    wire: ProcessWire | None = None
+    try:
+        device = _device(config, place.local_rank)
+        wire = ProcessWire(
+            place, device=device, timeout=config.timeout, guard=config.guard, facts=facts(config, device)
+        )
+        code = _work(config, wire, device, stop)
+        wire.close()
+        if wire.rank == 0:
+            tell_the_job(code, "")
+        return code
+    except (Exception, SystemExit) as error:
+        end = judge(error)
+        text = end.text if end.text.startswith("rank ") else f"rank {place.rank}: {end.text}"
+        tell_the_job(end.status, text)
+        if not isinstance(error, Taken):
+            _leave_word(config.folder, end.status, place.rank, text)
+        if wire is not None and not end.is_consequence:
+            wire.tell(end.text)
+        where = "" if end.is_expected else keep_traceback(config.folder, place.rank, error)
+        if is_news(place.rank, text):
+            _complain(text + where)
+        # The group is broken: closing it in an orderly way would wait for ranks that will not come.
+        _exit(end.status)
+
+
+def _leave_early(place: Place, number: signal.Signals) -> None:
+    """End a rank that was asked to stop before it trains: at once, whatever it waits for."""
+    text = f"rank {place.rank}: stopped by {number.name} before the first step; the same command starts again"
+    tell_the_job(INTERRUPTED, text)
+    if is_news(place.rank, text):
+        _complain(text)
+    _exit(INTERRUPTED)
+
+
+def _exit(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _simulated(config: Config) -> int:
+    """Be all ranks of a run, as threads that take turns."""
+    torch.set_num_threads(config.threads)
+    device = _device(config, 0)
+    stop = Stop()
+    hears = threading.current_thread() is threading.main_thread()
+
+    def work(wire: Wire) -> int:
+        return _work(config, wire, device, stop)
+
+    try:
+        with stop.listening() if hears else nullcontext():
+            return max(simulate(config.world_size, work, guard=config.guard))
+    except ValueError:
+        raise
+    except (Exception, SystemExit) as error:
+        end = judge(error)
+        _complain(end.text if end.is_expected else end.text + keep_traceback(config.folder, 0, error))
+        return end.status
+
+
+# What a rank does.
+
+
+def _work(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
+    with _claimed(config.folder, wire):
+        if wire.texts(_look(config) if wire.rank == 0 else "")[0] == "finished":
+            return 0
+        return _train(config, wire, device, stop)
+
+
+def _look(config: Config) -> str:
+    """Whether nothing is left to do; with `--fresh` what was done is cleared away first."""
+    if config.fresh:
+        run_folder.clear(config.folder)
+    run_folder.forget_failure(config.folder)
+    return "finished" if _is_finished(config) else ""
+
+
+@contextmanager
+def _claimed(folder: Path, wire: Wire) -> Iterator[None]:
+    """Keep other processes off the run's folder: two writers would spoil it.
+
+    Raises:
+        Taken: on every rank, where another process has it.
+    """
+    with ExitStack() as held:
+        said = ""
+        if wire.rank == 0:
+            try:
+                held.enter_context(run_folder.claimed(folder))
+            except Taken as error:
+                said = str(error)
+        if said := wire.texts(said)[0]:
+            raise Taken(said)
+        yield
+
+
+def _train(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
+    data = registry.load("datasets", config.data)(data_root(config.data_root), **config.data_options)
+    if isinstance(wire, ProcessWire):
+        compare(wire, {f"checksum of {name}": value for name, value in data.checksums.items()})
+    model = build_model(config, data, wire, device)
+    with closing(recorder(config.folder, wire.rank)) as record:
+        return _trained(config, wire, data, model, record, stop, device)
+
+
+def _trained(
+    config: Config,
+    wire: Wire,
+    data: Dataset,
+    model: nn.Module,
+    record: Recorder,
+    stop: Stop,
+    device: torch.device,
+) -> int:
+    folder = config.folder
+    display = Display(f"{config.workload} · {config.reducer}", enabled=wire.rank == 0)
+    training = Training(
+        config,
+        wire,
+        model=model,
+        data=data,
+        task=registry.load("tasks", config.task)(data.facts),
+        reducer=registry.load("reducers", config.reducer)(**config.reducer_options),
+        folder=folder,
+        record=record,
+        display=display,
+        stop=stop,
+    )
+    # From here on every rank draws its own random numbers, dropout's among them.
+    seed = config.seed * 1_000_003 + 1 + wire.rank
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    hosts = wire.texts(host())
+    links = probe(wire, device=device) if isinstance(wire, ProcessWire) else None
+    if wire.rank == 0:
+        write_json(folder / "config.json", config.to_dict(), storage.CONFIG)
+        told = manifest(config.to_dict(), data.checksums, hosts=hosts, links=links)
+        write_json(folder / "manifest.json", told, storage.MANIFEST)
+    if source := training.resume():
+        record.event("resumed", step=training.step, source=source)
+        display.say(f"goes on from {source}, at step {training.step} of {training.total_steps}: {folder}")
+    stop.begin()
+    with display, first_step_told_apart(training):
+        finished = training.run()
+    if not finished:
+        record.event("stopped", step=training.step)
+        display.say(f"stopped and saved at step {training.step}; the same command goes on: {folder}")
+        return INTERRUPTED
+    told = result(training)
+    record.hparams(config.to_dict(), told["final"])
+    if wire.rank == 0:
+        add_end(folder)
+    record.finish(told)
+    display.say(f"finished: {folder}")
+    return 0
+
+
+def build_model(config: Config, data: Dataset, wire: Wire, device: torch.device) -> nn.Module:
+    """The network, with the same weights on every rank."""
+    build = registry.load("models", config.model)
+    torch.manual_seed(config.seed)
+    facts = facts_for(build, data.facts, model=config.model, data=config.data)
+    model: nn.Module = build(**config.model_options, **facts).to(device)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]:
+            wire.broadcast(tensor, root=0, kind="state")
+    return model
+
+
+def _device(config: Config, local_rank: int) -> torch.device:
+    if config.device == "cpu" or not torch.cuda.is_available():  # `preflight.check` has refused cuda then
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    # A launcher that binds one GPU to each task shows each rank a single one.
+    return torch.device("cuda", local_rank if local_rank < count else local_rank % count)
+
+
+def _is_finished(config: Config) -> bool:
+    """Whether the run is finished, which is then said; one that is to be run afresh never is."""
+    found = None if config.fresh else run_folder.result(config.folder)
+    if found is None:
+        return False
+    figures = "  ".join(f"{name} {value:.4g}" for name, value in found["final"].items() if value is not None)
+    text = f"already finished ({figures}): {config.folder}; --fresh runs it again"
+    print(printable(text), file=sys.stderr)
+    return True
+
+
+# What is said of a failure, and to whom.
+
+
+def _leave_word(folder: Path, code: int, rank: int, text: str) -> None:
+    """Say in the run's folder why it ended."""
+    run_folder.leave_failure(folder, {"time": now(), "rank": rank, "error": text, "status": code})
+
+
+def _complain(text: str) -> None:
+    print(f"sage: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,88 @@
+"""What a configuration's numbers come to: its optimiser, its learning rate, its count of steps."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from sage.config import Config
+from sage.data.dataset import Dataset
+from sage.reduction.error_feedback import MemoryOptions
+from sage.train.optim import BeforeReduction, build_optimizer, peak_scale, schedule
+
+
+def before_reduction(config: Config, parameters: Sequence[nn.Parameter]) -> BeforeReduction:
+    """What is done to the gradient before it is reduced."""
+    momentum = config.momentum_at == "before" and config.momentum_kind != "none"
+    return BeforeReduction(
+        parameters,
+        momentum=config.momentum if momentum else 0.0,
+        nesterov=config.momentum_kind == "nesterov",
+        weight_decay=config.weight_decay if config.weight_decay_at == "before" else 0.0,
+        decay_norms=config.decay_norms,
+    )
+
+
+def memory_options(config: Config) -> MemoryOptions:
+    """What `ErrorFeedback` is told beside which memory it is."""
+    return {
+        "beta": config.memory_beta,
+        "gamma": config.memory_gamma,
+        "lr_ratio": config.memory_lr_ratio,
+        "momentum": config.memory_momentum,
+        "masking": config.memory_masking,
+    }
+
+
+def optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """What turns the mean gradient into an update."""
+    momentum = config.momentum_at == "after" and config.momentum_kind != "none" and config.momentum > 0
+    return build_optimizer(
+        model,
+        kind=config.optimizer,
+        lr=config.lr,
+        momentum=config.momentum if momentum else 0.0,
+        nesterov=momentum and config.momentum_kind == "nesterov",
+        weight_decay=config.weight_decay if config.weight_decay_at == "after" else 0.0,
+        decay_norms=config.decay_norms,
+        betas=(config.beta1, config.beta2),
+    )
+
+
+def learning_rate(config: Config, step: int, *, steps_per_epoch: int, total_steps: int) -> float:
+    """The learning rate of one step.
+
+    The warm-up rises from one worker's rate to all workers': from lr to the scaled one, or, where `lr` is
+    meant for all of them (lr_scale 0), from lr/W to lr (Goyal et al. 2017, section 2.2).
+    """
+    return schedule(
+        step,
+        lr=config.lr,
+        peak_scale=peak_scale(config.lr_scale, config.world_size),
+        start_scale=1.0 if config.lr_scale else 1 / config.world_size,
+        warmup_steps=round(config.warmup_epochs * steps_per_epoch),
+        kind=config.schedule,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        milestones=config.milestones,
+        factor=config.lr_factor,
+        lr_decay=config.lr_decay,
+        decay_from=config.decay_from,
+    )
+
+
+def count_steps(config: Config, data: Dataset) -> tuple[int, int]:
+    """Optimiser steps in an epoch, and in the run.
+
+    Raises:
+        ValueError: where an epoch is too short for one step.
+    """
+    batches = data.num_steps(batch_size=config.batch_size, world_size=config.world_size)
+    if batches < config.accumulate:
+        raise ValueError(
+            f"an epoch has {batches} batches on each of {config.world_size} ranks, fewer than the "
+            f"{config.accumulate} to accumulate for one step: lower --accumulate or --batch-size"
+        )
+    per_epoch = batches // config.accumulate
+    total = max(1, round(config.epochs * per_epoch))
+    return per_epoch, total if config.steps is None else min(total, config.steps)

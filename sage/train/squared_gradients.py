@@ -1,0 +1,116 @@
+"""The squares of what each sample, or each part of a batch, adds to the gradient.
+
+A batch's mean gradient is Σ_z g_z/B. The sum Σ_z (g_z/B)² is what methods ask for that weigh an element's
+mean against its variance (`Reducer.needs_squares`; Tsuzuku et al., 2018). Parts of a batch cost a backward
+each; samples go through torch.func, a few at once.
+"""
+# N = elements of the flat gradient, Z = samples taken at once
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sage.data.dataset import Batch
+from sage.mount import WholeModel
+from sage.tasks import Task
+from sage.timing import phase
+
+AT_ONCE = 8
+"""Samples at once: their gradients take this many times the model's memory."""
+
+
+class Squares:
+    """Goes through batches for a reducer that asks for squares.
+
+    They are those of the loss's gradient; weight decay and momentum before the reduction are not in them.
+
+    Args:
+        model, task: Whose loss.
+        mount: Whose gradient; its reducer says into how many parts a batch goes.
+        amp: Whether the loss is scaled, or the model cast.
+
+    Raises:
+        ValueError: where batches of this task, or of this model, cannot be split as the reducer asks.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, mount: WholeModel, *, amp: bool = False) -> None:
+        self._mount = mount
+        self._parts = mount.feedback.reducer.sub_batches
+        self._one = _OfOne(model, task)
+        self._square_N = torch.zeros_like(mount.grad_N)
+        self._spans = dict(zip(map(id, mount.parameters_in_order), mount.layout.spans, strict=True))
+        if self._parts != 1 and task.continues:
+            raise ValueError(
+                "a language model's batches continue each other and cannot be split: take --squares split "
+                "--sub-batches 1; each batch of --accumulate then counts as one sample"
+            )
+        norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+        if self._parts is None and (norms or amp):
+            culprit = (
+                f"the statistics of {norms[0]} are the whole batch's" if norms else "--amp is not for it"
+            )
+            raise ValueError(f"squares are per-sample, but {culprit}: take --squares split")
+
+    def zero_(self) -> None:
+        """Forget the squares, before the next step's first batch."""
+        self._square_N.zero_()
+
+    def backward(self, batch: Batch, divisor: float, backward: Callable[[Batch, float], Tensor]) -> Tensor:
+        """Add a batch's gradient over `divisor` to the mount's, and keep its squares; its loss over that.
+
+        Args:
+            backward: Does so for all of a batch at once.
+        """
+        if self._parts is None:
+            return self._per_sample(batch, divisor)
+        num, grad_N = len(batch[0]), self._mount.grad_N
+        loss = grad_N.new_zeros(())
+        for part in zip(*(x.tensor_split(min(num, self._parts)) for x in batch), strict=True):
+            before_N = grad_N.clone()
+            grad_N.zero_()
+            loss += backward(part, divisor * num / len(part[0]))
+            self._square_N.addcmul_(grad_N, grad_N)
+            grad_N += before_N
+        return loss
+
+    def _per_sample(self, batch: Batch, divisor: float) -> Tensor:
+        def loss_of(values: dict[str, Tensor], *sample: Tensor) -> Tensor:
+            loss: Tensor = functional_call(self._one, values, sample)
+            return loss
+
+        share = 1 / (divisor * len(batch[0]))
+        own = {name: p for name, p in self._one.named_parameters() if id(p) in self._spans}
+        values = {name: p.detach() for name, p in own.items()}
+        each = vmap(grad_and_value(loss_of), in_dims=(None, *(0 for _ in batch)), randomness="different")
+        loss = self._square_N.new_zeros(())
+        for some in zip(*(x.split(AT_ONCE) for x in batch), strict=True):
+            with phase("backward"):
+                grads, loss_Z = each(values, *some)
+            for name, parameter in own.items():
+                span, share_Z = self._spans[id(parameter)], grads[name].flatten(1) * share
+                self._mount.grad_N[span.start : span.stop] += share_Z.sum(0)
+                self._square_N[span.start : span.stop] += share_Z.square().sum(0)
+            loss += loss_Z.sum() * share
+        return loss
+
+    def rescale(self, factor: Tensor) -> None:
+        """Hear that the gradient has been multiplied by this (NaN, 0/0, where there was none)."""
+        self._square_N.mul_(factor.to(self._square_N).nan_to_num(1.0) ** 2)
+
+    def tell(self) -> None:
+        """Let the reducer hear the squares."""
+        self._mount.feedback.reducer.observe(self._square_N[: self._mount.grad_C.numel()])
+
+
+class _OfOne(nn.Module):
+    """The loss of a single sample."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, *sample: Tensor) -> Tensor:
+        return self.task.loss(self.model, tuple(x.unsqueeze(0) for x in sample))

@@ -1,0 +1,74 @@
+"""docs/density.md is true: its commands run in the order they stand, and its tables are what was measured."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from sage.bench import density, figure, trace
+from sage.bench import record as recording
+from sage.bench.trace import Trace
+from sage.cli.flags import parse_run
+from sage.cli.main import main
+from sage.config import Config
+from sage.storage import write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = (ROOT / "docs" / "density.md").read_text()
+
+
+def commands() -> list[str]:
+    """The commands of the measurement, each on one line."""
+    (block,) = re.findall(r"^```sh\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+    return [line for line in block.replace("\\\n", " ").splitlines() if line]
+
+
+def small(config: Config, *, steps: int, elements: int, folder: Path | None = None) -> Trace:
+    """What `record` would give, but for the training and the size."""
+    assert steps > 60
+    assert elements >= 2**16
+    first = 1 if folder else 0
+    generator = torch.Generator().manual_seed(0)
+    codes_SWN = torch.randn(60, 2, 200, generator=generator).half()
+    lr_S = torch.ones(60, dtype=torch.float64)
+    exponents_SW = torch.zeros(60, 2, dtype=torch.int32)
+    told = config.to_dict() | {"workload": f"{config.workload} on {config.world_size}"}
+    return Trace(codes_SWN, exponents_SW, lr_S, first=first, numel=200, config=told)
+
+
+def test_its_commands_can_be_run_in_the_order_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With neither training nor replays, which tests/bench/test_bench.py does."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recording, "record", small)
+    monkeypatch.setattr(trace, "record", small)
+    replayed = dict.fromkeys((1.0, *density.JUMPS), density.Replay([0.01] * 60, [1] * 60, [1.0] * 60, 1, 1))
+    monkeypatch.setattr(density, "replay", lambda *_: replayed)
+    monkeypatch.setattr(density, "cost", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(figure, "density_by_step", lambda *_: "")
+    for command in commands():
+        program, *words = shlex.split(command)
+        assert program == "sage"
+        given = [
+            str(path) for word in words for path in (sorted(Path().glob(word)) if "*" in word else [word])
+        ]
+        if given[0] == "run":
+            config, _ = parse_run(given[1:])
+            config.folder.mkdir(parents=True)
+            write_json(config.folder / "config.json", config.to_dict())
+        else:
+            assert main(given) == 0
+    assert len(list(Path().glob("density*/density.csv"))) == 2
+
+
+def test_its_tables_are_those_of_the_results() -> None:
+    """A law for whoever measures again: the page is to say what the files say."""
+    measured = "".join(path.read_text() for path in sorted(RESULTS.glob("density*/density.md")))
+    quoted = re.findall(r"^\| trace \|.*\n(?:\|.*\n)+", PAGE, flags=re.MULTILINE)
+    assert len(quoted) > 3
+    for table in quoted:
+        assert table in measured

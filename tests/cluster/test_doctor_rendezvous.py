@@ -1,0 +1,316 @@
+"""Strangers at the doctor's ports learn nothing and make one finding; what agents say is checked."""
+
+import json
+import resource
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from fuzz import examples
+from healthy_node import facts as healthy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sage.cluster.doctor import authentication, rendezvous
+from sage.cluster.doctor.checks import judge
+from sage.cluster.doctor.findings import Seen
+from sage.cluster.doctor.link_checks import answer_peers, measure
+from sage.cluster.doctor.rendezvous import Guest, Host, Unreachable, listen
+from sage.cluster.doctor.reported_facts import FIRST, STEPS, Ear, cleaned, fault
+
+SECRET = "the run's own"
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    port = free()
+    host = Host("127.0.0.1", port, 2, 0.1, SECRET)
+    host.port = port  # type: ignore[attr-defined]
+    with host:
+        yield host
+
+
+@pytest.fixture(autouse=True)
+def threads_end_quietly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No thread ends with a traceback."""
+    said: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", said.append)
+    yield
+    assert not said
+
+
+def free() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def guest(host: Host, rank: int, secret: str = SECRET) -> Guest:
+    return Guest(rank, "127.0.0.1", host.port, 2, 5.0, secret)  # type: ignore[attr-defined]
+
+
+def until(is_so: Any) -> None:
+    end = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def connected(host: Host) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", host.port), timeout=10)  # type: ignore[attr-defined]
+
+
+def hurt(door: socket.socket, what: bytes) -> None:
+    """Send it, however the other side takes it, and hang up."""
+    with door, suppress(OSError):
+        door.recv(200)
+        door.sendall(what)
+        door.shutdown(socket.SHUT_WR)
+        while door.recv(4096):
+            pass
+
+
+# The port.
+
+
+def test_ranks_that_know_the_secret_meet(host: Host) -> None:
+    with guest(host, 0) as first, guest(host, 1) as second:
+        both = [threading.Thread(target=one.gather, args=("x",)) for one in (first,)]
+        both[0].start()
+        assert second.gather({"of": "1"}) == {0: "x", 1: {"of": "1"}}
+        both[0].join()
+        assert abs(first.skew) < 1
+    assert host.strangers == []
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        b"",
+        b"\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00" + bytes(range(256)),
+        b"{}\n",
+        b"[" * 400 + b"\n",
+        b'{"rank": 0, "nonce": "a", "proof": "b"}\n',
+        b'{"rank": 0, "nonce": "a", "proof": "\\ud800"}\n',
+        b'{"rank": 1e999, "nonce": "a", "proof": "b"}\n',
+        b'{"rank": true, "nonce": [], "proof": null}\n',
+        b'{"rank": 0, "round": 0, "brings": 1, "seconds": 1}\n',
+        b"\xff\xfe\x00\n",
+        b"x" * 100_000,
+    ],
+)
+def test_who_talks_nonsense_is_counted_and_gets_nothing(host: Host, what: bytes) -> None:
+    hurt(connected(host), what)
+    until(lambda: host.strangers)
+    assert host.strangers == ["127.0.0.1"]
+    with guest(host, 0) as alone:
+        assert 0 in alone.gather("still here", 0.1)
+
+
+def test_a_line_without_an_end_takes_no_memory(host: Host) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    block = bytes(1024 * 1024).replace(b"\0", b"x")
+    with connected(host) as door, suppress(OSError):
+        for _ in range(200):
+            door.sendall(block)
+    until(lambda: host.strangers)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024, "KiB"
+
+
+def test_a_rank_with_another_secret_is_a_stranger(host: Host) -> None:
+    with pytest.raises(Unreachable, match="something else answers there, not rank 0"):
+        guest(host, 0, "guessed")
+    until(lambda: host.strangers)
+
+
+def test_nobody_can_be_a_rank_that_is_here_or_that_there_is_not(host: Host) -> None:
+    with guest(host, 1):
+        for rank in (1, 2, -1):
+            with pytest.raises(Unreachable):
+                guest(host, rank)
+    until(lambda: len(host.strangers) == 3)
+
+
+def test_a_stranger_who_waits_is_sent_away(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authentication, "PROOF_SECONDS", 0.2)
+    with connected(host) as door:
+        door.recv(200)
+        door.sendall(b"{")
+        assert door.recv(200) == b""
+    until(lambda: host.strangers)
+
+
+def test_many_strangers_do_not_keep_the_ranks_out(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authentication, "PROOF_SECONDS", 0.5)
+    crowd = [connected(host) for _ in range(rendezvous.WAITING)]
+    with guest(host, 0) as alone:
+        assert 0 in alone.gather("in", 0.1)
+    for door in crowd:
+        door.close()
+
+
+def test_who_poses_as_rank_0_learns_and_gets_nothing() -> None:
+    heard: list[bytes] = []
+
+    def pose() -> None:
+        door, _ = server.accept()
+        with door, suppress(OSError):
+            door.sendall(b'{"sage": "00"}\n')
+            heard.append(door.recv(4096))
+            door.sendall(b'{"proof": "00"}\n')
+            heard.append(door.recv(4096))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        posing = threading.Thread(target=pose)
+        posing.start()
+        with pytest.raises(Unreachable, match="something else answers"):
+            Guest(0, "127.0.0.1", server.getsockname()[1], 2, 5.0, SECRET)
+        posing.join()
+    assert SECRET.encode() not in b"".join(heard)
+    assert heard[1:] in ([], [b""])
+
+
+@pytest.mark.parametrize("hostip", ["127.0.0.1", "localhost", "127.0.1.1"])
+def test_ranks_of_one_machine_meet_on_loopback_alone(hostip: str) -> None:
+    with listen(0, hostip) as listener:
+        assert listener.getsockname()[0].startswith("127.")
+    with listen(0, "10.0.0.1") as listener:
+        assert not listener.getsockname()[0].startswith("127.")
+
+
+def test_the_way_between_two_ranks_is_measured_for_those_who_know_the_secret() -> None:
+    port = answer_peers("127.0.0.1", SECRET)
+    found = measure("127.0.0.1", port, SECRET)
+    assert found["alpha_seconds"] > 0
+    assert measure("127.0.0.1", port, "guessed") == {"error": "breaks off: it hung up"}
+
+
+# What agents say.
+
+
+def ear(*said: tuple[str, Any]) -> Ear:
+    """One that has heard these steps, each in one piece."""
+    one = Ear(range(4))
+    for step, found in said:
+        one.hear(1, 1, json.dumps({step: found}))
+    return one
+
+
+def beginning() -> list[tuple[str, Any]]:
+    return [(step, healthy(0)[step]) for step in FIRST]
+
+
+def test_a_healthy_agent_is_understood() -> None:
+    assert ear(*healthy(0).items()).facts.keys() >= {*FIRST, "pairs", "torch", "all_reduce", "end"}
+    assert "garbled" not in ear(*healthy(0).items()).facts
+
+
+@pytest.mark.parametrize(
+    ("step", "found"),
+    [
+        ("node", {"node": 1, "network": "n", "world_size": 4}),
+        ("node", []),
+        ("software", {}),
+        ("no such step", {}),
+        ("end", {}),
+        ("clock", {"skew": 0.0}),
+    ],
+)
+def test_what_no_agent_says_first_ends_the_listening(step: str, found: Any) -> None:
+    one = ear((step, found), *healthy(0).items())
+    assert one.facts.keys() == {"garbled"}
+
+
+@pytest.mark.parametrize(
+    ("step", "found"),
+    [
+        ("pairs", {"7": {"error": "x"}}),
+        ("pairs", {"one": {"error": "x"}}),
+        ("pairs", {"1": {"alpha_seconds": -1.0, "bits_per_second": 1.0}}),
+        ("pairs", {"1": 5}),
+        ("clock", {"skew": "soon"}),
+        ("folder", {"path": "/runs"}),
+        ("torch", {"gpus": 1}),
+        ("all_reduce", {"device": "cpu", "links": 3}),
+        ("end", {"strangers": "many"}),
+    ],
+)
+def test_facts_that_cannot_be_are_not_judged(step: str, found: Any) -> None:
+    one = ear(*beginning(), (step, found))
+    assert step not in one.facts
+    assert step in one.facts["garbled"]["why"]
+    (finding,) = [one for one in judged({0: one.facts}) if one.check == "agent" and "understood" in one.found]
+    assert finding.status == "failed"
+
+
+def test_pieces_out_of_order_and_endless_ones_end_the_listening() -> None:
+    for pieces in ([(2, 2)], [(1, 3), (3, 3)], [(0, 0)], [(1, 10**6)], [(3, 2)]):
+        one = Ear(range(4))
+        for number, count in pieces:
+            one.hear(number, count, "{")
+        assert one.facts["garbled"]["why"] == "has said pieces out of order"
+
+
+def test_texts_of_agents_are_cleaned() -> None:
+    found = healthy(0) | {"folder": {"path": "/runs\x1b[2J\n" + "x" * 10_000, "error": "\x1b]0;title\x07no"}}
+    facts = ear(*beginning(), ("folder", found["folder"])).facts["folder"]
+    assert facts["path"].startswith("/runsxxx") or facts["path"].startswith("/runs x")
+    assert len(facts["path"]) == 300
+    assert facts["error"] == "no"
+
+
+def test_strangers_make_one_finding_however_many_they_are() -> None:
+    ranks = {rank: healthy(rank) for rank in range(4)}
+    ranks[0]["end"] = {"strangers": ["10.9.9.9"] * 60 + ["10.9.9.8"]}
+    (finding,) = [one for one in judged(ranks) if one.status != "ok"]
+    assert (finding.status, finding.check, finding.where) == ("note", "strangers", "node1")
+    assert "61 connections" in finding.found
+    assert finding.found.endswith("from 10.9.9.9, 10.9.9.8")
+
+
+def judged(ranks: dict[int, Any]) -> list[Any]:
+    return judge(Seen(ranks, {rank: f"node{rank + 1}" for rank in range(4)}, "node1", 29500))
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["127.0.0.1"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["error", "addresses", "0", "1", "versions"]) | st.text(max_size=5), inner
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=examples(40), deadline=None)
+@given(st.data())
+def test_whatever_an_agent_says_is_judged_without_an_exception(data: st.DataObject) -> None:
+    """Facts of four healthy agents, in some of which values have been replaced, go through ear and judge."""
+    ranks = {}
+    for rank in range(4):
+        found = json.loads(json.dumps(healthy(rank)))
+        for _ in range(data.draw(st.integers(0, 2))):
+            step = data.draw(st.sampled_from([*found, *STEPS]))
+            if isinstance(found.get(step), dict) and found[step] and data.draw(st.booleans()):
+                found[step][data.draw(st.sampled_from([*found[step]]))] = data.draw(JSON)
+            else:
+                found[step] = data.draw(JSON)
+        facts = ear(*found.items()).facts
+        if data.draw(st.booleans()):
+            ranks[rank] = facts
+    for finding in judged(ranks):
+        assert finding.found.isprintable(), finding
+    for step in STEPS:
+        assert isinstance(fault(step, cleaned(data.draw(JSON)), range(4)), str)

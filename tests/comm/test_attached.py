@@ -1,0 +1,96 @@
+"""A wire in a script that has joined its processes itself: beside its group, and as careful as our own."""
+# N = elements of a vector
+
+import os
+import time
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from gloo import Group, processes
+
+from sage.comm.attached import GuestWire
+from sage.comm.rendezvous import local_places
+from sage.comm.wire import Wire, WireError
+
+CPU = torch.device("cpu")
+
+
+@cache
+def seen() -> list[dict[str, Any]]:
+    """What each of three ranks sees, all in one start of them."""
+
+    def work(host: Wire) -> dict[str, Any]:
+        wire = GuestWire(device=CPU)
+        # The script's own collective, begun before ours and ended after it.
+        script_N = torch.full((5,), float(host.rank))
+        under_way = dist.all_reduce(script_N, async_op=True)
+        mean_N = wire.mean(torch.full((3,), float(wire.rank)))
+        counts, (values_M,) = wire.gather_ragged(values=torch.full((wire.rank + 1,), float(wire.rank)))
+        assert under_way is not None
+        under_way.wait()
+        pair = dist.new_group([1, 2])
+        in_pair = []
+        if host.rank:
+            assert isinstance(pair, dist.ProcessGroup)
+            pair_wire = GuestWire(pair, device=CPU)
+            x_N = pair_wire.broadcast(torch.full((2,), float(host.rank)), root=1)
+            in_pair = [pair_wire.rank, pair_wire.world_size, *x_N.tolist()]
+            pair_wire.close()
+        wire.close()
+        dist.all_reduce(after_N := torch.ones(1))
+        return {
+            "mean": mean_N.tolist(),
+            "ragged": (counts, values_M.tolist()),
+            "script": script_N.tolist(),
+            "pair": in_pair,
+            "after": after_N.item(),
+        }
+
+    return processes(3, work)
+
+
+def test_it_speaks_beside_the_scripts_own_group() -> None:
+    for view in seen():
+        assert view["mean"] == [1.0] * 3
+        assert view["ragged"] == ([1, 2, 3], [0.0, 1.0, 1.0, 2.0, 2.0, 2.0])
+        assert view["script"] == [3.0] * 5
+
+
+def test_ranks_and_roots_are_those_of_the_group_it_is_beside() -> None:
+    assert [view["pair"] for view in seen()] == [[], [0, 2, 2.0, 2.0], [1, 2, 2.0, 2.0]]
+
+
+def test_closing_it_leaves_the_script_its_group() -> None:
+    assert [view["after"] for view in seen()] == [3.0] * 3
+
+
+def test_ranks_that_do_not_come_this_far_are_an_error_within_the_time_out() -> None:
+    def work(host: Wire) -> None:
+        if host.rank == 1:
+            time.sleep(30)
+        GuestWire(device=CPU, timeout=1)
+
+    with Group(local_places(2), work) as group:
+        outcome = next(outcome for rank, outcome in group.outcomes(60) if rank == 0)
+    assert isinstance(outcome, WireError)
+    assert "rank 0 of 2 could not make a group of its own beside the script's within 1 s" in str(outcome)
+
+
+@pytest.mark.parametrize(("variable", "keeper"), [("", "rank 0"), ("TORCHELASTIC_RUN_ID", "the launcher")])
+def test_who_keeps_the_store_is_blamed_for_its_end(variable: str, keeper: str) -> None:
+    def work(host: Wire) -> None:
+        if variable:
+            os.environ[variable] = "a run"
+        wire = GuestWire(device=CPU, timeout=1)
+        wire.mean(torch.ones(3))  # both have come this far
+        if host.rank == 0:
+            os._exit(1)
+        wire.mean(torch.ones(3))
+
+    with Group(local_places(2), work) as group:
+        outcome = next(outcome for rank, outcome in group.outcomes(60) if rank == 1)
+    assert isinstance(outcome, WireError)
+    assert f"is gone: {keeper} has died" in str(outcome)

@@ -1,0 +1,293 @@
+"""Every launcher of the table is understood; several tasks never become several runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from fuzz import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sage.comm import variables
+from sage.comm.launchers import (
+    KEPT,
+    LAUNCHERS,
+    OWN,
+    PLAIN,
+    SBATCH,
+    SLURM,
+    TORCHRUN,
+    Launcher,
+    clean_environment,
+)
+from sage.comm.rendezvous import Place, place
+
+PAGE = Path(__file__).parents[2] / "docs" / "launchers.md"
+MEETING = {"hostip": "10.0.0.1", "port": "29500"}
+MASTER = {"MASTER_ADDR": "node1", "MASTER_PORT": "29400"}
+STEP = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_STEP_NUM_NODES": "2",
+}
+NONSENSE = [" 3 ", "1e3", "٣", "", "3.0", "0x3", "three", "+3", "3\n4", "\x1b[31m3", "1" * 5000]
+
+
+@pytest.fixture(autouse=True)
+def nodes_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No name server and no SLURM is asked."""
+
+    def resolve(name: str) -> list[str]:
+        return ["10.0.0.9"]
+
+    monkeypatch.setattr(variables, "resolve", resolve)
+
+
+# One row of the table.
+
+WITH_ROWS = [pytest.param(one, id=one.name) for one in LAUNCHERS]
+WITH_SIZES = [pytest.param(one, id=one.name) for one in LAUNCHERS if one.size]
+
+
+def environment(launcher: Launcher, rank: int = 2, size: int = 4, local: int = 1) -> dict[str, str]:
+    """What the launcher tells one of its tasks."""
+    values = {launcher.rank: rank, launcher.size: size, launcher.local_rank: local, launcher.sign: "none"}
+    return {name: str(value) for name, value in values.items() if name}
+
+
+def refusal(environ: dict[str, str]) -> str:
+    """What is said against the environment: always one line that can be printed."""
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        place(environ)
+    said = str(caught.value)
+    assert said.isprintable()
+    assert len(said) < 700
+    return said
+
+
+@pytest.mark.parametrize("launcher", WITH_SIZES)
+def test_each_launcher_numbers_the_ranks_where_hostip_says_where_to_meet(launcher: Launcher) -> None:
+    found = place(MEETING | environment(launcher))
+    assert found
+    assert (found.hostip, found.port, found.rank, found.world_size) == ("10.0.0.1", 29500, 2, 4)
+    assert found.local_rank == (1 if launcher.local_rank else 0)
+    assert found.source.startswith("hostip/port, and ")
+
+
+@pytest.mark.parametrize("launcher", WITH_SIZES)
+def test_each_launcher_may_leave_the_local_rank_out(launcher: Launcher) -> None:
+    told = {name: value for name, value in environment(launcher).items() if name != launcher.local_rank}
+    apart, together = place(MEETING | told), place(MEETING | told | {"hostip": "127.0.0.1"})
+    assert apart
+    assert together
+    assert (apart.local_rank, together.local_rank) == (0, 2)
+
+
+@pytest.mark.parametrize("launcher", WITH_ROWS)
+@pytest.mark.parametrize("meeting", [{}, MASTER], ids=["nowhere", "MASTER_ADDR"])
+def test_several_tasks_never_become_several_runs(launcher: Launcher, meeting: dict[str, str]) -> None:
+    for rank in range(1, 4):
+        outcome = said(meeting | environment(launcher, rank))
+        joined = f"rank {rank} of 4, local rank 1, at node1:29400"
+        assert outcome == joined or re.match("refused: .*(set (all|hostip|rank)|hand on)", outcome), outcome
+
+
+@pytest.mark.parametrize("launcher", WITH_SIZES)
+def test_one_task_alone_starts_its_ranks_itself(launcher: Launcher) -> None:
+    assert place(environment(launcher, rank=0, size=1, local=0)) is None
+
+
+@pytest.mark.parametrize("launcher", WITH_SIZES)
+def test_a_launchers_size_that_is_missing_is_named(launcher: Launcher) -> None:
+    told = {name: value for name, value in environment(launcher).items() if name != launcher.size}
+    name = "SLURM_NTASKS" if launcher is SLURM else launcher.size
+    assert name in refusal(MEETING | told)
+
+
+@pytest.mark.parametrize("launcher", WITH_SIZES)
+@pytest.mark.parametrize("value", NONSENSE)
+def test_nonsense_is_named_with_what_is_allowed(launcher: Launcher, value: str) -> None:
+    for name in filter(None, (launcher.rank, launcher.size, launcher.local_rank)):
+        assert re.match(
+            rf"{name}=.*: expected .*0 to |{name}=.*: expected .*1 to ",
+            refusal(MEETING | environment(launcher) | {name: value}),
+        )
+
+
+@pytest.mark.parametrize("launcher", WITH_SIZES)
+def test_a_number_out_of_its_range_is_named_with_the_range(launcher: Launcher) -> None:
+    told = MEETING | environment(launcher)
+    for value in ("4", "-1", "99999999999999999999"):
+        expected = f"{launcher.rank}={value}: expected 0 to 3, as {launcher.size} is 4"
+        assert refusal(told | {launcher.rank: value}) == expected
+    for value in ("0", "-1", "1000001"):
+        assert refusal(told | {launcher.size: value}) == f"{launcher.size}={value}: expected 1 to 1000000"
+    if launcher.local_rank:
+        assert refusal(told | {launcher.local_rank: "4"}).startswith(
+            f"{launcher.local_rank}=4: expected 0 to 3"
+        )
+
+
+@pytest.mark.parametrize("launcher", WITH_SIZES)
+def test_another_world_size_than_the_launchers_is_refused(launcher: Launcher) -> None:
+    for meeting in (MEETING, MASTER | STEP):
+        if launcher is PLAIN or meeting is MEETING or launcher in (SLURM, TORCHRUN):
+            said = refusal(meeting | environment(launcher) | {"world_size": "3"})
+            assert said.startswith("world_size=3, but ")
+            assert f"({launcher.size}=4): unset world_size" in said
+
+
+@pytest.mark.parametrize("launcher", [one for one in LAUNCHERS if one.size and one is not PLAIN])
+def test_a_smaller_run_in_each_of_several_tasks_is_refused(launcher: Launcher) -> None:
+    inner = MEETING | {"rank": "0", "world_size": "3"}
+    assert f"({launcher.size}=4)" in refusal(inner | environment(launcher))
+    if launcher is not TORCHRUN and launcher.size != "WORLD_SIZE":
+        alone = MASTER | {"RANK": "0", "WORLD_SIZE": "1"}
+        assert "would be several runs" in refusal(alone | environment(launcher))
+        elastic = alone | {"WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "none", "GROUP_WORLD_SIZE": "1"}
+        assert "GROUP_WORLD_SIZE=1" in refusal(elastic | environment(launcher))
+
+
+@pytest.mark.parametrize("launcher", [one for one in LAUNCHERS if one.attempt])
+def test_a_launchers_count_of_restarts_is_the_attempt(launcher: Launcher) -> None:
+    told = MEETING | environment(launcher)
+    first, third = place(told), place(told | {launcher.attempt: "2"})
+    assert first
+    assert third
+    assert (first.attempt, third.attempt) == (0, 2)
+    assert refusal(told | {launcher.attempt: "-1"}).startswith(f"{launcher.attempt}=-1: expected 0 to ")
+
+
+@pytest.mark.parametrize("launcher", WITH_ROWS)
+def test_children_see_nothing_of_a_launcher(launcher: Launcher) -> None:
+    told = {name.replace("*", "ANYTHING"): "1" for name in launcher.variables}
+    kept = {"HOME": "/h", "PATH": "/p", "SLURM_CONF": "/c", "SBATCH_PARTITION": "gpu", "OMP_NUM_THREADS": "2"}
+    own = dict.fromkeys((*OWN, *SBATCH), "1")
+    assert clean_environment(told | kept | own) == kept
+    assert place(clean_environment(MEETING | MASTER | environment(launcher))) is None
+
+
+# Secrets and addresses.
+
+
+def test_the_secret_of_a_run_is_read_and_never_shown() -> None:
+    told = MEETING | {"rank": "0", "world_size": "1"}
+    found = place(told | {"SAGE_SECRET": "f00d"})
+    assert found
+    assert found.secret == "f00d"
+    assert "f00d" not in repr(found)
+    assert "s e" not in refusal(told | {"SAGE_SECRET": "s e"})
+
+
+@pytest.mark.parametrize("name", ["hostip", "MASTER_ADDR"])
+@pytest.mark.parametrize(
+    "value",
+    ["", " ", "a b", "node1:29500", "http://node1", "-x", "a;b", "x" * 300, "\x1b[31m", "[::1", ":::1"],
+)
+def test_what_is_no_address_is_named(name: str, value: str) -> None:
+    whole = {
+        "hostip": {"port": "1", "rank": "0", "world_size": "1"},
+        "MASTER_ADDR": {"MASTER_PORT": "1", "RANK": "0", "WORLD_SIZE": "1"},
+    }
+    assert re.match(
+        f"{name}(=.*| is empty): expected rank 0's address or name", refusal(whole[name] | {name: value})
+    )
+
+
+def test_brackets_around_an_address_are_left_out() -> None:
+    found = place({"hostip": "[::1]", "port": "1", "rank": "0", "world_size": "1"})
+    assert found
+    assert found.hostip == "::1"
+
+
+@pytest.mark.parametrize("nodes", ["", "[", "-x", "a b", "node[1-2", "node]", "\x1b", "x" * 300])
+def test_what_is_no_list_of_nodes_is_named(nodes: str) -> None:
+    told = STEP | environment(SLURM) | {"SLURM_STEP_NODELIST": nodes}
+    assert refusal(told).startswith("SLURM_STEP_NODELIST=")
+
+
+# The page.
+
+
+def table() -> str:
+    """The launchers in a table of Markdown."""
+    head = ["launcher", "rank", "world size", "local rank", "restarts", "told where to meet"]
+    rows = [head, ["---"] * len(head)]
+    for one in LAUNCHERS:
+        asked = f"`{one.how}`" if one not in (SLURM, TORCHRUN, PLAIN) else "by itself"
+        cells = [one.rank + (f", with {one.sign}" if one.sign else ""), one.size, one.local_rank, one.attempt]
+        rows.append([one.name, *(cell or "–" for cell in cells), asked])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def said(environ: dict[str, str]) -> str:
+    """What the page says of an environment."""
+    try:
+        found = place(environ)
+    except ValueError as error:
+        return f"refused: {error}"
+    if found is None:
+        return "all ranks start here"
+    again = f", attempt {found.attempt}" if found.attempt else ""
+    return (
+        f"rank {found.rank} of {found.world_size}, local rank {found.local_rank}, "
+        f"at {found.hostip}:{found.port}{again}"
+    )
+
+
+def test_the_page_has_the_table_of_launchers() -> None:
+    assert table() in PAGE.read_text(), table()
+
+
+CASES = re.findall(r"^\| `([^`]*)` \| (.*) \|$", PAGE.read_text(), re.MULTILINE) if PAGE.exists() else []
+
+
+@pytest.mark.parametrize(("environ", "outcome"), CASES, ids=[environ for environ, _ in CASES])
+def test_the_page_says_what_happens(environ: str, outcome: str) -> None:
+    step = " ".join(f"{name}={value}" for name, value in STEP.items())
+    words = shlex.split(re.sub(r"\bSTEP$", step, environ))
+    assert said(dict(word.split("=", 1) for word in words)) == outcome
+
+
+def test_the_page_has_a_case_for_each_launcher_and_names_what_children_do_not_get() -> None:
+    page = PAGE.read_text()
+    for launcher in LAUNCHERS:
+        assert any(f"{launcher.rank}=" in environ for environ, _ in CASES), launcher.name
+    for name in {*(name for one in LAUNCHERS for name in one.sets), *OWN, *SBATCH, *KEPT}:
+        assert f"`{name}`" in page, name
+
+
+# Any environment.
+
+NAMES = sorted(
+    {name for one in LAUNCHERS for name in one.variables if not name.endswith("*")}
+    | {*OWN, *STEP, *MASTER, "SLURM_NTASKS", "SLURM_PTY_PORT", "ENVIRONMENT"}
+)
+VALUES = st.one_of(
+    st.sampled_from(
+        ["0", "1", "2", "4", "8", "29500", "10.0.0.1", "127.0.0.1", "node1", "node[1-2]", "BATCH"]
+    ),
+    st.sampled_from(NONSENSE + ["-1", "65536", "\udcff", "a\x00b", "[::1]", "%", "ü" * 70, "²", "९"]),
+    st.text(max_size=20),
+)
+
+
+@settings(max_examples=examples(500), deadline=None)
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=12), st.booleans())
+def test_any_environment_is_a_place_or_nothing_or_one_line(environ: dict[str, str], whole: bool) -> None:
+    if whole:
+        environ = STEP | MASTER | environment(SLURM) | environ
+    outcome = said(environ)
+    assert outcome.isprintable(), repr(outcome)
+    assert len(outcome) < 800
+    if outcome.startswith("rank "):
+        found = place(environ)
+        assert isinstance(found, Place)
+        assert 0 <= found.rank < found.world_size <= 1_000_000
+        assert 0 <= found.local_rank < found.world_size
+        assert 0 < found.port < 65536
+        assert found.attempt >= 0
+        assert re.fullmatch(r"[\w.:%-]+", found.hostip)
+    assert place(clean_environment(environ)) is None

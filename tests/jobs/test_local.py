@@ -1,0 +1,118 @@
+"""The same suite runs without SLURM: each cell once, in processes of its own or in the one that submits."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launcher import PATIENCE, outside, until
+
+from sage.jobs import submissions
+from sage.jobs.local import alive
+from sage.jobs.sweep import read
+from sage.records.record import Record, read_metrics
+
+CHECKOUT = Path(__file__).parents[2]
+SUBMIT = "import sys; from sage.jobs.submit import main; sys.exit(main(sys.argv[1:]))"
+LEFTOVERS = {
+    "hostip": "192.0.2.1",
+    "port": "9",
+    "rank": "1",
+    "world_size": "4",
+    "MASTER_ADDR": "192.0.2.1",
+    "RANK": "3",
+    "WORLD_SIZE": "7",
+    "LOCAL_RANK": "3",
+    "MASTER_PORT": "9",
+    "SLURM_PROCID": "1",
+    "SLURM_NTASKS": "2",
+    "SLURM_ARRAY_JOB_ID": "3",
+    "SLURM_ARRAY_TASK_ID": "3",
+    "SUBMITIT_EXECUTOR": "slurm",
+    "SUBMITIT_FOLDER": "/nowhere",
+    "SAGE_OUTCOME": "/nowhere/outcome",
+}
+"""What a login shell, or a job, may have left over: no cell is to hear of it."""
+
+SMALL = 'workload = "digits-ff"\nreducer = "exact"\nepochs = 100\nsteps = 3\ndevice = "cpu"\n'
+
+pytestmark = pytest.mark.slow
+
+
+class Here:
+    """`sage submit --cluster ...` in a process of its own."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        self.folder = folder
+        (folder / "suite.toml").write_text(text)
+        self.names = [cell.folder.name for cell in read(folder / "suite.toml").cells]
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", SUBMIT, "suite.toml", *options]
+        environment = {**outside(), "PYTHONPATH": str(CHECKOUT), "CUDA_VISIBLE_DEVICES": "5", **LEFTOVERS}
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as `sage submit &` in a script
+        )
+
+    def run(self, *options: str) -> tuple[int, str]:
+        process = self.start(*options)
+        try:
+            told, _ = process.communicate(timeout=PATIENCE)
+        except BaseException:
+            process.terminate()
+            raise
+        return process.returncode, told
+
+    def records(self, kind: str) -> dict[str, list[Record]]:
+        """What each cell has on record, of one kind."""
+        return {
+            path.parent.name: [record for record in read_metrics(path.parent) if record["kind"] == kind]
+            for path in (self.folder / "runs").glob("*/metrics.jsonl")
+        }
+
+
+@pytest.mark.parametrize("options", [("--cluster", "local", "--parallel", "2"), ("--cluster", "debug")])
+def test_the_cells_run_here_once_and_one_that_is_hopeless_does_not_keep_the_others(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    here = Here(tmp_path, SMALL + "lr = [0.1, 1e30, 0.2]\n")
+    status, told = here.run(*options)
+    assert status == 1
+    assert told.startswith("3 cells: 0 finished, 0 active, 3 to run\n")
+    good, hopeless, other = here.names
+    assert f"{good}: done, accuracy " in told
+    assert f"{hopeless}: rank " in told
+    assert "the mean gradient is not finite" in told
+    assert {name: len(steps) for name, steps in here.records("step").items()}[other] == 3
+    entries = submissions.read(tmp_path / "runs")
+    assert set(entries) == set(here.names)
+    assert {entry.cluster for entry in entries.values()} == {options[1]}
+    (tmp_path / "runs" / hopeless).rename(tmp_path / "aside")
+    shutil.rmtree(tmp_path / "runs" / other)
+    (tmp_path / "suite.toml").write_text(SMALL + "lr = [0.1, 0.2]\n")
+    status, told = here.run(*options)
+    assert (status, told.partition("\n")[0]) == (0, "2 cells: 1 finished, 0 active, 1 to run")
+    assert set(here.records("step")) == {good, other}
+
+
+def test_ctrl_c_lets_what_runs_save_itself_and_starts_no_more(tmp_path: Path) -> None:
+    endless = SMALL.replace("steps = 3", "steps = 1000000").replace("epochs = 100", "epochs = 100000")
+    here = Here(tmp_path, endless + "seed = [0, 1]\nparallel = 1\n")
+    process = here.start("--cluster", "local")
+    until(lambda: process.poll() is not None or any(len(each) > 5 for each in here.records("step").values()))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == 75
+    assert process.stdout is not None
+    process.stdout.close()
+    (events,) = here.records("event").values()
+    assert [record["event"] for record in events] == ["stopped"]
+    entries = submissions.read(tmp_path / "runs")
+    assert list(entries) == here.names[:1]
+    assert not any(map(alive, entries.values()))

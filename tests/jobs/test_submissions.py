@@ -1,0 +1,193 @@
+"""The job book is one user's, and a line of it that cannot be used hides no other."""
+
+import json
+import os
+import re
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzz import examples
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sage.cli.main import main
+from sage.jobs import submissions
+from sage.jobs.submissions import Entry
+from sage.storage import Unreadable
+
+
+def entry(cell: str, **other: Any) -> Entry:
+    return Entry(**{"cell": cell, "job": "7_3", "cluster": "slurm", "logs": "nowhere", **other})
+
+
+def line(name: str, **other: Any) -> bytes:
+    return json.dumps({**asdict(entry(name)), **other}).encode() + b"\n"
+
+
+def lay(runs: Path, *lines: bytes) -> Path:
+    submissions.prepare(runs)
+    (runs / ".jobs" / "submitted.jsonl").write_bytes(b"".join(lines))
+    return runs
+
+
+WRONG = {
+    "a number": b"5\n",
+    "a list": b"[]\n",
+    "no entry": b"{}\n",
+    "no JSON": b'{"cell": x}\n',
+    "no text": b"\xff\xfe\n",
+    "a number for a name": line("two", cell=5),
+    "a path for a name": line("two", cell="../two"),
+    "no cluster": line("two", cluster="cloud"),
+    "all processes": line("two", job="-1", cluster="local"),
+    "this group of processes": line("two", job="0", cluster="local"),
+    "an option of scancel": line("two", job="--user=root"),
+    "null": line("two", logs=None),
+    "another type": line("two", started=[1]),
+    "deep": b"[" * 100_000 + b"\n",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_a_line_that_is_no_entry_is_named_and_the_others_are_read(tmp_path: Path, wrong: bytes) -> None:
+    runs = lay(tmp_path, line("one"), wrong, line("three"))
+    entries, faults = submissions.look(runs)
+    assert list(entries) == ["one", "three"]
+    (fault,) = faults
+    assert "submitted.jsonl, line 2 is damaged" in fault
+    assert "\n" not in fault
+
+
+def test_an_entry_of_a_newer_version_is_read_or_told_apart_from_a_damaged_one(tmp_path: Path) -> None:
+    runs = lay(tmp_path, line("one", shade="blue"), line("two", format=2), line("three"))
+    entries, faults = submissions.look(runs)
+    assert list(entries) == ["one", "three"]
+    (fault,) = faults
+    assert "line 2 was written by a newer version of SAGE" in fault
+
+
+@settings(max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.binary(max_size=80) | st.sampled_from([*WRONG.values()]), max_size=4))
+def test_whatever_else_is_in_the_book_its_entries_are_read(tmp_path: Path, others: list[bytes]) -> None:
+    noise = b"".join(other.replace(b'"one"', b"") + b"\n" for other in others)
+    entries, faults = submissions.look(lay(tmp_path, noise, line("one"), noise, line("last")))
+    assert {"one", "last"} <= set(entries)
+    assert all("\n" not in fault and len(fault) < 1000 for fault in faults)
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo"])
+def test_a_book_that_is_no_file_is_named(tmp_path: Path, kind: str) -> None:
+    path = lay(tmp_path) / ".jobs" / "submitted.jsonl"
+    path.unlink()
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(Unreadable, match=r"submitted\.jsonl is a (folder|FIFO), not a regular file"):
+        submissions.read(tmp_path)
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o002, 0o777])
+def test_the_folder_for_jobs_is_its_owners_alone_whatever_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        made = submissions.prepare(tmp_path) if mask != 0o777 else lay(tmp_path) / ".jobs"
+        submissions.write(tmp_path, [entry("one")])
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    assert stat.S_IMODE((made / "submitted.jsonl").stat().st_mode) == 0o600
+
+
+def test_a_folder_that_was_open_to_others_is_closed(tmp_path: Path) -> None:
+    made = lay(tmp_path, line("one")) / ".jobs"
+    made.chmod(0o777)
+    (made / "submitted.jsonl").chmod(0o666)
+    submissions.prepare(tmp_path)
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    assert stat.S_IMODE((made / "submitted.jsonl").stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_the_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    os.chown(submissions.prepare(tmp_path), 65534, 65534)
+    with pytest.raises(
+        Unreadable, match="belongs to user 65534, .*submit as that user, or choose another --runs"
+    ):
+        submissions.prepare(tmp_path)
+
+
+def as_nobody(folder: Path, *argv: str) -> tuple[int, str, str]:
+    """Run `sage` as a user without rights; its status and what it printed."""
+    files = [folder / "stdout", folder / "stderr"]
+    child = os.fork()  # a new Python could not be started: that user may not read where it is installed
+    if child == 0:
+        status = 99
+        try:
+            for number, path in enumerate(files, start=1):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            status = main(list(argv))
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    out, err = (path.read_text() for path in files)
+    return status, out, err
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that every user can enter, which pytest's own are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_commands_on_the_runs_of_another_user_answer_in_a_line(public: Path) -> None:
+    runs = lay(public / "runs", line("w-topk-00000001"))
+    (runs / "w-topk-00000002").mkdir(mode=0o700)
+    (runs / "w-topk-00000003").mkdir()
+    (runs / "w-topk-00000003" / "config.json").write_text("{}")
+    (runs / "w-topk-00000003" / "metrics.jsonl").write_text("{}\n")
+    (runs / "w-topk-00000003" / "metrics.jsonl").chmod(0o600)
+    suite = public / "suite.toml"
+    suite.write_text('workload = "digits-ff"\nreducer = "exact"\ndevice = "cpu"\n')
+    main(["submit", str(suite), "--dry-run", "--runs", str(runs)])  # imports all that is needed
+    status, told, said = as_nobody(public, "status", str(runs))
+    assert status == 0, said
+    assert re.search(
+        r"w-topk-00000002 +damaged .*w-topk-00000002/result.json cannot be read: Permission", told
+    )
+    assert re.search(
+        r"w-topk-00000003 +missing .*w-topk-00000003/metrics.jsonl cannot be read: Permission", told
+    )
+    assert re.search(
+        r"submitted.jsonl cannot be read: Permission .*; which cells were submitted is unknown", said
+    )
+    for argv in (
+        ["cancel", "w-topk-00000001", "--runs", str(runs)],
+        ["logs", "w-topk-00000001", "--runs", str(runs)],
+        ["submit", str(suite), "--cluster", "local", "--runs", str(runs)],
+    ):
+        status, _, said = as_nobody(public, *argv)
+        assert status == 2, (argv, said)
+        assert said.startswith(f"sage {argv[0]}: {runs}")
+        assert len(said.splitlines()) == 1, said
+
+
+def test_a_torn_line_is_no_fault(tmp_path: Path) -> None:
+    runs = lay(tmp_path, line("one"), line("two")[:40])
+    assert submissions.look(runs) == ({"one": submissions.read(runs)["one"]}, [])
+    submissions.write(runs, [entry("three")])
+    entries, faults = submissions.look(runs)
+    assert list(entries) == ["one", "three"]
+    assert faults == []

@@ -1,0 +1,358 @@
+"""Nothing that goes wrong while a suite is submitted runs a cell twice, or leaves a job that nobody knows."""
+
+import os
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from launcher import outside
+from standin import StandIn
+
+from sage.cli.main import main
+from sage.jobs import arrays, entry, submissions
+from sage.jobs.sweep import read
+
+CHECKOUT = Path(__file__).parents[2]
+SUITE = 'workload = "digits-ff"\nreducer = ["exact", "topk"]\nseed = [0, 1]\ndevice = "cpu"\n'
+SUBMIT = "import sys; from sage.cli.main import main; sys.exit(main(['submit', *sys.argv[1:]]))"
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    stand_in = StandIn(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", stand_in.path)
+    monkeypatch.setattr(arrays, "PAUSES", (0.0, 0.0))
+    return stand_in
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    return write(tmp_path)
+
+
+def write(folder: Path, name: str = "suite", text: str = SUITE) -> Path:
+    path = folder / f"{name}.toml"
+    path.write_text(f'runs = "{folder / "runs"}"\n{text}')
+    return path
+
+
+def after_sbatch(slurm: StandIn, command: str) -> None:
+    """Have sbatch do something more, once it has taken a job."""
+    real = slurm.bin / "sbatch"
+    real.rename(slurm.bin / "taken")
+    real.write_text(f'#!/bin/sh\n{shlex.quote(str(slurm.bin / "taken"))} "$@"\n{command}\n')
+    real.chmod(0o755)
+    (slurm.bin / "taken").write_text((slurm.bin / "taken").read_text())
+
+
+def call(path: Path, *options: str) -> int:
+    return main(["submit", str(path), *options])
+
+
+def pending(slurm: StandIn) -> list[str]:
+    return [task for task, state in slurm.states.items() if state == "PENDING"]
+
+
+def assert_each_cell_has_one_job(slurm: StandIn, path: Path) -> None:
+    entries = submissions.read(read(path).runs)
+    assert set(entries) == {cell.folder.name for cell in read(path).cells}
+    assert sorted(each.job for each in entries.values()) == sorted(pending(slurm))
+
+
+# What comes between sbatch and the book.
+
+
+def test_a_submission_killed_after_sbatch_leaves_no_job_that_the_next_does_not_cancel(
+    slurm: StandIn, suite: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = (slurm.bin / "sbatch").read_text()
+    after_sbatch(slurm, "kill -9 $PPID")
+    environment = {**outside(), "PATH": slurm.path, "PYTHONPATH": str(CHECKOUT)}
+    killed = subprocess.run([sys.executable, "-c", SUBMIT, str(suite)], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(pending(slurm)) == 4
+    (slurm.bin / "sbatch").write_text(taken)
+    assert call(suite) == 0
+    told = capsys.readouterr().out
+    assert "cancelled job 1, which a `sage submit` that was ended left unbooked\n" in told
+    assert "4 cells: 0 finished, 0 active, 4 to submit" in told
+    assert_each_cell_has_one_job(slurm, suite)
+    assert call(suite) == 0
+    assert "cancelled" not in capsys.readouterr().out
+
+
+def test_a_job_that_cannot_be_booked_is_cancelled(
+    slurm: StandIn, suite: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = (slurm.bin / "sbatch").read_text()
+    path = submissions.folder(suite.parent / "runs") / "submitted.jsonl"
+    after_sbatch(slurm, f"rm {path}; mkdir {path}")
+    assert call(suite) == 2
+    assert f"sage submit: {path}: " in capsys.readouterr().err
+    assert pending(slurm) == []
+    path.rmdir()
+    (slurm.bin / "sbatch").write_text(line)
+    assert call(suite) == 0
+    assert_each_cell_has_one_job(slurm, suite)
+
+
+def test_where_the_book_cannot_be_written_nothing_is_submitted(
+    slurm: StandIn, suite: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = submissions.folder(suite.parent / "runs") / "submitted.jsonl"
+    path.mkdir(parents=True)
+    assert call(suite) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sage submit: {path}")
+    assert slurm.calls("sbatch") == []
+
+
+def test_runs_that_are_a_file_are_refused_in_a_line(
+    slurm: StandIn, suite: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (suite.parent / "runs").touch()
+    assert call(suite) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert slurm.calls("sbatch") == []
+
+
+def test_a_job_whose_submission_was_ended_ends_at_once_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    missing = tmp_path / "7_submitted.pkl"
+    script = f"source {CHECKOUT}/jobs/batch.sh; sage_find_cell {missing} {tmp_path}/lock; echo found"
+    start = time.monotonic()
+    job = subprocess.run(
+        ["bash", "-c", script],
+        env={**outside(), "SLURM_JOB_ID": "7"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (job.returncode, job.stdout) == (2, "")
+    assert "job 7 has no cell, as the `sage submit` that submitted it was ended: submit again" in job.stderr
+    assert time.monotonic() - start < 30  # and not a minute, four times
+    missing.touch()
+    assert (
+        subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False).stdout
+        == "found\n"
+    )
+
+
+# Others that submit.
+
+
+def test_two_suites_that_share_cells_submit_each_of_them_once(slurm: StandIn, tmp_path: Path) -> None:
+    suites = [write(tmp_path, "one"), write(tmp_path, "two", SUITE.replace("[0, 1]", "[1, 2]"))]
+    after_sbatch(slurm, "sleep 1")
+    environment = {**outside(), "PATH": slurm.path, "PYTHONPATH": str(CHECKOUT)}
+    both = [subprocess.Popen([sys.executable, "-c", SUBMIT, str(each)], env=environment) for each in suites]
+    assert [each.wait() for each in both] == [0, 0]
+    assert len(pending(slurm)) == 6
+    assert len({each.job for each in submissions.read(tmp_path / "runs").values()}) == 6
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves a log open
+def test_a_cell_that_another_submission_runs_meanwhile_is_not_run_here_too(
+    suite: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sage.jobs.local.Cell", NotRun)
+    NotRun.runs = read(suite).runs
+    assert call(suite, "--cluster", "debug") == 0
+    told = capsys.readouterr().out
+    assert told.count("finished, or run by another submission, meanwhile") == 3
+    assert NotRun.ran == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves a log open
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
+def test_a_cell_of_this_process_that_cannot_begin_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, text='workload = "digits-ff"\nreducer = "exact"\ndevice = "cuda"\n')
+    assert call(path, "--cluster", "debug") == 1
+    (cell,) = read(path).cells
+    assert f"{cell.folder.name}: device=cuda, but torch sees no CUDA device here" in capsys.readouterr().out
+
+
+class NotRun:
+    """The first cell's run, during which the others are submitted elsewhere."""
+
+    error = ""
+    ran = 0
+    runs = Path()
+
+    def __init__(self, config: object, *, max_requeues: int) -> None:
+        NotRun.ran += 1
+
+    def __call__(self) -> dict[str, int]:
+        cells = {cell.folder.name: cell for cell in read(self.runs.parent / "suite.toml").cells}
+        mine = next(iter(submissions.read(self.runs)))
+        for name in cells:
+            if name != mine:
+                started = {"job": str(os.getpid()), "started": submissions.read(self.runs)[mine].started}
+                submissions.write(
+                    self.runs, [submissions.Entry(cell=name, cluster="local", logs=str(self.runs), **started)]
+                )
+        return {"status": 0}
+
+
+# What a job is started with.
+
+
+def test_a_job_submitted_from_inside_another_hears_nothing_of_it(
+    slurm: StandIn, suite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = {
+        "SLURM_JOB_ID": "3",
+        "SLURM_ARRAY_JOB_ID": "3",
+        "SLURM_ARRAY_TASK_ID": "3",
+        "SLURM_PROCID": "1",
+        "SLURM_STEP_ID": "0",
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SAGE_OUTCOME": "/elsewhere",
+        "SBATCH_EXPORT": "NONE",
+        "SBATCH_GPUS": "9",
+        "SBATCH_COMMENT": "mine",
+        "SBATCH_ARRAY_INX": "0-99",
+        "SQUEUE_PARTITION": "other",
+        "hostip": "10.0.0.1",
+        "port": "1",
+        "rank": "0",
+        "world_size": "7",
+    }
+    kept = {"SLURM_CONF": "/etc/x", "SBATCH_PARTITION": "low", "SBATCH_TIMELIMIT": "5"}
+    for name, value in {**inside, **kept}.items():
+        monkeypatch.setenv(name, value)
+    assert call(suite) == 0
+    seen = slurm.jobs["1"]["environment"]
+    assert not set(inside) & set(seen)
+    assert kept.items() <= seen.items()
+    assert os.environ["SLURM_JOB_ID"] == "3"
+    suite.write_text(suite.read_text().replace("[0, 1]", "5") + '[slurm]\ntime = "10:00"\nexport = "NONE"\n')
+    assert call(suite) == 0
+    assert "SBATCH_TIMELIMIT" not in slurm.jobs["2"]["environment"]
+    script = slurm.jobs["2"]["script"].splitlines()
+    assert "#SBATCH --export=NONE" in script
+    (srun,) = [line for line in script if line.startswith("srun ")]
+    assert " --export=ALL " in srun
+
+
+def test_what_a_job_loads_is_its_owners_alone_whatever_the_umask(slurm: StandIn, suite: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        assert call(suite) == 0
+    finally:
+        os.umask(before)
+    folder = submissions.folder(suite.parent / "runs")
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    assert slurm.jobs["1"]["umask"] == 0o002  # which SLURM hands on to the ranks, whose runs others may read
+
+
+def test_a_job_does_not_load_what_others_could_have_written(
+    slurm: StandIn, suite: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(suite) == 0
+    (folder,) = submissions.folder(suite.parent / "runs").glob("suite-*")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    monkeypatch.setenv("SAGE_OUTCOME", str(suite.parent / "outcome"))
+    loaded: list[Path] = []
+    monkeypatch.setattr(entry, "process_job", loaded.append)
+    path = folder / "1_2_submitted.pkl"
+    path.chmod(0o666)
+    assert entry.main([str(folder)]) == 2
+    path.chmod(0o600)
+    folder.chmod(0o777)
+    assert entry.main([str(folder)]) == 2
+    assert (suite.parent / "outcome").read_text().startswith(f"2 {path}")
+    folder.chmod(0o700)
+    if os.geteuid() == 0:
+        os.chown(path, 65534, 65534)
+        assert entry.main([str(folder)]) == 2
+        os.chown(path, 0, 0)
+    assert loaded == []
+    assert entry.main([str(folder)]) == 0
+    assert loaded == [folder]
+    path.unlink()
+    assert entry.main([str(folder)]) == 2
+    assert f"{path} is missing; submit the suite again" in capsys.readouterr().err
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("name", ["50%jobs", "%j", "a%Ab", "back\\slash", "two\nlines"])
+def test_a_path_in_which_slurm_would_replace_something_is_refused(
+    slurm: StandIn, suite: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert call(suite, "--runs", str(suite.parent / name)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "choose another --runs" in line
+    assert not (suite.parent / name).exists()
+    assert slurm.calls("sbatch") == []
+
+
+def test_a_suite_of_a_million_combinations_is_counted_and_not_expanded(
+    slurm: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lists = f"seed = {list(range(100))}\nlr = {[step / 100 for step in range(1, 101)]}\n"
+    density = f"[reducers.topk]\ndensity = {[step / 101 for step in range(1, 101)]}\n"
+    path = write(tmp_path, text=f'workload = "digits-ff"\nreducer = ["exact", "topk"]\n{lists}{density}')
+    start = time.monotonic()
+    assert call(path) == 2
+    assert time.monotonic() - start < 20
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        "has 1,010,000 combinations, and a suite may have 10,000: shorten its lists, or raise max_cells"
+        in line
+    )
+
+
+def test_the_bound_on_a_suite_can_be_raised_and_lowered(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    with pytest.raises(ValueError, match="has 4 combinations, and a suite may have 3"):
+        read(path, max_cells=3)
+    path = write(tmp_path, text=SUITE + "max_cells = 3\n")
+    with pytest.raises(ValueError, match="has 4 combinations"):
+        read(path)
+    assert len(read(path, max_cells=4).cells) == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x = " + "[" * 5000, "a" + ".a" * 20000 + " = 1", "\x00", "x = '\udcff"],
+    ids=["deep", "dots", "nul", "bytes"],
+)
+def test_a_suite_that_cannot_be_read_is_answered_in_a_line(
+    slurm: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    path = tmp_path / "suite.toml"
+    path.write_text(text, errors="surrogateescape")
+    assert call(path) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sage submit: {path} ")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "5", '{"metric": 1}', '{"format": 99}', "\xff"])
+def test_a_damaged_result_is_named_and_the_other_cells_are_submitted(
+    slurm: StandIn, suite: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    one = read(suite).cells[1].folder
+    one.mkdir(parents=True)
+    (one / "result.json").write_text(content, encoding="latin-1")
+    assert call(suite) == 0
+    told = capsys.readouterr()
+    assert "4 cells: 0 finished, 0 active, 3 to submit" in told.out
+    (line,) = told.err.splitlines()
+    assert line.startswith(f"sage submit: {one / 'result.json'}")
+    assert one.name not in submissions.read(suite.parent / "runs")

@@ -1,0 +1,34 @@
+"""The snippets of docs/mounts.md run one after another, in one process group of two ranks."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from sage.report.runs import read_runs
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_snippets_run_on_two_ranks(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "mounts.md").read_text()
+    snippets = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    assert len(snippets) == 3
+    begin, end = 'dist.init_process_group("gloo")\n', "dist.destroy_process_group()\n"
+    assert all(begin in each and each.endswith(end) for each in snippets)
+    inner = "\n".join(each.replace(begin, "").replace(end, "") for each in snippets)
+    imports = "import torch.distributed as dist\n"
+    (tmp_path / "train.py").write_text(imports + begin + inner + end)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = read_runs([tmp_path / "runs"])[0]
+    assert run.config["reducer"] == "topk"
+    assert len(run.steps) == 3

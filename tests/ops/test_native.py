@@ -1,0 +1,267 @@
+"""The native ops against their references, to the bit; what they refuse; and what torch asks of an op."""
+# N = elements of the vector, K = elements taken, M = elements of all ranks together
+
+import math
+import os
+import random
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from vectors import assert_same, draw, seeded
+
+from sage import ops
+from sage.ops import native, reference
+
+CHECKOUT = Path(__file__).parents[2]
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+needs_native = pytest.mark.skipif(native.MISSING is not None, reason=f"no extension: {native.MISSING}")
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=[1, 2], ids=lambda threads: f"{threads} threads")
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@needs_native
+@pytest.mark.parametrize("case", range(20))
+def test_taking_above_a_threshold_is_as_in_the_reference(case: int, device: str, threads: int) -> None:
+    n = seeded(case)
+    grad_N, residual_N = draw(n), draw(n)
+    threshold = random.choice([0.0, -1.0, math.nan, 1e-41, 0.5, 3.0, math.inf, 1e300])
+    clear, every = random.random() < 0.5, random.choice([1, 2, 32])
+    left: list[list[Tensor]] = []
+    for takes in (True, False):
+        x_N, r_N = grad_N.clone().to(device), residual_N.clone().to(device)
+        bins = torch.zeros(ops.NUM_BINS, dtype=torch.int32, device=device)
+        if takes:
+            taken = ops.take_above(x_N, r_N, threshold, clear=clear, bins=bins, every=every)
+        else:
+            taken = reference.take_above(r_N, x_N, threshold, clear=clear, bins=bins, every=every)
+        left.append([*taken, x_N, r_N, bins])
+    for ours, theirs in zip(*left, strict=True):
+        assert_same(ours, theirs)
+    x_N = grad_N.to(device)
+    at_K = reference.is_above(x_N, threshold).nonzero().view(-1)
+    assert_same(ops.select_above(x_N, threshold), at_K)
+    assert ops.count_above(x_N, threshold) == at_K.numel()
+    assert_same(x_N, grad_N)
+
+
+@needs_native
+@pytest.mark.parametrize("case", range(30))
+def test_taking_the_largest_is_as_in_the_reference(case: int, device: str, threads: int) -> None:
+    n = seeded(case)
+    grad_N, residual_N = draw(n), draw(n)
+    bounds = [0, *sorted(random.choices(range(n + 1), k=random.choice([0, 0, 3]))), n]
+    density = random.choice([0.0, 0.001, 0.01, 0.1, 0.5, 1.0, random.random()])
+    counts = [math.ceil(density * (b - a)) for a, b in zip(bounds, bounds[1:], strict=False)]
+    low = random.choice([0.0, 1e-41, 0.1, 1.0, 2.5, math.inf, math.nan])
+    near = low, low * random.choice([0.0, 1.0, 1.5, math.inf])
+    left: list[list[Tensor]] = []
+    for takes in (True, False):
+        x_N, r_N = grad_N.clone().to(device), residual_N.clone().to(device)
+        if takes:
+            taken = ops.take_top(x_N, r_N, bounds, counts, clear=True, near=near)
+        else:
+            taken = reference.take_top(r_N, x_N, bounds, counts, clear=True)
+        left.append([*taken, x_N, r_N])
+    for ours, theirs in zip(*left, strict=True):
+        assert_same(ours, theirs)
+    x_N = grad_N.to(device)
+    k = random.randint(0, n + 1)
+    assert_same(ops.select_top(x_N, k), reference.select_top(x_N, k))
+    assert_same(x_N, grad_N)
+
+
+@needs_native
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("density", [0.0, 0.001, 0.1, 1.0])
+def test_the_mean_of_sparse_vectors_is_as_in_the_reference(
+    num_ranks: int, density: float, device: str, threads: int
+) -> None:
+    for case in range(4):
+        n = seeded(7 + case)
+        chosen = [
+            (torch.rand(n) < density * random.random()).nonzero().view(-1).int() for _ in range(num_ranks)
+        ]
+        counts = [at_K.numel() for at_K in chosen]
+        at_M = torch.cat(chosen).to(device)
+        values_M = draw(at_M.numel()).to(device)
+        zeroed = case % 2 == 0
+        ours_N, theirs_N = (torch.full((n,), 0.0 if zeroed else math.nan, device=device) for _ in range(2))
+        assert ops.scatter_mean(values_M, at_M, counts, ours_N, zeroed=zeroed) is ours_N
+        assert_same(ours_N, reference.scatter_mean(values_M, at_M, counts, theirs_N, zeroed=zeroed))
+        assert_same(ops.clear(ours_N, at_M), torch.zeros(n))
+
+
+@needs_native
+def test_the_mean_needs_no_order_on_a_cpu() -> None:
+    n = seeded(8)
+    at_M, values_M = torch.randint(n, (500,), dtype=torch.int32), torch.randn(500)
+    ours_N, theirs_N = torch.empty(n), torch.empty(n)
+    ops.scatter_mean(values_M, at_M, [200, 300], ours_N)
+    assert_same(ours_N, reference.scatter_mean(values_M, at_M, [200, 300], theirs_N, zeroed=False))
+
+
+@pytest.mark.parametrize("density", [0.1, 0.01, 0.001])
+def test_a_threshold_from_the_histogram_gives_the_density(density: float) -> None:
+    torch.manual_seed(0)
+    x_N = torch.randn(300_000) * torch.randn(300_000).exp()
+    for threshold, tolerance in (
+        (ops.threshold_from_histogram(ops.histogram(x_N), density), 0.02),
+        (ops.threshold_from_sample(ops.sample(x_N, None, every=4), density), 0.3),
+    ):
+        assert ops.count_above(x_N, threshold) / x_N.numel() == pytest.approx(density, rel=tolerance)
+
+
+def test_a_threshold_from_a_histogram_of_nothing_takes_nothing() -> None:
+    assert ops.threshold_from_histogram(ops.histogram(torch.empty(0)), 0.1) == math.inf
+
+
+def in_another_process(code: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join((str(CHECKOUT), str(Path(__file__).parent), str(CHECKOUT / "tests")))
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@needs_native
+@pytest.mark.parametrize("n", [0, 1, 227, 623, 624, 625, 2000])
+def test_draws_are_those_of_torch_s_generator(n: int) -> None:
+    for seed in (0, 7, 2**32 + 7, 2**63 - 1):
+        for bits in (1, 23, 24):
+            drawn_N = ops.draw(n, bits, seed, torch.device("cpu"))
+            assert_same(drawn_N, reference.draw_(torch.empty(n, dtype=torch.int32), bits, seed))
+        assert_same(drawn_N / 2**24, torch.rand(n, generator=torch.Generator().manual_seed(seed)))
+
+
+F = torch.randn(8)
+AT = torch.arange(8, dtype=torch.int32)
+B = torch.zeros(4, dtype=torch.uint8)
+REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
+    ("select_", (F.double(), None, 1.0, True, False, None, 1), "signal has another dtype: expected float32"),
+    ("select_", (F[::2], None, 1.0, True, False, None, 1), "signal is not contiguous"),
+    ("select_", (F.view(2, 4), None, 1.0, True, False, None, 1), "signal has 2 dimensions"),
+    ("select_", (F, F[:4], 1.0, True, False, None, 1), "grad has 4 elements and signal 8"),
+    ("select_", (F, F, 1.0, True, False, None, 1), "grad and signal are one vector"),
+    ("select_", (F, None, 1.0, True, False, AT, 1), "histogram has 8 bins: expected 16384"),
+    ("select_", (F, None, 1.0, True, False, None, 0), "every=0: expected 1 or more"),
+    ("select_", (torch.empty(1).expand(2**31), None, 1.0, True, False, None, 1), "not contiguous"),
+    ("top_", (F, None, [0, 8], [9], True, False), "counts: 9 to take of a group of 8"),
+    ("top_", (F, None, [0, 7], [1], True, False), "bounds: expected one more than counts, from 0 to 8"),
+    ("top_", (F, None, [0, 9, 8], [1, 0], True, False), "bounds: expected them to ascend"),
+    ("count_above", (AT, 1.0), "x has another dtype"),
+    ("scatter_mean_", (F, F, AT.long(), [8], False), "indices has another dtype: expected int32"),
+    ("scatter_mean_", (F, F, AT, [7], False), "counts come to 7; there are 8 values"),
+    ("scatter_mean_", (F, F, AT, [9, -1], False), "counts: -1 of a rank"),
+    ("scatter_mean_", (F, F[:0], AT[:0], [], False), "one rank or more"),
+    ("scatter_mean_", (F[:7].clone(), F, AT, [8], False), "expected all from 0 up to 6"),
+    ("clear_", (F, AT - 1), "expected all from 0 up to 7"),
+    ("pack", (B, 9), "bits=9: expected 1 to 8"),
+    ("unpack", (B, 2, 17), "4 bytes: expected 5 for 17 codes of 2 bits"),
+    ("unpack_signs", (B, 40, 1.0), "4 bytes: expected 5"),
+    ("draw_", (F, 0, 24), "out has another dtype: expected int32"),
+    ("draw_", (AT.clone(), 0, 25), "bits=25: expected 1 to 24"),
+    ("encode_gaps", (AT.flip(0),), "expected each to be above the one before it"),
+    ("encode_bitmap", (AT, 7), "expected all from 0 up to 6"),
+]
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("op", "given", "why"), REFUSED, ids=lambda part: part if isinstance(part, str) else ""
+)
+def test_what_an_op_is_not_written_for_it_refuses_and_says_why(
+    op: str, given: tuple[Any, ...], why: str
+) -> None:
+    with pytest.raises(RuntimeError, match=why):
+        getattr(torch.ops.sage, op)(*given)
+
+
+@needs_native
+def test_more_elements_than_int32_can_index_are_refused() -> None:
+    # Two to the 31 bytes of address space, none of which is touched.
+    codes_N = torch.empty(2**31, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="has 2147483648 elements: at most 2147483647"):
+        torch.ops.sage.pack(codes_N, 1)
+
+
+ASKED: list[tuple[str, tuple[Any, ...]]] = [
+    ("select_", (F.clone(), F.clone(), 1.0, True, True, torch.zeros(ops.NUM_BINS, dtype=torch.int32), 2)),
+    ("top_", (F.clone(), F.clone(), [0, 3, 8], [1, 2], True, False)),
+    ("count_above", (F.clone(), 1.0)),
+    ("histogram_", (torch.zeros(ops.NUM_BINS, dtype=torch.int32), F.clone(), 1)),
+    ("scatter_mean_", (F.clone(), F.clone(), AT.clone(), [3, 5], False)),
+    ("clear_", (F.clone(), AT.clone())),
+    ("pack", (B.clone(), 3)),
+    ("unpack", (B.clone(), 3, 10)),
+    ("pack_signs", (F.clone(),)),
+    ("unpack_signs", (B.clone(), 30, 0.5)),
+    ("draw_", (AT.clone(), 7, 24)),
+    ("encode_gaps", (AT.clone(),)),
+    ("decode_gaps", (B.clone(), 4)),
+    ("encode_bitmap", (AT.clone(), 9)),
+    ("decode_bitmap", (B.clone() + 1,)),
+]
+
+
+@needs_native
+def test_torch_finds_nothing_wrong_with_any_op() -> None:
+    # In a process of its own: opcheck runs autograd, after which no process forked from this one could.
+    code = (
+        "import torch; from test_native import ASKED\n"
+        "for op, given in ASKED: print(op); torch.library.opcheck(getattr(torch.ops.sage, op).default, given)"
+    )
+    done = in_another_process(code)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == [op for op, _ in ASKED]
+
+
+@needs_native
+def test_every_op_is_asked_about() -> None:
+    assert {op for op, _ in ASKED} == set(native.OPS)
+
+
+def test_without_the_extension_one_line_says_so_and_everything_runs() -> None:
+    code = (
+        "import torch; from sage import ops; ops.native.MISSING = 'it is not built'; "
+        "print(ops.take_top(torch.tensor([1., -3.]), None, [0, 2], [1]), ops.count_above(torch.ones(2), 1.))"
+    )
+    done = in_another_process(code)
+    assert done.stdout.startswith("(tensor([-3.]), tensor([1], dtype=torch.int32)) 2")
+    (line,) = done.stderr.splitlines()
+    assert line == (
+        "no native extension; sage.ops runs in plain torch, several times slower: it is not built"
+    )
+
+
+def test_a_checkout_without_the_extension_gets_the_command_for_the_environment_at_hand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("SAGE_NATIVE", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    command = f"cd {shlex.quote(str(CHECKOUT))} && {shlex.quote(sys.executable)} setup.py build_ext --inplace"
+    assert native._load() == f"it was not built: `{command}` with a C++ compiler builds it"
+    helped = subprocess.run(["sh", "-c", f"{command} --help"], capture_output=True, text=True, check=True)
+    assert "--inplace" in helped.stdout  # setup.py knows what the command asks for

@@ -1,0 +1,156 @@
+"""The parts shown in docs/adding-a-part.md work as they stand: as files and as entry points."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from sage import registry
+from sage.cli.main import main
+from sage.config import load
+from sage.data.dataset import Dataset
+from sage.registry import Room, parts
+
+PAGE = (Path(__file__).parents[2] / "docs" / "adding-a-part.md").read_text(encoding="utf-8")
+FILES = dict(
+    re.findall(
+        r"^`(\w+)\.py`[^\n]*:\n\n^```python\n(.*?)^```",
+        PAGE,
+        re.MULTILINE | re.DOTALL,
+    )
+)
+ENTRIES, WORKLOAD = re.findall(r"^```toml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+(COMMANDS,) = (
+    block.splitlines() for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+)
+SHORT = ["--steps", "2", "--world-size", "2", "--workers-in-process"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the page's files."""
+    for name, code in FILES.items():
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+    (tmp_path / "waves.toml").write_text(WORKLOAD, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SAGE_DATA_DIR", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The same as an installed package with the page's entry points."""
+    told = folder / "my_package-1.0.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    lines = re.sub(r'\[project\.entry-points\."(.*)"\]', r"[\1]", ENTRIES).replace('"', "")
+    (told / "entry_points.txt").write_text(lines)
+    (folder / "my_package").mkdir()
+    for name, code in FILES.items():
+        (folder / "my_package" / f"{name}.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+    parts._entries.cache_clear()
+    yield folder
+    parts._entries.cache_clear()
+
+
+def final(runs: Path) -> dict[str, Any]:
+    """The metrics at the end of the only run."""
+    (path,) = runs.glob("*/result.json")
+    found: dict[str, Any] = json.loads(path.read_text())["final"]
+    return found
+
+
+def test_the_page_has_a_file_for_every_kind_of_part() -> None:
+    assert set(FILES) == {"waves", "regress", "perceptron", "linear", "gru", "factors"}
+    assert len(FILES) == PAGE.count("```python\n")
+    assert re.findall(r'entry-points\."sage\.(\w+)"', ENTRIES) == ["models", "datasets", "tasks", "reducers"]
+    assert set(get_args(Room)) == {"models", "datasets", "tasks", "reducers"}
+
+
+def test_a_task_a_data_set_and_a_model_of_ones_own_train(folder: Path) -> None:
+    prepare, run = (shlex.split(line)[1:] for line in COMMANDS[:2])
+    assert main(prepare) == 0
+    written = (folder / "data" / "waves.csv").read_bytes()
+    assert main(prepare) == 0
+    assert (folder / "data" / "waves.csv").read_bytes() == written
+    assert main([*run, "--workers-in-process"]) == 0
+    assert 0 < final(folder / "runs")["rmse"] < 0.5  # the sine's own deviation is 0.7
+    (manifest,) = (folder / "runs").glob("*/manifest.json")
+    assert set(json.loads(manifest.read_text())["checksums"]) == {"waves.csv"}
+
+
+@pytest.mark.parametrize("command", COMMANDS[2:])
+def test_a_models_file_trains_under_each_of_the_repositorys_tasks(folder: Path, command: str) -> None:
+    limits = ["--data.limit-test", "2000"] if "lstm" in command else []
+    assert main([*shlex.split(command)[1:], *SHORT, *limits]) == 0
+    assert final(folder / "runs")
+
+
+def test_what_is_missing_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "waves.toml", "--workers-in-process"]) == 2
+    assert "waves.csv is missing: `sage data prepare ./waves.py` fetches it" in capsys.readouterr().err
+    (folder / "bare.py").write_text('"""Bare: it cannot be prepared."""\nclass Bare: ...\nDATASET = Bare\n')
+    assert main(["data", "prepare", "./bare.py"]) == 2
+    assert "the data set ./bare.py has no `prepare`" in capsys.readouterr().err
+    waves = load_waves(folder)
+    with pytest.raises(
+        ValueError, match="the task Classify needs num_classes, which the data set does not g"
+    ):
+        registry.load("tasks", "classify")(waves.facts)
+
+
+def test_the_ranks_shares_of_the_data_set_are_disjoint_and_cover_it(folder: Path) -> None:
+    waves = load_waves(folder)
+    size = {"world_size": 3, "batch_size": 32}
+    each = [list(waves.train_batches(epoch=1, rank=rank, seed=4, **size)) for rank in range(3)]
+    assert {len(batches) for batches in each} == {waves.num_steps(**size)}
+    x_N = torch.cat([x for batches in each for x, _ in batches])
+    assert len(x_N.unique()) == len(x_N) == 3 * 32 * waves.num_steps(**size)
+    later = list(waves.train_batches(epoch=1, rank=1, seed=4, start=2, **size))
+    assert torch.equal(later[0][0], each[1][2][0])
+    tested = torch.cat([x for rank in range(3) for x, _ in waves.test_batches(rank=rank, **size)])
+    assert len(tested.unique()) == len(tested) == 100
+    assert not set(tested.flatten().tolist()) & set(x_N.flatten().tolist())
+
+
+def test_the_same_parts_are_found_by_entry_point_and_by_dotted_name(package: Path) -> None:
+    parts: tuple[tuple[Room, str, str], ...] = (
+        ("models", "perceptron", "Perceptron: one hidden layer"),
+        ("datasets", "waves", "Waves: noisy samples"),
+        ("tasks", "regress", "Regress: predict numbers"),
+    )
+    for room, name, first in parts:
+        assert name in registry.names(room)
+        assert registry.summary(room, name).startswith(first)
+        assert registry.load(room, name) is registry.load(room, f"my_package.{name}")
+    assert "everyother" in registry.names("reducers")
+    assert main(["data", "prepare", "waves", "data"]) == 0
+    named = ["--task", "regress", "--data", "waves", "--model", "perceptron", "--reducer", "exact"]
+    assert main(["run", "digits-ff", *named, "--steps", "2", "--workers-in-process"]) == 0
+    assert set(final(package / "runs")) == {"rmse"}
+
+
+def test_a_runs_hash_holds_the_content_of_a_parts_file_and_not_its_path(folder: Path) -> None:
+    def name(model: Path) -> str:
+        return load("digits-ff", overrides={"model": str(model), "reducer": "exact"}).folder.name
+
+    here, there = folder / "linear.py", folder / "elsewhere" / "linear.py"
+    there.parent.mkdir()
+    there.write_text(FILES["linear"], encoding="utf-8")
+    assert name(there) == name(here)
+    there.write_text(FILES["linear"] + "# changed\n", encoding="utf-8")
+    assert name(there) != name(here)
+
+
+def load_waves(folder: Path) -> Dataset:
+    """The page's data set, prepared."""
+    part = registry.load("datasets", str(folder / "waves.py"))
+    part.prepare(folder / "data")  # type: ignore[attr-defined]
+    waves: Dataset = part(folder / "data")
+    return waves

@@ -1,0 +1,299 @@
+"""A report's figures can be read and its files are whole, whatever one run is like."""
+
+import errno
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import pytest
+from fuzz import examples
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from made_up_runs import change, pretend, read, the_group, written
+from matplotlib.figure import Figure
+
+from sage.output.units import duration, number, percent, size
+from sage.report.axes import DistinctLabels, limit, scale
+from sage.report.groups import grouped
+from sage.report.plots import FIGURES, MAX_GROUPS, Plot, chosen, looks_of, plots
+from sage.report.report import main
+from sage.report.runs import read_runs
+from sage.report.svg import NUM_LOOKS, looks
+
+
+def drawn(runs: Path, *only: str) -> dict[str, Plot]:
+    """The figures of the one group of the runs, by title; all, or those whose drawing functions are named."""
+    chosen_ones = {title: draw for title, draw in FIGURES.items() if not only or draw.__name__ in only}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sage.report.plots.FIGURES", chosen_ones)
+        return {plot.title: plot for plot in plots(the_group(runs), "group")}
+
+
+# What tells curves apart.
+
+
+def test_no_two_looks_of_a_plot_are_the_same_and_what_is_left_out_is_told(tmp_path: Path) -> None:
+    pretend(tmp_path, "exact", steps=4, steps_per_epoch=2)
+    for i in range(NUM_LOOKS + 1):
+        pretend(tmp_path, "topk", steps=4, steps_per_epoch=2, density=0.01 * (i + 1))
+    group = the_group(tmp_path)
+    assert len(set(looks(NUM_LOOKS))) == NUM_LOOKS
+    found = drawn(tmp_path, "metric_by_epoch", "density_by_step", "payload")
+    for title in ("Accuracy by epoch", "Density"):
+        legend = found[title].legend
+        shown = [looks_of(group)[label].svg for label in legend]
+        assert len(set(shown)) == len(shown) >= NUM_LOOKS - 1
+        assert (
+            f"{NUM_LOOKS} of {NUM_LOOKS + 2} settings are drawn, the best by accuracy" in found[title].caption
+        )
+    # The accuracies of the made-up runs rise with the density: the least dense are left out, and exact never.
+    names = [setting.label for setting in chosen(group)]
+    assert names[0] == "exact"
+    assert "topk density=0.01" not in names
+    assert f"{NUM_LOOKS - 30} more settings are left out" in found["Payload of a step"].caption
+
+
+def test_line_plots_have_a_legend_of_the_settings_that_they_show(tmp_path: Path) -> None:
+    pretend(tmp_path, "exact")
+    pretend(tmp_path, "topk", density=0.01, seed=0)
+    pretend(tmp_path, "topk", density=0.01, seed=1)
+    main([tmp_path], tmp_path / "report")
+    (text,) = written(tmp_path / "report", "html")
+    legends = re.findall(r'<ul class="legend">(.*?)</ul>', text)
+    assert [re.findall(r"</svg>([^<]+)</li>", each) for each in legends] == [
+        *[["exact", "topk"]] * 4,
+        ["topk"],  # exact has no density to hold
+    ]
+    assert {title: plot.legend for title, plot in drawn(tmp_path, "step_time").items()} == {"Step time": ()}
+
+
+# Axes.
+
+
+@settings(max_examples=examples(25), deadline=None)
+@given(
+    st.floats(1e-6, 1e6),
+    st.floats(1e-9, 1e3),
+    st.sampled_from([percent, size, duration, number]),
+)
+def test_no_two_ticks_in_view_have_the_same_label(low: float, width: float, text: Callable[..., str]) -> None:
+    assume(width > 1e-5)
+    axes = Figure().subplots()
+    values = [low, low * (1 + width)]
+    axes.plot([0, 1], values)
+    scale(axes, "y", values, text)
+    bottom, top = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if bottom <= tick <= top and tick > 0]
+    labels = axes.yaxis.get_major_formatter().format_ticks(list(axes.get_yticks()))
+    shown = [
+        label
+        for tick, label in zip(axes.get_yticks(), labels, strict=True)
+        if bottom <= tick <= top and tick > 0
+    ]
+    # Minutes and hours are whole: a time of more than a minute is told to the second.
+    if text is not duration or max(ticks, default=0) < 60:
+        assert len(set(shown)) == len(shown)
+
+
+def test_a_density_that_hardly_varies_has_ticks_with_enough_digits(tmp_path: Path) -> None:
+    axes = Figure().subplots()
+    axes.plot([0, 1], [0.009998, 0.010002])
+    scale(axes, "y", [0.009998, 0.010002], percent)
+    formatter = axes.yaxis.get_major_formatter()
+    assert isinstance(formatter, DistinctLabels)
+    labels = formatter.format_ticks(list(axes.get_yticks()))
+    assert len(set(labels)) == len(labels) > 3
+
+
+def test_one_diverging_curve_is_cut_off_by_name_and_does_not_squash_the_others(tmp_path: Path) -> None:
+    calm = numpy.linspace(2.3, 0.1, 50)
+    axes = Figure().subplots()
+    note = limit(axes, {"topk": calm, "exact": calm - 0.05, "signsgd": numpy.exp(numpy.arange(50))}, number)
+    bottom, top = axes.get_ylim()
+    assert bottom <= 0.05 < 2.3 <= top < 15
+    assert note.startswith("Cut off: signsgd (reaches 1.9")
+    assert "topk" not in note
+    # Of two, the one that stays.
+    note = limit(axes, {"exact": calm, "signsgd": -numpy.exp(numpy.arange(50))}, number)
+    assert "signsgd" in note
+    assert axes.get_ylim()[0] > -10
+    assert limit(axes, {"exact": calm, "topk": calm * 1.3}, number) == ""
+    assert limit(axes, {"nan": numpy.full(3, math.nan)}, number) == ""
+
+
+@settings(max_examples=examples(50), deadline=None)
+@given(st.lists(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5), min_size=1, max_size=6))
+def test_whatever_leaves_the_range_is_told(curves: list[list[float]]) -> None:
+    axes = Figure().subplots()
+    note = limit(axes, {f"c{i}": numpy.array(y) for i, y in enumerate(curves)}, number)
+    bottom, top = axes.get_ylim()
+    outside = [i for i, y in enumerate(curves) if min(y) < bottom or max(y) > top]
+    assert bool(outside) == note.startswith("Cut off")
+    assert len(outside) <= len(curves) / 2 or len(curves) == 1, "most curves are typical"
+
+
+def test_a_diverged_run_leaves_the_page_readable(tmp_path: Path) -> None:
+    pretend(tmp_path, "exact")
+    pretend(tmp_path, "topk", density=0.01)
+    wild = pretend(tmp_path, "signsgd", density=0.1)
+    lines = [json.loads(line) for line in (wild / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "step":
+            line["loss"] = 10.0 ** (line["step"] // 2)
+    (wild / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "Cut off: signsgd" in drawn(tmp_path, "loss_by_step")["Training loss"].caption
+
+
+def test_one_run_with_one_evaluation_is_no_lone_dot_on_made_up_ranges(tmp_path: Path) -> None:
+    pretend(tmp_path, "topk", density=0.01, steps=10)
+    assert set(drawn(tmp_path)) == {"Training loss", "Density", "Payload of a step"}
+
+
+def test_the_payload_stands_on_an_axis_that_says_what_it_is(tmp_path: Path) -> None:
+    pretend(tmp_path, "exact")
+    pretend(tmp_path, "topk", density=0.3)
+    assert "logarithmic" not in drawn(tmp_path, "payload")["Payload of a step"].svg
+    pretend(tmp_path, "sage", density=0.001)
+    assert "bytes, on a logarithmic axis" in drawn(tmp_path, "payload")["Payload of a step"].svg
+
+
+def test_accuracy_stands_against_bytes_and_time_together(tmp_path: Path) -> None:
+    pretend(tmp_path, "exact")
+    assert not drawn(tmp_path, "pareto")
+    pretend(tmp_path, "topk", density=0.01)
+    plot = drawn(tmp_path, "pareto")["Accuracy against bytes and time"]
+    assert plot.legend == ("exact", "topk")
+    assert "training time" in plot.svg
+
+
+def test_labels_and_folders_may_hold_any_character(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    pretend(runs, "topk", density=0.1, rule="\x1b[31m\u202e\x00 \U0001f600 数")
+    pretend(runs, "topk", density=0.1, rule="$x")
+    (pretend(runs, "sage", density=0.1) / "result.json").write_text("{}")
+    main([runs.rename(tmp_path / os.fsdecode(b"caf\xe9"))], tmp_path / "report")
+    for text in written(tmp_path / "report", "html", "md", "csv"):
+        assert not set(text) & {"\x1b", "\x00", "\u202e"}
+        assert r"rule=\x1b[31m\u202e\x00" in text
+        assert "数" in text
+        assert r"caf\xe9" in text
+
+
+# Folders and files.
+
+
+def test_a_run_folder_that_is_a_link_is_seen_once_and_circles_end(tmp_path: Path) -> None:
+    real = pretend(tmp_path / "elsewhere", "topk", density=0.1)
+    runs = tmp_path / "runs"
+    pretend(runs, "exact")
+    (runs / "linked").symlink_to(real)
+    (runs / "circle").symlink_to(runs)
+    (runs / "nowhere").symlink_to(tmp_path / "absent")
+    assert set(read(runs)) == {"exact", "topk"}
+    assert set(read(runs, tmp_path / "elsewhere")) == {"exact", "topk"}, "by both names, once"
+
+
+def test_a_run_whose_metrics_are_gone_is_named_in_one_line(tmp_path: Path) -> None:
+    pretend(tmp_path, "exact")
+    (pretend(tmp_path, "topk", density=0.1) / "metrics.jsonl").unlink()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")  # of another program
+    runs, unreadable = read_runs([tmp_path])
+    assert len(runs) == 1
+    ((folder, why),) = unreadable.items()
+    assert "topk" in folder.name
+    assert why == "metrics.jsonl is missing: the run was there, its records are gone"
+
+
+def test_a_folder_that_may_not_be_read_is_named_and_the_others_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(tmp_path / "mine", "exact")
+    theirs = pretend(tmp_path / "theirs", "topk", density=0.1)
+    scandir = os.scandir
+
+    def refusing(path: Path) -> object:
+        if Path(path) == theirs:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("sage.report.runs.os.scandir", refusing)
+    runs, unreadable = read_runs([tmp_path])
+    assert len(runs) == 1
+    assert unreadable == {theirs: "cannot be read: Permission denied"}
+    assert main([tmp_path], tmp_path / "report") == 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.json", "result.json", "metrics.jsonl"])
+def test_whatever_one_file_holds_the_other_runs_are_shown(tmp_path: Path, name: str) -> None:
+    pretend(tmp_path, "exact")
+    damaged = pretend(tmp_path, "topk", density=0.1)
+    for content in (b"", b"{}", b"[]", b"5\n", b'{"kind":"step"}\n', b"\xff\xfe\n", b"[" * 10_000):
+        (damaged / name).write_bytes(content)
+        runs, unreadable = read_runs([tmp_path])
+        named = {folder.name: why for folder, why in unreadable.items()}
+        if content or name != "metrics.jsonl":
+            assert set(named) <= {damaged.name}
+            assert all("\n" not in why for why in named.values())
+        assert len(runs) + len(named) == 2
+        assert "exact" in {row.label for group in grouped(runs) for row in group.rows}
+    assert main([tmp_path], tmp_path / "report") == 0
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(tmp_path, "exact")
+    main([tmp_path], tmp_path / "report")
+    before = written(tmp_path / "report", "md", "csv", "html")
+    pretend(tmp_path, "topk", density=0.1)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="--output") as raised:
+            main([tmp_path], tmp_path / "report")
+    assert raised.value.errno == errno.ENOSPC
+    assert written(tmp_path / "report", "md", "csv", "html") == before
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "report.md",
+        "report.csv",
+        "report.html",
+    }
+    shutil.rmtree(tmp_path / "report")
+    (tmp_path / "report").write_text("a file")
+    with pytest.raises(OSError, match="--output"):
+        main([tmp_path], tmp_path / "report")
+
+
+def test_runs_of_another_workload_without_figures_do_not_end_the_report(tmp_path: Path) -> None:
+    pretend(tmp_path, "exact", workload="begun", stop=0)
+    pretend(tmp_path, "exact", workload="done")
+    change(pretend(tmp_path, "topk", workload="other-metric"), "result.json", metric="loss", better="min")
+    assert main([tmp_path], tmp_path / "report") == 0
+    (text,) = written(tmp_path / "report", "html")
+    assert [each in text for each in ("begun, 4 ranks", "done, 4 ranks", "lower is better")] == [True] * 3
+
+
+def test_of_many_workloads_those_with_the_most_runs_have_figures(tmp_path: Path) -> None:
+
+    for i in range(MAX_GROUPS + 1):
+        pretend(tmp_path, "exact", workload=f"w{i:02d}", steps=4, steps_per_epoch=2)
+    pretend(tmp_path, "topk", workload=f"w{MAX_GROUPS:02d}", steps=4, steps_per_epoch=2, density=0.1)
+    main([tmp_path], tmp_path / "report")
+    (text,) = written(tmp_path / "report", "html")
+    sections = text.split("<section>")[1:]
+    has_figures = ["<figure>" in section for section in sections]
+    assert has_figures == [*[True] * (MAX_GROUPS - 1), False, True]
+    assert all(
+        ("No figures" in section) != shown for section, shown in zip(sections, has_figures, strict=True)
+    )
+    assert list(itertools.chain(*[re.findall("No figures: only the 12", each) for each in sections]))

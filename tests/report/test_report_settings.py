@@ -1,0 +1,295 @@
+"""A report folds seeds, compares like with like, and judges only where there is a target."""
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from fuzz import examples
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from made_up_runs import change, pretend, read, the_group
+from scipy import stats
+
+from sage.report.curves import front
+from sage.report.groups import Group, Row, _labels
+from sage.report.runs import Run
+from sage.report.seeds import ratio, spread, t_quantile
+from sage.report.sharing import sharing
+from sage.report.tables import Table, headline, tables
+
+POSITIVE = st.floats(0.01, 1e4)
+
+
+def table(group: Group, title: str) -> dict[str, dict[str, str]]:
+    """A table's cells, by label and heading."""
+    (found,) = [each for each in tables(group) if each.title == title]
+    return {line[0]: dict(zip(found.heading, line, strict=True)) for line in found.lines}
+
+
+# Density.
+
+
+def test_no_density_is_judged_where_none_was_asked_for(tmp_path: Path) -> None:
+    pretend(tmp_path, "exact")
+    pretend(tmp_path, "adacomp", miss=0.25)  # an older record, which says that 1.0 was asked for
+    newer = pretend(tmp_path, "variance", miss=0.25)
+    lines = (newer / "metrics.jsonl").read_text().replace('"density_asked": 1.0', '"density_asked": null')
+    (newer / "metrics.jsonl").write_text(lines)
+    change(newer, "result.json", density_asked=None)
+    pretend(tmp_path, "topk", density=0.01)
+    pretend(tmp_path, "mstopk", density=1.0, miss=1.0)
+    group = the_group(tmp_path)
+    shown = {label: tuple(list(cells.values())[1:]) for label, cells in table(group, "Density").items()}
+    assert shown == {
+        "exact": ("–", "100 %", "–"),
+        "adacomp": ("–", "25 %", "–"),
+        "variance": ("–", "25 %", "–"),
+        "topk": ("1 %", "1.1 %", "100 %"),
+        "mstopk": ("100 %", "100 %", "100 %"),
+    }
+    values = {row.label: row.values for row in group.rows}
+    assert values["adacomp"]["density_met"] is values["variance"]["density_asked"] is None
+
+
+# Speed.
+
+
+def test_seeds_are_folded_into_one_line_with_spread_and_an_interval(tmp_path: Path) -> None:
+    exact, topk = [50.0, 40.0, 45.0], [100.0, 90.0, 86.0]
+    for seed in range(3):
+        pretend(tmp_path, "exact", seed=seed, seconds=1 / exact[seed])
+        pretend(tmp_path, "topk", seed=seed, density=0.01, seconds=1 / topk[seed])
+    group = the_group(tmp_path)
+    assert [setting.label for setting in group.settings] == ["exact", "topk"]
+    line = table(group, "Speed")["topk"]
+    assert line["steps/s"] == f"{numpy.mean(topk):.4g} ± {numpy.std(topk, ddof=1):.2g}"
+    assert (line["n"], line["baseline"]) == ("3", "exact (n = 3)")
+    expected = stats.ttest_rel(numpy.log(topk), numpy.log(exact)).confidence_interval()
+    found = group.settings[1].speed_up
+    assert found is not None
+    assert found.interval == pytest.approx([math.exp(expected.low), math.exp(expected.high)], rel=1e-3)
+    assert line["95 % interval"].endswith("paired")
+    assert [row.values["speed_up"] for row in group.rows[:3]] == pytest.approx([50 / 45, 40 / 45, 1])
+
+
+def test_one_noisy_exact_run_gives_no_interval_and_the_same_baseline_to_all_seeds(tmp_path: Path) -> None:
+    pretend(tmp_path, "exact", seconds=1 / 395)
+    for seed in range(2):
+        pretend(tmp_path, "topk", seed=seed, density=0.01, seconds=1 / 200)
+    group = the_group(tmp_path)
+    line = table(group, "Speed")["topk"]
+    assert line["95 % interval"] == "none: one run on a side"
+    assert line["baseline"] == "exact (n = 1)"
+    assert [row.values["speed_up"] for row in group.rows[1:]] == pytest.approx([200 / 395] * 2)
+
+
+def test_a_run_with_another_batch_size_is_no_baseline(tmp_path: Path) -> None:
+    change(pretend(tmp_path, "exact"), "config.json", batch_size=7)
+    pretend(tmp_path, "topk", density=0.01)
+    line = table(the_group(tmp_path), "Speed")["topk"]
+    assert (line["speed-up"], line["baseline"]) == ("–", "–")
+
+
+def test_the_exact_runs_that_share_most_settings_are_the_baseline(tmp_path: Path) -> None:
+    pretend(tmp_path, "exact", seconds=0.1)
+    change(pretend(tmp_path, "exact", seed=1, seconds=0.2), "config.json", lr=0.5)
+    change(pretend(tmp_path, "topk", density=0.01, seconds=0.1), "config.json", lr=0.5)
+    change(pretend(tmp_path, "sage", density=0.01, seconds=0.1), "config.json", lr=0.7)
+    by_label = {each.label: each for each in the_group(tmp_path).settings}
+    assert by_label["topk"].baseline is by_label["exact lr=0.5"]
+    assert by_label["sage"].baseline is not None, "the learning rate does not change what a step costs"
+
+
+def test_runs_without_figures_have_a_table_of_their_own_with_the_reason(tmp_path: Path) -> None:
+    pretend(tmp_path, "exact")
+    failed = pretend(tmp_path, "topk", density=0.01, stop=0)
+    (failed / "failure.json").write_text('{"error": "rank 1: out of\\n memory\\u001b[31m"}')
+    stopped = pretend(tmp_path, "sage", density=0.01, stop=0)
+    damaged = pretend(tmp_path, "dgc", density=0.01, stop=20)
+    (damaged / "failure.json").write_text("")
+    group = the_group(tmp_path)
+    assert set(table(group, "Outcome")) == set(table(group, "Speed")) == {"exact", "dgc"}
+    shown = table(group, "Not finished")
+    assert shown["topk"]["reason"] == "rank 1: out of memory"
+    assert shown["topk"]["status"] == "unfinished at step 0, failed"
+    assert shown["sage"]["reason"].startswith("stopped at step 0")
+    assert "failure.json" in shown["dgc"]["reason"]
+    assert "empty" in shown["dgc"]["reason"]
+    assert stopped.name in {Path(row.values["folder"]).name for row in group.unfinished}
+
+
+def test_a_group_in_which_no_run_has_figures_has_that_table_alone(tmp_path: Path) -> None:
+    pretend(tmp_path, "exact", stop=0)
+    group = the_group(tmp_path)
+    assert [each.title for each in tables(group)] == ["Not finished"]
+    assert group.settings == []
+
+
+def test_compression_without_an_exact_run_follows_from_the_number_of_parameters(tmp_path: Path) -> None:
+    pretend(tmp_path, "topk", density=0.01, miss=1.0)
+    pretend(tmp_path, "topk", density=0.01, miss=1.0, stop=20, seed=1)
+    pretend(tmp_path, "topk", density=0.01, miss=1.0, world_size=1)
+    figures = {values["folder"]: values["compression"] for values in read(tmp_path).values()}
+    # A ring of 4: each way 2·3/4 of 4 MB; top-k hands 80 kB to each of three others.
+    assert sorted(value for value in figures.values() if value) == pytest.approx([6_000_000 / 240_000] * 2)
+
+
+def test_the_links_that_the_probe_measured_are_told(tmp_path: Path) -> None:
+    for seed, bits in enumerate([96.4e6, 90e6, 99e6]):
+        links = {"alpha_seconds": 0.0003 + seed / 1e4, "bits_per_second": bits}
+        change(pretend(tmp_path, "exact", seed=seed), "manifest.json", links=links)
+    told = headline(the_group(tmp_path))
+    assert "latency 0.4 ms (0.3 ms to 0.5 ms)" in told
+    assert "bandwidth 96.4 Mbit/s (90 Mbit/s to 99 Mbit/s)" in told
+
+
+@settings(max_examples=examples(100))
+@given(st.lists(POSITIVE, min_size=2, max_size=8), st.lists(POSITIVE, min_size=2, max_size=8))
+def test_an_unpaired_interval_is_welchs_and_errs_on_the_wide_side(x: list[float], y: list[float]) -> None:
+    a, b = numpy.log(x), numpy.log(y)
+    assume(min(a.std(), b.std()) > 1e-3)
+    # Seeds that have nothing in common cannot be paired.
+    found = ratio(list(enumerate(x)), [(100 + seed, value) for seed, value in enumerate(y)])
+    assert found is not None
+    assert found.interval is not None
+    assert found.how == "unpaired"
+    assert math.log(found.mean) == pytest.approx(a.mean() - b.mean(), abs=1e-9)
+    exact = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    low, high = (
+        map(math.log, found.interval)
+        if found.interval[0] > 0 and found.interval[1] < math.inf
+        else (
+            -math.inf,
+            math.inf,
+        )
+    )
+    assert low <= exact.low + 0.002 * abs(exact.high - exact.low)
+    assert high >= exact.high - 0.002 * abs(exact.high - exact.low)
+
+
+@given(st.floats(1, 1e6))
+def test_students_quantile_is_never_below_the_right_one(degrees: float) -> None:
+    assert t_quantile(degrees) >= stats.t.ppf(0.975, degrees) - 5e-4
+
+
+def test_a_spread_leaves_out_what_is_not_finite_and_says_so() -> None:
+    found = spread([1.0, math.nan, 3.0, None])
+    assert found is not None
+    assert (found.mean, found.num, found.num_not_finite) == (2.0, 2, 1)
+    alone = spread([math.nan])
+    assert alone is not None
+    assert math.isnan(alone.mean)
+    assert spread([None]) is None
+
+
+# Labels, sharing, the front: against their definitions, written plainly.
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> list[Run]:
+    values = st.sampled_from([None, 1, 1.0, 2, "a"])
+    runs = []
+    for i in range(draw(st.integers(1, 8))):
+        config = {
+            "reducer": draw(st.sampled_from(["exact", "topk"])),
+            "seed": draw(st.integers(0, 2)),
+            "reducer_options": draw(st.dictionaries(st.sampled_from(["density", "rule"]), values)),
+            "model_options": draw(st.dictionaries(st.sampled_from(["depth"]), values)),
+            "milestones": draw(st.sampled_from([[1, 2], [1]])),
+        }
+        runs.append(fake(Path(f"/runs/{i}"), config))
+    return runs
+
+
+def fake(folder: Path, config: dict[str, Any], manifest: dict[str, Any] | None = None) -> Run:
+    """A run of which only the configuration and the manifest matter."""
+    from sage.report.run_summary import Figures
+    from sage.report.steps import Steps
+
+    return Run(
+        folder=folder,
+        config=config,
+        manifest=manifest or {},
+        is_finished=True,
+        figures=Figures(metric="accuracy", better="max", steps=1),
+        steps=Steps.of([]),
+        epochs=[],
+        events=[],
+        failure="",
+    )
+
+
+@settings(max_examples=examples(100))
+@given(configs())
+def test_a_label_names_the_settings_in_which_a_reducers_runs_differ(runs: list[Run]) -> None:
+    for run, (label, series) in zip(runs, _labels(runs), strict=True):
+        others = [each.settings for each in runs if each.config["reducer"] == run.config["reducer"]]
+        differing = [
+            name for name, value in run.settings.items() if any(value != each.get(name) for each in others)
+        ]
+        words = label.split(" in /runs")[0].split()
+        assert [word.partition("=")[0] for word in words if "=" in word] == differing
+        assert "seed=" not in series
+    assert len({label for label, _ in _labels(runs)}) == len(runs), "a label names one run"
+
+
+@settings(max_examples=examples(100))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 30), st.integers(1, 10), st.sets(st.sampled_from("ab"), min_size=1)),
+        max_size=8,
+    )
+)
+def test_runs_that_overlap_on_a_host_share_it(sessions: list[tuple[int, int, set[str]]]) -> None:
+    def at(second: int) -> str:
+        return f"2026-01-01T00:00:{second:02d}+00:00"
+
+    runs = [
+        fake(
+            Path("/run"),
+            {},
+            {"time": at(start), "hosts": sorted(hosts), "load": {"end": {"time": at(start + length)}}},
+        )
+        for start, length, hosts in sessions
+    ]
+    for i, ((start, length, hosts), count) in enumerate(zip(sessions, sharing(runs), strict=True)):
+        beside: dict[str, int] = defaultdict(int)
+        for k, (begun, lasted, theirs) in enumerate(sessions):
+            if k != i and begun < start + length and start < begun + lasted:
+                for host in hosts & theirs:
+                    beside[host] += 1
+        assert count == max(beside.values(), default=0)
+
+
+@settings(max_examples=examples(100))
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=8), st.sampled_from(["max", "min"]))
+def test_no_point_beats_one_on_the_front(points: list[tuple[int, int]], better: str) -> None:
+    sign = 1 if better == "max" else -1
+    kept = front([cost for cost, _ in points], [value for _, value in points], better)
+
+    def beats(a: tuple[int, int], b: tuple[int, int]) -> bool:
+        return a[0] <= b[0] and sign * a[1] >= sign * b[1] and a != b
+
+    on_front = {point for point in points if not any(beats(other, point) for other in points)}
+    assert {points[i] for i in kept} == on_front
+
+
+def test_a_row_knows_whether_it_has_figures(tmp_path: Path) -> None:
+    pretend(tmp_path, "exact", stop=0)
+    pretend(tmp_path, "topk", density=0.1, stop=3)
+    rows: dict[str, Row] = {row.label: row for row in the_group(tmp_path).rows}
+    assert not rows["exact"].has_figures
+    assert rows["topk"].has_figures
+
+
+def test_every_line_is_as_long_as_its_heading(tmp_path: Path) -> None:
+    pretend(tmp_path, "exact")
+    pretend(tmp_path, "topk", density=0.1, stop=3)
+    found: list[Table] = tables(the_group(tmp_path))
+    assert len(found) == 5
+    for each in found:
+        assert {len(line) for line in each.lines} == {len(each.heading)}
+        assert len(each.lines) == len(each.hints) == len(each.series)

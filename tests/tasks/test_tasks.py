@@ -1,0 +1,159 @@
+"""The tasks' losses and metrics, against what is worked out by hand."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sage import registry
+from sage.models.lstm import LSTM
+from sage.models.neumf import NeuMF
+from sage.tasks import Task
+from sage.tasks.classify import Classify
+from sage.tasks.language_model import LanguageModel
+from sage.tasks.recommend import Recommend
+
+
+class Scores(nn.Module):
+    """A recommender whose logits are given, one a user and item."""
+
+    def __init__(self, scores: list[list[float]]) -> None:
+        super().__init__()
+        self.scores = torch.tensor(scores)
+
+    def forward(self, user_B: Tensor, item_B: Tensor) -> Tensor:
+        return self.scores[user_B, item_B]
+
+
+def language_model() -> tuple[LanguageModel, LSTM]:
+    torch.manual_seed(0)
+    task = LanguageModel({"vocab_size": 11})
+    return task, LSTM(vocab_size=11, embedding=8, hidden=8, layers=2, dropout=0.0)
+
+
+def text(num_steps: int) -> Tensor:
+    return torch.randint(11, (3, num_steps + 1), generator=torch.Generator().manual_seed(1))
+
+
+def evaluate(task: Task, model: nn.Module, *batches: tuple[Tensor, ...]) -> dict[str, float]:
+    task.begin_evaluation()
+    return task.metrics(torch.stack([task.sums(model, batch) for batch in batches]).sum(0))
+
+
+def rank(scores: list[float], duplicate: list[bool] | None = None) -> dict[str, float]:
+    num = len(scores)
+    duplicates = torch.tensor([duplicate or [False] * num])
+    batch = (torch.tensor([0]), torch.arange(num)[None], duplicates)
+    return evaluate(Recommend({}), Scores([scores]), batch)
+
+
+@pytest.mark.parametrize("name", registry.names("tasks"))
+def test_every_task_says_of_every_metric_which_way_is_better(name: str) -> None:
+    task = registry.load("tasks", name)({"num_classes": 10})
+    metrics = task.metrics(torch.ones(len(task.sum_names), dtype=torch.float64))
+    assert set(metrics) == set(task.better)
+    assert task.metric in metrics
+    assert set(task.better.values()) <= {"min", "max"}
+
+
+def test_accuracy_is_the_share_of_images_whose_class_scores_first_or_in_the_first_five() -> None:
+    logits_BK = torch.tensor([[6.0, 5, 4, 3, 2, 1]] * 4)
+    y_B = torch.tensor([0, 0, 4, 5])
+    metrics = evaluate(Classify({"num_classes": 6}), nn.Identity(), (logits_BK, y_B))
+    assert (metrics["accuracy"], metrics["top5"]) == (0.5, 0.75)
+    loss = -logits_BK.double().log_softmax(1)[range(4), y_B].mean().item()
+    assert metrics["loss"] == pytest.approx(loss)
+
+
+def test_top_five_of_five_classes_is_not_reported() -> None:
+    metrics = evaluate(Classify({"num_classes": 5}), nn.Identity(), (torch.eye(5), torch.arange(5)))
+    assert set(metrics) == {"accuracy", "loss"}
+
+
+def test_metrics_are_over_samples_and_not_over_batches() -> None:
+    task, x_BK, y_B = Classify({"num_classes": 7}), torch.randn(10, 7), torch.randint(7, (10,))
+    whole = evaluate(task, nn.Identity(), (x_BK, y_B))
+    parts = evaluate(task, nn.Identity(), (x_BK[:7], y_B[:7]), (x_BK[7:], y_B[7:]))
+    assert parts == pytest.approx(whole)
+    assert task.loss(nn.Identity(), (x_BK, y_B)).item() == pytest.approx(whole["loss"])
+
+
+def test_the_memory_carried_makes_two_chunks_of_a_text_one() -> None:
+    task, model = language_model()
+    words = text(10)
+    whole = task.loss(model, (words[:, :-1], words[:, 1:]))
+    task.begin_epoch()
+    first = task.loss(model, (words[:, :5], words[:, 1:6]))
+    second = task.loss(model, (words[:, 5:10], words[:, 6:]))
+    torch.testing.assert_close((first + second) / 2, whole)
+    assert not any(part.requires_grad for part in task.hidden)
+
+
+def test_perplexity_of_a_text_in_chunks_is_that_of_the_whole() -> None:
+    task, model = language_model()
+    words = text(9)
+    whole = evaluate(task, model, (words[:, :-1], words[:, 1:]))
+    chunks = evaluate(task, model, (words[:, :6], words[:, 1:7]), (words[:, 6:9], words[:, 7:]))
+    assert chunks == pytest.approx(whole)
+    assert whole["perplexity"] == pytest.approx(math.exp(whole["loss"]))
+
+
+def test_an_evaluation_in_between_leaves_the_training_memory_alone() -> None:
+    task, model = language_model()
+    words = text(10)
+    task.loss(model, (words[:, :5], words[:, 1:6]))
+    state = task.state_dict()
+    evaluate(task, model, (words[:, :-1], words[:, 1:]))
+    assert task.state_dict()["hidden"] is state["hidden"]
+
+
+def test_a_language_model_goes_on_in_the_middle_of_an_epoch_to_the_bit() -> None:
+    task, model = language_model()
+    words = text(10)
+    task.loss(model, (words[:, :5], words[:, 1:6]))
+    resumed = LanguageModel({"vocab_size": 11})
+    resumed.load_state_dict(task.state_dict())
+    batch = (words[:, 5:10], words[:, 6:])
+    assert torch.equal(resumed.loss(model, batch), task.loss(model, batch))
+    assert LanguageModel({}).state_dict() == {"hidden": None}
+
+
+def test_a_perplexity_too_large_for_a_float_is_infinite() -> None:
+    metrics = LanguageModel({}).metrics(torch.tensor([1e4, 1.0], dtype=torch.float64))
+    assert metrics == {"perplexity": math.inf, "loss": 1e4}
+    assert math.isnan(LanguageModel({}).metrics(torch.tensor([math.nan, 1.0]))["perplexity"])
+
+
+def test_hit_rate_and_ndcg_follow_the_rank_of_the_held_out_item() -> None:
+    rivals = [float(i) for i in range(20)]
+    assert rank([99.0, *rivals]) == {"hit_rate": 1, "ndcg": 1}
+    assert rank([18.5, *rivals]) == {"hit_rate": 1, "ndcg": pytest.approx(1 / math.log2(3))}
+    assert rank([10.5, *rivals]) == {"hit_rate": 1, "ndcg": pytest.approx(1 / math.log2(11))}
+    assert rank([9.5, *rivals]) == {"hit_rate": 0, "ndcg": 0}
+
+
+@pytest.mark.parametrize("score", [0.0, math.nan])
+def test_a_model_that_scores_all_alike_hits_nothing(score: float) -> None:
+    assert rank([score] * 11) == {"hit_rate": 0, "ndcg": 0}
+
+
+def test_masked_duplicates_are_nobodys_rivals() -> None:
+    assert rank([0.0, *[1.0] * 12], [False] * 4 + [True] * 9) == {"hit_rate": 1, "ndcg": 1 / math.log2(5)}
+
+
+def test_hits_are_averaged_over_users() -> None:
+    scores = [[5.0, *[1.0] * 10], [0.0, *[1.0] * 10]]
+    batch = (torch.tensor([0, 1]), torch.arange(11).expand(2, 11), torch.zeros(2, 11, dtype=torch.bool))
+    assert evaluate(Recommend({}), Scores(scores), batch) == {"hit_rate": 0.5, "ndcg": 0.5}
+
+
+def test_the_loss_of_a_recommender_is_the_cross_entropy_of_its_logits() -> None:
+    torch.manual_seed(0)
+    model = NeuMF(num_users=4, num_items=5, factors=2, mlp=(4, 2), dropout=0.0)
+    batch: Any = (torch.tensor([0, 3]), torch.tensor([4, 1]), torch.tensor([1.0, 0.0]))
+    p_B = model(*batch[:2]).sigmoid()
+    loss = Recommend({}).loss(model, batch)
+    torch.testing.assert_close(loss, -(p_B[0].log() + (1 - p_B[1]).log()) / 2)
+    loss.backward()

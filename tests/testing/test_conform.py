@@ -1,0 +1,364 @@
+"""The laws can fail: for each there is a reducer, wrong in one way, that breaks it; and `conform` says so."""
+# N = elements of the flat vector, K = elements sent, W = world size
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sage import registry
+from sage.comm.wire import Wire, WireError
+from sage.reducers.exact import Exact
+from sage.reducers.gtopk import GTopK
+from sage.reducers.sage import Sage
+from sage.reducers.threshold import Threshold
+from sage.reducers.topk import TopK
+from sage.reduction.reducer import Reduced, Reducer, Sparsifier
+from sage.testing import conformance
+from sage.testing.conformance import LAWS
+from sage.testing.harness import Broken, Case
+
+
+class RanksDisagree(TopK):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        reduced = super().forward(grad_N, residual_N, wire)
+        return Reduced(reduced.mean_N + 1e-7 * wire.rank, reduced.sent, reduced.density)
+
+
+class RanksTellDifferentDensities(Threshold):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        reduced = super().forward(grad_N, residual_N, wire)
+        assert reduced.sent is not None
+        return Reduced(reduced.mean_N, reduced.sent, reduced.sent.numel() / grad_N.numel())
+
+
+class AddsWhatItSent(TopK):
+    """The residual's sign is wrong: a + sent, where a − sent is meant."""
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        assert residual_N is not None
+        signal_N = residual_N + grad_N
+        reduced = super().forward(grad_N, residual_N, wire)
+        residual_N[reduced.sent] = 2 * signal_N[reduced.sent]
+        return reduced
+
+
+class DoesNotDivide(TopK):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        reduced = super().forward(grad_N, residual_N, wire)
+        return Reduced(reduced.mean_N * wire.world_size, reduced.sent, reduced.density)
+
+
+class DropsDuplicates(TopK):
+    """Where two ranks send to the same place, the later one overwrites."""
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        assert residual_N is not None
+        values_K, at_K = self.take(grad_N, residual_N, wire)
+        values_WK, at_WK = wire.gather(values=values_K, indices=at_K)
+        grad_N.zero_()[at_WK.view(-1).long()] = values_WK.view(-1)
+        return Reduced(grad_N / wire.world_size, at_K, at_K.numel() / grad_N.numel())
+
+
+class SplitsEvenly(Threshold):
+    """As if every rank had sent as much as every other: the last few elements are dropped."""
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        assert residual_N is not None
+        values_K, at_K = self.take(grad_N, residual_N, wire)
+        counts, (values_M, at_M) = wire.gather_uneven(values=values_K, indices=at_K)
+        even = wire.world_size * (sum(counts) // wire.world_size)
+        grad_N.zero_().index_add_(0, at_M[:even], values_M[:even])
+        return Reduced(grad_N / wire.world_size, at_K, sum(counts) / wire.world_size / grad_N.numel())
+
+
+class ShortIndices(TopK):
+    """Indices travel as 16 bits."""
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        assert residual_N is not None
+        values_K, at_K = self.take(grad_N, residual_N, wire)
+        values_WK, at_WK = wire.gather(values=values_K, indices=at_K.to(torch.uint16))
+        grad_N.zero_().index_add_(0, at_WK.view(-1).int(), values_WK.view(-1))
+        return Reduced(grad_N / wire.world_size, at_K, at_K.numel() / grad_N.numel())
+
+
+class ForgetsWhereGroupsStart(GTopK):
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
+        values_K, at_K = super().take(grad_N, residual_N, wire)
+        starts_G = torch.tensor([start for start, _ in self.layout.groups] or [0], dtype=torch.int32)
+        return values_K, at_K - starts_G[torch.bucketize(at_K, starts_G, right=True) - 1]
+
+
+class DividesByTheNorm(TopK):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        reduced = super().forward(grad_N, residual_N, wire)
+        norm = reduced.mean_N.norm()
+        return Reduced(reduced.mean_N / norm * norm, reduced.sent, reduced.density)
+
+
+class NeverSendsEverything(TopK):
+    def bind(self, layout: Any) -> None:
+        super().bind(layout)
+        self.density_G.clamp_(max=0.9)
+
+
+class TellsTheDensityAsked(Sage):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        reduced = super().forward(grad_N, residual_N, wire)
+        return Reduced(reduced.mean_N, reduced.sent, self.density)
+
+
+class TellsAnIndexTwice(TopK):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        reduced = super().forward(grad_N, residual_N, wire)
+        assert reduced.sent is not None
+        return Reduced(reduced.mean_N, torch.cat((reduced.sent, reduced.sent[:1])), reduced.density)
+
+
+class ForgetsPadding(Threshold):
+    def payload(self, counts: list[int], rank: int) -> dict[str, int]:
+        return {"values": 4 * counts[rank], "indices": 4 * counts[rank], "sizes": 8}
+
+
+class ForgetsIndices(TopK):
+    def payload(self, counts: list[int], rank: int) -> dict[str, int]:
+        return {"values": 4 * counts[rank]}
+
+
+class BooksByItself(Exact):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        wire.ledger.book("sum", {}, (8, 8))
+        return super().forward(grad_N, residual_N, wire)
+
+
+class ComparesWithSign(Sparsifier):
+    """x ≥ λ, where |x| ≥ λ is meant."""
+
+    even = False
+
+    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+        return (signal_N >= 0.1).nonzero().view(-1)
+
+
+class OverlooksNan(Sparsifier):
+    """No NaN is above a threshold."""
+
+    even = False
+
+    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+        return (signal_N.abs() >= 0.1).nonzero().view(-1)
+
+
+class KeepsNan(TopK):
+    """What was sent is subtracted from the residual, but NaN − NaN is NaN."""
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        assert residual_N is not None
+        signal_N = residual_N + grad_N
+        reduced = super().forward(grad_N, residual_N, wire)
+        residual_N[reduced.sent] = signal_N[reduced.sent] - signal_N[reduced.sent]
+        return reduced
+
+
+class NeverRecovers(TopK):
+    """A NaN that was seen once is seen for ever."""
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        reduced = super().forward(grad_N, residual_N, wire)
+        self.seen = getattr(self, "seen", 0.0) + float(reduced.mean_N.sum()) * 0
+        return Reduced(reduced.mean_N + self.seen, reduced.sent, reduced.density)
+
+
+class KeepsItsStepToItself(Sparsifier):
+    """Sends the even elements, then the odd ones, and forgets which it was when it is resumed."""
+
+    step = 0
+
+    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+        self.step += 1
+        return torch.arange(signal_N.numel())[self.step % 2 :: 2]
+
+
+class Reseeds(TopK):
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(0)
+        return super().take(grad_N, residual_N, wire)
+
+
+class DrawsFromNumpy(TopK):
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
+        np.random.rand()
+        return super().take(grad_N, residual_N, wire)
+
+
+class DrawsFromPython(TopK):
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
+        random.random()
+        return super().take(grad_N, residual_N, wire)
+
+
+class SendsAllAndTellsAQuarter(Exact):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        return Reduced(super().forward(grad_N, residual_N, wire).mean_N, density=0.25)
+
+
+BREAKS: list[tuple[Callable[[Case], None], type[Reducer]]] = [
+    (conformance.ranks_agree, RanksDisagree),
+    (conformance.ranks_agree, RanksTellDifferentDensities),
+    (conformance.nothing_is_lost, AddsWhatItSent),
+    (conformance.nothing_is_lost, DoesNotDivide),
+    (conformance.nothing_is_lost, DropsDuplicates),
+    (conformance.uneven_ranks_lose_nothing, SplitsEvenly),
+    (conformance.far_elements_keep_their_places, ShortIndices),
+    (conformance.every_grouping_keeps_the_laws, ForgetsWhereGroupsStart),
+    (conformance.odd_inputs_are_survived, DividesByTheNorm),
+    (conformance.density_one_is_all_reduce, NeverSendsEverything),
+    (conformance.density_is_what_was_sent, TellsTheDensityAsked),
+    (conformance.density_is_what_was_sent, TellsAnIndexTwice),
+    (conformance.density_is_what_was_sent, SendsAllAndTellsAQuarter),
+    (conformance.ledger_equals_bytes_by_hand, ForgetsPadding),
+    (conformance.ledger_equals_bytes_by_hand, ForgetsIndices),
+    (conformance.alone_nothing_crosses_the_link, BooksByItself),
+    (conformance.negative_values_are_sent, ComparesWithSign),
+    (conformance.nan_is_seen, OverlooksNan),
+    (conformance.nan_is_seen, KeepsNan),
+    (conformance.nan_is_seen, NeverRecovers),
+    (conformance.resumed_equals_uninterrupted, KeepsItsStepToItself),
+    (conformance.global_random_state_is_untouched, Reseeds),
+    (conformance.global_random_state_is_untouched, DrawsFromNumpy),
+    (conformance.global_random_state_is_untouched, DrawsFromPython),
+]
+
+
+@pytest.mark.parametrize(("law", "mutant"), BREAKS, ids=lambda part: part.__name__)
+def test_a_reducer_wrong_in_one_way_breaks_the_law_about_it(
+    law: Callable[[Case], None], mutant: type[Reducer]
+) -> None:
+    with pytest.raises(Broken):
+        law(Case(mutant, {}, 3, memory="residual"))
+
+
+def test_every_law_has_a_reducer_that_breaks_it() -> None:
+    assert {law for law, _ in BREAKS} == set(LAWS)
+
+
+class AsksOnlySomeRanks(TopK):
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        if wire.rank == 0:
+            wire.mean(torch.zeros(1))
+        return super().forward(grad_N, residual_N, wire)
+
+
+@pytest.mark.parametrize(
+    "law", [law for law in LAWS if law is not conformance.alone_nothing_crosses_the_link]
+)
+def test_a_collective_that_only_some_ranks_call_is_an_error_and_no_hang(law: Callable[[Case], None]) -> None:
+    with pytest.raises(WireError, match=r"the ranks' collectives differ|for ever"):
+        law(Case(AsksOnlySomeRanks, {}, 3))
+
+
+# The verb.
+
+
+def row(told: str, law: Callable[[Case], None]) -> list[str]:
+    """The verdicts on an invariant in the table."""
+    (line,) = [line for line in told.splitlines() if law.__name__.replace("_", " ") in line and "│" in line]
+    return [cell.strip() for cell in line.split("│")[2:-1]]
+
+
+def conformed(
+    make: type[Reducer],
+    world_sizes: list[int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[int, str]:
+    """The exit status and what is printed of a reducer of somebody else's."""
+    monkeypatch.setattr(registry, "load", lambda room, name: make)
+    status = conformance.main("mine", {}, world_sizes)
+    return status, capsys.readouterr().out
+
+
+def test_conform_says_which_invariants_were_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    assert conformance.main("gtopk", {"density": 0.05}, [1, 2]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"gtopk: {len(LAWS)} invariants: {len(LAWS)} kept\n")
+    for law in LAWS:
+        assert row(told, law) == ["n/a" if law is conformance.ranks_agree else "kept", "kept"]
+    assert "not checked: one rank has no other to agree with (ranks agree)" in told
+
+
+def test_conform_says_what_was_seen_where_an_invariant_is_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, told = conformed(DoesNotDivide, [1, 2], capsys, monkeypatch)
+    assert status == 1
+    num_broken = sum("broken" in row(told, law) for law in LAWS)
+    assert told.startswith(f"mine: {len(LAWS)} invariants: {num_broken} broken, ")
+    assert num_broken > 1
+    assert (
+        "broken: nothing_is_lost, W = 2, memory residual: Broken: step 0: the mean of what was sent is off by"
+        in told
+    )
+    assert "W = 1, memory" not in told
+
+
+@pytest.mark.parametrize("part", [1e-7, 1.0])
+def test_a_mean_that_differs_by_rank_is_told_whatever_the_difference(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, part: float
+) -> None:
+    class Differs(Exact):
+        conserves = False
+
+        def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+            reduced = super().forward(grad_N, residual_N, wire)
+            return Reduced(reduced.mean_N * (1 + part * wire.rank))
+
+    status, told = conformed(Differs, [1, 2], capsys, monkeypatch)
+    assert status == 1
+    assert row(told, conformance.ranks_agree) == ["n/a", "broken"]
+
+
+class StatesLittle(GTopK):
+    """Keeps every invariant that can be checked, and states nothing to check the others by."""
+
+    conserves = False
+    rounds = True
+
+    def payload(self, counts: list[int], rank: int) -> None:
+        return None
+
+
+def test_what_was_not_checked_is_not_told_as_kept(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, told = conformed(StatesLittle, [2], capsys, monkeypatch)
+    assert status == 0
+    assert told.startswith(f"mine: {len(LAWS)} invariants: 5 in part, 6 kept, 1 not stated, 2 n/a\n")
+    assert row(told, conformance.ledger_equals_bytes_by_hand) == ["not stated"]
+    assert (
+        row(told, conformance.nothing_is_lost) == row(told, conformance.density_one_is_all_reduce) == ["n/a"]
+    )
+    assert row(told, conformance.uneven_ranks_lose_nothing) == ["in part"]
+    for reason in ("payload() states no bytes", "conserves = False", "rounds = True"):
+        assert f"not checked: {reason}" in told or f"the reducer states {reason}" in told
+
+
+def test_a_quantiser_is_checked_in_part_as_only_it_knows_what_it_has_sent_without_memory(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert conformance.main("efsignsgd", {}, [2]) == 0
+    told = capsys.readouterr().out
+    assert row(told, conformance.nothing_is_lost) == ["in part"]
+    assert row(told, conformance.density_one_is_all_reduce) == ["n/a"]
+
+
+def test_conform_takes_wrong_options_for_the_users_mistake() -> None:
+    with pytest.raises(ValueError, match=r"density=2\.0: expected a share"):
+        conformance.main("topk", {"density": 2.0}, [2])
+    with pytest.raises(ValueError, match=r"world_sizes is \[0, 2\]; allowed are"):
+        conformance.main("topk", {}, [0, 2])

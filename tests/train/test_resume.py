@@ -1,0 +1,235 @@
+"""A run that goes on from another's checkpoint, also on another number of ranks: nothing unsent is lost."""
+
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import Points, small_network
+from states import states
+from torch import Tensor, nn
+
+from sage import registry
+from sage.comm.threads import simulate
+from sage.comm.wire import Wire
+from sage.config import Config
+from sage.data.dataset import Batch
+from sage.records.progress import Display
+from sage.records.record import read_metrics, recorder
+from sage.storage import write_json
+from sage.tasks.classify import Classify
+from sage.testing.harness import same_bits
+from sage.train.loop import Training
+from sage.train.stop import Stop
+
+CONFIG = Config(
+    workload="points",
+    task="classify",
+    model="feedforward",
+    data="digits",
+    reducer="topk",
+    reducer_options={"density": 0.1},
+    min_compress=0,
+    batch_size=2,
+    lr=0.05,
+    momentum=0.0,
+    epochs=2.0,
+)
+"""32 points: 16 steps an epoch on one rank, 8 on two, 5 on three, 4 on four."""
+
+
+class Counts(Classify):
+    """Remembers how many batches it has seen."""
+
+    calls = 0
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        self.calls += 1
+        return super().loss(model, batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.calls = state["calls"]
+
+
+def with_ranks(config: Config, folder: Path, do: Any) -> list[Any]:
+    """`do(training)` on every rank of a run in this folder."""
+
+    def work(wire: Wire) -> Any:
+        record = stack.enter_context(closing(recorder(folder, wire.rank)))
+        training = Training(
+            config,
+            wire,
+            model=small_network(norm=True),
+            data=Points(),
+            task=Counts(Points.facts),
+            reducer=registry.load("reducers", config.reducer)(**config.reducer_options),
+            folder=folder,
+            record=record,
+            display=Display("", enabled=False),
+            stop=Stop(),
+        )
+        return do(training)
+
+    with ExitStack() as stack:
+        return simulate(config.world_size, work)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        # The loss scale has been halved by then.
+        {"momentum": 0.9, "momentum_at": "before", "amp": "fp16", "average_from": 1},
+        {"optimizer": "adam", "memory": "momentum"},
+        # The rate falls at the step that it is resumed at.
+        {"momentum": 0.9, "memory_lr_ratio": True, "schedule": "step", "milestones": (1.5,)},
+        {"reducer": "sage", "reducer_options": {"density": 0.1, "controller": "feedback"}},
+        {"reducer": "powersgd", "reducer_options": {}},
+    ],
+    ids=lambda options: " ".join(f"{name}={value}" for name, value in options.items()),
+)
+def test_whatever_has_a_state_goes_on_from_its_own_checkpoint_to_the_bit(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    config = replace(CONFIG, world_size=2, **options)
+
+    def train(training: Training) -> dict[str, Tensor]:
+        training.resume()
+        assert training.run()
+        found = states(training)
+        found |= {f"scale.{name}": x for name, x in training.loss_scale.state_dict().items()}
+        found |= {f"task.{name}": torch.tensor(x) for name, x in training.task.state_dict().items()}
+        found |= {f"average.{name}": x for name, x in training.average.means.items()}
+        return {name: x for name, x in found.items() if "running" not in name}  # which evaluating changes
+
+    whole = with_ranks(config, tmp_path / "whole", train)
+    with_ranks(replace(config, steps=12), tmp_path / "parts", train)
+    resumed = with_ranks(config, tmp_path / "parts", train)
+    for never_stopped, went_on in zip(whole, resumed, strict=True):
+        assert never_stopped.keys() == went_on.keys()
+        assert [name for name, x in went_on.items() if not same_bits(x, never_stopped[name])] == []
+
+
+def unsent(training: Training) -> dict[str, Tensor]:
+    """What this rank has not sent yet."""
+    feedback = training.mount.feedback
+    kept = {"residual": feedback.residual_N, "velocity": feedback.velocity_N}
+    return {name: x.clone() for name, x in kept.items() if x is not None}
+
+
+def trained(folder: Path, config: Config) -> list[dict[str, Tensor]]:
+    """Train an epoch and save; what each rank has not sent."""
+
+    def do(training: Training) -> dict[str, Tensor]:
+        assert training.run()
+        return unsent(training)
+
+    folder.mkdir()
+    write_json(folder / "config.json", config.to_dict())
+    return with_ranks(config, folder, do)
+
+
+def total(kept: list[dict[str, Tensor]], name: str) -> Tensor:
+    """The sum over ranks."""
+    return torch.stack([each[name].double() for each in kept]).sum(0)
+
+
+@pytest.mark.parametrize(("before", "now"), [(3, 2), (2, 3), (4, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize("memory", ["residual", "momentum"])
+def test_the_sum_over_ranks_of_what_was_not_sent_is_kept(
+    tmp_path: Path, memory: Any, before: int, now: int
+) -> None:
+    config = replace(CONFIG, memory=memory, world_size=before, epochs=1.0)
+    left = trained(tmp_path / "before", config)
+    others = replace(CONFIG, memory=memory, world_size=now, continue_from=tmp_path / "before")
+
+    def do(training: Training) -> tuple[dict[str, Tensor], str, int, list[Tensor]]:
+        source = training.resume()
+        return unsent(training), source, training.step, [p.detach() for p in training.model.parameters()]
+
+    ranks = with_ranks(others, tmp_path / "now", do)
+    for name in left[0]:
+        assert bool(total(left, name).any())
+        torch.testing.assert_close(total([kept for kept, *_ in ranks], name), total(left, name))
+    for _, source, step, weights in ranks:
+        assert step == Points().num_steps(batch_size=2, world_size=now)  # an epoch, as it counts them
+        assert f"of {before} rank" in source
+        assert ("the sum of their residuals" in source) == (before != now)
+        assert all(torch.equal(a, b) for a, b in zip(weights, ranks[0][3], strict=True))
+
+
+def test_a_run_that_continues_another_trains_on_and_then_goes_on_from_its_own(tmp_path: Path) -> None:
+    trained(tmp_path / "before", replace(CONFIG, world_size=2, epochs=1.0))
+    config = replace(CONFIG, world_size=4, continue_from=tmp_path / "before", checkpoint_every=1)
+
+    def part(training: Training) -> list[Tensor]:
+        assert training.resume()
+        batches = training.rest_of_epoch()
+        training.take_step(next(batches))
+        training.settle()
+        training.save()
+        return [p.detach().clone() for p in training.model.parameters()]
+
+    (weights, *_) = with_ranks(config, tmp_path / "now", part)
+
+    def again(training: Training) -> tuple[str, int, list[Tensor]]:
+        return training.resume(), training.step, [p.detach() for p in training.model.parameters()]
+
+    for source, step, resumed in with_ranks(config, tmp_path / "now", again):
+        assert source == "its own checkpoint"
+        assert step == 5
+        assert all(torch.equal(a, b) for a, b in zip(resumed, weights, strict=True))
+    steps = [record["step"] for record in read_metrics(tmp_path / "now") if record["kind"] == "step"]
+    assert steps == [4]
+
+
+def test_the_same_ranks_and_configuration_train_on_as_if_never_stopped(tmp_path: Path) -> None:
+    # Not to be confused with going on from its own: random states are not taken over, but here none is used.
+    trained(tmp_path / "half", replace(CONFIG, epochs=1.0))
+
+    def whole(training: Training) -> list[Tensor]:
+        training.resume()
+        assert training.run()
+        return [p.detach() for p in training.model.parameters()]
+
+    (never_stopped,) = with_ranks(replace(CONFIG, world_size=1), tmp_path / "whole", whole)
+    trained(tmp_path / "one", replace(CONFIG, world_size=1, epochs=1.0))
+    goes_on = replace(CONFIG, world_size=1, continue_from=tmp_path / "one")
+    (continued,) = with_ranks(goes_on, tmp_path / "two", whole)
+    assert all(torch.equal(a, b) for a, b in zip(never_stopped, continued, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"continue_from": Path("nowhere")}, r"nowhere, which is no run's folder"),
+        ({"reducer": "gtopk"}, r"whose reducer is 'topk'; here it is 'gtopk'"),
+        ({"epochs": 1.0}, r"give it more --epochs"),
+    ],
+)
+def test_what_cannot_be_continued_is_said(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
+    trained(tmp_path / "before", replace(CONFIG, world_size=1, epochs=1.0))
+    config = replace(CONFIG, **{"world_size": 1, "continue_from": tmp_path / "before", **changes})
+    with pytest.raises(ValueError, match=complaint):
+        with_ranks(config, tmp_path / "now", lambda training: training.resume())
+
+
+def test_options_that_make_another_state_are_said(tmp_path: Path) -> None:
+    config = replace(CONFIG, reducer="sage", world_size=1, epochs=1.0)
+    trained(tmp_path / "before", config)
+    options: dict[str, Any] = {"controller": "feedback"}
+    config = replace(config, epochs=2.0, reducer_options=options, continue_from=tmp_path / "before")
+    with pytest.raises(ValueError, match=r"does not fit the options or the data given here: (?s:.*)contr"):
+        with_ranks(config, tmp_path / "now", lambda training: training.resume())
+
+
+def test_a_folder_without_a_checkpoint_is_said(tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    write_json(tmp_path / "before" / "config.json", CONFIG.to_dict())
+    config = replace(CONFIG, continue_from=tmp_path / "before")
+    with pytest.raises(ValueError, match="has no whole checkpoint"):
+        with_ranks(config, tmp_path / "now", lambda training: training.resume())
