@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from sage.version import __version__ as __version__
 
 _MOUNTS = {"comm_hook": "comm_hook", "ddp_hook": "ddp", "fsdp_hook": "fsdp", "reduce_model": "whole"}
 """In which module of `sage.mount` each is. They are imported when asked for, as torch takes seconds."""

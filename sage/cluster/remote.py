@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import sage
 from sage.cluster.connection import FAREWELL, Line
 from sage.cluster.connection import Ended as Ended
 from sage.cluster.connection import Said as Said
@@ -141,7 +140,7 @@ class Crew:
 def surroundings() -> dict[str, str]:
     """Variables for a rank elsewhere: this checkout, so that it is found there too, and what we were told."""
     told = {name: value for name, value in os.environ.items() if name.startswith(TOLD) and name not in OWN}
-    checkout = Path(sage.__file__).parents[1]
+    checkout = Path(__file__).parents[2]
     paths = [str(checkout)] if (checkout / "pyproject.toml").exists() else []
     paths += filter(None, [os.environ.get("PYTHONPATH")])
     search = {"PYTHONPATH": os.pathsep.join(paths)} if paths else {}

@@ -12,9 +12,9 @@ from typing import Any
 import numpy
 import torch
 
-import sage
 from sage import storage
 from sage.records.record import now
+from sage.version import __version__
 
 
 def manifest(
@@ -37,7 +37,7 @@ def manifest(
         "time": now(),
         "argv": sys.argv,
         "versions": {
-            "sage": sage.__version__,
+            "sage": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": numpy.__version__,

@@ -1,21 +1,17 @@
 """A mean gradient that is not finite, and whose gradient made it so."""
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from sage.comm.agreement import told_ranks
 from sage.data.dataset import Batch
-
-if TYPE_CHECKING:
-    from sage.train.loop import Training
+from sage.train.training import TrainingState
 
 
 class Diverged(RuntimeError):
     """The mean gradient is no longer finite."""
 
 
-def diverged(training: "Training", batches: list[Batch], lr: float) -> Diverged:
+def diverged(training: TrainingState, batches: list[Batch], lr: float) -> Diverged:
     """The error of a step whose mean gradient is not finite. A collective call.
 
     Args:
@@ -31,7 +27,7 @@ def diverged(training: "Training", batches: list[Batch], lr: float) -> Diverged:
     )
 
 
-def _whose(training: "Training", batches: list[Batch]) -> str:
+def _whose(training: TrainingState, batches: list[Batch]) -> str:
     """Which ranks' own gradients are not finite: the reduction has replaced them, so they are made again."""
     training.backward(batches)
     bad = ~training.mount.grad_N.isfinite().all()

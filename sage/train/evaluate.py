@@ -1,7 +1,6 @@
 """What a model has learned: the metrics over the whole test set, of which every rank takes a share."""
 
 import time
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -9,15 +8,13 @@ from torch import nn
 from sage.comm.wire import Wire
 from sage.data.dataset import Dataset, moved
 from sage.tasks import Task
-
-if TYPE_CHECKING:
-    from sage.train.loop import Training
+from sage.train.training import TrainingState
 
 EVAL_BATCH = 512
 """At most so many test samples at once: a training batch of 2^19 pairs would be 101 times as many to rank."""
 
 
-def evaluate(training: "Training") -> None:
+def evaluate(training: TrainingState) -> None:
     """Measure the model, and its running average where there is one, and record it."""
     start = time.perf_counter()
     average_buffers(training.model, training.wire)
@@ -41,7 +38,7 @@ def evaluate(training: "Training") -> None:
     training.display.say(f"epoch {epoch:.4g}  train loss {train_loss:.4f}  {told}")
 
 
-def _measured(training: "Training") -> dict[str, float]:
+def _measured(training: TrainingState) -> dict[str, float]:
     batch_size = min(EVAL_BATCH, training.config.batch_size)
     return metrics(training.model, training.task, training.data, training.wire, batch_size=batch_size)
 

@@ -11,7 +11,6 @@ from typing import Protocol
 
 import torch
 
-import sage
 from sage import exit_status
 from sage.comm.replicas import ReplicasDiffer
 from sage.comm.wire import WireError
@@ -21,7 +20,7 @@ from sage.records.run_folder import Taken
 from sage.storage import write_text
 from sage.train.divergence import Diverged
 
-PACKAGE = Path(sage.__file__).parent
+PACKAGE = Path(__file__).parents[1]
 LIBRARIES = ("site-packages", "dist-packages")
 SHOWN = 1500
 """Letters of a message."""

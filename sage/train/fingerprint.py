@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy
 import torch
 
-import sage
 from sage import registry
 from sage.config import Config
+from sage.version import __version__
 
 MAY_DIFFER = ("runs", "data_root", "timeout", "slurm", "oversubscribe")
 """Settings that say only where a node has its files, or what the job asked for."""
 
-PACKAGE = Path(sage.__file__).parent
+PACKAGE = Path(__file__).parents[1]
 MOST_FILES = 2000
 """Source files of a third party's package that are looked at."""
 
@@ -40,7 +40,7 @@ def facts(config: Config, device: torch.device) -> dict[str, str]:
 def software() -> dict[str, str]:
     """The versions of what a run's numbers depend on, and a checksum of SAGE's own source files."""
     return {
-        "SAGE version": sage.__version__,
+        "SAGE version": __version__,
         "source files": checksum(PACKAGE, _sources(PACKAGE)),
         "commit": _commit(),
         "torch version": torch.__version__,

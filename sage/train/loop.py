@@ -8,89 +8,28 @@ that is killed and resumed goes through the same numbers, on CPUs to the bit.
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sage.comm.replicas import check_replicas
-from sage.comm.wire import Pending, Wire
-from sage.config import Config
-from sage.data.dataset import Batch, Dataset
-from sage.mount import WholeModel
-from sage.records.progress import Display
-from sage.records.record import Recorder
-from sage.reduction.reducer import Reduced, Reducer
-from sage.tasks import Task
-from sage.timing import Phases, phase
+from sage.data.dataset import Batch
+from sage.reduction.reducer import Reduced
+from sage.timing import phase
 from sage.train import checkpoint, resume
-from sage.train.backward import Backward
 from sage.train.divergence import diverged
 from sage.train.evaluate import average_buffers, evaluate
-from sage.train.metrics import Tally
-from sage.train.optim import LossScale, RunningAverage, clip_, set_lr
-from sage.train.schedules import before_reduction, count_steps, learning_rate, memory_options, optimizer
-from sage.train.squared_gradients import Squares
-from sage.train.stop import Stop
+from sage.train.optim import clip_, set_lr
+from sage.train.schedules import learning_rate
+from sage.train.training import TrainingState
 
 HISTOGRAM_SAMPLE = 2**18
 """Elements of the gradient, evenly spread, that a histogram is made of."""
 
 
-class Training:
-    """One rank of a run.
-
-    Args:
-        config: The run, its parts' options resolved.
-        wire: To the other ranks.
-        model, data, task, reducer: The parts, as the registry found them; the model on its device.
-        folder: The run's folder, where checkpoints go.
-        record, display: Where measurements go, and what a person sees.
-        stop: Asked after every step.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        wire: Wire,
-        *,
-        model: nn.Module,
-        data: Dataset,
-        task: Task,
-        reducer: Reducer,
-        folder: Path,
-        record: Recorder,
-        display: Display,
-        stop: Stop,
-    ) -> None:
-        self.config, self.wire, self.model, self.data, self.task = config, wire, model, data, task
-        self.record, self.display, self.stop = record, display, stop
-        self.checkpoints = folder / "checkpoints"
-        self.device = next(model.parameters()).device
-        self.steps_per_epoch, self.total_steps = count_steps(config, data)
-        display.total = self.total_steps
-        self.mount = WholeModel(
-            model,
-            reducer,
-            memory=config.memory,
-            memory_options=memory_options(config),
-            grouping=config.grouping,
-            min_compress=config.min_compress,
-        )
-        self.before = before_reduction(config, self.mount.parameters_in_order)
-        self.optimizer = optimizer(config, model)
-        self.average = RunningAverage()
-        self.loss_scale = LossScale(enabled=config.amp == "fp16")
-        asked = reducer.needs_squares
-        self.squares = Squares(model, task, self.mount, amp=config.amp != "none") if asked else None
-        self.backward = Backward(config, model, task, self.mount, self.loss_scale, self.squares)
-        self.phases = Phases(self.device)
-        self.step = 0
-        self.seconds = 0.0
-        self.tally = Tally()
-        self._pending: tuple[Pending, dict[str, Any]] | None = None
-        self._stopping = False
+class Training(TrainingState):
+    """One rank's training: its state and the loop that changes it."""
 
     def run(self) -> bool:
         """Train until the end, the target or a signal; False where it was a signal."""
@@ -280,11 +219,6 @@ class Training:
             return False
         value = self.tally.evaluations[-1][self.task.metric]
         return value >= self.config.target if self.better == "max" else value <= self.config.target
-
-    @property
-    def better(self) -> str:
-        """Whether a larger (`max`) or a smaller (`min`) headline metric is better."""
-        return self.task.better[self.task.metric]
 
     # What a checkpoint holds.
 

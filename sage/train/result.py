@@ -1,14 +1,13 @@
 """What a finished run says of itself in `result.json`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from sage.train.loop import Training
+from sage.train.training import TrainingState
 
 
-def result(training: "Training") -> dict[str, Any]:
+def result(training: TrainingState) -> dict[str, Any]:
     """What `result.json` says. A collective call, as step times are the slowest rank's."""
     own_S = torch.tensor(training.tally.step_seconds, dtype=torch.float64, device=training.device)
     (seconds_WS,) = training.wire.gather(metrics=own_S)

@@ -8,7 +8,7 @@ ranks: what all ranks share is taken as it is, and what each rank had for itself
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,7 @@ from sage.output.text import clean_text
 from sage.train import checkpoint
 from sage.train.optim import floating
 from sage.train.schedules import count_steps
-
-if TYPE_CHECKING:
-    from sage.train.loop import Training
+from sage.train.training import TrainingState
 
 SUMMED = ("residual_N", "velocity_N")
 """What ranks have not sent yet, of which none may be lost or doubled."""
@@ -29,7 +27,7 @@ SUMMED = ("residual_N", "velocity_N")
 State = dict[str, Any]
 
 
-def shared_state(training: "Training") -> State:
+def shared_state(training: TrainingState) -> State:
     """What all ranks have in common."""
     return {
         "step": training.step,
@@ -41,7 +39,7 @@ def shared_state(training: "Training") -> State:
     }
 
 
-def own_state(training: "Training") -> State:
+def own_state(training: TrainingState) -> State:
     """What is this rank's own."""
     return {
         "feedback": training.mount.feedback.state_dict(),
@@ -53,7 +51,7 @@ def own_state(training: "Training") -> State:
     }
 
 
-def from_own(training: "Training") -> bool:
+def from_own(training: TrainingState) -> bool:
     """Go back to the run's own newest whole checkpoint; False where there is none."""
     found = _newest(training, training.checkpoints)
     if found is None:
@@ -71,7 +69,7 @@ def from_own(training: "Training") -> bool:
     return True
 
 
-def from_another(training: "Training") -> str:
+def from_another(training: TrainingState) -> str:
     """Begin where the run of `continue_from` ends, and say how; "" where none is asked for.
 
     Raises:
@@ -106,7 +104,7 @@ def from_another(training: "Training") -> str:
     return f"{path}, of {ranks_before}: the sum of their residuals is this run's"
 
 
-def _newest(training: "Training", folder: Path) -> checkpoint.Found | None:
+def _newest(training: TrainingState, folder: Path) -> checkpoint.Found | None:
     """The newest whole checkpoint: rank 0 looks for it, and tells the others."""
     found = checkpoint.newest(folder) if training.wire.rank == 0 else None
     told = f"{found.step} {found.world_size} {found.path.name}" if found else ""
@@ -159,7 +157,7 @@ def _shared_out(nearest: State, taken_over: list[State]) -> State:
 
 
 @torch.no_grad()
-def _restore_shared(training: "Training", shared: State) -> None:
+def _restore_shared(training: TrainingState, shared: State) -> None:
     _check(storage.SHARED.fault(shared))
     means, count = shared["average"].get("means"), shared["average"].get("num_averaged")
     if type(count) is not int or count < 0 or bool(count) != bool(means):
@@ -181,7 +179,7 @@ def _restore_shared(training: "Training", shared: State) -> None:
 
 
 @torch.no_grad()
-def _restore_own(training: "Training", mine: State) -> None:
+def _restore_own(training: TrainingState, mine: State) -> None:
     _check(storage.OWN.fault(mine))
     buffers = dict(training.model.named_buffers())
     _check_shapes("the buffers", mine["buffers"], buffers)
@@ -202,7 +200,7 @@ def _check_options(before: State, after: State) -> None:
             )
 
 
-def _check_progress(training: "Training", step: int, shared: State, tally: State) -> None:
+def _check_progress(training: TrainingState, step: int, shared: State, tally: State) -> None:
     """Refuse a step that is not the checkpoint's, and sums that the result could not be made from."""
     if shared["step"] != step or not 0 <= step <= training.total_steps:
         raise ValueError(f"its step is {shared['step']}, not {step} of {training.total_steps}")

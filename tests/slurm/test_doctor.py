@@ -16,7 +16,7 @@ from slurm.cluster import Cluster, links_need
 
 pytestmark = pytest.mark.slow
 
-CODE = Path(sage.__file__)
+CODE = Path(sage.__file__).with_name("version.py")
 PORT = 29999
 
 

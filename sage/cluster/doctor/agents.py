@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import sage
 from sage.cluster.connection import read_lines
 from sage.cluster.doctor.agent import IMPORT_SECONDS, MARK
 from sage.cluster.doctor.node_facts import Facts
@@ -34,7 +33,7 @@ from sage.comm.rendezvous import SECRET
 from sage.comm.variables import told
 from sage.output.text import clean_text
 
-BATCH = Path(sage.__file__).parent / "jobs" / "batch.sh"
+BATCH = Path(__file__).parents[2] / "jobs" / "batch.sh"
 """What a job's batch script sources; the doctor has it choose where to meet, as the job would."""
 
 START_SECONDS = 60.0

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import sage
 from sage.comm import address
 from sage.comm.rendezvous import Place
+from sage.version import __version__
 
 T = TypeVar("T")
 Facts = dict[str, Any]
@@ -75,7 +75,7 @@ def software() -> Facts:
     """The versions that must be the same everywhere, without importing what is slow."""
     return {
         "python": platform.python_version(),
-        "sage": sage.__version__,
+        "sage": __version__,
         "torch": _installed("torch"),
         "numpy": _installed("numpy"),
         "extension": importlib.util.find_spec("sage._C") is not None,

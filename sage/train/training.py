@@ -1,0 +1,84 @@
+"""The state of a training: the parts of one rank's run, and how far the run has come."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sage.comm.wire import Pending, Wire
+from sage.config import Config
+from sage.data.dataset import Dataset
+from sage.mount import WholeModel
+from sage.records.progress import Display
+from sage.records.record import Recorder
+from sage.reduction.reducer import Reducer
+from sage.tasks import Task
+from sage.timing import Phases
+from sage.train.backward import Backward
+from sage.train.metrics import Tally
+from sage.train.optim import LossScale, RunningAverage
+from sage.train.schedules import before_reduction, count_steps, memory_options, optimizer
+from sage.train.squared_gradients import Squares
+from sage.train.stop import Stop
+
+
+class TrainingState:
+    """The state of one rank's training.
+
+    The loop (`sage.train.loop`) changes it; evaluation, checkpoints and results read it.
+
+    Args:
+        config: The run's configuration, with the options of its parts resolved.
+        wire: Communicates with the other ranks.
+        model, data, task, reducer: The parts that the registry found; the model is on its device.
+        folder: The run's folder; its checkpoints go below it.
+        record, display: Measurements go to the record; a person sees the display.
+        stop: Read after every step: whether a signal asks the run to stop.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        wire: Wire,
+        *,
+        model: nn.Module,
+        data: Dataset,
+        task: Task,
+        reducer: Reducer,
+        folder: Path,
+        record: Recorder,
+        display: Display,
+        stop: Stop,
+    ) -> None:
+        self.config, self.wire, self.model, self.data, self.task = config, wire, model, data, task
+        self.record, self.display, self.stop = record, display, stop
+        self.checkpoints = folder / "checkpoints"
+        self.device = next(model.parameters()).device
+        self.steps_per_epoch, self.total_steps = count_steps(config, data)
+        display.total = self.total_steps
+        self.mount = WholeModel(
+            model,
+            reducer,
+            memory=config.memory,
+            memory_options=memory_options(config),
+            grouping=config.grouping,
+            min_compress=config.min_compress,
+        )
+        self.before = before_reduction(config, self.mount.parameters_in_order)
+        self.optimizer = optimizer(config, model)
+        self.average = RunningAverage()
+        self.loss_scale = LossScale(enabled=config.amp == "fp16")
+        asked = reducer.needs_squares
+        self.squares = Squares(model, task, self.mount, amp=config.amp != "none") if asked else None
+        self.backward = Backward(config, model, task, self.mount, self.loss_scale, self.squares)
+        self.phases = Phases(self.device)
+        self.step = 0
+        self.seconds = 0.0
+        self.tally = Tally()
+        self._pending: tuple[Pending, dict[str, Any]] | None = None
+        self._stopping = False
+
+    @property
+    def better(self) -> str:
+        """Whether a larger (`max`) or a smaller (`min`) headline metric is better."""
+        return self.task.better[self.task.metric]

@@ -1,0 +1,3 @@
+"""The version of SAGE."""
+
+__version__ = "0.1.0"
