@@ -1,1 +1,1 @@
-"""What a run tells: records, manifests, progress, reports."""
+"""Reports: compare runs in tables, a CSV file and an HTML page with figures."""

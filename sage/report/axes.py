@@ -1,4 +1,4 @@
-"""Scales of a plot: tick labels that differ, and ranges that one diverging curve does not stretch."""
+"""Axes of a plot: distinct tick labels, and ranges that a single diverging curve does not enlarge."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -8,29 +8,29 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import Formatter, LogLocator, NullFormatter
 
 Text = Callable[[float, int], str]
-"""A figure as text, with so many significant digits."""
+"""Formats a value as text with the given number of significant digits."""
 
 OUTLYING = 3.0
-"""A curve is cut off where it leaves the range of the typical curves by more than so many of its heights."""
+"""A curve is clipped where it leaves the typical range by more than this many times the range's height."""
 
 LEAST_HEIGHT = 0.25
-"""The least height of that range in this sense, as a share of its values."""
+"""Smallest height assumed for the typical range, as a fraction of the largest absolute value in it."""
 
 MAX_DIGITS = 10
 
 LOG_STEPS = ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,))
-"""Ticks within a power of ten, the more the fewer powers there are."""
+"""Tick positions within a decade: the fewer decades, the more ticks in each."""
 
 
 class DistinctLabels(Formatter):
-    """Labels ticks with as few digits as keep them apart, three at least."""
+    """Labels ticks with the fewest digits, at least three, that make all labels distinct."""
 
     def __init__(self, text: Text) -> None:
         self._text = text
         self._digits = 3
 
     def format_ticks(self, values: Sequence[float]) -> list[str]:
-        """A label for each tick."""
+        """Return one label per tick."""
         low, high = (
             sorted(self.axis.get_view_interval()) if self.axis is not None else (min(values), max(values))
         )
@@ -43,12 +43,12 @@ class DistinctLabels(Formatter):
         return list(labels.values()) if len(labels) == len(values) else [labels[value] for value in values]
 
     def __call__(self, x: float, pos: int | None = None) -> str:
-        """A label for one value."""
+        """Return the label of one value."""
         return self._text(x, self._digits)
 
 
 def scale(axes: Axes, which: str, values: Iterable[float], text: Text, *, num_ticks: int = 8) -> None:
-    """Label the axis in its unit, and make it logarithmic where the values span more than a power of ten."""
+    """Format the axis in its unit; make it logarithmic if the values span more than one decade."""
     positive = [value for value in values if value > 0]
     axis = axes.xaxis if which == "x" else axes.yaxis
     if positive and max(positive) > 10 * min(positive):
@@ -61,19 +61,19 @@ def scale(axes: Axes, which: str, values: Iterable[float], text: Text, *, num_ti
 
 
 def from_zero(axes: Axes, text: Text) -> None:
-    """Let the x axis begin at zero, with room on the right, and label it in its unit."""
+    """Start the x axis at zero, leave a margin on the right, and format it in its unit."""
     axes.set_xlim(0, 1.08 * axes.get_xlim()[1])
     axes.locator_params(axis="x", nbins=5)
     axes.xaxis.set_major_formatter(DistinctLabels(text))
 
 
 def limit(axes: Axes, curves: Mapping[str, Any], text: Text) -> str:
-    """Set the y range by the typical curves, and say which curves it cuts off; "" where it cuts none.
+    """Set the y range from the typical curves; return a note on the curves it clips, "" if there are none.
 
     Args:
-        axes: What the curves are drawn on.
-        curves: The y values of each curve, by its label.
-        text: How a value reads.
+        axes: The axes that hold the curves.
+        curves: The y values of each curve, by label.
+        text: Formats a value.
     """
     ranges = {
         label: (float(finite.min()), float(finite.max()))
@@ -82,8 +82,8 @@ def limit(axes: Axes, curves: Mapping[str, Any], text: Text) -> str:
     }
     if not ranges:
         return ""
-    # The typical curves are the half nearest to the median curve: a diverging one must not set the scale. Of
-    # two, the one with the smaller values.
+    # The typical curves are the half nearest to the median curve, so that a diverging curve does not set the
+    # scale. With two curves, it is the one with the smaller values.
     middles = sorted(((low + high) / 2 for low, high in ranges.values()), key=abs)
     middle = middles[(len(middles) - 1) // 2]
     nearest = sorted(ranges.values(), key=lambda ends: max(middle - ends[0], ends[1] - middle))

@@ -1,4 +1,4 @@
-"""Bar and dot plots of a report: a line for each setting, means over its runs."""
+"""Bar and dot plots of a report: one line per setting, means over its runs."""
 
 import textwrap
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from sage.report.groups import Setting
 from sage.report.svg import MUTED, PALETTE
 
 LINES = 30
-"""Of more settings, so many are drawn."""
+"""At most this many settings are drawn."""
 
 
 def payload(canvas: Canvas) -> Drawing | None:
-    """What a rank hands to its collectives in a step: how much, as dots on an axis of bytes, and of what."""
+    """Payload that a rank passes to collectives per step: total bytes (dots) and composition (bars)."""
     settings = [each for each in canvas.settings if each.mean("payload_bytes_per_step")]
     if not settings:
         return None
@@ -27,7 +27,7 @@ def payload(canvas: Canvas) -> Drawing | None:
         total = setting.mean("payload_bytes_per_step")
         parts = {kind: setting.mean(f"payload_{kind}_bytes_per_step") for kind in canvas.group.kinds}
         shares.append({kind: part / total for kind, part in parts.items() if part and total})
-    # One dot alone says no more than the table.
+    # A single dot shows no more than the table.
     *dots, of_what = _lines(canvas, settings, 1 if len(settings) == 1 else 2)
     for how_much in dots:
         totals = [setting.mean("payload_bytes_per_step") or 0.0 for setting in settings]
@@ -41,7 +41,7 @@ def payload(canvas: Canvas) -> Drawing | None:
         how_much.margins(x=0.08)
         is_log = how_much.get_xscale() == "log"
         low, high = how_much.get_xlim()
-        # Room for the text on the right.
+        # Leave room for the text on the right.
         how_much.set_xlim(low if is_log else 0, high * (high / low) ** 0.45 if is_log else 1.4 * high)
         how_much.set_xlabel("bytes, on a logarithmic axis" if is_log else "bytes")
         if not is_log:
@@ -53,7 +53,7 @@ def payload(canvas: Canvas) -> Drawing | None:
 
 
 def step_time(canvas: Canvas) -> Drawing | None:
-    """Of the slowest rank. Dot: median; thick line: to the 95th percentile; thin line: to the 99th."""
+    """Step time of the slowest rank. Dot: median; thick line: to the 95th percentile; thin: to the 99th."""
     settings = [each for each in canvas.settings if each.mean("step_seconds_p50")]
     if len(settings) < 2:
         return None
@@ -70,7 +70,7 @@ def step_time(canvas: Canvas) -> Drawing | None:
 
 
 def phases(canvas: Canvas) -> Drawing | None:
-    """Where a step's time goes, mean over rank 0's steps, with --profile."""
+    """Time per phase of a step, mean over rank 0's steps. Recorded with --profile."""
     settings = [each for each in canvas.settings if any(row.run.steps.phases for row in each.rows)]
     if not settings:
         return None
@@ -88,12 +88,12 @@ def phases(canvas: Canvas) -> Drawing | None:
 
 def _some(settings: Sequence[Setting]) -> tuple[list[Setting], Drawing]:
     left = len(settings) - LINES
-    notes = [f"{left} more settings are left out; the table has them."] if left > 0 else []
+    notes = [f"{left} more settings are not drawn; the table lists them."] if left > 0 else []
     return list(settings[:LINES]), Drawing(list(settings[:LINES]), notes)
 
 
 def _lines(canvas: Canvas, settings: Sequence[Setting], num_axes: int) -> list[Axes]:
-    """Axes side by side with a line for each setting, the first on top."""
+    """Create axes side by side with one line per setting, the first at the top."""
     canvas.figure.set_size_inches(5.6, max(1.9, 1.1 + 0.34 * len(settings)))
     grid = canvas.figure.subplots(1, num_axes, sharey=True, squeeze=False)
     for axes in grid.flat:
@@ -107,11 +107,11 @@ def _lines(canvas: Canvas, settings: Sequence[Setting], num_axes: int) -> list[A
 
 
 def _stack(axes: Axes, parts: Sequence[dict[str, float]], names: Sequence[str]) -> None:
-    """Stacked bars, and above them a legend of their parts."""
+    """Draw stacked bars and a legend of their parts above them."""
     left_R = numpy.zeros(len(parts))
     for i, name in enumerate(names):
         width_R = numpy.array([each.get(name, 0.0) for each in parts])
-        # Beyond the palette's six a part is hatched, so that no two look the same.
+        # Parts beyond the palette's six colours are hatched, so that all are distinct.
         hatch = ("", "////", "....", "xxxx")[i // len(PALETTE) % 4]
         axes.barh(
             range(len(parts)),

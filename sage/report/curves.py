@@ -1,5 +1,5 @@
-"""Line plots of a report: each draws itself, and says which settings it shows and what it leaves out."""
-# S = recorded steps of a run, E = its evaluations
+"""Line plots of a report. A docstring here is the figure's caption in the page."""
+# S = recorded steps of a run, E = evaluations of a run
 
 import math
 from collections import defaultdict
@@ -19,44 +19,44 @@ from sage.report.groups import Group, Row, Setting
 from sage.report.svg import MUTED, Look
 
 POINTS = 400
-"""Longer curves are thinned to about so many points, their peaks kept."""
+"""Longer curves are thinned to about this many points; peaks are kept."""
 
 SEEDS = 5
-"""Of a setting with more runs, so many are drawn."""
+"""At most this many runs of a setting are drawn."""
 
 MARKS = 8
-"""Markers on a curve of many points."""
+"""Number of markers on a long curve."""
 
 Curve = NDArray[numpy.float64]
 
 
 @dataclass
 class Drawing:
-    """What a figure shows."""
+    """The contents of a drawn figure."""
 
     settings: list[Setting] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What is cut off or left out."""
+    """Notes on clipped curves and on settings or runs that are not drawn."""
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """What a figure is drawn on and from."""
+    """A figure to draw on and the group to draw."""
 
     figure: Figure
     group: Group
     settings: Sequence[Setting]
-    """Those to draw: at most as many as can be told apart."""
+    """The settings to draw; at most as many as there are distinct line styles."""
     looks: dict[str, Look]
 
     def rows(self) -> Iterator[tuple[Setting, Row]]:
-        """The runs to draw."""
+        """Yield the runs to draw, each with its setting."""
         for setting in self.settings:
             yield from ((setting, row) for row in setting.rows[:SEEDS])
 
 
 def metric_by_epoch(canvas: Canvas) -> Drawing | None:
-    """On the whole test set, after each evaluation."""
+    """Metric on the whole test set at each evaluation."""
     axes = canvas.figure.subplots()
     axes.set(xlabel="epochs", ylabel=spaced(canvas.group.metric))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10]))
@@ -64,7 +64,7 @@ def metric_by_epoch(canvas: Canvas) -> Drawing | None:
 
 
 def metric_by_traffic(canvas: Canvas) -> Drawing | None:
-    """What a setting reaches on the same traffic: bytes on rank 0's link, both ways, by each evaluation."""
+    """Metric at each evaluation against the bytes sent and received so far on rank 0's link."""
     axes = canvas.figure.subplots()
     axes.set(xlabel="bytes on the wire", ylabel=spaced(canvas.group.metric))
     curves = []
@@ -72,7 +72,7 @@ def metric_by_traffic(canvas: Canvas) -> Drawing | None:
         run = row.run
         if len(run.steps) and run.epochs:
             done_S = run.steps["step"] + 1
-            # Where not every step is recorded, one stands for those since the last.
+            # If not every step is recorded, a recorded step represents those since the previous one.
             total_S = numpy.cumsum(run.steps.wire * numpy.diff(done_S, prepend=0))
             total_E = numpy.interp(_of(run.epochs, "step"), done_S, total_S)
             if total_E.any():
@@ -83,7 +83,7 @@ def metric_by_traffic(canvas: Canvas) -> Drawing | None:
 
 
 def loss_by_step(canvas: Canvas) -> Drawing | None:
-    """Smoothed over a fiftieth of the run; the single steps are faint behind."""
+    """Training loss, smoothed over 1/50 of the run; faint lines show single steps."""
     axes = canvas.figure.subplots()
     axes.set(xlabel="step", ylabel="training loss")
     drawing, curves = Drawing(), {}
@@ -92,7 +92,7 @@ def loss_by_step(canvas: Canvas) -> Drawing | None:
         if numpy.isfinite(loss_S).sum() > 1:
             look = canvas.looks[setting.label]
             smooth_S = _smooth(loss_S, max(1, len(loss_S) // 50))
-            if len(canvas.settings) <= 12:  # of more, the noise would hide the curves
+            if len(canvas.settings) <= 12:  # with more settings, the noise would hide the curves
                 axes.plot(*_thin(step_S, loss_S), alpha=0.25, linewidth=0.7, color=look.colour)
             _line(axes, *_thin(step_S, smooth_S), look)
             curves[row.label] = smooth_S
@@ -102,25 +102,26 @@ def loss_by_step(canvas: Canvas) -> Drawing | None:
 
 
 def density_by_step(canvas: Canvas) -> Drawing | None:
-    """The share of the gradient that a step sent; dotted, what had been asked for."""
+    """Achieved density: share of the gradient sent in a step. Dotted: target density."""
     axes = canvas.figure.subplots()
     axes.set(xlabel="step", ylabel="density")
     drawing, seen = Drawing(), []
     for setting, row in canvas.rows():
         steps = row.run.steps
         if row.values["density_asked"] is not None and numpy.isfinite(steps["density_had"]).sum() > 1:
-            asked_S, had_S = steps["density_asked"], steps["density_had"]
-            _line(axes, *_thin(steps["step"], had_S), canvas.looks[setting.label], linewidth=1.1)
-            axes.plot(*_thin(steps["step"], asked_S), color=MUTED, linewidth=1, linestyle=(0, (1.2, 1.2)))
-            seen += [*had_S[numpy.isfinite(had_S)].tolist(), *asked_S[numpy.isfinite(asked_S)].tolist()]
+            target_S, achieved_S = steps["density_asked"], steps["density_had"]
+            _line(axes, *_thin(steps["step"], achieved_S), canvas.looks[setting.label], linewidth=1.1)
+            axes.plot(*_thin(steps["step"], target_S), color=MUTED, linewidth=1, linestyle=(0, (1.2, 1.2)))
+            for values_S in (achieved_S, target_S):
+                seen += values_S[numpy.isfinite(values_S)].tolist()
             _shown(drawing, setting)
     scale(axes, "y", seen, percent)
     return drawing if seen else None
 
 
 def pareto(canvas: Canvas) -> Drawing | None:
-    """The final metric against all bytes on the wire, and against the time: means over the seeds, bars of one
-    standard deviation. The line joins the settings that no other beats in both; the others are faint."""
+    """Final metric against total bytes on the wire and against training time: means over seeds, error bars of
+    one standard deviation. The line joins the Pareto-optimal settings; the others are faint."""
     group = canvas.group
     points = []
     for setting in canvas.settings:
@@ -159,7 +160,7 @@ def pareto(canvas: Canvas) -> Drawing | None:
 
 
 def front(costs: Sequence[float], values: Sequence[float], better: str) -> list[int]:
-    """The points that no other beats in cost and in value, from the cheapest to the dearest.
+    """Return the indices of the Pareto-optimal points, by increasing cost.
 
     >>> front([1, 2, 3, 4], [0.5, 0.4, 0.7, 0.6], "max")
     [0, 2]
@@ -172,11 +173,11 @@ def front(costs: Sequence[float], values: Sequence[float], better: str) -> list[
     return kept
 
 
-# What the figures share.
+# Helpers that several figures use.
 
 
 def _lines(axes: Axes, canvas: Canvas, curves: Any) -> Drawing | None:
-    """The metric at each evaluation over what the curves give; None where there is nothing to compare."""
+    """Draw the metric at each evaluation over the given x values; None if there is nothing to compare."""
     drawing, longest = Drawing(), 0
     shown: dict[str, list[float]] = defaultdict(list)
     for setting, row, x_E in curves:
@@ -186,7 +187,7 @@ def _lines(axes: Axes, canvas: Canvas, curves: Any) -> Drawing | None:
             shown[row.label] += y_E.tolist()
             longest = max(longest, len(x_E))
             _shown(drawing, setting)
-    # One point alone has no scale, and the table says it.
+    # A single point gives no scale, and the table shows its value.
     if longest < 2 and len(drawing.settings) < 2:
         return None
     drawing.notes += [note] if (note := limit(axes, shown, number)) else []
@@ -201,17 +202,17 @@ def _shown(drawing: Drawing, setting: Setting) -> None:
     if setting not in drawing.settings:
         drawing.settings.append(setting)
         if len(setting.rows) > SEEDS:
-            note = f"Of settings with more than {SEEDS} runs, {SEEDS} runs are drawn."
+            note = f"At most {SEEDS} runs per setting are drawn."
             drawing.notes += [note] if note not in drawing.notes else []
 
 
 def _of(records: Sequence[dict[str, Any]], name: str) -> Curve:
-    """A field of all records; NaN, which leaves a gap in the curve, where it is null or absent."""
+    """Return a field of all records; NaN, which makes a gap in the curve, where it is null or absent."""
     return numpy.array([record.get(name) for record in records], dtype=numpy.float64)
 
 
 def _smooth(y_S: Curve, window: int) -> Curve:
-    """The mean of the finite values among the last `window`."""
+    """Moving average of the finite values among the last `window`."""
     finite_S = numpy.isfinite(y_S)
     sums_S, counts_S = (
         numpy.convolve(values, numpy.ones(window))[: len(y_S)]
@@ -221,7 +222,7 @@ def _smooth(y_S: Curve, window: int) -> Curve:
 
 
 def _thin(x_S: Curve, y_S: Curve) -> tuple[Curve, Curve]:
-    """The curve's lowest and highest point in each of so many stretches."""
+    """Keep the minimum and the maximum of each of `POINTS` / 2 intervals, and both ends."""
     if len(x_S) <= POINTS:
         return x_S, y_S
     kept = {0, len(x_S) - 1}

@@ -1,4 +1,4 @@
-"""The runs of one workload beside each other: labels, settings folded over their seeds, ratios to exact."""
+"""Groups of comparable runs: labels, settings aggregated over seeds, ratios to the exact baseline."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from sage.report.seeds import Ratio, Spread, ratio, spread
 from sage.report.sharing import load, sharing
 
 Values = dict[str, Any]
-"""A run's line in report.csv: None is what a run has no figure for, NaN a figure that was not finite."""
+"""A run's line in report.csv: None where a run has no value, NaN where a value was not finite."""
 
 SAME_WORK = (
     "task",
@@ -27,55 +27,55 @@ SAME_WORK = (
     "amp",
     "workers_in_process",
 )
-"""Settings that decide how long a step takes without a reducer; with the options of model and data."""
+"""Settings that, with the options of model and data, determine the time of a step without a reducer."""
 
 OWN = ("reducer", "seed", "memory", "memory_beta", "memory_gamma", "memory_lr_ratio", "min_compress")
-"""Settings in which a run may differ from its baseline."""
+"""Settings that may differ between a run and its baseline."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Row:
-    """A run among those it is compared with."""
+    """A run and its label within its group."""
 
     run: Run
     label: str
-    """The reducer, and what distinguishes this run from the others with the same reducer."""
+    """The reducer, and the settings that distinguish this run from others with the same reducer."""
     series: str
-    """The label without the seed: the runs of a series are drawn alike."""
+    """The label without the seed. Runs of a series share one line style."""
     values: Values
 
     @property
     def has_figures(self) -> bool:
-        """Whether there is anything to compare: a result, or at least one step."""
+        """Whether the run has a result or at least one recorded step."""
         return self.run.is_finished or len(self.run.steps) > 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Setting:
-    """The runs of a group that differ in the seed alone, folded into one line."""
+    """The runs of a group that differ only in the seed, aggregated into one line."""
 
     label: str
     rows: list[Row]
     baseline: "Setting | None" = None
-    """The exact runs to compare with: of the same model, data and batch size; None where there are none."""
+    """The exact runs with the same model, data and batch size; None if there are none."""
 
     @cached_property
     def counted(self) -> list[Row]:
-        """The runs that figures are of: the finished ones; where none is finished, all."""
+        """The runs that figures are computed from: the finished ones, or all if none is finished."""
         return [row for row in self.rows if row.run.is_finished] or self.rows
 
     def spread(self, name: str) -> Spread | None:
-        """A figure over the counted runs."""
+        """Mean and standard deviation of a value over the counted runs."""
         return spread(row.values.get(name) for row in self.counted)
 
     def mean(self, name: str) -> float | None:
-        """The mean of a figure over the counted runs; NaN where it is not finite on any."""
+        """Mean of a value over the counted runs; NaN if it is finite in none of them."""
         found = self.spread(name)
         return None if found is None else found.mean
 
     @cached_property
     def speed_up(self) -> Ratio | None:
-        """Steps per second over those of the baseline."""
+        """Ratio of steps per second to the baseline's."""
         if self.baseline is None or self.baseline is self:
             return None
         ours, theirs = (
@@ -86,12 +86,12 @@ class Setting:
 
     @property
     def num_sharing(self) -> int:
-        """How many of the counted runs shared their machine with another run."""
+        """Number of counted runs that shared a machine with another run."""
         return sum(bool(row.values["shared_with"]) for row in self.counted)
 
     @property
     def status(self) -> str:
-        """Every run's status, equal ones counted."""
+        """The statuses of the runs, with the number of runs for each."""
         counts = Counter(row.run.status for row in self.rows)
         if len(counts) == 1:
             (status,) = counts
@@ -103,7 +103,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Group:
-    """The runs of one workload on one number of ranks, which can be compared with each other."""
+    """Comparable runs: one workload, one world size."""
 
     workload: str
     world_size: int
@@ -111,16 +111,16 @@ class Group:
     better: str
     rows: list[Row]
     settings: list[Setting] = field(default_factory=list)
-    """Those that have figures, folded over their seeds."""
+    """The settings that have figures, aggregated over seeds."""
 
     @property
     def title(self) -> str:
-        """The workload and the number of ranks."""
+        """The workload and the number of ranks, as a heading."""
         return f"{printable(self.workload)}, {self.world_size} rank{'s' if self.world_size > 1 else ''}"
 
     @cached_property
     def kinds(self) -> list[str]:
-        """The kinds of payload in the ledger's order, then the engine's own by name."""
+        """The kinds of payload in the ledger's order, then other kinds by name."""
         kinds = {kind for row in self.rows for kind in row.run.figures.payload_per_step}
         return sorted(kinds, key=lambda kind: (KINDS.index(kind) if kind in KINDS else len(KINDS), kind))
 
@@ -131,7 +131,7 @@ class Group:
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
-    """The runs by workload, number of ranks and metric; within a group exact comes first."""
+    """Group runs by workload, number of ranks and metric. Within a group, exact comes first."""
     runs = list(runs)
     shared = dict(zip(map(id, runs), sharing(runs), strict=True))
     alike: dict[tuple[str, int, str], list[Run]] = defaultdict(list)
@@ -193,7 +193,7 @@ def _values(run: Run, label: str, series: str, shared_with: int) -> Values:
 
 
 def _folded(rows: Sequence[Row]) -> list[Setting]:
-    """The settings that have figures, each with its baseline."""
+    """Return the settings that have figures, each with its baseline."""
     members: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row.has_figures:
@@ -212,7 +212,7 @@ def _folded(rows: Sequence[Row]) -> list[Setting]:
 
 
 def _by_likeness(exacts: Iterable[Setting]) -> dict[Any, Setting]:
-    """The exact settings by what they have in common with others; finished ones come first."""
+    """Index the exact settings by the keys of `_likenesses`; finished ones take precedence."""
     known: dict[Any, Setting] = {}
     for exact in sorted(exacts, key=lambda each: not each.counted[0].run.is_finished):
         for key in _likenesses(exact.rows[0].run):
@@ -221,7 +221,7 @@ def _by_likeness(exacts: Iterable[Setting]) -> dict[Any, Setting]:
 
 
 def _likenesses(run: Run) -> list[Any]:
-    """What a run and its baseline should share, the closest first; the least is to do the same work."""
+    """Return keys that a run may share with its baseline, closest match first; the last is the same work."""
     others = frozenset(item for item in run.common.items() if item[0] not in OWN)
     work = frozenset(
         (name, value)
@@ -233,8 +233,8 @@ def _likenesses(run: Run) -> list[Any]:
 
 
 def _compare(settings: Iterable[Setting], rows: Sequence[Row]) -> None:
-    """Enter speed-ups and compression in the rows."""
-    # The same model has as many parameters in an unfinished run, which does not say how many.
+    """Set `speed_up` and `compression` in the rows."""
+    # An unfinished run does not record its number of parameters; a finished run of the same model does.
     sizes = {_model(row.run): count for row in rows if (count := row.run.figures.parameters)}
     for setting in settings:
         baseline = setting.baseline
@@ -249,7 +249,7 @@ def _compare(settings: Iterable[Setting], rows: Sequence[Row]) -> None:
 
 
 def _dense_bytes(parameters: int | None, world_size: int) -> float | None:
-    """What a ring all-reduce of all gradients in float32 sends and receives on a rank's link."""
+    """Bytes that a ring all-reduce of all gradients in float32 sends and receives on a rank's link."""
     return None if parameters is None or world_size == 1 else sum(ring_all_reduce(4 * parameters, world_size))
 
 
@@ -264,9 +264,9 @@ def _over(above: float | None, below: float | None) -> float | None:
 
 
 def _labels(members: Sequence[Run]) -> list[tuple[str, str]]:
-    """Each run's label, and the same without its seed.
+    """Return each run's label, and the label without the seed.
 
-    A label is the reducer, and those settings in which the runs with this reducer differ.
+    A label is the reducer and the settings in which the runs with this reducer differ.
     """
     seen: dict[str, dict[str, set[Any]]] = {}
     counts: Counter[str] = Counter(run.config["reducer"] for run in members)
@@ -278,7 +278,7 @@ def _labels(members: Sequence[Run]) -> list[tuple[str, str]]:
             given[reducer, name] += 1
     differing: dict[str, set[str]] = {}
     for reducer, names in seen.items():
-        # A setting that some runs lack is one more value, unless it is None in the others.
+        # A setting that some runs lack counts as one more value, unless it is None in the others.
         lacking = {name: {None} if given[reducer, name] < counts[reducer] else set() for name in names}
         differing[reducer] = {name for name, values in names.items() if len(values | lacking[name]) > 1}
     plain = []
@@ -297,7 +297,7 @@ def _labels(members: Sequence[Run]) -> list[tuple[str, str]]:
                 for left in ("", "seed")
             )
         )
-    # The same run made in several places: all runs of its setting say where they are.
+    # If a run exists in several folders, the labels of all runs of its setting include the folder.
     repeated = Counter(label for label, _ in plain)
     placed = {series for label, series in plain if repeated[label] > 1}
     whole = Counter((label, str(run.folder.parent)) for run, (label, _) in zip(members, plain, strict=True))

@@ -1,4 +1,4 @@
-"""The figures of a report: which there are, which settings they show, and how each setting is drawn."""
+"""The figures of a report: the list of figures, the settings they show, and the style of each setting."""
 
 import inspect
 import math
@@ -18,12 +18,12 @@ from sage.report.runs import EXACT
 from sage.report.svg import MUTED, NUM_LOOKS, STYLE, Look, as_svg, looks
 
 MAX_GROUPS = 12
-"""Of more workloads, only those with the most runs have figures."""
+"""At most this many workloads, those with the most runs, have figures."""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawn figure, the words beside it, and the settings in its legend; () where its axis names them."""
+    """A drawn figure, its caption and the settings in its legend; () if its axis names them."""
 
     title: str
     caption: str
@@ -35,7 +35,7 @@ Looks = dict[str, Look]
 
 
 def chosen(group: Group) -> list[Setting]:
-    """The settings that are drawn: all, or where they are too many to be told apart, exact and the best."""
+    """The settings to draw: all, or exact and the best ones if there are more than `NUM_LOOKS`."""
     if len(group.settings) <= NUM_LOOKS:
         return group.settings
     exact = [each for each in group.settings if each.rows[0].values["reducer"] == EXACT]
@@ -52,7 +52,7 @@ def chosen(group: Group) -> list[Setting]:
 
 
 def looks_of(group: Group) -> Looks:
-    """A look for each setting that is drawn: exact is grey where it is one, no two are alike."""
+    """Assign a distinct look to each setting that is drawn; exact is grey if it is a single setting."""
     settings = chosen(group)
     labels = [setting.label for setting in settings]
     exact = [each.label for each in settings if each.rows[0].values["reducer"] == EXACT]
@@ -62,7 +62,7 @@ def looks_of(group: Group) -> Looks:
 
 
 def plots(group: Group, prefix: str) -> list[Plot]:
-    """Every figure for which the group's records have data; the prefix keeps ids unique within a page."""
+    """Draw every figure for which the group has data. `prefix` makes ids unique within a page."""
     drawn = []
     settings, look = chosen(group), looks_of(group)
     left = len(group.settings) - len(settings)
@@ -70,7 +70,7 @@ def plots(group: Group, prefix: str) -> list[Plot]:
         title = title.format(metric=_capitalised(spaced(group.metric)))
         style: dict[Any, Any] = STYLE | {"svg.hashsalt": prefix}
         with matplotlib.rc_context(style), warnings.catch_warnings():
-            # A label may hold any character; the browser's font has those that this one lacks.
+            # A label may contain characters that matplotlib's font lacks; browsers use their own.
             warnings.filterwarnings("ignore", message="Glyph")
             figure = Figure(figsize=(5.6, 3.1), layout="constrained")
             drawing = draw(Canvas(figure, group, settings, look))
@@ -80,7 +80,7 @@ def plots(group: Group, prefix: str) -> list[Plot]:
             if left:
                 notes.append(
                     f"{len(settings)} of {len(group.settings)} settings are drawn, the best by "
-                    f"{spaced(group.metric)}; the tables have all."
+                    f"{spaced(group.metric)}; the tables list all."
                 )
             caption = " ".join([" ".join((inspect.getdoc(draw) or "").split()), *notes])
             has_legend = draw in LEGENDS
@@ -113,7 +113,7 @@ LEGENDS = (
     curves.loss_by_step,
     curves.density_by_step,
 )
-"""The figures whose settings are told apart by their looks alone."""
+"""The figures that need a legend: their settings are distinguished only by their looks."""
 
 
 def _capitalised(text: str) -> str:

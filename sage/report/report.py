@@ -1,6 +1,6 @@
-"""Compares runs: tables in the terminal, in Markdown and as CSV, and one HTML page with the curves.
+"""Compares runs: tables in the terminal, in Markdown and as CSV, and an HTML page with figures.
 
-A run that lost, stopped halfway or diverged has its row like any other.
+Runs that are slower than the baseline, unfinished or diverged are listed like all others.
 """
 
 import csv
@@ -22,7 +22,7 @@ from sage.report.runs import read_runs
 from sage.report.tables import NOTES, WORDS, headline, tables
 
 MAX_LINES = 60
-"""Of a longer table, so many lines are printed; report.md has all."""
+"""At most this many lines of a table are printed; report.md has all."""
 
 
 def main(paths: Sequence[Path], output: Path) -> int:
@@ -56,7 +56,7 @@ def main(paths: Sequence[Path], output: Path) -> int:
 
 
 def markdown(groups: Sequence[Group], unreadable: Mapping[Path, str]) -> str:
-    """The tables as Markdown."""
+    """Return the tables as Markdown."""
     lines = ["# Report"]
     for group in groups:
         lines += ["", f"## {group.title}", "", headline(group)]
@@ -66,15 +66,15 @@ def markdown(groups: Sequence[Group], unreadable: Mapping[Path, str]) -> str:
             lines += map(_line, [table.heading, rule, *table.lines])
     if unreadable:
         left_out = [f"- `{printable(folder)}`: {why}" for folder, why in unreadable.items()]
-        lines += ["", "## Left out", "", *left_out]
+        lines += ["", "## Runs left out", "", *left_out]
     text = "\n".join([*lines, "", "## Notes", "", *(f"- {note}" for note in NOTES), ""])
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def as_csv(groups: Sequence[Group]) -> str:
-    """One line a run, with bare numbers: bytes, seconds, and shares of one."""
+    """Return one CSV line per run, in plain numbers: bytes, seconds, and fractions of 1."""
     rows = [row.values for group in groups for row in group.rows]
-    # Not every run has every kind of payload.
+    # The kinds of payload differ between runs.
     names = dict.fromkeys(name for values in rows for name in values)
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, list(names), restval="")
@@ -92,7 +92,7 @@ def show(groups: Sequence[Group], unreadable: Mapping[Path, str], console: Conso
             for name in table.heading:
                 grid.add_column(name, justify="left" if name in WORDS else "right", overflow="fold")
             for line in table.lines[:MAX_LINES]:
-                # As Text: a label may hold brackets, which are markup to rich.
+                # As Text, because rich reads brackets in a label as markup.
                 grid.add_row(*map(Text, line))
             console.print(grid)
             if table.note:

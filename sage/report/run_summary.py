@@ -1,4 +1,4 @@
-"""What a run came to, in numbers: from its result, or from its records where it is not finished."""
+"""The figures of a run: from its result, or from its records if it is not finished."""
 # S = recorded steps of a run
 
 import math
@@ -12,12 +12,12 @@ from sage.records.record import Record
 from sage.report.steps import Steps, mean
 
 TOLERANCE = 0.2
-"""How far from the density asked for a step's density may lie and still count as met."""
+"""Largest relative deviation from the target density at which a step is on target."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """None is what a run has no figure for, NaN a figure that was not finite."""
+    """The figures of a run: None where it has no value, NaN where a value was not finite."""
 
     metric: str
     better: str
@@ -39,18 +39,18 @@ class Figures:
 
     @property
     def wire_per_step(self) -> float | None:
-        """Bytes on a rank's link in a step, both ways."""
+        """Bytes per step sent and received on a rank's link."""
         sent, received = self.wire_sent_per_step, self.wire_received_per_step
         return None if sent is None or received is None else sent + received
 
     @property
     def payload_bytes(self) -> float | None:
-        """Bytes that a rank hands to its collectives in a step."""
+        """Bytes per step that a rank passes to collectives."""
         return sum(self.payload_per_step.values()) if self.payload_per_step else None
 
 
 def of_result(result: Mapping[str, Any], epochs: Sequence[Record]) -> Figures:
-    """The figures in `result.json`, which was checked against its kind."""
+    """Read the figures from `result.json`, which has been checked against its schema."""
     names = ["seconds", "steps_per_second", "wire_sent_per_step", "wire_received_per_step"]
     names += ["density_asked", "density_had"]
     parameters = result.get("parameters")
@@ -70,12 +70,12 @@ def of_result(result: Mapping[str, Any], epochs: Sequence[Record]) -> Figures:
 
 
 def of_records(config: Mapping[str, Any], steps: Steps, epochs: Sequence[Record]) -> Figures:
-    """The figures that an unfinished run's records give.
+    """Compute the figures of an unfinished run from its records.
 
     Raises:
-        ValueError: where the configuration names no task of SAGE.
+        ValueError: if the task in the configuration does not exist.
     """
-    # Here because it imports torch, which finished runs can be read without.
+    # Imported here because it imports torch, which is not needed to read finished runs.
     from sage import registry
 
     if not isinstance(config["task"], str):
@@ -107,10 +107,10 @@ def of_records(config: Mapping[str, Any], steps: Steps, epochs: Sequence[Record]
 
 
 def has_target(config: Mapping[str, Any], figures: Figures) -> bool:
-    """Whether the run was asked for a density.
+    """Whether the run has a target density.
 
-    Records of earlier versions say 1.0 where a reducer has no target: they count as a target only where an
-    option of the reducer names a density.
+    Earlier versions record 1.0 for a reducer without a target. A recorded 1.0 therefore counts as a target
+    only if the reducer has an option that names a density.
     """
     if figures.density_asked is None or config["reducer"] == "exact":
         return False
@@ -119,15 +119,15 @@ def has_target(config: Mapping[str, Any], figures: Figures) -> bool:
 
 
 def density_met(steps: Steps) -> float | None:
-    """The share of steps whose density was within the tolerance of the one asked for."""
-    asked_S, had_S = steps["density_asked"], steps["density_had"]
-    known_S = (asked_S > 0) & numpy.isfinite(had_S)
+    """Share of on-target steps: achieved density within the tolerance of the target; None if not recorded."""
+    target_S, achieved_S = steps["density_asked"], steps["density_had"]
+    known_S = (target_S > 0) & numpy.isfinite(achieved_S)
     if not known_S.any():
         return None
-    return float((abs(had_S[known_S] / asked_S[known_S] - 1) <= TOLERANCE).mean())
+    return float((abs(achieved_S[known_S] / target_S[known_S] - 1) <= TOLERANCE).mean())
 
 
 def _measured(content: Mapping[str, Any], name: str) -> float | None:
-    """The figure, NaN where it was measured but not finite, and None where it was not measured."""
+    """Return the value; NaN if it was measured but not finite, None if it was not measured."""
     value: float | None = content.get(name)
     return math.nan if value is None and name in content else value

@@ -1,6 +1,6 @@
-"""Finds run folders and reads them: the configuration, where it ran, what it recorded and what it came to.
+"""Finds and reads run folders: configuration, manifest, records and result.
 
-One damaged run never spoils a report: it is left out, and named in one line.
+A damaged run is left out of the report and named there in one line.
 """
 # S = recorded steps of a run
 
@@ -21,31 +21,31 @@ from sage.report.run_summary import Figures, of_records, of_result
 from sage.report.steps import Steps
 
 EXACT = "exact"
-"""The reducer that the others are compared with."""
+"""The reducer that serves as the baseline."""
 
 NO_RUNS = ("checkpoints", "tensorboard")
-"""Folders within a run that hold no other runs."""
+"""Subfolders of a run folder that contain no runs."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """A run folder, as it was read."""
+    """The contents of a run folder."""
 
     folder: Path
     config: dict[str, Any]
     manifest: dict[str, Any]
     is_finished: bool
     figures: Figures
-    """The result; of an unfinished run the same figures, as far as rank 0's own records give them."""
+    """The figures of the result; for an unfinished run, those that rank 0's records allow."""
     steps: Steps
     epochs: list[Record]
     events: list[Record]
     failure: str
-    """Why it failed, in its own words; "" where it left none."""
+    """The error in failure.json; "" if there is none."""
 
     @property
     def status(self) -> str:
-        """Whether the run is finished, else how far it got and its last event; how often it was resumed."""
+        """`finished`, or the last step and event, and how often the run was resumed."""
         words = ["finished" if self.is_finished else f"unfinished at step {self.figures.steps}"]
         events = [record["event"] for record in self.events]
         if not self.is_finished and self.failure:
@@ -58,47 +58,47 @@ class Run:
 
     @property
     def reason(self) -> str:
-        """Why it is not finished, as far as its folder says."""
+        """Why the run is not finished, as far as its folder shows."""
         if self.failure:
             return clean_text(self.failure)
         if self.events:
             last = self.events[-1]
             when = f" on {last['time']}" if "time" in last else ""
             return clean_text(f"{last['event']} at step {last['step']}{when}")
-        return "it left no reason: still running, or killed"
+        return "no reason recorded: still running, or killed"
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What a run's result depends on, the reducer's own options first; every value can be hashed."""
+        """The settings that the result depends on, the reducer's options first; all values are hashable."""
         options = self.config.get("reducer_options", {})
         return {name: _hashable(value) for name, value in options.items()} | self.common
 
     @cached_property
     def common(self) -> dict[str, Any]:
-        """The settings without the reducer's options; those of the model and the data under dotted names."""
+        """The settings without the reducer's options; options of model and data have dotted names."""
         aside = {name for name, annotation in annotations().items() if ASIDE in get_args(annotation)}
         own = {k: v for k, v in self.config.items() if k not in aside and k != "reducer_options"}
         return {name: _hashable(value) for name, value in _flat(own)}
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
-    """All runs under the paths, and for each folder that cannot be read, why.
+    """Read all runs under the paths; return them, and the reason for each folder that cannot be read.
 
-    Folders that are links are followed; a run that is found twice counts once.
+    Symbolic links to folders are followed. A run that is found twice is read once.
 
     Raises:
-        ValueError: where a path is no folder, or no run is under any of them.
+        ValueError: if a path is not a folder, or no run is under any of them.
     """
     folders: set[Path] = set()
     unreadable: dict[Path, str] = {}
     for path in paths:
         if not path.is_dir():
-            raise ValueError(f"{path} is no folder; give run folders, or folders that hold some")
+            raise ValueError(f"{path} is not a folder; give run folders, or folders that contain some")
         folders |= _run_folders(path.resolve(), unreadable, set())
     if not folders and not unreadable:
         raise ValueError(
-            f"no runs under {', '.join(map(str, paths))}; a run folder is what `sage run` makes, "
-            "runs/<workload>-<reducer>-<hash>, and holds a metrics.jsonl"
+            f"no runs under {', '.join(map(str, paths))}; `sage run` writes a run folder, "
+            "runs/<workload>-<reducer>-<hash>, and contains a metrics.jsonl"
         )
     runs = []
     for folder in sorted(folders):
@@ -106,13 +106,13 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
             runs.append(_read_run(folder))
         except (ValueError, OSError) as error:
             unreadable[folder] = clean_text(str(error))
-        except Exception as error:  # a file whose content has a form that no check foresaw
+        except Exception as error:  # content of a form that no check covers
             unreadable[folder] = printable(f"is damaged: {type(error).__name__}: {error}; {storage.RERUN}")
     return runs, unreadable
 
 
 def _run_folders(folder: Path, unreadable: dict[Path, str], seen: set[tuple[int, int]]) -> set[Path]:
-    """The run folders in a folder and below it, each by its real path."""
+    """Return the run folders in a folder and below it, each by its real path."""
     try:
         found = folder.stat()
         if (found.st_dev, found.st_ino) in seen:
@@ -132,7 +132,7 @@ def _run_folders(folder: Path, unreadable: dict[Path, str], seen: set[tuple[int,
 
 
 _BESIDE_CONFIG = {"manifest.json", "result.json", "failure.json"}
-"""A folder with a config.json and one of these is a run, even where its metrics are gone."""
+"""A folder with a config.json and one of these is a run, even if its metrics are missing."""
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -191,16 +191,18 @@ def _required(path: Path, kind: storage.Kind) -> dict[str, Any]:
 
 
 def _records(folder: Path) -> list[Record]:
-    """What metrics.jsonl holds.
+    """Read metrics.jsonl.
 
-    All lines are parsed at once, which is several times faster than one by one; only where something is wrong
-    are they read one by one, which names the line.
+    All lines are parsed at once, which is several times faster than one by one. If that fails, they are read
+    one by one, so that the error names the line.
     """
     try:
         content = storage.read_bytes(folder / "metrics.jsonl")
     except FileNotFoundError as cause:
-        raise ValueError("metrics.jsonl is missing: the run was there, its records are gone") from cause
-    # A crash tears the last line, which is left out.
+        raise ValueError(
+            "metrics.jsonl is missing: the run started, but its records have been deleted"
+        ) from cause
+    # A crash can leave the last line incomplete; it is ignored.
     lines = content[: content.rfind(b"\n") + 1].splitlines()
     records: list[Record] = []
     try:

@@ -1,8 +1,8 @@
-"""Statistics over the few runs of a setting that differ in the seed alone.
+"""Statistics over the runs of a setting that differ only in the seed.
 
-An interval is Student's t, 95 %, on logarithms for a ratio: over the pairs where both sides have runs of the
-same seeds, else Welch's for two samples. Fewer than two runs on a side have no interval. A bootstrap over so
-few runs would be far too narrow.
+Intervals are Student's t, 95 %. The interval of a ratio is computed on logarithms: over pairs if both sides
+have runs with the same seeds, else with Welch's method for two samples. With fewer than two runs on a side
+there is no interval. Bootstrap intervals over so few runs would be far too narrow.
 """
 
 import math
@@ -15,24 +15,24 @@ T_975 = (
     (9, 2.262), (10, 2.228), (12, 2.179), (15, 2.131), (20, 2.086), (30, 2.042),
     (60, 2.000), (120, 1.980), (1000, 1.962),
 )  # fmt: skip
-"""Degrees of freedom, and Student's 97.5 % quantile."""
+"""Pairs of degrees of freedom and Student's 97.5 % quantile."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over the runs of a setting."""
+    """Mean and standard deviation of a value over the runs of a setting."""
 
     mean: float
-    """NaN where no run's figure is finite."""
+    """NaN if no run's value is finite."""
     sd: float | None
-    """Sample standard deviation; None for fewer than two finite figures."""
+    """Sample standard deviation; None for fewer than two finite values."""
     num: int
-    """How many figures are finite."""
+    """Number of finite values."""
     num_not_finite: int = 0
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the mean."""
+        """The 95 % confidence interval of the mean."""
         if self.sd is None:
             return None
         half = t_quantile(self.num - 1) * self.sd / math.sqrt(self.num)
@@ -41,17 +41,17 @@ class Spread:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast as the baseline, or as small."""
+    """A ratio to the baseline, with its confidence interval."""
 
     mean: float
     """The ratio of geometric means."""
     interval: tuple[float, float] | None
     how: str
-    """`paired`, `unpaired`, or why there is no interval."""
+    """`paired`, `unpaired`, or the reason why there is no interval."""
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Mean and standard deviation of the finite values; None where no run has a figure.
+    """Mean and standard deviation of the finite values; None if no run has a value.
 
     >>> spread([1.0, 3.0, None, float("nan")])
     Spread(mean=2.0, sd=1.4142135623730951, num=2, num_not_finite=1)
@@ -67,7 +67,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 def ratio(
     above: Sequence[tuple[int, float | None]], below: Sequence[tuple[int, float | None]]
 ) -> Ratio | None:
-    """The ratio of one setting's figures to the baseline's, each with its seed.
+    """Ratio of one setting's values to the baseline's. Both are pairs of seed and value.
 
     >>> ratio([(0, 4.0), (1, 4.0)], [(0, 2.0), (1, 2.0), (2, 2.0)])
     Ratio(mean=2.0, interval=(2.0, 2.0), how='paired')
@@ -86,12 +86,12 @@ def ratio(
 
 
 def t_quantile(degrees: float) -> float:
-    """Student's 97.5 % quantile, of the next lower number of degrees of freedom in the table."""
+    """Student's 97.5 % quantile at the largest tabulated degrees of freedom not above `degrees`."""
     return next((quantile for known, quantile in reversed(T_975) if known <= degrees), T_975[0][1])
 
 
 def _welch(x: Sequence[float], y: Sequence[float]) -> tuple[tuple[float, float] | None, str]:
-    """The interval of the difference of two means (Welch, 1947)."""
+    """Confidence interval of the difference of two means (Welch, 1947)."""
     if len(x) < 2 or len(y) < 2:
         return None, "one run" if len(x) == len(y) == 1 else "one run on a side"
     a, b = stdev(x) ** 2 / len(x), stdev(y) ** 2 / len(y)

@@ -1,4 +1,4 @@
-"""Which runs shared their machine with another run of the report: their times say little."""
+"""Finds runs that shared a machine with another run of the report; their times are not reliable."""
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
@@ -12,9 +12,9 @@ Interval = tuple[float, float]
 
 
 def sharing(runs: Sequence[Run]) -> list[int]:
-    """For each run, how many of the others ran on one of its hosts at the same time.
+    """Count for each run the other runs that ran on one of its hosts at the same time.
 
-    A run whose time is not known shares with none.
+    A run whose start or end is unknown counts as not sharing.
     """
     by_host: dict[str, list[tuple[int, Interval]]] = defaultdict(list)
     for i, run in enumerate(runs):
@@ -26,14 +26,14 @@ def sharing(runs: Sequence[Run]) -> list[int]:
         starts = sorted(start for _, (start, _) in members)
         ends = sorted(end for _, (_, end) in members)
         for i, (start, end) in members:
-            # Those that had begun before its end, less those that had ended by its start, less itself.
+            # Runs that started before its end, minus those that ended by its start, minus the run itself.
             beside = bisect_left(starts, end) - bisect_right(ends, start) - 1
             counts[i] = max(counts[i], beside)
     return counts
 
 
 def load(run: Run, when: str) -> float | None:
-    """The machine's 1-minute load average at the run's `start` or `end`; None where it was not recorded."""
+    """The machine's 1-minute load average at the run's `start` or `end`; None if not recorded."""
     told = run.manifest.get("load")
     at = told.get(when) if isinstance(told, dict) else None
     value = at.get("average_1min") if isinstance(at, dict) else None
@@ -41,14 +41,14 @@ def load(run: Run, when: str) -> float | None:
 
 
 def load_text(run: Run) -> str:
-    """The load at the start and at the end, beside the number of cores."""
+    """The load at start and end, and the number of cores, as text."""
     start, end = (number(load(run, when), 3) for when in ("start", "end"))
     cores = run.manifest["machine"]["cores"]
     return f"{start} → {end}" + (f" on {cores} cores" if cores else "")
 
 
 def _interval(run: Run) -> Interval | None:
-    """Start and end of the run's last session, in seconds since 1970."""
+    """Start and end of the run's last session, in seconds since 1970; None if unknown."""
     start = _seconds(run.manifest.get("time"))
     told = run.manifest.get("load")
     at_end = told.get("end") if isinstance(told, dict) else None
@@ -56,7 +56,7 @@ def _interval(run: Run) -> Interval | None:
     if start is None:
         return None
     if end is None:
-        # A run of an earlier version. Of one that was resumed, the seconds are of all sessions together.
+        # Written by an earlier version. The seconds of a resumed run include all sessions.
         was_resumed = any(event.get("event") == "resumed" for event in run.events)
         seconds = None if was_resumed else run.figures.seconds
         end = None if seconds is None else start + seconds

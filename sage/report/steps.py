@@ -1,4 +1,4 @@
-"""The steps that a run recorded, as columns: far smaller than one dictionary a step."""
+"""The recorded steps of a run as columns, which need far less memory than one dictionary per step."""
 # S = recorded steps of a run
 
 from collections.abc import Mapping, Sequence
@@ -23,17 +23,17 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class Steps:
-    """Columns of numbers, one for each field of `FIELDS`; NaN where a step has null, or lacks the field."""
+    """One column of numbers for each of `FIELDS`; NaN where a step has null or lacks the field."""
 
     columns: Mapping[str, Column]
     payload: Mapping[str, float]
-    """Mean bytes a step, by kind."""
+    """Mean bytes per step, by kind of payload."""
     phases: Mapping[str, float]
-    """Mean seconds a step in each phase, over those steps that have phases; empty without `--profile`."""
+    """Mean seconds per step of each phase, over the steps that have phases; empty without `--profile`."""
 
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]]) -> "Steps":
-        """The columns of the records of steps, which were checked against their kind."""
+        """Build the columns from step records, which have been checked against their schema."""
         payload = _means([record.get("bytes") or {} for record in records])
         phases = _means([record["phases"] for record in records if record.get("phases")])
         return cls({name: _column(records, name) for name in FIELDS}, payload, phases)
@@ -42,21 +42,21 @@ class Steps:
         return len(self.columns["step"])
 
     def __getitem__(self, name: str) -> Column:
-        """A field of all steps (S)."""
+        """The field of all steps (S)."""
         return self.columns[name]
 
     @property
     def wire(self) -> Column:
-        """Bytes on rank 0's link, both ways, in each step (S)."""
+        """Bytes sent and received on rank 0's link in each step (S)."""
         return self["wire_sent"] + self["wire_received"]
 
     def mean(self, name: str) -> float | None:
-        """The mean of a field over the steps that have it."""
+        """Mean of a field over the steps that have it; None if none has."""
         return mean(self[name])
 
 
 def mean(values_S: Column) -> float | None:
-    """The mean of the finite values; None where there are none."""
+    """Mean of the finite values; None if there are none."""
     finite_S = values_S[numpy.isfinite(values_S)]
     return float(finite_S.mean()) if len(finite_S) else None
 
@@ -66,7 +66,7 @@ def _column(records: Sequence[Mapping[str, Any]], name: str) -> Column:
 
 
 def _means(groups: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
-    """The mean of each name's number over all groups; a group that lacks the name counts as 0."""
+    """Mean of each name's value over all groups; a group that lacks the name counts as 0."""
     sums: dict[str, float] = {}
     for group in groups:
         for name, value in group.items():

@@ -1,4 +1,4 @@
-"""Matplotlib's figures as SVG that takes its colours and its font from the page around it."""
+"""Converts matplotlib figures to SVG that uses the colours and the font of the surrounding page."""
 
 import html
 import re
@@ -9,13 +9,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 INK, MUTED, LINE = "#010101", "#020202", "#030303"
-"""Stand for the page's own colours, which follow the reader's light or dark setting."""
+"""Placeholders for the page's colours, which follow the reader's light or dark setting."""
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito (2008): colours that colour-blind readers tell apart. Their yellow is too faint on white."""
+"""Colours that colour-blind readers can distinguish (Okabe and Ito, 2008). Their yellow is too faint."""
 
 DASHES = ((), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))
-"""Dashes and gaps, in line widths."""
+"""Lengths of dashes and gaps, in line widths."""
 
 MARKERS = {
     "o": "M14 5a3 3 0 1 0 6 0a3 3 0 1 0 -6 0Z",
@@ -27,10 +27,10 @@ MARKERS = {
     "P": "M17 1.5V8.5M13.5 5H20.5",
     "*": "M17 1L18.2 4H21L18.8 5.9L19.6 9L17 7.2L14.4 9L15.2 5.9L13 4H15.8Z",
 }
-"""Matplotlib's markers, and the same as a path in a legend."""
+"""Matplotlib's markers, and the same shapes as SVG paths for legends."""
 
 NUM_LOOKS = 48
-"""So many series can be told apart in one plot: six colours times eight pairs of marker and dash pattern."""
+"""Number of distinct looks: six colours times eight pairs of marker and dash pattern."""
 
 PAGE_COLOURS = {INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)"} | {
     colour: f"var(--colour-{i})" for i, colour in enumerate(PALETTE)
@@ -62,7 +62,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How the runs of a series are drawn."""
+    """The line style of a series."""
 
     colour: str
     dashes: tuple[float, ...] = ()
@@ -71,7 +71,7 @@ class Look:
 
     @property
     def line(self) -> dict[str, Any]:
-        """The look, as matplotlib's plot takes it."""
+        """Arguments for matplotlib's `plot`."""
         return {
             "color": self.colour,
             "linestyle": (0, self.dashes) if self.dashes else "solid",
@@ -80,7 +80,7 @@ class Look:
 
     @property
     def svg(self) -> str:
-        """The look, as a short line with its marker for a legend."""
+        """A short line with its marker as SVG, for a legend."""
         colour = PAGE_COLOURS[self.colour]
         dashes = " ".join(f"{2 * length:g}" for length in self.dashes)
         line = f"stroke: {colour}; stroke-width: 2; stroke-dasharray: {dashes or 'none'}"
@@ -89,7 +89,7 @@ class Look:
 
 
 def looks(num: int) -> list[Look]:
-    """So many looks, no two alike: a colour, then another marker with another dash pattern.
+    """Return `num` distinct looks: all colours with one marker and dash pattern, then with the next.
 
     >>> found = looks(NUM_LOOKS)
     >>> len(set(found)) == len(found)
@@ -104,13 +104,13 @@ def looks(num: int) -> list[Look]:
 
 
 def as_svg(figure: Figure, prefix: str, label: str) -> str:
-    """The figure as an element to stand in a page."""
+    """Return the figure as an SVG element for a page. `prefix` makes its ids unique; `label` names it."""
     buffer = StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     svg = re.sub("|".join(PAGE_COLOURS), lambda match: PAGE_COLOURS[match[0]], svg)
-    # Without a size of its own it is as wide as the page lets it be.
+    # Without a fixed size, the figure takes the width that the page gives it.
     role = f'role="img" aria-label="{html.escape(label)}"'
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', lambda _: role, svg, count=1)

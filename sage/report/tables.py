@@ -1,4 +1,4 @@
-"""What a report compares settings by: the columns of its tables, and the notes below them."""
+"""The tables of a report: their columns, and the notes that explain them."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from sage.report.sharing import load_text
 Text = Callable[[float | None], str]
 
 WORDS = ("reducer", "run", "status", "baseline", "reason", "folder")
-"""The columns of words, which align to the left."""
+"""Columns of text, aligned to the left."""
 
 OUTCOME, SPEED, TRAFFIC, DENSITY = "Outcome", "Speed", "Traffic of a step", "Density"
 UNFINISHED, RUNS = "Not finished", "Single runs"
@@ -23,58 +23,59 @@ UNFINISHED, RUNS = "Not finished", "Single runs"
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Lines of text under a heading; every line is as long as the heading."""
+    """A table of text. Every line has as many cells as the heading."""
 
     title: str
     note: str
     heading: list[str]
     lines: list[list[str]]
     hints: list[str]
-    """For each line, what a page shows when the reader points at it: where the runs are."""
+    """A tooltip for each line: the folders of its runs."""
     series: list[str]
-    """For each line, the series whose look it bears; "" for none."""
+    """The series whose line style each line shows; "" for none."""
 
 
 NOTES = (
-    "A line is a setting: its runs differ in the seed alone. Figures are mean ± standard deviation over n "
-    "runs; where some runs of a setting are finished, of those alone. report.csv has every run.",
-    f"Speed-up is the ratio of steps/s to the {EXACT} runs of the same model, data and batch size. Its "
-    "interval is Student's t, 95 %: over pairs of the same seed, else over two samples. Fewer than two runs "
-    "on a side have no interval, and their ratio may be chance. Above 1× is faster.",
-    f"Compression is the wire bytes of {EXACT} over those of the setting; without {EXACT} runs, those of a "
-    "ring all-reduce of the N parameters in float32, 4·N·2(W-1)/W bytes each way.",
-    "Payload is what a rank hands to its collectives; wire is what these send and receive on its link.",
-    f"Within ±{100 * TOLERANCE:.0f} %: the share of steps whose density was that near to what was asked for; "
-    f"{MISSING} for reducers that have no target.",
-    "Step times are those of the slowest rank; those of an unfinished run are rank 0's own.",
-    "Shared: how many of the runs shared a machine with another run of this report while they ran. Load is "
-    "the machine's 1-minute average at a run's start and end.",
+    "Each line is a setting; its runs differ only in the seed. Figures are mean ± standard deviation over n "
+    "runs. If any run of a setting is finished, only finished runs count. report.csv lists every run.",
+    f"Speed-up is the ratio of steps/s to {EXACT} runs with the same model, data and batch size; above 1× "
+    "is faster. Its interval is Student's t, 95 %: over pairs with the same seed, else over two samples. "
+    "With fewer than two runs on a side there is no interval, and the ratio may be due to chance.",
+    f"Compression is the wire bytes of {EXACT} divided by those of the setting. Without {EXACT} runs, a ring "
+    "all-reduce of the N parameters in float32 takes their place: 4·N·2(W-1)/W bytes in each direction.",
+    "Payload is what a rank passes to collectives. Wire is what they send and receive on its link.",
+    "Target and achieved are densities: the share of the gradient to send, and the share sent. On-target "
+    f"steps: share of steps with an achieved density within ±{100 * TOLERANCE:.0f} % of the target; {MISSING} "
+    "for reducers without a target.",
+    "Step times are those of the slowest rank; for an unfinished run, those of rank 0.",
+    "Shared: number of runs that shared a machine with another run of this report. Load: the machine's "
+    "1-minute load average at the start and end of a run.",
 )
 
 
 def headline(group: Group) -> str:
-    """Which metric the group is judged by, and what its links can do."""
+    """State the group's metric and the measured speed of its links."""
     direction = "higher" if group.better == "max" else "lower"
     return f"The metric is {spaced(group.metric)}: {direction} is better. {links(group)}"
 
 
 def links(group: Group) -> str:
-    """What the probes of the group's runs measured before they trained."""
+    """Summarise the latencies and bandwidths that the group's runs measured before training."""
     probes = [probe for row in group.rows if isinstance(probe := row.run.manifest.get("links"), dict)]
     alphas, bits = (
         sorted(float(probe[name]) for probe in probes if _is_positive(probe.get(name)))
         for name in ("alpha_seconds", "bits_per_second")
     )
     if not alphas or not bits:
-        return "Links: not probed."
+        return "Links: not measured."
     return (
-        f"Links, probed before each run: latency {_range(alphas, duration)}, bandwidth {_range(bits, rate)}"
+        f"Links, measured before each run: latency {_range(alphas, duration)}, bandwidth {_range(bits, rate)}"
         f"{f' (median of {len(probes)} runs; lowest and highest)' if len(probes) > 1 else ''}."
     )
 
 
 def tables(group: Group) -> list[Table]:
-    """The group's tables; those without lines are left out."""
+    """Return the group's tables that have lines."""
     metric = spaced(group.metric)
     found = [
         _of_settings(group, OUTCOME, "", {
@@ -102,9 +103,9 @@ def tables(group: Group) -> list[Table]:
             "compression": _mean_of("compression", times),
         }),
         _of_settings(group, DENSITY, "", {
-            "asked": _mean_of("density_asked", percent),
-            "had": _mean_of("density_had", percent),
-            f"within ±{100 * TOLERANCE:.0f} %": _mean_of("density_met", percent),
+            "target": _mean_of("density_asked", percent),
+            "achieved": _mean_of("density_had", percent),
+            "on-target steps": _mean_of("density_met", percent),
         }),
         unfinished(group),
     ]  # fmt: skip
@@ -112,11 +113,11 @@ def tables(group: Group) -> list[Table]:
 
 
 def unfinished(group: Group) -> Table:
-    """The runs without a result, and why they have none."""
+    """Return a table of the runs without a result, with the reasons."""
     rows = group.unfinished
     return Table(
         title=UNFINISHED,
-        note="The reason is what the run left in failure.json, else its last event.",
+        note="The reason is the error in failure.json, or the run's last event.",
         heading=["run", "status", "reason"],
         lines=[[row.label, row.run.status, row.run.reason] for row in rows],
         hints=[row.values["folder"] for row in rows],
@@ -125,7 +126,7 @@ def unfinished(group: Group) -> Table:
 
 
 def single_runs(group: Group) -> Table:
-    """Every run that has figures, by itself."""
+    """Return a table of all runs that have figures."""
     rows = [row for row in group.rows if row.has_figures]
 
     def line(row: Row) -> list[str]:
@@ -169,15 +170,15 @@ def _of_settings(
 
 
 def _about_speed(group: Group) -> str:
-    """What the speed-ups are over, and how much they can be trusted."""
+    """Name the baselines of the speed-ups, and the limits of the measurement."""
     baselines = {each.baseline.label: each.baseline for each in group.settings if each.baseline is not None}
     if not baselines:
-        return f"Without {EXACT} runs of the same work there is no baseline, and no speed-up."
+        return f"There are no {EXACT} runs of the same work, so there is no baseline and no speed-up."
     words = [f"{label} (n = {len(each.counted)})" for label, each in baselines.items()]
     text = f"Baseline: {', '.join(words[:3])}{f' and {len(words) - 3} more' if len(words) > 3 else ''}. "
-    text += "± is one standard deviation over the n runs; p50 and p95 are means of the runs'."
+    text += "± is one standard deviation over the n runs; p50 and p95 are means over runs."
     if sum(each.num_sharing for each in group.settings):
-        text += " Runs shared their machine with others: their times are worth little."
+        text += " Some runs shared their machine with other runs: their times are not reliable."
     return text
 
 
@@ -186,7 +187,7 @@ def _figure(setting: Setting, name: str) -> str:
 
 
 def _spread(found: Spread | None) -> str:
-    """Mean and standard deviation, the mean with as many digits as the deviation makes sense of."""
+    """Format mean and standard deviation, and the number of values that are not finite."""
     if found is None:
         return MISSING
     if not found.num:

@@ -121,7 +121,7 @@ def test_density_met_is_the_share_of_steps_within_a_fifth_of_the_density_asked_f
 def test_no_run_there_says_what_a_run_folder_is(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no runs under .*runs/<workload>-<reducer>-<hash>.*metrics\.jsonl"):
         main([tmp_path], tmp_path / "report")
-    with pytest.raises(ValueError, match="absent is no folder"):
+    with pytest.raises(ValueError, match="absent is not a folder"):
         main([tmp_path / "absent"], tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
@@ -190,7 +190,8 @@ def test_the_page_stands_alone_and_its_ids_are_unique(full_report: Path) -> None
     outside = [
         value for _, attributes in page.seen for name, value in attributes.items() if name in ("src", "href")
     ]
-    assert all(value == "data:," for value in outside)
+    # Links lead to places within the page.
+    assert all(value == "data:," or value.startswith("#") for value in map(str, outside))
     assert "@import" not in text
     # Two groups: the second has only two reducers, which were not profiled.
     assert page.count("figure") == page.count("svg", role="img") == page.count("figcaption") == 8 + 7
@@ -199,6 +200,21 @@ def test_the_page_stands_alone_and_its_ids_are_unique(full_report: Path) -> None
     for svg in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
         ElementTree.fromstring(svg.replace("xlink:href", "href"))
     assert not re.search(r"#0[123]0[123]0[123]\b", text), "a placeholder colour was left in"
+
+
+def test_the_table_of_contents_links_every_heading_once_in_the_order_of_the_page(full_report: Path) -> None:
+    (text,) = written(full_report, "html")
+    (contents,) = re.findall(r"<nav .*?</nav>", text, flags=re.DOTALL)
+    links = re.findall(r'<a href="#([^"]+)">([^<]+)</a>', contents)
+    rest = text[text.index(contents) + len(contents) :]
+    found = re.findall(r'<(?:h2|h3|strong|summary) id="([^"]+)">([^<]+)<', rest)
+    # A group's single runs stand below its figures, and are listed with its tables.
+    assert len(links) == len(found)
+    assert {name for name, _ in links} == {name for name, _ in found}
+    headings = [name for name, _ in found if not name.endswith("-single-runs")]
+    assert [name for name, _ in links if not name.endswith("-single-runs")] == headings
+    titles = dict(found)
+    assert all(titles[name] == title for name, title in links if not name.endswith("-single-runs"))
 
 
 def test_what_comes_from_a_run_is_escaped(tmp_path: Path) -> None:

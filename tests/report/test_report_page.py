@@ -56,7 +56,7 @@ def test_no_two_looks_of_a_plot_are_the_same_and_what_is_left_out_is_told(tmp_pa
     names = [setting.label for setting in chosen(group)]
     assert names[0] == "exact"
     assert "topk density=0.01" not in names
-    assert f"{NUM_LOOKS - 30} more settings are left out" in found["Payload of a step"].caption
+    assert f"{NUM_LOOKS - 30} more settings are not drawn" in found["Payload of a step"].caption
 
 
 def test_line_plots_have_a_legend_of_the_settings_that_they_show(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_run_whose_metrics_are_gone_is_named_in_one_line(tmp_path: Path) -> No
     assert len(runs) == 1
     ((folder, why),) = unreadable.items()
     assert "topk" in folder.name
-    assert why == "metrics.jsonl is missing: the run was there, its records are gone"
+    assert why == "metrics.jsonl is missing: the run started, but its records have been deleted"
 
 
 def test_a_folder_that_may_not_be_read_is_named_and_the_others_are_shown(
