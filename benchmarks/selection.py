@@ -1,7 +1,7 @@
 """How many elements the threshold methods select for each one that was asked for.
 
     python benchmarks/selection.py            # measure, and write benchmarks/results/selection.csv
-    python benchmarks/selection.py --table    # print what was measured as the table of docs/selection.md
+    python benchmarks/selection.py --table    # print the table of docs/explanation/selection.md
     python benchmarks/selection.py --methods gaussiank    # measure these alone, and keep the other rows
 
 k̂/k on vectors of 10^6 independent numbers, one rank, no memory, all drawn from one seed: the mean and the

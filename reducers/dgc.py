@@ -34,7 +34,7 @@ class DGC(ByThreshold):
     k̂/k is 0.89 to 1.07 in vectors of 10^6, normal, Laplace, Student-t(4) or with 70 % zeros, at d = 0.1,
     0.01, 0.001, with a standard deviation of up to 0.25. It is not within 20 % of 1 where the threshold is
     the largest of the sample: 0.63 to 0.67 ± 0.38 at n·d = 100. `grace` is at 0.81 to 1.07, and there at
-    0.99 (n = 10^4) and 1.50 ± 2.94 (10^5). (Measured: docs/selection.md.)
+    0.99 (n = 10^4) and 1.50 ± 2.94 (10^5). (Measured: docs/explanation/selection.md.)
 
     Args:
         rule: The paper's exact selection among too many survivors, or GRACE's refinement of the threshold.

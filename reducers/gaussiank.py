@@ -38,7 +38,7 @@ class GaussianK(ByThreshold):
     k̂/k of `bisect` is within 20 % of 1 on normal, Laplace, Student-t(4) and 70 %-zero vectors at d = 0.1,
     0.01, 0.001, but for 0.76 on 70 % zeros at 0.001. Without corrections it is so on normal vectors and at
     d = 0.1 only, and else 2.2 to 21; `paper` is at 0.02 to 6.5, `released` at 0.01 to 37. (Measured:
-    docs/selection.md.)
+    docs/explanation/selection.md.)
 
     Args:
         rule: Ours, the paper's, or that of SIDCo's code.

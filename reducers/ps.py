@@ -13,7 +13,7 @@ class Ps(Reducer):
     sum by W and does not hand the mean back, faults that are not copied. The mean is that of `exact`, and so
     are the bytes each rank hands over: 4 an element, those of rank 0 to the broadcast, those of the others to
     the gather. The links differ: rank 0 receives W − 1 gradients and sends the mean to ⌈log2 W⌉ ranks, which
-    forward it; see `docs/ledger.md`.
+    forward it; see `docs/explanation/ledger.md`.
     """
 
     spares_small = False

@@ -28,7 +28,7 @@ class RedSync(ByThreshold):
 
     k̂/k is not within 20 % of 1: it aims at 1 to 2, and is 1.24 to 1.87 on normal, Laplace, Student-t(4) and
     70 %-zero vectors at d = 0.1, 0.01, 0.001; `released` is at 0.03 to 1.91, and at 2.1 to 337 with `trim`.
-    `trim` alone sends k. (Measured: docs/selection.md.)
+    `trim` alone sends k. (Measured: docs/explanation/selection.md.)
 
     Args:
         rule: The paper's search, or SIDCo's code.

@@ -53,7 +53,8 @@ class SIDCo(ByThreshold):
     k̂/k is within 20 % of 1 on normal, Laplace, Student-t(4) and 70 %-zero vectors at d = 0.1, 0.01, 0.001,
     but for 2.5 under `E` on Student-t(4) at 0.001. Under the paper's rule of adaptation it is 2.3 (`E`) and
     3.0 (`GP`) there, and up to 6.9 (`P`, normal, 0.001); with one stage, 0.00 (`E`, normal, 0.001) to 6.9;
-    with the paper's approximation of the gamma quantile, up to 1.52. (Measured: docs/selection.md.)
+    with the paper's approximation of the gamma quantile, up to 1.52.
+    (Measured: docs/explanation/selection.md.)
 
     Args:
         fit: The distributions: exponential, gamma then generalised Pareto, or generalised Pareto.

@@ -1,6 +1,6 @@
 """The exit statuses of every command, which status an error is worth, and why a run ended, in one line.
 
-docs/exit-statuses.md has the table, and what SAGE's jobs do about each.
+docs/reference/exit-statuses.md has the table, and what SAGE's jobs do about each.
 """
 
 import errno

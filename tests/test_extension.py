@@ -1,4 +1,4 @@
-"""Adding a reducer takes one file: the one shown in docs/adding-a-reducer.md, in a package off the tree."""
+"""Adding a reducer takes one file: the one shown in docs/tutorials/reducer.md, in a package off the tree."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from sage.testing.conformance import LAWS
 
-PAGE = Path(__file__).parents[1] / "docs" / "adding-a-reducer.md"
+PAGE = Path(__file__).parents[1] / "docs" / "tutorials" / "reducer.md"
 DEAF = '''
 
 class Deaf(EveryOther):

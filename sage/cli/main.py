@@ -27,7 +27,7 @@ from .parser import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit status, as docs/exit-statuses.md lists them; nothing is raised."""
+    """Run one command and return its exit status (docs/reference/exit-statuses.md); nothing is raised."""
     streams.protect()
     hear_sigint()
     argv = list(sys.argv[1:] if argv is None else argv)

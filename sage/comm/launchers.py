@@ -1,6 +1,6 @@
 """Every launcher's variables: how each numbers its tasks, and what children must not see.
 
-`sage.comm.rendezvous` reads a rank's place with this table. docs/launchers.md says it in words.
+`sage.comm.rendezvous` reads a rank's place with this table. docs/how-to/launchers.md says it in words.
 """
 
 from collections.abc import Mapping

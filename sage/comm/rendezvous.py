@@ -9,7 +9,7 @@ Looked for in this order, and the first that is there is taken:
    MASTER_ADDR and MASTER_PORT, as its tasks cannot tell each other where they are.
 
 Without any of them a run starts its ranks here. Where a launcher has started several tasks they join or are
-refused; they never become several runs. docs/launchers.md has a table of cases.
+refused; they never become several runs. docs/how-to/launchers.md has a table of cases.
 """
 
 import os

@@ -18,7 +18,7 @@ class Traffic:
     dense_bytes: int = 0
     """What an all-reduce of the same gradients, each in its own dtype, would have been handed."""
     wire_sent: int = 0
-    """Bytes that the collectives' algorithms sent from this rank (docs/ledger.md)."""
+    """Bytes that the collectives' algorithms sent from this rank (docs/explanation/ledger.md)."""
     wire_received: int = 0
     """Bytes that they brought to this rank."""
 

@@ -4,7 +4,7 @@
     result.json     there once the run is finished
     failure.json    why it ended otherwise, until it is run again
 
-docs/records.md lists all files.
+docs/reference/records.md lists all files.
 """
 
 from collections.abc import Iterator, Mapping

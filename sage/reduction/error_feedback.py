@@ -104,7 +104,7 @@ class ErrorFeedback(nn.Module):
         return reduced
 
     def _checked(self, reduced: object, numel: int) -> Reduced:
-        """What the reducer has returned, where it has the form that docs/adding-a-reducer.md demands.
+        """What the reducer has returned, where it has the form that docs/tutorials/reducer.md demands.
 
         Raises:
             ValueError: names the reducer, what it returned and what is expected.
@@ -117,4 +117,4 @@ class ErrorFeedback(nn.Module):
             shown = list(mean_N.shape) if isinstance(mean_N, Tensor) else type(mean_N).__name__
             fault = f"a mean of {shown}, not of [{numel}]"
         name = type(self.reducer).__name__
-        raise ValueError(f"the reducer {name} returned {fault}: see docs/adding-a-reducer.md")
+        raise ValueError(f"the reducer {name} returned {fault}: see docs/tutorials/reducer.md")

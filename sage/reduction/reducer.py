@@ -1,7 +1,7 @@
 """The contract that every reducer keeps, and what they share.
 
 A reducer is handed this rank's flat gradient and its residual, and returns the mean over ranks of what was
-sent. It leaves in the residual what was not. See `docs/adding-a-reducer.md`.
+sent. It leaves in the residual what was not. See `docs/tutorials/reducer.md`.
 """
 # N = elements of the flat vector, K = elements this rank sends, M = all ranks together
 

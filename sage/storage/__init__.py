@@ -2,7 +2,7 @@
 
 A file is written whole or not at all: under a temporary name, synced, then renamed. What is read is checked
 against its kind before anything uses it. A file that cannot be used raises `Unreadable`, one line that names
-the file, the fault and the cure. docs/records.md lists the kinds and their formats.
+the file, the fault and the cure. docs/reference/records.md lists the kinds and their formats.
 """
 
 from sage.storage.errors import Damaged as Damaged

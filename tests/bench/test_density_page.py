@@ -1,4 +1,4 @@
-"""docs/density.md is true: its commands run in the order they stand, and its tables are what was measured."""
+"""docs/explanation/density.md is true: its commands run in the order they stand, and its tables are what was measured."""
 
 import re
 import shlex
@@ -17,7 +17,7 @@ from sage.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = (ROOT / "docs" / "density.md").read_text()
+PAGE = (ROOT / "docs" / "explanation" / "density.md").read_text()
 
 
 def commands() -> list[str]:

@@ -23,7 +23,7 @@ from sage.comm.launchers import (
 )
 from sage.comm.rendezvous import Place, place
 
-PAGE = Path(__file__).parents[2] / "docs" / "launchers.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "launchers.md"
 MEETING = {"hostip": "10.0.0.1", "port": "29500"}
 MASTER = {"MASTER_ADDR": "node1", "MASTER_PORT": "29400"}
 STEP = {

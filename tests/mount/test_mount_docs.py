@@ -1,4 +1,4 @@
-"""The snippets of docs/mounts.md run one after another, in one process group of two ranks."""
+"""The snippets of docs/explanation/mounts.md run one after another, in one process group of two ranks."""
 
 import os
 import re
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_snippets_run_on_two_ranks(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "mounts.md").read_text()
+    page = (ROOT / "docs" / "explanation" / "mounts.md").read_text()
     snippets = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     assert len(snippets) == 3
     begin, end = 'dist.init_process_group("gloo")\n', "dist.destroy_process_group()\n"

@@ -1,4 +1,4 @@
-"""`sage.reduce_model` in a loop of one's own: the lines of docs/mounts.md that are its alone."""
+"""`sage.reduce_model` in a loop of one's own: the lines of docs/explanation/mounts.md that are its alone."""
 # B = batch
 
 import copy

@@ -1,4 +1,4 @@
-"""The parts shown in docs/adding-a-part.md work as they stand: as files and as entry points."""
+"""The parts shown in docs/tutorials/parts.md work as they stand: as files and as entry points."""
 
 import json
 import re

@@ -1,6 +1,6 @@
 """What a step means where it is no plain step: skipped, scaled, clipped, in mixed precision.
 
-Each line of the table in docs/semantics.md that concerns the whole-model mount has its test here, or where
+Each line of the table in docs/explanation/semantics.md that concerns the whole-model mount has its test here, or where
 that page says.
 """
 
