@@ -14,7 +14,7 @@ from sage.config import workloads
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("benchmarks/*.md"))]
+PAGES = sorted(path for place in ("*.md", "docs/**/*.md", "benchmarks/*.md") for path in ROOT.glob(place))
 
 ELSEWHERE = {
     "make demo": ".ci/run runs it",

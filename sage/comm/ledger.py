@@ -2,8 +2,9 @@
 
 Two figures are kept apart. *Payload* is what a rank hands to its collectives, split by what the bytes mean
 (`values`, `indices`, `sizes`, `padding`, `scales`, …). *Wire* is what the algorithm makes of them on this
-rank's link. The algorithms are Gloo's, and NCCL's rings carry the same in sum: see `docs/explanation/ledger.md`
-for the formulas and for how closely they agree with the kernel's own socket counters.
+rank's link. The algorithms are Gloo's, and NCCL's rings carry the same in sum: see
+`docs/explanation/ledger.md` for the formulas and for how closely they agree with the kernel's own socket
+counters.
 """
 
 from collections import Counter

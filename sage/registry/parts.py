@@ -1,6 +1,6 @@
 """Finds reducers, models, data sets and tasks by name, and reads which options they take.
 
-A part is named in one of these ways (docs/tutorials/parts.md):
+A part is named in one of these ways (docs/how-to/name-a-part.md):
 
 - `topk`: the file `reducers/topk.py`, or an entry point of another package in the group `sage.reducers`
   (`sage.models`, `sage.datasets`, `sage.tasks`), whose value is a module or `module:object`;

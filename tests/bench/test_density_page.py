@@ -1,4 +1,4 @@
-"""docs/explanation/density.md is true: its commands run in the order they stand, and its tables are what was measured."""
+"""The commands of docs/explanation/density.md run in their order, and its tables are what was measured."""
 
 import re
 import shlex

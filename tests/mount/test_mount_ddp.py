@@ -1,4 +1,4 @@
-"""`sage.ddp_hook` beneath DistributedDataParallel: each line of docs/explanation/mounts.md, and what goes wrong."""
+"""`sage.ddp_hook` beneath DistributedDataParallel: the lines of docs/explanation/mounts.md, and faults."""
 # N = elements of all gradients together, B = batch
 
 import os

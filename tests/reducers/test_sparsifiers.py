@@ -428,7 +428,8 @@ def test_what_was_measured_says_the_same_of_long_vectors() -> None:
         if (row["method"], row["options"]) in asked and abs(float(row["mean"]) - 1) > 0.2
     }
     assert off == BUT
-    assert SELECTION["table"](rows) in (ROOT / "docs" / "explanation" / "selection.md").read_text(encoding="utf-8")
+    page = ROOT / "docs" / "explanation" / "selection.md"
+    assert SELECTION["table"](rows) in page.read_text(encoding="utf-8")
 
 
 # Bytes and options.

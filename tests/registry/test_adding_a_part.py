@@ -1,4 +1,4 @@
-"""The parts shown in docs/tutorials/parts.md work as they stand: as files and as entry points."""
+"""The data set, task and models of docs/tutorials work as they stand: as files and as entry points."""
 
 import json
 import re
@@ -16,18 +16,27 @@ from sage.config import load
 from sage.data.dataset import Dataset
 from sage.registry import Room, parts
 
-PAGE = (Path(__file__).parents[2] / "docs" / "adding-a-part.md").read_text(encoding="utf-8")
-FILES = dict(
-    re.findall(
-        r"^`(\w+)\.py`[^\n]*:\n\n^```python\n(.*?)^```",
-        PAGE,
-        re.MULTILINE | re.DOTALL,
+DOCS = Path(__file__).parents[2] / "docs"
+TUTORIALS = {
+    name: (DOCS / "tutorials" / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("data-set", "task", "model")
+}
+FILES = {
+    name: code
+    for page in TUTORIALS.values()
+    for name, code in re.findall(
+        r"^[^\n`]*`(\w+)\.py`[^\n]*:\n\n^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL
     )
-)
-ENTRIES, WORKLOAD = re.findall(r"^```toml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-(COMMANDS,) = (
-    block.splitlines() for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-)
+}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a language on a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+(ENTRIES,) = blocks((DOCS / "how-to" / "name-a-part.md").read_text(encoding="utf-8"), "toml")
+(WORKLOAD,) = blocks(TUTORIALS["task"], "toml")
 SHORT = ["--steps", "2", "--world-size", "2", "--workers-in-process"]
 
 
@@ -66,27 +75,38 @@ def final(runs: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_page_has_a_file_for_every_kind_of_part() -> None:
-    assert set(FILES) == {"waves", "regress", "perceptron", "linear", "gru", "factors"}
-    assert len(FILES) == PAGE.count("```python\n")
+def test_the_pages_have_a_file_for_every_kind_of_part() -> None:
+    assert set(FILES) == {"waves", "read_waves", "regress", "perceptron", "linear", "gru", "factors"}
+    assert len(FILES) == sum(page.count("```python\n") for page in TUTORIALS.values())
     assert re.findall(r'entry-points\."sage\.(\w+)"', ENTRIES) == ["models", "datasets", "tasks", "reducers"]
     assert set(get_args(Room)) == {"models", "datasets", "tasks", "reducers"}
 
 
-def test_a_task_a_data_set_and_a_model_of_ones_own_train(folder: Path) -> None:
-    prepare, run = (shlex.split(line)[1:] for line in COMMANDS[:2])
-    assert main(prepare) == 0
+def test_the_data_set_of_the_tutorial_is_prepared_once_and_read(folder: Path) -> None:
+    (prepare,), (read,) = (block.splitlines() for block in blocks(TUTORIALS["data-set"], "sh"))
+    assert main(shlex.split(prepare)[1:]) == 0
     written = (folder / "data" / "waves.csv").read_bytes()
-    assert main(prepare) == 0
+    assert main(shlex.split(prepare)[1:]) == 0
     assert (folder / "data" / "waves.csv").read_bytes() == written
+    assert read.split() == ["python", "read_waves.py"]
+    waves = registry.load("datasets", "./waves.py")
+    exec(FILES["read_waves"].replace("from waves import DATASET\n", ""), {"DATASET": waves})
+
+
+def test_the_task_of_the_tutorial_trains_on_that_data_set(folder: Path) -> None:
+    (block,) = blocks(TUTORIALS["task"], "sh")
+    prepare, run = (shlex.split(line)[1:] for line in block.splitlines())
+    assert main(prepare) == 0
     assert main([*run, "--workers-in-process"]) == 0
     assert 0 < final(folder / "runs")["rmse"] < 0.5  # the sine's own deviation is 0.7
     (manifest,) = (folder / "runs").glob("*/manifest.json")
     assert set(json.loads(manifest.read_text())["checksums"]) == {"waves.csv"}
 
 
-@pytest.mark.parametrize("command", COMMANDS[2:])
-def test_a_models_file_trains_under_each_of_the_repositorys_tasks(folder: Path, command: str) -> None:
+@pytest.mark.parametrize("command", [block.strip() for block in blocks(TUTORIALS["model"], "sh")])
+def test_the_models_of_the_tutorial_train_under_each_task_of_the_repository(
+    folder: Path, command: str
+) -> None:
     limits = ["--data.limit-test", "2000"] if "lstm" in command else []
     assert main([*shlex.split(command)[1:], *SHORT, *limits]) == 0
     assert final(folder / "runs")

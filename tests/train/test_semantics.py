@@ -1,7 +1,7 @@
 """What a step means where it is no plain step: skipped, scaled, clipped, in mixed precision.
 
-Each line of the table in docs/explanation/semantics.md that concerns the whole-model mount has its test here, or where
-that page says.
+Each line of the table in docs/explanation/semantics.md that concerns the whole-model mount has its test
+here, or where that page says.
 """
 
 from collections.abc import Callable
