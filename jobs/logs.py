@@ -4,37 +4,36 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from sage.cli.parser import Parser
-from sage.jobs.selection import booked, meant, user_path
+from sage.jobs.selection import booked, meant
 from sage.storage import Unreadable
 
 
-def logs(argv: Sequence[str]) -> int:
-    """Print what a cell's newest job has said."""
-    parser = Parser(prog="sage logs", description=logs.__doc__)
-    parser.add_argument("cell", help="its name, its hash, or how one of them begins")
-    parser.add_argument("--runs", type=user_path, default=Path("runs"), help="where the run folders are")
-    parser.add_argument(
-        "--rank", type=int, default=0, help="whose words; 0's are those of the batch script too"
-    )
-    parser.add_argument("--follow", action="store_true", help="go on printing, until Ctrl-C")
-    given = parser.parse_args(argv)
-    entries = booked(given.runs, "logs")
-    entry = entries[meant(given.cell, entries, given.runs)]
+def logs(cell: str, *, runs: Path, rank: int = 0, follow: bool = False) -> int:
+    """Print what a cell's newest job has said.
+
+    Args:
+        cell: its name, its hash, or how one of them begins.
+        rank: whose words; 0's are those of the batch script too.
+        follow: go on printing, until Ctrl-C.
+
+    Raises:
+        ValueError: where no such cell was submitted, or where it has no log.
+    """
+    entries = booked(runs, "logs")
+    entry = entries[meant(cell, entries, runs)]
     if entry.cluster == "debug":
         raise ValueError(
             f"{entry.cell} ran on a terminal (--cluster debug), where it said what it had to say"
         )
-    path = entry.log(given.rank)
-    if given.follow:
+    path = entry.log(rank)
+    if follow:
         return subprocess.call(["tail", "-n", "+1", "-F", str(path)])
     if not path.exists():
         ranks = sorted(each.name.split("_")[-2] for each in path.parent.glob(f"{entry.job}_*_log.out"))
         there = f"there are ranks {', '.join(ranks)}" if ranks else "its job has not begun"
-        raise ValueError(f"rank {given.rank} of {entry.cell} has no log in {path.parent}; {there}")
+        raise ValueError(f"rank {rank} of {entry.cell} has no log in {path.parent}; {there}")
     _print(path)
     return 0
 

@@ -9,14 +9,6 @@ from sage.jobs.submissions import Entry
 from sage.validate import known
 
 
-def user_path(text: str) -> Path:
-    """The path that a user gave, with a home folder in place of ~."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"{text}: {error}; give the path without ~") from error
-
-
 def booked(runs: Path, verb: str) -> dict[str, Entry]:
     """The job book; what is wrong with lines of it is printed.
 

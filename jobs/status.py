@@ -1,5 +1,6 @@
 """`sage status`, `sage cancel` and `sage logs`: what has become of cells, without waiting for torch."""
 
+import json
 import os
 import sys
 import time
@@ -13,12 +14,12 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from sage.cli.parser import Parser
+from sage import validate
 from sage.exit_status import FAILED
 from sage.jobs import local, scheduler, submissions
 from sage.jobs.logs import logs as logs
 from sage.jobs.scheduler import Job
-from sage.jobs.selection import booked, meant, user_path
+from sage.jobs.selection import booked, meant
 from sage.jobs.state import State, States, Word, is_active
 from sage.jobs.submissions import Entry
 from sage.jobs.sweep import noted
@@ -44,48 +45,55 @@ COLORS: dict[Word, str] = {
 """The states, those first that are worth a look."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Show what has become of a suite's cells, or of all in a folder of runs."""
-    parser = Parser(prog="sage status", description=main.__doc__)
-    parser.add_argument(
-        "what", nargs="?", type=user_path, help="a suite's TOML file, or a folder of runs; none: runs"
-    )
-    parser.add_argument(
-        "--runs", type=user_path, help="where the run folders are; none: as the suite says, else runs"
-    )
-    parser.add_argument("--watch", action="store_true", help="go on until nothing is active any more")
-    given = parser.parse_args(argv)
-    if given.what is not None and given.what.suffix == ".toml":
-        labels, runs = noted(given.what, given.runs)
+def main(
+    what: Path | None, *, runs: Path | None = None, watching: bool = False, as_json: bool = False
+) -> int:
+    """Show what has become of a suite's cells, or of all in a folder of runs.
+
+    Args:
+        what: a suite's TOML file, or a folder of runs; None: runs.
+        runs: where the run folders are; None: as the suite says.
+        watching: go on until nothing is active any more.
+        as_json: print one JSON object, once.
+
+    Raises:
+        ValueError: where the file is wrong, or there is no such folder.
+    """
+    if watching and as_json:
+        raise ValueError("--json prints the states once: leave out --watch, or leave out --json")
+    if what is not None and what.suffix == ".toml":
+        labels, runs = noted(what, runs)
     else:
-        runs = given.runs or given.what or Path("runs")
+        runs = runs or what or Path("runs")
         if not runs.is_dir():
             raise ValueError(f"{runs} is no folder of runs; give one, or a suite's TOML file")
         labels = dict.fromkeys(_known_cells(runs), "")
-    return watch(labels, runs, once=not given.watch)
+    if as_json:
+        return _print_json(Board(labels, runs))
+    return watch(labels, runs, once=not watching)
 
 
-def cancel(argv: Sequence[str]) -> int:
-    """End the active jobs of cells, or of a suite's cells."""
-    parser = Parser(prog="sage cancel", description=cancel.__doc__)
-    parser.add_argument(
-        "what", nargs="+", help="a suite's TOML file, or a cell: its name, its hash, or how one begins"
-    )
-    parser.add_argument(
-        "--runs", type=user_path, help="where the run folders are; none: as the suite says, else runs"
-    )
-    given = parser.parse_args(argv)
+def cancel(given: Sequence[str], *, runs: Path | None = None) -> int:
+    """End the active jobs of cells, or of a suite's cells.
+
+    Args:
+        given: suites' TOML files, and cells: a cell's name, its hash, or how one of them begins.
+        runs: where the run folders are; None: as the suite says, else runs.
+
+    Raises:
+        ValueError: where a file is wrong, or no such cell was submitted.
+    """
     wanted: dict[str, Entry] = {}
     suites: set[str] = set()
-    for what in given.what:
+    for what in given:
         if what.endswith(".toml"):
-            cells, runs = noted(user_path(what), given.runs)
-            found = unfinished(booked(runs, "cancel"), cells, runs)
+            cells, where = noted(validate.path(what), runs)
+            found = unfinished(booked(where, "cancel"), cells, where)
             suites |= {entry.logs for entry in found}
         else:
-            runs = given.runs or Path("runs")
-            entries = booked(runs, "cancel")
-            found = unfinished(entries, [meant(what, entries, runs)], runs)
+            where = runs or Path("runs")
+            entries = booked(where, "cancel")
+            found = unfinished(entries, [meant(what, entries, where)], where)
         wanted |= {entry.cell: entry for entry in found}
     try:
         queue = queue_of(wanted.values())
@@ -132,6 +140,23 @@ def watch(labels: Mapping[str, str], runs: Path, *, once: bool = False) -> int:
     return 0
 
 
+def _print_json(board: "Board") -> int:
+    """Print the states of all cells as one JSON object."""
+    board.look()
+    told = {
+        "runs": str(board.runs),
+        "cells": [
+            {"cell": cell, "settings": board.labels[cell], "state": state.word}
+            | {name: getattr(state, name) for name in ("job", "step", "metric", "requeued", "why")}
+            for cell, state in board.states.items()
+        ],
+        "faults": board.faults,
+        "slurm_error": board.queue.error,
+    }
+    print(json.dumps(told, indent=2))
+    return 0
+
+
 def unfinished(entries: Mapping[str, Entry], cells: Iterable[str], runs: Path) -> list[Entry]:
     """The submissions of those of the cells that have no result yet."""
     return [
@@ -158,7 +183,7 @@ class Board:
     def __init__(
         self, labels: Mapping[str, str], runs: Path, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._labels, self._runs, self._states = labels, runs, States(runs)
+        self.labels, self.runs, self._states = labels, runs, States(runs)
         self._entries: dict[str, Entry] = {}
         self.faults: list[str] = []
         """What is wrong with the job book."""
@@ -169,7 +194,7 @@ class Board:
         """See what has changed; SLURM is asked only where it is time to."""
         self.queue.look()
         self.states = {
-            cell: self._states.of(cell, self._entries.get(cell), self.queue.jobs) for cell in self._labels
+            cell: self._states.of(cell, self._entries.get(cell), self.queue.jobs) for cell in self.labels
         }
 
     @property
@@ -192,7 +217,7 @@ class Board:
             TITLES,
             *(
                 (
-                    *(cell, self._labels[cell], state.job, state.word, state.step, state.metric),
+                    *(cell, self.labels[cell], state.job, state.word, state.step, state.metric),
                     *(str(state.requeued or ""), state.why),
                 )
                 for cell, state in self.states.items()
@@ -215,7 +240,7 @@ class Board:
         for cell, state in shown:
             word = f"[{COLORS[state.word]}]{state.word}"
             # What comes from outside may look like rich's own markup.
-            first = map(escape, (cell, self._labels[cell], state.job))
+            first = map(escape, (cell, self.labels[cell], state.job))
             rest = map(escape, (state.step, state.metric, str(state.requeued or ""), state.why))
             table.add_row(*first, word, *rest)
         if len(shown) < len(self.states):
@@ -225,12 +250,12 @@ class Board:
     def _ask(self) -> dict[str, Job]:
         """The queue, with the book as it stood just before, so that none of its jobs is younger."""
         try:
-            entries, self.faults = submissions.look(self._runs)
+            entries, self.faults = submissions.look(self.runs)
         except Unreadable as fault:
             entries, self.faults = {}, [f"{fault}; which cells were submitted is unknown"]
         if self.queue.jobs is None:
             self._entries = entries
-        queue = queue_of(unfinished(entries, self._labels, self._runs))
+        queue = queue_of(unfinished(entries, self.labels, self.runs))
         self._entries = entries
         return queue
 

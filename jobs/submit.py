@@ -3,17 +3,14 @@
 import secrets
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
-from sage.cli.parser import Parser
 from sage.config import Config
 from sage.jobs import arrays, intents, local, scheduler, submissions
-from sage.jobs.selection import user_path
 from sage.jobs.state import error, is_active, is_finished, result
 from sage.jobs.status import queue_of, unfinished, watch
 from sage.jobs.submissions import Cluster, Entry
@@ -24,49 +21,46 @@ DEFAULT_ARRAY = 1001
 """SLURM's own MaxArraySize, for a dry run where there is no SLURM."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run those cells of a suite that are neither finished nor under way."""
-    parser = Parser(prog="sage submit", description=main.__doc__)
-    parser.add_argument(
-        "suite", type=user_path, help="a TOML file of a run's keys, in which lists make cells"
-    )
-    parser.add_argument(
-        "--cluster",
-        choices=get_args(Cluster),
-        help="slurm; local: processes here, until all are done; debug: this process, one after another",
-    )
-    parser.add_argument(
-        "--runs", type=user_path, help="where the run folders are; none: as the suite says, else runs"
-    )
-    parser.add_argument(
-        "--parallel", type=int, help="how many cells may run at once; none: as the suite says"
-    )
-    parser.add_argument("--max-requeues", type=int, help="how often a failed cell is tried again")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the cells and batch scripts, and do nothing"
-    )
-    parser.add_argument(
-        "--watch", action="store_true", help="show what becomes of them, until all have ended"
-    )
-    parser.add_argument("--max-cells", type=int, help="how many cells a suite may have; none: as it says")
-    given = parser.parse_args(argv)
-    cluster = given.cluster or _usual(given.dry_run)
+def main(
+    path: Path,
+    *,
+    cluster: Cluster | None = None,
+    runs: Path | None = None,
+    parallel: int | None = None,
+    max_requeues: int | None = None,
+    max_cells: int | None = None,
+    dry_run: bool = False,
+    watching: bool = False,
+) -> int:
+    """Run those cells of a suite that are neither finished nor under way.
+
+    Args:
+        path: a TOML file of a run's keys, in which lists make cells.
+        cluster: where to run them; None: SLURM, where there is sbatch.
+        runs: where the run folders are; this and the next three go before what the file says.
+        dry_run: print the cells and batch scripts, and do nothing.
+        watching: show what becomes of them, until all have ended.
+
+    Raises:
+        ValueError: where the file or an argument is wrong.
+    """
+    cluster = cluster or _usual(dry_run)
     suite = read(
-        given.suite,
-        given.runs,
-        parallel=given.parallel,
-        max_requeues=given.max_requeues,
-        max_cells=given.max_cells,
+        path,
+        runs,
+        parallel=parallel,
+        max_requeues=max_requeues,
+        max_cells=max_cells,
     )
     _check_path(suite, cluster)
     try:
-        if given.dry_run:
+        if dry_run:
             status = _submit(suite, cluster, dry_run=True)
         else:
             submissions.prepare(suite.runs)
             with submissions.claimed(suite.runs, suite.name):
                 status = _submit(suite, cluster, dry_run=False)
-        if given.watch and not given.dry_run:
+        if watching and not dry_run:
             return watch(labels(suite), suite.runs)
     except scheduler.Unanswered as error:
         print(f"sage submit: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage import registry
-from sage.cli.flags import parse_run
+from sage.cli.run import parse_run
 from sage.config import ASIDE, Config, Options, annotations, load, part_options, resolve, workloads
 from sage.registry import parts
 
@@ -459,7 +459,7 @@ def test_an_option_added_later_leaves_the_hash_of_default_runs_as_it_was() -> No
 
 def test_flags_name_a_run_as_its_configuration_does_where_a_reducer_has_later_options() -> None:
     for flags in ([], ["--rule", "gradcomp"]):
-        config, _ = parse_run(["digits", "--reducer", "adacomp", *flags])
+        config = parse_run(["digits", "--reducer", "adacomp", *flags])
         options = {"rule": "gradcomp"} if flags else {}
         expected = resolve(load("digits", overrides={"reducer": "adacomp", "reducer_options": options}))
         assert config.hash == expected.hash

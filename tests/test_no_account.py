@@ -42,7 +42,7 @@ def free_user() -> int:
 
 def may_read(user: int) -> bool:
     """Whether this user can start Python and read torch and SAGE."""
-    code = f"open({torch.__file__!r}); open({str(CHECKOUT / 'sage' / 'cli.py')!r})"
+    code = f"open({torch.__file__!r}); open({str(CHECKOUT / 'sage' / 'cli' / 'main.py')!r})"
     with contextlib.suppress(OSError):
         return not subprocess.run(
             [sys.executable, "-c", code], user=user, group=user, extra_groups=[], cwd="/", check=False

@@ -2,7 +2,6 @@
 
 import math
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any
 
 import torch
 
-from sage import registry, storage
+from sage import storage
 from sage.bench import figure
 from sage.bench.repetitions import Row, Spread, cases_of, inputs, measure
-from sage.cli.parser import Parser
 from sage.ops import native
 from sage.output.units import percent, size
 from sage.records.manifest import manifest
@@ -49,51 +47,66 @@ FIELDS = (
 """Of the CSV."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measure every case on every input; 1 where a reducer failed."""
-    parser = Parser(prog="sage bench compress", description=__doc__)
-    parser.add_argument(
-        "--reducers", nargs="+", metavar="NAME[:OPTION=VALUE,...]", default=registry.names("reducers")
-    )
-    parser.add_argument("--mib", nargs="*", type=float, default=[1, 10, 100], help="sizes of N(0, 1) vectors")
-    parser.add_argument("--traces", nargs="*", type=Path, default=[], help="files of `sage bench record`")
-    parser.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.01, 0.001])
-    parser.add_argument(
-        "--step", type=int, default=100, help="of the traces, or their last if they are shorter"
-    )
-    parser.add_argument("--settle", type=int, default=0, help="untimed reductions before each timed one")
-    parser.add_argument("--rounds", type=int, default=10, help="timed reductions of each case")
-    parser.add_argument("--warmup", type=int, default=3, help="rounds before these, which are dropped")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--seed", type=int, default=0, help="of the vectors and of the order")
-    parser.add_argument("--output", type=Path, metavar="PREFIX", help="where PREFIX.csv and PREFIX.svg go")
-    given = parser.parse_args(argv)
+def main(
+    *,
+    reducers: Sequence[str],
+    mib: Sequence[float],
+    traces: Sequence[Path],
+    densities: Sequence[float],
+    step: int,
+    settle: int,
+    rounds: int,
+    warmup: int,
+    on: str,
+    threads: int,
+    seed: int,
+    output: Path | None,
+    command: str,
+) -> int:
+    """Measure every case on every input; 1 where a reducer failed.
+
+    Args:
+        reducers: each NAME[:OPTION=VALUE,...].
+        mib: sizes of N(0, 1) vectors, in MiB.
+        traces: files of `sage bench record`.
+        step: of the traces, or their last if they are shorter.
+        settle: untimed reductions before each timed one.
+        rounds: timed reductions of each case.
+        warmup: rounds before these, which are dropped.
+        on: the device, "cpu" or "cuda".
+        threads: of torch.
+        seed: of the vectors and of the order.
+        output: a path, to which .csv and .svg are added; None: write no files.
+        command: the command line, for the head of the CSV.
+
+    Raises:
+        ValueError: where an argument is out of its range.
+    """
+    given = {"step": step, "settle": settle, "rounds": rounds, "warmup": warmup, "threads": threads}
     for name, least in (("step", 0), ("settle", 0), ("rounds", 2), ("warmup", 0), ("threads", 1)):
-        if getattr(given, name) < least:
-            raise ValueError(f"--{name} {getattr(given, name)}: expected {least} or more")
-    if given.device == "cuda" and not torch.cuda.is_available():
+        if given[name] < least:
+            raise ValueError(f"--{name} {given[name]}: expected {least} or more")
+    if on == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU here; leave it out to measure on the CPU")
-    if any(not 0 < each < math.inf for each in given.mib):
-        raise ValueError(f"--mib {' '.join(f'{each:g}' for each in given.mib)}: expected sizes above 0")
-    if not given.mib and not given.traces:
+    if any(not 0 < each < math.inf for each in mib):
+        raise ValueError(f"--mib {' '.join(f'{each:g}' for each in mib)}: expected sizes above 0")
+    if not mib and not traces:
         raise ValueError("nothing to compress: give --mib a size, or --traces a file of `sage bench record`")
-    device = torch.device(given.device)
-    cases = [case for spec in given.reducers for case in cases_of(spec, given.densities)]
-    torch.set_num_threads(given.threads)
+    device = torch.device(on)
+    cases = [case for spec in reducers for case in cases_of(spec, densities)]
+    torch.set_num_threads(threads)
     load_before = os.getloadavg()[0]
     rows: list[Row] = []
-    for each in inputs(given.mib, given.traces, given.step, given.settle, given.seed, device):
-        new = measure(each, cases, given.rounds, given.warmup, given.seed)
+    for each in inputs(mib, traces, step, settle, seed, device):
+        new = measure(each, cases, rounds, warmup, seed)
         print("" if rows else heading(), *map(line, new), sep="", end="", flush=True)
         rows += new
-    if given.output:
-        command = shlex.join(["sage", "bench", "compress", *argv])
-        head = surroundings(command, given.device, load_before)
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        write_csv(head, rows, given.output.with_name(given.output.name + ".csv"))
+    if output:
+        head = surroundings(command, on, load_before)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_csv(head, rows, output.with_name(output.name + ".csv"))
         picture = figure.throughput_by_reducer(rows)
-        storage.write_text(given.output.with_name(given.output.name + ".svg"), picture)
+        storage.write_text(output.with_name(output.name + ".svg"), picture)
     return 1 if any(row.error for row in rows) else 0
 
 

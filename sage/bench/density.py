@@ -19,28 +19,14 @@ from torch import Tensor
 from sage import ops, storage
 from sage.bench import figure, table
 from sage.bench.density_result import Held
-from sage.bench.record import add_size, check_size
+from sage.bench.record import check_size
+from sage.bench.rules import RIGHT, RULES
 from sage.bench.trace import Trace, is_run, load, record_run
-from sage.cli.parser import Parser
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.reducers.sage import Sage
 from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
-
-RIGHT = "right"
-"""Stands for the λ_0 that selects as much as is asked for of the first gradient, averaged over the ranks."""
-
-RULES: dict[str, dict[str, Any]] = {
-    "sage": {"controller": "sage"},
-    "sage, λ_0 right": {"controller": "sage", "threshold": RIGHT},
-    "sage, agreed": {"controller": "sage", "agree": True},
-    "feedback": {"controller": "feedback"},
-    "feedback, agreed": {"controller": "feedback", "agree": True},
-    "quantile": {"controller": "quantile"},
-    "quantile, agreed": {"controller": "quantile", "agree": True},
-}
-"""The controllers that are compared, by the names that a table gives them; `sage` is the published rule."""
 
 WARM = 50
 """Steps that a controller has to settle before its density is judged, or the scale jumps."""
@@ -72,27 +58,39 @@ Seen = tuple[float, int, int, int]
 """What a rank saw of a step: density, elements sent, bytes of values and indices, bytes of every kind."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Replay the traces, print the table, and write it with its figure where a folder is given."""
-    parser = Parser(prog="sage bench density", description=__doc__)
-    parser.add_argument(
-        "traces", nargs="+", type=Path, help="files of `sage bench record`, or folders of runs to record now"
-    )
-    add_size(parser)
-    parser.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.01, 0.001])
-    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), help="the controllers")
-    parser.add_argument("--exchange", default="uneven", help="how selections are sent, as `sage run` has it")
-    parser.add_argument("--output", type=Path, help="where density.md, density.csv and density.svg go")
-    parser.add_argument("--drawn", nargs="+", choices=RULES, help="those of the controllers that are drawn")
-    given = parser.parse_args(argv)
-    check_size(given)
-    drawn = given.drawn or given.rules
-    if missing := [rule for rule in drawn if rule not in given.rules]:
+def main(
+    traces: Sequence[Path],
+    *,
+    steps: int,
+    elements: int,
+    densities: Sequence[float],
+    rules: Sequence[str],
+    exchange: str,
+    output: Path | None,
+    drawn: Sequence[str],
+) -> int:
+    """Replay the traces, print the table, and write it with its figure where a folder is given.
+
+    Args:
+        traces: files of `sage bench record`, or folders of runs to record now.
+        steps: how many to record of a run's folder.
+        elements: keep at most so many of each gradient.
+        rules: the controllers, of `RULES`.
+        exchange: how selections are sent, as `sage run` has it.
+        output: where density.md, density.csv and density.svg go.
+        drawn: those of the controllers that are drawn; none given: all.
+
+    Raises:
+        ValueError: where an argument or a trace cannot be used.
+    """
+    check_size(steps, elements)
+    drawn = drawn or rules
+    if missing := [rule for rule in drawn if rule not in rules]:
         raise ValueError(f"--drawn {', '.join(missing)}: only what is in --rules can be drawn")
     torch.set_num_threads(1)
-    size = {"steps": given.steps, "elements": given.elements}
+    size = {"steps": steps, "elements": elements}
     held: list[Held] = []
-    for path in given.traces:
+    for path in traces:
         trace = record_run(path, **size) if is_run(path) else load(path)
         if len(trace) < WARM + 2 * STAYS:
             raise ValueError(
@@ -100,12 +98,12 @@ def main(argv: Sequence[str]) -> int:
             )
         if (trace.name, trace.world_size, trace.first) in ((h.trace, h.ranks, h.first) for h in held):
             raise ValueError(f"{path} is of the same workload, ranks and step as another: leave one out")
-        for density in given.densities:
-            for rule in given.rules:
-                held.append(hold(trace, density, rule, given.exchange))
+        for density in densities:
+            for rule in rules:
+                held.append(hold(trace, density, rule, exchange))
                 print(table.line(held[-1]), flush=True)
-        if given.output:  # after each trace, as the next may take an hour
-            write(held, given.output, drawn)
+        if output:  # after each trace, as the next may take an hour
+            write(held, output, drawn)
     return 0
 
 

@@ -15,36 +15,32 @@ The exit status is 0 where all ranks finished, 75 where the others stopped and s
 wrongly, and else 1; a line names the first that failed.
 """
 
-import argparse
 import secrets
-import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-from sage.cli.parser import Parser
 from sage.cluster.hosts import Host, read_hosts
 from sage.cluster.remote import Crew, Ended, Said, Task, surroundings
+from sage.cluster.settings import Launch, ssh_words
 from sage.cluster.signals import leaving_in_order
-from sage.comm.launchers import MOST_LOCAL
 from sage.comm.rendezvous import SECRET
 from sage.comm.spawn import GRACE
-from sage.comm.variables import address
 from sage.exit_status import FAILED, HOPELESS, INTERRUPTED
 from sage.output.text import clean_text, printable
 
 FREE_PORT = "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run it on all hosts, and return one exit status for all ranks.
+def main(given: Launch, arguments: Sequence[str]) -> int:
+    """Run `sage run` with these arguments on all hosts, and return one exit status for all ranks.
 
     Raises:
-        ValueError: where the options or the hosts file are wrong.
+        ValueError: where the hosts file is wrong, or none is given.
     """
-    given = _parse(argv)
+    if given.hosts is None:
+        raise ValueError("--hosts is missing: give a hosts file, with a host on each line")
     hosts = read_hosts(given.hosts, given.ranks_per_host)
     ssh = ssh_words(given.ssh)
     try:
@@ -53,43 +49,12 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         _complain(str(error))
         return FAILED
-    command = [given.python, "-m", "sage", "run", *given.command]
+    command = [given.python, "-m", "sage", "run", *arguments]
     tasks = seat(
         hosts, command, hostip=given.hostip or hosts[0].address, port=port, cwd=str(given.cwd.absolute())
     )
     with Crew(tasks, ssh=ssh, python=given.python) as crew, _signals_handed_on(crew):
         return _follow(crew, crowded={host.name for host in hosts if host.slots > 1})
-
-
-def add_arguments(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
-    """Add the options that say which hosts there are and how to get there."""
-    parser.add_argument(
-        "--hosts",
-        type=Path,
-        metavar="FILE",
-        required=required,
-        help="the hosts file: HOST or USER@HOST a line, with slots=N for N ranks",
-    )
-    parser.add_argument("--ssh", default="ssh", help="how to call ssh, such as 'ssh -F FILE' (default: ssh)")
-    parser.add_argument("--python", default=sys.executable, help="Python on every host (default: this one)")
-    parser.add_argument(
-        "--cwd", type=Path, default=Path.cwd(), metavar="DIR", help="where ranks run (default: here)"
-    )
-
-
-def ssh_words(command: str) -> list[str]:
-    """The words of --ssh, as a shell splits them.
-
-    Raises:
-        ValueError: where they cannot be split, or there is none.
-    """
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise ValueError(f"--ssh {clean_text(command, 80)!r}: {error}; expected a shell's words") from error
-    if not words:
-        raise ValueError("--ssh is empty: expected a command, as in --ssh 'ssh -F FILE'")
-    return words
 
 
 def port_on(host: str, *, ssh: Sequence[str], python: str) -> int:
@@ -133,42 +98,6 @@ def seat(hosts: Sequence[Host], argv: Sequence[str], *, hostip: str, port: int, 
         )
         for rank, (host, local_rank) in enumerate(slots)
     ]
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="sage launch",
-        usage="sage launch --hosts FILE [options] [WORKLOAD [sage run's options]]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_arguments(parser, required=True)
-    parser.add_argument("--hostip", help="rank 0's address for the others (default: the first host)")
-    parser.add_argument("--port", type=int, help="a port there (default: one that is free when asked for)")
-    parser.add_argument(
-        "--ranks-per-host", type=int, default=1, metavar="K", help="where slots=N is not given (default: 1)"
-    )
-    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
-    if given.port is not None and not 1 <= given.port <= 65535:
-        raise ValueError(f"--port {given.port}: expected 1 to 65535")
-    check_hosts(given)
-    return given
-
-
-def check_hosts(given: argparse.Namespace) -> None:
-    """Check the options that `sage launch` and `sage doctor` share.
-
-    Raises:
-        ValueError: names the option, what was given and what is allowed.
-    """
-    if not 1 <= given.ranks_per_host <= MOST_LOCAL:
-        raise ValueError(f"--ranks-per-host {given.ranks_per_host}: expected 1 to {MOST_LOCAL}")
-    if given.hostip is not None:
-        given.hostip = address({"--hostip": given.hostip}, "--hostip")
-    if not given.python.strip():
-        raise ValueError("--python is empty: expected a Python, as in --python /usr/bin/python3")
 
 
 def _follow(crew: Crew, crowded: set[str]) -> int:

@@ -5,9 +5,12 @@ Runs that are slower than the baseline, unfinished or diverged are listed like a
 
 import csv
 import io
+import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -25,8 +28,10 @@ MAX_LINES = 60
 """At most this many lines of a table are printed; report.md has all."""
 
 
-def main(paths: Sequence[Path], output: Path) -> int:
+def main(paths: Sequence[Path], output: Path, *, as_json: bool = False) -> int:
     """Print the tables of all runs under the paths, and write report.md, report.csv and report.html.
+
+    With `as_json` one JSON object is printed instead of the tables: the values of each run, by group.
 
     Each file is written whole or not at all: where one cannot be, the old one is as it was.
 
@@ -48,6 +53,9 @@ def main(paths: Sequence[Path], output: Path) -> int:
     except OSError as error:
         reason = f"{error.strerror}; give another folder with --output"
         raise OSError(error.errno, reason, error.filename) from error
+    if as_json:
+        print(json.dumps(as_object(groups, unreadable, output), indent=2, default=str))
+        return 0
     # A file has room for the widest line; on a terminal rich breaks lines to fit.
     show(groups, unreadable, Console(width=None if sys.stdout.isatty() else 200))
     print(f"Report: {printable(output / 'report.html')} (and report.md, report.csv)")
@@ -81,6 +89,29 @@ def as_csv(groups: Sequence[Group]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue().encode("utf-8", "backslashreplace").decode()
+
+
+def as_object(groups: Sequence[Group], unreadable: Mapping[Path, str], output: Path) -> dict[str, Any]:
+    """The values of report.csv by group, with what was left out; a figure that is not finite is None."""
+    return {
+        "groups": [
+            {
+                "title": group.title,
+                "headline": headline(group),
+                "runs": [_finite(r.values) for r in group.rows],
+            }
+            for group in groups
+        ],
+        "left_out": {str(folder): why for folder, why in unreadable.items()},
+        "files": [str(output / name) for name in ("report.md", "report.csv", "report.html")],
+    }
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
 
 
 def show(groups: Sequence[Group], unreadable: Mapping[Path, str], console: Console) -> None:

@@ -13,8 +13,8 @@ import torch
 from sage import registry
 from sage.bench import density, table, trace
 from sage.bench.trace import Trace
-from sage.cli.flags import parse_run
 from sage.cli.main import main
+from sage.cli.run import parse_run
 from sage.config import Config
 from sage.mount import WholeModel
 from sage.storage import write_json
@@ -96,11 +96,11 @@ def test_a_run_gives_the_trace_that_it_would_have_given_uninterrupted_and_again(
     folder = tmp_path / "run"
     if stop:
         asked = ["--steps", str(stop), "--workers-in-process", "--runs", str(tmp_path / "runs")]
-        run_aside(parse_run([*DIGITS, *schedule, *asked])[0])
+        run_aside(parse_run([*DIGITS, *schedule, *asked]))
         (folder,) = (tmp_path / "runs").iterdir()
     else:  # no checkpoint: from the seed
         folder.mkdir()
-        write_json(folder / "config.json", parse_run([*DIGITS, *schedule])[0].to_dict())
+        write_json(folder / "config.json", parse_run([*DIGITS, *schedule]).to_dict())
     before = contents(folder)
     again = [recorded([str(folder)], 4, tmp_path / name) for name in "ab"]
     whole = recorded([*DIGITS, *schedule], stop + 4, tmp_path / "whole")
@@ -142,7 +142,7 @@ def test_the_end_of_a_cosine_is_no_drop_of_the_learning_rate(tmp_path: Path) -> 
 
 
 def test_what_cannot_be_recorded_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_json(tmp_path / "config.json", parse_run(DIGITS)[0].to_dict())
+    write_json(tmp_path / "config.json", parse_run(DIGITS).to_dict())
     for asked, told in (
         ([*DIGITS, "--epochs", "0.1", "--steps", "99999"], "so that no 99999 can be recorded"),
         ([*DIGITS, "--elements", "0"], "--elements 0: expected 1 or more"),
@@ -258,7 +258,7 @@ def test_the_verb_writes_tables_a_csv_and_a_figure(
 
 def test_a_trace_can_be_made_for_the_occasion_from_a_run(tmp_path: Path) -> None:
     constant = [*DIGITS, "--schedule", "constant"]
-    write_json(tmp_path / "config.json", parse_run(constant)[0].to_dict())
+    write_json(tmp_path / "config.json", parse_run(constant).to_dict())
     size = ["--steps", "60", "--elements", "500"]
     asked = ["--densities", "0.1", "--rules", "quantile", "--output"]
     assert main(["bench", "density", str(tmp_path), *size, *asked, str(tmp_path / "now")]) == 0

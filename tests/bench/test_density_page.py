@@ -10,8 +10,8 @@ import torch
 from sage.bench import density, figure, trace
 from sage.bench import record as recording
 from sage.bench.trace import Trace
-from sage.cli.flags import parse_run
 from sage.cli.main import main
+from sage.cli.run import parse_run
 from sage.config import Config
 from sage.storage import write_json
 
@@ -57,7 +57,7 @@ def test_its_commands_can_be_run_in_the_order_they_stand(
             str(path) for word in words for path in (sorted(Path().glob(word)) if "*" in word else [word])
         ]
         if given[0] == "run":
-            config, _ = parse_run(given[1:])
+            config = parse_run(given[1:])
             config.folder.mkdir(parents=True)
             write_json(config.folder / "config.json", config.to_dict())
         else:

@@ -21,7 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sage import registry
-from sage.cli.main import BENCHES, VERBS, main
+from sage.cli.bench import BENCHES
+from sage.cli.main import COMMANDS, main
 from sage.config import annotations, workloads
 
 SECONDS = 60
@@ -85,8 +86,8 @@ def wordy(name: str, choices: list[str]) -> Any:
 
 
 others = st.one_of(
-    st.sampled_from(list(VERBS)).map(lambda name: [name, "--help"]),
-    st.lists(words.filter(lambda word: word not in VERBS), min_size=1, max_size=3),
+    st.sampled_from(list(COMMANDS)).map(lambda name: [name, "--help"]),
+    st.lists(words.filter(lambda word: word not in COMMANDS), min_size=1, max_size=3),
     wordy("list", ["--help"]),
     wordy("data", ["list", "prepare", "digit", "--help", "-h"]),
     wordy("cancel", ["--runs", "digits-ff"]),

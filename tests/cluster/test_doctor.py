@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import call
 from healthy_node import facts
 from launcher import free_port, outside, until
 from sshd import Sshd
 
 from sage.cluster.doctor.checks import CHECKS, judge
-from sage.cluster.doctor.command import main
 from sage.cluster.doctor.findings import Finding, Seen
 from sage.cluster.doctor.link_checks import distances
 
@@ -111,14 +111,14 @@ def test_an_agent_that_dies_is_named(tmp_path: Path) -> None:
 )
 def test_what_is_asked_wrongly_is_said(argv: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        main(argv.split())
+        call("doctor", *argv.split())
 
 
 def test_under_srun_each_rank_but_the_first_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_PROCID", "1")
     with pytest.raises(ValueError, match="call it once in a job, without srun"):
-        main([])
+        call("doctor")
 
 
 SRUN = """#!{python}
@@ -167,7 +167,7 @@ def test_half_a_job_is_told_in_one_line(
     for name, value in ({"SLURM_JOB_ID": "1"} | told).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
-        main([])
+        call("doctor")
 
 
 # Over ssh.

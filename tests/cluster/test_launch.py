@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import call
 from launcher import PATIENCE, free_port, is_gone, newest, num_steps, outside, until
 from sshd import Sshd
 
@@ -210,7 +211,7 @@ def test_all_ranks_end_as_one(
     monkeypatch.setattr(launch, "GRACE", 0.5)
     (tmp_path / "hosts").write_text("node1\nnode2\n")
     options = f"--hosts {tmp_path}/hosts --python {python} --hostip h --cwd {tmp_path}"
-    assert launch.main([*options.split(), "--ssh", sshd.ssh, *ends.split()]) == status
+    assert call("launch", *options.split(), "--ssh", sshd.ssh, *ends.split()) == status
     out, err = capfd.readouterr()
     told = dict(sorted(line.split(": ", 1) for line in out.splitlines()))
     assert list(told) == ["node1", "node2"]
@@ -332,7 +333,7 @@ def test_a_wrong_hosts_file_says_where_and_what_is_allowed(
     if text is not None:
         path.write_text(text)
     with pytest.raises(ValueError, match=said):
-        launch.main(["--hosts", str(path), "digits"])
+        call("launch", "--hosts", str(path), "digits")
 
 
 @pytest.mark.parametrize(
@@ -346,7 +347,7 @@ def test_a_wrong_hosts_file_says_where_and_what_is_allowed(
 def test_wrong_options_are_named(tmp_path: Path, options: str, said: str) -> None:
     (tmp_path / "hosts").write_text("a\n")
     with pytest.raises(ValueError, match=said):
-        launch.main(["--hosts", str(tmp_path / "hosts"), *options.split(), "digits"])
+        call("launch", "--hosts", str(tmp_path / "hosts"), *options.split(), "digits")
 
 
 @pytest.mark.slow

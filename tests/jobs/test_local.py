@@ -15,7 +15,7 @@ from sage.jobs.sweep import read
 from sage.records.record import Record, read_metrics
 
 CHECKOUT = Path(__file__).parents[2]
-SUBMIT = "import sys; from sage.jobs.submit import main; sys.exit(main(sys.argv[1:]))"
+SUBMIT = "import sys; from sage.cli.main import main; sys.exit(main(['submit', *sys.argv[1:]]))"
 LEFTOVERS = {
     "hostip": "192.0.2.1",
     "port": "9",

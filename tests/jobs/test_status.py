@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from commands import call
 from launcher import outside
 from standin import StandIn
 
 from sage import registry
-from sage.jobs import scheduler, status, submissions
+from sage.jobs import scheduler, submissions
 from sage.jobs.scheduler import ENDED, LONGEST, SHORTEST, Job, Unanswered, Watch
 from sage.jobs.state import State, States
 from sage.jobs.submissions import Entry
@@ -259,7 +260,7 @@ def test_status_shows_each_cell_and_sums_up(
     steps(runs / "w-topk-00000001", 12)
     steps(runs / "w-exact-by-hand", 3)
     (runs / "w-exact-by-hand" / "config.json").write_text(config(steps=9))
-    assert status.main([str(runs)]) == 0
+    assert call("status", str(runs)) == 0
     *lines, summary = capsys.readouterr().out.splitlines()
     table = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
     assert table["w-topk-00000000"] == "1_0 running"
@@ -281,7 +282,7 @@ def test_watching_ends_when_nothing_is_active_any_more(
 
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", end_all)
-    assert status.main([str(runs), "--watch"]) == 0
+    assert call("status", str(runs), "--watch") == 0
     assert capsys.readouterr().out.splitlines() == ["10 cells: 10 pending", "10 cells: 10 failed"]
 
 
@@ -290,14 +291,14 @@ def test_cells_are_cancelled_in_one_call_an_array_at_once(
 ) -> None:
     slurm.set("FAILED", "1_2")
     names = list(submissions.read(runs))
-    assert status.cancel([names[5], "--runs", str(runs)]) == 0
+    assert call("cancel", names[5], "--runs", str(runs)) == 0
     assert slurm.calls("scancel") == [["1_[5]"]]
     by_hash = [name.rpartition("-")[2] for name in names]
-    assert status.cancel([*by_hash, "--runs", str(runs)]) == 0
+    assert call("cancel", *by_hash, "--runs", str(runs)) == 0
     assert "cancelled: 8 cells" in capsys.readouterr().out
     assert slurm.calls("scancel")[1:] == [["1_[0-1,3-4]", "2_[0-2]", "3"]]
     assert set(slurm.states.values()) == {"CANCELLED", "FAILED"}
-    assert status.cancel([names[5], "--runs", str(runs)]) == 0
+    assert call("cancel", names[5], "--runs", str(runs)) == 0
     assert len(slurm.calls("scancel")) == 2
 
 
@@ -305,7 +306,7 @@ def test_nothing_is_cancelled_while_nobody_knows_what_is_active(
     slurm: StandIn, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slurm.fail("squeue", "squeue: error: Unable to contact slurm controller")
-    assert status.cancel(["00000000", "--runs", str(runs)]) == 1
+    assert call("cancel", "00000000", "--runs", str(runs)) == 1
     assert "sage cancel: squeue ended with 1: squeue: error: Unable" in capsys.readouterr().err
     assert slurm.calls("scancel") == []
 
@@ -316,23 +317,22 @@ def test_a_cell_is_called_by_the_beginning_of_its_name_or_hash(
     (tmp_path / "1_0_0_log.out").write_text("rank 0 speaks\n")
     (tmp_path / "1_0_1_log.out").write_text("rank 1 speaks\n")
     for called in ("w-topk-00000000", "00000000"):
-        assert status.logs([called, "--runs", str(runs)]) == 0
+        assert call("logs", called, "--runs", str(runs)) == 0
         assert capsys.readouterr().out == "rank 0 speaks\n"
-    assert status.logs(["00000000", "--rank", "1", "--runs", str(runs)]) == 0
+    assert call("logs", "00000000", "--rank", "1", "--runs", str(runs)) == 0
     assert capsys.readouterr().out == "rank 1 speaks\n"
     with pytest.raises(ValueError, match="'w-topk' may be any of 10 cells: w-topk-00000000, w-topk-00000001"):
-        status.logs(["w-topk", "--runs", str(runs)])
+        call("logs", "w-topk", "--runs", str(runs))
     with pytest.raises(ValueError, match="no submitted cell is called 'x'"):
-        status.logs(["x", "--runs", str(runs)])
+        call("logs", "x", "--runs", str(runs))
     with pytest.raises(ValueError, match="rank 5 of .* has no log in .*; there are ranks 0, 1"):
-        status.logs(["00000000", "--rank", "5", "--runs", str(runs)])
+        call("logs", "00000000", "--rank", "5", "--runs", str(runs))
     with pytest.raises(ValueError, match="rank 0 of .* has no log in .*; its job has not begun"):
-        status.logs(["00000001", "--runs", str(runs)])
+        call("logs", "00000001", "--runs", str(runs))
 
 
 def test_nothing_here_waits_for_torch(runs: Path, slurm: StandIn) -> None:
-    code = (
-        "import sys; from sage.jobs.status import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
-    )
+    code = "import sys; from sage.cli.main import main; main(['status', *sys.argv[1:]])"
+    code += "; assert 'torch' not in sys.modules"
     environment = {**outside(), "PATH": slurm.path, "PYTHONPATH": str(CHECKOUT)}
     subprocess.run([sys.executable, "-c", code, str(runs)], env=environment, check=True)

@@ -5,11 +5,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from commands import call as run_command
 from standin import StandIn
 from submitit.core.utils import DelayedSubmission
 
 from sage.config import Config
-from sage.jobs import arrays, submissions, submit
+from sage.jobs import arrays, submissions
 from sage.jobs.run_job import Cell
 from sage.jobs.scheduler import SHORTEST
 from sage.jobs.status import REFRESH, Board
@@ -46,7 +47,7 @@ def suite(tmp_path: Path) -> Path:
 
 
 def call(path: Path, *options: str) -> int:
-    return submit.main([str(path), *options])
+    return run_command("submit", str(path), *options)
 
 
 def finish(path: Path, *cells: str) -> None:

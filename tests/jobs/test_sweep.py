@@ -200,7 +200,7 @@ def test_what_was_noted_is_read_without_torch_until_the_suite_changes(suite: Any
     runs = tmp_path / "runs"
     found = suite('workload = "digits-ff"\nseed = [0, 1]', runs=runs)
     note(found)
-    code = "import sys; from pathlib import Path; from sage.jobs.status import main; main(sys.argv[1:])"
+    code = "import sys; from sage.cli.main import main; main(['status', *sys.argv[1:]])"
     command = [
         sys.executable,
         "-c",

@@ -131,10 +131,10 @@ def test_a_run_goes_on_when_nothing_it_says_can_be_printed(tmp_path: Path) -> No
 def test_a_bug_says_that_it_is_one_and_shows_where(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def faulty(argv: object) -> int:
+    def faulty() -> int:
         raise ZeroDivisionError("by\nnought")
 
-    monkeypatch.setitem(sys.modules["sage.cli.main"].VERBS, "list", faulty)
+    monkeypatch.setattr("sage.cli.list.workloads", faulty)
     assert main(["list"]) == 1
     said = capsys.readouterr().err
     assert "Traceback" in said
@@ -161,10 +161,10 @@ def test_errors_of_input_and_system_are_one_line(
     ends: int,
     says: str,
 ) -> None:
-    def failing(argv: object) -> int:
+    def failing() -> int:
         raise error
 
-    monkeypatch.setitem(sys.modules["sage.cli.main"].VERBS, "list", failing)
+    monkeypatch.setattr("sage.cli.list.workloads", failing)
     assert main(["list"]) == ends
     said = capsys.readouterr().err
     assert said.startswith("sage list: ")

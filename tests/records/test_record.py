@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from sage.cli.flags import parse_run
+from sage.cli.run import parse_run
 from sage.records.manifest import manifest
 from sage.records.record import Recorder, Silent, read_metrics, recorder
 from sage.storage import write_json
@@ -171,7 +171,7 @@ def test_a_run_draws_density_beside_its_target_threshold_bytes_loss_and_accuracy
     asked = ["--reducer", "sage", "--controller", controller, "--density", "0.05", "--batch-size", "8"]
     size = ["--steps", "3", "--workers-in-process", "--runs", str(tmp_path)]
     with ThreadPoolExecutor(1) as pool:  # in the main thread it would take over the tests' signals
-        assert pool.submit(run_main, parse_run(["digits-ff", *asked, *size])[0]).result() == 0
+        assert pool.submit(run_main, parse_run(["digits-ff", *asked, *size])).result() == 0
     (run,) = tmp_path.iterdir()
     steps = [record for record in read_metrics(run) if record["kind"] == "step"]
     for field, tag in {

@@ -1,6 +1,5 @@
 """The agents of `sage doctor`: where a job's ranks would be, how agents start there, and what they say."""
 
-import argparse
 import os
 import queue
 import re
@@ -23,8 +22,9 @@ from sage.cluster.doctor.agent import IMPORT_SECONDS, MARK
 from sage.cluster.doctor.node_facts import Facts
 from sage.cluster.doctor.reported_facts import LONGEST, Ear
 from sage.cluster.hosts import read_hosts
-from sage.cluster.launch import port_on, seat, ssh_words
+from sage.cluster.launch import port_on, seat
 from sage.cluster.remote import Crew, Ended, Said, Task, surroundings
+from sage.cluster.settings import Examination, ssh_words
 from sage.cluster.signals import held
 from sage.cluster.supervisor import die_with_parent
 from sage.comm.address import GLOO, NCCL
@@ -74,7 +74,7 @@ class Job:
     """Starts the agents; their lines come in the queue, and then a None from each of so many sources."""
 
 
-def job(given: argparse.Namespace) -> Job:
+def job(given: Examination) -> Job:
     """The job of this allocation, of the hosts file or of this machine alone.
 
     Raises:
@@ -82,7 +82,7 @@ def job(given: argparse.Namespace) -> Job:
         ValueError: where the hosts file or SLURM's variables are wrong, or each rank of a job calls this.
     """
     if given.hosts:
-        return _by_ssh(given)
+        return _by_ssh(given, given.hosts)
     if "SLURM_JOB_ID" not in os.environ:
         return _here(given)
     is_one_of_many = "SLURM_PTY_PORT" not in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
@@ -131,7 +131,7 @@ def listen(job: Job, seconds: float) -> tuple[dict[int, dict[str, Facts]], list[
 # The three ways to have ranks.
 
 
-def _here(given: argparse.Namespace) -> Job:
+def _here(given: Examination) -> Job:
     with socket.socket() as listener:
         listener.bind(("", 0))
         port = given.port or listener.getsockname()[1]
@@ -143,7 +143,7 @@ def _here(given: argparse.Namespace) -> Job:
     return Job("this machine alone", nodes, hostip, port, (), partial(_processes, agents, given.cwd))
 
 
-def _by_slurm(given: argparse.Namespace) -> Job:
+def _by_slurm(given: Examination) -> Job:
     command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
     hosts = _ask(command).split()
     if not hosts:
@@ -190,8 +190,8 @@ def tasks_per_node(told: str, num_nodes: int) -> list[int]:
     return counts
 
 
-def _by_ssh(given: argparse.Namespace) -> Job:
-    hosts, ssh = read_hosts(given.hosts, given.ranks_per_host), ssh_words(given.ssh)
+def _by_ssh(given: Examination, file: Path) -> Job:
+    hosts, ssh = read_hosts(file, given.ranks_per_host), ssh_words(given.ssh)
     hostip = given.hostip or hosts[0].address
     try:
         port = given.port or port_on(hosts[0].name, ssh=ssh, python=given.python)
@@ -201,16 +201,16 @@ def _by_ssh(given: argparse.Namespace) -> Job:
     tasks = [replace(task, env={**task.env, **_interface(given)}) for task in seats]
     nodes = {task.rank: task.host for task in tasks}
     start = partial(_crew, tasks, ssh, given.python)
-    return Job(f"hosts of {given.hosts}, over ssh", nodes, hostip, port, (), start)
+    return Job(f"hosts of {file}, over ssh", nodes, hostip, port, (), start)
 
 
-def _agent(given: argparse.Namespace, *names: str) -> list[str]:
+def _agent(given: Examination, *names: str) -> list[str]:
     command = [given.python, "-m", "sage.cluster.doctor.agent", f"--runs={given.runs}"]
     command += [f"--timeout={given.timeout:g}", f"--mark={secrets.token_hex(4)}"]
     return [*command, *(f"--name={name}" for name in names)]
 
 
-def _around(given: argparse.Namespace, hostip: str, port: int, keep: str = "") -> dict[str, str]:
+def _around(given: Examination, hostip: str, port: int, keep: str = "") -> dict[str, str]:
     """The environment of agents; of launchers' variables only those remain that begin with `keep`."""
     inherited = clean_environment(os.environ)
     if keep:
@@ -219,7 +219,7 @@ def _around(given: argparse.Namespace, hostip: str, port: int, keep: str = "") -
     return {**inherited, **surroundings(), **_interface(given), **meeting}
 
 
-def _interface(given: argparse.Namespace) -> dict[str, str]:
+def _interface(given: Examination) -> dict[str, str]:
     return {GLOO: given.interface, NCCL: f"={given.interface}"} if given.interface else {}
 
 

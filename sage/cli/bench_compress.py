@@ -1,0 +1,44 @@
+"""`sage bench compress`: measure the time and the bytes of every reducer, without a network."""
+
+import shlex
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from .. import registry
+from .command import Command, Option
+
+
+def compress(*, device: str, **options: Any) -> int:
+    """Measure the reducers."""
+    from ..bench.compress import main
+
+    given = click.get_current_context().meta["sage.arguments"]
+    return main(on=device, command=shlex.join(["sage", "bench", "compress", *given]), **options)
+
+
+command = Command(
+    "compress",
+    compress,
+    [
+        Option(
+            "reducers",
+            tuple[str, ...],
+            tuple(registry.names("reducers")),
+            "The reducers, each NAME[:OPTION=VALUE,...].",
+        ),
+        Option("mib", tuple[float, ...], (1.0, 10.0, 100.0), "Sizes of N(0, 1) vectors, in MiB."),
+        Option("traces", tuple[Path, ...], (), "Files of `sage bench record`."),
+        Option("densities", tuple[float, ...], (0.1, 0.01, 0.001), "The target densities."),
+        Option("step", int, 100, "Which step of the traces; the last one where they are shorter."),
+        Option("settle", int, 0, "Untimed reductions before each timed one."),
+        Option("rounds", int, 10, "Timed reductions of each case."),
+        Option("warmup", int, 3, "Rounds before these, which do not count."),
+        Option("device", Literal["cpu", "cuda"], "cpu", "Where to compute."),
+        Option("threads", int, 1, "Torch's threads."),
+        Option("seed", int, 0, "Of the vectors and of the order."),
+        Option("output", Path | None, None, "A path, to which .csv and .svg are added."),
+    ],
+    help="Measure the time and the bytes of every reducer, without a network.",
+)

@@ -1,0 +1,55 @@
+"""`sage bench record`: keep the gradients of a run in a file."""
+
+from pathlib import Path
+
+import click
+
+from .. import storage
+from ..config import Config
+from .command import Command, Option
+from .run_command import RunCommand
+
+
+def record(*, config: Config | Path, out: Path, steps: int, elements: int, **_: object) -> int:
+    """Record the gradients."""
+    from ..bench.record import main
+
+    return main(config, out=out, steps=steps, elements=elements)
+
+
+class _Record(RunCommand):
+    """Takes the folder of a run too, in place of a workload and a run's options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the run, or the folder of one.
+
+        Raises:
+            ValueError: where an option is wrong, or stands beside a folder that has its own configuration.
+        """
+        if not (args and storage.is_there(Path(args[0]) / "config.json")):
+            return super().parse_args(ctx, args)
+        rest = Command.parse_args(self, ctx, args)
+        if not ctx.resilient_parsing:
+            folder = Path(args[0])
+            if ctx.params["config"] is not None:
+                raise ValueError(f"{folder} is a run and has its configuration: leave out --config")
+            ctx.params = {**{name: ctx.params[name] for name in self.own}, "config": folder}
+        return rest
+
+
+def size() -> list[Option]:
+    """The options that say how large a trace is made."""
+    return [
+        Option("steps", int, 120, "How many steps to record."),
+        Option("elements", int, 2**18, "Keep at most so many elements of each gradient."),
+    ]
+
+
+command = _Record(
+    "record",
+    record,
+    [Option("out", Path, None, "The file to write.", required=True), *size()],
+    help="Record the gradients of a run in a file. All its ranks are simulated in this process.",
+    notes="The folder of a run may stand in place of the workload, without the options of a run. The steps "
+    "after its newest checkpoint are recorded, and the folder is not changed.",
+)

@@ -1,0 +1,30 @@
+"""`sage cancel`: cancel the jobs of runs."""
+
+from pathlib import Path
+
+from .command import Argument, Command, Option
+
+
+def cancel(*, what: tuple[str, ...], runs: Path | None) -> int:
+    """Cancel the jobs."""
+    from ..jobs.status import cancel as main
+
+    return main(what, runs=runs)
+
+
+command = Command(
+    "cancel",
+    cancel,
+    [
+        Argument(
+            "what",
+            str,
+            "A sweep's TOML file, or a run: its folder's name, its hash, or the beginning of one of them.",
+            num_values=-1,
+        ),
+        Option(
+            "runs", Path | None, None, "Where the run folders are; none given: as the sweep says, else runs."
+        ),
+    ],
+    help="Cancel the active jobs of runs, or of all runs of a sweep.",
+)

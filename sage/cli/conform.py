@@ -1,0 +1,36 @@
+"""`sage conform`: check a reducer against the invariants that all reducers keep."""
+
+from typing import Any
+
+from .. import registry
+from .command import Command, Option
+from .group import PartGroup
+
+
+def of(name: str) -> Command:
+    """The command that checks one reducer, with the options that the reducer takes.
+
+    Raises:
+        ValueError: where there is no such reducer.
+    """
+
+    def run(*, world_sizes: tuple[int, ...], **options: Any) -> int:
+        from ..testing.conformance import main
+
+        return main(name, options, world_sizes)
+
+    own = [
+        Option(key, each.type, each.default, each.help)
+        for key, each in registry.options(registry.load("reducers", name)).items()
+    ]
+    sizes = Option("world_sizes", tuple[int, ...], (1, 2, 4), "Numbers of ranks to try.")
+    return Command(name, run, [sizes, *own], help=registry.summary("reducers", name))
+
+
+command = PartGroup(
+    "conform",
+    "reducers",
+    of,
+    help="Check a reducer against the invariants that all reducers keep.",
+    notes="REDUCER may be a file too, as ./mine.py, or a combination, as topk+terngrad.",
+)

@@ -1,0 +1,43 @@
+"""`sage data prepare`: download a data set, and check and convert its files."""
+
+from pathlib import Path
+from typing import Any
+
+from .. import registry
+from .command import Argument, Command, Option
+from .group import PartGroup
+
+
+def of(name: str) -> Command:
+    """The command that prepares one data set, with the options that it takes.
+
+    Raises:
+        ValueError: where there is no such data set, or nothing to prepare.
+    """
+    prepare = getattr(registry.load("datasets", name), "prepare", None)
+    if not callable(prepare):
+        raise ValueError(
+            f"the data set {name} has no `prepare`; add a static method prepare(root) to its class"
+        )
+
+    def run(*, folder: Path | None, root: Path | None, **options: Any) -> int:
+        from ..data.dataset import data_root
+
+        prepare(data_root(root or folder), **options)
+        return 0
+
+    own = [Option(key, each.type, each.default, each.help) for key, each in registry.options(prepare).items()]
+    where = "Where data sets are kept; none given: $SAGE_DATA_DIR, else ./data."
+    return Command(
+        name,
+        run,
+        [
+            Argument("folder", Path, "The same as --root.", required=False),
+            Option("root", Path | None, None, where),
+            *own,
+        ],
+        help=registry.summary("datasets", name),
+    )
+
+
+command = PartGroup("prepare", "datasets", of, help="Download a data set, and check and convert its files.")

@@ -1,0 +1,58 @@
+"""`sage run`: train a workload with a reducer."""
+
+import json
+
+import click
+
+from ..config import Config
+from .command import Option
+from .run_command import RunCommand, prepare_process
+
+
+def run(*, config: Config, print_config: bool) -> int:
+    """Run it, or only print it."""
+    if print_config:
+        from ..comm.rendezvous import place
+        from ..train.preflight import check
+
+        check(config, here=place() is None)
+        print(json.dumps({"folder": str(config.folder), "config": config.to_dict()}, indent=2))
+        return 0
+    from ..train.run import main
+
+    return main(config)
+
+
+def parse_run(args: list[str]) -> Config:
+    """The run that `sage run` would train with these arguments.
+
+    Raises:
+        ValueError: where an argument is wrong.
+    """
+    config: Config = command.make_context("run", args).params["config"]
+    return config
+
+
+class _Run(RunCommand):
+    """Parsing imports torch, so that the process is prepared before."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing and ctx.parent is not None:
+            prepare_process()
+        return super().parse_args(ctx, args)
+
+
+command = _Run(
+    "run",
+    run,
+    [
+        Option(
+            "print_config",
+            bool,
+            False,
+            "Print the run, with its folder, and do not run it.",
+            group="Command",
+        )
+    ],
+    help="Train a workload with a reducer. A finished run is reused; an interrupted one resumes.",
+)

@@ -1,0 +1,45 @@
+"""`sage submit`: run the missing runs of a sweep as SLURM jobs, or on this machine."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from .command import Argument, Command, Option
+
+Cluster = Literal["slurm", "local", "debug"]
+
+
+def submit(*, sweep: Path, watch: bool, **options: Any) -> int:
+    """Submit the sweep."""
+    from ..jobs.submit import main
+
+    return main(sweep, watching=watch, **options)
+
+
+command = Command(
+    "submit",
+    submit,
+    [
+        Argument("sweep", Path, "A TOML file of a run's keys, in which each list is expanded into runs."),
+        Option(
+            "cluster",
+            Cluster | None,
+            None,
+            "slurm: SLURM jobs, the default where there is sbatch; local: processes on this machine, until "
+            "all are done; debug: this process, one run after another.",
+        ),
+        Option(
+            "runs", Path | None, None, "Where the run folders are; none given: as the sweep says, else runs."
+        ),
+        Option("parallel", int | None, None, "How many runs run at once; none given: as the sweep says."),
+        Option(
+            "max_requeues",
+            int | None,
+            None,
+            "How often a failed run is tried again; none given: as the sweep says, else 3.",
+        ),
+        Option("max_cells", int | None, None, "How many runs a sweep may have; none given: as it says."),
+        Option("dry_run", bool, False, "Print the runs and the batch scripts, and submit nothing."),
+        Option("watch", bool, False, "Show the states of the runs until all have ended."),
+    ],
+    help="Submit a sweep: run those of its runs that are neither finished nor active.",
+)

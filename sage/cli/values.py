@@ -1,0 +1,142 @@
+"""What a word of the command line means as a value of an annotation, and how help shows such a value."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from click.shell_completion import CompletionItem
+
+from ..validate import arms, coerce, describe, shown, takes_list
+
+END = "\0"
+"""Ends each value of an option that takes several. No argument of a process contains it."""
+
+
+class Value(click.ParamType):  # type: ignore[type-arg]
+    """A click type made of an annotation, as `Annotated[int, Range(1)]` or `tuple[float, ...]`.
+
+    Args:
+        suggestions: names that shell completion offers, one kind of part or the workloads.
+    """
+
+    name = "value"
+
+    def __init__(self, annotation: Any, suggestions: "Suggestions | None" = None) -> None:
+        self.annotation, self.suggestions = annotation, suggestions
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value of a word; a default is returned as it is.
+
+        Raises:
+            ValueError: names the option, what was given and what is allowed.
+        """
+        if not isinstance(value, str) or param is None:
+            return value
+        name = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+        if isinstance(param, click.Option) and takes_list(self.annotation):
+            return _list_of(name, value.split(END)[:-1], self.annotation)
+        return _value(name, value, self.annotation)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """How usage and help name the value: its type, or all choices."""
+        return metavar(self.annotation)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The choices that begin like this; the shell's own files where the value is a path."""
+        names = self.suggestions() if self.suggestions else []
+        names += [str(choice) for arm in arms(self.annotation) for choice in _choices(arm)]
+        items = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        if not items and Path in arms(self.annotation) or incomplete.startswith((".", "/", "~")):
+            items.append(CompletionItem(incomplete, type="file"))
+        return items
+
+
+class Suggestions:
+    """The names of all parts of a kind, or of the workloads, read when they are needed."""
+
+    def __init__(self, kind: Literal["reducers", "models", "datasets", "tasks", "workloads"]) -> None:
+        self.kind = kind
+
+    def __call__(self) -> list[str]:
+        """The names, in alphabetical order."""
+        if self.kind == "workloads":
+            from ..config import workloads
+
+            return list(workloads())
+        from .. import registry
+
+        return registry.names(self.kind)
+
+
+def plain(value: Any) -> str:
+    """A default as it would be typed."""
+    if isinstance(value, bool | float | int):
+        return shown(value)
+    if isinstance(value, tuple | list):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def metavar(annotation: Any) -> str:
+    """How help names a value of this type.
+
+    >>> metavar(tuple[int, ...] | None), metavar(Literal["a", "b"])
+    ('INT ...', '{a,b}')
+    """
+    words = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH", bool: "{true,false}"}
+    told = []
+    for arm in arms(annotation):
+        if get_origin(arm) is Literal:
+            told.append("{" + ",".join(map(str, get_args(arm))) + "}")
+        elif get_origin(arm) is tuple:
+            told.append(f"{metavar(get_args(arm)[0])} ...")
+        elif arm is not type(None):
+            told.append(words.get(arm, "VALUE"))
+    return "|".join(told)
+
+
+def _choices(arm: Any) -> tuple[Any, ...]:
+    if get_origin(arm) is tuple:
+        return tuple(choice for each in arms(get_args(arm)[0]) for choice in _choices(each))
+    return get_args(arm) if get_origin(arm) is Literal else ()
+
+
+def _list_of(name: str, words: Sequence[str], annotation: Any) -> Any:
+    if list(words) in (["None"], ["none"]) and type(None) in get_args(annotation):
+        return None
+    arm = next(arm for arm in arms(annotation) if get_origin(arm) is tuple)
+    inner = [each for each in get_args(arm) if each is not Ellipsis]
+    types = inner * len(words) if Ellipsis in get_args(arm) else inner
+    if len(types) != len(words):
+        raise ValueError(f"{name} is {shown(' '.join(words))}; allowed is {describe(annotation)}")
+    values = [_value(name, word, each) for word, each in zip(words, types, strict=True)]
+    return coerce(name, values, annotation)
+
+
+def _value(name: str, word: str, annotation: Any) -> Any:
+    for value in _meanings(word, annotation):
+        return coerce(name, value, annotation)
+    raise ValueError(f"{name} is {shown(word)}; allowed is {describe(annotation)}")
+
+
+def _meanings(word: str, annotation: Any) -> Iterator[Any]:
+    """What a word can mean as a value of this type; a text last."""
+    for arm in sorted(arms(annotation), key=lambda arm: arm is str):
+        if arm is type(None):
+            if word in ("None", "none"):
+                yield None
+        elif get_origin(arm) is Literal:
+            yield from (choice for choice in get_args(arm) if str(choice) == word)
+        elif arm is bool:
+            if word.lower() in ("true", "false"):
+                yield word.lower() == "true"
+        elif arm in (int, float):
+            try:
+                yield arm(word)
+            except ValueError:
+                continue
+        elif arm in (str, Path):
+            yield word
