@@ -42,7 +42,7 @@ COMPLETE = "_SAGE_COMPLETE"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status (docs/exit-statuses.md); nothing is raised."""
+    """Run one command and return its exit status (docs/reference/exit-statuses.md); nothing is raised."""
     streams.protect()
     hear_sigint()
     argv = list(sys.argv[1:] if argv is None else argv)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sage import registry
-from sage.bench import density, table, trace
+from sage.bench import density, rules, table, trace
 from sage.bench.trace import Trace
 from sage.cli.main import main
 from sage.cli.run import parse_run
@@ -188,7 +188,7 @@ def test_the_quantile_holds_any_density_and_the_table_says_so() -> None:
 
 
 def test_a_rule_that_never_comes_back_is_said_to_never_settle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(density.RULES, "stuck", {"controller": "sage", "threshold": 1e30})
+    monkeypatch.setitem(rules.RULES, "stuck", {"controller": "sage", "threshold": 1e30})
     held = density.hold(made_up(), 0.01, "stuck", "padded")
     assert (held.mean, held.within, held.settles_up, held.settles_down) == (0.0, 0.0, None, None)
     assert table.line(held).count("never") == 2
@@ -292,5 +292,5 @@ def test_bench_without_a_name_says_what_there_is(capsys: pytest.CaptureFixture[s
 
 def test_every_rule_is_an_option_of_sage() -> None:
     options = registry.options(registry.load("reducers", "sage"))
-    for rule in density.RULES.values():
+    for rule in rules.RULES.values():
         assert rule.keys() <= options.keys()
