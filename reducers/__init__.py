@@ -1,1 +1,1 @@
-"""The reducers: one file, one method; the file's name is its name on the command line."""
+"""The reducers: one file per method; the file name is the command-line name."""

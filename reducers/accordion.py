@@ -1,4 +1,4 @@
-"""Accordion: top-k that sends more of a layer while its gradients change fast (Agarwal et al., 2021)."""
+"""Accordion: top-k with a higher density for layers in critical regimes (Agarwal et al., MLSys 2021)."""
 # N = elements of the flat vector, G = groups (layers)
 
 from typing import ClassVar, Unpack
@@ -6,29 +6,30 @@ from typing import ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from sage.reduction import Layout, Reducer, Travel, Wire, check_fraction
+from sage.reduction import Layout, Reducer, SparsifierOptions, Wire, check_fraction
 
 from .topk import TopK
 
 
 class CriticalRegimes(Reducer):
-    """A base class that finds, every so many epochs, the layers in critical regimes (Algorithm 1).
+    """Base class that detects layers in critical regimes every few epochs (Agarwal et al., Algorithm 1).
 
-    It comes before the reducer whose levels it sets; that reducer adds each step's mean to `sum_N`.
+    List it before the reducer whose levels it sets, as in `class Accordion(CriticalRegimes, TopK)`. That
+    reducer must add each step's mean gradient to `sum_N`.
     """
 
     level: ClassVar[str]
-    """The buffer that holds each layer's level, such as its density: float64 (G), registered by `bind`."""
+    """Name of the buffer of each layer's level, such as its density: float64 (G), registered by `bind`."""
 
     sum_N: Tensor
     norm_G: Tensor
     last_lr: Tensor
 
     def set_rule(self, *, low: float, high: float, switch_every: int, eta: float) -> None:
-        """Set the levels outside and in critical regimes, the epochs between decisions, and η.
+        """Set the levels outside and inside critical regimes, the epochs between decisions, and η.
 
         Raises:
-            ValueError: where `switch_every` or `eta` is out of range.
+            ValueError: if `switch_every` or `eta` is out of range.
         """
         if switch_every < 1:
             raise ValueError(f"switch_every={switch_every!r}: expected 1 epoch or more")
@@ -62,19 +63,22 @@ class CriticalRegimes(Reducer):
 
 
 class Accordion(CriticalRegimes, TopK):
-    """Every `switch_every` epochs, decide for each layer between `density_high` and `density`.
+    """Choose `density_high` or `density` for each layer every `switch_every` epochs.
 
-    This is algorithm 1 of the paper over `topk`. A layer is in a critical regime, and sends `density_high`,
-    at epoch 0, where the learning rate has dropped, or where | ‖g_prev‖ − ‖g_cur‖ | / ‖g_prev‖ > η, g_cur
-    being the reduced gradient summed over the last epoch, and g_prev the same at the decision before (0 at
-    the first, so that the second finds every layer critical). Rank 0 decides and broadcasts (`scales`, 8
-    bytes a layer).
+    This is Algorithm 1 of the paper applied to `topk`. A layer is in a critical regime, and sends
+    `density_high`, in three cases: at epoch 0; when the learning rate has dropped; when | ‖g_prev‖ − ‖g_cur‖
+    | / ‖g_prev‖ > η. g_cur is the reduced gradient summed over the last epoch; g_prev is the same quantity at
+    the previous decision. g_prev is 0 at the first decision, so every layer is critical at the second. Rank 0
+    decides and broadcasts the densities (`scales`, 8 bytes per layer).
 
     Args:
-        density: Share sent outside critical regimes, in (0, 1].
-        density_high: Share sent inside them, in (0, 1]; by default ten times `density`.
+        density: Share of a layer's elements sent outside critical regimes, in (0, 1].
+        density_high: Share sent inside critical regimes, in (0, 1]; by default ten times `density`.
         switch_every: Epochs between decisions, 1 or more.
-        eta: The relative change of a layer's gradient norm above which it is critical, 0 or more.
+        eta: Relative change of a layer's gradient norm above which the layer is critical, 0 or more.
+
+    Raises:
+        ValueError: if an option is out of range, or `density_high` is below `density`.
     """
 
     level = "density_G"
@@ -86,9 +90,9 @@ class Accordion(CriticalRegimes, TopK):
         density_high: float | None = None,
         switch_every: int = 10,
         eta: float = 0.5,
-        **travel: Unpack[Travel],
+        **options: Unpack[SparsifierOptions],
     ) -> None:
-        super().__init__(density=density, **travel)
+        super().__init__(density=density, **options)
         high = check_fraction(
             "density_high", min(1.0, 10 * density) if density_high is None else density_high
         )

@@ -1,4 +1,4 @@
-"""Accordion over PowerSGD: a higher rank for a layer in critical regimes (Agarwal et al., 2021)."""
+"""Accordion for PowerSGD: a higher rank for layers in critical regimes (Agarwal et al., MLSys 2021)."""
 # G = groups (layers)
 
 from bisect import bisect_right
@@ -15,19 +15,22 @@ from .powersgd import PowerSgd
 class AccordionPowerSgd(CriticalRegimes, PowerSgd):
     """PowerSGD with `rank_high` in critical regimes and `rank` outside them, by the rule of `accordion`.
 
-    The paper combines the two likewise; the default ranks are ours. Whether a parameter goes dense depends on
-    `rank_high` alone, so that it does not change in a run. A layer that returns to `rank_high` continues with
-    the further columns of Q as it left them, where the paper does not say. At each decision rank 0 hands over
-    8 bytes a layer (`scales`); for the rest see `powersgd`.
+    The paper combines the two methods in the same way; the default ranks are ours. Whether a parameter is
+    sent dense depends only on `rank_high`, so it does not change during a run. When a layer returns to
+    `rank_high`, the additional columns of Q keep their last values; the paper does not specify this. At each
+    decision rank 0 broadcasts 8 bytes per layer (`scales`). All other payload bytes are those of `powersgd`.
 
     Args:
-        rank: Rank outside critical regimes, 1 or more.
-        rank_high: Rank inside them; by default four times `rank`.
+        rank: Rank of the factors outside critical regimes, 1 or more.
+        rank_high: Rank inside critical regimes; by default four times `rank`.
         switch_every: Epochs between decisions, 1 or more.
-        eta: The relative change of a layer's gradient norm above which it is critical, 0 or more.
-        start_step: Steps at first that are exact, by all-reduce, 0 or more.
-        min_compression_rate: A matrix goes dense unless rank_high·(n + m) times this is less than n·m.
-        sample_seed: Of the first Q.
+        eta: Relative change of a layer's gradient norm above which the layer is critical, 0 or more.
+        start_step: Number of initial steps that use an exact all-reduce, 0 or more.
+        min_compression_rate: A matrix is sent dense unless rank_high·(n + m) times this is less than n·m.
+        sample_seed: Seed of the initial Q.
+
+    Raises:
+        ValueError: if an option is out of range, or `rank_high` is below `rank`.
     """
 
     level = "rank_G"

@@ -1,4 +1,4 @@
-"""AdaComp: the elements near the maximum of their bin, as a sign and a scale (Chen et al., AAAI 2018)."""
+"""AdaComp: sends elements close to their bin's maximum, as a sign and a scale (Chen et al., AAAI 2018)."""
 # N = elements of the flat vector, K = elements selected, L = layers, B = bins, E = entries, S = bytes
 
 from typing import Literal
@@ -9,41 +9,47 @@ from torch import Tensor
 from sage.reduction import Layout, Reduced, Span, Sparsifier, Wire, keep_error, ops, per_group, phase
 
 WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-"""Bytes of an entry, two bits of which are no part of the place."""
+"""Bytes per entry and the dtype of each; two bits of an entry do not belong to the position."""
 GRADCOMP_WEIGHT, GRADCOMP_CLIP = 3.0, 60.0
-"""GradComp's weight of the step's gradient, and the standard deviations that its adacomp2 clips at."""
+"""GradComp's weight of the step's gradient, and adacomp2's clipping limit in standard deviations."""
 
 
 class AdaComp(Sparsifier):
-    """Send the elements that come near the maximum of their bin, with extra weight on this step's gradient.
+    """Send the elements close to the maximum of their bin, with extra weight on this step's gradient.
 
-    `rule="paper"` (Chen et al., 2018): with a = residual + g and H = a + (s − 1)·g, an element is sent where
-    |H| ≥ gmax, the largest |a| of its bin. It is sent as sign(a) times a scale, the mean of gmax over the
-    bins of the layer, and the residual keeps the difference. Nothing is sent of a bin of zeros. Bins have
-    `conv_bin` elements in tensors of three dimensions or more, else `dense_bin`. No bin crosses a layer's
-    border, whatever the grouping. With `sends="values"` the selected a travel unchanged, which is in neither
-    source.
+    `rule="paper"` (Chen et al., 2018): let a = residual + g and H = a + (s − 1)·g. An element is sent if |H|
+    ≥ gmax, where gmax is the largest |a| in its bin. It is sent as sign(a) times a scale, the mean of gmax
+    over the layer's bins, and the residual keeps the difference. Nothing is sent from a bin of zeros. Bins
+    have `conv_bin` elements in tensors of three or more dimensions, and `dense_bin` elements in others. No
+    bin crosses the border of a layer, whatever the grouping. With `sends="values"` the selected values of a
+    are sent unchanged, which is in neither source.
 
-    `rule="gradcomp"` is the code of the language-model study (maysarahammouda/GradComp), which has no bins:
-    H = a + 3·g is compared with the largest |a| of the whole layer (its `comp_const` is 3; that selection is
-    `bins=False, scale_factor=4` here), and the value sent is H itself, so that the residual keeps a − H.
-    `gradcomp2` is its variant adacomp2, which clips at 60σ. Here the H that is sent is limited to ±60σ, σ the
-    standard deviation of the layer's a.
+    `rule="gradcomp"` is the code of the language-model study (maysarahammouda/GradComp), which has no bins.
+    It compares H = a + 3·g with the largest |a| of the whole layer. (Its `comp_const` is 3; `bins=False,
+    scale_factor=4` makes the same selection here.) The value sent is H itself, so the residual keeps a − H.
+    `gradcomp2` is its variant adacomp2, which clips at 60σ: the H that is sent is limited to ±60σ, where σ is
+    the standard deviation of the layer's a.
 
-    Bytes each rank hands over with `sends="scale"`: an entry for each element sent, and one for each bin from
-    which nothing is sent: 1 byte in bins of less than 64 elements, 2 below 16,384, else 4 (`values`); 4 a
-    layer (`scales`); 16 for the lengths of these. An entry is the place in the bin, in all bits but two, then
-    one bit that is set in the last entry of the bin, then the sign. The place is all ones where there is
-    none. Otherwise the bytes are those of a `Sparsifier` with uneven counts. In a hybrid, such as
-    `adacomp+terngrad`, the quantiser codes a, or under GradComp's rules H.
+    Payload bytes per rank with `sends="scale"`: `values` holds one entry per element sent and one per bin
+    from which nothing is sent; an entry takes 1 byte in bins of fewer than 64 elements, 2 bytes below 16,384,
+    else 4. `scales` holds 4 bytes per layer, and 16 bytes hold the lengths of these two. An entry stores the
+    position in the bin in all but two bits, then a bit that marks the last entry of the bin, then the sign.
+    In a bin from which nothing is sent, all bits of the position are 1. Otherwise the payload bytes are those
+    of a `Sparsifier` with uneven counts. In a hybrid, such as `adacomp+terngrad`, the quantiser encodes a, or
+    H under GradComp's rules.
 
     Args:
         scale_factor: s of the paper's rule, at least 1; the paper reports that 1.5 to 3 work.
-        bins: Whether the paper's rule divides layers into bins; otherwise each layer is one bin.
-        conv_bin: Elements of a convolution's bin, from 1 to 2^30 − 1.
-        dense_bin: Elements of another tensor's bin.
-        rule: The paper's rule, or GradComp's adacomp or adacomp2, which have no bins and a fixed weight.
+        bins: Whether the paper's rule divides layers into bins; if not, each layer is one bin.
+        conv_bin: Elements per bin of a convolution's weight, from 1 to 2^30 − 1.
+        dense_bin: Elements per bin of any other tensor, from 1 to 2^30 − 1.
+        rule: Selection rule: the paper's, or adacomp or adacomp2 of GradComp's code, which have no bins and a
+            fixed weight.
         sends: What the paper's rule sends: a sign and the layer's scale, or the fp32 values of a.
+
+    Raises:
+        ValueError: if an option is out of range, or an option of the paper's rule is combined with another
+            rule.
     """
 
     rounds = True
@@ -71,7 +77,7 @@ class AdaComp(Sparsifier):
             raise ValueError(f"sends={sends!r}: expected scale or values")
         if rule != "paper" and (sends, bins, scale_factor) != ("scale", True, 2.0):
             raise ValueError(
-                f"rule={rule!r} with sends, bins or scale_factor: these are options of rule='paper' alone"
+                f"rule={rule!r} with sends, bins or scale_factor: only rule='paper' takes these options"
             )
         if not 1 <= scale_factor < float("inf"):
             raise ValueError(f"scale_factor={scale_factor!r}: expected a finite number, at least 1")
@@ -123,12 +129,12 @@ class AdaComp(Sparsifier):
         return values_K, at_K.int()
 
     def _near_largest(self, grad_N: Tensor, residual_N: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The signal, where in it |H| ≥ gmax, and gmax of every bin."""
+        """The signal, the indices where |H| ≥ gmax, and gmax of every bin."""
         signal_N = ops.accumulate(grad_N, residual_N)
         heavy_N = torch.add(signal_N, grad_N, alpha=self._weight)
         length_B = self.start_B.diff(append=self.start_B.new_tensor([signal_N.numel()]))
         largest_B = torch.segment_reduce(signal_N.abs(), "max", lengths=length_B, unsafe=True)
-        # Whatever is compared with NaN is sent, so that it is seen.
+        # A comparison with NaN selects the element, so that the NaN reaches every rank.
         near_N = ~(heavy_N.abs() < largest_B.repeat_interleave(length_B)) & (signal_N != 0)
         return signal_N, near_N.nonzero().view(-1), largest_B
 
@@ -160,7 +166,15 @@ class AdaComp(Sparsifier):
         return torch.searchsorted(self.start_B, at_K, right=True) - 1
 
     def encode(self, at_K: Tensor, negative_K: Tensor) -> Tensor:
-        """The entries of these elements (ascending), as bytes: those of narrow bins before those of wide."""
+        """Encode these elements (ascending) as bytes; entries of narrow bins come before those of wide bins.
+
+        Args:
+            at_K: Indices of the elements sent.
+            negative_K: Whether each of them is negative (bool).
+
+        Returns:
+            The entries (uint8, S).
+        """
         bin_K = self._bin_of(at_K)
         empty = torch.bincount(bin_K, minlength=self.start_B.numel()) == 0
         bin_E, order = torch.cat((bin_K, empty.nonzero().view(-1))).sort(stable=True)
@@ -173,7 +187,7 @@ class AdaComp(Sparsifier):
         return torch.cat([entry_E[width_E == width].to(d).view(torch.uint8) for width, d in WIDTHS.items()])
 
     def decode(self, bytes_S: Tensor) -> tuple[Tensor, Tensor]:
-        """The elements (ascending), and which of them are negative."""
+        """Indices of the elements (ascending), and whether each of them is negative (bool)."""
         places, signs = [], []
         for width, dtype in WIDTHS.items():
             bins = self.width_B.eq(width).nonzero().view(-1)
@@ -181,7 +195,7 @@ class AdaComp(Sparsifier):
             entry_E = bytes_S[:whole].clone().view(dtype).long() & (1 << 8 * width) - 1
             last_E = entry_E >> 1 & 1
             bin_E = last_E.cumsum(0) - last_E
-            mine_E = bin_E < bins.numel()  # what follows the last bin's end is of another width
+            mine_E = bin_E < bins.numel()  # entries after the end of the last bin have another width
             entry_E, bin_E = entry_E[mine_E], bins[bin_E[mine_E]]
             bytes_S = bytes_S[width * entry_E.numel() :]
             place_E = entry_E >> 2
@@ -194,7 +208,7 @@ class AdaComp(Sparsifier):
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
         if not self._codes_signs:
             return super().payload(counts, rank)
-        return None  # how many bins are empty, and which are wide, does not follow from the counts
+        return None  # the number of empty bins of each width does not follow from the counts
 
 
 def _deviation(x: Tensor) -> Tensor:
@@ -202,7 +216,7 @@ def _deviation(x: Tensor) -> Tensor:
 
 
 def _width(length: int) -> int:
-    """Bytes of an entry in bins of this length."""
+    """Bytes per entry in bins of this length."""
     return next(width for width in WIDTHS if length < 1 << 8 * width - 2)
 
 

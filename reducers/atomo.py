@@ -1,5 +1,5 @@
-"""ATOMO: singular values of each layer drawn at random, so that the mean is unbiased (Wang et al., 2018)."""
-# K = singular values of a matrix, k = those that are drawn
+"""ATOMO: sends randomly drawn singular values of each layer, unbiased (Wang et al., NeurIPS 2018)."""
+# K = singular values of a matrix, k = the number drawn
 
 import torch
 from torch import Tensor
@@ -12,18 +12,22 @@ from .svd import Svd
 class Atomo(Svd):
     """As `svd`, but each singular value σ is sent with probability p, as σ/p (the paper's spectral ATOMO).
 
-    p = min(1, c·σ), with c such that r of them are sent on average: the paper's algorithm 1, which has the
-    least variance of all unbiased draws of that many. It follows the paper and was not compared with the
-    authors' code. Parameters of one dimension, and those that rank r would not shorten, go dense.
+    p = min(1, c·σ), where c is chosen so that r values are sent on average. This is Algorithm 1 of the paper;
+    it has the smallest variance of all unbiased draws of that size. The implementation follows the paper and
+    was not compared with the authors' code. Parameters of one dimension, and those that rank r would not
+    shorten, are sent dense.
 
-    The number drawn differs by step and rank. Beside the bytes of `svd`, each rank hands over 4 bytes a
-    matrix for their number and 24 for three lengths (`sizes`). A value is sent larger than it is, by 1/p, so
-    that a residual need not stay bounded: by default there is none.
+    The number of values drawn differs between steps and ranks. In addition to the payload bytes of `svd`,
+    each rank sends 4 bytes per matrix for the number drawn and 24 bytes for three lengths (`sizes`). A value
+    is sent multiplied by 1/p, so a residual can grow without bound; by default there is none.
 
     Args:
-        rank: Singular values r of a matrix to send on average, or n or m where that is less; 1 or more.
-        min_compression_rate: A matrix goes dense unless r·(n + m) times this is less than n·m; 0 or more.
-        sample_seed: Of the draws; each rank and step has its own.
+        rank: Average number r of singular values sent per matrix, at most n or m; 1 or more.
+        min_compression_rate: A matrix is sent dense unless r·(n + m) times this is less than n·m; 0 or more.
+        sample_seed: Seed of the draws; each rank and step draws its own numbers.
+
+    Raises:
+        ValueError: if `rank` or `min_compression_rate` is out of range.
     """
 
     memory = "none"
@@ -38,12 +42,12 @@ class Atomo(Svd):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def begin(self, wire: Wire) -> None:
-        self._dice = generator(self._seed, int(self.step), wire.rank)
+        self._rng = generator(self._seed, int(self.step), wire.rank)
         self.step += 1
 
     def choose(self, s_k: Tensor, x: Matrix) -> tuple[Tensor, Tensor]:
         p_K = probabilities(s_k, x.rank)
-        rand_K = torch.rand(p_K.shape, generator=self._dice).to(p_K.device)
+        rand_K = torch.rand(p_K.shape, generator=self._rng).to(p_K.device)
         at_k = (~(rand_K >= p_K)).nonzero().view(-1)  # NaN is always sent
         return at_k, s_k[at_k] / p_K[at_k]
 
@@ -52,8 +56,8 @@ class Atomo(Svd):
 
 
 def probabilities(s_K: Tensor, rank: int) -> Tensor:
-    """min(1, c·σ) of descending singular values, with c such that they add up to the rank where they can."""
-    # While the first of the rest would have more than 1, it gets 1, and the rest share what is left.
+    """min(1, c·σ) for descending singular values, with c such that they sum to `rank` where possible."""
+    # While the largest remaining value would get more than 1, it gets 1; the others share the remainder.
     tail_K = s_K.flip(0).cumsum(0).flip(0)
     place_K = torch.arange(s_K.numel(), device=s_K.device)
     sure_K = ((rank - place_K) * s_K >= tail_K).cumprod(0).bool() & (s_K > 0)

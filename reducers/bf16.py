@@ -1,4 +1,4 @@
-"""Dense all-reduce in bf16: half the bytes at fp32's range, the baseline to compare with."""
+"""bf16: dense all-reduce in bfloat16, half the bytes with fp32's range; a baseline (PyTorch's DDP hook)."""
 
 import torch
 
@@ -6,9 +6,9 @@ from .fp16 import Fp16
 
 
 class Bf16(Fp16):
-    """As `fp16`, cast to bfloat16, as in PyTorch's bf16_compress_hook.
+    """As `fp16`, but cast to bfloat16, as PyTorch's bf16_compress_hook does.
 
-    Bytes each rank hands over: 2 an element.
+    Payload bytes per rank: 2 per element.
     """
 
     dtype = torch.bfloat16

@@ -1,4 +1,4 @@
-"""CLT-k: the ranks take turns to select the elements that all send (ScaleCom, Chen et al., NeurIPS 2020)."""
+"""CLT-k: ranks take turns to select the indices that all ranks send (Chen et al., NeurIPS 2020, ScaleCom)."""
 # N = elements of the flat vector, K = elements selected
 
 from typing import Literal
@@ -12,15 +12,18 @@ from .topk import num_kept
 
 
 class Cltk(Sparsifier):
-    """Rank t mod W broadcasts the indices of its top k of each group; all ranks send their values there.
+    """Rank t mod W broadcasts its top-k indices of each group; all ranks send their values at these indices.
 
-    This is the paper's cyclic local top-k. All ranks send the same k elements, by an all-reduce, so that the
-    cost of the mean does not grow with the number of ranks. It differs from the paper in two points: the
-    paper's low-pass filter of the residual is not offered, and the local selection is an exact top-k. Bytes
-    each rank hands over: 4 (or 2) a value, and from the rank whose turn it is 4 an index.
+    This is the paper's cyclic local top-k. All ranks send the same k elements by an all-reduce, so the cost
+    of the mean does not grow with the number of ranks W. It differs from the paper in two points: the paper's
+    low-pass filter of the residual is not offered, and the local selection is an exact top-k. Payload bytes
+    per rank: 4 (or 2) per value; the selecting rank also sends 4 per index.
 
     Args:
-        density: Share of a group's elements to send, in (0, 1].
+        density: Share of each group's elements to send, in (0, 1].
+
+    Raises:
+        ValueError: if `density` or `values` is out of range.
     """
 
     grouping = "layer"
@@ -50,7 +53,7 @@ class Cltk(Sparsifier):
         return mean_at(signal_N, at_K, wire, dtype=self.dtype, keep=keep, out_N=grad_N)
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
-        return None  # whose turn it is does not follow from the counts
+        return None  # which rank selects does not follow from the counts
 
     def report(self) -> dict[str, float]:
         return {"density_asked": self.density}

@@ -1,4 +1,4 @@
-"""DEFT: top-k within layers assigned to ranks, more of a layer of larger norm (Yoon & Oh, ICPP 2023)."""
+"""DEFT: top-k within layers assigned to ranks by gradient norm (Yoon & Oh, ICPP 2023)."""
 # N = elements of the flat vector, K = elements selected, P = pieces, W = world size
 
 import math
@@ -17,19 +17,23 @@ from .topk import num_kept
 class Deft(ExclusiveSparsifier):
     """Each rank selects the largest elements of the layers that are assigned to it at this step.
 
-    Layers of more than n/W elements are split into pieces. In the order of decreasing norms ‖a_l‖ a piece l
-    is allowed k_l = ⌊k·‖a_l‖/Σ‖a‖⌋ elements, k and the sum being what remains of both, at least one and at
-    most all. The cost of selecting is taken as |l|·log2 k_l (|l| for one element). Rank t mod W packs the
-    pieces into W bins, the most costly first and each into the bin of the least cost so far, and broadcasts
-    the bins (`sizes`, 4 bytes a piece). Bin b is assigned to rank (b + t) mod W, so that the ranks take turns
-    at every layer; a rank computes the numbers k_l from its own norms. Density 1 selects everything.
+    Layers of more than n/W elements are split into pieces. Pieces are visited in the order of decreasing norm
+    ‖a_l‖. Piece l receives k_l = ⌊k·‖a_l‖/Σ‖a‖⌋ elements, at least one and at most all; k and the sum are
+    what remains for the pieces not yet visited. The cost of a piece is |l|·log2 k_l (|l| for one element).
+    Rank t mod W packs the pieces into W bins, in order of decreasing cost, each into the bin with the lowest
+    total cost, and broadcasts the bins (`sizes`, 4 bytes per piece). Bin b is assigned to rank (b + t) mod W,
+    so every rank selects from every layer in turn. A rank computes the numbers k_l from its own norms.
+    Density 1 selects everything.
 
-    This is the paper's method but for the number of pieces: `pieces="fit"` (ours) splits a layer into
-    ⌈size·W/n⌉, as few as are no longer than n/W, and `pieces="world"` into W, as the authors do. Layers of 6
-    and 2 elements on 4 ranks become 2, 2, 2, 2 or 2, 2, 1, 1, 2.
+    This is the paper's method except for the number of pieces. `pieces="fit"` (ours) splits a layer into
+    ⌈size·W/n⌉ pieces, the smallest number for which none is longer than n/W. `pieces="world"` splits it into
+    W pieces, as the authors do. On 4 ranks, layers of 6 and 2 elements become 2, 2, 2, 2 or 2, 2, 1, 1, 2.
 
     Args:
-        pieces: How many pieces a long layer is split into: as many as fit (`fit`), or one a rank (`world`).
+        pieces: How a long layer is split: into as few pieces as fit (`fit`), or one per rank (`world`).
+
+    Raises:
+        ValueError: if an option is out of range.
     """
 
     grouping = "layer"
@@ -56,7 +60,7 @@ class Deft(ExclusiveSparsifier):
         sizes = [stop - start for start, stop in pieces]
         counts = sizes
         if self.density < 1:
-            counts = share_out(num_kept(self.density, n), sizes, norms(signal_N, pieces))
+            counts = allocate(num_kept(self.density, n), sizes, norms(signal_N, pieces))
         bins = pack([size * math.log2(max(2, k)) for size, k in zip(sizes, counts, strict=True)], world_size)
         bin_P = torch.tensor(bins, dtype=torch.int32, device=signal_N.device)
         wire.broadcast(bin_P, root=step % world_size, kind="sizes")
@@ -72,13 +76,13 @@ class Deft(ExclusiveSparsifier):
 def split(
     layers: Sequence[tuple[int, int]], longest: float, num_pieces: int | None = None
 ) -> list[tuple[int, int]]:
-    """(start, stop) of each layer that is not empty, the longer ones in pieces of about equal size.
+    """(start, stop) of each non-empty layer, with the longer layers split into pieces of about equal size.
 
     Args:
-        layers: Where each layer begins and ends.
-        longest: A layer of more elements is split.
-        num_pieces: Into so many, the first ones an element longer where it does not divide; by default into
-            as few as are no longer than that.
+        layers: (start, stop) of each layer.
+        longest: A layer with more elements than this is split.
+        num_pieces: Number of pieces of a split layer; the first pieces have one element more if it does not
+            divide evenly. By default, as few pieces as fit into `longest`.
 
     >>> split([(0, 2), (2, 2), (2, 12)], 4)
     [(0, 2), (2, 5), (5, 8), (8, 12)]
@@ -98,25 +102,25 @@ def split(
 
 
 def norms(signal_N: Tensor, pieces: Sequence[tuple[int, int]]) -> list[float]:
-    """The pieces' norms; a norm that is not finite counts as the largest float32."""
+    """Norm of each piece; a norm that is not finite is replaced by the largest float32."""
     if not pieces:
         return []
     norm_P = torch.stack([torch.linalg.vector_norm(signal_N[a:b], dtype=torch.float64) for a, b in pieces])
     largest = torch.finfo(torch.float32).max
-    told: list[float] = norm_P.nan_to_num_(largest, largest).tolist()
-    return told
+    finite_P: list[float] = norm_P.nan_to_num_(largest, largest).tolist()
+    return finite_P
 
 
-def share_out(k: int, sizes: Sequence[int], norms: Sequence[float]) -> list[int]:
-    """The number of elements that each piece is allowed.
+def allocate(k: int, sizes: Sequence[int], norms: Sequence[float]) -> list[int]:
+    """Number of elements to select from each piece.
 
-    >>> share_out(10, [100, 100, 4, 4], [4.0, 2.0, 3.0, 1.0])
+    >>> allocate(10, [100, 100, 4, 4], [4.0, 2.0, 3.0, 1.0])
     [4, 2, 3, 1]
-    >>> share_out(10, [100, 100, 4, 4], [1.0, 0.0, 9.0, 0.0])
+    >>> allocate(10, [100, 100, 4, 4], [1.0, 0.0, 9.0, 0.0])
     [6, 1, 4, 1]
     """
     order = sorted(range(len(sizes)), key=lambda piece: -norms[piece])
-    # Sums of what remains, added up from the small end, so that the last norm is all of its sum.
+    # Suffix sums, added from the smallest norm, so that the last norm equals its suffix sum exactly.
     remaining = list(accumulate(norms[piece] for piece in reversed(order)))[::-1]
     counts = [0] * len(sizes)
     for piece, total in zip(order, remaining, strict=True):
@@ -127,7 +131,7 @@ def share_out(k: int, sizes: Sequence[int], norms: Sequence[float]) -> list[int]
 
 
 def pack(costs: Sequence[float], num_bins: int) -> list[int]:
-    """The bin of each piece: the most costly first, into the bin of the least cost so far.
+    """Bin of each piece: pieces in order of decreasing cost, each into the bin with the lowest total cost.
 
     >>> pack([5.0, 3.0, 3.0, 1.0], 2)
     [0, 1, 1, 0]

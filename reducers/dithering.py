@@ -1,4 +1,4 @@
-"""Dithering: each element rounded at random to one of a few levels, linear or natural (BytePS)."""
+"""Dithering: rounds each element at random to one of a few linear or natural levels (BytePS)."""
 # N = elements of the vector, G = groups, P = buckets
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from sage.reduction import (
     Norm,
     Parts,
     RandomQuantiser,
-    Rounding,
+    RoundingOptions,
     Wire,
     elias,
-    natural_worth,
+    natural_value,
     num_buckets,
     ops,
     round_linear,
@@ -23,31 +23,36 @@ from sage.reduction import (
 )
 
 MOST_LEVELS = {"linear": 127, "natural": 31}
-"""Codes of linear levels fit a byte, numbers of natural ones an Elias code."""
+"""Limits of s: a linear level must fit in a byte, the number of a natural level in an Elias code."""
 
 
 class Dithering(RandomQuantiser):
-    """Each element becomes sign(x)·‖x‖·level, at random the level below |x|/‖x‖ or the one above it.
+    """Each element becomes sign(x)·‖x‖·level, the level being drawn from the two neighbours of |x|/‖x‖.
 
-    The higher level has the probability by which the mean is x. Above 0 the s levels are 1/s, 2/s, …, 1
+    The probabilities make the result unbiased: its expectation is x. The s levels above 0 are 1/s, 2/s, …, 1
     (`linear`: QSGD, Alistarh et al., 2017, section 3.1), or 2^(1−s), …, 1/2, 1 (`natural`: natural dithering,
     Horváth et al., 2019). The levels, the format `elias` and the defaults are those of BytePS's dithering and
-    of its guide; by these defaults `l2` with error feedback diverges, as BytePS states. The random numbers
-    are our own. Buckets and the format `packed` are not in BytePS.
+    its guide. With these defaults `l2` with error feedback diverges, as BytePS states. The random number
+    generator is our own. Buckets and the format `packed` are not in BytePS.
 
-    Bytes each rank hands over: 4 for the norm of each bucket (`scales`), and as `values`, with the coding
+    Payload bytes per rank: 4 for the norm of each bucket (`scales`), and as `values`, depending on the
+    coding:
 
-    - `packed`: ⌈log2(2s + 1)⌉ bits an element, in whole bytes: the level, with its sign, plus s;
-    - `elias`: for each group a stream in words of 4 bytes, in which only levels that are not 0 take bits
-      (`sage.reduction.coding.elias`; of a natural level L = 2^(s−1) times its worth is coded). 4 a group tell
-      its bits and 24 the lengths of all (`sizes`). This is BytePS's format, whose partition is a group here.
+    - `packed`: ⌈log2(2s + 1)⌉ bits per element, in whole bytes: the signed level plus s.
+    - `elias`: for each group a stream of 4-byte words in which only nonzero levels take bits
+      (`sage.reduction.coding.elias`; for a natural level the integer 2^(s−1) times its value is encoded). 4
+      bytes per group hold its length in bits and 24 bytes the lengths of all parts (`sizes`). This is
+      BytePS's format; BytePS's partition is a group here.
 
     Args:
-        levels: s, from 1 to 127, of natural ones to 31.
-        partition: Whether levels are evenly apart (`linear`), or each is twice the one below (`natural`).
-        norm: The norm that elements are divided by: the largest magnitude (`max`), or Euclidean (`l2`).
-        bucket: Elements that share a norm, 1 or more; by default all of a group.
-        coding: How levels travel.
+        levels: Number of levels s above 0, from 1 to 127 (`linear`) or to 31 (`natural`).
+        partition: Spacing of the levels: even (`linear`), or each twice the one below (`natural`).
+        norm: Norm that elements are divided by: the largest magnitude (`max`), or Euclidean (`l2`).
+        bucket: Number of elements that share a norm, 1 or more; by default all elements of a group.
+        coding: Format of the levels: fixed width (`packed`) or Elias codes (`elias`).
+
+    Raises:
+        ValueError: if an option is out of range.
     """
 
     def __init__(
@@ -58,7 +63,7 @@ class Dithering(RandomQuantiser):
         norm: Norm = "l2",
         bucket: int | None = None,
         coding: Literal["packed", "elias"] = "elias",
-        **rounding: Unpack[Rounding],
+        **rounding: Unpack[RoundingOptions],
     ) -> None:
         super().__init__(**rounding)
         for name, value, allowed in (
@@ -73,13 +78,13 @@ class Dithering(RandomQuantiser):
                 f"levels={levels!r} with partition={partition!r}: expected 1 to {MOST_LEVELS[partition]}"
             )
         if bucket is not None and bucket < 1:
-            raise ValueError(f"bucket={bucket!r}: expected 1 element or more, or none for all of a group")
+            raise ValueError(f"bucket={bucket!r}: expected 1 element or more, or none for the whole group")
         self._norm: Norm = norm
         self._levels, self._bucket = levels, bucket
         self._is_natural = partition == "natural"
         self.even = coding == "packed"
         if norm == "l2":
-            self.precision = 2.0**-12  # the levels of n elements reach sqrt(n) times the largest of them
+            self.precision = 2.0**-12  # an l2 norm is up to sqrt(n) times the largest of n elements
 
     @property
     def bits(self) -> int:
@@ -99,7 +104,7 @@ class Dithering(RandomQuantiser):
         return {"values": words_V, "sizes": bits_G, "scales": norm_P}
 
     def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        return Buckets(sizes, self._bucket).scale_(self._worths(parts, sizes), parts["scales"])
+        return Buckets(sizes, self._bucket).scale_(self._level_values(parts, sizes), parts["scales"])
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int] | None:
         if not self.even:
@@ -108,20 +113,20 @@ class Dithering(RandomQuantiser):
         return {"values": -(-sum(sizes) * self.bits // 8), "scales": scales}
 
     def _numbers(self, level_N: Tensor) -> Tensor:
-        """What an Elias code is of: the level, of natural ones 2^(level − 1)."""
+        """The integers that the Elias code encodes: linear levels, or ±2^(level − 1) for natural levels."""
         if not self._is_natural:
             return level_N
         return level_N.sign().int() << (level_N.abs() - 1).clamp_(min=0)
 
-    def _worths(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        """What the levels of all elements are worth, in norms."""
+    def _level_values(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
+        """The decoded levels of all elements, as multiples of the norm (float32, N)."""
         if not self.even:
             number_N = elias.decode_levels(parts["values"], parts["sizes"], sizes, dtype=torch.float32)
             return number_N.div_(1 << self._levels - 1 if self._is_natural else self._levels)
         level_N = ops.unpack(parts["values"], self.bits, sum(sizes)).float().sub_(self._levels)
         if not self._is_natural:
             return level_N.div_(self._levels)
-        return natural_worth(level_N.abs(), self._levels).copysign_(level_N)
+        return natural_value(level_N.abs(), self._levels).copysign_(level_N)
 
 
 REDUCER = Dithering

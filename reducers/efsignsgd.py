@@ -1,4 +1,4 @@
-"""EF-SignSGD: signs times the mean magnitude of each layer (Karimireddy et al., ICML 2019)."""
+"""EF-SignSGD: sends signs and the mean magnitude of each layer (Karimireddy et al., ICML 2019)."""
 # N = elements of the vector, G = groups, B = bytes
 
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,15 @@ from sage.reduction import Buckets, Parts, Quantiser, Wire, ops, per_group
 
 
 class EfSignSgd(Quantiser):
-    """Each element becomes (‖p‖₁/n)·sign(p), p being its group of n elements.
+    """Each element becomes (‖p‖₁/n)·sign(p), where p is its group of n elements.
 
-    This is algorithm 1 of the paper, layer by layer as the paper's experiments have it, and the EF-SignSGD of
-    the language-model study (maysarahammouda/GradComp). The paper applies it to γ·g, γ being the learning
-    rate; here it is applied to the gradient, which is the same while γ is constant, and otherwise with
-    `--memory-lr-ratio`. It is meant with error feedback, without which it need not converge (section 3). Zero
-    counts as positive here. Bytes each rank hands over: a bit an element (`values`, in whole bytes) and 4 a
-    group (`scales`).
+    This is Algorithm 1 of the paper, applied layer by layer as in the paper's experiments, and the EF-SignSGD
+    of the language-model study (maysarahammouda/GradComp). The paper applies it to γ·g, where γ is the
+    learning rate. Here it is applied to the gradient; the two are equal while γ is constant, and otherwise
+    with `--memory-lr-ratio`. The method requires error feedback: without it, it need not converge (section
+    3). Zero counts as positive here.
+
+    Payload bytes per rank: 1 bit per element (`values`, in whole bytes) and 4 bytes per group (`scales`).
     """
 
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:

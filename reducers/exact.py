@@ -1,4 +1,4 @@
-"""Dense fp32 all-reduce: the mean as it is, nothing compressed."""
+"""exact: dense fp32 all-reduce, no compression; the baseline."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from sage.reduction import Reduced, Reducer, Wire
 
 
 class Exact(Reducer):
-    """The mean over ranks by one all-reduce. Bytes each rank hands over: 4 an element."""
+    """Mean over ranks by one all-reduce. Payload bytes per rank: 4 per element."""
 
     spares_small = False
 

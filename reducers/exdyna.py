@@ -1,4 +1,4 @@
-"""ExDyna: as MiCRO, in parts whose borders move to balance the load (Yoon & Oh, CCGrid 2024)."""
+"""ExDyna: like MiCRO, with partitions rebalanced every step (Yoon & Oh, CCGrid 2024)."""
 # N = elements of the flat vector, W = world size, B = blocks
 
 from typing import Literal
@@ -11,26 +11,30 @@ from sage.reduction import Layout, Wire
 from .micro import Micro
 
 OVER, UNDER = 1.05, 0.952
-"""A part whose load is between these times the mean is neither over- nor underloaded."""
+"""Multiples of the mean load above and below which a part is over- or underloaded."""
 
 
 class ExDyna(Micro):
-    """The vector is cut into blocks, and the sequence of blocks into W parts; λ moves as in MiCRO.
+    """The vector is divided into blocks and the sequence of blocks into W parts; λ is updated as in MiCRO.
 
-    Parts begin with equal numbers of blocks. After each step, between any two neighbours of which one had
-    more than 1.05 times the mean of all parts' selections, or less than 0.952 times, one block moves from the
-    one that had more to the one that had less. No part is left with less than a quarter of an equal share, or
-    with none. A block is a multiple of 32 elements, or, in a vector too short for that, as long as gives that
-    many blocks, at least one element; what remains after the last block belongs to the last part.
+    Initially all parts have the same number of blocks. After each step, neighbouring parts are compared by
+    the number of elements selected in them. If one had more than 1.05 times the mean over all parts, or the
+    other less than 0.952 times, one block moves from the part with the larger count to the other. Every part
+    keeps at least a quarter of an equal share, and at least one block. The size of a block is a multiple of
+    32 elements; if the vector is too short for that, it is chosen to give the requested number of blocks,
+    with at least one element per block. Elements after the last block belong to the last part.
 
-    The blocks, the limits 1.05 and 0.952 and the least share are the paper's. Two points of the move are
-    ours: the authors move a block only where one neighbour is over and the other under the limits, and they
-    update both loads before they look at the next pair; here one of the two is enough, and all pairs are
-    compared by the loads of the step. What `micro` says of λ and of the released code holds here too.
+    The blocks, the limits 1.05 and 0.952 and the smallest share are the paper's. Two details of the move are
+    ours. The authors move a block only if one neighbour is above and the other below the limits; here one of
+    the two suffices. They update both loads before they compare the next pair; here all pairs are compared by
+    the loads of the step. The remarks in `micro` on λ and on the released code apply here too.
 
     Args:
-        threshold: λ_0, above 0; by default 1/(2·sqrt(k)).
-        blocks: Blocks of the vector, 1 or more; no more than it has elements.
+        threshold: Initial λ, above 0; by default 1/(2·sqrt(k)), where k is the target number of elements.
+        blocks: Number of blocks in the vector, 1 or more; limited to its number of elements.
+
+    Raises:
+        ValueError: if an option is out of range.
     """
 
     owner_B: Tensor
@@ -59,7 +63,7 @@ class ExDyna(Micro):
 
     def part(self, n: int, wire: Wire) -> tuple[int, int]:
         world_size, blocks = wire.world_size, self.owner_B.numel()
-        if int(self.ranks) != world_size:  # at first, and where a run goes on with more ranks or fewer
+        if int(self.ranks) != world_size:  # at the first step, and after a resume with another world size
             self.ranks.fill_(world_size)
             self._assign(
                 [(p + 1) * blocks // world_size - p * blocks // world_size for p in range(world_size)]
@@ -69,7 +73,7 @@ class ExDyna(Micro):
         return sum(shares[:part]) * self._size, stop
 
     def shares(self) -> list[int]:
-        """Blocks of each of the W parts."""
+        """Number of blocks in each of the W parts."""
         shares: list[int] = torch.bincount(self.owner_B, minlength=int(self.ranks)).tolist()
         return shares
 
@@ -84,7 +88,7 @@ class ExDyna(Micro):
 
 
 def balanced(shares: list[int], load: list[int]) -> list[int]:
-    """The parts' numbers of blocks, after one block has moved between unequally loaded neighbours.
+    """Number of blocks per part after one block has moved between each pair of unequally loaded neighbours.
 
     >>> balanced([8, 8, 8, 8], [40, 10, 10, 10])
     [7, 9, 8, 8]

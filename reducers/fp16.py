@@ -1,4 +1,4 @@
-"""Dense all-reduce in fp16: half the bytes, the baseline to compare with on GPUs."""
+"""fp16: dense all-reduce in half precision, half the bytes; a baseline on GPUs (PyTorch's DDP hook)."""
 # N = elements of the flat vector
 
 from typing import ClassVar
@@ -10,11 +10,12 @@ from sage.reduction import Reduced, Reducer, Wire, phase
 
 
 class Fp16(Reducer):
-    """Divide by W, cast, all-reduce the sum, cast back, as PyTorch's fp16_compress_hook does.
+    """Divide by W, cast, all-reduce the sum and cast back, as PyTorch's fp16_compress_hook does.
 
-    Dividing before the cast keeps the sum from overflowing. Bytes each rank hands over: 2 an element. With a
-    residual, which the hook does not have, the cast's error is fed back; the rounding inside the all-reduce
-    is not.
+    Dividing before the cast keeps the sum from overflowing. With a residual, which the hook does not have,
+    the error of the cast is fed back; the rounding inside the all-reduce is not.
+
+    Payload bytes per rank: 2 per element.
     """
 
     dtype: ClassVar[torch.dtype] = torch.float16
@@ -27,7 +28,7 @@ class Fp16(Reducer):
             share_N = (signal_N / wire.world_size).to(self.dtype)
             if residual_N is not None:
                 residual_N -= share_N.to(residual_N.dtype) * wire.world_size
-                residual_N.nan_to_num_(0.0, 0.0, 0.0)  # what is not finite is seen in the mean, once
+                residual_N.nan_to_num_(0.0, 0.0, 0.0)  # NaN and infinity are in the mean, and only once
         wire.sum(share_N)
         with phase("scatter"):
             return Reduced(grad_N.copy_(share_N))

@@ -1,4 +1,4 @@
-"""Gaussian-k: magnitudes above a normal distribution's quantile, corrected by counting (Shi et al., 2019)."""
+"""Gaussian-k: sends magnitudes above a fitted normal distribution's quantile (Shi et al., 2019)."""
 # N = elements of a group
 
 import math
@@ -7,43 +7,46 @@ from typing import Literal, Unpack
 
 from torch import Tensor
 
-from sage.reduction import Travel, ops
+from sage.reduction import SparsifierOptions, ops
 
 from ._by_threshold import NARROW, ByThreshold, norm_sum
 
 RULES = {"bisect": 5, "paper": 2, "released": 2}
-"""The corrections that each rule makes by default, at most."""
+"""Default maximum number of corrections of each rule."""
 
 
 class GaussianK(ByThreshold):
-    """Send |a| ≥ λ, where λ starts as the quantile of a normal distribution with the signal's moments.
+    """Send |a| ≥ λ, where λ starts at a quantile of the normal distribution with the signal's moments.
 
     `paper` (Shi et al., 2019, "Understanding Top-k Sparsification in Distributed Deep Learning", and its
-    authors' code), with the mean and the standard deviation of a:
+    authors' code) uses the mean and the standard deviation of a:
 
         λ = μ + σ·Φ⁻¹(1 − d/2)
 
-    While the count is outside [2k/3, 4k/3], at most `corrections` times, λ is multiplied by 0.5 (too few) or
-    1.5 (too many). μ has its sign, so that λ is too low for a vector whose mean is negative; where λ is not
-    above 0, the k largest are sent.
+    While the count is outside [2k/3, 4k/3], λ is multiplied by 0.5 (too few) or 1.5 (too many), at most
+    `corrections` times. μ is signed, so λ is too low for a vector with a negative mean; if λ is not above 0,
+    the k largest elements are sent.
 
-    `released` is the code of SIDCo's authors: the same with μ and σ of |a|. It computes a third correction
-    but does not use it, so that two take effect.
+    `released` is the code of SIDCo's authors: the same rule with μ and σ of |a|. It computes a third
+    correction but does not use it, so that two take effect.
 
-    `bisect` (the default) is ours: `paper` with |μ| in place of μ, and once too few and too many have both
-    been seen, λ goes halfway between the two thresholds.
+    `bisect` (the default) is ours: `paper` with |μ| in place of μ. Once both too few and too many have
+    occurred, λ becomes the midpoint of the two thresholds.
 
-    Here σ divides by n and the comparison is ≥; both codes divide by n − 1 and compare by >.
+    Here σ divides by n and elements are compared by ≥; both codes divide by n − 1 and compare by >.
 
-    k̂/k of `bisect` is within 20 % of 1 on normal, Laplace, Student-t(4) and 70 %-zero vectors at d = 0.1,
-    0.01, 0.001, but for 0.76 on 70 % zeros at 0.001. Without corrections it is so on normal vectors and at
-    d = 0.1 only, and else 2.2 to 21; `paper` is at 0.02 to 6.5, `released` at 0.01 to 37. (Measured:
-    docs/explanation/selection.md.)
+    Achieved over target count, k̂/k, of `bisect` is within 20 % of 1 on normal, Laplace, Student-t(4) and 70
+    %-zero vectors at d = 0.1, 0.01 and 0.001, except for 0.76 on 70 % zeros at 0.001. Without corrections it
+    is within 20 % only on normal vectors and at d = 0.1, and 2.2 to 21 elsewhere. `paper` is at 0.02 to 6.5,
+    `released` at 0.01 to 37. (Measured: docs/explanation/selection.md.)
 
     Args:
-        rule: Ours, the paper's, or that of SIDCo's code.
-        corrections: Most corrections of λ, 0 or more; by default 5 for `bisect`, else 2. Each reads the
-            vector once.
+        rule: Correction rule: ours (`bisect`), the paper's, or that of SIDCo's code (`released`).
+        corrections: Maximum number of corrections of λ, 0 or more; by default 5 for `bisect`, else 2. Each
+            one reads the vector once.
+
+    Raises:
+        ValueError: if an option is out of range.
     """
 
     def __init__(
@@ -52,9 +55,9 @@ class GaussianK(ByThreshold):
         density: float = 0.01,
         rule: Literal["bisect", "paper", "released"] = "bisect",
         corrections: int | None = None,
-        **travel: Unpack[Travel],
+        **options: Unpack[SparsifierOptions],
     ) -> None:
-        super().__init__(density=density, **travel)
+        super().__init__(density=density, **options)
         if rule not in RULES:
             raise ValueError(f"rule={rule!r}: expected {', '.join(RULES)}")
         if corrections is not None and corrections < 0:

@@ -1,4 +1,4 @@
-"""Global top-k: the k = max(1, ⌊d·n⌋) largest elements of the whole vector, by magnitude."""
+"""Global top-k: sends the k = max(1, ⌊d·n⌋) largest magnitudes of all layers (Agarwal et al., MLSys 2022)."""
 # N = elements of the flat vector, K = elements that a rank selects, W = ranks, U = places of two selections
 
 from typing import Literal, Unpack
@@ -6,26 +6,32 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from sage.reduction import Reduced, Travel, Wire, ops, phase
+from sage.reduction import Reduced, SparsifierOptions, Wire, ops, phase
 
 from .topk import TopK, num_kept
 
 
 class GTopK(TopK):
-    """As `topk`, over all layers together: large layers may take the whole budget.
+    """As `topk`, but over all layers together: large layers may take the whole budget.
 
-    "Global" is over layers, as in the utility study's GlobalTopK (Agarwal et al., MLSys 2022): with
-    `merge=gather` each rank's k largest are gathered and all of them are in the mean, up to W·k elements.
-    That is not gTop-k (Shi et al., ICDCS 2019), which keeps k elements for all ranks together. `merge=tree`
-    selects as gTop-k does: ranks 0 and 1, 2 and 3, … add up their selections and keep the k largest sums,
-    then pairs of pairs do, and so on; the last k sums over W are the mean. It differs from gTop-k in two
-    points. Every rank computes the tree from all selections, so that the bytes are those of `gather` and not
-    gTop-k's k·log2 W. An element that a merge has dropped stays in the residual of the ranks it came from,
-    also where another branch brings the same element into the result; gTop-k loses it there.
+    "Global" means over layers, as in the utility study's GlobalTopK (Agarwal et al., MLSys 2022): with
+    `merge=gather` each rank's k largest elements are gathered and all of them are in the mean, up to W·k
+    elements. This differs from gTop-k (Shi et al., ICDCS 2019), which keeps k elements over all ranks.
+
+    `merge=tree` makes gTop-k's selection. Ranks 0 and 1, 2 and 3, … add their selections and keep the k
+    largest sums; pairs of pairs do the same, and so on. The last k sums divided by W are the mean. It differs
+    from gTop-k in two points. Every rank computes the tree from all selections, so the payload bytes are
+    those of `gather` and not gTop-k's k·log2 W. An element that a merge has dropped stays in the residual of
+    the ranks it came from, even if another branch brings the same element into the result; gTop-k loses it in
+    that case.
 
     Args:
         density: Share of the vector's elements to send, in (0, 1].
-        merge: Whether the mean has every rank's selection, or the k largest of their sums, by a tree.
+        merge: What the mean contains: every rank's selection (`gather`), or the k largest sums found by a
+            tree of pairs (`tree`).
+
+    Raises:
+        ValueError: if an option is out of range.
     """
 
     grouping = "model"
@@ -36,9 +42,9 @@ class GTopK(TopK):
         *,
         density: float = 0.01,
         merge: Literal["gather", "tree"] = "gather",
-        **travel: Unpack[Travel],
+        **options: Unpack[SparsifierOptions],
     ) -> None:
-        super().__init__(density=density, **travel)
+        super().__init__(density=density, **options)
         if merge not in ("gather", "tree"):
             raise ValueError(f"merge={merge!r}: expected gather or tree")
         self._merges = merge == "tree"
@@ -61,7 +67,7 @@ class GTopK(TopK):
         return Reduced(mean_N, left[wire.rank], density, torch.cat(left))
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
-        if self._merges:  # a rank hands over all that it selects, also what the merges drop
+        if self._merges:  # a rank sends its whole selection, including elements that the merges drop
             counts = [sum(num_kept(self.density, stop - start) for start, stop in self.layout.groups)] * len(
                 counts
             )
@@ -69,13 +75,13 @@ class GTopK(TopK):
 
 
 def merged(selections: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The k largest sums of the ranks' selections, by a tree of pairs.
+    """The k largest sums of the ranks' selections, found by a tree of pairs.
 
     Args:
         selections: Values and indices (int64, ascending) of k elements of each rank.
 
     Returns:
-        Values and indices (ascending) of k sums, and of each rank the indices that are in them.
+        Values and indices (ascending) of k sums, and for each rank the indices of its elements in them.
     """
     k = selections[0][0].numel()
     nodes = [(values_K.float(), at_K, [at_K]) for values_K, at_K in selections]

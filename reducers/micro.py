@@ -1,5 +1,5 @@
-"""MiCRO: each rank selects above a common threshold, in a part of its own (Yoon & Oh, HiPC 2023)."""
-# N = elements of the flat vector, W = world size, k = elements that the density asks for
+"""MiCRO: each rank selects above a common threshold in its own part of the vector (Yoon & Oh, HiPC 2023)."""
+# N = elements of the flat vector, W = world size, k = target number of elements
 
 import math
 from typing import Literal
@@ -13,23 +13,26 @@ from .topk import num_kept
 
 
 class Micro(ExclusiveSparsifier):
-    """At step t rank r selects |a| ≥ λ in part (t + r) mod W of the vector, W parts of equal size.
+    """At step t rank r selects |a| ≥ λ in part (t + r) mod W of the vector, which has W parts of equal size.
 
-    With e = k'/k, where k' is the number of elements that all ranks selected together and k = ⌊density·n⌋,
-    λ is then multiplied by
+    Let e = k'/k, where k' is the number of elements selected by all ranks together and k = ⌊density·n⌋. After
+    the step λ is multiplied by
 
-        1.005 where e > 1.1, 1.00125 where 1 < e ≤ 1.1, 0.99875 where 0.909 ≤ e < 1, 0.995 below that
+        1.005 if e > 1.1, 1.00125 if 1 < e ≤ 1.1, 0.99875 if 0.909 ≤ e < 1, 0.995 if e < 0.909
 
-    The residual is cleared on all ranks wherever one of them selected. Density 1 selects everything. The λ
-    reported is the one that this step used.
+    Every rank clears its residual at all elements that any rank selected. Density 1 selects everything. The λ
+    reported is the one used at this step.
 
-    This is the paper's method. It differs from the authors' released code in four points. That code tests
-    e > 0 where e > 1 is meant, and settles 4.6 % below the target. Its factor is 0.9987, not 0.99875. Its
-    parts have other borders where W does not divide n; here part i begins at ⌊i·n/W⌋. Where a rank selects
-    nothing, that code sends a dummy element; here nothing is sent.
+    This is the paper's method. It differs from the authors' released code in four points. That code tests e >
+    0 where e > 1 is meant, and settles 4.6 % below the target. Its factor is 0.9987, not 0.99875. Its parts
+    have other borders if W does not divide n; here part i begins at ⌊i·n/W⌋. If a rank selects nothing, that
+    code sends a dummy element; here nothing is sent.
 
     Args:
-        threshold: λ_0, above 0; by default 1/(2·sqrt(k)).
+        threshold: Initial λ, above 0; by default 1/(2·sqrt(k)), where k is the target number of elements.
+
+    Raises:
+        ValueError: if an option is out of range.
     """
 
     threshold: Tensor
@@ -56,7 +59,7 @@ class Micro(ExclusiveSparsifier):
         self.threshold.fill_(self._first or 1 / (2 * math.sqrt(k)))
 
     def part(self, n: int, wire: Wire) -> tuple[int, int]:
-        """Where in the vector this rank selects at this step."""
+        """(start, stop) of the part of the vector that this rank selects from at this step."""
         return Exclusive().partition(n, int(self.step), wire)
 
     def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
@@ -69,11 +72,11 @@ class Micro(ExclusiveSparsifier):
         k = num_kept(self.density, self.layout.numel)
         if k:
             limits = torch.finfo(torch.float32)
-            # However long a silence, λ stays where a factor can bring it back from.
+            # λ stays a normal float32, so that the factors can still change it after many empty steps.
             self.threshold.mul_(factor(sum(counts) / k)).clamp_(limits.smallest_normal, limits.max)
 
     def report(self) -> dict[str, float]:
-        # `learn` has already moved λ for the next step; what is recorded is the λ of this one.
+        # `learn` has already updated λ for the next step; the record needs the λ of this step.
         return {**super().report(), "threshold": self._threshold() if self._used is None else self._used}
 
     def _threshold(self) -> float:
@@ -81,7 +84,7 @@ class Micro(ExclusiveSparsifier):
 
 
 def factor(error: float) -> float:
-    """The factor that moves λ, given the number of elements selected over the number asked for.
+    """Factor for λ, given the ratio e of the number of elements selected to the target.
 
     >>> factor(2.0), factor(1.0), factor(0.95), factor(0.0)
     (1.005, 1.0, 0.99875, 0.995)

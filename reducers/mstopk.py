@@ -1,4 +1,4 @@
-"""MSTopK: k elements, selected by two thresholds that a bisection finds (Shi et al., MLSys 2021)."""
+"""MSTopK: sends exactly k elements, selected by bisecting two thresholds (Shi et al., MLSys 2021)."""
 # N = elements of the flat vector, then of one group; K = elements selected, C = candidates
 
 import math
@@ -7,30 +7,33 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from sage.reduction import Sparsifier, Travel, Wire, check_fraction, generator, ops
+from sage.reduction import Sparsifier, SparsifierOptions, Wire, check_fraction, generator, ops
 
 from ._by_threshold import NARROW, extremes, largest
 from .topk import num_kept
 
 
 class MSTopK(Sparsifier):
-    """Send k = max(1, ⌊d·n⌋) elements of a group: those that lie above t1, and a run of those above t2.
+    """Send k = max(1, ⌊d·n⌋) elements of each group: those above t1, and a run of those between t2 and t1.
 
-    With t = mean + ρ·(max − mean) of the magnitudes, ρ in (0, 1) is bisected so many times (Algorithm 1). t1
-    is the least t seen that no more than k elements reach, t2 the greatest that more than k do (0 where none
-    does). All that reach t1 are sent, and the elements missing to k are a run, at a random place, of those in
-    [t2, t1) in the order of their indices. Always k are sent: k̂/k = 1. The more rounds, the nearer these
-    come to the k largest. The k largest of a constant group, or one that is not finite, are sent. Bytes: 8
-    (or 6) an element sent.
+    Let t = mean + ρ·(max − mean) of the magnitudes. ρ in (0, 1) is bisected `bisections` times (Algorithm 1).
+    t1 is the smallest t tried that at most k elements reach; t2 is the largest t tried that more than k
+    elements reach (0 if there is none). All elements that reach t1 are sent. The elements missing to k are a
+    run, starting at a random position, of the elements in [t2, t1) in index order. Exactly k elements are
+    always sent: k̂/k = 1. More rounds bring the selection closer to the k largest. If a group is constant or
+    not finite, its k largest elements are sent. Payload bytes per rank: 8 (or 6) per element sent.
 
-    This is the paper's algorithm as the utility study's code has it (Agarwal et al., 2022), which makes 100
-    rounds, and 20 in its hook; the default of 30 is ours. That code's hook writes the values to the first k
-    places, a fault that is not copied.
+    This is the paper's algorithm as implemented in the utility study's code (Agarwal et al., 2022), which
+    makes 100 rounds, and 20 in its hook; the default of 30 is ours. The hook in that code writes the values
+    to the first k positions of the vector, a fault that is not copied.
 
     Args:
-        density: Share of a group's elements to send, in (0, 1].
-        bisections: Rounds, 1 or more; each reads the vector once.
-        sample_seed: Of the places of the runs; each rank and step has its own.
+        density: Share of each group's elements to send, in (0, 1].
+        bisections: Number of bisection rounds, 1 or more; each one reads the vector once.
+        sample_seed: Seed of the runs' start positions; each rank and step draws its own.
+
+    Raises:
+        ValueError: if an option is out of range.
     """
 
     step: Tensor
@@ -41,9 +44,9 @@ class MSTopK(Sparsifier):
         density: float = 0.01,
         bisections: int = 30,
         sample_seed: int = 0,
-        **travel: Unpack[Travel],
+        **options: Unpack[SparsifierOptions],
     ) -> None:
-        super().__init__(**travel)
+        super().__init__(**options)
         self.density = check_fraction("density", density)
         if bisections < 1:
             raise ValueError(f"bisections={bisections!r}: expected 1 or more")
@@ -52,18 +55,18 @@ class MSTopK(Sparsifier):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
-        dice = generator(self._seed, int(self.step), wire.rank)
+        rng = generator(self._seed, int(self.step), wire.rank)
         self.step += 1
         self._threshold = 0.0
         chosen = [signal_N.new_empty(0, dtype=torch.int64)]
         for start, stop in self.layout.groups:
             k = num_kept(self.density, stop - start)
-            at_K, threshold = self._choose(signal_N[start:stop], k, dice)
+            at_K, threshold = self._choose(signal_N[start:stop], k, rng)
             self._threshold += threshold * (stop - start) / self.layout.numel if stop > start else 0.0
             chosen.append(at_K + start)
         return torch.cat(chosen)
 
-    def _choose(self, x_N: Tensor, k: int, dice: torch.Generator) -> tuple[Tensor, float]:
+    def _choose(self, x_N: Tensor, k: int, rng: torch.Generator) -> tuple[Tensor, float]:
         if k == x_N.numel():
             return torch.arange(k, device=x_N.device), 0.0
         mean, most = extremes(x_N)
@@ -74,7 +77,7 @@ class MSTopK(Sparsifier):
         certain_C = x_N[at_C].abs() >= t1
         at_K, run_C = at_C[certain_C], at_C[~certain_C]
         missing = k - at_K.numel()
-        start = int(torch.randint(run_C.numel() - missing + 1, (), generator=dice))
+        start = int(torch.randint(run_C.numel() - missing + 1, (), generator=rng))
         return torch.cat((at_K, run_C[start : start + missing])).sort().values, t2
 
     def _bracket(self, x_N: Tensor, k: int, mean: float, most: float) -> tuple[float, float]:

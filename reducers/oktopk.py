@@ -1,6 +1,6 @@
-"""Ok-Topk: a sparse all-reduce of the globally largest, in at most 6k values (Li & Hoefler, PPoPP 2022)."""
+"""Ok-Topk: sparse all-reduce of the largest sums, at most 6k values and indices (Li & Hoefler, PPoPP '22)."""
 # N = elements of the flat vector, K = elements this rank selects, W = world size, Q = quantiles
-# R = elements of this rank's region, U = those that any rank sent there, G = of these the globally largest
+# R = elements of this rank's region, U = those that any rank sent there, G = the globally largest of these
 
 from typing import Literal
 
@@ -12,31 +12,35 @@ from sage.reduction import Reduced, Sparsifier, Wire, check_fraction, ops, phase
 from .topk import num_kept
 
 QUANTILES = 256
-"""Places in the vector that ranks agree on, evenly spread over the selection, for any number of ranks."""
+"""Number of quantiles of the selection that ranks average to find the regions, for any number of ranks."""
 
 
 class OkTopk(Sparsifier):
-    """Send the largest elements to the rank whose region they lie in, and gather the largest sums.
+    """Send the largest elements to the rank that owns their region, then gather the largest sums.
 
-    This is algorithm 1 of the paper. A rank selects |a| ≥ its own threshold, and sends each element to the
-    rank in whose region of the vector it lies, which adds up what arrives. The means above a global threshold
-    are gathered. An element that is not among them stays in the residual, as does one that was not selected.
-    Every τ steps the thresholds are found anew, as the k-th largest of the rank's signal and of all means, k
-    = ⌊d·n⌋, and the regions, so that on average over the ranks each holds an equal part of what they select.
+    This is Algorithm 1 of the paper. Each rank owns one region of the vector. A rank selects |a| ≥ its own
+    threshold and sends each selected element to the owner of the element's region, which sums what it
+    receives. The means above a global threshold are gathered. An element that is not selected, or whose mean
+    is not gathered, stays in the residual. Every τ steps the thresholds are recomputed as the k-th largest
+    magnitudes of the rank's signal and of all means, with k = ⌊d·n⌋. The regions are recomputed too, so that
+    on average over the ranks each contains an equal part of the selected elements.
 
-    Three points are ours: the regions follow from 256 averaged quantiles of the selections; they and the
-    thresholds have one period τ, where the paper has one for each; and of more than 3k/2 elements above a
-    threshold the largest are sent, so that the paper's bound holds whatever the data. The authors' code was
-    not compared.
+    Three points are ours. The regions follow from 256 averaged quantiles of the selections. They and the
+    thresholds have one period τ, where the paper has one for each. If more than 3k/2 elements exceed a
+    threshold, only the 3k/2 largest are sent, so that the paper's bound holds for all data. The
+    implementation was not compared with the authors' code.
 
-    Bytes each rank hands over: 8 (6 with fp16) for each element that it selects and for each of its region
-    that it gathers, no more than 3k/2 of either (the largest, where a threshold lets pass more), and every τ
-    steps 4 for each of up to k means of its region: at most 6k values and indices in all. Beside that 8·W
-    and 32 for their numbers, and every τ steps 8 and 2,056 for the regions.
+    Payload bytes per rank: 8 (6 with fp16) per element that it selects and per element of its region that it
+    gathers, each at most 3k/2; every τ steps 4 for each of up to k means of its region. This is at most 6k
+    values and indices in all. In addition, 8·W and 32 for counts, and every τ steps 8 and 2,056 for the
+    regions.
 
     Args:
         density: Share of the vector's elements to send, in (0, 1].
-        evaluate_every: τ, steps for which thresholds and regions stay as they are, 1 or more.
+        evaluate_every: Steps τ between recomputations of thresholds and regions, 1 or more.
+
+    Raises:
+        ValueError: if an option is out of range.
     """
 
     even = False
@@ -90,12 +94,12 @@ class OkTopk(Sparsifier):
             at_U, times_U = at_M.long().unique(return_counts=True)
             mean_U = mean_R[at_U]
         if exact:
-            self._agree_on_threshold(mean_U, n, wire)
+            self._update_global_threshold(mean_U, n, wire)
         chosen_G = largest_above(mean_U, float(self.global_threshold), 3 * num_kept(self.density, n) // 2)
         regions = wire.gather_streams(
             values=mean_U[chosen_G].to(self.dtype),
             indices=(at_U[chosen_G] + start).int(),
-            sizes=times_U[chosen_G].sum().view(1),  # as often as ranks have sent what is gathered
+            sizes=times_U[chosen_G].sum().view(1),  # how many elements of the ranks are in what is gathered
         )
         with phase("scatter"):
             at_M = torch.cat([at for _, at, _ in regions])
@@ -111,14 +115,14 @@ class OkTopk(Sparsifier):
         return int(self.step) % self._every == 0 or self.density == 1
 
     def _balance(self, at_K: Tensor, n: int, wire: Wire) -> None:
-        """Agree on where the quantiles of the ranks' selections lie on average."""
+        """Average the quantiles of the ranks' selections, from which the regions follow."""
         place_Q = torch.arange(QUANTILES, device=at_K.device) * at_K.numel() // QUANTILES
         self.edge_Q[:-1] = at_K[place_Q] if n else 0
         self.edge_Q[0], self.edge_Q[-1] = 0, n
         wire.mean(self.edge_Q, kind="sizes")
 
     def _bounds(self, n: int, world_size: int) -> list[int]:
-        """Where each rank's region begins, and n."""
+        """Start of each rank's region, followed by n (W + 1 numbers)."""
         place_W = torch.arange(1, world_size, dtype=torch.float64) * QUANTILES / world_size
         edge_Q, low_W = self.edge_Q.cpu(), place_W.long()
         between_W = torch.lerp(edge_Q[low_W], edge_Q[low_W + 1], place_W - low_W)
@@ -127,32 +131,32 @@ class OkTopk(Sparsifier):
     def _send(
         self, values_K: Tensor, at_K: Tensor, bounds: list[int], wire: Wire
     ) -> list[tuple[Tensor, ...]]:
-        """What each rank has for this one's region: values and indices."""
+        """Values and indices that each rank has sent for this rank's region."""
         below_W = torch.searchsorted(at_K, torch.tensor(bounds, device=at_K.device))
         counts: list[int] = below_W.diff().tolist()
         return wire.all_to_all_ragged(counts, values=values_K, indices=at_K.int())
 
-    def _agree_on_threshold(self, mean_U: Tensor, n: int, wire: Wire) -> None:
-        """Find the k-th largest of all means: it is among the k largest of each region."""
+    def _update_global_threshold(self, mean_U: Tensor, n: int, wire: Wire) -> None:
+        """Set the global threshold to the k-th largest mean, which is among the k largest of each region."""
         k = num_kept(self.density, n)
         _, (top_M,) = wire.gather_ragged(values=mean_U[ops.select_top(mean_U, k)])
         self.global_threshold.fill_(least(top_M[ops.select_top(top_M, k)]))
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
-        return None  # what is selected is more than what is sent in the end
+        return None  # the counts are of the gathered elements; more are selected and sent before that
 
     def report(self) -> dict[str, float]:
         return {"density_asked": self.density, "threshold": float(self.local_threshold)}
 
 
 def largest_above(x_N: Tensor, threshold: float, limit: int) -> Tensor:
-    """Indices (int64, ascending) where |x| >= threshold, and of more than the limit the largest."""
+    """Indices (int64, ascending) where |x| ≥ threshold; if more than `limit`, only those of the largest."""
     at_K = ops.select_above(x_N, threshold)
     return at_K if at_K.numel() <= limit else at_K[ops.select_top(x_N[at_K], limit)]
 
 
 def least(x_K: Tensor) -> float:
-    """The smallest magnitude, 0 of nothing; NaN counts as infinite."""
+    """The smallest magnitude, 0 if there are no elements; NaN counts as infinite."""
     return float(x_K.abs().nan_to_num(torch.inf, torch.inf).min()) if x_K.numel() else 0.0
 
 

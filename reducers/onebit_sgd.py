@@ -1,4 +1,4 @@
-"""1-bit SGD: one bit an element selects one of two means of its layer (Seide et al., 2014)."""
+"""1-bit SGD: sends one bit per element and two mean values per layer (Seide et al., Interspeech 2014)."""
 # N = elements of the vector, G = groups
 
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,15 @@ from sage.reduction import Parts, Quantiser, Wire, ops, per_group
 
 
 class OneBitSgd(Quantiser):
-    """Elements below 0 become the mean of these in their group, the others the mean of the others.
+    """Negative elements become their mean in the group; the others become the mean of the others.
 
-    The quantiser is the paper's with the threshold 0: the reconstruction values are the means of the elements
-    on either side. It differs from the paper in two points: the paper has two values for each column of a
-    matrix, here for each group; and the paper quantises the sum again on its way back, where here the ranks'
-    codes are gathered. It is meant with error feedback, which this paper introduced. Bytes each rank hands
-    over: a bit an element (`values`, in whole bytes), and 8 a group: the mean of the elements below 0 and
-    that of the others (`scales`).
+    The quantiser is the paper's with threshold 0: the reconstruction values are the means of the elements on
+    either side. It differs from the paper in two points. The paper has two values per column of a matrix;
+    here there are two per group. The paper quantises the sum again on its way back; here the ranks' codes are
+    gathered. It requires error feedback, which this paper introduced.
+
+    Payload bytes per rank: 1 bit per element (`values`, in whole bytes), and 8 bytes per group: the mean of
+    the negative elements and that of the others (`scales`).
     """
 
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
@@ -32,8 +33,8 @@ class OneBitSgd(Quantiser):
         means_G2 = parts["scales"].view(2, -1).t().contiguous()
         bit_N = ops.unpack(parts["values"], 1, sum(sizes)).int()
         groups = zip(means_G2, bit_N.split(list(sizes)), strict=True)
-        worths = [means_2.index_select(0, bits) for means_2, bits in groups]
-        return torch.cat(worths or [means_G2.view(-1)])
+        values = [means_2.index_select(0, bits) for means_2, bits in groups]
+        return torch.cat(values or [means_G2.view(-1)])
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         return {"values": -(-sum(sizes) // 8), "scales": 8 * len(sizes)}

@@ -1,4 +1,4 @@
-"""PowerSGD: each layer's gradient as a product of two thin matrices (Vogels et al., NeurIPS 2019)."""
+"""PowerSGD: sends each layer's gradient as a product of two thin matrices (Vogels et al., NeurIPS 2019)."""
 # N = elements of the flat vector, D = those that go dense, F = elements of all factors together
 # n, m = rows and columns of a matrix, r = its rank
 
@@ -26,34 +26,37 @@ from sage.reduction import (
 class PowerSgd(Reducer):
     """Power iteration on the mean of the ranks' matrices, warm-started from the last step's factor.
 
-    A parameter of n × m elements, seen as its first dimension by the others, is the matrix M. With Q of the
-    step before, made orthonormal,
+    A parameter of n × m elements, its first dimension by all others, is the matrix M. With the Q of the
+    previous step, orthonormalised,
 
-        P = mean of M·Q over ranks, made orthonormal;  Q = mean of Mᵀ·P over ranks;  mean ≈ P·Qᵀ
+        P = mean of M·Q over ranks, orthonormalised;  Q = mean of Mᵀ·P over ranks;  mean ≈ P·Qᵀ
 
-    (algorithm 1 of the paper). `iterations` repeats this within a step, each time from the last Q; the paper
-    makes one. The residual of each rank is its own M less the common P·Qᵀ, as in PyTorch's powerSGD_hook, so
-    that every rank counts the mean as what it has sent. At first Q is drawn from N(0, 1), the same on all
-    ranks; a column of Q no longer than `eps` (a gradient of zeros has no direction), or not finite, begins
-    anew. Algorithm 1 does not make Q orthonormal. P is the same either way but for `eps`, which must be small
-    beside what it is added to: here a gradient, not its square. The dense parameters, `start_step` and
-    `min_compression_rate` are those of PyTorch's hook. `half` is the utility study's HalfRankK (Agarwal et
-    al., 2022).
+    (Algorithm 1 of the paper). `iterations` repeats this within a step, each time from the last Q; the paper
+    does one iteration. Each rank's residual is its own M minus the common P·Qᵀ, as in PyTorch's
+    powerSGD_hook, so every rank counts the mean as what it has sent. Q is initialised from N(0, 1), the same
+    on all ranks. A column of Q is reinitialised if it is not finite or not longer than `eps` (a gradient of
+    zeros has no direction). Algorithm 1 does not orthonormalise Q. P is the same either way except for the
+    effect of `eps`, which must be small relative to what it is added to: here a gradient, not its square. The
+    dense parameters, `start_step` and `min_compression_rate` are those of PyTorch's hook. `half` is the
+    utility study's HalfRankK (Agarwal et al., 2022).
 
-    Bytes each rank hands over: 4·r·(n + m) a matrix and iteration, and 4 an element of the parameters of one
-    dimension or none, and of those where rank r would save too little, which go dense with all P in the first
-    of two all-reduces an iteration. With `half`, 4·r·n and 4·r·m a matrix in turn, in one all-reduce; before
-    `start_step`, 4 an element. It decides by parameter, whatever the grouping.
+    Payload bytes per rank: 4·r·(n + m) per matrix and iteration, in two all-reduces per iteration. Parameters
+    of one dimension or none, and those for which rank r would save too little, are sent dense, 4 per element,
+    together with all P of the first iteration. With `half`, 4·r·n and 4·r·m per matrix in alternate steps, in
+    one all-reduce. Before `start_step`, 4 per element. The method works per parameter, whatever the grouping.
 
     Args:
-        rank: Rank r of the matrices P·Qᵀ, or n or m where that is less; 1 or more.
-        start_step: Steps at first that are exact, by all-reduce, 0 or more.
-        min_compression_rate: A matrix goes dense unless r·(n + m) times this is less than n·m; 0 or more.
-        eps: Added to the length of a column that it is divided by, 0 or more.
-        half: Compute P and Q in turn, one a step, the other one being that of the step before. What stays in
-            the residual is then larger.
-        iterations: Power iterations a step, 1 or more; with `half`, 1.
-        sample_seed: Of the first Q.
+        rank: Rank r of the product P·Qᵀ, at most n or m; 1 or more.
+        start_step: Number of initial steps that use an exact all-reduce, 0 or more.
+        min_compression_rate: A matrix is sent dense unless r·(n + m) times this is less than n·m; 0 or more.
+        eps: Added to a column's length before dividing by it, at least 0 and below 1.
+        half: Compute P and Q in alternate steps; the other factor is that of the previous step. The residual
+            is then larger.
+        iterations: Power iterations per step, 1 or more; with `half`, 1.
+        sample_seed: Seed of the initial Q.
+
+    Raises:
+        ValueError: if an option is out of range.
     """
 
     memory = "residual"
@@ -83,7 +86,7 @@ class PowerSgd(Reducer):
         if not 0 <= eps < 1:
             raise ValueError(f"eps={eps!r}: expected a length far below 1, 0 or more")
         if iterations < 1 or (half and iterations > 1):
-            raise ValueError(f"iterations={iterations!r}, half={half!r}: expected 1 or more, with half 1")
+            raise ValueError(f"iterations={iterations!r}, half={half!r}: expected 1 or more; with half, 1")
         self._start_step, self._eps, self._half, self._seed = start_step, eps, half, sample_seed
         self._iterations = iterations
         self._min_rate = check_min_rate(min_compression_rate)
@@ -95,20 +98,20 @@ class PowerSgd(Reducer):
         if self._half:
             self._shapes["p_F"] = [(x.rows, x.rank) for x in self.split.matrices]
         for place, (name, shapes) in enumerate(self._shapes.items()):
-            dice = generator(self._seed, place)
-            first_F = torch.randn(sum(rows * rank for rows, rank in shapes), generator=dice)
+            rng = generator(self._seed, place)
+            first_F = torch.randn(sum(rows * rank for rows, rank in shapes), generator=rng)
             self.register_buffer(name, first_F)
             self.register_buffer(f"first_{name}", first_F.clone(), persistent=False)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def ranks(self) -> list[int]:
-        """The rank of each matrix at this step, at most that which it was bound with."""
+        """Rank of each matrix at this step, at most the one it was bound with."""
         return [x.rank for x in self.split.matrices]
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         if grad_N.dtype != torch.float32:
             return in_float32(self, grad_N, residual_N, wire)
-        step = int(self.step) if self._start_step or self._half else 0  # asking a GPU takes time
+        step = int(self.step) if self._start_step or self._half else 0  # reading a GPU tensor synchronises
         self.step += 1
         signal_N = ops.accumulate(grad_N, residual_N)
         if step < self._start_step:
@@ -145,7 +148,7 @@ class PowerSgd(Reducer):
     def _iterate(
         self, matrices: list[Tensor], factors: list[Tensor], nothing: Tensor, wire: Wire
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """P, orthonormal, and Q after one more power iteration from these Q."""
+        """Do one more power iteration from these Q; returns the orthonormal P and the new Q."""
         bases: list[Tensor] = []
         for transposed in (False, True):
             with phase("select"):
@@ -155,7 +158,7 @@ class PowerSgd(Reducer):
         return bases, factors
 
     def _bases(self, name: str) -> list[Tensor]:
-        """The factors of the last step, made orthonormal; columns without a direction begin anew."""
+        """The last step's factors, orthonormalised; columns without a direction are reinitialised."""
         shapes = self._shapes[name]
         lasts = unflatten(self.get_buffer(name), shapes)
         firsts = unflatten(self.get_buffer(f"first_{name}"), shapes)
@@ -171,7 +174,7 @@ class PowerSgd(Reducer):
             last[:, : factor.shape[1]] = factor
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
-        if self._start_step or self._half:  # their bytes differ from step to step
+        if self._start_step or self._half:  # the bytes differ between steps
             return None
         sizes = [r * (x.rows + x.columns) for x, r in zip(self.split.matrices, self.ranks(), strict=True)]
         return {"values": 4 * (self.split.num_dense + self._iterations * sum(sizes))}
@@ -182,7 +185,7 @@ def _products(matrices: list[Tensor], bases: list[Tensor], *, transposed: bool) 
 
 
 def _mean(dense_D: Tensor, factors: list[Tensor], wire: Wire) -> tuple[Tensor, list[Tensor]]:
-    """The means over ranks, of a dense vector and of factors, by one all-reduce."""
+    """Means over ranks of a dense vector and of factors, by one all-reduce."""
     joined = torch.cat([dense_D, *(factor.reshape(-1) for factor in factors)])
     if joined.numel():
         wire.mean(joined)

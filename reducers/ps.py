@@ -1,4 +1,4 @@
-"""Parameter server: rank 0 gathers every gradient, takes the mean, and broadcasts it; nothing compressed."""
+"""Parameter server: rank 0 gathers, averages and broadcasts; no compression (Li et al., OSDI 2014)."""
 # N = elements of the flat vector, W = ranks
 
 from torch import Tensor
@@ -7,13 +7,16 @@ from sage.reduction import Reduced, Reducer, Wire, add, phase
 
 
 class Ps(Reducer):
-    """The mean over ranks as a parameter server computes it (Li et al., OSDI 2014), rank 0 being the server.
+    """Mean over ranks as a parameter server computes it (Li et al., OSDI 2014), with rank 0 as the server.
 
-    It is the pattern of the utility study's ExactPs (Agarwal et al., 2022), whose code does not divide the
-    sum by W and does not hand the mean back, faults that are not copied. The mean is that of `exact`, and so
-    are the bytes each rank hands over: 4 an element, those of rank 0 to the broadcast, those of the others to
-    the gather. The links differ: rank 0 receives W − 1 gradients and sends the mean to ⌈log2 W⌉ ranks, which
-    forward it; see `docs/explanation/ledger.md`.
+    This is the communication pattern of the utility study's ExactPs (Agarwal et al., 2022). That code does
+    not divide the sum by W and does not return the mean; these faults are not copied. The mean is that of
+    `exact`.
+
+    Payload bytes per rank: 4 per element, as with `exact`; rank 0 passes them to the broadcast, the others to
+    the gather. The traffic on the links differs: rank 0 receives W − 1 gradients and sends the mean to ⌈log2
+    W⌉ ranks, which forward it; see
+    `docs/explanation/ledger.md`.
     """
 
     spares_small = False

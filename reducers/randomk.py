@@ -1,4 +1,4 @@
-"""Random-k: elements drawn at random, whatever their size; with a common seed no indices are sent."""
+"""Random-k: sends k elements per group drawn at random, by default without indices (Stich et al., 2018)."""
 # N = elements of the flat vector, n = of one group, K = elements sent
 
 from typing import Literal, Unpack
@@ -6,30 +6,35 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from sage.reduction import Reduced, Sparsifier, Travel, Wire, check_fraction, generator, ops, phase
+from sage.reduction import Reduced, Sparsifier, SparsifierOptions, Wire, check_fraction, generator, ops, phase
 
 from .topk import num_kept
 
 
 class RandomK(Sparsifier):
-    """Send k = max(1, ⌊d·n⌋) elements of each group, drawn anew at every step (Stich et al., 2018).
+    """Send k = max(1, ⌊d·n⌋) elements of each group, drawn again at every step (Stich et al., 2018).
 
-    `shared`: all ranks draw the same k different elements from a common seed, and only values are all-reduced
-    (the utility study's UniformRandomSparse, Agarwal et al., 2022). `block`: the same with k elements in a
-    row, from a random one on, continued at the group's start where they reach its end (its
-    UniformRandomSparseBlock). Bytes a rank hands over: 4 (or 2) an element sent; no indices travel.
+    `shared`: all ranks draw the same k distinct elements from a common seed, and only values are all-reduced
+    (the utility study's UniformRandomSparse, Agarwal et al., 2022). `block`: the same with k consecutive
+    elements from a random start, continued at the group's beginning if they reach its end (its
+    UniformRandomSparseBlock). Payload bytes per rank: 4 (or 2) per element sent; no indices are sent.
 
-    `own`: each rank draws k for itself with replacement, as BytePS's randomk; an element drawn twice is sent
-    once, where BytePS sends it twice. Values and indices are gathered, and counts may differ: bytes as for a
-    threshold. The random numbers are our own in all three, so that the elements drawn differ from theirs.
+    `own`: each rank draws k elements for itself with replacement, as BytePS's randomk; an element drawn twice
+    is sent once, where BytePS sends it twice. Values and indices are gathered, and counts may differ: payload
+    bytes as for a threshold. The random number generator is our own in all three, so the elements drawn
+    differ from the sources'.
 
     Args:
-        density: Share of a group's elements to send, in (0, 1].
-        draw: What is drawn, as above.
-        unbiased: Whether what is sent is divided by its probability, k/n (`own`: 1 − (1 − 1/n)^k), so that
-            its mean over draws is the gradient (neither source does). Without memory only: a residual already
-            makes up for what was not sent.
-        sample_seed: Of the draws.
+        density: Share of each group's elements to send, in (0, 1].
+        draw: What is drawn: the same elements on all ranks (`shared`), one `block` of consecutive elements,
+            or each rank's `own` elements.
+        unbiased: Whether values are divided by their probability of being sent, k/n (`own`: 1 − (1 − 1/n)^k),
+            so that their expectation is the gradient (neither source does). Only used without error feedback:
+            a residual already compensates for what was not sent.
+        sample_seed: Seed of the draws.
+
+    Raises:
+        ValueError: if an option is out of range.
     """
 
     even = False
@@ -42,9 +47,9 @@ class RandomK(Sparsifier):
         draw: Literal["shared", "block", "own"] = "shared",
         unbiased: bool = False,
         sample_seed: int = 0,
-        **travel: Unpack[Travel],
+        **options: Unpack[SparsifierOptions],
     ) -> None:
-        super().__init__(**travel)
+        super().__init__(**options)
         self.density = check_fraction("density", density)
         if draw not in ("shared", "block", "own"):
             raise ValueError(f"draw={draw!r}: expected shared, block or own")
@@ -62,21 +67,21 @@ class RandomK(Sparsifier):
 
     def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
         place = (int(self.step), wire.rank) if self._draw == "own" else (int(self.step),)
-        dice = generator(self._seed, *place)
+        rng = generator(self._seed, *place)
         self.step += 1
-        chosen = [self._drawn(stop - start, dice) + start for start, stop in self.layout.groups]
+        chosen = [self._drawn(stop - start, rng) + start for start, stop in self.layout.groups]
         return torch.cat([torch.empty(0, dtype=torch.int64), *chosen]).to(signal_N.device)
 
-    def _drawn(self, n: int, dice: torch.Generator) -> Tensor:
+    def _drawn(self, n: int, rng: torch.Generator) -> Tensor:
         k = num_kept(self.density, n)
         if k == n:
             return torch.arange(n)
         if self._draw == "block":
-            start = torch.randint(n, (), generator=dice)
+            start = torch.randint(n, (), generator=rng)
             return ((torch.arange(k) + start) % n).sort().values
         if self._draw == "own":
-            return torch.randint(n, (k,), generator=dice).unique()
-        return distinct(n, k, dice)
+            return torch.randint(n, (k,), generator=rng).unique()
+        return distinct(n, k, rng)
 
     def _chance(self, n: int) -> float:
         k = num_kept(self.density, n)
@@ -87,7 +92,7 @@ class RandomK(Sparsifier):
             return super().forward(grad_N, residual_N, wire)
         with phase("select"):
             values_K, at_K = self.take(grad_N, residual_N, wire)
-        # Divided first, the sum of halves does not overflow.
+        # Dividing before the sum keeps fp16 from overflowing.
         mean_K = wire.sum(values_K.div_(wire.world_size))
         with phase("scatter"):
             mean_N = ops.scatter_mean(mean_K, at_K, [at_K.numel()], out_N=grad_N)
@@ -104,17 +109,17 @@ class RandomK(Sparsifier):
         return {"density_asked": self.density}
 
 
-def distinct(n: int, k: int, dice: torch.Generator) -> Tensor:
-    """k different indices (int64, ascending) below n; every such set is as likely as any other.
+def distinct(n: int, k: int, rng: torch.Generator) -> Tensor:
+    """k distinct indices (int64, ascending) below n; every set of k is equally likely.
 
     >>> distinct(5, 5, torch.Generator()).tolist()
     [0, 1, 2, 3, 4]
     """
     if 4 * k > n:
-        return torch.randperm(n, generator=dice)[:k].sort().values
+        return torch.randperm(n, generator=rng)[:k].sort().values
     at_K = torch.empty(0, dtype=torch.int64)
-    while at_K.numel() < k:  # what was drawn before is drawn again: it does not matter to whom that happens
-        more_K = torch.randint(n, (k - at_K.numel(),), generator=dice)
+    while at_K.numel() < k:  # duplicates are drawn again; by symmetry this favours no element
+        more_K = torch.randint(n, (k - at_K.numel(),), generator=rng)
         at_K = torch.cat((at_K, more_K)).unique()
     return at_K
 

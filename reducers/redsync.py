@@ -1,38 +1,42 @@
-"""RedSync: magnitudes above a threshold sought between their mean and maximum (Fang et al., JPDC 2019)."""
+"""RedSync: sends magnitudes above a threshold searched between mean and maximum (Fang et al., JPDC 2019)."""
 # N = elements of a group
 
 from typing import Literal, Unpack
 
 from torch import Tensor
 
-from sage.reduction import Travel, ops
+from sage.reduction import SparsifierOptions, ops
 
 from ._by_threshold import NARROW, ByThreshold, extremes
 
 PROBES = {"paper": 10, "released": 3}
-"""Until the interval that m is sought in is below 1/1000, or 1/5."""
+"""Maximum number of probes: until the search interval of m is below 1/1000 (paper) or 1/5 (released)."""
 
 
 class RedSync(ByThreshold):
-    """Send |a| ≥ λ, λ = mean + m·(max − mean) of a layer's magnitudes, m sought in (0, 1).
+    """Send |a| ≥ λ, where λ = mean + m·(max − mean) of a layer's magnitudes and m is searched in (0, 1).
 
     `paper` (the paper's threshold binary search) bisects m until k ≤ count < 2k; the limit of 10 probes is
-    ours. `released` is the redsync of SIDCo's authors' code: 3 probes, and a probe that lets through fewer
-    than k, but no fewer than k/2, raises m instead of lowering it; whatever the last probe selects is sent.
-    That code compares by >, this by ≥.
+    ours. `released` is redsync in the code of SIDCo's authors: it makes 3 probes, and a probe that selects
+    fewer than k elements but at least k/2 raises m instead of lowering it. The selection of the last probe is
+    sent. That code compares by >, this one by ≥.
 
-    With `trim` m starts at 0.8 and falls by 0.2 until count ≥ k; `paper` (trimmed top-k) then sends the k
-    largest of these, and `released` (SIDCo's redsynctrim), which never trims, all of them. Ours is that m
-    ends at 0: where fewer than k lie above the mean, or the search finds nothing, as in a constant layer, the
-    k largest are sent. SIDCo's code does not end there.
+    With `trim` m starts at 0.8 and decreases by 0.2 until count ≥ k. `paper` (trimmed top-k) then sends the k
+    largest of these; `released` (SIDCo's redsynctrim), which never trims, sends all of them. Stopping at m =
+    0 is ours: if fewer than k elements exceed the mean, or the search finds nothing, as in a constant layer,
+    the k largest are sent. SIDCo's code does not terminate in this case.
 
-    k̂/k is not within 20 % of 1: it aims at 1 to 2, and is 1.24 to 1.87 on normal, Laplace, Student-t(4) and
-    70 %-zero vectors at d = 0.1, 0.01, 0.001; `released` is at 0.03 to 1.91, and at 2.1 to 337 with `trim`.
-    `trim` alone sends k. (Measured: docs/explanation/selection.md.)
+    Achieved over target count, k̂/k, is not within 20 % of 1: the method aims at 1 to 2. It is 1.24 to 1.87
+    on normal, Laplace, Student-t(4) and 70 %-zero vectors at d = 0.1, 0.01 and 0.001; `released` is at 0.03
+    to 1.91, and at 2.1 to 337 with `trim`. `trim` alone sends exactly k.
+    (Measured: docs/explanation/selection.md.)
 
     Args:
-        rule: The paper's search, or SIDCo's code.
-        trim: Whether m comes down in steps of 0.2 instead of being bisected.
+        rule: Search rule: the paper's, or that of SIDCo's code (`released`).
+        trim: Whether m decreases in steps of 0.2 instead of being bisected.
+
+    Raises:
+        ValueError: if an option is out of range.
     """
 
     grouping = "layer"
@@ -43,9 +47,9 @@ class RedSync(ByThreshold):
         density: float = 0.01,
         rule: Literal["paper", "released"] = "paper",
         trim: bool = False,
-        **travel: Unpack[Travel],
+        **options: Unpack[SparsifierOptions],
     ) -> None:
-        super().__init__(density=density, **travel)
+        super().__init__(density=density, **options)
         if rule not in PROBES:
             raise ValueError(f"rule={rule!r}: expected paper or released")
         self._rule, self._trim = rule, trim

@@ -1,5 +1,5 @@
-"""SAGE: a threshold that moves every step to steer the density to its target (kljp/sage)."""
-# N = elements of the flat vector, P = of the part that this rank selects in, K = elements selected
+"""SAGE: adapts a threshold at every step so that the density stays at its target (kljp/sage)."""
+# N = elements of the flat vector, P = elements of this rank's part of it, K = elements selected
 
 import math
 from typing import Literal
@@ -15,8 +15,8 @@ from sage.reduction import (
     Reduced,
     Sparsifier,
     Wire,
-    alone,
     check_fraction,
+    local_only,
     ops,
     phase,
     signal_dtype,
@@ -26,38 +26,42 @@ from sage.reduction import exchange as exchanges
 
 
 class Sage(Sparsifier):
-    """Send |a| ≥ λ_t, where a controller moves λ_t from step to step.
+    """Send |a| ≥ λ_t, where a controller updates λ_t at every step.
 
-    `--controller sage --exchange padded` is the method of kljp/sage's code; its sampling is
-    `--sampling tensor`, and the default that of its authors' later repositories. The other controllers,
-    `agree`, the density schedules but `warmup` (Lin et al., 2018) and `accordion` (Agarwal et al., 2021), and
-    the other exchanges but `exclusive` (MiCRO, Yoon & Oh, 2023) are ours. Density 1 bypasses the controller
-    and sends everything.
+    `--controller sage --exchange padded` is the method of kljp/sage's code; its sampling is `--sampling
+    tensor`, and the default sampling is that of its authors' later repositories. Ours are the other
+    controllers, `agree`, the density schedules except `warmup` (Lin et al., 2018) and `accordion` (Agarwal et
+    al., 2021), and the other exchanges except `exclusive` (MiCRO, Yoon & Oh, 2023). Density 1 bypasses the
+    controller and sends everything.
 
     Args:
         density: Target share of the elements to send, in (0, 1].
-        controller: The rule that moves λ: `quantile`, to the k-th largest |a|, looked for where the last was
-            (from a density of 1/32 on, that of a sample); `feedback` on the density's error; `sage`, as
-            published.
-        agree: Whether small all-reduces make λ common to all ranks, so that the largest elements of all of
-            them are sent; else each rank sends its own largest. `scales`: 8 bytes, with `quantile` 64 once or
-            twice, and 1,024 more where the last λ is no guide.
-        threshold: λ_0 of `sage` and `feedback`, above 0; by default 1/(2·sqrt(density·n)), and the quantile.
-        exchange: How the ranks' selections come together: `padded` or `uneven` gather, or `auto`, the faster
-            of these in the first steps; `chunks` of fixed capacity; all-reduce of the `union`; parts of the
-            vector `exclusive` to a rank.
-        density_schedule: How the target changes: `warmup` by epochs, `linear` or `cosine` by steps,
-            `accordion` in critical regimes, `budget` as the link has it.
-        density_from: Where `warmup`, `linear` and `cosine` come from (0.25), and the density of `accordion`'s
-            critical regimes (ten times `density`).
-        density_steps: Steps that `linear` and `cosine` take, 1 or more.
-        budget: With the schedule `budget`, what may be used, above 0.
-        budget_unit: Of the budget: `bytes` that a rank may send in a second, or `time`, the seconds of
-            communication for each second of the rest.
-        values: Precision in which values travel.
-        sample_seed: Of the controller's samples of the signal.
-        sampling: With `controller=sage`, whether every `element` is as likely to be in a sample, or, as in
-            kljp/sage, first a `tensor` is drawn and then an element of it.
+        controller: Rule that updates λ: `quantile` sets it to the k-th largest |a|, searched near the last λ
+            (from a density of 1/32 on, to that of a sample); `feedback` corrects the error of the density;
+            `sage` is the published rule.
+        agree: Whether small all-reduces give all ranks a common λ, so that the largest elements over all
+            ranks are sent; if not, each rank sends its own largest elements. Payload bytes per step
+            (`scales`): 8; with `quantile` 64 once or twice, and 1,024 more if the new λ is far from the last.
+        threshold: Initial λ of `sage` and `feedback`, above 0; by default 1/(2·sqrt(density·n)) for `sage`,
+            the signal's quantile for `feedback`.
+        exchange: How the ranks' selections are combined: `padded` or `uneven` all-gather; `auto`, the faster
+            of these two in the first steps; `chunks` of fixed capacity; all-reduce over the `union` of the
+            indices; parts of the vector `exclusive` to one rank.
+        density_schedule: How the target density changes: `constant`; `warmup` by epochs; `linear` or `cosine`
+            by steps; `accordion` in critical regimes; `budget` by measured bytes or time.
+        density_from: First density of `warmup`, `linear` and `cosine` (by default 0.25), and the density of
+            `accordion` in critical regimes (by default ten times `density`).
+        density_steps: Number of steps of `linear` and `cosine`, 1 or more.
+        budget: Limit of the schedule `budget`, above 0, in the unit below.
+        budget_unit: Unit of the budget: `bytes` that a rank may send per second, or `time`, seconds of
+            communication per second of everything else.
+        values: Precision in which values are sent.
+        sample_seed: Seed of the controller's samples of the signal.
+        sampling: How `controller=sage` samples: every `element` is equally likely, or, as in kljp/sage, a
+            `tensor` is drawn first and then one of its elements.
+
+    Raises:
+        ValueError: if an option is out of range, or options contradict each other.
     """
 
     even = False
@@ -95,25 +99,25 @@ class Sage(Sparsifier):
                 raise ValueError(f"{name}={value!r}: expected {', '.join(allowed)}")
         if threshold is not None and controller == "quantile":
             raise ValueError(
-                f"threshold={threshold!r} is λ_0, which the controller quantile has no use for: "
-                "leave it out, or say controller=sage or controller=feedback"
+                f"threshold={threshold!r} with controller='quantile': this controller has no initial "
+                "threshold; omit it, or choose controller=sage or controller=feedback"
             )
         if sampling == "tensor" and (controller != "sage" or exchange == "exclusive"):
             raise ValueError(
                 f"sampling='tensor' with controller={controller!r}, exchange={exchange!r}: expected "
-                "controller='sage', and not the exchange exclusive, whose parts cut tensors"
+                "controller='sage' and an exchange other than exclusive, whose parts split tensors"
             )
         if agree and exchange == "exclusive":
             raise ValueError(
-                "agree=True with exchange='exclusive': there each rank looks at a part of the vector of its "
-                "own, so that a common λ would not mean the same to them; leave out one or the other"
+                "agree=True with exchange='exclusive': each rank selects from a part of its own, to which a "
+                "common threshold does not apply; use only one of the two"
             )
         self.controller = CONTROLLERS[controller](threshold=threshold, seed=sample_seed)
         self._samples_tensors = sampling == "tensor"
         self.exchange = exchanges.EXCHANGES[exchange]()
         self.target = self._target(density_schedule, density_from, density_steps, budget, budget_unit)
         self._agree = agree
-        self._asked = self.density
+        self._target_density = self.density
         self._selected = 0.0
         self.register_buffer("selections", torch.zeros((), dtype=torch.int64))
 
@@ -131,8 +135,8 @@ class Sage(Sparsifier):
             raise ValueError(f"density_steps={steps!r}: expected 1 step or more")
         if (schedule == "budget") != (budget is not None) or (budget is not None and not budget > 0):
             raise ValueError(
-                f"density_schedule={schedule!r} with budget={budget!r}: the schedule budget takes a budget "
-                "above 0, and no other takes one"
+                f"density_schedule={schedule!r} with budget={budget!r}: density_schedule='budget' requires a "
+                "budget above 0; other schedules take none"
             )
         if budget is not None:
             return schedules.Budget(self.density, allowed=budget, unit=unit)
@@ -149,9 +153,9 @@ class Sage(Sparsifier):
         self.target.begin_epoch(epoch, lr, wire)
 
     def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
-        """Accumulate, and take what the controller selects in the part of the vector that is this rank's."""
+        """Accumulate the signal and take what the controller selects in this rank's part of the vector."""
         n = grad_N.numel()
-        self._asked = density = self.target.now()
+        self._target_density = density = self.target.now()
         start, stop = self.exchange.partition(n, int(self.selections), wire)
         self.selections += 1
         grad_P, residual_P = grad_N[start:stop], None
@@ -163,7 +167,7 @@ class Sage(Sparsifier):
             dtype = signal_dtype(grad_P, residual_P)
             own_K, at_K = ops.take_above(grad_P, residual_P, 0.0, dtype=dtype)
         else:
-            agree: Agree = (lambda x_B: wire.mean(x_B, kind="scales")) if self._agree else alone
+            agree: Agree = (lambda x_B: wire.mean(x_B, kind="scales")) if self._agree else local_only
             own_K, at_K = self.controller.take(grad_P, residual_P, density, agree)
         return own_K, at_K.add_(start)
 
@@ -175,7 +179,7 @@ class Sage(Sparsifier):
             own_K,
             at_K,
             wire,
-            density=self._asked,
+            density=self._target_density,
             dtype=self.dtype,
             keep=residual_N is not None,
             out_N=grad_N,
@@ -186,7 +190,7 @@ class Sage(Sparsifier):
     def learn(self, counts: list[int], mean_N: Tensor, wire: Wire) -> None:
         parts = wire.world_size if isinstance(self.exchange, exchanges.Exclusive) else 1
         self._selected = sum(counts) * parts / (len(counts) * max(1, mean_N.numel()))
-        if self._asked < 1 and mean_N.numel():
+        if self._target_density < 1 and mean_N.numel():
             self.controller.learn(self._selected)
         self.target.learn(mean_N, wire)
 
@@ -197,7 +201,7 @@ class Sage(Sparsifier):
 
     def report(self) -> dict[str, float]:
         return {
-            "density_asked": self._asked,
+            "density_asked": self._target_density,
             "density_selected": self._selected,
             "threshold": float(self.controller.threshold),
             **self.exchange.report(),

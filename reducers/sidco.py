@@ -1,4 +1,4 @@
-"""SIDCo: magnitudes above a fitted distribution's quantile, in stages (Abdelmoniem et al., MLSys 2021)."""
+"""SIDCo: sends magnitudes above a fitted distribution's quantile (Abdelmoniem et al., MLSys 2021)."""
 # N = elements of a group, K = elements above the last stage's threshold, G = groups
 
 import math
@@ -8,60 +8,69 @@ import torch
 from scipy.special import gammaincinv
 from torch import Tensor
 
-from sage.reduction import Layout, Travel, Wire, ops
+from sage.reduction import Layout, SparsifierOptions, Wire, ops
 
 from ._by_threshold import NARROW, ByThreshold, norm_sum
 
 EVERY, TOLERANCE = 5, 0.2
-"""Steps between two adaptations, and how far k̂/k may be from 1 before there is one."""
+"""Steps between two adaptations, and the deviation of k̂/k from 1 that triggers one."""
 MOVE, LEAST, MOST = 0.05, 0.05, 0.5
-"""Of the first stage's share: how far it is moved at a time, and between what."""
+"""Step, minimum and maximum of the first stage's share when it adapts."""
 
 
 class SIDCo(ByThreshold):
-    """Send |a| ≥ λ, λ the quantile of a sparsity-inducing distribution fitted to |a|, in M stages.
+    """Send |a| ≥ λ, the quantile of a sparsity-inducing distribution fitted to |a|, in M stages.
 
-    The first stage leaves a share δ1 of the elements (0.25; d where M = 1 or d ≥ δ1). Each later stage fits
-    the elements that the last one left, less the smallest of them, and leaves (d/δ1)^(1/(M−1)) of these. With
-    `stages=0`, as in the authors' code, each stage leaves δ1 and the last one the rest: at d = 0.05 these are
-    0.25, 0.25 and 0.8. With mean μ, variance σ² and the share δ to leave, λ is
+    The first stage keeps a share δ1 of the elements (0.25; d if M = 1 or d ≥ δ1). Each later stage fits the
+    elements kept by the previous one, minus the smallest of them, and keeps (d/δ1)^(1/(M−1)) of these. With
+    `stages=0`, as in the authors' code, each stage keeps δ1 and the last one keeps the rest: at d = 0.05 the
+    shares are 0.25, 0.25 and 0.8. With mean μ, variance σ² and the share δ to keep, λ is
 
         exponential          −μ ln δ
         generalised Pareto   α(1 − δ^κ)/κ,  κ = ½(μ²/σ² − 1),  α = ½ μ(μ²/σ² + 1)
         gamma                −β(ln δ + ln Γ(α)),  β = μ/α,
                              α = (3 − s + √((s − 3)² + 24 s))/(12 s),  s = ln μ − mean ln|a|
 
-    `E` is exponential in all stages, `P` generalised Pareto, and `GP` gamma, then generalised Pareto; for
-    gamma `quantile="exact"` uses the distribution's own quantile β·P⁻¹(α, 1 − δ), and `closed` the paper's
-    approximation of it for small α. Two points are ours, and in neither the paper nor its code: exact zeros
-    are left out of the fit (d is then k over the number of elements that are not zero; 70 % of zeros mislead
-    every fit otherwise), and the comparison is ≥, where the code compares by >.
+    `E` is exponential in all stages, `P` generalised Pareto, and `GP` gamma, then generalised Pareto. For
+    gamma, `quantile="exact"` uses the distribution's own quantile β·P⁻¹(α, 1 − δ), and `closed` the paper's
+    approximation of it for small α. Two points are ours and neither in the paper nor in its code. Exact zeros
+    are excluded from the fit, because 70 % of zeros mislead every fit otherwise; d is then k over the number
+    of nonzero elements. Elements are compared by ≥, where the code compares by >.
 
-    M begins at 1. Every 5 steps, where the mean e of k̂/k over them is off by more than 0.2, M moves by one in
-    [1, ⌈log2(1/d)⌉], on each rank and for each group by itself. With e₀ the e before, ∞ at first:
+    M starts at 1. Every 5 steps, if the mean e of k̂/k over them differs from 1 by more than 0.2, M changes
+    by one within [1, ⌈log2(1/d)⌉], separately on each rank and for each group. Let e₀ be the previous e,
+    initially ∞:
 
-    - `paper` (the paper's rule, −1 in its code): down where e > 1, up where e < 1. Where one stage sends too
-      many, it stays at M = 1.
-    - `worse` (rule −2 of its code): as `paper`, but the other way where |e − 1| > |e₀ − 1|.
-    - `return` (rule −3 of its code): as `paper`, but the other way unless e has moved back from outside the
-      band: e₀ > 1.2 and e < e₀, or e₀ < 0.8 and e > e₀.
-    - `flip` (ours, the default): in the direction of the last move, at first up, or the other way where
+    - `paper` (the paper's rule, −1 in its code): down if e > 1, up if e < 1. If one stage sends too many, M
+      stays at 1.
+    - `worse` (rule −2 of its code): as `paper`, but the opposite direction if |e − 1| > |e₀ − 1|.
+    - `return` (rule −3 of its code): as `paper`, but the opposite direction unless e has moved back from
+      outside the band: e₀ > 1.2 and e < e₀, or e₀ < 0.8 and e > e₀.
+    - `flip` (ours, the default): the direction of the last change, initially up, or the opposite direction if
       |e − 1| > |e₀ − 1|. At an end of the range it reverses; the other rules stay there.
 
-    The reversal in `worse` and `return` holds for one move; the next starts from the sign of its own error.
+    The reversal in `worse` and `return` applies to one change; the next starts from the sign of its own
+    error.
 
-    k̂/k is within 20 % of 1 on normal, Laplace, Student-t(4) and 70 %-zero vectors at d = 0.1, 0.01, 0.001,
-    but for 2.5 under `E` on Student-t(4) at 0.001. Under the paper's rule of adaptation it is 2.3 (`E`) and
-    3.0 (`GP`) there, and up to 6.9 (`P`, normal, 0.001); with one stage, 0.00 (`E`, normal, 0.001) to 6.9;
-    with the paper's approximation of the gamma quantile, up to 1.52.
+    Achieved over target count, k̂/k, is within 20 % of 1 on normal, Laplace, Student-t(4) and 70 %-zero
+    vectors at d = 0.1, 0.01 and 0.001, except for 2.5 under `E` on Student-t(4) at 0.001. With the paper's
+    adaptation rule it is 2.3 (`E`) and 3.0 (`GP`) there, and up to 6.9 (`P`, normal, 0.001); with one stage,
+    0.00 (`E`, normal, 0.001) to 6.9; with the paper's approximation of the gamma quantile, up to 1.52.
     (Measured: docs/explanation/selection.md.)
 
     Args:
-        fit: The distributions: exponential, gamma then generalised Pareto, or generalised Pareto.
-        stages: M, 1 or more, fixed; 0: ⌈ln d/ln δ1⌉, which leave δ1 each and the last the rest; none: adapts.
-        adapt: The rule by which M adapts: ours, the paper's, or the two others of the authors' code.
-        adjust_first: Whether δ1 moves too, in [0.05, 0.5]: by 0.05 down where too many were sent, else up.
-        quantile: The gamma distribution's own quantile, or the paper's closed form.
+        fit: Distributions: exponential (`E`), gamma then generalised Pareto (`GP`), or generalised Pareto
+            (`P`).
+        stages: Fixed number of stages M, 1 or more; 0: ⌈ln d/ln δ1⌉ stages, which keep δ1 each and the last
+            the rest; none: M adapts.
+        adapt: Rule by which M adapts: ours (`flip`), the paper's, or one of the two others in the authors'
+            code.
+        adjust_first: Whether δ1 adapts too, within [0.05, 0.5]: it decreases by 0.05 if too many elements
+            were sent, and increases by 0.05 otherwise.
+        quantile: Gamma quantile: the distribution's own (`exact`), or the paper's closed form (`closed`).
+
+    Raises:
+        ValueError: if an option is out of range.
     """
 
     stages_G: Tensor
@@ -80,9 +89,9 @@ class SIDCo(ByThreshold):
         adapt: Literal["flip", "paper", "worse", "return"] = "flip",
         adjust_first: bool = False,
         quantile: Literal["exact", "closed"] = "exact",
-        **travel: Unpack[Travel],
+        **options: Unpack[SparsifierOptions],
     ) -> None:
-        super().__init__(density=density, **travel)
+        super().__init__(density=density, **options)
         for name, value, allowed in (
             ("fit", fit, ("E", "GP", "P")),
             ("adapt", adapt, ("flip", "paper", "worse", "return")),
@@ -92,7 +101,7 @@ class SIDCo(ByThreshold):
                 raise ValueError(f"{name}={value!r}: expected {', '.join(allowed)}")
         if stages is not None and stages < 0:
             raise ValueError(
-                f"stages={stages!r}: expected 1 or more, 0 to derive it from the density, or none"
+                f"stages={stages!r}: expected 1 or more, 0 to derive the number from the density, or none"
             )
         self._fit, self._stages, self._adapt, self._quantile = fit, stages, adapt, quantile
         self._adjusts_first = adjust_first
@@ -109,7 +118,7 @@ class SIDCo(ByThreshold):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def threshold(self, x_N: Tensor, k: int, group: int) -> float | None:
-        num = ops.count_above(x_N, ops.magnitude(1, x_N.dtype))  # all but zeros
+        num = ops.count_above(x_N, ops.magnitude(1, x_N.dtype))  # nonzero elements
         if k >= num:
             return None
         density, first = k / num, float(self.first_G[group])
@@ -131,19 +140,19 @@ class SIDCo(ByThreshold):
 
     def _num_stages(self, group: int, density: float, first: float) -> int:
         if self._stages == 0:
-            # Taken to 9 digits first: a share that is a power of δ1 takes no stage more.
+            # Rounded to 9 digits first, so that a density that is a power of δ1 needs no extra stage.
             return max(1, math.ceil(round(math.log(density) / math.log(first), 9)))
         return self._stages or int(self.stages_G[group])
 
     def _first(self, x_N: Tensor, num: int, share: float) -> float:
-        """The first stage's λ: `num` elements are not 0, and this share of them is to be left."""
+        """λ of the first stage, given the number of nonzero elements and the share of them to keep."""
         mean, square = norm_sum(x_N, 1) / num, norm_sum(x_N, 2) / num
         if self._fit != "GP":
             return tail(mean, square, share, pareto=self._fit == "P")
         log = float(x_N[x_N != 0].abs().log_().mean())
         return gamma_tail(mean, log, share, exact=self._quantile == "exact")
 
-    def heard(self, group: int, k: int, count: int) -> None:
+    def record_count(self, group: int, k: int, count: int) -> None:
         self.total_G[group] += count / k if k else 1.0
 
     def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
@@ -156,18 +165,18 @@ class SIDCo(ByThreshold):
             self.total_G.zero_()
         return at_K
 
-    def _learn(self, group: int, had: float, before: float) -> None:
-        """Adapt to the mean k̂/k of the last steps, and of those before."""
-        self.last_G[group] = had
-        if abs(had - 1) <= TOLERANCE:
+    def _learn(self, group: int, achieved: float, before: float) -> None:
+        """Adapt to the mean k̂/k of the last steps; `before` is that of the steps before them."""
+        self.last_G[group] = achieved
+        if abs(achieved - 1) <= TOLERANCE:
             return
         if self._adjusts_first:
-            self.first_G[group] += MOVE if had < 1 else -MOVE
+            self.first_G[group] += MOVE if achieved < 1 else -MOVE
             self.first_G.clamp_(LEAST, MOST)
-        most = max(1, math.ceil(math.log2(1 / self._asked)))
+        most = max(1, math.ceil(math.log2(1 / self._target_density)))
         if self._adapt != "flip":
-            self.direction_G[group] = 1 if had < 1 else -1
-        if not self._keeps_direction(had, before):
+            self.direction_G[group] = 1 if achieved < 1 else -1
+        if not self._keeps_direction(achieved, before):
             self.direction_G[group] *= -1
         stages = int(self.stages_G[group] + self.direction_G[group])
         if self._adapt == "flip" and not 1 <= stages <= most:
@@ -175,19 +184,21 @@ class SIDCo(ByThreshold):
             stages = int(self.stages_G[group] + self.direction_G[group])
         self.stages_G[group] = max(1, min(most, stages))
 
-    def _keeps_direction(self, had: float, before: float) -> bool:
+    def _keeps_direction(self, achieved: float, before: float) -> bool:
         if self._adapt == "paper":
             return True
         if self._adapt == "return":
-            return (before > 1 + TOLERANCE and had < before) or (before < 1 - TOLERANCE and had > before)
-        return abs(had - 1) <= abs(before - 1)
+            return (before > 1 + TOLERANCE and achieved < before) or (
+                before < 1 - TOLERANCE and achieved > before
+            )
+        return abs(achieved - 1) <= abs(before - 1)
 
     def report(self) -> dict[str, float]:
         return {**super().report(), "stages": sum(self._used) / max(1, len(self._used))}
 
 
 def shares(density: float, first: float, stages: int, *, even: bool) -> list[float]:
-    """The share that each of M stages leaves: `first`, and then equal shares, or `first` again and the rest.
+    """Share that each of M stages keeps: `first`, then equal shares, or `first` repeatedly, then the rest.
 
     >>> [round(share, 3) for share in shares(0.05, 0.25, 3, even=True)]
     [0.25, 0.447, 0.447]
@@ -202,11 +213,16 @@ def shares(density: float, first: float, stages: int, *, even: bool) -> list[flo
 
 
 def tail(mean: float, square: float, share: float, *, pareto: bool) -> float:
-    """The value that this share of an exponential or generalised Pareto distribution exceeds; NaN if none.
+    """Value that a given share of an exponential or generalised Pareto distribution exceeds.
 
     Args:
-        mean: Of the values.
-        square: The mean of their squares.
+        mean: Mean of the values.
+        square: Mean of their squares.
+        share: The share, in (0, 1].
+        pareto: Whether the distribution is generalised Pareto; if not, exponential.
+
+    Returns:
+        The value; NaN if the variance is too small or not finite.
     """
     variance = square - mean**2
     if not NARROW * mean**2 < variance < math.inf:
@@ -215,16 +231,21 @@ def tail(mean: float, square: float, share: float, *, pareto: bool) -> float:
         return -mean * math.log(share)
     shape = (mean**2 / variance - 1) / 2
     scale = mean * (mean**2 / variance + 1) / 2
-    # (1 − δ^κ)/κ, which is −ln δ at κ = 0, without the difference of two numbers that are almost 1.
+    # (1 − δ^κ)/κ, which is −ln δ at κ = 0, computed without cancellation near κ = 0.
     return scale * (-math.expm1(shape * math.log(share)) / shape if shape else -math.log(share))
 
 
 def gamma_tail(mean: float, log: float, share: float, *, exact: bool) -> float:
-    """The value that this share of a gamma distribution exceeds; NaN if it has no width.
+    """Value that a given share of a gamma distribution exceeds.
 
     Args:
-        mean: Of the values.
-        log: The mean of their logarithms.
+        mean: Mean of the values.
+        log: Mean of their logarithms.
+        share: The share, in (0, 1].
+        exact: Whether to use the distribution's own quantile; if not, the paper's closed form.
+
+    Returns:
+        The value; NaN if the values are equal or not finite.
     """
     s = math.log(mean) - log if 0 < mean < math.inf else math.nan
     if not NARROW < s < math.inf:

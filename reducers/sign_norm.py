@@ -1,4 +1,4 @@
-"""Sign and norm: signs times the mean magnitude of each layer (Agarwal et al., MLSys 2022)."""
+"""Sign and norm: sends signs and the L1 norm of each layer (Agarwal et al., MLSys 2022)."""
 # N = elements of the vector, G = groups
 
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,13 @@ from sage.reduction import Buckets, Parts, Quantiser, Wire, bitpacking, per_grou
 
 
 class SignNorm(Quantiser):
-    """The mean over ranks of (‖g‖₁/n)·sign(g), for each group g of n elements.
+    """Mean over ranks of (‖g‖₁/n)·sign(g), for each group g of n elements.
 
     This is the mean of `efsignsgd` in the format of the utility study's SignAndNorm: zero counts as positive,
-    and a bit is 1 where an element is below 0. Bytes each rank hands over: a bit an element, over the whole
-    vector in words of 4 bytes (`values`; `sage.reduction.coding.bitpacking.pack_signs_in_columns`), and 4 a
-    group for ‖g‖₁ (`scales`).
+    and a bit is 1 for a negative element.
+
+    Payload bytes per rank: 1 bit per element, over the whole vector in 4-byte words (`values`;
+    `sage.reduction.coding.bitpacking.pack_signs_in_columns`), and 4 bytes per group for ‖g‖₁ (`scales`).
     """
 
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:

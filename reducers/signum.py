@@ -1,4 +1,4 @@
-"""Signum: the majority of the signs of the ranks' momenta (Bernstein et al., ICML 2018)."""
+"""Signum: majority vote over the signs of the ranks' momenta (Bernstein et al., ICML 2018)."""
 # N = elements of the vector
 
 import torch
@@ -10,13 +10,16 @@ from .signsgd import SignSgd
 
 
 class Signum(SignSgd):
-    """As `signsgd`, of each rank's m = β·m + (1 − β)·g; the optimizer's momentum is to be 0.
+    """As `signsgd`, applied to each rank's m = β·m + (1 − β)·g; set the optimizer's momentum to 0.
 
-    This is the paper's Signum (algorithm 2) with its majority vote. A gradient that is not finite reaches the
-    mean once and leaves m unchanged there but for the factor β, which is ours.
+    This is the paper's Signum (Algorithm 2) with its majority vote. Elements that are not finite reach the
+    result once and change m only by the factor β, which is ours.
 
     Args:
-        sign_momentum: β, at least 0 and below 1.
+        sign_momentum: Momentum β of the sign's input, at least 0 and below 1.
+
+    Raises:
+        ValueError: if `sign_momentum` is out of range.
     """
 
     momentum_N: Tensor
@@ -31,8 +34,8 @@ class Signum(SignSgd):
         super().bind(layout)
         self.register_buffer("momentum_N", torch.zeros(layout.numel))
 
-    def opinion(self, signal_N: Tensor) -> Tensor:
-        # What is not finite has been seen already, and must not stay for ever.
+    def votes(self, signal_N: Tensor) -> Tensor:
+        # NaN and infinity are reported separately and must not stay in the momentum.
         seen_N = signal_N.nan_to_num(0.0, 0.0, 0.0)
         return self.momentum_N.mul_(self._momentum).add_(seen_N, alpha=1 - self._momentum)
 

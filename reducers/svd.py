@@ -1,6 +1,6 @@
-"""SVD: each layer's r largest singular values, with their vectors (as in Agarwal et al., MLSys 2022)."""
+"""SVD: sends the r largest singular values of each layer and their vectors (Agarwal et al., MLSys 2022)."""
 # N = elements of the flat vector, D = those that go dense, F = elements of all singular vectors together
-# n, m = rows and columns of a matrix, k = its singular values that are sent
+# n, m = rows and columns of a matrix, k = number of its singular values
 
 from collections.abc import Iterator
 from typing import ClassVar
@@ -29,21 +29,24 @@ from sage.reduction import (
 
 
 class Svd(Reducer):
-    """Gather every rank's own U·S·Vᵀ, cut to the r largest singular values, and take the mean of them.
+    """Gather every rank's own U·S·Vᵀ, truncated to the r largest singular values, and average them.
 
-    This is the utility study's SVD. A parameter of n × m elements, seen as its first dimension by the others,
-    is a matrix, and its U·S·Vᵀ the best approximation of rank r (Eckart & Young, 1936). The residual keeps
-    the difference to the rank's own approximation. Each rank decomposes whole matrices, which takes
-    n·m·min(n, m) operations: on most links far longer than sending them.
+    This is the utility study's SVD. A parameter of n × m elements, its first dimension by all others, is a
+    matrix, and its truncated U·S·Vᵀ is the best approximation of rank r (Eckart & Young, 1936). The residual
+    keeps the difference from the rank's own approximation. Each rank decomposes whole matrices, which takes
+    n·m·min(n, m) operations: on most links much longer than sending them.
 
-    Bytes each rank hands over: 4·r·(n + m) of vectors (`values`) and 4·r of singular values (`scales`) a
-    matrix, in an all-gather; and 4 an element of the parameters of one dimension or none, and of those where
-    rank r would save too little, which go dense in an all-reduce beside it (the limit is that of PyTorch's
-    PowerSGD hook). It decides by parameter, whatever the grouping.
+    Payload bytes per rank: 4·r·(n + m) for the vectors (`values`) and 4·r for the singular values (`scales`)
+    per matrix, in an all-gather. Parameters of one dimension or none, and those for which rank r would save
+    too little, are sent dense, 4 per element, in a separate all-reduce; the limit is that of PyTorch's
+    PowerSGD hook. The method works per parameter, whatever the grouping.
 
     Args:
-        rank: Singular values r of a matrix, or n or m where that is less; 1 or more.
-        min_compression_rate: A matrix goes dense unless r·(n + m) times this is less than n·m; 0 or more.
+        rank: Number r of singular values sent per matrix, at most n or m; 1 or more.
+        min_compression_rate: A matrix is sent dense unless r·(n + m) times this is less than n·m; 0 or more.
+
+    Raises:
+        ValueError: if an option is out of range.
     """
 
     memory: ClassVar[Memory] = "residual"
@@ -51,7 +54,7 @@ class Svd(Reducer):
     rounds = True
     spares_small = False
     even: ClassVar[bool] = True
-    """Whether every rank sends as many singular values of a matrix as every other."""
+    """Whether all ranks send the same number of singular values of a matrix."""
 
     def __init__(self, *, rank: int = 1, min_compression_rate: float = 2.0) -> None:
         super().__init__()
@@ -63,10 +66,10 @@ class Svd(Reducer):
         self.split = Matrices(layout, rank=self.rank, min_rate=self._min_rate)
 
     def begin(self, wire: Wire) -> None:
-        """Called before a step's first `choose`."""
+        """Called before the first `choose` of a step."""
 
     def choose(self, s_k: Tensor, x: Matrix) -> tuple[Tensor, Tensor]:
-        """Which of a matrix's singular values (descending) to send, as indices, and what as."""
+        """Indices of the singular values (descending) of a matrix to send, and the value to send for each."""
         return torch.arange(x.rank, device=s_k.device), s_k[: x.rank]
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
@@ -94,11 +97,11 @@ class Svd(Reducer):
         return Reduced(grad_N)
 
     def _encode(self, signal_N: Tensor) -> Parts:
-        """What travels of all matrices: vectors, values and, where these differ by rank, how many."""
+        """The payload of all matrices: vectors, values and, if these differ by rank, their number."""
         vectors, values = [signal_N[:0]], [signal_N[:0]]
         for x in self.split.matrices:
             m = x.view(signal_N)
-            # LAPACK refuses what is not finite. The others are to see it.
+            # LAPACK rejects NaN and infinity; adding (m * 0).sum() makes the values NaN for all ranks.
             u, s_k, vt = torch.linalg.svd(m.nan_to_num(0.0, 0.0, 0.0), full_matrices=False)
             at_k, s_k = self.choose(s_k + (m * 0).sum(), x)
             vectors += [u[:, at_k].reshape(-1), vt[at_k].reshape(-1)]
@@ -110,7 +113,7 @@ class Svd(Reducer):
         return parts
 
     def _decode(self, parts: Parts) -> Iterator[tuple[Matrix, Tensor]]:
-        """Each matrix, and what one rank has sent of it."""
+        """Each matrix, and one rank's approximation of it."""
         counts = [x.rank for x in self.split.matrices] if self.even else parts["sizes"].tolist()
         shapes = []
         for x, k in zip(self.split.matrices, counts, strict=True):

@@ -1,4 +1,4 @@
-"""TernGrad: each element becomes −s, 0 or s at random, in two bits (Wen et al., NeurIPS 2017)."""
+"""TernGrad: rounds each element at random to −s, 0 or s, two bits per element (Wen et al., NeurIPS 2017)."""
 # N = elements of the vector, G = groups
 
 from collections.abc import Mapping, Sequence
@@ -7,27 +7,32 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from sage.reduction import Buckets, Parts, RandomQuantiser, Rounding, Wire, ops, round_linear
+from sage.reduction import Buckets, Parts, RandomQuantiser, RoundingOptions, Wire, ops, round_linear
 
 
 class TernGrad(RandomQuantiser):
-    """Each element x becomes s·sign(x) with probability |x|/s, else 0, with s = max|x| of its group.
+    """Each element x becomes s·sign(x) with probability |x|/s, else 0, where s = max|x| of its group.
 
-    This is the paper's TernGrad with its layer-wise scales, its clipping to c·σ (c = 2.5), which loses what
-    is above, and its scaler sharing. It differs in σ, the square root of the mean of x²: about the mean of x,
-    a group of equal elements would have σ = 0, and be clipped to nothing. The language-model study's TernGrad
-    (maysarahammouda/GradComp) has `clip=17.1` and does not share scales.
+    This is the paper's TernGrad with its layer-wise scales, its clipping to c·σ (c = 2.5; the excess is lost)
+    and its scaler sharing. It differs in σ, which is the square root of the mean of x²: with a deviation from
+    the mean of x, a group of equal elements would have σ = 0 and be clipped to 0. The language-model study's
+    TernGrad (maysarahammouda/GradComp) has `clip=17.1` and does not share scales.
 
-    Bytes each rank hands over: 2 bits an element (0, 1, 2 for −s, 0, s) in whole bytes, and 4 a group
-    (`scales`); with `share` 4 a group more, to agree on the s that is the largest of all ranks', so that
-    every sum over ranks is a multiple of s.
+    Payload bytes per rank: 2 bits per element (0, 1, 2 for −s, 0, s) in whole bytes, and 4 bytes per group
+    (`scales`). With `share`, 4 more bytes per group to agree on the largest s of all ranks, so that every sum
+    over ranks is a multiple of s.
 
     Args:
-        clip: c, above 0; none: nothing is clipped, and the mean of what is decoded is x.
-        share: Whether all ranks scale by the largest s of theirs.
+        clip: Clipping limit c in standard deviations, above 0; none: no clipping, and the result is unbiased.
+        share: Whether all ranks scale by the largest of their s.
+
+    Raises:
+        ValueError: if `clip` is out of range.
     """
 
-    def __init__(self, *, clip: float | None = 2.5, share: bool = True, **rounding: Unpack[Rounding]) -> None:
+    def __init__(
+        self, *, clip: float | None = 2.5, share: bool = True, **rounding: Unpack[RoundingOptions]
+    ) -> None:
         super().__init__(**rounding)
         if clip is not None and not clip > 0:
             raise ValueError(f"clip={clip!r}: expected a number of standard deviations above 0, or none")

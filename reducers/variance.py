@@ -1,4 +1,4 @@
-"""Variance-based: an element is sent once its sum exceeds its variance, in 4 bits (Tsuzuku et al., 2018)."""
+"""Variance-based: sends sums that are large relative to their variance, in 4 bits (Tsuzuku et al., 2018)."""
 # N = elements of the flat vector, K = elements sent, L = layers
 
 from typing import Literal
@@ -9,38 +9,44 @@ from torch import Tensor
 from sage.reduction import Layout, Reduced, Sparsifier, Wire, ops, per_group, phase
 
 INDEX_BITS = 28
+"""Bits of an index with `values='4bit'`."""
 LARGEST_STEP = 7
-"""Powers of two below the layer's largest that are still sent."""
+"""Number of powers of two below the layer's largest that are still sent."""
 NOT_FINITE = 128
-"""The exponent of a layer that is not finite: 2 to it is infinite in float32."""
+"""Exponent of a layer that is not finite: 2^128 is infinite in float32."""
 
 
 class Variance(Sparsifier):
-    """Send an element when its sum over time is large against its variance over samples.
+    """Send an element when its sum over time is large relative to its variance over samples.
 
-    This is algorithm 1 of the paper. With z the samples of this rank's batch of B, in every step
+    This is Algorithm 1 of the paper. With z the samples of this rank's batch of B, in every step
 
         r ← r + Σ_z ∇f_z/B,   v ← v + Σ_z (∇f_z/B)²;   where r² > α·v: send r and zero both;   else v ← ζ·v
 
-    r is the residual. The engine computes Σ_z (∇f_z/B)² over parts of the batch or its samples (`squares`).
-    Where it does not, as under a mount that cannot, the rank's whole gradient counts as one sample. Without
-    memory v is that of this step alone, and where it is not computed, everything is sent.
+    r is the residual. The engine computes Σ_z (∇f_z/B)² over parts of the batch or over single samples
+    (`squares`). If it does not, for example under a mount that cannot, the rank's whole gradient counts as
+    one sample. Without error feedback v is that of this step only; if it is not computed, everything is sent.
 
-    As in the paper's section on quantisation an element travels as ±2^(e − d), where e = ⌊log2 M⌋, M is the
-    layer's largest |r|, and |r|, limited to 2^e, is rounded to the nearer power of two. One with d > 7 is not
-    sent. Bytes each rank hands over: 4 an element, of which 28 bits are the index, one the sign and three d
-    (`values`); 2 a layer for e (`scales`); 16 for the lengths of these. With `values` of fp32 or fp16 they
-    travel as those of any sparsifier with uneven counts. The paper loses what rounding takes away
+    As in the paper's section on quantisation, an element is sent as ±2^(e − d). Here e = ⌊log2 M⌋, M is the
+    layer's largest |r|, and |r|, limited to 2^e, is rounded to the nearest power of two. An element with d >
+    7 is not sent. Payload bytes per rank: 4 per element, of which 28 bits are the index, one the sign and
+    three d (`values`); 2 per layer for e (`scales`); 16 for the lengths of these. With `values` of fp32 or
+    fp16, payload bytes are those of any sparsifier with uneven counts. The paper discards the rounding error
     (`rounding=lost`); by default it stays in the residual, which is ours.
 
     Args:
-        alpha: α, above 0; 1 to 2 in the paper.
-        zeta: ζ, in (0, 1].
-        values: `4bit` as above, or as they are.
-        rounding: With `4bit`, whether the rounding error, all of the value where d > 7, is `kept` in the
-            residual, or `lost`, as published.
-        squares: Whether the engine splits batches, or takes the gradient of each sample by torch.func.
-        sub_batches: With `split`, the parts of a batch, each of which counts as one sample; 1 or more.
+        alpha: Factor α of the variance, above 0; 1 to 2 in the paper.
+        zeta: Decay ζ of the variance per step, in (0, 1].
+        values: Format of the values: `4bit` as above, or fp32 or fp16.
+        rounding: With `4bit`, whether the rounding error (the whole value if d > 7) is `kept` in the residual
+            or `lost`, as in the paper.
+        squares: How the engine computes Σ_z (∇f_z/B)²: it `split`s batches, or takes each sample's gradient
+            with torch.func (`per-sample`).
+        sub_batches: With `split`, the number of parts of a batch, each of which counts as one sample; 1 or
+            more.
+
+    Raises:
+        ValueError: if an option is out of range; in `bind`, if the vector is too long for `4bit` indices.
     """
 
     needs_squares = True
@@ -86,7 +92,7 @@ class Variance(Sparsifier):
         if self._short and layout.numel > 1 << INDEX_BITS:
             raise ValueError(
                 f"{layout.numel:,} elements in one vector; with values='4bit', indices of {INDEX_BITS} "
-                f"bits, at most {1 << INDEX_BITS:,}: take values='fp32', or reduce the model in several parts"
+                f"bits, at most {1 << INDEX_BITS:,}: use values='fp32', or reduce the model in several parts"
             )
         self.register_buffer("variance_N", torch.zeros(layout.numel))
         stops = [span.stop for span in layout.spans]
@@ -95,8 +101,8 @@ class Variance(Sparsifier):
     def observe(self, square_N: Tensor) -> None:
         self._square_N = square_N
 
-    def _well_known(self, grad_N: Tensor, residual_N: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The signal, and where it exceeds its variance; there and elsewhere v is as in the next step."""
+    def _above_variance(self, grad_N: Tensor, residual_N: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The signal, and the indices where it exceeds its variance; also decays v for the next step."""
         signal_N = ops.accumulate(grad_N, residual_N)
         square_N, self._square_N = self._square_N, None
         if residual_N is not None:
@@ -104,14 +110,14 @@ class Variance(Sparsifier):
         else:
             variance_N = torch.zeros_like(grad_N) if square_N is None else square_N
         known_N = signal_N.square() > self._alpha * variance_N
-        # What is not finite, or too large to be squared, is sent, so that it is seen and forgotten.
+        # Elements that are not finite, or too large to be squared, are sent and leave the residual.
         known_N |= ~(signal_N.isfinite() & variance_N.isfinite())
         if residual_N is not None:
             variance_N.mul_(self._zeta)
         return signal_N, known_N.nonzero().view(-1)
 
     def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
-        signal_N, at_K = self._well_known(grad_N, residual_N)
+        signal_N, at_K = self._above_variance(grad_N, residual_N)
         self.variance_N.index_fill_(0, at_K, 0)
         return ops.take(signal_N, at_K, dtype=self.dtype, keep=residual_N is not None), at_K.int()
 
@@ -119,7 +125,7 @@ class Variance(Sparsifier):
         if not self._short:
             return super().forward(grad_N, residual_N, wire)
         with phase("select"):
-            signal_N, known_K = self._well_known(grad_N, residual_N)
+            signal_N, known_K = self._above_variance(grad_N, residual_N)
             exponent_L = exponents(signal_N, [span.numel for span in self.layout.spans])
             at_K, word_K = self.encode(signal_N, known_K, exponent_L)
             gone_K = at_K if self.conserves else known_K
@@ -137,7 +143,16 @@ class Variance(Sparsifier):
         return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())), at_M)
 
     def encode(self, signal_N: Tensor, at_K: Tensor, exponent_L: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of these elements are sent, and a word (int32) for each."""
+        """Select the elements that 4 bits can represent and encode them.
+
+        Args:
+            signal_N: The signal.
+            at_K: Indices of the candidates (int64, ascending).
+            exponent_L: e of each layer (int16).
+
+        Returns:
+            Indices of the elements sent, and a code (int32) for each.
+        """
         x_K = signal_N[at_K]
         mantissa_K, above_K = torch.frexp(x_K.abs())  # |x| = mantissa · 2^above, mantissa in [0.5, 1)
         nearest_K = above_K - (mantissa_K < 0.75).int()
@@ -149,7 +164,7 @@ class Variance(Sparsifier):
         return at_K, (at_K | code_K << INDEX_BITS).int()
 
     def decode(self, word_K: Tensor, exponent_L: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices (int32, ascending) and values (float32)."""
+        """Indices (int32, ascending) and values (float32) of these codes."""
         at_K = word_K.long() & (1 << INDEX_BITS) - 1
         code_K = word_K.long() >> INDEX_BITS & 0xF
         sign_K = 1 - 2 * (code_K >> 3).float()

@@ -21,7 +21,7 @@ from .coding import elias as elias
 from .coding.levels import MANTISSA as MANTISSA
 from .coding.levels import Buckets as Buckets
 from .coding.levels import Norm as Norm
-from .coding.levels import natural_worth as natural_worth
+from .coding.levels import natural_value as natural_value
 from .coding.levels import num_buckets as num_buckets
 from .coding.levels import power_below as power_below
 from .coding.levels import round_linear as round_linear
@@ -29,7 +29,7 @@ from .coding.levels import round_natural as round_natural
 from .controllers import CONTROLLERS as CONTROLLERS
 from .controllers import Agree as Agree
 from .controllers import Published as Published
-from .controllers import alone as alone
+from .controllers import local_only as local_only
 from .controllers import signal_dtype as signal_dtype
 from .exchange import Exclusive as Exclusive
 from .exchange import mean_at as mean_at
@@ -46,7 +46,7 @@ from .lowrank import unflatten as unflatten
 from .quantise import Parts as Parts
 from .quantise import Quantiser as Quantiser
 from .quantise import RandomQuantiser as RandomQuantiser
-from .quantise import Rounding as Rounding
+from .quantise import RoundingOptions as RoundingOptions
 from .quantise import all_finite as all_finite
 from .quantise import gather_parts as gather_parts
 from .quantise import keep_error as keep_error
@@ -55,7 +55,7 @@ from .reducer import Memory as Memory
 from .reducer import Reduced as Reduced
 from .reducer import Reducer as Reducer
 from .reducer import Sparsifier as Sparsifier
-from .reducer import Travel as Travel
+from .reducer import SparsifierOptions as SparsifierOptions
 from .reducer import check_fraction as check_fraction
-from .two_way import payload_served as payload_served
-from .two_way import reduce_served as reduce_served
+from .two_way import payload_two_way as payload_two_way
+from .two_way import reduce_two_way as reduce_two_way

@@ -154,8 +154,12 @@ class Budget(Constant):
         # After a resume, as at the first time, there is nothing yet to compare with.
         before, self._since = self._since or now, now
         used = torch.tensor([b - a for a, b in zip(before, now, strict=True)], dtype=torch.float64)
-        seconds, talking, sent = wire.sum(used.to(mean_N.device), kind="control").tolist()
-        share = sent / max(seconds, 1e-9) if self._unit == "bytes" else talking / max(seconds - talking, 1e-9)
+        seconds, comm_seconds, sent = wire.sum(used.to(mean_N.device), kind="control").tolist()
+        share = (
+            sent / max(seconds, 1e-9)
+            if self._unit == "bytes"
+            else comm_seconds / max(seconds - comm_seconds, 1e-9)
+        )
         if share > 0:
             factor = max(0.5, min(2.0, math.sqrt(self._allowed / share)))
             self.current.mul_(factor).clamp_(1e-5, 1.0)

@@ -23,7 +23,7 @@ from sage.reduction.reducer import Reduced, Reducer, Sparsifier
 from sage.registry import Option, options
 from sage.timing import phase
 
-TRAVEL = ("values", "indices", "exchange", "merge", "sends")
+TRANSPORT_OPTIONS = ("values", "indices", "exchange", "merge", "sends")
 """Options of sparsifiers for how a selection travels: a hybrid does not take them."""
 
 P = TypeVar("P", bound=Reducer)
@@ -57,7 +57,7 @@ class Hybrid(Reducer):
     @classmethod
     def options(cls) -> Mapping[str, Option]:
         """Both parts' options; how things travel is not the sparsifier's to say here."""
-        own = {k: v for k, v in options(cls.sparsifier_type).items() if k not in TRAVEL}
+        own = {k: v for k, v in options(cls.sparsifier_type).items() if k not in TRANSPORT_OPTIONS}
         return {**options(cls.quantiser_type), **own}
 
     def bind(self, layout: Layout) -> None:

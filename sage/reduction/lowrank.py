@@ -41,7 +41,7 @@ class Matrices:
 
     def __init__(self, layout: Layout, *, rank: int, min_rate: float) -> None:
         found = {span: _matrix(span, rank) for span in layout.spans if len(span.shape) > 1 and span.numel}
-        worth = {span: x for span, x in found.items() if _pays(x, min_rate)}
+        worth = {span: x for span, x in found.items() if _saves_bytes(x, min_rate)}
         self.matrices = tuple(worth.values())
         self._dense = tuple((span.start, span.stop) for span in layout.spans if span not in worth)
         self.num_dense = sum(stop - start for start, stop in self._dense)
@@ -61,7 +61,7 @@ def _matrix(span: Span, rank: int) -> Matrix:
     return Matrix(span.start, rows, columns, min(rank, rows, columns))
 
 
-def _pays(x: Matrix, min_rate: float) -> bool:
+def _saves_bytes(x: Matrix, min_rate: float) -> bool:
     return x.rank * (x.rows + x.columns) * min_rate < x.rows * x.columns
 
 

@@ -72,13 +72,13 @@ class Quantiser(Reducer):
             return Reduced(grad_N.div_(wire.world_size))
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
-        told = self.bytes_of(self.sizes)
-        if told is None or self.even:
-            return told
-        return {**told, "sizes": told.get("sizes", 0) + 8 * len(told)}
+        own_bytes = self.bytes_of(self.sizes)
+        if own_bytes is None or self.even:
+            return own_bytes
+        return {**own_bytes, "sizes": own_bytes.get("sizes", 0) + 8 * len(own_bytes)}
 
 
-class Rounding(TypedDict, total=False):
+class RoundingOptions(TypedDict, total=False):
     """The option of quantisers that round at random."""
 
     rounding_seed: int

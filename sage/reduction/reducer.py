@@ -106,7 +106,7 @@ class Reducer(nn.Module):
         return {}
 
 
-class Travel(TypedDict, total=False):
+class SparsifierOptions(TypedDict, total=False):
     """The options that all sparsifiers share."""
 
     values: Literal["fp32", "fp16"]

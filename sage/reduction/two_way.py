@@ -18,7 +18,7 @@ from sage.reduction.reducer import Reduced
 from sage.timing import phase
 
 
-def reduce_served(
+def reduce_two_way(
     quantiser: Quantiser,
     grad_N: Tensor,
     residual_N: Tensor | None,
@@ -82,7 +82,7 @@ def reduce_served(
     return Reduced(grad_N)
 
 
-def payload_served(quantiser: Quantiser, sizes: Sequence[int], world_size: int) -> dict[str, int]:
+def payload_two_way(quantiser: Quantiser, sizes: Sequence[int], world_size: int) -> dict[str, int]:
     """The bytes each rank hands over, by kind: W codes as long as the longest, and then one more."""
     shares = [quantiser.bytes_of(share) for share in cut(sizes, world_size)]
     assert all(share is not None for share in shares)

@@ -16,7 +16,7 @@ from sage import registry
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.reducers.cltk import Cltk
-from sage.reducers.deft import Deft, pack, share_out, split
+from sage.reducers.deft import Deft, allocate, pack, split
 from sage.reducers.exdyna import ExDyna, balanced
 from sage.reducers.micro import Micro, factor
 from sage.reducers.oktopk import OkTopk
@@ -292,10 +292,10 @@ def test_deft_keeps_the_invariants_with_as_many_pieces_as_ranks(law: Any) -> Non
 
 
 def test_what_a_piece_may_send_goes_by_its_norm() -> None:
-    assert share_out(10, [100, 100, 4, 4], [4.0, 2.0, 3.0, 1.0]) == [4, 2, 3, 1]
+    assert allocate(10, [100, 100, 4, 4], [4.0, 2.0, 3.0, 1.0]) == [4, 2, 3, 1]
     # 9 of 10 are more than the third has: what it cannot take goes to the next.
-    assert share_out(10, [100, 100, 4, 4], [1.0, 0.0, 9.0, 0.0]) == [6, 1, 4, 1]
-    assert share_out(10, [5, 5], [0.0, 0.0]) == [1, 1]
+    assert allocate(10, [100, 100, 4, 4], [1.0, 0.0, 9.0, 0.0]) == [6, 1, 4, 1]
+    assert allocate(10, [5, 5], [0.0, 0.0]) == [1, 1]
 
 
 def test_pieces_are_packed_the_dearest_first_into_the_cheapest_bin() -> None:

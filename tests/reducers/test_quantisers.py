@@ -23,7 +23,7 @@ from sage.reducers.sign_norm import SignNorm
 from sage.reducers.signsgd import SignSgd
 from sage.reducers.signum import Signum
 from sage.reducers.terngrad import TernGrad
-from sage.reduction.coding.levels import natural_worth, round_linear, round_natural
+from sage.reduction.coding.levels import natural_value, round_linear, round_natural
 from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
 from sage.reduction.quantise import Parts, Quantiser
@@ -186,7 +186,7 @@ def test_natural_levels_are_those_of_byteps_formula() -> None:
     ratio_N = torch.rand(2000, generator=torch.Generator().manual_seed(2)) ** 4
     ratio_N[:7] = torch.tensor([0.0, 1.0, 0.5, 0.25, 2.0**-5, 2.0**-6, 1e-30])
     level_N = round_natural(ratio_N, s, uniform_N)
-    seen = (natural_worth(level_N, s) * 2 ** (s - 1)).tolist()
+    seen = (natural_value(level_N, s) * 2 ** (s - 1)).tolist()
     for y, u, q in zip((ratio_N * 2 ** (s - 1)).tolist(), uniform_N.tolist(), seen, strict=True):
         low = (1 << (math.ceil(y) - 1).bit_length()) // 2 if y else 0
         length = max(low, 1)
@@ -634,7 +634,7 @@ def test_a_sign_is_plus_or_minus_one_and_no_inverted_byte(name: str) -> None:
         ("dithering", {"partition": "log"}, r"partition='log': expected linear or natural"),
         ("dithering", {"norm": "l1"}, r"norm='l1': expected max or l2"),
         ("qsgd", {"coding": "huffman"}, r"coding='huffman': expected packed or elias"),
-        ("qsgd", {"bucket": 0}, r"bucket=0: expected 1 element or more, or none for all of a group"),
+        ("qsgd", {"bucket": 0}, r"bucket=0: expected 1 element or more, or none for the whole group"),
         ("natural", {"bits": 7}, r"bits=7: expected 8 or 9"),
         ("terngrad", {"clip": 0.0}, r"clip=0\.0: expected a number of standard deviations above 0, or none"),
         ("signum", {"sign_momentum": 1.0}, r"sign_momentum=1\.0: expected 0 or more, and less than 1"),

@@ -242,15 +242,15 @@ def test_the_density_sent_follows_its_schedule() -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"threshold": 1.0}, "the controller quantile has no use for"),
+        ({"threshold": 1.0}, "this controller has no initial threshold"),
         ({"exchange": "carrier pigeon"}, "expected padded, uneven, auto, chunks, union, exclusive"),
-        ({"agree": True, "exchange": "exclusive"}, "leave out one or the other"),
+        ({"agree": True, "exchange": "exclusive"}, "use only one of the two"),
         ({"density_schedule": "sine"}, "expected constant, warmup, linear, cosine, accordion, budget"),
         ({"density_schedule": "warmup", "density_from": 0.001}, r"expected at least density=0\.01"),
         ({"density_steps": 0}, "expected 1 step or more"),
-        ({"density_schedule": "budget"}, "the schedule budget takes a budget above 0"),
-        ({"density_schedule": "budget", "budget": -1.0}, "the schedule budget takes a budget above 0"),
-        ({"budget": 1.0}, "no other takes one"),
+        ({"density_schedule": "budget"}, "requires a budget above 0"),
+        ({"density_schedule": "budget", "budget": -1.0}, "requires a budget above 0"),
+        ({"budget": 1.0}, "other schedules take none"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], complaint: str) -> None:

@@ -10,7 +10,15 @@ from torch import Tensor
 from sage import ops
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
-from sage.reduction.controllers import CONTROLLERS, Agree, Controller, Feedback, Published, Quantile, alone
+from sage.reduction.controllers import (
+    CONTROLLERS,
+    Agree,
+    Controller,
+    Feedback,
+    Published,
+    Quantile,
+    local_only,
+)
 from sage.reduction.controllers.base import sample_size
 from sage.reduction.controllers.quantile import common, sampled_every
 
@@ -27,7 +35,7 @@ def stream(step: int, n: int = 2000) -> Tensor:
     return torch.randn(n, generator=generator) * (1 + 0.3 * math.sin(step))
 
 
-def selected(controller: Controller, signal_N: Tensor, density: float, agree: Agree = alone) -> Tensor:
+def selected(controller: Controller, signal_N: Tensor, density: float, agree: Agree = local_only) -> Tensor:
     """The indices that the controller takes of this signal."""
     return controller.take(signal_N, None, density, agree)[1]
 
@@ -135,7 +143,7 @@ def test_long_silence_never_drives_the_published_threshold_to_zero() -> None:
 
 
 @pytest.mark.parametrize("name", ["quantile", "feedback"])
-@pytest.mark.parametrize("agree", [alone, lambda x_B: 1 * x_B])
+@pytest.mark.parametrize("agree", [local_only, lambda x_B: 1 * x_B])
 def test_in_long_silence_nothing_is_sent_and_after_it_everything(name: str, agree: Agree) -> None:
     controller = CONTROLLERS[name]()
     zero_N = torch.zeros(10)
@@ -144,13 +152,13 @@ def test_in_long_silence_nothing_is_sent_and_after_it_everything(name: str, agre
         assert float(controller.threshold) > 0
         controller.learn(0.0)
     assert float(controller.threshold) < 1e-30
-    # All of them are equal: alone, `quantile` takes the first of these.
-    all_but_the_exact = 1 if name == "quantile" and agree is alone else 10
+    # All of them are equal: with no agreement, `quantile` takes the first of these.
+    all_but_the_exact = 1 if name == "quantile" and agree is local_only else 10
     assert selected(controller, torch.ones(10), 0.1, agree).numel() == all_but_the_exact
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)
-@pytest.mark.parametrize("agree", [alone, lambda x_B: 1 * x_B])
+@pytest.mark.parametrize("agree", [local_only, lambda x_B: 1 * x_B])
 def test_a_flood_of_what_is_not_finite_is_selected_and_forgotten(name: str, agree: Agree) -> None:
     controller = CONTROLLERS[name]()
     selected(controller, stream(0), 0.01, agree)
@@ -276,7 +284,7 @@ def test_of_ties_at_the_quantile_the_first_are_selected_and_zeros_never() -> Non
         assert selected(controller, torch.zeros(8), 0.25).tolist() == []
 
 
-@pytest.mark.parametrize("agree", [alone, lambda x_B: 1 * x_B])
+@pytest.mark.parametrize("agree", [local_only, lambda x_B: 1 * x_B])
 @pytest.mark.parametrize(("density", "n"), [(0.01, 20_000), (0.1, 100_000), (0.5, 2000)])
 def test_a_quantile_takes_what_it_says_out_of_residual_and_gradient(
     agree: Agree, density: float, n: int
@@ -292,7 +300,7 @@ def test_a_quantile_takes_what_it_says_out_of_residual_and_gradient(
         assert torch.equal(own_K, signal_N[at_K])
         signal_N[at_K] = 0
         assert torch.equal(residual_N, signal_N)
-        within = 0.12 if sampled_every(density, n) > 1 else 0.03 if agree is not alone else 0
+        within = 0.12 if sampled_every(density, n) > 1 else 0.03 if agree is not local_only else 0
         assert own_K.numel() == pytest.approx(density * n, rel=within)
 
 
@@ -366,9 +374,9 @@ def test_an_agreed_quantile_among_ties_selects_all_or_none_of_them_but_never_not
 
 def test_a_quantile_that_may_lie_below_or_beyond_the_bracket_is_not_guessed() -> None:
     x_C = torch.tensor([1.0, 1.1, 1.2, 9.0, 10.0])
-    assert common(x_C, 6, alone, 1.0, 2.0) is None
-    assert int((x_C >= (common(x_C, 4, alone, 1.0, 2.0) or 0.0)).sum()) == 4
-    assert common(x_C, 1, alone, 1.0, 2.0) is None
+    assert common(x_C, 6, local_only, 1.0, 2.0) is None
+    assert int((x_C >= (common(x_C, 4, local_only, 1.0, 2.0) or 0.0)).sum()) == 4
+    assert common(x_C, 1, local_only, 1.0, 2.0) is None
 
 
 # Feedback.

@@ -121,7 +121,7 @@ def round_natural(ratio_N: Tensor, levels: int, uniform_N: Tensor) -> Tensor:
     return exponent_N.add_(more_N).clamp_(max=levels).copysign_(ratio_N).to(torch.int8)
 
 
-def natural_worth(level_N: Tensor, levels: int) -> Tensor:
+def natural_value(level_N: Tensor, levels: int) -> Tensor:
     """What natural levels are worth (float32): 0, and 2^(level − s)."""
     return torch.where(level_N > 0, power_of_two(level_N.int() - levels), 0.0)
 

@@ -2,7 +2,7 @@
 
 from .base import Agree as Agree
 from .base import Controller as Controller
-from .base import alone as alone
+from .base import local_only as local_only
 from .base import signal_dtype as signal_dtype
 from .feedback import Feedback as Feedback
 from .published import Published as Published

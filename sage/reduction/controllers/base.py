@@ -21,7 +21,7 @@ ERROR_MARGIN = 0.05
 """e in Slovin's formula."""
 
 
-def alone(x_B: Tensor) -> Tensor:
+def local_only(x_B: Tensor) -> Tensor:
     """The agreement of a rank with itself."""
     return x_B
 
@@ -45,7 +45,7 @@ class Controller(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def take(
-        self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree = alone
+        self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree = local_only
     ) -> tuple[Tensor, Tensor]:
         """Accumulate, and take this step's selection, by λ, which is then in `threshold`.
 
@@ -118,4 +118,4 @@ def num_wanted(density: float, n: int) -> int:
 def agreed_threshold(threshold: float, agree: Agree) -> float:
     """The geometric mean of the ranks' thresholds, which are above 0."""
     own = torch.tensor([math.log(threshold)], dtype=torch.float64)
-    return threshold if agree is alone else math.exp(float(agree(own)))
+    return threshold if agree is local_only else math.exp(float(agree(own)))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sage import ops
 
-from .base import Agree, Controller, agreed_threshold, alone, num_wanted, sample_size
+from .base import Agree, Controller, agreed_threshold, local_only, num_wanted, sample_size
 
 SAMPLE = 64
 """One element in so many is looked at for the signal's scale, but no fewer than Slovin's formula says."""
@@ -45,7 +45,7 @@ class Feedback(Controller):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
 
     def take(
-        self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree = alone
+        self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree = local_only
     ) -> tuple[Tensor, Tensor]:
         own_K, at_K = super().take(grad_N, residual_N, density, agree)
         self.target.fill_(density)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sage import ops
 
-from .base import Agree, Controller, agreed_threshold, alone, sample_size, slovin
+from .base import Agree, Controller, agreed_threshold, local_only, sample_size, slovin
 
 
 class Published(Controller):
@@ -51,14 +51,14 @@ class Published(Controller):
     def sample_indices(self, n: int, size: int) -> Tensor:
         if self._tensors is None:
             return super().sample_indices(n, size)
-        dice = self.sample_generator()
+        rng = self.sample_generator()
         start_T, stop_T = torch.tensor(self._tensors).T
-        tensor_S = torch.randint(len(self._tensors), (max(1, math.floor(slovin(n))),), generator=dice)
-        place_S = torch.rand(tensor_S.shape, dtype=torch.float64, generator=dice)
+        tensor_S = torch.randint(len(self._tensors), (max(1, math.floor(slovin(n))),), generator=rng)
+        place_S = torch.rand(tensor_S.shape, dtype=torch.float64, generator=rng)
         return start_T[tensor_S] + (place_S * (stop_T - start_T)[tensor_S]).long()
 
     def take(
-        self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree = alone
+        self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree = local_only
     ) -> tuple[Tensor, Tensor]:
         # d̂ takes a pass of its own over the signal, so that is formed first.
         own_K, at_K = super().take(ops.accumulate(grad_N, residual_N), None, density, agree)
@@ -80,8 +80,8 @@ class Published(Controller):
         return agreed_threshold(threshold, agree)
 
     def _steer(self, signal_N: Tensor, density: float, threshold: float) -> float:
-        had = ops.count_above(signal_N, threshold) / signal_N.numel()
-        beta = 2 / (1 + math.exp(density - had))
-        ratio = had / density
+        achieved = ops.count_above(signal_N, threshold) / signal_N.numel()
+        beta = 2 / (1 + math.exp(density - achieved))
+        ratio = achieved / density
         gamma = 0.95 if ratio < 0.1 else 1.05 if ratio > 10 else 1.0
         return threshold * beta * gamma

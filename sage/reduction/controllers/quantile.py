@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sage import ops
 
-from .base import Agree, Controller, alone, num_wanted, signal_dtype
+from .base import Agree, Controller, local_only, num_wanted, signal_dtype
 
 SAMPLED_FROM = 1 / 32
 """The density from which λ is read off a sample."""
@@ -55,13 +55,13 @@ class Quantile(Controller):
         self.register_buffer("spread", torch.tensor(FARTHEST, dtype=torch.float64))
 
     def take(
-        self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree = alone
+        self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree = local_only
     ) -> tuple[Tensor, Tensor]:
         n, dtype = grad_N.numel(), signal_dtype(grad_N, residual_N)
         if n == 0 or sampled_every(density, n) > 1:
             return super().take(grad_N, residual_N, density, agree)
         self.step += 1
-        if agree is not alone:
+        if agree is not local_only:
             return self._take_agreed(grad_N, residual_N, density * n, agree)
         counts = [min(n, num_wanted(density, n))]
         own_K, at_K = ops.take_top(grad_N, residual_N, [0, n], counts, dtype=dtype, near=self._bracket())
@@ -75,7 +75,7 @@ class Quantile(Controller):
     def decide(self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree) -> float:
         every, dtype = sampled_every(density, grad_N.numel()), signal_dtype(grad_N, residual_N)
         sample_S = ops.sample(grad_N, residual_N, every=every, first=int(self.step) * 37 % every)
-        if agree is alone:
+        if agree is local_only:
             return self._move(ops.threshold_from_sample(sample_S, density, self._bracket()), dtype)
         wanted = density * sample_S.numel()
         found = common(sample_S, wanted, agree, *self._bracket()) or common(sample_S, wanted, agree)
@@ -164,7 +164,7 @@ def common(x_C: Tensor, wanted: float, agree: Agree, low: float = 0.0, high: flo
     missing = wanted - above
     if shift > 0:
         found = first + int((1 << shift) * (1 - missing / inside)) if inside else first
-    else:  # all equal: those above alone, where that comes nearer, but never nothing
+    else:  # all equal: only those above, where that comes nearer, but never nothing
         found = first + int(above > 0 and inside - missing > missing)
     return ops.magnitude(min(max(1, found), bits_of(math.inf, x_C.dtype)), x_C.dtype)
 
