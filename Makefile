@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 NATIVE := sage/_C.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-plain fuzz stress mutants cluster native sanitize emulate cuda bench-check lint format clean
+.PHONY: help demo test test-all test-plain fuzz stress mutants cluster native sanitize emulate cuda bench-check lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  \1\t/' | expand -t 16
@@ -51,10 +51,14 @@ demo: $(INSTALLED) ## train on the embedded digits under exact and under sage, a
 	$(BIN)/sage run digits --reducer sage --runs runs/demo
 	$(BIN)/sage report runs/demo --output runs/demo
 
+# Two workers more for tests/slurm, which mostly wait: see tests/side_by_side.py.
 JOBS ?= 2
-test: $(INSTALLED) $(NATIVE) ## run every test, those of no cluster in two processes; in one: make test JOBS=0
-	$(BIN)/pytest -q -n $(JOBS) --dist loadfile --ignore tests/slurm
-	$(BIN)/pytest -q tests/slurm
+WORKERS = $(if $(filter-out 0,$(JOBS)),$(shell expr $(JOBS) + 2),0)
+test: $(INSTALLED) $(NATIVE) ## run the tests, on two processors; in one process: make test JOBS=0
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "not thorough"
+
+test-all: $(INSTALLED) $(NATIVE) ## run the tests, and those that repeat a test at greater length
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 
 test-plain: $(INSTALLED) ## run the tests of ops and reducers again, on threads, without the native extension
 	SAGE_NATIVE=0 $(BIN)/pytest -q -n $(JOBS) -k "not gloo" tests/ops/test_ops.py tests/comm/test_packing.py tests/reducers/test_reducers.py tests/reducers/test_conformance.py
@@ -64,8 +68,9 @@ fuzz: $(INSTALLED) $(NATIVE) ## run the property tests with a larger budget: mak
 	SAGE_FUZZ=$(CASES) $(BIN)/pytest -q -m fuzz
 
 LOAD ?= 8
-stress: $(INSTALLED) $(NATIVE) ## run the tests of clusters, jobs and checkpoints three times on a busy machine
-	$(BIN)/python tests/stress.py --load $(LOAD) --times 3
+TIMES ?= 3
+stress: $(INSTALLED) $(NATIVE) ## run the tests of clusters, jobs and checkpoints on a busy machine: make stress TIMES=3
+	$(BIN)/python tests/stress.py --load $(LOAD) --times $(TIMES) $(TESTS)
 
 mutants: $(INSTALLED) $(NATIVE) ## put known faults in, one at a time, and see a test fail at each: make mutants WORD=residual
 	$(BIN)/python tests/mutate.py --jobs $(JOBS) $(WORD)

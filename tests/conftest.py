@@ -1,16 +1,20 @@
 """What several tests need."""
 
+import gc
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import durations
 import fuzz
 import hypothesis
 import leftovers
 import pytest
 import torch
+from side_by_side import in_order
+from side_by_side import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -19,18 +23,38 @@ hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--by-file`."""
+    parser.addoption("--by-file", action="store_true", help="print the seconds that each file of tests takes")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Let no test leave a process behind."""
+    """Let no test leave a process behind; measure each file where this is wanted."""
     leftovers.configure(config)
+    if config.getoption("--by-file"):
+        config.pluginmanager.register(durations.ByFile(), "by-file")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the property tests whose budget `SAGE_FUZZ` sets: those of modules that import `examples`."""
+    """Mark the property tests whose budget `SAGE_FUZZ` sets: those of modules that import `examples`.
+
+    Then put the tests that take long first.
+    """
     for item in items:
         module = getattr(item, "module", None)
         is_property = hasattr(getattr(item, "obj", None), "hypothesis")
         if is_property and getattr(module, "examples", None) is fuzz.examples:
             item.add_marker("fuzz")
+    items[:] = in_order(items)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported and collected out of every garbage collection, also of forked ranks.
+
+    To go through it takes half a second, and gives a fork a copy of each page.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
-"""Runs the tests that wait for processes several times in a row, with the machine under load.
+"""Run the tests that wait for processes several times in a row, with the machine under load.
 
     python tests/stress.py [--load 8] [--times 3] [TEST ...]
 
 The load is so many processes that compute without end. Where no tests are named, these run: tests/slurm, and
-the tests of jobs, launch, doctor, rendezvous and checkpoints.
+the tests of jobs, launch, doctor, rendezvous and checkpoints. After each repetition the seconds of each file
+are printed, by the clock and of processor time.
 """
 
 import argparse
@@ -51,6 +52,7 @@ def main() -> int:
                 "-m",
                 "pytest",
                 "-q",
+                "--by-file",
                 *(given.tests or [str(TESTS / path) for path in PATHS]),
             ]
             status = subprocess.call(command, cwd=TESTS.parent)

@@ -45,6 +45,7 @@ def shortened(line: str) -> str:
     return f"{line} --steps 4" if trains else line
 
 
+@pytest.mark.slow
 def test_every_command_runs_in_the_order_it_stands(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sage").write_text(f'#!/bin/sh\nexec {sys.executable} -m sage "$@"\n')

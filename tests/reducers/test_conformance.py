@@ -43,7 +43,9 @@ def test_every_reducer_keeps_every_law_on_threads(name: str, law: Law, world_siz
         law(case)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.slow
+# Of four ranks the threads tell as much of a reducer, and tests/comm/test_wire.py of gloo, in a tenth of the time.
+@pytest.mark.parametrize("world_size", [1, 2, 3, pytest.param(4, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_reducer_keeps_every_law_on_gloo_processes(name: str, world_size: int) -> None:
     assert complaints_on_gloo(world_size)[name] == []
