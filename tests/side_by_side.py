@@ -7,32 +7,30 @@ file when the others are about to end.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
-from xdist.remote import Producer
-from xdist.scheduler import LoadFileScheduling, Scheduling
+from xdist.scheduler import LoadFileScheduling
 
 SLURM = "tests/slurm/"
 SURVIVAL = f"{SLURM}test_survival.py"
 """About as long as the other files of tests/slurm together."""
 
 
-class Shares(LoadFileScheduling):
-    """Hands out one file after the other, in the order of the tests, and tests/slurm in two shares."""
-
-    def __init__(self, config: pytest.Config, log: Producer | None = None) -> None:
-        super().__init__(config, log)
-        config.option.loadscopereorder = False  # which would begin with the files of the most tests
-
-    def _split_scope(self, nodeid: str) -> str:
-        """Name the share that a test is in."""
-        file = super()._split_scope(nodeid)
-        return SLURM if file.startswith(SLURM) and file != SURVIVAL else file
+def share(nodeid: str) -> str:
+    """Name the share that a test is in."""
+    file = nodeid.partition("::")[0]
+    return SLURM if file.startswith(SLURM) and file != SURVIVAL else file
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
-    """Have xdist use `Shares` for `--dist loadfile`."""
-    return Shares(config, log) if config.getoption("dist") == "loadfile" else None
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have xdist hand out one share after the other, in the order of the tests, for `--dist loadfile`."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False  # which would begin with the files of the most tests
+    scheduling = LoadFileScheduling(config, log)
+    scheduling._split_scope = share
+    return scheduling
 
 
 def in_order(items: Iterable[pytest.Item]) -> list[pytest.Item]:

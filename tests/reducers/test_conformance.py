@@ -44,7 +44,7 @@ def test_every_reducer_keeps_every_law_on_threads(name: str, law: Law, world_siz
 
 
 @pytest.mark.slow
-# Of four ranks the threads tell as much of a reducer, and tests/comm/test_wire.py of gloo, in a tenth of the time.
+# With four ranks, the test on threads covers the reducers and tests/comm/test_wire.py covers gloo.
 @pytest.mark.parametrize("world_size", [1, 2, 3, pytest.param(4, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_reducer_keeps_every_law_on_gloo_processes(name: str, world_size: int) -> None:
