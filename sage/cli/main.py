@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status (docs/reference/exit-statuses.md); nothing is raised."""
     streams.protect()
     hear_sigint()
+    os.umask(os.umask(0o077) & 0o077)  # its owner can use what is made, whatever the umask
     argv = list(sys.argv[1:] if argv is None else argv)
     command = argv[0] if argv and argv[0] in COMMANDS else ""
     name = " ".join(["sage", command]).strip()
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return status
         if isinstance(lost, BrokenPipeError):
             return PIPE_CLOSED
-        return _refuse(name, f"cannot write to standard output: {message(lost)}", status_of(lost))
+        return _refuse(name, f"cannot write to standard output: {message(lost)}", FAILED)
     except BrokenPipeError:
         return PIPE_CLOSED
     except KeyboardInterrupt:

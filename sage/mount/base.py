@@ -212,6 +212,13 @@ class Mount:
                 f"{self._how_to_reduce} between the last backward and optimizer.step()"
             )
 
+    def check_no_copy(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Check that an optimiser does not train a copy of the model in its place; called before its step.
+
+        Raises:
+            ValueError: where it does.
+        """
+
     _how_to_reduce = "call mount.reduce()"
 
     # One step.

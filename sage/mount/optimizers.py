@@ -5,7 +5,7 @@ since the last backward, would be idle and nobody would notice. `torch.optim` ca
 before every step of every optimiser.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -30,6 +30,9 @@ class Watched(Protocol):
 
     def check_reduced(self) -> None:
         """Raise ValueError where the last backward's gradients were not reduced."""
+
+    def check_no_copy(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Raise ValueError where an optimiser trains a copy of the model in its place."""
 
 
 _open: "WeakSet[Watched]" = WeakSet()
@@ -80,6 +83,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
                 mount.check_reduced()
         if own <= held:
             continue
+        mount.check_no_copy(parameters)
         others = {id(p) for other in mounts if other is not mount for p in other.mounted().values()}
         strangers = {
             tuple(p.shape)

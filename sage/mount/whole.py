@@ -1,7 +1,7 @@
 """The mount for any loop: the whole model's gradient, reduced after backward."""
 # N = elements of the flat gradient
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from sage.comm.attached import GuestWire
 from sage.comm.packing import pack
 from sage.comm.wire import Wire
 from sage.mount.base import Method, Mount, check_same, maker, told
+from sage.mount.copies import Copies
 from sage.mount.flat import Flat
 from sage.mount.optimizers import check_free
 from sage.mount.parameters import (
@@ -178,11 +179,20 @@ class ModelMount(Mount):
         super().__init__(model, wire, [whole], named)
         self._whole = whole
         self._squares: Tensor | None = None
+        self._left: tuple[int, int] | None = None
+        """Address and version of the gradient as `reduce()` left it; None where an optimiser has stepped."""
+        self._was_idle = False
+        """Whether the last `reduce()` found a gradient that nothing had written since mounting or zeroing."""
+        self._copies = Copies(model, named)
 
     def zero_grad(self) -> None:
         """Set the gradient to zero, before the next backward."""
         self._whole.forget()
         self._unreduced.clear()
+
+    def close(self) -> None:
+        self._copies.forget()
+        super().close()
 
     def check(self) -> None:
         check_unchanged(self._named, self._model)
@@ -212,15 +222,49 @@ class ModelMount(Mount):
         becomes NaN on all ranks: `torch.amp.GradScaler` then skips the step on all of them.
 
         Raises:
-            ValueError: where a parameter was frozen, thawed, replaced, added or removed since mounting.
+            ValueError: where a parameter was frozen, thawed, replaced, added or removed since mounting, or
+                where the gradients have been reduced already.
         """
         self.check()
         with torch.no_grad():
             self._whole.collect()
+            self._check_new()
             step = self._begin_step()
             step.reduce(self._whole, squares_C=self._squares)
             self._squares = None
             self._end_step(step)
+            self._left = self._version()
+
+    def _check_new(self) -> None:
+        """Refuse to reduce a mean again: the residual would be sent twice.
+
+        Every write into the gradient, or into a view of it, raises torch's count of its versions.
+        """
+        if not self._unreduced.is_set and self._version() == self._left:
+            raise ValueError(
+                "the gradients have been reduced already: call mount.reduce() once between backward and "
+                "optimizer.step(), and after further backward passes"
+            )
+        self._was_idle = not self._unreduced.is_set and not bool(self._whole.grad_N.any())
+
+    def _version(self) -> tuple[int, int]:
+        return self._whole.grad_N.data_ptr(), self._whole.grad_N._version
+
+    def check_reduced(self) -> None:
+        super().check_reduced()
+        self._left = None
+
+    def check_no_copy(self, parameters: Sequence[nn.Parameter]) -> None:
+        if not self._was_idle:
+            return
+        for p in parameters:
+            name = self._copies.name_of(p) if p.grad is not None else None
+            if name is not None:
+                raise ValueError(
+                    f"the optimiser holds a deepcopy of the parameter {name!r}, and the reducer is mounted "
+                    "on the original, which no backward has reached: mount the reducer on the model that is "
+                    "trained, or make the optimiser from the mounted model's parameters()"
+                )
 
 
 @not_a_hook

@@ -6,6 +6,8 @@ prints. A verb whose output is its purpose asks `failure()` at its end, or print
 """
 
 import codecs
+import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -57,6 +59,13 @@ class Stream:
                 raise
 
 
+class _Closed(io.TextIOWrapper):
+    """A stream in place of one that was closed when Python started; what is printed to it is lost."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EBADF, "it is closed")
+
+
 def protect() -> None:
     """Put safe streams in place of `sys.stdout` and `sys.stderr`; a second call changes nothing.
 
@@ -72,7 +81,8 @@ def protect() -> None:
         stream = getattr(sys, name)
         if not isinstance(stream, Stream):
             if stream is None:  # it was closed when Python started
-                stream = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+                null = io.BufferedWriter(io.FileIO(os.devnull, "w"))
+                stream = _Closed(null, encoding="utf-8")
             setattr(sys, name, cast(TextIO, Stream(stream)))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sage.comm.wire import Wire
 from sage.reduction.layout import Layout
 from sage.reduction.reducer import Memory, Reduced, Reducer
+from sage.reduction.returned import fault_of
 
 
 class MemoryOptions(TypedDict, total=False):
@@ -74,6 +75,7 @@ class ErrorFeedback(nn.Module):
         self.memory = memory or reducer.memory
         self._beta, self._gamma, self._lr_ratio = beta, gamma, lr_ratio
         self._momentum, self._masking = momentum, masking
+        self._has_reduced = False
         keeps, moves = self.memory != "none", self.memory == "momentum"
         self.register_buffer("residual_N", torch.zeros(layout.numel) if keeps else None)
         self.register_buffer("velocity_N", torch.zeros(layout.numel) if moves else None)
@@ -89,32 +91,31 @@ class ErrorFeedback(nn.Module):
     def forward(self, grad_N: Tensor, wire: Wire) -> Reduced:
         """Reduce one gradient; it may be overwritten."""
         if self.residual_N is None:
-            return self._checked(self.reducer(grad_N, None, wire), grad_N.numel())
+            return self._checked(self.reducer(grad_N, None, wire), grad_N)
         if self._beta != 1:
             self.residual_N.mul_(self._beta)
         if self._gamma != 1:
             grad_N.mul_(self._gamma)
         if self.velocity_N is not None:
             grad_N.copy_(self.velocity_N.mul_(self._momentum).add_(grad_N))
-        reduced = self._checked(self.reducer(grad_N, self.residual_N, wire), grad_N.numel())
+        reduced = self._checked(self.reducer(grad_N, self.residual_N, wire), grad_N)
         if self.velocity_N is not None and self._masking and reduced.sent is not None:
             self.velocity_N.index_fill_(0, reduced.sent.long(), 0)
         if self.memory == "union" and reduced.union_M is not None:
             self.residual_N.index_fill_(0, reduced.union_M.long(), 0)
         return reduced
 
-    def _checked(self, reduced: object, numel: int) -> Reduced:
+    def _checked(self, reduced: object, grad_N: Tensor) -> Reduced:
         """What the reducer has returned, where it has the form that docs/tutorials/reducer.md demands.
+
+        Indices are looked at in the first reduction alone, as that costs about as much as selecting them.
 
         Raises:
             ValueError: names the reducer, what it returned and what is expected.
         """
-        fault = f"{type(reduced).__name__}, not a Reduced"
-        if isinstance(reduced, Reduced):
-            mean_N: object = reduced.mean_N
-            if isinstance(mean_N, Tensor) and mean_N.shape == (numel,):
-                return reduced
-            shown = list(mean_N.shape) if isinstance(mean_N, Tensor) else type(mean_N).__name__
-            fault = f"a mean of {shown}, not of [{numel}]"
-        name = type(self.reducer).__name__
-        raise ValueError(f"the reducer {name} returned {fault}: see docs/tutorials/reducer.md")
+        fault = fault_of(reduced, grad_N, look_at_indices=not self._has_reduced)
+        if fault or not isinstance(reduced, Reduced):
+            name = type(self.reducer).__name__
+            raise ValueError(f"the reducer {name} returned {fault}: see docs/tutorials/reducer.md")
+        self._has_reduced = True
+        return reduced

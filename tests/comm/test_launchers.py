@@ -5,6 +5,8 @@ import shlex
 from pathlib import Path
 
 import pytest
+from environments import MASTER, MEETING, NAMES, NONSENSE, STEP, VALUES
+from environments import of_launcher as environment
 from fuzz import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,15 +26,6 @@ from sage.comm.launchers import (
 from sage.comm.rendezvous import Place, place
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "launchers.md"
-MEETING = {"hostip": "10.0.0.1", "port": "29500"}
-MASTER = {"MASTER_ADDR": "node1", "MASTER_PORT": "29400"}
-STEP = {
-    "SLURM_JOB_ID": "7",
-    "SLURM_STEP_ID": "0",
-    "SLURM_STEP_NODELIST": "node[1-2]",
-    "SLURM_STEP_NUM_NODES": "2",
-}
-NONSENSE = [" 3 ", "1e3", "٣", "", "3.0", "0x3", "three", "+3", "3\n4", "\x1b[31m3", "1" * 5000]
 
 
 @pytest.fixture(autouse=True)
@@ -49,12 +42,6 @@ def nodes_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 WITH_ROWS = [pytest.param(one, id=one.name) for one in LAUNCHERS]
 WITH_SIZES = [pytest.param(one, id=one.name) for one in LAUNCHERS if one.size]
-
-
-def environment(launcher: Launcher, rank: int = 2, size: int = 4, local: int = 1) -> dict[str, str]:
-    """What the launcher tells one of its tasks."""
-    values = {launcher.rank: rank, launcher.size: size, launcher.local_rank: local, launcher.sign: "none"}
-    return {name: str(value) for name, value in values.items() if name}
 
 
 def refusal(environ: dict[str, str]) -> str:
@@ -260,18 +247,6 @@ def test_the_page_has_a_case_for_each_launcher_and_names_what_children_do_not_ge
 
 
 # Any environment.
-
-NAMES = sorted(
-    {name for one in LAUNCHERS for name in one.variables if not name.endswith("*")}
-    | {*OWN, *STEP, *MASTER, "SLURM_NTASKS", "SLURM_PTY_PORT", "ENVIRONMENT"}
-)
-VALUES = st.one_of(
-    st.sampled_from(
-        ["0", "1", "2", "4", "8", "29500", "10.0.0.1", "127.0.0.1", "node1", "node[1-2]", "BATCH"]
-    ),
-    st.sampled_from(NONSENSE + ["-1", "65536", "\udcff", "a\x00b", "[::1]", "%", "ü" * 70, "²", "९"]),
-    st.text(max_size=20),
-)
 
 
 @settings(max_examples=examples(500), deadline=None)

@@ -2,6 +2,7 @@
 # B = batch
 
 import copy
+import io
 import subprocess
 import sys
 from functools import cache
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import sage
 from sage.comm.wire import Wire
 from sage.reduction.error_feedback import MemoryOptions
+from sage.testing.harness import same_bits
 
 
 @cache
@@ -164,6 +166,76 @@ def test_an_empty_parameter_group_changes_nothing() -> None:
     with_one, without = Plain(network(), 0, "topk"), Plain(network(), 0, "topk")
     with_one.optimizer.add_param_group({"params": []})
     assert same(with_one.train(range(2)), without.train(range(2)))
+
+
+@alone
+def test_a_mean_that_is_reduced_again_is_refused() -> None:
+    script = Plain(network(), 0, "topk", density=0.1)
+    for step in range(2):
+        script.gradients(step)
+        before = copy.deepcopy(script.mount.state_dict())
+        with pytest.raises(ValueError, match="the gradients have been reduced already: call"):
+            script.mount.reduce()
+        after = script.mount.state_dict()
+        assert all(same_bits(before[name][key], after[name][key]) for name in before for key in before[name])
+        script.optimizer.step()
+    script.mount.close()
+
+
+@alone
+def test_gradients_that_no_backward_wrote_are_reduced() -> None:
+    script = Plain(network(), 0, "exact")
+    parameters = list(script.model.parameters())
+    for write in ("set", "copied", "copied into .data", "none", "zero"):
+        for p in parameters:
+            assert p.grad is not None
+            new = torch.ones_like(p)
+            if write == "set":
+                p.grad = new
+            elif write == "copied":
+                p.grad.copy_(new)
+            elif write == "copied into .data":
+                p.grad.data.copy_(new)
+        if write in ("none", "zero"):
+            script.optimizer.zero_grad(set_to_none=write == "none")
+        script.mount.reduce()
+        expected = 0 if write in ("none", "zero") else 1
+        assert all(bool((p.grad == expected).all()) for p in parameters)
+        script.optimizer.step()
+    script.mount.close()
+
+
+@alone
+def test_an_optimiser_of_a_copy_of_the_model_is_refused() -> None:
+    mounted = network()
+    mount = sage.reduce_model(mounted, "topk", density=0.1)
+    trained = copy.deepcopy(mounted)
+    optimizer = torch.optim.SGD(trained.parameters(), 0.1)
+    once(trained, 0, 0)
+    mount.reduce()
+    with pytest.raises(ValueError, match="holds a deepcopy of the parameter '0.weight', and the reducer"):
+        optimizer.step()
+    mount.close()
+    optimizer.step()
+    assert not hasattr(mounted, "_sage_copies")
+
+
+@alone
+def test_a_copy_of_a_mounted_model_may_be_kept_saved_and_trained_beside_it() -> None:
+    script = Plain(network(), 0, "topk", density=0.1)
+    script.train(range(1), close=False)
+    buffer = io.BytesIO()
+    torch.save(script.model, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    assert same(list(loaded.parameters()), list(script.model.parameters()))
+    copied = copy.deepcopy(script.model)  # as for MAML's inner loop, or a running average
+    optimizer = torch.optim.SGD(copied.parameters(), 0.1)
+    for step in range(2):
+        once(copied, 0, step)
+        optimizer.step()
+        script.train([step], close=False)
+    script.mount.close()
 
 
 @alone

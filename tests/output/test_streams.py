@@ -95,10 +95,33 @@ def test_head_ends_a_command_quietly() -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
 def test_closed_descriptors_are_no_fault(closed: str) -> None:
     done = shell(f"$SAGE list {closed}")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-"])
+def test_a_closed_stdout_is_one_line_where_the_output_is_the_purpose(closed: str) -> None:
+    done = shell(f"$SAGE list {closed}")
+    assert done.returncode == 1
+    assert done.stderr == "sage list: cannot write to standard output: it is closed\n"
+
+
+def test_a_run_needs_no_stdout(tmp_path: Path) -> None:
+    done = shell(f"$SAGE run digits-ff --steps 1 --runs {tmp_path} >&-")
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("*/result.json"))
+
+
+def test_the_owner_can_use_what_a_run_makes_under_any_umask(tmp_path: Path) -> None:
+    for times in ("finished: ", "already finished"):
+        done = shell(f"umask 0777; $SAGE run digits-ff --steps 1 --runs {tmp_path}/runs")
+        assert done.returncode == 0, done.stderr
+        assert times in done.stdout + done.stderr
+    made = [tmp_path / "runs", *(tmp_path / "runs").rglob("*")]
+    for path in made:
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
 
 
 def test_an_error_on_a_full_stderr_keeps_its_status() -> None:

@@ -159,6 +159,11 @@ def test_a_reducers_union_is_every_index_that_any_rank_has_sent() -> None:
     assert all(union == [at for sent, _ in ranks for at in sent] for _, union in ranks)
 
 
+def sent(*at: float) -> Reduced:
+    """A reducer's result whose indices are these."""
+    return Reduced(torch.zeros(N), torch.tensor(at))
+
+
 @pytest.mark.parametrize(
     ("returned", "told"),
     [
@@ -166,6 +171,16 @@ def test_a_reducers_union_is_every_index_that_any_rank_has_sent() -> None:
         (torch.zeros(N), "Tensor, not a Reduced"),
         (Reduced(torch.zeros(N - 1)), r"a mean of \[7\], not of \[8\]"),
         (Reduced(torch.zeros(1, N)), r"a mean of \[1, 8\], not of \[8\]"),
+        (Reduced(torch.zeros(N).double()), "a mean of torch.float64 on cpu, not of torch.float32 on cpu"),
+        (Reduced(torch.zeros(N, device="meta")), "a mean of torch.float32 on meta, not of torch.float32 on"),
+        (Reduced(torch.zeros(N), density=1.5), "density=1.5, not a share from 0 to 1"),
+        (Reduced(torch.zeros(N), density=float("nan")), "density=nan, not a share from 0 to 1"),
+        (sent(0, N), "sent with the index 8, not with indices from 0 to 7"),
+        (sent(-1, 0), "sent with the index -1, not with indices from 0 to 7"),
+        (sent(3, 1, 3), "sent with an index that occurs twice, where each is expected once"),
+        (sent(0.0, 1.0), r"sent with \[2\] elements of torch.float32, not with one dimension of int32 or"),
+        (Reduced(torch.zeros(N), torch.ones(N).bool()), r"sent with \[8\] elements of torch.bool, not with"),
+        (Reduced(torch.zeros(N), union_M=torch.tensor([0, N])), "union_M with the index 8, not with indices"),
     ],
 )
 @pytest.mark.parametrize("memory", ["none", "residual"])

@@ -1,0 +1,56 @@
+"""Whatever a login shell or a launcher has set, `sage run` ends in time with a result or one line."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import environments
+import pytest
+from fuzz import examples
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from launcher import PATIENCE, outside
+
+CHECKOUT = Path(__file__).parents[2]
+RUN = "run digits-ff --world-size 1 --steps 1 --timeout 2"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder for the runs of this module."""
+    return tmp_path_factory.mktemp("environments")
+
+
+@settings(
+    max_examples=min(200, examples(3)),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(environments.mixed(), st.sampled_from(["--print-config", "--fresh"]))
+def test_a_run_under_any_environment_ends_with_a_result_or_one_line(
+    folder: Path, environ: dict[str, str], how: str
+) -> None:
+    told = {name: value for name, value in environ.items() if "\0" not in value}  # execve takes no NUL
+    process = subprocess.run(
+        [sys.executable, "-m", "sage", *RUN.split(), "--runs", str(folder / "runs"), how],
+        cwd=folder,
+        env={**outside(), "PYTHONPATH": str(CHECKOUT), "SAGE_DATA_DIR": str(folder), **told},
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    said = process.stderr.decode()
+    assert process.returncode in (0, 1, 2), (process.returncode, said)
+    if process.returncode:
+        assert len(said.splitlines()) == 1, said
+        line = said.rstrip("\n")
+        assert re.match(r"sage( run)?: \S", line), line
+        assert line.isprintable(), repr(line)
+        assert "Traceback" not in line
+        assert "bug in SAGE" not in line
+    elif how == "--print-config":
+        assert json.loads(process.stdout)["config"]["steps"] == 1
+    else:
+        assert b"finished: " in process.stdout + process.stderr, said
