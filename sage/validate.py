@@ -13,6 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+LATER = "later"
+"""Marks a configuration field or a part's option that was added after runs had been recorded.
+
+In `limit: Annotated[int | None, LATER] = None` the default is left out of a run's hash, so the runs that were
+recorded before the option existed keep their names.
+"""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -125,6 +132,15 @@ def arms(annotation: Any) -> list[Any]:
     if get_origin(annotation) in (Union, types.UnionType):
         return [inner for arm in get_args(annotation) for inner in arms(arm)]
     return [annotation]
+
+
+def marks(annotation: Any) -> tuple[Any, ...]:
+    """What a type is annotated with.
+
+    >>> marks(Annotated[int, LATER]), marks(Literal["later"])
+    (('later',), ())
+    """
+    return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
 
 
 def takes_list(annotation: Any) -> bool:

@@ -5,9 +5,9 @@ import inspect
 import json
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import pytest
 from hypothesis import given
@@ -17,6 +17,7 @@ from sage import registry
 from sage.cli.run import parse_run
 from sage.config import ASIDE, Config, Options, annotations, load, part_options, resolve, workloads
 from sage.registry import parts
+from sage.validate import LATER
 
 BASE = Config(workload="w", task="classify", model="resnet", data="digits")
 ASIDE_FIELDS = {name for name, annotation in annotations().items() if ASIDE in get_args(annotation)}
@@ -455,6 +456,82 @@ def test_an_option_added_later_leaves_the_hash_of_default_runs_as_it_was() -> No
     assert resolved(rule="paper").hash == default.hash
     assert resolved(rule="gradcomp").reducer_options["rule"] == "gradcomp"
     assert len({default.hash, resolved(rule="gradcomp").hash, resolved(scale_factor=3.0).hash}) == 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Longer(Config):
+    """A configuration with keys of tomorrow."""
+
+    warm_restarts: Annotated[int, LATER] = 3
+    table: Annotated[dict[str, Any], LATER] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize("other", [{"warm_restarts": 4}, {"table": {"rate": 1}}])
+def test_a_new_key_at_its_default_leaves_the_hash_and_the_file_as_they_are(other: dict[str, Any]) -> None:
+    values = BASE.to_dict()
+    default = Longer.from_dict(values)
+    assert default.hash == BASE.hash
+    assert default.to_dict() == values
+    changed = Longer.from_dict({**values, **other})
+    assert changed.hash != BASE.hash
+    assert Longer.from_dict(changed.to_dict()) == changed
+    assert Longer.from_dict({**values, "warm_restarts": 3, "table": {}}).hash == BASE.hash
+
+
+def test_a_key_without_the_mark_would_rename_every_run() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Careless(Config):
+        warm_restarts: int = 3
+
+    assert replace(BASE).hash == BASE.hash != Careless.from_dict(BASE.to_dict()).hash
+
+
+MADE = {
+    "reducer": "class Mine(Exact):\n    def __init__(self, *{}) -> None: ...\nREDUCER = Mine",
+    "model": "def mine(*{}, num_classes: int) -> torch.nn.Module: ...\nMODEL = mine",
+    "data": "class Mine:\n    def __init__(self, root: Path, *{}) -> None: ...\nDATASET = Mine",
+}
+
+
+@pytest.mark.parametrize("part", MADE)
+def test_a_new_option_of_a_part_at_its_default_leaves_the_hash_as_it_is(part: str, tmp_path: Path) -> None:
+    head = (
+        "import torch\nfrom pathlib import Path\nfrom typing import Annotated\n"
+        "from sage.reducers.exact import Exact\nfrom sage.validate import LATER\n"
+    )
+    today = write(tmp_path / "today.py", head + MADE[part].format(", depth: int = 2"))
+    added = ", depth: int = 2, width: Annotated[int, LATER] = 8"
+    tomorrow = write(tmp_path / "tomorrow.py", head + MADE[part].format(added))
+
+    def options(file: Path, **given: Any) -> Any:
+        chosen: dict[str, Any] = {part: str(file), f"{part}_options": given}
+        config = replace(BASE, **chosen)
+        return getattr(resolve(config), f"{part}_options")
+
+    assert options(tomorrow) == options(today) == {"depth": 2}
+    assert options(tomorrow, width=8) == {"depth": 2}
+    assert options(tomorrow, width=9) == {"depth": 2, "width": 9}
+
+
+# What `sage run ... --print-config` said on 28 November 2026: a run that was recorded then is found again.
+FOLDERS = {
+    "digits-ff --reducer exact": "digits-ff-exact-1a2e8805",
+    "digits-ff --reducer sage": "digits-ff-sage-d67f53eb",
+    "digits --reducer topk --density .05": "digits-topk-6fcae8d9",
+    "digits --reducer topk+terngrad": "digits-topk+terngrad-fc451f14",
+    "digits --reducer dgc --memory momentum --momentum 0": "digits-dgc-044ec0e2",
+    "ncf-imports --reducer sidco --epochs 2 --seed 3": "ncf-imports-sidco-43a0f916",
+    "lstm-topics --reducer onebit --world-size 4": "lstm-topics-onebit-a99fc568",
+    "lstm-wikitext2 --reducer powersgd --rank 4 --grouping bucket:25": "lstm-wikitext2-powersgd-40f9c08e",
+    "resnet20-cifar10 --reducer efsignsgd --data.limit-train 512": "resnet20-cifar10-efsignsgd-e0ef6a24",
+    "ncf-ml1m --reducer adacomp --rule gradcomp": "ncf-ml1m-adacomp-6871be58",
+}
+
+
+@pytest.mark.parametrize("flags", FOLDERS)
+def test_runs_keep_the_folder_names_that_they_have_had(flags: str) -> None:
+    config, _ = parse_run(flags.split())
+    assert config.folder.name == FOLDERS[flags]
 
 
 def test_flags_name_a_run_as_its_configuration_does_where_a_reducer_has_later_options() -> None:

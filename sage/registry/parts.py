@@ -27,7 +27,7 @@ from typing import Any
 
 from .. import validate
 from ..output.text import clean_text
-from ..validate import coerce, known, shown
+from ..validate import LATER, coerce, known, marks, shown
 from .signature import FACTS as FACTS
 from .signature import Option as Option
 from .signature import Room as Room
@@ -238,8 +238,8 @@ def options_of(room: Room, name: str) -> Mapping[str, Option]:
 def check_options(room: Room, name: str, given: dict[str, Any]) -> dict[str, Any]:
     """The given options in their own types, with the part's defaults for the rest.
 
-    Options that the part lists as added later (`Reducer.later`) are left out at their defaults: a run's hash
-    covers what this returns, and must not change because a new option exists.
+    A run's hash covers what this returns, and a new option must not change it. So an option that was added
+    later, listed in the part's `later` or annotated with `sage.validate.LATER`, is left out at its default.
     """
     part = load(room, name)
     valid = options(part, room=room)
@@ -247,7 +247,7 @@ def check_options(room: Room, name: str, given: dict[str, Any]) -> dict[str, Any
         known(f"option of the {KINDS[room]} {short(name)}", option, valid)
     checked = {option: coerce(option, value, valid[option].type) for option, value in given.items()}
     complete = {option: checked.get(option, spec.default) for option, spec in valid.items()}
-    later = getattr(part, "later", ())
+    later = {*getattr(part, "later", ()), *(each for each in valid if LATER in marks(valid[each].type))}
     return {
         option: value
         for option, value in complete.items()

@@ -1,21 +1,26 @@
-"""What one run is: a frozen dataclass, filled from a workload's TOML, a TOML file, the command line."""
+"""The configuration of one run: a frozen dataclass, filled from TOML files and the command line.
+
+A new field is added as `name: Annotated[type, LATER] = default`. At its default it is left out of the run's
+hash and of `config.json`, so existing runs keep their folders; at any other value it is in both. The same
+marker serves options of reducers, models and data sets (`sage.registry.check_options`), and a new table is a
+field of type `dict` whose default is empty. Without the marker a new field would rename every run. Fields
+marked `ASIDE` never enter the hash.
+"""
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Hashable
+from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Self, cast, get_type_hints
 
-from . import registry, validate
-from .output.text import clean_text
-from .storage import read_toml
-from .validate import Range, coerce, known
+from .. import registry
+from ..validate import LATER, Range, coerce, known, marks
 
 ASIDE = "aside"
-"""Marks a field that cannot change a run's result, and so is left out of its hash."""
+"""Marks a field that cannot change a run's result and is therefore left out of its hash."""
 
 Option = bool | int | float | str | None | tuple[bool | int | float | str, ...]
 Options = dict[str, Option]
@@ -28,8 +33,9 @@ Seconds = Annotated[float, Range(0.01, 1e6)]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that a run's result depends on, and aside from it where the run's files are.
+    """All that a run's result depends on, and where the run's files are.
 
+    >>> from dataclasses import replace
     >>> a = Config(workload="w", task="classify", model="resnet", data="digits")
     >>> a.hash == replace(a, runs=Path("elsewhere")).hash != replace(a, seed=1).hash
     True
@@ -175,7 +181,7 @@ class Config:
     """The TOML table [slurm]: sbatch's own names, for the jobs."""
 
     def __post_init__(self) -> None:
-        for name, annotation in annotations().items():
+        for name, annotation in annotations(type(self)).items():
             object.__setattr__(self, name, coerce(name, getattr(self, name), annotation))
         if self.schedule == "step" and not self.milestones:
             raise ValueError(
@@ -196,153 +202,71 @@ class Config:
 
     @cached_property
     def hash(self) -> str:
-        """Eight hexadecimal digits that name what the result depends on."""
-        kept = {name: value for name, value in self.to_dict().items() if name not in _aside()}
-        # A file counts by its content: to edit it makes another run, to move it does not.
-        kept |= {name: registry.identity(kept[name]) for name in _PARTS}
+        """Eight hexadecimal digits of the SHA-256 of everything that the result depends on."""
+        aside = _marked(type(self), ASIDE)
+        kept = {name: value for name, value in self.to_dict().items() if name not in aside}
+        # A file counts by its content: an edited file makes another run, a moved one does not.
+        kept |= {name: registry.identity(kept[name]) for name in PARTS}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def folder(self) -> Path:
-        """Where this run is kept: runs/<workload>-<reducer>-<hash>."""
+        """The run's folder: runs/<workload>-<reducer>-<hash>."""
         return self.runs / f"{self.workload}-{registry.short(self.reducer)}-{self.hash}"
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON knows them: paths become texts, tuples lists."""
-        values = {name: getattr(self, name) for name in annotations()}
+        """The fields as JSON represents them: a path is a string, a tuple a list.
+
+        Fields that are marked `LATER` and have their default are left out.
+        """
+        later = _marked(type(self), LATER)
+        defaults = {each.name: _default(each) for each in fields(self) if each.name in later}
+        values = {name: getattr(self, name) for name in annotations(type(self))}
+        values = {name: value for name, value in values.items() if defaults.get(name, MISSING) != value}
         plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
         return plain
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The run that `to_dict` told of."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: if a field is unknown, missing without a default, or has a value that is not allowed.
+        """
+        required = [each.name for each in fields(cls) if _default(each) is MISSING]
         for name in values:
-            known("field of a run", name, annotations())
-        if missing := [name for name in _required() if name not in values]:
-            raise ValueError(f"a run needs {', '.join(_required())}; not given: {', '.join(missing)}")
+            known("field of a run", name, annotations(cls))
+        if missing := [name for name in required if name not in values]:
+            raise ValueError(f"a run needs {', '.join(required)}; not given: {', '.join(missing)}")
         return cls(**values)
 
 
 _GROUPING = re.compile(r"model|layer|bucket:(?=[\d.]*[1-9])(\d+(\.\d+)?|\.\d+)")
-_PARTS: dict[str, registry.Room] = {
+PARTS: dict[str, registry.Room] = {
     "reducer": "reducers",
     "model": "models",
     "data": "datasets",
     "task": "tasks",
 }
-_OPTIONED = ("reducer", "model", "data")
+OPTIONED = ("reducer", "model", "data")
 """The parts that take options."""
 
 
-def workloads() -> dict[str, Path]:
-    """The workloads that come with the suite, by name."""
-    folder = Path(__file__).parent / "jobs" / "workloads"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-
-
-def load(workload: str, *, file: Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
-    """The run of a workload (a name, or a TOML file), as a second file and then the overrides change it.
-
-    A part's options go with it: where a later layer names another part, they are dropped. A table
-    `[reducers.NAME]` counts only when NAME is the reducer.
-    """
-    named = not workload.endswith(".toml")
-    path = workloads()[known("workload", workload, workloads())] if named else validate.path(workload)
-    layers = [_read(path), *([_read(file)] if file else []), _checked(dict(overrides or {}), "the overrides")]
-    merged: dict[str, Any] = {"reducer": Config.reducer}
-    for layer in layers:
-        merged |= layer
-    current: dict[str, Any] = {"reducer": Config.reducer}
-    options: dict[str, dict[str, Any]] = {part: {} for part in _OPTIONED}
-    for layer in layers:
-        options["reducer"] |= layer.get("reducers", {}).get(merged["reducer"], {})
-        for part in _OPTIONED:
-            current[part] = layer.get(part, current.get(part))
-            if current[part] == merged.get(part):
-                options[part] |= layer.get(f"{part}_options", {})
-    merged |= {f"{part}_options": given for part, given in options.items()}
-    merged["slurm"] = {name: value for layer in layers for name, value in layer.get("slurm", {}).items()}
-    merged.pop("reducers", None)
-    config = Config.from_dict({**merged, "workload": path.stem})
-    for part, room in _PARTS.items():
-        registry.check_name(room, getattr(config, part))
-    return config
-
-
-def part_options(config: Config) -> dict[str, Mapping[str, registry.Option]]:
-    """The options that the run's reducer, model and data set take; this imports all three."""
-    found = {part: registry.options_of(_PARTS[part], getattr(config, part)) for part in _OPTIONED}
-    if clash := sorted(set(found["reducer"]) & set(annotations())):
-        raise ValueError(
-            f"the reducer {config.reducer!r} has options with a run's own names: {', '.join(clash)}"
-        )
-    return found
-
-
-def resolve(config: Config, **changes: Any) -> Config:
-    """The same run with its parts' options checked and their defaults written in, which its hash takes in.
-
-    Changes, but not of the parts themselves, can be made in the same go: a sweep has thousands of them.
-    """
-    part_options(config)
-    checked: dict[str, Any] = {}
-    for part in _OPTIONED:
-        room = _PARTS[part]
-        given = changes.get(f"{part}_options", getattr(config, f"{part}_options"))
-        checked[f"{part}_options"] = registry.check_options(room, getattr(config, part), given)
-    registry.load("tasks", config.task)
-    # Built only so that it checks its options' ranges here, and not when the ranks have started.
-    make = registry.load("reducers", config.reducer)
-    try:
-        make(**checked["reducer_options"])
-    except ValueError:
-        raise
-    except Exception as error:  # a reducer may be anybody's
-        said = f"{type(error).__name__}: {clean_text(str(error))}"
-        name, options = registry.short(config.reducer), validate.shown(checked["reducer_options"])
-        raise ValueError(f"the reducer {name} does not take the options {options}: {said}") from error
-    return replace(config, **{**changes, **checked})
-
-
-@cache
-def annotations() -> dict[str, Any]:
+def annotations(kind: type[Config] = Config) -> dict[str, Any]:
     """The fields of a Config with their annotations, in the order of the class."""
-    return get_type_hints(Config, include_extras=True)
+    return _annotations(cast(Hashable, kind))
 
 
 @cache
-def _aside() -> set[str]:
-    return {name for name, annotation in annotations().items() if ASIDE in get_args(annotation)}
+def _annotations(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
 
 
-def _required() -> list[str]:
-    return [
-        each.name for each in fields(Config) if each.default is MISSING and each.default_factory is MISSING
-    ]
+def _marked(kind: type[Config], mark: str) -> set[str]:
+    """The names of the fields that carry a mark, as ASIDE or LATER."""
+    return {name for name, annotation in annotations(kind).items() if mark in marks(annotation)}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        table = read_toml(path, "a TOML file of a run's settings")
-    except FileNotFoundError as cause:
-        raise ValueError(
-            f"there is no file {path}; the workloads that come by name: {', '.join(workloads())}"
-        ) from cause
-    return _checked(table, path.name)
-
-
-def _checked(layer: dict[str, Any], source: str) -> dict[str, Any]:
-    """A layer whose names and tables can be merged with others; paths of parts are made absolute."""
-    for name in layer:
-        known(f"setting (in {source})", name, (set(annotations()) | {"reducers"}) - {"workload"})
-    for name in ("reducers", "slurm", *(f"{part}_options" for part in _OPTIONED)):
-        coerce(f"{name} (in {source})", layer.get(name, {}), dict[str, Any])
-    for reducer, table in layer.get("reducers", {}).items():
-        registry.check_name("reducers", reducer)
-        coerce(f"reducers.{reducer} (in {source})", table, dict[str, Any])
-    for part in _PARTS:
-        if part in layer:
-            layer |= {part: registry.located(coerce(f"{part} (in {source})", layer[part], str))}
-    if "reducers" in layer:
-        layer |= {"reducers": {registry.located(name): table for name, table in layer["reducers"].items()}}
-    return layer
+def _default(each: Field[Any]) -> Any:
+    """A field's default; MISSING if it has none."""
+    return each.default if each.default_factory is MISSING else each.default_factory()

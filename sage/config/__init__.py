@@ -1,0 +1,12 @@
+"""The configuration of a run: its fields, its TOML files, and the options of its parts."""
+
+from .files import load as load
+from .files import workloads as workloads
+from .options import part_options as part_options
+from .options import resolve as resolve
+from .run_config import ASIDE as ASIDE
+from .run_config import Config as Config
+from .run_config import Count as Count
+from .run_config import Option as Option
+from .run_config import Options as Options
+from .run_config import annotations as annotations
