@@ -530,7 +530,7 @@ FOLDERS = {
 
 @pytest.mark.parametrize("flags", FOLDERS)
 def test_runs_keep_the_folder_names_that_they_have_had(flags: str) -> None:
-    config, _ = parse_run(flags.split())
+    config = parse_run(flags.split())
     assert config.folder.name == FOLDERS[flags]
 
 

@@ -45,8 +45,8 @@ NOTES = (
     "all-reduce of the N parameters in float32 takes their place: 4·N·2(W-1)/W bytes in each direction.",
     "Payload is what a rank passes to collectives. Wire is what they send and receive on its link.",
     "Target and achieved are densities: the share of the gradient to send, and the share sent. On-target "
-    f"steps: share of steps with an achieved density within ±{100 * TOLERANCE:.0f} % of the target; {MISSING} "
-    "for reducers without a target.",
+    f"steps: share of steps with an achieved density within ±{100 * TOLERANCE:.0f} % of the target; "
+    f"{MISSING} for reducers without a target.",
     "Step times are those of the slowest rank; for an unfinished run, those of rank 0.",
     "Shared: number of runs that shared a machine with another run of this report. Load: the machine's "
     "1-minute load average at the start and end of a run.",
