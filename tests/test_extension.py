@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sage.testing.conformance import LAWS
+from sage.testing.conformance import INVARIANTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "tutorials" / "reducer.md"
 DEAF = '''
@@ -23,7 +23,7 @@ class Deaf(EveryOther):
 
 REDUCER = Deaf
 '''
-"""A reducer that breaks one law, appended to the page's."""
+"""A reducer that breaks one invariant, appended to the page's."""
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -101,4 +101,4 @@ def test_a_mistyped_option_of_it_is_refused(sage: Command, package: Path) -> Non
 
 def test_the_page_names_every_law() -> None:
     told = re.findall(r"^\| `(\w+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert told == [law.__name__ for law in LAWS]
+    assert told == [invariant.__name__ for invariant in INVARIANTS]

@@ -1,11 +1,21 @@
-"""How gradients are reduced. What the author of a reducer imports comes from here.
+"""How gradients are reduced. A reducer's author imports everything from here.
 
-- `reducer`: the contract of reducers; `layout`: where each parameter's gradient is in the flat vector
-- `error_feedback`: what becomes of what was not sent
-- `exchange`, `exclusive`: the mean of what ranks have selected
-- `quantise`, `two_way`, `lowrank`: bases of the methods that send every element in fewer bits
-- `coding`: formats of bits; `controllers`: rules that steer a threshold
-- `density_schedule`: how the target density changes during training; `hybrid`: two reducers composed
+- Contract (`reducer`, `layout`): `Reducer`, `Reduced`, `Memory`, `Layout`, `Span`
+- Communication and helpers: `Wire`, `ops` (fused operations), `generator` (seeded random numbers), `phase`
+  (timing), `add` (sum of rows in a fixed order)
+- Sparsifiers (`reducer`, `exclusive`, `exchange`): `Sparsifier`, `SparsifierOptions`, `check_fraction`,
+  `ExclusiveSparsifier`, `Exclusive`, `mean_at`, `exchange`
+- Density and thresholds (`density_schedule`, `controllers`): `density_schedule`, `CONTROLLERS`, `Published`,
+  `Agree`, `local_only`, `signal_dtype`
+- Quantisers (`quantise`, `two_way`): `Quantiser`, `RandomQuantiser`, `RoundingOptions`, `Parts`,
+  `gather_parts`, `keep_error`, `per_group`, `all_finite`, `reduce_two_way`, `payload_two_way`
+- Formats of codes (`coding`): `bitpacking`, `elias`, `Buckets`, `num_buckets`, `Norm`, `round_linear`,
+  `round_natural`, `natural_value`, `power_below`, `MANTISSA`
+- Low-rank methods (`lowrank`): `Matrices`, `Matrix`, `orthonormalise`, `unflatten`, `in_float32`,
+  `check_rank`, `check_min_rate`
+
+`error_feedback` applies the residual around a reducer, and `hybrid` composes a sparsifier and a quantiser; a
+reducer needs neither.
 """
 
 from sage import ops as ops

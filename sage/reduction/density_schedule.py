@@ -1,4 +1,4 @@
-"""The density that is asked for: fixed, on a schedule, or as the training and the link have it."""
+"""Target density of each step: constant, scheduled, or adapted to training or to the network."""
 # N = elements of the vector
 
 import math
@@ -15,12 +15,12 @@ Name = Literal["constant", "warmup", "linear", "cosine", "accordion", "budget"]
 
 
 class Constant(nn.Module):
-    """The same density at every step. The base of the others: state lies in buffers.
+    """The same density at every step; base class of the schedules. State is held in buffers.
 
     Args:
-        density: d, in (0, 1].
-        start: The density that a schedule comes from; by default 0.25 (`accordion`: 10·d).
-        steps: Over how many steps `linear` and `cosine` come from it to d.
+        density: Target density d, in (0, 1].
+        start: Initial density of a schedule; by default 0.25 (`accordion`: 10·d).
+        steps: Number of steps in which `linear` and `cosine` go from `start` to d.
     """
 
     step: Tensor
@@ -35,49 +35,50 @@ class Constant(nn.Module):
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
 
     def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
-        """Called on every rank before an epoch's first step."""
+        """Called on every rank before the first step of an epoch."""
         self.epoch.fill_(epoch)
 
     def now(self) -> float:
-        """What this step is to send; the same on every rank."""
+        """Target density of this step; the same on every rank."""
         return self._density
 
     def learn(self, mean_N: Tensor, wire: Wire) -> None:
-        """Hear what came of the step. Called on every rank."""
+        """Called on every rank after a step with its mean."""
         self.step += 1
 
 
 class Warmup(Constant):
-    """DGC's (Lin et al., 2018): each epoch a quarter of the last, 25 %, 6.25 %, 1.5625 %, ..., down to d."""
+    """DGC's warm-up (Lin et al., 2018): the density is divided by 4 each epoch, from 25 % down to d."""
 
     def now(self) -> float:
         return max(self._density, self._start * 0.25 ** int(self.epoch))
 
 
 class Linear(Constant):
-    """From `start` to d in so many steps, by as much each."""
+    """Linear from `start` to d in the given number of steps."""
 
     def now(self) -> float:
         return self._start + (self._density - self._start) * self.progress()
 
     def progress(self) -> float:
-        """How far from `start` to d, in [0, 1]."""
+        """Progress from `start` to d, in [0, 1]."""
         return min(1.0, int(self.step) / self._steps)
 
 
 class Cosine(Linear):
-    """From `start` to d in so many steps, along half a cosine."""
+    """Half a cosine from `start` to d in the given number of steps."""
 
     def progress(self) -> float:
         return (1 - math.cos(math.pi * super().progress())) / 2
 
 
 class Critical(Constant):
-    """Accordion (Agarwal et al., 2021, Algorithm 1), the vector as one layer: d outside of critical regimes.
+    """Accordion (Agarwal et al., 2021, Algorithm 1) with the vector as one layer.
 
-    Inside them it is `start`. It decides every ten epochs, and where the learning rate has fallen. Critical
-    are epoch 0, a fall of the learning rate, and | ‖g_prev‖ − ‖g_cur‖ | / ‖g_prev‖ > 0.5, g being the mean
-    gradients' sum over the epoch before a decision. Rank 0 decides and broadcasts (`scales`, 8 bytes).
+    The density is d outside critical regimes and `start` inside them. It is decided every ten epochs and when
+    the learning rate has dropped. Critical are epoch 0, a drop of the learning rate, and | ‖g_prev‖ − ‖g_cur‖
+    | / ‖g_prev‖ > 0.5, where g is the sum of the mean gradients over the epoch before a decision. Rank 0
+    decides and broadcasts (`scales`, 8 bytes).
     """
 
     EVERY, ETA = 10, 0.5
@@ -92,7 +93,7 @@ class Critical(Constant):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
 
     def bind(self, numel: int) -> None:
-        """Make room for the epoch's sum."""
+        """Allocate the sum of an epoch's gradients (N)."""
         self.register_buffer("sum_N", torch.zeros(numel))
 
     def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
@@ -116,15 +117,17 @@ class Critical(Constant):
 
 
 class Budget(Constant):
-    """As much as a budget allows, measured every ten steps and agreed on by the ranks (`control`, 24 bytes).
+    """Adapts the density to a budget, measured every ten steps and summed over ranks (`control`, 24 bytes).
 
-    The density, which begins at d, is multiplied by sqrt(allowed / used), at most halved or doubled at a
-    time, and stays in [1e-5, 1]. It follows the clock, so that such a run cannot be repeated to the bit.
+    The density starts at d. It is multiplied by sqrt(allowed / used), limited to [0.5, 2], and stays in
+    [1e-5, 1]. It depends on measured time, so a run with it is not bitwise reproducible.
 
     Args:
-        allowed: Bytes that a rank may send in a second; or seconds of communication for a second of the rest.
+        density: Initial density, in (0, 1].
+        allowed: Bytes that a rank may send per second, or seconds of communication per second of everything
+            else.
         unit: `bytes` or `time`.
-        clock: Seconds.
+        clock: Function that returns seconds.
     """
 
     EVERY = 10
@@ -151,7 +154,7 @@ class Budget(Constant):
         if int(self.step) % self.EVERY:
             return
         now = self._clock(), wire.ledger.seconds, float(wire.ledger.sent)
-        # After a resume, as at the first time, there is nothing yet to compare with.
+        # At the first measurement of a run or of a resumed run there is no earlier one.
         before, self._since = self._since or now, now
         used = torch.tensor([b - a for a, b in zip(before, now, strict=True)], dtype=torch.float64)
         seconds, comm_seconds, sent = wire.sum(used.to(mean_N.device), kind="control").tolist()
@@ -172,4 +175,4 @@ SCHEDULES: dict[str, type[Constant]] = {
     "cosine": Cosine,
     "accordion": Critical,
 }
-"""The schedules by the names that `--density-schedule` gives them; `budget` takes more than these."""
+"""The schedules by their names in `--density-schedule`; `budget` takes more arguments than these."""

@@ -1,4 +1,4 @@
-"""Error feedback: what becomes of what a reducer did not send."""
+"""Error feedback: the residual of what a reducer did not send, and how it is added to the next gradient."""
 # N = elements of the flat vector
 
 from typing import TypedDict, get_args
@@ -13,7 +13,7 @@ from sage.reduction.returned import fault_of
 
 
 class MemoryOptions(TypedDict, total=False):
-    """The options of `ErrorFeedback`, for a mount to pass on."""
+    """Options of `ErrorFeedback`, for mounts to pass on."""
 
     beta: float
     gamma: float
@@ -23,26 +23,26 @@ class MemoryOptions(TypedDict, total=False):
 
 
 class ErrorFeedback(nn.Module):
-    """A reducer with a memory: keeps what was not sent and adds it to the next gradient (Seide et al., 2014).
+    """Wraps a reducer and adds what was not sent to the next gradient (Seide et al., 2014).
 
-    The signal is a = β·r + γ·g, what is sent is a compression of it, and r is what that left behind.
+    The signal is a = β·r + γ·g. A compression of it is sent, and r becomes the rest.
 
     Args:
         reducer: The method.
-        layout: The flat vector it reduces.
-        memory: `residual`, or `none` to lose what was not sent; by default what the reducer asks for.
-            `momentum` (DGC: Lin et al., 2018, equation 7): the residual collects u = m·u + g instead of g,
-            and u forgets what was sent. `union`: the residual is forgotten wherever any rank has sent, which
-            loses what this rank had there and did not send.
-        beta: β, of the residual; from 0 to 1.
-        gamma: γ, of the gradient; above 0.
-        lr_ratio: Whether the residual is scaled by lr_before/lr_now, as the step that it missed would have
-            been taken at the learning rate of then (BytePS; Zheng et al., 2019).
-        momentum: m, above; from 0 to below 1.
-        masking: Whether u forgets what was sent (momentum factor masking).
+        layout: Layout of the flat vector.
+        memory: Kind of error feedback; by default the reducer's own. `residual` keeps what was not sent.
+            `none` discards it. `momentum` (DGC: Lin et al., 2018, equation 7) accumulates u = m·u + g instead
+            of g in the residual, and clears u where elements were sent. `union` clears the residual at every
+            element that any rank has sent, which discards this rank's unsent values there.
+        beta: Factor β of the residual, from 0 to 1.
+        gamma: Factor γ of the gradient, above 0.
+        lr_ratio: Whether the residual is scaled by lr_before/lr_now, as if the step it was omitted from had
+            used that step's learning rate (BytePS; Zheng et al., 2019).
+        momentum: Momentum m of `momentum`, at least 0 and below 1.
+        masking: Whether `momentum` clears u where elements were sent (momentum factor masking).
 
     Raises:
-        ValueError: for a memory that there is not, or a number out of its range.
+        ValueError: if `memory` is unknown, or a number is out of range.
     """
 
     residual_N: Tensor | None
@@ -82,14 +82,18 @@ class ErrorFeedback(nn.Module):
         self.register_buffer("last_lr", torch.zeros((), dtype=torch.float64))
 
     def begin_step(self, lr: float) -> None:
-        """Hear the learning rate of the step that is about to be reduced."""
+        """Set the learning rate of the step that is about to be reduced."""
         before = float(self.last_lr)
         self.last_lr.fill_(lr)
         if self._lr_ratio and self.residual_N is not None and before > 0 and lr not in (0, before):
             self.residual_N.mul_(before / lr)
 
     def forward(self, grad_N: Tensor, wire: Wire) -> Reduced:
-        """Reduce one gradient; it may be overwritten."""
+        """Reduce one gradient (N), which may be overwritten.
+
+        Raises:
+            ValueError: if the reducer does not return a `Reduced` with a mean of N elements.
+        """
         if self.residual_N is None:
             return self._checked(self.reducer(grad_N, None, wire), grad_N)
         if self._beta != 1:
@@ -106,12 +110,12 @@ class ErrorFeedback(nn.Module):
         return reduced
 
     def _checked(self, reduced: object, grad_N: Tensor) -> Reduced:
-        """What the reducer has returned, where it has the form that docs/tutorials/reducer.md demands.
+        """Return the reducer's result if it has the form that docs/tutorials/reducer.md requires.
 
-        Indices are looked at in the first reduction alone, as that costs about as much as selecting them.
+        Indices are checked in the first reduction only, as this costs about as much as selecting them.
 
         Raises:
-            ValueError: names the reducer, what it returned and what is expected.
+            ValueError: if it does not; the message names the reducer, its result and the expected form.
         """
         fault = fault_of(reduced, grad_N, look_at_indices=not self._has_reduced)
         if fault or not isinstance(reduced, Reduced):

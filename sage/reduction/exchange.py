@@ -1,17 +1,19 @@
-"""How ranks that have selected different elements, and different numbers of them, come to the mean.
+"""Exchanges: how the mean is formed if ranks select different elements, and different numbers of them.
 
-| exchange | bytes a rank hands over beside 4 (or 2) a value and 4 an index | what is sent |
+| exchange | payload bytes per rank besides 4 (or 2) per value and 4 per index | what is sent |
 |---|---|---|
-| `padded` | 8 for the count, and up to the longest payload | what was selected |
-| `uneven` | 8 for the count | the same, to the bit |
-| `auto` | as the faster of these two in the first steps; 16 once to agree on it | the same, to the bit |
-| `chunks` | 8 for the count, and what fills it up to a fixed capacity | at most the capacity: the largest |
-| `union` | 8 for the count; values of what any rank selected | all of the union |
-| `exclusive` | as `union` | the union; each rank selects in a part of its own |
+| `padded` | 8 for the count, and padding up to the longest payload | the selection |
+| `uneven` | 8 for the count | the same, bitwise identical result |
+| `auto` | those of the faster of these two in the first steps; 16 once to agree on it | the same, bitwise
+identical result |
+| `chunks` | 8 for the count, and padding up to a fixed capacity | at most the capacity: the largest elements
+|
+| `union` | 8 for the count; values at all indices that any rank selected | the whole union |
+| `exclusive` | as `union` | the union; each rank selects in its own part of the vector |
 
-`padded` and `chunks` gather; `uneven` is a broadcast from each rank; `union` and `exclusive` gather the
-indices as `uneven` does, and all-reduce the values, so that the mean costs the same however many ranks there
-are.
+`padded` and `chunks` are one all-gather; `uneven` is a broadcast from each rank. `union` and `exclusive`
+gather the indices as `uneven` does and all-reduce the values, so the cost of the mean does not depend on the
+number of ranks.
 """
 # N = elements of the vector, K = elements this rank selects, M = of all ranks, U = of the union
 
@@ -28,16 +30,16 @@ from sage.timing import phase
 
 Name = Literal["padded", "uneven", "auto", "chunks", "union", "exclusive"]
 SLACK = 0.02
-"""Room of a chunk beyond the elements that the density asks for."""
+"""Capacity of a chunk beyond the target number of elements, as a share of it."""
 TRIALS = 3
-"""Steps for which `auto` tries each of its two ways."""
+"""Steps for which `auto` measures each of its two exchanges."""
 
 
 class Padded:
-    """Sizes first, then one gather, in which the shorter payloads are padded to the longest."""
+    """Gather counts first, then all payloads at once, padded to the longest."""
 
     def partition(self, n: int, step: int, wire: Wire) -> tuple[int, int]:
-        """Where in the vector this rank selects."""
+        """(start, stop) of the part of the vector that this rank selects from."""
         return 0, n
 
     def reduce(
@@ -52,16 +54,18 @@ class Padded:
         keep: bool,
         out_N: Tensor,
     ) -> tuple[Reduced, list[int]]:
-        """Send the selection; the mean, what was sent, and how many elements each rank had selected.
+        """Send the selection and return the result, and the number of elements each rank selected.
 
         Args:
-            signal_N: What the selection was taken from; with `keep`, what is not sent goes back there.
-            own_K: The selection's values.
-            at_K: Its indices, int32 and ascending.
-            density: That was asked for.
-            dtype: In which values travel.
+            signal_N: The vector that the selection was taken from; with `keep`, what is not sent is added
+                back to it.
+            own_K: Values of the selection.
+            at_K: Indices of the selection (int32, ascending).
+            wire: The communicator.
+            density: Target density of the step.
+            dtype: Precision in which values are sent.
             keep: Whether the signal is a residual.
-            out_N: Where the mean goes.
+            out_N: Output buffer for the mean.
         """
         with phase("select"):
             own_K, at_K = self.limit(signal_N, own_K, at_K, density, keep)
@@ -74,30 +78,30 @@ class Padded:
     def limit(
         self, signal_N: Tensor, own_K: Tensor, at_K: Tensor, density: float, keep: bool
     ) -> tuple[Tensor, Tensor]:
-        """What may be sent of the selection."""
+        """The part of the selection that may be sent."""
         return own_K, at_K
 
     def gather(
         self, values_K: Tensor, at_K: Tensor, wire: Wire, density: float, n: int
     ) -> tuple[list[int], tuple[Tensor, ...]]:
-        """All ranks' counts, values and indices."""
+        """Counts, values and indices of all ranks."""
         return wire.gather_uneven(values=values_K, indices=at_K)
 
     def payload(
         self, counts: list[int], rank: int, item: int, density: float, n: int
     ) -> dict[str, int] | None:
-        """The bytes this rank hands over, by kind, where they follow from the counts that were sent."""
+        """Payload bytes of this rank by kind; None if they do not follow from the counts."""
         own = counts[rank]
         padding = (item + 4) * (max(counts) - own)
         return {"sizes": 8, "values": item * own, "indices": 4 * own, "padding": padding}
 
     def report(self) -> dict[str, float]:
-        """What is worth recording of the last step."""
+        """Scalars of the last step for the run's record."""
         return {}
 
 
 class Uneven(Padded):
-    """Sizes first, then a broadcast from each rank, all at once: nothing is padded."""
+    """Gather counts first, then broadcast from every rank concurrently, without padding."""
 
     def gather(
         self, values_K: Tensor, at_K: Tensor, wire: Wire, density: float, n: int
@@ -111,10 +115,11 @@ class Uneven(Padded):
 
 
 class Auto(Padded):
-    """`padded` and `uneven` in turn, and then the one whose fastest step was the faster on the slowest rank.
+    """Alternate between `padded` and `uneven`, then use the faster one.
 
-    Both give the same to the bit, so that a choice by the clock changes no result. What was measured
-    holds for this machine and these ranks: no checkpoint keeps it, and a run that goes on measures again.
+    That is the one whose fastest step on the slowest rank was shorter. Both give bitwise identical results,
+    so a choice by measured time does not change them. The measurement is valid for this machine and these
+    ranks only: it is not in the checkpoint, and a resumed run measures again.
     """
 
     def __init__(self) -> None:
@@ -146,7 +151,7 @@ class Auto(Padded):
 
 
 class Chunks(Padded):
-    """One gather of chunks as long as the density asks for and 2 % more; what is beyond stays behind."""
+    """Gather chunks of the target size plus 2 %; elements beyond this capacity stay in the residual."""
 
     def limit(
         self, signal_N: Tensor, own_K: Tensor, at_K: Tensor, density: float, keep: bool
@@ -172,7 +177,7 @@ class Chunks(Padded):
 
 
 class Union(Padded):
-    """Indices are gathered; then every rank sends its values at all of them, by an all-reduce (ExDyna)."""
+    """Gather the indices, then all-reduce every rank's values at all of them (ExDyna)."""
 
     def reduce(
         self,
@@ -198,7 +203,7 @@ class Union(Padded):
 
 
 class Exclusive(Union):
-    """A union whose parts never overlap: rank r selects in part (t + r) mod W of the vector (MiCRO)."""
+    """A union of disjoint selections: at step t rank r selects from part (t + r) mod W (MiCRO)."""
 
     def partition(self, n: int, step: int, wire: Wire) -> tuple[int, int]:
         part, size = (step + wire.rank) % wire.world_size, wire.world_size
@@ -213,16 +218,25 @@ EXCHANGES: dict[str, type[Padded]] = {
     "union": Union,
     "exclusive": Exclusive,
 }
-"""The exchanges by the names that `--exchange` gives them."""
+"""The exchanges by their names in `--exchange`."""
 
 
 def mean_at(
     signal_N: Tensor, at_U: Tensor, wire: Wire, *, dtype: torch.dtype, keep: bool, out_N: Tensor
 ) -> Reduced:
-    """The mean over ranks at places (ascending) that all of them know, by an all-reduce of values."""
+    """Mean over ranks at indices (U, ascending) that all ranks know, by an all-reduce of the values.
+
+    Args:
+        signal_N: This rank's signal; with `keep`, what was sent is removed from it.
+        at_U: The indices.
+        wire: The communicator.
+        dtype: Precision in which values are sent.
+        keep: Whether the signal is a residual.
+        out_N: Output buffer for the mean.
+    """
     with phase("select"):
         values_U = ops.take(signal_N, at_U, dtype=dtype, keep=keep)
-    # Divided first, the sum of halves does not overflow.
+    # Dividing before the sum keeps fp16 from overflowing.
     mean_U = wire.sum(values_U.div_(wire.world_size))
     with phase("scatter"):
         mean_N = ops.scatter_mean(mean_U, at_U, [at_U.numel()], out_N=out_N)
@@ -230,7 +244,7 @@ def mean_at(
 
 
 def capacity(density: float, n: int) -> int:
-    """Elements that a chunk has room for.
+    """Number of elements that fit into a chunk.
 
     >>> capacity(0.01, 10_000), capacity(1.0, 10_000), capacity(0.001, 100)
     (102, 10000, 1)

@@ -1,4 +1,4 @@
-"""Sparsifiers whose ranks share out the vector: what one selects, no other does."""
+"""Sparsifiers whose ranks select from disjoint parts of the vector."""
 # N = elements of the vector, K = elements this rank selects, M = of all ranks
 
 from typing import Literal
@@ -13,14 +13,16 @@ from sage.timing import phase
 
 
 class ExclusiveSparsifier(Sparsifier):
-    """A sparsifier whose ranks select in parts of the vector of their own, so that nothing builds up.
+    """A sparsifier whose ranks select from disjoint parts of the vector, so that no index is selected twice.
 
-    The indices are gathered; then every rank sends its values at all of them, by an all-reduce. Bytes each
-    rank hands over: 8 for its count, 4 for each index that it selected, and 4 (or 2) for each value at what
-    any rank selected.
+    The indices are gathered; then all ranks' values at all of them are all-reduced. Payload bytes per rank: 8
+    for the count, 4 per index that it selected, and 4 (or 2) per value at all indices that any rank selected.
 
     Args:
-        density: Share of the vector's elements to send, all ranks together, in (0, 1].
+        density: Share of the vector's elements to send, over all ranks, in (0, 1].
+
+    Raises:
+        ValueError: if an option is out of range.
     """
 
     even = False
@@ -40,7 +42,7 @@ class ExclusiveSparsifier(Sparsifier):
         return reduced
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
-        return None  # what a rank selected does not follow from what it sent
+        return None  # the number of elements a rank selected does not follow from the number it sent
 
     def report(self) -> dict[str, float]:
         return {"density_asked": self.density}

@@ -1,10 +1,10 @@
-"""Hybrids: a sparsifier selects the elements that are sent, a quantiser codes their values.
+"""Hybrids: a sparsifier selects the elements that are sent, and a quantiser encodes their values.
 
-`--reducer topk+terngrad` is one; any sparsifier goes with any quantiser. The language-model study
+`--reducer topk+terngrad` is one; any sparsifier can be combined with any quantiser. The language-model study
 (maysarahammouda/GradComp) has four: `topk+efsign`, `topk+terngrad`, `adacomp+efsign`, `adacomp+terngrad`. As
-in the study each layer is selected from and scaled by itself. By default the two parts follow their papers;
-the study's own settings are `--rule gradcomp` for its AdaComp, which has no bins, and `--clip 17.1` for its
-TernGrad. Indices travel coded and ternary values in two bits here, which changes the bytes and not the mean.
+in the study, each layer has its own selection and scale. By default both parts follow their papers; the
+study's own settings are `--rule gradcomp` for its AdaComp, which has no bins, and `--clip 17.1` for its
+TernGrad. Indices are encoded and ternary values take two bits here, which changes the bytes and not the mean.
 """
 # N = elements of the flat vector, K = elements this rank selects, G = groups
 
@@ -24,17 +24,21 @@ from sage.registry import Option, options
 from sage.timing import phase
 
 TRANSPORT_OPTIONS = ("values", "indices", "exchange", "merge", "sends")
-"""Options of sparsifiers for how a selection travels: a hybrid does not take them."""
+"""Options of sparsifiers that set the format or exchange of a selection; a hybrid does not take them."""
 
 P = TypeVar("P", bound=Reducer)
 
 
 class Hybrid(Reducer):
-    """A sparsifier's selection, in a quantiser's codes; error feedback is over both.
+    """A sparsifier's selection, encoded by a quantiser; error feedback covers both.
 
-    The values selected in a group are coded as if they were the whole group. The grouping is the sparsifier's
-    own default. Bytes a rank hands over: those of the quantiser for as many elements, 8 for the length of
-    each part, and the indices, coded (`ops.encode_indices`).
+    The values selected in a group are encoded as if they were the whole group. The default grouping is the
+    sparsifier's. Payload bytes per rank: those of the quantiser for the selected number of elements, 8 for
+    the length of each part, and the encoded indices (`ops.encode_indices`).
+
+    Raises:
+        TypeError: if neither part takes an option.
+        ValueError: if an option is out of range.
     """
 
     memory = "residual"
@@ -56,7 +60,7 @@ class Hybrid(Reducer):
 
     @classmethod
     def options(cls) -> Mapping[str, Option]:
-        """Both parts' options; how things travel is not the sparsifier's to say here."""
+        """Options of both parts, without the sparsifier's options in `TRANSPORT_OPTIONS`."""
         own = {k: v for k, v in options(cls.sparsifier_type).items() if k not in TRANSPORT_OPTIONS}
         return {**options(cls.quantiser_type), **own}
 
@@ -94,7 +98,7 @@ class Hybrid(Reducer):
         return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, n)), at_M)
 
     def _sizes(self, at_K: Tensor) -> list[int]:
-        """How many of the indices lie in each group."""
+        """Number of the indices in each group."""
         stops_G = torch.tensor([stop for _, stop in self.layout.groups], device=at_K.device)
         below_G = torch.searchsorted(at_K, stops_G)
         sizes: list[int] = below_G.diff(prepend=below_G.new_zeros(1)).tolist()
@@ -106,21 +110,21 @@ class Hybrid(Reducer):
 
 @cache
 def hybrid(sparsifier: type[Sparsifier], quantiser: type[Quantiser]) -> type[Hybrid]:
-    """The reducer that sends the selection of a sparsifier in the codes of a quantiser.
+    """Compose a sparsifier and a quantiser into a reducer.
 
     Raises:
-        ValueError: where they are not a sparsifier and a quantiser, in this order.
+        ValueError: if they are not a sparsifier and a quantiser, in this order.
     """
     if not (issubclass(sparsifier, Sparsifier) and issubclass(quantiser, Quantiser)):
         raise ValueError(
             f"{sparsifier.__name__} + {quantiser.__name__}: expected a method that selects elements, such as "
-            "topk, and then one that codes them, such as terngrad"
+            "topk, and then one that encodes them, such as terngrad"
         )
     return type(
         f"{sparsifier.__name__}{quantiser.__name__}",
         (Hybrid,),
         {
-            "__doc__": f"{sparsifier.__name__}'s selection in {quantiser.__name__}'s codes.",
+            "__doc__": f"{sparsifier.__name__}'s selection, encoded by {quantiser.__name__}.",
             "__module__": Hybrid.__module__,
             "sparsifier_type": sparsifier,
             "quantiser_type": quantiser,

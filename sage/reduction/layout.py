@@ -1,7 +1,7 @@
-"""Where each parameter's gradient lies in the flat vector.
+"""Layout of the parameters' gradients in the flat vector.
 
-Groups are the units over which a method decides (selects, scales, factors); what crosses the wire is
-always the whole vector in one exchange, so grouping by layer costs no extra messages.
+Groups are the units over which a method decides (selects, scales, factorises). The whole vector is always
+sent in one exchange, so grouping by layer costs no extra messages.
 """
 
 import math
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 
 MAX_ELEMENTS = 2**31 - 1
-"""Indices travel as int32."""
+"""Largest number of elements of a vector; indices are int32."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """One parameter's place: elements `[start, stop)` of the flat vector."""
+    """Position of one parameter: elements `[start, stop)` of the flat vector."""
 
     name: str
     shape: tuple[int, ...]
@@ -25,27 +25,27 @@ class Span:
 
     @property
     def numel(self) -> int:
-        """Elements of the parameter."""
+        """Number of elements of the parameter."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Names, shapes and places of the parameters, and the groups that a reducer decides over."""
+    """Names, shapes and positions of the parameters, and the groups over which a reducer decides."""
 
     spans: tuple[Span, ...]
     groups: tuple[tuple[int, int], ...]
-    """(start, stop) of each group; together they cover `[0, numel)` in order."""
+    """(start, stop) of each group; the groups cover `[0, numel)` in order."""
 
     @property
     def numel(self) -> int:
-        """Elements of the flat vector."""
+        """Number of elements of the flat vector."""
         return self.spans[-1].stop if self.spans else 0
 
     def group_of_span(self) -> list[int]:
-        """Of each span the number of the group that it lies in.
+        """Index of the group that contains each span.
 
-        An empty span between two groups lies in either, but where each span is a group, in its own.
+        An empty span between two groups may be in either; if each span is a group, it is in its own.
 
         >>> Layout.of([("empty", (0, 2)), ("w", (2,)), ("also empty", (0,))], "layer").group_of_span()
         [0, 1, 2]
@@ -61,15 +61,15 @@ class Layout:
 
     @staticmethod
     def of(shapes: Iterable[tuple[str, Sequence[int]]], grouping: str = "model") -> "Layout":
-        """Lay tensors out one after another.
+        """Place tensors one after another in a flat vector.
 
         Args:
             shapes: Name and shape of each tensor, in the same order on every rank.
-            grouping: `model` (one group), `layer` (one a tensor) or `bucket:<MB>` (whole tensors up to that
-                many MB of float32, at least one a bucket).
+            grouping: `model` (one group), `layer` (one group per tensor) or `bucket:<MB>` (whole tensors up
+                to that many MB of float32, at least one per bucket).
 
         Raises:
-            ValueError: for another grouping, or 2^31 elements or more.
+            ValueError: if the grouping is unknown, or there are 2^31 elements or more.
         """
         spans, start = [], 0
         for name, shape in shapes:
@@ -103,7 +103,11 @@ def _groups(spans: Sequence[Span], grouping: str) -> list[tuple[int, int]]:
 
 
 def bucket_elements(grouping: str) -> int:
-    """Elements in one bucket of `bucket:<MB>` (MB = 10^6 bytes of float32)."""
+    """Number of elements in one bucket of `bucket:<MB>` (MB = 10^6 bytes of float32).
+
+    Raises:
+        ValueError: if the grouping does not have this form.
+    """
     kind, _, size = grouping.partition(":")
     try:
         megabytes = float(size)

@@ -1,9 +1,10 @@
-"""Shared by the low-rank methods: parameters seen as matrices, and orthonormal bases.
+"""Shared by the low-rank methods: parameters viewed as matrices, and orthonormal bases.
 
-Which parameters are factored, and the `eps` in the orthonormalisation, follow PyTorch's powerSGD_hook; the
-utility study's code divides without `eps`. The second projection in `orthonormalise` is ours.
+The choice of the parameters to factorise and the `eps` in the orthonormalisation follow PyTorch's
+powerSGD_hook; the utility study's code divides without `eps`. The second projection in `orthonormalise` is
+ours.
 """
-# N = elements of the flat vector, D = those that go dense, F = elements of all factors together
+# N = elements of the flat vector, D = those sent dense, F = elements of all factors together
 # n, m = rows and columns of a matrix, r = its rank
 
 import math
@@ -20,7 +21,7 @@ from sage.reduction.reducer import Reduced, Reducer
 
 @dataclass(frozen=True)
 class Matrix:
-    """A parameter seen as a matrix, its first dimension by the others, and the rank it is factored to."""
+    """A parameter viewed as a matrix, its first dimension by all others, with the rank of its factors."""
 
     start: int
     rows: int
@@ -28,15 +29,15 @@ class Matrix:
     rank: int
 
     def view(self, x_N: Tensor) -> Tensor:
-        """Its n × m elements of the flat vector."""
+        """View of the matrix (rows × columns) in the flat vector."""
         return x_N[self.start : self.start + self.rows * self.columns].view(self.rows, self.columns)
 
 
 class Matrices:
-    """The matrices of a layout that are worth factoring, and the rest of it, which goes dense.
+    """The matrices of a layout that are worth factorising; the other parameters are sent dense.
 
-    A parameter of n × m elements is factored to rank r = min(rank, n, m) where it has two dimensions or more
-    and r·(n + m)·`min_rate` < n·m (as PyTorch's PowerSGD hook decides).
+    A parameter of n × m elements is factorised to rank r = min(rank, n, m) if it has two or more dimensions
+    and r·(n + m)·`min_rate` < n·m (the rule of PyTorch's PowerSGD hook).
     """
 
     def __init__(self, layout: Layout, *, rank: int, min_rate: float) -> None:
@@ -47,11 +48,11 @@ class Matrices:
         self.num_dense = sum(stop - start for start, stop in self._dense)
 
     def take_dense(self, x_N: Tensor) -> Tensor:
-        """A copy of what goes dense, one parameter after another (D)."""
+        """Copy of the dense parameters, concatenated (D)."""
         return torch.cat([x_N[a:b] for a, b in self._dense] or [x_N[:0]])
 
     def put_dense(self, x_D: Tensor, out_N: Tensor) -> None:
-        """Undo `take_dense`."""
+        """Write the dense parameters (D) back to their positions in `out_N`."""
         for (a, b), x in zip(self._dense, x_D.split([b - a for a, b in self._dense]), strict=True):
             out_N[a:b] = x
 
@@ -66,23 +67,23 @@ def _saves_bytes(x: Matrix, min_rate: float) -> bool:
 
 
 def in_float32(reducer: Reducer, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
-    """Reduce a gradient of another precision as float32: few factorings take a narrower one."""
+    """Reduce a gradient of another precision as float32: few factorisations support a narrower dtype."""
     reduced: Reduced = reducer(grad_N.float(), residual_N, wire)
     return replace(reduced, mean_N=grad_N.copy_(reduced.mean_N))
 
 
 def unflatten(x_F: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Views of factors that lie one after another (F)."""
+    """Views of concatenated factors (F), one per (rows, columns) in `shapes`."""
     pieces = x_F.split([rows * columns for rows, columns in shapes])
     return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 def orthonormalise(x: Tensor, eps: float) -> Tensor:
-    """The columns (n × r) made orthogonal to those before them, and of length ‖c‖/(‖c‖ + eps), each in turn.
+    """Make each column (n × r) orthogonal to those before it, with length ‖c‖/(‖c‖ + eps).
 
-    Gram-Schmidt, with each column projected twice, as once leaves some of what was to be removed. A column
-    of which a millionth or less remains is parallel to those before it but for rounding, and becomes zero. A
-    column of zeros stays one, and NaN stays NaN.
+    Gram-Schmidt; each column is projected twice, because one projection leaves a remainder by rounding. A
+    column of which 10^−6 or less remains is parallel to earlier columns up to rounding, and becomes zero. A
+    column of zeros stays zero, and NaN stays NaN.
     """
     basis = torch.zeros_like(x)
     for i in range(x.shape[1]):
@@ -96,10 +97,10 @@ def orthonormalise(x: Tensor, eps: float) -> Tensor:
 
 
 def check_rank(name: str, value: int) -> int:
-    """`value` where it is a rank.
+    """Return `value` if it is a rank.
 
     Raises:
-        ValueError: where it is below 1.
+        ValueError: if it is below 1.
     """
     if value < 1:
         raise ValueError(f"{name}={value!r}: expected a rank, 1 or more")
@@ -107,10 +108,10 @@ def check_rank(name: str, value: int) -> int:
 
 
 def check_min_rate(value: float) -> float:
-    """`value` where it is a rate of compression.
+    """Return `value` if it is a compression rate.
 
     Raises:
-        ValueError: where it is negative or not finite.
+        ValueError: if it is negative or not finite.
     """
     if not 0 <= value < math.inf:
         raise ValueError(f"min_compression_rate={value!r}: expected a finite number, 0 or more")

@@ -1,5 +1,5 @@
-"""Quantisers: reducers that send every element, in few bits."""
-# N = elements of the flat vector, or of what a sparsifier has selected of it, G = groups
+"""Quantisers: reducers that send every element in few bits."""
+# N = elements of the flat vector or of a sparsifier's selection from it, G = groups
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, TypedDict
@@ -14,15 +14,15 @@ from sage.rng import seed_at
 from sage.timing import phase
 
 Parts = dict[str, Tensor]
-"""What travels of a vector: 1-D tensors by kind (`values`, `scales`, ...)."""
+"""Payload of a vector: 1-D tensors by kind (`values`, `scales`, ...)."""
 
 
 class Quantiser(Reducer):
-    """A reducer that sends a code for every element, and a scale or so for each group.
+    """A reducer that sends a code for every element, usually with a scale for each group.
 
     A method defines its codes in `encode` and their values in `decode`. Every rank gathers all ranks' codes
-    and takes the mean of the decoded values; the residual keeps the difference to this rank's own. Vectors
-    are those of the layout's groups, one after another, or the elements of each that a sparsifier has
+    and averages the decoded values; the residual keeps the difference from this rank's own decoded values.
+    Vectors are the layout's groups, concatenated, or the elements of each group that a sparsifier has
     selected (`sage.reduction.hybrid`): any group may then be empty.
     """
 
@@ -30,31 +30,32 @@ class Quantiser(Reducer):
     grouping = "layer"
     rounds = True
     even: bool = True
-    """Whether the lengths of what travels follow from the groups' sizes alone."""
+    """Whether the lengths of the parts follow from the groups' sizes alone."""
 
     def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
-        """The codes of x.
-
-        NaN and infinity must make what is decoded not finite, somewhere.
+        """Encode x. NaN and infinity must make the decoded vector not finite somewhere.
 
         Args:
-            x_N: As many elements of each group as `sizes` says, one group after another; left as it is.
-            sizes: G of them; they add up to N.
-            wire: For what ranks must agree on first, such as a common scale.
+            x_N: Elements of all groups, concatenated, `sizes[g]` of group g; not modified.
+            sizes: Number of elements of each group (G); they sum to N.
+            wire: For values that ranks must agree on first, such as a common scale.
+
+        Returns:
+            The parts to send, by kind.
         """
         raise NotImplementedError
 
     def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        """The N values (of x's dtype) of one rank's codes."""
+        """Decode one rank's parts to N values of x's dtype."""
         raise NotImplementedError
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int] | None:
-        """The bytes of `encode`'s parts by kind, as the docstring states them; None: not stated."""
+        """Bytes of `encode`'s parts by kind, as the docstring states them; None if it does not."""
         return None
 
     @property
     def sizes(self) -> list[int]:
-        """Elements of each of the layout's groups."""
+        """Number of elements of each of the layout's groups."""
         return [stop - start for start, stop in self.layout.groups]
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
@@ -79,18 +80,19 @@ class Quantiser(Reducer):
 
 
 class RoundingOptions(TypedDict, total=False):
-    """The option of quantisers that round at random."""
+    """The option that randomly rounding quantisers share."""
 
     rounding_seed: int
 
 
 class RandomQuantiser(Quantiser):
-    """A quantiser that rounds at random, so that the mean of what is decoded is the number itself.
+    """A quantiser that rounds at random and is unbiased: the expectation of the decoded value is x.
 
-    Being unbiased it needs no memory, and by default has none.
+    Because it is unbiased, it needs no error feedback and has none by default.
 
     Args:
-        rounding_seed: Of the draws; those of a step depend on nothing but it, the step and the rank.
+        rounding_seed: Seed of the random rounding; a step's random numbers depend only on it, the step and
+            the rank.
     """
 
     memory = "none"
@@ -102,25 +104,25 @@ class RandomQuantiser(Quantiser):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def draw(self, x_N: Tensor, wire: Wire, bits: int) -> Tensor:
-        """So many random bits, 1 to 24, for each element (int32), this step's and rank's own.
+        """Random integers of `bits` bits, 1 to 24, for each element (int32, N), separate per step and rank.
 
-        Once a step: it counts the steps.
+        Call it once per step: it counts the steps.
         """
         self.step += 1
         return ops.draw(x_N.numel(), bits, seed_at(self._seed, int(self.step), wire.rank), x_N.device)
 
     def uniform(self, x_N: Tensor, wire: Wire) -> Tensor:
-        """A number from [0, 1) for each element (float32). Once a step."""
+        """Random numbers from [0, 1) for each element (float32, N). Call it once per step."""
         return self.draw(x_N, wire, 24).float().mul_(2.0**-24)
 
 
 def keep_error(signal_N: Tensor, sent_N: Tensor) -> None:
-    """Leave in the signal what was not sent of it; what is not finite has been seen, and is forgotten."""
+    """Subtract what was sent from the signal in place; elements that are not finite become 0."""
     signal_N.sub_(sent_N).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def gather_parts(wire: Wire, parts: Parts, *, even: bool) -> list[Parts]:
-    """Every rank's parts, by rank; `even`: all ranks' are of the same lengths."""
+    """Gather the parts of every rank, by rank; `even`: all ranks' parts have the same lengths."""
     if not even:
         return [dict(zip(parts, row, strict=True)) for row in wire.gather_streams(**parts)]
     gathered = wire.gather(**parts)
@@ -128,7 +130,7 @@ def gather_parts(wire: Wire, parts: Parts, *, even: bool) -> list[Parts]:
 
 
 def per_group(x_N: Tensor, sizes: Sequence[int], of: Callable[[Tensor], Tensor]) -> Tensor:
-    """A number of each group (G), 0 of one that is empty."""
+    """Apply a function to each group and stack the results (G); an empty group gives 0."""
     groups = x_N.split(list(sizes))
     return torch.stack([of(x) if x.numel() else x.new_zeros(()) for x in groups] or [x_N.new_zeros(())])[
         : len(sizes)
@@ -136,8 +138,8 @@ def per_group(x_N: Tensor, sizes: Sequence[int], of: Callable[[Tensor], Tensor])
 
 
 def all_finite(x: Tensor) -> Tensor:
-    """Whether every element is finite, as a tensor of one."""
+    """Whether every element is finite, as a tensor of one bool."""
     if x.numel() == 0:
         return torch.ones((), dtype=torch.bool, device=x.device)
-    least, largest = x.aminmax()  # either is NaN where any element is
+    least, largest = x.aminmax()  # both are NaN if any element is
     return least.isfinite() & largest.isfinite()

@@ -1,7 +1,7 @@
-"""The contract that every reducer keeps, and what they share.
+"""The contract of every reducer, and the base class of sparsifiers.
 
-A reducer is handed this rank's flat gradient and its residual, and returns the mean over ranks of what was
-sent. It leaves in the residual what was not. See `docs/tutorials/reducer.md`.
+A reducer receives this rank's flat gradient and its residual. It returns the mean over ranks of what was sent
+and leaves in the residual what was not sent. See `docs/tutorials/reducer.md`.
 """
 # N = elements of the flat vector, K = elements this rank sends, M = all ranks together
 
@@ -21,65 +21,68 @@ Memory = Literal["none", "residual", "momentum", "union"]
 
 @dataclass(frozen=True)
 class Reduced:
-    """What came of one reduction."""
+    """The result of one reduction."""
 
     mean_N: Tensor
-    """The mean over ranks of what was sent; the same bits on every rank."""
+    """Mean over ranks of what was sent (N); bitwise identical on every rank."""
     sent: Tensor | None = None
-    """Indices that left this rank (for momentum masking); None where everything left."""
+    """Indices that this rank sent (for momentum factor masking); None if it sent every element."""
     density: float = 1.0
-    """Elements sent over N, averaged over the ranks; the same on every rank."""
+    """Elements sent divided by N, averaged over the ranks; the same on every rank."""
     union_M: Tensor | None = None
-    """Indices that any rank has sent, as often as they were; None where that is not known, or all of them."""
+    """Indices that any rank sent, with repetitions; None if unknown, or if all were sent."""
 
 
 class Reducer(nn.Module):
-    """One way to take the mean of a gradient over ranks.
+    """A method that computes the mean of a gradient over ranks.
 
-    State lives in buffers; `state_dict()` is the checkpoint. Options are the keyword-only parameters of
-    `__init__`; each becomes a command-line flag, its help taken from `Args:`.
+    State is held in buffers; `state_dict()` is the checkpoint, one per rank. Options are the keyword-only
+    parameters of `__init__`. Each becomes a command-line flag; its help text is taken from `Args:`.
     """
 
     conserves: bool = True
-    """The law: residual_before + gradient = sent + residual_after, and mean_N = the mean over ranks of it."""
+    """Conservation: residual_before + gradient = sent + residual_after; mean_N = mean over ranks of sent."""
     precision: float = 2.0**-20
-    """Relative to the largest element, how closely the law holds (casts that are not fed back loosen it)."""
+    """Tolerance of conservation, relative to the largest element; larger if a cast loses precision."""
     memory: ClassVar[Memory] = "none"
-    """The default error feedback; see `sage.reduction.error_feedback`."""
+    """Default error feedback; see `sage.reduction.error_feedback`."""
     grouping: ClassVar[str] = "model"
-    """The unit over which it decides where the user does not say: `model`, `layer` or `bucket:<MB>`."""
+    """Default unit of a decision (selection, scale): `model`, `layer` or `bucket:<MB>`."""
 
     later: ClassVar[frozenset[str]] = frozenset()
-    """Options added since runs were first recorded: at their defaults they are left out of a run's hash."""
+    """Options added since runs were first recorded; at their defaults they are left out of a run's hash."""
     spares_small: ClassVar[bool] = True
-    """Whether tensors under `min_compress` elements go dense beside it."""
+    """Whether tensors with fewer than `min_compress` elements are sent dense, outside the reducer."""
     rounds: ClassVar[bool] = False
-    """Whether what arrives of an element may be far from it, so that to send all is not yet an all-reduce."""
+    """Whether received values may differ much from those sent: density 1 is then not an exact all-reduce."""
     needs_squares: ClassVar[bool] = False
-    """Whether the engine is to call `observe` before each `forward`."""
+    """Whether the engine must call `observe` before each `forward`."""
     sub_batches: int | None = 1
-    """Where it is: the parts of a batch that count as a sample each; None: its samples one by one."""
+    """With `needs_squares`, the number of parts of a batch that each count as a sample; None: its samples."""
 
     def bind(self, layout: Layout) -> None:
-        """Learn where parameters and groups lie in the vector, once, before the first `forward`."""
+        """Receive the positions of parameters and groups; called once, before the first `forward`."""
         self.layout = layout
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         """Reduce one step's gradient.
 
         Args:
-            grad_N: This rank's gradient. Yours for the call: it may be overwritten and returned as `mean_N`.
+            grad_N: This rank's gradient. The callee may overwrite it and return it as `mean_N`.
             residual_N: What earlier steps did not send; the signal is residual + gradient. Update it in place
-                to what this step did not send. None: there is no memory, and what is not sent is lost.
-            wire: Make the same calls on every rank, whatever the data.
+                to what this step did not send. None: no error feedback, and what is not sent is lost.
+            wire: The communicator. Make the same calls on every rank, whatever the data.
+
+        Returns:
+            The mean and what was sent.
         """
         raise NotImplementedError
 
     def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
-        """Called on every rank before an epoch's first step."""
+        """Called on every rank before the first step of an epoch, with its number and learning rate."""
 
     def observe(self, square_N: Tensor) -> None:
-        """Hear, before `forward`, of how the gradient Σ_z g_z/B differs between this rank's B samples z.
+        """Receive Σ_z (g_z/B)² before `forward`; this rank's gradient is Σ_z g_z/B over its B samples z.
 
         Args:
             square_N: Σ_z (g_z/B)², scaled and clipped as the gradient is; overwritten after `forward`. A
@@ -87,21 +90,24 @@ class Reducer(nn.Module):
         """
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
-        """The bytes this rank hands over in one step, by kind, worked out from what the docstring states.
+        """Payload bytes of one step by kind, as the reducer's docstring states them.
 
-        The conformance suite holds the ledger against it. None: not stated.
+        The conformance suite compares them with the ledger.
 
         Args:
-            counts: Elements each rank sends.
-            rank: Whose bytes.
+            counts: Number of elements that each rank sent.
+            rank: The rank whose bytes to compute.
+
+        Returns:
+            Bytes by kind (`values`, `indices`, …), or None if the docstring does not determine them.
         """
         return None
 
     def report(self) -> dict[str, float]:
-        """Scalars of the last step for the run's record, such as the `threshold` that it used.
+        """Scalars of the last step for the run's record, such as the `threshold` used.
 
-        `density_asked` is the step's target density. A reducer without such a target leaves it out: the
-        record then holds null, and no report judges the density against a target.
+        `density_asked` is the target density of the step. A reducer without a target omits it: the record
+        then holds null, and no report compares the density with a target.
         """
         return {}
 
@@ -114,20 +120,24 @@ class SparsifierOptions(TypedDict, total=False):
 
 
 class Sparsifier(Reducer):
-    """A reducer that sends some elements as they are, as values and indices, and keeps the rest.
+    """A reducer that sends selected elements unchanged, as values and indices, and keeps the others.
 
-    A method says which elements in `select`. Values may travel as fp16 (`values="fp16"`), and the rounding
-    error then stays in the residual. Counts that may differ between the ranks (`even = False`) are exchanged
-    first, and the shorter payloads padded. Bytes each rank hands over: 4 or 2 a value, 4 an index, and where
-    counts may differ 8 for its own and as many as the longest payload has more.
+    A method defines the selection in `select`. With `values="fp16"` values are sent as fp16, and the rounding
+    error stays in the residual. If counts may differ between ranks (`even = False`), they are exchanged
+    first, and shorter payloads are padded.
 
-    With `indices="coded"` an index takes as many bytes as its gap from the one before needs, 7 bits in each,
-    or, where that is less, all take a bit for each element of the vector. Then 16 bytes tell how long values
-    and indices are, and nothing is padded.
+    Payload bytes per rank: 4 or 2 per value and 4 per index; if counts may differ, 8 for the count, and
+    padding up to the longest payload. With `indices="coded"` the difference between successive indices is
+    stored in as many bytes as it needs, 7 bits in each; or all indices are stored as one bit per element of
+    the vector, if that is shorter. 16 bytes then hold the lengths of values and indices, and nothing is
+    padded.
 
     Args:
-        values: Precision in which values travel.
-        indices: How indices travel: as they are, or coded, in a quarter to a half of the bytes.
+        values: Precision in which values are sent.
+        indices: Format of the indices: `int32`, or `coded`, which takes a quarter to a half of the bytes.
+
+    Raises:
+        ValueError: if an option is not one of its choices.
     """
 
     memory = "residual"
@@ -149,14 +159,14 @@ class Sparsifier(Reducer):
             self.precision = 2.0**-10
 
     def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
-        """Indices into the signal (int64, ascending) of what to send."""
+        """Indices of the elements of the signal to send (int64, K, ascending)."""
         raise NotImplementedError
 
     def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
-        """Values and indices (int32, ascending) of what to send, taken out of the residual if there is one.
+        """Values and indices (int32, ascending) of what to send, removed from the residual if there is one.
 
-        A method that need not see the signal to decide does better to override this by a fused op, such as
-        `ops.take_above`, than `select`: it reads and writes the vector once.
+        A method that can decide without forming the signal should override `take` instead of `select` and use
+        a fused operation such as `ops.take_above`, which reads and writes the vector once.
         """
         signal_N = ops.accumulate(grad_N, residual_N)
         at_K = self.select(signal_N, wire)
@@ -172,10 +182,10 @@ class Sparsifier(Reducer):
         return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())), at_M)
 
     def learn(self, counts: list[int], mean_N: Tensor, wire: Wire) -> None:
-        """Hear of a step how many elements each rank has selected, and what came of them."""
+        """Called after a step with the number of elements each rank selected and the mean."""
 
     def _gather(self, values_K: Tensor, at_K: Tensor, n: int, wire: Wire) -> tuple[list[int], Tensor, Tensor]:
-        """Every rank's count, and their values and indices one after another."""
+        """Count of every rank, and all ranks' values and indices, concatenated by rank."""
         if self.codes_indices:
             return gather_coded(wire, at_K, n, values=values_K)
         if self.even:
@@ -185,7 +195,7 @@ class Sparsifier(Reducer):
         return counts, values_M, at_M
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
-        if self.codes_indices:  # their bytes do not follow from the counts
+        if self.codes_indices:  # the bytes of coded indices do not follow from the counts
             return None
         own, item = counts[rank], self.dtype.itemsize
         payload = {"values": item * own, "indices": 4 * own}
@@ -193,11 +203,16 @@ class Sparsifier(Reducer):
 
 
 def gather_coded(wire: Wire, at_K: Tensor, n: int, *, values: Tensor) -> tuple[list[int], Tensor, Tensor]:
-    """Every rank's count, and their values and indices one after another, the indices coded on the way.
+    """Gather values and indices, with the indices encoded for the transfer.
 
     Args:
-        at_K: int32, ascending, of a vector of n elements.
-        values: K of them.
+        wire: The communicator.
+        at_K: Indices (int32, ascending) into a vector of n elements.
+        n: Length of that vector.
+        values: The K values.
+
+    Returns:
+        Count of every rank, and all ranks' values and indices, concatenated by rank.
     """
     rows = wire.gather_streams(values=values, indices=ops.encode_indices(at_K, n))
     values_M = torch.cat([values_K for values_K, _ in rows])
@@ -206,10 +221,10 @@ def gather_coded(wire: Wire, at_K: Tensor, n: int, *, values: Tensor) -> tuple[l
 
 
 def check_fraction(name: str, value: float) -> float:
-    """`value` where it is a share in (0, 1].
+    """Return `value` if it is in (0, 1].
 
     Raises:
-        ValueError: where it is not.
+        ValueError: if it is not.
     """
     if not 0 < value <= 1:
         raise ValueError(f"{name}={value!r}: expected a share of the elements, above 0 and at most 1")

@@ -1,7 +1,8 @@
-"""A coded all-reduce: each rank serves a share of the vector (reduce-scatter, then all-gather).
+"""Two-way compressed all-reduce: an encoded reduce-scatter, then an encoded all-gather.
 
-Every rank sends its codes of each share to the rank that serves it. That rank takes the mean and sends a code
-of it to all. Each link so carries two coded vectors, whatever the number of ranks; a gather carries W.
+Every rank is the server of one share of the vector. All ranks send it their codes of that share; it computes
+the mean and sends a code of the mean to all. Each link carries two encoded vectors, whatever the number of
+ranks; with an all-gather of codes it carries W.
 """
 # N = elements of the vector, S = of a share, W = ranks
 
@@ -27,23 +28,24 @@ def reduce_two_way(
     *,
     server_N: Tensor | None = None,
 ) -> Reduced:
-    """The mean over ranks, coded on its way to the ranks that serve it and again on its way from them.
+    """Compute the mean over ranks, encoded on the way to the share's server and again on the way back.
 
-    Both codes' errors are fed back where there is a residual, in one of two ways:
+    With a residual, the errors of both codes are fed back in one of two ways:
 
-    - Without `server_N`, a way of our own: a rank's own part of its share crosses no link and is not coded,
-      and the error of the share's second code goes, times W, into this rank's residual. It is then part of
-      that mean at the next step, uncoded.
-    - With it, the way of dist-EF-SGD (Zheng et al., 2019, algorithm 2) and of BytePS: a rank codes its own
-      part as it codes the others, and the server keeps the error of the second code apart, in `server_N`, and
-      adds it to the next mean. (The paper scales both errors by η_{t−1}/η_t; `server_N` is not scaled.)
+    - Without `server_N` (ours): a rank's own part of its share is not sent and therefore not encoded. The
+      error of the share's second code, times W, is added to this rank's residual; it is then part of the next
+      step's mean, unencoded.
+    - With `server_N`, as in dist-EF-SGD (Zheng et al., 2019, Algorithm 2) and BytePS: a rank encodes its own
+      part like the others. The server keeps the error of the second code separately, in `server_N`, and adds
+      it to the next mean. (The paper scales both errors by η_{t−1}/η_t; `server_N` is not scaled.)
 
     Args:
-        quantiser: Encodes and decodes; the lengths of its parts follow from the sizes (`even`).
-        grad_N: Overwritten by the mean.
+        quantiser: Encodes and decodes; the lengths of its parts must follow from the sizes (`even`).
+        grad_N: This rank's gradient; overwritten by the mean.
         residual_N: As in `Reducer.forward`.
-        sizes: Elements of each group; groups are cut where shares meet.
-        server_N: The server's error, of which only this rank's share is used and updated.
+        sizes: Number of elements of each group; groups are split at the borders of shares.
+        wire: The communicator.
+        server_N: The server's error; only this rank's share of it is used and updated.
     """
     shares = cut(sizes, wire.world_size)
     own = shares[wire.rank]
@@ -83,7 +85,7 @@ def reduce_two_way(
 
 
 def payload_two_way(quantiser: Quantiser, sizes: Sequence[int], world_size: int) -> dict[str, int]:
-    """The bytes each rank hands over, by kind: W codes as long as the longest, and then one more."""
+    """Payload bytes per rank by kind: W codes as long as the longest share's, and one more."""
     shares = [quantiser.bytes_of(share) for share in cut(sizes, world_size)]
     assert all(share is not None for share in shares)
     known = [share for share in shares if share is not None]
@@ -91,7 +93,7 @@ def payload_two_way(quantiser: Quantiser, sizes: Sequence[int], world_size: int)
 
 
 def cut(sizes: Sequence[int], world_size: int) -> list[list[int]]:
-    """W shares of groups: each ⌈N/W⌉ elements, the last ones what is left, as the sizes of its groups' parts.
+    """Split the groups into W shares of ⌈N/W⌉ elements (the last ones shorter); returns the sizes per share.
 
     >>> cut([3, 2, 5], 3)
     [[3, 1], [1, 3], [2]]
@@ -106,7 +108,7 @@ def cut(sizes: Sequence[int], world_size: int) -> list[list[int]]:
 
 
 def _stacked(coded: Sequence[Mapping[str, Tensor]], kind: str) -> Tensor:
-    """One part of each share's codes, as rows of equal length."""
+    """One part of each share's codes, as rows padded to equal length."""
     longest = max(parts[kind].numel() for parts in coded)
     return torch.stack([_padded(parts[kind], longest) for parts in coded])
 

@@ -1,1 +1,1 @@
-"""Checks that a reducer keeps its contract: `sage conform` and the tests use them."""
+"""Conformance tests of reducers, for `sage conform` and the test suite."""

@@ -1,8 +1,8 @@
 """The invariants of every reducer, as code: the tests check every reducer, `sage conform` checks one.
 
-Each function runs a few reductions on W ranks and raises `Broken` where its invariant does not hold. Where it
-cannot check it, or a part of it, it notes the reason in `Case.unchecked`: what was not checked is never
-reported as kept. Ranks are threads here; the tests run the same functions on gloo processes.
+Each function runs a few reductions on W ranks and raises `Broken` if its invariant does not hold. If it
+cannot check the invariant, or a part of it, it records the reason in `Case.unchecked`, so that nothing
+unchecked is reported as kept. Ranks are threads here; the tests run the same functions on gloo processes.
 """
 # W = world size, N = elements of the flat vector
 
@@ -36,13 +36,13 @@ from sage.testing.harness import (
 from sage.testing.verdicts import show, verdict
 
 LONG = (("long", (70_001,)),)
-"""A vector whose indices fit neither 15 nor 16 bits."""
+"""A vector whose indices need more than 16 bits."""
 
 
 def ranks_agree(case: Case) -> None:
-    """Every rank gets the same mean, to the bit, and is told the same density."""
+    """Every rank gets a bitwise identical mean and the same density."""
     if case.world_size == 1:
-        case.skip("one rank has no other to agree with")
+        case.skip("agreement needs two or more ranks")
     agree(steps(case, case.gradient))
 
 
@@ -52,14 +52,14 @@ def nothing_is_lost(case: Case) -> None:
 
 
 def uneven_ranks_lose_nothing(case: Case) -> None:
-    """The same where ranks differ in scale by powers of ten, so that counts differ as far as they can."""
+    """The same if ranks differ in scale by powers of ten, so that counts differ as much as possible."""
     seen = steps(case, lambda rank, step: case.gradient(rank, step) * 10.0**rank)
     agree(seen)
     conserved(case, seen)
 
 
 def far_elements_keep_their_places(case: Case) -> None:
-    """The same in a vector of 70,001 elements, the largest at its end: indices of 16 bits are too short."""
+    """The same for 70,001 elements with the largest at the end, where 16-bit indices are too short."""
 
     def gradient(rank: int, step: int) -> Tensor:
         grad_N = case.gradient(rank, step, LONG)
@@ -71,8 +71,8 @@ def far_elements_keep_their_places(case: Case) -> None:
     conserved(case, seen)
 
 
-def every_grouping_keeps_the_laws(case: Case) -> None:
-    """Grouped by model, by layer and by bucket: agreement, nothing lost."""
+def every_grouping_keeps_the_invariants(case: Case) -> None:
+    """Grouped by model, layer and bucket: ranks agree, nothing is lost."""
     for grouping in ("model", "layer", "bucket:0.0035"):
         grouped = replace(case, grouping=grouping)
         try:
@@ -83,7 +83,7 @@ def every_grouping_keeps_the_laws(case: Case) -> None:
             raise Broken(f"grouping {grouping}: {broken}") from broken
 
 
-def odd_inputs_are_survived(case: Case) -> None:
+def edge_cases_are_handled(case: Case) -> None:
     """Tiny, empty, constant, zero, negative, one-sided and denormal gradients: agreement, nothing lost."""
     for name, shapes, gradient in odd_gradients(case):
         try:
@@ -95,12 +95,12 @@ def odd_inputs_are_survived(case: Case) -> None:
 
 
 def density_one_is_all_reduce(case: Case) -> None:
-    """Where everything is sent, as at density 1, the mean is the all-reduce's, and nothing stays behind."""
+    """If everything is sent, as at density 1, the mean is that of an all-reduce and the residual is zero."""
     has_density = "density" in registry.options(case.make)
     whole = replace(case, options={"density": 1.0}) if has_density else case
     reducer = whole.reducer()
     if reducer.rounds:
-        case.skip("the reducer states rounds = True: to send everything is not yet an all-reduce")
+        case.skip("the reducer states rounds = True: sending everything is not an exact all-reduce")
         return
     precision, num_checked = reducer.precision, 0
     for step in zip(*steps(whole, case.gradient), strict=True):
@@ -114,41 +114,45 @@ def density_one_is_all_reduce(case: Case) -> None:
         for s in step:
             if s.left_N is not None:
                 scale = float(s.signal_N.abs().max())
-                close(s.left_N, torch.zeros_like(s.left_N), precision, "the residual of nothing", scale)
+                close(s.left_N, torch.zeros_like(s.left_N), precision, "the residual, expected 0,", scale)
     if not num_checked:
-        case.skip("the reducer has no option density, and never sent everything")
+        case.skip("the reducer has no option density and never sent every element")
 
 
 def density_is_what_was_sent(case: Case) -> None:
-    """The density told is the share of elements sent, averaged over ranks; no element is sent twice."""
+    """The reported density is the share of elements sent, averaged over ranks; no element is sent twice."""
     for step in zip(*steps(case, case.gradient), strict=True):
         n = step[0].mean_N.numel()
         sent = [s.reduced.sent for s in step if s.reduced.sent is not None]
         for rank, at_K in enumerate(sent):
             if len(set(at_K.tolist())) < at_K.numel() or not set(at_K.tolist()) <= set(range(n)):
-                raise Broken(f"rank {rank}'s `sent` repeats an index, or names one outside of the vector")
-        # `sent` of None states that everything left the rank.
-        had = sum(n if s.reduced.sent is None else s.reduced.sent.numel() for s in step) / (len(step) * n)
-        if not math.isclose(step[0].reduced.density, had, rel_tol=1e-6):
+                raise Broken(f"`sent` of rank {rank} repeats an index, or has one outside the vector")
+        # `sent` is None if every element was sent.
+        achieved = sum(n if s.reduced.sent is None else s.reduced.sent.numel() for s in step) / (
+            len(step) * n
+        )
+        if not math.isclose(step[0].reduced.density, achieved, rel_tol=1e-6):
             raise Broken(
-                f"the density told is {step[0].reduced.density:.6g}; what was sent comes to {had:.6g}"
+                f"the reported density is {step[0].reduced.density:.6g}; the achieved one is {achieved:.6g}"
             )
 
 
 def ledger_equals_bytes_by_hand(case: Case) -> None:
-    """The ledger's payload, by kind, is what the layout in the docstring comes to."""
+    """The ledger's payload by kind is what `Reducer.payload` computes from the format in the docstring."""
     reducer = case.fresh().reducer
     for step in zip(*steps(case, case.gradient), strict=True):
         counts = [s.mean_N.numel() if s.reduced.sent is None else s.reduced.sent.numel() for s in step]
         for rank, s in enumerate(step):
             expected = reducer.payload(counts, rank)
             if expected is None:
-                case.skip("payload() states no bytes: the ledger has nothing to be compared with")
+                case.skip("payload() states no bytes to compare the ledger with")
             elif _nonzero(expected) != _nonzero(s.payload):
-                raise Broken(f"rank {rank} booked {_nonzero(s.payload)}; by hand it is {_nonzero(expected)}")
+                raise Broken(
+                    f"rank {rank}: the ledger has {_nonzero(s.payload)}, payload() {_nonzero(expected)}"
+                )
 
 
-def alone_nothing_crosses_the_link(case: Case) -> None:
+def one_rank_sends_nothing(case: Case) -> None:
     """With one rank the mean is what was sent, and no byte is sent or received."""
 
     def work(wire: Wire) -> tuple[Step, int]:
@@ -158,7 +162,7 @@ def alone_nothing_crosses_the_link(case: Case) -> None:
 
     ((step, crossed),) = case.run(1, work)
     if crossed:
-        raise Broken(f"{crossed} bytes crossed the link of a world of one")
+        raise Broken(f"one rank alone sent and received {crossed} bytes; expected 0")
     conserved(case, [[step]])
 
 
@@ -166,11 +170,11 @@ def negative_values_are_sent(case: Case) -> None:
     """A gradient that is negative everywhere reaches the mean (thresholds compare with |x|, not x)."""
     seen = steps(case, lambda rank, step: -case.gradient(rank, step).abs() - 1)
     if not any(step.mean_N.min() < 0 for step in seen[0]):
-        raise Broken("a gradient that is negative everywhere leaves no trace in the mean")
+        raise Broken("a gradient that is negative everywhere does not reach the mean")
 
 
 def nan_is_seen(case: Case) -> None:
-    """NaN and ∞ on one rank go where a large number would: into every mean, and out of the residual."""
+    """NaN and ∞ on one rank are treated as a large number: they reach every mean and leave the residual."""
     culprit = case.world_size - 1
 
     def with_spike(spike: float) -> list[list[Step]]:
@@ -184,21 +188,21 @@ def nan_is_seen(case: Case) -> None:
 
     sent = with_spike(1000.0)[culprit][1].reduced.sent
     if sent is not None and 5 not in sent.tolist():
-        case.skip("elements are selected whatever their size, and the one that is not finite was not")
+        case.skip("elements are selected whatever their magnitude; the spike was not selected")
         return
     for spike in (math.nan, math.inf):
         for rank, (_, during, after) in enumerate(with_spike(spike)):
             if bool(during.mean_N.isfinite().all()):
-                raise Broken(f"rank {rank}'s mean shows nothing of the {spike} on rank {culprit}")
+                raise Broken(f"the mean of rank {rank} does not show the {spike} of rank {culprit}")
             if during.left_N is not None and not bool(during.left_N.isfinite().all()):
-                raise Broken(f"rank {rank} keeps a {spike} in its residual")
+                raise Broken(f"the residual of rank {rank} still contains the {spike}")
             if not bool(after.mean_N.isfinite().all()):
-                raise Broken(f"rank {rank} has not recovered a step after a {spike}")
+                raise Broken(f"the mean of rank {rank} is not finite one step after a {spike}")
 
 
 def resumed_equals_uninterrupted(case: Case) -> None:
-    """state_dict, a new reducer, load_state_dict: it goes on as if it had never stopped, to the bit."""
-    # Epochs in which a reducer may change its mind: round numbers, a fall of the learning rate.
+    """A new reducer that loads state_dict continues bitwise identically to an uninterrupted one."""
+    # Epochs at which a reducer may change its levels: round numbers, a drop of the learning rate.
     epochs = {0: (0, 0.1), 2: (10, 0.1), 4: (20, 0.1), 6: (21, 0.05)}
 
     def work(wire: Wire) -> bool:
@@ -217,14 +221,14 @@ def resumed_equals_uninterrupted(case: Case) -> None:
         return all(same_bits(a, b) for a, b in zip(expected, resumed, strict=True))
 
     if not all(case.run(case.world_size, work)):
-        raise Broken("after save and load the means, or the state, differ from the uninterrupted run's")
+        raise Broken("after saving and loading, the means or the state differ from the uninterrupted ones")
 
 
 def global_random_state_is_untouched(case: Case) -> None:
-    """Reducing draws nothing from, and does not reseed, the global generators of torch, numpy and Python."""
+    """Reducing neither draws from nor reseeds the global generators of torch, numpy and Python."""
 
     def work(wire: Wire) -> bool:
-        torch.rand(())  # a state that no seed gives
+        torch.rand(())  # a state that reseeding cannot produce
         before = _random_state()
         feedback = case.fresh()
         feedback.reducer.begin_epoch(0, 0.1, wire)
@@ -235,17 +239,17 @@ def global_random_state_is_untouched(case: Case) -> None:
         raise Broken("a global random state has changed")
 
 
-LAWS: tuple[Callable[[Case], None], ...] = (
+INVARIANTS: tuple[Callable[[Case], None], ...] = (
     ranks_agree,
     nothing_is_lost,
     uneven_ranks_lose_nothing,
     far_elements_keep_their_places,
-    every_grouping_keeps_the_laws,
-    odd_inputs_are_survived,
+    every_grouping_keeps_the_invariants,
+    edge_cases_are_handled,
     density_one_is_all_reduce,
     density_is_what_was_sent,
     ledger_equals_bytes_by_hand,
-    alone_nothing_crosses_the_link,
+    one_rank_sends_nothing,
     negative_values_are_sent,
     nan_is_seen,
     resumed_equals_uninterrupted,
@@ -257,31 +261,36 @@ IN_PART = frozenset(
     {
         uneven_ranks_lose_nothing,
         far_elements_keep_their_places,
-        every_grouping_keeps_the_laws,
-        odd_inputs_are_survived,
-        alone_nothing_crosses_the_link,
+        every_grouping_keeps_the_invariants,
+        edge_cases_are_handled,
+        one_rank_sends_nothing,
     }
 )
-"""Of these something is checked, such as the ranks' agreement, also where they note a reason not to."""
+"""Invariants of which something, such as agreement, is checked even if they record a reason not to."""
 
 
 def main(name: str, options: Mapping[str, Any], world_sizes: Sequence[int]) -> int:
     """Check one reducer against every invariant and print the verdicts (`sage.testing.verdicts`).
 
+    Args:
+        name: The reducer's command-line name.
+        options: Options of the reducer.
+        world_sizes: World sizes to check, each 1 or more.
+
     Returns:
-        The exit status: 0 where no invariant is broken, else 1.
+        The exit status: 0 if no invariant is broken, else 1.
 
     Raises:
-        ValueError: where an option or a number of ranks is out of range.
+        ValueError: if an option or a world size is out of range.
     """
     if not world_sizes or min(world_sizes) < 1:
-        raise ValueError(f"world_sizes is {list(world_sizes)}; allowed are numbers of ranks, each 1 or more")
+        raise ValueError(f"world_sizes is {list(world_sizes)}; allowed are world sizes of 1 or more")
     make = registry.load("reducers", name)
-    make(**options)  # a wrong option is the user's mistake, and no broken invariant
-    torch.set_num_threads(1)  # for vectors as short as these, torch's threads cost more than they give
+    make(**options)  # raise for a wrong option before any invariant is checked
+    torch.set_num_threads(1)  # torch's threads slow down operations on such short vectors
     found = [
-        verdict(law, make, options, world_size, in_part=law in IN_PART)
-        for law in LAWS
+        verdict(invariant, make, options, world_size, in_part=invariant in IN_PART)
+        for invariant in INVARIANTS
         for world_size in world_sizes
     ]
     show(name, found)

@@ -1,4 +1,4 @@
-"""A reducer on trial: a few reductions on W ranks, what every rank saw of them, and how that compares."""
+"""Harness of the conformance tests: runs reductions on W ranks, records the results and compares them."""
 # W = world size, N = elements of the flat vector
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,28 +17,28 @@ from sage.reduction.reducer import Reduced, Reducer, Sparsifier
 
 Shapes = Iterable[tuple[str, tuple[int, ...]]]
 Seen = list[list["Step"]]
-"""What each rank saw of each reduction: first by rank, then by step."""
+"""Recorded steps, first by rank, then by step."""
 
 SHAPES = (("conv", (8, 3, 3, 3)), ("wide", (40, 20)), ("bias", (7,)))
-"""The parameters of the toy model that is reduced: sizes that no power of two divides, one of them tiny."""
+"""Parameters of the toy model: sizes not divisible by powers of two, one of them tiny."""
 
 LEAST = 1e-43
-"""What sums and divisions of denormals may be off by, whatever their size."""
+"""Absolute tolerance of sums and divisions of denormals."""
 
 
 class Broken(AssertionError):
-    """An invariant does not hold; the message says what was seen."""
+    """An invariant does not hold; the message says what was observed."""
 
 
 class Run(Protocol):
-    """Something that runs `work(wire)` on W ranks and returns the results by rank."""
+    """Runs `work(wire)` on W ranks and returns the results by rank."""
 
     def __call__(self, world_size: int, work: Callable[[Wire], Any]) -> list[Any]: ...
 
 
 @dataclass(frozen=True)
 class Case:
-    """One reducer under test: how to make one, and on what ranks to run it."""
+    """One reducer under test: how to create it and on which ranks to run it."""
 
     make: Callable[..., Reducer]
     options: Mapping[str, Any]
@@ -47,10 +47,10 @@ class Case:
     grouping: str | None = None
     memory: Literal["none", "residual"] | None = None
     unchecked: list[str] = field(default_factory=list, compare=False)
-    """Why an invariant, or a part of it, was not checked; invariants add to it."""
+    """Reasons why an invariant, or a part of it, was not checked; invariants add to it."""
 
     def skip(self, reason: str) -> None:
-        """Note that an invariant was not checked, and why."""
+        """Record why an invariant was not checked."""
         if reason not in self.unchecked:
             self.unchecked.append(reason)
 
@@ -65,7 +65,7 @@ class Case:
         return ErrorFeedback(reducer, layout, memory=self.memory)
 
     def gradient(self, rank: int, step: int, shapes: Shapes = SHAPES) -> Tensor:
-        """Each rank's and step's own gradient, with a heavy tail and a drifting scale as real ones have."""
+        """A gradient specific to rank and step, with a heavy tail and a drifting scale as in training."""
         n = Layout.of(shapes).numel
         generator = torch.Generator().manual_seed(1000 * step + rank)
         normal_N = torch.randn(n, generator=generator)
@@ -74,13 +74,13 @@ class Case:
 
 @dataclass
 class Step:
-    """What one rank saw of one reduction."""
+    """What one rank observed in one reduction."""
 
     signal_N: Tensor
     """Residual before + gradient."""
     mean_N: Tensor
     left_N: Tensor | None
-    """The residual after; None without memory."""
+    """Residual after the step; None without error feedback."""
     reduced: Reduced
     payload: dict[str, int]
 
@@ -88,7 +88,7 @@ class Step:
 def steps(
     case: Case, gradients: Callable[[int, int], Tensor], count: int = 3, shapes: Shapes = SHAPES
 ) -> Seen:
-    """`count` reductions of `gradients(rank, step)`."""
+    """Run `count` reductions of `gradients(rank, step)` and record them."""
 
     def work(wire: Wire) -> list[Step]:
         feedback = case.fresh(shapes)
@@ -99,19 +99,19 @@ def steps(
 
 
 def reduce_once(feedback: ErrorFeedback, grad_N: Tensor, wire: Wire) -> Step:
-    """One reduction, with what went in and what came out kept."""
+    """Run one reduction and record its input and output."""
     residual_N = feedback.residual_N
     signal_N = grad_N.clone() if residual_N is None else residual_N + grad_N
     before = wire.ledger.copy()
     reduced = feedback(grad_N.clone(), wire)
     booked = dict(wire.ledger.since(before).payload)
-    booked.pop("guard", None)  # the schedule guard's own, where it is on
+    booked.pop("guard", None)  # bytes of the schedule guard, if it is on
     left_N = None if residual_N is None else residual_N.clone()
     return Step(signal_N, reduced.mean_N.clone(), left_N, reduced, booked)
 
 
 def odd_gradients(case: Case) -> Iterator[tuple[str, Shapes, Callable[[int, int], Tensor]]]:
-    """Gradients at the edges of what may come: a name, the shapes, and what each rank has at each step."""
+    """Edge cases: a name, the shapes, and the gradient of each rank and step."""
     n = Layout.of(SHAPES).numel
     yield "constant", SHAPES, lambda rank, step: torch.ones(n)
     yield "all zero", SHAPES, lambda rank, step: torch.zeros(n)
@@ -130,7 +130,11 @@ def odd_gradients(case: Case) -> Iterator[tuple[str, Shapes, Callable[[int, int]
 
 
 def agree(seen: Seen) -> None:
-    """Every rank has the same mean, to the bit, and has heard the same density."""
+    """Every rank has a bitwise identical mean and the same density.
+
+    Raises:
+        Broken: if not.
+    """
     for number, step in enumerate(zip(*seen, strict=True)):
         for rank, s in enumerate(step):
             if not same_bits(s.mean_N, step[0].mean_N):
@@ -140,20 +144,23 @@ def agree(seen: Seen) -> None:
 
 
 def conserved(case: Case, seen: Seen) -> None:
-    """The mean is the mean over ranks of what was sent, and the residual is what was not.
+    """The mean is the mean over ranks of what was sent, and the residual is what was not sent.
 
-    Not checked where the reducer states `conserves = False`, and where, without memory, nothing but the
-    reducer knows what it has sent.
+    Not checked if the reducer states `conserves = False`, or if only the reducer knows what it has sent
+    because there is no residual.
+
+    Raises:
+        Broken: if it does not hold.
     """
     reducer = case.reducer()
     if not reducer.conserves:
-        case.skip("the reducer states conserves = False: what is sent and kept is not compared")
+        case.skip("the reducer states conserves = False: what is sent and what is kept are not compared")
         return
     for number, step in enumerate(zip(*seen, strict=True)):
         gone = [_gone(reducer, s) for s in step]
         if any(gone_N is None for gone_N in gone):
             case.skip(
-                "without memory only the reducer knows what it has sent: nothing to compare the mean with"
+                "without a residual only the reducer knows what it sent: nothing to compare the mean with"
             )
             continue
         scale = max(float(s.signal_N.abs().max()) if s.signal_N.numel() else 0.0 for s in step)
@@ -167,11 +174,11 @@ def conserved(case: Case, seen: Seen) -> None:
             kept_N = torch.ones_like(s.left_N, dtype=torch.bool)
             kept_N[s.reduced.sent] = False
             if not same_bits(s.left_N[kept_N], s.signal_N[kept_N]):
-                raise Broken(f"step {number}: rank {rank}'s residual has changed where nothing was sent")
+                raise Broken(f"step {number}: the residual of rank {rank} has changed where nothing was sent")
 
 
 def _gone(reducer: Reducer, step: Step) -> Tensor | None:
-    """What has left the rank; None where nobody but the reducer knows."""
+    """What the rank has sent; None if only the reducer knows."""
     if step.left_N is not None:
         return step.signal_N - step.left_N
     if not isinstance(reducer, Sparsifier) or reducer.rounds or step.reduced.sent is None:
@@ -182,7 +189,11 @@ def _gone(reducer: Reducer, step: Step) -> Tensor | None:
 
 
 def close(seen: Tensor, expected: Tensor, precision: float, what: str, scale: float | None = None) -> None:
-    """Two vectors differ by no more than `precision` times the scale (else the largest expected value)."""
+    """Two vectors differ by at most `precision` times the scale, by default the largest expected value.
+
+    Raises:
+        Broken: if not; the message begins with `what`.
+    """
     if expected.numel() == 0:
         return
     scale = float(expected.abs().max()) if scale is None else scale
@@ -193,10 +204,10 @@ def close(seen: Tensor, expected: Tensor, precision: float, what: str, scale: fl
 
 
 def mean(xs: list[Tensor]) -> Tensor:
-    """The mean over ranks, worked out in one place."""
+    """Mean over ranks."""
     return torch.stack(xs).mean(0)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same to the bit."""
+    """Whether two tensors are bitwise identical, with the same shape and dtype."""
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(pack([a]), pack([b]))

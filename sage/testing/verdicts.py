@@ -1,4 +1,4 @@
-"""Verdicts of `sage conform`: kept, broken, and what was not checked, and why."""
+"""Verdicts of `sage conform`: kept, broken, and what was not checked and why."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,50 +11,50 @@ from sage.testing.harness import Case
 
 Word = Literal["broken", "in part", "kept", "not stated", "n/a"]
 WORDS: tuple[Word, ...] = ("broken", "in part", "kept", "not stated", "n/a")
-"""From the one that matters most: an invariant counts as the first of these that any number of ranks has."""
+"""By severity: an invariant gets the first of these that it has at any world size."""
 COLOURS = {"kept": "green", "broken": "red"}
 MEMORIES: tuple[Literal["none", "residual"], ...] = ("none", "residual")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of checking one invariant with one number of ranks, without and with a residual."""
+    """Result of checking one invariant at one world size, without and with a residual."""
 
     invariant: str
     world_size: int
     word: Word
-    """`n/a`: not checked; `in part`: some of it was not; `not stated`: `payload` states no bytes."""
+    """`n/a`: not checked; `in part`: partly checked; `not stated`: `payload` states no bytes."""
     broken: tuple[str, ...]
-    """What was seen where it does not hold."""
+    """What was observed where the invariant does not hold."""
     unchecked: tuple[str, ...]
-    """Why it, or a part of it, was not checked."""
+    """Reasons why the invariant, or a part of it, was not checked."""
 
 
 def verdict(
-    law: Callable[[Case], None],
+    invariant: Callable[[Case], None],
     make: Callable[..., Any],
     options: Mapping[str, Any],
     world_size: int,
     *,
     in_part: bool,
 ) -> Verdict:
-    """Check one invariant.
+    """Check one invariant at one world size.
 
     Args:
-        law: Raises where it does not hold; notes in `Case.unchecked` what it could not check.
-        make: The reducer.
-        options: Its options.
-        world_size: Ranks to check it with.
-        in_part: Whether something is checked also where the invariant notes a reason not to.
+        invariant: Raises if the invariant does not hold; records in `Case.unchecked` what it could not check.
+        make: Creates the reducer.
+        options: Options of the reducer.
+        world_size: Number of ranks.
+        in_part: Whether something is checked even if the invariant records a reason not to.
     """
     broken, unchecked, num_skipped = [], [], 0
     for memory in MEMORIES:
         case = Case(make, options, world_size, memory=memory)
         try:
-            law(case)
-        except Exception as error:  # an invariant may be broken in any way at all
+            invariant(case)
+        except Exception as error:  # a broken reducer may raise anything
             complaint = f"{type(error).__name__}: {error}"
-            broken.append(f"{law.__name__}, W = {world_size}, memory {memory}: {complaint}")
+            broken.append(f"{invariant.__name__}, W = {world_size}, memory {memory}: {complaint}")
         num_skipped += bool(case.unchecked)
         unchecked += case.unchecked
     word: Word = "kept"
@@ -64,11 +64,11 @@ def verdict(
         word = "in part"
     elif unchecked:
         word = "not stated" if any("payload()" in reason for reason in unchecked) else "n/a"
-    return Verdict(law.__name__.replace("_", " "), world_size, word, tuple(broken), tuple(unchecked))
+    return Verdict(invariant.__name__.replace("_", " "), world_size, word, tuple(broken), tuple(unchecked))
 
 
 def show(name: str, found: Sequence[Verdict]) -> None:
-    """Print how many invariants came to each verdict, the table, what broke, and what was not checked."""
+    """Print the number of invariants per verdict, the table, what broke, and what was not checked."""
     by_name: dict[str, list[Verdict]] = {}
     for each in found:
         by_name.setdefault(each.invariant, []).append(each)
@@ -90,7 +90,7 @@ def show(name: str, found: Sequence[Verdict]) -> None:
 
 
 def summary(by_name: Mapping[str, Sequence[Verdict]]) -> str:
-    """How many invariants came to each verdict."""
+    """Number of invariants per verdict."""
     words = [next(word for word in WORDS if any(v.word == word for v in row)) for row in by_name.values()]
     counts = [f"{words.count(word)} {word}" for word in WORDS if word in words]
     return f"{len(words)} invariants: {', '.join(counts)}"

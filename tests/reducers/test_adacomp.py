@@ -12,7 +12,7 @@ from sage.comm.threads import simulate
 from sage.reducers.adacomp import AdaComp
 from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
-from sage.testing.conformance import LAWS
+from sage.testing.conformance import INVARIANTS
 from sage.testing.harness import Case, Step, conserved, reduce_once, same_bits, steps
 
 SHORT: dict[str, Any] = {"conv_bin": 2, "dense_bin": 4}
@@ -212,10 +212,10 @@ def test_raw_values_are_sent_as_they_are_and_leave_nothing_behind() -> None:
     assert step.left_N.tolist() == (grad_N - sent_N).tolist()
 
 
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("invariant", INVARIANTS, ids=lambda invariant: invariant.__name__)
 @pytest.mark.parametrize("options", [{"sends": "values"}, {"rule": "gradcomp"}, {"rule": "gradcomp2"}])
-def test_adacomps_choices_keep_the_invariants(options: dict[str, Any], law: Any) -> None:
-    law(Case(AdaComp, options, 2, memory="residual"))
+def test_adacomps_choices_keep_the_invariants(options: dict[str, Any], invariant: Any) -> None:
+    invariant(Case(AdaComp, options, 2, memory="residual"))
 
 
 @pytest.mark.parametrize("name", ["adacomp+efsign", "adacomp+terngrad", "variance+efsign"])

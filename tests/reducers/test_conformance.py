@@ -1,4 +1,4 @@
-"""Every reducer in the folder keeps every law: on threads, and on gloo processes."""
+"""Every reducer in the folder keeps every invariant: on threads, and on gloo processes."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -11,11 +11,11 @@ from gloo import processes
 from sage import registry
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
-from sage.testing.conformance import LAWS
+from sage.testing.conformance import INVARIANTS
 from sage.testing.harness import Case
 
 T = TypeVar("T")
-Law = Callable[[Case], None]
+Invariant = Callable[[Case], None]
 HYBRIDS = ["topk+efsign", "topk+terngrad", "adacomp+efsign", "adacomp+terngrad", "sage+qsgd"]
 NAMES = registry.names("reducers") + HYBRIDS
 
@@ -36,18 +36,20 @@ def cases(name: str, world_size: int) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("invariant", INVARIANTS, ids=lambda invariant: invariant.__name__)
 @pytest.mark.parametrize("name", NAMES)
-def test_every_reducer_keeps_every_law_on_threads(name: str, law: Law, world_size: int) -> None:
+def test_every_reducer_keeps_every_invariant_on_threads(
+    name: str, invariant: Invariant, world_size: int
+) -> None:
     for case in cases(name, world_size):
-        law(case)
+        invariant(case)
 
 
 @pytest.mark.slow
 # With four ranks, the test on threads covers the reducers and tests/comm/test_wire.py covers gloo.
 @pytest.mark.parametrize("world_size", [1, 2, 3, pytest.param(4, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_reducer_keeps_every_law_on_gloo_processes(name: str, world_size: int) -> None:
+def test_every_reducer_keeps_every_invariant_on_gloo_processes(name: str, world_size: int) -> None:
     assert complaints_on_gloo(world_size)[name] == []
 
 
@@ -57,20 +59,22 @@ def complaints_on_gloo(world_size: int) -> dict[str, list[str]]:
 
     def work(wire: Wire) -> dict[str, list[str]]:
         def run(size: int, job: Callable[[Wire], T]) -> list[T]:
-            if size != wire.world_size:  # a law about a rank alone, whatever the world
+            if size != wire.world_size:  # an invariant about a rank alone, whatever the world
                 return simulate(size, job)
             own = job(wire)
             everybody: list[Any] = [None] * size
             dist.all_gather_object(everybody, own)
             return everybody
 
-        return {name: [c for law in LAWS if (c := complaint(law, name, run))] for name in NAMES}
+        return {
+            name: [c for invariant in INVARIANTS if (c := complaint(invariant, name, run))] for name in NAMES
+        }
 
-    def complaint(law: Law, name: str, run: Any) -> str:
+    def complaint(invariant: Invariant, name: str, run: Any) -> str:
         try:
-            law(Case(registry.load("reducers", name), {}, world_size, run, memory="residual"))
+            invariant(Case(registry.load("reducers", name), {}, world_size, run, memory="residual"))
         except Exception as error:
-            return f"{law.__name__}: {type(error).__name__}: {error}"
+            return f"{invariant.__name__}: {type(error).__name__}: {error}"
         return ""
 
     return processes(world_size, work, guard=True)[0]

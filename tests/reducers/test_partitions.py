@@ -23,7 +23,7 @@ from sage.reducers.oktopk import OkTopk
 from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
 from sage.reduction.reducer import Reduced
-from sage.testing.conformance import LAWS
+from sage.testing.conformance import INVARIANTS
 from sage.testing.harness import SHAPES, Case, same_bits, steps
 
 EXCLUSIVE: list[type[Micro] | type[Deft]] = [Micro, ExDyna, Deft]
@@ -286,9 +286,9 @@ def test_pieces_cover_every_layer_in_order_and_none_is_empty(sizes: list[int], w
             assert len(inside) == min(world, stop - start)
 
 
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_deft_keeps_the_invariants_with_as_many_pieces_as_ranks(law: Any) -> None:
-    law(Case(Deft, {"density": 0.05, "pieces": "world"}, 3, memory="residual"))
+@pytest.mark.parametrize("invariant", INVARIANTS, ids=lambda invariant: invariant.__name__)
+def test_deft_keeps_the_invariants_with_as_many_pieces_as_ranks(invariant: Any) -> None:
+    invariant(Case(Deft, {"density": 0.05, "pieces": "world"}, 3, memory="residual"))
 
 
 def test_what_a_piece_may_send_goes_by_its_norm() -> None:

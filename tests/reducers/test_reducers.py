@@ -20,7 +20,7 @@ from sage.reducers.threshold import Threshold
 from sage.reducers.topk import TopK, num_kept
 from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
-from sage.testing.conformance import LAWS
+from sage.testing.conformance import INVARIANTS
 from sage.testing.harness import SHAPES, Case, reduce_once, same_bits, steps
 
 # conv 216, wide 800, bias 7: 1,023 elements.
@@ -103,9 +103,9 @@ def test_a_tree_of_merges_keeps_what_it_drops(gradients: list[list[int]], densit
 
 @pytest.mark.parametrize("options", [{}, {"values": "fp16"}, {"indices": "coded"}])
 @pytest.mark.parametrize("world_size", [1, 3])
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_gtopks_tree_keeps_the_invariants(law: Any, world_size: int, options: dict[str, Any]) -> None:
-    law(Case(GTopK, {"density": 0.05, "merge": "tree", **options}, world_size, memory="residual"))
+@pytest.mark.parametrize("invariant", INVARIANTS, ids=lambda invariant: invariant.__name__)
+def test_gtopks_tree_keeps_the_invariants(invariant: Any, world_size: int, options: dict[str, Any]) -> None:
+    invariant(Case(GTopK, {"density": 0.05, "merge": "tree", **options}, world_size, memory="residual"))
 
 
 def test_topk_within_buckets_shares_the_budget_of_a_bucket() -> None:

@@ -1,4 +1,4 @@
-"""SAGE with every controller and every exchange: the laws, the bytes by hand, and what is sent."""
+"""SAGE with every controller and every exchange: the invariants, the bytes by hand, and what is sent."""
 # N = elements of the flat vector, W = world size
 
 import math
@@ -18,7 +18,12 @@ from sage.reducers.sage import Sage
 from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.exchange import EXCHANGES, TRIALS, Auto, capacity
 from sage.reduction.layout import Layout
-from sage.testing.conformance import LAWS, density_is_what_was_sent, ranks_agree, uneven_ranks_lose_nothing
+from sage.testing.conformance import (
+    INVARIANTS,
+    density_is_what_was_sent,
+    ranks_agree,
+    uneven_ranks_lose_nothing,
+)
 from sage.testing.harness import Case, same_bits
 
 VARIANTS: list[dict[str, Any]] = [
@@ -40,8 +45,8 @@ VARIANTS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", VARIANTS, ids=lambda options: " ".join(map(str, options.values())))
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_every_variant_keeps_every_law(options: dict[str, Any], world_size: int) -> None:
-    for law in LAWS:
-        law(Case(Sage, options, world_size, memory="residual"))
+    for invariant in INVARIANTS:
+        invariant(Case(Sage, options, world_size, memory="residual"))
 
 
 def test_every_variant_agrees_and_loses_nothing_on_gloo_processes() -> None:
@@ -54,11 +59,11 @@ def test_every_variant_agrees_and_loses_nothing_on_gloo_processes() -> None:
 
         complaints = []
         for options in VARIANTS:
-            for law in (ranks_agree, uneven_ranks_lose_nothing, density_is_what_was_sent):
+            for invariant in (ranks_agree, uneven_ranks_lose_nothing, density_is_what_was_sent):
                 try:
-                    law(Case(Sage, options, wire.world_size, run, memory="residual"))
+                    invariant(Case(Sage, options, wire.world_size, run, memory="residual"))
                 except Exception as error:
-                    complaints.append(f"{options}: {law.__name__}: {error}")
+                    complaints.append(f"{options}: {invariant.__name__}: {error}")
         return complaints
 
     assert processes(3, work, guard=True)[0] == []

@@ -23,7 +23,7 @@ from sage.reducers.svd import Svd
 from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
 from sage.reduction.lowrank import orthonormalise
-from sage.testing.conformance import LAWS
+from sage.testing.conformance import INVARIANTS
 from sage.testing.harness import Case, same_bits, steps
 
 WIDE = (("wide", (6, 4)),)
@@ -128,7 +128,7 @@ def test_iterations_of_one_step_are_those_of_as_many_steps_on_the_same_matrices(
     assert float((far - best.reshape(-1)).norm()) > 0.1
 
 
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("law", INVARIANTS, ids=lambda law: law.__name__)
 def test_powersgd_keeps_the_invariants_with_several_iterations(law: Any) -> None:
     law(Case(PowerSgd, {"rank": 2, "iterations": 2}, 2, memory="residual"))
 
@@ -215,7 +215,7 @@ def test_it_recovers_from_gradients_without_a_direction(odd: float, half: bool) 
 
 
 @pytest.mark.parametrize("options", [{"half": True, "rank": 2}, {"start_step": 4, "rank": 3}])
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("law", INVARIANTS, ids=lambda law: law.__name__)
 def test_powersgd_keeps_every_law_by_halves_and_before_its_start(
     law: Callable[[Case], None], options: dict[str, Any]
 ) -> None:

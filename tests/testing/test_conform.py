@@ -1,4 +1,4 @@
-"""The laws can fail: for each there is a reducer, wrong in one way, that breaks it; and `conform` says so."""
+"""Invariants can fail: for each there is a reducer, wrong in one way, that breaks it; `conform` says so."""
 # N = elements of the flat vector, K = elements sent, W = world size
 
 import random
@@ -19,7 +19,7 @@ from sage.reducers.threshold import Threshold
 from sage.reducers.topk import TopK
 from sage.reduction.reducer import Reduced, Reducer, Sparsifier
 from sage.testing import conformance
-from sage.testing.conformance import LAWS
+from sage.testing.conformance import INVARIANTS
 from sage.testing.harness import Broken, Case
 
 
@@ -215,15 +215,15 @@ BREAKS: list[tuple[Callable[[Case], None], type[Reducer]]] = [
     (conformance.nothing_is_lost, DropsDuplicates),
     (conformance.uneven_ranks_lose_nothing, SplitsEvenly),
     (conformance.far_elements_keep_their_places, ShortIndices),
-    (conformance.every_grouping_keeps_the_laws, ForgetsWhereGroupsStart),
-    (conformance.odd_inputs_are_survived, DividesByTheNorm),
+    (conformance.every_grouping_keeps_the_invariants, ForgetsWhereGroupsStart),
+    (conformance.edge_cases_are_handled, DividesByTheNorm),
     (conformance.density_one_is_all_reduce, NeverSendsEverything),
     (conformance.density_is_what_was_sent, TellsTheDensityAsked),
     (conformance.density_is_what_was_sent, TellsAnIndexTwice),
     (conformance.density_is_what_was_sent, SendsAllAndTellsAQuarter),
     (conformance.ledger_equals_bytes_by_hand, ForgetsPadding),
     (conformance.ledger_equals_bytes_by_hand, ForgetsIndices),
-    (conformance.alone_nothing_crosses_the_link, BooksByItself),
+    (conformance.one_rank_sends_nothing, BooksByItself),
     (conformance.negative_values_are_sent, ComparesWithSign),
     (conformance.nan_is_seen, OverlooksNan),
     (conformance.nan_is_seen, KeepsNan),
@@ -235,16 +235,16 @@ BREAKS: list[tuple[Callable[[Case], None], type[Reducer]]] = [
 ]
 
 
-@pytest.mark.parametrize(("law", "mutant"), BREAKS, ids=lambda part: part.__name__)
+@pytest.mark.parametrize(("invariant", "mutant"), BREAKS, ids=lambda part: part.__name__)
 def test_a_reducer_wrong_in_one_way_breaks_the_law_about_it(
-    law: Callable[[Case], None], mutant: type[Reducer]
+    invariant: Callable[[Case], None], mutant: type[Reducer]
 ) -> None:
     with pytest.raises(Broken):
-        law(Case(mutant, {}, 3, memory="residual"))
+        invariant(Case(mutant, {}, 3, memory="residual"))
 
 
 def test_every_law_has_a_reducer_that_breaks_it() -> None:
-    assert {law for law, _ in BREAKS} == set(LAWS)
+    assert {invariant for invariant, _ in BREAKS} == set(INVARIANTS)
 
 
 class AsksOnlySomeRanks(TopK):
@@ -255,19 +255,24 @@ class AsksOnlySomeRanks(TopK):
 
 
 @pytest.mark.parametrize(
-    "law", [law for law in LAWS if law is not conformance.alone_nothing_crosses_the_link]
+    "invariant",
+    [invariant for invariant in INVARIANTS if invariant is not conformance.one_rank_sends_nothing],
 )
-def test_a_collective_that_only_some_ranks_call_is_an_error_and_no_hang(law: Callable[[Case], None]) -> None:
+def test_a_collective_that_only_some_ranks_call_is_an_error_and_no_hang(
+    invariant: Callable[[Case], None],
+) -> None:
     with pytest.raises(WireError, match=r"the ranks' collectives differ|for ever"):
-        law(Case(AsksOnlySomeRanks, {}, 3))
+        invariant(Case(AsksOnlySomeRanks, {}, 3))
 
 
-# The verb.
+# The command.
 
 
-def row(told: str, law: Callable[[Case], None]) -> list[str]:
+def row(told: str, invariant: Callable[[Case], None]) -> list[str]:
     """The verdicts on an invariant in the table."""
-    (line,) = [line for line in told.splitlines() if law.__name__.replace("_", " ") in line and "│" in line]
+    (line,) = [
+        line for line in told.splitlines() if invariant.__name__.replace("_", " ") in line and "│" in line
+    ]
     return [cell.strip() for cell in line.split("│")[2:-1]]
 
 
@@ -286,10 +291,10 @@ def conformed(
 def test_conform_says_which_invariants_were_kept(capsys: pytest.CaptureFixture[str]) -> None:
     assert conformance.main("gtopk", {"density": 0.05}, [1, 2]) == 0
     told = capsys.readouterr().out
-    assert told.startswith(f"gtopk: {len(LAWS)} invariants: {len(LAWS)} kept\n")
-    for law in LAWS:
-        assert row(told, law) == ["n/a" if law is conformance.ranks_agree else "kept", "kept"]
-    assert "not checked: one rank has no other to agree with (ranks agree)" in told
+    assert told.startswith(f"gtopk: {len(INVARIANTS)} invariants: {len(INVARIANTS)} kept\n")
+    for invariant in INVARIANTS:
+        assert row(told, invariant) == ["n/a" if invariant is conformance.ranks_agree else "kept", "kept"]
+    assert "not checked: agreement needs two or more ranks (ranks agree)" in told
 
 
 def test_conform_says_what_was_seen_where_an_invariant_is_broken(
@@ -297,8 +302,8 @@ def test_conform_says_what_was_seen_where_an_invariant_is_broken(
 ) -> None:
     status, told = conformed(DoesNotDivide, [1, 2], capsys, monkeypatch)
     assert status == 1
-    num_broken = sum("broken" in row(told, law) for law in LAWS)
-    assert told.startswith(f"mine: {len(LAWS)} invariants: {num_broken} broken, ")
+    num_broken = sum("broken" in row(told, invariant) for invariant in INVARIANTS)
+    assert told.startswith(f"mine: {len(INVARIANTS)} invariants: {num_broken} broken, ")
     assert num_broken > 1
     assert (
         "broken: nothing_is_lost, W = 2, memory residual: Broken: step 0: the mean of what was sent is off by"
@@ -338,7 +343,7 @@ def test_what_was_not_checked_is_not_told_as_kept(
 ) -> None:
     status, told = conformed(StatesLittle, [2], capsys, monkeypatch)
     assert status == 0
-    assert told.startswith(f"mine: {len(LAWS)} invariants: 5 in part, 6 kept, 1 not stated, 2 n/a\n")
+    assert told.startswith(f"mine: {len(INVARIANTS)} invariants: 5 in part, 6 kept, 1 not stated, 2 n/a\n")
     assert row(told, conformance.ledger_equals_bytes_by_hand) == ["not stated"]
     assert (
         row(told, conformance.nothing_is_lost) == row(told, conformance.density_one_is_all_reduce) == ["n/a"]

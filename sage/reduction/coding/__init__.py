@@ -1,1 +1,1 @@
-"""How a vector becomes fewer bits, and back: what quantisers and low-rank reducers share."""
+"""Encodings of quantised vectors: bit packing, Elias codes and levels."""

@@ -1,7 +1,7 @@
-"""Bits in words of 32, the first bit the highest: the formats of BytePS's onebit and of the utility study.
+"""Packing of bits into 32-bit words, first bit highest: the formats of BytePS's onebit and the utility study.
 
-Words are int32 tensors, so that the ledger and the collectives see whole words; a byte of a word lies where
-a little-endian machine has it.
+Words are int32 tensors, so that the ledger and the collectives handle whole words. The bytes of a word are in
+little-endian order.
 """
 # N = elements, V = words, B = bits, 32·V of them
 
@@ -13,15 +13,16 @@ from torch import Tensor
 from sage import ops
 
 WORD = 32
+"""Bits per word."""
 
 
 def num_words(bits: int) -> int:
-    """How many words hold that many bits."""
+    """Number of words that hold `bits` bits."""
     return -(-bits // WORD)
 
 
 def pack_words(bits_B: Tensor) -> Tensor:
-    """Bits (uint8 or bool, a multiple of 32) as words (int32).
+    """Pack bits (uint8 or bool, a multiple of 32) into words (int32).
 
     >>> pack_words(torch.tensor([False] * 30 + [True, False])).tolist()
     [2]
@@ -30,18 +31,18 @@ def pack_words(bits_B: Tensor) -> Tensor:
 
 
 def unpack_words(words_V: Tensor) -> Tensor:
-    """The bits (uint8) of words."""
+    """Unpack words to bits (uint8, 32·V)."""
     return ops.unpack(_reversed(words_V).view(torch.uint8), 1, WORD * words_V.numel())
 
 
 def pack_signs_by_group(x_N: Tensor, sizes: Sequence[int]) -> Tensor:
-    """A bit for each element, 1 where it is below 0; each group begins a word (BytePS: onebit)."""
+    """One bit per element, 1 if it is negative; each group begins a new word (BytePS: onebit)."""
     bits = [torch.nn.functional.pad(bits, (0, -bits.numel() % WORD)) for bits in (x_N < 0).split(list(sizes))]
     return pack_words(torch.cat(bits) if bits else x_N < 0)
 
 
 def unpack_signs_by_group(words_V: Tensor, sizes: Sequence[int]) -> Tensor:
-    """−1 for each bit that is 1, and +1 for each that is 0, of the groups one after another."""
+    """−1 for each bit that is 1 and +1 for each that is 0 (float32, N), with the groups concatenated."""
     signs_B = ops.unpack_signs(_reversed(words_V).view(torch.uint8), WORD * words_V.numel(), scale=-1.0)
     padded = signs_B.split([WORD * num_words(n) for n in sizes])
     signs = [signs[:n] for signs, n in zip(padded, sizes, strict=True)]
@@ -49,20 +50,20 @@ def unpack_signs_by_group(words_V: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def pack_signs_in_columns(x_N: Tensor) -> Tensor:
-    """A bit for each element, 1 where it is below 0; element r·V + j is bit 31 − r of word j.
+    """One bit per element, 1 if it is negative; element r·V + j is bit 31 − r of word j.
 
-    That is the wire of signs in the utility study (Agarwal et al., MLSys 2022): 32 rows of V elements, one
-    above the other, read by column.
+    This is the sign format of the utility study (Agarwal et al., MLSys 2022): 32 rows of V elements, read by
+    column.
     """
     bits_B = torch.nn.functional.pad((x_N < 0).view(torch.uint8), (0, -x_N.numel() % WORD))
     rows = bits_B.view(4, 8, -1)  # the highest byte's rows first
-    while rows.shape[1] > 1:  # a row and the one below it become one, of twice the bits
+    while rows.shape[1] > 1:  # each pair of rows becomes one row with twice the bits
         rows = (rows[:, ::2] << 8 // rows.shape[1]).bitwise_or_(rows[:, 1::2])
     return rows.view(4, -1).flip(0).t().reshape(-1).view(torch.int32)
 
 
 def unpack_signs_in_columns(words_V: Tensor, n: int) -> Tensor:
-    """−1 for each of the n bits that is 1, and +1 for each that is 0."""
+    """−1 for each of the n bits that is 1 and +1 for each that is 0 (float32)."""
     bytes_4V = words_V.contiguous().view(torch.int8).view(-1, 4).flip(1).t().contiguous()
     shifts = torch.arange(7, -1, -1, dtype=torch.int8, device=words_V.device)
     bits_48V = (bytes_4V[:, None] >> shifts[:, None]).bitwise_and_(1)

@@ -1,12 +1,12 @@
-"""Elias-delta streams of the levels that are not 0: gap, sign and level of each.
+"""Elias delta streams of nonzero levels: the gap, sign and magnitude of each.
 
-The format is that of BytePS's dithering, bit for bit, and the code that of Elias (1975). The code of x ≥ 1:
-with len = 1 + ⌊log2 x⌋ and z = ⌊log2 len⌋, z zeros, then len in z + 1 bits, then the low len − 1 bits of x;
-2z + len bits in all. A stream holds a vector's levels that are not 0, for each the code of the gap from the
-one before (from −1 for the first), a bit that is 1 where the level is below 0, and the code of its magnitude;
-the last word is filled up with zeros.
+The format is that of BytePS's dithering, bit for bit, with the code of Elias (1975). The code of x ≥ 1, with
+len = 1 + ⌊log2 x⌋ and z = ⌊log2 len⌋, is z zeros, then len in z + 1 bits, then the low len − 1 bits of x: 2z
++ len bits in all. A stream holds the nonzero levels of a vector. For each it stores the code of the index gap
+from the previous one (from −1 for the first), a bit that is 1 if the level is negative, and the code of its
+magnitude. The last word is padded with zeros.
 """
-# N = elements, K = of which are not 0, G = groups, F = fields of bits, B = bits, V = words of 32
+# N = elements, K = nonzero elements, G = groups, F = fields of bits, B = bits, V = words of 32
 
 from collections.abc import Sequence
 
@@ -17,13 +17,13 @@ from sage import ops
 from sage.reduction.coding.bitpacking import WORD
 
 GREATEST = 2**31 - 1
-"""What is coded: 1 up to this."""
+"""Largest number that can be encoded, and most bits of all streams together."""
 PREFIX = 9
-"""Bits of the longest z zeros and len in z + 1 bits, at z = 4."""
+"""Bits of the longest prefix, z zeros and len in z + 1 bits, at z = 4."""
 
 
 def encode(x_K: Tensor) -> tuple[Tensor, Tensor]:
-    """The codes of numbers (int64, 1 to 2^31 − 1): as integers, and the bits that each of them takes.
+    """Elias delta codes of integers (int64, 1 to 2^31 − 1): the codes as integers, and the bits of each.
 
     >>> codes_K, widths_K = encode(torch.tensor([1, 2, 10]))
     >>> [f"{code:0{width}b}" for code, width in zip(codes_K.tolist(), widths_K.tolist())]
@@ -35,12 +35,13 @@ def encode(x_K: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encode_levels(levels_N: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """A stream for each group of levels (integers): all streams' words, and how many bits each takes (G).
+    """Encode each group of levels (integers, N) as a stream that begins a new word.
 
-    Each stream begins a word.
+    Returns:
+        The words of all streams (int32, V), and the number of bits of each stream (int32, G).
 
     Raises:
-        ValueError: for 2^31 bits or more.
+        ValueError: if the streams have 2^31 bits or more.
     """
     at_K = ops.select_above(levels_N.float(), 1.0)
     levels_K = levels_N[at_K].long()
@@ -59,10 +60,10 @@ def encode_levels(levels_N: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tenso
     bits_G = starts_G.new_zeros(len(sizes)).index_add_(0, group_K, widths_K2.sum(1))
     if int(bits_G.sum()) > GREATEST:
         raise ValueError(
-            f"Elias streams of {int(bits_G.sum()):,} bits in all; allowed are {GREATEST:,}: pack the levels "
-            "(coding=packed)"
+            f"Elias streams of {int(bits_G.sum()):,} bits in all; at most {GREATEST:,} are allowed: use "
+            "coding=packed"
         )
-    # What the words of the groups before have more than their bits, moves a field further on.
+    # The padding of the earlier groups' last words shifts the start of a field.
     padded_G = (-bits_G % WORD).cumsum(0) - -bits_G % WORD
     starts_K2 = widths_K2.view(-1).cumsum(0).view(-1, 2) - widths_K2 + padded_G[group_K, None]
     num = int((bits_G + -bits_G % WORD).sum()) // WORD
@@ -72,17 +73,18 @@ def encode_levels(levels_N: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tenso
 def decode_levels(
     words_V: Tensor, bits_G: Tensor, sizes: Sequence[int], dtype: torch.dtype = torch.int64
 ) -> Tensor:
-    """The levels of all groups, one after another, out of their streams.
+    """Decode the streams of all groups to their levels (N), concatenated.
 
-    Every bit is asked where the triple that might begin at it ends; which ones do begin there follows by
-    doubling, in as many rounds as the logarithm of the longest stream's number of levels.
+    For every bit the end of a triple (gap, sign, magnitude) that would begin there is computed. The actual
+    starts are then found by pointer doubling, in as many rounds as the logarithm of the longest stream's
+    number of levels.
     """
     n, device = sum(sizes), words_V.device
     levels_N = torch.zeros(n, dtype=dtype, device=device)
     bits_G = bits_G.long()
     words_G = (bits_G + WORD - 1) // WORD
     starts_G = WORD * (words_G.cumsum(0) - words_G)
-    # One byte for every bit; what is read beyond the end is 0.
+    # Padded, so that reads beyond the end give 0.
     bytes_S = torch.nn.functional.pad(_bytes(words_V), (0, 8))
     next_B = _next(bytes_S, WORD * words_V.numel())
     ends_G = starts_G + bits_G
@@ -102,19 +104,19 @@ def decode_levels(
 
 
 def _write(fields_F: Tensor, widths_F: Tensor, starts_F: Tensor, num: int) -> Tensor:
-    """So many words, with fields of 1 to 40 bits from these bits on, each in three words at most."""
+    """Write fields of 1 to 40 bits, each starting at its own bit and within three words, into `num` words."""
     words_V = fields_F.new_zeros(num + 2)
     ends_F = starts_F % WORD + widths_F
     for i in range(3):
         left_F = WORD * (i + 1) - ends_F
         left_F, right_F = left_F.clamp(min=0, max=63), (-left_F).clamp_(min=0)
         here_F = (fields_F << left_F >> right_F) & (1 << WORD) - 1
-        words_V.index_add_(0, starts_F // WORD + i, here_F)  # of bits apart from each other the sum is all
+        words_V.index_add_(0, starts_F // WORD + i, here_F)  # fields do not overlap: the sum is their union
     return words_V[:num].int()
 
 
 def _next(bytes_S: Tensor, num: int) -> Tensor:
-    """For each of the bits, and for one after them, where the triple ends that begins there."""
+    """End of the triple that would begin at each bit, and at the position after the last one."""
     lengths_B = _lengths(bytes_S, num)
     place_B = torch.arange(num + 1, device=bytes_S.device)
     sign_B = (place_B[:-1] + lengths_B).clamp_(max=num)
@@ -123,7 +125,7 @@ def _next(bytes_S: Tensor, num: int) -> Tensor:
 
 
 def _lengths(bytes_S: Tensor, num: int) -> Tensor:
-    """For each bit, how long the code is that begins there."""
+    """Length of the code that would begin at each bit."""
     byte_S = bytes_S[: num // 8 + 1].int()
     here_S = byte_S[:-1] << 8 | byte_S[1:]
     shifts = torch.arange(16 - PREFIX, 16 - PREFIX - 8, -1, device=bytes_S.device)
@@ -132,13 +134,13 @@ def _lengths(bytes_S: Tensor, num: int) -> Tensor:
 
 
 def _reached(next_B: Tensor, starts_G: Tensor, ends_G: Tensor) -> Tensor:
-    """Every place (ascending) that one comes to from the starts, short of the ends."""
+    """Positions (ascending) reached from the starts by following `next_B`, before the ends."""
     last = next_B.numel() - 1
     is_end_B = torch.zeros(last + 1, dtype=torch.bool, device=next_B.device)
     is_end_B[ends_G] = True
     next_B = torch.where(is_end_B[next_B], last, next_B).int()
     found = starts_G.int()
-    while True:  # what was found so far, and then as many places further on
+    while True:  # each round doubles the number of positions found
         more = next_B[found]
         more = more[more < last]
         if more.numel() == 0:
@@ -147,7 +149,7 @@ def _reached(next_B: Tensor, starts_G: Tensor, ends_G: Tensor) -> Tensor:
 
 
 def _read(bytes_S: Tensor, at_K: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers whose codes begin at these bits, and where the codes end."""
+    """Numbers whose codes begin at these bits, and the positions after the codes."""
     prefix_K = _window(bytes_S, at_K, PREFIX)
     widths_K = _LENGTHS.to(at_K.device)[prefix_K]
     zeros_K = PREFIX - _bit_length(prefix_K)
@@ -157,7 +159,7 @@ def _read(bytes_S: Tensor, at_K: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _window(bytes_S: Tensor, at_K: Tensor, num: int | Tensor) -> Tensor:
-    """The next `num` bits, at most 31, from each of these, as a number."""
+    """The next `num` bits, at most 31, from each of these positions, as a number."""
     first_K = at_K >> 3
     bits_K = torch.zeros_like(at_K)
     for i in range(5):
@@ -166,17 +168,17 @@ def _window(bytes_S: Tensor, at_K: Tensor, num: int | Tensor) -> Tensor:
 
 
 def _bytes(words_V: Tensor) -> Tensor:
-    """The bytes of words in the order of their bits."""
+    """Bytes of the words, in bit order."""
     return words_V.contiguous().view(torch.uint8).view(-1, 4).flip(1).reshape(-1)
 
 
 def _bit_length(x_K: Tensor) -> Tensor:
-    """1 + ⌊log2 x⌋; 0 of 0."""
+    """1 + ⌊log2 x⌋; 0 for 0."""
     return ((x_K.double().view(torch.int64) >> 52) - 1022).clamp_(min=0)  # from the exponent's bits
 
 
 def _code_lengths() -> Tensor:
-    """How long a code is that begins with these 9 bits; 9 where none does."""
+    """Length of the code that begins with each 9-bit prefix; 9 if no code does."""
     prefix_P = torch.arange(1 << PREFIX)
     zeros_P = PREFIX - _bit_length(prefix_P)
     len_P = prefix_P >> (PREFIX - 1 - 2 * zeros_P).clamp_(min=0)

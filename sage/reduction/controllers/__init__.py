@@ -1,4 +1,4 @@
-"""What threshold to select by, so that the density stays near its target."""
+"""Controllers: rules that set a sparsifier's threshold so that the density stays near its target."""
 
 from .base import Agree as Agree
 from .base import Controller as Controller
@@ -9,4 +9,4 @@ from .published import Published as Published
 from .quantile import Quantile as Quantile
 
 CONTROLLERS: dict[str, type[Controller]] = {"sage": Published, "quantile": Quantile, "feedback": Feedback}
-"""The controllers by the names that `--controller` gives them."""
+"""The controllers by their names in `--controller`."""

@@ -1,8 +1,8 @@
-"""The contract of controllers: from the signal and the target density to what is selected.
+"""The contract of controllers: from the signal and the target density to the selection.
 
-A controller sees this rank's signal, the target, and what `agree` makes of a few numbers: their mean over the
-ranks, or, where each rank decides for itself, the numbers as they are. So it can be replayed on recorded
-gradients without a network.
+A controller uses this rank's signal, the target and `agree`, which returns the mean over ranks of a few
+numbers, or, without agreement, the numbers unchanged. It can therefore be replayed on recorded gradients
+without a network.
 """
 # N = elements of the vector, K = elements selected, S = sampled elements, B = numbers to agree on
 
@@ -15,23 +15,23 @@ from torch import Tensor, nn
 from sage import ops
 
 Agree = Callable[[Tensor], Tensor]
-"""From this rank's numbers to all ranks' mean of them. Every rank calls it as often, with as many."""
+"""Maps this rank's numbers to their mean over ranks. All ranks call it equally often, with equal sizes."""
 
 ERROR_MARGIN = 0.05
 """e in Slovin's formula."""
 
 
 def local_only(x_B: Tensor) -> Tensor:
-    """The agreement of a rank with itself."""
+    """No agreement: returns this rank's numbers unchanged."""
     return x_B
 
 
 class Controller(nn.Module):
-    """Moves a threshold λ from step to step. Its state lies in buffers: `state_dict()` is the checkpoint.
+    """Updates a threshold λ at every step. State is held in buffers; `state_dict()` is the checkpoint.
 
     Args:
-        threshold: λ_0; none given: the controller's own choice.
-        seed: Of the samples; the elements drawn at a step depend on nothing but it and the step.
+        threshold: Initial λ; None: chosen by the controller.
+        seed: Seed of the samples; the elements drawn at a step depend only on it and the step.
     """
 
     threshold: Tensor
@@ -47,13 +47,13 @@ class Controller(nn.Module):
     def take(
         self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree = local_only
     ) -> tuple[Tensor, Tensor]:
-        """Accumulate, and take this step's selection, by λ, which is then in `threshold`.
+        """Accumulate the signal and take this step's selection by λ, which `threshold` then holds.
 
         Args:
-            grad_N: The gradient; without a residual it is the signal, and stays as it is.
+            grad_N: The gradient; without a residual it is the signal, and is not modified.
             residual_N: Accumulated into; keeps what is not taken.
-            density: The target.
-            agree: How the ranks come to numbers in common.
+            density: Target density.
+            agree: Mean over ranks.
 
         Returns:
             Values, and indices (int32, ascending).
@@ -66,29 +66,29 @@ class Controller(nn.Module):
         return ops.take_above(grad_N, residual_N, float(self.threshold), dtype=dtype)
 
     def decide(self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree) -> float:
-        """This step's λ, before the one pass over the vectors, which are not empty, that selects by it."""
+        """λ of this step, computed before the single pass over the (non-empty) vectors that selects by it."""
         raise NotImplementedError
 
     def learn(self, density: float) -> None:
-        """Hear what share of the elements the ranks have selected at this step, on average over them."""
+        """Called after a step with the share of elements selected, averaged over the ranks."""
 
     def sample_mean(self, grad_N: Tensor, residual_N: Tensor | None, size: int) -> float:
-        """Mean of |a| over a sample of `size` elements; one that is not finite counts as 0."""
+        """Mean of |a| over a sample of `size` elements; elements that are not finite count as 0."""
         at_S = self.sample_indices(grad_N.numel(), size).to(grad_N.device)
         signal_S = grad_N[at_S] if residual_N is None else residual_N[at_S] + grad_N[at_S]
         return float(signal_S.abs().nan_to_num(0.0, 0.0, 0.0).mean(dtype=torch.float64))
 
     def sample_indices(self, n: int, size: int) -> Tensor:
-        """The elements (int64) of an n-vector in this step's sample, every one as likely as any other."""
+        """Indices (int64) of this step's sample from a vector of n elements; all are equally likely."""
         return torch.randint(n, (size,), generator=self.sample_generator())
 
     def sample_generator(self) -> torch.Generator:
-        """The generator of this step's sample."""
+        """Random number generator of this step's sample."""
         return torch.Generator().manual_seed(self._seed * 1_000_003 + int(self.step))
 
 
 def signal_dtype(grad_N: Tensor, residual_N: Tensor | None) -> torch.dtype:
-    """Of residual + gradient: a bf16 gradient may have a residual in float32."""
+    """Dtype of residual + gradient: a bf16 gradient may have a float32 residual."""
     return grad_N.dtype if residual_N is None else residual_N.dtype
 
 
@@ -102,7 +102,7 @@ def sample_size(n: int) -> int:
 
 
 def slovin(n: int) -> float:
-    """N/(1 + N·e²): a sample of so many elements estimates a share of N to within e."""
+    """N/(1 + N·e²): the sample size that estimates a share of N elements to within e."""
     return n / (1 + n * ERROR_MARGIN**2)
 
 
@@ -116,6 +116,6 @@ def num_wanted(density: float, n: int) -> int:
 
 
 def agreed_threshold(threshold: float, agree: Agree) -> float:
-    """The geometric mean of the ranks' thresholds, which are above 0."""
+    """Geometric mean of the ranks' thresholds, which must be above 0."""
     own = torch.tensor([math.log(threshold)], dtype=torch.float64)
     return threshold if agree is local_only else math.exp(float(agree(own)))

@@ -1,4 +1,4 @@
-"""Feedback: the logarithmic error of the last step's density moves the threshold. The rule is ours."""
+"""Feedback: the logarithmic error of the last step's density corrects the threshold. The rule is ours."""
 # N = elements of the vector, K = elements selected
 
 import math
@@ -11,25 +11,27 @@ from sage import ops
 from .base import Agree, Controller, agreed_threshold, local_only, num_wanted, sample_size
 
 SAMPLE = 64
-"""One element in so many is looked at for the signal's scale, but no fewer than Slovin's formula says."""
+"""One element in SAMPLE is sampled to estimate the signal's scale, but at least Slovin's number."""
 
 FARTHEST = math.log(100)
-"""What the logarithm of a density's error is taken for at most, an empty selection's among them."""
+"""Limit of the magnitude of the logarithmic density error; also the error of an empty selection."""
 
 
 class Feedback(Controller):
-    """Moves λ against the logarithmic error of the density that all ranks had at the last step.
+    """Corrects λ by the logarithmic error of the density over all ranks at the last step.
 
         log λ ← log λ + ½ log α + gain · log(d̂/d*) / h
 
-    α is the ratio of the mean of |a| to that of the last step, from a sample; half of it, as the mean lies
-    far below λ and moves with what is remembered too. h is the exponent of the tail by Hill (1975):
-    1/mean(log(|a|/λ)) over what was selected. Where the tail falls as λ^−h, a gain of 1 would take all of the
-    error back at once; a smaller one does not chase noise. λ_0 is the first signal's own quantile where none
-    is given. Agreement: the geometric mean of the ranks' λ.
+    α is the ratio of the mean of |a| to that of the last step, from a sample; it is halved because the mean
+    is far below λ and also changes with the residual. h is the exponent of the tail by Hill (1975):
+    1/mean(log(|a|/λ)) over the selection. If the tail falls as λ^−h, a gain of 1 would correct the whole
+    error at once; a smaller gain does not follow noise. The initial λ is the first signal's own quantile if
+    none is given. Agreement: the geometric mean of the ranks' λ.
 
     Args:
-        gain: How much of the error a step takes back.
+        threshold: Initial λ.
+        seed: Seed of the samples.
+        gain: Share of the error that one step corrects.
     """
 
     scale: Tensor
@@ -64,24 +66,24 @@ class Feedback(Controller):
         before = float(self.scale)
         self.scale.fill_(scale)
         limits = torch.finfo(grad_N.dtype)
-        if int(self.step) == 0 or float(self.threshold) <= limits.smallest_normal:  # silent so far
+        if int(self.step) == 0 or float(self.threshold) <= limits.smallest_normal:  # no λ yet
             threshold = self._first or own_quantile(grad_N, residual_N, density)
         else:
             alpha = scale / before if scale > 0 and before > 0 else 1.0
             push = self._gain * float(self.error) / float(self.tail)
             threshold = float(self.threshold) * math.sqrt(alpha) * math.exp(push)
-        # Neither a long silence nor an overflow may take it where no factor brings it back from.
+        # λ stays a finite normal number, so that factors can still change it after empty steps or overflow.
         return agreed_threshold(min(limits.max, max(limits.smallest_normal, threshold)), agree)
 
     def learn(self, density: float) -> None:
         error = math.log(density / float(self.target)) if density > 0 else -FARTHEST
-        if self._silent:  # that nothing was sent of nothing says nothing of λ
+        if self._silent:  # an empty selection from a signal of zeros carries no information on λ
             error = 0.0
         self.error.fill_(max(-FARTHEST, min(FARTHEST, error)))
 
 
 def own_quantile(grad_N: Tensor, residual_N: Tensor | None, density: float) -> float:
-    """The k-th largest |a| of the signal, which is not empty."""
+    """The k-th largest |a| of a non-empty signal."""
     signal_N = grad_N if residual_N is None else residual_N + grad_N
     n = signal_N.numel()
     taken_K, _ = ops.take_top(signal_N, None, [0, n], [num_wanted(density, n)], dtype=signal_N.dtype)

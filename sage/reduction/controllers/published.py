@@ -1,4 +1,4 @@
-"""SAGE's published rule (kljp/sage): follow the scale of |a|, with a weak pull to the target density."""
+"""SAGE's published rule (kljp/sage): follow the scale of |a|, with weak feedback from the density."""
 # N = elements of the vector, K = elements selected
 
 import math
@@ -13,24 +13,28 @@ from .base import Agree, Controller, agreed_threshold, local_only, sample_size, 
 
 
 class Published(Controller):
-    """The rule of kljp/sage's code. λ_0 is given, by default 1/(2·sqrt(d*·n)); s_t is the mean of a sample.
+    """The rule of kljp/sage's code. λ_0 is by default 1/(2·sqrt(d*·n)); s_t is the mean of a sample of |a|.
 
-    From then on, with
+    At every later step
 
-        α = s_t / s_{t−1}                            (1 where either is 0, or λ would stay 0 for ever)
+        α = s_t / s_{t−1}                            (1 if either is 0; otherwise λ would stay 0)
         d̂ = share of elements with |a| ≥ α·λ
         β = 2 / (1 + exp(d* − d̂))
-        γ = 0.95 where d̂/d* < 0.1, 1.05 where d̂/d* > 10, else 1
+        γ = 0.95 if d̂/d* < 0.1, 1.05 if d̂/d* > 10, else 1
 
-    λ ← λ·α·β·γ. Known weakness, from its authors' own logs: β is almost 1 at small d*, so inside a band of
-    two decades around the target there is hardly any feedback. Agreement, which is ours: the geometric mean
-    of the ranks' λ.
+    and λ ← λ·α·β·γ. Known weakness, from its authors' own logs: β is almost 1 at small d*, so there is hardly
+    any feedback within two decades around the target. Agreement, which is ours: the geometric mean of the
+    ranks' λ.
 
-    The sample of |a|: by default ⌈N/(1 + N·e²)⌉ elements (Slovin's formula, e = 0.05), every element as
-    likely as any other, as in the later repositories of SAGE's authors. `sample_by_tensor` is kljp/sage's
-    own: of ⌊N/(1 + N·e²)⌋ draws each takes first a tensor, all of them equally likely, then an element of it.
-    Small tensors then weigh as much as large ones, and s_t is no estimate of the mean over elements: where a
-    tensor of 2 elements stays at 10 and one of 998 goes from 1 to 2, α is about 1.09 instead of 1.98.
+    The sample of |a| has by default ⌈N/(1 + N·e²)⌉ elements (Slovin's formula, e = 0.05), all equally likely,
+    as in the later repositories of SAGE's authors. `sample_by_tensor` is kljp/sage's own: each of ⌊N/(1 +
+    N·e²)⌋ draws first takes a tensor, all equally likely, and then one of its elements. Small tensors then
+    have the same weight as large ones, and s_t does not estimate the mean over elements: if a tensor of 2
+    elements stays at 10 and one of 998 goes from 1 to 2, α is about 1.09 instead of 1.98.
+
+    Args:
+        threshold: Initial λ.
+        seed: Seed of the samples.
     """
 
     scale: Tensor
@@ -41,10 +45,10 @@ class Published(Controller):
         self.register_buffer("scale", torch.zeros((), dtype=torch.float64))
 
     def sample_by_tensor(self, tensors: Sequence[tuple[int, int]]) -> None:
-        """Sample as kljp/sage does: a tensor, then an element of it.
+        """Sample as kljp/sage does: draw a tensor, then one of its elements.
 
         Args:
-            tensors: Where each parameter begins and ends in the vector.
+            tensors: (start, stop) of each parameter in the vector.
         """
         self._tensors = [(start, stop) for start, stop in tensors if stop > start]
 
@@ -60,7 +64,7 @@ class Published(Controller):
     def take(
         self, grad_N: Tensor, residual_N: Tensor | None, density: float, agree: Agree = local_only
     ) -> tuple[Tensor, Tensor]:
-        # d̂ takes a pass of its own over the signal, so that is formed first.
+        # Form the signal first, because d̂ needs a separate pass over it.
         own_K, at_K = super().take(ops.accumulate(grad_N, residual_N), None, density, agree)
         if residual_N is not None:
             ops.clear(residual_N, at_K)

@@ -1,4 +1,4 @@
-"""The threshold is the signal's own quantile, searched for near the last step's. The rule is ours."""
+"""Quantile: the threshold is the signal's own quantile, searched near the last step's. The rule is ours."""
 # N = elements of the vector, C = candidates, K = elements selected, S = sampled elements, B = bins
 
 import math
@@ -11,41 +11,44 @@ from sage import ops
 from .base import Agree, Controller, local_only, num_wanted, signal_dtype
 
 SAMPLED_FROM = 1 / 32
-"""The density from which λ is read off a sample."""
+"""Density from which λ is estimated from a sample."""
 HITS = 1024
-"""The sample holds so many of the elements wanted, or more."""
+"""Minimum number of wanted elements that the sample contains."""
 SPARSEST = 128
-"""The sample takes one group in so many, or more."""
+"""Largest stride of the sample, in groups of elements."""
 FADES, REACH, FARTHEST = 0.9, 1.5, 0.3
-"""The bracket around the last λ, on a logarithmic scale, is as wide as 1.5 times the largest move of λ, of
-which a tenth is forgotten each step; but no wider than 0.3."""
+"""Decay, factor and limit of the bracket's half-width around the last λ, on a logarithmic scale.
+
+The half-width is REACH times the largest recent move of λ, which decays by FADES at every step, but at most
+FARTHEST.
+"""
 
 BINS = 16
-"""Bins that ranks which agree count at a time."""
+"""Number of bins that agreeing ranks count at a time."""
 FINE = 0.3
-"""λ is interpolated in a bin that holds no larger share of the elements wanted."""
+"""λ is interpolated within a bin that holds at most this share of the wanted elements."""
 
 
 class Quantile(Controller):
-    """λ is the signal's own quantile: that of the k = max(1, ⌊d·n⌋)-th largest |a|.
+    """λ is the magnitude of the k-th largest |a| of the signal, k = max(1, ⌊d·n⌋).
 
-    Below d = 1/32, and where k < 2048, it is exact: the k largest are selected, of equals the lower index
-    first; but no zeros, and all that is not finite where that is more. From there on, where exactness would
-    cost more than it gives, λ is the same quantile of a sample of the present signal, one group of 32
-    elements in every min(128, ⌊k/1024⌋), other ones each step, and all |a| ≥ λ > 0 are selected. As the
-    sample holds 1,024 or more of the wanted elements, the count is off by 1/sqrt(1024) = 3 %, one standard
-    deviation, or less; or by more, where large elements keep together.
+    Below d = 1/32, and if k < 2048, it is exact: the k largest elements are selected, of equal ones those of
+    lower index. Zeros are never selected; all elements that are not finite are selected, even if there are
+    more than k. Otherwise exactness would cost more than it gains, and λ is the same quantile of a sample of
+    the current signal: one group of 32 elements in every min(128, ⌊k/1024⌋), different ones at each step. All
+    |a| ≥ λ > 0 are then selected. The sample holds 1,024 or more of the wanted elements, so the count is off
+    by 1/sqrt(1024) = 3 % or less (one standard deviation); by more if large elements are clustered.
 
-    What is remembered, the last λ and how far it moves, saves work and changes no result: accumulation and
-    selection are one pass, in which all from the lower end of a bracket on are set aside. Only where the
+    The controller stores the last λ and how far it moves. This saves work and changes no result: accumulation
+    and selection are one pass that sets aside all elements from the lower end of a bracket on. Only if the
     bracket misses (at first, or after a jump of the scale) is there a second pass.
 
-    Agreement: λ is that of all ranks' elements, or samples, together. The ranks average histograms: 16 bins
-    across the bracket, 64 bytes, and as many across a bin that holds over three tenths of the wanted
-    elements; within one that holds fewer, λ is interpolated. Where the bracket misses, and at first, one bin
-    for each exponent (1,024 bytes) takes its place. The ranks together send what is asked for, to within
-    three tenths at worst (where all of a bin's elements lie at one of its ends), and mostly to within a
-    hundredth. Equal elements go together, where that comes nearer to the target, but never nothing.
+    Agreement: λ is the quantile of all ranks' elements, or samples, together. The ranks average histograms:
+    16 bins across the bracket, 64 bytes, and 16 more across a bin that holds more than three tenths of the
+    wanted elements; within a bin that holds fewer, λ is interpolated. If the bracket misses, and at first,
+    one bin per exponent (1,024 bytes) is used instead. The ranks together send the target number to within
+    three tenths at worst (if all elements of a bin are at one of its ends), and mostly to within a hundredth.
+    Equal elements are sent together if that is closer to the target, and at least one element is sent.
     """
 
     spread: Tensor
@@ -85,13 +88,13 @@ class Quantile(Controller):
     def _take_agreed(
         self, grad_N: Tensor, residual_N: Tensor | None, wanted: float, agree: Agree
     ) -> tuple[Tensor, Tensor]:
-        """Take the candidates, agree on λ, and put back what is below it."""
+        """Take the candidates, agree on λ, and put back those below it."""
         low, high = self._bracket()
         dtype = signal_dtype(grad_N, residual_N)
-        # Where there is no bracket yet, only what is not finite is a candidate.
+        # Without a bracket only elements that are not finite are candidates.
         own_C, at_C = ops.take_above(grad_N, residual_N, low or math.inf, dtype=dtype)
         found = common(own_C, wanted, agree, low, high) if low > 0 else None
-        if found is None:  # and this on all ranks alike
+        if found is None:  # the same on all ranks
             _put_back(residual_N, own_C, at_C)
             found = common(grad_N if residual_N is None else residual_N, wanted, agree)
             assert found is not None
@@ -102,12 +105,12 @@ class Quantile(Controller):
         return own_C[~below_C], at_C[~below_C]
 
     def _bracket(self) -> tuple[float, float]:
-        """Between which magnitudes λ should lie; (0, 0) at first."""
+        """Bracket (low, high) of the magnitudes in which λ should be; (0, 0) at first."""
         last, reach = float(self.threshold), math.exp(min(FARTHEST, REACH * float(self.spread)))
         return last / reach, last * reach
 
     def _move(self, found: float, dtype: torch.dtype) -> float:
-        """Remember λ, which is above 0, and how far it has moved."""
+        """Store λ, which is kept above 0, and how far it has moved."""
         limits = torch.finfo(dtype)
         last, found = float(self.threshold), max(found, limits.smallest_normal * limits.eps)
         moved = abs(math.log(found / last)) if 0 < last < math.inf and found < math.inf else FARTHEST
@@ -117,7 +120,7 @@ class Quantile(Controller):
 
 
 def sampled_every(density: float, n: int) -> int:
-    """One group in so many is sampled; 1 where λ is exact.
+    """Stride of the sample in groups; 1 if λ is exact.
 
     >>> [sampled_every(0.1, n) for n in (10_000, 100_000, 1_000_000, 10_000_000)], sampled_every(0.01, 10**8)
     ([1, 9, 97, 128], 1)
@@ -126,17 +129,17 @@ def sampled_every(density: float, n: int) -> int:
 
 
 def common(x_C: Tensor, wanted: float, agree: Agree, low: float = 0.0, high: float = 0.0) -> float | None:
-    """The magnitude above 0 that `wanted` elements, on average over the ranks, have or exceed.
+    """Magnitude above 0 that `wanted` elements, on average over the ranks, reach or exceed.
 
     Args:
         x_C: Elements; with a bracket, all that are in it or above it.
-        wanted: How many.
-        agree: The mean over ranks.
-        low: Where the bracket begins that it should be in; 0 where there is none.
-        high: Where it ends.
+        wanted: Wanted number of elements.
+        agree: Mean over ranks.
+        low: Lower end of the bracket; 0 if there is none.
+        high: Upper end of the bracket.
 
     Returns:
-        None where it is not in the bracket.
+        The magnitude, or None if it is not in the bracket.
     """
     bits_C, exponents = ops.magnitude_bits(x_C), exponent_shift(x_C.dtype)
     first, shift, num = 0, exponents, 1 << (torch.finfo(x_C.dtype).bits - 1 - exponents)
@@ -151,10 +154,10 @@ def common(x_C: Tensor, wanted: float, agree: Agree, low: float = 0.0, high: flo
         while number >= 0 and above + counts_B[number] < wanted:
             above += counts_B[number]
             number -= 1
-        # The last bin of a bracket holds all that is above it too.
+        # The last bin of a bracket also holds everything above it.
         if bounded and number in (-1, num - 1):
             return None
-        number = max(0, number)  # a sum of float32 may fall short of what is wanted
+        number = max(0, number)  # a float32 sum may fall slightly short of `wanted`
         inside, first = counts_B[number], first + (number << shift)
         if shift == 0 or inside <= FINE * wanted:
             break
@@ -170,18 +173,18 @@ def common(x_C: Tensor, wanted: float, agree: Agree, low: float = 0.0, high: flo
 
 
 def histogram(bits_C: Tensor, first: int, shift: int, num: int) -> Tensor:
-    """How many lie in each of `num` bins of 2^shift magnitudes from bits `first` on, and above the last."""
+    """Counts in `num` bins of 2^shift magnitudes from bits `first` on; the last bin includes all above it."""
     bin_C = (bits_C - first >> shift).clamp_(-1, num - 1) + 1  # 0: below the first
     return torch.bincount(bin_C, minlength=num + 1)[1:]
 
 
 def bits_of(magnitude: float, dtype: torch.dtype) -> int:
-    """The bits of one magnitude, as integers that order as magnitudes do."""
+    """Bits of a magnitude, as an integer with the same order."""
     return int(ops.magnitude_bits(torch.tensor(magnitude, dtype=dtype)))
 
 
 def exponent_shift(dtype: torch.dtype) -> int:
-    """How many bits lie below a number's exponent.
+    """Number of bits below the exponent of a floating-point dtype.
 
     >>> exponent_shift(torch.float32), exponent_shift(torch.bfloat16)
     (23, 7)
@@ -195,7 +198,7 @@ def _put_back(residual_N: Tensor | None, own_C: Tensor, at_C: Tensor) -> None:
 
 
 def _take_accumulated(grad_N: Tensor, residual_N: Tensor | None, threshold: float) -> tuple[Tensor, Tensor]:
-    """Take what is not below a threshold, of a signal that a pass has accumulated already."""
+    """Take what reaches a threshold from a signal that an earlier pass has accumulated."""
     signal_N, keep = (grad_N, False) if residual_N is None else (residual_N, True)
     at_K = ops.select_above(signal_N, threshold).int()
     return ops.take(signal_N, at_K, dtype=signal_N.dtype, keep=keep), at_K
