@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 
 import leftovers
 import torch
+from sockets import free_ports
 
 from sage.cli.main import main
 from sage.data.dataset import Batch
@@ -222,10 +222,9 @@ def _signals(pid: int, name: str) -> int:
 
 
 def free_port() -> str:
-    """A port of loopback that was free just now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
+    """A port of loopback that is free."""
+    (port,) = free_ports(1)
+    return port
 
 
 def records(folder: Path, kind: str) -> list[Record]:

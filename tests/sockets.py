@@ -1,12 +1,36 @@
-"""What the kernel has counted on this process's own TCP connections (Linux)."""
+"""Free ports, and what the kernel has counted on this process's own TCP connections (Linux)."""
 
 import os
+import random
 import socket
 import struct
 import time
+from contextlib import ExitStack
+from pathlib import Path
 
 # Offsets into struct tcp_info of linux/tcp.h.
 UNACKED, BYTES_ACKED, BYTES_RECEIVED, NOTSENT_BYTES = 24, 120, 128, 144
+
+
+def free_ports(count: int) -> list[str]:
+    """Find ports of loopback that are free, for a program that is about to start.
+
+    They are below those of which the kernel gives one to whoever names none, so that no other test is given
+    them meanwhile.
+    """
+    lowest = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    end = int(lowest.read_text().split()[0]) if lowest.exists() else 32768
+    draw = random.SystemRandom()  # a test may have seeded the other
+    ports: list[str] = []
+    with ExitStack() as held:
+        while len(ports) < count:
+            listener = held.enter_context(socket.socket())
+            try:
+                listener.bind(("127.0.0.1", draw.randrange(1024, max(end, 2048))))
+            except OSError:  # it is not free
+                continue
+            ports.append(str(listener.getsockname()[1]))
+    return ports
 
 
 def tcp_bytes(*, leaving_out: int) -> tuple[int, int]:

@@ -6,6 +6,8 @@ import re
 import socket
 from pathlib import Path
 
+from sockets import free_ports
+
 GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom")
 """Device files that stand in for GPUs."""
 
@@ -68,7 +70,7 @@ def write(folder: Path, count: int, gpus: int, *, networks: bool) -> None:
         (folder / "hosts").write_text(f"127.0.0.1 localhost\n10.77.0.254 head\n{nodes}")
     else:
         name = socket.gethostname().split(".")[0]
-        port, *others = _free_ports(1 + count)
+        port, *others = free_ports(1 + count)
         head = f"{name}(127.0.0.1)"
         where = f"NodeHostname={name} NodeAddr=127.0.0.1 Port=[{','.join(others)}]"
     user = pwd.getpwuid(os.geteuid()).pw_name
@@ -91,12 +93,3 @@ def burst(rate: str) -> str:
         raise ValueError(f"a rate of {rate!r}: give a number with kbit, mbit or gbit, as in 100mbit")
     bits = int(match[1]) * {"kbit": 10**3, "mbit": 10**6, "gbit": 10**9}[match[2]]
     return f"{min(max(bits // 800_000, 32), 256)}kb"
-
-
-def _free_ports(count: int) -> list[str]:
-    """Ports of loopback that were free just now."""
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [str(listener.getsockname()[1]) for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports

@@ -28,7 +28,7 @@ def loopback(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def slow(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Four nodes with links of 100 Mbit/s."""
     if reason := links_need():
