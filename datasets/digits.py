@@ -1,6 +1,7 @@
 """Digits: 1,797 handwritten digits of 8x8 pixels that come with scikit-learn, nothing to download."""
 
 import hashlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,9 @@ class Digits(Images):
 
     def __init__(self, root: Path, *, limit_train: int | None = None, limit_test: int | None = None) -> None:
         """Read the digits out of scikit-learn; there is nothing under `root`."""
-        from sklearn.datasets import load_digits
-
-        digits: Any = load_digits()
-        images = (digits.images * 255 / 16).round().astype(np.uint8)
-        labels = digits.target.astype(np.uint8)
+        digits = _read()
+        images = (digits[:, :-1].reshape(-1, 8, 8) * 255 / 16).round().astype(np.uint8)
+        labels = digits[:, -1].astype(np.uint8)
         # RandomState, for its stream is the one that numpy promises never to change.
         order = torch.from_numpy(np.random.RandomState(0).permutation(len(labels)))
         x_NCHW = torch.from_numpy(images)[order, None]
@@ -47,6 +46,22 @@ class Digits(Images):
     @staticmethod
     def prepare(root: Path) -> None:
         """Do nothing: scikit-learn carries the digits."""
+
+
+def _read() -> Any:
+    """Return one row per image: its 64 pixels from 0 to 16, then its label.
+
+    The file is read directly where it is found, because importing scikit-learn takes more than a second.
+    """
+    package = find_spec("sklearn")
+    folders = package.submodule_search_locations if package else None
+    path = Path(folders[0]) / "datasets" / "data" / "digits.csv.gz" if folders else None
+    if path is not None and path.is_file():
+        return np.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return np.column_stack((pixels, labels))
 
 
 DATASET = Digits

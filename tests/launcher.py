@@ -28,9 +28,7 @@ from sage.train import checkpoint
 from sage.train.loop import Training
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["sage.train.run", "sage.cli.run", "sklearn.datasets", "torch._dynamo", "torch.utils.tensorboard"]
-)
+CONTEXT.set_forkserver_preload(["sage.train.run", "sage.cli.run", "torch._dynamo", "torch.utils.tensorboard"])
 PATIENCE = 200.0
 """Seconds to wait for what should take one or two, on a machine that is busy."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from sage.data.dataset import Dataset, data_root, epoch_generator, share
 from sage.data.fetch import DataError
 from sage.data.images import Images, crop_and_flip
+from sage.datasets import digits
 from sage.datasets.cifar10 import CIFAR10, read_batch
 from sage.datasets.cifar100 import CIFAR100
 from sage.datasets.digits import Digits
@@ -117,6 +118,18 @@ def test_a_crop_is_a_shift_of_the_image_or_of_its_mirror() -> None:
     chosen = (candidates == cropped).flatten(2).all(dim=2)
     assert chosen.any(dim=0).all(), "every image is one of the 18"
     assert chosen.any(dim=1).all(), "every one of the 18 is somewhere among 64 images"
+
+
+@pytest.mark.parametrize("where", ["its file", "its function"])
+def test_digits_are_those_of_scikit_learn(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.datasets import load_digits
+
+    if where == "its function":
+        monkeypatch.setattr(digits, "find_spec", lambda name: None)
+    data, theirs = Digits(Path()), load_digits()
+    ours = hashlib.sha256(((theirs.images * 255 / 16).round().astype("u1")).tobytes())
+    ours.update(theirs.target.astype("u1").tobytes())
+    assert data.checksums == {"sklearn.datasets.load_digits": ours.hexdigest()}
 
 
 def test_digits_are_split_without_overlap_and_hold_every_class() -> None:
