@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 NATIVE := sage/_C.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-plain fuzz stress mutants cluster native sanitize emulate cuda bench-check lint format clean
+.PHONY: help demo test test-all test-plain fuzz stress mutants cluster native sanitize emulate cuda bench-check docs lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  \1\t/' | expand -t 16
@@ -78,6 +78,9 @@ mutants: $(INSTALLED) $(NATIVE) ## put known faults in, one at a time, and see a
 NODES ?= 4
 cluster: $(INSTALLED) ## a real SLURM on this machine until Ctrl-C; as root: make cluster RATE=100mbit
 	@$(BIN)/python tests/slurm/cluster.py --nodes $(NODES) $(if $(RATE),--rate $(RATE))
+
+docs: $(INSTALLED) ## build the documentation site into build/site; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .

@@ -1,0 +1,140 @@
+"""Every command on the pages of docs/ runs here, page by page in its order, or in the test that is named."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
+PROGRAM = (
+    r"(?:sage|sbatch|salloc|make|python|PYTHONPATH=\.|pdsh|parallel-ssh|hostip=\S+|tensorboard|torchrun) "
+)
+
+OF_THE_PAGE = {
+    "explanation/density.md": "tests/bench/test_density_page.py",
+    "tutorials/data-set.md": "tests/registry/test_adding_a_part.py",
+    "tutorials/model.md": "tests/registry/test_adding_a_part.py",
+    "tutorials/task.md": "tests/registry/test_adding_a_part.py",
+    "tutorials/reducer.md": "tests/test_extension.py",
+}
+"""Pages whose commands another test runs, and which."""
+
+ELSEWHERE = {
+    "make demo": ".ci/run",
+    "source .venv/bin/activate": "Makefile",
+    "PYTHONPATH=. python tests/comm/test_ledger.py": "tests/comm/test_ledger.py",
+    "tensorboard --logdir runs": "tests/records/test_record.py",
+    "sinfo --summarize": "tests/slurm/cluster.py",
+    "sacctmgr --noheader show associations user=$USER format=account": "tests/slurm/cluster.py",
+    "salloc --account=my-account --partition=debug --nodes=2 sage doctor": "tests/slurm/test_doctor.py",
+    "sage submit sweep.toml": "tests/slurm/test_sweep.py",
+    "sage launch --hosts hosts.txt digits --steps 10": "tests/cluster/test_launch.py",
+    "sage launch --hosts hosts.txt digits": "tests/cluster/test_launch.py",
+    "sage bench compress --mib 1 10 --traces resnet20.pt --output compress": "tests/bench/test_compress.py",
+    "sage run digits --world-size 8 --epochs 20 --continue-from runs/digits-sage-1a2b3c4d": (
+        "tests/train/test_resume.py"
+    ),
+    "sage submit suite.toml --dry-run": "tests/jobs/test_submit.py",
+    "sage submit suite.toml": "tests/slurm/test_sweep.py",
+    "sage status suite.toml --watch": "tests/jobs/test_status.py",
+    "sage logs CELL --follow": "tests/jobs/test_status.py",
+    "sage cancel suite.toml": "tests/jobs/test_status.py",
+    "sage doctor": "tests/cluster/test_doctor.py",
+    "sage doctor --hosts hosts.txt": "tests/cluster/test_doctor.py",
+    "salloc --nodes=4 sage doctor": "tests/slurm/test_doctor.py",
+    "make cluster": "tests/slurm/test_cluster.py",
+    "make cluster NODES=2 RATE=100mbit": "tests/slurm/test_cluster.py",
+}
+"""Commands that run in another test, or that prepare a machine, and where."""
+
+STARTS = {
+    "sbatch ": "tests/slurm/test_pararun.py",
+    "hostip=10.0.0.1 ": "tests/cluster/test_launch.py",
+    "pdsh ": "tests/cluster/test_launch.py",
+    "parallel-ssh ": "tests/cluster/test_launch.py",
+    "python benchmarks/": "tests/test_readme.py",
+    "sage bench record resnet20-cifar10 ": "tests/bench/test_density_page.py",
+    "sage bench compress [": "tests/bench/test_compress.py",
+}
+"""The same for commands that begin so."""
+
+
+def commands(page: str) -> list[str]:
+    """The lines of a page's shell blocks, and the indented lines that begin with a program."""
+    text = PAGES[page].replace("\\\n", " ")
+    fenced = re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    indented = re.findall(rf"^    ({PROGRAM}.*)$", outside, flags=re.MULTILINE)
+    lines = [line for block in fenced for line in block.splitlines()] + indented
+    bare = [re.sub(r"(?<!\S)#.*", "", line).strip() for line in lines]
+    return [line for line in bare if line]
+
+
+def elsewhere(line: str) -> str | None:
+    """Where a command runs that is not run here."""
+    return ELSEWHERE.get(line) or next((to for begin, to in STARTS.items() if line.startswith(begin)), None)
+
+
+def own(page: str) -> list[str]:
+    """The commands of a page that run here."""
+    return [] if page in OF_THE_PAGE else [line for line in commands(page) if elsewhere(line) is None]
+
+
+def test_the_tests_that_are_named_exist_and_every_named_command_is_on_a_page() -> None:
+    for path in {*OF_THE_PAGE.values(), *ELSEWHERE.values(), *STARTS.values()}:
+        assert (ROOT / path).exists(), path
+    shown = {line for page in PAGES for line in commands(page)}
+    assert set(ELSEWHERE) <= shown
+    for begin in STARTS:
+        assert any(line.startswith(begin) for line in shown), begin
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if own(page)])
+def test_the_commands_of_a_page_run_in_their_order(page: str, tmp_path: Path) -> None:
+    places = {
+        "sage": f'exec {sys.executable} -m sage "$@"',
+        "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, line in places.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "run.sh").symlink_to(ROOT / "run.sh")
+    model = re.search(
+        r"^`linear\.py`.*?```python\n(.*?)^```", PAGES["tutorials/model.md"], re.DOTALL | re.MULTILINE
+    )
+    assert model
+    (tmp_path / "linear.py").write_text(model[1])
+    files = {"tutorials/slurm-sweep.md": "sweep.toml", "how-to/compare-on-your-model.md": "mine.toml"}
+    if page in files:
+        (block,) = re.findall(r"^```toml\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
+        (tmp_path / files[page]).write_text(block)
+    if page == "tutorials/script.md":
+        (block,) = re.findall(r"^```python\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
+        (tmp_path / "train.py").write_text(block)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join([*own(page), "wait"])],
+        cwd=tmp_path,
+        env=os.environ
+        | {
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "PYTHON": sys.executable,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for line in re.findall(r"^```text\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE):
+        for row in line.splitlines():  # a run's name, its settings and its state; the rest differs
+            name, *_ = row.split()
+            found = re.search(rf"^{shlex.quote(name)} .*\bdone\b", done.stdout, re.MULTILINE)
+            assert found, f"{row}\n{done.stdout}"
