@@ -38,7 +38,7 @@ COMMANDS = {
 """The module of each command."""
 
 COMPLETE = "_SAGE_COMPLETE"
-"""The variable by which a shell asks for completions (docs/command-line.md)."""
+"""The variable by which a shell asks for completions (docs/reference/command-line.md)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
