@@ -18,7 +18,7 @@ from torch import nn
 import sage
 from sage import registry
 from sage.mount import optimizers
-from sage.mount.step import is_finite
+from sage.mount.step import is_finite, norm
 
 REPEATS = 20
 
@@ -58,8 +58,11 @@ def main() -> None:
         "gradients are reduced, and the optimiser's (optimizer.step)": lambda: optimizers._before_step(
             optimizer, (), {}
         ),
-        "all elements are finite, before and after": lambda: (is_finite(flat.grad_N), is_finite(flat.grad_N)),
-        "a copy of the state, to go back to": flat.save,
+        "gradient and residual are finite, and no mean can overflow": lambda: flat.feedback.bound(
+            norm(flat.grad_N), norm
+        ),
+        "the mean is finite": lambda: is_finite(flat.grad_N),
+        "a copy of the state, where a mean can overflow": flat.save,
     }
     print(
         f"a step: {whole:.0f} ms ({flat.grad_N.numel():,} elements, batch 32, load {os.getloadavg()[0]:.1f})"

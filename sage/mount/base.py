@@ -224,7 +224,7 @@ class Mount:
     # One step.
 
     def _begin_step(self) -> Step:
-        return Step(self.wire, self._lr)
+        return Step(self.wire, self._lr, is_only=len(self._flats) == 1)
 
     def _end_step(self, step: Step) -> None:
         step.end()

@@ -103,6 +103,9 @@ class FsdpMount(Mount):
             piece.copy_(view)
 
     @torch.no_grad()
+    def _begin_step(self) -> Step:
+        return Step(self.wire, self._lr)  # other shards may have the step skipped
+
     def _end_backward(self) -> None:
         """The last of backward: every shard's `.grad` is written."""
         step, self._step = self._step, None

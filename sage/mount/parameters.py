@@ -202,3 +202,20 @@ def wrapper_of(module: nn.Module) -> DistributedDataParallel | None:
     """`module` itself where it is DistributedDataParallel, also beneath `torch.compile`."""
     inner = getattr(module, "_orig_mod", module)
     return inner if isinstance(inner, DistributedDataParallel) else None
+
+
+def only_kind(named: Named) -> tuple[torch.dtype, torch.device]:
+    """The dtype and the device that all gradients have in the flat vector.
+
+    Raises:
+        ValueError: where there are several; a parameter of each is named.
+    """
+    kinds = {(real_dtype(p), p.device): name for name, p in reversed([*named.items()])}
+    if len(kinds) > 1:
+        told = {f"{dtype} on {device}": name for (dtype, device), name in kinds.items()}
+        raise ValueError(
+            f"the model's parameters are {', '.join(sorted(told))}, as "
+            f"{', '.join(repr(told[kind]) for kind in sorted(told))}, and one flat gradient is of one kind: "
+            "cast the model, or use sage.ddp_hook, which makes buckets of each kind"
+        )
+    return next(iter(kinds))

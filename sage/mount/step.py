@@ -5,6 +5,11 @@ residual, a momentum or a threshold: it would stay there. So the ranks agree bef
 4 bytes). A mean that is not finite although every rank's gradient was (a value that overflowed on the wire)
 is seen on every rank alike. In both cases all state is put back as it was before the step, and all gradients
 become NaN on every rank, so that the scaler of every rank skips the step and halves its scale once.
+
+To put state back takes a copy of it, which costs as much as all checks together. None is made where no mean
+can overflow: where the mount has one flat gradient, and gradient, residual and momentum are so small on every
+rank that their sum over the ranks is below fp16's largest number (`LIMIT`). Under a GradScaler gradients are
+usually larger.
 """
 # N = elements of a flat gradient
 
@@ -17,6 +22,12 @@ from torch import Tensor
 from sage.comm.wire import Wire
 from sage.mount.flat import Flat
 
+LIMIT = 2.0**15
+"""Bound of what is sent, summed over the ranks; it may round to the double in a narrow code."""
+
+_NOT_FINITE, _LARGE = 2.0**21, 1.0
+"""What a rank adds to the sum by which all agree; there are fewer than 2^20 ranks."""
+
 
 class Step:
     """One reduction of some flat gradients, one after another.
@@ -24,10 +35,11 @@ class Step:
     Args:
         wire: To the other ranks.
         lr: The learning rate of this step, for a memory that asks for it.
+        is_only: Whether there is one flat gradient, so that no later one can have this step skipped.
     """
 
-    def __init__(self, wire: Wire, lr: float | None) -> None:
-        self._wire, self._lr = wire, lr
+    def __init__(self, wire: Wire, lr: float | None, *, is_only: bool = False) -> None:
+        self._wire, self._lr, self._is_only = wire, lr, is_only
         self._saved: list[tuple[Flat, dict[str, Tensor]]] = []
         self.skipped = False
         """Whether a gradient or a mean of this step was not finite; the same on every rank."""
@@ -39,23 +51,55 @@ class Step:
             flat: The gradient and its reducer.
             squares_C: What the reducer is to observe before, if it is not skipped.
         """
+        may_overflow = not self.skipped and self._agree(flat, squares_C)
         if not self.skipped:
-            good = is_finite(flat.grad_N) and (squares_C is None or is_finite(squares_C))
-            self.skipped = anywhere(not good, [self._wire], flat.grad_N.device)
-        if not self.skipped:
-            self._saved.append((flat, flat.save()))
+            if may_overflow:
+                self._saved.append((flat, flat.save()))
             if squares_C is not None:
                 flat.feedback.reducer.observe(squares_C)
             flat(self._wire, self._lr)
             self.skipped = not is_finite(flat.grad_N)
+            if self.skipped and not may_overflow:
+                name = type(flat.feedback.reducer).__name__
+                raise ValueError(
+                    f"the reducer {name} returned a mean that is not finite, of gradients that are finite "
+                    "and too small to overflow: see docs/tutorials/reducer.md"
+                )
         if self.skipped:
             flat.grad_N.fill_(math.nan)
+
+    def _agree(self, flat: Flat, squares_C: Tensor | None) -> bool:
+        """Skip the step where any rank's gradient is not finite; else say whether a mean may overflow."""
+        length = norm(flat.grad_N)
+        bound = flat.feedback.bound(length, norm) if self._is_only and length < LIMIT else math.inf
+        good = (length < LIMIT or is_finite(flat.grad_N)) and (squares_C is None or is_finite(squares_C))
+        is_large = not 2 * bound * self._wire.world_size < LIMIT or flat.grad_N.dtype == torch.float16
+        found = torch.tensor([_LARGE if is_large else 0.0], device=flat.grad_N.device)
+        if not good:
+            found.fill_(_NOT_FINITE)
+        if self._wire.world_size > 1:
+            self._wire.sum(found, kind="control")
+        total = float(found)
+        self.skipped = total >= _NOT_FINITE
+        return total > 0
 
     def end(self) -> None:
         """Put back what a skipped step has changed."""
         if self.skipped:
             for flat, saved in self._saved:
                 flat.put_back(saved)
+
+
+def norm(x_N: Tensor) -> float:
+    """The Euclidean norm, which bounds every element; infinity or NaN where it, or its square, is not finite.
+
+    >>> norm(torch.tensor([3.0, -4.0])), norm(torch.tensor([1.0, torch.inf])), norm(torch.ones(0))
+    (5.0, inf, 0.0)
+    """
+    # torch.dot reads a vector twice as fast as vector_norm does.
+    if x_N.dtype in (torch.float32, torch.float64):
+        return float(x_N.dot(x_N)) ** 0.5
+    return float(torch.linalg.vector_norm(x_N, dtype=torch.float32))
 
 
 def is_finite(x_N: Tensor) -> bool:

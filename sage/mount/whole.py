@@ -16,11 +16,10 @@ from sage.mount.copies import Copies
 from sage.mount.flat import Flat
 from sage.mount.optimizers import check_free
 from sage.mount.parameters import (
-    Named,
     check_memory,
     check_plain,
     check_unchanged,
-    real_dtype,
+    only_kind,
     real_shape,
     trainable,
 )
@@ -59,7 +58,7 @@ class WholeModel(Flat):
         min_compress: int = 0,
     ) -> None:
         named = trainable(model)
-        dtype, device = _only_kind(named)
+        dtype, device = only_kind(named)
         complex_ones = {name for name, p in named.items() if p.is_complex()}
         in_order = sorted(named, key=lambda name: name not in complex_ones)
         super().__init__(
@@ -98,7 +97,7 @@ class WholeModel(Flat):
                     f"the parameter {span.name!r} has the shape {tuple(p.shape)}, and had another when the "
                     "reducer was mounted: mount it again"
                 )
-        kind = _only_kind({span.name: p for span, p in zip(spans, parameters, strict=True)})
+        kind = only_kind({span.name: p for span, p in zip(spans, parameters, strict=True)})
         if kind != (self.grad_N.dtype, self.grad_N.device):
             self._allocate(*kind)
             self._lay()
@@ -148,23 +147,6 @@ def _is_at(grad: Tensor | None, place: Tensor) -> bool:
         and grad.stride() == place.stride()
         and (grad.dtype, grad.device) == (place.dtype, place.device)
     )
-
-
-def _only_kind(named: Named) -> tuple[torch.dtype, torch.device]:
-    """The dtype and the device that all gradients have in the flat vector.
-
-    Raises:
-        ValueError: where there are several; a parameter of each is named.
-    """
-    kinds = {(real_dtype(p), p.device): name for name, p in reversed([*named.items()])}
-    if len(kinds) > 1:
-        told = {f"{dtype} on {device}": name for (dtype, device), name in kinds.items()}
-        raise ValueError(
-            f"the model's parameters are {', '.join(sorted(told))}, as "
-            f"{', '.join(repr(told[kind]) for kind in sorted(told))}, and one flat gradient is of one kind: "
-            "cast the model, or use sage.ddp_hook, which makes buckets of each kind"
-        )
-    return next(iter(kinds))
 
 
 class ModelMount(Mount):

@@ -1,6 +1,7 @@
 """Error feedback: the residual of what a reducer did not send, and how it is added to the next gradient."""
 # N = elements of the flat vector
 
+from collections.abc import Callable
 from typing import TypedDict, get_args
 
 import torch
@@ -80,6 +81,20 @@ class ErrorFeedback(nn.Module):
         self.register_buffer("residual_N", torch.zeros(layout.numel) if keeps else None)
         self.register_buffer("velocity_N", torch.zeros(layout.numel) if moves else None)
         self.register_buffer("last_lr", torch.zeros((), dtype=torch.float64))
+
+    def bound(self, grad_norm: float, norm: Callable[[Tensor], float]) -> float:
+        """A bound of every element of the next signal a, by the norms of what it is made of.
+
+        Args:
+            grad_norm: Of this rank's gradient.
+            norm: Of a vector.
+        """
+        if self._lr_ratio:  # the residual is yet to be scaled
+            return float("inf")
+        bound = self._gamma * grad_norm
+        if self.velocity_N is not None:
+            bound += self._momentum * norm(self.velocity_N)
+        return bound if self.residual_N is None else bound + self._beta * norm(self.residual_N)
 
     def begin_step(self, lr: float) -> None:
         """Set the learning rate of the step that is about to be reduced."""

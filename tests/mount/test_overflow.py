@@ -22,7 +22,8 @@ from sage.mount import WholeModel
 from sage.mount.state import State
 from sage.mount.step import is_finite
 from sage.mount.whole import ModelMount
-from sage.reduction.reducer import Memory
+from sage.reducers.exact import Exact
+from sage.reduction.reducer import Memory, Reduced
 from sage.testing.harness import same_bits
 
 NAMES = registry.names("reducers")
@@ -215,3 +216,56 @@ def test_large_finite_elements_are_told_from_infinite_ones(dtype: torch.dtype) -
     for value in (torch.inf, -torch.inf, torch.nan):
         large_N[7] = value
         assert not is_finite(large_N)
+
+
+class Divides(Exact):
+    """Divides by the largest element, as a reducer of a third party may."""
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        return super().forward(grad_N.div_(grad_N.abs().max()), residual_N, wire)
+
+
+def copies(monkeypatch: pytest.MonkeyPatch, name: str, scale: float, world_size: int = 2) -> list[int]:
+    """How often each rank copies the state in three steps of a mount; the scale is the last rank's alone."""
+
+    def work(wire: Wire) -> int:
+        made = 0
+        model = nn.Linear(6, 5)
+        mount = ModelMount(model, WholeModel(model, registry.load("reducers", name)()), wire)
+        save = mount._whole.save
+
+        def counted() -> dict[str, Tensor]:
+            nonlocal made
+            made += 1
+            return save()
+
+        monkeypatch.setattr(mount._whole, "save", counted)
+        for step in range(3):
+            mount.zero_grad()
+            gradient(model, wire.rank, step)
+            if wire.rank == wire.world_size - 1:
+                for p in model.parameters():
+                    assert p.grad is not None
+                    p.grad.mul_(scale)
+            mount.reduce()
+        return made
+
+    return simulate(world_size, work)
+
+
+@pytest.mark.parametrize("name", ["topk", "fp16", "onebit", "powersgd"])
+def test_state_is_copied_only_where_a_mean_can_overflow_and_then_on_all_ranks(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    assert copies(monkeypatch, name, 1.0) == [0, 0]
+    assert copies(monkeypatch, name, 65536.0) == [3, 3]
+
+
+def test_a_reducer_that_divides_by_zero_is_named() -> None:
+    def work(wire: Wire) -> None:
+        model = nn.Linear(6, 5)
+        mount = ModelMount(model, WholeModel(model, Divides()), wire)
+        with pytest.raises(ValueError, match="the reducer Divides returned a mean that is not finite"):
+            mount.reduce()
+
+    simulate(2, work)
