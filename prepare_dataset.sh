@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Fetch, check and convert a data set: ./prepare_dataset.sh NAME [ROOT]; without a name, say which there are.
+# Download, verify and convert a data set: ./prepare_dataset.sh NAME [ROOT]; without a name, list the data sets.
 #
-# The Python is $PYTHON; else .venv's beside this file; else python3, as an activated environment has it.
+# Python is $PYTHON; else that of .venv beside this file; else python3 on the PATH.
 set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# One rank of a run; or all of its ranks on this machine, where nobody says which rank this is.
+# Start one rank of a run; or, if no rank is given, all ranks on this machine.
 #
-#     ./run.sh                                        the defaults below, all ranks here
-#     ./run.sh lstm-topics --reducer topk             a workload and `sage run`'s own options, all ranks here
+#     ./run.sh                                        the defaults below, all ranks on this machine
+#     ./run.sh lstm-topics --reducer topk             a workload and options of `sage run`, all ranks here
 #     hostip=10.0.0.1 port=29500 rank=0 world_size=4 ./run.sh
-#                                                     rank 0 of 4; likewise 1 to 3, on this or other nodes
+#                                                     rank 0 of 4; start ranks 1 to 3 likewise, here or elsewhere
 #
-# hostip is rank 0's address and port a free one there. Under SLURM, Open MPI and torchrun, rank and world_size
-# may be left to the launcher. Paths, as that of --runs, are relative to where you are, not to this file.
+# hostip is rank 0's address, and port a free port there. Under SLURM, Open MPI and torchrun, rank and world_size may
+# be left out: the launcher sets them. Paths, as --runs, are relative to the current folder, not to this file.
 #
-# The Python is $PYTHON; else .venv's beside this file; else python3, as an activated environment has it. The exit
-# status is that of `sage run`: 0 finished, 75 stopped by a signal and saved, 1 failed, 2 asked wrongly.
+# Python is $PYTHON; else that of .venv beside this file; else python3 on the PATH. The exit status is that of
+# `sage run`: 0 finished, 75 stopped by a signal with a checkpoint written, 1 failed, 2 invalid arguments or settings.
 set -euo pipefail
 
-# What runs where nothing is asked for. Set in the environment, each of the three counts beside arguments too,
-# as in: workload=digits-ff reducer=topk ./run.sh --density 0.1
+# The defaults of a call without arguments. Each of the three variables also applies beside arguments if it is set
+# in the environment, as in: workload=digits-ff reducer=topk ./run.sh --density 0.1
 if [[ $# -eq 0 ]]; then
     workload=${workload:-digits}
     reducer=${reducer:-sage}
@@ -38,7 +38,7 @@ else
         fail "$python has no torch: $wanted"
 fi
 
-# A folder of the caller's that is called sage must not stand in front of this one.
+# A folder called sage in the current folder must not shadow this one.
 export PYTHONSAFEPATH=1 PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
 if [[ $# -gt 0 && $1 != -* ]]; then

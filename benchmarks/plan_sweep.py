@@ -1,6 +1,6 @@
-"""How long it takes to plan a sweep of 2,500 cells, as `sage submit` does before it calls sbatch.
+"""How long it takes to plan a sweep of 2,500 runs, as `sage submit` does before it calls sbatch.
 
-Each turn is a fresh process: imports (torch among them), the suite's expansion into checked runs with names,
+Each turn is a fresh process: imports (torch among them), the sweep's expansion into checked runs with names,
 the look for results, and the split into arrays that SLURM takes. The goal is less than five seconds in all.
 
     python benchmarks/plan_sweep.py [--turns 5] [--output FILE]
@@ -45,13 +45,13 @@ def plan(path: Path) -> dict[str, float]:
     from sage.jobs.sweep import note, read
 
     lap("import")
-    suite = read(path, path.parent / "runs")
+    sweep = read(path, path.parent / "runs")
     lap("expand")
-    note(suite)
-    missing = [cell for cell in suite.cells if not (cell.folder / "result.json").exists()]
-    planned = arrays(suite, missing, path.parent / "jobs", MAX_ARRAY)
+    note(sweep)
+    missing = [config for config in sweep.configs if not (config.folder / "result.json").exists()]
+    planned = arrays(sweep, missing, path.parent / "jobs", MAX_ARRAY)
     lap("plan")
-    assert [len(array.cells) for array in planned] == [1001, 1001, 498]
+    assert [len(array.configs) for array in planned] == [1001, 1001, 498]
     return {**times, "all": sum(times.values()), "all, processor time": time.process_time()}
 
 

@@ -1,1 +1,1 @@
-"""What SLURM runs, and `workloads/`: one TOML file a workload."""
+"""Sweeps: submission to SLURM, local execution, status and logs. `workloads/` has one file per workload."""

@@ -1,4 +1,4 @@
-"""Submits cells to SLURM as job arrays, through submitit."""
+"""Submission of a sweep's runs to SLURM as job arrays, through submitit."""
 
 import os
 import re
@@ -17,58 +17,58 @@ from sage.config import Config
 from sage.jobs import intents, scheduler
 from sage.jobs.environment import for_python, for_slurm, only, umask
 from sage.jobs.resources import NOTICE, Resources, resources
-from sage.jobs.run_job import Cell
+from sage.jobs.run_job import RunJob
 from sage.jobs.submissions import Entry
-from sage.jobs.sweep import Suite
+from sage.jobs.sweep import Sweep
 from sage.output.text import clean_text
 
 BATCH = Path(__file__).resolve().with_name("batch.sh")
 
 PAUSES = (5.0, 10.0, 20.0, 40.0, 60.0)
-"""Seconds to wait after each sbatch that got no answer."""
+"""Seconds to wait after each attempt of sbatch that got no answer from SLURM."""
 
 BUSY = re.compile(r"timed? ?out|unable to contact|connection|temporarily|try again|standby", re.IGNORECASE)
-"""What sbatch says where the same call may go better in a moment."""
+"""Messages of sbatch after which the same call may succeed a moment later."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Array:
-    """Cells that ask for the same, and so can be one job array."""
+    """Runs that need the same resources, and so fit into one job array."""
 
-    suite: str
+    sweep: str
     folder: Path
-    """Where submitit keeps what belongs to the jobs."""
+    """The folder for submitit's files of these jobs."""
     number: int
-    """Counts the arrays of a submission."""
-    cells: list[Config]
+    """Index of the array within its submission."""
+    configs: list[Config]
     resources: Resources
     parallel: int | None
-    """How many of the cells may run at once; None: all."""
+    """Maximum number of runs at a time; None: no limit."""
     max_requeues: int
     after: frozenset[str] = frozenset()
-    """Jobs that have to end first."""
+    """Jobs that have to end before this array starts."""
 
     @property
     def name(self) -> str:
-        """What the jobs are called in the queue."""
-        return f"sage-{self.suite}"
+        """The jobs' name in the queue."""
+        return f"sage-{self.sweep}"
 
     @property
     def comment(self) -> str:
-        """What no other job's comment is."""
+        """A comment that no other job has."""
         return f"{self.folder.name}/{self.number}"
 
 
 class Executor(SlurmExecutor):
-    """submitit's executor for one array; it also writes its batch script where there is no SLURM."""
+    """submitit's executor for one array. It can write its batch script on a machine without SLURM too."""
 
     def __init__(self, array: Array) -> None:
         super().__init__(array.folder)
         options = dict(array.resources.options)
         if array.after:
-            first = ["afterany:" + ":".join(sorted(array.after))]
+            added = ["afterany:" + ":".join(sorted(array.after))]
             options["dependency"] = ",".join(
-                [str(options["dependency"]), *first] if "dependency" in options else first
+                [str(options["dependency"]), *added] if "dependency" in options else added
             )
         self._options = frozenset(options)
         cpus = array.resources.cpus_per_task
@@ -77,15 +77,15 @@ class Executor(SlurmExecutor):
             comment=array.comment,
             nodes=array.resources.nodes,
             ntasks_per_node=array.resources.tasks_per_node,
-            time=None,  # submitit's own default would be five minutes
+            time=None,  # submitit's default is five minutes
             wckey=None,
-            array_parallelism=array.parallel or len(array.cells),
+            array_parallelism=array.parallel or len(array.configs),
             signal_delay_s=NOTICE,
             stderr_to_stdout=True,
             additional_parameters={**options, "requeue": True},
             setup=_setup(array),
-            # srun takes neither --cpus-per-task (SLURM 22.05) nor, for its own files, --open-mode over, and
-            # of sbatch's --export=NONE it would make tasks without what the lines above export.
+            # srun does not take --cpus-per-task over from sbatch (since SLURM 22.05), nor --open-mode for its
+            # own files. With sbatch's --export=NONE, tasks would lack the variables exported above.
             srun_args=[
                 "--export=ALL",
                 "--kill-on-bad-exit=1",
@@ -93,15 +93,17 @@ class Executor(SlurmExecutor):
                 "--open-mode=append",
                 *([f"--cpus-per-task={cpus}"] if cpus else []),
             ],
-            teardown=["sage_end $?"],
+            teardown=["sage_finish $?"],
         )
-        self.cells = [Cell(_at_home(cell), max_requeues=array.max_requeues) for cell in array.cells]
-        if len(self.cells) > 1:
-            self.parameters["map_count"] = len(self.cells)
+        self.run_jobs = [
+            RunJob(_with_absolute_paths(config), max_requeues=array.max_requeues) for config in array.configs
+        ]
+        if len(self.run_jobs) > 1:
+            self.parameters["map_count"] = len(self.run_jobs)
 
     @classmethod
     def affinity(cls) -> int:
-        """That there is an srun is for sbatch to find out."""
+        """Do not look for srun on this machine; sbatch reports a missing one."""
         return 2
 
     @property
@@ -109,20 +111,20 @@ class Executor(SlurmExecutor):
         return f"{self.python} -u -m sage.jobs.entry {shlex.quote(str(self.folder))}"
 
     def script(self) -> str:
-        """The batch script that `submit` would submit."""
+        """The batch script that `submit` would pass to sbatch."""
         text: str = self._make_submission_file_text(self._submitit_command_str, "")
         return text
 
-    def submit_cells(self) -> list[str]:
-        """Submit all cells as one job, and return the job of each.
+    def submit_runs(self) -> list[str]:
+        """Submit all runs as one job or array, and return the job id of each.
 
-        The pickles are written before sbatch is called, and get their jobs' names after it. They are this
-        user's alone; the umask during sbatch, which SLURM hands on to the job, is what it was.
+        The pickles are written before sbatch is called, and are renamed to their job ids after it. Only this
+        user can read or write them. The umask is unchanged during sbatch, because SLURM passes it to the job.
         """
         drafts = []
-        for cell in self.cells:
+        for run_job in self.run_jobs:
             draft = self.folder / f"{uuid.uuid4().hex}.pkl"
-            delayed = DelayedSubmission(cell)
+            delayed = DelayedSubmission(run_job)
             delayed.set_timeout(0, self.max_num_timeout)
             with umask():
                 delayed.dump(draft)
@@ -134,7 +136,7 @@ class Executor(SlurmExecutor):
             for draft in drafts:
                 draft.unlink(missing_ok=True)
             raise
-        tasks = len(self.cells) if len(self.cells) > 1 else 0
+        tasks = len(self.run_jobs) if len(self.run_jobs) > 1 else 0
         names = [f"{job.job_id}_{task}" for task in range(tasks)] or [str(job.job_id)]
         for name, draft in zip(names, drafts, strict=True):
             draft.rename(JobPaths(self.folder, name).submitted_pickle)
@@ -143,45 +145,45 @@ class Executor(SlurmExecutor):
         return names
 
 
-def plan(suite: Suite, cells: Iterable[Config], folder: Path, most: int) -> list[Array]:
-    """As few arrays as can be: each asks for the same resources and has no more than `most` cells."""
+def plan(sweep: Sweep, configs: Iterable[Config], folder: Path, most: int) -> list[Array]:
+    """The fewest arrays of runs with equal resources, with at most `most` runs each."""
     groups: dict[Resources, list[Config]] = {}
-    for cell in cells:
-        groups.setdefault(resources(cell), []).append(cell)
+    for config in configs:
+        groups.setdefault(resources(config), []).append(config)
     chunks = [
-        (asked, group[start : start + most])
-        for asked, group in groups.items()
+        (needed, group[start : start + most])
+        for needed, group in groups.items()
         for start in range(0, len(group), most)
     ]
     return [
         Array(
-            suite=suite.name,
+            sweep=sweep.name,
             folder=folder,
             number=number,
-            cells=chunk,
-            resources=asked,
-            parallel=suite.parallel,
-            max_requeues=suite.max_requeues,
+            configs=chunk,
+            resources=needed,
+            parallel=sweep.parallel,
+            max_requeues=sweep.max_requeues,
         )
-        for number, (asked, chunk) in enumerate(chunks)
+        for number, (needed, chunk) in enumerate(chunks)
     ]
 
 
 def submit(
     planned: Iterable[Array],
     active: Collection[str],
-    book: Callable[[list[Entry]], None],
+    record: Callable[[list[Entry]], None],
     say: Callable[[str], None],
 ) -> None:
-    """Submit the arrays, and book each as soon as SLURM has accepted it.
+    """Submit the arrays, and record each in the submission log as soon as SLURM has accepted it.
 
-    SLURM bounds how many tasks of one array run at once. For the bound to hold for the whole suite, each
-    array waits for the one before it, and the first for the jobs that are active already.
+    SLURM limits how many tasks of one array run at once. To apply the limit to the whole sweep, each array
+    waits for the previous one, and the first array waits for the jobs that are already active.
 
     Raises:
-        ValueError: where SLURM refuses, with its reason.
-        Unanswered: where it does not answer, for minutes.
-        OSError: where the book cannot be written; the array that is not in it is cancelled.
+        ValueError: SLURM refuses an array; the message has its reason.
+        Unanswered: SLURM does not answer for minutes.
+        OSError: the submission log cannot be written; the array that is missing from it is cancelled.
     """
     after = frozenset(job.partition("_")[0] for job in active)
     for array in planned:
@@ -190,43 +192,46 @@ def submit(
         intent = intents.write(array.folder, array.name, array.comment)
         try:
             jobs = _accepted(array, say)
-            book(
+            record(
                 [
-                    Entry(cell=cell.folder.name, job=job, cluster="slurm", logs=str(array.folder.resolve()))
-                    for cell, job in zip(array.cells, jobs, strict=True)
+                    Entry(run=config.folder.name, job=job, cluster="slurm", logs=str(array.folder.resolve()))
+                    for config, job in zip(array.configs, jobs, strict=True)
                 ]
             )
         except BaseException as error:
-            _take_back(array, intent, error)
+            _cancel_unrecorded(array, intent, error)
             raise
         intent.unlink()
         first = jobs[0].partition("_")[0]
         after = frozenset([first])
-        bound = f", at most {array.parallel} at once" if array.parallel else ""
-        say(f"submitted as job {first}: {len(jobs)} cells, {array.resources} each{bound}")
+        limit = f", at most {array.parallel} at once" if array.parallel else ""
+        say(f"submitted as job {first}: {len(jobs)} runs, {array.resources} each{limit}")
 
 
 def _accepted(array: Array, say: Callable[[str], None]) -> list[str]:
-    """The cells' jobs, once sbatch has said that it took them."""
+    """Call sbatch until it accepts the array; returns the job id of each run."""
     executor = Executor(array)
     for pause in PAUSES:
         try:
-            return executor.submit_cells()
+            return executor.submit_runs()
         except FailedJobError as error:
             refusal = clean_text(" ".join(str(error).split()), 1000)
             if not BUSY.search(refusal):
                 raise ValueError(f"SLURM refuses the job: {refusal}") from error
-            say(f"no answer from sbatch ({refusal}); trying again in {pause:g} s")
+            say(f"sbatch got no answer ({refusal}); trying again in {pause:g} s")
         time.sleep(pause)
-        # SLURM may have taken it all the same; what such a job would run has not been put in its place.
+        # SLURM may have accepted the job nevertheless. Its pickle does not exist, so it is cancelled.
         scheduler.cancel(scheduler.find(array.name, array.comment, str(os.getuid())))
     raise scheduler.Unanswered(
-        f"sbatch got no answer {len(PAUSES)} times; what was submitted before stays submitted"
+        f"sbatch got no answer {len(PAUSES)} times; arrays submitted before this one stay submitted"
     )
 
 
-def _take_back(array: Array, intent: Path, error: BaseException) -> None:
-    """Cancel what SLURM may have taken of an array that is not in the book; else the next submission does."""
+def _cancel_unrecorded(array: Array, intent: Path, error: BaseException) -> None:
+    """Cancel an array that SLURM may have accepted and that is not in the submission log.
+
+    Where that fails, the intent file stays, and the next submission cancels the array.
+    """
     if isinstance(error, ValueError) and "SLURM refuses the job" in str(error):
         intent.unlink(missing_ok=True)
         return
@@ -240,25 +245,27 @@ def _setup(array: Array) -> list[str]:
     """The lines of the batch script before srun."""
     folder = shlex.quote(str(array.folder.resolve()))
     number = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
-    if len(array.cells) == 1:
+    if len(array.configs) == 1:
         number = "${SLURM_JOB_ID}"
-    # What sbatch hands on from where it is called: another job, another array.
+    # Where sbatch is called inside another job or array, it passes that one's variables on.
     leftovers = "unset hostip port rank world_size local_rank"
-    if len(array.cells) == 1:
+    if len(array.configs) == 1:
         leftovers += " ${!SLURM_ARRAY_*}"
     return [
         leftovers,
         *_exports({"max_requeues": str(array.max_requeues), **for_python()}),
         f"source {shlex.quote(str(BATCH))}",
-        f"sage_find_cell {folder}/{number}_submitted.pkl {folder}/../lock",
-        f"sage_meet {folder}",
-        'srun() { command srun "$@" & sage_await $!; }',  # which is what the script's next line calls
+        f"sage_find_run {folder}/{number}_submitted.pkl {folder}/../lock",
+        f"sage_set_rendezvous {folder}",
+        'srun() { command srun "$@" & sage_wait $!; }',  # the next line of the script calls srun
     ]
 
 
-def _at_home(cell: Config) -> Config:
-    """The cell with paths that do not depend on where its job finds itself."""
-    return replace(cell, runs=cell.runs.resolve(), data_root=cell.data_root and cell.data_root.resolve())
+def _with_absolute_paths(config: Config) -> Config:
+    """The configuration with absolute paths, valid whatever folder the job starts in."""
+    return replace(
+        config, runs=config.runs.resolve(), data_root=config.data_root and config.data_root.resolve()
+    )
 
 
 def _exports(variables: dict[str, str]) -> list[str]:

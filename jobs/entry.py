@@ -1,4 +1,4 @@
-"""What each task of a job runs: `python -m sage.jobs.entry FOLDER` checks, loads and runs its cell."""
+"""Entry point of each task of a job: `python -m sage.jobs.entry FOLDER` checks, loads and runs its pickle."""
 
 import sys
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from sage.exit_status import HOPELESS, tell_the_job
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the cell of this job, which submitit keeps as a pickle in a folder.
+    """Run this job's pickle from submitit's folder.
 
-    A pickle that another user could have written is not loaded: it runs as code.
+    Loading a pickle executes code, so a pickle that another user could have written is not loaded.
     """
     folder = Path(argv[0])
     environment = JobEnvironment()
@@ -25,9 +25,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         storage.check_private(paths.submitted_pickle)
     except FileNotFoundError:
-        return _refuse(f"{paths.submitted_pickle} is missing; submit the suite again")
+        return _refuse(f"{paths.submitted_pickle} is missing; submit the sweep again")
     except storage.Unreadable as fault:
-        return _refuse(f"{fault}; it is not loaded: submit the suite again")
+        return _refuse(f"{fault}; it was not loaded: submit the sweep again")
     try:
         process_job(folder)
     finally:
@@ -42,7 +42,7 @@ def _refuse(text: str) -> int:
 
 
 def _close(path: Path) -> None:
-    """Let nobody else read a file."""
+    """Make a file readable and writable by its owner only."""
     with suppress(OSError):
         path.chmod(0o600)
 

@@ -1,4 +1,4 @@
-"""The variables and the umask that jobs, cells and SLURM's commands are started with."""
+"""Environment variables and umask for jobs, runs and SLURM's commands."""
 
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -8,40 +8,40 @@ from sage.cluster.remote import surroundings
 from sage.comm.launchers import clean_environment
 
 FILTERS = ("SQUEUE_", "SCANCEL_")
-"""How variables begin that change what squeue prints and scancel does: SQUEUE_PARTITION would hide jobs."""
+"""Prefixes of variables that change what squeue prints and scancel does: SQUEUE_PARTITION would hide jobs."""
 
-CROSSING = (
+CONFLICTING = (
     *("ARRAY_INX", "COMMENT", "DISTRIBUTION", "ERROR", "EXPORT", "GPUS", "GPUS_PER_NODE", "GPUS_PER_SOCKET"),
     *("GPUS_PER_TASK", "INPUT", "JOB_NAME", "NO_REQUEUE", "OPEN_MODE", "OUTPUT", "REQUEUE", "SIGNAL", "WAIT"),
 )
-"""Variables of sbatch, after SBATCH_, that would overrule what a cell needs; as in `resources.RULED_OUT`."""
+"""sbatch's variables, without SBATCH_, that would override what a run needs; see `resources.RULED_OUT`."""
 
 NAMES = {"TIMELIMIT": "time", "MEM_PER_NODE": "mem", "REQ_SWITCH": "switches"}
-"""sbatch's options that its variables do not name as options do."""
+"""sbatch's options whose variables have another name than the option."""
 
 
-def for_cells() -> dict[str, str]:
-    """This environment without what this process's own launcher or job has set."""
+def for_runs() -> dict[str, str]:
+    """This environment without the variables that this process's launcher or job has set."""
     return _without("SUBMITIT_", *FILTERS)
 
 
 def for_slurm(options: Collection[str] = ()) -> dict[str, str]:
-    """The same for SLURM's commands: lists of tasks are printed whole, and sbatch takes what [slurm] says.
+    """The environment for SLURM's commands: task lists are printed in full, and [slurm] takes precedence.
 
     Args:
-        options: what [slurm] has, which goes before the variable of the same option.
+        options: the options that [slurm] sets; the sbatch variable of each is removed.
     """
     kept = _without("SUBMITIT_", *FILTERS)
     for name in list(kept):
         option = name.removeprefix("SBATCH_")
-        said = NAMES.get(option, option.lower().replace("_", "-"))
-        if option != name and (option in CROSSING or said in options):
+        long_name = NAMES.get(option, option.lower().replace("_", "-"))
+        if option != name and (option in CONFLICTING or long_name in options):
             del kept[name]
     return {**kept, "SLURM_BITSTR_LEN": "0"}
 
 
 def for_python() -> dict[str, str]:
-    """Variables with which another Python finds this code."""
+    """Variables with which a new Python process finds this code."""
     return {name: value for name, value in surroundings().items() if name.startswith("PYTHON")}
 
 
@@ -52,7 +52,7 @@ def _without(*prefixes: str) -> dict[str, str]:
 
 @contextmanager
 def only(variables: Mapping[str, str]) -> Iterator[None]:
-    """Have exactly these variables, for what is started meanwhile."""
+    """Set exactly these environment variables within the context."""
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update(variables)
@@ -65,7 +65,7 @@ def only(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def umask(mask: int = 0o077) -> Iterator[int]:
-    """Have this umask meanwhile, by which new files are their owner's alone; gives the one before."""
+    """Set this umask within the context; by default new files are private. Yields the previous umask."""
     before = os.umask(mask)
     try:
         yield before

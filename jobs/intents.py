@@ -1,7 +1,7 @@
-"""What a submission is about to submit, written down before sbatch is called.
+"""Intent files: written before sbatch is called, removed once the job is in the submission log.
 
-A `sage submit` that is killed between sbatch and the job book leaves a job that no command knows, and that
-waits for a cell which was never put in its place. The note lets the next submission cancel the job.
+A `sage submit` that is killed in between leaves a job that no command knows. The job waits for a pickle that
+was never renamed to its job id. The intent file lets the next submission cancel the job.
 """
 
 import os
@@ -14,43 +14,41 @@ from sage.jobs.submissions import Entry
 from sage.storage import Kind
 
 INTENT = Kind(
-    name="a note of what is submitted",
+    name="an intent file",
     keys={"name": str, "comment": str, "user": str},
     cure="cancel the jobs that squeue shows and sage status does not, and remove the file",
 )
 
 
 def write(folder: Path, name: str, comment: str) -> Path:
-    """Write down which jobs are about to be submitted; to be removed once they are in the book."""
+    """Write an intent file for jobs about to be submitted; remove it once they are in the submission log."""
     path = folder / f"intent-{comment.rpartition('/')[2]}.json"
-    told = {"name": name, "comment": comment, "user": str(os.getuid())}
-    storage.write_json(path, told, INTENT, private=True)
+    content = {"name": name, "comment": comment, "user": str(os.getuid())}
+    storage.write_json(path, content, INTENT, private=True)
     return path
 
 
 def settle(jobs: Path, entries: Iterable[Entry], say: Callable[[str], None]) -> None:
-    """Cancel the jobs of submissions that were ended before they had booked them.
+    """Cancel the jobs of submissions that were killed before their jobs were in the submission log.
 
-    To be called where no other submission to the same folder of runs is under way.
+    Call it only while no other submission to the same runs folder is in progress.
 
     Args:
-        jobs: the folder of runs' folder for jobs.
-        entries: the job book.
+        jobs: the runs folder's `.jobs` folder.
+        entries: the submission log.
 
     Raises:
-        Unanswered: where SLURM does not answer.
-        Unreadable: where a note cannot be read.
+        Unanswered: SLURM does not answer.
+        Unreadable: an intent file cannot be read.
     """
     paths = sorted(jobs.glob("*/intent-*.json"))
     if not paths:
         return
-    booked = {entry.job.partition("_")[0] for entry in entries if entry.cluster == "slurm"}
+    recorded = {entry.job.partition("_")[0] for entry in entries if entry.cluster == "slurm"}
     for path in paths:
         intent = storage.read_json(path, INTENT)
         found = scheduler.find(intent["name"], intent["comment"], intent["user"])
-        if lost := found - booked:
+        if lost := found - recorded:
             scheduler.cancel(lost)
-            say(
-                f"cancelled job {', '.join(sorted(lost))}, which a `sage submit` that was ended left unbooked"
-            )
+            say(f"cancelled job {', '.join(sorted(lost))}: a killed `sage submit` had not recorded it")
         path.unlink()

@@ -1,4 +1,4 @@
-"""Runs cells on this machine, through submitit's local and debug executors."""
+"""Execution of a sweep's runs on this machine, through submitit's local and debug executors."""
 
 import os
 import shlex
@@ -17,28 +17,28 @@ from submitit.local.local import LocalJob
 
 from sage.config import Config
 from sage.exit_status import FAILED, INTERRUPTED
-from sage.jobs.environment import for_cells, for_python, only, umask
-from sage.jobs.run_job import STOP, Cell
+from sage.jobs.environment import for_python, for_runs, only, umask
+from sage.jobs.run_job import STOP, RunJob
 from sage.jobs.submissions import Cluster, Entry
 from sage.storage.lock import started
 
 YEAR = 60 * 24 * 365
-"""In minutes; submitit's local executor would end a job after two of them."""
+"""A year in minutes: submitit's local executor ends a job after twice this time."""
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
-Book = Callable[[list[Entry]], None]
-Tell = Callable[[Config, Entry, str], None]
-"""What is called when a cell has ended: with its reason where the cell itself gave one."""
-Turn = Callable[[Config], AbstractContextManager[bool]]
-"""Whether a cell is still to be run, seen while nobody else can start it."""
+Record = Callable[[list[Entry]], None]
+Report = Callable[[Config, Entry, str], None]
+"""Called when a run has ended, with the error that kept it from starting, or ""."""
+Claim = Callable[[Config], AbstractContextManager[bool]]
+"""Locks the runs folder for other submissions; yields whether the run still has to be started."""
 
 
 class Local(LocalExecutor):
-    """submitit's local executor, whose jobs check what they load."""
+    """submitit's local executor with jobs that check their pickle before loading it."""
 
     mask = 0o022
-    """The umask that a job is to have."""
+    """The umask of the jobs."""
 
     @property
     def _submitit_command_str(self) -> str:
@@ -49,54 +49,56 @@ class Local(LocalExecutor):
             return super()._submit_command(command)
 
 
-def locally(
-    cells: Sequence[Config],
+def run_in_processes(
+    configs: Sequence[Config],
     folder: Path,
     *,
     parallel: int,
     max_requeues: int,
-    book: Book,
-    tell: Tell,
-    turn: Turn,
+    record: Record,
+    report: Report,
+    claim: Claim,
 ) -> int:
-    """Run the cells in processes of their own, so many at once, and `tell` of each when it has ended.
+    """Run each configuration in its own process, `parallel` at a time; call `report` when one has ended.
 
-    A Ctrl-C, or SIGTERM, lets those under way save themselves, and starts no more. SIGINT is heard also where
-    it was ignored when this process started, as it is for `sage submit &` in a script.
+    Ctrl-C and SIGTERM make active runs write a checkpoint and stop, and no more are started. SIGINT is
+    handled even where it was ignored when this process started, as for `sage submit &` in a script.
     """
     executor = Local(folder)
     executor.update_parameters(timeout_min=YEAR, stderr_to_stdout=True)
-    waiting = deque(cells)
+    waiting = deque(configs)
     running: dict[str, tuple[Config, Entry, Any]] = {}
     failed = False
 
-    def start(cell: Config) -> None:
-        with turn(cell) as mine:
+    def start(config: Config) -> None:
+        with claim(config) as mine:
             if not mine:
                 return
             with (
-                only({**for_python(), **for_cells()}),
+                only({**for_python(), **for_runs()}),
                 _on(signal.SIGINT, signal.SIG_IGN),
                 umask() as executor.mask,
             ):
-                job = executor.submit(Cell(cell, max_requeues=max_requeues))
-            entry = _entry(cell, job.job_id, "local", folder)
-            running[job.job_id] = cell, entry, job
-            book([entry])
+                job = executor.submit(RunJob(config, max_requeues=max_requeues))
+            entry = _entry(config, job.job_id, "local", folder)
+            running[job.job_id] = config, entry, job
+            record([entry])
 
     def reap() -> None:
         nonlocal failed
         for name in [name for name, (_, _, job) in running.items() if job.done()]:
-            cell, entry, _ = running.pop(name)
-            failed |= not (cell.folder / "result.json").exists()
-            tell(cell, entry, "")
+            config, entry, _ = running.pop(name)
+            failed |= not (config.folder / "result.json").exists()
+            report(config, entry, "")
         time.sleep(0.1)
 
     def end() -> None:
-        """Have what runs save itself, and wait for it."""
+        """Stop the active runs with a checkpoint, and wait for them."""
         for _, entry, _ in running.values():
             stop(entry)
-        with _on(signal.SIGINT, signal.SIG_IGN):  # the ranks, which hear it too, end at a second one
+        with _on(
+            signal.SIGINT, signal.SIG_IGN
+        ):  # Ctrl-C reaches the ranks too; a second one ends them at once
             while running:
                 reap()
 
@@ -117,21 +119,27 @@ def locally(
     return FAILED if failed else 0
 
 
-def one_by_one(
-    cells: Sequence[Config], folder: Path, *, max_requeues: int, book: Book, tell: Tell, turn: Turn
+def run_in_this_process(
+    configs: Sequence[Config],
+    folder: Path,
+    *,
+    max_requeues: int,
+    record: Record,
+    report: Report,
+    claim: Claim,
 ) -> int:
-    """Run the cells in this very process, one after another, and `tell` of each when it has ended."""
+    """Run each configuration in this process, one after another; call `report` when one has ended."""
     worst = 0
-    for cell in cells:
-        with turn(cell) as mine:
+    for config in configs:
+        with claim(config) as mine:
             if not mine:
                 continue
-            entry = _entry(cell, str(os.getpid()), "debug", folder)
-            book([entry])
-        run: Any = Cell(cell, max_requeues=max_requeues)
-        with only(for_cells()):
+            entry = _entry(config, str(os.getpid()), "debug", folder)
+            record([entry])
+        run: Any = RunJob(config, max_requeues=max_requeues)
+        with only(for_runs()):
             status = DebugExecutor(folder).submit(run).result().get("status", 0)
-        tell(cell, entry, run.error)
+        report(config, entry, run.error)
         if status == INTERRUPTED:
             return INTERRUPTED
         worst = FAILED if status else worst
@@ -139,7 +147,7 @@ def one_by_one(
 
 
 def stop(entry: Entry, *, and_others: bool = False) -> None:
-    """Have a job of this machine save itself and end; with the others, none is started after it."""
+    """Make a job on this machine write a checkpoint and end; `and_others`: its submission starts no more."""
     mark_cancelled(entry)
     if and_others:
         with suppress(OSError):
@@ -149,13 +157,13 @@ def stop(entry: Entry, *, and_others: bool = False) -> None:
 
 
 def mark_cancelled(entry: Entry) -> None:
-    """Note that a job was cancelled: one of SLURM's that had not begun leaves no trace in the queue."""
+    """Record that a job was cancelled: a SLURM job that had not started leaves no trace in the queue."""
     with suppress(OSError):
         _mark(entry).touch(mode=0o600)
 
 
 def was_cancelled(entry: Entry) -> bool:
-    """Whether `sage cancel` has ended the job."""
+    """Whether `sage cancel` has cancelled the job."""
     try:
         return _mark(entry).exists()
     except OSError:
@@ -163,7 +171,7 @@ def was_cancelled(entry: Entry) -> bool:
 
 
 def identity(process: int) -> str:
-    """Which process has this id, whatever the clock says: the boot, and clock ticks from it to its start."""
+    """Identifies a process independently of the clock: boot id, and clock ticks from boot to its start."""
     try:
         ticks = started(process)
         return ticks and f"{BOOT.read_text().strip()}/{ticks}"
@@ -172,13 +180,13 @@ def identity(process: int) -> str:
 
 
 def alive(entry: Entry) -> bool:
-    """Whether a job of this machine is still under way; its process id may be another's by now."""
+    """Whether a job on this machine is still running. Its process id may belong to another process by now."""
     if entry.host != socket.gethostname() or not entry.job.isdecimal():
         return False
     found = identity(int(entry.job))
     if entry.started or not found:
         return bool(found) and found == entry.started
-    # Booked by a version that did not note the process: by the clock.
+    # An entry by a version that did not record the process's identity: compare by the clock.
     try:
         boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
         began = int(boot.split()[1]) + int(found.partition("/")[2]) / os.sysconf("SC_CLK_TCK")
@@ -187,9 +195,9 @@ def alive(entry: Entry) -> bool:
         return False
 
 
-def _entry(cell: Config, job: str, cluster: Cluster, folder: Path) -> Entry:
+def _entry(config: Config, job: str, cluster: Cluster, folder: Path) -> Entry:
     return Entry(
-        cell=cell.folder.name,
+        run=config.folder.name,
         job=job,
         cluster=cluster,
         logs=str(folder.resolve()),

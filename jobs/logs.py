@@ -1,4 +1,4 @@
-"""`sage logs`: what the job of a cell has printed."""
+"""`sage logs`: the output of a run's job."""
 
 import os
 import stat
@@ -6,43 +6,44 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sage.jobs.selection import booked, meant
+from sage.jobs.selection import select_run, submitted_runs
 from sage.storage import Unreadable
 
 
-def logs(cell: str, *, runs: Path, rank: int = 0, follow: bool = False) -> int:
-    """Print what a cell's newest job has said.
+def logs(run: str, *, runs: Path, rank: int = 0, follow: bool = False) -> int:
+    """Print the output of a run's newest job.
 
     Args:
-        cell: its name, its hash, or how one of them begins.
-        rank: whose words; 0's are those of the batch script too.
-        follow: go on printing, until Ctrl-C.
+        run: the run's name or hash, or the beginning of either.
+        runs: the runs folder.
+        rank: the rank; rank 0's output includes the batch script's.
+        follow: continue to print new output, until Ctrl-C.
 
     Raises:
-        ValueError: where no such cell was submitted, or where it has no log.
+        ValueError: no such run was submitted, or it has no log.
     """
-    entries = booked(runs, "logs")
-    entry = entries[meant(cell, entries, runs)]
+    entries = submitted_runs(runs, "logs")
+    entry = entries[select_run(run, entries, runs)]
     if entry.cluster == "debug":
         raise ValueError(
-            f"{entry.cell} ran on a terminal (--cluster debug), where it said what it had to say"
+            f"{entry.run} ran with --cluster debug, which prints to the terminal and keeps no log"
         )
     path = entry.log(rank)
     if follow:
         return subprocess.call(["tail", "-n", "+1", "-F", str(path)])
     if not path.exists():
         ranks = sorted(each.name.split("_")[-2] for each in path.parent.glob(f"{entry.job}_*_log.out"))
-        there = f"there are ranks {', '.join(ranks)}" if ranks else "its job has not begun"
-        raise ValueError(f"rank {rank} of {entry.cell} has no log in {path.parent}; {there}")
+        reason = f"ranks with a log: {', '.join(ranks)}" if ranks else "its job has not started"
+        raise ValueError(f"rank {rank} of {entry.run} has no log in {path.parent}; {reason}")
     _print(path)
     return 0
 
 
 def _print(path: Path) -> None:
-    """Print a log, which may be larger than the memory."""
+    """Print a log in parts, because it may be larger than the memory."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, encoding="utf-8", errors="replace", newline="") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Unreadable(path, "is no regular file", "remove it")
+            raise Unreadable(path, "is not a regular file", "remove it")
         while part := file.read(2**20):
             sys.stdout.write(part)

@@ -1,4 +1,4 @@
-"""A cell as submitit runs it: under SLURM one task for each rank, elsewhere one that starts all ranks."""
+"""A run as a submitit job: under SLURM one task per rank; elsewhere one process that starts all ranks."""
 
 import os
 import sys
@@ -16,14 +16,14 @@ from sage.output.text import clean_text
 from sage.storage import RESULT, read_json
 
 STOP = "stop"
-"""How the name ends of a file in submitit's folder which says that a local job is not to start again."""
+"""Suffix of a file in submitit's folder; if the file exists, the local job is not started again."""
 
 
-class Cell(Checkpointable):
-    """Trains one run; how it leaves says to whoever started it whether it is to start again."""
+class RunJob(Checkpointable):
+    """Trains one run. Its exit status tells the executor whether to start it again."""
 
     error = ""
-    """Why the run could not begin."""
+    """Why the run could not start."""
 
     def __init__(self, config: Config, *, max_requeues: int) -> None:
         self.config = config.to_dict()
@@ -31,10 +31,10 @@ class Cell(Checkpointable):
         self.visible = os.environ.get("CUDA_VISIBLE_DEVICES")
 
     def __call__(self) -> dict[str, Any]:
-        """Run it. Returns the result; of an unfinished one, in this very process, the status.
+        """Train. Returns the result, or under the debug executor the exit status of an unfinished run.
 
         Raises:
-            SystemExit: in a process of its own, with the exit status of a run that has not finished.
+            SystemExit: the run has not finished and has its own process; has the run's exit status.
         """
         streams.protect()
         job = JobEnvironment()
@@ -44,21 +44,21 @@ class Cell(Checkpointable):
             stop_before_it_begins()
         status = self._train(tries=1 + self.max_requeues if job.cluster == "local" else 1)
         if status == 0:
-            # The other ranks' nodes may not see it yet.
+            # On the other ranks' nodes the file may not be visible yet.
             return _result(Config.from_dict(self.config).folder) if job.global_rank == 0 else {}
         if job.cluster == "debug":
-            return {"status": status}  # submitit would start a debugger at an exception
+            return {"status": status}  # after an exception submitit would start a debugger
         if (
             job.cluster == "local"
             and status == INTERRUPTED
             and not (job.paths.folder / f"{job.job_id}_{STOP}").exists()
         ):
             status = LOCAL_REQUEUE_RETURN_CODE
-        # Under SLURM the batch script has the job requeued; submitit would do so after time-outs alone.
+        # Under SLURM the batch script requeues the job; submitit would requeue it after time-outs only.
         sys.exit(status)
 
     def _train(self, tries: int) -> int:
-        # Before torch is imported: a dead peer is reported in our words, not by the store's stack traces.
+        # Set before torch is imported: SAGE reports a dead peer itself, without the store's stack traces.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from sage.train.run import main
 
@@ -75,7 +75,7 @@ class Cell(Checkpointable):
         return status
 
     def _see_gpus(self) -> None:
-        """Undo that submitit's local executor hides all GPUs that it has not been asked for."""
+        """Restore CUDA_VISIBLE_DEVICES: submitit's local executor hides all GPUs that were not requested."""
         del os.environ["CUDA_VISIBLE_DEVICES"]
         if self.visible is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.visible

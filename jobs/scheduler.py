@@ -1,6 +1,7 @@
-"""Asks SLURM and tells it: the one place where squeue, scancel and scontrol are called.
+"""SLURM's queue: the one place where squeue, scancel and scontrol are called.
 
-sacct is not asked, as many clusters keep no accounts. What has left the queue has left its files.
+sacct is not used, because many clusters keep no accounting records. The state of a job that has left the
+queue comes from its files.
 """
 
 import re
@@ -14,34 +15,34 @@ from sage.jobs.environment import for_slurm
 from sage.output.text import clean_text
 
 TIMEOUT = 60.0
-"""Seconds that a call may take."""
+"""Time limit of a call in seconds."""
 
 SHORTEST, LONGEST = 2.0, 60.0
-"""Seconds between two looks at the queue, while much happens there and while nothing does."""
+"""Seconds between two queries of the queue: the shortest after a change, the longest without changes."""
 
 FIELDS = {"JobArrayID": 1024, "State": 16, "RestartCnt": 8, "Reason": 48, "NodeList": 48}
-"""What squeue is asked for, and the width of each; all versions of it can pad, few can separate."""
+"""squeue's output fields and their widths. All versions can pad fields, few can separate them."""
 
 TASKS = re.compile(r"(\d+)(?:_(?:(\d+)|\[([\d,:-]+)(?:%\d+)?\]))?")
-"""How squeue names a job, a task of an array, or several of its tasks in one line, as "12_[3-7%2]"."""
+"""squeue's name of a job, of an array task, or of several tasks in one line, as "12_[3-7%2]"."""
 
 MOST_TASKS = 4_000_001
-"""SLURM's own bound on the size of an array."""
+"""SLURM's own limit on the size of an array."""
 
 ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
     *("REVOKED", "TIMEOUT"),
 )
-"""States from which SLURM does not bring a job back."""
+"""Final states: SLURM does not restart a job that has one of them."""
 
 
 class Unanswered(RuntimeError):
-    """SLURM did not do what it was asked, or did not say."""
+    """A SLURM command failed, timed out or printed something unexpected."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A job as it stands in the queue; those that have just ended are there too."""
+    """A job in the queue. SLURM lists jobs that have ended for some minutes too."""
 
     state: str
     restarts: int
@@ -50,19 +51,19 @@ class Job:
 
     @property
     def active(self) -> bool:
-        """Whether it runs or is still to run."""
+        """Whether the job is running or pending."""
         return self.state not in ENDED
 
 
 def queue(users: Collection[str]) -> dict[str, Job]:
-    """All jobs of these users that SLURM still knows of, by their names, as "12_3" or "12"; in one call.
+    """All jobs of these users that SLURM still knows, by job id, as "12_3" or "12"; in one call.
 
     Raises:
-        Unanswered: where squeue fails, or prints what is no job; names the line.
+        Unanswered: squeue fails, or prints a line that is not a job; the message has the line.
     """
-    # Not by job id: squeue refuses to answer at all when it no longer knows the one that is asked for.
+    # Not by job id: squeue fails if it no longer knows the requested id.
     columns = ",".join(f"{name}:{width}" for name, width in FIELDS.items())
-    asked = [
+    arguments = [
         "--noheader",
         "--array",
         "--states=all",
@@ -70,7 +71,7 @@ def queue(users: Collection[str]) -> dict[str, Job]:
         f"--Format={columns}",
     ]
     jobs = {}
-    for line in _call("squeue", *asked).splitlines():
+    for line in _call("squeue", *arguments).splitlines():
         if not line.strip():
             continue
         name, state, restarts, reason, nodes = _cut(line, FIELDS.values())
@@ -84,7 +85,7 @@ def queue(users: Collection[str]) -> dict[str, Job]:
 
 
 def tasks(name: str) -> list[str]:
-    """The jobs that one of squeue's names stands for; none where it is no such name.
+    """The job ids that one of squeue's names stands for; an empty list for a malformed name.
 
     >>> tasks("12"), tasks("12_3"), tasks("12_[1,4-6%2]"), tasks("12_[0-4:2]"), tasks("12_[1,...]")
     (['12'], ['12_3'], ['12_1', '12_4', '12_5', '12_6'], ['12_0', '12_2', '12_4'], [])
@@ -108,15 +109,16 @@ def tasks(name: str) -> list[str]:
 
 
 def find(name: str, comment: str, user: str) -> set[str]:
-    """The ids of the jobs with this name and comment, of an array only the array's."""
-    told = _call(
+    """The ids of the jobs with this name and comment; for an array, the array's id only."""
+    output = _call(
         "squeue", "--noheader", f"--user={user}", f"--name={name}", "--Format=ArrayJobID:32,Comment:1024"
     )
-    return {job for job, said in (_cut(line, (32, 1024)) for line in told.splitlines()) if said == comment}
+    lines = (_cut(line, (32, 1024)) for line in output.splitlines())
+    return {job for job, found in lines if found == comment}
 
 
 def cancel(jobs: Iterable[str]) -> None:
-    """End these jobs, those of one array at once."""
+    """Cancel these jobs, all tasks of one array together."""
     arrays: defaultdict[str, set[int]] = defaultdict(set)
     for job in jobs:
         array, _, index = job.partition("_")
@@ -127,38 +129,38 @@ def cancel(jobs: Iterable[str]) -> None:
 
 
 def max_array_size() -> int:
-    """How many tasks an array can have."""
+    """The largest number of tasks in an array."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call("scontrol", "show", "config"), re.MULTILINE)
-    # 0 stands for no arrays at all, and a submission of one cell is none.
+    # 0 means that arrays are disabled; a submission of one run is no array.
     return max(1, int(found[1])) if found else 1001
 
 
-class Watch:
-    """Looks at the queue now and then: half as often each time that nothing has changed, or no answer came.
+class QueuePoller:
+    """Polls the queue; the interval doubles after each query without a change or without an answer.
 
     Args:
-        ask: what gives the queue, or raises Unanswered.
-        clock: gives the time in seconds.
+        query: returns the queue, or raises Unanswered.
+        clock: returns the time in seconds.
     """
 
     def __init__(
-        self, ask: Callable[[], dict[str, Job]], clock: Callable[[], float] = time.monotonic
+        self, query: Callable[[], dict[str, Job]], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._ask, self._clock = ask, clock
+        self._query, self._clock = query, clock
         self._interval = SHORTEST
         self._due = clock()
         self.jobs: dict[str, Job] | None = None
-        """The queue when it was last seen; None: never yet."""
+        """The queue at the last successful query; None: there was none yet."""
         self.error = ""
-        """Why the last look failed, if it did."""
+        """Why the last query failed; "" if it did not."""
 
-    def look(self) -> bool:
-        """Ask if it is time to; whether that was so."""
+    def poll(self) -> bool:
+        """Query the queue if the interval has passed; returns whether it had."""
         if self._clock() < self._due:
             return False
         seen = self.jobs
         try:
-            seen, self.error = self._ask(), ""
+            seen, self.error = self._query(), ""
         except Unanswered as error:
             self.error = str(error)
         changed = seen != self.jobs
@@ -169,7 +171,7 @@ class Watch:
 
     @property
     def seconds(self) -> float:
-        """How long it is until the next look."""
+        """Seconds until the next query is due."""
         return max(0.0, self._due - self._clock())
 
 
@@ -198,7 +200,7 @@ def _call(*command: str) -> str:
 
 
 def _cut(line: str, widths: Iterable[int]) -> list[str]:
-    """The fields of a line, each of them so wide."""
+    """The fields of a line with fields of these widths."""
     start, fields = 0, []
     for width in widths:
         fields.append(line[start : start + width].strip())
@@ -207,7 +209,7 @@ def _cut(line: str, widths: Iterable[int]) -> list[str]:
 
 
 def _ranges(indices: Iterable[int]) -> str:
-    """Whole numbers as SLURM lists them.
+    """Integers in SLURM's notation for lists.
 
     >>> _ranges({0, 1, 2, 3, 7, 9, 10})
     '0-3,7,9-10'

@@ -1,4 +1,4 @@
-"""Which runs and cells the commands mean by what a person types."""
+"""Which run a command's argument refers to."""
 
 import sys
 from collections.abc import Mapping
@@ -9,32 +9,38 @@ from sage.jobs.submissions import Entry
 from sage.validate import known
 
 
-def booked(runs: Path, verb: str) -> dict[str, Entry]:
-    """The job book; what is wrong with lines of it is printed.
+def submitted_runs(runs: Path, command: str) -> dict[str, Entry]:
+    """The newest submission of each run in a runs folder; faults of the submission log are printed.
 
     Raises:
-        Unreadable: where the whole book cannot be read.
+        Unreadable: the submission log cannot be read at all.
     """
-    entries, faults = submissions.look(runs)
+    entries, faults = submissions.read_with_faults(runs)
     for fault in faults:
-        print(f"sage {verb}: {fault}", file=sys.stderr)
+        print(f"sage {command}: {fault}", file=sys.stderr)
     return entries
 
 
-def meant(given: str, entries: Mapping[str, Entry], runs: Path) -> str:
-    """The one submitted cell that is meant."""
+def select_run(given: str, entries: Mapping[str, Entry], runs: Path) -> str:
+    """The one submitted run whose name or hash is, or begins with, the given text.
+
+    Raises:
+        ValueError: no submitted run matches, or several do.
+    """
     if given in entries:
         return given
-    meant = [cell for cell in entries if cell.startswith(given) or cell.rpartition("-")[2].startswith(given)]
-    if len(meant) > 1:
+    matches = [
+        name for name in entries if name.startswith(given) or name.rpartition("-")[2].startswith(given)
+    ]
+    if len(matches) > 1:
         raise ValueError(
-            f"{given!r} may be any of {len(meant)} cells: {', '.join(meant[:10])}; say more of it"
+            f"{given!r} matches {len(matches)} runs: {', '.join(matches[:10])}; give more of the name"
         )
-    if meant:
-        return meant[0]
+    if matches:
+        return matches[0]
     if not entries:
-        raise ValueError(f"no cell was submitted to {runs}; another folder of runs is given by --runs")
+        raise ValueError(f"no run was submitted to {runs}; give another runs folder by --runs")
     try:
-        return known("submitted cell", given, entries)
+        return known("submitted run", given, entries)
     except ValueError as error:
-        raise ValueError(f"{error} (in {runs}; another folder of runs is given by --runs)") from None
+        raise ValueError(f"{error} (in {runs}; give another runs folder by --runs)") from None

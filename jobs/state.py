@@ -1,4 +1,4 @@
-"""What has become of a cell, told from the queue and from the files that it leaves."""
+"""The state of a sweep's run, from the queue and from the files in its folder."""
 
 import json
 import os
@@ -17,76 +17,85 @@ from sage.output.units import number, spaced
 from sage.storage import CONFIG, FAILURE, MANIFEST, RESULT, Kind, Unreadable
 
 TAIL = 2**16
-"""Bytes at the end of a file that are read; a record of a long run is never read whole."""
+"""Bytes read from the end of a file; the record of a long run is never read in full."""
 
 RUNNING = ("RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED")
-"""SLURM's states of a job that has begun; in the others it waits."""
+"""SLURM's states of a job that has started; in all other active states it is pending."""
 
 NOISE = ("srun: ", "slurmstepd: ")
-"""What SLURM adds to a log when a task fails."""
+"""Prefixes of the lines that SLURM adds to a log when a task fails."""
 
-NOTHING = "it left no word"
-"""Why a cell has failed of which no file tells."""
+NOTHING = "left no result, error or log"
+"""The reason shown for a failed run without any file that has one."""
 
-Word = Literal["missing", "pending", "running", "done", "failed", "damaged", "unknown"]
-"""What a cell can be; `damaged`: its result cannot be read."""
+Word = Literal["missing", "pending", "running", "finished", "failed", "damaged", "unknown"]
+"""The states of a run. `missing`: never submitted or run; `damaged`: its result cannot be read; `unknown`:
+SLURM does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """A cell's line in the table."""
+    """A run's state, as shown in one line of the table."""
 
     word: Word
     job: str = ""
     step: str = ""
     metric: str = ""
-    """The latest headline metric; of what is done, the final one."""
+    """The latest headline metric; of a finished run, the final one."""
     why: str = ""
-    """Why it is pending, or failed, or unknown."""
+    """Why the run is pending, failed, damaged or unknown."""
     requeued: int = 0
 
 
 class States:
-    """Looks cells up in a folder of runs, and no oftener than needed: what is done stays done."""
+    """Reads the states of runs in a folder. A finished run is not read again."""
 
     def __init__(self, runs: Path) -> None:
         self._runs = runs
-        self._done: dict[str, State] = {}
+        self._finished: dict[str, State] = {}
 
-    def of(self, cell: str, entry: Entry | None, queue: Mapping[str, Job] | None) -> State:
-        """The cell's state, given its newest submission and the queue; None: SLURM did not answer."""
-        if cell in self._done:
-            return self._done[cell]
-        folder = self._runs / cell
-        seen = (queue or {}).get(entry.job) if entry is not None and entry.cluster == "slurm" else None
-        name = entry.job if entry is not None else ""
-        requeued = seen.restarts if seen else 0
-        if seen is not None and seen.active and seen.state not in RUNNING:
-            return State(word="pending", job=name, why=seen.reason, requeued=requeued)
+    def of(self, name: str, entry: Entry | None, queue: Mapping[str, Job] | None) -> State:
+        """The state of a run.
+
+        Args:
+            name: the run's name.
+            entry: its newest submission; None: never submitted.
+            queue: SLURM's queue; None: SLURM did not answer.
+        """
+        if name in self._finished:
+            return self._finished[name]
+        folder = self._runs / name
+        queued = (queue or {}).get(entry.job) if entry is not None and entry.cluster == "slurm" else None
+        job = entry.job if entry is not None else ""
+        requeued = queued.restarts if queued else 0
+        if queued is not None and queued.active and queued.state not in RUNNING:
+            return State(word="pending", job=job, why=queued.reason, requeued=requeued)
         if is_active(entry, queue):
             step, metric, fault = _progress(folder)
-            return State(word="running", job=name, step=step, metric=metric, why=fault, requeued=requeued)
+            return State(word="running", job=job, step=step, metric=metric, why=fault, requeued=requeued)
         try:
             final = result(folder)
         except Unreadable as damage:
-            return State(word="damaged", job=name, why=clean_text(str(damage)), requeued=requeued)
+            return State(word="damaged", job=job, why=clean_text(str(damage)), requeued=requeued)
         requeued = requeued or _restarts(folder)
         if final is not None:
             step, metric = final
-            self._done[cell] = State(word="done", job=name, step=step, metric=metric, requeued=requeued)
-            return self._done[cell]
+            self._finished[name] = State(
+                word="finished", job=job, step=step, metric=metric, requeued=requeued
+            )
+            return self._finished[name]
         step, metric, fault = _progress(folder)
         if entry is None:
             return State(word="missing", step=step, metric=metric, why=fault)
         if entry.cluster == "slurm" and queue is None:
-            return State(word="unknown", job=name, step=step, metric=metric, why="SLURM does not answer")
-        cancelled = (seen is not None and seen.state == "CANCELLED") or was_cancelled(entry)
+            return State(word="unknown", job=job, step=step, metric=metric, why="SLURM does not answer")
+        cancelled = (queued is not None and queued.state == "CANCELLED") or was_cancelled(entry)
         why = "cancelled" if cancelled or _vanished(entry, queue) else error(folder, entry)
-        return State(word="failed", job=name, step=step, metric=metric, why=why, requeued=requeued)
+        return State(word="failed", job=job, step=step, metric=metric, why=why, requeued=requeued)
 
 
 def is_active(entry: Entry | None, queue: Mapping[str, Job] | None) -> bool:
-    """Whether the job runs or is still to run, as far as can be seen."""
+    """Whether the job is running or pending, as far as this machine can tell."""
     if entry is None:
         return False
     if entry.cluster == "slurm":
@@ -98,16 +107,16 @@ def is_finished(folder: Path) -> bool:
     """Whether a run has a result.
 
     Raises:
-        Unreadable: where the result cannot be used.
+        Unreadable: the result is damaged.
     """
     return result(folder) is not None
 
 
 def result(folder: Path) -> tuple[str, str] | None:
-    """How many steps a finished run took, and its headline metric; None of one that is not finished.
+    """The number of steps and the headline metric of a finished run; None for an unfinished run.
 
     Raises:
-        Unreadable: where the result cannot be used.
+        Unreadable: the result is damaged.
     """
     path = folder / "result.json"
     try:
@@ -119,16 +128,18 @@ def result(folder: Path) -> tuple[str, str] | None:
 
 
 def progress(folder: Path) -> tuple[str, str]:
-    """How far an unfinished run has come, and the headline metric of its latest evaluation.
+    """An unfinished run's number of steps, and the headline metric of its latest evaluation.
+
+    Damaged lines of the record are skipped.
 
     Raises:
-        Unreadable: where its record cannot be read. Lines that cannot be used are left out.
+        Unreadable: the record cannot be read.
     """
     step, metric = "", ""
     for line in reversed(tail(folder / "metrics.jsonl")):
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError):  # the first or the last line, torn; or damaged
+        except (ValueError, RecursionError):  # the first or last line may be cut; others may be damaged
             continue
         if not isinstance(record, dict):
             continue
@@ -136,7 +147,7 @@ def progress(folder: Path) -> tuple[str, str]:
         if record.get("kind") == "step" and not step and _is_number(count) and _is_number(epoch):
             step = str(count + 1) + _of_total(folder, epoch)
         if record.get("kind") == "epoch" and not metric and isinstance(metrics, dict) and metrics:
-            headline, value = next(iter(metrics.items()))  # every task names its headline metric first
+            headline, value = next(iter(metrics.items()))  # every task lists its headline metric first
             metric = f"{spaced(headline)} {_figure(value)}"
         if step and metric:
             break
@@ -144,7 +155,7 @@ def progress(folder: Path) -> tuple[str, str]:
 
 
 def error(folder: Path, entry: Entry) -> str:
-    """Why a cell has failed, in one line."""
+    """Why a run has failed, in one line."""
     try:
         failure = _read(folder / "failure.json", FAILURE)
         if failure is not None:
@@ -157,17 +168,17 @@ def error(folder: Path, entry: Entry) -> str:
 
 
 def tail(path: Path) -> list[str]:
-    """The last lines of a file, the first of them maybe cut; none where there is no file.
+    """The last lines of a file; the first of them may be cut. An empty list if there is no file.
 
     Raises:
-        Unreadable: where the file system refuses.
+        Unreadable: the file cannot be read.
     """
     try:
-        # Not blocking, so that a FIFO without a writer does not hang.
+        # Non-blocking: opening a FIFO without a writer would hang.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise Unreadable(path, "is no regular file", "remove it")
+                raise Unreadable(path, "is not a regular file", "remove it")
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
             return file.read().decode(errors="replace").splitlines()
     except (FileNotFoundError, NotADirectoryError):
@@ -177,7 +188,7 @@ def tail(path: Path) -> list[str]:
 
 
 def _progress(folder: Path) -> tuple[str, str, str]:
-    """The same as `progress`, and what kept from reading it."""
+    """The result of `progress`, and the error that kept it from being read, or ""."""
     try:
         return *progress(folder), ""
     except Unreadable as fault:
@@ -192,9 +203,9 @@ def _read(path: Path, kind: Kind) -> dict[str, Any] | None:
 
 
 def _vanished(entry: Entry, queue: Mapping[str, Job] | None) -> bool:
-    """Whether the job is a task of an array that was cancelled before it began: SLURM keeps no record of it.
+    """Whether the job is an array task that was cancelled before it started: SLURM keeps no record of it.
 
-    The other tasks of the array are on record, and this one has left no log.
+    That is so if the queue has other tasks of the array, and this one has no log.
     """
     array, _, task = entry.job.partition("_")
     if not task or queue is None or entry.job in queue or entry.log(0).exists():
@@ -213,7 +224,7 @@ def _of_total(folder: Path, epoch: float) -> str:
 
 
 def _restarts(folder: Path) -> int:
-    """How often SLURM had restarted the job when it began for the last time."""
+    """How often SLURM had restarted the job at its latest start."""
     try:
         environment = (_read(folder / "manifest.json", MANIFEST) or {}).get("environment")
     except Unreadable:

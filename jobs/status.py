@@ -1,4 +1,4 @@
-"""`sage status`, `sage cancel` and `sage logs`: what has become of cells, without waiting for torch."""
+"""`sage status`, `sage cancel` and `sage logs`: the states of submitted runs, without importing torch."""
 
 import json
 import os
@@ -19,19 +19,19 @@ from sage.exit_status import FAILED
 from sage.jobs import local, scheduler, submissions
 from sage.jobs.logs import logs as logs
 from sage.jobs.scheduler import Job
-from sage.jobs.selection import booked, meant
+from sage.jobs.selection import select_run, submitted_runs
 from sage.jobs.state import State, States, Word, is_active
 from sage.jobs.submissions import Entry
 from sage.jobs.sweep import noted
 from sage.storage import Unreadable
 
 REFRESH = 5.0
-"""Seconds between two looks at the files of what runs."""
+"""Seconds between two reads of the active runs' files."""
 
 FEW = 200
-"""Cells that are laid out as a table for a terminal; rich takes seconds for thousands."""
+"""The largest number of runs shown as a rich table; rich takes seconds for thousands."""
 
-TITLES = ("cell", "settings", "job", "state", "step", "metric", "requeued", "")
+TITLES = ("run", "settings", "job", "state", "step", "metric", "requeued", "")
 
 COLORS: dict[Word, str] = {
     "running": "cyan",
@@ -40,24 +40,24 @@ COLORS: dict[Word, str] = {
     "unknown": "magenta",
     "pending": "yellow",
     "missing": "dim",
-    "done": "green",
+    "finished": "green",
 }
-"""The states, those first that are worth a look."""
+"""The states' colors, in the order in which runs are shown when there are too many."""
 
 
 def main(
     what: Path | None, *, runs: Path | None = None, watching: bool = False, as_json: bool = False
 ) -> int:
-    """Show what has become of a suite's cells, or of all in a folder of runs.
+    """Show the states of a sweep's runs, or of all runs in a runs folder.
 
     Args:
-        what: a suite's TOML file, or a folder of runs; None: runs.
-        runs: where the run folders are; None: as the suite says.
-        watching: go on until nothing is active any more.
+        what: a sweep's TOML file or a runs folder; None: runs.
+        runs: the runs folder; None: the sweep's `runs`.
+        watching: update until no run is active any more.
         as_json: print one JSON object, once.
 
     Raises:
-        ValueError: where the file is wrong, or there is no such folder.
+        ValueError: the sweep is invalid, or the folder does not exist.
     """
     if watching and as_json:
         raise ValueError("--json prints the states once: leave out --watch, or leave out --json")
@@ -66,35 +66,35 @@ def main(
     else:
         runs = runs or what or Path("runs")
         if not runs.is_dir():
-            raise ValueError(f"{runs} is no folder of runs; give one, or a suite's TOML file")
-        labels = dict.fromkeys(_known_cells(runs), "")
+            raise ValueError(f"{runs} is not a runs folder; give one, or a sweep's TOML file")
+        labels = dict.fromkeys(_known_runs(runs), "")
     if as_json:
         return _print_json(Board(labels, runs))
     return watch(labels, runs, once=not watching)
 
 
 def cancel(given: Sequence[str], *, runs: Path | None = None) -> int:
-    """End the active jobs of cells, or of a suite's cells.
+    """Cancel the active jobs of runs, or of all runs of a sweep.
 
     Args:
-        given: suites' TOML files, and cells: a cell's name, its hash, or how one of them begins.
-        runs: where the run folders are; None: as the suite says, else runs.
+        given: sweeps' TOML files, and runs' names or hashes, or the beginning of either.
+        runs: the runs folder; None: the sweep's `runs`, else runs.
 
     Raises:
-        ValueError: where a file is wrong, or no such cell was submitted.
+        ValueError: a sweep is invalid, or a run was not submitted.
     """
     wanted: dict[str, Entry] = {}
-    suites: set[str] = set()
+    sweeps: set[str] = set()
     for what in given:
         if what.endswith(".toml"):
-            cells, where = noted(validate.path(what), runs)
-            found = unfinished(booked(where, "cancel"), cells, where)
-            suites |= {entry.logs for entry in found}
+            names, where = noted(validate.path(what), runs)
+            found = unfinished(submitted_runs(where, "cancel"), names, where)
+            sweeps |= {entry.logs for entry in found}
         else:
             where = runs or Path("runs")
-            entries = booked(where, "cancel")
-            found = unfinished(entries, [meant(what, entries, where)], where)
-        wanted |= {entry.cell: entry for entry in found}
+            entries = submitted_runs(where, "cancel")
+            found = unfinished(entries, [select_run(what, entries, where)], where)
+        wanted |= {entry.run: entry for entry in found}
     try:
         queue = queue_of(wanted.values())
         active = [entry for entry in wanted.values() if is_active(entry, queue)]
@@ -108,20 +108,25 @@ def cancel(given: Sequence[str], *, runs: Path | None = None) -> int:
             if entry.cluster == "slurm":
                 local.mark_cancelled(entry)
             else:
-                local.stop(entry, and_others=entry.logs in suites)
+                local.stop(entry, and_others=entry.logs in sweeps)
         except PermissionError:
             kept += 1
-            print(f"sage cancel: process {entry.job} of {entry.cell} is another user's", file=sys.stderr)
+            print(f"sage cancel: process {entry.job} of {entry.run} belongs to another user", file=sys.stderr)
     cancelled = len(active) - kept
-    print(f"cancelled: {cancelled} cell{'s' if cancelled != 1 else ''}")
+    print(f"cancelled: {cancelled} run{'s' if cancelled != 1 else ''}")
     return FAILED if kept else 0
 
 
 def watch(labels: Mapping[str, str], runs: Path, *, once: bool = False) -> int:
-    """Show the cells' states, and go on until none is active; or only `once`."""
+    """Show the runs' states, until no run is active, or only `once`.
+
+    Args:
+        labels: the settings to show, by run name.
+        runs: the runs folder.
+    """
     console = Console(highlight=False)
     board = Board(labels, runs)
-    board.look()
+    board.update()
     try:
         if once:
             if console.is_terminal and len(labels) <= FEW:
@@ -129,10 +134,10 @@ def watch(labels: Mapping[str, str], runs: Path, *, once: bool = False) -> int:
             else:
                 print(board.text())
         elif console.is_terminal:
-            _show(board, console)
+            _watch_table(board, console)
         else:
-            _tell(board, console)
-    except KeyboardInterrupt:  # what is watched goes on
+            _watch_lines(board, console)
+    except KeyboardInterrupt:  # ends the display only
         pass
     console.print(board.summary(), soft_wrap=True, markup=False)
     for fault in board.faults:
@@ -141,43 +146,45 @@ def watch(labels: Mapping[str, str], runs: Path, *, once: bool = False) -> int:
 
 
 def _print_json(board: "Board") -> int:
-    """Print the states of all cells as one JSON object."""
-    board.look()
-    told = {
-        "runs": str(board.runs),
-        "cells": [
-            {"cell": cell, "settings": board.labels[cell], "state": state.word}
-            | {name: getattr(state, name) for name in ("job", "step", "metric", "requeued", "why")}
-            for cell, state in board.states.items()
+    """Print the states of all runs as one JSON object."""
+    board.update()
+    content = {
+        "folder": str(board.runs),
+        "runs": [
+            {"run": name, "settings": board.labels[name], "state": state.word}
+            | {key: getattr(state, key) for key in ("job", "step", "metric", "requeued", "why")}
+            for name, state in board.states.items()
         ],
         "faults": board.faults,
         "slurm_error": board.queue.error,
     }
-    print(json.dumps(told, indent=2))
+    print(json.dumps(content, indent=2))
     return 0
 
 
-def unfinished(entries: Mapping[str, Entry], cells: Iterable[str], runs: Path) -> list[Entry]:
-    """The submissions of those of the cells that have no result yet."""
+def unfinished(entries: Mapping[str, Entry], names: Iterable[str], runs: Path) -> list[Entry]:
+    """The submissions of the named runs that have no result yet."""
     return [
-        entries[cell]
-        for cell in cells
-        if cell in entries
-        and not os.path.exists(runs / cell / "result.json")  # False also where it may not look
+        entries[name]
+        for name in names
+        if name in entries
+        and not os.path.exists(runs / name / "result.json")  # False too if the folder may not be read
     ]
 
 
 def queue_of(entries: Iterable[Entry]) -> dict[str, Job]:
-    """The queue as far as it matters to these submissions; SLURM is not asked where none is its own."""
+    """The queue of these submissions' users; SLURM is not called if none of them is a SLURM job."""
     users = {entry.user for entry in entries if entry.cluster == "slurm"}
     return scheduler.queue(users) if users else {}
 
 
 class Board:
-    """The states of some cells, kept up to date.
+    """The states of some runs, and their display.
 
     Args:
-        labels: the cells, by name.
+        labels: the settings to show, by run name.
+        runs: the runs folder.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -186,41 +193,41 @@ class Board:
         self.labels, self.runs, self._states = labels, runs, States(runs)
         self._entries: dict[str, Entry] = {}
         self.faults: list[str] = []
-        """What is wrong with the job book."""
-        self.queue = scheduler.Watch(self._ask, clock)
+        """Faults of the submission log."""
+        self.queue = scheduler.QueuePoller(self._query, clock)
         self.states: dict[str, State] = {}
 
-    def look(self) -> None:
-        """See what has changed; SLURM is asked only where it is time to."""
-        self.queue.look()
+    def update(self) -> None:
+        """Read the states anew; SLURM is queried only if the poller's interval has passed."""
+        self.queue.poll()
         self.states = {
-            cell: self._states.of(cell, self._entries.get(cell), self.queue.jobs) for cell in self.labels
+            name: self._states.of(name, self._entries.get(name), self.queue.jobs) for name in self.labels
         }
 
     @property
     def is_active(self) -> bool:
-        """Whether anything may still change by itself."""
+        """Whether any state may still change without a new submission."""
         return any(state.word in ("pending", "running", "unknown") for state in self.states.values())
 
     def summary(self) -> str:
-        """All in a line."""
+        """The number of runs in each state, in one line."""
         counts = Counter(state.word for state in self.states.values())
         words = [f"{counts[word]} {word}" for word in get_args(Word) if counts[word]]
         requeued = sum(state.requeued for state in self.states.values())
         words += [f"requeued {requeued} times"] if requeued else []
         words += [f"SLURM does not answer: {self.queue.error}"] if self.queue.error else []
-        return f"{len(self.states)} cells: {', '.join(words) or 'nothing submitted, nothing run'}"
+        return f"{len(self.states)} runs: {', '.join(words) or 'none submitted or started'}"
 
     def text(self) -> str:
-        """All cells, one a line, each line whole."""
+        """All runs as text, one per line, without cutting lines."""
         rows = [
             TITLES,
             *(
                 (
-                    *(cell, self.labels[cell], state.job, state.word, state.step, state.metric),
+                    *(name, self.labels[name], state.job, state.word, state.step, state.metric),
                     *(str(state.requeued or ""), state.why),
                 )
-                for cell, state in self.states.items()
+                for name, state in self.states.items()
             ),
         ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -230,29 +237,29 @@ class Board:
         )
 
     def table(self, most: int) -> Table:
-        """The cells, one a line; where there are more than `most`, those that are worth a look."""
+        """The runs as a rich table; of more than `most` runs, those that come first in COLORS."""
         shown = list(self.states.items())
         if len(shown) > most:
             shown = sorted(shown, key=lambda each: list(COLORS).index(each[1].word))[:most]
         table = Table(box=None, pad_edge=False, header_style="bold")
         for title in TITLES:
             table.add_column(title, no_wrap=True)
-        for cell, state in shown:
+        for name, state in shown:
             word = f"[{COLORS[state.word]}]{state.word}"
-            # What comes from outside may look like rich's own markup.
-            first = map(escape, (cell, self.labels[cell], state.job))
+            # Names and messages may contain rich's markup.
+            first = map(escape, (name, self.labels[name], state.job))
             rest = map(escape, (state.step, state.metric, str(state.requeued or ""), state.why))
             table.add_row(*first, word, *rest)
         if len(shown) < len(self.states):
             table.add_row(f"and {len(self.states) - len(shown)} more")
         return table
 
-    def _ask(self) -> dict[str, Job]:
-        """The queue, with the book as it stood just before, so that none of its jobs is younger."""
+    def _query(self) -> dict[str, Job]:
+        """The queue; the submission log is read before it, so that the queue has every job in the log."""
         try:
-            entries, self.faults = submissions.look(self.runs)
+            entries, self.faults = submissions.read_with_faults(self.runs)
         except Unreadable as fault:
-            entries, self.faults = {}, [f"{fault}; which cells were submitted is unknown"]
+            entries, self.faults = {}, [f"{fault}; it is unknown which runs were submitted"]
         if self.queue.jobs is None:
             self._entries = entries
         queue = queue_of(unfinished(entries, self.labels, self.runs))
@@ -260,33 +267,33 @@ class Board:
         return queue
 
 
-def _show(board: Board, console: Console) -> None:
-    """On a terminal: a table that changes."""
+def _watch_table(board: Board, console: Console) -> None:
+    """On a terminal: update a table in place."""
     with Live(console=console, auto_refresh=False) as live:
         while True:
             live.update(board.table(max(1, console.height - 6)), refresh=True)
             if not board.is_active:
                 return
             time.sleep(min(board.queue.seconds, REFRESH))
-            board.look()
+            board.update()
 
 
-def _tell(board: Board, console: Console) -> None:
-    """Elsewhere: a line whenever it would be another one."""
-    said = ""
+def _watch_lines(board: Board, console: Console) -> None:
+    """Without a terminal: print the summary whenever it has changed."""
+    printed = ""
     while board.is_active:
-        if board.summary() != said:
-            said = board.summary()
-            console.print(said, soft_wrap=True)
+        if board.summary() != printed:
+            printed = board.summary()
+            console.print(printed, soft_wrap=True)
         time.sleep(min(board.queue.seconds, REFRESH))
-        board.look()
+        board.update()
 
 
-def _known_cells(runs: Path) -> list[str]:
-    """The cells in the book, and the folders that are runs, or that this user may not look into."""
+def _known_runs(runs: Path) -> list[str]:
+    """The runs in the submission log, and the folders that are runs or that this user may not read."""
     try:
         submitted = set(submissions.read(runs))
-    except Unreadable:  # which the board will say
+    except Unreadable:  # the board reports it
         submitted = set()
     with os.scandir(runs) as found:
         names = [each.name for each in found if not each.name.startswith(".") and each.is_dir()]

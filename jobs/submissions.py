@@ -1,6 +1,6 @@
-"""The job book, <runs>/.jobs/submitted.jsonl: which job was submitted for which cell, one a line, in JSON.
+"""The submission log, <runs>/.jobs/submitted.jsonl: the job submitted for each run, one JSON object per line.
 
-`.jobs` belongs to one user: jobs load what is in it as pickles. Nobody else can enter it.
+Only its owner can enter the folder `.jobs`, because jobs load pickles from it.
 """
 
 import os
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from sage import storage
 from sage.records.record import now
@@ -20,103 +20,114 @@ from sage.storage.lock import Locked, locked
 
 Cluster = Literal["slurm", "local", "debug"]
 
-BOOK = Kind(
+ENTRY = Kind(
     name="a job's entry",
     keys=dict.fromkeys(("cell", "job", "cluster", "logs", "time", "user", "host"), str),
-    cure="remove the line; the others count",
+    cure="remove the line; the other lines stay valid",
 )
 
 JOB = {"slurm": re.compile(r"[1-9]\d{0,18}(_\d{1,9})?"), "local": re.compile(r"[1-9]\d{0,18}")}
 JOB["debug"] = JOB["local"]
-"""What a job is called on each cluster. Such names are handed to scancel and kill: no other one is."""
+"""The form of job ids on each cluster. Only ids of this form are passed to scancel and kill."""
 
 WAIT = 60.0
-"""Seconds that a submission waits for another one to the same folder of runs."""
+"""Seconds that a submission waits for another one to the same runs folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One submission of a cell."""
+    """One submission of a run."""
 
-    cell: str
-    """The name of its run folder."""
+    run: str
+    """The run's name, which is that of its folder; the file's key is `cell`."""
     job: str
-    """SLURM's name of the job, "12_3" or "12"; elsewhere the process id."""
+    """SLURM's job id, "12_3" or "12"; elsewhere the process id."""
     cluster: Cluster
     logs: str
-    """The folder where submitit keeps what belongs to the job."""
+    """The folder with submitit's files of the job."""
     time: str = field(default_factory=now)
     user: str = field(default_factory=lambda: str(os.getuid()))
     host: str = field(default_factory=socket.gethostname)
-    """Where it was submitted; not under SLURM also where it runs."""
+    """The machine it was submitted on; without SLURM, also the one it runs on."""
     started: str = ""
-    """Which process it is, whatever the clock says (`here.identity`); "" under SLURM."""
+    """The process's identity, independent of the clock (`local.identity`); "" under SLURM."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as in the file."""
+        content = asdict(self)
+        return {"cell": content.pop("run"), **content}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """The entry in a line of the file; unknown keys are ignored."""
+        known = {name: value for name, value in content.items() if name in KNOWN}
+        return cls(run=content["cell"], **known)
 
     def log(self, rank: int) -> Path:
-        """What this rank has said, to stdout and to stderr."""
+        """The file with this rank's stdout and stderr."""
         return Path(self.logs) / f"{self.job}_{rank}_log.out"
 
 
-KNOWN = frozenset(each.name for each in fields(Entry))
+KNOWN = frozenset(each.name for each in fields(Entry)) - {"run"}
 
 
 def folder(runs: Path) -> Path:
-    """Where the book is, and all else that belongs to jobs."""
+    """The folder of the submission log and of all jobs' files."""
     return runs / ".jobs"
 
 
 def prepare(runs: Path) -> Path:
-    """Make the folder for jobs, for its owner alone whatever the umask, and see that the book can be written.
+    """Create the folder `.jobs`, private whatever the umask, and check that the submission log is writable.
 
     Raises:
-        Unreadable: where it belongs to another user.
-        OSError: where the file system refuses.
+        Unreadable: the folder belongs to another user.
+        OSError: the folder or the log cannot be created or written.
     """
     runs.mkdir(parents=True, exist_ok=True)
-    ours = folder(runs)
-    ours.mkdir(mode=0o700, exist_ok=True)
-    check_owner(ours)
-    if ours.stat().st_mode & 0o777 != 0o700:
-        ours.chmod(0o700)
-    _make(_book(runs))
-    return ours
+    jobs = folder(runs)
+    jobs.mkdir(mode=0o700, exist_ok=True)
+    check_owner(jobs)
+    if jobs.stat().st_mode & 0o777 != 0o700:
+        jobs.chmod(0o700)
+    _make(_log(runs))
+    return jobs
 
 
-def check_owner(ours: Path) -> None:
-    """Refuse a folder for jobs that is not this user's."""
-    found = ours.stat()
+def check_owner(jobs: Path) -> None:
+    """Refuse a folder for jobs that does not belong to this user."""
+    found = jobs.stat()
     if not stat.S_ISDIR(found.st_mode):
-        raise Damaged(ours, "is no folder", "remove it, or choose another --runs")
+        raise Damaged(jobs, "is not a folder", "remove it, or choose another --runs")
     if found.st_uid != os.geteuid():
         raise Unreadable(
-            ours,
+            jobs,
             f"belongs to user {found.st_uid}, and you are user {os.geteuid()}",
             "submit as that user, or choose another --runs",
         )
 
 
 def write(runs: Path, entries: Iterable[Entry]) -> None:
-    """Add submissions to the book."""
+    """Append submissions to the submission log."""
     folder(runs).mkdir(mode=0o700, parents=True, exist_ok=True)
-    storage.append_json_lines(_book(runs), (asdict(entry) for entry in entries), private=True)
+    storage.append_json_lines(_log(runs), (entry.to_dict() for entry in entries), private=True)
 
 
 def read(runs: Path) -> dict[str, Entry]:
-    """The newest submission of each cell; lines that cannot be used are left out.
+    """The newest submission of each run; damaged lines are skipped.
 
     Raises:
-        Unreadable: where the whole book cannot be read.
+        Unreadable: the submission log cannot be read at all.
     """
-    return look(runs)[0]
+    return read_with_faults(runs)[0]
 
 
-def look(runs: Path) -> tuple[dict[str, Entry], list[str]]:
-    """The newest submission of each cell, and what is wrong with other lines of the book.
+def read_with_faults(runs: Path) -> tuple[dict[str, Entry], list[str]]:
+    """The newest submission of each run, and one message per damaged line.
 
     Raises:
-        Unreadable: where the whole book cannot be read.
+        Unreadable: the submission log cannot be read at all.
     """
-    path = _book(runs)
+    path = _log(runs)
     entries: dict[str, Entry] = {}
     faults: list[str] = []
     try:
@@ -130,55 +141,55 @@ def look(runs: Path) -> tuple[dict[str, Entry], list[str]]:
         try:
             entry = _entry(path, line, f"line {number}")
         except Unreadable as fault:
-            # A line that a crash has torn is no news: it was being written.
+            # A line cut short by a crash is expected and not reported.
             if line.endswith(b"\n") and not _is_torn(line):
                 faults.append(str(fault))
             continue
-        entries[entry.cell] = entry
+        entries[entry.run] = entry
     return entries, faults
 
 
 @contextmanager
-def claimed(runs: Path, suite: str) -> Iterator[None]:
-    """Keep other submissions of the suite off, for as long as this one runs its cells.
+def lock_sweep(runs: Path, sweep: str) -> Iterator[None]:
+    """Lock the sweep for other submissions, for as long as this one submits it or runs it locally.
 
     Raises:
-        ValueError: where another process submits it.
+        ValueError: another process holds the lock.
     """
     folder(runs).mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        with locked(_make(folder(runs) / f"{suite}.lock")):
+        with locked(_make(folder(runs) / f"{sweep}.lock")):
             yield
     except Locked as owner:
         raise ValueError(
-            f"the suite {suite} is being submitted to {runs} by another process ({owner}): let it end"
+            f"the sweep {sweep} is being submitted to {runs} by another process ({owner}): wait until it ends"
         ) from owner
 
 
 @contextmanager
-def held(runs: Path) -> Iterator[None]:
-    """Keep all other submissions to a folder of runs off: suites that share cells run each of them once.
+def lock_runs(runs: Path) -> Iterator[None]:
+    """Lock a runs folder for all other submissions, so that sweeps with common runs start each of them once.
 
     Raises:
-        ValueError: where another process still submits after a minute.
+        ValueError: another process still holds the lock after a minute.
     """
     try:
         with locked(_make(lock(runs)), wait=WAIT):
             yield
     except Locked as owner:
         raise ValueError(
-            f"cells are being submitted to {runs} by another process ({owner}) for over {WAIT:g} s: "
-            "let it end, and submit again"
+            f"another process ({owner}) has been submitting runs to {runs} for over {WAIT:g} s: "
+            "wait until it ends, and submit again"
         ) from owner
 
 
 def lock(runs: Path) -> Path:
-    """The file that is locked while cells are submitted."""
+    """The file that is locked while runs are submitted."""
     return folder(runs) / "lock"
 
 
 def _make(path: Path) -> Path:
-    """A file that can be written, by its owner alone; made where there is none."""
+    """Create the file if needed, check that it is writable, and make it private."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     try:
         if os.fstat(descriptor).st_mode & 0o777 != 0o600:
@@ -188,31 +199,31 @@ def _make(path: Path) -> Path:
     return path
 
 
-def _book(runs: Path) -> Path:
+def _log(runs: Path) -> Path:
     return folder(runs) / "submitted.jsonl"
 
 
 def _entry(path: Path, line: bytes, where: str) -> Entry:
-    found = storage.checked(path, storage.parse_json(path, line, BOOK, where), BOOK, where)
-    entry = Entry(**{name: value for name, value in found.items() if name in KNOWN})
-    if (wrong := _wrong(entry)) is not None:
-        raise Damaged(path, f", {where} is damaged: {wrong!r} is {getattr(entry, wrong)!r:.80}", BOOK.cure)
+    found = storage.checked(path, storage.parse_json(path, line, ENTRY, where), ENTRY, where)
+    entry = Entry.from_dict(found)
+    if (key := _invalid_key(entry)) is not None:
+        raise Damaged(path, f", {where} is damaged: {key!r} is {found[key]!r:.80}", ENTRY.cure)
     return entry
 
 
-def _wrong(entry: Entry) -> str | None:
-    """The first field that cannot be true."""
-    true: Mapping[str, Any] = {
+def _invalid_key(entry: Entry) -> str | None:
+    """The file's key of the first invalid value."""
+    valid: Mapping[str, Any] = {
         "cluster": entry.cluster in get_args(Cluster),
         "job": entry.cluster in JOB and JOB[entry.cluster].fullmatch(entry.job),
-        "cell": entry.cell not in ("", ".", "..") and not {"/", "\0"} & set(entry.cell),
+        "cell": entry.run not in ("", ".", "..") and not {"/", "\0"} & set(entry.run),
         "logs": "\0" not in entry.logs,
         "user": re.fullmatch(r"\d{1,10}", entry.user),
         "started": isinstance(entry.started, str),
     }
-    return next((name for name, is_so in true.items() if not is_so), None)
+    return next((key for key, is_valid in valid.items() if not is_valid), None)
 
 
 def _is_torn(line: bytes) -> bool:
-    """Whether a line is the beginning of an entry, which the next writer has ended with a newline."""
+    """Whether a line is an incomplete entry, which the next writer has terminated with a newline."""
     return line.startswith(b'{"cell": ') and not line.rstrip().endswith(b"}")

@@ -1,20 +1,20 @@
-"""A suite: a TOML file of a run's own keys, in which a list is expanded into cells, each one run.
+"""A sweep: a TOML file with the keys of a run, in which lists are expanded into runs.
 
     workload = "digits-ff"
     reducer = ["exact", "topk"]
     seed = [0, 1]
-    parallel = 2                      # cells that run at once
-    max_requeues = 3                  # how often a failed cell is tried again
+    parallel = 2                      # maximum number of runs at a time
+    max_requeues = 3                  # how often a failed run is started again
 
     [reducers.topk]
-    density = [0.01, 0.001]           # for topk alone: 2 cells of exact, 4 of topk
+    density = [0.01, 0.001]           # for topk only: 2 runs of exact, 4 of topk
 
     [slurm]
-    time = "1:30:00"                  # sbatch's own long names
+    time = "1:30:00"                  # sbatch's options by their long names
 
-Every list multiplies with every other. What is no such product goes into tables `[[grid]]`, each of which is
-laid over the keys above and expanded on its own. For an option that takes a list, as `milestones`, a list is
-one value, and a list of lists expands.
+The sweep is the Cartesian product of all lists. Other combinations are given by `[[grid]]` tables: each is
+merged over the keys above, with precedence, and expanded separately. For an option that takes a list, as
+`milestones`, a list is one value, and a list of lists expands.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from sage.storage import Kind, Unreadable
 from sage.validate import Range, coerce, known, takes_list
 
 PARTS = ("workload", "model", "data", "reducer")
-"""Keys that decide which options there are, and so are expanded first."""
+"""Keys that determine which options exist, and are therefore expanded first."""
 
 OPTIONS: dict[str, registry.Room] = {
     "model_options": "models",
@@ -44,31 +44,32 @@ OWN: dict[str, Any] = {
     "max_cells": Count,
     "runs": Path,
 }
-"""Keys of the whole suite."""
+"""Keys of the sweep itself. `max_cells` limits the number of runs."""
 
-NOTES = Kind(name="the notes of a suite", keys={"files": dict, "cells": dict}, cure="remove it")
+NOTES = Kind(name="the notes of a sweep", keys={"files": dict, "cells": dict}, cure="remove it")
+"""The cached expansion of a sweep: hashes of the files read, and each run's label under `cells`."""
 
 Table = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suite:
-    """A suite's cells, in the order of its file, each of them once."""
+class Sweep:
+    """The configurations of a sweep's runs, in the order of its file, without duplicates."""
 
     path: Path
-    cells: list[Config]
+    configs: list[Config]
     runs: Path = Path("runs")
     parallel: int | None = None
-    """How many cells may run at once; None: as many as SLURM lets."""
+    """Maximum number of runs at a time; None: SLURM's limit."""
     max_requeues: int = 3
     max_cells: int = 10_000
-    """How many combinations are expanded at most; more are refused before."""
+    """Maximum number of combinations; a sweep with more is refused before it is expanded."""
     files: frozenset[Path]
-    """What was read: the suite and its workloads."""
+    """The files read: the sweep and its workloads."""
 
     @property
     def name(self) -> str:
-        """The file's name, by which its jobs are called."""
+        """The file's stem, which is part of the jobs' name."""
         return self.path.stem
 
 
@@ -79,8 +80,12 @@ def read(
     parallel: int | None = None,
     max_requeues: int | None = None,
     max_cells: int | None = None,
-) -> Suite:
-    """The suite in a file, its cells checked and resolved; what else is given goes before the file's own."""
+) -> Sweep:
+    """Read a sweep; its configurations are validated and resolved. Arguments override the file's keys.
+
+    Raises:
+        ValueError: a key or value is invalid, or the sweep has more than `max_cells` combinations.
+    """
     path = path.resolve()
     table = _parse(path)
     own = {name: table.pop(name) for name in OWN if name in table}
@@ -89,36 +94,36 @@ def read(
     own = {name: coerce(name, value, OWN[name]) for name, value in own.items()}
     grids = table.pop("grid", [{}])
     if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
-        raise ValueError(f"grid (in {path.name}) is {grids!r}; allowed are tables that begin with [[grid]]")
+        raise ValueError(f"grid (in {path.name}) is {grids!r}; allowed are tables written as [[grid]]")
     if "runs" in own:
         own["runs"] = own["runs"].expanduser()
-    cells: dict[str, Config] = {}
+    configs: dict[str, Config] = {}
     files = {path}
     reducers = set()
-    layers = [_laid_over(_checked(table, path), _checked(grid, path)) for grid in grids]
+    layers = [_merged(_checked(table, path), _checked(grid, path)) for grid in grids]
     for layer in layers:
         if "workload" not in layer:
-            raise ValueError(f"a suite needs a workload: one of {', '.join(workloads())}, or a TOML file")
-    _check_size(layers, path, own.get("max_cells", Suite.max_cells))
+            raise ValueError(f"a sweep needs a workload: one of {', '.join(workloads())}, or a TOML file")
+    _check_size(layers, path, own.get("max_cells", Sweep.max_cells))
     for layer in layers:
         for workload in _listed("workload", layer["workload"], str):
             named = not workload.endswith(".toml")
             found = workloads()[known("workload", workload, workloads())] if named else Path(workload)
             files.add(found.resolve())
-        for cell in _cells(layer, own.get("runs", Suite.runs)):
-            cells.setdefault(cell.folder.name, cell)
-            reducers.add(cell.reducer)
+        for config in _expand(layer, own.get("runs", Sweep.runs)):
+            configs.setdefault(config.folder.name, config)
+            reducers.add(config.reducer)
     for reducer in {name for layer in (table, *grids) for name in layer.get("reducers", {})} - reducers:
         raise ValueError(
-            f"[reducers.{reducer}] (in {path.name}) counts for no cell, as their reducers are "
-            f"{', '.join(sorted(reducers))}: add {reducer!r} to reducer, or take the table out"
+            f"[reducers.{reducer}] (in {path.name}) applies to no run; the runs' reducers are "
+            f"{', '.join(sorted(reducers))}: add {reducer!r} to reducer, or remove the table"
         )
-    return Suite(path=path, cells=list(cells.values()), files=frozenset(files), **own)
+    return Sweep(path=path, configs=list(configs.values()), files=frozenset(files), **own)
 
 
-def labels(suite: Suite) -> dict[str, str]:
-    """For each cell, by its name, the settings in which it differs from others."""
-    settings = {cell.folder.name: dict(_flat(cell.to_dict())) for cell in suite.cells}
+def labels(sweep: Sweep) -> dict[str, str]:
+    """For each run, by name, the settings that vary within the sweep."""
+    settings = {config.folder.name: dict(_flat(config.to_dict())) for config in sweep.configs}
     values: dict[str, set[str]] = {}
     for each in settings.values():
         for name, value in each.items():
@@ -128,34 +133,34 @@ def labels(suite: Suite) -> dict[str, str]:
     ]
     varied.sort(key=lambda name: "." not in name)  # options first
     return {
-        cell: ", ".join(f"{name.rpartition('.')[2]} {each[name]}" for name in varied if name in each)
-        for cell, each in settings.items()
+        run: ", ".join(f"{name.rpartition('.')[2]} {each[name]}" for name in varied if name in each)
+        for run, each in settings.items()
     }
 
 
-def note(suite: Suite) -> None:
-    """Write down which cells there are, for `noted`."""
-    path = _notes(suite.path, suite.runs)
+def note(sweep: Sweep) -> None:
+    """Cache the names and labels of a sweep's runs for `noted`."""
+    path = _notes(sweep.path, sweep.runs)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files = {str(file): _hash(file) for file in sorted(suite.files)}
-    storage.write_json(path, {"files": files, "cells": labels(suite)}, NOTES, private=True)
+    files = {str(file): _hash(file) for file in sorted(sweep.files)}
+    storage.write_json(path, {"files": files, "cells": labels(sweep)}, NOTES, private=True)
 
 
 def noted(path: Path, runs: Path | None = None) -> tuple[dict[str, str], Path]:
-    """The labels of a suite's cells, and where their folders are.
+    """The labels of a sweep's runs, and the runs folder.
 
-    Taken from the last `note` where no file has changed since: to expand a suite anew imports torch.
+    They come from the last `note` if no file has changed since, because expanding a sweep imports torch.
     """
-    where: Path = runs or coerce("runs", _parse(path).get("runs", Suite.runs), OWN["runs"])
+    where: Path = runs or coerce("runs", _parse(path).get("runs", Sweep.runs), OWN["runs"])
     where = where.expanduser()
-    with suppress(FileNotFoundError, Unreadable, OSError):  # damaged notes are as good as none
+    with suppress(FileNotFoundError, Unreadable, OSError):  # without valid notes the sweep is expanded
         notes = storage.read_json(_notes(path, where), NOTES)
         if str(path.resolve()) in notes["files"] and all(
             _hash(Path(file)) == was for file, was in notes["files"].items()
         ):
-            cells = {str(cell): str(label) for cell, label in notes["cells"].items()}
-            if not any("/" in cell or cell in ("", ".", "..") for cell in cells):
-                return cells, where
+            found = {str(run): str(label) for run, label in notes["cells"].items()}
+            if not any("/" in run or run in ("", ".", "..") for run in found):
+                return found, where
     return labels(read(path, runs)), where
 
 
@@ -171,11 +176,11 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + name, value
 
 
-def _cells(layer: Table, runs: Path) -> Iterator[Config]:
+def _expand(layer: Table, runs: Path) -> Iterator[Config]:
     rest = {name: value for name, value in layer.items() if name in annotations() and name not in PARTS}
     if rest.get("fresh"):
         raise ValueError(
-            "fresh is true: a requeued cell would begin anew; instead, remove the folders of cells to redo"
+            "fresh is true, but requeued runs must resume: leave it out, and remove the folders to redo"
         )
     fixed = {"runs": runs, "slurm": rest.pop("slurm", {})}
     fields = {
@@ -183,7 +188,7 @@ def _cells(layer: Table, runs: Path) -> Iterator[Config]:
     }
     for name, values in fields.items():
         if len(values) > 1 and ASIDE in get_args(annotations()[name]):
-            raise ValueError(f"{name} is {values!r}; as it cannot change a result, allowed is one value")
+            raise ValueError(f"{name} is {values!r}; allowed is one value, because it cannot change a result")
     parts = {name: _listed(name, layer[name], str) for name in PARTS if name in layer}
     for chosen in _product(parts):
         first = {name: values[0] for name, values in fields.items()}
@@ -198,17 +203,17 @@ def _cells(layer: Table, runs: Path) -> Iterator[Config]:
 
 
 def _check_size(layers: Iterable[Table], path: Path, most: int) -> None:
-    """Refuse a suite of more combinations than are to be expanded, before expanding any."""
+    """Refuse a sweep with more than `most` combinations before expanding it."""
     count = sum(map(_count, layers))
     if count > most:
         raise ValueError(
-            f"{path} has {count:,} combinations, and a suite may have {most:,}: shorten its lists, or raise "
-            "max_cells (in the file, or --max-cells)"
+            f"{path} has {count:,} combinations; allowed are {most:,}: shorten its lists, or raise max_cells "
+            "(in the file, or --max-cells)"
         )
 
 
 def _count(layer: Table) -> int:
-    """How many combinations a layer has. Each is a product over lists, and so is not gone through."""
+    """The number of a layer's combinations, computed as a product of lengths without expanding them."""
     settings = annotations()
     count = 1
     for name, value in layer.items():
@@ -219,14 +224,14 @@ def _count(layer: Table) -> int:
         name = table.removesuffix("_options")
         if name in layer:
             count *= sum(_combinations(layer, table, room, part) for part in _listed(name, layer[name], str))
-        else:  # the workload's own
+        else:  # the workload sets the part
             own = {getattr(load(each), name) for each in workloads_given}
             count *= max(_combinations(layer, table, room, part) for part in own)
     return count
 
 
 def _combinations(layer: Table, table: str, room: registry.Room, part: str) -> int:
-    """The product over the lists of a part's options."""
+    """The number of combinations of a part's options."""
     valid = registry.options_of(room, part)
     count = 1
     for option, value in _options_of(layer, table, room, part).items():
@@ -236,7 +241,7 @@ def _combinations(layer: Table, table: str, room: registry.Room, part: str) -> i
 
 
 def _options_of(layer: Table, table: str, room: registry.Room, part: str) -> Table:
-    """What a layer says of a part's options."""
+    """The options that a layer sets for a part."""
     given: Table = layer.get(table, {})
     if room == "reducers":
         given = layer.get("reducers", {}).get(part, {}) | given
@@ -244,7 +249,7 @@ def _options_of(layer: Table, table: str, room: registry.Room, part: str) -> Tab
 
 
 def _option_axes(layer: Table, base: Config) -> dict[tuple[str, str], list[Any]]:
-    """The values of each option of the three parts that this run has."""
+    """The values of each option of this run's model, data set and reducer."""
     axes = {}
     for name, room in OPTIONS.items():
         part = getattr(base, name.removesuffix("_options"))
@@ -262,30 +267,30 @@ def _product(axes: Mapping[Any, list[Any]]) -> Iterator[dict[Any, Any]]:
 
 
 def _listed(name: str, value: Any, annotation: Any) -> list[Any]:
-    """The values to expand: of what takes a list, only a list of lists is more than one."""
+    """The values to expand. For an option that takes a list, only a list of lists has several."""
     if not isinstance(value, list):
         return [value]
     if takes_list(annotation):
         return value if value and all(isinstance(each, list) for each in value) else [value]
     if not value:
-        raise ValueError(f"{name} is an empty list, which makes no cell; leave it out, or give values")
+        raise ValueError(f"{name} is an empty list, which expands to no run; leave it out, or give values")
     return value
 
 
-def _laid_over(below: Table, above: Table) -> Table:
-    """Two tables as one, in which the second's values go first, within inner tables too."""
+def _merged(base: Table, override: Table) -> Table:
+    """Both tables merged, nested tables too; the second's values take precedence."""
     both = {
-        name: _laid_over(below[name], value) if {type(below.get(name)), type(value)} == {dict} else value
-        for name, value in above.items()
+        name: _merged(base[name], value) if {type(base.get(name)), type(value)} == {dict} else value
+        for name, value in override.items()
     }
-    return below | both
+    return base | both
 
 
 def _checked(layer: Table, path: Path) -> Table:
     for name in layer:
-        if name in OWN or name == "grid":  # which the whole suite's keys are rid of by now
+        if name in OWN or name == "grid":  # the sweep's own keys have been removed from the top table
             raise ValueError(
-                f"{name} (in {path.name}) stands in a [[grid]]; it is the whole suite's: put it above"
+                f"{name} (in {path.name}) is in a [[grid]] table but applies to the whole sweep: put it above"
             )
         known(f"setting (in {path.name})", name, {*annotations(), "reducers", "grid", *OWN})
     for name in ("reducers", "slurm", *OPTIONS):
@@ -301,10 +306,10 @@ def _checked(layer: Table, path: Path) -> Table:
 
 def _parse(path: Path) -> Table:
     try:
-        return storage.read_toml(path, "a suite")
+        return storage.read_toml(path, "a sweep")
     except FileNotFoundError as cause:
-        here = Path(__file__).parent / "suites"
-        raise ValueError(f"there is no file {path}; suites to start from are in {here}") from cause
+        examples = Path(__file__).parent / "sweeps"
+        raise ValueError(f"there is no file {path}; example sweeps are in {examples}") from cause
 
 
 def _hash(path: Path) -> str:

@@ -22,7 +22,7 @@ ELSEWHERE = {
     "pip install -e .": "make does it",
     "tensorboard --logdir runs": "tests/records/test_record.py asks the server",
     "sbatch pararun resnet18-cifar10 --reducer sage --density 0.001": "tests/slurm/test_pararun.py",
-    "sage submit jobs/suites/digits.toml": "tests/slurm/test_sweep.py",
+    "sage submit jobs/sweeps/digits.toml": "tests/slurm/test_sweep.py",
     "sage conform my_package.my_reducer": "tests/test_extension.py",
     "torchrun --standalone --nproc-per-node 2 train.py": "test_the_script_runs_as_it_stands",
     "make cluster": "tests/slurm/test_cluster.py runs the program that it calls",

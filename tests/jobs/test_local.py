@@ -1,4 +1,4 @@
-"""The same suite runs without SLURM: each cell once, in processes of its own or in the one that submits."""
+"""The same sweep runs without SLURM: each cell once, in processes of its own or in the one that submits."""
 
 import shutil
 import signal
@@ -46,11 +46,11 @@ class Here:
 
     def __init__(self, folder: Path, text: str) -> None:
         self.folder = folder
-        (folder / "suite.toml").write_text(text)
-        self.names = [cell.folder.name for cell in read(folder / "suite.toml").cells]
+        (folder / "sweep.toml").write_text(text)
+        self.names = [cell.folder.name for cell in read(folder / "sweep.toml").configs]
 
     def start(self, *options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", SUBMIT, "suite.toml", *options]
+        command = [sys.executable, "-c", SUBMIT, "sweep.toml", *options]
         environment = {**outside(), "PYTHONPATH": str(CHECKOUT), "CUDA_VISIBLE_DEVICES": "5", **LEFTOVERS}
         return subprocess.Popen(
             command,
@@ -79,13 +79,13 @@ class Here:
 
 
 @pytest.mark.parametrize("options", [("--cluster", "local", "--parallel", "2"), ("--cluster", "debug")])
-def test_the_cells_run_here_once_and_one_that_is_hopeless_does_not_keep_the_others(
+def test_the_runs_run_here_once_and_one_that_is_hopeless_does_not_keep_the_others(
     tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     here = Here(tmp_path, SMALL + "lr = [0.1, 1e30, 0.2]\n")
     status, told = here.run(*options)
     assert status == 1
-    assert told.startswith("3 cells: 0 finished, 0 active, 3 to run\n")
+    assert told.startswith("3 runs: 0 finished, 0 active, 3 to run\n")
     good, hopeless, other = here.names
     assert f"{good}: done, accuracy " in told
     assert f"{hopeless}: rank " in told
@@ -96,9 +96,9 @@ def test_the_cells_run_here_once_and_one_that_is_hopeless_does_not_keep_the_othe
     assert {entry.cluster for entry in entries.values()} == {options[1]}
     (tmp_path / "runs" / hopeless).rename(tmp_path / "aside")
     shutil.rmtree(tmp_path / "runs" / other)
-    (tmp_path / "suite.toml").write_text(SMALL + "lr = [0.1, 0.2]\n")
+    (tmp_path / "sweep.toml").write_text(SMALL + "lr = [0.1, 0.2]\n")
     status, told = here.run(*options)
-    assert (status, told.partition("\n")[0]) == (0, "2 cells: 1 finished, 0 active, 1 to run")
+    assert (status, told.partition("\n")[0]) == (0, "2 runs: 1 finished, 0 active, 1 to run")
     assert set(here.records("step")) == {good, other}
 
 

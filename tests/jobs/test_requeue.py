@@ -26,11 +26,11 @@ esac
 START = """
 set -euo pipefail
 source {batch}
-sage_meet "$SLURM_SUBMIT_DIR"
+sage_set_rendezvous "$SLURM_SUBMIT_DIR"
 {before}
 status=0
-sh -c {rank} & sage_await $! || status=$?
-sage_end "$status"
+sh -c {rank} & sage_wait $! || status=$?
+sage_finish "$status"
 """
 
 TEXTS = {
@@ -118,7 +118,7 @@ def test_a_failure_is_requeued_no_oftener_than_allowed_whatever_it_says(tmp_path
     assert job.run(failing(text, tmp_path)) == 1
     assert job.times == 1
     assert "failure 1 of at most 1: " in job.said
-    assert "job 31234 ends with status 1, failed again after 1 requeues: " in job.said
+    assert "job 31234 ended with status 1, failed again after 1 requeues: " in job.said
     assert_printable(job.said)
     assert not (tmp_path / "hacked").exists()
     assert not job.own.exists()
@@ -141,7 +141,7 @@ def test_a_requeue_of_a_job_that_stopped_is_no_failure(tmp_path: Path) -> None:
     for _ in range(5):
         assert job.start("exit 75") == 75
     assert job.times == 5
-    assert "job 31234: stopped and saved; requeued" in job.said
+    assert "job 31234: stopped, checkpoint written; requeued" in job.said
     assert job.run("exit 9") == 9
     assert job.times == 6
     assert "failure 1 of at most 1: a rank left with status 9" in job.said
@@ -219,7 +219,7 @@ def test_an_outcome_of_an_earlier_start_does_not_count(tmp_path: Path) -> None:
     job = Job(tmp_path, max_requeues="1")
     job.run("case $SAGE_OUTCOME in *-0) echo 0 >${SAGE_OUTCOME%0}1 ;; esac; exit 9")
     assert job.times == 1
-    assert "ends with status 9, failed again" in job.said
+    assert "ended with status 9, failed again" in job.said
 
 
 def test_a_job_submitted_from_inside_another_does_not_meet_at_its_address(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def cell(world_size: int, device: str = "auto", **slurm: Any) -> Config:
         (cell(3, "cpu", ntasks_per_node=8), 1, 3, None),
     ],
 )
-def test_a_cell_has_a_task_for_each_rank_and_a_gpu_for_each_task(
+def test_a_run_has_a_task_for_each_rank_and_a_gpu_for_each_task(
     config: Config, nodes: int, tasks: int, gpus: str | None
 ) -> None:
     asked = resources(config)
@@ -41,18 +41,24 @@ def test_a_cell_has_a_task_for_each_rank_and_a_gpu_for_each_task(
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (cell(6, gpus_per_node=4), "world_size 6 is no multiple of the 4 ranks a node"),
+        (cell(6, gpus_per_node=4), "world_size 6 is not a multiple of the 4 ranks per node"),
         (cell(4, gpus_per_node="many"), "gpus-per-node is 'many'; allowed is a number"),
-        (cell(4, gpus_per_node=2, ntasks_per_node=4), "ntasks-per-node 4 beside 2 GPUs"),
-        (cell(4, gres="gpu:2"), "gres is 'gpu:2'; say GPUs as gpus-per-node"),
-        (cell(4, nodes=2), "has nodes, which is not yours to set: world_size and gpus-per-node"),
-        (cell(4, output="x"), "has output, which is not yours to set: `sage logs`"),
+        (cell(4, gpus_per_node=2, ntasks_per_node=4), "ntasks-per-node 4 and 2 GPUs per node"),
+        (cell(4, gres="gpu:2"), "gres is 'gpu:2'; request GPUs by gpus-per-node"),
+        (cell(4, nodes=2), "has nodes, which cannot be set there: world_size and gpus-per-node"),
+        (cell(4, output="x"), "has output, which cannot be set there: `sage logs`"),
         (cell(4, partiton="x"), "no long option of sbatch .* is called 'partiton'; did you mean 'partition'"),
         (cell(4, time="soon"), "time is 'soon'; allowed are minutes, as 30"),
-        (cell(4, time=3), "time is 3; as a job saves itself .* allowed are 4 minutes and more"),
-        (cell(4, time_min="3:59"), "time-min is '3:59'; as a job saves itself"),
-        (cell(4, time="0:3:59"), "time is '0:3:59'; as a job saves itself"),
-        (cell(4, mem=["1G"]), "mem is .*; allowed is one text"),
+        (cell(4, time=3), "time is 3; allowed are 4 minutes or more"),
+        (
+            cell(4, time_min="3:59"),
+            "time-min is '3:59'; allowed are 4 minutes or more",
+        ),
+        (
+            cell(4, time="0:3:59"),
+            "time is '0:3:59'; allowed are 4 minutes or more",
+        ),
+        (cell(4, mem=["1G"]), "mem is .*; allowed is one string"),
     ],
 )
 def test_what_sbatch_could_not_do_is_refused_before(config: Config, said: str) -> None:

@@ -16,7 +16,7 @@ from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 import sage.train.run
 from sage.config import Config, load, resolve
-from sage.jobs.run_job import STOP, Cell
+from sage.jobs.run_job import STOP, RunJob
 
 CHECKOUT = Path(__file__).parents[2]
 RESULT = {"metric": "accuracy", "final": {"accuracy": 0.9}, "steps": 7}
@@ -52,7 +52,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
 
         monkeypatch.setattr(sage.train.run, "main", main)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
-        cell = Cell(config, max_requeues=2)
+        cell = RunJob(config, max_requeues=2)
         if cluster == "debug":
             monkeypatch.setenv("SUBMITIT_DEBUG_JOB_ID", "1")
         else:
@@ -72,7 +72,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         signal.signal(number, handler)
 
 
-def test_a_finished_cell_returns_its_result(job: Callable[..., Any]) -> None:
+def test_a_finished_run_returns_its_result(job: Callable[..., Any]) -> None:
     for cluster in ("slurm", "local", "debug"):
         assert job(cluster, 0)["steps"] == 7
 
@@ -85,7 +85,7 @@ def test_under_slurm_the_batch_script_hears_of_all_else(job: Callable[..., Any],
     assert (tmp_path / "outcome").read_text() == "2 no such data\n"
 
 
-def test_a_local_cell_starts_again_where_that_may_help(job: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_local_run_starts_again_where_that_may_help(job: Callable[..., Any], tmp_path: Path) -> None:
     assert job("local", 1, 1, 0)["steps"] == 7
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,4"
     assert job("local", 1, 1, 1) == 1
@@ -95,14 +95,16 @@ def test_a_local_cell_starts_again_where_that_may_help(job: Callable[..., Any], 
     assert job("local", 75) == 75
 
 
-def test_in_this_process_a_cell_raises_nothing(job: Callable[..., Any]) -> None:
+def test_in_this_process_a_run_raises_nothing(job: Callable[..., Any]) -> None:
     assert job("debug", 1) == {"status": 1}
     assert job("debug", ValueError("no")) == {"status": 2}
 
 
 def test_a_signal_before_training_ends_a_task_at_once_as_stopped(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(TORCH)
-    code = "from sage.config import Config; from sage.jobs.run_job import Cell; c = Cell.__new__(Cell); "
+    code = (
+        "from sage.config import Config; from sage.jobs.run_job import RunJob; c = RunJob.__new__(RunJob); "
+    )
     code += "c.config, c.max_requeues = {}, 0; c()"
     search = os.pathsep.join([str(tmp_path), str(CHECKOUT)])
     environment = {**outside(), "PYTHONPATH": search, "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "12"}

@@ -340,7 +340,7 @@ esac""",
         path = tmp_path / "bin" / name
         path.write_text(f"#!/bin/sh\n{text}\n")
         path.chmod(0o755)
-    script = f"source {CHECKOUT / 'jobs' / 'batch.sh'}; sage_meet; echo $hostip"
+    script = f"source {CHECKOUT / 'jobs' / 'batch.sh'}; sage_set_rendezvous; echo $hostip"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=tmp_path,

@@ -18,17 +18,17 @@ from standin import StandIn
 
 from sage import registry
 from sage.jobs import scheduler, submissions
-from sage.jobs.scheduler import ENDED, LONGEST, SHORTEST, Job, Unanswered, Watch
-from sage.jobs.state import State, States
+from sage.jobs.scheduler import ENDED, LONGEST, SHORTEST, Job, QueuePoller, Unanswered
+from sage.jobs.state import NOTHING, State, States
 from sage.jobs.submissions import Entry
 from sage.storage import write_json
 
 CHECKOUT = Path(__file__).parents[2]
-CELL = "digits-ff-topk-0123abcd"
+RUN = "digits-ff-topk-0123abcd"
 
 
-def entry(cell: str = CELL, job: str = "7_3", **other: Any) -> Entry:
-    return Entry(**{"cell": cell, "job": job, "cluster": "slurm", "logs": "nowhere", **other})
+def entry(run: str = RUN, job: str = "7_3", **other: Any) -> Entry:
+    return Entry(**{"run": run, "job": job, "cluster": "slurm", "logs": "nowhere", **other})
 
 
 def queue(state: str, job: str = "7_3", restarts: int = 0, reason: str = "Priority") -> dict[str, Job]:
@@ -75,63 +75,63 @@ def manifest(**environment: str) -> str:
 
 
 def test_what_nobody_submitted_is_missing(tmp_path: Path) -> None:
-    assert States(tmp_path).of(CELL, None, {}) == State(word="missing")
-    steps(tmp_path / CELL, 12)
-    assert States(tmp_path).of(CELL, None, {}) == State(word="missing", step="12", metric="accuracy 0.5")
+    assert States(tmp_path).of(RUN, None, {}) == State(word="missing")
+    steps(tmp_path / RUN, 12)
+    assert States(tmp_path).of(RUN, None, {}) == State(word="missing", step="12", metric="accuracy 0.5")
 
 
 def test_what_waits_says_for_what_and_how_often_it_came_back(tmp_path: Path) -> None:
-    steps(tmp_path / CELL, 12)
-    found = States(tmp_path).of(CELL, entry(), queue("PENDING", restarts=2, reason="BeginTime"))
+    steps(tmp_path / RUN, 12)
+    found = States(tmp_path).of(RUN, entry(), queue("PENDING", restarts=2, reason="BeginTime"))
     assert found == State(word="pending", job="7_3", why="BeginTime", requeued=2)
 
 
 def test_what_runs_says_how_far_it_is(tmp_path: Path) -> None:
     states = States(tmp_path)
-    assert states.of(CELL, entry(), queue("RUNNING")) == State(word="running", job="7_3")
-    steps(tmp_path / CELL, 12)
-    (tmp_path / CELL / "config.json").write_text(config(steps=None, epochs=3.5))
-    found = states.of(CELL, entry(), queue("COMPLETING"))
+    assert states.of(RUN, entry(), queue("RUNNING")) == State(word="running", job="7_3")
+    steps(tmp_path / RUN, 12)
+    (tmp_path / RUN / "config.json").write_text(config(steps=None, epochs=3.5))
+    found = states.of(RUN, entry(), queue("COMPLETING"))
     assert found == State(word="running", job="7_3", step="12, epoch 2 of 3.5", metric="accuracy 0.5")
-    (tmp_path / CELL / "config.json").write_text(config(steps=40, epochs=3.5))
-    assert states.of(CELL, entry(), queue("RUNNING")).step == "12 of 40"
+    (tmp_path / RUN / "config.json").write_text(config(steps=40, epochs=3.5))
+    assert states.of(RUN, entry(), queue("RUNNING")).step == "12 of 40"
 
 
-def test_what_is_done_is_done_whatever_the_queue_says(tmp_path: Path) -> None:
-    finish(tmp_path / CELL)
-    (tmp_path / CELL / "manifest.json").write_text(manifest(SLURM_RESTART_COUNT="2"))
-    done = State(word="done", job="7_3", step="40", metric="hit rate 0.75", requeued=2)
+def test_a_finished_run_is_finished_whatever_the_queue_says(tmp_path: Path) -> None:
+    finish(tmp_path / RUN)
+    (tmp_path / RUN / "manifest.json").write_text(manifest(SLURM_RESTART_COUNT="2"))
+    done = State(word="finished", job="7_3", step="40", metric="hit rate 0.75", requeued=2)
     for seen in (*({} if state == "GONE" else queue(state) for state in (*ENDED, "GONE")), None):
-        assert States(tmp_path).of(CELL, entry(), seen) == done
-    assert States(tmp_path).of(CELL, None, {}).word == "done"
+        assert States(tmp_path).of(RUN, entry(), seen) == done
+    assert States(tmp_path).of(RUN, None, {}).word == "finished"
 
 
 def test_what_ended_without_a_result_has_failed_and_says_why(tmp_path: Path) -> None:
     states, submitted = States(tmp_path), entry(logs=str(tmp_path))
-    assert states.of(CELL, submitted, queue("CANCELLED")).why == "cancelled"
+    assert states.of(RUN, submitted, queue("CANCELLED")).why == "cancelled"
     for seen in ({}, queue("FAILED"), queue("NODE_FAIL")):
-        assert states.of(CELL, submitted, seen) == State(word="failed", job="7_3", why="it left no word")
+        assert states.of(RUN, submitted, seen) == State(word="failed", job="7_3", why=NOTHING)
     log = "Traceback\n  MemoryError: 7\n\nsrun: error: node1: task 0: Exited with exit code 1\n\n"
     submitted.log(0).write_text(log)
-    assert states.of(CELL, submitted, {}).why == "MemoryError: 7"
-    (tmp_path / CELL).mkdir()
-    (tmp_path / CELL / "failure.json").write_text('{"error": "rank 2: no\\n such data", "status": 2}')
-    assert states.of(CELL, submitted, {}).why == "rank 2: no such data"
+    assert states.of(RUN, submitted, {}).why == "MemoryError: 7"
+    (tmp_path / RUN).mkdir()
+    (tmp_path / RUN / "failure.json").write_text('{"error": "rank 2: no\\n such data", "status": 2}')
+    assert states.of(RUN, submitted, {}).why == "rank 2: no such data"
 
 
 def test_what_slurm_does_not_tell_is_unknown_and_not_failed(tmp_path: Path) -> None:
-    assert States(tmp_path).of(CELL, entry(), None).word == "unknown"
+    assert States(tmp_path).of(RUN, entry(), None).word == "unknown"
 
 
 def test_a_process_here_runs_as_long_as_it_lives_and_is_the_one_that_was_booked(tmp_path: Path) -> None:
     mine = entry(job=str(os.getpid()), cluster="local")
-    assert States(tmp_path).of(CELL, mine, {}).word == "running"
+    assert States(tmp_path).of(RUN, mine, {}).word == "running"
     # A process that began after the booking has the same id by chance.
-    assert States(tmp_path).of(CELL, replace(mine, time="2020-01-01T00:00:00+00:00"), {}).word == "failed"
-    assert States(tmp_path).of(CELL, replace(mine, host="elsewhere"), {}).word == "failed"
+    assert States(tmp_path).of(RUN, replace(mine, time="2020-01-01T00:00:00+00:00"), {}).word == "failed"
+    assert States(tmp_path).of(RUN, replace(mine, host="elsewhere"), {}).word == "failed"
     with subprocess.Popen(["true"]) as ended:
         pass
-    assert States(tmp_path).of(CELL, replace(mine, job=str(ended.pid)), {}).word == "failed"
+    assert States(tmp_path).of(RUN, replace(mine, job=str(ended.pid)), {}).word == "failed"
 
 
 @pytest.mark.parametrize("name", registry.names("tasks"))
@@ -141,14 +141,14 @@ def test_an_evaluation_names_its_headline_metric_first(name: str) -> None:
 
 
 def test_a_record_is_not_read_whole(tmp_path: Path) -> None:
-    steps(tmp_path / CELL, 12)
-    path = tmp_path / CELL / "metrics.jsonl"
+    steps(tmp_path / RUN, 12)
+    path = tmp_path / RUN / "metrics.jsonl"
     told = path.read_bytes()
     with path.open("wb") as file:
         file.truncate(2**40)  # a hole, which takes no room on the disk but would in memory
         file.seek(0, os.SEEK_END)
         file.write(b"\n" + told)
-    assert States(tmp_path).of(CELL, entry(), queue("RUNNING")).step == "12"
+    assert States(tmp_path).of(RUN, entry(), queue("RUNNING")).step == "12"
 
 
 # The queue.
@@ -171,12 +171,12 @@ def test_the_queue_is_looked_at_less_often_while_nothing_changes_or_no_answer_co
         calls.append(clock.now)
         return answers()
 
-    watch = Watch(ask, clock)
+    watch = QueuePoller(ask, clock)
 
     def until(end: float) -> list[float]:
         first = len(calls)
         while clock.now < end:
-            watch.look()
+            watch.poll()
             clock.now += 0.25
         return calls[first:]
 
@@ -202,7 +202,7 @@ def test_the_queue_is_looked_at_less_often_while_nothing_changes_or_no_answer_co
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """Arrays 1 (of six tasks) and 2 (of three), and job 3."""
     stand_in = StandIn(tmp_path / "slurm")
-    options = {"job-name": "sage-suite"}
+    options = {"job-name": "sage-sweep"}
     tasks = (["1_0", "1_1", "1_2", "1_3", "1_4", "1_5"], ["2_0", "2_1", "2_2"], ["3"])
     stand_in.jobs = {
         str(number): {"options": options, "states": dict.fromkeys(names, "PENDING")}
@@ -250,7 +250,7 @@ def test_a_call_that_hangs_or_cannot_be_made_is_no_answer(
 # The verbs.
 
 
-def test_status_shows_each_cell_and_sums_up(
+def test_status_shows_each_run_and_sums_up(
     slurm: StandIn, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slurm.set("RUNNING", "1_0", "1_1")
@@ -265,11 +265,11 @@ def test_status_shows_each_cell_and_sums_up(
     table = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
     assert table["w-topk-00000000"] == "1_0 running"
     assert table["w-topk-00000001"] == "1_1 running 12 accuracy 0.5"
-    assert table["w-topk-00000002"] == "1_2 failed it left no word"
-    assert table["w-topk-00000003"] == "1_3 done 40 hit rate 0.75"
+    assert table["w-topk-00000002"] == "1_2 failed left no result, error or log"
+    assert table["w-topk-00000003"] == "1_3 finished 40 hit rate 0.75"
     assert table["w-topk-00000009"] == "3 pending Priority"
     assert table["w-exact-by-hand"] == "missing 3 of 9 accuracy 0.5"
-    assert summary == "11 cells: 1 missing, 6 pending, 2 running, 1 done, 1 failed"
+    assert summary == "11 runs: 1 missing, 6 pending, 2 running, 1 finished, 1 failed"
     assert len(slurm.calls("squeue")) == 1
 
 
@@ -283,10 +283,10 @@ def test_watching_ends_when_nothing_is_active_any_more(
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", end_all)
     assert call("status", str(runs), "--watch") == 0
-    assert capsys.readouterr().out.splitlines() == ["10 cells: 10 pending", "10 cells: 10 failed"]
+    assert capsys.readouterr().out.splitlines() == ["10 runs: 10 pending", "10 runs: 10 failed"]
 
 
-def test_cells_are_cancelled_in_one_call_an_array_at_once(
+def test_runs_are_cancelled_in_one_call_an_array_at_once(
     slurm: StandIn, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slurm.set("FAILED", "1_2")
@@ -295,7 +295,7 @@ def test_cells_are_cancelled_in_one_call_an_array_at_once(
     assert slurm.calls("scancel") == [["1_[5]"]]
     by_hash = [name.rpartition("-")[2] for name in names]
     assert call("cancel", *by_hash, "--runs", str(runs)) == 0
-    assert "cancelled: 8 cells" in capsys.readouterr().out
+    assert "cancelled: 8 runs" in capsys.readouterr().out
     assert slurm.calls("scancel")[1:] == [["1_[0-1,3-4]", "2_[0-2]", "3"]]
     assert set(slurm.states.values()) == {"CANCELLED", "FAILED"}
     assert call("cancel", names[5], "--runs", str(runs)) == 0
@@ -311,7 +311,7 @@ def test_nothing_is_cancelled_while_nobody_knows_what_is_active(
     assert slurm.calls("scancel") == []
 
 
-def test_a_cell_is_called_by_the_beginning_of_its_name_or_hash(
+def test_a_run_is_called_by_the_beginning_of_its_name_or_hash(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "1_0_0_log.out").write_text("rank 0 speaks\n")
@@ -321,13 +321,13 @@ def test_a_cell_is_called_by_the_beginning_of_its_name_or_hash(
         assert capsys.readouterr().out == "rank 0 speaks\n"
     assert call("logs", "00000000", "--rank", "1", "--runs", str(runs)) == 0
     assert capsys.readouterr().out == "rank 1 speaks\n"
-    with pytest.raises(ValueError, match="'w-topk' may be any of 10 cells: w-topk-00000000, w-topk-00000001"):
+    with pytest.raises(ValueError, match="'w-topk' matches 10 runs: w-topk-00000000, w-topk-00000001"):
         call("logs", "w-topk", "--runs", str(runs))
-    with pytest.raises(ValueError, match="no submitted cell is called 'x'"):
+    with pytest.raises(ValueError, match="no submitted run is called 'x'"):
         call("logs", "x", "--runs", str(runs))
-    with pytest.raises(ValueError, match="rank 5 of .* has no log in .*; there are ranks 0, 1"):
+    with pytest.raises(ValueError, match="rank 5 of .* has no log in .*; ranks with a log: 0, 1"):
         call("logs", "00000000", "--rank", "5", "--runs", str(runs))
-    with pytest.raises(ValueError, match="rank 0 of .* has no log in .*; its job has not begun"):
+    with pytest.raises(ValueError, match="rank 0 of .* has no log in .*; its job has not started"):
         call("logs", "00000001", "--runs", str(runs))
 
 

@@ -20,7 +20,7 @@ from sage.jobs.scheduler import Job, Unanswered
 from sage.jobs.state import NOTHING, State, States
 from sage.jobs.submissions import Entry
 
-CELL = "digits-ff-topk-0123abcd"
+RUN = "digits-ff-topk-0123abcd"
 JSON = [
     "",
     "{",
@@ -37,8 +37,8 @@ JSON = [
 NAMES = ("result.json", "failure.json", "manifest.json", "config.json", "metrics.jsonl")
 
 
-def entry(cell: str = CELL, job: str = "7_3", **other: Any) -> Entry:
-    return Entry(**{"cell": cell, "job": job, "cluster": "slurm", "logs": "nowhere", **other})
+def entry(run: str = RUN, job: str = "7_3", **other: Any) -> Entry:
+    return Entry(**{"run": run, "job": job, "cluster": "slurm", "logs": "nowhere", **other})
 
 
 def one(state: str, job: str = "7_3") -> dict[str, Job]:
@@ -46,7 +46,7 @@ def one(state: str, job: str = "7_3") -> dict[str, Job]:
 
 
 def lay(runs: Path, name: str, content: bytes) -> Path:
-    folder = runs / CELL
+    folder = runs / RUN
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(content)
     return folder
@@ -55,7 +55,7 @@ def lay(runs: Path, name: str, content: bytes) -> Path:
 def all_states(runs: Path) -> list[State]:
     submitted = entry(logs=str(runs))
     seen: list[dict[str, Job] | None] = [{}, None, one("RUNNING"), one("FAILED"), one("PENDING")]
-    return [States(runs).of(CELL, each, queue) for queue in seen for each in (submitted, None)]
+    return [States(runs).of(RUN, each, queue) for queue in seen for each in (submitted, None)]
 
 
 def assert_lines(states: list[State]) -> None:
@@ -73,14 +73,14 @@ def assert_lines(states: list[State]) -> None:
 def test_no_file_of_a_run_stops_a_look_at_it(tmp_path: Path, name: str, content: str) -> None:
     lay(tmp_path, name, content.encode())
     assert_lines(all_states(tmp_path))
-    found = States(tmp_path).of(CELL, entry(), {})
+    found = States(tmp_path).of(RUN, entry(), {})
     if name == "result.json":
         assert found.word == "damaged"
-        assert found.why.startswith(f"{tmp_path / CELL / name}")
+        assert found.why.startswith(f"{tmp_path / RUN / name}")
     else:
         assert found.word == "failed"
     if name == "failure.json":
-        assert found.why.startswith(f"{tmp_path / CELL / name}")
+        assert found.why.startswith(f"{tmp_path / RUN / name}")
 
 
 LINES = ["5", "{}", '{"kind":"step"}', '{"kind":"epoch"}', '{"kind":"epoch","metrics":{}}', "[]", "null"]
@@ -91,7 +91,7 @@ def test_lines_that_are_no_records_hide_no_record(tmp_path: Path) -> None:
     step = '{"kind": "step", "step": 4, "epoch": 0}'
     evaluation = '{"kind": "epoch", "metrics": {"accuracy": 0.5}}'
     lay(tmp_path, "metrics.jsonl", "\n".join([step, evaluation, *LINES, ""]).encode())
-    found = States(tmp_path).of(CELL, entry(), one("RUNNING"))
+    found = States(tmp_path).of(RUN, entry(), one("RUNNING"))
     assert found.step == "5"
     assert found.word == "running"
 
@@ -121,7 +121,7 @@ VALUES = st.recursive(
 )
 def test_whatever_a_run_left_its_state_is_told(tmp_path: Path, files: dict[str, bytes]) -> None:
     for name in NAMES:
-        (tmp_path / CELL / name).unlink(missing_ok=True)
+        (tmp_path / RUN / name).unlink(missing_ok=True)
     for name, content in files.items():
         lay(tmp_path, name, content)
     assert_lines(all_states(tmp_path))
@@ -160,23 +160,23 @@ def test_status_names_the_damaged_run_and_shows_the_others(
     assert main(["status", str(tmp_path)]) == 0
     table = capsys.readouterr().out.splitlines()
     shown = {line.split()[0]: line for line in table}
-    assert f"damaged {'':0}" in shown[CELL]
-    assert f"{CELL}/result.json" in shown[CELL]
-    assert " done " in shown[good.name]
-    assert " done " in shown[link.name]
-    assert table[-1] == "3 cells: 2 done, 1 damaged"
+    assert f"damaged {'':0}" in shown[RUN]
+    assert f"{RUN}/result.json" in shown[RUN]
+    assert " finished " in shown[good.name]
+    assert " finished " in shown[link.name]
+    assert table[-1] == "3 runs: 2 finished, 1 damaged"
 
 
 @pytest.mark.parametrize("content", JSON, ids=[each[:12] or "empty" for each in JSON])
-def test_damaged_notes_of_a_suite_are_made_anew(
+def test_damaged_notes_of_a_sweep_are_made_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
-    suite = tmp_path / "suite.toml"
-    suite.write_text(f'runs = "{tmp_path}"\nworkload = "digits-ff"\nreducer = "exact"\n')
+    sweep = tmp_path / "sweep.toml"
+    sweep.write_text(f'runs = "{tmp_path}"\nworkload = "digits-ff"\nreducer = "exact"\n')
     submissions.prepare(tmp_path)
-    (tmp_path / ".jobs" / "suite.json").write_text(content)
-    assert main(["status", str(suite)]) == 0
-    assert capsys.readouterr().out.endswith("1 cells: 1 missing\n")
+    (tmp_path / ".jobs" / "sweep.json").write_text(content)
+    assert main(["status", str(sweep)]) == 0
+    assert capsys.readouterr().out.endswith("1 runs: 1 missing\n")
 
 
 # The queue.
@@ -186,7 +186,7 @@ def test_damaged_notes_of_a_suite_are_made_anew(
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     stand_in = StandIn(tmp_path / "slurm")
     names = [f"1_{task}" for task in range(8)]
-    stand_in.jobs = {"1": {"options": {"job-name": "sage-suite"}, "states": dict.fromkeys(names, "PENDING")}}
+    stand_in.jobs = {"1": {"options": {"job-name": "sage-sweep"}, "states": dict.fromkeys(names, "PENDING")}}
     monkeypatch.setenv("PATH", stand_in.path)
     return stand_in
 
@@ -274,8 +274,8 @@ def test_watching_survives_garbage(
     monkeypatch.setattr(scheduler, "LONGEST", 0.0)
     assert main(["status", str(runs), "--watch"]) == 0
     first, *_, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("8 cells: 8 unknown, SLURM does not answer: squeue printed a line")
-    assert last == "8 cells: 8 failed"
+    assert first.startswith("8 runs: 8 unknown, SLURM does not answer: squeue printed a line")
+    assert last == "8 runs: 8 failed"
 
 
 def test_pending_tasks_that_are_cancelled_are_shown_so_though_slurm_forgets_them(
@@ -314,14 +314,14 @@ def test_a_process_is_known_whatever_the_clock_says(tmp_path: Path) -> None:
 # Words.
 
 
-def test_logs_of_an_unknown_cell_name_the_folder_and_the_flag(
+def test_logs_of_an_unknown_run_name_the_folder_and_the_flag(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], runs: Path
 ) -> None:
     assert main(["logs", "abc", "--runs", str(tmp_path / "empty")]) == 2
-    said = f"no cell was submitted to {tmp_path / 'empty'}; another folder of runs is given by --runs"
+    said = f"no run was submitted to {tmp_path / 'empty'}; give another runs folder by --runs"
     assert capsys.readouterr().err == f"sage logs: {said}\n"
     assert main(["logs", "abc", "--runs", str(runs)]) == 2
-    assert f"(in {runs}; another folder of runs is given by --runs)" in capsys.readouterr().err
+    assert f"(in {runs}; give another runs folder by --runs)" in capsys.readouterr().err
 
 
 def test_a_log_is_printed_whole_and_what_is_none_is_named(
@@ -336,7 +336,7 @@ def test_a_log_is_printed_whole_and_what_is_none_is_named(
     log.unlink()
     os.mkfifo(log)
     assert main(["logs", "00000000", "--runs", str(runs)]) == 2
-    assert f"sage logs: {log} is no regular file" in capsys.readouterr().err
+    assert f"sage logs: {log} is not a regular file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", [["status"], ["cancel", "x"], ["logs", "x"]])

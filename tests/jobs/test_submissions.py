@@ -7,7 +7,6 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ from sage.jobs.submissions import Entry
 from sage.storage import Unreadable
 
 
-def entry(cell: str, **other: Any) -> Entry:
-    return Entry(**{"cell": cell, "job": "7_3", "cluster": "slurm", "logs": "nowhere", **other})
+def entry(run: str, **other: Any) -> Entry:
+    return Entry(**{"run": run, "job": "7_3", "cluster": "slurm", "logs": "nowhere", **other})
 
 
 def line(name: str, **other: Any) -> bytes:
-    return json.dumps({**asdict(entry(name)), **other}).encode() + b"\n"
+    return json.dumps({**entry(name).to_dict(), **other}).encode() + b"\n"
 
 
 def lay(runs: Path, *lines: bytes) -> Path:
@@ -57,7 +56,7 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 def test_a_line_that_is_no_entry_is_named_and_the_others_are_read(tmp_path: Path, wrong: bytes) -> None:
     runs = lay(tmp_path, line("one"), wrong, line("three"))
-    entries, faults = submissions.look(runs)
+    entries, faults = submissions.read_with_faults(runs)
     assert list(entries) == ["one", "three"]
     (fault,) = faults
     assert "submitted.jsonl, line 2 is damaged" in fault
@@ -66,7 +65,7 @@ def test_a_line_that_is_no_entry_is_named_and_the_others_are_read(tmp_path: Path
 
 def test_an_entry_of_a_newer_version_is_read_or_told_apart_from_a_damaged_one(tmp_path: Path) -> None:
     runs = lay(tmp_path, line("one", shade="blue"), line("two", format=2), line("three"))
-    entries, faults = submissions.look(runs)
+    entries, faults = submissions.read_with_faults(runs)
     assert list(entries) == ["one", "three"]
     (fault,) = faults
     assert "line 2 was written by a newer version of SAGE" in fault
@@ -76,7 +75,7 @@ def test_an_entry_of_a_newer_version_is_read_or_told_apart_from_a_damaged_one(tm
 @given(st.lists(st.binary(max_size=80) | st.sampled_from([*WRONG.values()]), max_size=4))
 def test_whatever_else_is_in_the_book_its_entries_are_read(tmp_path: Path, others: list[bytes]) -> None:
     noise = b"".join(other.replace(b'"one"', b"") + b"\n" for other in others)
-    entries, faults = submissions.look(lay(tmp_path, noise, line("one"), noise, line("last")))
+    entries, faults = submissions.read_with_faults(lay(tmp_path, noise, line("one"), noise, line("last")))
     assert {"one", "last"} <= set(entries)
     assert all("\n" not in fault and len(fault) < 1000 for fault in faults)
 
@@ -159,9 +158,9 @@ def test_commands_on_the_runs_of_another_user_answer_in_a_line(public: Path) -> 
     (runs / "w-topk-00000003" / "config.json").write_text("{}")
     (runs / "w-topk-00000003" / "metrics.jsonl").write_text("{}\n")
     (runs / "w-topk-00000003" / "metrics.jsonl").chmod(0o600)
-    suite = public / "suite.toml"
-    suite.write_text('workload = "digits-ff"\nreducer = "exact"\ndevice = "cpu"\n')
-    main(["submit", str(suite), "--dry-run", "--runs", str(runs)])  # imports all that is needed
+    sweep = public / "sweep.toml"
+    sweep.write_text('workload = "digits-ff"\nreducer = "exact"\ndevice = "cpu"\n')
+    main(["submit", str(sweep), "--dry-run", "--runs", str(runs)])  # imports all that is needed
     status, told, said = as_nobody(public, "status", str(runs))
     assert status == 0, said
     assert re.search(
@@ -171,12 +170,12 @@ def test_commands_on_the_runs_of_another_user_answer_in_a_line(public: Path) -> 
         r"w-topk-00000003 +missing .*w-topk-00000003/metrics.jsonl cannot be read: Permission", told
     )
     assert re.search(
-        r"submitted.jsonl cannot be read: Permission .*; which cells were submitted is unknown", said
+        r"submitted.jsonl cannot be read: Permission .*; it is unknown which runs were submitted", said
     )
     for argv in (
         ["cancel", "w-topk-00000001", "--runs", str(runs)],
         ["logs", "w-topk-00000001", "--runs", str(runs)],
-        ["submit", str(suite), "--cluster", "local", "--runs", str(runs)],
+        ["submit", str(sweep), "--cluster", "local", "--runs", str(runs)],
     ):
         status, _, said = as_nobody(public, *argv)
         assert status == 2, (argv, said)
@@ -186,8 +185,8 @@ def test_commands_on_the_runs_of_another_user_answer_in_a_line(public: Path) -> 
 
 def test_a_torn_line_is_no_fault(tmp_path: Path) -> None:
     runs = lay(tmp_path, line("one"), line("two")[:40])
-    assert submissions.look(runs) == ({"one": submissions.read(runs)["one"]}, [])
+    assert submissions.read_with_faults(runs) == ({"one": submissions.read(runs)["one"]}, [])
     submissions.write(runs, [entry("three")])
-    entries, faults = submissions.look(runs)
+    entries, faults = submissions.read_with_faults(runs)
     assert list(entries) == ["one", "three"]
     assert faults == []

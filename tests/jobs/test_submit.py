@@ -1,4 +1,4 @@
-"""A suite is submitted in as few arrays as can be, each cell once, and again only what is missing."""
+"""A sweep is submitted in as few arrays as can be, each cell once, and again only what is missing."""
 
 import subprocess
 from itertools import pairwise
@@ -11,14 +11,14 @@ from submitit.core.utils import DelayedSubmission
 
 from sage.config import Config
 from sage.jobs import arrays, submissions
-from sage.jobs.run_job import Cell
+from sage.jobs.run_job import RunJob
 from sage.jobs.scheduler import SHORTEST
 from sage.jobs.status import REFRESH, Board
 from sage.jobs.submissions import Entry
 from sage.jobs.sweep import noted, read
 
 CHECKOUT = Path(__file__).parents[2]
-SUITE = 'workload = "digits-ff"\nreducer = ["exact", "topk"]\nseed = [0, 1, 2]\ndevice = "cpu"\n'
+SWEEP = 'workload = "digits-ff"\nreducer = ["exact", "topk"]\nseed = [0, 1, 2]\ndevice = "cpu"\n'
 SWEEP = f"""
 workload = "digits-ff"
 reducer = "topk"
@@ -40,9 +40,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
 
 
 @pytest.fixture
-def suite(tmp_path: Path) -> Path:
-    path = tmp_path / "suite.toml"
-    path.write_text(f'runs = "{tmp_path / "runs"}"\n{SUITE}')
+def sweep(tmp_path: Path) -> Path:
+    path = tmp_path / "sweep.toml"
+    path.write_text(f'runs = "{tmp_path / "runs"}"\n{SWEEP}')
     return path
 
 
@@ -51,8 +51,8 @@ def call(path: Path, *options: str) -> int:
 
 
 def finish(path: Path, *cells: str) -> None:
-    """Leave the results of these cells of a suite, or of all."""
-    for cell in read(path).cells:
+    """Leave the results of these cells of a sweep, or of all."""
+    for cell in read(path).configs:
         if not cells or cell.folder.name in cells:
             leave_result(cell.folder)
 
@@ -69,40 +69,40 @@ def booked(path: Path) -> dict[str, Entry]:
 def submitted(entry: Entry) -> Config:
     """The run that a job has to do, as submitit will load it."""
     cell = DelayedSubmission.load(Path(entry.logs) / f"{entry.job}_submitted.pkl").function
-    assert isinstance(cell, Cell)
+    assert isinstance(cell, RunJob)
     return Config.from_dict(cell.config)
 
 
 # Under SLURM.
 
 
-def test_the_cells_go_into_arrays_that_slurm_takes(slurm: StandIn, suite: Path) -> None:
-    assert call(suite) == 0
+def test_the_runs_go_into_arrays_that_slurm_takes(slurm: StandIn, sweep: Path) -> None:
+    assert call(sweep) == 0
     assert [job["options"]["array"] for job in slurm.jobs.values()] == ["0-3%4", "0-1%2"]
-    entries = booked(suite)
-    assert list(entries) == [cell.folder.name for cell in read(suite).cells]
+    entries = booked(sweep)
+    assert list(entries) == [cell.folder.name for cell in read(sweep).configs]
     assert [entry.job for entry in entries.values()] == list(slurm.states)
     for name, entry in entries.items():
-        assert submitted(entry).folder == (suite.parent / "runs" / name).resolve()
+        assert submitted(entry).folder == (sweep.parent / "runs" / name).resolve()
 
 
-def test_one_cell_is_no_array(slurm: StandIn, suite: Path) -> None:
-    one, *others = [cell.folder.name for cell in read(suite).cells]
-    finish(suite, *others)
-    assert call(suite) == 0
+def test_one_run_is_no_array(slurm: StandIn, sweep: Path) -> None:
+    one, *others = [cell.folder.name for cell in read(sweep).configs]
+    finish(sweep, *others)
+    assert call(sweep) == 0
     assert list(slurm.states) == ["1"]
-    assert submitted(booked(suite)[one]).folder.name == one
+    assert submitted(booked(sweep)[one]).folder.name == one
 
 
-def test_the_batch_script_is_submitits_with_ours_around_it(slurm: StandIn, suite: Path) -> None:
+def test_the_batch_script_is_submitits_with_ours_around_it(slurm: StandIn, sweep: Path) -> None:
     table = '[slurm]\npartition = "low"\ncpus_per_task = 3\ntime = "1:30:00"\nexclusive = true\nmem = "4G"\n'
-    suite.write_text(
-        suite.read_text() + "world_size = 4\nmax_requeues = 5\n" + table + "ntasks-per-node = 2\n"
+    sweep.write_text(
+        sweep.read_text() + "world_size = 4\nmax_requeues = 5\n" + table + "ntasks-per-node = 2\n"
     )
-    assert call(suite) == 0
+    assert call(sweep) == 0
     job = slurm.jobs["1"]
     wanted = {"nodes": "2", "ntasks-per-node": "2", "partition": "low", "cpus-per-task": "3", "mem": "4G"}
-    wanted |= {"time": "1:30:00", "exclusive": "", "requeue": "", "job-name": "sage-suite"}
+    wanted |= {"time": "1:30:00", "exclusive": "", "requeue": "", "job-name": "sage-sweep"}
     wanted |= {"signal": "USR2@120", "open-mode": "append"}
     assert wanted.items() <= job["options"].items()
     assert not {"gpus-per-node", "error", "wckey"} & set(job["options"])
@@ -113,13 +113,13 @@ def test_the_batch_script_is_submitits_with_ours_around_it(slurm: StandIn, suite
     }
     (srun,) = [line for line in lines if line.startswith("srun ")]
     assert "--kill-on-bad-exit=1 --distribution=block --open-mode=append --cpus-per-task=3 " in srun
-    assert lines[-1] == "sage_end $?"
+    assert lines[-1] == "sage_finish $?"
     subprocess.run(["bash", "-n"], input=job["script"], text=True, check=True)
 
 
-def test_cells_that_ask_for_different_nodes_are_in_different_arrays(slurm: StandIn, suite: Path) -> None:
-    suite.write_text(suite.read_text().replace("[0, 1, 2]", "0") + "world_size = [2, 4]\n")
-    assert call(suite) == 0
+def test_runs_that_ask_for_different_nodes_are_in_different_arrays(slurm: StandIn, sweep: Path) -> None:
+    sweep.write_text(sweep.read_text().replace("[0, 1, 2]", "0") + "world_size = [2, 4]\n")
+    assert call(sweep) == 0
     assert [(job["options"]["nodes"], len(job["states"])) for job in slurm.jobs.values()] == [
         ("2", 2),
         ("4", 2),
@@ -127,56 +127,56 @@ def test_cells_that_ask_for_different_nodes_are_in_different_arrays(slurm: Stand
 
 
 def test_again_submits_what_is_neither_finished_nor_active(
-    slurm: StandIn, suite: Path, capsys: pytest.CaptureFixture[str]
+    slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(suite) == 0
-    assert call(suite) == 0
-    assert "6 cells: 0 finished, 6 active, 0 to submit" in capsys.readouterr().out
-    jobs = {entry.job: name for name, entry in booked(suite).items()}
+    assert call(sweep) == 0
+    assert call(sweep) == 0
+    assert "6 runs: 0 finished, 6 active, 0 to submit" in capsys.readouterr().out
+    jobs = {entry.job: name for name, entry in booked(sweep).items()}
     slurm.set("COMPLETED", "1_0", "1_1", "1_2")
     slurm.set("FAILED", "1_3")
     slurm.set("GONE", "2_0")
-    finish(suite, jobs["1_0"], jobs["1_1"])
-    assert call(suite) == 0
-    assert "6 cells: 2 finished, 1 active, 3 to submit" in capsys.readouterr().out
+    finish(sweep, jobs["1_0"], jobs["1_1"])
+    assert call(sweep) == 0
+    assert "6 runs: 2 finished, 1 active, 3 to submit" in capsys.readouterr().out
     again = [jobs["1_2"], jobs["1_3"], jobs["2_0"]]
-    assert sorted(name for name, entry in booked(suite).items() if entry.job.startswith("3_")) == sorted(
+    assert sorted(name for name, entry in booked(sweep).items() if entry.job.startswith("3_")) == sorted(
         again
     )
-    finish(suite)
-    assert call(suite) == 0
+    finish(sweep)
+    assert call(sweep) == 0
     assert len(slurm.jobs) == 3
-    (read(suite).cells[4].folder / "result.json").unlink()
+    (read(sweep).configs[4].folder / "result.json").unlink()
     slurm.set("GONE", *slurm.states)
-    assert call(suite) == 0
+    assert call(sweep) == 0
     assert list(slurm.jobs["4"]["states"]) == ["4"]
-    assert booked(suite)[read(suite).cells[4].folder.name].job == "4"
+    assert booked(sweep)[read(sweep).configs[4].folder.name].job == "4"
     assert len(slurm.calls("squeue")) <= 5
     assert len(slurm.calls("sbatch")) == 4
 
 
-def test_the_bound_holds_for_all_arrays_and_for_what_is_active(slurm: StandIn, suite: Path) -> None:
-    assert call(suite, "--parallel", "2") == 0
+def test_the_bound_holds_for_all_arrays_and_for_what_is_active(slurm: StandIn, sweep: Path) -> None:
+    assert call(sweep, "--parallel", "2") == 0
     first, second = (slurm.jobs[job]["options"] for job in ("1", "2"))
     assert (first["array"], first.get("dependency")) == ("0-3%2", None)
     assert (second["array"], second.get("dependency")) == ("0-1%2", "afterany:1")
     slurm.set("FAILED", "1_0")
     table = '[slurm]\ndependency = "afterok:77"\n'
-    suite.write_text(suite.read_text() + table)
-    assert call(suite, "--parallel", "2") == 0
+    sweep.write_text(sweep.read_text() + table)
+    assert call(sweep, "--parallel", "2") == 0
     assert slurm.jobs["3"]["options"]["dependency"] == "afterok:77,afterany:1:2"
 
 
 def test_a_dry_run_shows_all_and_touches_nothing(
-    slurm: StandIn, suite: Path, capsys: pytest.CaptureFixture[str]
+    slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(suite, "--dry-run") == 0
+    assert call(sweep, "--dry-run") == 0
     told = capsys.readouterr().out
-    for cell in read(suite).cells:
+    for cell in read(sweep).configs:
         assert f"{cell.folder.name}  seed {cell.seed}\n" in told
-    assert "# sbatch, 4 cells, 2 nodes × 1 task each\n#!/bin/bash\n" in told
+    assert "# sbatch, 4 runs, 2 nodes × 1 task each\n#!/bin/bash\n" in told
     assert "#SBATCH --array=0-1%2\n" in told
-    assert not (suite.parent / "runs").exists()
+    assert not (sweep.parent / "runs").exists()
     assert slurm.calls("sbatch") == []
 
 
@@ -184,63 +184,63 @@ TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on sen
 
 
 @pytest.mark.parametrize(("accepted", "jobs"), [("", ["1", "2"]), ("accepted, but ", ["1", "2", "3"])])
-def test_an_sbatch_without_an_answer_is_called_again_and_no_cell_submitted_twice(
-    slurm: StandIn, suite: Path, accepted: str, jobs: list[str]
+def test_an_sbatch_without_an_answer_is_called_again_and_no_run_submitted_twice(
+    slurm: StandIn, sweep: Path, accepted: str, jobs: list[str]
 ) -> None:
     slurm.fail("sbatch", accepted + TIMED_OUT)
-    assert call(suite) == 0
+    assert call(sweep) == 0
     assert list(slurm.jobs) == jobs
     waiting = [task for task, state in slurm.states.items() if state == "PENDING"]
-    assert [entry.job for entry in booked(suite).values()] == waiting
+    assert [entry.job for entry in booked(sweep).values()] == waiting
     assert len(waiting) == 6
 
 
-def test_what_was_submitted_before_slurm_refused_is_not_lost(slurm: StandIn, suite: Path) -> None:
+def test_what_was_submitted_before_slurm_refused_is_not_lost(slurm: StandIn, sweep: Path) -> None:
     slurm.fail("sbatch", "", "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy")
     with pytest.raises(ValueError, match="SLURM refuses the job: .*Job violates accounting/QOS policy"):
-        call(suite)
-    assert [entry.job for entry in booked(suite).values()] == ["1_0", "1_1", "1_2", "1_3"]
+        call(sweep)
+    assert [entry.job for entry in booked(sweep).values()] == ["1_0", "1_1", "1_2", "1_3"]
 
 
 def test_nor_what_was_submitted_before_it_fell_silent(
-    slurm: StandIn, suite: Path, capsys: pytest.CaptureFixture[str]
+    slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slurm.fail("sbatch", "", TIMED_OUT, TIMED_OUT)
-    assert call(suite) == 1
+    assert call(sweep) == 1
     assert "sbatch got no answer 2 times" in capsys.readouterr().err
-    assert len(booked(suite)) == 4
-    assert call(suite) == 0
-    assert [entry.job for entry in booked(suite).values()] == ["1_0", "1_1", "1_2", "1_3", "2_0", "2_1"]
+    assert len(booked(sweep)) == 4
+    assert call(sweep) == 0
+    assert [entry.job for entry in booked(sweep).values()] == ["1_0", "1_1", "1_2", "1_3", "2_0", "2_1"]
 
 
 def test_nothing_is_submitted_while_nobody_knows_what_is_active(
-    slurm: StandIn, suite: Path, capsys: pytest.CaptureFixture[str]
+    slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(suite) == 0
+    assert call(sweep) == 0
     slurm.fail("squeue", "squeue: error: Unable to contact slurm controller (connect failure)")
-    assert call(suite) == 1
+    assert call(sweep) == 1
     assert "squeue ended with 1: squeue: error: Unable to contact" in capsys.readouterr().err
     assert len(slurm.calls("sbatch")) == 2
 
 
 def test_without_slurm_the_other_clusters_are_named(
-    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="no sbatch on this machine.*--cluster local .*--cluster debug"):
-        call(suite)
+        call(sweep)
 
 
-def test_a_suite_is_submitted_by_one_at_a_time(slurm: StandIn, suite: Path) -> None:
+def test_a_sweep_is_submitted_by_one_at_a_time(slurm: StandIn, sweep: Path) -> None:
     with (
-        submissions.claimed(suite.parent / "runs", "suite"),
-        pytest.raises(ValueError, match="the suite suite is being submitted to .* by another process"),
+        submissions.lock_sweep(sweep.parent / "runs", "sweep"),
+        pytest.raises(ValueError, match="the sweep sweep is being submitted to .* by another process"),
     ):
-        call(suite)
+        call(sweep)
 
 
 def test_a_torn_line_spoils_neither_the_book_nor_the_next_line(tmp_path: Path) -> None:
-    one, two = (Entry(cell=name, job="1", cluster="local", logs="") for name in ("one", "two"))
+    one, two = (Entry(run=name, job="1", cluster="local", logs="") for name in ("one", "two"))
     submissions.write(tmp_path, [one])
     with (tmp_path / ".jobs" / "submitted.jsonl").open("a") as file:
         file.write('{"cell": "torn')
@@ -249,7 +249,7 @@ def test_a_torn_line_spoils_neither_the_book_nor_the_next_line(tmp_path: Path) -
     assert submissions.read(tmp_path) == {"one": one, "two": two}
 
 
-# 2,500 cells.
+# 2,500 runs.
 
 
 class Clock:
@@ -262,7 +262,7 @@ class Clock:
 
 
 @pytest.mark.slow
-def test_2500_cells_are_submitted_once_and_watched_with_one_call_an_interval(
+def test_2500_runs_are_submitted_once_and_watched_with_one_call_an_interval(
     slurm: StandIn, tmp_path: Path
 ) -> None:
     (slurm.home / "max_array_size").write_text("1001")
@@ -287,25 +287,25 @@ def test_2500_cells_are_submitted_once_and_watched_with_one_call_an_interval(
         """Look as `sage status --watch` does, but twice as often, and return when SLURM was asked."""
         start, end = len(asked), clock.now + seconds
         while clock.now < end:
-            board.look()
+            board.update()
             asked.extend([clock.now] * (len(slurm.calls("squeue")) - len(asked)))
             clock.now += min(board.queue.seconds, REFRESH) / 2 + 0.01
         return [round(time) for time in asked[start:]]
 
     # The first look finds something new, the others do not: each waits twice as long as the one before.
     assert watch(190) == [0, 2, 6, 14, 30, 62, 122, 182]
-    assert board.summary() == "2500 cells: 2500 pending"
+    assert board.summary() == "2500 runs: 2500 pending"
     slurm.set("RUNNING", "1_0", "3_497")
     assert watch(60) == [242, 244, 248]
-    assert board.summary() == "2500 cells: 2498 pending, 2 running"
+    assert board.summary() == "2500 runs: 2498 pending, 2 running"
     slurm.fail("squeue", "squeue: error: Socket timed out", "squeue: error: Socket timed out")
     assert watch(30) == [256, 272]
     words = "SLURM does not answer: squeue ended with 1: squeue: error: Socket timed out"
-    assert board.summary() == f"2500 cells: 2498 pending, 2 running, {words}"
+    assert board.summary() == f"2500 runs: 2498 pending, 2 running, {words}"
     for name in cells:
         leave_result(runs / name)
     slurm.set("GONE", *slurm.states)
     assert watch(60) == []  # the files tell
-    assert board.summary() == "2500 cells: 2500 done"
+    assert board.summary() == "2500 runs: 2500 finished"
     assert not board.is_active
     assert min(after - before for before, after in pairwise(asked)) >= SHORTEST

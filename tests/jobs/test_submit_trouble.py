@@ -1,4 +1,4 @@
-"""Nothing that goes wrong while a suite is submitted runs a cell twice, or leaves a job that nobody knows."""
+"""Nothing that goes wrong while a sweep is submitted runs a cell twice, or leaves a job that nobody knows."""
 
 import os
 import shlex
@@ -19,7 +19,7 @@ from sage.jobs import arrays, entry, submissions
 from sage.jobs.sweep import read
 
 CHECKOUT = Path(__file__).parents[2]
-SUITE = 'workload = "digits-ff"\nreducer = ["exact", "topk"]\nseed = [0, 1]\ndevice = "cpu"\n'
+SWEEP = 'workload = "digits-ff"\nreducer = ["exact", "topk"]\nseed = [0, 1]\ndevice = "cpu"\n'
 SUBMIT = "import sys; from sage.cli.main import main; sys.exit(main(['submit', *sys.argv[1:]]))"
 
 
@@ -32,11 +32,11 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
 
 
 @pytest.fixture
-def suite(tmp_path: Path) -> Path:
+def sweep(tmp_path: Path) -> Path:
     return write(tmp_path)
 
 
-def write(folder: Path, name: str = "suite", text: str = SUITE) -> Path:
+def write(folder: Path, name: str = "sweep", text: str = SWEEP) -> Path:
     path = folder / f"{name}.toml"
     path.write_text(f'runs = "{folder / "runs"}"\n{text}')
     return path
@@ -59,9 +59,9 @@ def pending(slurm: StandIn) -> list[str]:
     return [task for task, state in slurm.states.items() if state == "PENDING"]
 
 
-def assert_each_cell_has_one_job(slurm: StandIn, path: Path) -> None:
+def assert_each_run_has_one_job(slurm: StandIn, path: Path) -> None:
     entries = submissions.read(read(path).runs)
-    assert set(entries) == {cell.folder.name for cell in read(path).cells}
+    assert set(entries) == {cell.folder.name for cell in read(path).configs}
     assert sorted(each.job for each in entries.values()) == sorted(pending(slurm))
 
 
@@ -69,55 +69,55 @@ def assert_each_cell_has_one_job(slurm: StandIn, path: Path) -> None:
 
 
 def test_a_submission_killed_after_sbatch_leaves_no_job_that_the_next_does_not_cancel(
-    slurm: StandIn, suite: Path, capsys: pytest.CaptureFixture[str]
+    slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     taken = (slurm.bin / "sbatch").read_text()
     after_sbatch(slurm, "kill -9 $PPID")
     environment = {**outside(), "PATH": slurm.path, "PYTHONPATH": str(CHECKOUT)}
-    killed = subprocess.run([sys.executable, "-c", SUBMIT, str(suite)], env=environment, check=False)
+    killed = subprocess.run([sys.executable, "-c", SUBMIT, str(sweep)], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert len(pending(slurm)) == 4
     (slurm.bin / "sbatch").write_text(taken)
-    assert call(suite) == 0
+    assert call(sweep) == 0
     told = capsys.readouterr().out
-    assert "cancelled job 1, which a `sage submit` that was ended left unbooked\n" in told
-    assert "4 cells: 0 finished, 0 active, 4 to submit" in told
-    assert_each_cell_has_one_job(slurm, suite)
-    assert call(suite) == 0
+    assert "cancelled job 1: a killed `sage submit` had not recorded it\n" in told
+    assert "4 runs: 0 finished, 0 active, 4 to submit" in told
+    assert_each_run_has_one_job(slurm, sweep)
+    assert call(sweep) == 0
     assert "cancelled" not in capsys.readouterr().out
 
 
 def test_a_job_that_cannot_be_booked_is_cancelled(
-    slurm: StandIn, suite: Path, capsys: pytest.CaptureFixture[str]
+    slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = (slurm.bin / "sbatch").read_text()
-    path = submissions.folder(suite.parent / "runs") / "submitted.jsonl"
+    path = submissions.folder(sweep.parent / "runs") / "submitted.jsonl"
     after_sbatch(slurm, f"rm {path}; mkdir {path}")
-    assert call(suite) == 2
+    assert call(sweep) == 2
     assert f"sage submit: {path}: " in capsys.readouterr().err
     assert pending(slurm) == []
     path.rmdir()
     (slurm.bin / "sbatch").write_text(line)
-    assert call(suite) == 0
-    assert_each_cell_has_one_job(slurm, suite)
+    assert call(sweep) == 0
+    assert_each_run_has_one_job(slurm, sweep)
 
 
 def test_where_the_book_cannot_be_written_nothing_is_submitted(
-    slurm: StandIn, suite: Path, capsys: pytest.CaptureFixture[str]
+    slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = submissions.folder(suite.parent / "runs") / "submitted.jsonl"
+    path = submissions.folder(sweep.parent / "runs") / "submitted.jsonl"
     path.mkdir(parents=True)
-    assert call(suite) == 2
+    assert call(sweep) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"sage submit: {path}")
     assert slurm.calls("sbatch") == []
 
 
 def test_runs_that_are_a_file_are_refused_in_a_line(
-    slurm: StandIn, suite: Path, capsys: pytest.CaptureFixture[str]
+    slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (suite.parent / "runs").touch()
-    assert call(suite) == 2
+    (sweep.parent / "runs").touch()
+    assert call(sweep) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert slurm.calls("sbatch") == []
 
@@ -125,7 +125,7 @@ def test_runs_that_are_a_file_are_refused_in_a_line(
 def test_a_job_whose_submission_was_ended_ends_at_once_and_says_why(tmp_path: Path) -> None:
     (tmp_path / "lock").touch()
     missing = tmp_path / "7_submitted.pkl"
-    script = f"source {CHECKOUT}/jobs/batch.sh; sage_find_cell {missing} {tmp_path}/lock; echo found"
+    script = f"source {CHECKOUT}/jobs/batch.sh; sage_find_run {missing} {tmp_path}/lock; echo found"
     start = time.monotonic()
     job = subprocess.run(
         ["bash", "-c", script],
@@ -135,7 +135,7 @@ def test_a_job_whose_submission_was_ended_ends_at_once_and_says_why(tmp_path: Pa
         check=False,
     )
     assert (job.returncode, job.stdout) == (2, "")
-    assert "job 7 has no cell, as the `sage submit` that submitted it was ended: submit again" in job.stderr
+    assert "job 7 has no run, because its `sage submit` was killed: submit again" in job.stderr
     assert time.monotonic() - start < 30  # and not a minute, four times
     missing.touch()
     assert (
@@ -147,36 +147,36 @@ def test_a_job_whose_submission_was_ended_ends_at_once_and_says_why(tmp_path: Pa
 # Others that submit.
 
 
-def test_two_suites_that_share_cells_submit_each_of_them_once(slurm: StandIn, tmp_path: Path) -> None:
-    suites = [write(tmp_path, "one"), write(tmp_path, "two", SUITE.replace("[0, 1]", "[1, 2]"))]
+def test_two_sweeps_that_share_runs_submit_each_of_them_once(slurm: StandIn, tmp_path: Path) -> None:
+    sweeps = [write(tmp_path, "one"), write(tmp_path, "two", SWEEP.replace("[0, 1]", "[1, 2]"))]
     after_sbatch(slurm, "sleep 1")
     environment = {**outside(), "PATH": slurm.path, "PYTHONPATH": str(CHECKOUT)}
-    both = [subprocess.Popen([sys.executable, "-c", SUBMIT, str(each)], env=environment) for each in suites]
+    both = [subprocess.Popen([sys.executable, "-c", SUBMIT, str(each)], env=environment) for each in sweeps]
     assert [each.wait() for each in both] == [0, 0]
     assert len(pending(slurm)) == 6
     assert len({each.job for each in submissions.read(tmp_path / "runs").values()}) == 6
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves a log open
-def test_a_cell_that_another_submission_runs_meanwhile_is_not_run_here_too(
-    suite: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_run_that_another_submission_runs_meanwhile_is_not_run_here_too(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sage.jobs.local.Cell", NotRun)
-    NotRun.runs = read(suite).runs
-    assert call(suite, "--cluster", "debug") == 0
+    monkeypatch.setattr("sage.jobs.local.RunJob", NotRun)
+    NotRun.runs = read(sweep).runs
+    assert call(sweep, "--cluster", "debug") == 0
     told = capsys.readouterr().out
-    assert told.count("finished, or run by another submission, meanwhile") == 3
+    assert told.count("skipped, another submission has meanwhile started or finished it") == 3
     assert NotRun.ran == 1
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves a log open
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
-def test_a_cell_of_this_process_that_cannot_begin_says_why(
+def test_a_run_of_this_process_that_cannot_begin_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path, text='workload = "digits-ff"\nreducer = "exact"\ndevice = "cuda"\n')
     assert call(path, "--cluster", "debug") == 1
-    (cell,) = read(path).cells
+    (cell,) = read(path).configs
     assert f"{cell.folder.name}: device=cuda, but torch sees no CUDA device here" in capsys.readouterr().out
 
 
@@ -191,13 +191,13 @@ class NotRun:
         NotRun.ran += 1
 
     def __call__(self) -> dict[str, int]:
-        cells = {cell.folder.name: cell for cell in read(self.runs.parent / "suite.toml").cells}
+        cells = {cell.folder.name: cell for cell in read(self.runs.parent / "sweep.toml").configs}
         mine = next(iter(submissions.read(self.runs)))
         for name in cells:
             if name != mine:
                 started = {"job": str(os.getpid()), "started": submissions.read(self.runs)[mine].started}
                 submissions.write(
-                    self.runs, [submissions.Entry(cell=name, cluster="local", logs=str(self.runs), **started)]
+                    self.runs, [submissions.Entry(run=name, cluster="local", logs=str(self.runs), **started)]
                 )
         return {"status": 0}
 
@@ -206,7 +206,7 @@ class NotRun:
 
 
 def test_a_job_submitted_from_inside_another_hears_nothing_of_it(
-    slurm: StandIn, suite: Path, monkeypatch: pytest.MonkeyPatch
+    slurm: StandIn, sweep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside = {
         "SLURM_JOB_ID": "3",
@@ -229,13 +229,13 @@ def test_a_job_submitted_from_inside_another_hears_nothing_of_it(
     kept = {"SLURM_CONF": "/etc/x", "SBATCH_PARTITION": "low", "SBATCH_TIMELIMIT": "5"}
     for name, value in {**inside, **kept}.items():
         monkeypatch.setenv(name, value)
-    assert call(suite) == 0
+    assert call(sweep) == 0
     seen = slurm.jobs["1"]["environment"]
     assert not set(inside) & set(seen)
     assert kept.items() <= seen.items()
     assert os.environ["SLURM_JOB_ID"] == "3"
-    suite.write_text(suite.read_text().replace("[0, 1]", "5") + '[slurm]\ntime = "10:00"\nexport = "NONE"\n')
-    assert call(suite) == 0
+    sweep.write_text(sweep.read_text().replace("[0, 1]", "5") + '[slurm]\ntime = "10:00"\nexport = "NONE"\n')
+    assert call(sweep) == 0
     assert "SBATCH_TIMELIMIT" not in slurm.jobs["2"]["environment"]
     script = slurm.jobs["2"]["script"].splitlines()
     assert "#SBATCH --export=NONE" in script
@@ -243,13 +243,13 @@ def test_a_job_submitted_from_inside_another_hears_nothing_of_it(
     assert " --export=ALL " in srun
 
 
-def test_what_a_job_loads_is_its_owners_alone_whatever_the_umask(slurm: StandIn, suite: Path) -> None:
+def test_what_a_job_loads_is_its_owners_alone_whatever_the_umask(slurm: StandIn, sweep: Path) -> None:
     before = os.umask(0o002)
     try:
-        assert call(suite) == 0
+        assert call(sweep) == 0
     finally:
         os.umask(before)
-    folder = submissions.folder(suite.parent / "runs")
+    folder = submissions.folder(sweep.parent / "runs")
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
@@ -257,15 +257,15 @@ def test_what_a_job_loads_is_its_owners_alone_whatever_the_umask(slurm: StandIn,
 
 
 def test_a_job_does_not_load_what_others_could_have_written(
-    slurm: StandIn, suite: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    slurm: StandIn, sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(suite) == 0
-    (folder,) = submissions.folder(suite.parent / "runs").glob("suite-*")
+    assert call(sweep) == 0
+    (folder,) = submissions.folder(sweep.parent / "runs").glob("sweep-*")
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "1")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-    monkeypatch.setenv("SAGE_OUTCOME", str(suite.parent / "outcome"))
+    monkeypatch.setenv("SAGE_OUTCOME", str(sweep.parent / "outcome"))
     loaded: list[Path] = []
     monkeypatch.setattr(entry, "process_job", loaded.append)
     path = folder / "1_2_submitted.pkl"
@@ -274,7 +274,7 @@ def test_a_job_does_not_load_what_others_could_have_written(
     path.chmod(0o600)
     folder.chmod(0o777)
     assert entry.main([str(folder)]) == 2
-    assert (suite.parent / "outcome").read_text().startswith(f"2 {path}")
+    assert (sweep.parent / "outcome").read_text().startswith(f"2 {path}")
     folder.chmod(0o700)
     if os.geteuid() == 0:
         os.chown(path, 65534, 65534)
@@ -285,7 +285,7 @@ def test_a_job_does_not_load_what_others_could_have_written(
     assert loaded == [folder]
     path.unlink()
     assert entry.main([str(folder)]) == 2
-    assert f"{path} is missing; submit the suite again" in capsys.readouterr().err
+    assert f"{path} is missing; submit the sweep again" in capsys.readouterr().err
 
 
 # What is refused.
@@ -293,16 +293,16 @@ def test_a_job_does_not_load_what_others_could_have_written(
 
 @pytest.mark.parametrize("name", ["50%jobs", "%j", "a%Ab", "back\\slash", "two\nlines"])
 def test_a_path_in_which_slurm_would_replace_something_is_refused(
-    slurm: StandIn, suite: Path, capsys: pytest.CaptureFixture[str], name: str
+    slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    assert call(suite, "--runs", str(suite.parent / name)) == 2
+    assert call(sweep, "--runs", str(sweep.parent / name)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "choose another --runs" in line
-    assert not (suite.parent / name).exists()
+    assert not (sweep.parent / name).exists()
     assert slurm.calls("sbatch") == []
 
 
-def test_a_suite_of_a_million_combinations_is_counted_and_not_expanded(
+def test_a_sweep_of_a_million_combinations_is_counted_and_not_expanded(
     slurm: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lists = f"seed = {list(range(100))}\nlr = {[step / 100 for step in range(1, 101)]}\n"
@@ -312,20 +312,17 @@ def test_a_suite_of_a_million_combinations_is_counted_and_not_expanded(
     assert call(path) == 2
     assert time.monotonic() - start < 20
     (line,) = capsys.readouterr().err.splitlines()
-    assert (
-        "has 1,010,000 combinations, and a suite may have 10,000: shorten its lists, or raise max_cells"
-        in line
-    )
+    assert "has 1,010,000 combinations; allowed are 10,000: shorten its lists, or raise max_cells" in line
 
 
-def test_the_bound_on_a_suite_can_be_raised_and_lowered(tmp_path: Path) -> None:
+def test_the_bound_on_a_sweep_can_be_raised_and_lowered(tmp_path: Path) -> None:
     path = write(tmp_path)
-    with pytest.raises(ValueError, match="has 4 combinations, and a suite may have 3"):
+    with pytest.raises(ValueError, match="has 4 combinations; allowed are 3"):
         read(path, max_cells=3)
-    path = write(tmp_path, text=SUITE + "max_cells = 3\n")
+    path = write(tmp_path, text=SWEEP + "max_cells = 3\n")
     with pytest.raises(ValueError, match="has 4 combinations"):
         read(path)
-    assert len(read(path, max_cells=4).cells) == 4
+    assert len(read(path, max_cells=4).configs) == 4
 
 
 @pytest.mark.parametrize(
@@ -333,10 +330,10 @@ def test_the_bound_on_a_suite_can_be_raised_and_lowered(tmp_path: Path) -> None:
     ["x = " + "[" * 5000, "a" + ".a" * 20000 + " = 1", "\x00", "x = '\udcff"],
     ids=["deep", "dots", "nul", "bytes"],
 )
-def test_a_suite_that_cannot_be_read_is_answered_in_a_line(
+def test_a_sweep_that_cannot_be_read_is_answered_in_a_line(
     slurm: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
-    path = tmp_path / "suite.toml"
+    path = tmp_path / "sweep.toml"
     path.write_text(text, errors="surrogateescape")
     assert call(path) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -344,15 +341,15 @@ def test_a_suite_that_cannot_be_read_is_answered_in_a_line(
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "5", '{"metric": 1}', '{"format": 99}', "\xff"])
-def test_a_damaged_result_is_named_and_the_other_cells_are_submitted(
-    slurm: StandIn, suite: Path, capsys: pytest.CaptureFixture[str], content: str
+def test_a_damaged_result_is_named_and_the_other_runs_are_submitted(
+    slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
-    one = read(suite).cells[1].folder
+    one = read(sweep).configs[1].folder
     one.mkdir(parents=True)
     (one / "result.json").write_text(content, encoding="latin-1")
-    assert call(suite) == 0
+    assert call(sweep) == 0
     told = capsys.readouterr()
-    assert "4 cells: 0 finished, 0 active, 3 to submit" in told.out
+    assert "4 runs: 0 finished, 0 active, 3 to submit" in told.out
     (line,) = told.err.splitlines()
     assert line.startswith(f"sage submit: {one / 'result.json'}")
-    assert one.name not in submissions.read(suite.parent / "runs")
+    assert one.name not in submissions.read(sweep.parent / "runs")

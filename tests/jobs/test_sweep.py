@@ -1,4 +1,4 @@
-"""A suite's lists become cells: every combination once, each the run that its keys make by themselves."""
+"""A sweep's lists become cells: every combination once, each the run that its keys make by themselves."""
 
 import subprocess
 import sys
@@ -10,19 +10,19 @@ import pytest
 
 from sage.config import Config, load, resolve
 from sage.jobs.resources import resources
-from sage.jobs.sweep import Suite, labels, note, noted, read
+from sage.jobs.sweep import Sweep, labels, note, noted, read
 
 CHECKOUT = Path(__file__).parents[2]
-SUITES = sorted((CHECKOUT / "jobs" / "suites").glob("*.toml"))
+SWEEPS = sorted((CHECKOUT / "jobs" / "sweeps").glob("*.toml"))
 
 
 @pytest.fixture
-def suite(tmp_path: Path) -> Any:
-    """Write a suite, and read it."""
+def sweep(tmp_path: Path) -> Any:
+    """Write a sweep, and read it."""
 
-    def write(text: str, **given: Any) -> Suite:
-        (tmp_path / "suite.toml").write_text(text)
-        return read(tmp_path / "suite.toml", **given)
+    def write(text: str, **given: Any) -> Sweep:
+        (tmp_path / "sweep.toml").write_text(text)
+        return read(tmp_path / "sweep.toml", **given)
 
     return write
 
@@ -32,24 +32,24 @@ def folders(cells: list[Config]) -> list[str]:
 
 
 def alone(workload: str = "digits-ff", **settings: Any) -> str:
-    """The folder of the run that these settings make outside of any suite."""
+    """The folder of the run that these settings make outside of any sweep."""
     return resolve(load(workload, overrides=settings)).folder.name
 
 
-def test_every_combination_is_a_cell_and_the_run_that_it_is_alone(suite: Any) -> None:
-    found = suite(
+def test_every_combination_is_a_run_and_the_run_that_it_is_alone(sweep: Any) -> None:
+    found = sweep(
         'workload = "digits-ff"\nreducer = ["exact", "topk"]\nseed = [0, 1, 2]\nlr = [0.1, 1]\nsteps = 5'
     )
     wanted = [
         alone(reducer=reducer, seed=seed, lr=lr, steps=5)
         for reducer, seed, lr in product(["exact", "topk"], range(3), [0.1, 1])
     ]
-    assert folders(found.cells) == wanted
+    assert folders(found.configs) == wanted
     assert len(set(wanted)) == 12
 
 
-def test_a_reducers_options_multiply_its_own_cells_alone(suite: Any) -> None:
-    found = suite(
+def test_a_reducers_options_multiply_its_own_runs_alone(sweep: Any) -> None:
+    found = sweep(
         'workload = "digits-ff"\nreducer = ["exact", "topk", "gtopk"]\n'
         '[reducers.topk]\ndensity = [0.5, 0.25]\nvalues = ["fp32", "fp16"]'
     )
@@ -57,11 +57,11 @@ def test_a_reducers_options_multiply_its_own_cells_alone(suite: Any) -> None:
         {"density": density, "values": values} for density in (0.5, 0.25) for values in ("fp32", "fp16")
     ]
     wanted = [alone(reducer="exact"), *(alone(reducer="topk", reducer_options=each) for each in options)]
-    assert folders(found.cells) == [*wanted, alone(reducer="gtopk")]
+    assert folders(found.configs) == [*wanted, alone(reducer="gtopk")]
 
 
-def test_parts_expand_and_their_options_with_them(suite: Any) -> None:
-    found = suite(
+def test_parts_expand_and_their_options_with_them(sweep: Any) -> None:
+    found = sweep(
         'workload = ["digits", "digits-ff"]\nreducer = "exact"\n[data_options]\nlimit_train = [64, 128]'
     )
     wanted = [
@@ -69,15 +69,15 @@ def test_parts_expand_and_their_options_with_them(suite: Any) -> None:
         for w in ("digits", "digits-ff")
         for n in (64, 128)
     ]
-    assert folders(found.cells) == wanted
+    assert folders(found.configs) == wanted
 
 
-def test_what_takes_a_list_takes_one_and_a_list_of_lists_expands(suite: Any) -> None:
+def test_what_takes_a_list_takes_one_and_a_list_of_lists_expands(sweep: Any) -> None:
     text = 'workload = "digits-ff"\nschedule = "step"\nmilestones = {}\n[model_options]\nhidden = {}'
-    (cell,) = suite(text.format("[2, 4]", "[30, 20]")).cells
+    (cell,) = sweep(text.format("[2, 4]", "[30, 20]")).configs
     assert cell.milestones == (2.0, 4.0)
     assert cell.model_options["hidden"] == (30, 20)
-    cells = suite(text.format("[[2, 4], [3]]", "[[30], []]")).cells
+    cells = sweep(text.format("[[2, 4], [3]]", "[[30], []]")).configs
     assert [(cell.milestones, cell.model_options["hidden"]) for cell in cells] == [
         ((2.0, 4.0), (30,)),
         ((2.0, 4.0), ()),
@@ -86,8 +86,8 @@ def test_what_takes_a_list_takes_one_and_a_list_of_lists_expands(suite: Any) -> 
     ]
 
 
-def test_each_grid_is_laid_over_the_rest_and_expanded_on_its_own(suite: Any) -> None:
-    found = suite(
+def test_each_grid_is_laid_over_the_rest_and_expanded_on_its_own(sweep: Any) -> None:
+    found = sweep(
         'workload = "digits-ff"\nreducer = "topk"\nseed = [0, 1]\n[reducers.topk]\nvalues = "fp16"\n'
         "[[grid]]\nlr = 0.5\n[grid.reducers.topk]\ndensity = [0.5, 0.25]\n[[grid]]\nlr = 1.0\nseed = 7"
     )
@@ -96,37 +96,37 @@ def test_each_grid_is_laid_over_the_rest_and_expanded_on_its_own(suite: Any) -> 
         for seed, density in product((0, 1), (0.5, 0.25))
     ]
     last = alone(reducer="topk", seed=7, lr=1.0, reducer_options={"values": "fp16"})
-    assert folders(found.cells) == [*first, last]
+    assert folders(found.configs) == [*first, last]
 
 
-def test_the_same_cell_twice_is_one(suite: Any) -> None:
-    found = suite(
+def test_the_same_run_twice_is_one(sweep: Any) -> None:
+    found = sweep(
         'workload = "digits-ff"\nreducer = "exact"\nseed = [0, 1, 0]\n[[grid]]\n[[grid]]\nlr = [0.1, 0.1]'
     )
-    assert folders(found.cells) == [alone(reducer="exact", seed=0), alone(reducer="exact", seed=1)]
+    assert folders(found.configs) == [alone(reducer="exact", seed=0), alone(reducer="exact", seed=1)]
 
 
-def test_what_is_asked_of_slurm_is_each_cells_and_no_part_of_its_name(suite: Any) -> None:
+def test_what_is_asked_of_slurm_is_each_runs_and_no_part_of_its_name(sweep: Any) -> None:
     text = 'workload = "digits-ff"\nreducer = "exact"\n[slurm]\npartition = "a"\ntime = 30\n'
-    one, other = suite(text + '[[grid]]\n[[grid]]\nseed = 1\n[grid.slurm]\npartition = "b"').cells
+    one, other = sweep(text + '[[grid]]\n[[grid]]\nseed = 1\n[grid.slurm]\npartition = "b"').configs
     assert one.slurm == {"partition": "a", "time": 30}
     assert other.slurm == {"partition": "b", "time": 30}
     assert one.folder.name == alone(reducer="exact")
 
 
-def test_what_is_given_beside_the_file_goes_before_it(suite: Any) -> None:
+def test_what_is_given_beside_the_file_goes_before_it(sweep: Any) -> None:
     text = 'workload = "digits-ff"\nruns = "here"\nparallel = 2\nmax_requeues = 1'
-    found = suite(text)
+    found = sweep(text)
     assert (found.runs, found.parallel, found.max_requeues) == (Path("here"), 2, 1)
-    found = suite(text, runs=Path("there"), parallel=5, max_requeues=0)
+    found = sweep(text, runs=Path("there"), parallel=5, max_requeues=0)
     assert (found.runs, found.parallel, found.max_requeues) == (Path("there"), 5, 0)
-    assert found.cells[0].folder.parent == Path("there")
+    assert found.configs[0].folder.parent == Path("there")
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("seed = 1", "a suite needs a workload: one of .*digits, .*, or a TOML file"),
+        ("seed = 1", "a sweep needs a workload: one of .*digits, .*, or a TOML file"),
         ('workload = "digts"', "no workload is called 'digts'; did you mean 'digits'"),
         ('workload = "digits"\nsede = [1]', "no setting .* is called 'sede'; did you mean 'seed'"),
         ('workload = "digits"\n[reducers.tpok]', "no reducer is called 'tpok'; did you mean 'topk'"),
@@ -139,50 +139,53 @@ def test_what_is_given_beside_the_file_goes_before_it(suite: Any) -> None:
             'workload = "digits"\n[model_options]\ndepht = 20',
             "no option of the model resnet is called 'depht'; did you mean 'depth'",
         ),
-        ('workload = "digits"\nseed = []', "seed is an empty list, which makes no cell"),
+        ('workload = "digits"\nseed = []', "seed is an empty list, which expands to no run"),
         ('workload = "digits"\nlr = [0.1, -1]', "lr is -1; allowed is a number in"),
         ('workload = "digits"\nreducer = "topk"\n[reducers.topk]\ndensity = [0.1, 2]', "density"),
         ('workload = "digits"\nparallel = 0', "parallel is 0; allowed is a whole number in"),
         (
             'workload = "digits"\n[[grid]]\nparallel = 2',
-            "parallel .* stands in a .*; it is the whole suite's",
+            "parallel .* is in a .* but applies to the whole sweep",
         ),
-        ('workload = "digits"\ngrid = 3', "grid .* is 3; allowed are tables that begin with"),
-        ('workload = "digits"\ntimeout = [30, 60]', "timeout is .*; as it cannot change a result"),
-        ('workload = "digits"\nfresh = true', "fresh is true: a requeued cell would begin anew"),
+        ('workload = "digits"\ngrid = 3', "grid .* is 3; allowed are tables written as"),
+        (
+            'workload = "digits"\ntimeout = [30, 60]',
+            "timeout is .*; allowed is one value, because",
+        ),
+        ('workload = "digits"\nfresh = true', "fresh is true, but requeued runs must resume"),
         (
             'workload = "digits"\nreducer = "exact"\n[reducers.topk]\ndensity = 0.5',
-            r"\[reducers.topk\] .* counts for no cell, as their reducers are exact: add 'topk'",
+            r"\[reducers.topk\] .* applies to no run; the runs' reducers are exact: add 'topk'",
         ),
-        ("workload", "suite.toml is no TOML: "),
+        ("workload", "sweep.toml is no TOML: "),
     ],
 )
-def test_a_mistake_is_named_with_what_would_be_right(suite: Any, text: str, said: str) -> None:
+def test_a_mistake_is_named_with_what_would_be_right(sweep: Any, text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        suite(text)
+        sweep(text)
 
 
 @pytest.mark.parametrize("value", ["{}", "{a = 1}", "[{}]", "[[]]", "5", "1.5", "true", "1979-05-27"])
 @pytest.mark.parametrize("part", ["workload", "model", "data", "reducer"])
 def test_a_part_that_is_no_text_is_refused_by_name_wherever_it_stands(
-    suite: Any, part: str, value: str
+    sweep: Any, part: str, value: str
 ) -> None:
     above = "" if part == "workload" else 'workload = "digits"\n'
     for text in (f"{above}{part} = {value}", f'workload = "digits"\n[[grid]]\n{part} = {value}'):
-        with pytest.raises(ValueError, match=rf"^{part} \(in suite.toml\) is [^\n]*; allowed [^\n]*$"):
-            suite(text)
+        with pytest.raises(ValueError, match=rf"^{part} \(in sweep.toml\) is [^\n]*; allowed [^\n]*$"):
+            sweep(text)
 
 
 @pytest.mark.parametrize("value", ["5", "[5]", '"x"', "true", "1979-05-27"])
 @pytest.mark.parametrize("table", ["reducers", "reducers.topk", "reducer_options", "grid", "slurm"])
-def test_what_must_be_a_table_is_refused_by_name(suite: Any, table: str, value: str) -> None:
+def test_what_must_be_a_table_is_refused_by_name(sweep: Any, table: str, value: str) -> None:
     for text in (f"{table} = {value}", f"[[grid]]\n{table} = {value}"):
         with pytest.raises(ValueError, match=rf"^{table} [^\n]*$"):
-            suite(f'workload = "digits"\nreducer = "topk"\n{text}')
+            sweep(f'workload = "digits"\nreducer = "topk"\n{text}')
 
 
-def test_labels_tell_the_cells_of_a_reducer_apart(suite: Any) -> None:
-    found = suite(
+def test_labels_tell_the_runs_of_a_reducer_apart(sweep: Any) -> None:
+    found = sweep(
         'workload = "digits-ff"\nreducer = ["exact", "topk"]\nseed = [0, 1]\n'
         "[reducers.topk]\ndensity = [0.5, 0.25]"
     )
@@ -196,9 +199,9 @@ def test_labels_tell_the_cells_of_a_reducer_apart(suite: Any) -> None:
     ]
 
 
-def test_what_was_noted_is_read_without_torch_until_the_suite_changes(suite: Any, tmp_path: Path) -> None:
+def test_what_was_noted_is_read_without_torch_until_the_sweep_changes(sweep: Any, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    found = suite('workload = "digits-ff"\nseed = [0, 1]', runs=runs)
+    found = sweep('workload = "digits-ff"\nseed = [0, 1]', runs=runs)
     note(found)
     code = "import sys; from sage.cli.main import main; main(['status', *sys.argv[1:]])"
     command = [
@@ -210,18 +213,18 @@ def test_what_was_noted_is_read_without_torch_until_the_suite_changes(suite: Any
         str(runs),
     ]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    for cell in found.cells:
+    for cell in found.configs:
         assert cell.folder.name in told
-    assert told.splitlines()[-1] == "2 cells: 2 missing"
-    changed = suite('workload = "digits-ff"\nseed = [1, 2]', runs=runs)
+    assert told.splitlines()[-1] == "2 runs: 2 missing"
+    changed = sweep('workload = "digits-ff"\nseed = [1, 2]', runs=runs)
     assert noted(found.path, runs) == (labels(changed), runs)
 
 
-@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
-def test_the_suites_that_come_along_can_be_submitted(path: Path) -> None:
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_sweeps_that_come_along_can_be_submitted(path: Path) -> None:
     found = read(path)
     assert path.read_text().startswith("# ")
-    assert {cell.reducer for cell in found.cells} >= {"exact", "sage"}
-    for cell in found.cells:
+    assert {cell.reducer for cell in found.configs} >= {"exact", "sage"}
+    for cell in found.configs:
         assert resources(cell).nodes > 0
-    assert len(found.cells) == 12 or path.stem != "digits"
+    assert len(found.configs) == 12 or path.stem != "digits"

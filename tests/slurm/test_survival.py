@@ -91,7 +91,7 @@ def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Job]]:
 
 
 def test_submitits_signal(cluster: Cluster, tmp_path: Path, reference: Path) -> None:
-    suite = tmp_path / "one.toml"
+    sweep = tmp_path / "one.toml"
     values = json.loads((reference / "config.json").read_text())
     names = ("steps", "epochs", "eval_every", "checkpoint_every", "world_size")
     lines = [
@@ -99,15 +99,15 @@ def test_submitits_signal(cluster: Cluster, tmp_path: Path, reference: Path) -> 
         f"timeout = {TIMEOUT}",
         *(f"{name} = {values[name]}" for name in names),
     ]
-    suite.write_text("\n".join(lines))
+    sweep.write_text("\n".join(lines))
     environment = {"PYTHONPATH": str(CHECKOUT)}
-    cluster.run("python", "-m", "sage", "submit", suite.name, cwd=tmp_path, env=environment)
+    cluster.run("python", "-m", "sage", "submit", sweep.name, cwd=tmp_path, env=environment)
     (entry,) = map(json.loads, (tmp_path / "runs" / ".jobs" / "submitted.jsonl").read_text().splitlines())
     log = Path(entry["logs"]) / f"{entry['job']}_0_log.out"
     job = Job(cluster, entry["job"], tmp_path / "runs", log).takes_steps()
     cluster.run("scancel", "--signal=USR2", job.id)
     assert job.comes_to_the_same(reference, 90) == ["stopped", "resumed"]
-    assert "stopped and saved; requeued" in log.read_text()
+    assert "stopped, checkpoint written; requeued" in log.read_text()
 
 
 def test_a_preemption(start: Callable[..., Job], reference: Path, cluster: Cluster, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_preemption(start: Callable[..., Job], reference: Path, cluster: Clust
 def test_the_time_limit(start: Callable[..., Job], reference: Path) -> None:
     # SLURM counts in minutes, looks every half one, and signals up to a minute early.
     job = start("--time=1", "--signal=USR1@50", timeout=600).takes_steps().hears(signal.SIGUSR1)
-    job.cluster.until(lambda: "stopped and saved; requeued" in job.log.read_text())
+    job.cluster.until(lambda: "stopped, checkpoint written; requeued" in job.log.read_text())
     job.cluster.run("scontrol", "update", f"jobid={job.id}", "timelimit=10")
     # How often the limit came near before that is SLURM's to say: a signal may have come before training.
     assert job.comes_to_the_same(reference, 90, restarts=None)[:2] == ["stopped", "resumed"]
@@ -192,7 +192,7 @@ def test_one_failure_after_the_other(cluster: Cluster, tmp_path: Path) -> None:
     ended = cluster.wait(cluster.sbatch(*script, cwd=tmp_path, env=environment), 120)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "9:0", "2")
     said = (tmp_path / "out").read_text()
-    assert "ends with status 9, failed again after 2 requeues: Comment=sage: failure 0" in said
+    assert "ended with status 9, failed again after 2 requeues: Comment=sage: failure 0" in said
     assert not list(tmp_path.glob(".sage-job-*"))
 
 
@@ -201,7 +201,7 @@ def test_a_wrong_setting(cluster: Cluster, tmp_path: Path, argv: str) -> None:
     script = ["--nodes=2", "--output=out", str(CHECKOUT / "pararun"), *argv.split()]
     ended = cluster.wait(cluster.sbatch(*script, cwd=tmp_path, env={"SAGE_HOME": str(CHECKOUT)}), 120)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
-    assert "ends with status 2, hopeless: " in (tmp_path / "out").read_text()
+    assert "ended with status 2, not requeued: " in (tmp_path / "out").read_text()
 
 
 def test_a_cancelled_job_stays_cancelled(start: Callable[..., Job]) -> None:

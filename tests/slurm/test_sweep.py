@@ -1,4 +1,4 @@
-"""A suite on a real SLURM: each cell once, no more at once than allowed, and again only what is missing."""
+"""A sweep on a real SLURM: each cell once, no more at once than allowed, and again only what is missing."""
 
 import os
 import time
@@ -14,7 +14,7 @@ from sage.records.record import read_metrics
 from slurm.cluster import Cluster
 
 CHECKOUT = Path(__file__).parents[2]
-SUITE = """
+SWEEP = """
 workload = "digits-ff"
 reducer = ["exact", "topk", "sage"]
 seed = [0, 1, 2, 3]
@@ -59,17 +59,17 @@ def states(cluster: Cluster, array: str) -> list[str]:
 
 
 def summary(sage: Sage) -> str:
-    return sage("status", "suite.toml").splitlines()[-1]
+    return sage("status", "sweep.toml").splitlines()[-1]
 
 
-def test_twelve_cells_two_at_a_time_then_nothing_then_the_one_that_is_missing(
+def test_twelve_runs_two_at_a_time_then_nothing_then_the_one_that_is_missing(
     cluster: Cluster, sage: Sage, tmp_path: Path
 ) -> None:
-    path = tmp_path / "suite.toml"
-    path.write_text(SUITE)
-    cells = [cell.folder.name for cell in read(path).cells]
-    told = sage("submit", "suite.toml")
-    assert "12 cells: 0 finished, 0 active, 12 to submit" in told
+    path = tmp_path / "sweep.toml"
+    path.write_text(SWEEP)
+    cells = [cell.folder.name for cell in read(path).configs]
+    told = sage("submit", "sweep.toml")
+    assert "12 runs: 0 finished, 0 active, 12 to submit" in told
     entries = submissions.read(tmp_path / "runs")
     (array,) = {entry.job.partition("_")[0] for entry in entries.values()}
     most = 0
@@ -83,29 +83,29 @@ def test_twelve_cells_two_at_a_time_then_nothing_then_the_one_that_is_missing(
 
     cluster.until(all_ended, 400)
     assert most == 2
-    assert summary(sage) == "12 cells: 12 done"
+    assert summary(sage) == "12 runs: 12 finished"
     for cell in cells:
         assert (
             len([record for record in read_metrics(tmp_path / "runs" / cell) if record["kind"] == "step"])
             == 5
         )
 
-    assert "12 cells: 12 finished, 0 active, 0 to submit" in sage("submit", "suite.toml")
+    assert "12 runs: 12 finished, 0 active, 0 to submit" in sage("submit", "sweep.toml")
     assert submissions.read(tmp_path / "runs") == entries
 
     (tmp_path / "runs" / cells[7] / "result.json").unlink()
-    assert "12 cells: 11 finished, 0 active, 1 to submit" in sage("submit", "suite.toml")
+    assert "12 runs: 11 finished, 0 active, 1 to submit" in sage("submit", "sweep.toml")
     again = submissions.read(tmp_path / "runs")
     assert [cell for cell in cells if again[cell] != entries[cell]] == [cells[7]]
     assert cluster.wait(again[cells[7]].job, 120)["JobState"] == "COMPLETED"
-    assert summary(sage) == "12 cells: 12 done"
+    assert summary(sage) == "12 runs: 12 finished"
 
 
-def test_a_cell_is_requeued_when_interrupted_or_hurt_and_goes_on_until_it_is_done(
+def test_a_run_is_requeued_when_interrupted_or_hurt_and_goes_on_until_it_is_done(
     cluster: Cluster, sage: Sage, tmp_path: Path
 ) -> None:
-    (tmp_path / "suite.toml").write_text(LONG + "seed = [0, 1]\n")
-    sage("submit", "suite.toml")
+    (tmp_path / "sweep.toml").write_text(LONG + "seed = [0, 1]\n")
+    sage("submit", "sweep.toml")
     entries = submissions.read(tmp_path / "runs")
     (interrupted, told), (hurt, killed) = entries.items()
 
@@ -123,46 +123,46 @@ def test_a_cell_is_requeued_when_interrupted_or_hurt_and_goes_on_until_it_is_don
         folder = tmp_path / "runs" / cell
         assert [record["event"] for record in records(folder, "event")] == happened
         assert [record["step"] for record in records(folder, "step")] == list(range(1500))
-    assert "stopped and saved; requeued" in sage("logs", interrupted)
+    assert "stopped, checkpoint written; requeued" in sage("logs", interrupted)
     assert "failure 1 of at most 3" in sage("logs", hurt)
-    assert summary(sage) == "2 cells: 2 done, requeued 2 times"
+    assert summary(sage) == "2 runs: 2 finished, requeued 2 times"
 
 
 def test_what_is_hopeless_is_not_requeued_and_what_is_cancelled_stays_so(
     cluster: Cluster, sage: Sage, tmp_path: Path
 ) -> None:
-    (tmp_path / "suite.toml").write_text(LONG.replace("steps = 1500", "lr = [0.1, 1e30]"))
-    sage("submit", "suite.toml")
+    (tmp_path / "sweep.toml").write_text(LONG.replace("steps = 1500", "lr = [0.1, 1e30]"))
+    sage("submit", "sweep.toml")
     good, hopeless = submissions.read(tmp_path / "runs").values()
     ended = cluster.wait(hopeless.job, 120)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
-    assert sage("cancel", good.cell) == "cancelled: 1 cell\n"
+    assert sage("cancel", good.run) == "cancelled: 1 run\n"
     assert cluster.wait(good.job, 60)["JobState"] == "CANCELLED"
-    table = {line.split()[0]: line for line in sage("status", "suite.toml").splitlines()}
-    assert "failed" in table[hopeless.cell]
-    assert "the mean gradient is not finite" in table[hopeless.cell]
-    assert table[good.cell].rstrip().endswith("cancelled")
-    assert "the mean gradient is not finite" in sage("logs", hopeless.cell)
+    table = {line.split()[0]: line for line in sage("status", "sweep.toml").splitlines()}
+    assert "failed" in table[hopeless.run]
+    assert "the mean gradient is not finite" in table[hopeless.run]
+    assert table[good.run].rstrip().endswith("cancelled")
+    assert "the mean gradient is not finite" in sage("logs", hopeless.run)
 
 
 def test_pending_tasks_that_are_cancelled_are_shown_so(cluster: Cluster, sage: Sage, tmp_path: Path) -> None:
-    (tmp_path / "suite.toml").write_text(LONG + "seed = [0, 1, 2, 3]\nparallel = 1\n")
-    sage("submit", "suite.toml")
+    (tmp_path / "sweep.toml").write_text(LONG + "seed = [0, 1, 2, 3]\nparallel = 1\n")
+    sage("submit", "sweep.toml")
     (array,) = {entry.job.partition("_")[0] for entry in submissions.read(tmp_path / "runs").values()}
     cluster.until(lambda: "RUNNING" in states(cluster, array))
-    assert sage("cancel", "suite.toml") == "cancelled: 4 cells\n"
+    assert sage("cancel", "sweep.toml") == "cancelled: 4 runs\n"
     cluster.until(lambda: not {"PENDING", "RUNNING", "COMPLETING"} & set(states(cluster, array)))
-    told = sage("status", "suite.toml").splitlines()
+    told = sage("status", "sweep.toml").splitlines()
     assert [line.split()[-1] for line in told[1:-1]] == ["cancelled"] * 4
-    assert told[-1] == "4 cells: 4 failed"
+    assert told[-1] == "4 runs: 4 failed"
 
 
 def test_submitted_inside_an_array_without_variables_and_only_the_task_that_stops_is_requeued(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    (tmp_path / "suite.toml").write_text(LONG + 'seed = [0, 1]\n[slurm]\nexport = "NONE"\n')
+    (tmp_path / "sweep.toml").write_text(LONG + 'seed = [0, 1]\n[slurm]\nexport = "NONE"\n')
     leftovers = {"hostip": "192.0.2.1", "port": "9", "SBATCH_COMMENT": "mine", "PYTHONPATH": str(CHECKOUT)}
-    submit = "srun --ntasks=1 python -m sage submit suite.toml"
+    submit = "srun --ntasks=1 python -m sage submit sweep.toml"
     outer = cluster.sbatch(
         "--array=3-3", "--output=outer", "--nodes=1", "--wrap", submit, cwd=tmp_path, env=leftovers
     )

@@ -152,7 +152,7 @@ def _by_slurm(given: Examination) -> Job:
     nodes = dict(enumerate(host for host, count in zip(hosts, slots, strict=True) for _ in range(count)))
     # Where the ranks would meet only their first node can tell, and salloc's shell may be elsewhere.
     asked = {name: str(value) for name in ("hostip", "port") if (value := getattr(given, name))}
-    meet = f". {shlex.quote(str(BATCH))}; sage_meet; echo sage-meet $hostip $port"
+    meet = f". {shlex.quote(str(BATCH))}; sage_set_rendezvous; echo sage-meet $hostip $port"
     srun = ("srun", "--overlap", "--export=ALL")
     first = ("--nodes=1", "--ntasks=1", f"--nodelist={hosts[0]}")
     asking = [*srun, *first, "bash", "-c", meet]
