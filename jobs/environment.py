@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-from sage.cluster.remote import surroundings
+from sage.cluster.remote import forwarded_environment
 from sage.comm.launchers import clean_environment
 
 FILTERS = ("SQUEUE_", "SCANCEL_")
@@ -42,7 +42,7 @@ def for_slurm(options: Collection[str] = ()) -> dict[str, str]:
 
 def for_python() -> dict[str, str]:
     """Variables with which a new Python process finds this code."""
-    return {name: value for name, value in surroundings().items() if name.startswith("PYTHON")}
+    return {name: value for name, value in forwarded_environment().items() if name.startswith("PYTHON")}
 
 
 def _without(*prefixes: str) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""Measurements of the parts: what `sage bench` runs."""
+"""Benchmarks of the parts: the commands of `sage bench`."""

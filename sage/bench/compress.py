@@ -1,4 +1,4 @@
-"""`sage bench compress`: what it costs to compress a gradient and to decompress it, without any network."""
+"""`sage bench compress`: time and size of compressing and decompressing a gradient, without a network."""
 
 import math
 import os
@@ -27,7 +27,7 @@ TITLES = (
     "MB/s",
     "decompress, ms",
 )
-"""Of the table."""
+"""The table's columns."""
 SPREAD = tuple(field.name for field in fields(Spread))
 FIELDS = (
     "input",
@@ -44,7 +44,7 @@ FIELDS = (
     *(f"compress_seconds_{name}" for name in SPREAD),
     *(f"decompress_seconds_{name}" for name in SPREAD),
 )
-"""Of the CSV."""
+"""The CSV's columns."""
 
 
 def main(
@@ -63,24 +63,25 @@ def main(
     output: Path | None,
     command: str,
 ) -> int:
-    """Measure every case on every input; 1 where a reducer failed.
+    """Measure every case on every input; returns 1 if a reducer failed, else 0.
 
     Args:
-        reducers: each NAME[:OPTION=VALUE,...].
-        mib: sizes of N(0, 1) vectors, in MiB.
+        reducers: reducers with options, each NAME[:OPTION=VALUE,...].
+        mib: sizes of N(0, 1) vectors in MiB.
         traces: files of `sage bench record`.
-        step: of the traces, or their last if they are shorter.
-        settle: untimed reductions before each timed one.
-        rounds: timed reductions of each case.
-        warmup: rounds before these, which are dropped.
+        densities: target densities, for reducers that have one.
+        step: the step of each trace; its last step if it is shorter.
+        settle: number of untimed reductions before each timed one.
+        rounds: number of timed reductions of each case.
+        warmup: number of rounds before these, whose times are dropped.
         on: the device, "cpu" or "cuda".
-        threads: of torch.
-        seed: of the vectors and of the order.
-        output: a path, to which .csv and .svg are added; None: write no files.
+        threads: number of torch's threads.
+        seed: seed of the vectors and of the order.
+        output: a path to which .csv and .svg are appended; None: write no files.
         command: the command line, for the head of the CSV.
 
     Raises:
-        ValueError: where an argument is out of its range.
+        ValueError: an argument is out of its range.
     """
     given = {"step": step, "settle": settle, "rounds": rounds, "warmup": warmup, "threads": threads}
     for name, least in (("step", 0), ("settle", 0), ("rounds", 2), ("warmup", 0), ("threads", 1)):
@@ -91,7 +92,7 @@ def main(
     if any(not 0 < each < math.inf for each in mib):
         raise ValueError(f"--mib {' '.join(f'{each:g}' for each in mib)}: expected sizes above 0")
     if not mib and not traces:
-        raise ValueError("nothing to compress: give --mib a size, or --traces a file of `sage bench record`")
+        raise ValueError("no input: give --mib a size, or --traces a file of `sage bench record`")
     device = torch.device(on)
     cases = [case for spec in reducers for case in cases_of(spec, densities)]
     torch.set_num_threads(threads)
@@ -102,7 +103,7 @@ def main(
         print("" if rows else heading(), *map(line, new), sep="", end="", flush=True)
         rows += new
     if output:
-        head = surroundings(command, on, load_before)
+        head = provenance(command, on, load_before)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_csv(head, rows, output.with_name(output.name + ".csv"))
         picture = figure.throughput_by_reducer(rows)
@@ -110,22 +111,22 @@ def main(
     return 1 if any(row.error for row in rows) else 0
 
 
-# What is told of it.
+# Output.
 
 
 def heading() -> str:
-    """The first two lines of the table."""
+    """The first two lines of the Markdown table."""
     return f"| {' | '.join(TITLES)} |\n|---|---:|---|{'---:|' * 6}\n"
 
 
 def line(row: Row) -> str:
-    """A line of the table; times are medians, with quartiles."""
+    """A line of the table; times are medians with quartiles."""
     density = row.case.density
-    told = [row.input, "–" if density is None else f"{density:g}", f"`{row.case.name}`"]
+    row_values = [row.input, "–" if density is None else f"{density:g}", f"`{row.case.name}`"]
     if row.error:
-        told += ["–", "–", "–", f"failed: {row.error.replace('|', '/')}", "–", "–"]
+        row_values += ["–", "–", "–", f"failed: {row.error.replace('|', '/')}", "–", "–"]
     else:
-        told += [
+        row_values += [
             "–" if row.sent_over_k is None else f"{row.sent_over_k:.3f}",
             size(row.payload),
             percent(row.payload / row.dense),
@@ -133,7 +134,7 @@ def line(row: Row) -> str:
             f"{row.megabytes_per_second:.0f}",
             _milliseconds(row.decompress),
         ]
-    return f"| {' | '.join(told)} |\n"
+    return f"| {' | '.join(row_values)} |\n"
 
 
 def _milliseconds(seconds: Spread) -> str:
@@ -142,8 +143,8 @@ def _milliseconds(seconds: Spread) -> str:
 
 
 def values(row: Row) -> dict[str, Any]:
-    """A line of the CSV, what is unknown left out."""
-    told: dict[str, Any] = {
+    """A row of the CSV, without unknown values."""
+    row_values: dict[str, Any] = {
         "input": row.input,
         "elements": row.elements,
         "reducer": row.case.name,
@@ -152,8 +153,8 @@ def values(row: Row) -> dict[str, Any]:
         "error": row.error,
     }
     if row.error:
-        return told
-    return told | {
+        return row_values
+    return row_values | {
         "sent": row.sent,
         "sent_over_k": row.sent_over_k,
         "payload_bytes": row.payload,
@@ -165,23 +166,23 @@ def values(row: Row) -> dict[str, Any]:
 
 
 def write_csv(head: Mapping[str, object], rows: Sequence[Row], path: Path) -> None:
-    """The results, under lines of `# name: value` that say where they come from."""
+    """Write the results, after lines of `# name: value` with their provenance."""
     storage.write_csv(
         path, map(values, rows), FIELDS, head=[f"# {name}: {value}" for name, value in head.items()]
     )
 
 
-def surroundings(command: str, device: str, load_before: float) -> dict[str, object]:
-    """What a figure is worthless without."""
-    told = manifest({}, {})
-    machine, git = told["machine"], told["git"]
+def provenance(command: str, device: str, load_before: float) -> dict[str, object]:
+    """The machine, versions and settings of a measurement."""
+    row_values = manifest({}, {})
+    machine, git = row_values["machine"], row_values["git"]
     return {
         "command": command,
         "commit": f"{git['commit']}{', and changes that are not in it' if git['dirty'] else ''}",
-        "time": told["time"],
+        "time": row_values["time"],
         "machine": f"{machine['cores']} x {machine['cpu']}",
         "device": ", ".join(machine["gpus"]) if device == "cuda" else "cpu",
-        "torch": told["versions"]["torch"],
+        "torch": row_values["versions"]["torch"],
         "threads": torch.get_num_threads(),
         "native extension": "yes" if native.MISSING is None else f"no, {native.MISSING}",
         "load average": f"{load_before:.2f} before, {os.getloadavg()[0]:.2f} after",

@@ -1,7 +1,7 @@
-"""`sage bench density`: replay recorded gradients through SAGE's controllers, and see what density they hold.
+"""`sage bench density`: replay recorded gradients through SAGE's controllers, and measure their densities.
 
-A replay is the reducer itself, with error feedback, on simulated ranks: what it is handed comes from a trace
-instead of a model. Nothing waits for a network, and everything it sends is counted as ever.
+A replay runs the reducer with error feedback on simulated ranks, with gradients from a trace instead of a
+model. No network is involved; payload is counted as in a run.
 """
 # S = steps, W = ranks, N = elements of the trace
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sage import ops, storage
 from sage.bench import figure, table
-from sage.bench.density_result import Held
+from sage.bench.density_result import DensityResult
 from sage.bench.record import check_size
 from sage.bench.rules import RIGHT, RULES
 from sage.bench.trace import Trace, is_run, load, record_run
@@ -29,33 +29,33 @@ from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
 
 WARM = 50
-"""Steps that a controller has to settle before its density is judged, or the scale jumps."""
+"""Steps for a controller to settle, before its density is evaluated and before the scale jumps."""
 TOLERANCE = 0.2
-"""How far a density may be off its target."""
+"""The allowed relative deviation of a density from its target."""
 STAYS = 5
-"""A controller has settled when so many steps in a row are within the tolerance."""
+"""The number of consecutive steps within the tolerance after which a controller counts as settled."""
 UP, DOWN = JUMPS = 10.0, 0.1
-"""Factors by which the gradient's scale jumps after the warm steps."""
+"""Factors by which the gradient's scale jumps after the warm-up steps."""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What a replay saw at each step."""
+    """The measurements of a replay, by step."""
 
     density: list[float]
-    """On average over the ranks."""
+    """Achieved density, averaged over the ranks."""
     longest: list[int]
-    """The most elements that a rank sent."""
+    """The largest number of elements sent by a rank."""
     counts: list[float]
-    """The elements that a rank sent on average."""
-    own: int
-    """Bytes of values and indices of all ranks and steps after the warm ones."""
-    handed: int
-    """Bytes of every kind."""
+    """The mean number of elements sent by a rank."""
+    selection_bytes: int
+    """Bytes of values and indices, of all ranks and all steps after the warm-up."""
+    sent_bytes: int
+    """Payload bytes of every kind, likewise."""
 
 
-Seen = tuple[float, int, int, int]
-"""What a rank saw of a step: density, elements sent, bytes of values and indices, bytes of every kind."""
+StepResult = tuple[float, int, int, int]
+"""One rank's step: density, elements sent, bytes of values and indices, payload bytes of every kind."""
 
 
 def main(
@@ -69,46 +69,45 @@ def main(
     output: Path | None,
     drawn: Sequence[str],
 ) -> int:
-    """Replay the traces, print the table, and write it with its figure where a folder is given.
+    """Replay the traces, print the table, and write it with its figure if a folder is given.
 
     Args:
-        traces: files of `sage bench record`, or folders of runs to record now.
-        steps: how many to record of a run's folder.
-        elements: keep at most so many of each gradient.
-        rules: the controllers, of `RULES`.
-        exchange: how selections are sent, as `sage run` has it.
-        output: where density.md, density.csv and density.svg go.
-        drawn: those of the controllers that are drawn; none given: all.
+        traces: files of `sage bench record`, or run folders to record now.
+        steps: number of steps to record of a run folder.
+        elements: maximum number of elements kept of each gradient.
+        densities: target densities.
+        rules: the controllers, from `RULES`.
+        exchange: how selections are sent; an option of the reducer `sage`.
+        output: the folder of density.md, density.csv and density.svg.
+        drawn: the controllers in the figure; empty: all.
 
     Raises:
-        ValueError: where an argument or a trace cannot be used.
+        ValueError: an argument or a trace cannot be used.
     """
     check_size(steps, elements)
     drawn = drawn or rules
     if missing := [rule for rule in drawn if rule not in rules]:
-        raise ValueError(f"--drawn {', '.join(missing)}: only what is in --rules can be drawn")
+        raise ValueError(f"--drawn {', '.join(missing)}: allowed are the controllers in --rules")
     torch.set_num_threads(1)
     size = {"steps": steps, "elements": elements}
-    held: list[Held] = []
+    held: list[DensityResult] = []
     for path in traces:
         trace = record_run(path, **size) if is_run(path) else load(path)
         if len(trace) < WARM + 2 * STAYS:
-            raise ValueError(
-                f"{path} has {len(trace)} steps: {WARM} are for settling, and {2 * STAYS} or more must follow"
-            )
+            raise ValueError(f"{path} has {len(trace)} steps: {WARM + 2 * STAYS} or more are needed")
         if (trace.name, trace.world_size, trace.first) in ((h.trace, h.ranks, h.first) for h in held):
-            raise ValueError(f"{path} is of the same workload, ranks and step as another: leave one out")
+            raise ValueError(f"{path} has the same workload, ranks and first step as another: leave one out")
         for density in densities:
             for rule in rules:
-                held.append(hold(trace, density, rule, exchange))
+                held.append(measure_controller(trace, density, rule, exchange))
                 print(table.line(held[-1]), flush=True)
-        if output:  # after each trace, as the next may take an hour
+        if output:  # after each trace, because the next may take an hour
             write(held, output, drawn)
     return 0
 
 
-def write(held: Sequence[Held], folder: Path, drawn: Sequence[str]) -> None:
-    """Write the tables, the results as CSV, and a figure of some controllers."""
+def write(held: Sequence[DensityResult], folder: Path, drawn: Sequence[str]) -> None:
+    """Write the tables, the CSV and a figure of the drawn controllers."""
     folder.mkdir(parents=True, exist_ok=True)
     storage.write_text(folder / "density.md", table.markdown(held))
     table.write_csv(held, folder / "density.csv")
@@ -116,17 +115,17 @@ def write(held: Sequence[Held], folder: Path, drawn: Sequence[str]) -> None:
     storage.write_text(folder / "density.svg", figure.density_by_step(seen, TOLERANCE))
 
 
-def hold(trace: Trace, density: float, rule: str, exchange: str) -> Held:
-    """Replay one rule at one density: as recorded, with a jump of the scale, with a fall."""
+def measure_controller(trace: Trace, density: float, rule: str, exchange: str) -> DensityResult:
+    """Replay one controller at one density: as recorded, and with a jump of the scale up and down."""
     options = {"density": density, "exchange": exchange, **RULES[rule]}
     if options.get("threshold") == RIGHT:
         options["threshold"] = right_threshold(trace, density)
     replays = replay(trace, options)
-    curves = {factor: [had / density for had in seen.density] for factor, seen in replays.items()}
-    as_it_was, curve = replays[1.0], curves[1.0]
+    curves = {factor: [achieved / density for achieved in seen.density] for factor, seen in replays.items()}
+    unchanged, curve = replays[1.0], curves[1.0]
     late = curve[WARM:]
     seconds, plain = cost(trace, options)
-    return Held(
+    return DensityResult(
         trace=trace.name,
         ranks=trace.world_size,
         first=trace.first,
@@ -139,8 +138,8 @@ def hold(trace: Trace, density: float, rule: str, exchange: str) -> Held:
         settles_down=settled(curves[DOWN][WARM:]),
         drop=trace.drop,
         settles_drop=None if trace.drop is None else settled(curve[trace.drop :]),
-        padding=sum(as_it_was.longest[WARM:]) / max(1e-9, sum(as_it_was.counts[WARM:])),
-        sent=as_it_was.handed / max(1, as_it_was.own),
+        padding=sum(unchanged.longest[WARM:]) / max(1e-9, sum(unchanged.counts[WARM:])),
+        sent=unchanged.sent_bytes / max(1, unchanged.selection_bytes),
         seconds=seconds,
         over_select=seconds / plain,
         curve=curve,
@@ -148,15 +147,15 @@ def hold(trace: Trace, density: float, rule: str, exchange: str) -> Held:
 
 
 def replay(trace: Trace, options: dict[str, Any]) -> dict[float, Replay]:
-    """Reduce a trace's gradients on as many simulated ranks as it has, as they are and with each jump.
+    """Reduce a trace's gradients on the trace's number of simulated ranks, unchanged and with each jump.
 
-    All replays have the steps before the jump in common.
+    All replays share the steps before the jump.
     """
     n = trace.codes_SWN.shape[2]
 
-    def work(wire: Wire) -> dict[float, list[Seen]]:
+    def work(wire: Wire) -> dict[float, list[StepResult]]:
         feedbacks = {1.0: ErrorFeedback(Sage(**options), Layout.of([("trace", (n,))]), memory="residual")}
-        seen: dict[float, list[Seen]] = {1.0: []}
+        seen: dict[float, list[StepResult]] = {1.0: []}
         for step in range(len(trace)):
             if step == WARM:
                 feedbacks |= {jump: deepcopy(feedbacks[1.0]) for jump in JUMPS}
@@ -170,7 +169,7 @@ def replay(trace: Trace, options: dict[str, Any]) -> dict[float, Replay]:
     return {factor: _summed([rank[factor] for rank in ranks]) for factor in ranks[0]}
 
 
-def _reduce(feedback: ErrorFeedback, gradient_N: Tensor, wire: Wire) -> Seen:
+def _reduce(feedback: ErrorFeedback, gradient_N: Tensor, wire: Wire) -> StepResult:
     before = wire.ledger.copy()
     reduced = feedback(gradient_N, wire)
     payload = wire.ledger.since(before).payload
@@ -179,26 +178,26 @@ def _reduce(feedback: ErrorFeedback, gradient_N: Tensor, wire: Wire) -> Seen:
     return reduced.density, reduced.sent.numel(), own, sum(payload.values())
 
 
-def _summed(ranks: Sequence[Sequence[Seen]]) -> Replay:
+def _summed(ranks: Sequence[Sequence[StepResult]]) -> Replay:
     by_step = list(zip(*ranks, strict=True))
     return Replay(
         density=[step[0][0] for step in by_step],
         longest=[max(rank[1] for rank in step) for step in by_step],
         counts=[statistics.fmean(rank[1] for rank in step) for step in by_step],
-        own=sum(rank[2] for step in by_step[WARM:] for rank in step),
-        handed=sum(rank[3] for step in by_step[WARM:] for rank in step),
+        selection_bytes=sum(rank[2] for step in by_step[WARM:] for rank in step),
+        sent_bytes=sum(rank[3] for step in by_step[WARM:] for rank in step),
     )
 
 
 def right_threshold(trace: Trace, density: float) -> float:
-    """The mean over ranks of the magnitude above which the density's share of the first gradient lies."""
+    """The mean over ranks of the k-th largest magnitude of the first gradient, k = density·N."""
     firsts = [trace.gradient(0, rank).abs() for rank in range(trace.world_size)]
     k = max(1, round(density * firsts[0].numel()))
     return statistics.fmean(float(first_N.topk(k).values.min()) for first_N in firsts)
 
 
 def cost(trace: Trace, options: dict[str, Any]) -> tuple[float, float]:
-    """Seconds of taking by the controller, and by a given threshold: medians over rank 0's steps.
+    """Median seconds of a selection by the controller, and by a given threshold, over rank 0's steps.
 
     Both are timed on the same gradients and residuals, in turn.
     """
@@ -218,10 +217,10 @@ def cost(trace: Trace, options: dict[str, Any]) -> tuple[float, float]:
 
 
 def settled(curve: Sequence[float]) -> int | None:
-    """Steps until so many in a row are within the tolerance; None where they never are."""
+    """Steps until `STAYS` consecutive steps are within the tolerance; None: never."""
     good = _within(curve)
     return next((step for step in range(len(good) - STAYS + 1) if all(good[step : step + STAYS])), None)
 
 
 def _within(curve: Sequence[float]) -> list[bool]:
-    return [abs(had - 1) <= TOLERANCE for had in curve]
+    return [abs(achieved - 1) <= TOLERANCE for achieved in curve]

@@ -1,43 +1,43 @@
-"""What `sage bench density` found of one controller, for its table and its figure."""
+"""The result of `sage bench density` for one controller, for its table and figure."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Held:
-    """How one rule held one density on one trace."""
+class DensityResult:
+    """One controller at one target density on one trace."""
 
     trace: str
     ranks: int
     first: int
-    """The step of the run with which the trace begins."""
+    """The run's step at which the trace begins."""
     steps: int
     density: float
     rule: str
     mean: float
-    """Density over its target, on average over the ranks and the steps after the warm ones."""
+    """Achieved density / target, averaged over the ranks and the steps after the warm-up."""
     within: float
-    """Share of these steps in which it, on average over the ranks, was within the tolerance."""
+    """Share of these steps whose density, averaged over the ranks, is within the tolerance."""
     settles_up: int | None
-    """Steps from a tenfold jump of the gradient's scale until it has settled; None where it did not."""
+    """Steps from a tenfold jump of the gradient's scale until the density has settled; None: never."""
     settles_down: int | None
-    """The same from a fall to a tenth, as where the learning rate drops and lr·gradient is reduced."""
+    """The same for a jump to a tenth, as when the learning rate drops and lr·gradient is reduced."""
     drop: int | None
-    """The step of the trace at which the learning rate dropped by half or more; None where it did not."""
+    """The trace's step at which the learning rate dropped by half or more; None: it did not."""
     settles_drop: int | None
-    """The same from there on, in the gradients as they were recorded."""
+    """Steps from there until the density has settled, with the recorded gradients."""
     padding: float
-    """Bytes of a gather that pads to the longest rank, over those of the selections."""
+    """Bytes of a gather padded to the longest rank / bytes of the selections."""
     sent: float
-    """Bytes that the ranks handed over by the exchange that was asked for, over those of the selections."""
+    """Payload bytes with the chosen exchange / bytes of the selections."""
     seconds: float
-    """Of a step's selection on one rank, the median."""
+    """Median time of a step's selection on one rank."""
     over_select: float
-    """That over the plain selection by a given threshold."""
+    """That time / the time of a selection by a given threshold."""
     curve: list[float] = field(repr=False)
-    """Density over target, step by step."""
+    """Achieved density / target, by step."""
 
     @property
     def label(self) -> str:
-        """What a table and a figure call the trace."""
+        """The trace's name in tables and figures."""
         return f"{self.trace}, W = {self.ranks}" + (f", from step {self.first}" if self.first else "")

@@ -1,4 +1,4 @@
-"""Draws what `sage bench` measured."""
+"""Figures of `sage bench`'s results."""
 
 import statistics
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sage.bench.density_result import Held
+from sage.bench.density_result import DensityResult
 from sage.bench.repetitions import Row
 from sage.report.svg import PALETTE
 
@@ -19,25 +19,25 @@ STYLE: dict[Any, Any] = {"svg.hashsalt": "sage", "svg.fonttype": "none", "font.s
 
 
 PAGE = 12.0
-"""Inches that many traces share, so that a figure three densities wide has the shape of a page."""
+"""The total height of many traces in inches, so that a figure with three densities has a page's shape."""
 
 
-def density_by_step(held: Sequence[Held], tolerance: float) -> str:
-    """Density over its target, step by step: a row of axes for each trace, a column for each density.
+def density_by_step(held: Sequence[DensityResult], tolerance: float) -> str:
+    """Achieved density / target by step: one row of axes per trace, one column per density.
 
-    A dotted line stands where the learning rate dropped.
+    A dotted line marks the step at which the learning rate dropped.
     """
     traces = list(dict.fromkeys(each.label for each in held))
     densities = list(dict.fromkeys(each.density for each in held))
-    looks = looks_of(list(dict.fromkeys(each.rule for each in held)))
+    styles = line_styles(list(dict.fromkeys(each.rule for each in held)))
     with matplotlib.rc_context(STYLE):
         height = min(1.9, PAGE / len(traces))
         figure = Figure(figsize=(3 * len(densities), height * len(traces) + 0.4), layout="constrained")
         grid = figure.subplots(len(traces), len(densities), sharex=True, sharey=True, squeeze=False)
         for each in held:
             axes = grid[traces.index(each.label), densities.index(each.density)]
-            curve = [max(had, 1e-3) for had in each.curve]
-            axes.plot(curve, **looks[each.rule])
+            curve = [max(achieved, 1e-3) for achieved in each.curve]
+            axes.plot(curve, **styles[each.rule])
             if each.drop is not None:
                 axes.axvline(each.drop, color="0.6", linestyle=":", linewidth=1, zorder=0)
         for axes in grid.flat:
@@ -50,16 +50,16 @@ def density_by_step(held: Sequence[Held], tolerance: float) -> str:
             first.set_title(f"target {density:g}")
             last.set_xlabel("step")
         figure.supylabel("density / target", fontsize="medium")
-        lines = [Line2D([], [], **look) for look in looks.values()]
-        figure.legend(lines, list(looks), loc="outside upper center", ncols=4, frameon=False)
+        lines = [Line2D([], [], **look) for look in styles.values()]
+        figure.legend(lines, list(styles), loc="outside upper center", ncols=4, frameon=False)
         return _svg(figure)
 
 
 def throughput_by_reducer(rows: Sequence[Row]) -> str:
-    """Bytes compressed in a second: a row of axes for each input, a column for each density.
+    """Bytes compressed per second: one row of axes per input, one column per density.
 
-    The fastest on the whole comes first. Reducers that know no density are the same in all columns, and grey.
-    A point is a median, its line the quartiles.
+    Reducers are ordered by their median speed. Reducers without a density are grey and equal in all columns.
+    A point is a median, and its line the quartiles.
     """
     inputs = list(dict.fromkeys(row.input for row in rows))
     names = sorted({row.case.name for row in rows}, key=lambda name: (-_typical(rows, name), name))
@@ -108,13 +108,13 @@ def _svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def looks_of(rules: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A colour for each controller, and dashes for its variants, which are named after a comma."""
+def line_styles(rules: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A colour per controller and a dash pattern per variant; the variant's name follows a comma."""
     controllers = list(dict.fromkeys(rule.partition(",")[0] for rule in rules))
-    styles: dict[str, list[Any]] = {controller: ["-", "--", ":"] for controller in controllers}
-    looks = {}
+    dashes = {controller: ["-", "--", ":"] for controller in controllers}
+    styles = {}
     for rule in rules:
         controller = rule.partition(",")[0]
         colour = PALETTE[controllers.index(controller) % len(PALETTE)]
-        looks[rule] = {"color": colour, "linestyle": styles[controller].pop(0), "linewidth": 1}
-    return looks
+        styles[rule] = {"color": colour, "linestyle": dashes[controller].pop(0), "linewidth": 1}
+    return styles

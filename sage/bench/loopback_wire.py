@@ -1,8 +1,8 @@
-"""A rank alone with a stopwatch: what a reducer does before it has spoken, and after it was answered.
+"""A wire of one rank that times a reducer before its last collective (compress) and after it (decompress).
 
-Every collective is answered at once with what it was given, as it would be with one rank. The watch is
-stamped as a call comes in and as its answer goes out, so that what a wire does with a payload (packing,
-padding, sending, unpacking) is in neither of the two times.
+Every collective returns its input at once, as with one rank. The time is taken at the beginning and at the
+end of each call, so the wire's own work on a payload (packing, padding, sending, unpacking) is in neither of
+the times.
 """
 # N = elements of the flat vector, W = ranks, which is 1, S = bytes of a packed buffer
 
@@ -21,17 +21,17 @@ T = TypeVar("T")
 
 
 class Stopwatch:
-    """Stamps of a device's clock: on CUDA its own events, which nobody has to wait for between two stamps."""
+    """Time stamps of a device; on CUDA by events, which need no synchronisation between two stamps."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._seconds: list[float] = []
         self._events: list[torch.cuda.Event] = []
         if device.type == "cuda":
-            torch.cuda.synchronize(device)  # what was begun before is not this watch's
+            torch.cuda.synchronize(device)  # earlier work must not be part of the first gap
 
     def stamp(self) -> None:
-        """Take the time, here and now."""
+        """Take the time."""
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record(torch.cuda.current_stream(self.device))
@@ -48,10 +48,10 @@ class Stopwatch:
 
 
 def stamped(call: Callable[..., T]) -> Callable[..., T]:
-    """The collective with stamps around it; one that is made of others is stamped as a whole."""
+    """The collective with a stamp before and after it; nested collectives are not stamped."""
 
     @wraps(call)
-    def collective(self: "Alone", *args: Any, **kwargs: Any) -> T:
+    def collective(self: "LoopbackWire", *args: Any, **kwargs: Any) -> T:
         if self.inside:
             return call(self, *args, **kwargs)
         self.inside = True
@@ -65,10 +65,10 @@ def stamped(call: Callable[..., T]) -> Callable[..., T]:
     return collective
 
 
-class Alone(Wire):
-    """The wire of a single rank, which books every byte as ever and hands back what it was handed.
+class LoopbackWire(Wire):
+    """The wire of a single rank: counts every byte, and returns the collectives' inputs.
 
-    >>> wire = Alone(torch.device("cpu"))
+    >>> wire = LoopbackWire(torch.device("cpu"))
     >>> wire.gather(values=torch.tensor([3.0, 4.0]))
     (tensor([[3., 4.]]),)
     >>> wire.ledger.payload
@@ -81,10 +81,10 @@ class Alone(Wire):
         self.inside = False
 
     def timed(self, work: Callable[[], T]) -> tuple[T, float, float]:
-        """What `work` returns, and its seconds up to the last collective and after it.
+        """The result of `work`, and its seconds before the last collective and after it.
 
-        The time between collectives is the first's: what a rank is told there it needs to say the rest. So is
-        all of it where there is no collective.
+        The time between collectives belongs to the first number, because the rank needs their results to
+        compress the rest. Without collectives, all of the time belongs to the first number.
         """
         self.watch = Stopwatch(self.watch.device)
         self.watch.stamp()
@@ -105,7 +105,7 @@ class Alone(Wire):
     def _broadcast(self, x_N: Tensor, root: int) -> None:
         pass
 
-    # What came from a wire is the caller's own, and no other name of what he gave.
+    # A wire's result belongs to the caller and must not alias the input.
 
     def _gather_to(self, x_N: Tensor, root: int) -> Tensor:
         return x_N.unsqueeze(0).clone()
@@ -121,8 +121,8 @@ class Alone(Wire):
 
 
 ENGINE = ("begin_sum", "texts", "close")
-"""Of what a wire offers, what no reducer calls."""
+"""The wire's methods that reducers do not call."""
 
-for _name, _call in vars(Wire).items():  # one that is added to it tomorrow is stamped too
+for _name, _call in vars(Wire).items():  # collectives added to Wire later are stamped too
     if callable(_call) and not _name.startswith("_") and _name not in ENGINE:
-        setattr(Alone, _name, stamped(_call))
+        setattr(LoopbackWire, _name, stamped(_call))

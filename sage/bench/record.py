@@ -1,4 +1,4 @@
-"""`sage bench record`: train a workload for some steps and keep the gradients."""
+"""`sage bench record`: train a workload for some steps and record the gradients."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,17 +8,17 @@ from sage.config import Config, resolve
 
 
 def main(what: Config | Path, *, out: Path, steps: int, elements: int) -> int:
-    """Record a trace and say what is in it.
+    """Record a trace and print its content.
 
     Args:
-        what: a run, all whose ranks are simulated here; or the folder of one, of which the steps after its
-            newest checkpoint are recorded. The folder stays as it is.
+        what: a configuration, whose ranks are all simulated in this process; or a run folder, of which the
+            steps after the newest checkpoint are recorded. The folder is not changed.
         out: the file to write.
-        steps: how many to record.
-        elements: keep at most so many of each gradient.
+        steps: number of steps to record.
+        elements: maximum number of elements kept of each gradient.
 
     Raises:
-        ValueError: where there is nothing to record.
+        ValueError: an argument is out of its range, or the run has too few steps left.
     """
     check_size(steps, elements)
     if isinstance(what, Path):
@@ -33,7 +33,7 @@ def main(what: Config | Path, *, out: Path, steps: int, elements: int) -> int:
 
 
 def check_size(steps: int, elements: int) -> None:
-    """Refuse a trace of nothing."""
+    """Refuse an empty trace."""
     for name, value in (("steps", steps), ("elements", elements)):
         if value < 1:
             raise ValueError(f"--{name} {value}: expected 1 or more")

@@ -1,8 +1,8 @@
-"""Rounds of reductions: every reducer on the same vectors, each time from nothing, in turns.
+"""Repeated reductions: every reducer on the same vectors, alternating, each time without earlier state.
 
-A reducer runs on a wire of one rank that answers at once (sage/bench/loopback_wire.py). It starts each round
-without state, so that no round has what another left. All reducers that are compared on an input run in
-turns, in an order drawn each round, so that other load on the machine affects all of them alike.
+A reducer runs on a wire of one rank that returns at once (sage/bench/loopback_wire.py). It starts each round
+without state, so rounds are independent. The reducers compared on an input alternate in an order drawn for
+each round, so other load on the machine affects all of them alike.
 """
 # N = elements of an input
 
@@ -20,30 +20,30 @@ from torch import Tensor
 
 from sage import registry
 from sage.bench import trace
-from sage.bench.loopback_wire import Alone
+from sage.bench.loopback_wire import LoopbackWire
 from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
 from sage.reduction.reducer import Reducer, check_fraction
 
 COLUMNS = 1024
-"""Elements in a row of a made-up input: low-rank methods want a matrix."""
+"""Elements per row of a random input: low-rank methods need a matrix."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """What is to be compressed."""
+    """A gradient to compress."""
 
     name: str
     shape: tuple[int, ...]
     before: list[Tensor]
-    """Gradients that are reduced first, untimed, so that a reducer can settle."""
+    """Gradients that are reduced before it, untimed, so that a reducer can settle."""
     gradient_N: Tensor
-    """The one that is timed."""
+    """The gradient whose reduction is timed."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A reducer with its options, under the name that the command line gives it."""
+    """A reducer with its options; the name is its text on the command line."""
 
     name: str
     make: Callable[..., Reducer]
@@ -51,13 +51,13 @@ class Case:
 
     @property
     def density(self) -> float | None:
-        """What it is asked for; None where it knows no density."""
+        """The target density; None for a reducer without one."""
         return self.options.get("density")
 
 
 @dataclass(frozen=True)
 class Round:
-    """What was seen of one reduction."""
+    """The measurements of one reduction."""
 
     compress: float
     """Seconds."""
@@ -76,7 +76,7 @@ class Spread:
     mean: float
     std: float
     least: float
-    """Which other work on the machine has touched least."""
+    """The minimum, which is least affected by other work on the machine."""
     low: float
     """The lower quartile."""
     median: float
@@ -86,7 +86,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One case on one input: its rounds, or what it failed of."""
+    """One case on one input: its rounds, or its error."""
 
     input: str
     elements: int
@@ -109,17 +109,17 @@ class Row:
 
     @property
     def sent(self) -> int | None:
-        """Elements; None where the reducer sends something else than elements."""
+        """Elements sent; None for a reducer that does not send elements."""
         return self.rounds[-1].sent
 
     @property
     def payload(self) -> int:
-        """Bytes handed to the wire, of every kind."""
+        """Payload bytes of every kind."""
         return self.rounds[-1].payload
 
     @property
     def sent_over_k(self) -> float | None:
-        """Elements sent over the k = max(1, ⌊density·n⌋) that are asked for."""
+        """Elements sent / k, with the target k = max(1, ⌊density·n⌋)."""
         density = self.case.density
         if self.sent is None or density is None:
             return None
@@ -127,37 +127,37 @@ class Row:
 
     @property
     def megabytes_per_second(self) -> float:
-        """10^6 bytes of the dense gradient for each second of compression, at the median."""
+        """10^6 bytes of the dense gradient per second of compression, at the median."""
         seconds = self.compress.median
         return self.dense / 1e6 / seconds if seconds else math.inf
 
 
 def cases_of(spec: str, densities: Sequence[float]) -> list[Case]:
-    """A reducer by its name, and its options if any, as in `sage:controller=sage,agree=true`.
+    """The cases of a reducer given by name and options, as in `sage:controller=sage,agree=true`.
 
-    One case for each density; one in all where it has no such option, or is given its density here.
+    One case per density; a single case if the reducer has no density or its density is given in `spec`.
 
     Raises:
-        ValueError: for a reducer, an option or a value that there is none of.
+        ValueError: The reducer, an option or a value does not exist.
 
     >>> [case.options["density"] for case in cases_of("topk", [0.1, 0.01])]
     [0.1, 0.01]
     >>> [case.density for case in cases_of("exact", [0.1, 0.01])]
     [None]
     """
-    name, _, said = spec.partition(":")
+    name, _, text = spec.partition(":")
     make = registry.load("reducers", name)
-    given = dict(_option(spec, part) for part in said.split(",")) if said else {}
+    given = dict(_option(spec, part) for part in text.split(",")) if text else {}
     options = registry.check_options("reducers", name, given)
     if "density" not in options or "density" in given:
         return [Case(spec, make, options)]
     return [Case(spec, make, {**options, "density": check_fraction("density", d)}) for d in densities]
 
 
-def _option(spec: str, said: str) -> tuple[str, Any]:
-    name, equals, value = said.partition("=")
+def _option(spec: str, text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
     if not equals:
-        raise ValueError(f"--reducers {spec}: {said!r} is no option=value, as in topk:values=fp16")
+        raise ValueError(f"--reducers {spec}: {text!r} is not OPTION=VALUE, as in topk:values=fp16")
     try:
         return name.replace("-", "_"), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:  # a word without quotation marks
@@ -167,17 +167,17 @@ def _option(spec: str, said: str) -> tuple[str, Any]:
 def inputs(
     mib: Sequence[float], traces: Sequence[Path], step: int, settle: int, seed: int, device: torch.device
 ) -> Iterator[Input]:
-    """N(0, 1) of each size, as a matrix of 1,024 columns, and each trace's gradient of rank 0 at that step.
+    """N(0, 1) vectors of each size, as matrices of 1,024 columns, and rank 0's gradient of each trace.
 
     Args:
-        mib: Sizes, each in 2^20 bytes of fp32.
+        mib: Sizes in 2^20 bytes of fp32.
         traces: Files of `sage bench record`.
-        step: Which of a trace's gradients is timed; its last where it has fewer.
-        settle: How many are reduced before it.
-        seed: Of the N(0, 1) vectors.
-        device: Where all of them lie.
+        step: The step of a trace whose gradient is timed; the last step of a shorter trace.
+        settle: The number of gradients reduced before it.
+        seed: Seed of the N(0, 1) vectors.
+        device: The device of all inputs.
     """
-    recorded = [trace.load(path) for path in traces]  # one that is none is told before anything is measured
+    recorded = [trace.load(path) for path in traces]  # an invalid file is reported before any measurement
     for path, each in zip(traces, recorded, strict=True):
         if settle > min(step, len(each) - 1):
             last = min(step, len(each) - 1)
@@ -196,7 +196,7 @@ def inputs(
 
 
 def measure(given: Input, cases: Sequence[Case], rounds: int, warmup: int, seed: int) -> list[Row]:
-    """Every case, a round of each after the other; one that fails is left out from there on."""
+    """Measure all cases, alternating in each round; a case that fails is skipped from then on."""
     draw = random.Random(seed)
     seen: list[list[Round]] = [[] for _ in cases]
     errors: dict[int, str] = {}
@@ -205,7 +205,7 @@ def measure(given: Input, cases: Sequence[Case], rounds: int, warmup: int, seed:
         for i in draw.sample(live, len(live)):
             try:
                 once = reduce_once(cases[i], given)
-            except Exception as error:  # a reducer may be anybody's; what it raises is told in its row
+            except Exception as error:  # a third-party reducer may raise anything; its row has the error
                 errors[i] = " ".join(f"{type(error).__name__}: {error}".split())
             else:
                 seen[i] += [once] if number >= warmup else []
@@ -216,7 +216,7 @@ def measure(given: Input, cases: Sequence[Case], rounds: int, warmup: int, seed:
 def reduce_once(case: Case, given: Input) -> Round:
     """One reduction by a new reducer, with a new residual and a new wire."""
     device = given.gradient_N.device
-    wire = Alone(device)
+    wire = LoopbackWire(device)
     reducer = case.make(**case.options)
     layout = Layout.of([("input", given.shape)], reducer.grouping)
     feedback = ErrorFeedback(reducer, layout).to(device)
@@ -231,6 +231,6 @@ def reduce_once(case: Case, given: Input) -> Round:
 
 
 def spread(seconds: Sequence[float]) -> Spread:
-    """Of two values or more."""
+    """The spread of two or more values."""
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return Spread(statistics.fmean(seconds), statistics.stdev(seconds), min(seconds), low, median, high)

@@ -3,7 +3,7 @@
 from typing import Any
 
 RIGHT = "right"
-"""Stands for the λ_0 that selects as much as is asked for of the first gradient, averaged over the ranks."""
+"""Stands for the λ_0 with which the first gradient, averaged over the ranks, has the target density."""
 
 RULES: dict[str, dict[str, Any]] = {
     "sage": {"controller": "sage"},
@@ -14,4 +14,4 @@ RULES: dict[str, dict[str, Any]] = {
     "quantile": {"controller": "quantile"},
     "quantile, agreed": {"controller": "quantile", "agree": True},
 }
-"""The controllers that are compared, by the names that a table gives them; `sage` is the published rule."""
+"""The compared controllers by their names in tables; `sage` is the published rule."""

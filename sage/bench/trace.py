@@ -1,10 +1,10 @@
-"""Recorded gradients of a real run, every rank's at every step, to be replayed without model and data.
+"""Traces: recorded gradients of a run, of every rank and step, to replay without model and data.
 
-A trace is what reducers were handed, before anything was added to it or left out of it. Long vectors are
-sampled: the same elements, drawn once at random, on every rank and at every step. What a threshold selects
-depends on an element's own past and nothing else, so a sample shows the density of the whole.
+A trace has the reducers' inputs, before error feedback and selection. Long vectors are sampled: the same
+elements, drawn once at random, on every rank and at every step. Whether a threshold selects an element
+depends only on that element's history, so a sample has the density of the whole vector.
 
-A trace need not be kept: the same configuration, seed and checkpoint give the same trace again, to the bit.
+A trace can be recorded again: the same configuration, seed and checkpoint give a bitwise identical trace.
 """
 # S = steps, W = ranks, N = elements of the trace
 
@@ -30,7 +30,7 @@ from sage.train.stop import Stop
 
 FORMAT = "sage trace 2"
 LARGEST = 15
-"""Values are stored as float16 times a power of two that brings the vector's largest just under 2^15."""
+"""Values are float16 times a power of two, chosen so that the vector's largest value is just under 2^15."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Trace:
     Args:
         codes_SWN: float16; a gradient is codes · 2^exponents.
         exponents_SW: int32.
-        lr_S: float64, the learning rates; the gradients do not contain them.
-        first: The step of the run that comes first.
-        numel: Elements of the vector that N of were drawn from.
+        lr_S: float64, the learning rates, which are not a factor of the gradients.
+        first: The run's step at which the trace begins.
+        numel: Number of elements of the whole vector, of which N were sampled.
         config: The run's configuration.
     """
 
@@ -55,7 +55,7 @@ class Trace:
 
     @property
     def name(self) -> str:
-        """What a table calls it."""
+        """The workload's name, for tables."""
         return str(self.config["workload"])
 
     @property
@@ -67,9 +67,9 @@ class Trace:
 
     @property
     def drop(self) -> int | None:
-        """The first step at which a milestone has brought the learning rate to half or less, if any has."""
+        """The first step at which a milestone has lowered the learning rate to half or less, or None."""
         if self.config.get("schedule") != "step":
-            return None  # the last step of a cosine is a quarter of the one before, and changes nothing
+            return None  # the last step of a cosine has a quarter of the rate before, with no effect
         dropped_S = self.lr_S[1:] <= self.lr_S[:-1] / 2
         return 1 + int(dropped_S.int().argmax()) if dropped_S.any() else None
 
@@ -78,34 +78,34 @@ class Trace:
         return self.codes_SWN[step, rank].float().mul_(2.0 ** int(self.exponents_SW[step, rank]))
 
     def save(self, path: Path) -> None:
-        """Write it as tensors and plain values, whole or not at all."""
+        """Write the trace atomically, as tensors and plain values."""
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.write_tensors(path, {"format": FORMAT, **vars(self)})
 
 
 def load(path: Path) -> Trace:
-    """A trace from a file; its tensors stay on the disk until they are looked at.
+    """Load a trace; its tensors are memory-mapped.
 
     Raises:
-        sage.storage.Unreadable: a ValueError, where the file is no trace, or one of another format.
+        sage.storage.Unreadable: a ValueError; the file is not a trace, or has another format version.
     """
-    cure = f"`sage bench record WORKLOAD --out {path}` makes a trace"
+    cure = f"`sage bench record WORKLOAD --out {path}` records a trace"
     try:
-        told = storage.read_tensors(path, "a trace", mmap=True, cure=cure)
+        content = storage.read_tensors(path, "a trace", mmap=True, cure=cure)
     except FileNotFoundError as error:
         raise ValueError(f"there is no file {path}; {cure}") from error
-    found = told.pop("format", None)
+    found = content.pop("format", None)
     if found != FORMAT:
         raise _of_another_format(path, found, cure)
-    if fault := storage.TRACE.fault(told) or _misfit(told):
+    if fault := storage.TRACE.fault(content) or _misfit(content):
         raise storage.Damaged(path, f"is damaged: {fault}", cure)
-    return Trace(**{each.name: told[each.name] for each in fields(Trace)})
+    return Trace(**{each.name: content[each.name] for each in fields(Trace)})
 
 
 def _of_another_format(path: Path, found: Any, cure: str) -> storage.Unreadable:
     name, _, version = FORMAT.rpartition(" ")
     if not (isinstance(found, str) and found.startswith(f"{name} ") and found[len(name) + 1 :].isdecimal()):
-        return storage.Damaged(path, "is no trace: it has no format of one", cure)
+        return storage.Damaged(path, "is not a trace: it has no trace format", cure)
     if len(found) < 40 and int(found[len(name) + 1 :]) > int(version):
         cure = "update SAGE to read it"
     return storage.OtherVersion(
@@ -113,29 +113,29 @@ def _of_another_format(path: Path, found: Any, cure: str) -> storage.Unreadable:
     )
 
 
-def _misfit(told: dict[str, Any]) -> str:
-    """What is wrong with the tensors of a trace, or ""."""
+def _misfit(content: dict[str, Any]) -> str:
+    """The fault in a trace's tensors, or ""."""
     wanted = {
         "codes_SWN": (3, torch.float16),
         "exponents_SW": (2, torch.int32),
         "lr_S": (1, torch.float64),
     }
     for name, (dim, dtype) in wanted.items():
-        value = told[name]
+        value = content[name]
         if not isinstance(value, Tensor) or value.dim() != dim or value.dtype != dtype:
             return f"{name} is not a tensor of {dim} dimensions in {dtype}"
-    steps, ranks, elements = told["codes_SWN"].shape
-    if told["exponents_SW"].shape != (steps, ranks) or told["lr_S"].shape != (steps,):
-        return "its tensors are not of the same steps and ranks"
-    if not (steps and ranks and elements) or told["numel"] < elements or told["first"] < 0:
-        return "it has no steps, ranks or elements, or more elements than the vector they are of"
-    if int(told["exponents_SW"].abs().max()) > 1000:
-        return "an exponent is beyond those of float32"
+    steps, ranks, elements = content["codes_SWN"].shape
+    if content["exponents_SW"].shape != (steps, ranks) or content["lr_S"].shape != (steps,):
+        return "its tensors have different numbers of steps or ranks"
+    if not (steps and ranks and elements) or content["numel"] < elements or content["first"] < 0:
+        return "it has no steps, ranks or elements, or more elements than the sampled vector"
+    if int(content["exponents_SW"].abs().max()) > 1000:
+        return "an exponent is outside float32's range"
     return ""
 
 
 def encode(gradient_N: Tensor) -> tuple[Tensor, int]:
-    """A gradient as float16 codes and the exponent of the power of two that they are to be multiplied by.
+    """A gradient as float16 codes and an exponent: gradient = codes · 2^exponent.
 
     >>> codes, exponent = encode(torch.tensor([3e-9, -1e-8]))
     >>> codes.tolist(), exponent
@@ -147,14 +147,14 @@ def encode(gradient_N: Tensor) -> tuple[Tensor, int]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether this is the folder of a run, from which a trace can be made."""
+    """Whether this is a run folder, of which a trace can be recorded."""
     return storage.is_there(path / "config.json")
 
 
 def record_run(folder: Path, *, steps: int, elements: int) -> Trace:
-    """What a run's reducer is handed in the steps after its newest checkpoint, or the first ones without any.
+    """Record the steps after a run's newest checkpoint, or its first steps if it has none.
 
-    The folder stays as it is, and makes the same trace again.
+    The folder is not changed, and gives the same trace again.
     """
     try:
         config = Config.from_dict(storage.read_json(folder / "config.json", storage.CONFIG))
@@ -162,24 +162,26 @@ def record_run(folder: Path, *, steps: int, elements: int) -> Trace:
         raise
     except (ValueError, TypeError) as error:
         raise storage.Damaged(folder / "config.json", f"is damaged: {error}", storage.RERUN) from error
-    # Where a run is to stop changes nothing of what comes before, but for a cosine, which ends there.
+    # The last step of a run does not affect earlier steps, except with a cosine schedule, which ends there.
     if config.schedule != "cosine":
         config = replace(config, steps=None)
     return record(config, steps=steps, elements=elements, folder=folder)
 
 
 def record(config: Config, *, steps: int, elements: int, folder: Path | None = None) -> Trace:
-    """Train some steps, the ranks simulated, and keep what the reducer is handed at each.
+    """Train some steps with simulated ranks, and keep the reducer's input of each step.
 
     Args:
-        elements: At most so many of the vector are kept.
-        folder: A run's, to go on from its newest checkpoint.
+        config: The run's configuration.
+        steps: Number of steps.
+        elements: Maximum number of elements kept of the vector.
+        folder: A run folder, to resume from its newest checkpoint.
 
     Raises:
-        ValueError: where the run has fewer steps left.
+        ValueError: The run has fewer steps left.
     """
     world_size = config.world_size
-    # All ranks read the same one, for 64 of them would fill the memory.
+    # All ranks share one data set, because 64 copies would fill the memory.
     data = registry.load("datasets", config.data)(data_root(config.data_root), **config.data_options)
     kept: dict[str, Any] = {}
 
@@ -202,8 +204,8 @@ def record(config: Config, *, steps: int, elements: int, folder: Path | None = N
         first, total = training.step, training.total_steps
         if first + steps > total:
             raise ValueError(
-                f"the run has {total} steps and stands at {first}, so that no {steps} can be recorded: "
-                "lower --steps, or begin a run of more --epochs"
+                f"the run has {total} steps and is at step {first}, so {steps} steps cannot be recorded: "
+                "lower --steps, or start a run with more --epochs"
             )
         training.display.total = first + steps
         numel = training.mount.grad_C.numel()
@@ -222,7 +224,7 @@ def record(config: Config, *, steps: int, elements: int, folder: Path | None = N
             kept["codes_SWN"][training.step - first, wire.rank] = codes_N
             kept["exponents_SW"][training.step - first, wire.rank] = exponent
 
-        wire.texts("")  # nobody keeps anything before rank 0 has made room
+        wire.texts("")  # a barrier: no rank stores anything before rank 0 has allocated the tensors
         training.mount.feedback.register_forward_pre_hook(keep)
         with training.display:
             while training.step < first + steps:
@@ -233,7 +235,7 @@ def record(config: Config, *, steps: int, elements: int, folder: Path | None = N
         training.settle()
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)  # sums of floats depend on it
+    torch.set_num_threads(config.threads)  # floating-point sums depend on it
     try:
         simulate(world_size, work)
     finally:
@@ -242,7 +244,7 @@ def record(config: Config, *, steps: int, elements: int, folder: Path | None = N
 
 
 def sample(numel: int, elements: int) -> Tensor:
-    """Which elements of a vector are kept: all, or so many drawn at random, in ascending order."""
+    """Indices of the elements to keep: all, or `elements` of them drawn at random, in ascending order."""
     if numel <= elements:
         return torch.arange(numel)
     generator = torch.Generator().manual_seed(0)

@@ -1,1 +1,1 @@
-"""Runs and checks on other nodes, over ssh."""
+"""Starting runs on other nodes over ssh, and checking nodes before a run."""

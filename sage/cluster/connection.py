@@ -1,4 +1,4 @@
-"""One ssh to one host: what it is to start there, and what comes through it, checked and in bounded lines."""
+"""The ssh connection to one host: starts tasks there, and validates and forwards their output and exit."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from typing import IO, Any, Literal
 
 from sage.cluster import supervisor
 
-FAREWELL = 5.0
-"""Seconds that ssh has to come back once its tasks have been ended."""
+END_SECONDS = 5.0
+"""Seconds that ssh has to exit once its tasks have been ended."""
 
 LINE_BYTES = 256 * 1024
-"""The longest line that is taken as one; a keeper breaks the lines of its tasks much earlier."""
+"""The longest line that is not split. The supervisor splits lines of its tasks at a much lower length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,19 +27,19 @@ class Task:
     """A process to run on a host."""
 
     host: str
-    """As ssh takes it."""
+    """The host in ssh's syntax."""
     rank: int
-    """Its number among all tasks."""
+    """The task's index among all tasks."""
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
-    """Goes on top of what sshd gives."""
+    """Variables added to sshd's environment."""
     cwd: str | None = None
-    """None: where ssh arrives."""
+    """The working directory; None: the one in which ssh starts commands."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """A line of a task's; or the host's own, with `rank` None: what ssh or a login script has to say."""
+class Output:
+    """A line of a task's output; with `rank` None, a line printed by ssh or by a login script."""
 
     host: str
     rank: int | None
@@ -49,79 +49,83 @@ class Said:
 
 @dataclass(frozen=True)
 class Ended:
-    """A task's end, told once for each."""
+    """The end of a task, reported once per task."""
 
     host: str
     rank: int
     status: int | None
-    """Exit status; negative: ended by that signal; None: ssh did not reach the host, or lost it."""
+    """Exit status; negative: ended by that signal; None: ssh could not connect or lost the connection."""
     reason: str = ""
-    """With None: ssh's exit status, and the last that it, or the shell there, had to say."""
+    """If the status is None: ssh's exit status, and the last line that ssh or the host's shell printed."""
 
 
-class Line:
-    """The ssh to one host, and what comes through it."""
+class Connection:
+    """The ssh process to one host; puts `Output` and `Ended` events into a queue."""
 
     def __init__(
-        self, host: str, argv: Sequence[str], tasks: Sequence[Task], events: "queue.SimpleQueue[Said | Ended]"
+        self,
+        host: str,
+        argv: Sequence[str],
+        tasks: Sequence[Task],
+        events: "queue.SimpleQueue[Output | Ended]",
     ) -> None:
         self._host, self._events = host, events
         self._ranks = [task.rank for task in tasks]
         self._pending: deque[int] = deque()
-        self._is_fed = False
-        self._last_words = ""
-        self._given_up = ""
+        self._is_started = False
+        self._last_line = ""
+        self._kill_reason = ""
         self.has_started = False
-        """Whether all of the host's tasks have been started, or could not be."""
+        """Whether each of the host's tasks has been started or has failed to start."""
         try:
             self._ssh = subprocess.Popen(
                 argv,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                # The terminal's signals are for us to hand on, and not for ssh to die of.
+                # The terminal's signals must not end ssh; this process forwards them.
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            raise ValueError(f"cannot start {argv[0]}: {error}; install ssh, or say --ssh") from error
+            raise ValueError(f"cannot start {argv[0]}: {error}; install ssh, or give --ssh") from error
         orders = [Path(supervisor.__file__).read_text(), [_order(task) for task in tasks]]
         text = "".join(json.dumps(part) + "\n" for part in orders).encode()
-        # In threads: an ssh that hangs reads nothing and says nothing.
-        threading.Thread(target=self._feed, args=(text,), daemon=True).start()
-        self._thread = threading.Thread(target=self._listen, daemon=True)
+        # In threads, because an ssh that hangs neither reads nor writes.
+        threading.Thread(target=self._send_orders, args=(text,), daemon=True).start()
+        self._thread = threading.Thread(target=self._read_events, daemon=True)
         self._thread.start()
 
     def signal(self, number: int) -> None:
-        """Send the host's tasks a signal, once they have been started."""
+        """Send a signal to the host's tasks, once they have been started."""
         self._pending.append(number)
-        if self._is_fed:
+        if self._is_started:
             self._send_pending()
 
-    def hang_up(self) -> None:
-        """End the host's tasks, with what they started."""
+    def end_tasks(self) -> None:
+        """End the host's tasks and the processes that they started."""
         assert self._ssh.stdin is not None
-        if not self._is_fed:
+        if not self._is_started:
             self.kill()
         with suppress(OSError, ValueError):
             self._ssh.stdin.close()
 
     def kill(self, why: str = "") -> None:
-        """End ssh itself, and what it may have started here."""
-        self._given_up = self._given_up or why
+        """End ssh itself, and the processes that it started on this machine."""
+        self._kill_reason = self._kill_reason or why
         if self._ssh.poll() is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._ssh.pid, signal.SIGKILL)
 
     def join(self, seconds: float) -> None:
-        """Wait until all that came through has been told."""
+        """Wait until all events are in the queue."""
         self._thread.join(seconds)
 
-    def _feed(self, text: bytes) -> None:
+    def _send_orders(self, text: bytes) -> None:
         assert self._ssh.stdin is not None
-        with suppress(OSError, ValueError):  # ssh has ended already, and says why
+        with suppress(OSError, ValueError):  # ssh has ended; its output has the reason
             self._ssh.stdin.write(text)
             self._ssh.stdin.flush()
-        self._is_fed = True
+        self._is_started = True
         self._send_pending()
 
     def _send_pending(self) -> None:
@@ -129,23 +133,23 @@ class Line:
         with suppress(IndexError):
             while True:
                 number = self._pending.popleft()
-                with suppress(OSError, ValueError):  # the tasks have ended, or are being ended
+                with suppress(OSError, ValueError):  # the tasks have ended or are being ended
                     os.write(self._ssh.stdin.fileno(), f"{number:d}\n".encode())
 
-    def _listen(self) -> None:
+    def _read_events(self) -> None:
         assert self._ssh.stdout is not None
         assert self._ssh.stderr is not None
-        complaints = threading.Thread(target=self._repeat, args=(self._ssh.stderr,), daemon=True)
-        complaints.start()
+        stderr = threading.Thread(target=self._forward_stderr, args=(self._ssh.stderr,), daemon=True)
+        stderr.start()
         running, unstarted = set(self._ranks), set(self._ranks)
         with self._ssh.stdout as stdout:
             for line in read_lines(stdout):
                 own, mark, text = line.partition(supervisor.MARK)
-                event = told(text, running) if mark else None
+                event = parse_event(text, running) if mark else None
                 if event is None and (rest := f"{own} {text}".rstrip()):
-                    self._events.put(Said(self._host, None, rest, "stdout"))
+                    self._events.put(Output(self._host, None, rest, "stdout"))
                 elif own.strip():
-                    self._events.put(Said(self._host, None, own, "stdout"))
+                    self._events.put(Output(self._host, None, own, "stdout"))
                 if event is None:
                     continue
                 rank, kind, what = event
@@ -156,32 +160,32 @@ class Line:
                     self._events.put(Ended(self._host, rank, int(what)))
                 elif kind != "started":
                     stream: Literal["stdout", "stderr"] = "stdout" if kind == "stdout" else "stderr"
-                    self._events.put(Said(self._host, rank, str(what), stream))
-        complaints.join(FAREWELL)
+                    self._events.put(Output(self._host, rank, str(what), stream))
+        stderr.join(END_SECONDS)
         with suppress(subprocess.TimeoutExpired):
-            self._ssh.wait(FAREWELL)
+            self._ssh.wait(END_SECONDS)
         self.kill()
-        reason = self._given_up or f"ssh ended with status {self._ssh.wait()}"
-        if self._last_words:
-            reason += f": {self._last_words}"
+        reason = self._kill_reason or f"ssh ended with status {self._ssh.wait()}"
+        if self._last_line:
+            reason += f": {self._last_line}"
         for rank in sorted(running):
             self._events.put(Ended(self._host, rank, None, reason))
 
-    def _repeat(self, lines: IO[bytes]) -> None:
+    def _forward_stderr(self, lines: IO[bytes]) -> None:
         with lines:
             for line in read_lines(lines):
-                self._last_words = line
-                self._events.put(Said(self._host, None, line, "stderr"))
+                self._last_line = line
+                self._events.put(Output(self._host, None, line, "stderr"))
 
 
 def read_lines(lines: IO[bytes]) -> Iterator[str]:
-    """The lines of a stream without their ends; one of over `LINE_BYTES` comes in pieces of that size."""
+    """The lines of a stream without line ends; lines longer than `LINE_BYTES` are split."""
     while line := lines.readline(LINE_BYTES):
         yield line.decode(errors="replace").rstrip("\r\n")
 
 
-def told(text: str, running: Collection[int]) -> tuple[int, str, str | int] | None:
-    """What a keeper has said of a task that runs: its rank, the kind, and what; None for anything else."""
+def parse_event(text: str, running: Collection[int]) -> tuple[int, str, str | int] | None:
+    """The supervisor's message on a running task: rank, kind and content; None for any other text."""
     try:
         rank, kind, what = json.loads(text)
     except (ValueError, TypeError, RecursionError):

@@ -1,6 +1,6 @@
-"""The hosts file: a host a line, as ssh takes it, and how many ranks it has room for.
+"""The hosts file: one host per line in ssh's syntax, with its number of ranks.
 
-# what follows a hash is for people
+# a comment
 node1
 me@node2 slots=4
 10.0.0.3
@@ -15,7 +15,7 @@ from sage.comm.launchers import MOST_LOCAL
 from sage.output.text import clean_text
 from sage.storage import Unreadable, read_text
 
-ALLOWED = f"allowed is `HOST` or `USER@HOST`, either with `slots=N` after it, N being 1 to {MOST_LOCAL}"
+ALLOWED = f"allowed is `HOST` or `USER@HOST`, optionally followed by `slots=N` with N from 1 to {MOST_LOCAL}"
 
 MOST_BYTES = 2**24
 """The largest hosts file that is read."""
@@ -26,7 +26,7 @@ class Host:
     """One host of the file."""
 
     name: str
-    """As ssh takes it: an address, a name, or an alias of its configuration, maybe with `user@` before it."""
+    """The host in ssh's syntax: an address, a name or an alias of its configuration, optionally `user@`."""
     slots: int = 1
     """Number of ranks."""
 
@@ -37,14 +37,14 @@ class Host:
 
 
 def read_hosts(path: Path, slots: int = 1) -> list[Host]:
-    """The hosts of a file in its order; one that is named on several lines has the slots of all of them.
+    """The hosts of a file in its order; the slots of a host on several lines are added.
 
     Args:
-        path: The hosts file; a leading `~` is the home folder.
-        slots: Ranks on a line that does not say how many.
+        path: The hosts file; a leading `~` is expanded.
+        slots: Number of ranks of a line without `slots=N`.
 
     Raises:
-        ValueError: where the file is missing, empty or wrong; names the line and what is allowed.
+        ValueError: The file is missing, empty or invalid; the message has the line and what is allowed.
     """
     try:
         text = read_text(path.expanduser(), limit=MOST_BYTES)
@@ -52,7 +52,7 @@ def read_hosts(path: Path, slots: int = 1) -> list[Host]:
         raise ValueError(f"cannot read the hosts file: {error}") from error
     except FileNotFoundError:
         raise ValueError(f"cannot read the hosts file {path}: No such file or directory") from None
-    except (OSError, RuntimeError, ValueError) as error:  # no home folder, or a name that no file can have
+    except (OSError, RuntimeError, ValueError) as error:  # no home folder, or an impossible file name
         raise ValueError(f"cannot read the hosts file {clean_text(str(path), 200)}: {error}") from error
     found: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -66,7 +66,7 @@ def read_hosts(path: Path, slots: int = 1) -> list[Host]:
                 shown = clean_text(line, 200)
                 raise ValueError(f"{path}, line {number}: {shown!r}; {ALLOWED}{_hint(line)}")
     if not found:
-        raise ValueError(f"no host in {path}: give one a line; {ALLOWED}")
+        raise ValueError(f"no host in {path}: give one per line; {ALLOWED}")
     return [Host(name, slots) for name, slots in found.items()]
 
 
@@ -82,4 +82,4 @@ def _is_host(name: str) -> bool:
 
 def _hint(line: str) -> str:
     has_port = re.search(r":\d+\b", line) is not None
-    return ". A port is said in ssh's configuration: --ssh 'ssh -F FILE'" if has_port else ""
+    return ". Set a port in ssh's configuration: --ssh 'ssh -F FILE'" if has_port else ""

@@ -1,18 +1,18 @@
-"""`sage launch`: one run on several hosts, started over ssh from a hosts file.
+"""`sage launch`: start one run on several hosts over ssh, from a hosts file.
 
     sage launch --hosts hosts.txt resnet20-cifar10 --reducer sage --density 0.001
 
-Every rank runs `PYTHON -m sage run ...` in this same folder, or in --cwd, with this same checkout in front:
-both are taken to be on a file system that the hosts share. It is told hostip, port, rank, world_size and
-local_rank, and of our own variables those that begin with SAGE_, GLOO_, NCCL_, TORCH_ or OMP_.
+Every rank runs `PYTHON -m sage run ...` in this folder, or in --cwd, with this checkout first on its path;
+both must be on a file system that the hosts share. Each rank gets the variables hostip, port, rank,
+world_size and local_rank, and this process's variables that begin with SAGE_, GLOO_, NCCL_, TORCH_ or OMP_.
 
-SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 are handed on to all ranks, which agree on a step, save themselves and
-return 75; a second SIGTERM or SIGINT ends them within ten seconds. When one fails, the others have ten
-seconds to say what they saw of it, and are then ended. However this process dies, no rank outlives it, as a
-host's ranks are ended with the connection to it.
+SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 are forwarded to all ranks, which agree on a step, write a checkpoint and
+exit with status 75; a second SIGTERM or SIGINT ends them within ten seconds. If a rank fails, the others have
+ten seconds to report what they know of the failure, and are then ended. However this process ends, its ranks
+end too, because a host ends its ranks when the connection to it closes.
 
-The exit status is 0 where all ranks finished, 75 where the others stopped and saved, 2 where one was asked
-wrongly, and else 1; a line names the first that failed.
+The exit status is 0 if all ranks finished, 75 if all others stopped with a checkpoint, 2 if a rank has
+invalid settings, and otherwise 1; a line names the first rank that failed.
 """
 
 import secrets
@@ -22,9 +22,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from sage.cluster.hosts import Host, read_hosts
-from sage.cluster.remote import Crew, Ended, Said, Task, surroundings
+from sage.cluster.remote import Ended, Output, RemoteTasks, Task, forwarded_environment
 from sage.cluster.settings import Launch, ssh_words
-from sage.cluster.signals import leaving_in_order
+from sage.cluster.signals import exit_on_signals
 from sage.comm.rendezvous import SECRET
 from sage.comm.spawn import GRACE
 from sage.exit_status import FAILED, HOPELESS, INTERRUPTED
@@ -34,55 +34,59 @@ FREE_PORT = "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsoc
 
 
 def main(given: Launch, arguments: Sequence[str]) -> int:
-    """Run `sage run` with these arguments on all hosts, and return one exit status for all ranks.
+    """Run `sage run` with these arguments on all hosts; returns one exit status for all ranks.
 
     Raises:
-        ValueError: where the hosts file is wrong, or none is given.
+        ValueError: The hosts file is invalid or missing.
     """
     if given.hosts is None:
         raise ValueError("--hosts is missing: give a hosts file, with a host on each line")
     hosts = read_hosts(given.hosts, given.ranks_per_host)
     ssh = ssh_words(given.ssh)
     try:
-        with leaving_in_order():
+        with exit_on_signals():
             port = given.port or port_on(hosts[0].name, ssh=ssh, python=given.python)
     except OSError as error:
-        _complain(str(error))
+        _print_error(str(error))
         return FAILED
     command = [given.python, "-m", "sage", "run", *arguments]
-    tasks = seat(
+    tasks = assign_ranks(
         hosts, command, hostip=given.hostip or hosts[0].address, port=port, cwd=str(given.cwd.absolute())
     )
-    with Crew(tasks, ssh=ssh, python=given.python) as crew, _signals_handed_on(crew):
-        return _follow(crew, crowded={host.name for host in hosts if host.slots > 1})
+    with RemoteTasks(tasks, ssh=ssh, python=given.python) as remote, _forward_signals(remote):
+        return _follow(remote, crowded={host.name for host in hosts if host.slots > 1})
 
 
 def port_on(host: str, *, ssh: Sequence[str], python: str) -> int:
-    """A port that was free on a host just now.
+    """A port that is free on a host.
 
     Raises:
-        OSError: where ssh does not get there, or something else answers; says what ssh says.
+        OSError: ssh cannot connect, or the answer is not a port; the message has ssh's error.
     """
-    said: list[str] = []
-    with Crew([Task(host=host, rank=0, argv=[python, "-c", FREE_PORT])], ssh=ssh, python=python) as crew:
-        for event in crew:
+    output: list[str] = []
+    with RemoteTasks(
+        [Task(host=host, rank=0, argv=[python, "-c", FREE_PORT])], ssh=ssh, python=python
+    ) as remote:
+        for event in remote:
             if isinstance(event, Ended) and event.status != 0:
-                reason = event.reason or " ".join(said)
-                raise OSError(f"{host} could not be asked for a free port: {reason}")
-            if isinstance(event, Said) and event.rank == 0:
-                said.append(event.text)
-    answer = said[-1].strip() if said else "nothing"
+                reason = event.reason or " ".join(output)
+                raise OSError(f"cannot find a free port on {host}: {reason}")
+            if isinstance(event, Output) and event.rank == 0:
+                output.append(event.text)
+    answer = output[-1].strip() if output else "nothing"
     if not (answer.isascii() and answer.isdecimal() and len(answer) < 6 and 1 <= int(answer) <= 65535):
         shown = clean_text(answer, 80)
-        raise OSError(f"{host} could not be asked for a free port: {python} answers {shown!r} there")
+        raise OSError(f"cannot find a free port on {host}: {python} printed {shown!r} there")
     return int(answer)
 
 
-def seat(hosts: Sequence[Host], argv: Sequence[str], *, hostip: str, port: int, cwd: str) -> list[Task]:
-    """One task for each slot of each host, which is told its place in the group."""
+def assign_ranks(
+    hosts: Sequence[Host], argv: Sequence[str], *, hostip: str, port: int, cwd: str
+) -> list[Task]:
+    """One task per slot of each host, with its place in the group as environment variables."""
     slots = [(host.name, local_rank) for host in hosts for local_rank in range(host.slots)]
-    meeting = {
-        **surroundings(),
+    rendezvous = {
+        **forwarded_environment(),
         "hostip": hostip,
         "port": str(port),
         "world_size": str(len(slots)),
@@ -93,60 +97,60 @@ def seat(hosts: Sequence[Host], argv: Sequence[str], *, hostip: str, port: int, 
             host=host,
             rank=rank,
             argv=argv,
-            env={**meeting, "rank": str(rank), "local_rank": str(local_rank)},
+            env={**rendezvous, "rank": str(rank), "local_rank": str(local_rank)},
             cwd=cwd,
         )
         for rank, (host, local_rank) in enumerate(slots)
     ]
 
 
-def _follow(crew: Crew, crowded: set[str]) -> int:
-    """Repeat what the ranks say until all have ended; where one fails, see to the end of the others."""
+def _follow(remote: RemoteTasks, crowded: set[str]) -> int:
+    """Print the ranks' output until all have ended; after a failure, end the other ranks."""
     first: Ended | None = None
-    last_words: dict[int | None, str] = {}
+    last_lines: dict[int | None, str] = {}
     statuses: set[int | None] = set()
-    for event in crew:
-        if isinstance(event, Said):
+    for event in remote:
+        if isinstance(event, Output):
             name = f"{event.host} rank {event.rank}" if event.host in crowded else event.host
             text = printable(event.text)
             print(f"{name}: {text}", file=getattr(sys, event.stream), flush=True)
             if text.strip():
-                last_words[event.rank] = text
+                last_lines[event.rank] = text
             continue
         statuses.add(event.status)
         if first is None and event.status not in (0, INTERRUPTED):
             first = event
-            # Ranks that wait for one that never came could not say more than that.
-            crew.end(0.0 if event.status is None else GRACE)
+            # If ssh failed, the other ranks wait for a rank that never started, and need no time to report.
+            remote.end(0.0 if event.status is None else GRACE)
     if first is None:
         return INTERRUPTED if INTERRUPTED in statuses else 0
-    _complain(f"rank {first.rank} on {first.host} failed first: {_reason(first, last_words)}")
+    _print_error(f"rank {first.rank} on {first.host} failed first: {_reason(first, last_lines)}")
     return HOPELESS if HOPELESS in statuses else FAILED
 
 
-def _reason(ended: Ended, last_words: dict[int | None, str]) -> str:
+def _reason(ended: Ended, last_lines: dict[int | None, str]) -> str:
     if ended.status is None:
         return clean_text(ended.reason)
     if ended.status < 0:
         known = -ended.status in set(signal.Signals)
-        return f"it was ended by {signal.Signals(-ended.status).name if known else f'signal {-ended.status}'}"
-    words = clean_text(last_words.get(ended.rank, ""))
-    return f"exit status {ended.status}" + (f": {words}" if words else "")
+        return f"ended by {signal.Signals(-ended.status).name if known else f'signal {-ended.status}'}"
+    last_line = clean_text(last_lines.get(ended.rank, ""))
+    return f"exit status {ended.status}" + (f": {last_line}" if last_line else "")
 
 
 @contextmanager
-def _signals_handed_on(crew: Crew) -> Iterator[None]:
-    asked: list[int] = []
+def _forward_signals(remote: RemoteTasks) -> Iterator[None]:
+    stops: list[int] = []
 
-    def hand_on(number: int, _: object) -> None:
-        crew.signal(number)
+    def forward(number: int, _: object) -> None:
+        remote.signal(number)
         if number in (signal.SIGTERM, signal.SIGINT):
-            asked.append(number)
-            if len(asked) > 1:  # whoever asks twice does not want to wait for a host that hangs
-                crew.end(GRACE)
+            stops.append(number)
+            if len(stops) > 1:  # a second signal: do not wait for a host that hangs
+                remote.end(GRACE)
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-    before = {number: signal.signal(number, hand_on) for number in numbers}
+    before = {number: signal.signal(number, forward) for number in numbers}
     try:
         yield
     finally:
@@ -154,5 +158,5 @@ def _signals_handed_on(crew: Crew) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     print(f"sage launch: {text}", file=sys.stderr, flush=True)

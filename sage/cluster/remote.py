@@ -1,4 +1,4 @@
-"""Tasks on other hosts, each host's over one ssh: what they say and how they end, as one stream of events."""
+"""Tasks on other hosts, with one ssh per host; their output and exit statuses as one stream of events."""
 
 import os
 import queue
@@ -10,70 +10,70 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sage.cluster.connection import FAREWELL, Line
+from sage.cluster.connection import END_SECONDS, Connection
 from sage.cluster.connection import Ended as Ended
-from sage.cluster.connection import Said as Said
+from sage.cluster.connection import Output as Output
 from sage.cluster.connection import Task as Task
-from sage.cluster.signals import held
+from sage.cluster.signals import delay_signals
 from sage.comm.launchers import OWN
 
 OPTIONS = (
     "BatchMode=yes",
     "ConnectTimeout=10",
-    # A host that goes out of reach is noticed within half a minute.
+    # A lost connection is noticed within half a minute.
     "ServerAliveInterval=10",
     "ServerAliveCountMax=3",
-    # The master of a shared connection would go on in the background, and keep our pipes open.
+    # The master of a shared connection would stay in the background and keep this process's pipes open.
     "ControlPath=none",
 )
-"""What ssh is told, unless it has been told otherwise."""
+"""ssh's options, unless the user's options override them."""
 
-TOLD = ("SAGE_", "GLOO_", "NCCL_", "TORCH_", "OMP_")
-"""How the variables begin that are handed on to ranks elsewhere."""
+FORWARDED = ("SAGE_", "GLOO_", "NCCL_", "TORCH_", "OMP_")
+"""Prefixes of the variables that are forwarded to ranks on other hosts."""
 
 START_SECONDS = 60.0
-"""Seconds in which a host must have started its tasks: ssh may hang in signing in, or in a login script."""
+"""Seconds within which a host must start its tasks: ssh may hang during login or in a login script."""
 
 POLL = 0.2
-"""Seconds between two looks at the clock while nothing is said."""
+"""Seconds between two checks of the deadlines while no event arrives."""
 
 BOOT = "import json, sys; exec(json.loads(sys.stdin.readline()))"
-"""Reads the keeper's text, so that no shell on the way has to understand it."""
+"""Reads the supervisor's source from standard input, so that no shell has to quote it."""
 
 
-class Crew:
-    """Tasks that run on their hosts, while this context lasts and this process lives.
+class RemoteTasks:
+    """Tasks on their hosts. They end at the latest with this context or this process.
 
-    Iterating over it gives the events until every task has ended. One that fails does not end the others.
-    A host that does not start its tasks within `START_SECONDS` is given up.
+    Iteration yields the events until every task has ended. A failed task does not end the others. A host
+    that does not start its tasks within `START_SECONDS` is abandoned.
 
     Args:
-        tasks: What to run where.
-        ssh: The program, with options that go before ours and so win.
-        python: What keeps the tasks at the far end: any Python, for it needs no package.
+        tasks: The tasks to run.
+        ssh: The program, with options that take precedence over `OPTIONS`.
+        python: Python on the hosts, for the supervisor; it needs no packages.
 
     Raises:
-        ValueError: where there is no such program as `ssh`.
+        ValueError: The program `ssh` does not exist.
     """
 
     def __init__(
         self, tasks: Sequence[Task], *, ssh: Sequence[str] = ("ssh",), python: str = sys.executable
     ) -> None:
         self._running = {task.rank: task.host for task in tasks}
-        self._events: queue.SimpleQueue[Said | Ended] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Output | Ended] = queue.SimpleQueue()
         self._start_by: float | None = time.monotonic() + START_SECONDS
-        self._hang_up_at: float | None = None
+        self._end_at: float | None = None
         self._kill_at: float | None = None
-        self._give_up_at: float | None = None
-        self._lines: list[Line] = []
+        self._abandon_at: float | None = None
+        self._connections: list[Connection] = []
         options = [word for option in OPTIONS for word in ("-o", option)]
         command = f"exec {shlex.quote(python)} -I -c {shlex.quote(BOOT)}"
         try:
             for host in dict.fromkeys(task.host for task in tasks):
                 here = [task for task in tasks if task.host == host]
                 argv = [*ssh, "-T", *options, "--", host, command]
-                with held():
-                    self._lines.append(Line(host, argv, here, self._events))
+                with delay_signals():
+                    self._connections.append(Connection(host, argv, here, self._events))
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -84,23 +84,23 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for line in self._lines:
-            line.hang_up()
-        patience = time.monotonic() + FAREWELL
-        for line in self._lines:
-            line.join(max(0.0, patience - time.monotonic()))
-        for line in self._lines:
-            line.kill()
-        for line in self._lines:
-            line.join(1.0)
+        for connection in self._connections:
+            connection.end_tasks()
+        deadline = time.monotonic() + END_SECONDS
+        for connection in self._connections:
+            connection.join(max(0.0, deadline - time.monotonic()))
+        for connection in self._connections:
+            connection.kill()
+        for connection in self._connections:
+            connection.join(1.0)
 
-    def __iter__(self) -> Iterator[Said | Ended]:
+    def __iter__(self) -> Iterator[Output | Ended]:
         while self._running:
-            self._keep_time()
+            self._enforce_deadlines()
             try:
                 event = self._events.get(timeout=POLL)
             except queue.Empty:
-                if self._give_up_at is None or time.monotonic() < self._give_up_at:
+                if self._abandon_at is None or time.monotonic() < self._abandon_at:
                     continue
                 rank, host = next(iter(self._running.items()))
                 event = Ended(host, rank, None, "ssh does not end")
@@ -111,38 +111,40 @@ class Crew:
             yield event
 
     def signal(self, number: int) -> None:
-        """Send every task a signal; a signal handler may call this."""
-        for line in self._lines:
-            line.signal(number)
+        """Send a signal to every task; may be called in a signal handler."""
+        for connection in self._connections:
+            connection.signal(number)
 
     def end(self, grace: float = 0.0) -> None:
-        """End the tasks that still run, and all that they started, after so many seconds of iteration."""
-        self._hang_up_at = time.monotonic() + grace
+        """End the running tasks and all processes that they started, after `grace` seconds of iteration."""
+        self._end_at = time.monotonic() + grace
 
-    def _keep_time(self) -> None:
-        """Give hosts up that are late, and end the tasks when it is time: first in order, then by force."""
+    def _enforce_deadlines(self) -> None:
+        """Abandon hosts that start too late, and end the tasks when due: first by request, then by force."""
         now = time.monotonic()
         if self._start_by is not None and now >= self._start_by:
             self._start_by = None
-            for line in self._lines:
-                if not line.has_started:
-                    line.kill(f"it has not started its tasks within {START_SECONDS:g} s")
-        if self._hang_up_at is not None and now >= self._hang_up_at:
-            self._hang_up_at, self._kill_at = None, now + FAREWELL
-            for line in self._lines:
-                line.hang_up()
+            for connection in self._connections:
+                if not connection.has_started:
+                    connection.kill(f"it has not started its tasks within {START_SECONDS:g} s")
+        if self._end_at is not None and now >= self._end_at:
+            self._end_at, self._kill_at = None, now + END_SECONDS
+            for connection in self._connections:
+                connection.end_tasks()
         if self._kill_at is not None and now >= self._kill_at:
-            self._kill_at, self._give_up_at = None, now + FAREWELL
-            for line in self._lines:
-                line.kill()
+            self._kill_at, self._abandon_at = None, now + END_SECONDS
+            for connection in self._connections:
+                connection.kill()
 
 
-def surroundings() -> dict[str, str]:
-    """Variables for a rank elsewhere: this checkout, so that it is found there too, and what we were told."""
-    told = {name: value for name, value in os.environ.items() if name.startswith(TOLD) and name not in OWN}
+def forwarded_environment() -> dict[str, str]:
+    """The environment for a rank on another host: the path of this checkout, and forwarded variables."""
+    forwarded = {
+        name: value for name, value in os.environ.items() if name.startswith(FORWARDED) and name not in OWN
+    }
     checkout = Path(__file__).parents[2]
     paths = [str(checkout)] if (checkout / "pyproject.toml").exists() else []
     paths += filter(None, [os.environ.get("PYTHONPATH")])
     search = {"PYTHONPATH": os.pathsep.join(paths)} if paths else {}
-    # A folder called sage in the working directory must not stand in front; output is wanted as it comes.
-    return {**told, **search, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    # A folder called sage in the working directory must not shadow the package; output is not buffered.
+    return {**forwarded, **search, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}

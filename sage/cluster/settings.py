@@ -1,4 +1,4 @@
-"""What `sage launch` and `sage doctor` are told, checked: the hosts, and how to get there."""
+"""The validated options of `sage launch` and `sage doctor`: the hosts, and how to start ranks there."""
 
 import re
 import shlex
@@ -15,26 +15,26 @@ MOST_SECONDS = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """Which hosts there are, and how ranks start there.
+    """The hosts, and how ranks start there.
 
     Raises:
-        ValueError: names the option, what was given and what is allowed.
+        ValueError: An option is invalid; the message has the option, its value and what is allowed.
     """
 
     hosts: Path | None = None
-    """The hosts file: HOST or USER@HOST a line, with slots=N for N ranks."""
+    """The hosts file: HOST or USER@HOST per line, with slots=N for N ranks."""
     ssh: str = "ssh"
-    """How to call ssh, as a shell's words."""
+    """The ssh command, as a shell's words."""
     python: str = sys.executable
     """Python on every host."""
     cwd: Path = field(default_factory=Path.cwd)
-    """Where ranks run."""
+    """The ranks' working directory."""
     ranks_per_host: int = 1
-    """Where slots=N is not given."""
+    """The number of ranks of a host without slots=N."""
     hostip: str | None = None
-    """Rank 0's address for the others; None: the first host's."""
+    """Rank 0's address for the other ranks; None: the first host's."""
     port: int | None = None
-    """A port there; None: one that is free when asked for."""
+    """A port there; None: a free one."""
 
     def __post_init__(self) -> None:
         if self.port is not None and not 1 <= self.port <= 65535:
@@ -50,20 +50,20 @@ class Launch:
 
 @dataclass(frozen=True, kw_only=True)
 class Examination(Launch):
-    """Which nodes are examined, and how.
+    """The nodes to check, and how.
 
     Raises:
-        ValueError: names the option, what was given and what is allowed.
+        ValueError: An option is invalid; the message has the option, its value and what is allowed.
     """
 
     ranks: int = 2
-    """On this machine alone."""
+    """The number of ranks on this machine, without hosts and SLURM."""
     interface: str | None = None
     """The network interface for gloo and NCCL."""
     runs: Path = Path("runs")
     """The folder that all nodes should share."""
     timeout: float = 15.0
-    """Seconds that one step may take."""
+    """Time limit of a step in seconds."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.ranks <= MOST_LOCAL:
@@ -79,10 +79,10 @@ class Examination(Launch):
 
 
 def ssh_words(command: str) -> list[str]:
-    """The words of --ssh, as a shell splits them.
+    """The words of --ssh, split as a shell splits them.
 
     Raises:
-        ValueError: where they cannot be split, or there is none.
+        ValueError: The text cannot be split, or is empty.
     """
     try:
         words = shlex.split(command)

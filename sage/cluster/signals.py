@@ -1,4 +1,4 @@
-"""Signals to commands that have started processes: they end in order, so that what they started ends too."""
+"""Signal handling for commands that start processes: the command exits cleanly and ends its processes."""
 
 import signal
 import threading
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def leaving_in_order() -> Iterator[None]:
-    """Have SIGTERM, and SIGHUP unless it is ignored, raise SystemExit with 128 and the signal's number."""
+def exit_on_signals() -> Iterator[None]:
+    """Make SIGTERM, and SIGHUP unless it is ignored, raise SystemExit with 128 + the signal's number."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -24,8 +24,8 @@ def leaving_in_order() -> Iterator[None]:
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Keep SIGINT and SIGTERM back: no exception may fall between starting a process and noting it."""
+def delay_signals() -> Iterator[None]:
+    """Delay SIGINT and SIGTERM, so that no exception occurs between starting a process and storing it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -177,7 +177,7 @@ def test_a_saved_trace_comes_back(tmp_path: Path) -> None:
 
 
 def test_the_quantile_holds_any_density_and_the_table_says_so() -> None:
-    held = density.hold(made_up(), 0.01, "quantile", "uneven")
+    held = density.measure_controller(made_up(), 0.01, "quantile", "uneven")
     assert held.curve == pytest.approx([1.0] * 62)
     assert (held.mean, held.within, held.padding) == pytest.approx((1.0, 1.0, 1.0))
     assert (held.settles_up, held.settles_down) == (0, 0)
@@ -189,7 +189,7 @@ def test_the_quantile_holds_any_density_and_the_table_says_so() -> None:
 
 def test_a_rule_that_never_comes_back_is_said_to_never_settle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(rules.RULES, "stuck", {"controller": "sage", "threshold": 1e30})
-    held = density.hold(made_up(), 0.01, "stuck", "padded")
+    held = density.measure_controller(made_up(), 0.01, "stuck", "padded")
     assert (held.mean, held.within, held.settles_up, held.settles_down) == (0.0, 0.0, None, None)
     assert table.line(held).count("never") == 2
 
@@ -210,10 +210,10 @@ def test_each_settling_is_counted_in_its_own_replay(monkeypatch: pytest.MonkeyPa
         }
 
     monkeypatch.setattr(density, "replay", seen)
-    dropped = density.hold(made_up(drop=55), 0.01, "quantile", "uneven")
+    dropped = density.measure_controller(made_up(drop=55), 0.01, "quantile", "uneven")
     assert (dropped.drop, dropped.settles_drop) == (55, 2)
     assert (dropped.settles_up, dropped.settles_down) == (4, None)
-    assert density.hold(made_up(), 0.01, "quantile", "uneven").settles_drop is None
+    assert density.measure_controller(made_up(), 0.01, "quantile", "uneven").settles_drop is None
 
 
 def test_a_jump_is_replayed_as_if_the_gradients_had_been_so(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_trace_can_be_made_for_the_occasion_from_a_run(tmp_path: Path) -> None
 def test_a_trace_too_short_to_judge_by_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made_up(20).save(tmp_path / "trace.pt")
     assert main(["bench", "density", str(tmp_path / "trace.pt")]) == 2
-    assert "has 20 steps: 50 are for settling" in capsys.readouterr().err
+    assert "has 20 steps: 60 or more are needed" in capsys.readouterr().err
 
 
 def test_what_cannot_be_told_apart_or_drawn_is_refused(
@@ -280,9 +280,9 @@ def test_what_cannot_be_told_apart_or_drawn_is_refused(
     made_up(n=10).save(tmp_path / "trace.pt")
     asked = ["--densities", "0.5", "--rules", "quantile"]
     assert main(["bench", "density", file, *asked, "--drawn", "sage", "quantile"]) == 2
-    assert "--drawn sage: only what is in --rules can be drawn" in capsys.readouterr().err
+    assert "--drawn sage: allowed are the controllers in --rules" in capsys.readouterr().err
     assert main(["bench", "density", file, file, *asked]) == 2
-    assert "of the same workload, ranks and step as another" in capsys.readouterr().err
+    assert "has the same workload, ranks and first step as another" in capsys.readouterr().err
 
 
 def test_bench_without_a_name_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

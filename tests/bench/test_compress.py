@@ -14,7 +14,7 @@ from torch import Tensor
 from sage import registry
 from sage.bench import loopback_wire, repetitions
 from sage.bench.compress import FIELDS
-from sage.bench.loopback_wire import ENGINE, Alone, Stopwatch
+from sage.bench.loopback_wire import ENGINE, LoopbackWire, Stopwatch
 from sage.bench.repetitions import Case, Input, cases_of, inputs, measure, reduce_once
 from sage.bench.trace import Trace
 from sage.cli.main import main
@@ -72,18 +72,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Stands in for the time that stamps are of; a gather takes 1000 seconds."""
     clock = Clock()
     monkeypatch.setattr(loopback_wire, "time", clock)
-    gather = Alone._gather
+    gather = LoopbackWire._gather
 
-    def slow(wire: Alone, x_S: Tensor) -> Tensor:
+    def slow(wire: LoopbackWire, x_S: Tensor) -> Tensor:
         clock.now += 1000
         return gather(wire, x_S)
 
-    monkeypatch.setattr(Alone, "_gather", slow)
+    monkeypatch.setattr(LoopbackWire, "_gather", slow)
     return clock
 
 
 def test_time_is_split_at_the_last_collective_and_none_of_the_wires_is_in_it(clock: Clock) -> None:
-    wire = Alone(CPU)
+    wire = LoopbackWire(CPU)
 
     def work() -> str:
         clock.now += 1
@@ -101,7 +101,7 @@ def test_without_a_collective_all_is_compression(clock: Clock) -> None:
     def work() -> None:
         clock.now += 7
 
-    assert Alone(CPU).timed(work) == (None, 7, 0)
+    assert LoopbackWire(CPU).timed(work) == (None, 7, 0)
 
 
 CALLS: dict[str, Callable[[Wire, Tensor], Any]] = {
@@ -130,7 +130,7 @@ def test_alone_a_wire_answers_and_books_what_one_simulated_rank_does(call: str) 
     def ask(wire: Wire) -> Any:
         return CALLS[call](wire, torch.tensor([3.0, -4.0, 5.0])), wire.ledger.payload, wire.ledger.calls
 
-    wire = Alone(CPU)
+    wire = LoopbackWire(CPU)
     stamps = []
     wire.watch.stamp = lambda: stamps.append("stamp")  # type: ignore[method-assign]
     answer, *booked = ask(wire)
@@ -143,7 +143,7 @@ def test_alone_a_wire_answers_and_books_what_one_simulated_rank_does(call: str) 
 @pytest.mark.parametrize("call", ["gather", "gather_to", "reduce_scatter", "all_to_all"])
 def test_an_answer_is_no_other_name_of_the_question(call: str) -> None:
     x_N = torch.ones(3)
-    answer = CALLS[call](Alone(CPU), x_N)
+    answer = CALLS[call](LoopbackWire(CPU), x_N)
     (answer[0] if isinstance(answer, tuple) else answer).zero_()
     assert x_N.tolist() == [1, 1, 1]
 
@@ -398,12 +398,12 @@ def test_where_nothing_fails_and_nothing_has_a_density_there_is_a_figure_too(tmp
     [
         (["--reducers", "tpok"], "no reducer is called 'tpok'; did you mean 'topk'"),
         (["--reducers", "topk:values=fp17"], "values is 'fp17'; allowed is one of"),
-        (["--reducers", "topk:fp16"], "is no option=value, as in topk:values=fp16"),
+        (["--reducers", "topk:fp16"], "is not OPTION=VALUE, as in topk:values=fp16"),
         (["--reducers", "topk:rank=2"], "no option of the reducer topk is called 'rank'"),
         (["--densities", "2"], "density=2.0: expected a share"),
         (["--rounds", "1"], "--rounds 1: expected 2 or more"),
         (["--mib", "1", "0"], "--mib 1 0: expected sizes above 0"),
-        (["--mib"], "nothing to compress"),
+        (["--mib"], "no input: give --mib"),
         (["--traces", __file__], "or not a trace"),
         (["--traces", "absent.pt"], "there is no file absent.pt"),
     ],

@@ -17,8 +17,8 @@ from healthy_node import facts
 from launcher import free_port, outside, until
 from sshd import Sshd
 
-from sage.cluster.doctor.checks import CHECKS, judge
-from sage.cluster.doctor.findings import Finding, Seen
+from sage.cluster.doctor.checks import CHECKS, check_all
+from sage.cluster.doctor.findings import Finding, Observations
 from sage.cluster.doctor.link_checks import distances
 
 CHECKOUT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def test_a_port_that_another_program_has_is_named(sage: Sage) -> None:
     assert f"127.0.0.1 port {port}: " in failures(told)["rank 0's port"]
     said = [one["found"] for one in json.loads(told.stdout)["findings"] if one["check"] == "rank 0's port"]
     assert any("rank 0 cannot open it: Address already in use" in found for found in said)
-    assert any("something else answers there, not rank 0" in found for found in said)
+    assert any("another program answers there, not rank 0" in found for found in said)
 
 
 def test_a_name_that_does_not_resolve_is_named(sage: Sage) -> None:
@@ -95,7 +95,7 @@ def test_an_agent_that_dies_is_named(tmp_path: Path) -> None:
         os.kill(second()[0], signal.SIGKILL)
         said, _ = front.communicate(timeout=100)
     found = failures(subprocess.CompletedProcess(command, front.returncode, said, ""))
-    assert "has not said a word" in found["agent"] or "fell silent after the step" in found["agent"]
+    assert "sent no report" in found["agent"] or "stopped reporting after the step" in found["agent"]
     where = next(one["where"] for one in json.loads(said)["findings"] if one["check"] == "agent")
     assert where.endswith("(rank 1)")
 
@@ -195,11 +195,11 @@ def test_hosts_are_examined_over_ssh(sage: Sage, sshd: Sshd, tmp_path: Path) -> 
 def test_a_host_that_ssh_does_not_reach_is_named(sage: Sage, sshd: Sshd, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("unreachable\nthere\n")
     told = sage("doctor", "--hosts", "hosts", "--ssh", sshd.ssh, "--json")
-    assert "unreachable could not be asked for a free port: " in failures(told)["start"]
+    assert "cannot find a free port on unreachable: " in failures(told)["start"]
     (tmp_path / "hosts").write_text("here\nunreachable\n")
     port = ("--port", free_port(), "--hostip", "127.0.0.1", "--timeout", "2")
     told = sage("doctor", "--hosts", "hosts", "--ssh", sshd.ssh, *port, "--json")
-    assert failures(told) == {"agent": "has not said a word"}
+    assert failures(told) == {"agent": "sent no report"}
 
 
 # From facts.
@@ -209,8 +209,8 @@ def diagnosed(change: Callable[[dict[int, Any]], object]) -> list[Finding]:
     """What is found at four nodes, all healthy but for the change."""
     ranks: dict[int, Any] = {rank: facts(rank) for rank in range(4)}
     change(ranks)
-    seen = Seen(ranks, {rank: f"node{rank + 1}" for rank in range(4)}, "node1", 29500)
-    return judge(seen)
+    seen = Observations(ranks, {rank: f"node{rank + 1}" for rank in range(4)}, "node1", 29500)
+    return check_all(seen)
 
 
 def gpu(rank: int, uuid: str) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def test_healthy_nodes_are_well() -> None:
             "failed",
             "addresses",
             "node2",
-            "no way to node1: Network is unreachable",
+            "no route to node1: Network is unreachable",
         ),
         (
             lambda ranks: ranks[0]["clock"].update(skew=-7.0),
@@ -286,7 +286,7 @@ def test_healthy_nodes_are_well() -> None:
             "failed",
             "runs folder",
             "node3",
-            "/runs is another one than on node1, node2, node4",
+            "/runs is not the same folder as on node1, node2, node4",
         ),
         (
             lambda ranks: ranks[2]["pairs"].update({"3": {"error": "refused"}}),
@@ -335,7 +335,7 @@ def test_healthy_nodes_are_well() -> None:
             "failed",
             "agent",
             "node3",
-            "fell silent after the step 'pairs'",
+            "stopped reporting after the step 'pairs'",
         ),
     ],
 )
@@ -352,8 +352,8 @@ def test_two_ranks_on_one_gpu_are_named() -> None:
     ranks = {
         rank: {**facts(rank), "torch": gpu(rank, "GPU-1" if rank < 2 else str(rank))} for rank in range(4)
     }
-    seen = Seen(ranks, {0: "node1", 1: "node1", 2: "node2", 3: "node2"}, "node1", 29500)
-    said = {one.where: one.found for one in judge(seen) if one.status == "failed"}
+    seen = Observations(ranks, {0: "node1", 1: "node1", 2: "node2", 3: "node2"}, "node1", 29500)
+    said = {one.where: one.found for one in check_all(seen) if one.status == "failed"}
     assert said == {
         "node1 (rank 0)": "rank 0 has the same GPU as rank 1",
         "node1 (rank 1)": "rank 1 has the same GPU as rank 0",

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from launcher import outside, until
 
 from sage.cluster import connection, launch, remote
-from sage.cluster.connection import Ended, Said
+from sage.cluster.connection import Ended, Output
 from sage.cluster.hosts import read_hosts
-from sage.cluster.remote import Crew, Task
+from sage.cluster.remote import RemoteTasks, Task
 from sage.comm.launchers import MOST_LOCAL
 
 CHECKOUT = Path(__file__).parents[2]
@@ -43,13 +43,13 @@ def ssh(tmp_path: Path) -> Ssh:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "START_SECONDS", 0.3)
     for module in (remote, connection):
-        monkeypatch.setattr(module, "FAREWELL", 0.3)
+        monkeypatch.setattr(module, "END_SECONDS", 0.3)
 
 
-def events(ssh: str, num_tasks: int = 1) -> list[Said | Ended]:
+def events(ssh: str, num_tasks: int = 1) -> list[Output | Ended]:
     tasks = [Task(host="a", rank=rank, argv=["true"]) for rank in range(num_tasks)]
-    with Crew(tasks, ssh=[ssh]) as crew:
-        return list(crew)
+    with RemoteTasks(tasks, ssh=[ssh]) as running:
+        return list(running)
 
 
 # What is said.
@@ -79,7 +79,7 @@ def test_what_no_keeper_says_is_the_hosts_own_and_ends_nothing(
 ) -> None:
     (tmp_path / "garbage").write_text(f"\x1e{garbage}\n")
     said = events(ssh(f"read; read; cat {tmp_path}/garbage; printf '\\x1e[0, \"ended\", 3]\\n'"))
-    assert said == [Said("a", None, garbage.join([" ", ""]), "stdout"), Ended("a", 0, 3)]
+    assert said == [Output("a", None, garbage.join([" ", ""]), "stdout"), Ended("a", 0, 3)]
 
 
 def test_a_task_that_ends_twice_has_ended_once(ssh: Ssh) -> None:
@@ -92,8 +92,8 @@ def test_a_line_without_an_end_comes_in_pieces(ssh: Ssh) -> None:
     said = events(
         ssh("read; read; head -c 3000000 /dev/zero | tr '\\0' x; printf '\\n\\x1e[0, \"ended\", 0]\\n'")
     )
-    assert max(len(event.text) for event in said if isinstance(event, Said)) <= connection.LINE_BYTES
-    assert sum(len(event.text) for event in said if isinstance(event, Said)) == 3_000_000
+    assert max(len(event.text) for event in said if isinstance(event, Output)) <= connection.LINE_BYTES
+    assert sum(len(event.text) for event in said if isinstance(event, Output)) == 3_000_000
     assert said[-1] == Ended("a", 0, 0)
 
 
@@ -102,9 +102,9 @@ def test_a_keeper_breaks_the_endless_line_of_a_task(tmp_path: Path) -> None:
     ssh.write_text('#!/bin/bash\nexec sh -c "${@: -1}"\n')
     ssh.chmod(0o755)
     argv = [sys.executable, "-c", "print('x' * 10**6)"]
-    with Crew([Task(host="a", rank=0, argv=argv)], ssh=[str(ssh)]) as crew:
-        said = list(crew)
-    lengths = [len(event.text) for event in said if isinstance(event, Said)]
+    with RemoteTasks([Task(host="a", rank=0, argv=argv)], ssh=[str(ssh)]) as running:
+        said = list(running)
+    lengths = [len(event.text) for event in said if isinstance(event, Output)]
     assert sum(lengths) == 10**6
     assert max(lengths) <= 16 * 1024
     assert said[-1] == Ended("a", 0, 0)
@@ -113,7 +113,7 @@ def test_a_keeper_breaks_the_endless_line_of_a_task(tmp_path: Path) -> None:
 @settings(max_examples=examples(200), deadline=None)
 @given(st.binary(max_size=60) | st.sampled_from([text.encode() for text in GARBAGE]))
 def test_any_line_is_told_or_is_not(line: bytes) -> None:
-    told = connection.told(line.decode(errors="replace"), {0, 1})
+    told = connection.parse_event(line.decode(errors="replace"), {0, 1})
     if told is not None:
         rank, kind, what = told
         assert rank in (0, 1)
@@ -137,9 +137,7 @@ def test_control_characters_of_ranks_do_not_reach_the_terminal(
 def test_a_host_that_answers_no_port_is_named(ssh: Ssh, tmp_path: Path, answer: str) -> None:
     (tmp_path / "line").write_text(f"\x1e{json.dumps([0, 'stdout', answer])}\n")
     program = ssh(f"read; read; cat {tmp_path}/line; printf '\\x1e[0, \"ended\", 0]\\n'")
-    with pytest.raises(
-        OSError, match="^a could not be asked for a free port: py answers '.*' there$"
-    ) as caught:
+    with pytest.raises(OSError, match="^a cannot find a free port: py answers '.*' there$") as caught:
         launch.port_on("a", ssh=[program], python="py")
     assert str(caught.value).isprintable()
 
@@ -169,17 +167,17 @@ def test_tasks_that_do_not_end_when_told_are_ended_by_force(ssh: Ssh) -> None:
     program = ssh(
         "read; read; printf '\\x1e[0, \"started\", 1]\\n'; trap '' TERM; exec sleep 1000 </dev/null"
     )
-    with Crew([Task(host="a", rank=0, argv=["true"])], ssh=[program]) as crew:
-        crew.end(0.1)
-        (end,) = list(crew)
+    with RemoteTasks([Task(host="a", rank=0, argv=["true"])], ssh=[program]) as running:
+        running.end(0.1)
+        (end,) = list(running)
     assert end == Ended("a", 0, None, "ssh ended with status -9")
 
 
 def test_more_orders_than_a_pipe_holds_block_nobody(ssh: Ssh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "START_SECONDS", 0.3)
     tasks = [Task(host="a", rank=rank, argv=["x" * 1000]) for rank in range(300)]
-    with Crew(tasks, ssh=[ssh("exec sleep 1000")]) as crew:
-        assert len(list(crew)) == 300
+    with RemoteTasks(tasks, ssh=[ssh("exec sleep 1000")]) as running:
+        assert len(list(running)) == 300
 
 
 @pytest.mark.parametrize("verb", ["launch", "doctor"])

@@ -16,19 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sage.cluster.doctor import authentication, rendezvous
-from sage.cluster.doctor.checks import judge
-from sage.cluster.doctor.findings import Seen
-from sage.cluster.doctor.link_checks import answer_peers, measure
-from sage.cluster.doctor.rendezvous import Guest, Host, Unreachable, listen
-from sage.cluster.doctor.reported_facts import FIRST, STEPS, Ear, cleaned, fault
+from sage.cluster.doctor.checks import check_all
+from sage.cluster.doctor.findings import Observations
+from sage.cluster.doctor.link_checks import measure, serve_measurements
+from sage.cluster.doctor.rendezvous import RendezvousClient, RendezvousServer, Unreachable, open_listener
+from sage.cluster.doctor.reported_facts import FIRST, STEPS, ReportParser, cleaned, fault
 
 SECRET = "the run's own"
 
 
 @pytest.fixture
-def host() -> Iterator[Host]:
+def host() -> Iterator[RendezvousServer]:
     port = free()
-    host = Host("127.0.0.1", port, 2, 0.1, SECRET)
+    host = RendezvousServer("127.0.0.1", port, 2, 0.1, SECRET)
     host.port = port  # type: ignore[attr-defined]
     with host:
         yield host
@@ -48,8 +48,8 @@ def free() -> int:
         return int(listener.getsockname()[1])
 
 
-def guest(host: Host, rank: int, secret: str = SECRET) -> Guest:
-    return Guest(rank, "127.0.0.1", host.port, 2, 5.0, secret)  # type: ignore[attr-defined]
+def guest(host: RendezvousServer, rank: int, secret: str = SECRET) -> RendezvousClient:
+    return RendezvousClient(rank, "127.0.0.1", host.port, 2, 5.0, secret)  # type: ignore[attr-defined]
 
 
 def until(is_so: Any) -> None:
@@ -59,31 +59,31 @@ def until(is_so: Any) -> None:
         time.sleep(0.01)
 
 
-def connected(host: Host) -> socket.socket:
+def connected(host: RendezvousServer) -> socket.socket:
     return socket.create_connection(("127.0.0.1", host.port), timeout=10)  # type: ignore[attr-defined]
 
 
-def hurt(door: socket.socket, what: bytes) -> None:
+def hurt(connection: socket.socket, what: bytes) -> None:
     """Send it, however the other side takes it, and hang up."""
-    with door, suppress(OSError):
-        door.recv(200)
-        door.sendall(what)
-        door.shutdown(socket.SHUT_WR)
-        while door.recv(4096):
+    with connection, suppress(OSError):
+        connection.recv(200)
+        connection.sendall(what)
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(4096):
             pass
 
 
 # The port.
 
 
-def test_ranks_that_know_the_secret_meet(host: Host) -> None:
+def test_ranks_that_know_the_secret_meet(host: RendezvousServer) -> None:
     with guest(host, 0) as first, guest(host, 1) as second:
         both = [threading.Thread(target=one.gather, args=("x",)) for one in (first,)]
         both[0].start()
         assert second.gather({"of": "1"}) == {0: "x", 1: {"of": "1"}}
         both[0].join()
         assert abs(first.skew) < 1
-    assert host.strangers == []
+    assert host.rejected == []
 
 
 @pytest.mark.parametrize(
@@ -104,72 +104,74 @@ def test_ranks_that_know_the_secret_meet(host: Host) -> None:
         b"x" * 100_000,
     ],
 )
-def test_who_talks_nonsense_is_counted_and_gets_nothing(host: Host, what: bytes) -> None:
+def test_who_talks_nonsense_is_counted_and_gets_nothing(host: RendezvousServer, what: bytes) -> None:
     hurt(connected(host), what)
-    until(lambda: host.strangers)
-    assert host.strangers == ["127.0.0.1"]
+    until(lambda: host.rejected)
+    assert host.rejected == ["127.0.0.1"]
     with guest(host, 0) as alone:
         assert 0 in alone.gather("still here", 0.1)
 
 
-def test_a_line_without_an_end_takes_no_memory(host: Host) -> None:
+def test_a_line_without_an_end_takes_no_memory(host: RendezvousServer) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     block = bytes(1024 * 1024).replace(b"\0", b"x")
-    with connected(host) as door, suppress(OSError):
+    with connected(host) as connection, suppress(OSError):
         for _ in range(200):
-            door.sendall(block)
-    until(lambda: host.strangers)
+            connection.sendall(block)
+    until(lambda: host.rejected)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024, "KiB"
 
 
-def test_a_rank_with_another_secret_is_a_stranger(host: Host) -> None:
-    with pytest.raises(Unreachable, match="something else answers there, not rank 0"):
+def test_a_rank_with_another_secret_is_a_stranger(host: RendezvousServer) -> None:
+    with pytest.raises(Unreachable, match="another program answers there, not rank 0"):
         guest(host, 0, "guessed")
-    until(lambda: host.strangers)
+    until(lambda: host.rejected)
 
 
-def test_nobody_can_be_a_rank_that_is_here_or_that_there_is_not(host: Host) -> None:
+def test_nobody_can_be_a_rank_that_is_here_or_that_there_is_not(host: RendezvousServer) -> None:
     with guest(host, 1):
         for rank in (1, 2, -1):
             with pytest.raises(Unreachable):
                 guest(host, rank)
-    until(lambda: len(host.strangers) == 3)
+    until(lambda: len(host.rejected) == 3)
 
 
-def test_a_stranger_who_waits_is_sent_away(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authentication, "PROOF_SECONDS", 0.2)
-    with connected(host) as door:
-        door.recv(200)
-        door.sendall(b"{")
-        assert door.recv(200) == b""
-    until(lambda: host.strangers)
+def test_a_stranger_who_waits_is_sent_away(host: RendezvousServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authentication, "AUTHENTICATION_SECONDS", 0.2)
+    with connected(host) as connection:
+        connection.recv(200)
+        connection.sendall(b"{")
+        assert connection.recv(200) == b""
+    until(lambda: host.rejected)
 
 
-def test_many_strangers_do_not_keep_the_ranks_out(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authentication, "PROOF_SECONDS", 0.5)
-    crowd = [connected(host) for _ in range(rendezvous.WAITING)]
+def test_many_other_connections_do_not_block_the_ranks(
+    host: RendezvousServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(authentication, "AUTHENTICATION_SECONDS", 0.5)
+    crowd = [connected(host) for _ in range(rendezvous.MAX_UNAUTHENTICATED)]
     with guest(host, 0) as alone:
         assert 0 in alone.gather("in", 0.1)
-    for door in crowd:
-        door.close()
+    for connection in crowd:
+        connection.close()
 
 
 def test_who_poses_as_rank_0_learns_and_gets_nothing() -> None:
     heard: list[bytes] = []
 
     def pose() -> None:
-        door, _ = server.accept()
-        with door, suppress(OSError):
-            door.sendall(b'{"sage": "00"}\n')
-            heard.append(door.recv(4096))
-            door.sendall(b'{"proof": "00"}\n')
-            heard.append(door.recv(4096))
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            connection.sendall(b'{"sage": "00"}\n')
+            heard.append(connection.recv(4096))
+            connection.sendall(b'{"proof": "00"}\n')
+            heard.append(connection.recv(4096))
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         posing = threading.Thread(target=pose)
         posing.start()
-        with pytest.raises(Unreachable, match="something else answers"):
-            Guest(0, "127.0.0.1", server.getsockname()[1], 2, 5.0, SECRET)
+        with pytest.raises(Unreachable, match="another program answers"):
+            RendezvousClient(0, "127.0.0.1", server.getsockname()[1], 2, 5.0, SECRET)
         posing.join()
     assert SECRET.encode() not in b"".join(heard)
     assert heard[1:] in ([], [b""])
@@ -177,27 +179,29 @@ def test_who_poses_as_rank_0_learns_and_gets_nothing() -> None:
 
 @pytest.mark.parametrize("hostip", ["127.0.0.1", "localhost", "127.0.1.1"])
 def test_ranks_of_one_machine_meet_on_loopback_alone(hostip: str) -> None:
-    with listen(0, hostip) as listener:
+    with open_listener(0, hostip) as listener:
         assert listener.getsockname()[0].startswith("127.")
-    with listen(0, "10.0.0.1") as listener:
+    with open_listener(0, "10.0.0.1") as listener:
         assert not listener.getsockname()[0].startswith("127.")
 
 
 def test_the_way_between_two_ranks_is_measured_for_those_who_know_the_secret() -> None:
-    port = answer_peers("127.0.0.1", SECRET)
+    port = serve_measurements("127.0.0.1", SECRET)
     found = measure("127.0.0.1", port, SECRET)
     assert found["alpha_seconds"] > 0
-    assert measure("127.0.0.1", port, "guessed") == {"error": "breaks off: it hung up"}
+    assert measure("127.0.0.1", port, "guessed") == {
+        "error": "connection lost: the peer closed the connection"
+    }
 
 
 # What agents say.
 
 
-def ear(*said: tuple[str, Any]) -> Ear:
+def ear(*said: tuple[str, Any]) -> ReportParser:
     """One that has heard these steps, each in one piece."""
-    one = Ear(range(4))
+    one = ReportParser(range(4))
     for step, found in said:
-        one.hear(1, 1, json.dumps({step: found}))
+        one.add(1, 1, json.dumps({step: found}))
     return one
 
 
@@ -250,10 +254,10 @@ def test_facts_that_cannot_be_are_not_judged(step: str, found: Any) -> None:
 
 def test_pieces_out_of_order_and_endless_ones_end_the_listening() -> None:
     for pieces in ([(2, 2)], [(1, 3), (3, 3)], [(0, 0)], [(1, 10**6)], [(3, 2)]):
-        one = Ear(range(4))
+        one = ReportParser(range(4))
         for number, count in pieces:
-            one.hear(number, count, "{")
-        assert one.facts["garbled"]["why"] == "has said pieces out of order"
+            one.add(number, count, "{")
+        assert one.facts["garbled"]["why"] == "pieces out of order"
 
 
 def test_texts_of_agents_are_cleaned() -> None:
@@ -268,13 +272,13 @@ def test_strangers_make_one_finding_however_many_they_are() -> None:
     ranks = {rank: healthy(rank) for rank in range(4)}
     ranks[0]["end"] = {"strangers": ["10.9.9.9"] * 60 + ["10.9.9.8"]}
     (finding,) = [one for one in judged(ranks) if one.status != "ok"]
-    assert (finding.status, finding.check, finding.where) == ("note", "strangers", "node1")
+    assert (finding.status, finding.check, finding.where) == ("note", "unauthenticated", "node1")
     assert "61 connections" in finding.found
     assert finding.found.endswith("from 10.9.9.9, 10.9.9.8")
 
 
 def judged(ranks: dict[int, Any]) -> list[Any]:
-    return judge(Seen(ranks, {rank: f"node{rank + 1}" for rank in range(4)}, "node1", 29500))
+    return check_all(Observations(ranks, {rank: f"node{rank + 1}" for rank in range(4)}, "node1", 29500))
 
 
 JSON = st.recursive(
@@ -297,7 +301,7 @@ JSON = st.recursive(
 @settings(max_examples=examples(40), deadline=None)
 @given(st.data())
 def test_whatever_an_agent_says_is_judged_without_an_exception(data: st.DataObject) -> None:
-    """Facts of four healthy agents, in some of which values have been replaced, go through ear and judge."""
+    """Facts of four healthy agents, some of them with replaced values, go through parser and checks."""
     ranks = {}
     for rank in range(4):
         found = json.loads(json.dumps(healthy(rank)))

@@ -17,7 +17,7 @@ from sshd import Sshd
 
 from sage.cluster import launch
 from sage.cluster.hosts import Host, read_hosts
-from sage.cluster.remote import Crew, Ended, Said, Task
+from sage.cluster.remote import Ended, Output, RemoteTasks, Task
 from sage.cluster.supervisor import die_with_parent
 
 CHECKOUT = Path(__file__).parents[2]
@@ -195,7 +195,7 @@ def test_each_rank_is_told_its_place_and_speaks_under_its_hosts_name(
         ("0 75", 75, None),
         ("0 3", 1, "sage launch: rank 1 on node2 failed first: exit status 3: {said}"),
         ("2 stays", 2, "sage launch: rank 0 on node1 failed first: exit status 2: {said}"),
-        ("stays killed", 1, "sage launch: rank 1 on node2 failed first: it was ended by SIGKILL"),
+        ("stays killed", 1, "sage launch: rank 1 on node2 failed first: ended by SIGKILL"),
     ],
 )
 def test_all_ranks_end_as_one(
@@ -253,10 +253,10 @@ def test_a_host_out_of_reach_is_named_with_what_ssh_says(start: Callable[..., La
     assert second.said[-1] == f"sage launch: rank 1 on unreachable failed first: {said}"
     first = start("unreachable\nnode1\n", f"--python {python} stays stays")
     assert first.wait() == 1
-    assert first.said == [f"sage launch: unreachable could not be asked for a free port: {said}"]
+    assert first.said == [f"sage launch: cannot find a free port on unreachable: {said}"]
 
 
-# The crew, which `sage doctor` has too.
+# The remote, which `sage doctor` has too.
 
 
 def test_a_crew_tells_every_line_apart_and_every_end_once(sshd: Sshd, tmp_path: Path) -> None:
@@ -267,10 +267,12 @@ def test_a_crew_tells_every_line_apart_and_every_end_once(sshd: Sshd, tmp_path: 
         Task(host="b", rank=4, argv=["pwd"], cwd="/no/such/folder"),
         Task(host="unreachable", rank=5, argv=["true"]),
     ]
-    with Crew(tasks, ssh=sshd.ssh.split()) as crew:
-        events = list(crew)
+    with RemoteTasks(tasks, ssh=sshd.ssh.split()) as running:
+        events = list(running)
     assert [event for event in events if event.host == "a" and event.rank == 7][-1] == Ended("a", 7, -9)
-    assert {event.text: event.stream for event in events if isinstance(event, Said) and event.rank == 7} == {
+    assert {
+        event.text: event.stream for event in events if isinstance(event, Output) and event.rank == 7
+    } == {
         "one two words": "stdout",
         " wrong: \x1eä ": "stderr",
         "unfinished": "stdout",
@@ -278,7 +280,7 @@ def test_a_crew_tells_every_line_apart_and_every_end_once(sshd: Sshd, tmp_path: 
     ends = {event.rank: event for event in events if isinstance(event, Ended)}
     assert len([event for event in events if isinstance(event, Ended)]) == 4
     assert ends[3].status == ends[4].status == 127
-    words = [event.text for event in events if isinstance(event, Said) and event.host == "b"]
+    words = [event.text for event in events if isinstance(event, Output) and event.host == "b"]
     assert any("cannot start /no/such/program in .: " in text for text in words)
     assert any("cannot start pwd in /no/such/folder: " in text for text in words)
     assert ends[5].status is None
@@ -289,11 +291,11 @@ def test_what_a_login_script_says_is_the_hosts_own(tmp_path: Path) -> None:
     ssh = tmp_path / "ssh"
     ssh.write_text('#!/bin/bash\necho welcome\nprintf "no end of line"\nexec sh -c "${@: -1}"\n')
     ssh.chmod(0o755)
-    with Crew([Task(host="a", rank=0, argv=["echo", "done"])], ssh=[str(ssh)]) as crew:
-        assert list(crew) == [
-            Said("a", None, "welcome", "stdout"),
-            Said("a", None, "no end of line", "stdout"),
-            Said("a", 0, "done", "stdout"),
+    with RemoteTasks([Task(host="a", rank=0, argv=["echo", "done"])], ssh=[str(ssh)]) as running:
+        assert list(running) == [
+            Output("a", None, "welcome", "stdout"),
+            Output("a", None, "no end of line", "stdout"),
+            Output("a", 0, "done", "stdout"),
             Ended("a", 0, 0),
         ]
 

@@ -19,7 +19,7 @@ from sage.jobs.sweep import noted, read
 
 CHECKOUT = Path(__file__).parents[2]
 SWEEP = 'workload = "digits-ff"\nreducer = ["exact", "topk"]\nseed = [0, 1, 2]\ndevice = "cpu"\n'
-SWEEP = f"""
+LARGE_SWEEP = f"""
 workload = "digits-ff"
 reducer = "topk"
 seed = {list(range(50))}
@@ -267,7 +267,7 @@ def test_2500_runs_are_submitted_once_and_watched_with_one_call_an_interval(
 ) -> None:
     (slurm.home / "max_array_size").write_text("1001")
     path, runs = tmp_path / "sweep.toml", tmp_path / "runs"
-    path.write_text(f'runs = "{runs}"\n{SWEEP}')
+    path.write_text(f'runs = "{runs}"\n{LARGE_SWEEP}')
     assert call(path) == 0
     arrays = [job["options"]["array"] for job in slurm.jobs.values()]
     assert arrays == ["0-1000%1001", "0-1000%1001", "0-497%498"]

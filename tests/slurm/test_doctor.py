@@ -105,7 +105,7 @@ def test_a_head_node_that_knows_itself_by_loopback_can_run_but_is_told(
         said = doctor("--hostip", "node1")
     assert said.status == 0, said.findings
     assert said.amiss("note") == {
-        ("own name", "node1"): "node1 is 127.0.1.1 on node1 itself, where no other node finds it"
+        ("own name", "node1"): "node1 is 127.0.1.1 on node1 itself, an address that no other node can reach"
     }
     assert said.findings[-1]["check"] == "all-reduce"
 
@@ -143,7 +143,7 @@ def test_a_blocked_port_is_named_as_refused_or_dropped(
     assert found == {
         ("rank 0's port", "node2"): f"10.77.0.1 port {PORT}: not let through: Permission denied",
         ("rank 0's port", "node3"): (
-            f"10.77.0.1 port {PORT}: no answer in 3 s: a firewall drops it, or it is cut off"
+            f"10.77.0.1 port {PORT}: no answer in 3 s: a firewall or a network fault"
         ),
     }
 

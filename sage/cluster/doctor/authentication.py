@@ -1,7 +1,8 @@
-"""How two processes that know one secret prove it to each other over TCP, without sending it.
+"""Mutual authentication of two processes over TCP by a shared secret, without sending the secret.
 
-Each sends a number used once, and answers the other's with its HMAC-SHA256 under the secret (RFC 2104), so a
-listener learns nothing that he could use, and nobody can pose as rank 0 either. Lines have a longest length.
+Each side sends a nonce and answers the other's nonce with its HMAC-SHA256 under the secret (RFC 2104). An
+eavesdropper learns nothing that can be reused, and no other process can pose as rank 0. The length of a line
+is limited.
 """
 
 import hashlib
@@ -12,75 +13,75 @@ import socket
 import time
 from typing import IO
 
-PROOF_SECONDS = 5.0
-"""Seconds that whoever connects may take to prove itself."""
+AUTHENTICATION_SECONDS = 5.0
+"""Time limit for a client's authentication in seconds."""
 
-PROOF_BYTES = 512
-"""The longest line of the proof."""
+AUTHENTICATION_BYTES = 512
+"""The longest line of the authentication in bytes."""
 
 
 class LineTooLong(ValueError):
-    """The other side sends more than any line of ours has."""
+    """The other side has sent a line over the limit."""
 
 
-class Stranger(ValueError):
+class AuthenticationError(ValueError):
     """The other side does not know the secret."""
 
 
-def admit(door: socket.socket, secret: str) -> int:
-    """Have whoever has connected prove that it knows the secret, prove it too, and return its rank.
+def authenticate_client(connection: socket.socket, secret: str) -> int:
+    """Authenticate a client, and this process to it; returns the client's rank.
 
     Raises:
-        Stranger: where it does not.
-        LineTooLong, ValueError: where it talks nonsense.
-        OSError: where it breaks off, or takes too long.
+        AuthenticationError: The client does not know the secret.
+        LineTooLong, ValueError: Its messages are malformed.
+        OSError: The connection is lost, or the time limit is exceeded.
     """
-    end = time.monotonic() + PROOF_SECONDS
+    end = time.monotonic() + AUTHENTICATION_SECONDS
     own = secrets.token_hex(16)
-    door.settimeout(PROOF_SECONDS)
-    write_line(door, json.dumps({"sage": own}))
-    told = _object(_line_of(door, end))
-    rank, theirs, proof = told.get("rank"), told.get("nonce"), told.get("proof")
+    connection.settimeout(AUTHENTICATION_SECONDS)
+    write_line(connection, json.dumps({"sage": own}))
+    message = _object(_line_of(connection, end))
+    rank, theirs, proof = message.get("rank"), message.get("nonce"), message.get("proof")
     if not (type(rank) is int and isinstance(theirs, str) and isinstance(proof, str)):
-        raise Stranger("it gives no proof")
-    if not hmac.compare_digest(_proof(secret, "guest", own, theirs, rank).encode(), proof.encode()):
-        raise Stranger("its proof is wrong")
-    write_line(door, json.dumps({"proof": _proof(secret, "host", theirs, own, rank)}))
+        raise AuthenticationError("the client's message has no proof")
+    if not hmac.compare_digest(_proof(secret, "client", own, theirs, rank).encode(), proof.encode()):
+        raise AuthenticationError("the client's proof is wrong")
+    write_line(connection, json.dumps({"proof": _proof(secret, "server", theirs, own, rank)}))
     return rank
 
 
-def prove(door: socket.socket, secret: str, rank: int) -> None:
-    """Prove to the process that has been connected to that this one knows the secret; it must prove it too.
+def authenticate_to_server(connection: socket.socket, secret: str, rank: int) -> None:
+    """Authenticate this process to the server, and the server to this process.
 
-    The connection's time-out, which must be set, is what all of it may take; it stays as it is.
+    The connection's time-out, which must be set, is the time limit for all of it; it is not changed.
 
     Raises:
-        Stranger: where it does not.
-        LineTooLong, ValueError: where it talks nonsense.
-        OSError: where it breaks off, or takes too long.
+        AuthenticationError: The server does not know the secret.
+        LineTooLong, ValueError: Its messages are malformed.
+        OSError: The connection is lost, or the time limit is exceeded.
     """
-    seconds = door.gettimeout()
+    seconds = connection.gettimeout()
     assert seconds is not None
     end = time.monotonic() + seconds
     own = secrets.token_hex(16)
-    theirs = _object(_line_of(door, end)).get("sage")
+    theirs = _object(_line_of(connection, end)).get("sage")
     if not isinstance(theirs, str):
-        raise Stranger("it is no agent of `sage doctor`")
-    proof = _proof(secret, "guest", theirs, own, rank)
-    write_line(door, json.dumps({"rank": rank, "nonce": own, "proof": proof}))
-    answer = _object(_line_of(door, end)).get("proof")
-    door.settimeout(seconds)
-    expected = _proof(secret, "host", own, theirs, rank)
+        raise AuthenticationError("the server is not an agent of `sage doctor`")
+    proof = _proof(secret, "client", theirs, own, rank)
+    write_line(connection, json.dumps({"rank": rank, "nonce": own, "proof": proof}))
+    answer = _object(_line_of(connection, end)).get("proof")
+    connection.settimeout(seconds)
+    expected = _proof(secret, "server", own, theirs, rank)
     if not (isinstance(answer, str) and hmac.compare_digest(expected.encode(), answer.encode())):
-        raise Stranger("its proof is wrong")
+        raise AuthenticationError("the server's proof is wrong")
 
 
 def read_line(lines: IO[bytes], longest: int) -> str:
-    """A line of UTF-8 without its end; "" at the end of all lines.
+    """A line of UTF-8 without its end; "" at the end of the stream.
 
     Raises:
-        LineTooLong: where it has more bytes than `longest`; no more of it is read.
-        ValueError: where it is no UTF-8.
+        LineTooLong: The line has more than `longest` bytes; the rest is not read.
+        ValueError: The line is not UTF-8.
     """
     line = lines.readline(longest + 1)
     if len(line) > longest:
@@ -88,33 +89,33 @@ def read_line(lines: IO[bytes], longest: int) -> str:
     return line.decode().rstrip("\n")
 
 
-def write_line(door: socket.socket, text: str) -> None:
+def write_line(connection: socket.socket, text: str) -> None:
     """Send a line."""
-    door.sendall(text.encode() + b"\n")
+    connection.sendall(text.encode() + b"\n")
 
 
-def _line_of(door: socket.socket, end: float) -> str:
-    """The next line, and not a byte of what follows it; it must be there at a time of the monotonic clock."""
+def _line_of(connection: socket.socket, end: float) -> str:
+    """The next line, without reading beyond it; `end` is the deadline on the monotonic clock."""
     line = bytearray()
     while not line.endswith(b"\n"):
-        if len(line) >= PROOF_BYTES:
-            raise LineTooLong(f"a line of over {PROOF_BYTES} bytes")
-        door.settimeout(max(0.001, end - time.monotonic()))
-        piece = door.recv(PROOF_BYTES, socket.MSG_PEEK)
+        if len(line) >= AUTHENTICATION_BYTES:
+            raise LineTooLong(f"a line of over {AUTHENTICATION_BYTES} bytes")
+        connection.settimeout(max(0.001, end - time.monotonic()))
+        piece = connection.recv(AUTHENTICATION_BYTES, socket.MSG_PEEK)
         if not piece:
-            raise ConnectionResetError("it hung up")
+            raise ConnectionResetError("the peer closed the connection")
         length = piece.find(b"\n") + 1 or len(piece)
-        line += door.recv(length)
+        line += connection.recv(length)
     return line.decode()
 
 
 def _object(line: str) -> dict[str, object]:
-    told = json.loads(line)
-    if not isinstance(told, dict):
-        raise Stranger("it sends no object")
-    return told
+    message = json.loads(line)
+    if not isinstance(message, dict):
+        raise AuthenticationError("the message is not a JSON object")
+    return message
 
 
-def _proof(secret: str, who: str, asked: str, own: str, rank: int) -> str:
-    text = json.dumps([who, asked, own, rank])
+def _proof(secret: str, side: str, theirs: str, own: str, rank: int) -> str:
+    text = json.dumps([side, theirs, own, rank])
     return hmac.new(secret.encode(), text.encode(), hashlib.sha256).hexdigest()

@@ -1,48 +1,48 @@
-"""All that `sage doctor` checks, in the order in which a job would fall over it."""
+"""All checks of `sage doctor`, in the order in which their faults would stop a job."""
 
-from sage.cluster.doctor.findings import Finding, Seen
-from sage.cluster.doctor.network_checks import NAMES, SUMS, WAYS
+from sage.cluster.doctor.findings import Finding, Observations
+from sage.cluster.doctor.network_checks import ALL_REDUCE, LINKS, NAMES
 from sage.cluster.doctor.node_checks import FOLDER, GPUS, SOFTWARE
 
-CHECKS = (*NAMES, *SOFTWARE, FOLDER, *WAYS, GPUS, SUMS)
+CHECKS = (*NAMES, *SOFTWARE, FOLDER, *LINKS, GPUS, ALL_REDUCE)
 
 
-def judge(seen: Seen) -> list[Finding]:
-    """All findings, check by check, and what could not be checked."""
+def check_all(observed: Observations) -> list[Finding]:
+    """The findings of all checks, and one that names the checks that could not be made."""
     found = [
-        *_silent(seen),
-        *_strangers(seen),
-        *(finding for check in CHECKS for finding in check.findings(seen)),
+        *_incomplete(observed),
+        *_unauthenticated(observed),
+        *(finding for check in CHECKS for finding in check.findings(observed)),
     ]
-    if left := [check.name for check in CHECKS if not seen.of(check.step)]:
-        reasons = sorted({f" ({facts['why']})" for facts in seen.of("left_out").values()})
-        said = ", ".join(left) + "".join(reasons)
-        fix = "cure what has failed, and examine again"
-        found.append(Finding("note", "not examined", seen.where(set(seen.nodes)), said, fix))
+    if left := [check.name for check in CHECKS if not observed.of(check.step)]:
+        reasons = sorted({f" ({facts['why']})" for facts in observed.of("left_out").values()})
+        names = ", ".join(left) + "".join(reasons)
+        fix = "fix the failed checks, and run sage doctor again"
+        found.append(Finding("note", "not examined", observed.where(set(observed.nodes)), names, fix))
     return found
 
 
-def _strangers(seen: Seen) -> list[Finding]:
-    """Who else has connected to rank 0's port meanwhile, in one line however many they were."""
-    found = [address for facts in seen.of("end").values() for address in facts.get("strangers", ())]
+def _unauthenticated(observed: Observations) -> list[Finding]:
+    """One finding on all connections to rank 0's port that were not from a rank."""
+    found = [address for facts in observed.of("end").values() for address in facts.get("strangers", ())]
     if not found:
         return []
     addresses = [*dict.fromkeys(found)]
-    who = ", ".join(addresses[:5]) + (", …" if len(addresses) > 5 else "")
-    said = f"{len(found)} connections to port {seen.port} that no rank made, from {who}"
-    fix = "a port scanner, or another job that was told the same port; they were not answered"
-    return [Finding("note", "strangers", seen.where({0}), said, fix)]
+    sources = ", ".join(addresses[:5]) + (", …" if len(addresses) > 5 else "")
+    text = f"{len(found)} connections to port {observed.port} that are not from a rank, from {sources}"
+    fix = "a port scanner, or another job with the same port; the connections were closed without an answer"
+    return [Finding("note", "unauthenticated", observed.where({0}), text, fix)]
 
 
-def _silent(seen: Seen) -> list[Finding]:
-    """Which ranks' agents never came to their end, and how far they came."""
+def _incomplete(observed: Observations) -> list[Finding]:
+    """Findings on the ranks whose agents did not complete their report, with the last step of each."""
     lost: dict[str, set[int]] = {}
-    for rank in sorted(seen.nodes):
-        facts = seen.facts.get(rank, {})
+    for rank in sorted(observed.nodes):
+        facts = observed.facts.get(rank, {})
         if "garbled" in facts:
-            lost.setdefault(f"is not understood: {facts['garbled']['why']}", set()).add(rank)
+            lost.setdefault(f"sent an invalid report: {facts['garbled']['why']}", set()).add(rank)
         elif "end" not in facts:
-            how = f"fell silent after the step '{[*facts][-1]}'" if facts else "has not said a word"
+            how = f"stopped reporting after the step '{[*facts][-1]}'" if facts else "sent no report"
             lost.setdefault(how, set()).add(rank)
-    fix = "is the node up, and has it this Python and this checkout?"
-    return [Finding("failed", "agent", seen.where(ranks), how, fix) for how, ranks in lost.items()]
+    fix = "check that the node is up and has this Python and this checkout"
+    return [Finding("failed", "agent", observed.where(ranks), how, fix) for how, ranks in lost.items()]

@@ -1,11 +1,11 @@
-"""`sage doctor`: examine the nodes of a job before it starts, and say what is wrong with which, and the cure.
+"""`sage doctor`: check the nodes and the network of a job before it starts; reports faults, nodes and fixes.
 
-    sage doctor                          in an sbatch script or in salloc: the job's own nodes, through srun
+    sage doctor                          in an sbatch script or in salloc: the job's nodes, through srun
     sage doctor --hosts hosts.txt        the hosts of a file, over ssh
-    sage doctor                          elsewhere: this machine alone
+    sage doctor                          elsewhere: this machine only
 
-On each node an agent runs for each rank that the job would have, with this Python and this checkout. The exit
-status is 0 where all is well, 1 where something failed, 2 where it was asked wrongly.
+For each rank of the job, an agent runs on the rank's node, with this Python and this checkout. The exit
+status is 0 if no check failed, 1 if a check failed, and 2 for invalid arguments.
 """
 
 import json
@@ -17,46 +17,46 @@ from rich.table import Table
 from rich.text import Text
 
 from sage.cluster.doctor import agents
-from sage.cluster.doctor.checks import judge
-from sage.cluster.doctor.findings import Finding, Seen
+from sage.cluster.doctor.checks import check_all
+from sage.cluster.doctor.findings import Finding, Observations
 from sage.cluster.settings import Examination
-from sage.cluster.signals import leaving_in_order
+from sage.cluster.signals import exit_on_signals
 from sage.output.text import clean_text
 
 STYLES = {"ok": "", "note": "yellow", "failed": "bold red"}
 
 
 def main(given: Examination, *, as_json: bool = False) -> int:
-    """Examine, print the table or one JSON object, and return the exit status.
+    """Check the nodes, print the table or one JSON object, and return the exit status.
 
     Raises:
-        ValueError: where the hosts file or SLURM's variables are wrong.
+        ValueError: The hosts file or SLURM's variables are invalid.
     """
-    with leaving_in_order():
-        return _examine(given, as_json)
+    with exit_on_signals():
+        return _check(given, as_json)
 
 
-def _examine(given: Examination, as_json: bool) -> int:
+def _check(given: Examination, as_json: bool) -> int:
     try:
         job = agents.job(given)
         if not as_json:
-            print(f"examining {job.how}, ranks: {len(job.nodes)}", flush=True)
-        facts, besides = agents.listen(job, given.timeout)
-    except agents.NotReached as error:
+            print(f"checking {job.how}, ranks: {len(job.nodes)}", flush=True)
+        facts, other_lines = agents.collect_reports(job, given.timeout)
+    except agents.StartError as error:
         findings = [Finding("failed", "start", error.where, clean_text(str(error)), error.fix)]
-        seen, besides = None, list[str]()
+        observed, other_lines = None, list[str]()
     else:
-        seen = Seen(facts, job.nodes, job.hostip, job.port, job.names)
-        findings = judge(seen)
+        observed = Observations(facts, job.nodes, job.hostip, job.port, job.names)
+        findings = check_all(observed)
     failed = [finding for finding in findings if finding.status == "failed"]
     if as_json:
-        facts_by_rank = seen.facts if seen else {}
+        facts_by_rank = observed.facts if observed else {}
         print(json.dumps({"well": not failed, "findings": [*map(asdict, findings)], "facts": facts_by_rank}))
     else:
         _show(findings)
-        if any(finding.check == "agent" for finding in failed) and besides:
-            print("\nSaid besides:\n" + "\n".join(besides))
-        print(f"\n{len(failed) or 'nothing'} failed")
+        if any(finding.check == "agent" for finding in failed) and other_lines:
+            print("\nOther output:\n" + "\n".join(other_lines))
+        print(f"\n{len(failed) or 'no'} check{'' if len(failed) == 1 else 's'} failed")
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-"""What a node knows without asking the others: its names, addresses, interfaces, software and GPUs."""
+"""Facts that a node determines by itself: its names, addresses, interfaces, software and GPUs."""
 
 import importlib.metadata
 import importlib.util
@@ -19,7 +19,7 @@ Facts = dict[str, Any]
 
 
 def node(here: Place) -> Facts:
-    """Which machine this is, and which network it is in: containers on one machine may have several."""
+    """This machine's name, and its network: containers on one machine may be in different networks."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return {
         "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
@@ -28,16 +28,16 @@ def node(here: Place) -> Facts:
     }
 
 
-def names(asked: list[str], seconds: float) -> Facts:
-    """What this node's own name and others resolve to, and what its own addresses are called."""
+def names(others: list[str], seconds: float) -> Facts:
+    """The addresses of this node's own name and of other names, and the names of its own addresses."""
     own = socket.gethostname()
-    found = {name: _resolved(name, seconds) for name in dict.fromkeys([own, *asked])}
+    found = {name: _resolved(name, seconds) for name in dict.fromkeys([own, *others])}
     outward = [one for one in found[own].get("addresses", ()) if not address.is_loopback(one)]
     return {"own": own, "names": found, "back": {one: _named(one, seconds) for one in outward}}
 
 
 def network(here: Place, seconds: float, environ: Mapping[str, str] = os.environ) -> Facts:
-    """The interfaces, which of them leads to rank 0, and whether the libraries' settings fit them."""
+    """The interfaces, the one that leads to rank 0, and whether the settings of gloo and NCCL match them."""
     there = address.interfaces()
     facts: Facts = {
         "interfaces": {one.name: one.addresses for one in there if one.up},
@@ -48,10 +48,10 @@ def network(here: Place, seconds: float, environ: Mapping[str, str] = os.environ
     }
     towards = None
     try:
-        towards = limited(seconds, lambda: address.interface_towards(here.hostip, here.port, there))
-        facts["address"] = limited(seconds, lambda: address.local_address(here.hostip, here.port))
+        towards = with_timeout(seconds, lambda: address.interface_towards(here.hostip, here.port, there))
+        facts["address"] = with_timeout(seconds, lambda: address.local_address(here.hostip, here.port))
     except socket.gaierror:
-        pass  # the names tell
+        pass  # reported by `names`
     except OSError as error:
         facts["no_route"] = error.strerror or str(error)
     for variable, takes in ((address.GLOO, address.gloo_takes), (address.NCCL, address.nccl_takes)):
@@ -62,7 +62,7 @@ def network(here: Place, seconds: float, environ: Mapping[str, str] = os.environ
             except ValueError as error:
                 facts["wrong"].append(str(error))
                 continue
-            if variable == address.GLOO:  # what the ranks will speak through
+            if variable == address.GLOO:  # the interface that the ranks will use
                 towards = taken[0]
     if towards is not None:
         facts |= {"interface": towards.name, "loopback": towards.is_loopback}
@@ -72,7 +72,7 @@ def network(here: Place, seconds: float, environ: Mapping[str, str] = os.environ
 
 
 def software() -> Facts:
-    """The versions that must be the same everywhere, without importing what is slow."""
+    """The versions that must be equal on all nodes, without importing slow packages."""
     return {
         "python": platform.python_version(),
         "sage": __version__,
@@ -85,12 +85,12 @@ def software() -> Facts:
 
 
 def torch_facts(here: Place) -> Facts:
-    """What only torch can tell: its own versions, the checkout, and which GPU would be this rank's.
+    """Facts that need torch: its versions, the checkout, and this rank's GPU.
 
     Raises:
-        ImportError, OSError: where torch does not load.
+        ImportError, OSError: torch does not load.
     """
-    # A dead peer is reported in our words, not by the store's stack traces.
+    # SAGE reports a dead peer itself, without the store's stack traces.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
 
@@ -108,24 +108,24 @@ def torch_facts(here: Place) -> Facts:
     return facts
 
 
-def limited(seconds: float, ask: Callable[[], T]) -> T:
-    """The answer to a question that may hang, as a resolver does that waits for a dead server.
+def with_timeout(seconds: float, call: Callable[[], T]) -> T:
+    """The result of a call that may hang, as a resolver that waits for an unreachable server.
 
     Raises:
-        TimeoutError: where there is none in time.
-        OSError: where the answer is one.
+        TimeoutError: The call has not returned in time.
+        OSError: The call's own error.
     """
     answers: list[T | OSError] = []
 
     def run() -> None:
         try:
-            answers.append(ask())
+            answers.append(call())
         except OSError as error:
             answers.append(error)
 
-    asking = threading.Thread(target=run, daemon=True)
-    asking.start()
-    asking.join(seconds)
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
     if not answers:
         raise TimeoutError(f"no answer in {seconds:g} s")
     if isinstance(answers[0], OSError):
@@ -135,14 +135,14 @@ def limited(seconds: float, ask: Callable[[], T]) -> T:
 
 def _resolved(name: str, seconds: float) -> Facts:
     try:
-        return {"addresses": limited(seconds, lambda: address.resolve(name))}
+        return {"addresses": with_timeout(seconds, lambda: address.resolve(name))}
     except OSError as error:
         return {"error": error.strerror or str(error)}
 
 
 def _named(one: str, seconds: float) -> list[str]:
     try:
-        name, aliases, _ = limited(seconds, lambda: socket.gethostbyaddr(one))
+        name, aliases, _ = with_timeout(seconds, lambda: socket.gethostbyaddr(one))
     except OSError:
         return []
     return [name, *aliases]

@@ -1,9 +1,9 @@
-"""Where examining agents meet: plain TCP at rank 0's address and port, long before torch is imported.
+"""The rendezvous of the doctor's agents: plain TCP at rank 0's address and port, before torch is imported.
 
-It speaks lines of JSON, so that whatever is in the way of a connection can be told apart and put into words.
-Both ends first prove that they know the secret of this examination, without sending it
-(`sage.cluster.doctor.authentication`). The length of a line is bounded. So a stranger who connects costs a
-few kilobytes for a few seconds, and is counted.
+Messages are lines of JSON. Plain sockets allow an exact error message for each way in which a connection can
+fail. Both sides first authenticate by the secret of this check, without sending it
+(`sage.cluster.doctor.authentication`). The length of a line is limited, so a connection from any other
+program costs a few kilobytes for a few seconds; such connections are counted.
 """
 
 import json
@@ -15,27 +15,33 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Self
 
-from sage.cluster.doctor.authentication import Stranger, admit, prove, read_line, write_line
+from sage.cluster.doctor.authentication import (
+    AuthenticationError,
+    authenticate_client,
+    authenticate_to_server,
+    read_line,
+    write_line,
+)
 from sage.comm.address import is_loopback
 
 RETRY_SECONDS = 0.2
 
 RANK_BYTES = 64 * 1024
-"""The longest line that one rank may send; rank 0's answer may be as long for each rank."""
+"""The longest line of a rank in bytes; rank 0's answer may have as many bytes per rank."""
 
-WAITING = 64
-"""Connections that may be under way without having proved themselves, beside one for each rank."""
+MAX_UNAUTHENTICATED = 64
+"""The number of unauthenticated connections at a time, in addition to those of the ranks."""
 
 
 class Unreachable(OSError):
-    """A connection that could not be made; the message says what became of it."""
+    """A connection could not be made; the message has the reason."""
 
 
-def reach(host: str, port: int, seconds: float, *, until_it_listens: bool = False) -> socket.socket:
-    """Connect, within so many seconds.
+def connect(host: str, port: int, seconds: float, *, until_it_listens: bool = False) -> socket.socket:
+    """Connect within `seconds`; `until_it_listens`: a refused connection is tried again until then.
 
     Raises:
-        Unreachable: `does not resolve: …`, `refused: …`, `no answer …`, or what the system says.
+        Unreachable: `does not resolve: …`, `refused: …`, `no answer …`, or the system's error.
     """
     end = time.monotonic() + seconds
     while True:
@@ -43,26 +49,28 @@ def reach(host: str, port: int, seconds: float, *, until_it_listens: bool = Fals
             return socket.create_connection((host, port), timeout=max(0.1, end - time.monotonic()))
         except ConnectionRefusedError as error:
             if not until_it_listens or time.monotonic() + RETRY_SECONDS > end:
-                raise Unreachable("refused: nothing listens there") from error
+                raise Unreachable("refused: no process listens there") from error
             time.sleep(RETRY_SECONDS)
         except TimeoutError as error:
-            raise Unreachable(f"no answer in {seconds:g} s: a firewall drops it, or it is cut off") from error
+            raise Unreachable(f"no answer in {seconds:g} s: a firewall or a network fault") from error
         except socket.gaierror as error:
             raise Unreachable(f"does not resolve: {error.strerror}") from error
         except OSError as error:
             raise Unreachable(f"not let through: {error.strerror}") from error
 
 
-class Host:
-    """Answers rank 0's port: collects what each of W agents brings to a round, and hands all of it to each.
+class RendezvousServer:
+    """The server at rank 0's port: all-gathers the values of W agents, round by round.
 
     Args:
-        hostip: Rank 0's address as the ranks were told it: one of loopback is listened to on loopback alone.
-        secret: What the agents know and strangers do not.
-        seconds: How long a guest may take to go, at the end.
+        hostip: Rank 0's address as given to the ranks; for a loopback address it listens on loopback only.
+        port: The port.
+        world_size: W.
+        seconds: How long to wait at the end until the clients have disconnected.
+        secret: The agents' common secret.
 
     Raises:
-        OSError: where the port cannot be had.
+        OSError: The port cannot be opened.
     """
 
     def __init__(self, hostip: str, port: int, world_size: int, seconds: float, secret: str) -> None:
@@ -71,53 +79,53 @@ class Host:
         self._seconds, self._secret = seconds, secret
         self._brought: defaultdict[int, dict[int, Any]] = defaultdict(dict)
         self._closed: set[int] = set()
-        self._guests = 0
+        self._clients = 0
         self._present: set[int] = set()
         self._changed = threading.Condition()
-        self.strangers: list[str] = []
-        """The addresses of those who connected and did not prove themselves; the first `WAITING` of them."""
-        self._listener = listen(port, hostip)
-        serve(self._listener, self._answer, at_once=WAITING + 2 * world_size)
+        self.rejected: list[str] = []
+        """Addresses of connections that did not authenticate; the first `MAX_UNAUTHENTICATED` of them."""
+        self._listener = open_listener(port, hostip)
+        serve(self._listener, self._answer, at_once=MAX_UNAUTHENTICATED + 2 * world_size)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Let go of the port, once all guests have had their answers and gone, or the time is up."""
+        """Close the port, and wait until all clients have disconnected or the time is up."""
         self._listener.close()
         with self._changed:
-            self._changed.wait_for(lambda: self._guests == 0, self._seconds)
+            self._changed.wait_for(lambda: self._clients == 0, self._seconds)
 
-    def _answer(self, door: socket.socket) -> None:
-        peer = door.getpeername()[0]
+    def _answer(self, connection: socket.socket) -> None:
+        peer = connection.getpeername()[0]
         try:
-            rank = admit(door, self._secret)
+            rank = authenticate_client(connection, self._secret)
             with self._changed:
                 if rank not in self._ranks or rank in self._present:
-                    raise Stranger(f"there is no rank {rank}, or it is here already")
+                    raise AuthenticationError(f"rank {rank} does not exist, or is connected already")
                 self._present.add(rank)
-                self._guests += 1
+                self._clients += 1
         except (OSError, ValueError):
             with self._changed:
-                if len(self.strangers) < WAITING:
-                    self.strangers.append(str(peer))
+                if len(self.rejected) < MAX_UNAUTHENTICATED:
+                    self.rejected.append(str(peer))
             return
         try:
-            self._serve_guest(door, rank)
+            self._serve_client(connection, rank)
         finally:
             with self._changed:
-                self._guests -= 1
+                self._clients -= 1
                 self._present.discard(rank)
                 self._expected.discard(rank)
                 self._changed.notify_all()
 
-    def _serve_guest(self, door: socket.socket, rank: int) -> None:
-        door.settimeout(None)  # a rank may be busy between two rounds; its connection ends with it
-        with door.makefile("rb") as lines:
+    def _serve_client(self, connection: socket.socket, rank: int) -> None:
+        connection.settimeout(None)  # a rank may be busy between rounds; if it dies, the connection closes
+        with connection.makefile("rb") as lines:
             while line := read_line(lines, RANK_BYTES):
                 message = json.loads(line)
                 reply = self._collect(rank, message) if "round" in message else time.time()
-                write_line(door, json.dumps(reply))
+                write_line(connection, json.dumps(reply))
 
     def _collect(self, rank: int, message: dict[str, Any]) -> dict[int, Any]:
         number, seconds = int(message["round"]), float(message["seconds"])
@@ -128,21 +136,18 @@ class Host:
             self._changed.wait_for(
                 lambda: number in self._closed or brought.keys() >= self._expected, min(seconds, 3600.0)
             )
-            # Who has missed a round is not waited for again.
+            # A rank that has missed a round is not waited for in later rounds.
             self._expected &= brought.keys()
             self._closed.add(number)
             self._changed.notify_all()
             return dict(brought)
 
 
-class Guest:
-    """One agent's connection to the meeting.
-
-    Args:
-        skew: How many seconds this machine's clock is ahead of rank 0's.
+class RendezvousClient:
+    """One agent's connection to the rendezvous. `skew`: seconds by which its clock is ahead of rank 0's.
 
     Raises:
-        Unreachable: where it cannot be made, or something else answers.
+        Unreachable: The connection cannot be made, or another program answers.
     """
 
     def __init__(
@@ -150,57 +155,61 @@ class Guest:
     ) -> None:
         self._round, self._seconds = 0, seconds
         self._longest = RANK_BYTES * (world_size + 1)
-        self._door = reach(hostip, port, seconds, until_it_listens=True)
-        self._door.settimeout(seconds)
+        self._connection = connect(hostip, port, seconds, until_it_listens=True)
+        self._connection.settimeout(seconds)
         try:
-            prove(self._door, secret, rank)
-            self._lines = self._door.makefile("rb")
+            authenticate_to_server(self._connection, secret, rank)
+            self._lines = self._connection.makefile("rb")
             self.skew = min((self._compare_clocks() for _ in range(3)), key=lambda found: found[0])[1]
         except (OSError, ValueError, TypeError) as error:
-            self._door.close()
-            raise Unreachable("something else answers there, not rank 0") from error
+            self._connection.close()
+            raise Unreachable("another program answers there, not rank 0") from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._lines.close()
-        self._door.close()
+        self._connection.close()
 
     def gather(self, brings: Any, seconds: float | None = None) -> dict[int, Any]:
-        """What every rank brings to this round, by rank; who has gone or does not come in time is left out.
+        """All-gather: every rank's value of this round, by rank, without ranks that are gone or too late.
+
+        Args:
+            brings: This rank's value, in JSON's types.
+            seconds: How long to wait for the others.
 
         Raises:
-            Unreachable: where rank 0 has gone.
+            Unreachable: Rank 0 does not answer any more.
         """
         seconds = seconds or self._seconds
-        self._door.settimeout(2 * seconds)  # rank 0 itself waits for the others
+        self._connection.settimeout(2 * seconds)  # rank 0 waits for the other ranks too
         try:
-            found = self._ask({"round": self._round, "brings": brings, "seconds": seconds})
-            answer = {int(rank): thing for rank, thing in found.items()}
+            found = self._request({"round": self._round, "brings": brings, "seconds": seconds})
+            answer = {int(rank): value for rank, value in found.items()}
         except (OSError, ValueError, AttributeError) as error:
-            raise Unreachable(f"rank 0 answers no longer: {error}") from error
+            raise Unreachable(f"rank 0 does not answer any more: {error}") from error
         self._round += 1
         return answer
 
     def _compare_clocks(self) -> tuple[float, float]:
         before = time.time()
-        theirs = float(self._ask({}))
+        theirs = float(self._request({}))
         after = time.time()
         return after - before, (before + after) / 2 - theirs
 
-    def _ask(self, message: dict[str, Any]) -> Any:
-        write_line(self._door, json.dumps(message))
+    def _request(self, message: dict[str, Any]) -> Any:
+        write_line(self._connection, json.dumps(message))
         return json.loads(read_line(self._lines, self._longest))
 
 
-def listen(port: int, hostip: str = "") -> socket.socket:
-    """A listener on all of this machine's addresses, IPv6 too where there is IPv6.
+def open_listener(port: int, hostip: str = "") -> socket.socket:
+    """A listening socket on all addresses of this machine, including IPv6 if available.
 
-    Where `hostip` is one of loopback, on that alone: nobody else needs to get there.
+    If `hostip` is a loopback address, it listens on that address only.
     """
     host = "127.0.0.1" if hostip == "localhost" else hostip
-    with suppress(ValueError):  # a name, or nothing
+    with suppress(ValueError):  # a host name, or ""
         if is_loopback(host):
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             return socket.create_server((host, port), family=family, backlog=1024)
@@ -210,33 +219,35 @@ def listen(port: int, hostip: str = "") -> socket.socket:
 
 
 def serve(listener: socket.socket, answer: Callable[[socket.socket], None], *, at_once: int) -> None:
-    """Answer every connection in a thread of its own, until the listener or this process is gone.
+    """Handle each connection in its own thread, until the listener is closed or this process ends.
 
     Args:
-        at_once: How many connections may be there at the same time; one more is closed unanswered.
+        listener: The listening socket.
+        answer: Handles a connection.
+        at_once: The number of connections at a time; further ones are closed without an answer.
     """
     places = threading.Semaphore(at_once)
 
-    def attend(door: socket.socket) -> None:
+    def handle(connection: socket.socket) -> None:
         try:
-            # Who breaks off or talks nonsense is left to himself.
-            with door, suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-                answer(door)
+            # A lost connection or a malformed message concerns this connection only.
+            with connection, suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+                answer(connection)
         finally:
             places.release()
 
     def accept() -> None:
         while True:
             try:
-                door, _ = listener.accept()
-            except OSError:  # closed, or no file descriptor is left for another one
+                connection, _ = listener.accept()
+            except OSError:  # the listener is closed, or no file descriptor is left
                 if listener.fileno() < 0:
                     return
                 time.sleep(RETRY_SECONDS)
                 continue
             if places.acquire(blocking=False):
-                threading.Thread(target=attend, args=(door,), daemon=True).start()
+                threading.Thread(target=handle, args=(connection,), daemon=True).start()
             else:
-                door.close()
+                connection.close()
 
     threading.Thread(target=accept, daemon=True).start()

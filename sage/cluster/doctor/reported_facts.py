@@ -1,6 +1,7 @@
-"""What an agent of `sage doctor` may say, step by step: types, ranges and order, checked before it is judged.
+"""Validation of the agents' reports, step by step: types, ranges and order of the facts.
 
-Agents speak through ssh, srun and the network, where login scripts, older checkouts and strangers do too.
+Reports arrive through ssh, srun and the network, together with the output of login scripts, of older
+checkouts and of other programs.
 """
 
 import json
@@ -12,13 +13,13 @@ from sage.output.text import clean_text
 from sage.storage import Kind
 
 LONGEST = 300
-"""Letters of a text that are kept."""
+"""The number of characters kept of a string."""
 
 MOST = 10_000
-"""Items of a list or an object that are kept."""
+"""The number of items kept of a list or an object."""
 
 PIECES = 2_000
-"""Pieces that one step may come in."""
+"""The largest number of pieces of one step."""
 
 LINK = {"error?": str, "alpha_seconds?": float, "bits_per_second?": float}
 VERSIONS = ("torch", "numpy", "nccl", "cuda", "commit")
@@ -60,7 +61,7 @@ STEPS: Mapping[str, Any] = {
     },
     "all_reduce": {"device": str, "error?": str, "links?": Any},
     "end": {"strangers?": list[str]},
-    # What agents hand to each other.
+    # Exchanged between agents.
     "peer": {
         "address": str | None,
         "port": int,
@@ -69,29 +70,31 @@ STEPS: Mapping[str, Any] = {
         "obstacle": str,
     },
 }
-"""By step: what its facts hold, in the types of `sage.storage.schema`."""
+"""The keys and types of each step's facts, as in `sage.storage.schema`."""
 
 FIRST = ("node", "software", "names", "network")
-"""The steps with which an agent begins; checks of later ones look back at them."""
+"""The first steps of an agent, in order; checks of later steps use them."""
 
 _KINDS = {step: Kind(name="", keys={"": keys}) for step, keys in STEPS.items()}
 
 
 def fault(step: str, found: Any, ranks: Collection[int] | None = None) -> str:
-    """What is wrong with the facts of a step; "" for nothing.
+    """The fault in the facts of a step; "" if there is none.
 
     Args:
-        ranks: Those that there are, where facts name other ranks.
+        step: The step's name.
+        found: The facts.
+        ranks: All ranks, to check facts that refer to other ranks.
     """
     if step not in STEPS:
-        return "is no step"
+        return "does not exist"
     if _KINDS[step].fault({"": found}):
-        return "has facts of another form"
-    return "" if _is_sound(step, found, ranks) else "has facts that cannot be"
+        return "has missing keys or wrong types"
+    return "" if _is_sound(step, found, ranks) else "has impossible values"
 
 
 def cleaned(found: Any) -> Any:
-    """The facts with all texts fit to print, and no more than so many items of each list and object."""
+    """The facts with printable strings, and lists and objects cut to `MOST` items."""
     if isinstance(found, str):
         return clean_text(found, LONGEST)
     if isinstance(found, dict):
@@ -99,11 +102,11 @@ def cleaned(found: Any) -> Any:
     return [cleaned(item) for item in found[:MOST]] if isinstance(found, list) else found
 
 
-class Ear:
-    """Puts one rank's facts together from the pieces that it says, and checks them.
+class ReportParser:
+    """Assembles and validates one rank's report from its pieces.
 
     Args:
-        ranks: All that there are.
+        ranks: All ranks.
     """
 
     def __init__(self, ranks: Collection[int]) -> None:
@@ -112,12 +115,12 @@ class Ear:
         self._ranks = ranks
         self._text, self._next = "", 1
 
-    def hear(self, number: int, count: int, text: str) -> None:
-        """Take a piece: its number from 1 to the count of the step's pieces."""
+    def add(self, number: int, count: int, text: str) -> None:
+        """Add a piece; `number` counts from 1 to `count`, the number of the step's pieces."""
         if "garbled" in self.facts:
             return
         if number != self._next or not number <= count <= PIECES:
-            self._refuse("has said pieces out of order")
+            self._refuse("pieces out of order")
             return
         self._text, self._next = self._text + text, number + 1
         if number == count:
@@ -126,16 +129,16 @@ class Ear:
 
     def _take(self, text: str) -> None:
         try:
-            told = json.loads(text)
+            report = json.loads(text)
         except (ValueError, RecursionError):
-            self._refuse("has said what is no JSON")
+            self._refuse("not JSON")
             return
-        if not isinstance(told, dict) or len(told) != 1:
-            self._refuse("has said what is no step")
+        if not isinstance(report, dict) or len(report) != 1:
+            self._refuse("not a step")
             return
-        ((step, found),) = told.items()
+        ((step, found),) = report.items()
         expected = FIRST[len(self.facts)] if len(self.facts) < len(FIRST) else step
-        if wrong := "comes too early" if step != expected else fault(step, found, self._ranks):
+        if wrong := "is out of order" if step != expected else fault(step, found, self._ranks):
             self._refuse(f"the step {clean_text(step, 40)!r} {wrong}")
             return
         self.facts[step] = cleaned(found)
@@ -145,7 +148,7 @@ class Ear:
 
 
 def _is_sound(step: str, found: Any, ranks: Collection[int] | None) -> bool:
-    """Whether values that the checks compute with are what they take them for."""
+    """Whether the values used by the checks are valid."""
     if step == "names":
         sound = all(map(_is_name, found["names"].values()))
         return sound and found["own"] in found["names"] and all(map(_is_address, found["back"]))

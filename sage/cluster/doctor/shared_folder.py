@@ -1,19 +1,20 @@
-"""Whether a folder is writable, and the same on all nodes: each rank leaves a token, and looks for all."""
+"""Checks that a folder is writable and shared: each rank writes a token file and looks for all tokens."""
 
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 
 
-class Shared:
-    """One rank's look at the folder that the runs go to.
+class SharedFolder:
+    """One rank's check of the runs folder.
 
     Args:
-        runs: The folder. Where it is not there yet, the one that it would be made in is looked at.
-        mark: What this examination's ranks have in common, and no others.
+        runs: The folder. If it does not exist, its nearest existing parent is checked.
+        mark: A text that this check's ranks have in common, and no others.
+        rank: This rank.
     """
 
     def __init__(self, runs: Path, mark: str, rank: int) -> None:
@@ -21,8 +22,8 @@ class Shared:
         there = next(folder for folder in (self.runs, *self.runs.parents) if folder.exists())
         self._tokens = there / f".doctor-{mark}"
 
-    def leave_token(self) -> str:
-        """Write it; returns what is in the way, or ""."""
+    def write_token(self) -> str:
+        """Write this rank's token; returns the error, or ""."""
         try:
             self._tokens.mkdir(exist_ok=True)
             self._token(self._rank).write_text("sage doctor is here\n")
@@ -30,20 +31,20 @@ class Shared:
             return error.strerror or str(error)
         return ""
 
-    def look(self, ranks: Iterable[int], seconds: float) -> list[int]:
-        """Those of the ranks whose tokens are to be seen, once all are or the time is up."""
+    def visible_ranks(self, ranks: Iterable[int], seconds: float) -> list[int]:
+        """The ranks whose tokens are visible; waits until all are, for at most so many seconds."""
         end = time.monotonic() + seconds
         wanted = list(ranks)
         while True:
-            # By their names: the listing of a folder on NFS may be half a minute old.
+            # Checked by name: on NFS a folder's listing may be half a minute old.
             seen = [rank for rank in wanted if self._token(rank).exists()]
             if len(seen) == len(wanted) or time.monotonic() > end:
                 return seen
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def remove_token(self) -> None:
-        """Leave nothing behind, when nobody looks any more."""
-        with suppress(OSError):  # there is none, or it cannot be written, or another's is there still
+        """Remove this rank's token, and the tokens' folder if it is empty."""
+        with suppress(OSError):  # no token, no permission, or another rank's token is still there
             self._token(self._rank).unlink()
             self._tokens.rmdir()
 
