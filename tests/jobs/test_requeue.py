@@ -144,7 +144,7 @@ def test_a_requeue_of_a_job_that_stopped_is_no_failure(tmp_path: Path) -> None:
     assert "job 31234: stopped, checkpoint written; requeued" in job.said
     assert job.run("exit 9") == 9
     assert job.times == 6
-    assert "failure 1 of at most 1: a rank left with status 9" in job.said
+    assert "failure 1 of at most 1: a rank exited with status 9" in job.said
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,9 @@ def test_where_the_count_cannot_be_written_the_job_ends(tmp_path: Path) -> None:
     # A folder in place of the draft stops root too.
     assert job.run("exit 9", before="mkdir $sage_folder/failures.$$") == 9
     assert job.times == 0
-    assert f"not requeued, as {job.own}/failures cannot be written: a rank left with status 9" in job.said
+    assert (
+        f"not requeued, because {job.own}/failures cannot be written: a rank exited with status 9" in job.said
+    )
 
 
 def test_the_job_has_a_folder_of_its_own_that_nobody_else_can_enter(tmp_path: Path) -> None:
@@ -211,7 +213,7 @@ def test_what_belongs_to_another_user_is_refused(tmp_path: Path, kind: str) -> N
         else:
             os.chown(folder, 65534, 65534)
     assert job.start("echo the rank has begun; exit 9") == 2
-    assert f"sage: {job.own} is not a folder of yours alone: remove it, or submit" in job.said
+    assert f"sage: {job.own} is not a folder that only you can access: remove it, or submit" in job.said
     assert "the rank has begun" not in job.said
 
 
