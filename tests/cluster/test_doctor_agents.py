@@ -137,7 +137,7 @@ def test_control_characters_of_ranks_do_not_reach_the_terminal(
 def test_a_host_that_answers_no_port_is_named(ssh: Ssh, tmp_path: Path, answer: str) -> None:
     (tmp_path / "line").write_text(f"\x1e{json.dumps([0, 'stdout', answer])}\n")
     program = ssh(f"read; read; cat {tmp_path}/line; printf '\\x1e[0, \"ended\", 0]\\n'")
-    with pytest.raises(OSError, match="^a cannot find a free port: py answers '.*' there$") as caught:
+    with pytest.raises(OSError, match="^cannot find a free port on a: py printed '.*' there$") as caught:
         launch.port_on("a", ssh=[program], python="py")
     assert str(caught.value).isprintable()
 

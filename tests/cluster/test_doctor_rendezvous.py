@@ -248,7 +248,9 @@ def test_facts_that_cannot_be_are_not_judged(step: str, found: Any) -> None:
     one = ear(*beginning(), (step, found))
     assert step not in one.facts
     assert step in one.facts["garbled"]["why"]
-    (finding,) = [one for one in judged({0: one.facts}) if one.check == "agent" and "understood" in one.found]
+    (finding,) = [
+        one for one in judged({0: one.facts}) if one.check == "agent" and "invalid report" in one.found
+    ]
     assert finding.status == "failed"
 
 

@@ -322,9 +322,9 @@ def test_a_hosts_file_is_read(tmp_path: Path) -> None:
         ("a slots=0\n", "line 1: 'a slots=0'; allowed is"),
         ("a slots=2 gpu\n", "line 1: 'a slots=2 gpu'; allowed is"),
         ("-oProxyCommand=x\n", "line 1: '-oProxyCommand=x'; allowed is"),
-        ("a:22\n", "line 1: 'a:22'; .* A port is said in ssh's configuration"),
+        ("a:22\n", "line 1: 'a:22'; .* Set a port in ssh's configuration"),
         ("@a\n", "line 1: '@a'; allowed is"),
-        ("# nobody\n", "no host in .*hosts: give one a line; allowed is"),
+        ("# nobody\n", "no host in .*hosts: give one per line; allowed is"),
         (None, "cannot read the hosts file .*hosts: .*No such file"),
     ],
 )
@@ -343,7 +343,7 @@ def test_a_wrong_hosts_file_says_where_and_what_is_allowed(
     [
         ("--port 0", "--port 0: expected 1 to 65535"),
         ("--ranks-per-host 0", "--ranks-per-host 0: expected 1 to 1024"),
-        ("--ssh /no/ssh", "cannot start /no/ssh: .* install ssh, or say --ssh"),
+        ("--ssh /no/ssh", "cannot start /no/ssh: .* install ssh, or give --ssh"),
     ],
 )
 def test_wrong_options_are_named(tmp_path: Path, options: str, said: str) -> None:
