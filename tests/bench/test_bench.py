@@ -144,7 +144,7 @@ def test_the_end_of_a_cosine_is_no_drop_of_the_learning_rate(tmp_path: Path) -> 
 def test_what_cannot_be_recorded_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_json(tmp_path / "config.json", parse_run(DIGITS).to_dict())
     for asked, told in (
-        ([*DIGITS, "--epochs", "0.1", "--steps", "99999"], "so that no 99999 can be recorded"),
+        ([*DIGITS, "--epochs", "0.1", "--steps", "99999"], "so 99999 steps cannot be recorded"),
         ([*DIGITS, "--elements", "0"], "--elements 0: expected 1 or more"),
         ([str(tmp_path), "--lr", "1"], "is a run and has its configuration: leave out --lr 1"),
     ):
