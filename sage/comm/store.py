@@ -5,6 +5,7 @@ leaves its facts (settings, versions, checksums) under a key of its own; rank 0 
 and leaves its verdict, which every rank reads: go on, or end with the difference.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -30,6 +31,8 @@ LISTEN_SECONDS = 5.0
 """Seconds for which rank 0 tries to get the port: a run that has just ended may still hold it."""
 NAME_SECONDS = 10.0
 """Seconds for which a name that does not resolve is tried again: a node's may be registered late."""
+CLAIMED_SECONDS = 10.0
+"""Seconds for which missing ranks are waited for once two processes have claimed the same rank."""
 GAVE_UP = "gave up"
 """The fact of a rank that has waited for its whole time-out and has left."""
 
@@ -52,6 +55,8 @@ def sign_in(place: Place, *, timeout: float, facts: Facts) -> Board:
     store = _open_store(place, end, listener=_listen(place, timeout) if hosts else None)
     board = Board(store, secret=place.secret).within(f"attempt {place.attempt}")
     if board.count(f"seat {place.rank}") > 1:
+        board.post_first("claimed twice", str(place.rank))
+        board.count("arrivals")
         raise RuntimeError(f"another process is rank {place.rank} already")
     board.post(f"facts {place.rank}", json.dumps(facts))
     board.count("arrivals")
@@ -80,7 +85,7 @@ def sign_in(place: Place, *, timeout: float, facts: Facts) -> Board:
 def _preside(board: Board, world_size: int, end: float) -> dict[str, str]:
     """Wait for every rank's facts, and judge them."""
     facts: dict[int, Facts] = {}
-    arrived = -1
+    arrived, twice = -1, None
     while len(facts) < world_size:
         now = board.count("arrivals", 0)
         if now != arrived:
@@ -91,9 +96,13 @@ def _preside(board: Board, world_size: int, end: float) -> dict[str, str]:
             # Ranks of another number of ranks would be waited for in vain.
             if len({each.get("world_size") for each in facts.values()}) > 1:
                 break
+            if twice is None and (twice := board.read("claimed twice")) is not None:
+                end = min(end, time.monotonic() + CLAIMED_SECONDS)
         elif time.monotonic() > end:
             absent = sorted(set(range(world_size)) - facts.keys())
             fault = f"{told_ranks(absent)} of {world_size} did not come"
+            if twice is not None:
+                fault += f", and two processes are rank {twice}: give each process a rank of its own"
             if told := differences(facts):
                 fault += f", and of those that came {told}"
             return {"fault": fault, "kind": "absent", "world_size": str(world_size)}
@@ -164,7 +173,9 @@ def _listen(place: Place, timeout: float) -> socket.socket:
             return _bound(place.hostip, place.port)
         except OSError as error:
             if time.monotonic() > end:
-                raise RuntimeError(f"rank 0 cannot listen on port {place.port}: {error.strerror}") from error
+                taken = "; another run, another program or a second process with rank 0 holds the port"
+                why = f"{error.strerror}{taken if error.errno == errno.EADDRINUSE else ''}"
+                raise RuntimeError(f"rank 0 cannot listen on port {place.port}: {why}") from error
             time.sleep(0.1)
 
 

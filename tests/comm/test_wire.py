@@ -401,7 +401,7 @@ def test_ranks_that_cannot_meet_say_who_is_missing() -> None:
     assert "rank 1 of 2 did not come. Have all ranks been started" in str(absent)
     assert isinstance(unreachable, WireError)
     assert f"rank 1 of 2 could not meet the others at 127.0.0.1:{alone.port} within 2 s" in str(unreachable)
-    assert any("already in use" in told for told in taken)
+    assert any("already in use" in told and "second process with rank 0" in told for told in taken)
     assert second.port == first.port
 
 
@@ -412,6 +412,15 @@ def test_a_rank_that_two_processes_claim_is_named() -> None:
     (refused,) = [outcome for outcome in outcomes if isinstance(outcome, WireError)]
     assert "another process is rank 1 already" in str(refused)
     assert outcomes.count(["here", "here"]) == 2
+
+
+def test_a_rank_that_two_processes_claim_while_another_is_missing_ends_them_all_before_the_time_out() -> None:
+    first, second, _ = local_places(3)
+    with Group([first, second, second], lambda wire: wire.texts("here"), timeout=150.0) as group:
+        said = [str(outcome) for _, outcome in group.outcomes()]
+    assert sum("another process is rank 1 already" in text for text in said) == 1
+    told = "rank 2 of 3 did not come, and two processes are rank 1: give each process a rank of its own"
+    assert sum(told in text for text in said) == 2
 
 
 # The helper that the process tests stand on.
