@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 NATIVE := sage/_C.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-plain fuzz stress mutants cluster native sanitize emulate cuda bench-check docs lint format clean
+.PHONY: help demo test test-all test-plain fuzz stress mutants cluster native sanitize emulate cuda bench-check docs lint graph format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  \1\t/' | expand -t 16
@@ -84,15 +84,19 @@ cluster: $(INSTALLED) ## a real SLURM on this machine until Ctrl-C; as root: mak
 docs: $(INSTALLED) ## build the documentation site into build/site; every warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-lint: $(INSTALLED) ## check style and types
+lint: $(INSTALLED) ## check style, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy sage tests
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/pyright
+
+graph: $(INSTALLED) ## draw the layers of sage/ and the imports between them: docs/pictures/layers.svg
+	$(BIN)/python benchmarks/layers.py
 
 format: $(INSTALLED) ## put the sources in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove what was built or cached, but neither .venv nor runs
-	rm -rf $(NATIVE) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(NATIVE) build dist *.egg-info .import_linter_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,109 @@
+"""How the source is laid out: rooms, files, the imports between them, and what no tool must leave out."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from statistics import median
+
+import grimp
+import pytest
+from grimp import ImportGraph
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+LINKS = ("datasets", "jobs", "models", "reducers")
+
+
+@pytest.fixture(scope="module")
+def graph() -> ImportGraph:
+    return grimp.build_graph("sage", "sage.datasets", cache_dir=None)
+
+
+def sources() -> list[Path]:
+    """Every source file of the package, those of the parts by way of their links."""
+    found = [*(ROOT / "sage").rglob("*.py")]
+    for link in LINKS:
+        found += (ROOT / "sage" / link).rglob("*.py")
+    return sorted({path for path in found if "__pycache__" not in path.parts})
+
+
+def circles(graph: ImportGraph) -> list[set[str]]:
+    """Sets of modules that each import, through others perhaps, all the rest of their set."""
+    below: dict[str, set[str]] = {}
+    for module in graph.modules:
+        seen: set[str] = set()
+        todo = [module]
+        while todo:
+            for imported in graph.find_modules_directly_imported_by(todo.pop()) - seen:
+                seen.add(imported)
+                todo.append(imported)
+        below[module] = seen
+    return [{other for other in below[each] if each in below[other]} for each in below if each in below[each]]
+
+
+def test_no_modules_import_each_other_in_a_circle(graph: ImportGraph) -> None:
+    assert circles(graph) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    graph = ImportGraph()
+    for importer, imported in (("a", "b"), ("b", "c"), ("c", "b")):
+        graph.add_import(importer=importer, imported=imported)
+    assert circles(graph) == [{"b", "c"}, {"b", "c"}]
+
+
+def test_the_graph_knows_every_source_file(graph: ImportGraph) -> None:
+    def module(path: Path) -> str:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+    assert {module(path) for path in sources()} - graph.modules == set()
+
+
+def test_rooms_import_only_downwards() -> None:
+    lint = [str(BIN / "lint-imports"), "--no-logo", "--no-cache"]
+    done = subprocess.run(lint, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_there_are_at_most_26_rooms() -> None:
+    package = ROOT / "sage"
+    packages = {path.parent for path in package.rglob("__init__.py")} - {package}
+    modules = set(package.glob("*.py")) - {package / "__init__.py"}
+    rooms = {path.relative_to(package) for path in packages | modules}
+    rooms = {path for path in rooms if path.parts[0] not in LINKS}
+    assert len(rooms) <= 26, sorted(map(str, rooms))
+
+
+def test_files_are_short() -> None:
+    lines = {str(path.relative_to(ROOT)): path.read_bytes().count(b"\n") for path in sources()}
+    assert {path: number for path, number in lines.items() if number >= 320} == {}
+    assert median(lines.values()) < 110
+
+
+def test_git_ignores_no_source_file() -> None:
+    paths = "\n".join(str(path.relative_to(ROOT)) for path in (ROOT / "sage").rglob("*.py"))
+    ignored = ["git", "check-ignore", "--no-index", "--stdin"]
+    done = subprocess.run(ignored, cwd=ROOT, input=paths, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+
+
+def test_ruff_and_pyright_leave_no_source_file_out() -> None:
+    ruff = [str(BIN / "ruff"), "check", "--show-files", "sage", *LINKS]
+    done = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {path.resolve() for path in sources()} <= {
+        Path(line).resolve() for line in done.stdout.splitlines()
+    }
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pyright"]
+    # Pyright's patterns begin at the checkout.
+    excluded = {path for pattern in settings["exclude"] for path in (ROOT).glob(pattern)}
+    assert [path for path in sources() if excluded & {path, *path.parents}] == []
+
+
+def test_the_picture_of_the_layers_is_that_of_the_imports(tmp_path: Path) -> None:
+    picture = tmp_path / "layers.svg"
+    subprocess.run([sys.executable, "benchmarks/layers.py", str(picture)], cwd=ROOT, check=True)
+    text = picture.read_text()
+    assert "<title>train imports comm: " in text
+    assert all(f">{room}</text>" in text for room in (*LINKS, "cli", "version"))
