@@ -48,10 +48,10 @@ def arrows() -> dict[tuple[str, str], int]:
 def drawn(rows: list[list[str]], imports: dict[tuple[str, str], int]) -> str:
     """The picture as SVG."""
     at: dict[str, tuple[float, float]] = {}
-    boxes = []
+    bands, boxes = [], []
     for row, rooms in enumerate(rows):
         y = 12 + row * ROW
-        boxes.append(
+        bands.append(
             f'<rect class="layer" x="{LEFT}" y="{y - 6}" width="{WIDTH - 2 * LEFT}" height="{HEIGHT + 12}"/>'
         )
         for column, room in enumerate(rooms):
@@ -77,8 +77,9 @@ def drawn(rows: list[list[str]], imports: dict[tuple[str, str], int]) -> str:
             f"<style>{STYLE}</style>",
             '<defs><marker id="tip" markerWidth="7" markerHeight="6" refX="7" refY="3" orient="auto">'
             '<polygon points="0 0, 7 3, 0 6" fill="#8b949e"/></marker></defs>',
+            *bands,
+            *lines,  # behind the names
             *boxes,
-            *lines,
             "</svg>",
             "",
         ]

@@ -1,3 +1,3 @@
 """Where a reducer meets a model: three mounts, one code path."""
 
-from sage.mount.whole import WholeModel as WholeModel
+from sage.mount.whole_model import WholeModel as WholeModel

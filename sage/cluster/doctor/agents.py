@@ -5,28 +5,25 @@ import queue
 import re
 import secrets
 import shlex
-import signal
 import socket
 import subprocess
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from sage.cluster.connection import read_lines
 from sage.cluster.doctor.agent import IMPORT_SECONDS, MARK
+from sage.cluster.doctor.agent_processes import Lines, over_ssh, processes
+from sage.cluster.doctor.agent_processes import StartError as StartError
 from sage.cluster.doctor.node_facts import Facts
 from sage.cluster.doctor.reported_facts import LONGEST, ReportParser
 from sage.cluster.hosts import read_hosts
 from sage.cluster.launch import assign_ranks, port_on
-from sage.cluster.remote import Ended, Output, RemoteTasks, Task, forwarded_environment
+from sage.cluster.remote import forwarded_environment
 from sage.cluster.settings import Examination, ssh_words
-from sage.cluster.signals import delay_signals
-from sage.cluster.supervisor import die_with_parent
 from sage.comm.address import GLOO, NCCL
 from sage.comm.launchers import clean_environment
 from sage.comm.rendezvous import SECRET
@@ -39,24 +36,11 @@ BATCH = Path(__file__).parents[2] / "jobs" / "batch.sh"
 START_SECONDS = 60.0
 """Time limit for SLURM to start a step."""
 
-END_SECONDS = 5.0
-"""Time limit for agents to exit after a request."""
-
 STEPS_AT_MOST = 20
 """Time limit of a whole check as a multiple of a step's limit, without starting and importing torch."""
 
 LINES = 10_000
 """The largest number of unread lines."""
-
-Lines = queue.Queue[str | None]
-
-
-class StartError(Exception):
-    """The agents could not be started; has the place and a fix."""
-
-    def __init__(self, message: str, where: str, fix: str) -> None:
-        super().__init__(message)
-        self.where, self.fix = where, fix
 
 
 @dataclass(frozen=True)
@@ -142,7 +126,7 @@ def _local(given: Examination) -> Job:
     environment = _environment(given, hostip, port) | {"world_size": str(given.ranks)}
     agents = [(command, environment | {"rank": str(rank)}) for rank in range(given.ranks)]
     nodes = dict.fromkeys(range(given.ranks), socket.gethostname())
-    return Job("this machine only", nodes, hostip, port, (), partial(_processes, agents, given.cwd))
+    return Job("this machine only", nodes, hostip, port, (), partial(processes, agents, given.cwd))
 
 
 def _by_slurm(given: Examination) -> Job:
@@ -167,7 +151,7 @@ def _by_slurm(given: Examination) -> Job:
     hostip, port = found[1], int(found[2])
     cpus = [f"--cpus-per-task={count}"] if (count := os.environ.get("SLURM_CPUS_PER_TASK")) else []
     command = [*srun, "--kill-on-bad-exit=0", *cpus, *_agent(given, hosts[0])]
-    start = partial(_processes, [(command, _environment(given, hostip, port, keep="SLURM"))], given.cwd)
+    start = partial(processes, [(command, _environment(given, hostip, port, keep="SLURM"))], given.cwd)
     return Job(f"job {os.environ['SLURM_JOB_ID']}, through srun", nodes, hostip, port, (hosts[0],), start)
 
 
@@ -203,7 +187,7 @@ def _by_ssh(given: Examination, file: Path) -> Job:
     placed = assign_ranks(hosts, _agent(given), hostip=hostip, port=port, cwd=str(given.cwd.absolute()))
     tasks = [replace(task, env={**task.env, **_interface(given)}) for task in placed]
     nodes = {task.rank: task.host for task in tasks}
-    start = partial(_crew, tasks, ssh, given.python)
+    start = partial(over_ssh, tasks, ssh, given.python)
     return Job(f"hosts of {file}, over ssh", nodes, hostip, port, (), start)
 
 
@@ -246,79 +230,3 @@ def _output_of(command: Sequence[str], environ: Mapping[str, str] | None = None)
         ) from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise StartError(str(error), "this job", f"try `{shlex.join(command)}`") from error
-
-
-# Starting agents, and reading their lines.
-
-
-@contextmanager
-def _processes(
-    commands: Sequence[tuple[Sequence[str], Mapping[str, str]]], cwd: Path, lines: Lines
-) -> Iterator[int]:
-    """Agents, or the srun that starts them, as child processes."""
-    children: list[subprocess.Popen[bytes]] = []
-    readers: list[threading.Thread] = []
-    try:
-        for command, environ in commands:
-            with delay_signals():
-                children.append(_start(command, environ, cwd))
-            readers.append(threading.Thread(target=_read, args=(children[-1], lines), daemon=True))
-            readers[-1].start()
-        yield len(children)
-    finally:
-        _end(children)
-        for reader in readers:  # processes left behind by a child may keep its pipe open
-            reader.join(0.5)
-
-
-def _start(command: Sequence[str], environ: Mapping[str, str], cwd: Path) -> "subprocess.Popen[bytes]":
-    try:
-        return subprocess.Popen(
-            command,
-            env=environ,
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            preexec_fn=partial(die_with_parent, signal.SIGTERM),
-        )
-    except (OSError, ValueError) as error:
-        fix = f"try `{clean_text(shlex.join(command), 200)}`"
-        raise StartError(f"cannot start {command[0]}: {error}", "this machine", fix) from error
-
-
-def _read(child: subprocess.Popen[bytes], lines: Lines) -> None:
-    assert child.stdout is not None
-    with child.stdout:
-        for line in read_lines(child.stdout):
-            lines.put(line)
-    lines.put(None)
-
-
-def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait for the children, then terminate, then kill them, with `END_SECONDS` after each step."""
-    for step in (lambda child: None, subprocess.Popen.terminate, subprocess.Popen.kill):
-        end = time.monotonic() + END_SECONDS  # children that have finished need a moment to exit
-        for child in children:
-            if child.poll() is None:
-                step(child)
-        for child in children:
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(max(0.01, end - time.monotonic()))
-
-
-@contextmanager
-def _crew(tasks: Sequence[Task], ssh: Sequence[str], python: str, lines: Lines) -> Iterator[int]:
-    """Agents on other hosts, over ssh."""
-
-    def read(remote: RemoteTasks) -> None:
-        for event in remote:
-            if isinstance(event, Output):
-                lines.put(event.text)
-            elif isinstance(event, Ended) and event.status != 0:
-                lines.put(f"{event.host}: {event.reason or f'ended with status {event.status}'}")
-        lines.put(None)
-
-    with RemoteTasks(tasks, ssh=ssh, python=python) as remote:
-        threading.Thread(target=read, args=(remote,), daemon=True).start()
-        yield 1
