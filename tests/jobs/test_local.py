@@ -1,4 +1,4 @@
-"""The same sweep runs without SLURM: each cell once, in processes of its own or in the one that submits."""
+"""The same sweep runs without SLURM: each run once, in processes of its own or in the one that submits."""
 
 import shutil
 import signal
@@ -34,7 +34,7 @@ LEFTOVERS = {
     "SUBMITIT_FOLDER": "/nowhere",
     "SAGE_OUTCOME": "/nowhere/outcome",
 }
-"""What a login shell, or a job, may have left over: no cell is to hear of it."""
+"""What a login shell, or a job, may have left over: no run is to hear of it."""
 
 SMALL = 'workload = "digits-ff"\nreducer = "exact"\nepochs = 100\nsteps = 3\ndevice = "cpu"\n'
 
@@ -71,7 +71,7 @@ class Here:
         return process.returncode, told
 
     def records(self, kind: str) -> dict[str, list[Record]]:
-        """What each cell has on record, of one kind."""
+        """What each run has on record, of one kind."""
         return {
             path.parent.name: [record for record in read_metrics(path.parent) if record["kind"] == kind]
             for path in (self.folder / "runs").glob("*/metrics.jsonl")

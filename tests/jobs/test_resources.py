@@ -1,4 +1,4 @@
-"""What a cell asks of SLURM has room for each of its ranks, or is refused before sbatch hears of it."""
+"""What a run asks of SLURM has room for each of its ranks, or is refused before sbatch hears of it."""
 
 from typing import Any
 

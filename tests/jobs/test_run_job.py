@@ -1,4 +1,4 @@
-"""How a cell leaves says whether it is to start again, in the way that each cluster understands."""
+"""How a run leaves says whether it is to start again, in the way that each cluster understands."""
 
 import json
 import os
@@ -31,7 +31,7 @@ time.sleep(99)
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Run a cell as a job of a cluster would, with what `sage run` comes to made up."""
+    """Execute a run as a job of a cluster would, with what `sage run` comes to made up."""
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     before = [signal.getsignal(number) for number in numbers]
     config = replace(resolve(load("digits-ff")), runs=tmp_path / "runs")

@@ -1,4 +1,4 @@
-"""What has become of a cell is told right whatever SLURM says, and in few looks."""
+"""What has become of a run is told right whatever SLURM says, and in few looks."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def manifest(**environment: str) -> str:
     return json.dumps({"versions": {}, "machine": machine, "git": git, "environment": environment})
 
 
-# The state of a cell.
+# The state of a run.
 
 
 def test_what_nobody_submitted_is_missing(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
 
 @pytest.fixture
 def runs(slurm: StandIn, tmp_path: Path) -> Path:
-    """A folder of runs in whose book each of the stand-in's tasks is, for a cell of its own."""
+    """A folder of runs in whose submission log each of the stand-in's tasks is, for a run of its own."""
     entries = [
         entry(f"w-topk-{number:08x}", job, logs=str(tmp_path)) for number, job in enumerate(slurm.states)
     ]

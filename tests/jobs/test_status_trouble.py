@@ -1,4 +1,4 @@
-"""`sage status`, `cancel` and `logs` serve every cell whose files can be read, and name the others."""
+"""`sage status`, `cancel` and `logs` serve every run whose files can be read, and name the others."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A sweep is submitted in as few arrays as can be, each cell once, and again only what is missing."""
+"""A sweep is submitted in as few arrays as can be, each run once, and again only what is missing."""
 
 import subprocess
 from itertools import pairwise
@@ -51,7 +51,7 @@ def call(path: Path, *options: str) -> int:
 
 
 def finish(path: Path, *cells: str) -> None:
-    """Leave the results of these cells of a sweep, or of all."""
+    """Leave the results of these runs of a sweep, or of all."""
     for cell in read(path).configs:
         if not cells or cell.folder.name in cells:
             leave_result(cell.folder)

@@ -1,4 +1,4 @@
-"""Nothing that goes wrong while a sweep is submitted runs a cell twice, or leaves a job that nobody knows."""
+"""Nothing that goes wrong while a sweep is submitted starts a run twice, or leaves a job that nobody knows."""
 
 import os
 import shlex
@@ -181,7 +181,7 @@ def test_a_run_of_this_process_that_cannot_begin_says_why(
 
 
 class NotRun:
-    """The first cell's run, during which the others are submitted elsewhere."""
+    """The first run, during which the others are submitted elsewhere."""
 
     error = ""
     ran = 0

@@ -1,4 +1,4 @@
-"""A sweep's lists become cells: every combination once, each the run that its keys make by themselves."""
+"""A sweep's lists become runs: every combination once, each with the configuration that its keys give."""
 
 import subprocess
 import sys

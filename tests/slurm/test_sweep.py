@@ -1,4 +1,4 @@
-"""A sweep on a real SLURM: each cell once, no more at once than allowed, and again only what is missing."""
+"""A sweep on a real SLURM: each run once, no more at once than allowed, and again only what is missing."""
 
 import os
 import time
