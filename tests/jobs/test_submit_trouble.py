@@ -1,4 +1,4 @@
-"""Nothing that goes wrong while a sweep is submitted starts a run twice, or leaves a job that nobody knows."""
+"""Whatever goes wrong during a submission: no run starts twice, and no job is left that nobody knows."""
 
 import os
 import shlex
