@@ -87,7 +87,7 @@ def test_the_runs_run_here_once_and_one_that_is_hopeless_does_not_keep_the_other
     assert status == 1
     assert told.startswith("3 runs: 0 finished, 0 active, 3 to run\n")
     good, hopeless, other = here.names
-    assert f"{good}: done, accuracy " in told
+    assert f"{good}: finished, accuracy " in told
     assert f"{hopeless}: rank " in told
     assert "the mean gradient is not finite" in told
     assert {name: len(steps) for name, steps in here.records("step").items()}[other] == 3
