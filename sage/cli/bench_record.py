@@ -1,5 +1,6 @@
 """`sage bench record`: keep the gradients of a run in a file."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -28,13 +29,26 @@ class _Record(RunCommand):
         """
         if not (args and storage.is_there(Path(args[0]) / "config.json")):
             return super().parse_args(ctx, args)
+        others = [] if {"-h", "--help"} & {*args} else self._others(args[1:])
+        if others and not ctx.resilient_parsing:
+            raise ValueError(f"{args[0]} is a run and has its configuration: leave out {' '.join(others)}")
         rest = Command.parse_args(self, ctx, args)
         if not ctx.resilient_parsing:
             folder = Path(args[0])
-            if ctx.params["config"] is not None:
-                raise ValueError(f"{folder} is a run and has its configuration: leave out --config")
             ctx.params = {**{name: ctx.params[name] for name in self.own}, "config": folder}
         return rest
+
+    def _others(self, words: Iterable[str]) -> list[str]:
+        """The words that are none of the command's own options and their values."""
+        own = {f"--{name}" for name in self.own}
+        left, words = [], iter(words)
+        for word in words:
+            name, equals, _ = word.partition("=")
+            if name not in own:
+                left.append(word)
+            elif not equals:
+                next(words, None)
+        return left
 
 
 def size() -> list[Option]:

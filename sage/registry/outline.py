@@ -1,0 +1,210 @@
+"""Reads the signature of a part from its source, without importing it or torch.
+
+The outline of a module has its classes and functions with their docstrings, their bases and the keyword-only
+parameters of `__init__`, and its constants. What cannot be read in this way is `Unknown`, and the caller
+imports the part instead. A test compares the options of every part's outline with those of the part itself.
+"""
+
+import ast
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib.util import resolve_name
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parents[1]
+
+
+class Unknown(Exception):
+    """The source does not tell without being run."""
+
+
+class _Absent:
+    """What a name stands for that an outline does not have."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise Unknown(name)
+
+    __getitem__ = __call__ = __getattr__
+
+
+ABSENT = _Absent()
+
+_OUTLINED: dict[int, Any] = {}
+"""The functions and classes of outlines by id; they are not to be called."""
+
+
+def outline(module: str, name: str) -> Callable[..., Any]:
+    """The class or function that a module of SAGE has by this name, without its code.
+
+    Raises:
+        Unknown: where the source does not tell it.
+    """
+    found = names_of(module).get(name)
+    if id(found) not in _OUTLINED:
+        raise Unknown(f"{module}.{name}")
+    part: Callable[..., Any] = found
+    return part
+
+
+@cache
+def names_of(module: str) -> "Names":
+    """The names in the outline of a module of SAGE.
+
+    Raises:
+        Unknown: where the module has no source that can be read.
+    """
+    path = PACKAGE.joinpath(*module.split(".")[1:])
+    is_package = (path / "__init__.py").is_file()
+    path = path / "__init__.py" if is_package else path.with_suffix(".py")
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError) as error:
+        raise Unknown(module) from error
+    return Names(module, module if is_package else module.rpartition(".")[0], tree)
+
+
+class Names(Mapping[str, Any]):
+    """What the names of a module stand for, each read when it is first needed."""
+
+    def __init__(self, module: str, package: str, tree: ast.Module) -> None:
+        self.module, self._package = module, package
+        self._found: dict[str, Any] = {"__name__": module}
+        self._nodes: dict[str, tuple[ast.stmt, ast.alias | None]] = {}
+        for node in tree.body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                for alias in node.names:
+                    self._nodes[alias.asname or alias.name.partition(".")[0]] = (node, alias)
+            elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+                self._nodes[node.name] = (node, None)
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                    self._nodes |= {target.id: (node, None)} if isinstance(target, ast.Name) else {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._found:
+            node, alias = self._nodes[name]
+            self._found[name] = ABSENT  # while it is read, as a name that needs itself is not to be told
+            self._found[name] = self._read(node, alias)
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __getattr__(self, name: str) -> Any:
+        return self.get(name, ABSENT)
+
+    def _read(self, node: ast.stmt, alias: ast.alias | None) -> Any:
+        try:
+            if isinstance(node, ast.ImportFrom) and alias is not None:
+                level = "." * node.level + (node.module or "")
+                return _imported(resolve_name(level, self._package) if node.level else level, alias.name)
+            if isinstance(node, ast.Import) and alias is not None:
+                return _module(alias.name if alias.asname else alias.name.partition(".")[0])
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                return _evaluated(node.value, self)
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                made = _class(node, self) if isinstance(node, ast.ClassDef) else _function(node, self)
+                _OUTLINED[id(made)] = made
+                return made
+        except Exception:  # whatever an expression of the module raises
+            pass
+        return ABSENT
+
+
+def _module(name: str) -> Any:
+    """A module of Python's own, or one of SAGE's that is imported anyhow."""
+    if name.partition(".")[0] in sys.stdlib_module_names or (name in sys.modules and name.startswith("sage")):
+        return importlib.import_module(name)
+    return ABSENT
+
+
+def _imported(source: str, name: str) -> Any:
+    """What `from source import name` binds."""
+    real = _module(source)
+    if real is not ABSENT and (found := getattr(real, name, ABSENT)) is not ABSENT:
+        return found
+    if source.partition(".")[0] != "sage":
+        return ABSENT
+    try:
+        return names_of(f"{source}.{name}")  # first, as a package may import its own modules by this very form
+    except Unknown:
+        return names_of(source)[name]
+
+
+def _evaluated(value: ast.expr, names: Names) -> Any:
+    """The value of an expression that calls no function of an outline."""
+    for node in ast.walk(value):
+        if isinstance(node, ast.Call):
+            function = _evaluated(node.func, names)
+            if id(function) in _OUTLINED:
+                raise Unknown(ast.unparse(node))
+        elif isinstance(node, ast.Await | ast.Yield | ast.YieldFrom | ast.NamedExpr):
+            raise Unknown(ast.unparse(node))
+    found = eval(compile(ast.Expression(value), "<outline>", "eval"), {}, names)
+    if found is ABSENT:
+        raise Unknown(ast.unparse(value))
+    return found
+
+
+def _function(node: ast.FunctionDef, names: Names) -> Callable[..., Any]:
+    """A function of the same keyword-only parameters, with their types and defaults, that does nothing."""
+    if node.decorator_list:
+        raise Unknown(node.name)
+    given = node.args
+    plain = [ast.arg(each.arg) for each in [*given.posonlyargs, *given.args]]
+    evaluated: dict[str, Any] = {}
+    keywords, defaults = [], []
+    for at, (each, default) in enumerate(zip(given.kwonlyargs, given.kw_defaults, strict=True)):
+        if each.annotation is not None:
+            evaluated[f"_type{at}"] = _evaluated(each.annotation, names)
+        if default is not None:
+            evaluated[f"_default{at}"] = _evaluated(default, names)
+        keywords.append(ast.arg(each.arg, ast.Name(f"_type{at}", ast.Load()) if each.annotation else None))
+        defaults.append(ast.Name(f"_default{at}", ast.Load()) if default is not None else None)
+    body: list[ast.stmt] = [ast.Pass()]
+    if (doc := ast.get_docstring(node, clean=False)) is not None:
+        body = [ast.Expr(ast.Constant(doc))]
+    arguments = ast.arguments(
+        posonlyargs=[],
+        args=plain,
+        vararg=ast.arg(given.vararg.arg) if given.vararg else None,
+        kwonlyargs=keywords,
+        kw_defaults=defaults,
+        kwarg=ast.arg(given.kwarg.arg) if given.kwarg else None,
+        defaults=[ast.Constant(None)] * len(given.defaults),
+    )
+    made = ast.FunctionDef(node.name, arguments, body, [], None)
+    scope = {"__name__": names.module, **evaluated}
+    exec(compile(ast.fix_missing_locations(ast.Module([made], [])), "<outline>", "exec"), scope)
+    function: Callable[..., Any] = scope[node.name]
+    return function
+
+
+def _class(node: ast.ClassDef, names: Names) -> type:
+    """A class of the same bases, docstring, `__init__` and `later`; bases of other packages are left out."""
+    if node.decorator_list or node.keywords:
+        raise Unknown(node.name)
+    bases = []
+    for base in node.bases:
+        root = base
+        while isinstance(root, ast.Attribute | ast.Subscript):
+            root = root.value
+        if isinstance(root, ast.Name) and names.get(root.id, ABSENT) is ABSENT:
+            continue
+        bases.append(_evaluated(base, names))
+    body: dict[str, Any] = {"__doc__": ast.get_docstring(node, clean=False), "__module__": names.module}
+    for each in node.body:
+        name = getattr(each, "name", "")
+        if isinstance(each, ast.FunctionDef) and name == "__init__":
+            body[name] = _function(each, names)
+        elif name in ("__new__", "options"):
+            raise Unknown(f"{node.name}.{name}")
+        elif isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == "later":
+            body["later"] = _evaluated(each.value, names)
+    return type(node.name, tuple(bases), body)
