@@ -80,6 +80,7 @@ def read(
     parallel: int | None = None,
     max_requeues: int | None = None,
     max_cells: int | None = None,
+    from_source: bool = False,
 ) -> Sweep:
     """Read a sweep; its configurations are validated and resolved. Arguments override the file's keys.
 
@@ -104,13 +105,13 @@ def read(
     for layer in layers:
         if "workload" not in layer:
             raise ValueError(f"a sweep needs a workload: one of {', '.join(workloads())}, or a TOML file")
-    _check_size(layers, path, own.get("max_cells", Sweep.max_cells))
+    _check_size(layers, path, own.get("max_cells", Sweep.max_cells), from_source)
     for layer in layers:
         for workload in _listed("workload", layer["workload"], str):
             named = not workload.endswith(".toml")
             found = workloads()[known("workload", workload, workloads())] if named else Path(workload)
             files.add(found.resolve())
-        for config in _expand(layer, own.get("runs", Sweep.runs)):
+        for config in _expand(layer, own.get("runs", Sweep.runs), from_source):
             configs.setdefault(config.folder.name, config)
             reducers.add(config.reducer)
     for reducer in {name for layer in (table, *grids) for name in layer.get("reducers", {})} - reducers:
@@ -149,7 +150,8 @@ def note(sweep: Sweep) -> None:
 def noted(path: Path, runs: Path | None = None) -> tuple[dict[str, str], Path]:
     """The labels of a sweep's runs, and the runs folder.
 
-    They come from the last `note` if no file has changed since, because expanding a sweep imports torch.
+    They come from the last `note` if no file has changed since. Else the sweep is expanded with the options
+    that the source of its parts has, because importing the parts imports torch.
     """
     where: Path = runs or coerce("runs", _parse(path).get("runs", Sweep.runs), OWN["runs"])
     where = where.expanduser()
@@ -161,7 +163,7 @@ def noted(path: Path, runs: Path | None = None) -> tuple[dict[str, str], Path]:
             found = {str(run): str(label) for run, label in notes["cells"].items()}
             if not any("/" in run or run in ("", ".", "..") for run in found):
                 return found, where
-    return labels(read(path, runs)), where
+    return labels(read(path, runs, from_source=True)), where
 
 
 def _notes(path: Path, runs: Path) -> Path:
@@ -176,7 +178,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + name, value
 
 
-def _expand(layer: Table, runs: Path) -> Iterator[Config]:
+def _expand(layer: Table, runs: Path, from_source: bool) -> Iterator[Config]:
     rest = {name: value for name, value in layer.items() if name in annotations() and name not in PARTS}
     if rest.get("fresh"):
         raise ValueError(
@@ -193,18 +195,20 @@ def _expand(layer: Table, runs: Path) -> Iterator[Config]:
     for chosen in _product(parts):
         first = {name: values[0] for name, values in fields.items()}
         base = load(chosen.pop("workload"), overrides={**first, **chosen, **fixed})
-        axes = {(name, ""): values for name, values in fields.items()} | _option_axes(layer, base)
+        axes = {(name, ""): values for name, values in fields.items()} | _option_axes(
+            layer, base, from_source
+        )
         for point in _product(axes):
             changed = {name: value for (name, option), value in point.items() if not option}
             for table in OPTIONS:
                 given = {option: value for (name, option), value in point.items() if name == table and option}
                 changed[table] = getattr(base, table) | given
-            yield resolve(base, **changed)
+            yield resolve(base, from_source=from_source, **changed)
 
 
-def _check_size(layers: Iterable[Table], path: Path, most: int) -> None:
+def _check_size(layers: Iterable[Table], path: Path, most: int, from_source: bool) -> None:
     """Refuse a sweep with more than `most` combinations before expanding it."""
-    count = sum(map(_count, layers))
+    count = sum(_count(layer, from_source) for layer in layers)
     if count > most:
         raise ValueError(
             f"{path} has {count:,} combinations; allowed are {most:,}: shorten its lists, or raise max_cells "
@@ -212,7 +216,7 @@ def _check_size(layers: Iterable[Table], path: Path, most: int) -> None:
         )
 
 
-def _count(layer: Table) -> int:
+def _count(layer: Table, from_source: bool) -> int:
     """The number of a layer's combinations, computed as a product of lengths without expanding them."""
     settings = annotations()
     count = 1
@@ -223,16 +227,19 @@ def _count(layer: Table) -> int:
     for table, room in OPTIONS.items():
         name = table.removesuffix("_options")
         if name in layer:
-            count *= sum(_combinations(layer, table, room, part) for part in _listed(name, layer[name], str))
+            count *= sum(
+                _combinations(layer, table, room, part, from_source)
+                for part in _listed(name, layer[name], str)
+            )
         else:  # the workload sets the part
             own = {getattr(load(each), name) for each in workloads_given}
-            count *= max(_combinations(layer, table, room, part) for part in own)
+            count *= max(_combinations(layer, table, room, part, from_source) for part in own)
     return count
 
 
-def _combinations(layer: Table, table: str, room: registry.Room, part: str) -> int:
+def _combinations(layer: Table, table: str, room: registry.Room, part: str, from_source: bool) -> int:
     """The number of combinations of a part's options."""
-    valid = registry.options_of(room, part)
+    valid = registry.options_of(room, part, from_source=from_source)
     count = 1
     for option, value in _options_of(layer, table, room, part).items():
         if option in valid:
@@ -248,13 +255,13 @@ def _options_of(layer: Table, table: str, room: registry.Room, part: str) -> Tab
     return given
 
 
-def _option_axes(layer: Table, base: Config) -> dict[tuple[str, str], list[Any]]:
+def _option_axes(layer: Table, base: Config, from_source: bool) -> dict[tuple[str, str], list[Any]]:
     """The values of each option of this run's model, data set and reducer."""
     axes = {}
     for name, room in OPTIONS.items():
         part = getattr(base, name.removesuffix("_options"))
         given = _options_of(layer, name, room, part)
-        valid = registry.options_of(room, part)
+        valid = registry.options_of(room, part, from_source=from_source)
         for option, value in given.items():
             known(f"option of the {registry.KINDS[room]} {part}", option, valid)
             axes[name, option] = _listed(option, value, valid[option].type)

@@ -21,7 +21,7 @@ def of(name: str) -> Command:
 
     own = [
         Option(key, each.type, each.default, each.help)
-        for key, each in registry.options(registry.load("reducers", name)).items()
+        for key, each in registry.options_of("reducers", name, from_source=True).items()
     ]
     sizes = Option("world_sizes", tuple[int, ...], (1, 2, 4), "Numbers of ranks to try.")
     return Command(name, run, [sizes, *own], help=registry.summary("reducers", name))

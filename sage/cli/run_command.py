@@ -85,7 +85,8 @@ class RunCommand(Command):
             ValueError: where an option, a value or a file is wrong.
         """
         try:
-            base = ctx.meta["sage.base"] = chosen(args)
+            from_source = ctx.resilient_parsing or not {"-h", "--help"}.isdisjoint(args)
+            base = ctx.meta["sage.base"] = chosen(args, from_source=from_source)
         except Exception:
             if ctx.resilient_parsing:
                 return super().parse_args(ctx, args)
@@ -112,7 +113,7 @@ class RunCommand(Command):
             )
 
 
-def chosen(args: Sequence[str]) -> Config:
+def chosen(args: Sequence[str], *, from_source: bool = False) -> Config:
     """The run of the workload, the file and the parts that a command line names, without its other options.
 
     Raises:
@@ -122,7 +123,8 @@ def chosen(args: Sequence[str]) -> Config:
     workload, rest = (args[0], args[1:]) if named else (DEFAULT, args)
     parts = _named_parts(rest)
     file = parts.pop("config", None)
-    return resolve(load(workload, file=validate.path(file) if file else None, overrides=parts))
+    config = load(workload, file=validate.path(file) if file else None, overrides=parts)
+    return resolve(config, from_source=from_source)
 
 
 def changed(base: Config, values: dict[str, Any]) -> Config:
@@ -162,7 +164,7 @@ def options_of(base: Config) -> list[Option]:
         for name, annotation in annotations().items()
         if name not in HIDDEN
     ]
-    for part, found in part_options(base).items():
+    for part, found in part_options(base, from_source=True).items():
         kind = "data set" if part == "data" else part
         group = f"Options of the {kind} {registry.short(getattr(base, part))}"
         values = getattr(base, f"{part}_options")

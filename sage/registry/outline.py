@@ -42,7 +42,7 @@ def outline(module: str, name: str) -> Callable[..., Any]:
     Raises:
         Unknown: where the source does not tell it.
     """
-    found = names_of(module).get(name)
+    found: Any = names_of(module).get(name)
     if id(found) not in _OUTLINED:
         raise Unknown(f"{module}.{name}")
     part: Callable[..., Any] = found
@@ -132,7 +132,9 @@ def _imported(source: str, name: str) -> Any:
     if source.partition(".")[0] != "sage":
         return ABSENT
     try:
-        return names_of(f"{source}.{name}")  # first, as a package may import its own modules by this very form
+        return names_of(
+            f"{source}.{name}"
+        )  # first, as a package may import its own modules by this very form
     except Unknown:
         return names_of(source)[name]
 
@@ -159,10 +161,13 @@ def _function(node: ast.FunctionDef, names: Names) -> Callable[..., Any]:
     given = node.args
     plain = [ast.arg(each.arg) for each in [*given.posonlyargs, *given.args]]
     evaluated: dict[str, Any] = {}
-    keywords, defaults = [], []
+    keywords: list[ast.arg] = []
+    defaults: list[ast.expr | None] = []
     for at, (each, default) in enumerate(zip(given.kwonlyargs, given.kw_defaults, strict=True)):
         if each.annotation is not None:
             evaluated[f"_type{at}"] = _evaluated(each.annotation, names)
+            if isinstance(evaluated[f"_type{at}"], str):  # an expression that only the module can read
+                raise Unknown(each.arg)
         if default is not None:
             evaluated[f"_default{at}"] = _evaluated(default, names)
         keywords.append(ast.arg(each.arg, ast.Name(f"_type{at}", ast.Load()) if each.annotation else None))
@@ -205,6 +210,8 @@ def _class(node: ast.ClassDef, names: Names) -> type:
             body[name] = _function(each, names)
         elif name in ("__new__", "options"):
             raise Unknown(f"{node.name}.{name}")
-        elif isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == "later":
-            body["later"] = _evaluated(each.value, names)
+        elif isinstance(each, ast.Assign | ast.AnnAssign) and each.value is not None:
+            target = each.targets[0] if isinstance(each, ast.Assign) else each.target
+            if ast.unparse(target) == "later":
+                body["later"] = _evaluated(each.value, names)
     return type(node.name, tuple(bases), body)

@@ -20,6 +20,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any
 from .. import validate
 from ..output.text import clean_text
 from ..validate import LATER, coerce, known, marks, shown
+from .outline import Unknown, outline
 from .signature import FACTS as FACTS
 from .signature import Option as Option
 from .signature import Room as Room
@@ -230,18 +232,31 @@ def _source(room: Room, name: str) -> Path | None:
     return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
-def options_of(room: Room, name: str) -> Mapping[str, Option]:
-    """The options of a part, by its name; this imports it."""
-    return options(load(room, name), room=room)
+def described(room: Room, name: str) -> Callable[..., Any]:
+    """The outline of one of SAGE's own parts, which has its options; where there is none, the part itself."""
+    check_name(room, name)
+    stem = ALIASES.get(name, name)
+    module = f"sage.{room}.{stem}"
+    if stem in _files(room) and stem not in _entries(room) and module not in sys.modules:
+        with suppress(Unknown):
+            return outline(module, EXPORTS[room])
+    return load(room, name)
 
 
-def check_options(room: Room, name: str, given: dict[str, Any]) -> dict[str, Any]:
+def options_of(room: Room, name: str, *, from_source: bool = False) -> Mapping[str, Option]:
+    """The options of a part, by its name; this imports it, unless they may be read from its source."""
+    return options((described if from_source else load)(room, name), room=room)
+
+
+def check_options(
+    room: Room, name: str, given: dict[str, Any], *, from_source: bool = False
+) -> dict[str, Any]:
     """The given options in their own types, with the part's defaults for the rest.
 
     A run's hash covers what this returns, and a new option must not change it. So an option that was added
     later, listed in the part's `later` or annotated with `sage.validate.LATER`, is left out at its default.
     """
-    part = load(room, name)
+    part = (described if from_source else load)(room, name)
     valid = options(part, room=room)
     for option in given:
         known(f"option of the {KINDS[room]} {short(name)}", option, valid)

@@ -1,5 +1,6 @@
 """A sweep's lists become runs: every combination once, each with the configuration that its keys give."""
 
+import json
 import subprocess
 import sys
 from itertools import product
@@ -218,6 +219,15 @@ def test_what_was_noted_is_read_without_torch_until_the_sweep_changes(sweep: Any
     assert told.splitlines()[-1] == "2 runs: 2 missing"
     changed = sweep('workload = "digits-ff"\nseed = [1, 2]', runs=runs)
     assert noted(found.path, runs) == (labels(changed), runs)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_run_folders_have_the_same_names_where_options_are_read_from_source(path: Path) -> None:
+    code = "import json, sys; from pathlib import Path; from sage.jobs.sweep import noted\n"
+    code += "print(json.dumps(noted(Path(sys.argv[1]), Path('nowhere'))[0]))\n"
+    code += "assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == labels(read(path, Path("nowhere")))
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

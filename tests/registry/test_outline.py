@@ -1,0 +1,59 @@
+"""Outlines: the options of a part as its source has them are those of the part, and nothing is imported."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sage import registry
+from sage.registry.outline import Names, Unknown, outline
+
+ROOMS: tuple[registry.Room, ...] = ("reducers", "models", "datasets")
+PARTS = [(room, name) for room in ROOMS for name in registry.names(room)]
+
+
+@pytest.mark.parametrize(("room", "name"), PARTS)
+def test_an_outline_has_the_options_of_its_part(room: registry.Room, name: str) -> None:
+    read = outline(f"sage.{room}.{name}", registry.EXPORTS[room])
+    part = registry.load(room, name)
+    assert read is not part
+    options = registry.options(read, room=room)
+    assert dict(options) == dict(registry.options(part, room=room))
+    assert list(options) == list(registry.options(part, room=room))
+    assert set(getattr(read, "later", ())) == set(getattr(part, "later", ()))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "class Part:\n    def __new__(cls, *, a: int = 1): return object()",
+        "@wrapped\nclass Part:\n    def __init__(self, *, a: int = 1): ...",
+        "class Part(metaclass=Other):\n    def __init__(self, *, a: int = 1): ...",
+        "class Part:\n    @hidden\n    def __init__(self, *, a: int = 1): ...",
+        "class Part:\n    def __init__(self, *, a: torch.dtype = None): ...",
+        "def default(): return 1\nclass Part:\n    def __init__(self, *, a: int = default()): ...",
+        "class Part:\n    def __init__(self, *, a: 'int' = 1): ...",
+        "class Base: ...\nPart = Base()",
+        "if True:\n    class Part: ...",
+        "Part = Part",
+    ],
+)
+def test_what_only_running_the_source_would_tell_is_unknown(
+    monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    names = Names("sage.x", "sage", ast.parse("import torch\n" + source))
+    monkeypatch.setattr("sage.registry.outline.names_of", lambda module: names)
+    with pytest.raises(Unknown):
+        outline("sage.x", "Part")
+
+
+def test_options_of_every_part_are_read_without_torch() -> None:
+    code = (
+        "import sys; from sage import registry\n"
+        "for room in ('reducers', 'models', 'datasets'):\n"
+        "    for name in registry.names(room): registry.options_of(room, name, from_source=True)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
