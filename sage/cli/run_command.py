@@ -86,7 +86,9 @@ class RunCommand(Command):
         """
         try:
             from_source = ctx.resilient_parsing or not {"-h", "--help"}.isdisjoint(args)
-            base = ctx.meta["sage.base"] = chosen(args, from_source=from_source)
+            # The shell completes the value of the last option.
+            known = args[:-1] if ctx.resilient_parsing and args and args[-1].startswith("-") else args
+            base = ctx.meta["sage.base"] = chosen(known, from_source=from_source)
         except Exception:
             if ctx.resilient_parsing:
                 return super().parse_args(ctx, args)

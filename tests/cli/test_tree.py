@@ -1,0 +1,112 @@
+"""The tree of commands: help at every node, completion by the shell, --json, and the exit statuses."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.shell_completion import ShellComplete
+
+from sage import exit_status, registry
+from sage.cli.group import Group, PartGroup
+from sage.cli.main import main, root
+from sage.config import workloads
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def nodes(group: Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command; of parts the first two, as each takes the same way."""
+    yield path
+    context = click.Context(group)
+    names = group.list_commands(context)
+    for name in names[:2] if isinstance(group, PartGroup) else names:
+        command = group.get_command(context, name)
+        if isinstance(command, Group):
+            yield from nodes(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+def completions(*words: str) -> list[str]:
+    """What a shell offers for the last of these words."""
+    found = ShellComplete(root, {}, "sage", "_SAGE_COMPLETE").get_completions(list(words[:-1]), words[-1])
+    return [item.value for item in found]
+
+
+@pytest.mark.parametrize("path", list(nodes(root)), ids=lambda path: " ".join(path) or "sage")
+def test_every_node_has_help_with_the_default_of_each_option(
+    capsys: pytest.CaptureFixture[str], path: tuple[str, ...]
+) -> None:
+    assert main([*path, "--help"]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith(f"Usage: {' '.join(['sage', *path])}")
+    assert told.err == ""
+    options = re.findall(r"^  (--[\w.-]+)", told.out, re.MULTILINE)
+    assert "--help" in told.out
+    assert len(re.findall(r"\((?:default:|required\))", told.out)) == len(options)
+
+
+def test_help_shows_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, choices in (
+        (["submit", "--help"], "--cluster {slurm,local,debug}"),
+        (["run", "digits", "--help"], "--optimizer {sgd,adam}"),
+        (["conform", "topk", "--help"], "--values {fp32,fp16}"),
+    ):
+        assert main(argv) == 0
+        assert choices in capsys.readouterr().out
+
+
+def test_a_shell_completes_commands_workloads_parts_and_options() -> None:
+    assert completions("s") == ["submit", "status"]
+    assert completions("bench", "") == ["record", "density", "compress"]
+    assert set(completions("run", "")) == set(workloads())
+    assert completions("run", "digits", "--reducer", "to") == ["topk"]
+    assert "--model.depth" in completions("run", "digits", "--model")
+    assert completions("run", "digits", "--optimizer", "") == ["sgd", "adam"]
+    assert set(completions("conform", "")) == set(registry.names("reducers"))
+    assert "--density" in completions("conform", "topk", "--")
+    assert set(completions("data", "prepare", "")) == set(registry.names("datasets"))
+
+
+def test_bash_gets_a_script_and_its_answers(tmp_path: Path) -> None:
+    def ask(**asked: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "sage"],
+            env={"PYTHONPATH": str(CHECKOUT), "PATH": "/usr/bin:/bin", **asked},
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        ).stdout
+
+    assert "complete -o nosort -F _sage_completion sage" in ask(_SAGE_COMPLETE="bash_source")
+    told = ask(_SAGE_COMPLETE="bash_complete", COMP_WORDS="sage run digits --reducer topk", COMP_CWORD="4")
+    assert told.split() == ["plain,topk"]
+
+
+def test_list_and_status_print_one_json_object(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["list", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told) == {*registry.EXPORTS, "workloads"}
+    assert list(told["reducers"]) == registry.names("reducers")
+    sweep = tmp_path / "two.toml"
+    sweep.write_text('workload = "digits-ff"\nreducer = ["exact", "topk"]\n')
+    assert main(["status", str(sweep), "--runs", str(tmp_path / "runs"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [run["state"] for run in told["runs"]] == ["missing", "missing"]
+    assert told["folder"] == str(tmp_path / "runs")
+    assert main(["status", str(tmp_path), "--json", "--watch"]) == 2
+    assert "leave out --watch" in capsys.readouterr().err
+
+
+def test_the_page_of_exit_statuses_has_each_of_them() -> None:
+    page = (CHECKOUT / "docs" / "reference" / "exit-statuses.md").read_text()
+    rows = [int(status) for status in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)]
+    constants = {value for name, value in vars(exit_status).items() if name.isupper() and type(value) is int}
+    assert set(rows) == {0, *(value for value in constants if value < 256)}
+    assert len(rows) == len(set(rows))
