@@ -195,9 +195,8 @@ def _expand(layer: Table, runs: Path, from_source: bool) -> Iterator[Config]:
     for chosen in _product(parts):
         first = {name: values[0] for name, values in fields.items()}
         base = load(chosen.pop("workload"), overrides={**first, **chosen, **fixed})
-        axes = {(name, ""): values for name, values in fields.items()} | _option_axes(
-            layer, base, from_source
-        )
+        axes = {(name, ""): values for name, values in fields.items()}
+        axes |= _option_axes(layer, base, from_source)
         for point in _product(axes):
             changed = {name: value for (name, option), value in point.items() if not option}
             for table in OPTIONS:
@@ -227,10 +226,8 @@ def _count(layer: Table, from_source: bool) -> int:
     for table, room in OPTIONS.items():
         name = table.removesuffix("_options")
         if name in layer:
-            count *= sum(
-                _combinations(layer, table, room, part, from_source)
-                for part in _listed(name, layer[name], str)
-            )
+            given = _listed(name, layer[name], str)
+            count *= sum(_combinations(layer, table, room, part, from_source) for part in given)
         else:  # the workload sets the part
             own = {getattr(load(each), name) for each in workloads_given}
             count *= max(_combinations(layer, table, room, part, from_source) for part in own)
