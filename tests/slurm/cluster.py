@@ -131,7 +131,7 @@ class Cluster:
     def run(
         self,
         *argv: str,
-        timeout: float = 60,
+        timeout: float = 120,
         check: bool = True,
         cwd: Path | str | None = None,
         env: Mapping[str, str] = NOTHING,
@@ -229,7 +229,7 @@ class Cluster:
         states = dict(line.split() for line in listed.splitlines())
         return {node: states.get(node, "") for node in self.nodes}
 
-    def until(self, true: Callable[[], bool], timeout: float = 60) -> None:
+    def until(self, true: Callable[[], bool], timeout: float = 120) -> None:
         """Wait for something to become true."""
         deadline = time.monotonic() + timeout
         while not true():

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from launcher import until
+from launcher import PATIENCE, until
 
 from slurm.cluster import Cluster, links_need
 from slurm.enclosure import environments
@@ -69,7 +69,7 @@ def test_a_killed_rank_fails_its_job(loopback: Cluster, tmp_path: Path) -> None:
     ranks = loopback.ranks(job)
     assert sorted(ranks) == [0, 1, 2, 3]
     os.kill(ranks[2], signal.SIGKILL)
-    assert loopback.wait(job, 60)["JobState"] == "FAILED"
+    assert loopback.wait(job, PATIENCE)["JobState"] == "FAILED"
     assert not loopback.ranks(job)
 
 
@@ -118,7 +118,7 @@ def test_as_a_program_it_ends_with_the_status_of_its_command() -> None:
         "-c",
         "echo $SLURMD_NODENAME; exit 3",
     ]
-    ended = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (ended.stdout, ended.returncode) == ("node1\n", 3)
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from launcher import PATIENCE
 
 from sage.records.record import read_metrics
 
@@ -31,7 +32,7 @@ def test_each_rank_is_where_it_should_be(
     job = cluster.sbatch(
         *options, "--output=out", str(CHECKOUT / "pararun"), *argv, cwd=tmp_path, env=environment
     )
-    ended = cluster.wait(job, 180)
+    ended = cluster.wait(job, PATIENCE)
     said = (tmp_path / "out").read_text()
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "0"), said
     (folder,) = (tmp_path / "runs").iterdir()
@@ -50,7 +51,7 @@ def test_nodes_that_are_one_machine_meet_on_loopback(loopback: Cluster, tmp_path
     argv = ["digits-ff", "--steps", "4", "--runs", "runs"]
     environment = {"SAGE_HOME": str(CHECKOUT)}
     job = loopback.sbatch("--output=out", str(CHECKOUT / "pararun"), *argv, cwd=tmp_path, env=environment)
-    assert loopback.wait(job, 180)["JobState"] == "COMPLETED", (tmp_path / "out").read_text()
+    assert loopback.wait(job, PATIENCE)["JobState"] == "COMPLETED", (tmp_path / "out").read_text()
     (folder,) = (tmp_path / "runs").iterdir()
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["hosts"] == ["node1", "node2"]
@@ -62,7 +63,7 @@ def test_srun_alone_has_its_tasks_meet(cluster: Cluster, tmp_path: Path) -> None
     environment = {"PYTHONPATH": str(CHECKOUT)}
     cluster.run(
         "srun", "--nodes=2", "--ntasks=3", "--overcommit", "python", *argv,
-        cwd=tmp_path, env=environment, timeout=180,
+        cwd=tmp_path, env=environment, timeout=PATIENCE,
     )  # fmt: skip
     (folder,) = (tmp_path / "runs").iterdir()
     assert len(json.loads((folder / "manifest.json").read_text())["hosts"]) == 3

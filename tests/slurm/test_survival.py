@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from launcher import Launcher, assert_same_run, is_gone, is_pending, num_steps, records
+from launcher import PATIENCE, Launcher, assert_same_run, is_gone, is_pending, num_steps, records
 
 from .cluster import Cluster, links_need
 
@@ -42,7 +42,7 @@ class Job:
 
     def takes_steps(self) -> "Job":
         """Wait until it is well beyond its first checkpoint, but far from its end."""
-        self.cluster.until(lambda: num_steps(self.runs) > 120, 120)
+        self.cluster.until(lambda: num_steps(self.runs) > 120, PATIENCE)
         return self
 
     def hears(self, number: int) -> "Job":
@@ -57,9 +57,9 @@ class Job:
                 os.kill(pid, signal.SIGCONT)
         return self
 
-    def comes_to_the_same(self, reference: Path, within: float, *, restarts: int | None = 1) -> list[str]:
+    def comes_to_the_same(self, reference: Path, *, restarts: int | None = 1) -> list[str]:
         """Wait for the end, which has to be the reference's, and return what befell it on the way."""
-        ended = self.cluster.wait(self.id, within)
+        ended = self.cluster.wait(self.id, PATIENCE)
         assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), self.log.read_text()
         assert restarts is None or ended["Restarts"] == str(restarts)
         (folder,) = self.runs.glob("digits-ff-*")
@@ -84,7 +84,7 @@ def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Job]]:
     yield start
     for job in jobs:
         cluster.run("scancel", job.id, check=False)
-        cluster.wait(job.id, 60)
+        cluster.wait(job.id, PATIENCE)
 
 
 # What the ranks hear of: they save at one step, and nothing is done twice.
@@ -106,7 +106,7 @@ def test_submitits_signal(cluster: Cluster, tmp_path: Path, reference: Path) -> 
     log = Path(entry["logs"]) / f"{entry['job']}_0_log.out"
     job = Job(cluster, entry["job"], tmp_path / "runs", log).takes_steps()
     cluster.run("scancel", "--signal=USR2", job.id)
-    assert job.comes_to_the_same(reference, 90) == ["stopped", "resumed"]
+    assert job.comes_to_the_same(reference) == ["stopped", "resumed"]
     assert "stopped, checkpoint written; requeued" in log.read_text()
 
 
@@ -117,8 +117,8 @@ def test_a_preemption(start: Callable[..., Job], reference: Path, cluster: Clust
     )
     # With preempt_send_user_signal SLURM sends the job's own signal, and only 20 s later SIGTERM.
     job.hears(signal.SIGUSR1)
-    assert cluster.wait(urgent, 60)["JobState"] == "COMPLETED"
-    assert job.comes_to_the_same(reference, 90) == ["stopped", "resumed"]
+    assert cluster.wait(urgent, PATIENCE)["JobState"] == "COMPLETED"
+    assert job.comes_to_the_same(reference) == ["stopped", "resumed"]
 
 
 def test_the_time_limit(start: Callable[..., Job], reference: Path) -> None:
@@ -127,13 +127,13 @@ def test_the_time_limit(start: Callable[..., Job], reference: Path) -> None:
     job.cluster.until(lambda: "stopped, checkpoint written; requeued" in job.log.read_text())
     job.cluster.run("scontrol", "update", f"jobid={job.id}", "timelimit=10")
     # How often the limit came near before that is SLURM's to say: a signal may have come before training.
-    assert job.comes_to_the_same(reference, 90, restarts=None)[:2] == ["stopped", "resumed"]
+    assert job.comes_to_the_same(reference, restarts=None)[:2] == ["stopped", "resumed"]
 
 
 def test_a_requeue(start: Callable[..., Job], reference: Path) -> None:
     job = start().takes_steps()
     job.cluster.run("scontrol", "requeue", job.id)
-    assert job.comes_to_the_same(reference, 90) == ["stopped", "resumed"]
+    assert job.comes_to_the_same(reference) == ["stopped", "resumed"]
 
 
 # What they do not hear of: it goes on from the last checkpoint.
@@ -142,14 +142,14 @@ def test_a_requeue(start: Callable[..., Job], reference: Path) -> None:
 def test_a_killed_rank(start: Callable[..., Job], reference: Path) -> None:
     job = start().takes_steps()
     os.kill(job.cluster.ranks(job.id)[2], signal.SIGKILL)
-    assert job.comes_to_the_same(reference, 90) == ["resumed"]
+    assert job.comes_to_the_same(reference) == ["resumed"]
     assert "failure 1 of at most 3" in job.log.read_text()
 
 
 def test_a_stopped_rank(start: Callable[..., Job], reference: Path) -> None:
     job = start().takes_steps()
     os.kill(job.cluster.ranks(job.id)[1], signal.SIGSTOP)
-    assert job.comes_to_the_same(reference, 90 + TIMEOUT) == ["resumed"]
+    assert job.comes_to_the_same(reference) == ["resumed"]
     assert "Culprit: rank 1 gives no sign of life" in job.log.read_text()
 
 
@@ -158,7 +158,7 @@ def test_a_lost_node(start: Callable[..., Job], reference: Path, cluster: Cluste
     nodes = cluster.run("scontrol", "show", "hostnames", cluster.job(job.id)["NodeList"]).stdout.split()
     cluster.down(nodes[2])
     try:
-        assert job.comes_to_the_same(reference, 90)[-1] == "resumed"
+        assert job.comes_to_the_same(reference)[-1] == "resumed"
         assert nodes[2] not in cluster.job(job.id)["NodeList"]
     finally:
         cluster.resume(nodes[2])
@@ -171,7 +171,7 @@ def test_a_pulled_cable(start: Callable[..., Job], reference: Path, cluster: Clu
     cluster.pull(nodes[1])
     try:
         # SLURM itself gives a node up after SlurmdTimeout, here 20 s.
-        assert job.comes_to_the_same(reference, 120 + TIMEOUT) == ["resumed"]
+        assert job.comes_to_the_same(reference) == ["resumed"]
     finally:
         cluster.plug(nodes[1])
         cluster.until(lambda: "*" not in cluster.run("sinfo", "-h", "-o", "%t").stdout)
@@ -189,7 +189,7 @@ def test_one_failure_after_the_other(cluster: Cluster, tmp_path: Path) -> None:
     python.chmod(0o755)
     environment = {"PYTHON": str(python), "SAGE_HOME": str(CHECKOUT), "max_requeues": "2"}
     script = ["--nodes=1", "--output=out", str(CHECKOUT / "pararun")]
-    ended = cluster.wait(cluster.sbatch(*script, cwd=tmp_path, env=environment), 120)
+    ended = cluster.wait(cluster.sbatch(*script, cwd=tmp_path, env=environment), PATIENCE)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "9:0", "2")
     said = (tmp_path / "out").read_text()
     assert "ended with status 9, failed again after 2 requeues: Comment=sage: failure 0" in said
@@ -199,7 +199,7 @@ def test_one_failure_after_the_other(cluster: Cluster, tmp_path: Path) -> None:
 @pytest.mark.parametrize("argv", ["digits-ff --densty 0.1", "digits-ff --lr -1"])
 def test_a_wrong_setting(cluster: Cluster, tmp_path: Path, argv: str) -> None:
     script = ["--nodes=2", "--output=out", str(CHECKOUT / "pararun"), *argv.split()]
-    ended = cluster.wait(cluster.sbatch(*script, cwd=tmp_path, env={"SAGE_HOME": str(CHECKOUT)}), 120)
+    ended = cluster.wait(cluster.sbatch(*script, cwd=tmp_path, env={"SAGE_HOME": str(CHECKOUT)}), PATIENCE)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
     assert "ended with status 2, not requeued: " in (tmp_path / "out").read_text()
 
@@ -207,7 +207,7 @@ def test_a_wrong_setting(cluster: Cluster, tmp_path: Path, argv: str) -> None:
 def test_a_cancelled_job_stays_cancelled(start: Callable[..., Job]) -> None:
     job = start().takes_steps()
     job.cluster.run("scancel", job.id)
-    assert job.cluster.wait(job.id, 60)["JobState"] == "CANCELLED"
+    assert job.cluster.wait(job.id, PATIENCE)["JobState"] == "CANCELLED"
     job.cluster.until(lambda: not job.cluster.ranks(job.id))
     assert job.cluster.job(job.id)["JobState"] == "CANCELLED"
     assert json.loads((next(job.runs.glob("digits-ff-*")) / "config.json").read_text())["world_size"] == 3

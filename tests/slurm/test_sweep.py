@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launcher import records
+from launcher import PATIENCE, records
 
 from sage.jobs import submissions
 from sage.jobs.sweep import read
@@ -45,7 +45,9 @@ def sage(cluster: Cluster, tmp_path: Path) -> Sage:
 
     def run(*argv: str) -> str:
         environment = {"PYTHONPATH": str(CHECKOUT), "PYTHONSAFEPATH": "1"}
-        return cluster.run("python", "-m", "sage", *argv, cwd=tmp_path, env=environment, timeout=120).stdout
+        return cluster.run(
+            "python", "-m", "sage", *argv, cwd=tmp_path, env=environment, timeout=PATIENCE
+        ).stdout
 
     return run
 
@@ -81,7 +83,7 @@ def test_twelve_runs_two_at_a_time_then_nothing_then_the_one_that_is_missing(
         most = max(most, sum(state in ("RUNNING", "COMPLETING", "CONFIGURING") for state in now))
         return len(now) == 12 and not {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING"} & set(now)
 
-    cluster.until(all_ended, 400)
+    cluster.until(all_ended, 3 * PATIENCE)
     assert most == 2
     assert summary(sage) == "12 runs: 12 finished"
     for cell in cells:
@@ -97,7 +99,7 @@ def test_twelve_runs_two_at_a_time_then_nothing_then_the_one_that_is_missing(
     assert "12 runs: 11 finished, 0 active, 1 to submit" in sage("submit", "sweep.toml")
     again = submissions.read(tmp_path / "runs")
     assert [cell for cell in cells if again[cell] != entries[cell]] == [cells[7]]
-    assert cluster.wait(again[cells[7]].job, 120)["JobState"] == "COMPLETED"
+    assert cluster.wait(again[cells[7]].job, PATIENCE)["JobState"] == "COMPLETED"
     assert summary(sage) == "12 runs: 12 finished"
 
 
@@ -113,12 +115,12 @@ def test_a_run_is_requeued_when_interrupted_or_hurt_and_goes_on_until_it_is_done
         path = tmp_path / "runs" / cell
         return len(read_metrics(path)) if (path / "metrics.jsonl").exists() else 0
 
-    cluster.until(lambda: min(steps(interrupted), steps(hurt)) > 150, 120)
+    cluster.until(lambda: min(steps(interrupted), steps(hurt)) > 150, PATIENCE)
     # As submitit's job._interrupt(timeout=True) does it.
     cluster.run("scancel", told.job, "--signal", "USR2")
     os.kill(cluster.ranks(killed.job)[1], 9)
     for cell, happened in ((interrupted, ["stopped", "resumed"]), (hurt, ["resumed"])):
-        ended = cluster.wait(entries[cell].job, 180)
+        ended = cluster.wait(entries[cell].job, PATIENCE)
         assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), sage("logs", cell)
         folder = tmp_path / "runs" / cell
         assert [record["event"] for record in records(folder, "event")] == happened
@@ -134,10 +136,10 @@ def test_what_is_hopeless_is_not_requeued_and_what_is_cancelled_stays_so(
     (tmp_path / "sweep.toml").write_text(LONG.replace("steps = 1500", "lr = [0.1, 1e30]"))
     sage("submit", "sweep.toml")
     good, hopeless = submissions.read(tmp_path / "runs").values()
-    ended = cluster.wait(hopeless.job, 120)
+    ended = cluster.wait(hopeless.job, PATIENCE)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
     assert sage("cancel", good.run) == "cancelled: 1 run\n"
-    assert cluster.wait(good.job, 60)["JobState"] == "CANCELLED"
+    assert cluster.wait(good.job, PATIENCE)["JobState"] == "CANCELLED"
     table = {line.split()[0]: line for line in sage("status", "sweep.toml").splitlines()}
     assert "failed" in table[hopeless.run]
     assert "the mean gradient is not finite" in table[hopeless.run]
@@ -166,7 +168,7 @@ def test_submitted_inside_an_array_without_variables_and_only_the_task_that_stop
     outer = cluster.sbatch(
         "--array=3-3", "--output=outer", "--nodes=1", "--wrap", submit, cwd=tmp_path, env=leftovers
     )
-    cluster.until(lambda: cluster.job(f"{outer}_3")["JobState"] in ("COMPLETED", "FAILED"), 120)
+    cluster.until(lambda: cluster.job(f"{outer}_3")["JobState"] in ("COMPLETED", "FAILED"), PATIENCE)
     entries = submissions.read(tmp_path / "runs")
     assert len(entries) == 2, (tmp_path / "outer").read_text()
 
@@ -174,11 +176,11 @@ def test_submitted_inside_an_array_without_variables_and_only_the_task_that_stop
         path = tmp_path / "runs" / cell
         return len(read_metrics(path)) if (path / "metrics.jsonl").exists() else 0
 
-    cluster.until(lambda: min(map(steps, entries)) > 150, 120)
+    cluster.until(lambda: min(map(steps, entries)) > 150, PATIENCE)
     # The last task of an array has the number of the whole array.
     other, last = (entry.job for entry in entries.values())
     assert cluster.job(last)["JobId"] == last.partition("_")[0]
     cluster.run("scancel", last, "--signal", "USR2")
     for job, restarts in ((last, "1"), (other, "0")):
-        ended = cluster.wait(job, 180)
+        ended = cluster.wait(job, PATIENCE)
         assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", restarts)
