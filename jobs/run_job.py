@@ -59,7 +59,7 @@ class RunJob(Checkpointable):
 
     def _train(self, tries: int) -> int:
         # Set before torch is imported: SAGE reports a dead peer itself, without the store's stack traces.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
         from sage.train.run import main
 
         status = FAILED

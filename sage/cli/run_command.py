@@ -191,7 +191,7 @@ def prepare_process() -> None:
     """
     import os
 
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     stop_before_it_begins()
 
 

@@ -236,6 +236,8 @@ def _open_store(place: Place, end: float, *, listener: socket.socket | None) -> 
         raise opened[0]
     if isinstance(opened[0], Exception):
         reason = str(opened[0]).splitlines()[0]
+        if "Ping failed" in reason:  # torch's words for an answer that is no store's
+            raise RuntimeError(f"waited in vain for {waits_for[0]}") from opened[0]
         raise RuntimeError(f"{reason}; does another program hold the port?") from opened[0]
     return opened[0]
 

@@ -2,8 +2,11 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import environments
@@ -23,6 +26,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("environments")
 
 
+def started(folder: Path, told: dict[str, str], how: str) -> subprocess.CompletedProcess[bytes]:
+    """A run as a process of its own, whose environment has nothing of ranks but what is told."""
+    return subprocess.run(
+        [sys.executable, "-m", "sage", *RUN.split(), "--runs", str(folder / "runs"), how],
+        cwd=folder,
+        env={**outside(), "PYTHONPATH": str(CHECKOUT), "SAGE_DATA_DIR": str(folder), **told},
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
 @settings(
     max_examples=min(200, examples(3)),
     deadline=None,
@@ -33,14 +48,7 @@ def test_a_run_under_any_environment_ends_with_a_result_or_one_line(
     folder: Path, environ: dict[str, str], how: str
 ) -> None:
     told = {name: value for name, value in environ.items() if "\0" not in value}  # execve takes no NUL
-    process = subprocess.run(
-        [sys.executable, "-m", "sage", *RUN.split(), "--runs", str(folder / "runs"), how],
-        cwd=folder,
-        env={**outside(), "PYTHONPATH": str(CHECKOUT), "SAGE_DATA_DIR": str(folder), **told},
-        capture_output=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    process = started(folder, told, how)
     said = process.stderr.decode()
     assert process.returncode in (0, 1, 2), (process.returncode, said)
     if process.returncode:
@@ -54,3 +62,29 @@ def test_a_run_under_any_environment_ends_with_a_result_or_one_line(
         assert json.loads(process.stdout)["config"]["steps"] == 1
     else:
         assert b"finished: " in process.stdout + process.stderr, said
+
+
+def test_a_service_at_the_port_that_answers_in_its_own_way_is_one_line(folder: Path) -> None:
+    """As a proxy does, in HTTP: torch's store would print a stack trace of its own beside SAGE's line."""
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.2)
+
+        def answer() -> None:
+            while not over.is_set():
+                with suppress(OSError):
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 4)
+                        connection.recv(4096)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        told = {"hostip": "127.0.0.1", "port": str(listener.getsockname()[1]), "rank": "1", "world_size": "2"}
+        done = started(folder, told, "--fresh")
+        over.set()
+        thread.join()
+    said = done.stderr.decode()
+    assert done.returncode == 1
+    assert len(said.splitlines()) == 1, said
+    assert "so another program holds the port" in said

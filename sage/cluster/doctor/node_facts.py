@@ -91,7 +91,7 @@ def torch_facts(here: Place) -> Facts:
         ImportError, OSError: torch does not load.
     """
     # SAGE reports a dead peer itself, without the store's stack traces.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     import torch
 
     from sage.records.manifest import manifest
