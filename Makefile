@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 NATIVE := sage/_C.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-plain fuzz stress mutants cluster native sanitize emulate cuda bench-check docs lint graph format clean
+.PHONY: help demo test test-all test-plain fuzz stress mutants cluster native sanitize emulate cuda bench-check docs pictures lint graph format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  \1\t/' | expand -t 16
@@ -68,6 +68,9 @@ test-plain: $(INSTALLED) ## run the tests of ops and reducers again, on threads,
 CASES ?= 2000
 fuzz: $(INSTALLED) $(NATIVE) ## run the property tests with a larger budget: make fuzz CASES=10000
 	SAGE_FUZZ=$(CASES) $(BIN)/pytest -q -m fuzz
+
+pictures: $(INSTALLED) ## make the pictures of the documentation from a sweep of short runs; needs Chromium
+	$(BIN)/python benchmarks/pictures.py --output docs/pictures
 
 LOAD ?= 8
 TIMES ?= 3

@@ -49,7 +49,7 @@ TAGS = "train/loss|eval/accuracy|density/had|wire/sent"
 MAX_BYTES = 200_000
 """Largest size of a picture."""
 
-COLUMNS = 112
+COLUMNS = 96
 """Width of the terminal in the picture of `sage status`."""
 
 TERMINALS: Mapping[str, TerminalTheme] = {
@@ -107,7 +107,7 @@ def main() -> None:
         figures.write_text(page.read_text().replace("</head>", f"<style>{ONLY_FIGURES}</style></head>"))
         for scheme in SCHEMES:
             screenshot(page.as_uri(), output / f"report-{scheme}.png", scheme, (1280, 1150))
-            screenshot(figures.as_uri(), output / f"figures-{scheme}.png", scheme, (1280, 1060))
+            screenshot(figures.as_uri(), output / f"figures-{scheme}.png", scheme, (1280, 985))
         with tensorboard(runs) as address:
             for scheme in SCHEMES:
                 # The headless browser has no WebGL.
