@@ -40,11 +40,11 @@ ELSEWHERE = {
     "sage run digits --world-size 8 --epochs 20 --continue-from runs/digits-sage-1a2b3c4d": (
         "tests/train/test_resume.py"
     ),
-    "sage submit suite.toml --dry-run": "tests/jobs/test_submit.py",
-    "sage submit suite.toml": "tests/slurm/test_sweep.py",
-    "sage status suite.toml --watch": "tests/jobs/test_status.py",
-    "sage logs CELL --follow": "tests/jobs/test_status.py",
-    "sage cancel suite.toml": "tests/jobs/test_status.py",
+    "sage submit grid.toml --dry-run": "tests/jobs/test_submit.py",
+    "sage submit grid.toml": "tests/slurm/test_sweep.py",
+    "sage status grid.toml --watch": "tests/jobs/test_status.py",
+    "sage logs RUN --follow": "tests/jobs/test_status.py",
+    "sage cancel grid.toml": "tests/jobs/test_status.py",
     "sage doctor": "tests/cluster/test_doctor.py",
     "sage doctor --hosts hosts.txt": "tests/cluster/test_doctor.py",
     "salloc --nodes=4 sage doctor": "tests/slurm/test_doctor.py",
