@@ -1,3 +1,3 @@
-"""Where a reducer meets a model: three mounts, one code path."""
+"""Mounts attach a reducer to a model: whole model, DDP hook or FSDP hook, with one code path."""
 
 from sage.mount.whole_model import WholeModel as WholeModel

@@ -1,4 +1,4 @@
-"""What a script gets from every mount: the wire and its ledger, state by parameter, traffic, checks."""
+"""Base class of the mounts: wire and ledger, state by parameter, traffic, run records and checks."""
 
 import copy
 import hashlib
@@ -23,26 +23,26 @@ from sage.mount.traffic import Traffic, of_step
 from sage.reduction.reducer import Reducer
 
 Method = str | Reducer | Callable[..., Reducer]
-"""A reducer: its name, one that is not bound yet, or what makes one."""
+"""A reducer: its name, an unbound instance, or a callable that creates one."""
 
 
 class Mount:
-    """A reducer mounted on a model of a script's own.
+    """A reducer attached to a model of the user's own script.
 
     Args:
-        model: As the script gave it.
-        wire: To the other ranks.
+        model: The model as the script passed it.
+        wire: Communicator to the other ranks.
         flats: The flat gradients that are reduced.
-        named: The parameters that lie in them.
+        named: The parameters in them, by name.
     """
 
     def __init__(self, model: nn.Module, wire: Wire, flats: Sequence[Flat], named: Named) -> None:
         self.wire = wire
-        """Its `ledger` counts every byte."""
+        """The communicator; its `ledger` counts every byte."""
         self.last_step = Traffic()
-        """What the last step has sent."""
+        """Traffic of the last step."""
         self.total = Traffic()
-        """What all steps since mounting have sent."""
+        """Traffic of all steps since mounting."""
         self._model, self._flats, self._named = model, flats, named
         self._lr: float | None = None
         self._booked = wire.ledger.copy()
@@ -56,36 +56,36 @@ class Mount:
         self._hooks = [p.register_post_accumulate_grad_hook(self._unreduced.set) for p in named.values()]
         optimizers.watch(self)
 
-    # What a script reads and calls.
+    # The interface for scripts.
 
     @property
     def density(self) -> float:
-        """Share of the compressed elements that the last step has sent, averaged over ranks.
+        """Share of the compressed elements that the last step sent, averaged over ranks.
 
-        It is 1.0 for methods that send every element in fewer bits; for those see `last_step.compression`.
+        It is 1.0 for methods that send every element in fewer bits; see `last_step.compression` for those.
         """
         sizes = [flat.compressed.numel for flat in self._flats]
         sent = sum(flat.density * size for flat, size in zip(self._flats, sizes, strict=True))
         return sent / max(1, sum(sizes))
 
     def begin_step(self, lr: float) -> None:
-        """Set the learning rate of the next step, before its backward; a memory with `lr_ratio` needs it."""
+        """Set the learning rate of the next step before its backward; needed for the option `lr_ratio`."""
         self._lr = lr
 
     def begin_epoch(self, epoch: int, lr: float) -> None:
-        """Tell reducers with a schedule that an epoch begins, before its first step and on every rank."""
+        """Notify reducers with a schedule that an epoch begins; call it on every rank."""
         for flat in self._flats:
             flat.feedback.reducer.begin_epoch(epoch, lr, self.wire)
 
     def state_dict(self) -> state.State:
-        """What this rank has to save beside the model, by the name of the parameter; it differs by rank."""
+        """State of this rank by parameter name, to be saved with the model; it differs between ranks."""
         return {name: held for flat in self._flats for name, held in state.by_parameter(flat).items()}
 
     def load_state_dict(self, saved: Mapping[str, Mapping[str, Any]]) -> None:
-        """Go on from what `state_dict` gave on this rank.
+        """Restore what `state_dict` returned on this rank.
 
         Raises:
-            ValueError: where it is of other parameters, or of another reducer.
+            ValueError: if it belongs to other parameters or to another reducer.
         """
         own = {span.name for flat in self._flats for span in flat.compressed.spans}
         if own != saved.keys():
@@ -109,29 +109,31 @@ class Mount:
     ) -> None:
         """Write a run folder for `sage report`: the steps since mounting, and these metrics as an evaluation.
 
-        May be called again, as after each epoch: it adds the steps since, and another evaluation. Any rank
-        may call it; only rank 0 writes.
+        It may be called repeatedly, for example after each epoch: each call adds the steps since the last one
+        and another evaluation. Any rank may call it; only rank 0 writes.
 
         Args:
-            folder: Such as `runs/mine-topk`; what a mount wrote there in an earlier process is replaced.
-            workload: Runs of one workload and number of ranks are compared; by default the model's class.
-            seed: Of this run; runs that differ in it alone are averaged in the report.
-            metric: Which of the metrics is the headline; by default the first.
-            better: Whether its largest or its smallest value is best; by default `min` where its name says
-                loss, error or perplexity.
-            metrics: What was measured, by name.
+            folder: Path such as `runs/mine-topk`; a record that a mount wrote there in an earlier process is
+                replaced.
+            workload: Runs with the same workload and number of ranks are compared; by default the model's
+                class.
+            seed: Seed of this run; runs that differ only in it are averaged in the report.
+            metric: Name of the headline metric; by default the first one given.
+            better: Whether the largest (`max`) or smallest (`min`) value is best; by default `min` if the
+                name contains loss, error or perplexity.
+            metrics: Measured values by name.
 
         Raises:
-            ValueError: without a metric, or where the folder is a `sage run`'s.
-            OSError: where the folder cannot be written.
+            ValueError: if no metric is given, or the folder was written by `sage run`.
+            OSError: if the folder cannot be written.
         """
         if not metrics:
             raise ValueError(
-                'record takes what was measured by name, as in mount.record("runs/mine", accuracy=0.9)'
+                'record needs at least one metric by name, as in mount.record("runs/mine", accuracy=0.9)'
             )
         headline = metric or next(iter(metrics))
         if headline not in metrics:
-            raise ValueError(f"metric={headline!r} is none of those given: {', '.join(metrics)}")
+            raise ValueError(f"metric={headline!r} was not given; given were {', '.join(metrics)}")
         if self.wire.rank != 0:
             return
         falls = any(word in headline.lower() for word in ("loss", "error", "perplexity"))
@@ -155,7 +157,7 @@ class Mount:
         )
 
     def describe(self, reducer: Method, options: Mapping[str, Any], **settings: Any) -> None:
-        """What `record` says of the method; the functions that mount call it."""
+        """Set the method's description for `record`; called by the functions that mount."""
         if isinstance(reducer, str):
             resolved = registry.check_options("reducers", reducer, dict(options))
             self._description = {"reducer": reducer, "reducer_options": resolved}
@@ -164,10 +166,10 @@ class Mount:
         self._description |= {name: value for name, value in settings.items() if value is not None}
 
     def check_replicas(self) -> None:
-        """Check that all ranks have the same parameters, bit by bit. To be called on every rank.
+        """Check that all ranks have bitwise identical parameters. Call it on every rank.
 
         Raises:
-            sage.comm.replicas.ReplicasDiffer: names the ranks and the first parameter that differs.
+            sage.comm.replicas.ReplicasDiffer: if not; names the ranks and the first parameter that differs.
         """
         named = [
             (name, p.to_local() if isinstance(p, DTensor) else p)
@@ -176,27 +178,27 @@ class Mount:
         check_replicas(self.wire, named, when=f"after step {self.total.steps}")
 
     def close(self) -> None:
-        """Wait for every rank, then let go of wire and model. Need not be called before a script ends."""
+        """Wait for every rank, then release the wire and the model. It is optional at the end of a script."""
         optimizers.forget(self)
         for hook in self._hooks:
             hook.remove()
         self.wire.close()
 
-    # What is asked before an optimiser's step.
+    # Used before an optimiser's step.
 
     def mounted(self) -> Named:
         """The parameters whose gradients are reduced, by name."""
         return self._named
 
     def model_parameters(self) -> Named:
-        """The parameters that the model has now and that require a gradient."""
+        """The model's current parameters that require a gradient, by name."""
         return {name: p for name, p in self._model.named_parameters() if p.requires_grad}
 
     def check(self) -> None:
-        """Check that what is reduced is what the model has; called by itself in every step.
+        """Check that the reduced parameters are the model's; called automatically at every step.
 
         Raises:
-            ValueError: where a parameter was frozen, thawed, replaced, added or removed since mounting.
+            ValueError: if a parameter was frozen, unfrozen, replaced, added or removed since mounting.
         """
         raise NotImplementedError
 
@@ -204,7 +206,7 @@ class Mount:
         """Check that the gradients of the last backward were reduced; called before an optimiser's step.
 
         Raises:
-            ValueError: where they were not.
+            ValueError: if they were not.
         """
         if self._unreduced.is_set:
             raise ValueError(
@@ -236,14 +238,14 @@ class Mount:
         if step.skipped:
             self._log.add(booked, 0.0)
         else:
-            told = [(flat.compressed.numel, flat.feedback.reducer.report()) for flat in self._flats]
-            self._log.add(booked, self.density, told)
+            reports = [(flat.compressed.numel, flat.feedback.reducer.report()) for flat in self._flats]
+            self._log.add(booked, self.density, reports)
         self.total += self.last_step
         self._booked = self.wire.ledger.copy()
 
 
 class _Mark:
-    """Whether backward has written a gradient that was not reduced since."""
+    """Whether backward has written a gradient since the last reduction."""
 
     is_set = False
 
@@ -255,10 +257,10 @@ class _Mark:
 
 
 def maker(reducer: Method, options: Mapping[str, Any]) -> Callable[[], Reducer]:
-    """What makes a new reducer for each flat gradient.
+    """Return a function that creates a new reducer for each flat gradient.
 
     Raises:
-        ValueError: for a name or an option that there is not.
+        ValueError: if the reducer or an option is unknown.
     """
     if isinstance(reducer, str):
         make = registry.load("reducers", reducer)
@@ -267,19 +269,19 @@ def maker(reducer: Method, options: Mapping[str, Any]) -> Callable[[], Reducer]:
     if isinstance(reducer, Reducer):
         if options:
             raise ValueError(
-                f"options {', '.join(options)} beside a reducer that is made already: give them to it, "
-                "or say its name"
+                f"options {', '.join(options)} with a reducer that is an instance already: pass them to its "
+                "constructor, or pass the reducer's name"
             )
         return lambda: copy.deepcopy(reducer)
     if not callable(reducer):
         raise ValueError(
-            f"the reducer {reducer!r}: expected a name such as 'topk', a Reducer, or what makes one"
+            f"the reducer {reducer!r}: expected a name such as 'topk', a Reducer, or a callable for one"
         )
     return lambda: reducer(**options)
 
 
-def told(flats: Sequence[Flat], reducer: Method, options: Mapping[str, Any]) -> list[str]:
-    """What all ranks must have alike, a line each: the method, and each parameter's place."""
+def setup_lines(flats: Sequence[Flat], reducer: Method, options: Mapping[str, Any]) -> list[str]:
+    """Lines that must be equal on all ranks: the method, and the position of each parameter."""
     made = flats[0].feedback.reducer
     method = reducer if isinstance(reducer, str) else type(made).__name__
     given = ", ".join(f"{name}={value!r}" for name, value in sorted(options.items()))
@@ -291,10 +293,10 @@ def told(flats: Sequence[Flat], reducer: Method, options: Mapping[str, Any]) -> 
 
 
 def check_same(wire: Wire, lines: Sequence[str]) -> None:
-    """Refuse to mount where the ranks do not have the same lines; 8 bytes where they have (`state`).
+    """Refuse to mount if the lines differ between ranks; exchanges 8 bytes if they are equal (`state`).
 
     Raises:
-        ValueError: on every rank; names one that differs from the first, and both lines.
+        ValueError: on every rank; names a rank that differs from rank 0, and both lines.
     """
     text = "\n".join(lines)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
@@ -306,6 +308,6 @@ def check_same(wire: Wire, lines: Sequence[str]) -> None:
         for ours, theirs in zip_longest(first, other, fillvalue="nothing"):
             if ours != theirs:
                 raise ValueError(
-                    f"the ranks mount different things: rank 0 has {ours}, rank {rank} has {theirs}; give "
-                    "every rank the same model, reducer and options"
+                    f"the ranks mount different configurations: rank 0 has {ours}, rank {rank} has {theirs}; "
+                    "give every rank the same model, reducer and options"
                 )

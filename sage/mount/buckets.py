@@ -1,4 +1,4 @@
-"""The buckets in which a model's gradients are reduced beneath DistributedDataParallel."""
+"""Buckets of gradients that the DistributedDataParallel mount reduces together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,17 +20,17 @@ class Bucket:
 
     flat: Flat
     parameters: list[nn.Parameter]
-    """In the flat gradient's order."""
+    """In the order of the flat gradient."""
     missing: set[Tensor] = field(default_factory=set)
-    """Those whose gradients have not come yet in this backward."""
+    """Parameters whose gradients have not arrived yet in this backward."""
 
 
 def cut(named: Listed, first: int, cap: int) -> list[Listed]:
-    """Parameters in buckets, the last parameter's bucket first, as DDP cuts them from the second step on.
+    """Divide parameters into buckets, the last parameter's bucket first, as DDP does from the second step on.
 
-    DDP goes by the order in which gradients come, this by the reverse of that in which the model has the
-    parameters: in most models the same. A bucket is closed once it has `first` bytes, the later ones `cap`.
-    Parameters of one bucket are of one dtype, and in the model's order.
+    DDP uses the order in which gradients arrive; this function uses the reverse order of the model's
+    parameters, which is the same in most models. A bucket is closed once it has `first` bytes (the first one)
+    or `cap` bytes (the later ones). The parameters of a bucket have one dtype and are in the model's order.
     """
     closed: list[Listed] = []
     begun: dict[torch.dtype, list[tuple[str, nn.Parameter]]] = {}
@@ -45,7 +45,7 @@ def cut(named: Listed, first: int, cap: int) -> list[Listed]:
 
 
 def gradients_of(bucket: dist.GradBucket) -> list[Tensor]:
-    """The gradients in a bucket of DDP's; those of complex parameters as reals, in the shape (*shape, 2)."""
+    """Gradients in a DDP bucket; those of complex parameters as real tensors of shape (*shape, 2)."""
     parameters = bucket.parameters()
     if not any(p.is_complex() for p in parameters):
         return bucket.gradients()

@@ -1,6 +1,6 @@
 """A `(state, hook)` pair for frameworks that wrap the model in DistributedDataParallel themselves.
 
-The reducer is mounted when the first gradients arrive, by when the wrapper exists.
+The reducer is mounted when the first gradients arrive, because the wrapper exists by then.
 """
 
 import gc
@@ -21,7 +21,7 @@ from sage.reduction.reducer import Memory
 
 
 class CommState:
-    """The state of `sage.comm_hook`'s pair; `mount` is the mount once the first backward has begun."""
+    """State of `sage.comm_hook`'s pair; `mount` is the mount after the first backward has begun."""
 
     def __init__(
         self,
@@ -31,14 +31,14 @@ class CommState:
         **mount_options: Any,
     ) -> None:
         self._make = maker(reducer, options)  # here, so that wrong options are refused at once
-        self._told_as = reducer, options
+        self._requested = reducer, options
         self._options = mount_options
         self._model = model
         self._mount: DdpMount | None = None
 
     @property
     def mount(self) -> DdpMount:
-        """The mount: its traffic, state and so on.
+        """The mount, with its traffic, state and so on.
 
         Raises:
             ValueError: before the first backward, when there is none.
@@ -51,13 +51,13 @@ class CommState:
         return self._mount
 
     def reduce(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        """Mount the reducer where it is not yet, and reduce a bucket."""
+        """Mount the reducer if it is not mounted yet, and reduce a bucket."""
         if self._mount is None:
             self._mount = self._bind()
         return self._mount._hook(self, bucket)
 
     def _bind(self) -> DdpMount:
-        # A hook is not told whose gradients it gets. DDP keeps its hooks in a list, so it can be found.
+        # A hook does not receive its model. DDP stores its hooks in a list, by which the wrapper is found.
         wrappers = [
             each
             for each in gc.get_objects()
@@ -77,7 +77,7 @@ class CommState:
                 "or None"
             )
         return mount_on(
-            checked(wrapper, in_backward=True), self._make, told_as=self._told_as, **self._options
+            checked(wrapper, in_backward=True), self._make, requested=self._requested, **self._options
         )
 
 
@@ -94,21 +94,21 @@ def comm_hook(
     guard: bool = False,
     **options: Any,
 ) -> tuple[CommState, Any]:
-    """A pair for `register_comm_hook(state, hook)` of DistributedDataParallel, also before there is one.
+    """A pair for DistributedDataParallel's `register_comm_hook(state, hook)`, available before wrapping.
 
         state, hook = sage.comm_hook(None, "topk", density=0.01)
         DDPStrategy(ddp_comm_state=state, ddp_comm_hook=hook)       # Lightning registers it
 
-    It gives what `sage.ddp_hook` gives; all else is as there. The mount is `state.mount` from the first
-    backward on. One pair serves one model.
+    It is equivalent to `sage.ddp_hook`, and the other arguments are the same. The mount is `state.mount` from
+    the first backward on. One pair serves one model.
 
     Args:
-        model: The model, wrapped or to be wrapped; None where it does not exist yet.
-        reducer: A reducer's name, with its options as further keywords; or a reducer, or what makes one.
+        model: The model, wrapped or to be wrapped; None if it does not exist yet.
+        reducer: A reducer's name, with its options as further keywords; or a reducer, or a callable that
+            makes one.
 
     Raises:
-        ValueError: for a reducer or option that does not fit. For a model that does not, from the first
-            backward.
+        ValueError: if the reducer or an option does not fit; if the model does not, from the first backward.
     """
     if isinstance(model, DistributedDataParallel):
         checked(model)
@@ -130,7 +130,7 @@ def reduce_bucket(state: CommState, bucket: dist.GradBucket) -> Future[Tensor]:
     """The hook of `sage.comm_hook`'s pair.
 
     Raises:
-        ValueError: where it was registered without its state.
+        ValueError: if it was registered without its state.
     """
     if not isinstance(state, CommState):
         raise ValueError(

@@ -1,8 +1,8 @@
-"""The mount for DistributedDataParallel: buckets are reduced during backward, as their gradients come.
+"""The mount for DistributedDataParallel: buckets are reduced during backward as their gradients arrive.
 
-The buckets are our own, cut once when the hook is mounted, by the rule by which DDP cuts its own from the
-second step on. DDP cuts its buckets anew after the first step; ours stay, so that no state moves, then or
-after a restart.
+The buckets are our own. They are formed once when the hook is mounted, by the rule that DDP uses from the
+second step on. DDP rebuilds its buckets after the first step; ours do not change, so the state stays with its
+elements, also after a restart.
 """
 # N = elements of a bucket's flat gradient
 
@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sage.comm.attached import GuestWire
 from sage.comm.wire import Wire
-from sage.mount.base import Method, Mount, check_same, maker, told
+from sage.mount.base import Method, Mount, check_same, maker, setup_lines
 from sage.mount.buckets import Bucket, Listed, cut, gradients_of
 from sage.mount.flat import Flat
 from sage.mount.parameters import as_real, check_unchanged, ddp_parameters, real_dtype, real_shape
@@ -34,7 +34,7 @@ from sage.reduction.reducer import Memory, Reducer
 
 @dataclass(eq=False)
 class _Delivery:
-    """One bucket of DDP's: gradients to be replaced by their means, which the future then tells."""
+    """One DDP bucket: gradients to be replaced by their means, which the future then returns."""
 
     future: Future[Tensor]
     buffer: Tensor
@@ -42,11 +42,14 @@ class _Delivery:
     is_first: bool
     is_last: bool
     ready: torch.Event | None
-    """On a GPU, when backward has written the gradients."""
+    """On a GPU, the event after backward has written the gradients."""
 
 
 class DdpMount(Mount):
-    """A reducer as the hook of DistributedDataParallel. Made by `sage.ddp_hook` or `sage.comm_hook`."""
+    """A reducer as the communication hook of DistributedDataParallel; created by the two hook functions.
+
+    These are `sage.ddp_hook` and `sage.comm_hook`.
+    """
 
     _how_to_reduce = "run the last backward outside no_sync(), through the wrapped model,"
 
@@ -97,13 +100,13 @@ class DdpMount(Mount):
         if not torch.compiler.is_compiling():
             self.check()
 
-    # On the thread that runs backward.
+    # On the thread that runs backward:
 
     def _hook(self, state: object, bucket: dist.GradBucket) -> Future[Tensor]:
         if self._closed:
             raise ValueError(f"the mount of this model is closed: {AGAIN}")
         if bucket.index() == 0:
-            # DDP's own end of backward is queued later than this; so ours is put off twice.
+            # DDP queues its own end of backward later than this, so ours is queued twice to run after it.
             queue = Variable._execution_engine.queue_callback
             queue(lambda: queue(self._end_backward))
         buffer = bucket.buffer()
@@ -119,11 +122,11 @@ class DdpMount(Mount):
         return delivery.future
 
     def _end_backward(self) -> None:
-        """The last of backward: DDP has waited for all futures, and written every `.grad`."""
+        """End of backward: DDP has waited for all futures and written every `.grad`."""
         if self._failure is not None:
             raise self._failure
         assert self._step is not None
-        if self._step.skipped:  # buckets that were reduced before it was known have told their means already
+        if self._step.skipped:  # buckets reduced before this was known have returned their means
             for parameter in self._named.values():
                 if parameter.grad is not None:
                     parameter.grad.fill_(math.nan)
@@ -132,7 +135,10 @@ class DdpMount(Mount):
         self._unreduced.clear()
 
     def _give_to_unused(self) -> None:
-        """DDP leaves the `.grad` of what no rank has used as it is; but its residual may have been sent."""
+        """Write the means of parameters that no rank used to their `.grad`, which DDP leaves unchanged.
+
+        Their residuals may have been sent.
+        """
         for bucket in self._buckets:
             for parameter, mean in zip(bucket.parameters, bucket.flat.views().values(), strict=True):
                 if bool(mean.any()):
@@ -140,18 +146,18 @@ class DdpMount(Mount):
                         parameter.grad = torch.empty_like(parameter)
                     as_real(parameter.grad).copy_(mean)
 
-    # On the worker.
+    # On the worker thread.
 
     @torch.no_grad()
     def _take(self, delivery: _Delivery) -> None:
-        """Reduce the buckets whose gradients are complete with this delivery, in one order on all ranks."""
+        """Reduce the buckets that this delivery completes, in the same order on all ranks."""
         self._deliveries.append(delivery)
         with torch.cuda.stream(self._stream):
             try:
                 if self._failure is None:
                     self._unpack(delivery)
             except BaseException as error:
-                self._failure = error  # which backward raises, once nobody waits any more
+                self._failure = error  # raised by backward once no future is pending
             for one in self._deliveries[:]:
                 if self._failure is not None or self._is_done(one):
                     self._deliveries.remove(one)
@@ -168,7 +174,7 @@ class DdpMount(Mount):
             if parameter not in self._bucket_of:
                 raise ValueError(
                     f"a parameter of shape {tuple(parameter.shape)}, which DistributedDataParallel reduces, "
-                    f"was frozen before the reducer was mounted: {AGAIN}"
+                    f"was frozen when the reducer was mounted: {AGAIN}"
                 )
             self._arrived[parameter] = gradient
             self._bucket_of[parameter].missing.discard(parameter)
@@ -180,7 +186,7 @@ class DdpMount(Mount):
             if missing:
                 names = [repr(name) for name, p in self._named.items() if p in missing]
                 raise ValueError(
-                    f"DistributedDataParallel brings no gradient of {', '.join(names)}, thawed after "
+                    f"DistributedDataParallel delivers no gradient of {', '.join(names)}, unfrozen after "
                     f"wrapping: {AGAIN}"
                 )
             assert self._step is not None
@@ -216,23 +222,24 @@ def ddp_hook(
 ) -> DdpMount:
     """Mount a reducer as the communication hook of DistributedDataParallel, before the first backward.
 
-    Frameworks that wrap the model themselves take the pair that `sage.comm_hook` makes.
-
-    Each bucket of `bucket_cap_mb` has a reducer of its own, so `grouping="model"` means a bucket.
+    For frameworks that wrap the model themselves, use the pair from `sage.comm_hook`. Each bucket of
+    `bucket_cap_mb` has its own reducer, so `grouping="model"` means a bucket.
 
     Args:
-        model: Wrapped already; without another communication hook.
-        reducer: A reducer's name, with its options as further keywords; or a reducer, or what makes one.
-        memory: Error feedback; by default what the reducer asks for.
-        memory_options: Its β, γ and so on, as of `sage.reduction.error_feedback.ErrorFeedback`.
-        grouping: The unit over which the reducer decides; by default what it asks for.
-        min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
-        timeout: Seconds after which a collective that has not come back is an error on every rank.
-        guard: Compare every collective between the ranks before it is made.
+        model: The wrapped model, without another communication hook.
+        reducer: A reducer's name, with its options as further keywords; or a reducer, or a callable that
+            makes one.
+        memory: Error feedback; by default the reducer's own.
+        memory_options: Options of the error feedback (β, γ, …); see
+            `sage.reduction.error_feedback.ErrorFeedback`.
+        grouping: Unit of the reducer's decisions; by default the reducer's own.
+        min_compress: Tensors with fewer elements are sent dense, unless the reducer handles them too.
+        timeout: Seconds after which an incomplete collective is an error on every rank.
+        guard: Compare every collective between the ranks before it runs.
 
     Raises:
-        ValueError: for a model, reducer or option that does not fit; says what would.
-        WireError: where not all ranks come within the time-out; later, from `backward()`, where one is lost.
+        ValueError: if the model, reducer or an option does not fit; the message says what would.
+        WireError: if not all ranks arrive within the timeout; later, from `backward()`, if a rank is lost.
     """
     make = maker(reducer, options)
     wrapped = checked(model)
@@ -244,7 +251,9 @@ def ddp_hook(
     }
     if wrapped._comm_hooks:
         raise ValueError(HAS_HOOK)
-    mount = mount_on(wrapped, make, told_as=(reducer, options), timeout=timeout, guard=guard, **flat_options)
+    mount = mount_on(
+        wrapped, make, requested=(reducer, options), timeout=timeout, guard=guard, **flat_options
+    )
     try:
         wrapped.register_comm_hook(None, mount._hook)
     except RuntimeError as error:  # a built-in one, which DDP does not list
@@ -257,17 +266,20 @@ def mount_on(
     model: DistributedDataParallel,
     make: Callable[[], Reducer],
     *,
-    told_as: tuple[Method, Mapping[str, Any]],
+    requested: tuple[Method, Mapping[str, Any]],
     timeout: float,
     guard: bool,
     **flat_options: Any,
 ) -> DdpMount:
-    """The mount of a checked model, its hook not registered yet.
+    """Mount on a checked model, without registering the hook.
 
     Args:
-        make: Makes a reducer for each bucket.
-        told_as: The reducer and its options as the script gave them, to compare between the ranks.
-        flat_options: Those of `Flat`.
+        model: The wrapped model.
+        make: Creates a reducer for each bucket.
+        requested: The reducer and its options as the script gave them, to be compared between the ranks.
+        timeout: Seconds after which an incomplete collective is an error.
+        guard: Compare every collective between the ranks before it runs.
+        flat_options: Options of `Flat`.
     """
     named = list(ddp_parameters(model, in_backward=True).items())
     device = named[0][1].device
@@ -287,10 +299,10 @@ def mount_on(
 
     buckets = [bucket(names) for names in cut(named, first, model.bucket_bytes_cap)]
     wire = GuestWire(model.process_group, device=device, timeout=timeout, guard=guard)
-    check_same(wire, told([bucket.flat for bucket in buckets], *told_as))
+    check_same(wire, setup_lines([bucket.flat for bucket in buckets], *requested))
     mount = DdpMount(model, buckets, wire)
     settings = {name: value for name, value in flat_options.items() if name != "memory"}
-    mount.describe(*told_as, bucket_cap_bytes=model.bucket_bytes_cap, **settings)
+    mount.describe(*requested, bucket_cap_bytes=model.bucket_bytes_cap, **settings)
     return mount
 
 

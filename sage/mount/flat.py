@@ -1,7 +1,7 @@
-"""Tensors laid one after another in a flat vector, and a reducer over it: what every mount is made of.
+"""A flat vector of tensors with a reducer over it: the basis of every mount.
 
-Small tensors lie at the end of the flat vector: the reducer sees its head, and its tail is all-reduced dense.
-A complex tensor lies in it as pairs of reals, in the shape (*shape, 2).
+Small tensors are at the end of the flat vector: the reducer handles the head, and the tail is all-reduced
+dense. A complex tensor is stored as pairs of reals, in the shape (*shape, 2).
 """
 # N = elements of the flat gradient, of which C at the head are compressed
 
@@ -17,17 +17,22 @@ from sage.reduction.reducer import Memory, Reduced, Reducer
 
 
 class Flat(nn.Module):
-    """One flat gradient, and a reducer with its memory over the head of it.
+    """One flat gradient, with a reducer and its error feedback over its head.
 
     Args:
         shapes: Name and shape of each tensor, in the same order on every rank.
         reducer: The method, not yet bound.
-        dtype, device: Of the gradient.
-        memory: Error feedback; by default what the reducer asks for.
-        memory_options: Its β, γ and so on, as of `sage.reduction.error_feedback.ErrorFeedback`.
-        grouping: The unit over which the reducer decides; by default what it asks for.
-        min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
-        always: Names of those that are compressed however small.
+        dtype: Dtype of the gradient.
+        device: Device of the gradient.
+        memory: Error feedback; by default the reducer's own.
+        memory_options: Options of the error feedback (β, γ, …); see
+            `sage.reduction.error_feedback.ErrorFeedback`.
+        grouping: Unit of the reducer's decisions; by default the reducer's own.
+        min_compress: Tensors with fewer elements are sent dense, unless the reducer handles them too.
+        always: Names of tensors that are compressed whatever their size.
+
+    Raises:
+        ValueError: if an option is out of range or unknown.
     """
 
     def __init__(
@@ -63,12 +68,12 @@ class Flat(nn.Module):
         self.dense = self.grad_N[self.compressed.numel :]
 
     def fit(self, gradient: Tensor) -> None:
-        """Take on the gradient's dtype and device, which mixed precision may have changed."""
+        """Adopt the gradient's dtype and device, which mixed precision may have changed."""
         if (gradient.dtype, gradient.device) != (self.grad_N.dtype, self.grad_N.device):
             self._allocate(gradient.dtype, gradient.device)
 
     def views(self) -> dict[str, Tensor]:
-        """Each tensor's place in the flat gradient, in its own shape, by name."""
+        """View of each tensor in the flat gradient, in its own shape, by name."""
         spans = self.layout.spans
         return {span.name: self.grad_N[span.start : span.stop].view(span.shape) for span in spans}
 
@@ -76,8 +81,8 @@ class Flat(nn.Module):
         """Replace the gradient by the mean over ranks of what was sent.
 
         Args:
-            wire: To the other ranks.
-            lr: The learning rate of this step, for a memory that asks for it.
+            wire: Communicator to the other ranks.
+            lr: Learning rate of this step, for error feedback that uses it.
         """
         if lr is not None:
             self.feedback.begin_step(lr)
@@ -93,7 +98,7 @@ class Flat(nn.Module):
         return reduced
 
     def save(self) -> dict[str, Tensor]:
-        """A copy of the state of the reducer and its memory, valid until the next one is made."""
+        """Copy of the state of the reducer and its error feedback, valid until the next call."""
         for name, x in self.feedback.state_dict().items():
             kept = self._kept.get(name)
             if kept is None or (kept.shape, kept.dtype, kept.device) != (x.shape, x.dtype, x.device):
@@ -103,7 +108,7 @@ class Flat(nn.Module):
         return self._kept
 
     def put_back(self, saved: Mapping[str, Tensor]) -> None:
-        """Return to the state of a copy."""
+        """Restore a copy made by `save`."""
         self.feedback.load_state_dict(saved)
 
 

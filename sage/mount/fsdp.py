@@ -1,7 +1,7 @@
-"""The mount for FSDP2: shards are reduced between replicas, in place of the all-reduce of hybrid sharding.
+"""The mount for FSDP2: shards are reduced between replicas, in place of hybrid sharding's all-reduce.
 
-Every module that `fully_shard` has wrapped hands over its reduce-scattered gradient, this rank's shard of the
-mean over the shard group; the reducer takes the mean over the replicas of this shard.
+Every module wrapped by `fully_shard` passes on its reduce-scattered gradient, this rank's shard of the mean
+over the shard group. The reducer computes the mean over the replicas of this shard.
 """
 # N = elements of one module's shards
 
@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from sage.comm.attached import GuestWire
 from sage.comm.wire import Wire
-from sage.mount.base import Method, Mount, check_same, maker, told
+from sage.mount.base import Method, Mount, check_same, maker, setup_lines
 from sage.mount.flat import Flat
 from sage.mount.optimizers import check_free
 from sage.mount.parameters import AGAIN, REAL, check_dense
@@ -36,16 +36,16 @@ from sage.reduction.reducer import Memory
 
 @dataclass(eq=False)
 class _Shards:
-    """One wrapped module: its parameters' shards are reduced together."""
+    """One wrapped module, whose parameters' shards are reduced together."""
 
     flat: Flat
     parameters: FSDPParamGroup
     names: dict[FSDPParam, str]
-    """Of the parameters that were not frozen at mounting."""
+    """Names of the parameters that were not frozen at mounting."""
 
 
 class FsdpMount(Mount):
-    """A reducer between the replicas of a sharded model. Made by `sage.fsdp_hook`."""
+    """A reducer between the replicas of a sharded model; created by `sage.fsdp_hook`."""
 
     def __init__(self, model: nn.Module, shards: list[_Shards], wire: Wire, others: Sequence[Wire]) -> None:
         self._shards, self._others = shards, others
@@ -68,7 +68,7 @@ class FsdpMount(Mount):
                     raise ValueError(f"the parameter {name!r} was frozen after mounting: {AGAIN}")
                 if p not in known and p.sharded_param.requires_grad:
                     raise ValueError(
-                        f"the parameter {name!r} was thawed, or sharded, after mounting, so that it "
+                        f"the parameter {name!r} was unfrozen, or sharded, after mounting, so that it "
                         f"would not be reduced: {AGAIN}"
                     )
 
@@ -84,7 +84,7 @@ class FsdpMount(Mount):
         if self._step is None:
             self.check()
             self._step = self._begin_step()
-            # FSDP's own end of backward is queued too; so ours is put off twice.
+            # FSDP queues its own end of backward too, so ours is queued twice to run after it.
             queue = Variable._execution_engine.queue_callback
             queue(lambda: queue(self._end_backward))
         flat = each.flat
@@ -93,7 +93,7 @@ class FsdpMount(Mount):
         sizes = [view.numel() for view in views]
         if shards_N.numel() != sum(sizes):
             raise ValueError(
-                f"FSDP hands over {shards_N.numel()} elements where {', '.join(each.names.values())} come to "
+                f"FSDP passes {shards_N.numel()} elements, but {', '.join(each.names.values())} have "
                 f"{sum(sizes)}: {AGAIN}"
             )
         for view, piece in zip(views, shards_N.split(sizes), strict=True):
@@ -107,7 +107,7 @@ class FsdpMount(Mount):
         return Step(self.wire, self._lr)  # other shards may have the step skipped
 
     def _end_backward(self) -> None:
-        """The last of backward: every shard's `.grad` is written."""
+        """End of backward: every shard's `.grad` is written."""
         step, self._step = self._step, None
         assert step is not None
         if self._others:  # the other shards of this replica may have been finite
@@ -139,23 +139,25 @@ def fsdp_hook(
         fully_shard(model, mesh=mesh["shard"])
         sage.fsdp_hook(model, "threshold", threshold=0.01, replicate=mesh["replicate"])
 
-    Each wrapped module has a reducer of its own, which sees rows of its tensors. The replicas have to begin
-    with the same parameters.
+    Each wrapped module has its own reducer, which receives shards (rows) of its tensors. The replicas must
+    start with the same parameters.
 
     Args:
-        model: Its wrapped modules are found by themselves.
-        reducer: A reducer's name, with its options as further keywords; or a reducer, or what makes one.
+        model: The model; its wrapped modules are found automatically.
+        reducer: A reducer's name, with its options as further keywords; or a reducer, or a callable that
+            makes one.
         replicate: The ranks that hold the same shard.
-        memory: Error feedback; by default what the reducer asks for.
-        memory_options: Its β, γ and so on, as of `sage.reduction.error_feedback.ErrorFeedback`.
-        grouping: The unit over which the reducer decides; by default what it asks for.
-        min_compress: Shards of fewer elements go dense, unless the reducer takes them too.
-        timeout: Seconds after which a collective that has not come back is an error on every rank.
-        guard: Compare every collective between the ranks before it is made.
+        memory: Error feedback; by default the reducer's own.
+        memory_options: Options of the error feedback (β, γ, …); see
+            `sage.reduction.error_feedback.ErrorFeedback`.
+        grouping: Unit of the reducer's decisions; by default the reducer's own.
+        min_compress: Shards with fewer elements are sent dense, unless the reducer handles them too.
+        timeout: Seconds after which an incomplete collective is an error on every rank.
+        guard: Compare every collective between the ranks before it runs.
 
     Raises:
-        ValueError: for a model, reducer or option that does not fit; says what would.
-        WireError: where not all ranks come within the time-out; later, from `backward()`, where one is lost.
+        ValueError: if the model, reducer or an option does not fit; the message says what would.
+        WireError: if not all ranks arrive within the timeout; later, from `backward()`, if a rank is lost.
     """
     make = maker(reducer, options)
     group = replicate.get_group() if isinstance(replicate, DeviceMesh) else replicate
@@ -188,7 +190,7 @@ def fsdp_hook(
     if not shards:
         raise ValueError("the model has no parameter that requires a gradient: there is nothing to reduce")
     wire = GuestWire(group, device=device, timeout=timeout, guard=guard)
-    check_same(wire, told([each.flat for each in shards], reducer, options))
+    check_same(wire, setup_lines([each.flat for each in shards], reducer, options))
     others = [
         GuestWire(shard_group, device=device, timeout=timeout, guard=guard)
         for shard_group in _shard_groups(each for _, each in wrapped)
@@ -202,13 +204,13 @@ def fsdp_hook(
         each = of_parameters.get(id(parameters))
         if each is not None:
             module.set_all_reduce_hook(partial(mount.reduce, each))
-            # Else the vector is shorter where a parameter was not used, and nobody can tell by which.
+            # Otherwise the vector omits unused parameters without saying which.
             module.set_reduce_scatter_unused_params(True, recurse=False)
     return mount
 
 
 def groups(model: nn.Module) -> list[FSDPParamGroup]:
-    """The parameters that FSDP reduce-scatters together, of each wrapped module that has any."""
+    """Parameter groups that FSDP reduce-scatters together, of every wrapped module that has any."""
     return [
         parameters
         for module in model.modules()
@@ -218,13 +220,13 @@ def groups(model: nn.Module) -> list[FSDPParamGroup]:
 
 
 def _shard_groups(wrapped: Iterable[FSDPParamGroup]) -> list[dist.ProcessGroup]:
-    """The groups of several ranks over which modules are sharded, each once."""
+    """Process groups of several ranks over which modules are sharded, without repetitions."""
     found = {tuple(dist.get_process_group_ranks(each.mesh_info.mesh.get_group())): each for each in wrapped}
     return [each.mesh_info.mesh.get_group() for ranks, each in found.items() if len(ranks) > 1]
 
 
 def _wrapped(model: nn.Module, replicas: dist.ProcessGroup) -> list[tuple[FSDPModule, FSDPParamGroup]]:
-    """The modules that have parameters of their own to reduce-scatter, and these."""
+    """Modules that have parameters of their own to reduce-scatter, with their parameter groups."""
     found = []
     for name, module in model.named_modules():
         groups = module._get_fsdp_state()._fsdp_param_groups if isinstance(module, FSDPModule) else []

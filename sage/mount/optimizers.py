@@ -1,8 +1,8 @@
-"""The mounts that are open, and a look at every optimiser before its step.
+"""The open mounts, and a check of every optimiser before its step.
 
-A reducer that is mounted on parameters which the optimiser does not hold, or whose gradients were not reduced
-since the last backward, would be idle and nobody would notice. `torch.optim` calls what is registered here
-before every step of every optimiser.
+A reducer mounted on parameters that the optimiser does not hold, or whose gradients were not reduced since
+the last backward, would have no effect without any error. `torch.optim` calls the hook registered here before
+every step of every optimiser.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,24 +15,24 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 
 class Watched(Protocol):
-    """What is asked of a mount before an optimiser's step."""
+    """The interface of a mount that is used before an optimiser's step."""
 
     def mounted(self) -> Mapping[str, nn.Parameter]:
         """The parameters whose gradients it reduces, by name."""
         ...
 
     def model_parameters(self) -> Mapping[str, nn.Parameter]:
-        """Those that the model has now and that require a gradient."""
+        """The model's current parameters that require a gradient."""
         ...
 
     def check(self) -> None:
-        """Raise ValueError where the two are not the same."""
+        """Raise ValueError if the two differ."""
 
     def check_reduced(self) -> None:
-        """Raise ValueError where the last backward's gradients were not reduced."""
+        """Raise ValueError if the gradients of the last backward were not reduced."""
 
     def check_no_copy(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Raise ValueError where an optimiser trains a copy of the model in its place."""
+        """Raise ValueError if an optimiser trains a copy of the model instead."""
 
 
 _open: "WeakSet[Watched]" = WeakSet()
@@ -43,7 +43,7 @@ def check_free(named: Mapping[str, nn.Parameter]) -> None:
     """Refuse parameters on which another reducer is mounted.
 
     Raises:
-        ValueError: names the first.
+        ValueError: names the first one.
     """
     taken = {id(p) for mount in tuple(_open) for p in mount.mounted().values()}
     for name, p in named.items():
@@ -55,7 +55,7 @@ def check_free(named: Mapping[str, nn.Parameter]) -> None:
 
 
 def watch(mount: Watched) -> None:
-    """Look at this mount before each optimiser's step, until it is closed or forgotten."""
+    """Check this mount before each optimiser's step, until it is closed or garbage-collected."""
     if not _registered:
         # torch.compile must not look into it; what `disable` returns has no type.
         hook: Any = torch.compiler.disable(_before_step)
@@ -64,7 +64,7 @@ def watch(mount: Watched) -> None:
 
 
 def forget(mount: Watched) -> None:
-    """Look at this mount no more."""
+    """Stop checking this mount."""
     _open.discard(mount)
 
 

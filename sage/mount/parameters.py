@@ -1,4 +1,4 @@
-"""Which parameters of a model a mount reduces, and whether they still are what the optimiser will see."""
+"""The parameters of a model that a mount reduces, and checks that they have not changed since."""
 
 from collections.abc import Mapping
 
@@ -21,29 +21,29 @@ REAL = {
     torch.complex64: torch.float32,
     torch.complex128: torch.float64,
 }
-"""The dtypes of gradients that can be reduced, and in which real dtype each lies in the flat vector."""
+"""Dtypes of gradients that can be reduced, and the real dtype of each in the flat vector."""
 
 
 def real_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which x lies in a flat vector: a complex number is a pair of reals."""
+    """Dtype of x in a flat vector: a complex number is stored as a pair of reals."""
     return REAL.get(x.dtype, x.dtype)
 
 
 def real_shape(x: Tensor) -> tuple[int, ...]:
-    """The shape in which x lies in a flat vector: (*shape, 2) where it is complex."""
+    """Shape of x in a flat vector: (*shape, 2) if it is complex."""
     return (*x.shape, 2) if x.is_complex() else tuple(x.shape)
 
 
 def as_real(x: Tensor) -> Tensor:
-    """x as a tensor of reals that shares its memory."""
+    """x as a real tensor that shares its memory."""
     return torch.view_as_real(x) if x.is_complex() else x
 
 
 def trainable(model: nn.Module, *, ignored: frozenset[str] = frozenset()) -> dict[str, nn.Parameter]:
-    """The parameters that require a gradient, tied ones once.
+    """The parameters that require a gradient; tied ones once.
 
     Raises:
-        ValueError: where there are none, or one of them cannot be reduced; it is named.
+        ValueError: if there are none, or one of them cannot be reduced; it is named.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in ignored}
     if not named:
@@ -64,10 +64,10 @@ def trainable(model: nn.Module, *, ignored: frozenset[str] = frozenset()) -> dic
 
 
 def check_plain(model: nn.Module) -> None:
-    """Refuse a model whose gradients something else reduces or shards already.
+    """Refuse a model whose gradients are already reduced or sharded by a wrapper.
 
     Raises:
-        ValueError: where a part of it is wrapped; names the part and what to use.
+        ValueError: if a part is wrapped; names the part and what to use.
     """
     for name, module in model.named_modules():
         part = f"{name!r} of the model" if name else "the model"
@@ -99,12 +99,12 @@ AGAIN = "close() the mount and mount the reducer again, then make the optimiser"
 def check_unchanged(
     mounted: Named, model: nn.Module, *, ignored: frozenset[str] = frozenset(), again: str = AGAIN
 ) -> None:
-    """Refuse to go on where the model's trainable parameters are no longer those that were mounted.
+    """Check that the model's trainable parameters are still those that were mounted.
 
-    One walk over the model; nothing is read from a device.
+    It visits the model's parameters once and reads nothing from a device.
 
     Raises:
-        ValueError: names the first parameter that was frozen, thawed, replaced, added or removed.
+        ValueError: names the first parameter that was frozen, unfrozen, replaced, added or removed.
     """
     now = dict(model.named_parameters())
     for name, p in mounted.items():
@@ -135,7 +135,7 @@ def check_memory(model: nn.Module) -> None:
     """Refuse parameters and buffers that a broadcast cannot write to.
 
     Raises:
-        ValueError: names the first whose elements share memory, or that is not strided or on no device.
+        ValueError: names the first one whose elements share memory, that is not strided, or has no device.
     """
     for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, x in named:
@@ -156,13 +156,13 @@ def check_dense(model: nn.Module) -> None:
     """Refuse a model whose gradients are not all dense.
 
     Raises:
-        ValueError: where it has a sparse embedding.
+        ValueError: if it has a sparse embedding.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
             raise ValueError(
                 f"{name or 'the model'} has sparse gradients, which are no part of a bucket: "
-                "say sparse=False, or use sage.reduce_model, which makes them dense"
+                "set sparse=False, or use sage.reduce_model, which makes them dense"
             )
 
 
@@ -171,10 +171,10 @@ def ddp_parameters(model: DistributedDataParallel, *, in_backward: bool = False)
 
     Args:
         model: The wrapped model.
-        in_backward: Whether its backward is running, in which DDP cannot be asked how many it reduces.
+        in_backward: Whether its backward is running; DDP cannot report how many it reduces then.
 
     Raises:
-        ValueError: where they are not those that require a gradient now.
+        ValueError: if they are not the parameters that require a gradient now.
     """
     ignored = frozenset(model.parameters_to_ignore)
     named = trainable(model.module, ignored=ignored)
@@ -182,7 +182,7 @@ def ddp_parameters(model: DistributedDataParallel, *, in_backward: bool = False)
     for name, p in named.items():
         if id(p) not in known:
             raise ValueError(
-                f"the parameter {name!r} is none that DistributedDataParallel knows: it was thawed, replaced "
+                f"the parameter {name!r} is unknown to DistributedDataParallel: it was unfrozen, replaced "
                 "or added after wrapping, so that nothing would reduce it; wrap the model again"
             )
     if in_backward:
@@ -193,13 +193,13 @@ def ddp_parameters(model: DistributedDataParallel, *, in_backward: bool = False)
         changed = [*named, *frozen] if count < len(named) else frozen
         raise ValueError(
             f"DistributedDataParallel reduces {count} parameters and {len(named)} require a gradient now: "
-            f"of {', '.join(map(repr, changed))} some were frozen or thawed after wrapping; wrap it again"
+            f"of {', '.join(map(repr, changed))} some were frozen or unfrozen after wrapping; wrap it again"
         )
     return named
 
 
 def wrapper_of(module: nn.Module) -> DistributedDataParallel | None:
-    """`module` itself where it is DistributedDataParallel, also beneath `torch.compile`."""
+    """Return `module` if it is DistributedDataParallel, possibly compiled by `torch.compile`; else None."""
     inner = getattr(module, "_orig_mod", module)
     return inner if isinstance(inner, DistributedDataParallel) else None
 

@@ -1,4 +1,4 @@
-"""A run folder of a script's own, which `sage report` compares with others."""
+"""Run folder of a user's own script, which `sage report` compares with others."""
 
 import math
 import time
@@ -15,13 +15,13 @@ from sage.records.manifest import manifest
 from sage.records.record import Recorder
 
 KEPT = 50_000
-"""At most so many steps are kept one by one; beyond, every second one is dropped, and so on."""
+"""Maximum number of steps stored individually; beyond it, every second stored step is dropped."""
 WARM_UP = 0.1
-"""Share of the first steps (at most ten) that step times leave out, as `sage run` does."""
+"""Share of the first steps (at most ten) excluded from step times, as in `sage run`."""
 
 
 class StepLog:
-    """What each step of a mount took and sent, in bounded memory."""
+    """Duration and traffic of a mount's steps, in bounded memory."""
 
     def __init__(self) -> None:
         self._steps: list[dict[str, Any]] = []
@@ -33,21 +33,21 @@ class StepLog:
         self.wire_sent = 0
         self.wire_received = 0
         self.density = 0.0
-        """The sum over steps of the density that each step had."""
+        """Sum over steps of the achieved density."""
 
     def add(
         self, booked: Ledger, density: float, reports: Sequence[tuple[int, Mapping[str, float]]] = ()
     ) -> None:
-        """Count one step, by what the ledger has booked in it.
+        """Add one step.
 
         Args:
-            booked: In this step.
-            density: That the step had.
-            reports: The elements of each flat gradient, and what its reducer reports.
+            booked: The ledger of this step.
+            density: Achieved density of the step.
+            reports: Number of elements of each flat gradient, and its reducer's report.
         """
         report: Mapping[str, float] = reports[0][1] if len(reports) == 1 else {}
-        if len(reports) > 1 and all("density_asked" in told for _, told in reports):
-            asked = sum(size * told["density_asked"] for size, told in reports)
+        if len(reports) > 1 and all("density_asked" in scalars for _, scalars in reports):
+            asked = sum(size * scalars["density_asked"] for size, scalars in reports)
             report = {"density_asked": asked / max(1, sum(size for size, _ in reports))}
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
@@ -76,11 +76,11 @@ class StepLog:
             self._every *= 2
 
     def since(self, step: int) -> list[dict[str, Any]]:
-        """The records of the steps from this one on that were kept."""
+        """Stored records of the steps from this one on."""
         return [each for each in self._steps if each["step"] >= step]
 
     def result(self) -> dict[str, Any]:
-        """The measured figures of `result.json`."""
+        """The measured values of `result.json`."""
         seconds_S = numpy.array([each["seconds"] for each in self._steps])
         seconds_S = seconds_S[min(10, int(WARM_UP * len(seconds_S))) :]
         quantiles = numpy.percentile(seconds_S, (50, 95, 99)).tolist() if len(seconds_S) else [None] * 3
@@ -100,14 +100,14 @@ class StepLog:
 
 
 class RunFolder:
-    """A run folder that a mount writes, on rank 0 alone.
+    """A run folder that a mount writes, on rank 0 only.
 
     Args:
-        folder: Where; an earlier record of a mount there is replaced.
-        config: What the run is, as `config.json` says it.
+        folder: Path; an earlier record of a mount there is replaced.
+        config: Description of the run, as in `config.json`.
 
     Raises:
-        ValueError: where `sage run` has written the folder.
+        ValueError: if `sage run` has written the folder, or it has other records.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
@@ -128,7 +128,7 @@ class RunFolder:
     def write(
         self, log: StepLog, metrics: Mapping[str, float], metric: str, better: str, parameters: int
     ) -> None:
-        """Add the steps since the last call and an evaluation, and bring `result.json` up to date."""
+        """Add the steps since the last call and an evaluation, and update `result.json`."""
         for step in log.since(self._written):
             self._recorder.step(**step)
         self._written = log.count

@@ -1,4 +1,4 @@
-"""What `register_comm_hook` is told of a function that is no communication hook."""
+"""An error for functions that are passed to `register_comm_hook` but are not communication hooks."""
 
 import inspect
 from collections.abc import Callable
@@ -9,7 +9,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Signature(inspect.Signature):
-    """The signature of a function that people take for a communication hook."""
+    """Signature of a function that may be mistaken for a communication hook."""
 
     @property
     def parameters(self) -> MappingProxyType[str, inspect.Parameter]:
@@ -18,7 +18,7 @@ class _Signature(inspect.Signature):
 
 class _Parameters(dict[str, inspect.Parameter]):
     def __missing__(self, name: str) -> inspect.Parameter:
-        if name == "bucket":  # asked for by DistributedDataParallel.register_comm_hook alone
+        if name == "bucket":  # only DistributedDataParallel.register_comm_hook looks it up
             raise ValueError(
                 'this is no communication hook to register: call sage.ddp_hook(model, "topk", ...) on the '
                 'wrapped model, or register a pair: state, hook = sage.comm_hook(model, "topk", ...)'
@@ -27,8 +27,8 @@ class _Parameters(dict[str, inspect.Parameter]):
 
 
 def not_a_hook(function: F) -> F:
-    """Let `register_comm_hook(None, function)` say in one line what to do instead."""
+    """Make `register_comm_hook(None, function)` raise an error that says what to do instead."""
     signature = inspect.signature(function)
-    told = _Signature(list(signature.parameters.values()), return_annotation=signature.return_annotation)
-    function.__signature__ = told  # type: ignore[attr-defined]
+    changed = _Signature(list(signature.parameters.values()), return_annotation=signature.return_annotation)
+    function.__signature__ = changed  # type: ignore[attr-defined]
     return function

@@ -1,8 +1,8 @@
-"""A reducer's state by parameter, so that it can go on in other buckets than it was saved from.
+"""A reducer's state by parameter, so that it can be restored into buckets other than those it was saved from.
 
-What a reducer holds for each element (`residual_N`, any `…_N`) and for each group (`…_G`) follows its
-parameter. The rest, such as a threshold or a count of steps, belongs to the bucket: each of its parameters
-names it, and a bucket goes on with its first parameter's.
+State per element (`residual_N`, any `…_N`) and per group (`…_G`) belongs to its parameter. Other state, such
+as a threshold or a step count, belongs to the bucket: each of its parameters stores it, and a bucket is
+restored from its first parameter's.
 """
 # N = elements of the flat vector, G = groups of the layout
 
@@ -16,11 +16,11 @@ from sage.mount.flat import Flat
 from sage.reduction.layout import Layout, Span
 
 State = dict[str, dict[str, Any]]
-"""By parameter, and by the names of `ErrorFeedback.state_dict()`."""
+"""By parameter name, then by the names of `ErrorFeedback.state_dict()`."""
 
 
 def by_parameter(flat: Flat) -> State:
-    """The state of one flat gradient's reducer and memory."""
+    """State of one flat gradient's reducer and error feedback."""
     layout, held = flat.compressed, flat.feedback.state_dict()
     return {
         span.name: {key: _part(key, value, layout, span, group) for key, value in held.items()}
@@ -29,10 +29,10 @@ def by_parameter(flat: Flat) -> State:
 
 
 def restore(flat: Flat, states: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put back what `by_parameter` gave, of this flat gradient or of others with the same parameters.
+    """Restore what `by_parameter` returned, from this flat gradient or from others with the same parameters.
 
     Raises:
-        ValueError: where it is the state of another reducer, or of one with other options.
+        ValueError: if it is the state of another reducer, or of one with other options.
     """
     layout, own = flat.compressed, flat.feedback.state_dict()
     held: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What a mount has sent, beside what an uncompressed all-reduce would have been handed."""
+"""Traffic of a mount, compared with that of an uncompressed all-reduce."""
 
 from dataclasses import dataclass
 
@@ -7,24 +7,24 @@ from sage.comm.ledger import KINDS, Ledger
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one rank has handed to its collectives for gradients, in one step or in several."""
+    """Bytes that one rank has passed to collectives for gradients, in one or several steps."""
 
     steps: int = 0
-    """Reductions, the skipped ones included."""
+    """Number of reductions, including skipped ones."""
     skipped: int = 0
-    """Of these, the ones in which a gradient was not finite, so that nothing was reduced."""
+    """Reductions skipped because a gradient was not finite."""
     payload_bytes: int = 0
-    """Values, indices, scales, sizes and padding that this rank handed over."""
+    """Payload: values, indices, scales, sizes and padding of this rank."""
     dense_bytes: int = 0
-    """What an all-reduce of the same gradients, each in its own dtype, would have been handed."""
+    """Payload of an all-reduce of the same gradients, each in its own dtype."""
     wire_sent: int = 0
     """Bytes that the collectives' algorithms sent from this rank (docs/explanation/ledger.md)."""
     wire_received: int = 0
-    """Bytes that they brought to this rank."""
+    """Bytes that the collectives' algorithms delivered to this rank."""
 
     @property
     def compression(self) -> float:
-        """`dense_bytes` over `payload_bytes`; infinite where nothing was handed over.
+        """`dense_bytes` / `payload_bytes`; infinite if the payload is empty.
 
         >>> Traffic(steps=1, payload_bytes=80, dense_bytes=4000).compression
         50.0
@@ -45,6 +45,6 @@ class Traffic:
 
 
 def of_step(booked: Ledger, dense_bytes: int, *, skipped: bool) -> Traffic:
-    """The traffic of one step, by what the ledger has booked in it."""
+    """Traffic of one step, from its ledger."""
     payload = sum(booked.payload[kind] for kind in KINDS)
     return Traffic(1, int(skipped), payload, dense_bytes, booked.sent, booked.received)

@@ -1,4 +1,4 @@
-"""The mount for any loop: the whole model's gradient, reduced after backward."""
+"""The mount for any training loop: the whole model's gradient is reduced after backward."""
 # N = elements of the flat gradient
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sage.comm.attached import GuestWire
 from sage.comm.packing import pack
 from sage.comm.wire import Wire
-from sage.mount.base import Method, Mount, check_same, maker, told
+from sage.mount.base import Method, Mount, check_same, maker, setup_lines
 from sage.mount.copies import Copies
 from sage.mount.optimizers import check_free
 from sage.mount.parameters import (
@@ -27,10 +27,10 @@ from sage.reduction.reducer import Memory
 
 
 class ModelMount(Mount):
-    """The whole model's gradient, reduced where the script says so.
+    """The whole model's gradient, reduced where the script calls `reduce()`; created by `sage.reduce_model`.
 
-    Made by `sage.reduce_model`. Call `reduce()` between the last backward and the optimiser's step. Any
-    `zero_grad()` may be used; the mount's own saves copying the gradients.
+    Call `reduce()` between the last backward and the optimiser's step. Any `zero_grad()` may be used; the
+    mount's own avoids copying the gradients.
     """
 
     def __init__(self, model: nn.Module, whole: WholeModel, wire: Wire) -> None:
@@ -39,9 +39,9 @@ class ModelMount(Mount):
         self._whole = whole
         self._squares: Tensor | None = None
         self._left: tuple[int, int] | None = None
-        """Address and version of the gradient as `reduce()` left it; None where an optimiser has stepped."""
+        """Address and version of the gradient after `reduce()`; None after an optimiser's step."""
         self._was_idle = False
-        """Whether the last `reduce()` found a gradient that nothing had written since mounting or zeroing."""
+        """Whether nothing had written the gradient between mounting or zeroing and the last `reduce()`."""
         self._copies = Copies(model, named)
 
     def zero_grad(self) -> None:
@@ -57,32 +57,32 @@ class ModelMount(Mount):
         check_unchanged(self._named, self._model)
 
     def observe(self, squares: Mapping[str, Tensor]) -> None:
-        """Tell a reducer that asks for it (`variance`) the squares of what each sample adds to the gradient.
+        """Pass the squares of the samples' gradient contributions to a reducer that needs them (`variance`).
 
         Args:
             squares: Σ_z (∂f_z/B)² of each parameter, by its name and in its shape, over the samples z of this
                 rank's batch of B, or over its parts; before `reduce()`.
 
         Raises:
-            ValueError: where those of a parameter are missing, or of another shape.
+            ValueError: if those of a parameter are missing or have another shape.
         """
         spans = self._whole.compressed.spans
         for span in spans:
-            told = tuple(squares[span.name].shape) if span.name in squares else "none"
-            if told != span.shape:
-                raise ValueError(f"squares of {span.name}: {told}, where its shape is {span.shape}")
+            found = tuple(squares[span.name].shape) if span.name in squares else "none"
+            if found != span.shape:
+                raise ValueError(f"squares of {span.name} have shape {found}; expected {span.shape}")
         square_C = torch.cat([squares[span.name].reshape(-1) for span in spans])
         self._squares = square_C.to(self._whole.grad_C)
 
     def reduce(self) -> None:
         """Replace every `.grad` by the mean over ranks of what was sent.
 
-        Where a gradient is not finite on any rank, nothing is reduced, no state changes, and every `.grad`
+        If a gradient is not finite on any rank, nothing is reduced, no state changes, and every `.grad`
         becomes NaN on all ranks: `torch.amp.GradScaler` then skips the step on all of them.
 
         Raises:
-            ValueError: where a parameter was frozen, thawed, replaced, added or removed since mounting, or
-                where the gradients have been reduced already.
+            ValueError: if a parameter was frozen, unfrozen, replaced, added or removed since mounting, or if
+                the gradients have been reduced already.
         """
         self.check()
         with torch.no_grad():
@@ -97,7 +97,7 @@ class ModelMount(Mount):
     def _check_new(self) -> None:
         """Refuse to reduce a mean again: the residual would be sent twice.
 
-        Every write into the gradient, or into a view of it, raises torch's count of its versions.
+        Every write to the gradient, or to a view of it, increments torch's version counter.
         """
         if not self._unreduced.is_set and self._version() == self._left:
             raise ValueError(
@@ -145,19 +145,21 @@ def reduce_model(
     The parameters and buffers of the group's first rank are copied to all ranks.
 
     Args:
-        model: Not wrapped in anything.
-        reducer: A reducer's name, with its options as further keywords; or a reducer, or what makes one.
+        model: The model, without any wrapper.
+        reducer: A reducer's name, with its options as further keywords; or a reducer, or a callable that
+            makes one.
         group: The ranks that train the model together; by default all.
-        memory: Error feedback; by default what the reducer asks for.
-        memory_options: Its β, γ and so on, as of `sage.reduction.error_feedback.ErrorFeedback`.
-        grouping: The unit over which the reducer decides; by default what it asks for.
-        min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
-        timeout: Seconds after which a collective that has not come back is an error on every rank.
-        guard: Compare every collective between the ranks before it is made.
+        memory: Error feedback; by default the reducer's own.
+        memory_options: Options of the error feedback (β, γ, …); see
+            `sage.reduction.error_feedback.ErrorFeedback`.
+        grouping: Unit of the reducer's decisions; by default the reducer's own.
+        min_compress: Tensors with fewer elements are sent dense, unless the reducer handles them too.
+        timeout: Seconds after which an incomplete collective is an error on every rank.
+        guard: Compare every collective between the ranks before it runs.
 
     Raises:
-        ValueError: for a model, reducer or option that does not fit; says what would.
-        WireError: where not all ranks come within the time-out.
+        ValueError: if the model, reducer or an option does not fit; the message says what would.
+        WireError: if not all ranks arrive within the timeout.
     """
     make = maker(reducer, options)
     check_plain(model)
@@ -172,7 +174,7 @@ def reduce_model(
         min_compress=min_compress,
     )
     wire = GuestWire(group, device=whole.grad_N.device, timeout=timeout, guard=guard)
-    check_same(wire, told([whole], reducer, options))
+    check_same(wire, setup_lines([whole], reducer, options))
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             _copy_from_first(tensor, wire)

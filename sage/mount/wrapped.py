@@ -1,4 +1,4 @@
-"""Whether a hook can be mounted on a model that is wrapped in DistributedDataParallel."""
+"""Checks whether a hook can be mounted on a model wrapped in DistributedDataParallel."""
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -18,10 +18,10 @@ HAS_HOOK = (
 
 
 def checked(model: nn.Module, *, in_backward: bool = False) -> DistributedDataParallel:
-    """The model where a hook can be mounted on it.
+    """Return the wrapped model if a hook can be mounted on it.
 
     Raises:
-        ValueError: where it is not wrapped, or wrapped with options that do not fit.
+        ValueError: if it is not wrapped, or wrapped with options that do not fit.
     """
     wrapped = wrapper_of(model)
     if wrapped is None:
@@ -31,8 +31,8 @@ def checked(model: nn.Module, *, in_backward: bool = False) -> DistributedDataPa
         )
     if wrapped.skip_all_reduce_unused_params:
         raise ValueError(
-            "skip_all_reduce_unused_params=True keeps whole buckets back, whose residuals would wait: "
-            "leave it out"
+            "skip_all_reduce_unused_params=True skips whole buckets, whose residuals would not be sent: "
+            "omit it"
         )
     if wrapped._join_config.enable:
         raise ValueError(NO_JOIN)

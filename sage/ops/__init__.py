@@ -1,10 +1,10 @@
-"""The operations a reducer spends its time in: accumulate, select, compact, scatter, pack.
+"""The operations on which reducers spend their time: accumulate, select, compact, scatter, pack.
 
-Every op treats magnitudes as the integer bits of |x|: for floats these order as the values do, zeros compare
-equal, and a NaN is the largest of all, so that it is selected, sent and seen instead of hiding in the
-residual. Ties are broken towards the lower index, so results are the same everywhere, to the bit.
+Every op compares magnitudes as the integer bits of |x|. For floats these have the order of the values, all
+zeros are equal, and NaN is the largest, so that NaN is selected and sent instead of staying in the residual.
+Of equal magnitudes the lower index is selected first, so results are bitwise identical everywhere.
 
-Each runs natively where the extension is built (`sage.ops.native`) and the vectors are contiguous float32,
+Each op runs natively if the extension is built (`sage.ops.native`) and the vectors are contiguous float32,
 and otherwise in plain torch (`sage.ops.reference`), with the same result.
 """
 # N = elements of the flat vector, K = elements selected, M = elements of all ranks together, B = bytes
@@ -23,12 +23,12 @@ _native = torch.ops.sage
 
 
 def accumulate(grad_N: Tensor, residual_N: Tensor | None) -> Tensor:
-    """The signal a = residual + gradient. Where there is a residual it is formed there, in place."""
+    """The signal a = residual + gradient, formed in place in the residual if there is one."""
     return grad_N if residual_N is None else residual_N.add_(grad_N)
 
 
 def select_top(x_N: Tensor, k: int) -> Tensor:
-    """Indices (int64, ascending) of the k largest |x|, the lower index first among equals."""
+    """Indices (int64, ascending) of the k largest |x|; of equal ones, the lower index first."""
     if native.takes("top_", x_N):
         n = x_N.numel()
         return _native.top_.default(x_N, None, [0, n], [min(k, n)], keep=False, clear=False)[1].long()
@@ -36,26 +36,26 @@ def select_top(x_N: Tensor, k: int) -> Tensor:
 
 
 def select_above(x_N: Tensor, threshold: float) -> Tensor:
-    """Indices (int64, ascending) where |x| >= threshold, or x is NaN; the threshold is rounded as x is."""
+    """Indices (int64, ascending) where |x| ≥ threshold or x is NaN; the threshold is rounded to x's dtype."""
     if native.takes("select_", x_N):
         return _native.select_.default(x_N, None, threshold, False, False, None, 1)[1].long()
     return reference.is_above(x_N, threshold).nonzero().view(-1)
 
 
 def count_above(x_N: Tensor, threshold: float) -> int:
-    """How many elements `select_above` would take."""
+    """Number of elements that `select_above` would select."""
     if native.takes("count_above", x_N):
         return int(_native.count_above.default(x_N, threshold))
     return int(reference.is_above(x_N, threshold).sum())
 
 
 def magnitude(bits: int, dtype: torch.dtype) -> float:
-    """The magnitude that has these bits: `magnitude_bits` undone, for one number."""
+    """The magnitude with these bits; the inverse of `magnitude_bits` for one number."""
     return float(torch.tensor(bits, dtype=reference.BITS[dtype]).view(dtype))
 
 
 def least_magnitude(x_K: Tensor) -> float:
-    """The smallest |x|; infinity where none is a number, 0 of nothing."""
+    """The smallest |x|; infinity if none is a number, 0 if there are no elements."""
     if x_K.numel() == 0:
         return 0.0
     least = float(x_K.abs().min())
@@ -65,9 +65,9 @@ def least_magnitude(x_K: Tensor) -> float:
 
 
 def take(signal_N: Tensor, at_K: Tensor, *, dtype: torch.dtype, keep: bool) -> Tensor:
-    """The signal's values at `at_K`, rounded to `dtype`; with `keep`, the signal keeps what was not taken.
+    """The signal's values at `at_K`, rounded to `dtype`; with `keep` they are removed from the signal.
 
-    What stays behind is 0 for a value that travels as it is, and the rounding error for one that does not.
+    The signal then holds 0 where a value was sent exactly, and the rounding error where it was rounded.
     """
     return rounded(signal_N, reference.take(signal_N, at_K, keep=keep), at_K, dtype=dtype, keep=keep)
 
@@ -82,16 +82,16 @@ def take_above(
     bins: Tensor | None = None,
     every: int = 32,
 ) -> tuple[Tensor, Tensor]:
-    """Accumulate, and take what `select_above` selects, in one pass: values and indices (int32, ascending).
+    """Accumulate and take what `select_above` selects, in one pass: values and indices (int32, ascending).
 
     Args:
-        grad_N: The gradient; without a residual it is the signal, and stays as it is.
+        grad_N: The gradient; without a residual it is the signal, and is not modified.
         residual_N: Accumulated into; keeps what is not taken, as in `take`.
-        threshold: From which magnitude.
-        dtype: Of the values.
-        clear: Whether the gradient is left 0 once it is in the residual.
-        bins: int32, NUM_BINS: the signal's magnitudes are added, for `threshold_from_histogram`.
-        every: Only those in every so many groups of 64 elements.
+        threshold: Smallest magnitude to take.
+        dtype: Dtype of the values.
+        clear: Whether to set the gradient to 0 after it is added to the residual.
+        bins: int32, NUM_BINS: the signal's magnitudes are counted in it, for `threshold_from_histogram`.
+        every: Count only one in `every` groups of 64 elements.
     """
     keep = residual_N is not None
     signal_N, added_N = (grad_N, None) if residual_N is None else (residual_N, grad_N)
@@ -112,17 +112,17 @@ def take_top(
     clear: bool = False,
     near: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[Tensor, Tensor]:
-    """Accumulate, and take what `select_top` selects of each group: values and indices (int32, ascending).
+    """Accumulate and take what `select_top` selects in each group: values and indices (int32, ascending).
 
     Args:
-        grad_N: The gradient; without a residual it is the signal, and stays as it is.
+        grad_N: The gradient; without a residual it is the signal, and is not modified.
         residual_N: Accumulated into; keeps what is not taken, as in `take`.
-        bounds: Group g is elements `[bounds[g], bounds[g + 1])`; together they are the whole vector.
-        counts: How many to take of each group, at most all.
-        dtype: Of the values.
-        clear: Whether the gradient is left 0 once it is in the residual.
-        near: Between which magnitudes the least of those taken should lie. The result is the same whatever
-            it says; the native op then need not find out from a sample, and is the slower where it misleads.
+        bounds: Group g is elements `[bounds[g], bounds[g + 1])`; together the groups are the whole vector.
+        counts: Number of elements to take from each group, at most all.
+        dtype: Dtype of the values.
+        clear: Whether to set the gradient to 0 after it is added to the residual.
+        near: Hint: magnitudes between which the smallest one taken should be. It does not change the result:
+            the native op then needs no sample, and is slower if the hint is wrong.
     """
     keep = residual_N is not None
     signal_N, added_N = (grad_N, None) if residual_N is None else (residual_N, grad_N)
@@ -134,7 +134,7 @@ def take_top(
 
 
 def rounded(signal_N: Tensor, own_K: Tensor, at_K: Tensor, *, dtype: torch.dtype, keep: bool) -> Tensor:
-    """What was taken as `dtype`; with `keep`, what that rounds away goes back to where it was taken from."""
+    """Values cast to `dtype`; with `keep`, the rounding error is written back to the signal."""
     if own_K.dtype is dtype:
         return own_K
     if torch.promote_types(own_K.dtype, dtype) is dtype:
@@ -146,7 +146,7 @@ def rounded(signal_N: Tensor, own_K: Tensor, at_K: Tensor, *, dtype: torch.dtype
 
 
 def histogram(x_N: Tensor, *, every: int = 1) -> Tensor:
-    """How many magnitudes fall into each of NUM_BINS bins (int32), in every so many groups of 64 elements.
+    """Number of magnitudes in each of NUM_BINS bins (int32), in one of `every` groups of 64 elements.
 
     A bin is 1.1 to 1.6 % wide: the exponent and the first 6 bits of the mantissa as a number.
     """
@@ -159,10 +159,10 @@ def histogram(x_N: Tensor, *, every: int = 1) -> Tensor:
 
 
 def threshold_from_histogram(bins: Tensor, density: float) -> float:
-    """The threshold that this share of what was counted is at or above, taken to lie evenly inside a bin.
+    """Threshold that a share `density` of the counted magnitudes reaches, interpolated within its bin.
 
     Returns:
-        Infinity where nothing was counted.
+        The threshold; infinity if nothing was counted.
     """
     falling = bins.flip(0).cumsum(0, dtype=torch.int64)
     num = int(falling[-1])
@@ -178,16 +178,17 @@ def threshold_from_histogram(bins: Tensor, density: float) -> float:
 
 
 def sample(grad_N: Tensor, residual_N: Tensor | None, *, every: int, first: int = 0) -> Tensor:
-    """The signal's elements in every so many groups of 32 (two cache lines), from group `first` on.
+    """The signal's elements in one of `every` groups of 32 (two cache lines), starting at group `first`.
 
-    Neighbours are alike in size, so that many short groups tell more than few long ones.
+    Neighbouring elements are similar in magnitude, so many short groups are more informative than few long
+    ones.
     """
     rows = [x_N[32 * first :].unfold(0, 32, 32 * every) for x_N in (grad_N, residual_N) if x_N is not None]
     return (rows[1] + rows[0] if len(rows) == 2 else rows[0]).flatten()
 
 
 def threshold_from_sample(sample_S: Tensor, density: float, near: tuple[float, float] = (0.0, 0.0)) -> float:
-    """The largest magnitude that this share of a sample, or more, has or exceeds; `near` as in `take_top`."""
+    """Largest magnitude that a share `density` of a sample, or more, reaches; `near` as in `take_top`."""
     num = sample_S.numel()
     k = min(num, max(1, math.ceil(density * num)))
     return least_magnitude(take_top(sample_S, None, [0, num], [k], near=near)[0])
@@ -196,14 +197,14 @@ def threshold_from_sample(sample_S: Tensor, density: float, near: tuple[float, f
 def scatter_mean(
     values_M: Tensor, at_M: Tensor, counts: Sequence[int], out_N: Tensor, *, zeroed: bool = False
 ) -> Tensor:
-    """The mean over ranks of sparse vectors: out = Σ_w scatter(values_w, at_w) / W, written into out_N.
+    """Mean over ranks of sparse vectors: out = Σ_w scatter(values_w, at_w) / W, written into out_N.
 
     Args:
-        values_M: All ranks' values, one rank after another.
-        at_M: Their indices, ascending within each rank. What is sent to the same place adds up.
-        counts: How many belong to each of the W ranks.
-        out_N: Overwritten.
-        zeroed: That out_N is 0 everywhere already, as after `clear`.
+        values_M: Values of all ranks, concatenated by rank.
+        at_M: Their indices, ascending within each rank. Values with the same index are added.
+        counts: Number of values of each of the W ranks.
+        out_N: Output; overwritten.
+        zeroed: Whether out_N is already 0 everywhere, as after `clear`.
     """
     if values_M.dtype is not out_N.dtype:
         values_M = values_M.to(out_N.dtype)
@@ -214,7 +215,7 @@ def scatter_mean(
 
 
 def clear(out_N: Tensor, at_K: Tensor) -> Tensor:
-    """Zero what was written before, and no more: sooner than zeroing everything where that was little."""
+    """Set these elements to zero: faster than zeroing the whole vector if they are few."""
     if native.takes("clear_", out_N, at_K) and at_K.dtype == torch.int32:
         _native.clear_.default(out_N, at_K)
         return out_N
@@ -229,28 +230,28 @@ def pack(codes_N: Tensor, bits: int) -> Tensor:
 
 
 def unpack(bytes_B: Tensor, bits: int, n: int) -> Tensor:
-    """The n codes that `pack` packed."""
+    """Unpack n codes from `pack`'s bytes."""
     if native.takes("unpack", bytes_B, dtype=torch.uint8):
         return _native.unpack.default(bytes_B, bits, n)
     return reference.unpack(bytes_B, bits, n)
 
 
 def pack_signs(x_N: Tensor) -> Tensor:
-    """A bit for each element, set where it is not below 0."""
+    """One bit per element, set if it is not negative."""
     if native.takes("pack_signs", x_N):
         return _native.pack_signs.default(x_N)
     return reference.pack((~(x_N < 0)).to(torch.uint8), 1)
 
 
 def unpack_signs(bytes_B: Tensor, n: int, scale: float = 1.0) -> Tensor:
-    """+scale (float32) for each bit that is set, −scale for each that is not."""
+    """+scale (float32) for each set bit, −scale for each other bit."""
     if native.takes("unpack_signs", bytes_B, dtype=torch.uint8):
         return _native.unpack_signs.default(bytes_B, n, scale)
     return reference.unpack_signs(bytes_B, n, scale)
 
 
 def draw(n: int, bits: int, seed: int, device: torch.device) -> Tensor:
-    """So many random bits, 1 to 24, for each of n elements (int32): those of torch.randint and this seed.
+    """Random integers of `bits` bits, 1 to 24, for n elements (int32): those of torch.randint with this seed.
 
     >>> generator = torch.Generator().manual_seed(7)
     >>> torch.equal(draw(5, 24, 7, torch.device("cpu")) / 2**24, torch.rand(5, generator=generator))
@@ -264,7 +265,7 @@ def draw(n: int, bits: int, seed: int, device: torch.device) -> Tensor:
 
 
 def encode_gaps(at_K: Tensor) -> Tensor:
-    """Ascending indices (int32) as bytes: the gaps between them, 7 bits a byte (LEB128).
+    """Encode ascending indices (int32) as bytes: the gaps between them, 7 bits per byte (LEB128).
 
     >>> encode_gaps(torch.tensor([0, 1, 130, 1000], dtype=torch.int32)).tolist()
     [0, 0, 128, 1, 229, 6]
@@ -275,28 +276,28 @@ def encode_gaps(at_K: Tensor) -> Tensor:
 
 
 def decode_gaps(bytes_B: Tensor, num: int) -> Tensor:
-    """The `num` indices (int32) that `encode_gaps` encoded."""
+    """Decode `num` indices (int32) from `encode_gaps`'s bytes."""
     if native.takes("decode_gaps", bytes_B, dtype=torch.uint8):
         return _native.decode_gaps.default(bytes_B, num)
     return reference.decode_gaps(bytes_B, num)
 
 
 def encode_bitmap(at_K: Tensor, n: int) -> Tensor:
-    """Indices (int32) as a bit for each of n places: fewer bytes than gaps at a density above about 1/8."""
+    """Encode indices (int32) as one bit per element of n: shorter than gaps above a density of about 1/8."""
     if native.takes("encode_bitmap", at_K, dtype=torch.int32):
         return _native.encode_bitmap.default(at_K, n)
     return reference.encode_bitmap(at_K, n)
 
 
 def decode_bitmap(bytes_B: Tensor) -> Tensor:
-    """The indices (int32, ascending) that `encode_bitmap` encoded."""
+    """Decode indices (int32, ascending) from `encode_bitmap`'s bytes."""
     if native.takes("decode_bitmap", bytes_B, dtype=torch.uint8):
         return _native.decode_bitmap.default(bytes_B)
     return reference.decode_bitmap(bytes_B)
 
 
 def encode_indices(at_K: Tensor, n: int) -> Tensor:
-    """Ascending indices (int32) of n places as bytes: gaps, or the bitmap where that is no longer.
+    """Encode ascending indices (int32) below n as bytes: gaps, or the bitmap if it is not longer.
 
     >>> encode_indices(torch.tensor([0, 1, 130, 1000], dtype=torch.int32), 8000).numel()
     6
@@ -308,7 +309,7 @@ def encode_indices(at_K: Tensor, n: int) -> Tensor:
 
 
 def decode_indices(bytes_B: Tensor, n: int) -> Tensor:
-    """The indices (int32, ascending) of n places that `encode_indices` encoded."""
+    """Decode indices (int32, ascending) below n from `encode_indices`'s bytes."""
     if bytes_B.numel() >= -(-n // 8):
         return decode_bitmap(bytes_B)
     return decode_gaps(bytes_B, int((bytes_B < 0x80).sum()))  # the last byte of each gap is below 128

@@ -1,7 +1,7 @@
-"""The native extension, where it was built: `csrc/`, loaded as `torch.ops.sage`. See `csrc/README.md`.
+"""The native extension, if it is built: `csrc/`, loaded as `torch.ops.sage`. See `csrc/README.md`.
 
-SAGE_NATIVE=0 leaves it out. Where it is missing `sage.ops` runs on the plain-torch references, to the same
-bits, and one line in the log says so.
+SAGE_NATIVE=0 disables it. Without it `sage.ops` runs the plain-torch references, with bitwise identical
+results, and logs one line.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def _load() -> str | None:
-    """Load the extension; why it is not there, or None where it is."""
+    """Load the extension; returns the reason if it is not available, else None."""
     if os.environ.get("SAGE_NATIVE") == "0":
         return "SAGE_NATIVE=0"
     found = importlib.util.find_spec("sage._C")
@@ -34,7 +34,7 @@ def _load() -> str | None:
 
 
 def _cure(root: Path = Path(__file__).parents[2]) -> str:
-    """How to build the extension for the Python that runs: in a checkout, or by a new installation.
+    """Command that builds the extension for the running Python: in a checkout, or by reinstalling.
 
     >>> _cure(Path("/nowhere")).partition(" -m ")[2]
     'pip install --force-reinstall --no-deps CHECKOUT` with a C++ compiler installs SAGE with it'
@@ -50,7 +50,7 @@ def _cure(root: Path = Path(__file__).parents[2]) -> str:
 
 
 MISSING = _load()
-"""Why there is no extension; None where there is one."""
+"""Reason why the extension is not available; None if it is."""
 
 _told = False
 
@@ -84,7 +84,7 @@ OPS = (
 
 
 def on(key: str) -> frozenset[str]:
-    """The ops that the extension has a kernel for under one of torch's dispatch keys, "CPU" or "CUDA"."""
+    """The ops that have a kernel for one of torch's dispatch keys, "CPU" or "CUDA"."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     return frozenset(op for op in OPS if MISSING is None and has(f"sage::{op}", key))
 
@@ -93,19 +93,19 @@ _CPU, _CUDA = on("CPU"), on("CUDA")
 
 
 def takes(op: str, x: Tensor, *others: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether the extension's `op` takes these vectors; the references take all that torch does.
+    """Whether the extension's `op` supports these vectors; the references support all that torch does.
 
     Args:
         op: Its name in `torch.ops.sage`.
-        x: A vector, which must be of `dtype`.
-        others: Vectors that must be on the same device, and of `dtype` if they are of floating point.
-        dtype: What the op is written for.
+        x: A vector, which must have the dtype `dtype`.
+        others: Vectors that must be on the same device and, if floating point, have the same dtype.
+        dtype: The dtype that the op supports.
     """
     if MISSING is not None:
         _tell()
         return False
-    # Asked before every op, from caches that a model's step has emptied: so each question is the cheapest
-    # that tells. `x.device.type`, which makes a string, costs as much as three others.
+    # This runs before every op, with cold caches after a model's step, so each check is the cheapest one
+    # available. `x.device.type`, which creates a string, costs as much as three others.
     if x.dtype is not dtype or not x.is_contiguous():
         return False
     if not (x.is_cpu and op in _CPU or x.is_cuda and op in _CUDA):
@@ -119,7 +119,7 @@ def takes(op: str, x: Tensor, *others: Tensor | None, dtype: torch.dtype = torch
 
 
 def _register_fakes() -> None:
-    """Say what every op's result looks like, for torch.compile; its size may follow from the data."""
+    """Register the shape and dtype of every op's result for torch.compile; sizes may depend on the data."""
 
     def unknown(x: Tensor, *dtypes: torch.dtype) -> tuple[Tensor, ...]:
         size = torch.library.get_ctx().new_dynamic_size()

@@ -1,7 +1,7 @@
-"""What every op of `sage.ops` does, in plain torch: the native kernels are held against it, to the bit.
+"""Plain-torch reference of every op in `sage.ops`; the native kernels must match it to the bit.
 
-It runs where there is no extension, and for what the extension is not written for. `sage.ops` says what each
-function means.
+It runs if there is no extension, and for inputs that the extension does not support. `sage.ops` documents
+each function.
 """
 # N = elements of the flat vector, K = elements selected, M = elements of all ranks together, B = bytes
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 GROUP = 64
-"""Elements that a histogram counts or leaves out together."""
+"""Elements that a histogram counts or skips together."""
 BIN_SHIFT = 17
-"""A bin is the exponent and the first 6 bits of the mantissa of a float32."""
+"""A bin is the exponent and the first 6 mantissa bits of a float32."""
 NUM_BINS = 1 << (31 - BIN_SHIFT)
 
 BITS = {
@@ -25,10 +25,10 @@ BITS = {
 
 
 def magnitude_bits(x_N: Tensor) -> Tensor:
-    """|x| as integers that order as |x| does, NaN above infinity.
+    """|x| as integers with the same order as |x|, NaN above infinity.
 
     Raises:
-        TypeError: where x is not floating point.
+        TypeError: if x is not floating point.
     """
     if x_N.dtype not in BITS:
         raise TypeError(f"a vector of {x_N.dtype}: expected one of {', '.join(map(str, BITS))}")
@@ -36,7 +36,7 @@ def magnitude_bits(x_N: Tensor) -> Tensor:
 
 
 def select_top(x_N: Tensor, k: int) -> Tensor:
-    """Indices (int64, ascending) of the k largest |x|, the lower index first among equals."""
+    """Indices (int64, ascending) of the k largest |x|; of equal ones, the lower index first."""
     n = x_N.numel()
     if k >= n:
         return torch.arange(n, device=x_N.device)
@@ -50,21 +50,21 @@ def select_top(x_N: Tensor, k: int) -> Tensor:
 
 
 def is_above(x_N: Tensor, threshold: float) -> Tensor:
-    """Where |x| >= threshold, or x is NaN."""
+    """Where |x| ≥ threshold or x is NaN (bool, N)."""
     return ~(x_N.abs() < threshold)
 
 
 def round_to(own_K: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Values as they travel in a narrower `dtype`, and what that rounds away."""
+    """Values rounded to a narrower `dtype` for sending, and the rounding errors."""
     values_K = own_K.to(dtype)
-    # What would overflow travels as the largest finite value; what is not finite must be seen as it is.
+    # Clamp values that would overflow to the largest finite one; NaN and infinity are sent unchanged.
     largest = torch.finfo(dtype).max
     values_K = torch.where(own_K.isfinite(), values_K.clamp(-largest, largest), values_K)
     return values_K, (own_K - values_K.to(own_K.dtype)).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def take(signal_N: Tensor, at_K: Tensor, *, keep: bool) -> Tensor:
-    """The signal's values at `at_K`; with `keep`, 0 is left in their place."""
+    """The signal's values at `at_K`; with `keep`, they are set to 0 in the signal."""
     own_K = signal_N[at_K]
     if keep:
         signal_N[at_K] = 0
@@ -80,7 +80,7 @@ def take_above(
     bins: Tensor | None,
     every: int,
 ) -> tuple[Tensor, Tensor]:
-    """Accumulate, count, select by threshold, compact and zero, one after another."""
+    """Accumulate, count, select by threshold, compact and zero, in separate passes."""
     _add(signal_N, added_N, clear)
     if bins is not None:
         histogram(bins, signal_N, every)
@@ -91,7 +91,7 @@ def take_above(
 def take_top(
     signal_N: Tensor, added_N: Tensor | None, bounds: Sequence[int], counts: Sequence[int], *, clear: bool
 ) -> tuple[Tensor, Tensor]:
-    """Accumulate, select the largest of each group, compact and zero, one after another."""
+    """Accumulate, select the largest of each group, compact and zero, in separate passes."""
     _add(signal_N, added_N, clear)
     chosen = [
         select_top(signal_N[start:stop], k) + start
@@ -109,7 +109,7 @@ def _add(signal_N: Tensor, added_N: Tensor | None, clear: bool) -> None:
 
 
 def histogram(bins: Tensor, x_N: Tensor, every: int) -> None:
-    """Add to the bins the magnitudes in every `every`-th group of 64 elements."""
+    """Count the magnitudes in every `every`-th group of 64 elements into the bins."""
     group_N = torch.arange(x_N.numel(), device=x_N.device) // GROUP
     bits = magnitude_bits(x_N[group_N % every == 0].float())
     bins += torch.bincount(bits >> BIN_SHIFT, minlength=NUM_BINS).to(bins.dtype)
@@ -122,7 +122,7 @@ def scatter_mean(
     if not zeroed:
         out_N.zero_()
     start = 0
-    # Rank by rank, so that the order of the additions, and with it the result's last bit, is always the same.
+    # Rank by rank, so that the order of the additions, and with it the result, is bitwise reproducible.
     for count in counts:
         stop = start + count
         out_N.index_add_(0, at_M[start:stop], values_M[start:stop].to(out_N.dtype))
@@ -131,7 +131,7 @@ def scatter_mean(
 
 
 def pack(codes_N: Tensor, bits: int) -> Tensor:
-    """Codes as a stream of bits, the low bit first, in whole bytes."""
+    """Codes as a bit stream, low bit first, in whole bytes."""
     places = torch.arange(bits, device=codes_N.device)
     stream = ((codes_N[:, None] >> places) & 1).view(-1)
     stream = torch.nn.functional.pad(stream, (0, -stream.numel() % 8))
@@ -140,26 +140,26 @@ def pack(codes_N: Tensor, bits: int) -> Tensor:
 
 
 def unpack(bytes_B: Tensor, bits: int, n: int) -> Tensor:
-    """The stream of bits as codes."""
+    """Codes from a bit stream."""
     stream = ((bytes_B[:, None] >> torch.arange(8, device=bytes_B.device)) & 1).view(-1)[: n * bits]
     weights = 1 << torch.arange(bits, device=bytes_B.device)
     return (stream.view(n, bits) * weights).sum(1).to(torch.uint8)
 
 
 def unpack_signs(bytes_B: Tensor, n: int, scale: float) -> Tensor:
-    """+scale for a bit that is set, −scale for one that is not."""
+    """+scale for each set bit, −scale for each other bit."""
     positive_N = unpack(bytes_B, 1, n).bool()
     scale_ = torch.tensor(scale, dtype=torch.float32, device=bytes_B.device)
     return torch.where(positive_N, scale_, -scale_)
 
 
 def draw_(out_N: Tensor, bits: int, seed: int) -> Tensor:
-    """Draws from a generator of their own."""
+    """Random integers from a new generator with this seed."""
     return out_N.random_(0, 1 << bits, generator=torch.Generator(out_N.device).manual_seed(seed))
 
 
 def encode_gaps(at_K: Tensor) -> Tensor:
-    """LEB128 of the gaps: 7 bits a byte, the low ones first, the high bit set where more follow."""
+    """LEB128 of the gaps: 7 bits per byte, low bits first, the high bit set if more bytes follow."""
     at_K = at_K.long()
     gap_K = at_K.diff(prepend=at_K.new_full((1,), -1)) - 1
     if bool((gap_K < 0).any()):
@@ -172,7 +172,7 @@ def encode_gaps(at_K: Tensor) -> Tensor:
 
 
 def decode_gaps(bytes_B: Tensor, num: int) -> Tensor:
-    """Indices out of their gaps."""
+    """Indices from their gaps."""
     byte_B = bytes_B.long()
     is_last_B = byte_B < 0x80
     item_B = is_last_B.cumsum(0) - is_last_B.long()
@@ -191,7 +191,7 @@ def decode_gaps(bytes_B: Tensor, num: int) -> Tensor:
 
 
 def encode_bitmap(at_K: Tensor, n: int) -> Tensor:
-    """A bit for each of n places."""
+    """One bit per element of n."""
     if at_K.numel() > 0 and not 0 <= int(at_K.min()) <= int(at_K.max()) < n:
         raise RuntimeError(f"indices: expected all from 0 up to {n - 1}")
     set_N = torch.zeros(n, dtype=torch.uint8, device=at_K.device)
@@ -200,5 +200,5 @@ def encode_bitmap(at_K: Tensor, n: int) -> Tensor:
 
 
 def decode_bitmap(bytes_B: Tensor) -> Tensor:
-    """The places whose bit is set."""
+    """Indices of the set bits."""
     return unpack(bytes_B, 1, 8 * bytes_B.numel()).nonzero().view(-1).int()

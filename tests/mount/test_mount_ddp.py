@@ -372,7 +372,7 @@ def test_a_model_that_the_hook_cannot_serve_is_refused() -> None:
     sparse = nn.Sequential(nn.Embedding(9, 6, sparse=True), nn.Linear(6, 2))
     for model, complaint in (
         (network(), "takes a model wrapped in DistributedDataParallel, not a Sequential"),
-        (wrap(sparse), "0 has sparse gradients, which are no part of a bucket: say sparse=False"),
+        (wrap(sparse), "0 has sparse gradients, which are no part of a bucket: set sparse=False"),
         (wrap(network(), skip_all_reduce_unused_params=True), "skip_all_reduce_unused_params=True keeps"),
     ):
         with pytest.raises(ValueError, match=complaint):
@@ -386,7 +386,7 @@ def test_a_reducer_or_an_option_that_there_is_not_is_refused() -> None:
         sage.ddp_hook(model, "topl")
     with pytest.raises(ValueError, match="no option of the reducer topk is called 'densty'"):
         sage.ddp_hook(model, "topk", densty=0.1)
-    with pytest.raises(ValueError, match="options density beside a reducer that is made already"):
+    with pytest.raises(ValueError, match="options density with a reducer that is an instance already"):
         sage.ddp_hook(model, TopK(), density=0.1)
 
 

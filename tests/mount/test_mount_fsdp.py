@@ -206,7 +206,10 @@ def test_a_model_that_the_hook_cannot_serve_is_refused() -> None:
 @alone
 def test_parameters_frozen_or_thawed_after_mounting_are_refused_by_name() -> None:
     mesh = one_by_one()
-    for was, complaint in ((True, "'4.weight' was frozen after mounting"), (False, "'4.weight' was thawed")):
+    for was, complaint in (
+        (True, "'4.weight' was frozen after mounting"),
+        (False, "'4.weight' was unfrozen"),
+    ):
         model = network()
         model[4].weight.requires_grad_(was)
         for layer in (model[4], model):
