@@ -373,7 +373,7 @@ def test_a_model_that_the_hook_cannot_serve_is_refused() -> None:
     for model, complaint in (
         (network(), "takes a model wrapped in DistributedDataParallel, not a Sequential"),
         (wrap(sparse), "0 has sparse gradients, which are no part of a bucket: set sparse=False"),
-        (wrap(network(), skip_all_reduce_unused_params=True), "skip_all_reduce_unused_params=True keeps"),
+        (wrap(network(), skip_all_reduce_unused_params=True), "skip_all_reduce_unused_params=True skips"),
     ):
         with pytest.raises(ValueError, match=complaint):
             sage.ddp_hook(model, "topk")  # type: ignore[arg-type]
