@@ -1,4 +1,4 @@
-"""Finds parts by name, and reads which options they take."""
+"""Finds parts by name and reads their options."""
 
 from .parts import ALIASES as ALIASES
 from .parts import EXPORTS as EXPORTS

@@ -1,8 +1,9 @@
 """Reads the signature of a part from its source, without importing it or torch.
 
-The outline of a module has its classes and functions with their docstrings, their bases and the keyword-only
-parameters of `__init__`, and its constants. What cannot be read in this way is `Unknown`, and the caller
-imports the part instead. A test compares the options of every part's outline with those of the part itself.
+The outline of a module contains its constants, and its classes and functions with their docstrings, bases and
+keyword-only parameters of `__init__`. `Unknown` is raised for anything that cannot be read from the source;
+the caller then imports the part. A test compares the options in every part's outline with those of the
+imported part.
 """
 
 import ast
@@ -18,11 +19,11 @@ PACKAGE = Path(__file__).parents[1]
 
 
 class Unknown(Exception):
-    """The source does not tell without being run."""
+    """The value cannot be determined from the source without running it."""
 
 
 class _Absent:
-    """What a name stands for that an outline does not have."""
+    """Placeholder for the value of a name that is missing from an outline."""
 
     def __getattr__(self, name: str) -> Any:
         raise Unknown(name)
@@ -33,14 +34,14 @@ class _Absent:
 ABSENT = _Absent()
 
 _OUTLINED: dict[int, Any] = {}
-"""The functions and classes of outlines by id; they are not to be called."""
+"""The functions and classes of outlines by id; they must not be called."""
 
 
 def outline(module: str, name: str) -> Callable[..., Any]:
-    """The class or function that a module of SAGE has by this name, without its code.
+    """Return the class or function of this name in a module of SAGE, without its code.
 
     Raises:
-        Unknown: where the source does not tell it.
+        Unknown: if it cannot be determined from the source.
     """
     found: Any = names_of(module).get(name)
     if id(found) not in _OUTLINED:
@@ -51,10 +52,10 @@ def outline(module: str, name: str) -> Callable[..., Any]:
 
 @cache
 def names_of(module: str) -> "Names":
-    """The names in the outline of a module of SAGE.
+    """Return the names in the outline of a module of SAGE.
 
     Raises:
-        Unknown: where the module has no source that can be read.
+        Unknown: if the module has no readable source.
     """
     path = PACKAGE.joinpath(*module.split(".")[1:])
     is_package = (path / "__init__.py").is_file()
@@ -67,7 +68,7 @@ def names_of(module: str) -> "Names":
 
 
 class Names(Mapping[str, Any]):
-    """What the names of a module stand for, each read when it is first needed."""
+    """The values of a module's names; each is read on first access."""
 
     def __init__(self, module: str, package: str, tree: ast.Module) -> None:
         self.module, self._package = module, package
@@ -86,7 +87,7 @@ class Names(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self._found:
             node, alias = self._nodes[name]
-            self._found[name] = ABSENT  # while it is read, as a name that needs itself is not to be told
+            self._found[name] = ABSENT  # while it is being read: a name that refers to itself is unknown
             self._found[name] = self._read(node, alias)
         return self._found[name]
 
@@ -112,35 +113,34 @@ class Names(Mapping[str, Any]):
                 made = _class(node, self) if isinstance(node, ast.ClassDef) else _function(node, self)
                 _OUTLINED[id(made)] = made
                 return made
-        except Exception:  # whatever an expression of the module raises
+        except Exception:  # an expression of the module may raise any exception
             pass
         return ABSENT
 
 
 def _module(name: str) -> Any:
-    """A module of Python's own, or one of SAGE's that is imported anyhow."""
+    """Return a standard library module, or a module of SAGE that is already imported; else `ABSENT`."""
     if name.partition(".")[0] in sys.stdlib_module_names or (name in sys.modules and name.startswith("sage")):
         return importlib.import_module(name)
     return ABSENT
 
 
 def _imported(source: str, name: str) -> Any:
-    """What `from source import name` binds."""
+    """Return the object that `from source import name` binds."""
     real = _module(source)
     if real is not ABSENT and (found := getattr(real, name, ABSENT)) is not ABSENT:
         return found
     if source.partition(".")[0] != "sage":
         return ABSENT
     try:
-        return names_of(
-            f"{source}.{name}"
-        )  # first, as a package may import its own modules by this very form
+        # A submodule first: a package may import its own modules in this form.
+        return names_of(f"{source}.{name}")
     except Unknown:
         return names_of(source)[name]
 
 
 def _evaluated(value: ast.expr, names: Names) -> Any:
-    """The value of an expression that calls no function of an outline."""
+    """Evaluate an expression that calls no function of an outline."""
     for node in ast.walk(value):
         if isinstance(node, ast.Call):
             function = _evaluated(node.func, names)
@@ -155,7 +155,7 @@ def _evaluated(value: ast.expr, names: Names) -> Any:
 
 
 def _function(node: ast.FunctionDef, names: Names) -> Callable[..., Any]:
-    """A function of the same keyword-only parameters, with their types and defaults, that does nothing."""
+    """Make an empty function with the same keyword-only parameters, types and defaults."""
     if node.decorator_list:
         raise Unknown(node.name)
     given = node.args
@@ -166,7 +166,7 @@ def _function(node: ast.FunctionDef, names: Names) -> Callable[..., Any]:
     for at, (each, default) in enumerate(zip(given.kwonlyargs, given.kw_defaults, strict=True)):
         if each.annotation is not None:
             evaluated[f"_type{at}"] = _evaluated(each.annotation, names)
-            if isinstance(evaluated[f"_type{at}"], str):  # an expression that only the module can read
+            if isinstance(evaluated[f"_type{at}"], str):  # a string, which only the module can evaluate
                 raise Unknown(each.arg)
         if default is not None:
             evaluated[f"_default{at}"] = _evaluated(default, names)
@@ -192,7 +192,7 @@ def _function(node: ast.FunctionDef, names: Names) -> Callable[..., Any]:
 
 
 def _class(node: ast.ClassDef, names: Names) -> type:
-    """A class of the same bases, docstring, `__init__` and `later`; bases of other packages are left out."""
+    """Make a class with the same docstring, `__init__`, `later` and bases, except bases of other packages."""
     if node.decorator_list or node.keywords:
         raise Unknown(node.name)
     bases = []

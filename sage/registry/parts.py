@@ -1,13 +1,13 @@
-"""Finds reducers, models, data sets and tasks by name, and reads which options they take.
+"""Finds reducers, models, data sets and tasks by name and reads their options.
 
-A part is named in one of these ways (docs/how-to/name-a-part.md):
+A part has one of these names (docs/how-to/name-a-part.md):
 
 - `topk`: the file `reducers/topk.py`, or an entry point of another package in the group `sage.reducers`
   (`sage.models`, `sage.datasets`, `sage.tasks`), whose value is a module or `module:object`;
-- `package.module`: a module that can be imported;
-- `./mine.py`: a file. In a run's hash the file's name and content stand for its path.
+- `package.module`: an importable module;
+- `./mine.py`: a file. The hash of a run uses the file's name and content instead of its path.
 
-Listing imports no part, so that `sage list` need not wait for torch.
+Listing does not import any part, so that `sage list` does not wait for torch.
 """
 
 import ast
@@ -49,18 +49,18 @@ KINDS: dict[Room, str] = {
 }
 
 ALIASES = {"efsign": "efsignsgd"}
-"""Other names of reducers."""
+"""Alternative names of reducers."""
 
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 def names(room: Room) -> list[str]:
-    """Every part of a room, SAGE's own and those of other packages, in alphabetical order."""
+    """List every part of a room in alphabetical order: those of SAGE and those of other packages."""
     return sorted({*_files(room), *_entries(room)})
 
 
 def summary(room: Room, name: str) -> str:
-    """The first line of a part's module docstring, read without importing it; or why it cannot be read."""
+    """Return the first line of a part's module docstring without importing it, or why it cannot be read."""
     if room == "reducers" and "+" in name:
         return "; ".join(summary(room, ALIASES.get(each, each)) for each in name.split("+"))
     try:
@@ -74,26 +74,26 @@ def summary(room: Room, name: str) -> str:
 
 
 def is_file(name: str) -> bool:
-    """Whether a part's name is the path of a file, as `./mine.py`, and no name of a room or a module."""
+    """Whether a part's name is the path of a file such as `./mine.py`, not the name of a part or module."""
     return "/" in name or name.endswith(".py") or name.startswith("~")
 
 
 def located(name: str) -> str:
-    """The name of a part, with the paths of files made absolute: ranks may run in another folder."""
+    """Make the file paths in a part's name absolute, because ranks may run in another folder."""
     each = [str(validate.path(part).absolute()) if is_file(part) else part for part in name.split("+")]
     return "+".join(each)
 
 
 def short(name: str) -> str:
-    """The name of a part as a folder's name may have it: of a file its stem."""
+    """Return the name of a part for use in a folder name: the stem of a file, else the name itself."""
     return "+".join(Path(part).stem if is_file(part) else part for part in name.split("+"))
 
 
 def identity(name: str) -> str:
-    """The name of a part as a run's hash has it: of a file its stem and the SHA-256 of its content.
+    """Return the name of a part for use in a run's hash: a file is its stem and the SHA-256 of its content.
 
     Raises:
-        ValueError: where a file cannot be read.
+        ValueError: if a file cannot be read.
     """
     return "+".join(
         f"{short(part)}@{_content(part)[1]}" if is_file(part) else part for part in name.split("+")
@@ -101,13 +101,13 @@ def identity(name: str) -> str:
 
 
 def check_name(room: Room, name: str) -> str:
-    """A part's name where there is such a part.
+    """Return the name if a part of this name exists.
 
-    Beside the names of the room there are `sparsifier+quantiser` among the reducers, the dotted name of a
-    module that exports a part, and the path of a file that does.
+    Besides the names of the room, these are allowed: `sparsifier+quantiser` for reducers, the dotted name of
+    a module that exports a part, and the path of a file that exports one.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: if there is no such part.
     """
     for each in name.split("+") if room == "reducers" else [name]:
         if is_file(each):
@@ -126,14 +126,14 @@ def load(room: Room, name: str) -> Callable[..., Any]:
     """Import a part and return what it exports as REDUCER, MODEL, DATASET or TASK.
 
     Raises:
-        ValueError: where there is no such part, its module cannot be imported, or exports none.
+        ValueError: if there is no such part, its module cannot be imported, or it exports none.
     """
     check_name(room, name)
     if room == "reducers" and "+" in name:
         parts = [load(room, each) for each in name.split("+")]
         if len(parts) != 2:
             raise ValueError(f"the reducer {shown(name)}: expected two parts, as in topk+terngrad")
-        # Named here like a part, for the reduction package imports this one.
+        # Imported by name, because the reduction package imports this one.
         composed: Callable[..., Any] = importlib.import_module("sage.reduction.hybrid").hybrid(*parts)
         return composed
     return _import(room, ALIASES.get(name, name))
@@ -171,7 +171,7 @@ def _import(room: Room, name: str) -> Callable[..., Any]:
 
 
 def _attempt(what: str, get: Callable[[], Any], module: str = "") -> Any:
-    """Import a part; whatever it raises becomes a ValueError that names the part, the fault and its place."""
+    """Import a part; convert any exception to a ValueError with the part, the error and its location."""
     try:
         return get()
     except (Exception, SystemExit) as error:
@@ -194,7 +194,7 @@ def _attempt(what: str, get: Callable[[], Any], module: str = "") -> Any:
 
 
 def _content(name: str) -> tuple[Path, str]:
-    """The file of a part that is named by its path, and the SHA-256 of what is in it, 16 digits of it."""
+    """Return the file of a part given by path, and the first 16 digits of the SHA-256 of its content."""
     path = validate.path(name).absolute()
     try:
         return path, hashlib.sha256(path.read_bytes()).hexdigest()[:16]
@@ -204,13 +204,13 @@ def _content(name: str) -> tuple[Path, str]:
 
 @cache
 def _module_of(path: Path, content: str) -> Any:
-    """The module in a file, imported once for each content."""
+    """Import the module in a file, once for each content."""
     name = f"sage_part_{path.stem}_{content}"
     loader = importlib.machinery.SourceFileLoader(name, str(path))
     spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # a class is looked up there by its type hints
+    sys.modules[name] = module  # get_type_hints looks a class's module up there
     try:
         loader.exec_module(module)
     except BaseException:
@@ -220,20 +220,20 @@ def _module_of(path: Path, content: str) -> Any:
 
 
 def _source(room: Room, name: str) -> Path | None:
-    """The file that a part is in, found without importing it; None where there is none to read."""
+    """Find the file that defines a part without importing it; None if there is no readable file."""
     if is_file(name):
         return validate.path(name)
     if path := _files(room).get(name):
         return path
     try:
         spec = importlib.util.find_spec(name if "." in name else _entries(room)[name].module)
-    except Exception:  # a package around it may raise anything; one bad entry must not spoil the list
+    except Exception:  # a parent package may raise any exception; one bad entry must not break the list
         return None
     return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
 def described(room: Room, name: str) -> Callable[..., Any]:
-    """The outline of one of SAGE's own parts, which has its options; where there is none, the part itself."""
+    """Return the outline, with the options, of a part of SAGE; if there is none, import the part itself."""
     check_name(room, name)
     stem = ALIASES.get(name, name)
     module = f"sage.{room}.{stem}"
@@ -244,17 +244,18 @@ def described(room: Room, name: str) -> Callable[..., Any]:
 
 
 def options_of(room: Room, name: str, *, from_source: bool = False) -> Mapping[str, Option]:
-    """The options of a part, by its name; this imports it, unless they may be read from its source."""
+    """Return the options of a part by its name; imports the part, unless `from_source` allows its source."""
     return options((described if from_source else load)(room, name), room=room)
 
 
 def check_options(
     room: Room, name: str, given: dict[str, Any], *, from_source: bool = False
 ) -> dict[str, Any]:
-    """The given options in their own types, with the part's defaults for the rest.
+    """Convert the given options to their types and add the part's defaults for the rest.
 
-    A run's hash covers what this returns, and a new option must not change it. So an option that was added
-    later, listed in the part's `later` or annotated with `sage.validate.LATER`, is left out at its default.
+    The hash of a run covers the result, and a new option must not change the hash of existing runs. So an
+    option that was added later (listed in the part's `later`, or annotated with `sage.validate.LATER`) is
+    omitted when it has its default value.
     """
     part = (described if from_source else load)(room, name)
     valid = options(part, room=room)

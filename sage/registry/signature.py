@@ -1,4 +1,4 @@
-"""Reads from a part's signature which options it takes, and which facts a model must be told."""
+"""Reads the options of a part, and the data set facts that a model needs, from its signature."""
 
 import inspect
 from collections.abc import Callable, Hashable, Mapping
@@ -12,8 +12,8 @@ from ..validate import coerce, shown
 Room = Literal["reducers", "models", "datasets", "tasks"]
 
 FACTS = frozenset({"num_classes", "channels", "image_size", "vocab_size", "num_users", "num_items"})
-"""Facts that models of this repository are told by their data set, and so are no options even where they have
-a default. Beside these, each keyword-only parameter of a model that has no default is a fact."""
+"""Facts that the data set passes to the models of this repository. They are not options, even if they have a
+default. Every other keyword-only parameter of a model without a default is a fact too."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Option:
 
 
 def options(part: Callable[..., Any], *, room: Room = "reducers") -> Mapping[str, Option]:
-    """The keyword-only parameters of a class or function, less the facts.
+    """Return the keyword-only parameters of a class or function, without the facts.
 
     >>> def build(*, depth: int = 20, num_classes: int) -> None:
     ...     '''A network.
@@ -38,21 +38,21 @@ def options(part: Callable[..., Any], *, room: Room = "reducers") -> Mapping[str
     {'depth': Option(type=<class 'int'>, default=20, help='how many layers')}
 
     Raises:
-        ValueError: where one lacks a default or a type. Of a model, one without a default is a fact.
+        ValueError: if a parameter has no default or no type. For a model, one without a default is a fact.
     """
     return _options(cast(Hashable, part), room)
 
 
 @cache
 def _options(part: Any, room: Room) -> Mapping[str, Option]:
-    if inspect.ismethod(getattr(part, "options", None)):  # a part made of parts tells of theirs
+    if inspect.ismethod(getattr(part, "options", None)):  # a composed part returns the options of its parts
         told: Mapping[str, Option] = part.options()
         return told
     found: dict[str, Option] = {}
     for function, parameters in _parameters(part):
         try:
             hints = get_type_hints(inspect.unwrap(function), include_extras=True)
-        except Exception as error:  # an annotation is an expression, and may raise anything
+        except Exception as error:  # an annotation is an expression and may raise any exception
             raise ValueError(
                 f"the types of the options of {part.__module__} cannot be read: "
                 f"{type(error).__name__}: {clean_text(str(error))}"
@@ -75,10 +75,10 @@ def _options(part: Any, room: Room) -> Mapping[str, Option]:
 def facts_for(
     build: Callable[..., Any], given: Mapping[str, Any], *, model: str, data: str
 ) -> dict[str, Any]:
-    """Those of a data set's facts that a model asks for: by each parameter that is no option.
+    """Select the facts of a data set that a model takes: one for each parameter that is not an option.
 
     Raises:
-        ValueError: where the data set does not give one that the model cannot do without.
+        ValueError: if the data set does not provide a fact that the model requires.
     """
     own = options(build, room="models")
     asked: dict[str, inspect.Parameter] = {}
@@ -105,7 +105,10 @@ def _parameters(part: Callable[..., Any]) -> list[tuple[Callable[..., Any], Mapp
 
 
 def _builders(part: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """What takes a part's options: a function, or `__init__` and, as far as each hands on, its bases'."""
+    """List the callables that take a part's options: a function, or `__init__` and those of the bases.
+
+    The bases are followed only as long as each `__init__` takes `**kwargs`.
+    """
     if not inspect.isclass(part):
         return [part]
     builders: list[Callable[..., Any]] = []
@@ -119,7 +122,7 @@ def _builders(part: Callable[..., Any]) -> list[Callable[..., Any]]:
 
 
 def _told(part: Callable[..., Any], function: Callable[..., Any]) -> dict[str, str]:
-    """What is said of the parameters of a part, or of what takes them."""
+    """Return the descriptions of a part's parameters, from the docstrings of its classes and the callable."""
     classes = inspect.getmro(part) if inspect.isclass(part) else [part]
     texts: dict[str, str] = {}
     for documented in (*reversed(classes), function):
@@ -128,7 +131,7 @@ def _told(part: Callable[..., Any], function: Callable[..., Any]) -> dict[str, s
 
 
 def _args_section(documented: Callable[..., Any]) -> dict[str, str]:
-    """What the `Args:` section of a docstring says of each parameter."""
+    """Parse the `Args:` section of a docstring into the description of each parameter."""
     lines = iter(inspect.cleandoc(documented.__doc__ or "").splitlines())
     texts: dict[str, str] = {}
     if not any(line.strip() == "Args:" for line in lines):
