@@ -1,4 +1,4 @@
-"""The configuration of a run: its fields, its TOML files, and the options of its parts."""
+"""The configuration of a run: its fields, its TOML files and the options of its parts."""
 
 from .files import load as load
 from .files import workloads as workloads

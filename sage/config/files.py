@@ -1,4 +1,4 @@
-"""Reads a run's configuration from a workload's TOML file, a second TOML file and overrides."""
+"""Reads the configuration of a run from a workload's TOML file, a second TOML file and overrides."""
 
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,16 @@ from .run_config import OPTIONED, PARTS, Config, annotations
 
 
 def workloads() -> dict[str, Path]:
-    """The workloads that come with the suite, by name."""
+    """Return the TOML files of the built-in workloads, by name."""
     folder = Path(__file__).parents[1] / "jobs" / "workloads"
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def load(workload: str, *, file: Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
-    """The run of a workload (a name, or a TOML file), as a second file and then the overrides change it.
+    """Load the configuration of a workload (a name or a TOML file), then apply a second file and overrides.
 
-    A part's options go with it: where a later layer names another part, they are dropped. A table
-    `[reducers.NAME]` counts only when NAME is the reducer.
+    The options of a part belong to that part: if a later layer selects another part, they are dropped. A
+    table `[reducers.NAME]` is used only if NAME is the reducer.
     """
     named = not workload.endswith(".toml")
     path = workloads()[known("workload", workload, workloads())] if named else validate.path(workload)
@@ -55,7 +55,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _checked(layer: dict[str, Any], source: str) -> dict[str, Any]:
-    """A layer whose names and tables can be merged with others; paths of parts are made absolute."""
+    """Check a layer's names and tables before it is merged with others; make paths of parts absolute."""
     for name in layer:
         known(f"setting (in {source})", name, (set(annotations()) | {"reducers"}) - {"workload"})
     for name in ("reducers", "slurm", *(f"{part}_options" for part in OPTIONED)):

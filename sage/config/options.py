@@ -1,4 +1,4 @@
-"""Checks the options of a run's reducer, model and data set, and writes their defaults in."""
+"""Checks the options of a run's reducer, model and data set, and fills in their defaults."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +10,7 @@ from .run_config import OPTIONED, PARTS, Config, annotations
 
 
 def part_options(config: Config, *, from_source: bool = False) -> dict[str, Mapping[str, registry.Option]]:
-    """The options that the run's reducer, model and data set take; read from their source, or imported."""
+    """Return the options of the run's reducer, model and data set, read from their source or by import."""
     found = {
         part: registry.options_of(PARTS[part], getattr(config, part), from_source=from_source)
         for part in OPTIONED
@@ -23,16 +23,17 @@ def part_options(config: Config, *, from_source: bool = False) -> dict[str, Mapp
 
 
 def resolve(config: Config, *, from_source: bool = False, **changes: Any) -> Config:
-    """The same run with its parts' options checked and their defaults written in, which its hash takes in.
+    """Return the same run with checked part options and their defaults, which are included in its hash.
 
-    Changes, but not of the parts themselves, can be made in the same go: a sweep has thousands of them.
+    `changes` are applied in the same call, because a sweep has thousands of them; they must not replace the
+    parts themselves.
 
     Args:
-        from_source: read the options from the parts' source where that is possible, which takes no import of
-            torch. The types of options are then checked, but not what a part itself refuses.
+        from_source: read the options from the source of the parts where possible, which does not import
+            torch. The types of the options are then checked, but not the checks that a part itself makes.
 
     Raises:
-        ValueError: where there is no such part, or an option is wrong.
+        ValueError: if there is no such part, or an option is invalid.
     """
     part_options(config, from_source=from_source)
     checked: dict[str, Any] = {}
@@ -45,13 +46,13 @@ def resolve(config: Config, *, from_source: bool = False, **changes: Any) -> Con
     if from_source:
         return replace(config, **{**changes, **checked})
     registry.load("tasks", config.task)
-    # Built only so that it checks its options' ranges here, and not when the ranks have started.
+    # Constructed only to check the ranges of its options here, before the ranks start.
     make = registry.load("reducers", config.reducer)
     try:
         make(**checked["reducer_options"])
     except ValueError:
         raise
-    except Exception as error:  # a reducer may be anybody's
+    except Exception as error:  # third-party reducers may raise any exception
         said = f"{type(error).__name__}: {clean_text(str(error))}"
         name, options = registry.short(config.reducer), validate.shown(checked["reducer_options"])
         raise ValueError(f"the reducer {name} does not take the options {options}: {said}") from error

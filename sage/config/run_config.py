@@ -1,10 +1,10 @@
 """The configuration of one run: a frozen dataclass, filled from TOML files and the command line.
 
-A new field is added as `name: Annotated[type, LATER] = default`. At its default it is left out of the run's
-hash and of `config.json`, so existing runs keep their folders; at any other value it is in both. The same
-marker serves options of reducers, models and data sets (`sage.registry.check_options`), and a new table is a
-field of type `dict` whose default is empty. Without the marker a new field would rename every run. Fields
-marked `ASIDE` never enter the hash.
+Add a new field as `name: Annotated[type, LATER] = default`. At its default it is omitted from the run's hash
+and from `config.json`, so existing runs keep their folders; any other value is included in both. The same
+marker works for options of reducers, models and data sets (`sage.registry.check_options`). A new table is a
+field of type `dict` whose default is empty. Without the marker, a new field would rename every run. Fields
+marked `ASIDE` are never part of the hash.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from .. import registry
 from ..validate import LATER, Range, coerce, known, marks
 
 ASIDE = "aside"
-"""Marks a field that cannot change a run's result and is therefore left out of its hash."""
+"""Marks a field that cannot change the result of a run and is therefore excluded from its hash."""
 
 Option = bool | int | float | str | None | tuple[bool | int | float | str, ...]
 Options = dict[str, Option]
@@ -33,7 +33,7 @@ Seconds = Annotated[float, Range(0.01, 1e6)]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All that a run's result depends on, and where the run's files are.
+    """All settings that determine the result of a run, and the location of its files.
 
     >>> from dataclasses import replace
     >>> a = Config(workload="w", task="classify", model="resnet", data="digits")
@@ -43,9 +43,9 @@ class Config:
 
     # Parts
     workload: str
-    """The workload's name: the first part of the run folder's name."""
+    """Name of the workload: the first part of the run folder's name."""
     task: str
-    """What is learned: gives the loss and the metrics. One of `sage list`, a module, or a file."""
+    """The task, which defines loss and metrics: one of `sage list`, a module, or a file."""
     model: str
     """The network: one of `sage list`, a module as package.module, or a file as ./mine.py."""
     data: str
@@ -57,7 +57,7 @@ class Config:
     data_options: Options = field(default_factory=dict)
     """The data set's own options: --data.NAME on the command line."""
     reducer_options: Options = field(default_factory=dict)
-    """The reducer's own options: flags of their own on the command line."""
+    """The reducer's own options: --NAME on the command line."""
 
     # Scale
     world_size: Count = 2
@@ -65,120 +65,120 @@ class Config:
     workers_in_process: bool = False
     """Simulate the ranks in one process, on threads."""
     threads: Annotated[int, Range(1, 4096)] = 1
-    """Torch's threads for each rank."""
+    """Number of torch threads per rank."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: cuda where there is one, else cpu."""
+    """Device to compute on; auto: cuda if available, else cpu."""
 
     # Optimisation
     epochs: Annotated[float, Range(0, 1e9, open="(")] = 1.0
-    """Passes over the training data; may be a fraction."""
+    """Number of passes over the training data; may be fractional."""
     steps: Count | None = None
-    """Stop after so many optimiser steps, even within the epochs."""
+    """Stop after this number of optimiser steps, even if --epochs is not reached."""
     batch_size: Count = 32
-    """Samples (or text streams) a rank takes at once."""
+    """Samples (or text streams) per rank and batch."""
     accumulate: Count = 1
-    """Batches whose gradients are averaged into one optimiser step."""
+    """Number of batches whose gradients are averaged for one optimiser step (gradient accumulation)."""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """The update rule."""
+    """The optimiser."""
     lr: Positive = 0.1
     """The learning rate, before --lr-scale and the schedule."""
     lr_scale: NotNegative = 0.0
-    """Raise the learning rate, over the warm-up, to this times the number of ranks times --lr; 0: do not."""
+    """Scale the learning rate to this times the number of ranks times --lr during the warm-up; 0: off."""
     warmup_epochs: NotNegative = 0.0
-    """Epochs over which the learning rate rises linearly, from one worker's to all workers'."""
+    """Epochs of linear warm-up, from the learning rate of one rank to that of all ranks."""
     schedule: Literal["constant", "step", "cosine", "decay"] = "constant"
-    """How the learning rate falls: at --milestones, along a cosine to 0, or by --lr-decay each epoch."""
+    """Learning rate schedule: steps at --milestones, cosine decay to 0, or decay by --lr-decay each epoch."""
     milestones: tuple[Positive, ...] = ()
-    """With the step schedule: the epochs at which the learning rate is multiplied by --lr-factor."""
+    """Step schedule: epochs at which the learning rate is multiplied by --lr-factor."""
     lr_factor: Annotated[float, Range(0, 1, open="(")] = 0.1
-    """With the step schedule: the factor at each milestone."""
+    """Step schedule: factor at each milestone."""
     lr_decay: NotNegative = 0.0
-    """With the decay schedule: lr * (1 / (1 + lr_decay)) ** max(epoch - decay_from, 0)."""
+    """Decay schedule: lr * (1 / (1 + lr_decay)) ** max(epoch - decay_from, 0)."""
     decay_from: NotNegative = 6.0
-    """With the decay schedule: the epoch up to which the learning rate stays."""
+    """Decay schedule: epoch until which the learning rate is constant."""
     momentum: Fraction = 0.9
-    """SGD's momentum."""
+    """Momentum of SGD."""
     momentum_kind: Literal["heavy-ball", "nesterov", "none"] = "heavy-ball"
-    """SGD's form of momentum."""
+    """Variant of SGD's momentum."""
     momentum_at: Literal["before", "after"] = "after"
     """Apply momentum to each rank's gradient before the reduction, or to the mean after it."""
     weight_decay: NotNegative = 0.0
-    """The factor of the parameters that is added to the gradient."""
+    """Weight decay: this factor times the parameters is added to the gradient."""
     weight_decay_at: Literal["before", "after"] = "after"
     """Add weight decay to each rank's gradient before the reduction, or to the mean after it."""
     decay_norms: bool = False
-    """Decay the parameters of normalisation layers too."""
+    """Apply weight decay to the parameters of normalisation layers too."""
     beta1: Fraction = 0.9
-    """Adam's decay of the first moment."""
+    """Adam's decay rate of the first moment."""
     beta2: Fraction = 0.999
-    """Adam's decay of the second moment."""
+    """Adam's decay rate of the second moment."""
     clip_local: Positive | None = None
     """Clip each rank's gradient to this norm before the reduction."""
     clip_local_by_world: bool = False
-    """Clip it to --clip-local over the square root of the number of ranks, as DGC does."""
+    """Divide --clip-local by the square root of the number of ranks, as DGC does."""
     clip_global: Positive | None = None
     """Clip the mean gradient to this norm after the reduction."""
     average_from: NotNegative | None = None
-    """The epoch from which a running average of the model is kept and evaluated too."""
+    """Epoch from which a running average of the model is kept and evaluated too."""
     amp: Literal["none", "bf16", "fp16"] = "none"
-    """Automatic mixed precision of the forward pass; fp16 scales the loss, and skips steps that overflow."""
+    """Automatic mixed precision of the forward pass; fp16 scales the loss and skips steps that overflow."""
     non_finite: Literal["fail", "skip"] = "fail"
-    """What to do where a rank's gradient is not finite: end the run, or skip the step, on all ranks."""
+    """If the gradient of any rank is not finite: end the run, or skip the step on all ranks."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
-    """What all randomness is drawn from."""
+    """Seed of all random numbers."""
     target: float | None = None
-    """Stop early when the headline metric reaches this."""
+    """Stop early when the headline metric reaches this value."""
 
     # Reduction
     memory: Literal["none", "residual", "momentum", "union"] | None = None
-    """Error feedback: what becomes of what was not sent; none given: the reducer's own default."""
+    """Error feedback: how unsent gradient elements are kept; if omitted, the reducer's default."""
     memory_beta: Annotated[float, Range(0, 1)] = 1.0
-    """Factor of what was not sent, before the gradient is added to it."""
+    """Factor of the residual before the gradient is added to it."""
     memory_gamma: Positive = 1.0
-    """Factor of the gradient that is added to what was not sent."""
+    """Factor of the gradient that is added to the residual."""
     memory_lr_ratio: bool = False
-    """Scale what was not sent by the learning rate of then over that of now."""
+    """Scale the residual by the previous learning rate divided by the current one."""
     memory_momentum: Fraction = 0.9
-    """With --memory momentum: that momentum."""
+    """With --memory momentum: the momentum."""
     memory_masking: bool = True
-    """With --memory momentum: forget the momentum of what was sent."""
+    """With --memory momentum: reset the momentum of sent elements to zero."""
     grouping: str | None = None
-    """What is reduced at once: model, layer, or bucket:<MB>; none given: the reducer's own default."""
+    """Unit of reduction: model, layer, or bucket:<MB>; if omitted, the reducer's default."""
     min_compress: Annotated[int, Range(0)] = 1024
-    """Tensors of fewer elements go dense."""
+    """Tensors with fewer elements are sent dense."""
 
     continue_from: Path | None = None
-    """Begin where the newest checkpoint of this other run's folder ends; its number of ranks may differ."""
+    """Start from the newest checkpoint of this other run's folder; its number of ranks may differ."""
 
     # Record
     log_every: Count = 1
-    """Steps between two lines of the record."""
+    """Steps between two records."""
     histogram_every: Count = 100
-    """Steps between two histograms of the gradient."""
+    """Steps between two gradient histograms."""
     profile: bool = False
-    """Split the step's time into its phases, at the price of synchronising between them."""
+    """Time the phases of each step separately; this synchronises the device between phases."""
     eval_every: Positive = 1.0
-    """Epochs between two evaluations; may be a fraction."""
+    """Epochs between two evaluations; may be fractional."""
 
     # Files and limits: these cannot change the result
     runs: Annotated[Path, ASIDE] = Path("runs")
-    """Where the run folders are."""
+    """Folder of the run folders."""
     data_root: Annotated[Path | None, ASIDE] = None
-    """Where the data sets are; none given: $SAGE_DATA_DIR, else ./data."""
+    """Folder of the data sets; if omitted, $SAGE_DATA_DIR, else ./data."""
     checkpoint_every: Annotated[Count | None, ASIDE] = None
-    """Optimiser steps between two checkpoints; none given: at each epoch's end."""
+    """Optimiser steps between two checkpoints; if omitted, at the end of each epoch."""
     timeout: Annotated[Seconds, ASIDE] = 300.0
-    """Seconds that a collective, or the ranks' meeting, may take before the run ends with an error."""
+    """Timeout of the rendezvous and of each collective, in seconds; the run then ends with an error."""
     check_replicas: Annotated[int | None, Range(0), ASIDE] = None
-    """Steps between comparisons of the ranks' models; none given: at evaluations and checkpoints; 0: no."""
+    """Steps between comparisons of the ranks' models; if omitted, at evaluations and checkpoints; 0: off."""
     oversubscribe: Annotated[bool, ASIDE] = False
-    """Allow more ranks than this machine's memory and cores are good for."""
+    """Allow more ranks than the memory and cores of this machine support."""
     guard: Annotated[bool, ASIDE] = False
-    """Check before each collective that all ranks are about to do the same."""
+    """Check before each collective that all ranks are about to call the same one."""
     fresh: Annotated[bool, ASIDE] = False
-    """Begin anew, even where this run is finished or interrupted."""
+    """Start from scratch, even if this run is finished or interrupted."""
     slurm: Annotated[dict[str, Any], ASIDE] = field(default_factory=dict)
-    """The TOML table [slurm]: sbatch's own names, for the jobs."""
+    """The TOML table [slurm]: sbatch options by their sbatch names."""
 
     def __post_init__(self) -> None:
         for name, annotation in annotations(type(self)).items():
@@ -202,10 +202,10 @@ class Config:
 
     @cached_property
     def hash(self) -> str:
-        """Eight hexadecimal digits of the SHA-256 of everything that the result depends on."""
+        """First eight hexadecimal digits of the SHA-256 of all settings that determine the result."""
         aside = _marked(type(self), ASIDE)
         kept = {name: value for name, value in self.to_dict().items() if name not in aside}
-        # A file counts by its content: an edited file makes another run, a moved one does not.
+        # The content of a file is hashed, not its path: an edited file is another run, a moved one is not.
         kept |= {name: registry.identity(kept[name]) for name in PARTS}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -215,9 +215,9 @@ class Config:
         return self.runs / f"{self.workload}-{registry.short(self.reducer)}-{self.hash}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON represents them: a path is a string, a tuple a list.
+        """Return the fields in their JSON form: a path is a string, a tuple is a list.
 
-        Fields that are marked `LATER` and have their default are left out.
+        Fields that are marked `LATER` and have their default value are omitted.
         """
         later = _marked(type(self), LATER)
         defaults = {each.name: _default(each) for each in fields(self) if each.name in later}
@@ -228,10 +228,10 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`.
+        """Make a configuration from the result of `to_dict`.
 
         Raises:
-            ValueError: if a field is unknown, missing without a default, or has a value that is not allowed.
+            ValueError: if a field is unknown, has an invalid value, or is missing and has no default.
         """
         required = [each.name for each in fields(cls) if _default(each) is MISSING]
         for name in values:
@@ -253,7 +253,7 @@ OPTIONED = ("reducer", "model", "data")
 
 
 def annotations(kind: type[Config] = Config) -> dict[str, Any]:
-    """The fields of a Config with their annotations, in the order of the class."""
+    """Return the fields of a Config with their annotations, in the order of the class."""
     return _annotations(cast(Hashable, kind))
 
 
@@ -263,10 +263,10 @@ def _annotations(kind: Any) -> dict[str, Any]:
 
 
 def _marked(kind: type[Config], mark: str) -> set[str]:
-    """The names of the fields that carry a mark, as ASIDE or LATER."""
+    """Return the names of the fields with a mark such as ASIDE or LATER."""
     return {name for name, annotation in annotations(kind).items() if mark in marks(annotation)}
 
 
 def _default(each: Field[Any]) -> Any:
-    """A field's default; MISSING if it has none."""
+    """Return the default of a field, or MISSING if it has none."""
     return each.default if each.default_factory is MISSING else each.default_factory()
