@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Training under the published controller of the density and under ours. About half an hour on two cores.
+# Trains with the density controllers `sage` (published), `feedback` and `quantile`. About half an hour on two cores.
 #
 #   SAGE_DATA_DIR=<folder with cifar10/> benchmarks/controllers.sh [FOLDER FOR THE RUNS]
 #
-# ResNet-20 on CIFAR-10, two ranks, 469 small batches, a fifth of the test set: what two CPU cores can give.
-# benchmarks/real_data/controllers holds the records of these runs, and their report.
+# ResNet-20 on CIFAR-10, two ranks, 469 small batches, a fifth of the test set: sized for two CPU cores.
+# benchmarks/real_data/controllers contains the records of these runs and their report.
 set -euo pipefail
 runs=${1:-runs/controllers}
 sage=${SAGE:-sage}

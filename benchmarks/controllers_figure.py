@@ -1,4 +1,4 @@
-"""Draws the runs of controllers.sh: density beside its target, step by step, and accuracy against bytes sent.
+"""Plots the runs of controllers.sh: density relative to its target at each step, and accuracy against bytes sent.
 
 python benchmarks/controllers_figure.py benchmarks/real_data/controllers [--output docs/controllers.svg]
 """
@@ -19,7 +19,7 @@ ORDER = ("sage", "feedback", "quantile")
 
 
 def main() -> None:
-    """Draw a column of axes for each density."""
+    """Draw one column of axes per density."""
     parser = argparse.ArgumentParser(description="Draw density by step, and accuracy against bytes.")
     parser.add_argument("runs", type=Path)
     parser.add_argument("--output", type=Path, default=Path("docs/controllers.svg"))
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def draw_densities(axes: Axes, runs: list[Run], density: float) -> None:
-    """The density that each step had over the one asked for, and the band of ±20 %."""
+    """Plot the ratio of achieved to target density at each step, and the band of ±20 %."""
     axes.axhspan(0.8, 1.2, color="0.9", zorder=0)
     for run in runs:
         had = run.steps["density_had"] / density
@@ -56,7 +56,7 @@ def draw_densities(axes: Axes, runs: list[Run], density: float) -> None:
 
 
 def draw_accuracies(axes: Axes, runs: list[Run]) -> None:
-    """The accuracy at each evaluation, against the bytes that a rank had sent by then."""
+    """Plot the accuracy at each evaluation against the bytes that one rank had sent up to then."""
     for run in runs:
         sent = run.steps["wire_sent"].cumsum()
         at = [sent[each["step"] - 1] for each in run.epochs]
@@ -68,12 +68,12 @@ def draw_accuracies(axes: Axes, runs: list[Run]) -> None:
 
 
 def controller(run: Run) -> str:
-    """What moved the threshold; `exact` where there was none."""
+    """Return the name of the threshold controller; `exact` for a run without one."""
     return str(run.config["reducer_options"].get("controller", run.config["reducer"]))
 
 
 def colour(run: Run) -> str:
-    """The colour that `sage bench density` gives the same controller."""
+    """Return the colour that `sage bench density` uses for the same controller."""
     return PALETTE[ORDER.index(controller(run))] if controller(run) in ORDER else "0.5"
 
 

@@ -1,8 +1,9 @@
-"""What the DDP hook gains by reducing beside backward, over the same reducer after it, on a throttled link.
+"""Measures what the DDP hook gains by overlapping reduction with backward on a throttled link.
 
-Two ranks, each in a network namespace of its own, joined by one cable of that rate each way, train the same
-model on the same batches: in turns one step with `sage.ddp_hook` and one with `sage.reduce_model`. The figure
-is the ratio of the slowest rank's step times, turn by turn. As root.
+Two ranks train the same model on the same batches. Each rank has its own network namespace, and a virtual
+Ethernet pair with the given rate in each direction connects them. The script alternates between one step with
+`sage.ddp_hook` and one step with `sage.reduce_model`, which runs the same reducer after backward. The result
+is the ratio of the slowest rank's step times, per turn. The script needs root.
 
     python benchmarks/ddp_overlap.py > benchmarks/results/ddp_overlap.json
 """
@@ -40,7 +41,7 @@ MOUNTS = ("hook", "whole")
 
 
 def rank_in_a_network(rank: int, given: argparse.Namespace, joined: Any, laid: Any, out: Any) -> None:
-    """One rank: have the cable laid, then measure every reducer."""
+    """Run one rank: wait until the ranks are connected, then measure every reducer."""
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "no network namespace of one's own: root is needed")
     joined.put((rank, os.getpid()))
@@ -55,7 +56,7 @@ def rank_in_a_network(rank: int, given: argparse.Namespace, joined: Any, laid: A
 
 
 def measure(rank: int, given: argparse.Namespace, reducer: str) -> dict[str, Any]:
-    """The seconds of each turn's step, by mount, and the bytes that a step has sent."""
+    """Return the seconds of each turn's step by mount, and the bytes that a step sent."""
     density = {} if reducer in ("exact", "fp16", "bf16") else {"density": given.density}
     generator = torch.Generator().manual_seed(rank)
     x_BCHW = torch.randn(given.batch_size, 3, 32, 32, generator=generator)
@@ -89,7 +90,7 @@ def measure(rank: int, given: argparse.Namespace, reducer: str) -> dict[str, Any
     sent: dict[str, int] = {}
     for turn in range(given.warm_up + given.turns):
         for name, step in steps.items():
-            dist.barrier()  # all ranks begin a step together
+            dist.barrier()  # all ranks start a step at the same time
             before, start = ledgers[name].copy(), time.perf_counter()
             step()
             took, booked = time.perf_counter() - start, ledgers[name].since(before)
@@ -108,7 +109,7 @@ def _count(tensors: Any) -> int:
 
 
 def lay(pids: dict[int, int], rate: str) -> None:
-    """A cable between two ranks' networks, throttled at both ends."""
+    """Connect the network namespaces of two ranks by a veth pair, throttled at both ends."""
     run(f"ip link add sage0 netns {pids[0]} type veth peer name sage1 netns {pids[1]}")
     for rank, pid in pids.items():
         inside = f"nsenter --target {pid} --net "
@@ -120,12 +121,12 @@ def lay(pids: dict[int, int], rate: str) -> None:
 
 
 def run(command: str) -> None:
-    """Run a command, which must succeed."""
+    """Run a command; raise an error if it fails."""
     subprocess.run(command.split(), check=True)
 
 
 def summary(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """One reducer's row: both ranks' steps as the slower of them took."""
+    """Return one reducer's row; the time of a step is that of the slower rank."""
     slowest = {
         name: [max(pair) for pair in zip(*(rank["seconds"][name] for rank in ranks), strict=True)]
         for name in MOUNTS

@@ -1,8 +1,9 @@
-"""What the engine's step costs over plain DistributedDataParallel, with nothing compressed.
+"""Measures the overhead of the engine's step over plain DistributedDataParallel, without compression.
 
-Both train the same model on the same batches with the same ranks, threads and optimiser on loopback, in turns
-of a few steps, in one process group; the figure is the ratio of the slowest rank's median step times. DDP's
-side is the bare loop that a user would write; ours is the engine's whole step: ledger, records, stop signal.
+Both train the same model on the same batches with the same ranks, threads and optimiser, in one process group
+on loopback. They alternate every few steps. The result is the ratio of the slowest rank's median step times.
+The DDP side is the minimal loop that a user would write. The SAGE side is the engine's complete step, with
+ledger, records and stop signal.
 
     python benchmarks/exact_vs_ddp.py [--workload digits] [--world-size 2] [--turns 20] [--log-every 1]
 """
@@ -35,11 +36,11 @@ from sage.train.schedules import optimizer
 from sage.train.stop import Stop
 
 WARM_UP = 2
-"""Turns at the start that are not counted."""
+"""Number of warm-up turns, which are not counted."""
 
 
 def measure(place: Place, given: argparse.Namespace, folder: Path, out: Any) -> None:
-    """One rank: take turns between the engine and DDP, and send every counted step's times home."""
+    """Run one rank: alternate between the engine and DDP, and put the times of all counted steps into `out`."""
     torch.set_num_threads(1)
     overrides = {
         "reducer": "exact",
@@ -68,7 +69,7 @@ def measure(place: Place, given: argparse.Namespace, folder: Path, out: Any) -> 
         display=Display("", enabled=False),
     )
     task = registry.load("tasks", config.task)(data.facts)
-    # With its default buckets of 25 MB, which overlap with backward.
+    # DDP's default buckets of 25 MB overlap with backward.
     ddp = DistributedDataParallel(fresh())
     update = optimizer(config, ddp)
 
@@ -89,7 +90,7 @@ def measure(place: Place, given: argparse.Namespace, folder: Path, out: Any) -> 
                 if batches is None:
                     feed = training.rest_of_epoch()
                     batches = next(feed)
-                wire.texts("")  # all ranks begin a step together
+                wire.texts("")  # all ranks start a step at the same time
                 start = time.perf_counter()
                 take_step(batches)
                 if turn >= WARM_UP:

@@ -1,6 +1,6 @@
-"""Draws the README's figure from the runs of figure.sh: a metric against bytes sent, a line for each reducer.
+"""Plots the README's figure from the runs of figure.sh: a metric against bytes sent, one line per reducer.
 
-A line is the mean over the seeds, its band reaches from the lowest seed to the highest.
+A line is the mean over the seeds; its band extends from the lowest seed to the highest.
 
 python benchmarks/figure.py RUNS [--output docs/figure.svg]
 """
@@ -24,7 +24,7 @@ ORDER = ("exact", "bf16", "topk", "sage")
 
 
 def main() -> None:
-    """Draw the one workload that the runs are of."""
+    """Plot the runs, which must all be of one workload."""
     parser = argparse.ArgumentParser(description="Draw a metric against the bytes sent.")
     parser.add_argument("runs", type=Path)
     parser.add_argument("--output", type=Path, default=Path("docs/figure.svg"))
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def draw(axes: Axes, group: Group) -> None:
-    """A line and a band for each setting."""
+    """Plot one line and one band per setting."""
     for setting, colour in zip(sorted(group.settings, key=place), PALETTE, strict=False):
         sent_E, metric_RE = curves(setting, group.metric)
         mean_E = metric_RE.mean(0)
@@ -54,7 +54,7 @@ def draw(axes: Axes, group: Group) -> None:
 
 
 def curves(setting: Setting, metric: str) -> tuple[NDArray[numpy.float64], NDArray[numpy.float64]]:
-    """Mean bytes that a rank had sent by each evaluation (E), and the metric of each seed there (R, E)."""
+    """Return the mean bytes that a rank had sent up to each evaluation (E), and each seed's metric (R, E)."""
     runs = [row.run for row in setting.counted]
     sent_RE = [[sent_by(run, each["step"]) for each in run.epochs] for run in runs]
     metric_RE = [[each["metrics"][metric] for each in run.epochs] for run in runs]
@@ -62,18 +62,18 @@ def curves(setting: Setting, metric: str) -> tuple[NDArray[numpy.float64], NDArr
 
 
 def sent_by(run: Run, step: int) -> float:
-    """Bytes that rank 0 had sent before a step."""
+    """Return the bytes that rank 0 had sent before a step."""
     return float(run.steps["wire_sent"][run.steps["step"] < step].sum())
 
 
 def place(setting: Setting) -> tuple[int, str]:
-    """Where a setting stands in the order of the colours."""
+    """Return the index of a setting in the colour order."""
     reducer = setting.rows[0].values["reducer"]
     return ORDER.index(reducer) if reducer in ORDER else len(ORDER), setting.label
 
 
 def line(setting: Setting, metric: str) -> str:
-    """A line of a table in Markdown."""
+    """Return one row of a Markdown table."""
     final = [row.values["final"] for row in setting.counted]
     values = setting.counted[0].values
     asked = f"{values['density_asked']:g}" if values["density_asked"] is not None else "–"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The runs of the README's figure: exact, bf16, top-k and SAGE with today's defaults, three seeds each.
+# Trains the runs of the README's figure: exact, bf16, top-k and SAGE with the current defaults, three seeds each.
 #
 #   SAGE_DATA_DIR=<folder with cifar10/> benchmarks/figure.sh [FOLDER FOR THE RUNS]
 #   python benchmarks/figure.py runs/figure --output docs/figure.svg
 #
-# ResNet-20 on CIFAR-10, two ranks, batches of 32 a rank, evaluated on a fifth of the test set. EPOCHS=0.6 (the
-# default) takes about 40 CPU minutes; EPOCHS=4, on the whole test set, about five hours. What is finished is kept:
-# run the script again where it was stopped.
+# ResNet-20 on CIFAR-10, two ranks, batches of 32 per rank, evaluated on a fifth of the test set. EPOCHS=0.6 (the
+# default) takes about 40 CPU minutes; EPOCHS=4, on the whole test set, takes about five hours. Finished runs are
+# reused: rerun the script to continue after an interruption.
 set -euo pipefail
 runs=${1:-runs/figure}
 sage=${SAGE:-sage}

@@ -1,13 +1,14 @@
-"""What the native kernels give on this machine, beside what bounds them and beside plain torch.
+"""Measures the native kernels on this machine against their bandwidth bound and against plain torch.
 
     python benchmarks/kernels.py                      # measure, and write benchmarks/results/kernels.json
-    python benchmarks/kernels.py --check --output X   # fail where a figure is under half of its goal
+    python benchmarks/kernels.py --check --output X   # fail if a figure is below half of its goal
 
-One thread. All that a row compares runs in turns, one repeat of each after the other on the same vectors, so
-that what else the machine does hits all alike. Figures are medians over the repeats; ratios are medians of
-the repeats' ratios, with quartiles. The bound is `torch.Tensor.add_`, which moves as many bytes as a fused
-pass. `torch path` is the same step on `sage.ops.reference`; for the mean, one `zero_` and one `index_add_`.
-`quantile` is SAGE's controller with the selection, beside a selection by a threshold that is given.
+The benchmark uses one thread. The candidates of a row alternate, one repeat of each after the other, on the
+same vectors, so that other load on the machine affects all of them equally. Times are medians over the
+repeats; ratios are medians of the per-repeat ratios, with quartiles. The bound is `torch.Tensor.add_`, which
+moves as many bytes as a fused pass. `torch path` is the same step on `sage.ops.reference`; for the mean, it is
+one `zero_` and one `index_add_`. `quantile` is SAGE's controller including the selection, compared with a
+selection with a fixed threshold.
 """
 
 import argparse
@@ -35,14 +36,14 @@ RESULTS = Path(__file__).parent / "results" / "kernels.json"
 SIZES = (100_000, 1_000_000, 10_000_000, 28_000_000)
 DENSITIES = (0.001, 0.01, 0.1)
 STEERED = (1_000_000, 10_000_000)
-"""Sizes at which the controller is measured too."""
+"""Sizes at which the controller is also measured."""
 RANKS = 4
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast as something else: median over the repeats, and quartiles."""
+    """The speedup over another candidate: median over the repeats, and quartiles."""
 
     median: float
     low: float
@@ -53,12 +54,12 @@ class Ratio:
 def turns(
     contestants: dict[str, Callable[[], object]], prepare: Callable[[], object], seconds: float
 ) -> dict[str, list[float]]:
-    """Seconds of every contestant in every repeat, in an order drawn each time, after two of warm-up."""
+    """Return the seconds of every candidate in every repeat after two warm-up repeats, in random order."""
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     end = time.perf_counter() + seconds
     repeat = 0
     while repeat < 7 or (time.perf_counter() < end and repeat < 300):
-        # Whoever runs behind plain torch finds caches and heap emptied: so it is not always the same one.
+        # Plain torch leaves cold caches and an empty heap: in random order no one candidate always runs next.
         for name, run in random.sample(list(contestants.items()), len(contestants)):
             prepare()
             start = time.perf_counter()
@@ -70,13 +71,13 @@ def turns(
 
 
 def ratio(of: list[float], to: list[float], goal: float | None) -> Ratio:
-    """How many times as fast `of` is as `to`, repeat by repeat."""
+    """Return the speedup of `of` over `to`, computed per repeat."""
     low, median, high = statistics.quantiles([b / a for a, b in zip(of, to, strict=True)], n=4)
     return Ratio(round(median, 3), round(low, 3), round(high, 3), goal)
 
 
 def row(op: str, n: int, density: float, taken: dict[str, list[float]], goals: dict[str, Ratio]) -> Row:
-    """One line of the results."""
+    """Return one row of the results."""
     shown = "  ".join(
         f"{name} {r.median:.2f} ({r.low:.2f}-{r.high:.2f}){'' if r.goal is None else f' goal {r.goal:g}'}"
         for name, r in goals.items()
@@ -94,7 +95,7 @@ def row(op: str, n: int, density: float, taken: dict[str, list[float]], goals: d
 
 
 def measure(n: int, density: float, seconds: float) -> list[Row]:
-    """All rows of one size and density, on heavy-tailed noise."""
+    """Measure all rows of one size and density on heavy-tailed noise."""
     torch.manual_seed(0)
     grad_N = torch.randn(n) * torch.randn(n).exp()
     residual_N = torch.zeros(n)
@@ -165,7 +166,7 @@ def measure(n: int, density: float, seconds: float) -> list[Row]:
 
 
 def steered(n: int, density: float, seconds: float) -> Row:
-    """What SAGE's controller costs over a selection by a threshold that is given, under error feedback."""
+    """Measure SAGE's controller against a selection with a fixed threshold, under error feedback."""
     torch.manual_seed(0)
     gradients = [torch.randn(n) * torch.randn(n).exp() for _ in range(3)]
     controller, start_N = Quantile(), torch.zeros(n)
@@ -190,7 +191,7 @@ def steered(n: int, density: float, seconds: float) -> Row:
         seconds,
     )
     goals = {
-        # 10 % over it.
+        # At most 10 % slower than the plain selection.
         "plain select": ratio(taken["ours"], taken["plain select"], 1 / 1.1),
         "first step": ratio(taken["ours"], taken["first step"], None),
     }
@@ -198,7 +199,7 @@ def steered(n: int, density: float, seconds: float) -> Row:
 
 
 def processor() -> str:
-    """What the processor calls itself, and how many of it there are."""
+    """Return the processor's model name and the number of processors."""
     told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name")]
     return f"{len(names)} x {names[0]}" if names else platform.machine()
@@ -226,7 +227,7 @@ def main() -> int:
 
 
 def conclude(rows: list[Row], load_before: float, output: Path) -> None:
-    """Write the rows down, with the command, the commit, the machine and its load."""
+    """Write the rows to a file, with the command, the commit, the machine and its load."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -242,7 +243,10 @@ def conclude(rows: list[Row], load_before: float, output: Path) -> None:
 
 
 def judge(rows: list[Row], labels: list[str], *, halved: bool) -> int:
-    """Say which figures are under their goals, or half of them; then, 1 as the exit status where any is."""
+    """Print the figures below their goals, or below half of them; return the exit status.
+
+    The status is 1 if `halved` is set and a figure is below half of its goal, else 0.
+    """
     missed = [
         f"{label}: {against} {figure['median']} of {figure['goal']}"
         for row, label in zip(rows, labels, strict=True)

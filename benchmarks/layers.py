@@ -1,7 +1,8 @@
-"""Draws the layers of sage/ and the imports between them as docs/pictures/layers.svg: `make graph`.
+"""Draws the layers of sage/ and the imports between them as docs/pictures/layers.svg (`make graph`).
 
-The layers are those of import-linter's contract in pyproject.toml. An arrow says that a module of one room
-imports a module of another, also within a function or for type checking only. Output is deterministic.
+The layers are those of import-linter's contract in pyproject.toml. An arrow from one package to another means
+that a module of the first imports a module of the second; imports within functions and imports for type
+checking count. The output is deterministic.
 """
 
 import sys
@@ -27,14 +28,14 @@ path:hover { stroke: #0969da; stroke-opacity: 1; stroke-width: 2 }
 
 
 def layers() -> list[list[str]]:
-    """The rooms of each layer, from the top layer to the bottom one."""
+    """Return the packages of each layer, from the top layer to the bottom one."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     (contract,) = (each for each in settings["contracts"] if each["type"] == "layers")
     return [layer.split(" | ") for layer in contract["layers"]]
 
 
 def arrows() -> dict[tuple[str, str], int]:
-    """How many imports there are from one room to another."""
+    """Return the number of imports from each package to each other package."""
     graph = grimp.build_graph("sage", "sage.datasets", cache_dir=None)
     found: dict[tuple[str, str], int] = defaultdict(int)
     for module in graph.modules:
@@ -46,7 +47,7 @@ def arrows() -> dict[tuple[str, str], int]:
 
 
 def drawn(rows: list[list[str]], imports: dict[tuple[str, str], int]) -> str:
-    """The picture as SVG."""
+    """Return the picture as SVG."""
     at: dict[str, tuple[float, float]] = {}
     bands, boxes = [], []
     for row, rooms in enumerate(rows):
@@ -55,7 +56,7 @@ def drawn(rows: list[list[str]], imports: dict[tuple[str, str], int]) -> str:
             f'<rect class="layer" x="{LEFT}" y="{y - 6}" width="{WIDTH - 2 * LEFT}" height="{HEIGHT + 12}"/>'
         )
         for column, room in enumerate(rooms):
-            # Odd rows are moved aside, so that an arrow past them does not run through their boxes.
+            # Odd rows are shifted horizontally, so that arrows that pass them do not cross their boxes.
             x = WIDTH * (column + 1) / (len(rooms) + 1) + (45 if row % 2 else -45)
             at[room] = x, y
             boxes.append(f'<rect x="{x - BOX / 2:g}" y="{y}" width="{BOX}" height="{HEIGHT}" rx="5"/>')
@@ -87,7 +88,7 @@ def drawn(rows: list[list[str]], imports: dict[tuple[str, str], int]) -> str:
 
 
 def main() -> None:
-    """Write the picture to the path given, or else to docs/pictures/layers.svg."""
+    """Write the picture to the given path, by default docs/pictures/layers.svg."""
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "pictures" / "layers.svg"
     target.parent.mkdir(exist_ok=True)
     target.write_text(drawn(layers(), arrows()))

@@ -1,11 +1,11 @@
-"""Makes the pictures of the documentation from a real sweep of short runs on this machine.
+"""Creates the pictures of the documentation from a real sweep of short runs on this machine.
 
     python benchmarks/pictures.py [--output docs/pictures] [--runs FOLDER]
 
-The sweep `SWEEP` runs locally: a few minutes on two cores. Each picture exists for light and dark pages:
-`status-*.svg` is the output of `sage status`, `report-*.png` the top of the report's page, `figures-*.png`
-its figures, and `tensorboard-*.png` TensorBoard on the same runs. The PNG files need Chromium. The runs are
-too short to compare methods by.
+The sweep `SWEEP` runs locally and takes a few minutes on two cores. Each picture exists for light and dark
+pages: `status-*.svg` is the output of `sage status`, `report-*.png` the top of the report's page,
+`figures-*.png` its figures, and `tensorboard-*.png` TensorBoard on the same runs. The PNG files need Chromium.
+The runs are too short for a comparison of methods.
 """
 
 import argparse
@@ -41,7 +41,7 @@ parallel = 2
 SCHEMES = ("light", "dark")
 
 ONLY_FIGURES = "header, nav, footer, h2, .tables, .quiet, details { display: none }"
-"""A style sheet that leaves only the figures of a report."""
+"""A style sheet that hides everything but the figures of a report."""
 
 TAGS = "train/loss|eval/accuracy|density/had|wire/sent"
 """The scalars in the pictures of TensorBoard."""
@@ -80,7 +80,7 @@ QUIET = (
 
 
 def main() -> None:
-    """Run the sweep and make all pictures."""
+    """Run the sweep and create all pictures."""
     parser = argparse.ArgumentParser(description="Make the pictures of the documentation.")
     parser.add_argument("--output", type=Path, default=Path("docs/pictures"))
     parser.add_argument("--runs", type=Path, help="keep the sweep's runs here; default: a temporary folder")

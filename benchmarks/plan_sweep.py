@@ -1,7 +1,8 @@
-"""How long it takes to plan a sweep of 2,500 runs, as `sage submit` does before it calls sbatch.
+"""Measures how long `sage submit` takes to plan a sweep of 2,500 runs before it calls sbatch.
 
-Each turn is a fresh process: imports (torch among them), the sweep's expansion into checked runs with names,
-the look for results, and the split into arrays that SLURM takes. The goal is less than five seconds in all.
+Each turn is a new process. It times the imports (including torch), the expansion of the sweep into validated
+and named runs, the search for finished results, and the split into arrays within SLURM's limits. The goal is
+less than five seconds in total.
 
     python benchmarks/plan_sweep.py [--turns 5] [--output FILE]
 """
@@ -28,11 +29,11 @@ world_size = 4
     for reducer in ("topk", "gtopk", "sage", "threshold", "accordion")
 )
 MAX_ARRAY = 1001
-"""SLURM's default."""
+"""SLURM's default for MaxArraySize."""
 
 
 def plan(path: Path) -> dict[str, float]:
-    """Plan the sweep once, and return the seconds of each part."""
+    """Plan the sweep once and return the seconds of each part."""
     times: dict[str, float] = {}
     started = time.perf_counter()
 
@@ -56,7 +57,7 @@ def plan(path: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Take the turns, and print or write their medians."""
+    """Run all turns and print or write their medians."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,22 +1,24 @@
-"""What every reducer reaches for the bytes it sends: two convex problems and a CNN, one row a reducer.
+"""Measures the result of every reducer relative to the bytes it sends, on two convex problems and a CNN.
 
     SAGE_DATA_DIR=<folder with libsvm/ and cifar10/> python benchmarks/quality.py convex
     SAGE_DATA_DIR=<...> python benchmarks/quality.py cnn
     python benchmarks/quality.py table                # both as Markdown
 
-Settings match the wire bytes: every method that can is set to send an eighth of what a dense fp32 all-reduce
-moves, or as near as it gets; `SETTINGS` has those that differ from a density of 1/16. What it does send is
-told in its row. Beside the end of all steps, a row says where the method was when it had sent as much as the
-budget, an eighth of the bytes of the dense run: those that send more a step take fewer steps for it.
+The output has one row per reducer. The settings match the wire bytes: every method is set to send an eighth of
+what a dense fp32 all-reduce moves, or the nearest possible amount; `SETTINGS` lists the options that differ
+from a density of 1/16. Each row states the bytes actually sent. A row gives the result after all steps, and
+the result at the budget: at the step where the method had sent an eighth of the bytes of the dense run.
+Methods that send more per step reach the budget after fewer steps.
 
 convex: logistic regression on LIBSVM's a9a and w8a, l2 = 1/N, two simulated ranks with half of the rows each,
-full gradients, no momentum, steps of 8/L on a9a and 24/L on w8a (L is a bound of the curvature), which
-decay linearly to 0 over the second half. The gap is (f − f*) / f*, f* from Newton's method in double
-precision. With error feedback for 8,000 steps on a9a and 4,000 on w8a, in which exact comes within 1e-4;
-without it for as many on a9a. Methods with a schedule are told of an epoch every 20 steps.
+full gradients, no momentum. The step sizes are 8/L on a9a and 24/L on w8a, where L bounds the curvature; they
+decay linearly to 0 over the second half. The gap is (f − f*) / f*, with f* from Newton's method in double
+precision. With error feedback, there are 8,000 steps on a9a and 4,000 on w8a, after which exact is within
+1e-4; without error feedback, there are 8,000 steps on a9a. For methods with a schedule, an epoch has 20 steps.
 
-cnn: ResNet-20 on CIFAR-10, two simulated ranks of the engine itself (`sage run`), the reducers' own memories,
-4 epochs of 80 steps of 16 images a rank, of the first 2,560; accuracy on the first 1,000 test images.
+cnn: ResNet-20 on CIFAR-10, two simulated ranks in the engine itself (`sage run`), each reducer with its own
+memory, 4 epochs of 80 steps with 16 images per rank, from the first 2,560 training images; accuracy on the
+first 1,000 test images.
 """
 
 import argparse
@@ -49,44 +51,44 @@ from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
 from sage.train import run
 
-# N = rows, F = features and the constant, W = ranks
+# N = rows, F = features including the constant, W = ranks
 
 RESULTS = Path(__file__).parent / "results"
 DENSITY = 1 / 16
 HYBRIDS = ("topk+efsign", "topk+terngrad", "adacomp+efsign", "adacomp+terngrad")
 SETTINGS: dict[str, dict[str, Any]] = {
     "randomk": {"density": 1 / 8},  # sends no indices
-    "threshold": {"threshold": 0.05},  # the default is far above these gradients
+    "threshold": {"threshold": 0.05},  # the default is far larger than these gradients
     "dithering": {"norm": "max"},  # under error feedback the l2 norm of a whole layer diverges
     **dict.fromkeys(("powersgd", "svd", "atomo"), {"rank": 4}),
 }
-"""Options by reducer, where they are not `density=1/16` or the defaults."""
+"""Options by reducer, if they differ from `density=1/16` and the defaults."""
 SETTINGS_CNN: dict[str, dict[str, Any]] = {
     "threshold": {"threshold": 0.015},
-    "accordion": {"density": DENSITY, "switch_every": 1},  # of four epochs
+    "accordion": {"density": DENSITY, "switch_every": 1},  # the CNN trains for four epochs
     "accordion_powersgd": {"switch_every": 1},
-    **dict.fromkeys(("topk+efsign", "topk+terngrad"), {"density": 1 / 4}),  # its indices take few bits
+    **dict.fromkeys(("topk+efsign", "topk+terngrad"), {"density": 1 / 4}),  # the indices take few bits
 }
-"""The same, where the CNN asks for others."""
+"""Options that replace those of `SETTINGS` on the CNN."""
 
 RANKS = 2
 FEATURES = {"a9a": 123, "w8a": 300}
 STEPS = {("a9a", "residual"): 8000, ("a9a", "none"): 8000, ("w8a", "residual"): 4000}
 RATE = {"a9a": 8.0, "w8a": 24.0}
-"""A step's length, in units of 1 / L, L bounding the gradient's Lipschitz constant."""
+"""Step size in units of 1 / L, where L bounds the gradient's Lipschitz constant."""
 EVERY = 20
-"""Steps between two looks at the loss, and of an epoch of the convex problems."""
+"""Steps between two evaluations of the loss, which are one epoch of the convex problems."""
 SHARE = 1 / 8
-"""The budget: this share of the bytes that the dense run sends."""
+"""The budget as a share of the bytes that the dense run sends."""
 
 
 def reducers() -> list[str]:
-    """Every reducer there is, and the hybrids."""
+    """Return the names of all reducers and of the hybrids."""
     return [*registry.names("reducers"), *HYBRIDS]
 
 
 def settings(name: str, *, net: bool = False) -> dict[str, Any]:
-    """The options that a reducer is run with, on the convex problems or the CNN."""
+    """Return the options of a reducer on the convex problems or the CNN."""
     if net and name in SETTINGS_CNN:
         return SETTINGS_CNN[name]
     if name in SETTINGS:
@@ -94,25 +96,25 @@ def settings(name: str, *, net: bool = False) -> dict[str, Any]:
     return {"density": DENSITY} if "density" in registry.options(registry.load("reducers", name)) else {}
 
 
-# Convex.
+# Convex problems
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Logistic regression, each row times its label: every rank's rows, and the same transposed."""
+    """Logistic regression; each rank holds its rows, multiplied by their labels, and their transpose."""
 
     rows_WNF: list[Any]
     columns_WFN: list[Any]
     num: int
 
     def gradient(self, x_F: Tensor, rank: int) -> Tensor:
-        """Of the mean loss over this rank's rows, and of the l2 term."""
+        """Return the gradient of the mean loss over this rank's rows plus the l2 term."""
         margin_N = self.rows_WNF[rank] @ x_F.numpy()
         pull_N = -expit(-margin_N) / len(margin_N)
         return torch.from_numpy(self.columns_WFN[rank] @ pull_N).add_(x_F, alpha=1 / self.num)
 
     def loss(self, x_F: Tensor) -> float:
-        """Over all rows, summed in double precision."""
+        """Return the loss over all rows, summed in double precision."""
         margins = [rows_NF @ x_F.numpy() for rows_NF in self.rows_WNF]
         total = sum(float(np.logaddexp(0, -m_N.astype(np.float64)).sum()) for m_N in margins)
         return (total + float(x_F.double() @ x_F.double()) / 2) / self.num
@@ -120,7 +122,7 @@ class Problem:
 
 @cache
 def problem(name: str) -> tuple[Problem, float, float]:
-    """A LIBSVM set, its optimum by Newton's method, and the gradient's Lipschitz constant."""
+    """Return a LIBSVM data set, its optimum by Newton's method, and the gradient's Lipschitz constant."""
     found: Any = load_svmlight_file(str(data_root(None) / "libsvm" / name), n_features=FEATURES[name])
     num = found[0].shape[0]
     labels = sparse.diags(np.where(found[1] > 0, 1.0, -1.0))
@@ -142,7 +144,7 @@ def problem(name: str) -> tuple[Problem, float, float]:
 
 @dataclass
 class Row:
-    """How one reducer did on one problem."""
+    """The result of one reducer on one problem."""
 
     problem: str
     reducer: str
@@ -150,19 +152,19 @@ class Row:
     memory: str
     steps: int
     bytes_a_step: float
-    """Sent by one rank, on average over the ranks."""
+    """Bytes sent per step and rank, averaged over the ranks."""
     dense_over: float
-    """How many times less than exact that is."""
+    """The factor by which that is less than exact."""
     final: float
     """The gap to the optimum (convex), or the accuracy (cnn), after all steps."""
     at_budget: float
-    """The gap, or the training loss (cnn), once as many bytes were sent as the budget allows."""
+    """The gap, or the training loss (cnn), at the step where the bytes sent reach the budget."""
     reduce_ms: float
-    """Of a step: spent reducing, all simulated ranks one after another (convex), or the whole (cnn)."""
+    """Time of the reduction in a step, all simulated ranks in sequence (convex), or of the whole step (cnn)."""
 
 
 def convex(case: tuple[str, str, str]) -> Row:
-    """Minimise one problem under one reducer."""
+    """Minimise one problem with one reducer."""
     name, reducer, memory = case
     torch.set_num_threads(1)
     task, best, lipschitz = problem(name)
@@ -206,13 +208,13 @@ def convex(case: tuple[str, str, str]) -> Row:
     )
 
 
-# The CNN.
+# CNN
 
 CNN_STEPS = 320
 
 
 def cnn(case: tuple[str, str, str]) -> Row:
-    """Train ResNet-20 under one reducer, by the engine itself."""
+    """Train ResNet-20 with one reducer in the engine itself."""
     name, reducer, _ = case
     overrides = {
         "reducer": reducer,
@@ -235,7 +237,7 @@ def cnn(case: tuple[str, str, str]) -> Row:
     folder = run.resolve(config).folder
     result = json.loads((folder / "result.json").read_text())
     steps = [record for record in read_metrics(folder) if record["kind"] == "step"]
-    dense = 4 * result["parameters"]  # 2(W-1)/W of them, W = 2
+    dense = 4 * result["parameters"]  # a rank sends 2(W-1)/W times the parameters; W = 2
     sent = 0
     seen: list[float] = []
     for step in steps:
@@ -257,18 +259,18 @@ def cnn(case: tuple[str, str, str]) -> Row:
     )
 
 
-# All of them.
+# Measurement and table
 
 
 def cases(what: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """What is to be measured: problem, reducer, memory."""
+    """Return the combinations to measure: problem, reducer, memory."""
     if what == "cnn":
         return [("resnet20-cifar10", name, "own") for name in names]
     return [(task, name, memory) for task, memory in STEPS for name in names]
 
 
 def measure(what: str, names: Sequence[str], jobs: int) -> None:
-    """Measure in several processes, and write each row as it comes."""
+    """Measure in several processes and write each row when it is complete."""
     path = RESULTS / f"quality-{what}.csv"
     old = {(row["problem"], row["reducer"], row["memory"]): row for row in read(path)}
     context = multiprocessing.get_context("spawn")
@@ -284,7 +286,7 @@ def measure(what: str, names: Sequence[str], jobs: int) -> None:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows that were measured."""
+    """Read the measured rows."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -292,7 +294,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def table() -> str:
-    """Every reducer's row: the three problems side by side, as Markdown."""
+    """Return a Markdown table with one row per reducer and the three problems side by side."""
     found = {
         (row["problem"], row["reducer"], row["memory"]): row
         for what in ("convex", "cnn")
@@ -339,7 +341,7 @@ def _cell(row: Mapping[str, str] | None, name: str, form: str) -> str:
 
 
 def main() -> int:
-    """Measure, or print what was measured."""
+    """Measure, or print the measured rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=("convex", "cnn", "table"))
     parser.add_argument("--reducers", nargs="+", help="only these; their rows take the place of older ones")

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Real data on two ranks: does every family learn under compression as it does without? About an hour on two cores.
+# Trains every model family on real data with two ranks, with and without compression. Takes about an hour on two cores.
 #
 #   SAGE_DATA_DIR=<folder with cifar10/ ptb/ wikitext-2/ ml-100k/> benchmarks/real_data.sh [FOLDER FOR THE RUNS]
 #
-# The settings are the workloads' own but for what two CPU cores cannot give: fewer epochs, smaller batches, narrower
-# LSTMs. benchmarks/real_data/ holds the report of these runs.
+# The settings are those of the workloads, reduced for two CPU cores: fewer epochs, smaller batches, narrower LSTMs.
+# benchmarks/real_data/ contains the report of these runs.
 set -euo pipefail
 runs=${1:-runs/real_data}
 sage=${SAGE:-sage}

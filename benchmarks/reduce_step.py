@@ -1,13 +1,13 @@
-"""What a whole reduction takes: select, gather and scatter, beside a dense all-reduce and beside plain torch.
+"""Measures a whole reduction (select, gather, scatter) against a dense all-reduce and against plain torch.
 
     python benchmarks/reduce_step.py                      # measure, and write results/reduce_step.json
-    python benchmarks/reduce_step.py --check --output X   # fail where a figure is under half of its goal
+    python benchmarks/reduce_step.py --check --output X   # fail if a figure is below half of its goal
 
-Ranks are processes with a thread each, joined by gloo on loopback; the vector has the layers of ResNet-18
-(11,173,962 parameters) and heavy tails. In every turn each reducer reduces once, natively and as with
-SAGE_NATIVE=0, in an order drawn each time, so that what else the machine does hits all alike; the ranks begin
-together, and the slowest rank's seconds count. Figures are medians over the turns; ratios are medians of the
-turns' ratios, with quartiles. Each reducer goes on from its own residual.
+Ranks are processes with one thread each, in a gloo process group on loopback. The vector has the layers of
+ResNet-18 (11,173,962 parameters) and is heavy-tailed. In every turn, each reducer reduces once with the native
+kernels and once as with SAGE_NATIVE=0. The order is random, so that other load on the machine affects all of
+them equally. The ranks start at the same time, and the slowest rank's seconds count. Times are medians over
+the turns; ratios are medians of the per-turn ratios, with quartiles. Each reducer keeps its own residual.
 """
 
 import argparse
@@ -39,15 +39,15 @@ from sage.reduction.layout import Layout
 RESULTS = Path(__file__).parent / "results" / "reduce_step.json"
 DENSITIES = (0.001, 0.01)
 GOALS = {"exact": 1.0, "torch path": 5.0}
-"""How many times as fast as these a sparse reducer is to be."""
+"""The goal: required speedup of a sparse reducer over each of these."""
 WARM_UP = 8
-"""Turns at the start that are not counted: controllers settle, and buffers are allocated."""
+"""Number of warm-up turns, which are not counted: controllers converge, and buffers are allocated."""
 GRADIENTS = 3
-"""As many different gradients come in turn."""
+"""Number of different gradients, which are used in turn."""
 
 
 def contestants() -> dict[str, tuple[str, dict[str, Any], bool]]:
-    """By name: the reducer, its options, and whether it runs on the native kernels."""
+    """Return by name: the reducer, its options, and whether it uses the native kernels."""
     found: dict[str, tuple[str, dict[str, Any], bool]] = {
         name: (name, {}, True) for name in ("exact", "bf16")
     }
@@ -60,7 +60,7 @@ def contestants() -> dict[str, tuple[str, dict[str, Any], bool]]:
 
 @contextmanager
 def kernels(runs_native: bool) -> Iterator[None]:
-    """With the native kernels, or as with SAGE_NATIVE=0."""
+    """Use the native kernels, or plain torch as with SAGE_NATIVE=0."""
     before = native.MISSING
     native.MISSING = before if runs_native else "SAGE_NATIVE=0"
     try:
@@ -70,7 +70,7 @@ def kernels(runs_native: bool) -> Iterator[None]:
 
 
 def rank(place: Place, turns: int, out: Path) -> int:
-    """One rank: reduce in turns; rank 0 writes the slowest rank's seconds of each."""
+    """Run one rank: reduce in turns; rank 0 writes the slowest rank's seconds of each turn."""
     torch.set_num_threads(1)
     wire = ProcessWire(place, device=torch.device("cpu"))
     with torch.device("meta"):
@@ -91,7 +91,7 @@ def rank(place: Place, turns: int, out: Path) -> int:
         for name in drawn.sample(list(entered), len(entered)):
             grad_N.copy_(gradients[turn % GRADIENTS])
             with kernels(entered[name][2]):
-                wire.texts("")  # all ranks begin together
+                wire.texts("")  # all ranks start at the same time
                 start = time.perf_counter()
                 reducers[name](grad_N, wire)
                 taken = time.perf_counter() - start
@@ -105,7 +105,7 @@ def rank(place: Place, turns: int, out: Path) -> int:
 
 
 def rows(world_size: int, turns: int) -> list[dict[str, Any]]:
-    """All contestants of one world size."""
+    """Measure all candidates at one world size."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "seconds.json")
         if spawn(partial(rank, turns=turns, out=out), world_size, method="fork") != 0:

@@ -1,7 +1,7 @@
 """Measures `sage report` on many runs: seconds, peak memory, and the size of the page.
 
-The run folders are synthetic: nothing was trained. Their configurations and the layout of their files are
-real, their losses, accuracies and times are made up, and every manifest says so.
+The run folders are synthetic: nothing was trained. The configurations and the file layout are real. The
+losses, accuracies and times are artificial, and every manifest states this.
 
 python benchmarks/report_speed.py [--runs 2000] [--steps 100] [--seeds 1] [--keep FOLDER]
 """
@@ -25,7 +25,7 @@ PARAMETERS = 269_722
 
 
 def main() -> None:
-    """Write the runs, report on them in a process of its own, and print what that took."""
+    """Write the runs, create the report in a separate process, and print its cost."""
     parser = argparse.ArgumentParser(description="Measure `sage report` on synthetic runs.")
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=100)
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def write_run(runs: Path, setting: int, seed: int, steps: int) -> None:
-    """The folder of one finished run: a reducer by turns, its learning rate by the number of the setting."""
+    """Write the folder of one finished run; reducer and learning rate depend on the number of the setting."""
     reducer = REDUCERS[setting % len(REDUCERS)]
     share = 1.0 if reducer in ("exact", "qsgd", "powersgd", "bf16") else 0.01
     options: dict[str, Any] = {} if share == 1.0 else {"density": share}

@@ -1,11 +1,12 @@
-"""How many elements the threshold methods select for each one that was asked for.
+"""Measures the number of elements that threshold methods select, relative to the target number (k̂/k).
 
     python benchmarks/selection.py            # measure, and write benchmarks/results/selection.csv
     python benchmarks/selection.py --table    # print the table of docs/explanation/selection.md
-    python benchmarks/selection.py --methods gaussiank    # measure these alone, and keep the other rows
+    python benchmarks/selection.py --methods gaussiank    # measure only these, and keep the other rows
 
-k̂/k on vectors of 10^6 independent numbers, one rank, no memory, all drawn from one seed: the mean and the
-standard deviation over 20 vectors. Methods that adapt have been through these five times before.
+The vectors have 10^6 independent elements, all drawn from one seed; there is one rank and no memory. The
+results are the mean and standard deviation of k̂/k over 20 vectors. Adaptive methods first process these
+vectors five times without being counted.
 """
 # N = elements of the vector
 
@@ -65,7 +66,7 @@ FIELDS: tuple[str, ...] = (
 
 
 def drawn(distribution: str, n: int, number: int) -> Tensor:
-    """One of a distribution's vectors."""
+    """Return one vector of a distribution."""
     dice = generator(0, DISTRIBUTIONS.index(distribution), number)
     normal_N = torch.randn(n, generator=dice)
     match distribution:
@@ -84,7 +85,7 @@ def drawn(distribution: str, n: int, number: int) -> Tensor:
 def ratios(
     name: str, options: dict[str, Any], density: float, vectors: list[Tensor], settling: int
 ) -> tuple[list[float], float]:
-    """k̂/k of every vector, after as many of them as it takes to settle, and the mean of the stages used."""
+    """Return k̂/k of every vector after `settling` warm-up vectors, and the mean number of stages used."""
     reducer = registry.load("reducers", name)(density=density, **options)
     n = vectors[0].numel()
     reducer.bind(Layout.of([("vector", (n,))]))
@@ -99,12 +100,12 @@ def ratios(
 
 
 def told(options: dict[str, Any]) -> str:
-    """Options as on the command line."""
+    """Return the options as written on the command line."""
     return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in options.items())
 
 
 def measure(n: int, repeats: int, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of these methods."""
+    """Measure these methods and yield their rows."""
     for distribution in DISTRIBUTIONS:
         vectors = [drawn(distribution, n, number) for number in range(repeats)]
         for name, options in METHODS:
@@ -129,7 +130,7 @@ def measure(n: int, repeats: int, names: Sequence[str]) -> Iterator[dict[str, An
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """Mean ± standard deviation, a line a method; what is off by more than 20 % in bold."""
+    """Return a table of mean ± standard deviation, one row per method; errors above 20 % are bold."""
     columns = [(distribution, density) for distribution in DISTRIBUTIONS for density in DENSITIES]
     lines = [
         "| k̂/k | " + " | ".join(f"{distribution}, {density:g}" for distribution, density in columns) + " |",
@@ -148,7 +149,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def main() -> int:
-    """Measure, or show what was measured."""
+    """Measure, or print the table of the measured rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--table", action="store_true", help="print the table of what was measured")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -174,7 +175,7 @@ def main() -> int:
 
 
 def _place(row: Mapping[str, Any]) -> tuple[int, int, float]:
-    """The order of rows: by distribution, method and density."""
+    """Return the sort key of a row: distribution, method and density."""
     methods = [(name, told(options)) for name, options in METHODS]
     place = methods.index((row["method"], row["options"]))
     return DISTRIBUTIONS.index(row["distribution"]), place, -float(row["density"])

@@ -1,9 +1,9 @@
-"""Does compression pay, and below which link speed? Whole steps, on nodes whose links are throttled.
+"""Measures at which link speeds compression reduces step time: whole steps on nodes with throttled links.
 
-For each rate a SLURM of four nodes is started on this machine (tests/slurm/cluster.py), every node with a
-network of its own and a link of that rate both ways. There `sbatch pararun` trains, a rank a node, under one
-reducer after the other, round after round. Figures are the slowest rank's step times, warm-up left out; needs
-root, slurm-wlm and munge.
+For each rate, the script starts a SLURM cluster of four nodes on this machine (tests/slurm/cluster.py). Every
+node has its own network namespace and a link with that rate in each direction. `sbatch pararun` trains there
+with one rank per node, with one reducer after the other, for several rounds. Results are the slowest rank's
+step times without warm-up. The script needs root, slurm-wlm and munge.
 
     python benchmarks/slow_links.py --rates 100mbit 1gbit none > benchmarks/results/slow_links.json
 """
@@ -27,11 +27,11 @@ from slurm.cluster import Cluster  # noqa: E402
 
 BASELINE = "exact"
 WARM_UP = {"sage": 5}
-"""Steps at the start of each job that are not counted, else 2; a controller has to find its density first."""
+"""Warm-up steps of each job, by default 2; a controller first has to converge to its density."""
 
 
 def measure(cluster: Cluster, folder: Path, given: argparse.Namespace, reducer: str) -> dict[str, Any]:
-    """Train for a few steps under one reducer, and return what the run has on record."""
+    """Train for a few steps with one reducer, and return values from the run's records."""
     density = () if reducer in ("exact", "bf16") else ("--density", str(given.density))
     warm_up = WARM_UP.get(reducer, 2)
     job = cluster.sbatch(
@@ -40,7 +40,7 @@ def measure(cluster: Cluster, folder: Path, given: argparse.Namespace, reducer: 
         str(CHECKOUT / "pararun"),
         *given.workload,
         *("--reducer", reducer, *density, "--steps", str(warm_up + given.steps), "--runs", str(folder)),
-        # An evaluation is no part of a step.
+        # No evaluation falls into the measured steps.
         *("--eval-every", "1000", "--data.limit-test", "64", "--timeout", "600"),
         env={"SAGE_HOME": str(CHECKOUT)},
         cwd=folder,
@@ -60,7 +60,7 @@ def measure(cluster: Cluster, folder: Path, given: argparse.Namespace, reducer: 
 
 
 def at_rate(rate: str | None, given: argparse.Namespace) -> dict[str, Any]:
-    """All reducers, in turn, on links of one rate."""
+    """Measure all reducers in turn on links of one rate."""
     found: dict[str, list[dict[str, Any]]] = {reducer: [] for reducer in given.reducers}
     with (
         tempfile.TemporaryDirectory(prefix="links-") as folder,
