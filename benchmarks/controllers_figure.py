@@ -1,4 +1,4 @@
-"""Plots the runs of controllers.sh: density relative to its target at each step, and accuracy against bytes sent.
+"""Plots the runs of controllers.sh: density relative to its target by step, and accuracy against bytes sent.
 
 python benchmarks/controllers_figure.py benchmarks/real_data/controllers [--output docs/controllers.svg]
 """

@@ -6,8 +6,8 @@
 The benchmark uses one thread. The candidates of a row alternate, one repeat of each after the other, on the
 same vectors, so that other load on the machine affects all of them equally. Times are medians over the
 repeats; ratios are medians of the per-repeat ratios, with quartiles. The bound is `torch.Tensor.add_`, which
-moves as many bytes as a fused pass. `torch path` is the same step on `sage.ops.reference`; for the mean, it is
-one `zero_` and one `index_add_`. `quantile` is SAGE's controller including the selection, compared with a
+moves as many bytes as a fused pass. `torch path` is the same step on `sage.ops.reference`; for the mean, it
+is one `zero_` and one `index_add_`. `quantile` is SAGE's controller including the selection, compared with a
 selection with a fixed threshold.
 """
 

@@ -4,8 +4,8 @@
 
 The sweep `SWEEP` runs locally and takes a few minutes on two cores. Each picture exists for light and dark
 pages: `status-*.svg` is the output of `sage status`, `report-*.png` the top of the report's page,
-`figures-*.png` its figures, and `tensorboard-*.png` TensorBoard on the same runs. The PNG files need Chromium.
-The runs are too short for a comparison of methods.
+`figures-*.png` its figures, and `tensorboard-*.png` TensorBoard on the same runs. The PNG files need
+Chromium. The runs are too short for a comparison of methods.
 """
 
 import argparse

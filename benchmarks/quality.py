@@ -4,17 +4,18 @@
     SAGE_DATA_DIR=<...> python benchmarks/quality.py cnn
     python benchmarks/quality.py table                # both as Markdown
 
-The output has one row per reducer. The settings match the wire bytes: every method is set to send an eighth of
-what a dense fp32 all-reduce moves, or the nearest possible amount; `SETTINGS` lists the options that differ
-from a density of 1/16. Each row states the bytes actually sent. A row gives the result after all steps, and
-the result at the budget: at the step where the method had sent an eighth of the bytes of the dense run.
-Methods that send more per step reach the budget after fewer steps.
+The output has one row per reducer. The settings match the wire bytes: every method is set to send an eighth
+of what a dense fp32 all-reduce moves, or the nearest possible amount; `SETTINGS` lists the options that
+differ from a density of 1/16. Each row states the bytes actually sent. A row gives the result after all
+steps, and the result at the budget: at the step where the method had sent an eighth of the bytes of the dense
+run. Methods that send more per step reach the budget after fewer steps.
 
 convex: logistic regression on LIBSVM's a9a and w8a, l2 = 1/N, two simulated ranks with half of the rows each,
 full gradients, no momentum. The step sizes are 8/L on a9a and 24/L on w8a, where L bounds the curvature; they
 decay linearly to 0 over the second half. The gap is (f − f*) / f*, with f* from Newton's method in double
 precision. With error feedback, there are 8,000 steps on a9a and 4,000 on w8a, after which exact is within
-1e-4; without error feedback, there are 8,000 steps on a9a. For methods with a schedule, an epoch has 20 steps.
+1e-4; without error feedback, there are 8,000 steps on a9a. For methods with a schedule, an epoch has 20
+steps.
 
 cnn: ResNet-20 on CIFAR-10, two simulated ranks in the engine itself (`sage run`), each reducer with its own
 memory, 4 epochs of 80 steps with 16 images per rank, from the first 2,560 training images; accuracy on the
@@ -160,7 +161,7 @@ class Row:
     at_budget: float
     """The gap, or the training loss (cnn), at the step where the bytes sent reach the budget."""
     reduce_ms: float
-    """Time of the reduction in a step, all simulated ranks in sequence (convex), or of the whole step (cnn)."""
+    """Time of a step's reduction, all simulated ranks in sequence (convex), or of the whole step (cnn)."""
 
 
 def convex(case: tuple[str, str, str]) -> Row:

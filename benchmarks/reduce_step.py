@@ -4,10 +4,11 @@
     python benchmarks/reduce_step.py --check --output X   # fail if a figure is below half of its goal
 
 Ranks are processes with one thread each, in a gloo process group on loopback. The vector has the layers of
-ResNet-18 (11,173,962 parameters) and is heavy-tailed. In every turn, each reducer reduces once with the native
-kernels and once as with SAGE_NATIVE=0. The order is random, so that other load on the machine affects all of
-them equally. The ranks start at the same time, and the slowest rank's seconds count. Times are medians over
-the turns; ratios are medians of the per-turn ratios, with quartiles. Each reducer keeps its own residual.
+ResNet-18 (11,173,962 parameters) and is heavy-tailed. In every turn, each reducer reduces once with the
+native kernels and once as with SAGE_NATIVE=0. The order is random, so that other load on the machine affects
+all of them equally. The ranks start at the same time, and the slowest rank's seconds count. Times are medians
+over the turns; ratios are medians of the per-turn ratios, with quartiles. Each reducer keeps its own
+residual.
 """
 
 import argparse
