@@ -1,1 +1,1 @@
-"""Training: one rank's part of a run, what a checkpoint of it holds, and how it goes on from one."""
+"""Training on one rank: the training loop, its checkpoints, and resuming from a checkpoint."""

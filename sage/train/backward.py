@@ -1,4 +1,4 @@
-"""One rank's forward and backward passes of a step, which leave their gradient in the mount's flat vector."""
+"""Forward and backward passes of one step on one rank; the gradient goes into the mount's flat vector."""
 # N = elements of the flat gradient
 
 from contextlib import AbstractContextManager, nullcontext
@@ -17,14 +17,14 @@ from sage.train.squared_gradients import Squares
 
 
 class Backward:
-    """Forward and backward of a step's micro-batches.
+    """Runs the forward and backward passes of a step's micro-batches.
 
     Args:
-        config: Its `amp` and `accumulate`.
-        model, task: What computes the loss.
-        mount: Where the gradient goes.
-        loss_scale: What the loss is multiplied by before its backward; the gradient is divided by it.
-        squares: Observes the samples' gradients, where the reducer asks for it.
+        config: `amp` and `accumulate` are read from it.
+        model, task: They compute the loss.
+        mount: Its `grad_N` receives the gradient.
+        loss_scale: The loss is multiplied by it before backward, and the gradient is divided by it after.
+        squares: Accumulates squared gradients, if the reducer needs them; otherwise None.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Backward:
         self.device = next(model.parameters()).device
 
     def __call__(self, batches: list[Batch]) -> Tensor:
-        """Replace the mount's `grad_N` by the gradient of the micro-batches' mean loss, which is returned."""
+        """Set the mount's `grad_N` to the gradient of the micro-batches' mean loss, and return that loss."""
         self.mount.zero_()
         if self.squares is not None:
             self.squares.zero_()
@@ -59,7 +59,7 @@ class Backward:
         return loss
 
     def _pass(self, batch: Batch, divisor: float) -> Tensor:
-        """Add the gradient of a batch's loss over `divisor`, times the loss scale; that loss without it."""
+        """Add the gradient of loss_scale * loss / divisor of a batch to `grad_N`; return loss / divisor."""
         with phase("forward"), self._autocast():
             loss = self.task.loss(self.model, batch) / divisor
         with phase("backward"):

@@ -1,13 +1,14 @@
-"""Checkpoints that survive being killed at any moment, and are checked before they are believed.
+"""Writes checkpoints atomically, and verifies their checksums before they are loaded.
 
     checkpoints/step-00000123/
-        shared.pt      what all ranks have in common, from rank 0: model, optimiser, ...
-        rank-0000.pt   each rank's own: residual, random generators, ...
+        shared.pt      state that all ranks have in common, written by rank 0: model, optimiser, ...
+        rank-0000.pt   state of one rank: residual, random generators, ...
         index.json     step, world size, and the sha256 and length of each file
 
-A checkpoint grows in a folder whose name begins with `.tmp-` and gets its own name once everything in it is
-on the disk. One that takes the place of another of the same step first sets that aside as `.old-step-...`,
-which counts as a checkpoint too until the new one has the name: there is no moment without one.
+A checkpoint is written to a folder whose name begins with `.tmp-`. The folder is renamed once all its files
+are on disk. If a checkpoint of the same step exists, it is first renamed to `.old-step-...`, and it still
+counts as a checkpoint until the new one has the final name. A complete checkpoint therefore exists at every
+moment of a replacement.
 """
 
 import json
@@ -35,7 +36,7 @@ _LEAVES = (Tensor, nn.Parameter, bool, int, float, str, type(None))
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint whose files all have the sums in its index."""
+    """A verified checkpoint: the checksums of all its files match its index."""
 
     path: Path
     step: int
@@ -53,20 +54,22 @@ def save(
     gather: Callable[[str], list[str]],
     keep: int = 2,
 ) -> None:
-    """Write the checkpoint of one step; all ranks call it, and none returns before it is complete.
+    """Write the checkpoint of one step; a collective call that returns once the checkpoint is complete.
 
-    Older checkpoints than the newest `keep` are removed, and so are those of later steps: the run that wrote
-    them went back to before them.
+    Only the newest `keep` checkpoints are kept. Checkpoints of later steps are removed as well: they are
+    obsolete, because the run has been resumed from an earlier step.
 
     Args:
-        folder: Where the checkpoints lie, one folder for all ranks.
-        shared: On rank 0 what all have in common, elsewhere None.
-        gather: A collective that hands every rank's string to every rank, in order of rank.
+        folder: The folder of the checkpoints, the same for all ranks.
+        shared: The state that all ranks have in common on rank 0; None on the other ranks.
+        own: The state of this rank.
+        gather: A collective that returns the strings of all ranks, in order of rank.
+        keep: Number of checkpoints to keep.
 
     Raises:
-        ValueError: for a value that `load` could not read back without running code from the file.
-        sage.storage.NotWritten: an OSError, where the file system refuses, as a full disk; the checkpoints
-            that were there are as they were.
+        ValueError: A value could not be loaded without running code from the file.
+        sage.storage.NotWritten: (an OSError) The file system refuses to write, for example because the disk
+            is full. Existing checkpoints are unchanged.
     """
     assert (shared is not None) == (rank == 0), "rank 0 alone writes what is shared"
     files = {f"rank-{rank:04d}.pt": own}
@@ -81,11 +84,11 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
         _tidy(folder)
         draft.mkdir()
-    gather("")  # no rank writes before the draft is there, and rid of what a killed save had left in it
+    gather("")  # no rank writes before the new folder exists and the remains of interrupted saves are removed
     try:
         entries = {name: _write(draft / name, state) for name, state in files.items()}
     except OSError:
-        for name in files:  # the disk may be full; what the others have written the next save removes
+        for name in files:  # the disk may be full; the next save removes the files of the other ranks
             with suppress(OSError):
                 (draft / name).unlink(missing_ok=True)
         raise
@@ -97,13 +100,13 @@ def save(
         storage.write_json(draft / "index.json", index, storage.CHECKPOINT)
         _publish(draft, final)
         _prune(folder, step, keep)
-    gather("")  # no rank runs on before the checkpoint has its name
+    gather("")  # no rank continues before the checkpoint has its final name
 
 
 def newest(folder: Path) -> Found | None:
-    """Find the newest checkpoint that is whole, and warn of each newer one that is not.
+    """Find the newest valid checkpoint, and warn about each newer one that is invalid.
 
-    Every byte of it is read, so let rank 0 look, and tell the others what it found.
+    It reads all bytes of the checkpoint, so only rank 0 should call it and broadcast the result.
     """
     for path in sorted(_checkpoints(folder), key=lambda path: (_step(path), path.name), reverse=True):
         try:
@@ -114,21 +117,21 @@ def newest(folder: Path) -> Found | None:
 
 
 def load(path: Path, rank: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read what all ranks share and what is this rank's own, all tensors on the CPU.
+    """Read the shared state and the state of this rank, with all tensors on the CPU.
 
     Raises:
-        ValueError: where the checkpoint has nothing for this rank, or a file that is none of a checkpoint.
+        ValueError: The checkpoint has no file for this rank, or one of its files is damaged.
     """
     return load_shared(path), load_own(path, rank)
 
 
 def load_shared(path: Path) -> dict[str, Any]:
-    """Read what all ranks share; raises as `load` does."""
+    """Read the state that all ranks have in common; raises the same errors as `load`."""
     return _read(path / "shared.pt")
 
 
 def load_own(path: Path, rank: int) -> dict[str, Any]:
-    """Read what is one rank's own; raises as `load` does."""
+    """Read the state of one rank; raises the same errors as `load`."""
     own_path = path / f"rank-{rank:04d}.pt"
     if not storage.is_there(own_path):
         raise ValueError(
@@ -139,7 +142,7 @@ def load_own(path: Path, rank: int) -> dict[str, Any]:
 
 
 def rng_state() -> dict[str, Any]:
-    """Take the state of the global random generators: torch's, Python's, NumPy's, and the current GPU's."""
+    """Return the state of the global random generators: torch, Python, NumPy, and the current GPU."""
     mersenne = np.random.get_state(legacy=False)
     key = torch.from_numpy(mersenne["state"]["key"].astype(np.int64))
     return {
@@ -152,7 +155,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put the global random generators back into the state that `rng_state` took."""
+    """Restore the state of the global random generators that `rng_state` returned."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
@@ -163,7 +166,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def _refuse_code(value: Any, where: str) -> None:
-    """Refuse all but plain data, subclasses too: NumPy's float64 is a float, and yet needs NumPy's code."""
+    """Refuse all but plain data. Subclasses are refused too: loading NumPy's float64 needs NumPy code."""
     if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             _refuse_code(key, f"a key of {where}")
@@ -192,7 +195,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _verified(path: Path) -> Found:
-    """Compare a checkpoint with its index, or raise a ValueError that says what differs."""
+    """Compare a checkpoint with its index; raise a ValueError that names the difference."""
     try:
         index = storage.read_json(path / "index.json", storage.CHECKPOINT)
     except FileNotFoundError as error:
@@ -222,10 +225,11 @@ def _verified(path: Path) -> Found:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints by name; none where there is no folder.
+    """List the checkpoint folders, recognised by name; empty if the folder does not exist.
 
     Raises:
-        sage.storage.Unreadable: where it may not be listed: to begin anew then would lose the checkpoints.
+        sage.storage.Unreadable: The folder cannot be listed. Starting from scratch would then lose the
+            existing checkpoints.
     """
     try:
         names = os.listdir(folder)
@@ -243,7 +247,7 @@ def _step(path: Path) -> int:
 
 
 def _tidy(folder: Path) -> None:
-    """Clear away what a killed save has left."""
+    """Remove the remains of an interrupted save."""
     for path in folder.glob(".tmp-*"):
         storage.remove(path)
     for path in folder.glob(".old-*"):
@@ -272,7 +276,7 @@ def _prune(folder: Path, step: int, keep: int) -> None:
 
 
 def _discard(path: Path) -> None:
-    """Remove a checkpoint, and its name first: half of one must not look like a damaged one."""
+    """Rename a checkpoint, then remove it: a partly removed one must not look like a damaged checkpoint."""
     doomed = path.with_name(f".tmp-{path.name}")
     path.rename(doomed)
     storage.remove(doomed)

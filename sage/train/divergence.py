@@ -1,4 +1,4 @@
-"""A mean gradient that is not finite, and whose gradient made it so."""
+"""The error for a mean gradient that is not finite; it names the ranks whose gradient is not finite."""
 
 import torch
 
@@ -8,16 +8,16 @@ from sage.train.training import TrainingState
 
 
 class Diverged(RuntimeError):
-    """The mean gradient is no longer finite."""
+    """Raised when the mean gradient is not finite."""
 
 
 def diverged(training: TrainingState, batches: list[Batch], lr: float) -> Diverged:
-    """The error of a step whose mean gradient is not finite. A collective call.
+    """Build the error for a step whose mean gradient is not finite; a collective call.
 
     Args:
-        training: Its parameters still as they were before the step.
+        training: Its parameters must not have been updated by the step.
         batches: The micro-batches of the step.
-        lr: The step's learning rate.
+        lr: The learning rate of the step.
     """
     whose = _whose(training, batches)
     return Diverged(
@@ -28,7 +28,10 @@ def diverged(training: TrainingState, batches: list[Batch], lr: float) -> Diverg
 
 
 def _whose(training: TrainingState, batches: list[Batch]) -> str:
-    """Which ranks' own gradients are not finite: the reduction has replaced them, so they are made again."""
+    """Say which ranks' local gradients are not finite.
+
+    The reduction has overwritten the local gradients, so they are computed again.
+    """
     training.backward(batches)
     bad = ~training.mount.grad_N.isfinite().all()
     (bad_W,) = training.wire.gather(control=bad.to(torch.uint8))

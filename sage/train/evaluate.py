@@ -1,4 +1,4 @@
-"""What a model has learned: the metrics over the whole test set, of which every rank takes a share."""
+"""Evaluates the model on the test set; each rank processes one shard."""
 
 import time
 
@@ -11,11 +11,11 @@ from sage.tasks import Task
 from sage.train.training import TrainingState
 
 EVAL_BATCH = 512
-"""At most so many test samples at once: a training batch of 2^19 pairs would be 101 times as many to rank."""
+"""Largest evaluation batch: a training batch of 2^19 pairs would mean 101 times as many items to rank."""
 
 
 def evaluate(training: TrainingState) -> None:
-    """Measure the model, and its running average where there is one, and record it."""
+    """Evaluate the model, and its running average if there is one, and record the metrics."""
     start = time.perf_counter()
     average_buffers(training.model, training.wire)
     measured = _measured(training)
@@ -44,7 +44,7 @@ def _measured(training: TrainingState) -> dict[str, float]:
 
 
 def metrics(model: nn.Module, task: Task, data: Dataset, wire: Wire, *, batch_size: int) -> dict[str, float]:
-    """The task's metrics, from sums over every rank's share, added up over the ranks."""
+    """Compute the task's metrics from sums over the test set, which are all-reduced over the ranks."""
     device = next(model.parameters()).device
     model.eval()
     task.begin_evaluation()
@@ -55,7 +55,7 @@ def metrics(model: nn.Module, task: Task, data: Dataset, wire: Wire, *, batch_si
 
 
 def average_buffers(model: nn.Module, wire: Wire) -> None:
-    """Give all ranks the mean of their running statistics, so that they evaluate the same model."""
+    """Average the floating-point buffers over the ranks, so that all ranks evaluate the same model."""
     buffers = [b for b in model.buffers() if b.is_floating_point()]
     if buffers:
         flat = wire.mean(torch.cat([b.reshape(-1) for b in buffers]), kind="buffers")

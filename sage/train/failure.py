@@ -1,4 +1,4 @@
-"""What a run that fails says: one line and an exit status; the traceback of an unexpected error is kept."""
+"""Turns an error into a one-line message and an exit status; saves the traceback of an unexpected error."""
 
 import linecache
 import traceback
@@ -23,25 +23,25 @@ from sage.train.divergence import Diverged
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = ("site-packages", "dist-packages")
 SHOWN = 1500
-"""Letters of a message."""
+"""Maximum length of a message, in characters."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a rank ends."""
+    """The reason why a rank ends."""
 
     text: str
-    """One line."""
+    """The message, one line."""
     status: int
-    """The exit status: 2 where the same command would fail again, else 1."""
+    """The exit status: 2 if the same command would fail again, otherwise 1."""
     is_expected: bool
-    """Whether the line is all there is to say; else the traceback is of use to whoever mends it."""
+    """Whether the message is sufficient; otherwise the traceback is needed to fix the error."""
     is_consequence: bool = False
-    """Whether another rank has failed first."""
+    """Whether this failure was caused by the earlier failure of another rank."""
 
 
 class FirstStepFailed(RuntimeError):
-    """An error in the first step that a process takes: what a model or a reducer raises there comes again."""
+    """Raised for an error in the first step of a process; the model or reducer would raise it again."""
 
 
 class _Steps(Protocol):
@@ -50,7 +50,7 @@ class _Steps(Protocol):
 
 @contextmanager
 def first_step_told_apart(training: _Steps) -> Iterator[None]:
-    """Raise `FirstStepFailed` from an unexpected error before the first step is done."""
+    """Raise `FirstStepFailed` from an unexpected error that occurs before the first step is complete."""
     first = training.step
     try:
         yield
@@ -63,7 +63,7 @@ def first_step_told_apart(training: _Steps) -> Iterator[None]:
 
 
 def judge(error: BaseException) -> Failure:
-    """What to say of an error that ends a rank."""
+    """Return the message and the exit status for an error that ends a rank."""
     is_first_step = isinstance(error, FirstStepFailed)
     if isinstance(error, FirstStepFailed) and error.__cause__ is not None:
         error = error.__cause__
@@ -93,7 +93,7 @@ def judge(error: BaseException) -> Failure:
 
 
 def keep_traceback(folder: Path, rank: int, error: BaseException) -> str:
-    """Write an error's traceback into the run's folder; says where it is, or gives it where that fails."""
+    """Write a traceback to the run folder; return a text with its path, or the traceback if writing fails."""
     lines = "".join(traceback.format_exception(error))
     path = folder / f"traceback-{rank}.txt"
     try:
@@ -118,7 +118,7 @@ def _frames(error: BaseException) -> list[tuple[Path, int]]:
 
 
 def _is_library(path: Path) -> bool:
-    """Whether a file is of an installed library or of Python itself, and not of SAGE."""
+    """Whether a file belongs to an installed library or to Python itself, and not to SAGE."""
     if path.is_relative_to(PACKAGE):
         return False
     return any(name in path.parts for name in LIBRARIES) or path.is_relative_to(
@@ -127,7 +127,7 @@ def _is_library(path: Path) -> bool:
 
 
 def _is_raised_by_a_library(error: BaseException) -> bool:
-    """Whether torch or another library raised it: in its Python code, or in C++ below any frame."""
+    """Whether a library such as torch raised the error, in Python code or in C++ below any frame."""
     frames = _frames(error)
     if not frames:
         return False
@@ -137,13 +137,13 @@ def _is_raised_by_a_library(error: BaseException) -> bool:
 
 
 def _is_own(error: BaseException) -> bool:
-    """Whether the innermost frame that is no library's is SAGE's."""
+    """Whether the innermost frame outside libraries is in SAGE."""
     own = [path for path, _ in _frames(error) if not _is_library(path)]
     return bool(own) and own[-1].is_relative_to(PACKAGE)
 
 
 def _place(error: BaseException) -> str:
-    """The innermost line that is no library's."""
+    """Return file and line of the innermost frame outside libraries."""
     lines = [(path, line) for path, line in _frames(error) if not _is_library(path)]
     if not lines:
         return "a library"

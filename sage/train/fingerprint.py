@@ -1,4 +1,4 @@
-"""What must be the same on all ranks before they train: settings, versions and the source files."""
+"""Collects what must be equal on all ranks before training: settings, versions and source files."""
 
 import hashlib
 import json
@@ -17,15 +17,15 @@ from sage.config import Config
 from sage.version import __version__
 
 MAY_DIFFER = ("runs", "data_root", "timeout", "slurm", "oversubscribe")
-"""Settings that say only where a node has its files, or what the job asked for."""
+"""Settings that may differ between ranks: local paths, the timeout, and options of the job."""
 
 PACKAGE = Path(__file__).parents[1]
 MOST_FILES = 2000
-"""Source files of a third party's package that are looked at."""
+"""Maximum number of source files of a third-party package that are hashed."""
 
 
 def facts(config: Config, device: torch.device) -> dict[str, str]:
-    """A rank's settings, versions and checksums of source files, by name."""
+    """Return this rank's settings, versions and source checksums, by name."""
     told: dict[str, str] = {}
     for name, value in config.to_dict().items():
         if name in MAY_DIFFER:
@@ -38,7 +38,7 @@ def facts(config: Config, device: torch.device) -> dict[str, str]:
 
 @cache
 def software() -> dict[str, str]:
-    """The versions of what a run's numbers depend on, and a checksum of SAGE's own source files."""
+    """Return the versions of the software that affects results, and a checksum of SAGE's source files."""
     return {
         "SAGE version": __version__,
         "source files": checksum(PACKAGE, _sources(PACKAGE)),
@@ -50,7 +50,7 @@ def software() -> dict[str, str]:
 
 
 def parts(config: Config) -> dict[str, str]:
-    """A checksum of the source files of each part that is not SAGE's own."""
+    """Return a checksum of the source files of each third-party part (model, data set, task, reducer)."""
     chosen: list[tuple[registry.Room, str]] = [
         ("models", config.model),
         ("datasets", config.data),
@@ -75,7 +75,7 @@ def parts(config: Config) -> dict[str, str]:
 
 
 def checksum(root: Path, files: Iterable[Path]) -> str:
-    """Twelve hexadecimal digits that depend on the files' names below a root and on their bytes."""
+    """Return 12 hexadecimal digits of a SHA-256 over the files' relative paths and contents."""
     total = hashlib.sha256()
     for path in files:
         total.update(f"{path.relative_to(root).as_posix()}\0".encode())
@@ -84,7 +84,7 @@ def checksum(root: Path, files: Iterable[Path]) -> str:
 
 
 def _sources(root: Path) -> list[Path]:
-    """The Python files below a folder; the parts' folders are links to other ones of the checkout."""
+    """List the Python files below a folder. Direct subfolders may be symlinks, as those of the parts are."""
     folders = [root, *(path for path in sorted(root.iterdir()) if path.is_dir())]
     shallow = {path for folder in folders for path in folder.glob("*.py")}
     return sorted(shallow | set(root.rglob("*.py")))[:MOST_FILES]

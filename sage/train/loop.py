@@ -1,7 +1,7 @@
-"""The training loop: one rank's part of a run, from its start or from where a checkpoint left off.
+"""The training loop of one rank, from scratch or from a checkpoint.
 
-A step is forward, backward, reduce, update. All that a later step depends on is in the checkpoint, so a run
-that is killed and resumed goes through the same numbers, on CPUs to the bit.
+A step is forward, backward, reduce, update. A checkpoint holds all state that later steps depend on. On CPU,
+a resumed run is bitwise identical to an uninterrupted one.
 """
 # N = elements of the flat gradient
 
@@ -25,14 +25,14 @@ from sage.train.schedules import learning_rate
 from sage.train.training import TrainingState
 
 HISTOGRAM_SAMPLE = 2**18
-"""Elements of the gradient, evenly spread, that a histogram is made of."""
+"""Number of evenly spaced gradient elements in a histogram."""
 
 
 class Training(TrainingState):
-    """One rank's training: its state and the loop that changes it."""
+    """Training on one rank: its state and the loop that updates it."""
 
     def run(self) -> bool:
-        """Train until the end, the target or a signal; False where it was a signal."""
+        """Train until the last step, the target metric or a signal; return False after a signal."""
         started = time.perf_counter() - self.seconds
         while self.step < self.total_steps and not self._stopping and not self._reached():
             for batches in self.rest_of_epoch():
@@ -43,10 +43,10 @@ class Training(TrainingState):
                     break
         return not self._stopping
 
-    # A step, and what stands between two.
+    # Steps, and the work between two steps.
 
     def rest_of_epoch(self) -> Iterator[list[Batch]]:
-        """The micro-batches of each step from here to the end of the epoch, or of the run."""
+        """Yield the micro-batches of each remaining step of the epoch, or of the run if that ends first."""
         config, wire = self.config, self.wire
         epoch, done = divmod(self.step, self.steps_per_epoch)
         if done == 0:
@@ -63,14 +63,14 @@ class Training(TrainingState):
             yield [next(batches) for _ in range(config.accumulate)]
 
     def take_step(self, batches: list[Batch]) -> None:
-        """Forward, backward, reduce, update, on one micro-batch after another."""
+        """Take one step: forward and backward for each micro-batch, then reduce and update."""
         config, grad_N = self.config, self.mount.grad_N
         lr = self._learning_rate()
         before = self.wire.ledger.copy()
         start = time.perf_counter()
         self.model.train()
         epoch, done = divmod(self.step, self.steps_per_epoch)
-        if done == 0:  # here, so that what it sends is in this step's bytes
+        if done == 0:  # inside the step, so that its bytes are counted for this step
             self.mount.feedback.reducer.begin_epoch(epoch, lr, self.wire)
         histogram_due = self.step % config.histogram_every == 0
         with self.phases.running() if config.profile else nullcontext():
@@ -93,7 +93,7 @@ class Training(TrainingState):
             "step": self.step,
             "epoch": epoch,
             "lr": lr,
-            "density_asked": None,  # unless the reducer has a target, which its report then states
+            "density_asked": None,  # overridden by the report of a reducer that has a target density
             "density_had": reduced.density,
             "density_union": _share(reduced) if histogram_due else None,
             **self.mount.feedback.reducer.report(),
@@ -104,7 +104,7 @@ class Training(TrainingState):
         if config.profile:
             fields["phases"] = self.phases.take()
         self.settle()
-        # What the ranks have to tell each other of this step travels during the next, so nobody waits for it.
+        # Asynchronous all-reduce of loss and stop flag; it overlaps with the next step, so no rank waits.
         told = torch.tensor([float(loss), float(self.stop.signal is not None)], dtype=torch.float64)
         self._pending = self.wire.begin_sum(told), fields
         booked = self.wire.ledger.since(before)
@@ -121,12 +121,12 @@ class Training(TrainingState):
         return self.config.non_finite == "skip" or self.loss_scale.enabled
 
     def _overflowed(self) -> bool:
-        """Whether any rank's gradient is not finite; the ranks agree on it (`control`, 4 bytes)."""
+        """Whether the gradient of any rank is not finite; an all-reduce of 4 bytes (`control`)."""
         bad = (~self.mount.grad_N.isfinite().all()).float()
         return bool(self.wire.sum(bad, kind="control") > 0)
 
     def _prepare(self, histogram_due: bool) -> Tensor | None:
-        """What is done to this rank's gradient before the reduction; a sample of it for the histogram."""
+        """Apply decay, momentum and clipping before the reduction; return a histogram sample if due."""
         config, grad_N = self.config, self.mount.grad_N
         self.before(grad_N)
         if config.clip_local is not None:
@@ -139,10 +139,10 @@ class Training(TrainingState):
         return grad_N[:: 1 + grad_N.numel() // HISTOGRAM_SAMPLE].abs() if histogram_due else None
 
     def _update(self, lr: float, batches: list[Batch]) -> Tensor:
-        """Clip the mean gradient and take the optimiser's step; the norm that it had.
+        """Clip the mean gradient and take the optimiser step; return the norm before clipping.
 
         Raises:
-            Diverged: on every rank, where the mean is not finite.
+            Diverged: The mean gradient is not finite; raised on every rank.
         """
         grad_N, limit = self.mount.grad_N, self.config.clip_global
         with phase("update"):
@@ -155,7 +155,7 @@ class Training(TrainingState):
         return norm
 
     def settle(self) -> None:
-        """Hear what the ranks told of the last step, its loss and whether to stop, and record it."""
+        """Wait for the all-reduce of the last step's loss and stop flag, and record the step."""
         if self._pending is None:
             return
         (pending, fields), self._pending = self._pending, None
@@ -173,7 +173,7 @@ class Training(TrainingState):
         return None if residual_N is None else float(torch.linalg.vector_norm(residual_N))
 
     def _between_steps(self) -> None:
-        """Evaluate and save where it is time to, in this order: evaluating changes what is saved."""
+        """Evaluate, then save a checkpoint, if due; in this order, as evaluation changes the saved state."""
         last = self.step == self.total_steps
         evaluates = last or self.step % max(1, round(self.config.eval_every * self.steps_per_epoch)) == 0
         epoch_ends = self.step % self.steps_per_epoch == 0
@@ -185,7 +185,7 @@ class Training(TrainingState):
             self.check_replicas()
         first = self.config.average_from
         if epoch_ends and first is not None and self.step >= first * self.steps_per_epoch:
-            average_buffers(self.model, self.wire)  # all ranks have the same average, as a checkpoint has one
+            average_buffers(self.model, self.wire)  # the average must be equal on all ranks: it is saved once
             self.average.update(self.model)
         if evaluates:
             evaluate(self)
@@ -200,10 +200,11 @@ class Training(TrainingState):
         return by_default or (every is not None and self.step % every == 0)
 
     def check_replicas(self) -> None:
-        """Compare the ranks' parameters, bit by bit.
+        """Check that the parameters of all ranks are bitwise equal.
 
         Raises:
-            ReplicasDiffer: on every rank, where they differ; names ranks, step and the first parameter.
+            ReplicasDiffer: The parameters differ; raised on every rank. The message names the ranks, the
+                step and the first parameter that differs.
         """
         with torch.no_grad():
             check_replicas(self.wire, self.model.named_parameters(), when=f"step {self.step}")
@@ -220,10 +221,10 @@ class Training(TrainingState):
         value = self.tally.evaluations[-1][self.task.metric]
         return value >= self.config.target if self.better == "max" else value <= self.config.target
 
-    # What a checkpoint holds.
+    # Checkpoints.
 
     def save(self) -> None:
-        """Write a checkpoint of this step; no rank returns before it is complete."""
+        """Write a checkpoint of this step; a collective call that returns once it is complete."""
         checkpoint.save(
             self.checkpoints,
             self.step,
@@ -235,14 +236,14 @@ class Training(TrainingState):
         )
 
     def resume(self) -> str:
-        """Go on from the newest whole checkpoint, and say where from; "" where there is none."""
+        """Resume from the newest valid checkpoint and return a text that names it; "" if there is none."""
         told = "its own checkpoint" if resume.from_own(self) else resume.from_another(self)
-        self.record.rewind(self.step)  # killed before its first checkpoint, it may have recorded steps
+        self.record.rewind(self.step)  # a run killed before its first checkpoint may have recorded steps
         return told
 
 
 def _share(reduced: Reduced) -> float | None:
-    """The share of elements that any rank has sent, less those whose sum is 0; None: all, or not known."""
+    """Return the share of elements sent by any rank, without those that sum to 0; None: all, or unknown."""
     if reduced.union_M is None:
         return None
     return int(reduced.mean_N.count_nonzero()) / max(1, reduced.mean_N.numel())

@@ -1,4 +1,4 @@
-"""What a run has measured so far, kept over interruptions, and the result it comes to."""
+"""Running totals of a run's measurements, saved in checkpoints, and the result computed from them."""
 # W = ranks, S = steps
 
 import math
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 WARM_UP = 0.1
-"""Share of a run's first steps (at most ten) that its step times leave out."""
+"""Share of the first steps (at most ten steps) that are excluded from the step times."""
 
 PER_STEP = ("wire_sent", "wire_received", "density_had", "density_asked")
-"""Fields of a step whose mean over the steps is in the result; a reducer may have no density target."""
+"""Fields of a step whose mean is in the result; `density_asked` is None for reducers without a target."""
 
 
 class Tally:
-    """One rank's sums over the steps and evaluations of a run."""
+    """Sums over the steps and evaluations of a run, on one rank."""
 
     def __init__(self) -> None:
         self.step_seconds: list[float] = []
@@ -26,29 +26,29 @@ class Tally:
         self._loss_sum, self._loss_count = 0.0, 0
 
     def step(self, fields: Mapping[str, Any]) -> None:
-        """Count one step, by its record."""
+        """Add the record of one step."""
         self.step_seconds.append(fields["seconds"])
         self._totals.update({f"payload/{kind}": size for kind, size in fields["bytes"].items()})
         self._totals.update({name: fields[name] for name in PER_STEP if fields[name] is not None})
 
     def loss(self, loss: float) -> None:
-        """Count one step's training loss, where it is finite: a step may have been skipped."""
+        """Add one step's training loss, unless it is not finite, as it may be for a skipped step."""
         if math.isfinite(loss):
             self._loss_sum += loss
             self._loss_count += 1
 
     def take_loss(self) -> float:
-        """The mean training loss since this was last asked."""
+        """Return the mean training loss since the last call, and reset it."""
         mean = self._loss_sum / max(1, self._loss_count)
         self._loss_sum, self._loss_count = 0.0, 0
         return mean
 
     def result(self, seconds_WS: Tensor, *, metric: str, better: str) -> dict[str, Any]:
-        """The figures of `result.json` that are measured.
+        """Return the measured values of `result.json`.
 
         Args:
-            seconds_WS: Every rank's step times; what counts is the slowest rank's.
-            metric, better: The headline metric, and whether its `max` or its `min` is best.
+            seconds_WS: Step times of all ranks; the slowest rank of each step is used.
+            metric, better: The headline metric, and whether larger (`max`) or smaller (`min`) is better.
         """
         slowest_S = seconds_WS.amax(0)[min(10, int(WARM_UP * seconds_WS.shape[1])) :]
         quantiles = torch.quantile(slowest_S, torch.tensor([0.5, 0.95, 0.99], dtype=torch.float64)).tolist()
@@ -73,7 +73,7 @@ class Tally:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {
             "step_seconds": torch.tensor(self.step_seconds, dtype=torch.float64),
             "evaluations": self.evaluations,
@@ -82,7 +82,7 @@ class Tally:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
+        """Restore the state from a checkpoint."""
         self.step_seconds = state["step_seconds"].tolist()
         self.evaluations = state["evaluations"]
         self._totals = Counter(state["totals"])

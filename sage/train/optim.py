@@ -1,8 +1,8 @@
-"""Learning rate, optimiser, and what is done to the gradient before it is reduced.
+"""Learning rate, optimiser, and operations on the gradient before the reduction.
 
-Weight decay, momentum and clipping may each stand before or after the reduction, and the order changes what
-error feedback remembers. The default is after, as in PowerSGD (Vogels, Karimireddy, Jaggi 2019,
-https://arxiv.org/abs/1905.13727, algorithm 2); before is dist-EF-SGDM (Zheng, Huang, Kwok 2019,
+Weight decay, momentum and clipping can each be applied before or after the reduction. The order affects the
+residual of error feedback. The default is after, as in PowerSGD (Vogels, Karimireddy, Jaggi 2019,
+https://arxiv.org/abs/1905.13727, algorithm 2). Before is dist-EF-SGDM (Zheng, Huang, Kwok 2019,
 https://arxiv.org/abs/1905.10936), which BytePS follows.
 """
 
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 
 def peak_scale(lr_scale: float, world_size: int) -> float:
-    """By how much the learning rate grows over the warm-up: max(1, lr_scale W).
+    """Return the factor by which the learning rate is scaled at its peak: max(1, lr_scale W).
 
-    The linear scaling rule of Goyal et al. 2017 (https://arxiv.org/abs/1706.02677, section 2.1), where
-    `lr_scale` is one worker's batch over the batch that `lr` was tuned for: 256/128 for the CNNs. An
-    `lr_scale` of 0 scales nothing.
+    This is the linear scaling rule of Goyal et al. 2017 (https://arxiv.org/abs/1706.02677, section 2.1).
+    `lr_scale` is the batch size of one worker divided by the batch size that `lr` was tuned for: 256/128 for
+    the CNNs. An `lr_scale` of 0 disables scaling.
     """
     return max(1.0, lr_scale * world_size)
 
@@ -42,16 +42,16 @@ def schedule(
     lr_decay: float = 0.0,
     decay_from: float = 6.0,
 ) -> float:
-    """The learning rate of one step: warm-up from `start_scale` to `peak_scale`, then a course downwards.
+    """Return the learning rate of one step: warm-up from `start_scale` to `peak_scale`, then a schedule.
 
-    The courses, as multiples of the peak:
+    The schedules, as multiples of the peak:
 
     - `constant`: 1
-    - `step`: `factor` once more at each of the `milestones`, which are in epochs
-    - `cosine`: (1 + cos(pi t)) / 2, t running from 0 at the end of the warm-up to 1 at `total_steps`
-    - `decay`: (1 / (1 + lr_decay))^max(epoch - decay_from, 0), once an epoch
+    - `step`: multiplied by `factor` at each of the `milestones`, which are in epochs
+    - `cosine`: (1 + cos(pi t)) / 2, where t rises from 0 at the end of the warm-up to 1 at `total_steps`
+    - `decay`: (1 / (1 + lr_decay))^max(epoch - decay_from, 0), updated once per epoch
 
-    It depends on nothing but its arguments, so a resumed run needs no state for it.
+    The result depends only on the arguments, so a resumed run needs no state for it.
 
     >>> schedule(25, lr=0.1, peak_scale=2, warmup_steps=10, kind="step", steps_per_epoch=10, total_steps=30,
     ...          milestones=(2,), factor=0.5)
@@ -84,10 +84,10 @@ def build_optimizer(
     decay_norms: bool = True,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.Optimizer:
-    """The optimiser that runs after the reduction, with decayed and undecayed parameters in two groups.
+    """Build the optimiser for the mean gradient, with two parameter groups: with and without weight decay.
 
-    Without `decay_norms` the parameters of one dimension (scales and shifts of the norms, biases) get no
-    weight decay.
+    Without `decay_norms`, one-dimensional parameters (scales and shifts of the norms, biases) get no weight
+    decay.
     """
     decayed = [p for p in model.parameters() if _decays(p, decay_norms)]
     undecayed = [p for p in model.parameters() if not _decays(p, decay_norms)]
@@ -101,7 +101,7 @@ def build_optimizer(
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group of the optimiser this learning rate."""
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
@@ -111,19 +111,19 @@ def _decays(parameter: Tensor, decay_norms: bool) -> bool:
 
 
 class BeforeReduction(nn.Module):
-    """Weight decay and momentum on this rank's own gradient, before it is reduced.
+    """Applies weight decay and momentum to the local gradient before the reduction.
 
-    With weights x, decay w and momentum mu (BytePS; without `nesterov`, the heavy ball):
+    With weights x, decay w and momentum mu (BytePS; heavy ball without `nesterov`):
 
         g <- g + w x
         m <- mu m + g
         p  = g + mu m    (nesterov)      p = m    (heavy ball)
 
-    and p is what is reduced. The optimiser's own momentum and weight decay are then to be 0. A gradient that
-    is not finite would stay in m for ever, so the ranks agree to skip such a step before they come here.
+    and p is reduced. The momentum and weight decay of the optimiser must then be 0. A gradient that is not
+    finite would make m permanently non-finite, so such a step must be skipped before this is called.
 
     Args:
-        parameters: in the order in which they lie in the flat gradient.
+        parameters: The parameters, in the order of the flat gradient.
     """
 
     m_N: Tensor | None
@@ -149,7 +149,7 @@ class BeforeReduction(nn.Module):
 
     @torch.no_grad()
     def forward(self, g_N: Tensor) -> Tensor:
-        """Turn the flat gradient into what is reduced, in place, and return it."""
+        """Apply weight decay and momentum to the flat gradient in place, and return it."""
         if self.weight_decay:
             for start, p in self.decayed:
                 g_N[start : start + p.numel()].view_as(p).add_(p, alpha=self.weight_decay)
@@ -164,26 +164,27 @@ class BeforeReduction(nn.Module):
 
 @torch.no_grad()
 def clip_(g_N: Tensor, max_norm: float, *, world_size: int = 1) -> Tensor:
-    """Scale the gradient in place so that its norm is at most max_norm / sqrt(W), and return the norm it had.
+    """Clip the norm of the gradient to max_norm / sqrt(W) in place, and return the norm before clipping.
 
     Deep Gradient Compression (Lin et al. 2018, https://arxiv.org/abs/1712.01887, section 3.2) clips on each
     of W workers before error feedback: the sum of W independent gradients has sqrt(W) times the norm of one.
-    Leave `world_size` at 1 to clip without that scaling, or to clip the mean after the reduction.
+    Leave `world_size` at 1 to clip without this scaling, or to clip the mean after the reduction.
     """
     norm: Tensor = torch.linalg.vector_norm(g_N)
-    # The norm stays on the device: comparing it here would make the host wait.
+    # The norm stays on the device: a comparison on the host would synchronise.
     g_N.mul_((max_norm * world_size**-0.5 / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
 class LossScale(nn.Module):
-    """The factor that keeps small fp16 gradients from vanishing: as `torch.amp.GradScaler` moves it.
+    """The dynamic loss scale of fp16 training, updated as in `torch.amp.GradScaler`.
 
-    It is halved after a step that overflowed, and doubled after so many in a row that did not. Its own
-    because a step is skipped by all ranks together, which GradScaler cannot be told.
+    It prevents small fp16 gradients from underflowing. It is halved after a step with an overflow, and
+    doubled after `INTERVAL` consecutive steps without one. GradScaler itself cannot be used, because all
+    ranks must skip a step together.
 
     Args:
-        enabled: Else it stays 1.
+        enabled: If False, the scale stays 1.
     """
 
     INITIAL, INTERVAL = 2.0**16, 2000
@@ -198,7 +199,7 @@ class LossScale(nn.Module):
         self.register_buffer("good", torch.zeros((), dtype=torch.int64))
 
     def learn(self, *, overflowed: bool) -> None:
-        """Hear how the step went."""
+        """Update the scale after a step."""
         if not self.enabled:
             return
         self.good.copy_(self.good.new_zeros(()) if overflowed else self.good + 1)
@@ -210,10 +211,10 @@ class LossScale(nn.Module):
 
 
 class RunningAverage:
-    """The uniform mean of the weights, and of the floating-point buffers, over the epoch ends it was shown.
+    """The uniform mean of the weights and floating-point buffers over the models passed to `update`.
 
-    After n models, mean <- mean + (x - mean) / n. Averaged weights, as in Izmailov et al. 2018
-    (https://arxiv.org/abs/1803.05407, algorithm 1), only without a cyclical learning rate.
+    After n models, mean <- mean + (x - mean) / n. This is weight averaging as in Izmailov et al. 2018
+    (https://arxiv.org/abs/1803.05407, algorithm 1), without a cyclical learning rate.
     """
 
     def __init__(self) -> None:
@@ -222,16 +223,16 @@ class RunningAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take the model as it is now into the mean."""
+        """Add the current weights of the model to the mean."""
         self.num_averaged += 1
         for name, x in floating(model):
-            # A mean read from a checkpoint is on the CPU until here.
+            # A mean loaded from a checkpoint is still on the CPU.
             mean = self.means.get(name, torch.zeros_like(x)).to(x.device)
             self.means[name] = mean.add_(x - mean, alpha=1 / self.num_averaged)
 
     @contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
-        """Put the mean into the model for as long as the context lasts, then what was there before."""
+        """Load the mean into the model within the context, and restore the previous weights after it."""
         assert self.num_averaged, "no model was averaged yet"
         before = {name: x.detach().clone() for name, x in floating(model)}
         try:
@@ -241,17 +242,17 @@ class RunningAverage:
             _copy(before, model)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"num_averaged": self.num_averaged, "means": dict(self.means)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
+        """Restore the state from a checkpoint."""
         self.num_averaged = state["num_averaged"]
         self.means = {name: mean.clone() for name, mean in state["means"].items()}
 
 
 def floating(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The parameters and floating-point buffers by name, of which an average is kept."""
+    """Yield the names and tensors of the parameters and floating-point buffers, which are averaged."""
     yield from model.named_parameters()
     yield from ((name, b) for name, b in model.named_buffers() if b.is_floating_point())
 

@@ -1,6 +1,6 @@
-"""What would make a run fail on every rank, looked at once before any rank starts.
+"""Checks, before any rank starts, for errors that would make a run fail on every rank.
 
-`sage run` and `sage run --print-config` both call `check`, so that the one accepts what the other does.
+`sage run` and `sage run --print-config` both call `check`, so both accept the same configurations.
 """
 
 import os
@@ -13,30 +13,31 @@ from ..config import Config
 from ..registry.signature import facts_for
 
 RANK_BYTES = 100 * 2**20
-"""Memory that a rank needs as a process of its own, beside the pages of torch that all share."""
+"""Memory per rank as a process, in addition to the pages of torch that all processes share."""
 
 THREAD_BYTES = 8 * 2**20
-"""Memory that a simulated rank needs, a thread."""
+"""Memory per simulated rank, which is a thread."""
 
 RANKS_PER_CORE = 16
-"""Ranks as processes for each core of this machine, beyond which a step takes seconds."""
+"""Maximum number of processes per CPU core; with more, a step takes seconds."""
 
 EXAMPLES: tuple[dict[str, int], ...] = (
     {"num_classes": 10, "channels": 3, "image_size": 32, "vocab_size": 100, "num_users": 20, "num_items": 30},
     {"num_classes": 7, "channels": 1, "image_size": 64, "vocab_size": 50, "num_users": 9, "num_items": 12},
 )
-"""Two sets of facts. What a model refuses under both with the same words it refuses for its options."""
+"""Two sets of facts. If a model raises the same error for both, its options are the cause."""
 
 
 def check(config: Config, *, here: bool) -> None:
-    """Refuse a run that cannot start.
+    """Refuse a configuration that cannot run.
 
     Args:
-        here: Whether all ranks are started on this machine, by this process.
+        here: Whether this process starts all ranks, on this machine.
 
     Raises:
-        ValueError: where the folder of runs cannot be written, the device is not there, the run that it
-            continues is missing, there are too many ranks for this machine, or the model refuses its options.
+        ValueError: The folder of runs cannot be written, the device is not available, the run of
+            `continue_from` is missing, this machine cannot hold the number of ranks, or the model refuses
+            its options.
     """
     check_folder("runs", config.runs, writable=True)
     if config.continue_from is not None and not config.continue_from.is_dir():
@@ -49,10 +50,10 @@ def check(config: Config, *, here: bool) -> None:
 
 
 def check_folder(name: str, folder: Path, *, writable: bool) -> None:
-    """Refuse a folder that can neither be found nor made; where `writable`, one that cannot be written.
+    """Refuse a folder that neither exists nor can be created; if `writable`, one that cannot be written.
 
     Raises:
-        ValueError: naming what is in the way.
+        ValueError: The message names the path that prevents it.
     """
     existing = folder.absolute()
     while not os.path.lexists(existing):
@@ -67,7 +68,7 @@ def check_folder(name: str, folder: Path, *, writable: bool) -> None:
 
 
 def _check_ranks(config: Config) -> None:
-    """Refuse more ranks than this machine has memory and cores for."""
+    """Refuse more ranks than the memory and cores of this machine allow."""
     ranks = config.world_size
     needs = ranks * (THREAD_BYTES if config.workers_in_process else RANK_BYTES)
     memory = available_bytes()
@@ -86,7 +87,7 @@ def _check_ranks(config: Config) -> None:
 
 
 def available_bytes() -> int | None:
-    """Memory that processes can still take, by the kernel's count and by the limit of this control group."""
+    """Return the available memory: the minimum of MemAvailable and the rest of the cgroup limit."""
     found = []
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
@@ -97,25 +98,25 @@ def available_bytes() -> int | None:
             used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
             found.append(max(0, int(limit) - used))
     except (OSError, ValueError):
-        pass  # no Linux, or no such control group
+        pass  # not Linux, or no such control group
     return min(found, default=None)
 
 
 def _check_model(config: Config) -> None:
-    """Refuse options that the model refuses whatever its data set is; nothing is allocated for it."""
+    """Refuse options that the model refuses for any data set; built on the meta device, without memory."""
     build = registry.load("models", config.model)
     refusals = set()
     for example in EXAMPLES:
         try:
             facts = facts_for(build, example, model=config.model, data=config.data)
-        except ValueError:  # it asks for facts that these examples do not have
+        except ValueError:  # the model needs facts that the examples lack
             return
         try:
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
                 build(**config.model_options, **facts)
         except ValueError as error:
             refusals.add(str(error))
-        except Exception:  # of a fact that is no example here, or of what the meta device cannot do
+        except Exception:  # an unsuitable example value, or an operation that the meta device lacks
             return
         else:
             return

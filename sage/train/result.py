@@ -1,4 +1,4 @@
-"""What a finished run says of itself in `result.json`."""
+"""Builds the content of `result.json` of a finished run."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from sage.train.training import TrainingState
 
 
 def result(training: TrainingState) -> dict[str, Any]:
-    """What `result.json` says. A collective call, as step times are the slowest rank's."""
+    """Return the content of `result.json`; a collective call, as step times are the slowest rank's."""
     own_S = torch.tensor(training.tally.step_seconds, dtype=torch.float64, device=training.device)
     (seconds_WS,) = training.wire.gather(metrics=own_S)
     config = training.config

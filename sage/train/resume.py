@@ -1,7 +1,8 @@
-"""What a checkpoint of a training holds, and how a training goes on from one: its own, or another run's.
+"""Builds the state of a checkpoint, and resumes training from a checkpoint of the same or of another run.
 
-A run goes on from its own to the bit. From another's (`--continue-from`) it may go on with another number of
-ranks: what all ranks share is taken as it is, and what each rank had for itself is shared out anew.
+A run that resumes from its own checkpoint is bitwise identical to an uninterrupted one. A checkpoint of
+another run (`--continue-from`) may have a different world size: the shared state is loaded unchanged, and the
+per-rank state is redistributed.
 """
 # W = ranks that wrote the checkpoint
 
@@ -22,13 +23,13 @@ from sage.train.schedules import count_steps
 from sage.train.training import TrainingState
 
 SUMMED = ("residual_N", "velocity_N")
-"""What ranks have not sent yet, of which none may be lost or doubled."""
+"""Unsent gradient state: its sum over the ranks must stay the same when the world size changes."""
 
 State = dict[str, Any]
 
 
 def shared_state(training: TrainingState) -> State:
-    """What all ranks have in common."""
+    """Return the state that all ranks have in common."""
     return {
         "step": training.step,
         "model": training.model.state_dict(),
@@ -40,7 +41,7 @@ def shared_state(training: TrainingState) -> State:
 
 
 def own_state(training: TrainingState) -> State:
-    """What is this rank's own."""
+    """Return the state of this rank."""
     return {
         "feedback": training.mount.feedback.state_dict(),
         "before": training.before.state_dict(),
@@ -52,7 +53,7 @@ def own_state(training: TrainingState) -> State:
 
 
 def from_own(training: TrainingState) -> bool:
-    """Go back to the run's own newest whole checkpoint; False where there is none."""
+    """Resume from the newest valid checkpoint of this run; return False if there is none."""
     found = _newest(training, training.checkpoints)
     if found is None:
         return False
@@ -70,10 +71,12 @@ def from_own(training: TrainingState) -> bool:
 
 
 def from_another(training: TrainingState) -> str:
-    """Begin where the run of `continue_from` ends, and say how; "" where none is asked for.
+    """Start from the last checkpoint of the run in `continue_from`; return a text that describes it.
+
+    The text is empty if `continue_from` is not set.
 
     Raises:
-        ValueError: where that is no run with a whole checkpoint, or one of other parts.
+        ValueError: The folder has no valid checkpoint, or its run has another model, reducer or optimiser.
     """
     folder = training.config.continue_from
     if folder is None:
@@ -85,7 +88,7 @@ def from_another(training: TrainingState) -> str:
         raise ValueError(f"continue_from is {folder}, which has no whole checkpoint to begin from")
     path, ranks = found.path, found.world_size
     shared, nearest = checkpoint.load(path, wire.rank % ranks)
-    # Each rank of before is taken over by somebody, and by nobody else.
+    # Each rank of the checkpoint is assigned to exactly one rank of this run.
     theirs = [checkpoint.load_own(path, rank) for rank in range(wire.rank, ranks, wire.world_size)]
     with _fitting(f"continue_from is {folder}, whose state does not fit the options or the data given here"):
         feedback = _shared_out(nearest["feedback"], [own["feedback"] for own in theirs])
@@ -105,7 +108,7 @@ def from_another(training: TrainingState) -> str:
 
 
 def _newest(training: TrainingState, folder: Path) -> checkpoint.Found | None:
-    """The newest whole checkpoint: rank 0 looks for it, and tells the others."""
+    """Find the newest valid checkpoint on rank 0 and broadcast it."""
     found = checkpoint.newest(folder) if training.wire.rank == 0 else None
     told = f"{found.step} {found.world_size} {found.path.name}" if found else ""
     if not (told := training.wire.texts(told)[0]):
@@ -116,10 +119,10 @@ def _newest(training: TrainingState, folder: Path) -> checkpoint.Found | None:
 
 @contextmanager
 def _fitting(complaint: str) -> Iterator[None]:
-    """Say in one line that a checkpoint does not fit the run which is to go on from it.
+    """Turn errors from loading a state into a one-line ValueError: the checkpoint does not fit this run.
 
     Raises:
-        ValueError: for whatever the parts say about a state that lacks something, or has another shape.
+        ValueError: A part refuses the state, for example because of a missing key or a different shape.
     """
     try:
         yield
@@ -132,7 +135,7 @@ def _fitting(complaint: str) -> Iterator[None]:
 
 
 def _told(folder: Path, config: Config) -> Config:
-    """What the other run was; its model and its reducer must be this one's."""
+    """Read the configuration of the other run; refuse it if its model, reducer or optimiser differs."""
     try:
         before = Config.from_dict(storage.read_json(folder / "config.json", storage.CONFIG))
     except (OSError, ValueError, TypeError) as error:
@@ -148,7 +151,7 @@ def _told(folder: Path, config: Config) -> Config:
 
 
 def _shared_out(nearest: State, taken_over: list[State]) -> State:
-    """A rank's memory: as one rank's of before was, but of what was not sent the sum of all it takes over."""
+    """Return a rank's error-feedback state: that of `nearest`, but with `SUMMED` summed over `taken_over`."""
     feedback = dict(nearest)
     for name in SUMMED:
         if isinstance(was := nearest.get(name), Tensor):
@@ -190,7 +193,7 @@ def _restore_own(training: TrainingState, mine: State) -> None:
 
 
 def _check_options(before: State, after: State) -> None:
-    """Refuse options of the optimiser that are missing or of another type: torch loads any."""
+    """Refuse optimiser options that are missing or of another type, because torch does not check them."""
     for name, value in before.items():
         if name not in after:
             raise ValueError(f"the optimiser's {name} is missing")
@@ -201,7 +204,7 @@ def _check_options(before: State, after: State) -> None:
 
 
 def _check_progress(training: TrainingState, step: int, shared: State, tally: State) -> None:
-    """Refuse a step that is not the checkpoint's, and sums that the result could not be made from."""
+    """Refuse a step that differs from the checkpoint's, and totals that are insufficient for the result."""
     if shared["step"] != step or not 0 <= step <= training.total_steps:
         raise ValueError(f"its step is {shared['step']}, not {step} of {training.total_steps}")
     seconds_S = tally["step_seconds"]
@@ -226,7 +229,10 @@ def _check(fault: str) -> None:
 
 
 def _check_shapes(what: str, found: Any, wanted: Mapping[str, Tensor], *, some: bool = False) -> None:
-    """Refuse tensors of other names or shapes, which a copy would broadcast unseen; `some`: or no tensors."""
+    """Refuse tensors with other names or shapes, which `copy_` would silently broadcast.
+
+    With `some`, an empty dictionary is allowed.
+    """
     if some and found == {}:
         return
     if not isinstance(found, Mapping) or found.keys() != wanted.keys():

@@ -1,6 +1,7 @@
-"""One run: find the parts by name, start the ranks or join them, train, and leave a result.
+"""Executes one run: load the parts by name, start or join the ranks, train, and write the result.
 
-A run's folder is named by the hash of its configuration. Asked twice, it runs once; stopped, it goes on.
+A run folder is named by the hash of the configuration. Rerunning the same configuration reuses a finished run
+and resumes an interrupted one.
 """
 
 import os
@@ -48,10 +49,12 @@ from sage.train.stop import Stop
 
 
 def main(config: Config) -> int:
-    """Run it, and return the exit status: 0 finished, 75 stopped and saved, 1 failed, 2 failed for good.
+    """Execute a run and return the exit status.
+
+    0: finished; 75: stopped and saved; 1: failed; 2: failed, and would fail again.
 
     Raises:
-        ValueError: where the configuration, the environment or the data is at fault.
+        ValueError: The configuration, the environment or the data is invalid.
     """
     config = resolve(config)
     place = rendezvous.place()
@@ -69,20 +72,20 @@ def main(config: Config) -> int:
     preflight.check(config, here=True)
     if config.workers_in_process:
         return _simulated(config)
-    software()  # here, so that not every rank reads the source files
-    # Forked ranks need not import torch again; CUDA cannot be forked.
+    software()  # cached here, so that forked ranks do not each read the source files
+    # Forked ranks do not import torch again. CUDA does not support fork.
     method: Literal["fork", "spawn"] = "spawn" if _device(config, 0).type == "cuda" else "fork"
     if method == "fork":
-        # What torch imports for the first optimiser takes over a second: here once, not on every rank.
+        # The imports of the first optimiser take over a second: do them once here, not on every rank.
         torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     return spawn(partial(_rank, config), config.world_size, method=method)
 
 
-# The ways to have ranks.
+# Start the ranks, as processes or as threads.
 
 
 def _rank(config: Config, place: Place) -> int:
-    """Be one rank of a run, from joining the others to the exit status."""
+    """Run one rank, from the rendezvous to the exit status."""
     torch.set_num_threads(config.threads)
     stop = Stop()
     stop.listen(partial(_leave_early, place))
@@ -108,12 +111,12 @@ def _rank(config: Config, place: Place) -> int:
         where = "" if end.is_expected else keep_traceback(config.folder, place.rank, error)
         if is_news(place.rank, text):
             _complain(text + where)
-        # The group is broken: closing it in an orderly way would wait for ranks that will not come.
+        # The process group is broken: an orderly close would wait for ranks that have ended.
         _exit(end.status)
 
 
 def _leave_early(place: Place, number: signal.Signals) -> None:
-    """End a rank that was asked to stop before it trains: at once, whatever it waits for."""
+    """End a rank immediately that receives a stop signal before training begins."""
     text = f"rank {place.rank}: stopped by {number.name} before the first step; the same command starts again"
     tell_the_job(INTERRUPTED, text)
     if is_news(place.rank, text):
@@ -128,7 +131,7 @@ def _exit(status: int) -> NoReturn:
 
 
 def _simulated(config: Config) -> int:
-    """Be all ranks of a run, as threads that take turns."""
+    """Run all ranks as threads that take turns."""
     torch.set_num_threads(config.threads)
     device = _device(config, 0)
     stop = Stop()
@@ -148,7 +151,7 @@ def _simulated(config: Config) -> int:
         return end.status
 
 
-# What a rank does.
+# The work of one rank.
 
 
 def _work(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
@@ -159,7 +162,7 @@ def _work(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
 
 
 def _look(config: Config) -> str:
-    """Whether nothing is left to do; with `--fresh` what was done is cleared away first."""
+    """Return "finished" if the run is finished, otherwise ""; with `--fresh`, clear the run folder first."""
     if config.fresh:
         run_folder.clear(config.folder)
     run_folder.forget_failure(config.folder)
@@ -168,10 +171,10 @@ def _look(config: Config) -> str:
 
 @contextmanager
 def _claimed(folder: Path, wire: Wire) -> Iterator[None]:
-    """Keep other processes off the run's folder: two writers would spoil it.
+    """Lock the run folder, because two writers would corrupt it.
 
     Raises:
-        Taken: on every rank, where another process has it.
+        Taken: Another process holds the lock; raised on every rank.
     """
     with ExitStack() as held:
         said = ""
@@ -217,7 +220,7 @@ def _trained(
         display=display,
         stop=stop,
     )
-    # From here on every rank draws its own random numbers, dropout's among them.
+    # From here on each rank has its own random numbers, for example for dropout.
     seed = config.seed * 1_000_003 + 1 + wire.rank
     torch.manual_seed(seed)
     random.seed(seed)
@@ -248,7 +251,7 @@ def _trained(
 
 
 def build_model(config: Config, data: Dataset, wire: Wire, device: torch.device) -> nn.Module:
-    """The network, with the same weights on every rank."""
+    """Build the model, with the same weights on every rank."""
     build = registry.load("models", config.model)
     torch.manual_seed(config.seed)
     facts = facts_for(build, data.facts, model=config.model, data=config.data)
@@ -260,15 +263,17 @@ def build_model(config: Config, data: Dataset, wire: Wire, device: torch.device)
 
 
 def _device(config: Config, local_rank: int) -> torch.device:
-    if config.device == "cpu" or not torch.cuda.is_available():  # `preflight.check` has refused cuda then
+    if (
+        config.device == "cpu" or not torch.cuda.is_available()
+    ):  # `preflight.check` has already refused device=cuda
         return torch.device("cpu")
     count = torch.cuda.device_count()
-    # A launcher that binds one GPU to each task shows each rank a single one.
+    # If the launcher binds one GPU to each task, each rank sees a single GPU.
     return torch.device("cuda", local_rank if local_rank < count else local_rank % count)
 
 
 def _is_finished(config: Config) -> bool:
-    """Whether the run is finished, which is then said; one that is to be run afresh never is."""
+    """Whether the run is finished; prints its final metrics if so. Always False with `--fresh`."""
     found = None if config.fresh else run_folder.result(config.folder)
     if found is None:
         return False
@@ -278,11 +283,11 @@ def _is_finished(config: Config) -> bool:
     return True
 
 
-# What is said of a failure, and to whom.
+# Reporting a failure.
 
 
 def _leave_word(folder: Path, code: int, rank: int, text: str) -> None:
-    """Say in the run's folder why it ended."""
+    """Write the reason for the failure to the run folder."""
     run_folder.leave_failure(folder, {"time": now(), "rank": rank, "error": text, "status": code})
 
 

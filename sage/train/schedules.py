@@ -1,4 +1,4 @@
-"""What a configuration's numbers come to: its optimiser, its learning rate, its count of steps."""
+"""Derives the optimiser, the learning rate and the number of steps from a configuration."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from sage.train.optim import BeforeReduction, build_optimizer, peak_scale, sched
 
 
 def before_reduction(config: Config, parameters: Sequence[nn.Parameter]) -> BeforeReduction:
-    """What is done to the gradient before it is reduced."""
+    """Return the module that applies weight decay and momentum before the reduction."""
     momentum = config.momentum_at == "before" and config.momentum_kind != "none"
     return BeforeReduction(
         parameters,
@@ -24,7 +24,7 @@ def before_reduction(config: Config, parameters: Sequence[nn.Parameter]) -> Befo
 
 
 def memory_options(config: Config) -> MemoryOptions:
-    """What `ErrorFeedback` is told beside which memory it is."""
+    """Return the options of `ErrorFeedback` apart from the kind of memory."""
     return {
         "beta": config.memory_beta,
         "gamma": config.memory_gamma,
@@ -35,7 +35,7 @@ def memory_options(config: Config) -> MemoryOptions:
 
 
 def optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """What turns the mean gradient into an update."""
+    """Build the optimiser that applies the mean gradient."""
     momentum = config.momentum_at == "after" and config.momentum_kind != "none" and config.momentum > 0
     return build_optimizer(
         model,
@@ -50,10 +50,10 @@ def optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def learning_rate(config: Config, step: int, *, steps_per_epoch: int, total_steps: int) -> float:
-    """The learning rate of one step.
+    """Return the learning rate of one step.
 
-    The warm-up rises from one worker's rate to all workers': from lr to the scaled one, or, where `lr` is
-    meant for all of them (lr_scale 0), from lr/W to lr (Goyal et al. 2017, section 2.2).
+    The warm-up rises from the rate for one worker to the rate for all workers: from lr to the scaled lr, or
+    from lr/W to lr if `lr` is already meant for all workers (lr_scale 0); Goyal et al. 2017, section 2.2.
     """
     return schedule(
         step,
@@ -72,10 +72,10 @@ def learning_rate(config: Config, step: int, *, steps_per_epoch: int, total_step
 
 
 def count_steps(config: Config, data: Dataset) -> tuple[int, int]:
-    """Optimiser steps in an epoch, and in the run.
+    """Return the number of optimiser steps per epoch and in the run.
 
     Raises:
-        ValueError: where an epoch is too short for one step.
+        ValueError: An epoch is too short for one step.
     """
     batches = data.num_steps(batch_size=config.batch_size, world_size=config.world_size)
     if batches < config.accumulate:

@@ -1,10 +1,10 @@
-"""The squares of what each sample, or each part of a batch, adds to the gradient.
+"""Computes sums of squared per-sample (or per-sub-batch) gradients.
 
-A batch's mean gradient is Σ_z g_z/B. The sum Σ_z (g_z/B)² is what methods ask for that weigh an element's
-mean against its variance (`Reducer.needs_squares`; Tsuzuku et al., 2018). Parts of a batch cost a backward
-each; samples go through torch.func, a few at once.
+The mean gradient of a batch is Σ_z g_z/B. Methods that compare the mean of an element with its variance need
+the sum Σ_z (g_z/B)² (`Reducer.needs_squares`; Tsuzuku et al., 2018). Each sub-batch needs one backward pass;
+per-sample gradients are computed with torch.func, `AT_ONCE` samples at a time.
 """
-# N = elements of the flat gradient, Z = samples taken at once
+# N = elements of the flat gradient, Z = samples processed at once
 
 from collections.abc import Callable
 
@@ -19,21 +19,21 @@ from sage.tasks import Task
 from sage.timing import phase
 
 AT_ONCE = 8
-"""Samples at once: their gradients take this many times the model's memory."""
+"""Number of samples processed at once; their gradients take this many times the memory of the model."""
 
 
 class Squares:
-    """Goes through batches for a reducer that asks for squares.
+    """Runs backward and accumulates squared gradients, for reducers with `needs_squares`.
 
-    They are those of the loss's gradient; weight decay and momentum before the reduction are not in them.
+    The squares are of the gradient of the loss, without weight decay and momentum before the reduction.
 
     Args:
-        model, task: Whose loss.
-        mount: Whose gradient; its reducer says into how many parts a batch goes.
-        amp: Whether the loss is scaled, or the model cast.
+        model, task: They compute the loss.
+        mount: Its `grad_N` receives the gradient; its reducer sets the number of sub-batches.
+        amp: Whether mixed precision is used.
 
     Raises:
-        ValueError: where batches of this task, or of this model, cannot be split as the reducer asks.
+        ValueError: Batches of this task or model cannot be split as the reducer requires.
     """
 
     def __init__(self, model: nn.Module, task: Task, mount: WholeModel, *, amp: bool = False) -> None:
@@ -55,14 +55,14 @@ class Squares:
             raise ValueError(f"squares are per-sample, but {culprit}: take --squares split")
 
     def zero_(self) -> None:
-        """Forget the squares, before the next step's first batch."""
+        """Set the squares to zero, before the first batch of a step."""
         self._square_N.zero_()
 
     def backward(self, batch: Batch, divisor: float, backward: Callable[[Batch, float], Tensor]) -> Tensor:
-        """Add a batch's gradient over `divisor` to the mount's, and keep its squares; its loss over that.
+        """Add the gradient of loss / divisor to the mount's, add its squares, and return loss / divisor.
 
         Args:
-            backward: Does so for all of a batch at once.
+            backward: Does the same for a whole batch at once, without the squares.
         """
         if self._parts is None:
             return self._per_sample(batch, divisor)
@@ -97,16 +97,19 @@ class Squares:
         return loss
 
     def rescale(self, factor: Tensor) -> None:
-        """Hear that the gradient has been multiplied by this (NaN, 0/0, where there was none)."""
+        """Scale the squares after the gradient was multiplied by `factor`.
+
+        A factor of NaN, from 0/0 for a zero gradient, counts as 1.
+        """
         self._square_N.mul_(factor.to(self._square_N).nan_to_num(1.0) ** 2)
 
     def tell(self) -> None:
-        """Let the reducer hear the squares."""
+        """Pass the squares to the reducer."""
         self._mount.feedback.reducer.observe(self._square_N[: self._mount.grad_C.numel()])
 
 
 class _OfOne(nn.Module):
-    """The loss of a single sample."""
+    """A module that computes the loss of a single sample."""
 
     def __init__(self, model: nn.Module, task: Task) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: at once before it trains, and after the step it is in once it does."""
+"""Handles stop signals: a run ends at once before training, and after the current step during training."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from sage.exit_status import KEYBOARD
 
 
 class Stop:
-    """Whether this process has been asked to stop, by SIGTERM, SIGINT, SIGUSR1 or SIGUSR2.
+    """Records whether this process has received SIGTERM, SIGINT, SIGUSR1 or SIGUSR2.
 
     A second SIGINT ends the process at once, with exit status 130.
     """
@@ -23,27 +23,31 @@ class Stop:
         self._leave: Callable[[signal.Signals], None] | None = None
 
     def listen(self, leave: Callable[[signal.Signals], None]) -> None:
-        """Take the signals over, also while the main thread waits in C++, where Python runs no handlers.
+        """Handle the signals in a separate thread, also while the main thread waits in C++ code.
+
+        Python runs no signal handlers while the main thread waits in C++.
 
         Args:
-            leave: Ends the process. It is called by the first signal that comes before `begin()`, in a thread
-                of its own, for until then there is nothing to save.
+            leave: Ends the process. The thread calls it for a signal that arrives before `begin()`, because
+                there is nothing to save until then.
         """
         self._leave = leave
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         for number in self.SIGNALS:
-            signal.signal(number, _nothing)  # the thread acts; without a handler the signal would end us
+            signal.signal(
+                number, _nothing
+            )  # the thread handles it; without a handler the signal would end the process
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         threading.Thread(target=self._read, args=(reader,), name="sage-signals", daemon=True).start()
 
     def begin(self) -> None:
-        """From here on a signal stops the training after the step it is in."""
+        """Switch to training: from here on a signal stops the run after the current step."""
         self._leave = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals over for as long as a run in somebody else's process takes."""
+        """Handle the signals within the context, for a run inside another program; then restore handlers."""
         before = {number: signal.getsignal(number) for number in self.SIGNALS}
         for number in self.SIGNALS:
             signal.signal(number, lambda number, _: self._heard(number))

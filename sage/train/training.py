@@ -1,4 +1,4 @@
-"""The state of a training: the parts of one rank's run, and how far the run has come."""
+"""The state of training on one rank: the parts of the run and its progress."""
 
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,18 @@ from sage.train.stop import Stop
 
 
 class TrainingState:
-    """The state of one rank's training.
+    """The state of training on one rank.
 
-    The loop (`sage.train.loop`) changes it; evaluation, checkpoints and results read it.
+    The loop (`sage.train.loop`) updates it; evaluation, checkpoints and results read it.
 
     Args:
         config: The run's configuration, with the options of its parts resolved.
         wire: Communicates with the other ranks.
-        model, data, task, reducer: The parts that the registry found; the model is on its device.
-        folder: The run's folder; its checkpoints go below it.
-        record, display: Measurements go to the record; a person sees the display.
-        stop: Read after every step: whether a signal asks the run to stop.
+        model, data, task, reducer: The parts from the registry; the model is already on its device.
+        folder: The run folder; checkpoints are written below it.
+        record: Receives the measurements.
+        display: Shows the progress.
+        stop: Checked after every step for a stop signal.
     """
 
     def __init__(
