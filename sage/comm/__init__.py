@@ -1,1 +1,1 @@
-"""How ranks speak: the wire, its ledger, its watch, and where ranks meet."""
+"""Communication between ranks: collectives, traffic ledger, failure monitor and rendezvous."""

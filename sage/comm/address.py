@@ -1,8 +1,9 @@
-"""Which network interfaces there are, which of them leads to a host, and how each library wants to be told.
+"""Lists network interfaces, finds the one with the route to a host, and sets it for Gloo and NCCL.
 
-Gloo binds to what this node's own name resolves to, which on Debian is 127.0.1.1, and NCCL to the first
-interface it likes. On a node with several interfaces, or with such a name, ranks then wait for each other in
-vain. So before they meet, the interface that leads to rank 0 is chosen for both.
+Gloo binds to the address to which this node's own name resolves, which on Debian is 127.0.1.1. NCCL binds to
+the first interface that it accepts. On a node with several interfaces, or with such a name, the ranks may
+then fail to connect. Therefore the interface with the route to rank 0 is chosen for both libraries before the
+rendezvous.
 """
 
 import array
@@ -26,11 +27,11 @@ IFF_UP = 1
 
 @dataclass(frozen=True)
 class Interface:
-    """A network interface of this machine, and its addresses."""
+    """A network interface of this machine, with its addresses."""
 
     name: str
     addresses: tuple[str, ...]
-    """IPv4 before IPv6; a link-local one ends in `%name`."""
+    """IPv4 addresses before IPv6 addresses; a link-local address ends in `%name`."""
     up: bool
 
     @property
@@ -39,7 +40,7 @@ class Interface:
 
 
 def interfaces() -> list[Interface]:
-    """This machine's interfaces, as the kernel numbers them. None but on Linux."""
+    """List this machine's interfaces in the kernel's order; the list is empty on systems other than Linux."""
     if sys.platform != "linux":
         return []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
@@ -51,32 +52,32 @@ def interfaces() -> list[Interface]:
 
 
 def resolve(host: str) -> list[str]:
-    """A host's addresses, in the order in which this machine would try them.
+    """Return a host's addresses, in the order in which this machine would try them.
 
     Raises:
-        OSError: where the name does not resolve.
+        OSError: if the name does not resolve.
     """
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address, not a name, leads nowhere but back to this machine."""
+    """Whether an address (not a name) is a loopback address."""
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def local_address(host: str, port: int) -> str:
-    """The address from which this machine would speak to a host. Nothing is sent to find out.
+    """Return the local address that this machine uses for connections to a host. Sends nothing.
 
     Raises:
-        OSError: where the name does not resolve, or no route leads there.
+        OSError: if the name does not resolve, or there is no route to the host.
     """
     refusal: OSError = OSError(f"{host} has no address")
     for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
         try:
             with socket.socket(family, kind, protocol) as door:
-                door.connect(address)  # of a datagram socket this only looks up the route
-                # Not the bare getsockname(), which leaves out the scope of a link-local address.
+                door.connect(address)  # for a datagram socket this only looks up the route
+                # getsockname() alone omits the scope of a link-local address.
                 return socket.getnameinfo(door.getsockname(), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[
                     0
                 ]
@@ -86,11 +87,12 @@ def local_address(host: str, port: int) -> str:
 
 
 def interface_towards(host: str, port: int, among: Sequence[Interface] | None = None) -> Interface | None:
-    """The interface that leads to a host, or None where none can be told.
+    """Return the interface with the route to a host, or None if it cannot be determined.
 
-    A name that leads to loopback is this machine's own, as Debian has it (`127.0.1.1 name`): the others know
-    it by an address of the interface with the default route, or of the first that is up. Loopback is taken
-    only for a host that is called so (127.0.0.1, ::1, localhost), or where there is nothing else.
+    A name that resolves to loopback is this machine's own name, as on Debian (`127.0.1.1 name`). Other nodes
+    reach this machine at an address of the interface with the default route, or of the first interface that
+    is up. Loopback is chosen only for a host with a loopback name or address (127.0.0.1, ::1, localhost), or
+    if there is no other interface.
     """
     among = interfaces() if among is None else among
     try:
@@ -106,7 +108,7 @@ def interface_towards(host: str, port: int, among: Sequence[Interface] | None = 
 
 
 def choose_interface(hostip: str, port: int) -> None:
-    """Have Gloo and NCCL use the interface that leads to `hostip`, unless the environment says which."""
+    """Set Gloo's and NCCL's interface to the one with the route to `hostip`, unless it is set already."""
     interface = interface_towards(hostip, port)
     if interface is not None:
         for name, setting in ((GLOO, interface.name), (NCCL, f"={interface.name}")):
@@ -117,13 +119,13 @@ def choose_interface(hostip: str, port: int) -> None:
 def check_interfaces(
     *, nccl: bool, environ: Mapping[str, str] = os.environ, among: Sequence[Interface] | None = None
 ) -> None:
-    """Refuse settings with which Gloo, or NCCL where it is used, would fail in words of its own.
+    """Check the interface settings of Gloo, and of NCCL if it is used, before the library itself fails.
 
     Raises:
-        ValueError: one line that names the variable, its value and the interfaces that there are.
+        ValueError: one line with the variable, its value and the available interfaces.
     """
     among = interfaces() if among is None else among
-    if not among:  # not on Linux: nothing is known
+    if not among:  # not on Linux: the interfaces are unknown
         return
     if setting := environ.get(GLOO):
         gloo_takes(setting, among)
@@ -131,14 +133,15 @@ def check_interfaces(
         nccl_takes(setting, among)
 
 
-# What the libraries make of their settings.
+# How the libraries interpret their settings.
 
 
 def gloo_takes(setting: str, among: Iterable[Interface]) -> list[Interface]:
-    """Those of the interfaces that GLOO_SOCKET_IFNAME selects: a comma-separated list of exact names.
+    """Return the interfaces that GLOO_SOCKET_IFNAME selects: a comma-separated list of exact names.
 
     Raises:
-        ValueError: where it is not one, or one is not there, is down or has no address; Gloo would fail.
+        ValueError: if Gloo would fail: the syntax is wrong, or an interface does not exist, is down or has no
+            address.
     """
     by_name = {one.name: one for one in among}
     taken = []
@@ -162,14 +165,14 @@ def gloo_takes(setting: str, among: Iterable[Interface]) -> list[Interface]:
 
 
 def nccl_takes(setting: str, among: Iterable[Interface]) -> list[Interface]:
-    """Those of the interfaces that NCCL_SOCKET_IFNAME selects.
+    """Return the interfaces that NCCL_SOCKET_IFNAME selects.
 
-    That is a comma-separated list of prefixes (`eth,ib`), of exact names (`=eth0`), or, after `^`, of those
-    not to use (`^lo,docker`): NCCL's documentation of its environment variables. NCCL passes over those that
-    are down or have no address.
+    The value is a comma-separated list of prefixes (`eth,ib`), of exact names (`=eth0`), or, after `^`, of
+    excluded interfaces (`^lo,docker`). Source: NCCL's documentation of its environment variables. NCCL skips
+    interfaces that are down or have no address.
 
     Raises:
-        ValueError: where none is left; NCCL would fail.
+        ValueError: if no interface is left, so that NCCL would fail.
     """
     among = list(among)
     without, exact = setting.startswith("^"), setting.removeprefix("^").startswith("=")
@@ -191,7 +194,7 @@ def _shown(name: str, setting: str) -> str:
 
 
 def _fault(interface: Interface) -> str:
-    """Why nothing can be sent through an interface; "" where it can."""
+    """Return why nothing can be sent through an interface; "" if it is usable."""
     if not interface.up:
         return "is down"
     return "" if interface.addresses else "has no address"
@@ -201,7 +204,7 @@ def _usable(among: Iterable[Interface]) -> str:
     return ", ".join(one.name for one in among if not _fault(one)) or "none"
 
 
-# What the kernel tells.
+# Queries to the kernel.
 
 
 def _ipv4(door: socket.socket) -> Iterable[tuple[str, str]]:
@@ -211,7 +214,7 @@ def _ipv4(door: socket.socket) -> Iterable[tuple[str, str]]:
     entry = struct.calcsize("16s16s") + (8 if struct.calcsize("P") == 8 else 0)  # struct ifreq
     for start in range(0, struct.unpack_from("i", answer)[0], entry):
         name, address = struct.unpack_from("16s4x4s", room, start)
-        # An alias, as eth0:1, is another address of the same interface.
+        # An alias such as eth0:1 is another address of the same interface.
         yield name.rstrip(b"\0").decode().partition(":")[0], socket.inet_ntoa(address)
 
 
@@ -242,7 +245,7 @@ def _default_address(beyond: str) -> str | None:
 
 
 def is_called_loopback(host: str) -> bool:
-    """Whether a host is named so that every machine takes it for itself: 127.0.0.1, ::1, localhost."""
+    """Whether a host name or address means loopback on every machine: 127.0.0.1, ::1, localhost."""
     try:
         return is_loopback(host)
     except ValueError:  # a name

@@ -1,4 +1,4 @@
-"""What the ranks of a run must have in common, and the one line that says where they differ."""
+"""Compares settings, versions and checksums between the ranks of a run, and formats the differences."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,16 @@ from sage.comm.wire import Wire
 from sage.output.text import clean_text
 
 Facts = Mapping[str, str]
-"""What a rank says of itself, by name: its settings, its versions, checksums of its files."""
+"""One rank's settings, versions and checksums of files, by name."""
 
 SHOWN = 6
-"""Facts that are named in a message; of more only the number is given."""
+"""Number of facts that a message names; of the others it gives only the count."""
 
 NOTES = {"commit": "source files"}
-"""Facts that may differ, and are shown where another one does: one commit may have several states."""
+"""Facts that may differ, each with the fact beside which it is shown.
+
+One commit may have several states of its files: `commit` is shown only if `source files` differs.
+"""
 
 
 class RanksDiffer(ValueError):
@@ -43,7 +46,7 @@ def differences(facts: Mapping[int, Facts]) -> str:
 
 
 def refusal(difference: str) -> str:
-    """The message about ranks that differ."""
+    """Return the error message for ranks that differ."""
     return (
         f"the ranks do not agree: {difference}. Nothing was trained: start all ranks with the same command, "
         "code and data"
@@ -51,10 +54,10 @@ def refusal(difference: str) -> str:
 
 
 def compare(wire: Wire, facts: Facts) -> None:
-    """Compare facts between the ranks of a communicator. A collective call.
+    """Compare facts between the ranks of a communicator. This is a collective call.
 
     Raises:
-        RanksDiffer: on every rank, where a fact differs; names it, with each value and its ranks.
+        RanksDiffer: on every rank, if a fact differs; the message gives the fact, each value and its ranks.
     """
     told = wire.texts(json.dumps(dict(facts)))
     if difference := differences({rank: json.loads(text) for rank, text in enumerate(told)}):

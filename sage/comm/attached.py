@@ -1,4 +1,4 @@
-"""A wire in a script that has joined its processes itself, by torchrun or any other launcher."""
+"""A wire for scripts that call `init_process_group` themselves, under torchrun or any other launcher."""
 
 import os
 
@@ -14,19 +14,19 @@ from sage.comm.wire import WireError
 
 
 class GuestWire(GroupWire):
-    """A wire between the processes of a group that is there already, over groups of its own beside it.
+    """A wire over new process groups with the same ranks as an existing group.
 
-    The script may go on to use its group at the same time, and from another thread. All ranks make their
+    The script may use its own group at the same time, also from another thread. All ranks must create their
     wires in the same order.
 
     Args:
-        group: Whose processes; None: the default group's.
-        device: Where gradients live; decides the backend.
-        timeout: Seconds after which a collective that has not come back is an error on every rank.
+        group: The existing process group; None: the default group.
+        device: Device of the gradients; determines the backend.
+        timeout: Seconds after which a collective that has not completed is an error on every rank.
 
     Raises:
-        ValueError: where the script has not called `init_process_group`.
-        WireError: where not all ranks come within the time-out.
+        ValueError: if the script has not called `init_process_group`.
+        WireError: if not all ranks create the groups within the timeout.
     """
 
     def __init__(
@@ -62,7 +62,10 @@ class GuestWire(GroupWire):
         )
 
     def _beside(self, host: dist.ProcessGroup, backend: str) -> dist.ProcessGroup:
-        """A new group of the same processes. Where these are not all, the others need not know."""
+        """Create a new group with the same ranks as `host`.
+
+        If `host` does not contain all ranks, the ranks outside it do not take part in the call.
+        """
         ranks = dist.get_process_group_ranks(host)
         group = dist.new_group(
             ranks,

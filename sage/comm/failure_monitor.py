@@ -1,4 +1,4 @@
-"""Who is to blame for a failed collective: a watch beside each rank tells the dead from the waiting."""
+"""Finds which ranks caused a failed collective, with a monitor thread on each rank."""
 
 import threading
 import time
@@ -12,28 +12,29 @@ from sage.comm.store_messages import Board
 from sage.output.text import clean_text
 
 LONGEST = 1000
-"""Letters of a verdict that are shown."""
+"""Maximum number of characters of a verdict in a message."""
 
 
 class Watch:
-    """Answers for this rank while it is stuck, and calls the roll once a collective of its own has failed.
+    """Reports this rank's state from a separate thread, and queries all ranks after a collective failed.
 
-    The rank that fails first raises an alarm in the store. Every living process answers with where it is,
-    from a thread of its own; who does not answer is the culprit. The first verdict is every rank's: they end
-    one after the other, and to a later roll call those that have ended would look dead.
+    The rank that fails first sets an alarm key in the store. The monitor thread of each running process
+    answers with the current position of its rank. The ranks without an answer are reported as the cause. The
+    first verdict applies to all ranks: the ranks exit one after the other, so a later query would report
+    those that have already exited.
 
     Args:
-        place: Which rank this is, and who keeps the store.
-        board: Where ranks leave texts, over a connection that nobody else uses, for it may block.
-        where: Tells what this rank is doing.
-        keeper: Whose end it is when the store is gone.
-        over: Tells that nobody will ask any more, so that the store may go.
+        place: This rank, and the address of the store.
+        board: Texts in the store, over a connection without other users, since calls may block.
+        where: Returns what this rank is doing.
+        keeper: The process that hosts the store, which has ended if the store is unreachable.
+        over: Returns whether no rank will query any more, so that losing the store is no error.
     """
 
     PERIOD = 0.25
-    """Seconds between two looks into the store."""
+    """Seconds between two polls of the store."""
     GRACE = 3.0
-    """Seconds that the others have to answer."""
+    """Seconds within which the other ranks must answer."""
 
     def __init__(
         self,
@@ -52,22 +53,22 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the watch: from here on this rank no longer answers."""
+        """Stop the monitor thread; this rank no longer answers queries."""
         self._stopping.set()
         self._thread.join(self.GRACE)
 
     def roll_call(self) -> str:
-        """What has happened, in words, as the first rank to ask has found it. Takes a few seconds at most."""
+        """Query all ranks and return the verdict of the first query as text, within a few seconds."""
         asking = threading.Thread(target=self._call_roll, name="sage-roll-call", daemon=True)
         asking.start()
         asking.join(2 * self.GRACE)
         host = f"The meeting point at {self._place.hostip}:{self._place.port}"
-        if asking.is_alive() and not self._verdict:  # a stopped process keeps its connections, but is mute
+        if asking.is_alive() and not self._verdict:  # a stopped process keeps its connections open
             return f"{host} does not answer: {self._keeper} is stopped or cut off."
         return self._verdict or f"{host} is gone: {self._keeper} has died."
 
     def leave(self, reason: str) -> None:
-        """Tell the others why this rank ends, which is their verdict too. Takes a few seconds at most."""
+        """Post why this rank exits, as the verdict for all ranks. Takes a few seconds at most."""
         telling = threading.Thread(target=self._tell, args=(reason,), name="sage-leave", daemon=True)
         telling.start()
         telling.join(2 * self.GRACE)
@@ -78,7 +79,7 @@ class Watch:
             self._board.post_first("verdict", told)
             self._board.post("alarm", "")
             if self._place.rank == 0:
-                # The store ends with this process.
+                # The store closes when this process exits.
                 self._await_heard(range(1, self._place.world_size))
 
     def _run(self) -> None:
@@ -92,7 +93,7 @@ class Watch:
                     self._verdict = clean_text(verdict, LONGEST)
                     self._board.post(f"heard/{rank}", "")
                     return
-        except RuntimeError:  # the store is gone; the collective that misses its host will say so
+        except RuntimeError:  # the store is gone; the failing collective reports it
             return
 
     def _call_roll(self) -> None:
@@ -103,7 +104,7 @@ class Watch:
             verdict = self._board.post_first("verdict", self._judge(found))
             self._verdict = clean_text(verdict, LONGEST)
             if self._place.rank == 0:
-                # The store ends with this process, and the others may not have asked yet.
+                # The store closes when this process exits, and the others may not have read the verdict yet.
                 self._await_heard(found)
         except RuntimeError:
             return
@@ -123,7 +124,7 @@ class Watch:
         return f"All ranks are alive: {'; '.join(told_W)}."
 
     def _collect(self, ranks: Iterable[int]) -> dict[int, str]:
-        """Where the living ranks are, by rank; `GRACE` or a verdict ends the wait."""
+        """Return the positions of the running ranks, by rank; wait for all, for `GRACE` or for a verdict."""
         missing, found = set(ranks), dict[int, str]()
         end = time.monotonic() + self.GRACE
         while True:

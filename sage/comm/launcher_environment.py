@@ -1,4 +1,4 @@
-"""What launchers say about this process, and what is refused because it would make several runs of one."""
+"""Reads the launchers' variables of this process, and rejects those that would start several runs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ MOST_RANKS = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a launcher says about this process: its number among so many."""
+    """A task of a launcher: this process's rank and the number of tasks."""
 
     launcher: Launcher
     rank: int
     size: int
     size_name: str
-    """The variable that says the size."""
+    """The variable with the number of tasks."""
 
 
 def tasks_of(environ: Mapping[str, str]) -> list[Task]:
-    """What each launcher says that numbers its tasks completely, innermost first."""
+    """Return the task of each launcher that sets both rank and size, innermost launcher first."""
     return [
         _task(environ, launcher, launcher.size)
         for launcher in LAUNCHERS
@@ -42,12 +42,12 @@ def _task(environ: Mapping[str, str], launcher: Launcher, size_name: str) -> Tas
 
 
 def innermost(tasks: Sequence[Task]) -> Task | None:
-    """The innermost launcher of several tasks; one of a single task, where there is no other."""
+    """Return the task of the innermost launcher with several tasks, else of the innermost launcher."""
     return next((task for task in tasks if task.size > 1), tasks[0] if tasks else None)
 
 
 def numbered(environ: Mapping[str, str], tasks: Sequence[Task]) -> Task | None:
-    """Who numbers this task where only hostip and port say where to meet; None where nobody does."""
+    """Return the task that gives the rank if only hostip and port are set; None if no launcher gives it."""
     if tasks:
         return innermost(tasks)
     if SLURM.rank in environ and "SLURM_STEP_ID" not in environ and environ.get("ENVIRONMENT") == "BATCH":
@@ -68,7 +68,7 @@ def numbered(environ: Mapping[str, str], tasks: Sequence[Task]) -> Task | None:
 
 
 def local_rank(environ: Mapping[str, str], same: Iterable[Task], otherwise: int) -> int:
-    """The rank within the node, from the first launcher that says one."""
+    """Return the rank within the node, from the first launcher that sets it, or else `otherwise`."""
     for task in same:
         launcher, size_name, size = task.launcher, task.size_name, task.size
         if launcher.local_size in environ:
@@ -76,16 +76,16 @@ def local_rank(environ: Mapping[str, str], same: Iterable[Task], otherwise: int)
             size = number(environ, size_name, 1, size, f", as {task.size_name} is {size}")
         if launcher.local_rank in environ:
             return number_below(environ, launcher.local_rank, size_name, size)
-        if launcher.local_size in environ and launcher in (TORCHRUN, PLAIN):  # they number node by node
+        if launcher.local_size in environ and launcher in (TORCHRUN, PLAIN):  # ranks fill node by node
             return task.rank % size
     return otherwise
 
 
-# What is refused.
+# Checks.
 
 
 def refuse_fewer(what: str, size: int, tasks: Iterable[Task]) -> None:
-    """Refuse a group that is smaller than the number of tasks: it would be there several times."""
+    """Reject a world size below the number of tasks, since the tasks would form several groups."""
     for task in tasks:
         if task.size > size:
             name = task.launcher.name
@@ -96,16 +96,16 @@ def refuse_fewer(what: str, size: int, tasks: Iterable[Task]) -> None:
 
 
 def refuse_half(environ: Mapping[str, str], tasks: Sequence[Task]) -> None:
-    """Refuse what says that this is one of several tasks, but not which or of how many.
+    """Reject variables of one of several tasks from which the rank or the number of tasks is missing.
 
-    Each of them would be a run of its own.
+    Each of these tasks would start a run of its own.
     """
     for launcher in LAUNCHERS if not tasks else ():
         rank, size = launcher.rank, launcher.size
         if launcher is PLAIN or not _is_signed(environ, launcher):
             continue
         if rank in environ and size not in environ:
-            # Without a step's variables SLURM's task 0 is a batch script, and one process.
+            # Without the variables of a step, SLURM's task 0 is the batch script, which is a single process.
             if launcher is SLURM and environ[rank] in ("0", ""):
                 continue
             raise ValueError(
@@ -129,5 +129,5 @@ def refuse_half(environ: Mapping[str, str], tasks: Sequence[Task]) -> None:
 
 
 def number_below(environ: Mapping[str, str], name: str, size_name: str, size: int) -> int:
-    """A variable's number from 0 to `size` - 1; raises ValueError as `number` does."""
+    """Return a variable's number from 0 to `size` - 1; raises ValueError as `number` does."""
     return number(environ, name, 0, size - 1, f", as {size_name} is {size}")

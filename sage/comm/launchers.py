@@ -1,6 +1,6 @@
-"""Every launcher's variables: how each numbers its tasks, and what children must not see.
+"""The environment variables of each launcher: its tasks' ranks, and all that other runs must not inherit.
 
-`sage.comm.rendezvous` reads a rank's place with this table. docs/how-to/launchers.md says it in words.
+`sage.comm.rendezvous` uses this table to read a rank's place. docs/how-to/launchers.md describes it.
 """
 
 from collections.abc import Mapping
@@ -9,32 +9,32 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
-    """One launcher's variables. An empty name is a variable that it does not have."""
+    """The variables of one launcher. An empty name means that the launcher does not set the variable."""
 
     name: str
-    """What messages call it."""
+    """The launcher's name in messages."""
     rank: str
-    """The task's number among all tasks."""
+    """The variable with the task's rank among all tasks."""
     size: str = ""
-    """The number of tasks. Without one, an outer launcher that counts the same tasks must tell it."""
+    """The variable with the number of tasks. If empty, an outer launcher of the same tasks must set it."""
     local_rank: str = ""
-    """The task's number on its node."""
+    """The variable with the task's rank on its node."""
     local_size: str = ""
-    """The number of tasks on its node."""
+    """The variable with the number of tasks on the node."""
     attempt: str = ""
-    """How often all tasks have been started again."""
+    """The variable with the number of restarts of all tasks."""
     sign: str = ""
-    """A further variable without which the others are leftovers, or another launcher's."""
+    """A variable that must also be set; without it the others are stale or belong to another launcher."""
     agents: str = ""
-    """How many of its own agents have started these tasks, where an outer launcher starts the agents."""
+    """The variable with the number of the launcher's agents, if an outer launcher starts the agents."""
     how: str = "hostip=10.0.0.1 port=29500 in front of it"
-    """How its tasks are told where to meet, for messages."""
+    """How to give the tasks the rendezvous address, for messages."""
     sets: tuple[str, ...] = ()
-    """All that it sets for its tasks: names, or prefixes that end in `*`."""
+    """Other variables that the launcher sets for its tasks: names, or prefixes that end in `*`."""
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """All of its variables, as names, or as prefixes that end in `*`."""
+        """All variables of the launcher, as names or as prefixes that end in `*`."""
         own = (self.rank, self.size, self.local_rank, self.local_size, self.attempt, self.sign, self.agents)
         return (*filter(None, own), *self.sets)
 
@@ -51,7 +51,7 @@ TORCHRUN = Launcher(
     sets=("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE", "TORCHELASTIC_*"),
 )
 
-# SLURM_NTASKS is also there in a batch script, which is one process; the step's own number is not.
+# A batch script, which is a single process, has SLURM_NTASKS too, but not SLURM_STEP_NUM_TASKS.
 SLURM = Launcher(
     name="srun",
     rank="SLURM_PROCID",
@@ -126,13 +126,13 @@ LAUNCHERS: tuple[Launcher, ...] = (
     Launcher(name="PMIx", rank="PMIX_RANK", sets=("PMIX_*",)),
     PLAIN,
 )
-"""All of them, innermost first: where one has started another, the first that is found numbers the tasks."""
+"""All launchers, innermost first: if one launcher has started another, the first match gives the rank."""
 
 MOST_LOCAL = 1024
-"""Ranks that may be asked for on one host: more is a slip of the keyboard, and brings the machine down."""
+"""Maximum number of ranks on one host; a larger number is a typing error and would overload the machine."""
 
 OWN = ("hostip", "port", "rank", "world_size", "local_rank", "SAGE_SECRET", "SAGE_OUTCOME", "SAGE_MEETING")
-"""What `run.sh`, `pararun` and `sage launch` tell a rank."""
+"""Variables that `run.sh`, `pararun` and `sage launch` set for a rank."""
 
 SBATCH = (
     *(
@@ -146,7 +146,7 @@ SBATCH = (
     *("SBATCH_EXPORT_FILE", "SBATCH_GET_USER_ENV", "SBATCH_OPEN_MODE", "SBATCH_REQUEUE", "SBATCH_NO_REQUEUE"),
     *("SBATCH_SIGNAL", "SBATCH_WAIT", "SBATCH_WAIT_ALL_NODES"),
 )
-"""Input of sbatch that would override what a job's own script says of its tasks, logs and requeues."""
+"""Input variables of sbatch that would override a job script's options for tasks, logs and requeues."""
 
 KEPT = (
     *(
@@ -159,7 +159,7 @@ KEPT = (
     ),
     "SLURM_BITSTR_LEN",
 )
-"""Variables of SLURM's own commands, which say nothing about a job."""
+"""Variables that configure SLURM's commands and do not describe a job."""
 
 SET = tuple(dict.fromkeys(name for one in LAUNCHERS for name in one.variables))
 """All variables that launchers set, as names or as prefixes that end in `*`."""

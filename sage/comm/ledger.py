@@ -1,10 +1,9 @@
-"""The traffic ledger: every byte that crosses the wire, by kind, as the collective's algorithm sends it.
+"""The traffic ledger: counts the bytes of each collective, by kind and by the collective's algorithm.
 
-Two figures are kept apart. *Payload* is what a rank hands to its collectives, split by what the bytes mean
-(`values`, `indices`, `sizes`, `padding`, `scales`, …). *Wire* is what the algorithm makes of them on this
-rank's link. The algorithms are Gloo's, and NCCL's rings carry the same in sum: see
-`docs/explanation/ledger.md` for the formulas and for how closely they agree with the kernel's own socket
-counters.
+There are two counts. *Payload* is the input of this rank's collectives, by kind (`values`, `indices`,
+`sizes`, `padding`, `scales`, …). *Wire* is the number of bytes that the algorithm sends and receives on this
+rank's link. The algorithms are Gloo's; NCCL's rings send the same total. `docs/explanation/ledger.md` has the
+formulas, and compares them with the kernel's socket counters.
 """
 
 from collections import Counter
@@ -12,26 +11,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 KINDS = ("values", "indices", "scales", "sizes", "padding")
-"""What a reducer's payload is made of. Other kinds (`control`, `state`, …) are the engine's own traffic."""
+"""Kinds of a reducer's payload. Other kinds (`control`, `state`, …) are the engine's own traffic."""
 
 
 @dataclass
 class Ledger:
-    """What one rank has handed to its collectives, and what they put on its link, in bytes."""
+    """One rank's payload and its traffic on the link, in bytes."""
 
     payload: Counter[str] = field(default_factory=Counter)
-    """Bytes handed over, by kind."""
+    """Payload bytes, by kind."""
     sent: int = 0
-    """Bytes that the algorithms sent from this rank."""
+    """Bytes that the algorithms send from this rank."""
     received: int = 0
-    """Bytes that the algorithms brought to this rank."""
+    """Bytes that this rank receives from the algorithms."""
     calls: Counter[str] = field(default_factory=Counter)
-    """How many collectives of each op."""
+    """Number of collectives, by op."""
     seconds: float = 0.0
-    """Time spent inside collectives, waiting for other ranks included."""
+    """Time in collectives, including the time spent waiting for other ranks."""
 
     def book(self, op: str, parts: Mapping[str, int], traffic: tuple[int, int], seconds: float = 0.0) -> None:
-        """Enter one collective: its payload by kind, and the (sent, received) bytes of its algorithm."""
+        """Record one collective: its payload by kind, and the (sent, received) bytes of its algorithm."""
         for kind, size in parts.items():
             self.payload[kind] += size
         self.sent += traffic[0]
@@ -40,11 +39,11 @@ class Ledger:
         self.seconds += seconds
 
     def copy(self) -> "Ledger":
-        """A snapshot, to subtract from later."""
+        """Return a snapshot, for `since`."""
         return Ledger(Counter(self.payload), self.sent, self.received, Counter(self.calls), self.seconds)
 
     def since(self, earlier: "Ledger") -> "Ledger":
-        """What was booked after the snapshot `earlier` was taken."""
+        """Return the difference to the snapshot `earlier`."""
         return Ledger(
             Counter({k: v - earlier.payload[k] for k, v in self.payload.items() if v != earlier.payload[k]}),
             self.sent - earlier.sent,
@@ -58,35 +57,41 @@ class Ledger:
 
 
 def ring_all_reduce(size: int, world_size: int) -> tuple[int, int]:
-    """Ring all-reduce: 2·(W−1)/W·S each way (Patarasuk & Yuan, 2009).
+    """Return the traffic of a ring all-reduce: 2·(W−1)/W·S each way (Patarasuk & Yuan, 2009).
 
-    The vector is cut into W chunks; in each of the two rounds a rank sends all of them but one and receives
-    all of them but one. Where W does not divide the vector, ranks differ by a chunk's rounding; this is their
-    mean.
+    The vector is split into W chunks. In each of the two rounds a rank sends W−1 chunks and receives W−1
+    chunks. If W does not divide the size, the traffic of the ranks differs by the rounding of a chunk; this
+    function returns the mean.
     """
     each_way = 2 * (world_size - 1) * size // world_size
     return each_way, each_way
 
 
 def ring_all_gather(size: int, world_size: int) -> tuple[int, int]:
-    """Ring all-gather of S bytes from each rank: (W−1)·S each way, as every block travels W−1 hops."""
+    """Return the traffic of a ring all-gather of S bytes per rank: (W−1)·S each way, W−1 hops per block."""
     each_way = (world_size - 1) * size
     return each_way, each_way
 
 
 def direct_exchange(size: int, world_size: int) -> tuple[int, int]:
-    """All-to-all and the reduce-scatter made of it: (W−1)/W·S each way, every block but one's own, once."""
+    """Return the traffic of an all-to-all, and of the reduce-scatter built on it: (W−1)/W·S each way.
+
+    A rank sends each block once, except its own.
+    """
     each_way = size - size // world_size
     return each_way, each_way
 
 
 def tree_broadcast(size: int, rank: int, root: int, world_size: int) -> tuple[int, int]:
-    """Binomial-tree broadcast: the root sends ⌈log2 W⌉ times, a leaf never; all but the root receive once."""
+    """Return one rank's traffic of a binomial-tree broadcast.
+
+    The root sends ⌈log2 W⌉ times and a leaf never; every rank except the root receives once.
+    """
     virtual = (rank - root) % world_size
     children = 0
     bit = 1
     while bit < world_size:
-        # A rank that already has the data (virtual < bit) passes it to the one `bit` further on.
+        # A rank that already has the data (virtual < bit) sends it to the rank virtual + bit.
         if virtual < bit and virtual + bit < world_size:
             children += 1
         bit *= 2
@@ -94,5 +99,8 @@ def tree_broadcast(size: int, rank: int, root: int, world_size: int) -> tuple[in
 
 
 def star_gather(size: int, rank: int, root: int, world_size: int) -> tuple[int, int]:
-    """Gather of S bytes from each rank to the root, straight: it receives (W−1)·S, and each other sends S."""
+    """Return one rank's traffic of a direct gather of S bytes per rank.
+
+    The root receives (W−1)·S bytes; each other rank sends S bytes.
+    """
     return (0, (world_size - 1) * size) if rank == root else (size, 0)

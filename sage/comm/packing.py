@@ -1,4 +1,4 @@
-"""Tensors as bytes: how the parts of one exchange are packed into one buffer, and how a call is named."""
+"""Packs the tensors of one collective into a single byte buffer, and describes collectives in messages."""
 # W = world size, N = elements of a vector, S = bytes of a packed buffer
 
 from collections.abc import Mapping, Sequence
@@ -7,22 +7,22 @@ import torch
 from torch import Tensor
 
 UNEVEN = ("gather_uneven", "gather_ragged", "gather_streams", "all_to_all_ragged")
-"""Collectives in which lengths may differ between the ranks."""
+"""Collectives whose lengths may differ between ranks."""
 
 
 def pack(parts: Sequence[Tensor]) -> Tensor:
-    """The tensors' bytes, one after another."""
-    # A slice of at most one element counts as contiguous whatever its stride, but cannot be viewed as bytes.
+    """Concatenate the bytes of the tensors."""
+    # A slice of at most one element counts as contiguous for any stride, but cannot be viewed as bytes.
     flat = [part.detach().contiguous().as_strided((part.numel(),), (1,)).view(torch.uint8) for part in parts]
     return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
 def unpack(packed_WS: Tensor, likes: Sequence[tuple[torch.dtype, torch.Size]]) -> tuple[Tensor, ...]:
-    """Undo `pack` for the W rows of a gathered buffer: for each part a tensor of shape (W, *shape)."""
+    """Invert `pack` for the W rows of a gathered buffer: one tensor of shape (W, *shape) per part."""
     parts, start = [], 0
     for dtype, shape in likes:
         stop = start + shape.numel() * dtype.itemsize
-        # The copy also aligns: a slice of bytes may start anywhere.
+        # The copy also aligns the data: a slice of bytes may start at any address.
         piece = packed_WS[:, start:stop].clone(memory_format=torch.contiguous_format).view(-1)
         parts.append(piece.view(dtype).view(packed_WS.shape[0], *shape))
         start = stop
@@ -30,7 +30,7 @@ def unpack(packed_WS: Tensor, likes: Sequence[tuple[torch.dtype, torch.Size]]) -
 
 
 def add(all_WN: Sequence[Tensor] | Tensor) -> Tensor:
-    """The sum over ranks in rank order: the same bits wherever it is computed."""
+    """Sum over ranks in rank order, so that the result is bitwise identical on every rank."""
     total_N = all_WN[0].clone()
     for x_N in all_WN[1:]:
         total_N += x_N
@@ -38,7 +38,7 @@ def add(all_WN: Sequence[Tensor] | Tensor) -> Tensor:
 
 
 def describe(op: str, **parts: Tensor) -> str:
-    """A call as errors and the schedule guard name it: `gather(values float32[10], indices int32[10])`."""
+    """Describe a call for errors and the schedule guard: `gather(values float32[10], indices int32[10])`."""
     said = []
     for kind, x in parts.items():
         shape = "*" if op in UNEVEN else ", ".join(map(str, x.shape))
@@ -47,19 +47,19 @@ def describe(op: str, **parts: Tensor) -> str:
 
 
 def num_bytes(x: Tensor) -> int:
-    """Bytes of a tensor's elements."""
+    """Return the size of a tensor's elements in bytes."""
     return x.numel() * x.element_size()
 
 
 def count_each(parts: Mapping[str, Tensor]) -> int:
-    """Elements of each of the parts, which all have as many."""
+    """Return the number of elements of each part; all parts must have the same number."""
     vectors = list(parts.values())
     assert all(v.dim() == 1 and v.numel() == vectors[0].numel() for v in vectors)
     return vectors[0].numel()
 
 
 def pad_to(parts: Mapping[str, Tensor], length: int) -> tuple[list[Tensor], dict[str, int]]:
-    """The parts at that length, and the bytes of each kind with those of the padding."""
+    """Pad the parts to `length`; also return the bytes by kind, with the padding as a kind of its own."""
     missing = length - count_each(parts)
     payload = {kind: num_bytes(part) for kind, part in parts.items()}
     payload["padding"] = sum(v.element_size() * missing for v in parts.values())
@@ -67,6 +67,6 @@ def pad_to(parts: Mapping[str, Tensor], length: int) -> tuple[list[Tensor], dict
 
 
 def cut(stacked: Sequence[Tensor], counts: Sequence[int]) -> tuple[Tensor, ...]:
-    """Each part's rows one after another, less the padding."""
+    """Remove the padding from the rows of each part, and concatenate the rows."""
     rows_of = [[row[:n] for row, n in zip(part, counts, strict=True)] for part in stacked]
     return tuple(torch.cat(rows) for rows in rows_of)

@@ -1,7 +1,8 @@
-"""The bandwidth probe: what this run's links can do, measured on the run's own wire before it starts.
+"""The bandwidth probe: measures latency and bandwidth with the run's own communicator before training.
 
-An all-reduce of S bytes takes T = 2(W−1)·α + 2(W−1)/W·S/B: α is the latency of one message, and B the bus
-bandwidth, which is what one rank's link carries. A run's manifest keeps both, for the utility model.
+An all-reduce of S bytes takes T = 2(W−1)·α + 2(W−1)/W·S/B, where α is the latency of one message and B is the
+bus bandwidth, that is the bandwidth of one rank's link. Both are stored in the run's manifest, for the
+utility model.
 """
 # W = world size, N = elements of the vector that is summed
 
@@ -16,16 +17,16 @@ from sage.comm.ledger import ring_all_reduce
 from sage.comm.wire import Wire
 
 KIND = "probe"
-"""What the ledger books the probe's bytes under."""
+"""The kind of the probe's bytes in the ledger."""
 
 LATENCIES, REPEATS = 7, 3
 
 FIRST, MOST = 64 * 1024, 32 * 1024 * 1024
-"""Bytes of the first all-reduce, and of the largest."""
+"""Sizes in bytes of the first and of the largest all-reduce."""
 
-# A throttled link lets a burst pass at full speed (128 KB at 100 Mbit/s, say), so a short call flatters it.
-# The slower the link, the longer the burst counts: a call must take so long to be believed, or the shorter
-# time where it has carried that much.
+# A rate-limited link passes a burst at full speed (for example 128 KB at 100 Mbit/s), so a short call
+# overestimates its bandwidth. On a slower link the burst distorts longer calls too. Therefore a call counts
+# only if it takes LONG_SECONDS, or ENOUGH_SECONDS with at least ENOUGH_BYTES.
 LONG_SECONDS = 0.2
 ENOUGH_SECONDS, ENOUGH_BYTES = 0.005, 4 * 1024 * 1024
 
@@ -33,17 +34,19 @@ ENOUGH_SECONDS, ENOUGH_BYTES = 0.005, 4 * 1024 * 1024
 def probe(
     wire: Wire, budget_seconds: float = 1.0, device: torch.device | None = None
 ) -> dict[str, Any] | None:
-    """Measure latency and bus bandwidth: all ranks call it, and get the same figures. None for W = 1.
+    """Measure latency and bus bandwidth. This is a collective call with the same result on every rank.
+
+    Returns None for W = 1.
 
     Args:
-        wire: What is measured. Its ledger books every byte as `probe`.
-        budget_seconds: No all-reduce is begun that would end after this, as far as the one before tells.
-        device: Where the run's gradients live, if not on the CPU.
+        wire: The communicator to measure. Its ledger records every byte as `probe`.
+        budget_seconds: No all-reduce starts if the previous one predicts that it would end after this time.
+        device: Device of the run's gradients; the CPU by default.
     """
     if wire.world_size == 1:
         return None
     bench = _Bench(wire, device or torch.device("cpu"))
-    bench.sum(4)  # connections are made on first use
+    bench.sum(4)  # the first call opens the connections
     latencies = [bench.sum(4) for _ in range(LATENCIES)]
 
     size = FIRST
@@ -70,20 +73,20 @@ def probe(
 
 
 class _Bench:
-    """Times all-reduces. Every rank gets the same times, and so comes to the same decisions."""
+    """Times all-reduces. All ranks get the same times, and therefore make the same decisions."""
 
     def __init__(self, wire: Wire, device: torch.device) -> None:
         self._wire, self._device = wire, device
         self._x_N = torch.empty(0)
         self.spent = 0.0
-        """Seconds of all of them together."""
+        """Total seconds of all calls."""
 
     def sum(self, size: int) -> float:
-        """How many seconds an all-reduce of `size` bytes takes the slowest rank."""
+        """Return the seconds of an all-reduce of `size` bytes on the slowest rank."""
         if self._x_N.numel() != size // 4:
             self._x_N = torch.ones(size // 4, device=self._device)
         taken = self._timed(self._x_N)
-        # This also lets all ranks start the next one together.
+        # The gather also synchronises the ranks before the next call.
         (taken_W,) = self._wire.gather(
             **{KIND: torch.tensor(taken, dtype=torch.float64, device=self._device)}
         )

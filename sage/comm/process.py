@@ -1,4 +1,4 @@
-"""Ranks as processes, joined by torch.distributed, each with a watch that tells who is at fault."""
+"""Communicators for ranks that are processes, over torch.distributed, with a failure monitor per rank."""
 # W = world size, N = elements of a vector, S = bytes of a packed buffer
 
 import re
@@ -25,24 +25,24 @@ T = TypeVar("T")
 
 
 MAX_TIMEOUT = 2e6
-"""Seconds; gloo counts milliseconds in 32 bits."""
+"""In seconds; gloo stores timeouts as milliseconds in 32 bits."""
 NO_FACTS: Facts = {}
 
 
 class GroupWire(Wire):
-    """Collectives over groups of processes, which the classes below make or find.
+    """Base class: collectives over process groups, which the subclasses provide.
 
     Args:
-        place: Who this rank is and where the ranks meet.
-        device: Where gradients live; decides the backend.
-        timeout: Seconds after which a collective that has not come back is an error on every rank.
+        place: This rank, and the rendezvous address.
+        device: Device of the gradients; determines the backend.
+        timeout: Seconds after which a collective that has not completed is an error on every rank.
     """
 
     _watch: Watch
     _control: dist.ProcessGroup
-    """For control messages, which run beside the gradients, and so need gloo's threads of their own."""
+    """Gloo group for control messages; they run concurrently with the gradients and need separate threads."""
     _group: dist.ProcessGroup | None = None
-    """For all the rest; None: the default group."""
+    """Group for all other collectives; None: the default group."""
 
     def __init__(self, place: Place, *, device: torch.device, timeout: float, guard: bool) -> None:
         super().__init__(place.rank, place.world_size, guard=guard)
@@ -51,7 +51,7 @@ class GroupWire(Wire):
                 f"timeout is {timeout:g} s; allowed is more than 0 and at most {MAX_TIMEOUT:,.0f} s (23 days)"
             )
         self._timeout = timedelta(seconds=timeout)
-        # Texts and sums for the record are CPU tensors also where the gradients are on a GPU.
+        # Texts and sums for the records are CPU tensors, also if the gradients are on a GPU.
         self._backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         self._inside = "outside any collective"
         check_interfaces(nccl=device.type == "cuda")
@@ -61,12 +61,12 @@ class GroupWire(Wire):
             self._compare("close()")
         self._attempt("the last barrier", lambda: dist.barrier(self._control))
         self._watch.stop()
-        # Rank 0 takes the store with it, so it must not go while another's watch still looks there.
+        # The store closes when rank 0 leaves, so rank 0 must wait until no monitor polls the store.
         self._attempt("the last barrier", lambda: dist.barrier(self._control))
         self._leave()
 
     def tell(self, reason: str) -> None:
-        """Leave word for the other ranks of why this one ends, before it does; the first error of a run."""
+        """Post why this rank is about to exit, for the other ranks; called for the first error of a run."""
         self._watch.leave(reason)
 
     def _leave(self) -> None:
@@ -129,7 +129,7 @@ class GroupWire(Wire):
 
     def _reduce_scatter(self, x_WN: Tensor) -> Tensor:
         if x_WN.device.type == "cpu":
-            # Gloo's own is a whole all-reduce, at twice the traffic; this adds in the thread twin's order.
+            # Gloo's own is a full all-reduce with twice the traffic; this adds in the order of ThreadWire.
             return add(self._all_to_all(x_WN))
         out_N = torch.empty_like(x_WN[0], memory_format=torch.contiguous_format)
         torch_names.reduce_scatter(out_N.view(-1), x_WN.reshape(-1), self._group)
@@ -148,18 +148,18 @@ class GroupWire(Wire):
 
 
 class ProcessWire(GroupWire):
-    """Ranks are processes, joined by torch.distributed: gloo on CPUs, nccl on GPUs.
+    """A wire whose ranks are processes of a torch.distributed group: gloo on CPUs, nccl on GPUs.
 
     Args:
-        place: Who this rank is and where the ranks meet.
-        device: Where gradients live; decides the backend.
-        timeout: Seconds in which all ranks must have come, and after which a collective that has not come
-            back is an error on every rank.
-        facts: What must be the same on all ranks, by name (`sage.comm.agreement`).
+        place: This rank, and the rendezvous address.
+        device: Device of the gradients; determines the backend.
+        timeout: Seconds within which all ranks must join, and after which a collective that has not
+            completed is an error on every rank.
+        facts: Values that must be the same on all ranks, by name (`sage.comm.agreement`).
 
     Raises:
-        WireError: where not all ranks come within the time-out; names the address and the reason.
-        RanksDiffer: on every rank, where the facts differ.
+        WireError: if not all ranks join within the timeout; the message gives the address and the reason.
+        RanksDiffer: on every rank, if the facts differ.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class ProcessWire(GroupWire):
         self._watch = Watch(place, board.clone(), lambda: self._inside)
 
     def _join(self, place: Place, store: dist.Store) -> dist.ProcessGroup:
-        """Join the default group, and the one for control messages, which is returned."""
+        """Create the default group and the group for control messages; return the latter."""
         dist.init_process_group(
             self._backend,
             store=store,
@@ -205,7 +205,7 @@ class ProcessWire(GroupWire):
 
 
 class _Sum:
-    """A sum under way on the control group."""
+    """An asynchronous sum on the control group."""
 
     def __init__(self, finish: Callable[[], object], x_N: Tensor) -> None:
         self._finish, self._x_N = finish, x_N
@@ -216,6 +216,6 @@ class _Sum:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of torch.distributed says, without its prefixes and its guesses."""
+    """Return the first line of a torch.distributed error, without its prefixes and its suggested causes."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"^(\[[^]]*\]:? ?)+| This is typically.*$", "", lines[0]).strip().rstrip(".?")

@@ -1,15 +1,15 @@
-"""Who am I and where do we meet: one rank's place, read from the environment.
+"""Reads one rank's place from the environment: rank, world size and rendezvous address.
 
-Looked for in this order, and the first that is there is taken:
+The first of these that is set is used:
 
-1. `hostip` and `port`: bare nodes, one shell a rank (`run.sh`), with `rank` and `world_size`. These two may
-   be left to a launcher that numbers its own tasks (`sage.comm.launchers`).
-2. `MASTER_ADDR`, `MASTER_PORT`, `RANK` and `WORLD_SIZE`, as torchrun and others set them.
-3. A launcher's tasks: those of srun meet on their first node. Any other launcher needs hostip and port, or
-   MASTER_ADDR and MASTER_PORT, as its tasks cannot tell each other where they are.
+1. `hostip` and `port`: bare nodes, one shell per rank (`run.sh`), with `rank` and `world_size`. The latter
+   two may come from a launcher that numbers its tasks (`sage.comm.launchers`).
+2. `MASTER_ADDR`, `MASTER_PORT`, `RANK` and `WORLD_SIZE`, as torchrun and other launchers set them.
+3. A launcher's variables. The tasks of srun use their first node as rendezvous address. Every other launcher
+   needs hostip and port, or MASTER_ADDR and MASTER_PORT, since its tasks do not know each other's addresses.
 
-Without any of them a run starts its ranks here. Where a launcher has started several tasks they join or are
-refused; they never become several runs. docs/how-to/launchers.md has a table of cases.
+If none is set, a run starts its ranks on this machine. If a launcher has started several tasks, they join
+one run or end with an error; they never become several runs. docs/how-to/launchers.md has a table of cases.
 """
 
 import os
@@ -35,36 +35,37 @@ from sage.comm.launchers import PLAIN, SLURM, TORCHRUN
 from sage.comm.variables import address, are_not_set, first_node, number, told
 
 MOST = 2**32 - 1
-"""Of counters, such as numbers of jobs."""
+"""Maximum value of counters such as job numbers."""
 
 SECRET = "SAGE_SECRET"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """One rank's place in the group."""
+    """One rank's place in the process group."""
 
     rank: int
     world_size: int
     hostip: str
     port: int
     local_rank: int = 0
-    """Rank within this node: which GPU is ours."""
+    """Rank within this node, which selects the GPU."""
     source: str = "spawned here"
-    """Where this was read, for error messages."""
+    """Where these values were read from, for error messages."""
     attempt: int = 0
-    """How often the launcher has started all ranks again, where it counts: what an attempt leaves in a store
-    that outlives it is not the next one's."""
+    """Number of restarts of all ranks, if the launcher counts them.
+
+    It separates the keys of the attempts in a store that outlives an attempt."""
     secret: str = field(default="", repr=False)
-    """What only the ranks of this run know (SAGE_SECRET), so that nobody else can speak for one; "": none."""
+    """Shared secret of the ranks of this run (SAGE_SECRET), which authenticates their messages; "": none."""
 
 
 def place(environ: Mapping[str, str] = os.environ) -> Place | None:
-    """This process's place as the environment tells it, or None where it tells nothing.
+    """Return this process's place from the environment, or None if the environment has none.
 
     Raises:
-        ValueError: where it tells only a part, nonsense, or two things that contradict each other; one line
-            that names the variables, their values and what is allowed.
+        ValueError: if the variables are incomplete, invalid or contradictory; one line with the variables,
+            their values and the allowed values.
     """
     tasks = tasks_of(environ)
     if "hostip" in environ or environ.get("rank"):
@@ -82,11 +83,11 @@ def place(environ: Mapping[str, str] = os.environ) -> Place | None:
     return _among_others(environ, tasks, group)
 
 
-# The three ways to be told.
+# The three sources of a place.
 
 
 def _bare(environ: Mapping[str, str], tasks: Sequence[Task]) -> Place:
-    """The place that hostip and port say, with the rank from `rank` or from a launcher."""
+    """Return the place from hostip and port, with the rank from `rank` or from a launcher."""
     task = None if "rank" in environ else numbered(environ, tasks)
     names = ("hostip", "port", "rank", "world_size") if task is None else ("hostip", "port")
     if missing := [name for name in names if name not in environ]:
@@ -121,7 +122,7 @@ def _bare(environ: Mapping[str, str], tasks: Sequence[Task]) -> Place:
 
 
 def _by_torch(environ: Mapping[str, str], tasks: Sequence[Task]) -> Place:
-    """The place that MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE say, as torch.distributed reads them."""
+    """Return the place from MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE, as in torch.distributed."""
     if missing := [name for name in ("MASTER_PORT", "WORLD_SIZE") if name not in environ]:
         raise ValueError(
             f"{told(environ, 'MASTER_ADDR')} and {told(environ, 'RANK')} are set, but {are_not_set(missing)}:"
@@ -130,7 +131,7 @@ def _by_torch(environ: Mapping[str, str], tasks: Sequence[Task]) -> Place:
     launcher = TORCHRUN if TORCHRUN.sign in environ else PLAIN
     size = number(environ, "WORLD_SIZE", 1, MOST_RANKS)
     rank = number_below(environ, "RANK", "WORLD_SIZE", size)
-    # Several tasks that each start a torchrun of their own would be as many runs.
+    # If each of several tasks starts its own torchrun, each torchrun would be a separate run.
     agents = launcher.agents if launcher.agents in environ else "WORLD_SIZE"
     count = number(environ, agents, 1, MOST_RANKS)
     outer = () if "SLURM_PTY_PORT" in environ else tasks
@@ -142,9 +143,9 @@ def _by_torch(environ: Mapping[str, str], tasks: Sequence[Task]) -> Place:
 
 
 def _among_others(environ: Mapping[str, str], tasks: Sequence[Task], task: Task) -> Place:
-    """The place of one of several tasks that nobody has told where to meet."""
+    """Return the place of one of several tasks, from its launcher's variables and MASTER_ADDR if set."""
     refuse_fewer(f"{task.size_name}={task.size}", task.size, tasks)
-    # srun --mpi=pmi2 sets the variables of MPICH beside its own.
+    # srun --mpi=pmi2 sets the variables of MPICH in addition to its own.
     for step in tasks:
         if step.launcher is SLURM and (step.rank, step.size) == (task.rank, task.size):
             return _in_step(environ, tasks, step)
@@ -159,7 +160,7 @@ def _among_others(environ: Mapping[str, str], tasks: Sequence[Task], task: Task)
 
 
 def _in_step(environ: Mapping[str, str], tasks: Sequence[Task], step: Task) -> Place:
-    """The place of a task of srun: all meet on the step's first node."""
+    """Return the place of a task of srun; the rendezvous is on the step's first node."""
     if "SLURM_PTY_PORT" in environ:
         raise ValueError(
             f"this is task {step.rank} of {step.size} of srun --pty ({told(environ, step.size_name)}): leave "
@@ -172,7 +173,7 @@ def _in_step(environ: Mapping[str, str], tasks: Sequence[Task], step: Task) -> P
             f"{told(environ, step.size_name)} says that srun has started {step.size} tasks, but "
             f"{are_not_set(missing)}: hand on all of SLURM's variables, or set hostip and port"
         )
-    # Nobody has looked whether it is free; each step of each job at least has its own.
+    # The port may be in use; the formula only gives different steps and jobs different ports.
     job, count = (number(environ, name, 0, MOST) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     return _at(environ, step, tasks, first_node(environ), 20000 + (job + 101 * count) % 10000, "srun")
 
@@ -180,7 +181,7 @@ def _in_step(environ: Mapping[str, str], tasks: Sequence[Task], step: Task) -> P
 def _at(
     environ: Mapping[str, str], task: Task, tasks: Sequence[Task], hostip: str, port: int, source: str
 ) -> Place:
-    """The place of a task that a launcher numbers."""
+    """Return the place of a task whose rank a launcher gives."""
     if environ.get("world_size") and number(environ, "world_size", 1, MOST_RANKS) != task.size:
         raise ValueError(
             f"{told(environ, 'world_size')}, but {task.launcher.name} has started {task.size} tasks "
@@ -211,7 +212,7 @@ def _secret(environ: Mapping[str, str]) -> str:
 
 
 def local_places(world_size: int) -> list[Place]:
-    """Places for ranks spawned on this machine, meeting on a port of loopback that was free just now."""
+    """Return places for ranks spawned on this machine, on a loopback port that is free at this moment."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

@@ -13,25 +13,25 @@ from sage.comm.wire import Wire
 
 
 class ReplicasDiffer(RuntimeError):
-    """The ranks' copies of the model are not the same, so that they no longer train one model."""
+    """The ranks' copies of the model differ, so that the ranks no longer train the same model."""
 
 
 def check_replicas(
     wire: Wire, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], *, when: str = ""
 ) -> None:
-    """Compare tensors that should be the same on all ranks, bit by bit. A collective call.
+    """Compare tensors that should be bitwise identical on all ranks. This is a collective call.
 
-    Each rank computes a CRC-32 of every tensor and gathers 8 bytes, a checksum of them all. Where these
-    differ, the ranks gather the P checksums too, to find the first tensor that differs.
+    Each rank computes a CRC-32 of every tensor, and gathers an 8-byte checksum of all of them. If these
+    differ, the ranks also gather the P checksums, to find the first tensor that differs.
 
     Args:
         wire: The communicator of the ranks that hold the copies.
-        tensors: The tensors by name, in the same order on every rank, as of `model.named_parameters()`.
-        when: What the message begins with, such as `step 120`.
+        tensors: The tensors by name, in the same order on every rank, as from `model.named_parameters()`.
+        when: Start of the message, such as `step 120`.
 
     Raises:
-        ReplicasDiffer: on every rank; names the ranks that differ from most others (from rank 0 where there
-            is no majority) and the first tensor in which they do.
+        ReplicasDiffer: on every rank; the message gives the ranks that differ from the most common copy (or,
+            in a tie, from that of the lowest rank) and the first tensor that differs.
     """
     named = list(tensors.items() if isinstance(tensors, Mapping) else tensors)
     crc_P = [_checksum(tensor) for _, tensor in named]
@@ -41,7 +41,7 @@ def check_replicas(
     all_W: list[int] = whole_W.tolist()
     if len(set(all_W)) == 1:
         return
-    # Most common first; of several that are equally common, the one that the lowest rank has.
+    # The most common checksum; in a tie, the one of the lowest rank.
     usual, _ = Counter(all_W).most_common(1)[0]
     others = [rank for rank, each in enumerate(all_W) if each != usual]
     _, (crc_M,) = wire.gather_uneven(control=torch.tensor(crc_P, dtype=torch.int64, device=device))
@@ -59,7 +59,7 @@ def check_replicas(
 
 
 def _checksum(tensor: Tensor) -> int:
-    """A CRC-32 of a tensor's bytes, with its dtype and shape."""
+    """Return a CRC-32 of a tensor's bytes, dtype and shape."""
     start = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     if tensor.numel() == 0:
         return start

@@ -1,4 +1,4 @@
-"""Starts all ranks of a run on this machine, as processes, and ends them all when one fails."""
+"""Starts all ranks of a run as processes on this machine, and ends them all if one fails."""
 
 import ctypes
 import multiprocessing
@@ -18,20 +18,20 @@ from sage.exit_status import FAILED, HOPELESS, INTERRUPTED, KEYBOARD
 from sage.output import streams
 
 GRACE = 10.0
-"""Seconds that the other ranks get, after one has failed, to notice it by themselves."""
+"""Seconds that the other ranks have, after one rank failed, to detect the failure and exit."""
 
 
 @dataclass(frozen=True)
 class Voice:
-    """What the ranks of one machine share: who has said why it ends, and what was said first."""
+    """Shared memory of the ranks of one machine: which ranks have printed an error, and the first error."""
 
     has_spoken: Any
-    """A shared array of W bytes."""
+    """A shared array of W bytes; 1 for each rank that has reported why it exits."""
     first: Any
-    """A shared array of bytes: the first message, without its rank."""
+    """A shared array of bytes: the first message, without its rank prefix."""
 
     def say(self, rank: int, text: str) -> bool:
-        """Mark a rank as one that has said why it ends; False where another has said the same already."""
+        """Mark that a rank reports why it exits; return False if another rank has reported the same text."""
         said = text.removeprefix(f"rank {rank}: ").encode(errors="replace")[:SHARED_BYTES]
         self.has_spoken[rank] = 1
         with self.first.get_lock():
@@ -43,24 +43,25 @@ class Voice:
 
 
 SHARED_BYTES = 4096
-"""Bytes of the first message that are compared."""
+"""Number of bytes of the first message that are compared."""
 
 _voice: Voice | None = None
-"""In a rank that was spawned: what it shares with the others."""
+"""In a spawned rank: the memory that it shares with the others."""
 
 
 def is_news(rank: int, text: str) -> bool:
-    """Note that a rank says why it ends; False where a rank spawned beside it has said the same already."""
+    """Record that a rank reports why it exits; return False if another spawned rank reported the same."""
     return _voice is None or _voice.say(rank, text)
 
 
 def spawn(rank: Callable[[Place], int], world_size: int, *, method: Literal["fork", "spawn"]) -> int:
-    """Run `rank(place)` in W processes, and return the exit status of all together.
+    """Run `rank(place)` in W processes, and return their combined exit status.
 
-    That is 0 where all are 0, 75 where the others are 75, 2 where one is 2, 130 where one is 130, and else
-    1. A rank that leaves before `rank` returns, as by os._exit, has failed whatever its status, and is
-    named. SIGTERM, SIGUSR1 and SIGUSR2 are handed on to the ranks. So is SIGINT, as SIGTERM, since a terminal
-    sends it to the ranks too and a second one ends everything. If this process dies, so do the ranks.
+    The status is 2 if one rank's is 2, else 130 if one rank's is 130. Otherwise it is 0 if all are 0, 75 if
+    all are 0 or 75, and 1 in all other cases. A rank that exits before `rank` returns, for example by
+    os._exit, counts as failed with any status, and a message names it. SIGTERM, SIGUSR1 and SIGUSR2 are
+    forwarded to the ranks. The first SIGINT is forwarded as SIGTERM, since a terminal sends SIGINT to the
+    ranks too; a second SIGINT kills all ranks. If this process dies, the ranks are killed.
     """
     context: Any = multiprocessing.get_context(method)
     shared = Voice(context.Array("b", world_size), context.Array("c", SHARED_BYTES + 1))
@@ -92,7 +93,7 @@ def spawn(rank: Callable[[Place], int], world_size: int, *, method: Literal["for
 
 @contextmanager
 def _signals_handed_on(ranks: Sequence[BaseProcess]) -> Iterator[list[int]]:
-    """Hand signals on to the ranks; gives a list that has an element for each SIGINT heard."""
+    """Forward signals to the ranks; yield a list with one element per received SIGINT."""
     interrupts: list[int] = []
 
     def hand_on(number: int, _: object) -> None:
@@ -129,7 +130,7 @@ def _child(rank: Callable[[Place], int], place: Place, parent: int, shared: Voic
     global _voice
     _voice = shared
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: the kernel kills it with its parent
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: killed when its parent dies
         if os.getppid() != parent:
             os._exit(FAILED)
     streams.protect()

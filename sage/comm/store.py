@@ -1,8 +1,8 @@
-"""Where the ranks of a run meet: rank 0's store, how it is reached in time, and what is compared there.
+"""The rendezvous of a run: connects each rank to rank 0's store, and compares the ranks' facts there.
 
-Every wait here ends by the time-out, also where another program holds the port and never answers. Each rank
-leaves its facts (settings, versions, checksums) under a key of its own; rank 0 reads them once all have come
-and leaves its verdict, which every rank reads: go on, or end with the difference.
+Every wait ends by the timeout, also if another program holds the port and never answers. Each rank writes
+its facts (settings, versions, checksums) under a key of its own. Rank 0 reads them when all ranks have
+joined, and writes a verdict that every rank reads: continue, or end with an error that states the difference.
 """
 
 import errno
@@ -24,30 +24,30 @@ from sage.comm.store_messages import Board
 from sage.output.text import clean_text
 
 SLICE = 0.25
-"""Seconds of one wait in the store: between two of them Python hears signals."""
+"""Seconds of one blocking wait in the store; Python handles signals between two waits."""
 FAREWELL = 5.0
-"""Seconds that rank 0 keeps the store after a refusal, so that the others can read it."""
+"""Seconds for which rank 0 keeps the store open after an error, so that the others can read it."""
 LISTEN_SECONDS = 5.0
-"""Seconds for which rank 0 tries to get the port: a run that has just ended may still hold it."""
+"""Seconds for which rank 0 tries to bind the port: a run that has just ended may still hold it."""
 NAME_SECONDS = 10.0
-"""Seconds for which a name that does not resolve is tried again: a node's may be registered late."""
+"""Seconds for which a name that does not resolve is retried: a node's name may be registered late."""
 CLAIMED_SECONDS = 10.0
-"""Seconds for which missing ranks are waited for once two processes have claimed the same rank."""
+"""Seconds to wait for missing ranks after two processes have claimed the same rank."""
 GAVE_UP = "gave up"
-"""The fact of a rank that has waited for its whole time-out and has left."""
+"""The fact that a rank writes when its timeout is over and it exits."""
 
 
 def sign_in(place: Place, *, timeout: float, facts: Facts) -> Board:
-    """Meet the other ranks, compare facts, and return the board of this run.
+    """Join the other ranks, compare facts, and return the board of this run.
 
     Args:
-        place: Which rank this is, and where the ranks meet.
-        timeout: Seconds until all ranks must have come.
-        facts: What must be the same on all ranks, by name.
+        place: This rank, and the rendezvous address.
+        timeout: Seconds within which all ranks must join.
+        facts: Values that must be the same on all ranks, by name.
 
     Raises:
-        RanksDiffer: on every rank, where facts differ.
-        RuntimeError: where the port is out of reach or held by another program, or a rank did not come.
+        RanksDiffer: on every rank, if facts differ.
+        RuntimeError: if the port is unreachable or held by another program, or a rank did not join.
     """
     end = time.monotonic() + timeout
     facts = {"world_size": str(place.world_size), **facts}
@@ -75,7 +75,7 @@ def sign_in(place: Place, *, timeout: float, facts: Facts) -> Board:
         raise (RanksDiffer if verdict["kind"] == "differ" else RuntimeError)(
             clean_text(verdict["fault"], 1500)
         )
-    # From here on the keys also depend on what has been agreed.
+    # All later keys also depend on the facts that were compared.
     return board.within(hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16])
 
 
@@ -83,7 +83,7 @@ def sign_in(place: Place, *, timeout: float, facts: Facts) -> Board:
 
 
 def _preside(board: Board, world_size: int, end: float) -> dict[str, str]:
-    """Wait for every rank's facts, and judge them."""
+    """Wait for the facts of every rank, compare them and return the verdict."""
     facts: dict[int, Facts] = {}
     arrived, twice = -1, None
     while len(facts) < world_size:
@@ -93,7 +93,7 @@ def _preside(board: Board, world_size: int, end: float) -> dict[str, str]:
             for rank in set(range(world_size)) - facts.keys():
                 if (text := board.read(f"facts {rank}")) is not None:
                     facts[rank] = _parsed(text)
-            # Ranks of another number of ranks would be waited for in vain.
+            # If the world sizes differ, some ranks may never join.
             if len({each.get("world_size") for each in facts.values()}) > 1:
                 break
             if twice is None and (twice := board.read("claimed twice")) is not None:
@@ -108,7 +108,7 @@ def _preside(board: Board, world_size: int, end: float) -> dict[str, str]:
             return {"fault": fault, "kind": "absent", "world_size": str(world_size)}
         else:
             time.sleep(0.02)
-    for rank, each in facts.items():  # a rank that gave up has written its facts anew
+    for rank, each in facts.items():  # a rank that gave up has overwritten its facts
         if GAVE_UP in _parsed(board.read(f"facts {rank}") or "{}"):
             fault = f"rank {rank} came and has left again: {each.get(GAVE_UP, 'it waited for its time-out')}"
             return {"fault": fault, "kind": "absent", "world_size": str(world_size)}
@@ -117,7 +117,7 @@ def _preside(board: Board, world_size: int, end: float) -> dict[str, str]:
 
 
 def _await_verdict(board: Board, place: Place, end: float) -> dict[str, str]:
-    # Rank 0 may have come later, and reaches its own time-out after ours.
+    # Rank 0 may have started later, and then reaches its own timeout after this rank.
     while not board.await_one("verdict", SLICE):
         if time.monotonic() > end:
             here = [rank for rank in range(place.world_size) if board.has(f"facts {rank}")]
@@ -138,7 +138,7 @@ def _await_verdict(board: Board, place: Place, end: float) -> dict[str, str]:
 
 
 def _until_read(board: Board, world_size: int) -> None:
-    """Keep the store until the others have read the verdict, for a few seconds at most."""
+    """Keep the store open until the other ranks have read the verdict, for a few seconds at most."""
     end = time.monotonic() + FAREWELL
     with suppress(RuntimeError):
         while board.count("read", 0) < world_size - 1 and time.monotonic() < end:
@@ -146,7 +146,7 @@ def _until_read(board: Board, world_size: int) -> None:
 
 
 def _parsed(text: str) -> dict[str, str]:
-    """A rank's facts. What is no object of texts is the fact that it is none."""
+    """Parse a rank's facts; for a text that is not a JSON object, return the fact that it is unreadable."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -160,13 +160,17 @@ def _parsed(text: str) -> dict[str, str]:
 
 
 def _agent_keeps_the_store(place: Place) -> bool:
-    """Whether torchrun's agent keeps the store, as it does but for a static rendezvous over several nodes."""
+    """Whether torchrun's agent hosts the store: always, except for a static rendezvous of several nodes."""
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return kept and os.environ.get("MASTER_PORT") == str(place.port)
 
 
 def _listen(place: Place, timeout: float) -> socket.socket:
-    """Rank 0's listening socket: on loopback where all ranks are here, on one address where it is ours."""
+    """Open rank 0's listening socket, on `hostip` if that is an address of this node.
+
+    If all ranks are on this machine, `hostip` is a loopback address. If `hostip` is a name, or an address of
+    another machine (NAT), the socket listens on all addresses.
+    """
     end = time.monotonic() + min(timeout, LISTEN_SECONDS)
     while True:
         try:
@@ -189,7 +193,7 @@ def _bound(host: str, port: int) -> socket.socket:
         try:
             return socket.create_server(address, family=family, backlog=2048)
         except OSError:
-            # An address that is not this node's own, as behind a NAT: then on all.
+            # The address is not this node's own, as behind a NAT: listen on all addresses.
             if is_called_loopback(host) or _is_ours(family, address):
                 raise
     if socket.has_dualstack_ipv6():
@@ -205,11 +209,11 @@ def _is_ours(family: int, address: tuple[object, ...]) -> bool:
 
 
 def _open_store(place: Place, end: float, *, listener: socket.socket | None) -> dist.Store:
-    """Connect to the store, or keep it, within the time that is left.
+    """Connect to the store, or host it, within the remaining time.
 
-    Torch's constructor waits in C++ for an answer, without a time-out where the other side accepts and says
-    nothing; a name server may be as slow. So both are asked in a thread of its own; one that has not come
-    back when time is up is left behind.
+    Torch's constructor waits in C++ for an answer, without a timeout if the other side accepts the connection
+    and sends nothing; a name server may be equally slow. Therefore both calls run in a separate thread, which
+    is abandoned if it has not finished in time.
     """
     opened: list[dist.Store | Exception] = []
     waits_for = ["an answer of the name server"]
@@ -236,7 +240,7 @@ def _open_store(place: Place, end: float, *, listener: socket.socket | None) -> 
         raise opened[0]
     if isinstance(opened[0], Exception):
         reason = str(opened[0]).splitlines()[0]
-        if "Ping failed" in reason:  # torch's words for an answer that is no store's
+        if "Ping failed" in reason:  # torch's error for an answer that is not from a store
             raise RuntimeError(f"waited in vain for {waits_for[0]}") from opened[0]
         raise RuntimeError(f"{reason}; does another program hold the port?") from opened[0]
     return opened[0]
@@ -254,14 +258,14 @@ def _store(place: Place, end: float, listener: socket.socket | None) -> dist.Sto
 
 
 class _NoWay(RuntimeError):
-    """The meeting point cannot be reached; the message says why."""
+    """The rendezvous address cannot be reached; the message gives the reason."""
 
 
 def _knock(place: Place, end: float) -> None:
-    """Wait until something listens at the meeting point.
+    """Wait until a process listens at the rendezvous address.
 
     Raises:
-        _NoWay: where nothing does in time.
+        _NoWay: if none does within the remaining time.
     """
     start = time.monotonic()
     while True:

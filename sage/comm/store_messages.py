@@ -1,4 +1,4 @@
-"""Texts that the ranks of one run leave for each other in the store where they meet."""
+"""Text messages between the ranks of one run, in their rendezvous store."""
 
 import hashlib
 import hmac
@@ -8,62 +8,62 @@ import torch.distributed as dist
 
 
 class Board:
-    """Texts under names, in a torch store. Nothing that is read here is ever unpickled.
+    """Texts by name in a torch store. Values that are read are never unpickled.
 
-    Anyone who reaches the store's port can list its keys and write values: torch's stores know no passwords.
-    So with a secret every key is an HMAC of its name, from which a stranger learns nothing, and every value
-    carries an HMAC of itself. A value without the right one counts as absent.
+    Any process that can connect to the store's port can list its keys and write values, since torch's stores
+    have no authentication. Therefore, with a secret, every key is an HMAC of its name, and every value begins
+    with an HMAC of itself. A value with a wrong HMAC counts as absent.
 
     Args:
-        store: A connection that nobody else uses at the same time, for it may block.
-        secret: What only the ranks of the run know; "" where there is none, and keys are their names.
-        name: What all names begin with.
+        store: A connection without other concurrent users, since calls may block.
+        secret: The secret that the ranks of the run share; "": none, and the keys are the plain names.
+        name: Prefix of all names.
     """
 
     def __init__(self, store: dist.Store, *, secret: str = "", name: str = "sage") -> None:
         self.store, self._secret, self._name = store, secret, name
 
     def within(self, name: str) -> "Board":
-        """The board of texts whose names begin with this one's name and another."""
+        """Return a board whose prefix is this board's prefix followed by `name`."""
         return Board(self.store, secret=self._secret, name=f"{self._name}/{name}")
 
     def clone(self) -> "Board":
-        """The same board over a connection of its own."""
+        """Return the same board over a new connection."""
         return Board(self.store.clone(), secret=self._secret, name=self._name)
 
     def key(self, name: str) -> str:
-        """What a name is called in the store."""
+        """Return the store's key for a name."""
         full = f"{self._name}/{name}"
         return self._mac(full) if self._secret else full
 
     def group_store(self) -> dist.Store:
-        """A store for torch's own groups, whose keys begin with one of ours."""
+        """Return a store for torch's process groups, whose keys have one of this board's keys as prefix."""
         return dist.PrefixStore(self.key("group"), self.store)
 
     def post(self, name: str, text: str) -> None:
-        """Leave a text."""
+        """Write a text."""
         self.store.set(self.key(name), self._sealed(name, text))
 
     def post_first(self, name: str, text: str) -> str:
-        """Leave a text where there is none yet; returns the text that is there then."""
+        """Write a text if the name has none yet; return the text that is then stored."""
         held = self.store.compare_set(self.key(name), "", self._sealed(name, text))
         opened = self._opened(name, held)
         return text if opened is None else opened
 
     def has(self, name: str) -> bool:
-        """Whether there is something under the name."""
+        """Whether the name has a value."""
         return bool(self.store.check([self.key(name)]))
 
     def read(self, name: str) -> str | None:
-        """The text under the name; None where there is none, or one that another run or a stranger wrote."""
+        """Return the text of a name; None if there is none, or if its HMAC is wrong (written by others)."""
         return self._opened(name, self.store.get(self.key(name))) if self.has(name) else None
 
     def count(self, name: str, amount: int = 1) -> int:
-        """Add to a number that begins with 0, and return it."""
+        """Add to a counter that starts at 0, and return its value."""
         return int(self.store.add(self.key(name), amount))
 
     def await_one(self, name: str, seconds: float) -> bool:
-        """Wait until there is something under the name; False where there is none in so many seconds."""
+        """Wait until the name has a value; return False if it has none after `seconds`."""
         try:
             self.store.wait([self.key(name)], timedelta(seconds=seconds))
         except dist.DistStoreError:

@@ -1,8 +1,8 @@
-"""Ranks as threads of one process: a twin of `ProcessWire` for tests in milliseconds and simulated workers.
+"""Communicator for ranks that are threads of one process: for tests in milliseconds and simulated workers.
 
-The ranks take turns: one runs until its next collective, then hands on to the next, and each keeps its own
-torch random state. A run is therefore repeatable to the bit however many threads it simulates, and a rank
-that ends or fails while others wait for it is an error at once, never a hang.
+The ranks run in turn: each runs until its next collective, and then the next rank runs. Each rank has its own
+torch random state. Therefore a run is bitwise reproducible for any number of ranks. If a rank ends or fails
+while others wait for it, an error is raised immediately and the run does not hang.
 """
 # W = world size, N = elements of a vector, S = bytes of a packed buffer
 
@@ -50,13 +50,13 @@ def simulate(world_size: int, work: Callable[[Wire], T], *, guard: bool = False)
         thread.join()
     torch.set_rng_state(outer)
     if table.errors:
-        # What one rank did wrong comes before what the others suffered from it.
+        # The error that caused the failure has priority over the errors that follow from it on other ranks.
         raise min(table.errors, key=lambda error: isinstance(error, _Abandoned))
     return [results[rank] for rank in range(world_size)]
 
 
 class ThreadWire(Wire):
-    """One simulated rank's wire. Made by `simulate`."""
+    """The wire of one simulated rank; created by `simulate`."""
 
     def __init__(self, table: "_Table", rank: int, *, guard: bool = False) -> None:
         super().__init__(rank, table.world_size, guard=guard)
@@ -113,24 +113,24 @@ class _Done:
 
 
 class _Abandoned(WireError):
-    """A rank waits for one that will never come."""
+    """A rank waits for a rank that has already ended."""
 
 
 @dataclass
 class _Round:
-    """One collective: what each rank called it with, and what came of it."""
+    """One collective: the call and input of each rank, and the result."""
 
     brought: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
     result: Tensor | None = None
 
 
 class _Table:
-    """Where the simulated ranks meet, one collective after another, and whose turn it is."""
+    """State shared by the simulated ranks: their collectives, and which rank runs."""
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
         self.errors: list[BaseException] = []
-        # A semaphore for each rank: one condition for all would wake them all at every change of turn.
+        # One semaphore per rank: a single condition would wake all ranks at every switch.
         self._turns = [threading.Semaphore(int(rank == 0)) for rank in range(world_size)]
         self._rounds: defaultdict[int, _Round] = defaultdict(_Round)
         self._next = [0] * world_size
@@ -142,15 +142,15 @@ class _Table:
         torch.set_rng_state(self._random[rank])
 
     def meet(self, rank: int, call: str, x: Tensor, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
-        """Bring x, let every other rank bring theirs, and take the combination home."""
+        """Provide x, wait for the input of every other rank, and return the combined result."""
         number = self._next[rank]
         self._next[rank] += 1
-        self._rounds.pop(number - 2, None)  # everybody has left it: they have all brought to the one after
+        self._rounds.pop(number - 2, None)  # no longer needed: all ranks have entered the next round
         table = self._rounds[number]
         table.brought[rank] = (call, x)
         self._hand_on(rank)
         self.wait_for_turn(rank)
-        # The turn has gone round: whoever is not here now never will be.
+        # Every other rank has run since: a rank whose input is missing will not provide it.
         if len(table.brought) < self.world_size:
             ends = "; ".join(f"rank {other} {end}" for other, end in sorted(self._left.items()))
             raise _Abandoned(f"rank {rank} waits in {call} for ever: {ends}")
@@ -163,7 +163,7 @@ class _Table:
         return table.result
 
     def leave(self, rank: int, error: BaseException | None) -> None:
-        """This rank has ended; pass the turn on, so that those who wait for it learn of it."""
+        """Record that this rank has ended, and let the next rank run, so that waiting ranks detect it."""
         if error is not None:
             self.errors.append(error)
         self._left[rank] = f"has failed ({type(error).__name__}: {error})" if error else "has ended"

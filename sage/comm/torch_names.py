@@ -1,4 +1,4 @@
-"""The names of torch.distributed that differ between versions, each in one place.
+"""Functions of torch.distributed whose names differ between versions of torch.
 
 | here | torch 2.14 | before |
 |---|---|---|
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def all_gather(out_WS: Tensor, x_S: Tensor, group: dist.ProcessGroup | None) -> None:
-    """Write every rank's x_S, in the order of ranks, to the flat out_WS of W·S elements."""
+    """Write the x_S of every rank, in rank order, to the flat out_WS of W·S elements."""
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     gather(out_WS, x_S, group=group)
 
@@ -25,7 +25,7 @@ def reduce_scatter(out_N: Tensor, x_WN: Tensor, group: dist.ProcessGroup | None)
 
 
 def store_of(group: dist.ProcessGroup) -> dist.Store:
-    """The store through which the ranks of a group have met."""
+    """Return the store of a process group."""
     if hasattr(group, "get_group_store"):
         store: dist.Store = group.get_group_store()
         return store

@@ -1,4 +1,4 @@
-"""Reads single variables of the environment: numbers and addresses, or one line that says what is wrong."""
+"""Reads numbers and addresses from environment variables, with one-line errors."""
 
 import ipaddress
 import re
@@ -10,43 +10,43 @@ from sage.comm.address import is_loopback, resolve
 from sage.output.text import clean_text
 
 LONGEST = 80
-"""Letters of a value that an error repeats."""
+"""Maximum number of characters of a value in an error message."""
 
 SCONTROL_SECONDS = 30.0
 
 
 def told(environ: Mapping[str, str], name: str) -> str:
-    """`NAME='value'`, for messages; the value is cut and cleaned, and quoted unless it is a plain word."""
+    """Format `NAME='value'` for messages, with the value shortened, cleaned, and quoted if necessary."""
     value = clean_text(environ[name], LONGEST)
     return f"{name}={value}" if re.fullmatch(r"[\w.:%/-]+", value) else f"{name}={value!r}"
 
 
 def are_not_set(names: Sequence[str]) -> str:
-    """`A is not set`, or `A, B are not set`."""
+    """Format `A is not set`, or `A, B are not set`."""
     return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not set"
 
 
 def number(environ: Mapping[str, str], name: str, least: int, most: int, why: str = "") -> int:
-    """A variable's whole number, in plain decimal digits.
+    """Return the integer value of a variable, which must consist of decimal digits.
 
     Raises:
-        ValueError: where it is none, or out of its range; `why` says where the range comes from.
+        ValueError: if the value is not an integer or is out of range; `why` explains the range.
     """
     value = environ[name]
     if not re.fullmatch(r"-?[0-9]+", value):
         shown = clean_text(value, LONGEST)
         raise ValueError(f"{name}={shown!r}: expected a whole number from {least} to {most}{why}")
-    # Beyond so many digits Python refuses to convert, and it is out of range anyway.
+    # Python does not convert very long numbers, and they are out of range in any case.
     if len(value) > 20 or not least <= int(value) <= most:
         raise ValueError(f"{told(environ, name)}: expected {least} to {most}{why}")
     return int(value)
 
 
 def address(environ: Mapping[str, str], name: str) -> str:
-    """A variable's address or host name. Brackets around an IPv6 address are left out.
+    """Return a variable's address or host name, without brackets around an IPv6 address.
 
     Raises:
-        ValueError: where it is neither.
+        ValueError: if the value is neither.
     """
     value = environ[name].strip()
     if not value:
@@ -64,10 +64,12 @@ def address(environ: Mapping[str, str], name: str) -> str:
 
 
 def first_node(environ: Mapping[str, str]) -> str:
-    """The first node of a step of SLURM's: its name where that leads there, else the address SLURM has of it.
+    """Return the first node of a SLURM step: its name if that resolves, else SLURM's address of the node.
+
+    A name that resolves to loopback does not count as resolved.
 
     Raises:
-        ValueError: where SLURM_STEP_NODELIST is no list of nodes.
+        ValueError: if SLURM_STEP_NODELIST is not a list of nodes.
     """
     if environ.get("SLURM_STEP_NUM_NODES") == "1":
         return "127.0.0.1"
@@ -77,7 +79,7 @@ def first_node(environ: Mapping[str, str]) -> str:
         raise ValueError(
             f"{told(environ, 'SLURM_STEP_NODELIST')}: expected SLURM's names of nodes, as node[1-4]"
         )
-    with suppress(OSError, UnicodeError):  # a label of a name has at most 63 letters
+    with suppress(OSError, UnicodeError):  # resolving fails if a label has more than 63 characters
         if not any(map(is_loopback, resolve(name))):
             return name
     command = ["scontrol", "--oneliner", "show", "node", name]

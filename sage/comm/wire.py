@@ -1,12 +1,13 @@
-"""What ranks may say to each other: each collective goes through a `Wire`, which counts, times and checks it.
+"""The communicator: every collective goes through a `Wire`, which counts, times and checks it.
 
-`ProcessWire` (sage/comm/process.py) joins processes and is the only door to torch.distributed; `ThreadWire`
-(sage/comm/threads.py) joins threads of one process, for tests in milliseconds and for simulating W workers.
-Payload is named as it is handed over,
+The ranks of `ProcessWire` (sage/comm/process.py) are processes; it is the only interface to
+torch.distributed. The ranks of `ThreadWire` (sage/comm/threads.py) are threads of one process, for tests in
+milliseconds and for the simulation of W workers. Each part of the payload is passed under the name of its
+kind,
 
     values_WK, indices_WK = wire.gather(values=values_K, indices=indices_K)
 
-so the ledger knows what every byte was for.
+so that the ledger counts the bytes of each kind.
 """
 # W = world size, N = elements of a vector, K = elements sent by one rank, S = bytes of a packed buffer
 
@@ -32,11 +33,11 @@ from sage.timing import phase
 T = TypeVar("T")
 
 GUARD_BYTES = 128
-"""Bytes of a call's description that the schedule guard sends; a longer one ends in a hash."""
+"""Bytes of a call's description that the schedule guard sends; a longer description ends in a hash."""
 
 
 class WireError(RuntimeError):
-    """A collective failed or timed out; the message names rank, op and, if it can be told, the culprit."""
+    """A collective failed or timed out; the message gives rank, op and, if known, the rank that caused it."""
 
 
 class ScheduleError(WireError):
@@ -44,18 +45,18 @@ class ScheduleError(WireError):
 
 
 class Pending(Protocol):
-    """A collective under way."""
+    """An asynchronous collective."""
 
     def wait(self) -> Tensor: ...
 
 
 class Wire:
-    """Collectives between W ranks, on tensors, each one entered in `ledger`.
+    """Base class: collectives on tensors between W ranks, each of which is recorded in `ledger`.
 
     Args:
         guard: Compare op, shape and dtype between the ranks before every collective, and raise
-            `ScheduleError` on all of them where they differ, instead of hanging or computing nonsense. Costs
-            one small message.
+            `ScheduleError` on all ranks if they differ, instead of a hang or a wrong result. Costs one small
+            message per collective.
     """
 
     def __init__(self, rank: int, world_size: int, *, guard: bool = False) -> None:
@@ -64,30 +65,29 @@ class Wire:
         self.guard = guard
         self.ledger = Ledger()
 
-    # What a reducer may call. Every rank must make the same calls in the same order.
+    # Collectives for reducers. Every rank must make the same calls in the same order.
 
     def mean(self, x_N: Tensor, kind: str = "values") -> Tensor:
-        """The mean over ranks, in place (all-reduce, then one division)."""
+        """Compute the mean over ranks, in place (all-reduce, then one division)."""
         return self.sum(x_N, kind).div_(self.world_size)
 
     def sum(self, x_N: Tensor, kind: str = "values") -> Tensor:
-        """The sum over ranks, in place (all-reduce). Every rank gets the same bits."""
+        """Compute the sum over ranks, in place (all-reduce); all ranks get bitwise identical results."""
         size = num_bytes(x_N)
         traffic = ring_all_reduce(size, self.world_size)
         self._collective(describe("sum", **{kind: x_N}), {kind: size}, traffic, lambda: self._sum(x_N))
         return x_N
 
     def gather(self, **parts: Tensor) -> tuple[Tensor, ...]:
-        """Every rank's parts, each stacked by rank to (W, *shape). Shapes must be the same on all ranks."""
+        """Gather the parts of every rank, stacked to (W, *shape). Shapes must be the same on all ranks."""
         payload = {kind: num_bytes(part) for kind, part in parts.items()}
         return self._gather_packed(describe("gather", **parts), list(parts.values()), payload)
 
     def gather_uneven(self, **parts: Tensor) -> tuple[list[int], tuple[Tensor, ...]]:
-        """Every rank's 1-D parts, one after another, and each rank's count.
+        """Gather the 1-D parts of every rank, whose lengths may differ between ranks.
 
-        The ranks may bring different counts: these are exchanged first (`sizes`, 8 bytes), and what is
-        shorter than the longest is padded (`padding`). Returns the W counts and, for each part, the
-        concatenation by rank.
+        The counts are exchanged first (`sizes`, 8 bytes), and shorter parts are padded to the longest
+        (`padding`). Returns the W counts and, for each part, the concatenation in rank order.
         """
         counts = self._counts(parts)
         padded, payload = pad_to(parts, max(counts))
@@ -95,15 +95,18 @@ class Wire:
         return counts, cut(stacked, counts)
 
     def gather_ragged(self, **parts: Tensor) -> tuple[list[int], tuple[Tensor, ...]]:
-        """The same as `gather_uneven`, to the bit, without padding: a broadcast from each rank at once."""
+        """Gather as `gather_uneven`, without padding, by concurrent broadcasts from each rank.
+
+        The result is bitwise identical to that of `gather_uneven`.
+        """
         counts = self._counts(parts)
         rows = self._broadcast_each("gather_ragged", parts, [[count] * len(parts) for count in counts])
         return counts, tuple(torch.cat(part) for part in zip(*rows, strict=True))
 
     def gather_streams(self, **parts: Tensor) -> list[tuple[Tensor, ...]]:
-        """Every rank's 1-D parts, by rank; each part has a length of its own, which may differ by rank.
+        """Gather the 1-D parts of every rank, by rank; lengths may differ between parts and between ranks.
 
-        The lengths are exchanged first (`sizes`, 8 bytes a part); nothing is padded.
+        The lengths are exchanged first (`sizes`, 8 bytes per part); there is no padding.
         """
         first = next(iter(parts.values()))
         own_P = torch.tensor([part.numel() for part in parts.values()], device=first.device)
@@ -113,7 +116,7 @@ class Wire:
     def _broadcast_each(
         self, op: str, parts: Mapping[str, Tensor], lengths: Sequence[Sequence[int]]
     ) -> list[tuple[Tensor, ...]]:
-        """Each rank's parts, of lengths that all ranks know, by a broadcast from each rank at once."""
+        """Gather parts whose lengths all ranks know, by concurrent broadcasts from each rank."""
         vectors = list(parts.values())
         items = [v.element_size() for v in vectors]
         sizes = [sum(n * item for n, item in zip(row, items, strict=True)) for row in lengths]
@@ -131,9 +134,9 @@ class Wire:
         return rows
 
     def gather_within(self, capacity: int, **parts: Tensor) -> tuple[list[int], tuple[Tensor, ...]]:
-        """The same as `gather_uneven` in a single collective, where no rank brings more than `capacity`.
+        """Gather as `gather_uneven`, in a single collective; no rank may have more than `capacity` elements.
 
-        What is shorter than that is padded; the counts go with it.
+        Shorter parts are padded to `capacity`; the counts are part of the same message.
         """
         count = count_each(parts)
         assert count <= capacity
@@ -145,7 +148,7 @@ class Wire:
         return counts, cut(stacked, counts)
 
     def broadcast(self, x_N: Tensor, root: int = 0, kind: str = "values") -> Tensor:
-        """The root's x_N on every rank, in place."""
+        """Broadcast the root's x_N to every rank, in place."""
         size = num_bytes(x_N)
         traffic = tree_broadcast(size, self.rank, root, self.world_size)
         payload = {kind: size if self.rank == root else 0}
@@ -154,7 +157,7 @@ class Wire:
         return x_N
 
     def gather_to(self, x_N: Tensor, root: int = 0, kind: str = "values") -> Tensor:
-        """Every rank's x_N, stacked by rank to (W, *shape), at the root, straight; elsewhere (0, *shape)."""
+        """Gather the x_N of every rank directly to the root: (W, *shape) there, (0, *shape) elsewhere."""
         size = num_bytes(x_N)
         traffic = star_gather(size, self.rank, root, self.world_size)
         payload = {kind: 0 if self.rank == root else size}
@@ -162,24 +165,24 @@ class Wire:
         return self._collective(call, payload, traffic, lambda: self._gather_to(x_N, root))
 
     def reduce_scatter(self, x_WN: Tensor, kind: str = "values") -> Tensor:
-        """Row `rank` of the sum over ranks of x_WN."""
+        """Return row `rank` of the sum over ranks of x_WN."""
         size = num_bytes(x_WN)
         traffic = direct_exchange(size, self.world_size)
         call = describe("reduce_scatter", **{kind: x_WN})
         return self._collective(call, {kind: size}, traffic, lambda: self._reduce_scatter(x_WN))
 
     def all_to_all(self, x_WN: Tensor, kind: str = "values") -> Tensor:
-        """Row r goes to rank r; the result's row r came from rank r."""
+        """Send row r to rank r; row r of the result is from rank r."""
         size = num_bytes(x_WN)
         traffic = direct_exchange(size, self.world_size)
         call = describe("all_to_all", **{kind: x_WN})
         return self._collective(call, {kind: size}, traffic, lambda: self._all_to_all(x_WN))
 
     def all_to_all_ragged(self, counts: Sequence[int], **parts: Tensor) -> list[tuple[Tensor, ...]]:
-        """The same with rows of different lengths, nothing padded: what came from each rank, by rank.
+        """Exchange as `all_to_all`, with rows of different lengths and no padding; return the rows by sender.
 
-        Each part is 1-D and goes in W pieces one after another, of as many elements as `counts` says. The
-        counts are exchanged first (`sizes`, 8 bytes a rank).
+        Each part is 1-D and is split into W consecutive pieces, whose numbers of elements are `counts`. The
+        counts are exchanged first (`sizes`, 8 bytes per rank).
         """
         vectors = list(parts.values())
         assert count_each(parts) == sum(counts)
@@ -202,10 +205,10 @@ class Wire:
             rows.append(tuple(x.view(-1) for x in unpack(row_S.unsqueeze(0), likes)))
         return rows
 
-    # What the engine calls besides.
+    # Further methods for the engine.
 
     def begin_sum(self, x_N: Tensor, kind: str = "control") -> Pending:
-        """Start a sum, in place, of a small CPU vector beside what else is under way; `wait()` gives it."""
+        """Start an asynchronous sum of a small CPU vector, in place; `wait()` returns the result."""
         size = num_bytes(x_N)
         call = describe("begin_sum", **{kind: x_N})
         if self.guard:
@@ -214,15 +217,15 @@ class Wire:
         return self._begin_sum(call, x_N)
 
     def texts(self, text: str) -> list[str]:
-        """Every rank's text, by rank. Also a barrier: nobody goes on before everybody has come."""
+        """Gather the text of every rank, by rank. The call is also a barrier."""
         encoded = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
         counts, (joined,) = self.gather_uneven(state=encoded)
         return [bytes(part[:-1].tolist()).decode() for part in joined.split(counts)]
 
     def close(self) -> None:
-        """Leave in an orderly way: wait for every rank, then let go of the group."""
+        """Wait for every rank, then release the process group."""
 
-    # One collective, whatever its kind.
+    # Common parts of all collectives.
 
     def _counts(self, parts: Mapping[str, Tensor]) -> list[int]:
         own = torch.tensor(count_each(parts), device=next(iter(parts.values())).device)
@@ -248,9 +251,9 @@ class Wire:
         return result
 
     def _compare(self, call: str) -> None:
-        """The schedule guard: every rank says what it is about to call, before anybody calls it."""
+        """Compare the call with those of all other ranks before it is made (the schedule guard)."""
         said = call.encode()
-        if len(said) > GUARD_BYTES:  # what is cut off must not go unseen
+        if len(said) > GUARD_BYTES:  # a difference in the removed part must be detected
             digest = b"... #%08x" % zlib.crc32(said)
             said = said[: GUARD_BYTES - len(digest)] + digest
         own_S = torch.frombuffer(bytearray(said.ljust(GUARD_BYTES, b"\0")), dtype=torch.uint8)
@@ -261,7 +264,7 @@ class Wire:
             told = "; ".join(f"rank {rank} calls {call}" for rank, call in enumerate(calls))
             raise ScheduleError(f"the ranks' collectives differ: {told}")
 
-    # What a kind of wire has to give.
+    # Methods that each subclass implements.
 
     def _attempt(self, call: str, run: Callable[[], T]) -> T:
         return run()
@@ -294,5 +297,5 @@ class Wire:
         raise NotImplementedError
 
     def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
-        """`sizes[a][b]` bytes go from rank a to rank b."""
+        """Send `sizes[a][b]` bytes from rank a to rank b."""
         raise NotImplementedError
