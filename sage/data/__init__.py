@@ -1,1 +1,1 @@
-"""What ranks are fed: data sets fetched, checked, sharded and batched."""
+"""Data sets: fetches, checks, shards and batches them."""

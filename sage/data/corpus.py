@@ -1,10 +1,10 @@
-"""A text as numbers, and the folder that keeps it, so that it is tokenized once.
+"""A numericalised text corpus and its cache folder, so that the text is tokenized only once.
 
     vocabulary.json    the tokens, and the sha256 of each split's file
     SPLIT.npy          a stream of int32
 
-A folder that is damaged is named and made again: it is a cache. Processes that need the same text at once
-wait for the first of them.
+The folder is a cache: a damaged one is logged by name and made again. If several processes need the same text
+at the same time, the first makes the folder and the others wait.
 """
 # N = tokens of a stream
 
@@ -28,24 +28,24 @@ from sage.storage.lock import Locked, locked
 log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 3600.0
-"""How long a process waits for another that tokenizes the same text."""
+"""Timeout of a process that waits for another one to tokenize the same text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """A text whose tokens are numbers: places in the vocabulary of its training split."""
+    """A text whose tokens are indices into the vocabulary of its training split."""
 
     vocabulary: list[str]
     streams: dict[str, Tensor]
-    """By split, int32."""
+    """The tokens of each split, int32."""
 
 
 def kept(folder: Path, splits: Iterable[str], make: Callable[[], Corpus]) -> Corpus:
-    """The corpus in a folder; made first, and kept there, where there is none or a damaged one.
+    """Return the corpus in a folder; if it is missing or damaged, make it and save it there.
 
     Raises:
-        DataError: where another process has been making it for `WAIT_SECONDS`.
-        OSError: where the folder cannot be written.
+        DataError: if another process is still making it after `WAIT_SECONDS`.
+        OSError: if the folder cannot be written.
     """
     with suppress(FileNotFoundError, storage.Unreadable):
         return _read(folder, splits)
@@ -53,7 +53,7 @@ def kept(folder: Path, splits: Iterable[str], make: Callable[[], Corpus]) -> Cor
     try:
         with locked(folder.parent / f".{folder.name}.lock", wait=WAIT_SECONDS):
             try:
-                return _read(folder, splits)  # another process may have made it meanwhile
+                return _read(folder, splits)  # another process may have made it in the meantime
             except FileNotFoundError:
                 pass
             except storage.Unreadable as error:
@@ -78,7 +78,7 @@ def _read(folder: Path, splits: Iterable[str]) -> Corpus:
 
 
 def _write(corpus: Corpus, folder: Path) -> None:
-    """Write a corpus elsewhere and move it into place, so that a folder of this name is always whole."""
+    """Write a corpus to a temporary folder and rename it, so that a folder of this name is complete."""
     draft = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.partial")
     try:
         draft.mkdir()

@@ -1,7 +1,7 @@
-"""What a data set answers, and how its samples are dealt out to ranks, epochs and batches.
+"""The interface of a data set, and the distribution of its samples over ranks, epochs and batches.
 
-Nothing here draws from a global generator: a batch is a function of (seed, epoch, rank, index), so a run that
-stops in the middle of an epoch and goes on sees the batches it would have seen.
+Nothing here draws from a global generator: a batch is a function of (seed, epoch, rank, index). So a run that
+is resumed in the middle of an epoch gets the same batches as an uninterrupted run.
 """
 
 import hashlib
@@ -18,46 +18,46 @@ from sage.validate import path
 # N = samples, S = steps in an epoch, W = ranks, B = samples in one rank's batch
 
 Batch = tuple[Tensor, ...]
-"""CPU tensors whose meaning is the task's, (images, labels) for one."""
+"""CPU tensors whose meaning depends on the task, for example (images, labels)."""
 
 
 class Dataset(Protocol):
-    """A data set: what a model must know of it, its training batches and its test batches."""
+    """A data set: its facts for the model, its training batches and its test batches."""
 
     facts: dict[str, int]
-    """What models are built from, by their parameters' names: `num_classes`, `channels`, `vocab_size`, ..."""
+    """Values that models are built from, by parameter name: `num_classes`, `channels`, `vocab_size`, ..."""
 
     checksums: dict[str, str]
-    """The sha256 of everything that was read, by file name, for the run's manifest."""
+    """The sha256 of each file that was read, by file name, for the manifest of the run."""
 
     def num_steps(self, *, batch_size: int, world_size: int) -> int:
-        """Count the batches of an epoch, the same on every rank."""
+        """Count the batches of an epoch; the number is the same on every rank."""
         ...
 
     def train_batches(
         self, *, epoch: int, rank: int, world_size: int, batch_size: int, seed: int, start: int = 0
     ) -> Iterator[Batch]:
-        """Yield this rank's batches of an epoch, from batch `start` on, as if uninterrupted."""
+        """Yield this rank's batches of an epoch from batch `start` on, the same as without interruption."""
         ...
 
     def test_batches(self, *, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
-        """Yield this rank's share of the test set; the shares are disjoint, cover it, and may be uneven."""
+        """Yield this rank's share of the test set; shares are disjoint, cover the set and may be uneven."""
         ...
 
 
 def data_root(explicit: Path | None = None) -> Path:
-    """Say where data sets lie: the folder given, else `$SAGE_DATA_DIR`, else `./data`."""
+    """Return the folder of the data sets: the given one, else `$SAGE_DATA_DIR`, else `./data`."""
     return path(explicit or os.environ.get("SAGE_DATA_DIR") or "data")
 
 
 def epoch_generator(seed: int, epoch: int, *more: int) -> torch.Generator:
-    """Make the generator that belongs to (seed, epoch, ...): the same everywhere, unlike any other."""
+    """Make the generator for (seed, epoch, ...): identical on every rank, different for other values."""
     key = hashlib.blake2b(repr((seed, epoch, *more)).encode(), digest_size=8)
     return torch.Generator().manual_seed(int.from_bytes(key.digest(), "little"))
 
 
 def count_steps(num_samples: int, *, world_size: int, batch_size: int) -> int:
-    """Count the full batches that every one of `world_size` ranks gets out of `num_samples`.
+    """Count the full batches that each of `world_size` ranks gets from `num_samples` samples.
 
     >>> count_steps(1000, world_size=2, batch_size=128)
     3
@@ -71,10 +71,10 @@ def count_steps(num_samples: int, *, world_size: int, batch_size: int) -> int:
 
 
 def shard(order_N: Tensor, rank: int, world_size: int, batch_size: int) -> Tensor:
-    """Deal an order of samples to ranks: this rank's batches, one a row, without the tail that fills no step.
+    """Select this rank's batches from an order of samples, one per row; drop an incomplete last step.
 
-    Step s takes the next W·B of the order whatever W is, so that 2 ranks of 64 see in each step what 1 rank
-    of 128 does.
+    Step s takes the next W·B samples of the order for any W, so that 2 ranks with batches of 64 process the
+    same samples in each step as 1 rank with batches of 128.
 
     >>> shard(torch.arange(9), rank=1, world_size=2, batch_size=2)
     tensor([[2, 3],
@@ -86,7 +86,7 @@ def shard(order_N: Tensor, rank: int, world_size: int, batch_size: int) -> Tenso
 
 
 def share(num_samples: int, *, rank: int, world_size: int) -> slice:
-    """Cut `num_samples` into one run a rank, all of them covered, their lengths at most one apart.
+    """Split all `num_samples` samples into one contiguous slice per rank; lengths differ by at most one.
 
     >>> [share(10, rank=rank, world_size=3) for rank in range(3)]
     [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]
@@ -95,5 +95,5 @@ def share(num_samples: int, *, rank: int, world_size: int) -> slice:
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a device."""
+    """Copy the batch to a device."""
     return tuple(x.to(device, non_blocking=True) for x in batch)

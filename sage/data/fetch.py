@@ -1,4 +1,4 @@
-"""Fetch files from the network and trust them only by their checksums."""
+"""Fetches files from the network and verifies their checksums."""
 
 import hashlib
 import http.client
@@ -27,14 +27,14 @@ class DataError(ValueError):
 
 @contextmanager
 def preparing(root: Path, name: str, *, is_there: Callable[[], object] | None = None) -> Iterator[bool]:
-    """Keep other processes from preparing the same data set, and say whether there is anything to do.
+    """Lock a data set while it is prepared; yield whether there is anything to prepare.
 
     Args:
-        is_there: Raises a DataError where the data set lacks a file. It is asked before the lock is taken, as
-            data that is complete may lie where nothing can be written; and again after.
+        is_there: Raises a DataError if the data set lacks a file. It is called before the lock is acquired,
+            because complete data may be in a read-only folder, and again afterwards.
 
     Raises:
-        DataError: where another process has been at it for an hour.
+        DataError: if another process is still preparing it after an hour.
     """
     if is_there is not None and not _lacks(is_there):
         yield False
@@ -59,12 +59,12 @@ def _lacks(is_there: Callable[[], object]) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """Compute a file's sha256, in hexadecimal."""
+    """Compute the sha256 of a file, in hexadecimal."""
     return _sum_of(path, "sha256")
 
 
 def checked(path: Path, *, sha256: str | None = None, md5: str | None = None, dataset: str = "NAME") -> Path:
-    """Return `path` if the file is there and has the sums given; else say how to fetch `dataset`."""
+    """Return `path` if the file exists and its checksums match; else raise how to fetch `dataset`."""
     remedy = f"`sage data prepare {dataset}` fetches it"
     if not path.is_file():
         raise DataError(f"{path} is missing: {remedy}")
@@ -82,14 +82,14 @@ def download(
     timeout: float = 30,
     attempts: int = 2,
 ) -> Path:
-    """Fetch one file from the first mirror that gives it whole, unless it is here already.
+    """Download one file from the first mirror that returns it intact, unless it is already present.
 
-    The body goes to a temporary name and takes its own only once its sums are right: a file that has the name
-    is whole. Every mirror is asked up to `attempts` times.
+    The file is written under a temporary name and renamed after its checksums are verified, so a file with
+    the final name is complete. Each mirror is tried up to `attempts` times.
 
     Raises:
-        DataError: where no mirror gives it.
-        NotWritten: an OSError, where the file system refuses, as a full disk.
+        DataError: if no mirror returns the file.
+        NotWritten: an OSError, if the file cannot be written, for example because the disk is full.
     """
     if path.is_file() and not _damage(path, sha256=sha256, md5=md5):
         return path
@@ -117,7 +117,7 @@ def download(
 
 
 def unpack(archive: Path, into: Path) -> Path:
-    """Unpack a tar or zip archive into a folder, refusing one that would write anywhere else."""
+    """Unpack a tar or zip archive into a folder; raise an error if it would write outside the folder."""
     into.mkdir(parents=True, exist_ok=True)
     try:
         _extract(archive, into)
@@ -138,7 +138,7 @@ def _extract(archive: Path, into: Path) -> None:
     elif zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
             for name in zipped.namelist():
-                # zipfile would put such a name somewhere inside, and say nothing.
+                # zipfile would extract such a name to some path inside the folder without an error.
                 if not (into / name).resolve().is_relative_to(into.resolve()):
                     raise DataError(f"{archive} is refused: {name!r} would be outside {into}")
             zipped.extractall(into)
@@ -152,7 +152,7 @@ def _sum_of(path: Path, algorithm: str) -> str:
 
 
 def _damage(path: Path, **expected: str | None) -> str | None:
-    """Say what is wrong with a file's sums, or None."""
+    """Describe the first checksum of a file that does not match, or return None."""
     for algorithm, wanted in expected.items():
         if wanted and (found := _sum_of(path, algorithm)) != wanted.lower():
             return f"its {algorithm} is {found}, not {wanted}"
@@ -164,7 +164,7 @@ def _add(file: FileIO, chunk: bytes, path: Path) -> None:
         rest = memoryview(chunk)
         while rest:
             rest = rest[file.write(rest) :]
-    except OSError as error:  # of the file system, not of the network
+    except OSError as error:  # from the file system, not the network
         raise NotWritten(path, error) from error
 
 
@@ -181,6 +181,6 @@ def _receive(url: str, path: Path, timeout: float) -> None:
                 _add(file, chunk, path)
                 progress.advance(task, len(chunk))
             os.fsync(file.fileno())
-        # http.client ends a body that was cut short as if it were whole.
+        # http.client reports no error if the body is truncated.
         if length and file.tell() != int(length):
             raise OSError(f"the body ended after {file.tell()} of {length} bytes")

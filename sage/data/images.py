@@ -1,4 +1,4 @@
-"""Images held in memory, normalised and augmented a batch at a time."""
+"""Image data sets in memory; each batch is normalised and augmented when it is used."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +12,7 @@ from sage.data.dataset import Batch, count_steps, epoch_generator, shard, share
 
 
 class Images:
-    """A data set of labelled images that fits in memory as bytes; it answers `sage.data.dataset.Dataset`."""
+    """A `sage.data.dataset.Dataset` of labelled images that are kept in memory as bytes."""
 
     def __init__(
         self,
@@ -27,10 +27,11 @@ class Images:
         limit_train: int | None = None,
         limit_test: int | None = None,
     ) -> None:
-        """Hold (x_NCHW, y_N) pairs of uint8 images and int64 labels; a limit keeps the first of them.
+        """Store (x_NCHW, y_N) pairs of uint8 images and int64 labels; a limit keeps only the first ones.
 
         Args:
-            mean: Each channel's, of pixels between 0 and 1; `std` likewise.
+            mean: Mean of each channel, for pixels between 0 and 1.
+            std: Standard deviation of each channel, likewise.
             augment: Crop and flip the training images at random.
         """
         self.train_NCHW, self.train_N = _first(limit_train, train, "limit_train")
@@ -43,13 +44,13 @@ class Images:
         self.facts = {"num_classes": num_classes, "channels": channels, "image_size": height}
 
     def num_steps(self, *, batch_size: int, world_size: int) -> int:
-        """Count the batches of an epoch, the same on every rank."""
+        """Count the batches of an epoch; the number is the same on every rank."""
         return count_steps(len(self.train_N), world_size=world_size, batch_size=batch_size)
 
     def train_batches(
         self, *, epoch: int, rank: int, world_size: int, batch_size: int, seed: int, start: int = 0
     ) -> Iterator[Batch]:
-        """Yield this rank's batches of a freshly shuffled epoch, from batch `start` on."""
+        """Yield this rank's batches of an epoch from batch `start` on; each epoch is shuffled anew."""
         order_N = torch.randperm(len(self.train_N), generator=epoch_generator(seed, epoch))
         order_SB = shard(order_N, rank, world_size, batch_size)
         for index, order_B in enumerate(order_SB[start:], start):
@@ -70,14 +71,14 @@ class Images:
 
 
 def crop_and_flip(x_BCHW: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Shift each image by up to `padding` pixels, black moving in, and mirror half of them (He et al., 2015).
+    """Shift each image by up to `padding` pixels, padded black, and flip half of them (He et al., 2015).
 
     Deep Residual Learning for Image Recognition, section 4.2, https://arxiv.org/abs/1512.03385
     """
     B, _, H, W = x_BCHW.shape
     top_B, left_B = torch.randint(2 * padding + 1, (2, B), generator=generator)
     flip_B = torch.randint(2, (B,), generator=generator, dtype=torch.bool)
-    # Every crop that can be, as a view: (B, C, tops, lefts, H, W).
+    # A view of all possible crops: (B, C, tops, lefts, H, W).
     crops = functional.pad(x_BCHW, [padding] * 4).unfold(2, H, 1).unfold(3, W, 1)
     x_BCHW = crops[torch.arange(B), :, top_B, left_B]
     return torch.where(flip_B.view(B, 1, 1, 1), x_BCHW.flip(-1), x_BCHW)

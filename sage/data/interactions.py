@@ -1,9 +1,9 @@
-"""Implicit feedback: who met what and when, split and sampled as neural collaborative filtering does.
+"""Implicit feedback (user, item, time), split and sampled as in neural collaborative filtering.
 
 The protocol is that of He, Liao, Zhang, Nie, Hu, Chua, *Neural Collaborative Filtering*, 2017
-(https://arxiv.org/abs/1708.05031, sections 2.1 and 4.1): that a user met an item is a positive, whatever the
-rating; the latest positive of each user is held out and ranked among sampled items that the user never met;
-every epoch draws fresh negatives for each of the other positives.
+(https://arxiv.org/abs/1708.05031, sections 2.1 and 4.1): every interaction of a user with an item is a
+positive, whatever the rating; the latest positive of each user is held out and ranked among sampled items
+that the user has no interaction with; every epoch draws new negatives for each of the other positives.
 """
 
 from collections.abc import Iterator
@@ -13,33 +13,33 @@ from torch import Tensor
 
 from sage.data.dataset import Batch, count_steps, epoch_generator, shard
 
-# N = interactions, P = those that are trained on, U = users, B = samples of a batch
-# S = samples of one positive: itself, then its negatives; M = S·P, the samples of an epoch
-# C = candidates of one test: the held-out item, then others
+# N = interactions, P = interactions in the training set, U = users, B = samples of a batch
+# S = samples per positive: itself, then its negatives; M = S·P, the samples of an epoch
+# C = candidates per test user: the held-out item, then the others
 
 _TEST_SEED = 0  # not an option, so that every run ranks the same candidates
 
 
 class Interactions:
-    """A data set of (user, item) pairs: the latest of every user to be found again, the others to train on.
+    """A data set of (user, item) pairs: the latest pair of every user for testing, the rest for training.
 
-    An epoch is every positive with its negatives, shuffled. Each rank draws all of it from (seed, epoch) and
-    takes its own share, so the shares are disjoint without a word between the ranks. The price is memory: 16
-    bytes for each of the P positives, 8 for each of the M samples, and some 40·P in passing while these are
-    drawn. For MovieLens 20M with 4 negatives (P = 20 million) that is 2 GB a rank.
+    An epoch contains every positive and its negatives, shuffled. Each rank draws the whole epoch from (seed,
+    epoch) and takes its own share, so the shares are disjoint without communication. This costs memory per
+    rank: 16 bytes for each of the P positives, 8 for each of the M samples, and about 40·P temporarily while
+    the samples are drawn. For MovieLens 20M with 4 negatives (P = 20 million) that is 2 GB per rank.
 
-    A negative is an item that the user does not train on, so it may be the held-out one, as in the paper's
-    code: a training set that avoided it would give it away.
+    A negative is an item that is not among the user's training items, so it may be the held-out item, as in
+    the paper's code: if the training set excluded that item, it would leak the test item.
 
     Args:
-        user_N: who, as numbers >= 0 that need not be dense; they are renumbered in their order, from 0.
-        item_N: what, likewise.
-        time_N: when; of equal times the later row counts as the later one.
-        minimum: users with fewer distinct items are left out; of a repeated pair the latest is kept.
-        negatives: items drawn for each positive of an epoch, among those the user does not train on.
+        user_N: user ids >= 0, not necessarily dense; they are renumbered from 0 in the same order.
+        item_N: item ids, likewise.
+        time_N: timestamps; for equal times the later row counts as the later one.
+        minimum: users with fewer distinct items are dropped; only the latest of repeated pairs is kept.
+        negatives: items drawn per positive and epoch, among those that are not training items of the user.
         test_negatives: items that the held-out one is ranked among, drawn once for all runs, among those the
-            user never met.
-        checksums: the sha256 of what the arrays were read from, by file name.
+            user has no interaction with.
+        checksums: the sha256 of the files that the arrays were read from, by file name.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Interactions:
         checksums: dict[str, str],
     ) -> None:
         for name, value, least in (
-            ("minimum", minimum, 2),  # one to hold out, one to train on
+            ("minimum", minimum, 2),  # one item to hold out, one to train on
             ("negatives", negatives, 0),
             ("test_negatives", test_negatives, 1),
         ):
@@ -74,13 +74,13 @@ class Interactions:
         self._duplicate_UC = repeats(self._items_UC)
 
     def num_steps(self, *, batch_size: int, world_size: int) -> int:
-        """Count the batches of an epoch, the same on every rank."""
+        """Count the batches of an epoch; the number is the same on every rank."""
         return count_steps(self._samples * len(self._user_P), world_size=world_size, batch_size=batch_size)
 
     def train_batches(
         self, *, epoch: int, rank: int, world_size: int, batch_size: int, seed: int, start: int = 0
     ) -> Iterator[Batch]:
-        """Yield (user_B, item_B, label_B), the label 1 for a positive and 0 for a negative."""
+        """Yield (user_B, item_B, label_B); the label is 1 for a positive and 0 for a negative."""
         generator = epoch_generator(seed, epoch)
         items_PS = self._item_P[:, None].repeat(1, self._samples)
         for column in range(1, self._samples):
@@ -92,7 +92,7 @@ class Interactions:
             yield user_B.long(), items_PS.view(-1)[sample_B].long(), label_B
 
     def test_batches(self, *, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
-        """Yield (user_U, items_UC, duplicate_UC) of every `world_size`-th user, the held-out item first."""
+        """Yield (user_U, items_UC, duplicate_UC) for every `world_size`-th user, the held-out item first."""
         num_users, stride = self.facts["num_users"], world_size * batch_size
         for first in range(rank, num_users, stride):
             user_U = torch.arange(first, min(first + stride, num_users), world_size)
@@ -100,10 +100,10 @@ class Interactions:
 
 
 class _Unmet:
-    """Draws, for any user, uniformly among the items that the user has no pair with, and rejects no draw.
+    """Draws unmet items of a user, those without a pair with the user, uniformly and without rejection.
 
-    Of a user's items in rising order, the j-th (from 0) has item_j - j unmet ones below it. So the k-th unmet
-    item is k plus the number of j with item_j - j <= k, which one search among the sorted keys tells.
+    With a user's items in ascending order, the j-th (from 0) has item_j - j unmet items below it. So the k-th
+    unmet item is k plus the number of j with item_j - j <= k, which one search in the sorted keys finds.
     """
 
     def __init__(self, user_P: Tensor, item_P: Tensor, num_users: int, num_items: int) -> None:
@@ -113,10 +113,10 @@ class _Unmet:
         self._key_P = pair_P - torch.arange(len(pair_P)) + self._first_U.repeat_interleave(met_U)
         self._num_items = num_items
         self.count_U = num_items - met_U
-        """How many items each user has not met."""
+        """Number of unmet items of each user."""
 
     def draw(self, user_B: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw an unmet item for each user named, who must have one."""
+        """Draw an unmet item for each of the given users; each must have at least one."""
         user_B = user_B.long()
         uniform_B = torch.rand(len(user_B), dtype=torch.float64, generator=generator)
         nth_B = (uniform_B * self.count_U[user_B]).long()
@@ -137,9 +137,9 @@ def repeats(items_UC: Tensor) -> Tensor:
 
 
 def _candidates(held_out_U: Tensor, unmet: _Unmet, test_negatives: int) -> Tensor:
-    """Set items that each user never met beside the held-out one, which comes first.
+    """Return each user's test candidates: the held-out item first, then items the user has not met.
 
-    Who has met every item gets the held-out one over and over, which the mask then takes out.
+    A user who has met every item gets the held-out item repeated; the duplicate mask then excludes it.
     """
     items_UC = held_out_U[:, None].repeat(1, 1 + test_negatives)
     (user_V,) = torch.nonzero(unmet.count_U, as_tuple=True)  # V = the users with an item left
@@ -149,8 +149,8 @@ def _candidates(held_out_U: Tensor, unmet: _Unmet, test_negatives: int) -> Tenso
 
 
 def _tidy(user_N: Tensor, item_N: Tensor, time_N: Tensor, minimum: int) -> tuple[Tensor, Tensor]:
-    """Drop repeated pairs and users with few items, make ids dense, and sort by user, then time."""
-    order_N = time_N.argsort(stable=True)  # stable: of equal times the later row stays the later
+    """Drop repeated pairs and users with few items, make ids dense, and sort by user and time."""
+    order_N = time_N.argsort(stable=True)  # stable: for equal times, the order of the rows is kept
     order_N = order_N[user_N[order_N].argsort(stable=True)]
     user_N, item_N = _dense(user_N[order_N]), _dense(item_N[order_N])
     pair_N, place_N = (user_N.long() * len(item_N) + item_N).sort(stable=True)
@@ -164,12 +164,12 @@ def _tidy(user_N: Tensor, item_N: Tensor, time_N: Tensor, minimum: int) -> tuple
 
 
 def _dense(id_N: Tensor) -> Tensor:
-    """Renumber ids from 0, in their order, leaving no gaps."""
+    """Renumber ids from 0 without gaps, in the same order."""
     return (id_N.bincount() > 0).cumsum(0, dtype=torch.int32)[id_N] - 1
 
 
 def _last_of_run(sorted_N: Tensor) -> Tensor:
-    """Mark the last of every run of equal entries."""
+    """Mark the last entry of every run of equal entries."""
     last_N = torch.ones(len(sorted_N), dtype=torch.bool)
     last_N[:-1] = sorted_N[1:] != sorted_N[:-1]
     return last_N

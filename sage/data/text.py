@@ -1,4 +1,4 @@
-"""Text for language models: numbered by a vocabulary, kept, and dealt out in contiguous batches."""
+"""Text for language models: numericalised by a vocabulary, cached, and split into contiguous batches."""
 
 import hashlib
 import logging
@@ -19,29 +19,29 @@ from sage.data.dataset import Batch
 from sage.data.fetch import checked
 from sage.validate import Range
 
-# N = tokens of a stream, R = rows it is cut into, L = tokens in a row,
+# N = tokens of a stream, R = rows that the stream is cut into, L = tokens in a row,
 # W = ranks, B = rows in one rank's batch, T = tokens of a row in a batch
 
 log = logging.getLogger(__name__)
 
 Tokenizer = Literal["split", "words", "spacy"]
-"""At white space (`split`), also between words and punctuation (`words`), or as spaCy does for English."""
+"""Split at white space (`split`), also between words and punctuation (`words`), or by spaCy for English."""
 
 Split = Literal["valid", "test"]
-"""The part of a corpus that is evaluated."""
+"""The split of a corpus that is evaluated."""
 
 Positive = Annotated[int, Range(1)]
 
 _ENCODING = 2
-"""To be raised when the same text is numbered otherwise than before, or kept otherwise."""
+"""Version of the cache; increase it when the numbering of a text or the cache format changes."""
 
 
 class Tokens:
-    """A corpus in batches whose rows continue those of the last batch; a `sage.data.dataset.Dataset`.
+    """A `sage.data.dataset.Dataset` of a corpus; the rows of each batch continue those of the last batch.
 
-    Training cuts the stream into W·B rows, of which rank r has B from the r·B-th on. A batch is the next T
-    tokens of each, with the tokens that follow them. So a model may carry its hidden state from batch to
-    batch, and there is one order only, whatever the seed.
+    For training, the stream is cut into W·B rows; rank r takes B rows from row r·B on. A batch is the next T
+    tokens of each row, with the tokens that follow them as targets. So a model may carry its hidden state
+    from batch to batch, and the order does not depend on the seed.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class Tokens:
         limit_train: int | None = None,
         limit_test: int | None = None,
     ) -> None:
-        """Hold the streams; a limit keeps their first tokens, and leaves the vocabulary whole.
+        """Store the streams; a limit keeps only their first tokens and does not change the vocabulary.
 
         Args:
-            bptt: Tokens of a row in a batch, through which gradients flow back.
-            eval_batch_size: Rows that the evaluated split is cut into, for all ranks together.
+            bptt: Tokens per row of a batch: the length of truncated backpropagation through time.
+            eval_batch_size: Number of rows that the evaluated split is cut into, over all ranks.
         """
         self.vocabulary = corpus.vocabulary
         self.train_N = _first(limit_train, corpus.streams["train"], "limit_train")
@@ -70,23 +70,24 @@ class Tokens:
         self.facts = {"vocab_size": len(corpus.vocabulary)}
 
     def num_steps(self, *, batch_size: int, world_size: int) -> int:
-        """Count the batches of an epoch, the same on every rank; the last may be shorter."""
+        """Count the batches of an epoch; the number is the same on every rank; the last may be shorter."""
         _, L = rows(self.train_N, world_size * batch_size).shape
         return len(range(0, L - 1, self.bptt))
 
     def train_batches(
         self, *, epoch: int, rank: int, world_size: int, batch_size: int, seed: int, start: int = 0
     ) -> Iterator[Batch]:
-        """Yield this rank's (tokens_BT, targets_BT), from batch `start` on."""
+        """Yield this rank's batches (tokens_BT, targets_BT), from batch `start` on."""
         train_RL = rows(self.train_N, world_size * batch_size)
         yield from windows(train_RL[rank * batch_size : (rank + 1) * batch_size], self.bptt, start)
 
     def test_batches(self, *, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
         """Yield this rank's share of the evaluated split: every W-th of its `eval_batch_size` rows.
 
-        Perplexity depends on the number of rows, so neither `batch_size` nor the number of ranks changes it,
-        and a rank for which there is no row has no batch. Every token is predicted once, but for the first of
-        each row, which follows none, and those at the end, fewer than the rows, that fill no further column.
+        Perplexity depends on the number of rows, so that number depends neither on `batch_size` nor on the
+        number of ranks. A rank without a row has no batch. Every token is predicted once, except the first
+        token of each row, which has no predecessor, and the tokens at the end (fewer than the number of rows)
+        that do not fill another column.
         """
         test_BL = rows(self.test_N, self.eval_batch_size)[rank::world_size]
         if len(test_BL):
@@ -94,7 +95,7 @@ class Tokens:
 
 
 def rows(stream_N: Tensor, num_rows: int) -> Tensor:
-    """Cut a stream into contiguous rows of one length; what is left over at the end is dropped.
+    """Cut a stream into contiguous rows of equal length; the remainder at the end is dropped.
 
     >>> rows(torch.arange(7), 2)
     tensor([[0, 1, 2],
@@ -110,7 +111,7 @@ def rows(stream_N: Tensor, num_rows: int) -> Tensor:
 
 
 def windows(rows_RL: Tensor, bptt: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Walk along the rows by `bptt` tokens, with those that follow them as targets, from window `start` on.
+    """Yield windows of `bptt` tokens of each row and the tokens that follow, from window `start` on.
 
     >>> for tokens_RT, targets_RT in windows(torch.tensor([[0, 1, 2, 3]]), bptt=2):
     ...     print(tokens_RT, targets_RT)
@@ -124,11 +125,11 @@ def windows(rows_RL: Tensor, bptt: int, start: int = 0) -> Iterator[tuple[Tensor
 
 
 def read(root: Path, folder: str, sums: Mapping[str, str], *, dataset: str) -> dict[str, str]:
-    """Read a corpus by split, from checked files NAME.SPLIT.EXTENSION in `root/folder`, else in `root`.
+    """Read the splits of a corpus from verified files NAME.SPLIT.EXTENSION in `root/folder`, else in `root`.
 
     Args:
-        sums: The sha256 by file name.
-        dataset: What the command that fetches the files calls them.
+        sums: The sha256 of each file, by name.
+        dataset: Name of the data set in the command that fetches the files.
     """
     here = any((root / name).is_file() for name in sums) and not (root / folder).is_dir()
     base = root if here else root / folder
@@ -141,15 +142,15 @@ def read(root: Path, folder: str, sums: Mapping[str, str], *, dataset: str) -> d
 def encode(
     texts: Mapping[str, str], root: Path, *, tokenizer: Tokenizer, pad: bool = False, min_freq: int = 1
 ) -> Corpus:
-    """Number a corpus's tokens, lower-cased, `<eos>` after each line, by its training split's vocabulary.
+    """Numericalise a corpus: lower-case tokens, `<eos>` after each line, vocabulary of the training split.
 
-    A token that is not in it is `<unk>`. The outcome is kept in `root/.cache`, or where `root` cannot be
-    written in `$XDG_CACHE_HOME/sage`, under a name made of all that it depends on.
+    A token that is not in the vocabulary becomes `<unk>`. The result is cached in `root/.cache`, or in
+    `$XDG_CACHE_HOME/sage` if `root` is not writable, under a hash of everything that it depends on.
 
     Args:
-        texts: The text by split, one of which is `train`.
-        pad: Give torchtext's `<pad>` a number too, though no text has it.
-        min_freq: Leave out of the vocabulary what the training split has less often.
+        texts: The text of each split; one split is `train`.
+        pad: Add torchtext's `<pad>` to the vocabulary, although no text contains it.
+        min_freq: Exclude tokens that are less frequent in the training split from the vocabulary.
     """
     software = version("torchtext"), version("spacy") if tokenizer == "spacy" else ""
     sums = {split: hashlib.sha256(text.encode()).hexdigest() for split, text in texts.items()}
@@ -162,7 +163,7 @@ def encode(
     try:
         return kept(cache / name, texts, make)
     except OSError as error:
-        # The cache only saves time.
+        # The cache only saves time, so this is not an error.
         log.warning("the numbered text is not kept: %s", error)
         return make()
 
@@ -176,8 +177,8 @@ def tokenize(field: Any, text: str) -> list[str]:
 
 
 def text_field(tokenizer: Tokenizer, *, pad: bool = False) -> Any:
-    """Make the torchtext field that tokenizes, lower-cases and numbers."""
-    # torchtext and spaCy take seconds to import, and where the cache has the corpus nobody needs them.
+    """Make the torchtext field that tokenizes, lower-cases and numericalises text."""
+    # torchtext and spaCy take seconds to import and are not needed if the corpus is in the cache.
     from torchtext.data import Field
 
     pad_token: Any = "<pad>" if pad else None
@@ -215,12 +216,12 @@ def _numbered(texts: Mapping[str, str], tokenizer: Tokenizer, *, pad: bool, min_
 
 
 def _cache_root(root: Path) -> Path | None:
-    # The folder's mode is asked too, for `os.access` grants the superuser what its owner has closed.
+    # Check the mode of the folder too, because `os.access` is always true for the superuser.
     if root.is_dir() and root.stat().st_mode & stat.S_IWUSR and os.access(root, os.W_OK):
         return root / ".cache"
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sage"
-    except RuntimeError:  # a user without a home
+    except RuntimeError:  # the user has no home folder
         return None
 
 
