@@ -18,26 +18,18 @@ merged over the keys above, with precedence, and expanded separately. For an opt
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from sage import registry, storage
-from sage.config import ASIDE, Config, Count, annotations, load, resolve, workloads
+from sage.config import Config, Count, annotations, workloads
+from sage.jobs.expansion import OPTIONS, PARTS, Table, check_size, expand, listed, merged
 from sage.storage import Kind, Unreadable
-from sage.validate import Range, coerce, known, takes_list
+from sage.validate import Range, coerce, known
 
-PARTS = ("workload", "model", "data", "reducer")
-"""Keys that determine which options exist, and are therefore expanded first."""
-
-OPTIONS: dict[str, registry.Room] = {
-    "model_options": "models",
-    "data_options": "datasets",
-    "reducer_options": "reducers",
-}
 OWN: dict[str, Any] = {
     "parallel": Count,
     "max_requeues": Annotated[int, Range(0)],
@@ -48,8 +40,6 @@ OWN: dict[str, Any] = {
 
 NOTES = Kind(name="the notes of a sweep", keys={"files": dict, "cells": dict}, cure="remove it")
 """The cached expansion of a sweep: hashes of the files read, and each run's label under `cells`."""
-
-Table = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,17 +91,17 @@ def read(
     configs: dict[str, Config] = {}
     files = {path}
     reducers = set()
-    layers = [_merged(_checked(table, path), _checked(grid, path)) for grid in grids]
+    layers = [merged(_checked(table, path), _checked(grid, path)) for grid in grids]
     for layer in layers:
         if "workload" not in layer:
             raise ValueError(f"a sweep needs a workload: one of {', '.join(workloads())}, or a TOML file")
-    _check_size(layers, path, own.get("max_cells", Sweep.max_cells), from_source)
+    check_size(layers, path, own.get("max_cells", Sweep.max_cells), from_source)
     for layer in layers:
-        for workload in _listed("workload", layer["workload"], str):
+        for workload in listed("workload", layer["workload"], str):
             named = not workload.endswith(".toml")
             found = workloads()[known("workload", workload, workloads())] if named else Path(workload)
             files.add(found.resolve())
-        for config in _expand(layer, own.get("runs", Sweep.runs), from_source):
+        for config in expand(layer, own.get("runs", Sweep.runs), from_source):
             configs.setdefault(config.folder.name, config)
             reducers.add(config.reducer)
     for reducer in {name for layer in (table, *grids) for name in layer.get("reducers", {})} - reducers:
@@ -178,118 +168,6 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + name, value
 
 
-def _expand(layer: Table, runs: Path, from_source: bool) -> Iterator[Config]:
-    rest = {name: value for name, value in layer.items() if name in annotations() and name not in PARTS}
-    if rest.get("fresh"):
-        raise ValueError(
-            "fresh is true, but requeued runs must resume: leave it out, and remove the folders to redo"
-        )
-    fixed = {"runs": runs, "slurm": rest.pop("slurm", {})}
-    fields = {
-        name: _listed(name, value, annotations()[name]) for name, value in rest.items() if name not in OPTIONS
-    }
-    for name, values in fields.items():
-        if len(values) > 1 and ASIDE in get_args(annotations()[name]):
-            raise ValueError(f"{name} is {values!r}; allowed is one value, because it cannot change a result")
-    parts = {name: _listed(name, layer[name], str) for name in PARTS if name in layer}
-    for chosen in _product(parts):
-        first = {name: values[0] for name, values in fields.items()}
-        base = load(chosen.pop("workload"), overrides={**first, **chosen, **fixed})
-        axes = {(name, ""): values for name, values in fields.items()}
-        axes |= _option_axes(layer, base, from_source)
-        for point in _product(axes):
-            changed = {name: value for (name, option), value in point.items() if not option}
-            for table in OPTIONS:
-                given = {option: value for (name, option), value in point.items() if name == table and option}
-                changed[table] = getattr(base, table) | given
-            yield resolve(base, from_source=from_source, **changed)
-
-
-def _check_size(layers: Iterable[Table], path: Path, most: int, from_source: bool) -> None:
-    """Refuse a sweep with more than `most` combinations before expanding it."""
-    count = sum(_count(layer, from_source) for layer in layers)
-    if count > most:
-        raise ValueError(
-            f"{path} has {count:,} combinations; allowed are {most:,}: shorten its lists, or raise max_cells "
-            "(in the file, or --max-cells)"
-        )
-
-
-def _count(layer: Table, from_source: bool) -> int:
-    """The number of a layer's combinations, computed as a product of lengths without expanding them."""
-    settings = annotations()
-    count = 1
-    for name, value in layer.items():
-        if name in settings and name not in (*PARTS, *OPTIONS, "slurm"):
-            count *= len(_listed(name, value, settings[name]))
-    count *= len(workloads_given := _listed("workload", layer["workload"], str))
-    for table, room in OPTIONS.items():
-        name = table.removesuffix("_options")
-        if name in layer:
-            given = _listed(name, layer[name], str)
-            count *= sum(_combinations(layer, table, room, part, from_source) for part in given)
-        else:  # the workload sets the part
-            own = {getattr(load(each), name) for each in workloads_given}
-            count *= max(_combinations(layer, table, room, part, from_source) for part in own)
-    return count
-
-
-def _combinations(layer: Table, table: str, room: registry.Room, part: str, from_source: bool) -> int:
-    """The number of combinations of a part's options."""
-    valid = registry.options_of(room, part, from_source=from_source)
-    count = 1
-    for option, value in _options_of(layer, table, room, part).items():
-        if option in valid:
-            count *= len(_listed(option, value, valid[option].type))
-    return count
-
-
-def _options_of(layer: Table, table: str, room: registry.Room, part: str) -> Table:
-    """The options that a layer sets for a part."""
-    given: Table = layer.get(table, {})
-    if room == "reducers":
-        given = layer.get("reducers", {}).get(part, {}) | given
-    return given
-
-
-def _option_axes(layer: Table, base: Config, from_source: bool) -> dict[tuple[str, str], list[Any]]:
-    """The values of each option of this run's model, data set and reducer."""
-    axes = {}
-    for name, room in OPTIONS.items():
-        part = getattr(base, name.removesuffix("_options"))
-        given = _options_of(layer, name, room, part)
-        valid = registry.options_of(room, part, from_source=from_source)
-        for option, value in given.items():
-            known(f"option of the {registry.KINDS[room]} {part}", option, valid)
-            axes[name, option] = _listed(option, value, valid[option].type)
-    return axes
-
-
-def _product(axes: Mapping[Any, list[Any]]) -> Iterator[dict[Any, Any]]:
-    for values in product(*axes.values()):
-        yield dict(zip(axes, values, strict=True))
-
-
-def _listed(name: str, value: Any, annotation: Any) -> list[Any]:
-    """The values to expand. For an option that takes a list, only a list of lists has several."""
-    if not isinstance(value, list):
-        return [value]
-    if takes_list(annotation):
-        return value if value and all(isinstance(each, list) for each in value) else [value]
-    if not value:
-        raise ValueError(f"{name} is an empty list, which expands to no run; leave it out, or give values")
-    return value
-
-
-def _merged(base: Table, override: Table) -> Table:
-    """Both tables merged, nested tables too; the second's values take precedence."""
-    both = {
-        name: _merged(base[name], value) if {type(base.get(name)), type(value)} == {dict} else value
-        for name, value in override.items()
-    }
-    return base | both
-
-
 def _checked(layer: Table, path: Path) -> Table:
     for name in layer:
         if name in OWN or name == "grid":  # the sweep's own keys have been removed from the top table
@@ -300,7 +178,7 @@ def _checked(layer: Table, path: Path) -> Table:
     for name in ("reducers", "slurm", *OPTIONS):
         coerce(f"{name} (in {path.name})", layer.get(name, {}), dict[str, Any])
     for name in (part for part in PARTS if part in layer):
-        for value in _listed(name, layer[name], str):
+        for value in listed(name, layer[name], str):
             coerce(f"{name} (in {path.name})", value, str)
     for reducer, table in layer.get("reducers", {}).items():
         registry.check_name("reducers", reducer)
