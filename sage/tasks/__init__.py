@@ -1,4 +1,4 @@
-"""Tasks: what a workload learns, and the metrics that say how well. One file per task."""
+"""Tasks: the loss and the metrics of a workload, one file per task."""
 
 from .base import Task as Task
 from .base import stack as stack

@@ -12,9 +12,9 @@ from .base import Task, stack
 
 
 class Classify(Task):
-    """Tell which class each image is of: cross entropy, and top-1 and top-5 accuracy.
+    """Image classification: cross entropy, and top-1 and top-5 accuracy.
 
-    Top-5 is left out where there are no more than five classes.
+    Top-5 accuracy is omitted if there are five classes or fewer.
     """
 
     metric = "accuracy"

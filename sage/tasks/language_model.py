@@ -15,10 +15,10 @@ from .base import Task, stack
 
 
 class LanguageModel(Task):
-    """Tell each next word of a text: cross entropy, and perplexity, exp(mean loss of a word).
+    """Prediction of each next word of a text: cross entropy, and perplexity, exp(mean loss per word).
 
-    Batches continue each other, so the model's memory is carried from one to the next, but no gradient is.
-    Evaluation has a memory of its own.
+    Each batch continues the previous one, so the model's hidden state is passed from batch to batch, without
+    gradients. Evaluation has a separate hidden state.
     """
 
     metric = "perplexity"
@@ -54,7 +54,7 @@ class LanguageModel(Task):
     def metrics(self, sums: Tensor) -> dict[str, float]:
         total = self._named(sums)
         loss = total["loss"] / total["count"]
-        # math.exp raises where a float64 is full; a diverged model's perplexity is simply infinite.
+        # math.exp raises OverflowError above about 709; the perplexity of a diverged model is infinite.
         perplexity = math.inf if loss > 700 else math.exp(loss)
         return {"perplexity": perplexity, "loss": loss}
 
@@ -66,7 +66,7 @@ class LanguageModel(Task):
 
 
 def _detached(hidden: Any, device: torch.device) -> Any:
-    """Cut a model's memory, a tensor or a tuple of such, off its graph; one from a checkpoint also moves."""
+    """Detach a hidden state, a tensor or nested tuple of tensors; one from a checkpoint is also moved."""
     if isinstance(hidden, Tensor):
         return hidden.detach().to(device)
     return hidden and tuple(_detached(part, device) for part in hidden)

@@ -8,16 +8,16 @@ from sage.data.dataset import Batch
 
 from .base import Task, stack
 
-# B = pairs in the batch, U = users in the batch, C = candidate items of each, the held-out one first
+# B = pairs in the batch, U = users in the batch, C = candidate items per user, the held-out item first
 
 
 class Recommend(Task):
-    """Rank the item a user did choose among a hundred or so that were drawn: hit rate and NDCG at 10.
+    """Ranking of each user's held-out item among about a hundred sampled items: hit rate and NDCG at 10.
 
-    He et al. 2017 (https://arxiv.org/abs/1708.05031, section 4.1): of the held-out item's rank r, counted
-    from 0, the hit rate is the mean of [r < 10] and NDCG the mean of [r < 10] / log2(r + 2). A tie counts
-    against the model: every candidate that does not score strictly less stands before the held-out item, so
-    that a model that scores all alike, or NaN, hits nothing. Masked duplicates are nobody's rivals.
+    He et al. 2017 (https://arxiv.org/abs/1708.05031, section 4.1): for the held-out item's rank r, counted
+    from 0, the hit rate is the mean of [r < 10] and NDCG is the mean of [r < 10] / log2(r + 2). Ties count
+    against the model: every candidate whose score is not strictly lower ranks before the held-out item, so a
+    model with equal scores, or NaN, has a hit rate of 0. Masked duplicates are not counted.
     """
 
     metric = "hit_rate"
