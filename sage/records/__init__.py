@@ -1,1 +1,1 @@
-"""What a run writes into its folder: records, manifest, progress."""
+"""Files of a run folder: metrics records, the manifest and the result; and the progress display."""

@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: versions, machine, checkout, environment, configuration and data."""
+"""Builds a run's manifest: versions, machine, git commit, environment, configuration and data checksums."""
 
 import os
 import platform
@@ -24,13 +24,13 @@ def manifest(
     hosts: Sequence[str] = (),
     links: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of `manifest.json`, as the rank that calls it sees its surroundings.
+    """Return the content of `manifest.json`, with machine and environment of the calling rank.
 
     Args:
-        config: The run.
-        checksums: Of the data's files.
-        hosts: Where each rank is.
-        links: What the probe found (sage/comm/probe.py); None where the ranks are threads of one process.
+        config: The configuration of the run.
+        checksums: Checksums of the data files.
+        hosts: The host of each rank.
+        links: The network measurements of sage/comm/probe.py; None if the ranks are threads of one process.
     """
     cuda = torch.cuda.is_available()
     return {
@@ -41,7 +41,7 @@ def manifest(
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": numpy.__version__,
-            # Gloo has no version of its own: the one in use is the one built into this torch.
+            # Gloo has no separate version: it is built into torch.
             "gloo": torch.__version__ if torch.distributed.is_gloo_available() else None,
             "nccl": _nccl_version(),
             "cuda": torch.version.cuda,
@@ -66,9 +66,9 @@ def manifest(
 
 
 def machine_load() -> dict[str, Any]:
-    """How busy this machine is: the time, the 1-minute load average, and how many processes want to run.
+    """Return the load of this machine: the time, 1-minute load average, and number of runnable processes.
 
-    Each is null where the system does not tell.
+    A value is None if the system does not provide it.
     """
     try:
         average, *_ = os.getloadavg()
@@ -82,7 +82,7 @@ def machine_load() -> dict[str, Any]:
 
 
 def add_end(folder: Path) -> None:
-    """Enter the machine's load at the end of a run in its manifest; where that fails, leave it as it is."""
+    """Add the machine load at the end of the run to the manifest; on failure, the manifest is unchanged."""
     path = folder / "manifest.json"
     with suppress(OSError, ValueError):
         told = storage.read_json(path, storage.MANIFEST)
@@ -91,12 +91,12 @@ def add_end(folder: Path) -> None:
 
 
 def host() -> str:
-    """This node's name: SLURM's where SLURM runs us, as several of its nodes may be one machine."""
+    """Return the node name: SLURM's inside a SLURM job, as several SLURM nodes may be one machine."""
     return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
 def _environment() -> dict[str, str]:
-    """SLURM's variables and those that `pararun` sets; but for SLURM_JWT, which is a credential."""
+    """Return the SLURM variables and those of `pararun`, without SLURM_JWT, which is a credential."""
     own = ("hostip", "port", "rank")
     return {
         name: value
@@ -119,18 +119,18 @@ def _cpu_model() -> str:
     except OSError:  # Not Linux.
         return platform.processor()
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.machine())  # Arm's cpuinfo names no model.
+    return next(models, platform.machine())  # /proc/cpuinfo has no model name on Arm.
 
 
 def _git(checkout: Path) -> dict[str, str | bool | None]:
-    """The commit of the checkout this code runs from, and whether files differ from it; null for none."""
+    """Return the commit of the checkout and whether files are modified; None if this is no checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(checkout), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
 
     try:
-        # An installed copy may lie inside somebody else's repository, whose commit says nothing about it.
+        # An installed copy may be inside an unrelated repository, whose commit is meaningless here.
         if Path(git("rev-parse", "--show-toplevel")) == checkout:
             return {"commit": git("rev-parse", "HEAD"), "dirty": git("status", "--porcelain") != ""}
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live bar on a terminal, a line now and then elsewhere."""
+"""Shows the progress of a run: a progress bar on a terminal, periodic lines otherwise."""
 
 import sys
 import time
@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sage.output.units import printable
 
 QUIET_SECONDS = 30.0
-"""Between two lines where there is no terminal."""
+"""Seconds between two lines if stderr is not a terminal."""
 
 
 class Display:
-    """Shows a run's steps and evaluations on rank 0; elsewhere it is `enabled=False` and shows nothing."""
+    """Shows the steps and evaluations of a run on rank 0; other ranks pass `enabled=False` to disable it."""
 
     def __init__(self, title: str, *, enabled: bool) -> None:
         self._title, self._enabled = title, enabled
@@ -44,7 +44,7 @@ class Display:
         self._bar.stop()
 
     def step(self, done: int, figures: Mapping[str, float | None]) -> None:
-        """Show that `done` steps are done, and the latest figures."""
+        """Show the number of completed steps and the latest figures."""
         if not self._enabled:
             return
         said = "  ".join(f"{name} {value:.4g}" for name, value in figures.items() if value is not None)

@@ -1,9 +1,9 @@
-"""What a run leaves behind: metrics as JSON lines (the truth) and TensorBoard, derived from them.
+"""Records the metrics of a run as JSON lines (authoritative) and as TensorBoard files (derived).
 
-A run folder has one writer, rank 0. Its `metrics.jsonl` holds one JSON object a line, each written whole; a
-crash can tear only the last one, which readers leave out and the next writer cuts off. JSON knows no NaN: a
-number that is not finite is written as null, here and in every other file, so that any strict parser can read
-them.
+A run folder has one writer, rank 0. `metrics.jsonl` holds one JSON object per line, and each line is written
+in one piece. After a crash only the last line can be incomplete: readers skip it, and the next writer removes
+it. JSON has no NaN: a number that is not finite is written as null, here and in all other files, so that any
+strict parser can read them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sage import storage
 
-if TYPE_CHECKING:  # What only reads records need not wait for torch.
+if TYPE_CHECKING:  # Code that only reads records must not import torch.
     from torch import Tensor
 
 Record = dict[str, Any]
@@ -33,11 +33,11 @@ SCALARS = {
     "wire_received": "wire/received",
     "seconds": "seconds/step",
 }
-"""A step's fields and their tags in TensorBoard; the fields of `bytes` and `phases` keep their names."""
+"""TensorBoard tags of the fields of a step; the fields of `bytes` and `phases` keep their names."""
 
 
 class Recorder:
-    """Writes the records of one run, and only rank 0 has one: two writers of TensorBoard files lose data.
+    """Writes the records of one run; only on rank 0, as TensorBoard files with two writers lose data.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -49,7 +49,7 @@ class Recorder:
     """
 
     _evaluated = -1
-    """The step of the last evaluation that stood on record when this run went on."""
+    """The step of the last recorded evaluation when this run was resumed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,11 +60,10 @@ class Recorder:
         self._purge_step: int | None = None
 
     def rewind(self, step: int) -> None:
-        """Forget what was measured after the checkpoint from which training goes on with `step`.
+        """Remove the records after the checkpoint from which training resumes at `step`.
 
-        Nothing then appears twice: not a step, and not the evaluation between two steps, whether the
-        checkpoint was taken before it or after it. Events stay: that a run was stopped is its history, and is
-        not done over.
+        No step appears twice, and no evaluation between two steps, whether the checkpoint was written before
+        or after the evaluation. Events are kept: they are the history of the run and are not repeated.
         """
         self._lines.close()
         read = storage.read_json_lines(self.path, storage.METRICS)
@@ -76,7 +75,7 @@ class Recorder:
         self._purge_step = step
 
     def step(self, *, step: int, epoch: int, **fields: Any) -> None:
-        """Record one optimiser step; TensorBoard gets every field that has a number in it."""
+        """Record one optimiser step; numeric fields are also written to TensorBoard."""
         self._write({"kind": "step", "step": step, "epoch": epoch, **fields})
         scalars = {tag: fields.get(field) for field, tag in SCALARS.items()}
         for group in ("bytes", "phases"):
@@ -93,7 +92,7 @@ class Recorder:
         seconds: float,
         **fields: Any,
     ) -> None:
-        """Record an evaluation, made after `step` steps; one that is on record already is left out."""
+        """Record an evaluation after `step` steps, unless it has already been recorded."""
         if step <= self._evaluated:
             return
         measured = {"train_loss": train_loss, "metrics": metrics, "seconds": seconds}
@@ -102,15 +101,15 @@ class Recorder:
         scalars = {f"eval/{name}": value for name, value in metrics.items()}
         average = fields.get("average_metrics") or {}
         scalars |= {f"eval_average/{name}": value for name, value in average.items()}
-        # Drawn at the last step it saw: when a run goes on with `step`, TensorBoard drops what stands there.
+        # Written at step - 1: when a run resumes at `step`, TensorBoard purges the values from `step` on.
         self._draw(scalars, max(step - 1, 0))
 
     def event(self, event: str, *, step: int, **fields: Any) -> None:
-        """Record something that happened, such as `resumed` or `stopped`, with the time of day."""
+        """Record an event such as `resumed` or `stopped`, with the time of day."""
         self._write({"kind": "event", "event": event, "step": step, "time": now(), **fields})
 
     def histogram(self, name: str, tensor: "Tensor", step: int) -> None:
-        """Draw a histogram of the tensor's finite elements, in TensorBoard alone."""
+        """Write a histogram of the finite elements of the tensor, to TensorBoard only."""
         finite = tensor.detach().float()
         finite = finite[finite.isfinite()]
         if finite.numel():
@@ -118,7 +117,7 @@ class Recorder:
                 self._tensorboard().add_histogram(name, finite, step)
 
     def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """List the run among TensorBoard's hyperparameters, with what it came to."""
+        """Add the configuration and the final metrics to TensorBoard's hyperparameters."""
         from torch.utils.tensorboard.summary import hparams
 
         # SummaryWriter.add_hparams would open a second writer on this folder.
@@ -129,12 +128,12 @@ class Recorder:
         self._draw(final, 0)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the run's result, whose presence says that the run is finished, and close."""
+        """Close, and write `result.json`; its presence marks the run as finished."""
         self.close()
         storage.write_json(self.folder / "result.json", result, storage.RESULT)
 
     def close(self) -> None:
-        """Bring everything to disk; a second call does nothing."""
+        """Sync all files to disk and close them; further calls do nothing."""
         if not self._lines.closed:
             try:
                 self._sync()
@@ -150,7 +149,7 @@ class Recorder:
 
     def _tensorboard(self) -> Any:
         if self._board is None:
-            # Here because the import takes as long as a small run, and the other ranks never need it.
+            # Imported here: the import takes as long as a small run, and the other ranks never need it.
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(
@@ -161,7 +160,7 @@ class Recorder:
     def _draw(self, scalars: Mapping[str, float | None], step: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-        # As one event: an add_scalar for each would slow down the very steps that are being measured.
+        # One event for all scalars: an add_scalar for each would slow down the steps that are measured.
         numbers = {tag: value for tag, value in scalars.items() if value is not None}
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
         with self._drawing():
@@ -175,7 +174,7 @@ class Recorder:
 
     @contextmanager
     def _drawing(self) -> Iterator[None]:
-        """Name the folder where TensorBoard cannot write: its own errors do not."""
+        """Raise `NotWritten` with the folder if TensorBoard cannot write; its own errors do not name it."""
         try:
             yield
         except OSError as error:
@@ -183,7 +182,7 @@ class Recorder:
 
 
 class Silent(Recorder):
-    """The recorder of every rank but 0: it records nothing and touches no file."""
+    """The recorder of all ranks except 0; it writes nothing."""
 
     def __init__(self) -> None:
         pass
@@ -206,28 +205,28 @@ class Silent(Recorder):
 
 
 def recorder(folder: Path, rank: int) -> Recorder:
-    """The recorder of this rank: one that writes for rank 0, a silent one for the others."""
+    """Return the recorder of this rank: `Recorder` on rank 0, `Silent` on the others."""
     return Recorder(folder) if rank == 0 else Silent()
 
 
 def read_metrics(folder: Path) -> list[Record]:
-    """The records of a run folder, in order, less a torn last line.
+    """Read the records of a run folder, in order, without an incomplete last line.
 
     Raises:
-        FileNotFoundError: where there are none.
-        sage.storage.Unreadable: a ValueError in one line, where any other line is damaged.
+        FileNotFoundError: There are no records.
+        sage.storage.Unreadable: (a ValueError) Any other line is damaged.
     """
     return [record for _, record in storage.read_json_lines(folder / "metrics.jsonl", storage.METRICS)]
 
 
 def _undone(record: Record, step: int) -> bool:
-    """Whether a run that goes on with `step` measures this again; an evaluation's step is the next one."""
+    """Whether a run resumed at `step` repeats this record; an evaluation is recorded at the next step."""
     first: int | None = {"step": step, "epoch": step + 1}.get(record["kind"])
     return first is not None and first <= record["step"]
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    """Every leaf of the configuration under its dotted name, in the types that TensorBoard takes."""
+    """Yield all values of the configuration with dotted names, converted to types TensorBoard accepts."""
     for name, value in config.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
@@ -236,5 +235,5 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bo
 
 
 def now() -> str:
-    """The time of day, in UTC."""
+    """Return the current time in UTC, in ISO format."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,8 +1,8 @@
-"""A run's folder: who may write to it, whether its run is finished, and why it ended.
+"""Manages a run folder: its lock, its result, and the reason for a failure.
 
-    .lock           locked by the process that runs it (sage/storage/lock.py)
-    result.json     there once the run is finished
-    failure.json    why it ended otherwise, until it is run again
+    .lock           locked by the process that executes the run (sage/storage/lock.py)
+    result.json     exists once the run is finished
+    failure.json    the reason for the last failure; removed when the run is started again
 
 docs/reference/records.md lists all files.
 """
@@ -18,20 +18,20 @@ from sage.storage.lock import Locked, locked
 LOCK, RESULT, FAILURE, METRICS = ".lock", "result.json", "failure.json", "metrics.jsonl"
 
 CLAIM_SECONDS = 5.0
-"""How long a run waits for its folder: another one that was just killed needs a moment to be gone."""
+"""Seconds to wait for the lock: a process that was just killed may hold it for a moment."""
 
 
 class Taken(RuntimeError):
-    """Another process runs this run."""
+    """Raised if another process executes this run."""
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Make the folder where it is missing, and keep other processes off it: two writers would spoil it.
+    """Create the folder if it is missing, and lock it, because two writers would corrupt it.
 
     Raises:
-        Taken: where another process has it; the message names it.
-        sage.storage.NotWritten: an OSError, where the file system refuses.
+        Taken: Another process holds the lock; the message names the process.
+        sage.storage.NotWritten: (an OSError) The file system refuses to create the folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def claimed(folder: Path) -> Iterator[None]:
         raise storage.NotWritten(folder, error) from error
     try:
         with locked(folder / LOCK, wait=CLAIM_SECONDS):
-            for draft in folder.glob(".*.partial"):  # which a killed process has left
+            for draft in folder.glob(".*.partial"):  # left by a killed process
                 with suppress(OSError):
                     storage.remove(draft)
             yield
@@ -48,13 +48,13 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def clear(folder: Path) -> None:
-    """Remove what a run has left, for `--fresh`; of links the links alone, not what they lead to.
+    """Remove the files of a run except its lock, for `--fresh`; symlinks are removed, but not their targets.
 
-    The result goes first and the checkpoints next: where the rest cannot be removed, the run neither counts
-    as finished nor goes on without its records.
+    The result is removed first, then the checkpoints. If removing the rest fails, the run neither counts as
+    finished nor resumes without its records.
 
     Raises:
-        OSError: where the file system refuses.
+        OSError: The file system refuses to remove a file.
     """
     first = [folder / RESULT, folder / "checkpoints"]
     others = [path for path in folder.iterdir() if not path.name.startswith(LOCK) and path not in first]
@@ -63,16 +63,16 @@ def clear(folder: Path) -> None:
 
 
 def forget_failure(folder: Path) -> None:
-    """Remove the reason why the run ended before, as it is run again."""
+    """Remove the reason for an earlier failure, when the run is started again."""
     storage.remove(folder / FAILURE)
 
 
 def result(folder: Path) -> dict[str, Any] | None:
-    """The result of a finished run; None of one that is not finished, or not begun.
+    """Return the result of a finished run; None if the run is not finished or not started.
 
     Raises:
-        sage.storage.Unreadable: a ValueError in one line, where the result is damaged, or where its records
-            are gone, so that no report could show the run.
+        sage.storage.Unreadable: (a ValueError) The result is damaged, or its records are missing, so that no
+            report could show the run.
     """
     try:
         found = storage.read_json(folder / RESULT, storage.RESULT)
@@ -86,7 +86,7 @@ def result(folder: Path) -> dict[str, Any] | None:
 
 
 def leave_failure(folder: Path, word: Mapping[str, Any]) -> None:
-    """Say in the run's folder why it ended; only the first rank to say it is recorded."""
-    with suppress(OSError):  # the disk may be what failed
+    """Write the reason for a failure to the run folder; only the first rank that calls this is recorded."""
+    with suppress(OSError):  # the disk may be the cause of the failure
         folder.mkdir(parents=True, exist_ok=True)
         storage.write_first(folder / FAILURE, (storage.json_text(word, indent=2) + "\n").encode())
