@@ -1,1 +1,1 @@
-"""What a person reads: clean text, units, and standard output that may be closed or full."""
+"""Output for people: text cleaning, units, and streams that tolerate write errors."""

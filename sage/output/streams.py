@@ -1,8 +1,8 @@
-"""Keeps printing from ending a run: a closed terminal, a full disk or an ASCII encoding loses text alone.
+"""Output streams that do not raise: a closed terminal, a full disk or an ASCII encoding does not end a run.
 
-`protect()` puts a `Stream` in place of `sys.stdout` and of `sys.stderr`. Everything that prints goes through
-them: `print`, rich's consoles, argparse, logging and warnings. Each process of SAGE calls it once, before it
-prints. A verb whose output is its purpose asks `failure()` at its end, or prints in `strict()`.
+`protect()` replaces `sys.stdout` and `sys.stderr` by `Stream` objects. All output goes through them: `print`,
+rich's consoles, argparse, logging and warnings. Each process of SAGE calls it once, before it prints. A
+command whose purpose is its output checks `failure()` at its end, or prints in `strict()`.
 """
 
 import codecs
@@ -15,20 +15,20 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 ASCII = {"–": "-", "—": "-", "·": "-", "…": "...", "→": "->", "×": "x", "≤": "<=", "≥": ">=", "λ": "lambda"}
-"""What is printed for a character of ours that the stream's encoding does not have."""
+"""ASCII replacements for characters in SAGE's output that the stream's encoding lacks."""
 
 
 class Stream:
-    """A text stream whose `write` and `flush` do not raise; the first error is kept in `error`.
+    """A text stream whose `write` and `flush` do not raise; the first error is stored in `error`.
 
-    Everything else is the stream's own: `isatty`, `encoding`, `fileno`, `buffer`.
+    All other attributes are those of the wrapped stream: `isatty`, `encoding`, `fileno`, `buffer`.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.error: OSError | None = None
         self.strict = False
-        """Whether errors are raised all the same, for a loop that has no other purpose than to print."""
+        """Whether errors are raised, for a loop whose only purpose is to print."""
         if callable(reconfigure := getattr(stream, "reconfigure", None)):
             with suppress(OSError, ValueError):
                 reconfigure(errors="sage.replace")
@@ -54,23 +54,23 @@ class Stream:
             self.error = self.error or error
             if self.strict:
                 raise
-        except ValueError:  # closed, or of an encoding that cannot be replaced in
+        except ValueError:  # closed, or of an encoding without error replacement
             if self.strict:
                 raise
 
 
 class _Closed(io.TextIOWrapper):
-    """A stream in place of one that was closed when Python started; what is printed to it is lost."""
+    """The replacement of a stream that was closed when Python started; its output is discarded."""
 
     def write(self, text: str) -> int:
         raise OSError(errno.EBADF, "it is closed")
 
 
 def protect() -> None:
-    """Put safe streams in place of `sys.stdout` and `sys.stderr`; a second call changes nothing.
+    """Replace `sys.stdout` and `sys.stderr` by safe streams; a second call changes nothing.
 
-    A descriptor of 0 to 2 that is closed is opened on the null device. The next file to be opened would get
-    its number, and with it whatever C code prints.
+    If one of the descriptors 0 to 2 is closed, it is opened on the null device. Otherwise the next file that
+    is opened would get its number, and the output of C code would go to that file.
     """
     for number in range(3):
         try:
@@ -87,7 +87,7 @@ def protect() -> None:
 
 
 def failure() -> OSError | None:
-    """Why not all that was printed to stdout got there; None where it did."""
+    """Return the first error of stdout; None if all output was written."""
     stream = sys.stdout
     if not isinstance(stream, Stream):
         return None
@@ -97,7 +97,7 @@ def failure() -> OSError | None:
 
 @contextmanager
 def strict() -> Iterator[None]:
-    """Raise what goes wrong with stdout, within; for a loop that would print in vain for ever."""
+    """Raise errors of stdout within the context, so that a loop that only prints ends when stdout fails."""
     stream = sys.stdout
     if not isinstance(stream, Stream):
         yield
@@ -119,7 +119,7 @@ def _open_null(number: int) -> None:
 
 
 def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Write ASCII for what the encoding lacks: ours for a few characters, a backslash escape for the rest."""
+    """Replace characters that the encoding lacks by those of `ASCII`, or else by backslash escapes."""
     if not isinstance(error, UnicodeEncodeError):
         return codecs.backslashreplace_errors(error)
     start, end = error.start, error.end

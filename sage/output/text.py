@@ -1,4 +1,4 @@
-"""Makes a text of unknown origin fit to print: one line, of bounded length, without control characters."""
+"""Cleans text of unknown origin for printing: one line of bounded length without control characters."""
 
 import re
 import unicodedata
@@ -9,10 +9,10 @@ ESCAPES = re.compile(
     r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
     r"|\x1b[ -/]*[0-~]?"
 )
-"""ECMA-48's control sequences, as terminals take them."""
+"""Control sequences of ECMA-48, as terminals interpret them."""
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Unicode categories that a terminal obeys or does not show: controls, marks of direction, surrogates."""
+"""Unicode categories that terminals interpret or hide: controls, direction marks, surrogates."""
 
 
 def printable(line: str) -> str:
@@ -35,7 +35,7 @@ def clean_text(text: str, limit: int = 500) -> str:
     >>> clean_text("abcdef", limit=4)
     'abc…'
     """
-    head = text[: 4 * limit + 1000]  # a text of megabytes is not searched to its end
+    head = text[: 4 * limit + 1000]  # bounds the time for a text of megabytes
     letters = (" " if letter.isspace() else letter for letter in ESCAPES.sub("", head))
     shown = "".join(letter for letter in letters if unicodedata.category(letter) not in HIDDEN)
     line = " ".join(shown.split())

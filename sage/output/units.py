@@ -1,4 +1,4 @@
-"""Figures as a person reads them: bytes, times, shares and ratios."""
+"""Formats numbers for people: bytes, times, rates, percentages and ratios."""
 
 import math
 import unicodedata
@@ -6,7 +6,7 @@ import unicodedata
 from sage.output.text import HIDDEN
 
 MISSING = "–"
-"""What stands where there is no figure."""
+"""The text for a missing value."""
 
 
 def printable(text: object) -> str:
@@ -25,7 +25,7 @@ def _escaped(character: str) -> str:
     if unicodedata.category(character) not in HIDDEN:
         return character
     code = ord(character)
-    # Python reads a file name's byte that is no UTF-8 as a surrogate of this range.
+    # Python decodes a byte of a file name that is not UTF-8 to a surrogate in this range.
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else ascii(character)[1:-1]
 
 
@@ -79,26 +79,26 @@ def rate(bits_per_second: float | None) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A measured figure; one that was not finite says so."""
+    """Format a measured value; the text is `not finite` for infinity and NaN."""
     if value is None:
         return MISSING
     return f"{value:.{digits}g}" if math.isfinite(value) else "not finite"
 
 
 def percent(share: float | None, digits: int = 3) -> str:
-    """A share of one, in per cent."""
+    """Format a fraction as a percentage."""
     if share is None:
         return MISSING
     return f"{_significant(100 * share, digits)} %" if math.isfinite(share) else "not finite"
 
 
 def times(ratio: float | None) -> str:
-    """A ratio to the exact runs."""
+    """Format a ratio to the exact runs."""
     return MISSING if ratio is None else f"{_significant(ratio)}×"
 
 
 def spaced(name: str) -> str:
-    """A name as prose has it."""
+    """Return the name with spaces for underscores."""
     return name.replace("_", " ")
 
 
