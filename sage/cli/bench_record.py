@@ -1,4 +1,4 @@
-"""`sage bench record`: keep the gradients of a run in a file."""
+"""`sage bench record`: record the gradients of a run in a file."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,13 +19,13 @@ def record(*, config: Config | Path, out: Path, steps: int, elements: int, **_: 
 
 
 class _Record(RunCommand):
-    """Takes the folder of a run too, in place of a workload and a run's options."""
+    """A command that also accepts a run folder, instead of a workload and a run's options."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the run, or the folder of one.
+        """Parse the run's options, or the run folder.
 
         Raises:
-            ValueError: where an option is wrong, or stands beside a folder that has its own configuration.
+            ValueError: if an option is wrong, or if a run's options are given in addition to a run folder.
         """
         if not (args and storage.is_there(Path(args[0]) / "config.json")):
             return super().parse_args(ctx, args)
@@ -39,7 +39,7 @@ class _Record(RunCommand):
         return rest
 
     def _others(self, words: Iterable[str]) -> list[str]:
-        """The words that are none of the command's own options and their values."""
+        """Return the words other than the command's own options and their values."""
         own = {f"--{name}" for name in self.own}
         left, words = [], iter(words)
         for word in words:
@@ -52,7 +52,7 @@ class _Record(RunCommand):
 
 
 def size() -> list[Option]:
-    """The options that say how large a trace is made."""
+    """Return the options that set the size of a trace."""
     return [
         Option("steps", int, 120, "How many steps to record."),
         Option("elements", int, 2**18, "Keep at most so many elements of each gradient."),

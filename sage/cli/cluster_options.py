@@ -7,7 +7,7 @@ from .command import Option
 
 
 def reach(*, required: bool) -> list[Option]:
-    """The options that say which hosts there are, and how to get there."""
+    """Return the options for the hosts and for how to connect to them."""
     return [
         Option(
             "hosts",

@@ -1,4 +1,4 @@
-"""Click's commands and parameters as SAGE uses them: options made of annotations, and errors of one line."""
+"""Click commands and parameters for SAGE: options from type annotations, and one-line errors."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -14,14 +14,14 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
 class Option(click.Option):
-    """An option `--name VALUE`; where the annotation is `bool`, `--name` and `--no-name`.
+    """An option `--name VALUE`, or `--name` and `--no-name` if the annotation is `bool`.
 
     Args:
-        name: as the function has it that takes the value, as `lr_scale`; `model.depth` of a part's option.
-        annotation: the type of the value; one with a tuple takes several values.
-        group: the heading in the help under which it stands.
-        required: whether it must be given.
-        suggestions: what shell completion offers beside the annotation's choices.
+        name: the name of the function's parameter, such as `lr_scale`, or `model.depth` for a part's option.
+        annotation: the type of the value; an option of a tuple type takes several values.
+        group: the heading in the help.
+        required: whether the option must be given.
+        suggestions: names for shell completion, in addition to the annotation's choices.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class Option(click.Option):
         else:
             kind = Value(annotation, suggestions)
             super().__init__(["name", spelled], type=kind, default=default, help=help, required=required)
-        # Click allows no names with a dot, but needs none without.
+        # Click rejects names with a dot in its constructor, but accepts them as an attribute.
         self.name, self.group, self.annotation, self.fallback = name, group, annotation, default
         self.takes_list = not is_switch and takes_list(annotation)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
-        """The option with its values, and its help with the default."""
+        """Return the option with its values, and its help text with the default."""
         head = ", ".join([*self.opts, *self.secondary_opts])
         if not self.is_flag:
             head += f" {self.make_metavar(ctx)}"
@@ -60,7 +60,7 @@ class Option(click.Option):
 
 
 class Argument(click.Argument):
-    """An argument with a help text; `num_values` is -1 where there may be any number."""
+    """A positional argument with a help text; `num_values` is -1 for any number of values."""
 
     def __init__(
         self,
@@ -76,18 +76,18 @@ class Argument(click.Argument):
         self.help = help
 
     def make_metavar(self, ctx: click.Context) -> str:
-        """The name in capitals, in brackets where it may be left out."""
+        """Return the name in capitals, in brackets if the argument is optional."""
         name = (self.name or "").upper() + (" ..." if self.nargs != 1 else "")
         return name if self.required else f"[{name}]"
 
 
 class Command(click.Command):
-    """A command whose options are `Option`s, and whose errors are ValueErrors of one line.
+    """A command whose options are `Option` objects, and whose errors are one-line ValueErrors.
 
     Args:
-        callback: is called with the values by name, and returns the exit status.
-        notes: text after the options; lines that begin with spaces stay as they are.
-        takes_rest: whether everything from the first argument on is handed on as it is.
+        callback: called with the values as keyword arguments; returns the exit status.
+        notes: text after the options; lines that begin with spaces are not wrapped.
+        takes_rest: whether all words from the first argument on are passed on unparsed.
     """
 
     def __init__(
@@ -114,16 +114,16 @@ class Command(click.Command):
         )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the arguments into `ctx.params`.
+        """Parse the arguments into `ctx.params`.
 
         Raises:
-            ValueError: where one is unknown, missing or wrong.
+            ValueError: if an argument is unknown, missing or wrong.
         """
-        if ctx.resilient_parsing:  # shell completion, where what is there may be half a command
+        if ctx.resilient_parsing:  # shell completion: the command may be incomplete
             return super().parse_args(ctx, [word for word in args if END not in word])
         ctx.meta["sage.arguments"] = list(args)
         if ctx.allow_interspersed_args and not {"-h", "--help"}.isdisjoint(args):
-            args = ["--help"]  # whatever else is wrong
+            args = ["--help"]  # also if other arguments are wrong
         try:
             rest = super().parse_args(ctx, joined(self, ctx, args))
         except click.UsageError as error:
@@ -133,22 +133,22 @@ class Command(click.Command):
         return rest
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        """The option --help, which prints to the stream that never fails."""
+        """Return the option --help, which prints through `print`, and so to the protected stream."""
         return help_option(super().get_help_option(ctx))
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Usage, what the command does, its arguments and options, notes; in every version of click alike."""
+        """Write usage, description, arguments, options and notes, alike in every version of click."""
         self.format_usage(ctx, formatter)
         self.format_help_text(ctx, formatter)
         self.format_options(ctx, formatter)
         self.format_epilog(ctx, formatter)
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """One line: the command, its arguments and [OPTIONS]."""
+        """Write one line: the command, its arguments and [OPTIONS]."""
         formatter.write_usage(ctx.command_path, " ".join(self.collect_usage_pieces(ctx)))
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """Arguments first, as the options of `sage run` depend on the workload."""
+        """Return the arguments, then the options, since the options of `sage run` depend on the workload."""
         arguments = [p.make_metavar(ctx) for p in self.get_params(ctx) if isinstance(p, click.Argument)]
         required = [
             f"{p.opts[0]} {p.make_metavar(ctx)}"
@@ -162,12 +162,12 @@ class Command(click.Command):
         return [*pieces, "[OPTIONS]"]
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """What the command does."""
+        """Write what the command does."""
         formatter.write_paragraph()
         formatter.write_text(self.help or "")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The arguments, and the options in their groups."""
+        """Write the arguments, and the options by group."""
         params = self.get_params(ctx)
         if arguments := [p for p in params if isinstance(p, Argument) and p.help]:
             with formatter.section("Arguments"):
@@ -179,12 +179,12 @@ class Command(click.Command):
                 formatter.write_dl([record for record in records if record])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The notes."""
+        """Write the notes."""
         write_notes(formatter, self.epilog or "")
 
 
 def write_notes(formatter: click.HelpFormatter, notes: str) -> None:
-    """Write paragraphs; one whose lines begin with spaces is written as it is."""
+    """Write paragraphs; a paragraph that begins with a space is not wrapped."""
     for paragraph in filter(None, notes.split("\n\n")):
         formatter.write_paragraph()
         if paragraph.startswith(" "):
@@ -194,7 +194,7 @@ def write_notes(formatter: click.HelpFormatter, notes: str) -> None:
 
 
 def help_option(option: click.Option | None) -> click.Option | None:
-    """The same option, which prints through `print`."""
+    """Change the option --help so that it prints through `print`, and return it."""
 
     def show(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         if value and not ctx.resilient_parsing:
@@ -207,18 +207,18 @@ def help_option(option: click.Option | None) -> click.Option | None:
 
 
 def usage_error(error: click.UsageError) -> str:
-    """What click says of a command line, as a clause."""
+    """Return click's error message as a clause, without capital and full stop."""
     text = clean_text(error.format_message()).rstrip(".")
     return text[:1].lower() + text[1:]
 
 
 def joined(command: click.Command, ctx: click.Context, args: Sequence[str]) -> list[str]:
-    """The arguments with each option and its values in one word, as click's parser takes them.
+    """Join each option and its values into one word, for click's parser.
 
-    Click's options take one value, or a number that is known before; these take values up to the next option.
+    Click's options take a fixed number of values; these options take all values up to the next option.
 
     Raises:
-        ValueError: where an option is unknown or lacks its value.
+        ValueError: if an option is unknown, or its value is missing.
     """
     options = {
         word: param
@@ -273,6 +273,6 @@ def _hint(ctx: click.Context) -> str:
 
 
 def given(ctx: click.Context) -> Mapping[str, Any]:
-    """The values that the command line gives, without defaults."""
+    """Return the values from the command line, without defaults."""
     source = click.core.ParameterSource.COMMANDLINE
     return {name: value for name, value in ctx.params.items() if ctx.get_parameter_source(name) is source}

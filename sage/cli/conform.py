@@ -8,10 +8,10 @@ from .group import PartGroup
 
 
 def of(name: str) -> Command:
-    """The command that checks one reducer, with the options that the reducer takes.
+    """Return the command that checks one reducer, with the reducer's options.
 
     Raises:
-        ValueError: where there is no such reducer.
+        ValueError: if there is no such reducer.
     """
 
     def run(*, world_sizes: tuple[int, ...], **options: Any) -> int:

@@ -8,7 +8,7 @@ from .list import table
 
 
 def data_list(*, json: bool) -> int:
-    """Print each name with a line about it."""
+    """Print each data set with its summary."""
     sets = {name: registry.summary("datasets", name) for name in registry.names("datasets")}
     print(json_module.dumps(sets, indent=2, ensure_ascii=False) if json else "\n".join(table(sets)))
     return 0

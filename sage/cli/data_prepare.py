@@ -9,10 +9,10 @@ from .group import PartGroup
 
 
 def of(name: str) -> Command:
-    """The command that prepares one data set, with the options that it takes.
+    """Return the command that prepares one data set, with the options of its `prepare`.
 
     Raises:
-        ValueError: where there is no such data set, or nothing to prepare.
+        ValueError: if there is no such data set, or if it has no `prepare`.
     """
     prepare = getattr(registry.load("datasets", name), "prepare", None)
     if not callable(prepare):

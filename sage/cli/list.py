@@ -16,7 +16,7 @@ TITLES: dict[registry.Room, str] = {
 
 
 def list_parts(*, json: bool) -> int:
-    """Print each name with a line about it."""
+    """Print each part and workload with its summary."""
     found = {room: {name: registry.summary(room, name) for name in registry.names(room)} for room in TITLES}
     own = {name: _first_comment(path) for name, path in workloads().items()}
     if json:
@@ -30,7 +30,7 @@ def list_parts(*, json: bool) -> int:
 
 
 def table(rows: dict[str, str], width: int = 0) -> list[str]:
-    """Names and lines about them, in two columns."""
+    """Format names and summaries in two columns."""
     width = width or max(map(len, rows))
     return [f"  {name:{width}}  {line}".rstrip() for name, line in rows.items()]
 

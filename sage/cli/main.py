@@ -1,4 +1,4 @@
-"""The command `sage`: its tree of commands, and what every error becomes."""
+"""The command `sage`: its subcommands, and the exit status and message for each error."""
 
 import os
 import sys
@@ -35,17 +35,17 @@ COMMANDS = {
     "conform": ".conform",
     "bench": ".bench",
 }
-"""The module of each command."""
+"""The module of each subcommand."""
 
 COMPLETE = "_SAGE_COMPLETE"
-"""The variable by which a shell asks for completions (docs/reference/command-line.md)."""
+"""The variable with which a shell requests completions (docs/reference/command-line.md)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status (docs/reference/exit-statuses.md); nothing is raised."""
+    """Run one command and return its exit status (docs/reference/exit-statuses.md); raise no exceptions."""
     streams.protect()
     hear_sigint()
-    os.umask(os.umask(0o077) & 0o077)  # its owner can use what is made, whatever the umask
+    os.umask(os.umask(0o077) & 0o077)  # the owner can use created files under any umask
     argv = list(sys.argv[1:] if argv is None else argv)
     command = argv[0] if argv and argv[0] in COMMANDS else ""
     name = " ".join(["sage", command]).strip()

@@ -10,7 +10,7 @@ from .run_command import RunCommand, prepare_process
 
 
 def run(*, config: Config, print_config: bool) -> int:
-    """Run it, or only print it."""
+    """Train the run, or print its configuration."""
     if print_config:
         from ..comm.rendezvous import place
         from ..train.preflight import check
@@ -24,17 +24,17 @@ def run(*, config: Config, print_config: bool) -> int:
 
 
 def parse_run(args: list[str]) -> Config:
-    """The run that `sage run` would train with these arguments.
+    """Return the configuration of the run that `sage run` would train with these arguments.
 
     Raises:
-        ValueError: where an argument is wrong.
+        ValueError: if an argument is wrong.
     """
     config: Config = command.make_context("run", args).params["config"]
     return config
 
 
 class _Run(RunCommand):
-    """Parsing imports torch, so that the process is prepared before."""
+    """The command `sage run`; it prepares the process before parsing, since parsing imports torch."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing and ctx.parent is not None:

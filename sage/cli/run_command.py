@@ -1,4 +1,4 @@
-"""Commands that take a run's options: those of a Config, and those of the parts that are chosen."""
+"""Commands that take a run's options: those of a Config, and those of the chosen parts."""
 
 import ast
 import inspect
@@ -18,13 +18,13 @@ from .command import Argument, Command, Option, given
 from .values import Suggestions
 
 DEFAULT = "digits"
-"""The workload of a command line that names none."""
+"""The workload if the command line has none."""
 
 HIDDEN = ("workload", "model_options", "data_options", "reducer_options", "slurm")
-"""Fields that have no option: the workload stands first, the parts' options have options of their own."""
+"""Fields without an option: the workload is an argument, and each option of a part is a separate option."""
 
 PREFIXES = {"reducer": "", "model": "model.", "data": "data."}
-"""What the options of each part begin with."""
+"""Prefix of the options of each part."""
 
 SUGGESTED = {
     "reducer": Suggestions("reducers"),
@@ -50,12 +50,12 @@ CONFIG = Option(
 
 
 class RunCommand(Command):
-    """A command that takes the options of a run; which there are depends on the workload and its parts.
+    """A command that takes the options of a run, which depend on the workload and its parts.
 
-    Its callback gets the run as `config`, and the values of the command's own options.
+    Its callback gets the run's configuration as `config`, and the values of the command's own options.
 
     Args:
-        own: the command's own options; a run's option of the same name is left out.
+        own: the command's own options; they replace a run's options of the same name.
     """
 
     def __init__(
@@ -65,24 +65,24 @@ class RunCommand(Command):
         self.own = [option.name for option in own]
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The command's own parameters and those of the run that is chosen."""
+        """Return the command's own parameters and those of the chosen run."""
         base: Config | None = ctx.meta.get("sage.base")
         *own, helped = super().get_params(ctx)
         return [*own, *(o for o in (options_of(base) if base else []) if o.name not in self.own), helped]
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        """The option --help, beside the command's own."""
+        """Return the option --help, in the same group as the option --config."""
         if (option := super().get_help_option(ctx)) is not None:
             vars(option)["group"] = CONFIG.group
         return option
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the run.
+        """Parse the run's options.
 
-        The parts are looked for first, since the other options depend on them.
+        The parts are parsed first, since the other options depend on them.
 
         Raises:
-            ValueError: where an option, a value or a file is wrong.
+            ValueError: if an option, a value or a file is wrong.
         """
         try:
             from_source = ctx.resilient_parsing or not {"-h", "--help"}.isdisjoint(args)
@@ -104,7 +104,7 @@ class RunCommand(Command):
         return rest
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """What the command does, and for which choice the options are listed."""
+        """Write what the command does, and for which workload and parts the options are listed."""
         super().format_help_text(ctx, formatter)
         if (base := ctx.meta.get("sage.base")) is not None:
             formatter.write_paragraph()
@@ -116,10 +116,10 @@ class RunCommand(Command):
 
 
 def chosen(args: Sequence[str], *, from_source: bool = False) -> Config:
-    """The run of the workload, the file and the parts that a command line names, without its other options.
+    """Return the run of the command line's workload, file and parts, without the other options.
 
     Raises:
-        ValueError: where one of them is wrong.
+        ValueError: if one of them is wrong.
     """
     named = bool(args) and not args[0].startswith("-")
     workload, rest = (args[0], args[1:]) if named else (DEFAULT, args)
@@ -130,10 +130,10 @@ def chosen(args: Sequence[str], *, from_source: bool = False) -> Config:
 
 
 def changed(base: Config, values: dict[str, Any]) -> Config:
-    """The run with these values of its options.
+    """Return the run with these values of its options.
 
     Raises:
-        ValueError: where values do not go together, or a part refuses its options.
+        ValueError: if values contradict each other, or a part rejects its options.
     """
     changes: dict[str, Any] = {f"{part}_options": dict(getattr(base, f"{part}_options")) for part in PREFIXES}
     for name, value in values.items():
@@ -145,14 +145,14 @@ def changed(base: Config, values: dict[str, Any]) -> Config:
         else:
             changes["reducer_options"][name] = value
     for part in PREFIXES:
-        changes.pop(part, None)  # the base has it, by its absolute path where it is a file
+        changes.pop(part, None)  # already in the base, as an absolute path if it is a file
     if "task" in changes:
         changes["task"] = registry.located(changes["task"])
     return resolve(Config.from_dict({**base.to_dict(), **changes}))
 
 
 def options_of(base: Config) -> list[Option]:
-    """The options of a run of these parts; its values are the defaults."""
+    """Return the options of a run with these parts; the values of `base` are the defaults."""
     sections, texts = _documented()
     options = [
         Option(
@@ -184,10 +184,10 @@ def options_of(base: Config) -> list[Option]:
 
 
 def prepare_process() -> None:
-    """Prepare this process to be a run, before torch is imported.
+    """Prepare this process for a run, before torch is imported.
 
-    A dead peer is then reported in our words, not by the store's stack traces, and a signal ends the process
-    with the status of a run that stopped.
+    Failed peers are then reported by SAGE's messages, without stack traces of torch's store. A signal ends
+    the process with the exit status of a stopped run.
     """
     import os
 
@@ -196,7 +196,7 @@ def prepare_process() -> None:
 
 
 def _named_parts(args: Sequence[str]) -> dict[str, str]:
-    """The parts, and the file, that the command line names."""
+    """Return the parts and the TOML file that the command line names."""
     found = {}
     for at, word in enumerate(args):
         option, equals, value = word.partition("=")
@@ -211,7 +211,7 @@ def _named_parts(args: Sequence[str]) -> dict[str, str]:
 
 @cache
 def _documented() -> tuple[dict[str, str], dict[str, str]]:
-    """Of each field of a Config the section that it stands in, and its docstring."""
+    """Return the section and the docstring of each field of Config, by field name."""
     source = textwrap.dedent(inspect.getsource(Config))
     sections, section = {}, "Run"
     for line in source.splitlines():

@@ -1,4 +1,4 @@
-"""What a word of the command line means as a value of an annotation, and how help shows such a value."""
+"""Converts words of the command line to values of an annotation, and formats such values for help."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,14 +10,14 @@ from click.shell_completion import CompletionItem
 from ..validate import arms, coerce, describe, shown, takes_list
 
 END = "\0"
-"""Ends each value of an option that takes several. No argument of a process contains it."""
+"""Terminator of each value of an option with several values; process arguments cannot contain it."""
 
 
 class Value(click.ParamType):  # type: ignore[type-arg]
-    """A click type made of an annotation, as `Annotated[int, Range(1)]` or `tuple[float, ...]`.
+    """A click type for an annotation such as `Annotated[int, Range(1)]` or `tuple[float, ...]`.
 
     Args:
-        suggestions: names that shell completion offers, one kind of part or the workloads.
+        suggestions: names for shell completion: those of one kind of part, or of the workloads.
     """
 
     name = "value"
@@ -26,10 +26,10 @@ class Value(click.ParamType):  # type: ignore[type-arg]
         self.annotation, self.suggestions = annotation, suggestions
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The value of a word; a default is returned as it is.
+        """Convert a word to a value; return a default unchanged.
 
         Raises:
-            ValueError: names the option, what was given and what is allowed.
+            ValueError: if the word is invalid; the message gives the option, the word and what is allowed.
         """
         if not isinstance(value, str) or param is None:
             return value
@@ -39,13 +39,13 @@ class Value(click.ParamType):  # type: ignore[type-arg]
         return _value(name, value, self.annotation)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """How usage and help name the value: its type, or all choices."""
+        """Return the value's name in usage and help: its type, or all choices."""
         return metavar(self.annotation)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """The choices that begin like this; the shell's own files where the value is a path."""
+        """Return the choices with this prefix, or the shell's completion of files if the value is a path."""
         names = self.suggestions() if self.suggestions else []
         names += [str(choice) for arm in arms(self.annotation) for choice in _choices(arm)]
         items = [CompletionItem(name) for name in names if name.startswith(incomplete)]
@@ -55,13 +55,13 @@ class Value(click.ParamType):  # type: ignore[type-arg]
 
 
 class Suggestions:
-    """The names of all parts of a kind, or of the workloads, read when they are needed."""
+    """The names of all parts of a kind, or of the workloads, read on each call."""
 
     def __init__(self, kind: Literal["reducers", "models", "datasets", "tasks", "workloads"]) -> None:
         self.kind = kind
 
     def __call__(self) -> list[str]:
-        """The names, in alphabetical order."""
+        """Return the names, in alphabetical order."""
         if self.kind == "workloads":
             from ..config import workloads
 
@@ -72,7 +72,7 @@ class Suggestions:
 
 
 def plain(value: Any) -> str:
-    """A default as it would be typed."""
+    """Format a default as it would be typed."""
     if isinstance(value, bool | float | int):
         return shown(value)
     if isinstance(value, tuple | list):
@@ -123,7 +123,7 @@ def _value(name: str, word: str, annotation: Any) -> Any:
 
 
 def _meanings(word: str, annotation: Any) -> Iterator[Any]:
-    """What a word can mean as a value of this type; a text last."""
+    """Yield the possible values of a word for this annotation; a string comes last."""
     for arm in sorted(arms(annotation), key=lambda arm: arm is str):
         if arm is type(None):
             if word in ("None", "none"):
