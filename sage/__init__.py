@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sage.version import __version__ as __version__
 
 _MOUNTS = {"comm_hook": "comm_hook", "ddp_hook": "ddp", "fsdp_hook": "fsdp", "reduce_model": "whole"}
-"""In which module of `sage.mount` each is. They are imported when asked for, as torch takes seconds."""
+"""The module of `sage.mount` that defines each name; imported on first access, as torch takes seconds."""
 
 if TYPE_CHECKING:
     from sage.mount.comm_hook import comm_hook as comm_hook

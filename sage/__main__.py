@@ -1,4 +1,4 @@
-"""`python -m sage` is `sage`."""
+"""Entry point: `python -m sage` runs the command `sage`."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""The exit statuses of every command, which status an error is worth, and why a run ended, in one line.
+"""Exit statuses of all commands, the status for each error, and the one-line reason why a run ended.
 
-docs/reference/exit-statuses.md has the table, and what SAGE's jobs do about each.
+docs/reference/exit-statuses.md has the table and describes how SAGE's jobs react to each status.
 """
 
 import errno
@@ -14,21 +14,21 @@ from pathlib import Path
 from .output.text import clean_text
 
 FAILED = 1
-"""Exit status of a run that may go better another time: a rank was killed, a collective took too long."""
+"""Exit status of a run that may succeed if it is repeated: a rank was killed, a collective timed out."""
 HOPELESS = 2
-"""Exit status of a run that would fail again: a wrong setting, missing data, a run that diverges."""
+"""Exit status of a run that would fail again: an invalid setting, missing data, a run that diverges."""
 INTERRUPTED = 75
-"""Exit status (EX_TEMPFAIL) of a run that stopped when asked and has saved itself: run it again to go on."""
+"""Exit status (EX_TEMPFAIL) of a run that saved a checkpoint and stopped on request: rerun it to resume."""
 KEYBOARD = 130
-"""Exit status of a command that Ctrl-C has ended."""
+"""Exit status of a command that was interrupted by Ctrl-C."""
 PIPE_CLOSED = 141
-"""Exit status of a command whose output nobody reads any more."""
+"""Exit status of a command whose output pipe was closed by the reader."""
 
 
 _LONGEST_REASON = 400
-"""Characters of the reason that the job is told; the rest is cut off."""
+"""Maximum length of the reason that is passed to the job, in characters; the rest is truncated."""
 _LONGEST_MESSAGE = 2000
-"""Characters of an error's message that are shown; the rest is cut off."""
+"""Maximum length of an error message, in characters; the rest is truncated."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PASSING = (
@@ -42,13 +42,14 @@ _PASSING = (
     errno.ESTALE,
     errno.ETIMEDOUT,
 )
-"""Errors of the system that may be gone another time; a missing file or a lacking permission stays."""
+"""System errors that may be temporary; a missing file or a missing permission is permanent."""
 
 
 def tell_the_job(status: int, text: str) -> None:
-    """Tell the batch script the exit status and the reason: srun returns only the highest of all statuses.
+    """Write the exit status and the reason to a file for the batch script.
 
-    The first rank that tells is the one that counts. The file is in the job's own folder (jobs/batch.sh).
+    This is needed because srun returns only the highest of all statuses. Only the first rank writes the file,
+    which is in the job's own folder (jobs/batch.sh).
     """
     if path := os.environ.get("SAGE_OUTCOME"):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -59,10 +60,10 @@ def tell_the_job(status: int, text: str) -> None:
 
 
 def hear_sigint() -> None:
-    """Have Ctrl-C raise KeyboardInterrupt, also where this process was started with SIGINT ignored.
+    """Make Ctrl-C raise KeyboardInterrupt, even if this process was started with SIGINT ignored.
 
-    A shell without job control starts `sage ... &` like that, and so do some CI runners. A handler that is
-    already there stays. Outside the main thread, where Python allows no handlers, nothing is done.
+    A shell without job control starts `sage ... &` with SIGINT ignored, and so do some CI runners. An
+    existing handler is kept. Outside the main thread, where Python allows no handlers, this does nothing.
     """
     unheard = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL)
     if unheard and threading.current_thread() is threading.main_thread():
@@ -70,10 +71,10 @@ def hear_sigint() -> None:
 
 
 def stop_before_it_begins() -> None:
-    """Have a signal end this process as a run that stopped, until training listens to signals itself.
+    """Install handlers that exit with `INTERRUPTED` on a signal, until training installs its own handlers.
 
-    There is nothing to save yet; without this, one that comes while torch is imported would look like a
-    crash.
+    There is nothing to save yet. Without these handlers, a signal during the import of torch would look like
+    a crash.
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, _leave)
@@ -85,16 +86,16 @@ def _leave(number: int, _: object) -> None:
 
 
 def message(error: BaseException) -> str:
-    """What an error says, in one line: of the system's errors the file and the reason."""
+    """Format an error on one line; for a system error, this is the file and the reason."""
     text = _system(error) if isinstance(error, OSError) else str(error)
     return clean_text(text, _LONGEST_MESSAGE) or type(error).__name__
 
 
 def status_of(error: BaseException) -> int:
-    """The exit status that an error of the user's input, or of the system, is worth.
+    """Return the exit status for an error in the user's input or from the system.
 
-    2 where the same command would fail again: a ValueError, a file that is missing or may not be used.
-    1 where it may not: a full disk, a time-out, too little memory.
+    2 if the same command would fail again: a ValueError, a file that is missing or not permitted.
+    1 if it may succeed later: a full disk, a timeout, too little memory.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return FAILED if error.errno in _PASSING or isinstance(error, ConnectionError) else HOPELESS
@@ -112,7 +113,7 @@ def _system(error: OSError) -> str:
 
 
 def _file_system(path: Path) -> str:
-    """Which file system a path is on, and what is free there."""
+    """Describe the file system of a path and its free space."""
     try:
         path = path.absolute()
         while not path.exists():

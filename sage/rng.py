@@ -1,4 +1,4 @@
-"""Random numbers that are everybody's own: drawn from a seed and a place in the run, from nothing else."""
+"""Random generators that depend only on a seed and a position in the run."""
 
 import hashlib
 
@@ -6,10 +6,10 @@ import torch
 
 
 def generator(seed: int, *place: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for this seed and place, such as (step, rank); the same wherever and whenever it is made.
+    """Make the generator for this seed and position, such as (step, rank); equal inputs give equal numbers.
 
-    Reducers draw from one of these, never from the global generators: a run can then be repeated and resumed
-    to the bit, and ranks that leave themselves out of the place draw the same.
+    Reducers draw from such a generator, never from the global generators. So a run can be repeated and
+    resumed with bitwise identical results, and ranks draw the same numbers if the position omits the rank.
 
     >>> a, b = generator(0, 3), generator(0, 3)
     >>> torch.equal(torch.rand(4, generator=a), torch.rand(4, generator=b))
@@ -19,6 +19,6 @@ def generator(seed: int, *place: int, device: torch.device | str = "cpu") -> tor
 
 
 def seed_at(seed: int, *place: int) -> int:
-    """The seed of that generator."""
+    """Compute the seed of `generator` for this seed and position."""
     digest = hashlib.blake2b(repr((seed, *place)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

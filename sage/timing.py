@@ -1,7 +1,7 @@
-"""Phases of a step, timed apart only in a profiling run.
+"""Timing of the phases of a step; active only in a profiling run.
 
-Outside of `Phases.running()` a `with phase("select"):` costs next to nothing and never synchronises the
-device, so that the measured run is not disturbed by its own clock.
+Outside of `Phases.running()`, `with phase("select"):` has almost no overhead and never synchronises the
+device, so that timing does not affect other runs.
 """
 
 import threading
@@ -16,7 +16,7 @@ _running = threading.local()
 
 
 class Phases:
-    """Seconds spent in each phase since the last `take()`; phases nest, and an inner one's are its own."""
+    """Seconds per phase since the last `take()`; if phases nest, time counts only for the innermost one."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -26,7 +26,7 @@ class Phases:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Make this the clock of the calling thread."""
+        """Record the phases of the calling thread here."""
         _running.phases = self
         try:
             yield
@@ -34,7 +34,7 @@ class Phases:
             _running.phases = None
 
     def take(self) -> dict[str, float]:
-        """The seconds by phase, and start again from nothing."""
+        """Return the seconds by phase and reset them."""
         seconds, self.seconds = dict(self.seconds), defaultdict(float)
         return seconds
 
@@ -57,7 +57,7 @@ class Phases:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Time the block under `name`, where a profiling run is on; otherwise do nothing."""
+    """Time the block as the phase `name` in a profiling run; otherwise do nothing."""
     phases: Phases | None = getattr(_running, "phases", None)
     if phases is None:
         yield

@@ -1,6 +1,6 @@
-"""Checks user input: a value against its annotation, a name against the list of valid names.
+"""Checks user input: values against annotations, names against the list of valid names.
 
-Configuration, command line and files pass through here; the rest of SAGE trusts what these functions accept.
+Configuration, command line and files are checked here; the rest of SAGE does not check them again.
 """
 
 import math
@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 LATER = "later"
-"""Marks a configuration field or a part's option that was added after runs had been recorded.
+"""Marks a configuration field or an option of a part that was added after runs had been recorded.
 
-In `limit: Annotated[int | None, LATER] = None` the default is left out of a run's hash, so the runs that were
-recorded before the option existed keep their names.
+In `limit: Annotated[int | None, LATER] = None`, the default is omitted from the hash of a run, so runs that
+were recorded before the option existed keep their names.
 """
 
 
 @dataclass(frozen=True)
 class Range:
-    """The interval a number must lie in: `Annotated[float, Range(0, 1, open="(")]` is (0, 1]."""
+    """The allowed interval of a number: `Annotated[float, Range(0, 1, open="(")]` is (0, 1]."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -45,23 +45,23 @@ def _number(value: float) -> str:
 
 
 def shown(value: object, most: int = 80) -> str:
-    """A value as an error message shows it: in one line, and cut where it is long.
+    """Format a value for an error message: on one line, truncated if it is long.
 
     >>> shown([1] * 1000)
     '[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1...'
     """
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a whole number of over 4,300 digits; nested too deeply
+    except (ValueError, RecursionError):  # an int of over 4,300 digits; nested too deeply
         text = f"a {type(value).__name__} that is too large to print"
     return text if len(text) <= most else text[: most - 3].rstrip() + "..."
 
 
 def path(text: str | Path) -> Path:
-    """The path that a text means, with `~` for a home folder.
+    """Convert a text to a path; `~` is expanded to a home folder.
 
     Raises:
-        ValueError: where there is no such home folder, or no system has such a path.
+        ValueError: if there is no such home folder, or the text cannot be a path.
     """
     if isinstance(text, Path):
         return text
@@ -74,12 +74,12 @@ def path(text: str | Path) -> Path:
             f"the path {shown(text)}: no home folder is known for {home!r}; write the path in full"
         )
     found = Path(expanded)
-    # Path() takes "./" away, and what is left would be read as a home folder the next time.
+    # Path() removes "./", and a remaining leading "~" would be expanded to a home folder the next time.
     return found.absolute() if str(found).startswith("~") else found
 
 
 def known(kind: str, given: str, valid: Iterable[str]) -> str:
-    """The name as given, if it is one of the valid ones; else a ValueError with the near misses, or with all.
+    """Return the name if it is valid; else raise a ValueError that lists close matches, or all valid names.
 
     >>> known("reducer", "tpok", ["exact", "topk"])
     Traceback (most recent call last):
@@ -98,7 +98,7 @@ def known(kind: str, given: str, valid: Iterable[str]) -> str:
 
 
 def describe(annotation: Any) -> str:
-    """An annotation in words, as an error message says it.
+    """Describe an annotation in words, for an error message.
 
     >>> describe(Annotated[float, Range(0, 1, open="(")] | None)
     'a number in (0, 1], or none'
@@ -122,7 +122,7 @@ def describe(annotation: Any) -> str:
 
 
 def arms(annotation: Any) -> list[Any]:
-    """The types that a value may have, without what they are annotated with.
+    """List the types that a value may have, without their `Annotated` metadata.
 
     >>> arms(Annotated[int, Range(0)] | None)
     [<class 'int'>, <class 'NoneType'>]
@@ -135,7 +135,7 @@ def arms(annotation: Any) -> list[Any]:
 
 
 def marks(annotation: Any) -> tuple[Any, ...]:
-    """What a type is annotated with.
+    """Return the `Annotated` metadata of a type.
 
     >>> marks(Annotated[int, LATER]), marks(Literal["later"])
     (('later',), ())
@@ -144,7 +144,7 @@ def marks(annotation: Any) -> tuple[Any, ...]:
 
 
 def takes_list(annotation: Any) -> bool:
-    """Whether a list can be a value of this type.
+    """Whether a value of this type can be a list.
 
     >>> takes_list(tuple[int, ...] | None), takes_list(int | None)
     (True, False)
@@ -153,7 +153,7 @@ def takes_list(annotation: Any) -> bool:
 
 
 def coerce(name: str, value: Any, annotation: Any) -> Any:
-    """The value in its annotation's own type, as 1.0 for 1; or a ValueError saying what is allowed.
+    """Convert a value to its annotated type, such as 1 to 1.0; a ValueError says what is allowed instead.
 
     >>> coerce("lr", 1, float)
     1.0
@@ -186,7 +186,7 @@ def _fit(value: Any, annotation: Any) -> Any:
         number = isinstance(fitted, int | float) and not isinstance(fitted, bool)
         return _MISFIT if number and any(fitted not in interval for interval in ranges) else fitted
     if origin in (Union, types.UnionType):
-        # An arm of the value's very type goes first, so that 1 stays an int in `int | float`.
+        # Try the type of the value itself first, so that 1 stays an int in `int | float`.
         for arm in sorted(args, key=lambda arm: arm is not type(value)):
             if (fitted := _fit(value, arm)) is not _MISFIT:
                 return fitted
@@ -202,7 +202,7 @@ def _fit(value: Any, annotation: Any) -> Any:
             return _MISFIT
         try:
             return float(value) if math.isfinite(value) else _MISFIT
-        except OverflowError:  # a whole number beyond the largest float
+        except OverflowError:  # an int larger than the largest float
             return _MISFIT
     if annotation is Path:
         return path(value) if isinstance(value, str | Path) else _MISFIT
