@@ -1,8 +1,8 @@
-"""Reads and writes every file that SAGE keeps on disk.
+"""Reads and writes all files that SAGE keeps on disk.
 
-A file is written whole or not at all: under a temporary name, synced, then renamed. What is read is checked
-against its kind before anything uses it. A file that cannot be used raises `Unreadable`, one line that names
-the file, the fault and the cure. docs/reference/records.md lists the kinds and their formats.
+Files are written atomically: under a temporary name, synced, then renamed. Content is validated against the
+schema of its kind when it is read. A file that cannot be used raises `Unreadable`, with a one-line message
+that names the file, the fault and the remedy. docs/reference/records.md lists the kinds and their formats.
 """
 
 from sage.storage.errors import Damaged as Damaged

@@ -1,4 +1,4 @@
-"""What is said where a file cannot be read or written: one line with the file, the fault and the cure."""
+"""Errors for files that cannot be read or written; one-line messages with file, fault and remedy."""
 
 import errno
 import pwd
@@ -8,7 +8,7 @@ from sage.exit_status import message
 
 
 class Unreadable(ValueError):
-    """A file on disk that cannot be used, as one of another user's that the file system refuses to open."""
+    """Raised for a file that cannot be used, for example because this user may not open it."""
 
     def __init__(self, path: Path, reason: str, cure: str = "") -> None:
         space = "" if reason.startswith(",") else " "
@@ -17,15 +17,15 @@ class Unreadable(ValueError):
 
 
 class Damaged(Unreadable):
-    """A file that is torn, empty, no regular file, or whose content is not what its kind demands."""
+    """Raised for a file that is incomplete, empty, not a regular file, or invalid for its kind."""
 
 
 class OtherVersion(Unreadable):
-    """A whole file that a newer version of SAGE wrote, in a format that this one does not know."""
+    """Raised for a file in a format of a newer version of SAGE, which this version cannot read."""
 
 
 class NotWritten(OSError):
-    """A file that could not be written; of a full file system the message says which, and how full."""
+    """Raised for a file that could not be written; the message names a full file system and its usage."""
 
     def __init__(self, path: Path, error: OSError) -> None:
         super().__init__(error.errno, f"cannot be written, {error.strerror or error}", str(path))
@@ -35,14 +35,14 @@ class NotWritten(OSError):
 
 
 def refused(path: Path, error: OSError) -> Unreadable:
-    """The file system's refusal to read a file, in one line; the owner is named where rights are lacking."""
+    """Turn an OSError from reading into a one-line error; if permission is denied, it names the owner."""
     reason = f"cannot be read: {error.strerror or error}"
     if error.errno not in (errno.EACCES, errno.EPERM):
         return Unreadable(path, reason)
     for each in (path, *path.absolute().parents):
         try:
             owner = each.stat().st_uid
-        except OSError:  # a folder above it is closed
+        except OSError:  # a parent folder is not accessible
             continue
         where = "it" if each == path else str(each)
         return Unreadable(
@@ -52,7 +52,7 @@ def refused(path: Path, error: OSError) -> Unreadable:
 
 
 def user_name(number: int) -> str:
-    """The user's name, or their number where the system has no name for it."""
+    """Return the user's name, or the number if the system has no name for it."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:

@@ -1,14 +1,14 @@
-"""The kinds of file that SAGE writes: what each holds, and what to do where one is damaged."""
+"""The kinds of files that SAGE writes: the schema of each, and the remedy for a damaged file."""
 
 from typing import Any, Literal
 
 from sage.storage.schema import AnyFloat, Kind
 
-# A run's folder.
+# Files of a run folder.
 
 RERUN = "run it again with --fresh, or remove its folder"
 NUMBER = float | None
-"""A number; null where it was not finite, or not measured."""
+"""A number; null if it was not finite or not measured."""
 
 CONFIG = Kind(
     name="a run's configuration",
@@ -106,7 +106,7 @@ METRICS = Kind(
     ),
 )
 
-# A checkpoint.
+# Files of a checkpoint.
 
 
 def _lists_its_files(index: dict[str, Any]) -> str:

@@ -1,14 +1,15 @@
-"""Locks a file against other processes, also on file systems without flock.
+"""Locks a file between processes, also on file systems without flock.
 
-Where flock works it decides. Where it does not, as on many shared file systems, owners' files beside the
-locked one decide: `NAME.owner-1`, `NAME.owner-2`, and so on, each created exclusively by the process that it
-names. The owner's file with the highest number holds the lock, and its owner touches it every `BEAT` seconds.
-Another process may create the next number only where that owner has died on this host, or has not touched its
-file for `STALE` seconds; it removes the older files once it holds the lock. Numbers never go down, so of two
-processes that take over at the same moment one fails to create its file, or finds a higher number beside it.
+If flock works, it is used. If it does not, as on many shared file systems, owner files next to the locked
+file implement the lock: `NAME.owner-1`, `NAME.owner-2`, and so on. Each is created exclusively (O_EXCL) by
+the process that it names. The owner file with the highest number holds the lock, and its process touches it
+every `BEAT` seconds. Another process may create the file with the next number only if the owner has died on
+this host, or has not touched its file for `STALE` seconds. It removes the older files once it holds the lock.
+Numbers never decrease, so if two processes take over at the same moment, one of them fails to create its file
+or finds a higher number.
 
-An owner's file stays after the lock is let go, with a time of 1970. A process that was suspended for longer
-than `STALE` seconds may have lost such a lock without knowing.
+An owner file remains after the lock is released, with a modification time of 1970. A process that was
+suspended for longer than `STALE` seconds may have lost such a lock without detecting it.
 """
 
 import errno
@@ -32,29 +33,29 @@ from sage.output.text import clean_text
 from sage.storage.errors import user_name
 
 BEAT, STALE = 5.0, 60.0
-"""Seconds between two touches of an owner's file, and after which one untouched is taken over."""
+"""Seconds between two touches of an owner file, and seconds without a touch after which it is taken over."""
 
 POLL = 0.1
 
 NO_FLOCK = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EREMOTEIO}
-"""What flock says on a file system that has none."""
+"""Errors of flock on a file system that does not support it."""
 
 
 class Locked(RuntimeError):
-    """Another process holds the lock; the message says which, as far as is known."""
+    """Raised if another process holds the lock; the message names the process if it is known."""
 
 
 @contextmanager
 def locked(path: Path, *, wait: float = 0.0) -> Iterator[None]:
-    """Hold the lock of a file, which is created where it is missing; its folder must exist.
+    """Hold the lock of a file, which is created if it is missing; its folder must exist.
 
     Args:
-        wait: Seconds to wait for another process to let go. Without flock it may take up to `STALE` seconds
-            where the owner has stopped touching its file, as it may have died.
+        wait: Seconds to wait for another process to release the lock. Without flock, the wait may last up to
+            `STALE` seconds if the owner has stopped touching its file, as it may have died.
 
     Raises:
-        Locked: where another process still holds it then.
-        OSError: where the file cannot be created, or is no regular file.
+        Locked: Another process still holds the lock after the wait.
+        OSError: The file cannot be created, or is not a regular file.
     """
     deadline = time.monotonic() + wait
     while True:
@@ -67,7 +68,7 @@ def locked(path: Path, *, wait: float = 0.0) -> Iterator[None]:
                 try:
                     yield
                 finally:
-                    # Closing is not enough where a forked process has inherited the descriptor.
+                    # Closing is not sufficient if a forked process has inherited the descriptor.
                     fcntl.flock(descriptor, fcntl.LOCK_UN)
                 return
         finally:
@@ -80,7 +81,7 @@ def locked(path: Path, *, wait: float = 0.0) -> Iterator[None]:
 
 
 def _open(path: Path) -> int:
-    # Not blocking, so that a FIFO does not hang.
+    # Non-blocking, so that opening a FIFO does not hang.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -89,7 +90,7 @@ def _open(path: Path) -> int:
 
 
 def _flock(descriptor: int, path: Path, deadline: float) -> bool:
-    """Take the lock; False where the file system has no flock."""
+    """Acquire the lock with flock; return False if the file system does not support it."""
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,7 +106,7 @@ def _flock(descriptor: int, path: Path, deadline: float) -> bool:
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
-    """Whether the path still leads to the file that is locked, and not to one made since."""
+    """Whether the path still refers to the locked file, and not to one created since."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -113,7 +114,7 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 
 def _note_owner(descriptor: int) -> None:
-    """Write into the locked file who holds it, for messages alone."""
+    """Write the owner into the locked file; it is used for messages only."""
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(_me()).encode(), 0)
@@ -124,7 +125,7 @@ def _note_owner(descriptor: int) -> None:
 
 @dataclass(frozen=True)
 class _Owner:
-    """An owner's file as it was seen: who, and how many seconds ago it was touched."""
+    """An owner file when it was read: its owner, and the seconds since it was last touched."""
 
     number: int
     who: dict[str, Any]
@@ -137,7 +138,7 @@ class _Owner:
 
 @contextmanager
 def _owned(path: Path, deadline: float) -> Iterator[None]:
-    """Hold the lock by an owner's file, and touch it meanwhile."""
+    """Hold the lock with an owner file, and touch the file periodically."""
     own = _take(path, deadline)
     over = threading.Event()
     beat = threading.Thread(target=_touch, args=(own, over), daemon=True, name="sage lock")
@@ -152,33 +153,33 @@ def _owned(path: Path, deadline: float) -> Iterator[None]:
 
 
 def _take(path: Path, deadline: float) -> Path:
-    """Create the owner's file of the next number, once nobody holds the lock."""
+    """Wait until no process holds the lock, then create the owner file with the next number."""
     while True:
         owner = _newest(path)
         if owner is None or owner.may_be_replaced:
             number = 1 if owner is None else owner.number + 1
             own = _file(path, number)
-            # Where another process has been faster its file decides: another look is taken.
+            # If another process was faster, its file holds the lock: check again.
             if _create(own) and not _withdrawn(path, number):
                 return own
             continue
-        # An owner that is alive has touched its file since; one that has not may be dead.
+        # A live owner has touched its file within this time; otherwise it may be dead, so the wait continues.
         if time.monotonic() >= deadline and owner.age < 2 * BEAT:
             raise Locked(f"{_held_by(owner.who)}, seen {max(0, owner.age):.0f} s ago")
         time.sleep(POLL if owner.age < 2 * BEAT else 1.0)
 
 
 def _newest(path: Path) -> _Owner | None:
-    """The owner's file with the highest number."""
+    """Return the owner file with the highest number; None if there is none."""
     while numbers := _numbers(path):
         own = _file(path, numbers[-1])
-        with suppress(FileNotFoundError):  # replaced by a higher one meanwhile
+        with suppress(FileNotFoundError):  # it was replaced by a higher number in the meantime
             return _Owner(numbers[-1], _read(own), _now_of(path) - own.stat().st_mtime)
     return None
 
 
 def _create(own: Path) -> bool:
-    """Create an owner's file of this process; False where there is one of this number."""
+    """Create an owner file for this process; return False if the number is already taken."""
     try:
         descriptor = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     except FileExistsError:
@@ -189,13 +190,13 @@ def _create(own: Path) -> bool:
             file.flush()
             os.fsync(descriptor)
     except BaseException:
-        own.unlink(missing_ok=True)  # as where the disk is full: half of one would hold the lock
+        own.unlink(missing_ok=True)  # for example if the disk is full: an incomplete file would hold the lock
         raise
     return True
 
 
 def _withdrawn(path: Path, number: int) -> bool:
-    """Remove the older owners' files, or this one where a higher number is there; say whether it was this."""
+    """Remove older owner files; if a higher number exists, remove this one instead and return True."""
     numbers = _numbers(path)
     if numbers[-1:] != [number]:
         _file(path, number).unlink(missing_ok=True)
@@ -221,7 +222,7 @@ def _file(path: Path, number: int) -> Path:
 
 
 def _now_of(path: Path) -> float:
-    """The time as the file system of this path has it: a server's clock may differ from this host's."""
+    """Return the current time of the file system, whose clock may differ from that of this host."""
     probe = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
     try:
         probe.touch()
@@ -230,7 +231,7 @@ def _now_of(path: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-# Who.
+# Owners.
 
 
 def _me() -> dict[str, Any]:
@@ -246,7 +247,7 @@ def _me() -> dict[str, Any]:
 
 @cache
 def _processes() -> str:
-    """Names the set of processes that this one can see: a boot of a host, and a container in it."""
+    """Return an identifier of the process namespace: the boot ID of the host and the PID namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -255,9 +256,9 @@ def _processes() -> str:
 
 
 def started(process: int) -> str:
-    """When a process of this host began, in clock ticks since the host did; '' where there is none.
+    """Return the start time of a process on this host, in clock ticks since boot; '' if it does not exist.
 
-    One that has ended and is only waited for by its parent is none.
+    A zombie process counts as not existing.
     """
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
@@ -267,7 +268,7 @@ def started(process: int) -> str:
 
 
 def _is_dead(owner: dict[str, Any]) -> bool:
-    """Whether the owner was one of the processes that this one can see, and is no more."""
+    """Whether the owner was in the process namespace of this process and has ended."""
     if not _processes() or owner.get("processes") != _processes():
         return False
     number = owner.get("process")
@@ -275,7 +276,7 @@ def _is_dead(owner: dict[str, Any]) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a lock's file says; nothing where its owner is about to write it."""
+    """Read the content of a lock file or owner file; empty if its owner has not written it yet."""
     try:
         content = json.loads(path.read_bytes()[:4096])
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Decides whether a file is this user's own, as what is unpickled must be: a pickle can run any code."""
+"""Checks that only this user can have written a file; required before unpickling, which can run any code."""
 
 import grp
 import os
@@ -14,17 +14,16 @@ from sage.storage.read import open_regular
 def check_private(path: Path, *, within: Path | None = None) -> None:
     """Refuse a file that another user could have written; call it before unpickling.
 
-    The file and each folder from the one that it is in up to `within` must belong to this user or to root,
-    and no other user may write to them. A group of which this user is the only member counts as this user. A
-    folder with the sticky bit may be open to all, as others can then not replace what is in it.
+    The file and each folder from its parent up to `within` must belong to this user or to root, and no other
+    user may have write permission. A group with this user as its only member counts as this user. A folder
+    with the sticky bit may be writable for all, because other users cannot replace files in it.
 
     Args:
-        within: The outermost folder to check, the folder of runs; without it, only the folder that the file
-            is in.
+        within: The outermost folder to check, the folder of runs; if None, only the parent folder is checked.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        Unreadable: a ValueError in one line, with the file or folder at fault and the `chmod` that mends it.
+        FileNotFoundError: The file does not exist.
+        Unreadable: (a ValueError) The check failed; the message names the path and the remedy (`chmod`).
     """
     try:
         _check(path, path.stat())
@@ -41,10 +40,11 @@ def check_private(path: Path, *, within: Path | None = None) -> None:
 
 
 def read_private(path: Path, *, within: Path | None = None, limit: int | None = None) -> bytes:
-    """The content of a file that only this user can have written; the very file that is read is checked.
+    """Read a file that only this user can have written; the opened file itself is checked again.
 
     Raises:
-        FileNotFoundError, Unreadable: as `check_private`; Damaged too where it is no regular file.
+        FileNotFoundError, Unreadable: As in `check_private`.
+        Damaged: The file is not a regular file, or is larger than `limit`.
     """
     check_private(path, within=within)
     with open_regular(path, limit=limit) as file:
@@ -74,7 +74,7 @@ def _check_folder(folder: Path) -> None:
 def _check(path: Path, found: os.stat_result) -> None:
     _check_owner(path, found)
     if stat.S_ISLNK(found.st_mode):
-        return  # a link's own mode says nothing
+        return  # the mode of a symlink itself has no meaning
     if found.st_mode & stat.S_IWOTH:
         who, whose = "everybody", "go-w"
     elif found.st_mode & stat.S_IWGRP and not _is_alone_in(found.st_gid):
@@ -98,7 +98,7 @@ def _check_owner(path: Path, found: os.stat_result) -> None:
 
 
 def _is_alone_in(group: int) -> bool:
-    """Whether it is this user's private group: of the same name, without other members."""
+    """Whether the group is this user's private group: the same name, and no other members."""
     try:
         user, found = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
     except KeyError:

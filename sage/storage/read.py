@@ -1,4 +1,4 @@
-"""Reads text, JSON, JSON lines and TOML from regular files, and checks JSON against its kind."""
+"""Reads text, JSON, JSON lines and TOML from regular files, and validates JSON against its kind."""
 
 import json
 import os
@@ -15,17 +15,17 @@ from sage.storage.errors import Damaged, OtherVersion, refused
 from sage.storage.schema import Kind, type_of
 
 MAX_BYTES = 2**28
-"""The largest text, JSON or TOML file that is read whole. A larger one is damaged: SAGE writes none."""
+"""Maximum size of a text, JSON or TOML file. SAGE writes no larger one, so a larger one counts as damaged."""
 
 MAX_DEPTH = 64
-"""How deeply lists and objects may be nested; SAGE writes no deeper, and Python's own stack has an end."""
+"""Maximum nesting depth of lists and objects. SAGE writes none deeper, and Python's stack is limited."""
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file or folder of this name; a link that leads nowhere is none.
+    """Whether a file or folder of this name exists; False for a broken symlink.
 
     Raises:
-        Unreadable: where the file system does not tell, as inside another user's closed folder.
+        Unreadable: The file system refuses access, for example inside another user's private folder.
     """
     try:
         path.stat()
@@ -38,20 +38,20 @@ def is_there(path: Path) -> bool:
 
 @contextmanager
 def open_regular(path: Path, *, limit: int | None = None) -> Iterator[BufferedReader]:
-    """Open a regular file to read; nothing else is opened, as a FIFO or a device might hang.
+    """Open a regular file for reading; other types are refused, because a FIFO or a device may hang.
 
     Args:
-        limit: The largest size in bytes that is allowed.
+        limit: Maximum size in bytes.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        Damaged: where it is no regular file, or too large.
-        Unreadable: where the file system refuses, now or while it is read.
+        FileNotFoundError: The file does not exist.
+        Damaged: It is not a regular file, or is too large.
+        Unreadable: The file system refuses access, on opening or while the file is read.
     """
     try:
-        # Not blocking, so that a FIFO without a writer does not hang.
+        # Non-blocking, so that opening a FIFO without a writer does not hang.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        # A folder cannot become a file object, so it is told apart before.
+        # os.fdopen fails for a folder, so the type is checked first.
         try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
@@ -70,22 +70,22 @@ def open_regular(path: Path, *, limit: int | None = None) -> Iterator[BufferedRe
 
 
 def read_bytes(path: Path, *, limit: int | None = None) -> bytes:
-    """The content of a regular file; raises as `open_regular` does."""
+    """Read a regular file as bytes; raises the same errors as `open_regular`."""
     with open_regular(path, limit=limit) as file:
         return file.read()
 
 
 def read_text(path: Path, *, limit: int | None = MAX_BYTES) -> str:
-    """The content of a UTF-8 file, with or without a byte-order mark; raises as `open_regular` does."""
+    """Read a UTF-8 file, with or without a byte-order mark; raises the same errors as `open_regular`."""
     return _as_text(path, read_bytes(path, limit=limit))
 
 
 def read_json(path: Path, kind: Kind) -> dict[str, Any]:
-    """The JSON object in a file, checked against its kind.
+    """Read the JSON object in a file, and validate it against its kind.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        Damaged, OtherVersion, Unreadable: see `sage.storage`.
+        FileNotFoundError: The file does not exist.
+        Damaged, OtherVersion, Unreadable: See sage/storage/errors.py.
     """
     try:
         text = read_text(path)
@@ -97,14 +97,14 @@ def read_json(path: Path, kind: Kind) -> dict[str, Any]:
 def read_json_lines(
     path: Path, kind: Kind, *, complete_only: bool = True
 ) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Each line of a JSON-lines file, as it stands and as it reads. A torn last line is left out.
+    """Yield each line of a JSON-lines file as bytes and as an object, without an incomplete last line.
 
     Args:
-        complete_only: Leave out a last line that does not end in a newline.
+        complete_only: Skip a last line that does not end with a newline.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        Damaged, OtherVersion, Unreadable: at the first line that cannot be used, which it names.
+        FileNotFoundError: The file does not exist.
+        Damaged, OtherVersion, Unreadable: A line cannot be used; the message names the first such line.
     """
     with open_regular(path) as file:
         for number, line in enumerate(file, start=1):
@@ -115,10 +115,10 @@ def read_json_lines(
 
 
 def parse_json(path: Path, text: str | bytes, kind: Kind, where: str = "") -> Any:
-    """The value that the text says in strict JSON; `where` is a place in the file, as "line 3".
+    """Parse a text as strict JSON; `where` is the position in the file for messages, such as "line 3".
 
     Raises:
-        Damaged: where it says none, or one that nests deeper than `MAX_DEPTH`.
+        Damaged: The text is not valid JSON, or is nested deeper than `MAX_DEPTH`.
     """
     place = f", {where}" if where else ""
     if isinstance(text, bytes):
@@ -144,10 +144,11 @@ def parse_json(path: Path, text: str | bytes, kind: Kind, where: str = "") -> An
 
 
 def checked(path: Path, content: Any, kind: Kind, where: str = "") -> dict[str, Any]:
-    """The content, where it is an object with the keys of its kind, in a format that this code reads.
+    """Return the content if it is a valid object of its kind, in a format that this code can read.
 
     Raises:
-        Damaged, OtherVersion: where it is not.
+        Damaged: It is not an object, or does not match its kind.
+        OtherVersion: Its format is newer than this code.
     """
     place = f", {where}" if where else ""
     reason = ""
@@ -171,18 +172,18 @@ def checked(path: Path, content: Any, kind: Kind, where: str = "") -> dict[str, 
 
 
 def read_toml(path: Path, what: str = "a TOML file") -> dict[str, Any]:
-    """The table in a TOML file, with or without a byte-order mark.
+    """Read a TOML file, with or without a byte-order mark.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        Unreadable: where it cannot be read, or is no TOML; one line with the place of the fault.
+        FileNotFoundError: The file does not exist.
+        Unreadable: The file cannot be read, or is not valid TOML; the message names the position.
     """
     text = read_text(path)
     try:
         table = tomllib.loads(text)
         if _depth(table) > MAX_DEPTH:
             raise RecursionError
-    except ValueError as error:  # a number of too many digits is no TOMLDecodeError
+    except ValueError as error:  # not only TOMLDecodeError: a number with too many digits raises ValueError
         raise Damaged(path, f"is no TOML: {error}", f"expected {what}") from error
     except RecursionError as error:
         raise Damaged(path, "is no TOML that can be read: nested too deeply", f"expected {what}") from error
@@ -190,7 +191,7 @@ def read_toml(path: Path, what: str = "a TOML file") -> dict[str, Any]:
 
 
 def what_it_is(mode: int) -> str:
-    """The type of what is no regular file, as "a FIFO"."""
+    """Return the type of a non-regular file in words, such as "a FIFO"."""
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")
 
@@ -213,7 +214,7 @@ def _as_text(path: Path, content: bytes, where: str = "") -> str:
 
 
 def _depth(value: Any) -> int:
-    """How deeply lists and objects nest, counted without recursion."""
+    """Return the nesting depth of lists and objects, computed without recursion."""
     depth, level = 0, [value]
     while level := [each for each in level if isinstance(each, dict | list)]:
         depth += 1

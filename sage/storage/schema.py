@@ -1,11 +1,11 @@
-"""Checks an object against a schema: which keys it has, and of which types.
+"""Validates an object against a schema of keys and types.
 
-A type is Python's, a union, `dict[str, T]`, `list[T]`, a `Literal`, `Any`, or a mapping of an object's own
-keys to their types. A key that ends in `?` may be missing. `float` allows whole numbers too. Numbers are
-finite and not beyond `LARGEST`, so that sums and plots of them are finite. Further keys are allowed, so that
-a newer version can add some without a new format.
+A type is a Python type, a union, `dict[str, T]`, `list[T]`, a `Literal`, `Any`, or a mapping from the keys of
+an object to their types. A key that ends with `?` is optional. `float` also allows integers. Numbers must be
+finite and less than `LARGEST` in magnitude, so that their sums and plots are finite. Additional keys are
+allowed, so that a newer version can add keys without a new format.
 
-A file's version is its key `format`. A file without the key is of version 1.
+The version of a file is its key `format`. A file without this key has version 1.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,34 +15,34 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 LARGEST = 1e290
-"""The largest number that a file may hold where one is expected; a sum of 10^10 of them is finite."""
+"""Bound on the magnitude of numbers in files; a sum of 10^10 such numbers is finite."""
 
 Fits = Callable[[Any], bool]
 
 
 class AnyFloat:
-    """Stands for a number that need not be finite, in a file of tensors."""
+    """Schema type of a number that may be non-finite, for files of tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a file of one kind holds, and what to do where one is damaged."""
+    """A kind of file: its schema, and the remedy for a damaged file."""
 
     name: str
-    """What messages call it."""
+    """Its name in messages."""
     keys: Mapping[str, Any] = field(default_factory=dict)
-    """Its keys and the types of their values, as the module's docstring says."""
+    """Its keys and the types of their values; see the module docstring."""
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Further keys, by the value of the key `kind`; no other value of it is allowed."""
+    """Additional keys for each value of the key `kind`; no other value is allowed."""
     check: Callable[[dict[str, Any]], str] | None = None
-    """What else is wrong with a content whose keys are right; "" for nothing."""
+    """A further check of content with valid keys: returns the fault, or "" if there is none."""
     version: int = 1
-    """The newest format that this code reads."""
+    """The newest format that this code can read."""
     cure: str = ""
-    """What to do about a damaged one."""
+    """The remedy for a damaged file."""
 
     def fault(self, content: dict[str, Any]) -> str:
-        """What is wrong with an object of this kind, as "needs the key 'steps'"; "" for nothing."""
+        """Return the fault of an object of this kind, such as "needs the key 'steps'"; "" if it is valid."""
         keys, fits = self._compiled[""]
         if self.variants:
             kind = content.get("kind")
@@ -62,7 +62,7 @@ class Kind:
 
 
 def _fits(kind: Any) -> Fits:
-    """A test for a type; made once for each kind of file, as the lines of a run's metrics are many."""
+    """Build the predicate for a type; done once for each kind, because a metrics file has many lines."""
     if isinstance(kind, Mapping):
         needed = [(key, _fits(each)) for key, each in kind.items() if not key.endswith("?")]
         others = [(key[:-1], _fits(each)) for key, each in kind.items() if key.endswith("?")]
@@ -99,7 +99,7 @@ def _fits(kind: Any) -> Fits:
 
 
 def _fault(value: Any, kind: Any, name: str) -> str:
-    """In words where a value does not fit."""
+    """Describe the first part of a value that does not match its type."""
     if get_origin(kind) in (Union, UnionType):
         same = [each for each in get_args(kind) if (get_origin(each) or each) is type(value)]
         if same and same[0] not in (int, float):
@@ -124,7 +124,7 @@ def _fault(value: Any, kind: Any, name: str) -> str:
 
 
 def type_of(value: Any) -> str:
-    """What JSON calls a value: an object, a list, a text, a number, true or false, null."""
+    """Return the JSON type of a value in words: an object, a list, a text, a number, true or false, null."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", NoneType: "null"}
     return names.get(type(value), "a number")
 

@@ -1,4 +1,4 @@
-"""Reads and writes files of tensors and plain values, in torch's format, without running code from them."""
+"""Reads and writes tensors and plain values in torch's format, without running code from the files."""
 
 import os
 import stat
@@ -12,16 +12,16 @@ from sage.storage.write import writing
 
 
 def read_tensors(path: Path, what: str, *, mmap: bool = False, cure: str = "") -> dict[str, Any]:
-    """The dictionary of tensors and plain values in a file that `write_tensors` wrote. Runs no code from it.
+    """Read the dictionary that `write_tensors` wrote, without running code from the file.
 
     Args:
-        what: What the file should be, for messages: "a checkpoint's file".
-        mmap: Leave tensors on the disk until they are looked at.
-        cure: What to do about a damaged one.
+        what: The expected file in messages, such as "a checkpoint's file".
+        mmap: Map the tensors into memory instead of reading them.
+        cure: The remedy for a damaged file.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        Damaged, Unreadable: where it is no such file; torch's own words are left out, as they advise to
+        FileNotFoundError: The file does not exist.
+        Damaged, Unreadable: The file is not valid. The message of torch is omitted, because it advises to
             load without checks.
     """
     import torch
@@ -39,7 +39,7 @@ def read_tensors(path: Path, what: str, *, mmap: bool = False, cure: str = "") -
         raise
     except OSError as error:
         raise refused(path, error) from error
-    except Exception as error:  # torch says in many ways that a file is not its own
+    except Exception as error:  # torch raises many types of errors for an invalid file
         raise Damaged(path, f"is damaged, or not {what}", cure) from error
     if not isinstance(content, dict):
         raise Damaged(path, f"is damaged: it holds a {type(content).__name__}, not {what}", cure)
@@ -47,10 +47,10 @@ def read_tensors(path: Path, what: str, *, mmap: bool = False, cure: str = "") -
 
 
 def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values whole or not at all, for `read_tensors`.
+    """Write tensors and plain values atomically, for `read_tensors`.
 
     Raises:
-        NotWritten: where the file system refuses, as a full disk.
+        NotWritten: The file system refuses to write, for example because the disk is full.
     """
     import torch
 
@@ -59,14 +59,14 @@ def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
         try:
             torch.save(dict(content), cast(IO[bytes], sink))
         except Exception:
-            # torch tells of a failed write as "unexpected pos 5568 vs 5462".
+            # torch reports a failed write as "unexpected pos 5568 vs 5462".
             if sink.error is not None:
                 raise NotWritten(path, sink.error) from sink.error
             raise
 
 
 class _Sink:
-    """A file that remembers why it could not be written."""
+    """A file wrapper that stores the first write error."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

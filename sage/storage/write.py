@@ -1,4 +1,4 @@
-"""Writes files whole or not at all: under a temporary name, synced, then renamed."""
+"""Writes files atomically: under a temporary name, synced, then renamed."""
 
 import csv
 import errno
@@ -19,21 +19,21 @@ from sage.storage.errors import NotWritten
 from sage.storage.schema import Kind
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
-"""What `os.link` says on a file system that has no hard links."""
+"""Errors of `os.link` on a file system that does not support hard links."""
 
 
 @contextmanager
 def writing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
-    """Write a file whole or not at all: it has its name, and is on disk, once the block has ended.
+    """Write a file atomically: it gets its name, and is on disk, when the block ends.
 
-    An old file is as it was until then, and stays so where the block raises. Its mode is kept, and where the
-    path is a link, the file that it leads to is replaced. A device, as /dev/null, is written to as it is.
+    An existing file is unchanged until then, and remains unchanged if the block raises. Its mode is kept. If
+    the path is a symlink, its target is replaced. A device such as /dev/null is written to directly.
 
     Args:
-        private: Only the owner may read and write it, whatever the umask.
+        private: Only the owner may read and write the file, regardless of the umask.
 
     Raises:
-        NotWritten: an OSError, where the file system refuses, as a full disk.
+        NotWritten: (an OSError) The file system refuses to write, for example because the disk is full.
     """
     try:
         found = _found(path)
@@ -63,24 +63,24 @@ def writing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Write a file whole or not at all; see `writing`."""
+    """Write a file atomically; see `writing`."""
     with writing(path, private=private) as file:
         file.write(content)
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
-    """Write a UTF-8 file whole or not at all; see `writing`. What UTF-8 cannot say becomes `?`."""
+    """Write a UTF-8 file atomically; see `writing`. Characters that UTF-8 cannot encode become `?`."""
     write_bytes(path, text.encode("utf-8", errors="replace"), private=private)
 
 
 def write_csv(
     path: Path, rows: Iterable[Mapping[str, Any]], names: Sequence[str], *, head: Iterable[str] = ()
 ) -> None:
-    """Write rows as CSV, whole or not at all; see `writing`. What a row lacks is left empty.
+    """Write rows as CSV atomically; see `writing`. Missing values are left empty.
 
     Args:
         names: The columns.
-        head: Lines above the table, each without its end.
+        head: Lines above the table, without line endings.
     """
     text = io.StringIO()
     text.writelines(f"{line}\n" for line in head)
@@ -93,19 +93,20 @@ def write_csv(
 def write_json(
     path: Path, content: Mapping[str, Any], kind: Kind | None = None, *, private: bool = False
 ) -> None:
-    """Write a JSON object whole or not at all; see `writing`. A non-finite number becomes null."""
+    """Write a JSON object atomically; see `writing`. A non-finite number becomes null."""
     if kind is not None and kind.version > 1:
         content = {"format": kind.version, **content}
     write_text(path, json_text(content, indent=2) + "\n", private=private)
 
 
 def write_first(path: Path, content: bytes, *, private: bool = False) -> bool:
-    """Write a file whole, unless there is one of this name; say whether this was the first.
+    """Create a file atomically, unless it already exists; return whether this call created it.
 
-    Of several processes that do so at once one is the first, and the file is never seen unfinished.
+    If several processes call this at once, exactly one creates the file, and no process sees an incomplete
+    file. On a file system without hard links, more than one process may create it.
 
     Raises:
-        NotWritten: where the file system refuses.
+        NotWritten: The file system refuses to write.
     """
     draft = _draft(path)
     try:
@@ -123,7 +124,7 @@ def write_first(path: Path, content: bytes, *, private: bool = False) -> bool:
                     raise
                 if os.path.lexists(path):
                     return False
-                draft.replace(path)  # between the two lines another process may have been the first
+                draft.replace(path)  # race: another process may have created the file since the check
         finally:
             with suppress(OSError):
                 draft.unlink()
@@ -134,13 +135,13 @@ def write_first(path: Path, content: bytes, *, private: bool = False) -> bool:
 
 
 class Lines:
-    """A file that lines are added to; a line is there whole or not at all, a crash in mid-write aside.
+    """A file to which lines are appended; each is written completely or not at all, except after a crash.
 
     Args:
-        cut: Remove a last line that a crash has torn; else it is ended, and the next begins after it.
+        cut: Remove an incomplete last line that a crash has left; otherwise a newline is added after it.
 
     Raises:
-        NotWritten: where the file system refuses, here and in each method.
+        NotWritten: The file system refuses to write; also raised by each method.
     """
 
     def __init__(self, path: Path, *, cut: bool, private: bool = False) -> None:
@@ -161,7 +162,7 @@ class Lines:
         return self._file.closed
 
     def append(self, lines: bytes) -> None:
-        """Add whole lines; where that fails the file is as it was."""
+        """Append complete lines; if that fails, the file is unchanged."""
         with self._named():
             size = os.fstat(self._file.fileno()).st_size
             try:
@@ -174,7 +175,7 @@ class Lines:
                 raise
 
     def sync(self) -> None:
-        """Bring the lines to disk; refused where the file has been removed meanwhile."""
+        """Sync the lines to disk; raises if the file has been removed in the meantime."""
         with self._named():
             os.fsync(self._file.fileno())
             found = _found(self.path)
@@ -212,7 +213,7 @@ class Lines:
 
 
 def append_json_lines(path: Path, contents: Iterable[Mapping[str, Any]], *, private: bool = False) -> None:
-    """Add lines to a JSON-lines file and sync it. A last line torn by a crash is ended first."""
+    """Append lines to a JSON-lines file and sync it; an incomplete last line is first ended by a newline."""
     lines = Lines(path, cut=False, private=private)
     try:
         lines.append("".join(json_text(content) + "\n" for content in contents).encode())
@@ -222,12 +223,12 @@ def append_json_lines(path: Path, contents: Iterable[Mapping[str, Any]], *, priv
 
 
 def json_text(content: Any, indent: int | None = None) -> str:
-    """The content in strict JSON, which has no NaN: a number that is not finite becomes null."""
+    """Return the content as strict JSON, which has no NaN: a number that is not finite becomes null."""
     return json.dumps(_strict(content), indent=indent, allow_nan=False)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it; of a link the link alone."""
+    """Remove a file, or a folder with its content; a symlink is removed, but not its target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -235,7 +236,7 @@ def remove(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Bring the names in a folder to disk; file systems that cannot are left alone."""
+    """Sync a folder to disk; file systems that do not support it are ignored."""
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -252,7 +253,7 @@ def _found(path: Path) -> os.stat_result | None:
 
 
 def _draft(path: Path) -> Path:
-    """A name beside the file that no other process uses; names have at most 255 bytes."""
+    """Return a unique temporary name in the same folder; shortened, as names have at most 255 bytes."""
     return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
 
 
@@ -265,7 +266,7 @@ _PLAIN, _PRIVATE = partial(_opener, 0o666), partial(_opener, 0o600)
 
 @contextmanager
 def _as_it_is(path: Path) -> Iterator[BinaryIO]:
-    """Open a device or a pipe to write; a FIFO that nobody reads is refused, not waited for."""
+    """Open a device or a pipe for writing; a FIFO without a reader is refused instead of blocking."""
     descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     os.set_blocking(descriptor, True)
     with os.fdopen(descriptor, "wb") as file:
