@@ -76,7 +76,8 @@ def from_another(training: TrainingState) -> str:
     The text is empty if `continue_from` is not set.
 
     Raises:
-        ValueError: The folder has no valid checkpoint, or its run has another model, reducer or optimiser.
+        ValueError: The folder has no valid checkpoint, or its run has another model, reducer, memory
+            or optimiser.
     """
     folder = training.config.continue_from
     if folder is None:
@@ -135,7 +136,7 @@ def _fitting(complaint: str) -> Iterator[None]:
 
 
 def _told(folder: Path, config: Config) -> Config:
-    """Read the configuration of the other run; refuse it if its model, reducer or optimiser differs."""
+    """Read the configuration of the other run; refuse it if a part whose state is saved differs."""
     try:
         before = Config.from_dict(storage.read_json(folder / "config.json", storage.CONFIG))
     except (OSError, ValueError, TypeError) as error:

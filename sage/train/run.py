@@ -116,7 +116,7 @@ def _rank(config: Config, place: Place) -> int:
 
 
 def _leave_early(place: Place, number: signal.Signals) -> None:
-    """End a rank immediately that receives a stop signal before training begins."""
+    """End this rank immediately after a stop signal that arrives before training."""
     text = f"rank {place.rank}: stopped by {number.name} before the first step; the same command starts again"
     tell_the_job(INTERRUPTED, text)
     if is_news(place.rank, text):
