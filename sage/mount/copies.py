@@ -1,4 +1,4 @@
-"""Notes deep copies of a mounted model: their gradients are reduced by nobody."""
+"""Records deep copies of a mounted model, whose gradients are not reduced."""
 
 import weakref
 from collections.abc import Mapping
@@ -10,13 +10,14 @@ ATTRIBUTE = "_sage_copies"
 
 
 class Copies:
-    """An attribute of a mounted model that learns of each `copy.deepcopy` of it.
+    """An attribute of a mounted model that records each `copy.deepcopy` of the model.
 
-    A pickled or copied model has None in its place, so that checkpoints of whole models stay free of SAGE.
+    In a pickled or copied model the attribute is None, so that checkpoints of whole models do not depend on
+    SAGE.
 
     Args:
         model: The mounted model.
-        named: Its parameters that are reduced, by name.
+        named: Its reduced parameters, by name.
     """
 
     def __init__(self, model: nn.Module, named: Mapping[str, nn.Parameter]) -> None:
@@ -25,7 +26,7 @@ class Copies:
         setattr(model, ATTRIBUTE, self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        # nn.Module keeps its parameters and modules before other attributes, so that they are copied by now.
+        # nn.Module stores parameters and modules before other attributes, so they are already copied here.
         for name, p in self._named.items():
             copied = memo.get(id(p))
             if isinstance(copied, nn.Parameter):
@@ -35,12 +36,12 @@ class Copies:
         return type(None), ()
 
     def name_of(self, parameter: nn.Parameter) -> str | None:
-        """The name of the mounted parameter that this one is a copy of; None where it is no copy."""
+        """Return the name of the mounted parameter that this one is a copy of; None if it is not a copy."""
         name, found = self._found.get(id(parameter), ("", None))
         return name if found is not None and found() is parameter else None
 
     def forget(self) -> None:
-        """Take the attribute off the model."""
+        """Remove the attribute from the model."""
         model = self._model()
         if model is not None and getattr(model, ATTRIBUTE, None) is self:
             delattr(model, ATTRIBUTE)

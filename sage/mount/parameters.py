@@ -1,4 +1,4 @@
-"""The parameters of a model that a mount reduces, and checks that they have not changed since."""
+"""The parameters of a model that a mount reduces, and checks that they are unchanged since mounting."""
 
 from collections.abc import Mapping
 
@@ -21,29 +21,29 @@ REAL = {
     torch.complex64: torch.float32,
     torch.complex128: torch.float64,
 }
-"""Dtypes of gradients that can be reduced, and the real dtype of each in the flat vector."""
+"""The real dtype in the flat vector for each gradient dtype that can be reduced."""
 
 
 def real_dtype(x: Tensor) -> torch.dtype:
-    """Dtype of x in a flat vector: a complex number is stored as a pair of reals."""
+    """Return the dtype of x in a flat vector: a complex number is stored as a pair of reals."""
     return REAL.get(x.dtype, x.dtype)
 
 
 def real_shape(x: Tensor) -> tuple[int, ...]:
-    """Shape of x in a flat vector: (*shape, 2) if it is complex."""
+    """Return the shape of x in a flat vector: (*shape, 2) if it is complex."""
     return (*x.shape, 2) if x.is_complex() else tuple(x.shape)
 
 
 def as_real(x: Tensor) -> Tensor:
-    """x as a real tensor that shares its memory."""
+    """View x as a real tensor that shares its memory."""
     return torch.view_as_real(x) if x.is_complex() else x
 
 
 def trainable(model: nn.Module, *, ignored: frozenset[str] = frozenset()) -> dict[str, nn.Parameter]:
-    """The parameters that require a gradient; tied ones once.
+    """Return the parameters that require a gradient by name; tied parameters occur once.
 
     Raises:
-        ValueError: if there are none, or one of them cannot be reduced; it is named.
+        ValueError: if there are none, or one of them cannot be reduced; the message gives its name.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in ignored}
     if not named:
@@ -64,10 +64,10 @@ def trainable(model: nn.Module, *, ignored: frozenset[str] = frozenset()) -> dic
 
 
 def check_plain(model: nn.Module) -> None:
-    """Refuse a model whose gradients are already reduced or sharded by a wrapper.
+    """Check that no wrapper already reduces or shards the model's gradients.
 
     Raises:
-        ValueError: if a part is wrapped; names the part and what to use.
+        ValueError: if a submodule is wrapped; the message gives its name and what to use instead.
     """
     for name, module in model.named_modules():
         part = f"{name!r} of the model" if name else "the model"
@@ -101,10 +101,10 @@ def check_unchanged(
 ) -> None:
     """Check that the model's trainable parameters are still those that were mounted.
 
-    It visits the model's parameters once and reads nothing from a device.
+    The check iterates over the model's parameters once and reads nothing from a device.
 
     Raises:
-        ValueError: names the first parameter that was frozen, unfrozen, replaced, added or removed.
+        ValueError: if a parameter was frozen, unfrozen, replaced, added or removed; gives the first one.
     """
     now = dict(model.named_parameters())
     for name, p in mounted.items():
@@ -132,10 +132,11 @@ def check_unchanged(
 
 
 def check_memory(model: nn.Module) -> None:
-    """Refuse parameters and buffers that a broadcast cannot write to.
+    """Check that a broadcast can write to all parameters and buffers.
 
     Raises:
-        ValueError: names the first one whose elements share memory, that is not strided, or has no device.
+        ValueError: if the elements of one share memory, or it is not strided or on the meta device; gives
+            the first one.
     """
     for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, x in named:
@@ -153,10 +154,10 @@ def check_memory(model: nn.Module) -> None:
 
 
 def check_dense(model: nn.Module) -> None:
-    """Refuse a model whose gradients are not all dense.
+    """Check that all gradients of the model are dense.
 
     Raises:
-        ValueError: if it has a sparse embedding.
+        ValueError: if the model has a sparse embedding.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
@@ -167,14 +168,14 @@ def check_dense(model: nn.Module) -> None:
 
 
 def ddp_parameters(model: DistributedDataParallel, *, in_backward: bool = False) -> dict[str, nn.Parameter]:
-    """The parameters that DistributedDataParallel reduces, by their names in the module.
+    """Return the parameters that DistributedDataParallel reduces, by their names in the module.
 
     Args:
         model: The wrapped model.
-        in_backward: Whether its backward is running; DDP cannot report how many it reduces then.
+        in_backward: Whether its backward is running; DDP cannot report the number of its parameters then.
 
     Raises:
-        ValueError: if they are not the parameters that require a gradient now.
+        ValueError: if these differ from the parameters that require a gradient now.
     """
     ignored = frozenset(model.parameters_to_ignore)
     named = trainable(model.module, ignored=ignored)
@@ -205,10 +206,10 @@ def wrapper_of(module: nn.Module) -> DistributedDataParallel | None:
 
 
 def only_kind(named: Named) -> tuple[torch.dtype, torch.device]:
-    """The dtype and the device that all gradients have in the flat vector.
+    """Return the common dtype and device of all gradients in the flat vector.
 
     Raises:
-        ValueError: where there are several; a parameter of each is named.
+        ValueError: if there are several; the message gives one parameter for each.
     """
     kinds = {(real_dtype(p), p.device): name for name, p in reversed([*named.items()])}
     if len(kinds) > 1:

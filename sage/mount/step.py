@@ -1,15 +1,16 @@
-"""One reduction of all of a mount's gradients: it happens as a whole, or leaves no trace.
+"""One reduction of all gradients of a mount: either it completes, or all state is restored.
 
-A gradient that is not finite on any rank, as after an overflow under `torch.amp.GradScaler`, must not reach a
-residual, a momentum or a threshold: it would stay there. So the ranks agree before each reduction (`control`,
-4 bytes). A mean that is not finite although every rank's gradient was (a value that overflowed on the wire)
-is seen on every rank alike. In both cases all state is put back as it was before the step, and all gradients
-become NaN on every rank, so that the scaler of every rank skips the step and halves its scale once.
+A gradient that is not finite on any rank, for example after an overflow under `torch.amp.GradScaler`, must
+not be added to a residual, a momentum or a threshold, because it would persist there. So the ranks exchange a
+flag before each reduction (`control`, 4 bytes). If all gradients are finite but the mean is not (a value
+overflowed in a payload), every rank detects this from the mean, which is the same on all ranks. In both cases
+all state is restored as before the step, and all gradients become NaN on every rank, so that the scaler of
+every rank skips the step and halves its scale once.
 
-To put state back takes a copy of it, which costs as much as all checks together. None is made where no mean
-can overflow: where the mount has one flat gradient, and gradient, residual and momentum are so small on every
-rank that their sum over the ranks is below fp16's largest number (`LIMIT`). Under a GradScaler gradients are
-usually larger.
+Restoring state requires a copy, which costs as much as all checks together. No copy is made if no mean can
+overflow: the mount has one flat gradient, and gradient, residual and momentum are so small on every rank that
+their sum over the ranks is below the largest fp16 number (`LIMIT`). Under a GradScaler, gradients are usually
+larger.
 """
 # N = elements of a flat gradient
 
@@ -23,33 +24,33 @@ from sage.comm.wire import Wire
 from sage.mount.flat import Flat
 
 LIMIT = 2.0**15
-"""Bound of what is sent, summed over the ranks; it may round to the double in a narrow code."""
+"""Bound of the values sent, summed over the ranks; a low-precision code may round them up to twice that."""
 
 _NOT_FINITE, _LARGE = 2.0**21, 1.0
-"""What a rank adds to the sum by which all agree; there are fewer than 2^20 ranks."""
+"""Flags that a rank contributes to the `control` sum; valid for fewer than 2^20 ranks."""
 
 
 class Step:
-    """One reduction of some flat gradients, one after another.
+    """One reduction of one or more flat gradients, one after another.
 
     Args:
-        wire: To the other ranks.
-        lr: The learning rate of this step, for a memory that asks for it.
-        is_only: Whether there is one flat gradient, so that no later one can have this step skipped.
+        wire: Communicator to the other ranks.
+        lr: The learning rate of this step, for an error feedback that uses it.
+        is_only: Whether there is only one flat gradient, so that no later one can cause a skipped step.
     """
 
     def __init__(self, wire: Wire, lr: float | None, *, is_only: bool = False) -> None:
         self._wire, self._lr, self._is_only = wire, lr, is_only
         self._saved: list[tuple[Flat, dict[str, Tensor]]] = []
         self.skipped = False
-        """Whether a gradient or a mean of this step was not finite; the same on every rank."""
+        """Whether a gradient or mean of this step was not finite; the same on every rank."""
 
     def reduce(self, flat: Flat, squares_C: Tensor | None = None) -> None:
-        """Replace a flat gradient by its mean; by NaN where this step is skipped.
+        """Replace a flat gradient by its mean over the ranks, or by NaN if this step is skipped.
 
         Args:
             flat: The gradient and its reducer.
-            squares_C: What the reducer is to observe before, if it is not skipped.
+            squares_C: Passed to the reducer's `observe` before the reduction, unless the step is skipped.
         """
         may_overflow = not self.skipped and self._agree(flat, squares_C)
         if not self.skipped:
@@ -69,7 +70,7 @@ class Step:
             flat.grad_N.fill_(math.nan)
 
     def _agree(self, flat: Flat, squares_C: Tensor | None) -> bool:
-        """Skip the step where any rank's gradient is not finite; else say whether a mean may overflow."""
+        """Skip the step if the gradient of any rank is not finite; return whether a mean may overflow."""
         length = norm(flat.grad_N)
         bound = flat.feedback.bound(length, norm) if self._is_only and length < LIMIT else math.inf
         good = (length < LIMIT or is_finite(flat.grad_N)) and (squares_C is None or is_finite(squares_C))
@@ -84,14 +85,14 @@ class Step:
         return total > 0
 
     def end(self) -> None:
-        """Put back what a skipped step has changed."""
+        """Restore the state that a skipped step has changed."""
         if self.skipped:
             for flat, saved in self._saved:
                 flat.put_back(saved)
 
 
 def norm(x_N: Tensor) -> float:
-    """The Euclidean norm, which bounds every element; infinity or NaN where it, or its square, is not finite.
+    """Compute the Euclidean norm, a bound of every element; inf or NaN if it or its square is not finite.
 
     >>> norm(torch.tensor([3.0, -4.0])), norm(torch.tensor([1.0, torch.inf])), norm(torch.ones(0))
     (5.0, inf, 0.0)
@@ -108,13 +109,13 @@ def is_finite(x_N: Tensor) -> bool:
     >>> is_finite(torch.ones(3)), is_finite(torch.tensor([1.0, torch.nan])), is_finite(torch.full((2,), 3e38))
     (True, False, True)
     """
-    # A sum reads the vector once. It may overflow where no element does; then each is looked at.
+    # A sum reads the vector once. It may overflow although all elements are finite; then check each element.
     total = x_N.sum(dtype=torch.float64 if x_N.dtype == torch.float64 else torch.float32)
     return bool(total.isfinite()) or bool(x_N.isfinite().all())
 
 
 def anywhere(here: bool, wires: Sequence[Wire], device: torch.device) -> bool:
-    """Whether it is so on any rank of these wires; 4 bytes on each."""
+    """Whether `here` is true on any rank of these wires; costs 4 bytes on each wire."""
     found = torch.full((1,), float(here), device=device)
     for wire in wires:
         if wire.world_size > 1:

@@ -1,4 +1,4 @@
-"""All gradients of a model as views of one flat vector."""
+"""The gradients of a whole model as views of one flat vector."""
 # N = elements of the flat gradient
 
 import torch
@@ -15,22 +15,23 @@ from sage.reduction.reducer import Memory, Reducer
 
 
 class WholeModel(Flat):
-    """All gradients of a model as views of one flat vector, and a reducer over it.
+    """All gradients of a model as views of one flat vector, with a reducer over it.
 
-    Backward accumulates straight into the vector, so nothing is copied before or after the reduction. Frozen
-    parameters have no place in it; unused ones contribute zeros. Complex parameters come first and are
-    always compressed: a complex view of the vector has to begin at an even element.
+    Backward accumulates directly into the vector, so nothing is copied before or after the reduction. The
+    vector contains no frozen parameters; unused parameters contribute zeros. Complex parameters come first
+    and are always compressed, because a complex view of the vector must start at an even element.
 
     Args:
-        model: Its parameters' `.grad` are replaced by views.
+        model: The model; the `.grad` of each parameter is replaced by a view.
         reducer: The method, not yet bound.
-        memory: Error feedback; by default what the reducer asks for.
-        memory_options: Its β, γ and so on, as of `sage.reduction.error_feedback.ErrorFeedback`.
-        grouping: The unit over which the reducer decides; by default what it asks for.
-        min_compress: Tensors of fewer elements go dense, unless the reducer takes them too.
+        memory: Error feedback; by default the reducer's own.
+        memory_options: Options of the error feedback (β, γ, …); see
+            `sage.reduction.error_feedback.ErrorFeedback`.
+        grouping: Unit of the reducer's decisions; by default the reducer's own.
+        min_compress: Tensors with fewer elements are sent dense, unless the reducer handles them too.
 
     Raises:
-        ValueError: where no parameter requires a gradient, or their dtypes or devices differ.
+        ValueError: if no parameter requires a gradient, or their dtypes or devices differ.
     """
 
     def __init__(
@@ -68,13 +69,15 @@ class WholeModel(Flat):
         self.grad_N.zero_()
 
     def collect(self) -> None:
-        """Take the gradients that are no views of the vector into it, and make all of them views again.
+        """Copy gradients that are not views of the vector into it, and make all gradients views again.
 
-        `zero_grad()` of an optimiser or a model sets gradients to None, and the next backward makes new ones;
-        `model.half()` or `.to()` gives the old ones new memory. What has no gradient contributes zeros.
+        `zero_grad()` of an optimiser or a model sets gradients to None, and the next backward allocates new
+        ones; `model.half()` or `.to()` moves gradients to new memory. A parameter without a gradient
+        contributes zeros.
 
         Raises:
-            ValueError: where a parameter's shape has changed, or parameters now differ in dtype or device.
+            ValueError: if the shape of a parameter has changed, or the parameters now differ in dtype or
+                device.
         """
         spans, parameters = self.layout.spans, self.parameters_in_order
         for span, p in zip(spans, parameters, strict=True):
@@ -100,23 +103,23 @@ class WholeModel(Flat):
             p.grad = place.detach()
 
     def _apart(self, grad: Tensor | None) -> Tensor | None:
-        """A gradient as a dense tensor without memory of the vector, which is about to be written."""
+        """Return a gradient as a dense tensor that shares no memory with the vector, before it is written."""
         if grad is None or grad.layout != torch.strided:
             return None if grad is None else grad.to_dense()
         memory = self.grad_N.untyped_storage().data_ptr()
         return grad.clone() if grad.untyped_storage().data_ptr() == memory else grad
 
     def forget(self) -> None:
-        """Set the gradient to zero, and to None what of it is no view of the vector."""
+        """Set the flat gradient to zero, and set each `.grad` that is not a view of it to None."""
         self.zero_()
         for p, place in zip(self.parameters_in_order, self._places, strict=True):
             if not _is_at(p.grad, place):
                 p.grad = None
 
     def _lay(self) -> None:
-        """The place of each parameter's gradient in the vector, in its own shape and dtype.
+        """Make the view of the vector for each parameter's gradient, in the parameter's shape and dtype.
 
-        `.grad` is an alias of it: `model.half()` gives the tensor in `.grad` other memory.
+        `.grad` is an alias of the view, because `model.half()` moves the tensor in `.grad` to other memory.
         """
         self._places = [
             torch.view_as_complex(view) if p.is_complex() else view
@@ -125,7 +128,7 @@ class WholeModel(Flat):
 
 
 def _is_at(grad: Tensor | None, place: Tensor) -> bool:
-    """Whether a gradient lies at a place, though it may be another tensor object."""
+    """Whether a gradient has the same memory, strides, dtype and device as a view of the vector."""
     return (
         grad is not None
         and grad.layout == torch.strided

@@ -1,5 +1,5 @@
-"""Checks what a reducer has returned against the contract in docs/tutorials/reducer.md."""
-# N = elements of the flat vector, K = indices of one rank or of all
+"""Checks the result of a reducer against the contract in docs/tutorials/reducer.md."""
+# N = elements of the flat vector, K = indices of one rank or of all ranks
 
 import torch
 from torch import Tensor
@@ -10,12 +10,12 @@ INDICES = (torch.int16, torch.int32, torch.int64)
 
 
 def fault_of(reduced: object, grad_N: Tensor, *, look_at_indices: bool) -> str:
-    """What is wrong with what a reducer has returned, and what is expected; "" where nothing is.
+    """Describe the first error in the result of a reducer, and what is expected; "" if there is none.
 
     Args:
-        reduced: What it returned.
-        grad_N: The gradient that it was given, for size, dtype and device.
-        look_at_indices: Whether to look at the values of indices too, which on a GPU waits for it.
+        reduced: The result of the reducer.
+        grad_N: The gradient passed to the reducer, for size, dtype and device.
+        look_at_indices: Whether to check the values of indices too, which synchronises with the GPU.
     """
     if not isinstance(reduced, Reduced):
         return f"{type(reduced).__name__}, not a Reduced"
