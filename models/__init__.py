@@ -1,1 +1,1 @@
-"""The models: one file, one network family; the file's name is its name in a workload."""
+"""The models: one file per network family; a workload refers to a model by its file name."""

@@ -1,7 +1,7 @@
 """A fully connected network with ReLU: 784-200-200-10 on MNIST.
 
 The "2NN" of McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
-2017, https://arxiv.org/abs/1602.05629: 199,210 parameters on MNIST's 28x28 images.
+2017, https://arxiv.org/abs/1602.05629. It has 199,210 parameters for the 28x28 images of MNIST.
 """
 
 from torch import Tensor, nn
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class FeedForward(nn.Module):
-    """Linear layers with ReLU between them, over the flattened image.
+    """Linear layers with ReLU between them, applied to the flattened image.
 
     Args:
-        hidden: The widths of the hidden layers; none at all is logistic regression.
+        hidden: Widths of the hidden layers; without any, the model is logistic regression.
     """
 
     def __init__(

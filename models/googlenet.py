@@ -1,13 +1,13 @@
 """GoogLeNet for small images: nine inception modules with batch normalisation.
 
-Szegedy et al., "Going Deeper with Convolutions", 2014, https://arxiv.org/abs/1409.4842: the modules' widths
-are those of its table 1. The stem is one 3x3 convolution to 192 channels; each 5x5 is two 3x3 (Szegedy et
-al., "Rethinking the Inception Architecture for Computer Vision", 2015, https://arxiv.org/abs/1512.00567);
-there are no auxiliary classifiers.
+Szegedy et al., "Going Deeper with Convolutions", 2014, https://arxiv.org/abs/1409.4842: the widths of the
+modules are those in table 1. The stem is one 3x3 convolution to 192 channels. Each 5x5 convolution is
+replaced by two 3x3 convolutions (Szegedy et al., "Rethinking the Inception Architecture for Computer Vision",
+2015, https://arxiv.org/abs/1512.00567). There are no auxiliary classifiers.
 
-6,166,250 parameters for 10 classes, 6,258,500 for 100, the convolutions' biases among them. A bias before
-batch normalisation has no effect and a gradient of rounding errors; it is here because the published counts
-have it.
+The model has 6,166,250 parameters for 10 classes and 6,258,500 for 100 classes, including the biases of the
+convolutions. A bias before batch normalisation has no effect, and its gradient consists of rounding errors;
+the biases are included because the published counts include them.
 """
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 # B = images, C = channels, H, W = height and width, K = classes
 
-# a stage a line; for each module the widths of: 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection
+# One tuple per stage; for each module the widths of: 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection.
 STAGES = (
     ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)),
     (
@@ -30,7 +30,7 @@ STAGES = (
 
 
 def convolve(in_channels: int, out_channels: int, size: int) -> nn.Sequential:
-    """Make a convolution that keeps the image's size, its batch normalisation and its activation."""
+    """Make a convolution that keeps the image size, followed by batch normalisation and activation."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, size, padding=size // 2),
         nn.BatchNorm2d(out_channels),
@@ -39,7 +39,7 @@ def convolve(in_channels: int, out_channels: int, size: int) -> nn.Sequential:
 
 
 class Inception(nn.Module):
-    """Four branches over the same input, their channels laid side by side."""
+    """Four branches over the same input; their outputs are concatenated along the channels."""
 
     def __init__(self, width: int, n1: int, reduce3: int, n3: int, reduce5: int, n5: int, pool: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Inception(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """The inception network, for images of any size."""
+    """The inception network for images of any size."""
 
     def __init__(self, *, num_classes: int, channels: int = 3) -> None:
         super().__init__()

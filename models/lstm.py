@@ -1,8 +1,8 @@
-"""An LSTM language model: words embedded, read by stacked LSTMs, and decoded to the next word's logits.
+"""An LSTM language model: word embedding, stacked LSTMs, and a decoder to the logits of the next word.
 
 Zaremba, Sutskever, Vinyals, "Recurrent Neural Network Regularization", 2014, https://arxiv.org/abs/1409.2329:
-dropout on what goes up, none on what goes on in time. Tied embeddings are those of Press, Wolf, "Using the
-Output Embedding to Improve Language Models", 2017, https://arxiv.org/abs/1608.05859.
+dropout on the connections between layers, but not on the recurrent connections. Tied embeddings are those of
+Press, Wolf, "Using the Output Embedding to Improve Language Models", 2017, https://arxiv.org/abs/1608.05859.
 
     workload          embedding     hidden    tied    parameters (V = words of the vocabulary)
     lstm-wikitext2          650    3 x  650    yes    651 V + 10,155,600
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 # B = streams of text, T = time steps, V = words of the vocabulary, E = embedding, H = hidden, L = layers
 
 Hidden = tuple[Tensor, Tensor]
-"""The LSTM's memory between two chunks of text: h_LBH and c_LBH."""
+"""The LSTM's state between two chunks of text: h_LBH and c_LBH."""
 
 
 class LSTM(nn.Module):
-    """A language model that carries its memory from one chunk of text to the next.
+    """A language model that passes its hidden state from one chunk of text to the next.
 
-    The caller detaches the memory where gradients should end:
+    The caller detaches the state to truncate backpropagation:
 
         >>> import torch
         >>> model = LSTM(vocab_size=10, embedding=4, hidden=4)
@@ -32,10 +32,10 @@ class LSTM(nn.Module):
         (torch.Size([2, 3, 10]), torch.Size([3, 2, 4]))
 
     Args:
-        dropout: On the embedding, between the layers, and on the last layer's output.
-        tied: Let the decoder's weight be the embedding's.
-        init_range: Embedding and decoder weights start uniform in +-init_range, the decoder's bias at 0, and
-            the LSTM's own weights as PyTorch has them, uniform in +-1/sqrt(hidden).
+        dropout: Dropout rate on the embedding, between the layers and on the output of the last layer.
+        tied: Use the embedding's weight as the decoder's weight.
+        init_range: Embedding and decoder weights are initialised uniformly in +-init_range, the decoder's
+            bias to 0, and the LSTM's weights as in PyTorch, uniformly in +-1/sqrt(hidden).
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class LSTM(nn.Module):
             )
         self.dropout = nn.Dropout(dropout)
         self.embedding = nn.Embedding(vocab_size, embedding)
-        # PyTorch drops between layers, and warns where one layer has no between
+        # nn.LSTM applies dropout between layers, and warns if there is only one layer.
         self.lstm = nn.LSTM(
             embedding, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0
         )

@@ -1,7 +1,7 @@
-"""NeuMF, a recommender: matrix factorisation and a perceptron side by side, mixed by one last layer.
+"""NeuMF, a recommender: matrix factorisation and a perceptron in parallel, combined by a final linear layer.
 
 He, Liao, Zhang, Nie, Hu, Chua, "Neural Collaborative Filtering", 2017, https://arxiv.org/abs/1708.05031,
-section 3.4. 31,832,577 parameters on ML-20M (138,493 users, 26,744 items).
+section 3.4. The model has 31,832,577 parameters on ML-20M (138,493 users, 26,744 items).
 """
 
 from itertools import pairwise
@@ -9,22 +9,22 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-# B = pairs of a user and an item, F = factors, I = the perceptron's input
+# B = pairs of a user and an item, F = factors, I = input width of the perceptron
 
 
 class NeuMF(nn.Module):
-    """Score how likely a user is to choose an item: a logit, no sigmoid.
+    """Score how likely a user is to choose an item, as a logit without sigmoid.
 
         logit = h . [p * q ; perceptron([p' ; q'])] + bias          (equation 12)
 
-    where p and q are the user's and the item's factors, p' and q' their features. The weights start as in the
-    authors' own code where nothing is pre-trained: the embeddings Gaussian with deviation 0.01, the
-    perceptron Glorot uniform, the last layer LeCun uniform, the biases 0.
+    where p and q are the factors of the user and the item, and p' and q' their features. The weights are
+    initialised as in the authors' code without pre-training: embeddings Gaussian with standard deviation
+    0.01, perceptron Glorot uniform, last layer LeCun uniform, biases 0.
 
     Args:
-        factors: Width of the factorisation's embeddings.
-        mlp: Widths of the perceptron, its input first: a user's and an item's embedding, half the width each.
-        dropout: After each of the perceptron's layers.
+        factors: Width of the embeddings of the factorisation.
+        mlp: Widths of the perceptron, starting with its input: user and item embedding, half the width each.
+        dropout: Dropout rate after each layer of the perceptron.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class NeuMF(nn.Module):
             elif isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.kaiming_uniform_(self.score.weight, nonlinearity="linear")  # at gain 1, LeCun's
+        nn.init.kaiming_uniform_(self.score.weight, nonlinearity="linear")  # LeCun uniform, as the gain is 1
 
     def forward(self, user_B: Tensor, item_B: Tensor) -> Tensor:
         factors_BF = self.user_factors(user_B) * self.item_factors(item_B)

@@ -8,8 +8,8 @@ He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", 2015, https
        56   stride and zeros (option A)                        853,018
       110   stride and zeros (option A)                      1,727,962
 
-ResNet-18 is the paper's ImageNet network with a 3x3 stem of stride 1 and no pooling after it; the other three
-are those of the paper's section 4.2.
+ResNet-18 is the ImageNet network of the paper with a 3x3 stem of stride 1 and no pooling after the stem. The
+other three are the networks of section 4.2 of the paper.
 """
 
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 # B = images, C = channels, H, W = height and width, K = classes
 
-# depth: (width of each stage, blocks a stage, whether shortcuts have weights)
+# depth: (width of each stage, blocks per stage, whether shortcuts have weights)
 LAYOUTS: dict[int, tuple[tuple[int, ...], int, bool]] = {
     18: ((64, 128, 256, 512), 2, True),
     20: ((16, 32, 64), 3, False),
@@ -27,7 +27,7 @@ LAYOUTS: dict[int, tuple[tuple[int, ...], int, bool]] = {
 
 
 class PadShortcut(nn.Module):
-    """The shortcut without parameters (option A): skip pixels, and fill the new channels with zeros."""
+    """The shortcut without parameters (option A): subsample pixels and pad the new channels with zeros."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class PadShortcut(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, added to a shortcut around them."""
+    """Two 3x3 convolutions and a shortcut whose output is added to theirs."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, projects: bool) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network for images of any size; every stage but the first halves height and width."""
+    """A residual network for images of any size; every stage except the first halves height and width."""
 
     def __init__(self, *, depth: int = 18, num_classes: int, channels: int = 3) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(
                 module, nn.Conv2d
-            ):  # as the paper has it: He et al., 2015, "Delving Deep into Rectifiers"
+            ):  # as in the paper: He et al., 2015, "Delving Deep into Rectifiers"
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

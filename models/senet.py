@@ -1,10 +1,11 @@
-"""SENet-18 for small images: a pre-activation ResNet-18 whose blocks weigh their own channels.
+"""SENet-18 for small images: a pre-activation ResNet-18 with a channel gate in each block.
 
-Hu, Shen, Sun, "Squeeze-and-Excitation Networks", 2018, https://arxiv.org/abs/1709.01507, on the
+Hu, Shen, Sun, "Squeeze-and-Excitation Networks", 2018, https://arxiv.org/abs/1709.01507, with the
 pre-activation block of He et al., "Identity Mappings in Deep Residual Networks", 2016, https://arxiv.org/abs/1603.05027.
 
-11,260,354 parameters for 10 classes, 11,306,524 for 100: convolutions without bias, save the two 1x1
-convolutions of each gate; reduction 16; nothing normalises the last stage before the classifier.
+The model has 11,260,354 parameters for 10 classes and 11,306,524 for 100 classes. Convolutions have no bias,
+except the two 1x1 convolutions of each gate. The reduction ratio is 16. There is no normalisation between the
+last stage and the classifier.
 """
 
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """Normalise, activate, convolve, twice; weigh the channels; add the shortcut."""
+    """A pre-activation block: twice normalise, activate and convolve; then channel gate and shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -47,14 +48,14 @@ class Block(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         active_BCHW = F.relu(self.bn1(x_BCHW))
-        # a projection reads the activated input; the identity must not, or no clear path leads through
+        # A projection uses the activated input; an identity shortcut uses x, so that the path stays identity.
         shortcut_BCHW: Tensor = x_BCHW if self.shortcut is None else self.shortcut(active_BCHW)
         y_BCHW: Tensor = self.gate(self.conv2(F.relu(self.bn2(self.conv1(active_BCHW)))))
         return y_BCHW + shortcut_BCHW
 
 
 class SENet(nn.Module):
-    """The squeeze-and-excitation ResNet-18, for images of any size."""
+    """The squeeze-and-excitation ResNet-18 for images of any size."""
 
     def __init__(self, *, num_classes: int, channels: int = 3) -> None:
         super().__init__()
