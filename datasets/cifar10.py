@@ -1,4 +1,4 @@
-"""CIFAR-10: 60,000 colour images of 32x32 pixels in 10 classes, 10,000 of them to test."""
+"""CIFAR-10: 60,000 colour images of 32x32 pixels in 10 classes, 10,000 of them for testing."""
 
 import pickle
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from sage.data.images import Images
 from sage.storage import open_regular
 
 _ARRAY_GLOBALS = {
-    # What the pickles of 2009 call it; numpy has moved it since.
+    # The name in the pickles of 2009; numpy has since moved the function.
     ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -24,10 +24,10 @@ _ARRAY_GLOBALS = {
 
 
 class CIFAR10(Images):
-    """Learning Multiple Layers of Features from Tiny Images (Krizhevsky, 2009).
+    """CIFAR-10, from "Learning Multiple Layers of Features from Tiny Images" (Krizhevsky, 2009).
 
-    https://www.cs.toronto.edu/~kriz/cifar.html. Files, address and md5 sums are torchvision's, the means and
-    deviations those of SIDCo (Abdelmoniem et al., 2021, https://arxiv.org/abs/2101.10761).
+    https://www.cs.toronto.edu/~kriz/cifar.html. Files, URL and md5 sums are those of torchvision; means and
+    standard deviations are those of SIDCo (Abdelmoniem et al., 2021, https://arxiv.org/abs/2101.10761).
     """
 
     name: ClassVar[str] = "cifar10"
@@ -49,8 +49,8 @@ class CIFAR10(Images):
 
         Args:
             augment: Crop and flip the training images at random.
-            limit_train: Train on only so many images, the first.
-            limit_test: Test on only so many images, the first.
+            limit_train: Train only on the first so many images.
+            limit_test: Test only on the first so many images.
         """
         train, test = self._files(root)
         super().__init__(
@@ -67,7 +67,7 @@ class CIFAR10(Images):
 
     @classmethod
     def prepare(cls, root: Path) -> None:
-        """Download, unpack and check the files, unless they are there."""
+        """Download, unpack and verify the files, unless they exist."""
         with preparing(root, cls.name, is_there=partial(cls._files, root)) as is_missing:
             if is_missing:
                 folder = root / cls.name
@@ -78,7 +78,7 @@ class CIFAR10(Images):
 
     @classmethod
     def _files(cls, root: Path) -> tuple[list[Path], list[Path]]:
-        """Find the training and the test files, and check them."""
+        """Find the training and test files and verify their checksums."""
         folder = root / cls.name / cls.source.base_folder
         if not folder.is_dir() and (root / cls.source.base_folder).is_dir():
             folder = root / cls.source.base_folder
@@ -97,7 +97,7 @@ class CIFAR10(Images):
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Rebuild numpy arrays and plain values, and refuse to name anything else."""
+    """An unpickler that loads only numpy arrays and plain values."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ARRAY_GLOBALS:
@@ -106,13 +106,13 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def read_batch(path: Path) -> dict[str, Any]:
-    """Read one pickled batch, in which nothing but arrays and plain values is let in."""
+    """Read one pickled batch; only arrays and plain values are allowed in it."""
     with open_regular(path) as file:
         try:
             batch = _ArrayUnpickler(file, encoding="latin1").load()
         except pickle.UnpicklingError as error:
             raise DataError(f"{path} is refused: {error}") from error
-        except Exception as error:  # a damaged pickle fails in many ways
+        except Exception as error:  # a damaged pickle may raise any exception
             raise DataError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     if not isinstance(batch, dict):
         raise DataError(f"{path} is refused: it holds no batch of images")

@@ -1,4 +1,4 @@
-"""CIFAR-100: 60,000 colour images of 32x32 pixels in 100 classes, 10,000 of them to test."""
+"""CIFAR-100: 60,000 colour images of 32x32 pixels in 100 classes, 10,000 of them for testing."""
 
 import torchvision
 
@@ -6,10 +6,10 @@ from .cifar10 import CIFAR10
 
 
 class CIFAR100(CIFAR10):
-    """CIFAR-10's sibling with the fine labels (Krizhevsky, 2009).
+    """CIFAR-100 with the fine labels (Krizhevsky, 2009).
 
-    https://www.cs.toronto.edu/~kriz/cifar.html. Under the root it lies at `cifar100/cifar-100-python` or
-    `cifar-100-python`. The means and deviations are those of the training images.
+    https://www.cs.toronto.edu/~kriz/cifar.html. The files are in `cifar100/cifar-100-python` or
+    `cifar-100-python` under the root. Means and standard deviations are those of the training images.
     """
 
     name = "cifar100"

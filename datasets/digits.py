@@ -1,4 +1,4 @@
-"""Digits: 1,797 handwritten digits of 8x8 pixels that come with scikit-learn, nothing to download."""
+"""Digits: 1,797 handwritten digits of 8x8 pixels from scikit-learn, without any download."""
 
 import hashlib
 from importlib.util import find_spec
@@ -14,17 +14,17 @@ _NUM_TRAIN = 1437
 
 
 class Digits(Images):
-    """Optical recognition of handwritten digits (Alpaydin and Kaynak, 1998): 1,437 to train on, 360 to test.
+    """Optical recognition of handwritten digits (Alpaydin and Kaynak, 1998), the subset in scikit-learn.
 
-    https://doi.org/10.24432/C50P49, in the part that scikit-learn ships.
+    https://doi.org/10.24432/C50P49; 1,437 images are for training and 360 for testing.
     """
 
     def __init__(self, root: Path, *, limit_train: int | None = None, limit_test: int | None = None) -> None:
-        """Read the digits out of scikit-learn; there is nothing under `root`."""
+        """Read the digits from scikit-learn; `root` is not used."""
         digits = _read()
         images = (digits[:, :-1].reshape(-1, 8, 8) * 255 / 16).round().astype(np.uint8)
         labels = digits[:, -1].astype(np.uint8)
-        # RandomState, for its stream is the one that numpy promises never to change.
+        # numpy guarantees that the stream of RandomState never changes.
         order = torch.from_numpy(np.random.RandomState(0).permutation(len(labels)))
         x_NCHW = torch.from_numpy(images)[order, None]
         y_N = torch.from_numpy(labels)[order].long()
@@ -45,13 +45,13 @@ class Digits(Images):
 
     @staticmethod
     def prepare(root: Path) -> None:
-        """Do nothing: scikit-learn carries the digits."""
+        """Do nothing, because scikit-learn includes the digits."""
 
 
 def _read() -> Any:
     """Return one row per image: its 64 pixels from 0 to 16, then its label.
 
-    The file is read directly where it is found, because importing scikit-learn takes more than a second.
+    The file is read directly if it is found, because importing scikit-learn takes more than a second.
     """
     package = find_spec("sklearn")
     folders = package.submodule_search_locations if package else None

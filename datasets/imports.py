@@ -1,4 +1,4 @@
-"""What Python's own modules import, as implicit feedback: real, and on every machine."""
+"""Imports of Python's standard library as implicit feedback: real data, available on every machine."""
 
 import ast
 import hashlib
@@ -16,15 +16,15 @@ from sage.data.fetch import DataError
 from sage.data.interactions import Interactions
 
 _SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
-"""Folders that distributions add and leave out as they please."""
+"""Folders that are present in some distributions only."""
 
 
 class Imports(Interactions):
-    """The imports of the standard library: a user is a source file, an item a module that it imports.
+    """The imports of the standard library: a user is a source file, an item is a module that it imports.
 
-    The time is the place in the file, so the module imported last is held out. The matrix depends on the
-    Python version (3.11: some 250 files by 400 modules) and on what a distribution packs apart, such as
-    tkinter: compare results across machines only where the recorded checksums are the same.
+    The time is the position in the file, so the module imported last is held out. The matrix depends on the
+    Python version (3.11: about 250 files by 400 modules) and on modules that a distribution packages
+    separately, such as tkinter: compare results across machines only if the recorded checksums are equal.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class Imports(Interactions):
 
     @staticmethod
     def prepare(root: Path) -> None:
-        """Do nothing: Python brings the data along."""
+        """Do nothing, because Python includes the data."""
 
 
 @cache
 def standard_library_imports() -> list[tuple[str, str]]:
-    """List (module, module it imports) for the standard library, in the order of its files' lines."""
+    """List pairs (module, module it imports) of the standard library, in the order of the source lines."""
     sources = dict(_sources(Path(sysconfig.get_path("stdlib"))))
     return [
         (name, imported)
@@ -85,9 +85,9 @@ def imports_of(source: bytes, name: str, known: Container[str], *, is_package: b
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the statements in a node's blocks, however deep.
+    """Yield the statements in a node's blocks, at any depth.
 
-    Expressions are passed over, which saves most of the time that `ast.walk` takes.
+    Expressions are not visited, which saves most of the time that `ast.walk` takes.
     """
     for block in ("body", "handlers", "cases", "orelse", "finalbody"):
         for statement in getattr(node, block, ()):

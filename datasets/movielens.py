@@ -1,4 +1,4 @@
-"""MovieLens 100K, 1M and 20M: who rated which film, whatever the rating, as implicit feedback."""
+"""MovieLens 100K, 1M and 20M: film ratings as implicit feedback, independent of their values."""
 
 import logging
 import shutil
@@ -34,7 +34,7 @@ _RELEASES = {
     "1m": _Release("ratings.dat", 1_000_209, "c4d9eecfca2ab87c1945afe126590906"),
     "20m": _Release("ratings.csv", 20_000_263, "cd245b17a1ae2cc31bb14903e1204af3"),
 }
-"""GroupLens's releases, with the md5 sums of their archives as GroupLens publishes them beside each."""
+"""The releases of GroupLens, with the md5 sums of the archives that GroupLens publishes."""
 
 _RECBOLE = "recbole==1.2.1"
 _RECBOLE_FILE = "ml-100k.inter"
@@ -49,17 +49,17 @@ class _Format(NamedTuple):
 
 _FORMATS = {
     "u.data": _Format("\t", (0, 1, 3), 0),
-    "ratings.dat": _Format(":", (0, 2, 6), 0),  # "::" is two delimiters with nothing between
+    "ratings.dat": _Format(":", (0, 2, 6), 0),  # "::" is two delimiters with an empty column between
     "ratings.csv": _Format(",", (0, 1, 3), 1),
     _RECBOLE_FILE: _Format("\t", (0, 1, 3), 1),
 }
-"""How the files spell a rating, and where its user, item and time stand."""
+"""The file formats: delimiter, columns of user, item and time, and number of header lines."""
 
 
 class MovieLens(Interactions):
-    """The ratings of films that GroupLens collected (Harper, Konstan, *The MovieLens Datasets*, 2015).
+    """The film ratings collected by GroupLens (Harper, Konstan, *The MovieLens Datasets*, 2015).
 
-    https://doi.org/10.1145/2827872; GroupLens's terms of use apply, and forbid passing the data on.
+    https://doi.org/10.1145/2827872; the terms of use of GroupLens apply and forbid redistribution.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class MovieLens(Interactions):
 
     @staticmethod
     def prepare(root: Path, *, size: Size = "20m") -> None:
-        """Convert the ratings in `root`/ml-`size`, fetching them first if no file of ratings is there."""
+        """Convert the ratings in `root`/ml-`size`; download them first if there is no ratings file."""
         release = _release(size)
         with preparing(root, f"ml-{size}"):
             target = _ratings(root, size)
@@ -113,7 +113,7 @@ class MovieLens(Interactions):
 
 
 def read_ratings(path: Path) -> NDArray[np.int32]:
-    """Read every rating's (user, item, time) from a file of GroupLens's or RecBole's, known by its name."""
+    """Read (user, item, time) of every rating from a GroupLens or RecBole file; its name gives the format."""
     delimiter, columns, header = _FORMATS[path.name]
     try:
         return np.loadtxt(
@@ -124,7 +124,7 @@ def read_ratings(path: Path) -> NDArray[np.int32]:
 
 
 def fetch_from_recbole(folder: Path) -> Path:
-    """Fetch MovieLens 100K out of RecBole's wheel, for a machine that reaches PyPI alone."""
+    """Fetch MovieLens 100K from RecBole's wheel, for a machine that can reach only PyPI."""
     log.warning("MovieLens 100K: taken from the copy in %s, by pip; GroupLens's terms of use apply", _RECBOLE)
     with TemporaryDirectory() as scratch:
         options = [

@@ -10,11 +10,11 @@ from sage.data.text import Positive, Split, Tokens, encode, read
 
 
 class PTB(Tokens):
-    """The Penn Treebank (Marcus et al., 1993) as prepared for language models by Mikolov et al. (2010).
+    """The Penn Treebank (Marcus et al., 1993), as prepared for language models by Mikolov et al. (2010).
 
     https://aclanthology.org/J93-2004, https://www.isca-archive.org/interspeech_2010/mikolov10_interspeech.html
-    It comes in tokens between spaces, its rare words as `<unk>`. With `<eos>` they are 929,589 to train,
-    73,760 to validate and 82,430 to test.
+    Tokens are separated by spaces, and rare words are replaced by `<unk>`. With `<eos>` there are 929,589
+    tokens for training, 73,760 for validation and 82,430 for testing.
     """
 
     urls: ClassVar[Sequence[str]] = (
@@ -41,12 +41,12 @@ class PTB(Tokens):
         """Read the text under `root`, at `ptb/ptb.train.txt` or `ptb.train.txt`.
 
         Args:
-            tokenizer: How lines become tokens; `split` takes them as they come.
-            bptt: Tokens of a row in a batch, through which gradients flow back.
-            eval_batch_size: Rows that the evaluated split is cut into, for all ranks together.
+            tokenizer: The tokenizer; `split` keeps the tokens of the files.
+            bptt: Tokens per row of a batch: the length of truncated backpropagation through time.
+            eval_batch_size: Number of rows that the evaluated split is cut into, over all ranks.
             evaluate_on: The split to evaluate.
-            limit_train: Train on only so many tokens, the first.
-            limit_test: Evaluate on only so many tokens, the first.
+            limit_train: Train only on the first so many tokens.
+            limit_test: Evaluate only on the first so many tokens.
         """
         super().__init__(
             encode(self._texts(root), root, tokenizer=tokenizer),
@@ -60,7 +60,7 @@ class PTB(Tokens):
 
     @classmethod
     def prepare(cls, root: Path) -> None:
-        """Download and check the files, unless they are there, and number their words."""
+        """Download and verify the files, unless they exist, and numericalise their text."""
         with preparing(root, "ptb", is_there=partial(cls._texts, root)) as is_missing:
             for name, sha256 in cls.sums.items() if is_missing else ():
                 download([url + name for url in cls.urls], root / "ptb" / name, sha256=sha256)

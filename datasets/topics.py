@@ -1,4 +1,4 @@
-"""Topics: about 80,000 tokens of documentation that come with Python, nothing to download."""
+"""Topics: about 80,000 tokens of documentation included in Python, without any download."""
 
 from pathlib import Path
 from pydoc_data import topics
@@ -8,11 +8,11 @@ from sage.data.text import Positive, Split, Tokenizer, Tokens, encode
 
 
 class Topics(Tokens):
-    """What Python's `help()` says of statements, operators and the like (https://docs.python.org/3/reference).
+    """The texts of Python's `help()` on statements, operators and more (https://docs.python.org/3/reference).
 
-    The text is another in each version of Python, so results compare only where the checksums in the
-    manifests agree. Of ten topics in alphabetical order eight are to train, one to validate and one to test.
-    A word that the training split has but once is `<unk>`.
+    The text differs between versions of Python, so results are comparable only if the checksums in the
+    manifests are equal. Of every ten topics in alphabetical order, eight are for training, one for validation
+    and one for testing. A word that occurs only once in the training split becomes `<unk>`.
     """
 
     def __init__(
@@ -26,19 +26,19 @@ class Topics(Tokens):
         limit_train: Positive | None = None,
         limit_test: Positive | None = None,
     ) -> None:
-        """Read the topics out of Python; `root` serves to keep their numbers.
+        """Read the topics from Python; the numericalised text is cached in `root`.
 
         Args:
-            tokenizer: How lines become tokens; `words` parts words from punctuation.
-            bptt: Tokens of a row in a batch, through which gradients flow back.
-            eval_batch_size: Rows that the evaluated split is cut into, for all ranks together.
+            tokenizer: The tokenizer; `words` separates words from punctuation.
+            bptt: Tokens per row of a batch: the length of truncated backpropagation through time.
+            eval_batch_size: Number of rows that the evaluated split is cut into, over all ranks.
             evaluate_on: The split to evaluate.
-            limit_train: Train on only so many tokens, the first.
-            limit_test: Evaluate on only so many tokens, the first.
+            limit_train: Train only on the first so many tokens.
+            limit_test: Evaluate only on the first so many tokens.
         """
         texts = {"train": "", "valid": "", "test": ""}
         for index, (_, text) in enumerate(sorted(topics.topics.items())):
-            # Topics differ much in length; these places leave thousands of words to evaluate.
+            # Topics vary in length; these positions give thousands of words for evaluation.
             texts[{5: "test", 6: "valid"}.get(index % 10, "train")] += text
         super().__init__(
             encode(texts, root, tokenizer=tokenizer, min_freq=2),
@@ -52,7 +52,7 @@ class Topics(Tokens):
 
     @staticmethod
     def prepare(root: Path) -> None:
-        """Do nothing: Python carries the topics."""
+        """Do nothing, because Python includes the topics."""
 
 
 DATASET = Topics

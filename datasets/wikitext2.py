@@ -10,11 +10,12 @@ from sage.data.text import Positive, Split, Tokens, encode, read
 
 
 class WikiText2(Tokens):
-    """Pointer Sentinel Mixture Models (Merity et al., 2017), https://arxiv.org/abs/1609.07843.
+    """WikiText-2, from "Pointer Sentinel Mixture Models" (Merity et al., 2017).
 
-    Split at white space it has, with `<eos>`, 2,088,628 tokens to train, 217,646 to validate and 245,569 to
-    test, and in lower case a vocabulary of 28,913. By spaCy 3.8 that is 28,869, as in SAGE's published LSTM
-    of 28,949,319 parameters. Both have torchtext's `<pad>` in them.
+    https://arxiv.org/abs/1609.07843. Split at white space and with `<eos>`, it has 2,088,628 tokens for
+    training, 217,646 for validation and 245,569 for testing, and a lower-case vocabulary of 28,913 tokens.
+    Tokenized by spaCy 3.8, the vocabulary has 28,869 tokens, as in SAGE's published LSTM with 28,949,319
+    parameters. Both vocabularies include torchtext's `<pad>`.
     """
 
     urls: ClassVar[Sequence[str]] = (
@@ -42,12 +43,12 @@ class WikiText2(Tokens):
         """Read the text under `root`, at `wikitext-2/wiki.train.tokens` or `wiki.train.tokens`.
 
         Args:
-            tokenizer: How lines become tokens; `split` takes them as they come, SAGE's authors took `spacy`.
-            bptt: Tokens of a row in a batch, through which gradients flow back.
-            eval_batch_size: Rows that the evaluated split is cut into, for all ranks together.
+            tokenizer: The tokenizer; `split` keeps the tokens of the files, SAGE's authors used `spacy`.
+            bptt: Tokens per row of a batch: the length of truncated backpropagation through time.
+            eval_batch_size: Number of rows that the evaluated split is cut into, over all ranks.
             evaluate_on: The split to evaluate.
-            limit_train: Train on only so many tokens, the first.
-            limit_test: Evaluate on only so many tokens, the first.
+            limit_train: Train only on the first so many tokens.
+            limit_test: Evaluate only on the first so many tokens.
         """
         super().__init__(
             encode(self._texts(root), root, tokenizer=tokenizer, pad=True),
@@ -61,11 +62,11 @@ class WikiText2(Tokens):
 
     @classmethod
     def prepare(cls, root: Path) -> None:
-        """Download, unpack and check the files, unless they are there, and number their words."""
+        """Download, unpack and verify the files, unless they exist, and numericalise their text."""
         with preparing(root, "wikitext-2", is_there=partial(cls._texts, root)) as is_missing:
             if is_missing:
                 archive = root / "wikitext-2" / "wikitext-2-v1.zip"
-                # The archive holds the folder wikitext-2.
+                # The archive contains the folder wikitext-2.
                 unpack(download(cls.urls, archive, sha256=cls.archive_sum), root)
         cls(root)
 
