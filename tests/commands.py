@@ -1,9 +1,9 @@
-"""Runs a command of `sage` in this process, and lets its errors through."""
+"""Runs a command of `sage` in this process and propagates its errors."""
 
 from sage.cli.main import root
 
 
 def call(*argv: str) -> int:
-    """The exit status of a command; what `main` would print as one line is raised."""
+    """Run a command and return its exit status; errors that `main` prints as one line are raised."""
     with root.make_context("sage", list(argv)) as context:
         return int(root.invoke(context))

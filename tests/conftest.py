@@ -1,4 +1,4 @@
-"""What several tests need."""
+"""Fixtures and hooks for all tests."""
 
 import gc
 import os
@@ -18,7 +18,7 @@ from side_by_side import pytest_xdist_make_scheduler as pytest_xdist_make_schedu
 
 CHECKOUT = Path(__file__).parents[1]
 
-# No deadline: a busy machine is no fault of the code's.
+# No deadline, because the machine may be under other load.
 hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
 
@@ -29,16 +29,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let no test leave a process behind; measure each file where this is wanted."""
+    """Register the check for leftover processes and, with `--by-file`, the timing of each file."""
     leftovers.configure(config)
     if config.getoption("--by-file"):
         config.pluginmanager.register(durations.ByFile(), "by-file")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the property tests whose budget `SAGE_FUZZ` sets: those of modules that import `examples`.
+    """Mark the property tests whose budget `SAGE_FUZZ` sets, and sort the slow tests to the front.
 
-    Then put the tests that take long first.
+    The marked tests are those of modules that import `examples`.
     """
     for item in items:
         module = getattr(item, "module", None)
@@ -49,9 +49,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what has been imported and collected out of every garbage collection, also of forked ranks.
+    """Exclude the objects that exist after collection from every garbage collection, also in forked ranks.
 
-    To go through it takes half a second, and gives a fork a copy of each page.
+    A collection of these objects takes half a second and, in a fork, copies every page.
     """
     gc.collect()
     gc.freeze()
@@ -59,7 +59,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Find the real data: `$SAGE_DATA_DIR`, else `../shared/data` beside the checkout."""
+    """Return the folder of the real data: `$SAGE_DATA_DIR`, else `../shared/data` next to the checkout."""
     root = Path(os.environ.get("SAGE_DATA_DIR") or CHECKOUT.parent / "shared" / "data")
     if not root.is_dir():
         pytest.skip("no real data: set SAGE_DATA_DIR")
@@ -68,7 +68,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread, for the tests run beside each other and their ranks do so too."""
+    """Limit torch to one thread, because tests run in parallel and so do their ranks."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -77,7 +77,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def sage(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `python -m sage` in an empty folder, as a user would; `paths` are searched for packages too."""
+    """Run `python -m sage` in an empty folder, as a user would; `paths` are searched for packages."""
 
     def run(
         *arguments: str, paths: tuple[Path, ...] = (), timeout: float = 300, **environment: str

@@ -1,4 +1,4 @@
-"""Damages a file as disks, crashes, people and other programs do, by a random generator of one's own."""
+"""Damages files at random in the ways that disks, crashes, users and other programs do."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ WRONG: tuple[Any, ...] = (
     {"a": {"b": []}},
     [[[[]]]],
 )
-"""Values of the wrong type, or of the right one and beyond all measure."""
+"""Values of the wrong type, or of the right type and far out of range."""
 
 CONTENTS = (
     b"",
@@ -48,11 +48,11 @@ CONTENTS = (
     b"\xff\xfe\x00",
     bytes(range(256)) * 10,
 )
-"""What a whole file becomes."""
+"""Contents that replace a whole file."""
 
 
 def damage(path: Path, draw: random.Random) -> str:
-    """Damage a file in one way, and say which."""
+    """Damage a file in one way and return its description."""
     ways: list[Callable[[Path, random.Random], str]] = [_cut, _flip, _fill, _other_thing]
     if path.suffix in (".json", ".jsonl"):
         ways += [_change_json] * 6
@@ -120,7 +120,7 @@ def _change_tensors(path: Path, draw: random.Random) -> str:
 
 
 def resave(path: Path, value: Any) -> None:
-    """Write a file of tensors and, in a checkpoint, its line in the index, so that the sums are right."""
+    """Write a file of tensors and, in a checkpoint, its index entry, so that the checksums match."""
     torch.save(value, path)
     index = path.with_name("index.json")
     if index.exists():
@@ -131,7 +131,7 @@ def resave(path: Path, value: Any) -> None:
 
 
 def change(value: Any, draw: random.Random) -> str:
-    """Remove a key somewhere in a nested value, or put something else in its place."""
+    """Remove or replace a random key in a nested value."""
     where = ""
     while True:
         keys = list(value) if isinstance(value, dict) else list(range(len(value)))
@@ -157,7 +157,7 @@ def change(value: Any, draw: random.Random) -> str:
 
 
 def copied(source: Path, target: Path) -> Path:
-    """A copy of a folder in place of what is there."""
+    """Replace the target by a copy of a folder."""
     if target.is_symlink() or target.exists():
         shutil.rmtree(target)
     shutil.copytree(source, target)

@@ -1,4 +1,4 @@
-"""`pytest --by-file`: what each file of tests has taken, in seconds by the clock and of processor time."""
+"""Implements `pytest --by-file`, which prints the wall-clock and CPU seconds of each test file."""
 
 import resource
 from collections import defaultdict
@@ -7,23 +7,23 @@ from collections.abc import Generator
 import pytest
 
 PROCESSOR = "processor seconds"
-"""The name under which a report carries them, as from a worker of xdist to the process that prints."""
+"""Key of the seconds in a test report, which carries them from an xdist worker to the main process."""
 
 
 class ByFile:
-    """Adds up the reports of a session by file, and prints the sums."""
+    """Sums the reports of a session by file and prints the sums."""
 
     def __init__(self) -> None:
         self._before = 0.0
         self._seconds: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def pytest_runtest_logstart(self) -> None:
-        """Take the time at which a test begins."""
+        """Record the time at which a test starts."""
         self._before = _processor_seconds()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Add the processor time since the last report: of this process and of those it has waited for."""
+        """Add the CPU time since the last report, of this process and of children it waited for."""
         report = yield
         now = _processor_seconds()
         report.user_properties.append((PROCESSOR, now - self._before))
@@ -31,7 +31,7 @@ class ByFile:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add a setup, a call or a teardown to its file."""
+        """Add the seconds of a setup, a call or a teardown to those of its file."""
         sums = self._seconds[report.nodeid.partition("::")[0]]
         sums[0] += report.duration
         sums[1] += float(dict(report.user_properties).get(PROCESSOR, 0.0))  # type: ignore[arg-type]

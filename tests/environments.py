@@ -1,4 +1,4 @@
-"""Environments as launchers, shells and mistakes make them, for property tests."""
+"""Generates environment variables as launchers, shells and user errors set them, for property tests."""
 
 from hypothesis import strategies as st
 
@@ -28,14 +28,14 @@ VALUES = st.one_of(
 
 
 def of_launcher(launcher: Launcher, rank: int = 2, size: int = 4, local: int = 1) -> dict[str, str]:
-    """What the launcher tells one of its tasks."""
+    """Return the variables that the launcher sets for one of its tasks."""
     values = {launcher.rank: rank, launcher.size: size, launcher.local_rank: local, launcher.sign: "none"}
     return {name: str(value) for name, value in values.items() if name}
 
 
 @st.composite
 def mixed(draw: st.DrawFn) -> dict[str, str]:
-    """The variables of up to two launchers, of meeting places and leftovers, some of them wrong."""
+    """Draw variables of up to two launchers, of rendezvous addresses and leftovers, some of them invalid."""
     environ: dict[str, str] = {}
     for launcher in draw(st.lists(st.sampled_from(LAUNCHERS), max_size=2)):
         size = draw(st.sampled_from([1, 1, 2, 4]))

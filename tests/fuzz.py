@@ -1,13 +1,13 @@
-"""How many examples a property test tries: few in CI, more where `SAGE_FUZZ` says so (`make fuzz`)."""
+"""Sets the number of examples of property tests: few in CI, more with `SAGE_FUZZ` (`make fuzz`)."""
 
 import os
 
 
 def examples(usual: int) -> int:
-    """The number of examples to try: `usual`, or as many as `SAGE_FUZZ` says.
+    """Return the number of examples to try: the value of `SAGE_FUZZ`, or `usual` if it is not set.
 
     Raises:
-        ValueError: where `SAGE_FUZZ` is no whole number above 0.
+        ValueError: if `SAGE_FUZZ` is not a positive integer.
     """
     asked = os.environ.get("SAGE_FUZZ", "")
     if asked and not (asked.isascii() and asked.isdecimal() and int(asked) > 0):

@@ -1,6 +1,6 @@
-"""Ranks as processes of this machine, joined by gloo: what the tests run beside the thread twin's `simulate`.
+"""Runs ranks as gloo processes on this machine; the counterpart of `simulate`, which runs them as threads.
 
-Each rank is a fork, so `work` may be any closure; what it returns comes back through a pipe.
+Each rank is a fork, so `work` may be any closure. Its return value is sent through a pipe.
 """
 
 import ctypes
@@ -26,20 +26,20 @@ T = TypeVar("T")
 
 
 class Died(RuntimeError):
-    """A rank's process ended without a word, or had to be ended."""
+    """A rank's process ended without a result, or was killed after a timeout."""
 
 
 def processes(
     world_size: int, work: Callable[[Wire], T], *, timeout: float = 30.0, guard: bool = False
 ) -> list[T]:
-    """Run `work(wire)` on W gloo processes; their results, by rank. The twin of `sage.comm.threads.simulate`.
+    """Run `work(wire)` on W gloo processes and return the results by rank, as `simulate` does.
 
     Args:
         timeout: Seconds after which a collective fails.
 
     Raises:
-        The first error that a rank raised, its traceback in a note, or `Died` naming the rank. By then all
-        ranks have ended.
+        The first error that a rank raised, with its traceback in a note, or `Died` with the rank. All ranks
+        have ended when the error is raised.
     """
     results: dict[int, T] = {}
     with Group(local_places(world_size), work, timeout=timeout, guard=guard) as group:
@@ -51,7 +51,7 @@ def processes(
 
 
 class Group(Generic[T]):
-    """Processes at the given places running `work(wire)`, until the end of the `with` block at the latest."""
+    """Processes at the given places that run `work(wire)`; they end with the `with` block at the latest."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Group(Generic[T]):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_rank, args=(place, work, timeout, guard, theirs), daemon=True)
             with warnings.catch_warnings():
-                # Python 3.12 warns of a fork where there are threads. Those of torch sleep: see `_rank`.
+                # Python 3.12 warns about forks in a process with threads. torch's are idle: see `_rank`.
                 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
                 process.start()
             theirs.close()
@@ -83,7 +83,7 @@ class Group(Generic[T]):
             pipe.close()
 
     def outcomes(self, seconds: float = 300.0) -> Iterator[tuple[int, T | BaseException]]:
-        """What each rank has returned or raised, as they end; who takes longer than `seconds` is `Died`."""
+        """Yield what each rank returned or raised, as they end; `Died` for a rank slower than `seconds`."""
         waiting = dict(self._ranks)
         end = time.monotonic() + seconds
         while waiting:
@@ -113,8 +113,8 @@ def _rank(
     place: Place, work: Callable[[Wire], object], timeout: float, guard: bool, pipe: connection.Connection
 ) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no rank outlives the tests
-    torch.set_num_threads(1)  # a fork has none of its parent's threads, and must not wait for them
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: ranks end with the tests
+    torch.set_num_threads(1)  # a fork has no threads of its parent, so it must not wait for them
     outcome: object
     try:
         wire = ProcessWire(place, device=torch.device("cpu"), timeout=timeout, guard=guard)
@@ -123,5 +123,5 @@ def _rank(
     except BaseException as error:
         error.add_note(f"on rank {place.rank}, process {os.getpid()}:\n{traceback.format_exc()}")
         outcome = error
-    # Not `pipe.send`: torch teaches it to share a tensor's memory, which ends with this process.
+    # Not `pipe.send`: torch makes it share a tensor's memory, which is freed when this process ends.
     pipe.send_bytes(pickle.dumps(outcome))

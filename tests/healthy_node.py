@@ -1,4 +1,4 @@
-"""What an agent of `sage doctor` reports of a healthy node."""
+"""The facts that an agent of `sage doctor` reports for a healthy node."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ SOFTWARE = {
 
 
 def facts(rank: int) -> dict[str, Any]:
-    """Those of a healthy node of its own."""
+    """Return the facts of a healthy node that runs only this rank."""
     node, address = f"node{rank + 1}", f"10.0.0.{rank + 1}"
     names = {node: {"addresses": [address]}, "node1": {"addresses": ["10.0.0.1"]}}
     return {

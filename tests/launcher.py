@@ -1,6 +1,6 @@
-"""Runs under way: started as on the command line, held before a step, hurt, and compared to the bit.
+"""Starts runs as the command line does, pauses them before a step, and compares their results bitwise.
 
-Every run is a process of its own, forked off a server that has imported what takes seconds to import.
+Every run is a separate process, forked from a server that has already imported the slow modules.
 """
 
 import hashlib
@@ -30,43 +30,43 @@ from sage.train.loop import Training
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["sage.train.run", "sage.cli.run", "torch._dynamo", "torch.utils.tensorboard"])
 PATIENCE = 200.0
-"""Seconds to wait for what should take one or two, on a machine that is busy."""
+"""Seconds to wait for operations that take one or two seconds on an idle machine."""
 
 NOTHING: Mapping[str, str] = {}
 
 
 @dataclass
 class Run:
-    """A run under way: its main process, what it says, and where its folder will be."""
+    """A running run: its main process, its output, and the location of its folder."""
 
     process: Any
     log: Path
     runs: Path
 
     def wait(self) -> int:
-        """Wait for the end, and return the exit status."""
+        """Wait for the end and return the exit status."""
         self.process.join(PATIENCE)
         assert self.process.exitcode is not None, f"still running: {self.said}"
         return int(self.process.exitcode)
 
     @property
     def said(self) -> str:
-        """What it has written to stdout and stderr."""
+        """Return the output to stdout and stderr so far."""
         return self.log.read_text() if self.log.exists() else ""
 
     @property
     def folder(self) -> Path:
-        """The one run folder there is."""
+        """Return the only run folder."""
         (folder,) = self.runs.iterdir()
         return folder
 
 
 class Launcher:
-    """Starts runs, and lets none outlive the tests."""
+    """Starts runs and ends them with the tests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # Reading the standard library takes each rank seconds; here it is done once for all.
+        # Scanning the standard library takes seconds per rank; the result is shared by all ranks.
         self._pairs = imports.standard_library_imports()
         self._started: list[Any] = []
         self._references: dict[str, Run] = {}
@@ -79,7 +79,7 @@ class Launcher:
         tamper: Callable[[], None] | None = None,
         environment: Mapping[str, str] = NOTHING,
     ) -> Run:
-        """Run `sage run ARGV`, in a process where nothing but `environment` tells of ranks."""
+        """Start `sage run ARGV` in a process whose only rank variables are those of `environment`."""
         (self.folder / "data").mkdir(exist_ok=True)
         around = {**outside(), "COLUMNS": "100", "SAGE_DATA_DIR": str(self.folder / "data"), **environment}
         log = self.folder / f"log-{len(self._started)}"
@@ -90,20 +90,20 @@ class Launcher:
         return Run(process, log, runs)
 
     def finish(self, argv: str, runs: Path) -> Run:
-        """The same, and wait for it to finish well."""
+        """Start a run and wait until it finishes successfully."""
         run = self.start(argv, runs)
         assert run.wait() == 0, run.said
         return run
 
     def reference(self, argv: str) -> Run:
-        """The uninterrupted run, the same one for all tests."""
+        """Return the uninterrupted run, which all tests share."""
         if argv not in self._references:
             runs = self.folder / f"reference-{len(self._references)}"
             self._references[argv] = self.finish(argv, runs)
         return self._references[argv]
 
     def close(self) -> None:
-        """Kill what still runs."""
+        """Kill the runs that have not ended."""
         for process in self._started:
             process.kill()
             process.join()
@@ -111,30 +111,30 @@ class Launcher:
 
 @dataclass
 class Brake:
-    """Holds every rank before one step, until it hears a signal or is let go."""
+    """Pauses every rank before one step, until it receives a signal or is released."""
 
     folder: Path
     world_size: int = 2
 
     def put(self, step: int) -> Callable[[], None]:
-        """What to tamper with in a run that is to be held before `step`."""
+        """Return the function that patches a run so that it pauses before `step`."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         return partial(_hold, self.folder, step)
 
     def held(self) -> list[int]:
-        """The ranks' process ids, once all of them are held."""
+        """Wait until all ranks are paused, and return their process ids."""
         paths = [self.folder / f"rank-{rank}" for rank in range(self.world_size)]
         until(lambda: all(path.exists() for path in paths))
         return [int(path.read_text()) for path in paths]
 
     def let_go(self) -> None:
-        """Let every rank take the step."""
+        """Release every rank."""
         (self.folder / "go").touch()
 
 
 def before_each_step(act: Callable[[Training], None]) -> None:
-    """Tamper with this process, so that it acts before each step of training."""
+    """Patch this process so that it calls `act` before each training step."""
     take_step = Training.take_step
 
     def acted(self: Training, batches: list[Batch]) -> None:
@@ -175,13 +175,13 @@ def _main(
 
 
 def outside() -> dict[str, str]:
-    """The environment of a run: nothing that tells of ranks, and the mark of the tests."""
+    """Return the environment of a run: without rank variables, and with the mark of the tests."""
     names = ("PATH", "HOME", "TMPDIR", "LANG", leftovers.MARK)
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def until(true: Callable[[], bool]) -> None:
-    """Wait for something to become true."""
+    """Wait until a condition is true."""
     deadline = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < deadline
@@ -189,7 +189,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended; its parent need not have asked for it."""
+    """Return whether a process has ended, even if its parent has not waited for it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
@@ -197,17 +197,17 @@ def is_gone(pid: int) -> bool:
 
 
 def has_heard(pid: int) -> bool:
-    """Whether every signal that was sent to the process has reached it."""
+    """Return whether every signal sent to the process has been delivered."""
     return not _signals(pid, "SigPnd") | _signals(pid, "ShdPnd")
 
 
 def is_pending(pid: int, number: int) -> bool:
-    """Whether a signal has been sent to the process that it has not heard yet."""
+    """Return whether a signal to the process is still pending."""
     return bool((_signals(pid, "SigPnd") | _signals(pid, "ShdPnd")) >> (number - 1) & 1)
 
 
 def is_handled(pid: int, number: int) -> bool:
-    """Whether the process has a handler for the signal."""
+    """Return whether the process has a handler for the signal."""
     return bool(_signals(pid, "SigCgt") >> (number - 1) & 1)
 
 
@@ -220,13 +220,13 @@ def _signals(pid: int, name: str) -> int:
 
 
 def free_port() -> str:
-    """A port of loopback that is free."""
+    """Return a free loopback port."""
     (port,) = free_ports(1)
     return port
 
 
 def records(folder: Path, kind: str) -> list[Record]:
-    """A run's records of one kind, but for the times in them."""
+    """Return a run's records of one kind, without their times."""
     return [
         {name: value for name, value in record.items() if "seconds" not in name}
         for record in read_metrics(folder)
@@ -235,20 +235,20 @@ def records(folder: Path, kind: str) -> list[Record]:
 
 
 def num_steps(runs: Path) -> int:
-    """The steps on record in the one run among `runs`."""
+    """Return the number of recorded steps of the only run in `runs`."""
     paths = list(runs.glob("*/metrics.jsonl"))
     return sum(record["kind"] == "step" for record in read_metrics(paths[0].parent)) if paths else 0
 
 
 def newest(folder: Path) -> checkpoint.Found:
-    """A run's newest checkpoint that is whole."""
+    """Return a run's newest complete checkpoint."""
     found = checkpoint.newest(folder / "checkpoints")
     assert found is not None
     return found
 
 
 def state(folder: Path) -> list[Any]:
-    """All that a run's newest checkpoint holds, by rank, but for times, with hashes for tensors."""
+    """Return the contents of a run's newest checkpoint by rank, without times; tensors as hashes."""
     found = newest(folder)
     return [_bits(checkpoint.load(found.path, rank)) for rank in range(found.world_size)]
 
@@ -263,7 +263,7 @@ def _bits(value: Any) -> Any:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Two runs went through the same numbers and came to the same, to the bit."""
+    """Assert that two runs have bitwise identical records and results."""
     for kind in ("step", "epoch"):
         assert records(one, kind) == records(other, kind)
     assert state(one) == state(other)

@@ -1,8 +1,8 @@
-"""Finds and ends the processes that a test has started and left behind, and fails the test.
+"""Finds and ends the processes that a test started and did not end, and fails the test.
 
-A process is a test's own where it began during the test, and one of these holds: its nearest older ancestor
-is pytest itself; it has lost its parents, and has the session's mark in its environment or works in a folder
-of the session. What lies below an older process, as a cluster's daemon, belongs to a fixture.
+A process belongs to a test if it started during the test and one of these holds: its nearest older ancestor
+is pytest itself; or it is an orphan, and has the session's mark in its environment or a working directory in
+a folder of the session. Descendants of an older process, such as a cluster's daemon, belong to a fixture.
 """
 
 import os
@@ -17,17 +17,17 @@ from types import FrameType
 import pytest
 
 MARK = "SAGE_TESTS"
-"""The variable of the environment that marks the session's processes."""
+"""The environment variable that marks the session's processes."""
 
 OWNED: set[int] = set()
-"""Processes that belong to a fixture with a longer life, although a test had them started."""
+"""Processes that were started during a test but belong to a fixture of wider scope."""
 
 GRACE = 5.0
-"""Seconds in which a process that is about to end may do so."""
+"""Seconds that a process is given to end by itself."""
 
 
 class Leftovers:
-    """The plugin of one pytest process, a worker of xdist included."""
+    """The plugin of one pytest process, which may be an xdist worker."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -37,13 +37,13 @@ class Leftovers:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Note which processes a test has not started."""
+        """Record the processes that exist before the test."""
         self._older = set(_processes())
         return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
-        """End what the test has left behind when its fixtures are done, and fail it."""
+        """After the fixtures' teardown, end the leftover processes and fail the test if there are any."""
         result = yield
         if left := self._left():
             for pid in left:
@@ -54,9 +54,9 @@ class Leftovers:
         return result
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """End what is left of the whole session, and say what it was."""
+        """End the leftover processes of the whole session and report them."""
         if getattr(self._config.option, "numprocesses", None):
-            return  # the workers look after their own
+            return  # each worker ends its own processes
         self._older = set()
         for pid, name in self._left().items():
             _kill(pid)
@@ -64,7 +64,7 @@ class Leftovers:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _left(self) -> dict[int, str]:
-        """What the test started and has not ended, by process id, once it has had time to end."""
+        """Return the test's processes that still exist after the grace period, by process id."""
         deadline = time.monotonic() + GRACE
         while left := dict(self._started()):
             if time.monotonic() > deadline:
@@ -73,7 +73,7 @@ class Leftovers:
         return {}
 
     def _started(self) -> Iterator[tuple[int, str]]:
-        """The living processes that are the test's own."""
+        """Return the running processes that belong to the test."""
         mine = {os.getpid(), *_helpers()}
         parents = {pid: parent for pid in _processes() if (parent := _parent(pid)) is not None}
         for pid in parents.keys() - self._older - mine:
@@ -85,12 +85,12 @@ class Leftovers:
                 yield pid, _name(pid)
 
     def _folder(self) -> Path:
-        """Where the session's temporary folders are."""
+        """Return the folder that contains the session's temporary folders."""
         base: Path = self._config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
         return base
 
     def _is_ours(self, pid: int) -> bool:
-        """Whether a process that has lost its parents is of this session."""
+        """Return whether an orphaned process belongs to this session."""
         try:
             if self._mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 return True
@@ -100,8 +100,8 @@ class Leftovers:
 
 
 def configure(config: pytest.Config) -> None:
-    """Register the plugin, and have signals end the session with its fixtures torn down."""
-    # Where SIGINT was ignored at the start, as in a script's `make test &`, children would inherit that.
+    """Register the plugin, and make signals end the session with a teardown of its fixtures."""
+    # If SIGINT is ignored at the start, as in a script's `make test &`, children would inherit this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
     if sys.platform == "linux":
@@ -117,13 +117,13 @@ def _processes() -> list[int]:
 
 
 def _helpers() -> set[int]:
-    """Processes of multiprocessing's own, which end with this one."""
+    """Return multiprocessing's own helper processes, which end with this process."""
     found = {forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}  # type: ignore[attr-defined]
     return {pid for pid in found if pid is not None}
 
 
 def _parent(pid: int) -> int | None:
-    """Its parent's process id; None where it has ended."""
+    """Return the parent's process id, or None if the process has ended."""
     try:
         state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except (OSError, ValueError):
@@ -132,7 +132,7 @@ def _parent(pid: int) -> int | None:
 
 
 def _line(pid: int, parents: dict[int, int]) -> Iterator[int]:
-    """The process and those above it."""
+    """Return the process and its ancestors."""
     while pid in parents:
         yield pid
         pid = parents[pid]

@@ -1,4 +1,4 @@
-"""Run folders that are made up for the tests of reports, and how their reports are read."""
+"""Writes synthetic run folders for the tests of reports, and reads the reports."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def pretend(
     seconds: float = 0.02,
     **options: Any,
 ) -> Path:
-    """Leave behind what a run would, but for the training: losses and times are made up, traffic is a sum."""
+    """Write the files of a run without training: losses and times are artificial, traffic is consistent."""
     density = options.get("density", 1.0)
     config = Config(
         workload=workload,
@@ -106,7 +106,7 @@ def pretend(
 
 
 def read(*paths: Path) -> dict[str, dict[str, Any]]:
-    """The figures of all runs, by label."""
+    """Return the figures of all runs by label."""
     runs, unreadable = read_runs(paths)
     assert not unreadable
     return {row.label: row.values for group in grouped(runs) for row in group.rows}
@@ -117,7 +117,7 @@ def written(folder: Path, *kinds: str) -> list[str]:
 
 
 def the_group(runs: Path) -> Group:
-    """The one group of the runs, all of which can be read."""
+    """Return the only group of the runs; all of them must be readable."""
     found, unreadable = read_runs([runs])
     assert not unreadable
     (group,) = grouped(found)
@@ -125,7 +125,7 @@ def the_group(runs: Path) -> Group:
 
 
 def change(folder: Path, name: str, **values: Any) -> None:
-    """Alter some keys of a run's file; None takes a key away."""
+    """Change some keys of a run's file; None removes a key."""
     path = folder / name
     content = json.loads(path.read_text()) | values
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))

@@ -1,11 +1,11 @@
-"""A small model, its batches, and scripts of a user's that train it through the mounts."""
+"""A small model, its batches, and user scripts that train it through the mounts."""
 
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
 import torch
-import torch._dynamo  # which DDP imports; here it is done once, before ranks are forked
+import torch._dynamo  # DDP imports it; this import runs once, before ranks are forked
 import torch.nn.functional as F
 from gloo import processes
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ SEVERAL = 0.004
 
 
 def alone(test: Callable[[], None]) -> Callable[[], None]:
-    """Run a test in a process group of one, in a process of its own: gloo does not survive later forks."""
+    """Run a test with world size 1 in a separate process, because gloo does not support later forks."""
 
     @wraps(test)
     def inside() -> None:
@@ -36,7 +36,7 @@ def alone(test: Callable[[], None]) -> Callable[[], None]:
 
 
 def network() -> nn.Sequential:
-    """Ten tensors, of 4 to 5,760 elements."""
+    """Return a network of ten tensors with 4 to 5,760 elements each."""
     torch.manual_seed(0)
     return nn.Sequential(
         *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()),
@@ -45,14 +45,14 @@ def network() -> nn.Sequential:
 
 
 def loss(model: nn.Module, rank: int, step: int) -> Tensor:
-    """The loss on a batch that only this rank has at this step."""
+    """Return the loss on the batch of this rank and step."""
     generator = torch.Generator().manual_seed(100 * step + rank)
     x_BCHW = torch.randn(6, 1, 8, 8, generator=generator).to(next(model.parameters()).dtype)
     return F.cross_entropy(model(x_BCHW), torch.randint(10, (6,), generator=generator))
 
 
 def once(model: nn.Module, rank: int, step: int) -> None:
-    """One forward, one backward."""
+    """Run one forward and one backward pass."""
     loss(model, rank, step).backward()
 
 
@@ -68,13 +68,13 @@ class Script:
         )
 
     def gradients(self, step: int) -> None:
-        """All of a step that comes before the optimiser's."""
+        """Run the part of a step before the optimiser."""
         raise NotImplementedError
 
     def train(self, steps: Iterable[int] = range(4), *, close: bool = True) -> list[Tensor]:
-        """The model's parameters after these steps."""
+        """Train for these steps and return the model's parameters."""
         for step in steps:
-            self.mount.begin_step(lr=0.1 / (1 + step))  # which only a memory with lr_ratio minds
+            self.mount.begin_step(lr=0.1 / (1 + step))  # only a memory with lr_ratio uses it
             self.gradients(step)
             self.optimizer.step()
         if close:
@@ -83,7 +83,7 @@ class Script:
 
 
 class Plain(Script):
-    """A loop of one's own, with `sage.reduce_model`."""
+    """A custom training loop with `sage.reduce_model`."""
 
     mount: ModelMount
 
@@ -136,5 +136,5 @@ class Refuses(Exact):
 
 
 def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
-    """Whether two trainings have come to the same parameters, to the bit."""
+    """Return whether two trainings have bitwise identical parameters."""
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

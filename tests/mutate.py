@@ -1,9 +1,9 @@
-"""Put the faults of mutants.toml into a copy of the checkout, one at a time, and see a test fail at each.
+"""Mutation tests: inserts each fault of mutants.toml into a copy of the checkout and expects a test failure.
 
-python tests/mutate.py             all of them, which takes minutes
-python tests/mutate.py residual    those with this word in their sentence, file or test
+python tests/mutate.py             all faults, which takes minutes
+python tests/mutate.py residual    the faults with this word in their sentence, file or test
 
-The tests are first run without any fault. The exit status is 1 where one fails then, or a fault survives.
+The tests first run without any fault. The exit status is 1 if a test fails then, or if a fault survives.
 """
 
 import argparse
@@ -21,36 +21,36 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[1]
 PLAIN = "sage/ops/reference.py"
-"""What runs only where the extension does not."""
+"""The file that is used only without the extension."""
 CLUMSY = ("NameError", "UnboundLocalError", "ImportError", "AttributeError", "SyntaxError")
-"""By these a test tells of how a fault was put in, and not of the fault."""
+"""Errors that show that a fault was inserted incorrectly; they do not count as a detection."""
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One fault, and the test that must fail where it is put in."""
+    """One fault, and the test that must fail with it."""
 
     fault: str
     file: str
     old: str
-    """Stands once in the file; `new` takes its place."""
+    """Text that occurs once in the file and is replaced by `new`."""
     new: str
     test: str
 
     def put_into(self, folder: Path) -> None:
-        """Change the file there."""
+        """Apply the fault to the file in this folder."""
         path = folder / self.file
         path.write_text(path.read_text("utf-8").replace(self.old, self.new), "utf-8")
 
 
 def mutants() -> list[Mutant]:
-    """The list."""
+    """Return the list of faults."""
     listed = tomllib.loads((CHECKOUT / "tests" / "mutants.toml").read_text("utf-8"))
     return [Mutant(**entry) for entry in listed["mutant"]]
 
 
 def copy(folder: Path) -> None:
-    """The checkout as it is now, without what git ignores, but with the extension where it is built."""
+    """Copy the current checkout without ignored files, but with the extension if it is built."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True, text=True).stdout
     for name in (*listed.rstrip("\0").split("\0"), "sage/_C.abi3.so"):
@@ -62,14 +62,14 @@ def copy(folder: Path) -> None:
 def run(
     tests: Sequence[str], *, plain: bool, mutant: Mutant | None = None, limit: float | None = None
 ) -> tuple[int | None, str]:
-    """pytest's exit status, None where it took longer than the limit, and in a line what it said."""
+    """Return pytest's exit status, or None after the timeout, and a one-line summary of its output."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         copy(Path(folder))
         if mutant:
             mutant.put_into(Path(folder))
         added = {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "240"}
         env = {**os.environ, **added, **({"SAGE_NATIVE": "0"} if plain else {})}
-        # What only `make test-all` runs does not count.
+        # Tests that only `make test-all` runs do not count.
         chosen = ["-m", "not thorough", *tests]
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *chosen]
         try:
@@ -81,7 +81,7 @@ def run(
 
 
 def judge(mutant: Mutant, limit: float) -> tuple[bool, str]:
-    """Whether the test has seen the fault, and how."""
+    """Return whether the test detected the fault, and how."""
     status, said = run([mutant.test], plain=mutant.file == PLAIN, mutant=mutant, limit=limit)
     reason = said.partition(" - ")[2]
     if status is None:

@@ -1,4 +1,4 @@
-"""Lets a test that root runs see what a plain user sees: root may read and write everything."""
+"""Runs parts of a test without root's permissions, because root can read and write every file."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ NOBODY = 65534
 
 @contextmanager
 def plain_user(folder: Path) -> Iterator[None]:
-    """Be a plain user where this is root; the folder must be one that this user can reach."""
+    """Switch from root to an unprivileged user, who must be able to access the folder."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(NOBODY)

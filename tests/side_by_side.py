@@ -1,9 +1,9 @@
-"""How `make test` shares the tests out among the workers of xdist.
+"""Distributes the tests of `make test` over the xdist workers.
 
-A worker takes whole files, so that what a module's fixtures cost is spent once. The tests on a real SLURM are
-two shares, each with clusters of its own: they mostly wait for SLURM, and their workers leave the processors
-to the others. They come first, then the files with a test marked `slow`, so that no worker starts on a long
-file when the others are about to end.
+A worker runs whole files, so that module fixtures are set up once. The tests on a real SLURM form two shares,
+each with its own clusters: they mostly wait for SLURM, so their workers use little processor time. They come
+first, then the files with a test marked `slow`, so that no worker starts a long file near the end of the
+session.
 """
 
 from collections.abc import Iterable
@@ -14,27 +14,27 @@ from xdist.scheduler import LoadFileScheduling
 
 SLURM = "tests/slurm/"
 SURVIVAL = f"{SLURM}test_survival.py"
-"""About as long as the other files of tests/slurm together."""
+"""This file takes about as long as the other files of tests/slurm together."""
 
 
 def share(nodeid: str) -> str:
-    """Name the share that a test is in."""
+    """Return the name of the share of a test."""
     file = nodeid.partition("::")[0]
     return SLURM if file.startswith(SLURM) and file != SURVIVAL else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Have xdist hand out one share after the other, in the order of the tests, for `--dist loadfile`."""
+    """With `--dist loadfile`, make xdist distribute whole shares in the order of the tests."""
     if config.getoption("dist") != "loadfile":
         return None
-    config.option.loadscopereorder = False  # which would begin with the files of the most tests
+    config.option.loadscopereorder = False  # the reordering would start with the files with the most tests
     scheduling = LoadFileScheduling(config, log)
     scheduling._split_scope = share
     return scheduling
 
 
 def in_order(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """The tests: first those of a cluster, then those of files in which one is slow, each else as before."""
+    """Return the tests: cluster tests first, then files with a slow test; otherwise in the given order."""
     items = list(items)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
 

@@ -1,4 +1,4 @@
-"""A data set and networks that are small enough for tests that train in milliseconds."""
+"""A data set and networks that are small enough to train in milliseconds."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from sage.data.dataset import Batch, count_steps, epoch_generator, shard, share
 
 
 class Points:
-    """Points of three classes: 32 to train on, and 10 to test, which three ranks cannot share evenly."""
+    """Points of three classes: 32 training and 10 test points; neither number is divisible by three."""
 
     facts = {"num_classes": 3}
     checksums: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Free ports, and what the kernel has counted on this process's own TCP connections (Linux)."""
+"""Finds free ports, and reads the kernel's byte counts of this process's TCP connections (Linux)."""
 
 import os
 import random
@@ -13,42 +13,42 @@ UNACKED, BYTES_ACKED, BYTES_RECEIVED, NOTSENT_BYTES = 24, 120, 128, 144
 
 
 def free_ports(count: int) -> list[str]:
-    """Find ports of loopback that are free, for a program that is about to start.
+    """Find free loopback ports for a program that is about to start.
 
-    They are below those of which the kernel gives one to whoever names none, so that no other test is given
-    them meanwhile.
+    They are below the kernel's range of ephemeral ports, so that the kernel does not assign them to another
+    test in the meantime.
     """
     lowest = Path("/proc/sys/net/ipv4/ip_local_port_range")
     end = int(lowest.read_text().split()[0]) if lowest.exists() else 32768
-    draw = random.SystemRandom()  # a test may have seeded the other
+    draw = random.SystemRandom()  # a test may have seeded the default generator
     ports: list[str] = []
     with ExitStack() as held:
         while len(ports) < count:
             listener = held.enter_context(socket.socket())
             try:
                 listener.bind(("127.0.0.1", draw.randrange(1024, max(end, 2048))))
-            except OSError:  # it is not free
+            except OSError:  # the port is in use
                 continue
             ports.append(str(listener.getsockname()[1]))
     return ports
 
 
 def tcp_bytes(*, leaving_out: int) -> tuple[int, int]:
-    """Bytes sent and received, once all are acknowledged, on the connections not from or to one port."""
+    """Return the bytes sent and received, once all are acknowledged, on all connections but one port's."""
     sent = received = 0
     for name in os.listdir("/proc/self/fd"):
         try:
             if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
                 continue
             connection = socket.socket(fileno=os.dup(int(name)))
-        except FileNotFoundError:  # the listing's own descriptor
+        except FileNotFoundError:  # the descriptor of the directory listing itself
             continue
         with connection:
             if connection.family not in (socket.AF_INET, socket.AF_INET6):
                 continue
             try:
                 ports = connection.getsockname()[1], connection.getpeername()[1]
-            except OSError:  # it only listens
+            except OSError:  # a listening socket
                 continue
             if leaving_out not in ports:
                 counted = _settled(connection)

@@ -1,4 +1,4 @@
-"""A private sshd on loopback, which goes when the tests go: any name is a host, and all are this machine."""
+"""Runs a private sshd on loopback that ends with the tests; every host name resolves to this machine."""
 
 import os
 import pwd
@@ -44,7 +44,7 @@ Host *
 
 
 class Sshd:
-    """Serves this user alone, with keys made for the occasion; the host `unreachable` refuses connections."""
+    """An sshd for this user only, with temporary keys; the host `unreachable` refuses connections."""
 
     def __init__(self, folder: Path) -> None:
         program = shutil.which("sshd", path=SEARCH)
@@ -58,7 +58,7 @@ class Sshd:
         (folder / "server").write_text(SERVER.format(**told))
         (folder / "client").write_text(CLIENT.format(**told))
         if os.getuid() == 0:
-            # Where sshd locks up what it does not trust; Debian makes it when the service is started.
+            # sshd's privilege separation directory; Debian creates it when the service starts.
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         self._process = subprocess.Popen(
             [program, "-D", "-f", folder / "server", "-E", self._log],
@@ -66,7 +66,7 @@ class Sshd:
             preexec_fn=die_with_parent,
         )
         self.ssh = f"ssh -F {folder / 'client'}"
-        """What `--ssh` is to be told."""
+        """The value for `--ssh`."""
         try:
             until(self._answers)
         except BaseException:
@@ -74,12 +74,12 @@ class Sshd:
             raise
 
     def sessions(self) -> list[int]:
-        """The processes that serve a connection."""
+        """Return the ids of the processes that serve a connection."""
         pid = self._process.pid
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def close(self) -> None:
-        """End it and the sessions that it still has."""
+        """End the server and its open sessions."""
         for pid in self.sessions():
             os.kill(pid, signal.SIGKILL)
         self._process.kill()

@@ -1,4 +1,4 @@
-"""A SLURM that is none: sbatch, squeue, scancel and scontrol that keep their books in a folder."""
+"""A substitute for SLURM: sbatch, squeue, scancel and scontrol that store their state in a folder."""
 
 import json
 import os
@@ -11,11 +11,11 @@ PROGRAM = '#!/bin/sh\nexec "{python}" -S "{here}" "{home}" {name} "$@"\n'
 ACCEPTED = "accepted, but "
 
 Jobs = dict[str, dict[str, Any]]
-"""What has been submitted: by job id its options, its script, the states of its tasks, what sbatch saw."""
+"""The submitted jobs by id: options, script, the states of the tasks, and the environment of sbatch."""
 
 
 class StandIn:
-    """The programs, in `folder / "bin"`, what they answer and what they were asked."""
+    """The programs in `folder / "bin"`, their answers, and a record of their calls."""
 
     def __init__(self, folder: Path, max_array_size: int = 1001) -> None:
         self.home, self.bin = folder, folder / "bin"
@@ -30,15 +30,18 @@ class StandIn:
 
     @property
     def path(self) -> str:
-        """A PATH on which they stand first."""
+        """Return a PATH with these programs first."""
         return f"{self.bin}{os.pathsep}{os.environ['PATH']}"
 
     def fail(self, name: str, *words: str) -> None:
-        """Have a program's next calls fail with these words; "" does not, "accepted, but ..." does late."""
+        """Make a program's next calls fail with these words.
+
+        A call with "" does not fail; a call with "accepted, but ..." fails after it has accepted the job.
+        """
         (self.home / f"{name}.fails").write_text(json.dumps(words))
 
     def calls(self, name: str) -> list[list[str]]:
-        """The arguments of each call of a program."""
+        """Return the arguments of each call of a program."""
         calls = [json.loads(line) for line in (self.home / "calls").read_text().splitlines()]
         return [argv for called, *argv in calls if called == name]
 
@@ -53,11 +56,11 @@ class StandIn:
 
     @property
     def states(self) -> dict[str, str]:
-        """The state of every task."""
+        """Return the state of every task."""
         return {task: state for job in self.jobs.values() for task, state in job["states"].items()}
 
     def set(self, state: str, *tasks: str) -> None:
-        """Set the state of tasks; what is GONE is not in the queue any more."""
+        """Set the state of tasks; a task that is GONE is no longer in the queue."""
         jobs = self.jobs
         for task in tasks:
             jobs[task.partition("_")[0]]["states"][task] = state
@@ -114,7 +117,7 @@ def scontrol(home: Path, jobs: Jobs, argv: list[str]) -> str:
 
 
 def main(home: Path, name: str, *argv: str) -> None:
-    """Be one of the programs."""
+    """Run as one of the programs."""
     with (home / "calls").open("a") as calls:
         calls.write(json.dumps([name, *argv]) + "\n")
     faults = home / f"{name}.fails"

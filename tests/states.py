@@ -1,4 +1,4 @@
-"""States of a training, as one dictionary of tensors."""
+"""Collects the state of a training in one dictionary of tensors."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from sage.train.loop import Training
 
 
 def states(training: Training) -> dict[str, Tensor]:
-    """All that a step may change: weights, optimiser, residual, controller, momentum."""
+    """Return everything that a step may change: weights, optimiser, residual, controller, momentum."""
     found = {f"model.{name}": x for name, x in training.model.state_dict().items()}
     found |= {f"feedback.{name}": x for name, x in training.mount.feedback.state_dict().items()}
     found |= {f"before.{name}": x for name, x in training.before.state_dict().items()}

@@ -1,10 +1,10 @@
-"""Run the tests that wait for processes several times in a row, with the machine under load.
+"""Runs the tests that wait for processes several times in a row while the machine is under load.
 
     python tests/stress.py [--load 8] [--times 3] [TEST ...]
 
-The load is so many processes that compute without end. Where no tests are named, these run: tests/slurm, and
-the tests of jobs, launch, doctor, rendezvous and checkpoints. After each repetition the seconds of each file
-are printed, by the clock and of processor time.
+The load is the given number of processes that compute in an endless loop. By default, these tests run:
+tests/slurm, and the tests of jobs, launch, doctor, rendezvous and checkpoints. After each repetition, the
+wall-clock and CPU seconds of each file are printed.
 """
 
 import argparse
@@ -26,14 +26,14 @@ PATHS = (
 
 
 def burn() -> None:
-    """Compute until the parent ends."""
+    """Compute in an endless loop until the parent ends."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     while True:
         sum(range(100_000))
 
 
 def main() -> int:
-    """Return 0 where every repetition passes, else 1; the first failure ends it."""
+    """Return 0 if every repetition passes, else 1; stop at the first failure."""
     parser = argparse.ArgumentParser(description="Run tests several times in a row under load.")
     parser.add_argument("--load", type=int, default=8, help="processes that compute meanwhile (default: 8)")
     parser.add_argument("--times", type=int, default=3, help="repetitions (default: 3)")

@@ -1,4 +1,4 @@
-"""What a run is: how its layers are filled, what is refused and how, and what its name depends on."""
+"""Tests of the configuration of a run: its layers, its validation and error messages, and its hash."""
 
 import ast
 import inspect
@@ -174,7 +174,7 @@ def test_any_config_survives_json_to_the_bit(values: dict[str, Any]) -> None:
     assert again.hash == config.hash
 
 
-# What is refused
+# Validation
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_a_reducer_may_not_name_an_option_as_a_run_does(monkeypatch: pytest.Monk
         part_options(BASE)
 
 
-# What stands in the files
+# Contents of the files
 
 
 def test_every_field_has_a_docstring() -> None:
@@ -460,7 +460,7 @@ def test_an_option_added_later_leaves_the_hash_of_default_runs_as_it_was() -> No
 
 @dataclass(frozen=True, kw_only=True)
 class Longer(Config):
-    """A configuration with keys of tomorrow."""
+    """A configuration with keys of a later version."""
 
     warm_restarts: Annotated[int, LATER] = 3
     table: Annotated[dict[str, Any], LATER] = field(default_factory=dict)
@@ -513,7 +513,7 @@ def test_a_new_option_of_a_part_at_its_default_leaves_the_hash_as_it_is(part: st
     assert options(tomorrow, width=9) == {"depth": 2, "width": 9}
 
 
-# What `sage run ... --print-config` said on 28 November 2026: a run that was recorded then is found again.
+# Output of `sage run ... --print-config` on 28 November 2026; runs recorded then must be found again.
 FOLDERS = {
     "digits-ff --reducer exact": "digits-ff-exact-1a2e8805",
     "digits-ff --reducer sage": "digits-ff-sage-d67f53eb",

@@ -1,4 +1,4 @@
-"""Adding a reducer takes one file: the one shown in docs/tutorials/reducer.md, in a package off the tree."""
+"""Tests that the one file shown in docs/tutorials/reducer.md adds a reducer from an external package."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A folder as pip leaves it behind: the page's one file, and the metadata of its entry point."""
+    """Return a folder as pip installs it: the page's one file and the metadata of its entry point."""
     page = PAGE.read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     (entry,) = re.findall(r'^ *(everyother) = "(everyother)"$', page, re.MULTILINE)
@@ -52,7 +52,7 @@ def test_a_reducer_from_another_package_is_listed_kept_to_the_laws_and_run(
 
     conformed = sage("conform", "everyother", "--world-sizes", "1", "3", "--stride", "3", paths=(package,))
     assert conformed.returncode == 0, conformed.stdout + conformed.stderr
-    # It has no option density, and does not send the element that is not finite.
+    # It has no option `density`, and does not send the non-finite element.
     assert conformed.stdout.startswith("everyother: 14 invariants: 12 kept, 2 n/a")
     assert re.search(r"density one is all reduce +│ n/a +│ n/a", conformed.stdout)
     assert "broken" not in conformed.stdout

@@ -1,4 +1,4 @@
-"""A test that leaves a process behind fails and names it, and the process is ended."""
+"""Tests that a test with a leftover process fails with the process's name, and that the process is ended."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ def test_that_leaves_nothing():
 
 @pytest.fixture
 def session(tmp_path: Path) -> Path:
-    """A folder with tests of its own, under the conftest of these tests."""
+    """Return a folder with its own tests that use the conftest of these tests."""
     (tmp_path / "test_leaving.py").write_text(LEAVING)
     (tmp_path / "conftest.py").write_text(
         "import leftovers\n\nleftovers.GRACE = 0.5\npytest_configure = leftovers.configure\n"
@@ -70,7 +70,7 @@ def test_what_a_test_leaves_behind_is_named_and_ended(session: Path, workers: st
         "no:cacheprovider",
         "--basetemp=base",
     ]
-    # As a shell starts a command with `&`: SIGINT ignored, which children would inherit.
+    # A shell starts a command with `&` with SIGINT ignored, which children would inherit.
     done = subprocess.run(
         command,
         cwd=session,

@@ -1,4 +1,4 @@
-"""The list of faults cannot rot, and what `make mutants` takes for seen has been seen."""
+"""Tests that the list of faults matches the code, and that `make mutants` recognises detected faults."""
 
 import ast
 from functools import cache
@@ -13,7 +13,7 @@ MUTANTS = mutants()
 
 @cache
 def functions_in(file: str) -> set[str]:
-    """The names of the functions in a file of tests."""
+    """Return the names of the functions in a test file."""
     parsed = ast.parse((CHECKOUT / file).read_text("utf-8"))
     return {node.name for node in parsed.body if isinstance(node, ast.FunctionDef)}
 

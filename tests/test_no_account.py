@@ -1,4 +1,4 @@
-"""SAGE runs for a user without an account on the machine and without HOME, as in many containers."""
+"""Tests that SAGE runs for a user without an account and without HOME, as in many containers."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ CHECKOUT = Path(__file__).parents[1]
 RUN = ["run", "digits-ff", "--reducer", "topk", "--world-size", "2", "--epochs", "1", "--device", "cpu"]
 RUN += ["--workers-in-process"]
 
-# Where the user may not read the installation, root runs the command before, which does the imports.
+# If the user cannot read the installation, root first runs the command once, which imports all modules.
 CODE = """
 import os, sys
 
@@ -35,13 +35,13 @@ sys.exit(main(argv))
 
 
 def free_user() -> int:
-    """The number of a user that the machine has no entry for."""
+    """Return a user id without an account on the machine."""
     taken = {entry.pw_uid for entry in pwd.getpwall()}
     return next(number for number in range(12345, 60000) if number not in taken)
 
 
 def may_read(user: int) -> bool:
-    """Whether this user can start Python and read torch and SAGE."""
+    """Return whether this user can start Python and read torch and SAGE."""
     code = f"open({torch.__file__!r}); open({str(CHECKOUT / 'sage' / 'cli' / 'main.py')!r})"
     with contextlib.suppress(OSError):
         return not subprocess.run(
@@ -51,7 +51,7 @@ def may_read(user: int) -> bool:
 
 
 def without_account(tmp_path: Path, user: int, folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    """Run `sage` as this user, in a folder of the user's, without HOME and without a name."""
+    """Run `sage` as this user, in a folder of the user, without HOME and without a user name."""
     unset = ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME", "SAGE_DATA_DIR")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     return subprocess.run(
@@ -83,7 +83,7 @@ def test_a_user_without_an_account_and_a_home_has_every_command(
     user = free_user()
     with pytest.raises(KeyError):
         pwd.getpwuid(user)
-    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are not for every user
+    with tempfile.TemporaryDirectory() as name:  # other users cannot access pytest's temporary folders
         folder = Path(name)
         os.chown(folder, user, user)
         done = without_account(tmp_path, user, folder, *argv)

@@ -1,4 +1,4 @@
-"""The suite can be imported from a bare checkout, an editable install and a wheel, and its lists agree."""
+"""Tests that SAGE imports from a checkout, an editable install and a wheel, with the same lists of parts."""
 
 import doctest
 import importlib
@@ -29,7 +29,7 @@ def project() -> dict[str, Any]:
 
 
 def sources(*patterns: str) -> list[Path]:
-    """The files under the checkout that are or could be committed, relative to it."""
+    """Return the files of the checkout that are or could be committed, as relative paths."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *patterns],
         cwd=CHECKOUT,
@@ -62,7 +62,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources, links kept as links."""
+    """Return a copy of the sources that preserves symbolic links."""
     copy = tmp_path_factory.mktemp("tree")
     for name in sources():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -84,12 +84,12 @@ def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(folder: Path) -> Path:
-    """A fresh virtual environment that has nothing but the packages that SAGE needs; its Python."""
+    """Create a virtual environment with only the packages that SAGE needs, and return its Python."""
     venv.create(folder, symlinks=True)
     places = {"base": str(folder), "platbase": str(folder)}
     packages = Path(sysconfig.get_path("purelib", vars=places))
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        # Links instead of a second download of torch; SAGE itself, however it is installed here, stays out.
+        # Links avoid a second download of torch; SAGE itself is left out, however it is installed here.
         if "sage" not in entry.name and not entry.name.endswith(".pth"):
             (packages / entry.name).symlink_to(entry)
     return folder / "bin" / "python"

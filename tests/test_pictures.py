@@ -1,4 +1,4 @@
-"""The pictures of the documentation: the script that makes them, and the files that pages show."""
+"""Tests of the documentation's pictures: the script that creates them, and the files that pages show."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The README is true: its commands run, its links resolve, its tables list every reducer and workload."""
+"""Tests of the README: its commands run, its links resolve, its tables list every reducer and workload."""
 
 import os
 import re
@@ -27,24 +27,24 @@ ELSEWHERE = {
     "torchrun --standalone --nproc-per-node 2 train.py": "test_the_script_runs_as_it_stands",
     "sage launch --hosts hosts.txt digits --steps 10": "tests/cluster/test_launch.py",
 }
-"""Commands that another test runs, and which."""
+"""Commands that another test runs, and the file of that test."""
 
 
 def commands() -> list[str]:
-    """The lines of the README's shell blocks, without their comments."""
+    """Return the lines of the README's shell blocks without their comments."""
     blocks = re.findall(r"^```sh\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
     lines = [re.sub(r"\s+#.*", "", line).strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line]
 
 
 def shortened(line: str) -> str:
-    """The command with two epochs, as in the README's output: few enough for a test."""
+    """Return the command with two epochs, as in the README's output, which is short enough for a test."""
     trains = line.startswith("sage run") and not re.search("--steps|--help|--print-config", line)
     return f"{line} --epochs 2" if trains else line
 
 
 def masked(text: str) -> str:
-    """The text without its numbers and the hash of a run, which depend on the machine or the version."""
+    """Return the text without decimal numbers and run hashes, which depend on the machine or the version."""
     return re.sub(r"\d+\.\d+|-[0-9a-f]{8}\b", "#", text)
 
 

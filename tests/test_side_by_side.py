@@ -1,4 +1,4 @@
-"""The workers of xdist share the tests out by file: those of a cluster first, then those that take long."""
+"""Tests that xdist workers run whole files: cluster tests first, then slow files."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ QUICK = ["tests/room/test_c.py", "tests/test_b.py"]
 
 
 def ran(folder: Path, *options: str) -> list[tuple[str, str]]:
-    """The worker and the file of each test, in the order in which they have run."""
+    """Return the worker and the file of each test, in the order of execution."""
     said = folder / "said"
     for file in (*CLUSTER, *SLOW, *QUICK):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)

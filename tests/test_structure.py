@@ -1,4 +1,4 @@
-"""How the source is laid out: rooms, files, the imports between them, and what no tool must leave out."""
+"""Tests of the source layout: packages, files, the imports between them, and the coverage of the tools."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def graph() -> ImportGraph:
 
 
 def sources() -> list[Path]:
-    """Every source file of the package, those of the parts by way of their links."""
+    """Return every source file of the package, including the parts behind symbolic links."""
     found = [*(ROOT / "sage").rglob("*.py")]
     for link in LINKS:
         found += (ROOT / "sage" / link).rglob("*.py")
@@ -29,7 +29,7 @@ def sources() -> list[Path]:
 
 
 def circles(graph: ImportGraph) -> list[set[str]]:
-    """Sets of modules that each import, through others perhaps, all the rest of their set."""
+    """Return the import cycles: sets of modules that import each other directly or indirectly."""
     below: dict[str, set[str]] = {}
     for module in graph.modules:
         seen: set[str] = set()
@@ -96,7 +96,7 @@ def test_ruff_and_pyright_leave_no_source_file_out() -> None:
         Path(line).resolve() for line in done.stdout.splitlines()
     }
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pyright"]
-    # Pyright's patterns begin at the checkout.
+    # Pyright's patterns are relative to the checkout.
     excluded = {path for pattern in settings["exclude"] for path in (ROOT).glob(pattern)}
     assert [path for path in sources() if excluded & {path, *path.parents}] == []
 

@@ -1,4 +1,4 @@
-"""Phases of a step: each second is booked once, and outside of a profiling run none is."""
+"""Tests of the phases of a step: each second is counted once, and only in a profiling run."""
 
 import contextlib
 import threading
@@ -11,7 +11,7 @@ from sage.timing import Phases, phase
 
 
 class Hands:
-    """A clock that moves only when it is told to."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0

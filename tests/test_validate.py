@@ -1,4 +1,4 @@
-"""Checks at the door: what fits an annotation, in which type it comes out, and how the rest is refused."""
+"""Tests of input validation: accepted values of an annotation, the resulting types, and the errors."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal

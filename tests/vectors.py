@@ -1,4 +1,4 @@
-"""Vectors of all kinds, drawn at random, and what it is for two to be the same."""
+"""Draws random vectors of different kinds, and compares vectors bitwise."""
 
 import math
 import random
@@ -27,7 +27,7 @@ def draw(n: int) -> Tensor:
 
 
 def assert_same(left: Tensor, right: Tensor) -> None:
-    """The same bits, but that a NaN is a NaN."""
+    """Assert that two vectors are bitwise identical; any NaN equals any NaN."""
     left, right = left.cpu(), right.cpu()
     assert (left.dtype, left.shape) == (right.dtype, right.shape)
     if left.is_floating_point():
@@ -37,7 +37,7 @@ def assert_same(left: Tensor, right: Tensor) -> None:
 
 
 def seeded(case: int) -> int:
-    """Seed both generators; the size of the case."""
+    """Seed both generators and return the size of the case."""
     random.seed(case)
     torch.manual_seed(case)
     return SIZES[case % len(SIZES)]
