@@ -1,5 +1,5 @@
-// The door between torch and the kernels: what every tensor is checked for, and pointers to what it holds.
-// Only torch's stable headers: they compile in seconds, and one build serves every torch from 2.10 on.
+// Conversions between torch tensors and the kernels: checks of every tensor, and pointers to its data.
+// Only torch's stable headers are included: they compile in seconds, and one build works with torch 2.10 and later.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -44,7 +44,7 @@ struct Type<uint8_t> {
   static constexpr const char* name = "uint8";
 };
 
-// Check a vector of T: one dimension, contiguous, on the device of `beside`, short enough for int32 indices.
+// Checks that x is a vector of T: one-dimensional, contiguous, on the device of `beside`, indexable by int32.
 template <class T>
 void check(const Tensor& x, const char* name, const Tensor& beside) {
   STD_TORCH_CHECK(x.scalar_type() == Type<T>::type, name, " has another dtype: expected ", Type<T>::name);
@@ -67,8 +67,8 @@ T* out(const Tensor& x, const char* name, const Tensor& beside) {
   return static_cast<T*>(x.mutable_data_ptr());
 }
 
-// A new tensor, not initialised, on the device of `beside`. Asked of torch's C functions and not of its dispatcher:
-// from cold caches, as after a step's other work, each of its operators costs some 15 microseconds.
+// Returns a new, uninitialised tensor on the device of `beside`. It calls torch's C functions instead of the
+// dispatcher: with cold caches, as after the rest of a step, each dispatched operator costs about 15 microseconds.
 inline Tensor empty(int64_t dim, const int64_t* sizes, const int64_t* strides, ScalarType type, const Tensor& beside) {
   int32_t device_type;
   AtenTensorHandle made = nullptr;
@@ -79,20 +79,20 @@ inline Tensor empty(int64_t dim, const int64_t* sizes, const int64_t* strides, S
   return Tensor(made);
 }
 
-// A new vector of n elements.
+// Returns a new vector of n elements.
 template <class T>
 Tensor empty(int64_t n, const Tensor& beside) {
   const int64_t stride = 1;
   return empty(1, &n, &stride, Type<T>::type, beside);
 }
 
-// A new tensor of one element and no dimension.
+// Returns a new zero-dimensional tensor of one element.
 template <class T>
 Tensor scalar(const Tensor& beside) {
   return empty(0, nullptr, nullptr, Type<T>::type, beside);
 }
 
-// The first n elements of a vector that empty() made: it lies where that lies.
+// Returns a view of the first n elements of a vector that empty() returned.
 inline Tensor front(const Tensor& x, int64_t n) {
   const int64_t stride = 1;
   AtenTensorHandle made = nullptr;
@@ -105,7 +105,7 @@ T* data(const Tensor& x) {
   return static_cast<T*>(x.mutable_data_ptr());
 }
 
-// The signal, and the gradient to add to it.
+// Checks the signal and, if given, the gradient to add to it.
 inline void check_signal(const Tensor& signal, const std::optional<Tensor>& grad) {
   check<float>(signal, "signal", signal);
   if (!grad) return;
@@ -116,7 +116,8 @@ inline void check_signal(const Tensor& signal, const std::optional<Tensor>& grad
                   "grad and signal are one vector: pass None for grad where nothing is to be added");
 }
 
-// Groups [bounds_g, bounds_{g+1}) that tile n elements, with counts_g to take of each; returns the sum of counts.
+// Checks that the groups [bounds_g, bounds_{g+1}) partition n elements and that counts_g can be taken from each;
+// returns the sum of the counts.
 inline int64_t check_groups(const std::vector<int64_t>& bounds, const std::vector<int64_t>& counts, int64_t n) {
   STD_TORCH_CHECK(bounds.size() == counts.size() + 1 && bounds.front() == 0 && bounds.back() == n,
                   "bounds: expected one more than counts, from 0 to ", n, ", the number of elements");
@@ -131,7 +132,7 @@ inline int64_t check_groups(const std::vector<int64_t>& bounds, const std::vecto
   return sum;
 }
 
-// How many of the elements are each rank's.
+// Checks the number of elements of each rank.
 inline void check_counts(const std::vector<int64_t>& counts, int64_t num_values, int64_t num_indices) {
   int64_t sum = 0;
   for (int64_t count : counts) {

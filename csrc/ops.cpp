@@ -1,5 +1,5 @@
-// The schema of every op, once. cpu/*.cpp and cuda/*.cu register what they can do; sage/ops is the typed face,
-// and says what each op means.
+// The schemas of all ops. cpu/*.cpp and cuda/*.cpp register the implementations; sage/ops has the typed Python
+// functions, which document each op.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(sage, m) {

@@ -1,5 +1,5 @@
-// What the CPU kernels share: magnitudes as bits, the instruction set found, threads, reused memory.
-// Nothing below csrc/cpu/*.h knows of torch, so that it compiles in a second and runs under sanitizers.
+// Common parts of the CPU kernels: magnitudes as bits, instruction set detection, threads, reused memory.
+// These headers do not depend on torch, so that they compile in a second and run under sanitizers.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define SAGE_X86 1
-// A plain loop that the compiler is to vectorize for each of these, and the loader to choose among.
+// For a plain loop: the compiler vectorizes it for each of these targets, and the loader chooses one of them.
 #define SAGE_CLONES __attribute__((unused, target_clones("avx512f", "avx2", "default")))
 #else
 #define SAGE_X86 0
@@ -30,12 +30,12 @@ inline uint32_t magnitude(float x) {
   return bits & kMagnitude;
 }
 
-// The magnitude from which `not |x| < threshold` holds: everything for 0, a negative number and NaN.
+// Returns the smallest magnitude for which `not |x| < threshold` holds; 0 if the threshold is 0, negative or NaN.
 inline uint32_t limit_of(float threshold) { return threshold > 0 ? magnitude(threshold) : 0; }
 
 enum class Isa { scalar, avx2, avx512 };
 
-// The best instruction set that this processor has and a kernel is written for.
+// Returns the best instruction set that this processor supports and the kernels implement.
 inline Isa isa() {
 #if SAGE_X86
   static const Isa found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") ? Isa::avx512
@@ -47,12 +47,12 @@ inline Isa isa() {
 #endif
 }
 
-// Threads to share work with. Who calls decides what they are: torch's own in the extension, none in a test.
+// Threads that share work. The caller provides them: torch's threads in the extension, none in a test.
 struct Team {
   int64_t threads = 1;
   std::function<void(int64_t parts, const std::function<void(int64_t part)>& work)> run;
 
-  // How many parts to cut n elements into, so that a part is worth a thread's waking up.
+  // Returns the number of parts for n elements, such that a part is large enough to justify waking a thread.
   int64_t parts(int64_t n) const { return std::max<int64_t>(1, std::min(threads, n / 65536)); }
 
   void each(int64_t parts, const std::function<void(int64_t part)>& work) const {
@@ -61,12 +61,12 @@ struct Team {
   }
 };
 
-// Where part `i` of `parts` begins in n elements, a multiple of 64: parts share no cache line.
+// Returns the first element of part `i` of `parts`. It is a multiple of 64, so that parts share no cache line.
 inline int64_t part_begin(int64_t n, int64_t parts, int64_t i) {
   return i == parts ? n : n / 64 * i / parts * 64;
 }
 
-// Memory that grows and is kept from call to call: fresh pages cost more than what is written to them.
+// Memory that grows and is reused across calls: page faults of new memory cost more than the writes to it.
 template <class T>
 class Buffer {
  public:
@@ -77,7 +77,7 @@ class Buffer {
 
   T* data() const { return data_; }
 
-  // Room for n, what is in it kept.
+  // Ensures room for n elements and keeps the contents.
   void reserve(int64_t n) {
     if (n <= room_) return;
     const int64_t room = std::max(n, room_ + room_ / 2);
@@ -92,7 +92,7 @@ class Buffer {
   int64_t room_ = 0;
 };
 
-// Elements taken out of a vector, by ascending index. Where they are held is for those who derive to say.
+// Elements taken from a vector, by ascending index. Derived classes own the memory.
 struct List {
   float* values = nullptr;
   int32_t* indices = nullptr;

@@ -1,4 +1,4 @@
-// Index coding on the CPU, for torch.
+// Torch ops for index coding on the CPU.
 #include "code.h"
 
 #include "../door.h"
@@ -16,7 +16,7 @@ Tensor encode_gaps(Tensor indices) {
 
 Tensor decode_gaps(Tensor bytes, int64_t num) {
   const uint8_t* byte = in<uint8_t>(bytes, "bytes", bytes);
-  // Each gap takes a byte or more, so a number from elsewhere cannot ask for more memory than the bytes are worth.
+  // Each gap takes at least one byte, so this check limits the memory that an invalid `num` can allocate.
   STD_TORCH_CHECK(num >= 0 && num <= bytes.numel(), bytes.numel(), " bytes cannot hold ", num, " gaps");
   Tensor indices = empty<int32_t>(num, bytes);
   STD_TORCH_CHECK(decode_gaps(byte, bytes.numel(), num, data<int32_t>(indices)), "bytes: not those of ", num, " gaps");

@@ -1,7 +1,7 @@
-// Ascending indices in fewer than 32 bits: as the gaps between them (LEB128), or as a bit for each place.
+// Codes for ascending indices with fewer than 32 bits: the gaps between them (LEB128), or a bitmap.
 //
-// Gaps take 1 byte below 128 and 2 below 16,384: at a density of 1 % about 10 bits an index. A bitmap takes n/8
-// bytes whatever it holds, and is the smaller above a density of about 1 in 8.
+// A gap takes 1 byte below 128 and 2 bytes below 16,384; at a density of 1 % this is about 10 bits per index. A
+// bitmap always takes n/8 bytes, and is the smaller code above a density of about 1/8.
 #pragma once
 
 #include "base.h"
@@ -10,7 +10,7 @@ namespace sage::cpu {
 
 constexpr int kLongest = 5;  // bytes of a gap of 32 bits, 7 in a byte
 
-// How many bytes the gaps take; -1 where an index is not above the one before it, or the first is below 0.
+// Returns the number of bytes of the gaps; -1 if the indices are not strictly ascending or the first is negative.
 inline int64_t gap_bytes(const int32_t* at, int64_t num) {
   int64_t bytes = 0;
   int64_t before = -1;
@@ -34,7 +34,7 @@ inline void encode_gaps(const int32_t* at, int64_t num, uint8_t* bytes) {
   }
 }
 
-// False where the bytes are not those of `num` gaps, or lead beyond what an index can say.
+// Returns false if the bytes do not encode exactly `num` gaps, or if an index exceeds the range of int32.
 inline bool decode_gaps(const uint8_t* bytes, int64_t num_bytes, int64_t num, int32_t* at) {
   const uint8_t* const end = bytes + num_bytes;
   int64_t before = -1;
@@ -53,7 +53,7 @@ inline bool decode_gaps(const uint8_t* bytes, int64_t num_bytes, int64_t num, in
   return bytes == end;
 }
 
-// False where an index is outside of n.
+// Returns false if an index is outside [0, n).
 inline bool encode_bitmap(const int32_t* at, int64_t num, int64_t n, uint8_t* bytes) {
   std::fill_n(bytes, (n + 7) / 8, uint8_t{0});
   for (int64_t i = 0; i < num; ++i) {
@@ -63,7 +63,7 @@ inline bool encode_bitmap(const int32_t* at, int64_t num, int64_t n, uint8_t* by
   return true;
 }
 
-// A word of 64 places; those beyond the bitmap's end are 0.
+// Returns a word of 64 bits of the bitmap; bits beyond its end are 0.
 inline uint64_t word_of(const uint8_t* bytes, int64_t num_bytes, int64_t byte) {
   uint64_t word = 0;
   std::memcpy(&word, bytes + byte, std::min<int64_t>(8, num_bytes - byte));

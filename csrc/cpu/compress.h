@@ -1,5 +1,6 @@
-// One block: a = signal + gradient, what is at or above a limit moved to the front of a list, and zeroed behind.
-// 64 elements share one branch: where none is taken, and that is most places, nothing but the sum is done.
+// The selection in one block: a = signal + gradient; elements at or above a limit are compacted into a list, and set
+// to zero in the signal. 64 elements share one branch: if none of them is taken, which is the common case, only the
+// sum is computed.
 #pragma once
 
 #include <array>
@@ -13,7 +14,7 @@ constexpr int64_t kGroup = 64;
 constexpr int kBinShift = 17;  // bins are the exponent and the 6 first bits of the mantissa: 1.1 to 1.6 % wide
 constexpr int64_t kBins = int64_t{1} << (31 - kBinShift);
 
-// What a pass does to each element. Pointers are to the vector's first element.
+// The operations of a pass on each element. Pointers are to the vector's first element.
 struct Pass {
   float* signal;
   float* grad = nullptr;      // added to the signal, where there is one
@@ -23,14 +24,14 @@ struct Pass {
   int32_t* bins = nullptr;    // counts of magnitudes, in every `every`-th of the vector's groups of 64
   int64_t every = 1;
 
-  // The first group to be counted from element `begin` on; none: never reached.
+  // Returns the first group that is counted from element `begin` on; without bins, a value that is never reached.
   int64_t first_counted(int64_t begin) const {
     const int64_t step = every * kGroup;
     return bins ? (begin + step - 1) / step * step : INT64_MAX;
   }
 };
 
-// How many of n magnitudes are at or above a limit; compiled for AVX2 and AVX-512 too, by the compiler.
+// Returns how many of n magnitudes are at or above a limit. The compiler vectorizes it for AVX2 and AVX-512 too.
 SAGE_CLONES static int64_t num_at_least(const float* x, int64_t n, uint32_t limit) {
   int64_t num = n;
   for (int64_t begin = 0; begin < n; begin += 65536) {
@@ -69,7 +70,7 @@ int64_t block_scalar(const Pass& pass, int64_t begin, int64_t end, float* values
 
 #if SAGE_X86
 
-// kPick[mask]: the lanes of a set mask, first ones first.
+// kPick[mask]: the lanes whose bit is set in the mask, in ascending order.
 inline constexpr auto kPick = [] {
   std::array<std::array<int32_t, 8>, 256> pick{};
   for (int mask = 0; mask < 256; ++mask) {
@@ -136,8 +137,9 @@ __attribute__((target("avx2,popcnt"))) int64_t block_avx2(
   return size + block_scalar<kAdd>(pass, i, end, values + size, indices + size);
 }
 
-// The lanes of a mask, to the front of two lists; how many. Compressed in the register and stored then: compressing into
-// memory is microcode on some processors. Of few lanes a quarter is stored, which seldom straddles two cache lines.
+// Stores the lanes of a mask at the front of two lists and returns their number. The lanes are compressed in the
+// register and then stored, because compression into memory is microcoded on some processors. If there are few lanes,
+// only a quarter of the register is stored, which rarely crosses a cache line.
 __attribute__((target("avx512f,popcnt"))) inline int64_t store(__mmask16 mask, __m512 value, __m512i at,
                                                                float* values, int32_t* indices) {
   const int num = __builtin_popcount(mask);
@@ -209,8 +211,8 @@ __attribute__((target("avx512f,avx512dq,popcnt"))) int64_t block_avx512(
 
 #endif  // SAGE_X86
 
-// Elements [begin, end), with the instructions given; returns how many were taken. The lists need room for
-// all of them and kOver more.
+// Processes the elements [begin, end) with the given instruction set; returns how many were taken. The lists need room
+// for all of them and kOver more.
 inline int64_t block(Isa isa, const Pass& pass, int64_t begin, int64_t end, float* values, int32_t* indices) {
   switch (isa) {
 #if SAGE_X86

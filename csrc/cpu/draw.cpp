@@ -1,4 +1,4 @@
-// Random bits on the CPU, for torch.
+// Torch op for random bits on the CPU.
 #include "draw.h"
 
 #include "../door.h"

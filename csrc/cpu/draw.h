@@ -1,4 +1,4 @@
-// Random bits as torch's CPU generator draws them: the Mersenne twister (Matsumoto & Nishimura, 1998).
+// Random bits identical to those of torch's CPU generator: the Mersenne twister (Matsumoto & Nishimura, 1998).
 #pragma once
 
 #include "base.h"
@@ -11,7 +11,7 @@ inline uint32_t twisted(uint32_t upper, uint32_t lower) {
   return (((upper & 0x80000000u) | (lower & 0x7fffffffu)) >> 1) ^ (lower & 1 ? 0x9908b0dfu : 0u);
 }
 
-// The next state. It has room for one more at its end, as the last is made of the first.
+// Computes the next state. The array has room for one more word at its end, because the last word depends on the first.
 SAGE_CLONES static void twist(uint32_t* state) {
   int i = 0;
   for (; i < kTwistBack; ++i) state[i] = state[i + kTwistAhead] ^ twisted(state[i], state[i + 1]);
@@ -30,7 +30,7 @@ SAGE_CLONES static void temper(const uint32_t* state, int64_t n, uint32_t mask, 
   }
 }
 
-// The low bits, 1 to 31, of n draws from this seed.
+// Writes the low `bits` bits (1 to 31) of n draws from this seed.
 inline void draw(uint32_t seed, int bits, int32_t* out, int64_t n) {
   uint32_t state[kTwistState + 1];
   state[0] = seed;

@@ -1,4 +1,4 @@
-// Codes of a few bits on the CPU, for torch.
+// Torch ops that pack codes of a few bits on the CPU.
 #include "pack.h"
 
 #include "../door.h"

@@ -1,4 +1,4 @@
-// Codes of 1 to 8 bits, packed without gaps: code i is at bit i·b of the bytes, the low bit first.
+// Packs codes of 1 to 8 bits without gaps: code i starts at bit i·b of the bytes, low bit first.
 #pragma once
 
 #include "base.h"
@@ -7,7 +7,7 @@ namespace sage::cpu {
 
 inline int64_t packed_bytes(int64_t n, int bits) { return (n * bits + 7) / 8; }
 
-// The bytes' first 8 bits of each of 8 codes, in one 64-bit word.
+// Returns a 64-bit word that masks the low `bits` bits of each of its 8 bytes.
 inline uint64_t lanes_mask(int bits) { return 0x0101010101010101u * ((1u << bits) - 1); }
 
 inline void pack_scalar(const uint8_t* codes, int64_t n, int bits, uint8_t* bytes) {
@@ -34,7 +34,7 @@ inline void unpack_scalar(const uint8_t* bytes, int64_t n, int bits, uint8_t* co
 
 #if SAGE_X86
 
-// Eight codes are `bits` whole bytes, and one instruction (pext, pdep) gathers or spreads them.
+// Eight codes are `bits` whole bytes, and one instruction (pext, pdep) gathers or scatters their bits.
 __attribute__((target("bmi2"))) inline void pack_bmi2(const uint8_t* codes, int64_t n, int bits, uint8_t* bytes) {
   const uint64_t mask = lanes_mask(bits);
   int64_t i = 0;
@@ -97,7 +97,7 @@ inline void unpack(Isa isa, const uint8_t* bytes, int64_t n, int bits, uint8_t* 
   unpack_scalar(bytes, n, bits, codes);
 }
 
-// A bit for each element, set where it is not below 0: NaN and -0.0 count as positive.
+// Writes one bit per element, which is set if the element is not below 0: NaN and -0.0 count as positive.
 inline void pack_signs(Isa isa, const float* x, int64_t n, uint8_t* bytes) {
   int64_t i = 0;
 #if SAGE_X86
@@ -110,7 +110,7 @@ inline void pack_signs(Isa isa, const float* x, int64_t n, uint8_t* bytes) {
   }
 }
 
-// +scale where the bit is set, else -scale.
+// Writes +scale where the bit is set, else -scale.
 inline void unpack_signs(Isa isa, const uint8_t* bytes, int64_t n, float scale, float* x) {
   int64_t i = 0;
 #if SAGE_X86

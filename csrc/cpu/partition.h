@@ -1,20 +1,20 @@
-// A list of elements cut in two by magnitude, and the magnitudes of a list that are between two limits.
+// Partitions a list of elements by magnitude, and extracts the magnitudes of a list between two limits.
 #pragma once
 
 #include "compress.h"
 
 namespace sage::cpu {
 
-// Elements of a list, one after another.
+// Contiguous elements of a list.
 struct Span {
   const float* values;
   const int32_t* indices;
   int64_t size;
 };
 
-// Of a list, what is at or above a limit to the front of another, which has room for no more than `room` and may be
-// the same one; the rest to the front of `rest`, with room for all of them and kOver more. Returns how many went to
-// the first.
+// Moves the elements of a list that are at or above a limit to the front of an output list, which has room for `room`
+// elements and may be the same list. Moves the other elements to `rest`, which needs room for all of them and kOver
+// more. Returns the number of elements in the output list.
 inline int64_t part_scalar(const Span& list, uint32_t limit, int32_t base, float* out_values, int32_t* out_indices,
                            int64_t room, List& rest) {
   int64_t size = 0;
@@ -127,7 +127,8 @@ inline int64_t partition(Isa isa, const Span& list, uint32_t limit, int64_t base
   return part_scalar(list, limit, added, out_values, out_indices, room, rest);
 }
 
-// The magnitudes in [low, high), kNothing at most, to the front of `out`, which has room for all and kOver more.
+// Writes the magnitudes in [low, high) to the front of `out` and returns their number. `high` is at most kNothing;
+// `out` needs room for all elements and kOver more.
 inline int64_t magnitudes_within(Isa isa, const float* values, int64_t n, uint32_t low, uint32_t high, uint32_t* out) {
 #if SAGE_X86
   if (isa == Isa::avx512) return within_avx512(values, n, low, high, out);

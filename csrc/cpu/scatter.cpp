@@ -1,4 +1,4 @@
-// The mean of sparse vectors on the CPU, for torch.
+// Torch ops for the mean of sparse vectors on the CPU.
 #include "scatter.h"
 
 #include "team.h"
@@ -8,7 +8,7 @@ namespace sage::cpu {
 namespace {
 
 void check_inside(const int32_t* at, int64_t num, int64_t n) {
-  // What ascends, as it nearly always does, is inside where its ends are.
+  // Indices nearly always ascend; then it is sufficient to check the first and the last one.
   const bool is = num == 0 || (ascends(at, num) ? at[0] >= 0 && at[num - 1] < n : inside(at, num, n));
   STD_TORCH_CHECK(is, "indices: expected all from 0 up to ", n - 1, ", the last element's");
 }

@@ -1,7 +1,7 @@
-// The mean of W sparse vectors, added rank by rank: every sum has one order, so every rank gets the same bits.
+// The mean of W sparse vectors, added in rank order: the order of every sum is fixed, so all ranks get the same bits.
 //
-// The output is made block by block, zeroed, added to and divided while it is in cache. That needs each rank's
-// indices to ascend; where they do not, the vectors are added over the whole length instead, to the same bits.
+// The output is computed tile by tile: zeroed, added to and divided while it is in cache. This requires ascending
+// indices for each rank. Otherwise the vectors are added over the whole length, with bitwise identical results.
 #pragma once
 
 #include <array>
@@ -19,14 +19,14 @@ struct Sparse {
   int64_t size;
 };
 
-// Whether indices ascend, equal neighbours allowed.
+// Returns whether the indices ascend; equal neighbours are allowed.
 SAGE_CLONES static bool ascends(const int32_t* at, int64_t num) {
   int32_t falls = 0;
   for (int64_t i = 1; i < num; ++i) falls |= at[i] < at[i - 1];
   return !falls;
 }
 
-// Whether indices are all from 0 up to n - 1.
+// Returns whether all indices are in [0, n).
 SAGE_CLONES static bool inside(const int32_t* at, int64_t num, int64_t n) {
   int32_t least = 0, most = -1;
   for (int64_t i = 0; i < num; ++i) {
@@ -36,8 +36,8 @@ SAGE_CLONES static bool inside(const int32_t* at, int64_t num, int64_t n) {
   return least >= 0 && most < n;
 }
 
-// Whether dividing each value by W first, and adding then, gives the same bits as adding and dividing then: with W a
-// power of two, and nothing near overflow or underflow on the way, it does.
+// Returns whether dividing each value by W before the addition gives the same bits as dividing the sum by W. This holds
+// if W is a power of two and no value is near overflow or underflow.
 SAGE_CLONES static bool may_divide_first(const float* values, int64_t num, int64_t num_ranks) {
   const uint32_t small = magnitude(0x1p-90f), large = magnitude(0x1p90f);
   if ((num_ranks & (num_ranks - 1)) != 0 || num_ranks > 1024) return false;
@@ -53,13 +53,13 @@ SAGE_CLONES static void divide(float* out, int64_t n, float by) {
   for (int64_t i = 0; i < n; ++i) out[i] /= by;
 }
 
-// What the ranks put into one tile: of rank w, elements [first[w], next[w]).
+// The elements of all ranks in one tile: [first[w], next[w]) of rank w.
 struct Tile {
   int64_t begin, end;
   std::vector<int64_t> first, next;
 };
 
-// Each place divided once, however many ranks share it.
+// Divides each touched element of the output once, even if several ranks add to it.
 inline void divide_touched(const std::vector<Sparse>& ranks, const Tile& tile, float* out) {
   const float divisor = static_cast<float>(ranks.size());
   std::array<uint64_t, kTile / 64> seen{};
@@ -73,7 +73,7 @@ inline void divide_touched(const std::vector<Sparse>& ranks, const Tile& tile, f
     }
 }
 
-// Eight at a time while all eight are in the tile: the last one's index says so.
+// Adds eight elements at a time while all eight are in the tile, which the index of the last one shows.
 template <bool kScale>
 int64_t add(const Sparse& x, int64_t i, int64_t end, float scale, float* out) {
   for (; i + 8 <= x.size && x.indices[i + 7] < end; i += 8) {
@@ -103,8 +103,8 @@ inline void fill(const std::vector<Sparse>& ranks, Tile& tile, float* out, bool 
     divide(out + tile.begin, tile.end - tile.begin, num_ranks);
 }
 
-// out = Σ_w scatter(values_w, at_w) / W. All indices are inside of n.
-// `zeroed`: the output is 0 everywhere already, and is written only where something is added.
+// out = Σ_w scatter(values_w, at_w) / W. All indices are in [0, n).
+// `zeroed`: the output is already 0 everywhere, and is written only where something is added.
 inline void scatter_mean(const Team& team, const std::vector<Sparse>& ranks, bool zeroed, float* out, int64_t n) {
   bool ascending = true, divide_first = true;
   for (const Sparse& x : ranks) {
@@ -131,7 +131,7 @@ inline void scatter_mean(const Team& team, const std::vector<Sparse>& ranks, boo
   });
 }
 
-// 0 at some places. All are inside of the vector.
+// Sets the elements at these indices to 0. All indices are in the range of the vector.
 inline void clear(float* out, const int32_t* at, int64_t num) {
   for (int64_t i = 0; i < num; ++i) out[at[i]] = 0;
 }

@@ -1,4 +1,4 @@
-// Threshold selection on the CPU, for torch.
+// Torch ops for threshold selection on the CPU.
 #include "select.h"
 
 #include "team.h"

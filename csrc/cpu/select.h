@@ -1,4 +1,4 @@
-// Threshold selection in one pass over memory: accumulate, select, compact, zero; and a histogram on the way.
+// Threshold selection in one pass over memory: accumulate, select, compact, zero, and optionally a histogram.
 #pragma once
 
 #include <limits>
@@ -10,8 +10,8 @@ namespace sage::cpu {
 
 constexpr int64_t kBlock = 16384;
 
-// Elements [begin, end) of a pass, appended to a list. Once more than `most` were taken it takes no more, but
-// still adds; returns whether that happened.
+// Runs a pass over the elements [begin, end) and appends the taken ones to a list. When more than `most` have been
+// taken, it takes no more elements, but still adds the gradient; returns whether this happened.
 inline bool run(Isa isa, Pass pass, int64_t begin, int64_t end, List& list,
                 int64_t most = std::numeric_limits<int64_t>::max()) {
   bool full = false;
@@ -27,7 +27,7 @@ inline bool run(Isa isa, Pass pass, int64_t begin, int64_t end, List& list,
   return full;
 }
 
-// Workspace of a thread that calls: one list per part, kept between calls.
+// Returns the workspace of the calling thread: one list per part, reused across calls.
 inline std::vector<Kept>& workspace(int64_t parts) {
   static thread_local std::vector<Kept> kept;
   if (static_cast<int64_t>(kept.size()) < parts) kept = std::vector<Kept>(parts);
@@ -37,8 +37,8 @@ inline std::vector<Kept>& workspace(int64_t parts) {
 
 constexpr int64_t kLine = 16;  // elements of a cache line
 
-// Tell `see` what signal + gradient is in some cache lines, several lines at a time, in an array with kOver more; the
-// lines are spread evenly, each at a place of its own within its stride.
+// Calls `see` with signal + gradient of a sample of cache lines, several lines at a time, in an array with kOver more
+// elements. There is one line per stride, at a pseudo-random position within it.
 template <class See>
 void sample_lines(const Pass& pass, int64_t n, int64_t num, const See& see) {
   constexpr int64_t kBatch = 32, kFixed = 24;
@@ -51,7 +51,7 @@ void sample_lines(const Pass& pass, int64_t n, int64_t num, const See& see) {
   };
   float sums[kBatch * kLine + kOver];
   for (int64_t line = 0, held = 0; line < num; ++line) {
-    // They are far apart, so each is asked for well before it is looked at.
+    // The lines are far apart, so each is prefetched well before it is read.
     const int64_t soon = place(std::min(line + kBatch, num - 1)), begin = place(line);
     __builtin_prefetch(pass.signal + soon);
     if (pass.grad) __builtin_prefetch(pass.grad + soon);
@@ -62,7 +62,7 @@ void sample_lines(const Pass& pass, int64_t n, int64_t num, const See& see) {
   }
 }
 
-// How much room a pass's list is likely to need, told from a few cache lines: memory is taken once, and not twice.
+// Estimates the room that a pass's list needs from a sample of cache lines, so that memory is allocated only once.
 inline int64_t likely_room(const Pass& pass, int64_t n) {
   constexpr int64_t kLines = 128;
   if (n < 4 * kLines * kLine) return n + kOver;
@@ -72,7 +72,7 @@ inline int64_t likely_room(const Pass& pass, int64_t n) {
   return std::min(n + kOver, static_cast<int64_t>(static_cast<double>(n) * (1.25 * share + 0.001)) + kBlock + kOver);
 }
 
-// A pass over n elements by a team. What is taken goes to the list, which was empty.
+// Runs a pass over n elements with a team. The taken elements are written to the list, which must be empty.
 inline void select(Isa isa, const Team& team, const Pass& pass, int64_t n, List& list) {
   const int64_t parts = team.parts(n);
   if (parts == 1) {
@@ -100,7 +100,7 @@ inline void select(Isa isa, const Team& team, const Pass& pass, int64_t n, List&
   });
 }
 
-// How many of n magnitudes are at or above a limit.
+// Returns how many of n magnitudes are at or above a limit.
 inline int64_t count_above(const Team& team, const float* x, int64_t n, uint32_t limit) {
   const int64_t parts = team.parts(n);
   std::vector<int64_t> counts(parts);
@@ -113,7 +113,7 @@ inline int64_t count_above(const Team& team, const float* x, int64_t n, uint32_t
   return sum;
 }
 
-// The histogram alone.
+// Computes only the histogram.
 inline void count_magnitudes(const float* x, int64_t n, int32_t* bins, int64_t every) {
   for (int64_t i = 0; i < n; i += every * kGroup) count(bins, x + i, std::min(kGroup, n - i));
 }

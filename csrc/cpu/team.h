@@ -1,4 +1,4 @@
-// torch's own threads as a kernel's team: torch.set_num_threads holds, and no second OpenMP runtime is loaded.
+// Uses torch's threads as a kernel's team: torch.set_num_threads applies, and no second OpenMP runtime is loaded.
 #pragma once
 
 #include "../door.h"

@@ -1,4 +1,4 @@
-// A list that lies in tensors, so that what was taken need not be copied into them.
+// A list whose memory is in tensors, so that the taken elements need not be copied into tensors.
 #pragma once
 
 #include "../door.h"

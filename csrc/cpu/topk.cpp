@@ -1,4 +1,4 @@
-// Exact top-k of each group of a vector on the CPU, for torch.
+// Torch op for the exact top-k of each group of a vector on the CPU.
 #include "topk.h"
 
 #include "team.h"

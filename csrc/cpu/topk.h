@@ -1,9 +1,10 @@
-// The k largest magnitudes, exactly, the lower index first among equals, in about one pass over memory.
+// Exact top-k by magnitude, with ties resolved to the lower index, in about one pass over memory.
 //
-// A sample says between which magnitudes the k-th must lie. One fused pass at the lower of them accumulates and
-// takes out the few candidates; the k-th is searched among those inside the bracket; and the rejects are written
-// back. Where the sample misled, or too many are equal, three counting passes find the k-th instead. Who knows better
-// may say the bracket, and no sample is taken; one that misleads costs a pass, and changes no result.
+// A sample gives a bracket that probably contains the k-th magnitude. One fused pass with the lower bound as limit
+// accumulates and takes out the few candidates. The k-th magnitude is searched among the candidates inside the bracket,
+// and the rejected candidates are written back. If the bracket does not hold, or too many magnitudes are equal, three
+// counting passes find the k-th instead. The caller can pass a bracket, so that no sample is needed; a wrong bracket
+// costs one pass and does not change the result.
 #pragma once
 
 #include <bit>
@@ -14,7 +15,7 @@
 
 namespace sage::cpu {
 
-// Elements for which the counting passes, all in cache, are the faster way.
+// Number of elements up to which the counting passes are faster, because everything is in cache.
 constexpr int64_t kSmall = 16384;
 
 struct Rank {
@@ -29,12 +30,12 @@ Rank rank_of_few(int64_t n, int64_t r, const At& at) {
   for (int64_t i = 0; i < n; ++i) bits[i] = at(i);
   std::nth_element(bits, bits + r - 1, bits + n, std::greater<>());
   const uint32_t kth = bits[r - 1];
-  // What is before it is at least as large, and what is behind it at most.
+  // Elements before the r-th are at least as large, and elements after it are at most as large.
   const int64_t equal = std::count(bits, bits + n, kth), above = r - std::count(bits, bits + r, kth);
   return {kth, above, equal};
 }
 
-// The r-th largest (from 1) of n numbers of `width` bits, by counting 11 bits of them at a time, the high ones first.
+// Finds the r-th largest (from 1) of n numbers of `width` bits by counting 11 bits at a time, high bits first.
 template <class At>
 Rank rank(int64_t n, int64_t r, int width, const At& at) {
   if (n <= 2048) return rank_of_few(n, r, at);
@@ -47,7 +48,7 @@ Rank rank(int64_t n, int64_t r, int width, const At& at) {
     const uint32_t mask = (1u << (high - low)) - 1;
     int64_t i = 0;
     if (high == width) {
-      // Four counts side by side: neighbours often fall into one bin, and would wait for each other.
+      // Four separate counts: neighbours often fall into the same bin, and their increments would be serialised.
       for (; i + 4 <= n; i += 4)
         for (int lane = 0; lane < 4; ++lane) ++counts[lane][at(i + lane) >> low];
       for (; i < n; ++i) ++counts[0][at(i) >> low];
@@ -74,7 +75,7 @@ struct Bracket {
   int64_t most;        // candidates, above which the bracket is useless
 };
 
-// The magnitudes in some of a vector's cache lines that are at or above a floor, to the front of `out`; how many.
+// Writes the magnitudes at or above a floor from a sample of cache lines to the front of `out`; returns their number.
 inline int64_t sample(Isa isa, const Pass& pass, int64_t n, int64_t num_lines, uint32_t floor, uint32_t* out) {
   int64_t size = 0;
   sample_lines(pass, n, num_lines, [&](const float* sums, int64_t num) {
@@ -83,13 +84,15 @@ inline int64_t sample(Isa isa, const Pass& pass, int64_t n, int64_t num_lines, u
   return size;
 }
 
-// Neighbours are alike, so a line tells less than 16 elements: 5 standard deviations of independent ones.
+// Neighbours are correlated, so a cache line gives less information than 16 independent elements; the slack is
+// therefore 5 standard deviations of independent elements.
 inline double slack(double expected) { return 5 * std::sqrt(expected) + 8; }
 
-// How many candidates are still worth taking out and putting back.
+// Returns the largest number of candidates for which taking them out and putting the rejects back is worthwhile.
 inline int64_t most_candidates(int64_t n, int64_t k) { return 2 * k + n / 16; }
 
-// Where the k-th largest lies, from a sample. A first look at little of it says what of the rest need not be counted.
+// Estimates a bracket for the k-th largest from a sample. A small first sample gives a floor, below which the elements
+// of the full sample need not be counted.
 inline Bracket bracket(Isa isa, const Pass& pass, int64_t n, int64_t k) {
   constexpr int64_t kFew = 64;
   const int64_t num_lines = std::clamp<int64_t>(n / kLine / 32, 512, 8192);
@@ -115,12 +118,12 @@ inline Bracket bracket(Isa isa, const Pass& pass, int64_t n, int64_t k) {
   while (bin > 0 && above < expected + slack(expected)) above += counts[--bin];
   found.low = floor + (static_cast<uint32_t>(bin) << shift);
   found.likely = above * (n / (num_lines * kLine));
-  // Half the vector in one bin, zeros for one: counting is then better than taking it all out and putting it back.
+  // Half the vector may be in one bin, for example zeros. Counting is then faster than taking all of it out.
   if (found.likely > found.most) found.low = kNothing;
   return found;
 }
 
-// One group of a vector: `base` is added to the indices that are written, exactly k of them.
+// Top-k of one group of a vector by counting. It writes exactly k elements and adds `base` to their indices.
 inline void top_by_counting(const Pass& pass, int64_t n, int64_t k, int64_t base, float* values, int32_t* indices) {
   const float* signal = pass.signal;
   const Rank kth = rank(n, k, 31, [signal](int64_t i) { return magnitude(signal[i]); });
@@ -139,8 +142,8 @@ inline void put_back(const Span& list, const Pass& pass) {
   for (int64_t i = 0; i < list.size; ++i) pass.signal[list.indices[i]] = list.values[i];
 }
 
-// Of the candidates, exactly k to the output, where the first of them may lie already, and the rest back into the
-// signal; false where the k-th is not among them.
+// Moves exactly k of the candidates to the output, which may be the memory of the first candidates, and writes the rest
+// back to the signal; returns false if the k-th is not among the candidates.
 inline bool settle(Isa isa, const std::vector<Span>& candidates, const Pass& pass, const Bracket& bracket, int64_t k,
                    int64_t base, float* values, int32_t* indices) {
   int64_t num = 0;
@@ -150,7 +153,7 @@ inline bool settle(Isa isa, const std::vector<Span>& candidates, const Pass& pas
   buffer.reserve(num + kOver);
   uint32_t* inside = buffer.data();
   const uint32_t low = bracket.low;
-  // Only the bracket is searched; where the sample put its upper end too low, all candidates are.
+  // Only the bracket is searched; if its upper bound is too low, all candidates are searched.
   int64_t num_inside = 0, above = k;
   int width = 31;
   for (const uint32_t high : {bracket.high, kNothing}) {
@@ -185,8 +188,8 @@ inline bool settle(Isa isa, const std::vector<Span>& candidates, const Pass& pas
   return true;
 }
 
-// One pass that takes out the candidates, and settles which of them it is; false where the bracket did not hold, with
-// the signal as if nothing had been taken.
+// Takes out the candidates in one pass and selects the k largest among them. Returns false if the bracket does not
+// hold; the signal is then as if nothing had been taken.
 inline bool top_in_bracket(Isa isa, const Team& team, Pass pass, int64_t n, const Bracket& found, int64_t k,
                            int64_t base, List& list) {
   const int64_t parts = team.parts(n), start = list.size;
@@ -216,8 +219,8 @@ inline bool top_in_bracket(Isa isa, const Team& team, Pass pass, int64_t n, cons
   return settled;
 }
 
-// signal += gradient, and its k largest appended to a list by ascending index, `base` added to it. They are looked for
-// from `low` on first, and around [low, high), where low is not 0.
+// Computes signal += gradient, and appends the k largest to a list by ascending index, with `base` added to the index.
+// If low is not 0, [low, high) is the first bracket to try.
 inline void top(Isa isa, const Team& team, Pass pass, int64_t n, int64_t k, int64_t base, List& list, uint32_t low = 0,
                 uint32_t high = 0) {
   const auto within = [&](const Bracket& bracket) {

@@ -1,5 +1,5 @@
-// What the CUDA kernels share. The kernels know nothing of torch, and use little enough of CUDA that `emulate.h` can
-// stand in for it: nvcc and g++ compile the same text.
+// Common parts of the CUDA kernels. The kernels do not depend on torch, and use only the part of CUDA that `emulate.h`
+// implements: nvcc and g++ compile the same source.
 #pragma once
 
 #include "kernels.h"
@@ -29,7 +29,7 @@ __device__ __forceinline__ uint32_t magnitude(float x) {
 
 __device__ __forceinline__ int64_t thread_index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
 
-// The sum of a warp's values up to and including this lane's.
+// Returns the inclusive prefix sum of a warp's values at this lane.
 __device__ __forceinline__ uint32_t warp_sum(uint32_t value) {
   for (int delta = 1; delta < kLanes; delta *= 2) {
     const uint32_t before = __shfl_up_sync(kWholeWarp, value, delta);
@@ -38,8 +38,8 @@ __device__ __forceinline__ uint32_t warp_sum(uint32_t value) {
   return value;
 }
 
-// How many flags are set before each of this thread's in the tile. Item c of thread t is element c·kThreads + t, so
-// reads coalesce. Every thread of the block must call; returns the number set in the whole tile.
+// Computes, for each of this thread's flags, how many flags before it are set in the tile. Item c of thread t is element
+// c·kThreads + t, so that reads coalesce. All threads of the block must call it; returns the number set in the tile.
 __device__ __forceinline__ uint32_t rank_flags(const bool (&flags)[kItems], uint32_t (&ranks)[kItems]) {
   __shared__ uint32_t counts[kItems * kWarps + 1];
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
@@ -64,11 +64,11 @@ __device__ __forceinline__ uint32_t rank_flags(const bool (&flags)[kItems], uint
   }
   __syncthreads();
   for (int c = 0; c < kItems; ++c) ranks[c] += counts[c * kWarps + warp];
-  // No barrier behind: until the next call's first, a warp overwrites nothing but what it alone reads here.
+  // No barrier is needed here: before the first barrier of the next call, a warp overwrites only what it alone reads.
   return counts[kItems * kWarps];
 }
 
-// Sums of all before, in place, and the sum of all behind the last; by one block.
+// Exclusive prefix sums in place, with the total after the last element; runs in one block.
 [[maybe_unused]] static __global__ void scan(int32_t* counts, int64_t n) {
   __shared__ uint32_t sums[kWarps];
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;

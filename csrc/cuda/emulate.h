@@ -1,8 +1,8 @@
-// As much of CUDA as our kernels use, on one CPU thread, so that the very same kernels run where there is no GPU.
+// Emulates the part of CUDA that the kernels use on one CPU thread, so that the same kernels run without a GPU.
 //
-// Blocks run one after another. Each of a block's threads is a fiber, which runs until it meets a barrier or speaks
-// with its warp; when all that must be there are, they go on. A barrier that some threads never reach is an error.
-// What it cannot show: races between blocks, memory order, and anything about time.
+// Blocks run one after another. Each thread of a block is a fiber, which runs until it reaches a barrier or a warp
+// operation; the fibers continue when all participants have arrived. A barrier that some threads never reach is an
+// error. The emulation cannot show races between blocks, effects of memory order, or timing.
 #pragma once
 
 #include <ucontext.h>
@@ -17,7 +17,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
-// Blocks never overlap, so what a block shares may be one place in memory.
+// Blocks never overlap in time, so shared memory can be a static variable.
 #define __shared__ static
 
 namespace emulate {
@@ -64,7 +64,7 @@ inline void entry() {
   wait(State::done);
 }
 
-// Every lane gives a value and sees all lanes'.
+// Every lane posts a value and receives the values of all lanes.
 inline const uint32_t* exchange(unsigned mask, uint32_t value) {
   if (mask != 0xffffffffu) die("only whole warps are emulated");
   Fiber& fiber = block->fibers[block->current];
@@ -73,8 +73,8 @@ inline const uint32_t* exchange(unsigned mask, uint32_t value) {
   return fiber.seen;
 }
 
-// Run a warp until all of its threads are done or wait for other warps: warps are then as far apart as they can be,
-// and what a missing barrier would let happen, happens.
+// Runs a warp until all of its threads are done or wait for other warps. Warps then diverge as far as possible, so that
+// a missing barrier has an effect.
 inline void run_warp(unsigned first) {
   std::vector<Fiber>& fibers = block->fibers;
   for (bool met = true; met;) {
@@ -92,7 +92,7 @@ inline void run_warp(unsigned first) {
   }
 }
 
-// Whether all have met at a barrier, and now go on; else all are done.
+// Releases the barrier if all threads have reached it and returns true; returns false if all threads are done.
 inline bool release() {
   size_t waiting = 0, done = 0;
   for (const Fiber& fiber : block->fibers) {
@@ -105,7 +105,7 @@ inline bool release() {
   return true;
 }
 
-// Which warp is ahead of the others differs from launch to launch.
+// The warp that runs ahead of the others alternates between launches.
 inline void launch(unsigned blocks, unsigned threads, std::function<void()> kernel) {
   static bool last_first = false;
   last_first = !last_first;

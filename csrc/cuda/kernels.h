@@ -1,5 +1,5 @@
-// What the CUDA side can launch, without torch: `x.cu` defines it, `x.cpp` makes torch ops of it, and the emulated
-// tests call it too. Pointers are to device memory. Nothing here waits for the device.
+// The functions that launch the CUDA kernels, without torch: `x.cu` defines them, `x.cpp` wraps them as torch ops, and
+// the emulated tests also call them. Pointers are to device memory. No function waits for the device.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ inline int64_t tiles(int64_t n) { return (n + kTile - 1) / kTile; }
 constexpr int kGroup = 64, kBinShift = 17;  // of a histogram, as on the CPU
 constexpr int kBins = 1 << (31 - kBinShift);
 
-// The magnitude from which `not |x| < threshold` holds: everything for 0, a negative number and NaN.
+// Returns the smallest magnitude for which `not |x| < threshold` holds; 0 if the threshold is 0, negative or NaN.
 inline uint32_t limit_of(double threshold) {
   const float rounded = static_cast<float>(threshold);
   uint32_t bits;
@@ -41,35 +41,37 @@ struct Pass {
   int64_t every;
 };
 
-// Where a tile's elements wait: its own kTile places of as many as there are elements.
+// Staging memory for the taken elements: each tile has its own kTile places.
 struct Stage {
   float* values;
   int32_t* indices;
   int32_t* counts;  // of each tile, and one more
 };
 
-// Stage what a pass takes. The last of the stage's counts then says how many that are, and `move` brings them together.
+// `select` stages the elements that a pass takes, and stores their number in the last of the stage's counts. `move`
+// then compacts them.
 void select(const Pass& pass, const Stage& stage, Stream stream);
 void move(const Stage& stage, int64_t n, float* values, int32_t* indices, Stream stream);
 
-// Adds to the count how many of n magnitudes are at or above a limit, or to the bins what there are.
+// Adds the number of magnitudes at or above a limit to the count, or the histogram of the magnitudes to the bins.
 void count_above(const float* x, int64_t n, uint32_t limit, unsigned long long* count, Stream stream);
 void count_magnitudes(const float* x, int64_t n, int32_t* bins, int64_t every, Stream stream);
 
-// signal += gradient, and its k largest to the output, `base` added to the indices. Workspace: kSearch words, and of
-// `above` and `equal` a place for each tile and one more.
+// Computes signal += gradient, and writes its k largest to the output, with `base` added to the indices. Workspace:
+// kSearch words for `search`, and one word per tile plus one for each of `above` and `equal`.
 constexpr int kDigits = 2048, kSearch = kDigits + 2;
 void top(Pass pass, int64_t k, int64_t base, uint32_t* search, int32_t* above, int32_t* equal, float* values,
          int32_t* indices, Stream stream);
 
-// Where each rank's elements begin, and the end. By value: what it is launched with needs no copy of its own.
+// The start of each rank's elements, and the end. It is passed by value as a kernel argument, which needs no copy to the
+// device.
 constexpr int kMostRanks = 512;
 struct Starts {
   int32_t num_ranks;
   int32_t at[kMostRanks + 1];
 };
 
-// out = Σ_w scatter(values_w, at_w) / W; each rank's indices ascend.
+// Computes out = Σ_w scatter(values_w, at_w) / W; each rank's indices must ascend.
 void scatter_mean(const float* values, const int32_t* at, const Starts& starts, float* out, int64_t n, Stream stream);
 void clear(float* out, int64_t n, const int32_t* at, int64_t num, Stream stream);
 

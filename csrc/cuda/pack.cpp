@@ -1,4 +1,4 @@
-// Codes of a few bits on a GPU, for torch.
+// Torch ops that pack codes of a few bits on a GPU.
 #include "stream.h"
 
 namespace sage::cuda {

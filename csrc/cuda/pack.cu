@@ -1,11 +1,11 @@
-// Codes of 1 to 8 bits on a GPU, packed without gaps: code i is at bit i·b of the bytes, the low bit first.
+// Packs codes of 1 to 8 bits on a GPU without gaps: code i starts at bit i·b of the bytes, low bit first.
 #include "device.cuh"
 
 namespace sage::cuda {
 
 namespace {
 
-// A byte for each thread, of the codes that reach into it.
+// Each thread writes one byte, from the codes that overlap it.
 __global__ void pack_kernel(const uint8_t* codes, int64_t n, int bits, uint8_t* bytes, int64_t num_bytes) {
   const int64_t byte = thread_index();
   if (byte >= num_bytes) return;

@@ -1,11 +1,11 @@
-// A tile of a pass in a block's registers.
+// Loads a tile of a pass into a block's registers.
 #pragma once
 
 #include "device.cuh"
 
 namespace sage::cuda {
 
-// This thread's elements of its block's tile, with the gradient added; 0 beyond the end.
+// Loads this thread's elements of its block's tile, with the gradient added; elements beyond the end are 0.
 __device__ __forceinline__ void load(const Pass& pass, int64_t begin, float (&a)[kItems]) {
   for (int c = 0; c < kItems; ++c) {
     const int64_t i = begin + c * kThreads + threadIdx.x;

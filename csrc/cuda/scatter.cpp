@@ -1,4 +1,4 @@
-// The mean of sparse vectors on a GPU, for torch.
+// Torch ops for the mean of sparse vectors on a GPU.
 #include "stream.h"
 
 namespace sage::cuda {

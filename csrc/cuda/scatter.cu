@@ -1,12 +1,12 @@
-// The mean of W sparse vectors on a GPU: each block makes a tile of the output in shared memory, rank by rank, and
-// writes it once. No atomics, so every rank gets the same bits. Each rank's indices must ascend.
+// The mean of W sparse vectors on a GPU. Each block sums a tile of the output in shared memory, in rank order, and
+// writes it once. It uses no atomics, so all ranks get the same bits. Each rank's indices must ascend.
 #include "device.cuh"
 
 namespace sage::cuda {
 
 namespace {
 
-// The first of [begin, end) that is not below `least`.
+// Returns the first position in [begin, end) whose index is not below `least`.
 __device__ __forceinline__ int32_t first_from(const int32_t* at, int32_t begin, int32_t end, int64_t least) {
   while (begin < end) {
     const int32_t middle = begin + (end - begin) / 2;
@@ -29,7 +29,7 @@ __global__ void scatter_tiles(const float* values, const int32_t* at, Starts sta
     if (threadIdx.x < 2) range[threadIdx.x] = first_from(at, first, last, threadIdx.x ? end : begin);
     __syncthreads();
     for (int32_t i = range[0] + static_cast<int32_t>(threadIdx.x); i < range[1]; i += kThreads) {
-      // Places told twice stand side by side; the first of them adds them all, in their order.
+      // Equal indices are neighbours; the thread of the first one adds all of them, in their order.
       if (i > first && at[i] == at[i - 1]) continue;
       const int64_t place = at[i] - begin;
       if (place < 0 || place >= kTile) continue;  // only where the indices do not ascend, as they must

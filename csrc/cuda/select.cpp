@@ -1,4 +1,4 @@
-// Threshold selection on a GPU, for torch. The one thing the host waits for is how many were taken.
+// Torch ops for threshold selection on a GPU. The host waits only for the number of taken elements.
 #include "stream.h"
 
 namespace sage::cuda {

@@ -1,5 +1,5 @@
-// Threshold selection on a GPU: each tile compacts into a stage of its own in the one pass over memory, a scan of
-// the tiles' counts says where each belongs, and what was taken moves there. No order is left to chance.
+// Threshold selection on a GPU. Each tile compacts into its own staging memory in a single pass over the vector, a scan
+// of the tiles' counts gives the output positions, and the taken elements are moved there. The order is deterministic.
 #include "pass.cuh"
 
 namespace sage::cuda {
@@ -29,7 +29,7 @@ __global__ void select_stage(Pass pass, Stage stage) {
   if (threadIdx.x == 0) stage.counts[blockIdx.x] = static_cast<int32_t>(total);
 }
 
-// After the scan: counts are where tiles begin.
+// Runs after the scan, when the counts are the output positions of the tiles.
 __global__ void select_move(Stage stage, float* values, int32_t* indices) {
   const int64_t from = static_cast<int64_t>(blockIdx.x) * kTile;
   const int32_t to = stage.counts[blockIdx.x], size = stage.counts[blockIdx.x + 1] - to;

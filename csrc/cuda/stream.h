@@ -1,4 +1,4 @@
-// torch's device and stream, for launching on.
+// Access to torch's current device and stream for kernel launches.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -12,7 +12,7 @@
 
 namespace sage::cuda {
 
-// Makes the tensor's device the current one for as long as this lives, and holds torch's current stream there.
+// Makes the tensor's device the current one during its lifetime, and holds torch's current stream on this device.
 class OnDevice {
  public:
   explicit OnDevice(const Tensor& x) : guard_(x.get_device_index()) {

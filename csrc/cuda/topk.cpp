@@ -1,4 +1,4 @@
-// Exact top-k of each group of a vector on a GPU, for torch.
+// Torch op for the exact top-k of each group of a vector on a GPU.
 #include "stream.h"
 
 namespace sage::cuda {

@@ -1,5 +1,5 @@
-// Exact top-k on a GPU: three counting passes find the k-th largest magnitude, 11, 11 and 9 bits at a time, and an
-// ordered compaction takes what is larger and the first of what is equal. The host waits for nothing.
+// Exact top-k on a GPU. Three counting passes find the k-th largest magnitude with 11, 11 and 9 bits, and an ordered
+// compaction takes the larger elements and the first of the equal ones. The host does not wait for the device.
 #include <utility>
 
 #include "pass.cuh"
@@ -8,7 +8,8 @@ namespace sage::cuda {
 
 namespace {
 
-// What is known of the k-th so far. On the device; `counts` are of the digit being looked at, and 0 between.
+// The state of the search for the k-th largest, in device memory. `counts` belong to the current digit and are 0
+// between the passes.
 struct Search {
   uint32_t bits;      // its high bits
   uint32_t left;      // of what has those, which by rank it is (from 1); at the end: how many equal ones to take
@@ -23,7 +24,7 @@ __global__ void begin_search(Search* search, uint32_t k) {
   }
 }
 
-// Count a digit of those whose higher bits are the k-th's. The first time, add the gradient on the way.
+// Counts a digit of the elements whose higher bits equal those of the k-th. The first pass also adds the gradient.
 __global__ void count_digits(Pass pass, Search* search, int shift, int width) {
   __shared__ uint32_t counts[kDigits];
   for (int digit = threadIdx.x; digit < kDigits; digit += kThreads) counts[digit] = 0;
@@ -47,7 +48,7 @@ __global__ void count_digits(Pass pass, Search* search, int shift, int width) {
     if (counts[digit]) atomicAdd(search->counts + digit, counts[digit]);
 }
 
-// By one thread of one block: at most 2,048 steps, and no host.
+// One thread of one block chooses the digit, in at most 2,048 steps and without the host.
 __global__ void choose_digit(Search* search, int shift) {
   if (threadIdx.x == 0) {
     int digit = kDigits - 1;
@@ -58,7 +59,7 @@ __global__ void choose_digit(Search* search, int shift) {
   for (int digit = threadIdx.x; digit < kDigits; digit += kThreads) search->counts[digit] = 0;
 }
 
-// How many of each tile are above the k-th, and how many equal to it.
+// Counts the elements of each tile that are above the k-th, and those equal to it.
 __global__ void count_tiles(Pass pass, const Search* search, int32_t* above, int32_t* equal) {
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kTile;
   float a[kItems];
@@ -77,7 +78,7 @@ __global__ void count_tiles(Pass pass, const Search* search, int32_t* above, int
   }
 }
 
-// After both are scanned: above and equal are how many there are in the tiles before.
+// Runs after both scans, when `above` and `equal` are the numbers in the preceding tiles.
 __global__ void take_tiles(Pass pass, const Search* search, const int32_t* above, const int32_t* equal, int64_t base,
                            float* values, int32_t* indices) {
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kTile;
