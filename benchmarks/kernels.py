@@ -59,7 +59,7 @@ def turns(
     end = time.perf_counter() + seconds
     repeat = 0
     while repeat < 7 or (time.perf_counter() < end and repeat < 300):
-        # Plain torch leaves cold caches and an empty heap: in random order no one candidate always runs next.
+        # Plain torch leaves cold caches and an empty heap; random order spreads this over all candidates.
         for name, run in random.sample(list(contestants.items()), len(contestants)):
             prepare()
             start = time.perf_counter()
