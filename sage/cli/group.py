@@ -141,7 +141,8 @@ class PartGroup(Group):
         notes: str = "",
     ) -> None:
         super().__init__(name, {}, help=help, notes=notes)
-        self.room, self.make, self.kind = room, make, registry.KINDS[room]
+        self.room: registry.Room = room
+        self.make, self.kind = make, registry.KINDS[room]
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the registered parts."""

@@ -58,7 +58,7 @@ class Suggestions:
     """The names of all parts of a kind, or of the workloads, read on each call."""
 
     def __init__(self, kind: Literal["reducers", "models", "datasets", "tasks", "workloads"]) -> None:
-        self.kind = kind
+        self.kind: Literal["reducers", "models", "datasets", "tasks", "workloads"] = kind
 
     def __call__(self) -> list[str]:
         """Return the names, in alphabetical order."""

@@ -5,6 +5,7 @@ import pickle
 import shutil
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,7 +127,8 @@ def test_digits_are_those_of_scikit_learn(where: str, monkeypatch: pytest.Monkey
 
     if where == "its function":
         monkeypatch.setattr(digits, "find_spec", lambda name: None)
-    data, theirs = Digits(Path()), load_digits()
+    data = Digits(Path())
+    theirs: Any = load_digits()
     ours = hashlib.sha256(((theirs.images * 255 / 16).round().astype("u1")).tobytes())
     ours.update(theirs.target.astype("u1").tobytes())
     assert data.checksums == {"sklearn.datasets.load_digits": ours.hexdigest()}

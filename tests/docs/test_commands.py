@@ -136,5 +136,5 @@ def test_the_commands_of_a_page_run_in_their_order(page: str, tmp_path: Path) ->
     for line in re.findall(r"^```text\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE):
         for row in line.splitlines():  # a run's name, its settings and its state; the rest differs
             name, *_ = row.split()
-            found = re.search(rf"^{shlex.quote(name)} .*\bdone\b", done.stdout, re.MULTILINE)
+            found = re.search(rf"^{shlex.quote(name)} .*\bfinished\b", done.stdout, re.MULTILINE)
             assert found, f"{row}\n{done.stdout}"
