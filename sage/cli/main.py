@@ -16,6 +16,7 @@ from ..exit_status import (
     hear_sigint,
     message,
     status_of,
+    stop_before_it_begins,
     tell_the_job,
 )
 from ..output import streams
@@ -44,11 +45,14 @@ COMPLETE = "_SAGE_COMPLETE"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status (docs/reference/exit-statuses.md); raise no exceptions."""
     streams.protect()
-    hear_sigint()
     os.umask(os.umask(0o077) & 0o077)  # the owner can use created files under any umask
     argv = list(sys.argv[1:] if argv is None else argv)
     command = argv[0] if argv and argv[0] in COMMANDS else ""
     name = " ".join(["sage", command]).strip()
+    if command == "run":  # a signal that comes while torch is imported is that of a run that was stopped
+        stop_before_it_begins()
+    else:
+        hear_sigint()
     try:
         status = _invoke(argv)
         lost = streams.failure() if command not in ("run", "submit", "launch") else None

@@ -354,13 +354,14 @@ def test_wrong_options_are_named(tmp_path: Path, options: str, said: str) -> Non
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdsh") is None, reason="no pdsh here: apt-get install pdsh")
-def test_the_readmes_line_for_pdsh_starts_a_rank_on_each_host(sshd: Sshd, tmp_path: Path) -> None:
+def test_the_documented_line_for_pdsh_starts_a_rank_on_each_host(sshd: Sshd, tmp_path: Path) -> None:
     (tmp_path / "hosts.txt").write_text("127.0.0.1\n127.0.0.2\n")
     script = tmp_path / "run.sh"
     argv = "digits-ff --steps 4 --device cpu"
     script.write_text(f"#!/bin/sh\nPYTHON={sys.executable} exec {CHECKOUT / 'run.sh'} {argv}\n")
     script.chmod(0o755)
-    (line,) = [each for each in (CHECKOUT / "README.md").read_text().splitlines() if each.startswith("pdsh ")]
+    lines = (CHECKOUT / "docs" / "how-to" / "slurm.md").read_text().splitlines()
+    (line,) = [each.strip() for each in lines if each.strip().startswith("pdsh ")]
     done = subprocess.run(
         ["bash", "-c", line.replace("29500", free_port())],
         cwd=tmp_path,

@@ -487,7 +487,7 @@ def test_the_bytes_booked_are_those_worked_out_by_hand(
         ("sidco", {"fit": "gamma"}, "fit='gamma': expected E, GP, P"),
         ("sidco", {"adapt": "never"}, "adapt='never': expected flip, paper, worse, return"),
         ("sidco", {"quantile": "best"}, "quantile='best': expected exact, closed"),
-        ("sidco", {"stages": -1}, "stages=-1: expected 1 or more, 0 to derive it"),
+        ("sidco", {"stages": -1}, "stages=-1: expected 1 or more, 0 to derive the number from the density"),
     ],
 )
 def test_an_option_out_of_range_is_refused_with_what_is_allowed(

@@ -399,7 +399,7 @@ def test_the_bytes_booked_are_those_worked_out_by_hand(
         (
             "powersgd",
             {"iterations": 2, "half": True},
-            r"iterations=2, half=True: expected 1 or more, with half 1",
+            r"iterations=2, half=True: expected 1 or more; with half, 1",
         ),
         ("powersgd", {"eps": -1e-8}, r"eps=-1e-08: expected a length far below 1, 0 or more"),
         ("powersgd", {"min_compression_rate": float("inf")}, r"min_compression_rate=inf: expected a finite"),

@@ -221,7 +221,7 @@ def test_ranks_that_torchrun_starts_again_go_on_from_the_checkpoint(
     killer = tmp_path / "killed_once.py"
     killer.write_text(
         "import os, signal, sys\n"
-        "from sage import cli\n"
+        "from sage.cli.main import main\n"
         "from sage.train.loop import Training\n"
         "take_step = Training.take_step\n"
         "def act(self, batches):\n"
@@ -229,7 +229,7 @@ def test_ranks_that_torchrun_starts_again_go_on_from_the_checkpoint(
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    take_step(self, batches)\n"
         "Training.take_step = act\n"
-        "sys.exit(cli.main(sys.argv[1:]))\n"
+        "sys.exit(main(sys.argv[1:]))\n"
     )
     argv = [*f"{FF} --steps 8 --checkpoint-every 2 --timeout 60".split(), "--runs", str(tmp_path / "runs")]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -69,7 +69,7 @@ def brake(tmp_path: Path) -> Brake:
 def test_a_run_in_a_script_s_own_process_leaves_it_its_signals(tmp_path: Path) -> None:
     script = f"""
 import signal
-from sage import run
+from sage.train import run
 from sage.config import load
 
 before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
