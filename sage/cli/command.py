@@ -81,7 +81,30 @@ class Argument(click.Argument):
         return name if self.required else f"[{name}]"
 
 
-class Command(click.Command):
+class PrintedHelp(click.Command):
+    """A command whose help is printed through `print`, and so to the protected stream."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """Return the option --help."""
+
+        def show(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+            if value and not ctx.resilient_parsing:
+                print(ctx.get_help())
+                ctx.exit()
+
+        if (option := super().get_help_option(ctx)) is not None:
+            option.callback = show
+        return option
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write usage, description, the list of options or subcommands, and notes."""
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        self.format_options(ctx, formatter)
+        self.format_epilog(ctx, formatter)
+
+
+class Command(PrintedHelp):
     """A command whose options are `Option` objects, and whose errors are one-line ValueErrors.
 
     Args:
@@ -132,17 +155,6 @@ class Command(click.Command):
             raise ValueError(f"{shown(rest[0])} follows no flag that takes it; {_hint(ctx)}")
         return rest
 
-    def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        """Return the option --help, which prints through `print`, and so to the protected stream."""
-        return help_option(super().get_help_option(ctx))
-
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write usage, description, arguments, options and notes, alike in every version of click."""
-        self.format_usage(ctx, formatter)
-        self.format_help_text(ctx, formatter)
-        self.format_options(ctx, formatter)
-        self.format_epilog(ctx, formatter)
-
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one line: the command, its arguments and [OPTIONS]."""
         formatter.write_usage(ctx.command_path, " ".join(self.collect_usage_pieces(ctx)))
@@ -191,19 +203,6 @@ def write_notes(formatter: click.HelpFormatter, notes: str) -> None:
             formatter.write(paragraph + "\n")
         else:
             formatter.write_text(paragraph)
-
-
-def help_option(option: click.Option | None) -> click.Option | None:
-    """Change the option --help so that it prints through `print`, and return it."""
-
-    def show(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-        if value and not ctx.resilient_parsing:
-            print(ctx.get_help())
-            ctx.exit()
-
-    if option is not None:
-        option.callback = show
-    return option
 
 
 def usage_error(error: click.UsageError) -> str:

@@ -8,10 +8,10 @@ from click.shell_completion import CompletionItem
 
 from .. import registry
 from ..validate import known
-from .command import SETTINGS, help_option, joined, usage_error, write_notes
+from .command import SETTINGS, PrintedHelp, joined, usage_error, write_notes
 
 
-class Group(click.Group):
+class Group(PrintedHelp, click.Group):
     """A command with subcommands, each of which is the variable `command` of a module.
 
     Args:
@@ -82,17 +82,6 @@ class Group(click.Group):
     def check(self, ctx: click.Context, name: str) -> None:
         """Raise an error if no subcommand has this name."""
         known(self.kind, name, self.list_commands(ctx))
-
-    def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        """Return the option --help, which prints through `print`, and so to the protected stream."""
-        return help_option(super().get_help_option(ctx))
-
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write usage, description, subcommands and notes."""
-        self.format_usage(ctx, formatter)
-        self.format_help_text(ctx, formatter)
-        self.format_options(ctx, formatter)
-        self.format_epilog(ctx, formatter)
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the usage line."""

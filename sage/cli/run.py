@@ -1,12 +1,13 @@
 """`sage run`: train a workload with a reducer."""
 
 import json
+import os
 
 import click
 
 from ..config import Config
 from .command import Option
-from .run_command import RunCommand, prepare_process
+from .run_command import RunCommand
 
 
 def run(*, config: Config, print_config: bool) -> int:
@@ -34,11 +35,12 @@ def parse_run(args: list[str]) -> Config:
 
 
 class _Run(RunCommand):
-    """The command `sage run`; it prepares the process before parsing, since parsing imports torch."""
+    """The command `sage run`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Before torch is imported: SAGE reports failed peers, without torch's stack traces.
         if not ctx.resilient_parsing and ctx.parent is not None:
-            prepare_process()
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
         return super().parse_args(ctx, args)
 
 

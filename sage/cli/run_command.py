@@ -13,7 +13,6 @@ import click
 
 from .. import registry, validate
 from ..config import Config, annotations, load, part_options, resolve
-from ..exit_status import stop_before_it_begins
 from .command import Argument, Command, Option, given
 from .values import Suggestions
 
@@ -181,18 +180,6 @@ def options_of(base: Config) -> list[Option]:
             for name, option in found.items()
         ]
     return options
-
-
-def prepare_process() -> None:
-    """Prepare this process for a run, before torch is imported.
-
-    Failed peers are then reported by SAGE's messages, without stack traces of torch's store. A signal ends
-    the process with the exit status of a stopped run.
-    """
-    import os
-
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    stop_before_it_begins()
 
 
 def _named_parts(args: Sequence[str]) -> dict[str, str]:
