@@ -46,7 +46,7 @@ def _rewriter(uri: str) -> Callable[[re.Match[str]], str]:
         image, text, link, fragment = found.groups(default="")
         if re.match(r"[a-z]+:", link):
             return found[0]
-        target = normpath(f"{dirname(INCLUDED.get(uri, f'docs/{uri}'))}/{link}").lstrip("/")
+        target = _target(uri, link)
         if target == "README.md":  # the site has its own first page, with other headings
             fragment = ""
         if target in PAGES:
@@ -66,8 +66,13 @@ def _source(uri: str, link: str) -> str | None:
     """The path in the repository that a link of a page leads to; None where that is a page of the site."""
     if re.match(r"[a-z]+:", link):
         return None
-    target = normpath(f"{dirname(INCLUDED.get(uri, f'docs/{uri}'))}/{link}").lstrip("/")
+    target = _target(uri, link)
     return None if target in PAGES or target.startswith("docs/") else target
+
+
+def _target(uri: str, link: str) -> str:
+    """The path in the repository that a link of a page leads to."""
+    return normpath(f"{dirname(INCLUDED.get(uri, f'docs/{uri}'))}/{link}").lstrip("/")
 
 
 def _copy(source: str) -> str:
