@@ -10,7 +10,7 @@ from sage.comm.failure_monitor import Watch
 from sage.comm.process import GroupWire, first_line
 from sage.comm.rendezvous import Place
 from sage.comm.store_messages import Board
-from sage.comm.wire import WireError
+from sage.comm.transport import WireError
 
 
 class GuestWire(GroupWire):

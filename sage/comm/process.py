@@ -18,7 +18,8 @@ from sage.comm.failure_monitor import Watch
 from sage.comm.packing import add
 from sage.comm.rendezvous import Place
 from sage.comm.store import sign_in
-from sage.comm.wire import Pending, Wire, WireError
+from sage.comm.transport import Pending, WireError
+from sage.comm.wire import Wire
 from sage.output.text import clean_text
 
 T = TypeVar("T")

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from sage.comm.packing import add
-from sage.comm.wire import Pending, ScheduleError, Wire, WireError
+from sage.comm.transport import Pending, ScheduleError, WireError
+from sage.comm.wire import Wire
 
 T = TypeVar("T")
 

@@ -11,16 +11,12 @@ so that the ledger counts the bytes of each kind.
 """
 # W = world size, N = elements of a vector, K = elements sent by one rank, S = bytes of a packed buffer
 
-import time
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from sage.comm.ledger import (
-    Ledger,
     direct_exchange,
     ring_all_gather,
     ring_all_reduce,
@@ -28,42 +24,11 @@ from sage.comm.ledger import (
     tree_broadcast,
 )
 from sage.comm.packing import count_each, cut, describe, num_bytes, pack, pad_to, unpack
-from sage.timing import phase
-
-T = TypeVar("T")
-
-GUARD_BYTES = 128
-"""Bytes of a call's description that the schedule guard sends; a longer description ends in a hash."""
+from sage.comm.transport import Pending, Transport
 
 
-class WireError(RuntimeError):
-    """A collective failed or timed out; the message gives rank, op and, if known, the rank that caused it."""
-
-
-class ScheduleError(WireError):
-    """Ranks called different collectives, or the same one with different shapes or dtypes."""
-
-
-class Pending(Protocol):
-    """An asynchronous collective."""
-
-    def wait(self) -> Tensor: ...
-
-
-class Wire:
-    """Base class: collectives on tensors between W ranks, each of which is recorded in `ledger`.
-
-    Args:
-        guard: Compare op, shape and dtype between the ranks before every collective, and raise
-            `ScheduleError` on all ranks if they differ, instead of a hang or a wrong result. Costs one small
-            message per collective.
-    """
-
-    def __init__(self, rank: int, world_size: int, *, guard: bool = False) -> None:
-        self.rank = rank
-        self.world_size = world_size
-        self.guard = guard
-        self.ledger = Ledger()
+class Wire(Transport):
+    """Base class: collectives on tensors between W ranks, each of which is recorded in `ledger`."""
 
     # Collectives for reducers. Every rank must make the same calls in the same order.
 
@@ -225,7 +190,7 @@ class Wire:
     def close(self) -> None:
         """Wait for every rank, then release the process group."""
 
-    # Common parts of all collectives.
+    # Common parts of the collectives.
 
     def _counts(self, parts: Mapping[str, Tensor]) -> list[int]:
         own = torch.tensor(count_each(parts), device=next(iter(parts.values())).device)
@@ -238,64 +203,3 @@ class Wire:
         traffic = ring_all_gather(packed_S.numel(), self.world_size)
         gathered_WS = self._collective(call, payload, traffic, lambda: self._gather(packed_S))
         return unpack(gathered_WS, [(part.dtype, part.shape) for part in parts])
-
-    def _collective(
-        self, call: str, payload: dict[str, int], traffic: tuple[int, int], run: Callable[[], T]
-    ) -> T:
-        if self.guard:
-            self._compare(call)
-        start = time.perf_counter()
-        with phase("communicate"):
-            result = self._attempt(call, run)
-        self.ledger.book(call.partition("(")[0], payload, traffic, time.perf_counter() - start)
-        return result
-
-    def _compare(self, call: str) -> None:
-        """Compare the call with those of all other ranks before it is made (the schedule guard)."""
-        said = call.encode()
-        if len(said) > GUARD_BYTES:  # a difference in the removed part must be detected
-            digest = b"... #%08x" % zlib.crc32(said)
-            said = said[: GUARD_BYTES - len(digest)] + digest
-        own_S = torch.frombuffer(bytearray(said.ljust(GUARD_BYTES, b"\0")), dtype=torch.uint8)
-        all_WS = self._attempt(f"guard of {call}", lambda: self._gather_on_host(own_S))
-        self.ledger.book("guard", {"guard": GUARD_BYTES}, ring_all_gather(GUARD_BYTES, self.world_size))
-        calls = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in all_WS.tolist()]
-        if len(set(calls)) > 1:
-            told = "; ".join(f"rank {rank} calls {call}" for rank, call in enumerate(calls))
-            raise ScheduleError(f"the ranks' collectives differ: {told}")
-
-    # Methods that each subclass implements.
-
-    def _attempt(self, call: str, run: Callable[[], T]) -> T:
-        return run()
-
-    def _sum(self, x_N: Tensor) -> None:
-        raise NotImplementedError
-
-    def _begin_sum(self, call: str, x_N: Tensor) -> Pending:
-        raise NotImplementedError
-
-    def _gather(self, x_S: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _gather_on_host(self, x_S: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _gather_ragged(self, x_S: Tensor, sizes: Sequence[int]) -> Tensor:
-        raise NotImplementedError
-
-    def _broadcast(self, x_N: Tensor, root: int) -> None:
-        raise NotImplementedError
-
-    def _gather_to(self, x_N: Tensor, root: int) -> Tensor:
-        raise NotImplementedError
-
-    def _reduce_scatter(self, x_WN: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _all_to_all(self, x_WN: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
-        """Send `sizes[a][b]` bytes from rank a to rank b."""
-        raise NotImplementedError

@@ -13,7 +13,7 @@ import torch
 
 from sage import exit_status
 from sage.comm.replicas import ReplicasDiffer
-from sage.comm.wire import WireError
+from sage.comm.transport import WireError
 from sage.exit_status import FAILED, HOPELESS
 from sage.output.text import clean_text
 from sage.records.run_folder import Taken

@@ -103,7 +103,7 @@ class Squares:
         """
         self._square_N.mul_(factor.to(self._square_N).nan_to_num(1.0) ** 2)
 
-    def tell(self) -> None:
+    def pass_to_reducer(self) -> None:
         """Pass the squares to the reducer."""
         self._mount.feedback.reducer.observe(self._square_N[: self._mount.grad_C.numel()])
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from sage.comm.wire import Pending, Wire
+from sage.comm.transport import Pending
+from sage.comm.wire import Wire
 from sage.config import Config
 from sage.data.dataset import Dataset
 from sage.mount import WholeModel
@@ -25,7 +26,8 @@ from sage.train.stop import Stop
 class TrainingState:
     """The state of training on one rank.
 
-    The loop (`sage.train.loop`) updates it; evaluation, checkpoints and results read it.
+    The steps (`sage.train.step`) and the loop (`sage.train.loop`) update it; evaluation, checkpoints
+    and results read it.
 
     Args:
         config: The run's configuration, with the options of its parts resolved.
@@ -76,8 +78,8 @@ class TrainingState:
         self.step = 0
         self.seconds = 0.0
         self.tally = Tally()
-        self._pending: tuple[Pending, dict[str, Any]] | None = None
-        self._stopping = False
+        self.pending: tuple[Pending, dict[str, Any]] | None = None
+        self.stopping = False
 
     @property
     def better(self) -> str:

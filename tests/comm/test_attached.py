@@ -13,7 +13,8 @@ from gloo import Group, processes
 
 from sage.comm.attached import GuestWire
 from sage.comm.rendezvous import local_places
-from sage.comm.wire import Wire, WireError
+from sage.comm.transport import WireError
+from sage.comm.wire import Wire
 
 CPU = torch.device("cpu")
 

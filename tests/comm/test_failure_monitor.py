@@ -14,7 +14,8 @@ import torch
 from gloo import Died, Group
 
 from sage.comm.rendezvous import local_places
-from sage.comm.wire import Wire, WireError
+from sage.comm.transport import WireError
+from sage.comm.wire import Wire
 
 TIMEOUT = 5.0
 STILL = 60.0

@@ -20,7 +20,8 @@ from sockets import tcp_bytes
 from sage.comm.ledger import Ledger, tree_broadcast
 from sage.comm.rendezvous import local_places
 from sage.comm.threads import simulate
-from sage.comm.wire import GUARD_BYTES, Wire
+from sage.comm.transport import GUARD_BYTES
+from sage.comm.wire import Wire
 
 # By hand.
 

@@ -18,7 +18,8 @@ from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import Place, local_places
 from sage.comm.store import sign_in
 from sage.comm.store_messages import Board
-from sage.comm.wire import Wire, WireError
+from sage.comm.transport import WireError
+from sage.comm.wire import Wire
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sage.comm.threads import simulate
-from sage.comm.wire import Wire, WireError
+from sage.comm.transport import WireError
+from sage.comm.wire import Wire
 
 
 def draw(wire: Wire) -> list[float]:

@@ -15,7 +15,8 @@ from torch import Tensor
 from sage.comm.packing import describe, pack, unpack
 from sage.comm.rendezvous import local_places
 from sage.comm.threads import simulate
-from sage.comm.wire import GUARD_BYTES, ScheduleError, Wire, WireError
+from sage.comm.transport import GUARD_BYTES, ScheduleError, WireError
+from sage.comm.wire import Wire
 
 WORLD_SIZES = [1, 2, 3, 4]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32]

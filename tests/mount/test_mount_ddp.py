@@ -19,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 import sage
 from sage.comm.ledger import KINDS
 from sage.comm.rendezvous import local_places
-from sage.comm.wire import Wire, WireError
+from sage.comm.transport import WireError
+from sage.comm.wire import Wire
 from sage.mount.buckets import cut
 from sage.reducers.accordion import Accordion
 from sage.reducers.topk import TopK

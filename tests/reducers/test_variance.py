@@ -304,7 +304,7 @@ def test_to_clip_a_gradient_of_zeros_spoils_no_squares() -> None:
     model, reducer = small_network(), Listening()
     squares = Squares(model, Classify(Points.facts), WholeModel(model, reducer))
     squares.rescale(torch.zeros(()) / torch.zeros(()))
-    squares.tell()
+    squares.pass_to_reducer()
     assert not reducer._heard.any()
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sage import registry
-from sage.comm.wire import Wire, WireError
+from sage.comm.transport import WireError
+from sage.comm.wire import Wire
 from sage.reducers.exact import Exact
 from sage.reducers.gtopk import GTopK
 from sage.reducers.sage import Sage

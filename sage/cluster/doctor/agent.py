@@ -185,7 +185,7 @@ class _Agent:
 
         from sage.comm.probe import probe
         from sage.comm.process import ProcessWire
-        from sage.comm.wire import WireError
+        from sage.comm.transport import WireError
 
         if device == "cuda":
             torch.cuda.set_device(self._here.local_rank % torch.cuda.device_count())

@@ -7,6 +7,4 @@ from .base import signal_dtype as signal_dtype
 from .feedback import Feedback as Feedback
 from .published import Published as Published
 from .quantile import Quantile as Quantile
-
-CONTROLLERS: dict[str, type[Controller]] = {"sage": Published, "quantile": Quantile, "feedback": Feedback}
-"""The controllers by their names in `--controller`."""
+from .table import CONTROLLERS as CONTROLLERS
