@@ -1,7 +1,7 @@
 // Torch ops for index coding on the CPU.
 #include "code.h"
 
-#include "../door.h"
+#include "../tensor_checks.h"
 
 namespace sage::cpu {
 

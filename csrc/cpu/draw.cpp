@@ -1,7 +1,7 @@
 // Torch op for random bits on the CPU.
 #include "draw.h"
 
-#include "../door.h"
+#include "../tensor_checks.h"
 
 namespace sage::cpu {
 

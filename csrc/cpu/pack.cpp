@@ -1,7 +1,7 @@
 // Torch ops that pack codes of a few bits on the CPU.
 #include "pack.h"
 
-#include "../door.h"
+#include "../tensor_checks.h"
 
 namespace sage::cpu {
 

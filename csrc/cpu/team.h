@@ -1,7 +1,7 @@
 // Uses torch's threads as a kernel's team: torch.set_num_threads applies, and no second OpenMP runtime is loaded.
 #pragma once
 
-#include "../door.h"
+#include "../tensor_checks.h"
 #include "base.h"
 
 namespace sage::cpu {

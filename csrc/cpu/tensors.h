@@ -1,7 +1,7 @@
 // A list whose memory is in tensors, so that the taken elements need not be copied into tensors.
 #pragma once
 
-#include "../door.h"
+#include "../tensor_checks.h"
 #include "base.h"
 
 namespace sage::cpu {

@@ -7,7 +7,7 @@
 #include <torch/csrc/stable/macros.h>
 
 #define SAGE_CUDA_BINDING
-#include "../door.h"
+#include "../tensor_checks.h"
 #include "kernels.h"
 
 namespace sage::cuda {

@@ -9,7 +9,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -52,35 +52,22 @@ def _cure(root: Path = Path(__file__).parents[2]) -> str:
 MISSING = _load()
 """Reason why the extension is not available; None if it is."""
 
-_told = False
+_has_warned = False
 
 
-def _tell() -> None:
-    global _told
-    if _told or MISSING == "SAGE_NATIVE=0":
+def _warn_once() -> None:
+    global _has_warned
+    if _has_warned or MISSING == "SAGE_NATIVE=0":
         return
-    _told = True
+    _has_warned = True
     if not dist.is_initialized() or dist.get_rank() == 0:
         _log.warning("no native extension; sage.ops runs in plain torch, several times slower: %s", MISSING)
 
 
-OPS = (
-    "select_",
-    "top_",
-    "count_above",
-    "histogram_",
-    "scatter_mean_",
-    "clear_",
-    "pack",
-    "unpack",
-    "pack_signs",
-    "unpack_signs",
-    "draw_",
-    "encode_gaps",
-    "decode_gaps",
-    "encode_bitmap",
-    "decode_bitmap",
-)
+OPS: list[str] = []
+"""Names of all ops in `torch.ops.sage`, in the order of their registration."""
+_CPU: set[str] = set()
+_CUDA: set[str] = set()
 
 
 def on(key: str) -> frozenset[str]:
@@ -89,7 +76,31 @@ def on(key: str) -> frozenset[str]:
     return frozenset(op for op in OPS if MISSING is None and has(f"sage::{op}", key))
 
 
-_CPU, _CUDA = on("CPU"), on("CUDA")
+def register(op: str, fake: Callable[..., object]) -> None:
+    """Register an op that csrc/ops.cpp declares, before `takes` is asked for it.
+
+    Args:
+        op: Its name in `torch.ops.sage`.
+        fake: Gives the shape and dtype of its result to torch.compile; a size may depend on the data.
+    """
+    OPS.append(op)
+    if MISSING is not None:
+        return
+    torch.library.register_fake(f"sage::{op}", fake)
+    for key, ops in (("CPU", _CPU), ("CUDA", _CUDA)):
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"sage::{op}", key):
+            ops.add(op)
+
+
+def unknown(x: Tensor, *dtypes: torch.dtype) -> tuple[Tensor, ...]:
+    """Vectors of one length that depends on the data, for a fake."""
+    size = torch.library.get_ctx().new_dynamic_size()
+    return tuple(x.new_empty((size,), dtype=dtype) for dtype in dtypes)
+
+
+def vector(x: Tensor, n: int | SymInt, dtype: torch.dtype) -> Tensor:
+    """A vector of n elements, for a fake."""
+    return x.new_empty((n,), dtype=dtype)
 
 
 def takes(op: str, x: Tensor, *others: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
@@ -102,7 +113,7 @@ def takes(op: str, x: Tensor, *others: Tensor | None, dtype: torch.dtype = torch
         dtype: The dtype that the op supports.
     """
     if MISSING is not None:
-        _tell()
+        _warn_once()
         return False
     # This runs before every op, with cold caches after a model's step, so each check is the cheapest one
     # available. `x.device.type`, which creates a string, costs as much as three others.
@@ -116,40 +127,3 @@ def takes(op: str, x: Tensor, *others: Tensor | None, dtype: torch.dtype = torch
         ):
             return False
     return True
-
-
-def _register_fakes() -> None:
-    """Register the shape and dtype of every op's result for torch.compile; sizes may depend on the data."""
-
-    def unknown(x: Tensor, *dtypes: torch.dtype) -> tuple[Tensor, ...]:
-        size = torch.library.get_ctx().new_dynamic_size()
-        return tuple(x.new_empty((size,), dtype=dtype) for dtype in dtypes)
-
-    def byte(x: Tensor, n: int | SymInt) -> Tensor:
-        return x.new_empty((n,), dtype=torch.uint8)
-
-    def top(
-        signal: Tensor, grad: object, bounds: object, counts: Sequence[int], *_: float
-    ) -> tuple[Tensor, ...]:
-        return signal.new_empty(sum(counts)), signal.new_empty(sum(counts), dtype=torch.int32)
-
-    fake = torch.library.register_fake
-    fake("sage::select_", lambda signal, *_: unknown(signal, torch.float32, torch.int32))
-    fake("sage::top_", top)
-    fake("sage::count_above", lambda x, threshold: x.new_empty((), dtype=torch.int64))
-    fake("sage::histogram_", lambda bins, x, every: None)
-    fake("sage::scatter_mean_", lambda out, values, indices, counts, zeroed: None)
-    fake("sage::clear_", lambda out, indices: None)
-    fake("sage::pack", lambda codes, bits: byte(codes, (codes.numel() * bits + 7) // 8))
-    fake("sage::unpack", lambda bytes, bits, n: byte(bytes, n))
-    fake("sage::pack_signs", lambda x: byte(x, (x.numel() + 7) // 8))
-    fake("sage::unpack_signs", lambda bytes, n, scale: bytes.new_empty((n,), dtype=torch.float32))
-    fake("sage::draw_", lambda out, seed, bits: None)
-    fake("sage::encode_gaps", lambda indices: unknown(indices, torch.uint8)[0])
-    fake("sage::decode_gaps", lambda bytes, num: bytes.new_empty((num,), dtype=torch.int32))
-    fake("sage::encode_bitmap", lambda indices, n: byte(indices, (n + 7) // 8))
-    fake("sage::decode_bitmap", lambda bytes: unknown(bytes, torch.int32)[0])
-
-
-if MISSING is None:
-    _register_fakes()
