@@ -1,12 +1,13 @@
 """ExDyna: like MiCRO, with partitions rebalanced every step (Yoon & Oh, CCGrid 2024)."""
 # N = elements of the flat vector, W = world size, B = blocks
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from sage.reduction import Layout, Wire
+from sage.reduction import Layout, Start, Wire
+from sage.validate import Before
 
 from .micro import Micro
 
@@ -27,10 +28,12 @@ class ExDyna(Micro):
     The blocks, the limits 1.05 and 0.952 and the smallest share are the paper's. Two details of the move are
     ours. The authors move a block only if one neighbour is above and the other below the limits; here one of
     the two suffices. They update both loads before they compare the next pair; here all pairs are compared by
-    the loads of the step. The remarks in `micro` on λ and on the released code apply here too.
+    the loads of the step. The remarks in `micro` on λ, its first value and the released code apply here too.
 
     Args:
-        threshold: Initial λ, above 0; by default 1/(2·sqrt(k)), where k is the target number of elements.
+        threshold: First λ, above 0; by default it follows from `start`.
+        start: First λ: from the first gradient (`gradient`), or 1/(2·sqrt(k)) with the target number k of
+            elements (`published`).
         blocks: Number of blocks in the vector, 1 or more; limited to its number of elements.
 
     Raises:
@@ -45,10 +48,11 @@ class ExDyna(Micro):
         *,
         density: float = 0.01,
         threshold: float | None = None,
+        start: Annotated[Start, Before("published")] = "gradient",
         blocks: int = 1024,
         values: Literal["fp32", "fp16"] = "fp32",
     ) -> None:
-        super().__init__(density=density, threshold=threshold, values=values)
+        super().__init__(density=density, threshold=threshold, start=start, values=values)
         if blocks < 1:
             raise ValueError(f"blocks={blocks!r}: expected 1 block or more")
         self._wanted = blocks

@@ -22,6 +22,18 @@ were recorded before the option existed keep their names.
 
 
 @dataclass(frozen=True)
+class Before:
+    """Marks an option of a part whose default is not what runs did before the option existed.
+
+    In `start: Annotated[str, Before("published")] = "gradient"`, `value` is what those runs did. At this
+    value, not at the default, the option is omitted from the hash of a run, so these runs keep their names
+    and runs with the default have others.
+    """
+
+    value: Any
+
+
+@dataclass(frozen=True)
 class Range:
     """The allowed interval of a number: `Annotated[float, Range(0, 1, open="(")]` is (0, 1]."""
 

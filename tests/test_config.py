@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 
 from sage import registry
 from sage.cli.run import parse_run
-from sage.config import ASIDE, Config, Options, annotations, load, part_options, resolve, workloads
+from sage.config import (
+    ASIDE,
+    Config,
+    Options,
+    annotations,
+    load,
+    part_options,
+    recorded,
+    resolve,
+    workloads,
+)
 from sage.registry import parts
 from sage.validate import LATER
 
@@ -525,6 +535,11 @@ FOLDERS = {
     "lstm-wikitext2 --reducer powersgd --rank 4 --grouping bucket:25": "lstm-wikitext2-powersgd-40f9c08e",
     "resnet20-cifar10 --reducer efsignsgd --data.limit-train 512": "resnet20-cifar10-efsignsgd-e0ef6a24",
     "ncf-ml1m --reducer adacomp --rule gradcomp": "ncf-ml1m-adacomp-6871be58",
+    # Before these had --start.
+    "digits --reducer micro --start published": "digits-micro-365d8697",
+    "digits --reducer exdyna --start published": "digits-exdyna-ee54d298",
+    "digits --reducer threshold --start published": "digits-threshold-bbbef7fd",
+    "digits --reducer threshold+terngrad --start published": "digits-threshold+terngrad-bd53220d",
 }
 
 
@@ -540,3 +555,21 @@ def test_flags_name_a_run_as_its_configuration_does_where_a_reducer_has_later_op
         options = {"rule": "gradcomp"} if flags else {}
         expected = resolve(load("digits", overrides={"reducer": "adacomp", "reducer_options": options}))
         assert config.hash == expected.hash
+
+
+@pytest.mark.parametrize("reducer", ["micro", "exdyna", "threshold", "threshold+terngrad"])
+def test_a_changed_default_names_other_runs_and_the_value_of_before_names_the_recorded_ones(
+    reducer: str,
+) -> None:
+    default, published = (
+        parse_run(["digits", "--reducer", reducer, *more]) for more in ([], ["--start", "published"])
+    )
+    assert default.reducer_options["start"] == "gradient"
+    assert published.reducer_options["start"] == "published"
+    assert default.hash != published.hash
+    for config in (default, published):
+        assert resolve(config) == Config.from_dict(config.to_dict()) == recorded(config.to_dict()) == config
+    values = published.to_dict()
+    del values["reducer_options"]["start"]  # as it was recorded before the option existed
+    assert recorded(values) == published
+    assert recorded(values).hash == published.hash

@@ -18,7 +18,7 @@ from torch import Tensor
 from sage import registry, storage
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
-from sage.config import Config
+from sage.config import Config, recorded
 from sage.data.dataset import data_root
 from sage.output.text import clean_text
 from sage.records.progress import Display
@@ -157,7 +157,7 @@ def record_run(folder: Path, *, steps: int, elements: int) -> Trace:
     The folder is not changed, and gives the same trace again.
     """
     try:
-        config = Config.from_dict(storage.read_json(folder / "config.json", storage.CONFIG))
+        config = recorded(storage.read_json(folder / "config.json", storage.CONFIG))
     except storage.Unreadable:
         raise
     except (ValueError, TypeError) as error:

@@ -3,6 +3,7 @@
 from .files import load as load
 from .files import workloads as workloads
 from .options import part_options as part_options
+from .options import recorded as recorded
 from .options import resolve as resolve
 from .run_config import ASIDE as ASIDE
 from .run_config import Config as Config

@@ -22,6 +22,25 @@ def part_options(config: Config, *, from_source: bool = False) -> dict[str, Mapp
     return found
 
 
+def recorded(values: dict[str, Any]) -> Config:
+    """Make a configuration from a run's `config.json`.
+
+    An option of a part that did not exist when the run was recorded gets the value of its mark
+    `sage.validate.Before`, which reproduces the run.
+
+    Raises:
+        ValueError: if a field is unknown, has an invalid value, or is missing and has no default.
+    """
+    config = Config.from_dict(values)
+    options: dict[str, Any] = {
+        f"{part}_options": registry.recorded_options(
+            PARTS[part], getattr(config, part), getattr(config, f"{part}_options")
+        )
+        for part in OPTIONED
+    }
+    return replace(config, **options)
+
+
 def resolve(config: Config, *, from_source: bool = False, **changes: Any) -> Config:
     """Return the same run with checked part options and their defaults, which are included in its hash.
 

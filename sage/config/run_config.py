@@ -3,8 +3,9 @@
 Add a new field as `name: Annotated[type, LATER] = default`. At its default it is omitted from the run's hash
 and from `config.json`, so existing runs keep their folders; any other value is included in both. The same
 marker works for options of reducers, models and data sets (`sage.registry.check_options`). A new table is a
-field of type `dict` whose default is empty. Without the marker, a new field would rename every run. Fields
-marked `ASIDE` are never part of the hash.
+field of type `dict` whose default is empty. Without the marker, a new field would rename every run. An option
+whose default changes what runs did before it existed has the marker `Before` instead: the hash omits the
+value of the marker, and includes the default. Fields marked `ASIDE` are never part of the hash.
 """
 
 import hashlib
@@ -207,6 +208,9 @@ class Config:
         kept = {name: value for name, value in self.to_dict().items() if name not in aside}
         # The content of a file is hashed, not its path: an edited file is another run, a moved one is not.
         kept |= {name: registry.identity(kept[name]) for name in PARTS}
+        for part in OPTIONED:
+            of_part = f"{part}_options"
+            kept[of_part] = registry.hashed_options(PARTS[part], getattr(self, part), kept[of_part])
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

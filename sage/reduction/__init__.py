@@ -5,8 +5,9 @@
   (timing), `add` (sum of rows in a fixed order)
 - Sparsifiers (`reducer`, `exclusive`, `exchange`): `Sparsifier`, `SparsifierOptions`, `check_fraction`,
   `ExclusiveSparsifier`, `Exclusive`, `mean_at`, `exchange`
-- Density and thresholds (`density_schedule`, `controllers`): `density_schedule`, `CONTROLLERS`, `Published`,
-  `Agree`, `local_only`, `signal_dtype`
+- Density and thresholds (`density_schedule`, `controllers`, `first_threshold`): `density_schedule`,
+  `CONTROLLERS`, `Published`, `Agree`, `local_only`, `signal_dtype`, `Start`, `check_start`,
+  `common_quantile`, `dutta_threshold`, `estimated_quantile`
 - Quantisers (`quantise`, `two_way`): `Quantiser`, `RandomQuantiser`, `RoundingOptions`, `Parts`,
   `gather_parts`, `keep_error`, `per_group`, `all_finite`, `reduce_two_way`, `payload_two_way`
 - Formats of codes (`coding`): `bitpacking`, `elias`, `Buckets`, `num_buckets`, `Norm`, `round_linear`,
@@ -44,6 +45,11 @@ from .controllers import signal_dtype as signal_dtype
 from .exchange import Exclusive as Exclusive
 from .exchange import mean_at as mean_at
 from .exclusive import ExclusiveSparsifier as ExclusiveSparsifier
+from .first_threshold import Start as Start
+from .first_threshold import check_start as check_start
+from .first_threshold import common_quantile as common_quantile
+from .first_threshold import dutta_threshold as dutta_threshold
+from .first_threshold import estimated_quantile as estimated_quantile
 from .layout import Layout as Layout
 from .layout import Span as Span
 from .lowrank import Matrices as Matrices

@@ -5,12 +5,14 @@ from .parts import EXPORTS as EXPORTS
 from .parts import KINDS as KINDS
 from .parts import check_name as check_name
 from .parts import check_options as check_options
+from .parts import hashed_options as hashed_options
 from .parts import identity as identity
 from .parts import is_file as is_file
 from .parts import load as load
 from .parts import located as located
 from .parts import names as names
 from .parts import options_of as options_of
+from .parts import recorded_options as recorded_options
 from .parts import short as short
 from .parts import summary as summary
 from .signature import FACTS as FACTS

@@ -28,7 +28,7 @@ from typing import Any
 
 from .. import validate
 from ..output.text import clean_text
-from ..validate import LATER, coerce, known, marks, shown
+from ..validate import LATER, Before, coerce, known, marks, shown
 from .outline import Unknown, outline
 from .signature import FACTS as FACTS
 from .signature import Option as Option
@@ -255,7 +255,8 @@ def check_options(
 
     The hash of a run covers the result, and a new option must not change the hash of existing runs. So an
     option that was added later (listed in the part's `later`, or annotated with `sage.validate.LATER`) is
-    omitted when it has its default value.
+    omitted when it has its default value. An option annotated with `Before` is kept, because a part that is
+    made without it does what its default says; `hashed_options` omits it.
     """
     part = (described if from_source else load)(room, name)
     valid = options(part, room=room)
@@ -268,6 +269,29 @@ def check_options(
         option: value
         for option, value in complete.items()
         if option not in later or value != valid[option].default
+    }
+
+
+def hashed_options(room: Room, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a run's hash covers: without those at the value of their mark `Before`."""
+    before = _before(room, name) if given else {}
+    return {
+        option: value for option, value in given.items() if option not in before or value != before[option]
+    }
+
+
+def recorded_options(room: Room, name: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a recorded run, with those that did not exist yet at the value of `Before`."""
+    return {**_before(room, name), **recorded}
+
+
+def _before(room: Room, name: str) -> dict[str, Any]:
+    """What runs did before an option existed, for each option that has a mark `Before`."""
+    return {
+        option: mark.value
+        for option, spec in options_of(room, name, from_source=True).items()
+        for mark in marks(spec.type)
+        if isinstance(mark, Before)
     }
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sage import storage
-from sage.config import Config
+from sage.config import Config, recorded
 from sage.output.text import clean_text
 from sage.train import checkpoint
 from sage.train.optim import floating
@@ -138,7 +138,7 @@ def _fitting(complaint: str) -> Iterator[None]:
 def _told(folder: Path, config: Config) -> Config:
     """Read the configuration of the other run; refuse it if a part whose state is saved differs."""
     try:
-        before = Config.from_dict(storage.read_json(folder / "config.json", storage.CONFIG))
+        before = recorded(storage.read_json(folder / "config.json", storage.CONFIG))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"continue_from is {folder}, which is no run's folder: {error}") from error
     for part in ("model", "model_options", "reducer", "memory", "min_compress", "optimizer"):

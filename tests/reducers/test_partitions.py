@@ -126,11 +126,56 @@ def test_the_threshold_moves_by_the_density_s_error(error: float, expected: floa
     assert factor(error) == expected
 
 
-def test_micro_starts_at_the_threshold_given_or_at_that_of_dutta_et_al() -> None:
+def test_micro_starts_at_the_threshold_given_or_at_the_published_one() -> None:
     for threshold, expected in ((None, 1 / (2 * 40**0.5)), (0.3, 0.3)):
-        reducer = Micro(density=0.01, threshold=threshold)
+        reducer = Micro(density=0.01, threshold=threshold, start="published")
         reducer.bind(Layout.of([("w", (4096,))]))
         assert reducer.report() == {"density_asked": 0.01, "threshold": pytest.approx(expected)}
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("make", [Micro, ExDyna])
+def test_the_first_threshold_is_the_mean_of_the_ranks_own_quantiles(make: Any, scale: float) -> None:
+    def see(feedback: ErrorFeedback, reduced: Reduced, wire: Wire) -> tuple[float, float, int]:
+        told = feedback.reducer.report()["threshold"]
+        return told, reduced.density, wire.ledger.payload["scales"]
+
+    ranks = play(lambda: make(density=0.05), 2, 2, lambda r, s: (r + 1) * scale * normal(r, s), see=see)
+    own = [float((rank + 1) * scale * normal(rank, 0).abs().topk(204).values.min()) for rank in range(2)]
+    for rank in ranks:
+        threshold, density, booked = rank[0]
+        assert threshold == pytest.approx(sum(own) / 2)
+        assert density == pytest.approx(0.05, rel=0.5)  # their scales are 1 and 2
+        assert booked == rank[1][2] == 8  # it is asked once
+        assert rank[1][0] == threshold * factor(density / (204 / 4096))
+
+
+@pytest.mark.parametrize("first", [0.0, float("inf")])
+@pytest.mark.parametrize("make", [Micro, ExDyna])
+def test_a_first_gradient_that_gives_no_threshold_sends_little_and_the_next_is_asked(
+    make: Any, first: float
+) -> None:
+    def gradient(rank: int, step: int) -> Tensor:
+        if step:
+            return normal(rank, step)
+        grad_N = torch.zeros(N)
+        grad_N[:300] = first  # more than the 204 that are wanted
+        grad_N[0] = 1.0
+        return grad_N
+
+    seen = play(
+        lambda: make(density=0.05),
+        2,
+        2,
+        gradient,
+        memory="none",
+        see=lambda f, r, w: (r.density * N, float(f.reducer.threshold)),
+    )
+    # All that is not finite, or else the only element that is not 0.
+    assert [step[0] for step in seen[0]][0] == (299 if first else 1)
+    expected = sum(float(normal(rank, 1).abs().topk(204).values.min()) for rank in range(2)) / 2
+    assert seen[0][1][0] == pytest.approx(204, rel=0.3)
+    assert seen[0][1][1] == pytest.approx(expected, rel=0.006)  # it has moved once
 
 
 @pytest.mark.parametrize("make", [Micro, ExDyna])
@@ -540,6 +585,7 @@ def test_oktopk_s_bytes_are_those_worked_out_by_hand() -> None:
         ("micro", {"density": 0.0}, r"density=0\.0: expected a share of the elements"),
         ("micro", {"threshold": -1.0}, r"threshold=-1\.0: expected a finite number above 0"),
         ("micro", {"values": "int8"}, r"values='int8': expected fp32 or fp16"),
+        ("micro", {"start": "zero"}, "start='zero': expected gradient or published"),
         ("exdyna", {"blocks": 0}, r"blocks=0: expected 1 block or more"),
         ("deft", {"density": 1.1}, r"density=1\.1: expected a share"),
         ("deft", {"pieces": "all"}, "pieces='all': expected fit or world"),

@@ -124,13 +124,39 @@ def test_the_number_kept_is_the_floor_and_at_least_one() -> None:
 # Thresholds.
 
 
-def test_the_default_threshold_is_that_of_dutta_et_al() -> None:
-    threshold = Threshold(density=0.01)
+def test_the_published_threshold_is_that_of_dutta_et_al() -> None:
+    threshold = Threshold(density=0.01, start="published")
     threshold.bind(Layout.of([("w", (10_000,))]))
     assert threshold.report() == {"threshold": 1 / (2 * math.sqrt(100)), "density_asked": 0.01}
     signal_N = torch.zeros(10_000)
     signal_N[[3, 70, 9000]] = torch.tensor([0.05, -0.06, 0.0499])
-    assert sent(Threshold(density=0.01), signal_N, [("w", (10_000,))]) == [3, 70]
+    assert sent(Threshold(density=0.01, start="published"), signal_N, [("w", (10_000,))]) == [3, 70]
+
+
+def test_the_default_threshold_is_the_quantile_of_the_first_signal_that_has_one() -> None:
+    reducer = Threshold(density=0.01)
+    layout = Layout.of([("w", (10_000,))])
+    grad_N = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+    zeros_N = torch.zeros(10_000)
+    few_N = zeros_N.index_fill(0, torch.tensor([7]), 1.0)
+
+    def work(wire: Wire) -> list[int]:
+        feedback = ErrorFeedback(reducer, layout, memory="none")
+        return [
+            round(10_000 * feedback(x_N.clone(), wire).density)
+            for x_N in (zeros_N, few_N, 100 * grad_N, grad_N)
+        ]
+
+    # Of the zeros nothing; the only element that is not 0; then 1 % of the first whole gradient.
+    (counts,) = simulate(1, work)
+    assert counts == [0, 1, 100, 0]
+    assert reducer.report()["threshold"] == float((100 * grad_N).abs().topk(100).values.min())
+
+
+def test_the_first_threshold_of_a_long_vector_comes_from_a_sample() -> None:
+    grad_N = torch.randn(500_000, generator=torch.Generator().manual_seed(0))
+    count = len(sent(Threshold(density=0.01), grad_N, [("w", (500_000,))]))
+    assert count == pytest.approx(5000, rel=0.1)
 
 
 def test_a_threshold_that_is_given_is_no_density_target() -> None:
