@@ -169,7 +169,7 @@ def test_a_first_gradient_that_gives_no_threshold_sends_little_and_the_next_is_a
         2,
         gradient,
         memory="none",
-        see=lambda f, r, w: (r.density * N, float(f.reducer.threshold)),
+        see=lambda f, r, w: (r.density * N, float(f.reducer.get_buffer("threshold"))),
     )
     # All that is not finite, or else the only element that is not 0.
     assert [step[0] for step in seen[0]][0] == (299 if first else 1)
