@@ -42,9 +42,10 @@ cuda: $(INSTALLED) ## compile and link the CUDA side for every architecture; fai
 	    exit(not (on("CPU") and on("CUDA")))'
 	if command -v cuobjdump; then cuobjdump --list-elf --list-ptx $(NATIVE); fi
 
-bench-check: $(INSTALLED) $(NATIVE) ## measure kernels and reductions; fails where one is under half of its goal
+bench-check: $(INSTALLED) $(NATIVE) ## measure kernels, reducers and whole steps; fails where one is under half of its goal
 	$(BIN)/python benchmarks/kernels.py --check --output /dev/null
-	$(BIN)/python benchmarks/reduce_step.py --check --output /dev/null
+	$(BIN)/python benchmarks/goals.py --check --output build/goals
+	$(BIN)/python benchmarks/reduce_step.py --reducers topk sage --check --output /dev/null
 
 demo: $(INSTALLED) ## train on the embedded digits under exact and under sage, and compare
 	$(BIN)/sage run digits --reducer exact --runs runs/demo

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from goal_table import SCATTER_OVER_TORCH, SELECT, SELECT_OVER_TORCH, STEERED, TOP, top_over_torch
 from torch import Tensor
 
 from sage import ops
@@ -35,7 +36,7 @@ from sage.reduction.controllers import Quantile
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 SIZES = (100_000, 1_000_000, 10_000_000, 28_000_000)
 DENSITIES = (0.001, 0.01, 0.1)
-STEERED = (1_000_000, 10_000_000)
+STEERED_SIZES = (1_000_000, 10_000_000)
 """Sizes at which the controller is also measured."""
 RANKS = 4
 Row = dict[str, Any]
@@ -121,8 +122,8 @@ def measure(n: int, density: float, seconds: float) -> list[Row]:
     )
     large = n >= 1_000_000
     goals = {
-        "bound": ratio(taken["ours"], taken["bound"], 0.85 if large else None),
-        "torch path": ratio(taken["ours"], taken["torch path"], 8.0 if large else None),
+        "bound": ratio(taken["ours"], taken["bound"], SELECT if large else None),
+        "torch path": ratio(taken["ours"], taken["torch path"], SELECT_OVER_TORCH if large else None),
         "with histogram": ratio(taken["ours"], taken["with histogram"], None),
     }
     rows.append(row("select", n, density, taken, goals))
@@ -136,11 +137,9 @@ def measure(n: int, density: float, seconds: float) -> list[Row]:
         residual_N.zero_,
         seconds,
     )
-    share = {0.001: 0.8, 0.01: 0.7, 0.1: 0.4}[density]
-    times = 6.0 if n < 1_000_000 else 15.0 if n < 10_000_000 else 20.0
     goals = {
-        "bound": ratio(taken["ours"], taken["bound"], share if large else None),
-        "torch path": ratio(taken["ours"], taken["torch path"], times),
+        "bound": ratio(taken["ours"], taken["bound"], TOP[density] if large else None),
+        "torch path": ratio(taken["ours"], taken["torch path"], top_over_torch(n)),
     }
     rows.append(row("top", n, density, taken, goals))
 
@@ -158,7 +157,9 @@ def measure(n: int, density: float, seconds: float) -> list[Row]:
         seconds,
     )
     goals = {
-        "torch path": ratio(taken["ours"], taken["torch path"], 1.5 if density >= 0.01 and large else None),
+        "torch path": ratio(
+            taken["ours"], taken["torch path"], SCATTER_OVER_TORCH if density >= 0.01 and large else None
+        ),
         "only cleared": ratio(taken["ours"], taken["only cleared"], None),
     }
     rows.append(row(f"scatter_mean, W={RANKS}", n, density, taken, goals))
@@ -191,8 +192,7 @@ def steered(n: int, density: float, seconds: float) -> Row:
         seconds,
     )
     goals = {
-        # At most 10 % slower than the plain selection.
-        "plain select": ratio(taken["ours"], taken["plain select"], 1 / 1.1),
+        "plain select": ratio(taken["ours"], taken["plain select"], STEERED),
         "first step": ratio(taken["ours"], taken["first step"], None),
     }
     return row("quantile", n, density, taken, goals)
@@ -219,7 +219,7 @@ def main() -> int:
     torch.set_num_threads(1)
     load_before = os.getloadavg()[0]
     rows = [row for n in asked.sizes for density in DENSITIES for row in measure(n, density, asked.seconds)]
-    steerable = [n for n in asked.sizes if n in STEERED]
+    steerable = [n for n in asked.sizes if n in STEERED_SIZES]
     rows += [steered(n, density, asked.seconds) for n in steerable for density in DENSITIES]
     labels = [f"{row['op']} n={row['n']} d={row['density']}" for row in rows]
     conclude(rows, load_before, asked.output)

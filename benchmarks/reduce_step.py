@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from goal_table import PLAIN_TORCH_STEP, STEP_DENSITIES, STEPS
 from kernels import Ratio, conclude, judge, ratio
 
 from sage import registry
@@ -38,23 +39,25 @@ from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
 
 RESULTS = Path(__file__).parent / "results" / "reduce_step.json"
-DENSITIES = (0.001, 0.01)
-GOALS = {"exact": 1.0, "torch path": 5.0}
-"""The goal: required speedup of a sparse reducer over each of these."""
 WARM_UP = 8
 """Number of warm-up turns, which are not counted: controllers converge, and buffers are allocated."""
 GRADIENTS = 3
 """Number of different gradients, which are used in turn."""
 
 
-def contestants() -> dict[str, tuple[str, dict[str, Any], bool]]:
-    """Return by name: the reducer, its options, and whether it uses the native kernels."""
-    found: dict[str, tuple[str, dict[str, Any], bool]] = {
-        name: (name, {}, True) for name in ("exact", "bf16")
-    }
-    for reducer in ("topk", "sage"):
-        for density in DENSITIES:
-            for runs_native, path in ((True, ""), (False, ", torch path")):
+def contestants(asked: Sequence[str], plain: bool) -> dict[str, tuple[str, dict[str, Any], bool]]:
+    """Return by name: the reducer, its options, and whether it uses the native kernels.
+
+    `exact` is always among them. Those with a density run at each of `STEP_DENSITIES`, with
+    `plain` also on plain torch.
+    """
+    found: dict[str, tuple[str, dict[str, Any], bool]] = {"exact": ("exact", {}, True)}
+    for reducer in asked:
+        if "density" not in registry.check_options("reducers", reducer, {}):
+            found[reducer] = (reducer, {}, True)
+            continue
+        for density in STEP_DENSITIES:
+            for runs_native, path in ((True, ""), (False, ", torch path"))[: 1 + plain]:
                 found[f"{reducer} {density:g}{path}"] = (reducer, {"density": density}, runs_native)
     return found
 
@@ -70,7 +73,7 @@ def kernels(runs_native: bool) -> Iterator[None]:
         native.MISSING = before
 
 
-def rank(place: Place, turns: int, out: Path) -> int:
+def rank(place: Place, asked: Sequence[str], plain: bool, turns: int, out: Path) -> int:
     """Run one rank: reduce in turns; rank 0 writes the slowest rank's seconds of each turn."""
     torch.set_num_threads(1)
     wire = ProcessWire(place, device=torch.device("cpu"))
@@ -80,7 +83,7 @@ def rank(place: Place, turns: int, out: Path) -> int:
     n = Layout.of(shapes).numel
     torch.manual_seed(place.rank)
     gradients = [torch.randn(n) * torch.randn(n).exp() for _ in range(GRADIENTS)]
-    entered = contestants()
+    entered = contestants(asked, plain)
     reducers = {}
     for name, (reducer, options, _) in entered.items():
         made = registry.load("reducers", reducer)(**options)
@@ -105,22 +108,25 @@ def rank(place: Place, turns: int, out: Path) -> int:
     return 0
 
 
-def rows(world_size: int, turns: int) -> list[dict[str, Any]]:
-    """Measure all candidates at one world size."""
+def rows(world_size: int, turns: int, asked: Sequence[str], *, plain: bool) -> list[dict[str, Any]]:
+    """Measure these reducers and `exact` at one world size."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "seconds.json")
-        if spawn(partial(rank, turns=turns, out=out), world_size, method="fork") != 0:
+        if (
+            spawn(partial(rank, asked=asked, plain=plain, turns=turns, out=out), world_size, method="fork")
+            != 0
+        ):
             raise SystemExit(f"a rank of {world_size} has failed")
         told = json.loads(out.read_text())
     seconds = told["seconds"]
     found = []
-    for name, (_, options, runs_native) in contestants().items():
+    for name, (reducer, options, runs_native) in contestants(asked, plain).items():
         against: dict[str, Ratio] = {}
         if name != "exact":
-            goal = GOALS["exact"] if options and runs_native else None
+            goal = STEPS.get(reducer, {}).get(world_size) if runs_native else None
             against["exact"] = ratio(seconds[name], seconds["exact"], goal)
-        if options and runs_native:
-            against["torch path"] = ratio(seconds[name], seconds[f"{name}, torch path"], GOALS["torch path"])
+        if plain and options and runs_native:
+            against["torch path"] = ratio(seconds[name], seconds[f"{name}, torch path"], PLAIN_TORCH_STEP)
         median = statistics.median(seconds[name]) * 1e3
         shown = "  ".join(f"{other} {r.median} ({r.low}-{r.high})" for other, r in against.items())
         print(f"W={world_size} {name:24} {median:9.2f} ms  {shown}", flush=True)
@@ -141,6 +147,7 @@ def main() -> int:
     """Measure every world size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--world-sizes", type=int, nargs="+", default=(2, 4))
+    parser.add_argument("--reducers", nargs="+", default=tuple(STEPS), help="besides exact")
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--check", action="store_true", help="fail where a figure is under half of its goal")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -149,7 +156,11 @@ def main() -> int:
         print(f"no native extension ({native.MISSING}): there is nothing to compare", file=sys.stderr)
         return 2
     load_before = os.getloadavg()[0]
-    found = [row for world_size in given.world_sizes for row in rows(world_size, given.turns)]
+    found = [
+        row
+        for world_size in given.world_sizes
+        for row in rows(world_size, given.turns, given.reducers, plain=True)
+    ]
     labels = [f"W={row['world_size']} {row['reducer']}" for row in found]
     conclude(found, load_before, given.output)
     return judge(found, labels, halved=given.check)

@@ -1,10 +1,10 @@
-"""A wire of one rank that times a reducer before its last collective (compress) and after it (decompress).
+"""A wire without a network: times a reducer until its last collective (compress) and after it (decompress).
 
-Every collective returns its input at once, as with one rank. The time is taken at the beginning and at the
-end of each call, so the wire's own work on a payload (packing, padding, sending, unpacking) is in neither of
-the times.
+Every collective returns at once, as if all W ranks had brought this rank's input: a gather returns it W
+times. The time is taken at the beginning and at the end of each call, so the wire's own work on a payload
+(packing, padding, sending, copying, unpacking) is in neither of the times.
 """
-# N = elements of the flat vector, W = ranks, which is 1, S = bytes of a packed buffer
+# N = elements of the flat vector, W = ranks, S = bytes of a packed buffer
 
 import time
 from collections.abc import Callable, Sequence
@@ -66,17 +66,22 @@ def stamped(call: Callable[..., T]) -> Callable[..., T]:
 
 
 class LoopbackWire(Wire):
-    """The wire of a single rank: counts every byte, and returns the collectives' inputs.
+    """The wire of rank 0 of W equal ranks: counts every byte, and returns this rank's input for each of them.
 
-    >>> wire = LoopbackWire(torch.device("cpu"))
+    Args:
+        device: Where the vectors are.
+        world_size: W, the number of payloads that a reducer decodes.
+
+    >>> wire = LoopbackWire(torch.device("cpu"), world_size=2)
     >>> wire.gather(values=torch.tensor([3.0, 4.0]))
-    (tensor([[3., 4.]]),)
+    (tensor([[3., 4.],
+            [3., 4.]]),)
     >>> wire.ledger.payload
     Counter({'values': 8})
     """
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(0, 1)
+    def __init__(self, device: torch.device, world_size: int = 1) -> None:
+        super().__init__(0, world_size)
         self.watch = Stopwatch(device)
         self.inside = False
 
@@ -94,30 +99,31 @@ class LoopbackWire(Wire):
         return result, sum(own[:-1] or own), own[-1] if own[1:] else 0.0
 
     def _sum(self, x_N: Tensor) -> None:
-        pass
+        if self.world_size > 1:
+            x_N.mul_(self.world_size)
+
+    # A wire's result belongs to the caller and must not alias the input, except one rank's own gather.
 
     def _gather(self, x_S: Tensor) -> Tensor:
-        return x_S.unsqueeze(0)
+        return x_S.unsqueeze(0) if self.world_size == 1 else x_S.repeat(self.world_size, 1)
 
     def _gather_ragged(self, x_S: Tensor, sizes: Sequence[int]) -> Tensor:
-        return x_S
+        return x_S if self.world_size == 1 else x_S.repeat(self.world_size)
 
     def _broadcast(self, x_N: Tensor, root: int) -> None:
         pass
 
-    # A wire's result belongs to the caller and must not alias the input.
-
     def _gather_to(self, x_N: Tensor, root: int) -> Tensor:
-        return x_N.unsqueeze(0).clone()
+        return torch.stack([x_N] * self.world_size)[: self.world_size if self.rank == root else 0]
 
     def _reduce_scatter(self, x_WN: Tensor) -> Tensor:
-        return x_WN[0].clone()
+        return x_WN[0] * self.world_size
 
     def _all_to_all(self, x_WN: Tensor) -> Tensor:
-        return x_WN.clone()
+        return x_WN[:1].repeat(self.world_size, *[1] * (x_WN.dim() - 1))
 
     def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
-        return x_S.clone()
+        return x_S[: sizes[0][0]].repeat(self.world_size)
 
 
 ENGINE = ("begin_sum", "texts", "close")

@@ -140,6 +140,29 @@ def test_alone_a_wire_answers_and_books_what_one_simulated_rank_does(call: str) 
     assert len(stamps) == 2
 
 
+SQUARE = ("reduce_scatter", "all_to_all", "all_to_all_ragged", "broadcast", "gather_to")
+"""Calls whose input has a row for each rank, or whose root is a rank."""
+
+
+@pytest.mark.parametrize("call", sorted(set(CALLS) - set(SQUARE)))
+def test_a_wire_of_three_equal_ranks_answers_what_three_simulated_ones_do(call: str) -> None:
+    def ask(wire: Wire) -> Any:
+        return CALLS[call](wire, torch.tensor([3.0, -4.0, 5.0]))
+
+    answer = ask(LoopbackWire(CPU, 3))
+    torch.testing.assert_close(answer, simulate(3, ask)[0], rtol=0, atol=0)
+
+
+def test_a_wire_of_three_equal_ranks_exchanges_rows_as_three_simulated_ones_do() -> None:
+    def ask(wire: Wire) -> Any:
+        x_WN = torch.tensor([[3.0, -4.0], [5.0, 6.0], [7.0, 8.0]])
+        ragged = wire.all_to_all_ragged([2, 0, 1], values=torch.tensor([1.0, 2.0, 3.0]))
+        return wire.reduce_scatter(x_WN), wire.all_to_all(x_WN), ragged, wire.gather_to(x_WN[0])
+
+    answer = ask(LoopbackWire(CPU, 3))
+    torch.testing.assert_close(answer, simulate(3, ask)[0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("call", ["gather", "gather_to", "reduce_scatter", "all_to_all"])
 def test_an_answer_is_no_other_name_of_the_question(call: str) -> None:
     x_N = torch.ones(3)

@@ -1,0 +1,177 @@
+"""Measures a reducer for `goals.py`: its passes beside `add_`, its temporary memory, GRACE's class of it.
+
+A repeat runs every candidate once, in random order, on the same gradient: `add_`, the reducer on a wire
+without a network for each W (sage/bench/loopback_wire.py), and the same method as GRACE writes it. Three
+gradients of N(0, 1) take turns, and every candidate keeps its own residual from step to step, as in training.
+Restoring the gradient is not timed. Ratios are computed per repeat.
+"""
+# N = elements of the vector, W = payloads that are decoded into one mean
+
+import ctypes
+import os
+import random
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grace_class
+import torch
+from goal_table import CASTS, LEVELS, LOW_RANK
+from torch import Tensor
+
+from sage import registry
+from sage.bench.loopback_wire import LoopbackWire
+from sage.bench.repetitions import Case, cases_of
+from sage.reduction.error_feedback import ErrorFeedback
+from sage.reduction.layout import Layout
+
+Shapes = list[tuple[str, tuple[int, ...]]]
+CPU = torch.device("cpu")
+DENSITY = grace_class.DENSITY
+WARM_UP = 3
+"""Repeats that are not counted: controllers converge, and buffers are allocated."""
+MEMORY_FILE = Path("/proc/self/clear_refs")
+
+
+@dataclass
+class Measured:
+    """The seconds of each candidate by repeat, and what is measured once."""
+
+    spec: str
+    seconds: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    memory: float | None = None
+    """Peak temporary bytes over those of the vector."""
+    products: float | None = None
+    """Seconds of a reduction over those of its matrix products, QRs and SVDs."""
+
+    def over(self, name: str, base: str) -> tuple[float, float, float]:
+        """Quartiles of the ratio per repeat: lower, median, upper."""
+        pairs = zip(self.seconds[name], self.seconds[base], strict=True)
+        low, median, high = statistics.quantiles([a / b for a, b in pairs], n=4, method="inclusive")
+        return low, median, high
+
+
+def resnet18() -> Shapes:
+    """The layers of ResNet-18 for CIFAR-10: 11,173,962 parameters."""
+    with torch.device("meta"):
+        model = registry.load("models", "resnet")(depth=18, num_classes=10)
+    return [(name, tuple(weight.shape)) for name, weight in model.named_parameters()]
+
+
+def matrix(numel: int) -> Shapes:
+    """One matrix of 1,024 columns with about as many elements."""
+    return [("matrix", (max(1, numel // 1024), 1024))]
+
+
+def reducer_of(case: Case, shapes: Shapes) -> ErrorFeedback:
+    """The reducer with its residual. Random quantisers, which need none, get one for their goal."""
+    reducer = case.make(**case.options)
+    memory = "residual" if case.name in LEVELS else None
+    return ErrorFeedback(reducer, Layout.of(shapes, reducer.grouping), memory=memory)
+
+
+def measure(
+    spec: str, shapes: Shapes, world_sizes: Sequence[int], repeats: int, seconds: float, *, grace: bool
+) -> Measured:
+    """Measure one reducer, for at most `seconds` but at least five repeats."""
+    (case,) = cases_of(spec, [DENSITY])
+    torch.manual_seed(0)
+    n = Layout.of(shapes).numel
+    gradients = [torch.randn(n) for _ in range(3)]
+    grad_N, sum_N = torch.empty(n), torch.zeros(n)
+    measured = Measured(spec)
+    candidates: dict[str, Callable[[], dict[str, float]]] = {
+        "add_": timed("add_", lambda: sum_N.add_(grad_N))
+    }
+    for world_size in world_sizes:
+        candidates[f"W={world_size}"] = ours(case, shapes, world_size, grad_N)
+    method = grace_class.METHODS.get(spec.partition(":")[0]) if grace else None
+    if method is not None:
+        layers = grad_N.split([torch.Size(shape).numel() for _, shape in shapes])
+        residuals = [torch.zeros_like(layer) for layer in layers]
+        candidates["grace"] = timed("grace", lambda: grace_class.step(method, layers, residuals))
+    if spec in CASTS:
+        dtype = torch.float16 if spec == "fp16" else torch.bfloat16
+        candidates["cast"] = timed("cast", lambda: grad_N.to(dtype))
+    order, end = random.Random(0), time.perf_counter() + seconds
+    for repeat in range(WARM_UP + repeats):
+        if repeat >= WARM_UP + 5 and time.perf_counter() > end:
+            break
+        for name in order.sample(list(candidates), len(candidates)):
+            grad_N.copy_(gradients[repeat % 3])
+            for what, taken in candidates[name]().items():
+                if repeat >= WARM_UP:
+                    measured.seconds[what].append(taken)
+        sum_N.zero_()
+    feedback, wire = reducer_of(case, shapes), LoopbackWire(CPU)
+    feedback.reducer.begin_epoch(0, 0.1, wire)
+    for gradient_N in gradients:
+        feedback(grad_N.copy_(gradient_N), wire)
+    grad_N.copy_(gradients[0])
+    peak = peak_bytes(lambda: feedback(grad_N, wire))
+    measured.memory = None if peak is None else peak / (4 * n)
+    if spec in LOW_RANK:
+        measured.products = over_products(lambda: feedback(grad_N.copy_(gradients[1]), wire))
+    return measured
+
+
+def timed(name: str, work: Callable[[], object]) -> Callable[[], dict[str, float]]:
+    """A candidate with one time."""
+
+    def run() -> dict[str, float]:
+        start = time.perf_counter()
+        work()
+        return {name: time.perf_counter() - start}
+
+    return run
+
+
+def ours(case: Case, shapes: Shapes, world_size: int, grad_N: Tensor) -> Callable[[], dict[str, float]]:
+    """The reducer as a candidate with two times: until its last collective, and after it."""
+    feedback, wire = reducer_of(case, shapes), LoopbackWire(CPU, world_size)
+    feedback.reducer.begin_epoch(0, 0.1, wire)
+
+    def run() -> dict[str, float]:
+        _, compress, decode = wire.timed(lambda: feedback(grad_N, wire))
+        return {f"compress W={world_size}": compress, f"decode W={world_size}": decode}
+
+    return run
+
+
+def peak_bytes(work: Callable[[], object]) -> int | None:
+    """Most bytes by which resident memory grows while this runs; None where Linux does not say.
+
+    The kernel's high-water mark counts everything that is touched: torch's tensors and the buffers of native
+    code. Freed heap is given back first, as a later allocation in it would not be seen.
+    """
+    if not os.access(MEMORY_FILE, os.W_OK):
+        return None
+    ctypes.CDLL(None).malloc_trim(0)
+    MEMORY_FILE.write_text("5")  # resets the high-water mark (man 5 proc)
+    before = _status("VmRSS")
+    work()
+    return max(0, _status("VmHWM") - before)
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::mv", "aten::addmv", "aten::dot")
+FACTORISATIONS = ("aten::linalg_qr", "aten::_linalg_svd", "aten::linalg_vector_norm", "aten::geqrf")
+
+
+def over_products(work: Callable[[], object]) -> float:
+    """Seconds of this over those within its matrix products, QRs and SVDs, by torch's profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        start = time.perf_counter()
+        work()
+        whole = time.perf_counter() - start
+    events: Any = profile.key_averages()
+    needed = sum(e.cpu_time_total for e in events if e.key in (*PRODUCTS, *FACTORISATIONS)) / 1e6
+    return whole / needed

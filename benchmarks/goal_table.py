@@ -1,0 +1,108 @@
+"""The goals of the kernels and reducers, as data: what is measured, against what, and the limit.
+
+`goals.py` measures and judges the reducers, `kernels.py` the kernels, `reduce_step.py` whole steps over gloo;
+all three read their goals here. The limits of passes are for AVX-512; with AVX2 they are twice as large.
+"""
+# W = payloads that are decoded into one mean
+
+from dataclasses import dataclass
+from typing import Literal
+
+What = Literal["compress", "decode", "grace", "cast", "products", "memory"]
+
+SIGNS = ("onebit", "efsignsgd", "sign_norm", "signsgd", "signum", "onebit_sgd")
+LEVELS = ("int8", "fp8", "terngrad", "natural", "qsgd")
+SAMPLED = ("dgc", "sidco", "gaussiank", "redsync", "mstopk")
+PARTITIONED = ("exdyna", "micro", "deft", "oktopk")
+RANDOM = ("randomk:draw=own", "randomk:draw=shared")
+PLAIN = ("topk", "threshold", "sage", "gtopk", "cltk", "adacomp", *RANDOM)
+DITHERED = ("dithering:coding=packed", "dithering:partition=natural,coding=packed", "dithering")
+CASTS = ("fp16", "bf16")
+LOW_RANK = ("powersgd", "svd", "atomo")
+COMPARED = (*SIGNS, *LEVELS, *DITHERED, *SAMPLED, *PARTITIONED, *PLAIN)
+"""Everything that has an implementation of GRACE's class to compare with (grace_class.py)."""
+REDUCERS = (*COMPARED, "accordion", "variance", *CASTS, *LOW_RANK)
+"""Everything that is measured."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A limit of one measured ratio of some reducers."""
+
+    what: What
+    """`compress`: until the last collective, with a residual if the method keeps one, over `add_`. `decode`:
+    after it, over `add_`. `grace`: GRACE's class of implementation over ours, both with the residual. `cast`:
+    compress over torch's own cast. `products`: the reduction over its matrix products, QRs and SVDs.
+    `memory`: peak temporary bytes over those of the vector."""
+    reducers: tuple[str, ...]
+    limit: float
+    per_payload: float = 0.0
+    """The limit is `limit + per_payload·W`."""
+
+    @property
+    def is_pass(self) -> bool:
+        """Whether the limit is of a pass over memory, which AVX2 may miss by a factor of 2."""
+        return self.what in ("compress", "decode")
+
+    @property
+    def is_floor(self) -> bool:
+        """Whether more is better."""
+        return self.what == "grace"
+
+    def at(self, world_size: int, factor: float = 1.0) -> float:
+        """The limit for W payloads, on a processor whose passes may take `factor` times as long."""
+        return (self.limit + self.per_payload * world_size) * (factor if self.is_pass else 1.0)
+
+
+GOALS = (
+    Goal("compress", SIGNS, 2.5),
+    Goal("decode", SIGNS, 1.0, 0.3),
+    Goal("compress", LEVELS, 4.0),
+    Goal("decode", LEVELS, 1.0, 0.5),
+    Goal("compress", SAMPLED, 3.0),
+    Goal("compress", ("adacomp",), 5.0),
+    Goal("compress", RANDOM, 2.0),
+    Goal("compress", PARTITIONED, 3.0),
+    Goal("grace", COMPARED, 5.0),
+    Goal("cast", CASTS, 1.2),
+    Goal("products", LOW_RANK, 1.2),
+    Goal("memory", REDUCERS, 2.0),
+)
+
+STEPS: dict[str, dict[int, float]] = {
+    **dict.fromkeys(CASTS, {2: 1.0, 4: 1.0}),
+    **dict.fromkeys(("onebit", "efsignsgd"), {2: 2.0, 4: 2.0}),
+    **dict.fromkeys(("int8", "fp8", "qsgd"), {2: 1.2, 4: 1.2}),
+    **dict.fromkeys(("sage", "topk"), {2: 4.0, 4: 1.0}),
+}
+"""Speedup of a whole step over `exact` by world size; `sage` and `topk` at densities of .01 and below."""
+STEP_DENSITIES = (0.001, 0.01)
+PLAIN_TORCH_STEP = 5.0
+"""Speedup of a sparsifier's whole step over itself without native kernels."""
+
+SELECT = 0.85
+"""`take_above`, as a share of the speed of `add_`, from n = 1e6."""
+TOP = {0.001: 0.8, 0.01: 0.7, 0.1: 0.4}
+"""`take_top` by density, as a share of the speed of `add_`, from n = 1e6."""
+SELECT_OVER_TORCH = 8.0
+SCATTER_OVER_TORCH = 1.5
+"""`scatter_mean` of 4 ranks over `zero_` and `index_add_`, from n = 1e6 and d = .01."""
+STEERED = 1 / 1.1
+"""SAGE's controller over a selection with a fixed threshold."""
+
+
+def top_over_torch(n: int) -> float:
+    """Speedup of `take_top` over plain torch at n elements."""
+    return 6.0 if n < 1_000_000 else 15.0 if n < 10_000_000 else 20.0
+
+
+def goal_of(what: What, reducer: str) -> Goal | None:
+    """The goal of a reducer; None if there is none.
+
+    >>> goal = goal_of("decode", "onebit")
+    >>> goal.at(4), goal.at(4, factor=2)
+    (2.2, 4.4)
+    >>> goal_of("decode", "topk") is None
+    True
+    """
+    return next((goal for goal in GOALS if goal.what == what and reducer in goal.reducers), None)

@@ -1,0 +1,230 @@
+"""Measures every reducer against its goals: compress, decode, memory, GRACE's class, whole steps.
+
+    python benchmarks/goals.py                                # measure all; writes results/goals.{json,md}
+    python benchmarks/goals.py --reducers onebit qsgd --steps none --output /tmp/mine
+    python benchmarks/goals.py --check --output /tmp/x        # fail if a figure is below half of its goal
+
+The goals are in goal_table.py, how a reducer is measured in goal_measure.py, whole steps over gloo in
+reduce_step.py. The vector has the layers of ResNet-18 (11,173,962 parameters), and then as many elements in
+one matrix; both are N(0, 1). One thread. Compress and decode are ratios to `torch.Tensor.add_` on the same
+vectors, interleaved: medians and quartiles over the repeats. The time of decoding W payloads is fitted as
+t_d0 + W·t_d1. Int8 and fp8 reduce a W-th of the vector on each rank: their compress is that of the largest W,
+that of the others is of W = 1. Temporary memory is the growth of the process's resident memory
+(`peak_bytes`). GRACE's class is compared on layers only, as it compresses layer by layer.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import reduce_step
+import torch
+from goal_measure import Measured, matrix, measure, resnet18
+from goal_table import REDUCERS, STEPS, What, goal_of
+from kernels import processor
+
+from sage.bench.decode_fit import fitted
+from sage.ops import native
+from sage.reduction.layout import Layout
+
+RESULTS = Path(__file__).parent / "results" / "goals"
+TWO_WAY = ("int8", "fp8")
+SLOW = ("svd", "atomo")
+"""Not measured on one matrix: the SVD of 10,912 × 1,024 elements takes many seconds."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured ratio and its limit."""
+
+    input: str
+    reducer: str
+    what: str
+    median: float
+    low: float
+    high: float
+    limit: float | None
+    is_floor: bool
+
+    def is_missed(self, slack: float = 1.0) -> bool:
+        """Whether it is worse than its limit by more than the factor `slack`."""
+        if self.limit is None:
+            return False
+        return self.median < self.limit / slack if self.is_floor else self.median > self.limit * slack
+
+
+def figures(name: str, seen: Measured, world_sizes: Sequence[int], factor: float) -> list[Figure]:
+    """The ratios of one reducer on one input."""
+    spec, found = seen.spec, []
+
+    def add(what: What, told: str, quartiles: tuple[float, float, float], world_size: int = 1) -> None:
+        goal = goal_of(what, spec)
+        limit = None if goal is None else round(goal.at(world_size, factor), 3)
+        low, median, high = (round(value, 3) for value in quartiles)
+        found.append(Figure(name, spec, told, median, low, high, limit, bool(goal and goal.is_floor)))
+
+    compress = f"compress W={max(world_sizes) if spec in TWO_WAY else min(world_sizes)}"
+    add("compress", "compress", seen.over(compress, "add_"))
+    for world_size in world_sizes:
+        add("decode", f"decode W={world_size}", seen.over(f"decode W={world_size}", "add_"), world_size)
+    if "grace" in seen.seconds:
+        add("grace", "GRACE's class", seen.over("grace", compress))
+    if "cast" in seen.seconds:
+        add("cast", "cast", seen.over(compress, "cast"))
+    for what, told in (("memory", seen.memory), ("products", seen.products)):
+        if told is not None:
+            add("memory" if what == "memory" else "products", what, (told, told, told))
+    return found
+
+
+def row(name: str, seen: Measured, world_sizes: Sequence[int], factor: float) -> dict[str, Any]:
+    """One reducer on one input, for the JSON file; prints a line."""
+    found = figures(name, seen, world_sizes, factor)
+    decode = {w: statistics.median(seen.seconds[f"decode W={w}"]) for w in world_sizes}
+    first, each = fitted(decode)
+    shown = "  ".join(f"{f.what} {f.median:.2f}{'' if f.limit is None else f'/{f.limit:g}'}" for f in found)
+    print(f"{name:8} {seen.spec:12} {shown}", flush=True)
+    return {
+        "input": name,
+        "reducer": seen.spec,
+        "repeats": len(seen.seconds["add_"]),
+        "milliseconds": {k: round(1e3 * statistics.median(v), 4) for k, v in seen.seconds.items()},
+        "least_milliseconds": {k: round(1e3 * min(v), 4) for k, v in seen.seconds.items()},
+        "decode_milliseconds_first": round(1e3 * first, 4),
+        "decode_milliseconds_each": round(1e3 * each, 4),
+        "figures": [vars(f) for f in found],
+    }
+
+
+def step_figures(rows: Sequence[dict[str, Any]]) -> list[Figure]:
+    """Whole steps, as speedups over dense fp32."""
+    return [
+        Figure(
+            f"W={row['world_size']}",
+            row["reducer"],
+            "whole step",
+            against["median"],
+            against["low"],
+            against["high"],
+            against["goal"],
+            True,
+        )
+        for row in rows
+        if (against := row["times_as_fast_as"].get("exact")) is not None
+    ]
+
+
+def table(found: Sequence[Figure], head: Sequence[str]) -> str:
+    """The Markdown table; ✗ marks what misses its goal."""
+    lines = [
+        *head,
+        "",
+        "| input | reducer | what | ratio, median (quartiles) | goal |",
+        "|---|---|---|---:|---:|",
+    ]
+    for f in found:
+        goal = "–" if f.limit is None else f"{'≥' if f.is_floor else '≤'} {f.limit:g}"
+        mark = " ✗" if f.is_missed() else ""
+        ratio = f"{f.median:.2f} ({f.low:.2f}–{f.high:.2f})"
+        lines.append(f"| {f.input} | `{f.reducer}` | {f.what} | {ratio} | {goal}{mark} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Measure, write the table, and judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--reducers", nargs="+", default=REDUCERS, help="names, with options as in topk:values=fp16"
+    )
+    parser.add_argument("--inputs", nargs="+", default=("layers", "matrix"), choices=("layers", "matrix"))
+    parser.add_argument(
+        "--world-sizes", type=int, nargs="+", default=(1, 2, 4), help="payloads that are decoded"
+    )
+    parser.add_argument(
+        "--steps", nargs="+", default=("2", "4"), help="ranks of whole steps over gloo, or none"
+    )
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=20.0, help="at most, for each reducer and input")
+    parser.add_argument("--turns", type=int, default=15, help="of whole steps")
+    parser.add_argument("--check", action="store_true", help="fail where a figure is under half of its goal")
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS, help="a path to which .json and .md are appended"
+    )
+    asked = parser.parse_args()
+    if native.MISSING is not None:
+        print(f"no native extension ({native.MISSING}): there is nothing to measure", file=sys.stderr)
+        return 2
+    torch.set_num_threads(1)
+    capability = torch.backends.cpu.get_cpu_capability()
+    factor = 1.0 if capability == "AVX512" else 2.0
+    load_before = os.getloadavg()[0]
+    print(f"{processor()}, {capability}: goals of passes × {factor:g}; load {load_before:.1f}", flush=True)
+    layers = resnet18()
+    shapes = {"layers": layers, "matrix": matrix(Layout.of(layers).numel)}
+    rows = [
+        row(
+            name,
+            measure(
+                spec, shapes[name], asked.world_sizes, asked.repeats, asked.seconds, grace=name == "layers"
+            ),
+            asked.world_sizes,
+            factor,
+        )
+        for spec in asked.reducers
+        for name in asked.inputs
+        if not (name == "matrix" and spec in SLOW)
+    ]
+    found = [Figure(**f) for row in rows for f in row["figures"]]
+    steps: list[dict[str, Any]] = []
+    wanted = [name for name in asked.reducers if name in STEPS]
+    if wanted and "none" not in asked.steps:
+        steps = [
+            row for w in asked.steps for row in reduce_step.rows(int(w), asked.turns, wanted, plain=False)
+        ]
+        found += step_figures(steps)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    told = {
+        "command": " ".join(["python benchmarks/goals.py", *sys.argv[1:]]),
+        "commit": commit.stdout.strip(),
+        "machine": {
+            "processor": processor(),
+            "capability": capability,
+            "torch": torch.__version__,
+            "threads": 1,
+        },
+        "load": {"before": load_before, "after": os.getloadavg()[0]},
+        "rows": rows,
+        "steps": steps,
+    }
+    asked.output.parent.mkdir(parents=True, exist_ok=True)
+    asked.output.with_name(asked.output.name + ".json").write_text(json.dumps(told, indent=1) + "\n")
+    head = [
+        f"`{told['command']}`, commit {told['commit']}; {processor()}, {capability}; one thread; load "
+        f"{load_before:.1f} before, {os.getloadavg()[0]:.1f} after."
+    ]
+    asked.output.with_name(asked.output.name + ".md").write_text(table(found, head))
+    return judge(found, halved=asked.check)
+
+
+def judge(found: Sequence[Figure], *, halved: bool) -> int:
+    """Print the figures that miss their goals, or half of them; status 1 if `halved` and there is one."""
+    missed = [f for f in found if f.is_missed(2.0 if halved else 1.0)]
+    print("under half of the goal:" if halved else "under the goal:") if missed else print("all as wanted")
+    for f in missed:
+        print(
+            f"  {f.input} {f.reducer}: {f.what} {f.median:g}, goal {'≥' if f.is_floor else '≤'} {f.limit:g}"
+        )
+    return 1 if missed and halved else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
