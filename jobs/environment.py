@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-from sage.cluster.remote import forwarded_environment
+from sage.cluster.environment import forwarded_environment
 from sage.comm.launchers import clean_environment
 
 FILTERS = ("SQUEUE_", "SCANCEL_")

@@ -3,12 +3,10 @@
 import os
 import shlex
 import signal
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from datetime import datetime
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,12 @@ from submitit.local.local import LocalJob
 from sage.config import Config
 from sage.exit_status import FAILED, INTERRUPTED
 from sage.jobs.environment import for_python, for_runs, only, umask
-from sage.jobs.run_job import STOP, RunJob
+from sage.jobs.local_process import STOP, identity, stop
+from sage.jobs.run_job import RunJob
 from sage.jobs.submissions import Cluster, Entry
-from sage.storage.lock import started
 
 YEAR = 60 * 24 * 365
 """A year in minutes: submitit's local executor ends a job after twice this time."""
-
-BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 Record = Callable[[list[Entry]], None]
 Report = Callable[[Config, Entry, str], None]
@@ -146,55 +142,6 @@ def run_in_this_process(
     return worst
 
 
-def stop(entry: Entry, *, and_others: bool = False) -> None:
-    """Make a job on this machine write a checkpoint and end; `and_others`: its submission starts no more."""
-    mark_cancelled(entry)
-    if and_others:
-        with suppress(OSError):
-            (Path(entry.logs) / STOP).touch(mode=0o600)
-    with suppress(ProcessLookupError):
-        os.kill(int(entry.job), signal.SIGTERM)
-
-
-def mark_cancelled(entry: Entry) -> None:
-    """Record that a job was cancelled: a SLURM job that had not started leaves no trace in the queue."""
-    with suppress(OSError):
-        _mark(entry).touch(mode=0o600)
-
-
-def was_cancelled(entry: Entry) -> bool:
-    """Whether `sage cancel` has cancelled the job."""
-    try:
-        return _mark(entry).exists()
-    except OSError:
-        return False
-
-
-def identity(process: int) -> str:
-    """Identifies a process independently of the clock: boot id, and clock ticks from boot to its start."""
-    try:
-        ticks = started(process)
-        return ticks and f"{BOOT.read_text().strip()}/{ticks}"
-    except OSError:
-        return ""
-
-
-def alive(entry: Entry) -> bool:
-    """Whether a job on this machine is still running. Its process id may belong to another process by now."""
-    if entry.host != socket.gethostname() or not entry.job.isdecimal():
-        return False
-    found = identity(int(entry.job))
-    if entry.started or not found:
-        return bool(found) and found == entry.started
-    # An entry by a version that did not record the process's identity: compare by the clock.
-    try:
-        boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
-        began = int(boot.split()[1]) + int(found.partition("/")[2]) / os.sysconf("SC_CLK_TCK")
-        return began <= datetime.fromisoformat(entry.time).timestamp() + 10
-    except (OSError, ValueError, StopIteration):
-        return False
-
-
 def _entry(config: Config, job: str, cluster: Cluster, folder: Path) -> Entry:
     return Entry(
         run=config.folder.name,
@@ -203,10 +150,6 @@ def _entry(config: Config, job: str, cluster: Cluster, folder: Path) -> Entry:
         logs=str(folder.resolve()),
         started=identity(int(job)),
     )
-
-
-def _mark(entry: Entry) -> Path:
-    return Path(entry.logs) / f"{entry.job}_{STOP}"
 
 
 @contextmanager

@@ -11,12 +11,10 @@ from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 from sage.config import Config
 from sage.exit_status import FAILED, HOPELESS, INTERRUPTED, stop_before_it_begins, tell_the_job
+from sage.jobs.local_process import STOP
 from sage.output import streams
 from sage.output.text import clean_text
 from sage.storage import RESULT, read_json
-
-STOP = "stop"
-"""Suffix of a file in submitit's folder; if the file exists, the local job is not started again."""
 
 
 class RunJob(Checkpointable):

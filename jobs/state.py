@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from sage import storage
-from sage.jobs.local import alive, was_cancelled
+from sage.jobs.local_process import alive, was_cancelled
 from sage.jobs.scheduler import Job
 from sage.jobs.submissions import Entry
 from sage.output.text import clean_text

@@ -9,20 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from rich.console import Console
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
-
 from sage import validate
 from sage.exit_status import FAILED
-from sage.jobs import local, scheduler, submissions
+from sage.jobs import local_process, scheduler, submissions
 from sage.jobs.logs import logs as logs
 from sage.jobs.scheduler import Job
 from sage.jobs.selection import select_run, submitted_runs
 from sage.jobs.state import State, States, Word, is_active
 from sage.jobs.submissions import Entry
-from sage.jobs.sweep import noted
 from sage.storage import Unreadable
 
 REFRESH = 5.0
@@ -32,17 +26,6 @@ FEW = 200
 """The largest number of runs shown as a rich table; rich takes seconds for thousands."""
 
 TITLES = ("run", "settings", "job", "state", "step", "metric", "requeued", "")
-
-COLORS: dict[Word, str] = {
-    "running": "cyan",
-    "failed": "red",
-    "damaged": "red",
-    "unknown": "magenta",
-    "pending": "yellow",
-    "missing": "dim",
-    "finished": "green",
-}
-"""The states' colors, in the order in which runs are shown when there are too many."""
 
 
 def main(
@@ -62,6 +45,8 @@ def main(
     if watching and as_json:
         raise ValueError("--json prints the states once: leave out --watch, or leave out --json")
     if what is not None and what.suffix == ".toml":
+        from sage.jobs.sweep import noted  # here, because a folder needs nothing of it
+
         labels, runs = noted(what, runs)
     else:
         runs = runs or what or Path("runs")
@@ -87,6 +72,8 @@ def cancel(given: Sequence[str], *, runs: Path | None = None) -> int:
     sweeps: set[str] = set()
     for what in given:
         if what.endswith(".toml"):
+            from sage.jobs.sweep import noted
+
             names, where = noted(validate.path(what), runs)
             found = unfinished(submitted_runs(where, "cancel"), names, where)
             sweeps |= {entry.logs for entry in found}
@@ -106,9 +93,9 @@ def cancel(given: Sequence[str], *, runs: Path | None = None) -> int:
     for entry in active:
         try:
             if entry.cluster == "slurm":
-                local.mark_cancelled(entry)
+                local_process.mark_cancelled(entry)
             else:
-                local.stop(entry, and_others=entry.logs in sweeps)
+                local_process.stop(entry, and_others=entry.logs in sweeps)
         except PermissionError:
             kept += 1
             print(f"sage cancel: process {entry.job} of {entry.run} belongs to another user", file=sys.stderr)
@@ -124,22 +111,22 @@ def watch(labels: Mapping[str, str], runs: Path, *, once: bool = False) -> int:
         labels: the settings to show, by run name.
         runs: the runs folder.
     """
-    console = Console(highlight=False)
     board = Board(labels, runs)
     board.update()
+    # As rich tells it; without a terminal rich is not imported, which takes as long as all the rest.
+    on_terminal = sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR"))
     try:
-        if once:
-            if console.is_terminal and len(labels) <= FEW:
-                console.print(board.table(len(labels)))
-            else:
-                print(board.text())
-        elif console.is_terminal:
-            _watch_table(board, console)
+        if on_terminal and (len(labels) <= FEW or not once):
+            from sage.jobs.status_table import show
+
+            show(board, once=once)
+        elif once:
+            print(board.text())
         else:
-            _watch_lines(board, console)
+            _watch_lines(board)
     except KeyboardInterrupt:  # ends the display only
         pass
-    console.print(board.summary(), soft_wrap=True, markup=False)
+    print(board.summary())
     for fault in board.faults:
         print(f"sage status: {fault}", file=sys.stderr)
     return 0
@@ -236,24 +223,6 @@ class Board:
             for row in rows
         )
 
-    def table(self, most: int) -> Table:
-        """The runs as a rich table; of more than `most` runs, those that come first in COLORS."""
-        shown = list(self.states.items())
-        if len(shown) > most:
-            shown = sorted(shown, key=lambda each: list(COLORS).index(each[1].word))[:most]
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in TITLES:
-            table.add_column(title, no_wrap=True)
-        for name, state in shown:
-            word = f"[{COLORS[state.word]}]{state.word}"
-            # Names and messages may contain rich's markup.
-            first = map(escape, (name, self.labels[name], state.job))
-            rest = map(escape, (state.step, state.metric, str(state.requeued or ""), state.why))
-            table.add_row(*first, word, *rest)
-        if len(shown) < len(self.states):
-            table.add_row(f"and {len(self.states) - len(shown)} more")
-        return table
-
     def _query(self) -> dict[str, Job]:
         """The queue; the submission log is read before it, so that the queue has every job in the log."""
         try:
@@ -267,24 +236,13 @@ class Board:
         return queue
 
 
-def _watch_table(board: Board, console: Console) -> None:
-    """On a terminal: update a table in place."""
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            live.update(board.table(max(1, console.height - 6)), refresh=True)
-            if not board.is_active:
-                return
-            time.sleep(min(board.queue.seconds, REFRESH))
-            board.update()
-
-
-def _watch_lines(board: Board, console: Console) -> None:
+def _watch_lines(board: Board) -> None:
     """Without a terminal: print the summary whenever it has changed."""
     printed = ""
     while board.is_active:
         if board.summary() != printed:
             printed = board.summary()
-            console.print(printed, soft_wrap=True)
+            print(printed, flush=True)
         time.sleep(min(board.queue.seconds, REFRESH))
         board.update()
 

@@ -50,7 +50,7 @@ class Entry:
     host: str = field(default_factory=socket.gethostname)
     """The machine it was submitted on; without SLURM, also the one it runs on."""
     started: str = ""
-    """The process's identity, independent of the clock (`local.identity`); "" under SLURM."""
+    """The process's identity, independent of the clock (`local_process.identity`); "" under SLURM."""
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as in the file."""

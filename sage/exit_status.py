@@ -5,7 +5,6 @@ docs/reference/exit-statuses.md has the table and describes how SAGE's jobs reac
 
 import errno
 import os
-import shutil
 import signal
 import threading
 from contextlib import suppress
@@ -114,6 +113,8 @@ def _system(error: OSError) -> str:
 
 def _file_system(path: Path) -> str:
     """Describe the file system of a path and its free space."""
+    import shutil  # here, because every command imports this module
+
     try:
         path = path.absolute()
         while not path.exists():

@@ -4,7 +4,7 @@ from typing import Any
 
 from .. import registry
 from .command import Command, Option
-from .group import PartGroup
+from .part_group import PartGroup
 
 
 def of(name: str) -> Command:

@@ -4,6 +4,9 @@ from .group import Group
 
 command = Group(
     "data",
-    {"list": ".data_list", "prepare": ".data_prepare"},
+    {
+        "list": (".data_list", "List the data sets."),
+        "prepare": (".data_prepare", "Download a data set, and check and convert its files."),
+    },
     help="List the data sets, or prepare one.",
 )

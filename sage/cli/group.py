@@ -1,12 +1,11 @@
-"""Click groups for SAGE: of commands that are imported on first use, and of parts."""
+"""A click group for SAGE, whose commands are imported on first use."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from importlib import import_module
 
 import click
 from click.shell_completion import CompletionItem
 
-from .. import registry
 from ..validate import known
 from .command import SETTINGS, PrintedHelp, joined, usage_error, write_notes
 
@@ -15,13 +14,18 @@ class Group(PrintedHelp, click.Group):
     """A command with subcommands, each of which is the variable `command` of a module.
 
     Args:
-        modules: the module of each subcommand, by the subcommand's name, in the order of the help.
+        commands: the module of each subcommand and its summary, by its name, in the order of the help. The
+            summary is that of the subcommand's own help; it is given here so that the help of the group
+            imports none of them.
         notes: text after the list of subcommands.
     """
 
-    def __init__(self, name: str, modules: dict[str, str], *, help: str, notes: str = "") -> None:
+    def __init__(
+        self, name: str, commands: Mapping[str, tuple[str, str]], *, help: str, notes: str = ""
+    ) -> None:
         super().__init__(name, help=help, epilog=notes, context_settings=SETTINGS, no_args_is_help=False)
-        self.modules = modules
+        self.modules = {name: module for name, (module, _) in commands.items()}
+        self.summaries = {name: summary for name, (_, summary) in commands.items()}
 
     kind = "command"
     """The word for a subcommand in help and errors."""
@@ -39,9 +43,8 @@ class Group(PrintedHelp, click.Group):
         return command
 
     def summary(self, ctx: click.Context, name: str) -> str:
-        """Return the first sentence of a subcommand's help."""
-        command = self.get_command(ctx, name)
-        return (command.help or "").partition(". ")[0].rstrip(".") + "." if command else ""
+        """Return the summary of a subcommand."""
+        return self.summaries[name]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the options before the subcommand's name.
@@ -106,53 +109,7 @@ class Group(PrintedHelp, click.Group):
         formatter.write_text(f"`{ctx.command_path} {placeholder} --help` shows the options of one.")
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Return the names with this prefix and their summaries; only these subcommands are imported."""
+        """Return the names with this prefix, and their summaries."""
         names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
         items = [CompletionItem(name, help=self.summary(ctx, name)) for name in names]
         return [*items, *click.Command.shell_complete(self, ctx, incomplete)]
-
-
-class PartGroup(Group):
-    """A command with one subcommand for each part of a registry kind, such as `sage conform REDUCER`.
-
-    Args:
-        room: the registry kind of the parts.
-        make: returns the subcommand for a part's name, and imports the part.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        room: registry.Room,
-        make: Callable[[str], click.Command],
-        *,
-        help: str,
-        notes: str = "",
-    ) -> None:
-        super().__init__(name, {}, help=help, notes=notes)
-        self.room: registry.Room = room
-        self.make, self.kind = make, registry.KINDS[room]
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of the registered parts."""
-        return registry.names(self.room)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the subcommand for a part, which may also be given as a module or a file.
-
-        In shell completion the result is None if the part does not load.
-        """
-        try:
-            return self.make(cmd_name)
-        except ValueError:
-            if ctx.resilient_parsing:
-                return None
-            raise
-
-    def summary(self, ctx: click.Context, name: str) -> str:
-        """Return the first line of the part's docstring."""
-        return registry.summary(self.room, name)
-
-    def check(self, ctx: click.Context, name: str) -> None:
-        """Raise an error if the name is not that of a part."""
-        registry.check_name(self.room, name)

@@ -4,7 +4,6 @@ import json as json_module
 from pathlib import Path
 
 from .. import registry
-from ..config import workloads
 from .command import Command, Option
 
 TITLES: dict[registry.Room, str] = {
@@ -18,7 +17,7 @@ TITLES: dict[registry.Room, str] = {
 def list_parts(*, json: bool) -> int:
     """Print each part and workload with its summary."""
     found = {room: {name: registry.summary(room, name) for name in registry.names(room)} for room in TITLES}
-    own = {name: _first_comment(path) for name, path in workloads().items()}
+    own = {name: _first_comment(path) for name, path in registry.workloads().items()}
     if json:
         print(json_module.dumps({**found, "workloads": own}, indent=2, ensure_ascii=False))
         return 0

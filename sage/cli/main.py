@@ -23,20 +23,20 @@ from ..output import streams
 from .group import Group
 
 COMMANDS = {
-    "run": ".run",
-    "submit": ".submit",
-    "status": ".status",
-    "cancel": ".cancel",
-    "logs": ".logs",
-    "launch": ".launch",
-    "doctor": ".doctor",
-    "report": ".report",
-    "list": ".list",
-    "data": ".data",
-    "conform": ".conform",
-    "bench": ".bench",
+    "run": (".run", "Train a workload with a reducer."),
+    "submit": (".submit", "Submit a sweep: run those of its runs that are neither finished nor active."),
+    "status": (".status", "Show the states of a sweep's runs, or of all runs in a folder."),
+    "cancel": (".cancel", "Cancel the active jobs of runs, or of all runs of a sweep."),
+    "logs": (".logs", "Print the log of a run's newest job."),
+    "launch": (".launch", "Start one run on several hosts over ssh."),
+    "doctor": (".doctor", "Check nodes and network before a run."),
+    "report": (".report", "Compare runs."),
+    "list": (".list", "List the reducers, models, data sets, tasks and workloads."),
+    "data": (".data", "List the data sets, or prepare one."),
+    "conform": (".conform", "Check a reducer against the invariants that all reducers keep."),
+    "bench": (".bench", "Measure reducers and density controllers."),
 }
-"""The module of each subcommand."""
+"""The module of each subcommand, and its summary."""
 
 COMPLETE = "_SAGE_COMPLETE"
 """The variable with which a shell requests completions (docs/reference/command-line.md)."""

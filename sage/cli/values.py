@@ -62,13 +62,9 @@ class Suggestions:
 
     def __call__(self) -> list[str]:
         """Return the names, in alphabetical order."""
-        if self.kind == "workloads":
-            from ..config import workloads
-
-            return list(workloads())
         from .. import registry
 
-        return registry.names(self.kind)
+        return list(registry.workloads()) if self.kind == "workloads" else registry.names(self.kind)
 
 
 def plain(value: Any) -> str:

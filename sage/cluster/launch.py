@@ -21,8 +21,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from sage.cluster.environment import forwarded_environment
 from sage.cluster.hosts import Host, read_hosts
-from sage.cluster.remote import Ended, Output, RemoteTasks, Task, forwarded_environment
+from sage.cluster.remote import Ended, Output, RemoteTasks, Task
 from sage.cluster.settings import Launch, ssh_words
 from sage.cluster.signals import exit_on_signals
 from sage.comm.rendezvous import SECRET

@@ -1,12 +1,10 @@
 """Tasks on other hosts, with one ssh per host; their output and exit statuses as one stream of events."""
 
-import os
 import queue
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -15,7 +13,6 @@ from sage.cluster.connection import Ended as Ended
 from sage.cluster.connection import Output as Output
 from sage.cluster.connection import Task as Task
 from sage.cluster.signals import delay_signals
-from sage.comm.launchers import OWN
 
 OPTIONS = (
     "BatchMode=yes",
@@ -27,9 +24,6 @@ OPTIONS = (
     "ControlPath=none",
 )
 """ssh's options, unless the user's options override them."""
-
-FORWARDED = ("SAGE_", "GLOO_", "NCCL_", "TORCH_", "OMP_")
-"""Prefixes of the variables that are forwarded to ranks on other hosts."""
 
 START_SECONDS = 60.0
 """Seconds within which a host must start its tasks: ssh may hang during login or in a login script."""
@@ -135,16 +129,3 @@ class RemoteTasks:
             self._kill_at, self._abandon_at = None, now + END_SECONDS
             for connection in self._connections:
                 connection.kill()
-
-
-def forwarded_environment() -> dict[str, str]:
-    """The environment for a rank on another host: the path of this checkout, and forwarded variables."""
-    forwarded = {
-        name: value for name, value in os.environ.items() if name.startswith(FORWARDED) and name not in OWN
-    }
-    checkout = Path(__file__).parents[2]
-    paths = [str(checkout)] if (checkout / "pyproject.toml").exists() else []
-    paths += filter(None, [os.environ.get("PYTHONPATH")])
-    search = {"PYTHONPATH": os.pathsep.join(paths)} if paths else {}
-    # A folder called sage in the working directory must not shadow the package; output is not buffered.
-    return {**forwarded, **search, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}

@@ -4,15 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import registry, validate
+from ..registry import workloads as workloads
 from ..storage import read_toml
 from ..validate import coerce, known
 from .run_config import OPTIONED, PARTS, Config, annotations
-
-
-def workloads() -> dict[str, Path]:
-    """Return the TOML files of the built-in workloads, by name."""
-    folder = Path(__file__).parents[1] / "jobs" / "workloads"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def load(workload: str, *, file: Path | None = None, overrides: dict[str, Any] | None = None) -> Config:

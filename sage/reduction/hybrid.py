@@ -20,11 +20,8 @@ from sage.comm.wire import Wire
 from sage.reduction.layout import Layout
 from sage.reduction.quantise import Quantiser, gather_parts, keep_error
 from sage.reduction.reducer import Reduced, Reducer, Sparsifier
-from sage.registry import Option, options
+from sage.registry import Option, composed_options, options
 from sage.timing import phase
-
-TRANSPORT_OPTIONS = ("values", "indices", "exchange", "merge", "sends")
-"""Options of sparsifiers that set the format or exchange of a selection; a hybrid does not take them."""
 
 P = TypeVar("P", bound=Reducer)
 
@@ -60,9 +57,8 @@ class Hybrid(Reducer):
 
     @classmethod
     def options(cls) -> Mapping[str, Option]:
-        """Options of both parts, without the sparsifier's options in `TRANSPORT_OPTIONS`."""
-        own = {k: v for k, v in options(cls.sparsifier_type).items() if k not in TRANSPORT_OPTIONS}
-        return {**options(cls.quantiser_type), **own}
+        """Options of both parts, without the sparsifier's options for its own transport."""
+        return composed_options(cls.sparsifier_type, cls.quantiser_type)
 
     def bind(self, layout: Layout) -> None:
         super().bind(layout)

@@ -18,4 +18,6 @@ from .parts import summary as summary
 from .signature import FACTS as FACTS
 from .signature import Option as Option
 from .signature import Room as Room
+from .signature import composed_options as composed_options
 from .signature import options as options
+from .workloads import workloads as workloads

@@ -1,40 +1,43 @@
 """Reads the signature of a part from its source, without importing it or torch.
 
 The outline of a module contains its constants, and its classes and functions with their docstrings, bases and
-keyword-only parameters of `__init__`. `Unknown` is raised for anything that cannot be read from the source;
-the caller then imports the part. A test compares the options in every part's outline with those of the
-imported part.
+keyword-only parameters of `__init__`. Nothing of the module is run: `value_of` reads literals, names,
+types and the calls of `PURE`. `Unknown` is raised for anything else; the caller then imports the part. A test
+compares the options in every part's outline with those of the imported part.
 """
 
 import ast
 import importlib
+import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.util import resolve_name
+from inspect import Parameter, Signature
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from ..validate import Range
+from .signature import composed_options
+
 PACKAGE = Path(__file__).parents[1]
+
+BUILTINS = {each.__name__: each for each in (bool, int, float, str, tuple, list, dict, set, frozenset)}
+
+PURE = (Range, frozenset)
+"""What an expression may call: the result depends on the arguments alone."""
+
+ABSENT: Any = object()
+"""The value of a name that cannot be determined."""
 
 
 class Unknown(Exception):
     """The value cannot be determined from the source without running it."""
 
 
-class _Absent:
-    """Placeholder for the value of a name that is missing from an outline."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise Unknown(name)
-
-    __getitem__ = __call__ = __getattr__
-
-
-ABSENT = _Absent()
-
 _OUTLINED: dict[int, Any] = {}
-"""The functions and classes of outlines by id; they must not be called."""
+"""The functions and classes of outlines, by id."""
 
 
 def outline(module: str, name: str) -> Callable[..., Any]:
@@ -48,6 +51,22 @@ def outline(module: str, name: str) -> Callable[..., Any]:
         raise Unknown(f"{module}.{name}")
     part: Callable[..., Any] = found
     return part
+
+
+def composed(sparsifier: Callable[..., Any], quantiser: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the outline of a hybrid of two outlines, as `sage.reduction.hybrid` composes the parts.
+
+    Raises:
+        Unknown: if they are not known to be a sparsifier and a quantiser.
+    """
+    bases = names_of("sage.reduction.hybrid")
+    for part, base in ((sparsifier, "Sparsifier"), (quantiser, "Quantiser")):
+        if not (isinstance(part, type) and issubclass(part, bases.get(base, Unknown))):
+            raise Unknown(f"{part.__name__} as a {base.lower()}")
+    later: Any = [getattr(part, "later", frozenset()) for part in (sparsifier, quantiser)]
+    options = classmethod(lambda _: composed_options(sparsifier, quantiser))
+    name = f"{sparsifier.__name__}{quantiser.__name__}"
+    return type(name, (), {"options": options, "later": later[0] | later[1]})
 
 
 @cache
@@ -97,9 +116,6 @@ class Names(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._nodes)
 
-    def __getattr__(self, name: str) -> Any:
-        return self.get(name, ABSENT)
-
     def _read(self, node: ast.stmt, alias: ast.alias | None) -> Any:
         try:
             if isinstance(node, ast.ImportFrom) and alias is not None:
@@ -108,7 +124,7 @@ class Names(Mapping[str, Any]):
             if isinstance(node, ast.Import) and alias is not None:
                 return _module(alias.name if alias.asname else alias.name.partition(".")[0])
             if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-                return _evaluated(node.value, self)
+                return value_of(node.value, self)
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
                 made = _class(node, self) if isinstance(node, ast.ClassDef) else _function(node, self)
                 _OUTLINED[id(made)] = made
@@ -139,18 +155,41 @@ def _imported(source: str, name: str) -> Any:
         return names_of(source)[name]
 
 
-def _evaluated(value: ast.expr, names: Names) -> Any:
-    """Evaluate an expression that calls no function of an outline."""
-    for node in ast.walk(value):
-        if isinstance(node, ast.Call):
-            function = _evaluated(node.func, names)
-            if id(function) in _OUTLINED:
-                raise Unknown(ast.unparse(node))
-        elif isinstance(node, ast.Await | ast.Yield | ast.YieldFrom | ast.NamedExpr):
-            raise Unknown(ast.unparse(node))
-    found = eval(compile(ast.Expression(value), "<outline>", "eval"), {}, names)
+def value_of(node: ast.expr, names: Names) -> Any:
+    """Return the value of an expression of literals, names of the module, types, and calls of `PURE`.
+
+    Raises:
+        Unknown: if it has anything else.
+        Exception: if the expression itself would raise one.
+    """
+    found = ABSENT
+    match node:
+        case ast.Constant():
+            found = node.value
+        case ast.UnaryOp():
+            found = ast.literal_eval(node)
+        case ast.Name():
+            found = names[node.id] if node.id in names else BUILTINS.get(node.id, ABSENT)
+        case ast.Attribute():
+            owner = value_of(node.value, names)
+            if isinstance(owner, Names):
+                found = owner[node.attr]
+            elif isinstance(owner, ModuleType):
+                found = getattr(owner, node.attr)
+        case ast.Subscript():
+            found = operator.getitem(value_of(node.value, names), value_of(node.slice, names))
+        case ast.BinOp(op=ast.BitOr()):
+            found = operator.or_(value_of(node.left, names), value_of(node.right, names))
+        case ast.Tuple() | ast.List() | ast.Set():
+            kind = {ast.Tuple: tuple, ast.List: list, ast.Set: set}[type(node)]
+            found = kind([value_of(each, names) for each in node.elts])
+        case ast.Call():
+            function = value_of(node.func, names)
+            if function in PURE:
+                keywords = {str(each.arg): value_of(each.value, names) for each in node.keywords}
+                found = function(*(value_of(each, names) for each in node.args), **keywords)
     if found is ABSENT:
-        raise Unknown(ast.unparse(value))
+        raise Unknown(ast.unparse(node))
     return found
 
 
@@ -159,35 +198,29 @@ def _function(node: ast.FunctionDef, names: Names) -> Callable[..., Any]:
     if node.decorator_list:
         raise Unknown(node.name)
     given = node.args
-    plain = [ast.arg(each.arg) for each in [*given.posonlyargs, *given.args]]
-    evaluated: dict[str, Any] = {}
-    keywords: list[ast.arg] = []
-    defaults: list[ast.expr | None] = []
-    for at, (each, default) in enumerate(zip(given.kwonlyargs, given.kw_defaults, strict=True)):
+    types: dict[str, Any] = {}
+    parameters = [
+        Parameter(each.arg, Parameter.POSITIONAL_ONLY) for each in (*given.posonlyargs, *given.args)
+    ]
+    if given.vararg:
+        parameters.append(Parameter(given.vararg.arg, Parameter.VAR_POSITIONAL))
+    for each, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
         if each.annotation is not None:
-            evaluated[f"_type{at}"] = _evaluated(each.annotation, names)
-            if isinstance(evaluated[f"_type{at}"], str):  # a string, which only the module can evaluate
+            types[each.arg] = value_of(each.annotation, names)
+            if isinstance(types[each.arg], str):  # a string, which only the module can evaluate
                 raise Unknown(each.arg)
-        if default is not None:
-            evaluated[f"_default{at}"] = _evaluated(default, names)
-        keywords.append(ast.arg(each.arg, ast.Name(f"_type{at}", ast.Load()) if each.annotation else None))
-        defaults.append(ast.Name(f"_default{at}", ast.Load()) if default is not None else None)
-    body: list[ast.stmt] = [ast.Pass()]
-    if (doc := ast.get_docstring(node, clean=False)) is not None:
-        body = [ast.Expr(ast.Constant(doc))]
-    arguments = ast.arguments(
-        posonlyargs=[],
-        args=plain,
-        vararg=ast.arg(given.vararg.arg) if given.vararg else None,
-        kwonlyargs=keywords,
-        kw_defaults=defaults,
-        kwarg=ast.arg(given.kwarg.arg) if given.kwarg else None,
-        defaults=[ast.Constant(None)] * len(given.defaults),
-    )
-    made = ast.FunctionDef(node.name, arguments, body, [], None)
-    scope = {"__name__": names.module, **evaluated}
-    exec(compile(ast.fix_missing_locations(ast.Module([made], [])), "<outline>", "exec"), scope)
-    function: Callable[..., Any] = scope[node.name]
+        value = value_of(default, names) if default is not None else Parameter.empty
+        parameters.append(Parameter(each.arg, Parameter.KEYWORD_ONLY, default=value))
+    if given.kwarg:
+        parameters.append(Parameter(given.kwarg.arg, Parameter.VAR_KEYWORD))
+
+    def function(*_: Any, **__: Any) -> Any:
+        raise TypeError(f"{names.module}.{node.name} is an outline, which has no code")
+
+    function.__name__, function.__module__ = node.name, names.module
+    function.__doc__ = ast.get_docstring(node, clean=False)
+    function.__annotations__ = types
+    vars(function)["__signature__"] = Signature(parameters)
     return function
 
 
@@ -202,7 +235,7 @@ def _class(node: ast.ClassDef, names: Names) -> type:
             root = root.value
         if isinstance(root, ast.Name) and names.get(root.id, ABSENT) is ABSENT:
             continue
-        bases.append(_evaluated(base, names))
+        bases.append(value_of(base, names))
     body: dict[str, Any] = {"__doc__": ast.get_docstring(node, clean=False), "__module__": names.module}
     for each in node.body:
         name = getattr(each, "name", "")
@@ -213,5 +246,5 @@ def _class(node: ast.ClassDef, names: Names) -> type:
         elif isinstance(each, ast.Assign | ast.AnnAssign) and each.value is not None:
             target = each.targets[0] if isinstance(each, ast.Assign) else each.target
             if ast.unparse(target) == "later":
-                body["later"] = _evaluated(each.value, names)
+                body["later"] = value_of(each.value, names)
     return type(node.name, tuple(bases), body)

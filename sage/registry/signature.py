@@ -15,6 +15,9 @@ FACTS = frozenset({"num_classes", "channels", "image_size", "vocab_size", "num_u
 """Facts that the data set passes to the models of this repository. They are not options, even if they have a
 default. Every other keyword-only parameter of a model without a default is a fact too."""
 
+TRANSPORT_OPTIONS = ("values", "indices", "exchange", "merge", "sends")
+"""Options of sparsifiers that set the format or exchange of a selection; a hybrid does not take them."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -70,6 +73,12 @@ def _options(part: Any, room: Room) -> Mapping[str, Option]:
             default = coerce(f"the default of {name}", parameter.default, hints[name])
             found[name] = Option(hints[name], default, _told(part, function).get(name, ""))
     return found
+
+
+def composed_options(sparsifier: Callable[..., Any], quantiser: Callable[..., Any]) -> Mapping[str, Option]:
+    """Return the options of a hybrid: those of both parts, without the sparsifier's `TRANSPORT_OPTIONS`."""
+    own = {name: each for name, each in options(sparsifier).items() if name not in TRANSPORT_OPTIONS}
+    return {**options(quantiser), **own}
 
 
 def facts_for(

@@ -17,7 +17,6 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import socket
 import stat
 import threading
@@ -223,7 +222,7 @@ def _file(path: Path, number: int) -> Path:
 
 def _now_of(path: Path) -> float:
     """Return the current time of the file system, whose clock may differ from that of this host."""
-    probe = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
+    probe = path.with_name(f".{path.name[:40]}.{os.urandom(8).hex()}.partial")
     try:
         probe.touch()
         return probe.stat().st_mtime

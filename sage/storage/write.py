@@ -6,8 +6,6 @@ import io
 import json
 import math
 import os
-import secrets
-import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -230,6 +228,8 @@ def json_text(content: Any, indent: int | None = None) -> str:
 def remove(path: Path) -> None:
     """Remove a file, or a folder with its content; a symlink is removed, but not its target."""
     if path.is_dir() and not path.is_symlink():
+        import shutil  # here, because reading needs nothing of it
+
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -254,7 +254,7 @@ def _found(path: Path) -> os.stat_result | None:
 
 def _draft(path: Path) -> Path:
     """Return a unique temporary name in the same folder; shortened, as names have at most 255 bytes."""
-    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
+    return path.with_name(f".{path.name[:40]}.{os.urandom(8).hex()}.partial")
 
 
 def _opener(mode: int, path: str, flags: int) -> int:

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,12 +64,6 @@ def test_list_names_every_part_and_workload_with_its_line(capsys: pytest.Capture
             assert [line for line in lines if line.split() == [name, *registry.summary(room, name).split()]]
     for name in workloads():
         assert [line for line in lines if line.startswith(f"  {name} ") and len(line.split()) > 3]
-
-
-def test_help_and_list_do_without_torch_and_rich() -> None:
-    code = "import sys; from sage.cli.main import main; main(['--help']); main(['list']); print(*sys.modules)"
-    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert not {"torch", "tyro", "rich", "numpy"} & set(said.splitlines()[-1].split())
 
 
 def test_run_without_a_workload_is_the_demonstration(capsys: pytest.CaptureFixture[str]) -> None:

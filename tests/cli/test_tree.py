@@ -12,8 +12,11 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from sage import exit_status, registry
-from sage.cli.group import Group, PartGroup
+from sage.cli.bench import command as bench
+from sage.cli.data import command as data
+from sage.cli.group import Group
 from sage.cli.main import main, root
+from sage.cli.part_group import PartGroup
 from sage.config import workloads
 
 CHECKOUT = Path(__file__).parents[2]
@@ -49,6 +52,15 @@ def test_every_node_has_help_with_the_default_of_each_option(
     options = re.findall(r"^  (--[\w.-]+)", told.out, re.MULTILINE)
     assert "--help" in told.out
     assert len(re.findall(r"\((?:default:|required\))", told.out)) == len(options)
+
+
+def test_a_group_lists_each_command_with_the_first_sentence_of_its_help() -> None:
+    for group in (root, bench, data):
+        context = click.Context(group)
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            assert command is not None
+            assert group.summary(context, name) == (command.help or "").partition(". ")[0].rstrip(".") + "."
 
 
 def test_help_shows_the_choices(capsys: pytest.CaptureFixture[str]) -> None:

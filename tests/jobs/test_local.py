@@ -10,7 +10,7 @@ import pytest
 from launcher import PATIENCE, outside, until
 
 from sage.jobs import submissions
-from sage.jobs.local import alive
+from sage.jobs.local_process import alive
 from sage.jobs.sweep import read
 from sage.records.record import Record, read_metrics
 

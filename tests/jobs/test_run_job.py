@@ -16,7 +16,8 @@ from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 import sage.train.run
 from sage.config import Config, load, resolve
-from sage.jobs.run_job import STOP, RunJob
+from sage.jobs.local_process import STOP
+from sage.jobs.run_job import RunJob
 
 CHECKOUT = Path(__file__).parents[2]
 RESULT = {"metric": "accuracy", "final": {"accuracy": 0.9}, "steps": 7}

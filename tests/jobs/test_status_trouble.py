@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from standin import StandIn
 
 from sage.cli.main import main
-from sage.jobs import local, scheduler, submissions
+from sage.jobs import local_process, scheduler, submissions
 from sage.jobs.scheduler import Job, Unanswered
 from sage.jobs.state import NOTHING, State, States
 from sage.jobs.submissions import Entry
@@ -301,14 +301,14 @@ def test_pending_tasks_that_are_cancelled_are_shown_so_though_slurm_forgets_them
 
 
 def test_a_process_is_known_whatever_the_clock_says(tmp_path: Path) -> None:
-    mine = entry(job=str(os.getpid()), cluster="local", started=local.identity(os.getpid()))
+    mine = entry(job=str(os.getpid()), cluster="local", started=local_process.identity(os.getpid()))
     for time in ("1970-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00", "", "yesterday"):
-        assert local.alive(replace(mine, time=time))
-    assert not local.alive(replace(mine, started="another-boot/" + mine.started.partition("/")[2]))
-    assert not local.alive(replace(mine, job="1"))
+        assert local_process.alive(replace(mine, time=time))
+    assert not local_process.alive(replace(mine, started="another-boot/" + mine.started.partition("/")[2]))
+    assert not local_process.alive(replace(mine, job="1"))
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
-        ended = entry(job=str(child.pid), cluster="local", started=local.identity(child.pid))
-    assert not local.alive(ended)
+        ended = entry(job=str(child.pid), cluster="local", started=local_process.identity(child.pid))
+    assert not local_process.alive(ended)
 
 
 # Words.

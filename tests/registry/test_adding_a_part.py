@@ -63,9 +63,9 @@ def package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, code in FILES.items():
         (folder / "my_package" / f"{name}.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(str(folder))
-    parts._entries.cache_clear()
+    parts._all_entries.cache_clear()
     yield folder
-    parts._entries.cache_clear()
+    parts._all_entries.cache_clear()
 
 
 def final(runs: Path) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 import ast
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from sage import registry
-from sage.registry.outline import Names, Unknown, outline
+from sage.reduction import Quantiser, Sparsifier
+from sage.registry.outline import Names, Unknown, composed, outline
 
 ROOMS: tuple[registry.Room, ...] = ("reducers", "models", "datasets")
 PARTS = [(room, name) for room in ROOMS for name in registry.names(room)]
@@ -25,6 +27,30 @@ def test_an_outline_has_the_options_of_its_part(room: registry.Room, name: str) 
     assert set(getattr(read, "later", ())) == set(getattr(part, "later", ()))
 
 
+def reducers_of(base: type) -> list[str]:
+    """The names of the reducers that derive from a class."""
+    parts = {name: registry.load("reducers", name) for name in registry.names("reducers")}
+    return [name for name, part in parts.items() if isinstance(part, type) and issubclass(part, base)]
+
+
+def test_every_hybrid_has_the_options_of_its_outline() -> None:
+    sparsifiers, quantisers = reducers_of(Sparsifier), reducers_of(Quantiser)
+    assert len(sparsifiers) > 10
+    assert len(quantisers) > 5
+    read = {name: outline(f"sage.reducers.{name}", "REDUCER") for name in sparsifiers + quantisers}
+    for sparsifier, quantiser in product(sparsifiers, quantisers):
+        part = registry.load("reducers", f"{sparsifier}+{quantiser}")
+        found = composed(read[sparsifier], read[quantiser])
+        assert list(registry.options(found).items()) == list(registry.options(part).items())
+        assert getattr(found, "later", ()) == getattr(part, "later", ())
+
+
+@pytest.mark.parametrize(("first", "second"), [("onebit", "topk"), ("topk", "topk"), ("exact", "onebit")])
+def test_what_is_no_hybrid_has_no_outline(first: str, second: str) -> None:
+    with pytest.raises(Unknown):
+        composed(*(outline(f"sage.reducers.{name}", "REDUCER") for name in (first, second)))
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -38,6 +64,9 @@ def test_an_outline_has_the_options_of_its_part(room: registry.Room, name: str) 
         "class Base: ...\nPart = Base()",
         "if True:\n    class Part: ...",
         "Part = Part",
+        "class Part:\n    def __init__(self, *, a: int = len('ab')): ...",
+        "class Part:\n    def __init__(self, *, a: int = [1 for _ in range(2)][0]): ...",
+        "import os\nclass Part:\n    def __init__(self, *, a: str = os.getcwd()): ...",
     ],
 )
 def test_what_only_running_the_source_would_tell_is_unknown(
@@ -54,6 +83,8 @@ def test_options_of_every_part_are_read_without_torch() -> None:
         "import sys; from sage import registry\n"
         "for room in ('reducers', 'models', 'datasets'):\n"
         "    for name in registry.names(room): registry.options_of(room, name, from_source=True)\n"
+        "for name in ('topk+onebit', 'adacomp+efsign', 'topk+terngrad'):\n"
+        "    registry.options_of('reducers', name, from_source=True)\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -31,9 +31,9 @@ def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
         "[sage.tasks]\nsixths = halves_and_thirds:Thirds\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    parts._entries.cache_clear()
+    parts._all_entries.cache_clear()
     yield tmp_path
-    parts._entries.cache_clear()
+    parts._all_entries.cache_clear()
     sys.modules.pop("halves_and_thirds", None)
 
 

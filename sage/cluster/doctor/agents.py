@@ -20,9 +20,9 @@ from sage.cluster.doctor.agent_processes import Lines, over_ssh, processes
 from sage.cluster.doctor.agent_processes import StartError as StartError
 from sage.cluster.doctor.node_facts import Facts
 from sage.cluster.doctor.reported_facts import LONGEST, ReportParser
+from sage.cluster.environment import forwarded_environment
 from sage.cluster.hosts import read_hosts
 from sage.cluster.launch import assign_ranks, port_on
-from sage.cluster.remote import forwarded_environment
 from sage.cluster.settings import Examination, ssh_words
 from sage.comm.address import GLOO, NCCL
 from sage.comm.launchers import clean_environment
