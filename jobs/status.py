@@ -52,7 +52,7 @@ def main(
         runs = runs or what or Path("runs")
         if not runs.is_dir():
             raise ValueError(f"{runs} is not a runs folder; give one, or a sweep's TOML file")
-        labels = dict.fromkeys(_known_runs(runs), "")
+        labels = dict.fromkeys(known_runs(runs), "")
     if as_json:
         return _print_json(Board(labels, runs))
     return watch(labels, runs, once=not watching)
@@ -247,7 +247,7 @@ def _watch_lines(board: Board) -> None:
         board.update()
 
 
-def _known_runs(runs: Path) -> list[str]:
+def known_runs(runs: Path) -> list[str]:
     """The runs in the submission log, and the folders that are runs or that this user may not read."""
     try:
         submitted = set(submissions.read(runs))

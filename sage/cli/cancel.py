@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from .command import Argument, Command, Option
+from .values import Suggestions
 
 
 def cancel(*, what: tuple[str, ...], runs: Path | None) -> int:
@@ -21,6 +22,7 @@ command = Command(
             str,
             "A sweep's TOML file, or a run: its folder's name, its hash, or the beginning of one of them.",
             num_values=-1,
+            suggestions=Suggestions("runs", or_files=True),
         ),
         Option(
             "runs", Path | None, None, "Where the run folders are; none given: as the sweep says, else runs."

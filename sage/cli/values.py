@@ -17,7 +17,7 @@ class Value(click.ParamType):  # type: ignore[type-arg]
     """A click type for an annotation such as `Annotated[int, Range(1)]` or `tuple[float, ...]`.
 
     Args:
-        suggestions: names for shell completion: those of one kind of part, or of the workloads.
+        suggestions: names for shell completion.
     """
 
     name = "value"
@@ -46,22 +46,39 @@ class Value(click.ParamType):  # type: ignore[type-arg]
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Return the choices with this prefix, or the shell's completion of files if the value is a path."""
-        names = self.suggestions() if self.suggestions else []
+        names = self.suggestions(ctx) if self.suggestions else []
         names += [str(choice) for arm in arms(self.annotation) for choice in _choices(arm)]
         items = [CompletionItem(name) for name in names if name.startswith(incomplete)]
-        if not items and Path in arms(self.annotation) or incomplete.startswith((".", "/", "~")):
+        takes_files = Path in arms(self.annotation) or (self.suggestions and self.suggestions.or_files)
+        if not items and takes_files or incomplete.startswith((".", "/", "~")):
             items.append(CompletionItem(incomplete, type="file"))
         return items
 
 
 class Suggestions:
-    """The names of all parts of a kind, or of the workloads, read on each call."""
+    """Names for shell completion, read on each call: of the parts of a kind, the workloads, or the runs.
 
-    def __init__(self, kind: Literal["reducers", "models", "datasets", "tasks", "workloads"]) -> None:
-        self.kind: Literal["reducers", "models", "datasets", "tasks", "workloads"] = kind
+    Args:
+        kind: which names.
+        or_files: whether the value may be a file too, which the shell completes if no name fits.
+    """
 
-    def __call__(self) -> list[str]:
-        """Return the names, in alphabetical order."""
+    def __init__(
+        self,
+        kind: Literal["reducers", "models", "datasets", "tasks", "workloads", "runs"],
+        *,
+        or_files: bool = False,
+    ) -> None:
+        self.kind: Literal["reducers", "models", "datasets", "tasks", "workloads", "runs"] = kind
+        self.or_files = or_files
+
+    def __call__(self, ctx: click.Context) -> list[str]:
+        """Return the names in alphabetical order; runs are those of the folder that `--runs` names."""
+        if self.kind == "runs":
+            from ..jobs.status import known_runs
+
+            runs = ctx.params.get("runs") or Path("runs")
+            return known_runs(runs) if runs.is_dir() else []
         from .. import registry
 
         return list(registry.workloads()) if self.kind == "workloads" else registry.names(self.kind)

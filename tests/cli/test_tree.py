@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,22 +81,6 @@ def test_a_shell_completes_commands_workloads_parts_and_options() -> None:
     assert set(completions("conform", "")) == set(registry.names("reducers"))
     assert "--density" in completions("conform", "topk", "--")
     assert set(completions("data", "prepare", "")) == set(registry.names("datasets"))
-
-
-def test_bash_gets_a_script_and_its_answers(tmp_path: Path) -> None:
-    def ask(**asked: str) -> str:
-        return subprocess.run(
-            [sys.executable, "-m", "sage"],
-            env={"PYTHONPATH": str(CHECKOUT), "PATH": "/usr/bin:/bin", **asked},
-            check=True,
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-        ).stdout
-
-    assert "complete -o nosort -F _sage_completion sage" in ask(_SAGE_COMPLETE="bash_source")
-    told = ask(_SAGE_COMPLETE="bash_complete", COMP_WORDS="sage run digits --reducer topk", COMP_CWORD="4")
-    assert told.split() == ["plain,topk"]
 
 
 def test_list_and_status_print_one_json_object(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
