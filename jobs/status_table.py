@@ -7,8 +7,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from sage.jobs.board import REFRESH, TITLES, Board
 from sage.jobs.state import Word
-from sage.jobs.status import REFRESH, TITLES, Board
 
 COLORS: dict[Word, str] = {
     "running": "cyan",

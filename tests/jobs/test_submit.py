@@ -11,9 +11,9 @@ from submitit.core.utils import DelayedSubmission
 
 from sage.config import Config
 from sage.jobs import arrays, submissions
+from sage.jobs.board import REFRESH, Board
 from sage.jobs.run_job import RunJob
 from sage.jobs.scheduler import SHORTEST
-from sage.jobs.status import REFRESH, Board
 from sage.jobs.submissions import Entry
 from sage.jobs.sweep import noted, read
 
