@@ -18,14 +18,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..validate import Range
+from ..validate import Before, Range
 from .signature import composed_options
 
 PACKAGE = Path(__file__).parents[1]
 
 BUILTINS = {each.__name__: each for each in (bool, int, float, str, tuple, list, dict, set, frozenset)}
 
-PURE = (Range, frozenset)
+PURE = (Range, Before, frozenset)
 """What an expression may call: the result depends on the arguments alone."""
 
 ABSENT: Any = object()

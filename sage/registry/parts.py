@@ -11,12 +11,9 @@ Listing does not import any part, so that `sage list` does not wait for torch.
 """
 
 import ast
-import hashlib
 import importlib
-import importlib.machinery
 import importlib.util
 import inspect
-import io
 import re
 import sys
 import tokenize
@@ -31,7 +28,9 @@ from typing import Any
 from .. import validate
 from ..output.text import clean_text
 from ..validate import LATER, Before, coerce, known, marks, shown
+from .docstring import docstring_of
 from .outline import Unknown, composed, outline
+from .part_file import content_of, module_of
 from .signature import FACTS as FACTS
 from .signature import Option as Option
 from .signature import Room as Room
@@ -71,26 +70,10 @@ def summary(room: Room, name: str) -> str:
             return ""
         own = source == _files(room).get(name)
         # Of another package's part the whole file is parsed, so that the list reports a fault in it.
-        text = _docstring(source) if own else ast.get_docstring(ast.parse(source.read_bytes()))
+        text = docstring_of(source) if own else ast.get_docstring(ast.parse(source.read_bytes()))
         return (text or "").partition("\n")[0]
     except (SyntaxError, tokenize.TokenError, ValueError, OSError, RecursionError) as error:
         return f"(cannot be read: {clean_text(str(error))})"
-
-
-def _docstring(path: Path) -> str:
-    """Return the docstring of a module; only its first statement is parsed, which is 50 times faster."""
-    content = path.read_bytes()
-    first = 0
-    for token in tokenize.tokenize(io.BytesIO(content).readline):
-        if token.type in (tokenize.ENCODING, tokenize.COMMENT, tokenize.NL):
-            continue
-        first = first or token.type
-        if first != tokenize.STRING:
-            break
-        if token.type == tokenize.NEWLINE:
-            head = b"\n".join(content.split(b"\n")[: token.end[0]])
-            return ast.get_docstring(ast.parse(head)) or ""
-    return ""
 
 
 def is_file(name: str) -> bool:
@@ -116,7 +99,7 @@ def identity(name: str) -> str:
         ValueError: if a file cannot be read.
     """
     return "+".join(
-        f"{short(part)}@{_content(part)[1]}" if is_file(part) else part for part in name.split("+")
+        f"{short(part)}@{content_of(part)[1]}" if is_file(part) else part for part in name.split("+")
     )
 
 
@@ -131,7 +114,7 @@ def check_name(room: Room, name: str) -> str:
     """
     for each in name.split("+") if room == "reducers" else [name]:
         if is_file(each):
-            _content(each)
+            content_of(each)
         elif "." not in each:
             known(KINDS[room], ALIASES.get(each, each), names(room))
         elif not _DOTTED.fullmatch(each):
@@ -171,8 +154,8 @@ def _import(room: Room, name: str) -> Callable[..., Any]:
         part = _attempt(what, entries[name].load)
     elif is_file(name):
         what = f"the {kind} {name}"
-        path, content = validate.path(name), _content(name)[1]
-        part = _attempt(what, lambda: _module_of(path.absolute(), content))
+        path, content = validate.path(name), content_of(name)[1]
+        part = _attempt(what, lambda: module_of(path.absolute(), content))
     else:
         what = f"the {kind} {name!r}"
         module = name if "." in name else f"sage.{room}.{name}"
@@ -211,32 +194,6 @@ def _attempt(what: str, get: Callable[[], Any], module: str = "") -> Any:
             place = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
         said = f"{type(error).__name__}: {clean_text(str(error))}"
         raise ValueError(f"{what} cannot be imported: {said}" + (f" ({place})" if place else "")) from error
-
-
-def _content(name: str) -> tuple[Path, str]:
-    """Return the file of a part given by path, and the first 16 digits of the SHA-256 of its content."""
-    path = validate.path(name).absolute()
-    try:
-        return path, hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise ValueError(f"the part {path} cannot be read: {error.strerror}; give a Python file") from error
-
-
-@cache
-def _module_of(path: Path, content: str) -> Any:
-    """Import the module in a file, once for each content."""
-    name = f"sage_part_{path.stem}_{content}"
-    loader = importlib.machinery.SourceFileLoader(name, str(path))
-    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # get_type_hints looks a class's module up there
-    try:
-        loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 def _source(room: Room, name: str) -> Path | None:
