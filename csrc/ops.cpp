@@ -19,6 +19,14 @@ STABLE_TORCH_LIBRARY(sage, m) {
   m.def("pack_signs(Tensor x) -> Tensor");
   m.def("unpack_signs(Tensor bytes, int n, float scale) -> Tensor");
   m.def("draw_(Tensor(a!) out, int seed, int bits) -> ()");
+  m.def("random_bits_(Tensor(a!) out, int key, int first) -> ()");
+  m.def("statistics_(Tensor(a!) signal, Tensor? grad, int[] bounds, int kind) -> Tensor");
+  m.def("sign_bits_(Tensor(a!) signal, int[] bounds, Tensor low, Tensor high, bool keep) -> Tensor");
+  m.def(
+      "mean_signs_(Tensor(a!) out, Tensor bytes, Tensor low, Tensor high, int[] bounds, int divisor, bool added, "
+      "bool votes) -> ()");
+  m.def("sign_words(Tensor bytes, int[] bounds, bool by_column) -> Tensor");
+  m.def("sign_bytes(Tensor words, int[] bounds, bool by_column) -> Tensor");
   m.def("encode_gaps(Tensor indices) -> Tensor");
   m.def("decode_gaps(Tensor bytes, int num) -> Tensor");
   m.def("encode_bitmap(Tensor indices, int n) -> Tensor");

@@ -116,6 +116,26 @@ inline void check_signal(const Tensor& signal, const std::optional<Tensor>& grad
                   "grad and signal are one vector: pass None for grad where nothing is to be added");
 }
 
+// Checks that the groups [bounds_g, bounds_{g+1}) partition n elements; there may be none where n is 0.
+inline void check_bounds(const std::vector<int64_t>& bounds, int64_t n) {
+  STD_TORCH_CHECK(!bounds.empty() && bounds.front() == 0 && bounds.back() == n, "bounds: expected them from 0 to ", n,
+                  ", the number of elements");
+  for (size_t g = 0; g + 1 < bounds.size(); ++g)
+    STD_TORCH_CHECK(bounds[g] <= bounds[g + 1], "bounds: expected them to ascend");
+}
+
+inline void check_numel(const Tensor& x, int64_t n, const char* name) {
+  STD_TORCH_CHECK(x.numel() == n, name, " has ", x.numel(), " elements: expected ", n);
+}
+
+// Checks a matrix with rows of n elements; returns the number of its rows.
+inline int64_t check_rows(const Tensor& x, int64_t n, const char* name, const Tensor& beside) {
+  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == n && x.is_contiguous(), name, ": expected a contiguous matrix of rows of ",
+                  n, " elements");
+  STD_TORCH_CHECK(x.device() == beside.device(), name, " is on another device than the first vector");
+  return x.size(0);
+}
+
 // Checks that the groups [bounds_g, bounds_{g+1}) partition n elements and that counts_g can be taken from each;
 // returns the sum of the counts.
 inline int64_t check_groups(const std::vector<int64_t>& bounds, const std::vector<int64_t>& counts, int64_t n) {

@@ -38,7 +38,9 @@ enum class Isa { scalar, avx2, avx512 };
 // Returns the best instruction set that this processor supports and the kernels implement.
 inline Isa isa() {
 #if SAGE_X86
-  static const Isa found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") ? Isa::avx512
+  static const Isa found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                                   __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")
+                               ? Isa::avx512
                            : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")      ? Isa::avx2
                                                                                                    : Isa::scalar;
   return found;

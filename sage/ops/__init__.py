@@ -20,7 +20,8 @@ from .packing import pack as pack
 from .packing import pack_signs as pack_signs
 from .packing import unpack as unpack
 from .packing import unpack_signs as unpack_signs
-from .random_bits import draw as draw
+from .philox import draw as draw
+from .philox import random_bits as random_bits
 from .reference import NUM_BINS as NUM_BINS
 from .reference import magnitude_bits as magnitude_bits
 from .scatter import clear as clear
@@ -35,6 +36,13 @@ from .select import select_top as select_top
 from .select import take as take
 from .select import take_above as take_above
 from .select import take_top as take_top
+from .signs import mean_signs as mean_signs
+from .signs import sign_bits as sign_bits
+from .signs import sign_bytes as sign_bytes
+from .signs import sign_words as sign_words
+from .sums import Kind as Kind
+from .sums import bounds_of as bounds_of
+from .sums import statistics as statistics
 from .thresholds import histogram as histogram
 from .thresholds import sample as sample
 from .thresholds import threshold_from_histogram as threshold_from_histogram

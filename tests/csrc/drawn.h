@@ -15,10 +15,10 @@
 using Floats = std::vector<float>;
 using Ints = std::vector<int32_t>;
 
-inline std::mt19937_64 random_bits(0);
+inline std::mt19937_64 generator(0);
 
 inline int64_t below(int64_t n) {
-  return static_cast<int64_t>(random_bits() % static_cast<uint64_t>(std::max<int64_t>(n, 1)));
+  return static_cast<int64_t>(generator() % static_cast<uint64_t>(std::max<int64_t>(n, 1)));
 }
 
 // End with 1 at the first thing that does not hold, saying which.
@@ -40,7 +40,7 @@ inline Floats draw(int64_t n) {
   const int64_t kind = below(8);
   Floats x(n);
   for (int64_t i = 0; i < n; ++i) {
-    const float drawn = normal(random_bits);
+    const float drawn = normal(generator);
     x[i] = kind == 1   ? std::round(drawn * 2)
            : kind == 2 ? 1.5f
            : kind == 3 ? drawn * 1e-41f

@@ -6,8 +6,12 @@
 #include "../../csrc/cpu/code.h"
 #include "../../csrc/cpu/draw.h"
 #include "../../csrc/cpu/pack.h"
+#include "../../csrc/cpu/philox.h"
 #include "../../csrc/cpu/scatter.h"
+#include "../../csrc/cpu/signs.h"
+#include "../../csrc/cpu/sums.h"
 #include "../../csrc/cpu/topk.h"
+#include "../../csrc/cpu/words.h"
 #include "drawn.h"
 
 using namespace sage::cpu;
@@ -131,6 +135,100 @@ void test_code(int64_t n) {
   expect(back == at, "bitmap: decode");
 }
 
+std::vector<int64_t> draw_bounds(int64_t n) {
+  std::vector<int64_t> bounds{0, n};
+  for (int64_t i = below(6); i > 0; --i) bounds.push_back(below(n + 1));
+  std::sort(bounds.begin(), bounds.end());
+  return bounds;
+}
+
+void test_statistics(Isa isa, const Team& team, int64_t n) {
+  const Floats residual = draw(n), grad = draw(n), signal = sum(residual, grad);
+  const std::vector<int64_t> bounds = draw_bounds(n);
+  for (Kind kind : {Kind::absolute, Kind::sides, Kind::squares, Kind::largest}) {
+    Floats left = residual, same_left = residual;
+    const auto found = statistics(isa, team, kind, left.data(), grad.data(), bounds);
+    const auto plain = statistics(Isa::scalar, kTeams[0], kind, same_left.data(), grad.data(), bounds);
+    expect(same(left, signal), "statistics: signal");
+    for (size_t g = 0; g + 1 < bounds.size(); ++g) {
+      long double sum = 0;
+      int64_t num_below = 0;
+      uint32_t largest = 0;
+      for (int64_t i = bounds[g]; i < bounds[g + 1]; ++i) {
+        const long double a = signal[i];
+        sum += kind == Kind::absolute ? std::abs(a) : kind == Kind::squares ? a * a : a < 0 ? a : 0;
+        num_below += a < 0;
+        largest = std::max(largest, magnitude(signal[i]));
+      }
+      if (kind == Kind::squares || kind == Kind::largest) expect(found[g].largest == largest, "statistics: largest");
+      if (kind == Kind::sides) expect(found[g].below == num_below, "statistics: below");
+      if (kind != Kind::largest && std::isfinite(sum))
+        expect(std::abs(found[g].sum - sum) <= 1e-12L * std::abs(sum), "statistics: sum");
+      expect(!std::memcmp(&found[g].sum, &plain[g].sum, 8) || std::isnan(found[g].sum), "statistics: same bits");
+    }
+  }
+}
+
+void test_signs(Isa isa, const Team& team, int64_t n) {
+  const Floats x = draw(n), y = draw(n);
+  const std::vector<int64_t> bounds = draw_bounds(n);
+  const int64_t num_groups = static_cast<int64_t>(bounds.size()) - 1, num_bytes = packed_bytes(n, 1);
+  const Floats low{-1.0f, -2.0f, -3.0f, -4.0f, -5.0f, -6.0f, -7.0f}, high{0.5f, 1.5f, 2.5f, 3.5f, 4.5f, 5.5f, 6.5f};
+  std::vector<uint8_t> bits(2 * num_bytes);
+  Floats left = x, second = y, mean(n);
+  write_signs(isa, team, {left.data(), bounds.data(), num_groups, low.data(), high.data(), bits.data()}, true, n);
+  write_signs(isa, team, {second.data(), bounds.data(), num_groups, low.data(), high.data(), bits.data() + num_bytes},
+              false, n);
+  Floats lows, highs;
+  for (int w = 0; w < 2; ++w) {
+    lows.insert(lows.end(), low.begin(), low.begin() + num_groups);
+    highs.insert(highs.end(), high.begin(), high.begin() + num_groups);
+  }
+  mean_signs(isa, team, {mean.data(), bounds.data(), num_groups, lows.data(), highs.data(), bits.data(), num_bytes, 2, 2,
+                         false, false}, n);
+  for (int64_t g = 0; g < num_groups; ++g)
+    for (int64_t i = bounds[g]; i < bounds[g + 1]; ++i) {
+      const float sent = x[i] < 0 ? low[g] : high[g], error = x[i] - sent;
+      expect((bits[i / 8] >> i % 8 & 1) == !(x[i] < 0), "signs: bits");
+      expect(left[i] == (std::isfinite(error) ? error : 0.0f), "signs: error");
+      expect(mean[i] == (sent + (y[i] < 0 ? low[g] : high[g])) / 2, "signs: mean");
+    }
+  expect(same(second, y), "signs: signal");
+  bits.resize(num_bytes);
+  std::vector<uint8_t> back(num_bytes, 0);
+  std::vector<uint32_t> by_column(num_words(n)), by_group;
+  words_by_column(bits.data(), n, by_column.data());
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t num = num_words(n);
+    expect((by_column[i % num] >> (31 - i / num) & 1) == (x[i] < 0), "words by column");
+  }
+  bits_by_column(by_column.data(), n, back.data());
+  expect(back == bits, "bits by column");
+  int64_t num = 0;
+  for (int64_t g = 0; g < num_groups; ++g) num += num_words(bounds[g + 1] - bounds[g]);
+  by_group.resize(num);
+  words_by_group(bits.data(), bounds, by_group.data());
+  num = 0;
+  for (int64_t g = 0; g < num_groups; ++g) {
+    for (int64_t i = 0; i < bounds[g + 1] - bounds[g]; ++i)
+      expect((by_group[num + i / 32] >> (31 - i % 32) & 1) == (x[bounds[g] + i] < 0), "words by group");
+    num += num_words(bounds[g + 1] - bounds[g]);
+  }
+  std::fill(back.begin(), back.end(), uint8_t{0xff});
+  bits_by_group(by_group.data(), bounds, back.data());
+  expect(back == bits, "bits by group");
+}
+
+void test_random_bits(Isa isa, int64_t n) {
+  Ints whole(n), part(n), plain(n);
+  random_bits(isa, 12345, 0, n, whole.data());
+  random_bits(Isa::scalar, 12345, 0, n, plain.data());
+  expect(whole == plain, "random bits: same");
+  const int64_t first = below(n + 1);
+  random_bits(isa, 12345, first, n - first, part.data());
+  expect(std::equal(part.begin(), part.begin() + (n - first), whole.begin() + first), "random bits: first");
+}
+
 int main() {
   for (Isa set : {Isa::scalar, Isa::avx2, Isa::avx512}) {
     if (set > isa()) continue;
@@ -140,9 +238,12 @@ int main() {
         test_select(set, team, n);
         test_top(set, team, n);
         test_scatter(team, n);
+        test_statistics(set, team, n);
+        test_signs(set, team, n);
       }
       test_pack(set, n);
       test_draw(n);
+      test_random_bits(set, n);
       test_code(std::min<int64_t>(n, 60000));
     }
     std::printf("%s: as expected\n", set == Isa::scalar ? "scalar" : set == Isa::avx2 ? "AVX2" : "AVX-512");

@@ -159,6 +159,7 @@ def test_draws_are_those_of_torch_s_generator(n: int) -> None:
 F = torch.randn(8)
 AT = torch.arange(8, dtype=torch.int32)
 B = torch.zeros(4, dtype=torch.uint8)
+ONES = torch.ones(2, 2)
 REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
     ("select_", (F.double(), None, 1.0, True, False, None, 1), "signal has another dtype: expected float32"),
     ("select_", (F[::2], None, 1.0, True, False, None, 1), "signal is not contiguous"),
@@ -219,6 +220,15 @@ ASKED: list[tuple[str, tuple[Any, ...]]] = [
     ("pack_signs", (F.clone(),)),
     ("unpack_signs", (B.clone(), 30, 0.5)),
     ("draw_", (AT.clone(), 7, 24)),
+    ("random_bits_", (AT.clone(), 7, 3)),
+    ("sign_bits_", (F.clone(), [0, 3, 8], F[:2].clone(), F[:2].clone(), True)),
+    (
+        "mean_signs_",
+        (F.clone(), B[:2].clone().view(2, 1), torch.ones(2, 2), torch.ones(2, 2), [0, 3, 8], 2, True, False),
+    ),
+    ("sign_words", (B[:1].clone(), [0, 3, 8], False)),
+    ("sign_bytes", (AT[:4].clone().view(2, 2), [0, 3, 8], False)),
+    ("statistics_", (F.clone(), F.clone(), [0, 3, 8], 1)),
     ("encode_gaps", (AT.clone(),)),
     ("decode_gaps", (B.clone(), 4)),
     ("encode_bitmap", (AT.clone(), 9)),

@@ -1,0 +1,42 @@
+// Numbers of which each group of a vector has one, such as scales, for sixteen consecutive elements at a time.
+#pragma once
+
+#include <vector>
+
+#include "base.h"
+
+namespace sage::cpu {
+
+// The group of an element, found again as the position moves forward. Group g is [bounds_g, bounds_{g+1}).
+class Cursor {
+ public:
+  Cursor(const int64_t* bounds, int64_t num_groups, int64_t begin) : bounds_(bounds) {
+    group_ = std::upper_bound(bounds, bounds + num_groups + 1, begin) - bounds - 1;
+  }
+
+  // Moves to element i, which must not be before the last one; returns its group.
+  int64_t group_at(int64_t i) {
+    while (bounds_[group_ + 1] <= i) ++group_;
+    return group_;
+  }
+
+  // Whether [i, i + 16) lies in the group of i, where the cursor is.
+  bool is_whole(int64_t i) const { return i + 16 <= bounds_[group_ + 1]; }
+
+ private:
+  const int64_t* bounds_;
+  int64_t group_;
+};
+
+// The bounds of the buckets that groups are divided into. Every group begins a new bucket, its last one being shorter;
+// a bucket of 0 elements stands for whole groups.
+inline std::vector<int64_t> bucket_bounds(const std::vector<int64_t>& bounds, int64_t bucket) {
+  if (bucket == 0) return bounds;
+  std::vector<int64_t> found{0};
+  for (size_t g = 0; g + 1 < bounds.size(); ++g)
+    for (int64_t begin = bounds[g]; begin < bounds[g + 1]; begin += bucket)
+      found.push_back(std::min(begin + bucket, bounds[g + 1]));
+  return found;
+}
+
+}  // namespace sage::cpu

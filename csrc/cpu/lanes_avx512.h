@@ -1,0 +1,86 @@
+// Sixteen lanes in one register of AVX-512: F float32, I int32 or uint32, M a mask, D float64, W uint64. A W holds a
+// number of 32 bits in the low half of each lane; its high half is not defined after multiply and xor3.
+#pragma once
+
+using F = __m512;
+using I = __m512i;
+using M = __mmask16;
+struct D {
+  __m512d low, high;
+};
+struct W {
+  __m512i even, odd;
+};
+
+inline M first(int n) { return static_cast<M>((1u << n) - 1); }
+
+inline F set(float x) { return _mm512_set1_ps(x); }
+inline I seti(uint32_t x) { return _mm512_set1_epi32(static_cast<int32_t>(x)); }
+inline F load(const float* p) { return _mm512_loadu_ps(p); }
+inline F load(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }  // 0 beyond the n first lanes
+inline void store(float* p, F f) { _mm512_storeu_ps(p, f); }
+inline void store(float* p, F f, int n) { _mm512_mask_storeu_ps(p, first(n), f); }
+inline I loadi(const void* p) { return _mm512_loadu_si512(p); }
+inline void storei(void* p, I i) { _mm512_storeu_si512(p, i); }
+inline F add(F a, F b) { return _mm512_add_ps(a, b); }
+inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+inline F div(F a, F b) { return _mm512_div_ps(a, b); }
+inline F least(F a, F b) { return _mm512_min_ps(a, b); }  // b where either is NaN
+inline I bits(F a) { return _mm512_castps_si512(a); }
+inline F floats(I a) { return _mm512_castsi512_ps(a); }
+inline I band(I a, I b) { return _mm512_and_si512(a, b); }
+inline I bor(I a, I b) { return _mm512_or_si512(a, b); }
+inline I bxor(I a, I b) { return _mm512_xor_si512(a, b); }
+inline I addi(I a, I b) { return _mm512_add_epi32(a, b); }
+inline I subi(I a, I b) { return _mm512_sub_epi32(a, b); }
+inline I leastu(I a, I b) { return _mm512_min_epu32(a, b); }
+inline I mostu(I a, I b) { return _mm512_max_epu32(a, b); }
+template <int k> I shl(I a) { return _mm512_slli_epi32(a, k); }
+template <int k> I shr(I a) { return _mm512_srli_epi32(a, k); }
+inline M is_less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }  // false where either is NaN
+inline M is_lessi(I a, I b) { return _mm512_cmplt_epi32_mask(a, b); }        // signed
+inline F select(M m, F yes, F no) { return _mm512_mask_blend_ps(m, no, yes); }
+inline I selecti(M m, I yes, I no) { return _mm512_mask_blend_epi32(m, no, yes); }
+inline uint32_t bits_of(M m) { return m; }  // lane l is bit l
+inline M mask_of(uint32_t bits) { return static_cast<M>(bits); }
+inline I to_int(F a) { return _mm512_cvtps_epi32(a); }  // to the nearest, ties to even
+inline F to_float(I a) { return _mm512_cvtepi32_ps(a); }
+inline F round_down(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+inline I load_u8(const uint8_t* p) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline I load_u16(const uint16_t* p) {
+  return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void store_u8(uint8_t* p, I a) {  // the low 8 bits of each lane
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+}
+inline void store_u16(uint16_t* p, I a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a));
+}
+inline F look_up(F table, I at) { return _mm512_permutexvar_ps(at, table); }  // lane at % 16 of the table
+inline D zeros() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
+inline __m512d wide_low(F a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
+inline __m512d wide_high(F a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
+inline D add_wide(D d, F a) { return {_mm512_add_pd(d.low, wide_low(a)), _mm512_add_pd(d.high, wide_high(a))}; }
+// The square of a float32 is exact in float64, so that a fused multiplication and addition rounds as two operations do.
+inline D add_squares(D d, F a) {
+  const __m512d low = wide_low(a), high = wide_high(a);
+  return {_mm512_fmadd_pd(low, low, d.low), _mm512_fmadd_pd(high, high, d.high)};
+}
+inline void store(double* p, D d) {
+  _mm512_storeu_pd(p, d.low);
+  _mm512_storeu_pd(p + 8, d.high);
+}
+inline W wide(I a) { return {a, _mm512_srli_epi64(a, 32)}; }
+inline W multiply(W a, uint32_t b) {  // of the low 32 bits
+  const __m512i factor = _mm512_set1_epi32(static_cast<int32_t>(b));
+  return {_mm512_mul_epu32(a.even, factor), _mm512_mul_epu32(a.odd, factor)};
+}
+inline W high(W a) { return {_mm512_srli_epi64(a.even, 32), _mm512_srli_epi64(a.odd, 32)}; }
+inline W xor3(W a, W b, uint32_t c) {
+  const __m512i all = _mm512_set1_epi32(static_cast<int32_t>(c));
+  return {_mm512_ternarylogic_epi64(a.even, b.even, all, 0x96), _mm512_ternarylogic_epi64(a.odd, b.odd, all, 0x96)};
+}
+inline I narrow(W a) { return _mm512_mask_blend_epi32(0xaaaa, a.even, _mm512_slli_epi64(a.odd, 32)); }

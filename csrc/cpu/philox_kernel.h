@@ -1,0 +1,32 @@
+// See philox.h. Compiled for each instruction set by each_isa.h.
+
+// Writes the four words of the counters 16·tile … 16·tile + 15: one counter for each lane.
+inline void philox(uint64_t key, uint64_t tile, I word[4]) {
+  const uint64_t counter = 16 * tile;
+  W x0 = wide(addi(seti(static_cast<uint32_t>(counter)), loadi(kLaneNumbers)));
+  W x1 = wide(seti(static_cast<uint32_t>(counter >> 32))), x2 = wide(seti(0)), x3 = x2;
+  uint32_t key0 = static_cast<uint32_t>(key), key1 = static_cast<uint32_t>(key >> 32);
+#pragma GCC unroll 10
+  for (int round = 0; round < kPhiloxRounds; ++round, key0 += kPhiloxBump0, key1 += kPhiloxBump1) {
+    const W product0 = multiply(x0, kPhiloxFactor0), product1 = multiply(x2, kPhiloxFactor1);
+    x0 = xor3(high(product1), x1, key0);
+    x1 = product1;
+    x2 = xor3(high(product0), x3, key1);
+    x3 = product0;
+  }
+  word[0] = narrow(x0);
+  word[1] = narrow(x1);
+  word[2] = narrow(x2);
+  word[3] = narrow(x3);
+}
+
+// Writes the 16 random bits of each element of a tile.
+inline void random_tile(uint64_t key, uint64_t tile, uint16_t* out) {
+  I word[4];
+  philox(key, tile, word);
+#pragma GCC unroll 4
+  for (int w = 0; w < 4; ++w) {
+    store_u16(out + 32 * w, word[w]);
+    store_u16(out + 32 * w + 16, shr<16>(word[w]));
+  }
+}

@@ -1,0 +1,89 @@
+// See sums.h. Compiled for each instruction set by each_isa.h.
+
+// What a chunk accumulates for one register of its elements: lanes 0 to 15, or 16 to 31.
+template <Kind kKind>
+struct Lanes {
+  D sum, other;
+  I largest;
+  int64_t below;
+
+  Lanes() : sum(zeros()), other(zeros()), largest(seti(0)), below(0) {}
+
+  void add(F a) {
+    const I magnitude = band(bits(a), seti(kMagnitude));
+    if constexpr (kKind == Kind::absolute) sum = add_wide(sum, floats(magnitude));
+    if constexpr (kKind == Kind::squares) sum = add_squares(sum, a);
+    if constexpr (kKind == Kind::squares || kKind == Kind::largest) largest = mostu(largest, magnitude);
+    if constexpr (kKind == Kind::sides) {
+      const M negative = is_less(a, set(0));
+      sum = add_wide(sum, select(negative, a, set(0)));
+      other = add_wide(other, select(negative, set(0), a));
+      below += __builtin_popcount(bits_of(negative));
+    }
+  }
+};
+
+inline double fold(D low, D high) {
+  double v[32];
+  store(v, low);
+  store(v + 16, high);
+  for (int half = 16; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) v[l] += v[l + half];
+  return v[0];
+}
+
+template <Kind kKind, bool kAdd>
+Statistic of_chunk(float* signal, const float* grad, int64_t n) {
+  Lanes<kKind> low, high;
+  const auto take = [&](Lanes<kKind>& lanes, int64_t i) {
+    __builtin_prefetch(signal + i + 512);
+    if constexpr (kAdd) __builtin_prefetch(grad + i + 512);
+    F a = load(signal + i);
+    if constexpr (kAdd) {
+      a = add(a, load(grad + i));
+      store(signal + i, a);
+    }
+    lanes.add(a);
+  };
+  const auto take_some = [&](Lanes<kKind>& lanes, int64_t i, int num) {
+    F a = load(signal + i, num);
+    if constexpr (kAdd) {
+      a = add(a, load(grad + i, num));
+      store(signal + i, a, num);
+    }
+    lanes.add(a);
+  };
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    take(low, i);
+    take(high, i + 16);
+  }
+  if (i < n) take_some(low, i, static_cast<int>(std::min<int64_t>(16, n - i)));
+  if (i + 16 < n) take_some(high, i + 16, static_cast<int>(n - i - 16));
+  Statistic found;
+  found.sum = fold(low.sum, high.sum);
+  found.other = fold(low.other, high.other);
+  uint32_t largest[16];
+  storei(largest, mostu(low.largest, high.largest));
+  for (uint32_t each : largest) found.largest = std::max(found.largest, each);
+  found.below = low.below + high.below;
+  return found;
+}
+
+template <Kind kKind>
+Statistic of_chunk(float* signal, const float* grad, int64_t n) {
+  return grad ? of_chunk<kKind, true>(signal, grad, n) : of_chunk<kKind, false>(signal, grad, n);
+}
+
+inline Statistic of_chunk(Kind kind, float* signal, const float* grad, int64_t n) {
+  switch (kind) {
+    case Kind::absolute:
+      return of_chunk<Kind::absolute>(signal, grad, n);
+    case Kind::sides:
+      return of_chunk<Kind::sides>(signal, grad, n);
+    case Kind::squares:
+      return of_chunk<Kind::squares>(signal, grad, n);
+    default:
+      return of_chunk<Kind::largest>(signal, grad, n);
+  }
+}
