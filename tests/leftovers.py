@@ -75,10 +75,9 @@ class Leftovers:
     def _started(self) -> Iterator[tuple[int, str]]:
         """Return the running processes that belong to the test."""
         mine = {os.getpid(), *_helpers()}
-        parents = {pid: parent for pid in _processes() if (parent := _parent(pid)) is not None}
-        for pid in parents.keys() - self._older - mine:
-            line = list(_line(parents[pid], parents))
-            if OWNED & {pid, *line}:
+        for pid in set(_processes()) - self._older - mine:
+            line = list(_line(pid))
+            if not line or OWNED & {*line}:  # it has ended, or belongs to a fixture
                 continue
             nearest = next((each for each in line if each in mine | self._older), None)
             if nearest in mine or (os.getpid() not in line and self._is_ours(pid)):
@@ -131,11 +130,11 @@ def _parent(pid: int) -> int | None:
     return None if state in "ZX" else int(parent)
 
 
-def _line(pid: int, parents: dict[int, int]) -> Iterator[int]:
-    """Return the process and its ancestors."""
-    while pid in parents:
+def _line(pid: int) -> Iterator[int]:
+    """Return the process and its ancestors, up to one that has ended."""
+    while (parent := _parent(pid)) is not None:
         yield pid
-        pid = parents[pid]
+        pid = parent
 
 
 def _name(pid: int) -> str:

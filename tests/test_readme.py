@@ -49,6 +49,7 @@ def masked(text: str) -> str:
     return re.sub(r"\d+\.\d+|-[0-9a-f]{8}\b", "#", text)
 
 
+@pytest.mark.slow
 def test_every_command_runs_in_the_order_it_stands(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sage").write_text(f'#!/bin/sh\nexec {sys.executable} -m sage "$@"\n')

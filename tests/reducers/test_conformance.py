@@ -1,10 +1,13 @@
 """Every reducer in the folder keeps every invariant: on threads, and on gloo processes."""
 
+import io
+import pickle
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Literal, TypeVar
 
 import pytest
+import torch
 import torch.distributed as dist
 from gloo import processes
 
@@ -45,9 +48,12 @@ def test_every_reducer_keeps_every_invariant_on_threads(
         invariant(case)
 
 
+# With 1, 2 and 4 ranks, the test on threads covers the reducers and tests/comm/test_wire.py covers gloo.
+MORE = [pytest.param(world_size, marks=pytest.mark.thorough) for world_size in (1, 2, 4)]
+
+
 @pytest.mark.slow
-# With four ranks, the test on threads covers the reducers and tests/comm/test_wire.py covers gloo.
-@pytest.mark.parametrize("world_size", [1, 2, 3, pytest.param(4, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("world_size", [3, *MORE])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_reducer_keeps_every_invariant_on_gloo_processes(name: str, world_size: int) -> None:
     assert complaints_on_gloo(world_size)[name] == []
@@ -61,10 +67,9 @@ def complaints_on_gloo(world_size: int) -> dict[str, list[str]]:
         def run(size: int, job: Callable[[Wire], T]) -> list[T]:
             if size != wire.world_size:  # an invariant about a rank alone, whatever the world
                 return simulate(size, job)
-            own = job(wire)
             everybody: list[Any] = [None] * size
-            dist.all_gather_object(everybody, own)
-            return everybody
+            dist.all_gather_object(everybody, pickled(job(wire)))
+            return [pickle.loads(each) for each in everybody]
 
         return {
             name: [c for invariant in INVARIANTS if (c := complaint(invariant, name, run))] for name in NAMES
@@ -78,6 +83,34 @@ def complaints_on_gloo(world_size: int) -> dict[str, list[str]]:
         return ""
 
     return processes(world_size, work, guard=True)[0]
+
+
+class TensorsAsBytes(pickle.Pickler):
+    """Pickles a tensor as its bytes; torch saves and loads a file for each, which takes most of the test."""
+
+    def reducer_override(self, obj: object) -> Any:
+        if type(obj) is not torch.Tensor:
+            return NotImplemented
+        return tensor, (bytearray(obj.contiguous().view(-1).view(torch.uint8).numpy()), obj.dtype, obj.shape)
+
+
+def pickled(value: object) -> bytes:
+    TensorsAsBytes(file := io.BytesIO()).dump(value)
+    return file.getvalue()
+
+
+def tensor(data: bytearray, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
+    return (torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)).view(shape)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.arange(6.0).view(3, 2).T, torch.empty(0, 4), torch.tensor(torch.nan, dtype=torch.bfloat16)],
+)
+def test_a_tensor_travels_between_the_ranks_as_its_bytes(value: torch.Tensor) -> None:
+    (there,) = pickle.loads(pickled([value]))
+    assert (there.dtype, there.shape) == (value.dtype, value.shape)
+    assert there.view(-1).view(torch.uint8).equal(value.reshape(-1).view(torch.uint8))
 
 
 def test_the_laws_are_held_against_the_first_eight_reducers() -> None:

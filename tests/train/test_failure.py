@@ -215,6 +215,7 @@ def test_the_line_of_an_unexpected_error_says_whose_it_is(
 # Restarted.
 
 
+@pytest.mark.slow
 def test_ranks_that_torchrun_starts_again_go_on_from_the_checkpoint(
     tmp_path: Path,
 ) -> None:
