@@ -85,7 +85,7 @@ NODES ?= 4
 cluster: $(INSTALLED) ## a real SLURM on this machine until Ctrl-C; as root: make cluster RATE=100mbit
 	@$(BIN)/python tests/slurm/cluster.py --nodes $(NODES) $(if $(RATE),--rate $(RATE))
 
-docs: $(INSTALLED) ## build the documentation site into build/site; every warning is an error
+docs: $(INSTALLED) ## build the documentation site into build/site; with SAGE_CHECK_LINKS=1 request each link to elsewhere
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: $(INSTALLED) ## check style, types and layers

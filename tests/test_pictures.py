@@ -26,6 +26,11 @@ def test_every_picture_that_a_page_shows_exists(page: Path) -> None:
     assert not missing
 
 
+def test_every_picture_is_shown_on_a_page_in_both_versions() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    assert [path.name for path in PICTURES if f"pictures/{path.name}" not in text] == []
+
+
 def test_every_picture_is_small_and_has_a_light_and_a_dark_version() -> None:
     assert PICTURES
     assert max(path.stat().st_size for path in PICTURES) <= SCRIPT["MAX_BYTES"]

@@ -54,10 +54,22 @@ def _part(room: Room, name: str) -> str:
             f"### `{name}` {{ #{room}-{name} }}",
             registry.summary(room, name),
             text,
+            *([] if "ayload" in text else _inherited_payload(part)),
             _table(options) if options else "It has no options.",
             f"Source: `{source.as_posix()}`.",
         ]
     )
+
+
+def _inherited_payload(part: Any) -> list[str]:
+    """The paragraphs on payload bytes in the docstrings of the part's base classes, with lists that follow."""
+    found = []
+    for base in inspect.getmro(part)[1:] if inspect.isclass(part) else []:
+        paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(vars(base).get("__doc__") or ""))
+        for paragraph, after in zip(paragraphs, [*paragraphs[1:], ""], strict=True):
+            if "ayload bytes" in paragraph and not paragraph.startswith("Args:"):
+                found += [paragraph, *([after] if paragraph.endswith(":") else [])]
+    return found
 
 
 def _table(options: Mapping[str, Option]) -> str:

@@ -1,6 +1,5 @@
 """The tree of commands: help at every node, completion by the shell, --json, and the exit statuses."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,21 +80,6 @@ def test_a_shell_completes_commands_workloads_parts_and_options() -> None:
     assert set(completions("conform", "")) == set(registry.names("reducers"))
     assert "--density" in completions("conform", "topk", "--")
     assert set(completions("data", "prepare", "")) == set(registry.names("datasets"))
-
-
-def test_list_and_status_print_one_json_object(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["list", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert set(told) == {*registry.EXPORTS, "workloads"}
-    assert list(told["reducers"]) == registry.names("reducers")
-    sweep = tmp_path / "two.toml"
-    sweep.write_text('workload = "digits-ff"\nreducer = ["exact", "topk"]\n')
-    assert main(["status", str(sweep), "--runs", str(tmp_path / "runs"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [run["state"] for run in told["runs"]] == ["missing", "missing"]
-    assert told["folder"] == str(tmp_path / "runs")
-    assert main(["status", str(tmp_path), "--json", "--watch"]) == 2
-    assert "leave out --watch" in capsys.readouterr().err
 
 
 def test_the_page_of_exit_statuses_has_each_of_them() -> None:

@@ -2,9 +2,11 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -62,6 +64,54 @@ def test_the_reference_has_every_part_key_and_command(site: Path) -> None:
     for name in ("ddp_hook", "comm_hook", "fsdp_hook", "reduce_model"):
         assert f'id="sage.{name}"' in page("api")
     assert "&lt;!-- generated" not in "".join(map(page, ("reducers", "parts", "records")))
+
+
+def test_the_table_of_reducers_has_the_payload_that_the_ledger_books(site: Path) -> None:
+    text = (site / "reference" / "reducers.html").read_text(encoding="utf-8")
+    rows = dict(
+        re.findall(r"<tr>\s*<td><code>(\w+)</code></td>\s*<td>.*?</td>\s*<td>(.*?)</td>", text, re.DOTALL)
+    )
+    assert set(registry.names("reducers")) <= set(rows)
+    for name in registry.names("reducers"):
+        assert re.match(r"[\d,]+ \([\d.]+ %\): \w+ [\d,]+", rows[name]), name
+    # 100,000 elements: 4 bytes of each; 4 for value and index of 1 %; 1 bit of each, and a scale of 4 bytes.
+    assert rows["exact"].startswith("400,000 (100 %)")
+    assert rows["topk"].startswith("8,000 (2 %)")
+    assert rows["efsignsgd"].startswith("12,504 (3.13 %)")
+    for name in registry.names("reducers"):
+        (section,) = re.findall(rf'<h3 id="reducers-{name}">(.*?)(?:<h3|</article>)', text, re.DOTALL)
+        assert re.search("[Pp]ayload|bytes", section), name
+
+
+def test_every_link_to_elsewhere_is_listed_and_has_the_right_form(site: Path) -> None:
+    links = [line.split(" ")[0] for line in (site / "external-links.txt").read_text().splitlines()]
+    assert len(links) > 20
+    assert any(link.startswith("https://arxiv.org/abs/") for link in links)
+    hook = runpy.run_path(str(ROOT / "docs" / "hooks" / "external_links.py"))
+    assert [link for link in links if hook["fault"](link)] == []
+    for wrong in (
+        "http://arxiv.org/abs/1",
+        "https://arxiv",
+        "https://a b.org",
+        "https://a.org/x,",
+        "https://[a",
+    ):
+        assert hook["fault"](wrong), wrong
+
+
+def test_a_link_of_the_wrong_form_is_a_warning_on_its_page(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hook = runpy.run_path(str(ROOT / "docs" / "hooks" / "external_links.py"))
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="how-to/x.md"))
+    hook["on_page_content"](
+        '<a class="x" href="http://a.org/b&amp;c">b</a> <a href="y.html">y</a>', page, None, None
+    )
+    hook["on_post_build"](SimpleNamespace(site_dir=str(tmp_path)))
+    assert (tmp_path / "external-links.txt").read_text() == "http://a.org/b&c how-to/x.md\n"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == "the link http://a.org/b&c (on how-to/x.md) is not https"
 
 
 def test_a_page_that_the_code_names_exists() -> None:

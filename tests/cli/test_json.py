@@ -1,0 +1,137 @@
+"""--json: what list, data list, status, report and doctor print for programs."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from made_up_runs import pretend
+
+from sage import registry
+from sage.cli.command import Option
+from sage.cli.group import Group
+from sage.cli.main import main, root
+from sage.cli.part_group import PartGroup
+
+Printed = Callable[..., Any]
+
+WITH_JSON = {("list",), ("data", "list"), ("status",), ("report",), ("doctor",)}
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
+    """Run a command with --json, check that it prints one object and nothing else, and return the object."""
+
+    def run(*argv: str, status: int = 0) -> Any:
+        assert main([*argv, "--json"]) == status
+        told = capsys.readouterr()
+        assert told.err == ""
+        assert told.out.endswith("\n")
+        found = json.loads(told.out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+        assert isinstance(found, dict)
+        return found
+
+    return run
+
+
+def options(group: Group, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Option]:
+    """The option --json of each command that has one, by the words of the command."""
+    found = {}
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, Group):
+            found |= {} if isinstance(command, PartGroup) else options(command, (*path, name))
+        elif command is not None:
+            found |= {
+                (*path, name): each
+                for each in command.params
+                if isinstance(each, Option) and each.name == "json"
+            }
+    return found
+
+
+def test_the_option_is_the_same_wherever_it_is() -> None:
+    found = options(root)
+    assert set(found) == WITH_JSON
+    for option in found.values():
+        assert option.is_flag
+        assert option.default is False
+        assert (option.help or "").startswith("Print one JSON object")
+
+
+def test_list_has_the_summary_of_every_part_and_workload(printed: Printed) -> None:
+    told = printed("list")
+    assert set(told) == {*registry.EXPORTS, "workloads"}
+    for room in registry.EXPORTS:
+        assert told[room] == {name: registry.summary(room, name) for name in registry.names(room)}
+    assert list(told["workloads"]) == list(registry.workloads())
+    assert printed("data", "list") == told["datasets"]
+
+
+def test_status_has_the_state_of_every_run(printed: Printed, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    done = pretend(runs, "topk", density=0.01)
+    sweep = tmp_path / "two.toml"
+    sweep.write_text('workload = "digits-ff"\nreducer = ["exact", "topk"]\n')
+    told = printed("status", str(sweep), "--runs", str(runs))
+    assert [run["state"] for run in told["runs"]] == ["missing", "missing"]
+    assert told["folder"] == str(runs)
+    told = printed("status", str(runs))
+    assert set(told) == {"folder", "runs", "faults", "slurm_error"}
+    (run,) = told["runs"]
+    assert set(run) == {"run", "settings", "state", "job", "step", "metric", "requeued", "why"}
+    assert (run["run"], run["state"]) == (done.name, "finished")
+
+
+def test_status_cannot_both_watch_and_print_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["status", str(tmp_path), "--json", "--watch"]) == 2
+    assert "leave out --watch" in capsys.readouterr().err
+
+
+def test_report_has_the_values_of_its_csv_file_by_group(printed: Printed, tmp_path: Path) -> None:
+    runs = [
+        pretend(tmp_path, "exact"),
+        pretend(tmp_path, "topk", density=0.01),
+        pretend(tmp_path, "topk", density=0.1, diverges=True),
+        pretend(tmp_path, "sage", workload="digits-ff", stop=12),
+    ]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    told = printed("report", str(tmp_path), "--output", str(tmp_path / "out"))
+    assert set(told) == {"groups", "left_out", "files"}
+    assert [Path(file).name for file in told["files"]] == ["report.md", "report.csv", "report.html"]
+    assert all(Path(file).exists() for file in told["files"])
+    assert list(told["left_out"]) == [str(tmp_path / "broken")]
+    rows = [row for group in told["groups"] for row in group["runs"]]
+    assert len(rows) == len(runs)
+    assert len(told["groups"]) == 2
+    assert all(group["title"] and group["headline"] for group in told["groups"])
+    heading, *lines = (tmp_path / "out" / "report.csv").read_text().splitlines()
+    assert len(lines) == len(rows)
+    assert list(dict.fromkeys(name for row in rows for name in row)) == heading.split(",")
+
+
+def test_a_report_without_runs_is_an_error_of_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["report", str(tmp_path), "--json"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1
+
+
+def test_doctor_has_findings_and_facts(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sage", "doctor", "--runs", str(tmp_path), "--json"],
+        capture_output=True,
+        text=True,
+    )
+    told = json.loads(done.stdout)
+    assert set(told) == {"well", "findings", "facts"}
+    assert done.returncode == (0 if told["well"] else 1)
+    assert told["facts"]
