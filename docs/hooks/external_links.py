@@ -1,7 +1,8 @@
 """A hook of mkdocs: lists the links of the site that lead elsewhere, and checks their form.
 
-The list is the file `external-links.txt` of the site. No network is used, unless the variable `SAGE_CHECK_LINKS` is 1:
-then each address is requested, and one that does not answer is a warning, which `make docs` treats as an error.
+The list is the file `external-links.txt` of the site. No network is used, unless the variable
+`SAGE_CHECK_LINKS` is 1: then each address is requested, and one that does not answer is a warning, which
+`make docs` treats as an error.
 """
 
 import html

@@ -1,7 +1,8 @@
 """A hook of mkdocs: measures the payload of each reducer in an example, when the site is built.
 
-A line `<!-- payload: NAME -->` in a cell of a table is replaced by the bytes that the ledger books for one step of
-the reducer, so the table cannot differ from the code. The conformance suite compares the ledger with `payload()`.
+`<!-- payload: NAME -->` in a cell of a table is replaced by the bytes that the ledger books for one step of
+the reducer, so the table cannot differ from the code. The conformance suite compares the ledger with
+`payload()`.
 """
 
 import re
@@ -28,7 +29,7 @@ from sage.reduction.layout import Layout  # noqa: E402
 MARK = re.compile(r"<!-- payload: ([\w+-]+) -->")
 WORLD_SIZE = 4
 ROWS, COLUMNS = 400, 250
-"""The example: one layer, a matrix of 100,000 elements, whose gradient each rank draws from a normal distribution."""
+"""The example: one layer, a matrix of 100,000 elements with a normally distributed gradient."""
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

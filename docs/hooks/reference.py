@@ -62,7 +62,7 @@ def _part(room: Room, name: str) -> str:
 
 
 def _inherited_payload(part: Any) -> list[str]:
-    """The paragraphs on payload bytes in the docstrings of the part's base classes, with lists that follow."""
+    """The paragraphs on payload bytes of the part's base classes, each with the list that follows."""
     found = []
     for base in inspect.getmro(part)[1:] if inspect.isclass(part) else []:
         paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(vars(base).get("__doc__") or ""))
