@@ -40,18 +40,15 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
 
 def options(group: Group, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Option]:
     """The option --json of each command that has one, by the words of the command."""
-    found = {}
+    found: dict[tuple[str, ...], Option] = {}
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         if isinstance(command, Group):
             found |= {} if isinstance(command, PartGroup) else options(command, (*path, name))
         elif command is not None:
-            found |= {
-                (*path, name): each
-                for each in command.params
-                if isinstance(each, Option) and each.name == "json"
-            }
+            own = [each for each in command.params if isinstance(each, Option)]
+            found |= {(*path, name): each for each in own if each.name == "json"}
     return found
 
 
