@@ -97,13 +97,13 @@ def test_report_has_the_values_of_its_csv_file_by_group(printed: Printed, tmp_pa
         pretend(tmp_path, "topk", density=0.1, diverges=True),
         pretend(tmp_path, "sage", workload="digits-ff", stop=12),
     ]
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_text("{")
+    broken = pretend(tmp_path, "topk", density=0.5)
+    (broken / "result.json").write_text("{")
     told = printed("report", str(tmp_path), "--output", str(tmp_path / "out"))
     assert set(told) == {"groups", "left_out", "files"}
     assert [Path(file).name for file in told["files"]] == ["report.md", "report.csv", "report.html"]
     assert all(Path(file).exists() for file in told["files"])
-    assert list(told["left_out"]) == [str(tmp_path / "broken")]
+    assert list(told["left_out"]) == [str(broken)]
     rows = [row for group in told["groups"] for row in group["runs"]]
     assert len(rows) == len(runs)
     assert len(told["groups"]) == 2

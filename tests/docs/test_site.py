@@ -68,10 +68,11 @@ def test_the_reference_has_every_part_key_and_command(site: Path) -> None:
 
 def test_the_table_of_reducers_has_the_payload_that_the_ledger_books(site: Path) -> None:
     text = (site / "reference" / "reducers.html").read_text(encoding="utf-8")
+    table = text.partition('id="options-and-formulas"')[0]
     rows = dict(
-        re.findall(r"<tr>\s*<td><code>(\w+)</code></td>\s*<td>.*?</td>\s*<td>(.*?)</td>", text, re.DOTALL)
+        re.findall(r"<tr>\s*<td><code>(\w+)</code></td>\s*<td>.*?</td>\s*<td>(.*?)</td>", table, re.DOTALL)
     )
-    assert set(registry.names("reducers")) <= set(rows)
+    assert set(registry.names("reducers")) == set(rows)
     for name in registry.names("reducers"):
         assert re.match(r"[\d,]+ \([\d.]+ %\): \w+ [\d,]+", rows[name]), name
     # 100,000 elements: 4 bytes of each; 4 for value and index of 1 %; 1 bit of each, and a scale of 4 bytes.
@@ -85,7 +86,7 @@ def test_the_table_of_reducers_has_the_payload_that_the_ledger_books(site: Path)
 
 def test_every_link_to_elsewhere_is_listed_and_has_the_right_form(site: Path) -> None:
     links = [line.split(" ")[0] for line in (site / "external-links.txt").read_text().splitlines()]
-    assert len(links) > 20
+    assert len(links) > 5
     assert any(link.startswith("https://arxiv.org/abs/") for link in links)
     hook = runpy.run_path(str(ROOT / "docs" / "hooks" / "external_links.py"))
     assert [link for link in links if hook["fault"](link)] == []

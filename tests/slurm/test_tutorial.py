@@ -1,0 +1,43 @@
+"""The commands of docs/tutorials/slurm-sweep.md that need a SLURM, as the page has them."""
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from slurm.cluster import Cluster
+
+pytestmark = pytest.mark.slow
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorials" / "slurm-sweep.md"
+
+
+def commands() -> list[str]:
+    """The lines of the page's shell blocks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def test_the_commands_before_the_sweep_run_as_they_stand(cluster: Cluster, tmp_path: Path) -> None:
+    lines = commands()
+    (partitions,) = (line for line in lines if line.startswith("sinfo "))
+    (accounts,) = (line for line in lines if line.startswith("sacctmgr "))
+    (check,) = (line for line in lines if line.startswith("salloc "))
+    environ = {"USER": "root", "HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    printed = cluster.run("bash", "-c", partitions, cwd=tmp_path, env=environ).stdout
+    assert printed.split()[0] == "PARTITION"
+    assert {line.split()[0].rstrip("*") for line in printed.splitlines()[1:]} == {"debug", "low", "high"}
+
+    # This cluster keeps no accounting records, as the page says of some.
+    told = cluster.run("bash", "-c", accounts, cwd=tmp_path, env=environ, check=False)
+    assert told.returncode != 0
+    assert "accounting" in told.stderr
+
+    (tmp_path / "runs").mkdir()
+    done = cluster.run("bash", "-c", check, cwd=tmp_path, env=environ, timeout=200)
+    assert "--nodes=2" in shlex.split(check)
+    assert not re.search(r"\bfail", done.stdout), done.stdout
+    assert os.listdir(tmp_path / "runs") == []
