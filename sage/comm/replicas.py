@@ -1,67 +1,107 @@
-"""Compares the ranks' copies of a model bit by bit, by a checksum of each tensor."""
+"""Compares the ranks' copies of a model bit by bit, by checksums."""
 # W = world size, P = number of tensors
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sage.comm.agreement import told_ranks
-from sage.comm.wire import Wire
+from sage.comm.wire import Pending, Wire
 
 
 class ReplicasDiffer(RuntimeError):
     """The ranks' copies of the model differ, so that the ranks no longer train the same model."""
 
 
-def check_replicas(
-    wire: Wire, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], *, when: str = ""
-) -> None:
-    """Compare tensors that should be bitwise identical on all ranks. This is a collective call.
+class Replicas:
+    """Tensors that should be bitwise identical on all ranks.
 
-    Each rank computes a CRC-32 of every tensor, and gathers an 8-byte checksum of all of them. If these
-    differ, the ranks also gather the P checksums, to find the first tensor that differs.
+    Each rank computes one CRC-32 of all its tensors. An asynchronous sum of W integers, of which each rank
+    sets its own, brings the checksums of all ranks to each rank. Work between `begin` and `finish` hides the
+    wait for the other ranks. If the checksums differ, the ranks also gather a CRC-32 of each of the P
+    tensors, to find the first that differs.
 
     Args:
         wire: The communicator of the ranks that hold the copies.
-        tensors: The tensors by name, in the same order on every rank, as from `model.named_parameters()`.
-        when: Start of the message, such as `step 120`.
-
-    Raises:
-        ReplicasDiffer: on every rank; the message gives the ranks that differ from the most common copy (or,
-            in a tie, from that of the lowest rank) and the first tensor that differs.
+        named: The tensors with their names, in the same order on every rank, as from `model.named_parameters()`.
     """
-    named = list(tensors.items() if isinstance(tensors, Mapping) else tensors)
-    crc_P = [_checksum(tensor) for _, tensor in named]
-    device = named[0][1].device if named else torch.device("cpu")
-    whole = zlib.crc32(repr([(name, crc) for (name, _), crc in zip(named, crc_P, strict=True)]).encode())
-    (whole_W,) = wire.gather(control=torch.tensor(whole, device=device))
-    all_W: list[int] = whole_W.tolist()
-    if len(set(all_W)) == 1:
-        return
-    # The most common checksum; in a tie, the one of the lowest rank.
-    usual, _ = Counter(all_W).most_common(1)[0]
-    others = [rank for rank, each in enumerate(all_W) if each != usual]
-    _, (crc_M,) = wire.gather_uneven(control=torch.tensor(crc_P, dtype=torch.int64, device=device))
-    rows = crc_M.view(wire.world_size, -1).cpu() if crc_M.numel() == wire.world_size * len(named) else None
-    first = "the set of tensors"
-    if rows is not None:
-        differs_P = (rows[others[0]] != rows[all_W.index(usual)]).tolist()
-        first = next((name for (name, _), differs in zip(named, differs_P, strict=True) if differs), first)
-    raise ReplicasDiffer(
-        f"{when + ': ' if when else ''}the model of {told_ranks(others)} differs from that of rank "
-        f"{all_W.index(usual)}, first in {first}. The ranks no longer train one model: the reducer returns "
-        "another mean on each rank, a rank changed its parameters by itself, or the ranks' processors round "
-        "differently"
-    )
+
+    def __init__(self, wire: Wire, named: Iterable[tuple[str, Tensor]]) -> None:
+        self._wire = wire
+        self._named = list(named)
+        description = [(name, tensor.dtype, tensor.shape) for name, tensor in self._named]
+        self._described = zlib.crc32(repr(description).encode())
+
+    def check(self, when: str = "") -> None:
+        """Compare the tensors, and wait for the result: `begin(when).finish()`."""
+        self.begin(when).finish()
+
+    def begin(self, when: str = "") -> "Comparison":
+        """Start a comparison, a collective call; the tensors must not change before it is finished.
+
+        Args:
+            when: Start of the message, such as `step 120`.
+        """
+        crc = self._described
+        for _, tensor in self._named:
+            crc = zlib.crc32(_buffer(tensor), crc)
+        crcs = [0] * self._wire.world_size
+        crcs[self._wire.rank] = crc
+        return Comparison(self, self._wire.begin_sum(torch.tensor(crcs)), when)
+
+    def first_difference(self, reference: int, other: int) -> str:
+        """Return the name of the first tensor that differs between two ranks; a collective call."""
+        device = self._named[0][1].device if self._named else torch.device("cpu")
+        crcs = [zlib.crc32(_buffer(x), zlib.crc32(f"{x.dtype} {x.shape}".encode())) for _, x in self._named]
+        own_P = torch.tensor(crcs, dtype=torch.int64, device=device)
+        counts, (crc_M,) = self._wire.gather_uneven(control=own_P)
+        if len(set(counts)) == 1:
+            rows = crc_M.view(self._wire.world_size, -1).tolist()
+            for (name, _), ours, theirs in zip(self._named, rows[reference], rows[other], strict=True):
+                if ours != theirs:
+                    return name
+        return "the set of tensors"
 
 
-def _checksum(tensor: Tensor) -> int:
-    """Return a CRC-32 of a tensor's bytes, dtype and shape."""
-    start = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    if tensor.numel() == 0:
-        return start
-    flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-    return zlib.crc32(flat.numpy().data, start)
+class Comparison:
+    """A comparison that is under way; started by `Replicas.begin`."""
+
+    def __init__(self, replicas: Replicas, pending: Pending, when: str) -> None:
+        self._replicas, self._pending, self._when = replicas, pending, when
+
+    def finish(self) -> None:
+        """Wait for the checksums of all ranks, and compare them; a collective call.
+
+        Raises:
+            ReplicasDiffer: on every rank; the message gives the ranks that differ from the most common copy
+                (or, in a tie, from that of the lowest rank) and the first tensor that differs.
+        """
+        all_W: list[int] = self._pending.wait().tolist()
+        if len(set(all_W)) == 1:
+            return
+        # The most common checksum; in a tie, the one of the lowest rank.
+        usual, _ = Counter(all_W).most_common(1)[0]
+        others = [rank for rank, each in enumerate(all_W) if each != usual]
+        reference = all_W.index(usual)
+        when = f"{self._when}: " if self._when else ""
+        raise ReplicasDiffer(
+            f"{when}the model of {told_ranks(others)} differs from that of rank {reference}, first in "
+            f"{self._replicas.first_difference(reference, others[0])}. The ranks no longer train one model: "
+            "the reducer returns another mean on each rank, a rank changed its parameters by itself, or the "
+            "ranks' processors round differently"
+        )
+
+
+def _buffer(tensor: Tensor) -> Any:
+    """Return the bytes of a tensor as an object with the buffer protocol."""
+    plain = tensor.detach().cpu().contiguous()
+    if plain.numel() == 0:
+        return b""
+    try:
+        return plain.numpy()
+    except TypeError:  # NumPy has no bfloat16, and no 8-bit floats
+        return plain.view(-1).view(torch.uint8).numpy()

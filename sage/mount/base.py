@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from sage import registry
-from sage.comm.replicas import check_replicas
+from sage.comm.replicas import Replicas
 from sage.comm.wire import Wire
 from sage.mount import optimizers, state
 from sage.mount.flat import Flat
@@ -175,7 +175,7 @@ class Mount:
             (name, p.to_local() if isinstance(p, DTensor) else p)
             for name, p in self._model.named_parameters()
         ]
-        check_replicas(self.wire, named, when=f"after step {self.total.steps}")
+        Replicas(self.wire, named).check(f"after step {self.total.steps}")
 
     def close(self) -> None:
         """Wait for every rank, then release the wire and the model. It is optional at the end of a script."""

@@ -1,6 +1,7 @@
-"""Evaluates the model on the test set; each rank processes one shard."""
+"""Evaluates the model on the test set, where each rank processes one shard, and records the metrics."""
 
 import time
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -14,8 +15,17 @@ EVAL_BATCH = 512
 """Largest evaluation batch: a training batch of 2^19 pairs would mean 101 times as many items to rank."""
 
 
-def evaluate(training: TrainingState) -> None:
-    """Evaluate the model, and its running average if there is one, and record the metrics."""
+@dataclass(frozen=True)
+class Evaluation:
+    """The metrics of the model at one step, and of its running average if there is one."""
+
+    metrics: dict[str, float]
+    average_metrics: dict[str, float] | None
+    seconds: float
+
+
+def evaluate(training: TrainingState) -> Evaluation:
+    """Evaluate the model, and its running average if there is one; a collective call."""
     start = time.perf_counter()
     average_buffers(training.model, training.wire)
     measured = _measured(training)
@@ -23,18 +33,24 @@ def evaluate(training: TrainingState) -> None:
     if training.average.num_averaged:
         with training.average.swapped(training.model):
             average = _measured(training)
+    return Evaluation(measured, average, time.perf_counter() - start)
+
+
+def record(training: TrainingState, evaluation: Evaluation) -> None:
+    """Record an evaluation, and show it."""
     train_loss = training.tally.take_loss()
-    training.tally.evaluations.append(measured)
+    training.tally.evaluations.append(evaluation.metrics)
     epoch = training.step / training.steps_per_epoch
+    average = evaluation.average_metrics
     training.record.epoch(
         epoch=epoch,
         step=training.step,
         train_loss=train_loss,
-        metrics=measured,
-        seconds=time.perf_counter() - start,
+        metrics=evaluation.metrics,
+        seconds=evaluation.seconds,
         **({"average_metrics": average} if average else {}),
     )
-    told = "  ".join(f"{name} {value:.4f}" for name, value in measured.items())
+    told = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items())
     training.display.say(f"epoch {epoch:.4g}  train loss {train_loss:.4f}  {told}")
 
 

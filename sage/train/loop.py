@@ -7,13 +7,12 @@ state that later steps depend on. On CPU, a resumed run is bitwise identical to 
 
 import time
 from collections.abc import Iterator
+from functools import cached_property
 
-import torch
-
-from sage.comm.replicas import check_replicas
+from sage.comm.replicas import Replicas
 from sage.data.dataset import Batch
 from sage.train import checkpoint, resume, step
-from sage.train.evaluate import average_buffers, evaluate
+from sage.train.evaluate import average_buffers, evaluate, record
 from sage.train.training import TrainingState
 
 
@@ -66,14 +65,18 @@ class Training(TrainingState):
         saves = last or (epoch_ends if every is None else self.step % every == 0)
         if evaluates or saves:
             self.settle()
+        comparison = None
         if self._is_compared(evaluates or saves):
-            self.check_replicas()
+            comparison = self._replicas.begin(f"step {self.step}")
         first = self.config.average_from
         if epoch_ends and first is not None and self.step >= first * self.steps_per_epoch:
             average_buffers(self.model, self.wire)  # the average must be equal on all ranks: it is saved once
             self.average.update(self.model)
-        if evaluates:
-            evaluate(self)
+        evaluation = evaluate(self) if evaluates else None
+        if comparison is not None:
+            comparison.finish()  # copies that differ are neither recorded nor saved
+        if evaluation is not None:
+            record(self, evaluation)
         if saves or self.stopping or self._reached():
             self.settle()
             self.save()
@@ -84,15 +87,9 @@ class Training(TrainingState):
             return False
         return by_default or (every is not None and self.step % every == 0)
 
-    def check_replicas(self) -> None:
-        """Check that the parameters of all ranks are bitwise equal.
-
-        Raises:
-            ReplicasDiffer: The parameters differ; raised on every rank. The message names the ranks, the
-                step and the first parameter that differs.
-        """
-        with torch.no_grad():
-            check_replicas(self.wire, self.model.named_parameters(), when=f"step {self.step}")
+    @cached_property
+    def _replicas(self) -> Replicas:
+        return Replicas(self.wire, self.model.named_parameters())
 
     def _reached(self) -> bool:
         """Whether the headline metric has reached the target."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sage.comm.replicas import ReplicasDiffer, check_replicas
+from sage.comm.replicas import Replicas, ReplicasDiffer
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 
@@ -23,12 +23,12 @@ def tensors(wire: Wire, changed: dict[int, int]) -> dict[str, Tensor]:
     return made
 
 
-def test_equal_copies_cost_one_small_gather() -> None:
+def test_equal_copies_cost_one_sum_of_an_integer_for_each_rank() -> None:
     def work(wire: Wire) -> dict[str, int]:
-        check_replicas(wire, tensors(wire, {}))
+        Replicas(wire, tensors(wire, {}).items()).check()
         return dict(wire.ledger.payload)
 
-    assert simulate(3, work) == [{"control": 8}] * 3
+    assert simulate(3, work) == [{"control": 24}] * 3
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_the_ranks_that_differ_from_most_are_named_on_every_rank(
 ) -> None:
     def work(wire: Wire) -> str:
         with pytest.raises(ReplicasDiffer) as error:
-            check_replicas(wire, tensors(wire, changed), when="step 5")
+            Replicas(wire, tensors(wire, changed).items()).check("step 5")
         return str(error.value).partition(".")[0]
 
     assert simulate(world_size, work) == [said] * world_size
@@ -54,7 +54,7 @@ def test_the_ranks_that_differ_from_most_are_named_on_every_rank(
 def test_other_names_or_another_number_of_tensors_are_a_difference() -> None:
     def work(wire: Wire) -> None:
         named = list(tensors(wire, {}).items())
-        check_replicas(wire, named[: 4 - wire.rank])
+        Replicas(wire, named[: 4 - wire.rank]).check()
 
     with pytest.raises(ReplicasDiffer, match="first in the set of tensors"):
         simulate(2, work)
