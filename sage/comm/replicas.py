@@ -27,7 +27,7 @@ class Replicas:
 
     Args:
         wire: The communicator of the ranks that hold the copies.
-        named: The tensors with their names, in the same order on every rank, as from `model.named_parameters()`.
+        named: Names and tensors, in the same order on every rank, as from `model.named_parameters()`.
     """
 
     def __init__(self, wire: Wire, named: Iterable[tuple[str, Tensor]]) -> None:

@@ -31,6 +31,8 @@ LISTEN_SECONDS = 5.0
 """Seconds for which rank 0 tries to bind the port: a run that has just ended may still hold it."""
 NAME_SECONDS = 10.0
 """Seconds for which a name that does not resolve is retried: a node's name may be registered late."""
+SECOND_SECONDS = 2.0
+"""Seconds for which a second process with rank 0 tries to reach the first."""
 CLAIMED_SECONDS = 10.0
 """Seconds to wait for missing ranks after two processes have claimed the same rank."""
 GAVE_UP = "gave up"
@@ -53,11 +55,7 @@ def sign_in(place: Place, *, timeout: float, facts: Facts) -> Board:
     facts = {"world_size": str(place.world_size), **facts}
     hosts = place.rank == 0 and not _agent_keeps_the_store(place)
     store = _open_store(place, end, listener=_listen(place, timeout) if hosts else None)
-    board = Board(store, secret=place.secret).within(f"attempt {place.attempt}")
-    if board.count(f"seat {place.rank}") > 1:
-        board.post_first("claimed twice", str(place.rank))
-        board.count("arrivals")
-        raise RuntimeError(f"another process is rank {place.rank} already")
+    board = _claim(place, store)
     board.post(f"facts {place.rank}", json.dumps(facts))
     board.count("arrivals")
     if place.rank == 0:
@@ -77,6 +75,20 @@ def sign_in(place: Place, *, timeout: float, facts: Facts) -> Board:
         )
     # All later keys also depend on the facts that were compared.
     return board.within(hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16])
+
+
+def _claim(place: Place, store: dist.Store) -> Board:
+    """Claim this rank, and return the board of this attempt.
+
+    Raises:
+        RuntimeError: if another process has claimed the rank; that process and the others are told.
+    """
+    board = Board(store, secret=place.secret).within(f"attempt {place.attempt}")
+    if board.count(f"seat {place.rank}") > 1:
+        board.post_first("claimed twice", str(place.rank))
+        board.count("arrivals")
+        raise RuntimeError(f"another process is rank {place.rank} already")
+    return board
 
 
 # Rank 0's verdict.
@@ -177,10 +189,28 @@ def _listen(place: Place, timeout: float) -> socket.socket:
             return _bound(place.hostip, place.port)
         except OSError as error:
             if time.monotonic() > end:
+                if error.errno == errno.EADDRINUSE:
+                    _refuse_second(place)
                 taken = "; another run, another program or a second process with rank 0 holds the port"
                 why = f"{error.strerror}{taken if error.errno == errno.EADDRINUSE else ''}"
                 raise RuntimeError(f"rank 0 cannot listen on port {place.port}: {why}") from error
             time.sleep(0.1)
+
+
+def _refuse_second(place: Place) -> None:
+    """Tell the process that holds the port, if that is rank 0 of the same run, that this one is rank 0 too.
+
+    Otherwise it would wait for the missing ranks until its timeout.
+
+    Raises:
+        RuntimeError: if the port is held by rank 0 of the same run.
+    """
+    try:
+        store = _open_store(place, time.monotonic() + SECOND_SECONDS, listener=None)
+    except RuntimeError:  # another program holds the port
+        return
+    with suppress(dist.DistError):  # a store of another program, or one that has just closed
+        _claim(place, store)
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -184,6 +184,23 @@ def test_after_a_restart_the_ranks_sit_down_again_in_the_store_that_the_launcher
     assert "another process is rank 1 already" in str(again[1])
 
 
+def test_the_rank_0_of_another_run_is_not_taken_for_a_second_one_of_the_run_at_the_port() -> None:
+    first, _ = local_places(2)
+    found: dict[int, object] = {}
+    thread = threading.Thread(target=lambda: found.update(outcomes([first], [{}], timeout=8)))
+    thread.start()
+    while True:
+        try:
+            socket.create_connection((first.hostip, first.port)).close()
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    with pytest.raises(RuntimeError, match="another run, another program or a second process with rank 0"):
+        sign_in(replace(first, secret="another run's"), timeout=1, facts={})
+    thread.join()
+    assert str(found[0]) == "rank 1 of 2 did not come"
+
+
 def test_facts_in_a_message_are_cleaned_and_cut() -> None:
     told = differences({0: {"lr": "\x1b[31m0.1\nforged line"}, 1: {"lr": "7" * 10_000}})
     assert "\x1b" not in told
