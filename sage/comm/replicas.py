@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sage.comm.agreement import told_ranks
-from sage.comm.wire import Pending, Wire
+from sage.comm.transport import Pending
+from sage.comm.wire import Wire
 
 
 class ReplicasDiffer(RuntimeError):
