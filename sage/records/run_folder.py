@@ -22,7 +22,17 @@ CLAIM_SECONDS = 5.0
 
 
 class Taken(RuntimeError):
-    """Raised if another process executes this run."""
+    """Raised if another process executes this run.
+
+    Args:
+        text: The message.
+        is_fresh: Whether the run was to start with `--fresh`, which would remove the other process's result
+            if it were tried again later.
+    """
+
+    def __init__(self, text: str, *, is_fresh: bool = False) -> None:
+        super().__init__(text)
+        self.is_fresh = is_fresh
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def judge(error: BaseException) -> Failure:
     if isinstance(error, Diverged | ReplicasDiffer):
         return Failure(clean_text(str(error), SHOWN), HOPELESS, True)
     if isinstance(error, Taken):
-        return Failure(clean_text(str(error), SHOWN), FAILED, True)
+        return Failure(clean_text(str(error), SHOWN), HOPELESS if error.is_fresh else FAILED, True)
     if isinstance(error, ValueError | OSError):
         return Failure(exit_status.message(error), exit_status.status_of(error), True)
     if isinstance(error, SystemExit):

@@ -155,7 +155,7 @@ def _simulated(config: Config) -> int:
 
 
 def _work(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
-    with _claimed(config.folder, wire):
+    with _claimed(config, wire):
         if wire.texts(_look(config) if wire.rank == 0 else "")[0] == "finished":
             return 0
         return _train(config, wire, device, stop)
@@ -170,7 +170,7 @@ def _look(config: Config) -> str:
 
 
 @contextmanager
-def _claimed(folder: Path, wire: Wire) -> Iterator[None]:
+def _claimed(config: Config, wire: Wire) -> Iterator[None]:
     """Lock the run folder, because two writers would corrupt it.
 
     Raises:
@@ -180,11 +180,11 @@ def _claimed(folder: Path, wire: Wire) -> Iterator[None]:
         said = ""
         if wire.rank == 0:
             try:
-                held.enter_context(run_folder.claimed(folder))
+                held.enter_context(run_folder.claimed(config.folder))
             except Taken as error:
                 said = str(error)
         if said := wire.texts(said)[0]:
-            raise Taken(said)
+            raise Taken(said, is_fresh=config.fresh)
         yield
 
 

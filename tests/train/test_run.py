@@ -290,6 +290,29 @@ def test_a_folder_that_another_process_runs_is_left_alone(launcher: Launcher, tm
     assert launcher.finish(FF, tmp_path).folder == folder
 
 
+def test_fresh_is_refused_while_the_run_is_in_training_and_the_run_loses_nothing(
+    launcher: Launcher, brake: Brake, tmp_path: Path
+) -> None:
+    run = launcher.start(FF, tmp_path / "runs", tamper=brake.put(6))
+    brake.held()
+    before = contents(run.folder)
+    assert any("checkpoints" in path.parts for path in before)
+    fresh = launcher.start(f"{FF} --fresh", tmp_path / "runs")
+    assert fresh.wait() == 2, "with another status a job would try again, and remove the finished run"
+    (line,) = [line for line in fresh.said.splitlines() if line.startswith("sage")]
+    assert f"{run.folder} is being run by process" in line
+    assert contents(run.folder) == before
+    brake.let_go()
+    assert run.wait() == 0
+    assert_same_run(run.folder, launcher.reference(FF).folder)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """The files of a run but TensorBoard's, which are written in the background."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "tensorboard" not in path.parts)
+    return {path: path.read_bytes() for path in files}
+
+
 # Left behind.
 
 
