@@ -5,7 +5,6 @@ its facts (settings, versions, checksums) under a key of its own. Rank 0 reads t
 joined, and writes a verdict that every rank reads: continue, or end with an error that states the difference.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -17,8 +16,8 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from sage.comm.address import is_called_loopback
 from sage.comm.agreement import Facts, RanksDiffer, differences, refusal, told_ranks
+from sage.comm.listener import PortTaken, listen
 from sage.comm.rendezvous import Place
 from sage.comm.store_messages import Board
 from sage.output.text import clean_text
@@ -27,8 +26,6 @@ SLICE = 0.25
 """Seconds of one blocking wait in the store; Python handles signals between two waits."""
 FAREWELL = 5.0
 """Seconds for which rank 0 keeps the store open after an error, so that the others can read it."""
-LISTEN_SECONDS = 5.0
-"""Seconds for which rank 0 tries to bind the port: a run that has just ended may still hold it."""
 NAME_SECONDS = 10.0
 """Seconds for which a name that does not resolve is retried: a node's name may be registered late."""
 SECOND_SECONDS = 2.0
@@ -54,7 +51,12 @@ def sign_in(place: Place, *, timeout: float, facts: Facts) -> Board:
     end = time.monotonic() + timeout
     facts = {"world_size": str(place.world_size), **facts}
     hosts = place.rank == 0 and not _agent_keeps_the_store(place)
-    store = _open_store(place, end, listener=_listen(place, timeout) if hosts else None)
+    try:
+        listener = listen(place, timeout) if hosts else None
+    except PortTaken:
+        _refuse_second(place)
+        raise
+    store = _open_store(place, end, listener=listener)
     board = _claim(place, store)
     board.post(f"facts {place.rank}", json.dumps(facts))
     board.count("arrivals")
@@ -177,26 +179,6 @@ def _agent_keeps_the_store(place: Place) -> bool:
     return kept and os.environ.get("MASTER_PORT") == str(place.port)
 
 
-def _listen(place: Place, timeout: float) -> socket.socket:
-    """Open rank 0's listening socket, on `hostip` if that is an address of this node.
-
-    If all ranks are on this machine, `hostip` is a loopback address. If `hostip` is a name, or an address of
-    another machine (NAT), the socket listens on all addresses.
-    """
-    end = time.monotonic() + min(timeout, LISTEN_SECONDS)
-    while True:
-        try:
-            return _bound(place.hostip, place.port)
-        except OSError as error:
-            if time.monotonic() > end:
-                if error.errno == errno.EADDRINUSE:
-                    _refuse_second(place)
-                taken = "; another run, another program or a second process with rank 0 holds the port"
-                why = f"{error.strerror}{taken if error.errno == errno.EADDRINUSE else ''}"
-                raise RuntimeError(f"rank 0 cannot listen on port {place.port}: {why}") from error
-            time.sleep(0.1)
-
-
 def _refuse_second(place: Place) -> None:
     """Tell the process that holds the port, if that is rank 0 of the same run, that this one is rank 0 too.
 
@@ -211,31 +193,6 @@ def _refuse_second(place: Place) -> None:
         return
     with suppress(dist.DistError):  # a store of another program, or one that has just closed
         _claim(place, store)
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    if host == "localhost" or host.endswith(".localhost"):
-        host = "127.0.0.1"
-    with suppress(socket.gaierror):
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-        )[0]
-        try:
-            return socket.create_server(address, family=family, backlog=2048)
-        except OSError:
-            # The address is not this node's own, as behind a NAT: listen on all addresses.
-            if is_called_loopback(host) or _is_ours(family, address):
-                raise
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, backlog=2048, dualstack_ipv6=True)
-    return socket.create_server(("", port), backlog=2048)
-
-
-def _is_ours(family: int, address: tuple[object, ...]) -> bool:
-    with socket.socket(family) as probe, suppress(OSError):
-        probe.bind((address[0], 0, *address[2:]))
-        return True
-    return False
 
 
 def _open_store(place: Place, end: float, *, listener: socket.socket | None) -> dist.Store:
