@@ -26,6 +26,7 @@ TITLES = (
     "compress, ms",
     "MB/s",
     "decompress, ms",
+    "W payloads, ms",
 )
 """The table's columns."""
 SPREAD = tuple(field.name for field in fields(Spread))
@@ -43,6 +44,9 @@ FIELDS = (
     "megabytes_per_second",
     *(f"compress_seconds_{name}" for name in SPREAD),
     *(f"decompress_seconds_{name}" for name in SPREAD),
+    "decode_world_sizes",
+    "decode_seconds_first",
+    "decode_seconds_each",
 )
 """The CSV's columns."""
 
@@ -60,6 +64,7 @@ def main(
     on: str,
     threads: int,
     seed: int,
+    world_size: Sequence[int],
     output: Path | None,
     command: str,
 ) -> int:
@@ -77,6 +82,7 @@ def main(
         on: the device, "cpu" or "cuda".
         threads: number of torch's threads.
         seed: seed of the vectors and of the order.
+        world_size: numbers of payloads W that are decoded, 1 first.
         output: a path to which .csv and .svg are appended; None: write no files.
         command: the command line, for the head of the CSV.
 
@@ -93,13 +99,16 @@ def main(
         raise ValueError(f"--mib {' '.join(f'{each:g}' for each in mib)}: expected sizes above 0")
     if not mib and not traces:
         raise ValueError("no input: give --mib a size, or --traces a file of `sage bench record`")
+    if not world_size or any(each < 1 for each in world_size):
+        told = " ".join(map(str, world_size))
+        raise ValueError(f"--world-size {told}: expected one or more numbers of ranks, each 1 or more")
     device = torch.device(on)
     cases = [case for spec in reducers for case in cases_of(spec, densities)]
     torch.set_num_threads(threads)
     load_before = os.getloadavg()[0]
     rows: list[Row] = []
     for each in inputs(mib, traces, step, settle, seed, device):
-        new = measure(each, cases, rounds, warmup, seed)
+        new = measure(each, cases, rounds, warmup, seed, sorted(set(world_size)))
         print("" if rows else heading(), *map(line, new), sep="", end="", flush=True)
         rows += new
     if output:
@@ -116,7 +125,7 @@ def main(
 
 def heading() -> str:
     """The first two lines of the Markdown table."""
-    return f"| {' | '.join(TITLES)} |\n|---|---:|---|{'---:|' * 6}\n"
+    return f"| {' | '.join(TITLES)} |\n|---|---:|---|{'---:|' * 7}\n"
 
 
 def line(row: Row) -> str:
@@ -124,7 +133,7 @@ def line(row: Row) -> str:
     density = row.case.density
     row_values = [row.input, "–" if density is None else f"{density:g}", f"`{row.case.name}`"]
     if row.error:
-        row_values += ["–", "–", "–", f"failed: {row.error.replace('|', '/')}", "–", "–"]
+        row_values += ["–", "–", "–", f"failed: {row.error.replace('|', '/')}", "–", "–", "–"]
     else:
         row_values += [
             "–" if row.sent_over_k is None else f"{row.sent_over_k:.3f}",
@@ -133,6 +142,7 @@ def line(row: Row) -> str:
             _milliseconds(row.compress),
             f"{row.megabytes_per_second:.0f}",
             _milliseconds(row.decompress),
+            "{:.3g} + {:.3g}·W".format(*(1e3 * value for value in row.decode_fit)),
         ]
     return f"| {' | '.join(row_values)} |\n"
 
@@ -162,6 +172,9 @@ def values(row: Row) -> dict[str, Any]:
         "megabytes_per_second": f"{row.megabytes_per_second:.6g}",
         **{f"compress_seconds_{name}": f"{getattr(row.compress, name):.6g}" for name in SPREAD},
         **{f"decompress_seconds_{name}": f"{getattr(row.decompress, name):.6g}" for name in SPREAD},
+        "decode_world_sizes": " ".join(map(str, row.decode)),
+        "decode_seconds_first": f"{row.decode_fit[0]:.6g}",
+        "decode_seconds_each": f"{row.decode_fit[1]:.6g}",
     }
 
 

@@ -1,6 +1,6 @@
 """Repeated reductions: every reducer on the same vectors, alternating, each time without earlier state.
 
-A reducer runs on a wire of one rank that returns at once (sage/bench/loopback_wire.py). It starts each round
+A reducer runs on a wire that returns at once (sage/bench/loopback_wire.py). It starts each round
 without state, so rounds are independent. The reducers compared on an input alternate in an order drawn for
 each round, so other load on the machine affects all of them alike.
 """
@@ -11,19 +11,22 @@ import random
 import statistics
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sage import registry
-from sage.bench import trace
+from sage.bench.decode_fit import fitted
 from sage.bench.loopback_wire import LoopbackWire
 from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
 from sage.reduction.reducer import Reducer, check_fraction
+
+if TYPE_CHECKING:
+    from sage.bench.trace import Trace
 
 COLUMNS = 1024
 """Elements per row of a random input: low-rank methods need a matrix."""
@@ -93,6 +96,13 @@ class Row:
     case: Case
     rounds: list[Round]
     error: str = ""
+    decode: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    """Seconds of `decompress` by round for each number of payloads W."""
+
+    @property
+    def decode_fit(self) -> tuple[float, float]:
+        """t_d0 and t_d1: decoding W payloads takes t_d0 + W·t_d1 seconds, by the medians."""
+        return fitted({world_size: statistics.median(each) for world_size, each in self.decode.items()})
 
     @property
     def compress(self) -> Spread:
@@ -177,7 +187,7 @@ def inputs(
         seed: Seed of the N(0, 1) vectors.
         device: The device of all inputs.
     """
-    recorded = [trace.load(path) for path in traces]  # an invalid file is reported before any measurement
+    recorded = _loaded(traces) if traces else []  # an invalid file is reported before any measurement
     for path, each in zip(traces, recorded, strict=True):
         if settle > min(step, len(each) - 1):
             last = min(step, len(each) - 1)
@@ -195,28 +205,49 @@ def inputs(
         yield Input(f"{each.name}, step {last}", (gradient_N.numel(),), before, gradient_N)
 
 
-def measure(given: Input, cases: Sequence[Case], rounds: int, warmup: int, seed: int) -> list[Row]:
-    """Measure all cases, alternating in each round; a case that fails is skipped from then on."""
+def _loaded(paths: Sequence[Path]) -> list["Trace"]:
+    from sage.bench import trace  # imports what training needs, and a GPU may be checked without it
+
+    return [trace.load(path) for path in paths]
+
+
+def measure(
+    given: Input,
+    cases: Sequence[Case],
+    rounds: int,
+    warmup: int,
+    seed: int,
+    world_sizes: Sequence[int] = (1,),
+) -> list[Row]:
+    """Measure all cases, alternating in each round; a case that fails is skipped from then on.
+
+    The rounds are those of the first world size; of the others, only the decoding is kept.
+    """
     draw = random.Random(seed)
     seen: list[list[Round]] = [[] for _ in cases]
+    decode: list[dict[int, list[float]]] = [{w: [] for w in world_sizes} for _ in cases]
     errors: dict[int, str] = {}
     for number in range(warmup + rounds):
         live = [i for i in range(len(cases)) if i not in errors]
         for i in draw.sample(live, len(live)):
             try:
-                once = reduce_once(cases[i], given)
+                once = [reduce_once(cases[i], given, w) for w in world_sizes]
             except Exception as error:  # a third-party reducer may raise anything; its row has the error
                 errors[i] = " ".join(f"{type(error).__name__}: {error}".split())
             else:
-                seen[i] += [once] if number >= warmup else []
+                if number < warmup:
+                    continue
+                seen[i].append(once[0])
+                for world_size, each in zip(world_sizes, once, strict=True):
+                    decode[i][world_size].append(each.decompress)
     n = given.gradient_N.numel()
-    return [Row(given.name, n, case, seen[i], errors.get(i, "")) for i, case in enumerate(cases)]
+    return [Row(given.name, n, case, seen[i], errors.get(i, ""), decode[i]) for i, case in enumerate(cases)]
 
 
-def reduce_once(case: Case, given: Input) -> Round:
-    """One reduction by a new reducer, with a new residual and a new wire."""
+def reduce_once(case: Case, given: Input, world_size: int = 1) -> Round:
+    """One reduction by a new reducer, with a new residual and a new wire of W equal ranks."""
     device = given.gradient_N.device
-    wire = LoopbackWire(device)
+    wire = LoopbackWire(device, world_size)
     reducer = case.make(**case.options)
     layout = Layout.of([("input", given.shape)], reducer.grouping)
     feedback = ErrorFeedback(reducer, layout).to(device)

@@ -38,6 +38,7 @@ command = Command(
         Option("device", Literal["cpu", "cuda"], "cpu", "Where to compute."),
         Option("threads", int, 1, "Torch's threads."),
         Option("seed", int, 0, "Of the vectors and of the order."),
+        Option("world_size", tuple[int, ...], (1, 2, 4), "Numbers of payloads W to decode into a mean."),
         Option("output", Path | None, None, "A path, to which .csv and .svg are added."),
     ],
     help="Measure the time and the bytes of every reducer, without a network.",

@@ -50,6 +50,8 @@ class Transport:
         self.world_size = world_size
         self.guard = guard
         self.ledger = Ledger()
+        self.last_end = 0.0
+        """When the last collective ended (`time.perf_counter`)."""
 
     def _collective(
         self, call: str, payload: dict[str, int], traffic: tuple[int, int], run: Callable[[], T]
@@ -59,7 +61,8 @@ class Transport:
         start = time.perf_counter()
         with phase("communicate"):
             result = self._attempt(call, run)
-        self.ledger.book(call.partition("(")[0], payload, traffic, time.perf_counter() - start)
+        self.last_end = time.perf_counter()
+        self.ledger.book(call.partition("(")[0], payload, traffic, self.last_end - start)
         return result
 
     def _compare(self, call: str) -> None:

@@ -239,7 +239,7 @@ class Mount:
             self._log.add(booked, 0.0)
         else:
             reports = [(flat.compressed.numel, flat.feedback.reducer.report()) for flat in self._flats]
-            self._log.add(booked, self.density, reports)
+            self._log.add(booked, self.density, reports, [flat.seconds for flat in self._flats])
         self.total += self.last_step
         self._booked = self.wire.ledger.copy()
 

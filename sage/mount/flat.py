@@ -5,12 +5,14 @@ dense. A complex tensor is stored as pairs of reals, in the shape (*shape, 2).
 """
 # N = elements of the flat gradient, of which C at the head are compressed
 
+import time
 from collections.abc import Container, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from sage.comm.wire import Wire
+from sage.mount.reduction_seconds import ReductionSeconds, seconds_since
 from sage.reduction.error_feedback import ErrorFeedback, MemoryOptions
 from sage.reduction.layout import Layout
 from sage.reduction.reducer import Memory, Reduced, Reducer
@@ -58,6 +60,8 @@ class Flat(nn.Module):
         self.compressed = Layout.of(large, grouping or reducer.grouping)
         self.feedback = ErrorFeedback(reducer, self.compressed, memory=memory, **(memory_options or {}))
         self.density = 1.0
+        self.seconds: ReductionSeconds | None = None
+        """Of the last reduction; None before it, and on a GPU, whose work the host does not wait for."""
         self._kept: dict[str, Tensor] = {}
         self._allocate(dtype, device)
 
@@ -86,8 +90,11 @@ class Flat(nn.Module):
         """
         if lr is not None:
             self.feedback.begin_step(lr)
+        self.seconds = ReductionSeconds(0.0, 0.0)
         if self.compressed.numel:
+            start, waited = time.perf_counter(), wire.ledger.seconds
             reduced: Reduced = self.feedback(self.grad_C, wire)
+            self.seconds = None if self.grad_C.is_cuda else seconds_since(start, waited, wire)
         else:  # all tensors are empty or small
             reduced = Reduced(self.grad_C, density=0.0)
         if reduced.mean_N is not self.grad_C:

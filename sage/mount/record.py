@@ -11,6 +11,7 @@ import numpy
 
 from sage import storage
 from sage.comm.ledger import Ledger
+from sage.mount.reduction_seconds import ReductionSeconds, fields_of_sum
 from sage.records.manifest import manifest
 from sage.records.record import Recorder
 
@@ -36,7 +37,11 @@ class StepLog:
         """Sum over steps of the achieved density."""
 
     def add(
-        self, booked: Ledger, density: float, reports: Sequence[tuple[int, Mapping[str, float]]] = ()
+        self,
+        booked: Ledger,
+        density: float,
+        reports: Sequence[tuple[int, Mapping[str, float]]] = (),
+        spent: Sequence[ReductionSeconds | None] = (),
     ) -> None:
         """Add one step.
 
@@ -44,6 +49,7 @@ class StepLog:
             booked: The ledger of this step.
             density: Achieved density of the step.
             reports: Number of elements of each flat gradient, and its reducer's report.
+            spent: The seconds of each one's reduction.
         """
         report: Mapping[str, float] = reports[0][1] if len(reports) == 1 else {}
         if len(reports) > 1 and all("density_asked" in scalars for _, scalars in reports):
@@ -65,6 +71,7 @@ class StepLog:
                     "density_had": density,
                     **report,
                     "seconds": seconds,
+                    **fields_of_sum(spent),
                     "bytes": dict(booked.payload),
                     "wire_sent": booked.sent,
                     "wire_received": booked.received,

@@ -32,6 +32,8 @@ SCALARS = {
     "wire_sent": "wire/sent",
     "wire_received": "wire/received",
     "seconds": "seconds/step",
+    "encode_seconds": "seconds/encode",
+    "decode_seconds": "seconds/decode",
 }
 """TensorBoard tags of the fields of a step; the fields of `bytes` and `phases` keep their names."""
 

@@ -4,9 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.table import Table
-
 from sage.testing.harness import Case
 
 Word = Literal["broken", "in part", "kept", "not stated", "n/a"]
@@ -69,6 +66,10 @@ def verdict(
 
 def show(name: str, found: Sequence[Verdict]) -> None:
     """Print the number of invariants per verdict, the table, what broke, and what was not checked."""
+    # Here, as reducers are also checked on machines that have torch and little else (benchmarks/gpu).
+    from rich.console import Console
+    from rich.table import Table
+
     by_name: dict[str, list[Verdict]] = {}
     for each in found:
         by_name.setdefault(each.invariant, []).append(each)

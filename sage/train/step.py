@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sage.data.dataset import Batch
+from sage.mount.reduction_seconds import fields_of_sum
 from sage.reduction.reducer import Reduced
 from sage.timing import phase
 from sage.train.divergence import diverged
@@ -68,6 +69,7 @@ def take(training: TrainingState, batches: list[Batch]) -> None:
         "gradient_norm": None if gradient_norm is None else float(gradient_norm),
         "residual_norm": _residual_norm(training) if training.step % config.log_every == 0 else None,
         "seconds": seconds,
+        **fields_of_sum([mount.seconds] if gradient_norm is not None else []),
     }
     if config.profile:
         fields["phases"] = training.phases.take()

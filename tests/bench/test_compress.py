@@ -263,7 +263,7 @@ def test_settled_it_goes_on_from_the_residual_of_the_gradients_before() -> None:
 def test_everything_runs_once_a_round_in_an_order_drawn_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
-    def once(case: Case, given: Input) -> repetitions.Round:
+    def once(case: Case, given: Input, world_size: int = 1) -> repetitions.Round:
         ran.append(case.name)
         return repetitions.Round(len(ran), 1, None, 1)
 
@@ -364,7 +364,7 @@ def test_the_verb_tells_a_table_a_csv_and_a_figure_and_that_one_failed(
     ]
     assert main(["bench", "compress", *asked]) == 1
     heading, rule, *table = capsys.readouterr().out.splitlines()
-    assert {line.count("|") for line in (heading, rule, *table)} == {10}
+    assert {line.count("|") for line in (heading, rule, *table)} == {11}
     assert cells(table, 3) == 2 * ["`exact`", *["`topk`"] * 2, *["`accordion:density_high=0.05`"] * 2]
     assert cells(table, 2) == 2 * ["–", "0.1", "0.01", "0.1", "0.01"]
     failed = [
