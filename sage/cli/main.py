@@ -20,6 +20,7 @@ from ..exit_status import (
     tell_the_job,
 )
 from ..output import streams
+from ..train.garbage import pause_collection, resume_collection
 from .group import Group
 
 COMMANDS = {
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = " ".join(["sage", command]).strip()
     if command == "run":  # a signal that comes while torch is imported is that of a run that was stopped
         stop_before_it_begins()
+        pause_collection()
     else:
         hear_sigint()
     try:
@@ -76,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = f"this is a bug in SAGE: {type(error).__name__}: {message(error)}"
         advice = "please report it to SAGE's issue tracker, with the command and the lines above"
         return _refuse(name, f"{text}; {advice}", FAILED)
+    finally:
+        resume_collection()
 
 
 def _invoke(argv: list[str]) -> int:

@@ -43,6 +43,7 @@ from sage.storage import write_json
 from sage.train import preflight
 from sage.train.failure import first_step_told_apart, judge, keep_traceback
 from sage.train.fingerprint import facts, software
+from sage.train.garbage import resume_collection
 from sage.train.loop import Training
 from sage.train.result import result
 from sage.train.stop import Stop
@@ -78,6 +79,7 @@ def main(config: Config) -> int:
     if method == "fork":
         # The imports of the first optimiser take over a second: do them once here, not on every rank.
         torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    resume_collection()
     return spawn(partial(_rank, config), config.world_size, method=method)
 
 
@@ -235,6 +237,7 @@ def _trained(
         record.event("resumed", step=training.step, source=source)
         display.say(f"goes on from {source}, at step {training.step} of {training.total_steps}: {folder}")
     stop.begin()
+    resume_collection()
     with display, first_step_told_apart(training):
         finished = training.run()
     if not finished:

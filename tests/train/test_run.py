@@ -1,6 +1,7 @@
 """A run, from the command line to its result: done once, resumed to the bit, ended by what goes wrong."""
 
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -32,7 +33,7 @@ from launcher import (
 )
 
 from sage.records.record import read_metrics
-from sage.train import checkpoint
+from sage.train import checkpoint, garbage
 from sage.train.loop import Training
 
 # Five steps an epoch under sage, with a residual, and checkpoints in the middle of epochs.
@@ -64,6 +65,30 @@ def brake(tmp_path: Path) -> Brake:
 
 
 # Once.
+
+
+def note_collection(folder: Path, training: Training) -> None:
+    (folder / f"collection is {gc.isenabled()}").touch()
+
+
+def test_garbage_is_collected_in_training_where_the_start_has_paused_it(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    (tmp_path / "said").mkdir()
+    note = partial(before_each_step, partial(note_collection, tmp_path / "said"))
+    run = launcher.start("digits-ff --steps 2", tmp_path / "runs", tamper=note)
+    assert run.wait() == 0, run.said
+    assert [path.name for path in (tmp_path / "said").iterdir()] == ["collection is True"]
+
+
+def test_who_has_turned_garbage_collection_off_finds_it_off() -> None:
+    gc.disable()
+    try:
+        garbage.pause_collection()
+        garbage.resume_collection()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_a_run_in_a_script_s_own_process_leaves_it_its_signals(tmp_path: Path) -> None:
