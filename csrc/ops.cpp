@@ -27,6 +27,13 @@ STABLE_TORCH_LIBRARY(sage, m) {
       "bool votes) -> ()");
   m.def("sign_words(Tensor bytes, int[] bounds, bool by_column) -> Tensor");
   m.def("sign_bytes(Tensor words, int[] bounds, bool by_column) -> Tensor");
+  m.def(
+      "take_near_(Tensor(a!) signal, Tensor? grad, int[] stops, int[] lengths, float weight, bool keep, bool heavy) "
+      "-> (Tensor values, Tensor indices, Tensor largest, Tensor counts)");
+  m.def(
+      "encode_bins_(Tensor(a!)? residual, Tensor indices, Tensor values, Tensor counts, Tensor scales, int[] stops, "
+      "int[] lengths) -> Tensor");
+  m.def("decode_bins(Tensor bytes, Tensor scales, int[] stops, int[] lengths) -> (Tensor values, Tensor indices)");
   m.def("encode_gaps(Tensor indices) -> Tensor");
   m.def("decode_gaps(Tensor bytes, int num) -> Tensor");
   m.def("encode_bitmap(Tensor indices, int n) -> Tensor");

@@ -1,5 +1,5 @@
 """AdaComp: sends elements close to their bin's maximum, as a sign and a scale (Chen et al., AAAI 2018)."""
-# N = elements of the flat vector, K = elements selected, L = layers, B = bins, E = entries, S = bytes
+# N = elements of the flat vector, K = elements selected, L = layers, B = bins, S = bytes
 
 from typing import Literal
 
@@ -8,8 +8,6 @@ from torch import Tensor
 
 from sage.reduction import Layout, Reduced, Span, Sparsifier, Wire, keep_error, ops, per_group, phase
 
-WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-"""Bytes per entry and the dtype of each; two bits of an entry do not belong to the position."""
 GRADCOMP_WEIGHT, GRADCOMP_CLIP = 3.0, 60.0
 """GradComp's weight of the step's gradient, and adacomp2's clipping limit in standard deviations."""
 
@@ -56,9 +54,6 @@ class AdaComp(Sparsifier):
     grouping = "layer"
     later = frozenset({"rule", "sends"})
     even = False
-    start_B: Tensor
-    layer_B: Tensor
-    width_B: Tensor
 
     def __init__(
         self,
@@ -85,7 +80,7 @@ class AdaComp(Sparsifier):
             if not 1 <= length < 2**30:
                 raise ValueError(f"{name}={length!r}: expected 1 to 2^30 − 1 elements")
         self._is_gradcomp = rule != "paper"
-        self._clip = GRADCOMP_CLIP if rule == "gradcomp2" else None
+        self._clips = rule == "gradcomp2"
         self._codes_signs = not self._is_gradcomp and sends == "scale"
         self._weight = GRADCOMP_WEIGHT if self._is_gradcomp else scale_factor - 1
         self._bins = bins and not self._is_gradcomp
@@ -93,20 +88,8 @@ class AdaComp(Sparsifier):
 
     def bind(self, layout: Layout) -> None:
         super().bind(layout)
-        lengths = [self._bin(span) for span in layout.spans]
-        self._num_bins = [
-            -(-span.numel // length) for span, length in zip(layout.spans, lengths, strict=True)
-        ]
-        starts = [
-            torch.arange(span.start, span.stop, length)
-            for span, length in zip(layout.spans, lengths, strict=True)
-        ]
-        none = torch.empty(0, dtype=torch.int64)
-        self.register_buffer("start_B", torch.cat([none, *starts]), persistent=False)
-        layer_B = torch.arange(len(lengths)).repeat_interleave(torch.tensor(self._num_bins).long())
-        self.register_buffer("layer_B", layer_B, persistent=False)
-        width_B = torch.tensor([_width(length) for length in lengths]).long()[layer_B]
-        self.register_buffer("width_B", width_B, persistent=False)
+        stops, lengths = (span.stop for span in layout.spans), map(self._bin, layout.spans)
+        self.bins = ops.Bins(tuple(stops), tuple(lengths))
 
     def _bin(self, span: Span) -> int:
         if not self._bins:
@@ -114,96 +97,37 @@ class AdaComp(Sparsifier):
         return self._conv_bin if len(span.shape) >= 3 else self._dense_bin
 
     def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
-        signal_N, at_K, _ = self._near_largest(grad_N, residual_N)
-        if not self._is_gradcomp:
-            return ops.take(signal_N, at_K, dtype=self.dtype, keep=residual_N is not None), at_K.int()
-        values_K = torch.add(signal_N[at_K], grad_N[at_K], alpha=self._weight)
-        if self._clip is not None:
-            deviation_L = per_group(signal_N, [span.numel for span in self.layout.spans], _deviation)
-            limit_K = self._clip * deviation_L[self.layer_B[self._bin_of(at_K)]]
-            values_K = torch.where(values_K.isfinite(), values_K.clamp(-limit_K, limit_K), values_K)
+        values_K, at_K, _, _ = ops.take_near(
+            grad_N, residual_N, self.bins, self._weight, keep=not self._clips, heavy=self._is_gradcomp
+        )
+        if not self._clips:
+            return values_K, at_K
+        signal_N = grad_N if residual_N is None else residual_N
+        deviation_L = per_group(signal_N, [span.numel for span in self.layout.spans], _deviation)
+        limit_K = GRADCOMP_CLIP * deviation_L[ops.layer_of(at_K, self.bins)]
+        values_K = torch.where(values_K.isfinite(), values_K.clamp(-limit_K, limit_K), values_K)
         if residual_N is not None:
             left_K = residual_N[at_K]
             keep_error(left_K, values_K)
             residual_N[at_K] = left_K
-        return values_K, at_K.int()
-
-    def _near_largest(self, grad_N: Tensor, residual_N: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The signal, the indices where |H| ≥ gmax, and gmax of every bin."""
-        signal_N = ops.accumulate(grad_N, residual_N)
-        heavy_N = torch.add(signal_N, grad_N, alpha=self._weight)
-        length_B = self.start_B.diff(append=self.start_B.new_tensor([signal_N.numel()]))
-        largest_B = torch.segment_reduce(signal_N.abs(), "max", lengths=length_B, unsafe=True)
-        # A comparison with NaN selects the element, so that the NaN reaches every rank.
-        near_N = ~(heavy_N.abs() < largest_B.repeat_interleave(length_B)) & (signal_N != 0)
-        return signal_N, near_N.nonzero().view(-1), largest_B
+        return values_K, at_K
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         if not self._codes_signs:
             return super().forward(grad_N, residual_N, wire)
         with phase("select"):
-            signal_N, at_K, largest_B = self._near_largest(grad_N, residual_N)
-            scale_L = per_group(largest_B, self._num_bins, torch.mean)
-            negative_K = signal_N[at_K] < 0
-            bytes_S = self.encode(at_K, negative_K)
-            if residual_N is not None:
-                left_K = residual_N[at_K]
-                keep_error(left_K, self._values(at_K, negative_K, scale_L))
-                residual_N[at_K] = left_K
+            values_K, at_K, largest_B, counts_B = ops.take_near(
+                grad_N, residual_N, self.bins, self._weight, keep=False
+            )
+            scale_L = per_group(largest_B, self.bins.counts, torch.mean)
+            bytes_S = ops.encode_bins(residual_N, at_K, values_K, counts_B, scale_L, self.bins)
         rows = wire.gather_streams(values=bytes_S, scales=scale_L)
         with phase("scatter"):
-            sent = [(*self.decode(bytes_S), scale_L) for bytes_S, scale_L in rows]
-            counts, at_M = [at.numel() for at, _, _ in sent], torch.cat([at for at, _, _ in sent])
-            values_M = torch.cat([self._values(*row) for row in sent])
-            mean_N = ops.scatter_mean(values_M, at_M.int(), counts, out_N=grad_N)
+            sent = [ops.decode_bins(bytes_S, scale_L, self.bins) for bytes_S, scale_L in rows]
+            counts, at_M = [at_K.numel() for _, at_K in sent], torch.cat([at_K for _, at_K in sent])
+            values_M = torch.cat([values_K for values_K, _ in sent])
+            mean_N = ops.scatter_mean(values_M, at_M, counts, out_N=grad_N)
         return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())), at_M)
-
-    def _values(self, at_K: Tensor, negative_K: Tensor, scale_L: Tensor) -> Tensor:
-        scale_K = scale_L[self.layer_B[self._bin_of(at_K)]]
-        return torch.where(negative_K, -scale_K, scale_K)
-
-    def _bin_of(self, at_K: Tensor) -> Tensor:
-        return torch.searchsorted(self.start_B, at_K, right=True) - 1
-
-    def encode(self, at_K: Tensor, negative_K: Tensor) -> Tensor:
-        """Encode these elements (ascending) as bytes; entries of narrow bins come before those of wide bins.
-
-        Args:
-            at_K: Indices of the elements sent.
-            negative_K: Whether each of them is negative (bool).
-
-        Returns:
-            The entries (uint8, S).
-        """
-        bin_K = self._bin_of(at_K)
-        empty = torch.bincount(bin_K, minlength=self.start_B.numel()) == 0
-        bin_E, order = torch.cat((bin_K, empty.nonzero().view(-1))).sort(stable=True)
-        nowhere = at_K.new_full((int(empty.sum()),), -1)
-        place_E = torch.cat((at_K - self.start_B[bin_K], nowhere))[order]
-        negative_E = torch.cat((negative_K, torch.zeros_like(nowhere, dtype=torch.bool)))[order]
-        last_E = bin_E.diff(append=bin_E.new_full((1,), -1)) != 0
-        entry_E = place_E << 2 | last_E.long() << 1 | negative_E.long()
-        width_E = self.width_B[bin_E]
-        return torch.cat([entry_E[width_E == width].to(d).view(torch.uint8) for width, d in WIDTHS.items()])
-
-    def decode(self, bytes_S: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices of the elements (ascending), and whether each of them is negative (bool)."""
-        places, signs = [], []
-        for width, dtype in WIDTHS.items():
-            bins = self.width_B.eq(width).nonzero().view(-1)
-            whole = bytes_S.numel() // width * width
-            entry_E = bytes_S[:whole].clone().view(dtype).long() & (1 << 8 * width) - 1
-            last_E = entry_E >> 1 & 1
-            bin_E = last_E.cumsum(0) - last_E
-            mine_E = bin_E < bins.numel()  # entries after the end of the last bin have another width
-            entry_E, bin_E = entry_E[mine_E], bins[bin_E[mine_E]]
-            bytes_S = bytes_S[width * entry_E.numel() :]
-            place_E = entry_E >> 2
-            full_E = place_E < (1 << 8 * width - 2) - 1
-            places.append((self.start_B[bin_E] + place_E)[full_E])
-            signs.append((entry_E & 1).bool()[full_E])
-        at_K, order = torch.cat(places).sort()
-        return at_K, torch.cat(signs)[order]
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
         if not self._codes_signs:
@@ -213,11 +137,6 @@ class AdaComp(Sparsifier):
 
 def _deviation(x: Tensor) -> Tensor:
     return x.std(correction=0)
-
-
-def _width(length: int) -> int:
-    """Bytes per entry in bins of this length."""
-    return next(width for width in WIDTHS if length < 1 << 8 * width - 2)
 
 
 REDUCER = AdaComp

@@ -35,6 +35,19 @@ inline std::vector<Kept>& workspace(int64_t parts) {
   return kept;
 }
 
+// Concatenates the parts' lists into a list, which must be empty.
+inline void join(const Team& team, const std::vector<Kept>& kept, int64_t parts, List& list) {
+  std::vector<int64_t> begins{0};
+  for (int64_t part = 0; part < parts; ++part) begins.push_back(begins.back() + kept[part].size);
+  list.reserve(begins.back());
+  list.size = begins.back();
+  team.each(parts, [&](int64_t part) {
+    if (kept[part].size == 0) return;
+    std::memcpy(list.values + begins[part], kept[part].values, kept[part].size * sizeof(float));
+    std::memcpy(list.indices + begins[part], kept[part].indices, kept[part].size * sizeof(int32_t));
+  });
+}
+
 constexpr int64_t kLine = 16;  // elements of a cache line
 
 // Calls `see` with signal + gradient of a sample of cache lines, several lines at a time, in an array with kOver more
@@ -89,15 +102,7 @@ inline void select(Isa isa, const Team& team, const Pass& pass, int64_t n, List&
   });
   for (const auto& own : bins)
     for (int64_t bin = 0; bin < kBins; ++bin) pass.bins[bin] += own[bin];
-  std::vector<int64_t> begins{0};
-  for (int64_t part = 0; part < parts; ++part) begins.push_back(begins.back() + kept[part].size);
-  list.reserve(begins.back());
-  list.size = begins.back();
-  team.each(parts, [&](int64_t part) {
-    if (kept[part].size == 0) return;
-    std::memcpy(list.values + begins[part], kept[part].values, kept[part].size * sizeof(float));
-    std::memcpy(list.indices + begins[part], kept[part].indices, kept[part].size * sizeof(int32_t));
-  });
+  join(team, kept, parts, list);
 }
 
 // Returns how many of n magnitudes are at or above a limit.

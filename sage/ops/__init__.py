@@ -10,6 +10,9 @@ and otherwise in plain torch (`sage.ops.reference`), with the same result.
 
 from . import native as native
 from . import reference as reference
+from .bins import decode_bins as decode_bins
+from .bins import encode_bins as encode_bins
+from .bins import take_near as take_near
 from .indices import decode_bitmap as decode_bitmap
 from .indices import decode_gaps as decode_gaps
 from .indices import decode_indices as decode_indices
@@ -24,6 +27,8 @@ from .philox import draw as draw
 from .philox import random_bits as random_bits
 from .reference import NUM_BINS as NUM_BINS
 from .reference import magnitude_bits as magnitude_bits
+from .reference_bins import Bins as Bins
+from .reference_bins import layer_of as layer_of
 from .scatter import clear as clear
 from .scatter import scatter_mean as scatter_mean
 from .select import accumulate as accumulate

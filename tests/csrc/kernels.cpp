@@ -3,6 +3,7 @@
 #include <random>
 #include <thread>
 
+#include "../../csrc/cpu/bin_codes.h"
 #include "../../csrc/cpu/code.h"
 #include "../../csrc/cpu/draw.h"
 #include "../../csrc/cpu/pack.h"
@@ -13,6 +14,7 @@
 #include "../../csrc/cpu/topk.h"
 #include "../../csrc/cpu/words.h"
 #include "drawn.h"
+#include "bins.h"
 
 using namespace sage::cpu;
 const Team kTeams[] = {{1, {}}, {3, [](int64_t parts, const std::function<void(int64_t)>& work) {
@@ -240,6 +242,7 @@ int main() {
         test_scatter(team, n);
         test_statistics(set, team, n);
         test_signs(set, team, n);
+        test_bins(set, team, n);
       }
       test_pack(set, n);
       test_draw(n);

@@ -160,6 +160,7 @@ F = torch.randn(8)
 AT = torch.arange(8, dtype=torch.int32)
 B = torch.zeros(4, dtype=torch.uint8)
 ONES = torch.ones(2, 2)
+TWOS = torch.full((4,), 2, dtype=torch.int32)
 REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
     ("select_", (F.double(), None, 1.0, True, False, None, 1), "signal has another dtype: expected float32"),
     ("select_", (F[::2], None, 1.0, True, False, None, 1), "signal is not contiguous"),
@@ -184,6 +185,25 @@ REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
     ("unpack_signs", (B, 40, 1.0), "4 bytes: expected 5"),
     ("draw_", (F, 0, 24), "out has another dtype: expected int32"),
     ("draw_", (AT.clone(), 0, 25), "bits=25: expected 1 to 24"),
+    ("take_near_", (F, None, [7], [2], 1.0, False, False), "stops: expected the last to be 8"),
+    ("take_near_", (F, None, [8], [2, 2], 1.0, False, False), "stops has 1 layers and lengths 2"),
+    (
+        "take_near_",
+        (F, None, [8], [0], 1.0, False, False),
+        "lengths: 0 elements in a bin: expected",
+    ),
+    ("encode_bins_", (None, AT, F, AT[:4], F[:1], [8], [2]), "counts: expected a sum of 8"),
+    (
+        "encode_bins_",
+        (None, AT, F, TWOS, F, [8], [2]),
+        "scales has 8 elements: expected one for each",
+    ),
+    (
+        "encode_bins_",
+        (None, AT - 1, F, TWOS, F[:1], [8], [2]),
+        "as many in each bin as counts says",
+    ),
+    ("decode_bins", (B, F[:1], [8], [2]), "bytes: not those of 4 bins"),
     ("encode_gaps", (AT.flip(0),), "expected each to be above the one before it"),
     ("encode_bitmap", (AT, 7), "expected all from 0 up to 6"),
 ]
@@ -229,6 +249,9 @@ ASKED: list[tuple[str, tuple[Any, ...]]] = [
     ("sign_words", (B[:1].clone(), [0, 3, 8], False)),
     ("sign_bytes", (AT[:4].clone().view(2, 2), [0, 3, 8], False)),
     ("statistics_", (F.clone(), F.clone(), [0, 3, 8], 1)),
+    ("take_near_", (F.clone(), F.clone(), [3, 8], [2, 2], 1.0, True, False)),
+    ("encode_bins_", (F.clone(), AT.clone(), F.clone(), TWOS, F[:2].clone(), [8, 8], [2, 2])),
+    ("decode_bins", (B.clone() + 2, F[:1].clone(), [8], [2])),
     ("encode_gaps", (AT.clone(),)),
     ("decode_gaps", (B.clone(), 4)),
     ("encode_bitmap", (AT.clone(), 9)),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sage import registry
+from sage import ops, registry
 from sage.comm.threads import simulate
 from sage.reducers.adacomp import AdaComp
 from sage.reduction.error_feedback import ErrorFeedback
@@ -71,34 +71,17 @@ def test_without_bins_each_layer_is_one() -> None:
 def test_bins_are_of_50_elements_in_convolutions_and_of_500_elsewhere() -> None:
     reducer = AdaComp()
     reducer.bind(Layout.of([("conv", (3, 20, 2)), ("dense", (30, 20)), ("bias", (7,)), ("none", (0,))]))
-    assert reducer.start_B.tolist() == [0, 50, 100, 120, 620, 720]
-    assert reducer.layer_B.tolist() == [0, 0, 0, 1, 1, 2]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, SHORT, {"conv_bin": 1, "dense_bin": 1}, {"dense_bin": 63}, {"dense_bin": 64}, {"bins": False}],
-)
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
-def test_the_entries_are_decoded_to_what_was_encoded(options: dict[str, Any], share: float) -> None:
-    reducer = AdaComp(**options)
-    # Without bins the last is a bin of 20,000, whose entries take 4 bytes; some elements are a bin's last.
-    reducer.bind(Layout.of([("a", (4, 5, 6)), ("b", (700,)), ("c", (2, 3, 7)), ("d", (100, 200))]))
-    generator = torch.Generator().manual_seed(0)
-    n = reducer.layout.numel
-    at_K = (torch.rand(n, generator=generator) < share).nonzero().view(-1)
-    negative_K = torch.rand(at_K.numel(), generator=generator) < 0.5
-    seen_K, sign_K = reducer.decode(reducer.encode(at_K, negative_K))
-    assert torch.equal(seen_K, at_K)
-    assert torch.equal(sign_K, negative_K)
+    assert reducer.bins == ops.Bins((120, 720, 727, 727), (50, 500, 500, 500))
+    assert reducer.bins.counts == [3, 2, 1, 0]
 
 
 def test_an_entry_is_the_place_in_the_bin_and_two_bits() -> None:
     reducer = AdaComp(conv_bin=2, dense_bin=100)
     reducer.bind(Layout.of([("dense", (150,)), ("conv", (2, 1, 2))]))
-    at_K, negative_K = torch.tensor([3, 99, 153]), torch.tensor([True, False, True])
+    at_K, values_K = torch.tensor([3, 99, 153], dtype=torch.int32), torch.tensor([-1.0, 1.0, -1.0])
+    counts_B = torch.tensor([2, 0, 0, 1], dtype=torch.int32)
     # Narrow bins first: conv's first has nothing, its second the second element, negative. Then dense's two.
-    assert reducer.encode(at_K, negative_K).tolist() == [
+    assert ops.encode_bins(None, at_K, values_K, counts_B, torch.ones(2), reducer.bins).tolist() == [
         0b11111110,
         0b00000111,
         *(3 << 2 | 0b01).to_bytes(2, "little"),
