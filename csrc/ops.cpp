@@ -34,6 +34,8 @@ STABLE_TORCH_LIBRARY(sage, m) {
       "encode_bins_(Tensor(a!)? residual, Tensor indices, Tensor values, Tensor counts, Tensor scales, int[] stops, "
       "int[] lengths) -> Tensor");
   m.def("decode_bins(Tensor bytes, Tensor scales, int[] stops, int[] lengths) -> (Tensor values, Tensor indices)");
+  m.def("take_at_(Tensor(a!) signal, Tensor? grad, Tensor indices, bool keep) -> Tensor");
+  m.def("draw_indices(Tensor beside, int[] bounds, int[] counts, int key, bool distinct) -> Tensor");
   m.def("encode_gaps(Tensor indices) -> Tensor");
   m.def("decode_gaps(Tensor bytes, int num) -> Tensor");
   m.def("encode_bitmap(Tensor indices, int n) -> Tensor");

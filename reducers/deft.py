@@ -60,17 +60,14 @@ class Deft(ExclusiveSparsifier):
         sizes = [stop - start for start, stop in pieces]
         counts = sizes
         if self.density < 1:
-            counts = allocate(num_kept(self.density, n), sizes, norms(signal_N, pieces))
+            counts = allocate(num_kept(self.density, n), sizes, norms(signal_N, sizes))
         bins = pack([size * math.log2(max(2, k)) for size, k in zip(sizes, counts, strict=True)], world_size)
         bin_P = torch.tensor(bins, dtype=torch.int32, device=signal_N.device)
         wire.broadcast(bin_P, root=step % world_size, kind="sizes")
         own = (wire.rank - step) % world_size
-        chosen = [
-            ops.select_top(signal_N[start:stop], k).add_(start)
-            for (start, stop), k, bin_ in zip(pieces, counts, bin_P.tolist(), strict=True)
-            if bin_ == own
-        ]
-        return torch.cat([signal_N.new_empty(0, dtype=torch.int64), *chosen])
+        mine = [k if bin_ == own else 0 for k, bin_ in zip(counts, bin_P.tolist(), strict=True)]
+        _, at_K = ops.take_top(signal_N, None, [0, *accumulate(sizes)], mine, dtype=signal_N.dtype)
+        return at_K
 
 
 def split(
@@ -101,11 +98,9 @@ def split(
     return pieces
 
 
-def norms(signal_N: Tensor, pieces: Sequence[tuple[int, int]]) -> list[float]:
+def norms(signal_N: Tensor, sizes: Sequence[int]) -> list[float]:
     """Norm of each piece; a norm that is not finite is replaced by the largest float32."""
-    if not pieces:
-        return []
-    norm_P = torch.stack([torch.linalg.vector_norm(signal_N[a:b], dtype=torch.float64) for a, b in pieces])
+    norm_P = ops.statistics(signal_N, None, sizes, ops.Kind.SQUARES).sum_G.sqrt()
     largest = torch.finfo(torch.float32).max
     finite_P: list[float] = norm_P.nan_to_num_(largest, largest).tolist()
     return finite_P

@@ -91,21 +91,22 @@ class OkTopk(Sparsifier):
             at_M = torch.cat([at for _, at in rows]) - start
             values_M = torch.cat([values for values, _ in rows])
             mean_R = ops.scatter_mean(values_M, at_M, counts, out_N=grad_N.new_empty(stop - start))
-            at_U, times_U = at_M.long().unique(return_counts=True)
+            at_U = ops.union(at_M, stop - start)
             mean_U = mean_R[at_U]
         if exact:
             self._update_global_threshold(mean_U, n, wire)
         chosen_G = largest_above(mean_U, float(self.global_threshold), 3 * num_kept(self.density, n) // 2)
         regions = wire.gather_streams(
             values=mean_U[chosen_G].to(self.dtype),
-            indices=(at_U[chosen_G] + start).int(),
-            sizes=times_U[chosen_G].sum().view(1),  # how many elements of the ranks are in what is gathered
+            indices=at_U[chosen_G] + start,
+            # How many elements of the ranks are in what is gathered.
+            sizes=ops.is_among(at_M, at_U[chosen_G], stop - start).sum().view(1),
         )
         with phase("scatter"):
             at_M = torch.cat([at for _, at, _ in regions])
             values_M = torch.cat([values for values, _, _ in regions])
             mean_N = ops.scatter_mean(values_M, at_M, [at_M.numel()], out_N=grad_N)
-            sent = at_K[torch.isin(at_K, at_M.long(), assume_unique=True)]
+            sent = at_K[ops.is_among(at_K.int(), at_M, n)]
             if residual_N is not None:
                 ops.take(residual_N, sent, dtype=self.dtype, keep=True)
         times = sum(int(times) for _, _, times in regions)

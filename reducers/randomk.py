@@ -6,7 +6,7 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from sage.reduction import Reduced, Sparsifier, SparsifierOptions, Wire, check_fraction, generator, ops, phase
+from sage.reduction import Reduced, Sparsifier, SparsifierOptions, Wire, check_fraction, ops, phase, seed_at
 
 from .topk import num_kept
 
@@ -21,8 +21,8 @@ class RandomK(Sparsifier):
 
     `own`: each rank draws k elements for itself with replacement, as BytePS's randomk; an element drawn twice
     is sent once, where BytePS sends it twice. Values and indices are gathered, and counts may differ: payload
-    bytes as for a threshold. The random number generator is our own in all three, so the elements drawn
-    differ from the sources'.
+    bytes as for a threshold. The elements drawn depend on the seed and the step alone, and on the rank for
+    `own`; they differ from the sources', which use other random number generators.
 
     Args:
         density: Share of each group's elements to send, in (0, 1].
@@ -57,7 +57,8 @@ class RandomK(Sparsifier):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
-        values_K, at_K = super().take(grad_N, residual_N, wire)
+        at_K = self._drawn(grad_N, wire)
+        values_K = ops.take_at(grad_N, residual_N, at_K, dtype=self.dtype)
         if self._unbiased and residual_N is None:
             scale_G = [1 / self._chance(stop - start) for start, stop in self.layout.groups if stop > start]
             stops_G = torch.tensor([stop for start, stop in self.layout.groups if stop > start])
@@ -65,23 +66,25 @@ class RandomK(Sparsifier):
             values_K = values_K * torch.tensor(scale_G).to(values_K)[group_K]
         return values_K, at_K
 
-    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+    def _drawn(self, beside_N: Tensor, wire: Wire) -> Tensor:
+        """Indices of this step's elements (int32, ascending), on the device of a vector."""
         place = (int(self.step), wire.rank) if self._draw == "own" else (int(self.step),)
-        rng = generator(self._seed, *place)
+        key, groups = seed_at(self._seed, *place), self.layout.groups
         self.step += 1
-        chosen = [self._drawn(stop - start, rng) + start for start, stop in self.layout.groups]
-        return torch.cat([torch.empty(0, dtype=torch.int64), *chosen]).to(signal_N.device)
-
-    def _drawn(self, n: int, rng: torch.Generator) -> Tensor:
-        k = num_kept(self.density, n)
-        if k == n:
-            return torch.arange(n)
-        if self._draw == "block":
-            start = torch.randint(n, (), generator=rng)
-            return ((torch.arange(k) + start) % n).sort().values
-        if self._draw == "own":
-            return torch.randint(n, (k,), generator=rng).unique()
-        return distinct(n, k, rng)
+        bounds = [0, *(stop for _, stop in groups)]
+        counts = [num_kept(self.density, stop - start) for start, stop in groups]
+        if self._draw != "block":
+            distinct = self._draw == "shared" or self.density == 1
+            return ops.draw_indices(beside_N, bounds, counts, key, distinct=distinct)
+        ones = [min(1, k) for k in counts]
+        first_K = ops.draw_indices(beside_N, bounds, ones, key, distinct=True)
+        first, chosen = iter(first_K.tolist()), [first_K[:0]]
+        for (start, stop), k in zip(groups, counts, strict=True):
+            if k:
+                begin = next(first)
+                pieces = (start, max(start, begin + k - (stop - start))), (begin, min(stop, begin + k))
+                chosen += [torch.arange(*piece, dtype=torch.int32).to(first_K.device) for piece in pieces]
+        return torch.cat(chosen)
 
     def _chance(self, n: int) -> float:
         k = num_kept(self.density, n)
@@ -107,21 +110,6 @@ class RandomK(Sparsifier):
 
     def report(self) -> dict[str, float]:
         return {"density_asked": self.density}
-
-
-def distinct(n: int, k: int, rng: torch.Generator) -> Tensor:
-    """k distinct indices (int64, ascending) below n; every set of k is equally likely.
-
-    >>> distinct(5, 5, torch.Generator()).tolist()
-    [0, 1, 2, 3, 4]
-    """
-    if 4 * k > n:
-        return torch.randperm(n, generator=rng)[:k].sort().values
-    at_K = torch.empty(0, dtype=torch.int64)
-    while at_K.numel() < k:  # duplicates are drawn again; by symmetry this favours no element
-        more_K = torch.randint(n, (k - at_K.numel(),), generator=rng)
-        at_K = torch.cat((at_K, more_K)).unique()
-    return at_K
 
 
 REDUCER = RandomK

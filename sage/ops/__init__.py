@@ -13,6 +13,9 @@ from . import reference as reference
 from .bins import decode_bins as decode_bins
 from .bins import encode_bins as encode_bins
 from .bins import take_near as take_near
+from .gather import draw_indices as draw_indices
+from .gather import is_among as is_among
+from .gather import union as union
 from .indices import decode_bitmap as decode_bitmap
 from .indices import decode_gaps as decode_gaps
 from .indices import decode_indices as decode_indices
@@ -40,6 +43,7 @@ from .select import select_above as select_above
 from .select import select_top as select_top
 from .select import take as take
 from .select import take_above as take_above
+from .select import take_at as take_at
 from .select import take_top as take_top
 from .signs import mean_signs as mean_signs
 from .signs import sign_bits as sign_bits

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sage.ops import native, reference
+from sage.ops import gather, native, reference
 
 _native = torch.ops.sage
 
@@ -70,7 +70,25 @@ def take(signal_N: Tensor, at_K: Tensor, *, dtype: torch.dtype, keep: bool) -> T
 
     The signal then holds 0 where a value was sent exactly, and the rounding error where it was rounded.
     """
-    return rounded(signal_N, reference.take(signal_N, at_K, keep=keep), at_K, dtype=dtype, keep=keep)
+    own_K = gather.gather_(signal_N, None, at_K, keep=keep)
+    return rounded(signal_N, own_K, at_K, dtype=dtype, keep=keep)
+
+
+def take_at(
+    grad_N: Tensor, residual_N: Tensor | None, at_K: Tensor, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Accumulate and take the values at these indices, in one pass if the indices ascend.
+
+    Args:
+        grad_N: The gradient; without a residual it is the signal, and is not modified.
+        residual_N: Accumulated into; keeps what is not taken, as in `take`.
+        at_K: The indices.
+        dtype: Dtype of the values.
+    """
+    keep = residual_N is not None
+    signal_N, added_N = (grad_N, None) if residual_N is None else (residual_N, grad_N)
+    own_K = gather.gather_(signal_N, added_N, at_K, keep=keep)
+    return rounded(signal_N, own_K, at_K, dtype=dtype, keep=keep)
 
 
 def take_above(

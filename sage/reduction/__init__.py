@@ -1,8 +1,8 @@
 """How gradients are reduced. A reducer's author imports everything from here.
 
 - Contract (`reducer`, `layout`): `Reducer`, `Reduced`, `Memory`, `Layout`, `Span`
-- Communication and helpers: `Wire`, `ops` (fused operations), `generator` (seeded random numbers), `phase`
-  (timing), `add` (sum of rows in a fixed order)
+- Communication and helpers: `Wire`, `ops` (fused operations), `generator` and `seed_at` (seeded random
+  numbers), `phase` (timing), `add` (sum of rows in a fixed order)
 - Sparsifiers (`reducer`, `exclusive`, `exchange`): `Sparsifier`, `SparsifierOptions`, `check_fraction`,
   `ExclusiveSparsifier`, `Exclusive`, `mean_at`, `exchange`
 - Density and thresholds (`density_schedule`, `controllers`, `first_threshold`): `density_schedule`,
@@ -23,6 +23,7 @@ from sage import ops as ops
 from sage.comm.packing import add as add
 from sage.comm.wire import Wire as Wire
 from sage.rng import generator as generator
+from sage.rng import seed_at as seed_at
 from sage.timing import phase as phase
 
 from . import density_schedule as density_schedule

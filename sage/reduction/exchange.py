@@ -194,7 +194,8 @@ class Union(Padded):
         counts, (at_M,) = wire.gather_ragged(indices=at_K)
         if keep:
             signal_N[at_K] = own_K
-        return mean_at(signal_N, at_M.unique(), wire, dtype=dtype, keep=keep, out_N=out_N), counts
+        at_U = ops.union(at_M, signal_N.numel())
+        return mean_at(signal_N, at_U, wire, dtype=dtype, keep=keep, out_N=out_N), counts
 
     def payload(
         self, counts: list[int], rank: int, item: int, density: float, n: int

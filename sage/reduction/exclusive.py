@@ -1,5 +1,5 @@
 """Sparsifiers whose ranks select from disjoint parts of the vector."""
-# N = elements of the vector, K = elements this rank selects, M = of all ranks
+# N = elements of the vector, K = elements this rank selects, M = of all ranks, U = of the union
 
 from typing import Literal
 
@@ -37,7 +37,8 @@ class ExclusiveSparsifier(Sparsifier):
             at_K = self.select(signal_N, wire)
         counts, (at_M,) = wire.gather_ragged(indices=at_K.int())
         keep = residual_N is not None
-        reduced = mean_at(signal_N, at_M.unique(), wire, dtype=self.dtype, keep=keep, out_N=grad_N)
+        at_U = ops.union(at_M, signal_N.numel())
+        reduced = mean_at(signal_N, at_U, wire, dtype=self.dtype, keep=keep, out_N=grad_N)
         self.learn(counts, reduced.mean_N, wire)
         return reduced
 

@@ -5,7 +5,9 @@
 
 #include "../../csrc/cpu/bin_codes.h"
 #include "../../csrc/cpu/code.h"
+#include "../../csrc/cpu/distinct.h"
 #include "../../csrc/cpu/draw.h"
+#include "../../csrc/cpu/gather.h"
 #include "../../csrc/cpu/pack.h"
 #include "../../csrc/cpu/philox.h"
 #include "../../csrc/cpu/scatter.h"
@@ -15,6 +17,7 @@
 #include "../../csrc/cpu/words.h"
 #include "drawn.h"
 #include "bins.h"
+#include "gather.h"
 
 using namespace sage::cpu;
 const Team kTeams[] = {{1, {}}, {3, [](int64_t parts, const std::function<void(int64_t)>& work) {
@@ -243,10 +246,12 @@ int main() {
         test_statistics(set, team, n);
         test_signs(set, team, n);
         test_bins(set, team, n);
+        test_take_at(team, n);
       }
       test_pack(set, n);
       test_draw(n);
       test_random_bits(set, n);
+      test_distinct(set, n);
       test_code(std::min<int64_t>(n, 60000));
     }
     std::printf("%s: as expected\n", set == Isa::scalar ? "scalar" : set == Isa::avx2 ? "AVX2" : "AVX-512");

@@ -204,6 +204,9 @@ REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
         "as many in each bin as counts says",
     ),
     ("decode_bins", (B, F[:1], [8], [2]), "bytes: not those of 4 bins"),
+    ("take_at_", (F, None, AT - 1, False), "indices: expected all from 0 up to 7"),
+    ("take_at_", (F, None, AT.long(), False), "indices has another dtype: expected int32"),
+    ("draw_indices", (F, [0, 8], [9], 1, True), "counts: 9 to take of a group of 8"),
     ("encode_gaps", (AT.flip(0),), "expected each to be above the one before it"),
     ("encode_bitmap", (AT, 7), "expected all from 0 up to 6"),
 ]
@@ -252,6 +255,8 @@ ASKED: list[tuple[str, tuple[Any, ...]]] = [
     ("take_near_", (F.clone(), F.clone(), [3, 8], [2, 2], 1.0, True, False)),
     ("encode_bins_", (F.clone(), AT.clone(), F.clone(), TWOS, F[:2].clone(), [8, 8], [2, 2])),
     ("decode_bins", (B.clone() + 2, F[:1].clone(), [8], [2])),
+    ("take_at_", (F.clone(), F.clone(), AT[:3].clone(), True)),
+    ("draw_indices", (F.clone(), [0, 3, 8], [1, 2], 7, True)),
     ("encode_gaps", (AT.clone(),)),
     ("decode_gaps", (B.clone(), 4)),
     ("encode_bitmap", (AT.clone(), 9)),

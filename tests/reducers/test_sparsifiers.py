@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sage import registry
+from sage import ops, registry
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.reducers.dgc import DGC
 from sage.reducers.gaussiank import GaussianK
 from sage.reducers.mstopk import MSTopK
-from sage.reducers.randomk import RandomK, distinct
+from sage.reducers.randomk import RandomK
 from sage.reducers.redsync import RedSync
 from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
@@ -181,12 +181,14 @@ def test_a_block_is_elements_in_a_row_round_the_end() -> None:
 
 
 def test_every_set_of_elements_is_as_likely_as_any_other() -> None:
-    dice = generator(0)
-    seen = Counter(tuple(distinct(9, 2, dice).tolist()) for _ in range(1800))
-    assert len(seen) == 36
-    assert all(a < b for a, b in seen)
-    # 50 of each are expected; of 35 degrees of freedom, chi-squared is above 66.6 once in a thousand times.
-    assert sum((count - 50) ** 2 / 50 for count in seen.values()) < 66.6
+    for k in (2, 7):  # of 7, the two others are drawn
+        keys = range(5, 905)
+        drawn = [ops.draw_indices(torch.empty(18), [0, 9, 18], [k, k], key, distinct=True) for key in keys]
+        seen = Counter(tuple(at.tolist()) for both in drawn for at in (both[:k], both[k:] - 9))
+        assert len(seen) == 36
+        assert all(list(each) == sorted(set(each)) for each in seen)
+        # 50 of each are expected; with 35 degrees of freedom, chi-squared exceeds 66.6 once in 1,000 times.
+        assert sum((count - 50) ** 2 / 50 for count in seen.values()) < 66.6
 
 
 @pytest.mark.parametrize("draw", ["shared", "block", "own"])

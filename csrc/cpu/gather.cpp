@@ -1,0 +1,39 @@
+// Torch ops that take given or random elements on the CPU.
+#include "gather.h"
+
+#include "distinct.h"
+#include "team.h"
+
+namespace sage::cpu {
+
+Tensor take_at_(Tensor signal, std::optional<Tensor> grad, Tensor indices, bool keep) {
+  check_signal(signal, grad);
+  const int32_t* at = in<int32_t>(indices, "indices", signal);
+  STD_TORCH_CHECK(inside(at, indices.numel(), signal.numel()), "indices: expected all from 0 up to ",
+                  signal.numel() - 1);
+  Tensor values = empty<float>(indices.numel(), signal);
+  take_at(torch_team(), data<float>(signal), grad ? data<float>(*grad) : nullptr, signal.numel(), at, indices.numel(),
+          keep, data<float>(values));
+  return values;
+}
+
+Tensor draw_indices(Tensor beside, std::vector<int64_t> bounds, std::vector<int64_t> counts, int64_t key,
+                    bool distinct) {
+  const int64_t n = bounds.empty() ? 0 : bounds.back();
+  STD_TORCH_CHECK(n <= kMostElements, "bounds: at most ", kMostElements, " elements can be indexed by int32");
+  const int64_t num = check_groups(bounds, counts, n);
+  Tensor indices = empty<int32_t>(num, beside);
+  int64_t size = 0;
+  for (size_t group = 0; group < counts.size(); ++group)
+    size += draw_group(isa(), static_cast<uint64_t>(key), static_cast<int64_t>(group),
+                       bounds[group + 1] - bounds[group], counts[group], distinct, bounds[group],
+                       data<int32_t>(indices) + size);
+  return front(indices, size);
+}
+
+}  // namespace sage::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(sage, CPU, m) {
+  m.impl("take_at_", TORCH_BOX(&sage::cpu::take_at_));
+  m.impl("draw_indices", TORCH_BOX(&sage::cpu::draw_indices));
+}
