@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 NATIVE := sage/_C.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-plain fuzz stress mutants cluster native sanitize emulate cuda bench-check docs pictures lint graph format clean
+.PHONY: gpu gpu-rehearsal help demo test test-all test-plain fuzz stress mutants cluster native sanitize emulate cuda bench-check docs pictures lint graph format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  \1\t/' | expand -t 16
@@ -35,12 +35,19 @@ emulate: ## run the CUDA kernels on the CPU, with a stand-in for CUDA
 	$(CXX) -x c++ -std=c++20 -O1 -g -ffp-contract=off -Wall -Wextra -Werror tests/csrc/emulated.cpp -o build-emulate && ./build-emulate; \
 	    status=$$?; rm -f build-emulate; exit $$status
 
-cuda: $(INSTALLED) ## compile and link the CUDA side for every architecture; fails where it cannot
+cuda: $(INSTALLED) ## compile and link the CUDA side for every architecture; fails where it cannot; the kernels' resources
 	rm -f $(NATIVE)
 	$(BIN)/python setup.py build_ext --inplace | grep "native extension: .* CUDA"
 	$(BIN)/python -c 'from sage.ops.native import on; print("on CPU:", *sorted(on("CPU"))); print("on CUDA:", *sorted(on("CUDA"))); \
 	    exit(not (on("CPU") and on("CUDA")))'
+	$(BIN)/python benchmarks/kernel_resources.py
 	if command -v cuobjdump; then cuobjdump --list-elf --list-ptx $(NATIVE); fi
+
+gpu: ## check ops, reducers and mounts on an NVIDIA GPU, and measure them there, in 8 minutes; with torch and nvcc
+	$(PYTHON) -m benchmarks.gpu
+
+gpu-rehearsal: $(INSTALLED) $(NATIVE) ## the same script in small on the CPU
+	$(BIN)/python -m benchmarks.gpu --rehearsal
 
 bench-check: $(INSTALLED) $(NATIVE) ## measure kernels, reducers and whole steps; fails where one is under half of its goal
 	$(BIN)/python benchmarks/kernels.py --check --output /dev/null

@@ -1,0 +1,39 @@
+"""Section `build`: compile csrc for this GPU's architecture alone, and list the ops on either side."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.device import Device
+from benchmarks.gpu.rows import Rows
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(rows: Rows, device: Device) -> None:
+    """Build, unless this is a rehearsal, and load what was built."""
+    if device.rehearsal:
+        rows.add("extension", "skipped", "a rehearsal uses the one that is there")
+    else:
+        major, minor = torch.cuda.get_device_capability()
+        environment = {**os.environ, "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}"}
+        environment.pop("SAGE_NATIVE", None)
+        environment.pop("SAGE_CUDA", None)
+        command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        told = [each for each in done.stdout.splitlines() if each.startswith("native extension")]
+        errors = " ".join(done.stderr.split())[-300:]
+        rows.add("extension", "ok" if told else "failed", told[0] if told else errors)
+    from sage import ops
+    from sage.ops import native
+
+    assert ops.native is native
+    for key in ("CPU", "CUDA"):
+        found = sorted(native.on(key))
+        missing = sorted(set(native.OPS) - set(found))
+        value = f"{len(found)} of {len(native.OPS)}" + (f"; without: {', '.join(missing)}" if missing else "")
+        is_good = bool(found) or key == "CUDA" and device.rehearsal
+        rows.add(f"ops on {key}", "ok" if is_good else "failed", value or str(native.MISSING))

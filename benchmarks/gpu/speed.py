@@ -1,0 +1,93 @@
+"""Section `speed`: kernels by CUDA events beside `add_`, a copy and torch.topk; every reducer's two halves.
+
+The reducers' table is that of `sage bench compress`: the microbenchmarks of the utility study and of SIDCo.
+"""
+# N = elements of the vector, K = elements kept
+
+import statistics
+
+import torch
+
+from benchmarks.gpu.device import Device
+from benchmarks.gpu.rows import Rows
+from sage import ops, registry
+from sage.bench.repetitions import cases_of, inputs, reduce_once
+
+RANKS = 4
+
+
+def kernels(rows: Rows, device: Device, n: int, density: float) -> None:
+    """Fused selection, exact top-k and the sparse mean at one size and density."""
+    grad_N = torch.randn(n, device=device.torch)
+    residual_N, out_N = torch.zeros_like(grad_N), torch.empty_like(grad_N)
+    k = max(1, int(n * density))
+    threshold = float(grad_N.abs().topk(k).values[-1])
+    at_M = torch.cat([torch.randperm(n, device=device.torch)[:k].sort().values.int() for _ in range(RANKS)])
+    values_M = torch.randn(at_M.numel(), device=device.torch)
+    taken = device.medians(
+        [
+            ("add_", lambda: residual_N.add_(grad_N)),
+            ("copy", lambda: out_N.copy_(grad_N)),
+            ("torch.topk", lambda: grad_N.abs().topk(k, sorted=False)),
+            ("select", lambda: ops.take_above(grad_N, residual_N.zero_(), threshold)),
+            ("zero", residual_N.zero_),
+            ("top", lambda: ops.take_top(grad_N, residual_N.zero_(), [0, n], [k])),
+            ("mean", lambda: ops.scatter_mean(values_M, at_M, [k] * RANKS, out_N)),
+        ]
+    )
+    for name in ("select", "top"):  # the zeroing between two calls is not theirs
+        taken[name] = max(1e-9, taken[name] - taken["zero"])
+    label = f"n = {n:g}, d = {density:g}"
+    times = ", ".join(f"{name} {1e6 * each:.0f} µs" for name, each in taken.items())
+    rows.add(f"kernels, {label}", "measured", times)
+    goal = None if device.rehearsal or n < 10_000_000 else True
+    share = taken["add_"] / taken["select"]
+    rows.measured(
+        f"select, {label}", f"{share:.2f} of add_", goal="≥ 0.8 from 1e7", is_reached=goal and share >= 0.8
+    )
+    passes, faster = taken["top"] / taken["add_"], taken["torch.topk"] / taken["top"]
+    is_reached = goal and passes <= 3 and (n < 100_000_000 or faster >= 10)
+    told = f"{passes:.2f} × add_, {faster:.1f} times as fast as torch.topk"
+    rows.measured(f"top, {label}", told, goal="≤ 3 × add_; ≥ 10 × torch.topk at 1e8", is_reached=is_reached)
+    floor = taken["copy"] * (4 * n + 8 * at_M.numel()) / (8 * n)  # bytes it must move, at a copy's speed
+    rows.measured(
+        f"sparse mean, {label}",
+        f"{floor / taken['mean']:.2f} of its bytes' floor",
+        goal="≥ 0.6",
+        is_reached=goal and floor / taken["mean"] >= 0.6,
+    )
+    headline = taken["torch.topk"] / taken["select"]
+    rows.add(f"selection over torch.topk, {label}", "measured", f"× {headline:.1f} (SAGE's headline: 23.62)")
+
+
+def reducers(rows: Rows, device: Device, n: int, density: float) -> None:
+    """Every reducer's compress and decompress on N(0, 1)."""
+    (given,) = inputs([n / 2**18], [], 0, 1, 0, device.torch)
+    names = ("exact", "topk", "onebit") if device.rehearsal else registry.names("reducers")
+    for name in names:
+        if rows.late:
+            rows.add(f"reducers from {name} on, n = {n:g}", "cut off")
+            return
+        if name in ("svd", "atomo") and n > 1_000_000:
+            continue  # an SVD of 10,000 × 1,024 elements takes longer than this section has
+        with rows.check(f"reducer {name}, n = {n:g}, d = {density:g}"):
+            (case,) = cases_of(name, [density])
+            rounds = [reduce_once(case, given) for _ in range(2 if device.rehearsal else 6)][1:]
+            compress = statistics.median(each.compress for each in rounds)
+            decode = statistics.median(each.decompress for each in rounds)
+            told = f"compress {1e3 * compress:.3f} ms, decompress {1e3 * decode:.3f} ms"
+            rows.add(name, "measured", f"{told}, {rounds[-1].payload:,} B")
+
+
+def run(rows: Rows, device: Device) -> None:
+    """Kernels at every size and density, then reducers, the largest size last."""
+    for n in device.sizes:
+        for density in device.densities:
+            if rows.late:
+                rows.add(f"kernels from n = {n:g}, d = {density:g} on", "cut off")
+                break
+            with rows.check(f"kernels run, n = {n:g}, d = {density:g}"):
+                kernels(rows, device, n, density)
+    for n in device.sizes:
+        for density in (0.01,) if n != 10_000_000 else device.densities:
+            reducers(rows, device, n, density)

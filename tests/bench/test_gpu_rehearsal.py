@@ -1,0 +1,95 @@
+"""The check on a GPU, rehearsed on a CPU: it needs torch and little else, and no section stops another."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[2]
+ABSENT = [
+    "accelerate",
+    "click",
+    "cloudpickle",
+    "lightning",
+    "matplotlib",
+    "PIL",
+    "rich",
+    "spacy",
+    "submitit",
+    "tensorboard",
+    "torchtext",
+    "tqdm",
+    "tyro",
+    "xdist",
+    "yaml",
+]
+"""Packages that a machine with a GPU need not have."""
+BLOCK = f"""
+from importlib.machinery import PathFinder
+
+find = PathFinder.find_spec
+
+def find_present(name, path=None, target=None):
+    return None if name.partition(".")[0] in {ABSENT!r} else find(name, path, target)
+
+PathFinder.find_spec = find_present
+"""
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> dict[str, str]:
+    """The environment of a machine without these packages."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(BLOCK)
+    return {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+
+
+def python(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_rehearsal_passes_with_torch_and_little_else(bare: dict[str, str], tmp_path: Path) -> None:
+    done = python(bare, "-m", "benchmarks.gpu", "--rehearsal", "--output", str(tmp_path / "out"))
+    told: dict[str, Any] = json.loads((tmp_path / "out.json").read_text())
+    failed = [row for row in told["rows"] if row["status"] == "failed"]
+    assert failed == [], failed
+    assert done.returncode == 0, done.stderr
+    sections = {"build", "ops", "reducers", "mounts", "speed", "steps"}
+    assert {row["section"] for row in told["rows"]} == told["seconds"].keys() == sections
+    table = (tmp_path / "out.md").read_text()
+    assert table.count("\n| ") == len(told["rows"]) + 1
+
+
+def test_every_reducer_loads_with_torch_and_little_else(bare: dict[str, str]) -> None:
+    code = "from sage import registry; [registry.load('reducers', n) for n in registry.names('reducers')]"
+    done = python(bare, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_packages_that_are_to_be_absent_are(bare: dict[str, str]) -> None:
+    assert python(bare, "-c", "import rich").returncode == 1
+
+
+ENDS = """
+import sys
+from pathlib import Path
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu.rows import read
+
+path = Path(sys.argv[1])
+gpu.SECTIONS = {"dies": ("tests_dies", 1), "hangs": ("tests_hangs", 1)}
+gpu.guarded("dies", path, 60, rehearsal=True)
+gpu.guarded("hangs", path, 0.1, rehearsal=True)
+print(*(f"{row.section}: {row.status}" for row in read(path)), sep="\\n")
+"""
+
+
+def test_a_section_that_dies_or_hangs_is_told_and_does_not_stop_the_others(tmp_path: Path) -> None:
+    # A section that the child does not know ends it with an error; 0.1 s is less than its imports take.
+    done = python({**os.environ}, "-c", ENDS, str(tmp_path / "rows"))
+    assert done.stdout.splitlines()[-2:] == ["dies: failed", "hangs: cut off"], done.stderr
