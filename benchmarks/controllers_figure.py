@@ -48,8 +48,8 @@ def draw_densities(axes: Axes, runs: list[Run], density: float) -> None:
     """Plot the ratio of achieved to target density at each step, and the band of ±20 %."""
     axes.axhspan(0.8, 1.2, color="0.9", zorder=0)
     for run in runs:
-        had = run.steps["density_had"] / density
-        axes.plot(had, color=colour(run), linewidth=0.8)
+        achieved = run.steps["density_had"] / density
+        axes.plot(achieved, color=colour(run), linewidth=0.8)
     axes.set(xlabel="step", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())

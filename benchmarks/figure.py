@@ -76,12 +76,12 @@ def line(setting: Setting, metric: str) -> str:
     """Return one row of a Markdown table."""
     final = [row.values["final"] for row in setting.counted]
     values = setting.counted[0].values
-    asked = f"{values['density_asked']:g}" if values["density_asked"] is not None else "–"
+    target = f"{values['density_asked']:g}" if values["density_asked"] is not None else "–"
     loss = numpy.mean([row.values["train_loss"] for row in setting.counted])
     deviation = numpy.std(final, ddof=1) if len(final) > 1 else 0.0
     sent = size(setting.mean("wire_sent_bytes_per_step"))
     return (
-        f"| `{setting.label}` | {asked} | {setting.mean('density_had'):.4f} | {len(final)} | "
+        f"| `{setting.label}` | {target} | {setting.mean('density_had'):.4f} | {len(final)} | "
         f"{numpy.mean(final):.4f} ± {deviation:.4f} | {loss:.3f} | "
         f"{sent} | {setting.mean('compression'):.1f}× |"
     )

@@ -76,7 +76,7 @@ def main() -> None:
             json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             for _ in range(given.turns)
         ]
-    told = {
+    record = {
         "cells": 2500,
         "turns": given.turns,
         "seconds": {
@@ -90,7 +90,7 @@ def main() -> None:
         "load_average": round(os.getloadavg()[0], 1),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
-    text = json.dumps(told, indent=2) + "\n"
+    text = json.dumps(record, indent=2) + "\n"
     print(text, end="")
     if given.output:
         given.output.write_text(text)

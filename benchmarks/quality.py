@@ -234,7 +234,7 @@ def cnn(case: tuple[str, str, str]) -> Row:
         "runs": Path("runs/quality"),
     }
     config = load(name, overrides=overrides)
-    assert run.main(config) == 0, f"{reducer} failed: see what it said above"
+    assert run.main(config) == 0, f"{reducer} failed: see its output above"
     folder = run.resolve(config).folder
     result = json.loads((folder / "result.json").read_text())
     steps = [record for record in read_metrics(folder) if record["kind"] == "step"]
@@ -277,10 +277,10 @@ def measure(what: str, names: Sequence[str], jobs: int) -> None:
     context = multiprocessing.get_context("spawn")
     with context.Pool(jobs, maxtasksperchild=8) as pool:
         for row in pool.imap_unordered(convex if what == "convex" else cnn, cases(what, names)):
-            told = {name: str(value) for name, value in asdict(row).items()}
-            old[row.problem, row.reducer, row.memory] = told
+            values = {name: str(value) for name, value in asdict(row).items()}
+            old[row.problem, row.reducer, row.memory] = values
             with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, told)
+                writer = csv.DictWriter(file, values)
                 writer.writeheader()
                 writer.writerows(row for _, row in sorted(old.items()))
             print(f"{row.problem:18}{row.reducer:18}{row.memory:10}{row.final:.3g}", flush=True)
@@ -301,17 +301,26 @@ def table() -> str:
         for what in ("convex", "cnn")
         for row in read(RESULTS / f"quality-{what}.csv")
     }
-    heading = ["reducer", "settings", "a9a: less bytes", "gap", "gap without memory", "gap at the budget"]
-    heading += ["w8a: gap", "ResNet-20: less bytes", "accuracy", "loss at the budget", "ms a step"]
+    heading = [
+        "reducer",
+        "settings",
+        "a9a: compression",
+        "gap",
+        "gap without error feedback",
+        "gap at budget",
+    ]
+    heading += ["w8a: gap", "ResNet-20: compression", "accuracy", "loss at budget", "ms per step"]
     lines = [heading, ["---", "---", *["---:"] * (len(heading) - 2)]]
     for name in sorted({reducer for _, reducer, _ in found}):
         kept, lost = found.get(("a9a", name, "residual")), found.get(("a9a", name, "none"))
         wide, net = found.get(("w8a", name, "residual")), found.get(("resnet20-cifar10", name, "own"))
-        told = _told(kept)
+        convex = _format_options(kept)
         lines.append(
             [
                 f"`{name}`",
-                told if _told(net) == told else f"{told}; ResNet-20: {_told(net)}".removeprefix("; "),
+                convex
+                if _format_options(net) == convex
+                else f"{convex}; ResNet-20: {_format_options(net)}".removeprefix("; "),
                 _cell(kept, "dense_over", "{:.1f}×"),
                 _cell(kept, "final", "{:.1e}"),
                 _cell(lost, "final", "{:.1e}"),
@@ -326,7 +335,7 @@ def table() -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _told(row: Mapping[str, str] | None) -> str:
+def _format_options(row: Mapping[str, str] | None) -> str:
     options = json.loads(row["options"]) if row else {}
     brief = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in options.items()}
     return " ".join(f"{name}={value}" for name, value in brief.items())
@@ -347,11 +356,11 @@ def main() -> int:
     parser.add_argument("what", choices=("convex", "cnn", "table"))
     parser.add_argument("--reducers", nargs="+", help="only these; their rows take the place of older ones")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
-    asked = parser.parse_args()
-    if asked.what == "table":
+    given = parser.parse_args()
+    if given.what == "table":
         print(table())
     else:
-        measure(asked.what, asked.reducers or reducers(), asked.jobs)
+        measure(given.what, given.reducers or reducers(), given.jobs)
     return 0
 
 

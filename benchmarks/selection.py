@@ -89,17 +89,17 @@ def ratios(
     reducer = registry.load("reducers", name)(density=density, **options)
     n = vectors[0].numel()
     reducer.bind(Layout.of([("vector", (n,))]))
-    alone, k = Wire(0, 1), num_kept(density, n)
+    wire, k = Wire(0, 1), num_kept(density, n)
     for step in range(settling):
-        reducer.take(vectors[step % len(vectors)], None, alone)
+        reducer.take(vectors[step % len(vectors)], None, wire)
     counts, stages = [], []
     for signal_N in vectors:
-        counts.append(reducer.take(signal_N, None, alone)[1].numel() / k)
+        counts.append(reducer.take(signal_N, None, wire)[1].numel() / k)
         stages.append(reducer.report().get("stages", 1.0))
     return counts, statistics.mean(stages)
 
 
-def told(options: dict[str, Any]) -> str:
+def format_options(options: dict[str, Any]) -> str:
     """Return the options as written on the command line."""
     return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in options.items())
 
@@ -116,7 +116,7 @@ def measure(n: int, repeats: int, names: Sequence[str]) -> Iterator[dict[str, An
                 had, stages = ratios(name, options, density, vectors, SETTLING if adapts else 0)
                 yield {
                     "method": name,
-                    "options": told(options),
+                    "options": format_options(options),
                     "distribution": distribution,
                     "density": density,
                     "mean": f"{statistics.mean(had):.4f}",
@@ -140,10 +140,10 @@ def table(rows: list[dict[str, str]]) -> str:
     for name, options in METHODS:
         shown = []
         for distribution, density in columns:
-            row = cells[name, told(options), distribution, density]
+            row = cells[name, format_options(options), distribution, density]
             cell = f"{float(row['mean']):.2f} ± {float(row['sd']):.2f}"
             shown.append(cell if abs(float(row["mean"]) - 1) <= 0.2 else f"**{cell}**")
-        title = f"`{name} {told(options)}`" if options else f"`{name}`"
+        title = f"`{name} {format_options(options)}`" if options else f"`{name}`"
         lines.append(f"| {title} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
@@ -154,20 +154,20 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="print the table of what was measured")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--methods", nargs="+", default=sorted({name for name, _ in METHODS}))
-    asked = parser.parse_args()
-    if asked.table:
-        with asked.output.open(newline="") as file:
+    given = parser.parse_args()
+    if given.table:
+        with given.output.open(newline="") as file:
             print(table(list(csv.DictReader(file))))
         return 0
     torch.set_num_threads(1)
     rows = []
-    for row in measure(SIZE, REPEATS, asked.methods):
+    for row in measure(SIZE, REPEATS, given.methods):
         rows.append({name: str(value) for name, value in row.items()})
         print(*row.values(), flush=True)
-    if asked.output.exists():
-        with asked.output.open(newline="") as file:
-            rows += [row for row in csv.DictReader(file) if row["method"] not in asked.methods]
-    with asked.output.open("w", newline="") as file:
+    if given.output.exists():
+        with given.output.open(newline="") as file:
+            rows += [row for row in csv.DictReader(file) if row["method"] not in given.methods]
+    with given.output.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(sorted(rows, key=_place))
@@ -176,7 +176,7 @@ def main() -> int:
 
 def _place(row: Mapping[str, Any]) -> tuple[int, int, float]:
     """Return the sort key of a row: distribution, method and density."""
-    methods = [(name, told(options)) for name, options in METHODS]
+    methods = [(name, format_options(options)) for name, options in METHODS]
     place = methods.index((row["method"], row["options"]))
     return DISTRIBUTIONS.index(row["distribution"]), place, -float(row["density"])
 

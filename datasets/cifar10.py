@@ -101,7 +101,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ARRAY_GLOBALS:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in an array")
         return _ARRAY_GLOBALS[module, name]
 
 
@@ -111,11 +111,11 @@ def read_batch(path: Path) -> dict[str, Any]:
         try:
             batch = _ArrayUnpickler(file, encoding="latin1").load()
         except pickle.UnpicklingError as error:
-            raise DataError(f"{path} is refused: {error}") from error
+            raise DataError(f"{path} is not read: {error}") from error
         except Exception as error:  # a damaged pickle may raise any exception
             raise DataError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     if not isinstance(batch, dict):
-        raise DataError(f"{path} is refused: it holds no batch of images")
+        raise DataError(f"{path} is damaged: it is not a batch of images")
     return batch
 
 

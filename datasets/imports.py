@@ -33,7 +33,7 @@ class Imports(Interactions):
         pairs = standard_library_imports()
         if not pairs:
             raise DataError(
-                f"{sysconfig.get_path('stdlib')} holds no Python sources to read imports from: "
+                f"{sysconfig.get_path('stdlib')} has no Python sources to read imports from: "
                 "use a Python that ships its standard library as .py files"
             )
         files, modules = (sorted(set(names)) for names in zip(*pairs, strict=True))

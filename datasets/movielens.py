@@ -78,11 +78,11 @@ class MovieLens(Interactions):
                 columns = [arrays[name] for name in ("user", "item", "time")]
                 name, sha256 = map(str, arrays["source"].tolist())
             if any(each.dtype != np.int32 or each.shape != (len(columns[0]),) for each in columns):
-                raise ValueError("its columns are not of int32 and of one length")
+                raise ValueError("its columns are not int32 arrays of the same length")
         except (OSError, EOFError, LookupError, ValueError, TypeError, BadZipFile, zlib.error) as error:
             raise DataError(
-                f"{path} is damaged: {error}; delete it, and "
-                f"`sage data prepare movielens --size {size}` makes it again"
+                f"{path} is damaged: {error}; delete it and "
+                f"run `sage data prepare movielens --size {size}` to create it again"
             ) from error
         super().__init__(
             *map(torch.from_numpy, columns),
@@ -103,8 +103,8 @@ class MovieLens(Interactions):
             ratings_N3 = read_ratings(source)
             if len(ratings_N3) != release.num_ratings:
                 raise DataError(
-                    f"{source} has {len(ratings_N3):,} ratings, not {release.num_ratings:,}: delete it, and "
-                    f"`sage data prepare movielens --size {size}` fetches it again"
+                    f"{source} has {len(ratings_N3):,} ratings, not {release.num_ratings:,}: delete it and "
+                    f"run `sage data prepare movielens --size {size}` to fetch it again"
                 )
             user_N, item_N, time_N = ratings_N3.T
             stamp = np.array([source.name, sha256_of(source)])

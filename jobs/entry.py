@@ -10,7 +10,7 @@ from submitit.core.submission import process_job
 from submitit.core.utils import JobPaths
 
 from sage import storage
-from sage.exit_status import HOPELESS, tell_the_job
+from sage.exit_status import FATAL, notify_job
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,8 +37,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _refuse(text: str) -> int:
     print(f"sage: {text}", file=sys.stderr, flush=True)
-    tell_the_job(HOPELESS, text)
-    return HOPELESS
+    notify_job(FATAL, text)
+    return FATAL
 
 
 def _close(path: Path) -> None:

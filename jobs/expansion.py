@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sage import registry
-from sage.config import ASIDE, Config, annotations, load, resolve
+from sage.config import NOT_HASHED, Config, annotations, load, resolve
 from sage.validate import known, takes_list
 
 PARTS = ("workload", "model", "data", "reducer")
 """Keys that determine which options exist, and are therefore expanded first."""
 
-OPTIONS: dict[str, registry.Room] = {
+OPTIONS: dict[str, registry.PartKind] = {
     "model_options": "models",
     "data_options": "datasets",
     "reducer_options": "reducers",
@@ -37,7 +37,7 @@ def expand(layer: Table, runs: Path, from_source: bool) -> Iterator[Config]:
         name: listed(name, value, annotations()[name]) for name, value in rest.items() if name not in OPTIONS
     }
     for name, values in fields.items():
-        if len(values) > 1 and ASIDE in get_args(annotations()[name]):
+        if len(values) > 1 and NOT_HASHED in get_args(annotations()[name]):
             raise ValueError(f"{name} is {values!r}; allowed is one value, because it cannot change a result")
     parts = {name: listed(name, layer[name], str) for name in PARTS if name in layer}
     for chosen in _product(parts):
@@ -82,7 +82,7 @@ def _count(layer: Table, from_source: bool) -> int:
     return count
 
 
-def _combinations(layer: Table, table: str, room: registry.Room, part: str, from_source: bool) -> int:
+def _combinations(layer: Table, table: str, room: registry.PartKind, part: str, from_source: bool) -> int:
     """The number of combinations of a part's options."""
     valid = registry.options_of(room, part, from_source=from_source)
     count = 1
@@ -92,7 +92,7 @@ def _combinations(layer: Table, table: str, room: registry.Room, part: str, from
     return count
 
 
-def _options_of(layer: Table, table: str, room: registry.Room, part: str) -> Table:
+def _options_of(layer: Table, table: str, room: registry.PartKind, part: str) -> Table:
     """The options that a layer sets for a part."""
     given: Table = layer.get(table, {})
     if room == "reducers":

@@ -16,7 +16,7 @@ from sage.storage import Kind
 INTENT = Kind(
     name="an intent file",
     keys={"name": str, "comment": str, "user": str},
-    cure="cancel the jobs that squeue shows and sage status does not, and remove the file",
+    remedy="cancel the jobs that squeue shows and sage status does not, and remove the file",
 )
 
 

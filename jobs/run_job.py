@@ -10,7 +10,7 @@ from submitit.helpers import Checkpointable
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 from sage.config import Config
-from sage.exit_status import FAILED, HOPELESS, INTERRUPTED, stop_before_it_begins, tell_the_job
+from sage.exit_status import FAILED, FATAL, INTERRUPTED, exit_on_early_signals, notify_job
 from sage.jobs.local_process import STOP
 from sage.output import streams
 from sage.output.text import clean_text
@@ -39,7 +39,7 @@ class RunJob(Checkpointable):
         if job.cluster == "local":
             self._see_gpus()
         if job.cluster != "debug":
-            stop_before_it_begins()
+            exit_on_early_signals()
         status = self._train(tries=1 + self.max_requeues if job.cluster == "local" else 1)
         if status == 0:
             # On the other ranks' nodes the file may not be visible yet.
@@ -66,9 +66,9 @@ class RunJob(Checkpointable):
                 status = main(Config.from_dict(self.config))
                 tries -= 1
         except ValueError as error:
-            status = HOPELESS
+            status = FATAL
             self.error = clean_text(str(error))
-            tell_the_job(status, self.error)
+            notify_job(status, self.error)
             print(f"sage: {self.error}", file=sys.stderr, flush=True)
         return status
 

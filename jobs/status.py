@@ -10,10 +10,10 @@ from pathlib import Path
 from sage import validate
 from sage.exit_status import FAILED
 from sage.jobs import local_process, scheduler, submissions
-from sage.jobs.board import REFRESH, Board, queue_of, unfinished
 from sage.jobs.logs import logs as logs
 from sage.jobs.selection import select_run, submitted_runs
 from sage.jobs.state import is_active
+from sage.jobs.status_view import REFRESH, StatusView, queue_of, unfinished
 from sage.jobs.submissions import Entry
 from sage.storage import Unreadable
 
@@ -47,7 +47,7 @@ def main(
             raise ValueError(f"{runs} is not a runs folder; give one, or a sweep's TOML file")
         labels = dict.fromkeys(known_runs(runs), "")
     if as_json:
-        return _print_json(Board(labels, runs))
+        return _print_json(StatusView(labels, runs))
     return watch(labels, runs, once=not watching)
 
 
@@ -104,60 +104,60 @@ def watch(labels: Mapping[str, str], runs: Path, *, once: bool = False) -> int:
         labels: the settings to show, by run name.
         runs: the runs folder.
     """
-    board = Board(labels, runs)
-    board.update()
+    view = StatusView(labels, runs)
+    view.update()
     # As rich tells it; without a terminal rich is not imported, which takes as long as all the rest.
     on_terminal = sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR"))
     try:
         if on_terminal and (len(labels) <= FEW or not once):
             from sage.jobs.status_table import show
 
-            show(board, once=once)
+            show(view, once=once)
         elif once:
-            print(board.text())
+            print(view.text())
         else:
-            _watch_lines(board)
+            _watch_lines(view)
     except KeyboardInterrupt:  # ends the display only
         pass
-    print(board.summary())
-    for fault in board.faults:
+    print(view.summary())
+    for fault in view.faults:
         print(f"sage status: {fault}", file=sys.stderr)
     return 0
 
 
-def _print_json(board: "Board") -> int:
+def _print_json(view: "StatusView") -> int:
     """Print the states of all runs as one JSON object."""
-    board.update()
+    view.update()
     content = {
-        "folder": str(board.runs),
+        "folder": str(view.runs),
         "runs": [
-            {"run": name, "settings": board.labels[name], "state": state.word}
+            {"run": name, "settings": view.labels[name], "state": state.word}
             | {key: getattr(state, key) for key in ("job", "step", "metric", "requeued", "why")}
-            for name, state in board.states.items()
+            for name, state in view.states.items()
         ],
-        "faults": board.faults,
-        "slurm_error": board.queue.error,
+        "faults": view.faults,
+        "slurm_error": view.queue.error,
     }
     print(json.dumps(content, indent=2))
     return 0
 
 
-def _watch_lines(board: Board) -> None:
+def _watch_lines(view: StatusView) -> None:
     """Without a terminal: print the summary whenever it has changed."""
     printed = ""
-    while board.is_active:
-        if board.summary() != printed:
-            printed = board.summary()
+    while view.is_active:
+        if view.summary() != printed:
+            printed = view.summary()
             print(printed, flush=True)
-        time.sleep(min(board.queue.seconds, REFRESH))
-        board.update()
+        time.sleep(min(view.queue.seconds, REFRESH))
+        view.update()
 
 
 def known_runs(runs: Path) -> list[str]:
     """The runs in the submission log, and the folders that are runs or that this user may not read."""
     try:
         submitted = set(submissions.read(runs))
-    except Unreadable:  # the board reports it
+    except Unreadable:  # `StatusView` reports it
         submitted = set()
     with os.scandir(runs) as found:
         names = [each.name for each in found if not each.name.startswith(".") and each.is_dir()]

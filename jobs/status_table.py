@@ -7,8 +7,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from sage.jobs.board import REFRESH, TITLES, Board
 from sage.jobs.state import Word
+from sage.jobs.status_view import REFRESH, TITLES, StatusView
 
 COLORS: dict[Word, str] = {
     "running": "cyan",
@@ -22,24 +22,24 @@ COLORS: dict[Word, str] = {
 """The states' colors, in the order in which runs are shown when there are too many."""
 
 
-def show(board: Board, *, once: bool) -> None:
+def show(view: StatusView, *, once: bool) -> None:
     """Print the table once, or update it in place until no run is active."""
     console = Console(highlight=False)
     if once:
-        console.print(table(board, len(board.labels)))
+        console.print(table(view, len(view.labels)))
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(table(board, max(1, console.height - 6)), refresh=True)
-            if not board.is_active:
+            live.update(table(view, max(1, console.height - 6)), refresh=True)
+            if not view.is_active:
                 return
-            time.sleep(min(board.queue.seconds, REFRESH))
-            board.update()
+            time.sleep(min(view.queue.seconds, REFRESH))
+            view.update()
 
 
-def table(board: Board, most: int) -> Table:
+def table(view: StatusView, most: int) -> Table:
     """The runs as a rich table; of more than `most` runs, those that come first in COLORS."""
-    shown = list(board.states.items())
+    shown = list(view.states.items())
     if len(shown) > most:
         shown = sorted(shown, key=lambda each: list(COLORS).index(each[1].word))[:most]
     drawn = Table(box=None, pad_edge=False, header_style="bold")
@@ -48,9 +48,9 @@ def table(board: Board, most: int) -> Table:
     for name, state in shown:
         word = f"[{COLORS[state.word]}]{state.word}"
         # Names and messages may contain rich's markup.
-        first = map(escape, (name, board.labels[name], state.job))
+        first = map(escape, (name, view.labels[name], state.job))
         rest = map(escape, (state.step, state.metric, str(state.requeued or ""), state.why))
         drawn.add_row(*first, word, *rest)
-    if len(shown) < len(board.states):
-        drawn.add_row(f"and {len(board.states) - len(shown)} more")
+    if len(shown) < len(view.states):
+        drawn.add_row(f"and {len(view.states) - len(shown)} more")
     return drawn

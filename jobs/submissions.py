@@ -23,7 +23,7 @@ Cluster = Literal["slurm", "local", "debug"]
 ENTRY = Kind(
     name="a job's entry",
     keys=dict.fromkeys(("cell", "job", "cluster", "logs", "time", "user", "host"), str),
-    cure="remove the line; the other lines stay valid",
+    remedy="remove the line; the other lines stay valid",
 )
 
 JOB = {"slurm": re.compile(r"[1-9]\d{0,18}(_\d{1,9})?"), "local": re.compile(r"[1-9]\d{0,18}")}
@@ -207,7 +207,7 @@ def _entry(path: Path, line: bytes, where: str) -> Entry:
     found = storage.checked(path, storage.parse_json(path, line, ENTRY, where), ENTRY, where)
     entry = Entry.from_dict(found)
     if (key := _invalid_key(entry)) is not None:
-        raise Damaged(path, f", {where} is damaged: {key!r} is {found[key]!r:.80}", ENTRY.cure)
+        raise Damaged(path, f", {where} is damaged: {key!r} is {found[key]!r:.80}", ENTRY.remedy)
     return entry
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from sage.config import Config
 from sage.jobs import arrays, intents, local, scheduler, submissions
-from sage.jobs.board import queue_of, unfinished
 from sage.jobs.state import error, is_active, is_finished, result
 from sage.jobs.status import watch
+from sage.jobs.status_view import queue_of, unfinished
 from sage.jobs.submissions import Cluster, Entry
 from sage.jobs.sweep import Sweep, labels, note, read
 from sage.storage import Unreadable

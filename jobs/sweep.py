@@ -38,7 +38,7 @@ OWN: dict[str, Any] = {
 }
 """Keys of the sweep itself. `max_cells` limits the number of runs."""
 
-NOTES = Kind(name="the notes of a sweep", keys={"files": dict, "cells": dict}, cure="remove it")
+NOTES = Kind(name="the notes of a sweep", keys={"files": dict, "cells": dict}, remedy="remove it")
 """The cached expansion of a sweep: hashes of the files read, and each run's label under `cells`."""
 
 

@@ -52,8 +52,8 @@ class LSTM(nn.Module):
         super().__init__()
         if tied and embedding != hidden:
             raise ValueError(
-                "a tied LSTM decodes with its embedding, so both must be as wide; embedding is "
-                f"{embedding} where hidden is {hidden}: make them equal, or set tied to false"
+                "a tied LSTM decodes with its embedding, so both must have the same width; embedding is "
+                f"{embedding} and hidden is {hidden}: set them to the same value, or tied to false"
             )
         self.dropout = nn.Dropout(dropout)
         self.embedding = nn.Embedding(vocab_size, embedding)

@@ -39,8 +39,8 @@ class NeuMF(nn.Module):
         super().__init__()
         if not mlp or mlp[0] % 2:
             raise ValueError(
-                f"neumf's mlp is {tuple(mlp)}: user and item share its first width evenly, so give "
-                "one or more widths, the first of them even, as in (256, 256, 128, 64)"
+                f"mlp is {tuple(mlp)}; allowed are one or more widths, the first of them even because "
+                "user and item have half of it each, as in (256, 256, 128, 64)"
             )
         self.user_factors = nn.Embedding(num_users, factors)
         self.item_factors = nn.Embedding(num_items, factors)

@@ -67,7 +67,7 @@ class ResNet(nn.Module):
     def __init__(self, *, depth: int = 18, num_classes: int, channels: int = 3) -> None:
         super().__init__()
         if depth not in LAYOUTS:
-            raise ValueError(f"resnet has no depth {depth}: choose one of {', '.join(map(str, LAYOUTS))}")
+            raise ValueError(f"depth is {depth}; allowed are {', '.join(map(str, LAYOUTS))}")
         widths, num_blocks, projects = LAYOUTS[depth]
         width = widths[0]
         self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)

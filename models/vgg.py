@@ -25,11 +25,11 @@ class VGG(nn.Module):
     def __init__(self, *, depth: int = 16, num_classes: int, channels: int = 3, image_size: int = 32) -> None:
         super().__init__()
         if depth not in LAYOUTS:
-            raise ValueError(f"vgg has no depth {depth}: choose one of {', '.join(map(str, LAYOUTS))}")
+            raise ValueError(f"depth is {depth}; allowed are {', '.join(map(str, LAYOUTS))}")
         if image_size < MIN_SIZE:
             raise ValueError(
-                f"vgg halves an image {len(WIDTHS)} times, and {image_size}x{image_size} pixels are too few: "
-                f"give images of {MIN_SIZE}x{MIN_SIZE} or more, or take resnet, which has no smallest size"
+                f"the images have {image_size}x{image_size} pixels, but vgg halves them {len(WIDTHS)} times: "
+                f"use images of at least {MIN_SIZE}x{MIN_SIZE} pixels, or resnet, which has no minimum size"
             )
         self.features = nn.Sequential()
         for width, num_convolutions in zip(WIDTHS, LAYOUTS[depth], strict=True):

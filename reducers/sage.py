@@ -174,16 +174,16 @@ class Sage(Sparsifier):
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         with phase("select"):
             own_K, at_K = self.take(grad_N, residual_N, wire)
-        reduced, counts = self.exchange.reduce(
-            grad_N if residual_N is None else residual_N,
-            own_K,
-            at_K,
-            wire,
+        selection = exchanges.Selection(
+            signal_N=grad_N if residual_N is None else residual_N,
+            own_K=own_K,
+            at_K=at_K,
             density=self._target_density,
             dtype=self.dtype,
             keep=residual_N is not None,
             out_N=grad_N,
         )
+        reduced, counts = self.exchange.reduce(selection, wire)
         self.learn(counts, reduced.mean_N, wire)
         return reduced
 

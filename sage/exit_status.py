@@ -14,7 +14,7 @@ from .output.text import clean_text
 
 FAILED = 1
 """Exit status of a run that may succeed if it is repeated: a rank was killed, a collective timed out."""
-HOPELESS = 2
+FATAL = 2
 """Exit status of a run that would fail again: an invalid setting, missing data, a run that diverges."""
 INTERRUPTED = 75
 """Exit status (EX_TEMPFAIL) of a run that saved a checkpoint and stopped on request: rerun it to resume."""
@@ -44,7 +44,7 @@ _PASSING = (
 """System errors that may be temporary; a missing file or a missing permission is permanent."""
 
 
-def tell_the_job(status: int, text: str) -> None:
+def notify_job(status: int, text: str) -> None:
     """Write the exit status and the reason to a file for the batch script.
 
     This is needed because srun returns only the highest of all statuses. Only the first rank writes the file,
@@ -58,18 +58,18 @@ def tell_the_job(status: int, text: str) -> None:
                 file.write(f"{status} {clean_text(text, _LONGEST_REASON)}\n")
 
 
-def hear_sigint() -> None:
+def handle_sigint() -> None:
     """Make Ctrl-C raise KeyboardInterrupt, even if this process was started with SIGINT ignored.
 
     A shell without job control starts `sage ... &` with SIGINT ignored, and so do some CI runners. An
     existing handler is kept. Outside the main thread, where Python allows no handlers, this does nothing.
     """
-    unheard = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL)
-    if unheard and threading.current_thread() is threading.main_thread():
+    is_default = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL)
+    if is_default and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def stop_before_it_begins() -> None:
+def exit_on_early_signals() -> None:
     """Install handlers that exit with `INTERRUPTED` on a signal, until training installs its own handlers.
 
     There is nothing to save yet. Without these handlers, a signal during the import of torch would look like
@@ -80,7 +80,7 @@ def stop_before_it_begins() -> None:
 
 
 def _leave(number: int, _: object) -> None:
-    tell_the_job(INTERRUPTED, f"stopped by {signal.Signals(number).name} before it began")
+    notify_job(INTERRUPTED, f"stopped by {signal.Signals(number).name} before it began")
     os._exit(INTERRUPTED)
 
 
@@ -97,18 +97,18 @@ def status_of(error: BaseException) -> int:
     1 if it may succeed later: a full disk, a timeout, too little memory.
     """
     if isinstance(error, OSError) and error.errno is not None:
-        return FAILED if error.errno in _PASSING or isinstance(error, ConnectionError) else HOPELESS
-    return HOPELESS if isinstance(error, ValueError | RecursionError) else FAILED
+        return FAILED if error.errno in _PASSING or isinstance(error, ConnectionError) else FATAL
+    return FATAL if isinstance(error, ValueError | RecursionError) else FAILED
 
 
 def _system(error: OSError) -> str:
     reason = error.strerror or str(error) or type(error).__name__
     files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     where = " -> ".join(files)
-    said = f"{where}: {reason}" if where else reason
+    text = f"{where}: {reason}" if where else reason
     if error.errno not in _FULL:
-        return said
-    return f"{said}{_file_system(Path(files[0])) if files else ''}; free some space and run the command again"
+        return text
+    return f"{text}{_file_system(Path(files[0])) if files else ''}; free some space and run the command again"
 
 
 def _file_system(path: Path) -> str:

@@ -106,7 +106,8 @@ def known(kind: str, given: str, valid: Iterable[str]) -> str:
         near = [name for name in names if given and given in name][:3]
     if near:
         raise ValueError(f"no {kind} is called {shown(given)}; did you mean {' or '.join(map(repr, near))}?")
-    raise ValueError(f"no {kind} is called {shown(given)}; there are: {', '.join(names) or 'none'}")
+    allowed = f"allowed are {', '.join(names)}" if names else "there are none"
+    raise ValueError(f"no {kind} is called {shown(given)}; {allowed}")
 
 
 def describe(annotation: Any) -> str:

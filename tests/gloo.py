@@ -105,7 +105,7 @@ def _outcome(pipe: connection.Connection, process: BaseProcess, rank: int) -> An
     except EOFError:
         process.join()
         code = process.exitcode or 0
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"left with exit status {code}"
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
         return Died(f"rank {rank} {how}")
 
 

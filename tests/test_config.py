@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sage import registry
 from sage.cli.run import parse_run
 from sage.config import (
-    ASIDE,
+    NOT_HASHED,
     Config,
     Options,
     annotations,
@@ -30,7 +30,7 @@ from sage.registry import parts
 from sage.validate import LATER
 
 BASE = Config(workload="w", task="classify", model="resnet", data="digits")
-ASIDE_FIELDS = {name for name, annotation in annotations().items() if ASIDE in get_args(annotation)}
+ASIDE_FIELDS = {name for name, annotation in annotations().items() if NOT_HASHED in get_args(annotation)}
 
 # Another valid value for every field, so that a new field without one fails here.
 OTHER: dict[str, Any] = {
@@ -210,10 +210,10 @@ def test_any_config_survives_json_to_the_bit(values: dict[str, Any]) -> None:
         ("profile", 1, r"profile is 1; allowed is true or false"),
         ("optimizer", "sdg", r"optimizer is 'sdg'; allowed is one of 'sgd', 'adam'"),
         ("milestones", (3, 0), r"milestones is \(3, 0\); allowed is a list, each a number in \(0, inf\)"),
-        ("milestones", (3, 2), "in rising order"),
+        ("milestones", (3, 2), "in increasing order"),
         ("schedule", "step", "without milestones"),
         ("schedule", "decay", "lr_decay 0"),
-        ("memory", "momentum", "momentum of 0.9 after the reduction too.*give --momentum 0"),
+        ("memory", "momentum", "momentum is 0.9 after the reduction.*set --momentum 0"),
         ("grouping", "bucket:0", r"model, layer, or bucket:<MB>"),
         ("grouping", "buckets", r"grouping is 'buckets'"),
         ("model_options", {"depth": [[1]]}, "a table of options"),
@@ -232,7 +232,7 @@ def test_a_mistyped_setting_lists_its_near_misses(workload: Path) -> None:
 
 
 def test_a_setting_unlike_any_lists_them_all(workload: Path) -> None:
-    with pytest.raises(ValueError, match=r"'qqq'; there are: accumulate, amp, average_from, .*, world_size"):
+    with pytest.raises(ValueError, match=r"'qqq'; allowed are accumulate, amp, average_from, .*, world_size"):
         load(str(workload), overrides={"qqq": 1})
 
 
@@ -246,7 +246,7 @@ def test_unknown_fields_and_missing_ones_are_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("lr = ", "x.toml is no TOML"),
+        ("lr = ", "x.toml is not valid TOML"),
         ("workload = 'w'", "no setting"),
         ("reducer = 'tpok'", "did you mean 'topk'"),
         ("reducers.tpok.density = 1", "no reducer is called 'tpok'"),
@@ -274,8 +274,8 @@ def test_a_faulty_file_is_refused(workload: Path, text: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"\x00\xff\xfe", "x.toml is .*no text in UTF-8"),
-        (b"\x7fELF", "x.toml is no TOML"),
+        (b"\x00\xff\xfe", "x.toml is .*not UTF-8 text"),
+        (b"\x7fELF", "x.toml is not valid TOML"),
         (b"lr = \xe9", "UTF-8"),
     ],
 )
@@ -377,7 +377,7 @@ def test_resolving_writes_the_parts_defaults_in_and_does_it_once(workload: Path)
         ({"reducer_options": {"densty": 0.5}}, "reducer sage is called 'densty'; did you mean 'density'"),
         ({"reducer_options": {"density": "all"}}, "density is 'all'; allowed is a number"),
         ({"reducer_options": {"density": 2}}, "density"),
-        ({"model_options": {"qq": 5}}, "no option of the model resnet is called 'qq'; there are: depth"),
+        ({"model_options": {"qq": 5}}, "no option of the model resnet is called 'qq'; allowed are depth"),
     ],
 )  # fmt: skip
 def test_faulty_options_of_parts_are_refused_before_anything_starts(
@@ -394,7 +394,7 @@ def test_a_reducer_may_not_name_an_option_as_a_run_does(monkeypatch: pytest.Monk
     monkeypatch.setattr(
         parts, "load", lambda room, name: greedy if room == "reducers" else load_part(room, name)
     )
-    with pytest.raises(ValueError, match="'sage' has options with a run's own names: lr"):
+    with pytest.raises(ValueError, match="'sage' has options with the names of settings: lr"):
         part_options(BASE)
 
 

@@ -90,7 +90,7 @@ def test_the_laws_are_held_against_any_module_that_exports_a_reducer(
 
     absent = sage("conform", "my_package.nothing", paths=(mine.parent,))
     assert absent.returncode == 2
-    assert "there is no module of this name; is it installed, or on PYTHONPATH?" in absent.stderr
+    assert "there is no module of this name; check that it is installed or on PYTHONPATH" in absent.stderr
 
 
 def test_a_mistyped_option_of_it_is_refused(sage: Command, package: Path) -> None:

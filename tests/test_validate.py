@@ -81,7 +81,7 @@ def test_a_name_is_refused_with_its_near_misses_or_else_with_all_names() -> None
         known("verb", "rnu", ["run", "list"])
     with pytest.raises(ValueError, match="'cifar'; did you mean 'resnet20-on-cifar10'"):
         known("workload", "cifar", ["resnet20-on-cifar10", "digits"])
-    with pytest.raises(ValueError, match=r"^no verb is called 'x'; there are: list, run$"):
+    with pytest.raises(ValueError, match=r"^no verb is called 'x'; allowed are list, run$"):
         known("verb", "x", ["run", "list"])
-    with pytest.raises(ValueError, match="there are: none"):
+    with pytest.raises(ValueError, match="there are none"):
         known("verb", "x", [])

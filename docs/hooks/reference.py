@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from sage import config, registry, storage  # noqa: E402
 from sage.cli.main import main  # noqa: E402
-from sage.registry import Option, Room  # noqa: E402
+from sage.registry import Option, PartKind  # noqa: E402
 
 MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
 
@@ -38,12 +38,12 @@ def reducers() -> str:
     return parts("reducers")
 
 
-def parts(room: Room) -> str:
+def parts(room: PartKind) -> str:
     """A section for each part: its summary, its docstring, its options and its file."""
     return "\n\n".join(_part(room, name) for name in registry.names(room))
 
 
-def _part(room: Room, name: str) -> str:
+def _part(room: PartKind, name: str) -> str:
     part = registry.load(room, name)
     text = inspect.getdoc(part) or ""
     text = re.split(r"^(?:Args|Raises|Returns):$", text, maxsplit=1, flags=re.MULTILINE)[0].strip()
@@ -134,7 +134,7 @@ def configuration() -> str:
     for name, annotation in config.annotations().items():
         default = getattr(config.Config, name, inspect.Parameter.empty)
         shown = "" if default is inspect.Parameter.empty else f"`{_plain(default) or '()'}`"
-        counts = "no" if config.ASIDE in get_args(annotation) else "yes"
+        counts = "no" if config.NOT_HASHED in get_args(annotation) else "yes"
         rows.append(f"| `{name}` | {kind(annotation)} | {shown} | {counts} | {_cell(meanings[name])} |")
     return "\n".join(rows)
 

@@ -22,7 +22,7 @@ from sage.config import Config, recorded
 from sage.data.dataset import data_root
 from sage.output.text import clean_text
 from sage.records.progress import Display
-from sage.records.record import Silent
+from sage.records.record import NullRecorder
 from sage.train.loop import Training
 from sage.train.run import build_model
 from sage.train.schedules import learning_rate
@@ -89,27 +89,27 @@ def load(path: Path) -> Trace:
     Raises:
         sage.storage.Unreadable: a ValueError; the file is not a trace, or has another format version.
     """
-    cure = f"`sage bench record WORKLOAD --out {path}` records a trace"
+    remedy = f"`sage bench record WORKLOAD --out {path}` records a trace"
     try:
-        content = storage.read_tensors(path, "a trace", mmap=True, cure=cure)
+        content = storage.read_tensors(path, "a trace", mmap=True, remedy=remedy)
     except FileNotFoundError as error:
-        raise ValueError(f"there is no file {path}; {cure}") from error
+        raise ValueError(f"there is no file {path}; {remedy}") from error
     found = content.pop("format", None)
     if found != FORMAT:
-        raise _of_another_format(path, found, cure)
+        raise _of_another_format(path, found, remedy)
     if fault := storage.TRACE.fault(content) or _misfit(content):
-        raise storage.Damaged(path, f"is damaged: {fault}", cure)
+        raise storage.Damaged(path, f"is damaged: {fault}", remedy)
     return Trace(**{each.name: content[each.name] for each in fields(Trace)})
 
 
-def _of_another_format(path: Path, found: Any, cure: str) -> storage.Unreadable:
+def _of_another_format(path: Path, found: Any, remedy: str) -> storage.Unreadable:
     name, _, version = FORMAT.rpartition(" ")
     if not (isinstance(found, str) and found.startswith(f"{name} ") and found[len(name) + 1 :].isdecimal()):
-        return storage.Damaged(path, "is not a trace: it has no trace format", cure)
+        return storage.Damaged(path, "is not a trace: it has no trace format", remedy)
     if len(found) < 40 and int(found[len(name) + 1 :]) > int(version):
-        cure = "update SAGE to read it"
+        remedy = "update SAGE to read it"
     return storage.OtherVersion(
-        path, f"is a trace in the format {clean_text(found, 40)!r}, and this version reads {FORMAT!r}", cure
+        path, f"is a trace in the format {clean_text(found, 40)!r}, and this version reads {FORMAT!r}", remedy
     )
 
 
@@ -194,7 +194,7 @@ def record(config: Config, *, steps: int, elements: int, folder: Path | None = N
             task=registry.load("tasks", config.task)(data.facts),
             reducer=registry.load("reducers", config.reducer)(**config.reducer_options),
             folder=folder or Path(),
-            record=Silent(),
+            record=NullRecorder(),
             display=Display("record", enabled=wire.rank == 0),
             stop=Stop(),
         )

@@ -152,7 +152,7 @@ class Command(PrintedHelp):
         except click.UsageError as error:
             raise ValueError(f"{usage_error(error)}; {_hint(ctx)}") from None
         if rest:
-            raise ValueError(f"{shown(rest[0])} follows no flag that takes it; {_hint(ctx)}")
+            raise ValueError(f"{shown(rest[0])} is not an argument of any flag; {_hint(ctx)}")
         return rest
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -243,7 +243,7 @@ def joined(command: click.Command, ctx: click.Context, args: Sequence[str]) -> l
         if option.is_flag:
             if equals:
                 alone = " or ".join([*option.opts, *option.secondary_opts])
-                raise ValueError(f"{word} takes no value; give {alone} alone")
+                raise ValueError(f"{word} takes no value; write only {alone}")
             found.append(spelled)
         elif isinstance(option, Option) and option.takes_list:
             values = [value] if equals else []

@@ -19,9 +19,9 @@ exit status is 0 when all is well, 1 when a check failed, 2 when the command lin
 def doctor(*, cwd: Path, json: bool, **given: Any) -> int:
     """Check the nodes."""
     from ..cluster.doctor.command import main
-    from ..cluster.settings import Examination
+    from ..cluster.settings import DoctorSettings
 
-    return main(Examination(cwd=cwd.absolute(), **given), as_json=json)
+    return main(DoctorSettings(cwd=cwd.absolute(), **given), as_json=json)
 
 
 command = Command(

@@ -6,7 +6,7 @@ from pathlib import Path
 from .. import registry
 from .command import Command, Option
 
-TITLES: dict[registry.Room, str] = {
+TITLES: dict[registry.PartKind, str] = {
     "reducers": "reducers",
     "models": "models",
     "datasets": "data sets",

@@ -10,14 +10,14 @@ import click
 from .. import __version__
 from ..exit_status import (
     FAILED,
-    HOPELESS,
+    FATAL,
     KEYBOARD,
     PIPE_CLOSED,
-    hear_sigint,
+    exit_on_early_signals,
+    handle_sigint,
     message,
+    notify_job,
     status_of,
-    stop_before_it_begins,
-    tell_the_job,
 )
 from ..output import streams
 from ..train.garbage import pause_collection, resume_collection
@@ -51,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = argv[0] if argv and argv[0] in COMMANDS else ""
     name = " ".join(["sage", command]).strip()
     if command == "run":  # a signal that comes while torch is imported is that of a run that was stopped
-        stop_before_it_begins()
+        exit_on_early_signals()
         pause_collection()
     else:
-        hear_sigint()
+        handle_sigint()
     try:
         status = _invoke(argv)
         lost = streams.failure() if command not in ("run", "submit", "launch") else None
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _refuse(name, "interrupted", KEYBOARD)
     except RecursionError:
-        return _refuse(name, "what was given is nested too deeply", HOPELESS)
+        return _refuse(name, "what was given is nested too deeply", FATAL)
     except MemoryError as error:
         return _refuse(name, f"out of memory ({message(error)})", FAILED)
     except (ValueError, OSError) as error:
@@ -98,7 +98,7 @@ def _invoke(argv: list[str]) -> int:
 
 def _refuse(name: str, text: str, status: int) -> int:
     print(f"{name}: {text}", file=sys.stderr)
-    tell_the_job(status, text)
+    notify_job(status, text)
     return status
 
 

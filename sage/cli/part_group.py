@@ -19,14 +19,14 @@ class PartGroup(Group):
     def __init__(
         self,
         name: str,
-        room: registry.Room,
+        room: registry.PartKind,
         make: Callable[[str], click.Command],
         *,
         help: str,
         notes: str = "",
     ) -> None:
         super().__init__(name, {}, help=help, notes=notes)
-        self.room: registry.Room = room
+        self.room: registry.PartKind = room
         self.make, self.kind = make, registry.KINDS[room]
 
     def list_commands(self, ctx: click.Context) -> list[str]:

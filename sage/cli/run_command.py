@@ -210,6 +210,6 @@ def _documented() -> tuple[dict[str, str], dict[str, str]]:
     texts = {}
     for field, text in zip(body, body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            said = ast.literal_eval(text.value) if isinstance(text, ast.Expr) else ""
-            texts[field.target.id] = " ".join(str(said).split())
+            doc = ast.literal_eval(text.value) if isinstance(text, ast.Expr) else ""
+            texts[field.target.id] = " ".join(str(doc).split())
     return sections, texts

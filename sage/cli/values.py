@@ -100,15 +100,15 @@ def metavar(annotation: Any) -> str:
     ('INT ...', '{a,b}')
     """
     words = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH", bool: "{true,false}"}
-    told = []
+    texts = []
     for arm in arms(annotation):
         if get_origin(arm) is Literal:
-            told.append("{" + ",".join(map(str, get_args(arm))) + "}")
+            texts.append("{" + ",".join(map(str, get_args(arm))) + "}")
         elif get_origin(arm) is tuple:
-            told.append(f"{metavar(get_args(arm)[0])} ...")
+            texts.append(f"{metavar(get_args(arm)[0])} ...")
         elif arm is not type(None):
-            told.append(words.get(arm, "VALUE"))
-    return "|".join(told)
+            texts.append(words.get(arm, "VALUE"))
+    return "|".join(texts)
 
 
 def _choices(arm: Any) -> tuple[Any, ...]:

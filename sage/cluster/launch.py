@@ -28,7 +28,7 @@ from sage.cluster.settings import Launch, ssh_words
 from sage.cluster.signals import exit_on_signals
 from sage.comm.rendezvous import SECRET
 from sage.comm.spawn import GRACE
-from sage.exit_status import FAILED, HOPELESS, INTERRUPTED
+from sage.exit_status import FAILED, FATAL, INTERRUPTED
 from sage.output.text import clean_text, printable
 
 FREE_PORT = "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])"
@@ -126,7 +126,7 @@ def _follow(remote: RemoteTasks, crowded: set[str]) -> int:
     if first is None:
         return INTERRUPTED if INTERRUPTED in statuses else 0
     _print_error(f"rank {first.rank} on {first.host} failed first: {_reason(first, last_lines)}")
-    return HOPELESS if HOPELESS in statuses else FAILED
+    return FATAL if FATAL in statuses else FAILED
 
 
 def _reason(ended: Ended, last_lines: dict[int | None, str]) -> str:

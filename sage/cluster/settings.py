@@ -49,7 +49,7 @@ class Launch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examination(Launch):
+class DoctorSettings(Launch):
     """The nodes to check, and how.
 
     Raises:

@@ -43,10 +43,10 @@ def interfaces() -> list[Interface]:
     """List this machine's interfaces in the kernel's order; the list is empty on systems other than Linux."""
     if sys.platform != "linux":
         return []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
-        pairs = [*_ipv4(door), *_ipv6()]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        pairs = [*_ipv4(probe), *_ipv6()]
         return [
-            Interface(name, tuple(address for owner, address in pairs if owner == name), _is_up(door, name))
+            Interface(name, tuple(address for owner, address in pairs if owner == name), _is_up(probe, name))
             for _, name in socket.if_nameindex()
         ]
 
@@ -75,10 +75,10 @@ def local_address(host: str, port: int) -> str:
     refusal: OSError = OSError(f"{host} has no address")
     for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
         try:
-            with socket.socket(family, kind, protocol) as door:
-                door.connect(address)  # for a datagram socket this only looks up the route
+            with socket.socket(family, kind, protocol) as probe:
+                probe.connect(address)  # for a datagram socket this only looks up the route
                 # getsockname() alone omits the scope of a link-local address.
-                return socket.getnameinfo(door.getsockname(), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[
+                return socket.getnameinfo(probe.getsockname(), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[
                     0
                 ]
         except OSError as error:
@@ -148,17 +148,17 @@ def gloo_takes(setting: str, among: Iterable[Interface]) -> list[Interface]:
     for asked in setting.split(","):
         if asked.startswith(("^", "=")):
             raise ValueError(
-                f"{_shown(GLOO, setting)} is NCCL's syntax: Gloo wants exact names, as in eth0,eth1; "
-                f"there are {_usable(by_name.values())}"
+                f"{_shown(GLOO, setting)} has NCCL's syntax, but Gloo expects exact names, as in eth0,eth1; "
+                f"usable interfaces are {_usable(by_name.values())}"
             )
         if asked not in by_name:
             raise ValueError(
-                f"{_shown(GLOO, setting)}: there is no interface {clean_text(asked, 40)!r}, "
-                f"only {_usable(by_name.values())}"
+                f"{_shown(GLOO, setting)}: no interface has the name {clean_text(asked, 40)!r}; "
+                f"usable interfaces are {_usable(by_name.values())}"
             )
         if fault := _fault(by_name[asked]):
             raise ValueError(
-                f"{_shown(GLOO, setting)}: {asked} {fault}; there are {_usable(by_name.values())}"
+                f"{_shown(GLOO, setting)}: {asked} {fault}; usable interfaces are {_usable(by_name.values())}"
             )
         taken.append(by_name[asked])
     return taken
@@ -207,10 +207,10 @@ def _usable(among: Iterable[Interface]) -> str:
 # Queries to the kernel.
 
 
-def _ipv4(door: socket.socket) -> Iterable[tuple[str, str]]:
+def _ipv4(probe: socket.socket) -> Iterable[tuple[str, str]]:
     room = array.array("B", bytes(64 * 1024))
     where, size = room.buffer_info()
-    answer = fcntl.ioctl(door, SIOCGIFCONF, struct.pack("iP", size, where))
+    answer = fcntl.ioctl(probe, SIOCGIFCONF, struct.pack("iP", size, where))
     entry = struct.calcsize("16s16s") + (8 if struct.calcsize("P") == 8 else 0)  # struct ifreq
     for start in range(0, struct.unpack_from("i", answer)[0], entry):
         name, address = struct.unpack_from("16s4x4s", room, start)
@@ -228,8 +228,8 @@ def _ipv6() -> Iterable[tuple[str, str]]:
         yield name, f"{found}%{name}" if found.is_link_local else str(found)
 
 
-def _is_up(door: socket.socket, name: str) -> bool:
-    answer = fcntl.ioctl(door, SIOCGIFFLAGS, struct.pack("16s24x", name.encode()))
+def _is_up(probe: socket.socket, name: str) -> bool:
+    answer = fcntl.ioctl(probe, SIOCGIFFLAGS, struct.pack("16s24x", name.encode()))
     return bool(struct.unpack_from("16xH", answer)[0] & IFF_UP)
 
 

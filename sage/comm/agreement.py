@@ -31,17 +31,17 @@ def differences(facts: Mapping[int, Facts]) -> str:
     """
     names = list(dict.fromkeys(name for each in facts.values() for name in each))
     differ = [name for name in names if len({each.get(name) for each in facts.values()}) > 1]
-    told = [name for name in differ if name not in NOTES]
-    told += [name for name in differ if name in NOTES and NOTES[name] in told]
+    shown = [name for name in differ if name not in NOTES]
+    shown += [name for name in differ if name in NOTES and NOTES[name] in shown]
     lines = []
-    for name in told[:SHOWN]:
+    for name in shown[:SHOWN]:
         ranks: dict[str, list[int]] = {}
         for rank, each in sorted(facts.items()):
             ranks.setdefault(clean_text(each.get(name, "not given"), 80), []).append(rank)
-        values = [f"{value or 'empty'} on {told_ranks(at)}" for value, at in ranks.items()]
+        values = [f"{value or 'empty'} on {format_ranks(at)}" for value, at in ranks.items()]
         lines.append(f"{clean_text(name, 80)} is {', '.join(values[:-1])} and {values[-1]}")
-    if len(told) > SHOWN:
-        lines.append(f"and {len(told) - SHOWN} more differ")
+    if len(shown) > SHOWN:
+        lines.append(f"and {len(shown) - SHOWN} more differ")
     return "; ".join(lines)
 
 
@@ -59,15 +59,15 @@ def compare(wire: Wire, facts: Facts) -> None:
     Raises:
         RanksDiffer: on every rank, if a fact differs; the message gives the fact, each value and its ranks.
     """
-    told = wire.texts(json.dumps(dict(facts)))
-    if difference := differences({rank: json.loads(text) for rank, text in enumerate(told)}):
+    texts = wire.texts(json.dumps(dict(facts)))
+    if difference := differences({rank: json.loads(text) for rank, text in enumerate(texts)}):
         raise RanksDiffer(refusal(difference))
 
 
-def told_ranks(ranks: Sequence[int]) -> str:
+def format_ranks(ranks: Sequence[int]) -> str:
     """Ranks as a message names them, of many the first eight.
 
-    >>> told_ranks([3]), told_ranks([0, 2])
+    >>> format_ranks([3]), format_ranks([0, 2])
     ('rank 3', 'ranks 0, 2')
     """
     if len(ranks) == 1:

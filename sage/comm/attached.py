@@ -6,14 +6,14 @@ import torch
 import torch.distributed as dist
 
 from sage.comm import torch_names
-from sage.comm.failure_monitor import Watch
+from sage.comm.failure_monitor import FailureMonitor
 from sage.comm.process import GroupWire, first_line
 from sage.comm.rendezvous import Place
-from sage.comm.store_messages import Board
+from sage.comm.store_messages import StoreMessages
 from sage.comm.transport import WireError
 
 
-class GuestWire(GroupWire):
+class AttachedWire(GroupWire):
     """A wire over new process groups with the same ranks as an existing group.
 
     The script may use its own group at the same time, also from another thread. All ranks must create their
@@ -38,7 +38,9 @@ class GuestWire(GroupWire):
         guard: bool = False,
     ) -> None:
         if not dist.is_initialized():
-            raise ValueError("the ranks are not joined yet: call torch.distributed.init_process_group first")
+            raise ValueError(
+                "no process group is initialised: call torch.distributed.init_process_group first"
+            )
         host = group or dist.group.WORLD
         assert host is not None
         store = torch_names.store_of(host)
@@ -47,18 +49,18 @@ class GuestWire(GroupWire):
         try:
             self._group = self._beside(host, self._backend)
             self._control = self._beside(host, "gloo")
-            board = Board(store.clone(), name=f"sage/{self._control.group_name}")
+            messages = StoreMessages(store.clone(), name=f"sage/{self._control.group_name}")
         except (RuntimeError, ValueError) as error:
             raise WireError(
-                f"rank {place.rank} of {place.world_size} could not make a group of its own beside the "
-                f"script's within {timeout:g} s: {first_line(error)}. Have all ranks come this far?"
+                f"rank {place.rank} of {place.world_size} could not create its own process group within "
+                f"{timeout:g} s: {first_line(error)}. Check that all ranks reach this call"
             ) from error
-        self._watch = Watch(
+        self._monitor = FailureMonitor(
             place,
-            board,
+            messages,
             lambda: self._inside,
-            keeper="the launcher" if "TORCHELASTIC_RUN_ID" in os.environ else "rank 0",
-            over=lambda: not dist.is_initialized(),
+            store_host="the launcher" if "TORCHELASTIC_RUN_ID" in os.environ else "rank 0",
+            is_over=lambda: not dist.is_initialized(),
         )
 
     def _beside(self, host: dist.ProcessGroup, backend: str) -> dist.ProcessGroup:
@@ -84,11 +86,11 @@ class GuestWire(GroupWire):
 def _place(group: dist.ProcessGroup, store: dist.Store) -> Place:
     while isinstance(store, dist.PrefixStore):
         store = store.underlying_store
-    met = store if isinstance(store, dist.TCPStore) else None
+    tcp = store if isinstance(store, dist.TCPStore) else None
     return Place(
         rank=group.rank(),
         world_size=group.size(),
-        hostip=met.host if met else "a file",
-        port=met.port if met else 0,
+        hostip=tcp.host if tcp else "a file",
+        port=tcp.port if tcp else 0,
         source="the script's own group",
     )

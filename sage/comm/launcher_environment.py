@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sage.comm.launchers import LAUNCHERS, PLAIN, SLURM, TORCHRUN, Launcher
-from sage.comm.variables import are_not_set, number, told
+from sage.comm.variables import are_not_set, number, setting
 
 MOST_RANKS = 1_000_000
 
@@ -52,16 +52,16 @@ def numbered(environ: Mapping[str, str], tasks: Sequence[Task]) -> Task | None:
         return innermost(tasks)
     if SLURM.rank in environ and "SLURM_STEP_ID" not in environ and environ.get("ENVIRONMENT") == "BATCH":
         raise ValueError(
-            f"{told(environ, 'hostip')} is set, but this is a batch script itself, not a task of srun: start "
-            "it with srun, or unset hostip and port to start all ranks here"
+            f"{setting(environ, 'hostip')} is set, but this process is the batch script, not a task of srun: "
+            "start it with srun, or unset hostip and port to start all ranks here"
         )
     for launcher in LAUNCHERS:
         if launcher.rank in environ and _is_signed(environ, launcher):
             size_name = {"srun": "SLURM_NTASKS", "PMIx": "world_size"}.get(launcher.name, launcher.size)
             if size_name not in environ:
                 raise ValueError(
-                    f"{told(environ, launcher.rank)} is set, but {are_not_set([size_name])}: set rank and "
-                    "world_size beside hostip and port"
+                    f"{setting(environ, launcher.rank)} is set, but {are_not_set([size_name])}: set rank and "
+                    "world_size in addition to hostip and port"
                 )
             return _task(environ, launcher, size_name)
     return None
@@ -73,7 +73,7 @@ def local_rank(environ: Mapping[str, str], same: Iterable[Task], otherwise: int)
         launcher, size_name, size = task.launcher, task.size_name, task.size
         if launcher.local_size in environ:
             size_name = launcher.local_size
-            size = number(environ, size_name, 1, size, f", as {task.size_name} is {size}")
+            size = number(environ, size_name, 1, size, f" because {task.size_name} is {size}")
         if launcher.local_rank in environ:
             return number_below(environ, launcher.local_rank, size_name, size)
         if launcher.local_size in environ and launcher in (TORCHRUN, PLAIN):  # ranks fill node by node
@@ -91,7 +91,7 @@ def refuse_fewer(what: str, size: int, tasks: Iterable[Task]) -> None:
             name = task.launcher.name
             raise ValueError(
                 f"{what}, but {name} has started {task.size} tasks ({task.size_name}={task.size}), which "
-                f"would be several runs: have all of them join one, or have {name} start one task a run"
+                "would form several runs: let all tasks join one run, or start one task per run"
             )
 
 
@@ -109,13 +109,13 @@ def refuse_half(environ: Mapping[str, str], tasks: Sequence[Task]) -> None:
             if launcher is SLURM and environ[rank] in ("0", ""):
                 continue
             raise ValueError(
-                f"{told(environ, rank)} says that {launcher.name} has started this task, but not among how "
-                f"many{f', as {size} is not set' if size else ''}: set hostip, port, rank and world_size, or "
-                f"unset {rank} to start all ranks here"
+                f"{setting(environ, rank)} means that {launcher.name} has started this task, but the number "
+                f"of tasks is unknown{f' because {size} is not set' if size else ''}: set hostip, port, rank "
+                f"and world_size, or unset {rank} to start all ranks here"
             )
         if size in environ and rank not in environ and environ[size] != "1":
             raise ValueError(
-                f"{told(environ, size)} says that {launcher.name} has started several tasks, but "
+                f"{setting(environ, size)} means that {launcher.name} has started several tasks, but "
                 f"{are_not_set([rank])}: set hostip, port, rank and world_size, or unset {size} to start all "
                 "ranks here"
             )
@@ -123,11 +123,12 @@ def refuse_half(environ: Mapping[str, str], tasks: Sequence[Task]) -> None:
         given = [name for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE") if name in environ]
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "RANK") if name not in environ]
         raise ValueError(
-            f"{told(environ, 'WORLD_SIZE')} is set ({', '.join(given)}), but {are_not_set(missing)}: set all "
-            "of MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE, or unset WORLD_SIZE to start all ranks here"
+            f"{setting(environ, 'WORLD_SIZE')} is set ({', '.join(given)}), but {are_not_set(missing)}: set "
+            "all of MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE, or unset WORLD_SIZE to start all ranks "
+            "here"
         )
 
 
 def number_below(environ: Mapping[str, str], name: str, size_name: str, size: int) -> int:
     """Return a variable's number from 0 to `size` - 1; raises ValueError as `number` does."""
-    return number(environ, name, 0, size - 1, f", as {size_name} is {size}")
+    return number(environ, name, 0, size - 1, f" because {size_name} is {size}")

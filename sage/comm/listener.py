@@ -34,7 +34,7 @@ def listen(place: Place, timeout: float) -> socket.socket:
             if time.monotonic() > end:
                 told = f"rank 0 cannot listen on port {place.port}: {error.strerror}"
                 if error.errno == errno.EADDRINUSE:
-                    taken = "another run, another program or a second process with rank 0 holds the port"
+                    taken = "another run, another program or a second process with rank 0 uses the port"
                     raise PortTaken(f"{told}; {taken}") from error
                 raise RuntimeError(told) from error
             time.sleep(0.1)

@@ -39,11 +39,11 @@ def add(all_WN: Sequence[Tensor] | Tensor) -> Tensor:
 
 def describe(op: str, **parts: Tensor) -> str:
     """Describe a call for errors and the schedule guard: `gather(values float32[10], indices int32[10])`."""
-    said = []
+    shapes = []
     for kind, x in parts.items():
         shape = "*" if op in UNEVEN else ", ".join(map(str, x.shape))
-        said.append(f"{kind} {str(x.dtype).removeprefix('torch.')}[{shape}]")
-    return f"{op}({', '.join(said)})"
+        shapes.append(f"{kind} {str(x.dtype).removeprefix('torch.')}[{shape}]")
+    return f"{op}({', '.join(shapes)})"
 
 
 def num_bytes(x: Tensor) -> int:

@@ -14,10 +14,10 @@ from torch import Tensor
 from sage.comm import torch_names
 from sage.comm.address import check_interfaces, choose_interface
 from sage.comm.agreement import Facts, RanksDiffer
-from sage.comm.failure_monitor import Watch
+from sage.comm.failure_monitor import FailureMonitor
 from sage.comm.packing import add
 from sage.comm.rendezvous import Place
-from sage.comm.store import sign_in
+from sage.comm.store import join_store
 from sage.comm.transport import Pending, WireError
 from sage.comm.wire import Wire
 from sage.output.text import clean_text
@@ -39,7 +39,7 @@ class GroupWire(Wire):
         timeout: Seconds after which a collective that has not completed is an error on every rank.
     """
 
-    _watch: Watch
+    _monitor: FailureMonitor
     _control: dist.ProcessGroup
     """Gloo group for control messages; they run concurrently with the gradients and need separate threads."""
     _group: dist.ProcessGroup | None = None
@@ -60,15 +60,15 @@ class GroupWire(Wire):
     def close(self) -> None:
         if self.guard:
             self._compare("close()")
-        self._attempt("the last barrier", lambda: dist.barrier(self._control))
-        self._watch.stop()
+        self._attempt("the final barrier", lambda: dist.barrier(self._control))
+        self._monitor.stop()
         # The store closes when rank 0 leaves, so rank 0 must wait until no monitor polls the store.
-        self._attempt("the last barrier", lambda: dist.barrier(self._control))
+        self._attempt("the final barrier", lambda: dist.barrier(self._control))
         self._leave()
 
-    def tell(self, reason: str) -> None:
+    def announce_exit(self, reason: str) -> None:
         """Post why this rank is about to exit, for the other ranks; called for the first error of a run."""
-        self._watch.leave(reason)
+        self._monitor.announce_exit(reason)
 
     def _leave(self) -> None:
         raise NotImplementedError
@@ -82,7 +82,7 @@ class GroupWire(Wire):
             waited = time.perf_counter() - start
             raise WireError(
                 f"rank {self.rank}: {call} failed after {waited:.1f} s: {first_line(error)}. "
-                + self._watch.roll_call()
+                + self._monitor.query_ranks()
             ) from error
         finally:
             self._inside = "outside any collective"
@@ -175,18 +175,18 @@ class ProcessWire(GroupWire):
         super().__init__(place, device=device, timeout=timeout, guard=guard)
         choose_interface(place.hostip, place.port)
         try:
-            board = sign_in(place, timeout=timeout, facts=facts)
-            self._control = self._join(place, board.group_store())
+            messages = join_store(place, timeout=timeout, facts=facts)
+            self._control = self._join(place, messages.group_store())
         except RanksDiffer:
             raise
         except (RuntimeError, ValueError) as error:
             raise WireError(
-                f"rank {place.rank} of {place.world_size} could not meet the others at "
+                f"rank {place.rank} of {place.world_size} could not join the other ranks at "
                 f"{clean_text(place.hostip, 100)}:{place.port} within {timeout:g} s ({place.source}): "
-                f"{first_line(error)}. Have all ranks been started, with the same hostip, port and "
-                "world_size, and is the port open on rank 0's host?"
+                f"{first_line(error)}. Check that all ranks were started with the same hostip, port "
+                "and world_size, and that the port is open on rank 0's host"
             ) from error
-        self._watch = Watch(place, board.clone(), lambda: self._inside)
+        self._monitor = FailureMonitor(place, messages.clone(), lambda: self._inside)
 
     def _join(self, place: Place, store: dist.Store) -> dist.ProcessGroup:
         """Create the default group and the group for control messages; return the latter."""

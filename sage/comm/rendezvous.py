@@ -32,7 +32,7 @@ from sage.comm.launcher_environment import (
     tasks_of,
 )
 from sage.comm.launchers import PLAIN, SLURM, TORCHRUN
-from sage.comm.variables import address, are_not_set, first_node, number, told
+from sage.comm.variables import address, are_not_set, first_node, number, setting
 
 MOST = 2**32 - 1
 """Maximum value of counters such as job numbers."""
@@ -93,9 +93,9 @@ def _bare(environ: Mapping[str, str], tasks: Sequence[Task]) -> Place:
     if missing := [name for name in names if name not in environ]:
         given = "hostip" if "hostip" in environ else "rank"
         raise ValueError(
-            f"{told(environ, given)} is set, but {are_not_set(missing)}. One rank on a bare node "
-            "needs all of hostip (rank 0's address), port (a free one there), rank (0 to world_size - 1) and "
-            "world_size, as in hostip=10.0.0.1 port=29500 rank=0 world_size=4 ./run.sh; "
+            f"{setting(environ, given)} is set, but {are_not_set(missing)}. One rank on a bare node "
+            "needs all of hostip (rank 0's address), port (a free port there), rank (0 to world_size - 1) "
+            "and world_size, as in hostip=10.0.0.1 port=29500 rank=0 world_size=4 ./run.sh; "
             f"unset {given} to start all ranks here"
         )
     hostip, port = address(environ, "hostip"), number(environ, "port", 1, 65535)
@@ -125,8 +125,9 @@ def _by_torch(environ: Mapping[str, str], tasks: Sequence[Task]) -> Place:
     """Return the place from MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE, as in torch.distributed."""
     if missing := [name for name in ("MASTER_PORT", "WORLD_SIZE") if name not in environ]:
         raise ValueError(
-            f"{told(environ, 'MASTER_ADDR')} and {told(environ, 'RANK')} are set, but {are_not_set(missing)}:"
-            " set all of MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE, or unset RANK to start all ranks here"
+            f"{setting(environ, 'MASTER_ADDR')} and {setting(environ, 'RANK')} are set, but "
+            f"{are_not_set(missing)}: set all of MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE, or unset "
+            "RANK to start all ranks here"
         )
     launcher = TORCHRUN if TORCHRUN.sign in environ else PLAIN
     size = number(environ, "WORLD_SIZE", 1, MOST_RANKS)
@@ -154,8 +155,8 @@ def _among_others(environ: Mapping[str, str], tasks: Sequence[Task], task: Task)
         source = f"MASTER_ADDR/MASTER_PORT, and {task.launcher.name}'s rank"
         return _at(environ, task, tasks, hostip, port, source)
     raise ValueError(
-        f"{task.launcher.name} has started {task.size} tasks, which do not know where to meet: "
-        f"set hostip (rank 0's address) and port (a free one there), as in {task.launcher.how}"
+        f"{task.launcher.name} has started {task.size} tasks, but no rendezvous address is "
+        f"set: set hostip (rank 0's address) and port (a free port there), as in {task.launcher.how}"
     )
 
 
@@ -163,15 +164,15 @@ def _in_step(environ: Mapping[str, str], tasks: Sequence[Task], step: Task) -> P
     """Return the place of a task of srun; the rendezvous is on the step's first node."""
     if "SLURM_PTY_PORT" in environ:
         raise ValueError(
-            f"this is task {step.rank} of {step.size} of srun --pty ({told(environ, step.size_name)}): leave "
-            "out --pty, or ask for one task as in srun --ntasks=1 --pty bash; "
+            f"this is task {step.rank} of {step.size} of srun --pty ({setting(environ, step.size_name)}): "
+            "omit --pty, or request one task, as in srun --ntasks=1 --pty bash; "
             f"unset {step.size_name} to start all ranks here"
         )
     needed = ("SLURM_STEP_NODELIST", "SLURM_JOB_ID", "SLURM_STEP_ID")
     if missing := [name for name in needed if name not in environ]:
         raise ValueError(
-            f"{told(environ, step.size_name)} says that srun has started {step.size} tasks, but "
-            f"{are_not_set(missing)}: hand on all of SLURM's variables, or set hostip and port"
+            f"{setting(environ, step.size_name)} means that srun has started {step.size} tasks, but "
+            f"{are_not_set(missing)}: pass on all of SLURM's variables, or set hostip and port"
         )
     # The port may be in use; the formula only gives different steps and jobs different ports.
     job, count = (number(environ, name, 0, MOST) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
@@ -184,8 +185,8 @@ def _at(
     """Return the place of a task whose rank a launcher gives."""
     if environ.get("world_size") and number(environ, "world_size", 1, MOST_RANKS) != task.size:
         raise ValueError(
-            f"{told(environ, 'world_size')}, but {task.launcher.name} has started {task.size} tasks "
-            f"({told(environ, task.size_name)}): unset world_size, or set it to {task.size}"
+            f"{setting(environ, 'world_size')}, but {task.launcher.name} has started {task.size} tasks "
+            f"({setting(environ, task.size_name)}): unset world_size, or set it to {task.size}"
         )
     same = [task, *(one for one in tasks if (one.rank, one.size) == (task.rank, task.size))]
     local = local_rank(environ, same, task.rank if is_called_loopback(hostip) else 0)
@@ -206,7 +207,7 @@ def _secret(environ: Mapping[str, str]) -> str:
     secret = environ.get(SECRET, "")
     if not re.fullmatch(r"[!-~]{0,256}", secret):
         raise ValueError(
-            f"{SECRET} is set to what is no secret: expected up to 256 letters, digits and signs"
+            f"{SECRET} is not a valid secret: expected up to 256 letters, digits and signs, without spaces"
         )
     return secret
 

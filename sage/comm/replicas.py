@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sage.comm.agreement import told_ranks
+from sage.comm.agreement import format_ranks
 from sage.comm.transport import Pending
 from sage.comm.wire import Wire
 
@@ -90,7 +90,7 @@ class Comparison:
         reference = all_W.index(usual)
         when = f"{self._when}: " if self._when else ""
         raise ReplicasDiffer(
-            f"{when}the model of {told_ranks(others)} differs from that of rank {reference}, first in "
+            f"{when}the model of {format_ranks(others)} differs from that of rank {reference}, first in "
             f"{self._replicas.first_difference(reference, others[0])}. The ranks no longer train one model: "
             "the reducer returns another mean on each rank, a rank changed its parameters by itself, or the "
             "ranks' processors round differently"

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 from sage.comm.rendezvous import Place, local_places
-from sage.exit_status import FAILED, HOPELESS, INTERRUPTED, KEYBOARD
+from sage.exit_status import FAILED, FATAL, INTERRUPTED, KEYBOARD
 from sage.output import streams
 
 GRACE = 10.0
@@ -22,36 +22,36 @@ GRACE = 10.0
 
 
 @dataclass(frozen=True)
-class Voice:
+class SharedErrors:
     """Shared memory of the ranks of one machine: which ranks have printed an error, and the first error."""
 
-    has_spoken: Any
+    has_reported: Any
     """A shared array of W bytes; 1 for each rank that has reported why it exits."""
     first: Any
     """A shared array of bytes: the first message, without its rank prefix."""
 
-    def say(self, rank: int, text: str) -> bool:
+    def report(self, rank: int, text: str) -> bool:
         """Mark that a rank reports why it exits; return False if another rank has reported the same text."""
-        said = text.removeprefix(f"rank {rank}: ").encode(errors="replace")[:SHARED_BYTES]
-        self.has_spoken[rank] = 1
+        own = text.removeprefix(f"rank {rank}: ").encode(errors="replace")[:SHARED_BYTES]
+        self.has_reported[rank] = 1
         with self.first.get_lock():
-            if self.first.value == said:
+            if self.first.value == own:
                 return False
             if not self.first.value:
-                self.first.value = said
+                self.first.value = own
             return True
 
 
 SHARED_BYTES = 4096
 """Number of bytes of the first message that are compared."""
 
-_voice: Voice | None = None
+_shared_errors: SharedErrors | None = None
 """In a spawned rank: the memory that it shares with the others."""
 
 
-def is_news(rank: int, text: str) -> bool:
+def is_new_error(rank: int, text: str) -> bool:
     """Record that a rank reports why it exits; return False if another spawned rank reported the same."""
-    return _voice is None or _voice.say(rank, text)
+    return _shared_errors is None or _shared_errors.report(rank, text)
 
 
 def spawn(rank: Callable[[Place], int], world_size: int, *, method: Literal["fork", "spawn"]) -> int:
@@ -64,39 +64,39 @@ def spawn(rank: Callable[[Place], int], world_size: int, *, method: Literal["for
     ranks too; a second SIGINT kills all ranks. If this process dies, the ranks are killed.
     """
     context: Any = multiprocessing.get_context(method)
-    shared = Voice(context.Array("b", world_size), context.Array("c", SHARED_BYTES + 1))
+    shared = SharedErrors(context.Array("b", world_size), context.Array("c", SHARED_BYTES + 1))
     ranks = [
         context.Process(target=_child, args=(rank, place, os.getpid(), shared), name=f"rank {place.rank}")
         for place in local_places(world_size)
     ]
     for process in ranks:
         process.start()
-    with _signals_handed_on(ranks) as interrupts:
+    with _signals_forwarded(ranks) as interrupts:
         _await(ranks)
     if len(interrupts) > 1:
         return KEYBOARD
-    silent = [process for process, spoken in zip(ranks, shared.has_spoken, strict=True) if not spoken]
-    for process in silent:
+    unreported = [process for process, spoken in zip(ranks, shared.has_reported, strict=True) if not spoken]
+    for process in unreported:
         how = (
-            f"was ended by {signal.Signals(-process.exitcode).name}"
+            f"was terminated by {signal.Signals(-process.exitcode).name}"
             if process.exitcode < 0
-            else f"left with exit status {process.exitcode} before its end: something called os._exit"
+            else f"exited with status {process.exitcode} before it had finished: it called os._exit"
         )
         if process.exitcode != KEYBOARD:
             print(f"sage: {process.name} {how}", file=sys.stderr)
     codes = {process.exitcode for process in ranks}
-    for status in (HOPELESS, KEYBOARD):
+    for status in (FATAL, KEYBOARD):
         if status in codes:
             return status
-    return FAILED if silent or codes - {0, INTERRUPTED} else max(codes)
+    return FAILED if unreported or codes - {0, INTERRUPTED} else max(codes)
 
 
 @contextmanager
-def _signals_handed_on(ranks: Sequence[BaseProcess]) -> Iterator[list[int]]:
+def _signals_forwarded(ranks: Sequence[BaseProcess]) -> Iterator[list[int]]:
     """Forward signals to the ranks; yield a list with one element per received SIGINT."""
     interrupts: list[int] = []
 
-    def hand_on(number: int, _: object) -> None:
+    def forward(number: int, _: object) -> None:
         if number == signal.SIGINT:
             interrupts.append(number)
             number = signal.SIGTERM if len(interrupts) == 1 else signal.SIGKILL
@@ -105,7 +105,7 @@ def _signals_handed_on(ranks: Sequence[BaseProcess]) -> Iterator[list[int]]:
                 os.kill(process.pid, number)
 
     before = {
-        number: signal.signal(number, hand_on)
+        number: signal.signal(number, forward)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     }
     try:
@@ -126,14 +126,14 @@ def _await(ranks: Sequence[BaseProcess]) -> None:
                 process.kill()
 
 
-def _child(rank: Callable[[Place], int], place: Place, parent: int, shared: Voice) -> None:
-    global _voice
-    _voice = shared
+def _child(rank: Callable[[Place], int], place: Place, parent: int, shared: SharedErrors) -> None:
+    global _shared_errors
+    _shared_errors = shared
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: killed when its parent dies
         if os.getppid() != parent:
             os._exit(FAILED)
     streams.protect()
     status = rank(place)
-    shared.has_spoken[place.rank] = 1
+    shared.has_reported[place.rank] = 1
     sys.exit(status)

@@ -16,15 +16,15 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from sage.comm.agreement import Facts, RanksDiffer, differences, refusal, told_ranks
+from sage.comm.agreement import Facts, RanksDiffer, differences, format_ranks, refusal
 from sage.comm.listener import PortTaken, listen
 from sage.comm.rendezvous import Place
-from sage.comm.store_messages import Board
+from sage.comm.store_messages import StoreMessages
 from sage.output.text import clean_text
 
 SLICE = 0.25
 """Seconds of one blocking wait in the store; Python handles signals between two waits."""
-FAREWELL = 5.0
+CLOSE_SECONDS = 5.0
 """Seconds for which rank 0 keeps the store open after an error, so that the others can read it."""
 NAME_SECONDS = 10.0
 """Seconds for which a name that does not resolve is retried: a node's name may be registered late."""
@@ -36,8 +36,8 @@ GAVE_UP = "gave up"
 """The fact that a rank writes when its timeout is over and it exits."""
 
 
-def sign_in(place: Place, *, timeout: float, facts: Facts) -> Board:
-    """Join the other ranks, compare facts, and return the board of this run.
+def join_store(place: Place, *, timeout: float, facts: Facts) -> StoreMessages:
+    """Join the other ranks, compare facts, and return access to the messages of this run.
 
     Args:
         place: This rank, and the rendezvous address.
@@ -46,116 +46,120 @@ def sign_in(place: Place, *, timeout: float, facts: Facts) -> Board:
 
     Raises:
         RanksDiffer: on every rank, if facts differ.
-        RuntimeError: if the port is unreachable or held by another program, or a rank did not join.
+        RuntimeError: if the port is unreachable or used by another program, or a rank did not join.
     """
     end = time.monotonic() + timeout
     facts = {"world_size": str(place.world_size), **facts}
-    hosts = place.rank == 0 and not _agent_keeps_the_store(place)
+    hosts = place.rank == 0 and not _agent_hosts_the_store(place)
     try:
         listener = listen(place, timeout) if hosts else None
     except PortTaken:
         _refuse_second(place)
         raise
     store = _open_store(place, end, listener=listener)
-    board = _claim(place, store)
-    board.post(f"facts {place.rank}", json.dumps(facts))
-    board.count("arrivals")
+    messages = _claim(place, store)
+    messages.post(f"facts {place.rank}", json.dumps(facts))
+    messages.count("arrivals")
     if place.rank == 0:
-        verdict = _preside(board, place.world_size, end)
-        board.post("verdict", json.dumps(verdict))
+        verdict = _decide(messages, place.world_size, end)
+        messages.post("verdict", json.dumps(verdict))
         if verdict["fault"] and hosts:
-            _until_read(board, place.world_size)
+            _until_read(messages, place.world_size)
     else:
-        verdict = _await_verdict(board, place, end)
-        board.count("read")
+        verdict = _await_verdict(messages, place, end)
+        messages.count("read")
     if not verdict["fault"] and place.rank >= int(verdict["world_size"]):
-        told = differences({0: {"world_size": verdict["world_size"]}, place.rank: facts})
-        raise RanksDiffer(refusal(told))
+        difference = differences({0: {"world_size": verdict["world_size"]}, place.rank: facts})
+        raise RanksDiffer(refusal(difference))
     if verdict["fault"]:
         raise (RanksDiffer if verdict["kind"] == "differ" else RuntimeError)(
             clean_text(verdict["fault"], 1500)
         )
     # All later keys also depend on the facts that were compared.
-    return board.within(hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16])
+    return messages.within(hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16])
 
 
-def _claim(place: Place, store: dist.Store) -> Board:
-    """Claim this rank, and return the board of this attempt.
+def _claim(place: Place, store: dist.Store) -> StoreMessages:
+    """Claim this rank, and return the messages of this attempt.
 
     Raises:
         RuntimeError: if another process has claimed the rank; that process and the others are told.
     """
-    board = Board(store, secret=place.secret).within(f"attempt {place.attempt}")
-    if board.count(f"seat {place.rank}") > 1:
-        board.post_first("claimed twice", str(place.rank))
-        board.count("arrivals")
-        raise RuntimeError(f"another process is rank {place.rank} already")
-    return board
+    messages = StoreMessages(store, secret=place.secret).within(f"attempt {place.attempt}")
+    if messages.count(f"seat {place.rank}") > 1:
+        messages.post_first("claimed twice", str(place.rank))
+        messages.count("arrivals")
+        raise RuntimeError(f"another process already has rank {place.rank}")
+    return messages
 
 
 # Rank 0's verdict.
 
 
-def _preside(board: Board, world_size: int, end: float) -> dict[str, str]:
+def _decide(messages: StoreMessages, world_size: int, end: float) -> dict[str, str]:
     """Wait for the facts of every rank, compare them and return the verdict."""
     facts: dict[int, Facts] = {}
     arrived, twice = -1, None
     while len(facts) < world_size:
-        now = board.count("arrivals", 0)
+        now = messages.count("arrivals", 0)
         if now != arrived:
             arrived = now
             for rank in set(range(world_size)) - facts.keys():
-                if (text := board.read(f"facts {rank}")) is not None:
+                if (text := messages.read(f"facts {rank}")) is not None:
                     facts[rank] = _parsed(text)
             # If the world sizes differ, some ranks may never join.
             if len({each.get("world_size") for each in facts.values()}) > 1:
                 break
-            if twice is None and (twice := board.read("claimed twice")) is not None:
+            if twice is None and (twice := messages.read("claimed twice")) is not None:
                 end = min(end, time.monotonic() + CLAIMED_SECONDS)
         elif time.monotonic() > end:
             absent = sorted(set(range(world_size)) - facts.keys())
-            fault = f"{told_ranks(absent)} of {world_size} did not come"
+            fault = f"{format_ranks(absent)} of {world_size} did not join"
             if twice is not None:
-                fault += f", and two processes are rank {twice}: give each process a rank of its own"
-            if told := differences(facts):
-                fault += f", and of those that came {told}"
+                fault += f", and two processes have rank {twice}: give each process its own rank"
+            if difference := differences(facts):
+                fault += f", and the ranks that joined differ: {difference}"
             return {"fault": fault, "kind": "absent", "world_size": str(world_size)}
         else:
             time.sleep(0.02)
     for rank, each in facts.items():  # a rank that gave up has overwritten its facts
-        if GAVE_UP in _parsed(board.read(f"facts {rank}") or "{}"):
-            fault = f"rank {rank} came and has left again: {each.get(GAVE_UP, 'it waited for its time-out')}"
+        if GAVE_UP in _parsed(messages.read(f"facts {rank}") or "{}"):
+            fault = f"rank {rank} joined and then gave up: {each.get(GAVE_UP, 'its timeout expired')}"
             return {"fault": fault, "kind": "absent", "world_size": str(world_size)}
-    told = differences(facts)
-    return {"fault": refusal(told) if told else "", "kind": "differ", "world_size": str(world_size)}
+    difference = differences(facts)
+    return {
+        "fault": refusal(difference) if difference else "",
+        "kind": "differ",
+        "world_size": str(world_size),
+    }
 
 
-def _await_verdict(board: Board, place: Place, end: float) -> dict[str, str]:
+def _await_verdict(messages: StoreMessages, place: Place, end: float) -> dict[str, str]:
     # Rank 0 may have started later, and then reaches its own timeout after this rank.
-    while not board.await_one("verdict", SLICE):
+    while not messages.await_one("verdict", SLICE):
         if time.monotonic() > end:
-            here = [rank for rank in range(place.world_size) if board.has(f"facts {rank}")]
+            here = [rank for rank in range(place.world_size) if messages.has(f"facts {rank}")]
             absent = sorted(set(range(place.world_size)) - set(here))
-            board.post(f"facts {place.rank}", json.dumps({GAVE_UP: "its time-out is over"}))
+            messages.post(f"facts {place.rank}", json.dumps({GAVE_UP: "its timeout expired"}))
             if 0 in absent:
                 raise RuntimeError(
-                    f"rank 0 of {place.world_size} did not come: another program or another run holds the "
+                    f"rank 0 of {place.world_size} did not join: another program or another run uses the "
                     "port, or the ranks have different values of SAGE_SECRET"
                 )
-            raise RuntimeError(f"{told_ranks(absent or [0])} of {place.world_size} did not come")
-    verdict = _parsed(board.read("verdict") or "{}")
+            raise RuntimeError(f"{format_ranks(absent or [0])} of {place.world_size} did not join")
+    verdict = _parsed(messages.read("verdict") or "{}")
     if not verdict.keys() >= {"fault", "kind", "world_size"} or not verdict["world_size"].isdigit():
         raise RuntimeError(
-            "what rank 0 has left in the store is not its verdict: another program wrote there"
+            "the verdict of rank 0 in the store is invalid: another program wrote to the store"
         )
     return verdict
 
 
-def _until_read(board: Board, world_size: int) -> None:
+def _until_read(messages: StoreMessages, world_size: int) -> None:
     """Keep the store open until the other ranks have read the verdict, for a few seconds at most."""
-    end = time.monotonic() + FAREWELL
+    end = time.monotonic() + CLOSE_SECONDS
     with suppress(RuntimeError):
-        while board.count("read", 0) < world_size - 1 and time.monotonic() < end:
+        while messages.count("read", 0) < world_size - 1 and time.monotonic() < end:
             time.sleep(0.05)
 
 
@@ -173,7 +177,7 @@ def _parsed(text: str) -> dict[str, str]:
 # The store.
 
 
-def _agent_keeps_the_store(place: Place) -> bool:
+def _agent_hosts_the_store(place: Place) -> bool:
     """Whether torchrun's agent hosts the store: always, except for a static rendezvous of several nodes."""
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return kept and os.environ.get("MASTER_PORT") == str(place.port)
@@ -203,15 +207,15 @@ def _open_store(place: Place, end: float, *, listener: socket.socket | None) -> 
     is abandoned if it has not finished in time.
     """
     opened: list[dist.Store | Exception] = []
-    waits_for = ["an answer of the name server"]
+    reason = ["the name server does not answer"]
 
     def connect() -> None:
         try:
             if listener is None:
-                _knock(place, end)
-            waits_for[0] = (
-                f"an answer: something at port {place.port} accepts connections but does not speak as rank 0 "
-                "does, so another program holds the port"
+                _await_listener(place, end)
+            reason[0] = (
+                f"the process at port {place.port} accepts connections but does not answer as rank 0 does, "
+                "so another program uses the port"
             )
             opened.append(_store(place, end, listener))
         except Exception as error:
@@ -222,14 +226,14 @@ def _open_store(place: Place, end: float, *, listener: socket.socket | None) -> 
     while thread.is_alive() and time.monotonic() < end + SLICE:
         thread.join(SLICE)
     if not opened:
-        raise RuntimeError(f"waited in vain for {waits_for[0]}")
-    if isinstance(opened[0], _NoWay):
+        raise RuntimeError(reason[0])
+    if isinstance(opened[0], _Unreachable):
         raise opened[0]
     if isinstance(opened[0], Exception):
-        reason = str(opened[0]).splitlines()[0]
-        if "Ping failed" in reason:  # torch's error for an answer that is not from a store
-            raise RuntimeError(f"waited in vain for {waits_for[0]}") from opened[0]
-        raise RuntimeError(f"{reason}; does another program hold the port?") from opened[0]
+        first = str(opened[0]).splitlines()[0]
+        if "Ping failed" in first:  # torch's error for an answer that is not from a store
+            raise RuntimeError(reason[0]) from opened[0]
+        raise RuntimeError(f"{first}; check whether another program uses the port") from opened[0]
     return opened[0]
 
 
@@ -244,15 +248,15 @@ def _store(place: Place, end: float, listener: socket.socket | None) -> dist.Sto
     )
 
 
-class _NoWay(RuntimeError):
+class _Unreachable(RuntimeError):
     """The rendezvous address cannot be reached; the message gives the reason."""
 
 
-def _knock(place: Place, end: float) -> None:
+def _await_listener(place: Place, end: float) -> None:
     """Wait until a process listens at the rendezvous address.
 
     Raises:
-        _NoWay: if none does within the remaining time.
+        _Unreachable: if none does within the remaining time.
     """
     start = time.monotonic()
     while True:
@@ -265,15 +269,15 @@ def _knock(place: Place, end: float) -> None:
         except (OSError, UnicodeError) as error:
             unknown = isinstance(error, socket.gaierror | UnicodeError) and now > start + NAME_SECONDS
             if unknown or time.monotonic() >= end - 0.1:
-                raise _NoWay(_why(error, place)) from error
+                raise _Unreachable(_why(error, place)) from error
         time.sleep(0.1)
 
 
 def _why(error: Exception, place: Place) -> str:
     if isinstance(error, ConnectionRefusedError):
-        return f"rank 0 of {place.world_size} did not come: nothing listens there"
+        return f"rank 0 of {place.world_size} did not join: no process listens at this address"
     if isinstance(error, socket.gaierror | UnicodeError):
         return f"the name {clean_text(place.hostip, 100)} does not resolve"
     if isinstance(error, TimeoutError):
-        return "no answer: the host is off, or a firewall drops what is sent there"
-    return f"no way there: {getattr(error, 'strerror', None) or error}"
+        return "no answer: the host is down, or a firewall drops the packets"
+    return f"cannot connect: {getattr(error, 'strerror', None) or error}"

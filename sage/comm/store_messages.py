@@ -7,7 +7,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 
-class Board:
+class StoreMessages:
     """Texts by name in a torch store. Values that are read are never unpickled.
 
     Any process that can connect to the store's port can list its keys and write values, since torch's stores
@@ -23,13 +23,13 @@ class Board:
     def __init__(self, store: dist.Store, *, secret: str = "", name: str = "sage") -> None:
         self.store, self._secret, self._name = store, secret, name
 
-    def within(self, name: str) -> "Board":
-        """Return a board whose prefix is this board's prefix followed by `name`."""
-        return Board(self.store, secret=self._secret, name=f"{self._name}/{name}")
+    def within(self, name: str) -> "StoreMessages":
+        """Return messages whose names have the prefix of these, followed by `name`."""
+        return StoreMessages(self.store, secret=self._secret, name=f"{self._name}/{name}")
 
-    def clone(self) -> "Board":
-        """Return the same board over a new connection."""
-        return Board(self.store.clone(), secret=self._secret, name=self._name)
+    def clone(self) -> "StoreMessages":
+        """Return access to the same messages over a new connection."""
+        return StoreMessages(self.store.clone(), secret=self._secret, name=self._name)
 
     def key(self, name: str) -> str:
         """Return the store's key for a name."""
@@ -37,7 +37,7 @@ class Board:
         return self._mac(full) if self._secret else full
 
     def group_store(self) -> dist.Store:
-        """Return a store for torch's process groups, whose keys have one of this board's keys as prefix."""
+        """Return a store for torch's process groups, whose keys have the key of `group` as prefix."""
         return dist.PrefixStore(self.key("group"), self.store)
 
     def post(self, name: str, text: str) -> None:
@@ -46,8 +46,8 @@ class Board:
 
     def post_first(self, name: str, text: str) -> str:
         """Write a text if the name has none yet; return the text that is then stored."""
-        held = self.store.compare_set(self.key(name), "", self._sealed(name, text))
-        opened = self._opened(name, held)
+        stored = self.store.compare_set(self.key(name), "", self._sealed(name, text))
+        opened = self._opened(name, stored)
         return text if opened is None else opened
 
     def has(self, name: str) -> bool:
@@ -77,8 +77,8 @@ class Board:
         text = text.encode(errors="replace").decode()
         return self._mac(f"{self._name}/{name}\n{text}") + text if self._secret else text
 
-    def _opened(self, name: str, held: bytes) -> str | None:
-        text = held.decode(errors="replace")
+    def _opened(self, name: str, stored: bytes) -> str | None:
+        text = stored.decode(errors="replace")
         if not self._secret:
             return text
         seal, text = text[:32], text[32:]

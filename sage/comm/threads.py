@@ -68,40 +68,40 @@ class ThreadWire(Wire):
         self._call = call.removeprefix("guard of ")
         return run()
 
-    def _meet(self, x: Tensor, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
-        return self._table.meet(self.rank, self._call, x, combine)
+    def _exchange(self, x: Tensor, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
+        return self._table.exchange(self.rank, self._call, x, combine)
 
     def _sum(self, x_N: Tensor) -> None:
-        x_N.copy_(self._meet(x_N, add))
+        x_N.copy_(self._exchange(x_N, add))
 
     def _begin_sum(self, call: str, x_N: Tensor) -> Pending:
         self._attempt(call, lambda: self._sum(x_N))
         return _Done(x_N)
 
     def _gather(self, x_S: Tensor) -> Tensor:
-        return self._meet(x_S, torch.stack)
+        return self._exchange(x_S, torch.stack)
 
     def _gather_on_host(self, x_S: Tensor) -> Tensor:
         return self._gather(x_S)
 
     def _gather_ragged(self, x_S: Tensor, sizes: Sequence[int]) -> Tensor:
-        return self._meet(x_S, torch.cat)
+        return self._exchange(x_S, torch.cat)
 
     def _broadcast(self, x_N: Tensor, root: int) -> None:
-        x_N.copy_(self._meet(x_N, lambda all_W: all_W[root].clone()))
+        x_N.copy_(self._exchange(x_N, lambda all_W: all_W[root].clone()))
 
     def _gather_to(self, x_N: Tensor, root: int) -> Tensor:
-        all_WN = self._meet(x_N, torch.stack)
+        all_WN = self._exchange(x_N, torch.stack)
         return all_WN if self.rank == root else all_WN[:0].clone()
 
     def _reduce_scatter(self, x_WN: Tensor) -> Tensor:
-        return self._meet(x_WN, add)[self.rank].clone()
+        return self._exchange(x_WN, add)[self.rank].clone()
 
     def _all_to_all(self, x_WN: Tensor) -> Tensor:
-        return self._meet(x_WN, torch.stack)[:, self.rank].clone()
+        return self._exchange(x_WN, torch.stack)[:, self.rank].clone()
 
     def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
-        pieces = self._meet(x_S, torch.cat).split([size for row in sizes for size in row])
+        pieces = self._exchange(x_S, torch.cat).split([size for row in sizes for size in row])
         return torch.cat(pieces[self.rank :: self.world_size])
 
 
@@ -121,7 +121,7 @@ class _Abandoned(WireError):
 class _Round:
     """One collective: the call and input of each rank, and the result."""
 
-    brought: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
+    inputs: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
     result: Tensor | None = None
 
 
@@ -142,25 +142,25 @@ class _Table:
         self._turns[rank].acquire()
         torch.set_rng_state(self._random[rank])
 
-    def meet(self, rank: int, call: str, x: Tensor, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
+    def exchange(self, rank: int, call: str, x: Tensor, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
         """Provide x, wait for the input of every other rank, and return the combined result."""
         number = self._next[rank]
         self._next[rank] += 1
         self._rounds.pop(number - 2, None)  # no longer needed: all ranks have entered the next round
         table = self._rounds[number]
-        table.brought[rank] = (call, x)
-        self._hand_on(rank)
+        table.inputs[rank] = (call, x)
+        self._pass_turn(rank)
         self.wait_for_turn(rank)
         # Every other rank has run since: a rank whose input is missing will not provide it.
-        if len(table.brought) < self.world_size:
+        if len(table.inputs) < self.world_size:
             ends = "; ".join(f"rank {other} {end}" for other, end in sorted(self._left.items()))
-            raise _Abandoned(f"rank {rank} waits in {call} for ever: {ends}")
-        calls = {other: said for other, (said, _) in sorted(table.brought.items())}
+            raise _Abandoned(f"rank {rank} waits in {call} for ranks that have ended: {ends}")
+        calls = {other: made for other, (made, _) in sorted(table.inputs.items())}
         if len(set(calls.values())) > 1:
-            told = "; ".join(f"rank {other} calls {said}" for other, said in calls.items())
-            raise ScheduleError(f"the ranks' collectives differ: {told}")
+            calls_by_rank = "; ".join(f"rank {other} calls {made}" for other, made in calls.items())
+            raise ScheduleError(f"the ranks' collectives differ: {calls_by_rank}")
         if table.result is None:
-            table.result = combine([table.brought[other][1] for other in calls])
+            table.result = combine([table.inputs[other][1] for other in calls])
         return table.result
 
     def leave(self, rank: int, error: BaseException | None) -> None:
@@ -168,9 +168,9 @@ class _Table:
         if error is not None:
             self.errors.append(error)
         self._left[rank] = f"has failed ({type(error).__name__}: {error})" if error else "has ended"
-        self._hand_on(rank)
+        self._pass_turn(rank)
 
-    def _hand_on(self, rank: int) -> None:
+    def _pass_turn(self, rank: int) -> None:
         self._random[rank] = torch.get_rng_state()
         others = [(rank + step) % self.world_size for step in range(1, self.world_size + 1)]
         following = next((other for other in others if other not in self._left), None)

@@ -15,7 +15,7 @@ LONGEST = 80
 SCONTROL_SECONDS = 30.0
 
 
-def told(environ: Mapping[str, str], name: str) -> str:
+def setting(environ: Mapping[str, str], name: str) -> str:
     """Format `NAME='value'` for messages, with the value shortened, cleaned, and quoted if necessary."""
     value = clean_text(environ[name], LONGEST)
     return f"{name}={value}" if re.fullmatch(r"[\w.:%/-]+", value) else f"{name}={value!r}"
@@ -38,7 +38,7 @@ def number(environ: Mapping[str, str], name: str, least: int, most: int, why: st
         raise ValueError(f"{name}={shown!r}: expected a whole number from {least} to {most}{why}")
     # Python does not convert very long numbers, and they are out of range in any case.
     if len(value) > 20 or not least <= int(value) <= most:
-        raise ValueError(f"{told(environ, name)}: expected {least} to {most}{why}")
+        raise ValueError(f"{setting(environ, name)}: expected {least} to {most}{why}")
     return int(value)
 
 
@@ -59,7 +59,7 @@ def address(environ: Mapping[str, str], name: str) -> str:
     elif len(bare) <= 253 and re.fullmatch(r"\w([\w.-]*\w)?\.?", bare):
         return bare
     shown = f"{name}={clean_text(value, LONGEST)!r}"
-    hint = "; the port is a variable of its own" if re.fullmatch(r"[\w.-]+:\d+|\w+://.*", value) else ""
+    hint = "; set the port in its own variable" if re.fullmatch(r"[\w.-]+:\d+|\w+://.*", value) else ""
     raise ValueError(f"{shown}: expected rank 0's address or name, as in 10.0.0.1 or node1{hint}")
 
 
@@ -77,17 +77,17 @@ def first_node(environ: Mapping[str, str]) -> str:
     name = re.sub(r"\[([^],-]+)[^]]*\]", r"\1", first[1] if first else "")
     if not re.fullmatch(r"\w[\w.-]{0,252}", name):
         raise ValueError(
-            f"{told(environ, 'SLURM_STEP_NODELIST')}: expected SLURM's names of nodes, as node[1-4]"
+            f"{setting(environ, 'SLURM_STEP_NODELIST')}: expected SLURM's list of nodes, such as node[1-4]"
         )
     with suppress(OSError, UnicodeError):  # resolving fails if a label has more than 63 characters
         if not any(map(is_loopback, resolve(name))):
             return name
     command = ["scontrol", "--oneliner", "show", "node", name]
     try:
-        said = subprocess.run(
+        answer = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=SCONTROL_SECONDS, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return name
-    found = re.search(r" NodeAddr=([\w.:%-]+)", said)
+    found = re.search(r" NodeAddr=([\w.:%-]+)", answer)
     return found[1] if found else name

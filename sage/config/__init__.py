@@ -5,7 +5,7 @@ from .files import workloads as workloads
 from .options import part_options as part_options
 from .options import recorded as recorded
 from .options import resolve as resolve
-from .run_config import ASIDE as ASIDE
+from .run_config import NOT_HASHED as NOT_HASHED
 from .run_config import Config as Config
 from .run_config import Count as Count
 from .run_config import Option as Option

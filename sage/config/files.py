@@ -44,7 +44,7 @@ def _read(path: Path) -> dict[str, Any]:
         table = read_toml(path, "a TOML file of a run's settings")
     except FileNotFoundError as cause:
         raise ValueError(
-            f"there is no file {path}; the workloads that come by name: {', '.join(workloads())}"
+            f"there is no file {path}; the built-in workloads are {', '.join(workloads())}"
         ) from cause
     return _checked(table, path.name)
 

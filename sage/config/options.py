@@ -17,7 +17,7 @@ def part_options(config: Config, *, from_source: bool = False) -> dict[str, Mapp
     }
     if clash := sorted(set(found["reducer"]) & set(annotations())):
         raise ValueError(
-            f"the reducer {config.reducer!r} has options with a run's own names: {', '.join(clash)}"
+            f"the reducer {config.reducer!r} has options with the names of settings: {', '.join(clash)}"
         )
     return found
 
@@ -72,7 +72,7 @@ def resolve(config: Config, *, from_source: bool = False, **changes: Any) -> Con
     except ValueError:
         raise
     except Exception as error:  # third-party reducers may raise any exception
-        said = f"{type(error).__name__}: {clean_text(str(error))}"
+        reason = f"{type(error).__name__}: {clean_text(str(error))}"
         name, options = registry.short(config.reducer), validate.shown(checked["reducer_options"])
-        raise ValueError(f"the reducer {name} does not take the options {options}: {said}") from error
+        raise ValueError(f"the reducer {name} does not take the options {options}: {reason}") from error
     return replace(config, **{**changes, **checked})

@@ -5,7 +5,7 @@ and from `config.json`, so existing runs keep their folders; any other value is 
 marker works for options of reducers, models and data sets (`sage.registry.check_options`). A new table is a
 field of type `dict` whose default is empty. Without the marker, a new field would rename every run. An option
 whose default changes what runs did before it existed has the marker `Before` instead: the hash omits the
-value of the marker, and includes the default. Fields marked `ASIDE` are never part of the hash.
+value of the marker, and includes the default. Fields marked `NOT_HASHED` are never part of the hash.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Self, cast, get_type_hints
 from .. import registry
 from ..validate import LATER, Range, coerce, known, marks
 
-ASIDE = "aside"
+NOT_HASHED = "aside"
 """Marks a field that cannot change the result of a run and is therefore excluded from its hash."""
 
 Option = bool | int | float | str | None | tuple[bool | int | float | str, ...]
@@ -162,23 +162,23 @@ class Config:
     """Epochs between two evaluations; may be fractional."""
 
     # Files and limits: these cannot change the result
-    runs: Annotated[Path, ASIDE] = Path("runs")
+    runs: Annotated[Path, NOT_HASHED] = Path("runs")
     """Folder of the run folders."""
-    data_root: Annotated[Path | None, ASIDE] = None
+    data_root: Annotated[Path | None, NOT_HASHED] = None
     """Folder of the data sets; if omitted, $SAGE_DATA_DIR, else ./data."""
-    checkpoint_every: Annotated[Count | None, ASIDE] = None
+    checkpoint_every: Annotated[Count | None, NOT_HASHED] = None
     """Optimiser steps between two checkpoints; if omitted, at the end of each epoch."""
-    timeout: Annotated[Seconds, ASIDE] = 300.0
+    timeout: Annotated[Seconds, NOT_HASHED] = 300.0
     """Timeout of the rendezvous and of each collective, in seconds; the run then ends with an error."""
-    check_replicas: Annotated[int | None, Range(0), ASIDE] = None
+    check_replicas: Annotated[int | None, Range(0), NOT_HASHED] = None
     """Steps between comparisons of the ranks' models; if omitted, at evaluations and checkpoints; 0: off."""
-    oversubscribe: Annotated[bool, ASIDE] = False
+    oversubscribe: Annotated[bool, NOT_HASHED] = False
     """Allow more ranks than the memory and cores of this machine support."""
-    guard: Annotated[bool, ASIDE] = False
+    guard: Annotated[bool, NOT_HASHED] = False
     """Check before each collective that all ranks are about to call the same one."""
-    fresh: Annotated[bool, ASIDE] = False
+    fresh: Annotated[bool, NOT_HASHED] = False
     """Start from scratch, even if this run is finished or interrupted."""
-    slurm: Annotated[dict[str, Any], ASIDE] = field(default_factory=dict)
+    slurm: Annotated[dict[str, Any], NOT_HASHED] = field(default_factory=dict)
     """The TOML table [slurm]: sbatch options by their sbatch names."""
 
     def __post_init__(self) -> None:
@@ -186,17 +186,17 @@ class Config:
             object.__setattr__(self, name, coerce(name, getattr(self, name), annotation))
         if self.schedule == "step" and not self.milestones:
             raise ValueError(
-                "schedule is 'step' without milestones; give the epochs, as in --milestones 80 120"
+                "schedule is 'step' without milestones; set the epochs, as in --milestones 80 120"
             )
         if self.schedule == "decay" and not self.lr_decay:
-            raise ValueError("schedule is 'decay' with lr_decay 0; give --lr-decay above 0, as in 0.2")
+            raise ValueError("schedule is 'decay' with lr_decay 0; set --lr-decay above 0, as in 0.2")
         if self.memory == "momentum" and self.momentum > 0 and self.momentum_kind != "none":
             raise ValueError(
-                f"memory is 'momentum', and there is a momentum of {self.momentum:g} {self.momentum_at} the "
-                "reduction too, so that it would count twice: give --momentum 0, or another memory"
+                f"memory is 'momentum', and momentum is {self.momentum:g} {self.momentum_at} the reduction, "
+                "so momentum would be applied twice: set --momentum 0, or another memory"
             )
         if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones are {self.milestones}; allowed are epochs in rising order")
+            raise ValueError(f"milestones are {self.milestones}; allowed are epochs in increasing order")
         if self.grouping is not None and not _GROUPING.fullmatch(self.grouping):
             allowed = "model, layer, or bucket:<MB> with MB above 0, as bucket:25"
             raise ValueError(f"grouping is {self.grouping!r}; allowed is {allowed}")
@@ -204,7 +204,7 @@ class Config:
     @cached_property
     def hash(self) -> str:
         """First eight hexadecimal digits of the SHA-256 of all settings that determine the result."""
-        aside = _marked(type(self), ASIDE)
+        aside = _marked(type(self), NOT_HASHED)
         kept = {name: value for name, value in self.to_dict().items() if name not in aside}
         # The content of a file is hashed, not its path: an edited file is another run, a moved one is not.
         kept |= {name: registry.identity(kept[name]) for name in PARTS}
@@ -246,7 +246,7 @@ class Config:
 
 
 _GROUPING = re.compile(r"model|layer|bucket:(?=[\d.]*[1-9])(\d+(\.\d+)?|\.\d+)")
-PARTS: dict[str, registry.Room] = {
+PARTS: dict[str, registry.PartKind] = {
     "reducer": "reducers",
     "model": "models",
     "data": "datasets",
@@ -267,7 +267,7 @@ def _annotations(kind: Any) -> dict[str, Any]:
 
 
 def _marked(kind: type[Config], mark: str) -> set[str]:
-    """Return the names of the fields with a mark such as ASIDE or LATER."""
+    """Return the names of the fields with a mark such as NOT_HASHED or LATER."""
     return {name for name, annotation in annotations(kind).items() if mark in marks(annotation)}
 
 

@@ -57,24 +57,26 @@ def kept(folder: Path, splits: Iterable[str], make: Callable[[], Corpus]) -> Cor
             except FileNotFoundError:
                 pass
             except storage.Unreadable as error:
-                log.warning("%s: it is made again", error)
+                log.warning("%s: creating it again", error)
             corpus = make()
             _write(corpus, folder)
             return corpus
     except Locked as error:
-        raise DataError(f"{folder} is being made by {error}: let it end, or end it, and try again") from error
+        raise DataError(
+            f"{folder} is being created by {error}: wait until it ends or stop it, then try again"
+        ) from error
 
 
 def _read(folder: Path, splits: Iterable[str]) -> Corpus:
-    told = storage.read_json(folder / "vocabulary.json", storage.VOCABULARY)
+    vocabulary = storage.read_json(folder / "vocabulary.json", storage.VOCABULARY)
     streams = {}
     for split in splits:
         path = folder / f"{split}.npy"
         content = storage.read_bytes(path)
-        if hashlib.sha256(content).hexdigest() != told["sums"].get(split):
+        if hashlib.sha256(content).hexdigest() != vocabulary["sums"].get(split):
             raise storage.Damaged(path, "is damaged: its sha256 is not the one in vocabulary.json")
         streams[split] = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
-    return Corpus(vocabulary=told["tokens"], streams=streams)
+    return Corpus(vocabulary=vocabulary["tokens"], streams=streams)
 
 
 def _write(corpus: Corpus, folder: Path) -> None:
@@ -88,8 +90,8 @@ def _write(corpus: Corpus, folder: Path) -> None:
             np.save(content, stream_N.numpy())
             sums[split] = hashlib.sha256(content.getvalue()).hexdigest()
             storage.write_bytes(draft / f"{split}.npy", content.getvalue())
-        told = {"tokens": corpus.vocabulary, "sums": sums}
-        storage.write_json(draft / "vocabulary.json", told, storage.VOCABULARY)
+        vocabulary = {"tokens": corpus.vocabulary, "sums": sums}
+        storage.write_json(draft / "vocabulary.json", vocabulary, storage.VOCABULARY)
         storage.remove(folder)
         draft.rename(folder)
         storage.sync_folder(folder.parent)

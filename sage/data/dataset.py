@@ -65,7 +65,7 @@ def count_steps(num_samples: int, *, world_size: int, batch_size: int) -> int:
     if num_samples < world_size * batch_size:
         raise ValueError(
             f"{num_samples} training samples do not fill one step of {world_size} ranks x {batch_size} "
-            f"samples: lower the batch size to at most {num_samples // world_size}, or the number of ranks"
+            f"samples: lower the batch size to at most {num_samples // world_size}, or use fewer ranks"
         )
     return num_samples // (world_size * batch_size)
 

@@ -40,12 +40,12 @@ def preparing(root: Path, name: str, *, is_there: Callable[[], object] | None = 
         yield False
         return
     root.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
-            held.enter_context(locked(root / f".{name}.lock", wait=3600))
+            stack.enter_context(locked(root / f".{name}.lock", wait=3600))
         except Locked as error:
             raise DataError(
-                f"{name} is being prepared in {root} by {error}: let it end, or end it"
+                f"{name} is being prepared in {root} by {error}: wait until it ends or stop it"
             ) from error
         yield is_there is None or _lacks(is_there)
 
@@ -65,11 +65,11 @@ def sha256_of(path: Path) -> str:
 
 def checked(path: Path, *, sha256: str | None = None, md5: str | None = None, dataset: str = "NAME") -> Path:
     """Return `path` if the file exists and its checksums match; else raise how to fetch `dataset`."""
-    remedy = f"`sage data prepare {dataset}` fetches it"
+    remedy = f"run `sage data prepare {dataset}`"
     if not path.is_file():
         raise DataError(f"{path} is missing: {remedy}")
     if damage := _damage(path, sha256=sha256, md5=md5):
-        raise DataError(f"{path} is damaged: {damage}: {remedy}")
+        raise DataError(f"{path} is damaged, {damage}: {remedy}")
     return path
 
 
@@ -122,9 +122,7 @@ def unpack(archive: Path, into: Path) -> Path:
     try:
         _extract(archive, into)
     except (tarfile.ReadError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
-        raise DataError(
-            f"{archive} is damaged: {error}: remove it, and prepare the data set again"
-        ) from error
+        raise DataError(f"{archive} is damaged: {error}: remove it and prepare the data set again") from error
     return into
 
 
@@ -134,13 +132,13 @@ def _extract(archive: Path, into: Path) -> None:
             try:
                 tar.extractall(into, filter="data")
             except tarfile.FilterError as error:
-                raise DataError(f"{archive} is refused: {error}") from error
+                raise DataError(f"{archive} is not unpacked: {error}") from error
     elif zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
             for name in zipped.namelist():
                 # zipfile would extract such a name to some path inside the folder without an error.
                 if not (into / name).resolve().is_relative_to(into.resolve()):
-                    raise DataError(f"{archive} is refused: {name!r} would be outside {into}")
+                    raise DataError(f"{archive} is not unpacked: {name!r} is outside {into}")
             zipped.extractall(into)
     else:
         raise DataError(f"{archive} is neither a tar nor a zip archive")

@@ -87,7 +87,5 @@ def crop_and_flip(x_BCHW: Tensor, generator: torch.Generator, padding: int = 4) 
 def _first(limit: int | None, pair: tuple[Tensor, Tensor], option: str) -> tuple[Tensor, Tensor]:
     images_NCHW, labels_N = pair
     if limit is not None and not 1 <= limit <= len(labels_N):
-        raise ValueError(
-            f"{option} is {limit}: give 1 to {len(labels_N)} images, or leave it out for all of them"
-        )
+        raise ValueError(f"{option} is {limit}: give 1 to {len(labels_N)} images, or omit it for all of them")
     return images_NCHW[:limit], labels_N[:limit]

@@ -60,7 +60,7 @@ class Interactions:
         ):
             if value < least:
                 raise ValueError(f"{name} is {value}: give a whole number of at least {least}")
-        user_N, item_N = _tidy(user_N, item_N, time_N, minimum)
+        user_N, item_N = _clean_up(user_N, item_N, time_N, minimum)
         num_users, num_items = int(user_N.max()) + 1, int(item_N.max()) + 1
         latest_N = _last_of_run(user_N)
 
@@ -148,7 +148,7 @@ def _candidates(held_out_U: Tensor, unmet: _Unmet, test_negatives: int) -> Tenso
     return items_UC
 
 
-def _tidy(user_N: Tensor, item_N: Tensor, time_N: Tensor, minimum: int) -> tuple[Tensor, Tensor]:
+def _clean_up(user_N: Tensor, item_N: Tensor, time_N: Tensor, minimum: int) -> tuple[Tensor, Tensor]:
     """Drop repeated pairs and users with few items, make ids dense, and sort by user and time."""
     order_N = time_N.argsort(stable=True)  # stable: for equal times, the order of the rows is kept
     order_N = order_N[user_N[order_N].argsort(stable=True)]
@@ -159,7 +159,7 @@ def _tidy(user_N: Tensor, item_N: Tensor, time_N: Tensor, minimum: int) -> tuple
     met_U = user_N.bincount()
     enough_N = (met_U >= minimum)[user_N]
     if not enough_N.any():
-        raise ValueError(f"minimum is {minimum}, and no user has so many items: give at most {met_U.max()}")
+        raise ValueError(f"minimum is {minimum}, but no user has so many items: give at most {met_U.max()}")
     return _dense(user_N[enough_N]), _dense(item_N[enough_N])
 
 

@@ -104,8 +104,8 @@ def rows(stream_N: Tensor, num_rows: int) -> Tensor:
     length = len(stream_N) // num_rows
     if length < 2:
         raise ValueError(
-            f"{len(stream_N)} tokens do not fill {num_rows} rows of at least 2: have at most "
-            f"{len(stream_N) // 2} rows, by fewer ranks or a lower batch size, or give more tokens"
+            f"{len(stream_N)} tokens do not fill {num_rows} rows of at least 2 tokens: use at most "
+            f"{len(stream_N) // 2} rows (fewer ranks or a smaller batch size), or more tokens"
         )
     return stream_N[: num_rows * length].view(num_rows, length)
 
@@ -164,7 +164,7 @@ def encode(
         return kept(cache / name, texts, make)
     except OSError as error:
         # The cache only saves time, so this is not an error.
-        log.warning("the numbered text is not kept: %s", error)
+        log.warning("the tokenized text is not cached: %s", error)
         return make()
 
 
@@ -227,7 +227,5 @@ def _cache_root(root: Path) -> Path | None:
 
 def _first(limit: int | None, stream_N: Tensor, option: str) -> Tensor:
     if limit is not None and not 1 <= limit <= len(stream_N):
-        raise ValueError(
-            f"{option} is {limit}: give 1 to {len(stream_N)} tokens, or leave it out for all of them"
-        )
+        raise ValueError(f"{option} is {limit}: give 1 to {len(stream_N)} tokens, or omit it for all of them")
     return stream_N[:limit]

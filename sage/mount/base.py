@@ -54,7 +54,7 @@ class Mount:
         }
         self._unreduced = _Mark()
         self._hooks = [p.register_post_accumulate_grad_hook(self._unreduced.set) for p in named.values()]
-        optimizers.watch(self)
+        optimizers.register(self)
 
     # The interface for scripts.
 
@@ -79,7 +79,7 @@ class Mount:
 
     def state_dict(self) -> state.State:
         """State of this rank by parameter name, to be saved with the model; it differs between ranks."""
-        return {name: held for flat in self._flats for name, held in state.by_parameter(flat).items()}
+        return {name: part for flat in self._flats for name, part in state.by_parameter(flat).items()}
 
     def load_state_dict(self, saved: Mapping[str, Mapping[str, Any]]) -> None:
         """Restore what `state_dict` returned on this rank.
@@ -91,7 +91,7 @@ class Mount:
         if own != saved.keys():
             missing, beyond = sorted(own - saved.keys()), sorted(saved.keys() - own)
             raise ValueError(
-                f"the state is of other parameters: {missing or 'none'} missing, {beyond or 'none'} unknown; "
+                f"the state has other parameters: {missing or 'none'} missing, {beyond or 'none'} unknown; "
                 "give the mount the model and the min_compress that it was saved with"
             )
         for flat in self._flats:
@@ -133,7 +133,7 @@ class Mount:
             )
         headline = metric or next(iter(metrics))
         if headline not in metrics:
-            raise ValueError(f"metric={headline!r} was not given; given were {', '.join(metrics)}")
+            raise ValueError(f"metric={headline!r} was not given; allowed are {', '.join(metrics)}")
         if self.wire.rank != 0:
             return
         falls = any(word in headline.lower() for word in ("loss", "error", "perplexity"))
@@ -179,7 +179,7 @@ class Mount:
 
     def close(self) -> None:
         """Wait for every rank, then release the wire and the model. It is optional at the end of a script."""
-        optimizers.forget(self)
+        optimizers.unregister(self)
         for hook in self._hooks:
             hook.remove()
         self.wire.close()
@@ -210,7 +210,7 @@ class Mount:
         """
         if self._unreduced.is_set:
             raise ValueError(
-                "the optimiser is about to step with gradients that were not reduced: "
+                "the optimiser would use gradients that were not reduced: "
                 f"{self._how_to_reduce} between the last backward and optimizer.step()"
             )
 
@@ -269,7 +269,7 @@ def maker(reducer: Method, options: Mapping[str, Any]) -> Callable[[], Reducer]:
     if isinstance(reducer, Reducer):
         if options:
             raise ValueError(
-                f"options {', '.join(options)} with a reducer that is an instance already: pass them to its "
+                f"options {', '.join(options)} are given with an instance of a reducer: pass them to its "
                 "constructor, or pass the reducer's name"
             )
         return lambda: copy.deepcopy(reducer)

@@ -66,14 +66,14 @@ class CommState:
         ]
         if len(wrappers) != 1:
             raise ValueError(
-                f"the pair of sage.comm_hook is registered with {len(wrappers)} models: make one for each, "
+                f"the pair of sage.comm_hook is registered with {len(wrappers)} models: create one for each, "
                 "and register it by model.register_comm_hook(state, hook)"
             )
         (wrapper,) = wrappers
         if self._model is not None and self._model not in (wrapper, wrapper.module):
             raise ValueError(
-                f"sage.comm_hook was made for a {type(self._model).__name__}, and registered with a wrapper "
-                f"of another module, a {type(wrapper.module).__name__}: give it the module that is wrapped, "
+                f"sage.comm_hook was created for a {type(self._model).__name__} but registered with a "
+                f"wrapper of another module, a {type(wrapper.module).__name__}: pass it the wrapped module, "
                 "or None"
             )
         return mount_on(
@@ -105,7 +105,7 @@ def comm_hook(
     Args:
         model: The model, wrapped or to be wrapped; None if it does not exist yet.
         reducer: A reducer's name, with its options as further keywords; or a reducer, or a callable that
-            makes one.
+            creates one.
 
     Raises:
         ValueError: if the reducer or an option does not fit; if the model does not, from the first backward.

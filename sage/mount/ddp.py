@@ -19,7 +19,7 @@ from torch.autograd import Variable
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from sage.comm.attached import GuestWire
+from sage.comm.attached import AttachedWire
 from sage.comm.wire import Wire
 from sage.mount.base import Method, Mount, check_same, maker, setup_lines
 from sage.mount.buckets import Bucket, Listed, cut, gradients_of
@@ -174,7 +174,7 @@ class DdpMount(Mount):
             if parameter not in self._bucket_of:
                 raise ValueError(
                     f"a parameter of shape {tuple(parameter.shape)}, which DistributedDataParallel reduces, "
-                    f"was frozen when the reducer was mounted: {AGAIN}"
+                    f"was frozen at mounting: {AGAIN}"
                 )
             self._arrived[parameter] = gradient
             self._bucket_of[parameter].missing.discard(parameter)
@@ -186,8 +186,8 @@ class DdpMount(Mount):
             if missing:
                 names = [repr(name) for name, p in self._named.items() if p in missing]
                 raise ValueError(
-                    f"DistributedDataParallel delivers no gradient of {', '.join(names)}, unfrozen after "
-                    f"wrapping: {AGAIN}"
+                    f"DistributedDataParallel has no gradient of {', '.join(names)}, which was unfrozen "
+                    f"after wrapping: {AGAIN}"
                 )
             assert self._step is not None
             self._end_step(self._step)
@@ -228,7 +228,7 @@ def ddp_hook(
     Args:
         model: The wrapped model, without another communication hook.
         reducer: A reducer's name, with its options as further keywords; or a reducer, or a callable that
-            makes one.
+            creates one.
         memory: Error feedback; by default the reducer's own.
         memory_options: Options of the error feedback (β, γ, …); see
             `sage.reduction.error_feedback.ErrorFeedback`.
@@ -298,7 +298,7 @@ def mount_on(
         return Bucket(flat, [of[span.name] for span in flat.layout.spans])
 
     buckets = [bucket(names) for names in cut(named, first, model.bucket_bytes_cap)]
-    wire = GuestWire(model.process_group, device=device, timeout=timeout, guard=guard)
+    wire = AttachedWire(model.process_group, device=device, timeout=timeout, guard=guard)
     check_same(wire, setup_lines([bucket.flat for bucket in buckets], *requested))
     mount = DdpMount(model, buckets, wire)
     settings = {name: value for name, value in flat_options.items() if name != "memory"}

@@ -22,7 +22,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor
 
-from sage.comm.attached import GuestWire
+from sage.comm.attached import AttachedWire
 from sage.comm.wire import Wire
 from sage.mount.base import Method, Mount, check_same, maker, setup_lines
 from sage.mount.flat import Flat
@@ -68,8 +68,8 @@ class FsdpMount(Mount):
                     raise ValueError(f"the parameter {name!r} was frozen after mounting: {AGAIN}")
                 if p not in known and p.sharded_param.requires_grad:
                     raise ValueError(
-                        f"the parameter {name!r} was unfrozen, or sharded, after mounting, so that it "
-                        f"would not be reduced: {AGAIN}"
+                        f"the parameter {name!r} was unfrozen or sharded after mounting and would not "
+                        f"be reduced: {AGAIN}"
                     )
 
     def close(self) -> None:
@@ -145,15 +145,10 @@ def fsdp_hook(
     Args:
         model: The model; its wrapped modules are found automatically.
         reducer: A reducer's name, with its options as further keywords; or a reducer, or a callable that
-            makes one.
+            creates one.
         replicate: The ranks that hold the same shard.
-        memory: Error feedback; by default the reducer's own.
-        memory_options: Options of the error feedback (β, γ, …); see
-            `sage.reduction.error_feedback.ErrorFeedback`.
-        grouping: Unit of the reducer's decisions; by default the reducer's own.
-        min_compress: Shards with fewer elements are sent dense, unless the reducer handles them too.
-        timeout: Seconds after which an incomplete collective is an error on every rank.
-        guard: Compare every collective between the ranks before it runs.
+        memory, memory_options, grouping, min_compress, timeout, guard: As in `sage.ddp_hook`, but
+            `min_compress` counts the elements of a shard.
 
     Raises:
         ValueError: if the model, reducer or an option does not fit; the message says what would.
@@ -167,8 +162,8 @@ def fsdp_hook(
     for parameter, name in names.items():
         if parameter.requires_grad and (parameter.is_complex() or parameter.dtype not in REAL):
             raise ValueError(
-                f"the parameter {name!r} is {parameter.dtype}: fsdp_hook takes real ones; complex ones can "
-                "be reduced by sage.ddp_hook and sage.reduce_model"
+                f"the parameter {name!r} is {parameter.dtype}: fsdp_hook supports only real dtypes; use "
+                "sage.ddp_hook or sage.reduce_model for complex ones"
             )
     check_free({name: parameter for parameter, name in names.items()})
     device = next(iter(names)).device
@@ -189,10 +184,10 @@ def fsdp_hook(
             shards.append(_Shards(flat, parameters, named))
     if not shards:
         raise ValueError("the model has no parameter that requires a gradient: there is nothing to reduce")
-    wire = GuestWire(group, device=device, timeout=timeout, guard=guard)
+    wire = AttachedWire(group, device=device, timeout=timeout, guard=guard)
     check_same(wire, setup_lines([each.flat for each in shards], reducer, options))
     others = [
-        GuestWire(shard_group, device=device, timeout=timeout, guard=guard)
+        AttachedWire(shard_group, device=device, timeout=timeout, guard=guard)
         for shard_group in _shard_groups(each for _, each in wrapped)
     ]
     mount = FsdpMount(model, shards, wire, others)
@@ -234,21 +229,21 @@ def _wrapped(model: nn.Module, replicas: dist.ProcessGroup) -> list[tuple[FSDPMo
             info = parameters.mesh_info
             if isinstance(info, DDPMeshInfo):
                 raise ValueError(
-                    f"{name or 'the model'} is sharded over a mesh of two dimensions, and so reduced by FSDP "
-                    "before a hook sees it: fully_shard(..., mesh=mesh['shard']), and "
+                    f"{name or 'the model'} is sharded over a mesh of two dimensions, so FSDP reduces it "
+                    "before the hook: call fully_shard(..., mesh=mesh['shard']), and pass "
                     "replicate=mesh['replicate'] here"
                 )
             shared = {*dist.get_process_group_ranks(replicas)} & {*info.mesh.mesh.flatten().tolist()}
             if len(shared) > 1:
                 raise ValueError(
-                    f"ranks {sorted(shared)} hold different shards of {name or 'the model'}, and so are no "
-                    "replicas: replicate is the other dimension of the mesh"
+                    f"ranks {sorted(shared)} have different shards of {name or 'the model'}, so they are not "
+                    "replicas: pass the other dimension of the mesh as replicate"
                 )
             assert isinstance(module, FSDPModule)
             found.append((module, parameters))
     if not found:
         raise ValueError(
-            "no module of the model is wrapped by fully_shard: do that first, or use sage.ddp_hook for "
+            "no module of the model is wrapped by fully_shard: wrap it first, or use sage.ddp_hook for "
             "DistributedDataParallel, sage.reduce_model for a plain model"
         )
     return found

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 
-class Watched(Protocol):
+class OpenMount(Protocol):
     """The interface of a mount that is used before an optimiser's step."""
 
     def mounted(self) -> Mapping[str, nn.Parameter]:
@@ -35,7 +35,7 @@ class Watched(Protocol):
         """Raise ValueError if an optimiser trains a copy of the model instead."""
 
 
-_open: "WeakSet[Watched]" = WeakSet()
+_open: "WeakSet[OpenMount]" = WeakSet()
 _registered: list[Any] = []
 
 
@@ -49,12 +49,12 @@ def check_free(named: Mapping[str, nn.Parameter]) -> None:
     for name, p in named.items():
         if id(p) in taken:
             raise ValueError(
-                f"a reducer is mounted on the parameter {name!r} already: close() that mount before mounting "
+                f"a reducer is already mounted on the parameter {name!r}: close() that mount before mounting "
                 "another"
             )
 
 
-def watch(mount: Watched) -> None:
+def register(mount: OpenMount) -> None:
     """Check this mount before each optimiser's step, until it is closed or garbage-collected."""
     if not _registered:
         # torch.compile must not look into it; what `disable` returns has no type.
@@ -63,7 +63,7 @@ def watch(mount: Watched) -> None:
     _open.add(mount)
 
 
-def forget(mount: Watched) -> None:
+def unregister(mount: OpenMount) -> None:
     """Stop checking this mount."""
     _open.discard(mount)
 
@@ -72,28 +72,28 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if not _open:
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    held = {id(p) for p in parameters}
+    in_optimizer = {id(p) for p in parameters}
     mounts = tuple(_open)
     for mount in mounts:
         named = mount.mounted()
         own = {id(p) for p in named.values()}
-        if held & (own | {id(p) for p in mount.model_parameters().values()}):
+        if in_optimizer & (own | {id(p) for p in mount.model_parameters().values()}):
             mount.check()
             if any(p.grad is not None for p in parameters if id(p) in own):
                 mount.check_reduced()
-        if own <= held:
+        if own <= in_optimizer:
             continue
         mount.check_no_copy(parameters)
         others = {id(p) for other in mounts if other is not mount for p in other.mounted().values()}
-        strangers = {
+        unreduced = {
             tuple(p.shape)
             for p in parameters
             if id(p) not in own and id(p) not in others and p.requires_grad and p.grad is None
         }
         for name, p in named.items():
-            if id(p) not in held and tuple(p.shape) in strangers:
+            if id(p) not in in_optimizer and tuple(p.shape) in unreduced:
                 raise ValueError(
-                    f"the optimiser does not hold the parameter {name!r} that is reduced, but another of its "
-                    "shape that gets no gradient: make the optimiser from model.parameters() after "
-                    "parameters are replaced, as by load_state_dict(assign=True)"
+                    f"the optimiser has another parameter, without a gradient, in place of the reduced "
+                    f"parameter {name!r}: create the optimiser from model.parameters() after replacing "
+                    "parameters, as by load_state_dict(assign=True)"
                 )

@@ -82,7 +82,7 @@ def check_plain(model: nn.Module) -> None:
             )
         if isinstance(module, FullyShardedDataParallel):
             raise ValueError(
-                f"{part} is wrapped in FullyShardedDataParallel, which no mount supports: shard it by "
+                f"{part} is wrapped in FullyShardedDataParallel, which SAGE does not support: shard it by "
                 "fully_shard and use sage.fsdp_hook, or leave it out"
             )
     for name, p in model.named_parameters():
@@ -93,7 +93,7 @@ def check_plain(model: nn.Module) -> None:
             )
 
 
-AGAIN = "close() the mount and mount the reducer again, then make the optimiser"
+AGAIN = "close() the mount and mount the reducer again, then create the optimiser"
 
 
 def check_unchanged(
@@ -116,18 +116,18 @@ def check_unchanged(
                 f"the parameter {name!r} was frozen (requires_grad=False) after mounting: {again}"
             )
         if found is None:
-            what = "is tied to another or removed, since the reducer was mounted"
+            what = "was tied to another one or removed after mounting"
         else:
             what = (
-                "is another object than when the reducer was mounted, as after load_state_dict(assign=True) "
+                "was replaced by another object after mounting, for example by load_state_dict(assign=True) "
                 "or an assignment to the module"
             )
         raise ValueError(f"the parameter {name!r} {what}: {again}")
     for name, p in now.items():
         if p.requires_grad and name not in ignored:
             raise ValueError(
-                f"the parameter {name!r} requires a gradient and did not, or was not there, when the reducer "
-                f"was mounted, so that it would not be reduced: {again}"
+                f"the parameter {name!r} was unfrozen or added after mounting and would not be reduced: "
+                f"{again}"
             )
 
 
@@ -148,8 +148,8 @@ def check_memory(model: nn.Module) -> None:
                 )
             if torch._debug_has_internal_overlap(x) == 1:
                 raise ValueError(
-                    f"the elements of the {kind} {name!r} share memory, as after expand(), so that it cannot "
-                    "be set to the first rank's: give the module its .clone()"
+                    f"the elements of the {kind} {name!r} share memory, as after expand(), so rank 0's "
+                    "values cannot be copied to it: replace it by its .clone()"
                 )
 
 
@@ -162,7 +162,7 @@ def check_dense(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
             raise ValueError(
-                f"{name or 'the model'} has sparse gradients, which are no part of a bucket: "
+                f"{name or 'the model'} has sparse gradients, which buckets cannot hold: "
                 "set sparse=False, or use sage.reduce_model, which makes them dense"
             )
 
@@ -183,8 +183,8 @@ def ddp_parameters(model: DistributedDataParallel, *, in_backward: bool = False)
     for name, p in named.items():
         if id(p) not in known:
             raise ValueError(
-                f"the parameter {name!r} is unknown to DistributedDataParallel: it was unfrozen, replaced "
-                "or added after wrapping, so that nothing would reduce it; wrap the model again"
+                f"the parameter {name!r} is unknown to DistributedDataParallel and would not be reduced: it "
+                "was unfrozen, replaced or added after wrapping; wrap the model again"
             )
     if in_backward:
         return named
@@ -193,8 +193,9 @@ def ddp_parameters(model: DistributedDataParallel, *, in_backward: bool = False)
         frozen = [name for name, p in model.module.named_parameters() if not p.requires_grad]
         changed = [*named, *frozen] if count < len(named) else frozen
         raise ValueError(
-            f"DistributedDataParallel reduces {count} parameters and {len(named)} require a gradient now: "
-            f"of {', '.join(map(repr, changed))} some were frozen or unfrozen after wrapping; wrap it again"
+            f"DistributedDataParallel reduces {count} parameters, but {len(named)} require a gradient: "
+            f"some of {', '.join(map(repr, changed))} were frozen or unfrozen after wrapping; wrap the model "
+            "again"
         )
     return named
 
@@ -213,10 +214,10 @@ def only_kind(named: Named) -> tuple[torch.dtype, torch.device]:
     """
     kinds = {(real_dtype(p), p.device): name for name, p in reversed([*named.items()])}
     if len(kinds) > 1:
-        told = {f"{dtype} on {device}": name for (dtype, device), name in kinds.items()}
+        names = {f"{dtype} on {device}": name for (dtype, device), name in kinds.items()}
         raise ValueError(
-            f"the model's parameters are {', '.join(sorted(told))}, as "
-            f"{', '.join(repr(told[kind]) for kind in sorted(told))}, and one flat gradient is of one kind: "
-            "cast the model, or use sage.ddp_hook, which makes buckets of each kind"
+            f"the model's parameters are {', '.join(sorted(names))}, for example "
+            f"{', '.join(repr(names[kind]) for kind in sorted(names))}, but a flat gradient has one dtype "
+            "and device: convert the model, or use sage.ddp_hook, which has buckets of each dtype"
         )
     return next(iter(kinds))

@@ -53,8 +53,8 @@ class StepLog:
         """
         report: Mapping[str, float] = reports[0][1] if len(reports) == 1 else {}
         if len(reports) > 1 and all("density_asked" in scalars for _, scalars in reports):
-            asked = sum(size * scalars["density_asked"] for size, scalars in reports)
-            report = {"density_asked": asked / max(1, sum(size for size, _ in reports))}
+            target = sum(size * scalars["density_asked"] for size, scalars in reports)
+            report = {"density_asked": target / max(1, sum(size for size, _ in reports))}
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         self.seconds += seconds
@@ -91,7 +91,7 @@ class StepLog:
         seconds_S = numpy.array([each["seconds"] for each in self._steps])
         seconds_S = seconds_S[min(10, int(WARM_UP * len(seconds_S))) :]
         quantiles = numpy.percentile(seconds_S, (50, 95, 99)).tolist() if len(seconds_S) else [None] * 3
-        asked = [each["density_asked"] for each in self._steps if each["density_asked"] is not None]
+        targets = [each["density_asked"] for each in self._steps if each["density_asked"] is not None]
         steps = max(1, self.count)
         return {
             "steps": self.count,
@@ -101,7 +101,7 @@ class StepLog:
             "payload_per_step": {kind: size / steps for kind, size in self.payload.items()},
             "wire_sent_per_step": self.wire_sent / steps,
             "wire_received_per_step": self.wire_received / steps,
-            "density_asked": float(numpy.mean(asked)) if asked else None,
+            "density_asked": float(numpy.mean(targets)) if targets else None,
             "density_had": self.density / steps,
         }
 
@@ -123,10 +123,10 @@ class RunFolder:
         self._best: float | None = None
         try:
             if "mount" not in storage.read_json(folder / "config.json", storage.CONFIG):
-                raise ValueError(f"{folder} is the folder of a `sage run`: give mount.record another")
+                raise ValueError(f"{folder} is the folder of a `sage run`: choose another folder")
         except FileNotFoundError:
             if (folder / "metrics.jsonl").exists():
-                raise ValueError(f"{folder} holds the records of something else: give another") from None
+                raise ValueError(f"{folder} has other records: choose another folder") from None
         self._recorder = Recorder(folder)
         self._recorder.rewind(0)
         storage.write_json(folder / "config.json", self._config, storage.CONFIG)

@@ -20,7 +20,7 @@ class _Parameters(dict[str, inspect.Parameter]):
     def __missing__(self, name: str) -> inspect.Parameter:
         if name == "bucket":  # only DistributedDataParallel.register_comm_hook looks it up
             raise ValueError(
-                'this is no communication hook to register: call sage.ddp_hook(model, "topk", ...) on the '
+                'this is not a communication hook: call sage.ddp_hook(model, "topk", ...) on the '
                 'wrapped model, or register a pair: state, hook = sage.comm_hook(model, "topk", ...)'
             )
         raise KeyError(name)

@@ -21,9 +21,9 @@ State = dict[str, dict[str, Any]]
 
 def by_parameter(flat: Flat) -> State:
     """State of one flat gradient's reducer and error feedback."""
-    layout, held = flat.compressed, flat.feedback.state_dict()
+    layout, saved = flat.compressed, flat.feedback.state_dict()
     return {
-        span.name: {key: _part(key, value, layout, span, group) for key, value in held.items()}
+        span.name: {key: _part(key, value, layout, span, group) for key, value in saved.items()}
         for span, group in zip(layout.spans, layout.group_of_span(), strict=True)
     }
 
@@ -35,25 +35,25 @@ def restore(flat: Flat, states: Mapping[str, Mapping[str, Any]]) -> None:
         ValueError: if it is the state of another reducer, or of one with other options.
     """
     layout, own = flat.compressed, flat.feedback.state_dict()
-    held: dict[str, Any] = {}
+    restored: dict[str, Any] = {}
     for span in layout.spans:
         if states[span.name].keys() != own.keys():
             raise ValueError(_of_another(states[span.name], own))
     for key, value in own.items():
         parts = [states[span.name][key] for span in layout.spans]
         if not parts:
-            held[key] = value  # all tensors are small, and go dense
+            restored[key] = value  # all tensors are small, and go dense
         elif _is_per_element(key, value, layout):
-            held[key] = torch.cat([part.reshape(-1) for part in parts])
+            restored[key] = torch.cat([part.reshape(-1) for part in parts])
         elif _is_per_group(key, value, layout):
             of_group = dict(zip(layout.group_of_span(), parts, strict=True))
-            held[key] = torch.stack([of_group[group] for group in range(len(layout.groups))])
+            restored[key] = torch.stack([of_group[group] for group in range(len(layout.groups))])
         else:
-            held[key] = parts[0]
+            restored[key] = parts[0]
     try:
-        flat.feedback.load_state_dict(held)
+        flat.feedback.load_state_dict(restored)
     except RuntimeError as error:
-        raise ValueError(f"{_of_another(held, own)} ({error})") from error
+        raise ValueError(f"{_of_another(restored, own)} ({error})") from error
 
 
 def _part(key: str, value: Any, layout: Layout, span: Span, group: int) -> Any:

@@ -63,8 +63,8 @@ class Step:
             if self.skipped and not may_overflow:
                 name = type(flat.feedback.reducer).__name__
                 raise ValueError(
-                    f"the reducer {name} returned a mean that is not finite, of gradients that are finite "
-                    "and too small to overflow: see docs/tutorials/reducer.md"
+                    f"the reducer {name} returned a mean that is not finite for finite gradients that "
+                    "are too small to overflow: see docs/tutorials/reducer.md"
                 )
         if self.skipped:
             flat.grad_N.fill_(math.nan)

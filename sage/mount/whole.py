@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sage.comm.attached import GuestWire
+from sage.comm.attached import AttachedWire
 from sage.comm.packing import pack
 from sage.comm.wire import Wire
 from sage.mount.base import Method, Mount, check_same, maker, setup_lines
@@ -101,7 +101,7 @@ class ModelMount(Mount):
         """
         if not self._unreduced.is_set and self._version() == self._left:
             raise ValueError(
-                "the gradients have been reduced already: call mount.reduce() once between backward and "
+                "the gradients have already been reduced: call mount.reduce() once between backward and "
                 "optimizer.step(), and after further backward passes"
             )
         self._was_idle = not self._unreduced.is_set and not bool(self._whole.grad_N.any())
@@ -120,9 +120,9 @@ class ModelMount(Mount):
             name = self._copies.name_of(p) if p.grad is not None else None
             if name is not None:
                 raise ValueError(
-                    f"the optimiser holds a deepcopy of the parameter {name!r}, and the reducer is mounted "
-                    "on the original, which no backward has reached: mount the reducer on the model that is "
-                    "trained, or make the optimiser from the mounted model's parameters()"
+                    f"the optimiser has a deepcopy of the parameter {name!r}, but the reducer is mounted on "
+                    "the original, whose gradient no backward has computed: mount the reducer on the model "
+                    "that is trained, or create the optimiser from the mounted model's parameters()"
                 )
 
 
@@ -147,15 +147,9 @@ def reduce_model(
     Args:
         model: The model, without any wrapper.
         reducer: A reducer's name, with its options as further keywords; or a reducer, or a callable that
-            makes one.
+            creates one.
         group: The ranks that train the model together; by default all.
-        memory: Error feedback; by default the reducer's own.
-        memory_options: Options of the error feedback (β, γ, …); see
-            `sage.reduction.error_feedback.ErrorFeedback`.
-        grouping: Unit of the reducer's decisions; by default the reducer's own.
-        min_compress: Tensors with fewer elements are sent dense, unless the reducer handles them too.
-        timeout: Seconds after which an incomplete collective is an error on every rank.
-        guard: Compare every collective between the ranks before it runs.
+        memory, memory_options, grouping, min_compress, timeout, guard: As in `sage.ddp_hook`.
 
     Raises:
         ValueError: if the model, reducer or an option does not fit; the message says what would.
@@ -173,7 +167,7 @@ def reduce_model(
         grouping=grouping,
         min_compress=min_compress,
     )
-    wire = GuestWire(group, device=whole.grad_N.device, timeout=timeout, guard=guard)
+    wire = AttachedWire(group, device=whole.grad_N.device, timeout=timeout, guard=guard)
     check_same(wire, setup_lines([whole], reducer, options))
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):

@@ -83,19 +83,19 @@ class WholeModel(Flat):
         for span, p in zip(spans, parameters, strict=True):
             if real_shape(p) != span.shape:
                 raise ValueError(
-                    f"the parameter {span.name!r} has the shape {tuple(p.shape)}, and had another when the "
-                    "reducer was mounted: mount it again"
+                    f"the parameter {span.name!r} has the shape {tuple(p.shape)}; its shape has changed "
+                    "after mounting: mount the reducer again"
                 )
         kind = only_kind({span.name: p for span, p in zip(spans, parameters, strict=True)})
         if kind != (self.grad_N.dtype, self.grad_N.device):
             self._allocate(*kind)
             self._lay()
-        strays = [
+        misplaced = [
             (p, place, self._apart(p.grad))
             for p, place in zip(parameters, self._places, strict=True)
             if not _is_at(p.grad, place)
         ]
-        for p, place, grad in strays:
+        for p, place, grad in misplaced:
             if grad is None:
                 place.zero_()
             else:

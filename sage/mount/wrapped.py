@@ -6,14 +6,14 @@ from torch.nn.parallel import DistributedDataParallel
 from sage.mount.optimizers import check_free
 from sage.mount.parameters import check_dense, check_plain, ddp_parameters, wrapper_of
 
-AGAIN = "wrap the model in DistributedDataParallel again, mount the reducer on it, then make the optimiser"
+AGAIN = "wrap the model in DistributedDataParallel again, mount the reducer on it, then create the optimiser"
 NO_JOIN = (
-    "join() is not supported with a SAGE hook, as a rank whose data has run out has no gradient to reduce: "
+    "join() is not supported with a SAGE hook, because a rank without data has no gradient to reduce: "
     "give all ranks the same number of batches (drop_last=True, or DistributedSampler)"
 )
 HAS_HOOK = (
-    "the model has a communication hook already, and DistributedDataParallel takes one: wrap the model again "
-    "and mount the reducer on that"
+    "the model already has a communication hook, and DistributedDataParallel supports only one: wrap the "
+    "model again and mount the reducer on it"
 )
 
 
@@ -27,7 +27,7 @@ def checked(model: nn.Module, *, in_backward: bool = False) -> DistributedDataPa
     if wrapped is None:
         raise ValueError(
             f"ddp_hook takes a model wrapped in DistributedDataParallel, not a {type(model).__name__}: "
-            "wrap it first, or use sage.reduce_model for a plain model, sage.fsdp_hook for one of FSDP2"
+            "wrap it first, or use sage.reduce_model for a plain model or sage.fsdp_hook for FSDP2"
         )
     if wrapped.skip_all_reduce_unused_params:
         raise ValueError(
@@ -42,5 +42,5 @@ def checked(model: nn.Module, *, in_backward: bool = False) -> DistributedDataPa
     check_free(named)
     devices = sorted({str(p.device) for p in named.values()})
     if len(devices) > 1:
-        raise ValueError(f"the model is on {', '.join(devices)}: expected one device a rank")
+        raise ValueError(f"the model is on {', '.join(devices)}: expected one device per rank")
     return wrapped

@@ -123,11 +123,11 @@ def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         return codecs.backslashreplace_errors(error)
     start, end = error.start, error.end
-    told = ""
+    encoded = ""
     for character in error.object[start:end]:
         escaped = character.encode("ascii", "backslashreplace").decode("ascii")
-        told += ASCII.get(character, escaped)
-    return told, end
+        encoded += ASCII.get(character, escaped)
+    return encoded, end
 
 
 codecs.register_error("sage.replace", _replace)

@@ -85,9 +85,9 @@ def add_end(folder: Path) -> None:
     """Add the machine load at the end of the run to the manifest; on failure, the manifest is unchanged."""
     path = folder / "manifest.json"
     with suppress(OSError, ValueError):
-        told = storage.read_json(path, storage.MANIFEST)
-        load = {**told.get("load", {}), "end": machine_load()}
-        storage.write_json(path, {**told, "load": load}, storage.MANIFEST)
+        content = storage.read_json(path, storage.MANIFEST)
+        load = {**content.get("load", {}), "end": machine_load()}
+        storage.write_json(path, {**content, "load": load}, storage.MANIFEST)
 
 
 def host() -> str:

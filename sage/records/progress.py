@@ -47,13 +47,13 @@ class Display:
         """Show the number of completed steps and the latest figures."""
         if not self._enabled:
             return
-        said = "  ".join(f"{name} {value:.4g}" for name, value in figures.items() if value is not None)
-        self._bar.update(self._task, completed=done, total=self.total, figures=said)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items() if value is not None)
+        self._bar.update(self._task, completed=done, total=self.total, figures=shown)
         if not self._console.is_terminal and time.monotonic() - self._shown > QUIET_SECONDS:
             self._shown = time.monotonic()
-            self.say(f"step {done}/{self.total}  {said}")
+            self.print(f"step {done}/{self.total}  {shown}")
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line above the bar."""
         if self._enabled:
             self._console.print(printable(f"{self._title}: {text}"), markup=False, soft_wrap=True)

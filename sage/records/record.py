@@ -58,7 +58,7 @@ class Recorder:
         self.path = folder / "metrics.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         self._lines = storage.Lines(self.path, cut=True)
-        self._board: Any = None
+        self._writer: Any = None
         self._purge_step: int | None = None
 
     def rewind(self, step: int) -> None:
@@ -73,7 +73,7 @@ class Recorder:
         storage.write_bytes(self.path, b"".join(line for line, _ in kept))
         self._lines = storage.Lines(self.path, cut=True)
         self._evaluated = max((record["step"] for _, record in kept if record["kind"] == "epoch"), default=-1)
-        self._close_board()
+        self._close_writer()
         self._purge_step = step
 
     def step(self, *, step: int, epoch: int, **fields: Any) -> None:
@@ -141,7 +141,7 @@ class Recorder:
                 self._sync()
             finally:
                 self._lines.close()
-        self._close_board()
+        self._close_writer()
 
     def _write(self, record: Mapping[str, Any]) -> None:
         self._lines.append((storage.json_text(record) + "\n").encode())
@@ -150,14 +150,14 @@ class Recorder:
         self._lines.sync()
 
     def _tensorboard(self) -> Any:
-        if self._board is None:
+        if self._writer is None:
             # Imported here: the import takes as long as a small run, and the other ranks never need it.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(
+            self._writer = SummaryWriter(
                 self.folder / "tensorboard", purge_step=self._purge_step, max_queue=1000
             )
-        return self._board
+        return self._writer
 
     def _draw(self, scalars: Mapping[str, float | None], step: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
@@ -168,11 +168,11 @@ class Recorder:
         with self._drawing():
             self._tensorboard().file_writer.add_summary(Summary(value=values), step)
 
-    def _close_board(self) -> None:
-        if self._board is not None:
-            board, self._board = self._board, None
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
             with self._drawing():
-                board.close()
+                writer.close()
 
     @contextmanager
     def _drawing(self) -> Iterator[None]:
@@ -183,7 +183,7 @@ class Recorder:
             raise storage.NotWritten(self.folder / "tensorboard", error) from error
 
 
-class Silent(Recorder):
+class NullRecorder(Recorder):
     """The recorder of all ranks except 0; it writes nothing."""
 
     def __init__(self) -> None:
@@ -207,8 +207,8 @@ class Silent(Recorder):
 
 
 def recorder(folder: Path, rank: int) -> Recorder:
-    """Return the recorder of this rank: `Recorder` on rank 0, `Silent` on the others."""
-    return Recorder(folder) if rank == 0 else Silent()
+    """Return the recorder of this rank: `Recorder` on rank 0, `NullRecorder` on the others."""
+    return Recorder(folder) if rank == 0 else NullRecorder()
 
 
 def read_metrics(folder: Path) -> list[Record]:

@@ -21,7 +21,7 @@ CLAIM_SECONDS = 5.0
 """Seconds to wait for the lock: a process that was just killed may hold it for a moment."""
 
 
-class Taken(RuntimeError):
+class RunInUse(RuntimeError):
     """Raised if another process executes this run.
 
     Args:
@@ -40,7 +40,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """Create the folder if it is missing, and lock it, because two writers would corrupt it.
 
     Raises:
-        Taken: Another process holds the lock; the message names the process.
+        RunInUse: Another process holds the lock; the message names the process.
         sage.storage.NotWritten: (an OSError) The file system refuses to create the folder.
     """
     try:
@@ -54,7 +54,7 @@ def claimed(folder: Path) -> Iterator[None]:
                     storage.remove(draft)
             yield
     except Locked as error:
-        raise Taken(f"{folder} is being run by {error}: let it end, or end it, and run again") from error
+        raise RunInUse(f"{folder} is in use by {error}: wait until it ends or stop it, then rerun") from error
 
 
 def clear(folder: Path) -> None:
@@ -72,7 +72,7 @@ def clear(folder: Path) -> None:
         storage.remove(path)
 
 
-def forget_failure(folder: Path) -> None:
+def remove_failure(folder: Path) -> None:
     """Remove the reason for an earlier failure, when the run is started again."""
     storage.remove(folder / FAILURE)
 
@@ -90,13 +90,13 @@ def result(folder: Path) -> dict[str, Any] | None:
         return None
     if not storage.is_there(folder / METRICS):
         raise storage.Damaged(
-            folder, f"has a {RESULT} but no {METRICS}, so that no report can show it", "run it with --fresh"
+            folder, f"has a {RESULT} but no {METRICS}, so no report can show it", "run it with --fresh"
         )
     return found
 
 
-def leave_failure(folder: Path, word: Mapping[str, Any]) -> None:
+def write_failure(folder: Path, reason: Mapping[str, Any]) -> None:
     """Write the reason for a failure to the run folder; only the first rank that calls this is recorded."""
     with suppress(OSError):  # the disk may be the cause of the failure
         folder.mkdir(parents=True, exist_ok=True)
-        storage.write_first(folder / FAILURE, (storage.json_text(word, indent=2) + "\n").encode())
+        storage.write_first(folder / FAILURE, (storage.json_text(reason, indent=2) + "\n").encode())

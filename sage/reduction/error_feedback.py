@@ -132,7 +132,7 @@ class ErrorFeedback(nn.Module):
         Raises:
             ValueError: if it does not; the message names the reducer, its result and the expected form.
         """
-        fault = fault_of(reduced, grad_N, look_at_indices=not self._has_reduced)
+        fault = fault_of(reduced, grad_N, check_indices=not self._has_reduced)
         if fault or not isinstance(reduced, Reduced):
             name = type(self.reducer).__name__
             raise ValueError(f"the reducer {name} returned {fault}: see docs/tutorials/reducer.md")

@@ -18,6 +18,7 @@ number of ranks.
 # N = elements of the vector, K = elements this rank selects, M = of all ranks, U = of the union
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -35,6 +36,26 @@ TRIALS = 3
 """Steps for which `auto` measures each of its two exchanges."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The elements that a rank selects from a vector in one step, and how they are sent."""
+
+    signal_N: Tensor
+    """The vector that the selection was taken from; with `keep`, what is not sent is added back to it."""
+    own_K: Tensor
+    """The selected values."""
+    at_K: Tensor
+    """Their indices (int32, ascending)."""
+    density: float
+    """Target density of the step."""
+    dtype: torch.dtype
+    """Precision in which values are sent."""
+    keep: bool
+    """Whether the signal is a residual."""
+    out_N: Tensor
+    """Output buffer for the mean."""
+
+
 class Padded:
     """Gather counts first, then all payloads at once, padded to the longest."""
 
@@ -42,44 +63,20 @@ class Padded:
         """(start, stop) of the part of the vector that this rank selects from."""
         return 0, n
 
-    def reduce(
-        self,
-        signal_N: Tensor,
-        own_K: Tensor,
-        at_K: Tensor,
-        wire: Wire,
-        *,
-        density: float,
-        dtype: torch.dtype,
-        keep: bool,
-        out_N: Tensor,
-    ) -> tuple[Reduced, list[int]]:
-        """Send the selection and return the result, and the number of elements each rank selected.
-
-        Args:
-            signal_N: The vector that the selection was taken from; with `keep`, what is not sent is added
-                back to it.
-            own_K: Values of the selection.
-            at_K: Indices of the selection (int32, ascending).
-            wire: The communicator.
-            density: Target density of the step.
-            dtype: Precision in which values are sent.
-            keep: Whether the signal is a residual.
-            out_N: Output buffer for the mean.
-        """
+    def reduce(self, selection: Selection, wire: Wire) -> tuple[Reduced, list[int]]:
+        """Send a selection and return the result, and the number of elements each rank selected."""
+        signal_N, out_N = selection.signal_N, selection.out_N
         with phase("select"):
-            own_K, at_K = self.limit(signal_N, own_K, at_K, density, keep)
-            values_K = ops.rounded(signal_N, own_K, at_K, dtype=dtype, keep=keep)
-        counts, (values_M, at_M) = self.gather(values_K, at_K, wire, density, signal_N.numel())
+            own_K, at_K = self.limit(selection)
+            values_K = ops.rounded(signal_N, own_K, at_K, dtype=selection.dtype, keep=selection.keep)
+        counts, (values_M, at_M) = self.gather(values_K, at_K, wire, selection.density, signal_N.numel())
         with phase("scatter"):
             mean_N = ops.scatter_mean(values_M, at_M, counts, out_N=out_N)
         return Reduced(mean_N, at_K, _share(counts, out_N), at_M), counts
 
-    def limit(
-        self, signal_N: Tensor, own_K: Tensor, at_K: Tensor, density: float, keep: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The part of the selection that may be sent."""
-        return own_K, at_K
+    def limit(self, selection: Selection) -> tuple[Tensor, Tensor]:
+        """The values and indices of the part of the selection that may be sent."""
+        return selection.own_K, selection.at_K
 
     def gather(
         self, values_K: Tensor, at_K: Tensor, wire: Wire, density: float, n: int
@@ -153,15 +150,14 @@ class Auto(Padded):
 class Chunks(Padded):
     """Gather chunks of the target size plus 2 %; elements beyond this capacity stay in the residual."""
 
-    def limit(
-        self, signal_N: Tensor, own_K: Tensor, at_K: Tensor, density: float, keep: bool
-    ) -> tuple[Tensor, Tensor]:
-        room = capacity(density, signal_N.numel())
-        if at_K.numel() <= room:
+    def limit(self, selection: Selection) -> tuple[Tensor, Tensor]:
+        signal_N, own_K, at_K = selection.signal_N, selection.own_K, selection.at_K
+        most = capacity(selection.density, signal_N.numel())
+        if at_K.numel() <= most:
             return own_K, at_K
         sent_K = torch.zeros_like(at_K, dtype=torch.bool)
-        sent_K[ops.select_top(own_K, room)] = True
-        if keep:
+        sent_K[ops.select_top(own_K, most)] = True
+        if selection.keep:
             signal_N[at_K[~sent_K]] = own_K[~sent_K]
         return own_K[sent_K], at_K[sent_K]
 
@@ -179,23 +175,13 @@ class Chunks(Padded):
 class Union(Padded):
     """Gather the indices, then all-reduce every rank's values at all of them (ExDyna)."""
 
-    def reduce(
-        self,
-        signal_N: Tensor,
-        own_K: Tensor,
-        at_K: Tensor,
-        wire: Wire,
-        *,
-        density: float,
-        dtype: torch.dtype,
-        keep: bool,
-        out_N: Tensor,
-    ) -> tuple[Reduced, list[int]]:
-        counts, (at_M,) = wire.gather_ragged(indices=at_K)
+    def reduce(self, selection: Selection, wire: Wire) -> tuple[Reduced, list[int]]:
+        signal_N, keep = selection.signal_N, selection.keep
+        counts, (at_M,) = wire.gather_ragged(indices=selection.at_K)
         if keep:
-            signal_N[at_K] = own_K
+            signal_N[selection.at_K] = selection.own_K
         at_U = ops.union(at_M, signal_N.numel())
-        return mean_at(signal_N, at_U, wire, dtype=dtype, keep=keep, out_N=out_N), counts
+        return mean_at(signal_N, at_U, wire, dtype=selection.dtype, keep=keep, out_N=selection.out_N), counts
 
     def payload(
         self, counts: list[int], rank: int, item: int, density: float, n: int

@@ -9,13 +9,13 @@ from sage.reduction.reducer import Reduced
 INDICES = (torch.int16, torch.int32, torch.int64)
 
 
-def fault_of(reduced: object, grad_N: Tensor, *, look_at_indices: bool) -> str:
+def fault_of(reduced: object, grad_N: Tensor, *, check_indices: bool) -> str:
     """Describe the first error in the result of a reducer, and what is expected; "" if there is none.
 
     Args:
         reduced: The result of the reducer.
         grad_N: The gradient passed to the reducer, for size, dtype and device.
-        look_at_indices: Whether to check the values of indices too, which synchronises with the GPU.
+        check_indices: Whether to check the values of indices too, which synchronises with the GPU.
     """
     if not isinstance(reduced, Reduced):
         return f"{type(reduced).__name__}, not a Reduced"
@@ -29,10 +29,10 @@ def fault_of(reduced: object, grad_N: Tensor, *, look_at_indices: bool) -> str:
         return f"a mean of {given}, not of {expected} as the gradient is"
     if not isinstance(reduced.density, int | float) or not 0 <= reduced.density <= 1:
         return f"density={reduced.density!r}, not a share from 0 to 1"
-    sent, union_M = (_fault_of_indices(x, n, look_at_indices) for x in (reduced.sent, reduced.union_M))
+    sent, union_M = (_fault_of_indices(x, n, check_indices) for x in (reduced.sent, reduced.union_M))
     if sent or union_M:
         return f"sent with {sent}" if sent else f"union_M with {union_M}"
-    if look_at_indices and reduced.sent is not None and len(reduced.sent.unique()) < len(reduced.sent):
+    if check_indices and reduced.sent is not None and len(reduced.sent.unique()) < len(reduced.sent):
         return "sent with an index that occurs twice, where each is expected once"
     return ""
 

@@ -17,7 +17,7 @@ from .parts import short as short
 from .parts import summary as summary
 from .signature import FACTS as FACTS
 from .signature import Option as Option
-from .signature import Room as Room
+from .signature import PartKind as PartKind
 from .signature import composed_options as composed_options
 from .signature import options as options
 from .workloads import workloads as workloads

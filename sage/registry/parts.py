@@ -33,16 +33,16 @@ from .outline import Unknown, composed, outline
 from .part_file import content_of, module_of
 from .signature import FACTS as FACTS
 from .signature import Option as Option
-from .signature import Room as Room
+from .signature import PartKind as PartKind
 from .signature import options as options
 
-EXPORTS: dict[Room, str] = {
+EXPORTS: dict[PartKind, str] = {
     "reducers": "REDUCER",
     "models": "MODEL",
     "datasets": "DATASET",
     "tasks": "TASK",
 }
-KINDS: dict[Room, str] = {
+KINDS: dict[PartKind, str] = {
     "reducers": "reducer",
     "models": "model",
     "datasets": "data set",
@@ -55,12 +55,12 @@ ALIASES = {"efsign": "efsignsgd"}
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
-def names(room: Room) -> list[str]:
+def names(room: PartKind) -> list[str]:
     """List every part of a room in alphabetical order: those of SAGE and those of other packages."""
     return sorted({*_files(room), *_entries(room)})
 
 
-def summary(room: Room, name: str) -> str:
+def summary(room: PartKind, name: str) -> str:
     """Return the first line of a part's module docstring without importing it, or why it cannot be read."""
     if room == "reducers" and "+" in name:
         return "; ".join(summary(room, ALIASES.get(each, each)) for each in name.split("+"))
@@ -103,7 +103,7 @@ def identity(name: str) -> str:
     )
 
 
-def check_name(room: Room, name: str) -> str:
+def check_name(room: PartKind, name: str) -> str:
     """Return the name if a part of this name exists.
 
     Besides the names of the room, these are allowed: `sparsifier+quantiser` for reducers, the dotted name of
@@ -125,7 +125,7 @@ def check_name(room: Room, name: str) -> str:
     return name
 
 
-def load(room: Room, name: str) -> Callable[..., Any]:
+def load(room: PartKind, name: str) -> Callable[..., Any]:
     """Import a part and return what it exports as REDUCER, MODEL, DATASET or TASK.
 
     Raises:
@@ -142,7 +142,7 @@ def load(room: Room, name: str) -> Callable[..., Any]:
     return _import(room, ALIASES.get(name, name))
 
 
-def _import(room: Room, name: str) -> Callable[..., Any]:
+def _import(room: PartKind, name: str) -> Callable[..., Any]:
     files, entries, kind = _files(room), _entries(room), KINDS[room]
     if name in entries and name in files:
         raise ValueError(
@@ -181,7 +181,7 @@ def _attempt(what: str, get: Callable[[], Any], module: str = "") -> Any:
         absent = error.name if isinstance(error, ModuleNotFoundError) else None
         if absent and module and f"{module}.".startswith(f"{absent}."):
             raise ValueError(
-                f"{what}: there is no module of this name; is it installed, or on PYTHONPATH?"
+                f"{what}: there is no module of this name; check that it is installed or on PYTHONPATH"
             ) from error
         if isinstance(error, SyntaxError):
             place = f"{error.filename}, line {error.lineno}"
@@ -192,11 +192,11 @@ def _attempt(what: str, get: Callable[[], Any], module: str = "") -> Any:
                 if not frame.filename.startswith("<") and frame.filename not in (__file__, importlib.__file__)
             ]
             place = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
-        said = f"{type(error).__name__}: {clean_text(str(error))}"
-        raise ValueError(f"{what} cannot be imported: {said}" + (f" ({place})" if place else "")) from error
+        reason = f"{type(error).__name__}: {clean_text(str(error))}"
+        raise ValueError(f"{what} cannot be imported: {reason}" + (f" ({place})" if place else "")) from error
 
 
-def _source(room: Room, name: str) -> Path | None:
+def _source(room: PartKind, name: str) -> Path | None:
     """Find the file that defines a part without importing it; None if there is no readable file."""
     if is_file(name):
         return validate.path(name)
@@ -209,7 +209,7 @@ def _source(room: Room, name: str) -> Path | None:
     return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
-def described(room: Room, name: str) -> Callable[..., Any]:
+def described(room: PartKind, name: str) -> Callable[..., Any]:
     """Return the outline, with the options, of a part of SAGE; if there is none, import the part itself."""
     check_name(room, name)
     with suppress(Unknown):
@@ -219,7 +219,7 @@ def described(room: Room, name: str) -> Callable[..., Any]:
     return load(room, name)
 
 
-def _outline(room: Room, name: str) -> Callable[..., Any]:
+def _outline(room: PartKind, name: str) -> Callable[..., Any]:
     """Return the outline of a part of SAGE that is not imported yet; raise `Unknown` for any other."""
     stem = ALIASES.get(name, name)
     module = f"sage.{room}.{stem}"
@@ -228,13 +228,13 @@ def _outline(room: Room, name: str) -> Callable[..., Any]:
     return outline(module, EXPORTS[room])
 
 
-def options_of(room: Room, name: str, *, from_source: bool = False) -> Mapping[str, Option]:
+def options_of(room: PartKind, name: str, *, from_source: bool = False) -> Mapping[str, Option]:
     """Return the options of a part by its name; imports the part, unless `from_source` allows its source."""
     return options((described if from_source else load)(room, name), room=room)
 
 
 def check_options(
-    room: Room, name: str, given: dict[str, Any], *, from_source: bool = False
+    room: PartKind, name: str, given: dict[str, Any], *, from_source: bool = False
 ) -> dict[str, Any]:
     """Convert the given options to their types and add the part's defaults for the rest.
 
@@ -257,7 +257,7 @@ def check_options(
     }
 
 
-def hashed_options(room: Room, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def hashed_options(room: PartKind, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that a run's hash covers: without those at the value of their mark `Before`."""
     before = _before(room, name) if given else {}
     return {
@@ -265,12 +265,12 @@ def hashed_options(room: Room, name: str, given: Mapping[str, Any]) -> dict[str,
     }
 
 
-def recorded_options(room: Room, name: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+def recorded_options(room: PartKind, name: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a recorded run, with those that did not exist yet at the value of `Before`."""
     return {**_before(room, name), **recorded}
 
 
-def _before(room: Room, name: str) -> dict[str, Any]:
+def _before(room: PartKind, name: str) -> dict[str, Any]:
     """What runs did before an option existed, for each option that has a mark `Before`."""
     return {
         option: mark.value
@@ -281,16 +281,16 @@ def _before(room: Room, name: str) -> dict[str, Any]:
 
 
 @cache
-def _files(room: Room) -> dict[str, Path]:
+def _files(room: PartKind) -> dict[str, Path]:
     folder = Path(__file__).parents[1] / room
     return {path.stem: path for path in folder.glob("*.py") if path.stem != "base" and path.stem[0] != "_"}
 
 
-def _entries(room: Room) -> dict[str, EntryPoint]:
+def _entries(room: PartKind) -> dict[str, EntryPoint]:
     return _all_entries()[room]
 
 
 @cache
-def _all_entries() -> dict[Room, dict[str, EntryPoint]]:
+def _all_entries() -> dict[PartKind, dict[str, EntryPoint]]:
     found = entry_points()  # of all groups at once, because each call reads the files of all packages
     return {room: {entry.name: entry for entry in found.select(group=f"sage.{room}")} for room in KINDS}

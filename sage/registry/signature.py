@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_type_hints
 from ..output.text import clean_text
 from ..validate import coerce, shown
 
-Room = Literal["reducers", "models", "datasets", "tasks"]
+PartKind = Literal["reducers", "models", "datasets", "tasks"]
 
 FACTS = frozenset({"num_classes", "channels", "image_size", "vocab_size", "num_users", "num_items"})
 """Facts that the data set passes to the models of this repository. They are not options, even if they have a
@@ -28,7 +28,7 @@ class Option:
     help: str
 
 
-def options(part: Callable[..., Any], *, room: Room = "reducers") -> Mapping[str, Option]:
+def options(part: Callable[..., Any], *, room: PartKind = "reducers") -> Mapping[str, Option]:
     """Return the keyword-only parameters of a class or function, without the facts.
 
     >>> def build(*, depth: int = 20, num_classes: int) -> None:
@@ -47,10 +47,10 @@ def options(part: Callable[..., Any], *, room: Room = "reducers") -> Mapping[str
 
 
 @cache
-def _options(part: Any, room: Room) -> Mapping[str, Option]:
+def _options(part: Any, room: PartKind) -> Mapping[str, Option]:
     if inspect.ismethod(getattr(part, "options", None)):  # a composed part returns the options of its parts
-        told: Mapping[str, Option] = part.options()
-        return told
+        composed: Mapping[str, Option] = part.options()
+        return composed
     found: dict[str, Option] = {}
     for function, parameters in _parameters(part):
         try:
@@ -71,7 +71,7 @@ def _options(part: Any, room: Room) -> Mapping[str, Option]:
                     f"the option {name!r} of {part.__module__} needs a default and a type annotation"
                 )
             default = coerce(f"the default of {name}", parameter.default, hints[name])
-            found[name] = Option(hints[name], default, _told(part, function).get(name, ""))
+            found[name] = Option(hints[name], default, _documented_options(part, function).get(name, ""))
     return found
 
 
@@ -130,7 +130,7 @@ def _builders(part: Callable[..., Any]) -> list[Callable[..., Any]]:
     return builders
 
 
-def _told(part: Callable[..., Any], function: Callable[..., Any]) -> dict[str, str]:
+def _documented_options(part: Callable[..., Any], function: Callable[..., Any]) -> dict[str, str]:
     """Return the descriptions of a part's parameters, from the docstrings of its classes and the callable."""
     classes = inspect.getmro(part) if inspect.isclass(part) else [part]
     texts: dict[str, str] = {}

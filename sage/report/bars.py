@@ -32,8 +32,8 @@ def payload(canvas: Canvas) -> Drawing | None:
     for how_much in dots:
         totals = [setting.mean("payload_bytes_per_step") or 0.0 for setting in settings]
         for i, (setting, total) in enumerate(zip(settings, totals, strict=True)):
-            look = canvas.looks[setting.label]
-            how_much.plot(total, i, look.marker, color=look.colour, markersize=6)
+            style = canvas.line_styles[setting.label]
+            how_much.plot(total, i, style.marker, color=style.colour, markersize=6)
             how_much.annotate(
                 size(total), (total, i), (7, 0), textcoords="offset points", va="center", fontsize=8
             )
@@ -61,10 +61,10 @@ def step_time(canvas: Canvas) -> Drawing | None:
     (axes,) = _lines(canvas, settings, 1)
     for i, setting in enumerate(settings):
         p50, p95, p99 = (setting.mean(f"step_seconds_{q}") or 0.0 for q in ("p50", "p95", "p99"))
-        look = canvas.looks[setting.label]
-        axes.plot([p50, max(p50, p99)], [i, i], color=look.colour, linewidth=1.2)
-        axes.plot([p50, max(p50, p95)], [i, i], color=look.colour, linewidth=4, solid_capstyle="butt")
-        axes.plot(p50, i, look.marker, color=look.colour, markersize=7)
+        style = canvas.line_styles[setting.label]
+        axes.plot([p50, max(p50, p99)], [i, i], color=style.colour, linewidth=1.2)
+        axes.plot([p50, max(p50, p95)], [i, i], color=style.colour, linewidth=4, solid_capstyle="butt")
+        axes.plot(p50, i, style.marker, color=style.colour, markersize=7)
     from_zero(axes, duration)
     return drawing
 

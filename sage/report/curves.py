@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sage.output.units import duration, number, percent, size, spaced
 from sage.report.axes import limit, scale
 from sage.report.groups import Group, Row, Setting
-from sage.report.svg import MUTED, Look
+from sage.report.svg import MUTED, LineStyle
 
 POINTS = 400
 """Longer curves are thinned to about this many points; peaks are kept."""
@@ -47,7 +47,7 @@ class Canvas:
     group: Group
     settings: Sequence[Setting]
     """The settings to draw; at most as many as there are distinct line styles."""
-    looks: dict[str, Look]
+    line_styles: dict[str, LineStyle]
 
     def rows(self) -> Iterator[tuple[Setting, Row]]:
         """Yield the runs to draw, each with its setting."""
@@ -90,11 +90,11 @@ def loss_by_step(canvas: Canvas) -> Drawing | None:
     for setting, row in canvas.rows():
         step_S, loss_S = row.run.steps["step"], row.run.steps["loss"]
         if numpy.isfinite(loss_S).sum() > 1:
-            look = canvas.looks[setting.label]
+            style = canvas.line_styles[setting.label]
             smooth_S = _smooth(loss_S, max(1, len(loss_S) // 50))
             if len(canvas.settings) <= 12:  # with more settings, the noise would hide the curves
-                axes.plot(*_thin(step_S, loss_S), alpha=0.25, linewidth=0.7, color=look.colour)
-            _line(axes, *_thin(step_S, smooth_S), look)
+                axes.plot(*_thin(step_S, loss_S), alpha=0.25, linewidth=0.7, color=style.colour)
+            _line(axes, *_thin(step_S, smooth_S), style)
             curves[row.label] = smooth_S
             _shown(drawing, setting)
     drawing.notes += [note] if (note := limit(axes, curves, number)) else []
@@ -110,7 +110,7 @@ def density_by_step(canvas: Canvas) -> Drawing | None:
         steps = row.run.steps
         if row.values["density_asked"] is not None and numpy.isfinite(steps["density_had"]).sum() > 1:
             target_S, achieved_S = steps["density_asked"], steps["density_had"]
-            _line(axes, *_thin(steps["step"], achieved_S), canvas.looks[setting.label], linewidth=1.1)
+            _line(axes, *_thin(steps["step"], achieved_S), canvas.line_styles[setting.label], linewidth=1.1)
             axes.plot(*_thin(steps["step"], target_S), color=MUTED, linewidth=1, linestyle=(0, (1.2, 1.2)))
             for values_S in (achieved_S, target_S):
                 seen += values_S[numpy.isfinite(values_S)].tolist()
@@ -140,13 +140,13 @@ def pareto(canvas: Canvas) -> Drawing | None:
         best = front(costs, values, group.better)
         axes.plot([costs[i] for i in best], [values[i] for i in best], color=MUTED, linewidth=1, zorder=1)
         for i, (setting, found, _, _) in enumerate(points):
-            look, is_best = canvas.looks[setting.label], i in best
+            style, is_best = canvas.line_styles[setting.label], i in best
             axes.errorbar(
                 costs[i],
                 found.mean,
                 yerr=found.sd,
-                fmt=look.marker,
-                color=look.colour,
+                fmt=style.marker,
+                color=style.colour,
                 markersize=7 if is_best else 5,
                 alpha=1 if is_best else 0.45,
                 elinewidth=1,
@@ -183,7 +183,7 @@ def _lines(axes: Axes, canvas: Canvas, curves: Any) -> Drawing | None:
     for setting, row, x_E in curves:
         y_E = _of([each["metrics"] for each in row.run.epochs], canvas.group.metric)
         if len(x_E) and numpy.isfinite(y_E).any():
-            _line(axes, x_E, y_E, canvas.looks[setting.label])
+            _line(axes, x_E, y_E, canvas.line_styles[setting.label])
             shown[row.label] += y_E.tolist()
             longest = max(longest, len(x_E))
             _shown(drawing, setting)
@@ -194,8 +194,8 @@ def _lines(axes: Axes, canvas: Canvas, curves: Any) -> Drawing | None:
     return drawing
 
 
-def _line(axes: Axes, x: Curve, y: Curve, look: Look, **style: Any) -> None:
-    axes.plot(x, y, markevery=max(1, len(x) // MARKS), **(look.line | style))
+def _line(axes: Axes, x: Curve, y: Curve, style: LineStyle, **more: Any) -> None:
+    axes.plot(x, y, markevery=max(1, len(x) // MARKS), **(style.line | more))
 
 
 def _shown(drawing: Drawing, setting: Setting) -> None:

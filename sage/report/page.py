@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sage.output.units import printable, size
 from sage.report.groups import Group
-from sage.report.plots import MAX_GROUPS, Looks, Plot, looks_of, plots
+from sage.report.plots import MAX_GROUPS, LineStyles, Plot, assign_line_styles, plots
 from sage.report.runs import Run
 from sage.report.style import STYLE
 from sage.report.tables import NOTES, WORDS, Table, headline, single_runs, tables
@@ -121,9 +121,9 @@ def _link(name: str, title: str) -> str:
 
 def _section(section: Section) -> str:
     group = section.group
-    looks = looks_of(group)
-    shown = "\n".join(_table(section, table, looks) for table in section.tables)
-    figures = "\n".join(_figure(section, plot, looks) for plot in section.plots or ())
+    styles = assign_line_styles(group)
+    shown = "\n".join(_table(section, table, styles) for table in section.tables)
+    figures = "\n".join(_figure(section, plot, styles) for plot in section.plots or ())
     missing = (
         ""
         if section.plots is not None
@@ -157,15 +157,15 @@ def _single_runs(section: Section) -> str:
 </details>"""
 
 
-def _table(section: Section, table: Table, looks: Looks) -> str:
+def _table(section: Section, table: Table, styles: LineStyles) -> str:
     note = f'<p class="quiet">{_escape(table.note)}</p>\n' if table.note else ""
     return f"""<div>
 <h3 id="{section.id_of(table)}">{_escape(table.title)}</h3>
-{note}{_grid(section.group, table, looks)}
+{note}{_grid(section.group, table, styles)}
 </div>"""
 
 
-def _grid(group: Group, table: Table, looks: Looks, most: int | None = None) -> str:
+def _grid(group: Group, table: Table, styles: LineStyles, most: int | None = None) -> str:
     """An HTML table whose row headings show the line styles of the figures."""
     classes = [' class="text"' if name in WORDS else "" for name in table.heading]
     top = "".join(
@@ -176,8 +176,8 @@ def _grid(group: Group, table: Table, looks: Looks, most: int | None = None) -> 
     for (label, *cells), hint, series in zip(
         table.lines[:most], table.hints[:most], table.series[:most], strict=True
     ):
-        look = looks[series].svg if series in looks else ""
-        name = look + _escape(label)
+        line = styles[series].svg if series in styles else ""
+        name = line + _escape(label)
         if len(label) > 60:
             name = f'<span class="cut"><span>{name}</span></span>'
         first = f'<th scope="row" title="{_escape(hint)}">{name}</th>'
@@ -201,8 +201,8 @@ def _cell(text: str, kind: str) -> str:
     return f"<td{kind}>{_escape(text)}</td>"
 
 
-def _figure(section: Section, plot: Plot, looks: Looks) -> str:
-    items = "".join(f"<li>{looks[label].svg}{_escape(label)}</li>" for label in plot.legend)
+def _figure(section: Section, plot: Plot, styles: LineStyles) -> str:
+    items = "".join(f"<li>{styles[label].svg}{_escape(label)}</li>" for label in plot.legend)
     return f"""<figure>
 <figcaption>
 <strong id="{section.id_of(plot)}">{_escape(plot.title)}</strong>

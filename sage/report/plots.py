@@ -15,7 +15,7 @@ from sage.report import bars, curves
 from sage.report.curves import Canvas, Drawing
 from sage.report.groups import Group, Setting
 from sage.report.runs import EXACT
-from sage.report.svg import MUTED, NUM_LOOKS, STYLE, Look, as_svg, looks
+from sage.report.svg import MUTED, NUM_LINE_STYLES, STYLE, LineStyle, as_svg, line_styles
 
 MAX_GROUPS = 12
 """At most this many workloads, those with the most runs, have figures."""
@@ -31,12 +31,12 @@ class Plot:
     legend: tuple[str, ...]
 
 
-Looks = dict[str, Look]
+LineStyles = dict[str, LineStyle]
 
 
 def chosen(group: Group) -> list[Setting]:
-    """The settings to draw: all, or exact and the best ones if there are more than `NUM_LOOKS`."""
-    if len(group.settings) <= NUM_LOOKS:
+    """The settings to draw: all, or exact and the best ones if there are more than `NUM_LINE_STYLES`."""
+    if len(group.settings) <= NUM_LINE_STYLES:
         return group.settings
     exact = [each for each in group.settings if each.rows[0].values["reducer"] == EXACT]
     others = [each for each in group.settings if each.rows[0].values["reducer"] != EXACT]
@@ -46,25 +46,25 @@ def chosen(group: Group) -> list[Setting]:
         final = setting.mean("final")
         return sign * final if final is not None and math.isfinite(final) else math.inf
 
-    kept = exact[:4] + sorted(others, key=rank)[: NUM_LOOKS - len(exact[:4])]
+    kept = exact[:4] + sorted(others, key=rank)[: NUM_LINE_STYLES - len(exact[:4])]
     drawn = set(kept)
     return [each for each in group.settings if each in drawn]
 
 
-def looks_of(group: Group) -> Looks:
-    """Assign a distinct look to each setting that is drawn; exact is grey if it is a single setting."""
+def assign_line_styles(group: Group) -> LineStyles:
+    """Assign a distinct style to each setting that is drawn; exact is grey if it is a single setting."""
     settings = chosen(group)
     labels = [setting.label for setting in settings]
     exact = [each.label for each in settings if each.rows[0].values["reducer"] == EXACT]
     grey = exact if len(exact) == 1 else []
     others = [label for label in labels if label not in grey]
-    return dict.fromkeys(grey, Look(MUTED)) | dict(zip(others, looks(len(others)), strict=True))
+    return dict.fromkeys(grey, LineStyle(MUTED)) | dict(zip(others, line_styles(len(others)), strict=True))
 
 
 def plots(group: Group, prefix: str) -> list[Plot]:
     """Draw every figure for which the group has data. `prefix` makes ids unique within a page."""
     drawn = []
-    settings, look = chosen(group), looks_of(group)
+    settings, styles = chosen(group), assign_line_styles(group)
     left = len(group.settings) - len(settings)
     for i, (title, draw) in enumerate(FIGURES.items()):
         title = title.format(metric=_capitalised(spaced(group.metric)))
@@ -73,7 +73,7 @@ def plots(group: Group, prefix: str) -> list[Plot]:
             # A label may contain characters that matplotlib's font lacks; browsers use their own.
             warnings.filterwarnings("ignore", message="Glyph")
             figure = Figure(figsize=(5.6, 3.1), layout="constrained")
-            drawing = draw(Canvas(figure, group, settings, look))
+            drawing = draw(Canvas(figure, group, settings, styles))
             if drawing is None:
                 continue
             notes = list(drawing.notes)
@@ -113,7 +113,7 @@ LEGENDS = (
     curves.loss_by_step,
     curves.density_by_step,
 )
-"""The figures that need a legend: their settings are distinguished only by their looks."""
+"""The figures that need a legend: their settings are distinguished only by their line styles."""
 
 
 def _capitalised(text: str) -> str:

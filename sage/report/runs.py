@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sage import storage
-from sage.config import ASIDE, annotations
+from sage.config import NOT_HASHED, annotations
 from sage.output.text import clean_text
 from sage.output.units import printable
 from sage.records.record import Record, read_metrics
@@ -76,7 +76,7 @@ class Run:
     @cached_property
     def common(self) -> dict[str, Any]:
         """The settings without the reducer's options; options of model and data have dotted names."""
-        aside = {name for name, annotation in annotations().items() if ASIDE in get_args(annotation)}
+        aside = {name for name, annotation in annotations().items() if NOT_HASHED in get_args(annotation)}
         own = {k: v for k, v in self.config.items() if k not in aside and k != "reducer_options"}
         return {name: _hashable(value) for name, value in _flat(own)}
 
@@ -149,7 +149,7 @@ def _read_run(folder: Path) -> Run:
             raise storage.Damaged(
                 folder / "config.json",
                 f"is damaged: a run's configuration needs the key {name!r}",
-                storage.CONFIG.cure,
+                storage.CONFIG.remedy,
             )
     manifest = _required(folder / "manifest.json", storage.MANIFEST)
     records = _records(folder)

@@ -34,8 +34,8 @@ def sharing(runs: Sequence[Run]) -> list[int]:
 
 def load(run: Run, when: str) -> float | None:
     """The machine's 1-minute load average at the run's `start` or `end`; None if not recorded."""
-    told = run.manifest.get("load")
-    at = told.get(when) if isinstance(told, dict) else None
+    load = run.manifest.get("load")
+    at = load.get(when) if isinstance(load, dict) else None
     value = at.get("average_1min") if isinstance(at, dict) else None
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
@@ -50,8 +50,8 @@ def load_text(run: Run) -> str:
 def _interval(run: Run) -> Interval | None:
     """Start and end of the run's last session, in seconds since 1970; None if unknown."""
     start = _seconds(run.manifest.get("time"))
-    told = run.manifest.get("load")
-    at_end = told.get("end") if isinstance(told, dict) else None
+    load = run.manifest.get("load")
+    at_end = load.get("end") if isinstance(load, dict) else None
     end = _seconds(at_end.get("time")) if isinstance(at_end, dict) else None
     if start is None:
         return None

@@ -29,8 +29,8 @@ MARKERS = {
 }
 """Matplotlib's markers, and the same shapes as SVG paths for legends."""
 
-NUM_LOOKS = 48
-"""Number of distinct looks: six colours times eight pairs of marker and dash pattern."""
+NUM_LINE_STYLES = 48
+"""Number of distinct line styles: six colours times eight pairs of marker and dash pattern."""
 
 PAGE_COLOURS = {INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)"} | {
     colour: f"var(--colour-{i})" for i, colour in enumerate(PALETTE)
@@ -61,7 +61,7 @@ STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyle:
     """The line style of a series."""
 
     colour: str
@@ -88,18 +88,19 @@ class Look:
         return f'<svg viewBox="0 0 34 10" aria-hidden="true"><path d="M0 5H34" style="{line}"/>{marker}</svg>'
 
 
-def looks(num: int) -> list[Look]:
-    """Return `num` distinct looks: all colours with one marker and dash pattern, then with the next.
+def line_styles(num: int) -> list[LineStyle]:
+    """Return `num` distinct line styles: all colours with one marker and dash pattern, then with the next.
 
-    >>> found = looks(NUM_LOOKS)
+    >>> found = line_styles(NUM_LINE_STYLES)
     >>> len(set(found)) == len(found)
     True
     """
-    if num > NUM_LOOKS:
-        raise ValueError(f"there are {NUM_LOOKS} looks, not {num}")
+    if num > NUM_LINE_STYLES:
+        raise ValueError(f"{num} line styles were requested; at most {NUM_LINE_STYLES} are distinct")
     markers = list(MARKERS)
     return [
-        Look(PALETTE[i % 6], DASHES[i // 6 % len(DASHES)], markers[i // 6 % len(markers)]) for i in range(num)
+        LineStyle(PALETTE[i % 6], DASHES[i // 6 % len(DASHES)], markers[i // 6 % len(markers)])
+        for i in range(num)
     ]
 
 

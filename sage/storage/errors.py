@@ -10,10 +10,10 @@ from sage.exit_status import message
 class Unreadable(ValueError):
     """Raised for a file that cannot be used, for example because this user may not open it."""
 
-    def __init__(self, path: Path, reason: str, cure: str = "") -> None:
+    def __init__(self, path: Path, reason: str, remedy: str = "") -> None:
         space = "" if reason.startswith(",") else " "
-        super().__init__(f"{path}{space}{reason}" + (f"; {cure}" if cure else ""))
-        self.path, self.reason, self.cure = path, reason, cure
+        super().__init__(f"{path}{space}{reason}" + (f"; {remedy}" if remedy else ""))
+        self.path, self.reason, self.remedy = path, reason, remedy
 
 
 class Damaged(Unreadable):
@@ -46,7 +46,7 @@ def refused(path: Path, error: OSError) -> Unreadable:
             continue
         where = "it" if each == path else str(each)
         return Unreadable(
-            path, f"{reason}, as {where} belongs to {user_name(owner)}", "ask them for the right to read it"
+            path, f"{reason} because {where} belongs to {user_name(owner)}", "ask for read permission"
         )
     return Unreadable(path, reason)
 

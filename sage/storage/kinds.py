@@ -24,7 +24,7 @@ CONFIG = Kind(
         "steps?": int | None,
         "epochs?": float,
     },
-    cure=RERUN,
+    remedy=RERUN,
 )
 
 MANIFEST = Kind(
@@ -45,7 +45,7 @@ MANIFEST = Kind(
         "hosts?": list[str],
         "checksums?": dict[str, str],
     },
-    cure=RERUN,
+    remedy=RERUN,
 )
 
 
@@ -71,13 +71,13 @@ RESULT = Kind(
         "density_had?": NUMBER,
     },
     check=_lacks_its_metric,
-    cure="remove it, and the same command goes on from the last checkpoint, or run it again with --fresh",
+    remedy="remove it and rerun the same command to resume from the last checkpoint, or use --fresh",
 )
 
 FAILURE = Kind(
     name="the reason for a run's failure",
     keys={"error": str, "rank?": int | None, "status?": int, "time?": str},
-    cure="remove it, or run the run again",
+    remedy="remove it, or rerun the run",
 )
 
 METRICS = Kind(
@@ -101,9 +101,9 @@ METRICS = Kind(
         },
         "event": {"event": str, "time?": str},
     },
-    cure=(
-        "a crash tears the last line only, so something else changed this file: remove the line to read the "
-        "rest, or run it with --fresh"
+    remedy=(
+        "a crash damages only the last line, so another program changed this file: remove the line to read "
+        "the rest, or use --fresh"
     ),
 )
 
@@ -113,9 +113,9 @@ METRICS = Kind(
 def _lists_its_files(index: dict[str, Any]) -> str:
     world_size, files = index["world_size"], index["files"]
     if world_size < 1 or len(files) != world_size + 1:
-        return f"it lists {len(files)} files, where {world_size} ranks have {world_size + 1}"
+        return f"it lists {len(files)} files; {world_size} ranks have {world_size + 1}"
     entry = Kind(name="an entry", keys={"bytes": int, "sha256": str})
-    faults = (f"of {name!r}, {fault}" for name, each in files.items() if (fault := entry.fault(each)))
+    faults = (f"{name!r}: {fault}" for name, each in files.items() if (fault := entry.fault(each)))
     return next(faults, "")
 
 
@@ -123,11 +123,11 @@ CHECKPOINT = Kind(
     name="a checkpoint's index",
     keys={"step": int, "world_size": int, "files": dict[str, dict[str, Any]]},
     check=_lists_its_files,
-    cure="remove this checkpoint's folder",
+    remedy="remove this checkpoint's folder",
 )
 
 SHARED = Kind(
-    name="what the ranks of a checkpoint share",
+    name="the shared state of a checkpoint",
     keys={
         "step": int,
         "seconds": float,
@@ -136,7 +136,7 @@ SHARED = Kind(
 )
 
 OWN = Kind(
-    name="what one rank of a checkpoint has",
+    name="the state of one rank in a checkpoint",
     keys={
         **dict.fromkeys(("feedback", "before", "task", "buffers"), dict),
         "random": {"torch": Any, "cuda": Any, "python": tuple, "numpy": dict, "numpy_gauss": dict},
@@ -162,5 +162,5 @@ TRACE = Kind(
 VOCABULARY = Kind(
     name="a vocabulary",
     keys={"tokens": list[str], "sums": dict[str, str]},
-    cure="remove its folder, and it is made again",
+    remedy="remove its folder; it is then created again",
 )

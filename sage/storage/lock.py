@@ -3,10 +3,10 @@
 If flock works, it is used. If it does not, as on many shared file systems, owner files next to the locked
 file implement the lock: `NAME.owner-1`, `NAME.owner-2`, and so on. Each is created exclusively (O_EXCL) by
 the process that it names. The owner file with the highest number holds the lock, and its process touches it
-every `BEAT` seconds. Another process may create the file with the next number only if the owner has died on
-this host, or has not touched its file for `STALE` seconds. It removes the older files once it holds the lock.
-Numbers never decrease, so if two processes take over at the same moment, one of them fails to create its file
-or finds a higher number.
+every `HEARTBEAT` seconds. Another process may create the file with the next number only if the owner has
+died on this host, or has not touched its file for `STALE` seconds. It removes the older files once it holds
+the lock. Numbers never decrease, so if two processes take over at the same moment, one of them fails to
+create its file or finds a higher number.
 
 An owner file remains after the lock is released, with a modification time of 1970. A process that was
 suspended for longer than `STALE` seconds may have lost such a lock without detecting it.
@@ -31,7 +31,7 @@ from typing import Any
 from sage.output.text import clean_text
 from sage.storage.errors import user_name
 
-BEAT, STALE = 5.0, 60.0
+HEARTBEAT, STALE = 5.0, 60.0
 """Seconds between two touches of an owner file, and seconds without a touch after which it is taken over."""
 
 POLL = 0.1
@@ -84,7 +84,7 @@ def _open(path: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no regular file, so it cannot be locked: remove it", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file, so it cannot be locked: remove it", str(path))
     return descriptor
 
 
@@ -96,7 +96,7 @@ def _flock(descriptor: int, path: Path, deadline: float) -> bool:
             return True
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise Locked(_held_by(_read(path))) from None
+                raise Locked(_describe(_read(path))) from None
         except OSError as error:
             if error.errno in NO_FLOCK:
                 return False
@@ -163,9 +163,9 @@ def _take(path: Path, deadline: float) -> Path:
                 return own
             continue
         # A live owner has touched its file within this time; otherwise it may be dead, so the wait continues.
-        if time.monotonic() >= deadline and owner.age < 2 * BEAT:
-            raise Locked(f"{_held_by(owner.who)}, seen {max(0, owner.age):.0f} s ago")
-        time.sleep(POLL if owner.age < 2 * BEAT else 1.0)
+        if time.monotonic() >= deadline and owner.age < 2 * HEARTBEAT:
+            raise Locked(f"{_describe(owner.who)}, seen {max(0, owner.age):.0f} s ago")
+        time.sleep(POLL if owner.age < 2 * HEARTBEAT else 1.0)
 
 
 def _newest(path: Path) -> _Owner | None:
@@ -206,7 +206,7 @@ def _withdrawn(path: Path, number: int) -> bool:
 
 
 def _touch(own: Path, over: threading.Event) -> None:
-    while not over.wait(BEAT):
+    while not over.wait(HEARTBEAT):
         with suppress(OSError):
             os.utime(own)
 
@@ -283,7 +283,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _held_by(owner: dict[str, Any]) -> str:
+def _describe(owner: dict[str, Any]) -> str:
     number, host, user = (owner.get(name) for name in ("process", "host", "user"))
     if type(number) is not int or type(user) is not int or not 0 <= user < 2**32:
         return "another process"

@@ -83,7 +83,7 @@ def _check(path: Path, found: os.stat_result) -> None:
         return
     raise Unreadable(
         path,
-        f"is not used: {who} can write to it, and it may run code",
+        f"is not used because {who} can write to it and it may run code",
         f"run `chmod {whose} {path}`",
     )
 
@@ -92,8 +92,8 @@ def _check_owner(path: Path, found: os.stat_result) -> None:
     if found.st_uid not in (0, os.geteuid()):
         raise Unreadable(
             path,
-            f"is not used: it belongs to {user_name(found.st_uid)}, and it may run code",
-            "use a folder of runs of your own (--runs)",
+            f"is not used because it belongs to {user_name(found.st_uid)} and it may run code",
+            "use your own runs folder (--runs)",
         )
 
 

@@ -90,7 +90,7 @@ def read_json(path: Path, kind: Kind) -> dict[str, Any]:
     try:
         text = read_text(path)
     except Damaged as error:
-        raise Damaged(path, error.reason, error.cure or kind.cure) from error
+        raise Damaged(path, error.reason, error.remedy or kind.remedy) from error
     return checked(path, parse_json(path, text, kind), kind)
 
 
@@ -124,7 +124,7 @@ def parse_json(path: Path, text: str | bytes, kind: Kind, where: str = "") -> An
     if isinstance(text, bytes):
         text = _as_text(path, text, where)
     if not text.strip():
-        raise Damaged(path, f"{place} is damaged: it is empty".removeprefix(" "), kind.cure)
+        raise Damaged(path, f"{place} is damaged: it is empty".removeprefix(" "), kind.remedy)
     try:
         value = _DECODER.decode(text)
         if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
@@ -138,8 +138,10 @@ def parse_json(path: Path, text: str | bytes, kind: Kind, where: str = "") -> An
         if "integer string conversion" in reason:
             reason = "it has a number with too many digits"
         if isinstance(error, UnicodeEncodeError):
-            reason = "it has half of a surrogate pair"
-        raise Damaged(path, f"{place} is damaged, no JSON: {reason}".removeprefix(" "), kind.cure) from error
+            reason = "it has an unpaired surrogate"
+        raise Damaged(
+            path, f"{place} is damaged, not valid JSON: {reason}".removeprefix(" "), kind.remedy
+        ) from error
     return value
 
 
@@ -155,7 +157,7 @@ def checked(path: Path, content: Any, kind: Kind, where: str = "") -> dict[str, 
     if not isinstance(content, dict):
         reason = f"it is {type_of(content)}, not an object"
     elif type(version := content.get("format", 1)) is not int or version < 1:
-        reason = "its format is not a whole number from 1 on"
+        reason = "its format is not a whole number of at least 1"
     elif version > kind.version:
         raise OtherVersion(
             path,
@@ -166,7 +168,7 @@ def checked(path: Path, content: Any, kind: Kind, where: str = "") -> dict[str, 
     else:
         reason = kind.fault(content)
     if reason:
-        raise Damaged(path, f"{place} is damaged: {reason}".removeprefix(" "), kind.cure)
+        raise Damaged(path, f"{place} is damaged: {reason}".removeprefix(" "), kind.remedy)
     assert isinstance(content, dict)
     return content
 
@@ -184,9 +186,9 @@ def read_toml(path: Path, what: str = "a TOML file") -> dict[str, Any]:
         if _depth(table) > MAX_DEPTH:
             raise RecursionError
     except ValueError as error:  # not only TOMLDecodeError: a number with too many digits raises ValueError
-        raise Damaged(path, f"is no TOML: {error}", f"expected {what}") from error
+        raise Damaged(path, f"is not valid TOML: {error}", f"expected {what}") from error
     except RecursionError as error:
-        raise Damaged(path, "is no TOML that can be read: nested too deeply", f"expected {what}") from error
+        raise Damaged(path, "is not valid TOML: it is nested too deeply", f"expected {what}") from error
     return table
 
 
@@ -197,7 +199,7 @@ def what_it_is(mode: int) -> str:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)
@@ -210,7 +212,7 @@ def _as_text(path: Path, content: bytes, where: str = "") -> str:
     except UnicodeDecodeError as error:
         byte = f"byte {error.start} is {error.object[error.start]:#04x}"
         place = f", {where} " if where else " "
-        raise Damaged(path, f"{place}is damaged, no text in UTF-8: {byte}".removeprefix(" ")) from error
+        raise Damaged(path, f"{place}is damaged, not UTF-8 text: {byte}".removeprefix(" ")) from error
 
 
 def _depth(value: Any) -> int:

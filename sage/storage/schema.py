@@ -38,7 +38,7 @@ class Kind:
     """A further check of content with valid keys: returns the fault, or "" if there is none."""
     version: int = 1
     """The newest format that this code can read."""
-    cure: str = ""
+    remedy: str = ""
     """The remedy for a damaged file."""
 
     def fault(self, content: dict[str, Any]) -> str:

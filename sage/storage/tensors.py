@@ -11,13 +11,13 @@ from sage.storage.read import open_regular, what_it_is
 from sage.storage.write import writing
 
 
-def read_tensors(path: Path, what: str, *, mmap: bool = False, cure: str = "") -> dict[str, Any]:
+def read_tensors(path: Path, what: str, *, mmap: bool = False, remedy: str = "") -> dict[str, Any]:
     """Read the dictionary that `write_tensors` wrote, without running code from the file.
 
     Args:
         what: The expected file in messages, such as "a checkpoint's file".
         mmap: Map the tensors into memory instead of reading them.
-        cure: The remedy for a damaged file.
+        remedy: The remedy for a damaged file.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -30,7 +30,7 @@ def read_tensors(path: Path, what: str, *, mmap: bool = False, cure: str = "") -
         if mmap:
             mode = os.stat(path).st_mode
             if not stat.S_ISREG(mode):
-                raise Damaged(path, f"is {what_it_is(mode)}, not {what}", cure)
+                raise Damaged(path, f"is {what_it_is(mode)}, not {what}", remedy)
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         else:
             with open_regular(path) as file:
@@ -40,9 +40,9 @@ def read_tensors(path: Path, what: str, *, mmap: bool = False, cure: str = "") -
     except OSError as error:
         raise refused(path, error) from error
     except Exception as error:  # torch raises many types of errors for an invalid file
-        raise Damaged(path, f"is damaged, or not {what}", cure) from error
+        raise Damaged(path, f"is damaged, or not {what}", remedy) from error
     if not isinstance(content, dict):
-        raise Damaged(path, f"is damaged: it holds a {type(content).__name__}, not {what}", cure)
+        raise Damaged(path, f"is damaged: it holds a {type(content).__name__}, not {what}", remedy)
     return content
 
 

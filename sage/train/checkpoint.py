@@ -71,7 +71,7 @@ def save(
         sage.storage.NotWritten: (an OSError) The file system refuses to write, for example because the disk
             is full. Existing checkpoints are unchanged.
     """
-    assert (shared is not None) == (rank == 0), "rank 0 alone writes what is shared"
+    assert (shared is not None) == (rank == 0), "only rank 0 writes the shared state"
     files = {f"rank-{rank:04d}.pt": own}
     if shared is not None:
         files["shared.pt"] = shared
@@ -82,7 +82,7 @@ def save(
     draft = folder / f".tmp-{final.name}"
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        _tidy(folder)
+        _clean_up(folder)
         draft.mkdir()
     gather("")  # no rank writes before the new folder exists and the remains of interrupted saves are removed
     try:
@@ -112,7 +112,7 @@ def newest(folder: Path) -> Found | None:
         try:
             return _verified(path)
         except ValueError as error:
-            warnings.warn(f"checkpoint {path} is refused: {error}", stacklevel=2)
+            warnings.warn(f"checkpoint {path} is not used: {error}", stacklevel=2)
     return None
 
 
@@ -135,8 +135,8 @@ def load_own(path: Path, rank: int) -> dict[str, Any]:
     own_path = path / f"rank-{rank:04d}.pt"
     if not storage.is_there(own_path):
         raise ValueError(
-            f"checkpoint {path} is of {len(list(path.glob('rank-*.pt')))} ranks and has nothing for rank "
-            f"{rank}: go on with as many ranks as wrote it, or begin anew in another folder"
+            f"checkpoint {path} was written by {len(list(path.glob('rank-*.pt')))} ranks and has no state of "
+            f"rank {rank}: resume with the same number of ranks, or start a new run in another folder"
         )
     return _read(own_path)
 
@@ -176,7 +176,7 @@ def _refuse_code(value: Any, where: str) -> None:
             _refuse_code(item, f"{where}[{i}]")
     elif type(value) not in _LEAVES:
         raise ValueError(
-            f"{where} is a {type(value).__module__}.{type(value).__qualname__}: a checkpoint holds tensors, "
+            f"{where} is a {type(value).__module__}.{type(value).__qualname__}; allowed are tensors, "
             "bools, ints, floats, strings, None, and dicts, lists and tuples of these: convert it first"
         )
 
@@ -187,11 +187,11 @@ def _write(path: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    cure = f"remove {path.parent} to go on from the checkpoint before it, or run it with --fresh"
+    remedy = f"remove {path.parent} to resume from the checkpoint before it, or use --fresh"
     try:
-        return storage.read_tensors(path, "a checkpoint's file", cure=cure)
+        return storage.read_tensors(path, "a checkpoint's file", remedy=remedy)
     except FileNotFoundError as error:
-        raise storage.Damaged(path, "is missing", cure) from error
+        raise storage.Damaged(path, "is missing", remedy) from error
 
 
 def _verified(path: Path) -> Found:
@@ -208,7 +208,7 @@ def _verified(path: Path) -> Found:
     if step != _step(path) or set(listed) != named:
         wrong = sorted(set(listed) ^ named)[:4]
         raise ValueError(
-            f"index.json is of step {step} and {world_size} ranks; files missing or unknown to it: {wrong}"
+            f"index.json describes step {step} of {world_size} ranks; missing or unlisted files: {wrong}"
         )
     for name, (num_bytes, sha256) in listed.items():
         try:
@@ -246,7 +246,7 @@ def _step(path: Path) -> int:
     return int(match[1])
 
 
-def _tidy(folder: Path) -> None:
+def _clean_up(folder: Path) -> None:
     """Remove the remains of an interrupted save."""
     for path in folder.glob(".tmp-*"):
         storage.remove(path)
@@ -277,6 +277,6 @@ def _prune(folder: Path, step: int, keep: int) -> None:
 
 def _discard(path: Path) -> None:
     """Rename a checkpoint, then remove it: a partly removed one must not look like a damaged checkpoint."""
-    doomed = path.with_name(f".tmp-{path.name}")
-    path.rename(doomed)
-    storage.remove(doomed)
+    removed = path.with_name(f".tmp-{path.name}")
+    path.rename(removed)
+    storage.remove(removed)

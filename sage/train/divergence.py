@@ -2,7 +2,7 @@
 
 import torch
 
-from sage.comm.agreement import told_ranks
+from sage.comm.agreement import format_ranks
 from sage.data.dataset import Batch
 from sage.train.training import TrainingState
 
@@ -21,14 +21,14 @@ def diverged(training: TrainingState, batches: list[Batch], lr: float) -> Diverg
     """
     whose = _whose(training, batches)
     return Diverged(
-        f"step {training.step}: the mean gradient is not finite; {whose}. Nothing after the last checkpoint "
-        f"is kept. Lower lr (here {lr:g}), clip (--clip-global), compress less, or, where it is a single "
-        "rank's gradient now and then, --non-finite skip"
+        f"step {training.step}: the mean gradient is not finite; {whose}. The steps after the last "
+        f"checkpoint are lost: lower --lr (here {lr:g}), clip (--clip-global), compress less, or, if the "
+        "gradient of a single rank is occasionally not finite, use --non-finite skip"
     )
 
 
 def _whose(training: TrainingState, batches: list[Batch]) -> str:
-    """Say which ranks' local gradients are not finite.
+    """Describe which ranks' local gradients are not finite.
 
     The reduction has overwritten the local gradients, so they are computed again.
     """
@@ -37,7 +37,7 @@ def _whose(training: TrainingState, batches: list[Batch]) -> str:
     (bad_W,) = training.wire.gather(control=bad.to(torch.uint8))
     ranks = bad_W.nonzero().flatten().tolist()
     if not ranks:
-        return "each rank's own gradient is, so the sum or the reducer is at fault"
+        return "the local gradients of all ranks are finite, so the sum or the reducer is the cause"
     if len(ranks) == training.wire.world_size:
-        return "nor is the own gradient of any rank"
-    return f"the own gradient of {told_ranks(ranks)} is not either, that of the others is"
+        return "no rank's local gradient is finite"
+    return f"the local gradient of {format_ranks(ranks)} is not finite, those of the other ranks are"

@@ -51,7 +51,7 @@ def record(training: TrainingState, evaluation: Evaluation) -> None:
         **({"average_metrics": average} if average else {}),
     )
     told = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items())
-    training.display.say(f"epoch {epoch:.4g}  train loss {train_loss:.4f}  {told}")
+    training.display.print(f"epoch {epoch:.4g}  train loss {train_loss:.4f}  {told}")
 
 
 def _measured(training: TrainingState) -> dict[str, float]:

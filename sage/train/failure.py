@@ -14,9 +14,9 @@ import torch
 from sage import exit_status
 from sage.comm.replicas import ReplicasDiffer
 from sage.comm.transport import WireError
-from sage.exit_status import FAILED, HOPELESS
+from sage.exit_status import FAILED, FATAL
 from sage.output.text import clean_text
-from sage.records.run_folder import Taken
+from sage.records.run_folder import RunInUse
 from sage.storage import write_text
 from sage.train.divergence import Diverged
 
@@ -49,7 +49,7 @@ class _Steps(Protocol):
 
 
 @contextmanager
-def first_step_told_apart(training: _Steps) -> Iterator[None]:
+def detect_first_step_failure(training: _Steps) -> Iterator[None]:
     """Raise `FirstStepFailed` from an unexpected error that occurs before the first step is complete."""
     first = training.step
     try:
@@ -62,7 +62,7 @@ def first_step_told_apart(training: _Steps) -> Iterator[None]:
         raise
 
 
-def judge(error: BaseException) -> Failure:
+def classify(error: BaseException) -> Failure:
     """Return the message and the exit status for an error that ends a rank."""
     is_first_step = isinstance(error, FirstStepFailed)
     if isinstance(error, FirstStepFailed) and error.__cause__ is not None:
@@ -70,26 +70,26 @@ def judge(error: BaseException) -> Failure:
     if isinstance(error, WireError):
         return Failure(clean_text(str(error), SHOWN), FAILED, True, is_consequence=True)
     if isinstance(error, Diverged | ReplicasDiffer):
-        return Failure(clean_text(str(error), SHOWN), HOPELESS, True)
-    if isinstance(error, Taken):
-        return Failure(clean_text(str(error), SHOWN), HOPELESS if error.is_fresh else FAILED, True)
+        return Failure(clean_text(str(error), SHOWN), FATAL, True)
+    if isinstance(error, RunInUse):
+        return Failure(clean_text(str(error), SHOWN), FATAL if error.is_fresh else FAILED, True)
     if isinstance(error, ValueError | OSError):
         return Failure(exit_status.message(error), exit_status.status_of(error), True)
     if isinstance(error, SystemExit):
         return Failure(f"{_place(error)} called sys.exit({error.code!r})", FAILED, True)
     if _is_out_of_memory(error):
         return Failure(f"out of memory: {exit_status.message(error)}", FAILED, True)
-    said = f"{type(error).__name__}: {clean_text(str(error), SHOWN)}"
+    text = f"{type(error).__name__}: {clean_text(str(error), SHOWN)}"
     again = is_first_step and not isinstance(error, torch.AcceleratorError)
     when = "the first step failed, and would fail again: " if again else ""
-    status = HOPELESS if again else FAILED
+    status = FATAL if again else FAILED
     if _is_raised_by_a_library(error):
-        return Failure(f"{when}{said} (raised by a library, called from {_place(error)})", status, False)
+        return Failure(f"{when}{text} (raised by a library, called from {_place(error)})", status, False)
     if _is_own(error):
         return Failure(
-            f"{when}{said} ({_place(error)}): this is a bug in SAGE, please report it", status, False
+            f"{when}{text} ({_place(error)}): this is a bug in SAGE, please report it", status, False
         )
-    return Failure(f"{when}{said} ({_place(error)}, which is not SAGE's)", status, False)
+    return Failure(f"{when}{text} ({_place(error)}, outside SAGE)", status, False)
 
 
 def keep_traceback(folder: Path, rank: int, error: BaseException) -> str:

@@ -26,14 +26,14 @@ MOST_FILES = 2000
 
 def facts(config: Config, device: torch.device) -> dict[str, str]:
     """Return this rank's settings, versions and source checksums, by name."""
-    told: dict[str, str] = {}
+    found: dict[str, str] = {}
     for name, value in config.to_dict().items():
         if name in MAY_DIFFER:
             continue
         for option, one in value.items() if isinstance(value, dict) else [("", value)]:
-            told[f"{name}.{option}" if option else name] = json.dumps(one)
-    told["device"] = device.type
-    return told | software() | parts(config)
+            found[f"{name}.{option}" if option else name] = json.dumps(one)
+    found["device"] = device.type
+    return found | software() | parts(config)
 
 
 @cache
@@ -51,7 +51,7 @@ def software() -> dict[str, str]:
 
 def parts(config: Config) -> dict[str, str]:
     """Return a checksum of the source files of each third-party part (model, data set, task, reducer)."""
-    chosen: list[tuple[registry.Room, str]] = [
+    chosen: list[tuple[registry.PartKind, str]] = [
         ("models", config.model),
         ("datasets", config.data),
         ("tasks", config.task),

@@ -70,7 +70,7 @@ def schedule(
             return peak * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
         case "decay":
             return peak / math.pow(1 + lr_decay, max(step // steps_per_epoch - decay_from, 0))
-    raise ValueError(f"no learning-rate schedule {kind!r}: choose constant, step, cosine or decay")
+    raise ValueError(f"no learning-rate schedule is called {kind!r}: choose constant, step, cosine or decay")
 
 
 def build_optimizer(
@@ -97,7 +97,7 @@ def build_optimizer(
             return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, foreach=True)
         case "adam":
             return torch.optim.Adam(groups, lr=lr, betas=betas, foreach=True)
-    raise ValueError(f"no optimiser {kind!r}: choose sgd or adam")
+    raise ValueError(f"no optimiser is called {kind!r}: choose sgd or adam")
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -233,7 +233,7 @@ class RunningAverage:
     @contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
         """Load the mean into the model within the context, and restore the previous weights after it."""
-        assert self.num_averaged, "no model was averaged yet"
+        assert self.num_averaged, "no model has been averaged yet"
         before = {name: x.detach().clone() for name, x in floating(model)}
         try:
             _copy(self.means, model)

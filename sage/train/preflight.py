@@ -41,9 +41,11 @@ def check(config: Config, *, here: bool) -> None:
     """
     check_folder("runs", config.runs, writable=True)
     if config.continue_from is not None and not config.continue_from.is_dir():
-        raise ValueError(f"continue_from is {config.continue_from}, which is no folder of a run")
+        raise ValueError(f"continue_from is {config.continue_from}, which is not a run folder")
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch sees no CUDA device here: use --device cpu, or auto")
+        raise ValueError(
+            "device=cuda, but torch finds no CUDA device here: use --device cpu or --device auto"
+        )
     if here and not config.oversubscribe:
         _check_ranks(config)
     _check_model(config)
@@ -60,9 +62,9 @@ def check_folder(name: str, folder: Path, *, writable: bool) -> None:
         existing = existing.parent
     try:
         if not existing.is_dir():
-            raise ValueError(f"{name} is {folder}, but {existing} is no folder; give another --{name}")
+            raise ValueError(f"{name} is {folder}, but {existing} is not a folder; give another --{name}")
         if writable and not os.access(existing, os.W_OK | os.X_OK):
-            raise ValueError(f"{name} is {folder}, but {existing} cannot be written; give another --{name}")
+            raise ValueError(f"{name} is {folder}, but {existing} is not writable; give another --{name}")
     except OSError as error:
         raise ValueError(f"{name} is {folder}: {error.strerror or error}; give another --{name}") from error
 
@@ -73,16 +75,16 @@ def _check_ranks(config: Config) -> None:
     needs = ranks * (THREAD_BYTES if config.workers_in_process else RANK_BYTES)
     memory = available_bytes()
     cores = len(os.sched_getaffinity(0))
-    advice = "give fewer, or --oversubscribe to start them all the same"
+    advice = "use fewer ranks, or --oversubscribe to start them anyway"
     if memory is not None and needs > memory:
         raise ValueError(
-            f"world_size is {ranks}, for which {needs / 2**30:,.1f} GiB are needed, and "
-            f"{memory / 2**30:,.1f} GiB of memory are available here: {advice}"
+            f"world_size is {ranks}, which needs {needs / 2**30:,.1f} GiB of memory; "
+            f"{memory / 2**30:,.1f} GiB are available here: {advice}"
         )
     if not config.workers_in_process and ranks > RANKS_PER_CORE * cores:
         raise ValueError(
-            f"world_size is {ranks}; allowed on the {cores} cores of this machine are "
-            f"{RANKS_PER_CORE * cores} processes: {advice}"
+            f"world_size is {ranks}; at most {RANKS_PER_CORE * cores} ranks are allowed on the {cores} "
+            f"cores of this machine: {advice}"
         )
 
 

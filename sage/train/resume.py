@@ -58,8 +58,8 @@ def from_own(training: TrainingState) -> bool:
     if found is None:
         return False
     shared, mine = checkpoint.load(found.path, training.wire.rank)
-    cure = "remove it to go on from the one before, or use --fresh"
-    with _fitting(f"checkpoint {found.path} does not fit this run ({cure})"):
+    remedy = "remove it to resume from the one before, or use --fresh"
+    with _fitting(f"checkpoint {found.path} does not fit this run ({remedy})"):
         _restore_shared(training, shared)
         _restore_own(training, mine)
         _check_progress(training, found.step, shared, mine["tally"])
@@ -83,15 +83,15 @@ def from_another(training: TrainingState) -> str:
     if folder is None:
         return ""
     wire = training.wire
-    before = _told(folder, training.config)
+    before = _read_config(folder, training.config)
     found = _newest(training, folder / "checkpoints")
     if found is None:
-        raise ValueError(f"continue_from is {folder}, which has no whole checkpoint to begin from")
+        raise ValueError(f"continue_from is {folder}, which has no complete checkpoint")
     path, ranks = found.path, found.world_size
     shared, nearest = checkpoint.load(path, wire.rank % ranks)
     # Each rank of the checkpoint is assigned to exactly one rank of this run.
     theirs = [checkpoint.load_own(path, rank) for rank in range(wire.rank, ranks, wire.world_size)]
-    with _fitting(f"continue_from is {folder}, whose state does not fit the options or the data given here"):
+    with _fitting(f"continue_from is {folder}, whose state does not fit the options or the data of this run"):
         feedback = _shared_out(nearest["feedback"], [own["feedback"] for own in theirs])
         _restore_shared(training, shared)
         _restore_own(training, {**nearest, "feedback": feedback})
@@ -99,8 +99,8 @@ def from_another(training: TrainingState) -> str:
     training.step = round(shared["step"] / per_epoch * training.steps_per_epoch)
     if training.step >= training.total_steps:
         raise ValueError(
-            f"continue_from is {folder}, which ends at step {training.step} as this run counts; this one has "
-            f"{training.total_steps} in all: give it more --epochs or --steps"
+            f"continue_from is {folder}, whose end is step {training.step} of this run, and this run has "
+            f"{training.total_steps} steps in total: raise --epochs or --steps"
         )
     ranks_before = f"{ranks} {'rank' if ranks == 1 else 'ranks'}"
     if ranks == wire.world_size:
@@ -111,10 +111,10 @@ def from_another(training: TrainingState) -> str:
 def _newest(training: TrainingState, folder: Path) -> checkpoint.Found | None:
     """Find the newest valid checkpoint on rank 0 and broadcast it."""
     found = checkpoint.newest(folder) if training.wire.rank == 0 else None
-    told = f"{found.step} {found.world_size} {found.path.name}" if found else ""
-    if not (told := training.wire.texts(told)[0]):
+    text = f"{found.step} {found.world_size} {found.path.name}" if found else ""
+    if not (text := training.wire.texts(text)[0]):
         return None
-    step, world_size, name = told.split(" ", 2)
+    step, world_size, name = text.split(" ", 2)
     return checkpoint.Found(folder / name, int(step), int(world_size))
 
 
@@ -135,18 +135,18 @@ def _fitting(complaint: str) -> Iterator[None]:
         raise ValueError(f"{complaint}: {clean_text(reason, 300)}") from error
 
 
-def _told(folder: Path, config: Config) -> Config:
+def _read_config(folder: Path, config: Config) -> Config:
     """Read the configuration of the other run; refuse it if a part whose state is saved differs."""
     try:
         before = recorded(storage.read_json(folder / "config.json", storage.CONFIG))
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"continue_from is {folder}, which is no run's folder: {error}") from error
+        raise ValueError(f"continue_from is {folder}, which is not a run folder: {error}") from error
     for part in ("model", "model_options", "reducer", "memory", "min_compress", "optimizer"):
         was, now = getattr(before, part), getattr(config, part)
         if was != now:
             raise ValueError(
-                f"continue_from is {folder}, whose {part} is {was!r}; here it is {now!r}, and what the one "
-                "has saved does not fit the other"
+                f"continue_from is {folder}, whose {part} is {was!r}; this run's is {now!r}, so the saved "
+                "state does not fit: use the same value"
             )
     return before
 
@@ -165,18 +165,18 @@ def _restore_shared(training: TrainingState, shared: State) -> None:
     _check(storage.SHARED.fault(shared))
     means, count = shared["average"].get("means"), shared["average"].get("num_averaged")
     if type(count) is not int or count < 0 or bool(count) != bool(means):
-        raise ValueError(f"the running average is of {count!r} models")
+        raise ValueError(f"the running average is that of {count!r} models")
     _check_shapes("the running average", means, dict(floating(training.model)), some=True)
     training.model.load_state_dict(shared["model"])
     options = [dict(group) for group in training.optimizer.param_groups]
     training.optimizer.load_state_dict(shared["optimizer"])
     for before, after in zip(options, training.optimizer.param_groups, strict=True):
         _check_options(before, after)
-    for parameter, held in training.optimizer.state.items():
-        for name, value in held.items():
+    for parameter, own in training.optimizer.state.items():
+        for name, value in own.items():
             if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
                 raise ValueError(
-                    f"the optimiser's {name} is of shape {[*value.shape]}, not {[*parameter.shape]}"
+                    f"the optimiser's {name} has shape {[*value.shape]}, not {[*parameter.shape]}"
                 )
     training.average.load_state_dict(shared["average"])
     training.loss_scale.load_state_dict(shared["loss_scale"])
@@ -212,7 +212,7 @@ def _check_progress(training: TrainingState, step: int, shared: State, tally: St
     if not (isinstance(seconds_S, Tensor) and seconds_S.dtype == torch.float64 and seconds_S.dim() == 1):
         raise ValueError("'step_seconds' is not a list of numbers")
     if len(seconds_S) > step or (step and not len(seconds_S)):
-        raise ValueError(f"it has the seconds of {len(seconds_S)} steps, of {step}")
+        raise ValueError(f"it has the seconds of {len(seconds_S)} steps, not of {step}")
     if len(tally["loss"]) != 2:
         raise ValueError("'loss' is not a sum and a count")
     metric = training.task.metric
@@ -237,7 +237,7 @@ def _check_shapes(what: str, found: Any, wanted: Mapping[str, Tensor], *, some: 
     if some and found == {}:
         return
     if not isinstance(found, Mapping) or found.keys() != wanted.keys():
-        raise ValueError(f"{what} are of other names than the model's")
+        raise ValueError(f"{what}: the names differ from the model's")
     for name, tensor in wanted.items():
         if not isinstance(found[name], Tensor) or found[name].shape != tensor.shape:
             raise ValueError(f"{what}: {name} is not a tensor of shape {[*tensor.shape]}")

@@ -26,22 +26,22 @@ from sage.comm.agreement import compare
 from sage.comm.probe import probe
 from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import Place
-from sage.comm.spawn import is_news, spawn
+from sage.comm.spawn import is_new_error, spawn
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.config import Config, resolve
 from sage.data.dataset import Dataset, data_root
-from sage.exit_status import INTERRUPTED, tell_the_job
+from sage.exit_status import INTERRUPTED, notify_job
 from sage.output.units import printable
 from sage.records import run_folder
 from sage.records.manifest import add_end, host, manifest
 from sage.records.progress import Display
 from sage.records.record import Recorder, now, recorder
-from sage.records.run_folder import Taken
+from sage.records.run_folder import RunInUse
 from sage.registry.signature import facts_for
 from sage.storage import write_json
 from sage.train import preflight
-from sage.train.failure import first_step_told_apart, judge, keep_traceback
+from sage.train.failure import classify, detect_first_step_failure, keep_traceback
 from sage.train.fingerprint import facts, software
 from sage.train.garbage import resume_collection
 from sage.train.loop import Training
@@ -63,7 +63,7 @@ def main(config: Config) -> int:
         if config.workers_in_process:
             raise ValueError(
                 f"workers_in_process simulates all ranks here, but this is rank {place.rank} of "
-                f"{place.world_size} ({place.source}): leave out one or the other"
+                f"{place.world_size} ({place.source}): set only one of the two"
             )
         preflight.check(config, here=False)
         return _rank(replace(config, world_size=place.world_size), place)
@@ -100,29 +100,32 @@ def _rank(config: Config, place: Place) -> int:
         code = _work(config, wire, device, stop)
         wire.close()
         if wire.rank == 0:
-            tell_the_job(code, "")
+            notify_job(code, "")
         return code
     except (Exception, SystemExit) as error:
-        end = judge(error)
+        end = classify(error)
         text = end.text if end.text.startswith("rank ") else f"rank {place.rank}: {end.text}"
-        tell_the_job(end.status, text)
-        if not isinstance(error, Taken):
-            _leave_word(config.folder, end.status, place.rank, text)
+        notify_job(end.status, text)
+        if not isinstance(error, RunInUse):
+            _write_failure(config.folder, end.status, place.rank, text)
         if wire is not None and not end.is_consequence:
-            wire.tell(end.text)
+            wire.announce_exit(end.text)
         where = "" if end.is_expected else keep_traceback(config.folder, place.rank, error)
-        if is_news(place.rank, text):
-            _complain(text + where)
+        if is_new_error(place.rank, text):
+            _print_error(text + where)
         # The process group is broken: an orderly close would wait for ranks that have ended.
         _exit(end.status)
 
 
 def _leave_early(place: Place, number: signal.Signals) -> None:
     """End this rank immediately after a stop signal that arrives before training."""
-    text = f"rank {place.rank}: stopped by {number.name} before the first step; the same command starts again"
-    tell_the_job(INTERRUPTED, text)
-    if is_news(place.rank, text):
-        _complain(text)
+    text = (
+        f"rank {place.rank}: stopped by {number.name} before the first step; rerun the same command to start "
+        "again"
+    )
+    notify_job(INTERRUPTED, text)
+    if is_new_error(place.rank, text):
+        _print_error(text)
     _exit(INTERRUPTED)
 
 
@@ -137,19 +140,19 @@ def _simulated(config: Config) -> int:
     torch.set_num_threads(config.threads)
     device = _device(config, 0)
     stop = Stop()
-    hears = threading.current_thread() is threading.main_thread()
+    is_main_thread = threading.current_thread() is threading.main_thread()
 
     def work(wire: Wire) -> int:
         return _work(config, wire, device, stop)
 
     try:
-        with stop.listening() if hears else nullcontext():
+        with stop.handling() if is_main_thread else nullcontext():
             return max(simulate(config.world_size, work, guard=config.guard))
     except ValueError:
         raise
     except (Exception, SystemExit) as error:
-        end = judge(error)
-        _complain(end.text if end.is_expected else end.text + keep_traceback(config.folder, 0, error))
+        end = classify(error)
+        _print_error(end.text if end.is_expected else end.text + keep_traceback(config.folder, 0, error))
         return end.status
 
 
@@ -158,16 +161,16 @@ def _simulated(config: Config) -> int:
 
 def _work(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
     with _claimed(config, wire):
-        if wire.texts(_look(config) if wire.rank == 0 else "")[0] == "finished":
+        if wire.texts(_prepare_folder(config) if wire.rank == 0 else "")[0] == "finished":
             return 0
         return _train(config, wire, device, stop)
 
 
-def _look(config: Config) -> str:
+def _prepare_folder(config: Config) -> str:
     """Return "finished" if the run is finished, otherwise ""; with `--fresh`, clear the run folder first."""
     if config.fresh:
         run_folder.clear(config.folder)
-    run_folder.forget_failure(config.folder)
+    run_folder.remove_failure(config.folder)
     return "finished" if _is_finished(config) else ""
 
 
@@ -176,17 +179,17 @@ def _claimed(config: Config, wire: Wire) -> Iterator[None]:
     """Lock the run folder, because two writers would corrupt it.
 
     Raises:
-        Taken: Another process holds the lock; raised on every rank.
+        RunInUse: Another process holds the lock; raised on every rank.
     """
-    with ExitStack() as held:
-        said = ""
+    with ExitStack() as stack:
+        reason = ""
         if wire.rank == 0:
             try:
-                held.enter_context(run_folder.claimed(config.folder))
-            except Taken as error:
-                said = str(error)
-        if said := wire.texts(said)[0]:
-            raise Taken(said, is_fresh=config.fresh)
+                stack.enter_context(run_folder.claimed(config.folder))
+            except RunInUse as error:
+                reason = str(error)
+        if reason := wire.texts(reason)[0]:
+            raise RunInUse(reason, is_fresh=config.fresh)
         yield
 
 
@@ -231,25 +234,27 @@ def _trained(
     links = probe(wire, device=device) if isinstance(wire, ProcessWire) else None
     if wire.rank == 0:
         write_json(folder / "config.json", config.to_dict(), storage.CONFIG)
-        told = manifest(config.to_dict(), data.checksums, hosts=hosts, links=links)
-        write_json(folder / "manifest.json", told, storage.MANIFEST)
+        content = manifest(config.to_dict(), data.checksums, hosts=hosts, links=links)
+        write_json(folder / "manifest.json", content, storage.MANIFEST)
     if source := training.resume():
         record.event("resumed", step=training.step, source=source)
-        display.say(f"goes on from {source}, at step {training.step} of {training.total_steps}: {folder}")
+        display.print(f"resuming from {source}, at step {training.step} of {training.total_steps}: {folder}")
     stop.begin()
     resume_collection()
-    with display, first_step_told_apart(training):
+    with display, detect_first_step_failure(training):
         finished = training.run()
     if not finished:
         record.event("stopped", step=training.step)
-        display.say(f"stopped and saved at step {training.step}; the same command goes on: {folder}")
+        display.print(
+            f"stopped and saved at step {training.step}; rerun the same command to resume: {folder}"
+        )
         return INTERRUPTED
-    told = result(training)
-    record.hparams(config.to_dict(), told["final"])
+    content = result(training)
+    record.hparams(config.to_dict(), content["final"])
     if wire.rank == 0:
         add_end(folder)
-    record.finish(told)
-    display.say(f"finished: {folder}")
+    record.finish(content)
+    display.print(f"finished: {folder}")
     return 0
 
 
@@ -281,7 +286,7 @@ def _is_finished(config: Config) -> bool:
     if found is None:
         return False
     figures = "  ".join(f"{name} {value:.4g}" for name, value in found["final"].items() if value is not None)
-    text = f"already finished ({figures}): {config.folder}; --fresh runs it again"
+    text = f"already finished ({figures}): {config.folder}; use --fresh to run it again"
     print(printable(text), file=sys.stderr)
     return True
 
@@ -289,10 +294,10 @@ def _is_finished(config: Config) -> bool:
 # Reporting a failure.
 
 
-def _leave_word(folder: Path, code: int, rank: int, text: str) -> None:
+def _write_failure(folder: Path, code: int, rank: int, text: str) -> None:
     """Write the reason for the failure to the run folder."""
-    run_folder.leave_failure(folder, {"time": now(), "rank": rank, "error": text, "status": code})
+    run_folder.write_failure(folder, {"time": now(), "rank": rank, "error": text, "status": code})
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     print(f"sage: {text}", file=sys.stderr, flush=True)

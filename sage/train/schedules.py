@@ -80,8 +80,8 @@ def count_steps(config: Config, data: Dataset) -> tuple[int, int]:
     batches = data.num_steps(batch_size=config.batch_size, world_size=config.world_size)
     if batches < config.accumulate:
         raise ValueError(
-            f"an epoch has {batches} batches on each of {config.world_size} ranks, fewer than the "
-            f"{config.accumulate} to accumulate for one step: lower --accumulate or --batch-size"
+            f"an epoch has {batches} batches on each of {config.world_size} ranks, but one step "
+            f"accumulates {config.accumulate}: lower --accumulate or --batch-size"
         )
     per_epoch = batches // config.accumulate
     total = max(1, round(config.epochs * per_epoch))

@@ -44,15 +44,13 @@ class Squares:
         self._spans = dict(zip(map(id, mount.parameters_in_order), mount.layout.spans, strict=True))
         if self._parts != 1 and task.continues:
             raise ValueError(
-                "a language model's batches continue each other and cannot be split: take --squares split "
-                "--sub-batches 1; each batch of --accumulate then counts as one sample"
+                "a language model's batches continue each other and cannot be split: use --squares split "
+                "--sub-batches 1, where each batch of --accumulate counts as one sample"
             )
         norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
         if self._parts is None and (norms or amp):
-            culprit = (
-                f"the statistics of {norms[0]} are the whole batch's" if norms else "--amp is not for it"
-            )
-            raise ValueError(f"squares are per-sample, but {culprit}: take --squares split")
+            reason = f"the statistics of {norms[0]} are those of the whole batch" if norms else "--amp is set"
+            raise ValueError(f"squares are computed per sample, but {reason}: use --squares split")
 
     def zero_(self) -> None:
         """Set the squares to zero, before the first batch of a step."""

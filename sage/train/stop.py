@@ -46,11 +46,11 @@ class Stop:
         self._leave = None
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def handling(self) -> Iterator[None]:
         """Handle the signals within the context, for a run inside another program; then restore handlers."""
         before = {number: signal.getsignal(number) for number in self.SIGNALS}
         for number in self.SIGNALS:
-            signal.signal(number, lambda number, _: self._heard(number))
+            signal.signal(number, lambda number, _: self._on_signal(number))
         try:
             yield
         finally:
@@ -58,12 +58,12 @@ class Stop:
                 signal.signal(number, handler)
 
     def _read(self, reader: int) -> None:
-        while heard := os.read(reader, 64):
-            for number in heard:
+        while received := os.read(reader, 64):
+            for number in received:
                 if number in self.SIGNALS:
-                    self._heard(number)
+                    self._on_signal(number)
 
-    def _heard(self, number: int) -> None:
+    def _on_signal(self, number: int) -> None:
         self.signal = signal.Signals(number)
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:

@@ -71,8 +71,9 @@ class TrainingState:
         self.optimizer = optimizer(config, model)
         self.average = RunningAverage()
         self.loss_scale = LossScale(enabled=config.amp == "fp16")
-        asked = reducer.needs_squares
-        self.squares = Squares(model, task, self.mount, amp=config.amp != "none") if asked else None
+        self.squares = (
+            Squares(model, task, self.mount, amp=config.amp != "none") if reducer.needs_squares else None
+        )
         self.backward = Backward(config, model, task, self.mount, self.loss_scale, self.squares)
         self.phases = Phases(self.device)
         self.step = 0

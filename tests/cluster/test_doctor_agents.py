@@ -224,7 +224,7 @@ def test_a_hosts_file_may_begin_with_a_mark_and_lie_at_home(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\xfe\x00binary", "no text in UTF-8"),
+        (b"\xff\xfe\x00binary", "not UTF-8 text"),
         (b"\x7fELF\x00\x01", "line 1: 'ELF'; allowed is"),
         (b"", "no host in "),
         (b"\n# none\n", "no host in "),

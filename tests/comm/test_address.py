@@ -20,7 +20,7 @@ from sage.comm.address import (
     interfaces,
     nccl_takes,
 )
-from sage.comm.attached import GuestWire
+from sage.comm.attached import AttachedWire
 from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import local_places
 
@@ -121,9 +121,9 @@ def named(*names: str) -> list[Interface]:
 def test_gloo_takes_a_list_of_exact_names() -> None:
     there = named("lo", "eth0", "eth1")
     assert gloo_takes("eth1,eth0", there) == [there[2], there[1]]
-    with pytest.raises(ValueError, match=r"NCCL's syntax.*eth0,eth1; there are lo, eth0$"):
+    with pytest.raises(ValueError, match=r"NCCL's syntax.*eth0,eth1; usable interfaces are lo, eth0$"):
         gloo_takes("^lo,docker", there[:2])
-    with pytest.raises(ValueError, match="no interface 'eth7', only lo, eth0$"):
+    with pytest.raises(ValueError, match="no interface has the name 'eth7'; usable interfaces are lo, eth0$"):
         gloo_takes("eth0,eth7", there[:2])
 
 
@@ -132,7 +132,7 @@ def test_gloo_takes_a_list_of_exact_names() -> None:
 )
 def test_what_gloo_would_die_of_is_said_in_one_line(setting: str) -> None:
     there = [LO, DOWN, UP, BARE]
-    with pytest.raises(ValueError, match=r"^GLOO_SOCKET_IFNAME=.*(only|there are) lo, eth2$") as caught:
+    with pytest.raises(ValueError, match=r"^GLOO_SOCKET_IFNAME=.*usable interfaces are lo, eth2$") as caught:
         check_interfaces(nccl=False, environ={GLOO: setting}, among=there)
     assert str(caught.value).isprintable()
     check_interfaces(nccl=False, environ={GLOO: ""}, among=there)
@@ -142,7 +142,9 @@ def test_what_gloo_would_die_of_is_said_in_one_line(setting: str) -> None:
 def test_an_interface_that_is_down_or_bare_is_called_so() -> None:
     there = [LO, DOWN, UP, BARE]
     for name, fault in (("eth0", "eth0 is down"), ("eth3", "eth3 has no address")):
-        with pytest.raises(ValueError, match=f"GLOO_SOCKET_IFNAME={name}: {fault}; there are lo, eth2"):
+        with pytest.raises(
+            ValueError, match=f"GLOO_SOCKET_IFNAME={name}: {fault}; usable interfaces are lo, eth2"
+        ):
             gloo_takes(name, there)
         with pytest.raises(ValueError, match=f"NCCL_SOCKET_IFNAME=={name} selects no .* lo, eth2; {fault}"):
             nccl_takes(f"={name}", there)
@@ -159,7 +161,9 @@ def test_nccls_setting_counts_where_nccl_is_used() -> None:
 def test_a_wire_answers_a_wrong_interface_in_the_doctors_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(GLOO, "^lo,docker0")
     (place,) = local_places(1)
-    with pytest.raises(ValueError, match=r"^GLOO_SOCKET_IFNAME=\^lo,docker0 is NCCL's syntax: Gloo wants"):
+    with pytest.raises(
+        ValueError, match=r"^GLOO_SOCKET_IFNAME=\^lo,docker0 has NCCL's syntax, but Gloo expects"
+    ):
         ProcessWire(place, device=torch.device("cpu"), timeout=5)
 
 
@@ -169,9 +173,10 @@ def test_a_mount_answers_a_wrong_interface_in_the_doctors_words(monkeypatch: pyt
     try:
         monkeypatch.setenv(GLOO, "nope7")
         with pytest.raises(
-            ValueError, match="^GLOO_SOCKET_IFNAME=nope7: there is no interface 'nope7', only"
+            ValueError,
+            match="^GLOO_SOCKET_IFNAME=nope7: no interface has the name 'nope7'; usable interfaces are",
         ):
-            GuestWire(device=torch.device("cpu"), timeout=5)
+            AttachedWire(device=torch.device("cpu"), timeout=5)
     finally:
         dist.destroy_process_group()
 

@@ -228,7 +228,7 @@ def test_a_rank_that_waits_for_the_others_hears_signals_at_once(
         assert run.wait() == 75, run.said
         assert run.said == (
             f"sage: rank {rank}: stopped by {number.name} before the first step; "
-            "the same command starts again\n"
+            "rerun the same command to start again\n"
         )
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from gloo import Group, processes
 
-from sage.comm.attached import GuestWire
+from sage.comm.attached import AttachedWire
 from sage.comm.rendezvous import local_places
 from sage.comm.transport import WireError
 from sage.comm.wire import Wire
@@ -24,7 +24,7 @@ def seen() -> list[dict[str, Any]]:
     """What each of three ranks sees, all in one start of them."""
 
     def work(host: Wire) -> dict[str, Any]:
-        wire = GuestWire(device=CPU)
+        wire = AttachedWire(device=CPU)
         # The script's own collective, begun before ours and ended after it.
         script_N = torch.full((5,), float(host.rank))
         under_way = dist.all_reduce(script_N, async_op=True)
@@ -36,7 +36,7 @@ def seen() -> list[dict[str, Any]]:
         in_pair = []
         if host.rank:
             assert isinstance(pair, dist.ProcessGroup)
-            pair_wire = GuestWire(pair, device=CPU)
+            pair_wire = AttachedWire(pair, device=CPU)
             x_N = pair_wire.broadcast(torch.full((2,), float(host.rank)), root=1)
             in_pair = [pair_wire.rank, pair_wire.world_size, *x_N.tolist()]
             pair_wire.close()
@@ -72,20 +72,22 @@ def test_ranks_that_do_not_come_this_far_are_an_error_within_the_time_out() -> N
     def work(host: Wire) -> None:
         if host.rank == 1:
             time.sleep(30)
-        GuestWire(device=CPU, timeout=1)
+        AttachedWire(device=CPU, timeout=1)
 
     with Group(local_places(2), work) as group:
         outcome = next(outcome for rank, outcome in group.outcomes(60) if rank == 0)
     assert isinstance(outcome, WireError)
-    assert "rank 0 of 2 could not make a group of its own beside the script's within 1 s" in str(outcome)
+    assert "rank 0 of 2 could not create its own process group within 1 s" in str(outcome)
 
 
-@pytest.mark.parametrize(("variable", "keeper"), [("", "rank 0"), ("TORCHELASTIC_RUN_ID", "the launcher")])
-def test_who_keeps_the_store_is_blamed_for_its_end(variable: str, keeper: str) -> None:
+@pytest.mark.parametrize(
+    ("variable", "store_host"), [("", "rank 0"), ("TORCHELASTIC_RUN_ID", "the launcher")]
+)
+def test_who_keeps_the_store_is_blamed_for_its_end(variable: str, store_host: str) -> None:
     def work(host: Wire) -> None:
         if variable:
             os.environ[variable] = "a run"
-        wire = GuestWire(device=CPU, timeout=1)
+        wire = AttachedWire(device=CPU, timeout=1)
         wire.mean(torch.ones(3))  # both have come this far
         if host.rank == 0:
             os._exit(1)
@@ -94,4 +96,4 @@ def test_who_keeps_the_store_is_blamed_for_its_end(variable: str, keeper: str) -
     with Group(local_places(2), work) as group:
         outcome = next(outcome for rank, outcome in group.outcomes(60) if rank == 1)
     assert isinstance(outcome, WireError)
-    assert f"is gone: {keeper} has died" in str(outcome)
+    assert f"is gone: {store_host} has ended" in str(outcome)

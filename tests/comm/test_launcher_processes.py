@@ -87,4 +87,4 @@ def test_a_service_at_the_port_that_answers_in_its_own_way_is_one_line(folder: P
     said = done.stderr.decode()
     assert done.returncode == 1
     assert len(said.splitlines()) == 1, said
-    assert "so another program holds the port" in said
+    assert "so another program uses the port" in said

@@ -78,7 +78,7 @@ def test_several_tasks_never_become_several_runs(launcher: Launcher, meeting: di
     for rank in range(1, 4):
         outcome = said(meeting | environment(launcher, rank))
         joined = f"rank {rank} of 4, local rank 1, at node1:29400"
-        assert outcome == joined or re.match("refused: .*(set (all|hostip|rank)|hand on)", outcome), outcome
+        assert outcome == joined or re.match("refused: .*(set (all|hostip|rank)|pass on)", outcome), outcome
 
 
 @pytest.mark.parametrize("launcher", WITH_SIZES)
@@ -107,7 +107,7 @@ def test_nonsense_is_named_with_what_is_allowed(launcher: Launcher, value: str) 
 def test_a_number_out_of_its_range_is_named_with_the_range(launcher: Launcher) -> None:
     told = MEETING | environment(launcher)
     for value in ("4", "-1", "99999999999999999999"):
-        expected = f"{launcher.rank}={value}: expected 0 to 3, as {launcher.size} is 4"
+        expected = f"{launcher.rank}={value}: expected 0 to 3 because {launcher.size} is 4"
         assert refusal(told | {launcher.rank: value}) == expected
     for value in ("0", "-1", "1000001"):
         assert refusal(told | {launcher.size: value}) == f"{launcher.size}={value}: expected 1 to 1000000"
@@ -132,7 +132,7 @@ def test_a_smaller_run_in_each_of_several_tasks_is_refused(launcher: Launcher) -
     assert f"({launcher.size}=4)" in refusal(inner | environment(launcher))
     if launcher is not TORCHRUN and launcher.size != "WORLD_SIZE":
         alone = MASTER | {"RANK": "0", "WORLD_SIZE": "1"}
-        assert "would be several runs" in refusal(alone | environment(launcher))
+        assert "would form several runs" in refusal(alone | environment(launcher))
         elastic = alone | {"WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "none", "GROUP_WORLD_SIZE": "1"}
         assert "GROUP_WORLD_SIZE=1" in refusal(elastic | environment(launcher))
 

@@ -150,7 +150,7 @@ def test_a_variable_that_is_no_number_is_named(environ: dict[str, str], name: st
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rank": "4"}, r"rank=4: expected 0 to 3, as world_size is 4"),
+        ({"rank": "4"}, r"rank=4: expected 0 to 3 because world_size is 4"),
         ({"rank": "-1"}, r"rank=-1: expected 0 to 3"),
         ({"world_size": "0"}, r"world_size=0: expected 1 to 1000000"),
         ({"port": "0"}, r"port=0: expected 1 to 65535"),

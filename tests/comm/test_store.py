@@ -16,8 +16,8 @@ from gloo import Group
 from sage.comm.agreement import RanksDiffer, differences
 from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import Place, local_places
-from sage.comm.store import sign_in
-from sage.comm.store_messages import Board
+from sage.comm.store import join_store
+from sage.comm.store_messages import StoreMessages
 from sage.comm.transport import WireError
 from sage.comm.wire import Wire
 
@@ -81,7 +81,7 @@ def test_a_port_that_another_program_holds_ends_every_rank_within_the_time_out_i
             ((_, outcome),) = group.outcomes(60)
             assert isinstance(outcome, WireError), (name, outcome)
             assert str(outcome).startswith(
-                f"rank {rank} of 2 could not meet the others at 127.0.0.1:{ports[name]}"
+                f"rank {rank} of 2 could not join the other ranks at 127.0.0.1:{ports[name]}"
             )
             assert "\n" not in str(outcome)
             assert ("cannot listen on port" in str(outcome)) == (rank == 0)
@@ -91,14 +91,14 @@ def test_a_port_that_another_program_holds_ends_every_rank_within_the_time_out_i
 @pytest.mark.parametrize(
     ("hostip", "reason"),
     [
-        ("127.0.0.1", "rank 0 of 2 did not come: nothing listens there"),
+        ("127.0.0.1", "rank 0 of 2 did not join: no process listens at this address"),
         ("no-such-host.invalid", "the name no-such-host.invalid does not resolve"),
     ],
 )
 def test_a_meeting_point_out_of_reach_says_why(hostip: str, reason: str) -> None:
     place = replace(local_places(2)[1], hostip=hostip)
     with pytest.raises(RuntimeError, match=reason):
-        sign_in(place, timeout=1, facts={})
+        join_store(place, timeout=1, facts={})
 
 
 def test_a_host_that_drops_what_is_sent_to_it_is_told_within_the_time_out() -> None:
@@ -110,8 +110,8 @@ def test_a_host_that_drops_what_is_sent_to_it_is_told_within_the_time_out() -> N
         time.sleep(0.1)
         place = replace(local_places(2)[1], port=full.getsockname()[1])
         start = time.monotonic()
-        with pytest.raises(RuntimeError, match="no answer: the host is off, or a firewall drops"):
-            sign_in(place, timeout=2, facts={})
+        with pytest.raises(RuntimeError, match="no answer: the host is down, or a firewall drops"):
+            join_store(place, timeout=2, facts={})
         assert time.monotonic() - start < 10
 
 
@@ -125,12 +125,12 @@ def test_a_time_out_that_no_library_can_count_is_refused(timeout: float) -> None
 
 
 def outcomes(places: list[Place], facts: list[dict[str, str]], *, timeout: float = 10) -> dict[int, object]:
-    """What each rank gets from `sign_in`, each on a thread of its own."""
+    """What each rank gets from `join_store`, each on a thread of its own."""
     found: dict[int, object] = {}
 
     def run(place: Place) -> None:
         try:
-            found[place.rank] = sign_in(place, timeout=timeout, facts=facts[place.rank])
+            found[place.rank] = join_store(place, timeout=timeout, facts=facts[place.rank])
         except (RuntimeError, ValueError) as error:
             found[place.rank] = error
 
@@ -164,8 +164,8 @@ def test_another_number_of_ranks_is_told_without_waiting_for_those_that_never_co
 def test_ranks_that_agree_get_a_board_in_common() -> None:
     found = outcomes(local_places(2), [{"lr": "0.1"}] * 2)
     first, second = found[0], found[1]
-    assert isinstance(first, Board)
-    assert isinstance(second, Board)
+    assert isinstance(first, StoreMessages)
+    assert isinstance(second, StoreMessages)
     first.post("a", "b")
     assert second.read("a") == "b"
 
@@ -179,9 +179,9 @@ def test_after_a_restart_the_ranks_sit_down_again_in_the_store_that_the_launcher
     places = [replace(place, port=agent.port, secret="") for place in local_places(2)]
     for attempt in range(3):
         found = outcomes([replace(place, attempt=attempt) for place in places], [{}] * 2)
-        assert all(isinstance(board, Board) for board in found.values()), found
+        assert all(isinstance(messages, StoreMessages) for messages in found.values()), found
     again = outcomes(places[1:], [{}] * 2)
-    assert "another process is rank 1 already" in str(again[1])
+    assert "another process already has rank 1" in str(again[1])
 
 
 def test_the_rank_0_of_another_run_is_not_taken_for_a_second_one_of_the_run_at_the_port() -> None:
@@ -196,9 +196,9 @@ def test_the_rank_0_of_another_run_is_not_taken_for_a_second_one_of_the_run_at_t
         except ConnectionRefusedError:
             time.sleep(0.05)
     with pytest.raises(RuntimeError, match="another run, another program or a second process with rank 0"):
-        sign_in(replace(first, secret="another run's"), timeout=1, facts={})
+        join_store(replace(first, secret="another run's"), timeout=1, facts={})
     thread.join()
-    assert str(found[0]) == "rank 1 of 2 did not come"
+    assert str(found[0]) == "rank 1 of 2 did not join"
 
 
 def test_facts_in_a_message_are_cleaned_and_cut() -> None:
@@ -232,26 +232,26 @@ def test_the_store_of_ranks_on_one_machine_listens_on_loopback_alone() -> None:
 
 def test_a_stranger_learns_nothing_from_the_keys_and_is_not_believed() -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    board = Board(store, secret="a secret").within("attempt 0")
-    board.post("facts 1", "ours")
-    board.count("seat 1")
+    messages = StoreMessages(store, secret="a secret").within("attempt 0")
+    messages.post("facts 1", "ours")
+    messages.count("seat 1")
     keys = store.list_keys()
     assert not any(word in key for key in keys for word in ("facts", "seat", "attempt", "alarm", "secret"))
-    assert board.read("facts 1") == "ours"
-    store.set(board.key("facts 1"), "forged")
-    assert board.read("facts 1") is None, "a value that was written over is believed"
-    board.post("facts 2", "ours")
-    store.set(board.key("verdict"), store.get(board.key("facts 2")).decode())
-    assert board.read("verdict") is None, "a value that was copied from another key is believed"
-    stranger = Board(store, secret="another").within("attempt 0")
+    assert messages.read("facts 1") == "ours"
+    store.set(messages.key("facts 1"), "forged")
+    assert messages.read("facts 1") is None, "a value that was written over is believed"
+    messages.post("facts 2", "ours")
+    store.set(messages.key("verdict"), store.get(messages.key("facts 2")).decode())
+    assert messages.read("verdict") is None, "a value that was copied from another key is believed"
+    stranger = StoreMessages(store, secret="another").within("attempt 0")
     assert not stranger.has("facts 1")
-    assert board.post_first("verdict", "ours") == "ours"
+    assert messages.post_first("verdict", "ours") == "ours"
 
 
 def test_ranks_with_another_secret_do_not_meet() -> None:
     places = local_places(2)
     found = outcomes([places[0], replace(places[1], secret="another")], [{}] * 2, timeout=2)
-    assert "rank 1 of 2 did not come" in str(found[0])
+    assert "rank 1 of 2 did not join" in str(found[0])
     assert "different values of SAGE_SECRET" in str(found[1])
 
 
@@ -262,9 +262,9 @@ def test_ranks_with_another_secret_do_not_meet() -> None:
 def test_a_verdict_that_is_none_is_refused(forged: str) -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     place = Place(rank=1, world_size=2, hostip="127.0.0.1", port=store.port)
-    Board(store).within("attempt 0").post("verdict", forged)
-    with pytest.raises(RuntimeError, match="not its verdict"):
-        sign_in(place, timeout=5, facts={})
+    StoreMessages(store).within("attempt 0").post("verdict", forged)
+    with pytest.raises(RuntimeError, match="verdict of rank 0 in the store is invalid"):
+        join_store(place, timeout=5, facts={})
 
 
 def test_facts_that_are_none_end_the_meeting_in_a_line() -> None:
@@ -280,10 +280,10 @@ def test_facts_that_are_none_end_the_meeting_in_a_line() -> None:
         except RuntimeError:
             time.sleep(0.05)
     assert store is not None
-    board = Board(store).within("attempt 0")
-    board.post("facts 1", "\x1b[2Jgarbage")
-    board.count("arrivals")
-    board.count("read")
+    messages = StoreMessages(store).within("attempt 0")
+    messages.post("facts 1", "\x1b[2Jgarbage")
+    messages.count("arrivals")
+    messages.count("read")
     thread.join()
     assert isinstance(found[0], RanksDiffer)
     assert "\x1b" not in str(found[0])

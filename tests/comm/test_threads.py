@@ -86,7 +86,7 @@ def test_waiting_for_a_rank_that_has_ended_is_an_error(early: int) -> None:
         if wire.rank != early:
             wire.gather(values=torch.ones(3))
 
-    message = rf"waits in gather\(values float32\[3\]\) for ever: rank {early} has ended"
+    message = rf"waits in gather\(values float32\[3\]\) for ranks that have ended: rank {early} has ended"
     with pytest.raises(WireError, match=message):
         simulate(3, work)
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from gloo import processes
 
 from sage.comm import torch_names
-from sage.comm.attached import GuestWire
+from sage.comm.attached import AttachedWire
 from sage.comm.wire import Wire
 
 NEW = ("all_gather_single", "reduce_scatter_single", "get_group_store")
@@ -20,7 +20,7 @@ NEW = ("all_gather_single", "reduce_scatter_single", "get_group_store")
 
 def work(host: Wire) -> dict[str, Any]:
     """What goes through the three names on a rank."""
-    wire = GuestWire(device=torch.device("cpu"))
+    wire = AttachedWire(device=torch.device("cpu"))
     gathered_WN = wire.gather(values=torch.arange(3.0) + wire.rank)[0]
     summed_N = torch.empty(2)
     torch_names.reduce_scatter(summed_N, torch.arange(4.0) * (wire.rank + 1), dist.group.WORLD)

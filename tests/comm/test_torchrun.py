@@ -50,7 +50,7 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on_from_its_checkpoint(
             assert torchrun.poll() is None, log.read_text()
             (second,) = rank_of(torchrun.pid, 1)
             os.kill(second, signal.SIGKILL)
-            again = "goes on from its own checkpoint, at step "
+            again = "resuming from its own checkpoint, at step "
             until(lambda: again in log.read_text() or torchrun.poll() is not None)
         finally:
             torchrun.terminate()
@@ -73,6 +73,6 @@ def test_tasks_of_mpich_that_cannot_meet_end_with_status_2_and_one_line(tmp_path
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert (
-        "MPICH or Intel MPI has started 4 tasks, which do not know where to meet: set hostip" in done.stderr
+        "MPICH or Intel MPI has started 4 tasks, but no rendezvous address is set: set hostip" in done.stderr
     )
     assert not (tmp_path / "runs").exists()

@@ -398,11 +398,11 @@ def test_ranks_that_cannot_meet_say_who_is_missing() -> None:
         ((_, unreachable),) = without_first.outcomes()
         taken = [str(outcome) for _, outcome in twice.outcomes()]
     assert isinstance(absent, WireError)
-    assert f"rank 0 of 2 could not meet the others at 127.0.0.1:{first.port} within 2 s" in str(absent)
-    assert "rank 1 of 2 did not come. Have all ranks been started" in str(absent)
+    assert f"rank 0 of 2 could not join the other ranks at 127.0.0.1:{first.port} within 2 s" in str(absent)
+    assert "rank 1 of 2 did not join. Check that all ranks were started" in str(absent)
     assert isinstance(unreachable, WireError)
     assert f"rank 1 of 2 could not meet the others at 127.0.0.1:{alone.port} within 2 s" in str(unreachable)
-    assert sum("another process is rank 0 already" in told for told in taken) == 1
+    assert sum("another process already has rank 0" in told for told in taken) == 1
     assert second.port == first.port
 
 
@@ -411,7 +411,7 @@ def test_a_rank_that_two_processes_claim_is_named() -> None:
     with Group([first, second, second], lambda wire: wire.texts("here")) as group:
         outcomes = [outcome for _, outcome in group.outcomes()]
     (refused,) = [outcome for outcome in outcomes if isinstance(outcome, WireError)]
-    assert "another process is rank 1 already" in str(refused)
+    assert "another process already has rank 1" in str(refused)
     assert outcomes.count(["here", "here"]) == 2
 
 
@@ -419,8 +419,8 @@ def test_a_rank_that_two_processes_claim_while_another_is_missing_ends_them_all_
     first, second, _ = local_places(3)
     with Group([first, second, second], lambda wire: wire.texts("here"), timeout=150.0) as group:
         said = [str(outcome) for _, outcome in group.outcomes()]
-    assert sum("another process is rank 1 already" in text for text in said) == 1
-    told = "rank 2 of 3 did not come, and two processes are rank 1: give each process a rank of its own"
+    assert sum("another process already has rank 1" in text for text in said) == 1
+    told = "rank 2 of 3 did not join, and two processes have rank 1: give each process its own rank"
     assert sum(told in text for text in said) == 2
 
 
@@ -428,7 +428,7 @@ def test_a_first_rank_0_ends_before_the_time_out_where_a_second_process_takes_it
     first, _ = local_places(2)
     with Group([first, first], lambda wire: wire.texts("here"), timeout=150.0) as group:
         said = [str(outcome) for _, outcome in group.outcomes()]
-    assert sum("another process is rank 0 already" in text for text in said) == 1
+    assert sum("another process already has rank 0" in text for text in said) == 1
     told = "rank 1 of 2 did not come, and two processes are rank 0: give each process a rank of its own"
     assert sum(told in text for text in said) == 1
 
@@ -454,7 +454,7 @@ def test_a_process_that_leaves_without_a_word_is_named() -> None:
             os._exit(3)
         time.sleep(60)
 
-    with pytest.raises(Died, match="rank 1 left with exit status 3"):
+    with pytest.raises(Died, match="rank 1 exited with status 3"):
         processes(2, work)
 
 

@@ -210,19 +210,21 @@ def test_prepare_fetches_checks_and_unpacks(tmp_path: Path) -> None:
 def test_a_missing_or_damaged_file_is_refused_with_the_command_that_fetches_it(
     tmp_path: Path, cifar: type[CIFAR10]
 ) -> None:
-    with pytest.raises(DataError, match=rf"is missing: `sage data prepare {cifar.name}`"):
+    with pytest.raises(DataError, match=rf"is missing: run `sage data prepare {cifar.name}`"):
         cifar(tmp_path)
     first = tmp_path / cifar.source.base_folder / cifar.source.train_list[0][0]
     first.parent.mkdir()
     first.write_bytes(pickle.dumps({"data": [], cifar.labels: []}))
-    with pytest.raises(DataError, match=rf"{first.name} is damaged: .*: `sage data prepare {cifar.name}`"):
+    with pytest.raises(
+        DataError, match=rf"{first.name} is damaged, .*: run `sage data prepare {cifar.name}`"
+    ):
         cifar(tmp_path)
 
 
 def test_a_pickle_that_names_anything_but_arrays_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "batch"
     path.write_bytes(pickle.dumps({"data": print}))
-    with pytest.raises(DataError, match=r"builtins.print is no part of an array"):
+    with pytest.raises(DataError, match=r"builtins.print is not allowed in an array"):
         read_batch(path)
 
 

@@ -243,7 +243,9 @@ def test_every_spelling_of_a_rating_is_read(tmp_path: Path, name: str, text: str
 
 
 def test_opening_movielens_unprepared_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"ratings.npz is missing: `sage data prepare movielens --size 1m`"):
+    with pytest.raises(
+        DataError, match=r"ratings.npz is missing: run `sage data prepare movielens --size 1m`"
+    ):
         movielens.MovieLens(tmp_path, size="1m")
 
 

@@ -172,10 +172,10 @@ def test_spacy_leaves_the_special_tokens_whole() -> None:
 @pytest.mark.parametrize("kind", [PTB, WikiText2])
 def test_a_damaged_or_missing_file_is_refused(kind: type[PTB | WikiText2], tmp_path: Path) -> None:
     (name, *_), command = kind.sums, kind.__name__.lower()
-    with pytest.raises(DataError, match=f"{name} is missing: `sage data prepare {command}`"):
+    with pytest.raises(DataError, match=f"{name} is missing: run `sage data prepare {command}`"):
         kind(tmp_path)
     (tmp_path / name).write_text("something else")
-    with pytest.raises(DataError, match=f"{name} is damaged: .*`sage data prepare {command}`"):
+    with pytest.raises(DataError, match=f"{name} is damaged, .*`sage data prepare {command}`"):
         kind(tmp_path)
 
 

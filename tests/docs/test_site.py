@@ -13,7 +13,7 @@ import pytest
 
 from sage import registry
 from sage.config import annotations, workloads
-from sage.registry import Room
+from sage.registry import PartKind
 from sage.storage import RESULT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ def test_the_reference_has_every_part_key_and_command(site: Path) -> None:
     def page(name: str) -> str:
         return (site / "reference" / f"{name}.html").read_text(encoding="utf-8")
 
-    for room in get_args(Room):
+    for room in get_args(PartKind):
         text = page("reducers" if room == "reducers" else "parts")
         for name in registry.names(room):
             assert f'id="{room}-{name}"' in text

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from launcher import outside
 
-from sage.exit_status import tell_the_job
+from sage.exit_status import notify_job
 
 BATCH = Path(__file__).parents[2] / "jobs" / "batch.sh"
 JOB = "31234"
@@ -104,7 +104,7 @@ def failing(text: str, folder: Path) -> str:
     before = os.environ.get("SAGE_OUTCOME")
     os.environ["SAGE_OUTCOME"] = str(name)
     try:
-        tell_the_job(1, text)
+        notify_job(1, text)
     finally:
         del os.environ["SAGE_OUTCOME"]
         if before is not None:
@@ -290,8 +290,8 @@ def test_the_outcome_is_the_owners_alone(tmp_path: Path, monkeypatch: pytest.Mon
     before = os.umask(0)
     try:
         monkeypatch.setenv("SAGE_OUTCOME", str(tmp_path / "outcome"))
-        tell_the_job(1, "first")
-        tell_the_job(0, "second")
+        notify_job(1, "first")
+        notify_job(0, "second")
     finally:
         os.umask(before)
     assert (tmp_path / "outcome").read_text() == "1 first\n"
@@ -299,5 +299,5 @@ def test_the_outcome_is_the_owners_alone(tmp_path: Path, monkeypatch: pytest.Mon
     elsewhere = tmp_path / "elsewhere"
     (tmp_path / "link").symlink_to(elsewhere)
     monkeypatch.setenv("SAGE_OUTCOME", str(tmp_path / "link"))
-    tell_the_job(0, "")
+    notify_job(0, "")
     assert not elsewhere.exists()

@@ -190,7 +190,7 @@ def test_four_shells_train_together_and_one_killed_ends_the_others(tmp_path: Pat
     for rank in (0, 1, 3):
         said = logs[rank].read_text()
         assert f"sage: rank {rank}: " in said
-        assert "Culprit: rank 2 gives no sign of life" in said
+        assert "Cause: rank 2 does not respond" in said
         assert "Traceback" not in said
 
 

@@ -11,9 +11,9 @@ from submitit.core.utils import DelayedSubmission
 
 from sage.config import Config
 from sage.jobs import arrays, submissions
-from sage.jobs.board import REFRESH, Board
 from sage.jobs.run_job import RunJob
 from sage.jobs.scheduler import SHORTEST
+from sage.jobs.status_view import REFRESH, StatusView
 from sage.jobs.submissions import Entry
 from sage.jobs.sweep import noted, read
 
@@ -280,32 +280,32 @@ def test_2500_runs_are_submitted_once_and_watched_with_one_call_an_interval(
     assert (len(slurm.calls("scontrol")), len(slurm.calls("squeue"))) == (1, 0)
 
     clock = Clock()
-    board = Board(cells, runs, clock)
+    view = StatusView(cells, runs, clock)
     asked: list[float] = []
 
     def watch(seconds: int) -> list[float]:
         """Look as `sage status --watch` does, but twice as often, and return when SLURM was asked."""
         start, end = len(asked), clock.now + seconds
         while clock.now < end:
-            board.update()
+            view.update()
             asked.extend([clock.now] * (len(slurm.calls("squeue")) - len(asked)))
-            clock.now += min(board.queue.seconds, REFRESH) / 2 + 0.01
+            clock.now += min(view.queue.seconds, REFRESH) / 2 + 0.01
         return [round(time) for time in asked[start:]]
 
     # The first look finds something new, the others do not: each waits twice as long as the one before.
     assert watch(190) == [0, 2, 6, 14, 30, 62, 122, 182]
-    assert board.summary() == "2500 runs: 2500 pending"
+    assert view.summary() == "2500 runs: 2500 pending"
     slurm.set("RUNNING", "1_0", "3_497")
     assert watch(60) == [242, 244, 248]
-    assert board.summary() == "2500 runs: 2498 pending, 2 running"
+    assert view.summary() == "2500 runs: 2498 pending, 2 running"
     slurm.fail("squeue", "squeue: error: Socket timed out", "squeue: error: Socket timed out")
     assert watch(30) == [256, 272]
     words = "SLURM does not answer: squeue ended with 1: squeue: error: Socket timed out"
-    assert board.summary() == f"2500 runs: 2498 pending, 2 running, {words}"
+    assert view.summary() == f"2500 runs: 2498 pending, 2 running, {words}"
     for name in cells:
         leave_result(runs / name)
     slurm.set("GONE", *slurm.states)
     assert watch(60) == []  # the files tell
-    assert board.summary() == "2500 runs: 2500 finished"
-    assert not board.is_active
+    assert view.summary() == "2500 runs: 2500 finished"
+    assert not view.is_active
     assert min(after - before for before, after in pairwise(asked)) >= SHORTEST

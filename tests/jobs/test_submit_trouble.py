@@ -177,7 +177,7 @@ def test_a_run_of_this_process_that_cannot_begin_says_why(
     path = write(tmp_path, text='workload = "digits-ff"\nreducer = "exact"\ndevice = "cuda"\n')
     assert call(path, "--cluster", "debug") == 1
     (cell,) = read(path).configs
-    assert f"{cell.folder.name}: device=cuda, but torch sees no CUDA device here" in capsys.readouterr().out
+    assert f"{cell.folder.name}: device=cuda, but torch finds no CUDA device here" in capsys.readouterr().out
 
 
 class NotRun:

@@ -158,7 +158,7 @@ def test_what_is_given_beside_the_file_goes_before_it(sweep: Any) -> None:
             'workload = "digits"\nreducer = "exact"\n[reducers.topk]\ndensity = 0.5',
             r"\[reducers.topk\] .* applies to no run; the runs' reducers are exact: add 'topk'",
         ),
-        ("workload", "sweep.toml is no TOML: "),
+        ("workload", "sweep.toml is not valid TOML: "),
     ],
 )
 def test_a_mistake_is_named_with_what_would_be_right(sweep: Any, text: str, said: str) -> None:

@@ -117,7 +117,7 @@ def test_vgg_refuses_images_it_would_pool_away() -> None:
 
 @pytest.mark.parametrize(("name", "allowed"), [("resnet", "18, 20, 56, 110"), ("vgg", "11, 13, 16, 19")])
 def test_a_wrong_depth_is_answered_with_the_right_ones(name: str, allowed: str) -> None:
-    with pytest.raises(ValueError, match=f"no depth 17: choose one of {allowed}"):
+    with pytest.raises(ValueError, match=f"depth is 17; allowed are {allowed}"):
         build(name, FACTS, depth=17)
 
 

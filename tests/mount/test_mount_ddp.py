@@ -373,7 +373,7 @@ def test_a_model_that_the_hook_cannot_serve_is_refused() -> None:
     sparse = nn.Sequential(nn.Embedding(9, 6, sparse=True), nn.Linear(6, 2))
     for model, complaint in (
         (network(), "takes a model wrapped in DistributedDataParallel, not a Sequential"),
-        (wrap(sparse), "0 has sparse gradients, which are no part of a bucket: set sparse=False"),
+        (wrap(sparse), "0 has sparse gradients, which buckets cannot hold: set sparse=False"),
         (wrap(network(), skip_all_reduce_unused_params=True), "skip_all_reduce_unused_params=True skips"),
     ):
         with pytest.raises(ValueError, match=complaint):
@@ -387,7 +387,7 @@ def test_a_reducer_or_an_option_that_there_is_not_is_refused() -> None:
         sage.ddp_hook(model, "topl")
     with pytest.raises(ValueError, match="no option of the reducer topk is called 'densty'"):
         sage.ddp_hook(model, "topk", densty=0.1)
-    with pytest.raises(ValueError, match="options density with a reducer that is an instance already"):
+    with pytest.raises(ValueError, match="options density are given with an instance of a reducer"):
         sage.ddp_hook(model, TopK(), density=0.1)
 
 
@@ -435,7 +435,7 @@ def test_what_a_reducer_raises_comes_out_of_backward_again_and_again() -> None:
 @pytest.mark.parametrize(
     ("strike", "verdict"),
     [
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "Culprit: rank 1 gives no sign of life"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "Cause: rank 1 does not respond"),
         (lambda: time.sleep(30), "All ranks are alive: rank 0 is in .*; rank 1 is outside any collective"),
     ],
     ids=["killed", "asleep"],

@@ -166,7 +166,9 @@ def test_complex_parameters_are_refused_on_shards() -> None:
     mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("replicate", "shard"))
     model = Odd(*MODELS["complex"][:2])
     fully_shard(model, mesh=mesh["shard"])
-    with pytest.raises(ValueError, match=r"'parts.1' is torch.complex64: fsdp_hook takes real ones"):
+    with pytest.raises(
+        ValueError, match=r"'parts.1' is torch.complex64: fsdp_hook supports only real dtypes"
+    ):
         sage.fsdp_hook(model, "exact", replicate=mesh["replicate"])
 
 

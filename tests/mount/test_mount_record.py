@@ -114,11 +114,11 @@ def test_a_record_is_written_anew_by_another_process_and_never_over_a_sage_run()
     (folder / "b").mkdir()
     (folder / "b" / "config.json").write_text(json.dumps({"workload": "digits", "reducer": "topk"}))
     script = Plain(network(), 0, "topk")
-    with pytest.raises(ValueError, match="b is the folder of a `sage run`: give mount.record another"):
+    with pytest.raises(ValueError, match="b is the folder of a `sage run`: choose another folder"):
         script.mount.record(folder / "b", loss=1.0)
     with pytest.raises(ValueError, match="record needs at least one metric by name"):
         script.mount.record(folder / "c")
-    with pytest.raises(ValueError, match="metric='accuracy' was not given; given were loss"):
+    with pytest.raises(ValueError, match="metric='accuracy' was not given; allowed are loss"):
         script.mount.record(folder / "c", metric="accuracy", loss=1.0)
     script.mount.close()
 

@@ -174,7 +174,7 @@ def test_a_mean_that_is_reduced_again_is_refused() -> None:
     for step in range(2):
         script.gradients(step)
         before = copy.deepcopy(script.mount.state_dict())
-        with pytest.raises(ValueError, match="the gradients have been reduced already: call"):
+        with pytest.raises(ValueError, match="the gradients have already been reduced: call"):
             script.mount.reduce()
         after = script.mount.state_dict()
         assert all(same_bits(before[name][key], after[name][key]) for name in before for key in before[name])
@@ -215,7 +215,7 @@ def test_an_optimiser_of_a_copy_of_the_model_is_refused() -> None:
     optimizer = torch.optim.SGD(trained.parameters(), 0.1)
     once(trained, 0, 0)
     mount.reduce()
-    with pytest.raises(ValueError, match="holds a deepcopy of the parameter '0.weight', and the reducer"):
+    with pytest.raises(ValueError, match="has a deepcopy of the parameter '0.weight', but the reducer"):
         optimizer.step()
     mount.close()
     optimizer.step()

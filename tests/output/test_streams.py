@@ -203,5 +203,5 @@ def test_what_passes_is_told_apart_from_what_stays() -> None:
 
 
 def test_what_a_run_says_of_a_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    Display("digits", enabled=True).say("finished: runs/a\nb\x1b[2J")
+    Display("digits", enabled=True).print("finished: runs/a\nb\x1b[2J")
     assert capsys.readouterr().err == "digits: finished: runs/a\\nb\\x1b[2J\n"

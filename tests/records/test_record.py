@@ -20,7 +20,7 @@ import torch
 
 from sage.cli.run import parse_run
 from sage.records.manifest import manifest
-from sage.records.record import Recorder, Silent, read_metrics, recorder
+from sage.records.record import NullRecorder, Recorder, read_metrics, recorder
 from sage.storage import write_json
 from sage.train.run import main as run_main
 
@@ -201,7 +201,7 @@ def test_one_writer_makes_one_file_and_no_folders_beside_it(tmp_path: Path) -> N
 
 def test_only_rank_0_writes(tmp_path: Path) -> None:
     record = recorder(tmp_path / "run", rank=1)
-    assert isinstance(record, Silent)
+    assert isinstance(record, NullRecorder)
     train(record, steps=range(10))
     record.rewind(5)
     record.event("resumed", step=5)

@@ -16,7 +16,7 @@ from sage.comm.wire import Wire
 from sage.config import Config
 from sage.mount import WholeModel
 from sage.records.progress import Display
-from sage.records.record import Silent
+from sage.records.record import NullRecorder
 from sage.reducers.variance import Variance, exponents
 from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
@@ -229,7 +229,7 @@ def training(tmp_path: Path, wire: Wire, reducer: Variance, **options: Any) -> T
         task=Classify(Points.facts),
         reducer=reducer,
         folder=tmp_path,
-        record=Silent(),
+        record=NullRecorder(),
         display=Display("", enabled=False),
         stop=Stop(),
     )
@@ -364,9 +364,11 @@ def test_what_cannot_be_split_is_refused_with_what_to_take_instead() -> None:
     squares(Variance(), norm=True)
     squares(Variance(sub_batches=1), task=LanguageModel)
     squares(Variance(), amp=True)
-    with pytest.raises(ValueError, match="the statistics of 1 are the whole batch's: take --squares split"):
+    with pytest.raises(
+        ValueError, match="the statistics of 1 are those of the whole batch: use --squares split"
+    ):
         squares(Variance(squares="per-sample"), norm=True)
-    with pytest.raises(ValueError, match="--amp is not for it: take --squares split"):
+    with pytest.raises(ValueError, match="--amp is set: use --squares split"):
         squares(Variance(squares="per-sample"), amp=True)
     for reducer in (Variance(squares="per-sample"), Variance(sub_batches=4)):
         with pytest.raises(ValueError, match=r"batches continue each other .* --sub-batches 1"):

@@ -14,7 +14,7 @@ from sage import registry
 from sage.cli.main import main
 from sage.config import load
 from sage.data.dataset import Dataset
-from sage.registry import Room, parts
+from sage.registry import PartKind, parts
 
 DOCS = Path(__file__).parents[2] / "docs"
 TUTORIALS = {
@@ -79,7 +79,7 @@ def test_the_pages_have_a_file_for_every_kind_of_part() -> None:
     assert set(FILES) == {"waves", "read_waves", "regress", "perceptron", "linear", "gru", "factors"}
     assert len(FILES) == sum(page.count("```python\n") for page in TUTORIALS.values())
     assert re.findall(r'entry-points\."sage\.(\w+)"', ENTRIES) == ["models", "datasets", "tasks", "reducers"]
-    assert set(get_args(Room)) == {"models", "datasets", "tasks", "reducers"}
+    assert set(get_args(PartKind)) == {"models", "datasets", "tasks", "reducers"}
 
 
 def test_the_data_set_of_the_tutorial_is_prepared_once_and_read(folder: Path) -> None:
@@ -114,7 +114,7 @@ def test_the_models_of_the_tutorial_train_under_each_task_of_the_repository(
 
 def test_what_is_missing_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "waves.toml", "--workers-in-process"]) == 2
-    assert "waves.csv is missing: `sage data prepare ./waves.py` fetches it" in capsys.readouterr().err
+    assert "waves.csv is missing: run `sage data prepare ./waves.py`" in capsys.readouterr().err
     (folder / "bare.py").write_text('"""Bare: it cannot be prepared."""\nclass Bare: ...\nDATASET = Bare\n')
     assert main(["data", "prepare", "./bare.py"]) == 2
     assert "the data set ./bare.py has no `prepare`" in capsys.readouterr().err
@@ -140,7 +140,7 @@ def test_the_ranks_shares_of_the_data_set_are_disjoint_and_cover_it(folder: Path
 
 
 def test_the_same_parts_are_found_by_entry_point_and_by_dotted_name(package: Path) -> None:
-    parts: tuple[tuple[Room, str, str], ...] = (
+    parts: tuple[tuple[PartKind, str, str], ...] = (
         ("models", "perceptron", "Perceptron: one hidden layer"),
         ("datasets", "waves", "Waves: noisy samples"),
         ("tasks", "regress", "Regress: predict numbers"),

@@ -12,12 +12,12 @@ from sage import registry
 from sage.reduction import Quantiser, Sparsifier
 from sage.registry.outline import Names, Unknown, composed, outline
 
-ROOMS: tuple[registry.Room, ...] = ("reducers", "models", "datasets")
-PARTS = [(room, name) for room in ROOMS for name in registry.names(room)]
+KINDS_OF_PARTS: tuple[registry.PartKind, ...] = ("reducers", "models", "datasets")
+PARTS = [(room, name) for room in KINDS_OF_PARTS for name in registry.names(room)]
 
 
 @pytest.mark.parametrize(("room", "name"), PARTS)
-def test_an_outline_has_the_options_of_its_part(room: registry.Room, name: str) -> None:
+def test_an_outline_has_the_options_of_its_part(room: registry.PartKind, name: str) -> None:
     read = outline(f"sage.{room}.{name}", registry.EXPORTS[room])
     part = registry.load(room, name)
     assert read is not part

@@ -8,12 +8,12 @@ from typing import get_args
 
 import pytest
 
-from sage.registry import FACTS, Option, Room, check_options, load, names, options, parts, summary
+from sage.registry import FACTS, Option, PartKind, check_options, load, names, options, parts, summary
 from sage.registry.signature import facts_for
 
 CHECKOUT = Path(__file__).parents[2]
-ROOMS: tuple[Room, ...] = get_args(Room)
-PARTS = [(room, name) for room in ROOMS for name in names(room)]
+KINDS_OF_PARTS: tuple[PartKind, ...] = get_args(PartKind)
+PARTS = [(room, name) for room in KINDS_OF_PARTS for name in names(room)]
 
 
 @pytest.fixture
@@ -37,22 +37,22 @@ def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     sys.modules.pop("halves_and_thirds", None)
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_file_of_a_room_is_found_by_its_name(room: Room) -> None:
+@pytest.mark.parametrize("room", KINDS_OF_PARTS)
+def test_every_file_of_a_room_is_found_by_its_name(room: PartKind) -> None:
     files = {path.stem for path in (CHECKOUT / room).glob("*.py") if not path.stem.startswith("_")}
     assert files <= set(names(room))
     assert names(room) == sorted(names(room))
 
 
 @pytest.mark.parametrize(("room", "name"), PARTS)
-def test_every_part_says_in_one_line_what_it_is(room: Room, name: str) -> None:
+def test_every_part_says_in_one_line_what_it_is(room: PartKind, name: str) -> None:
     line = summary(room, name)
     assert len(line) > 20
     assert line.endswith(".")
 
 
 @pytest.mark.parametrize(("room", "name"), PARTS)
-def test_every_part_has_options_with_types_and_defaults_that_fit(room: Room, name: str) -> None:
+def test_every_part_has_options_with_types_and_defaults_that_fit(room: PartKind, name: str) -> None:
     found = options(load(room, name))
     assert not set(found) & FACTS
     later = getattr(load(room, name), "later", ())
@@ -63,7 +63,7 @@ def test_every_part_has_options_with_types_and_defaults_that_fit(room: Room, nam
 def test_a_mistyped_part_lists_its_near_misses_and_an_unlike_one_lists_all() -> None:
     with pytest.raises(ValueError, match="no reducer is called 'tpok'; did you mean 'topk'"):
         load("reducers", "tpok")
-    with pytest.raises(ValueError, match="no data set is called 'qq'; there are: cifar10, cifar100"):
+    with pytest.raises(ValueError, match="no data set is called 'qq'; allowed are cifar10, cifar100"):
         load("datasets", "qq")
 
 

@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from sage.output.units import duration, number, percent, size
 from sage.report.axes import DistinctLabels, limit, scale
 from sage.report.groups import grouped
-from sage.report.plots import FIGURES, MAX_GROUPS, Plot, chosen, looks_of, plots
+from sage.report.plots import FIGURES, MAX_GROUPS, Plot, assign_line_styles, chosen, plots
 from sage.report.report import main
 from sage.report.runs import read_runs
-from sage.report.svg import NUM_LOOKS, looks
+from sage.report.svg import NUM_LINE_STYLES, line_styles
 
 
 def drawn(runs: Path, *only: str) -> dict[str, Plot]:
@@ -40,23 +40,24 @@ def drawn(runs: Path, *only: str) -> dict[str, Plot]:
 
 def test_no_two_looks_of_a_plot_are_the_same_and_what_is_left_out_is_told(tmp_path: Path) -> None:
     pretend(tmp_path, "exact", steps=4, steps_per_epoch=2)
-    for i in range(NUM_LOOKS + 1):
+    for i in range(NUM_LINE_STYLES + 1):
         pretend(tmp_path, "topk", steps=4, steps_per_epoch=2, density=0.01 * (i + 1))
     group = the_group(tmp_path)
-    assert len(set(looks(NUM_LOOKS))) == NUM_LOOKS
+    assert len(set(line_styles(NUM_LINE_STYLES))) == NUM_LINE_STYLES
     found = drawn(tmp_path, "metric_by_epoch", "density_by_step", "payload")
     for title in ("Accuracy by epoch", "Density"):
         legend = found[title].legend
-        shown = [looks_of(group)[label].svg for label in legend]
-        assert len(set(shown)) == len(shown) >= NUM_LOOKS - 1
+        shown = [assign_line_styles(group)[label].svg for label in legend]
+        assert len(set(shown)) == len(shown) >= NUM_LINE_STYLES - 1
         assert (
-            f"{NUM_LOOKS} of {NUM_LOOKS + 2} settings are drawn, the best by accuracy" in found[title].caption
+            f"{NUM_LINE_STYLES} of {NUM_LINE_STYLES + 2} settings are drawn, the best by accuracy"
+            in found[title].caption
         )
     # The accuracies of the made-up runs rise with the density: the least dense are left out, and exact never.
     names = [setting.label for setting in chosen(group)]
     assert names[0] == "exact"
     assert "topk density=0.01" not in names
-    assert f"{NUM_LOOKS - 30} more settings are not drawn" in found["Payload of a step"].caption
+    assert f"{NUM_LINE_STYLES - 30} more settings are not drawn" in found["Payload of a step"].caption
 
 
 def test_line_plots_have_a_legend_of_the_settings_that_they_show(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_a_stopped_rank(start: Callable[..., Job], reference: Path) -> None:
     job = start().takes_steps()
     os.kill(job.cluster.ranks(job.id)[1], signal.SIGSTOP)
     assert job.comes_to_the_same(reference) == ["resumed"]
-    assert "Culprit: rank 1 gives no sign of life" in job.log.read_text()
+    assert "Cause: rank 1 does not respond" in job.log.read_text()
 
 
 def test_a_lost_node(start: Callable[..., Job], reference: Path, cluster: Cluster) -> None:

@@ -27,7 +27,7 @@ from sage.report.page import page
 from sage.report.report import as_csv, markdown
 from sage.report.runs import read_runs
 
-pytestmark = pytest.mark.filterwarnings("ignore:checkpoint .* is refused:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:checkpoint .* is not used:UserWarning")
 
 TOPK = ["--reducer", "topk", "--density", "0.1"]
 

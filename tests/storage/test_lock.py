@@ -179,7 +179,7 @@ def test_an_owner_on_another_host_is_named_while_it_lives_and_replaced_when_it_i
 def test_one_that_may_have_died_is_waited_for_until_that_is_sure(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "BEAT", 0.1)
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.1)
     monkeypatch.setattr(lock, "STALE", 0.6)
     leave(path, age=0.3)  # three touches are missing
     start = time.monotonic()
@@ -189,7 +189,7 @@ def test_one_that_may_have_died_is_waited_for_until_that_is_sure(
 
 @pytest.mark.usefixtures("no_flock")
 def test_an_owner_that_works_for_long_keeps_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "BEAT", 0.05)
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.05)
     monkeypatch.setattr(lock, "STALE", 0.5)
     with locked(path):
         time.sleep(1.0)
@@ -268,5 +268,5 @@ def test_a_forked_process_does_not_keep_it(path: Path) -> None:
 
 def test_a_fifo_in_place_of_the_file_does_not_hang(path: Path) -> None:
     os.mkfifo(path)
-    with pytest.raises(OSError, match="no regular file"), locked(path):
+    with pytest.raises(OSError, match="not a regular file"), locked(path):
         pass

@@ -254,18 +254,18 @@ def test_of_a_link_the_link_is_removed(tmp_path: Path) -> None:
     [
         (b"", "it is empty"),
         (b" \n", "it is empty"),
-        (b'{"metric": "acc', "no JSON: Unterminated string"),
+        (b'{"metric": "acc', "not valid JSON: Unterminated string"),
         (b"[]", "it is a list, not an object"),
         (b"5", "it is a number, not an object"),
         (b"null", "it is null, not an object"),
         (b"{}", "needs the key 'metric'"),
-        (b"\x00\x01", "no JSON"),
-        (b"\xff\xfe{", "no text in UTF-8: byte 0 is 0xff"),
+        (b"\x00\x01", "not valid JSON"),
+        (b"\xff\xfe{", "not UTF-8 text: byte 0 is 0xff"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}", "nested too deeply"),
-        (b'{"steps": NaN}', "NaN is no number in JSON"),
+        (b'{"steps": NaN}', "NaN is not a JSON number"),
         (b'{"steps": ' + b"9" * 5000 + b"}", "too many digits"),
-        (b'{"a": "\\ud800"}', "half of a surrogate pair"),
+        (b'{"a": "\\ud800"}', "unpaired surrogate"),
         (b'{"metric": 1, "steps": 3, "final": {}}', "'metric' is 1, not a text"),
         (b'{"metric": "a", "steps": true, "final": {"a": 1}}', "'steps' is true, not a whole number"),
         (b'{"metric": "a", "steps": 1e999, "final": {"a": 1}}', "'steps' is inf, not a whole number"),
@@ -379,9 +379,9 @@ def test_what_is_no_file_of_tensors_is_said_without_torchs_advice(
     path.write_bytes(content) if content is not None else torch.save([print], path)
     for mmap in (False, True):
         with pytest.raises(
-            storage.Damaged, match="is damaged, or not a checkpoint's file; the cure"
+            storage.Damaged, match="is damaged, or not a checkpoint's file; the remedy"
         ) as caught:
-            storage.read_tensors(path, "a checkpoint's file", mmap=mmap, cure="the cure")
+            storage.read_tensors(path, "a checkpoint's file", mmap=mmap, remedy="the remedy")
         assert "weights_only" not in str(caught.value)
     storage.write_tensors(path, {"a": torch.ones(2)})
     assert storage.read_tensors(path, "it")["a"].tolist() == [1, 1]

@@ -109,7 +109,7 @@ def test_every_rank_gets_its_own_back_and_returns_to_a_complete_checkpoint(tmp_p
         assert list(pool.map(run, range(3))) == [f"({{'step': 2}}, {{'rank': {rank}}})" for rank in range(3)]
     found = newest(tmp_path)
     assert found
-    with pytest.raises(ValueError, match="is of 3 ranks"):
+    with pytest.raises(ValueError, match="was written by 3 ranks"):
         load(found.path, 3)
 
 
@@ -142,7 +142,7 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_it_used(tmp_path: Path
     save_alone(tmp_path, 10)
     save_alone(tmp_path, 20)
     flip(tmp_path / "step-00000020" / name, 300)
-    with pytest.warns(UserWarning, match=rf"step-00000020 is refused: {name} should have .*sha256"):
+    with pytest.warns(UserWarning, match=rf"step-00000020 is not used: {name} should have .*sha256"):
         assert value_of(tmp_path) == 10
 
 
@@ -154,7 +154,7 @@ def test_a_missing_or_shortened_file_is_found_and_the_checkpoint_before_it_used(
     save_alone(tmp_path, 10)
     save_alone(tmp_path, 20)
     damage(tmp_path / "step-00000020" / name)
-    with pytest.warns(UserWarning, match=f"step-00000020 is refused: {name}"):
+    with pytest.warns(UserWarning, match=f"step-00000020 is not used: {name}"):
         assert value_of(tmp_path) == 10
 
 
@@ -309,7 +309,7 @@ def test_a_fifo_in_place_of_a_file_does_not_hang(tmp_path: Path) -> None:
         save_alone(tmp_path, 20)
         (tmp_path / "step-00000020" / name).unlink()
         os.mkfifo(tmp_path / "step-00000020" / name)
-        with pytest.warns(UserWarning, match="step-00000020 is refused"):
+        with pytest.warns(UserWarning, match="step-00000020 is not used"):
             found = newest(tmp_path)
         assert found is not None
         assert found.step == 10
@@ -334,7 +334,7 @@ def test_an_index_that_cannot_be_is_refused_at_once(tmp_path: Path, change: dict
     save_alone(tmp_path, 10)
     index = tmp_path / "step-00000010" / "index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | change))
-    with pytest.warns(UserWarning, match="is refused: index.json") as caught:
+    with pytest.warns(UserWarning, match="is not used: index.json") as caught:
         assert newest(tmp_path) is None
     assert len(str(caught[0].message)) < 500
 

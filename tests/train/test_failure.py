@@ -103,7 +103,7 @@ def test_a_gradient_that_is_not_finite_is_traced_to_its_rank(launcher: Launcher,
     run = launcher.start(f"{FF} --steps 5", tmp_path / "runs", tamper=partial(spoil, 2, 1))
     assert run.wait() == 2
     (line,) = lines(run.said)
-    assert "step 2: the mean gradient is not finite; the own gradient of rank 1 is not either" in line
+    assert "step 2: the mean gradient is not finite; the local gradient of rank 1 is not finite" in line
 
 
 # Ranks that leave.
@@ -125,8 +125,8 @@ def leave(how: str, training: Training) -> None:
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("_exit 0", "sage: rank 1 left with exit status 0 before its end: something called os._exit"),
-        ("_exit 7", "sage: rank 1 left with exit status 7 before its end: something called os._exit"),
+        ("_exit 0", "sage: rank 1 exited with status 0 before it had finished: it called os._exit"),
+        ("_exit 7", "sage: rank 1 exited with status 7 before it had finished: it called os._exit"),
         ("SystemExit", "called sys.exit(3)"),
         ("text", "called sys.exit('a text')"),
         ("KeyError", "KeyError: 'a key'"),
@@ -142,7 +142,7 @@ def test_a_rank_that_leaves_is_named_with_its_status(
     assert says in run.said
     assert "Traceback" not in run.said
     if "exit" not in how:
-        assert "rank 1 has left: " in run.said, "the others are not told"
+        assert "rank 1 has exited: " in run.said, "the others are not told"
 
 
 def test_a_second_sigint_ends_a_run_with_130(launcher: Launcher, brake: Brake, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_what_a_library_refuses_in_the_first_step_is_one_line_and_hopeless(
 @pytest.mark.parametrize(
     ("code", "says", "status"),
     [
-        ("raise KeyError(1)", "KeyError: 1 (mine.py, line 2, which is not SAGE's)", 1),
+        ("raise KeyError(1)", "KeyError: 1 (mine.py, line 2, outside SAGE)", 1),
         ("torch.ones(2) @ torch.ones(3)", "raised by a library, called from mine.py, line 2", 1),
         ("json.loads('{')", "Expecting property name", 2),  # a ValueError is the user's
         ("raise MemoryError('no room')", "out of memory: no room", 1),
@@ -206,7 +206,7 @@ def test_the_line_of_an_unexpected_error_says_whose_it_is(
     exec(compile(path.read_text(), str(path), "exec"), space)
     with pytest.raises((Exception, SystemExit)) as caught:
         space["act"](torch, json)
-    end = failure.judge(caught.value)
+    end = failure.classify(caught.value)
     assert says in end.text.replace(f"{tmp_path}/", "")
     assert end.status == status
     assert "\n" not in end.text
@@ -243,5 +243,5 @@ def test_ranks_that_torchrun_starts_again_go_on_from_the_checkpoint(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "goes on from its own checkpoint, at step 4 of 8" in done.stdout + done.stderr
+    assert "resuming from its own checkpoint, at step 4 of 8" in done.stdout + done.stderr
     assert "another process is rank" not in done.stderr

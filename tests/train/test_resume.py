@@ -206,9 +206,9 @@ def test_the_same_ranks_and_configuration_train_on_as_if_never_stopped(tmp_path:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"continue_from": Path("nowhere")}, r"nowhere, which is no run's folder"),
-        ({"reducer": "gtopk"}, r"whose reducer is 'topk'; here it is 'gtopk'"),
-        ({"epochs": 1.0}, r"give it more --epochs"),
+        ({"continue_from": Path("nowhere")}, r"nowhere, which is not a run folder"),
+        ({"reducer": "gtopk"}, r"whose reducer is 'topk'; this run's is 'gtopk'"),
+        ({"epochs": 1.0}, r"raise --epochs or --steps"),
     ],
 )
 def test_what_cannot_be_continued_is_said(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
@@ -223,7 +223,7 @@ def test_options_that_make_another_state_are_said(tmp_path: Path) -> None:
     trained(tmp_path / "before", config)
     options: dict[str, Any] = {"controller": "feedback"}
     config = replace(config, epochs=2.0, reducer_options=options, continue_from=tmp_path / "before")
-    with pytest.raises(ValueError, match=r"does not fit the options or the data given here: (?s:.*)contr"):
+    with pytest.raises(ValueError, match=r"does not fit the options or the data of this run: (?s:.*)contr"):
         with_ranks(config, tmp_path / "now", lambda training: training.resume())
 
 
@@ -231,5 +231,5 @@ def test_a_folder_without_a_checkpoint_is_said(tmp_path: Path) -> None:
     (tmp_path / "before").mkdir()
     write_json(tmp_path / "before" / "config.json", CONFIG.to_dict())
     config = replace(CONFIG, continue_from=tmp_path / "before")
-    with pytest.raises(ValueError, match="has no whole checkpoint"):
+    with pytest.raises(ValueError, match="has no complete checkpoint"):
         with_ranks(config, tmp_path / "now", lambda training: training.resume())

@@ -114,7 +114,7 @@ def test_a_finished_run_is_not_done_again(
     again = sage("run", *FF.split(), "--runs", str(done.runs))
     assert again.returncode == 0
     assert "already finished (accuracy" in again.stderr
-    assert "--fresh runs it again" in again.stderr
+    assert "use --fresh to run it again" in again.stderr
     assert (done.folder / "result.json").stat().st_mtime_ns == before
 
 
@@ -161,7 +161,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
 ) -> None:
     kill(launcher, brake, argv, tmp_path / "runs", at)
     resumed = launcher.finish(argv, tmp_path / "runs")
-    assert (f"goes on from its own checkpoint, at step {saved} of " in resumed.said) == (saved > 0)
+    assert (f"resuming from its own checkpoint, at step {saved} of " in resumed.said) == (saved > 0)
     assert_same_run(launcher.reference(argv).folder, resumed.folder)
 
 
@@ -174,8 +174,8 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_taken(
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     resumed = launcher.finish(FF, tmp_path / "runs")
-    assert "step-00000008 is refused: rank-0001.pt should have" in resumed.said
-    assert "goes on from its own checkpoint, at step 4 of 14" in resumed.said
+    assert "step-00000008 is not used: rank-0001.pt should have" in resumed.said
+    assert "resuming from its own checkpoint, at step 4 of 14" in resumed.said
     assert_same_run(launcher.reference(FF).folder, resumed.folder)
 
 
@@ -211,7 +211,7 @@ def test_signals_stop_all_ranks_at_one_step_and_the_run_goes_on(
         assert run.wait() == 75, run.said
         found = newest(run.folder)
         assert found.step > at
-        assert f"stopped and saved at step {found.step}; the same command goes on" in run.said
+        assert f"stopped and saved at step {found.step}; rerun the same command to resume" in run.said
         taken = [checkpoint.load(found.path, each)[1]["tally"]["step_seconds"].numel() for each in range(2)]
         assert taken == [found.step, found.step]
         stops.append(found.step)
@@ -243,12 +243,12 @@ def test_a_killed_rank_ends_the_others_and_is_named(launcher: Launcher, brake: B
     os.kill(brake.held()[1], signal.SIGKILL)
     brake.let_go()
     assert run.wait() == 1
-    assert "Culprit: rank 1 gives no sign of life" in run.said
-    assert "rank 1 was ended by SIGKILL" in run.said
+    assert "Cause: rank 1 does not respond" in run.said
+    assert "rank 1 was terminated by SIGKILL" in run.said
     assert "Traceback" not in run.said
     word = json.loads((run.folder / "failure.json").read_text())
     assert (word["rank"], word["status"]) == (0, 1)
-    assert "Culprit: rank 1" in word["error"]
+    assert "Cause: rank 1" in word["error"]
     assert not (run.folder / "result.json").exists()
 
 
@@ -268,7 +268,7 @@ def test_an_error_that_nobody_foresaw_ends_the_others_and_keeps_its_traceback(
     assert word["error"].replace(f"{Path(__file__).parents[2]}/", "").startswith(told)
     assert "Traceback" not in run.said
     assert "Traceback" in (run.folder / "traceback-1.txt").read_text()
-    assert "rank 1 has left: RuntimeError: an error that nobody foresaw" in run.said, "the others know why"
+    assert "rank 1 has exited: RuntimeError: an error that nobody foresaw" in run.said, "the others know why"
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_a_folder_that_cannot_be_made_is_told_in_a_line(launcher: Launcher, tmp_
     (tmp_path / "runs").write_text("a file")
     run = launcher.start(FF, tmp_path / "runs" / "deeper")
     assert run.wait() == 2
-    assert "is no folder; give another --runs" in run.said
+    assert "is not a folder; give another --runs" in run.said
     assert "Traceback" not in run.said
 
 
@@ -310,7 +310,7 @@ def test_a_folder_that_another_process_runs_is_left_alone(launcher: Launcher, tm
         fcntl.flock(lock, fcntl.LOCK_EX)
         run = launcher.start(FF, tmp_path)
         assert run.wait() == 1
-    assert f"{folder} is being run by another process" in run.said
+    assert f"{folder} is in use by another process" in run.said
     assert [path.name for path in folder.iterdir()] == [".lock"]
     assert launcher.finish(FF, tmp_path).folder == folder
 

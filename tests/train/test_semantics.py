@@ -20,7 +20,7 @@ from sage.comm.wire import Wire
 from sage.config import Config
 from sage.data.dataset import Batch
 from sage.records.progress import Display
-from sage.records.record import Silent
+from sage.records.record import NullRecorder
 from sage.tasks.classify import Classify
 from sage.testing.harness import same_bits
 from sage.train.divergence import Diverged
@@ -64,7 +64,7 @@ def step_by_step(
             task=Spiked(Points.facts, spike, here=wire.rank == world_size - 1),
             reducer=registry.load("reducers", config.reducer)(**config.reducer_options),
             folder=tmp_path,
-            record=Silent(),
+            record=NullRecorder(),
             display=Display("", enabled=False),
             stop=Stop(),
         )

@@ -23,11 +23,11 @@ from sage.cluster.doctor.reported_facts import LONGEST, ReportParser
 from sage.cluster.environment import forwarded_environment
 from sage.cluster.hosts import read_hosts
 from sage.cluster.launch import assign_ranks, port_on
-from sage.cluster.settings import Examination, ssh_words
+from sage.cluster.settings import DoctorSettings, ssh_words
 from sage.comm.address import GLOO, NCCL
 from sage.comm.launchers import clean_environment
 from sage.comm.rendezvous import SECRET
-from sage.comm.variables import told
+from sage.comm.variables import setting
 from sage.output.text import clean_text
 
 BATCH = Path(__file__).parents[2] / "jobs" / "batch.sh"
@@ -58,7 +58,7 @@ class Job:
     """Starts the agents; returns the number of sources. The queue gets lines; None ends a source."""
 
 
-def job(given: Examination) -> Job:
+def job(given: DoctorSettings) -> Job:
     """The job of the hosts file, of this SLURM allocation, or of this machine only.
 
     Raises:
@@ -74,8 +74,8 @@ def job(given: Examination) -> Job:
         raise ValueError("call it once in a job, without srun: it calls srun itself")
     if "SLURM_JOB_NODELIST" not in os.environ:
         raise ValueError(
-            f"{told(os.environ, 'SLURM_JOB_ID')} is set, but SLURM_JOB_NODELIST is not set: unset the former "
-            "to check this machine only"
+            f"{setting(os.environ, 'SLURM_JOB_ID')} is set, but SLURM_JOB_NODELIST is not set: unset the "
+            "former to check this machine only"
         )
     return _by_slurm(given)
 
@@ -117,7 +117,7 @@ def collect_reports(job: Job, seconds: float) -> tuple[dict[int, dict[str, Facts
 # Jobs on this machine, under SLURM and over ssh.
 
 
-def _local(given: Examination) -> Job:
+def _local(given: DoctorSettings) -> Job:
     with socket.socket() as listener:
         listener.bind(("", 0))
         port = given.port or listener.getsockname()[1]
@@ -129,7 +129,7 @@ def _local(given: Examination) -> Job:
     return Job("this machine only", nodes, hostip, port, (), partial(processes, agents, given.cwd))
 
 
-def _by_slurm(given: Examination) -> Job:
+def _by_slurm(given: DoctorSettings) -> Job:
     command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
     hosts = _output_of(command).split()
     if not hosts:
@@ -177,7 +177,7 @@ def tasks_per_node(text: str, num_nodes: int) -> list[int]:
     return counts
 
 
-def _by_ssh(given: Examination, file: Path) -> Job:
+def _by_ssh(given: DoctorSettings, file: Path) -> Job:
     hosts, ssh = read_hosts(file, given.ranks_per_host), ssh_words(given.ssh)
     hostip = given.hostip or hosts[0].address
     try:
@@ -191,13 +191,13 @@ def _by_ssh(given: Examination, file: Path) -> Job:
     return Job(f"hosts of {file}, over ssh", nodes, hostip, port, (), start)
 
 
-def _agent(given: Examination, *names: str) -> list[str]:
+def _agent(given: DoctorSettings, *names: str) -> list[str]:
     command = [given.python, "-m", "sage.cluster.doctor.agent", f"--runs={given.runs}"]
     command += [f"--timeout={given.timeout:g}", f"--mark={secrets.token_hex(4)}"]
     return [*command, *(f"--name={name}" for name in names)]
 
 
-def _environment(given: Examination, hostip: str, port: int, keep: str = "") -> dict[str, str]:
+def _environment(given: DoctorSettings, hostip: str, port: int, keep: str = "") -> dict[str, str]:
     """The environment of agents; of launchers' variables only those remain that begin with `keep`."""
     inherited = clean_environment(os.environ)
     if keep:
@@ -206,7 +206,7 @@ def _environment(given: Examination, hostip: str, port: int, keep: str = "") -> 
     return {**inherited, **forwarded_environment(), **_interface(given), **meeting}
 
 
-def _interface(given: Examination) -> dict[str, str]:
+def _interface(given: DoctorSettings) -> dict[str, str]:
     return {GLOO: given.interface, NCCL: f"={given.interface}"} if given.interface else {}
 
 

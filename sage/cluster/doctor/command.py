@@ -19,14 +19,14 @@ from rich.text import Text
 from sage.cluster.doctor import agents
 from sage.cluster.doctor.checks import check_all
 from sage.cluster.doctor.findings import Finding, Observations
-from sage.cluster.settings import Examination
+from sage.cluster.settings import DoctorSettings
 from sage.cluster.signals import exit_on_signals
 from sage.output.text import clean_text
 
 STYLES = {"ok": "", "note": "yellow", "failed": "bold red"}
 
 
-def main(given: Examination, *, as_json: bool = False) -> int:
+def main(given: DoctorSettings, *, as_json: bool = False) -> int:
     """Check the nodes, print the table or one JSON object, and return the exit status.
 
     Raises:
@@ -36,7 +36,7 @@ def main(given: Examination, *, as_json: bool = False) -> int:
         return _check(given, as_json)
 
 
-def _check(given: Examination, as_json: bool) -> int:
+def _check(given: DoctorSettings, as_json: bool) -> int:
     try:
         job = agents.job(given)
         if not as_json:

@@ -102,7 +102,8 @@ def _interface(observed: Observations, rank: int, facts: Facts) -> Problem | Non
 def _interfaces(observed: Observations, passed: dict[int, Facts]) -> str:
     names = sorted({facts["interface"] for facts in passed.values() if "interface" in facts})
     settings = sorted({f"{k}={v}" for facts in passed.values() for k, v in facts["settings"].items()})
-    return f"{', '.join(names) or 'none known'} ({', '.join(settings) or 'chosen as it leads to rank 0'})"
+    chosen = ", ".join(settings) or "chosen because it has the route to rank 0"
+    return f"{', '.join(names) or 'none known'} ({chosen})"
 
 
 # Links between the nodes.
@@ -112,8 +113,8 @@ def _port(observed: Observations, rank: int, facts: Facts) -> Problem | None:
     if "error" not in facts:
         return None
     fixes = {
-        "rank 0 cannot": "another program uses it: give another --port, or leave it out",
-        "another program": "give another --port, or leave it out",
+        "rank 0 cannot": "another program uses it: set another --port, or omit it",
+        "another program": "set another --port, or omit it",
         "does not resolve": "see the check of the name above",
         "refused": f"check that {observed.head} is rank 0's node, and that its agent has reported",
     }

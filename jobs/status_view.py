@@ -35,7 +35,7 @@ def queue_of(entries: Iterable[Entry]) -> dict[str, Job]:
     return scheduler.queue(users) if users else {}
 
 
-class Board:
+class StatusView:
     """The states of some runs, and their display.
 
     Args:
