@@ -111,7 +111,7 @@ def test_digits_of_8x8_grey_pixels_are_enough(name: str) -> None:
 
 
 def test_vgg_refuses_images_it_would_pool_away() -> None:
-    with pytest.raises(ValueError, match="8x8 pixels are too few: give images of 32x32 or more"):
+    with pytest.raises(ValueError, match="images have 8x8 pixels, .* use images of at least 32x32"):
         build("vgg", DIGITS)
 
 
@@ -159,7 +159,7 @@ def test_a_tied_decoder_stays_the_embedding_through_a_step() -> None:
 
 def test_a_tied_lstm_of_two_widths_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"embedding is 8 where hidden is 6: make them equal, or set tied to false"
+        ValueError, match=r"embedding is 8 and hidden is 6: set them to the same value, or tied to false"
     ):
         LSTM(embedding=8, hidden=6, vocab_size=11)
 

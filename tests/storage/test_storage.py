@@ -286,7 +286,7 @@ def test_what_is_damaged_is_named_in_a_line_with_the_cure(
     told = str(caught.value)
     assert told.startswith(f"{path} is damaged")
     assert reason in told
-    assert told.endswith("run it again with --fresh")
+    assert told.endswith("or use --fresh")
     assert "\n" not in told
     assert len(told) < len(str(path)) + 300
 
