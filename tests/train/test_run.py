@@ -325,7 +325,7 @@ def test_fresh_is_refused_while_the_run_is_in_training_and_the_run_loses_nothing
     fresh = launcher.start(f"{FF} --fresh", tmp_path / "runs")
     assert fresh.wait() == 2, "with another status a job would try again, and remove the finished run"
     (line,) = [line for line in fresh.said.splitlines() if line.startswith("sage")]
-    assert f"{run.folder} is being run by process" in line
+    assert f"{run.folder} is in use by process" in line
     assert contents(run.folder) == before
     brake.let_go()
     assert run.wait() == 0
