@@ -173,8 +173,8 @@ def test_run_help_shows_the_runs_flags_and_the_parts(capsys: pytest.CaptureFixtu
         ("run digits --profile=1", "--profile takes no value; write only --profile or --no-profile"),
         ("run digits --seed " + "9" * 5000, "--seed is '9999"),
         ("run digits --timeout 1e300", "allowed is a number in [0.01, 1e+06]"),
-        ("run digits --world-size 1000000", "world_size is 1000000, for which"),
-        ("run digits --world-size 1000000 --print-config", "world_size is 1000000, for which"),
+        ("run digits --world-size 1000000", "world_size is 1000000, which needs"),
+        ("run digits --world-size 1000000 --print-config", "world_size is 1000000, which needs"),
         ("run digits --world-size 90000000 --workers-in-process", "or --oversubscribe"),
         ("run digits --model.depth 21 --print-config", "depth"),
         (
