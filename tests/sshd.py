@@ -21,6 +21,7 @@ ListenAddress 127.0.0.1
 HostKey {folder}/host
 AuthorizedKeysFile {folder}/me.pub
 PidFile none
+AcceptEnv PSSH_NODENUM
 UsePAM no
 StrictModes no
 UseDNS no

@@ -19,16 +19,25 @@ REDUCERS = (ROOT / "docs" / "reference" / "reducers.md").read_text()
 PAGES = sorted(path for place in ("*.md", "docs/**/*.md", "benchmarks/*.md") for path in ROOT.glob(place))
 
 ELSEWHERE = {
-    "make demo": ".ci/run runs it",
-    "source .venv/bin/activate": "a shell's own",
-    "pip install -e .": "make does it",
-    "tensorboard --logdir runs": "tests/records/test_record.py asks the server",
-    "sbatch pararun resnet18-cifar10 --reducer sage --density 0.001": "tests/slurm/test_pararun.py",
-    "sage submit jobs/sweeps/digits.toml": "tests/slurm/test_sweep.py",
-    "torchrun --standalone --nproc-per-node 2 train.py": "test_the_script_runs_as_it_stands",
-    "sage launch --hosts hosts.txt digits --steps 10": "tests/cluster/test_launch.py",
+    "make demo": (".ci/run", " demo "),
+    "source .venv/bin/activate": ("Makefile", "-m venv .venv"),
+    "pip install -e .": ("Makefile", "-m pip install --quiet --disable-pip-version-check -e"),
+    "tensorboard --logdir runs": ("tests/records/test_record.py", "with tensorboard_server(tmp_path) as"),
+    "sbatch pararun resnet18-cifar10 --reducer sage --density 0.001": (
+        "tests/slurm/test_pararun.py",
+        'str(CHECKOUT / "pararun"), *argv',
+    ),
+    "sage submit jobs/sweeps/digits.toml": ("tests/slurm/test_sweep.py", 'sage("submit", "sweep.toml")'),
+    "torchrun --standalone --nproc-per-node 2 train.py": (
+        "tests/test_readme.py",
+        'line.startswith("torchrun ")',
+    ),
+    "sage launch --hosts hosts.txt digits --steps 10": (
+        "tests/cluster/test_launch.py",
+        '[sys.executable, "-m", "sage", "launch", *argv]',
+    ),
 }
-"""Commands that another test runs, and the file of that test."""
+"""Commands that run elsewhere: the file, and its text that runs them."""
 
 
 def commands() -> list[str]:
@@ -81,6 +90,8 @@ def test_every_command_runs_in_the_order_it_stands(tmp_path: Path) -> None:
 
 def test_what_is_run_elsewhere_still_stands_in_it() -> None:
     assert set(ELSEWHERE) <= set(commands())
+    for command, (path, text) in ELSEWHERE.items():
+        assert text in (ROOT / path).read_text(), command
 
 
 def test_the_script_runs_as_it_stands(tmp_path: Path) -> None:

@@ -353,19 +353,22 @@ def test_wrong_options_are_named(tmp_path: Path, options: str, said: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("pdsh") is None, reason="no pdsh here: apt-get install pdsh")
-def test_the_documented_line_for_pdsh_starts_a_rank_on_each_host(sshd: Sshd, tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", ["pdsh", "parallel-ssh"])
+def test_the_documented_line_starts_a_rank_on_each_host(program: str, sshd: Sshd, tmp_path: Path) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"no {program} here: apt-get install pdsh pssh")
     (tmp_path / "hosts.txt").write_text("127.0.0.1\n127.0.0.2\n")
     script = tmp_path / "run.sh"
     argv = "digits-ff --steps 4 --device cpu"
     script.write_text(f"#!/bin/sh\nPYTHON={sys.executable} exec {CHECKOUT / 'run.sh'} {argv}\n")
     script.chmod(0o755)
     lines = (CHECKOUT / "docs" / "how-to" / "slurm.md").read_text().splitlines()
-    (line,) = [each.strip() for each in lines if each.strip().startswith("pdsh ")]
+    (line,) = [each.strip() for each in lines if each.strip().startswith(f"{program} ")]
+    options = sshd.ssh.removeprefix("ssh ")
     done = subprocess.run(
-        ["bash", "-c", line.replace("29500", free_port())],
+        ["bash", "-c", line.replace("29500", free_port()).replace(" -t 0 ", f" -t 0 -x '{options}' ")],
         cwd=tmp_path,
-        env={**outside(), "PDSH_SSH_ARGS_APPEND": sshd.ssh.removeprefix("ssh ")},
+        env={**outside(), "PDSH_SSH_ARGS_APPEND": options},
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -17,50 +17,76 @@ PROGRAM = (
 )
 
 OF_THE_PAGE = {
-    "explanation/density.md": "tests/bench/test_density_page.py",
-    "tutorials/data-set.md": "tests/registry/test_adding_a_part.py",
-    "tutorials/model.md": "tests/registry/test_adding_a_part.py",
-    "tutorials/task.md": "tests/registry/test_adding_a_part.py",
-    "tutorials/reducer.md": "tests/test_extension.py",
+    "explanation/density.md": ("tests/bench/test_density_page.py", "for command in commands():"),
+    "tutorials/data-set.md": ("tests/registry/test_adding_a_part.py", '(DOCS / "tutorials" / f"{name}.md")'),
+    "tutorials/model.md": ("tests/registry/test_adding_a_part.py", '(DOCS / "tutorials" / f"{name}.md")'),
+    "tutorials/task.md": ("tests/registry/test_adding_a_part.py", '(DOCS / "tutorials" / f"{name}.md")'),
+    "tutorials/reducer.md": ("tests/test_extension.py", "reducer.md"),
 }
-"""Pages whose commands another test runs, and which."""
+"""Pages whose commands another test runs: its file, and its text that reads the page or runs the commands."""
 
 ELSEWHERE = {
-    "make demo": ".ci/run",
-    "source .venv/bin/activate": "Makefile",
-    "PYTHONPATH=. python tests/comm/test_ledger.py": "tests/comm/test_ledger.py",
-    "tensorboard --logdir runs": "tests/records/test_record.py",
-    "sinfo --summarize": "tests/slurm/cluster.py",
-    "sacctmgr --noheader show associations user=$USER format=account": "tests/slurm/cluster.py",
-    "salloc --account=my-account --partition=debug --nodes=2 sage doctor": "tests/slurm/test_doctor.py",
-    "sage submit sweep.toml": "tests/slurm/test_sweep.py",
-    "sage launch --hosts hosts.txt digits --steps 10": "tests/cluster/test_launch.py",
-    "sage launch --hosts hosts.txt digits": "tests/cluster/test_launch.py",
-    "sage bench compress --mib 1 10 --traces resnet20.pt --output compress": "tests/bench/test_compress.py",
-    "sage run digits --world-size 8 --epochs 20 --continue-from runs/digits-sage-1a2b3c4d": (
-        "tests/train/test_resume.py"
+    "make demo": (".ci/run", "make --jobs=3 --output-sync --keep-going test lint docs demo test-plain"),
+    "source .venv/bin/activate": ("Makefile", "-m venv .venv"),
+    "PYTHONPATH=. python tests/comm/test_ledger.py": ("tests/comm/test_ledger.py", "    main()\n"),
+    "tensorboard --logdir runs": ("tests/records/test_record.py", "with tensorboard_server(tmp_path) as"),
+    "sinfo --summarize": ("tests/slurm/test_tutorial.py", 'line.startswith("sinfo ")'),
+    "sacctmgr --noheader show associations user=$USER format=account": (
+        "tests/slurm/test_tutorial.py",
+        'line.startswith("sacctmgr ")',
     ),
-    "sage submit grid.toml --dry-run": "tests/jobs/test_submit.py",
-    "sage submit grid.toml": "tests/slurm/test_sweep.py",
-    "sage status grid.toml --watch": "tests/jobs/test_status.py",
-    "sage logs RUN --follow": "tests/jobs/test_status.py",
-    "sage cancel grid.toml": "tests/jobs/test_status.py",
-    "sage doctor": "tests/cluster/test_doctor.py",
-    "sage doctor --hosts hosts.txt": "tests/cluster/test_doctor.py",
-    "salloc --nodes=4 sage doctor": "tests/slurm/test_doctor.py",
-    "make cluster": "tests/slurm/test_cluster.py",
-    "make cluster NODES=2 RATE=100mbit": "tests/slurm/test_cluster.py",
+    "salloc --account=my-account --partition=debug --nodes=2 sage doctor": (
+        "tests/slurm/test_tutorial.py",
+        'line.startswith("salloc ")',
+    ),
+    "sage submit sweep.toml": ("tests/slurm/test_sweep.py", 'sage("submit", "sweep.toml")'),
+    "sage launch --hosts hosts.txt digits --steps 10": (
+        "tests/cluster/test_launch.py",
+        '[sys.executable, "-m", "sage", "launch", *argv]',
+    ),
+    "sage launch --hosts hosts.txt digits": (
+        "tests/cluster/test_launch.py",
+        '[sys.executable, "-m", "sage", "launch", *argv]',
+    ),
+    "sage bench compress --mib 1 10 --traces resnet20.pt --output compress": (
+        "tests/bench/test_compress.py",
+        '"--mib", "0.01", "--traces", str(tmp_path / "trace.pt")',
+    ),
+    "sage run digits --world-size 8 --epochs 20 --continue-from runs/digits-sage-1a2b3c4d": (
+        "tests/train/test_resume.py",
+        'world_size=now, continue_from=tmp_path / "before"',
+    ),
+    "sage submit grid.toml --dry-run": ("tests/jobs/test_submit.py", 'call(sweep, "--dry-run")'),
+    "sage submit grid.toml": ("tests/slurm/test_sweep.py", 'sage("submit", "sweep.toml")'),
+    "sage status grid.toml --watch": ("tests/jobs/test_status.py", 'call("status", str(runs), "--watch")'),
+    "sage logs RUN --follow": (
+        "tests/jobs/test_logs.py",
+        '"sage", "logs", "digits-ff-topk", "--runs", str(runs), "--follow"]',
+    ),
+    "sage cancel grid.toml": ("tests/slurm/test_sweep.py", 'sage("cancel", "sweep.toml")'),
+    "sage doctor": ("tests/cluster/test_doctor.py", 'sage("doctor", "--ranks", "2")'),
+    "sage doctor --hosts hosts.txt": ("tests/cluster/test_doctor.py", '("doctor", "--hosts", "hosts"'),
+    "salloc --nodes=4 sage doctor": (
+        "tests/slurm/test_doctor.py",
+        'cluster.run("salloc", "--nodes=4", *command',
+    ),
+    "make cluster": ("tests/slurm/test_cluster.py", "[[str(CLUSTER)], "),
+    "make cluster NODES=2 RATE=100mbit": ("tests/slurm/conftest.py", 'rate="100mbit"'),
 }
-"""Commands that run in another test, or that prepare a machine, and where."""
+"""Commands that run elsewhere: the file, and its text that runs them. A command with names of the reader's own
+runs there with others."""
 
 STARTS = {
-    "sbatch ": "tests/slurm/test_pararun.py",
-    "hostip=10.0.0.1 ": "tests/cluster/test_launch.py",
-    "pdsh ": "tests/cluster/test_launch.py",
-    "parallel-ssh ": "tests/cluster/test_launch.py",
-    "python benchmarks/": "tests/test_readme.py",
-    "sage bench record resnet20-cifar10 ": "tests/bench/test_density_page.py",
-    "sage bench compress [": "tests/bench/test_compress.py",
+    "sbatch ": ("tests/slurm/test_pararun.py", 'str(CHECKOUT / "pararun"), *argv'),
+    "hostip=10.0.0.1 ": (
+        "tests/jobs/test_scripts.py",
+        'meeting = {"hostip": "127.0.0.1", "port": free_port()',
+    ),
+    "pdsh ": ("tests/cluster/test_launch.py", '["pdsh", "parallel-ssh"]'),
+    "parallel-ssh ": ("tests/cluster/test_launch.py", '["pdsh", "parallel-ssh"]'),
+    "python benchmarks/": ("tests/test_readme.py", 'runpy.run_path(str(ROOT / "benchmarks"'),
+    "sage bench record resnet20-cifar10 ": ("tests/bench/test_density_page.py", "assert main(given) == 0"),
+    "sage bench compress [": ("tests/bench/test_compress.py", '["bench", "compress", '),
 }
 """The same for commands that begin so."""
 
@@ -77,8 +103,9 @@ def commands(page: str) -> list[str]:
 
 
 def elsewhere(line: str) -> str | None:
-    """Where a command runs that is not run here."""
-    return ELSEWHERE.get(line) or next((to for begin, to in STARTS.items() if line.startswith(begin)), None)
+    """The file that runs a command that is not run here."""
+    starts = (to for begin, to in STARTS.items() if line.startswith(begin))
+    return (ELSEWHERE.get(line) or next(starts, (None, "")))[0]
 
 
 def own(page: str) -> list[str]:
@@ -86,9 +113,12 @@ def own(page: str) -> list[str]:
     return [] if page in OF_THE_PAGE else [line for line in commands(page) if elsewhere(line) is None]
 
 
-def test_the_tests_that_are_named_exist_and_every_named_command_is_on_a_page() -> None:
-    for path in {*OF_THE_PAGE.values(), *ELSEWHERE.values(), *STARTS.values()}:
-        assert (ROOT / path).exists(), path
+def test_the_tests_that_are_named_run_what_they_are_named_for() -> None:
+    for command, (path, text) in {**OF_THE_PAGE, **ELSEWHERE, **STARTS}.items():
+        assert text in (ROOT / path).read_text(encoding="utf-8"), command
+
+
+def test_every_named_command_is_on_a_page() -> None:
     shown = {line for page in PAGES for line in commands(page)}
     assert set(ELSEWHERE) <= shown
     for begin in STARTS:
