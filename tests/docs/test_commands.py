@@ -73,15 +73,11 @@ ELSEWHERE = {
     "make cluster": ("tests/slurm/test_cluster.py", "[[str(CLUSTER)], "),
     "make cluster NODES=2 RATE=100mbit": ("tests/slurm/conftest.py", 'rate="100mbit"'),
 }
-"""Commands that run elsewhere: the file, and its text that runs them. A command with names of the reader's own
-runs there with others."""
+"""Commands that run elsewhere: the file, and its text that runs them, with other names of files and runs."""
 
 STARTS = {
     "sbatch ": ("tests/slurm/test_pararun.py", 'str(CHECKOUT / "pararun"), *argv'),
-    "hostip=10.0.0.1 ": (
-        "tests/jobs/test_scripts.py",
-        'meeting = {"hostip": "127.0.0.1", "port": free_port()',
-    ),
+    "hostip=10.0.0.1 ": ("tests/jobs/test_scripts.py", '["bash", str(CHECKOUT / "run.sh"), *argv]'),
     "pdsh ": ("tests/cluster/test_launch.py", '["pdsh", "parallel-ssh"]'),
     "parallel-ssh ": ("tests/cluster/test_launch.py", '["pdsh", "parallel-ssh"]'),
     "python benchmarks/": ("tests/test_readme.py", 'runpy.run_path(str(ROOT / "benchmarks"'),
