@@ -10,8 +10,19 @@ STABLE_TORCH_LIBRARY(sage, m) {
       "top_(Tensor(a!) signal, Tensor(b!)? grad, int[] bounds, int[] counts, bool keep, bool clear, "
       "float low=0, float high=0) "
       "-> (Tensor values, Tensor indices)");
+  m.def(
+      "select_groups_(Tensor(a!) signal, Tensor? grad, int[] bounds, float[] thresholds, bool keep) "
+      "-> (Tensor values, Tensor indices, Tensor counts)");
   m.def("count_above(Tensor x, float threshold) -> Tensor");
   m.def("histogram_(Tensor(a!) bins, Tensor x, int every) -> ()");
+  m.def(
+      "ranked_moments_(Tensor(a!) signal, Tensor? grad, int[] bounds, int[] ranks) "
+      "-> (Tensor moments, Tensor magnitudes)");
+  m.def(
+      "moments_above_(Tensor(a!) signal, Tensor? grad, int[] bounds, float[] limits) "
+      "-> (Tensor moments, Tensor magnitudes, Tensor counts)");
+  m.def("excess_(Tensor(a!) magnitudes, float limit) -> Tensor");
+  m.def("sampled(Tensor signal, Tensor? grad, int[] bounds, int[] sizes, int[] ranks, Tensor draws) -> Tensor");
   m.def("scatter_mean_(Tensor(a!) out, Tensor values, Tensor indices, int[] counts, bool zeroed) -> ()");
   m.def("clear_(Tensor(a!) out, Tensor indices) -> ()");
   m.def("pack(Tensor codes, int bits) -> Tensor");

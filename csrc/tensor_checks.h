@@ -29,6 +29,11 @@ struct Type<float> {
   static constexpr const char* name = "float32";
 };
 template <>
+struct Type<double> {
+  static constexpr ScalarType type = ScalarType::Double;
+  static constexpr const char* name = "float64";
+};
+template <>
 struct Type<int32_t> {
   static constexpr ScalarType type = ScalarType::Int;
   static constexpr const char* name = "int32";
@@ -116,12 +121,14 @@ inline void check_signal(const Tensor& signal, const std::optional<Tensor>& grad
                   "grad and signal are one vector: pass None for grad where nothing is to be added");
 }
 
-// Checks that the groups [bounds_g, bounds_{g+1}) partition n elements; there may be none where n is 0.
-inline void check_bounds(const std::vector<int64_t>& bounds, int64_t n) {
+// Checks that the groups [bounds_g, bounds_{g+1}) partition n elements; there may be none where n is 0. Returns how many
+// groups there are.
+inline size_t check_bounds(const std::vector<int64_t>& bounds, int64_t n) {
   STD_TORCH_CHECK(!bounds.empty() && bounds.front() == 0 && bounds.back() == n, "bounds: expected them from 0 to ", n,
                   ", the number of elements");
   for (size_t g = 0; g + 1 < bounds.size(); ++g)
     STD_TORCH_CHECK(bounds[g] <= bounds[g + 1], "bounds: expected them to ascend");
+  return bounds.size() - 1;
 }
 
 inline void check_numel(const Tensor& x, int64_t n, const char* name) {

@@ -30,7 +30,9 @@ inline int64_t part_scalar(const Span& list, uint32_t limit, int32_t base, float
   return size;
 }
 
-inline int64_t within_scalar(const float* values, int64_t n, uint32_t low, uint32_t high, uint32_t* out) {
+// Of a list of magnitudes, or of floats.
+template <class T>
+int64_t within_scalar(const T* values, int64_t n, uint32_t low, uint32_t high, uint32_t* out) {
   int64_t size = 0;
   for (int64_t i = 0; i < n; ++i) {
     out[size] = magnitude(values[i]);
@@ -84,14 +86,15 @@ __attribute__((target("avx512f,popcnt"))) inline int64_t part_avx512(const Span&
   return size + part_scalar(behind(list, i), limit, base, out_values + size, out_indices + size, room - size, rest);
 }
 
-__attribute__((target("avx2,popcnt"))) inline int64_t within_avx2(const float* values, int64_t n, uint32_t low,
-                                                                  uint32_t high, uint32_t* out) {
+template <class T>
+__attribute__((target("avx2,popcnt"))) int64_t within_avx2(const T* values, int64_t n, uint32_t low, uint32_t high,
+                                                           uint32_t* out) {
   const __m256i magnitudes = _mm256_set1_epi32(kMagnitude);
   const __m256i below = _mm256_set1_epi32(static_cast<int32_t>(low - 1));
   const __m256i last = _mm256_set1_epi32(static_cast<int32_t>(high - 1));
   int64_t size = 0, i = 0;
   for (; i + 8 <= n; i += 8) {
-    const __m256i bits = _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(values + i)), magnitudes);
+    const __m256i bits = _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i)), magnitudes);
     const __m256i inside = _mm256_andnot_si256(_mm256_cmpgt_epi32(bits, last), _mm256_cmpgt_epi32(bits, below));
     const int mask = _mm256_movemask_ps(_mm256_castsi256_ps(inside));
     const __m256i pick = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kPick[mask].data()));
@@ -101,13 +104,14 @@ __attribute__((target("avx2,popcnt"))) inline int64_t within_avx2(const float* v
   return size + within_scalar(values + i, n - i, low, high, out + size);
 }
 
-__attribute__((target("avx512f,popcnt"))) inline int64_t within_avx512(const float* values, int64_t n, uint32_t low,
-                                                                       uint32_t high, uint32_t* out) {
+template <class T>
+__attribute__((target("avx512f,popcnt"))) int64_t within_avx512(const T* values, int64_t n, uint32_t low,
+                                                                uint32_t high, uint32_t* out) {
   const __m512i magnitudes = _mm512_set1_epi32(kMagnitude), lows = _mm512_set1_epi32(static_cast<int32_t>(low));
   const __m512i width = _mm512_set1_epi32(static_cast<int32_t>(high - low));
   int64_t size = 0, i = 0;
   for (; i + 16 <= n; i += 16) {
-    const __m512i bits = _mm512_and_si512(_mm512_castps_si512(_mm512_loadu_ps(values + i)), magnitudes);
+    const __m512i bits = _mm512_and_si512(_mm512_loadu_si512(values + i), magnitudes);
     const __mmask16 mask = _mm512_cmplt_epu32_mask(_mm512_sub_epi32(bits, lows), width);
     _mm512_storeu_si512(out + size, _mm512_maskz_compress_epi32(mask, bits));
     size += __builtin_popcount(mask);
@@ -129,7 +133,8 @@ inline int64_t partition(Isa isa, const Span& list, uint32_t limit, int64_t base
 
 // Writes the magnitudes in [low, high) to the front of `out` and returns their number. `high` is at most kNothing;
 // `out` needs room for all elements and kOver more.
-inline int64_t magnitudes_within(Isa isa, const float* values, int64_t n, uint32_t low, uint32_t high, uint32_t* out) {
+template <class T>
+int64_t magnitudes_within(Isa isa, const T* values, int64_t n, uint32_t low, uint32_t high, uint32_t* out) {
 #if SAGE_X86
   if (isa == Isa::avx512) return within_avx512(values, n, low, high, out);
   if (isa == Isa::avx2) return within_avx2(values, n, low, high, out);

@@ -25,6 +25,24 @@ std::tuple<Tensor, Tensor> select_(Tensor signal, std::optional<Tensor> grad, do
   return list.tensors();
 }
 
+std::tuple<Tensor, Tensor, Tensor> select_groups_(Tensor signal, std::optional<Tensor> grad,
+                                                  std::vector<int64_t> bounds, std::vector<double> thresholds,
+                                                  bool keep) {
+  check_signal(signal, grad);
+  const size_t num_groups = check_bounds(bounds, signal.numel());
+  STD_TORCH_CHECK(thresholds.size() == num_groups, "thresholds: expected ", num_groups, ", one for each group");
+  Pass pass{data<float>(signal)};
+  pass.grad = grad ? data<float>(*grad) : nullptr;
+  pass.keep = keep;
+  std::vector<uint32_t> limits;
+  for (double threshold : thresholds) limits.push_back(limit_of(static_cast<float>(threshold)));
+  TensorList list(signal);
+  Tensor counts = empty<int64_t>(static_cast<int64_t>(num_groups), signal);
+  select_groups(isa(), torch_team(), pass, bounds, limits, list, data<int64_t>(counts));
+  auto [values, indices] = list.tensors();
+  return {values, indices, counts};
+}
+
 Tensor count_above(Tensor x, double threshold) {
   const float* data_N = in<float>(x, "x", x);
   Tensor count = scalar<int64_t>(x);
@@ -44,6 +62,7 @@ void histogram_(Tensor bins, Tensor x, int64_t every) {
 
 STABLE_TORCH_LIBRARY_IMPL(sage, CPU, m) {
   m.impl("select_", TORCH_BOX(&sage::cpu::select_));
+  m.impl("select_groups_", TORCH_BOX(&sage::cpu::select_groups_));
   m.impl("count_above", TORCH_BOX(static_cast<torch::stable::Tensor (*)(torch::stable::Tensor, double)>(
                             &sage::cpu::count_above)));
   m.impl("histogram_", TORCH_BOX(&sage::cpu::histogram_));

@@ -105,6 +105,42 @@ inline void select(Isa isa, const Team& team, const Pass& pass, int64_t n, List&
   join(team, kept, parts, list);
 }
 
+// As `select`, with a limit for each group [bounds_g, bounds_{g+1}); writes the number taken from each to `counts`.
+inline void select_groups(Isa isa, const Team& team, const Pass& pass, const std::vector<int64_t>& bounds,
+                          const std::vector<uint32_t>& limits, List& list, int64_t* counts) {
+  const auto num = static_cast<int64_t>(limits.size());
+  const int64_t n = bounds.back(), parts = team.parts(n);
+  std::vector<Kept>& kept = workspace(parts);
+  std::vector<std::vector<int64_t>> taken(parts, std::vector<int64_t>(num));
+  if (parts == 1) {
+    int64_t room = 0;
+    for (int64_t group = 0; group < num; ++group) {
+      Pass own = pass;
+      own.limit = limits[group];
+      own.signal += bounds[group];
+      if (pass.grad) own.grad += bounds[group];
+      room += likely_room(own, bounds[group + 1] - bounds[group]);
+    }
+    list.reserve(std::min(room, n + kOver));
+  }
+  team.each(parts, [&](int64_t part) {
+    const int64_t begin = part_begin(n, parts, part), end = part_begin(n, parts, part + 1);
+    List& own = parts == 1 ? list : kept[part];
+    Pass within = pass;
+    for (int64_t group = 0; group < num; ++group) {
+      const int64_t before = own.size;
+      within.limit = limits[group];
+      run(isa, within, std::max(begin, bounds[group]), std::min(end, bounds[group + 1]), own);
+      taken[part][group] = own.size - before;
+    }
+  });
+  if (parts > 1) join(team, kept, parts, list);
+  for (int64_t group = 0; group < num; ++group) {
+    counts[group] = 0;
+    for (int64_t part = 0; part < parts; ++part) counts[group] += taken[part][group];
+  }
+}
+
 // Returns how many of n magnitudes are at or above a limit.
 inline int64_t count_above(const Team& team, const float* x, int64_t n, uint32_t limit) {
   const int64_t parts = team.parts(n);

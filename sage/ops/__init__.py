@@ -22,6 +22,12 @@ from .indices import decode_indices as decode_indices
 from .indices import encode_bitmap as encode_bitmap
 from .indices import encode_gaps as encode_gaps
 from .indices import encode_indices as encode_indices
+from .moments import Excess as Excess
+from .moments import Moments as Moments
+from .moments import excess as excess
+from .moments import moments as moments
+from .moments import moments_above as moments_above
+from .moments import sampled as sampled
 from .packing import pack as pack
 from .packing import pack_signs as pack_signs
 from .packing import unpack as unpack
@@ -43,6 +49,7 @@ from .select import select_above as select_above
 from .select import select_top as select_top
 from .select import take as take
 from .select import take_above as take_above
+from .select import take_above_each as take_above_each
 from .select import take_at as take_at
 from .select import take_top as take_top
 from .signs import mean_signs as mean_signs

@@ -88,6 +88,24 @@ def take_above(
     return take(signal_N, at_K, keep=added_N is not None), at_K.int()
 
 
+def take_above_each(
+    signal_N: Tensor,
+    added_N: Tensor | None,
+    bounds: Sequence[int],
+    thresholds: Sequence[float],
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Accumulate, select each group by its threshold, compact and zero, in separate passes."""
+    _add(signal_N, added_N, False)
+    chosen = [
+        is_above(signal_N[start:stop], threshold).nonzero().view(-1) + start
+        for start, stop, threshold in zip(bounds, bounds[1:], thresholds, strict=False)
+    ]
+    at_K = torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64, device=signal_N.device)
+    counts_G = torch.tensor([at_k.numel() for at_k in chosen], dtype=torch.int64)
+    return take(signal_N, at_K, keep=keep), at_K.int(), counts_G
+
+
 def take_top(
     signal_N: Tensor, added_N: Tensor | None, bounds: Sequence[int], counts: Sequence[int], *, clear: bool
 ) -> tuple[Tensor, Tensor]:

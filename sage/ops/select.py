@@ -19,6 +19,13 @@ def _fake_top(
 
 
 native.register("select_", lambda signal, *_: native.unknown(signal, torch.float32, torch.int32))
+native.register(
+    "select_groups_",
+    lambda signal, grad, bounds, *_: (
+        *native.unknown(signal, torch.float32, torch.int32),
+        signal.new_empty((len(bounds) - 1,), dtype=torch.int64),
+    ),
+)
 native.register("top_", _fake_top)
 native.register("count_above", lambda x, threshold: x.new_empty((), dtype=torch.int64))
 
@@ -119,6 +126,33 @@ def take_above(
     else:
         own_K, at_K = reference.take_above(signal_N, added_N, threshold, clear=clear, bins=bins, every=every)
     return rounded(signal_N, own_K, at_K, dtype=dtype, keep=keep), at_K
+
+
+def take_above_each(
+    grad_N: Tensor,
+    residual_N: Tensor | None,
+    bounds: Sequence[int],
+    thresholds: Sequence[float],
+    *,
+    keep: bool | None = None,
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Accumulate and take what `select_above` selects in each group, all in one pass.
+
+    Args:
+        grad_N: The gradient; without a residual it is the signal.
+        residual_N: Accumulated into; keeps what is not taken, and 0 in the place of the rest.
+        bounds: Group g is elements `[bounds[g], bounds[g + 1])`; together the groups are the whole vector.
+        thresholds: Smallest magnitude to take from each group.
+        keep: Whether 0 is left in the signal where an element is taken; by default if there is a residual.
+
+    Returns:
+        Values, indices (int32, ascending), and the number taken from each group.
+    """
+    signal_N, added_N = (grad_N, None) if residual_N is None else (residual_N, grad_N)
+    keeps = residual_N is not None if keep is None else keep
+    op = _native.select_groups_.default if native.takes("select_groups_", signal_N, added_N) else None
+    own_K, at_K, counts_G = (op or reference.take_above_each)(signal_N, added_N, bounds, thresholds, keeps)
+    return own_K, at_K, counts_G.tolist()
 
 
 def take_top(
