@@ -1,20 +1,19 @@
-"""Base class of the reducers that estimate a threshold per group, with fallbacks and accurate moments."""
-# N = elements of the flat vector, then of one group; K = elements selected; B = blocks
+"""Base class of the reducers that estimate a threshold per group, with two fallbacks."""
+# N = elements of the flat vector, K = elements selected
 
 import math
+from collections.abc import Sequence
 from typing import Unpack
 
-import torch
 from torch import Tensor
 
-from sage.reduction import Sparsifier, SparsifierOptions, Wire, check_fraction, ops
+from sage.reduction import Sparsifier, SparsifierOptions, Wire, check_fraction
 
+from ._signal import Signal
 from .topk import num_kept
 
-BLOCK = 4096
-"""Elements summed in float32; the sums of the blocks are added in float64."""
 NARROW = 1e-6
-"""Relative difference below which magnitudes count as equal; the sums are not more accurate than this."""
+"""Relative difference below which magnitudes count as equal."""
 
 
 class ByThreshold(Sparsifier):
@@ -44,16 +43,15 @@ class ByThreshold(Sparsifier):
         self._target_density = self.density
         self._threshold = 0.0
 
-    def threshold(self, x_N: Tensor, k: int, group: int) -> float | None:
-        """Estimate λ for a group of more than k elements.
+    def estimate(self, signal: Signal, counts: Sequence[int]) -> list[float | None]:
+        """Estimate λ for each group; the passes over the signal are those of `signal`.
 
         Args:
-            x_N: The group's signal.
-            k: Number of elements to send.
-            group: Index of the group in the layout.
+            signal: The signal.
+            counts: Number k of elements to send of each group. Where it is all of them, λ is not used.
 
         Returns:
-            λ, or None if it cannot be estimated.
+            λ of each group, or None where it cannot be estimated.
         """
         raise NotImplementedError
 
@@ -65,57 +63,38 @@ class ByThreshold(Sparsifier):
         """Called after each group's selection with the group's index, its target k and its actual count."""
 
     def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
-        self._target_density, self._threshold = self.now(), 0.0
-        chosen = [signal_N.new_empty(0, dtype=torch.int64)]
-        for group, (start, stop) in enumerate(self.layout.groups):
-            k = num_kept(self._target_density, stop - start)
-            at_K, threshold = self._choose(signal_N[start:stop], k, group)
-            self.record_count(group, k, at_K.numel())
-            self._threshold += threshold * (stop - start) / self.layout.numel if stop > start else 0.0
-            chosen.append(at_K + start)
-        return torch.cat(chosen)
+        return self.take(signal_N, None, wire)[1].long()
 
-    def _choose(self, x_N: Tensor, k: int, group: int) -> tuple[Tensor, float]:
-        if k == x_N.numel():
-            return torch.arange(k, device=x_N.device), 0.0
-        threshold = self.threshold(x_N, k, group)
-        if threshold is None or not 0 < threshold < math.inf:
-            return largest(x_N, k)
-        at_K = ops.select_above(x_N, threshold)
-        if at_K.numel() == 0:
-            return largest(x_N, 1)
-        if at_K.numel() > self.limit * k:
-            at_k, threshold = largest(x_N[at_K], k)
-            return at_K[at_k], threshold
-        return at_K, threshold
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
+        self._target_density, self._threshold = self.now(), 0.0
+        signal = Signal(grad_N, residual_N, self.layout)
+        counts = [num_kept(self._target_density, n) for n in signal.sizes]
+        estimates = self.estimate(signal, counts)
+        thresholds = [
+            0.0 if k == n else each if each is not None and 0 < each < math.inf else None
+            for n, k, each in zip(signal.sizes, counts, estimates, strict=True)
+        ]
+        own, at = signal.take_above([math.inf if each is None else each for each in thresholds])
+        for group, (n, k, threshold) in enumerate(zip(signal.sizes, counts, thresholds, strict=True)):
+            used = 0.0
+            if threshold != 0:
+                own[group], at[group], used = self._corrected(
+                    signal, group, k, threshold, own[group], at[group]
+                )
+            self.record_count(group, k, at[group].numel())
+            self._threshold += used * n / max(1, self.layout.numel)
+        return signal.sent(own, at, self.dtype)
+
+    def _corrected(
+        self, signal: Signal, group: int, k: int, threshold: float | None, own_K: Tensor, at_K: Tensor
+    ) -> tuple[Tensor, Tensor, float]:
+        """What a group sends, given what reached its threshold; and the smallest magnitude of it."""
+        num = at_K.numel()
+        if threshold is not None and 0 < num <= self.limit * k:
+            return own_K, at_K, threshold
+        signal.put_back(own_K, at_K)
+        own_K, at_K = signal.take_largest(group, k if threshold is None or num else 1)
+        return own_K, at_K, float(own_K.abs().min())
 
     def report(self) -> dict[str, float]:
         return {"threshold": self._threshold, "density_asked": self._target_density}
-
-
-def largest(x_N: Tensor, k: int) -> tuple[Tensor, float]:
-    """Indices (int64, ascending) of the k largest |x|, and the smallest of these magnitudes."""
-    at_K = ops.select_top(x_N, k)
-    return at_K, float(x_N[at_K].abs().min())
-
-
-def norm_sum(x_N: Tensor, order: int) -> float:
-    """Σ|x|^order for order 1 or 2, accurate for long vectors.
-
-    torch's own float32 norm of 10^7 elements can be off by half a percent.
-
-    >>> norm_sum(torch.tensor([3.0, -4.0]), 1), norm_sum(torch.tensor([3.0, -4.0]), 2)
-    (7.0, 25.0)
-    """
-    if x_N.numel() == 0:
-        return 0.0
-    whole = x_N.numel() - x_N.numel() % BLOCK
-    norm = torch.linalg.vector_norm
-    parts_B = torch.cat((norm(x_N[:whole].view(-1, BLOCK), order, dim=1), norm(x_N[whole:], order).view(1)))
-    return float((parts_B.double() ** order).sum())
-
-
-def extremes(x_N: Tensor) -> tuple[float, float]:
-    """Mean and maximum of |x| for a non-empty vector."""
-    least, most = torch.stack(torch.aminmax(x_N)).tolist()
-    return norm_sum(x_N, 1) / x_N.numel(), max(abs(least), abs(most))

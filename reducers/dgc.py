@@ -1,16 +1,18 @@
 """DGC: sends magnitudes above a threshold estimated from a random sample (Lin et al., ICLR 2018)."""
-# N = elements of a group, S = sampled elements
+# N = elements of the flat vector, S = sampled elements
 
 import math
+from collections.abc import Sequence
 from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from sage.reduction import SparsifierOptions, Wire, check_fraction, generator, ops
+from sage.reduction import SparsifierOptions, Wire, check_fraction, ops, seed_at
 from sage.reduction import density_schedule as schedules
 
 from ._by_threshold import ByThreshold
+from ._signal import Signal, reaches
 
 SAMPLED = 0.01
 """Share of a layer's elements that are sampled."""
@@ -18,6 +20,9 @@ SAMPLED = 0.01
 
 class DGC(ByThreshold):
     """Send |a| ≥ λ, where λ is the ⌈0.01·n·d⌉-th largest of ⌈0.01·n⌉ magnitudes drawn at random from a layer.
+
+    The layer is cut into ⌈0.01·n⌉ runs of about 100 consecutive elements, and one element of each is drawn. The
+    authors' code draws each from the whole layer, or takes every 100th from a random start.
 
     `rule="paper"` is the paper's sampling, with its exact selection among the elements above λ if these are
     too many (section 5). The paper does not state how many are too many: the limit of 4k/3, beyond which only
@@ -51,7 +56,7 @@ class DGC(ByThreshold):
 
     grouping = "layer"
     step: Tensor
-    _rng: torch.Generator
+    _key: int
 
     def __init__(
         self,
@@ -83,26 +88,31 @@ class DGC(ByThreshold):
     def now(self) -> float:
         return self.target.now()
 
-    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
-        self._rng = generator(self._seed, int(self.step), wire.rank)
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
+        self._key = seed_at(self._seed, int(self.step), wire.rank)
         self.step += 1
-        return super().select(signal_N, wire)
+        return super().take(grad_N, residual_N, wire)
 
-    def threshold(self, x_N: Tensor, k: int, group: int) -> float | None:
-        n = x_N.numel()
-        at_S = torch.randint(n, (math.ceil(SAMPLED * n),), generator=self._rng).to(x_N.device)
+    def estimate(self, signal: Signal, counts: Sequence[int]) -> list[float | None]:
+        sizes = [math.ceil(SAMPLED * n) for n in signal.sizes]
         # Rounded to 9 digits first: 0.01·10^6·0.001 is slightly above 10 in binary floating point.
-        rank = math.ceil(round(SAMPLED * n * self.now(), 9))
-        threshold = float(x_N[at_S].abs().topk(rank).values[-1])
-        return self._refined(x_N, k, threshold) if self._refines else threshold
+        ranks = [math.ceil(round(SAMPLED * n * self.now(), 9)) for n in signal.sizes]
+        draws_S = ops.draw(sum(sizes), 16, self._key, signal.device)
+        found = signal.sampled(sizes, ranks, draws_S)
+        if not self._refines:
+            return list(found)
+        # Too few are fewer than ⌈0.7·k⌉, too many are ⌊1.3·k⌋ + 1 or more.
+        moments = signal.moments([(math.ceil(0.7 * k), math.floor(1.3 * k) + 1) for k in counts])
+        return [_refined(t, m.ranked, signal.dtype) for t, m in zip(found, moments, strict=True)]
 
-    def _refined(self, x_N: Tensor, k: int, threshold: float) -> float:
-        for _ in range(10):
-            count = ops.count_above(x_N, threshold)
-            if 0.7 * k <= count <= 1.3 * k:
-                break
-            threshold *= 0.7 if count < k else 1.3
-        return threshold
+
+def _refined(threshold: float, ranked: list[float], dtype: torch.dtype) -> float:
+    for _ in range(10):
+        enough, excessive = (reaches(magnitude, threshold, dtype) for magnitude in ranked)
+        if enough and not excessive:
+            break
+        threshold *= 1.3 if enough else 0.7
+    return threshold
 
 
 REDUCER = DGC

@@ -1,15 +1,15 @@
 """Gaussian-k: sends magnitudes above a fitted normal distribution's quantile (Shi et al., 2019)."""
-# N = elements of a group
-
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Literal, Unpack
 
-from torch import Tensor
+import torch
 
 from sage.reduction import SparsifierOptions, ops
 
-from ._by_threshold import NARROW, ByThreshold, norm_sum
+from ._by_threshold import NARROW, ByThreshold
+from ._signal import Signal, reaches
 
 RULES = {"bisect": 5, "paper": 2, "released": 2}
 """Default maximum number of corrections of each rule."""
@@ -42,8 +42,7 @@ class GaussianK(ByThreshold):
 
     Args:
         rule: Correction rule: ours (`bisect`), the paper's, or that of SIDCo's code (`released`).
-        corrections: Maximum number of corrections of λ, 0 or more; by default 5 for `bisect`, else 2. Each
-            one reads the vector once.
+        corrections: Maximum number of corrections of λ, 0 or more; by default 5 for `bisect`, else 2.
 
     Raises:
         ValueError: if an option is out of range.
@@ -65,23 +64,32 @@ class GaussianK(ByThreshold):
         self._rule = rule
         self._corrections = RULES[rule] if corrections is None else corrections
 
-    def threshold(self, x_N: Tensor, k: int, group: int) -> float | None:
-        n = x_N.numel()
-        mean = norm_sum(x_N, 1) / n if self._rule == "released" else float(x_N.mean())
+    def estimate(self, signal: Signal, counts: Sequence[int]) -> list[float | None]:
+        # Too few are fewer than ⌈2k/3⌉, too many are ⌊4k/3⌋ + 1 or more.
+        ranks = [(-(-2 * k // 3), 4 * k // 3 + 1) for k in counts] if self._corrections else []
+        found = signal.moments(ranks)
+        return [
+            self._search(moments, n, k, signal.dtype)
+            for moments, n, k in zip(found, signal.sizes, counts, strict=True)
+        ]
+
+    def _search(self, moments: ops.Moments, n: int, k: int, dtype: torch.dtype) -> float | None:
+        if k >= n:
+            return None
+        mean = (moments.absolute if self._rule == "released" else moments.total) / n
         mean = abs(mean) if self._rule == "bisect" else mean
-        variance = norm_sum(x_N, 2) / n - mean**2
+        variance = moments.square / n - mean**2
         if not NARROW * mean**2 < variance < math.inf:  # constant, or not finite
             return None
         threshold = mean + math.sqrt(variance) * NormalDist().inv_cdf(1 - k / n / 2)
         low, high = 0.0, math.inf
         for _ in range(self._corrections):
-            count = ops.count_above(x_N, threshold)
-            if 2 * k <= 3 * count <= 4 * k:
+            enough, excessive = (reaches(magnitude, threshold, dtype) for magnitude in moments.ranked)
+            if enough and not excessive:
                 break
-            few = 3 * count < 2 * k
-            low, high = (low, threshold) if few else (threshold, high)
+            low, high = (threshold, high) if enough else (low, threshold)
             bracketed = self._rule == "bisect" and low > 0 and high < math.inf
-            threshold = (low + high) / 2 if bracketed else threshold * (0.5 if few else 1.5)
+            threshold = (low + high) / 2 if bracketed else threshold * (1.5 if enough else 0.5)
         return threshold
 
 

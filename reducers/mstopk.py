@@ -1,7 +1,8 @@
 """MSTopK: sends exactly k elements, selected by bisecting two thresholds (Shi et al., MLSys 2021)."""
-# N = elements of the flat vector, then of one group; K = elements selected, C = candidates
+# N = elements of the flat vector, K = elements selected, C = candidates
 
 import math
+from itertools import pairwise
 from typing import Unpack
 
 import torch
@@ -9,8 +10,12 @@ from torch import Tensor
 
 from sage.reduction import Sparsifier, SparsifierOptions, Wire, check_fraction, generator, ops
 
-from ._by_threshold import NARROW, extremes, largest
+from ._by_threshold import NARROW
+from ._signal import Signal, reaches
 from .topk import num_kept
+
+FEW = 64
+"""Number of elements up to which a list is copied in pieces."""
 
 
 class MSTopK(Sparsifier):
@@ -29,7 +34,7 @@ class MSTopK(Sparsifier):
 
     Args:
         density: Share of each group's elements to send, in (0, 1].
-        bisections: Number of bisection rounds, 1 or more; each one reads the vector once.
+        bisections: Number of bisection rounds, 1 or more.
         sample_seed: Seed of the runs' start positions; each rank and step draws its own.
 
     Raises:
@@ -55,44 +60,71 @@ class MSTopK(Sparsifier):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+        return self.take(signal_N, None, wire)[1].long()
+
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
         rng = generator(self._seed, int(self.step), wire.rank)
         self.step += 1
         self._threshold = 0.0
-        chosen = [signal_N.new_empty(0, dtype=torch.int64)]
-        for start, stop in self.layout.groups:
-            k = num_kept(self.density, stop - start)
-            at_K, threshold = self._choose(signal_N[start:stop], k, rng)
-            self._threshold += threshold * (stop - start) / self.layout.numel if stop > start else 0.0
-            chosen.append(at_K + start)
-        return torch.cat(chosen)
+        signal = Signal(grad_N, residual_N, self.layout)
+        counts = [num_kept(self.density, n) for n in signal.sizes]
+        # More than k elements reach t if the (k + 1)-th largest does.
+        found = signal.moments([(k + 1,) for k in counts])
+        brackets = [
+            (0.0, 0.0) if k == n else self._bracket(moments, n, signal.dtype)
+            for moments, n, k in zip(found, signal.sizes, counts, strict=True)
+        ]
+        own, at = signal.take_above([math.inf if each is None else each[1] for each in brackets])
+        for group, (bracket, n, k) in enumerate(zip(brackets, signal.sizes, counts, strict=True)):
+            if bracket is None:  # constant, or not a number
+                signal.put_back(own[group], at[group])
+                own[group], at[group] = signal.take_largest(group, k)
+                bracket = (0.0, float(own[group].abs().min()))
+            elif k < n:
+                own[group], at[group] = _settled(signal, own[group], at[group], k, bracket[0], rng)
+            self._threshold += bracket[1] * n / self.layout.numel if n else 0.0
+        return signal.sent(own, at, self.dtype)
 
-    def _choose(self, x_N: Tensor, k: int, rng: torch.Generator) -> tuple[Tensor, float]:
-        if k == x_N.numel():
-            return torch.arange(k, device=x_N.device), 0.0
-        mean, most = extremes(x_N)
-        if not most > (1 + NARROW) * mean:  # constant, or not a number
-            return largest(x_N, k)
-        t1, t2 = self._bracket(x_N, k, mean, most)
-        at_C = ops.select_above(x_N, t2)
-        certain_C = x_N[at_C].abs() >= t1
-        at_K, run_C = at_C[certain_C], at_C[~certain_C]
-        missing = k - at_K.numel()
-        start = int(torch.randint(run_C.numel() - missing + 1, (), generator=rng))
-        return torch.cat((at_K, run_C[start : start + missing])).sort().values, t2
-
-    def _bracket(self, x_N: Tensor, k: int, mean: float, most: float) -> tuple[float, float]:
+    def _bracket(self, moments: ops.Moments, n: int, dtype: torch.dtype) -> tuple[float, float] | None:
+        mean, most = moments.absolute / n, moments.most
+        if not most > (1 + NARROW) * mean:
+            return None
         low, high, t1, t2 = 0.0, 1.0, math.inf, 0.0
         for _ in range(self._bisections):
             ratio = (low + high) / 2
             threshold = mean + ratio * (most - mean)
-            if ops.count_above(x_N, threshold) <= k:
-                high, t1 = ratio, threshold
-            else:
+            if reaches(moments.ranked[0], threshold, dtype):
                 low, t2 = ratio, threshold
+            else:
+                high, t1 = ratio, threshold
         return t1, t2
 
     def report(self) -> dict[str, float]:
         return {"threshold": self._threshold, "density_asked": self.density}
+
+
+def _settled(
+    signal: Signal, own_C: Tensor, at_C: Tensor, k: int, t1: float, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """k of the candidates: all that reach t1 and a run of the others, which are returned to the signal."""
+    run_C = (own_C.abs() < t1).nonzero().view(-1)
+    missing = k - (own_C.numel() - run_C.numel())
+    start = int(torch.randint(run_C.numel() - missing + 1, (), generator=rng))
+    left = torch.cat((run_C[:start], run_C[start + missing :]))
+    signal.put_back(own_C[left], at_C[left])
+    return without(own_C, left), without(at_C, left)
+
+
+def without(x_C: Tensor, left: Tensor) -> Tensor:
+    """x without the elements at some indices, which are few in most cases.
+
+    >>> without(torch.tensor([5, 6, 7, 8]), torch.tensor([0, 2]))
+    tensor([6, 8])
+    """
+    if left.numel() > FEW:
+        return x_C[torch.ones(x_C.numel(), dtype=torch.bool, device=x_C.device).index_fill_(0, left, False)]
+    at = [-1, *left.tolist(), x_C.numel()]
+    return torch.cat([x_C[before + 1 : after] for before, after in pairwise(at)])
 
 
 REDUCER = MSTopK

@@ -1,13 +1,14 @@
 """RedSync: sends magnitudes above a threshold searched between mean and maximum (Fang et al., JPDC 2019)."""
-# N = elements of a group
 
+from collections.abc import Sequence
 from typing import Literal, Unpack
 
-from torch import Tensor
+import torch
 
 from sage.reduction import SparsifierOptions, ops
 
-from ._by_threshold import NARROW, ByThreshold, extremes
+from ._by_threshold import NARROW, ByThreshold
+from ._signal import Signal, reaches
 
 PROBES = {"paper": 10, "released": 3}
 """Maximum number of probes: until the search interval of m is below 1/1000 (paper) or 1/5 (released)."""
@@ -56,25 +57,31 @@ class RedSync(ByThreshold):
         if trim and rule == "paper":
             self.limit = 1.0
 
-    def threshold(self, x_N: Tensor, k: int, group: int) -> float | None:
-        mean, most = extremes(x_N)
+    def estimate(self, signal: Signal, counts: Sequence[int]) -> list[float | None]:
+        released = self._rule == "released"
+        found = signal.moments([(k, 2 * k, -(-k // 2)) if released else (k, 2 * k) for k in counts])
+        return [self._search(each, n, signal.dtype) for each, n in zip(found, signal.sizes, strict=True)]
+
+    def _search(self, moments: ops.Moments, n: int, dtype: torch.dtype) -> float | None:
+        mean, most = moments.absolute / max(1, n), moments.most
         if not most > (1 + NARROW) * mean:  # constant, or not a number
             return None
         if self._trim:
             falling = (mean + m / 5 * (most - mean) for m in (4, 3, 2, 1, 0))
-            return next((t for t in falling if ops.count_above(x_N, t) >= k), None)
-        return self._bisected(x_N, k, mean, most)
+            return next((t for t in falling if reaches(moments.ranked[0], t, dtype)), None)
+        return self._bisected(mean, most, moments.ranked, dtype)
 
-    def _bisected(self, x_N: Tensor, k: int, mean: float, most: float) -> float | None:
-        too_few = k if self._rule == "paper" else k / 2
+    def _bisected(self, mean: float, most: float, ranked: list[float], dtype: torch.dtype) -> float | None:
+        """Search m, given the k-th and the 2k-th largest magnitude, and the ⌈k/2⌉-th if released."""
         low, high, threshold = 0.0, 1.0, mean
         for _ in range(PROBES[self._rule]):
             m = (low + high) / 2
             threshold = mean + m * (most - mean)
-            count = ops.count_above(x_N, threshold)
-            if k <= count < 2 * k:
+            enough, twice, *half = (reaches(magnitude, threshold, dtype) for magnitude in ranked)
+            if enough and not twice:
                 return threshold
-            low, high = (low, m) if count < too_few else (m, high)
+            too_few = not (half[0] if half else enough)
+            low, high = (low, m) if too_few else (m, high)
         return threshold if self._rule == "released" else None
 
 

@@ -1,7 +1,8 @@
 """SIDCo: sends magnitudes above a fitted distribution's quantile (Abdelmoniem et al., MLSys 2021)."""
-# N = elements of a group, K = elements above the last stage's threshold, G = groups
+# N = elements of the flat vector or a group, K = elements above a stage's threshold, G = groups, S = sampled
 
 import math
+from collections.abc import Sequence
 from typing import Literal, Unpack
 
 import torch
@@ -10,12 +11,15 @@ from torch import Tensor
 
 from sage.reduction import Layout, SparsifierOptions, Wire, ops
 
-from ._by_threshold import NARROW, ByThreshold, norm_sum
+from ._by_threshold import NARROW, ByThreshold
+from ._signal import Signal
 
 EVERY, TOLERANCE = 5, 0.2
 """Steps between two adaptations, and the deviation of k̂/k from 1 that triggers one."""
 MOVE, LEAST, MOST = 0.05, 0.05, 0.5
 """Step, minimum and maximum of the first stage's share when it adapts."""
+NEAR, BELOW = 65_536, 0.95
+"""Sampled elements from which the first stage's threshold is foreseen, and the share of it to be safely below it."""
 
 
 class SIDCo(ByThreshold):
@@ -117,25 +121,54 @@ class SIDCo(ByThreshold):
         self.register_buffer("last_G", torch.full((num,), math.inf, dtype=torch.float64))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
-    def threshold(self, x_N: Tensor, k: int, group: int) -> float | None:
-        num = ops.count_above(x_N, ops.magnitude(1, x_N.dtype))  # nonzero elements
+    def estimate(self, signal: Signal, counts: Sequence[int]) -> list[float | None]:
+        limits = [self._near(signal, group, k) for group, k in enumerate(counts)]
+        moments, lists = signal.moments_above(limits)
+        return [
+            self._fitted(signal, group, k, *each)
+            for group, (k, *each) in enumerate(zip(counts, moments, lists, limits, strict=True))
+        ]
+
+    def _near(self, signal: Signal, group: int, k: int) -> float:
+        """A limit that the first stage's threshold probably exceeds; infinity if no later stage is expected.
+
+        Elements above it are set aside in the pass that computes the moments. It does not change the result.
+        """
+        sample_S = signal.sample(group, num=NEAR)
+        n, size = signal.sizes[group], sample_S.numel()
+        (moments,) = ops.moments(sample_S, None, [0, size])
+        if k * size >= n * moments.nonzero:
+            return math.inf
+        density, first = k * size / n / moments.nonzero, float(self.first_G[group])
+        if density >= first or self._num_stages(group, density, first) == 1:
+            return math.inf
+        near = BELOW * self._first(moments, sample_S, first)
+        return near if near > 0 else math.inf
+
+    def _fitted(
+        self, signal: Signal, group: int, k: int, moments: ops.Moments, list_K: Tensor, limit: float
+    ) -> float | None:
+        """λ of a group; `list_K` holds its magnitudes from `limit` on, and is overwritten."""
+        num = moments.nonzero
         if k >= num:
             return None
         density, first = k / num, float(self.first_G[group])
         stages = 1 if density >= first else self._num_stages(group, density, first)
         self._used.append(stages)
-        if stages == 1:
-            return self._first(x_N, num, density)
-        threshold = self._first(x_N, num, first)
-        left_K = x_N[ops.select_above(x_N, threshold)].abs() if threshold > 0 else x_N[:0]
+        x_N = signal.of(group)
+        threshold = self._first(moments, x_N, density if stages == 1 else first)
         for share in shares(density, first, stages, even=self._stages != 0)[1:]:
-            left_K = left_K[left_K >= threshold]
-            if left_K.numel() < 2:
+            if not threshold > 0:  # not a number, too
                 return None
-            least = float(left_K.min())
-            excess_K = left_K - least
-            mean, square = (norm_sum(excess_K, order) / excess_K.numel() for order in (1, 2))
-            threshold = least + tail(mean, square, share, pareto=self._fit != "E")
+            if threshold < limit:
+                _, (list_K,) = ops.moments_above(x_N, None, [0, x_N.numel()], [threshold])
+                limit = threshold
+            excess = ops.excess(list_K, threshold)
+            list_K, count = excess.left_K, excess.left_K.numel()
+            if count < 2:
+                return None
+            mean, square = excess.total / count, excess.square / count
+            threshold = excess.least + tail(mean, square, share, pareto=self._fit != "E")
         return threshold
 
     def _num_stages(self, group: int, density: float, first: float) -> int:
@@ -144,9 +177,9 @@ class SIDCo(ByThreshold):
             return max(1, math.ceil(round(math.log(density) / math.log(first), 9)))
         return self._stages or int(self.stages_G[group])
 
-    def _first(self, x_N: Tensor, num: int, share: float) -> float:
-        """λ of the first stage, given the number of nonzero elements and the share of them to keep."""
-        mean, square = norm_sum(x_N, 1) / num, norm_sum(x_N, 2) / num
+    def _first(self, moments: ops.Moments, x_N: Tensor, share: float) -> float:
+        """λ of the first stage, given the share of the nonzero elements to keep."""
+        mean, square = moments.absolute / moments.nonzero, moments.square / moments.nonzero
         if self._fit != "GP":
             return tail(mean, square, share, pareto=self._fit == "P")
         log = float(x_N[x_N != 0].abs().log_().mean())
@@ -155,15 +188,15 @@ class SIDCo(ByThreshold):
     def record_count(self, group: int, k: int, count: int) -> None:
         self.total_G[group] += count / k if k else 1.0
 
-    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
         self._used.clear()
-        at_K = super().select(signal_N, wire)
+        taken = super().take(grad_N, residual_N, wire)
         self.step += 1
         if int(self.step) % EVERY == 0:
             for group, total in enumerate(self.total_G.tolist()):
                 self._learn(group, total / EVERY, float(self.last_G[group]))
             self.total_G.zero_()
-        return at_K
+        return taken
 
     def _learn(self, group: int, achieved: float, before: float) -> None:
         """Adapt to the mean k̂/k of the last steps; `before` is that of the steps before them."""

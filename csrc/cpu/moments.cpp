@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor> ranked_moments_(Tensor signal, std::optional<Tensor> 
   STD_TORCH_CHECK(ranks.size() == each * num_groups, "ranks: expected as many for each of ", num_groups, " groups");
   for (size_t i = 0; i < ranks.size(); ++i) {
     const int64_t size = bounds[i / each + 1] - bounds[i / each];
-    STD_TORCH_CHECK(ranks[i] >= 1 && ranks[i] <= size, "ranks: ", ranks[i], " of a group of ", size);
+    STD_TORCH_CHECK(size == 0 || (ranks[i] >= 1 && ranks[i] <= size), "ranks: ", ranks[i], " of a group of ", size);
   }
   Tensor moments = five_rows(num_groups, signal), ranked = empty<float>(static_cast<int64_t>(ranks.size()), signal);
   const Team team = torch_team();

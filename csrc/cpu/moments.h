@@ -215,7 +215,7 @@ inline uint32_t ranked(Isa isa, const Above& above, uint32_t least, const Bracke
   return low + rank(num, r - larger, width, [inside, low](int64_t i) { return inside[i] - low; }).bits;
 }
 
-// As `moments`; writes the magnitude that is the ranks[i]-th largest, from 1 to n, to found[i].
+// As `moments`; writes the magnitude that is the ranks[i]-th largest, from 1 to n, to found[i]; 0 if n is 0.
 inline Moments ranked_moments(Isa isa, const Team& team, float* x, const float* grad, int64_t n, const int64_t* ranks,
                               int64_t num, uint32_t* found) {
   std::vector<Bracket> expected(num);
@@ -235,8 +235,10 @@ inline Moments ranked_moments(Isa isa, const Team& team, float* x, const float* 
   above.begin(team.parts(n), least == kNothing ? 0 : likely);
   const Moments all = moments(isa, team, x, grad, n, least, above);
   for (int64_t i = 0; i < num; ++i)
-    found[i] = above.total >= ranks[i] ? ranked(isa, above, least, expected[i], ranks[i])
-                                       : rank(n, ranks[i], 31, [x](int64_t j) { return magnitude(x[j]); }).bits;
+    if (above.total >= ranks[i])
+      found[i] = ranked(isa, above, least, expected[i], ranks[i]);
+    else
+      found[i] = n > 0 ? rank(n, ranks[i], 31, [x](int64_t j) { return magnitude(x[j]); }).bits : 0;
   return all;
 }
 

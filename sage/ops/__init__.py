@@ -52,6 +52,7 @@ from .select import take_above as take_above
 from .select import take_above_each as take_above_each
 from .select import take_at as take_at
 from .select import take_top as take_top
+from .select import threshold_in as threshold_in
 from .signs import mean_signs as mean_signs
 from .signs import sign_bits as sign_bits
 from .signs import sign_bytes as sign_bytes

@@ -6,7 +6,9 @@ and instruction set gives the same bits.
 """
 # N = elements of the flat vector, G = groups, K = elements that reach a limit, S = sampled elements
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -81,15 +83,19 @@ def moments(
         grad_N: The gradient; without a residual it is the signal, and is not modified.
         residual_N: Accumulated into.
         bounds: Group g is elements `[bounds[g], bounds[g + 1])`; together the groups are the whole vector.
-        ranks: For each group, the ranks r from 1 to its size; the r-th largest magnitude is found. The same
-            number for each group.
+        ranks: For each group the ranks r, as many for each; the r-th largest magnitude is found. It is −1 if
+            there are fewer elements, and infinite if r < 1.
     """
     signal_N, added_N = (grad_N, None) if residual_N is None else (residual_N, grad_N)
     each = len(ranks[0]) if ranks else 0
-    flat = [rank for group in ranks for rank in group]
+    sizes = [stop - start for start, stop in pairwise(bounds)]
+    inside = [min(max(r, 1), max(n, 1)) for n, group in zip(sizes, ranks, strict=False) for r in group]
     op = _native.ranked_moments_.default if native.takes("ranked_moments_", signal_N, added_N) else None
-    rows, ranked = (op or reference_moments.ranked_moments_)(signal_N, added_N, bounds, flat)
+    rows, ranked = (op or reference_moments.ranked_moments_)(signal_N, added_N, bounds, inside)
     found = ranked.tolist()
+    for i, rank in enumerate(rank for group in ranks for rank in group):
+        if rank < 1 or rank > sizes[i // each]:
+            found[i] = math.inf if rank < 1 else -1.0
     return [
         _moments(column, found[group * each : (group + 1) * each])
         for group, column in enumerate(rows.t().tolist())

@@ -65,12 +65,14 @@ def sampled(
         edges = torch.arange(size + 1, device=signal_N.device) * (end - begin) // max(1, size)
         at_S = begin + edges[:-1] + (draws.long() * edges.diff() >> 16)
         x_S = signal_N[at_S] if added_N is None else signal_N[at_S] + added_N[at_S]
-        found.append(kth_largest(x_S, rank) if size else signal_N.new_zeros(()))
+        found.append(kth_largest(x_S, rank))
     return torch.stack(found) if found else signal_N.new_empty(0)
 
 
 def kth_largest(x_N: Tensor, k: int) -> Tensor:
-    """The k-th largest magnitude, NaN the largest (no dimension)."""
+    """The k-th largest magnitude, NaN the largest (no dimension); 0 if there are no elements."""
+    if x_N.numel() == 0:
+        return x_N.new_zeros(())
     return magnitude_of(torch.topk(reference.magnitude_bits(x_N), k, sorted=False).values.min(), x_N)
 
 
@@ -106,6 +108,5 @@ def _rows(signal_N: Tensor, groups: Sequence[Tensor]) -> Tensor:
     for x_N in groups:
         wide_N = x_N.double()
         sums = [total(wide_N), total(wide_N.abs()), total(wide_N**2), (x_N != 0).sum().double()]
-        most = kth_largest(x_N, 1) if x_N.numel() else x_N.new_zeros(())
-        columns.append(torch.stack([*sums, most.double()]))
+        columns.append(torch.stack([*sums, kth_largest(x_N, 1).double()]))
     return torch.stack(columns, 1) if columns else signal_N.new_empty((5, 0), dtype=torch.float64)

@@ -1,6 +1,7 @@
 """Selection: accumulate, compare with a threshold or take the largest, compact and zero in one pass."""
 # N = elements of the flat vector, K = elements selected
 
+import ctypes
 import math
 from collections.abc import Sequence
 
@@ -60,6 +61,17 @@ def count_above(x_N: Tensor, threshold: float) -> int:
 def magnitude(bits: int, dtype: torch.dtype) -> float:
     """The magnitude with these bits; the inverse of `magnitude_bits` for one number."""
     return float(torch.tensor(bits, dtype=reference.BITS[dtype]).view(dtype))
+
+
+def threshold_in(threshold: float, dtype: torch.dtype) -> float:
+    """A threshold as it is compared with elements of this dtype: rounded.
+
+    >>> threshold_in(0.1, torch.float32), threshold_in(1e300, torch.float32)
+    (0.10000000149011612, inf)
+    """
+    if dtype is torch.float32:  # many times as fast as a tensor
+        return ctypes.c_float(threshold).value
+    return float(torch.tensor(threshold, dtype=dtype))
 
 
 def least_magnitude(x_K: Tensor) -> float:

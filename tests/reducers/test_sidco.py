@@ -2,6 +2,7 @@
 # N = elements of the vector
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from scipy import special, stats
 from torch import Tensor
 
 from sage.comm.wire import Wire
+from sage.reducers._signal import Signal
 from sage.reducers.sidco import EVERY, SIDCo, gamma_tail, shares, tail
 from sage.reduction.layout import Layout
 
@@ -157,9 +159,9 @@ class Told(SIDCo):
 
     wanted = 0
 
-    def threshold(self, x_N: Tensor, k: int, group: int) -> float | None:
-        super().threshold(x_N, k, group)
-        return float(x_N.abs().kthvalue(x_N.numel() - self.wanted + 1).values)
+    def estimate(self, signal: Signal, counts: Sequence[int]) -> list[float | None]:
+        super().estimate(signal, counts)
+        return [float(signal.of(0).abs().kthvalue(signal.sizes[0] - self.wanted + 1).values)]
 
 
 def stages_after(ratios: list[float], **options: Any) -> list[int]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from sage import ops, registry
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
+from sage.reducers._signal import Signal
 from sage.reducers.dgc import DGC
 from sage.reducers.gaussiank import GaussianK
 from sage.reducers.mstopk import MSTopK
@@ -22,7 +23,7 @@ from sage.reducers.randomk import RandomK
 from sage.reducers.redsync import RedSync
 from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
-from sage.rng import generator
+from sage.rng import generator, seed_at
 from sage.testing import conformance
 from sage.testing.harness import SHAPES, Case, Step, reduce_once, steps
 
@@ -214,7 +215,8 @@ def test_unbiased_is_the_gradient_on_average_and_off_under_a_memory(draw: Any) -
 @pytest.mark.parametrize("seed", range(6))
 def test_dgc_takes_its_threshold_from_a_sample_and_cuts_off_what_is_too_many(seed: int) -> None:
     signal_N = torch.randn(1000, generator=torch.Generator().manual_seed(seed))
-    at_S = torch.randint(1000, (10,), generator=generator(seed, 0, 0))
+    # One of each 100 elements.
+    at_S = 100 * torch.arange(10) + (100 * ops.draw(10, 16, seed_at(seed, 0, 0), signal_N.device) >> 16)
     threshold = signal_N[at_S].abs().sort(descending=True).values[2]  # ⌈0.01·1000·0.25⌉ = 3rd
     survivors = (signal_N.abs() >= threshold).nonzero().view(-1)
     if len(survivors) > 333:  # 4/3 of 250
@@ -313,15 +315,20 @@ Z = 1.6448536269514722
 """Φ⁻¹(1 − 0.1/2)"""
 
 
+def fitted(reducer: GaussianK, signal_N: Tensor) -> float | None:
+    """λ of a vector of 100 elements, of which 10 are wanted."""
+    return reducer.estimate(Signal(signal_N, None, Layout.of([("w", (100,))])), [10])[0]
+
+
 def test_gaussiank_is_the_quantile_of_a_normal_distribution_with_the_moments_of_the_signal() -> None:
     bisect, paper, released = (
         GaussianK(corrections=0, rule=rule) for rule in ("bisect", "paper", "released")
     )
     for rule in (bisect, paper):
-        assert rule.threshold(HALVES, 10, 0) == pytest.approx(3 + 4 * Z)
-    assert bisect.threshold(-HALVES, 10, 0) == pytest.approx(3 + 4 * Z)
-    assert paper.threshold(-HALVES, 10, 0) == pytest.approx(-3 + 4 * Z)  # the mean has its sign
-    assert released.threshold(HALVES, 10, 0) == pytest.approx(4 + 3 * Z)
+        assert fitted(rule, HALVES) == pytest.approx(3 + 4 * Z)
+    assert fitted(bisect, -HALVES) == pytest.approx(3 + 4 * Z)
+    assert fitted(paper, -HALVES) == pytest.approx(-3 + 4 * Z)  # the mean has its sign
+    assert fitted(released, HALVES) == pytest.approx(4 + 3 * Z)
 
 
 def test_gaussiank_counts_and_corrects_and_only_bisect_goes_halfway() -> None:
@@ -329,7 +336,7 @@ def test_gaussiank_counts_and_corrects_and_only_bisect_goes_halfway() -> None:
     start = 3 + 4 * Z
 
     def after(corrections: int, rule: Any = "bisect") -> float | None:
-        return GaussianK(corrections=corrections, rule=rule).threshold(HALVES, 10, 0)
+        return fitted(GaussianK(corrections=corrections, rule=rule), HALVES)
 
     assert after(1) == pytest.approx(start / 2)
     assert after(2) == pytest.approx(start * 3 / 4)
