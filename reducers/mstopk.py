@@ -68,19 +68,24 @@ class MSTopK(Sparsifier):
         self._threshold = 0.0
         signal = Signal(grad_N, residual_N, self.layout)
         counts = [num_kept(self.density, n) for n in signal.sizes]
-        # More than k elements reach t if the (k + 1)-th largest does.
-        found = signal.moments([(k + 1,) for k in counts])
+        # k or more elements reach t if the k-th largest does, and more than k if the next one does.
+        found = signal.moments([(k, k + 1) for k in counts])
         brackets = [
             (0.0, 0.0) if k == n else self._bracket(moments, n, signal.dtype)
             for moments, n, k in zip(found, signal.sizes, counts, strict=True)
         ]
-        own, at = signal.take_above([math.inf if each is None else each[1] for each in brackets])
+        # t1 itself where exactly k elements reach it: none is then missing.
+        limits = [
+            math.inf if each is None else each[0] if reaches(moments.ranked[0], each[0], signal.dtype) else each[1]
+            for each, moments in zip(brackets, found, strict=True)
+        ]
+        own, at = signal.take_above(limits)
         for group, (bracket, n, k) in enumerate(zip(brackets, signal.sizes, counts, strict=True)):
             if bracket is None:  # constant, or not a number
                 signal.put_back(own[group], at[group])
                 own[group], at[group] = signal.take_largest(group, k)
                 bracket = (0.0, float(own[group].abs().min()))
-            elif k < n:
+            elif at[group].numel() > k:
                 own[group], at[group] = _settled(signal, own[group], at[group], k, bracket[0], rng)
             self._threshold += bracket[1] * n / self.layout.numel if n else 0.0
         return signal.sent(own, at, self.dtype)
@@ -93,7 +98,7 @@ class MSTopK(Sparsifier):
         for _ in range(self._bisections):
             ratio = (low + high) / 2
             threshold = mean + ratio * (most - mean)
-            if reaches(moments.ranked[0], threshold, dtype):
+            if reaches(moments.ranked[1], threshold, dtype):
                 low, t2 = ratio, threshold
             else:
                 high, t1 = ratio, threshold

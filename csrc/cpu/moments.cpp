@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor> ranked_moments_(Tensor signal, std::optional<Tensor> 
     const int64_t size = bounds[i / each + 1] - bounds[i / each];
     STD_TORCH_CHECK(size == 0 || (ranks[i] >= 1 && ranks[i] <= size), "ranks: ", ranks[i], " of a group of ", size);
   }
-  Tensor moments = five_rows(num_groups, signal), ranked = empty<float>(static_cast<int64_t>(ranks.size()), signal);
+  Tensor rows = five_rows(num_groups, signal), ranked = empty<float>(static_cast<int64_t>(ranks.size()), signal);
   const Team team = torch_team();
   std::vector<uint32_t> found(each);
   for (size_t group = 0; group < num_groups; ++group) {
@@ -45,10 +45,10 @@ std::tuple<Tensor, Tensor> ranked_moments_(Tensor signal, std::optional<Tensor> 
     const Moments all = ranked_moments(isa(), team, data<float>(signal) + begin, grad ? data<float>(*grad) + begin : nullptr,
                                        bounds[group + 1] - begin, ranks.data() + group * each,
                                        static_cast<int64_t>(each), found.data());
-    write(all, data<double>(moments), group, num_groups);
+    write(all, data<double>(rows), group, num_groups);
     if (each > 0) std::memcpy(data<float>(ranked) + group * each, found.data(), each * sizeof(float));
   }
-  return {moments, ranked};
+  return {rows, ranked};
 }
 
 std::tuple<Tensor, Tensor, Tensor> moments_above_(Tensor signal, std::optional<Tensor> grad, std::vector<int64_t> bounds,
@@ -56,31 +56,29 @@ std::tuple<Tensor, Tensor, Tensor> moments_above_(Tensor signal, std::optional<T
   check_signal(signal, grad);
   const size_t num_groups = check_bounds(bounds, signal.numel());
   STD_TORCH_CHECK(limits.size() == num_groups, "limits: expected ", num_groups, ", one for each group");
-  Tensor moments = five_rows(num_groups, signal), counts = empty<int64_t>(static_cast<int64_t>(num_groups), signal);
+  Tensor rows = five_rows(num_groups, signal), counts = empty<int64_t>(static_cast<int64_t>(num_groups), signal);
   const Team team = torch_team();
-  static thread_local std::vector<Above> above;
+  static thread_local std::vector<Band> above;
   if (above.size() < num_groups) above.resize(num_groups);
-  int64_t total = 0;
+  std::vector<int64_t> sizes(num_groups);
   for (size_t group = 0; group < num_groups; ++group) {
-    const int64_t begin = bounds[group], n = bounds[group + 1] - begin;
-    above[group].begin(team.parts(n), 0);
-    const Moments all =
-        sage::cpu::moments(isa(), team, data<float>(signal) + begin, grad ? data<float>(*grad) + begin : nullptr, n,
-                           limit_of(static_cast<float>(limits[group])), above[group]);
-    write(all, data<double>(moments), group, num_groups);
-    data<int64_t>(counts)[group] = above[group].total;
-    total += above[group].total;
+    const int64_t begin = bounds[group], n = bounds[group + 1] - begin, parts = team.parts(n);
+    const uint32_t limit = limit_of(static_cast<float>(limits[group]));
+    above[group].begin(limit, kNothing, parts, 0);
+    const Moments all = moments(isa(), team, data<float>(signal) + begin, grad ? data<float>(*grad) + begin : nullptr,
+                                n, parts, &above[group], 1);
+    write(all, data<double>(rows), group, num_groups);
+    sizes[group] = data<int64_t>(counts)[group] = above[group].size();
   }
-  Tensor magnitudes = empty<float>(total, signal);
+  Tensor magnitudes = empty<float>(std::accumulate(sizes.begin(), sizes.end(), int64_t{0}), signal);
   auto* out = static_cast<uint32_t*>(magnitudes.mutable_data_ptr());
-  for (size_t group = 0; group < num_groups; out += above[group++].total) above[group].copy(out);
-  return {moments, magnitudes, counts};
+  for (size_t group = 0; group < num_groups; out += sizes[group++]) above[group].copy(out);
+  return {rows, magnitudes, counts};
 }
 
 Tensor excess_(Tensor magnitudes, double limit) {
   check<float>(magnitudes, "magnitudes", magnitudes);
-  const Excess found = excess(isa(), torch_team(), static_cast<uint32_t*>(magnitudes.mutable_data_ptr()),
-                              magnitudes.numel(), limit_of(static_cast<float>(limit)));
+  const Excess found = excess(isa(), torch_team(), data<float>(magnitudes), magnitudes.numel(), limit_of(static_cast<float>(limit)));
   Tensor out = empty<double>(4, magnitudes);
   const double each[] = {static_cast<double>(found.num), found.num ? number(found.least) : 0, found.sum, found.square};
   std::memcpy(data<double>(out), each, sizeof each);

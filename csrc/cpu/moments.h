@@ -4,9 +4,11 @@
 // the instruction set: in every chunk of 1,024 elements, 32 lanes add elements l, l + 32, ... in float64. The lanes are
 // added by halving; the chunks' sums are added pairwise, at strides 1, 2, 4, ...
 //
-// The r-th largest magnitude is found as in topk.h: a sample gives a bracket, the pass sets aside the magnitudes from
-// its lower end on, and the r-th is searched among these. If it is not there, three counting passes find it.
+// The r-th largest magnitude is found as in topk.h: a sample gives a bracket, the pass sets aside the magnitudes in it
+// and counts those above it, and the r-th is searched among them.
 #pragma once
+
+#include <numeric>
 
 #include "topk.h"
 
@@ -77,9 +79,11 @@ __attribute__((target("avx512f"))) inline double halved(const __m512d* part) {
   return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
+enum class Form { plain, added, over };  // of an element: x, x + gradient (written to x), or x − least
+
 // Returns the moments of a whole chunk.
-template <bool kAdd>
-__attribute__((target("avx512f,avx512dq"))) Moments chunk_avx512(float* x, const float* grad) {
+template <Form kForm>
+__attribute__((target("avx512f,avx512dq"))) Moments chunk_avx512(float* x, const float* grad, float least) {
   constexpr int kParts = kRow / 8;
   __m512d sum[kParts] = {}, absolute[kParts] = {}, square[kParts] = {};
   const __m512i magnitudes = _mm512_set1_epi32(kMagnitude), one = _mm512_set1_epi32(1);
@@ -90,7 +94,8 @@ __attribute__((target("avx512f,avx512dq"))) Moments chunk_avx512(float* x, const
       float* at = x + row + 16 * half;
       _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T0);
       __m512 a = _mm512_loadu_ps(at);
-      if constexpr (kAdd) {
+      if constexpr (kForm == Form::over) a = _mm512_sub_ps(a, _mm512_set1_ps(least));
+      if constexpr (kForm == Form::added) {
         const float* added = grad + row + 16 * half;
         _mm_prefetch(reinterpret_cast<const char*>(added + kAhead), _MM_HINT_T0);
         a = _mm512_add_ps(a, _mm512_loadu_ps(added));
@@ -126,7 +131,8 @@ __attribute__((target("avx512f,avx512dq"))) Moments chunk_avx512(float* x, const
 // Returns the moments of a chunk, after the gradient has been added to it.
 inline Moments chunk_moments(Isa isa, float* x, const float* grad, int64_t n) {
 #if SAGE_X86
-  if (isa == Isa::avx512 && n == kChunk) return grad ? chunk_avx512<true>(x, grad) : chunk_avx512<false>(x, grad);
+  if (isa == Isa::avx512 && n == kChunk)
+    return grad ? chunk_avx512<Form::added>(x, grad, 0) : chunk_avx512<Form::plain>(x, grad, 0);
 #endif
   Lanes lanes;
   const int64_t rows = n / kRow, whole = rows * kRow;
@@ -144,6 +150,16 @@ inline Moments chunk_moments(Isa isa, float* x, const float* grad, int64_t n) {
   return lanes.added();
 }
 
+// Returns the moments of what the elements of a chunk exceed a number by.
+inline Moments chunk_over(Isa isa, const float* x, int64_t n, float least) {
+#if SAGE_X86
+  if (isa == Isa::avx512 && n == kChunk) return chunk_avx512<Form::over>(const_cast<float*>(x), nullptr, least);
+#endif
+  float over[kChunk];
+  for (int64_t i = 0; i < n; ++i) over[i] = x[i] - least;
+  return chunk_moments(isa, over, nullptr, n);
+}
+
 // Adds the moments of chunks pairwise; they are overwritten.
 inline Moments added(Moments* chunks, int64_t num) {
   for (int64_t stride = 1; stride < num; stride *= 2)
@@ -151,27 +167,23 @@ inline Moments added(Moments* chunks, int64_t num) {
   return num > 0 ? chunks[0] : Moments{};
 }
 
-// The magnitudes of a vector that are at or above a limit, by ascending index: one list for each part of the team.
-struct Above {
+// The magnitudes of a vector in [low, high), by ascending index, and how many are larger: for each part of the team.
+struct Band {
+  uint32_t low, high;
   std::vector<Buffer<uint32_t>> lists;
-  std::vector<int64_t> sizes;
-  int64_t total = 0;
+  std::vector<int64_t> sizes, larger;
 
   // Empties the lists, and makes room for `likely` magnitudes.
-  void begin(int64_t parts, int64_t likely) {
+  void begin(uint32_t from, uint32_t to, int64_t parts, int64_t likely) {
+    low = from, high = to;
     if (static_cast<int64_t>(lists.size()) < parts) lists = std::vector<Buffer<uint32_t>>(parts);
     sizes.assign(parts, 0);
-    total = 0;
+    larger.assign(parts, 0);
     for (int64_t part = 0; part < parts; ++part) lists[part].reserve((likely + likely / 4) / parts + kChunk + kOver);
   }
 
-  // Writes those in [low, high) to the front of `out`; returns their number.
-  int64_t within(Isa isa, uint32_t low, uint32_t high, uint32_t* out) const {
-    int64_t num = 0;
-    for (size_t part = 0; part < sizes.size(); ++part)
-      num += magnitudes_within(isa, lists[part].data(), sizes[part], low, high, out + num);
-    return num;
-  }
+  int64_t size() const { return std::accumulate(sizes.begin(), sizes.end(), int64_t{0}); }
+  int64_t num_larger() const { return std::accumulate(larger.begin(), larger.end(), int64_t{0}); }
 
   void copy(uint32_t* out) const {
     for (size_t part = 0; part < sizes.size(); out += sizes[part++])
@@ -179,66 +191,128 @@ struct Above {
   }
 };
 
-// Computes x += gradient and returns the moments of its n elements. Appends the magnitudes at or above a limit to the
-// lists, if it is not kNothing.
-inline Moments moments(Isa isa, const Team& team, float* x, const float* grad, int64_t n, uint32_t limit, Above& above) {
-  const int64_t parts = static_cast<int64_t>(above.sizes.size()), num = (n + kChunk - 1) / kChunk;
-  static thread_local Buffer<Moments> buffer;
-  buffer.reserve(num);
-  Moments* chunks = buffer.data();
-  team.each(parts, [&, chunks](int64_t part) {
-    Buffer<uint32_t>& list = above.lists[part];
-    int64_t& size = above.sizes[part];
-    for (int64_t chunk = num * part / parts; chunk < num * (part + 1) / parts; ++chunk) {
-      const int64_t begin = chunk * kChunk, length = std::min(kChunk, n - begin);
-      chunks[chunk] = chunk_moments(isa, x + begin, grad ? grad + begin : nullptr, length);
-      if (limit == kNothing) continue;
-      list.reserve(size + kChunk + kOver);
-      size += magnitudes_within(isa, x + begin, length, limit, kNothing, list.data() + size);
+#if SAGE_X86
+
+// As magnitudes_within, for a band in which there are few elements; adds the number of those above it to `larger`.
+__attribute__((target("avx512f,popcnt"))) inline int64_t band_avx512(const float* x, int64_t n, uint32_t low,
+                                                                     uint32_t high, uint32_t* out, int64_t& larger) {
+  constexpr int kParts = kGroup / 16;
+  const __m512i magnitudes = _mm512_set1_epi32(kMagnitude), lows = _mm512_set1_epi32(static_cast<int32_t>(low));
+  const __m512i width = _mm512_set1_epi32(static_cast<int32_t>(high - low)), one = _mm512_set1_epi32(1);
+  const __m512i highs = _mm512_set1_epi32(static_cast<int32_t>(high));
+  __m512i above = _mm512_setzero_si512();
+  int64_t size = 0, i = 0;
+  for (; i + kGroup <= n; i += kGroup) {
+    __m512i bits[kParts];
+    __mmask16 inside[kParts];
+    unsigned any = 0;
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) {
+      bits[part] = _mm512_and_si512(_mm512_loadu_si512(x + i + 16 * part), magnitudes);
+      inside[part] = _mm512_cmplt_epu32_mask(_mm512_sub_epi32(bits[part], lows), width);
+      above = _mm512_mask_add_epi32(above, _mm512_cmpge_epu32_mask(bits[part], highs), above, one);
+      any |= inside[part];
     }
-  });
-  for (int64_t size : above.sizes) above.total += size;
-  return added(chunks, num);
+    if (!any) continue;
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) {
+      _mm512_storeu_si512(out + size, _mm512_maskz_compress_epi32(inside[part], bits[part]));
+      size += __builtin_popcount(inside[part]);
+    }
+  }
+  uint32_t lanes[16];
+  _mm512_storeu_si512(lanes, above);
+  for (uint32_t lane : lanes) larger += lane;
+  if (i < n) larger += num_at_least(x + i, n - i, high);
+  return size + within_scalar(x + i, n - i, low, high, out + size);
 }
 
-// Returns the r-th largest of the magnitudes in the lists, which are at or above `least`.
-inline uint32_t ranked(Isa isa, const Above& above, uint32_t least, const Bracket& bracket, int64_t r) {
-  static thread_local Buffer<uint32_t> buffer;
-  buffer.reserve(above.total + kOver);
-  uint32_t *inside = buffer.data(), low = bracket.low, high = bracket.high;
-  int64_t larger = above.within(isa, high, kNothing, inside), num = above.within(isa, low, high, inside);
-  if (larger >= r || larger + num < r) {  // not in the bracket: all are searched
-    low = least, high = kNothing, larger = 0;
-    num = above.within(isa, low, high, inside);
+#endif  // SAGE_X86
+
+inline void take_band(Isa isa, const float* x, int64_t n, Band& band, int64_t part) {
+  band.lists[part].reserve(band.sizes[part] + n + kOver);
+  uint32_t* out = band.lists[part].data() + band.sizes[part];
+  if (band.high == kNothing) {
+    band.sizes[part] += magnitudes_within(isa, x, n, band.low, kNothing, out);
+    return;
   }
-  const int width = static_cast<int>(std::bit_width(high - low));
-  return low + rank(num, r - larger, width, [inside, low](int64_t i) { return inside[i] - low; }).bits;
+#if SAGE_X86
+  if (isa == Isa::avx512) {
+    band.sizes[part] += band_avx512(x, n, band.low, band.high, out, band.larger[part]);
+    return;
+  }
+#endif
+  band.sizes[part] += magnitudes_within(isa, x, n, band.low, band.high, out);
+  band.larger[part] += num_at_least(x, n, band.high);
+}
+
+// Computes x += gradient, returns the moments of its n elements, and fills `num` bands, which begin() has emptied for
+// as many parts.
+inline Moments moments(Isa isa, const Team& team, float* x, const float* grad, int64_t n, int64_t parts, Band* bands,
+                       int64_t num) {
+  const int64_t num_chunks = (n + kChunk - 1) / kChunk;
+  static thread_local Buffer<Moments> buffer;
+  buffer.reserve(num_chunks);
+  Moments* chunks = buffer.data();
+  team.each(parts, [&, chunks](int64_t part) {
+    for (int64_t chunk = num_chunks * part / parts; chunk < num_chunks * (part + 1) / parts; ++chunk) {
+      const int64_t begin = chunk * kChunk, size = std::min(kChunk, n - begin);
+      chunks[chunk] = chunk_moments(isa, x + begin, grad ? grad + begin : nullptr, size);
+      for (int64_t i = 0; i < num; ++i) take_band(isa, x + begin, size, bands[i], part);
+    }
+  });
+  return added(chunks, num_chunks);
 }
 
 // As `moments`; writes the magnitude that is the ranks[i]-th largest, from 1 to n, to found[i]; 0 if n is 0.
+//
+// A sample gives a band around each rank, three times as wide as is needed for independent elements, since neighbours
+// are correlated. If the rank is not in it, three counting passes find it.
 inline Moments ranked_moments(Isa isa, const Team& team, float* x, const float* grad, int64_t n, const int64_t* ranks,
                               int64_t num, uint32_t* found) {
-  std::vector<Bracket> expected(num);
-  uint32_t least = kNothing;
-  int64_t likely = 0;
+  const int64_t parts = team.parts(n);
+  static thread_local std::vector<Band> bands;
+  std::vector<Bracket> brackets_of(num);
+  std::vector<int64_t> band_of(num);
+  if (static_cast<int64_t>(bands.size()) < num) bands.resize(num);
+  int64_t num_bands = 0;
   if (num > 0 && n > kSmall) {
     Pass pass{x};
     pass.grad = const_cast<float*>(grad);  // it is only read
-    brackets(isa, pass, n, ranks, num, expected.data());
-    for (const Bracket& each : expected) {
-      least = std::min(least, each.low);
-      likely = std::max(likely, each.likely);
+    brackets(isa, pass, n, ranks, num, 3, brackets_of.data());
+    for (int64_t i = 0; i < num; ++i) {
+      const Bracket& each = brackets_of[i];
+      int64_t band = 0;
+      while (band < num_bands && (each.high <= bands[band].low || bands[band].high <= each.low)) ++band;
+      band_of[i] = band;
+      if (each.inside > n / 2) continue;  // counting is then faster
+      if (band < num_bands) {  // ranks close to each other share a band
+        bands[band].low = std::min(bands[band].low, each.low);
+        bands[band].high = std::max(bands[band].high, each.high);
+      } else {
+        bands[num_bands++].begin(each.low, each.high, parts, each.inside);
+      }
     }
-    if (likely > n / 2) least = kNothing;  // counting is then faster
   }
-  static thread_local Above above;
-  above.begin(team.parts(n), least == kNothing ? 0 : likely);
-  const Moments all = moments(isa, team, x, grad, n, least, above);
-  for (int64_t i = 0; i < num; ++i)
-    if (above.total >= ranks[i])
-      found[i] = ranked(isa, above, least, expected[i], ranks[i]);
-    else
-      found[i] = n > 0 ? rank(n, ranks[i], 31, [x](int64_t j) { return magnitude(x[j]); }).bits : 0;
+  const Moments all = moments(isa, team, x, grad, n, parts, bands.data(), num_bands);
+  static thread_local Buffer<uint32_t> buffer;
+  for (int64_t i = 0; i < num; ++i) {
+    found[i] = 0;
+    if (n == 0) continue;
+    if (band_of[i] < num_bands) {
+      const Band& band = bands[band_of[i]];
+      const int64_t size = band.size(), r = ranks[i] - band.num_larger();
+      if (r >= 1 && r <= size) {
+        buffer.reserve(size);
+        uint32_t* inside = buffer.data();
+        band.copy(inside);
+        const int width = static_cast<int>(std::bit_width(band.high - band.low));
+        found[i] = band.low + rank(size, r, width, [&, inside](int64_t j) { return inside[j] - band.low; }).bits;
+        continue;
+      }
+    }
+    found[i] = rank(n, ranks[i], 31, [x](int64_t j) { return magnitude(x[j]); }).bits;
+  }
   return all;
 }
 
@@ -256,29 +330,33 @@ SAGE_CLONES static uint32_t least_of(const uint32_t* magnitudes, int64_t n) {
 }
 
 // Moves the magnitudes of a list that are at or above a limit to its front, and returns their excess.
-inline Excess excess(Isa isa, const Team& team, uint32_t* list, int64_t n, uint32_t limit) {
+inline Excess excess(Isa isa, const Team& team, float* list, int64_t n, uint32_t limit) {
   const int64_t parts = team.parts(n);
   std::vector<int64_t> sizes(parts);
+  std::vector<uint32_t> least(parts, kNothing);
+  auto* bits = reinterpret_cast<uint32_t*>(list);
   team.each(parts, [&](int64_t part) {
-    const int64_t begin = part_begin(n, parts, part), size = part_begin(n, parts, part + 1) - begin;
-    sizes[part] = magnitudes_within(isa, list + begin, size, limit, kNothing, list + begin);
+    const int64_t first = part_begin(n, parts, part), last = part_begin(n, parts, part + 1);
+    int64_t size = 0;
+    for (int64_t begin = first; begin < last; begin += kChunk) {
+      uint32_t* out = bits + first + size;
+      const int64_t num = magnitudes_within(isa, list + begin, std::min(kChunk, last - begin), limit, kNothing, out);
+      least[part] = std::min(least[part], least_of(out, num));
+      size += num;
+    }
+    sizes[part] = size;
   });
-  Excess found{sizes[0]};
+  Excess found{sizes[0], *std::min_element(least.begin(), least.end())};
   for (int64_t part = 1; part < parts; found.num += sizes[part++])
-    std::memmove(list + found.num, list + part_begin(n, parts, part), sizes[part] * sizeof *list);
-  found.least = least_of(list, found.num);
-  float least;
-  std::memcpy(&least, &found.least, sizeof least);
-  const int64_t num = (found.num + kChunk - 1) / kChunk;
+    std::memmove(bits + found.num, bits + part_begin(n, parts, part), sizes[part] * sizeof *bits);
+  float smallest;
+  std::memcpy(&smallest, &found.least, sizeof smallest);
+  const int64_t num = (found.num + kChunk - 1) / kChunk, shares = std::min(parts, std::max<int64_t>(1, num));
   std::vector<Moments> chunks(num);
-  team.each(std::min(parts, std::max<int64_t>(1, num)), [&](int64_t part) {
-    const int64_t shares = std::min(parts, std::max<int64_t>(1, num));
-    float over[kChunk];
+  team.each(shares, [&](int64_t part) {
     for (int64_t chunk = num * part / shares; chunk < num * (part + 1) / shares; ++chunk) {
-      const int64_t begin = chunk * kChunk, size = std::min(kChunk, found.num - begin);
-      std::memcpy(over, list + begin, size * sizeof *over);
-      for (int64_t i = 0; i < size; ++i) over[i] -= least;
-      chunks[chunk] = chunk_moments(isa, over, nullptr, size);
+      const int64_t begin = chunk * kChunk;
+      chunks[chunk] = chunk_over(isa, list + begin, std::min(kChunk, found.num - begin), smallest);
     }
   });
   const Moments all = added(chunks.data(), num);

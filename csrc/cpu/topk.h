@@ -71,7 +71,8 @@ Rank rank(int64_t n, int64_t r, int width, const At& at) {
 
 struct Bracket {
   uint32_t low, high;  // the k-th largest should be in [low, high)
-  int64_t likely;      // candidates to expect
+  int64_t likely;      // candidates to expect: elements at or above `low`
+  int64_t inside;      // those of them in the bracket
   int64_t most;        // candidates, above which the bracket is useless
 };
 
@@ -91,9 +92,10 @@ inline double slack(double expected) { return 5 * std::sqrt(expected) + 8; }
 // Returns the largest number of candidates for which taking them out and putting the rejects back is worthwhile.
 inline int64_t most_candidates(int64_t n, int64_t k) { return 2 * k + n / 16; }
 
-// Estimates a bracket for each of `num` ranks from one sample. A small first sample gives a floor, below which the
-// elements of the full sample need not be counted.
-inline void brackets(Isa isa, const Pass& pass, int64_t n, const int64_t* ranks, int64_t num, Bracket* found) {
+// Estimates a bracket for each of `num` ranks from one sample, `times` as wide as the slack. A small first sample gives
+// a floor, below which the elements of the full sample need not be counted.
+inline void brackets(Isa isa, const Pass& pass, int64_t n, const int64_t* ranks, int64_t num, double times,
+                     Bracket* found) {
   constexpr int64_t kFew = 64;
   const int64_t num_lines = std::clamp<int64_t>(n / kLine / 32, 512, 8192);
   static thread_local Buffer<uint32_t> buffer;
@@ -101,26 +103,28 @@ inline void brackets(Isa isa, const Pass& pass, int64_t n, const int64_t* ranks,
   uint32_t *seen = buffer.data(), floor = 0;
   const auto share = static_cast<double>(*std::max_element(ranks, ranks + num)) / n;
   const double few = share * kFew * kLine, most = share * num_lines * kLine;
-  if (const auto enough = static_cast<int64_t>(few + slack(few)); enough < kFew * kLine) {
+  if (const auto enough = static_cast<int64_t>(few + times * slack(few)); enough < kFew * kLine) {
     sample(isa, pass, n, kFew, 0, seen);
     std::nth_element(seen, seen + enough, seen + kFew * kLine, std::greater<>());
     floor = seen[enough];
   }
   int64_t size = sample(isa, pass, n, num_lines, floor, seen);
-  if (size < most + slack(most) && floor > 0) size = sample(isa, pass, n, num_lines, floor = 0, seen);
+  if (size < most + times * slack(most) && floor > 0) size = sample(isa, pass, n, num_lines, floor = 0, seen);
 
   uint32_t counts[4096] = {};
   const uint32_t largest = *std::max_element(seen, seen + size);
   const int shift = std::max(0, static_cast<int>(std::bit_width(largest - floor)) - 12);
   for (int64_t i = 0; i < size; ++i) ++counts[(seen[i] - floor) >> shift];
   for (int64_t i = 0; i < num; ++i) {
-    const double expected = static_cast<double>(ranks[i]) / n * num_lines * kLine;
+    const double expected = static_cast<double>(ranks[i]) / n * num_lines * kLine, around = times * slack(expected);
     int64_t bin = ((largest - floor) >> shift) + 1, above = 0;
-    while (bin > 0 && above + counts[bin - 1] <= expected - slack(expected)) above += counts[--bin];
+    while (bin > 0 && above + counts[bin - 1] <= expected - around) above += counts[--bin];
     found[i].high = std::min(kNothing, floor + (static_cast<uint32_t>(bin) << shift));
-    while (bin > 0 && above < expected + slack(expected)) above += counts[--bin];
+    const int64_t larger = above, each = n / (num_lines * kLine);
+    while (bin > 0 && above < expected + around) above += counts[--bin];
     found[i].low = floor + (static_cast<uint32_t>(bin) << shift);
-    found[i].likely = above * (n / (num_lines * kLine));
+    found[i].likely = above * each;
+    found[i].inside = (above - larger) * each;
     found[i].most = most_candidates(n, ranks[i]);
   }
 }
@@ -128,7 +132,7 @@ inline void brackets(Isa isa, const Pass& pass, int64_t n, const int64_t* ranks,
 // Estimates a bracket for the k-th largest.
 inline Bracket bracket(Isa isa, const Pass& pass, int64_t n, int64_t k) {
   Bracket found;
-  brackets(isa, pass, n, &k, 1, &found);
+  brackets(isa, pass, n, &k, 1, 1, &found);
   // Half the vector may be in one bin, for example zeros. Counting is then faster than taking all of it out.
   if (found.likely > found.most) found.low = kNothing;
   return found;
@@ -240,7 +244,7 @@ inline void top(Isa isa, const Team& team, Pass pass, int64_t n, int64_t k, int6
     return settled;
   };
   if (k > 0 && k < n) {
-    if (low && within({low, std::max(low, high), k + k / 4, most_candidates(n, k)})) return;
+    if (low && within({low, std::max(low, high), k + k / 4, k / 4, most_candidates(n, k)})) return;
     if (n > kSmall) {
       const Bracket found = bracket(isa, pass, n, k);
       if (found.low != kNothing && within(found)) return;
