@@ -97,7 +97,7 @@ class DGC(ByThreshold):
         sizes = [math.ceil(SAMPLED * n) for n in signal.sizes]
         # Rounded to 9 digits first: 0.01·10^6·0.001 is slightly above 10 in binary floating point.
         ranks = [math.ceil(round(SAMPLED * n * self.now(), 9)) for n in signal.sizes]
-        draws_S = ops.draw(sum(sizes), 16, self._key, signal.device)
+        draws_S = ops.random_bits(sum(sizes), self._key, device=signal.device)
         found = signal.sampled(sizes, ranks, draws_S)
         if not self._refines:
             return list(found)

@@ -30,8 +30,6 @@ inline uint32_t magnitude(float x) {
   return bits & kMagnitude;
 }
 
-inline uint32_t magnitude(uint32_t bits) { return bits & kMagnitude; }
-
 // Returns the smallest magnitude for which `not |x| < threshold` holds; 0 if the threshold is 0, negative or NaN.
 inline uint32_t limit_of(float threshold) { return threshold > 0 ? magnitude(threshold) : 0; }
 

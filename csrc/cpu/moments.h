@@ -1,8 +1,6 @@
 // Moments of each group of a vector, and exact order statistics, in the pass that adds the gradient.
 //
-// A sum is defined by the position of its elements in their group alone, so that it does not depend on threads or on
-// the instruction set: in every chunk of 1,024 elements, 32 lanes add elements l, l + 32, ... in float64. The lanes are
-// added by halving; the chunks' sums are added pairwise, at strides 1, 2, 4, ...
+// The order of the additions is that of sums.h.
 //
 // The r-th largest magnitude is found as in topk.h: a sample gives a bracket, the pass sets aside the magnitudes in it
 // and counts those above it, and the r-th is searched among them.
@@ -10,11 +8,10 @@
 
 #include <numeric>
 
+#include "sums.h"
 #include "topk.h"
 
 namespace sage::cpu {
-
-constexpr int64_t kChunk = 1024, kRow = 32;
 
 struct Moments {
   double sum = 0, absolute = 0, square = 0;  // of x, |x| and x²
@@ -31,134 +28,12 @@ struct Moments {
   }
 };
 
-// The sums in the lanes of a chunk.
-struct Lanes {
-  double sum[kRow] = {}, absolute[kRow] = {}, square[kRow] = {};
-  int64_t nonzero = 0;
-  uint32_t most = 0;
+}  // namespace sage::cpu
 
-  Moments added() {
-    for (int64_t half = kRow / 2; half > 0; half /= 2)
-      for (int64_t lane = 0; lane < half; ++lane) {
-        sum[lane] += sum[lane + half];
-        absolute[lane] += absolute[lane + half];
-        square[lane] += square[lane + half];
-      }
-    return {sum[0], absolute[0], square[0], nonzero, most};
-  }
-};
+#define SAGE_KERNEL "moments_kernel.h"
+#include "each_isa.h"
 
-// Adds the gradient, if there is one, to `rows` rows of 32 elements, and their moments to the lanes.
-SAGE_CLONES static void add_rows(float* x, const float* grad, int64_t rows, Lanes& lanes) {
-  for (int64_t row = 0; row < rows; ++row, x += kRow) {
-    if (grad)
-      for (int lane = 0; lane < kRow; ++lane) x[lane] += grad[row * kRow + lane];
-    uint32_t nonzero = 0, most = 0;
-    for (int lane = 0; lane < kRow; ++lane) {
-      const uint32_t bits = magnitude(x[lane]);
-      nonzero += bits != 0;
-      most = std::max(most, bits);
-    }
-    lanes.nonzero += nonzero;
-    lanes.most = std::max(lanes.most, most);
-    for (int lane = 0; lane < kRow; ++lane) {
-      const double wide = x[lane];
-      lanes.sum[lane] += wide;
-      lanes.absolute[lane] += std::fabs(wide);
-      lanes.square[lane] += wide * wide;  // the product is exact
-    }
-  }
-}
-
-#if SAGE_X86
-
-// The lanes l, l + 8, l + 16 and l + 24 added by halving, then the eight that are left.
-__attribute__((target("avx512f"))) inline double halved(const __m512d* part) {
-  double lanes[8];
-  _mm512_storeu_pd(lanes, _mm512_add_pd(_mm512_add_pd(part[0], part[2]), _mm512_add_pd(part[1], part[3])));
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-}
-
-enum class Form { plain, added, over };  // of an element: x, x + gradient (written to x), or x − least
-
-// Returns the moments of a whole chunk.
-template <Form kForm>
-__attribute__((target("avx512f,avx512dq"))) Moments chunk_avx512(float* x, const float* grad, float least) {
-  constexpr int kParts = kRow / 8;
-  __m512d sum[kParts] = {}, absolute[kParts] = {}, square[kParts] = {};
-  const __m512i magnitudes = _mm512_set1_epi32(kMagnitude), one = _mm512_set1_epi32(1);
-  __m512i most = _mm512_setzero_si512(), nonzero = _mm512_setzero_si512();
-  for (int64_t row = 0; row < kChunk; row += kRow) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      float* at = x + row + 16 * half;
-      _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T0);
-      __m512 a = _mm512_loadu_ps(at);
-      if constexpr (kForm == Form::over) a = _mm512_sub_ps(a, _mm512_set1_ps(least));
-      if constexpr (kForm == Form::added) {
-        const float* added = grad + row + 16 * half;
-        _mm_prefetch(reinterpret_cast<const char*>(added + kAhead), _MM_HINT_T0);
-        a = _mm512_add_ps(a, _mm512_loadu_ps(added));
-        _mm512_storeu_ps(at, a);
-      }
-      const __m512i bits = _mm512_and_si512(_mm512_castps_si512(a), magnitudes);
-      most = _mm512_maskz_max_epu32(0xffff, most, bits);
-      nonzero = _mm512_mask_add_epi32(nonzero, _mm512_test_epi32_mask(bits, bits), nonzero, one);
-#pragma GCC unroll 2
-      for (int quarter = 0; quarter < 2; ++quarter) {
-        const int part = 2 * half + quarter;
-        const __m256 narrow = _mm512_maskz_extractf32x8_ps(0xff, a, quarter);
-        const __m512d wide = _mm512_maskz_cvtps_pd(0xff, narrow);
-        sum[part] = _mm512_add_pd(sum[part], wide);
-        absolute[part] = _mm512_add_pd(absolute[part], _mm512_abs_pd(wide));
-        square[part] = _mm512_fmadd_pd(wide, wide, square[part]);  // the product is exact
-      }
-    }
-  }
-  Moments found{halved(sum), halved(absolute), halved(square)};
-  uint32_t lanes[2][16];
-  _mm512_storeu_si512(lanes[0], nonzero);
-  _mm512_storeu_si512(lanes[1], most);
-  for (int lane = 0; lane < 16; ++lane) {
-    found.nonzero += lanes[0][lane];
-    found.most = std::max(found.most, lanes[1][lane]);
-  }
-  return found;
-}
-
-#endif  // SAGE_X86
-
-// Returns the moments of a chunk, after the gradient has been added to it.
-inline Moments chunk_moments(Isa isa, float* x, const float* grad, int64_t n) {
-#if SAGE_X86
-  if (isa == Isa::avx512 && n == kChunk)
-    return grad ? chunk_avx512<Form::added>(x, grad, 0) : chunk_avx512<Form::plain>(x, grad, 0);
-#endif
-  Lanes lanes;
-  const int64_t rows = n / kRow, whole = rows * kRow;
-  add_rows(x, grad, rows, lanes);
-  for (int64_t lane = 0; lane < n - whole; ++lane) {
-    if (grad) x[whole + lane] += grad[whole + lane];
-    const double wide = x[whole + lane];
-    const uint32_t bits = magnitude(x[whole + lane]);
-    lanes.sum[lane] += wide;
-    lanes.absolute[lane] += std::fabs(wide);
-    lanes.square[lane] += wide * wide;
-    lanes.nonzero += bits != 0;
-    lanes.most = std::max(lanes.most, bits);
-  }
-  return lanes.added();
-}
-
-// Returns the moments of what the elements of a chunk exceed a number by.
-inline Moments chunk_over(Isa isa, const float* x, int64_t n, float least) {
-#if SAGE_X86
-  if (isa == Isa::avx512 && n == kChunk) return chunk_avx512<Form::over>(const_cast<float*>(x), nullptr, least);
-#endif
-  float over[kChunk];
-  for (int64_t i = 0; i < n; ++i) over[i] = x[i] - least;
-  return chunk_moments(isa, over, nullptr, n);
-}
+namespace sage::cpu {
 
 // Adds the moments of chunks pairwise; they are overwritten.
 inline Moments added(Moments* chunks, int64_t num) {
@@ -257,7 +132,7 @@ inline Moments moments(Isa isa, const Team& team, float* x, const float* grad, i
   team.each(parts, [&, chunks](int64_t part) {
     for (int64_t chunk = num_chunks * part / parts; chunk < num_chunks * (part + 1) / parts; ++chunk) {
       const int64_t begin = chunk * kChunk, size = std::min(kChunk, n - begin);
-      chunks[chunk] = chunk_moments(isa, x + begin, grad ? grad + begin : nullptr, size);
+      chunks[chunk] = SAGE_CHOOSE(isa, moments_of, x + begin, grad ? grad + begin : nullptr, size);
       for (int64_t i = 0; i < num; ++i) take_band(isa, x + begin, size, bands[i], part);
     }
   });
@@ -356,7 +231,7 @@ inline Excess excess(Isa isa, const Team& team, float* list, int64_t n, uint32_t
   team.each(shares, [&](int64_t part) {
     for (int64_t chunk = num * part / shares; chunk < num * (part + 1) / shares; ++chunk) {
       const int64_t begin = chunk * kChunk;
-      chunks[chunk] = chunk_over(isa, list + begin, std::min(kChunk, found.num - begin), smallest);
+      chunks[chunk] = SAGE_CHOOSE(isa, excess_of, list + begin, std::min(kChunk, found.num - begin), smallest);
     }
   });
   const Moments all = added(chunks.data(), num);

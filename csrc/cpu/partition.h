@@ -35,7 +35,9 @@ template <class T>
 int64_t within_scalar(const T* values, int64_t n, uint32_t low, uint32_t high, uint32_t* out) {
   int64_t size = 0;
   for (int64_t i = 0; i < n; ++i) {
-    out[size] = magnitude(values[i]);
+    uint32_t bits;
+    std::memcpy(&bits, values + i, sizeof bits);
+    out[size] = bits & kMagnitude;
     size += out[size] - low < high - low;
   }
   return size;

@@ -1,15 +1,13 @@
 """Plain-torch reference of `sage.ops.moments`, which documents each function."""
 # N = elements of the flat vector, G = groups, K = elements that reach a limit, S = sampled elements
-# C = chunks, L = lanes
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from sage.ops import reference
-
-CHUNK, LANES = 1024, 32
+from sage.ops import reference, reference_sums
 
 
 def ranked_moments_(
@@ -21,7 +19,7 @@ def ranked_moments_(
     groups = list(parts(signal_N, bounds))
     each = len(ranks) // len(groups) if groups else 0
     found = [kth_largest(x_N, ranks[g * each + i]) for g, x_N in enumerate(groups) for i in range(each)]
-    return _rows(signal_N, groups), torch.stack(found) if found else signal_N.new_empty(0)
+    return _rows(signal_N, bounds), torch.stack(found) if found else signal_N.new_empty(0)
 
 
 def moments_above_(
@@ -35,7 +33,7 @@ def moments_above_(
         x_N[reference.is_above(x_N, limit)].abs() for x_N, limit in zip(groups, limits, strict=True)
     ]
     counts_G = torch.tensor([x_K.numel() for x_K in above], dtype=torch.int64)
-    return _rows(signal_N, groups), torch.cat([signal_N.new_empty(0), *above]), counts_G
+    return _rows(signal_N, bounds), torch.cat([signal_N.new_empty(0), *above]), counts_G
 
 
 def excess_(magnitudes_K: Tensor, limit: float) -> Tensor:
@@ -45,8 +43,8 @@ def excess_(magnitudes_K: Tensor, limit: float) -> Tensor:
     magnitudes_K[:num] = left_K
     least = magnitude_of(reference.magnitude_bits(left_K).min(), left_K) if num else left_K.new_zeros(())
     over_K = (left_K - least).double()
-    sums = [left_K.new_tensor(num, dtype=torch.float64), least.double(), total(over_K), total(over_K**2)]
-    return torch.stack(sums)
+    total, square = (reference_sums.sums(each_K, [num])[0] for each_K in (over_K, over_K.square()))
+    return torch.stack([total.new_tensor(num), least.double(), total, square])
 
 
 def sampled(
@@ -81,32 +79,16 @@ def magnitude_of(bits: Tensor, x_N: Tensor) -> Tensor:
     return bits.view(x_N.dtype)
 
 
-def total(x_N: Tensor) -> Tensor:
-    """Σ x of float64 numbers, in the order that `sage.ops.moments` defines."""
-    x_CRL = torch.nn.functional.pad(x_N, (0, -x_N.numel() % CHUNK)).view(-1, CHUNK // LANES, LANES)
-    sum_CL = x_CRL.new_zeros(x_CRL.shape[0], LANES)
-    for row in range(CHUNK // LANES):
-        sum_CL = sum_CL + x_CRL[:, row]
-    while sum_CL.shape[1] > 1:
-        low_CL, high_CL = sum_CL.chunk(2, dim=1)
-        sum_CL = low_CL + high_CL
-    sum_C = sum_CL[:, 0]
-    while sum_C.numel() > 1:  # pairs; a last chunk alone is kept as it is
-        pairs = sum_C.numel() // 2
-        sum_C = torch.cat((sum_C[: 2 * pairs : 2] + sum_C[1 : 2 * pairs : 2], sum_C[2 * pairs :]))
-    return sum_C.sum()
-
-
 def parts(x_N: Tensor, bounds: Sequence[int]) -> Iterator[Tensor]:
     """The groups of a vector."""
-    return (x_N[begin:end] for begin, end in zip(bounds, bounds[1:], strict=False))
+    return (x_N[begin:end] for begin, end in pairwise(bounds))
 
 
-def _rows(signal_N: Tensor, groups: Sequence[Tensor]) -> Tensor:
+def _rows(signal_N: Tensor, bounds: Sequence[int]) -> Tensor:
     """Five rows, as in `Moments`, with a column for each group (float64)."""
-    columns = []
-    for x_N in groups:
-        wide_N = x_N.double()
-        sums = [total(wide_N), total(wide_N.abs()), total(wide_N**2), (x_N != 0).sum().double()]
-        columns.append(torch.stack([*sums, kth_largest(x_N, 1).double()]))
-    return torch.stack(columns, 1) if columns else signal_N.new_empty((5, 0), dtype=torch.float64)
+    wide_N, sizes = signal_N.double(), [stop - start for start, stop in pairwise(bounds)]
+    groups = list(parts(signal_N, bounds))
+    nonzero = [float(x_N.count_nonzero()) for x_N in groups]
+    most = [float(kth_largest(x_N, 1)) for x_N in groups]
+    rows = [reference_sums.sums(each_N, sizes) for each_N in (wide_N, wide_N.abs(), wide_N.square())]
+    return torch.stack([*rows, wide_N.new_tensor(nonzero), wide_N.new_tensor(most)])

@@ -8,8 +8,10 @@
 #include "../../csrc/cpu/distinct.h"
 #include "../../csrc/cpu/draw.h"
 #include "../../csrc/cpu/gather.h"
+#include "../../csrc/cpu/moments.h"
 #include "../../csrc/cpu/pack.h"
 #include "../../csrc/cpu/philox.h"
+#include "../../csrc/cpu/sampled.h"
 #include "../../csrc/cpu/scatter.h"
 #include "../../csrc/cpu/signs.h"
 #include "../../csrc/cpu/sums.h"
@@ -66,6 +68,118 @@ void test_top(Isa isa, const Team& team, int64_t n) {
   expect(Ints(list.indices, list.indices + list.size) == at, "top: indices");
   expect(same({list.values, list.values + list.size}, expected.values), "top: values");
   expect(same(left, expected.left), "top: residual");
+}
+
+// The sum of x in the order that sums.h defines.
+double ordered_sum(const std::vector<double>& x) {
+  std::vector<double> chunks;
+  for (size_t begin = 0; begin < x.size(); begin += kChunk) {
+    double lanes[32] = {};
+    for (size_t i = begin; i < std::min(x.size(), begin + kChunk); ++i) lanes[i % 32] += x[i];
+    for (int half = 16; half > 0; half /= 2)
+      for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    chunks.push_back(lanes[0]);
+  }
+  for (size_t stride = 1; stride < chunks.size(); stride *= 2)
+    for (size_t i = 0; i + stride < chunks.size(); i += 2 * stride) chunks[i] += chunks[i + stride];
+  return chunks.empty() ? 0 : chunks[0];
+}
+
+bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
+
+// The sum of f(x) over a vector, in that order.
+template <class F>
+double ordered_sum(const Floats& x, const F& f) {
+  std::vector<double> wide;
+  for (float each : x) wide.push_back(f(each));
+  return ordered_sum(wide);
+}
+
+void test_moments(Isa isa, const Team& team, int64_t n) {
+  const Floats residual = draw(n), grad = draw(n), signal = sum(residual, grad);
+  std::vector<uint32_t> falling;
+  for (float x : signal) falling.push_back(magnitude(x));
+  const std::vector<uint32_t> magnitudes = falling;
+  std::sort(falling.rbegin(), falling.rend());
+  Floats left = residual;
+  const int64_t num = below(4);
+  int64_t ranks[3];
+  uint32_t found[3];
+  for (int64_t i = 0; i < num; ++i) ranks[i] = 1 + (below(2) ? below(n) : below(1 + n / 100));
+  const Moments all = ranked_moments(isa, team, left.data(), grad.data(), n, ranks, num, found);
+  for (int64_t i = 0; i < num; ++i) expect(found[i] == (n ? falling[ranks[i] - 1] : 0), "moments: rank");
+  expect(same(left, signal), "moments: residual");
+  expect(same(all.sum, ordered_sum(signal, [](double x) { return x; })), "moments: sum");
+  expect(same(all.absolute, ordered_sum(signal, [](double x) { return std::fabs(x); })), "moments: absolute");
+  expect(same(all.square, ordered_sum(signal, [](double x) { return x * x; })), "moments: square");
+  expect(all.nonzero == n - std::count(falling.begin(), falling.end(), 0u), "moments: nonzero");
+  expect(all.most == (n ? falling[0] : 0), "moments: largest");
+
+  const float limits[] = {0, 1e-41f, 0.5f, 2, INFINITY};
+  const uint32_t limit = limit_of(limits[below(5)]), higher = limit_of(limits[below(5)]);
+  const int64_t parts = team.parts(n);
+  Band band;
+  band.begin(limit, kNothing, parts, 0);
+  moments(isa, team, left.data(), nullptr, n, parts, &band, 1);
+  Floats list(band.size()), expected;
+  band.copy(reinterpret_cast<uint32_t*>(list.data()));
+  for (float x : signal)
+    if (magnitude(x) >= limit) expected.push_back(std::fabs(x));
+  expect(same(list, expected), "moments: list");
+  expected.erase(std::remove_if(expected.begin(), expected.end(), [=](float x) { return magnitude(x) < higher; }),
+                 expected.end());
+  const Excess over = excess(isa, team, list.data(), static_cast<int64_t>(list.size()), higher);
+  list.resize(over.num);
+  expect(same(list, expected), "excess: list");
+  float least = INFINITY;
+  uint32_t least_bits = kNothing;
+  for (float x : expected) least_bits = std::min(least_bits, magnitude(x));
+  std::memcpy(&least, &least_bits, sizeof least);
+  expect(over.least == least_bits, "excess: least");
+  expect(same(over.sum, ordered_sum(expected, [=](float x) { return static_cast<double>(x - least); })), "excess: sum");
+  expect(same(over.square, ordered_sum(expected, [=](float x) { const double y = x - least; return y * y; })),
+         "excess: square");
+}
+
+void test_sampled(int64_t n) {
+  const Floats residual = draw(n), grad = draw(n), signal = sum(residual, grad);
+  const int64_t num = 1 + below(n), rank = 1 + below(num);
+  Ints draws(num);
+  for (int32_t& each : draws) each = static_cast<int32_t>(below(65536));
+  std::vector<uint32_t> seen;
+  for (int64_t i = 0; i < num; ++i) {
+    const int64_t begin = i * n / num, end = (i + 1) * n / num;
+    seen.push_back(magnitude(signal[begin + (draws[i] * (end - begin) >> 16)]));
+  }
+  std::sort(seen.rbegin(), seen.rend());
+  expect(sampled(residual.data(), grad.data(), n, num, draws.data(), rank) == seen[rank - 1], "sampled");
+}
+
+void test_select_groups(Isa isa, const Team& team, int64_t n) {
+  const Floats residual = draw(n), grad = draw(n), signal = sum(residual, grad);
+  std::vector<int64_t> bounds{0, below(n + 1), below(n + 1), n};
+  std::sort(bounds.begin(), bounds.end());
+  const float thresholds[] = {0, 1e-41f, 0.5f, 3, INFINITY};
+  std::vector<uint32_t> limits;
+  Ints at;
+  std::vector<int64_t> expected, counts(3);
+  for (int group = 0; group < 3; ++group) {
+    limits.push_back(limit_of(thresholds[below(5)]));
+    const size_t before = at.size();
+    for (int64_t i = bounds[group]; i < bounds[group + 1]; ++i)
+      if (magnitude(signal[i]) >= limits[group]) at.push_back(static_cast<int32_t>(i));
+    expected.push_back(static_cast<int64_t>(at.size() - before));
+  }
+  const Taken taken = take(signal, at);
+  Floats left = residual, added = grad;
+  Pass pass{left.data()};
+  pass.grad = added.data();
+  Kept list;
+  select_groups(isa, team, pass, bounds, limits, list, counts.data());
+  expect(Ints(list.indices, list.indices + list.size) == at, "select_groups: indices");
+  expect(same({list.values, list.values + list.size}, taken.values), "select_groups: values");
+  expect(same(left, taken.left), "select_groups: residual");
+  expect(counts == expected, "select_groups: counts");
 }
 
 void test_scatter(const Team& team, int64_t n) {
@@ -242,6 +356,8 @@ int main() {
       for (const Team& team : kTeams) {
         test_select(set, team, n);
         test_top(set, team, n);
+        test_moments(set, team, n);
+        test_select_groups(set, team, n);
         test_scatter(team, n);
         test_statistics(set, team, n);
         test_signs(set, team, n);
@@ -250,6 +366,7 @@ int main() {
       }
       test_pack(set, n);
       test_draw(n);
+      if (n > 0) test_sampled(n);
       test_random_bits(set, n);
       test_distinct(set, n);
       test_code(std::min<int64_t>(n, 60000));

@@ -143,3 +143,24 @@ def test_a_sample_has_one_element_of_each_run_and_all_are_as_likely() -> None:
     ]
     # Runs of 3, 3 and 4: the first and the last element of each.
     assert drawn == [0, 2, 3, 5, 6, 9]
+
+
+def test_the_excess_is_over_the_smallest_magnitude_left() -> None:
+    _, (list_K,) = ops.moments_above(torch.tensor([1.0, -5.0, 0.0, 3.0, -4.0]), None, [0, 5], [1.0])
+    assert list_K.tolist() == [1, 5, 3, 4]
+    left_K, least, total, square = ops.excess(list_K, 2.5)
+    assert left_K.tolist() == [5, 3, 4]
+    assert (least, total, square) == (3, 2 + 0 + 1, 4 + 0 + 1)
+
+
+def test_each_group_has_a_threshold_of_its_own() -> None:
+    residual_N, grad_N = torch.tensor([1.0, 2.0, 3.0, 1.0, -3.0]), torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0])
+    own_K, at_K, counts = ops.take_above_each(grad_N, residual_N, [0, 3, 3, 5], [3.0, 1.0, 2.0])
+    assert (own_K.tolist(), at_K.tolist(), counts) == ([3, 2, -3], [2, 3, 4], [1, 0, 2])
+    assert residual_N.tolist() == [1, 2, 0, 0, 0]
+
+
+def test_a_rank_that_there_is_not_is_reached_by_every_threshold_or_by_none() -> None:
+    (found, empty) = ops.moments(torch.tensor([2.0, -1.0]), None, [0, 2, 2], [[0, 2, 3], [0, 1, 1]])
+    assert found.ranked == [math.inf, 1.0, -1.0]
+    assert empty.ranked == [math.inf, -1.0, -1.0]

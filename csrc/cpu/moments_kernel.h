@@ -1,0 +1,80 @@
+// See moments.h. Compiled for each instruction set by each_isa.h, after sums_kernel.h, whose fold() it uses.
+
+// What a chunk accumulates for one register of its elements: lanes 0 to 15, or 16 to 31.
+struct MomentLanes {
+  D sum, absolute, square;
+  I most;
+  int64_t nonzero;
+
+  MomentLanes() : sum(zeros()), absolute(zeros()), square(zeros()), most(seti(0)), nonzero(0) {}
+
+  void add(F a) {
+    const I magnitude = band(bits(a), seti(kMagnitude));
+    sum = add_wide(sum, a);
+    absolute = add_wide(absolute, floats(magnitude));
+    square = add_squares(square, a);
+    most = mostu(most, magnitude);
+    nonzero += __builtin_popcount(bits_of(is_lessi(seti(0), magnitude)));
+  }
+};
+
+template <bool kAdd>
+Moments moments_of(float* signal, const float* grad, int64_t n) {
+  MomentLanes low, high;
+  const auto take = [&](MomentLanes& lanes, int64_t i) {
+    __builtin_prefetch(signal + i + 512);
+    F a = load(signal + i);
+    if constexpr (kAdd) {
+      __builtin_prefetch(grad + i + 512);
+      a = add(a, load(grad + i));
+      store(signal + i, a);
+    }
+    lanes.add(a);
+  };
+  const auto take_some = [&](MomentLanes& lanes, int64_t i, int num) {
+    F a = load(signal + i, num);
+    if constexpr (kAdd) {
+      a = add(a, load(grad + i, num));
+      store(signal + i, a, num);
+    }
+    lanes.add(a);
+  };
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    take(low, i);
+    take(high, i + 16);
+  }
+  if (i < n) take_some(low, i, static_cast<int>(std::min<int64_t>(16, n - i)));
+  if (i + 16 < n) take_some(high, i + 16, static_cast<int>(n - i - 16));
+  Moments found{fold(low.sum, high.sum), fold(low.absolute, high.absolute), fold(low.square, high.square),
+                low.nonzero + high.nonzero, 0};
+  uint32_t most[16];
+  storei(most, mostu(low.most, high.most));
+  for (uint32_t each : most) found.most = std::max(found.most, each);
+  return found;
+}
+
+// Returns the moments of a chunk, after the gradient has been added to it, if there is one.
+inline Moments moments_of(float* signal, const float* grad, int64_t n) {
+  return grad ? moments_of<true>(signal, grad, n) : moments_of<false>(signal, grad, n);
+}
+
+// Returns Σ(x − least), and the sum of its squares, for a chunk.
+inline Moments excess_of(const float* x, int64_t n, float least) {
+  D sum[2] = {zeros(), zeros()}, square[2] = {zeros(), zeros()};
+  float last[32];
+  for (int64_t i = 0; i < n; i += 32) {
+    const float* at = x + i;
+    if (i + 32 > n) {  // what is added is 0 where there is no element
+      std::fill(last, last + 32, least);
+      std::memcpy(last, at, (n - i) * sizeof *last);
+      at = last;
+    }
+    for (int half = 0; half < 2; ++half) {
+      const F over = sub(load(at + 16 * half), set(least));
+      sum[half] = add_wide(sum[half], over);
+      square[half] = add_squares(square[half], over);
+    }
+  }
+  return {fold(sum[0], sum[1]), 0, fold(square[0], square[1])};
+}
