@@ -1,4 +1,4 @@
-"""The signal of one step, group by group: its statistics, and what is taken out of it, in as few passes as can be."""
+"""The signal of one step, by group: its statistics, and what is taken out of it, in few passes."""
 # N = elements of the flat vector, K = elements taken, S = sampled elements
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from sage.reduction import Layout, ops
 
 
 class Signal:
-    """residual + gradient. The first pass that needs the whole of it accumulates the gradient in the residual."""
+    """residual + gradient. The first pass over all of it adds the gradient to the residual."""
 
     def __init__(self, grad_N: Tensor, residual_N: Tensor | None, layout: Layout) -> None:
         self._grad_N, self._residual_N = grad_N, residual_N
@@ -84,7 +84,7 @@ class Signal:
             self.now_N[at_K] = own_K
 
     def sent(self, own: list[Tensor], at: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Values in the dtype in which they are sent, and indices, of all groups; keeps the rounding error."""
+        """Values in the dtype that is sent, and indices, of all groups; keeps the rounding errors."""
         own_K = own[0] if len(own) == 1 else torch.cat([self.now_N[:0], *own])
         at_K = at[0] if len(at) == 1 else torch.cat([self.now_N[:0].int(), *at])
         return ops.rounded(self.now_N, own_K, at_K, dtype=dtype, keep=self.keeps), at_K

@@ -21,8 +21,8 @@ SAMPLED = 0.01
 class DGC(ByThreshold):
     """Send |a| ≥ λ, where λ is the ⌈0.01·n·d⌉-th largest of ⌈0.01·n⌉ magnitudes drawn at random from a layer.
 
-    The layer is cut into ⌈0.01·n⌉ runs of about 100 consecutive elements, and one element of each is drawn. The
-    authors' code draws each from the whole layer, or takes every 100th from a random start.
+    How they are drawn is ours: the layer is cut into ⌈0.01·n⌉ runs of about 100 consecutive elements, and one
+    element of each is drawn.
 
     `rule="paper"` is the paper's sampling, with its exact selection among the elements above λ if these are
     too many (section 5). The paper does not state how many are too many: the limit of 4k/3, beyond which only

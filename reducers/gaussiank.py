@@ -1,4 +1,5 @@
 """Gaussian-k: sends magnitudes above a fitted normal distribution's quantile (Shi et al., 2019)."""
+
 import math
 from collections.abc import Sequence
 from statistics import NormalDist

@@ -76,7 +76,11 @@ class MSTopK(Sparsifier):
         ]
         # t1 itself where exactly k elements reach it: none is then missing.
         limits = [
-            math.inf if each is None else each[0] if reaches(moments.ranked[0], each[0], signal.dtype) else each[1]
+            math.inf
+            if each is None
+            else each[0]
+            if reaches(moments.ranked[0], each[0], signal.dtype)
+            else each[1]
             for each, moments in zip(brackets, found, strict=True)
         ]
         own, at = signal.take_above(limits)

@@ -19,7 +19,7 @@ EVERY, TOLERANCE = 5, 0.2
 MOVE, LEAST, MOST = 0.05, 0.05, 0.5
 """Step, minimum and maximum of the first stage's share when it adapts."""
 NEAR, BELOW = 65_536, 0.95
-"""Sampled elements from which the first stage's threshold is foreseen, and the share of it to be safely below it."""
+"""Elements of the sample that foretells the first stage's threshold, and the share of it used as limit."""
 
 
 class SIDCo(ByThreshold):
@@ -125,8 +125,8 @@ class SIDCo(ByThreshold):
         limits = [self._near(signal, group, k) for group, k in enumerate(counts)]
         moments, lists = signal.moments_above(limits)
         return [
-            self._fitted(signal, group, k, *each)
-            for group, (k, *each) in enumerate(zip(counts, moments, lists, limits, strict=True))
+            self._fitted(signal, group, k, each, list_K, limit)
+            for group, (k, each, list_K, limit) in enumerate(zip(counts, moments, lists, limits, strict=True))
         ]
 
     def _near(self, signal: Signal, group: int, k: int) -> float:

@@ -29,9 +29,7 @@ def moments_above_(
     if added_N is not None:
         signal_N.add_(added_N)
     groups = list(parts(signal_N, bounds))
-    above = [
-        x_N[reference.is_above(x_N, limit)].abs() for x_N, limit in zip(groups, limits, strict=True)
-    ]
+    above = [x_N[reference.is_above(x_N, limit)].abs() for x_N, limit in zip(groups, limits, strict=True)]
     counts_G = torch.tensor([x_K.numel() for x_K in above], dtype=torch.int64)
     return _rows(signal_N, bounds), torch.cat([signal_N.new_empty(0), *above]), counts_G
 
