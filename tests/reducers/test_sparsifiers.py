@@ -23,7 +23,7 @@ from sage.reducers.randomk import RandomK
 from sage.reducers.redsync import RedSync
 from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
-from sage.rng import generator, seed_at
+from sage.rng import seed_at
 from sage.testing import conformance
 from sage.testing.harness import SHAPES, Case, Step, reduce_once, steps
 
