@@ -46,6 +46,8 @@ STABLE_TORCH_LIBRARY(sage, m) {
       "int[] lengths) -> Tensor");
   m.def("decode_bins(Tensor bytes, Tensor scales, int[] stops, int[] lengths) -> (Tensor values, Tensor indices)");
   m.def("take_at_(Tensor(a!) signal, Tensor? grad, Tensor indices, bool keep) -> Tensor");
+  m.def("unite(Tensor indices, int n) -> (Tensor union, Tensor places)");
+  m.def("is_among(Tensor indices, Tensor others, int n) -> Tensor");
   m.def("draw_indices(Tensor beside, int[] bounds, int[] counts, int key, bool distinct) -> Tensor");
   m.def("encode_gaps(Tensor indices) -> Tensor");
   m.def("decode_gaps(Tensor bytes, int num) -> Tensor");

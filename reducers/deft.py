@@ -53,20 +53,25 @@ class Deft(ExclusiveSparsifier):
         self._is_by_world = pieces == "world"
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
+    def accumulate(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Tensor:
+        n, world_size = grad_N.numel(), wire.world_size
+        pieces = split(self.layout.groups, n / world_size, world_size if self._is_by_world else None)
+        self._sizes = [stop - start for start, stop in pieces]
+        self._norms = norms(grad_N, residual_N, self._sizes)
+        return grad_N if residual_N is None else residual_N
+
     def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
         step, world_size, n = int(self.step), wire.world_size, signal_N.numel()
         self.step += 1
-        pieces = split(self.layout.groups, n / world_size, world_size if self._is_by_world else None)
-        sizes = [stop - start for start, stop in pieces]
-        counts = sizes
+        sizes = counts = self._sizes
         if self.density < 1:
-            counts = allocate(num_kept(self.density, n), sizes, norms(signal_N, sizes))
+            counts = allocate(num_kept(self.density, n), sizes, self._norms)
         bins = pack([size * math.log2(max(2, k)) for size, k in zip(sizes, counts, strict=True)], world_size)
         bin_P = torch.tensor(bins, dtype=torch.int32, device=signal_N.device)
         wire.broadcast(bin_P, root=step % world_size, kind="sizes")
         own = (wire.rank - step) % world_size
         mine = [k if bin_ == own else 0 for k, bin_ in zip(counts, bin_P.tolist(), strict=True)]
-        _, at_K = ops.take_top(signal_N, None, [0, *accumulate(sizes)], mine, dtype=signal_N.dtype)
+        _, at_K = ops.take_top(signal_N, None, ops.bounds_of(sizes), mine, dtype=signal_N.dtype)
         return at_K
 
 
@@ -98,9 +103,9 @@ def split(
     return pieces
 
 
-def norms(signal_N: Tensor, sizes: Sequence[int]) -> list[float]:
-    """Norm of each piece; a norm that is not finite is replaced by the largest float32."""
-    norm_P = ops.statistics(signal_N, None, sizes, ops.Kind.SQUARES).sum_G.sqrt()
+def norms(grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int]) -> list[float]:
+    """Accumulate; the norm of each piece, the largest float32 instead of one that is not finite."""
+    norm_P = ops.statistics(grad_N, residual_N, sizes, ops.Kind.SQUARES).sum_G.sqrt()
     largest = torch.finfo(torch.float32).max
     finite_P: list[float] = norm_P.nan_to_num_(largest, largest).tolist()
     return finite_P

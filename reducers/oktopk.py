@@ -1,6 +1,6 @@
 """Ok-Topk: sparse all-reduce of the largest sums, at most 6k values and indices (Li & Hoefler, PPoPP '22)."""
 # N = elements of the flat vector, K = elements this rank selects, W = world size, Q = quantiles
-# R = elements of this rank's region, U = those that any rank sent there, G = the globally largest of these
+# U = elements that any rank sent to this rank's region, G = the globally largest of these
 
 from typing import Literal
 
@@ -72,7 +72,7 @@ class OkTopk(Sparsifier):
         if not exact:
             return largest_above(signal_N, float(self.local_threshold), 3 * k // 2)
         at_K = ops.select_top(signal_N, k)
-        self.local_threshold.fill_(least(signal_N[at_K]))
+        self.local_threshold.fill_(least(ops.take(signal_N, at_K, dtype=signal_N.dtype, keep=False)))
         return at_K
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
@@ -90,9 +90,8 @@ class OkTopk(Sparsifier):
             counts = [values.numel() for values, _ in rows]
             at_M = torch.cat([at for _, at in rows]) - start
             values_M = torch.cat([values for values, _ in rows])
-            mean_R = ops.scatter_mean(values_M, at_M, counts, out_N=grad_N.new_empty(stop - start))
-            at_U = ops.union(at_M, stop - start)
-            mean_U = mean_R[at_U]
+            at_U, place_M = ops.unite(at_M, stop - start)
+            mean_U = ops.scatter_mean(values_M, place_M, counts, out_N=grad_N.new_empty(at_U.numel()))
         if exact:
             self._update_global_threshold(mean_U, n, wire)
         chosen_G = largest_above(mean_U, float(self.global_threshold), 3 * num_kept(self.density, n) // 2)
@@ -100,7 +99,7 @@ class OkTopk(Sparsifier):
             values=mean_U[chosen_G].to(self.dtype),
             indices=at_U[chosen_G] + start,
             # How many elements of the ranks are in what is gathered.
-            sizes=ops.is_among(at_M, at_U[chosen_G], stop - start).sum().view(1),
+            sizes=torch.zeros_like(at_U).index_fill_(0, chosen_G, 1)[place_M].sum().view(1),
         )
         with phase("scatter"):
             at_M = torch.cat([at for _, at, _ in regions])

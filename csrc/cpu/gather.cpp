@@ -1,10 +1,22 @@
-// Torch ops that take given or random elements on the CPU.
+// Torch ops on given or random elements on the CPU.
 #include "gather.h"
 
 #include "distinct.h"
 #include "team.h"
+#include "union.h"
 
 namespace sage::cpu {
+
+namespace {
+
+const int32_t* inside_of(const Tensor& indices, const char* name, int64_t n) {
+  const int32_t* at = in<int32_t>(indices, name, indices);
+  STD_TORCH_CHECK(n >= 0 && n <= kMostElements, "n=", n, ": expected 0 to ", kMostElements);
+  STD_TORCH_CHECK(inside(at, indices.numel(), n), name, ": expected all from 0 up to ", n - 1);
+  return at;
+}
+
+}  // namespace
 
 Tensor take_at_(Tensor signal, std::optional<Tensor> grad, Tensor indices, bool keep) {
   check_signal(signal, grad);
@@ -31,9 +43,34 @@ Tensor draw_indices(Tensor beside, std::vector<int64_t> bounds, std::vector<int6
   return front(indices, size);
 }
 
+std::tuple<Tensor, Tensor> unite(Tensor indices, int64_t n) {
+  const int64_t num = indices.numel();
+  const int32_t* at = inside_of(indices, "indices", n);
+  Bitmap bitmap(n);
+  bitmap.set(at, num);
+  static thread_local Buffer<int32_t> before;
+  Tensor united = empty<int32_t>(bitmap.count(before), indices), places = empty<int32_t>(num, indices);
+  bitmap.indices(data<int32_t>(united));
+  bitmap.places(before, at, num, data<int32_t>(places));
+  return {united, places};
+}
+
+Tensor is_among(Tensor indices, Tensor others, int64_t n) {
+  const int64_t num = indices.numel();
+  const int32_t* at = inside_of(indices, "indices", n);
+  Bitmap bitmap(n);
+  bitmap.set(inside_of(others, "others", n), others.numel());
+  Tensor among = empty<uint8_t>(num, indices);
+  uint8_t* is = data<uint8_t>(among);
+  for (int64_t i = 0; i < num; ++i) is[i] = bitmap.has(at[i]);
+  return among;
+}
+
 }  // namespace sage::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(sage, CPU, m) {
   m.impl("take_at_", TORCH_BOX(&sage::cpu::take_at_));
+  m.impl("unite", TORCH_BOX(&sage::cpu::unite));
+  m.impl("is_among", TORCH_BOX(&sage::cpu::is_among));
   m.impl("draw_indices", TORCH_BOX(&sage::cpu::draw_indices));
 }

@@ -16,6 +16,7 @@ from .bins import take_near as take_near
 from .gather import draw_indices as draw_indices
 from .gather import is_among as is_among
 from .gather import union as union
+from .gather import unite as unite
 from .indices import decode_bitmap as decode_bitmap
 from .indices import decode_gaps as decode_gaps
 from .indices import decode_indices as decode_indices

@@ -1,5 +1,5 @@
 """Given or random elements of a vector: accumulate and take them in one pass; the union of indices."""
-# N = elements of the flat vector, K = elements taken, M = indices of all ranks together
+# N = elements of the flat vector, K = elements taken, M = indices of all ranks, U = their union
 
 from collections.abc import Sequence
 
@@ -7,10 +7,14 @@ import torch
 from torch import Tensor
 
 from sage.ops import native, reference_gather
-from sage.ops.indices import decode_bitmap, encode_bitmap
 
 _native = torch.ops.sage
 native.register("take_at_", lambda signal, grad, indices, keep: signal.new_empty(indices.shape))
+native.register(
+    "unite",
+    lambda indices, n: (*native.unknown(indices, torch.int32), indices.new_empty(indices.shape)),
+)
+native.register("is_among", lambda indices, *_: native.vector(indices, indices.numel(), torch.uint8))
 native.register("draw_indices", lambda beside, *_: native.unknown(beside, torch.int32)[0])
 
 
@@ -42,15 +46,25 @@ def draw_indices(
     return reference_gather.draw_indices(beside_N, bounds, counts, key, distinct=distinct)
 
 
-def union(at_M: Tensor, n: int) -> Tensor:
-    """The different indices (int32, ascending) among these (int32, in any order), all below n.
+def unite(at_M: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The different indices among these (int32, in any order, below n), and the place of each in that list.
 
-    >>> union(torch.tensor([3, 8, 1, 3], dtype=torch.int32), 9).tolist()
-    [1, 3, 8]
+    Returns:
+        The different indices (int32, U, ascending), and for each of the M its place among them (int32, M).
+
+    >>> unite(torch.tensor([3, 8, 1, 3], dtype=torch.int32), 9)
+    (tensor([1, 3, 8], dtype=torch.int32), tensor([1, 2, 0, 1], dtype=torch.int32))
     """
-    if native.takes("encode_bitmap", at_M, dtype=torch.int32):
-        return decode_bitmap(encode_bitmap(at_M, n))
-    return at_M.unique()
+    if native.takes("unite", at_M, dtype=torch.int32):
+        at_U, place_M = _native.unite.default(at_M, n)
+        return at_U, place_M
+    at_U, place_M = at_M.unique(return_inverse=True)
+    return at_U, place_M.int()
+
+
+def union(at_M: Tensor, n: int) -> Tensor:
+    """The different indices (int32, ascending) among these (int32, in any order), all below n."""
+    return unite(at_M, n)[0]
 
 
 def is_among(at_K: Tensor, at_M: Tensor, n: int) -> Tensor:
@@ -59,6 +73,6 @@ def is_among(at_K: Tensor, at_M: Tensor, n: int) -> Tensor:
     >>> is_among(torch.tensor([1, 2]).int(), torch.tensor([3, 8, 1]).int(), 9).tolist()
     [True, False]
     """
-    if native.takes("encode_bitmap", at_M, dtype=torch.int32):
-        return (encode_bitmap(at_M, n)[at_K >> 3] >> (at_K & 7) & 1).bool()
+    if native.takes("is_among", at_K, at_M, dtype=torch.int32):
+        return _native.is_among.default(at_K, at_M, n).view(torch.bool)
     return torch.isin(at_K, at_M)

@@ -33,7 +33,7 @@ class ExclusiveSparsifier(Sparsifier):
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         with phase("select"):
-            signal_N = ops.accumulate(grad_N, residual_N)
+            signal_N = self.accumulate(grad_N, residual_N, wire)
             at_K = self.select(signal_N, wire)
         counts, (at_M,) = wire.gather_ragged(indices=at_K.int())
         keep = residual_N is not None
@@ -41,6 +41,10 @@ class ExclusiveSparsifier(Sparsifier):
         reduced = mean_at(signal_N, at_U, wire, dtype=self.dtype, keep=keep, out_N=grad_N)
         self.learn(counts, reduced.mean_N, wire)
         return reduced
+
+    def accumulate(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Tensor:
+        """The signal. A method that needs statistics of it for `select` can compute them in the same pass."""
+        return ops.accumulate(grad_N, residual_N)
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
         return None  # the number of elements a rank selected does not follow from the number it sent

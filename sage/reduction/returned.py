@@ -4,6 +4,7 @@
 import torch
 from torch import Tensor
 
+from sage.ops import union
 from sage.reduction.reducer import Reduced
 
 INDICES = (torch.int16, torch.int32, torch.int64)
@@ -32,7 +33,7 @@ def fault_of(reduced: object, grad_N: Tensor, *, check_indices: bool) -> str:
     sent, union_M = (_fault_of_indices(x, n, check_indices) for x in (reduced.sent, reduced.union_M))
     if sent or union_M:
         return f"sent with {sent}" if sent else f"union_M with {union_M}"
-    if check_indices and reduced.sent is not None and len(reduced.sent.unique()) < len(reduced.sent):
+    if check_indices and reduced.sent is not None and len(union(reduced.sent.int(), n)) < len(reduced.sent):
         return "sent with an index that occurs twice, where each is expected once"
     return ""
 

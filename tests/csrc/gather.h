@@ -37,3 +37,22 @@ inline void test_distinct(Isa isa, int64_t n) {
   if (distinct) expect(static_cast<int64_t>(at.size()) == num, "distinct: number");
   for (int32_t i : at) expect(i >= 7 && i < 7 + n, "distinct: inside");
 }
+
+inline void test_union(int64_t n) {
+  Ints at(n ? below(2 * n) : 0), others(n ? below(n) : 0);
+  for (Ints* each : {&at, &others})
+    for (int32_t& i : *each) i = static_cast<int32_t>(below(n));
+  Ints expected = at;
+  std::sort(expected.begin(), expected.end());
+  expected.erase(std::unique(expected.begin(), expected.end()), expected.end());
+  Bitmap bitmap(n);
+  Buffer<int32_t> before;
+  bitmap.set(at.data(), static_cast<int64_t>(at.size()));
+  Ints united(bitmap.count(before)), places(at.size());
+  bitmap.indices(united.data());
+  bitmap.places(before, at.data(), static_cast<int64_t>(at.size()), places.data());
+  expect(united == expected, "union: indices");
+  for (size_t i = 0; i < at.size(); ++i) expect(united[places[i]] == at[i], "union: places");
+  for (int32_t i : others)
+    expect(bitmap.has(i) == std::binary_search(expected.begin(), expected.end(), i), "union: has");
+}

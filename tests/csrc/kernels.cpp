@@ -16,6 +16,7 @@
 #include "../../csrc/cpu/signs.h"
 #include "../../csrc/cpu/sums.h"
 #include "../../csrc/cpu/topk.h"
+#include "../../csrc/cpu/union.h"
 #include "../../csrc/cpu/words.h"
 #include "drawn.h"
 #include "bins.h"
@@ -369,6 +370,7 @@ int main() {
       if (n > 0) test_sampled(n);
       test_random_bits(set, n);
       test_distinct(set, n);
+      test_union(n);
       test_code(std::min<int64_t>(n, 60000));
     }
     std::printf("%s: as expected\n", set == Isa::scalar ? "scalar" : set == Isa::avx2 ? "AVX2" : "AVX-512");
