@@ -43,26 +43,19 @@ Tensor draw_indices(Tensor beside, std::vector<int64_t> bounds, std::vector<int6
   return front(indices, size);
 }
 
-std::tuple<Tensor, Tensor> unite(Tensor indices, int64_t n) {
+std::tuple<Tensor, Tensor> united(Tensor indices, int64_t n) {
   const int64_t num = indices.numel();
   const int32_t* at = inside_of(indices, "indices", n);
-  Bitmap bitmap(n);
-  bitmap.set(at, num);
-  static thread_local Buffer<int32_t> before;
-  Tensor united = empty<int32_t>(bitmap.count(before), indices), places = empty<int32_t>(num, indices);
-  bitmap.indices(data<int32_t>(united));
-  bitmap.places(before, at, num, data<int32_t>(places));
-  return {united, places};
+  Tensor different = empty<int32_t>(std::min(num, n), indices), places = empty<int32_t>(num, indices);
+  const int64_t size = unite(at, num, n, data<int32_t>(different), data<int32_t>(places));
+  return {front(different, size), places};
 }
 
 Tensor is_among(Tensor indices, Tensor others, int64_t n) {
-  const int64_t num = indices.numel();
   const int32_t* at = inside_of(indices, "indices", n);
-  Bitmap bitmap(n);
-  bitmap.set(inside_of(others, "others", n), others.numel());
-  Tensor among = empty<uint8_t>(num, indices);
-  uint8_t* is = data<uint8_t>(among);
-  for (int64_t i = 0; i < num; ++i) is[i] = bitmap.has(at[i]);
+  const uint64_t* words = bitmap_of(inside_of(others, "others", n), others.numel(), n);
+  Tensor among = empty<uint8_t>(indices.numel(), indices);
+  find_members(words, at, indices.numel(), data<uint8_t>(among));
   return among;
 }
 
@@ -70,7 +63,7 @@ Tensor is_among(Tensor indices, Tensor others, int64_t n) {
 
 STABLE_TORCH_LIBRARY_IMPL(sage, CPU, m) {
   m.impl("take_at_", TORCH_BOX(&sage::cpu::take_at_));
-  m.impl("unite", TORCH_BOX(&sage::cpu::unite));
+  m.impl("unite", TORCH_BOX(&sage::cpu::united));
   m.impl("is_among", TORCH_BOX(&sage::cpu::is_among));
   m.impl("draw_indices", TORCH_BOX(&sage::cpu::draw_indices));
 }

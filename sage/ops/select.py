@@ -38,9 +38,8 @@ def accumulate(grad_N: Tensor, residual_N: Tensor | None) -> Tensor:
 
 def select_top(x_N: Tensor, k: int) -> Tensor:
     """Indices (int64, ascending) of the k largest |x|; of equal ones, the lower index first."""
-    if native.takes("top_", x_N):
-        n = x_N.numel()
-        return _native.top_.default(x_N, None, [0, n], [min(k, n)], keep=False, clear=False)[1].long()
+    if (n := x_N.numel()) > k and native.takes("top_", x_N):
+        return _native.top_.default(x_N, None, [0, n], [k], keep=False, clear=False)[1].long()
     return reference.select_top(x_N, k)
 
 

@@ -45,14 +45,13 @@ inline void test_union(int64_t n) {
   Ints expected = at;
   std::sort(expected.begin(), expected.end());
   expected.erase(std::unique(expected.begin(), expected.end()), expected.end());
-  Bitmap bitmap(n);
-  Buffer<int32_t> before;
-  bitmap.set(at.data(), static_cast<int64_t>(at.size()));
-  Ints united(bitmap.count(before)), places(at.size());
-  bitmap.indices(united.data());
-  bitmap.places(before, at.data(), static_cast<int64_t>(at.size()), places.data());
+  Ints united(at.size()), places(at.size());
+  united.resize(unite(at.data(), static_cast<int64_t>(at.size()), n, united.data(), places.data()));
   expect(united == expected, "union: indices");
   for (size_t i = 0; i < at.size(); ++i) expect(united[places[i]] == at[i], "union: places");
-  for (int32_t i : others)
-    expect(bitmap.has(i) == std::binary_search(expected.begin(), expected.end(), i), "union: has");
+  std::vector<uint8_t> is(others.size());
+  find_members(bitmap_of(at.data(), static_cast<int64_t>(at.size()), n), others.data(),
+               static_cast<int64_t>(others.size()), is.data());
+  for (size_t i = 0; i < others.size(); ++i)
+    expect(is[i] == std::binary_search(expected.begin(), expected.end(), others[i]), "union: members");
 }

@@ -42,7 +42,7 @@ def test_the_bytes_are_the_codes_the_scales_the_coded_indices_and_their_lengths(
 
 def test_options_are_those_of_both_parts() -> None:
     options = registry.options(registry.load("reducers", "threshold+efsign"))
-    assert set(options) == {"threshold", "density"}
+    assert set(options) == {"threshold", "density", "start"}
     built = registry.load("reducers", "threshold+efsign")(threshold=0.5)
     built.bind(Layout.of(SHAPES))
     assert built.report()["threshold"] == 0.5
