@@ -28,6 +28,7 @@ from sage.bench.loopback_wire import LoopbackWire
 from sage.bench.repetitions import Case, cases_of
 from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
+from sage.reduction.reducer import Memory
 
 Shapes = list[tuple[str, tuple[int, ...]]]
 CPU = torch.device("cpu")
@@ -70,7 +71,7 @@ def matrix(numel: int) -> Shapes:
 def reducer_of(case: Case, shapes: Shapes) -> ErrorFeedback:
     """The reducer with its residual. Random quantisers, which need none, get one for their goal."""
     reducer = case.make(**case.options)
-    memory = "residual" if case.name in LEVELS else None
+    memory: Memory | None = "residual" if case.name in LEVELS else None
     return ErrorFeedback(reducer, Layout.of(shapes, reducer.grouping), memory=memory)
 
 
