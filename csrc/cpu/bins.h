@@ -218,6 +218,13 @@ inline int64_t bin_from(const std::vector<Layer>& layers, int64_t element) {
   return layers.empty() ? 0 : layers.back().first_bin + layers.back().bins();
 }
 
+// Returns the first element of a bin.
+inline int64_t begin_of(const std::vector<Layer>& layers, int64_t bin) {
+  for (const Layer& layer : layers)
+    if (bin < layer.first_bin + layer.bins()) return layer.begin + (bin - layer.first_bin) * layer.length;
+  return layers.back().end;
+}
+
 // Takes from all bins of a vector of n elements with a team; a bin is the work of one thread. The list must be empty.
 inline void take_near(Isa isa, const Team& team, const Near& near, const std::vector<Layer>& layers, int64_t n,
                       float* largest, int32_t* counts, List& list) {
@@ -225,8 +232,13 @@ inline void take_near(Isa isa, const Team& team, const Near& near, const std::ve
   std::vector<int64_t> bins;
   for (int64_t part = 0; part <= parts; ++part) bins.push_back(bin_from(layers, part == parts ? n : n / parts * part));
   if (parts == 1) {
-    list.reserve(n / 8 + kOver);
-    return take_near(isa, near, layers, 0, bins.back(), largest, counts, list);
+    // What the first bins give says how much room the rest needs, so that the list rarely has to be moved.
+    const int64_t few = std::min(bin_from(layers, std::min<int64_t>(n, 65536)), bins.back());
+    const double seen = static_cast<double>(few < bins.back() ? begin_of(layers, few) : n);
+    take_near(isa, near, layers, 0, few, largest, counts, list);
+    if (few == bins.back()) return;
+    list.reserve(static_cast<int64_t>(static_cast<double>(list.size) * 1.1 * static_cast<double>(n) / seen) + 2 * kBlock);
+    return take_near(isa, near, layers, few, bins.back(), largest, counts, list);
   }
   std::vector<Kept>& kept = workspace(parts);
   team.each(parts, [&](int64_t part) {

@@ -2,6 +2,7 @@
 # N = elements of the vector, K = elements taken
 
 import random
+from types import ModuleType
 
 import pytest
 import torch
@@ -61,16 +62,26 @@ def test_with_replacement_as_many_are_drawn_as_chance_has_it() -> None:
 
 
 @pytest.mark.parametrize("of", [ops, reference_gather])
-def test_an_element_drawn_depends_on_the_key_and_the_group(of: object) -> None:
+def test_an_element_drawn_depends_on_the_key_and_the_group(of: ModuleType) -> None:
     def drawn(key: int, bounds: list[int]) -> list[list[int]]:
         counts = [10] * (len(bounds) - 1)
-        at_K: Tensor = of.draw_indices(torch.empty(1), bounds, counts, key, distinct=True)  # type: ignore[attr-defined]
+        at_K: Tensor = of.draw_indices(torch.empty(1), bounds, counts, key, distinct=True)
         return (at_K.view(-1, 10) - torch.tensor(bounds[:-1])[:, None]).tolist()
 
     first, second = drawn(1, [0, 1000, 2000])
     assert drawn(1, [0, 1000]) == [first]
     assert first != second
     assert drawn(2, [0, 1000]) != [first]
+
+
+@pytest.mark.parametrize("of", [ops, reference_gather])
+def test_what_a_key_draws_is_the_same_for_ever(of: ModuleType) -> None:
+    few = of.draw_indices(torch.empty(1), [0, 100, 200], [4, 97], 7, distinct=True)
+    assert few.tolist()[:6] == [0, 39, 40, 95, 100, 101]
+    assert of.draw_indices(torch.empty(1), [0, 10], [6], 1, distinct=False).tolist() == [1, 2, 6, 7, 8]
+    # Nine of the words would favour some of these elements, and are skipped.
+    many = of.draw_indices(torch.empty(1), [0, 999_999], [30_000], 1, distinct=True)
+    assert int(many.sum()) == 15_014_902_920
 
 
 @pytest.mark.parametrize("case", range(12))
