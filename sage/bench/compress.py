@@ -88,6 +88,7 @@ def main(
 
     Raises:
         ValueError: an argument is out of its range.
+        sage.storage.NotWritten: (an OSError) the output cannot be written; raised before the measurement.
     """
     given = {"step": step, "settle": settle, "rounds": rounds, "warmup": warmup, "threads": threads}
     for name, least in (("step", 0), ("settle", 0), ("rounds", 2), ("warmup", 0), ("threads", 1)):
@@ -102,6 +103,8 @@ def main(
     if not world_size or any(each < 1 for each in world_size):
         told = " ".join(map(str, world_size))
         raise ValueError(f"--world-size {told}: expected one or more numbers of ranks, each 1 or more")
+    if output:
+        storage.check_writable(output.parent)
     device = torch.device(on)
     cases = [case for spec in reducers for case in cases_of(spec, densities)]
     torch.set_num_threads(threads)

@@ -83,11 +83,14 @@ def main(
 
     Raises:
         ValueError: an argument or a trace cannot be used.
+        sage.storage.NotWritten: (an OSError) the output cannot be written; raised before the first replay.
     """
     check_size(steps, elements)
     drawn = drawn or rules
     if missing := [rule for rule in drawn if rule not in rules]:
         raise ValueError(f"--drawn {', '.join(missing)}: allowed are the controllers in --rules")
+    if output:
+        storage.check_writable(output)
     torch.set_num_threads(1)
     size = {"steps": steps, "elements": elements}
     held: list[DensityResult] = []

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from sage import storage
 from sage.bench.trace import record, record_run
 from sage.config import Config, resolve
 
@@ -19,8 +20,10 @@ def main(what: Config | Path, *, out: Path, steps: int, elements: int) -> int:
 
     Raises:
         ValueError: an argument is out of its range, or the run has too few steps left.
+        sage.storage.NotWritten: (an OSError) the file cannot be written; raised before the recording.
     """
     check_size(steps, elements)
+    storage.check_writable(out.parent)
     if isinstance(what, Path):
         trace = record_run(what, steps=steps, elements=elements)
     else:

@@ -37,6 +37,7 @@ from sage.storage.tensors import read_tensors as read_tensors
 from sage.storage.tensors import write_tensors as write_tensors
 from sage.storage.write import Lines as Lines
 from sage.storage.write import append_json_lines as append_json_lines
+from sage.storage.write import check_writable as check_writable
 from sage.storage.write import json_text as json_text
 from sage.storage.write import remove as remove
 from sage.storage.write import sync_folder as sync_folder

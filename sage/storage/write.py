@@ -7,6 +7,7 @@ import json
 import math
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -58,6 +59,23 @@ def writing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
         raise
     except OSError as error:
         raise NotWritten(path, error) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be made, before the work whose result goes there.
+
+    If the folder does not exist, its nearest existing parent is tried.
+
+    Raises:
+        NotWritten: (an OSError) The file system refuses to make a file.
+    """
+    existing = folder.absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise NotWritten(folder, error) from error
 
 
 def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
