@@ -424,7 +424,7 @@ def test_on_average_what_is_selected_is_within_a_fifth_of_what_was_asked_for(
     if name == "dgc" and density == 0.001:
         return  # of so short a vector the sample is one element's: see its docstring
     for distribution, some in vectors.items():
-        if (name, SELECTION["told"](options), distribution, density) not in BUT:
+        if (name, SELECTION["format_options"](options), distribution, density) not in BUT:
             had, _ = SELECTION["ratios"](name, options, density, some, 40 if name == "sidco" else 0)
             assert abs(sum(had) / len(had) - 1) <= 0.2, distribution
 
@@ -432,7 +432,7 @@ def test_on_average_what_is_selected_is_within_a_fifth_of_what_was_asked_for(
 def test_what_was_measured_says_the_same_of_long_vectors() -> None:
     with SELECTION["RESULTS"].open(newline="") as file:
         rows = list(csv.DictReader(file))
-    asked = {(name, SELECTION["told"](options)) for name, options in AVERAGED}
+    asked = {(name, SELECTION["format_options"](options)) for name, options in AVERAGED}
     off = {
         (row["method"], row["options"], row["distribution"], float(row["density"]))
         for row in rows
