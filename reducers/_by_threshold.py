@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sage.reduction import Sparsifier, SparsifierOptions, Wire, check_fraction
 
-from ._signal import Signal
+from ._signal import Signal, reaches
 from .topk import num_kept
 
 NARROW = 1e-6
@@ -66,7 +66,7 @@ class ByThreshold(Sparsifier):
         return self.take(signal_N, None, wire)[1].long()
 
     def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
-        self._target_density, self._threshold = self.now(), 0.0
+        self._target_density, weighted = self.now(), 0.0
         signal = Signal(grad_N, residual_N, self.layout)
         counts = [num_kept(self._target_density, n) for n in signal.sizes]
         estimates = self.estimate(signal, counts)
@@ -74,7 +74,12 @@ class ByThreshold(Sparsifier):
             0.0 if k == n else each if each is not None and 0 < each < math.inf else None
             for n, k, each in zip(signal.sizes, counts, estimates, strict=True)
         ]
-        own, at = signal.take_above([math.inf if each is None else each for each in thresholds])
+        # Where λ exceeds all, the largest is taken in the same pass.
+        most = signal.most or [math.inf] * len(counts)
+        limits = [
+            math.inf if each is None else min(each, top) for each, top in zip(thresholds, most, strict=True)
+        ]
+        own, at = signal.take_above(limits)
         for group, (n, k, threshold) in enumerate(zip(signal.sizes, counts, thresholds, strict=True)):
             used = 0.0
             if threshold != 0:
@@ -82,7 +87,8 @@ class ByThreshold(Sparsifier):
                     signal, group, k, threshold, own[group], at[group]
                 )
             self.record_count(group, k, at[group].numel())
-            self._threshold += used * n / max(1, self.layout.numel)
+            weighted += used * n / max(1, self.layout.numel)
+        self._threshold = weighted
         return signal.sent(own, at, self.dtype)
 
     def _corrected(
@@ -90,6 +96,9 @@ class ByThreshold(Sparsifier):
     ) -> tuple[Tensor, Tensor, float]:
         """What a group sends, given what reached its threshold; and the smallest magnitude of it."""
         num = at_K.numel()
+        if threshold is not None and signal.most and not reaches(signal.most[group], threshold, signal.dtype):
+            signal.put_back(own_K[1:], at_K[1:])  # if several are equal, the first is sent
+            return own_K[:1], at_K[:1], signal.most[group]
         if threshold is not None and 0 < num <= self.limit * k:
             return own_K, at_K, threshold
         signal.put_back(own_K, at_K)

@@ -17,12 +17,11 @@ class Signal:
         self.keeps = residual_N is not None
         """Whether what is taken is removed from the signal."""
         self.groups = layout.groups
-        self.bounds = [0, *(stop for _, stop in layout.groups)]
-
-    @property
-    def sizes(self) -> list[int]:
+        self.sizes = [stop - start for start, stop in layout.groups]
         """Number of elements of each group."""
-        return [stop - start for start, stop in self.groups]
+        self.most: list[float] | None = None
+        """Largest magnitude of each group, once the moments are known."""
+        self.bounds = [0, *(stop for _, stop in layout.groups)]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -46,23 +45,25 @@ class Signal:
 
     def moments(self, ranks: Sequence[Sequence[int]] = ()) -> list[ops.Moments]:
         """`ops.moments` of each group; accumulates."""
-        return ops.moments(*self._unread(), self.bounds, ranks)
+        found = ops.moments(*self._unread(), self.bounds, ranks)
+        self.most = [each.most for each in found]
+        return found
 
     def moments_above(self, limits: Sequence[float]) -> tuple[list[ops.Moments], list[Tensor]]:
         """`ops.moments_above` of each group; accumulates."""
-        return ops.moments_above(*self._unread(), self.bounds, limits)
+        found, above = ops.moments_above(*self._unread(), self.bounds, limits)
+        self.most = [each.most for each in found]
+        return found, above
 
     def sampled(self, sizes: Sequence[int], ranks: Sequence[int], draws_S: Tensor) -> list[float]:
         """`ops.sampled` of each group; does not accumulate."""
         return ops.sampled(self._grad_N, self._residual_N, self.bounds, sizes, ranks, draws_S)
 
     def sample(self, group: int, *, num: int) -> Tensor:
-        """About `num` elements of a group, evenly spread in short runs; all if there are not many more."""
+        """About `num` elements of a group of twice as many or more, evenly spread in short runs."""
         start, stop = self.groups[group]
         grad_N = self._grad_N[start:stop]
         residual_N = None if self._residual_N is None else self._residual_N[start:stop]
-        if stop - start < 2 * num:
-            return grad_N if residual_N is None else grad_N + residual_N
         return ops.sample(grad_N, residual_N, every=(stop - start) // num)
 
     def take_above(self, thresholds: Sequence[float]) -> tuple[list[Tensor], list[Tensor]]:

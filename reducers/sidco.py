@@ -18,7 +18,7 @@ EVERY, TOLERANCE = 5, 0.2
 """Steps between two adaptations, and the deviation of k̂/k from 1 that triggers one."""
 MOVE, LEAST, MOST = 0.05, 0.05, 0.5
 """Step, minimum and maximum of the first stage's share when it adapts."""
-NEAR, BELOW = 65_536, 0.95
+NEAR, BELOW = 16_384, 0.93
 """Elements of the sample that foretells the first stage's threshold, and the share of it used as limit."""
 
 
@@ -133,7 +133,10 @@ class SIDCo(ByThreshold):
         """A limit that the first stage's threshold probably exceeds; infinity if no later stage is expected.
 
         Elements above it are set aside in the pass that computes the moments. It does not change the result.
+        All elements of a small group are set aside.
         """
+        if signal.sizes[group] < 4 * NEAR:
+            return 0.0
         sample_S = signal.sample(group, num=NEAR)
         n, size = signal.sizes[group], sample_S.numel()
         (moments,) = ops.moments(sample_S, None, [0, size])
