@@ -38,8 +38,9 @@ class DGC(ByThreshold):
 
     Achieved over target count, k̂/k, is 0.85 to 1.02 on vectors of 10^6 elements (normal, Laplace,
     Student-t(4), or 70 % zeros) at d = 0.1, 0.01 and 0.001, with a standard deviation of up to 0.27. It is
-    not within 20 % of 1 where λ is the largest of the sample: 0.63 ± 0.42 at n·d = 100. `grace` is at 0.81 to 1.02
-    on the former; at n·d = 100 it is at 1.05 ± 0.55 (n = 10^4) and 1.87 ± 3.89 (n = 10^5). (Measured: docs/explanation/selection.md.)
+    not within 20 % of 1 where λ is the largest of the sample: 0.63 ± 0.42 at n·d = 100. `grace` is at 0.81 to
+    1.02 on the former; at n·d = 100 it is at 1.05 ± 0.55 (n = 10^4) and 1.87 ± 3.89 (n = 10^5). (Measured:
+    docs/explanation/selection.md.)
 
     Args:
         rule: What corrects λ: the paper's exact selection if too many elements exceed it, or GRACE's repeated
