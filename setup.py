@@ -94,6 +94,7 @@ class Build(build_ext):
                     cuda / "bin/nvcc",
                     "-std=c++20",
                     "-O3",
+                    "-fmad=false",
                     "-Xcompiler=-fPIC,-fvisibility=hidden",
                 ]
                 code = gencode(os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES)

@@ -80,4 +80,7 @@ void unpack(const uint8_t* bytes, int64_t n, int bits, uint8_t* codes, Stream st
 void pack_signs(const float* x, int64_t n, uint8_t* bytes, Stream stream);
 void unpack_signs(const uint8_t* bytes, int64_t n, float scale, float* x, Stream stream);
 
+// Writes the 16 random bits of the elements [first, first + n) of a vector.
+void random_bits(uint64_t key, int64_t first, int64_t n, int32_t* out, Stream stream);
+
 }  // namespace sage::cuda

@@ -1,10 +1,12 @@
 // The CUDA kernels against brute force, on the CPU: the text that nvcc compiles, compiled by g++ with csrc/cuda/emulate.h
 // in CUDA's place. EMULATED: this says that the logic is right, and nothing of how it behaves on a GPU.
 #include "../../csrc/cuda/pack.cu"
+#include "../../csrc/cuda/random_bits.cu"
 #include "../../csrc/cuda/scatter.cu"
 #include "../../csrc/cuda/select.cu"
 #include "../../csrc/cuda/topk.cu"
 #include "drawn.h"
+#include "emulated_groups.h"
 
 using namespace sage::cuda;
 // A pass with its data: signal += gradient, beside the sum made by hand.
@@ -117,6 +119,7 @@ int main() {
     test_scatter(n);
     test_scan(std::min<int64_t>(n, 1000));
     test_pack(std::min<int64_t>(n, 3000));
+    test_random_bits(n);
   }
   std::printf("CUDA kernels, emulated: as expected (not verified on a GPU)\n");
 }
