@@ -49,26 +49,41 @@ struct Type<uint8_t> {
   static constexpr const char* name = "uint8";
 };
 
-// Checks that x is a vector of T: one-dimensional, contiguous, on the device of `beside`, indexable by int32.
+// The bits of a float16 and of a bfloat16.
+enum class Fp16 : uint16_t {};
+enum class Bf16 : uint16_t {};
+template <>
+struct Type<Fp16> {
+  static constexpr ScalarType type = ScalarType::Half;
+  static constexpr const char* name = "float16";
+};
+template <>
+struct Type<Bf16> {
+  static constexpr ScalarType type = ScalarType::BFloat16;
+  static constexpr const char* name = "bfloat16";
+};
+
+// Checks that x is a vector of T: one-dimensional, contiguous, on the device of `beside`, and of at most `most`
+// elements, by default as many as int32 can index.
 template <class T>
-void check(const Tensor& x, const char* name, const Tensor& beside) {
+void check(const Tensor& x, const char* name, const Tensor& beside, int64_t most = kMostElements) {
   STD_TORCH_CHECK(x.scalar_type() == Type<T>::type, name, " has another dtype: expected ", Type<T>::name);
   STD_TORCH_CHECK(x.dim() == 1, name, " has ", x.dim(), " dimensions: expected a flat vector");
   STD_TORCH_CHECK(x.is_contiguous(), name, " is not contiguous: expected a vector without gaps; call contiguous()");
   STD_TORCH_CHECK(x.device() == beside.device(), name, " is on another device than the first vector");
-  STD_TORCH_CHECK(x.numel() <= kMostElements, name, " has ", x.numel(), " elements: at most ", kMostElements,
+  STD_TORCH_CHECK(x.numel() <= most, name, " has ", x.numel(), " elements: at most ", most,
                   " can be indexed by int32; pass it in several parts");
 }
 
 template <class T>
-const T* in(const Tensor& x, const char* name, const Tensor& beside) {
-  check<T>(x, name, beside);
+const T* in(const Tensor& x, const char* name, const Tensor& beside, int64_t most = kMostElements) {
+  check<T>(x, name, beside, most);
   return static_cast<const T*>(x.const_data_ptr());
 }
 
 template <class T>
-T* out(const Tensor& x, const char* name, const Tensor& beside) {
-  check<T>(x, name, beside);
+T* out(const Tensor& x, const char* name, const Tensor& beside, int64_t most = kMostElements) {
+  check<T>(x, name, beside, most);
   return static_cast<T*>(x.mutable_data_ptr());
 }
 

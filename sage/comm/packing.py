@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from sage import ops
+
 UNEVEN = ("gather_uneven", "gather_ragged", "gather_streams", "all_to_all_ragged")
 """Collectives whose lengths may differ between ranks."""
 
@@ -35,6 +37,22 @@ def add(all_WN: Sequence[Tensor] | Tensor) -> Tensor:
     for x_N in all_WN[1:]:
         total_N += x_N
     return total_N
+
+
+def add_halves(all_WN: Sequence[Tensor] | Tensor) -> Tensor:
+    """Sum over ranks of 16-bit numbers, added in float32 in rank order and rounded once."""
+    rows_WN = all_WN if isinstance(all_WN, Tensor) else torch.stack(list(all_WN))
+    return ops.sum_casts(rows_WN, torch.empty_like(rows_WN[0]))
+
+
+def divide(n: int, world_size: int) -> list[int]:
+    """Number of elements of each rank's piece of n: ⌈n/W⌉, the last ones shorter.
+
+    >>> divide(5, 4)
+    [2, 2, 1, 0]
+    """
+    length = -(-n // world_size)
+    return [max(0, min(length, n - rank * length)) for rank in range(world_size)]
 
 
 def describe(op: str, **parts: Tensor) -> str:

@@ -11,11 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sage import ops
 from sage.comm import torch_names
 from sage.comm.address import check_interfaces, choose_interface
 from sage.comm.agreement import Facts, RanksDiffer
 from sage.comm.failure_monitor import FailureMonitor
-from sage.comm.packing import add
+from sage.comm.packing import add, divide
 from sage.comm.rendezvous import Place
 from sage.comm.store import join_store
 from sage.comm.transport import Pending, WireError
@@ -44,6 +45,8 @@ class GroupWire(Wire):
     """Gloo group for control messages; they run concurrently with the gradients and need separate threads."""
     _group: dist.ProcessGroup | None = None
     """Group for all other collectives; None: the default group."""
+    _rows = torch.empty(0)
+    """Memory for the pieces that `sum_halves` receives: new memory costs more time than the sum."""
 
     def __init__(self, place: Place, *, device: torch.device, timeout: float, guard: bool) -> None:
         super().__init__(place.rank, place.world_size, guard=guard)
@@ -90,6 +93,23 @@ class GroupWire(Wire):
     def _sum(self, x_N: Tensor) -> None:
         dist.all_reduce(x_N, group=self._group)
 
+    def _sum_halves(self, x_N: Tensor) -> None:
+        if x_N.device.type != "cpu":
+            return self._sum(x_N)
+        if self.world_size == 1:
+            return
+        sizes = divide(x_N.numel(), self.world_size)
+        pieces = x_N.split(sizes)
+        own_S = pieces[self.rank]
+        num = self.world_size * own_S.numel()
+        if self._rows.numel() < num or self._rows.dtype is not x_N.dtype:
+            self._rows = x_N.new_empty(num)
+        rows_WS = self._rows[:num].view(self.world_size, own_S.numel())
+        received = [own_S.numel()] * self.world_size
+        dist.all_to_all_single(rows_WS.view(-1), x_N, received, sizes, group=self._group)
+        ops.sum_casts(rows_WS, own_S)
+        self._broadcast_from_each(pieces)  # in place, and faster than Gloo's all-gather
+
     def _begin_sum(self, call: str, x_N: Tensor) -> Pending:
         work = self._attempt(call, lambda: dist.all_reduce(x_N, group=self._control, async_op=True))
         assert work is not None
@@ -109,6 +129,11 @@ class GroupWire(Wire):
         out_S = x_S.new_empty(sum(sizes))
         pieces = out_S.split(list(sizes))
         pieces[self.rank].copy_(x_S)
+        self._broadcast_from_each(pieces)
+        return out_S
+
+    def _broadcast_from_each(self, pieces: Sequence[Tensor]) -> None:
+        """Broadcast piece r from rank r, all at the same time and in place."""
         under_way = [
             dist.broadcast(piece, group=self._group, group_src=root, async_op=True)
             for root, piece in enumerate(pieces)
@@ -116,7 +141,6 @@ class GroupWire(Wire):
         for work in under_way:
             assert work is not None
             work.wait()
-        return out_S
 
     def _broadcast(self, x_N: Tensor, root: int) -> None:
         dist.broadcast(x_N, group=self._group, group_src=root)

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sage.comm.packing import add
+from sage.comm.packing import add, add_halves
 from sage.comm.transport import Pending, ScheduleError, WireError
 from sage.comm.wire import Wire
 
@@ -73,6 +73,9 @@ class ThreadWire(Wire):
 
     def _sum(self, x_N: Tensor) -> None:
         x_N.copy_(self._exchange(x_N, add))
+
+    def _sum_halves(self, x_N: Tensor) -> None:
+        x_N.copy_(self._exchange(x_N, add_halves))
 
     def _begin_sum(self, call: str, x_N: Tensor) -> Pending:
         self._attempt(call, lambda: self._sum(x_N))

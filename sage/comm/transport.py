@@ -87,6 +87,9 @@ class Transport:
     def _sum(self, x_N: Tensor) -> None:
         raise NotImplementedError
 
+    def _sum_halves(self, x_N: Tensor) -> None:
+        raise NotImplementedError
+
     def _begin_sum(self, call: str, x_N: Tensor) -> Pending:
         raise NotImplementedError
 

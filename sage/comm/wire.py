@@ -43,6 +43,19 @@ class Wire(Transport):
         self._collective(describe("sum", **{kind: x_N}), {kind: size}, traffic, lambda: self._sum(x_N))
         return x_N
 
+    def sum_halves(self, x_N: Tensor, kind: str = "values") -> Tensor:
+        """Compute the sum over ranks of float16 or bfloat16 numbers (1-D), in place, as `sum`.
+
+        On CPUs every rank adds one piece of the vector: the pieces are exchanged (all-to-all), added in
+        float32 in rank order, rounded once, and broadcast. The bytes are those of a ring all-reduce, whose
+        sum is rounded at every hop; it is used on GPUs, where it is NCCL's.
+        """
+        size = num_bytes(x_N)
+        traffic = ring_all_reduce(size, self.world_size)
+        call = describe("sum_halves", **{kind: x_N})
+        self._collective(call, {kind: size}, traffic, lambda: self._sum_halves(x_N))
+        return x_N
+
     def gather(self, **parts: Tensor) -> tuple[Tensor, ...]:
         """Gather the parts of every rank, stacked to (W, *shape). Shapes must be the same on all ranks."""
         payload = {kind: num_bytes(part) for kind, part in parts.items()}

@@ -13,6 +13,9 @@ from . import reference as reference
 from .bins import decode_bins as decode_bins
 from .bins import encode_bins as encode_bins
 from .bins import take_near as take_near
+from .casts import cast_share as cast_share
+from .casts import sum_casts as sum_casts
+from .casts import widen as widen
 from .gather import draw_indices as draw_indices
 from .gather import is_among as is_among
 from .gather import union as union

@@ -50,6 +50,10 @@ BY_HAND: dict[str, tuple[Callable[[Wire], Any], Callable[[int], tuple[dict[str, 
         lambda wire: wire.mean(torch.ones(9).half(), kind="dense"),
         lambda rank: ({"dense": 18}, 24, 24),
     ),
+    "sum_halves": (
+        lambda wire: wire.sum_halves(torch.ones(9).half()),
+        lambda rank: ({"values": 18}, 24, 24),
+    ),
     "gather": (
         lambda wire: wire.gather(values=torch.ones(5).half(), indices=torch.ones(5).int()),
         lambda rank: ({"values": 10, "indices": 20}, 60, 60),
@@ -187,6 +191,10 @@ OPS: dict[str, tuple[Callable[[Wire, int], Any], Callable[[int, int], int]]] = {
     "sum": (
         lambda wire, n: wire.sum(torch.ones(n)),
         lambda size, w: w * 2 * (w - 1) * ring_segments(size, w),
+    ),
+    "sum_halves": (
+        lambda wire, n: wire.sum_halves(torch.ones(2 * n).half()),
+        lambda size, w: 2 * w * (w - 1),
     ),
     "begin_sum": (
         lambda wire, n: wire.begin_sum(torch.ones(n)).wait(),

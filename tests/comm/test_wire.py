@@ -65,6 +65,20 @@ def sums_of_a_long_vector(wire: Wire) -> tuple[Any, Any]:
     return wire.sum(x_N), [float(wire.world_size * i) for i in range(100_003)]
 
 
+def sums_of_halves(wire: Wire) -> tuple[Any, Any]:
+    # The spacing is 2: if each addition were rounded, the ones would be lost.
+    largest = {torch.bfloat16: 256.0, torch.float16: 2048.0}
+    given = [
+        torch.full((n,), many if wire.rank == 0 else 1.0, dtype=dtype)
+        for dtype, many in largest.items()
+        for n in (0, 1, 2, 5, 1003)
+    ]
+    seen = [wire.sum_halves(x_N) for x_N in given]
+    assert all(x_N is y_N for x_N, y_N in zip(seen, given, strict=True))
+    more = {1: 0, 2: 0, 3: 2, 4: 4}[wire.world_size]  # of 0 to 3, ties to even
+    return seen, [[many + more] * n for many in largest.values() for n in (0, 1, 2, 5, 1003)]
+
+
 def sums_in_place(wire: Wire) -> tuple[Any, Any]:
     x_N = torch.ones(3)
     return [wire.sum(x_N) is x_N, wire.mean(x_N) is x_N, wire.broadcast(x_N) is x_N], [True] * 3
@@ -177,6 +191,7 @@ OPS = {
         sums,
         sums_of_every_shape,
         sums_of_a_long_vector,
+        sums_of_halves,
         sums_in_place,
         sums_begun_and_waited_for,
         gathers,
@@ -243,16 +258,18 @@ def test_every_rank_gets_the_same_bits(run: str) -> None:
     def work(wire: Wire) -> list[Tensor]:
         generator = torch.Generator().manual_seed(wire.rank)
         x_WN = torch.randn(4, 1001, generator=generator)
-        return [wire.mean(x_WN.clone()), wire.sum(x_WN.half()), wire.reduce_scatter(x_WN)]
+        halves = [wire.sum_halves(x_WN.view(-1)[:4003].to(dtype)) for dtype in (torch.half, torch.bfloat16)]
+        return [wire.mean(x_WN.clone()), wire.sum(x_WN.half()), *halves, wire.reduce_scatter(x_WN)]
 
     seen = RUNS[run](4, work)
-    for mean, half_sum, _ in seen:
-        assert torch.equal(mean, seen[0][0])
-        assert torch.equal(half_sum, seen[0][1])
+    for *same, _ in seen:
+        assert all(torch.equal(x, first) for x, first in zip(same, seen[0], strict=False))
     rows = torch.stack([scattered for *_, scattered in seen])
     torch.testing.assert_close(rows / 4, seen[0][0])
-    if run == "gloo":  # and the reduce-scatter's are the thread twin's
-        assert torch.equal(rows, torch.stack([scattered for *_, scattered in simulate(4, work)]))
+    if run == "gloo":  # and those of the reduce-scatter and of the sum of halves are the thread twin's
+        twins = simulate(4, work)
+        assert torch.equal(rows, torch.stack([scattered for *_, scattered in twins]))
+        assert all(torch.equal(x, twin) for x, twin in zip(seen[0][2:4], twins[0][2:4], strict=True))
 
 
 # The schedule guard.

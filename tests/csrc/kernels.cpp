@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "../../csrc/cpu/bin_codes.h"
+#include "../../csrc/cpu/cast.h"
 #include "../../csrc/cpu/code.h"
 #include "../../csrc/cpu/distinct.h"
 #include "../../csrc/cpu/draw.h"
@@ -20,6 +21,7 @@
 #include "../../csrc/cpu/words.h"
 #include "drawn.h"
 #include "bins.h"
+#include "casts.h"
 #include "gather.h"
 
 using namespace sage::cpu;
@@ -364,6 +366,8 @@ int main() {
         test_signs(set, team, n);
         test_bins(set, team, n);
         test_take_at(team, n);
+        test_cast<Format::fp16>(set, team, n);
+        test_cast<Format::bf16>(set, team, n);
       }
       test_pack(set, n);
       test_draw(n);

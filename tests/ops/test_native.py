@@ -157,6 +157,7 @@ def test_draws_are_those_of_torch_s_generator(n: int) -> None:
 
 
 F = torch.randn(8)
+H = F.half()
 AT = torch.arange(8, dtype=torch.int32)
 B = torch.zeros(4, dtype=torch.uint8)
 ONES = torch.ones(2, 2)
@@ -192,6 +193,16 @@ REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
     ("pack", (B, 9), "bits=9: expected 1 to 8"),
     ("unpack", (B, 2, 17), "4 bytes: expected 5 for 17 codes of 2 bits"),
     ("unpack_signs", (B, 40, 1.0), "4 bytes: expected 5"),
+    ("cast_share_", (F, F, None, 2), "share has another dtype: expected float16 or bfloat16"),
+    ("cast_share_", (H, F.double(), None, 2), "grad has another dtype: expected float32"),
+    ("cast_share_", (H, F[:4], None, 2), "grad has 4 elements: expected as many in share and residual"),
+    ("cast_share_", (H, F, F, 2), "grad and residual are one vector"),
+    ("cast_share_", (H, F, None, 0), "world_size=0: expected 1 or more"),
+    ("sum_casts_", (F, F), "out has another dtype: expected float16 or bfloat16"),
+    ("sum_casts_", (H, H.bfloat16()), "rows has another dtype: expected float16"),
+    ("widen_", (F, F), "x has another dtype: expected float16 or bfloat16"),
+    ("widen_", (F[:7], H), "out has 7 elements and x 8"),
+    ("sum_casts_", (H[:3], H), "rows has 8 elements: expected one row or more of 3"),
     ("draw_", (F, 0, 24), "out has another dtype: expected int32"),
     ("draw_", (AT.clone(), 0, 25), "bits=25: expected 1 to 24"),
     ("take_near_", (F, None, [7], [2], 1.0, False, False), "stops: expected the last to be 8"),
@@ -258,6 +269,9 @@ ASKED: list[tuple[str, tuple[Any, ...]]] = [
     ("unpack", (B.clone(), 3, 10)),
     ("pack_signs", (F.clone(),)),
     ("unpack_signs", (B.clone(), 30, 0.5)),
+    ("cast_share_", (H.clone(), F.clone(), F.clone(), 2)),
+    ("sum_casts_", (H[:4].clone(), H.clone())),
+    ("widen_", (F.clone(), H.clone())),
     ("draw_", (AT.clone(), 7, 24)),
     ("random_bits_", (AT.clone(), 7, 3)),
     ("sign_bits_", (F.clone(), [0, 3, 8], F[:2].clone(), F[:2].clone(), True)),

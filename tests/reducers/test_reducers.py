@@ -284,6 +284,29 @@ def test_half_precision_divides_before_it_adds_and_feeds_its_rounding_back(name:
         assert mean_N.tolist()[1] + residual_N.tolist()[1] == 1 + 2**-13
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_half_precision_adds_the_casts_in_float32_and_rounds_their_sum_once(
+    name: str, world_size: int
+) -> None:
+    make = registry.load("reducers", name)
+    dtype = torch.float16 if name == "fp16" else torch.bfloat16
+    grads = [gradient(rank) for rank in range(world_size)]
+    grads[-1][:3] = torch.tensor([math.nan, -math.inf, 1e30])
+    total_N = sum((grad_N / world_size).to(dtype).float() for grad_N in grads)
+    assert isinstance(total_N, Tensor)
+
+    def work(wire: Wire) -> tuple[Tensor, Tensor | None]:
+        feedback = ErrorFeedback(make(), Layout.of([("w", (total_N.numel(),))]), memory="residual")
+        return feedback(grads[wire.rank].clone(), wire).mean_N, feedback.residual_N
+
+    for mean_N, residual_N in simulate(world_size, work):
+        assert same_bits(mean_N[1:], total_N.to(dtype).float()[1:])  # the first is NaN, of any kind
+        assert mean_N.isfinite().tolist()[:3] == [False, False, name == "bf16"]
+        assert residual_N is not None
+        assert bool(residual_N.isfinite().all())
+
+
 @pytest.mark.parametrize("name", ["topk", "gtopk", "threshold", "sage", "accordion"])
 def test_values_in_fp16_change_the_mean_by_no_more_than_their_rounding(name: str) -> None:
     make = registry.load("reducers", name)
