@@ -50,6 +50,11 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.section:
         return section(asked.section, asked.rows, asked.seconds, rehearsal=asked.rehearsal)
+    if not asked.rehearsal and not has_gpu():
+        print(
+            "torch sees no GPU here: run this on a machine that has one, or give --rehearsal", file=sys.stderr
+        )
+        return 2
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rows")
@@ -62,6 +67,13 @@ def main() -> int:
         found = read(path)
         head = json.loads(path.with_suffix(".head").read_text()) if path.with_suffix(".head").exists() else {}
     return write(found, head, spent, asked.output, rehearsal=asked.rehearsal)
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a GPU."""
+    import torch  # here, as the process that waits for the sections of a rehearsal does without it
+
+    return torch.cuda.is_available()
 
 
 def section(name: str, path: Path, seconds: float, *, rehearsal: bool) -> int:

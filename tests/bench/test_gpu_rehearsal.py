@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 CHECKOUT = Path(__file__).parents[2]
 ABSENT = [
@@ -70,6 +71,13 @@ def test_every_reducer_loads_with_torch_and_little_else(bare: dict[str, str]) ->
     code = "from sage import registry; [registry.load('reducers', n) for n in registry.names('reducers')]"
     done = python(bare, "-c", code)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_one_line_says_so() -> None:
+    done = python({**os.environ}, "-m", "benchmarks.gpu")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("torch sees no GPU here")
 
 
 def test_the_packages_that_are_to_be_absent_are(bare: dict[str, str]) -> None:
