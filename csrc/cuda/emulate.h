@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -19,6 +20,10 @@
 #define __forceinline__ inline
 // Blocks never overlap in time, so shared memory can be a static variable.
 #define __shared__ static
+
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 
 namespace emulate {
 
@@ -146,6 +151,21 @@ inline uint32_t __shfl_up_sync(unsigned mask, uint32_t value, unsigned delta) {
   const uint32_t* all = emulate::exchange(mask, value);
   const unsigned lane = threadIdx.x % emulate::kWarp;
   return lane >= delta ? all[lane - delta] : value;
+}
+
+// Of values of 4 or 8 bytes.
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
+  constexpr int kWords = sizeof(T) / 4;
+  uint32_t words[kWords];
+  std::memcpy(words, &value, sizeof value);
+  const unsigned lane = threadIdx.x % emulate::kWarp;
+  for (uint32_t& word : words) {
+    const uint32_t* all = emulate::exchange(mask, word);
+    if (lane + delta < emulate::kWarp) word = all[lane + delta];
+  }
+  std::memcpy(&value, words, sizeof value);
+  return value;
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }

@@ -4,6 +4,9 @@
 
 #include <cstdint>
 #include <cstring>
+#include <vector>
+
+#include "cut.h"
 
 #if defined(__CUDACC__) || defined(SAGE_CUDA_BINDING)
 #include <cuda_runtime_api.h>
@@ -82,5 +85,20 @@ void unpack_signs(const uint8_t* bytes, int64_t n, float scale, float* x, Stream
 
 // Writes the 16 random bits of the elements [first, first + n) of a vector.
 void random_bits(uint64_t key, int64_t first, int64_t n, int32_t* out, Stream stream);
+
+// Copies a cut's table to the device, 960 words in each launch.
+void upload(const std::vector<int32_t>& words, int32_t* out, Stream stream);
+
+// What is computed for each group, and its results: as in cpu/sums.h.
+enum class Kind : int { absolute, sides, squares, largest };
+struct Statistic {
+  double sum, other;
+  uint32_t largest, below;
+};
+
+// Computes signal += grad, where there is a gradient, and four rows of a statistic of each group: sum, other, largest,
+// below. `pieces` has room for twice the pieces of the cut.
+void statistics(Kind kind, const Cut& cut, float* signal, const float* grad, Statistic* pieces, double* rows,
+                Stream stream);
 
 }  // namespace sage::cuda

@@ -4,6 +4,7 @@
 #include "../../csrc/cuda/random_bits.cu"
 #include "../../csrc/cuda/scatter.cu"
 #include "../../csrc/cuda/select.cu"
+#include "../../csrc/cuda/statistics.cu"
 #include "../../csrc/cuda/topk.cu"
 #include "drawn.h"
 #include "emulated_groups.h"
@@ -120,6 +121,7 @@ int main() {
     test_scan(std::min<int64_t>(n, 1000));
     test_pack(std::min<int64_t>(n, 3000));
     test_random_bits(n);
+    test_statistics(n);
   }
   std::printf("CUDA kernels, emulated: as expected (not verified on a GPU)\n");
 }

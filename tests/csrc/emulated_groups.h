@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../../csrc/cpu/philox.h"
+#include "../../csrc/cpu/sums.h"
 #include "drawn.h"
 
 inline const sage::cpu::Team kAlone{1, {}};
@@ -13,4 +14,51 @@ inline void test_random_bits(int64_t n) {
   sage::cuda::random_bits(key, first, n, ours.data(), nullptr);
   sage::cpu::random_bits(sage::cpu::isa(), key, first, n, theirs.data());
   expect(ours == theirs, "random_bits");
+}
+
+// Groups of all sizes, some of them empty; more of them than one launch carries to the device, at times.
+inline std::vector<int64_t> draw_bounds(int64_t n) {
+  std::vector<int64_t> bounds{0, n};
+  for (int64_t num = below(12) ? below(9) : 330; num > 0; --num) bounds.push_back(below(n + 1));
+  if (below(2)) bounds.push_back(bounds.back());
+  std::sort(bounds.begin(), bounds.end());
+  return bounds;
+}
+
+// A cut whose table has been copied by the kernel.
+struct OnDevice {
+  sage::cuda::CutTable table;
+  Ints words;
+  sage::cuda::Cut cut;
+  std::vector<sage::cuda::Statistic> pieces;
+
+  OnDevice(const std::vector<int64_t>& bounds, int64_t bucket)
+      : table(bounds, bucket), words(table.words.size(), -1), cut(table.at(words.data())), pieces(2 * table.num_pieces) {
+    sage::cuda::upload(table.words, words.data(), nullptr);
+  }
+};
+
+inline void test_statistics(int64_t n) {
+  const std::vector<int64_t> bounds = draw_bounds(n);
+  const size_t num = bounds.size() - 1;
+  const int kind = static_cast<int>(below(4));
+  const Floats signal = draw(n), grad = draw(n);
+  const float* added = below(2) ? grad.data() : nullptr;
+  Floats ours = signal, theirs = signal;
+  OnDevice on(bounds, 0);
+  std::vector<double> rows(4 * num);
+  sage::cuda::statistics(static_cast<sage::cuda::Kind>(kind), on.cut, ours.data(), added, on.pieces.data(), rows.data(),
+                         nullptr);
+  const auto found = sage::cpu::statistics(sage::cpu::isa(), kAlone, static_cast<sage::cpu::Kind>(kind), theirs.data(),
+                                           added, bounds);
+  expect(same(ours, theirs), "statistics: signal");
+  for (size_t g = 0; g < num; ++g) {
+    float largest;
+    std::memcpy(&largest, &found[g].largest, sizeof largest);
+    const double expected[] = {found[g].sum, found[g].other, largest, static_cast<double>(found[g].below)};
+    for (int row = 0; row < 4; ++row) {
+      const double own = rows[row * num + g];
+      expect(own == expected[row] || (own != own && expected[row] != expected[row]), "statistics of a group");
+    }
+  }
 }

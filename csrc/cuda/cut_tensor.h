@@ -1,0 +1,28 @@
+// The table of a cut on the device, and the memory of its statistics.
+#pragma once
+
+#include "stream.h"
+
+namespace sage::cuda {
+
+class DeviceCut {
+ public:
+  DeviceCut(const std::vector<int64_t>& bounds, int64_t bucket, const Tensor& beside, Stream stream)
+      : table_(bounds, bucket), words_(empty<int32_t>(static_cast<int64_t>(table_.words.size()), beside)) {
+    upload(table_.words, data<int32_t>(words_), stream);
+    cut = table_.at(data<int32_t>(words_));
+  }
+
+  // Memory for the statistics of the pieces, twice.
+  Tensor pieces() const {
+    return empty<uint8_t>(2 * static_cast<int64_t>(sizeof(Statistic)) * table_.num_pieces, words_);
+  }
+
+  Cut cut;
+
+ private:
+  CutTable table_;
+  Tensor words_;
+};
+
+}  // namespace sage::cuda
