@@ -101,4 +101,21 @@ struct Statistic {
 void statistics(Kind kind, const Cut& cut, float* signal, const float* grad, Statistic* pieces, double* rows,
                 Stream stream);
 
+// The mean of several payloads of signs. Row w of low and high has a number for each group, row w of the bits num_bytes
+// bytes.
+struct SignMean {
+  float* out;
+  int64_t n;
+  const float *low, *high;
+  const uint8_t* bits;
+  int64_t num_bytes, num_payloads, divisor;
+  bool added;  // to what `out` holds
+  bool votes;  // the sign of the sum instead of the sum / divisor
+};
+
+// Both of groups without buckets.
+void sign_bits(const Cut& cut, float* signal, int64_t n, const float* low, const float* high, bool keep, uint8_t* bytes,
+               Stream stream);
+void mean_signs(const Cut& cut, const SignMean& x, Stream stream);
+
 }  // namespace sage::cuda

@@ -4,6 +4,7 @@
 #include "../../csrc/cuda/random_bits.cu"
 #include "../../csrc/cuda/scatter.cu"
 #include "../../csrc/cuda/select.cu"
+#include "../../csrc/cuda/signs.cu"
 #include "../../csrc/cuda/statistics.cu"
 #include "../../csrc/cuda/topk.cu"
 #include "drawn.h"
@@ -122,6 +123,7 @@ int main() {
     test_pack(std::min<int64_t>(n, 3000));
     test_random_bits(n);
     test_statistics(n);
+    test_signs(n);
   }
   std::printf("CUDA kernels, emulated: as expected (not verified on a GPU)\n");
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../../csrc/cpu/philox.h"
+#include "../../csrc/cpu/signs.h"
 #include "../../csrc/cpu/sums.h"
 #include "drawn.h"
 
@@ -61,4 +62,38 @@ inline void test_statistics(int64_t n) {
       expect(own == expected[row] || (own != own && expected[row] != expected[row]), "statistics of a group");
     }
   }
+}
+
+// The same bits, or NaN in both: a GPU has one NaN alone.
+inline bool alike(const Floats& a, const Floats& b) {
+  for (size_t i = 0; i < a.size(); ++i)
+    if (std::memcmp(&a[i], &b[i], sizeof a[i]) && !(a[i] != a[i] && b[i] != b[i])) return false;
+  return a.size() == b.size();
+}
+
+inline void test_signs(int64_t n) {
+  const std::vector<int64_t> bounds = draw_bounds(n);
+  const int64_t num = static_cast<int64_t>(bounds.size()) - 1, payloads = below(4), num_bytes = (n + 7) / 8;
+  const OnDevice on(bounds, 0);
+  const Floats signal = draw(n), low = draw(num), high = draw(num);
+  const bool keep = below(2);
+  Floats ours = signal, theirs = signal;
+  std::vector<uint8_t> bytes(num_bytes), expected(num_bytes);
+  sage::cuda::sign_bits(on.cut, ours.data(), n, low.data(), high.data(), keep, bytes.data(), nullptr);
+  const sage::cpu::Signs x{theirs.data(), bounds.data(), num, low.data(), high.data(), expected.data()};
+  sage::cpu::write_signs(sage::cpu::isa(), kAlone, x, keep, n);
+  expect(bytes == expected, "sign_bits: bytes");
+  expect(same(ours, theirs), "sign_bits: error");
+  const Floats lows = draw(payloads * num), highs = draw(payloads * num);
+  std::vector<uint8_t> bits(payloads * num_bytes);
+  for (uint8_t& byte : bits) byte = static_cast<uint8_t>(below(256));
+  const int64_t divisor = 1 + below(5);
+  const bool added = below(2), votes = below(2);
+  Floats mean = signal, mean_expected = signal;
+  sage::cuda::mean_signs(on.cut, {mean.data(), n, lows.data(), highs.data(), bits.data(), num_bytes, payloads, divisor,
+                                  added, votes}, nullptr);
+  const sage::cpu::SignMean y{mean_expected.data(), bounds.data(), num, lows.data(), highs.data(), bits.data(),
+                              num_bytes, payloads, divisor, added, votes};
+  sage::cpu::mean_signs(sage::cpu::isa(), kAlone, y, n);
+  expect(alike(mean, mean_expected), "mean_signs");
 }
