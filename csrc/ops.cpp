@@ -56,4 +56,6 @@ STABLE_TORCH_LIBRARY(sage, m) {
   m.def("decode_gaps(Tensor bytes, int num) -> Tensor");
   m.def("encode_bitmap(Tensor indices, int n) -> Tensor");
   m.def("decode_bitmap(Tensor bytes) -> Tensor");
+  m.def("encode_elias(Tensor levels, int[] bounds) -> (Tensor words, Tensor bits)");
+  m.def("decode_elias_(Tensor(a!) out, Tensor words, Tensor bits, int[] bounds) -> ()");
 }

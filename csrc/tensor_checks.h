@@ -44,6 +44,11 @@ struct Type<int64_t> {
   static constexpr const char* name = "int64";
 };
 template <>
+struct Type<int8_t> {
+  static constexpr ScalarType type = ScalarType::Char;
+  static constexpr const char* name = "int8";
+};
+template <>
 struct Type<uint8_t> {
   static constexpr ScalarType type = ScalarType::Byte;
   static constexpr const char* name = "uint8";

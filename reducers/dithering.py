@@ -40,7 +40,7 @@ class Dithering(RandomQuantiser):
 
     - `packed`: ⌈log2(2s + 1)⌉ bits per element, in whole bytes: the signed level plus s.
     - `elias`: for each group a stream of 4-byte words in which only nonzero levels take bits
-      (`sage.reduction.coding.elias`; for a natural level the integer 2^(s−1) times its value is encoded). 4
+      (`sage.ops.elias`; for a natural level the integer 2^(s−1) times its value is encoded). 4
       bytes per group hold its length in bits and 24 bytes the lengths of all parts (`sizes`). This is
       BytePS's format; BytePS's partition is a group here.
 

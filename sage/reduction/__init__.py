@@ -22,6 +22,7 @@ reducer needs neither.
 from sage import ops as ops
 from sage.comm.packing import add as add
 from sage.comm.wire import Wire as Wire
+from sage.ops import elias as elias
 from sage.rng import generator as generator
 from sage.rng import seed_at as seed_at
 from sage.timing import phase as phase
@@ -29,7 +30,6 @@ from sage.timing import phase as phase
 from . import density_schedule as density_schedule
 from . import exchange as exchange
 from .coding import bitpacking as bitpacking
-from .coding import elias as elias
 from .coding.levels import MANTISSA as MANTISSA
 from .coding.levels import Buckets as Buckets
 from .coding.levels import Norm as Norm

@@ -8,6 +8,7 @@
 #include "../../csrc/cpu/code.h"
 #include "../../csrc/cpu/distinct.h"
 #include "../../csrc/cpu/draw.h"
+#include "../../csrc/cpu/elias.h"
 #include "../../csrc/cpu/gather.h"
 #include "../../csrc/cpu/moments.h"
 #include "../../csrc/cpu/pack.h"
@@ -22,6 +23,7 @@
 #include "drawn.h"
 #include "bins.h"
 #include "casts.h"
+#include "elias.h"
 #include "gather.h"
 
 using namespace sage::cpu;
@@ -368,6 +370,7 @@ int main() {
         test_take_at(team, n);
         test_cast<Format::fp16>(set, team, n);
         test_cast<Format::bf16>(set, team, n);
+        test_elias(set, team, n);
       }
       test_pack(set, n);
       test_draw(n);

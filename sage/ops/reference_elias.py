@@ -1,11 +1,4 @@
-"""Elias delta streams of nonzero levels: the gap, sign and magnitude of each.
-
-The format is that of BytePS's dithering, bit for bit, with the code of Elias (1975). The code of x ≥ 1, with
-len = 1 + ⌊log2 x⌋ and z = ⌊log2 len⌋, is z zeros, then len in z + 1 bits, then the low len − 1 bits of x: 2z
-+ len bits in all. A stream holds the nonzero levels of a vector. For each it stores the code of the index gap
-from the previous one (from −1 for the first), a bit that is 1 if the level is negative, and the code of its
-magnitude. The last word is padded with zeros.
-"""
+"""Plain-torch reference of the Elias streams; `sage.ops.elias` describes the format."""
 # N = elements, K = nonzero elements, G = groups, F = fields of bits, B = bits, V = words of 32
 
 from collections.abc import Sequence
@@ -13,9 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sage import ops
-from sage.reduction.coding.bitpacking import WORD
-
+WORD = 32
+"""Bits in a word."""
 GREATEST = 2**31 - 1
 """Largest number that can be encoded, and most bits of all streams together."""
 PREFIX = 9
@@ -35,16 +27,12 @@ def encode(x_K: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encode_levels(levels_N: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Encode each group of levels (integers, N) as a stream that begins a new word.
-
-    Returns:
-        The words of all streams (int32, V), and the number of bits of each stream (int32, G).
-
-    Raises:
-        ValueError: if the streams have 2^31 bits or more.
-    """
-    at_K = ops.select_above(levels_N.float(), 1.0)
+    """As `sage.ops.elias.encode_levels`."""
+    at_K = levels_N.nonzero().view(-1)
     levels_K = levels_N[at_K].long()
+    greatest = max(int(levels_K.max()), -int(levels_K.min())) if levels_K.numel() else 0
+    if greatest > GREATEST:
+        raise RuntimeError(f"levels: a magnitude of {greatest:,}: expected at most {GREATEST:,}")
     stops_G = torch.tensor(list(sizes), dtype=torch.int64, device=at_K.device).cumsum(0)
     group_K = torch.searchsorted(stops_G, at_K, right=True)
     before_K = at_K.roll(1)
@@ -59,8 +47,8 @@ def encode_levels(levels_N: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tenso
     widths_K2 = torch.stack((gap_widths_K, magnitude_widths_K + 1), 1)
     bits_G = starts_G.new_zeros(len(sizes)).index_add_(0, group_K, widths_K2.sum(1))
     if int(bits_G.sum()) > GREATEST:
-        raise ValueError(
-            f"Elias streams of {int(bits_G.sum()):,} bits in all; at most {GREATEST:,} are allowed: use "
+        raise RuntimeError(
+            f"Elias streams of {int(bits_G.sum())} bits in all; at most {GREATEST} are allowed: use "
             "coding=packed"
         )
     # The padding of the earlier groups' last words shifts the start of a field.
@@ -73,7 +61,7 @@ def encode_levels(levels_N: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tenso
 def decode_levels(
     words_V: Tensor, bits_G: Tensor, sizes: Sequence[int], dtype: torch.dtype = torch.int64
 ) -> Tensor:
-    """Decode the streams of all groups to their levels (N), concatenated.
+    """As `sage.ops.elias.decode_levels`.
 
     For every bit the end of a triple (gap, sign, magnitude) that would begin there is computed. The actual
     starts are then found by pointer doubling, in as many rounds as the logarithm of the longest stream's
@@ -82,17 +70,30 @@ def decode_levels(
     n, device = sum(sizes), words_V.device
     levels_N = torch.zeros(n, dtype=dtype, device=device)
     bits_G = bits_G.long()
+    wrong = RuntimeError(f"words: not the Elias streams of {len(sizes)} groups with {n} elements in all")
     words_G = (bits_G + WORD - 1) // WORD
+    if bits_G.numel() != len(sizes) or bool((bits_G < 0).any()) or int(words_G.sum()) != words_V.numel():
+        raise wrong
     starts_G = WORD * (words_G.cumsum(0) - words_G)
     # Padded, so that reads beyond the end give 0.
-    bytes_S = torch.nn.functional.pad(_bytes(words_V), (0, 8))
+    bytes_S = torch.nn.functional.pad(_bytes(words_V), (0, 16))
     next_B = _next(bytes_S, WORD * words_V.numel())
     ends_G = starts_G + bits_G
     starts_K = _reached(next_B, starts_G[bits_G > 0], ends_G[bits_G > 0])
     group_K = torch.searchsorted(ends_G, starts_K, right=True)
 
+    if not _all_codes(bytes_S, starts_K):
+        raise wrong
     gaps_K, after_K = _read(bytes_S, starts_K)
-    magnitudes_K, _ = _read(bytes_S, after_K + 1)
+    if not _all_codes(bytes_S, after_K + 1):
+        raise wrong
+    magnitudes_K, stops_K = _read(bytes_S, after_K + 1)
+    # Each triple must end where the next one of its group begins, or the group's stream ends.
+    follows_K = torch.cat((starts_K[1:], starts_K[:0].new_zeros(min(1, starts_K.numel()))))
+    is_last_K = group_K.diff(append=group_K.new_full((1,), -1)) != 0
+    expected_K = torch.where(is_last_K, ends_G[group_K.clamp(max=len(sizes) - 1)], follows_K)
+    if not torch.equal(stops_K, expected_K):
+        raise wrong
     negative_K = _window(bytes_S, after_K, 1)
     groups_G = torch.tensor(list(sizes), dtype=torch.int64, device=device)
     far_K = gaps_K.cumsum(0)
@@ -100,6 +101,11 @@ def decode_levels(
     far_G = torch.nn.functional.pad(far_K, (1, 0))[num_G.cumsum(0) - num_G]
     at_K = (groups_G.cumsum(0) - groups_G - 1 - far_G)[group_K] + far_K
     levels_K = torch.where(negative_K > 0, -magnitudes_K, magnitudes_K)
+    is_outside_K = at_K >= groups_G.cumsum(0)[group_K]
+    if not dtype.is_floating_point:
+        is_outside_K |= levels_K.to(dtype) != levels_K
+    if bool(is_outside_K.any()):
+        raise wrong
     return levels_N.index_copy_(0, at_K, levels_K.to(dtype))
 
 
@@ -146,6 +152,11 @@ def _reached(next_B: Tensor, starts_G: Tensor, ends_G: Tensor) -> Tensor:
         if more.numel() == 0:
             return found.sort().values.long()
         found, next_B = torch.cat((found, more)), next_B[next_B]
+
+
+def _all_codes(bytes_S: Tensor, at_K: Tensor) -> bool:
+    """Whether a code can begin at each of these bits: it has at most 4 leading zeros."""
+    return bool((_window(bytes_S, at_K, PREFIX) >> PREFIX - 5 > 0).all())
 
 
 def _read(bytes_S: Tensor, at_K: Tensor) -> tuple[Tensor, Tensor]:
