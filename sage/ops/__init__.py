@@ -8,6 +8,7 @@ Each op runs natively if the extension is built (`sage.ops.native`) and the vect
 and otherwise in plain torch (`sage.ops.reference`), with the same result.
 """
 
+from . import elias as elias
 from . import native as native
 from . import reference as reference
 from .bins import decode_bins as decode_bins
