@@ -76,11 +76,24 @@ def packed(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
     return [*found, ops.draw(n, 24, 7, grad_N.device)]
 
 
+def signs(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
+    """Statistics of three groups, signs with the error, the mean of two payloads, and Philox's bits."""
+    n = grad_N.numel()
+    sizes = [n // 7, n // 2 - n // 7, n - n // 2]
+    found = [row_G for kind in ops.Kind for row_G in ops.statistics(grad_N, residual_N.clone(), sizes, kind)]
+    low_G = torch.tensor([-1.0, -0.5, -0.3], device=grad_N.device)
+    bytes_B = ops.sign_bits(residual_N, sizes, low_G, -low_G, keep=True)
+    low_WG, bytes_WB = torch.stack([low_G, 3 * low_G]), torch.stack([bytes_B, bytes_B.flip(0)])
+    mean_N = ops.mean_signs(torch.empty_like(grad_N), bytes_WB, sizes, low_WG, -low_WG, divisor=2)
+    return [*found, residual_N, bytes_B, mean_N, ops.random_bits(n, 7, device=grad_N.device)]
+
+
 RUNS: dict[str, Run] = {
     **{f"above {t:g}": partial(above, threshold=t) for t in (0.0, 0.5, 3.0)},
     **{f"top {d:g}": partial(top, density=d) for d in (0.001, 0.1, 1.0)},
     "sparse mean and indices": sparse_mean,
     "packing and random bits": packed,
+    "statistics, signs and their mean": signs,
 }
 COVERED = [
     "select_",
@@ -94,6 +107,10 @@ COVERED = [
     "pack_signs",
     "unpack_signs",
     "draw_",
+    "random_bits_",
+    "statistics_",
+    "sign_bits_",
+    "mean_signs_",
     "encode_gaps",
     "decode_gaps",
     "encode_bitmap",
