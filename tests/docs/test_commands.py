@@ -26,7 +26,7 @@ OF_THE_PAGE = {
 """Pages whose commands another test runs: its file, and its text that reads the page or runs the commands."""
 
 ELSEWHERE = {
-    "make demo": (".ci/run", "make --jobs=3 --output-sync --keep-going test lint docs demo test-plain"),
+    "make demo": (".ci/run", "make --jobs=3 --output-sync --keep-going test lint demo test-plain"),
     "source .venv/bin/activate": ("Makefile", "-m venv .venv"),
     "PYTHONPATH=. python tests/comm/test_ledger.py": ("tests/comm/test_ledger.py", "    main()\n"),
     "tensorboard --logdir runs": ("tests/records/test_record.py", "with tensorboard_server(tmp_path) as"),

@@ -157,7 +157,7 @@ def test_a_bug_says_that_it_is_one_and_shows_where(
     def faulty() -> int:
         raise ZeroDivisionError("by\nnought")
 
-    monkeypatch.setattr("sage.cli.list.workloads", faulty)
+    monkeypatch.setattr("sage.registry.workloads", faulty)
     assert main(["list"]) == 1
     said = capsys.readouterr().err
     assert "Traceback" in said
@@ -187,7 +187,7 @@ def test_errors_of_input_and_system_are_one_line(
     def failing() -> int:
         raise error
 
-    monkeypatch.setattr("sage.cli.list.workloads", failing)
+    monkeypatch.setattr("sage.registry.workloads", failing)
     assert main(["list"]) == ends
     said = capsys.readouterr().err
     assert said.startswith("sage list: ")
