@@ -34,6 +34,12 @@ STABLE_TORCH_LIBRARY(sage, m) {
   m.def("widen_(Tensor(a!) out, Tensor x) -> ()");
   m.def("draw_(Tensor(a!) out, int seed, int bits) -> ()");
   m.def("random_bits_(Tensor(a!) out, int key, int first) -> ()");
+  m.def(
+      "quantise_(Tensor(a!) signal, Tensor? grad, int[] bounds, int bucket, int codec, int levels, int norm, "
+      "Tensor? scales, Tensor? limits, int key, int first, bool keep) -> (Tensor bytes, Tensor scales)");
+  m.def(
+      "average_(Tensor(a!) out, Tensor bytes, Tensor scales, int[] bounds, int bucket, int codec, int levels, "
+      "int divisor, bool added) -> ()");
   m.def("statistics_(Tensor(a!) signal, Tensor? grad, int[] bounds, int kind) -> Tensor");
   m.def("sign_bits_(Tensor(a!) signal, int[] bounds, Tensor low, Tensor high, bool keep) -> Tensor");
   m.def(

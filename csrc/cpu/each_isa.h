@@ -5,7 +5,7 @@
 //
 // The file is written in terms of lanes_*.h: sixteen lanes, whatever the width of a register. Its functions are then in
 // the namespaces scalar, avx2 and avx512; it includes nothing itself.
-#include "base.h"
+#include "groups.h"
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 warns of its own header: PR 105593

@@ -105,6 +105,30 @@ inline void store_u8(uint8_t* p, I x) {
   const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
+struct Unpacking {
+  I bytes, shift, mask;
+
+  explicit Unpacking(int bits) {
+    alignas(32) uint32_t pick[16], first[16];
+    for (uint32_t l = 0; l < 16; ++l) {
+      const uint32_t byte = std::min(l * bits / 8, 14u);
+      pick[l] = byte | (byte + 1) << 8 | 0x80800000u;
+      first[l] = l * bits - 8 * byte;
+    }
+    bytes = loadi(pick);
+    shift = loadi(first);
+    mask = seti((1u << bits) - 1);
+  }
+
+  I codes(const uint8_t* p) const {
+    const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const auto half = [&](__m256i pick, __m256i first, __m256i low) {
+      return _mm256_and_si256(_mm256_srlv_epi32(_mm256_shuffle_epi8(all, pick), first), low);
+    };
+    return {half(bytes.a, shift.a, mask.a), half(bytes.b, shift.b, mask.b)};
+  }
+};
+
 inline F look_up(F table, I at) {
   const __m256i high_a = _mm256_slli_epi32(at.a, 28), high_b = _mm256_slli_epi32(at.b, 28);  // bit 3 is the sign
   const auto pick = [&](__m256i lane, __m256i high) {
@@ -150,3 +174,5 @@ inline I narrow(W x) {
   return {_mm256_blend_epi32(x.v[0], _mm256_slli_epi64(x.v[1], 32), 0xaa),
           _mm256_blend_epi32(x.v[2], _mm256_slli_epi64(x.v[3], 32), 0xaa)};
 }
+
+#include "lanes_common.h"

@@ -59,6 +59,29 @@ inline void store_u8(uint8_t* p, I a) {  // the low 8 bits of each lane
 inline void store_u16(uint16_t* p, I a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a));
 }
+// How sixteen codes of some bits lie in 2·bits bytes: the two bytes that hold the code of each lane, and its first bit.
+struct Unpacking {
+  __m512i bytes, shift, mask;
+
+  explicit Unpacking(int bits) {
+    alignas(64) uint32_t pick[16], first[16];
+    for (uint32_t l = 0; l < 16; ++l) {
+      const uint32_t byte = std::min(l * bits / 8, 14u);
+      pick[l] = byte | (byte + 1) << 8 | 0x80800000u;
+      first[l] = l * bits - 8 * byte;
+    }
+    bytes = _mm512_load_si512(pick);
+    shift = _mm512_load_si512(first);
+    mask = _mm512_set1_epi32((1 << bits) - 1);
+  }
+
+  // Reads the codes; 16 bytes must be readable.
+  I codes(const uint8_t* p) const {
+    const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm512_and_si512(_mm512_srlv_epi32(_mm512_shuffle_epi8(all, bytes), shift), mask);
+  }
+};
+
 inline F look_up(F table, I at) { return _mm512_permutexvar_ps(at, table); }  // lane at % 16 of the table
 inline D zeros() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
 inline __m512d wide_low(F a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
@@ -84,3 +107,5 @@ inline W xor3(W a, W b, uint32_t c) {
   return {_mm512_ternarylogic_epi64(a.even, b.even, all, 0x96), _mm512_ternarylogic_epi64(a.odd, b.odd, all, 0x96)};
 }
 inline I narrow(W a) { return _mm512_mask_blend_epi32(0xaaaa, a.even, _mm512_slli_epi64(a.odd, 32)); }
+
+#include "lanes_common.h"

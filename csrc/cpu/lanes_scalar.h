@@ -67,6 +67,25 @@ inline I load_u8(const uint8_t* p) { I i; SAGE_EACH i.v[l] = p[l]; return i; }
 inline I load_u16(const uint16_t* p) { I i; SAGE_EACH i.v[l] = p[l]; return i; }
 inline void store_u8(uint8_t* p, I a) { SAGE_EACH p[l] = static_cast<uint8_t>(a.v[l]); }
 inline void store_u16(uint16_t* p, I a) { SAGE_EACH p[l] = static_cast<uint16_t>(a.v[l]); }
+// How sixteen codes of some bits lie in 2·bits bytes.
+struct Unpacking {
+  int bits;
+
+  explicit Unpacking(int width) : bits(width) {}
+
+  // Reads the codes; 16 bytes must be readable.
+  I codes(const uint8_t* bytes) const {
+    I found;
+    SAGE_EACH {
+      uint16_t two;
+      const int at = l * bits;
+      std::memcpy(&two, bytes + std::min(at / 8, 14), 2);
+      found.v[l] = static_cast<uint32_t>(two >> (at - 8 * std::min(at / 8, 14))) & ((1u << bits) - 1);
+    }
+    return found;
+  }
+};
+
 inline F look_up(F table, I at) { F f; SAGE_EACH f.v[l] = table.v[at.v[l] & 15]; return f; }
 inline D zeros() { return D{}; }
 inline D add_wide(D d, F a) { SAGE_EACH d.v[l] += static_cast<double>(a.v[l]); return d; }
@@ -82,3 +101,5 @@ inline W xor3(W a, W b, uint32_t c) { SAGE_EACH a.v[l] ^= b.v[l] ^ c; return a; 
 inline I narrow(W a) { I i; SAGE_EACH i.v[l] = static_cast<uint32_t>(a.v[l]); return i; }
 
 #undef SAGE_EACH
+
+#include "lanes_common.h"

@@ -1,17 +1,5 @@
 // See signs.h. Compiled for each instruction set by each_isa.h.
 
-// The numbers of the groups that sixteen elements, or fewer at the end, belong to.
-inline F of_groups(const float* numbers, Cursor cursor, int64_t i, int64_t num) {
-  float each[16] = {};
-  for (int64_t l = 0; l < num; ++l) each[l] = numbers[cursor.group_at(i + l)];
-  return load(each);
-}
-
-inline F finite_or_zero(F x) {
-  const M is_finite = is_lessi(band(bits(x), seti(kMagnitude)), seti(0x7f800000u));
-  return select(is_finite, x, set(0));
-}
-
 // The elements [begin, end): writes their bits, and with `keep` leaves the error in the signal. `begin` is a multiple
 // of 16.
 template <bool kKeep>
@@ -20,7 +8,7 @@ void sign_range(const Signs& x, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i += 16) {
     const int64_t num = std::min<int64_t>(16, end - i);
     __builtin_prefetch(x.signal + i + 512);
-    const F a = num == 16 ? load(x.signal + i) : load(x.signal + i, static_cast<int>(num));
+    const F a = load_some(x.signal + i, num);
     const M below = is_less(a, set(0));
     const uint32_t set_bits = ~bits_of(below) & ((1u << num) - 1);
     x.bits[i / 8] = static_cast<uint8_t>(set_bits);
@@ -31,10 +19,7 @@ void sign_range(const Signs& x, int64_t begin, int64_t end) {
       const F low = whole ? set(x.low[group]) : of_groups(x.low, cursor, i, num);
       const F high = whole ? set(x.high[group]) : of_groups(x.high, cursor, i, num);
       const F left = finite_or_zero(sub(a, select(below, low, high)));
-      if (num == 16)
-        store(x.signal + i, left);
-      else
-        store(x.signal + i, left, static_cast<int>(num));
+      store_some(x.signal + i, left, num);
     }
   }
 }
@@ -53,7 +38,7 @@ inline void mean_of_signs(const SignMean& x, int64_t begin, int64_t end) {
     const int64_t num = std::min<int64_t>(16, end - i);
     const int64_t group = cursor.group_at(i);
     const bool whole = num == 16 && cursor.is_whole(i);
-    F sum = !x.added ? set(0) : num == 16 ? load(x.out + i) : load(x.out + i, static_cast<int>(num));
+    F sum = x.added ? load_some(x.out + i, num) : set(0);
     for (int64_t w = 0; w < x.num_payloads; ++w) {
       const uint8_t* bytes = x.bits + w * x.num_bytes + i / 8;
       uint16_t set_bits = bytes[0];
@@ -64,14 +49,10 @@ inline void mean_of_signs(const SignMean& x, int64_t begin, int64_t end) {
       sum = add(sum, select(mask_of(set_bits), highs, lows));
     }
     if (x.votes) {  // the sign of the sum, 0 if it is 0; NaN stays
-      const F one = select(is_less(set(0), sum), set(1), select(is_less(sum, set(0)), set(-1), sum));
-      sum = one;
+      sum = select(is_less(set(0), sum), set(1), select(is_less(sum, set(0)), set(-1), sum));
     } else {
       sum = is_power ? mul(sum, set(factor)) : div(sum, set(divisor));
     }
-    if (num == 16)
-      store(x.out + i, sum);
-    else
-      store(x.out + i, sum, static_cast<int>(num));
+    store_some(x.out + i, sum, num);
   }
 }

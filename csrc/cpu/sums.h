@@ -29,6 +29,13 @@ inline void merge(Statistic& into, const Statistic& other) {
   into.below += other.below;
 }
 
+// Adds a group's chunks, which it overwrites: neighbours first, then those two apart, and so on.
+inline Statistic merged(Statistic* chunks, int64_t num) {
+  for (int64_t stride = 1; stride < num; stride *= 2)
+    for (int64_t i = 0; i + stride < num; i += 2 * stride) merge(chunks[i], chunks[i + stride]);
+  return num > 0 ? chunks[0] : Statistic{};
+}
+
 }  // namespace sage::cpu
 
 #define SAGE_KERNEL "sums_kernel.h"
@@ -57,12 +64,7 @@ inline std::vector<Statistic> statistics(Isa isa, const Team& team, Kind kind, f
     }
   });
   std::vector<Statistic> found(num_groups);
-  for (size_t g = 0; g < num_groups; ++g) {
-    const int64_t begin = first[g], end = first[g + 1];
-    for (int64_t stride = 1; stride < end - begin; stride *= 2)
-      for (int64_t i = begin; i + stride < end; i += 2 * stride) merge(chunks[i], chunks[i + stride]);
-    if (begin < end) found[g] = chunks[begin];
-  }
+  for (size_t g = 0; g < num_groups; ++g) found[g] = merged(chunks.data() + first[g], first[g + 1] - first[g]);
   return found;
 }
 

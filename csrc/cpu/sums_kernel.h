@@ -61,11 +61,15 @@ Statistic of_chunk(float* signal, const float* grad, int64_t n) {
   if (i < n) take_some(low, i, static_cast<int>(std::min<int64_t>(16, n - i)));
   if (i + 16 < n) take_some(high, i + 16, static_cast<int>(n - i - 16));
   Statistic found;
-  found.sum = fold(low.sum, high.sum);
-  found.other = fold(low.other, high.other);
-  uint32_t largest[16];
-  storei(largest, mostu(low.largest, high.largest));
-  for (uint32_t each : largest) found.largest = std::max(found.largest, each);
+  if constexpr (kKind != Kind::largest) found.sum = fold(low.sum, high.sum);
+  if constexpr (kKind == Kind::sides) found.other = fold(low.other, high.other);
+  if constexpr (kKind == Kind::squares || kKind == Kind::largest) {
+    uint32_t largest[16];
+    storei(largest, mostu(low.largest, high.largest));
+    for (int half = 8; half > 0; half /= 2)
+      for (int l = 0; l < half; ++l) largest[l] = std::max(largest[l], largest[l + half]);
+    found.largest = largest[0];
+  }
   found.below = low.below + high.below;
   return found;
 }
@@ -86,4 +90,15 @@ inline Statistic of_chunk(Kind kind, float* signal, const float* grad, int64_t n
     default:
       return of_chunk<Kind::largest>(signal, grad, n);
   }
+}
+
+// The statistics of one group.
+inline Statistic of_group(Kind kind, float* signal, const float* grad, int64_t n) {
+  if (n <= kChunk) return n == 0 ? Statistic{} : of_chunk(kind, signal, grad, n);
+  std::vector<Statistic> chunks((n + kChunk - 1) / kChunk);
+  for (size_t chunk = 0; chunk < chunks.size(); ++chunk) {
+    const int64_t begin = static_cast<int64_t>(chunk) * kChunk;
+    chunks[chunk] = of_chunk(kind, signal + begin, grad ? grad + begin : nullptr, std::min(kChunk, n - begin));
+  }
+  return merged(chunks.data(), static_cast<int64_t>(chunks.size()));
 }

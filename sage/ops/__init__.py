@@ -27,6 +27,11 @@ from .indices import decode_indices as decode_indices
 from .indices import encode_bitmap as encode_bitmap
 from .indices import encode_gaps as encode_gaps
 from .indices import encode_indices as encode_indices
+from .levels import Codec as Codec
+from .levels import Coding as Coding
+from .levels import average as average
+from .levels import quantise as quantise
+from .levels import quantise_to as quantise_to
 from .moments import Excess as Excess
 from .moments import Moments as Moments
 from .moments import excess as excess

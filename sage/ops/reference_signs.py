@@ -40,7 +40,7 @@ def mean_signs(
         is_high_N = reference.unpack(bytes_B, 1, out_N.numel()).bool()
         out_N += torch.where(is_high_N, _spread(high_G, sizes), _spread(low_G, sizes))
     if not votes:
-        return out_N.div_(divisor)
+        return out_N.div_(out_N.new_full((), divisor))
     return out_N.copy_(torch.where(out_N > 0, 1.0, torch.where(out_N < 0, -1.0, out_N)))
 
 

@@ -1,0 +1,243 @@
+// See levels.h. Compiled for each instruction set by each_isa.h.
+
+inline F power_of_two(int exponent) { return floats(seti(static_cast<uint32_t>(exponent + 127) << 23)); }
+
+// The code of y = x / scale · largest, where x is of magnitude `scale` or less; `random` has 16 bits in each lane.
+template <Codec kCodec>
+I code_of(const Coding& coding, F y, I random) {
+  const I sign = band(bits(y), seti(0x80000000u)), magnitude = band(bits(y), seti(kMagnitude));
+  const F size = floats(magnitude);
+  if constexpr (kCodec == Codec::int8) return to_int(floats(bor(bits(least(size, set(127))), sign)));
+  if constexpr (kCodec == Codec::e4m3 || kCodec == Codec::e5m2) {
+    constexpr int kShift = kCodec == Codec::e4m3 ? 20 : 21, kBias = kCodec == Codec::e4m3 ? 7 : 15;
+    constexpr int kMantissa = 23 - kShift;
+    const F most = set(kCodec == Codec::e4m3 ? 448.0f : 57344.0f);
+    const I clamped = bits(least(size, most));
+    const I odd = band(shr<kShift>(clamped), seti(1));
+    const I rounded = addi(addi(clamped, seti((1u << (kShift - 1)) - 1)), odd);
+    const I normal = subi(shr<kShift>(rounded), seti(static_cast<uint32_t>(127 - kBias) << kMantissa));
+    const I denormal = to_int(mul(size, power_of_two(kBias - 1 + kMantissa)));
+    return bor(selecti(is_less(size, power_of_two(1 - kBias)), denormal, normal), shr<24>(sign));
+  }
+  if constexpr (kCodec == Codec::linear) {
+    const F low = round_down(size), uniform = mul(add(to_float(random), set(0.5f)), set(0x1p-16f));
+    const F level = least(select(is_less(uniform, sub(size, low)), add(low, set(1)), low), set(coding.levels));
+    const I center = seti(static_cast<uint32_t>(coding.levels));
+    return to_int(add(to_float(center), floats(bor(bits(level), sign))));
+  }
+  if constexpr (kCodec == Codec::natural || kCodec == Codec::power8) {
+    const uint32_t offset = static_cast<uint32_t>(coding.offset);
+    const I carried = addi(magnitude, addi(shl<7>(random), seti(64)));
+    const I high = leastu(subi(shr<23>(carried), seti(offset)), seti(static_cast<uint32_t>(coding.levels)));
+    const F uniform = mul(add(to_float(random), set(0.5f)), set(0x1p-16f));
+    const F share = mul(size, power_of_two(126 - coding.offset));  // of the lowest level
+    const I low = selecti(is_less(uniform, share), seti(1), seti(0));
+    const I level = selecti(is_lessi(magnitude, seti((offset + 1) << 23)), low, high);
+    if constexpr (kCodec == Codec::power8) return bor(level, shr<24>(sign));
+    const I center = seti(static_cast<uint32_t>(coding.levels));
+    return selecti(is_lessi(bits(y), seti(0)), subi(center, level), addi(center, level));
+  }
+  if constexpr (kCodec == Codec::power9) {
+    const I carried = leastu(addi(magnitude, addi(shl<7>(random), seti(64))), seti(0x7f000000u));
+    return shr<23>(mostu(carried, band(magnitude, seti(0x7f800000u))));
+  }
+}
+
+// What a code stands for, as a multiple of the bucket's step.
+template <Codec kCodec>
+F value_of(const Coding& coding, I code) {
+  if constexpr (kCodec == Codec::int8) return to_float(subi(bxor(code, seti(0x80)), seti(0x80)));
+  if constexpr (kCodec == Codec::e4m3 || kCodec == Codec::e5m2) {
+    constexpr int kShift = kCodec == Codec::e4m3 ? 20 : 21, kBias = kCodec == Codec::e4m3 ? 7 : 15;
+    constexpr int kMantissa = 23 - kShift;
+    const I magnitude = band(code, seti(0x7f)), sign = shl<24>(band(code, seti(0x80)));
+    const F normal = floats(addi(shl<kShift>(magnitude), seti(static_cast<uint32_t>(127 - kBias) << 23)));
+    const F denormal = mul(to_float(magnitude), power_of_two(1 - kBias - kMantissa));
+    F size = select(is_lessi(magnitude, seti(1u << kMantissa)), denormal, normal);
+    // What no element becomes: NaN, and e5m2's infinity.
+    if constexpr (kCodec == Codec::e4m3) size = select(is_lessi(seti(0x7e), magnitude), set(NAN), size);
+    if constexpr (kCodec == Codec::e5m2) {
+      size = select(is_lessi(seti(0x7b), magnitude), set(INFINITY), size);
+      size = select(is_lessi(seti(0x7c), magnitude), set(NAN), size);
+    }
+    return floats(bor(bits(size), sign));
+  }
+  const I center = seti(static_cast<uint32_t>(coding.levels));
+  if constexpr (kCodec == Codec::linear) return to_float(subi(code, center));
+  if constexpr (kCodec == Codec::natural) {
+    const I level = subi(code, center), negative = subi(seti(0), level);
+    const M is_negative = is_lessi(level, seti(0));
+    const I size = selecti(is_negative, negative, level);
+    const F power = floats(shl<23>(addi(size, seti(static_cast<uint32_t>(coding.offset)))));
+    const F value = select(is_lessi(size, seti(1)), set(0), power);
+    return floats(bor(bits(value), selecti(is_negative, seti(0x80000000u), seti(0))));
+  }
+  if constexpr (kCodec == Codec::power8) {
+    const I level = band(code, seti(0x7f)), sign = shl<24>(band(code, seti(0x80)));
+    const F power = floats(shl<23>(addi(level, seti(static_cast<uint32_t>(coding.offset)))));
+    return floats(bor(bits(select(is_lessi(level, seti(1)), set(0), power)), sign));
+  }
+  if constexpr (kCodec == Codec::power9) return floats(shl<23>(band(code, seti(0xff))));
+}
+
+// Packs the codes of a tile, or of its `num` first elements; `room` bytes may be written, beyond the tile's own too.
+inline void pack_tile(const uint8_t* codes, int64_t num, int bits, uint8_t* bytes, [[maybe_unused]] int64_t room) {
+#if defined(__BMI2__)
+  const uint64_t mask = lanes_mask(bits);
+  int64_t i = 0;
+  for (; i + 8 <= num && room >= 8; i += 8, bytes += bits, room -= bits) {
+    uint64_t eight;
+    std::memcpy(&eight, codes + i, 8);
+    eight = _pext_u64(eight, mask);
+    std::memcpy(bytes, &eight, 8);
+  }
+  codes += i;
+  num -= i;
+#endif
+  pack_scalar(codes, num, bits, bytes);
+}
+
+// Random bits of the tile of elements that begins at `i`, wherever the vector's first element is.
+inline void random_tile_at(const Quantisation& x, int64_t i, uint16_t* out) {
+  const int64_t at = x.first + i, skip = at % kRandomTile;
+  if (skip == 0) return random_tile(x.key, static_cast<uint64_t>(at / kRandomTile), out);
+  uint16_t both[2 * kRandomTile];
+  random_tile(x.key, static_cast<uint64_t>(at / kRandomTile), both);
+  random_tile(x.key, static_cast<uint64_t>(at / kRandomTile + 1), both + kRandomTile);
+  std::memcpy(out, both + skip, kRandomTile * sizeof *out);
+}
+
+// Quantises the elements [begin, end): writes their codes, and with `keep` leaves the error in the signal. `begin` is a
+// multiple of a tile.
+template <Codec kCodec>
+void quantise_range(const Quantisation& x, int64_t begin, int64_t end) {
+  constexpr bool kRandom = is_random(kCodec), kHasScale = kCodec != Codec::power9;
+  const Coding& coding = x.coding;
+  Cursor cursor(x.bounds, x.num_buckets, begin);
+  alignas(64) uint16_t random[kRandomTile] = {};
+  alignas(64) uint8_t codes[kRandomTile];
+  for (int64_t tile = begin; tile < end; tile += kRandomTile) {
+    const int64_t in_tile = std::min(kRandomTile, end - tile);
+    if constexpr (kRandom) random_tile_at(x, tile, random);
+    for (int64_t i = tile; i < tile + in_tile; i += 16) {
+      const int64_t num = tile + in_tile - i;
+      __builtin_prefetch(x.signal + i + 512);
+      const F a = load_some(x.signal + i, num);
+      F y = a, step = set(1);
+      if constexpr (kHasScale) {
+        const int64_t bucket = cursor.group_at(i);
+        const bool whole = num >= 16 && cursor.is_whole(i);
+        const auto number = [&](const float* of) { return whole ? set(of[bucket]) : of_groups(of, cursor, i, num); };
+        y = finite_or_zero(a);
+        if (x.limits) {
+          const F limit = number(x.limits);
+          const I size = bits(least(floats(band(bits(y), seti(kMagnitude))), limit));
+          y = floats(bor(size, band(bits(y), seti(0x80000000u))));
+        }
+        y = mul(mul(y, number(x.prescale)), number(x.inverse));
+        step = number(x.step);
+      }
+      const I code = code_of<kCodec>(coding, y, load_u16(random + (i - tile)));
+      store_u8(codes + (i - tile), code);
+      if constexpr (kCodec == Codec::power9) {
+        const uint32_t is_high = ~bits_of(is_less(a, set(0))) & (num >= 16 ? 0xffffu : (1u << num) - 1);
+        uint8_t* at = x.bytes + x.numel + i / 8;
+        at[0] = static_cast<uint8_t>(is_high);
+        if (num > 8) at[1] = static_cast<uint8_t>(is_high >> 8);
+      }
+      if (x.keep) {
+        F value = value_of<kCodec>(coding, band(code, seti(0xff)));
+        if constexpr (kCodec == Codec::power9) value = select(is_less(a, set(0)), sub(set(0), value), value);
+        store_some(x.signal + i, finite_or_zero(sub(a, mul(value, step))), num);
+      }
+    }
+    if (coding.bits == 8)
+      std::memcpy(x.bytes + tile, codes, in_tile);
+    else
+      pack_tile(codes, in_tile, coding.bits, x.bytes + tile / 8 * coding.bits,
+                packed_bytes(end - tile, coding.bits));
+  }
+}
+
+inline void quantise_range(const Quantisation& x, int64_t begin, int64_t end) {
+  switch (x.coding.codec) {
+    case Codec::int8:
+      return quantise_range<Codec::int8>(x, begin, end);
+    case Codec::e4m3:
+      return quantise_range<Codec::e4m3>(x, begin, end);
+    case Codec::e5m2:
+      return quantise_range<Codec::e5m2>(x, begin, end);
+    case Codec::linear:
+      return quantise_range<Codec::linear>(x, begin, end);
+    case Codec::natural:
+      return quantise_range<Codec::natural>(x, begin, end);
+    case Codec::power8:
+      return quantise_range<Codec::power8>(x, begin, end);
+    default:
+      return quantise_range<Codec::power9>(x, begin, end);
+  }
+}
+
+// out = Σ_w values_w / divisor for the elements [begin, end), added in the order of w to 0 or to what `out` holds.
+template <Codec kCodec>
+void average_range(const Average& x, int64_t begin, int64_t end) {
+  const Coding& coding = x.coding;
+  Cursor cursor(x.bounds, x.num_buckets, begin);
+  const float divisor = static_cast<float>(x.divisor), factor = 1 / divisor;
+  const bool is_power = (x.divisor & (x.divisor - 1)) == 0;  // then the multiplication is exact too
+  const Unpacking unpacking(coding.bits);
+  uint8_t last[kRandomTile + 16] = {};  // the codes at the end of a payload, with room to read beyond them
+  for (int64_t tile = begin; tile < end; tile += kRandomTile) {
+    const int64_t in_tile = std::min(kRandomTile, end - tile);
+    F sum[kRandomTile / 16];
+    for (int64_t v = 0; 16 * v < in_tile; ++v)
+      sum[v] = x.added ? load_some(x.out + tile + 16 * v, in_tile - 16 * v) : set(0);
+    for (int64_t w = 0; w < x.num_payloads; ++w) {
+      const int64_t at = tile / 8 * coding.bits;
+      const uint8_t *payload = x.bytes + w * x.num_bytes, *codes = payload + at;
+      const float* steps = x.step + w * x.num_buckets;
+      const int64_t room = x.num_bytes - at;
+      if (room < kRandomTile / 8 * coding.bits + 16) {
+        std::memcpy(last, codes, std::min<int64_t>(room, sizeof last));
+        codes = last;
+      }
+      Cursor here = cursor;
+      for (int64_t v = 0; 16 * v < in_tile; ++v) {
+        const int64_t i = tile + 16 * v, num = in_tile - 16 * v;
+        F value = value_of<kCodec>(coding, coding.bits == 8 ? load_u8(codes + 16 * v) : unpacking.codes(codes + 2 * coding.bits * v));
+        if constexpr (kCodec == Codec::power9) {
+          const uint8_t* at = payload + x.numel + i / 8;
+          const uint32_t is_high = num > 8 ? at[0] | at[1] << 8 : at[0];
+          value = select(mask_of(is_high), value, sub(set(0), value));
+        } else {
+          const int64_t bucket = here.group_at(i);
+          value = mul(value, num >= 16 && here.is_whole(i) ? set(steps[bucket]) : of_groups(steps, here, i, num));
+        }
+        sum[v] = add(sum[v], value);
+      }
+    }
+    cursor.group_at(tile);
+    for (int64_t v = 0; 16 * v < in_tile; ++v)
+      store_some(x.out + tile + 16 * v, is_power ? mul(sum[v], set(factor)) : div(sum[v], set(divisor)),
+                 in_tile - 16 * v);
+  }
+}
+
+inline void average_range(const Average& x, int64_t begin, int64_t end) {
+  switch (x.coding.codec) {
+    case Codec::int8:
+      return average_range<Codec::int8>(x, begin, end);
+    case Codec::e4m3:
+      return average_range<Codec::e4m3>(x, begin, end);
+    case Codec::e5m2:
+      return average_range<Codec::e5m2>(x, begin, end);
+    case Codec::linear:
+      return average_range<Codec::linear>(x, begin, end);
+    case Codec::natural:
+      return average_range<Codec::natural>(x, begin, end);
+    case Codec::power8:
+      return average_range<Codec::power8>(x, begin, end);
+    default:
+      return average_range<Codec::power9>(x, begin, end);
+  }
+}

@@ -1,0 +1,205 @@
+"""Quantisers: each element becomes a code of 1 to 8 bits, a multiple of the scale of its bucket.
+
+A bucket is a group or a part of one. Its scale is its largest magnitude or its Euclidean norm. A bucket whose
+scale is not finite becomes NaN, and leaves no error.
+"""
+# N = elements of the flat vector, G = groups, P = buckets, B = bytes, W = payloads
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from sage.ops import native, reference_levels
+from sage.ops.sums import Kind, bounds_of
+
+_native = torch.ops.sage
+
+
+class Codec(IntEnum):
+    """What the codes stand for. s is the number of levels above 0; rounding at random is unbiased.
+
+    A level is drawn with 16 random bits, so that the probability of either neighbour deviates from the exact
+    one by 2⁻¹⁷ at most, and the expectation by 2⁻¹⁷ of the distance between them.
+    """
+
+    INT8 = 0
+    """The nearest of −127 … 127, of which 127 is the scale; ties to even."""
+    E4M3 = 1
+    """The nearest 8-bit float (4 exponent and 3 mantissa bits); the largest, 448, is the scale."""
+    E5M2 = 2
+    """The nearest 8-bit float (5 exponent and 2 mantissa bits); the largest, 57,344, is the scale."""
+    LINEAR = 3
+    """One of −s … s at random, of which s is the scale, as the number above −s, in ⌈log2(2s + 1)⌉ bits."""
+    NATURAL = 4
+    """0 or ± one of the powers of two 2^(1−s), …, 1/2, 1 of the scale at random; stored as `LINEAR`."""
+    POWER8 = 5
+    """Sign, and 0 or one of 127 powers of two at random in 7 bits; the highest is twice the scale."""
+    POWER9 = 6
+    """The exponent bits of a float32 rounded at random to a power of two; behind all of them the sign bits,
+    set for an element that is not below 0. No scale: those of the buckets are not used."""
+
+
+RANDOM = frozenset({Codec.LINEAR, Codec.NATURAL, Codec.POWER8, Codec.POWER9})
+"""The codecs that draw."""
+
+
+@dataclass(frozen=True)
+class Coding:
+    """A codec, its number of levels and the length of its buckets."""
+
+    codec: Codec
+    levels: int = 1
+    """s, from 1 to 127 (`LINEAR`) or to 31 (`NATURAL`); the others have no choice."""
+    bucket: int | None = None
+    """Elements that share a scale; every group begins a new bucket. None: all of a group."""
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code: 8, or ⌈log2(2s + 1)⌉."""
+        return (2 * self.levels).bit_length() if self.codec in (Codec.LINEAR, Codec.NATURAL) else 8
+
+    def num_buckets(self, sizes: Sequence[int]) -> int:
+        """Number of buckets that groups of these sizes are divided into."""
+        return len(sizes) if self.bucket is None else sum(-(-n // self.bucket) for n in sizes)
+
+    def num_bytes(self, n: int) -> int:
+        """Bytes of the codes of n elements."""
+        return -(-n * self.bits // 8) + (-(-n // 8) if self.codec is Codec.POWER9 else 0)
+
+
+def _fake_quantise(
+    signal: Tensor, grad: object, bounds: Sequence[int], bucket: int, codec: int, levels: int, *_: object
+) -> tuple[Tensor, Tensor]:
+    coding = Coding(Codec(codec), levels, bucket or None)
+    sizes = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return (
+        native.vector(signal, coding.num_bytes(signal.numel()), torch.uint8),
+        native.vector(signal, coding.num_buckets(sizes), torch.float32),
+    )
+
+
+native.register("quantise_", _fake_quantise)
+native.register("average_", lambda *_: None)
+
+
+def quantise(
+    grad_N: Tensor,
+    residual_N: Tensor | None,
+    sizes: Sequence[int],
+    coding: Coding,
+    *,
+    norm: Kind = Kind.LARGEST,
+    key: int = 0,
+    first: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Accumulate, and encode the signal: codes (uint8, B) and the scale of each bucket (float32, P).
+
+    Args:
+        grad_N: The gradient; without a residual it is the signal, and is not modified.
+        residual_N: Accumulated into; becomes the error: the signal less what the codes stand for, and 0 where
+            that is not finite.
+        sizes: Number of elements of each group; they sum to N.
+        coding: What the codes stand for.
+        norm: The scale: `Kind.LARGEST`, the largest magnitude, or `Kind.SQUARES`, the Euclidean norm.
+        key: Key of the random bits (`sage.ops.random_bits`).
+        first: Position of the first element, for its random bits.
+    """
+    signal_N, added_N = (grad_N, None) if residual_N is None else (residual_N, grad_N)
+    keep = residual_N is not None
+    if native.takes("quantise_", signal_N, added_N):
+        return _native.quantise_.default(
+            signal_N,
+            added_N,
+            bounds_of(sizes),
+            coding.bucket or 0,
+            int(coding.codec),
+            coding.levels,
+            int(norm),
+            None,
+            None,
+            key,
+            first,
+            keep,
+        )
+    return reference_levels.quantise(signal_N, added_N, sizes, coding, norm, key, first, keep=keep)
+
+
+def quantise_to(
+    signal_N: Tensor,
+    sizes: Sequence[int],
+    coding: Coding,
+    scale_P: Tensor,
+    *,
+    limit_P: Tensor | None = None,
+    key: int = 0,
+    first: int = 0,
+    keep: bool,
+) -> Tensor:
+    """Encode a signal by given scales: codes (uint8, B).
+
+    Args:
+        signal_N: The signal; with `keep` it becomes the error, as in `quantise`.
+        sizes: Number of elements of each group; they sum to N.
+        coding: What the codes stand for.
+        scale_P: The scale of each bucket (float32); no element may have a larger magnitude.
+        limit_P: Magnitudes above it are first reduced to it (float32); None: none are.
+        key: Key of the random bits.
+        first: Position of the first element, for its random bits.
+        keep: Whether to leave the error in the signal, or to leave the signal as it is.
+    """
+    if native.takes("quantise_", signal_N, scale_P, limit_P):
+        return _native.quantise_.default(
+            signal_N,
+            None,
+            bounds_of(sizes),
+            coding.bucket or 0,
+            int(coding.codec),
+            coding.levels,
+            int(Kind.LARGEST),
+            scale_P,
+            limit_P,
+            key,
+            first,
+            keep,
+        )[0]
+    return reference_levels.quantise_to(signal_N, sizes, coding, scale_P, limit_P, key, first, keep=keep)
+
+
+def average(
+    out_N: Tensor,
+    bytes_WB: Tensor,
+    scale_WP: Tensor,
+    sizes: Sequence[int],
+    coding: Coding,
+    *,
+    divisor: int,
+    added: bool = False,
+) -> Tensor:
+    """Mean of what the codes of W payloads stand for, added in the order of the payloads.
+
+    Args:
+        out_N: Output; overwritten, or with `added` the first summand.
+        bytes_WB: Each payload's codes, as `quantise` returns them.
+        scale_WP: Each payload's scales (float32).
+        sizes: Number of elements of each group.
+        coding: What the codes stand for.
+        divisor: The sum is divided by it.
+        added: Whether the sum begins with `out_N`, or with 0.
+    """
+    if native.takes("average_", out_N, scale_WP) and bytes_WB.is_contiguous():
+        _native.average_.default(
+            out_N,
+            bytes_WB,
+            scale_WP,
+            bounds_of(sizes),
+            coding.bucket or 0,
+            int(coding.codec),
+            coding.levels,
+            divisor,
+            added,
+        )
+        return out_N
+    return reference_levels.average(out_N, bytes_WB, scale_WP, sizes, coding, divisor=divisor, added=added)

@@ -1,0 +1,144 @@
+"""Quantisers: the kernels against their references, to the bit; unbiasedness; extreme scales."""
+# N = elements of the vector, P = buckets, W = payloads
+
+import math
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from vectors import assert_same, draw
+
+from sage import ops
+from sage.ops import Codec, Coding, native, reference_levels
+
+needs_native = pytest.mark.skipif(native.MISSING is not None, reason=f"no extension: {native.MISSING}")
+
+GROUPS = [0, 1, 5, 16, 33, 128, 129, 1000, 5000, 40_000, 200_003]
+CODINGS = [
+    *(
+        Coding(codec, bucket=bucket)
+        for codec in (Codec.INT8, Codec.E4M3, Codec.E5M2)
+        for bucket in (256, 7, None)
+    ),
+    *(Coding(Codec.LINEAR, levels, bucket) for levels in (1, 2, 7, 15, 127) for bucket in (128, 50, None)),
+    *(Coding(Codec.NATURAL, levels, bucket) for levels in (1, 2, 8, 31) for bucket in (128, None)),
+    Coding(Codec.POWER8),
+    Coding(Codec.POWER9),
+]
+
+
+@pytest.fixture(params=[1, 2], ids=lambda threads: f"{threads} threads", autouse=True)
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def seeded(case: int) -> list[int]:
+    """Seed both generators and return the sizes of the case's groups."""
+    random.seed(case)
+    torch.manual_seed(case)
+    return [random.choice(GROUPS) for _ in range(random.randint(0, 4))]
+
+
+@needs_native
+@pytest.mark.parametrize("coding", CODINGS, ids=str)
+def test_codes_and_what_they_leave_are_as_in_the_reference(coding: Coding) -> None:
+    for case in range(6):
+        sizes = seeded(case + 100 * coding.levels)
+        norm = random.choice([ops.Kind.LARGEST, ops.Kind.SQUARES])
+        key, first = random.getrandbits(63), random.choice([0, 0, 5, 128, 1000])
+        grad_N, residual_N = draw(sum(sizes)), draw(sum(sizes))
+        ours_N, theirs_N = residual_N.clone(), residual_N.clone()
+        ours = ops.quantise(grad_N, ours_N, sizes, coding, norm=norm, key=key, first=first)
+        theirs = reference_levels.quantise(
+            theirs_N, grad_N.clone(), sizes, coding, int(norm), key, first, keep=True
+        )
+        for left, right in zip((*ours, ours_N), (*theirs, theirs_N), strict=True):
+            assert_same(left, right)
+        again = ops.quantise(grad_N, None, sizes, coding, norm=norm, key=key, first=first)
+        expected = reference_levels.quantise(grad_N, None, sizes, coding, int(norm), key, first, keep=False)
+        for left, right in zip(again, expected, strict=True):
+            assert_same(left, right)
+
+
+@needs_native
+@pytest.mark.parametrize("coding", CODINGS, ids=str)
+def test_the_mean_of_payloads_is_as_in_the_reference(coding: Coding) -> None:
+    for case in range(6):
+        sizes = seeded(case + 100 * coding.levels)
+        num = random.randint(1, 4)
+        rows = [ops.quantise(draw(sum(sizes)), None, sizes, coding, key=w) for w in range(num)]
+        bytes_WB, scale_WP = torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
+        bytes_WB[-1].random_(0, 256)  # codes that no element becomes are read too
+        if scale_WP.numel():
+            scale_WP.view(-1)[0] = random.choice([math.nan, math.inf, 0.0, 1e-44, 3e38])
+        before_N, added = draw(sum(sizes)), case % 2 == 0
+        means = []
+        for average in (ops.average, reference_levels.average):
+            means.append(before_N.clone())
+            average(means[-1], bytes_WB, scale_WP, sizes, coding, divisor=num, added=added)
+        assert_same(*means)
+
+
+@needs_native
+@pytest.mark.parametrize("coding", [Coding(Codec.LINEAR, 1), Coding(Codec.INT8, bucket=64)], ids=str)
+def test_codes_of_given_scales_are_as_in_the_reference(coding: Coding) -> None:
+    for case in range(8):
+        sizes = seeded(case)
+        signal_N = draw(sum(sizes))
+        num = coding.num_buckets(sizes)
+        scale_P, limit_P = torch.rand(num) * 3, torch.rand(num) * 3
+        if num:
+            scale_P[0] = random.choice([math.nan, math.inf, 0.0, 1.0])
+        for keep in (False, True):
+            ours_N, theirs_N = signal_N.clone(), signal_N.clone()
+            ours_B = ops.quantise_to(ours_N, sizes, coding, scale_P, limit_P=limit_P, key=5, keep=keep)
+            theirs_B = reference_levels.quantise_to(
+                theirs_N, sizes, coding, scale_P, limit_P, 5, 0, keep=keep
+            )
+            assert torch.equal(ours_B, theirs_B)
+            assert_same(ours_N, theirs_N)
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1.0, 1e20, 3e38])
+@pytest.mark.parametrize("coding", CODINGS, ids=str)
+def test_an_error_is_at_most_the_distance_of_two_levels(coding: Coding, scale: float) -> None:
+    torch.manual_seed(0)
+    x_N = (torch.rand(1000) * 2 - 1) * scale
+    mean_N = torch.empty(1000)
+    bytes_B, scale_P = ops.quantise(x_N, None, [600, 400], coding, key=1)
+    ops.average(mean_N, bytes_B[None], scale_P[None], [600, 400], coding, divisor=1)
+    relative = {Codec.INT8: 0.51 / 127, Codec.E4M3: 2**-4, Codec.E5M2: 2**-3, Codec.LINEAR: 1 / coding.levels}
+    allowed_N = torch.full((1000,), relative.get(coding.codec, 0.0) * scale)
+    if coding.codec not in relative:
+        lowest = 2.0 ** (1 - coding.levels) * scale if coding.codec is Codec.NATURAL else 2.0**-126
+        allowed_N = torch.maximum(x_N.abs(), torch.tensor(lowest))
+    tiny = 2 * 1.5e-45 * max(1, 127 if scale < 1e-37 else 1)  # steps below the smallest float are rounded
+    assert bool(((mean_N - x_N).abs() <= allowed_N * 1.001 + tiny).all())
+
+
+@pytest.mark.parametrize(
+    "coding",
+    [
+        Coding(Codec.LINEAR, 1),
+        Coding(Codec.LINEAR, 7, 128),
+        Coding(Codec.NATURAL, 3),
+        Coding(Codec.POWER8),
+        Coding(Codec.POWER9),
+    ],
+    ids=str,
+)
+def test_random_rounding_is_unbiased(coding: Coding) -> None:
+    torch.manual_seed(0)
+    x_N = torch.randn(512)
+    num, sum_N, square_N, mean_N = 4000, torch.zeros(512), torch.zeros(512), torch.empty(512)
+    for key in range(num):
+        bytes_B, scale_P = ops.quantise(x_N, None, [512], coding, key=key)
+        ops.average(mean_N, bytes_B[None], scale_P[None], [512], coding, divisor=1)
+        sum_N += mean_N
+        square_N += (mean_N - x_N) ** 2
+    deviation_N = (square_N / num).sqrt() / math.sqrt(num)
+    assert bool(((sum_N / num - x_N).abs() <= 5 * deviation_N.max() + 2.0**-16 * x_N.abs().max()).all())
