@@ -8,25 +8,23 @@ import torch
 from torch import Tensor
 
 from sage.reduction import (
-    Buckets,
+    FusedQuantiser,
     Norm,
     Parts,
     RandomQuantiser,
     RoundingOptions,
     Wire,
     elias,
-    natural_value,
-    num_buckets,
     ops,
-    round_linear,
-    round_natural,
 )
 
+CODECS = {"linear": ops.Codec.LINEAR, "natural": ops.Codec.NATURAL}
+NORMS = {"max": ops.Kind.LARGEST, "l2": ops.Kind.SQUARES}
 MOST_LEVELS = {"linear": 127, "natural": 31}
 """Limits of s: a linear level must fit in a byte, the number of a natural level in an Elias code."""
 
 
-class Dithering(RandomQuantiser):
+class Dithering(RandomQuantiser, FusedQuantiser):
     """Each element becomes sign(x)·‖x‖·level, the level being drawn from the two neighbours of |x|/‖x‖.
 
     The probabilities make the result unbiased: its expectation is x. The s levels above 0 are 1/s, 2/s, …, 1
@@ -80,53 +78,57 @@ class Dithering(RandomQuantiser):
         if bucket is not None and bucket < 1:
             raise ValueError(f"bucket={bucket!r}: expected 1 element or more, or none for the whole group")
         self._norm: Norm = norm
-        self._levels, self._bucket = levels, bucket
-        self._is_natural = partition == "natural"
+        self.coding = ops.Coding(CODECS[partition], levels, bucket)
         self.even = coding == "packed"
         if norm == "l2":
             self.precision = 2.0**-12  # an l2 norm is up to sqrt(n) times the largest of n elements
 
-    @property
-    def bits(self) -> int:
-        """Bits of a packed code: ⌈log2(2s + 1)⌉."""
-        return (2 * self._levels).bit_length()
-
-    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
-        x_N = x_N.float()
-        buckets = Buckets(sizes, self._bucket)
-        norm_P = buckets.norms(x_N, self._norm)
-        round_ = round_natural if self._is_natural else round_linear
-        level_N = round_(buckets.ratios(x_N, norm_P), self._levels, self.uniform(x_N, wire))
+    def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
+        codes_B, norm_P = ops.quantise(
+            grad_N, residual_N, sizes, self.coding, norm=NORMS[self._norm], key=self.next_key(wire)
+        )
         if self.even:
-            codes_N = level_N.view(torch.uint8).add_(self._levels)
-            return {"values": ops.pack(codes_N, self.bits), "scales": norm_P}
+            return {"values": codes_B, "scales": norm_P}
+        level_N = ops.unpack(codes_B, self.coding.bits, grad_N.numel()).view(torch.int8) - self.coding.levels
         words_V, bits_G = elias.encode_levels(self._numbers(level_N), sizes)
         return {"values": words_V, "sizes": bits_G, "scales": norm_P}
 
+    def average(
+        self,
+        out_N: Tensor,
+        rows: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        *,
+        divisor: int,
+        added: bool = False,
+    ) -> Tensor:
+        return ops.average(
+            out_N, rows["values"], rows["scales"], sizes, self.coding, divisor=divisor, added=added
+        )
+
     def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        return Buckets(sizes, self._bucket).scale_(self._level_values(parts, sizes), parts["scales"])
+        if self.even:
+            return super().decode(parts, sizes)
+        number_N = elias.decode_levels(parts["values"], parts["sizes"], sizes, dtype=torch.float32)
+        if self.coding.codec is ops.Codec.NATURAL:
+            level_N = number_N.frexp().exponent.copysign(number_N)
+        else:
+            level_N = number_N
+        codes_N = level_N.add_(self.coding.levels).to(torch.uint8)
+        packed = {"values": ops.pack(codes_N, self.coding.bits), "scales": parts["scales"]}
+        return super().decode(packed, sizes)
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int] | None:
         if not self.even:
             return None
-        scales = 4 * num_buckets(sizes, self._bucket)
-        return {"values": -(-sum(sizes) * self.bits // 8), "scales": scales}
+        scales = 4 * self.coding.num_buckets(sizes)
+        return {"values": self.coding.num_bytes(sum(sizes)), "scales": scales}
 
     def _numbers(self, level_N: Tensor) -> Tensor:
         """The integers that the Elias code encodes: linear levels, or ±2^(level − 1) for natural levels."""
-        if not self._is_natural:
+        if self.coding.codec is ops.Codec.LINEAR:
             return level_N
         return level_N.sign().int() << (level_N.abs() - 1).clamp_(min=0)
-
-    def _level_values(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        """The decoded levels of all elements, as multiples of the norm (float32, N)."""
-        if not self.even:
-            number_N = elias.decode_levels(parts["values"], parts["sizes"], sizes, dtype=torch.float32)
-            return number_N.div_(1 << self._levels - 1 if self._is_natural else self._levels)
-        level_N = ops.unpack(parts["values"], self.bits, sum(sizes)).float().sub_(self._levels)
-        if not self._is_natural:
-            return level_N.div_(self._levels)
-        return natural_value(level_N.abs(), self._levels).copysign_(level_N)
 
 
 REDUCER = Dithering

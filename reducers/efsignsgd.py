@@ -3,13 +3,12 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
-from sage.reduction import Buckets, Parts, Quantiser, Wire, ops, per_group
+from sage.reduction import FusedQuantiser, Parts, Wire, counts_of, ops
 
 
-class EfSignSgd(Quantiser):
+class EfSignSgd(FusedQuantiser):
     """Each element becomes (‖p‖₁/n)·sign(p), where p is its group of n elements.
 
     This is Algorithm 1 of the paper, applied layer by layer as in the paper's experiments, and the EF-SignSGD
@@ -21,14 +20,24 @@ class EfSignSgd(Quantiser):
     Payload bytes per rank: 1 bit per element (`values`, in whole bytes) and 4 bytes per group (`scales`).
     """
 
-    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
-        return {
-            "values": ops.pack_signs(x_N),
-            "scales": per_group(x_N, sizes, lambda x: x.abs().mean(dtype=torch.float32)),
-        }
+    def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
+        sum_G = ops.statistics(grad_N, residual_N, sizes, ops.Kind.ABSOLUTE).sum_G
+        scale_G = (sum_G / counts_of(sizes, sum_G)).float()
+        signal_N = grad_N if residual_N is None else residual_N
+        bits_B = ops.sign_bits(signal_N, sizes, -scale_G, scale_G, keep=residual_N is not None)
+        return {"values": bits_B, "scales": scale_G}
 
-    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        return Buckets(sizes).scale_(ops.unpack_signs(parts["values"], sum(sizes)), parts["scales"])
+    def average(
+        self,
+        out_N: Tensor,
+        rows: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        *,
+        divisor: int,
+        added: bool = False,
+    ) -> Tensor:
+        scale_WG = rows["scales"]
+        return ops.mean_signs(out_N, rows["values"], sizes, -scale_WG, scale_WG, divisor=divisor, added=added)
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         return {"values": -(-sum(sizes) // 8), "scales": 4 * len(sizes)}

@@ -1,15 +1,13 @@
 """fp8: 8-bit floats with a scale per block, by a two-way all-reduce (formats: Micikevicius et al., 2022)."""
-# N = elements of the vector
 
 from typing import Literal
 
-import torch
-from torch import Tensor
+from sage.reduction import ops
 
 from .int8 import Int8
 
-FORMATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
-"""The formats' names and dtypes."""
+FORMATS = {"e4m3": ops.Codec.E4M3, "e5m2": ops.Codec.E5M2}
+"""The formats' names and codes."""
 
 
 class Fp8(Int8):
@@ -31,16 +29,7 @@ class Fp8(Int8):
         super().__init__(block=block)
         if format not in FORMATS:
             raise ValueError(f"format={format!r}: expected {' or '.join(FORMATS)}")
-        self._dtype = FORMATS[format]
-        self.largest = torch.finfo(self._dtype).max
-
-    def to_bytes(self, codes_N: Tensor) -> Tensor:
-        return codes_N.clamp_(-self.largest, self.largest).to(self._dtype).view(torch.uint8)
-
-    def from_bytes(self, bytes_N: Tensor) -> Tensor:
-        # A lookup table: torch's own conversion takes about five times as long.
-        value_C = torch.arange(256, dtype=torch.uint8, device=bytes_N.device).view(self._dtype).float()
-        return value_C.index_select(0, bytes_N.int())
+        self.coding = ops.Coding(FORMATS[format], bucket=block)
 
 
 REDUCER = Fp8

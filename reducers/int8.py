@@ -3,22 +3,12 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
-from sage.reduction import (
-    Buckets,
-    Parts,
-    Quantiser,
-    Reduced,
-    Wire,
-    num_buckets,
-    payload_two_way,
-    reduce_two_way,
-)
+from sage.reduction import FusedQuantiser, Parts, Reduced, Wire, ops, payload_two_way, reduce_two_way
 
 
-class Int8(Quantiser):
+class Int8(FusedQuantiser):
     """Each element becomes the nearest multiple of s/127, where s is the largest magnitude in its block.
 
     Block-wise scaling to 127 is common practice; this form follows no single paper. Every rank reduces 1/W of
@@ -36,37 +26,32 @@ class Int8(Quantiser):
     """
 
     grouping = "model"
-    largest: float = 127.0
-    """Code of the largest magnitude."""
 
     def __init__(self, *, block: int = 256) -> None:
         super().__init__()
         if block < 1:
             raise ValueError(f"block={block!r}: expected 1 element or more")
-        self._block = block
+        self.coding = ops.Coding(ops.Codec.INT8, bucket=block)
 
-    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
-        x_N = x_N.float()
-        blocks = Buckets(sizes, self._block)
-        scale_P = blocks.norms(x_N, "max")
-        # NaN and infinity are sent in the scale.
-        codes_N = blocks.ratios(x_N, scale_P).mul_(self.largest).nan_to_num_(0.0)
-        return {"values": self.to_bytes(codes_N), "scales": scale_P}
+    def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
+        codes_N, scale_P = ops.quantise(grad_N, residual_N, sizes, self.coding)
+        return {"values": codes_N, "scales": scale_P}
 
-    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        ratio_N = self.from_bytes(parts["values"]).div_(self.largest)
-        return Buckets(sizes, self._block).scale_(ratio_N, parts["scales"])
-
-    def to_bytes(self, codes_N: Tensor) -> Tensor:
-        """Convert numbers of magnitude `largest` or less to bytes (uint8, N)."""
-        return codes_N.round_().to(torch.int8).view(torch.uint8)
-
-    def from_bytes(self, bytes_N: Tensor) -> Tensor:
-        """Convert bytes (uint8, N) back to numbers (float32, N)."""
-        return bytes_N.view(torch.int8).float()
+    def average(
+        self,
+        out_N: Tensor,
+        rows: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        *,
+        divisor: int,
+        added: bool = False,
+    ) -> Tensor:
+        return ops.average(
+            out_N, rows["values"], rows["scales"], sizes, self.coding, divisor=divisor, added=added
+        )
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
-        return {"values": sum(sizes), "scales": 4 * num_buckets(sizes, self._block)}
+        return {"values": sum(sizes), "scales": 4 * self.coding.num_buckets(sizes)}
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         return reduce_two_way(self, grad_N, residual_N, self.sizes, wire)

@@ -7,28 +7,15 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from sage.reduction import (
-    MANTISSA,
-    Buckets,
-    Parts,
-    RandomQuantiser,
-    RoundingOptions,
-    Wire,
-    natural_value,
-    ops,
-    power_below,
-    round_natural,
-)
+from sage.reduction import FusedQuantiser, Parts, RandomQuantiser, RoundingOptions, Wire, ops, power_below
 
-INFINITE = 0xFF << MANTISSA
-"""Bits of infinity; larger magnitude bits are NaN."""
-LARGEST = 0xFE << MANTISSA
-"""Bits of the largest power of two, 2^127."""
-LEVELS = 127
-"""Number of powers of two that 7 bits can encode besides 0."""
+EXPONENTS = ops.Coding(ops.Codec.POWER9, bucket=16_384)
+"""9 bits; the bucket has no scale, but its elements stay in the cache between the kernel's two passes."""
+POWERS = ops.Coding(ops.Codec.POWER8)
+"""8 bits."""
 
 
-class Natural(RandomQuantiser):
+class Natural(RandomQuantiser, FusedQuantiser):
     """Each |x| becomes the power of two below or above it, drawn at random so that the result is unbiased.
 
     This is the paper's natural compression: the higher power has probability |x|/2^⌊log2 |x|⌋ − 1. The
@@ -52,40 +39,34 @@ class Natural(RandomQuantiser):
             raise ValueError(f"bits={bits!r}: expected 8 or 9")
         self._bits = bits
 
-    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
-        x_N = x_N.float()
+    def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
         if self._bits == 9:
-            return {"values": torch.cat((self._exponents(x_N, wire), ops.pack_signs(x_N)))}
-        groups = Buckets(sizes)
-        scale_G = power_below(groups.norms(x_N, "max"))
-        level_N = round_natural(groups.ratios(x_N, scale_G).div_(2), LEVELS, self.uniform(x_N, wire))
-        sign_N = (x_N < 0).to(torch.uint8) << 7
-        return {"values": sign_N.bitwise_or_(level_N.abs_().view(torch.uint8)), "scales": scale_G}
+            codes_B, _ = ops.quantise(grad_N, residual_N, sizes, EXPONENTS, key=self.next_key(wire))
+            return {"values": codes_B}
+        largest_G = ops.statistics(grad_N, residual_N, sizes, ops.Kind.LARGEST).largest_G.float()
+        scale_G = power_below(largest_G)
+        signal_N, keep = (grad_N, False) if residual_N is None else (residual_N, True)
+        codes_N = ops.quantise_to(signal_N, sizes, POWERS, scale_G, key=self.next_key(wire), keep=keep)
+        return {"values": codes_N, "scales": scale_G}
 
-    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        n, values = sum(sizes), parts["values"]
+    def average(
+        self,
+        out_N: Tensor,
+        rows: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        *,
+        divisor: int,
+        added: bool = False,
+    ) -> Tensor:
+        values = rows["values"]
         if self._bits == 9:
-            magnitude_N = values[:n].int().bitwise_left_shift_(MANTISSA).view(torch.float32)
-            return magnitude_N.mul_(ops.unpack_signs(values[n:], n))
-        value_C = 2 * natural_value(torch.arange(LEVELS + 1, device=values.device), LEVELS)
-        value_N = torch.cat((value_C, -value_C)).index_select(0, values.int())
-        return Buckets(sizes).scale_(value_N, parts["scales"])
+            none_W0 = torch.zeros(len(values), EXPONENTS.num_buckets(sizes), device=values.device)
+            return ops.average(out_N, values, none_W0, sizes, EXPONENTS, divisor=divisor, added=added)
+        return ops.average(out_N, values, rows["scales"], sizes, POWERS, divisor=divisor, added=added)
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         n = sum(sizes)
         return {"values": n + -(-n // 8)} if self._bits == 9 else {"values": n, "scales": 4 * len(sizes)}
-
-    def _exponents(self, x_N: Tensor, wire: Wire) -> Tensor:
-        """The 8 exponent bits of each element (uint8), plus one where the draw carries out of the mantissa.
-
-        The mantissa gives the position of |x| between one power of two and the next or, below the smallest
-        exponent, between 0 and it. No finite number becomes infinite.
-        """
-        bits_N = ops.magnitude_bits(x_N)
-        carried_N = self.draw(x_N, wire, MANTISSA).add_(bits_N).clamp_(max=LARGEST)
-        # Infinity and NaN keep their exponent.
-        torch.maximum(carried_N, bits_N.bitwise_and_(INFINITE), out=carried_N)
-        return carried_N.bitwise_right_shift_(MANTISSA).to(torch.uint8)
 
 
 REDUCER = Natural

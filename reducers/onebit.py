@@ -8,21 +8,20 @@ import torch
 from torch import Tensor
 
 from sage.reduction import (
-    Buckets,
+    FusedQuantiser,
     Layout,
     Parts,
-    Quantiser,
     Reduced,
     Wire,
-    all_finite,
     bitpacking,
+    counts_of,
+    ops,
     payload_two_way,
-    per_group,
     reduce_two_way,
 )
 
 
-class OneBit(Quantiser):
+class OneBit(FusedQuantiser):
     """Each element becomes scale·sign(x), where scale = mean|x| of its group; zero counts as positive.
 
     The format is that of BytePS's onebit, whose partition is a group here: 32 signs in a 4-byte word, the
@@ -69,13 +68,27 @@ class OneBit(Quantiser):
         if self._keeps_server_error:
             self.register_buffer("server_N", torch.zeros(layout.numel))
 
-    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
-        scale_G = per_group(x_N.float(), sizes, self._scale)
-        return {"values": bitpacking.pack_signs_by_group(x_N, sizes), "scales": scale_G}
+    def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
+        sum_G = ops.statistics(grad_N, residual_N, sizes, ops.Kind.ABSOLUTE).sum_G
+        scale_G = (sum_G / counts_of(sizes, sum_G)).float()
+        if not self._scaling:  # signs do not show NaN or infinity
+            scale_G = torch.where(scale_G.isfinite(), 1.0, torch.nan)
+        signal_N = grad_N if residual_N is None else residual_N
+        bits_B = ops.sign_bits(signal_N, sizes, -scale_G, scale_G, keep=residual_N is not None)
+        return {"values": ops.sign_words(bits_B, sizes, by_column=False), "scales": scale_G}
 
-    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        signs_N = bitpacking.unpack_signs_by_group(parts["values"], sizes)
-        return Buckets(sizes).scale_(signs_N, parts["scales"])
+    def average(
+        self,
+        out_N: Tensor,
+        rows: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        *,
+        divisor: int,
+        added: bool = False,
+    ) -> Tensor:
+        bytes_WB = ops.sign_bytes(rows["values"], sizes, by_column=False)
+        scale_WG = rows["scales"]
+        return ops.mean_signs(out_N, bytes_WB, sizes, -scale_WG, scale_WG, divisor=divisor, added=added)
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         return {"values": 4 * sum(map(bitpacking.num_words, sizes)), "scales": 4 * len(sizes)}
@@ -90,11 +103,6 @@ class OneBit(Quantiser):
         if not self._is_two_way:
             return super().payload(counts, rank)
         return payload_two_way(self, self.sizes, len(counts))
-
-    def _scale(self, x: Tensor) -> Tensor:
-        if self._scaling:
-            return x.abs().mean()
-        return torch.where(all_finite(x), 1.0, torch.nan)  # signs do not show NaN or infinity
 
 
 REDUCER = OneBit

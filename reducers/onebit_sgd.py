@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sage.reduction import Parts, Quantiser, Wire, ops, per_group
+from sage.reduction import FusedQuantiser, Parts, Wire, counts_of, ops
 
 
-class OneBitSgd(Quantiser):
+class OneBitSgd(FusedQuantiser):
     """Negative elements become their mean in the group; the others become the mean of the others.
 
     The quantiser is the paper's with threshold 0: the reconstruction values are the means of the elements on
@@ -21,20 +21,26 @@ class OneBitSgd(Quantiser):
     the negative elements and that of the others (`scales`).
     """
 
-    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
-        x_N = x_N.float()
-        num_below_G = per_group(x_N < 0, sizes, torch.count_nonzero).long()
-        num_other_G = num_below_G.new_tensor(sizes) - num_below_G
-        below_G = per_group(x_N.clamp(max=0), sizes, torch.sum) / num_below_G.clamp_(min=1)
-        other_G = per_group(x_N.clamp(min=0), sizes, torch.sum) / num_other_G.clamp_(min=1)
-        return {"values": ops.pack_signs(x_N), "scales": torch.cat((below_G, other_G))}
+    def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
+        found = ops.statistics(grad_N, residual_N, sizes, ops.Kind.SIDES)
+        below_G = (found.sum_G / found.below_G.clamp(min=1)).float()
+        num_other_G = (counts_of(sizes, found.sum_G) - found.below_G).clamp_(min=1)
+        other_G = (found.other_G / num_other_G).float()
+        signal_N = grad_N if residual_N is None else residual_N
+        bits_B = ops.sign_bits(signal_N, sizes, below_G, other_G, keep=residual_N is not None)
+        return {"values": bits_B, "scales": torch.cat((below_G, other_G))}
 
-    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        means_G2 = parts["scales"].view(2, -1).t().contiguous()
-        bit_N = ops.unpack(parts["values"], 1, sum(sizes)).int()
-        groups = zip(means_G2, bit_N.split(list(sizes)), strict=True)
-        values = [means_2.index_select(0, bits) for means_2, bits in groups]
-        return torch.cat(values or [means_G2.view(-1)])
+    def average(
+        self,
+        out_N: Tensor,
+        rows: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        *,
+        divisor: int,
+        added: bool = False,
+    ) -> Tensor:
+        below_WG, other_WG = (means.contiguous() for means in rows["scales"].chunk(2, 1))
+        return ops.mean_signs(out_N, rows["values"], sizes, below_WG, other_WG, divisor=divisor, added=added)
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         return {"values": -(-sum(sizes) // 8), "scales": 8 * len(sizes)}

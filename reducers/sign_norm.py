@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from sage.reduction import Buckets, Parts, Quantiser, Wire, bitpacking, per_group
+from sage.reduction import FusedQuantiser, Parts, Wire, bitpacking, counts_of, ops
 
 
-class SignNorm(Quantiser):
+class SignNorm(FusedQuantiser):
     """Mean over ranks of (‖g‖₁/n)·sign(g), for each group g of n elements.
 
     This is the mean of `efsignsgd` in the format of the utility study's SignAndNorm: zero counts as positive,
@@ -18,15 +18,29 @@ class SignNorm(Quantiser):
     `sage.reduction.coding.bitpacking.pack_signs_in_columns`), and 4 bytes per group for ‖g‖₁ (`scales`).
     """
 
-    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
-        norm_G = per_group(x_N.float(), sizes, lambda x: x.abs().sum())
-        return {"values": bitpacking.pack_signs_in_columns(x_N), "scales": norm_G}
+    def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
+        norm_G = ops.statistics(grad_N, residual_N, sizes, ops.Kind.ABSOLUTE).sum_G.float()
+        scale_G = self._scale(norm_G, sizes)
+        signal_N = grad_N if residual_N is None else residual_N
+        bits_B = ops.sign_bits(signal_N, sizes, -scale_G, scale_G, keep=residual_N is not None)
+        return {"values": ops.sign_words(bits_B, sizes, by_column=True), "scales": norm_G}
 
-    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        norm_G = parts["scales"]
-        num_G = norm_G.new_tensor(sizes).clamp_(min=1)
-        signs_N = bitpacking.unpack_signs_in_columns(parts["values"], sum(sizes))
-        return Buckets(sizes).scale_(signs_N, norm_G / num_G)
+    def average(
+        self,
+        out_N: Tensor,
+        rows: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        *,
+        divisor: int,
+        added: bool = False,
+    ) -> Tensor:
+        bytes_WB = ops.sign_bytes(rows["values"], sizes, by_column=True)
+        scale_WG = self._scale(rows["scales"], sizes)
+        return ops.mean_signs(out_N, bytes_WB, sizes, -scale_WG, scale_WG, divisor=divisor, added=added)
+
+    def _scale(self, norms: Tensor, sizes: Sequence[int]) -> Tensor:
+        """‖g‖₁/n of each group."""
+        return norms / counts_of(sizes, norms).float()
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         return {"values": 4 * bitpacking.num_words(sum(sizes)), "scales": 4 * len(sizes)}

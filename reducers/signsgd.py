@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from sage.reduction import Reduced, Reducer, Wire, all_finite, bitpacking, keep_error, ops, phase
+from sage.reduction import Reduced, Reducer, Wire, bitpacking, ops, phase
 
 
 class SignSgd(Reducer):
@@ -25,19 +25,24 @@ class SignSgd(Reducer):
     rounds = True
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
-        n = grad_N.numel()
+        sizes = [grad_N.numel()]
+        ones_11 = grad_N.new_ones((1, 1), dtype=torch.float32)
         with phase("select"):
-            signal_N = ops.accumulate(grad_N, residual_N)
-            words_V = bitpacking.pack_signs_in_columns(self.votes(signal_N))
-            fault_1 = torch.where(all_finite(signal_N), 0.0, torch.nan).view(1)
-            if residual_N is not None:
-                keep_error(residual_N, bitpacking.unpack_signs_in_columns(words_V, n))
+            largest_1 = ops.statistics(grad_N, residual_N, sizes, ops.Kind.LARGEST).largest_G
+            signal_N = grad_N if residual_N is None else residual_N
+            votes_N = self.votes(signal_N)
+            keep = residual_N is not None and votes_N is residual_N
+            bits_B = ops.sign_bits(votes_N, sizes, -ones_11[0], ones_11[0], keep=keep)
+            if residual_N is not None and not keep:
+                ops.mean_signs(residual_N, bits_B[None], sizes, ones_11, -ones_11, divisor=1, added=True)
+                residual_N.nan_to_num_(0.0, 0.0, 0.0)
+            words_V = ops.sign_words(bits_B, sizes, by_column=True)
+            fault_1 = torch.where(largest_1.isfinite(), 0.0, torch.nan).float()
         words_WV, fault_W1 = wire.gather(values=words_V, scales=fault_1)
         with phase("scatter"):
-            votes_N = grad_N.float().zero_()
-            for words_V in words_WV:
-                votes_N += bitpacking.unpack_signs_in_columns(words_V, n)
-            return Reduced(grad_N.copy_(votes_N.sign_().add_(fault_W1.sum())))
+            bytes_WB = ops.sign_bytes(words_WV, sizes, by_column=True)
+            ops.mean_signs(grad_N, bytes_WB, sizes, fault_W1 - 1, fault_W1 + 1, divisor=1, votes=True)
+            return Reduced(grad_N)
 
     def votes(self, signal_N: Tensor) -> Tensor:
         """The vector whose signs are this rank's votes."""

@@ -7,10 +7,12 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from sage.reduction import Buckets, Parts, RandomQuantiser, RoundingOptions, Wire, ops, round_linear
+from sage.reduction import FusedQuantiser, Parts, RandomQuantiser, RoundingOptions, Wire, counts_of, ops
+
+TERNARY = ops.Coding(ops.Codec.LINEAR, 1)
 
 
-class TernGrad(RandomQuantiser):
+class TernGrad(RandomQuantiser, FusedQuantiser):
     """Each element x becomes s·sign(x) with probability |x|/s, else 0, where s = max|x| of its group.
 
     This is the paper's TernGrad with its layer-wise scales, its clipping to c·σ (c = 2.5; the excess is lost)
@@ -38,22 +40,33 @@ class TernGrad(RandomQuantiser):
             raise ValueError(f"clip={clip!r}: expected a number of standard deviations above 0, or none")
         self._clip, self._share = clip, share
 
-    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
-        x_N = x_N.float()
-        groups = Buckets(sizes)
+    def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
+        found = ops.statistics(grad_N, residual_N, sizes, ops.Kind.SQUARES)
+        scale_G, limit_G = found.largest_G.float(), None
         if self._clip is not None:
-            num_G = torch.tensor(list(sizes), device=x_N.device).clamp_(min=1)
-            x_N = groups.clipped(x_N, self._clip * groups.norms(x_N, "l2") / num_G.sqrt())
-        scale_G = groups.norms(x_N, "max")
+            limit_G = (self._clip * (found.sum_G / counts_of(sizes, found.sum_G)).sqrt()).float()
+            scale_G = torch.minimum(scale_G, limit_G)
         if self._share:
             (scale_WG,) = wire.gather(scales=scale_G)
             scale_G = scale_WG.amax(0)
-        level_N = round_linear(groups.ratios(x_N, scale_G), 1, self.uniform(x_N, wire))
-        return {"values": ops.pack(level_N.add_(1).view(torch.uint8), 2), "scales": scale_G}
+        signal_N, keep = (grad_N, False) if residual_N is None else (residual_N, True)
+        codes_B = ops.quantise_to(
+            signal_N, sizes, TERNARY, scale_G, limit_P=limit_G, key=self.next_key(wire), keep=keep
+        )
+        return {"values": codes_B, "scales": scale_G}
 
-    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        ternary_N = ops.unpack(parts["values"], 2, sum(sizes)).float().sub_(1)
-        return Buckets(sizes).scale_(ternary_N, parts["scales"])
+    def average(
+        self,
+        out_N: Tensor,
+        rows: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        *,
+        divisor: int,
+        added: bool = False,
+    ) -> Tensor:
+        return ops.average(
+            out_N, rows["values"], rows["scales"], sizes, TERNARY, divisor=divisor, added=added
+        )
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         scales = 4 * len(sizes) * (2 if self._share else 1)

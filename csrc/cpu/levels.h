@@ -58,6 +58,9 @@ struct Coding {
     }
   }
 
+  // The number that the largest value is, as value_of gives it.
+  float unit() const { return codec == Codec::e4m3 || codec == Codec::e5m2 ? 0.875f : most(); }
+
   int64_t num_bytes(int64_t n) const { return packed_bytes(n, bits) + (codec == Codec::power9 ? packed_bytes(n, 1) : 0); }
 };
 
@@ -99,14 +102,15 @@ namespace sage::cpu {
 // The numbers of each bucket that follow from its scale.
 class Numbers {
  public:
-  Numbers(float most, int64_t num_buckets) : most_(most), all_(3 * num_buckets), num_(num_buckets) {}
+  Numbers(const Coding& coding, int64_t num_buckets)
+      : most_(coding.most()), unit_(coding.unit()), all_(3 * num_buckets), num_(num_buckets) {}
 
   void set(int64_t bucket, float scale) {
     // In two factors, so that neither of them overflows where the scale is extreme.
     const float pre = scale < 0x1p-64f ? 0x1p64f : scale > 0x1p64f ? 0x1p-64f : 1.0f;
     all_[bucket] = pre;
     all_[num_ + bucket] = scale > 0 && std::isfinite(scale) ? most_ / (scale * pre) : 0;
-    all_[2 * num_ + bucket] = scale / most_;
+    all_[2 * num_ + bucket] = scale / unit_;
   }
 
   const float* prescale() const { return all_.data(); }
@@ -114,7 +118,7 @@ class Numbers {
   const float* step() const { return all_.data() + 2 * num_; }
 
  private:
-  float most_;
+  float most_, unit_;
   std::vector<float> all_;
   int64_t num_;
 };
@@ -133,7 +137,7 @@ inline float scale_of(Kind kind, const Statistic& found) {
 inline void quantise_by(Isa isa, const Team& team, Kind kind, Quantisation x, const std::vector<int64_t>& bounds,
                         const float* grad, float* scales) {
   const int64_t num_buckets = x.num_buckets, n = x.numel;
-  Numbers numbers(x.coding.most(), num_buckets);
+  Numbers numbers(x.coding, num_buckets);
   x.prescale = numbers.prescale();
   x.inverse = numbers.inverse();
   x.step = numbers.step();
@@ -163,7 +167,7 @@ inline void quantise_by(Isa isa, const Team& team, Kind kind, Quantisation x, co
 
 // The same with given scales, of a signal that is complete.
 inline void quantise(Isa isa, const Team& team, Quantisation x, const float* scales) {
-  Numbers numbers(x.coding.most(), x.num_buckets);
+  Numbers numbers(x.coding, x.num_buckets);
   for (int64_t b = 0; b < x.num_buckets; ++b) numbers.set(b, scales[b]);
   x.prescale = numbers.prescale();
   x.inverse = numbers.inverse();
@@ -178,7 +182,7 @@ inline void quantise(Isa isa, const Team& team, Quantisation x, const float* sca
 // out = Σ_w values_w / divisor. `scales` has num_buckets numbers for each payload.
 inline void average(Isa isa, const Team& team, Average x, const float* scales) {
   std::vector<float> step(x.num_payloads * x.num_buckets);
-  for (size_t i = 0; i < step.size(); ++i) step[i] = scales[i] / x.coding.most();
+  for (size_t i = 0; i < step.size(); ++i) step[i] = scales[i] / x.coding.unit();
   x.step = step.data();
   const int64_t parts = team.parts(x.numel);
   team.each(parts, [&](int64_t part) {

@@ -118,8 +118,8 @@ def most(coding: Coding) -> float:
 
 
 def _steps(coding: Coding, scale_P: Tensor) -> Tensor:
-    """What 1 stands for in each bucket. A division by a number, not a tensor, would multiply by its inverse."""
-    return scale_P / torch.full_like(scale_P, most(coding))
+    """What 1 stands for in each bucket; a division by a number would multiply by its inverse."""
+    return scale_P / torch.full_like(scale_P, 0.875 if coding.codec in FLOATS else most(coding))
 
 
 def bucket_sizes(sizes: Sequence[int], bucket: int | None) -> list[int]:
@@ -176,7 +176,8 @@ def _values(coding: Coding, code_N: Tensor) -> Tensor:
     if codec == INT8:
         return ((code_N ^ 0x80) - 0x80).float()
     if codec in FLOATS:
-        return code_N.to(torch.uint8).view(FLOATS[codec]).float()
+        # Smaller, so that the step is not below the smallest float32 where the scale is not.
+        return code_N.to(torch.uint8).view(FLOATS[codec]).float() * (2.0**-9 if codec == E4M3 else 2.0**-16)
     if codec == LINEAR:
         return (code_N - levels).float()
     if codec == POWER9:

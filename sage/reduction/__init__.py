@@ -8,10 +8,9 @@
 - Density and thresholds (`density_schedule`, `controllers`, `first_threshold`): `density_schedule`,
   `CONTROLLERS`, `Published`, `Agree`, `local_only`, `signal_dtype`, `Start`, `check_start`,
   `common_quantile`, `dutta_threshold`, `estimated_quantile`
-- Quantisers (`quantise`, `two_way`): `Quantiser`, `RandomQuantiser`, `RoundingOptions`, `Parts`,
-  `gather_parts`, `keep_error`, `per_group`, `all_finite`, `reduce_two_way`, `payload_two_way`
-- Formats of codes (`coding`): `bitpacking`, `elias`, `Buckets`, `num_buckets`, `Norm`, `round_linear`,
-  `round_natural`, `natural_value`, `power_below`, `MANTISSA`
+- Quantisers (`quantise`, `two_way`): `Quantiser`, `FusedQuantiser`, `RandomQuantiser`, `RoundingOptions`,
+  `Parts`, `gather_parts`, `keep_error`, `per_group`, `counts_of`, `reduce_two_way`, `payload_two_way`
+- Formats of codes (`coding`): `bitpacking`, `elias`, `Norm`, `power_below`
 - Low-rank methods (`lowrank`): `Matrices`, `Matrix`, `orthonormalise`, `unflatten`, `in_float32`,
   `check_rank`, `check_min_rate`
 
@@ -30,14 +29,8 @@ from sage.timing import phase as phase
 from . import density_schedule as density_schedule
 from . import exchange as exchange
 from .coding import bitpacking as bitpacking
-from .coding.levels import MANTISSA as MANTISSA
-from .coding.levels import Buckets as Buckets
 from .coding.levels import Norm as Norm
-from .coding.levels import natural_value as natural_value
-from .coding.levels import num_buckets as num_buckets
 from .coding.levels import power_below as power_below
-from .coding.levels import round_linear as round_linear
-from .coding.levels import round_natural as round_natural
 from .controllers import CONTROLLERS as CONTROLLERS
 from .controllers import Agree as Agree
 from .controllers import Published as Published
@@ -60,11 +53,12 @@ from .lowrank import check_rank as check_rank
 from .lowrank import in_float32 as in_float32
 from .lowrank import orthonormalise as orthonormalise
 from .lowrank import unflatten as unflatten
+from .quantise import FusedQuantiser as FusedQuantiser
 from .quantise import Parts as Parts
 from .quantise import Quantiser as Quantiser
 from .quantise import RandomQuantiser as RandomQuantiser
 from .quantise import RoundingOptions as RoundingOptions
-from .quantise import all_finite as all_finite
+from .quantise import counts_of as counts_of
 from .quantise import gather_parts as gather_parts
 from .quantise import keep_error as keep_error
 from .quantise import per_group as per_group

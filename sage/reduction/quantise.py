@@ -1,5 +1,5 @@
 """Quantisers: reducers that send every element in few bits."""
-# N = elements of the flat vector or of a sparsifier's selection from it, G = groups
+# N = elements of the flat vector or of a sparsifier's selection from it, G = groups, W = payloads
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, TypedDict
@@ -24,6 +24,9 @@ class Quantiser(Reducer):
     and averages the decoded values; the residual keeps the difference from this rank's own decoded values.
     Vectors are the layout's groups, concatenated, or the elements of each group that a sparsifier has
     selected (`sage.reduction.hybrid`): any group may then be empty.
+
+    `compress` and `average` do the same with the residual and with the payloads of all ranks. A method whose
+    kernels fuse these steps is a `FusedQuantiser`.
     """
 
     memory: ClassVar[Memory] = "residual"
@@ -49,6 +52,45 @@ class Quantiser(Reducer):
         """Decode one rank's parts to N values of x's dtype."""
         raise NotImplementedError
 
+    def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
+        """Accumulate, encode, and leave in the residual what the parts do not represent.
+
+        Args:
+            grad_N: The gradient; without a residual it is the signal, and is not modified.
+            residual_N: Accumulated into; becomes the error, 0 where that is not finite.
+            sizes: Number of elements of each group (G); they sum to N.
+            wire: As for `encode`.
+        """
+        signal_N = ops.accumulate(grad_N, residual_N)
+        parts = self.encode(signal_N, sizes, wire)
+        if residual_N is not None:
+            keep_error(residual_N, self.decode(parts, sizes))
+        return parts
+
+    def average(
+        self,
+        out_N: Tensor,
+        rows: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        *,
+        divisor: int,
+        added: bool = False,
+    ) -> Tensor:
+        """Decode W payloads, add them in their order, and divide.
+
+        Args:
+            out_N: Output; overwritten, or with `added` the first summand.
+            rows: The parts of the payloads by kind, one row for each payload.
+            sizes: Number of elements of each group (G).
+            divisor: The sum is divided by it.
+            added: Whether the sum begins with `out_N`, or with 0.
+        """
+        if not added:
+            out_N.zero_()
+        for row in range(len(next(iter(rows.values())))):
+            out_N += self.decode({kind: part_W[row] for kind, part_W in rows.items()}, sizes)
+        return out_N.div_(divisor)
+
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int] | None:
         """Bytes of `encode`'s parts by kind, as the docstring states them; None if it does not."""
         return None
@@ -61,11 +103,12 @@ class Quantiser(Reducer):
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         sizes = self.sizes
         with phase("select"):
-            signal_N = ops.accumulate(grad_N, residual_N)
-            parts = self.encode(signal_N, sizes, wire)
-            if residual_N is not None:
-                keep_error(residual_N, self.decode(parts, sizes))
-        rows = gather_parts(wire, parts, even=self.even)
+            parts = self.compress(grad_N, residual_N, sizes, wire)
+        if self.even:
+            rows_W = dict(zip(parts, wire.gather(**parts), strict=True))
+            with phase("scatter"):
+                return Reduced(self.average(grad_N, rows_W, sizes, divisor=wire.world_size))
+        rows = gather_parts(wire, parts, even=False)
         with phase("scatter"):
             grad_N.zero_()
             for row in rows:
@@ -79,6 +122,32 @@ class Quantiser(Reducer):
         return {**own_bytes, "sizes": own_bytes.get("sizes", 0) + 8 * len(own_bytes)}
 
 
+class FusedQuantiser(Quantiser):
+    """A quantiser that defines `compress` and `average` by fused kernels; `encode` and `decode` follow."""
+
+    def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
+        raise NotImplementedError
+
+    def average(
+        self,
+        out_N: Tensor,
+        rows: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        *,
+        divisor: int,
+        added: bool = False,
+    ) -> Tensor:
+        raise NotImplementedError
+
+    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
+        return self.compress(x_N, None, sizes, wire)
+
+    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
+        rows = {kind: part[None] for kind, part in parts.items()}
+        device = next(iter(parts.values())).device
+        return self.average(torch.empty(sum(sizes), device=device), rows, sizes, divisor=1)
+
+
 class RoundingOptions(TypedDict, total=False):
     """The option that randomly rounding quantisers share."""
 
@@ -88,11 +157,13 @@ class RoundingOptions(TypedDict, total=False):
 class RandomQuantiser(Quantiser):
     """A quantiser that rounds at random and is unbiased: the expectation of the decoded value is x.
 
-    Because it is unbiased, it needs no error feedback and has none by default.
+    Because it is unbiased, it needs no error feedback and has none by default. Each element is rounded with
+    16 random bits (`sage.ops.random_bits`), so the expectation is exact to 2⁻¹⁷ of the distance between its
+    two neighbours.
 
     Args:
-        rounding_seed: Seed of the random rounding; a step's random numbers depend only on it, the step and
-            the rank.
+        rounding_seed: Seed of the random rounding; an element's random bits depend only on it, the step, the
+            rank and the element's position.
     """
 
     memory = "none"
@@ -103,17 +174,15 @@ class RandomQuantiser(Quantiser):
         self._seed = rounding_seed
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
-    def draw(self, x_N: Tensor, wire: Wire, bits: int) -> Tensor:
-        """Random integers of `bits` bits, 1 to 24, for each element (int32, N), separate per step and rank.
-
-        Call it once per step: it counts the steps.
-        """
+    def next_key(self, wire: Wire) -> int:
+        """Count a step, and return the key of its random bits on this rank. Call it once per step."""
         self.step += 1
-        return ops.draw(x_N.numel(), bits, seed_at(self._seed, int(self.step), wire.rank), x_N.device)
+        return seed_at(self._seed, int(self.step), wire.rank)
 
     def uniform(self, x_N: Tensor, wire: Wire) -> Tensor:
-        """Random numbers from [0, 1) for each element (float32, N). Call it once per step."""
-        return self.draw(x_N, wire, 24).float().mul_(2.0**-24)
+        """Random numbers from (0, 1) for each element (float32, N), 2⁻¹⁶ apart. Call it once per step."""
+        bits_N = ops.random_bits(x_N.numel(), self.next_key(wire), device=x_N.device)
+        return bits_N.float().add_(0.5).mul_(2.0**-16)
 
 
 def keep_error(signal_N: Tensor, sent_N: Tensor) -> None:
@@ -137,9 +206,6 @@ def per_group(x_N: Tensor, sizes: Sequence[int], of: Callable[[Tensor], Tensor])
     ]
 
 
-def all_finite(x: Tensor) -> Tensor:
-    """Whether every element is finite, as a tensor of one bool."""
-    if x.numel() == 0:
-        return torch.ones((), dtype=torch.bool, device=x.device)
-    least, largest = x.aminmax()  # both are NaN if any element is
-    return least.isfinite() & largest.isfinite()
+def counts_of(sizes: Sequence[int], beside: Tensor) -> Tensor:
+    """Number of elements of each group, at least 1, to divide sums by (float64, G)."""
+    return torch.tensor(list(sizes), dtype=torch.float64, device=beside.device).clamp_(min=1)

@@ -49,38 +49,49 @@ def reduce_two_way(
     """
     shares = cut(sizes, wire.world_size)
     own = shares[wire.rank]
+    lengths = [sum(share) for share in shares]
+    grads = grad_N.split(lengths)
+    residuals = [None] * len(shares) if residual_N is None else list(residual_N.split(lengths))
+    serves_itself = server_N is None and residual_N is not None  # its own part stays as it is
     with phase("select"):
-        signals = ops.accumulate(grad_N, residual_N).split([sum(share) for share in shares])
-        coded = [quantiser.encode(x_S, share, wire) for x_S, share in zip(signals, shares, strict=True)]
+        coded = [
+            quantiser.compress(
+                grad_S, None if serves_itself and rank == wire.rank else residual_S, share, wire
+            )
+            for rank, (grad_S, residual_S, share) in enumerate(zip(grads, residuals, shares, strict=True))
+        ]
     received = {kind: wire.all_to_all(_stacked(coded, kind), kind) for kind in coded[0]}
     with phase("scatter"):
-        total_S = signals[wire.rank].to(torch.float32, copy=True)
+        rows = {
+            kind: received[kind][:, : part.numel()].contiguous() for kind, part in coded[wire.rank].items()
+        }
+        total_S = torch.zeros(lengths[wire.rank], device=grad_N.device)
         if server_N is not None:
-            total_S.zero_()
-        for rank in range(wire.world_size):
-            if server_N is not None or rank != wire.rank:
-                row = {k: received[k][rank, : part.numel()] for k, part in coded[wire.rank].items()}
-                total_S += quantiser.decode(row, own)
+            quantiser.average(total_S, rows, own, divisor=1)
+        else:
+            total_S.copy_(ops.accumulate(grads[wire.rank], residuals[wire.rank]))
+            others = [rank for rank in range(wire.world_size) if rank != wire.rank]
+            if others:
+                rows = {kind: row_W[others] for kind, row_W in rows.items()}
+                quantiser.average(total_S, rows, own, divisor=1, added=True)
         server_S = None
         if server_N is not None and residual_N is not None:
-            server_S = server_N.split([sum(share) for share in shares])[wire.rank]
+            server_S = server_N.split(lengths)[wire.rank]
             server_S.add_(total_S, alpha=1 / wire.world_size)
         served = quantiser.encode(total_S / wire.world_size if server_S is None else server_S, own, wire)
     longest = {kind: max(parts[kind].numel() for parts in coded) for kind in served}
     gathered = wire.gather(**{kind: _padded(part, longest[kind]) for kind, part in served.items()})
     with phase("scatter"):
-        means = grad_N.split([sum(share) for share in shares])
-        for rank, (share, mean_S) in enumerate(zip(shares, means, strict=True)):
+        for rank, (share, mean_S) in enumerate(zip(shares, grads, strict=True)):
             row = {
-                k: all_W[rank, : coded[rank][k].numel()] for k, all_W in zip(served, gathered, strict=True)
+                kind: all_W[rank : rank + 1, : coded[rank][kind].numel()].contiguous()
+                for kind, all_W in zip(served, gathered, strict=True)
             }
-            mean_S.copy_(quantiser.decode(row, share))
-            if server_S is not None and rank == wire.rank:
+            quantiser.average(mean_S, row, share, divisor=1)
+            if rank == wire.rank and server_S is not None:
                 keep_error(server_S, mean_S)
-            if residual_N is not None and server_N is None and rank == wire.rank:
-                signals[rank].copy_(total_S.sub_(mean_S, alpha=wire.world_size)).nan_to_num_(0.0, 0.0, 0.0)
-            elif residual_N is not None:
-                keep_error(signals[rank], quantiser.decode(coded[rank], share))
+            if rank == wire.rank and serves_itself and (residual_S := residuals[rank]) is not None:
+                residual_S.copy_(total_S.sub_(mean_S, alpha=wire.world_size)).nan_to_num_(0.0, 0.0, 0.0)
     return Reduced(grad_N)
 
 

@@ -285,6 +285,8 @@ ASKED: list[tuple[str, tuple[Any, ...]]] = [
         "mean_signs_",
         (F.clone(), B[:2].clone().view(2, 1), torch.ones(2, 2), torch.ones(2, 2), [0, 3, 8], 2, True, False),
     ),
+    ("quantise_", (F.clone(), F.clone(), [0, 3, 8], 2, 3, 7, 3, None, None, 5, 1, True)),
+    ("average_", (F.clone(), B[:2].view(1, 2).repeat(2, 2), torch.ones(2, 5), [0, 3, 8], 2, 3, 7, 2, False)),
     ("sign_words", (B[:1].clone(), [0, 3, 8], False)),
     ("sign_bytes", (AT[:4].clone().view(2, 2), [0, 3, 8], False)),
     ("statistics_", (F.clone(), F.clone(), [0, 3, 8], 1)),
