@@ -86,10 +86,13 @@ def register(op: str, fake: Callable[..., object]) -> None:
     OPS.append(op)
     if MISSING is not None:
         return
-    torch.library.register_fake(f"sage::{op}", fake)
     for key, ops in (("CPU", _CPU), ("CUDA", _CUDA)):
         if torch._C._dispatch_has_kernel_for_dispatch_key(f"sage::{op}", key):
             ops.add(op)
+    if op in _CPU or op in _CUDA:
+        torch.library.register_fake(f"sage::{op}", fake)
+    else:
+        _log.warning("the native extension lacks %s, which runs in plain torch: %s", op, _cure())
 
 
 def unknown(x: Tensor, *dtypes: torch.dtype) -> tuple[Tensor, ...]:
