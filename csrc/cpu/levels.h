@@ -59,7 +59,7 @@ struct Coding {
   }
 
   // The number that the largest value is, as value_of gives it.
-  float unit() const { return codec == Codec::e4m3 || codec == Codec::e5m2 ? 0.875f : most(); }
+  float unit() const { return codec == Codec::e4m3 || codec == Codec::e5m2 ? 1.75f : most(); }
 
   int64_t num_bytes(int64_t n) const { return packed_bytes(n, bits) + (codec == Codec::power9 ? packed_bytes(n, 1) : 0); }
 };

@@ -43,7 +43,7 @@ I code_of(const Coding& coding, F y, I random) {
   }
 }
 
-// What a code stands for, as a multiple of the bucket's step. An 8-bit float is divided by 512 or 65,536, so that the
+// What a code stands for, as a multiple of the bucket's step. An 8-bit float is divided by 256 or 32,768, so that the
 // step, the scale over the largest of them, is not below the smallest float32 where the scale is not.
 template <Codec kCodec>
 F value_of(const Coding& coding, I code) {
@@ -51,7 +51,7 @@ F value_of(const Coding& coding, I code) {
   if constexpr (kCodec == Codec::e4m3 || kCodec == Codec::e5m2) {
     constexpr int kShift = kCodec == Codec::e4m3 ? 20 : 21, kBias = kCodec == Codec::e4m3 ? 7 : 15;
     constexpr int kMantissa = 23 - kShift;
-    constexpr int kDown = kCodec == Codec::e4m3 ? 9 : 16;
+    constexpr int kDown = kCodec == Codec::e4m3 ? 8 : 15;
     const I magnitude = band(code, seti(0x7f)), sign = shl<24>(band(code, seti(0x80)));
     const F normal = floats(addi(shl<kShift>(magnitude), seti(static_cast<uint32_t>(127 - kBias - kDown) << 23)));
     const F denormal = mul(to_float(magnitude), power_of_two(1 - kBias - kMantissa - kDown));

@@ -119,7 +119,7 @@ def most(coding: Coding) -> float:
 
 def _steps(coding: Coding, scale_P: Tensor) -> Tensor:
     """What 1 stands for in each bucket; a division by a number would multiply by its inverse."""
-    return scale_P / torch.full_like(scale_P, 0.875 if coding.codec in FLOATS else most(coding))
+    return scale_P / torch.full_like(scale_P, 1.75 if coding.codec in FLOATS else most(coding))
 
 
 def bucket_sizes(sizes: Sequence[int], bucket: int | None) -> list[int]:
@@ -177,7 +177,7 @@ def _values(coding: Coding, code_N: Tensor) -> Tensor:
         return ((code_N ^ 0x80) - 0x80).float()
     if codec in FLOATS:
         # Smaller, so that the step is not below the smallest float32 where the scale is not.
-        return code_N.to(torch.uint8).view(FLOATS[codec]).float() * (2.0**-9 if codec == E4M3 else 2.0**-16)
+        return code_N.to(torch.uint8).view(FLOATS[codec]).float() * (2.0**-8 if codec == E4M3 else 2.0**-15)
     if codec == LINEAR:
         return (code_N - levels).float()
     if codec == POWER9:
