@@ -17,6 +17,8 @@ from .bins import take_near as take_near
 from .casts import cast_share as cast_share
 from .casts import sum_casts as sum_casts
 from .casts import widen as widen
+from .codecs import Codec as Codec
+from .codecs import Coding as Coding
 from .gather import draw_indices as draw_indices
 from .gather import is_among as is_among
 from .gather import union as union
@@ -27,8 +29,6 @@ from .indices import decode_indices as decode_indices
 from .indices import encode_bitmap as encode_bitmap
 from .indices import encode_gaps as encode_gaps
 from .indices import encode_indices as encode_indices
-from .levels import Codec as Codec
-from .levels import Coding as Coding
 from .levels import average as average
 from .levels import quantise as quantise
 from .levels import quantise_to as quantise_to

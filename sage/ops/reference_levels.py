@@ -1,18 +1,13 @@
 """Plain-torch reference of every op in `sage.ops.levels`; csrc/cpu/levels_kernel.h has the same formulas."""
 # N = elements of the flat vector, G = groups, P = buckets, B = bytes, W = payloads
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sage.ops import reference, reference_philox, reference_sums
-
-if TYPE_CHECKING:
-    from sage.ops.levels import Coding
+from sage.ops.codecs import Coding
 
 INT8, E4M3, E5M2, LINEAR, NATURAL, POWER8, POWER9 = range(7)
 FLOATS = {E4M3: torch.float8_e4m3fn, E5M2: torch.float8_e5m2}
