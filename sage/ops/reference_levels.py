@@ -54,11 +54,8 @@ def quantise_to(
             y_N = torch.where(y_N.abs() < limit_N, y_N, limit_N.copysign(y_N))
         # In two factors, so that neither of them overflows where the scale is extreme.
         pre_P = torch.where(scale_P < 2.0**-64, 2.0**64, torch.where(scale_P > 2.0**64, 2.0**-64, 1.0))
-        inverse_P = torch.where(
-            (scale_P > 0) & scale_P.isfinite(),
-            torch.full_like(scale_P, most(coding)) / (scale_P * pre_P),
-            0.0,
-        )
+        inverse_P = torch.full_like(scale_P, most(coding)) / (scale_P * pre_P)
+        inverse_P = torch.where((scale_P > 0) & scale_P.isfinite(), inverse_P, 0.0)
         y_N = y_N * spread(pre_P) * spread(inverse_P)
     random_N = torch.zeros(a_N.numel(), dtype=torch.int32, device=a_N.device)
     if coding.codec >= LINEAR:
