@@ -170,7 +170,8 @@ def test_four_faults_of_four_nodes_are_all_named(
     assert found == {
         ("versions", "node3"): f"sage 0.0.1, not {sage.__version__}",
         ("runs folder", "node4"): f"cannot write to {runs}: Read-only file system",
-        ("interface", "all nodes"): "GLOO_SOCKET_IFNAME=eth7: there is no interface 'eth7', only lo, eth0",
+        ("interface", "all nodes"): "GLOO_SOCKET_IFNAME=eth7: no interface has the name 'eth7'; "
+        "usable interfaces are lo, eth0",
     }
 
 
