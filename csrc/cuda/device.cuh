@@ -5,8 +5,10 @@
 #include "kernels.h"
 
 #if defined(__CUDACC__)
+#define SAGE_UNROLL _Pragma("unroll")  // so that an array stays in registers
 #define SAGE_LAUNCH(kernel, blocks, stream, ...) kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(__VA_ARGS__)
 #else
+#define SAGE_UNROLL
 #include "emulate.h"
 #define SAGE_LAUNCH(kernel, blocks, stream, ...) \
   emulate::launch(static_cast<unsigned>(blocks), kThreads, ((void)stream, [&] { kernel(__VA_ARGS__); }))

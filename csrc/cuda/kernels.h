@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "coding.h"
 #include "cut.h"
 
 #if defined(__CUDACC__) || defined(SAGE_CUDA_BINDING)
@@ -117,5 +118,36 @@ struct SignMean {
 void sign_bits(const Cut& cut, float* signal, int64_t n, const float* low, const float* high, bool keep, uint8_t* bytes,
                Stream stream);
 void mean_signs(const Cut& cut, const SignMean& x, Stream stream);
+
+// Computes signal += gradient, where there is a gradient, and the scale of each bucket: its Euclidean norm, or its largest
+// magnitude.
+void scales(bool euclidean, const Cut& cut, float* signal, const float* grad, Statistic* pieces, float* found,
+            Stream stream);
+
+struct Quantisation {
+  Coding coding;
+  float* signal;
+  int64_t n;
+  const float* scales;  // of each bucket
+  const float* limits;  // of each bucket, where larger magnitudes are clipped to it
+  uint64_t key;         // of the random bits
+  int64_t first;        // position of the first element, for its random bits
+  bool keep;            // whether the error is left in the signal
+  uint8_t* bytes;
+};
+
+// The mean of several payloads. Row w of the scales has a number for each bucket, row w of the bytes num_bytes bytes.
+struct Average {
+  Coding coding;
+  float* out;
+  int64_t n;
+  const float* scales;
+  const uint8_t* bytes;
+  int64_t num_bytes, num_payloads, divisor;
+  bool added;  // to what `out` holds
+};
+
+void quantise(const Cut& cut, const Quantisation& x, Stream stream);
+void average(const Cut& cut, const Average& x, Stream stream);
 
 }  // namespace sage::cuda

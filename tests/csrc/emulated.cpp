@@ -1,5 +1,6 @@
 // The CUDA kernels against brute force, on the CPU: the text that nvcc compiles, compiled by g++ with csrc/cuda/emulate.h
 // in CUDA's place. EMULATED: this says that the logic is right, and nothing of how it behaves on a GPU.
+#include "../../csrc/cuda/levels.cu"
 #include "../../csrc/cuda/pack.cu"
 #include "../../csrc/cuda/random_bits.cu"
 #include "../../csrc/cuda/scatter.cu"
@@ -124,6 +125,7 @@ int main() {
     test_random_bits(n);
     test_statistics(n);
     test_signs(n);
+    for (int codec = turn % 2; codec < 7; codec += 2) test_levels(n, codec);
   }
   std::printf("CUDA kernels, emulated: as expected (not verified on a GPU)\n");
 }

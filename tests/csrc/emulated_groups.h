@@ -1,6 +1,7 @@
 // The CUDA kernels that have groups, or random bits, against the CPU's. Include it behind the kernels of the GPU.
 #pragma once
 
+#include "../../csrc/cpu/levels.h"
 #include "../../csrc/cpu/philox.h"
 #include "../../csrc/cpu/signs.h"
 #include "../../csrc/cpu/sums.h"
@@ -96,4 +97,48 @@ inline void test_signs(int64_t n) {
                               num_bytes, payloads, divisor, added, votes};
   sage::cpu::mean_signs(sage::cpu::isa(), kAlone, y, n);
   expect(alike(mean, mean_expected), "mean_signs");
+}
+
+inline void test_levels(int64_t n, int codec) {
+  const std::vector<int64_t> bounds = draw_bounds(n);
+  const int64_t bucket = Ints{0, 1 + static_cast<int32_t>(below(100)), 512, 1024, 1500, 9000}[below(6)];
+  const std::vector<int64_t> buckets = sage::cpu::bucket_bounds(bounds, bucket);
+  const int64_t num = static_cast<int64_t>(buckets.size()) - 1, payloads = below(4), divisor = 1 + below(5);
+  OnDevice on(bounds, bucket);
+  expect(on.cut.num_buckets == num, "levels: buckets");
+  const int levels = 1 + static_cast<int>(below(codec == 4 ? 31 : 127));
+  const bool euclidean = below(2), keep = below(2), clips = below(2), added = below(2), given = below(2);
+  const Floats signal = draw(n), grad = draw(n), limits = draw(num);
+  const sage::cpu::Coding theirs(static_cast<sage::cpu::Codec>(codec), levels);
+  const sage::cuda::Coding ours(static_cast<sage::cuda::Codec>(codec), levels);
+  const int64_t num_bytes = theirs.num_bytes(n), first = below(1000);
+  expect(ours.num_bytes(n) == num_bytes, "levels: number of bytes");
+  const float* limit = clips ? limits.data() : nullptr;
+  const uint64_t key = generator();
+  Floats left = signal, left_expected = signal, scales = draw(num), scales_expected = scales;
+  std::vector<uint8_t> bytes(num_bytes), bytes_expected(num_bytes);
+  if (!given)
+    sage::cuda::scales(euclidean, on.cut, left.data(), grad.data(), on.pieces.data(), scales.data(), nullptr);
+  sage::cuda::quantise(on.cut, {ours, left.data(), n, scales.data(), limit, key, first, keep, bytes.data()}, nullptr);
+  const sage::cpu::Quantisation x{theirs,  left_expected.data(), n,     buckets.data(), num,  nullptr, nullptr,
+                                  nullptr, limit,                key,   first,          keep, bytes_expected.data()};
+  if (given)
+    sage::cpu::quantise(sage::cpu::isa(), kAlone, x, scales.data());
+  else
+    sage::cpu::quantise_by(sage::cpu::isa(), kAlone, euclidean ? sage::cpu::Kind::squares : sage::cpu::Kind::largest, x,
+                           buckets, grad.data(), scales_expected.data());
+  const std::string name = "codec " + std::to_string(codec);
+  expect(alike(scales, scales_expected), name + ": scales");
+  expect(bytes == bytes_expected, name + ": codes");
+  expect(alike(left, left_expected), name + ": error");
+  std::vector<uint8_t> rows(payloads * num_bytes);
+  for (uint8_t& byte : rows) byte = static_cast<uint8_t>(below(256));
+  const Floats each = draw(payloads * num);
+  Floats mean = signal, mean_expected = signal;
+  sage::cuda::average(on.cut, {ours, mean.data(), n, each.data(), rows.data(), num_bytes, payloads, divisor, added},
+                      nullptr);
+  const sage::cpu::Average y{theirs,  mean_expected.data(), n,        buckets.data(), num,  nullptr,
+                             rows.data(), num_bytes,        payloads, divisor,        added};
+  sage::cpu::average(sage::cpu::isa(), kAlone, y, each.data());
+  expect(alike(mean, mean_expected), name + ": mean");
 }
