@@ -15,7 +15,7 @@ class SignNorm(FusedQuantiser):
     and a bit is 1 for a negative element.
 
     Payload bytes per rank: 1 bit per element, over the whole vector in 4-byte words (`values`;
-    `sage.reduction.coding.bitpacking.pack_signs_in_columns`), and 4 bytes per group for ‖g‖₁ (`scales`).
+    `sage.ops.sign_words` by column), and 4 bytes per group for ‖g‖₁ (`scales`).
     """
 
     def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:

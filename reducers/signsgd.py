@@ -17,7 +17,7 @@ class SignSgd(Reducer):
     helps little if gradients are far from 1 (see `efsignsgd`).
 
     Payload bytes per rank: 1 bit per element, in 4-byte words (`values`, in the format of
-    `sage.reduction.coding.bitpacking.pack_signs_in_columns`), and 4 bytes that are NaN if the gradient is not
+    `sage.ops.sign_words` by column), and 4 bytes that are NaN if the gradient is not
     finite, else 0 (`scales`): signs alone do not show it.
     """
 

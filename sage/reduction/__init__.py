@@ -10,7 +10,7 @@
   `common_quantile`, `dutta_threshold`, `estimated_quantile`
 - Quantisers (`quantise`, `two_way`): `Quantiser`, `FusedQuantiser`, `RandomQuantiser`, `RoundingOptions`,
   `Parts`, `gather_parts`, `keep_error`, `per_group`, `counts_of`, `reduce_two_way`, `payload_two_way`
-- Formats of codes (`coding`): `bitpacking`, `elias`, `Norm`, `power_below`
+- Formats of codes (`coding`, `ops`): `bitpacking`, `elias`, `Norm`, `power_below`
 - Low-rank methods (`lowrank`): `Matrices`, `Matrix`, `orthonormalise`, `unflatten`, `in_float32`,
   `check_rank`, `check_min_rate`
 
