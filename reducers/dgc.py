@@ -2,13 +2,14 @@
 # N = elements of the flat vector, S = sampled elements
 
 import math
+import zlib
 from collections.abc import Sequence
 from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from sage.reduction import SparsifierOptions, Wire, check_fraction, ops, seed_at
+from sage.reduction import Layout, SparsifierOptions, Wire, check_fraction, ops, seed_at
 from sage.reduction import density_schedule as schedules
 
 from ._by_threshold import ByThreshold
@@ -56,7 +57,7 @@ class DGC(ByThreshold):
 
     grouping = "layer"
     step: Tensor
-    _key: int
+    _place: tuple[int, int]
 
     def __init__(
         self,
@@ -82,6 +83,15 @@ class DGC(ByThreshold):
             self.limit = 4 / 3
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
+    def bind(self, layout: Layout) -> None:
+        super().bind(layout)
+        # A group draws by its own name, so that it draws the same in a vector of other groups (a bucket).
+        first = {
+            group: span.name
+            for group, span in zip(layout.group_of_span()[::-1], layout.spans[::-1], strict=True)
+        }
+        self._names = [zlib.crc32(first.get(group, "").encode()) for group in range(len(layout.groups))]
+
     def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
         self.target.begin_epoch(epoch, lr, wire)
 
@@ -89,7 +99,7 @@ class DGC(ByThreshold):
         return self.target.now()
 
     def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
-        self._key = seed_at(self._seed, int(self.step), wire.rank)
+        self._place = (int(self.step), wire.rank)
         self.step += 1
         return super().take(grad_N, residual_N, wire)
 
@@ -97,7 +107,12 @@ class DGC(ByThreshold):
         sizes = [math.ceil(SAMPLED * n) for n in signal.sizes]
         # Rounded to 9 digits first: 0.01·10^6·0.001 is slightly above 10 in binary floating point.
         ranks = [math.ceil(round(SAMPLED * n * self.now(), 9)) for n in signal.sizes]
-        draws_S = ops.random_bits(sum(sizes), self._key, device=signal.device)
+        draws_S = torch.cat(
+            [
+                ops.random_bits(size, seed_at(self._seed, *self._place, name), device=signal.device)
+                for size, name in zip(sizes, self._names, strict=True)
+            ]
+        )
         found = signal.sampled(sizes, ranks, draws_S)
         if not self._refines:
             return list(found)

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -69,6 +68,8 @@ def check_writable(folder: Path) -> None:
     Raises:
         NotWritten: (an OSError) The file system refuses to make a file.
     """
+    import tempfile  # not at the top: it imports shutil and random, and `sage status` only reads
+
     existing = folder.absolute()
     while not os.path.lexists(existing):
         existing = existing.parent

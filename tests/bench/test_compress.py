@@ -108,6 +108,7 @@ CALLS: dict[str, Callable[[Wire, Tensor], Any]] = {
     "mean": lambda wire, x: wire.mean(x),
     "sum": lambda wire, x: wire.sum(x),
     "gather": lambda wire, x: wire.gather(values=x, indices=x.int()),
+    "sum_halves": lambda wire, x: wire.sum_halves(x.half()),
     "gather_uneven": lambda wire, x: wire.gather_uneven(values=x, indices=x.int()),
     "gather_ragged": lambda wire, x: wire.gather_ragged(values=x, indices=x.int()),
     "gather_within": lambda wire, x: wire.gather_within(9, values=x, indices=x.int()),

@@ -59,7 +59,7 @@ def test_a_wrong_interface_and_an_unwritable_folder_are_named(sage: Sage, tmp_pa
     told = sage("doctor", "--interface", "nope7", "--runs", "file/runs", "--json")
     found = failures(told)
     assert found.keys() == {"interface", "runs folder"}
-    assert "GLOO_SOCKET_IFNAME=nope7: there is no interface 'nope7'" in found["interface"]
+    assert "GLOO_SOCKET_IFNAME=nope7: no interface has the name 'nope7'" in found["interface"]
     assert "NCCL_SOCKET_IFNAME==nope7 selects no interface" in found["interface"]
     assert found["runs folder"] == f"cannot write to {tmp_path}/file/runs: Not a directory"
 

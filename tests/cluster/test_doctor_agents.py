@@ -280,7 +280,7 @@ def test_any_hosts_file_is_read_or_refused_in_one_line(
         ("--ssh 'unfinished", "--ssh .*: No closing quotation; expected a shell's words"),
         ("--ssh ''", "--ssh is empty"),
         ("--python ''", "--python is empty"),
-        ("--hostip node1:22", "--hostip='node1:22': expected rank 0's address .*; the port is"),
+        ("--hostip node1:22", "--hostip='node1:22': expected rank 0's address .*; set the port in"),
         ("--ranks-per-host 5000", "--ranks-per-host 5000: expected 1 to 1024"),
         ("--port x", "--port is 'x'; allowed is a whole number"),
     ],

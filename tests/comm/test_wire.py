@@ -418,7 +418,9 @@ def test_ranks_that_cannot_meet_say_who_is_missing() -> None:
     assert f"rank 0 of 2 could not join the other ranks at 127.0.0.1:{first.port} within 2 s" in str(absent)
     assert "rank 1 of 2 did not join. Check that all ranks were started" in str(absent)
     assert isinstance(unreachable, WireError)
-    assert f"rank 1 of 2 could not meet the others at 127.0.0.1:{alone.port} within 2 s" in str(unreachable)
+    assert f"rank 1 of 2 could not join the other ranks at 127.0.0.1:{alone.port} within 2 s" in str(
+        unreachable
+    )
     assert sum("another process already has rank 0" in told for told in taken) == 1
     assert second.port == first.port
 
@@ -446,7 +448,7 @@ def test_a_first_rank_0_ends_before_the_time_out_where_a_second_process_takes_it
     with Group([first, first], lambda wire: wire.texts("here"), timeout=150.0) as group:
         said = [str(outcome) for _, outcome in group.outcomes()]
     assert sum("another process already has rank 0" in text for text in said) == 1
-    told = "rank 1 of 2 did not come, and two processes are rank 0: give each process a rank of its own"
+    told = "rank 1 of 2 did not join, and two processes have rank 0: give each process its own rank"
     assert sum(told in text for text in said) == 1
 
 
