@@ -81,7 +81,7 @@ def test_a_step_has_the_sum_of_its_reductions_unless_one_was_not_timed() -> None
 
 
 def test_every_step_of_a_run_records_both_within_its_own_seconds(tmp_path: Path) -> None:
-    options = "--reducer topk --steps 3 --batch-size 16 --simulate --log-every 1"
+    options = "--reducer topk --steps 3 --batch-size 16 --workers-in-process --log-every 1"
     assert call("run", "digits-ff", *options.split(), "--runs", str(tmp_path)) == 0
     (folder,) = (path.parent for path in tmp_path.rglob("metrics.jsonl"))
     steps: list[dict[str, Any]] = [each for each in read_metrics(folder) if each["kind"] == "step"]
