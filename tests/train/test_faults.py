@@ -120,7 +120,7 @@ def test_no_sentinel_leaks_from_one_step_into_the_next(name: str) -> None:
     gradients = [[[100.0, -3.0, 2.0, 0.0]] + [[0.0] * 4] * 12 for _ in range(2)]
     for seen in play(registry.load("reducers", name), gradients):
         sent_N = torch.stack([step.mean_N for step in seen]).sum(0) + torch.tensor(left(seen[-1]))
-        assert sent_N.tolist() == pytest.approx([100.0, -3.0, 2.0, 0.0], rel=1e-6)
+        assert sent_N.tolist() == pytest.approx([100.0, -3.0, 2.0, 0.0], abs=1e-6 * 100)  # of the largest
 
 
 def test_the_gradient_handed_over_is_not_kept() -> None:
