@@ -107,12 +107,11 @@ class DGC(ByThreshold):
         sizes = [math.ceil(SAMPLED * n) for n in signal.sizes]
         # Rounded to 9 digits first: 0.01·10^6·0.001 is slightly above 10 in binary floating point.
         ranks = [math.ceil(round(SAMPLED * n * self.now(), 9)) for n in signal.sizes]
-        draws_S = torch.cat(
-            [
-                ops.random_bits(size, seed_at(self._seed, *self._place, name), device=signal.device)
-                for size, name in zip(sizes, self._names, strict=True)
-            ]
-        )
+        draws = [
+            ops.random_bits(size, seed_at(self._seed, *self._place, name), device=signal.device)
+            for size, name in zip(sizes, self._names, strict=True)
+        ]
+        draws_S = torch.cat([ops.random_bits(0, 0, device=signal.device), *draws])
         found = signal.sampled(sizes, ranks, draws_S)
         if not self._refines:
             return list(found)
