@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sage.reduction import (
-    FusedQuantiser,
+    LevelQuantiser,
     Norm,
     Parts,
     RandomQuantiser,
@@ -24,7 +24,7 @@ MOST_LEVELS = {"linear": 127, "natural": 31}
 """Limits of s: a linear level must fit in a byte, the number of a natural level in an Elias code."""
 
 
-class Dithering(RandomQuantiser, FusedQuantiser):
+class Dithering(RandomQuantiser, LevelQuantiser):
     """Each element becomes sign(x)·‖x‖·level, the level being drawn from the two neighbours of |x|/‖x‖.
 
     The probabilities make the result unbiased: its expectation is x. The s levels above 0 are 1/s, 2/s, …, 1
@@ -92,19 +92,6 @@ class Dithering(RandomQuantiser, FusedQuantiser):
         level_N = ops.unpack(codes_B, self.coding.bits, grad_N.numel()).view(torch.int8) - self.coding.levels
         words_V, bits_G = elias.encode_levels(self._numbers(level_N), sizes)
         return {"values": words_V, "sizes": bits_G, "scales": norm_P}
-
-    def average(
-        self,
-        out_N: Tensor,
-        rows: Mapping[str, Tensor],
-        sizes: Sequence[int],
-        *,
-        divisor: int,
-        added: bool = False,
-    ) -> Tensor:
-        return ops.average(
-            out_N, rows["values"], rows["scales"], sizes, self.coding, divisor=divisor, added=added
-        )
 
     def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
         if self.even:

@@ -1,14 +1,14 @@
 """int8: 8-bit integers with a scale per block, by a two-way all-reduce (common practice, no single paper)."""
 # N = elements of the vector, P = blocks
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from sage.reduction import FusedQuantiser, Parts, Reduced, Wire, ops, payload_two_way, reduce_two_way
+from sage.reduction import LevelQuantiser, Parts, Reduced, Wire, ops, payload_two_way, reduce_two_way
 
 
-class Int8(FusedQuantiser):
+class Int8(LevelQuantiser):
     """Each element becomes the nearest multiple of s/127, where s is the largest magnitude in its block.
 
     Block-wise scaling to 127 is common practice; this form follows no single paper. Every rank reduces 1/W of
@@ -36,19 +36,6 @@ class Int8(FusedQuantiser):
     def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
         codes_N, scale_P = ops.quantise(grad_N, residual_N, sizes, self.coding)
         return {"values": codes_N, "scales": scale_P}
-
-    def average(
-        self,
-        out_N: Tensor,
-        rows: Mapping[str, Tensor],
-        sizes: Sequence[int],
-        *,
-        divisor: int,
-        added: bool = False,
-    ) -> Tensor:
-        return ops.average(
-            out_N, rows["values"], rows["scales"], sizes, self.coding, divisor=divisor, added=added
-        )
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         return {"values": sum(sizes), "scales": 4 * self.coding.num_buckets(sizes)}

@@ -13,7 +13,6 @@ from sage.reduction import (
     Parts,
     Reduced,
     Wire,
-    bitpacking,
     counts_of,
     ops,
     payload_two_way,
@@ -91,7 +90,7 @@ class OneBit(FusedQuantiser):
         return ops.mean_signs(out_N, bytes_WB, sizes, -scale_WG, scale_WG, divisor=divisor, added=added)
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
-        return {"values": 4 * sum(map(bitpacking.num_words, sizes)), "scales": 4 * len(sizes)}
+        return {"values": 4 * sum(map(ops.num_words, sizes)), "scales": 4 * len(sizes)}
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         if not self._is_two_way:

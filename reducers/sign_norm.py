@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from sage.reduction import FusedQuantiser, Parts, Wire, bitpacking, counts_of, ops
+from sage.reduction import FusedQuantiser, Parts, Wire, counts_of, ops
 
 
 class SignNorm(FusedQuantiser):
@@ -43,7 +43,7 @@ class SignNorm(FusedQuantiser):
         return norms / counts_of(sizes, norms).float()
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
-        return {"values": 4 * bitpacking.num_words(sum(sizes)), "scales": 4 * len(sizes)}
+        return {"values": 4 * ops.num_words(sum(sizes)), "scales": 4 * len(sizes)}
 
 
 REDUCER = SignNorm

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from sage.reduction import Reduced, Reducer, Wire, bitpacking, ops, phase
+from sage.reduction import Reduced, Reducer, Wire, ops, phase
 
 
 class SignSgd(Reducer):
@@ -49,7 +49,7 @@ class SignSgd(Reducer):
         return signal_N
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int]:
-        return {"values": 4 * bitpacking.num_words(self.layout.numel), "scales": 4}
+        return {"values": 4 * ops.num_words(self.layout.numel), "scales": 4}
 
 
 REDUCER = SignSgd

@@ -1,18 +1,16 @@
 """TernGrad: rounds each element at random to −s, 0 or s, two bits per element (Wen et al., NeurIPS 2017)."""
 # N = elements of the vector, G = groups
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from sage.reduction import FusedQuantiser, Parts, RandomQuantiser, RoundingOptions, Wire, counts_of, ops
-
-TERNARY = ops.Coding(ops.Codec.LINEAR, 1)
+from sage.reduction import LevelQuantiser, Parts, RandomQuantiser, RoundingOptions, Wire, counts_of, ops
 
 
-class TernGrad(RandomQuantiser, FusedQuantiser):
+class TernGrad(RandomQuantiser, LevelQuantiser):
     """Each element x becomes s·sign(x) with probability |x|/s, else 0, where s = max|x| of its group.
 
     This is the paper's TernGrad with its layer-wise scales, its clipping to c·σ (c = 2.5; the excess is lost)
@@ -39,6 +37,7 @@ class TernGrad(RandomQuantiser, FusedQuantiser):
         if clip is not None and not clip > 0:
             raise ValueError(f"clip={clip!r}: expected a number of standard deviations above 0, or none")
         self._clip, self._share = clip, share
+        self.coding = ops.Coding(ops.Codec.LINEAR, 1)
 
     def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
         found = ops.statistics(grad_N, residual_N, sizes, ops.Kind.SQUARES)
@@ -51,22 +50,9 @@ class TernGrad(RandomQuantiser, FusedQuantiser):
             scale_G = scale_WG.amax(0)
         signal_N, keep = (grad_N, False) if residual_N is None else (residual_N, True)
         codes_B = ops.quantise_to(
-            signal_N, sizes, TERNARY, scale_G, limit_P=limit_G, key=self.next_key(wire), keep=keep
+            signal_N, sizes, self.coding, scale_G, limit_P=limit_G, key=self.next_key(wire), keep=keep
         )
         return {"values": codes_B, "scales": scale_G}
-
-    def average(
-        self,
-        out_N: Tensor,
-        rows: Mapping[str, Tensor],
-        sizes: Sequence[int],
-        *,
-        divisor: int,
-        added: bool = False,
-    ) -> Tensor:
-        return ops.average(
-            out_N, rows["values"], rows["scales"], sizes, TERNARY, divisor=divisor, added=added
-        )
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         scales = 4 * len(sizes) * (2 if self._share else 1)

@@ -5,7 +5,7 @@ zeros are equal, and NaN is the largest, so that NaN is selected and sent instea
 Of equal magnitudes the lower index is selected first, so results are bitwise identical everywhere.
 
 Each op runs natively if the extension is built (`sage.ops.native`) and the vectors are contiguous float32,
-and otherwise in plain torch (`sage.ops.reference`), with the same result.
+and otherwise in plain torch (`sage.ops.reference` and `reference_*`), with the same result.
 """
 
 from . import elias as elias
@@ -64,6 +64,7 @@ from .select import take_at as take_at
 from .select import take_top as take_top
 from .select import threshold_in as threshold_in
 from .signs import mean_signs as mean_signs
+from .signs import num_words as num_words
 from .signs import sign_bits as sign_bits
 from .signs import sign_bytes as sign_bytes
 from .signs import sign_words as sign_words

@@ -15,9 +15,18 @@ from sage.ops.sums import bounds_of
 _native = torch.ops.sage
 
 
+WORD = 32
+"""Signs of a word."""
+
+
+def num_words(n: int) -> int:
+    """Number of words that hold n signs."""
+    return -(-n // WORD)
+
+
 def _fake_words(bytes: Tensor, bounds: Sequence[int], by_column: bool) -> Tensor:
     sizes = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
-    num = -(-bounds[-1] // 32) if by_column else sum(-(-n // 32) for n in sizes)
+    num = num_words(bounds[-1]) if by_column else sum(map(num_words, sizes))
     return native.vector(bytes, num, torch.int32)
 
 

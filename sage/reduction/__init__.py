@@ -8,9 +8,10 @@
 - Density and thresholds (`density_schedule`, `controllers`, `first_threshold`): `density_schedule`,
   `CONTROLLERS`, `Published`, `Agree`, `local_only`, `signal_dtype`, `Start`, `check_start`,
   `common_quantile`, `dutta_threshold`, `estimated_quantile`
-- Quantisers (`quantise`, `two_way`): `Quantiser`, `FusedQuantiser`, `RandomQuantiser`, `RoundingOptions`,
-  `Parts`, `gather_parts`, `keep_error`, `per_group`, `counts_of`, `reduce_two_way`, `payload_two_way`
-- Formats of codes (`coding`, `ops`): `bitpacking`, `elias`, `Norm`, `power_below`
+- Quantisers (`quantise`, `two_way`): `Quantiser`, `FusedQuantiser`, `LevelQuantiser`, `RandomQuantiser`,
+  `RoundingOptions`, `Parts`, `gather_parts`, `keep_error`, `per_group`, `counts_of`, `reduce_two_way`,
+  `payload_two_way`
+- Formats of codes (`coding`, `ops`): `elias`, `Norm`, `power_below`
 - Low-rank methods (`lowrank`): `Matrices`, `Matrix`, `orthonormalise`, `unflatten`, `in_float32`,
   `check_rank`, `check_min_rate`
 
@@ -28,7 +29,6 @@ from sage.timing import phase as phase
 
 from . import density_schedule as density_schedule
 from . import exchange as exchange
-from .coding import bitpacking as bitpacking
 from .coding.levels import Norm as Norm
 from .coding.levels import power_below as power_below
 from .controllers import CONTROLLERS as CONTROLLERS
@@ -54,6 +54,7 @@ from .lowrank import in_float32 as in_float32
 from .lowrank import orthonormalise as orthonormalise
 from .lowrank import unflatten as unflatten
 from .quantise import FusedQuantiser as FusedQuantiser
+from .quantise import LevelQuantiser as LevelQuantiser
 from .quantise import Parts as Parts
 from .quantise import Quantiser as Quantiser
 from .quantise import RandomQuantiser as RandomQuantiser

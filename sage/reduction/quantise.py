@@ -148,6 +148,25 @@ class FusedQuantiser(Quantiser):
         return self.average(torch.empty(sum(sizes), device=device), rows, sizes, divisor=1)
 
 
+class LevelQuantiser(FusedQuantiser):
+    """A quantiser that sends `values`, codes of its `coding`, and `scales`, one for each bucket."""
+
+    coding: ops.Coding
+
+    def average(
+        self,
+        out_N: Tensor,
+        rows: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        *,
+        divisor: int,
+        added: bool = False,
+    ) -> Tensor:
+        return ops.average(
+            out_N, rows["values"], rows["scales"], sizes, self.coding, divisor=divisor, added=added
+        )
+
+
 class RoundingOptions(TypedDict, total=False):
     """The option that randomly rounding quantisers share."""
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from vectors import assert_same, seeded
 
+from sage import ops
 from sage.ops import elias, native, reference_elias
-from sage.reduction.coding.bitpacking import pack_words, unpack_words
 
 needs_native = pytest.mark.skipif(native.MISSING is not None, reason=f"no extension: {native.MISSING}")
 
@@ -46,9 +46,10 @@ def digits(numbers: list[int]) -> list[str]:
 
 def test_words_take_the_first_bit_highest() -> None:
     bits_B = torch.tensor([True] + 30 * [False] + [True] + 33 * [False] + 31 * [True])
-    words_V = pack_words(bits_B[:96])
+    bytes_B = ops.pack((~bits_B[:96]).to(torch.uint8), 1)
+    words_V = ops.sign_words(bytes_B, [96], by_column=False)
     assert words_V.tolist() == [1 - 2**31, 0, 2**31 - 1]
-    assert torch.equal(unpack_words(words_V), bits_B[:96].to(torch.uint8))
+    assert torch.equal(ops.sign_bytes(words_V[None], [96], by_column=False)[0], bytes_B)
 
 
 def test_the_codes_of_one_to_ten_are_those_worked_out_by_hand() -> None:
