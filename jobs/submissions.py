@@ -1,5 +1,8 @@
 """The submission log, <runs>/.jobs/submitted.jsonl: the job submitted for each run, one JSON object per line.
 
+Each submission also writes its own entries to `submitted.jsonl` in the folder of its jobs' files. Entries
+that the log has lost are read from there, so that no active run is submitted again.
+
 Only its owner can enter the folder `.jobs`, because jobs load pickles from it.
 """
 
@@ -29,6 +32,8 @@ ENTRY = Kind(
 JOB = {"slurm": re.compile(r"[1-9]\d{0,18}(_\d{1,9})?"), "local": re.compile(r"[1-9]\d{0,18}")}
 JOB["debug"] = JOB["local"]
 """The form of job ids on each cluster. Only ids of this form are passed to scancel and kill."""
+
+LOG = "submitted.jsonl"
 
 WAIT = 60.0
 """Seconds that a submission waits for another one to the same runs folder."""
@@ -107,9 +112,15 @@ def check_owner(jobs: Path) -> None:
 
 
 def write(runs: Path, entries: Iterable[Entry]) -> None:
-    """Append submissions to the submission log."""
+    """Append submissions to the submission log, then to the copies in the folders of their jobs' files."""
     folder(runs).mkdir(mode=0o700, parents=True, exist_ok=True)
+    entries = tuple(entries)
     storage.append_json_lines(_log(runs), (entry.to_dict() for entry in entries), private=True)
+    for logs in {entry.logs for entry in entries}:
+        own = folder(runs) / Path(logs).name
+        if own.is_dir():
+            copies = (entry.to_dict() for entry in entries if entry.logs == logs)
+            storage.append_json_lines(own / LOG, copies, private=True)
 
 
 def read(runs: Path) -> dict[str, Entry]:
@@ -122,12 +133,25 @@ def read(runs: Path) -> dict[str, Entry]:
 
 
 def read_with_faults(runs: Path) -> tuple[dict[str, Entry], list[str]]:
-    """The newest submission of each run, and one message per damaged line.
+    """The newest submission of each run, and one message per damaged line of the submission log.
 
     Raises:
         Unreadable: the submission log cannot be read at all.
     """
-    path = _log(runs)
+    entries, faults = _read(_log(runs))
+    for path in sorted(folder(runs).glob(f"*/{LOG}")):
+        try:
+            copies, _ = _read(path)
+        except Unreadable:  # a copy: what it adds is missing only if the log is damaged too
+            continue
+        for run, copy in copies.items():
+            if run not in entries or entries[run].time < copy.time:
+                entries[run] = copy
+    return entries, faults
+
+
+def _read(path: Path) -> tuple[dict[str, Entry], list[str]]:
+    """The newest entry of each run in one file, and one message per damaged line."""
     entries: dict[str, Entry] = {}
     faults: list[str] = []
     try:
@@ -200,7 +224,7 @@ def _make(path: Path) -> Path:
 
 
 def _log(runs: Path) -> Path:
-    return folder(runs) / "submitted.jsonl"
+    return folder(runs) / LOG
 
 
 def _entry(path: Path, line: bytes, where: str) -> Entry:

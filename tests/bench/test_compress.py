@@ -21,6 +21,8 @@ from sage.cli.main import main
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.reducers.topk import TopK
+from sage.reduction.error_feedback import ErrorFeedback
+from sage.reduction.layout import Layout
 from sage.reduction.reducer import Reduced, Reducer
 
 CPU = torch.device("cpu")
@@ -119,6 +121,20 @@ CALLS: dict[str, Callable[[Wire, Tensor], Any]] = {
     "all_to_all": lambda wire, x: wire.all_to_all(x.unsqueeze(0)),
     "all_to_all_ragged": lambda wire, x: wire.all_to_all_ragged([3], values=x, indices=x.int()),
 }
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("name", sorted(registry.names("reducers")))
+def test_every_reducer_takes_a_turn_of_steps_on_a_wire_of_several_ranks(name: str, world_size: int) -> None:
+    case = cases_of(name, [0.01])[0]
+    reducer = case.make(**case.options)
+    feedback = ErrorFeedback(reducer, Layout.of([("matrix", (64, 64))], reducer.grouping))
+    wire = LoopbackWire(CPU, world_size)
+    feedback.reducer.begin_epoch(0, 0.1, wire)
+    for _ in range(world_size + 1):  # one step more than there are ranks that could lead
+        grad_N = torch.randn(N, generator=torch.Generator().manual_seed(1))
+        mean_N = feedback(grad_N, wire).mean_N
+        assert mean_N.isfinite().all()
 
 
 def test_every_collective_that_a_reducer_may_call_is_tried_here() -> None:

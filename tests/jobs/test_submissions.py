@@ -80,6 +80,23 @@ def test_whatever_else_is_in_the_book_its_entries_are_read(tmp_path: Path, other
     assert all("\n" not in fault and len(fault) < 1000 for fault in faults)
 
 
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_entries_that_the_log_has_lost_are_read_from_the_folders_of_their_jobs(
+    tmp_path: Path, kept: int
+) -> None:
+    jobs = submissions.prepare(tmp_path)
+    (jobs / "sweep-1").mkdir()
+    (jobs / "sweep-2").mkdir()
+    old = entry("one", job="1", logs=str(jobs / "sweep-1"), time="2026-01-01T00:00:00+00:00")
+    new = entry("one", job="2", logs=str(jobs / "sweep-2"), time="2026-01-01T00:00:01+00:00")
+    other = entry("two", job="3", logs=str(jobs / "sweep-1"))
+    submissions.write(tmp_path, [old, other])
+    submissions.write(tmp_path, [new])
+    log = jobs / "submitted.jsonl"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:kept]))
+    assert submissions.read(tmp_path) == {"one": new, "two": other}
+
+
 @pytest.mark.parametrize("kind", ["folder", "fifo"])
 def test_a_book_that_is_no_file_is_named(tmp_path: Path, kind: str) -> None:
     path = lay(tmp_path) / ".jobs" / "submitted.jsonl"
