@@ -169,9 +169,9 @@ _PREFIXES = tuple(name.removesuffix("*") for name in SET if name.endswith("*"))
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what a launcher told this process, for jobs, cells and ranks of other runs.
+    """Return the environment without the variables of a launcher, for jobs and ranks of other runs.
 
-    What the user says to SLURM's commands stays: SLURM_CONF, SLURM_CLUSTERS, SBATCH_PARTITION, ...
+    Settings of the user for SLURM's commands stay: SLURM_CONF, SLURM_CLUSTERS, SBATCH_PARTITION, ...
 
     >>> clean_environment({"HOME": "/h", "RANK": "3", "SLURM_JOB_ID": "7", "SLURM_CONF": "/c", "port": "1"})
     {'HOME': '/h', 'SLURM_CONF': '/c'}

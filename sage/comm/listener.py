@@ -32,11 +32,11 @@ def listen(place: Place, timeout: float) -> socket.socket:
             return _bound(place.hostip, place.port)
         except OSError as error:
             if time.monotonic() > end:
-                told = f"rank 0 cannot listen on port {place.port}: {error.strerror}"
+                message = f"rank 0 cannot listen on port {place.port}: {error.strerror}"
                 if error.errno == errno.EADDRINUSE:
                     taken = "another run, another program or a second process with rank 0 uses the port"
-                    raise PortTaken(f"{told}; {taken}") from error
-                raise RuntimeError(told) from error
+                    raise PortTaken(f"{message}; {taken}") from error
+                raise RuntimeError(message) from error
             time.sleep(0.1)
 
 

@@ -83,7 +83,7 @@ def _claim(place: Place, store: dist.Store) -> StoreMessages:
     """Claim this rank, and return the messages of this attempt.
 
     Raises:
-        RuntimeError: if another process has claimed the rank; that process and the others are told.
+        RuntimeError: if another process has claimed the rank; the other ranks raise it too.
     """
     messages = StoreMessages(store, secret=place.secret).within(f"attempt {place.attempt}")
     if messages.count(f"seat {place.rank}") > 1:

@@ -45,7 +45,7 @@ class Mount:
         """Traffic of all steps since mounting."""
         self._model, self._flats, self._named = model, flats, named
         self._lr: float | None = None
-        self._booked = wire.ledger.copy()
+        self._ledger_before = wire.ledger.copy()
         self._log = StepLog()
         self._folders: dict[Path, RunFolder] = {}
         self._description: dict[str, Any] = {
@@ -233,15 +233,15 @@ class Mount:
         self._lr = None
         self._unreduced.clear()
         dense_bytes = sum(flat.grad_N.nbytes for flat in self._flats)
-        booked = self.wire.ledger.since(self._booked)
-        self.last_step = of_step(booked, dense_bytes, skipped=step.skipped)
+        ledger = self.wire.ledger.since(self._ledger_before)
+        self.last_step = of_step(ledger, dense_bytes, skipped=step.skipped)
         if step.skipped:
-            self._log.add(booked, 0.0)
+            self._log.add(ledger, 0.0)
         else:
             reports = [(flat.compressed.numel, flat.feedback.reducer.report()) for flat in self._flats]
-            self._log.add(booked, self.density, reports, [flat.seconds for flat in self._flats])
+            self._log.add(ledger, self.density, reports, [flat.seconds for flat in self._flats])
         self.total += self.last_step
-        self._booked = self.wire.ledger.copy()
+        self._ledger_before = self.wire.ledger.copy()
 
 
 class _Mark:

@@ -38,7 +38,7 @@ class StepLog:
 
     def add(
         self,
-        booked: Ledger,
+        ledger: Ledger,
         density: float,
         reports: Sequence[tuple[int, Mapping[str, float]]] = (),
         spent: Sequence[ReductionSeconds | None] = (),
@@ -46,7 +46,7 @@ class StepLog:
         """Add one step.
 
         Args:
-            booked: The ledger of this step.
+            ledger: The ledger of this step.
             density: Achieved density of the step.
             reports: Number of elements of each flat gradient, and its reducer's report.
             spent: The seconds of each one's reduction.
@@ -58,9 +58,9 @@ class StepLog:
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         self.seconds += seconds
-        self.payload.update(booked.payload)
-        self.wire_sent += booked.sent
-        self.wire_received += booked.received
+        self.payload.update(ledger.payload)
+        self.wire_sent += ledger.sent
+        self.wire_received += ledger.received
         self.density += density
         if self.count % self._every == 0:
             self._steps.append(
@@ -72,9 +72,9 @@ class StepLog:
                     **report,
                     "seconds": seconds,
                     **fields_of_sum(spent),
-                    "bytes": dict(booked.payload),
-                    "wire_sent": booked.sent,
-                    "wire_received": booked.received,
+                    "bytes": dict(ledger.payload),
+                    "wire_sent": ledger.sent,
+                    "wire_received": ledger.received,
                 }
             )
         self.count += 1

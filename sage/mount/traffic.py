@@ -44,7 +44,7 @@ class Traffic:
         )
 
 
-def of_step(booked: Ledger, dense_bytes: int, *, skipped: bool) -> Traffic:
+def of_step(ledger: Ledger, dense_bytes: int, *, skipped: bool) -> Traffic:
     """Traffic of one step, from its ledger."""
-    payload = sum(booked.payload[kind] for kind in KINDS)
-    return Traffic(1, int(skipped), payload, dense_bytes, booked.sent, booked.received)
+    payload = sum(ledger.payload[kind] for kind in KINDS)
+    return Traffic(1, int(skipped), payload, dense_bytes, ledger.sent, ledger.received)

@@ -90,20 +90,20 @@ def facts_for(
         ValueError: if the data set does not provide a fact that the model requires.
     """
     own = options(build, room="models")
-    asked: dict[str, inspect.Parameter] = {}
+    accepted: dict[str, inspect.Parameter] = {}
     for _, parameters in _parameters(build):
-        asked |= {
+        accepted |= {
             name: parameter
             for name, parameter in parameters.items()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in own
         }
-    needed = [name for name, parameter in asked.items() if parameter.default is inspect.Parameter.empty]
+    needed = [name for name, parameter in accepted.items() if parameter.default is inspect.Parameter.empty]
     if missing := [name for name in needed if name not in given]:
         raise ValueError(
             f"the model {model} needs {', '.join(missing)}, which the data set {data} does not "
             f"give; its facts are: {', '.join(given) or 'none'}"
         )
-    return {name: given[name] for name in asked if name in given}
+    return {name: given[name] for name in accepted if name in given}
 
 
 def _parameters(part: Callable[..., Any]) -> list[tuple[Callable[..., Any], Mapping[str, inspect.Parameter]]]:

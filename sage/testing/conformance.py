@@ -53,9 +53,9 @@ def nothing_is_lost(case: Case) -> None:
 
 def uneven_ranks_lose_nothing(case: Case) -> None:
     """The same if ranks differ in scale by powers of ten, so that counts differ as much as possible."""
-    seen = steps(case, lambda rank, step: case.gradient(rank, step) * 10.0**rank)
-    agree(seen)
-    conserved(case, seen)
+    by_rank = steps(case, lambda rank, step: case.gradient(rank, step) * 10.0**rank)
+    agree(by_rank)
+    conserved(case, by_rank)
 
 
 def far_elements_keep_their_places(case: Case) -> None:
@@ -66,9 +66,9 @@ def far_elements_keep_their_places(case: Case) -> None:
         grad_N[-20:] += 1000
         return grad_N
 
-    seen = steps(case, gradient, count=2, shapes=LONG)
-    agree(seen)
-    conserved(case, seen)
+    by_rank = steps(case, gradient, count=2, shapes=LONG)
+    agree(by_rank)
+    conserved(case, by_rank)
 
 
 def every_grouping_keeps_the_invariants(case: Case) -> None:
@@ -76,9 +76,9 @@ def every_grouping_keeps_the_invariants(case: Case) -> None:
     for grouping in ("model", "layer", "bucket:0.0035"):
         grouped = replace(case, grouping=grouping)
         try:
-            seen = steps(grouped, case.gradient)
-            agree(seen)
-            conserved(grouped, seen)
+            by_rank = steps(grouped, case.gradient)
+            agree(by_rank)
+            conserved(grouped, by_rank)
         except Broken as broken:
             raise Broken(f"grouping {grouping}: {broken}") from broken
 
@@ -87,9 +87,9 @@ def edge_cases_are_handled(case: Case) -> None:
     """Tiny, empty, constant, zero, negative, one-sided and denormal gradients: agreement, nothing lost."""
     for name, shapes, gradient in odd_gradients(case):
         try:
-            seen = steps(case, gradient, count=2, shapes=shapes)
-            agree(seen)
-            conserved(case, seen)
+            by_rank = steps(case, gradient, count=2, shapes=shapes)
+            agree(by_rank)
+            conserved(case, by_rank)
         except Broken as broken:
             raise Broken(f"{name}: {broken}") from broken
 
@@ -168,8 +168,8 @@ def one_rank_sends_nothing(case: Case) -> None:
 
 def negative_values_are_sent(case: Case) -> None:
     """A gradient that is negative everywhere reaches the mean (thresholds compare with |x|, not x)."""
-    seen = steps(case, lambda rank, step: -case.gradient(rank, step).abs() - 1)
-    if not any(step.mean_N.min() < 0 for step in seen[0]):
+    by_rank = steps(case, lambda rank, step: -case.gradient(rank, step).abs() - 1)
+    if not any(step.mean_N.min() < 0 for step in by_rank[0]):
         raise Broken("a gradient that is negative everywhere does not reach the mean")
 
 

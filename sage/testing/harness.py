@@ -16,7 +16,7 @@ from sage.reduction.layout import Layout
 from sage.reduction.reducer import Reduced, Reducer, Sparsifier
 
 Shapes = Iterable[tuple[str, tuple[int, ...]]]
-Seen = list[list["Step"]]
+StepsByRank = list[list["Step"]]
 """Recorded steps, first by rank, then by step."""
 
 SHAPES = (("conv", (8, 3, 3, 3)), ("wide", (40, 20)), ("bias", (7,)))
@@ -87,7 +87,7 @@ class Step:
 
 def steps(
     case: Case, gradients: Callable[[int, int], Tensor], count: int = 3, shapes: Shapes = SHAPES
-) -> Seen:
+) -> StepsByRank:
     """Run `count` reductions of `gradients(rank, step)` and record them."""
 
     def work(wire: Wire) -> list[Step]:
@@ -104,10 +104,10 @@ def reduce_once(feedback: ErrorFeedback, grad_N: Tensor, wire: Wire) -> Step:
     signal_N = grad_N.clone() if residual_N is None else residual_N + grad_N
     before = wire.ledger.copy()
     reduced = feedback(grad_N.clone(), wire)
-    booked = dict(wire.ledger.since(before).payload)
-    booked.pop("guard", None)  # bytes of the schedule guard, if it is on
+    payload = dict(wire.ledger.since(before).payload)
+    payload.pop("guard", None)  # bytes of the schedule guard, if it is on
     left_N = None if residual_N is None else residual_N.clone()
-    return Step(signal_N, reduced.mean_N.clone(), left_N, reduced, booked)
+    return Step(signal_N, reduced.mean_N.clone(), left_N, reduced, payload)
 
 
 def odd_gradients(case: Case) -> Iterator[tuple[str, Shapes, Callable[[int, int], Tensor]]]:
@@ -129,13 +129,13 @@ def odd_gradients(case: Case) -> Iterator[tuple[str, Shapes, Callable[[int, int]
 # Comparisons. Each raises Broken.
 
 
-def agree(seen: Seen) -> None:
+def agree(by_rank: StepsByRank) -> None:
     """Every rank has a bitwise identical mean and the same density.
 
     Raises:
         Broken: if not.
     """
-    for number, step in enumerate(zip(*seen, strict=True)):
+    for number, step in enumerate(zip(*by_rank, strict=True)):
         for rank, s in enumerate(step):
             if not same_bits(s.mean_N, step[0].mean_N):
                 raise Broken(f"step {number}: the means of ranks 0 and {rank} differ")
@@ -143,7 +143,7 @@ def agree(seen: Seen) -> None:
                 raise Broken(f"step {number}: the densities reported by ranks 0 and {rank} differ")
 
 
-def conserved(case: Case, seen: Seen) -> None:
+def conserved(case: Case, by_rank: StepsByRank) -> None:
     """The mean is the mean over ranks of what was sent, and the residual is what was not sent.
 
     Not checked if the reducer states `conserves = False`, or if only the reducer knows what it has sent
@@ -156,7 +156,7 @@ def conserved(case: Case, seen: Seen) -> None:
     if not reducer.conserves:
         case.skip("the reducer states conserves = False: what is sent and what is kept are not compared")
         return
-    for number, step in enumerate(zip(*seen, strict=True)):
+    for number, step in enumerate(zip(*by_rank, strict=True)):
         gone = [_gone(reducer, s) for s in step]
         if any(gone_N is None for gone_N in gone):
             case.skip(
@@ -188,7 +188,7 @@ def _gone(reducer: Reducer, step: Step) -> Tensor | None:
     return gone_N
 
 
-def close(seen: Tensor, expected: Tensor, precision: float, what: str, scale: float | None = None) -> None:
+def close(actual: Tensor, expected: Tensor, precision: float, what: str, scale: float | None = None) -> None:
     """Two vectors differ by at most `precision` times the scale, by default the largest expected value.
 
     Raises:
@@ -197,7 +197,7 @@ def close(seen: Tensor, expected: Tensor, precision: float, what: str, scale: fl
     if expected.numel() == 0:
         return
     scale = float(expected.abs().max()) if scale is None else scale
-    off = float((seen - expected).abs().max())
+    off = float((actual - expected).abs().max())
     if not off <= precision * scale + LEAST:
         allowed = precision * scale
         raise Broken(f"{what} is off by {off:.3g} where values reach {scale:.3g} (allowed: {allowed:.3g})")

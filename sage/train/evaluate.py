@@ -38,8 +38,8 @@ def evaluate(training: TrainingState) -> Evaluation:
 
 def record(training: TrainingState, evaluation: Evaluation) -> None:
     """Record an evaluation, and show it."""
-    train_loss = training.tally.take_loss()
-    training.tally.evaluations.append(evaluation.metrics)
+    train_loss = training.metrics.take_mean_loss()
+    training.metrics.evaluations.append(evaluation.metrics)
     epoch = training.step / training.steps_per_epoch
     average = evaluation.average_metrics
     training.record.epoch(
@@ -50,8 +50,8 @@ def record(training: TrainingState, evaluation: Evaluation) -> None:
         seconds=evaluation.seconds,
         **({"average_metrics": average} if average else {}),
     )
-    told = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items())
-    training.display.print(f"epoch {epoch:.4g}  train loss {train_loss:.4f}  {told}")
+    measured = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items())
+    training.display.print(f"epoch {epoch:.4g}  train loss {train_loss:.4f}  {measured}")
 
 
 def _measured(training: TrainingState) -> dict[str, float]:

@@ -93,9 +93,9 @@ class Training(TrainingState):
 
     def _reached(self) -> bool:
         """Whether the headline metric has reached the target."""
-        if self.config.target is None or not self.tally.evaluations:
+        if self.config.target is None or not self.metrics.evaluations:
             return False
-        value = self.tally.evaluations[-1][self.task.metric]
+        value = self.metrics.evaluations[-1][self.task.metric]
         return value >= self.config.target if self.better == "max" else value <= self.config.target
 
     # Checkpoints.

@@ -16,7 +16,7 @@ PER_STEP = ("wire_sent", "wire_received", "density_had", "density_asked")
 """Fields of a step whose mean is in the result; `density_asked` is None for reducers without a target."""
 
 
-class Tally:
+class RunningMetrics:
     """Sums over the steps and evaluations of a run, on one rank."""
 
     def __init__(self) -> None:
@@ -25,19 +25,19 @@ class Tally:
         self._totals: Counter[str] = Counter()
         self._loss_sum, self._loss_count = 0.0, 0
 
-    def step(self, fields: Mapping[str, Any]) -> None:
+    def add_step(self, fields: Mapping[str, Any]) -> None:
         """Add the record of one step."""
         self.step_seconds.append(fields["seconds"])
         self._totals.update({f"payload/{kind}": size for kind, size in fields["bytes"].items()})
         self._totals.update({name: fields[name] for name in PER_STEP if fields[name] is not None})
 
-    def loss(self, loss: float) -> None:
+    def add_loss(self, loss: float) -> None:
         """Add one step's training loss, unless it is not finite, as it may be for a skipped step."""
         if math.isfinite(loss):
             self._loss_sum += loss
             self._loss_count += 1
 
-    def take_loss(self) -> float:
+    def take_mean_loss(self) -> float:
         """Return the mean training loss since the last call, and reset it."""
         mean = self._loss_sum / max(1, self._loss_count)
         self._loss_sum, self._loss_count = 0.0, 0

@@ -9,7 +9,7 @@ from sage.train.training import TrainingState
 
 def result(training: TrainingState) -> dict[str, Any]:
     """Return the content of `result.json`; a collective call, as step times are the slowest rank's."""
-    own_S = torch.tensor(training.tally.step_seconds, dtype=torch.float64, device=training.device)
+    own_S = torch.tensor(training.metrics.step_seconds, dtype=torch.float64, device=training.device)
     (seconds_WS,) = training.wire.gather(metrics=own_S)
     config = training.config
     return {
@@ -22,5 +22,5 @@ def result(training: TrainingState) -> dict[str, Any]:
         "steps": training.step,
         "epochs": training.step / training.steps_per_epoch,
         "seconds": training.seconds,
-        **training.tally.result(seconds_WS.cpu(), metric=training.task.metric, better=training.better),
+        **training.metrics.result(seconds_WS.cpu(), metric=training.task.metric, better=training.better),
     }

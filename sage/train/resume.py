@@ -48,7 +48,7 @@ def own_state(training: TrainingState) -> State:
         "task": training.task.state_dict(),
         "buffers": dict(training.model.named_buffers()),
         "random": checkpoint.rng_state(),
-        "tally": training.tally.state_dict(),
+        "tally": training.metrics.state_dict(),
     }
 
 
@@ -65,7 +65,7 @@ def from_own(training: TrainingState) -> bool:
         _check_progress(training, found.step, shared, mine["tally"])
         training.step, training.seconds = shared["step"], shared["seconds"]
         training.task.load_state_dict(mine["task"])
-        training.tally.load_state_dict(mine["tally"])
+        training.metrics.load_state_dict(mine["tally"])
         checkpoint.set_rng_state(mine["random"])
     return True
 
@@ -204,23 +204,23 @@ def _check_options(before: State, after: State) -> None:
             )
 
 
-def _check_progress(training: TrainingState, step: int, shared: State, tally: State) -> None:
+def _check_progress(training: TrainingState, step: int, shared: State, metrics: State) -> None:
     """Refuse a step that differs from the checkpoint's, and totals that are insufficient for the result."""
     if shared["step"] != step or not 0 <= step <= training.total_steps:
         raise ValueError(f"its step is {shared['step']}, not {step} of {training.total_steps}")
-    seconds_S = tally["step_seconds"]
+    seconds_S = metrics["step_seconds"]
     if not (isinstance(seconds_S, Tensor) and seconds_S.dtype == torch.float64 and seconds_S.dim() == 1):
         raise ValueError("'step_seconds' is not a list of numbers")
     if len(seconds_S) > step or (step and not len(seconds_S)):
         raise ValueError(f"it has the seconds of {len(seconds_S)} steps, not of {step}")
-    if len(tally["loss"]) != 2:
+    if len(metrics["loss"]) != 2:
         raise ValueError("'loss' is not a sum and a count")
     metric = training.task.metric
-    if any(metric not in each for each in tally["evaluations"]):
+    if any(metric not in each for each in metrics["evaluations"]):
         raise ValueError(f"an evaluation lacks the metric {metric!r}")
-    if step == training.total_steps and not tally["evaluations"]:
+    if step == training.total_steps and not metrics["evaluations"]:
         raise ValueError("it has no evaluation of the last step")
-    if step and (lacking := {"wire_sent", "wire_received", "density_had"} - tally["totals"].keys()):
+    if step and (lacking := {"wire_sent", "wire_received", "density_had"} - metrics["totals"].keys()):
         raise ValueError(f"the totals lack {', '.join(sorted(lacking))}")
 
 

@@ -90,7 +90,7 @@ def _rank(config: Config, place: Place) -> int:
     """Run one rank, from the rendezvous to the exit status."""
     torch.set_num_threads(config.threads)
     stop = Stop()
-    stop.listen(partial(_leave_early, place))
+    stop.handle_in_thread(partial(_leave_early, place))
     wire: ProcessWire | None = None
     try:
         device = _device(config, place.local_rank)

@@ -77,13 +77,13 @@ def take(training: TrainingState, batches: list[Batch]) -> None:
     # Asynchronous all-reduce of loss and stop flag; it overlaps with the next step, so no rank waits.
     own = torch.tensor([float(loss), float(training.stop.signal is not None)], dtype=torch.float64)
     training.pending = wire.begin_sum(own), fields
-    booked = wire.ledger.since(before)
+    ledger = wire.ledger.since(before)
     fields |= {
-        "bytes": dict(booked.payload),
-        "wire_sent": booked.sent,
-        "wire_received": booked.received,
+        "bytes": dict(ledger.payload),
+        "wire_sent": ledger.sent,
+        "wire_received": ledger.received,
     }
-    training.tally.step(fields)
+    training.metrics.add_step(fields)
     training.step += 1
 
 
@@ -95,7 +95,7 @@ def settle(training: TrainingState) -> None:
     loss_sum, stopping = pending.wait().tolist()
     loss = loss_sum / training.wire.world_size
     training.stopping = training.stopping or stopping > 0
-    training.tally.loss(loss)
+    training.metrics.add_loss(loss)
     if fields["step"] % training.config.log_every == 0:
         training.record.step(loss=loss, **fields)
     shown = {"loss": loss, "density": fields["density_had"], "step/s": 1 / fields["seconds"]}

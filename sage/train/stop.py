@@ -22,7 +22,7 @@ class Stop:
         self._interrupts = 0
         self._leave: Callable[[signal.Signals], None] | None = None
 
-    def listen(self, leave: Callable[[signal.Signals], None]) -> None:
+    def handle_in_thread(self, leave: Callable[[signal.Signals], None]) -> None:
         """Handle the signals in a separate thread, also while the main thread waits in C++ code.
 
         Python runs no signal handlers while the main thread waits in C++.

@@ -16,7 +16,7 @@ from sage.reduction.reducer import Reducer
 from sage.tasks import Task
 from sage.timing import Phases
 from sage.train.backward import Backward
-from sage.train.metrics import Tally
+from sage.train.metrics import RunningMetrics
 from sage.train.optim import LossScale, RunningAverage
 from sage.train.schedules import before_reduction, count_steps, memory_options, optimizer
 from sage.train.squared_gradients import Squares
@@ -78,7 +78,7 @@ class TrainingState:
         self.phases = Phases(self.device)
         self.step = 0
         self.seconds = 0.0
-        self.tally = Tally()
+        self.metrics = RunningMetrics()
         self.pending: tuple[Pending, dict[str, Any]] | None = None
         self.stopping = False
 
