@@ -29,8 +29,8 @@ class Ledger:
     seconds: float = 0.0
     """Time in collectives, including the time spent waiting for other ranks."""
 
-    def record(self, op: str, parts: Mapping[str, int], traffic: tuple[int, int], seconds: float = 0.0) -> None:
-        """Record one collective: its payload by kind, and the (sent, received) bytes of its algorithm."""
+    def add(self, op: str, parts: Mapping[str, int], traffic: tuple[int, int], seconds: float = 0.0) -> None:
+        """Add one collective: its payload by kind, and the (sent, received) bytes of its algorithm."""
         for kind, size in parts.items():
             self.payload[kind] += size
         self.sent += traffic[0]

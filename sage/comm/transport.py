@@ -62,7 +62,7 @@ class Transport:
         with phase("communicate"):
             result = self._attempt(call, run)
         self.last_end = time.perf_counter()
-        self.ledger.record(call.partition("(")[0], payload, traffic, self.last_end - start)
+        self.ledger.add(call.partition("(")[0], payload, traffic, self.last_end - start)
         return result
 
     def _compare(self, call: str) -> None:
@@ -73,7 +73,7 @@ class Transport:
             encoded = encoded[: GUARD_BYTES - len(digest)] + digest
         own_S = torch.frombuffer(bytearray(encoded.ljust(GUARD_BYTES, b"\0")), dtype=torch.uint8)
         all_WS = self._attempt(f"guard of {call}", lambda: self._gather_on_host(own_S))
-        self.ledger.record("guard", {"guard": GUARD_BYTES}, ring_all_gather(GUARD_BYTES, self.world_size))
+        self.ledger.add("guard", {"guard": GUARD_BYTES}, ring_all_gather(GUARD_BYTES, self.world_size))
         calls = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in all_WS.tolist()]
         if len(set(calls)) > 1:
             calls_by_rank = "; ".join(f"rank {rank} calls {call}" for rank, call in enumerate(calls))

@@ -191,7 +191,7 @@ class Wire(Transport):
         call = describe("begin_sum", **{kind: x_N})
         if self.guard:
             self._compare(call)
-        self.ledger.record("begin_sum", {kind: size}, ring_all_reduce(size, self.world_size))
+        self.ledger.add("begin_sum", {kind: size}, ring_all_reduce(size, self.world_size))
         return self._begin_sum(call, x_N)
 
     def texts(self, text: str) -> list[str]:

@@ -139,10 +139,10 @@ def test_the_guards_messages_are_booked_apart() -> None:
 
 def test_a_snapshot_stays_and_what_came_after_is_the_difference() -> None:
     ledger = Ledger()
-    ledger.book("sum", {"values": 40, "scales": 4}, (80, 70), 0.5)
+    ledger.add("sum", {"values": 40, "scales": 4}, (80, 70), 0.5)
     before = ledger.copy()
-    ledger.book("sum", {"values": 8}, (16, 15), 0.25)
-    ledger.book("gather", {"indices": 2, "padding": 0}, (4, 3), 1.0)
+    ledger.add("sum", {"values": 8}, (16, 15), 0.25)
+    ledger.add("gather", {"indices": 2, "padding": 0}, (4, 3), 1.0)
     assert before == Ledger(Counter(values=40, scales=4), 80, 70, Counter(sum=1), 0.5)
     assert ledger.since(before) == Ledger(
         Counter(values=8, indices=2), 20, 18, Counter(sum=1, gather=1), 1.25

@@ -90,7 +90,7 @@ def test_an_entry_is_the_place_in_the_bin_and_two_bits() -> None:
     ]
 
 
-def test_the_bytes_booked_are_those_worked_out_by_hand() -> None:
+def test_the_payload_bytes_equal_those_counted_by_hand() -> None:
     # conv 216 elements in 5 bins, wide 800 in 2, bias 7 in 1; rank 0 sends 3 of the first bin of conv, rank 1
     # 5, and each 2 of bias. Nothing comes from 4 bins of a byte an entry, and from 2 of two.
     def gradient(rank: int, step: int) -> Tensor:

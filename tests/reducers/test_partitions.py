@@ -537,7 +537,7 @@ def spiked(rank: int) -> Tensor:
         ("cltk", {"values": "fp16"}, ({"values": 22, "indices": 44}, {"values": 22})),
     ],
 )
-def test_the_bytes_booked_are_those_worked_out_by_hand(
+def test_the_payload_bytes_equal_those_counted_by_hand(
     name: str, options: dict[str, Any], expected: tuple[dict[str, int], ...]
 ) -> None:
     case = Case(registry.load("reducers", name), options, 2)

@@ -536,7 +536,7 @@ def test_with_norm_l2_over_a_whole_layer_error_feedback_diverges_as_byteps_says(
         ("fp8", {"block": 100}, {"values": 3 * 512, "scales": 3 * 24}),
     ],
 )
-def test_the_bytes_booked_are_those_worked_out_by_hand(
+def test_the_payload_bytes_equal_those_counted_by_hand(
     name: str, options: dict[str, Any], expected: dict[str, int]
 ) -> None:
     case = Case(registry.load("reducers", name), options, 2)

@@ -389,7 +389,7 @@ UNEVEN = (
         ("accordion", {"density": 0.01}, ({"values": 408, "indices": 408},) * 2),
     ],
 )
-def test_the_bytes_booked_are_those_worked_out_by_hand(
+def test_the_payload_bytes_equal_those_counted_by_hand(
     name: str, options: dict[str, Any], expected: tuple[dict[str, int], ...]
 ) -> None:
     assert sum(math.prod(shape) for _, shape in SHAPES) == N

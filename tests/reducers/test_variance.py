@@ -161,7 +161,7 @@ def test_every_power_of_two_of_float32_survives_and_what_is_not_finite_is_infini
         assert reducer.decode(word_K, exponent_L)[1].tolist() == [math.inf]
 
 
-def test_the_bytes_booked_are_those_worked_out_by_hand() -> None:
+def test_the_payload_bytes_equal_those_counted_by_hand() -> None:
     # conv, wide and bias; of each rank everything above 0 is sent, as there is neither memory nor a variance.
     def gradient(rank: int, step: int) -> Tensor:
         return (torch.arange(1023) < 3 + 2 * rank).float()

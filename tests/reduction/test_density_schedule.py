@@ -100,7 +100,7 @@ class Link:
     def step(self, schedule: Constant) -> None:
         size = 1e7 * schedule.now()
         talking = size / 1e6 * self.seconds_per_mb
-        self.wire.ledger.book("sum", {"values": int(size)}, (int(size), int(size)), talking)
+        self.wire.ledger.add("sum", {"values": int(size)}, (int(size), int(size)), talking)
         self.now += 1 + talking
         schedule.learn(ZERO, self.wire)
 

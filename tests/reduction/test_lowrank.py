@@ -381,7 +381,7 @@ def test_ps_computes_the_mean_of_exact_with_all_traffic_at_rank_0() -> None:
         ),
     ],
 )
-def test_the_bytes_booked_are_those_worked_out_by_hand(
+def test_the_payload_bytes_equal_those_counted_by_hand(
     name: str, options: dict[str, Any], expected: list[dict[str, int]]
 ) -> None:
     case = Case(registry.load("reducers", name), options, 2)
