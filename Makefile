@@ -1,4 +1,4 @@
-# `make` lists what there is. CI runs these targets and nothing else.
+# `make` lists the targets. CI runs these targets and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
@@ -10,20 +10,20 @@ NATIVE := sage/_C.abi3.so
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  \1\t/' | expand -t 16
 
-.venv: $(INSTALLED) ## a virtual environment with everything in it
+.venv: $(INSTALLED) ## create the virtual environment .venv with all dependencies
 
 # The stamp is older than pyproject.toml where the list of packages may have changed.
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	    || { echo "$(PYTHON) is older than 3.11; say another: make PYTHON=python3.12"; exit 1; }
+	    || { echo "$(PYTHON) is older than 3.11; give another: make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv \
 	    || { echo "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	SAGE_NATIVE=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-native: $(NATIVE) ## build the native extension; without it sage runs on plain torch
+native: $(NATIVE) ## build the native extension; without it SAGE runs in pure PyTorch
 
-# Not within pip's installation: torch, whose headers it needs, is there only after that.
+# Not during pip's installation, because it needs torch's headers, which are installed only then.
 $(NATIVE): $(INSTALLED) setup.py $(wildcard csrc/*.* csrc/*/*)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 
@@ -31,11 +31,11 @@ sanitize: ## run the CPU kernels under the address and undefined-behaviour sanit
 	$(CXX) -std=c++20 -O1 -g -ffp-contract=off -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover=all \
 	    tests/csrc/kernels.cpp -o build-sanitize && ./build-sanitize; status=$$?; rm -f build-sanitize; exit $$status
 
-emulate: ## run the CUDA kernels on the CPU, with a stand-in for CUDA
+emulate: ## run the CUDA kernels on the CPU, with an emulation of CUDA
 	$(CXX) -x c++ -std=c++20 -O1 -g -ffp-contract=off -Wall -Wextra -Werror tests/csrc/emulated.cpp -o build-emulate && ./build-emulate; \
 	    status=$$?; rm -f build-emulate; exit $$status
 
-cuda: $(INSTALLED) ## compile and link the CUDA side for every architecture; fails where it cannot; the kernels' resources
+cuda: $(INSTALLED) ## compile and link the CUDA kernels for every architecture, and list their resources; fails if it cannot
 	rm -f $(NATIVE)
 	$(BIN)/python setup.py build_ext --inplace | grep "native extension: .* CUDA"
 	$(BIN)/python -c 'from sage.ops.native import on; print("on CPU:", *sorted(on("CPU"))); print("on CUDA:", *sorted(on("CUDA"))); \
@@ -43,18 +43,18 @@ cuda: $(INSTALLED) ## compile and link the CUDA side for every architecture; fai
 	$(BIN)/python benchmarks/kernel_resources.py
 	if command -v cuobjdump; then cuobjdump --list-elf --list-ptx $(NATIVE); fi
 
-gpu: ## check ops, reducers and mounts on an NVIDIA GPU, and measure them there, in 8 minutes; with torch and nvcc
+gpu: ## check and measure ops, reducers and mounts on an NVIDIA GPU, in 8 minutes; needs torch and nvcc
 	$(PYTHON) -m benchmarks.gpu
 
-gpu-rehearsal: $(INSTALLED) $(NATIVE) ## the same script in small on the CPU
+gpu-rehearsal: $(INSTALLED) $(NATIVE) ## run the script of `make gpu` with small inputs on the CPU
 	$(BIN)/python -m benchmarks.gpu --rehearsal
 
-bench-check: $(INSTALLED) $(NATIVE) ## measure kernels, reducers and whole steps; fails where one is under half of its goal
+bench-check: $(INSTALLED) $(NATIVE) ## measure kernels, reducers and whole steps; fails if one reaches less than half of its goal
 	$(BIN)/python benchmarks/kernels.py --check --output /dev/null
 	$(BIN)/python benchmarks/goals.py --check --output build/goals
 	$(BIN)/python benchmarks/reduce_step.py --reducers topk sage --check --output /dev/null
 
-demo: $(INSTALLED) ## train on the embedded digits under exact and under sage, and compare
+demo: $(INSTALLED) ## train on the bundled digits with the reducers exact and sage, and compare them
 	$(BIN)/sage run digits --reducer exact --runs runs/demo
 	$(BIN)/sage run digits --reducer sage --runs runs/demo
 	$(BIN)/sage report runs/demo --output runs/demo
@@ -62,10 +62,10 @@ demo: $(INSTALLED) ## train on the embedded digits under exact and under sage, a
 # Two workers more for tests/slurm, which mostly wait: see tests/side_by_side.py.
 JOBS ?= 2
 WORKERS = $(if $(filter-out 0,$(JOBS)),$(shell expr $(JOBS) + 2),0)
-test: $(INSTALLED) $(NATIVE) ## run the tests, on two processors; in one process: make test JOBS=0
+test: $(INSTALLED) $(NATIVE) ## run the tests on two processors; in one process: make test JOBS=0
 	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "not thorough"
 
-test-all: $(INSTALLED) $(NATIVE) ## run the tests, and those that repeat a test at greater length
+test-all: $(INSTALLED) $(NATIVE) ## run the tests, and the thorough ones that repeat a test with more cases
 	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 
 # On three ranks only: tests/ops/test_native.py compares the extension with plain torch, to the bit.
@@ -85,14 +85,14 @@ TIMES ?= 3
 stress: $(INSTALLED) $(NATIVE) ## run the tests of clusters, jobs and checkpoints on a busy machine: make stress TIMES=3
 	$(BIN)/python tests/stress.py --load $(LOAD) --times $(TIMES) $(TESTS)
 
-mutants: $(INSTALLED) $(NATIVE) ## put known faults in, one at a time, and see a test fail at each: make mutants WORD=residual
+mutants: $(INSTALLED) $(NATIVE) ## insert known faults, one at a time, and check that a test fails at each: make mutants WORD=residual
 	$(BIN)/python tests/mutate.py --jobs $(JOBS) $(WORD)
 
 NODES ?= 4
-cluster: $(INSTALLED) ## a real SLURM on this machine until Ctrl-C; as root: make cluster RATE=100mbit
+cluster: $(INSTALLED) ## start a real SLURM on this machine until Ctrl-C; as root: make cluster RATE=100mbit
 	@$(BIN)/python tests/slurm/cluster.py --nodes $(NODES) $(if $(RATE),--rate $(RATE))
 
-docs: $(INSTALLED) ## build the documentation site into build/site; with SAGE_CHECK_LINKS=1 request each link to elsewhere
+docs: $(INSTALLED) ## build the documentation site into build/site; with SAGE_CHECK_LINKS=1 request every external link
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: $(INSTALLED) ## check style, types and layers
@@ -105,9 +105,9 @@ lint: $(INSTALLED) ## check style, types and layers
 graph: $(INSTALLED) ## draw the layers of sage/ and the imports between them: docs/pictures/layers.svg
 	$(BIN)/python benchmarks/layers.py
 
-format: $(INSTALLED) ## put the sources in order
+format: $(INSTALLED) ## format the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove what was built or cached, but neither .venv nor runs
+clean: ## remove build products and caches, but not .venv and runs
 	rm -rf $(NATIVE) build dist *.egg-info .import_linter_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

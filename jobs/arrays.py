@@ -173,7 +173,7 @@ def submit(
     planned: Iterable[Array],
     active: Collection[str],
     record: Callable[[list[Entry]], None],
-    say: Callable[[str], None],
+    echo: Callable[[str], None],
 ) -> None:
     """Submit the arrays, and record each in the submission log as soon as SLURM has accepted it.
 
@@ -191,7 +191,7 @@ def submit(
             array = replace(array, after=after)
         intent = intents.write(array.folder, array.name, array.comment)
         try:
-            jobs = _accepted(array, say)
+            jobs = _accepted(array, echo)
             record(
                 [
                     Entry(run=config.folder.name, job=job, cluster="slurm", logs=str(array.folder.resolve()))
@@ -205,10 +205,10 @@ def submit(
         first = jobs[0].partition("_")[0]
         after = frozenset([first])
         limit = f", at most {array.parallel} at once" if array.parallel else ""
-        say(f"submitted as job {first}: {len(jobs)} runs, {array.resources} each{limit}")
+        echo(f"submitted as job {first}: {len(jobs)} runs, {array.resources} each{limit}")
 
 
-def _accepted(array: Array, say: Callable[[str], None]) -> list[str]:
+def _accepted(array: Array, echo: Callable[[str], None]) -> list[str]:
     """Call sbatch until it accepts the array; returns the job id of each run."""
     executor = Executor(array)
     for pause in PAUSES:
@@ -218,7 +218,7 @@ def _accepted(array: Array, say: Callable[[str], None]) -> list[str]:
             refusal = clean_text(" ".join(str(error).split()), 1000)
             if not BUSY.search(refusal):
                 raise ValueError(f"SLURM refuses the job: {refusal}") from error
-            say(f"sbatch got no answer ({refusal}); trying again in {pause:g} s")
+            echo(f"sbatch got no answer ({refusal}); trying again in {pause:g} s")
         time.sleep(pause)
         # SLURM may have accepted the job nevertheless. Its pickle does not exist, so it is cancelled.
         scheduler.cancel(scheduler.find(array.name, array.comment, str(os.getuid())))

@@ -152,11 +152,11 @@ sage_wait() {
 }
 
 sage_finish() {
-    local status=$1 reason="" told="" most=$((10#${max_requeues:-3}))
+    local status=$1 reason="" recorded="" most=$((10#${max_requeues:-3}))
     if [[ -f $SAGE_OUTCOME && ! -L $SAGE_OUTCOME && -O $SAGE_OUTCOME ]]; then
-        IFS=' ' read -r told reason < <(head -c "$SAGE_LONGEST_REASON" -- "$SAGE_OUTCOME" | sage_clean) || :
-        if [[ $told =~ ^[0-9]{1,3}$ && $((10#$told)) -le 255 ]]; then
-            status=$((10#$told))
+        IFS=' ' read -r recorded reason < <(head -c "$SAGE_LONGEST_REASON" -- "$SAGE_OUTCOME" | sage_clean) || :
+        if [[ $recorded =~ ^[0-9]{1,3}$ && $((10#$recorded)) -le 255 ]]; then
+            status=$((10#$recorded))
         else
             reason=""
         fi

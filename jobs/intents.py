@@ -28,7 +28,7 @@ def write(folder: Path, name: str, comment: str) -> Path:
     return path
 
 
-def settle(jobs: Path, entries: Iterable[Entry], say: Callable[[str], None]) -> None:
+def settle(jobs: Path, entries: Iterable[Entry], echo: Callable[[str], None]) -> None:
     """Cancel the jobs of submissions that were killed before their jobs were in the submission log.
 
     Call it only while no other submission to the same runs folder is in progress.
@@ -50,5 +50,5 @@ def settle(jobs: Path, entries: Iterable[Entry], say: Callable[[str], None]) -> 
         found = scheduler.find(intent["name"], intent["comment"], intent["user"])
         if lost := found - recorded:
             scheduler.cancel(lost)
-            say(f"cancelled job {', '.join(sorted(lost))}: a killed `sage submit` had not recorded it")
+            echo(f"cancelled job {', '.join(sorted(lost))}: a killed `sage submit` had not recorded it")
         path.unlink()

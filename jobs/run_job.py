@@ -37,7 +37,7 @@ class RunJob(Checkpointable):
         streams.protect()
         job = JobEnvironment()
         if job.cluster == "local":
-            self._see_gpus()
+            self._restore_gpus()
         if job.cluster != "debug":
             exit_on_early_signals()
         status = self._train(tries=1 + self.max_requeues if job.cluster == "local" else 1)
@@ -72,7 +72,7 @@ class RunJob(Checkpointable):
             print(f"sage: {self.error}", file=sys.stderr, flush=True)
         return status
 
-    def _see_gpus(self) -> None:
+    def _restore_gpus(self) -> None:
         """Restore CUDA_VISIBLE_DEVICES: submitit's local executor hides all GPUs that were not requested."""
         del os.environ["CUDA_VISIBLE_DEVICES"]
         if self.visible is not None:

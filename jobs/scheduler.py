@@ -158,13 +158,13 @@ class QueuePoller:
         """Query the queue if the interval has passed; returns whether it had."""
         if self._clock() < self._due:
             return False
-        seen = self.jobs
+        jobs = self.jobs
         try:
-            seen, self.error = self._query(), ""
+            jobs, self.error = self._query(), ""
         except Unanswered as error:
             self.error = str(error)
-        changed = seen != self.jobs
-        self.jobs = seen
+        changed = jobs != self.jobs
+        self.jobs = jobs
         self._interval = SHORTEST if changed else min(2 * self._interval, LONGEST)
         self._due = self._clock() + self._interval
         return True

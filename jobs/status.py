@@ -106,7 +106,7 @@ def watch(labels: Mapping[str, str], runs: Path, *, once: bool = False) -> int:
     """
     view = StatusView(labels, runs)
     view.update()
-    # As rich tells it; without a terminal rich is not imported, which takes as long as all the rest.
+    # rich's own rule. Without a terminal rich is not imported: that takes as long as everything else.
     on_terminal = sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR"))
     try:
         if on_terminal and (len(labels) <= FEW or not once):

@@ -80,7 +80,7 @@ def _submit(sweep: Sweep, cluster: Cluster, *, dry_run: bool) -> int:
     # Other submissions to this runs folder wait, from the check of existing runs to the last entry.
     with nullcontext() if dry_run else submissions.lock_runs(sweep.runs):
         if cluster == "slurm" and not dry_run:
-            intents.settle(submissions.folder(sweep.runs), submissions.read(sweep.runs).values(), say)
+            intents.settle(submissions.folder(sweep.runs), submissions.read(sweep.runs).values(), echo)
         todo, finished = [], 0
         for config in sweep.configs:
             try:
@@ -106,7 +106,7 @@ def _submit(sweep: Sweep, cluster: Cluster, *, dry_run: bool) -> int:
         if cluster == "slurm":
             planned = arrays.plan(sweep, waiting, folder, scheduler.max_array_size())
             folder.mkdir(mode=0o700)
-            arrays.submit(planned, active.values(), record, say)
+            arrays.submit(planned, active.values(), record, echo)
             return 0
     folder.mkdir(mode=0o700)
     run = (
@@ -141,7 +141,7 @@ def _claim(sweep: Sweep, config: Config) -> Iterator[bool]:
     with submissions.lock_runs(sweep.runs):
         mine = not is_finished(config.folder) and not _active(sweep, [config])
         if not mine:
-            say(f"{config.folder.name}: skipped, another submission has meanwhile started or finished it")
+            echo(f"{config.folder.name}: skipped, another submission has meanwhile started or finished it")
         yield mine
 
 
@@ -174,7 +174,7 @@ def _print_plan(sweep: Sweep, configs: list[Config], cluster: Cluster, folder: P
             print(arrays.Executor(array).script())
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """Print a line and flush it."""
     print(text, flush=True)
 
@@ -186,7 +186,7 @@ def _report(config: Config, entry: Entry, reason: str) -> None:
         outcome = f"finished, {final[1]}" if final else reason or error(config.folder, entry)
     except ValueError as fault:
         outcome = str(fault)
-    say(f"{config.folder.name}: {outcome}")
+    echo(f"{config.folder.name}: {outcome}")
 
 
 def _default_cluster(dry_run: bool) -> Cluster:

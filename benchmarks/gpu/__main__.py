@@ -1,7 +1,7 @@
 """Runs the sections one after another, each in a process with a time budget, and writes the table.
 
     python -m benchmarks.gpu               # on a machine with a GPU; results/gpu-CARD.json and .md
-    python -m benchmarks.gpu --rehearsal   # the same code in small on a CPU; build/gpu-rehearsal.json and .md
+    python -m benchmarks.gpu --rehearsal   # the same code with small inputs, on a CPU; build/gpu-rehearsal.json and .md
     python -m benchmarks.gpu --sections ops speed
 
 A section that fails or takes too long does not stop the others: what it has found is kept, and the table says

@@ -181,7 +181,7 @@ def inputs(
 
     Args:
         mib: Sizes in 2^20 bytes of fp32.
-        traces: Files of `sage bench record`.
+        traces: Traces of `sage bench record`.
         step: The step of a trace whose gradient is timed; the last step of a shorter trace.
         settle: The number of gradients reduced before it.
         seed: Seed of the N(0, 1) vectors.

@@ -22,14 +22,17 @@ command = Command(
     density,
     [
         Argument(
-            "traces", Path, "Files of `sage bench record`, or folders of runs to record now.", num_values=-1
+            "traces",
+            Path,
+            "Traces of `sage bench record`, or run folders to record now.",
+            num_values=-1,
         ),
         *size(),
         Option("densities", tuple[float, ...], (0.1, 0.01, 0.001), "The target densities."),
-        Option("rules", Rules, tuple(RULES), "The controllers."),
+        Option("rules", Rules, tuple(RULES), "The controllers to compare."),
         Option("exchange", str, "uneven", "How selections are sent, as in `sage run --exchange`."),
         Option("output", Path | None, None, "The folder for density.md, density.csv and density.svg."),
-        Option("drawn", Rules, (), "The controllers that are drawn; none given: all."),
+        Option("drawn", Rules, (), "The controllers in the figure; default: all."),
     ],
     help="Replay recorded gradients under each density controller, and measure the density. Error feedback "
     "is as in training, on simulated ranks; no model, no data and no network are involved.",

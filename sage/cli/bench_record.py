@@ -54,8 +54,8 @@ class _Record(RunCommand):
 def size() -> list[Option]:
     """Return the options that set the size of a trace."""
     return [
-        Option("steps", int, 120, "How many steps to record."),
-        Option("elements", int, 2**18, "Keep at most so many elements of each gradient."),
+        Option("steps", int, 120, "Number of steps to record."),
+        Option("elements", int, 2**18, "Maximum number of elements to keep of each gradient."),
     ]
 
 
@@ -64,6 +64,6 @@ command = _Record(
     record,
     [Option("out", Path, None, "The file to write.", required=True), *size()],
     help="Record the gradients of a run in a file. All its ranks are simulated in this process.",
-    notes="The folder of a run may stand in place of the workload, without the options of a run. The steps "
-    "after its newest checkpoint are recorded, and the folder is not changed.",
+    notes="A run folder may be given instead of the workload and a run's options. The steps after its newest "
+    "checkpoint are recorded, and the folder is not changed.",
 )

@@ -20,13 +20,11 @@ command = Command(
         Argument(
             "what",
             str,
-            "A sweep's TOML file, or a run: its folder's name, its hash, or the beginning of one of them.",
+            "A sweep's TOML file, or a run: its folder's name or its hash, or a prefix of either.",
             num_values=-1,
             suggestions=Suggestions("runs", or_files=True),
         ),
-        Option(
-            "runs", Path | None, None, "Where the run folders are; none given: as the sweep says, else runs."
-        ),
+        Option("runs", Path | None, None, "The runs folder; default: the sweep's `runs`, else runs."),
     ],
     help="Cancel the active jobs of runs, or of all runs of a sweep.",
 )

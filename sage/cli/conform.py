@@ -32,5 +32,5 @@ command = PartGroup(
     "reducers",
     of,
     help="Check a reducer against the invariants that all reducers keep.",
-    notes="REDUCER may be a file too, as ./mine.py, or a combination, as topk+terngrad.",
+    notes="REDUCER may also be a file, such as ./mine.py, or a combination, such as topk+terngrad.",
 )

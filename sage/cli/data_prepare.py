@@ -27,7 +27,7 @@ def of(name: str) -> Command:
         return 0
 
     own = [Option(key, each.type, each.default, each.help) for key, each in registry.options(prepare).items()]
-    where = "Where data sets are kept; none given: $SAGE_DATA_DIR, else ./data."
+    where = "The folder of the data sets; default: $SAGE_DATA_DIR, else ./data."
     return Command(
         name,
         run,

@@ -9,10 +9,10 @@ from .command import Command, Option
 NOTES = """\
     sage doctor                      in an sbatch script or in salloc: the job's nodes, through srun
     sage doctor --hosts hosts.txt    the hosts of a file, over ssh
-    sage doctor                      elsewhere: this machine alone
+    sage doctor                      elsewhere: this machine only
 
 On each node an agent runs for each rank that the job would have, with this Python and this checkout. The
-exit status is 0 when all is well, 1 when a check failed, 2 when the command line is wrong.
+exit status is 0 if no check failed, 1 if a check failed, and 2 if the command line is invalid.
 """
 
 
@@ -29,7 +29,7 @@ command = Command(
     doctor,
     [
         *reach(required=False),
-        Option("ranks", int, 2, "Ranks on this machine, where it is checked alone."),
+        Option("ranks", int, 2, "Number of ranks, if only this machine is checked."),
         Option(
             "interface",
             str | None,
@@ -37,7 +37,7 @@ command = Command(
             "Network interface; sets GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, each in its own syntax.",
         ),
         Option("runs", Path, Path("runs"), "The folder that all nodes should share."),
-        Option("timeout", float, 15.0, "Seconds that one step may take."),
+        Option("timeout", float, 15.0, "Time limit of a step in seconds."),
         Option("json", bool, False, "Print one JSON object: well, findings, facts by rank."),
     ],
     help="Check nodes and network before a run. It reports each fault, its node and how to fix it.",

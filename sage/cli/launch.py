@@ -14,13 +14,13 @@ Every rank runs `PYTHON -m sage run ...` in this folder, or in --cwd, with this 
 Both must be on a file system that the hosts share. Each rank gets hostip, port, rank, world_size and
 local_rank, and of this process's variables those that begin with SAGE_, GLOO_, NCCL_, TORCH_ or OMP_.
 
-SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 are sent on to all ranks. They agree on a step, save checkpoints and
-end with status 75. A second SIGTERM or SIGINT ends them within ten seconds. When one rank fails, the others
-have ten seconds to report what they saw, and are then ended. No rank outlives this process, however it
-ends.
+SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 are forwarded to all ranks. They agree on a step, write a checkpoint
+and exit with status 75. A second SIGTERM or SIGINT ends them within ten seconds. If a rank fails, the others
+have ten seconds to report what they know of the failure, and are then ended. However this process ends, its
+ranks end too.
 
-The exit status is 0 when all ranks finished, 75 when they stopped and saved, 2 when one rank would fail
-again, and 1 otherwise. A line names the rank that failed first.
+The exit status is 0 if all ranks finished, 75 if they stopped with a checkpoint, 2 if a rank has an error
+that would happen again, such as an invalid setting, and 1 otherwise. A line names the first rank that failed.
 """
 
 

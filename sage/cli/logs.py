@@ -20,12 +20,12 @@ command = Command(
         Argument(
             "run",
             str,
-            "Its folder's name, its hash, or the beginning of one of them.",
+            "The run's folder name or hash, or a prefix of either.",
             suggestions=Suggestions("runs"),
         ),
-        Option("runs", Path, Path("runs"), "Where the run folders are."),
-        Option("rank", int, 0, "Which rank's log; that of rank 0 is the batch script's too."),
-        Option("follow", bool, False, "Continue to print what is added, until Ctrl-C."),
+        Option("runs", Path, Path("runs"), "The runs folder."),
+        Option("rank", int, 0, "The rank; rank 0's log includes the batch script's output."),
+        Option("follow", bool, False, "Continue to print new output until Ctrl-C."),
     ],
     help="Print the log of a run's newest job.",
 )

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _refuse(name, "interrupted", KEYBOARD)
     except RecursionError:
-        return _refuse(name, "what was given is nested too deeply", FATAL)
+        return _refuse(name, "the input is nested too deeply", FATAL)
     except MemoryError as error:
         return _refuse(name, f"out of memory ({message(error)})", FAILED)
     except (ValueError, OSError) as error:

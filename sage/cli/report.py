@@ -20,11 +20,11 @@ command = Command(
         Argument(
             "paths",
             Path,
-            "Run folders, or folders of them; none given: runs.",
+            "Run folders, or folders that contain some; default: runs.",
             required=False,
             num_values=-1,
         ),
-        Option("output", Path | None, None, "Where to write; none given: the first of the paths."),
+        Option("output", Path | None, None, "The output folder; default: the first path."),
         Option("json", bool, False, "Print one JSON object instead of the tables."),
     ],
     help="Compare runs. It prints tables, and writes report.md, report.csv and report.html.",

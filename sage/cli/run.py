@@ -52,7 +52,7 @@ command = _Run(
             "print_config",
             bool,
             False,
-            "Print the run, with its folder, and do not run it.",
+            "Print the configuration and the run folder, and do not run.",
             group="Command",
         )
     ],

@@ -35,7 +35,7 @@ SUGGESTED = {
 WORKLOAD = Argument(
     "workload",
     str,
-    f"One of `sage list`, or a TOML file; none given: {DEFAULT}.",
+    f"One of `sage list`, or a TOML file; default: {DEFAULT}.",
     required=False,
     suggestions=Suggestions("workloads"),
 )
@@ -43,7 +43,7 @@ CONFIG = Option(
     "config",
     Path | None,
     None,
-    "A TOML file that changes the workload, and that the options change.",
+    "A TOML file whose keys override the workload's; options override both.",
     group="Command",
 )
 

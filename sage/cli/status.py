@@ -16,11 +16,9 @@ command = Command(
     "status",
     status,
     [
-        Argument("what", Path, "A sweep's TOML file, or a folder of runs; none given: runs.", required=False),
-        Option(
-            "runs", Path | None, None, "Where the run folders are; none given: as the sweep says, else runs."
-        ),
-        Option("watch", bool, False, "Show them again and again, until no run is active."),
+        Argument("what", Path, "A sweep's TOML file, or a runs folder; default: runs.", required=False),
+        Option("runs", Path | None, None, "The runs folder; default: the sweep's `runs`, else runs."),
+        Option("watch", bool, False, "Update the display until no run is active."),
         Option("json", bool, False, "Print one JSON object."),
     ],
     help="Show the states of a sweep's runs, or of all runs in a folder.",

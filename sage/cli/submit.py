@@ -19,7 +19,7 @@ command = Command(
     "submit",
     submit,
     [
-        Argument("sweep", Path, "A TOML file of a run's keys, in which each list is expanded into runs."),
+        Argument("sweep", Path, "A TOML file with a run's keys, whose lists are expanded into runs."),
         Option(
             "cluster",
             Cluster | None,
@@ -27,17 +27,20 @@ command = Command(
             "slurm: SLURM jobs, the default where there is sbatch; local: processes on this machine, until "
             "all are done; debug: this process, one run after another.",
         ),
-        Option(
-            "runs", Path | None, None, "Where the run folders are; none given: as the sweep says, else runs."
-        ),
-        Option("parallel", int | None, None, "How many runs run at once; none given: as the sweep says."),
+        Option("runs", Path | None, None, "The runs folder; default: the sweep's `runs`, else runs."),
+        Option("parallel", int | None, None, "Maximum number of runs at a time; default: the sweep's."),
         Option(
             "max_requeues",
             int | None,
             None,
-            "How often a failed run is tried again; none given: as the sweep says, else 3.",
+            "How often a failed run is started again; default: the sweep's, else 3.",
         ),
-        Option("max_cells", int | None, None, "How many runs a sweep may have; none given: as it says."),
+        Option(
+            "max_cells",
+            int | None,
+            None,
+            "Maximum number of its runs; default: the sweep's, else 10,000.",
+        ),
         Option("dry_run", bool, False, "Print the runs and the batch scripts, and submit nothing."),
         Option("watch", bool, False, "Show the states of the runs until all have ended."),
     ],

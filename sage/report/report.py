@@ -33,11 +33,11 @@ def main(paths: Sequence[Path], output: Path, *, as_json: bool = False) -> int:
 
     With `as_json` one JSON object is printed instead of the tables: the values of each run, by group.
 
-    Each file is written whole or not at all: where one cannot be, the old one is as it was.
+    Each file is replaced atomically: if writing fails, the old file is unchanged.
 
     Raises:
-        ValueError: where there are no runs.
-        OSError: where the report cannot be written.
+        ValueError: if there are no runs.
+        OSError: if the report cannot be written.
     """
     runs, unreadable = read_runs(paths)
     groups = grouped(runs)
