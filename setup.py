@@ -41,18 +41,18 @@ def torch_folder() -> Path | None:
 
 def cuda_home(torch: Path) -> Path | None:
     """The toolkit of the CUDA that torch was built with, if both are there."""
-    told = re.search(r"^cuda\b.*= '(\d+)", (torch / "version.py").read_text(), re.MULTILINE)
-    if told is None or os.environ.get("SAGE_CUDA") == "0":
+    built_for = re.search(r"^cuda\b.*= '(\d+)", (torch / "version.py").read_text(), re.MULTILINE)
+    if built_for is None or os.environ.get("SAGE_CUDA") == "0":
         return None
     nvcc = shutil.which("nvcc")
     # nvcc on the path may be a script, whose folder has no headers: so it is the headers that are looked for.
-    places = [os.environ.get("CUDA_HOME"), f"/usr/local/cuda-{told[1]}.0", "/usr/local/cuda"]
+    places = [os.environ.get("CUDA_HOME"), f"/usr/local/cuda-{built_for[1]}.0", "/usr/local/cuda"]
     places += [str(Path(nvcc).resolve().parents[1])] if nvcc else []
-    places += [str(torch.parent / "nvidia" / f"cu{told[1]}")]
+    places += [str(torch.parent / "nvidia" / f"cu{built_for[1]}")]
     for place in map(Path, filter(None, places)):
         if (place / "bin/nvcc").is_file() and (place / "include/cuda_runtime_api.h").is_file():
             version = subprocess.check_output([place / "bin/nvcc", "--version"], text=True)
-            if f"release {told[1]}." in version:
+            if f"release {built_for[1]}." in version:
                 return place
     return None
 

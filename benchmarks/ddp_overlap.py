@@ -171,12 +171,12 @@ def main() -> None:
         process.start()
     lay(dict(joined.get() for _ in ranks), given.rate)
     laid.set()
-    seen = [out.get() for _ in ranks]
+    results = [out.get() for _ in ranks]
     for process in ranks:
         process.join()
     result = {
         "model": f"resnet, depth {given.depth}",
-        "parameters": seen[0][given.reducers[0]]["parameters"],
+        "parameters": results[0][given.reducers[0]]["parameters"],
         "batch_size": given.batch_size,
         "world_size": 2,
         "threads": 1,
@@ -186,7 +186,7 @@ def main() -> None:
         "turns": given.turns,
         "warm_up_turns": given.warm_up,
         "load_average": round(os.getloadavg()[0], 1),
-        "reducers": {reducer: summary([rank[reducer] for rank in seen]) for reducer in given.reducers},
+        "reducers": {reducer: summary([rank[reducer] for rank in results]) for reducer in given.reducers},
         "machine": f"{os.cpu_count()} cores for both ranks, {platform.machine()}, torch {torch.__version__}",
     }
     print(json.dumps(result, indent=2))

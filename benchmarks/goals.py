@@ -60,43 +60,43 @@ class Figure:
         return self.median < self.limit / slack if self.is_floor else self.median > self.limit * slack
 
 
-def figures(name: str, seen: Measured, world_sizes: Sequence[int], factor: float) -> list[Figure]:
+def figures(name: str, measured: Measured, world_sizes: Sequence[int], factor: float) -> list[Figure]:
     """The ratios of one reducer on one input."""
-    spec, found = seen.spec, []
+    spec, found = measured.spec, []
 
-    def add(what: What, told: str, quartiles: tuple[float, float, float], world_size: int = 1) -> None:
+    def add(what: What, label: str, quartiles: tuple[float, float, float], world_size: int = 1) -> None:
         goal = goal_of(what, spec)
         limit = None if goal is None else round(goal.at(world_size, factor), 3)
         low, median, high = (round(value, 3) for value in quartiles)
-        found.append(Figure(name, spec, told, median, low, high, limit, bool(goal and goal.is_floor)))
+        found.append(Figure(name, spec, label, median, low, high, limit, bool(goal and goal.is_floor)))
 
     compress = f"compress W={max(world_sizes) if spec in TWO_WAY else min(world_sizes)}"
-    add("compress", "compress", seen.over(compress, "add_"))
+    add("compress", "compress", measured.over(compress, "add_"))
     for world_size in world_sizes:
-        add("decode", f"decode W={world_size}", seen.over(f"decode W={world_size}", "add_"), world_size)
-    if "grace" in seen.seconds:
-        add("grace", "GRACE's class", seen.over("grace", compress))
-    if "cast" in seen.seconds:
-        add("cast", "cast", seen.over(compress, "cast"))
-    for what, told in (("memory", seen.memory), ("products", seen.products)):
-        if told is not None:
-            add("memory" if what == "memory" else "products", what, (told, told, told))
+        add("decode", f"decode W={world_size}", measured.over(f"decode W={world_size}", "add_"), world_size)
+    if "grace" in measured.seconds:
+        add("grace", "GRACE's class", measured.over("grace", compress))
+    if "cast" in measured.seconds:
+        add("cast", "cast", measured.over(compress, "cast"))
+    for what, value in (("memory", measured.memory), ("products", measured.products)):
+        if value is not None:
+            add("memory" if what == "memory" else "products", what, (value, value, value))
     return found
 
 
-def row(name: str, seen: Measured, world_sizes: Sequence[int], factor: float) -> dict[str, Any]:
+def row(name: str, measured: Measured, world_sizes: Sequence[int], factor: float) -> dict[str, Any]:
     """One reducer on one input, for the JSON file; prints a line."""
-    found = figures(name, seen, world_sizes, factor)
-    decode = {w: statistics.median(seen.seconds[f"decode W={w}"]) for w in world_sizes}
+    found = figures(name, measured, world_sizes, factor)
+    decode = {w: statistics.median(measured.seconds[f"decode W={w}"]) for w in world_sizes}
     first, each = fitted(decode)
     shown = "  ".join(f"{f.what} {f.median:.2f}{'' if f.limit is None else f'/{f.limit:g}'}" for f in found)
-    print(f"{name:8} {seen.spec:12} {shown}", flush=True)
+    print(f"{name:8} {measured.spec:12} {shown}", flush=True)
     return {
         "input": name,
-        "reducer": seen.spec,
-        "repeats": len(seen.seconds["add_"]),
-        "milliseconds": {k: round(1e3 * statistics.median(v), 4) for k, v in seen.seconds.items()},
-        "least_milliseconds": {k: round(1e3 * min(v), 4) for k, v in seen.seconds.items()},
+        "reducer": measured.spec,
+        "repeats": len(measured.seconds["add_"]),
+        "milliseconds": {k: round(1e3 * statistics.median(v), 4) for k, v in measured.seconds.items()},
+        "least_milliseconds": {k: round(1e3 * min(v), 4) for k, v in measured.seconds.items()},
         "decode_milliseconds_first": round(1e3 * first, 4),
         "decode_milliseconds_each": round(1e3 * each, 4),
         "figures": [vars(f) for f in found],
@@ -157,7 +157,7 @@ def main() -> int:
     parser.add_argument(
         "--output", type=Path, default=RESULTS, help="a path to which .json and .md are appended"
     )
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     if native.MISSING is not None:
         print(f"no native extension ({native.MISSING}): there is nothing to measure", file=sys.stderr)
         return 2
@@ -172,27 +172,34 @@ def main() -> int:
         row(
             name,
             measure(
-                spec, shapes[name], asked.world_sizes, asked.repeats, asked.seconds, grace=name == "layers"
+                spec,
+                shapes[name],
+                arguments.world_sizes,
+                arguments.repeats,
+                arguments.seconds,
+                grace=name == "layers",
             ),
-            asked.world_sizes,
+            arguments.world_sizes,
             factor,
         )
-        for spec in asked.reducers
-        for name in asked.inputs
+        for spec in arguments.reducers
+        for name in arguments.inputs
         if not (name == "matrix" and spec in SLOW)
     ]
     found = [Figure(**f) for row in rows for f in row["figures"]]
     steps: list[dict[str, Any]] = []
-    wanted = [name for name in asked.reducers if name in STEPS]
-    if wanted and "none" not in asked.steps:
+    wanted = [name for name in arguments.reducers if name in STEPS]
+    if wanted and "none" not in arguments.steps:
         steps = [
-            row for w in asked.steps for row in reduce_step.rows(int(w), asked.turns, wanted, plain=False)
+            row
+            for w in arguments.steps
+            for row in reduce_step.rows(int(w), arguments.turns, wanted, plain=False)
         ]
         found += step_figures(steps)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
-    told = {
+    report = {
         "command": " ".join(["python benchmarks/goals.py", *sys.argv[1:]]),
         "commit": commit.stdout.strip(),
         "machine": {
@@ -205,14 +212,16 @@ def main() -> int:
         "rows": rows,
         "steps": steps,
     }
-    asked.output.parent.mkdir(parents=True, exist_ok=True)
-    asked.output.with_name(asked.output.name + ".json").write_text(json.dumps(told, indent=1) + "\n")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.with_name(arguments.output.name + ".json").write_text(
+        json.dumps(report, indent=1) + "\n"
+    )
     head = [
-        f"`{told['command']}`, commit {told['commit']}; {processor()}, {capability}; one thread; load "
+        f"`{report['command']}`, commit {report['commit']}; {processor()}, {capability}; one thread; load "
         f"{load_before:.1f} before, {os.getloadavg()[0]:.1f} after."
     ]
-    asked.output.with_name(asked.output.name + ".md").write_text(table(found, head))
-    return judge(found, halved=asked.check)
+    arguments.output.with_name(arguments.output.name + ".md").write_text(table(found, head))
+    return judge(found, halved=arguments.check)
 
 
 def judge(found: Sequence[Figure], *, halved: bool) -> int:

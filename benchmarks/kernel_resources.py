@@ -45,23 +45,23 @@ class Kernel:
     """All accesses of global memory in the code."""
 
 
-def parse(file: str, told: str, ptx: str) -> list[Kernel]:
+def parse(file: str, output: str, ptx: str) -> list[Kernel]:
     """The kernels of a file.
 
     Args:
         file: Its name.
-        told: What ptxas -v says.
+        output: The output of ptxas -v.
         ptx: The PTX of the same file.
 
-    >>> told = "Compiling entry function 'f' for 'sm_90'\\n 0 bytes stack frame, 8 bytes spill stores, "
-    >>> told += "4 bytes spill loads\\nptxas info : Used 12 registers, 64 bytes smem"
+    >>> output = "Compiling entry function 'f' for 'sm_90'\\n 0 bytes stack frame, 8 bytes spill stores, "
+    >>> output += "4 bytes spill loads\\nptxas info : Used 12 registers, 64 bytes smem"
     >>> ptx = ".visible .entry f(\\n)\\n{\\n ld.global.nc.v4.f32 {%a};\\n st.global.u32 [%b];\\n}\\n"
-    >>> parse("a.cu", told, ptx)
+    >>> parse("a.cu", output, ptx)
     [Kernel(file='a.cu', name='f', registers=12, spilled=12, shared=64, wide=1, accesses=2)]
     """
     bodies = dict(re.findall(r"\.entry (\w+)\(.*?\n\{\n(.*?)\n\}", ptx, re.DOTALL))
     found = []
-    for part in told.split("Compiling entry function ")[1:]:
+    for part in output.split("Compiling entry function ")[1:]:
         name = part.split("'")[1]
         spills, used = SPILLS.search(part), USED.search(part)
         if used is None:
@@ -86,7 +86,7 @@ def compile_one(nvcc: str, arch: str, source: Path) -> list[Kernel]:
     with tempfile.TemporaryDirectory() as folder:
         base = [nvcc, "-std=c++20", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", str(source)]
         cubin = [*base, "-cubin", "-Xptxas=-v", "-o", f"{folder}/a.cubin"]
-        told = subprocess.run(cubin, capture_output=True, text=True, check=True)
+        output = subprocess.run(cubin, capture_output=True, text=True, check=True)
         ptx = [
             nvcc,
             "-std=c++20",
@@ -98,7 +98,7 @@ def compile_one(nvcc: str, arch: str, source: Path) -> list[Kernel]:
             f"{folder}/a.ptx",
         ]
         subprocess.run(ptx, capture_output=True, text=True, check=True)
-        return parse(source.name, told.stdout + told.stderr, Path(folder, "a.ptx").read_text())
+        return parse(source.name, output.stdout + output.stderr, Path(folder, "a.ptx").read_text())
 
 
 def plain(name: str) -> str:
@@ -106,9 +106,9 @@ def plain(name: str) -> str:
     filter_ = shutil.which("c++filt")
     if filter_ is None:
         return name
-    told = subprocess.run([filter_, name], capture_output=True, text=True, check=True).stdout.strip()
-    told = told.replace("(anonymous namespace)::", "").removeprefix("void ")
-    return re.sub(r"\b\w+::", "", re.sub(r"\(.*\)$", "", told)).replace("|", "/")
+    output = subprocess.run([filter_, name], capture_output=True, text=True, check=True).stdout.strip()
+    output = output.replace("(anonymous namespace)::", "").removeprefix("void ")
+    return re.sub(r"\b\w+::", "", re.sub(r"\(.*\)$", "", output)).replace("|", "/")
 
 
 def table(kernels: list[Kernel], arch: str) -> str:
@@ -130,19 +130,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--arch", default="90", help="a compute capability without its point")
     parser.add_argument("--output", type=Path, help="a file for the table, besides stdout")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     places = [os.environ.get("CUDA_HOME", "") + "/bin/nvcc", "/usr/local/cuda/bin/nvcc", shutil.which("nvcc")]
     nvcc = next((place for place in places if place and os.access(place, os.X_OK)), None)
     if nvcc is None:
         print("no nvcc: install a CUDA toolkit, or set CUDA_HOME to its folder", file=sys.stderr)
         return 2
     with ThreadPoolExecutor() as pool:
-        files = pool.map(partial(compile_one, nvcc, asked.arch), sorted(SOURCES.glob("*.cu")))
+        files = pool.map(partial(compile_one, nvcc, arguments.arch), sorted(SOURCES.glob("*.cu")))
         kernels = [kernel for each in files for kernel in each]
-    shown = table(kernels, asked.arch)
+    shown = table(kernels, arguments.arch)
     print(shown, end="")
-    if asked.output:
-        asked.output.write_text(shown)
+    if arguments.output:
+        arguments.output.write_text(shown)
     spilling = [plain(kernel.name) for kernel in kernels if kernel.spilled]
     if spilling:
         print(f"registers are spilled by {', '.join(spilling)}", file=sys.stderr)

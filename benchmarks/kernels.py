@@ -200,8 +200,8 @@ def steered(n: int, density: float, seconds: float) -> Row:
 
 def processor() -> str:
     """Return the processor's model name and the number of processors."""
-    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name")]
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     return f"{len(names)} x {names[0]}" if names else platform.machine()
 
 
@@ -212,18 +212,23 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="for each comparison")
     parser.add_argument("--check", action="store_true", help="fail where a figure is under half of its goal")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     if native.MISSING is not None:
         print(f"no native extension ({native.MISSING}): there is nothing to measure", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
     load_before = os.getloadavg()[0]
-    rows = [row for n in asked.sizes for density in DENSITIES for row in measure(n, density, asked.seconds)]
-    steerable = [n for n in asked.sizes if n in STEERED_SIZES]
-    rows += [steered(n, density, asked.seconds) for n in steerable for density in DENSITIES]
+    rows = [
+        row
+        for n in arguments.sizes
+        for density in DENSITIES
+        for row in measure(n, density, arguments.seconds)
+    ]
+    steerable = [n for n in arguments.sizes if n in STEERED_SIZES]
+    rows += [steered(n, density, arguments.seconds) for n in steerable for density in DENSITIES]
     labels = [f"{row['op']} n={row['n']} d={row['density']}" for row in rows]
-    conclude(rows, load_before, asked.output)
-    return judge(rows, labels, halved=asked.check)
+    conclude(rows, load_before, arguments.output)
+    return judge(rows, labels, halved=arguments.check)
 
 
 def conclude(rows: list[Row], load_before: float, output: Path) -> None:
@@ -231,7 +236,7 @@ def conclude(rows: list[Row], load_before: float, output: Path) -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
-    told = {
+    report = {
         "command": " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "commit": commit.stdout.strip(),
         "machine": {"processor": processor(), "torch": torch.__version__, "threads": 1},
@@ -239,7 +244,7 @@ def conclude(rows: list[Row], load_before: float, output: Path) -> None:
         "rows": rows,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(told, indent=1) + "\n")
+    output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def judge(rows: list[Row], labels: list[str], *, halved: bool) -> int:

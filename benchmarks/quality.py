@@ -240,12 +240,12 @@ def cnn(case: tuple[str, str, str]) -> Row:
     steps = [record for record in read_metrics(folder) if record["kind"] == "step"]
     dense = 4 * result["parameters"]  # a rank sends 2(W-1)/W times the parameters; W = 2
     sent = 0
-    seen: list[float] = []
+    losses: list[float] = []
     for step in steps:
         sent += step["wire_sent"]
-        if sent > SHARE * dense * CNN_STEPS and len(seen) >= EVERY:
+        if sent > SHARE * dense * CNN_STEPS and len(losses) >= EVERY:
             break
-        seen.append(step["loss"])
+        losses.append(step["loss"])
     return Row(
         name,
         reducer,
@@ -255,7 +255,7 @@ def cnn(case: tuple[str, str, str]) -> Row:
         round(result["wire_sent_per_step"], 1),
         round(dense / result["wire_sent_per_step"], 2),
         result["final"]["accuracy"],
-        statistics.fmean(x if x is not None else math.inf for x in seen[-EVERY:]),
+        statistics.fmean(x if x is not None else math.inf for x in losses[-EVERY:]),
         round(1e3 * result["step_seconds"]["p50"], 1),
     )
 

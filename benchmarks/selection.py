@@ -113,18 +113,18 @@ def measure(n: int, repeats: int, names: Sequence[str]) -> Iterator[dict[str, An
                 continue
             adapts = name == "sidco" and "stages" not in options
             for density in DENSITIES:
-                had, stages = ratios(name, options, density, vectors, SETTLING if adapts else 0)
+                achieved, stages = ratios(name, options, density, vectors, SETTLING if adapts else 0)
                 yield {
                     "method": name,
                     "options": format_options(options),
                     "distribution": distribution,
                     "density": density,
-                    "mean": f"{statistics.mean(had):.4f}",
-                    "sd": f"{statistics.stdev(had):.4f}",
-                    "least": f"{min(had):.4f}",
-                    "most": f"{max(had):.4f}",
+                    "mean": f"{statistics.mean(achieved):.4f}",
+                    "sd": f"{statistics.stdev(achieved):.4f}",
+                    "least": f"{min(achieved):.4f}",
+                    "most": f"{max(achieved):.4f}",
                     "stages": f"{stages:.2f}" if name == "sidco" else "",
-                    "repeats": len(had),
+                    "repeats": len(achieved),
                     "n": n,
                 }
 

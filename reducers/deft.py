@@ -124,8 +124,8 @@ def allocate(k: int, sizes: Sequence[int], norms: Sequence[float]) -> list[int]:
     remaining = list(accumulate(norms[piece] for piece in reversed(order)))[::-1]
     counts = [0] * len(sizes)
     for piece, total in zip(order, remaining, strict=True):
-        asked = int(round(k * norms[piece] / total, 9)) if total > 0 else 0
-        counts[piece] = min(sizes[piece], max(1, asked))
+        num = int(round(k * norms[piece] / total, 9)) if total > 0 else 0
+        counts[piece] = min(sizes[piece], max(1, num))
         k -= counts[piece]
     return counts
 

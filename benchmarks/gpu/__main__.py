@@ -1,7 +1,7 @@
 """Runs the sections one after another, each in a process with a time budget, and writes the table.
 
     python -m benchmarks.gpu               # on a machine with a GPU; results/gpu-CARD.json and .md
-    python -m benchmarks.gpu --rehearsal   # the same code with small inputs, on a CPU; build/gpu-rehearsal.json and .md
+    python -m benchmarks.gpu --rehearsal   # small inputs on a CPU; build/gpu-rehearsal.json and .md
     python -m benchmarks.gpu --sections ops speed
 
 A section that fails or takes too long does not stop the others: what it has found is kept, and the table says
@@ -47,10 +47,10 @@ def main() -> int:
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.section:
-        return section(asked.section, asked.rows, asked.seconds, rehearsal=asked.rehearsal)
-    if not asked.rehearsal and not has_gpu():
+    arguments = parser.parse_args()
+    if arguments.section:
+        return section(arguments.section, arguments.rows, arguments.seconds, rehearsal=arguments.rehearsal)
+    if not arguments.rehearsal and not has_gpu():
         print(
             "torch sees no GPU here: run this on a machine that has one, or give --rehearsal", file=sys.stderr
         )
@@ -59,14 +59,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rows")
         spent = {}
-        for name in asked.sections:
-            budget = REHEARSAL_SECONDS if asked.rehearsal else SECTIONS[name][1]
+        for name in arguments.sections:
+            budget = REHEARSAL_SECONDS if arguments.rehearsal else SECTIONS[name][1]
             begun = time.monotonic()
-            guarded(name, path, min(budget, WHOLE - (begun - start)), rehearsal=asked.rehearsal)
+            guarded(name, path, min(budget, WHOLE - (begun - start)), rehearsal=arguments.rehearsal)
             spent[name] = round(time.monotonic() - begun, 1)
         found = read(path)
         head = json.loads(path.with_suffix(".head").read_text()) if path.with_suffix(".head").exists() else {}
-    return write(found, head, spent, asked.output, rehearsal=asked.rehearsal)
+    return write(found, head, spent, arguments.output, rehearsal=arguments.rehearsal)
 
 
 def has_gpu() -> bool:
@@ -104,8 +104,8 @@ def guarded(name: str, path: Path, seconds: float, *, rehearsal: bool) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if status:
-        told = " ".join(errors.read_text().split())[-300:]
-        Rows(name, path, 0).add("the section", "failed", f"status {status}: {told}")
+        text = " ".join(errors.read_text().split())[-300:]
+        Rows(name, path, 0).add("the section", "failed", f"status {status}: {text}")
 
 
 def write(
@@ -124,14 +124,14 @@ def write(
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    told = {"commit": commit.stdout.strip(), **head, "seconds": spent, "rows": [vars(row) for row in found]}
-    path.with_name(path.name + ".json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    report = {"commit": commit.stdout.strip(), **head, "seconds": spent, "rows": [vars(row) for row in found]}
+    path.with_name(path.name + ".json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     counts = {
         status: sum(row.status == status for row in found) for status in ("ok", "failed", "missed", "cut off")
     }
     summary = ", ".join(f"{number} {status}" for status, number in counts.items())
     table = (
-        f"{head.get('device')}, torch {head.get('torch')}, commit {told['commit']}: {summary}\n\n{HEADING}"
+        f"{head.get('device')}, torch {head.get('torch')}, commit {report['commit']}: {summary}\n\n{HEADING}"
     )
     path.with_name(path.name + ".md").write_text(table + "".join(map(line, found)))
     print(f"{summary}; {sum(spent.values()):.0f} s; {path}.md and .json")

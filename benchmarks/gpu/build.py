@@ -24,9 +24,9 @@ def run(rows: Rows, device: Device) -> None:
         environment.pop("SAGE_CUDA", None)
         command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        told = [each for each in done.stdout.splitlines() if each.startswith("native extension")]
+        lines = [each for each in done.stdout.splitlines() if each.startswith("native extension")]
         errors = " ".join(done.stderr.split())[-300:]
-        rows.add("extension", "ok" if told else "failed", told[0] if told else errors)
+        rows.add("extension", "ok" if lines else "failed", lines[0] if lines else errors)
     from sage import ops
     from sage.ops import native
 

@@ -222,10 +222,10 @@ def tests(rows: Rows, device: Device) -> None:
     done = subprocess.run(
         [*command, "-k", word], cwd=ROOT, env=alone, capture_output=True, text=True, check=False
     )
-    told = done.stdout.splitlines()
+    lines = done.stdout.splitlines()
     if done.returncode not in (0, 5):  # 5: none was selected
-        raise AssertionError(" ".join(told[-6:]) or done.stderr[-300:])
-    rows.add("tests/ops", "measured", told[-1] if told else "")
+        raise AssertionError(" ".join(lines[-6:]) or done.stderr[-300:])
+    rows.add("tests/ops", "measured", lines[-1] if lines else "")
 
 
 SANITIZED = """
@@ -254,5 +254,5 @@ def sanitize(rows: Rows, device: Device) -> None:
         except subprocess.TimeoutExpired:
             rows.add(f"compute-sanitizer {check}", "cut off", "after 60 s")
             continue
-        told = done.stdout.strip().splitlines()[-1:]
-        rows.add(f"compute-sanitizer {check}", "failed" if done.returncode else "ok", *told)
+        last_line = done.stdout.strip().splitlines()[-1:]
+        rows.add(f"compute-sanitizer {check}", "failed" if done.returncode else "ok", *last_line)

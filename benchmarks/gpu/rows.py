@@ -61,10 +61,10 @@ class Rows:
             yield
         except Exception as error:  # whatever a kernel or a reducer raises is a result
             trace = traceback.extract_tb(error.__traceback__)[-1]
-            told = " ".join(f"{type(error).__name__}: {error}".split())[
+            text = " ".join(f"{type(error).__name__}: {error}".split())[
                 -300:
             ]  # a rank's traceback ends with it
-            self.add(name, "failed", f"{told} ({Path(trace.filename).name}:{trace.lineno})")
+            self.add(name, "failed", f"{text} ({Path(trace.filename).name}:{trace.lineno})")
         else:
             self.add(name, "ok")
 

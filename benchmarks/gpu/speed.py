@@ -47,8 +47,8 @@ def kernels(rows: Rows, device: Device, n: int, density: float) -> None:
     )
     passes, faster = taken["top"] / taken["add_"], taken["torch.topk"] / taken["top"]
     is_reached = goal and passes <= 3 and (n < 100_000_000 or faster >= 10)
-    told = f"{passes:.2f} × add_, {faster:.1f} times as fast as torch.topk"
-    rows.measured(f"top, {label}", told, goal="≤ 3 × add_; ≥ 10 × torch.topk at 1e8", is_reached=is_reached)
+    text = f"{passes:.2f} × add_, {faster:.1f} times as fast as torch.topk"
+    rows.measured(f"top, {label}", text, goal="≤ 3 × add_; ≥ 10 × torch.topk at 1e8", is_reached=is_reached)
     floor = taken["copy"] * (4 * n + 8 * at_M.numel()) / (8 * n)  # bytes it must move, at a copy's speed
     rows.measured(
         f"sparse mean, {label}",
@@ -75,8 +75,8 @@ def reducers(rows: Rows, device: Device, n: int, density: float) -> None:
             rounds = [reduce_once(case, given) for _ in range(2 if device.rehearsal else 6)][1:]
             compress = statistics.median(each.compress for each in rounds)
             decode = statistics.median(each.decompress for each in rounds)
-            told = f"compress {1e3 * compress:.3f} ms, decompress {1e3 * decode:.3f} ms"
-            rows.add(name, "measured", f"{told}, {rounds[-1].payload:,} B")
+            text = f"compress {1e3 * compress:.3f} ms, decompress {1e3 * decode:.3f} ms"
+            rows.add(name, "measured", f"{text}, {rounds[-1].payload:,} B")
 
 
 def run(rows: Rows, device: Device) -> None:

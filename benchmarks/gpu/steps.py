@@ -109,10 +109,10 @@ def count(rows: Rows, device: Device, reducer: str) -> None:
         given = [grad_N.clone() for _ in range(2)]
         counts[layers] = launches(lambda: feedback(given[0], wire), device)  # noqa: B023
         if layers == 64 and not device.rehearsal:
-            told = synchronisations(lambda: feedback(given[1], wire))  # noqa: B023
+            count = synchronisations(lambda: feedback(given[1], wire))  # noqa: B023
             allowed = 1 if reducer in SYNCHRONISES else 0
             rows.measured(
-                f"synchronisations of {reducer}", str(told), goal=f"≤ {allowed}", is_reached=told <= allowed
+                f"synchronisations of {reducer}", str(count), goal=f"≤ {allowed}", is_reached=count <= allowed
             )
     rows.measured(
         f"launches of {reducer}, 1 and 64 layers",

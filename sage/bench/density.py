@@ -93,29 +93,31 @@ def main(
         storage.check_writable(output)
     torch.set_num_threads(1)
     size = {"steps": steps, "elements": elements}
-    held: list[DensityResult] = []
+    results: list[DensityResult] = []
     for path in traces:
         trace = record_run(path, **size) if is_run(path) else load(path)
         if len(trace) < WARM + 2 * STAYS:
             raise ValueError(f"{path} has {len(trace)} steps: {WARM + 2 * STAYS} or more are needed")
-        if (trace.name, trace.world_size, trace.first) in ((h.trace, h.ranks, h.first) for h in held):
+        if (trace.name, trace.world_size, trace.first) in (
+            (each.trace, each.ranks, each.first) for each in results
+        ):
             raise ValueError(f"{path} has the same workload, ranks and first step as another: leave one out")
         for density in densities:
             for rule in rules:
-                held.append(measure_controller(trace, density, rule, exchange))
-                print(table.line(held[-1]), flush=True)
+                results.append(measure_controller(trace, density, rule, exchange))
+                print(table.line(results[-1]), flush=True)
         if output:  # after each trace, because the next may take an hour
-            write(held, output, drawn)
+            write(results, output, drawn)
     return 0
 
 
-def write(held: Sequence[DensityResult], folder: Path, drawn: Sequence[str]) -> None:
+def write(results: Sequence[DensityResult], folder: Path, drawn: Sequence[str]) -> None:
     """Write the tables, the CSV and a figure of the drawn controllers."""
     folder.mkdir(parents=True, exist_ok=True)
-    storage.write_text(folder / "density.md", table.markdown(held))
-    table.write_csv(held, folder / "density.csv")
-    seen = [each for each in held if each.rule in drawn]
-    storage.write_text(folder / "density.svg", figure.density_by_step(seen, TOLERANCE))
+    storage.write_text(folder / "density.md", table.markdown(results))
+    table.write_csv(results, folder / "density.csv")
+    shown = [each for each in results if each.rule in drawn]
+    storage.write_text(folder / "density.svg", figure.density_by_step(shown, TOLERANCE))
 
 
 def measure_controller(trace: Trace, density: float, rule: str, exchange: str) -> DensityResult:
@@ -124,7 +126,7 @@ def measure_controller(trace: Trace, density: float, rule: str, exchange: str) -
     if options.get("threshold") == RIGHT:
         options["threshold"] = right_threshold(trace, density)
     replays = replay(trace, options)
-    curves = {factor: [achieved / density for achieved in seen.density] for factor, seen in replays.items()}
+    curves = {factor: [achieved / density for achieved in each.density] for factor, each in replays.items()}
     unchanged, curve = replays[1.0], curves[1.0]
     late = curve[WARM:]
     seconds, plain = cost(trace, options)
@@ -158,15 +160,15 @@ def replay(trace: Trace, options: dict[str, Any]) -> dict[float, Replay]:
 
     def work(wire: Wire) -> dict[float, list[StepResult]]:
         feedbacks = {1.0: ErrorFeedback(Sage(**options), Layout.of([("trace", (n,))]), memory="residual")}
-        seen: dict[float, list[StepResult]] = {1.0: []}
+        steps: dict[float, list[StepResult]] = {1.0: []}
         for step in range(len(trace)):
             if step == WARM:
                 feedbacks |= {jump: deepcopy(feedbacks[1.0]) for jump in JUMPS}
-                seen |= {jump: list(seen[1.0]) for jump in JUMPS}
+                steps |= {jump: list(steps[1.0]) for jump in JUMPS}
             gradient_N = trace.gradient(step, wire.rank)
             for factor, feedback in feedbacks.items():
-                seen[factor].append(_reduce(feedback, factor * gradient_N, wire))
-        return seen
+                steps[factor].append(_reduce(feedback, factor * gradient_N, wire))
+        return steps
 
     ranks = simulate(trace.world_size, work)
     return {factor: _summed([rank[factor] for rank in ranks]) for factor in ranks[0]}

@@ -22,19 +22,19 @@ PAGE = 12.0
 """The total height of many traces in inches, so that a figure with three densities has a page's shape."""
 
 
-def density_by_step(held: Sequence[DensityResult], tolerance: float) -> str:
+def density_by_step(results: Sequence[DensityResult], tolerance: float) -> str:
     """Achieved density / target by step: one row of axes per trace, one column per density.
 
     A dotted line marks the step at which the learning rate dropped.
     """
-    traces = list(dict.fromkeys(each.label for each in held))
-    densities = list(dict.fromkeys(each.density for each in held))
-    styles = line_styles(list(dict.fromkeys(each.rule for each in held)))
+    traces = list(dict.fromkeys(each.label for each in results))
+    densities = list(dict.fromkeys(each.density for each in results))
+    styles = line_styles(list(dict.fromkeys(each.rule for each in results)))
     with matplotlib.rc_context(STYLE):
         height = min(1.9, PAGE / len(traces))
         figure = Figure(figsize=(3 * len(densities), height * len(traces) + 0.4), layout="constrained")
         grid = figure.subplots(len(traces), len(densities), sharex=True, sharey=True, squeeze=False)
-        for each in held:
+        for each in results:
             axes = grid[traces.index(each.label), densities.index(each.density)]
             curve = [max(achieved, 1e-3) for achieved in each.curve]
             axes.plot(curve, **styles[each.rule])

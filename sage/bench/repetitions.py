@@ -224,7 +224,7 @@ def measure(
     The rounds are those of the first world size; of the others, only the decoding is kept.
     """
     draw = random.Random(seed)
-    seen: list[list[Round]] = [[] for _ in cases]
+    measured: list[list[Round]] = [[] for _ in cases]
     decode: list[dict[int, list[float]]] = [{w: [] for w in world_sizes} for _ in cases]
     errors: dict[int, str] = {}
     for number in range(warmup + rounds):
@@ -237,11 +237,13 @@ def measure(
             else:
                 if number < warmup:
                     continue
-                seen[i].append(once[0])
+                measured[i].append(once[0])
                 for world_size, each in zip(world_sizes, once, strict=True):
                     decode[i][world_size].append(each.decompress)
     n = given.gradient_N.numel()
-    return [Row(given.name, n, case, seen[i], errors.get(i, ""), decode[i]) for i, case in enumerate(cases)]
+    return [
+        Row(given.name, n, case, measured[i], errors.get(i, ""), decode[i]) for i, case in enumerate(cases)
+    ]
 
 
 def reduce_once(case: Case, given: Input, world_size: int = 1) -> Round:

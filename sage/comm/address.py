@@ -145,22 +145,22 @@ def gloo_takes(setting: str, among: Iterable[Interface]) -> list[Interface]:
     """
     by_name = {one.name: one for one in among}
     taken = []
-    for asked in setting.split(","):
-        if asked.startswith(("^", "=")):
+    for name in setting.split(","):
+        if name.startswith(("^", "=")):
             raise ValueError(
                 f"{_shown(GLOO, setting)} has NCCL's syntax, but Gloo expects exact names, as in eth0,eth1; "
                 f"usable interfaces are {_usable(by_name.values())}"
             )
-        if asked not in by_name:
+        if name not in by_name:
             raise ValueError(
-                f"{_shown(GLOO, setting)}: no interface has the name {clean_text(asked, 40)!r}; "
+                f"{_shown(GLOO, setting)}: no interface has the name {clean_text(name, 40)!r}; "
                 f"usable interfaces are {_usable(by_name.values())}"
             )
-        if fault := _fault(by_name[asked]):
+        if fault := _fault(by_name[name]):
             raise ValueError(
-                f"{_shown(GLOO, setting)}: {asked} {fault}; usable interfaces are {_usable(by_name.values())}"
+                f"{_shown(GLOO, setting)}: {name} {fault}; usable interfaces are {_usable(by_name.values())}"
             )
-        taken.append(by_name[asked])
+        taken.append(by_name[name])
     return taken
 
 
@@ -176,10 +176,10 @@ def nccl_takes(setting: str, among: Iterable[Interface]) -> list[Interface]:
     """
     among = list(among)
     without, exact = setting.startswith("^"), setting.removeprefix("^").startswith("=")
-    asked = setting.removeprefix("^").removeprefix("=").split(",")
+    names = setting.removeprefix("^").removeprefix("=").split(",")
 
     def is_listed(name: str) -> bool:
-        return any(name == one if exact else name.startswith(one) for one in asked)
+        return any(name == one if exact else name.startswith(one) for one in names)
 
     listed = [one for one in among if is_listed(one.name) != without]
     taken = [one for one in listed if not _fault(one)]

@@ -105,7 +105,7 @@ def density_by_step(canvas: Canvas) -> Drawing | None:
     """Achieved density: share of the gradient sent in a step. Dotted: target density."""
     axes = canvas.figure.subplots()
     axes.set(xlabel="step", ylabel="density")
-    drawing, seen = Drawing(), []
+    drawing, values = Drawing(), []
     for setting, row in canvas.rows():
         steps = row.run.steps
         if row.values["density_asked"] is not None and numpy.isfinite(steps["density_had"]).sum() > 1:
@@ -113,10 +113,10 @@ def density_by_step(canvas: Canvas) -> Drawing | None:
             _line(axes, *_thin(steps["step"], achieved_S), canvas.line_styles[setting.label], linewidth=1.1)
             axes.plot(*_thin(steps["step"], target_S), color=MUTED, linewidth=1, linestyle=(0, (1.2, 1.2)))
             for values_S in (achieved_S, target_S):
-                seen += values_S[numpy.isfinite(values_S)].tolist()
+                values += values_S[numpy.isfinite(values_S)].tolist()
             _shown(drawing, setting)
-    scale(axes, "y", seen, percent)
-    return drawing if seen else None
+    scale(axes, "y", values, percent)
+    return drawing if values else None
 
 
 def pareto(canvas: Canvas) -> Drawing | None:

@@ -268,16 +268,16 @@ def _labels(members: Sequence[Run]) -> list[tuple[str, str]]:
 
     A label is the reducer and the settings in which the runs with this reducer differ.
     """
-    seen: dict[str, dict[str, set[Any]]] = {}
+    values_by_reducer: dict[str, dict[str, set[Any]]] = {}
     counts: Counter[str] = Counter(run.config["reducer"] for run in members)
     given: Counter[tuple[str, str]] = Counter()
     for run in members:
         reducer = run.config["reducer"]
         for name, value in run.settings.items():
-            seen.setdefault(reducer, {}).setdefault(name, set()).add(value)
+            values_by_reducer.setdefault(reducer, {}).setdefault(name, set()).add(value)
             given[reducer, name] += 1
     differing: dict[str, set[str]] = {}
-    for reducer, names in seen.items():
+    for reducer, names in values_by_reducer.items():
         # A setting that some runs lack counts as one more value, unless it is None in the others.
         lacking = {name: {None} if given[reducer, name] < counts[reducer] else set() for name in names}
         differing[reducer] = {name for name, values in names.items() if len(values | lacking[name]) > 1}

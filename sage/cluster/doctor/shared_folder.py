@@ -37,9 +37,9 @@ class SharedFolder:
         wanted = list(ranks)
         while True:
             # Checked by name: on NFS a folder's listing may be half a minute old.
-            seen = [rank for rank in wanted if self._token(rank).exists()]
-            if len(seen) == len(wanted) or time.monotonic() > end:
-                return seen
+            visible = [rank for rank in wanted if self._token(rank).exists()]
+            if len(visible) == len(wanted) or time.monotonic() > end:
+                return visible
             time.sleep(POLL_SECONDS)
 
     def remove_token(self) -> None:
