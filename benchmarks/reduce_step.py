@@ -45,14 +45,14 @@ GRADIENTS = 3
 """Number of different gradients, which are used in turn."""
 
 
-def contestants(reducers: Sequence[str], plain: bool) -> dict[str, tuple[str, dict[str, Any], bool]]:
+def contestants(names: Sequence[str], plain: bool) -> dict[str, tuple[str, dict[str, Any], bool]]:
     """Return by name: the reducer, its options, and whether it uses the native kernels.
 
     `exact` is always among them. Those with a density run at each of `STEP_DENSITIES`, with
     `plain` also on plain torch.
     """
     found: dict[str, tuple[str, dict[str, Any], bool]] = {"exact": ("exact", {}, True)}
-    for reducer in reducers:
+    for reducer in names:
         if "density" not in registry.check_options("reducers", reducer, {}):
             found[reducer] = (reducer, {}, True)
             continue
@@ -73,7 +73,7 @@ def kernels(runs_native: bool) -> Iterator[None]:
         native.MISSING = before
 
 
-def rank(place: Place, reducers: Sequence[str], plain: bool, turns: int, out: Path) -> int:
+def rank(place: Place, names: Sequence[str], plain: bool, turns: int, out: Path) -> int:
     """Run one rank: reduce in turns; rank 0 writes the slowest rank's seconds of each turn."""
     torch.set_num_threads(1)
     wire = ProcessWire(place, device=torch.device("cpu"))
@@ -83,7 +83,7 @@ def rank(place: Place, reducers: Sequence[str], plain: bool, turns: int, out: Pa
     n = Layout.of(shapes).numel
     torch.manual_seed(place.rank)
     gradients = [torch.randn(n) * torch.randn(n).exp() for _ in range(GRADIENTS)]
-    entered = contestants(reducers, plain)
+    entered = contestants(names, plain)
     reducers = {}
     for name, (reducer, options, _) in entered.items():
         made = registry.load("reducers", reducer)(**options)
@@ -108,21 +108,19 @@ def rank(place: Place, reducers: Sequence[str], plain: bool, turns: int, out: Pa
     return 0
 
 
-def rows(world_size: int, turns: int, reducers: Sequence[str], *, plain: bool) -> list[dict[str, Any]]:
+def rows(world_size: int, turns: int, names: Sequence[str], *, plain: bool) -> list[dict[str, Any]]:
     """Measure these reducers and `exact` at one world size."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "seconds.json")
         if (
-            spawn(
-                partial(rank, reducers=reducers, plain=plain, turns=turns, out=out), world_size, method="fork"
-            )
+            spawn(partial(rank, names=names, plain=plain, turns=turns, out=out), world_size, method="fork")
             != 0
         ):
             raise SystemExit(f"a rank of {world_size} has failed")
         result = json.loads(out.read_text())
     seconds = result["seconds"]
     found = []
-    for name, (reducer, options, runs_native) in contestants(reducers, plain).items():
+    for name, (reducer, options, runs_native) in contestants(names, plain).items():
         against: dict[str, Ratio] = {}
         if name != "exact":
             goal = STEPS.get(reducer, {}).get(world_size) if runs_native else None
