@@ -101,8 +101,8 @@ def main(
     if not mib and not traces:
         raise ValueError("no input: give --mib a size, or --traces a file of `sage bench record`")
     if not world_size or any(each < 1 for each in world_size):
-        given = " ".join(map(str, world_size))
-        raise ValueError(f"--world-size {given}: expected one or more numbers of ranks, each 1 or more")
+        numbers = " ".join(map(str, world_size))
+        raise ValueError(f"--world-size {numbers}: expected one or more numbers of ranks, each 1 or more")
     if output:
         storage.check_writable(output.parent)
     device = torch.device(on)
