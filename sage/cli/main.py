@@ -32,6 +32,7 @@ COMMANDS = {
     "launch": (".launch", "Start one run on several hosts over ssh."),
     "doctor": (".doctor", "Check nodes and network before a run."),
     "report": (".report", "Compare runs."),
+    "compare": (".compare", "Compare two result sets."),
     "list": (".list", "List the reducers, models, data sets, tasks and workloads."),
     "data": (".data", "List the data sets, or prepare one."),
     "conform": (".conform", "Check a reducer against the invariants that all reducers keep."),

@@ -92,6 +92,7 @@ others = st.one_of(
     wordy("data", ["list", "prepare", "digit", "--help", "-h"]),
     wordy("cancel", ["--runs", "digits-ff"]),
     verb("report", "nowhere", names="output"),
+    verb("compare", "nowhere", "nowhere", names="factor"),
     verb("status", names="runs"),
     verb("logs", first=words, names="runs rank"),
     verb("submit", "none.toml", names="runs parallel max-requeues"),

@@ -19,7 +19,7 @@ from sage.cli.part_group import PartGroup
 
 Printed = Callable[..., Any]
 
-WITH_JSON = {("list",), ("data", "list"), ("status",), ("report",), ("doctor",)}
+WITH_JSON = {("list",), ("data", "list"), ("status",), ("report",), ("compare",), ("doctor",)}
 
 
 @pytest.fixture

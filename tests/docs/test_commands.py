@@ -64,6 +64,13 @@ ELSEWHERE = {
         '"sage", "logs", "digits-ff-topk", "--runs", str(runs), "--follow"]',
     ),
     "sage cancel grid.toml": ("tests/slurm/test_sweep.py", 'sage("cancel", "sweep.toml")'),
+    "sage submit sweep.toml --runs before": ("tests/slurm/test_sweep.py", 'sage("submit", "sweep.toml")'),
+    "sage submit sweep.toml --runs after": ("tests/slurm/test_sweep.py", 'sage("submit", "sweep.toml")'),
+    "sage compare before after": ("tests/report/test_compare.py", 'call("compare", a, b)'),
+    "sage compare results/main results/branch --factor 1.1": (
+        "tests/report/test_compare.py",
+        '"--factor", "1.3"',
+    ),
     "sage doctor": ("tests/cluster/test_doctor.py", 'sage("doctor", "--ranks", "2")'),
     "sage doctor --hosts hosts.txt": ("tests/cluster/test_doctor.py", '("doctor", "--hosts", "hosts"'),
     "salloc --nodes=4 sage doctor": (

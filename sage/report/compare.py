@@ -1,0 +1,129 @@
+"""`sage compare`: compare two result sets, and end with an exit status that CI can use."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from sage.exit_status import FAILED
+from sage.output.units import MISSING, printable
+from sage.report.comparison import Comparison, compare, geometric_mean
+from sage.report.pairing import Paired, paired
+from sage.report.runs import Run, read_runs
+
+MAX_LISTED = 20
+"""At most this many unpaired runs of a set are printed; --json has all."""
+
+
+def main(a: Path, b: Path, *, factor: float = 1.05, force: bool = False, as_json: bool = False) -> int:
+    """Compare the runs under two folders, A and B; return 1 if there is a regression from A to B, else 0.
+
+    Raises:
+        ValueError: if a path is not a folder, a set has no readable run, or no run has a counterpart.
+    """
+    (ours, damaged_a), (theirs, damaged_b) = _read("A", a), _read("B", b)
+    left_out = {**damaged_a, **damaged_b}
+    found = paired(ours, theirs)
+    if not found.pairings:
+        raise ValueError(
+            f"no run of {a} has a counterpart in {b}: {len(ours)} and {len(theirs)} runs, of which none have "
+            "the same configuration and seed and a result; run one sweep in both places"
+        )
+    comparisons = [compare(each, factor=factor, force=force) for each in found.pairings]
+    status = FAILED if any(each.regressions for each in comparisons) else 0
+    if as_json:
+        print(json.dumps(_as_object(comparisons, found, left_out, status), indent=2))
+        return status
+    _show(comparisons, found, left_out, Console(width=None if sys.stdout.isatty() else 200))
+    return status
+
+
+def _read(name: str, path: Path) -> tuple[list[Run], dict[Path, str]]:
+    runs, damaged = read_runs([path])
+    if not runs:
+        folder, why = next(iter(damaged.items()))
+        raise ValueError(f"{name} has no run that can be read; the first of {len(damaged)}: {folder}: {why}")
+    return runs, damaged
+
+
+def headline(comparisons: Sequence[Comparison]) -> str:
+    """State the number of regressions and the mean ratio of the step times."""
+    worse = sum(bool(each.regressions) for each in comparisons)
+    incomparable = sum(each.time.outcome == "not comparable" for each in comparisons)
+    mean = geometric_mean(comparisons)
+    return (
+        f"{worse} of {len(comparisons)} configurations are worse in B."
+        + (f" Step time, B over A: {mean:.3f}× (geometric mean)." if mean is not None else "")
+        + (
+            f" {incomparable} have times that are not comparable; --force compares them."
+            if incomparable
+            else ""
+        )
+    )
+
+
+def _show(
+    comparisons: Sequence[Comparison], found: Paired, left_out: Mapping[Path, str], console: Console
+) -> None:
+    console.print(Text(headline(comparisons), style="bold"))
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("configuration", "seeds", "bytes", "step time, B over A", "metric, B minus A"):
+        grid.add_column(name, overflow="fold")
+    for each in comparisons:
+        cells = [Text(each.label), Text(str(len(each.seeds)))]
+        for verdict in (each.bytes, each.time, each.accuracy):
+            style = {"worse": "bold red", "better": "green", "not comparable": "yellow"}
+            cells.append(Text(f"{verdict.outcome}: {verdict.text}", style=style.get(verdict.outcome, "")))
+        grid.add_row(*cells)
+    console.print(grid)
+    for each in comparisons:
+        if each.result.outcome != "same":
+            console.print(Text(f"{each.label}: {each.result.text}"), soft_wrap=True)
+    for name, runs in (("A", found.only_a), ("B", found.only_b)):
+        for run in runs[:MAX_LISTED]:
+            console.print(Text(f"Only in {name}: {printable(run.folder)} ({run.status})"), soft_wrap=True)
+        if len(runs) > MAX_LISTED:
+            console.print(Text(f"Only in {name}: {len(runs) - MAX_LISTED} more runs; --json lists all"))
+    for folder, why in left_out.items():
+        console.print(Text(f"Left out: {printable(folder)}: {why}", style="red"), soft_wrap=True)
+
+
+def _as_object(
+    comparisons: Sequence[Comparison], found: Paired, left_out: Mapping[Path, str], status: int
+) -> dict[str, Any]:
+    return {
+        "status": status,
+        "headline": headline(comparisons),
+        "configurations": [_one(each) for each in comparisons],
+        "only_a": [str(run.folder) for run in found.only_a],
+        "only_b": [str(run.folder) for run in found.only_b],
+        "left_out": {str(folder): why for folder, why in left_out.items()},
+    }
+
+
+def _one(each: Comparison) -> dict[str, Any]:
+    ratio, difference = each.step_ratio, each.metric_difference
+    return {
+        "label": each.label,
+        "seeds": list(each.seeds),
+        "regressions": each.regressions,
+        **{name: {"outcome": v.outcome, "text": v.text} for name, v in each.verdicts.items()},
+        "step_ratio": None if ratio is None else ratio.ratio,
+        "step_ratio_interval": None if ratio is None or ratio.interval is None else list(ratio.interval),
+        "metric": each.metric or MISSING,
+        "metric_difference": None if difference is None else _finite(difference.mean),
+        "metric_difference_interval": None
+        if difference is None or difference.interval is None
+        else list(difference.interval),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
