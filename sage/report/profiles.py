@@ -28,7 +28,7 @@ class Profile:
     @property
     def score(self) -> float:
         """The mean of ρ over τ from 1 to `MAX_TAU`; 1 if no problem takes longer than the reference."""
-        ends = [*self.taus[1:], MAX_TAU]
+        ends = [*self.taus, MAX_TAU][1:]
         pieces = (
             share * max(0.0, end - max(at, 1.0))
             for at, end, share in zip(self.taus, ends, self.shares, strict=True)
