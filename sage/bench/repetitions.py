@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from sage import registry
-from sage.bench.decode_fit import fitted
 from sage.bench.loopback_wire import LoopbackWire
+from sage.predict.decode_fit import fitted
 from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
 from sage.reduction.reducer import Reducer, check_fraction

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sage import registry
-from sage.bench.decode_fit import fitted
 from sage.bench.loopback_wire import LoopbackWire
+from sage.predict.decode_fit import fitted
 from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
 

@@ -1,1 +1,0 @@
-"""Encodings of quantised vectors: bit packing, Elias codes and levels."""
