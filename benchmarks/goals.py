@@ -30,8 +30,8 @@ from goal_measure import Measured, matrix, measure, resnet18
 from goal_table import REDUCERS, STEPS, What, goal_of
 from kernels import processor
 
-from sage.bench.decode_fit import fitted
 from sage.ops import native
+from sage.predict.decode_fit import fitted
 from sage.reduction.layout import Layout
 
 RESULTS = Path(__file__).parent / "results" / "goals"
