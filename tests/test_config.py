@@ -132,32 +132,32 @@ def workload(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", [each.name for each in fields(Config)])
-def test_the_hash_changes_with_every_field_but_those_aside(name: str) -> None:
+def test_the_hash_changes_with_every_field_except_those_not_hashed(name: str) -> None:
     changed = replace(BASE, **{name: OTHER[name]})
     assert getattr(changed, name) != getattr(BASE, name)
     assert (changed.hash == BASE.hash) == (name in ASIDE_FIELDS)
 
 
-def test_the_hash_does_not_tell_1_from_1_0_nor_the_order_of_options() -> None:
+def test_the_hash_is_equal_for_1_and_1_0_and_for_any_order_of_options() -> None:
     assert replace(BASE, lr=1).hash == replace(BASE, lr=1.0).hash
     one: Options = {"a": 1, "b": 2}
     other: Options = {"b": 2, "a": 1}
     assert replace(BASE, model_options=one).hash == replace(BASE, model_options=other).hash
 
 
-def test_the_folder_says_workload_reducer_and_hash() -> None:
+def test_the_folder_name_has_workload_reducer_and_hash() -> None:
     assert BASE.folder == Path("runs") / f"w-sage-{BASE.hash}"
     assert len(BASE.hash) == 8
     assert int(BASE.hash, 16) >= 0
 
 
-def test_a_config_cannot_be_changed() -> None:
+def test_a_config_is_immutable() -> None:
     with pytest.raises(FrozenInstanceError):
         BASE.lr = 1.0  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("config", [BASE, Config(**OTHER)])
-def test_json_and_back_is_the_same_config(config: Config) -> None:
+def test_a_config_is_equal_after_conversion_to_json_and_back(config: Config) -> None:
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -177,7 +177,7 @@ def test_json_and_back_is_the_same_config(config: Config) -> None:
         },
     )
 )  # fmt: skip
-def test_any_config_survives_json_to_the_bit(values: dict[str, Any]) -> None:
+def test_any_config_is_bitwise_equal_after_conversion_to_json_and_back(values: dict[str, Any]) -> None:
     config = replace(BASE, **values)
     again = Config.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config
@@ -219,19 +219,19 @@ def test_any_config_survives_json_to_the_bit(values: dict[str, Any]) -> None:
         ("model_options", {"depth": [[1]]}, "a table of options"),
     ],
 )
-def test_a_value_that_does_not_fit_is_refused_with_what_would(field: str, value: Any, says: str) -> None:
+def test_an_invalid_value_is_refused_with_what_is_allowed(field: str, value: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         replace(BASE, **{field: value})
 
 
-def test_a_mistyped_setting_lists_its_near_misses(workload: Path) -> None:
+def test_a_mistyped_setting_lists_similar_names(workload: Path) -> None:
     with pytest.raises(
         ValueError, match=r"no setting \(in x.toml\) is called 'momentun'; did you mean 'momentum'"
     ):
         load(str(workload), file=write(workload.with_name("x.toml"), "momentun = 0.5"))
 
 
-def test_a_setting_unlike_any_lists_them_all(workload: Path) -> None:
+def test_a_setting_unlike_any_other_lists_all_names(workload: Path) -> None:
     with pytest.raises(ValueError, match=r"'qqq'; allowed are accumulate, amp, average_from, .*, world_size"):
         load(str(workload), overrides={"qqq": 1})
 
@@ -266,7 +266,7 @@ def test_unknown_fields_and_missing_ones_are_refused() -> None:
         ("slurm = [1]", r"slurm \(in x.toml\) is \[1\]"),
     ],
 )
-def test_a_faulty_file_is_refused(workload: Path, text: str, says: str) -> None:
+def test_an_invalid_file_is_refused(workload: Path, text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         load(str(workload), file=write(workload.with_name("x.toml"), text))
 
@@ -305,7 +305,7 @@ def test_a_path_may_begin_with_the_home_folder(workload: Path, monkeypatch: pyte
     assert Config.from_dict(config.to_dict()) == config
 
 
-def test_a_file_as_a_part_counts_by_its_content_in_the_hash(workload: Path, tmp_path: Path) -> None:
+def test_the_hash_depends_on_the_content_of_a_file_given_as_a_part(workload: Path, tmp_path: Path) -> None:
     source = Path(registry.__file__).parents[1] / "reducers" / "exact.py"
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -330,7 +330,7 @@ def test_unknown_workloads_and_missing_files_are_refused(tmp_path: Path) -> None
 # Layers
 
 
-def test_each_layer_covers_the_one_below(workload: Path) -> None:
+def test_each_layer_overrides_the_one_below(workload: Path) -> None:
     file = write(workload.with_name("x.toml"), "batch_size = 64\nseed = 5\nslurm.time = 20")
     config = load(str(workload), file=file, overrides={"seed": 9})
     assert (config.workload, config.epochs, config.lr, config.batch_size, config.seed) == (
@@ -343,7 +343,7 @@ def test_each_layer_covers_the_one_below(workload: Path) -> None:
     assert config.slurm == {"partition": "short", "time": 20}
 
 
-def test_a_reducers_table_counts_only_for_that_reducer(workload: Path) -> None:
+def test_a_reducers_table_applies_only_to_that_reducer(workload: Path) -> None:
     assert load(str(workload)).reducer_options == {"density": 0.25}
     assert load(str(workload), overrides={"reducer": "topk"}).reducer_options == {"density": 0.125}
     assert load(str(workload), overrides={"reducer": "exact"}).reducer_options == {}
@@ -353,7 +353,7 @@ def test_a_reducers_table_counts_only_for_that_reducer(workload: Path) -> None:
     assert load(str(workload), file=file, overrides=given).reducer_options == {"density": 0.75}
 
 
-def test_a_parts_options_go_with_it(workload: Path) -> None:
+def test_another_part_drops_the_options_of_the_former_one(workload: Path) -> None:
     file = write(workload.with_name("x.toml"), "[model_options]\ndepth = 56")
     assert load(str(workload), file=file).model_options == {"depth": 56}
     assert load(str(workload), file=file, overrides={"model": "vgg"}).model_options == {}
@@ -361,7 +361,7 @@ def test_a_parts_options_go_with_it(workload: Path) -> None:
     assert load(str(workload), file=file, overrides=given).model_options == {"depth": 11}
 
 
-def test_resolving_writes_the_parts_defaults_in_and_does_it_once(workload: Path) -> None:
+def test_resolving_adds_the_defaults_of_the_parts_and_is_idempotent(workload: Path) -> None:
     config = resolve(load(str(workload)))
     for part, options in part_options(config).items():
         make: Any = registry.load("reducers", config.reducer)
@@ -380,14 +380,16 @@ def test_resolving_writes_the_parts_defaults_in_and_does_it_once(workload: Path)
         ({"model_options": {"qq": 5}}, "no option of the model resnet is called 'qq'; allowed are depth"),
     ],
 )  # fmt: skip
-def test_faulty_options_of_parts_are_refused_before_anything_starts(
+def test_invalid_options_of_parts_are_refused_before_anything_starts(
     workload: Path, options: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
         resolve(load(str(workload), overrides=options))
 
 
-def test_a_reducer_may_not_name_an_option_as_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_option_of_a_reducer_may_not_have_the_name_of_a_setting_of_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def greedy(*, lr: float = 1.0) -> None: ...
 
     load_part = parts.load
@@ -413,16 +415,16 @@ def test_every_field_has_a_docstring() -> None:
 
 @pytest.mark.parametrize("name", workloads())
 @pytest.mark.parametrize("reducer", registry.names("reducers"))
-def test_every_workload_goes_with_every_reducer(name: str, reducer: str) -> None:
+def test_every_workload_can_be_combined_with_every_reducer(name: str, reducer: str) -> None:
     assert resolve(load(name, overrides={"reducer": reducer})).reducer == reducer
 
 
 @pytest.mark.parametrize(("name", "path"), workloads().items())
-def test_every_workload_begins_with_a_line_about_it(name: str, path: Path) -> None:
+def test_every_workload_begins_with_a_one_line_summary(name: str, path: Path) -> None:
     assert path.read_text().startswith("# ")
 
 
-def test_the_published_settings_are_kept() -> None:
+def test_the_workloads_have_the_published_settings() -> None:
     cnn = load("resnet18-cifar10")
     assert (cnn.batch_size, cnn.lr, cnn.lr_scale, cnn.warmup_epochs, cnn.epochs) == (256, 0.1, 2, 5, 200)
     assert (cnn.momentum, cnn.momentum_kind, cnn.weight_decay, cnn.milestones) == (
@@ -452,12 +454,12 @@ def test_the_first_threshold_is_the_published_one() -> None:
         assert 1 / (2 * (density * n) ** 0.5) == pytest.approx(published, rel=2e-3)
 
 
-def test_torch_is_not_imported_for_a_config() -> None:
+def test_a_config_is_created_without_importing_torch() -> None:
     code = "import sys, sage.config as c; c.load('digits').folder; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_an_option_added_later_leaves_the_hash_of_default_runs_as_it_was() -> None:
+def test_an_option_added_later_does_not_change_the_hash_of_default_runs() -> None:
     def resolved(**options: Any) -> Config:
         return resolve(load("digits", overrides={"reducer": "adacomp+efsign", "reducer_options": options}))
 
@@ -477,7 +479,7 @@ class Longer(Config):
 
 
 @pytest.mark.parametrize("other", [{"warm_restarts": 4}, {"table": {"rate": 1}}])
-def test_a_new_key_at_its_default_leaves_the_hash_and_the_file_as_they_are(other: dict[str, Any]) -> None:
+def test_a_new_key_at_its_default_changes_neither_the_hash_nor_the_file(other: dict[str, Any]) -> None:
     values = BASE.to_dict()
     default = Longer.from_dict(values)
     assert default.hash == BASE.hash
@@ -488,7 +490,7 @@ def test_a_new_key_at_its_default_leaves_the_hash_and_the_file_as_they_are(other
     assert Longer.from_dict({**values, "warm_restarts": 3, "table": {}}).hash == BASE.hash
 
 
-def test_a_key_without_the_mark_would_rename_every_run() -> None:
+def test_a_new_key_without_the_mark_changes_every_hash() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Careless(Config):
         warm_restarts: int = 3
@@ -504,7 +506,7 @@ MADE = {
 
 
 @pytest.mark.parametrize("part", MADE)
-def test_a_new_option_of_a_part_at_its_default_leaves_the_hash_as_it_is(part: str, tmp_path: Path) -> None:
+def test_a_new_option_of_a_part_at_its_default_does_not_change_the_hash(part: str, tmp_path: Path) -> None:
     head = (
         "import torch\nfrom pathlib import Path\nfrom typing import Annotated\n"
         "from sage.reducers.exact import Exact\nfrom sage.validate import LATER\n"
@@ -544,12 +546,12 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize("flags", FOLDERS)
-def test_runs_keep_the_folder_names_that_they_have_had(flags: str) -> None:
+def test_recorded_runs_keep_their_folder_names(flags: str) -> None:
     config = parse_run(flags.split())
     assert config.folder.name == FOLDERS[flags]
 
 
-def test_flags_name_a_run_as_its_configuration_does_where_a_reducer_has_later_options() -> None:
+def test_flags_and_configuration_give_the_same_folder_for_options_added_later() -> None:
     for flags in ([], ["--rule", "gradcomp"]):
         config = parse_run(["digits", "--reducer", "adacomp", *flags])
         options = {"rule": "gradcomp"} if flags else {}
@@ -558,7 +560,7 @@ def test_flags_name_a_run_as_its_configuration_does_where_a_reducer_has_later_op
 
 
 @pytest.mark.parametrize("reducer", ["micro", "exdyna", "threshold", "threshold+terngrad"])
-def test_a_changed_default_names_other_runs_and_the_value_of_before_names_the_recorded_ones(
+def test_a_changed_default_gives_new_names_and_its_former_value_the_recorded_names(
     reducer: str,
 ) -> None:
     default, published = (

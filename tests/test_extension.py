@@ -43,7 +43,7 @@ def package(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_reducer_from_another_package_is_listed_kept_to_the_laws_and_run(
+def test_a_reducer_from_another_package_is_listed_checked_and_run(
     sage: Command, package: Path, tmp_path: Path
 ) -> None:
     listed = sage("list", paths=(package,))
@@ -66,7 +66,7 @@ def test_a_reducer_from_another_package_is_listed_kept_to_the_laws_and_run(
     assert re.search(r'"density_had": 0\.2[45]', result)
 
 
-def test_the_laws_are_held_against_any_module_that_exports_a_reducer(
+def test_any_module_that_exports_a_reducer_is_checked_against_the_invariants(
     sage: Command, package: Path, tmp_path: Path
 ) -> None:
     mine = tmp_path / "path" / "my_package"
@@ -93,12 +93,12 @@ def test_the_laws_are_held_against_any_module_that_exports_a_reducer(
     assert "there is no module of this name; check that it is installed or on PYTHONPATH" in absent.stderr
 
 
-def test_a_mistyped_option_of_it_is_refused(sage: Command, package: Path) -> None:
+def test_a_mistyped_option_of_an_external_reducer_is_refused(sage: Command, package: Path) -> None:
     refused = sage("conform", "everyother", "--stride", "0", paths=(package,))
     assert refused.returncode == 2
     assert "stride=0: expected 1 or more" in refused.stderr
 
 
-def test_the_page_names_every_law() -> None:
+def test_the_page_names_every_invariant() -> None:
     told = re.findall(r"^\| `(\w+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert told == [invariant.__name__ for invariant in INVARIANTS]

@@ -58,7 +58,7 @@ def session(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_what_a_test_leaves_behind_is_named_and_ended(session: Path, workers: str) -> None:
+def test_processes_that_a_test_leaves_behind_are_named_and_ended(session: Path, workers: str) -> None:
     command = [
         sys.executable,
         "-m",

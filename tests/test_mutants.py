@@ -18,17 +18,17 @@ def functions_in(file: str) -> set[str]:
     return {node.name for node in parsed.body if isinstance(node, ast.FunctionDef)}
 
 
-def test_every_fault_is_told_once() -> None:
+def test_every_fault_is_listed_once() -> None:
     assert len(MUTANTS) >= 45
     assert len({mutant.fault for mutant in MUTANTS}) == len(MUTANTS)
 
 
-def test_what_a_fault_replaces_stands_once_in_its_file() -> None:
+def test_the_text_that_a_fault_replaces_occurs_once_in_its_file() -> None:
     counts = {m.fault: (CHECKOUT / m.file).read_text("utf-8").count(m.old) for m in MUTANTS}
     assert {fault: count for fault, count in counts.items() if count != 1} == {}
 
 
-def test_with_a_fault_in_it_a_file_is_another_and_still_compiles(tmp_path: Path) -> None:
+def test_a_file_with_a_fault_differs_and_still_compiles(tmp_path: Path) -> None:
     for mutant in MUTANTS:
         source, copied = CHECKOUT / mutant.file, tmp_path / mutant.file
         copied.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def test_with_a_fault_in_it_a_file_is_another_and_still_compiles(tmp_path: Path)
         compile(changed, mutant.file, "exec")
 
 
-def test_the_test_that_must_see_a_fault_is_there() -> None:
+def test_the_test_that_must_detect_a_fault_exists() -> None:
     for mutant in MUTANTS:
         file, _, name = mutant.test.partition("::")
         assert name.partition("[")[0] in functions_in(file), mutant.test
@@ -57,7 +57,7 @@ def test_the_test_that_must_see_a_fault_is_there() -> None:
         (5, "no tests ran", False, "NOT TRIED: pytest ended with 5: no tests ran"),
     ],
 )
-def test_only_what_failed_or_hung_has_seen_a_fault(
+def test_only_a_failed_or_hanging_test_has_detected_a_fault(
     monkeypatch: pytest.MonkeyPatch, status: int | None, said: str, seen: bool, how: str
 ) -> None:
     def run(tests: list[str], *, plain: bool, mutant: Mutant, limit: float) -> tuple[int | None, str]:
@@ -70,7 +70,7 @@ def test_only_what_failed_or_hung_has_seen_a_fault(
     assert judged[1].startswith(how)
 
 
-def test_a_copy_is_of_what_is_tracked_its_links_included(tmp_path: Path) -> None:
+def test_a_copy_has_all_tracked_files_including_links(tmp_path: Path) -> None:
     mutate.copy(tmp_path)
     assert (tmp_path / "sage" / "reducers").is_symlink()
     assert (tmp_path / "sage" / "reducers" / "topk.py").read_bytes() == (

@@ -95,7 +95,7 @@ def environment(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def test_the_wheel_holds_the_rooms_once_and_nothing_beside_them(wheel: Path) -> None:
+def test_the_wheel_contains_every_folder_of_parts_once_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     inside = {name for name in names if ".dist-info/" not in name}
     assert all(name.startswith("sage/") for name in inside)
@@ -109,14 +109,14 @@ def test_the_wheel_holds_the_rooms_once_and_nothing_beside_them(wheel: Path) -> 
     assert inside == wanted | {"sage/py.typed"}
 
 
-def test_a_missing_compiler_fails_no_installation(tree: Path, tmp_path: Path) -> None:
+def test_the_installation_succeeds_without_a_compiler(tree: Path, tmp_path: Path) -> None:
     wheel = build_wheel(tree, tmp_path, SAGE_NATIVE="1", SAGE_CUDA="0", CXX="/nowhere/c++")
     names = zipfile.ZipFile(wheel).namelist()
     assert "sage/ops/__init__.py" in names
     assert not any(name.startswith("sage/_C") for name in names)
 
 
-def test_the_wheel_works_off_the_tree(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     python = environment(tmp_path / "venv")
     install = ("-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet")
     run(sys.executable, *install, "--disable-pip-version-check", wheel, cwd=tmp_path)
@@ -138,7 +138,7 @@ def test_a_bare_checkout_works(tree: Path) -> None:
     assert "  topk " in run(sys.executable, "-m", "sage", "list", cwd=tree)
 
 
-def test_an_editable_install_works_and_follows_the_tree(tree: Path, tmp_path: Path) -> None:
+def test_an_editable_install_works_and_follows_changes_of_the_checkout(tree: Path, tmp_path: Path) -> None:
     python = environment(tmp_path / "venv")
     install = ("-m", "pip", "--python", python, "install", "--no-build-isolation", "--no-deps", "--no-index")
     run(sys.executable, *install, "--quiet", "--disable-pip-version-check", "-e", tree, cwd=tmp_path)
@@ -151,17 +151,17 @@ def test_an_editable_install_works_and_follows_the_tree(tree: Path, tmp_path: Pa
         new.unlink()
 
 
-def test_datasets_is_no_package_of_its_own() -> None:
+def test_datasets_is_not_a_top_level_package() -> None:
     assert not (CHECKOUT / "datasets" / "__init__.py").exists()
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_the_rooms_are_links_inside_sage(room: str) -> None:
+def test_the_folders_of_parts_are_links_inside_sage(room: str) -> None:
     assert (CHECKOUT / "sage" / room).is_symlink()
     assert (CHECKOUT / "sage" / room).resolve() == (CHECKOUT / room).resolve()
 
 
-def test_conda_installs_what_pip_does() -> None:
+def test_conda_installs_the_same_packages_as_pip() -> None:
     conda = yaml.safe_load((CHECKOUT / "environment.yml").read_text())
     (packages,) = (entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict))
     wanted = project()["project"]
@@ -175,7 +175,7 @@ def test_every_tool_is_pinned_and_every_package_bounded() -> None:
     assert all(">=" in need or "==" in need for need in wanted["dependencies"])
 
 
-def test_the_first_line_of_every_file_says_what_it_is() -> None:
+def test_the_first_line_of_every_file_is_its_summary() -> None:
     for name in sources("sage/*.py", *(f"{room}/*.py" for room in ROOMS)):
         first = (CHECKOUT / name).read_text(encoding="utf-8").partition("\n")[0]
         assert first.startswith('"""'), name
@@ -183,12 +183,12 @@ def test_the_first_line_of_every_file_says_what_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CHECKOUT / "sage").glob("[!_]*.py")))
-def test_the_examples_in_the_docstrings_are_right(name: str) -> None:
+def test_the_examples_in_the_docstrings_are_correct(name: str) -> None:
     assert doctest.testmod(importlib.import_module(f"sage.{name}")).failed == 0
 
 
 @pytest.mark.parametrize("room", ["reducers", "models", "datasets", "sage/bench", "sage/controllers"])
-def test_the_examples_in_the_rooms_are_right(room: str) -> None:
+def test_the_examples_in_the_folders_of_parts_are_correct(room: str) -> None:
     package = "sage." + room.removeprefix("sage/")
     for path in sorted((CHECKOUT / room).glob("[!_]*.py")):
         assert doctest.testmod(importlib.import_module(f"{package}.{path.stem}")).failed == 0, path

@@ -59,7 +59,7 @@ def masked(text: str) -> str:
 
 
 @pytest.mark.slow
-def test_every_command_runs_in_the_order_it_stands(tmp_path: Path) -> None:
+def test_every_command_runs_in_the_order_of_the_page(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sage").write_text(f'#!/bin/sh\nexec {sys.executable} -m sage "$@"\n')
     (tmp_path / "bin" / "sage").chmod(0o755)
@@ -88,13 +88,13 @@ def test_every_command_runs_in_the_order_it_stands(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "report.html").exists()
 
 
-def test_what_is_run_elsewhere_still_stands_in_it() -> None:
+def test_commands_that_other_tests_run_are_still_in_the_readme() -> None:
     assert set(ELSEWHERE) <= set(commands())
     for command, (path, text) in ELSEWHERE.items():
         assert text in (ROOT / path).read_text(), command
 
 
-def test_the_script_runs_as_it_stands(tmp_path: Path) -> None:
+def test_the_script_runs_unchanged(tmp_path: Path) -> None:
     (script,) = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
     (tmp_path / "train.py").write_text(script)
     (command,) = (line for line in commands() if line.startswith("torchrun "))
@@ -141,7 +141,7 @@ def test_the_tables_list_every_reducer_and_workload() -> None:
         assert f"`{workload}`" in README or f"`-{data}`" in README or f"`{stem}-`" in README, workload
 
 
-def test_the_table_of_quality_is_the_one_that_was_measured_and_has_every_reducer() -> None:
+def test_the_table_of_quality_has_the_measured_values_and_every_reducer() -> None:
     quality = runpy.run_path(str(ROOT / "benchmarks" / "quality.py"))
     assert quality["table"]() in RESULTS
     for what in ("convex", "cnn"):

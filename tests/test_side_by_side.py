@@ -52,7 +52,7 @@ def ran(folder: Path, *options: str) -> list[tuple[str, str]]:
     return [(worker, test.partition("::")[0]) for worker, test in lines]
 
 
-def test_a_file_is_one_workers_and_the_cluster_s_are_of_two(tmp_path: Path) -> None:
+def test_a_file_runs_in_one_worker_and_the_cluster_tests_in_two(tmp_path: Path) -> None:
     order = ran(tmp_path, "-n", "3", "--dist", "loadfile")
     workers = {file: {worker for worker, each in order if each == file} for _, file in order}
     assert all(len(each) == 1 for each in workers.values())
@@ -63,6 +63,6 @@ def test_a_file_is_one_workers_and_the_cluster_s_are_of_two(tmp_path: Path) -> N
     assert set(first.values()) == {CLUSTER[0], CLUSTER[1], SLOW[0]}
 
 
-def test_in_one_process_the_order_is_the_same(tmp_path: Path) -> None:
+def test_in_one_process_the_order_is_unchanged(tmp_path: Path) -> None:
     files = list(dict.fromkeys(file for _, file in ran(tmp_path)))
     assert files == [*CLUSTER, *SLOW, *QUICK]

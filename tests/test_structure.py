@@ -42,18 +42,18 @@ def circles(graph: ImportGraph) -> list[set[str]]:
     return [{other for other in below[each] if each in below[other]} for each in below if each in below[each]]
 
 
-def test_no_modules_import_each_other_in_a_circle(graph: ImportGraph) -> None:
+def test_there_are_no_import_cycles(graph: ImportGraph) -> None:
     assert circles(graph) == []
 
 
-def test_a_circle_would_be_found() -> None:
+def test_an_import_cycle_is_detected() -> None:
     graph = ImportGraph()
     for importer, imported in (("a", "b"), ("b", "c"), ("c", "b")):
         graph.add_import(importer=importer, imported=imported)
     assert circles(graph) == [{"b", "c"}, {"b", "c"}]
 
 
-def test_the_graph_knows_every_source_file(graph: ImportGraph) -> None:
+def test_the_import_graph_has_every_source_file(graph: ImportGraph) -> None:
     def module(path: Path) -> str:
         parts = path.relative_to(ROOT).with_suffix("").parts
         return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -61,13 +61,13 @@ def test_the_graph_knows_every_source_file(graph: ImportGraph) -> None:
     assert {module(path) for path in sources()} - graph.modules == set()
 
 
-def test_rooms_import_only_downwards() -> None:
+def test_packages_import_only_from_lower_layers() -> None:
     lint = [str(BIN / "lint-imports"), "--no-logo", "--no-cache"]
     done = subprocess.run(lint, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_there_are_at_most_26_rooms() -> None:
+def test_there_are_at_most_26_packages_and_top_level_modules() -> None:
     package = ROOT / "sage"
     packages = {path.parent for path in package.rglob("__init__.py")} - {package}
     modules = set(package.glob("*.py")) - {package / "__init__.py"}
@@ -89,7 +89,7 @@ def test_git_ignores_no_source_file() -> None:
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
 
 
-def test_ruff_and_pyright_leave_no_source_file_out() -> None:
+def test_ruff_and_pyright_check_every_source_file() -> None:
     ruff = [str(BIN / "ruff"), "check", "--show-files", "sage", *LINKS]
     done = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True, check=True)
     assert {path.resolve() for path in sources()} <= {
@@ -101,7 +101,7 @@ def test_ruff_and_pyright_leave_no_source_file_out() -> None:
     assert [path for path in sources() if excluded & {path, *path.parents}] == []
 
 
-def test_the_picture_of_the_layers_is_that_of_the_imports(tmp_path: Path) -> None:
+def test_the_picture_of_the_layers_matches_the_imports(tmp_path: Path) -> None:
     picture = tmp_path / "layers.svg"
     subprocess.run([sys.executable, "benchmarks/layers.py", str(picture)], cwd=ROOT, check=True)
     text = picture.read_text()

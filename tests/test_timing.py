@@ -27,7 +27,7 @@ def hands(monkeypatch: pytest.MonkeyPatch) -> Hands:
     return hands
 
 
-def test_an_inner_phase_takes_its_time_from_the_outer_one(hands: Hands) -> None:
+def test_time_in_an_inner_phase_does_not_count_for_the_outer_one(hands: Hands) -> None:
     phases = Phases(torch.device("cpu"))
     start = hands.now
     with phases.running():
@@ -48,7 +48,7 @@ def test_an_inner_phase_takes_its_time_from_the_outer_one(hands: Hands) -> None:
     assert sum(seconds.values()) == hands.now - start
 
 
-def test_time_outside_every_phase_is_nobodys(hands: Hands) -> None:
+def test_time_outside_every_phase_is_not_counted(hands: Hands) -> None:
     phases = Phases(torch.device("cpu"))
     with phases.running():
         hands.now += 1
@@ -60,7 +60,7 @@ def test_time_outside_every_phase_is_nobodys(hands: Hands) -> None:
     assert phases.take() == {"forward": 10}
 
 
-def test_taking_starts_again_from_nothing(hands: Hands) -> None:
+def test_take_resets_the_times(hands: Hands) -> None:
     phases = Phases(torch.device("cpu"))
     with phases.running(), phase("forward"):
         hands.now += 1
@@ -68,7 +68,7 @@ def test_taking_starts_again_from_nothing(hands: Hands) -> None:
     assert phases.take() == {}
 
 
-def test_a_phase_that_fails_is_left_too(hands: Hands) -> None:
+def test_a_phase_ends_when_its_block_raises(hands: Hands) -> None:
     phases = Phases(torch.device("cpu"))
     with phases.running():
         with contextlib.suppress(KeyError), phase("forward"):
@@ -90,7 +90,7 @@ def test_nothing_is_timed_outside_of_a_profiling_run(hands: Hands, monkeypatch: 
     assert phases.take() == {}
 
 
-def test_a_clock_is_its_own_threads(hands: Hands) -> None:
+def test_phases_are_timed_separately_for_each_thread(hands: Hands) -> None:
     def other() -> None:
         with phase("elsewhere"):
             hands.now += 1

@@ -26,7 +26,7 @@ from sage.validate import Range, coerce, describe, known
         (None, Annotated[int | None, Range(1)], None),
     ],
 )
-def test_what_fits_comes_out_in_its_own_type(value: Any, annotation: Any, fitted: Any) -> None:
+def test_a_valid_value_is_converted_to_its_type(value: Any, annotation: Any, fitted: Any) -> None:
     got = coerce("x", value, annotation)
     assert got == fitted
     assert type(got) is type(fitted)
@@ -55,7 +55,7 @@ def test_what_fits_comes_out_in_its_own_type(value: Any, annotation: Any, fitted
         (0, Annotated[int | None, Range(1)]),
     ],
 )
-def test_what_does_not_fit_is_refused(value: Any, annotation: Any) -> None:
+def test_an_invalid_value_is_refused(value: Any, annotation: Any) -> None:
     with pytest.raises(ValueError, match=r"^x is .*; allowed is "):
         coerce("x", value, annotation)
 
@@ -71,11 +71,11 @@ def test_what_does_not_fit_is_refused(value: Any, annotation: Any) -> None:
         (bool | None, "true or false, or none"),
     ],
 )
-def test_an_annotation_is_said_in_words(annotation: Any, words: str) -> None:
+def test_an_annotation_is_described_in_words(annotation: Any, words: str) -> None:
     assert describe(annotation) == words
 
 
-def test_a_name_is_refused_with_its_near_misses_or_else_with_all_names() -> None:
+def test_an_unknown_name_is_refused_with_similar_names_or_else_with_all() -> None:
     assert known("verb", "run", ["run", "list"]) == "run"
     with pytest.raises(ValueError, match=r"^no verb is called 'rnu'; did you mean 'run'\?$"):
         known("verb", "rnu", ["run", "list"])

@@ -37,7 +37,7 @@ def made_up(steps: int = 62, world_size: int = 2, n: int = 3000, drop: int | Non
 # Recording.
 
 
-def test_what_is_recorded_is_what_the_reducer_is_handed(
+def test_the_recorded_gradients_are_the_inputs_of_the_reducer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     handed = []
@@ -64,20 +64,20 @@ def test_what_is_recorded_is_what_the_reducer_is_handed(
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-9, 1.0, 1e9, 1e30])
-def test_codes_hold_gradients_of_any_scale_to_eleven_bits(scale: float) -> None:
+def test_codes_have_eleven_bits_of_gradients_of_any_scale(scale: float) -> None:
     gradient_N = scale * made_up(1, 1).codes_SWN[0, 0].float()
     codes_N, exponent = trace.encode(gradient_N)
     assert 2**14 <= float(codes_N.abs().max()) <= 2**15
     torch.testing.assert_close(codes_N.double() * 2.0**exponent, gradient_N.double(), rtol=2**-11, atol=0)
 
 
-def test_silence_and_an_empty_gradient_can_be_recorded() -> None:
+def test_a_zero_and_an_empty_gradient_can_be_recorded() -> None:
     for gradient_N in (torch.zeros(3), torch.empty(0)):
         codes_N, exponent = trace.encode(gradient_N)
         assert (codes_N.tolist(), exponent) == (gradient_N.tolist(), 0)
 
 
-def test_a_sample_is_the_same_for_all_and_in_order() -> None:
+def test_a_sample_is_the_same_for_all_ranks_and_in_order() -> None:
     at_N = trace.sample(10_000, 100)
     assert at_N.tolist() == sorted(set(at_N.tolist())) == trace.sample(10_000, 100).tolist()
     assert at_N.numel() == 100
@@ -89,9 +89,7 @@ DIGITS = ["digits-ff", "--reducer", "topk", "--batch-size", "4"]
 
 
 @pytest.mark.parametrize("stop", [0, 4])
-def test_a_run_gives_the_trace_that_it_would_have_given_uninterrupted_and_again(
-    tmp_path: Path, stop: int
-) -> None:
+def test_a_resumed_run_gives_the_trace_of_an_uninterrupted_one_each_time(tmp_path: Path, stop: int) -> None:
     schedule = ["--schedule", "step", "--milestones", "0.02", "--world-size", "2"]
     folder = tmp_path / "run"
     if stop:
@@ -127,7 +125,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_a_trace_knows_where_the_learning_rate_dropped(tmp_path: Path) -> None:
+def test_a_trace_has_the_step_at_which_the_learning_rate_dropped(tmp_path: Path) -> None:
     whole = recorded([*DIGITS, "--schedule", "step", "--milestones", "0.02"], 6, tmp_path / "trace")
     first, last = whole.lr_S[0], whole.lr_S[-1]
     assert float(last) == pytest.approx(0.1 * float(first))
@@ -135,13 +133,15 @@ def test_a_trace_knows_where_the_learning_rate_dropped(tmp_path: Path) -> None:
     assert made_up(3).drop is None
 
 
-def test_the_end_of_a_cosine_is_no_drop_of_the_learning_rate(tmp_path: Path) -> None:
+def test_the_end_of_a_cosine_is_not_a_drop_of_the_learning_rate(tmp_path: Path) -> None:
     whole = recorded([*DIGITS, "--schedule", "cosine"], 3, tmp_path / "trace")
     assert float(whole.lr_S[2]) < 0.5 * float(whole.lr_S[1])
     assert whole.drop is None
 
 
-def test_what_cannot_be_recorded_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_cannot_be_recorded_is_an_error_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_json(tmp_path / "config.json", parse_run(DIGITS).to_dict())
     for asked, told in (
         ([*DIGITS, "--epochs", "0.1", "--steps", "99999"], "so 99999 steps cannot be recorded"),
@@ -152,7 +152,7 @@ def test_what_cannot_be_recorded_is_said(tmp_path: Path, capsys: pytest.CaptureF
         assert told in capsys.readouterr().err
 
 
-def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_trace_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "other.pt"
     torch.save({"weights": torch.ones(1)}, other)
     text = tmp_path / "text.pt"
@@ -164,7 +164,7 @@ def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
         trace.load(tmp_path / "absent.pt")
 
 
-def test_a_saved_trace_comes_back(tmp_path: Path) -> None:
+def test_a_saved_trace_loads_unchanged(tmp_path: Path) -> None:
     before = made_up(3)
     before.save(tmp_path / "a" / "trace.pt")
     after = trace.load(tmp_path / "a" / "trace.pt")
@@ -176,7 +176,7 @@ def test_a_saved_trace_comes_back(tmp_path: Path) -> None:
 # Replaying.
 
 
-def test_the_quantile_holds_any_density_and_the_table_says_so() -> None:
+def test_the_quantile_reaches_any_density_and_the_table_shows_it() -> None:
     held = density.measure_controller(made_up(), 0.01, "quantile", "uneven")
     assert held.curve == pytest.approx([1.0] * 62)
     assert (held.mean, held.within, held.padding) == pytest.approx((1.0, 1.0, 1.0))
@@ -187,14 +187,14 @@ def test_the_quantile_holds_any_density_and_the_table_says_so() -> None:
     assert cells[:9] == ["made-up, W = 2", "0.01", "quantile", "100%", "1.000", "0", "0", "–", "1.00"]
 
 
-def test_a_rule_that_never_comes_back_is_said_to_never_settle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_controller_that_never_returns_to_the_target_never_settles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(rules.RULES, "stuck", {"controller": "sage", "threshold": 1e30})
     held = density.measure_controller(made_up(), 0.01, "stuck", "padded")
     assert (held.mean, held.within, held.settles_up, held.settles_down) == (0.0, 0.0, None, None)
     assert table.line(held).count("never") == 2
 
 
-def test_settling_is_counted_from_the_jump_to_the_first_of_five_good_steps() -> None:
+def test_settling_is_counted_from_the_jump_to_the_first_of_five_steps_on_target() -> None:
     assert density.settled([3.0, 1.0, 1.1, 2.0, 1.2, 1.0, 0.9, 0.81, 1.0, 1.0]) == 4
     assert density.settled([1.0] * 5) == 0
     assert density.settled([1.0] * 4) is None
@@ -216,7 +216,7 @@ def test_each_settling_is_counted_in_its_own_replay(monkeypatch: pytest.MonkeyPa
     assert density.measure_controller(made_up(), 0.01, "quantile", "uneven").settles_drop is None
 
 
-def test_a_jump_is_replayed_as_if_the_gradients_had_been_so(tmp_path: Path) -> None:
+def test_a_replayed_jump_equals_recorded_gradients_of_that_scale(tmp_path: Path) -> None:
     plain = made_up()
     jumped = made_up()
     jumped.exponents_SW[density.WARM :] += 3
@@ -228,7 +228,7 @@ def test_a_jump_is_replayed_as_if_the_gradients_had_been_so(tmp_path: Path) -> N
         assert density.replay(plain, options)[8.0].density != density.replay(plain, options)[1.0].density
 
 
-def test_the_verb_writes_tables_a_csv_and_a_figure(
+def test_the_command_writes_tables_a_csv_and_a_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made_up().save(tmp_path / "2.pt")
@@ -256,7 +256,7 @@ def test_the_verb_writes_tables_a_csv_and_a_figure(
     assert len(capsys.readouterr().out.splitlines()) == 8
 
 
-def test_a_trace_can_be_made_for_the_occasion_from_a_run(tmp_path: Path) -> None:
+def test_a_run_folder_can_be_given_instead_of_a_trace(tmp_path: Path) -> None:
     constant = [*DIGITS, "--schedule", "constant"]
     write_json(tmp_path / "config.json", parse_run(constant).to_dict())
     size = ["--steps", "60", "--elements", "500"]
@@ -267,13 +267,13 @@ def test_a_trace_can_be_made_for_the_occasion_from_a_run(tmp_path: Path) -> None
     assert (tmp_path / "now" / "density.svg").read_text() == (tmp_path / "kept" / "density.svg").read_text()
 
 
-def test_a_trace_too_short_to_judge_by_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trace_that_is_too_short_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made_up(20).save(tmp_path / "trace.pt")
     assert main(["bench", "density", str(tmp_path / "trace.pt")]) == 2
     assert "has 20 steps: 60 or more are needed" in capsys.readouterr().err
 
 
-def test_what_cannot_be_told_apart_or_drawn_is_refused(
+def test_duplicate_traces_and_controllers_that_cannot_be_drawn_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = str(tmp_path / "trace.pt")
@@ -285,7 +285,7 @@ def test_what_cannot_be_told_apart_or_drawn_is_refused(
     assert "has the same workload, ranks and first step as another" in capsys.readouterr().err
 
 
-def test_bench_without_a_name_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_without_a_command_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench"]) == 2
     assert "one of record, density, compress" in capsys.readouterr().err
 

@@ -84,7 +84,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_time_is_split_at_the_last_collective_and_none_of_the_wires_is_in_it(clock: Clock) -> None:
+def test_time_is_split_at_the_last_collective_and_excludes_the_wires_own_time(clock: Clock) -> None:
     wire = LoopbackWire(CPU)
 
     def work() -> str:
@@ -99,7 +99,7 @@ def test_time_is_split_at_the_last_collective_and_none_of_the_wires_is_in_it(clo
     assert wire.timed(work) == ("done", 11, 100)
 
 
-def test_without_a_collective_all_is_compression(clock: Clock) -> None:
+def test_without_a_collective_all_time_is_compression(clock: Clock) -> None:
     def work() -> None:
         clock.now += 7
 
@@ -137,13 +137,13 @@ def test_every_reducer_takes_a_turn_of_steps_on_a_wire_of_several_ranks(name: st
         assert mean_N.isfinite().all()
 
 
-def test_every_collective_that_a_reducer_may_call_is_tried_here() -> None:
+def test_every_collective_that_a_reducer_may_call_is_tested_here() -> None:
     public = {name for name, call in vars(Wire).items() if callable(call) and not name.startswith("_")}
     assert public - set(ENGINE) == set(CALLS)
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_alone_a_wire_answers_and_books_what_one_simulated_rank_does(call: str) -> None:
+def test_a_wire_of_one_rank_returns_and_counts_the_same_as_one_simulated_rank(call: str) -> None:
     def ask(wire: Wire) -> Any:
         return CALLS[call](wire, torch.tensor([3.0, -4.0, 5.0])), wire.ledger.payload, wire.ledger.calls
 
@@ -162,7 +162,7 @@ SQUARE = ("reduce_scatter", "all_to_all", "all_to_all_ragged", "broadcast", "gat
 
 
 @pytest.mark.parametrize("call", sorted(set(CALLS) - set(SQUARE)))
-def test_a_wire_of_three_equal_ranks_answers_what_three_simulated_ones_do(call: str) -> None:
+def test_a_wire_of_three_equal_ranks_returns_the_same_as_three_simulated_ones(call: str) -> None:
     def ask(wire: Wire) -> Any:
         return CALLS[call](wire, torch.tensor([3.0, -4.0, 5.0]))
 
@@ -181,7 +181,7 @@ def test_a_wire_of_three_equal_ranks_exchanges_rows_as_three_simulated_ones_do()
 
 
 @pytest.mark.parametrize("call", ["gather", "gather_to", "reduce_scatter", "all_to_all"])
-def test_an_answer_is_no_other_name_of_the_question(call: str) -> None:
+def test_a_result_does_not_alias_its_input(call: str) -> None:
     x_N = torch.ones(3)
     answer = CALLS[call](LoopbackWire(CPU), x_N)
     (answer[0] if isinstance(answer, tuple) else answer).zero_()
@@ -220,7 +220,7 @@ def test_on_cuda_events_are_recorded_and_waited_for_only_at_both_ends(
 
 
 @pytest.mark.parametrize("density", [0.1, 0.01, 0.001])
-def test_topk_sends_all_of_k_and_eight_bytes_for_each(density: float) -> None:
+def test_topk_sends_exactly_k_elements_with_eight_bytes_for_each(density: float) -> None:
     row, half = measure(
         vector(), [*cases_of("topk", [density]), *cases_of("topk:values=fp16", [density])], 2, 0, 0
     )
@@ -230,13 +230,13 @@ def test_topk_sends_all_of_k_and_eight_bytes_for_each(density: float) -> None:
     assert row.dense == 4 * N
 
 
-def test_what_knows_no_density_is_measured_once_and_says_nothing_of_k() -> None:
+def test_a_reducer_without_a_density_is_measured_once_and_has_no_k() -> None:
     (case,) = cases_of("exact", [0.1, 0.01])
     (row,) = measure(vector(), [case], 2, 0, 0)
     assert (case.density, row.sent, row.sent_over_k, row.payload) == (None, None, None, 4 * N)
 
 
-def test_options_stand_behind_the_name() -> None:
+def test_options_follow_the_name() -> None:
     first, second = cases_of("sage:controller=sage,agree=true,density-steps=5", [0.1, 0.02])
     told = {name: first.options[name] for name in ("controller", "agree", "density_steps", "density")}
     assert told == {"controller": "sage", "agree": True, "density_steps": 5, "density": 0.1}
@@ -248,7 +248,7 @@ def test_options_stand_behind_the_name() -> None:
 @pytest.mark.parametrize(
     "spec", [*registry.names("reducers"), "sage:controller=sage", "sage:controller=feedback"]
 )
-def test_no_round_has_anything_of_another(spec: str) -> None:
+def test_rounds_are_independent_of_each_other(spec: str) -> None:
     given = vector(settle=1)
     before = given.gradient_N.clone(), given.before[0].clone()
     seen: list[tuple[Reducer, Tensor]] = []
@@ -263,7 +263,7 @@ def test_no_round_has_anything_of_another(spec: str) -> None:
     assert torch.equal(given.before[0], before[1])
 
 
-def test_settled_it_goes_on_from_the_residual_of_the_gradients_before() -> None:
+def test_with_settle_a_reducer_has_the_residual_of_the_earlier_gradients() -> None:
     given = vector(settle=2)
     seen: list[tuple[Reducer, Tensor]] = []
     once = reduce_once(spied("topk", seen), given)
@@ -277,7 +277,7 @@ def test_settled_it_goes_on_from_the_residual_of_the_gradients_before() -> None:
     assert once.payload == 8 * 40  # of the timed one alone
 
 
-def test_everything_runs_once_a_round_in_an_order_drawn_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_case_runs_once_per_round_in_an_order_drawn_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
     def once(case: Case, given: Input, world_size: int = 1) -> repetitions.Round:
@@ -295,7 +295,7 @@ def test_everything_runs_once_a_round_in_an_order_drawn_each_time(monkeypatch: p
     assert min(each.compress for row in rows for each in row.rounds) == 9
 
 
-def test_a_spread_is_of_all_rounds() -> None:
+def test_the_spread_covers_all_rounds() -> None:
     spread = repetitions.spread([1.0, 2.0, 3.0, 4.0, 100.0])
     assert (spread.mean, spread.least, spread.low, spread.median, spread.high) == (22, 1, 2, 3, 4)
     assert spread.std == pytest.approx(43.6, abs=0.05)
@@ -317,7 +317,7 @@ class Fails(TopK):
         return super().forward(grad_N, residual_N, wire)
 
 
-def test_what_raises_is_told_and_the_others_are_measured() -> None:
+def test_a_case_that_raises_is_reported_and_the_others_are_measured() -> None:
     Fails.lives = 0
     broken, row = measure(
         vector(), [Case("fails", Fails, {"density": 0.1}), *cases_of("topk", [0.1])], 4, 0, 0
@@ -361,7 +361,7 @@ def cells(lines: Sequence[str], column: int) -> list[str]:
     return [re.split(r" *\| *", line)[column] for line in lines]
 
 
-def test_the_verb_tells_a_table_a_csv_and_a_figure_and_that_one_failed(
+def test_the_command_writes_a_table_a_csv_and_a_figure_and_reports_a_failed_case(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorded(n=3000).save(tmp_path / "trace.pt")
@@ -417,7 +417,7 @@ def test_the_verb_tells_a_table_a_csv_and_a_figure_and_that_one_failed(
     )
 
 
-def test_where_nothing_fails_and_nothing_has_a_density_there_is_a_figure_too(tmp_path: Path) -> None:
+def test_reducers_without_a_density_have_a_figure_too(tmp_path: Path) -> None:
     asked = [
         "--reducers",
         "exact",
@@ -448,7 +448,7 @@ def test_where_nothing_fails_and_nothing_has_a_density_there_is_a_figure_too(tmp
         (["--traces", "absent.pt"], "there is no file absent.pt"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_anything_is(
+def test_invalid_arguments_are_refused_before_anything_is_measured(
     asked: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "compress", "--mib", "0.01", *asked]) == 2
@@ -457,7 +457,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(
     assert said.out == ""
 
 
-def test_to_settle_takes_gradients_that_a_trace_has(
+def test_settle_needs_earlier_gradients_in_the_trace(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorded().save(tmp_path / "trace.pt")
@@ -467,6 +467,6 @@ def test_to_settle_takes_gradients_that_a_trace_has(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_gpu_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "compress", "--device", "cuda"]) == 2
     assert "torch sees no GPU here" in capsys.readouterr().err

@@ -36,7 +36,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     max_examples=examples(20), deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 @given(seed=st.integers(0, 2**32))
-def test_a_damaged_trace_is_replayed_or_named_in_one_line(trace: Path, seed: int) -> None:
+def test_a_damaged_trace_is_replayed_or_refused_in_one_line(trace: Path, seed: int) -> None:
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(shutil.copy(trace, scratch))

@@ -39,9 +39,7 @@ def small(config: Config, *, steps: int, elements: int, folder: Path | None = No
     return Trace(codes_SWN, exponents_SW, lr_S, first=first, numel=200, config=told)
 
 
-def test_its_commands_can_be_run_in_the_order_they_stand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commands_of_the_page_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With neither training nor replays, which tests/bench/test_bench.py does."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(recording, "record", small)
@@ -65,7 +63,7 @@ def test_its_commands_can_be_run_in_the_order_they_stand(
     assert len(list(Path().glob("density*/density.csv"))) == 2
 
 
-def test_its_tables_are_those_of_the_results() -> None:
+def test_the_tables_of_the_page_are_those_of_the_results() -> None:
     """A law for whoever measures again: the page is to say what the files say."""
     measured = "".join(path.read_text() for path in sorted(RESULTS.glob("density*/density.md")))
     quoted = re.findall(r"^\| trace \|.*\n(?:\|.*\n)+", PAGE, flags=re.MULTILINE)

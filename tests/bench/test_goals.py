@@ -42,7 +42,7 @@ def test_graces_random_codes_are_unbiased(name: str) -> None:
     torch.testing.assert_close(mean_N, x_N, rtol=0, atol=0.04)
 
 
-def test_what_is_not_sent_stays_in_the_residual() -> None:
+def test_unsent_elements_stay_in_the_residual() -> None:
     layers, residuals = [torch.randn(300), torch.randn(7)], [torch.randn(300), torch.zeros(7)]
     signals = [x + r for x, r in zip(layers, residuals, strict=True)]
     grace_class.step(grace_class.top, layers, residuals)
@@ -50,7 +50,7 @@ def test_what_is_not_sent_stays_in_the_residual() -> None:
         assert torch.equal(left_N, signal_N - grace_class.top(signal_N))
 
 
-def test_every_measured_reducer_exists_and_every_compared_one_has_a_rival() -> None:
+def test_every_measured_reducer_exists_and_every_compared_one_has_a_counterpart() -> None:
     names = {spec.partition(":")[0] for spec in goal_table.REDUCERS}
     assert names <= set(registry.names("reducers"))
     assert {spec.partition(":")[0] for spec in goal_table.COMPARED} <= set(grace_class.METHODS)
@@ -84,7 +84,7 @@ def test_only_passes_may_take_twice_as_long_without_avx_512() -> None:
 @pytest.mark.skipif(
     not goal_measure.MEMORY_FILE.exists(), reason="Linux tells the peak, other systems do not"
 )
-def test_the_peak_is_of_memory_that_is_touched_and_given_back() -> None:
+def test_the_peak_includes_memory_that_is_used_and_freed() -> None:
     size = 2**25
     peak = goal_measure.peak_bytes(lambda: torch.ones(size // 4).sum())
     assert peak is not None

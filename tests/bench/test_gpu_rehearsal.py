@@ -80,7 +80,7 @@ def test_without_a_gpu_one_line_says_so() -> None:
     assert done.stderr.splitlines()[-1].startswith("torch sees no GPU here")
 
 
-def test_the_packages_that_are_to_be_absent_are(bare: dict[str, str]) -> None:
+def test_the_packages_that_must_be_absent_are_absent(bare: dict[str, str]) -> None:
     assert python(bare, "-c", "import rich").returncode == 1
 
 
@@ -97,7 +97,7 @@ print(*(f"{row.section}: {row.status}" for row in read(path)), sep="\\n")
 """
 
 
-def test_a_section_that_dies_or_hangs_is_told_and_does_not_stop_the_others(tmp_path: Path) -> None:
+def test_a_section_that_crashes_or_hangs_is_reported_and_does_not_stop_the_others(tmp_path: Path) -> None:
     # A process that is given a section that there is not ends with an error; one has a second at least, in
     # which no section ends: it imports torch, and takes steps of two models.
     done = python({**os.environ}, "-c", ENDS, str(tmp_path / "rows"))

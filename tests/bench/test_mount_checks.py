@@ -144,7 +144,7 @@ def ways_to_zero(rank: int) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("zero", ZEROS)
-def test_however_gradients_are_set_to_zero_they_are_reduced(zero: str) -> None:
+def test_gradients_are_reduced_however_they_are_set_to_zero(zero: str) -> None:
     for view in seen(ways_to_zero):
         assert view[zero] == pytest.approx([0, 0, 0], abs=1e-6)
 
@@ -166,7 +166,7 @@ def none_with_residual(rank: int) -> list[list[float]]:
     return sent
 
 
-def test_a_parameter_without_a_gradient_on_one_rank_sends_what_it_has_kept() -> None:
+def test_a_parameter_without_a_gradient_on_one_rank_sends_its_residual() -> None:
     # Rank 0 has [4, 4] then, and sends the first of the equals or the second; rank 1 has [0, 2].
     for first, second in seen(none_with_residual):
         assert first == [4.0, 0.0]
@@ -190,7 +190,7 @@ def gradients_exchanged(rank: int) -> list[list[float]]:
     return found
 
 
-def test_gradients_that_the_script_has_exchanged_are_reduced_where_they_are() -> None:
+def test_gradients_that_the_script_has_replaced_are_reduced_in_their_place() -> None:
     for found in seen(gradients_exchanged):
         assert found == [[105, 106, 107, 108], [5, 6, 7, 8], [205, 207, 206, 208]]
 
@@ -496,7 +496,7 @@ REFUSED: dict[Case, str] = {
 
 
 @pytest.mark.parametrize("look", REFUSED, ids=lambda look: look.__name__)
-def test_what_would_be_reduced_wrongly_or_not_at_all_is_refused_by_name(look: Case) -> None:
+def test_parameters_that_would_be_reduced_incorrectly_or_not_at_all_are_refused_by_name(look: Case) -> None:
     assert re.search(REFUSED[look], refused(look))
 
 
@@ -529,7 +529,7 @@ def fair_use(rank: int) -> bool:
     return True
 
 
-def test_scripts_with_several_models_and_optimisers_are_let_alone() -> None:
+def test_scripts_with_several_models_and_optimisers_are_accepted() -> None:
     assert seen(fair_use) == [True, True]
 
 
@@ -566,12 +566,12 @@ def compiled(rank: int) -> list[float]:
     return found
 
 
-def test_compiled_before_or_after_mounting_the_mean_is_the_same() -> None:
+def test_a_model_compiled_before_or_after_mounting_has_the_same_mean() -> None:
     for found in seen(compiled):
         assert max(found) < 1e-5
 
 
-def test_a_mount_that_is_dropped_does_not_hold_the_model() -> None:
+def test_a_mount_without_references_does_not_keep_the_model_alive() -> None:
     def work(wire: Wire) -> None:
         model = network()
         mount = ModelMount(model, WholeModel(model, Exact()), wire)

@@ -56,7 +56,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(f"\n  {name} " in said for name in COMMANDS)
 
 
-def test_list_names_every_part_and_workload_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_every_part_and_workload_with_its_summary(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for room in registry.EXPORTS:
@@ -66,7 +66,7 @@ def test_list_names_every_part_and_workload_with_its_line(capsys: pytest.Capture
         assert [line for line in lines if line.startswith(f"  {name} ") and len(line.split()) > 3]
 
 
-def test_run_without_a_workload_is_the_demonstration(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_without_a_workload_uses_the_default_workload(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys) == printed(capsys, "digits")
 
 
@@ -87,7 +87,7 @@ def test_flags_reach_the_run_and_each_part(capsys: pytest.CaptureFixture[str], t
     assert config["runs"] == str(tmp_path)
 
 
-def test_the_command_line_covers_the_file_and_the_file_the_workload(
+def test_the_command_line_overrides_the_file_and_the_file_the_workload(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     file = tmp_path / "x.toml"
@@ -115,7 +115,7 @@ def test_a_workload_may_be_a_file(capsys: pytest.CaptureFixture[str], tmp_path: 
         *(["bench", name, "--help"] for name in BENCHES),
     ],
 )
-def test_help_is_to_be_had_everywhere(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+def test_every_command_prints_its_help(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
     assert main(argv) == 0
     said = capsys.readouterr()
     assert said.out.startswith("Usage: sage")
@@ -226,21 +226,21 @@ def test_data_list_and_prepare(
     assert asked == [(tmp_path, "big"), (Path("here"), "small"), (Path("there"), "big")]
 
 
-def test_conform_passes_options_and_world_sizes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conform_passes_on_options_and_world_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = asks(monkeypatch, "sage.testing.conformance.main")
     assert main(["conform", "topk", "--density", "0.5", "--world-sizes", "1", "3"]) == 0
     options = {"density": 0.5, "values": "fp32", "indices": "int32"}
     assert asked == [("topk", options, (1, 3))]
 
 
-def test_report_writes_beside_the_runs_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_writes_into_the_runs_folder_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = asks(monkeypatch, "sage.report.report.main")
     assert main(["report"]) == 0
     assert main(["report", "a", "b", "--output", "c"]) == 0
     assert asked == [([Path("runs")], Path("runs")), ([Path("a"), Path("b")], Path("c"))]
 
 
-def test_a_run_by_command_line_leaves_a_result_and_is_not_run_again(sage: Sage, tmp_path: Path) -> None:
+def test_a_run_by_command_line_writes_a_result_and_is_not_repeated(sage: Sage, tmp_path: Path) -> None:
     argv = ("run", "digits-ff", "--reducer", "topk", "--steps", "2", "--workers-in-process")
     first = sage(*argv)
     assert first.returncode == 0, first.stderr

@@ -50,7 +50,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "runs"
 
 
-def test_the_names_of_runs_are_offered_from_the_folder_that_is_named(runs: Path) -> None:
+def test_run_names_are_completed_from_the_given_folder(runs: Path) -> None:
     both = ["digits-exact-89abcdef", "digits-topk-01234567"]
     assert [item.value for item in offered("logs", "digits")] == both
     assert [item.value for item in offered("logs", "")] == [*both, "ncf-sage-00112233"]

@@ -52,7 +52,7 @@ def options(group: Group, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], O
     return found
 
 
-def test_the_option_is_the_same_wherever_it_is() -> None:
+def test_the_json_option_is_the_same_in_every_command() -> None:
     found = options(root)
     assert set(found) == WITH_JSON
     for option in found.values():

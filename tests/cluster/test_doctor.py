@@ -44,7 +44,7 @@ def failures(told: subprocess.CompletedProcess[str]) -> dict[str, str]:
 # On this machine.
 
 
-def test_this_machine_is_well(sage: Sage, tmp_path: Path) -> None:
+def test_this_machine_passes_every_check(sage: Sage, tmp_path: Path) -> None:
     told = sage("doctor", "--ranks", "2")
     assert told.returncode == 0, told.stdout
     lines = told.stdout.splitlines()
@@ -64,7 +64,7 @@ def test_a_wrong_interface_and_an_unwritable_folder_are_named(sage: Sage, tmp_pa
     assert found["runs folder"] == f"cannot write to {tmp_path}/file/runs: Not a directory"
 
 
-def test_a_port_that_another_program_has_is_named(sage: Sage) -> None:
+def test_a_port_that_another_program_uses_is_named(sage: Sage) -> None:
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
         told = sage("doctor", "--port", str(port), "--timeout", "2", "--json")
@@ -109,7 +109,7 @@ def test_an_agent_that_dies_is_named(tmp_path: Path) -> None:
         ("--hosts nowhere.txt", "cannot read the hosts file nowhere.txt"),
     ],
 )
-def test_what_is_asked_wrongly_is_said(argv: str, message: str) -> None:
+def test_wrong_arguments_are_one_line_errors(argv: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call("doctor", *argv.split())
 
@@ -134,7 +134,7 @@ sys.exit(max(task.wait() for task in tasks))
 """Stands in for srun: one task where it is asked for one, else two."""
 
 
-def test_a_jobs_own_nodes_are_examined_through_srun(
+def test_a_jobs_own_nodes_are_checked_through_srun(
     sage: Sage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     programs = tmp_path / "programs"
@@ -161,7 +161,7 @@ def test_a_jobs_own_nodes_are_examined_through_srun(
         ({"SLURM_STEP_NUM_TASKS": "4"}, "call it once in a job, without srun"),
     ],
 )
-def test_half_a_job_is_told_in_one_line(
+def test_an_incomplete_job_environment_is_a_one_line_error(
     monkeypatch: pytest.MonkeyPatch, told: dict[str, str], message: str
 ) -> None:
     for name, value in ({"SLURM_JOB_ID": "1"} | told).items():
@@ -181,7 +181,7 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
     server.close()
 
 
-def test_hosts_are_examined_over_ssh(sage: Sage, sshd: Sshd, tmp_path: Path) -> None:
+def test_hosts_are_checked_over_ssh(sage: Sage, sshd: Sshd, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("here\nthere\n")
     by_ssh = ("doctor", "--hosts", "hosts", "--ssh", sshd.ssh, "--hostip", "127.0.0.1", "--json")
     # What is wrong with the interface saves importing torch.
@@ -217,7 +217,7 @@ def gpu(rank: int, uuid: str) -> dict[str, Any]:
     return {**facts(rank)["torch"], "gpus": 1, "gpu": "H200", "uuid": uuid}
 
 
-def test_healthy_nodes_are_well() -> None:
+def test_healthy_nodes_pass_every_check() -> None:
     found = diagnosed(lambda ranks: None)
     assert [(one.status, one.where) for one in found] == [("ok", "all nodes")] * len(CHECKS)
 
@@ -361,7 +361,7 @@ def test_two_ranks_on_one_gpu_are_named() -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5, 16, 17, 100])
-def test_every_rank_measures_its_next_in_the_ring(world_size: int) -> None:
+def test_every_rank_measures_the_link_to_the_next_rank_of_the_ring(world_size: int) -> None:
     found = distances(world_size)
     assert (1 in found) == (world_size > 1)
     assert all(0 < distance < world_size for distance in found)

@@ -74,7 +74,7 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
-def test_what_no_keeper_says_is_the_hosts_own_and_ends_nothing(
+def test_lines_that_are_not_the_supervisors_are_the_hosts_output_and_end_no_task(
     ssh: Ssh, tmp_path: Path, garbage: str
 ) -> None:
     (tmp_path / "garbage").write_text(f"\x1e{garbage}\n")
@@ -82,13 +82,13 @@ def test_what_no_keeper_says_is_the_hosts_own_and_ends_nothing(
     assert said == [Output("a", None, garbage.join([" ", ""]), "stdout"), Ended("a", 0, 3)]
 
 
-def test_a_task_that_ends_twice_has_ended_once(ssh: Ssh) -> None:
+def test_the_end_of_a_task_counts_once(ssh: Ssh) -> None:
     end = "printf '\\x1e[0, \"ended\", %d]\\n'"
     said = events(ssh(f"read; read; {end} 0; {end} 1; {end} 0; sleep 0.1"))
     assert [event for event in said if isinstance(event, Ended)] == [Ended("a", 0, 0)]
 
 
-def test_a_line_without_an_end_comes_in_pieces(ssh: Ssh) -> None:
+def test_a_line_without_an_end_is_split(ssh: Ssh) -> None:
     said = events(
         ssh("read; read; head -c 3000000 /dev/zero | tr '\\0' x; printf '\\n\\x1e[0, \"ended\", 0]\\n'")
     )
@@ -97,7 +97,7 @@ def test_a_line_without_an_end_comes_in_pieces(ssh: Ssh) -> None:
     assert said[-1] == Ended("a", 0, 0)
 
 
-def test_a_keeper_breaks_the_endless_line_of_a_task(tmp_path: Path) -> None:
+def test_the_supervisor_splits_the_endless_line_of_a_task(tmp_path: Path) -> None:
     ssh = tmp_path / "ssh"
     ssh.write_text('#!/bin/bash\nexec sh -c "${@: -1}"\n')
     ssh.chmod(0o755)
@@ -112,7 +112,7 @@ def test_a_keeper_breaks_the_endless_line_of_a_task(tmp_path: Path) -> None:
 
 @settings(max_examples=examples(200), deadline=None)
 @given(st.binary(max_size=60) | st.sampled_from([text.encode() for text in GARBAGE]))
-def test_any_line_is_told_or_is_not(line: bytes) -> None:
+def test_any_line_is_an_event_or_is_not(line: bytes) -> None:
     told = connection.parse_event(line.decode(errors="replace"), {0, 1})
     if told is not None:
         rank, kind, what = told
@@ -134,7 +134,7 @@ def test_control_characters_of_ranks_do_not_reach_the_terminal(
 
 
 @pytest.mark.parametrize("answer", ["", "hello", "0", "70000", "-1", "٣", "9" * 5000, "1.5", "80\x1b[31m"])
-def test_a_host_that_answers_no_port_is_named(ssh: Ssh, tmp_path: Path, answer: str) -> None:
+def test_a_host_that_returns_no_port_is_named(ssh: Ssh, tmp_path: Path, answer: str) -> None:
     (tmp_path / "line").write_text(f"\x1e{json.dumps([0, 'stdout', answer])}\n")
     program = ssh(f"read; read; cat {tmp_path}/line; printf '\\x1e[0, \"ended\", 0]\\n'")
     with pytest.raises(OSError, match="^cannot find a free port on a: py printed '.*' there$") as caught:
@@ -156,14 +156,14 @@ def test_a_host_that_answers_no_port_is_named(ssh: Ssh, tmp_path: Path, answer: 
     ],
     ids=["mute", "babbling", "deaf", "with a child of its own session"],
 )
-def test_a_host_that_does_not_start_its_tasks_is_given_up(ssh: Ssh, lines: str) -> None:
+def test_a_host_that_does_not_start_its_tasks_is_abandoned(ssh: Ssh, lines: str) -> None:
     ends = [event for event in events(ssh(lines), num_tasks=2) if isinstance(event, Ended)]
     assert [(end.rank, end.status) for end in ends] == [(0, None), (1, None)]
     assert all("has not started its tasks within 0.3 s" in e.reason or "not end" in e.reason for e in ends)
 
 
 @pytest.mark.usefixtures("hurried")
-def test_tasks_that_do_not_end_when_told_are_ended_by_force(ssh: Ssh) -> None:
+def test_tasks_that_do_not_end_on_request_are_killed(ssh: Ssh) -> None:
     program = ssh(
         "read; read; printf '\\x1e[0, \"started\", 1]\\n'; trap '' TERM; exec sleep 1000 </dev/null"
     )
@@ -173,7 +173,7 @@ def test_tasks_that_do_not_end_when_told_are_ended_by_force(ssh: Ssh) -> None:
     assert end == Ended("a", 0, None, "ssh ended with status -9")
 
 
-def test_more_orders_than_a_pipe_holds_block_nobody(ssh: Ssh, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_messages_than_a_pipe_holds_do_not_block(ssh: Ssh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "START_SECONDS", 0.3)
     tasks = [Task(host="a", rank=rank, argv=["x" * 1000]) for rank in range(300)]
     with RemoteTasks(tasks, ssh=[ssh("exec sleep 1000")]) as running:
@@ -182,7 +182,7 @@ def test_more_orders_than_a_pipe_holds_block_nobody(ssh: Ssh, monkeypatch: pytes
 
 @pytest.mark.parametrize("verb", ["launch", "doctor"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_wait_for_a_host_also_where_it_was_ignored(
+def test_a_signal_ends_the_wait_for_a_host_even_if_it_was_ignored(
     ssh: Ssh, tmp_path: Path, verb: str, number: signal.Signals
 ) -> None:
     (tmp_path / "hosts").write_text("a\n")
@@ -213,7 +213,7 @@ def test_a_signal_ends_the_wait_for_a_host_also_where_it_was_ignored(
 # The hosts file.
 
 
-def test_a_hosts_file_may_begin_with_a_mark_and_lie_at_home(
+def test_a_hosts_file_may_have_a_byte_order_mark_and_be_in_the_home_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hosts").write_bytes(b"\xef\xbb\xbfnode1 slots=2\r\nnode2\r\n")
@@ -239,7 +239,7 @@ def test_a_hosts_file_may_begin_with_a_mark_and_lie_at_home(
         ("\0", "cannot read the hosts file"),
     ],
 )
-def test_a_hosts_file_that_is_none_is_told_in_one_line(
+def test_a_file_that_is_not_a_hosts_file_is_a_one_line_error(
     tmp_path: Path, content: bytes | str, message: str
 ) -> None:
     path = tmp_path / "hosts"
@@ -286,7 +286,7 @@ def test_any_hosts_file_is_read_or_refused_in_one_line(
     ],
 )
 @pytest.mark.parametrize("verb", ["launch", "doctor"])
-def test_wrong_options_are_one_line(tmp_path: Path, verb: str, options: str, said: str) -> None:
+def test_wrong_options_are_one_line_errors(tmp_path: Path, verb: str, options: str, said: str) -> None:
     (tmp_path / "hosts").write_text("a\n")
     name, value = options.split(" ", 1)
     value = value.replace("''", "")

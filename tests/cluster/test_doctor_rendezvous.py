@@ -76,7 +76,7 @@ def hurt(connection: socket.socket, what: bytes) -> None:
 # The port.
 
 
-def test_ranks_that_know_the_secret_meet(host: RendezvousServer) -> None:
+def test_ranks_that_know_the_secret_connect(host: RendezvousServer) -> None:
     with guest(host, 0) as first, guest(host, 1) as second:
         both = [threading.Thread(target=one.gather, args=("x",)) for one in (first,)]
         both[0].start()
@@ -104,7 +104,9 @@ def test_ranks_that_know_the_secret_meet(host: RendezvousServer) -> None:
         b"x" * 100_000,
     ],
 )
-def test_who_talks_nonsense_is_counted_and_gets_nothing(host: RendezvousServer, what: bytes) -> None:
+def test_connections_with_invalid_messages_are_counted_and_get_no_answer(
+    host: RendezvousServer, what: bytes
+) -> None:
     hurt(connected(host), what)
     until(lambda: host.rejected)
     assert host.rejected == ["127.0.0.1"]
@@ -112,7 +114,7 @@ def test_who_talks_nonsense_is_counted_and_gets_nothing(host: RendezvousServer, 
         assert 0 in alone.gather("still here", 0.1)
 
 
-def test_a_line_without_an_end_takes_no_memory(host: RendezvousServer) -> None:
+def test_a_line_without_an_end_uses_no_memory(host: RendezvousServer) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     block = bytes(1024 * 1024).replace(b"\0", b"x")
     with connected(host) as connection, suppress(OSError):
@@ -122,13 +124,13 @@ def test_a_line_without_an_end_takes_no_memory(host: RendezvousServer) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024, "KiB"
 
 
-def test_a_rank_with_another_secret_is_a_stranger(host: RendezvousServer) -> None:
+def test_a_rank_with_another_secret_is_unauthenticated(host: RendezvousServer) -> None:
     with pytest.raises(Unreachable, match="another program answers there, not rank 0"):
         guest(host, 0, "guessed")
     until(lambda: host.rejected)
 
 
-def test_nobody_can_be_a_rank_that_is_here_or_that_there_is_not(host: RendezvousServer) -> None:
+def test_a_connected_or_nonexistent_rank_cannot_connect(host: RendezvousServer) -> None:
     with guest(host, 1):
         for rank in (1, 2, -1):
             with pytest.raises(Unreachable):
@@ -136,7 +138,9 @@ def test_nobody_can_be_a_rank_that_is_here_or_that_there_is_not(host: Rendezvous
     until(lambda: len(host.rejected) == 3)
 
 
-def test_a_stranger_who_waits_is_sent_away(host: RendezvousServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unauthenticated_connection_that_waits_is_closed(
+    host: RendezvousServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(authentication, "AUTHENTICATION_SECONDS", 0.2)
     with connected(host) as connection:
         connection.recv(200)
@@ -156,7 +160,7 @@ def test_many_other_connections_do_not_block_the_ranks(
         connection.close()
 
 
-def test_who_poses_as_rank_0_learns_and_gets_nothing() -> None:
+def test_a_false_rank_0_learns_and_gets_nothing() -> None:
     heard: list[bytes] = []
 
     def pose() -> None:
@@ -178,14 +182,14 @@ def test_who_poses_as_rank_0_learns_and_gets_nothing() -> None:
 
 
 @pytest.mark.parametrize("hostip", ["127.0.0.1", "localhost", "127.0.1.1"])
-def test_ranks_of_one_machine_meet_on_loopback_alone(hostip: str) -> None:
+def test_ranks_of_one_machine_use_loopback_only(hostip: str) -> None:
     with open_listener(0, hostip) as listener:
         assert listener.getsockname()[0].startswith("127.")
     with open_listener(0, "10.0.0.1") as listener:
         assert not listener.getsockname()[0].startswith("127.")
 
 
-def test_the_way_between_two_ranks_is_measured_for_those_who_know_the_secret() -> None:
+def test_a_link_is_measured_only_for_ranks_that_know_the_secret() -> None:
     port = serve_measurements("127.0.0.1", SECRET)
     found = measure("127.0.0.1", port, SECRET)
     assert found["alpha_seconds"] > 0
@@ -209,7 +213,7 @@ def beginning() -> list[tuple[str, Any]]:
     return [(step, healthy(0)[step]) for step in FIRST]
 
 
-def test_a_healthy_agent_is_understood() -> None:
+def test_the_report_of_a_healthy_agent_is_valid() -> None:
     assert ear(*healthy(0).items()).facts.keys() >= {*FIRST, "pairs", "torch", "all_reduce", "end"}
     assert "garbled" not in ear(*healthy(0).items()).facts
 
@@ -225,7 +229,7 @@ def test_a_healthy_agent_is_understood() -> None:
         ("clock", {"skew": 0.0}),
     ],
 )
-def test_what_no_agent_says_first_ends_the_listening(step: str, found: Any) -> None:
+def test_an_invalid_first_step_invalidates_the_report(step: str, found: Any) -> None:
     one = ear((step, found), *healthy(0).items())
     assert one.facts.keys() == {"garbled"}
 
@@ -244,7 +248,7 @@ def test_what_no_agent_says_first_ends_the_listening(step: str, found: Any) -> N
         ("end", {"strangers": "many"}),
     ],
 )
-def test_facts_that_cannot_be_are_not_judged(step: str, found: Any) -> None:
+def test_impossible_facts_are_not_evaluated(step: str, found: Any) -> None:
     one = ear(*beginning(), (step, found))
     assert step not in one.facts
     assert step in one.facts["garbled"]["why"]
@@ -254,7 +258,7 @@ def test_facts_that_cannot_be_are_not_judged(step: str, found: Any) -> None:
     assert finding.status == "failed"
 
 
-def test_pieces_out_of_order_and_endless_ones_end_the_listening() -> None:
+def test_pieces_out_of_order_or_without_end_invalidate_the_report() -> None:
     for pieces in ([(2, 2)], [(1, 3), (3, 3)], [(0, 0)], [(1, 10**6)], [(3, 2)]):
         one = ReportParser(range(4))
         for number, count in pieces:
@@ -262,7 +266,7 @@ def test_pieces_out_of_order_and_endless_ones_end_the_listening() -> None:
         assert one.facts["garbled"]["why"] == "pieces out of order"
 
 
-def test_texts_of_agents_are_cleaned() -> None:
+def test_strings_of_agents_are_cleaned() -> None:
     found = healthy(0) | {"folder": {"path": "/runs\x1b[2J\n" + "x" * 10_000, "error": "\x1b]0;title\x07no"}}
     facts = ear(*beginning(), ("folder", found["folder"])).facts["folder"]
     assert facts["path"].startswith("/runsxxx") or facts["path"].startswith("/runs x")
@@ -270,7 +274,7 @@ def test_texts_of_agents_are_cleaned() -> None:
     assert facts["error"] == "no"
 
 
-def test_strangers_make_one_finding_however_many_they_are() -> None:
+def test_any_number_of_unauthenticated_connections_is_one_finding() -> None:
     ranks = {rank: healthy(rank) for rank in range(4)}
     ranks[0]["end"] = {"strangers": ["10.9.9.9"] * 60 + ["10.9.9.8"]}
     (finding,) = [one for one in judged(ranks) if one.status != "ok"]
@@ -302,7 +306,7 @@ JSON = st.recursive(
 
 @settings(max_examples=examples(40), deadline=None)
 @given(st.data())
-def test_whatever_an_agent_says_is_judged_without_an_exception(data: st.DataObject) -> None:
+def test_any_report_is_evaluated_without_an_exception(data: st.DataObject) -> None:
     """Facts of four healthy agents, some of them with replaced values, go through parser and checks."""
     ranks = {}
     for rank in range(4):

@@ -150,7 +150,7 @@ def test_two_ranks_on_each_of_two_hosts_train_to_one_result(start: Callable[...,
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_launcher_stops_all_ranks_and_saves(start: Callable[..., Launched]) -> None:
+def test_a_signal_to_the_launcher_stops_all_ranks_with_a_checkpoint(start: Callable[..., Launched]) -> None:
     launched = start("node1\nnode2\n", "digits-ff --epochs 100000 --timeout 100")
     runs = launched.log.parent / "runs"
     until(lambda: num_steps(runs) > 5 or launched.process.poll() is not None)
@@ -164,7 +164,7 @@ def test_a_signal_to_the_launcher_stops_all_ranks_and_saves(start: Callable[...,
 # With stand-ins for ranks.
 
 
-def test_each_rank_is_told_its_place_and_speaks_under_its_hosts_name(
+def test_each_rank_gets_its_place_and_its_output_has_the_name_of_its_host(
     start: Callable[..., Launched], python: str, tmp_path: Path
 ) -> None:
     hosts = "# two machines\nnode1\n\nnode2 slots=2  # the larger\nnode1\n"
@@ -198,7 +198,7 @@ def test_each_rank_is_told_its_place_and_speaks_under_its_hosts_name(
         ("stays killed", 1, "sage launch: rank 1 on node2 failed first: ended by SIGKILL"),
     ],
 )
-def test_all_ranks_end_as_one(
+def test_all_ranks_end_with_one_exit_status(
     sshd: Sshd,
     python: str,
     tmp_path: Path,
@@ -221,7 +221,7 @@ def test_all_ranks_end_as_one(
 
 
 @pytest.mark.parametrize("killed", ["launcher", "ssh", "keeper"])
-def test_whoever_is_killed_no_rank_is_left_behind(
+def test_whichever_process_is_killed_no_rank_is_left_behind(
     start: Callable[..., Launched], python: str, sshd: Sshd, killed: str
 ) -> None:
     launched = start("node1 slots=2\nnode2\n", f"--python {python} stays stays stays")
@@ -246,7 +246,7 @@ def test_whoever_is_killed_no_rank_is_left_behind(
         )
 
 
-def test_a_host_out_of_reach_is_named_with_what_ssh_says(start: Callable[..., Launched], python: str) -> None:
+def test_an_unreachable_host_is_named_with_sshs_error(start: Callable[..., Launched], python: str) -> None:
     said = "ssh ended with status 255: ssh: connect to host 127.0.0.1 port 1: Connection refused"
     second = start("node1\nunreachable\n", f"--python {python} stays stays")
     assert second.wait() == 1
@@ -259,7 +259,7 @@ def test_a_host_out_of_reach_is_named_with_what_ssh_says(start: Callable[..., La
 # The remote, which `sage doctor` has too.
 
 
-def test_a_crew_tells_every_line_apart_and_every_end_once(sshd: Sshd, tmp_path: Path) -> None:
+def test_remote_tasks_yield_every_line_with_its_rank_and_every_end_once(sshd: Sshd, tmp_path: Path) -> None:
     say = "echo $0 $it; echo ' wrong: \x1eä ' >&2; printf unfinished; kill -9 $$"
     tasks = [
         Task(host="a", rank=7, argv=["sh", "-c", say, "one"], env={"it": "two  words"}, cwd=str(tmp_path)),
@@ -287,7 +287,7 @@ def test_a_crew_tells_every_line_apart_and_every_end_once(sshd: Sshd, tmp_path: 
     assert ends[5].reason.endswith("Connection refused")
 
 
-def test_what_a_login_script_says_is_the_hosts_own(tmp_path: Path) -> None:
+def test_the_output_of_a_login_script_is_the_hosts_output(tmp_path: Path) -> None:
     ssh = tmp_path / "ssh"
     ssh.write_text('#!/bin/bash\necho welcome\nprintf "no end of line"\nexec sh -c "${@: -1}"\n')
     ssh.chmod(0o755)
@@ -328,7 +328,7 @@ def test_a_hosts_file_is_read(tmp_path: Path) -> None:
         (None, "cannot read the hosts file .*hosts: .*No such file"),
     ],
 )
-def test_a_wrong_hosts_file_says_where_and_what_is_allowed(
+def test_the_error_for_a_wrong_hosts_file_has_the_line_and_what_is_allowed(
     tmp_path: Path, text: str | None, said: str
 ) -> None:
     path = tmp_path / "hosts"
@@ -346,7 +346,7 @@ def test_a_wrong_hosts_file_says_where_and_what_is_allowed(
         ("--ssh /no/ssh", "cannot start /no/ssh: .* install ssh, or give --ssh"),
     ],
 )
-def test_wrong_options_are_named(tmp_path: Path, options: str, said: str) -> None:
+def test_wrong_options_are_refused_by_name(tmp_path: Path, options: str, said: str) -> None:
     (tmp_path / "hosts").write_text("a\n")
     with pytest.raises(ValueError, match=said):
         call("launch", "--hosts", str(tmp_path / "hosts"), *options.split(), "digits")

@@ -51,7 +51,7 @@ def debian(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolved)
 
 
-def test_each_of_this_machines_addresses_leads_to_its_interface() -> None:
+def test_each_address_of_this_machine_determines_its_interface() -> None:
     found = interfaces()
     assert [one.name for one in found] == [name for _, name in socket.if_nameindex()]
     assert any(one.is_loopback and "127.0.0.1" in one.addresses for one in found)
@@ -73,34 +73,34 @@ def test_each_of_this_machines_addresses_leads_to_its_interface() -> None:
         ("nobody.invalid", [LO, UP], None),
     ],
 )
-def test_loopback_is_for_hosts_that_are_called_so(
+def test_loopback_is_used_only_for_loopback_hosts(
     host: str, there: list[Interface], chosen: Interface | None
 ) -> None:
     assert interface_towards(host, 80, there) == chosen
 
 
 @pytest.mark.usefixtures("unset")
-def test_each_library_is_told_in_its_own_syntax() -> None:
+def test_each_library_gets_its_setting_in_its_own_syntax() -> None:
     choose_interface("localhost", 80)
     loopback = next(one.name for one in interfaces() if one.is_loopback)
     assert (os.environ[GLOO], os.environ[NCCL]) == (loopback, f"={loopback}")
 
 
 @pytest.mark.usefixtures("unset")
-def test_what_the_environment_says_stays() -> None:
+def test_settings_of_the_environment_are_kept() -> None:
     os.environ[GLOO] = "ib0,ib1"
     choose_interface("127.0.0.1", 80)
     assert os.environ[GLOO] == "ib0,ib1"
 
 
 @pytest.mark.usefixtures("unset")
-def test_nothing_is_chosen_for_a_host_that_is_not_known() -> None:
+def test_no_interface_is_chosen_for_an_unknown_host() -> None:
     choose_interface("nobody.invalid", 80)
     assert not {GLOO, NCCL} & os.environ.keys()
 
 
 @pytest.mark.parametrize("setting", ["lo", "=lo", "^lo", "l", "nope"])
-def test_gloo_itself_takes_the_same_settings(setting: str) -> None:
+def test_gloo_accepts_the_same_settings(setting: str) -> None:
     def taken_by(take: Any) -> bool:
         try:
             take()
@@ -118,7 +118,7 @@ def named(*names: str) -> list[Interface]:
     return [Interface(name, (f"10.0.{number}.1",), up=True) for number, name in enumerate(names)]
 
 
-def test_gloo_takes_a_list_of_exact_names() -> None:
+def test_gloo_accepts_a_list_of_exact_names() -> None:
     there = named("lo", "eth0", "eth1")
     assert gloo_takes("eth1,eth0", there) == [there[2], there[1]]
     with pytest.raises(ValueError, match=r"NCCL's syntax.*eth0,eth1; usable interfaces are lo, eth0$"):
@@ -130,7 +130,7 @@ def test_gloo_takes_a_list_of_exact_names() -> None:
 @pytest.mark.parametrize(
     "setting", ["^lo,docker0", "=eth2", "eth7", "eth2,eth7", "eth2,", "eth0", "eth3", "e\n\x1b[31m"]
 )
-def test_what_gloo_would_die_of_is_said_in_one_line(setting: str) -> None:
+def test_a_setting_that_gloo_would_abort_on_is_a_one_line_error(setting: str) -> None:
     there = [LO, DOWN, UP, BARE]
     with pytest.raises(ValueError, match=r"^GLOO_SOCKET_IFNAME=.*usable interfaces are lo, eth2$") as caught:
         check_interfaces(nccl=False, environ={GLOO: setting}, among=there)
@@ -139,7 +139,7 @@ def test_what_gloo_would_die_of_is_said_in_one_line(setting: str) -> None:
     check_interfaces(nccl=False, environ={GLOO: "eth2,lo"}, among=there)
 
 
-def test_an_interface_that_is_down_or_bare_is_called_so() -> None:
+def test_an_interface_that_is_down_or_has_no_address_is_reported_so() -> None:
     there = [LO, DOWN, UP, BARE]
     for name, fault in (("eth0", "eth0 is down"), ("eth3", "eth3 has no address")):
         with pytest.raises(
@@ -151,14 +151,14 @@ def test_an_interface_that_is_down_or_bare_is_called_so() -> None:
     assert nccl_takes("eth", there) == [UP]
 
 
-def test_nccls_setting_counts_where_nccl_is_used() -> None:
+def test_nccls_setting_counts_if_nccl_is_used() -> None:
     check_interfaces(nccl=False, environ={NCCL: "nope"}, among=[LO, UP])
     with pytest.raises(ValueError, match="NCCL_SOCKET_IFNAME=nope selects no interface of lo, eth2"):
         check_interfaces(nccl=True, environ={NCCL: "nope"}, among=[LO, UP])
 
 
 @pytest.mark.usefixtures("unset")
-def test_a_wire_answers_a_wrong_interface_in_the_doctors_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wire_reports_a_wrong_interface_with_the_doctors_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(GLOO, "^lo,docker0")
     (place,) = local_places(1)
     with pytest.raises(
@@ -168,7 +168,7 @@ def test_a_wire_answers_a_wrong_interface_in_the_doctors_words(monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("unset")
-def test_a_mount_answers_a_wrong_interface_in_the_doctors_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mount_reports_a_wrong_interface_with_the_doctors_text(monkeypatch: pytest.MonkeyPatch) -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         monkeypatch.setenv(GLOO, "nope7")
@@ -182,7 +182,7 @@ def test_a_mount_answers_a_wrong_interface_in_the_doctors_words(monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("unset")
-def test_an_empty_setting_is_none() -> None:
+def test_an_empty_setting_counts_as_unset() -> None:
     os.environ[GLOO] = os.environ[NCCL] = ""
     choose_interface("localhost", 80)
     assert os.environ[GLOO]
@@ -199,7 +199,7 @@ def test_an_empty_setting_is_none() -> None:
         ("docker,eth01", ["docker0", "eth01"]),
     ],
 )
-def test_nccl_takes_prefixes_exact_names_or_all_but_those(setting: str, taken: list[str]) -> None:
+def test_nccl_accepts_prefixes_exact_names_or_exclusions(setting: str, taken: list[str]) -> None:
     there = named("lo", "docker0", "eth0", "eth01")
     assert [one.name for one in nccl_takes(setting, there)] == taken
     with pytest.raises(ValueError, match="selects no interface of ib0"):

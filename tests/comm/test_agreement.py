@@ -78,7 +78,7 @@ def data(digits: str) -> None:
     setattr(Digits, "__init__", changed)  # noqa: B010
 
 
-def test_ranks_with_different_settings_code_or_data_are_told_both_and_train_nothing(
+def test_ranks_with_different_settings_code_or_data_report_both_and_do_not_train(
     launcher: Launcher, tmp_path: Path
 ) -> None:
     cases: dict[str, tuple[str, str, Callable[[], None] | None, str]] = {
@@ -134,13 +134,13 @@ def test_another_version_of_the_software_is_a_difference(name: str) -> None:
     )
 
 
-def test_another_commit_of_the_same_source_is_none_and_is_told_beside_another_source() -> None:
+def test_another_commit_is_a_difference_only_with_another_source() -> None:
     own = fingerprint.software()
     assert differences({0: own, 1: {**own, "commit": "abc"}}) == ""
     assert "commit is" in differences({0: own, 1: {**own, "commit": "abc", "source files": "other"}})
 
 
-def test_the_checksum_of_the_source_files_takes_in_every_part_and_each_byte(tmp_path: Path) -> None:
+def test_the_checksum_of_the_source_files_covers_every_part_and_each_byte(tmp_path: Path) -> None:
     names = {
         path.relative_to(fingerprint.PACKAGE).as_posix() for path in fingerprint._sources(fingerprint.PACKAGE)
     }
@@ -151,14 +151,12 @@ def test_the_checksum_of_the_source_files_takes_in_every_part_and_each_byte(tmp_
     assert fingerprint.checksum(tmp_path, [tmp_path / "a.py"]) != before
 
 
-def test_settings_that_only_say_where_files_are_may_differ(launcher: Launcher, tmp_path: Path) -> None:
+def test_settings_for_the_location_of_files_may_differ(launcher: Launcher, tmp_path: Path) -> None:
     for run in by_hand(launcher, tmp_path, [FF, f"{FF} --timeout 50"]):
         assert run.wait() == 0, run.said
 
 
-def test_a_part_of_somebody_s_own_is_compared_by_its_source(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_external_part_is_compared_by_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "mine_of_two_files"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -186,7 +184,7 @@ def test_a_part_of_somebody_s_own_is_compared_by_its_source(
 @given(
     told=st.dictionaries(st.integers(0, 20), st.dictionaries(st.text(), st.text(), max_size=9), max_size=5)
 )
-def test_whatever_ranks_say_of_themselves_the_message_is_one_printable_line(
+def test_any_facts_of_the_ranks_give_one_printable_line(
     told: dict[int, dict[str, str]],
 ) -> None:
     line = differences(told)
@@ -198,7 +196,7 @@ def test_whatever_ranks_say_of_themselves_the_message_is_one_printable_line(
 
 @settings(max_examples=examples(50))
 @given(text=st.text() | st.binary().map(lambda raw: raw.decode(errors="replace")))
-def test_whatever_is_in_the_store_is_read_as_facts_of_texts(text: str) -> None:
+def test_any_content_of_the_store_is_read_as_facts_of_strings(text: str) -> None:
     found = store._parsed(text)
     assert all(isinstance(each, str) for item in found.items() for each in item)
 
@@ -207,7 +205,7 @@ def test_whatever_is_in_the_store_is_read_as_facts_of_texts(text: str) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_waits_for_the_others_hears_signals_at_once(
+def test_a_rank_that_waits_for_the_others_handles_signals_at_once(
     launcher: Launcher, tmp_path: Path, rank: int
 ) -> None:
     waiting = []
@@ -242,7 +240,7 @@ def say_when_it_waits(path: Path) -> None:
     setattr(store, "_open_store", told)  # noqa: B010
 
 
-def test_sigint_is_heard_where_the_shell_that_started_the_run_ignores_it(tmp_path: Path) -> None:
+def test_sigint_is_handled_even_if_the_shell_started_the_run_with_it_ignored(tmp_path: Path) -> None:
     place = {"hostip": "127.0.0.1", "port": free_port(), "rank": "1", "world_size": "2"}
     process = subprocess.Popen(
         [sys.executable, "-m", "sage", "run", *FF.split(), "--runs", str(tmp_path)],

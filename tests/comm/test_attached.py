@@ -53,22 +53,22 @@ def seen() -> list[dict[str, Any]]:
     return processes(3, work)
 
 
-def test_it_speaks_beside_the_scripts_own_group() -> None:
+def test_an_attached_wire_works_beside_the_scripts_own_group() -> None:
     for view in seen():
         assert view["mean"] == [1.0] * 3
         assert view["ragged"] == ([1, 2, 3], [0.0, 1.0, 1.0, 2.0, 2.0, 2.0])
         assert view["script"] == [3.0] * 5
 
 
-def test_ranks_and_roots_are_those_of_the_group_it_is_beside() -> None:
+def test_ranks_and_roots_are_those_of_the_scripts_group() -> None:
     assert [view["pair"] for view in seen()] == [[], [0, 2, 2.0, 2.0], [1, 2, 2.0, 2.0]]
 
 
-def test_closing_it_leaves_the_script_its_group() -> None:
+def test_closing_an_attached_wire_keeps_the_scripts_group() -> None:
     assert [view["after"] for view in seen()] == [3.0] * 3
 
 
-def test_ranks_that_do_not_come_this_far_are_an_error_within_the_time_out() -> None:
+def test_ranks_that_do_not_attach_are_an_error_within_the_time_out() -> None:
     def work(host: Wire) -> None:
         if host.rank == 1:
             time.sleep(30)
@@ -83,7 +83,7 @@ def test_ranks_that_do_not_come_this_far_are_an_error_within_the_time_out() -> N
 @pytest.mark.parametrize(
     ("variable", "store_host"), [("", "rank 0"), ("TORCHELASTIC_RUN_ID", "the launcher")]
 )
-def test_who_keeps_the_store_is_blamed_for_its_end(variable: str, store_host: str) -> None:
+def test_the_end_of_the_store_names_the_rank_that_hosts_it(variable: str, store_host: str) -> None:
     def work(host: Wire) -> None:
         if variable:
             os.environ[variable] = "a run"

@@ -64,7 +64,7 @@ def test_a_run_under_any_environment_ends_with_a_result_or_one_line(
         assert b"finished: " in process.stdout + process.stderr, said
 
 
-def test_a_service_at_the_port_that_answers_in_its_own_way_is_one_line(folder: Path) -> None:
+def test_another_service_at_the_port_is_a_one_line_error(folder: Path) -> None:
     """As a proxy does, in HTTP: torch's store would print a stack trace of its own beside SAGE's line."""
     over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -55,7 +55,7 @@ def refusal(environ: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("launcher", WITH_SIZES)
-def test_each_launcher_numbers_the_ranks_where_hostip_says_where_to_meet(launcher: Launcher) -> None:
+def test_each_launcher_sets_the_ranks_if_hostip_is_the_rendezvous(launcher: Launcher) -> None:
     found = place(MEETING | environment(launcher))
     assert found
     assert (found.hostip, found.port, found.rank, found.world_size) == ("10.0.0.1", 29500, 2, 4)
@@ -64,7 +64,7 @@ def test_each_launcher_numbers_the_ranks_where_hostip_says_where_to_meet(launche
 
 
 @pytest.mark.parametrize("launcher", WITH_SIZES)
-def test_each_launcher_may_leave_the_local_rank_out(launcher: Launcher) -> None:
+def test_each_launcher_may_omit_the_local_rank(launcher: Launcher) -> None:
     told = {name: value for name, value in environment(launcher).items() if name != launcher.local_rank}
     apart, together = place(MEETING | told), place(MEETING | told | {"hostip": "127.0.0.1"})
     assert apart
@@ -74,7 +74,7 @@ def test_each_launcher_may_leave_the_local_rank_out(launcher: Launcher) -> None:
 
 @pytest.mark.parametrize("launcher", WITH_ROWS)
 @pytest.mark.parametrize("meeting", [{}, MASTER], ids=["nowhere", "MASTER_ADDR"])
-def test_several_tasks_never_become_several_runs(launcher: Launcher, meeting: dict[str, str]) -> None:
+def test_several_tasks_never_start_several_runs(launcher: Launcher, meeting: dict[str, str]) -> None:
     for rank in range(1, 4):
         outcome = said(meeting | environment(launcher, rank))
         joined = f"rank {rank} of 4, local rank 1, at node1:29400"
@@ -82,12 +82,12 @@ def test_several_tasks_never_become_several_runs(launcher: Launcher, meeting: di
 
 
 @pytest.mark.parametrize("launcher", WITH_SIZES)
-def test_one_task_alone_starts_its_ranks_itself(launcher: Launcher) -> None:
+def test_a_single_task_starts_its_ranks_itself(launcher: Launcher) -> None:
     assert place(environment(launcher, rank=0, size=1, local=0)) is None
 
 
 @pytest.mark.parametrize("launcher", WITH_SIZES)
-def test_a_launchers_size_that_is_missing_is_named(launcher: Launcher) -> None:
+def test_a_missing_world_size_of_a_launcher_is_named(launcher: Launcher) -> None:
     told = {name: value for name, value in environment(launcher).items() if name != launcher.size}
     name = "SLURM_NTASKS" if launcher is SLURM else launcher.size
     assert name in refusal(MEETING | told)
@@ -95,7 +95,7 @@ def test_a_launchers_size_that_is_missing_is_named(launcher: Launcher) -> None:
 
 @pytest.mark.parametrize("launcher", WITH_SIZES)
 @pytest.mark.parametrize("value", NONSENSE)
-def test_nonsense_is_named_with_what_is_allowed(launcher: Launcher, value: str) -> None:
+def test_an_invalid_variable_is_named_with_what_is_allowed(launcher: Launcher, value: str) -> None:
     for name in filter(None, (launcher.rank, launcher.size, launcher.local_rank)):
         assert re.match(
             rf"{name}=.*: expected .*0 to |{name}=.*: expected .*1 to ",
@@ -148,7 +148,7 @@ def test_a_launchers_count_of_restarts_is_the_attempt(launcher: Launcher) -> Non
 
 
 @pytest.mark.parametrize("launcher", WITH_ROWS)
-def test_children_see_nothing_of_a_launcher(launcher: Launcher) -> None:
+def test_child_processes_get_no_variable_of_a_launcher(launcher: Launcher) -> None:
     told = {name.replace("*", "ANYTHING"): "1" for name in launcher.variables}
     kept = {"HOME": "/h", "PATH": "/p", "SLURM_CONF": "/c", "SBATCH_PARTITION": "gpu", "OMP_NUM_THREADS": "2"}
     own = dict.fromkeys((*OWN, *SBATCH), "1")
@@ -173,7 +173,7 @@ def test_the_secret_of_a_run_is_read_and_never_shown() -> None:
     "value",
     ["", " ", "a b", "node1:29500", "http://node1", "-x", "a;b", "x" * 300, "\x1b[31m", "[::1", ":::1"],
 )
-def test_what_is_no_address_is_named(name: str, value: str) -> None:
+def test_an_invalid_address_is_named(name: str, value: str) -> None:
     whole = {
         "hostip": {"port": "1", "rank": "0", "world_size": "1"},
         "MASTER_ADDR": {"MASTER_PORT": "1", "RANK": "0", "WORLD_SIZE": "1"},
@@ -183,14 +183,14 @@ def test_what_is_no_address_is_named(name: str, value: str) -> None:
     )
 
 
-def test_brackets_around_an_address_are_left_out() -> None:
+def test_brackets_around_an_address_are_removed() -> None:
     found = place({"hostip": "[::1]", "port": "1", "rank": "0", "world_size": "1"})
     assert found
     assert found.hostip == "::1"
 
 
 @pytest.mark.parametrize("nodes", ["", "[", "-x", "a b", "node[1-2", "node]", "\x1b", "x" * 300])
-def test_what_is_no_list_of_nodes_is_named(nodes: str) -> None:
+def test_an_invalid_list_of_nodes_is_named(nodes: str) -> None:
     told = STEP | environment(SLURM) | {"SLURM_STEP_NODELIST": nodes}
     assert refusal(told).startswith("SLURM_STEP_NODELIST=")
 
@@ -232,7 +232,7 @@ CASES = re.findall(r"^\| `([^`]*)` \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize(("environ", "outcome"), CASES, ids=[environ for environ, _ in CASES])
-def test_the_page_says_what_happens(environ: str, outcome: str) -> None:
+def test_the_page_has_the_outcome_of_each_environment(environ: str, outcome: str) -> None:
     step = " ".join(f"{name}={value}" for name, value in STEP.items())
     words = shlex.split(re.sub(r"\bSTEP$", step, environ))
     assert said(dict(word.split("=", 1) for word in words)) == outcome
@@ -251,7 +251,9 @@ def test_the_page_has_a_case_for_each_launcher_and_names_what_children_do_not_ge
 
 @settings(max_examples=examples(500), deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=12), st.booleans())
-def test_any_environment_is_a_place_or_nothing_or_one_line(environ: dict[str, str], whole: bool) -> None:
+def test_any_environment_gives_a_place_or_none_or_a_one_line_error(
+    environ: dict[str, str], whole: bool
+) -> None:
     if whole:
         environ = STEP | MASTER | environment(SLURM) | environ
     outcome = said(environ)

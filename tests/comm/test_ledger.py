@@ -115,7 +115,7 @@ BY_HAND: dict[str, tuple[Callable[[Wire], Any], Callable[[int], tuple[dict[str, 
 
 
 @pytest.mark.parametrize("op", BY_HAND)
-def test_every_op_books_the_bytes_worked_out_by_hand(op: str) -> None:
+def test_every_op_counts_the_bytes_computed_by_hand(op: str) -> None:
     work, by_hand = BY_HAND[op]
     for rank, ledger in enumerate(booked(3, work)):
         payload = {kind: size for kind, size in ledger.payload.items() if size}
@@ -125,19 +125,19 @@ def test_every_op_books_the_bytes_worked_out_by_hand(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", BY_HAND)
-def test_nothing_crosses_the_link_of_a_rank_alone(op: str) -> None:
+def test_a_single_rank_sends_and_receives_nothing(op: str) -> None:
     (ledger,) = booked(1, BY_HAND[op][0])
     assert (ledger.sent, ledger.received) == (0, 0)
 
 
-def test_the_guards_messages_are_booked_apart() -> None:
+def test_the_guards_messages_are_counted_separately() -> None:
     for ledger in booked(3, lambda wire: wire.sum(torch.ones(9)), guard=True):
         assert ledger.payload == {"values": 36, "guard": GUARD_BYTES}
         assert ledger.sent == ledger.received == 48 + 2 * GUARD_BYTES
         assert ledger.calls == {"sum": 1, "guard": 1}
 
 
-def test_a_snapshot_stays_and_what_came_after_is_the_difference() -> None:
+def test_a_snapshot_does_not_change_and_since_returns_the_difference_to_it() -> None:
     ledger = Ledger()
     ledger.add("sum", {"values": 40, "scales": 4}, (80, 70), 0.5)
     before = ledger.copy()

@@ -17,7 +17,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_packed_codes_are_those_of_the_reference_and_come_back(bits: int, device: str) -> None:
+def test_packed_codes_equal_the_reference_and_unpack_to_the_input(bits: int, device: str) -> None:
     for n in (0, 1, 7, 8, 9, 1001):
         torch.manual_seed(n)
         codes_N = torch.randint(256, (n,), dtype=torch.uint8, device=device)
@@ -28,7 +28,7 @@ def test_packed_codes_are_those_of_the_reference_and_come_back(bits: int, device
         assert_same(reference.unpack(bytes_B, bits, n), codes_N & (2**bits - 1))
 
 
-def test_signs_take_one_bit_and_come_back_as_the_scale(device: str) -> None:
+def test_signs_take_one_bit_and_unpack_to_the_scale(device: str) -> None:
     for case in range(10):
         x_N = draw(seeded(case)).to(device)
         bytes_B = ops.pack_signs(x_N)
@@ -39,7 +39,7 @@ def test_signs_take_one_bit_and_come_back_as_the_scale(device: str) -> None:
 
 
 @pytest.mark.parametrize("density", [0.0, 0.0005, 0.01, 0.5, 1.0])
-def test_coded_indices_are_those_of_the_reference_and_come_back(density: float, device: str) -> None:
+def test_coded_indices_equal_the_reference_and_decode_to_the_input(density: float, device: str) -> None:
     for case in range(8):
         n = seeded(case)
         at_K = (torch.rand(n) < density).nonzero().view(-1).int().to(device)
@@ -51,7 +51,7 @@ def test_coded_indices_are_those_of_the_reference_and_come_back(density: float, 
             assert_same(of.decode_bitmap(bitmap_B), at_K)
 
 
-def test_the_widest_gaps_fit() -> None:
+def test_the_largest_gaps_can_be_coded() -> None:
     at_K = torch.tensor([127, 128, 128 + 2**14, 2**30, 2**31 - 1], dtype=torch.int32)
     assert_same(ops.encode_gaps(at_K), reference.encode_gaps(at_K))
     assert_same(ops.decode_gaps(ops.encode_gaps(at_K), 5), at_K)
@@ -62,6 +62,6 @@ def test_the_widest_gaps_fit() -> None:
     ("encoded", "num"),
     [([], 1), ([1], 0), ([1, 1], 1), ([1], 2), ([0x80], 1), ([0x80] * 5 + [1], 1), ([0xFF] * 4 + [0x7F], 1)],
 )
-def test_bytes_that_are_no_gaps_are_refused(of: Any, encoded: list[int], num: int) -> None:
+def test_bytes_that_are_not_coded_gaps_are_refused(of: Any, encoded: list[int], num: int) -> None:
     with pytest.raises(RuntimeError, match=rf"bytes: not those of {num} gaps|bytes cannot hold {num} gaps"):
         of.decode_gaps(torch.tensor(encoded, dtype=torch.uint8), num)

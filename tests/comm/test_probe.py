@@ -15,7 +15,7 @@ from sage.comm.wire import Wire
 TIMES = 8  # bytes of the time that each rank tells after each all-reduce
 
 
-def test_all_ranks_measure_the_same_and_the_ledger_has_every_byte() -> None:
+def test_all_ranks_get_the_same_measurement_and_the_ledger_has_every_byte() -> None:
     def work(wire: Wire) -> tuple[Any, ...]:
         sizes: list[int] = []
         sum_ = wire.sum
@@ -55,7 +55,7 @@ def modelled(monkeypatch: pytest.MonkeyPatch, bits: float, alpha: float, burst: 
 
 
 @pytest.mark.parametrize("bits", [1e6, 1e7, 1e8, 1e9, 1e10, 1e12])
-def test_bursts_do_not_flatter_a_link_and_the_budget_is_kept(
+def test_bursts_do_not_increase_the_measured_bandwidth_and_the_budget_is_kept(
     monkeypatch: pytest.MonkeyPatch, bits: float
 ) -> None:
     burst = min(max(int(bits / 800), 32_000), 256_000)
@@ -65,7 +65,7 @@ def test_bursts_do_not_flatter_a_link_and_the_budget_is_kept(
     assert found["alpha_seconds"] == pytest.approx(1e-5)
 
 
-def test_what_takes_too_long_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measurement_that_takes_too_long_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     found = modelled(monkeypatch, 1e5, alpha=0.0, burst=0, budget=1.0)
     assert (found["largest_bytes"], found["repeats"], found["spread"]) == (FIRST, 1, 0.0)
     assert found["bits_per_second"] == pytest.approx(1e5)

@@ -46,11 +46,11 @@ def without(environ: dict[str, str], name: str) -> dict[str, str]:
     "environ",
     [{}, STEP | ONE_TASK, {"MASTER_ADDR": "node7"}, {"world_size": "4"}],
 )
-def test_without_a_meeting_point_there_is_no_place(environ: dict[str, str]) -> None:
+def test_without_a_rendezvous_address_there_is_no_place(environ: dict[str, str]) -> None:
     assert place(environ) is None
 
 
-def test_tasks_of_open_mpi_without_a_meeting_point_do_not_each_start_a_run() -> None:
+def test_tasks_of_open_mpi_without_a_rendezvous_address_do_not_each_start_a_run() -> None:
     with pytest.raises(ValueError, match="started 9 tasks, .* set hostip .* and port"):
         place(OPEN_MPI)
 
@@ -65,7 +65,7 @@ def test_tasks_of_open_mpi_without_a_meeting_point_do_not_each_start_a_run() -> 
         ("rack[1-2]n[3-4].lab,x", "rack1n3.lab"),
     ],
 )
-def test_the_tasks_of_a_step_meet_on_its_first_node(
+def test_the_rendezvous_of_a_steps_tasks_is_on_its_first_node(
     monkeypatch: pytest.MonkeyPatch, nodes: str, first: str
 ) -> None:
     monkeypatch.setattr(variables, "resolve", {first: ["10.0.0.9"]}.__getitem__)
@@ -75,7 +75,7 @@ def test_the_tasks_of_a_step_meet_on_its_first_node(
     assert another[1] == 20000 + 5151 + 404, "steps of one job would get in each other's way"
 
 
-def test_the_tasks_of_one_node_meet_on_loopback() -> None:
+def test_the_rendezvous_of_one_nodes_tasks_is_on_loopback() -> None:
     assert told(STEP | {"SLURM_STEP_NUM_NODES": "1"})[0] == "127.0.0.1"
 
 
@@ -91,7 +91,7 @@ def test_the_tasks_of_one_node_meet_on_loopback() -> None:
         (TORCHRUN | {"TORCHELASTIC_RUN_ID": "none"}, ("node7", 29400, 7, 10, 3), "torchrun"),
     ],
 )
-def test_each_launcher_is_understood(
+def test_the_variables_of_each_launcher_are_read(
     environ: dict[str, str], expected: tuple[str, int, int, int, int], source: str
 ) -> None:
     assert told(environ) == expected
@@ -110,11 +110,11 @@ def test_each_launcher_is_understood(
         (SLURM | OPEN_MPI | TORCHRUN, 7),
     ],
 )
-def test_the_first_that_is_there_is_taken(environ: dict[str, str], rank: int) -> None:
+def test_the_first_launcher_with_variables_is_used(environ: dict[str, str], rank: int) -> None:
     assert told(environ)[2] == rank
 
 
-def test_a_launcher_need_not_number_the_ranks_of_a_node() -> None:
+def test_a_launcher_need_not_set_the_local_rank() -> None:
     assert told(MEETING | without(SLURM, "SLURM_LOCALID"))[-1] == 0
 
 
@@ -142,7 +142,7 @@ def test_a_missing_variable_is_named(environ: dict[str, str], name: str) -> None
     ],
 )
 @pytest.mark.parametrize("value", ["two", "", "1.5"])
-def test_a_variable_that_is_no_number_is_named(environ: dict[str, str], name: str, value: str) -> None:
+def test_a_variable_that_is_not_a_number_is_named(environ: dict[str, str], name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}='{value}': expected a whole number"):
         place(environ | {name: value})
 
@@ -164,11 +164,11 @@ def test_a_value_out_of_range_is_named_with_its_range(change: dict[str, str], me
 
 
 @pytest.mark.parametrize("hostip", ["::1", "fe80::1%eth0", "2001:db8::5", "node-3.cluster"])
-def test_any_form_of_address_passes(hostip: str) -> None:
+def test_every_form_of_address_is_accepted(hostip: str) -> None:
     assert told(BARE | {"hostip": hostip})[0] == hostip
 
 
-def test_ranks_spawned_here_meet_on_a_free_port_of_loopback() -> None:
+def test_the_rendezvous_of_spawned_ranks_is_a_free_port_of_loopback() -> None:
     places = local_places(3)
     port = places[0].port
     secret = places[0].secret

@@ -23,7 +23,7 @@ def tensors(wire: Wire, changed: dict[int, int]) -> dict[str, Tensor]:
     return made
 
 
-def test_equal_copies_cost_one_sum_of_an_integer_for_each_rank() -> None:
+def test_the_comparison_of_equal_replicas_costs_one_sum_of_an_integer_for_each_rank() -> None:
     def work(wire: Wire) -> dict[str, int]:
         Replicas(wire, tensors(wire, {}).items()).check()
         return dict(wire.ledger.payload)

@@ -61,7 +61,7 @@ def service(answer: bytes | None, *, hangs_up: bool = False) -> Iterator[int]:
 # In time.
 
 
-def test_a_port_that_another_program_holds_ends_every_rank_within_the_time_out_in_one_line() -> None:
+def test_a_port_that_another_program_uses_ends_every_rank_within_the_time_out_with_one_line() -> None:
     with ExitStack() as stack:
         ports = {
             "silent": stack.enter_context(service(None)),
@@ -95,13 +95,13 @@ def test_a_port_that_another_program_holds_ends_every_rank_within_the_time_out_i
         ("no-such-host.invalid", "the name no-such-host.invalid does not resolve"),
     ],
 )
-def test_a_meeting_point_out_of_reach_says_why(hostip: str, reason: str) -> None:
+def test_the_error_for_an_unreachable_rendezvous_has_the_reason(hostip: str, reason: str) -> None:
     place = replace(local_places(2)[1], hostip=hostip)
     with pytest.raises(RuntimeError, match=reason):
         join_store(place, timeout=1, facts={})
 
 
-def test_a_host_that_drops_what_is_sent_to_it_is_told_within_the_time_out() -> None:
+def test_a_host_that_drops_packets_is_reported_within_the_time_out() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
         for _ in range(3):  # with its queue full the kernel drops what else comes
             guest = stack.enter_context(socket.socket())
@@ -116,7 +116,7 @@ def test_a_host_that_drops_what_is_sent_to_it_is_told_within_the_time_out() -> N
 
 
 @pytest.mark.parametrize("timeout", [1e300, float("inf"), float("nan"), 0.0, -1.0])
-def test_a_time_out_that_no_library_can_count_is_refused(timeout: float) -> None:
+def test_a_time_out_beyond_the_range_of_the_libraries_is_refused(timeout: float) -> None:
     with pytest.raises(ValueError, match=r"timeout is .* s; allowed is more than 0 and at most 2,000,000 s"):
         ProcessWire(local_places(1)[0], device=CPU, timeout=timeout)
 
@@ -142,7 +142,7 @@ def outcomes(places: list[Place], facts: list[dict[str, str]], *, timeout: float
     return found
 
 
-def test_ranks_that_differ_are_all_told_the_same_line_with_every_value() -> None:
+def test_ranks_that_differ_all_raise_the_same_line_with_every_value() -> None:
     facts = [{"lr": "0.1", "seed": "0"}, {"lr": "0.2", "seed": "0"}, {"lr": "0.1", "seed": "3"}]
     found = outcomes(local_places(3), facts)
     assert {type(error) for error in found.values()} == {RanksDiffer}
@@ -152,7 +152,7 @@ def test_ranks_that_differ_are_all_told_the_same_line_with_every_value() -> None
     )
 
 
-def test_another_number_of_ranks_is_told_without_waiting_for_those_that_never_come() -> None:
+def test_another_number_of_ranks_is_reported_without_waiting_for_missing_ranks() -> None:
     places = local_places(3)
     start = time.monotonic()
     found = outcomes([replace(places[0], world_size=2), *places[1:]], [{}] * 3, timeout=60)
@@ -161,7 +161,7 @@ def test_another_number_of_ranks_is_told_without_waiting_for_those_that_never_co
     assert "world_size is 2 on rank 0 and 3 on rank" in str(found[1])
 
 
-def test_ranks_that_agree_get_a_board_in_common() -> None:
+def test_ranks_that_agree_share_their_store_messages() -> None:
     found = outcomes(local_places(2), [{"lr": "0.1"}] * 2)
     first, second = found[0], found[1]
     assert isinstance(first, StoreMessages)
@@ -170,7 +170,7 @@ def test_ranks_that_agree_get_a_board_in_common() -> None:
     assert second.read("a") == "b"
 
 
-def test_after_a_restart_the_ranks_sit_down_again_in_the_store_that_the_launcher_keeps(
+def test_after_a_restart_the_ranks_connect_again_through_the_launchers_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     agent = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -184,7 +184,7 @@ def test_after_a_restart_the_ranks_sit_down_again_in_the_store_that_the_launcher
     assert "another process already has rank 1" in str(again[1])
 
 
-def test_the_rank_0_of_another_run_is_not_taken_for_a_second_one_of_the_run_at_the_port() -> None:
+def test_rank_0_of_another_run_at_the_port_does_not_count_as_a_second_rank_0() -> None:
     first, _ = local_places(2)
     found: dict[int, object] = {}
     thread = threading.Thread(target=lambda: found.update(outcomes([first], [{}], timeout=8)))
@@ -230,7 +230,7 @@ def test_the_store_of_ranks_on_one_machine_listens_on_loopback_alone() -> None:
             assert listening == ["0100007F"]
 
 
-def test_a_stranger_learns_nothing_from_the_keys_and_is_not_believed() -> None:
+def test_a_process_without_the_secret_learns_nothing_from_the_keys_and_is_not_trusted() -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     messages = StoreMessages(store, secret="a secret").within("attempt 0")
     messages.post("facts 1", "ours")
@@ -248,7 +248,7 @@ def test_a_stranger_learns_nothing_from_the_keys_and_is_not_believed() -> None:
     assert messages.post_first("verdict", "ours") == "ours"
 
 
-def test_ranks_with_another_secret_do_not_meet() -> None:
+def test_ranks_with_another_secret_do_not_connect() -> None:
     places = local_places(2)
     found = outcomes([places[0], replace(places[1], secret="another")], [{}] * 2, timeout=2)
     assert "rank 1 of 2 did not join" in str(found[0])
@@ -259,7 +259,7 @@ def test_ranks_with_another_secret_do_not_meet() -> None:
     "forged",
     ["", "{", "[]", "5", '{"fault": 3}', '{"fault": "", "kind": "", "world_size": "x"}', "[" * 100_000],
 )
-def test_a_verdict_that_is_none_is_refused(forged: str) -> None:
+def test_an_invalid_verdict_is_refused(forged: str) -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     place = Place(rank=1, world_size=2, hostip="127.0.0.1", port=store.port)
     StoreMessages(store).within("attempt 0").post("verdict", forged)
@@ -267,7 +267,7 @@ def test_a_verdict_that_is_none_is_refused(forged: str) -> None:
         join_store(place, timeout=5, facts={})
 
 
-def test_facts_that_are_none_end_the_meeting_in_a_line() -> None:
+def test_invalid_facts_end_the_rendezvous_with_one_line() -> None:
     places = [replace(place, secret="") for place in local_places(2)]
     found: dict[int, object] = {}
     thread = threading.Thread(target=lambda: found.update(outcomes(places[:1], [{}])))

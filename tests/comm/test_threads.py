@@ -19,11 +19,11 @@ def draw(wire: Wire) -> list[float]:
     return drawn
 
 
-def test_the_results_come_by_rank() -> None:
+def test_the_results_are_ordered_by_rank() -> None:
     assert simulate(5, lambda wire: (wire.rank, wire.world_size)) == [(rank, 5) for rank in range(5)]
 
 
-def test_ranks_take_turns_at_every_collective_the_same_in_every_run() -> None:
+def test_ranks_alternate_at_every_collective_in_the_same_order_in_every_run() -> None:
     def run() -> list[tuple[int, int]]:
         turns: list[tuple[int, int]] = []
 
@@ -38,13 +38,13 @@ def test_ranks_take_turns_at_every_collective_the_same_in_every_run() -> None:
     assert run() == run() == [(step, rank) for step in range(3) for rank in range(4)]
 
 
-def test_hundreds_of_ranks_are_no_more_than_a_longer_round() -> None:
+def test_hundreds_of_ranks_can_be_simulated() -> None:
     sums = simulate(256, lambda wire: wire.sum(torch.tensor([wire.rank])).item())
     assert sums == [256 * 255 // 2] * 256
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5])
-def test_every_rank_draws_what_it_would_draw_alone(world_size: int) -> None:
+def test_every_rank_draws_the_same_numbers_as_alone(world_size: int) -> None:
     torch.manual_seed(3)
     alone = torch.rand(3).tolist()
     torch.manual_seed(3)
@@ -64,7 +64,7 @@ def test_a_rank_that_seeds_itself_seeds_no_other() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_random_state_outside_is_untouched(fails: bool) -> None:
+def test_the_random_state_outside_is_unchanged(fails: bool) -> None:
     def work(wire: Wire) -> None:
         torch.manual_seed(7)
         draw(wire)
@@ -91,7 +91,7 @@ def test_waiting_for_a_rank_that_has_ended_is_an_error(early: int) -> None:
         simulate(3, work)
 
 
-def test_the_error_of_one_rank_comes_before_what_the_others_suffer_from_it() -> None:
+def test_the_error_of_one_rank_is_raised_before_its_consequences_on_others() -> None:
     suffered: list[str] = []
 
     def work(wire: Wire) -> None:
@@ -132,7 +132,7 @@ def test_of_several_errors_the_first_is_raised() -> None:
         lambda wire: wire.begin_sum(torch.zeros(2)).wait(),
     ],
 )
-def test_no_rank_can_write_into_what_another_was_given(collective: Callable[[Wire], torch.Tensor]) -> None:
+def test_no_rank_can_write_to_the_result_of_another(collective: Callable[[Wire], torch.Tensor]) -> None:
     def work(wire: Wire) -> float:
         mine = collective(wire)
         wire.texts("everybody has theirs")

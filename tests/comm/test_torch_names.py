@@ -47,7 +47,7 @@ def test_an_older_torch_without_the_three_names_gives_the_same_results() -> None
     assert all(rank["texts"] == ["rank 0", "rank 1"] for rank in new)
 
 
-def test_the_names_are_used_in_one_module_alone() -> None:
+def test_the_names_are_used_in_one_module_only() -> None:
     folder = Path(torch_names.__file__).parents[1]
     used = {
         path.name

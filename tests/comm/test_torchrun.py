@@ -21,7 +21,7 @@ def rank_of(torchrun: int, rank: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_killed_rank_is_started_again_and_the_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_a_killed_rank_is_restarted_and_the_run_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2"]
     run = [
         "digits-ff",
@@ -60,7 +60,7 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on_from_its_checkpoint(
     assert "already" not in said
 
 
-def test_tasks_of_mpich_that_cannot_meet_end_with_status_2_and_one_line(tmp_path: Path) -> None:
+def test_tasks_of_mpich_without_a_rendezvous_end_with_status_2_and_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sage", "run", "digits-ff", "--steps", "1"],
         cwd=tmp_path,

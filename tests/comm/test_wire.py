@@ -239,14 +239,14 @@ def seen_by(run: str, world_size: int) -> list[dict[str, tuple[Any, Any, Any]]]:
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("run", RUNS)
-def test_every_op_is_right_by_hand(run: str, op: str, world_size: int) -> None:
+def test_every_op_equals_the_result_computed_by_hand(run: str, op: str, world_size: int) -> None:
     for rank, seen in enumerate(seen_by(run, world_size)):
         got, expected, _ = seen[op]
         assert got == expected, f"rank {rank}"
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_threads_and_processes_book_the_same(world_size: int) -> None:
+def test_threads_and_processes_count_the_same_bytes(world_size: int) -> None:
     for threads, gloo in zip(seen_by("threads", world_size), seen_by("gloo", world_size), strict=True):
         assert {op: booked for op, (*_, booked) in threads.items()} == {
             op: booked for op, (*_, booked) in gloo.items()
@@ -368,7 +368,7 @@ def complaints(run: str, guard: bool) -> list[list[str]]:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("run", "guard"), [("threads", False), ("threads", True), ("gloo", True)])
-def test_every_rank_hears_what_every_rank_calls(run: str, guard: bool, schedule: str) -> None:
+def test_every_rank_reports_the_calls_of_all_ranks(run: str, guard: bool, schedule: str) -> None:
     _, calls = SCHEDULES[schedule]
     for told in complaints(run, guard):
         message = told[list(SCHEDULES).index(schedule)]
@@ -378,7 +378,7 @@ def test_every_rank_hears_what_every_rank_calls(run: str, guard: bool, schedule:
 
 
 @pytest.mark.parametrize("early", [0, 1])
-def test_a_process_that_leaves_early_is_a_schedule_error_too(early: int) -> None:
+def test_a_process_that_exits_early_is_a_schedule_error(early: int) -> None:
     def work(wire: Wire) -> None:
         if wire.rank != early:
             wire.sum(torch.ones(3))
@@ -391,7 +391,7 @@ def test_a_process_that_leaves_early_is_a_schedule_error_too(early: int) -> None
         assert f"rank {1 - early} calls sum(values float32[3])" in str(outcome)
 
 
-def test_the_guard_changes_no_result_and_books_its_own_messages() -> None:
+def test_the_guard_changes_no_result_and_counts_its_own_messages() -> None:
     def work(wire: Wire) -> tuple[float, dict[str, int]]:
         return wire.sum(torch.ones(1)).item(), dict(wire.ledger.payload)
 
@@ -402,7 +402,7 @@ def test_the_guard_changes_no_result_and_books_its_own_messages() -> None:
 # The meeting.
 
 
-def test_ranks_that_cannot_meet_say_who_is_missing() -> None:
+def test_ranks_that_cannot_connect_name_the_missing_ranks() -> None:
     first, second = local_places(2)
     alone, other = local_places(2)
     host, _ = local_places(2)
@@ -443,7 +443,7 @@ def test_a_rank_that_two_processes_claim_while_another_is_missing_ends_them_all_
     assert sum(told in text for text in said) == 2
 
 
-def test_a_first_rank_0_ends_before_the_time_out_where_a_second_process_takes_its_rank() -> None:
+def test_rank_0_ends_before_the_time_out_if_a_second_process_claims_its_rank() -> None:
     first, _ = local_places(2)
     with Group([first, first], lambda wire: wire.texts("here"), timeout=150.0) as group:
         said = [str(outcome) for _, outcome in group.outcomes()]
@@ -467,7 +467,7 @@ def test_an_error_on_one_process_is_raised_here_with_its_rank() -> None:
     assert note.startswith("on rank 1, process ")
 
 
-def test_a_process_that_leaves_without_a_word_is_named() -> None:
+def test_a_process_that_exits_without_an_error_is_named() -> None:
     def work(wire: Wire) -> None:
         if wire.rank == 1:
             os._exit(3)
@@ -480,7 +480,7 @@ def test_a_process_that_leaves_without_a_word_is_named() -> None:
 # The packing of several tensors into one message.
 
 
-def test_what_was_packed_comes_back() -> None:
+def test_packing_and_unpacking_returns_the_input() -> None:
     parts = [torch.tensor([1.5, -2]).half(), torch.tensor([[7]]), torch.tensor(3.0), torch.ones(0, 2).int()]
     packed_S = pack(parts)
     assert packed_S.dtype == torch.uint8

@@ -52,7 +52,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("sums", [{"sha256": SHA256}, {"md5": MD5}, {}], ids=["sha256", "md5", "none"])
-def test_a_whole_file_gets_its_name(mirror: str, tmp_path: Path, sums: dict[str, Any]) -> None:
+def test_a_complete_file_gets_its_name(mirror: str, tmp_path: Path, sums: dict[str, Any]) -> None:
     path = download([f"{mirror}/whole"], tmp_path / "new" / "file", **sums)
     assert path == tmp_path / "new" / "file"
     assert path.read_bytes() == BODY
@@ -61,12 +61,12 @@ def test_a_whole_file_gets_its_name(mirror: str, tmp_path: Path, sums: dict[str,
 
 
 @pytest.mark.parametrize("bad", ["absent", "damaged", "short"])
-def test_a_bad_mirror_is_passed_over(mirror: str, tmp_path: Path, bad: str) -> None:
+def test_a_bad_mirror_is_skipped(mirror: str, tmp_path: Path, bad: str) -> None:
     path = download([f"{mirror}/{bad}", f"{mirror}/whole"], tmp_path / "file", sha256=SHA256)
     assert path.read_bytes() == BODY
 
 
-def test_a_mirror_is_asked_again(mirror: str, tmp_path: Path) -> None:
+def test_a_mirror_is_tried_again(mirror: str, tmp_path: Path) -> None:
     assert download([f"{mirror}/flaky"], tmp_path / "file").read_bytes() == BODY
 
 
@@ -78,15 +78,13 @@ def test_a_mirror_is_asked_again(mirror: str, tmp_path: Path) -> None:
         ("short", f"after {len(BODY) - 1} of {len(BODY)} bytes"),
     ],
 )
-def test_where_every_mirror_is_bad_nothing_is_left_behind(
-    mirror: str, tmp_path: Path, bad: str, reason: str
-) -> None:
+def test_if_every_mirror_is_bad_no_file_is_left(mirror: str, tmp_path: Path, bad: str, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         download([f"{mirror}/{bad}"], tmp_path / "file", sha256=SHA256)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"file could not be fetched:\s+file:///nowhere"):
         download(["file:///nowhere"], tmp_path / "file")
 
@@ -99,7 +97,7 @@ def test_a_good_file_is_not_fetched_again_and_a_damaged_one_is(mirror: str, tmp_
     assert download([f"{mirror}/whole"], path, sha256=SHA256).read_bytes() == BODY
 
 
-def test_a_checked_file_is_there_and_whole(tmp_path: Path) -> None:
+def test_a_checked_file_exists_and_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with pytest.raises(DataError, match=r"file is missing: run `sage data prepare digits`"):
         checked(path, sha256=SHA256, dataset="digits")
@@ -138,7 +136,7 @@ def test_an_archive_is_unpacked_into_its_folder_and_nowhere_else(
     assert not (tmp_path / "escaped").exists()
 
 
-def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(BODY)
     with pytest.raises(DataError, match="neither a tar nor a zip"):

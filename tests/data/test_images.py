@@ -52,7 +52,7 @@ def test_an_epochs_shares_are_disjoint_and_leave_out_less_than_a_step(world_size
     assert len(set(seen.tolist())) == len(seen) > 50 - 4 * world_size
 
 
-def test_a_step_holds_the_same_samples_however_many_ranks_share_it() -> None:
+def test_a_step_has_the_same_samples_with_any_number_of_ranks() -> None:
     def epoch(rank: int, world_size: int) -> list[Tensor]:
         options = {"world_size": world_size, "batch_size": 12 // world_size}
         return [y_B for _, y_B in numbered().train_batches(epoch=0, rank=rank, seed=0, **options)]
@@ -62,7 +62,7 @@ def test_a_step_holds_the_same_samples_however_many_ranks_share_it() -> None:
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_an_epoch_resumed_in_the_middle_goes_on_to_the_bit(augment: bool) -> None:
+def test_an_epoch_resumed_in_the_middle_is_bitwise_identical(augment: bool) -> None:
     data = numbered(augment=augment)
 
     def epoch(start: int) -> list[tuple[Tensor, ...]]:
@@ -97,7 +97,7 @@ def test_the_test_shares_cover_the_test_set_once(world_size: int) -> None:
     assert max(lengths) - min(lengths) <= 1
 
 
-def test_too_few_samples_for_a_step_are_an_error_that_says_what_to_lower() -> None:
+def test_too_few_samples_for_a_step_are_an_error_with_what_to_lower() -> None:
     with pytest.raises(ValueError, match=r"50 training samples .* 2 ranks x 26 samples: .* at most 25"):
         numbered().num_steps(batch_size=26, world_size=2)
     assert numbered().num_steps(batch_size=25, world_size=2) == 1
@@ -134,7 +134,7 @@ def test_digits_are_those_of_scikit_learn(where: str, monkeypatch: pytest.Monkey
     assert data.checksums == {"sklearn.datasets.load_digits": ours.hexdigest()}
 
 
-def test_digits_are_split_without_overlap_and_hold_every_class() -> None:
+def test_digits_are_split_without_overlap_and_contain_every_class() -> None:
     data = Digits(Path())
     assert data.facts == {"num_classes": 10, "channels": 1, "image_size": 8}
     assert (len(data.train_N), len(data.test_N)) == (1437, 360)
@@ -228,7 +228,7 @@ def test_a_pickle_that_names_anything_but_arrays_is_refused(tmp_path: Path) -> N
         read_batch(path)
 
 
-def test_the_data_root_is_the_one_given_else_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_root_is_the_given_one_else_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SAGE_DATA_DIR", raising=False)
     assert data_root() == Path("data")
     monkeypatch.setenv("SAGE_DATA_DIR", "/elsewhere")

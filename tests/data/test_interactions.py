@@ -102,7 +102,7 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return movielens.MovieLens(request.getfixturevalue("ml_100k"), size="100k")
 
 
-def test_users_of_few_distinct_items_are_left_out(data: Interactions, latest: dict[int, list[int]]) -> None:
+def test_users_with_few_distinct_items_are_left_out(data: Interactions, latest: dict[int, list[int]]) -> None:
     assert 1 < len(latest) < 41
     assert data.facts == {"num_users": len(latest), "num_items": 1 + max(map(max, latest.values()))}
 
@@ -118,7 +118,7 @@ def test_the_latest_item_is_held_out_and_the_rest_is_trained_on(
     assert len(negatives) == 4 * len(positives)
 
 
-def test_what_is_held_out_is_never_trained_on(real: Interactions) -> None:
+def test_a_held_out_item_is_never_trained_on(real: Interactions) -> None:
     positives, _ = whole_epoch(real)
     held_out = {pair for user_U, items_UC, _ in the_tests(real) for pair in pairs(user_U, items_UC[:, 0])}
     assert len(held_out) == real.facts["num_users"]
@@ -149,7 +149,7 @@ def test_negatives_are_uniform_over_the_items_not_trained_on() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_share_what_one_rank_would_see(data: Interactions, world_size: int) -> None:
+def test_ranks_share_the_samples_of_one_rank(data: Interactions, world_size: int) -> None:
     steps = data.num_steps(batch_size=6, world_size=world_size)
     (alone,) = an_epoch(data, batch_size=6 * world_size)
     ranks = an_epoch(data, batch_size=6, world_size=world_size)
@@ -159,7 +159,7 @@ def test_ranks_share_what_one_rank_would_see(data: Interactions, world_size: int
             assert torch.equal(column, torch.cat(shares))
 
 
-def test_an_epoch_resumed_is_an_epoch_uninterrupted(data: Interactions) -> None:
+def test_a_resumed_epoch_equals_an_uninterrupted_one(data: Interactions) -> None:
     (whole,) = an_epoch(data)
     for start in (0, 1, len(whole)):
         torch.manual_seed(start)
@@ -191,7 +191,7 @@ def test_the_mask_marks_repeats_and_nothing_else(real: Interactions) -> None:
             assert duplicate == [item in items[:column] for column, item in enumerate(items)]
 
 
-def test_who_has_met_everything_is_tested_against_nothing() -> None:
+def test_a_user_of_every_item_is_tested_without_other_candidates() -> None:
     user, item = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 0, 1])
     data = Interactions(user, item, torch.arange(5), minimum=2, test_negatives=5, checksums={})
     ((_, items_UC, duplicate_UC),) = the_tests(data)
@@ -216,7 +216,7 @@ def test_an_option_out_of_range_is_refused(rows: list[tuple[int, int, int]], opt
         Interactions(user, item, time, checksums={}, **{option: value})
 
 
-def test_movielens_100k_is_whole(ml_100k: Path) -> None:
+def test_movielens_100k_is_complete(ml_100k: Path) -> None:
     data = movielens.MovieLens(ml_100k, size="100k")
     assert data.facts == {"num_users": 943, "num_items": 1682}
     assert data.num_steps(batch_size=1, world_size=1) == 5 * (100_000 - 943)
@@ -242,7 +242,7 @@ def test_every_spelling_of_a_rating_is_read(tmp_path: Path, name: str, text: str
     assert movielens.read_ratings(tmp_path / name).tolist() == [[196, 242, 881250949], [1, 2, 7]]
 
 
-def test_opening_movielens_unprepared_says_what_to_run(tmp_path: Path) -> None:
+def test_the_error_for_unprepared_movielens_has_the_command_to_run(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"ratings.npz is missing: run `sage data prepare movielens --size 1m`"
     ):
@@ -271,7 +271,7 @@ def test_damaged_movielens_is_refused(
 @pytest.mark.parametrize(
     ("text", "message"), [("1\t2\t3\t4\n", "has 1 ratings, not 100,000"), ("1\t2\n", "is damaged")]
 )
-def test_ratings_that_are_not_all_there_are_not_prepared(tmp_path: Path, text: str, message: str) -> None:
+def test_incomplete_ratings_are_not_prepared(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "ml-100k" / "u.data"
     path.parent.mkdir()
     path.write_text(text)
@@ -280,7 +280,7 @@ def test_ratings_that_are_not_all_there_are_not_prepared(tmp_path: Path, text: s
     assert not path.with_name("ratings.npz").exists()
 
 
-def test_only_the_100k_falls_back_on_the_wheel_and_says_so(
+def test_only_the_100k_falls_back_on_the_wheel_and_reports_it(
     tmp_path: Path, ml_100k: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def unreachable(*args: object, **options: object) -> Path:

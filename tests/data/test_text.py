@@ -68,7 +68,7 @@ def joined(batches: list[tuple[Tensor, ...]], of: int) -> Tensor:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_rows_one_after_another_over_batches_and_ranks_are_the_stream(world_size: int) -> None:
+def test_rows_concatenated_over_batches_and_ranks_are_the_stream(world_size: int) -> None:
     shares = [epoch(numbered(), rank, world_size) for rank in range(world_size)]
     tokens_RT = torch.cat([joined(batches, 0) for batches in shares])
     targets_RT = torch.cat([joined(batches, 1) for batches in shares])
@@ -80,7 +80,7 @@ def test_rows_one_after_another_over_batches_and_ranks_are_the_stream(world_size
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_every_rank_has_as_many_batches_of_bptt_tokens_and_a_short_last(world_size: int) -> None:
+def test_every_rank_has_as_many_batches_of_bptt_tokens_and_a_shorter_last_one(world_size: int) -> None:
     shares = [epoch(numbered(), rank, world_size) for rank in range(world_size)]
     (lengths,) = {tuple(tokens_BT.shape[1] for tokens_BT, _ in batches) for batches in shares}
     assert len(lengths) == numbered().num_steps(batch_size=3, world_size=world_size)
@@ -89,7 +89,7 @@ def test_every_rank_has_as_many_batches_of_bptt_tokens_and_a_short_last(world_si
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5])
-def test_an_epoch_resumed_is_the_epoch_uninterrupted(start: int) -> None:
+def test_a_resumed_epoch_equals_the_uninterrupted_one(start: int) -> None:
     whole, rest = epoch(numbered(), 1, 2), epoch(numbered(), 1, 2, start)
     assert len(whole) == 5
     assert len(rest) == 5 - start
@@ -98,7 +98,7 @@ def test_an_epoch_resumed_is_the_epoch_uninterrupted(start: int) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 6])
-def test_test_rows_are_shared_out_and_predict_all_but_their_first_tokens(world_size: int) -> None:
+def test_test_rows_are_divided_among_ranks_and_predict_all_but_their_first_tokens(world_size: int) -> None:
     shares = [evaluated(numbered(), rank, world_size) for rank in range(world_size)]
     assert [bool(batches) for batches in shares] == [rank < 4 for rank in range(world_size)]
     targets = sorted(at for batches in shares if batches for at in joined(batches, 1).flatten().tolist())
@@ -106,7 +106,7 @@ def test_test_rows_are_shared_out_and_predict_all_but_their_first_tokens(world_s
     assert targets == [at for at in range(2000, 2044) if at not in (2000, 2011, 2022, 2033)]
 
 
-def test_the_split_asked_for_is_evaluated() -> None:
+def test_the_chosen_split_is_evaluated() -> None:
     assert joined(evaluated(numbered(evaluate_on="valid"), 0, 1), 0).min() == 1000
 
 
@@ -136,7 +136,7 @@ def test_the_vocabulary_is_the_training_splits(tmp_path: Path) -> None:
     assert "c" not in encode(TEXTS, tmp_path, tokenizer="split", min_freq=2).vocabulary
 
 
-def test_a_corpus_is_numbered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = encode(TEXTS, tmp_path, tokenizer="split")
     with monkeypatch.context() as patch:
         patch.setattr(sage.data.text, "text_field", None)
@@ -146,16 +146,14 @@ def test_a_corpus_is_numbered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "e" in encode({**TEXTS, "train": "e\n"}, tmp_path, tokenizer="split").vocabulary
 
 
-def test_ranks_that_start_at_once_find_the_same_corpus(tmp_path: Path) -> None:
+def test_ranks_that_start_at_the_same_time_read_the_same_corpus(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as ranks:
         corpora = list(ranks.map(lambda _: encode(TEXTS, tmp_path, tokenizer="split"), range(8)))
     assert len({tuple(corpus.vocabulary) for corpus in corpora}) == 1
     assert len([path for path in (tmp_path / ".cache").iterdir() if path.is_dir()]) == 1
 
 
-def test_a_folder_closed_to_writing_is_not_written_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_folder_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = tmp_path / "data"
     root.mkdir(mode=0o555)
@@ -164,7 +162,7 @@ def test_a_folder_closed_to_writing_is_not_written_to(
     assert len([path for path in (tmp_path / "cache" / "sage").iterdir() if path.is_dir()]) == 1
 
 
-def test_spacy_leaves_the_special_tokens_whole() -> None:
+def test_spacy_does_not_split_special_tokens() -> None:
     tokens = tokenize(text_field("spacy"), "<bos> The <unk> doesn't <eos>\n")
     assert tokens == ["<bos>", "the", "<unk>", "does", "n't", "<eos>", "<eos>"]
 
@@ -258,7 +256,7 @@ def test_wikitext2_by_spacy_has_the_vocabulary_of_the_published_model(real: Path
     assert WikiText2(real).facts == {"vocab_size": 28_869}
 
 
-def test_topics_come_with_python(tmp_path: Path) -> None:
+def test_the_help_topics_are_part_of_python(tmp_path: Path) -> None:
     data = Topics(tmp_path)
     assert 2000 < data.facts["vocab_size"] < 4000
     assert len(data.train_N) > 60_000

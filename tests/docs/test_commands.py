@@ -116,7 +116,7 @@ def own(page: str) -> list[str]:
     return [] if page in OF_THE_PAGE else [line for line in commands(page) if elsewhere(line) is None]
 
 
-def test_the_tests_that_are_named_run_what_they_are_named_for() -> None:
+def test_the_named_tests_contain_the_command_they_are_named_for() -> None:
     for command, (path, text) in {**OF_THE_PAGE, **ELSEWHERE, **STARTS}.items():
         assert text in (ROOT / path).read_text(encoding="utf-8"), command
 

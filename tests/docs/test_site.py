@@ -36,7 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_page_loads_nothing_from_elsewhere(site: Path) -> None:
+def test_a_page_loads_nothing_from_other_hosts(site: Path) -> None:
     loads = re.compile(r'<(?:script|img|link|iframe)\b[^>]*?(?:src|href)="?((?:https?:)?//[^" >]+)')
     pages = [page for page in site.rglob("*.html") if "source" not in page.relative_to(site).parts]
     assert len(pages) > 30
@@ -66,7 +66,7 @@ def test_the_reference_has_every_part_key_and_command(site: Path) -> None:
     assert "&lt;!-- generated" not in "".join(map(page, ("reducers", "parts", "records")))
 
 
-def test_the_table_of_reducers_has_the_payload_that_the_ledger_books(site: Path) -> None:
+def test_the_table_of_reducers_has_the_payload_that_the_ledger_counts(site: Path) -> None:
     text = (site / "reference" / "reducers.html").read_text(encoding="utf-8")
     table = text.partition('id="options-and-formulas"')[0]
     rows = dict(
@@ -84,7 +84,7 @@ def test_the_table_of_reducers_has_the_payload_that_the_ledger_books(site: Path)
         assert re.search("[Pp]ayload|bytes", section), name
 
 
-def test_every_link_to_elsewhere_is_listed_and_has_the_right_form(site: Path) -> None:
+def test_every_external_link_is_listed_and_has_the_right_form(site: Path) -> None:
     links = [line.split(" ")[0] for line in (site / "external-links.txt").read_text().splitlines()]
     assert len(links) > 5
     assert any(link.startswith("https://arxiv.org/abs/") for link in links)

@@ -79,7 +79,7 @@ class Here:
 
 
 @pytest.mark.parametrize("options", [("--cluster", "local", "--parallel", "2"), ("--cluster", "debug")])
-def test_the_runs_run_here_once_and_one_that_is_hopeless_does_not_keep_the_others(
+def test_local_runs_run_once_and_an_invalid_run_does_not_stop_the_others(
     tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     here = Here(tmp_path, SMALL + "lr = [0.1, 1e30, 0.2]\n")
@@ -102,7 +102,7 @@ def test_the_runs_run_here_once_and_one_that_is_hopeless_does_not_keep_the_other
     assert set(here.records("step")) == {good, other}
 
 
-def test_ctrl_c_lets_what_runs_save_itself_and_starts_no_more(tmp_path: Path) -> None:
+def test_ctrl_c_checkpoints_the_active_runs_and_starts_no_more(tmp_path: Path) -> None:
     endless = SMALL.replace("steps = 3", "steps = 1000000").replace("epochs = 100", "epochs = 100000")
     here = Here(tmp_path, endless + "seed = [0, 1]\nparallel = 1\n")
     process = here.start("--cluster", "local")

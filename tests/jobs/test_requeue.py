@@ -113,7 +113,9 @@ def failing(text: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_a_failure_is_requeued_no_oftener_than_allowed_whatever_it_says(tmp_path: Path, text: str) -> None:
+def test_a_failure_is_requeued_at_most_max_requeues_times_whatever_its_reason(
+    tmp_path: Path, text: str
+) -> None:
     job = Job(tmp_path, max_requeues="1")
     assert job.run(failing(text, tmp_path)) == 1
     assert job.times == 1
@@ -124,7 +126,7 @@ def test_a_failure_is_requeued_no_oftener_than_allowed_whatever_it_says(tmp_path
     assert not job.own.exists()
 
 
-def test_what_something_else_wrote_as_an_outcome_is_cut_and_cleaned_too(tmp_path: Path) -> None:
+def test_an_outcome_by_another_program_is_truncated_and_cleaned(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     raw.write_bytes(b"1 " + b"\x1b[31m\xc2\x9b\0" * 100_000)
     job = Job(tmp_path, max_requeues="1")
@@ -136,7 +138,7 @@ def test_what_something_else_wrote_as_an_outcome_is_cut_and_cleaned_too(tmp_path
         assert Job(folder(tmp_path), max_requeues="0").run(f"cp {raw} $SAGE_OUTCOME; exit 9") == 9
 
 
-def test_a_requeue_of_a_job_that_stopped_is_no_failure(tmp_path: Path) -> None:
+def test_a_requeue_after_a_stop_is_not_counted_as_a_failure(tmp_path: Path) -> None:
     job = Job(tmp_path, max_requeues="1")
     for _ in range(5):
         assert job.start("exit 75") == 75
@@ -160,19 +162,19 @@ def test_a_requeue_of_a_job_that_stopped_is_no_failure(tmp_path: Path) -> None:
         "rm $sage_folder/failures; mkfifo $sage_folder/failures",
     ],
 )
-def test_where_the_count_is_lost_all_restarts_count_as_failures(tmp_path: Path, lost: str) -> None:
+def test_if_the_count_is_lost_all_restarts_count_as_failures(tmp_path: Path, lost: str) -> None:
     job = Job(tmp_path, max_requeues="2")
     assert job.run("exit 9", before=lost) == 9
     assert job.times <= 2
 
 
-def test_a_slurm_that_does_not_tell_the_script_of_restarts_changes_nothing(tmp_path: Path) -> None:
+def test_a_slurm_that_does_not_export_the_restart_count_changes_nothing(tmp_path: Path) -> None:
     job = Job(tmp_path, max_requeues="2")
     assert job.run("exit 9", told=False) == 9
     assert job.times == 2
 
 
-def test_where_the_count_cannot_be_written_the_job_ends(tmp_path: Path) -> None:
+def test_a_job_whose_count_cannot_be_written_is_not_requeued(tmp_path: Path) -> None:
     job = Job(tmp_path)
     # A folder in place of the draft stops root too.
     assert job.run("exit 9", before="mkdir $sage_folder/failures.$$") == 9
@@ -182,14 +184,14 @@ def test_where_the_count_cannot_be_written_the_job_ends(tmp_path: Path) -> None:
     )
 
 
-def test_the_job_has_a_folder_of_its_own_that_nobody_else_can_enter(tmp_path: Path) -> None:
+def test_the_jobs_folder_can_be_entered_by_its_owner_only(tmp_path: Path) -> None:
     job = Job(tmp_path)
     job.start("ls -ld $(dirname $SAGE_OUTCOME) >seen; umask 0; exit 0", before="umask 0")
     assert (tmp_path / "seen").read_text().startswith("drwx------")
     assert not job.own.exists()
 
 
-def test_a_folder_that_was_open_to_others_is_made_anew(tmp_path: Path) -> None:
+def test_a_folder_that_was_accessible_by_others_is_recreated(tmp_path: Path) -> None:
     job = Job(tmp_path)
     job.own.mkdir()
     job.own.chmod(0o777)
@@ -200,7 +202,7 @@ def test_a_folder_that_was_open_to_others_is_made_anew(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 @pytest.mark.parametrize("kind", ["folder", "link", "file"])
-def test_what_belongs_to_another_user_is_refused(tmp_path: Path, kind: str) -> None:
+def test_a_folder_of_another_user_is_refused(tmp_path: Path, kind: str) -> None:
     job = Job(tmp_path)
     if kind == "file":
         job.own.write_text("")
@@ -217,14 +219,14 @@ def test_what_belongs_to_another_user_is_refused(tmp_path: Path, kind: str) -> N
     assert "the rank has begun" not in job.said
 
 
-def test_an_outcome_of_an_earlier_start_does_not_count(tmp_path: Path) -> None:
+def test_an_outcome_of_an_earlier_start_is_ignored(tmp_path: Path) -> None:
     job = Job(tmp_path, max_requeues="1")
     job.run("case $SAGE_OUTCOME in *-0) echo 0 >${SAGE_OUTCOME%0}1 ;; esac; exit 9")
     assert job.times == 1
     assert "ended with status 9, failed again" in job.said
 
 
-def test_a_job_submitted_from_inside_another_does_not_meet_at_its_address(tmp_path: Path) -> None:
+def test_a_job_submitted_inside_another_has_its_own_rendezvous(tmp_path: Path) -> None:
     outer = Job(tmp_path, hostip="10.9.8.7", port="77")
     outer.start("env >inner; exit 0")
     handed = dict(line.split("=", 1) for line in (tmp_path / "inner").read_text().splitlines() if "=" in line)
@@ -251,7 +253,7 @@ def test_a_job_submitted_from_inside_another_does_not_meet_at_its_address(tmp_pa
         ({}, "none none"),
     ],
 )
-def test_a_job_submitted_from_inside_another_has_its_own_number_of_tasks(
+def test_a_job_submitted_inside_another_has_its_own_number_of_tasks(
     tmp_path: Path, given: dict[str, str], left: str
 ) -> None:
     job = Job(tmp_path, **given)
@@ -264,7 +266,7 @@ def test_a_job_submitted_from_inside_another_has_its_own_number_of_tasks(
 
 
 @pytest.mark.parametrize("given", ["many", "-1", "1.5", "$(touch hacked)", "99999999999999999999"])
-def test_a_wrong_bound_is_refused_before_anything_runs(tmp_path: Path, given: str) -> None:
+def test_an_invalid_max_requeues_is_refused_before_anything_runs(tmp_path: Path, given: str) -> None:
     job = Job(tmp_path, max_requeues=given)
     assert job.start("exit 9") == 2
     assert "allowed is a whole number from 0 to 999999" in job.said
@@ -286,7 +288,7 @@ def assert_printable(said: str) -> None:
         assert len(line.encode()) < 2000
 
 
-def test_the_outcome_is_the_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_outcome_file_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = os.umask(0)
     try:
         monkeypatch.setenv("SAGE_OUTCOME", str(tmp_path / "outcome"))

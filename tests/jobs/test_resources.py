@@ -61,7 +61,7 @@ def test_a_run_has_a_task_for_each_rank_and_a_gpu_for_each_task(
         (cell(4, mem=["1G"]), "mem is .*; allowed is one string"),
     ],
 )
-def test_what_sbatch_could_not_do_is_refused_before(config: Config, said: str) -> None:
+def test_options_that_sbatch_would_reject_are_refused_before_submission(config: Config, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         resources(config)
 
@@ -69,5 +69,5 @@ def test_what_sbatch_could_not_do_is_refused_before(config: Config, said: str) -
 @pytest.mark.parametrize(
     "time", [4, "30", "4:00", "0:4:00", "1:00:00", "0-1", "0-0:4", "2-12:30:00", 0, "UNLIMITED"]
 )
-def test_a_time_is_what_sbatch_takes(time: int | str) -> None:
+def test_a_time_limit_has_the_format_of_sbatch(time: int | str) -> None:
     assert dict(resources(cell(1, time=time)).options)["time"] == time

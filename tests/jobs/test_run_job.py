@@ -78,7 +78,9 @@ def test_a_finished_run_returns_its_result(job: Callable[..., Any]) -> None:
         assert job(cluster, 0)["steps"] == 7
 
 
-def test_under_slurm_the_batch_script_hears_of_all_else(job: Callable[..., Any], tmp_path: Path) -> None:
+def test_under_slurm_the_batch_script_gets_every_other_status(
+    job: Callable[..., Any], tmp_path: Path
+) -> None:
     for status in (1, 2, 75):
         assert job("slurm", status) == status
     assert not (tmp_path / "outcome").exists()
@@ -86,7 +88,9 @@ def test_under_slurm_the_batch_script_hears_of_all_else(job: Callable[..., Any],
     assert (tmp_path / "outcome").read_text() == "2 no such data\n"
 
 
-def test_a_local_run_starts_again_where_that_may_help(job: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_local_run_is_restarted_after_a_failure_that_may_not_happen_again(
+    job: Callable[..., Any], tmp_path: Path
+) -> None:
     assert job("local", 1, 1, 0)["steps"] == 7
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,4"
     assert job("local", 1, 1, 1) == 1
@@ -96,7 +100,7 @@ def test_a_local_run_starts_again_where_that_may_help(job: Callable[..., Any], t
     assert job("local", 75) == 75
 
 
-def test_in_this_process_a_run_raises_nothing(job: Callable[..., Any]) -> None:
+def test_a_run_in_this_process_raises_no_exception(job: Callable[..., Any]) -> None:
     assert job("debug", 1) == {"status": 1}
     assert job("debug", ValueError("no")) == {"status": 2}
 

@@ -93,7 +93,7 @@ SCRIPTS = [
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_script_can_be_called_and_is_sound(name: str) -> None:
+def test_the_script_is_executable_and_passes_shellcheck(name: str) -> None:
     script = CHECKOUT / name
     assert os.access(script, os.X_OK) == (name != "jobs/batch.sh"), "which is only sourced"
     subprocess.run(["bash", "-n", str(script)], check=True)
@@ -101,7 +101,7 @@ def test_the_script_can_be_called_and_is_sound(name: str) -> None:
         subprocess.run(["shellcheck", "-x", str(script)], cwd=CHECKOUT, check=True)
 
 
-def test_a_data_set_is_prepared_or_the_names_are_told(tmp_path: Path) -> None:
+def test_prepare_dataset_prepares_a_data_set_or_lists_the_names(tmp_path: Path) -> None:
     script, env = CHECKOUT / "prepare_dataset.sh", {**outside(), "PYTHON": sys.executable}
     assert call(script, "digits", cwd=tmp_path, env=env).returncode == 0
     asked = call(script, cwd=tmp_path, env=env)
@@ -128,7 +128,7 @@ def tell(tmp_path: Path) -> str:
         (["--help"], {}, "--help"),
     ],
 )
-def test_run_sh_hands_on_what_it_is_given_and_its_defaults(
+def test_run_sh_passes_on_its_arguments_and_defaults(
     tell: str, tmp_path: Path, arguments: list[str], variables: dict[str, str], called: str
 ) -> None:
     done = call(CHECKOUT / "run.sh", *arguments, cwd=tmp_path, env={**outside(), "PYTHON": tell, **variables})
@@ -139,12 +139,12 @@ def test_run_sh_hands_on_what_it_is_given_and_its_defaults(
     assert told["PYTHONPATH"] == str(CHECKOUT)
 
 
-def test_run_sh_leaves_no_variable_that_could_pass_for_one_rank(tell: str, tmp_path: Path) -> None:
+def test_run_sh_exports_no_variable_that_could_select_one_rank(tell: str, tmp_path: Path) -> None:
     done = call(CHECKOUT / "run.sh", cwd=tmp_path, env={**outside(), "PYTHON": tell})
     assert not {"hostip", "port", "rank", "world_size"} & set(json.loads(done.stdout))
 
 
-def test_run_sh_takes_the_python_beside_it_then_the_one_on_the_path(tmp_path: Path) -> None:
+def test_run_sh_uses_the_python_of_its_venv_else_the_one_on_the_path(tmp_path: Path) -> None:
     home = tmp_path / "a checkout"
     home.mkdir()
     script = Path(shutil.copy(CHECKOUT / "run.sh", home))
@@ -159,7 +159,7 @@ def test_run_sh_takes_the_python_beside_it_then_the_one_on_the_path(tmp_path: Pa
     assert json.loads(beside.stdout)["PYTHONPATH"] == str(home)
 
 
-def test_run_sh_says_when_the_python_on_the_path_has_no_torch(tmp_path: Path) -> None:
+def test_run_sh_reports_a_python_without_torch(tmp_path: Path) -> None:
     script = Path(shutil.copy(CHECKOUT / "run.sh", tmp_path))
     program(tmp_path / "bin" / "python3", "#!/bin/sh\nexit 1\n")
     done = call(script, cwd=tmp_path, env=first(tmp_path / "bin"))
@@ -168,7 +168,7 @@ def test_run_sh_says_when_the_python_on_the_path_has_no_torch(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_four_shells_train_together_and_one_killed_ends_the_others(tmp_path: Path) -> None:
+def test_four_shells_train_one_run_and_a_killed_one_ends_the_others(tmp_path: Path) -> None:
     meeting = {"hostip": "127.0.0.1", "port": free_port(), "world_size": "4"}
     argv = ["digits-ff", "--epochs", "100000", "--timeout", "100", "--runs", "runs"]
     logs = [tmp_path / f"log-{rank}" for rank in range(4)]
@@ -220,7 +220,7 @@ def spooled(tmp_path: Path) -> Path:
     return Path(shutil.copy(CHECKOUT / "pararun", tmp_path / "slurm_script"))
 
 
-def test_pararun_starts_a_task_for_each_rank_and_tells_it_where_to_meet(
+def test_pararun_starts_a_task_for_each_rank_with_the_rendezvous(
     spooled: Path, cluster: dict[str, str], tmp_path: Path
 ) -> None:
     done = call(spooled, "digits", "--density", "0.1", cwd=tmp_path, env={**cluster, "rank": "7"})
@@ -236,7 +236,7 @@ def test_pararun_starts_a_task_for_each_rank_and_tells_it_where_to_meet(
         assert "rank" not in rank
 
 
-def test_pararun_takes_what_the_environment_says(
+def test_pararun_uses_the_variables_of_its_environment(
     spooled: Path, cluster: dict[str, str], tmp_path: Path
 ) -> None:
     told = {"hostip": "10.1.2.3", "port": "4567", "SLURM_CPUS_PER_TASK": "3", "SRUN_OPTIONS": "3"}
@@ -248,9 +248,7 @@ def test_pararun_takes_what_the_environment_says(
         assert rank["argv"] == ["-m", "sage", "run", "digits", "--reducer", "sage", "--world-size", "2"]
 
 
-def test_pararun_passes_over_a_port_that_is_taken(
-    spooled: Path, cluster: dict[str, str], tmp_path: Path
-) -> None:
+def test_pararun_skips_a_port_that_is_in_use(spooled: Path, cluster: dict[str, str], tmp_path: Path) -> None:
     with socket.socket() as listener:
         taken = 25000
         while listener.connect_ex(("127.0.0.1", taken)) == 0:
@@ -271,7 +269,7 @@ def test_pararun_passes_over_a_port_that_is_taken(
         ("SLURM_SUBMIT_DIR", "call sbatch in the checkout, or set SAGE_HOME to it"),
     ],
 )
-def test_pararun_says_what_it_misses(
+def test_pararun_names_what_is_missing(
     spooled: Path, cluster: dict[str, str], tmp_path: Path, missing: str, said: str
 ) -> None:
     del cluster[missing]
@@ -280,7 +278,7 @@ def test_pararun_says_what_it_misses(
     assert said in done.stderr
 
 
-def test_pararun_activates_the_environment_that_is_there(
+def test_pararun_activates_an_existing_environment(
     spooled: Path, cluster: dict[str, str], tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
@@ -322,7 +320,7 @@ elif sys.argv[1:] == ["shell.bash", "hook"]:
         ({}, "127.0.0.1 127.0.0.1", "127.0.0.1"),  # all nodes are this machine
     ],
 )
-def test_the_ranks_meet_where_the_other_nodes_can_reach_the_first(
+def test_the_rendezvous_is_an_address_that_the_other_nodes_can_reach(
     cluster: dict[str, str], tmp_path: Path, names: dict[str, str], node_addresses: str, expected: str
 ) -> None:
     known = " ".join(f"{name}) echo '{address} STREAM {name}' ;;" for name, address in names.items())
@@ -352,7 +350,7 @@ esac""",
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_batch_script_stops_and_saves_the_run_and_requeues_the_job(
+def test_a_signal_to_the_batch_script_checkpoints_the_run_and_requeues_the_job(
     spooled: Path, cluster: dict[str, str], tmp_path: Path
 ) -> None:
     argv = ["digits-ff", "--epochs", "100000", "--runs", str(tmp_path / "runs")]

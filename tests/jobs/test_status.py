@@ -74,19 +74,19 @@ def manifest(**environment: str) -> str:
 # The state of a run.
 
 
-def test_what_nobody_submitted_is_missing(tmp_path: Path) -> None:
+def test_a_run_that_was_never_submitted_is_missing(tmp_path: Path) -> None:
     assert States(tmp_path).of(RUN, None, {}) == State(word="missing")
     steps(tmp_path / RUN, 12)
     assert States(tmp_path).of(RUN, None, {}) == State(word="missing", step="12", metric="accuracy 0.5")
 
 
-def test_what_waits_says_for_what_and_how_often_it_came_back(tmp_path: Path) -> None:
+def test_a_pending_run_shows_its_reason_and_its_number_of_requeues(tmp_path: Path) -> None:
     steps(tmp_path / RUN, 12)
     found = States(tmp_path).of(RUN, entry(), queue("PENDING", restarts=2, reason="BeginTime"))
     assert found == State(word="pending", job="7_3", why="BeginTime", requeued=2)
 
 
-def test_what_runs_says_how_far_it_is(tmp_path: Path) -> None:
+def test_a_running_run_shows_its_progress(tmp_path: Path) -> None:
     states = States(tmp_path)
     assert states.of(RUN, entry(), queue("RUNNING")) == State(word="running", job="7_3")
     steps(tmp_path / RUN, 12)
@@ -97,7 +97,7 @@ def test_what_runs_says_how_far_it_is(tmp_path: Path) -> None:
     assert states.of(RUN, entry(), queue("RUNNING")).step == "12 of 40"
 
 
-def test_a_finished_run_is_finished_whatever_the_queue_says(tmp_path: Path) -> None:
+def test_a_run_with_a_result_is_finished_whatever_the_queue_contains(tmp_path: Path) -> None:
     finish(tmp_path / RUN)
     (tmp_path / RUN / "manifest.json").write_text(manifest(SLURM_RESTART_COUNT="2"))
     done = State(word="finished", job="7_3", step="40", metric="hit rate 0.75", requeued=2)
@@ -106,7 +106,7 @@ def test_a_finished_run_is_finished_whatever_the_queue_says(tmp_path: Path) -> N
     assert States(tmp_path).of(RUN, None, {}).word == "finished"
 
 
-def test_what_ended_without_a_result_has_failed_and_says_why(tmp_path: Path) -> None:
+def test_a_run_that_ended_without_a_result_has_failed_with_a_reason(tmp_path: Path) -> None:
     states, submitted = States(tmp_path), entry(logs=str(tmp_path))
     assert states.of(RUN, submitted, queue("CANCELLED")).why == "cancelled"
     for seen in ({}, queue("FAILED"), queue("NODE_FAIL")):
@@ -119,11 +119,11 @@ def test_what_ended_without_a_result_has_failed_and_says_why(tmp_path: Path) -> 
     assert states.of(RUN, submitted, {}).why == "rank 2: no such data"
 
 
-def test_what_slurm_does_not_tell_is_unknown_and_not_failed(tmp_path: Path) -> None:
+def test_a_run_is_unknown_and_not_failed_if_slurm_does_not_answer(tmp_path: Path) -> None:
     assert States(tmp_path).of(RUN, entry(), None).word == "unknown"
 
 
-def test_a_process_here_runs_as_long_as_it_lives_and_is_the_one_that_was_booked(tmp_path: Path) -> None:
+def test_a_local_run_is_active_only_while_its_recorded_process_is_alive(tmp_path: Path) -> None:
     mine = entry(job=str(os.getpid()), cluster="local")
     assert States(tmp_path).of(RUN, mine, {}).word == "running"
     # A process that began after the booking has the same id by chance.
@@ -135,12 +135,12 @@ def test_a_process_here_runs_as_long_as_it_lives_and_is_the_one_that_was_booked(
 
 
 @pytest.mark.parametrize("name", registry.names("tasks"))
-def test_an_evaluation_names_its_headline_metric_first(name: str) -> None:
+def test_an_evaluation_lists_its_headline_metric_first(name: str) -> None:
     task = registry.load("tasks", name)({"num_classes": 10})
     assert next(iter(task.metrics(torch.ones(len(task.sum_names))))) == task.metric
 
 
-def test_a_record_is_not_read_whole(tmp_path: Path) -> None:
+def test_only_the_end_of_a_record_is_read(tmp_path: Path) -> None:
     steps(tmp_path / RUN, 12)
     path = tmp_path / RUN / "metrics.jsonl"
     told = path.read_bytes()
@@ -163,7 +163,7 @@ class Clock:
         return self.now
 
 
-def test_the_queue_is_looked_at_less_often_while_nothing_changes_or_no_answer_comes() -> None:
+def test_the_queue_is_polled_less_often_while_nothing_changes_or_slurm_does_not_answer() -> None:
     clock, calls = Clock(), []
     answers: Callable[[], dict[str, Job]] = lambda: queue("PENDING")  # noqa: E731
 
@@ -222,7 +222,7 @@ def runs(slurm: StandIn, tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def test_one_call_tells_of_all_jobs(slurm: StandIn) -> None:
+def test_one_call_of_squeue_returns_all_jobs(slurm: StandIn) -> None:
     slurm.set("OUT_OF_MEMORY", "1_5")
     slurm.set("RUNNING", "3")
     slurm.set("GONE", "2_0")
@@ -235,7 +235,7 @@ def test_one_call_tells_of_all_jobs(slurm: StandIn) -> None:
     assert len(slurm.calls("squeue")) == 1
 
 
-def test_a_call_that_hangs_or_cannot_be_made_is_no_answer(
+def test_a_call_that_hangs_or_fails_counts_as_no_answer(
     slurm: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (slurm.bin / "squeue").write_text("#!/bin/sh\nexec sleep 1000\n")
@@ -250,7 +250,7 @@ def test_a_call_that_hangs_or_cannot_be_made_is_no_answer(
 # The verbs.
 
 
-def test_status_shows_each_run_and_sums_up(
+def test_status_shows_each_run_and_a_summary(
     slurm: StandIn, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slurm.set("RUNNING", "1_0", "1_1")
@@ -273,7 +273,7 @@ def test_status_shows_each_run_and_sums_up(
     assert len(slurm.calls("squeue")) == 1
 
 
-def test_watching_ends_when_nothing_is_active_any_more(
+def test_watching_ends_when_no_run_is_active(
     slurm: StandIn, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def end_all(seconds: float) -> None:
@@ -286,7 +286,7 @@ def test_watching_ends_when_nothing_is_active_any_more(
     assert capsys.readouterr().out.splitlines() == ["10 runs: 10 pending", "10 runs: 10 failed"]
 
 
-def test_runs_are_cancelled_in_one_call_an_array_at_once(
+def test_runs_are_cancelled_in_one_call_grouped_by_array(
     slurm: StandIn, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slurm.set("FAILED", "1_2")
@@ -302,7 +302,7 @@ def test_runs_are_cancelled_in_one_call_an_array_at_once(
     assert len(slurm.calls("scancel")) == 2
 
 
-def test_nothing_is_cancelled_while_nobody_knows_what_is_active(
+def test_nothing_is_cancelled_if_the_active_jobs_are_unknown(
     slurm: StandIn, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slurm.fail("squeue", "squeue: error: Unable to contact slurm controller")
@@ -311,7 +311,7 @@ def test_nothing_is_cancelled_while_nobody_knows_what_is_active(
     assert slurm.calls("scancel") == []
 
 
-def test_a_run_is_called_by_the_beginning_of_its_name_or_hash(
+def test_a_run_is_selected_by_a_prefix_of_its_name_or_hash(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "1_0_0_log.out").write_text("rank 0 speaks\n")
@@ -331,7 +331,7 @@ def test_a_run_is_called_by_the_beginning_of_its_name_or_hash(
         call("logs", "00000001", "--runs", str(runs))
 
 
-def test_nothing_here_waits_for_torch(runs: Path, slurm: StandIn) -> None:
+def test_sage_status_does_not_import_torch(runs: Path, slurm: StandIn) -> None:
     code = "import sys; from sage.cli.main import main; main(['status', *sys.argv[1:]])"
     code += "; assert 'torch' not in sys.modules"
     environment = {**outside(), "PATH": slurm.path, "PYTHONPATH": str(CHECKOUT)}

@@ -70,7 +70,7 @@ def assert_lines(states: list[State]) -> None:
 
 @pytest.mark.parametrize("content", JSON, ids=[each[:12] or "empty" for each in JSON])
 @pytest.mark.parametrize("name", NAMES)
-def test_no_file_of_a_run_stops_a_look_at_it(tmp_path: Path, name: str, content: str) -> None:
+def test_no_damaged_file_of_a_run_stops_sage_status(tmp_path: Path, name: str, content: str) -> None:
     lay(tmp_path, name, content.encode())
     assert_lines(all_states(tmp_path))
     found = States(tmp_path).of(RUN, entry(), {})
@@ -87,7 +87,7 @@ LINES = ["5", "{}", '{"kind":"step"}', '{"kind":"epoch"}', '{"kind":"epoch","met
 LINES += ['{"kind":"epoch","metrics":{"a":"b"}}', '{"kind":"step","step":"x","epoch":[]}', '{"kind":7}']
 
 
-def test_lines_that_are_no_records_hide_no_record(tmp_path: Path) -> None:
+def test_invalid_lines_do_not_hide_valid_records(tmp_path: Path) -> None:
     step = '{"kind": "step", "step": 4, "epoch": 0}'
     evaluation = '{"kind": "epoch", "metrics": {"accuracy": 0.5}}'
     lay(tmp_path, "metrics.jsonl", "\n".join([step, evaluation, *LINES, ""]).encode())
@@ -119,7 +119,7 @@ VALUES = st.recursive(
         st.sampled_from(NAMES), st.binary(max_size=60) | VALUES.map(lambda each: json.dumps(each).encode())
     )
 )
-def test_whatever_a_run_left_its_state_is_told(tmp_path: Path, files: dict[str, bytes]) -> None:
+def test_any_files_of_a_run_give_a_state(tmp_path: Path, files: dict[str, bytes]) -> None:
     for name in NAMES:
         (tmp_path / RUN / name).unlink(missing_ok=True)
     for name, content in files.items():
@@ -129,7 +129,9 @@ def test_whatever_a_run_left_its_state_is_told(tmp_path: Path, files: dict[str, 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "loop"])
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_no_file_is_named_and_does_not_hang(tmp_path: Path, name: str, kind: str) -> None:
+def test_a_path_that_is_not_a_regular_file_is_named_and_does_not_hang(
+    tmp_path: Path, name: str, kind: str
+) -> None:
     path = lay(tmp_path, name, b"") / name
     path.unlink()
     if kind == "folder":
@@ -141,7 +143,7 @@ def test_what_is_no_file_is_named_and_does_not_hang(tmp_path: Path, name: str, k
     assert_lines(all_states(tmp_path))
 
 
-def test_a_long_reason_is_cut_and_cleaned(tmp_path: Path) -> None:
+def test_a_long_reason_is_truncated_and_cleaned(tmp_path: Path) -> None:
     lay(tmp_path, "failure.json", json.dumps({"error": "\x1b[31m" + "x" * 140_000}).encode())
     assert_lines(all_states(tmp_path))
 
@@ -168,7 +170,7 @@ def test_status_names_the_damaged_run_and_shows_the_others(
 
 
 @pytest.mark.parametrize("content", JSON, ids=[each[:12] or "empty" for each in JSON])
-def test_damaged_notes_of_a_sweep_are_made_anew(
+def test_damaged_notes_of_a_sweep_are_rewritten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
     sweep = tmp_path / "sweep.toml"
@@ -212,7 +214,7 @@ def prints(slurm: StandIn, *lines: str) -> None:
     (slurm.bin / "squeue").write_text(f"#!/bin/sh\ncat {slurm.home}/told\n")
 
 
-def test_a_line_for_several_tasks_stands_for_each(slurm: StandIn) -> None:
+def test_a_squeue_line_for_several_tasks_applies_to_each(slurm: StandIn) -> None:
     prints(
         slurm,
         "12_[3-5%2]|CANCELLED|0|None|",
@@ -242,7 +244,7 @@ GARBAGE += [
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
-def test_what_squeue_should_not_print_is_named_and_nothing_is_done(
+def test_invalid_output_of_squeue_is_reported_and_nothing_is_cancelled(
     slurm: StandIn, runs: Path, capsys: pytest.CaptureFixture[str], garbage: str
 ) -> None:
     prints(slurm, "1_0|RUNNING|0|None|node1", garbage)
@@ -257,12 +259,12 @@ def test_what_squeue_should_not_print_is_named_and_nothing_is_done(
 
 @settings(max_examples=examples(100))
 @given(st.text(alphabet="0123456789_[]-,:%.xX", max_size=24))
-def test_any_name_of_squeues_is_read_or_refused(name: str) -> None:
+def test_any_job_name_of_squeue_is_parsed_or_refused(name: str) -> None:
     for each in scheduler.tasks(name):
         assert submissions.JOB["slurm"].fullmatch(each) or each.startswith("0")
 
 
-def test_watching_survives_garbage(
+def test_watching_continues_after_invalid_output_of_squeue(
     slurm: StandIn, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prints(slurm, "1_[0-7]|FAILED|0|None|")
@@ -278,7 +280,7 @@ def test_watching_survives_garbage(
     assert last == "8 runs: 8 failed"
 
 
-def test_pending_tasks_that_are_cancelled_are_shown_so_though_slurm_forgets_them(
+def test_cancelled_pending_tasks_are_shown_although_slurm_keeps_no_record(
     slurm: StandIn, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slurm.set("RUNNING", "1_0")
@@ -300,7 +302,7 @@ def test_pending_tasks_that_are_cancelled_are_shown_so_though_slurm_forgets_them
 # Jobs of this machine.
 
 
-def test_a_process_is_known_whatever_the_clock_says(tmp_path: Path) -> None:
+def test_a_process_is_identified_independently_of_the_clock(tmp_path: Path) -> None:
     mine = entry(job=str(os.getpid()), cluster="local", started=local_process.identity(os.getpid()))
     for time in ("1970-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00", "", "yesterday"):
         assert local_process.alive(replace(mine, time=time))
@@ -314,7 +316,7 @@ def test_a_process_is_known_whatever_the_clock_says(tmp_path: Path) -> None:
 # Words.
 
 
-def test_logs_of_an_unknown_run_name_the_folder_and_the_flag(
+def test_the_error_for_logs_of_an_unknown_run_names_the_folder_and_the_flag(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], runs: Path
 ) -> None:
     assert main(["logs", "abc", "--runs", str(tmp_path / "empty")]) == 2
@@ -324,7 +326,7 @@ def test_logs_of_an_unknown_run_name_the_folder_and_the_flag(
     assert f"(in {runs}; give another runs folder by --runs)" in capsys.readouterr().err
 
 
-def test_a_log_is_printed_whole_and_what_is_none_is_named(
+def test_a_log_is_printed_in_full_and_a_path_that_is_no_log_is_an_error(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "logs" / "1_0_0_log.out"
@@ -340,7 +342,7 @@ def test_a_log_is_printed_whole_and_what_is_none_is_named(
 
 
 @pytest.mark.parametrize("verb", [["status"], ["cancel", "x"], ["logs", "x"]])
-def test_a_book_that_cannot_be_read_is_named_in_a_line(
+def test_an_unreadable_submission_log_is_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
 ) -> None:
     (tmp_path / ".jobs" / "submitted.jsonl").mkdir(parents=True)

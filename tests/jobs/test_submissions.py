@@ -54,7 +54,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-def test_a_line_that_is_no_entry_is_named_and_the_others_are_read(tmp_path: Path, wrong: bytes) -> None:
+def test_an_invalid_line_is_reported_and_the_others_are_read(tmp_path: Path, wrong: bytes) -> None:
     runs = lay(tmp_path, line("one"), wrong, line("three"))
     entries, faults = submissions.read_with_faults(runs)
     assert list(entries) == ["one", "three"]
@@ -63,7 +63,7 @@ def test_a_line_that_is_no_entry_is_named_and_the_others_are_read(tmp_path: Path
     assert "\n" not in fault
 
 
-def test_an_entry_of_a_newer_version_is_read_or_told_apart_from_a_damaged_one(tmp_path: Path) -> None:
+def test_an_entry_of_a_newer_version_is_read_or_distinguished_from_a_damaged_one(tmp_path: Path) -> None:
     runs = lay(tmp_path, line("one", shade="blue"), line("two", format=2), line("three"))
     entries, faults = submissions.read_with_faults(runs)
     assert list(entries) == ["one", "three"]
@@ -73,7 +73,7 @@ def test_an_entry_of_a_newer_version_is_read_or_told_apart_from_a_damaged_one(tm
 
 @settings(max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(max_size=80) | st.sampled_from([*WRONG.values()]), max_size=4))
-def test_whatever_else_is_in_the_book_its_entries_are_read(tmp_path: Path, others: list[bytes]) -> None:
+def test_valid_entries_are_read_whatever_else_the_log_contains(tmp_path: Path, others: list[bytes]) -> None:
     noise = b"".join(other.replace(b'"one"', b"") + b"\n" for other in others)
     entries, faults = submissions.read_with_faults(lay(tmp_path, noise, line("one"), noise, line("last")))
     assert {"one", "last"} <= set(entries)
@@ -98,7 +98,7 @@ def test_entries_that_the_log_has_lost_are_read_from_the_folders_of_their_jobs(
 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo"])
-def test_a_book_that_is_no_file_is_named(tmp_path: Path, kind: str) -> None:
+def test_a_submission_log_that_is_not_a_file_is_an_error(tmp_path: Path, kind: str) -> None:
     path = lay(tmp_path) / ".jobs" / "submitted.jsonl"
     path.unlink()
     path.mkdir() if kind == "folder" else os.mkfifo(path)
@@ -107,7 +107,7 @@ def test_a_book_that_is_no_file_is_named(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o002, 0o777])
-def test_the_folder_for_jobs_is_its_owners_alone_whatever_the_umask(tmp_path: Path, mask: int) -> None:
+def test_the_folder_for_jobs_is_private_under_any_umask(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
         made = submissions.prepare(tmp_path) if mask != 0o777 else lay(tmp_path) / ".jobs"
@@ -118,7 +118,7 @@ def test_the_folder_for_jobs_is_its_owners_alone_whatever_the_umask(tmp_path: Pa
     assert stat.S_IMODE((made / "submitted.jsonl").stat().st_mode) == 0o600
 
 
-def test_a_folder_that_was_open_to_others_is_closed(tmp_path: Path) -> None:
+def test_a_folder_that_was_accessible_by_others_is_made_private(tmp_path: Path) -> None:
     made = lay(tmp_path, line("one")) / ".jobs"
     made.chmod(0o777)
     (made / "submitted.jsonl").chmod(0o666)
@@ -168,7 +168,7 @@ def public() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_commands_on_the_runs_of_another_user_answer_in_a_line(public: Path) -> None:
+def test_commands_on_the_runs_of_another_user_end_with_one_line(public: Path) -> None:
     runs = lay(public / "runs", line("w-topk-00000001"))
     (runs / "w-topk-00000002").mkdir(mode=0o700)
     (runs / "w-topk-00000003").mkdir()
@@ -200,7 +200,7 @@ def test_commands_on_the_runs_of_another_user_answer_in_a_line(public: Path) -> 
         assert len(said.splitlines()) == 1, said
 
 
-def test_a_torn_line_is_no_fault(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_not_reported(tmp_path: Path) -> None:
     runs = lay(tmp_path, line("one"), line("two")[:40])
     assert submissions.read_with_faults(runs) == ({"one": submissions.read(runs)["one"]}, [])
     submissions.write(runs, [entry("three")])

@@ -76,7 +76,7 @@ def submitted(entry: Entry) -> Config:
 # Under SLURM.
 
 
-def test_the_runs_go_into_arrays_that_slurm_takes(slurm: StandIn, sweep: Path) -> None:
+def test_runs_are_split_into_arrays_that_slurm_accepts(slurm: StandIn, sweep: Path) -> None:
     assert call(sweep) == 0
     assert [job["options"]["array"] for job in slurm.jobs.values()] == ["0-3%4", "0-1%2"]
     entries = booked(sweep)
@@ -86,7 +86,7 @@ def test_the_runs_go_into_arrays_that_slurm_takes(slurm: StandIn, sweep: Path) -
         assert submitted(entry).folder == (sweep.parent / "runs" / name).resolve()
 
 
-def test_one_run_is_no_array(slurm: StandIn, sweep: Path) -> None:
+def test_a_single_run_is_not_submitted_as_an_array(slurm: StandIn, sweep: Path) -> None:
     one, *others = [cell.folder.name for cell in read(sweep).configs]
     finish(sweep, *others)
     assert call(sweep) == 0
@@ -94,7 +94,7 @@ def test_one_run_is_no_array(slurm: StandIn, sweep: Path) -> None:
     assert submitted(booked(sweep)[one]).folder.name == one
 
 
-def test_the_batch_script_is_submitits_with_ours_around_it(slurm: StandIn, sweep: Path) -> None:
+def test_the_batch_script_is_submitits_with_the_functions_of_batch_sh(slurm: StandIn, sweep: Path) -> None:
     table = '[slurm]\npartition = "low"\ncpus_per_task = 3\ntime = "1:30:00"\nexclusive = true\nmem = "4G"\n'
     sweep.write_text(
         sweep.read_text() + "world_size = 4\nmax_requeues = 5\n" + table + "ntasks-per-node = 2\n"
@@ -117,7 +117,7 @@ def test_the_batch_script_is_submitits_with_ours_around_it(slurm: StandIn, sweep
     subprocess.run(["bash", "-n"], input=job["script"], text=True, check=True)
 
 
-def test_runs_that_ask_for_different_nodes_are_in_different_arrays(slurm: StandIn, sweep: Path) -> None:
+def test_runs_with_different_resources_are_in_different_arrays(slurm: StandIn, sweep: Path) -> None:
     sweep.write_text(sweep.read_text().replace("[0, 1, 2]", "0") + "world_size = [2, 4]\n")
     assert call(sweep) == 0
     assert [(job["options"]["nodes"], len(job["states"])) for job in slurm.jobs.values()] == [
@@ -126,7 +126,7 @@ def test_runs_that_ask_for_different_nodes_are_in_different_arrays(slurm: StandI
     ]
 
 
-def test_again_submits_what_is_neither_finished_nor_active(
+def test_a_second_submission_submits_only_runs_that_are_neither_finished_nor_active(
     slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(sweep) == 0
@@ -155,7 +155,7 @@ def test_again_submits_what_is_neither_finished_nor_active(
     assert len(slurm.calls("sbatch")) == 4
 
 
-def test_the_bound_holds_for_all_arrays_and_for_what_is_active(slurm: StandIn, sweep: Path) -> None:
+def test_parallel_limits_all_arrays_and_the_active_jobs_together(slurm: StandIn, sweep: Path) -> None:
     assert call(sweep, "--parallel", "2") == 0
     first, second = (slurm.jobs[job]["options"] for job in ("1", "2"))
     assert (first["array"], first.get("dependency")) == ("0-3%2", None)
@@ -167,7 +167,7 @@ def test_the_bound_holds_for_all_arrays_and_for_what_is_active(slurm: StandIn, s
     assert slurm.jobs["3"]["options"]["dependency"] == "afterok:77,afterany:1:2"
 
 
-def test_a_dry_run_shows_all_and_touches_nothing(
+def test_a_dry_run_prints_everything_and_writes_nothing(
     slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(sweep, "--dry-run") == 0
@@ -184,7 +184,7 @@ TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on sen
 
 
 @pytest.mark.parametrize(("accepted", "jobs"), [("", ["1", "2"]), ("accepted, but ", ["1", "2", "3"])])
-def test_an_sbatch_without_an_answer_is_called_again_and_no_run_submitted_twice(
+def test_sbatch_is_called_again_without_an_answer_and_no_run_is_submitted_twice(
     slurm: StandIn, sweep: Path, accepted: str, jobs: list[str]
 ) -> None:
     slurm.fail("sbatch", accepted + TIMED_OUT)
@@ -195,14 +195,14 @@ def test_an_sbatch_without_an_answer_is_called_again_and_no_run_submitted_twice(
     assert len(waiting) == 6
 
 
-def test_what_was_submitted_before_slurm_refused_is_not_lost(slurm: StandIn, sweep: Path) -> None:
+def test_arrays_submitted_before_a_refusal_stay_recorded(slurm: StandIn, sweep: Path) -> None:
     slurm.fail("sbatch", "", "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy")
     with pytest.raises(ValueError, match="SLURM refuses the job: .*Job violates accounting/QOS policy"):
         call(sweep)
     assert [entry.job for entry in booked(sweep).values()] == ["1_0", "1_1", "1_2", "1_3"]
 
 
-def test_nor_what_was_submitted_before_it_fell_silent(
+def test_arrays_submitted_before_slurm_stopped_answering_stay_recorded(
     slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slurm.fail("sbatch", "", TIMED_OUT, TIMED_OUT)
@@ -213,7 +213,7 @@ def test_nor_what_was_submitted_before_it_fell_silent(
     assert [entry.job for entry in booked(sweep).values()] == ["1_0", "1_1", "1_2", "1_3", "2_0", "2_1"]
 
 
-def test_nothing_is_submitted_while_nobody_knows_what_is_active(
+def test_nothing_is_submitted_if_the_active_jobs_are_unknown(
     slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(sweep) == 0
@@ -223,7 +223,7 @@ def test_nothing_is_submitted_while_nobody_knows_what_is_active(
     assert len(slurm.calls("sbatch")) == 2
 
 
-def test_without_slurm_the_other_clusters_are_named(
+def test_without_slurm_the_error_names_the_other_clusters(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -231,7 +231,7 @@ def test_without_slurm_the_other_clusters_are_named(
         call(sweep)
 
 
-def test_a_sweep_is_submitted_by_one_at_a_time(slurm: StandIn, sweep: Path) -> None:
+def test_a_sweep_is_submitted_by_one_process_at_a_time(slurm: StandIn, sweep: Path) -> None:
     with (
         submissions.lock_sweep(sweep.parent / "runs", "sweep"),
         pytest.raises(ValueError, match="the sweep sweep is being submitted to .* by another process"),
@@ -239,7 +239,7 @@ def test_a_sweep_is_submitted_by_one_at_a_time(slurm: StandIn, sweep: Path) -> N
         call(sweep)
 
 
-def test_a_torn_line_spoils_neither_the_book_nor_the_next_line(tmp_path: Path) -> None:
+def test_an_incomplete_line_damages_neither_the_log_nor_the_next_line(tmp_path: Path) -> None:
     one, two = (Entry(run=name, job="1", cluster="local", logs="") for name in ("one", "two"))
     submissions.write(tmp_path, [one])
     with (tmp_path / ".jobs" / "submitted.jsonl").open("a") as file:
@@ -262,7 +262,7 @@ class Clock:
 
 
 @pytest.mark.slow
-def test_2500_runs_are_submitted_once_and_watched_with_one_call_an_interval(
+def test_2500_runs_are_submitted_once_and_watched_with_one_call_per_interval(
     slurm: StandIn, tmp_path: Path
 ) -> None:
     (slurm.home / "max_array_size").write_text("1001")

@@ -51,7 +51,7 @@ def submitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 @given(seed=st.integers(0, 2**32))
-def test_a_damaged_file_of_a_sweep_is_one_line_and_no_run_is_submitted_twice(
+def test_a_damaged_file_of_a_sweep_is_a_one_line_error_and_no_run_is_submitted_twice(
     submitted: Path, seed: int
 ) -> None:
     draw = random.Random(seed)

@@ -68,7 +68,7 @@ def assert_each_run_has_one_job(slurm: StandIn, path: Path) -> None:
 # What comes between sbatch and the book.
 
 
-def test_a_submission_killed_after_sbatch_leaves_no_job_that_the_next_does_not_cancel(
+def test_the_next_submission_cancels_the_jobs_of_one_that_was_killed_after_sbatch(
     slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     taken = (slurm.bin / "sbatch").read_text()
@@ -87,7 +87,7 @@ def test_a_submission_killed_after_sbatch_leaves_no_job_that_the_next_does_not_c
     assert "cancelled" not in capsys.readouterr().out
 
 
-def test_a_job_that_cannot_be_booked_is_cancelled(
+def test_a_job_that_cannot_be_recorded_is_cancelled(
     slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = (slurm.bin / "sbatch").read_text()
@@ -102,7 +102,7 @@ def test_a_job_that_cannot_be_booked_is_cancelled(
     assert_each_run_has_one_job(slurm, sweep)
 
 
-def test_where_the_book_cannot_be_written_nothing_is_submitted(
+def test_nothing_is_submitted_if_the_submission_log_cannot_be_written(
     slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = submissions.folder(sweep.parent / "runs") / "submitted.jsonl"
@@ -113,7 +113,7 @@ def test_where_the_book_cannot_be_written_nothing_is_submitted(
     assert slurm.calls("sbatch") == []
 
 
-def test_runs_that_are_a_file_are_refused_in_a_line(
+def test_a_file_as_the_runs_folder_is_a_one_line_error(
     slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (sweep.parent / "runs").touch()
@@ -122,7 +122,7 @@ def test_runs_that_are_a_file_are_refused_in_a_line(
     assert slurm.calls("sbatch") == []
 
 
-def test_a_job_whose_submission_was_ended_ends_at_once_and_says_why(tmp_path: Path) -> None:
+def test_a_job_whose_submission_was_killed_ends_at_once_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "lock").touch()
     missing = tmp_path / "7_submitted.pkl"
     script = f"source {CHECKOUT}/jobs/batch.sh; sage_find_run {missing} {tmp_path}/lock; echo found"
@@ -158,7 +158,7 @@ def test_two_sweeps_that_share_runs_submit_each_of_them_once(slurm: StandIn, tmp
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves a log open
-def test_a_run_that_another_submission_runs_meanwhile_is_not_run_here_too(
+def test_a_run_that_another_submission_has_started_is_not_run_twice(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sage.jobs.local.RunJob", NotRun)
@@ -171,7 +171,7 @@ def test_a_run_that_another_submission_runs_meanwhile_is_not_run_here_too(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves a log open
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
-def test_a_run_of_this_process_that_cannot_begin_says_why(
+def test_a_run_in_this_process_that_cannot_start_reports_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path, text='workload = "digits-ff"\nreducer = "exact"\ndevice = "cuda"\n')
@@ -205,7 +205,7 @@ class NotRun:
 # What a job is started with.
 
 
-def test_a_job_submitted_from_inside_another_hears_nothing_of_it(
+def test_a_job_submitted_inside_another_gets_none_of_its_variables(
     slurm: StandIn, sweep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside = {
@@ -243,7 +243,7 @@ def test_a_job_submitted_from_inside_another_hears_nothing_of_it(
     assert " --export=ALL " in srun
 
 
-def test_what_a_job_loads_is_its_owners_alone_whatever_the_umask(slurm: StandIn, sweep: Path) -> None:
+def test_the_pickles_of_a_job_are_private_under_any_umask(slurm: StandIn, sweep: Path) -> None:
     before = os.umask(0o002)
     try:
         assert call(sweep) == 0
@@ -256,7 +256,7 @@ def test_what_a_job_loads_is_its_owners_alone_whatever_the_umask(slurm: StandIn,
     assert slurm.jobs["1"]["umask"] == 0o002  # which SLURM hands on to the ranks, whose runs others may read
 
 
-def test_a_job_does_not_load_what_others_could_have_written(
+def test_a_job_does_not_load_a_pickle_that_others_could_have_written(
     slurm: StandIn, sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(sweep) == 0
@@ -292,7 +292,7 @@ def test_a_job_does_not_load_what_others_could_have_written(
 
 
 @pytest.mark.parametrize("name", ["50%jobs", "%j", "a%Ab", "back\\slash", "two\nlines"])
-def test_a_path_in_which_slurm_would_replace_something_is_refused(
+def test_a_path_with_slurms_placeholders_is_refused(
     slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     assert call(sweep, "--runs", str(sweep.parent / name)) == 2
@@ -315,7 +315,7 @@ def test_a_sweep_of_a_million_combinations_is_counted_and_not_expanded(
     assert "has 1,010,000 combinations; allowed are 10,000: shorten its lists, or raise max_cells" in line
 
 
-def test_the_bound_on_a_sweep_can_be_raised_and_lowered(tmp_path: Path) -> None:
+def test_the_maximum_size_of_a_sweep_can_be_raised_and_lowered(tmp_path: Path) -> None:
     path = write(tmp_path)
     with pytest.raises(ValueError, match="has 4 combinations; allowed are 3"):
         read(path, max_cells=3)
@@ -330,7 +330,7 @@ def test_the_bound_on_a_sweep_can_be_raised_and_lowered(tmp_path: Path) -> None:
     ["x = " + "[" * 5000, "a" + ".a" * 20000 + " = 1", "\x00", "x = '\udcff"],
     ids=["deep", "dots", "nul", "bytes"],
 )
-def test_a_sweep_that_cannot_be_read_is_answered_in_a_line(
+def test_a_sweep_that_cannot_be_read_is_a_one_line_error(
     slurm: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     path = tmp_path / "sweep.toml"

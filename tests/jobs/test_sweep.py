@@ -37,7 +37,7 @@ def alone(workload: str = "digits-ff", **settings: Any) -> str:
     return resolve(load(workload, overrides=settings)).folder.name
 
 
-def test_every_combination_is_a_run_and_the_run_that_it_is_alone(sweep: Any) -> None:
+def test_every_combination_is_a_run_with_the_same_folder_as_outside_the_sweep(sweep: Any) -> None:
     found = sweep(
         'workload = "digits-ff"\nreducer = ["exact", "topk"]\nseed = [0, 1, 2]\nlr = [0.1, 1]\nsteps = 5'
     )
@@ -49,7 +49,7 @@ def test_every_combination_is_a_run_and_the_run_that_it_is_alone(sweep: Any) -> 
     assert len(set(wanted)) == 12
 
 
-def test_a_reducers_options_multiply_its_own_runs_alone(sweep: Any) -> None:
+def test_a_reducers_options_expand_only_its_own_runs(sweep: Any) -> None:
     found = sweep(
         'workload = "digits-ff"\nreducer = ["exact", "topk", "gtopk"]\n'
         '[reducers.topk]\ndensity = [0.5, 0.25]\nvalues = ["fp32", "fp16"]'
@@ -73,7 +73,7 @@ def test_parts_expand_and_their_options_with_them(sweep: Any) -> None:
     assert folders(found.configs) == wanted
 
 
-def test_what_takes_a_list_takes_one_and_a_list_of_lists_expands(sweep: Any) -> None:
+def test_for_an_option_that_takes_a_list_only_a_list_of_lists_expands(sweep: Any) -> None:
     text = 'workload = "digits-ff"\nschedule = "step"\nmilestones = {}\n[model_options]\nhidden = {}'
     (cell,) = sweep(text.format("[2, 4]", "[30, 20]")).configs
     assert cell.milestones == (2.0, 4.0)
@@ -87,7 +87,7 @@ def test_what_takes_a_list_takes_one_and_a_list_of_lists_expands(sweep: Any) -> 
     ]
 
 
-def test_each_grid_is_laid_over_the_rest_and_expanded_on_its_own(sweep: Any) -> None:
+def test_each_grid_overrides_the_other_keys_and_is_expanded_separately(sweep: Any) -> None:
     found = sweep(
         'workload = "digits-ff"\nreducer = "topk"\nseed = [0, 1]\n[reducers.topk]\nvalues = "fp16"\n'
         "[[grid]]\nlr = 0.5\n[grid.reducers.topk]\ndensity = [0.5, 0.25]\n[[grid]]\nlr = 1.0\nseed = 7"
@@ -100,14 +100,14 @@ def test_each_grid_is_laid_over_the_rest_and_expanded_on_its_own(sweep: Any) -> 
     assert folders(found.configs) == [*first, last]
 
 
-def test_the_same_run_twice_is_one(sweep: Any) -> None:
+def test_duplicate_runs_are_merged(sweep: Any) -> None:
     found = sweep(
         'workload = "digits-ff"\nreducer = "exact"\nseed = [0, 1, 0]\n[[grid]]\n[[grid]]\nlr = [0.1, 0.1]'
     )
     assert folders(found.configs) == [alone(reducer="exact", seed=0), alone(reducer="exact", seed=1)]
 
 
-def test_what_is_asked_of_slurm_is_each_runs_and_no_part_of_its_name(sweep: Any) -> None:
+def test_slurm_options_apply_to_each_run_and_do_not_change_its_name(sweep: Any) -> None:
     text = 'workload = "digits-ff"\nreducer = "exact"\n[slurm]\npartition = "a"\ntime = 30\n'
     one, other = sweep(text + '[[grid]]\n[[grid]]\nseed = 1\n[grid.slurm]\npartition = "b"').configs
     assert one.slurm == {"partition": "a", "time": 30}
@@ -115,7 +115,7 @@ def test_what_is_asked_of_slurm_is_each_runs_and_no_part_of_its_name(sweep: Any)
     assert one.folder.name == alone(reducer="exact")
 
 
-def test_what_is_given_beside_the_file_goes_before_it(sweep: Any) -> None:
+def test_arguments_override_the_keys_of_the_file(sweep: Any) -> None:
     text = 'workload = "digits-ff"\nruns = "here"\nparallel = 2\nmax_requeues = 1'
     found = sweep(text)
     assert (found.runs, found.parallel, found.max_requeues) == (Path("here"), 2, 1)
@@ -161,16 +161,14 @@ def test_what_is_given_beside_the_file_goes_before_it(sweep: Any) -> None:
         ("workload", "sweep.toml is not valid TOML: "),
     ],
 )
-def test_a_mistake_is_named_with_what_would_be_right(sweep: Any, text: str, said: str) -> None:
+def test_a_mistake_in_a_sweep_is_an_error_with_what_is_allowed(sweep: Any, text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         sweep(text)
 
 
 @pytest.mark.parametrize("value", ["{}", "{a = 1}", "[{}]", "[[]]", "5", "1.5", "true", "1979-05-27"])
 @pytest.mark.parametrize("part", ["workload", "model", "data", "reducer"])
-def test_a_part_that_is_no_text_is_refused_by_name_wherever_it_stands(
-    sweep: Any, part: str, value: str
-) -> None:
+def test_a_part_that_is_not_a_string_is_refused_by_name(sweep: Any, part: str, value: str) -> None:
     above = "" if part == "workload" else 'workload = "digits"\n'
     for text in (f"{above}{part} = {value}", f'workload = "digits"\n[[grid]]\n{part} = {value}'):
         with pytest.raises(ValueError, match=rf"^{part} \(in sweep.toml\) is [^\n]*; allowed [^\n]*$"):
@@ -179,13 +177,13 @@ def test_a_part_that_is_no_text_is_refused_by_name_wherever_it_stands(
 
 @pytest.mark.parametrize("value", ["5", "[5]", '"x"', "true", "1979-05-27"])
 @pytest.mark.parametrize("table", ["reducers", "reducers.topk", "reducer_options", "grid", "slurm"])
-def test_what_must_be_a_table_is_refused_by_name(sweep: Any, table: str, value: str) -> None:
+def test_a_value_that_must_be_a_table_is_refused_by_name(sweep: Any, table: str, value: str) -> None:
     for text in (f"{table} = {value}", f"[[grid]]\n{table} = {value}"):
         with pytest.raises(ValueError, match=rf"^{table} [^\n]*$"):
             sweep(f'workload = "digits"\nreducer = "topk"\n{text}')
 
 
-def test_labels_tell_the_runs_of_a_reducer_apart(sweep: Any) -> None:
+def test_labels_distinguish_the_runs_of_a_reducer(sweep: Any) -> None:
     found = sweep(
         'workload = "digits-ff"\nreducer = ["exact", "topk"]\nseed = [0, 1]\n'
         "[reducers.topk]\ndensity = [0.5, 0.25]"
@@ -200,7 +198,7 @@ def test_labels_tell_the_runs_of_a_reducer_apart(sweep: Any) -> None:
     ]
 
 
-def test_what_was_noted_is_read_without_torch_until_the_sweep_changes(sweep: Any, tmp_path: Path) -> None:
+def test_cached_labels_are_read_without_torch_until_the_sweep_changes(sweep: Any, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     found = sweep('workload = "digits-ff"\nseed = [0, 1]', runs=runs)
     note(found)
@@ -222,7 +220,7 @@ def test_what_was_noted_is_read_without_torch_until_the_sweep_changes(sweep: Any
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_run_folders_have_the_same_names_where_options_are_read_from_source(path: Path) -> None:
+def test_run_folders_have_the_same_names_if_options_are_read_from_source(path: Path) -> None:
     code = "import json, sys; from pathlib import Path; from sage.jobs.sweep import noted\n"
     code += "print(json.dumps(noted(Path(sys.argv[1]), Path('nowhere'))[0]))\n"
     code += "assert 'torch' not in sys.modules"
@@ -231,7 +229,7 @@ def test_run_folders_have_the_same_names_where_options_are_read_from_source(path
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_the_sweeps_that_come_along_can_be_submitted(path: Path) -> None:
+def test_the_bundled_sweeps_can_be_submitted(path: Path) -> None:
     found = read(path)
     assert path.read_text().startswith("# ")
     assert {cell.reducer for cell in found.configs} >= {"exact", "sage"}

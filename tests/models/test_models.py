@@ -76,7 +76,7 @@ def assert_all_gradients_are_finite(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(("name", "arguments", "count"), COUNTS)
-def test_the_parameters_are_as_many_as_published(name: str, arguments: dict[str, Any], count: int) -> None:
+def test_the_number_of_parameters_is_as_published(name: str, arguments: dict[str, Any], count: int) -> None:
     with torch.device("meta"):
         model = importlib.import_module(f"sage.models.{name}").MODEL(**arguments)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
@@ -97,26 +97,26 @@ def test_every_parameter_gets_a_finite_gradient(name: str) -> None:
     assert_all_gradients_are_finite(model)
 
 
-def test_shortcuts_without_parameters_let_gradients_through() -> None:
+def test_shortcuts_without_parameters_propagate_gradients() -> None:
     model = build("resnet", FACTS, depth=20)
     loss_of(model, "resnet", FACTS).backward()
     assert_all_gradients_are_finite(model)
 
 
 @pytest.mark.parametrize("name", [name for name in IMAGE_NAMES if name != "vgg"])
-def test_digits_of_8x8_grey_pixels_are_enough(name: str) -> None:
+def test_models_for_images_accept_digits_of_8x8_grey_pixels(name: str) -> None:
     model = build(name, DIGITS)
     loss_of(model, name, DIGITS).backward()
     assert_all_gradients_are_finite(model)
 
 
-def test_vgg_refuses_images_it_would_pool_away() -> None:
+def test_vgg_refuses_images_that_its_pooling_would_make_empty() -> None:
     with pytest.raises(ValueError, match="images have 8x8 pixels, .* use images of at least 32x32"):
         build("vgg", DIGITS)
 
 
 @pytest.mark.parametrize(("name", "allowed"), [("resnet", "18, 20, 56, 110"), ("vgg", "11, 13, 16, 19")])
-def test_a_wrong_depth_is_answered_with_the_right_ones(name: str, allowed: str) -> None:
+def test_a_wrong_depth_is_refused_with_the_allowed_ones(name: str, allowed: str) -> None:
     with pytest.raises(ValueError, match=f"depth is 17; allowed are {allowed}"):
         build(name, FACTS, depth=17)
 
@@ -137,7 +137,7 @@ def test_a_feedforward_network_without_hidden_layers_is_linear() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_chunks_with_carried_memory_equal_one_long_text(layers: int, tied: bool) -> None:
+def test_chunks_with_a_carried_hidden_state_equal_one_long_text(layers: int, tied: bool) -> None:
     torch.manual_seed(0)
     model = LSTM(embedding=8, hidden=8, layers=layers, tied=tied, vocab_size=11).eval()
     tokens_BT = torch.randint(11, (3, 10))
@@ -164,7 +164,7 @@ def test_a_tied_lstm_of_two_widths_is_refused() -> None:
         LSTM(embedding=8, hidden=6, vocab_size=11)
 
 
-def test_lstm_words_start_within_the_range_asked() -> None:
+def test_lstm_embeddings_are_initialised_within_the_given_range() -> None:
     model = LSTM(embedding=8, hidden=8, tied=False, init_range=0.01, vocab_size=11)
     for weight in (model.embedding.weight, model.decoder.weight):
         assert 0 < weight.abs().max() <= 0.01
@@ -177,7 +177,7 @@ def test_neumf_refuses_a_first_width_that_user_and_item_cannot_share(mlp: tuple[
         build("neumf", FACTS, mlp=mlp)
 
 
-def test_neumf_scores_a_pair_the_same_in_any_company() -> None:
+def test_neumf_scores_a_pair_independently_of_its_batch() -> None:
     model = build("neumf", FACTS).eval()
     user_B, item_B = torch.tensor([0, 3, 6]), torch.tensor([5, 1, 2])
     alone_B = torch.cat(

@@ -130,7 +130,7 @@ def everything() -> list[dict[str, tuple[bool, int]]]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_pair_gives_what_ddp_hook_gives(way: str) -> None:
+def test_the_pair_gives_the_same_as_ddp_hook(way: str) -> None:
     if not is_there(WAYS[way][1]):
         pytest.skip(f"{WAYS[way][1]} is not installed")
     for view in everything():
@@ -138,7 +138,7 @@ def test_the_pair_gives_what_ddp_hook_gives(way: str) -> None:
 
 
 @alone
-def test_hooks_that_are_registered_wrongly_say_in_one_line_what_to_do() -> None:
+def test_a_wrong_registration_is_a_one_line_error_with_what_to_do() -> None:
     for function in (sage.ddp_hook, sage.comm_hook, sage.reduce_model, sage.fsdp_hook):
         with pytest.raises(ValueError, match=r"not a communication hook: call sage.ddp_hook") as error:
             DistributedDataParallel(network()).register_comm_hook(None, function)
@@ -177,7 +177,7 @@ def test_a_pair_that_does_not_fit_its_model_is_refused() -> None:
         once(joined, 0, 0)
 
 
-def test_the_signatures_are_shown_as_they_are() -> None:
+def test_inspect_shows_the_true_signatures() -> None:
     import inspect
 
     parameters = inspect.signature(sage.ddp_hook).parameters

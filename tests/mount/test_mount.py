@@ -126,7 +126,7 @@ def test_backward_accumulates_over_micro_batches() -> None:
 # Small tensors.
 
 
-def test_small_tensors_go_dense_at_the_end_of_the_vector() -> None:
+def test_small_tensors_are_sent_dense_from_the_end_of_the_vector() -> None:
     model = network()
     whole = WholeModel(model, TopK(density=0.01), min_compress=20)
     assert [span.name for span in whole.layout.spans] == [
@@ -142,12 +142,12 @@ def test_small_tensors_go_dense_at_the_end_of_the_vector() -> None:
         assert int((grads["4.weight"] != 0).sum()) <= 2 * 14
 
 
-def test_a_tensor_of_exactly_the_least_size_is_compressed() -> None:
+def test_a_tensor_of_exactly_the_minimum_size_is_compressed() -> None:
     assert WholeModel(network(), TopK(), min_compress=36).dense.numel() == 22
     assert WholeModel(network(), TopK(), min_compress=37).dense.numel() == 36 + 22
 
 
-def test_where_all_tensors_are_small_everything_goes_dense() -> None:
+def test_if_all_tensors_are_small_everything_is_sent_dense() -> None:
     own = [own_gradient(rank) for rank in range(2)]
     makes = [registry.load("reducers", name) for name in registry.names("reducers")]
     # Low rank takes the small ones too: what does not pay goes dense there.
@@ -158,7 +158,7 @@ def test_where_all_tensors_are_small_everything_goes_dense() -> None:
                 torch.testing.assert_close(grad, mean, atol=1e-2, rtol=1e-2)
 
 
-def test_the_dense_reducers_take_small_tensors_too() -> None:
+def test_the_dense_reducers_also_reduce_small_tensors() -> None:
     for name in ("exact", "bf16", "fp16"):
         whole = WholeModel(network(), registry.load("reducers", name)(), min_compress=1000)
         assert whole.dense.numel() == 0
@@ -167,7 +167,7 @@ def test_the_dense_reducers_take_small_tensors_too() -> None:
 # Odd parameters.
 
 
-def test_frozen_parameters_have_no_place_and_keep_no_gradient() -> None:
+def test_frozen_parameters_are_not_in_the_vector_and_have_no_gradient() -> None:
     model = network()
     model[0].requires_grad_(False)
     whole = WholeModel(model, Exact())
@@ -177,7 +177,7 @@ def test_frozen_parameters_have_no_place_and_keep_no_gradient() -> None:
     assert model[0].weight.grad is None
 
 
-def test_a_model_without_parameters_to_train_is_refused() -> None:
+def test_a_model_without_trainable_parameters_is_refused() -> None:
     model = network().requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         WholeModel(model, Exact())
@@ -217,7 +217,7 @@ def test_unused_parameters_contribute_zeros_and_tied_ones_are_counted_once() -> 
 # Memory.
 
 
-def test_what_was_not_sent_is_remembered_only_where_there_is_a_memory() -> None:
+def test_unsent_elements_are_kept_only_with_error_feedback() -> None:
     def work(wire: Wire, memory: Any) -> list[list[float]]:
         layer = nn.Linear(2, 1, bias=False)
         whole = WholeModel(layer, TopK(density=0.5), memory=memory)
@@ -237,14 +237,14 @@ def test_what_was_not_sent_is_remembered_only_where_there_is_a_memory() -> None:
     assert residual[2] == [2.0, 0.0]
 
 
-def test_the_residual_covers_the_compressed_head_alone_and_goes_into_the_state() -> None:
+def test_the_residual_covers_only_the_compressed_elements_and_is_in_the_state() -> None:
     whole = WholeModel(network(), TopK(), min_compress=20)
     assert whole.feedback.state_dict()["residual_N"].shape == whole.grad_C.shape
     assert "residual_N" not in WholeModel(network(), TopK(), memory="none").feedback.state_dict()
     assert "residual_N" not in WholeModel(network(), Exact()).feedback.state_dict()
 
 
-def test_the_grouping_is_the_users_else_the_reducers() -> None:
+def test_the_users_grouping_overrides_the_reducers() -> None:
     assert len(WholeModel(network(), TopK(), min_compress=20).feedback.reducer.layout.groups) == 2
     whole = WholeModel(network(), TopK(), min_compress=20, grouping="model")
     assert whole.feedback.reducer.layout.groups == ((0, 1476),)

@@ -163,7 +163,7 @@ def add_gradients(model: nn.Module, sums: dict[str, Tensor]) -> None:
         sums[name] += p.grad
 
 
-def test_when_ddp_cuts_its_buckets_anew_nothing_is_lost() -> None:
+def test_nothing_is_lost_when_ddp_rebuilds_its_buckets() -> None:
     for sizes, ours, off in seen(rebuilding):
         assert sizes == [10, *ours, *ours]
         assert len(ours) == 3
@@ -202,7 +202,7 @@ def lines(rank: int) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_the_hook_gives_what_the_whole_model_gives(line: str) -> None:
+def test_the_hook_gives_the_same_as_the_whole_model_mount(line: str) -> None:
     assert all(view[line] for view in seen(lines))
 
 
@@ -224,7 +224,7 @@ def kinds(rank: int) -> tuple[list[set[str]], float]:
     return dtypes, off
 
 
-def test_a_model_of_two_dtypes_has_buckets_of_each() -> None:
+def test_a_model_of_two_dtypes_has_buckets_of_each_dtype() -> None:
     for dtypes, off in seen(kinds):
         assert dtypes == [{"torch.bfloat16"}, {"torch.float32"}]
         assert off < 0.01
@@ -245,7 +245,7 @@ def ways(rank: int) -> bool:
     return all(same(name, other) for other in others)
 
 
-def test_a_reducer_is_a_name_an_object_or_what_makes_one() -> None:
+def test_a_reducer_is_a_name_an_instance_or_a_factory() -> None:
     assert seen(ways) == [True, True]
 
 
@@ -259,7 +259,7 @@ def bytes_sent(rank: int) -> tuple[dict[str, int], float]:
     return booked, density
 
 
-def test_the_mount_tells_the_bytes_and_the_density() -> None:
+def test_the_mount_reports_the_bytes_and_the_density() -> None:
     sizes = [p.numel() for p in network().parameters()]
     kept = sum(max(1, n // 10) for n in sizes)
     for booked, density in seen(bytes_sent):
@@ -308,7 +308,7 @@ def resuming(rank: int) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("into", ["the same buckets", "one bucket"])
-def test_saved_and_loaded_it_goes_on_as_if_never_stopped(into: str) -> None:
+def test_a_mount_that_is_saved_and_loaded_continues_as_if_uninterrupted(into: str) -> None:
     assert all(view[into] for view in seen(resuming))
 
 
@@ -322,12 +322,12 @@ def epochs(rank: int) -> bool:
     return same(whole.train([]), hook.train([]))
 
 
-def test_the_reducer_hears_of_epochs() -> None:
+def test_the_reducer_is_notified_of_epochs() -> None:
     assert seen(epochs) == [True, True]
 
 
 @alone
-def test_the_state_is_by_parameter() -> None:
+def test_the_state_is_stored_by_parameter() -> None:
     script = Wrapped(network(), 0, "accordion", density=0.1, min_compress=15, ddp=SMALL)
     script.train(range(2), close=False)
     saved = script.mount.state_dict()
@@ -381,7 +381,7 @@ def test_a_model_that_the_hook_cannot_serve_is_refused() -> None:
 
 
 @alone
-def test_a_reducer_or_an_option_that_there_is_not_is_refused() -> None:
+def test_an_unknown_reducer_or_option_is_refused() -> None:
     model = wrap(network())
     with pytest.raises(ValueError, match="no reducer is called 'topl'; did you mean 'topk'"):
         sage.ddp_hook(model, "topl")
@@ -391,12 +391,12 @@ def test_a_reducer_or_an_option_that_there_is_not_is_refused() -> None:
         sage.ddp_hook(model, TopK(), density=0.1)
 
 
-def test_ranks_that_have_not_met_are_told_how() -> None:
+def test_without_a_process_group_the_error_says_how_to_create_one() -> None:
     with pytest.raises(ValueError, match="call torch.distributed.init_process_group first"):
         sage.reduce_model(network(), "topk")
 
 
-def test_buckets_are_cut_from_the_end_and_the_first_has_a_size_of_its_own() -> None:
+def test_buckets_are_formed_from_the_last_parameter_and_the_first_has_its_own_size() -> None:
     named = [(str(n), nn.Parameter(torch.zeros(n))) for n in (1, 2, 3, 4, 5)]
     names = [[name for name, _ in bucket] for bucket in cut(named, first=20, cap=28)]
     assert names == [["5"], ["3", "4"], ["1", "2"]]
@@ -415,7 +415,7 @@ def outcomes(work: Callable[[Wire], Any]) -> list[Any]:
         return [outcome for _, outcome in sorted(group.outcomes(60), key=lambda pair: pair[0])]
 
 
-def test_what_a_reducer_raises_comes_out_of_backward_again_and_again() -> None:
+def test_an_error_of_a_reducer_is_raised_by_every_later_backward() -> None:
     def work(wire: Wire) -> list[str]:
         script = Wrapped(network(), wire.rank, Refuses, timeout=1, ddp=SMALL)
         said = []
@@ -440,7 +440,7 @@ def test_what_a_reducer_raises_comes_out_of_backward_again_and_again() -> None:
     ],
     ids=["killed", "asleep"],
 )
-def test_a_rank_that_does_not_come_is_named_by_backward(strike: Callable[[], None], verdict: str) -> None:
+def test_backward_names_a_rank_that_does_not_join(strike: Callable[[], None], verdict: str) -> None:
     def work(wire: Wire) -> None:
         script = Wrapped(Tied(), wire.rank, "topk", timeout=1, backward=decode)
         for step in range(2):  # from then on DDP itself sends nothing: it has cut its buckets

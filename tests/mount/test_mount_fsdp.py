@@ -87,16 +87,16 @@ def seen() -> list[dict[str, Any]]:
     return processes(4, work)
 
 
-def test_what_the_replicas_do_not_send_of_a_shard_they_keep() -> None:
+def test_the_replicas_keep_the_unsent_part_of_a_shard() -> None:
     assert all(view["nothing lost"] < 1e-6 for view in seen())
 
 
-def test_saved_and_loaded_it_goes_on_as_if_never_stopped() -> None:
+def test_a_mount_that_is_saved_and_loaded_continues_as_if_uninterrupted() -> None:
     assert all(view["goes on"] for view in seen())
 
 
 @alone
-def test_a_module_is_reduced_once_the_last_micro_batch_has_come() -> None:
+def test_a_module_is_reduced_after_the_last_micro_batch() -> None:
     mesh = one_by_one()
     model, mount = sharded(mesh, "exact")
     assert isinstance(model, FSDPModule)
@@ -115,7 +115,7 @@ def test_a_module_is_reduced_once_the_last_micro_batch_has_come() -> None:
 
 
 @alone
-def test_unused_parameters_send_what_they_have_kept_and_frozen_ones_have_no_place() -> None:
+def test_unused_parameters_send_their_residual_and_frozen_ones_have_no_state() -> None:
     mesh = one_by_one()
 
     class Choosy(nn.Module):
@@ -143,7 +143,7 @@ def test_unused_parameters_send_what_they_have_kept_and_frozen_ones_have_no_plac
 
 
 @alone
-def test_shards_are_reduced_in_the_dtype_that_fsdp_reduces_in() -> None:
+def test_shards_are_reduced_in_fsdps_reduce_dtype() -> None:
     mesh = one_by_one()
     model = network()
     fully_shard(model, mesh=mesh["shard"], mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.bfloat16))
@@ -155,7 +155,7 @@ def test_shards_are_reduced_in_the_dtype_that_fsdp_reduces_in() -> None:
 
 
 @alone
-def test_small_shards_go_dense() -> None:
+def test_small_shards_are_sent_dense() -> None:
     mesh = one_by_one()
     model, mount = sharded(mesh, density=0.01, min_compress=300)
     once(model, 0, 0)
@@ -179,7 +179,7 @@ def test_a_wrapped_module_that_is_frozen_has_no_state() -> None:
 
 
 @alone
-def test_what_a_reducer_raises_comes_out_of_backward() -> None:
+def test_an_error_of_a_reducer_is_raised_by_backward() -> None:
     mesh, model = one_by_one(), network()
     fully_shard(model, mesh=mesh["shard"])
     sage.fsdp_hook(model, Refuses, replicate=mesh["replicate"])
@@ -204,7 +204,7 @@ def test_a_model_that_the_hook_cannot_serve_is_refused() -> None:
 
 
 @alone
-def test_parameters_frozen_or_thawed_after_mounting_are_refused_by_name() -> None:
+def test_parameters_frozen_or_unfrozen_after_mounting_are_refused_by_name() -> None:
     mesh = one_by_one()
     for was, complaint in (
         (True, "'4.weight' was frozen after mounting"),
@@ -226,7 +226,7 @@ def test_parameters_frozen_or_thawed_after_mounting_are_refused_by_name() -> Non
         mount.close()
 
 
-def test_shards_are_no_replicas() -> None:
+def test_the_group_of_shards_is_refused_as_replicas() -> None:
     def work(wire: Wire) -> str:
         model = network()
         fully_shard(model, mesh=(mesh := init_device_mesh("cpu", (2,))))

@@ -126,7 +126,7 @@ def trained(wire: Wire, model: nn.Module, name: str, zero: str, min_compress: in
     zero=st.sampled_from(["mount", "model"]),
     min_compress=st.sampled_from([0, 0, 5, 100]),
 )
-def test_random_models_are_reduced_rightly_or_refused_by_name(
+def test_random_models_are_reduced_correctly_or_refused_by_name(
     model: nn.Module, name: str, zero: str, min_compress: int
 ) -> None:
     outcomes = simulate(2, lambda wire: trained(wire, model, name, zero, min_compress))

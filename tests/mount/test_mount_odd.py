@@ -85,7 +85,7 @@ def through_whole(wire: Wire, name: str, kinds: Any, **options: Any) -> tuple[li
 
 @pytest.mark.parametrize("kinds", MODELS)
 @pytest.mark.parametrize("name", [*NAMES, *HYBRIDS])
-def test_odd_tensors_are_reduced_saved_and_loaded(name: str, kinds: str) -> None:
+def test_unusual_tensors_are_reduced_saved_and_loaded(name: str, kinds: str) -> None:
     ranks = simulate(2, lambda wire: through_whole(wire, name, MODELS[kinds]))
     for straight, resumed in ranks:
         for a, b, c in zip(straight, resumed, ranks[0][0], strict=True):
@@ -135,12 +135,12 @@ def through_ddp() -> list[dict[str, bool]]:
 
 @pytest.mark.parametrize("kinds", ["empty layers", "scalars"])
 @pytest.mark.parametrize("name", [*NAMES, *HYBRIDS])
-def test_ddps_hook_gives_what_the_whole_model_gives_for_odd_tensors(name: str, kinds: str) -> None:
+def test_for_unusual_tensors_ddp_hook_gives_the_same_as_the_whole_model_mount(name: str, kinds: str) -> None:
     assert all(view[f"{kinds} {name}"] for view in through_ddp())
 
 
 @pytest.mark.parametrize("name", ["exact", "bf16", "fp16", "topk", "accordion", "efsignsgd"])
-def test_complex_gradients_are_the_same_through_both_mounts(name: str) -> None:
+def test_complex_gradients_are_the_same_with_both_mounts(name: str) -> None:
     assert all(view[f"complex {name}"] for view in through_ddp())
 
 

@@ -30,7 +30,7 @@ NUMEL = sum(p.numel() for p in network().parameters())
     ("name", "options", "least"),
     [("exact", {}, 1.0), ("bf16", {}, 2.0), ("int8", {}, 2.5), ("powersgd", {}, 5.0), ("onebit", {}, 20.0)],
 )
-def test_compression_tells_methods_apart_that_all_have_a_density_of_1(
+def test_compression_distinguishes_methods_that_all_have_a_density_of_1(
     name: str, options: dict[str, Any], least: float
 ) -> None:
     def work(wire: Wire) -> tuple[Traffic, Traffic, float]:
@@ -51,7 +51,7 @@ def test_compression_tells_methods_apart_that_all_have_a_density_of_1(
         assert last.wire_sent > 0
 
 
-def test_traffic_without_bytes_is_no_division_by_zero() -> None:
+def test_traffic_without_bytes_does_not_divide_by_zero() -> None:
     assert Traffic().compression == 1.0
     assert Traffic(1, 1, 0, 400).compression == float("inf")
 
@@ -72,7 +72,7 @@ def train(rank: int, folder: Path) -> dict[str, Any]:
     return seen
 
 
-def test_sage_report_compares_what_mounts_have_recorded(
+def test_sage_report_compares_runs_recorded_by_mounts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     counted, _ = processes(2, lambda wire: train(wire.rank, tmp_path))
@@ -98,7 +98,7 @@ def test_sage_report_compares_what_mounts_have_recorded(
 
 
 @alone
-def test_a_record_is_written_anew_by_another_process_and_never_over_a_sage_run() -> None:
+def test_a_record_is_replaced_by_another_process_but_a_sage_run_never_is() -> None:
     import tempfile
 
     folder = Path(tempfile.mkdtemp())
@@ -123,7 +123,7 @@ def test_a_record_is_written_anew_by_another_process_and_never_over_a_sage_run()
     script.mount.close()
 
 
-def test_replicas_that_drift_apart_are_named() -> None:
+def test_diverging_replicas_are_named() -> None:
     def work(wire: Wire) -> str:
         script = Plain(network(), wire.rank, "exact")
         script.train(range(1), close=False)
@@ -144,7 +144,7 @@ def test_replicas_that_drift_apart_are_named() -> None:
 
 
 @alone
-def test_shards_are_recorded_and_compared_too() -> None:
+def test_shards_are_also_recorded_and_compared() -> None:
     import tempfile
 
     mesh, model = init_device_mesh("cpu", (1, 1), mesh_dim_names=("replicate", "shard")), network()

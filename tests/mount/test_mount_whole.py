@@ -64,12 +64,12 @@ def test_every_rank_gets_the_mean_of_all_gradients() -> None:
             torch.testing.assert_close(view["gradients"][name], (p.grad + q.grad) / 2)
 
 
-def test_saved_and_loaded_it_goes_on_as_if_never_stopped() -> None:
+def test_a_mount_that_is_saved_and_loaded_continues_as_if_uninterrupted() -> None:
     assert all(view["goes on"] for view in seen())
 
 
 @alone
-def test_every_backward_adds_until_it_is_reduced() -> None:
+def test_gradients_accumulate_over_backward_until_reduce() -> None:
     script, model = Plain(network(), 0, "exact"), network()
     script.mount.zero_grad()
     for step in range(2):
@@ -101,7 +101,7 @@ def test_a_sparse_embeddings_gradient_is_made_dense() -> None:
 
 
 @alone
-def test_the_memory_has_its_options_and_hears_of_learning_rates() -> None:
+def test_error_feedback_gets_its_options_and_the_learning_rates() -> None:
     model = nn.Linear(2, 1, bias=False)
     options: MemoryOptions = {"beta": 0.5, "lr_ratio": True}
     mount = sage.reduce_model(model, "topk", density=0.5, memory_options=options)
@@ -120,7 +120,7 @@ def test_the_memory_has_its_options_and_hears_of_learning_rates() -> None:
 
 
 @alone
-def test_squares_told_to_the_mount_decide_what_variance_sends() -> None:
+def test_squares_given_to_the_mount_determine_what_variance_sends() -> None:
     # Two samples of a batch: they agree on the first weight, and on the second they nearly cancel out.
     samples_ZN = torch.tensor([[1.0, 3.0], [1.0, -2.5]]) / 2
 
@@ -169,7 +169,7 @@ def test_an_empty_parameter_group_changes_nothing() -> None:
 
 
 @alone
-def test_a_mean_that_is_reduced_again_is_refused() -> None:
+def test_reducing_a_mean_again_is_refused() -> None:
     script = Plain(network(), 0, "topk", density=0.1)
     for step in range(2):
         script.gradients(step)
@@ -183,7 +183,7 @@ def test_a_mean_that_is_reduced_again_is_refused() -> None:
 
 
 @alone
-def test_gradients_that_no_backward_wrote_are_reduced() -> None:
+def test_gradients_that_backward_did_not_write_are_reduced() -> None:
     script = Plain(network(), 0, "exact")
     parameters = list(script.model.parameters())
     for write in ("set", "copied", "copied into .data", "none", "zero"):
@@ -223,7 +223,7 @@ def test_an_optimiser_of_a_copy_of_the_model_is_refused() -> None:
 
 
 @alone
-def test_a_copy_of_a_mounted_model_may_be_kept_saved_and_trained_beside_it() -> None:
+def test_a_copy_of_a_mounted_model_can_be_kept_saved_and_trained() -> None:
     script = Plain(network(), 0, "topk", density=0.1)
     script.train(range(1), close=False)
     buffer = io.BytesIO()
@@ -241,7 +241,7 @@ def test_a_copy_of_a_mounted_model_may_be_kept_saved_and_trained_beside_it() -> 
 
 
 @alone
-def test_what_a_reducer_raises_comes_out_of_reduce() -> None:
+def test_an_error_of_a_reducer_is_raised_by_reduce() -> None:
     script = Plain(network(), 0, Refuses)
     script.gradients(0)
     with pytest.raises(ArithmeticError, match="no such gradient"):
@@ -254,6 +254,6 @@ def test_importing_sage_does_not_import_torch() -> None:
     assert done.stdout == "False\n"
 
 
-def test_sage_has_no_other_names() -> None:
+def test_sage_exports_no_other_names() -> None:
     with pytest.raises(AttributeError, match="module 'sage' has no attribute 'hook'"):
         sage.hook  # type: ignore[attr-defined]  # noqa: B018

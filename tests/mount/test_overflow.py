@@ -82,7 +82,7 @@ def plain(wire: Wire, name: str, memory: Any, spikes: dict[int, float], **option
 
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("name", [*NAMES, *HYBRIDS])
-def test_a_run_with_a_skipped_step_goes_on_as_if_there_had_been_none(name: str, memory: Memory) -> None:
+def test_a_run_continues_after_a_skipped_step_as_if_the_step_did_not_exist(name: str, memory: Memory) -> None:
     options: dict[str, Any] = {}
     if name == "variance":
         options = {"values": "fp32"}
@@ -96,7 +96,7 @@ def test_a_run_with_a_skipped_step_goes_on_as_if_there_had_been_none(name: str, 
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
-def test_a_value_that_overflows_on_the_wire_alone_leaves_no_trace_either(memory: Memory) -> None:
+def test_a_value_that_overflows_only_on_the_wire_changes_no_state(memory: Memory) -> None:
     spiked, straight = (
         simulate(2, partial(plain, name="fp16", memory=memory, spikes=spikes)) for spikes in ({1: 1e6}, {})
     )
@@ -174,7 +174,7 @@ def test_a_grad_scaler_halves_once_on_all_ranks(name: str, mount: str) -> None:
         assert skipped == 1
 
 
-def test_an_overflow_in_one_shard_leaves_no_trace_in_any() -> None:
+def test_an_overflow_in_one_shard_changes_the_state_of_no_shard() -> None:
     def work(wire: Wire) -> bool:
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
         model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
@@ -209,7 +209,7 @@ def test_without_a_scaler_the_gradient_shows_that_it_is_not_finite() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_large_finite_elements_are_told_from_infinite_ones(dtype: torch.dtype) -> None:
+def test_large_finite_elements_are_distinguished_from_infinite_ones(dtype: torch.dtype) -> None:
     large_N = torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)
     assert is_finite(large_N)
     assert is_finite(Tensor())
@@ -254,7 +254,7 @@ def copies(monkeypatch: pytest.MonkeyPatch, name: str, scale: float, world_size:
 
 
 @pytest.mark.parametrize("name", ["topk", "fp16", "onebit", "powersgd"])
-def test_state_is_copied_only_where_a_mean_can_overflow_and_then_on_all_ranks(
+def test_state_is_copied_only_if_a_mean_can_overflow_and_then_on_all_ranks(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     assert copies(monkeypatch, name, 1.0) == [0, 0]

@@ -137,23 +137,23 @@ def on_shards() -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_with_one_bucket_the_hook_gives_what_the_whole_model_gives_to_the_bit(name: str) -> None:
+def test_with_one_bucket_the_hook_is_bitwise_equal_to_the_whole_model_mount(name: str) -> None:
     one_bucket, _ = with_two_ranks()[name]
     assert one_bucket
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_method_that_decides_by_layer_gives_the_same_with_several_buckets(name: str) -> None:
+def test_a_layerwise_method_gives_the_same_with_several_buckets(name: str) -> None:
     _, by_layer = with_two_ranks()[name]
     assert by_layer or not is_layerwise(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_method_that_decides_by_element_gives_the_same_on_shards(name: str) -> None:
+def test_an_elementwise_method_gives_the_same_on_shards(name: str) -> None:
     assert not is_elementwise(name) or on_shards()[name] < 1e-6
 
 
-def test_methods_that_decide_by_layer_or_by_element_are_known_for_it() -> None:
+def test_layerwise_and_elementwise_methods_are_recognised() -> None:
     assert {name for name in NAMES if is_layerwise(name)} >= {"exact", "bf16", "fp16", "topk", "accordion"}
     assert {name for name in NAMES if is_elementwise(name)} >= {"exact", "bf16", "fp16", "threshold"}
     assert not is_layerwise("sage")

@@ -63,7 +63,7 @@ def reduced(monkeypatch: pytest.MonkeyPatch, collectives: int) -> ReductionSecon
     return made.seconds
 
 
-def test_encoding_ends_at_the_last_collective_and_decoding_begins_after_it(
+def test_encoding_ends_at_the_last_collective_and_decoding_starts_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert reduced(monkeypatch, 2) == ReductionSeconds(101, 1000)
@@ -80,7 +80,7 @@ def test_a_step_has_the_sum_of_its_reductions_unless_one_was_not_timed() -> None
     assert fields_of_sum([]) == {}
 
 
-def test_every_step_of_a_run_records_both_within_its_own_seconds(tmp_path: Path) -> None:
+def test_every_step_of_a_run_records_both_times_within_its_own_seconds(tmp_path: Path) -> None:
     options = "--reducer topk --steps 3 --batch-size 16 --workers-in-process --log-every 1"
     assert call("run", "digits-ff", *options.split(), "--runs", str(tmp_path)) == 0
     (folder,) = (path.parent for path in tmp_path.rglob("metrics.jsonl"))

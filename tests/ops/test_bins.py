@@ -22,7 +22,7 @@ def drawn_bins(n: int) -> ops.Bins:
 @needs_native
 @pytest.mark.parametrize("case", range(40))
 @pytest.mark.parametrize("threads", [1, 2])
-def test_taking_and_coding_by_bins_is_as_in_the_reference(case: int, threads: int) -> None:
+def test_taking_and_coding_by_bins_equals_the_reference(case: int, threads: int) -> None:
     n = seeded(case)
     bins, weight = drawn_bins(n), random.choice([0.0, 1.0, 1.7, 3.0])
     grad_N, residual_N, scale_L = draw(n), draw(n) if case % 4 else None, draw(len(bins.stops))
@@ -51,7 +51,7 @@ def test_taking_and_coding_by_bins_is_as_in_the_reference(case: int, threads: in
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
 @pytest.mark.parametrize("length", [1, 50, 63, 64, 16_383, 16_384])
-def test_the_entries_are_decoded_to_what_was_encoded(length: int, share: float) -> None:
+def test_entries_decode_to_what_was_encoded(length: int, share: float) -> None:
     torch.manual_seed(0)
     bins = ops.Bins((120, 820, 20_862), (50, 500, length))
     at_K = (torch.rand(20_862) < share).nonzero().view(-1).int()

@@ -37,7 +37,7 @@ def threads(request: pytest.FixtureRequest) -> object:
 @needs_native
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("case", range(2 * len(SIZES)))
-def test_a_share_is_as_in_the_reference(case: int, dtype: torch.dtype) -> None:
+def test_a_share_equals_the_reference(case: int, dtype: torch.dtype) -> None:
     n = seeded(case)
     world_size, scale = (
         random.choice(WORLD_SIZES),
@@ -55,7 +55,7 @@ def test_a_share_is_as_in_the_reference(case: int, dtype: torch.dtype) -> None:
 
 @needs_native
 @pytest.mark.parametrize("dtype", HALVES)
-def test_a_share_that_is_longer_than_the_caches_is_as_in_the_reference(dtype: torch.dtype) -> None:
+def test_a_share_that_is_longer_than_the_caches_equals_the_reference(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     grad_N = torch.randn(2**20 + 17)
     for first in (0, 1):  # aligned, and not
@@ -69,7 +69,7 @@ def test_a_share_that_is_longer_than_the_caches_is_as_in_the_reference(dtype: to
 @needs_native
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_a_sum_of_casts_is_as_in_the_reference(world_size: int, dtype: torch.dtype) -> None:
+def test_a_sum_of_casts_equals_the_reference(world_size: int, dtype: torch.dtype) -> None:
     for case in range(len(SIZES)):
         n = seeded(case)
         bits_WS = torch.randint(-(2**15), 2**15, (world_size, n))  # every number there is
@@ -80,7 +80,7 @@ def test_a_sum_of_casts_is_as_in_the_reference(world_size: int, dtype: torch.dty
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_every_half_and_what_lies_between_two_is_rounded_as_torch_does(dtype: torch.dtype) -> None:
+def test_every_half_and_every_value_between_two_is_rounded_as_by_torch(dtype: torch.dtype) -> None:
     every_N = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).float()
     every_N = every_N[every_N.isfinite()]
     following_N = every_N.sort().values.roll(-1)
@@ -95,7 +95,7 @@ def test_every_half_and_what_lies_between_two_is_rounded_as_torch_does(dtype: to
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_every_half_is_widened_as_torch_does(dtype: torch.dtype) -> None:
+def test_every_half_is_widened_as_by_torch(dtype: torch.dtype) -> None:
     every_N = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
     for num, first in ((1, 0), (1, 3), (17, 0), (17, 5)):  # 17 times is past the caches, from 5 on unaligned
         x_N = every_N.repeat(num)[first:]
@@ -108,7 +108,7 @@ def test_every_half_is_widened_as_torch_does(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_what_a_share_does_not_send_stays_in_the_residual(dtype: torch.dtype) -> None:
+def test_the_unsent_part_of_a_share_stays_in_the_residual(dtype: torch.dtype) -> None:
     for world_size in WORLD_SIZES:
         seeded(world_size)
         grad_N, residual_N = torch.randn(1000), torch.randn(1000)

@@ -44,7 +44,7 @@ def digits(numbers: list[int]) -> list[str]:
     return [f"{code:0{width}b}" for code, width in zip(codes_K.tolist(), widths_K.tolist(), strict=True)]
 
 
-def test_words_take_the_first_bit_highest() -> None:
+def test_the_first_bit_is_the_highest_of_its_word() -> None:
     bits_B = torch.tensor([True] + 30 * [False] + [True] + 33 * [False] + 31 * [True])
     bytes_B = ops.pack((~bits_B[:96]).to(torch.uint8), 1)
     words_V = ops.sign_words(bytes_B, [96], by_column=False)
@@ -52,17 +52,17 @@ def test_words_take_the_first_bit_highest() -> None:
     assert torch.equal(ops.sign_bytes(words_V[None], [96], by_column=False)[0], bytes_B)
 
 
-def test_the_codes_of_one_to_ten_are_those_worked_out_by_hand() -> None:
+def test_the_codes_of_one_to_ten_equal_those_computed_by_hand() -> None:
     assert digits(list(range(1, 11))) == BY_HAND
     assert [code(x) for x in range(1, 11)] == BY_HAND
 
 
-def test_codes_around_every_power_of_two_are_those_of_the_definition() -> None:
+def test_codes_around_every_power_of_two_follow_the_definition() -> None:
     numbers = [x for k in range(1, 32) for x in (2**k - 1, 2**k, 2**k + 1) if x <= elias.GREATEST]
     assert digits(numbers) == [code(x) for x in numbers]
 
 
-def test_a_stream_by_hand() -> None:
+def test_a_stream_equals_the_one_computed_by_hand() -> None:
     levels_N = torch.tensor([0, 2, -1, 0, 0, 2])
     words_V, bits_G = elias.encode_levels(levels_N, [6])
     #         gap 2    +    2      gap 1   −     1     gap 3   +     2
@@ -74,7 +74,9 @@ def test_a_stream_by_hand() -> None:
 
 @pytest.mark.parametrize("density", [0.0, 0.02, 0.3, 1.0])
 @pytest.mark.parametrize("greatest", [1, 2, 127, 2**30])
-def test_the_streams_of_groups_are_those_of_the_loop_and_come_back(density: float, greatest: int) -> None:
+def test_the_streams_of_groups_equal_those_of_a_loop_and_decode_to_the_input(
+    density: float, greatest: int
+) -> None:
     draw = random.Random(greatest)
     for num_groups in range(6):
         sizes = [draw.choice([0, 1, 2, 7, 32, 100, 500]) for _ in range(num_groups)]
@@ -89,7 +91,7 @@ def test_the_streams_of_groups_are_those_of_the_loop_and_come_back(density: floa
         assert torch.equal(elias.decode_levels(words_V, bits_G, sizes), levels_N)
 
 
-def test_a_stream_that_ends_with_its_word_ends_there() -> None:
+def test_a_stream_that_fills_its_last_word_has_no_further_word() -> None:
     full = 6 * [1] + 2 * [
         0,
         0,
@@ -130,7 +132,7 @@ def draw_sizes(n: int) -> list[int]:
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int32], ids=str)
 @pytest.mark.parametrize("case", range(20))
 @pytest.mark.parametrize("threads", [1, 2])
-def test_streams_and_levels_are_as_in_the_reference(case: int, dtype: torch.dtype, threads: int) -> None:
+def test_streams_and_levels_equal_the_reference(case: int, dtype: torch.dtype, threads: int) -> None:
     n = seeded(case)
     levels_N, sizes = draw_levels(n, dtype), draw_sizes(n)
     torch.set_num_threads(threads)
@@ -150,7 +152,7 @@ def test_streams_and_levels_are_as_in_the_reference(case: int, dtype: torch.dtyp
 
 @needs_native
 @pytest.mark.parametrize("case", range(60))
-def test_damaged_streams_are_refused_by_both_or_decoded_alike(case: int) -> None:
+def test_damaged_streams_are_refused_or_decoded_equally_by_both(case: int) -> None:
     seeded(case)
     n = random.choice([1, 50, 3000])
     levels_N, sizes = draw_levels(n, torch.int8), draw_sizes(n)
@@ -188,7 +190,7 @@ def test_damaged_streams_are_refused_by_both_or_decoded_alike(case: int) -> None
 
 
 @needs_native
-def test_a_magnitude_above_the_greatest_is_refused() -> None:
+def test_a_magnitude_above_the_largest_possible_is_refused() -> None:
     for levels_N in (torch.tensor([3, -(2**31)], dtype=torch.int32), torch.tensor([3, 2**31])):
         with pytest.raises(
             RuntimeError, match="a magnitude of 2,147,483,648: expected at most 2,147,483,647"

@@ -18,7 +18,7 @@ needs_native = pytest.mark.skipif(native.MISSING is not None, reason=f"no extens
 @needs_native
 @pytest.mark.parametrize("case", range(30))
 @pytest.mark.parametrize("threads", [1, 2])
-def test_taking_given_elements_is_as_in_the_reference(case: int, threads: int) -> None:
+def test_taking_given_elements_equals_the_reference(case: int, threads: int) -> None:
     n = seeded(case)
     signal_N, grad_N = draw(n), draw(n) if case % 3 else None
     at_K = torch.randint(max(1, n), (random.choice([0, 1, n // 100, n]) if n else 0,))
@@ -37,7 +37,7 @@ def test_taking_given_elements_is_as_in_the_reference(case: int, threads: int) -
 @needs_native
 @pytest.mark.parametrize("distinct", [True, False])
 @pytest.mark.parametrize("case", range(20))
-def test_the_elements_drawn_are_as_in_the_reference(case: int, distinct: bool) -> None:
+def test_the_elements_drawn_equal_the_reference(case: int, distinct: bool) -> None:
     n = seeded(case)
     bounds = [0, *sorted(random.choices(range(n + 1), k=random.choice([0, 3]))), n]
     share = random.choice([0.0, 0.01, 0.5, 0.51, 0.9, 1.0])
@@ -55,7 +55,7 @@ def test_the_elements_drawn_are_as_in_the_reference(case: int, distinct: bool) -
         ).tolist() == [*counts, 0]
 
 
-def test_with_replacement_as_many_are_drawn_as_chance_has_it() -> None:
+def test_draws_with_replacement_have_the_expected_number_of_distinct_elements() -> None:
     at_K = ops.draw_indices(torch.empty(1), [0, 100_000], [100_000], 3, distinct=False)
     # 1 − 1/e of them, with a standard deviation of 98.
     assert abs(at_K.numel() - 63_212) < 500
@@ -75,7 +75,7 @@ def test_an_element_drawn_depends_on_the_key_and_the_group(of: ModuleType) -> No
 
 
 @pytest.mark.parametrize("of", [ops, reference_gather])
-def test_what_a_key_draws_is_the_same_for_ever(of: ModuleType) -> None:
+def test_a_key_always_draws_the_same_elements(of: ModuleType) -> None:
     few = of.draw_indices(torch.empty(1), [0, 100, 200], [4, 97], 7, distinct=True)
     assert few.tolist()[:6] == [0, 39, 40, 95, 100, 101]
     assert of.draw_indices(torch.empty(1), [0, 10], [6], 1, distinct=False).tolist() == [1, 2, 6, 7, 8]
@@ -85,7 +85,7 @@ def test_what_a_key_draws_is_the_same_for_ever(of: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("case", range(12))
-def test_the_union_is_every_index_once(case: int) -> None:
+def test_the_union_has_every_index_once(case: int) -> None:
     n = seeded(case)
     at_M = torch.randint(max(1, n), (min(n, 3000),), dtype=torch.int32)
     at_K = torch.randint(max(1, n), (min(n, 500),), dtype=torch.int32)

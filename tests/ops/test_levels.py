@@ -45,7 +45,7 @@ def seeded(case: int) -> list[int]:
 
 @needs_native
 @pytest.mark.parametrize("coding", CODINGS, ids=str)
-def test_codes_and_what_they_leave_are_as_in_the_reference(coding: Coding) -> None:
+def test_codes_and_residuals_equal_the_reference(coding: Coding) -> None:
     for case in range(6):
         sizes = seeded(case + 100 * coding.levels)
         norm = random.choice([ops.Kind.LARGEST, ops.Kind.SQUARES])
@@ -66,7 +66,7 @@ def test_codes_and_what_they_leave_are_as_in_the_reference(coding: Coding) -> No
 
 @needs_native
 @pytest.mark.parametrize("coding", CODINGS, ids=str)
-def test_the_mean_of_payloads_is_as_in_the_reference(coding: Coding) -> None:
+def test_the_mean_of_payloads_equals_the_reference(coding: Coding) -> None:
     for case in range(6):
         sizes = seeded(case + 100 * coding.levels)
         num = random.randint(1, 4)
@@ -85,7 +85,7 @@ def test_the_mean_of_payloads_is_as_in_the_reference(coding: Coding) -> None:
 
 @needs_native
 @pytest.mark.parametrize("coding", [Coding(Codec.LINEAR, 1), Coding(Codec.INT8, bucket=64)], ids=str)
-def test_codes_of_given_scales_are_as_in_the_reference(coding: Coding) -> None:
+def test_codes_of_given_scales_equal_the_reference(coding: Coding) -> None:
     for case in range(8):
         sizes = seeded(case)
         signal_N = draw(sum(sizes))

@@ -40,7 +40,7 @@ def assert_rows_same(ours: list[float], theirs: list[float]) -> None:
 
 @needs_native
 @pytest.mark.parametrize("case", range(20))
-def test_moments_and_ranks_are_as_in_the_reference(case: int) -> None:
+def test_moments_and_ranks_equal_the_reference(case: int) -> None:
     n = seeded(case)
     grad_N, residual_N = draw(n), draw(n)
     bounds = grouped(n)
@@ -60,7 +60,7 @@ def test_moments_and_ranks_are_as_in_the_reference(case: int) -> None:
 
 @needs_native
 @pytest.mark.parametrize("case", range(20))
-def test_what_reaches_a_limit_and_its_excess_are_as_in_the_reference(case: int) -> None:
+def test_the_elements_at_or_above_a_limit_and_their_excess_equal_the_reference(case: int) -> None:
     n = seeded(case)
     grad_N, residual_N, bounds = draw(n), draw(n), grouped(n)
     limits = random.choices([0.0, math.nan, 1e-41, 0.5, 1.5, math.inf], k=len(bounds) - 1)
@@ -82,7 +82,7 @@ def test_what_reaches_a_limit_and_its_excess_are_as_in_the_reference(case: int) 
 
 @needs_native
 @pytest.mark.parametrize("case", range(20))
-def test_samples_are_as_in_the_reference(case: int) -> None:
+def test_samples_equal_the_reference(case: int) -> None:
     n = seeded(case)
     grad_N, residual_N, bounds = draw(n), draw(n), grouped(n)
     sizes = [random.randint(0, size) for size in sizes_of(bounds)]
@@ -95,7 +95,7 @@ def test_samples_are_as_in_the_reference(case: int) -> None:
 
 @needs_native
 @pytest.mark.parametrize("case", range(20))
-def test_taking_from_each_group_is_as_in_the_reference(case: int) -> None:
+def test_taking_from_each_group_equals_the_reference(case: int) -> None:
     n = seeded(case)
     grad_N, residual_N, bounds = draw(n), draw(n), grouped(n)
     thresholds = random.choices([0.0, math.nan, 1e-41, 0.5, 3.0, math.inf], k=len(bounds) - 1)
@@ -123,7 +123,7 @@ def test_moments_are_the_sums_and_ranks_those_of_a_sorted_vector(make: Callable[
     assert found.most == found.ranked[0]
 
 
-def test_a_sum_depends_on_the_place_in_its_group_alone() -> None:
+def test_a_sum_depends_only_on_the_position_in_its_group() -> None:
     torch.manual_seed(0)
     x_N = torch.randn(9_001) * torch.randn(9_001).exp()
     parts = ops.moments(x_N, None, [0, 3_333, 3_333, 9_001])
@@ -134,7 +134,7 @@ def test_a_sum_depends_on_the_place_in_its_group_alone() -> None:
     assert alone[1] == (0.0, 0.0, 0.0, 0, 0.0, [])
 
 
-def test_a_sample_has_one_element_of_each_run_and_all_are_as_likely() -> None:
+def test_a_sample_has_one_element_of_each_stretch_and_all_are_equally_likely() -> None:
     x_N = torch.arange(10.0)
     drawn = [
         ops.sampled(x_N, None, [0, 10], [3], [rank], torch.full((3,), draw, dtype=torch.int32))[0]
@@ -153,14 +153,14 @@ def test_the_excess_is_over_the_smallest_magnitude_left() -> None:
     assert (least, total, square) == (3, 2 + 0 + 1, 4 + 0 + 1)
 
 
-def test_each_group_has_a_threshold_of_its_own() -> None:
+def test_each_group_has_its_own_threshold() -> None:
     residual_N, grad_N = torch.tensor([1.0, 2.0, 3.0, 1.0, -3.0]), torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0])
     own_K, at_K, counts = ops.take_above_each(grad_N, residual_N, [0, 3, 3, 5], [3.0, 1.0, 2.0])
     assert (own_K.tolist(), at_K.tolist(), counts) == ([3, 2, -3], [2, 3, 4], [1, 0, 2])
     assert residual_N.tolist() == [1, 2, 0, 0, 0]
 
 
-def test_a_rank_that_there_is_not_is_reached_by_every_threshold_or_by_none() -> None:
+def test_order_statistics_outside_the_group_are_infinite_or_negative() -> None:
     (found, empty) = ops.moments(torch.tensor([2.0, -1.0]), None, [0, 2, 2], [[0, 2, 3], [0, 1, 1]])
     assert found.ranked == [math.inf, 1.0, -1.0]
     assert empty.ranked == [math.inf, -1.0, -1.0]

@@ -40,7 +40,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @needs_native
 @pytest.mark.parametrize("case", range(20))
-def test_taking_above_a_threshold_is_as_in_the_reference(case: int, device: str, threads: int) -> None:
+def test_taking_above_a_threshold_equals_the_reference(case: int, device: str, threads: int) -> None:
     n = seeded(case)
     grad_N, residual_N = draw(n), draw(n)
     threshold = random.choice([0.0, -1.0, math.nan, 1e-41, 0.5, 3.0, math.inf, 1e300])
@@ -65,7 +65,7 @@ def test_taking_above_a_threshold_is_as_in_the_reference(case: int, device: str,
 
 @needs_native
 @pytest.mark.parametrize("case", range(30))
-def test_taking_the_largest_is_as_in_the_reference(case: int, device: str, threads: int) -> None:
+def test_taking_the_largest_equals_the_reference(case: int, device: str, threads: int) -> None:
     n = seeded(case)
     grad_N, residual_N = draw(n), draw(n)
     bounds = [0, *sorted(random.choices(range(n + 1), k=random.choice([0, 0, 3]))), n]
@@ -92,7 +92,7 @@ def test_taking_the_largest_is_as_in_the_reference(case: int, device: str, threa
 @needs_native
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("density", [0.0, 0.001, 0.1, 1.0])
-def test_the_mean_of_sparse_vectors_is_as_in_the_reference(
+def test_the_mean_of_sparse_vectors_equals_the_reference(
     num_ranks: int, density: float, device: str, threads: int
 ) -> None:
     for case in range(4):
@@ -111,7 +111,7 @@ def test_the_mean_of_sparse_vectors_is_as_in_the_reference(
 
 
 @needs_native
-def test_the_mean_needs_no_order_on_a_cpu() -> None:
+def test_on_a_cpu_the_indices_need_not_be_sorted() -> None:
     n = seeded(8)
     at_M, values_M = torch.randint(n, (500,), dtype=torch.int32), torch.randn(500)
     ours_N, theirs_N = torch.empty(n), torch.empty(n)
@@ -130,7 +130,7 @@ def test_a_threshold_from_the_histogram_gives_the_density(density: float) -> Non
         assert ops.count_above(x_N, threshold) / x_N.numel() == pytest.approx(density, rel=tolerance)
 
 
-def test_a_threshold_from_a_histogram_of_nothing_takes_nothing() -> None:
+def test_a_threshold_from_an_empty_histogram_selects_nothing() -> None:
     assert ops.threshold_from_histogram(ops.histogram(torch.empty(0)), 0.1) == math.inf
 
 
@@ -148,7 +148,7 @@ def in_another_process(code: str) -> subprocess.CompletedProcess[str]:
 
 @needs_native
 @pytest.mark.parametrize("n", [0, 1, 227, 623, 624, 625, 2000])
-def test_draws_are_those_of_torch_s_generator(n: int) -> None:
+def test_draws_equal_those_of_torchs_generator(n: int) -> None:
     for seed in (0, 7, 2**32 + 7, 2**63 - 1):
         for bits in (1, 23, 24):
             drawn_N = ops.draw(n, bits, seed, torch.device("cpu"))
@@ -244,9 +244,7 @@ REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
 @pytest.mark.parametrize(
     ("op", "given", "why"), REFUSED, ids=lambda part: part if isinstance(part, str) else ""
 )
-def test_what_an_op_is_not_written_for_it_refuses_and_says_why(
-    op: str, given: tuple[Any, ...], why: str
-) -> None:
+def test_an_op_refuses_unsupported_inputs_with_the_reason(op: str, given: tuple[Any, ...], why: str) -> None:
     with pytest.raises(RuntimeError, match=why):
         getattr(torch.ops.sage, op)(*given)
 
@@ -307,7 +305,7 @@ ASKED: list[tuple[str, tuple[Any, ...]]] = [
 
 
 @needs_native
-def test_torch_finds_nothing_wrong_with_any_op() -> None:
+def test_every_op_passes_torchs_opcheck() -> None:
     # In a process of its own: opcheck runs autograd, after which no process forked from this one could.
     code = (
         "import torch; from test_native import ASKED\n"
@@ -319,11 +317,11 @@ def test_torch_finds_nothing_wrong_with_any_op() -> None:
 
 
 @needs_native
-def test_every_op_is_asked_about() -> None:
+def test_every_op_is_checked() -> None:
     assert {op for op, _ in ASKED} == set(native.OPS)
 
 
-def test_without_the_extension_one_line_says_so_and_everything_runs() -> None:
+def test_without_the_extension_one_line_is_printed_and_everything_runs() -> None:
     code = (
         "import torch; from sage import ops; ops.native.MISSING = 'it is not built'; "
         "print(ops.take_top(torch.tensor([1., -3.]), None, [0, 2], [1]), ops.count_above(torch.ones(2), 1.))"
@@ -336,7 +334,7 @@ def test_without_the_extension_one_line_says_so_and_everything_runs() -> None:
     )
 
 
-def test_a_checkout_without_the_extension_gets_the_command_for_the_environment_at_hand(
+def test_without_the_extension_the_line_has_the_build_command_for_this_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("SAGE_NATIVE", raising=False)

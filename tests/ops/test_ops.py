@@ -31,7 +31,7 @@ def largest_first(x_N: Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_magnitude_bits_order_as_magnitudes_do_and_nan_is_above_infinity(dtype: torch.dtype) -> None:
+def test_magnitude_bits_have_the_order_of_magnitudes_with_nan_above_infinity(dtype: torch.dtype) -> None:
     bits = ops.magnitude_bits(vector([0.0, -0.0, 1e-7, -1.0, 2.0, -math.inf, math.nan], dtype)).tolist()
     assert bits[0] == bits[1] == 0
     assert bits[1:] == sorted(set(bits[1:]))
@@ -46,7 +46,7 @@ def test_integers_have_no_magnitude_bits() -> None:
 
 @moderately
 @given(elements, st.integers(0, 45), dtypes)
-def test_select_top_takes_what_a_stable_sort_puts_first(
+def test_select_top_selects_the_first_elements_of_a_stable_sort(
     values: list[float], k: int, dtype: torch.dtype
 ) -> None:
     finite_N = vector([v for v in values if not math.isnan(v)], dtype)
@@ -57,7 +57,7 @@ def test_select_top_takes_what_a_stable_sort_puts_first(
 
 @moderately
 @given(elements, st.integers(1, 45), dtypes)
-def test_select_top_takes_nan_before_anything_else(values: list[float], k: int, dtype: torch.dtype) -> None:
+def test_select_top_selects_nan_first(values: list[float], k: int, dtype: torch.dtype) -> None:
     x_N = vector(values, dtype)
     nan = set(x_N.isnan().nonzero().view(-1).tolist())
     taken = set(ops.select_top(x_N, k).tolist())
@@ -81,7 +81,9 @@ def test_select_top_takes_nan_before_anything_else(values: list[float], k: int, 
         ([1e-41, 0.0, -2e-41], 1, [2]),
     ],
 )
-def test_select_top_by_hand(values: list[float], k: int, expected: list[int]) -> None:
+def test_select_top_equals_the_result_computed_by_hand(
+    values: list[float], k: int, expected: list[int]
+) -> None:
     assert ops.select_top(vector(values), k).tolist() == expected
 
 
@@ -89,7 +91,7 @@ def test_select_top_by_hand(values: list[float], k: int, expected: list[int]) ->
 @given(
     elements, st.sampled_from([0.0, 1e-41, 1.0, 2.5, 1e30, math.inf]) | st.floats(0, 100, width=32), dtypes
 )
-def test_select_above_takes_every_magnitude_from_the_threshold_up_and_nan(
+def test_select_above_selects_nan_and_every_magnitude_not_below_the_threshold(
     values: list[float], threshold: float, dtype: torch.dtype
 ) -> None:
     x_N = vector(values, dtype)
@@ -99,14 +101,14 @@ def test_select_above_takes_every_magnitude_from_the_threshold_up_and_nan(
     assert ops.count_above(x_N, threshold) == len(expected)
 
 
-def test_the_threshold_itself_is_above_and_zero_takes_everything() -> None:
+def test_a_magnitude_equal_to_the_threshold_is_selected_and_zero_selects_everything() -> None:
     x_N = vector([0.5, -0.5, 0.25, 0.0])
     assert ops.select_above(x_N, 0.5).tolist() == [0, 1]
     assert ops.select_above(x_N, 0.0).tolist() == [0, 1, 2, 3]
     assert ops.select_above(torch.empty(0), 1.0).tolist() == []
 
 
-def test_accumulate_adds_in_the_residual_or_not_at_all() -> None:
+def test_accumulate_adds_to_the_residual_in_place_if_there_is_one() -> None:
     grad_N, residual_N = vector([1.0, 2.0]), vector([0.5, -2.0])
     assert ops.accumulate(grad_N, None) is grad_N
     assert ops.accumulate(grad_N, residual_N) is residual_N
@@ -114,7 +116,7 @@ def test_accumulate_adds_in_the_residual_or_not_at_all() -> None:
     assert grad_N.tolist() == [1.0, 2.0]
 
 
-def test_take_leaves_zero_where_it_took_only_if_it_keeps() -> None:
+def test_take_sets_the_taken_elements_to_zero_only_with_keep() -> None:
     for keep, left in ((True, [1.0, 0.0, 3.0, 0.0]), (False, [1.0, -2.0, 3.0, math.inf])):
         signal_N = vector([1.0, -2.0, 3.0, math.inf])
         values_K = ops.take(signal_N, torch.tensor([1, 3]), dtype=torch.float32, keep=keep)
@@ -124,7 +126,7 @@ def test_take_leaves_zero_where_it_took_only_if_it_keeps() -> None:
 
 @moderately
 @given(elements.filter(bool), st.sampled_from([torch.float16, torch.bfloat16]))
-def test_what_take_rounds_away_stays_behind(values: list[float], dtype: torch.dtype) -> None:
+def test_the_rounding_error_of_take_stays_in_the_residual(values: list[float], dtype: torch.dtype) -> None:
     before_N = vector(values)
     left_N = before_N.clone()
     at_K = torch.arange(len(values))
@@ -176,7 +178,7 @@ def test_scatter_mean_is_the_mean_of_dense_vectors(drawn: tuple[int, list[dict[i
     assert np.array_equal(mean_N.numpy(), dense / np.float32(len(ranks)))
 
 
-def test_scatter_mean_of_halves_is_added_up_in_the_precision_of_the_result() -> None:
+def test_scatter_mean_of_halves_accumulates_in_the_precision_of_the_result() -> None:
     values_M = vector([2048.0, 1.0], torch.float16)
     mean_N = ops.scatter_mean(values_M, torch.tensor([0, 0], dtype=torch.int32), [1, 1], torch.empty(1))
     assert mean_N.tolist() == [1024.5]
@@ -189,19 +191,19 @@ def test_scatter_mean_of_nothing_is_zero() -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_a_magnitude_comes_back_from_its_bits(dtype: torch.dtype) -> None:
+def test_a_magnitude_is_recovered_from_its_bits(dtype: torch.dtype) -> None:
     for x in (0.0, 1.0, -1.5, 2.0**-20, math.inf):
         bits = int(ops.magnitude_bits(vector([x], dtype)))
         assert ops.magnitude(bits, dtype) == abs(float(vector([x], dtype)))
 
 
-def test_the_least_magnitude_is_a_number_wherever_there_is_one() -> None:
+def test_the_least_magnitude_ignores_nan() -> None:
     some = [[2.0, -1.0, math.nan], [math.nan, -math.inf], [math.nan], []]
     assert [ops.least_magnitude(vector(x)) for x in some] == [1.0, math.inf, math.inf, 0.0]
 
 
 @pytest.mark.parametrize("n", [64 * 5, 64 * 5 + 1, 64 * 6 - 1])
-def test_a_sample_is_every_so_many_groups_of_the_signal(n: int) -> None:
+def test_a_sample_has_every_nth_group_of_the_signal(n: int) -> None:
     grad_N, residual_N = torch.arange(float(n)), torch.full((n,), 0.5)
     for every, first in ((1, 0), (2, 0), (2, 1), (4, 3)):
         whole = n // 32
@@ -210,7 +212,7 @@ def test_a_sample_is_every_so_many_groups_of_the_signal(n: int) -> None:
         assert ops.sample(grad_N, residual_N, every=every, first=first).tolist() == [i + 0.5 for i in at_S]
 
 
-def test_a_samples_threshold_is_the_largest_that_so_many_reach() -> None:
+def test_a_samples_threshold_is_the_largest_that_the_given_number_reach() -> None:
     sample_S = vector([5.0, -4.0, 3.0, 2.0, -1.0])
     told = [ops.threshold_from_sample(sample_S, density) for density in (0.01, 0.2, 0.21, 0.6, 1.0)]
     assert told == [5.0, 5.0, 4.0, 3.0, 1.0]

@@ -34,7 +34,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @needs_native
 @pytest.mark.parametrize("case", range(20))
-def test_statistics_are_as_in_the_reference(case: int) -> None:
+def test_statistics_equal_the_reference(case: int) -> None:
     sizes = seeded(case)
     grad_N, residual_N = draw(sum(sizes)), draw(sum(sizes))
     for kind in ops.Kind:
@@ -46,7 +46,7 @@ def test_statistics_are_as_in_the_reference(case: int) -> None:
             assert torch.equal(left_G.nan_to_num(-1.0), right_G.nan_to_num(-1.0))
 
 
-def test_statistics_are_those_of_each_group() -> None:
+def test_statistics_are_computed_for_each_group() -> None:
     x_N = torch.tensor([3.0, -4.0, 0.0, -1.0, math.nan, -2.0])
     assert ops.statistics(x_N[:4], None, [3, 0, 1], ops.Kind.ABSOLUTE).sum_G.tolist() == [7.0, 0.0, 1.0]
     squares = ops.statistics(x_N[:4], None, [3, 0, 1], ops.Kind.SQUARES)
@@ -61,7 +61,7 @@ def test_statistics_are_those_of_each_group() -> None:
 
 @needs_native
 @pytest.mark.parametrize("case", range(20))
-def test_signs_and_what_they_leave_are_as_in_the_reference(case: int) -> None:
+def test_signs_and_residuals_equal_the_reference(case: int) -> None:
     sizes = seeded(case)
     x_N, low_G, high_G = draw(sum(sizes)), torch.randn(len(sizes)), torch.randn(len(sizes))
     for keep in (False, True):
@@ -76,7 +76,7 @@ def test_signs_and_what_they_leave_are_as_in_the_reference(case: int) -> None:
 @needs_native
 @pytest.mark.parametrize("case", range(20))
 @pytest.mark.parametrize("by_column", [False, True])
-def test_words_of_signs_are_as_in_the_reference_and_lead_back(case: int, by_column: bool) -> None:
+def test_words_of_signs_equal_the_reference_and_decode_to_the_signs(case: int, by_column: bool) -> None:
     sizes = seeded(case)
     zero_G = torch.zeros(len(sizes))
     bytes_B = ops.sign_bits(draw(sum(sizes)), sizes, zero_G, zero_G, keep=False)
@@ -91,7 +91,7 @@ def test_words_of_signs_are_as_in_the_reference_and_lead_back(case: int, by_colu
 
 @needs_native
 @pytest.mark.parametrize("case", range(20))
-def test_the_mean_of_signs_is_as_in_the_reference(case: int) -> None:
+def test_the_mean_of_signs_equals_the_reference(case: int) -> None:
     sizes = seeded(case)
     num = random.randint(1, 5)
     zero_G = torch.zeros(len(sizes))
@@ -114,7 +114,7 @@ def test_the_mean_of_signs_is_as_in_the_reference(case: int) -> None:
 
 @needs_native
 @pytest.mark.parametrize("first", [0, 1, 127, 128, 1000])
-def test_random_bits_are_those_of_the_reference_wherever_they_begin(first: int) -> None:
+def test_random_bits_equal_the_reference_at_any_offset(first: int) -> None:
     for n in (0, 1, 127, 128, 129, 3000):
         expected_N = reference_philox.random_bits_(torch.empty(n, dtype=torch.int32), 2**62 + 9, first)
         assert torch.equal(ops.random_bits(n, 2**62 + 9, first=first), expected_N)

@@ -26,11 +26,11 @@ from sage.output.text import HIDDEN, clean_text
         ("\x1b[", ""),
     ],
 )
-def test_a_terminal_obeys_nothing_in_a_cleaned_text(text: str, printed: str) -> None:
+def test_a_cleaned_text_has_nothing_that_a_terminal_interprets(text: str, printed: str) -> None:
     assert clean_text(text) == printed
 
 
-def test_a_long_text_is_cut_whatever_it_is_made_of() -> None:
+def test_a_long_text_is_truncated_whatever_its_characters() -> None:
     assert clean_text("x" * 10**7, limit=10) == "x" * 9 + "…"
     assert clean_text("\x1b[0m" * 10**6 + "after", limit=10).endswith("…")
 

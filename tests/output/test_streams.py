@@ -41,7 +41,7 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_stream_that_fails_loses_text_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_fails_loses_only_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", Full())
     streams.protect()
     print("lost", flush=True)
@@ -61,7 +61,7 @@ def test_protecting_twice_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     assert sys.stdout is once
 
 
-def test_what_an_encoding_lacks_is_written_in_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_that_an_encoding_lacks_are_written_in_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
     streams.protect()
@@ -82,7 +82,7 @@ def test_every_locale_can_list_the_parts(sage: Sage, environment: dict[str, str]
     assert "topk" in done.stdout
 
 
-def test_a_full_disk_is_one_line_where_the_output_is_the_purpose() -> None:
+def test_a_full_disk_is_a_one_line_error_of_commands_that_only_print() -> None:
     done = shell("$SAGE list > /dev/full")
     assert done.returncode == 1
     assert done.stderr.startswith("sage list: ")
@@ -96,13 +96,13 @@ def test_head_ends_a_command_quietly() -> None:
 
 
 @pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
-def test_closed_descriptors_are_no_fault(closed: str) -> None:
+def test_closed_descriptors_are_not_an_error(closed: str) -> None:
     done = shell(f"$SAGE list {closed}")
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("closed", [">&-", "<&- >&-"])
-def test_a_closed_stdout_is_one_line_where_the_output_is_the_purpose(closed: str) -> None:
+def test_a_closed_stdout_is_a_one_line_error_of_commands_that_only_print(closed: str) -> None:
     done = shell(f"$SAGE list {closed}")
     assert done.returncode == 1
     assert done.stderr == "sage list: cannot write to standard output: it is closed\n"
@@ -114,7 +114,7 @@ def test_a_run_needs_no_stdout(tmp_path: Path) -> None:
     assert list(tmp_path.glob("*/result.json"))
 
 
-def test_the_owner_can_use_what_a_run_makes_under_any_umask(tmp_path: Path) -> None:
+def test_the_owner_can_use_a_runs_files_under_any_umask(tmp_path: Path) -> None:
     for times in ("finished: ", "already finished"):
         done = shell(f"umask 0777; $SAGE run digits-ff --steps 1 --runs {tmp_path}/runs")
         assert done.returncode == 0, done.stderr
@@ -128,7 +128,7 @@ def test_an_error_on_a_full_stderr_keeps_its_status() -> None:
     assert shell("$SAGE lsit 2> /dev/full").returncode == 2
 
 
-def test_a_run_goes_on_when_nothing_it_says_can_be_printed(tmp_path: Path) -> None:
+def test_a_run_continues_if_its_output_cannot_be_printed(tmp_path: Path) -> None:
     """On a terminal that closes, with SIGHUP ignored, as under nohup."""
     host, terminal = pty.openpty()
     process = subprocess.Popen(
@@ -151,7 +151,7 @@ def test_a_run_goes_on_when_nothing_it_says_can_be_printed(tmp_path: Path) -> No
     assert list(tmp_path.glob("*/result.json"))
 
 
-def test_a_bug_says_that_it_is_one_and_shows_where(
+def test_a_bug_is_reported_as_one_with_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def faulty() -> int:
@@ -195,13 +195,13 @@ def test_errors_of_input_and_system_are_one_line(
     assert said.count("\n") == 1
 
 
-def test_what_passes_is_told_apart_from_what_stays() -> None:
+def test_temporary_errors_are_distinguished_from_permanent_ones() -> None:
     assert status_of(TimeoutError(errno.ETIMEDOUT, "timed out")) == 1
     assert status_of(ConnectionResetError(errno.ECONNRESET, "reset")) == 1
     assert status_of(NotADirectoryError(errno.ENOTDIR, "Not a directory", "runs")) == 2
     assert message(OSError()) == "OSError"
 
 
-def test_what_a_run_says_of_a_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_about_a_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     Display("digits", enabled=True).print("finished: runs/a\nb\x1b[2J")
     assert capsys.readouterr().err == "digits: finished: runs/a\\nb\\x1b[2J\n"

@@ -56,7 +56,7 @@ def seen(folder: Path, kind: str) -> list[int]:
     return [each["step"] for each in read_metrics(folder) if each["kind"] == kind]
 
 
-def test_metrics_are_one_strict_json_object_a_line(tmp_path: Path) -> None:
+def test_metrics_are_one_strict_json_object_per_line(tmp_path: Path) -> None:
     record = Recorder(tmp_path)
     record.step(step=0, epoch=0, loss=math.nan, bytes={"values": 4}, threshold=math.inf)
     record.event("stopped", step=1, reason="signal\n15")
@@ -85,7 +85,7 @@ def test_a_line_is_readable_as_soon_as_it_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "torn", [b"{", b'{"kind":"step","step":9}', b"\x00" * 512, b'{"kind":"step","st\xc3']
 )
-def test_a_torn_last_line_is_left_out_and_then_cut(tmp_path: Path, torn: bytes) -> None:
+def test_an_incomplete_last_line_is_ignored_and_then_removed(tmp_path: Path, torn: bytes) -> None:
     record = Recorder(tmp_path)
     train(record, steps=range(4))
     record.close()
@@ -99,7 +99,7 @@ def test_a_torn_last_line_is_left_out_and_then_cut(tmp_path: Path, torn: bytes) 
 
 
 @pytest.mark.parametrize("damage", [b"{\n", b"\x00\x00\n", b"[]\n", b"\n", b'{"step": 1}\n'])
-def test_damage_that_no_crash_does_is_an_error_naming_file_and_line(tmp_path: Path, damage: bytes) -> None:
+def test_damage_that_no_crash_causes_is_an_error_with_file_and_line(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     whole = b'{"kind":"step","step":0,"epoch":0}\n'
     path.write_bytes(whole + damage + whole)
@@ -108,7 +108,7 @@ def test_damage_that_no_crash_does_is_an_error_naming_file_and_line(tmp_path: Pa
 
 
 @pytest.mark.parametrize("checkpoint", [0, 1, 9, 10, 11, 20, 25])
-def test_a_run_that_goes_on_from_a_checkpoint_records_what_an_unbroken_one_does(
+def test_a_run_resumed_from_a_checkpoint_records_the_same_as_an_uninterrupted_one(
     tmp_path: Path, checkpoint: int
 ) -> None:
     whole, broken = Recorder(tmp_path / "whole"), Recorder(tmp_path / "broken")
@@ -129,7 +129,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_records_what_an_unbroken_one_does(
         assert scalars(tmp_path / "broken", tag) == scalars(tmp_path / "whole", tag)
 
 
-def test_an_evaluation_is_recorded_once_whichever_side_of_it_the_checkpoint_was_taken(tmp_path: Path) -> None:
+def test_an_evaluation_is_recorded_once_whether_the_checkpoint_is_before_or_after_it(tmp_path: Path) -> None:
     record = Recorder(tmp_path)
     train(record, steps=range(20))
     record.rewind(10)
@@ -165,7 +165,7 @@ def test_tensorboard_files_hold_scalars_histograms_and_hyperparameters(tmp_path:
 
 
 @pytest.mark.parametrize("controller", ["sage", "feedback", "quantile"])
-def test_a_run_draws_density_beside_its_target_threshold_bytes_loss_and_accuracy(
+def test_tensorboard_has_density_target_threshold_bytes_loss_and_accuracy_of_a_run(
     tmp_path: Path, controller: str
 ) -> None:
     asked = ["--reducer", "sage", "--controller", controller, "--density", "0.05", "--batch-size", "8"]
@@ -189,7 +189,7 @@ def test_a_run_draws_density_beside_its_target_threshold_bytes_loss_and_accuracy
     assert len(scalars(run, "eval/accuracy")) == 1
 
 
-def test_one_writer_makes_one_file_and_no_folders_beside_it(tmp_path: Path) -> None:
+def test_one_writer_creates_one_file_and_no_folders(tmp_path: Path) -> None:
     record = Recorder(tmp_path)
     train(record, steps=range(10))
     record.hparams({"lr": 0.1}, {"accuracy": 0.5})
@@ -212,7 +212,7 @@ def test_only_rank_0_writes(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_json_files_are_replaced_whole(tmp_path: Path) -> None:
+def test_json_files_are_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_json(path, {"best": 0.5, "folder": tmp_path, "final": {"perplexity": math.inf}})
     assert json.loads(path.read_text()) == {
@@ -226,7 +226,7 @@ def test_json_files_are_replaced_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_manifest_says_what_ran_where_and_keeps_no_credentials(
+def test_the_manifest_has_software_and_machine_but_no_credentials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")

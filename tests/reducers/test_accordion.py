@@ -34,29 +34,29 @@ def densities(scales: Callable[[int], tuple[float, float]], lrs: list[float]) ->
     return simulate(1, work)[0]
 
 
-def test_accordion_sends_much_at_first_and_little_once_the_gradients_are_steady() -> None:
+def test_accordion_starts_with_the_high_setting_and_uses_the_low_one_for_steady_gradients() -> None:
     told = densities(lambda epoch: (1.0, 5.0), [0.1] * 7)
     # Epoch 0 is critical. At epoch 2 there is nothing yet to compare with; at epoch 4 nothing has changed.
     assert told == [[0.5, 0.5]] * 4 + [[0.01, 0.01]] * 3
 
 
-def test_accordion_sends_much_of_the_layer_that_changes() -> None:
+def test_accordion_uses_the_high_setting_for_a_layer_that_changes() -> None:
     told = densities(lambda epoch: (1.0, 1.0 if epoch < 5 else 3.0), [0.1] * 9)
     assert told[4:] == [[0.01, 0.01]] * 2 + [[0.01, 0.5]] * 2 + [[0.01, 0.01]]
 
 
 @pytest.mark.parametrize(("change", "expected"), [(1.45, 0.01), (1.55, 0.5), (0.55, 0.01), (0.45, 0.5)])
-def test_accordion_calls_a_layer_critical_beyond_eta_and_not_before(change: float, expected: float) -> None:
+def test_accordion_treats_a_layer_as_critical_only_beyond_eta(change: float, expected: float) -> None:
     told = densities(lambda epoch: (1.0, change if epoch == 3 else 1.0), [0.1] * 5)
     assert told[4] == [0.01, expected]
 
 
-def test_accordion_sends_much_when_the_learning_rate_falls_and_not_when_it_rises() -> None:
+def test_accordion_uses_the_high_setting_when_the_learning_rate_falls_and_not_when_it_rises() -> None:
     told = densities(lambda epoch: (1.0, 1.0), [0.1] * 5 + [0.01, 0.01, 0.01, 0.02])
     assert told[4:] == [[0.01, 0.01], [0.5, 0.5], [0.01, 0.01], [0.01, 0.01], [0.01, 0.01]]
 
 
-def test_accordion_decides_on_rank_0_for_all_even_where_the_ranks_numbers_differ() -> None:
+def test_accordion_uses_rank_0s_decision_even_if_the_ranks_differ() -> None:
     def work(wire: Wire) -> list[list[float]]:
         reducer = Accordion(density=0.01, density_high=0.5, switch_every=1)
         reducer.bind(Layout.of(LAYERS, "layer"))
@@ -72,14 +72,14 @@ def test_accordion_decides_on_rank_0_for_all_even_where_the_ranks_numbers_differ
     assert others == [first, first]
 
 
-def test_accordion_asks_by_default_for_ten_times_as_much_in_critical_regimes() -> None:
+def test_accordion_has_by_default_ten_times_the_density_in_critical_regimes() -> None:
     for density, high in ((0.01, 0.1), (0.2, 1.0)):
         reducer = Accordion(density=density)
         reducer.bind(Layout.of(LAYERS, "layer"))
         assert reducer.report() == {"density_asked": pytest.approx(high)}
 
 
-def test_accordions_decision_costs_rank_0_eight_bytes_a_layer() -> None:
+def test_accordions_decision_costs_rank_0_eight_bytes_per_layer() -> None:
     def work(wire: Wire) -> dict[str, int]:
         reducer = Accordion()
         reducer.bind(Layout.of(SHAPES, "layer"))

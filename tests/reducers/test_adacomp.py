@@ -29,7 +29,7 @@ def one_step(reducer: AdaComp, grad_N: Tensor, residual_N: Tensor | None = None)
     return step
 
 
-def test_of_each_bin_what_comes_near_its_largest_is_sent_as_a_sign_and_the_layer_s_scale() -> None:
+def test_elements_near_the_maximum_of_their_bin_are_sent_as_sign_and_layer_scale() -> None:
     # Bins of conv: (4, -1), (-2, -1); of dense: (8, 5, 3, -4), (0, 0). H = 2·a, as there is no residual.
     grad_N = torch.tensor([4.0, -1.0, -2.0, -1.0, 8.0, 5.0, 3.0, -4.0, 0.0, 0.0])
     step = one_step(AdaComp(**SHORT), grad_N)
@@ -43,7 +43,7 @@ def test_of_each_bin_what_comes_near_its_largest_is_sent_as_a_sign_and_the_layer
     assert step.left_N.tolist() == (grad_N - sent_N).tolist()
 
 
-def test_the_scale_factor_weighs_what_the_step_has_brought() -> None:
+def test_the_scale_factor_weights_the_gradient_of_the_step() -> None:
     # a = (3, 2) in conv's first bin, of which the step has brought (0, g): |2 + (s − 1)·g| ≥ 3 is asked.
     residual_N = torch.tensor([3.0, 1.0] + [0.0] * 8)
     grad_N = torch.tensor([0.0, 1.0] + [0.0] * 8)
@@ -53,7 +53,7 @@ def test_the_scale_factor_weighs_what_the_step_has_brought() -> None:
         assert step.reduced.sent.tolist() == expected
 
 
-def test_of_a_bin_that_the_step_draws_back_from_nothing_need_be_sent() -> None:
+def test_a_bin_whose_maximum_the_step_reduces_may_send_nothing() -> None:
     # H = a + g = 2 − 1 stays below gmax = 2.
     residual_N = torch.tensor([3.0, 0.0] + [0.0] * 8)
     step = one_step(AdaComp(**SHORT), torch.tensor([-1.0, 0.0] + [0.0] * 8), residual_N)
@@ -62,7 +62,7 @@ def test_of_a_bin_that_the_step_draws_back_from_nothing_need_be_sent() -> None:
     assert step.left_N[0] == 2
 
 
-def test_without_bins_each_layer_is_one() -> None:
+def test_without_bins_each_layer_is_one_bin() -> None:
     grad_N = torch.tensor([4.0, -1.0, -2.0, -1.0, 8.0, 5.0, 3.0, -4.0, 0.0, 0.0])
     step = one_step(AdaComp(bins=False), grad_N)
     assert step.mean_N.tolist() == [4.0, 0.0, -4.0, 0.0, 8.0, 8.0, 0.0, -8.0, 0.0, 0.0]
@@ -75,7 +75,7 @@ def test_bins_are_of_50_elements_in_convolutions_and_of_500_elsewhere() -> None:
     assert reducer.bins.counts == [3, 2, 1, 0]
 
 
-def test_an_entry_is_the_place_in_the_bin_and_two_bits() -> None:
+def test_an_entry_is_the_position_in_the_bin_and_two_bits() -> None:
     reducer = AdaComp(conv_bin=2, dense_bin=100)
     reducer.bind(Layout.of([("dense", (150,)), ("conv", (2, 1, 2))]))
     at_K, values_K = torch.tensor([3, 99, 153], dtype=torch.int32), torch.tensor([-1.0, 1.0, -1.0])
@@ -114,7 +114,7 @@ def test_only_a_quantiser_can_follow_in_a_hybrid(name: str) -> None:
             registry.load("reducers", name)
 
 
-def test_in_a_hybrid_what_adacomp_selects_is_what_the_quantiser_codes() -> None:
+def test_in_a_hybrid_the_quantiser_codes_the_elements_that_adacomp_selects() -> None:
     make = registry.load("reducers", "adacomp+efsign")
     assert {"scale_factor", "bins", "conv_bin", "dense_bin"} <= registry.options(make).keys()
     case = Case(make, SHORT, 2, memory="residual")
@@ -142,7 +142,7 @@ def gradcomp(rule: str, signal: list[float], grad: list[float], name: str = "ada
     return step
 
 
-def test_gradcomp_weighs_the_gradient_by_three_and_the_paper_by_s_minus_one() -> None:
+def test_gradcomp_weights_the_gradient_by_three_and_the_paper_by_s_minus_one() -> None:
     signal, grad = [1.0, 0.4, 0.3], [0.0, 0.25, 0.2]
 
     def sent(step: Step) -> list[int]:
@@ -154,7 +154,7 @@ def test_gradcomp_weighs_the_gradient_by_three_and_the_paper_by_s_minus_one() ->
     assert sent(gradcomp("paper", signal, grad, bins=False, scale_factor=4.0)) == [0, 1]
 
 
-def test_gradcomp_sends_h_and_keeps_what_h_is_not_of_a() -> None:
+def test_gradcomp_sends_h_and_keeps_a_minus_h() -> None:
     step = gradcomp("gradcomp", [1.0, 0.4, 0.3], [0.0, 0.25, 0.2])
     assert step.mean_N.tolist() == pytest.approx([1.0, 1.15, 0.0])
     assert step.left_N is not None
@@ -174,7 +174,7 @@ def test_in_a_hybrid_gradcomps_h_is_coded_and_the_residual_is_that_of_a() -> Non
     assert step.left_N.tolist() == pytest.approx([-0.075, -0.675, 0.3])
 
 
-def test_adacomp2_clips_at_sixty_deviations_of_the_layer() -> None:
+def test_adacomp2_clips_at_sixty_standard_deviations_of_the_layer() -> None:
     # One element of 5,000: its a is 70.7 deviations, its H = 4·a far above 60 of them.
     grad = [1.0] + [0.0] * 4999
     deviation = float(torch.tensor(grad).std(correction=0))
@@ -186,7 +186,7 @@ def test_adacomp2_clips_at_sixty_deviations_of_the_layer() -> None:
     assert float(clipped.left_N[0]) == pytest.approx(1 - 60 * deviation)
 
 
-def test_raw_values_are_sent_as_they_are_and_leave_nothing_behind() -> None:
+def test_raw_values_are_sent_unchanged_and_leave_no_residual() -> None:
     grad_N = torch.tensor([4.0, -1.0, -2.0, -1.0, 8.0, 5.0, 3.0, -4.0, 0.0, 0.0])
     step = one_step(AdaComp(sends="values", **SHORT), grad_N)
     sent_N = torch.tensor([4.0, 0.0, -2.0, -1.0, 8.0, 5.0, 0.0, -4.0, 0.0, 0.0])
@@ -197,12 +197,14 @@ def test_raw_values_are_sent_as_they_are_and_leave_nothing_behind() -> None:
 
 @pytest.mark.parametrize("invariant", INVARIANTS, ids=lambda invariant: invariant.__name__)
 @pytest.mark.parametrize("options", [{"sends": "values"}, {"rule": "gradcomp"}, {"rule": "gradcomp2"}])
-def test_adacomps_choices_keep_the_invariants(options: dict[str, Any], invariant: Any) -> None:
+def test_every_choice_of_adacomps_options_keeps_the_invariants(
+    options: dict[str, Any], invariant: Any
+) -> None:
     invariant(Case(AdaComp, options, 2, memory="residual"))
 
 
 @pytest.mark.parametrize("name", ["adacomp+efsign", "adacomp+terngrad", "variance+efsign"])
-def test_a_hybrid_of_a_method_that_works_by_layer_scales_each_layer_by_itself(name: str) -> None:
+def test_a_hybrid_of_a_layerwise_method_scales_each_layer_separately(name: str) -> None:
     make: Any = registry.load("reducers", name)
     layout = Layout.of([("a", (1,)), ("b", (1,))], make.grouping)
     feedback = ErrorFeedback(make(), layout, memory="none")
@@ -210,7 +212,7 @@ def test_a_hybrid_of_a_method_that_works_by_layer_scales_each_layer_by_itself(na
     assert step.mean_N.tolist() == pytest.approx([1.0, 0.1])
 
 
-def test_the_grouping_changes_nothing_that_adacomp_itself_sends() -> None:
+def test_the_grouping_does_not_change_what_adacomp_sends() -> None:
     cases = [Case(AdaComp, {}, 2, grouping=grouping, memory="residual") for grouping in ("model", "layer")]
     by_model, by_layer = (steps(case, case.gradient) for case in cases)
     for a, b in zip(by_model, by_layer, strict=True):
@@ -228,7 +230,7 @@ def test_the_grouping_changes_nothing_that_adacomp_itself_sends() -> None:
         ({"dense_bin": 2**30}, r"dense_bin=1073741824: expected 1 to 2\^30 − 1 elements"),
     ],
 )
-def test_an_option_out_of_range_is_refused_with_what_is_allowed(
+def test_an_option_out_of_range_is_refused_with_the_allowed_range(
     options: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):

@@ -107,11 +107,11 @@ def tensor(data: bytearray, dtype: torch.dtype, shape: torch.Size) -> torch.Tens
     "value",
     [torch.arange(6.0).view(3, 2).T, torch.empty(0, 4), torch.tensor(torch.nan, dtype=torch.bfloat16)],
 )
-def test_a_tensor_travels_between_the_ranks_as_its_bytes(value: torch.Tensor) -> None:
+def test_a_tensor_is_passed_between_processes_bitwise_unchanged(value: torch.Tensor) -> None:
     (there,) = pickle.loads(pickled([value]))
     assert (there.dtype, there.shape) == (value.dtype, value.shape)
     assert there.view(-1).view(torch.uint8).equal(value.reshape(-1).view(torch.uint8))
 
 
-def test_the_laws_are_held_against_the_first_eight_reducers() -> None:
+def test_the_first_eight_reducers_are_among_those_checked() -> None:
     assert set(NAMES) >= {"exact", "bf16", "fp16", "topk", "gtopk", "threshold", "sage", "accordion"}

@@ -63,7 +63,9 @@ def play(
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("make", EXCLUSIVE)
-def test_nothing_builds_up_where_each_rank_selects_in_a_part_of_its_own(make: Any, world_size: int) -> None:
+def test_the_number_of_elements_does_not_grow_if_each_rank_selects_in_its_own_part(
+    make: Any, world_size: int
+) -> None:
     selected: list[list[int]] = [[] for _ in range(world_size)]
 
     class Watched(make):  # type: ignore[misc]
@@ -85,7 +87,7 @@ def test_nothing_builds_up_where_each_rank_selects_in_a_part_of_its_own(make: An
 
 
 @pytest.mark.parametrize("make", EXCLUSIVE)
-def test_every_rank_sends_its_value_where_any_has_selected_and_forgets_it_there(make: Any) -> None:
+def test_every_rank_sends_and_clears_its_values_where_any_rank_has_selected(make: Any) -> None:
     def see(feedback: ErrorFeedback, reduced: Reduced, wire: Wire) -> tuple[Tensor, Tensor, Tensor]:
         assert feedback.residual_N is not None
         assert reduced.sent is not None
@@ -105,7 +107,7 @@ def test_every_rank_sends_its_value_where_any_has_selected_and_forgets_it_there(
 # MiCRO.
 
 
-def test_micro_selects_in_the_part_whose_turn_it_is() -> None:
+def test_micro_selects_in_the_current_part() -> None:
     def see(feedback: ErrorFeedback, reduced: Reduced, wire: Wire) -> tuple[int, int]:
         micro = feedback.reducer
         assert isinstance(micro, Micro)
@@ -152,7 +154,7 @@ def test_the_first_threshold_is_the_mean_of_the_ranks_own_quantiles(make: Any, s
 
 @pytest.mark.parametrize("first", [0.0, float("inf")])
 @pytest.mark.parametrize("make", [Micro, ExDyna])
-def test_a_first_gradient_that_gives_no_threshold_sends_little_and_the_next_is_asked(
+def test_a_first_gradient_without_a_threshold_sends_little_and_the_next_one_is_used(
     make: Any, first: float
 ) -> None:
     def gradient(rank: int, step: int) -> Tensor:
@@ -179,7 +181,7 @@ def test_a_first_gradient_that_gives_no_threshold_sends_little_and_the_next_is_a
 
 
 @pytest.mark.parametrize("make", [Micro, ExDyna])
-def test_the_threshold_reported_is_the_one_that_the_step_used(make: Any) -> None:
+def test_the_reported_threshold_is_the_one_that_the_step_used(make: Any) -> None:
     told = play(
         lambda: make(density=0.5, threshold=1.0),
         1,
@@ -193,7 +195,7 @@ def test_the_threshold_reported_is_the_one_that_the_step_used(make: Any) -> None
 
 
 @pytest.mark.parametrize("make", [Micro, ExDyna])
-def test_the_density_settles_at_what_was_asked(make: Any) -> None:
+def test_the_density_settles_at_the_target(make: Any) -> None:
     # Of N(0, 1), without memory, |x| ≥ 1.96 is the right threshold.
     had = play(
         lambda: make(density=0.05, threshold=2.1), 2, 200, memory="none", see=lambda f, r, w: r.density
@@ -201,7 +203,7 @@ def test_the_density_settles_at_what_was_asked(make: Any) -> None:
     assert sum(had[40:]) / 160 == pytest.approx(0.05, rel=0.03)
 
 
-def test_a_threshold_comes_back_from_a_long_silence() -> None:
+def test_a_threshold_recovers_after_many_zero_gradients() -> None:
     reducer = Micro(density=0.5)
     reducer.bind(Layout.of([("w", (64,))]))
     reducer.threshold.fill_(1e-37)
@@ -225,7 +227,7 @@ def parts_of(feedback: ErrorFeedback, reduced: Reduced, wire: Wire) -> tuple[int
 
 @pytest.mark.parametrize("n", [4, 5, 31, 1023, 1025, 40_000])
 @pytest.mark.parametrize("world_size", [1, 3, 4])
-def test_exdyna_s_parts_are_never_empty_and_cover_the_vector(world_size: int, n: int) -> None:
+def test_exdynas_parts_are_never_empty_and_cover_the_vector(world_size: int, n: int) -> None:
     def lopsided(rank: int, step: int) -> Tensor:
         return normal(rank, step, n) * torch.linspace(0, 10, n)
 
@@ -238,7 +240,7 @@ def test_exdyna_s_parts_are_never_empty_and_cover_the_vector(world_size: int, n:
         assert all(start < stop for start, stop in parts)
 
 
-def test_exdyna_deals_out_anew_where_a_run_goes_on_with_another_number_of_ranks() -> None:
+def test_exdyna_repartitions_if_a_run_resumes_with_another_number_of_ranks() -> None:
     reducer = ExDyna()
     reducer.bind(Layout.of([("w", (N,))]))
     for world_size in (4, 2, 3):
@@ -250,7 +252,7 @@ def test_exdyna_deals_out_anew_where_a_run_goes_on_with_another_number_of_ranks(
         ]
 
 
-def test_exdyna_s_blocks_are_of_32_elements_or_as_many_as_are_wanted() -> None:
+def test_exdynas_blocks_have_32_elements_or_the_given_number() -> None:
     sizes = {}
     for n in (10, 1024, 32_768, 70_001, 1024 * 100):
         reducer = ExDyna()
@@ -265,7 +267,7 @@ def test_exdyna_s_blocks_are_of_32_elements_or_as_many_as_are_wanted() -> None:
     }
 
 
-def test_neighbours_pass_on_a_block_until_their_loads_are_alike() -> None:
+def test_neighbours_move_a_block_until_their_loads_are_equal() -> None:
     assert balanced([8, 8, 8, 8], [40, 10, 10, 10]) == [7, 9, 8, 8]
     assert balanced([8, 8, 8, 8], [10, 10, 10, 40]) == [8, 8, 9, 7]
     assert balanced([8, 8], [104, 96]) == [8, 8]  # both within the band
@@ -275,7 +277,7 @@ def test_neighbours_pass_on_a_block_until_their_loads_are_alike() -> None:
     assert balanced([8, 8], [0, 0]) == [8, 8]
 
 
-def test_exdyna_evens_out_what_the_ranks_select() -> None:
+def test_exdyna_balances_the_selections_of_the_ranks() -> None:
     # All of the weight lies in the first quarter, that is, in the first of three parts.
     scale_N = torch.where(torch.arange(N) < N // 4, 1.0, 0.01)
     loads: list[list[int]] = [[], [], []]
@@ -336,20 +338,20 @@ def test_deft_keeps_the_invariants_with_as_many_pieces_as_ranks(invariant: Any) 
     invariant(Case(Deft, {"density": 0.05, "pieces": "world"}, 3, memory="residual"))
 
 
-def test_what_a_piece_may_send_goes_by_its_norm() -> None:
+def test_the_budget_of_a_piece_depends_on_its_norm() -> None:
     assert allocate(10, [100, 100, 4, 4], [4.0, 2.0, 3.0, 1.0]) == [4, 2, 3, 1]
     # 9 of 10 are more than the third has: what it cannot take goes to the next.
     assert allocate(10, [100, 100, 4, 4], [1.0, 0.0, 9.0, 0.0]) == [6, 1, 4, 1]
     assert allocate(10, [5, 5], [0.0, 0.0]) == [1, 1]
 
 
-def test_pieces_are_packed_the_dearest_first_into_the_cheapest_bin() -> None:
+def test_pieces_are_assigned_by_decreasing_cost_to_the_bin_of_least_cost() -> None:
     assert pack([5.0, 3.0, 3.0, 1.0], 2) == [0, 1, 1, 0]
     assert pack([1.0, 1.0, 1.0], 3) == [0, 1, 2]
     assert pack([], 2) == []
 
 
-def test_deft_asks_more_of_the_layer_with_the_larger_norm_and_the_ranks_take_turns() -> None:
+def test_deft_sends_more_of_the_layer_with_the_larger_norm_and_the_ranks_alternate() -> None:
     shapes = tuple((name, (100,)) for name in "abcd")
     scale_N = torch.tensor([8.0, 4.0, 2.0, 1.0]).repeat_interleave(100)
     layers: list[list[list[int]]] = [[], []]
@@ -374,7 +376,7 @@ def test_deft_asks_more_of_the_layer_with_the_larger_norm_and_the_ranks_take_tur
     assert layers[1] == [[0, 10, 6, 0], [21, 0, 0, 3]]
 
 
-def test_deft_goes_by_the_bins_of_the_rank_whose_turn_it_is() -> None:
+def test_deft_uses_the_bins_of_the_current_rank() -> None:
     # By themselves, the ranks would deal out the layers in opposite ways, and select the same ones twice.
     shapes = (("a", (100,)), ("b", (100,)))
 
@@ -393,7 +395,7 @@ def test_deft_goes_by_the_bins_of_the_rank_whose_turn_it_is() -> None:
 # CLT-k.
 
 
-def test_the_ranks_take_turns_to_say_what_all_send() -> None:
+def test_the_ranks_alternate_in_selecting_for_all_ranks() -> None:
     def see(feedback: ErrorFeedback, reduced: Reduced, wire: Wire) -> tuple[list[int], dict[str, int]]:
         assert reduced.sent is not None
         return reduced.sent.tolist(), dict(wire.ledger.payload)
@@ -417,7 +419,7 @@ def words(wire: Wire) -> int:
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 @pytest.mark.parametrize("kind", ["alike", "growing", "lopsided"])
-def test_oktopk_hands_over_at_most_6k_values_a_step(kind: str, world_size: int) -> None:
+def test_oktopk_sends_at_most_6k_values_per_step(kind: str, world_size: int) -> None:
     def gradient(rank: int, step: int) -> Tensor:
         grad_N = normal(rank, step)
         if kind == "growing":  # far beyond the thresholds that are kept
@@ -435,7 +437,7 @@ def test_oktopk_hands_over_at_most_6k_values_a_step(kind: str, world_size: int) 
         assert min(each) > 0
 
 
-def test_oktopk_receives_as_much_as_its_paper_says_where_regions_are_balanced() -> None:
+def test_oktopk_receives_as_much_as_its_paper_states_for_balanced_regions() -> None:
     # 6k (W − 1)/W values, and the numbers of elements and the regions' places besides.
     def see(feedback: ErrorFeedback, reduced: Reduced, wire: Wire) -> int:
         return wire.ledger.received
@@ -445,7 +447,7 @@ def test_oktopk_receives_as_much_as_its_paper_says_where_regions_are_balanced() 
             assert after - before <= 4 * 6 * 204 * 3 / 4 + 300
 
 
-def test_oktopk_takes_the_global_top_k_of_what_was_selected_when_it_evaluates() -> None:
+def test_oktopk_takes_the_global_top_k_of_the_selected_elements_when_it_evaluates() -> None:
     def see(feedback: ErrorFeedback, reduced: Reduced, wire: Wire) -> tuple[Tensor, Tensor, Tensor]:
         assert feedback.residual_N is not None
         assert reduced.sent is not None
@@ -468,7 +470,7 @@ def test_oktopk_takes_the_global_top_k_of_what_was_selected_when_it_evaluates() 
         assert same_bits(residual_N, left_N)
 
 
-def test_oktopk_keeps_its_thresholds_and_regions_for_as_many_steps_as_asked() -> None:
+def test_oktopk_keeps_its_thresholds_and_regions_for_the_given_number_of_steps() -> None:
     def see(feedback: ErrorFeedback, reduced: Reduced, wire: Wire) -> list[float]:
         ok = feedback.reducer
         assert isinstance(ok, OkTopk)
@@ -478,7 +480,7 @@ def test_oktopk_keeps_its_thresholds_and_regions_for_as_many_steps_as_asked() ->
     assert seen[0] == seen[1] == seen[2] != seen[3] == seen[4] == seen[5] != seen[6]
 
 
-def test_oktopk_s_regions_hold_as_much_of_what_is_selected() -> None:
+def test_oktopks_regions_have_equal_numbers_of_selected_elements() -> None:
     # What is selected lies in the last tenth of the vector.
     scale_N = torch.where(torch.arange(N) < N * 9 // 10, 1.0, 5.0)
 
@@ -546,7 +548,7 @@ def test_the_payload_bytes_equal_those_counted_by_hand(
     assert tuple(nonzero) == expected
 
 
-def test_oktopk_s_bytes_are_those_worked_out_by_hand() -> None:
+def test_oktopks_bytes_equal_those_counted_by_hand() -> None:
     # k = 4 of 400; both ranks' largest are elements 0, 100, 200, 300, and the regions' border is at 200.
     grad_N = torch.zeros(400)
     grad_N[[0, 100, 200, 300]] = torch.tensor([4.0, 3.0, 2.0, 1.0])
@@ -593,7 +595,7 @@ def test_oktopk_s_bytes_are_those_worked_out_by_hand() -> None:
         ("oktopk", {"evaluate_every": 0}, r"evaluate_every=0: expected 1 step or more"),
     ],
 )
-def test_an_option_out_of_range_is_refused_with_what_is_allowed(
+def test_an_option_out_of_range_is_refused_with_the_allowed_range(
     name: str, options: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
@@ -604,7 +606,7 @@ def test_an_option_out_of_range_is_refused_with_what_is_allowed(
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_every_rank_gets_its_row_from_each_whatever_their_lengths(world_size: int) -> None:
+def test_every_rank_receives_its_row_from_each_rank_whatever_their_lengths(world_size: int) -> None:
     def work(wire: Wire) -> tuple[list[list[Any]], int, int]:
         counts = [(wire.rank + 2 * to) % 4 for to in range(wire.world_size)]
         ids = torch.tensor([10 * wire.rank + to for to, count in enumerate(counts) for _ in range(count)])

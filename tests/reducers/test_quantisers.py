@@ -84,7 +84,7 @@ def means(make: Callable[[], Any], signals: Sequence[Tensor], memory: Any = "non
 # Bits on the wire, on numbers that are coded without chance.
 
 
-def test_onebit_has_words_of_32_signs_the_first_one_highest_and_a_scale_a_group() -> None:
+def test_onebit_has_words_of_32_signs_with_the_first_one_highest_and_a_scale_per_group() -> None:
     x_N = torch.ones(35)
     x_N[[0, 31, 32, 34]] = -3.0
     parts = listed(encoded(OneBit(), x_N, [33, 2]))
@@ -103,7 +103,7 @@ def test_sign_norm_reads_32_rows_by_column() -> None:
     }
 
 
-def test_efsignsgd_and_sign_norm_come_to_the_same_by_different_wires() -> None:
+def test_efsignsgd_and_sign_norm_give_the_same_mean_by_different_payloads() -> None:
     x_N = torch.randn(N, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(sent(SignNorm(), x_N, [1000, 23]), sent(EfSignSgd(), x_N, [1000, 23]))
 
@@ -116,7 +116,7 @@ def test_onebit_sgd_sends_the_two_means() -> None:
     assert OneBitSgd().decode(parts, [5, 1]).tolist() == pytest.approx(expected)
 
 
-def test_dithering_packs_level_plus_s_in_as_few_bits_as_hold_two_s() -> None:
+def test_dithering_packs_level_plus_s_in_the_fewest_bits_that_hold_two_s() -> None:
     linear = Dithering(levels=2, norm="max", coding="packed")
     assert linear.coding.bits == 3
     x_N = torch.tensor([8.0, -4.0, 0.0])  # 4, 1 and 2
@@ -128,7 +128,7 @@ def test_dithering_packs_level_plus_s_in_as_few_bits_as_hold_two_s() -> None:
     assert [Qsgd(levels=s).coding.bits for s in (1, 2, 3, 4, 7, 8, 127)] == [2, 3, 3, 4, 4, 5, 8]
 
 
-def test_dithering_has_byteps_stream_of_what_is_not_zero() -> None:
+def test_dithering_has_byteps_stream_of_nonzero_levels() -> None:
     method = Dithering(levels=2, norm="max")
     x_N = torch.tensor([0.0, 8.0, -4.0, 0.0, 0.0, 8.0])
     stream = "0100" + "0" + "0100" + "1" + "1" + "1" + "0101" + "0" + "0100"
@@ -219,7 +219,7 @@ UNBIASED: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "options"), UNBIASED)
-def test_what_is_unbiased_is_so(name: str, options: dict[str, Any]) -> None:
+def test_unbiased_quantisers_are_unbiased(name: str, options: dict[str, Any]) -> None:
     """The mean over 2,000 draws lies within four standard errors, for each of 25 numbers."""
     num_draws, n = 2000, 25
     x_N = torch.rand(n, generator=torch.Generator().manual_seed(3)) * 0.95 + 0.05
@@ -234,7 +234,7 @@ def test_what_is_unbiased_is_so(name: str, options: dict[str, Any]) -> None:
     assert bool((off_N <= 4 * error_N + rare_N).all())
 
 
-def test_denormals_are_unbiased_too_down_to_zero() -> None:
+def test_denormals_are_quantised_without_bias_down_to_zero() -> None:
     """Below the least exponent there is 0, and no power of two that 8 bits of exponent can name."""
     x = 2.0**-128
     drawn_N = sent(Natural(), torch.full((20_000,), x), [20_000])
@@ -242,7 +242,7 @@ def test_denormals_are_unbiased_too_down_to_zero() -> None:
     assert float((drawn_N / x).mean()) == pytest.approx(1, abs=4 * math.sqrt(3 / 20_000))
 
 
-def test_draws_differ_by_step_and_by_rank_and_by_nothing_else() -> None:
+def test_draws_depend_only_on_the_step_and_the_rank() -> None:
     x_N = torch.rand(N, generator=torch.Generator().manual_seed(4))
 
     def work(wire: Wire) -> list[Tensor]:
@@ -259,7 +259,7 @@ def test_draws_differ_by_step_and_by_rank_and_by_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), QUANTISERS)
-def test_nothing_comes_of_zeros_and_of_empty_groups(name: str, options: dict[str, Any]) -> None:
+def test_zeros_and_empty_groups_give_zeros(name: str, options: dict[str, Any]) -> None:
     method = quantiser(name, options)
     for sizes in ([], [0], [0, 5, 0], [3, 0, 40]):
         worth_N = sent(method, torch.zeros(sum(sizes)), sizes)
@@ -269,7 +269,7 @@ def test_nothing_comes_of_zeros_and_of_empty_groups(name: str, options: dict[str
 
 @pytest.mark.parametrize(("name", "options"), QUANTISERS)
 @pytest.mark.parametrize("fault", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_seen_in_its_own_group_and_in_no_other(
+def test_elements_that_are_not_finite_affect_only_their_own_group(
     name: str, options: dict[str, Any], fault: float
 ) -> None:
     x_N = torch.ones(80)
@@ -298,7 +298,9 @@ def test_no_square_or_product_overflows_or_vanishes(name: str, options: dict[str
     [each for each in QUANTISERS if each[1] not in ({"scaling": False}, {"clip": None, "share": False})]
     + [("onebit", {"exchange": "ps"})],
 )
-def test_ranks_of_one_gradient_have_it_for_their_mean(name: str, options: dict[str, Any]) -> None:
+def test_ranks_with_equal_gradients_of_one_magnitude_get_their_exact_mean(
+    name: str, options: dict[str, Any]
+) -> None:
     """Of one size, it is a level itself."""
     options = options | ({"norm": "max"} if name in ("qsgd", "dithering") else {})
     for mean_N in means(lambda: quantiser(name, options), [torch.tensor([4.0, -4.0])] * 3):
@@ -327,7 +329,9 @@ def test_signum_votes_with_its_momentum() -> None:
 
 @pytest.mark.parametrize("make", [SignSgd, Signum])
 @pytest.mark.parametrize("fault", [math.nan, math.inf])
-def test_what_is_not_finite_is_voted_down_once_and_forgotten(make: type[SignSgd], fault: float) -> None:
+def test_an_element_that_is_not_finite_makes_one_mean_not_finite_and_leaves_no_state(
+    make: type[SignSgd], fault: float
+) -> None:
     """A sign hides it; and a momentum would keep it for ever, and vote +1 with it."""
 
     def work(wire: Wire) -> list[Tensor]:
@@ -340,14 +344,14 @@ def test_what_is_not_finite_is_voted_down_once_and_forgotten(make: type[SignSgd]
         assert before_N.tolist() == after_N.tolist() == [-1.0, -1.0]
 
 
-def test_a_vote_with_memory_keeps_what_its_sign_is_not() -> None:
+def test_a_vote_with_memory_keeps_the_difference_to_its_sign() -> None:
     feedback = ErrorFeedback(SignSgd(), Layout.of([("w", (2,))]), memory="residual")
     simulate(1, lambda wire: feedback(torch.tensor([3.0, -0.25]), wire))
     assert feedback.residual_N is not None
     assert feedback.residual_N.tolist() == [2.0, 0.75]
 
 
-def test_with_a_shared_scale_sums_are_whole_numbers_of_it() -> None:
+def test_with_a_shared_scale_sums_are_integer_multiples_of_it() -> None:
     signals = [torch.rand(100, generator=torch.Generator().manual_seed(r)) * 4.0**r for r in range(3)]
     largest = float(signals[2].max())
     sums = means(lambda: TernGrad(clip=None, share=True), signals)[0] * 3 / largest
@@ -356,7 +360,7 @@ def test_with_a_shared_scale_sums_are_whole_numbers_of_it() -> None:
     assert not torch.allclose(sums, sums.round())
 
 
-def test_terngrad_clips_at_so_many_standard_deviations() -> None:
+def test_terngrad_clips_at_the_given_number_of_standard_deviations() -> None:
     x_N = torch.tensor([10.0] + 99 * [1.0])
     parts = encoded(TernGrad(clip=2.0), x_N, [100])
     assert listed(parts)["scales"] == pytest.approx([2 * math.sqrt(1.99)])
@@ -366,14 +370,14 @@ def test_terngrad_clips_at_so_many_standard_deviations() -> None:
 # Two ways.
 
 
-def test_shares_cut_groups_where_ranks_meet() -> None:
+def test_shares_split_groups_at_the_boundaries_of_ranks() -> None:
     assert cut([3, 2, 5], 3) == [[3, 1], [1, 3], [2]]
     assert cut([4], 1) == [[4]]
     assert cut([1, 0, 1], 4) == [[1], [1], [], []]
     assert cut([], 2) == [[], []]
 
 
-def test_one_worker_gives_the_code_of_the_code() -> None:
+def test_with_one_worker_the_mean_is_the_code_of_the_code() -> None:
     """BytePS's own test: pushed coded and pulled coded, one worker's gradient comes to C(C(g))."""
     x_N = torch.randn(1000, generator=torch.Generator().manual_seed(6))
     twice_N = x_N
@@ -383,7 +387,7 @@ def test_one_worker_gives_the_code_of_the_code() -> None:
     torch.testing.assert_close(mean_N, twice_N, rtol=torch.finfo(torch.float32).eps, atol=0)
 
 
-def test_a_server_codes_the_mean_of_the_codes_it_got() -> None:
+def test_a_server_codes_the_mean_of_the_received_codes() -> None:
     """Of two ranks each serves a half; what it brings itself is not coded."""
     a_N, b_N = torch.tensor([1.0, -3.0, 2.0, 2.0]), torch.tensor([4.0, 0.0, -1.0, 5.0])
     first_N = (a_N[:2] + 2.0) / 2  # b's first half is 2, 2 in codes
@@ -437,7 +441,7 @@ def test_dist_ef_follows_algorithm_2_over_several_steps(world_size: int) -> None
 
 
 @pytest.mark.parametrize(("name", "relative"), [("int8", 1 / 127), ("fp8", 1 / 8)])
-def test_two_codes_are_no_further_off_than_their_steps(name: str, relative: float) -> None:
+def test_the_error_of_coding_twice_is_at_most_the_sum_of_both_step_sizes(name: str, relative: float) -> None:
     """Half a step each, of the largest of the block; a float's is half of its last bit's."""
     signals = [torch.randn(N, generator=torch.Generator().manual_seed(r)) for r in range(3)]
     expected_N = torch.stack(signals).mean(0)
@@ -498,14 +502,14 @@ def left_after(name: str, options: dict[str, Any], num_steps: int) -> float:
     [each for each in QUANTISERS if each not in (("dithering", {}), ("onebit", {"scaling": False}))]
     + [("onebit", {"exchange": "ps"}), ("dithering", {"norm": "max"})],
 )
-def test_with_error_feedback_no_more_stays_behind_than_a_few_gradients(
+def test_with_error_feedback_the_residual_is_at_most_a_few_gradients(
     name: str, options: dict[str, Any]
 ) -> None:
     """So that what arrives in T steps is T gradients less a few. Codes of 8 bits leave less than one."""
     assert left_after(name, options, 60) < (0.2 if name in ("int8", "fp8") else 12)
 
 
-def test_with_norm_l2_over_a_whole_layer_error_feedback_diverges_as_byteps_says() -> None:
+def test_with_norm_l2_over_a_whole_layer_error_feedback_diverges_as_byteps_states() -> None:
     assert left_after("dithering", {}, 60) > 1000
 
 
@@ -544,7 +548,7 @@ def test_the_payload_bytes_equal_those_counted_by_hand(
         assert step.payload == expected
 
 
-def test_the_bytes_of_a_stream_are_those_of_its_levels_that_are_not_zero() -> None:
+def test_the_bytes_of_a_stream_are_those_of_its_nonzero_levels() -> None:
     def gradient(rank: int, step: int) -> Tensor:
         grad_N = torch.zeros(N)
         grad_N[0] = 1.0  # of conv: 1, 0, 0100
@@ -649,7 +653,7 @@ def test_a_sign_is_plus_or_minus_one_and_no_inverted_byte(name: str) -> None:
         ("fp8", {"format": "e2m5"}, r"format='e2m5': expected e4m3 or e5m2"),
     ],
 )
-def test_an_option_out_of_range_is_refused_with_what_is_allowed(
+def test_an_option_out_of_range_is_refused_with_the_allowed_range(
     name: str, options: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):

@@ -39,7 +39,7 @@ def sent(reducer: Any, signal_N: Tensor, shapes: Any, grouping: str | None = Non
 # Top-k.
 
 
-def test_topk_sends_the_largest_of_every_layer() -> None:
+def test_topk_sends_the_largest_elements_of_every_layer() -> None:
     signal_N = torch.tensor([1.0, -4.0, 3.0, 2.0] + [0.1, 0.3, -0.2] + [0.0, 0.0])
     shapes = (("a", (2, 2)), ("b", (3,)), ("c", (2,)))
     assert sent(TopK(density=0.5), signal_N, shapes) == [1, 2, 5, 7]
@@ -66,7 +66,7 @@ def merge_of(gradients: list[list[float]], merge: Any, density: float) -> list[A
     return simulate(len(gradients), work)
 
 
-def test_gtopk_gathers_every_ranks_largest_and_by_a_tree_keeps_k_for_all_ranks_together() -> None:
+def test_gtopk_gathers_the_largest_of_every_rank_and_its_tree_keeps_k_for_all_ranks() -> None:
     gradients = [[3.0, 0, 0, 0], [0, 2.0, 0, 0]]
     for step in merge_of(gradients, "gather", 0.25):
         assert step.mean_N.tolist() == [1.5, 1.0, 0.0, 0.0]
@@ -77,7 +77,7 @@ def test_gtopk_gathers_every_ranks_largest_and_by_a_tree_keeps_k_for_all_ranks_t
     assert [step.reduced.density for step in (first, second)] == [1 / 8] * 2
 
 
-def test_what_a_merge_drops_stays_with_its_rank_even_where_another_branch_brings_it_in() -> None:
+def test_an_element_dropped_by_a_merge_stays_in_the_residual_even_if_another_branch_has_it() -> None:
     # Ranks 0 and 1 keep element 0 and drop rank 1's element 1; ranks 2 and 3 bring element 1 to 8.
     steps_W = merge_of([[4.0, 0], [0, 3.0], [0, 5.0], [0, 3.0]], "tree", 0.5)
     for rank, step in enumerate(steps_W):
@@ -92,7 +92,9 @@ def test_what_a_merge_drops_stays_with_its_rank_even_where_another_branch_brings
     ),
     st.sampled_from([0.1, 0.4, 1.0]),
 )
-def test_a_tree_of_merges_keeps_what_it_drops(gradients: list[list[int]], density: float) -> None:
+def test_a_tree_of_merges_keeps_dropped_elements_in_the_residual(
+    gradients: list[list[int]], density: float
+) -> None:
     signal_WN = torch.tensor(gradients).float()
     seen = merge_of(signal_WN.tolist(), "tree", density)
     left_WN = torch.stack([step.left_N for step in seen])
@@ -159,7 +161,7 @@ def test_the_first_threshold_of_a_long_vector_comes_from_a_sample() -> None:
     assert count == pytest.approx(5000, rel=0.1)
 
 
-def test_a_threshold_that_is_given_is_no_density_target() -> None:
+def test_a_given_threshold_is_not_a_target_density() -> None:
     threshold = Threshold(threshold=0.5, density=0.01)
     threshold.bind(Layout.of([("w", (10_000,))]))
     assert threshold.report() == {"threshold": 0.5}
@@ -174,7 +176,7 @@ WITHOUT_TARGET |= {"adacomp+efsign", "variance+terngrad"}
 @pytest.mark.parametrize(
     "name", [*registry.names("reducers"), "topk+efsign", "sage+qsgd", "adacomp+efsign", "variance+terngrad"]
 )
-def test_a_density_target_is_reported_by_exactly_those_that_have_one(name: str) -> None:
+def test_exactly_the_reducers_with_a_target_density_report_one(name: str) -> None:
     make = registry.load("reducers", name)
     has_target = name not in WITHOUT_TARGET
     assert ("density" in registry.options(make)) == has_target
@@ -199,7 +201,7 @@ def test_a_density_target_is_reported_by_exactly_those_that_have_one(name: str) 
         *((name, {}) for name in ("micro", "exdyna", "oktopk", "dgc", "redsync", "gaussiank", "sidco")),
     ],
 )
-def test_the_threshold_reported_is_that_of_the_step_just_done(name: str, options: dict[str, Any]) -> None:
+def test_the_reported_threshold_is_that_of_the_last_step(name: str, options: dict[str, Any]) -> None:
     make = registry.load("reducers", name)
     case = Case(make, {"density": 0.05, **options}, 1, grouping="model", memory="none")
     feedback = case.fresh()
@@ -220,7 +222,7 @@ def test_the_threshold_reported_is_that_of_the_step_just_done(name: str, options
     simulate(1, work)
 
 
-def test_the_threshold_given_is_kept_whatever_comes() -> None:
+def test_a_given_threshold_never_changes() -> None:
     case = Case(Threshold, {"threshold": 2.0}, 2)
     for rank in steps(case, lambda rank, step: torch.full((N,), 1.5 + rank)):
         assert [step.reduced.density for step in rank] == [0.5, 1.0, 0.5]
@@ -241,7 +243,7 @@ def densities(first: float, count: int = 120, density: float = 0.01) -> list[flo
     return simulate(2, work)[0]
 
 
-def test_the_published_rule_steers_its_density_towards_the_target_from_either_side() -> None:
+def test_the_published_rule_moves_its_density_towards_the_target_from_either_side() -> None:
     dense, sparse = densities(first=0.1), densities(first=6.0)
     assert dense[0] > 0.9
     assert sparse[0] == 0.0
@@ -253,13 +255,13 @@ def test_the_published_rule_steers_its_density_towards_the_target_from_either_si
     assert sparse[40] > sparse[0]
 
 
-def test_sage_at_density_one_leaves_its_controller_alone() -> None:
+def test_sage_at_density_one_does_not_use_its_controller() -> None:
     reducer = Sage(density=1.0)
     assert sent(reducer, torch.tensor([0.0, 1.0, -2.0]), [("w", (3,))]) == [0, 1, 2]
     assert int(reducer.controller.step) == 0
 
 
-def test_sage_reports_the_threshold_it_used_and_the_density_asked() -> None:
+def test_sage_reports_the_used_threshold_and_the_target_density() -> None:
     reducer = Sage(density=0.25, threshold=1.5, controller="sage")
     assert sent(reducer, torch.tensor([1.0, -2.0, 1.5, 0.0]), [("w", (4,))]) == [1, 2]
     assert reducer.report() == {"density_asked": 0.25, "density_selected": 0.5, "threshold": 1.5}
@@ -423,7 +425,7 @@ def test_the_payload_bytes_equal_those_counted_by_hand(
         ("accordion", {"eta": -0.1}, r"eta=-0\.1: expected 0 or more"),
     ],
 )
-def test_an_option_out_of_range_is_refused_with_what_is_allowed(
+def test_an_option_out_of_range_is_refused_with_the_allowed_range(
     name: str, options: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
@@ -431,6 +433,6 @@ def test_an_option_out_of_range_is_refused_with_what_is_allowed(
 
 
 @pytest.mark.parametrize("name", registry.names("reducers"))
-def test_every_option_is_told_on_the_command_line(name: str) -> None:
+def test_every_option_is_described_on_the_command_line(name: str) -> None:
     for option in registry.options(registry.load("reducers", name)).values():
         assert option.help

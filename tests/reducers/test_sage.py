@@ -44,7 +44,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", VARIANTS, ids=lambda options: " ".join(map(str, options.values())))
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_every_variant_keeps_every_law(options: dict[str, Any], world_size: int) -> None:
+def test_every_variant_keeps_every_invariant(options: dict[str, Any], world_size: int) -> None:
     for invariant in INVARIANTS:
         invariant(Case(Sage, options, world_size, memory="residual"))
 
@@ -146,7 +146,7 @@ def test_ranks_that_agree_have_the_geometric_mean_of_their_thresholds(controller
     assert common == pytest.approx([math.prod(own) ** (1 / 3)] * 3)
 
 
-def test_feedback_hears_the_density_of_all_ranks() -> None:
+def test_feedback_uses_the_density_of_all_ranks() -> None:
     # Rank 1 is silent: were rank 0 to look at itself alone, it would send half as much.
     gradients = heavy(60, 2, 4000)
     gradients[:, 1] = 0
@@ -159,7 +159,7 @@ def test_feedback_hears_the_density_of_all_ranks() -> None:
 
 
 @pytest.mark.parametrize("controller", ["quantile", "sage"])
-def test_gathers_give_the_same_to_the_bit_whatever_carries_them(controller: str) -> None:
+def test_every_kind_of_gather_gives_a_bitwise_identical_mean(controller: str) -> None:
     gradients = heavy(2 * TRIALS + 3, 3, 2000)
     options = {"density": 0.02, "controller": controller, "agree": True}
     expected = reduced(3, options, gradients)
@@ -191,7 +191,7 @@ def test_auto_makes_the_same_choice_on_every_rank_and_keeps_it() -> None:
     assert all(calls["gather_ragged"] == TRIALS for _, calls, _ in seen)
 
 
-def test_a_chunk_has_room_for_the_density_and_sends_the_largest_of_what_is_more() -> None:
+def test_a_chunk_has_room_for_the_density_and_sends_the_largest_if_more_are_selected() -> None:
     gradients = heavy(1, 2, 1000)
     seen = reduced(
         2, {"density": 0.05, "controller": "sage", "threshold": 1.0, "exchange": "chunks"}, gradients
@@ -203,7 +203,7 @@ def test_a_chunk_has_room_for_the_density_and_sends_the_largest_of_what_is_more(
         assert at_K.tolist() == gradients[0, rank].abs().topk(51).indices.sort().values.tolist()
 
 
-def test_a_union_sends_all_ranks_values_wherever_one_has_selected() -> None:
+def test_a_union_sends_all_ranks_values_where_any_rank_has_selected() -> None:
     gradients = heavy(1, 3, 1000)
     seen = reduced(3, {"density": 0.02, "exchange": "union"}, gradients)
     own = [set(gradients[0, rank].abs().topk(20).indices.tolist()) for rank in range(3)]
@@ -258,12 +258,12 @@ def test_the_density_sent_follows_its_schedule() -> None:
         ({"budget": 1.0}, "other schedules take none"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], complaint: str) -> None:
+def test_contradictory_options_are_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Sage(**options)
 
 
-def test_agreeing_on_a_quantile_takes_the_bytes_that_the_option_tells_of() -> None:
+def test_agreeing_on_a_quantile_takes_the_bytes_that_the_option_documents() -> None:
     gradients = heavy(2, 2, 3000)
 
     def work(wire: Wire) -> list[int]:

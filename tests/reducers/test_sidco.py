@@ -60,7 +60,7 @@ def test_the_gamma_tail_is_that_of_the_distribution_with_these_moments(shape: fl
     assert (closed == pytest.approx(exact, rel=0.01)) == (shape == 1.0)
 
 
-def test_what_has_no_width_has_no_tail() -> None:
+def test_a_distribution_without_width_has_no_tail() -> None:
     for mean, square in ((1.0, 1.0), (1.0, 1.0 - 1e-9), (0.0, 0.0), (math.inf, math.inf), (math.nan, 1.0)):
         assert all(math.isnan(tail(mean, square, 0.1, pareto=pareto)) for pareto in (False, True))
     for mean, log in (
@@ -81,14 +81,14 @@ LAPLACE *= torch.rand(100_000, generator=torch.Generator().manual_seed(1)).sub(0
 
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("stages", [0, 1, 2, 3, 5])
-def test_what_is_exponential_is_so_above_any_threshold(fit: Any, stages: int) -> None:
+def test_an_exponential_distribution_is_exponential_above_any_threshold(fit: Any, stages: int) -> None:
     reducer = bound(100_000, density=0.01, fit=fit, stages=stages)
     assert count(reducer, LAPLACE) == pytest.approx(1000, rel=0.1)
     # 0.25⁴ is below a hundredth, 0.25³ is not.
     assert reducer.report()["stages"] == (stages or 4)
 
 
-def test_two_stages_by_hand() -> None:
+def test_two_stages_equal_the_result_computed_by_hand() -> None:
     # Mean 5.5, share 0.25: λ₁ = 7.62 leaves 8, 9 and 10. Less 8 they are 0, 1, 2: mean 1, share 0.1/0.25, so
     # that λ = 8 + ln 2.5 = 8.92. One stage goes to 5.5·ln 10 = 12.7, which nothing exceeds.
     signal_N = torch.tensor([1.0, -2, 3, -4, 5, -6, 7, -8, 9, -10])
@@ -98,7 +98,7 @@ def test_two_stages_by_hand() -> None:
     assert one.select(signal_N, Wire(0, 1)).tolist() == [9]
 
 
-def test_from_a_quarter_on_there_is_one_stage() -> None:
+def test_from_a_density_of_a_quarter_on_there_is_one_stage() -> None:
     reducer = bound(100_000, density=0.3, stages=3)
     assert count(reducer, LAPLACE) == pytest.approx(30_000, rel=0.05)
     assert reducer.report()["stages"] == 1
@@ -116,7 +116,7 @@ def test_zeros_are_left_out_of_the_fit(fit: Any) -> None:
 
 @settings(max_examples=examples(100), deadline=None)
 @given(st.floats(1e-6, 0.24), st.floats(0.05, 0.5), st.integers(1, 20), st.booleans())
-def test_the_shares_of_all_stages_come_to_the_density(
+def test_the_product_of_the_shares_of_all_stages_is_the_density(
     d: float, first: float, stages: int, even: bool
 ) -> None:
     found = shares(d, first, stages, even=even)
@@ -127,7 +127,7 @@ def test_the_shares_of_all_stages_come_to_the_density(
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("stages", [1, 6])
 @pytest.mark.parametrize("density", [0.001, 0.1, 0.6])
-def test_nothing_that_comes_raises(fit: Any, stages: int, density: float) -> None:
+def test_no_gradient_raises_an_error(fit: Any, stages: int, density: float) -> None:
     dice = torch.Generator().manual_seed(0)
     noise_N = torch.randn(200, generator=dice)
     spike_N = torch.zeros(200).index_fill_(0, torch.tensor([7]), 5.0)
@@ -177,12 +177,12 @@ def stages_after(ratios: list[float], **options: Any) -> list[int]:
     return found
 
 
-def test_the_papers_rule_adds_where_too_few_are_sent_and_is_stuck_at_one() -> None:
+def test_the_papers_rule_adds_a_stage_if_too_few_are_sent_and_stays_at_one() -> None:
     assert stages_after([0.5, 0.5, 0.8, 1.2, 0.7, 0.5], adapt="paper") == [2, 3, 3, 3, 4, 4]
     assert stages_after([0.5, 1.5, 1.5, 9.0], adapt="paper") == [2, 1, 1, 1]
 
 
-def test_flipping_turns_round_where_the_error_has_grown_and_at_the_ends() -> None:
+def test_flipping_reverses_if_the_error_has_grown_and_at_the_ends() -> None:
     # Up at first. Off by .5, .4, .6 (more: down), .3, none (it stays), .5 (more: up).
     assert stages_after([1.5, 1.4, 1.6, 1.3, 1.0, 1.5], adapt="flip") == [2, 3, 2, 1, 1, 2]
     # Less and less off: up, until there is no further up.
@@ -232,7 +232,7 @@ def test_the_first_share_moves_against_the_error_within_its_range() -> None:
     assert first_after([2.0] * 7) == pytest.approx(0.05)
 
 
-def test_every_group_adapts_by_itself() -> None:
+def test_every_group_adapts_separately() -> None:
     # Evenly spread, the first ends far below its exponential quantile; the second is exponential.
     signal_N = torch.cat((torch.arange(1.0, 1001.0), LAPLACE[:10_000]))
     reducer = SIDCo(density=0.1, adapt="paper")

@@ -84,15 +84,13 @@ def named(value: object) -> str | None:
     ids=lambda invariant: invariant.__name__,
 )
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=named)
-def test_the_invariants_hold_under_other_options_too(
-    name: str, options: dict[str, Any], invariant: Any
-) -> None:
+def test_the_invariants_hold_with_other_options(name: str, options: dict[str, Any], invariant: Any) -> None:
     invariant(Case(registry.load("reducers", name), options, 2, memory="residual"))
 
 
 @pytest.mark.parametrize("density", [0.01, 0.3, 0.6])
 @pytest.mark.parametrize(("name", "options"), THRESHOLDS, ids=named)
-def test_what_has_no_threshold_ends_and_sends_the_k_largest(
+def test_a_vector_without_a_threshold_terminates_and_sends_the_k_largest(
     name: str, options: dict[str, Any], density: float
 ) -> None:
     n, make = 100, registry.load("reducers", name)
@@ -104,7 +102,7 @@ def test_what_has_no_threshold_ends_and_sends_the_k_largest(
 
 
 @pytest.mark.parametrize(("name", "options"), THRESHOLDS, ids=named)
-def test_few_values_and_few_elements_end_too(name: str, options: dict[str, Any]) -> None:
+def test_few_values_and_few_elements_terminate(name: str, options: dict[str, Any]) -> None:
     make = registry.load("reducers", name)
     two_N = torch.where(torch.arange(90) % 3 == 0, 2.0, -1.0)
     for signal_N in (two_N, two_N * 1e30, two_N * 1e-40, two_N.clamp(min=0), two_N.cumsum(0) == 2.0):
@@ -114,7 +112,7 @@ def test_few_values_and_few_elements_end_too(name: str, options: dict[str, Any])
 
 
 @pytest.mark.parametrize(("name", "options"), THRESHOLDS, ids=named)
-def test_the_sign_decides_nothing(name: str, options: dict[str, Any]) -> None:
+def test_the_sign_does_not_affect_the_selection(name: str, options: dict[str, Any]) -> None:
     signal_N = torch.randn(3000, generator=torch.Generator().manual_seed(0)).abs() + 0.01
     make = registry.load("reducers", name)
     upward, downward = (selected(make(density=0.02, **options), x_N) for x_N in (signal_N, -signal_N))
@@ -123,7 +121,7 @@ def test_the_sign_decides_nothing(name: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), THRESHOLDS, ids=named)
-def test_the_threshold_told_is_the_one_that_was_used(name: str, options: dict[str, Any]) -> None:
+def test_the_reported_threshold_is_the_one_that_was_used(name: str, options: dict[str, Any]) -> None:
     signal_N = torch.randn(3000, generator=torch.Generator().manual_seed(0))
     reducer = registry.load("reducers", name)(density=0.02, **options)
     at_K = selected(reducer, signal_N)
@@ -137,7 +135,7 @@ def test_the_threshold_told_is_the_one_that_was_used(name: str, options: dict[st
 # Random-k.
 
 
-def test_ranks_that_draw_alike_send_no_indices_and_get_the_mean_at_what_was_drawn() -> None:
+def test_ranks_that_draw_equally_send_no_indices_and_get_the_mean_of_the_drawn_elements() -> None:
     seen = steps(Case(RandomK, {"density": 0.1}, 2), lambda rank, step: torch.arange(1023.0) * (1 + rank))
     drawn = []
     for first, second in zip(*seen, strict=True):
@@ -154,7 +152,7 @@ def test_ranks_that_draw_alike_send_no_indices_and_get_the_mean_at_what_was_draw
     assert len(set.intersection(*drawn)) < 20  # anew at every step: about one in 100 is in all three
 
 
-def test_ranks_that_draw_for_themselves_send_once_what_they_drew_twice() -> None:
+def test_ranks_that_draw_independently_send_an_element_drawn_twice_once() -> None:
     def work(wire: Wire) -> list[Step]:
         feedback = ErrorFeedback(RandomK(density=0.5, draw="own"), Layout.of([("w", (1000,))]))
         return [reduce_once(feedback, torch.ones(1000), wire) for _ in range(3)]
@@ -169,7 +167,7 @@ def test_ranks_that_draw_for_themselves_send_once_what_they_drew_twice() -> None
             assert 360 < len(set(sent.tolist())) == len(sent) < 425
 
 
-def test_a_block_is_elements_in_a_row_round_the_end() -> None:
+def test_a_block_is_contiguous_and_wraps_around_the_end() -> None:
     reducer = RandomK(density=0.3, draw="block")
     starts, wrapped = set(), 0
     for _ in range(40):
@@ -182,7 +180,7 @@ def test_a_block_is_elements_in_a_row_round_the_end() -> None:
     assert wrapped
 
 
-def test_every_set_of_elements_is_as_likely_as_any_other() -> None:
+def test_all_sets_of_elements_are_equally_likely() -> None:
     for k in (2, 7):  # of 7, the two others are drawn
         keys = range(5, 905)
         drawn = [ops.draw_indices(torch.empty(18), [0, 9, 18], [k, k], key, distinct=True) for key in keys]
@@ -194,7 +192,7 @@ def test_every_set_of_elements_is_as_likely_as_any_other() -> None:
 
 
 @pytest.mark.parametrize("draw", ["shared", "block", "own"])
-def test_unbiased_is_the_gradient_on_average_and_off_under_a_memory(draw: Any) -> None:
+def test_unbiased_is_the_gradient_on_average_and_is_disabled_with_a_memory(draw: Any) -> None:
     signal_N = torch.tensor([3.0, -1.0, 0.5, 2.0, 4.0, 1.0])
     shapes = [("a", (4,)), ("b", (2,))]
 
@@ -214,7 +212,7 @@ def test_unbiased_is_the_gradient_on_average_and_off_under_a_memory(draw: Any) -
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_dgc_takes_its_threshold_from_a_sample_and_cuts_off_what_is_too_many(seed: int) -> None:
+def test_dgc_takes_its_threshold_from_a_sample_and_drops_excess_elements(seed: int) -> None:
     signal_N = torch.randn(1000, generator=torch.Generator().manual_seed(seed))
     # One of each 100 elements.
     at_S = 100 * torch.arange(10) + (100 * ops.random_bits(10, seed_at(seed, 0, 0, zlib.crc32(b"w"))) >> 16)
@@ -225,7 +223,7 @@ def test_dgc_takes_its_threshold_from_a_sample_and_cuts_off_what_is_too_many(see
     assert selected(DGC(density=0.25, sample_seed=seed), signal_N) == survivors.tolist()
 
 
-def test_those_six_samples_were_of_both_kinds() -> None:
+def test_the_six_samples_include_both_cases() -> None:
     counts = [
         len(
             selected(
@@ -240,7 +238,7 @@ def test_those_six_samples_were_of_both_kinds() -> None:
     assert max(counts) <= 333
 
 
-def test_each_rank_and_step_looks_at_a_sample_of_its_own() -> None:
+def test_each_rank_and_step_has_its_own_sample() -> None:
     signal_N = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     case = Case(DGC, {"density": 0.25, "rule": "grace"}, 3, memory="none", grouping="model")
     seen = steps(case, lambda rank, step: signal_N, shapes=[("w", (1000,))])
@@ -263,7 +261,7 @@ def test_the_density_warms_up_by_epochs() -> None:
     assert told == [0.25, 0.0625, 0.015625, 0.00390625, 0.001, 0.001]
 
 
-def test_with_momentum_in_memory_it_is_corrected_and_masked() -> None:
+def test_with_momentum_memory_the_momentum_is_corrected_and_masked() -> None:
     def work(wire: Wire) -> list[list[float]]:
         feedback = ErrorFeedback(DGC(density=0.5), Layout.of([("w", (2,))]), memory="momentum", momentum=0.9)
         gradients = ([4.0, 1.0], [1.0, 1.0], [1.0, 0.0])
@@ -291,18 +289,20 @@ LADDER = torch.tensor([0.0, 4, 0, -3, 0, 2, 0, -1, 0, 0])
         (0.6, {"trim": True}, [0, 1, 2, 3, 5, 7]),
     ],
 )
-def test_redsync_by_hand(density: float, options: dict[str, Any], expected: list[int]) -> None:
+def test_redsync_equals_the_result_computed_by_hand(
+    density: float, options: dict[str, Any], expected: list[int]
+) -> None:
     assert selected(RedSync(density=density, **options), LADDER) == expected
 
 
-def test_only_the_paper_lets_more_through_where_too_few_were() -> None:
+def test_only_the_papers_rule_selects_more_if_too_few_were_selected() -> None:
     # The mean is 1.1, the maximum 4: 2 reach m = 0.5, which is 2.55, and 4 reach m = 0.25, which is 1.825.
     steps_N = torch.tensor([4.0, -3, 2, 0, -2, 0, 0, 0, 0, 0])
     assert selected(RedSync(density=0.3), steps_N) == [0, 1, 2, 4]
     assert selected(RedSync(density=0.3, rule="released"), steps_N) == [0, 1]
 
 
-def test_only_the_paper_trims() -> None:
+def test_only_the_papers_rule_trims() -> None:
     close_N = torch.tensor([0.0, 4, 0, 3.9, 0, 3.95, 0, 1, 0, 0])
     # The mean is 1.285, the maximum 4; m = 0.8 is 3.457.
     assert selected(RedSync(density=0.2, trim=True), close_N) == [1, 5]
@@ -332,7 +332,7 @@ def test_gaussiank_is_the_quantile_of_a_normal_distribution_with_the_moments_of_
     assert fitted(released, HALVES) == pytest.approx(4 + 3 * Z)
 
 
-def test_gaussiank_counts_and_corrects_and_only_bisect_goes_halfway() -> None:
+def test_gaussiank_corrects_by_the_count_and_only_bisect_halves_the_step() -> None:
     # λ = 9.58 lets none through, nor do 7.2 = 0.75·9.58 and the like; half of it, 4.79, lets 50 of 10.
     start = 3 + 4 * Z
 
@@ -350,7 +350,7 @@ def test_gaussiank_counts_and_corrects_and_only_bisect_goes_halfway() -> None:
     assert after(3, "released") == pytest.approx(start * 9 / 8 if start * 3 / 4 < 7 else start * 3 / 8)
 
 
-def test_gaussiank_has_no_halfway_in_its_authors_code_and_two_corrections_in_sidcos() -> None:
+def test_gaussiank_has_no_bisection_in_its_authors_code_and_two_corrections_in_sidcos() -> None:
     # λ = 2.1 lets 3 through, 1.5·λ none; theirs then goes to 0.75·λ, and halfway would be 1.25·λ.
     signal_N = torch.tensor([-3.0, 1, 0, 0, -1, -3, 3, 1, -1, 1])
     assert selected(GaussianK(density=0.2, rule="paper", corrections=2), signal_N) == [0, 5, 6]
@@ -367,7 +367,7 @@ def test_gaussiank_has_no_halfway_in_its_authors_code_and_two_corrections_in_sid
 NINE = torch.tensor([9.0, -8, 0, 1, 2, -3, 4, 5, 6, 7])
 
 
-def test_mstopk_takes_what_is_certain_and_fills_up_from_a_run() -> None:
+def test_mstopk_takes_the_certain_elements_and_fills_up_from_a_contiguous_range() -> None:
     fillings = set()
     for seed in range(40):
         at = selected(MSTopK(density=0.5, bisections=1, sample_seed=seed), NINE)
@@ -379,13 +379,13 @@ def test_mstopk_takes_what_is_certain_and_fills_up_from_a_run() -> None:
     assert fillings == set(range(2, 8))
 
 
-def test_mstopk_takes_all_from_a_run_where_nothing_is_certain() -> None:
+def test_mstopk_takes_all_from_a_contiguous_range_if_none_is_certain() -> None:
     pairs = {tuple(selected(MSTopK(density=0.2, bisections=1, sample_seed=s), NINE)) for s in range(20)}
     assert pairs == {(0, 1), (1, 9)}
 
 
 @pytest.mark.parametrize("density", [0.3, 0.01, 0.002])
-def test_mstopk_closes_in_on_the_largest(density: float) -> None:
+def test_mstopk_converges_to_the_largest(density: float) -> None:
     signal_N = torch.randn(5000, generator=torch.Generator().manual_seed(0))
     k = round(density * 5000)
     largest = signal_N.abs().topk(k).indices.sort().values.tolist()
@@ -419,7 +419,7 @@ def vectors() -> dict[str, list[Tensor]]:
 
 @pytest.mark.parametrize("density", [0.1, 0.01, 0.001])
 @pytest.mark.parametrize(("name", "options"), AVERAGED, ids=named)
-def test_on_average_what_is_selected_is_within_a_fifth_of_what_was_asked_for(
+def test_on_average_the_selection_is_within_a_fifth_of_the_target(
     name: str, options: dict[str, Any], density: float, vectors: dict[str, list[Tensor]]
 ) -> None:
     if name == "dgc" and density == 0.001:
@@ -430,7 +430,7 @@ def test_on_average_what_is_selected_is_within_a_fifth_of_what_was_asked_for(
             assert abs(sum(had) / len(had) - 1) <= 0.2, distribution
 
 
-def test_what_was_measured_says_the_same_of_long_vectors() -> None:
+def test_the_measured_table_agrees_for_long_vectors() -> None:
     with SELECTION["RESULTS"].open(newline="") as file:
         rows = list(csv.DictReader(file))
     asked = {(name, SELECTION["format_options"](options)) for name, options in AVERAGED}
@@ -500,7 +500,7 @@ def test_the_payload_bytes_equal_those_counted_by_hand(
         ("sidco", {"stages": -1}, "stages=-1: expected 1 or more, 0 to derive the number from the density"),
     ],
 )
-def test_an_option_out_of_range_is_refused_with_what_is_allowed(
+def test_an_option_out_of_range_is_refused_with_the_allowed_range(
     name: str, options: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):

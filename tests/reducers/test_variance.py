@@ -75,27 +75,27 @@ def test_an_element_is_sent_once_its_square_exceeds_alpha_times_its_variance(
     assert sent(feedback.step([0.0, 0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.5, 0.0])) == [3]
 
 
-def test_zeta_makes_the_variance_fade() -> None:
+def test_zeta_decays_the_variance() -> None:
     feedback = Plain(zeta=0.5)
     for _ in range(3):
         feedback.step([0.0] * 5, [4.0] * 5)
     assert feedback.variance.variance_N.tolist() == [((4 / 2 + 4) / 2 + 4) / 2] * 5
 
 
-def test_where_nobody_tells_of_squares_the_gradient_counts_as_one_sample() -> None:
+def test_without_squares_the_gradient_counts_as_one_sample() -> None:
     feedback = Plain(zeta=1.0)
     # r² = v at first. Then (1 + 1)² > 1 + 1, but (1 − 1)² < 1 + 1.
     assert sent(feedback.step([1.0, 1.0, 0.0, 0.0, 0.0])) == []
     assert sent(feedback.step([1.0, -1.0, 0.0, 0.0, 0.0])) == [0]
 
 
-def test_squares_told_count_for_one_step() -> None:
+def test_given_squares_count_for_one_step() -> None:
     feedback = Plain(zeta=1.0)
     assert sent(feedback.step([1.0] * 5, [0.0] * 5)) == [0, 1, 2, 3, 4]
     assert sent(feedback.step([1.0] * 5)) == []
 
 
-def test_without_memory_the_step_s_own_variance_decides() -> None:
+def test_without_memory_the_variance_of_the_step_decides() -> None:
     feedback = Plain(memory="none")
     for _ in range(2):
         assert sent(feedback.step([1.0, 1.0, 0.0, 0.0, 0.0], [0.9, 1.1, 0.0, 0.0, 0.0])) == [0]
@@ -114,7 +114,7 @@ def test_values_are_rounded_to_the_nearer_power_of_two_of_their_layer_s_largest(
     assert feedback.residual_N.tolist() == pytest.approx([2.0, 0.9, 0.5, 0.24, 0.24])
 
 
-def test_what_is_eight_powers_of_two_below_the_largest_is_not_sent() -> None:
+def test_values_eight_powers_of_two_below_the_largest_are_not_sent() -> None:
     smallest, too_small = 2.0**-7, 2.0**-8
     gradient = [1.0, 0.76 * smallest, 1.0, 0.74 * smallest, too_small]
     kept, lost = Plain(), Plain(rounding="lost")
@@ -146,7 +146,7 @@ def test_a_word_is_28_bits_of_index_a_sign_and_three_of_the_exponent() -> None:
     assert values_K.tolist() == [1.0, 8.0, -0.25]
 
 
-def test_every_power_of_two_of_float32_survives_and_what_is_not_finite_is_infinite() -> None:
+def test_every_power_of_two_of_float32_is_exact_and_what_is_not_finite_is_infinite() -> None:
     reducer = Variance()
     reducer.bind(Layout.of([("a", (1,))]))
     for power in (-149, -127, -126, -1, 0, 1, 127):
@@ -172,7 +172,7 @@ def test_the_payload_bytes_equal_those_counted_by_hand() -> None:
     ]
 
 
-def test_more_elements_than_28_bits_can_tell_apart_are_refused() -> None:
+def test_more_elements_than_28_bits_can_index_are_refused() -> None:
     layout = Layout.of([("w", (2**28 + 1,))])
     with pytest.raises(ValueError, match=r"268,435,457 elements in one vector; .* at most 268,435,456"):
         Variance().bind(layout)
@@ -193,7 +193,7 @@ def test_more_elements_than_28_bits_can_tell_apart_are_refused() -> None:
         ({"sub_batches": 0}, r"sub_batches=0: expected 1 part or more"),
     ],
 )
-def test_an_option_out_of_range_is_refused_with_what_is_allowed(
+def test_an_option_out_of_range_is_refused_with_the_allowed_range(
     options: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
@@ -266,7 +266,7 @@ def one_by_one(batches: list[Any], parts: int | None) -> tuple[Tensor, Tensor]:
         ({"squares": "per-sample"}, None),
     ],
 )
-def test_the_squares_told_are_those_of_a_loop_over_the_samples(
+def test_the_squares_equal_those_of_a_loop_over_the_samples(
     tmp_path: Path, options: dict[str, Any], parts: int | None, accumulate: int
 ) -> None:
     def work(wire: Wire) -> list[Tensor]:
@@ -300,7 +300,7 @@ def test_the_squares_are_clipped_as_the_gradient_is(tmp_path: Path, squares: str
     assert torch.allclose(clipped_square_N, square_N * factor**2, rtol=1e-4, atol=1e-14)
 
 
-def test_to_clip_a_gradient_of_zeros_spoils_no_squares() -> None:
+def test_clipping_a_gradient_of_zeros_leaves_the_squares_valid() -> None:
     model, reducer = small_network(), Listening()
     squares = Squares(model, Classify(Points.facts), WholeModel(model, reducer))
     squares.rescale(torch.zeros(()) / torch.zeros(()))
@@ -308,7 +308,7 @@ def test_to_clip_a_gradient_of_zeros_spoils_no_squares() -> None:
     assert not reducer._heard.any()
 
 
-def test_the_loss_scale_is_taken_out_of_the_squares(tmp_path: Path) -> None:
+def test_the_squares_are_divided_by_the_square_of_the_loss_scale(tmp_path: Path) -> None:
     def told(scale: float) -> tuple[Tensor, Tensor]:
         reducer = Listening()
 
@@ -325,7 +325,7 @@ def test_the_loss_scale_is_taken_out_of_the_squares(tmp_path: Path) -> None:
         assert torch.allclose(plain_N, scaled_N, rtol=1e-4, atol=1e-9)
 
 
-def test_small_tensors_that_go_dense_have_no_squares(tmp_path: Path) -> None:
+def test_small_tensors_that_are_sent_dense_have_no_squares(tmp_path: Path) -> None:
     reducer = Listening()
 
     def work(wire: Wire) -> None:
@@ -339,7 +339,7 @@ def test_small_tensors_that_go_dense_have_no_squares(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["variance", "variance+efsign"])
-def test_training_with_squares_learns_and_a_hybrid_hears_them_too(tmp_path: Path, name: str) -> None:
+def test_training_with_squares_learns_and_a_hybrid_gets_them_too(tmp_path: Path, name: str) -> None:
     def work(wire: Wire) -> tuple[float, float]:
         reducer = registry.load("reducers", name)()
         run = training(tmp_path, wire, reducer, memory="residual", lr=0.05, epochs=30.0)
@@ -354,7 +354,7 @@ def test_training_with_squares_learns_and_a_hybrid_hears_them_too(tmp_path: Path
         assert after < 0.7 * before
 
 
-def test_what_cannot_be_split_is_refused_with_what_to_take_instead() -> None:
+def test_a_batch_that_cannot_be_split_is_refused_with_an_alternative() -> None:
     def squares(reducer: Variance, *, norm: bool = False, task: Any = Classify, amp: bool = False) -> Squares:
         model: nn.Module = small_network(norm=norm)
         return Squares(model, task(Points.facts), WholeModel(model, reducer), amp=amp)

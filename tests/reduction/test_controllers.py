@@ -107,7 +107,7 @@ def test_the_released_sampling_takes_a_tensor_first_and_then_an_element_of_it() 
     assert float(controller.scale) == 1.0
 
 
-def test_far_from_the_target_the_threshold_is_pushed_by_five_per_cent() -> None:
+def test_far_from_the_target_the_threshold_changes_by_five_per_cent_more() -> None:
     for first, above, push in ((100.0, 0.0, 0.95), (1e-6, 1.0, 1.05)):
         controller = SeesEverything(threshold=first)
         moved(controller, stream(0))
@@ -120,7 +120,7 @@ def test_the_first_threshold_is_given_or_else_follows_from_the_number_of_element
     assert moved(Published(threshold=0.3), torch.zeros(10_000)) == 0.3
 
 
-def test_a_scale_of_zero_neither_divides_nor_sticks() -> None:
+def test_a_scale_of_zero_causes_no_division_by_zero_and_does_not_persist() -> None:
     controller = SeesEverything(threshold=1.0)
     zero_N = torch.zeros(2000)
     assert moved(controller, stream(0)) == 1.0
@@ -133,7 +133,7 @@ def test_a_scale_of_zero_neither_divides_nor_sticks() -> None:
     assert 0.5 < out_of_zero < 1.5
 
 
-def test_long_silence_never_drives_the_published_threshold_to_zero() -> None:
+def test_zero_gradients_never_lower_the_published_threshold_to_zero() -> None:
     controller = Published(threshold=1.0)
     zero_N = torch.zeros(10)
     silent = [moved(controller, zero_N, 0.1) for _ in range(4000)]
@@ -144,7 +144,7 @@ def test_long_silence_never_drives_the_published_threshold_to_zero() -> None:
 
 @pytest.mark.parametrize("name", ["quantile", "feedback"])
 @pytest.mark.parametrize("agree", [local_only, lambda x_B: 1 * x_B])
-def test_in_long_silence_nothing_is_sent_and_after_it_everything(name: str, agree: Agree) -> None:
+def test_zero_gradients_select_nothing_and_the_next_gradient_is_selected(name: str, agree: Agree) -> None:
     controller = CONTROLLERS[name]()
     zero_N = torch.zeros(10)
     for _ in range(400):
@@ -159,7 +159,7 @@ def test_in_long_silence_nothing_is_sent_and_after_it_everything(name: str, agre
 
 @pytest.mark.parametrize("name", CONTROLLERS)
 @pytest.mark.parametrize("agree", [local_only, lambda x_B: 1 * x_B])
-def test_a_flood_of_what_is_not_finite_is_selected_and_forgotten(name: str, agree: Agree) -> None:
+def test_many_elements_that_are_not_finite_are_selected_and_leave_no_state(name: str, agree: Agree) -> None:
     controller = CONTROLLERS[name]()
     selected(controller, stream(0), 0.01, agree)
     flooded_N = stream(1)
@@ -180,14 +180,14 @@ def test_a_flood_of_what_is_not_finite_is_selected_and_forgotten(name: str, agre
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)
-def test_an_empty_vector_has_no_threshold_and_leaves_no_trace(name: str) -> None:
+def test_an_empty_vector_has_no_threshold_and_changes_no_state(name: str) -> None:
     controller = CONTROLLERS[name]()
     assert selected(controller, torch.empty(0), 0.01).tolist() == []
     assert float(controller.threshold) == 0.0
     assert int(controller.step) == 0
 
 
-def test_what_is_not_finite_does_not_reach_the_threshold() -> None:
+def test_elements_that_are_not_finite_do_not_change_the_threshold() -> None:
     controller = Published()
     signal_N = stream(0, n=100)
     signal_N[::3], signal_N[1::3] = math.nan, math.inf
@@ -195,7 +195,7 @@ def test_what_is_not_finite_does_not_reach_the_threshold() -> None:
     assert math.isfinite(moved(controller, stream(1, n=100), 0.1))
 
 
-def test_the_sample_is_slovins() -> None:
+def test_the_sample_has_slovins_size() -> None:
     assert [sample_size(n) for n in (1, 10, 400, 10_000, 1_000_000, 2**31)] == [1, 10, 200, 385, 400, 400]
 
 
@@ -207,7 +207,7 @@ def sampled_scales(controller: Published, signal_N: Tensor, count: int) -> list[
     return scales
 
 
-def test_the_sample_depends_on_the_seed_and_the_step_alone() -> None:
+def test_the_sample_depends_only_on_the_seed_and_the_step() -> None:
     signal_N = stream(0, n=50_000)
     once = sampled_scales(Published(seed=3), signal_N, 4)
     torch.manual_seed(99)
@@ -216,7 +216,7 @@ def test_the_sample_depends_on_the_seed_and_the_step_alone() -> None:
     assert sampled_scales(Published(seed=4), signal_N, 4) != once
 
 
-def test_the_samples_mean_is_unbiased_wherever_the_large_elements_lie() -> None:
+def test_the_mean_of_the_sample_is_unbiased_wherever_the_large_elements_are() -> None:
     for large in (slice(0, 500), slice(-500, None), slice(None, None, 100)):
         signal_N = torch.full((50_000,), 0.1)
         signal_N[large] = -50.0
@@ -227,7 +227,7 @@ def test_the_samples_mean_is_unbiased_wherever_the_large_elements_lie() -> None:
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)
-def test_a_resumed_controller_goes_on_as_if_it_had_never_stopped(name: str) -> None:
+def test_a_resumed_controller_continues_as_if_uninterrupted(name: str) -> None:
     make = CONTROLLERS[name]
 
     def play(controller: Controller, steps: range) -> list[float]:
@@ -245,7 +245,7 @@ def test_a_resumed_controller_goes_on_as_if_it_had_never_stopped(name: str) -> N
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)
-def test_what_is_selected_is_what_is_not_below_the_threshold(name: str) -> None:
+def test_exactly_the_elements_not_below_the_threshold_are_selected(name: str) -> None:
     controller = CONTROLLERS[name]()
     for step in range(5):
         signal_N = stream(step)
@@ -263,7 +263,7 @@ def kth_largest(signal_N: Tensor, k: int) -> float:
     return float(signal_N.abs().sort(descending=True).values[k - 1])
 
 
-def test_the_quantile_is_the_kth_largest_whatever_went_before() -> None:
+def test_the_quantile_is_the_kth_largest_whatever_the_earlier_steps() -> None:
     controller = Quantile()
     for step, (scale, density) in enumerate(
         [(1, 0.01), (1.1, 0.01), (10, 0.01), (0.1, 0.01), (0.1, 0.25), (1, 0.001), (1, 1e-9), (1e30, 0.01)]
@@ -273,7 +273,7 @@ def test_the_quantile_is_the_kth_largest_whatever_went_before() -> None:
         assert moved(controller, signal_N, density) == kth_largest(signal_N, k)
 
 
-def test_of_ties_at_the_quantile_the_first_are_selected_and_zeros_never() -> None:
+def test_of_equal_elements_at_the_quantile_the_first_are_selected_and_zeros_never() -> None:
     controller = Quantile()
     signal_N = torch.tensor([3.0, 2.0, -2.0, 2.0, -0.0, 0.0, 0.0, 0.0])
     for _ in range(2):
@@ -286,7 +286,7 @@ def test_of_ties_at_the_quantile_the_first_are_selected_and_zeros_never() -> Non
 
 @pytest.mark.parametrize("agree", [local_only, lambda x_B: 1 * x_B])
 @pytest.mark.parametrize(("density", "n"), [(0.01, 20_000), (0.1, 100_000), (0.5, 2000)])
-def test_a_quantile_takes_what_it_says_out_of_residual_and_gradient(
+def test_the_elements_that_a_quantile_selects_are_removed_from_the_residual(
     agree: Agree, density: float, n: int
 ) -> None:
     controller = Quantile()
@@ -304,7 +304,7 @@ def test_a_quantile_takes_what_it_says_out_of_residual_and_gradient(
         assert own_K.numel() == pytest.approx(density * n, rel=within)
 
 
-def test_the_sample_of_a_quantile_has_other_elements_each_step() -> None:
+def test_the_sample_of_a_quantile_has_other_elements_at_each_step() -> None:
     controller = Quantile()
     n, density = 100_000, 0.1
     assert sampled_every(density, n) == 9
@@ -336,7 +336,7 @@ def test_the_agreed_quantile_is_that_of_all_ranks_elements_together(density: flo
         assert int((everything.abs() >= threshold).sum()) == pytest.approx(90_000 * density, rel=within)
 
 
-def test_ranks_that_agree_need_a_single_message_while_the_quantile_is_where_it_was() -> None:
+def test_agreement_needs_a_single_message_while_the_quantile_stays_in_its_bracket() -> None:
     messages: list[int] = []
 
     def agree(x_B: Tensor) -> Tensor:
@@ -350,7 +350,7 @@ def test_ranks_that_agree_need_a_single_message_while_the_quantile_is_where_it_w
     assert messages == [16]
 
 
-def test_the_agreed_quantile_is_as_fine_as_the_elements_lie_close() -> None:
+def test_the_agreed_quantile_is_accurate_for_dense_clusters_of_elements() -> None:
     # A cliff, as error feedback leaves one: nine tenths of all lie within a thousandth of each other.
     generator = torch.Generator().manual_seed(0)
     x_N = torch.rand(10_000, generator=generator)
@@ -361,7 +361,7 @@ def test_the_agreed_quantile_is_as_fine_as_the_elements_lie_close() -> None:
         assert int((x_N >= threshold).sum()) == pytest.approx(wanted, rel=0.06)
 
 
-def test_an_agreed_quantile_among_ties_selects_all_or_none_of_them_but_never_nothing() -> None:
+def test_an_agreed_quantile_selects_all_or_none_of_equal_elements_but_never_nothing() -> None:
     tied_N = torch.tensor([5.0, 4.0] + [2.0] * 98)
 
     def count(wanted: float) -> int:
@@ -372,7 +372,7 @@ def test_an_agreed_quantile_among_ties_selects_all_or_none_of_them_but_never_not
     assert count(1) == 98
 
 
-def test_a_quantile_that_may_lie_below_or_beyond_the_bracket_is_not_guessed() -> None:
+def test_a_quantile_that_may_be_outside_the_bracket_is_not_estimated() -> None:
     x_C = torch.tensor([1.0, 1.1, 1.2, 9.0, 10.0])
     assert common(x_C, 6, local_only, 1.0, 2.0) is None
     assert int((x_C >= (common(x_C, 4, local_only, 1.0, 2.0) or 0.0)).sum()) == 4
@@ -382,7 +382,7 @@ def test_a_quantile_that_may_lie_below_or_beyond_the_bracket_is_not_guessed() ->
 # Feedback.
 
 
-def test_feedback_takes_back_a_share_of_the_error_as_the_tail_falls() -> None:
+def test_feedback_corrects_a_share_of_the_error_by_the_slope_of_the_tail() -> None:
     controller = Feedback(threshold=2.0, gain=0.3)
     signal_N = torch.tensor([4.0, -8.0, 1.0, 0.5, 2.0])
     controller.sample_mean = lambda grad_N, residual_N, size: float(grad_N.abs().mean())  # type: ignore[method-assign]
@@ -396,7 +396,7 @@ def test_feedback_takes_back_a_share_of_the_error_as_the_tail_falls() -> None:
     assert moved(controller, 4 * signal_N, 0.2) == pytest.approx(2 * math.exp(push) * 2)
 
 
-def test_feedback_comes_back_from_either_side() -> None:
+def test_feedback_returns_to_the_target_from_either_side() -> None:
     for first in (1e-3, 50.0):
         controller = Feedback(threshold=first)
         had = []

@@ -39,11 +39,11 @@ def by_epoch(schedule: Constant, count: int) -> list[float]:
     return alone(work)
 
 
-def test_warm_up_is_dgcs() -> None:
+def test_the_warm_up_is_that_of_dgc() -> None:
     assert by_epoch(Warmup(0.001), 6) == [0.25, 0.0625, 0.015625, 0.00390625, 0.001, 0.001]
 
 
-def test_warm_up_never_asks_for_less_than_the_density() -> None:
+def test_the_warm_up_is_never_below_the_density() -> None:
     assert by_epoch(Warmup(0.5), 3) == [0.5, 0.5, 0.5]
 
 
@@ -78,7 +78,7 @@ def test_critical_regimes_are_the_first_epoch_fast_change_and_a_fall_of_the_lear
     assert alone(work) == pytest.approx([asked for *_, asked in history])
 
 
-def test_all_ranks_take_rank_0s_decision() -> None:
+def test_all_ranks_use_rank_0s_decision() -> None:
     def work(wire: Wire) -> float:
         schedule = Critical(0.01, start=0.5)
         schedule.bind(4)
@@ -112,7 +112,9 @@ class Link:
         ("time", 0.5, 0.05),  # half a second beside one of computing, at 1 s a MB
     ],
 )
-def test_a_budget_is_met_and_all_ranks_ask_for_the_same(unit: Any, allowed: float, expected: float) -> None:
+def test_a_budget_is_met_and_all_ranks_have_the_same_target(
+    unit: Any, allowed: float, expected: float
+) -> None:
     def work(wire: Wire) -> list[float]:
         link = Link(wire, 1.0 if unit == "time" else 0.0)
         schedule = Budget(0.5, allowed=allowed, unit=unit, clock=lambda: link.now)
@@ -130,7 +132,7 @@ def test_a_budget_is_met_and_all_ranks_ask_for_the_same(unit: Any, allowed: floa
     assert len(set(seen[0])) <= 21
 
 
-def test_a_budget_goes_on_where_it_was() -> None:
+def test_a_budget_resumes_from_its_state() -> None:
     def work(wire: Wire) -> tuple[float, float]:
         link = Link(wire, 0.0)
         first = Budget(0.5, allowed=1e5, unit="bytes", clock=lambda: link.now)

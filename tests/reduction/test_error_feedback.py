@@ -43,7 +43,7 @@ def gradient(step: int, rank: int = 0) -> Tensor:
     return torch.randn(N, generator=torch.Generator().manual_seed(10 * step + rank))
 
 
-def test_beta_and_gamma_weigh_what_was_kept_and_what_is_new() -> None:
+def test_beta_weights_the_residual_and_gamma_the_gradient() -> None:
     memory = feedback(memory="residual", beta=0.5, gamma=2.0)
     (first,) = alone(memory, [gradient(0)])
     left_N = 2 * gradient(0) - first.mean_N
@@ -55,7 +55,7 @@ def test_beta_and_gamma_weigh_what_was_kept_and_what_is_new() -> None:
     assert set(second.sent.tolist()) == set(expected_N.abs().topk(2).indices.tolist())
 
 
-def test_the_learning_rates_ratio_scales_what_was_kept_and_nothing_else() -> None:
+def test_the_ratio_of_learning_rates_scales_only_the_residual() -> None:
     # What waited counts as much in weights as when it was put off: lr·residual stays.
     still, scaled = (feedback(memory="residual", lr_ratio=on) for on in (False, True))
     for memory in (still, scaled):
@@ -81,7 +81,7 @@ def test_neither_the_first_learning_rate_nor_one_of_zero_scales_anything() -> No
     assert same_bits(memory.residual_N, before_N)
 
 
-def test_momentum_collects_and_forgets_what_was_sent() -> None:
+def test_momentum_accumulates_and_is_cleared_where_elements_were_sent() -> None:
     memory = feedback(memory="momentum", momentum=0.5)
     u_N, v_N = torch.zeros(N), torch.zeros(N)
     for step in range(6):
@@ -96,7 +96,7 @@ def test_momentum_collects_and_forgets_what_was_sent() -> None:
         torch.testing.assert_close(memory.velocity_N, u_N)
 
 
-def test_without_masking_momentum_forgets_nothing() -> None:
+def test_without_masking_momentum_is_not_cleared() -> None:
     masked, plain = (feedback(memory="momentum", masking=masking) for masking in (True, False))
     for memory in (masked, plain):
         (reduced,) = alone(memory, [gradient(0)])
@@ -107,7 +107,7 @@ def test_without_masking_momentum_forgets_nothing() -> None:
     assert same_bits(plain.velocity_N, gradient(0))
 
 
-def test_where_everything_is_sent_momentum_is_that_of_sgd() -> None:
+def test_if_everything_is_sent_momentum_is_that_of_sgd() -> None:
     # Momentum correction (DGC, equation 4): with nothing left out and nothing masked, it is plain momentum.
     memory = feedback(density=1.0, memory="momentum", momentum=0.9, masking=False)
     u_N = torch.zeros(N)
@@ -117,7 +117,7 @@ def test_where_everything_is_sent_momentum_is_that_of_sgd() -> None:
         torch.testing.assert_close(reduced.mean_N, u_N)
 
 
-def test_union_forgets_wherever_anybody_has_sent() -> None:
+def test_union_clears_the_residual_where_any_rank_has_sent() -> None:
     def work(wire: Wire) -> tuple[Tensor, Tensor, Tensor]:
         memory = feedback(memory="union")
         reduced = memory(gradient(0, wire.rank), wire)
@@ -135,7 +135,7 @@ def test_union_forgets_wherever_anybody_has_sent() -> None:
 
 
 @pytest.mark.parametrize("memory", ["none", "residual", "momentum", "union"])
-def test_every_memory_goes_on_from_its_state(memory: Any) -> None:
+def test_every_memory_resumes_from_its_state(memory: Any) -> None:
     options: dict[str, Any] = {"memory": memory, "lr_ratio": True}
     whole, first, second = (feedback(**options) for _ in range(3))
     # The rate falls where it is resumed: what it was before must be in the state too.
@@ -184,7 +184,7 @@ def sent(*at: float) -> Reduced:
     ],
 )
 @pytest.mark.parametrize("memory", ["none", "residual"])
-def test_what_a_reducer_must_not_return_is_named(returned: Any, told: str, memory: Any) -> None:
+def test_an_invalid_return_value_of_a_reducer_is_named(returned: Any, told: str, memory: Any) -> None:
     class Faulty(Reducer):
         def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
             result: Reduced = returned

@@ -15,7 +15,7 @@ from sage.testing.harness import Case, reduce_once, steps
 SHAPES = (("a", (8,)), ("b", (8,)))
 
 
-def test_the_survivors_of_each_group_are_coded_among_themselves() -> None:
+def test_the_selected_elements_of_each_group_are_coded_separately() -> None:
     # Two of each group, by hand: 4 and -2 become ±3, 6 and 1 become 3.5 each; the rest stays.
     signal_N = torch.tensor([0, 4, 0, 0, -2, 0, 0.5, 0] + [6, 0, 0, 0, 0, 0.25, 0, 1])
     make: Any = registry.load("reducers", "topk+efsign")
@@ -63,12 +63,12 @@ def test_options_are_those_of_both_parts() -> None:
         ("topk+", "no reducer is called ''"),
     ],
 )
-def test_what_is_no_hybrid_is_said(name: str, complaint: str) -> None:
+def test_a_pair_that_is_not_a_hybrid_is_an_error_with_the_reason(name: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         registry.load("reducers", name)
 
 
-def test_a_hybrid_has_a_name_and_a_line_of_its_own() -> None:
+def test_a_hybrid_has_its_own_name_and_summary() -> None:
     make = registry.load("reducers", "topk+efsign")
     assert make is registry.load("reducers", "topk+efsignsgd")
     assert make.__name__ == "TopKEfSignSgd"

@@ -10,7 +10,7 @@ SHAPES = (("conv", (2, 3)), ("scale", ()), ("empty", (0, 4)), ("wide", (5,)))
 MB_OF_8 = 8 * 4 / 1e6
 
 
-def test_tensors_lie_one_after_another_in_the_order_given() -> None:
+def test_tensors_are_contiguous_in_the_given_order() -> None:
     layout = Layout.of(SHAPES)
     assert layout.spans == (
         Span("conv", (2, 3), 0, 6),
@@ -35,12 +35,12 @@ def test_tensors_lie_one_after_another_in_the_order_given() -> None:
         ("bucket:25", [(0, 12)]),
     ],
 )
-def test_groups_by_hand(grouping: str, groups: list[tuple[int, int]]) -> None:
+def test_groups_equal_those_computed_by_hand(grouping: str, groups: list[tuple[int, int]]) -> None:
     assert list(Layout.of(SHAPES, grouping).groups) == groups
 
 
 @pytest.mark.parametrize("grouping", ["model", "layer", "bucket:0.00004", "bucket:0.0001", "bucket:1"])
-def test_groups_cover_the_vector_in_order_and_part_no_tensor(grouping: str) -> None:
+def test_groups_cover_the_vector_in_order_and_split_no_tensor(grouping: str) -> None:
     layout = Layout.of([(f"{n}", (n * 7 % 11, 1 + n % 3)) for n in range(20)], grouping)
     starts, stops = zip(*layout.groups, strict=True)
     assert (starts[0], stops[-1]) == (0, layout.numel)
@@ -53,7 +53,7 @@ def test_groups_cover_the_vector_in_order_and_part_no_tensor(grouping: str) -> N
             assert stop - start <= limit or len(inside) == 1
 
 
-def test_nothing_has_no_groups() -> None:
+def test_an_empty_layout_has_no_groups() -> None:
     for grouping in ("model", "layer", "bucket:1"):
         layout = Layout.of([], grouping)
         assert (layout.numel, layout.spans, layout.groups) == (0, (), ())
@@ -68,13 +68,13 @@ def test_a_bucket_is_megabytes_of_float32() -> None:
 @pytest.mark.parametrize(
     "grouping", ["", "layers", "bucket", "bucket:", "bucket:0", "bucket:-1", "bucket:nan", "bucket:inf", "25"]
 )
-def test_another_grouping_is_refused_with_what_would_have_worked(grouping: str) -> None:
+def test_an_unknown_grouping_is_refused_with_the_allowed_ones(grouping: str) -> None:
     expected = rf"grouping '{grouping}': expected model, layer, or bucket:<MB> such as bucket:25"
     with pytest.raises(ValueError, match=expected):
         Layout.of(SHAPES, grouping)
 
 
-def test_as_many_elements_as_int32_can_index_and_no_more() -> None:
+def test_a_layout_has_at_most_as_many_elements_as_int32_can_index() -> None:
     assert MAX_ELEMENTS == 2**31 - 1
     assert Layout.of([("half", (2**30,)), ("rest", (2**30 - 1,))]).numel == MAX_ELEMENTS
     with pytest.raises(ValueError, match=r"2,147,483,648 elements .* at most 2,147,483,647 .*FSDP"):

@@ -60,20 +60,20 @@ def test_orthonormal_columns_span_what_the_columns_spanned() -> None:
     assert bool(((basis * x).sum(0) > 0).all())
 
 
-def test_columns_that_are_parallel_but_for_rounding_become_zero() -> None:
+def test_columns_that_are_parallel_except_for_rounding_become_zero() -> None:
     column = gradient(0, 0, (("w", (1000,)),))
     other = gradient(1, 0, (("w", (1000,)),))
     basis = orthonormalise(torch.stack((column, 3 * column, other, other + column / 7), 1), 1e-8)
     torch.testing.assert_close(basis.T @ basis, torch.diag(torch.tensor([1.0, 0.0, 1.0, 0.0])))
 
 
-def test_columns_that_are_almost_parallel_become_orthogonal_to_the_last_digits() -> None:
+def test_columns_that_are_almost_parallel_become_orthogonal_to_rounding() -> None:
     column, other = (gradient(rank, 0, (("w", (1000,)),)) for rank in range(2))
     basis = orthonormalise(torch.stack((column, column + other * 1e-4), 1), 0.0)
     assert abs(float(basis[:, 0] @ basis[:, 1])) < 1e-6
 
 
-def test_a_column_of_zeros_stays_one_and_eps_shortens_what_is_as_short_as_it() -> None:
+def test_a_column_of_zeros_stays_zero_and_eps_shortens_columns_of_its_length() -> None:
     x = torch.tensor([[0.0, 3.0], [0.0, 4.0]])
     assert orthonormalise(x, 1e-8).tolist() == [[0.0, pytest.approx(0.6)], [0.0, pytest.approx(0.8)]]
     assert orthonormalise(torch.tensor([[3e-8], [4e-8]]), 5e-8).view(-1).tolist() == pytest.approx([0.3, 0.4])
@@ -82,7 +82,7 @@ def test_a_column_of_zeros_stays_one_and_eps_shortens_what_is_as_short_as_it() -
 # PowerSGD by hand.
 
 
-def test_a_matrix_of_rank_r_arrives_whole_at_once_and_leaves_nothing_behind() -> None:
+def test_a_matrix_of_rank_r_is_sent_exactly_in_one_step_without_residual() -> None:
     left, right = gradient(0, 0).view(-1)[:12].view(6, 2), gradient(1, 0).view(-1)[:8].view(2, 4)
     signal_N = (left @ right).view(-1)
     (mean_N,) = means(lambda: PowerSgd(rank=2, min_compression_rate=0), [signal_N])
@@ -133,7 +133,7 @@ def test_powersgd_keeps_the_invariants_with_several_iterations(law: Any) -> None
     law(Case(PowerSgd, {"rank": 2, "iterations": 2}, 2, memory="residual"))
 
 
-def test_half_steps_compute_p_and_q_in_turn() -> None:
+def test_half_steps_compute_p_and_q_alternately() -> None:
     reducer = PowerSgd(rank=2, half=True, min_compression_rate=0)
     reducer.bind(Layout.of(WIDE))
     q = reducer.q_F.view(4, 2).double()
@@ -153,7 +153,7 @@ def test_half_steps_compute_p_and_q_in_turn() -> None:
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_it_is_exact_until_its_start_and_then_as_if_it_had_begun_there(half: bool) -> None:
+def test_powersgd_is_exact_until_its_start_and_then_as_if_it_had_begun_there(half: bool) -> None:
     gradients = [gradient(0, step) for step in range(6)]
     delayed = means(lambda: PowerSgd(start_step=3, half=half), gradients, MIXED)
     assert all(same_bits(a, b) for a, b in zip(delayed[:3], gradients[:3], strict=True))
@@ -161,7 +161,7 @@ def test_it_is_exact_until_its_start_and_then_as_if_it_had_begun_there(half: boo
     assert all(same_bits(a, b) for a, b in zip(delayed[3:], undelayed, strict=True))
 
 
-def test_what_has_one_dimension_or_would_not_be_shortened_goes_dense() -> None:
+def test_vectors_and_matrices_that_would_not_shrink_are_sent_dense() -> None:
     case = Case(PowerSgd, {"rank": 2}, 2)
     seen = steps(case, gradient, count=2, shapes=MIXED)
     for step in range(2):
@@ -175,7 +175,7 @@ def test_what_has_one_dimension_or_would_not_be_shortened_goes_dense() -> None:
             assert left_N[:108].all()
 
 
-def test_a_matrix_is_factored_only_below_the_rate_of_compression_asked_for() -> None:
+def test_a_matrix_is_factored_only_if_it_reaches_the_minimum_compression_rate() -> None:
     # 6 × 4 at rank 1: 10 elements for 24.
     for rate, sent in [(2.3, 10), (2.4, 24), (0.0, 10)]:
         reducer = PowerSgd(min_compression_rate=rate)
@@ -200,7 +200,7 @@ def test_more_steps_on_one_matrix_come_closer_to_its_best_approximation() -> Non
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("odd", [0.0, 1e-30, float("nan"), float("inf")])
-def test_it_recovers_from_gradients_without_a_direction(odd: float, half: bool) -> None:
+def test_powersgd_recovers_from_gradients_without_a_direction(odd: float, half: bool) -> None:
     def work(wire: Wire) -> tuple[list[Tensor], Tensor]:
         reducer = PowerSgd(rank=4, min_compression_rate=0, half=half)
         reducer.bind(Layout.of(WIDE))
@@ -216,13 +216,13 @@ def test_it_recovers_from_gradients_without_a_direction(odd: float, half: bool) 
 
 @pytest.mark.parametrize("options", [{"half": True, "rank": 2}, {"start_step": 4, "rank": 3}])
 @pytest.mark.parametrize("law", INVARIANTS, ids=lambda law: law.__name__)
-def test_powersgd_keeps_every_law_by_halves_and_before_its_start(
+def test_powersgd_keeps_the_invariants_in_half_steps_and_before_its_start(
     law: Callable[[Case], None], options: dict[str, Any]
 ) -> None:
     law(Case(PowerSgd, options, 3, memory="residual"))
 
 
-def test_all_p_go_in_one_all_reduce_and_all_q_in_another() -> None:
+def test_all_p_are_sent_in_one_all_reduce_and_all_q_in_another() -> None:
     def calls(half: bool) -> dict[str, int]:
         def work(wire: Wire) -> dict[str, int]:
             reducer = PowerSgd(half=half)
@@ -302,13 +302,13 @@ def test_svd_is_the_mean_of_every_ranks_own_best_approximation(rank: int) -> Non
         ([0.0, 0.0], 1, [0.0, 0.0]),
     ],
 )
-def test_atomo_draws_by_size_and_the_largest_for_sure(
+def test_atomo_draws_by_singular_value_and_always_the_largest(
     values: list[float], rank: int, expected: list[float]
 ) -> None:
     assert probabilities(torch.tensor(values), rank).tolist() == expected
 
 
-def test_atomo_is_right_on_average_and_sends_as_many_as_it_is_asked_for() -> None:
+def test_atomo_is_unbiased_and_sends_the_given_number_on_average() -> None:
     signal_N, draws = gradient(0, 0, WIDE), 800
     s_K = torch.linalg.svdvals(signal_N.view(6, 4))
     p_K = probabilities(s_K, 2)
@@ -331,7 +331,7 @@ def test_atomo_is_right_on_average_and_sends_as_many_as_it_is_asked_for() -> Non
     assert sent / draws == pytest.approx(2, rel=0.05)
 
 
-def test_atomo_draws_anew_on_every_rank_and_at_every_step() -> None:
+def test_atomo_draws_differently_on_every_rank_and_at_every_step() -> None:
     case = Case(Atomo, {"min_compression_rate": 0.0}, 2)
     seen = steps(case, lambda rank, step: gradient(0, 0, WIDE), count=8, shapes=WIDE)
     sent = [[step.payload.get("scales", 0) for step in told] for told in seen]
@@ -409,7 +409,7 @@ def test_the_payload_bytes_equal_those_counted_by_hand(
         ("accordion_powersgd", {"switch_every": 0}, r"switch_every=0: expected 1 epoch or more"),
     ],
 )
-def test_an_option_out_of_range_is_refused_with_what_is_allowed(
+def test_an_option_out_of_range_is_refused_with_the_allowed_range(
     name: str, options: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
@@ -493,7 +493,7 @@ def test_powersgd_computes_what_pytorchs_hook_does(rank: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["fp16", "bf16"])
-def test_halves_are_those_of_pytorchs_hooks_to_the_bit(name: str) -> None:
+def test_half_steps_are_bitwise_equal_to_pytorchs_hook(name: str) -> None:
     for told in beside_hooks():
         for our_N, their_N in zip(*told[name], strict=True):
             assert same_bits(our_N, their_N)

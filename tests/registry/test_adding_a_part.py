@@ -112,7 +112,7 @@ def test_the_models_of_the_tutorial_train_under_each_task_of_the_repository(
     assert final(folder / "runs")
 
 
-def test_what_is_missing_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_prepare_or_fact_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "waves.toml", "--workers-in-process"]) == 2
     assert "waves.csv is missing: run `sage data prepare ./waves.py`" in capsys.readouterr().err
     (folder / "bare.py").write_text('"""Bare: it cannot be prepared."""\nclass Bare: ...\nDATASET = Bare\n')
@@ -156,7 +156,7 @@ def test_the_same_parts_are_found_by_entry_point_and_by_dotted_name(package: Pat
     assert set(final(package / "runs")) == {"rmse"}
 
 
-def test_a_runs_hash_holds_the_content_of_a_parts_file_and_not_its_path(folder: Path) -> None:
+def test_a_runs_hash_depends_on_the_content_of_a_parts_file_and_not_on_its_path(folder: Path) -> None:
     def name(model: Path) -> str:
         return load("digits-ff", overrides={"model": str(model), "reducer": "exact"}).folder.name
 

@@ -46,7 +46,7 @@ def test_every_hybrid_has_the_options_of_its_outline() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [("onebit", "topk"), ("topk", "topk"), ("exact", "onebit")])
-def test_what_is_no_hybrid_has_no_outline(first: str, second: str) -> None:
+def test_a_name_that_is_not_a_hybrid_has_no_outline(first: str, second: str) -> None:
     with pytest.raises(Unknown):
         composed(*(outline(f"sage.reducers.{name}", "REDUCER") for name in (first, second)))
 
@@ -69,7 +69,7 @@ def test_what_is_no_hybrid_has_no_outline(first: str, second: str) -> None:
         "import os\nclass Part:\n    def __init__(self, *, a: str = os.getcwd()): ...",
     ],
 )
-def test_what_only_running_the_source_would_tell_is_unknown(
+def test_values_that_only_execution_determines_are_unknown(
     monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     names = Names("sage.x", "sage", ast.parse("import torch\n" + source))

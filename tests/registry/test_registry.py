@@ -38,14 +38,14 @@ def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 
 
 @pytest.mark.parametrize("room", KINDS_OF_PARTS)
-def test_every_file_of_a_room_is_found_by_its_name(room: PartKind) -> None:
+def test_every_part_file_is_found_by_its_name(room: PartKind) -> None:
     files = {path.stem for path in (CHECKOUT / room).glob("*.py") if not path.stem.startswith("_")}
     assert files <= set(names(room))
     assert names(room) == sorted(names(room))
 
 
 @pytest.mark.parametrize(("room", "name"), PARTS)
-def test_every_part_says_in_one_line_what_it_is(room: PartKind, name: str) -> None:
+def test_every_part_has_a_one_line_summary(room: PartKind, name: str) -> None:
     line = summary(room, name)
     assert len(line) > 20
     assert line.endswith(".")
@@ -60,14 +60,14 @@ def test_every_part_has_options_with_types_and_defaults_that_fit(room: PartKind,
     assert check_options(room, name, {}) == defaults
 
 
-def test_a_mistyped_part_lists_its_near_misses_and_an_unlike_one_lists_all() -> None:
+def test_a_mistyped_part_lists_similar_names_and_any_other_lists_all() -> None:
     with pytest.raises(ValueError, match="no reducer is called 'tpok'; did you mean 'topk'"):
         load("reducers", "tpok")
     with pytest.raises(ValueError, match="no data set is called 'qq'; allowed are cifar10, cifar100"):
         load("datasets", "qq")
 
 
-def test_options_are_the_keyword_only_parameters_less_the_facts() -> None:
+def test_options_are_the_keyword_only_parameters_without_the_facts() -> None:
     class Part:
         """A part.
 
@@ -97,7 +97,7 @@ def test_an_option_needs_a_default_and_a_type() -> None:
             options(part)
 
 
-def test_given_options_are_checked_and_the_rest_filled_in() -> None:
+def test_given_options_are_checked_and_the_others_get_their_defaults() -> None:
     checked = check_options("reducers", "topk", {"density": 1})
     assert checked["density"] == 1.0
     assert type(checked["density"]) is float
@@ -170,7 +170,7 @@ def test_a_part_that_cannot_be_used_is_named_in_one_line(tmp_path: Path, source:
 
 
 @pytest.mark.parametrize("name", [".topk", "topk.", "a..b", "a.-", ".", "..", "a b.c", "1.5", "topk+.x"])
-def test_what_is_neither_a_name_nor_a_module_nor_a_file_is_refused(name: str) -> None:
+def test_a_part_that_is_neither_a_name_nor_a_module_nor_a_file_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="no reducer is called .*; allowed are a name of `sage list`"):
         load("reducers", name)
 
@@ -180,7 +180,7 @@ def test_a_part_with_a_fault_is_listed_with_the_reason(other_package: Path) -> N
     assert summary("reducers", "halves").startswith("(cannot be read: invalid syntax")
 
 
-def test_a_models_facts_are_what_it_asks_for_and_the_data_set_gives() -> None:
+def test_a_model_gets_the_facts_that_it_requires_from_the_data_set() -> None:
     def build(*, width: int = 3, frames: int, num_classes: int) -> None: ...
 
     assert set(options(build, room="models")) == {"width"}
@@ -190,7 +190,7 @@ def test_a_models_facts_are_what_it_asks_for_and_the_data_set_gives() -> None:
         facts_for(build, {"num_classes": 2}, model="m", data="d")
 
 
-def test_tasks_come_by_name_and_by_entry_point(other_package: Path) -> None:
+def test_tasks_are_found_by_name_and_by_entry_point(other_package: Path) -> None:
     assert {"classify", "language_model", "recommend", "sixths"} == set(names("tasks"))
     assert load("tasks", "sixths").__name__ == "Thirds"
     assert summary("tasks", "classify").startswith("Classification: cross entropy")

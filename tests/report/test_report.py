@@ -73,14 +73,14 @@ def test_labels_name_the_settings_in_which_runs_differ_and_no_others(tmp_path: P
     assert {row.series for row in group.rows if row.values["reducer"] == "dgc"} == {"dgc"}
 
 
-def test_the_same_run_made_in_two_places_has_a_row_for_each(tmp_path: Path) -> None:
+def test_a_run_that_exists_in_two_folders_has_a_row_for_each(tmp_path: Path) -> None:
     pretend(tmp_path / "a", "topk", density=0.1)
     pretend(tmp_path / "b", "topk", density=0.1)
     assert set(read(tmp_path)) == {f"topk in {tmp_path / place}" for place in "ab"}
     assert set(read(tmp_path / "a", tmp_path / "a", tmp_path)) == set(read(tmp_path)), "a run counts once"
 
 
-def test_an_unfinished_run_has_the_figures_a_finished_one_has(tmp_path: Path) -> None:
+def test_an_unfinished_run_has_the_same_figures_as_a_finished_one(tmp_path: Path) -> None:
     pretend(tmp_path / "whole", "topk", density=0.1, steps=40)
     pretend(tmp_path / "part", "topk", density=0.1, steps=40, stop=20)
     (whole,), (part,) = read(tmp_path / "whole").values(), read(tmp_path / "part").values()
@@ -98,7 +98,7 @@ def test_an_unfinished_run_has_the_figures_a_finished_one_has(tmp_path: Path) ->
     assert part["best"] == part["final"] < whole["final"]
 
 
-def test_a_run_that_has_only_begun_or_that_diverged_has_its_row(tmp_path: Path) -> None:
+def test_a_run_that_has_just_started_or_has_diverged_has_a_row(tmp_path: Path) -> None:
     pretend(tmp_path, "exact", stop=0)
     pretend(tmp_path, "topk", density=0.1, diverges=True)
     runs, _ = read_runs([tmp_path])
@@ -110,7 +110,7 @@ def test_a_run_that_has_only_begun_or_that_diverged_has_its_row(tmp_path: Path) 
     assert begun[2].startswith("stopped at step 0 on 20")
 
 
-def test_density_met_is_the_share_of_steps_within_a_fifth_of_the_density_asked_for(tmp_path: Path) -> None:
+def test_on_target_steps_are_those_within_a_fifth_of_the_target_density(tmp_path: Path) -> None:
     pretend(tmp_path, "topk", density=0.01, miss=1.1)
     pretend(tmp_path, "sage", density=0.01, miss=1.3)
     figures = read(tmp_path)
@@ -118,7 +118,7 @@ def test_density_met_is_the_share_of_steps_within_a_fifth_of_the_density_asked_f
     assert figures["sage"]["density_met"] == 0
 
 
-def test_no_run_there_says_what_a_run_folder_is(tmp_path: Path) -> None:
+def test_the_error_for_no_runs_describes_a_run_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no runs under .*runs/<workload>-<reducer>-<hash>.*metrics\.jsonl"):
         main([tmp_path], tmp_path / "report")
     with pytest.raises(ValueError, match="absent is not a folder"):
@@ -143,7 +143,7 @@ def test_a_damaged_run_is_left_out_by_name_and_the_others_are_shown(
         assert "config.json is missing" in shown
 
 
-def test_csv_holds_bare_numbers(tmp_path: Path) -> None:
+def test_the_csv_has_plain_numbers(tmp_path: Path) -> None:
     pretend(tmp_path, "exact")
     pretend(tmp_path, "topk", density=0.01, miss=1.0)
     main([tmp_path], tmp_path / "report")
@@ -154,7 +154,7 @@ def test_csv_holds_bare_numbers(tmp_path: Path) -> None:
     assert float(topk["density_asked"]) == 0.01
 
 
-def test_markdown_tables_are_rectangular_whatever_a_label_holds(tmp_path: Path) -> None:
+def test_markdown_tables_are_rectangular_whatever_a_label_contains(tmp_path: Path) -> None:
     pretend(tmp_path, "topk", density=0.1, rule="a|b")
     pretend(tmp_path, "topk", density=0.1, rule="[c]")
     main([tmp_path], tmp_path / "report")
@@ -178,7 +178,7 @@ class Elements(HTMLParser):
         return sum(name == tag and attributes.items() <= given.items() for name, given in self.seen)
 
 
-def test_the_page_stands_alone_and_its_ids_are_unique(full_report: Path) -> None:
+def test_the_page_is_self_contained_and_its_ids_are_unique(full_report: Path) -> None:
     (text,) = written(full_report, "html")
     page = Elements()
     page.feed(text)
@@ -217,7 +217,7 @@ def test_the_table_of_contents_links_every_heading_once_in_the_order_of_the_page
     assert all(titles[name] == title for name, title in links if not name.endswith("-single-runs"))
 
 
-def test_what_comes_from_a_run_is_escaped(tmp_path: Path) -> None:
+def test_text_from_a_run_is_escaped(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     pretend(tmp_path, "topk", density=0.1, rule=evil, workload="<b>bold</b>")
     pretend(tmp_path, "topk", density=0.1, rule="$x_1$ & \"'")
@@ -236,7 +236,7 @@ def test_what_comes_from_a_run_is_escaped(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-def test_a_browser_shows_the_page_without_complaint(full_report: Path, tmp_path: Path) -> None:
+def test_a_browser_shows_the_page_without_an_error(full_report: Path, tmp_path: Path) -> None:
     quiet = [
         "--headless",
         "--no-sandbox",

@@ -38,7 +38,7 @@ def drawn(runs: Path, *only: str) -> dict[str, Plot]:
 # What tells curves apart.
 
 
-def test_no_two_looks_of_a_plot_are_the_same_and_what_is_left_out_is_told(tmp_path: Path) -> None:
+def test_the_line_styles_of_a_plot_are_distinct_and_omissions_are_noted(tmp_path: Path) -> None:
     pretend(tmp_path, "exact", steps=4, steps_per_epoch=2)
     for i in range(NUM_LINE_STYLES + 1):
         pretend(tmp_path, "topk", steps=4, steps_per_epoch=2, density=0.01 * (i + 1))
@@ -112,7 +112,7 @@ def test_a_density_that_hardly_varies_has_ticks_with_enough_digits(tmp_path: Pat
     assert len(set(labels)) == len(labels) > 3
 
 
-def test_one_diverging_curve_is_cut_off_by_name_and_does_not_squash_the_others(tmp_path: Path) -> None:
+def test_a_diverging_curve_is_clipped_with_a_note_and_does_not_flatten_the_others(tmp_path: Path) -> None:
     calm = numpy.linspace(2.3, 0.1, 50)
     axes = Figure().subplots()
     note = limit(axes, {"topk": calm, "exact": calm - 0.05, "signsgd": numpy.exp(numpy.arange(50))}, number)
@@ -130,7 +130,7 @@ def test_one_diverging_curve_is_cut_off_by_name_and_does_not_squash_the_others(t
 
 @settings(max_examples=examples(50), deadline=None)
 @given(st.lists(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5), min_size=1, max_size=6))
-def test_whatever_leaves_the_range_is_told(curves: list[list[float]]) -> None:
+def test_every_curve_that_leaves_the_range_is_noted(curves: list[list[float]]) -> None:
     axes = Figure().subplots()
     note = limit(axes, {f"c{i}": numpy.array(y) for i, y in enumerate(curves)}, number)
     bottom, top = axes.get_ylim()
@@ -139,7 +139,7 @@ def test_whatever_leaves_the_range_is_told(curves: list[list[float]]) -> None:
     assert len(outside) <= len(curves) / 2 or len(curves) == 1, "most curves are typical"
 
 
-def test_a_diverged_run_leaves_the_page_readable(tmp_path: Path) -> None:
+def test_a_page_with_a_diverged_run_is_readable(tmp_path: Path) -> None:
     pretend(tmp_path, "exact")
     pretend(tmp_path, "topk", density=0.01)
     wild = pretend(tmp_path, "signsgd", density=0.1)
@@ -151,12 +151,12 @@ def test_a_diverged_run_leaves_the_page_readable(tmp_path: Path) -> None:
     assert "Cut off: signsgd" in drawn(tmp_path, "loss_by_step")["Training loss"].caption
 
 
-def test_one_run_with_one_evaluation_is_no_lone_dot_on_made_up_ranges(tmp_path: Path) -> None:
+def test_a_single_evaluation_of_a_single_run_has_no_plot(tmp_path: Path) -> None:
     pretend(tmp_path, "topk", density=0.01, steps=10)
     assert set(drawn(tmp_path)) == {"Training loss", "Density", "Payload of a step"}
 
 
-def test_the_payload_stands_on_an_axis_that_says_what_it_is(tmp_path: Path) -> None:
+def test_the_payload_axis_states_its_unit_and_scale(tmp_path: Path) -> None:
     pretend(tmp_path, "exact")
     pretend(tmp_path, "topk", density=0.3)
     assert "logarithmic" not in drawn(tmp_path, "payload")["Payload of a step"].svg
@@ -164,7 +164,7 @@ def test_the_payload_stands_on_an_axis_that_says_what_it_is(tmp_path: Path) -> N
     assert "bytes, on a logarithmic axis" in drawn(tmp_path, "payload")["Payload of a step"].svg
 
 
-def test_accuracy_stands_against_bytes_and_time_together(tmp_path: Path) -> None:
+def test_accuracy_is_drawn_against_bytes_and_time_together(tmp_path: Path) -> None:
     pretend(tmp_path, "exact")
     assert not drawn(tmp_path, "pareto")
     pretend(tmp_path, "topk", density=0.01)
@@ -173,7 +173,7 @@ def test_accuracy_stands_against_bytes_and_time_together(tmp_path: Path) -> None
     assert "training time" in plot.svg
 
 
-def test_labels_and_folders_may_hold_any_character(tmp_path: Path) -> None:
+def test_labels_and_folders_may_contain_any_character(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     pretend(runs, "topk", density=0.1, rule="\x1b[31m\u202e\x00 \U0001f600 数")
     pretend(runs, "topk", density=0.1, rule="$x")
@@ -189,7 +189,7 @@ def test_labels_and_folders_may_hold_any_character(tmp_path: Path) -> None:
 # Folders and files.
 
 
-def test_a_run_folder_that_is_a_link_is_seen_once_and_circles_end(tmp_path: Path) -> None:
+def test_a_linked_run_folder_is_read_once_and_cycles_of_links_terminate(tmp_path: Path) -> None:
     real = pretend(tmp_path / "elsewhere", "topk", density=0.1)
     runs = tmp_path / "runs"
     pretend(runs, "exact")
@@ -232,7 +232,7 @@ def test_a_folder_that_may_not_be_read_is_named_and_the_others_are_shown(
 
 
 @pytest.mark.parametrize("name", ["config.json", "manifest.json", "result.json", "metrics.jsonl"])
-def test_whatever_one_file_holds_the_other_runs_are_shown(tmp_path: Path, name: str) -> None:
+def test_whatever_one_file_contains_the_other_runs_are_shown(tmp_path: Path, name: str) -> None:
     pretend(tmp_path, "exact")
     damaged = pretend(tmp_path, "topk", density=0.1)
     for content in (b"", b"{}", b"[]", b"5\n", b'{"kind":"step"}\n', b"\xff\xfe\n", b"[" * 10_000):

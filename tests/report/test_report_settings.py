@@ -32,7 +32,7 @@ def table(group: Group, title: str) -> dict[str, dict[str, str]]:
 # Density.
 
 
-def test_no_density_is_judged_where_none_was_asked_for(tmp_path: Path) -> None:
+def test_runs_without_a_target_density_have_no_on_target_steps(tmp_path: Path) -> None:
     pretend(tmp_path, "exact")
     pretend(tmp_path, "adacomp", miss=0.25)  # an older record, which says that 1.0 was asked for
     newer = pretend(tmp_path, "variance", miss=0.25)
@@ -57,7 +57,7 @@ def test_no_density_is_judged_where_none_was_asked_for(tmp_path: Path) -> None:
 # Speed.
 
 
-def test_seeds_are_folded_into_one_line_with_spread_and_an_interval(tmp_path: Path) -> None:
+def test_seeds_are_aggregated_into_one_line_with_spread_and_interval(tmp_path: Path) -> None:
     exact, topk = [50.0, 40.0, 45.0], [100.0, 90.0, 86.0]
     for seed in range(3):
         pretend(tmp_path, "exact", seed=seed, seconds=1 / exact[seed])
@@ -86,7 +86,7 @@ def test_one_noisy_exact_run_gives_no_interval_and_the_same_baseline_to_all_seed
     assert [row.values["speed_up"] for row in group.rows[1:]] == pytest.approx([200 / 395] * 2)
 
 
-def test_a_run_with_another_batch_size_is_no_baseline(tmp_path: Path) -> None:
+def test_a_run_with_another_batch_size_is_not_a_baseline(tmp_path: Path) -> None:
     change(pretend(tmp_path, "exact"), "config.json", batch_size=7)
     pretend(tmp_path, "topk", density=0.01)
     line = table(the_group(tmp_path), "Speed")["topk"]
@@ -121,7 +121,7 @@ def test_runs_without_figures_have_a_table_of_their_own_with_the_reason(tmp_path
     assert stopped.name in {Path(row.values["folder"]).name for row in group.unfinished}
 
 
-def test_a_group_in_which_no_run_has_figures_has_that_table_alone(tmp_path: Path) -> None:
+def test_a_group_in_which_no_run_has_figures_has_only_that_table(tmp_path: Path) -> None:
     pretend(tmp_path, "exact", stop=0)
     group = the_group(tmp_path)
     assert [each.title for each in tables(group)] == ["Not finished"]
@@ -137,7 +137,7 @@ def test_compression_without_an_exact_run_follows_from_the_number_of_parameters(
     assert sorted(value for value in figures.values() if value) == pytest.approx([6_000_000 / 240_000] * 2)
 
 
-def test_the_links_that_the_probe_measured_are_told(tmp_path: Path) -> None:
+def test_the_links_that_the_probe_measured_are_shown(tmp_path: Path) -> None:
     for seed, bits in enumerate([96.4e6, 90e6, 99e6]):
         links = {"alpha_seconds": 0.0003 + seed / 1e4, "bits_per_second": bits}
         change(pretend(tmp_path, "exact", seed=seed), "manifest.json", links=links)
@@ -148,7 +148,7 @@ def test_the_links_that_the_probe_measured_are_told(tmp_path: Path) -> None:
 
 @settings(max_examples=examples(100))
 @given(st.lists(POSITIVE, min_size=2, max_size=8), st.lists(POSITIVE, min_size=2, max_size=8))
-def test_an_unpaired_interval_is_welchs_and_errs_on_the_wide_side(x: list[float], y: list[float]) -> None:
+def test_an_unpaired_interval_is_welchs_and_is_never_too_narrow(x: list[float], y: list[float]) -> None:
     a, b = numpy.log(x), numpy.log(y)
     assume(min(a.std(), b.std()) > 1e-3)
     # Seeds that have nothing in common cannot be paired.
@@ -171,11 +171,11 @@ def test_an_unpaired_interval_is_welchs_and_errs_on_the_wide_side(x: list[float]
 
 
 @given(st.floats(1, 1e6))
-def test_students_quantile_is_never_below_the_right_one(degrees: float) -> None:
+def test_students_quantile_is_never_below_the_exact_one(degrees: float) -> None:
     assert t_quantile(degrees) >= stats.t.ppf(0.975, degrees) - 5e-4
 
 
-def test_a_spread_leaves_out_what_is_not_finite_and_says_so() -> None:
+def test_a_spread_omits_values_that_are_not_finite_and_counts_them() -> None:
     found = spread([1.0, math.nan, 3.0, None])
     assert found is not None
     assert (found.mean, found.num, found.num_not_finite) == (2.0, 2, 1)
@@ -266,7 +266,7 @@ def test_runs_that_overlap_on_a_host_share_it(sessions: list[tuple[int, int, set
 
 @settings(max_examples=examples(100))
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=8), st.sampled_from(["max", "min"]))
-def test_no_point_beats_one_on_the_front(points: list[tuple[int, int]], better: str) -> None:
+def test_no_point_dominates_one_on_the_front(points: list[tuple[int, int]], better: str) -> None:
     sign = 1 if better == "max" else -1
     kept = front([cost for cost, _ in points], [value for _, value in points], better)
 
@@ -277,7 +277,7 @@ def test_no_point_beats_one_on_the_front(points: list[tuple[int, int]], better: 
     assert {points[i] for i in kept} == on_front
 
 
-def test_a_row_knows_whether_it_has_figures(tmp_path: Path) -> None:
+def test_a_row_states_whether_it_has_figures(tmp_path: Path) -> None:
     pretend(tmp_path, "exact", stop=0)
     pretend(tmp_path, "topk", density=0.1, stop=3)
     rows: dict[str, Row] = {row.label: row for row in the_group(tmp_path).rows}
@@ -285,7 +285,7 @@ def test_a_row_knows_whether_it_has_figures(tmp_path: Path) -> None:
     assert rows["topk"].has_figures
 
 
-def test_every_line_is_as_long_as_its_heading(tmp_path: Path) -> None:
+def test_every_line_has_as_many_cells_as_the_heading(tmp_path: Path) -> None:
     pretend(tmp_path, "exact")
     pretend(tmp_path, "topk", density=0.1, stop=3)
     found: list[Table] = tables(the_group(tmp_path))

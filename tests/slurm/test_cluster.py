@@ -52,7 +52,7 @@ sys.exit(cluster.main())
 """
 
 
-def test_no_link_is_faster_than_its_rate_either_way(slow: Cluster) -> None:
+def test_no_link_exceeds_its_rate_in_either_direction(slow: Cluster) -> None:
     said = slow.run("srun", "--nodelist=node[1-3]", sys.executable, "-c", TRANSFER).stdout
     # Links of 100 Mbit/s let a burst of 128 KB through at once.
     least = (2 * 4_000_000 - 2 * 131072) * 8 / 100e6
@@ -73,7 +73,7 @@ def test_a_killed_rank_fails_its_job(loopback: Cluster, tmp_path: Path) -> None:
     assert not loopback.ranks(job)
 
 
-def test_a_node_is_cut_off_while_its_cable_is_pulled(cluster: Cluster) -> None:
+def test_a_node_is_unreachable_while_its_link_is_down(cluster: Cluster) -> None:
     if not cluster.namespaces:
         pytest.skip(links_need())
 
@@ -90,7 +90,7 @@ def test_a_node_is_cut_off_while_its_cable_is_pulled(cluster: Cluster) -> None:
     cluster.until(answers)
 
 
-def test_a_crashed_node_loses_its_ranks_and_comes_back(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_crashed_node_loses_its_ranks_and_can_be_resumed(cluster: Cluster, tmp_path: Path) -> None:
     job = cluster.sbatch("-wnode2", "--wrap", "srun sleep 1000", cwd=tmp_path)
     cluster.until(lambda: len(cluster.ranks(job)) == 1)
     cluster.crash("node2")
@@ -106,7 +106,7 @@ def test_each_node_has_the_gpus_it_was_given(tmp_path_factory: pytest.TempPathFa
     assert said == "0,1\n"
 
 
-def test_as_a_program_it_ends_with_the_status_of_its_command() -> None:
+def test_the_cluster_program_exits_with_the_status_of_its_command() -> None:
     argv = [
         sys.executable,
         str(CLUSTER),
@@ -127,7 +127,7 @@ def test_as_a_program_it_ends_with_the_status_of_its_command() -> None:
     [[str(CLUSTER)], [str(CLUSTER), "--loopback"], ["-c", WITHOUT_NAMESPACES, "--loopback"]],
     ids=["namespaces", "loopback", "no namespaces"],
 )
-def test_nothing_outlives_a_killed_test_run(
+def test_no_process_outlives_a_killed_test_run(
     start: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("killed")

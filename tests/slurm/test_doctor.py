@@ -87,7 +87,7 @@ def hosts(cluster: Cluster, nodes: list[str], folder: Path, change: Callable[[st
             on(cluster, node, "umount /etc/hosts")
 
 
-def test_healthy_nodes_are_well(cluster: Cluster, doctor: Callable[..., Diagnosis]) -> None:
+def test_healthy_nodes_pass_every_check(cluster: Cluster, doctor: Callable[..., Diagnosis]) -> None:
     said = doctor()
     assert said.status == 0, said.findings
     assert [one["check"] for one in said.findings] == [check.name for check in CHECKS]
@@ -95,7 +95,7 @@ def test_healthy_nodes_are_well(cluster: Cluster, doctor: Callable[..., Diagnosi
     assert said.findings[-1]["found"].startswith("of 4 ranks, cpu: ")
 
 
-def test_a_head_node_that_knows_itself_by_loopback_can_run_but_is_told(
+def test_a_head_node_that_resolves_itself_to_loopback_gets_a_note(
     apart: Cluster, doctor: Callable[..., Diagnosis], tmp_path: Path
 ) -> None:
     def debian(line: str) -> str:
@@ -175,7 +175,7 @@ def test_four_faults_of_four_nodes_are_all_named(
     }
 
 
-def test_gpus_that_were_given_but_are_not_seen_are_named(
+def test_allocated_gpus_that_torch_does_not_see_are_named(
     cluster: Cluster, tmp_path: Path, doctor: Any
 ) -> None:
     command = (sys.executable, "-m", "sage", "doctor", "--runs", str(tmp_path), "--json")

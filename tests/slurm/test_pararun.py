@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
     ],
     ids=["4 nodes x 1", "2 nodes x 2", "as told"],
 )
-def test_each_rank_is_where_it_should_be(
+def test_each_rank_runs_on_its_node(
     cluster: Cluster, tmp_path: Path, options: list[str], hosts: list[str], gpus: int
 ) -> None:
     argv = ["digits", "--reducer", "sage", "--steps", "6", "--runs", "runs"]
@@ -47,7 +47,7 @@ def test_each_rank_is_where_it_should_be(
     assert not list(tmp_path.glob(".sage-job-*"))
 
 
-def test_nodes_that_are_one_machine_meet_on_loopback(loopback: Cluster, tmp_path: Path) -> None:
+def test_nodes_on_one_machine_use_loopback(loopback: Cluster, tmp_path: Path) -> None:
     argv = ["digits-ff", "--steps", "4", "--runs", "runs"]
     environment = {"SAGE_HOME": str(CHECKOUT)}
     job = loopback.sbatch("--output=out", str(CHECKOUT / "pararun"), *argv, cwd=tmp_path, env=environment)
@@ -58,7 +58,7 @@ def test_nodes_that_are_one_machine_meet_on_loopback(loopback: Cluster, tmp_path
     assert manifest["environment"]["hostip"] == "127.0.0.1"
 
 
-def test_srun_alone_has_its_tasks_meet(cluster: Cluster, tmp_path: Path) -> None:
+def test_tasks_of_srun_alone_form_one_run(cluster: Cluster, tmp_path: Path) -> None:
     argv = ["-m", "sage", "run", "digits-ff", "--steps", "4", "--runs", "runs"]
     environment = {"PYTHONPATH": str(CHECKOUT)}
     cluster.run(

@@ -90,7 +90,9 @@ def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Job]]:
 # What the ranks hear of: they save at one step, and nothing is done twice.
 
 
-def test_submitits_signal(cluster: Cluster, tmp_path: Path, reference: Path) -> None:
+def test_submitits_signal_checkpoints_and_requeues_the_run(
+    cluster: Cluster, tmp_path: Path, reference: Path
+) -> None:
     sweep = tmp_path / "one.toml"
     values = json.loads((reference / "config.json").read_text())
     names = ("steps", "epochs", "eval_every", "checkpoint_every", "world_size")
@@ -110,7 +112,9 @@ def test_submitits_signal(cluster: Cluster, tmp_path: Path, reference: Path) -> 
     assert "stopped, checkpoint written; requeued" in log.read_text()
 
 
-def test_a_preemption(start: Callable[..., Job], reference: Path, cluster: Cluster, tmp_path: Path) -> None:
+def test_a_preempted_job_writes_a_checkpoint_and_resumes(
+    start: Callable[..., Job], reference: Path, cluster: Cluster, tmp_path: Path
+) -> None:
     job = start("--partition=low", "--exclusive", "--signal=USR1@10", timeout=600).takes_steps()
     urgent = cluster.sbatch(
         "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap", "true", cwd=tmp_path
@@ -121,7 +125,9 @@ def test_a_preemption(start: Callable[..., Job], reference: Path, cluster: Clust
     assert job.comes_to_the_same(reference) == ["stopped", "resumed"]
 
 
-def test_the_time_limit(start: Callable[..., Job], reference: Path) -> None:
+def test_a_job_near_its_time_limit_writes_a_checkpoint_and_resumes(
+    start: Callable[..., Job], reference: Path
+) -> None:
     # SLURM counts in minutes, looks every half one, and signals up to a minute early.
     job = start("--time=1", "--signal=USR1@50", timeout=600).takes_steps().hears(signal.SIGUSR1)
     job.cluster.until(lambda: "stopped, checkpoint written; requeued" in job.log.read_text())
@@ -130,7 +136,7 @@ def test_the_time_limit(start: Callable[..., Job], reference: Path) -> None:
     assert job.comes_to_the_same(reference, restarts=None)[:2] == ["stopped", "resumed"]
 
 
-def test_a_requeue(start: Callable[..., Job], reference: Path) -> None:
+def test_a_requeued_job_writes_a_checkpoint_and_resumes(start: Callable[..., Job], reference: Path) -> None:
     job = start().takes_steps()
     job.cluster.run("scontrol", "requeue", job.id)
     assert job.comes_to_the_same(reference) == ["stopped", "resumed"]
@@ -139,21 +145,27 @@ def test_a_requeue(start: Callable[..., Job], reference: Path) -> None:
 # What they do not hear of: it goes on from the last checkpoint.
 
 
-def test_a_killed_rank(start: Callable[..., Job], reference: Path) -> None:
+def test_a_job_with_a_killed_rank_resumes_from_its_checkpoint(
+    start: Callable[..., Job], reference: Path
+) -> None:
     job = start().takes_steps()
     os.kill(job.cluster.ranks(job.id)[2], signal.SIGKILL)
     assert job.comes_to_the_same(reference) == ["resumed"]
     assert "failure 1 of at most 3" in job.log.read_text()
 
 
-def test_a_stopped_rank(start: Callable[..., Job], reference: Path) -> None:
+def test_a_job_with_a_stopped_rank_resumes_from_its_checkpoint(
+    start: Callable[..., Job], reference: Path
+) -> None:
     job = start().takes_steps()
     os.kill(job.cluster.ranks(job.id)[1], signal.SIGSTOP)
     assert job.comes_to_the_same(reference) == ["resumed"]
     assert "Cause: rank 1 does not respond" in job.log.read_text()
 
 
-def test_a_lost_node(start: Callable[..., Job], reference: Path, cluster: Cluster) -> None:
+def test_a_job_that_loses_a_node_resumes_on_another(
+    start: Callable[..., Job], reference: Path, cluster: Cluster
+) -> None:
     job = start().takes_steps()
     nodes = cluster.run("scontrol", "show", "hostnames", cluster.job(job.id)["NodeList"]).stdout.split()
     cluster.down(nodes[2])
@@ -165,7 +177,9 @@ def test_a_lost_node(start: Callable[..., Job], reference: Path, cluster: Cluste
 
 
 @pytest.mark.skipif(bool(links_need()), reason=links_need())
-def test_a_pulled_cable(start: Callable[..., Job], reference: Path, cluster: Cluster) -> None:
+def test_a_job_that_loses_a_link_resumes_from_its_checkpoint(
+    start: Callable[..., Job], reference: Path, cluster: Cluster
+) -> None:
     job = start().takes_steps()
     nodes = cluster.run("scontrol", "show", "hostnames", cluster.job(job.id)["NodeList"]).stdout.split()
     cluster.pull(nodes[1])
@@ -180,7 +194,9 @@ def test_a_pulled_cable(start: Callable[..., Job], reference: Path, cluster: Clu
 # What no requeue helps against.
 
 
-def test_one_failure_after_the_other(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_that_fails_repeatedly_is_requeued_at_most_max_requeues_times(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     python = tmp_path / "python"
     # Longer than SLURM takes as a comment, longer than a command line may be, and like a count itself.
     text = "Comment=sage: failure 0 of at most 9 " * 4000
@@ -197,7 +213,7 @@ def test_one_failure_after_the_other(cluster: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("argv", ["digits-ff --densty 0.1", "digits-ff --lr -1"])
-def test_a_wrong_setting(cluster: Cluster, tmp_path: Path, argv: str) -> None:
+def test_a_job_with_an_invalid_setting_is_not_requeued(cluster: Cluster, tmp_path: Path, argv: str) -> None:
     script = ["--nodes=2", "--output=out", str(CHECKOUT / "pararun"), *argv.split()]
     ended = cluster.wait(cluster.sbatch(*script, cwd=tmp_path, env={"SAGE_HOME": str(CHECKOUT)}), PATIENCE)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")

@@ -64,7 +64,7 @@ def summary(sage: Sage) -> str:
     return sage("status", "sweep.toml").splitlines()[-1]
 
 
-def test_twelve_runs_two_at_a_time_then_nothing_then_the_one_that_is_missing(
+def test_a_sweep_runs_two_at_a_time_and_is_resubmitted_only_for_a_missing_run(
     cluster: Cluster, sage: Sage, tmp_path: Path
 ) -> None:
     path = tmp_path / "sweep.toml"
@@ -103,7 +103,7 @@ def test_twelve_runs_two_at_a_time_then_nothing_then_the_one_that_is_missing(
     assert summary(sage) == "12 runs: 12 finished"
 
 
-def test_a_run_is_requeued_when_interrupted_or_hurt_and_goes_on_until_it_is_done(
+def test_a_run_is_requeued_after_an_interruption_or_a_failure_until_it_finishes(
     cluster: Cluster, sage: Sage, tmp_path: Path
 ) -> None:
     (tmp_path / "sweep.toml").write_text(LONG + "seed = [0, 1]\n")
@@ -130,7 +130,7 @@ def test_a_run_is_requeued_when_interrupted_or_hurt_and_goes_on_until_it_is_done
     assert summary(sage) == "2 runs: 2 finished, requeued 2 times"
 
 
-def test_what_is_hopeless_is_not_requeued_and_what_is_cancelled_stays_so(
+def test_an_invalid_run_is_not_requeued_and_a_cancelled_run_stays_cancelled(
     cluster: Cluster, sage: Sage, tmp_path: Path
 ) -> None:
     (tmp_path / "sweep.toml").write_text(LONG.replace("steps = 1500", "lr = [0.1, 1e30]"))
@@ -147,7 +147,9 @@ def test_what_is_hopeless_is_not_requeued_and_what_is_cancelled_stays_so(
     assert "the mean gradient is not finite" in sage("logs", hopeless.run)
 
 
-def test_pending_tasks_that_are_cancelled_are_shown_so(cluster: Cluster, sage: Sage, tmp_path: Path) -> None:
+def test_pending_tasks_that_are_cancelled_are_shown_as_cancelled(
+    cluster: Cluster, sage: Sage, tmp_path: Path
+) -> None:
     (tmp_path / "sweep.toml").write_text(LONG + "seed = [0, 1, 2, 3]\nparallel = 1\n")
     sage("submit", "sweep.toml")
     (array,) = {entry.job.partition("_")[0] for entry in submissions.read(tmp_path / "runs").values()}
@@ -159,7 +161,7 @@ def test_pending_tasks_that_are_cancelled_are_shown_so(cluster: Cluster, sage: S
     assert told[-1] == "4 runs: 4 failed"
 
 
-def test_submitted_inside_an_array_without_variables_and_only_the_task_that_stops_is_requeued(
+def test_a_sweep_can_be_submitted_inside_an_array_and_only_the_stopped_task_is_requeued(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     (tmp_path / "sweep.toml").write_text(LONG + 'seed = [0, 1]\n[slurm]\nexport = "NONE"\n')

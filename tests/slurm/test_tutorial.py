@@ -19,7 +19,7 @@ def commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines()]
 
 
-def test_the_commands_before_the_sweep_run_as_they_stand(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_commands_before_the_sweep_run_unchanged(cluster: Cluster, tmp_path: Path) -> None:
     lines = commands()
     (partitions,) = (line for line in lines if line.startswith("sinfo "))
     (accounts,) = (line for line in lines if line.startswith("sacctmgr "))

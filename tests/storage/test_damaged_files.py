@@ -93,7 +93,7 @@ SETTINGS = settings(
 
 @SETTINGS
 @given(seed=st.integers(0, 2**32))
-def test_one_damaged_file_of_a_run_is_named_and_stops_nothing_else(whole: Path, seed: int) -> None:
+def test_one_damaged_file_of_a_run_is_named_and_affects_nothing_else(whole: Path, seed: int) -> None:
     damage_and_read(whole, seed)
 
 
@@ -166,7 +166,7 @@ def test_a_damaged_trace_is_named(whole: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("content", ["", '{"metric": "acc', "{}", "[]"])
-def test_a_damaged_result_is_named_where_the_run_is_asked_for_again(
+def test_a_damaged_result_is_named_when_the_run_is_repeated(
     whole: Path, tmp_path: Path, content: str
 ) -> None:
     runs = copied(whole / "runs", tmp_path / "runs")
@@ -182,7 +182,7 @@ def test_a_damaged_result_is_named_where_the_run_is_asked_for_again(
     assert not read_runs([runs])[1]
 
 
-def test_a_finished_run_without_its_metrics_is_not_called_finished(whole: Path, tmp_path: Path) -> None:
+def test_a_finished_run_without_its_metrics_is_not_reported_as_finished(whole: Path, tmp_path: Path) -> None:
     runs = copied(whole / "runs", tmp_path / "runs")
     folder = one(runs, "exact")
     (folder / "metrics.jsonl").unlink()
@@ -192,7 +192,7 @@ def test_a_finished_run_without_its_metrics_is_not_called_finished(whole: Path, 
     assert set(read_runs([runs])[1]) == {folder}
 
 
-def test_fresh_removes_the_result_first_and_links_as_links(
+def test_fresh_removes_the_result_first_and_does_not_follow_links(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = copied(whole / "runs", tmp_path / "runs")
@@ -227,7 +227,7 @@ def test_fresh_removes_the_result_first_and_links_as_links(
     assert (folder / "result.json").exists()
 
 
-def test_a_run_folder_that_is_a_link_is_run_reported_and_cleared(whole: Path, tmp_path: Path) -> None:
+def test_a_run_folder_that_is_a_link_can_be_run_reported_and_cleared(whole: Path, tmp_path: Path) -> None:
     runs = copied(whole / "runs", tmp_path / "runs")
     folder = one(runs, "exact")
     folder.rename(tmp_path / "moved")
@@ -240,7 +240,7 @@ def test_a_run_folder_that_is_a_link_is_run_reported_and_cleared(whole: Path, tm
 
 
 @pytest.mark.parametrize("name", ["", "metrics.jsonl", "config.json", "result.json", "manifest.json"])
-def test_another_users_closed_files_are_named_in_a_line(whole: Path, name: str) -> None:
+def test_unreadable_files_of_another_user_are_a_one_line_error(whole: Path, name: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         Path(scratch).chmod(0o755)
         runs = copied(whole / "runs", Path(scratch, "runs"))
@@ -275,7 +275,7 @@ def test_another_users_closed_files_are_named_in_a_line(whole: Path, name: str) 
     ],
 )
 @pytest.mark.parametrize("continues", [False, True])
-def test_a_whole_checkpoint_that_does_not_fit_is_refused_in_a_line(
+def test_an_intact_checkpoint_that_does_not_fit_is_a_one_line_error(
     whole: Path, tmp_path: Path, name: str, keys: list[Any], value: object, reason: str, continues: bool
 ) -> None:
     runs = copied(whole / "runs", tmp_path / "runs")

@@ -74,7 +74,9 @@ def path(tmp_path: Path) -> Iterator[Path]:
     assert len(owners) <= 1, owners
 
 
-def test_a_second_process_is_refused_by_name_and_gets_it_afterwards(either: str, path: Path) -> None:
+def test_a_second_process_is_refused_with_the_owners_name_and_gets_the_lock_afterwards(
+    either: str, path: Path
+) -> None:
     def try_it() -> int:
         try:
             with locked(path):
@@ -91,7 +93,7 @@ def test_a_second_process_is_refused_by_name_and_gets_it_afterwards(either: str,
         pass
 
 
-def test_who_waits_gets_it_when_it_is_let_go(either: str, path: Path) -> None:
+def test_a_waiting_process_gets_the_lock_when_it_is_released(either: str, path: Path) -> None:
     def hold() -> int:
         with locked(path):
             (path.parent / ".lock-is-held").touch()
@@ -106,7 +108,7 @@ def test_who_waits_gets_it_when_it_is_let_go(either: str, path: Path) -> None:
     assert status(holder) == FREE
 
 
-def test_a_killed_process_leaves_it_to_the_next(either: str, path: Path) -> None:
+def test_the_lock_of_a_killed_process_goes_to_the_next(either: str, path: Path) -> None:
     def die() -> int:
         locked(path).__enter__()
         os._exit(FREE)
@@ -117,7 +119,7 @@ def test_a_killed_process_leaves_it_to_the_next(either: str, path: Path) -> None
             pass
 
 
-def test_of_many_processes_one_at_a_time_holds_it(
+def test_only_one_of_many_processes_has_the_lock_at_a_time(
     either: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "POLL", 0.001)
@@ -139,7 +141,9 @@ def test_of_many_processes_one_at_a_time_holds_it(
 
 
 @pytest.mark.usefixtures("no_flock")
-def test_of_many_that_take_over_at_once_one_holds_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_processes_that_take_over_a_lock_only_one_gets_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lock, "POLL", 0.001)
     for turn in range(examples(5)):
         for own in path.parent.glob(".lock*"):
@@ -166,7 +170,7 @@ def test_of_many_that_take_over_at_once_one_holds_it(path: Path, monkeypatch: py
 
 
 @pytest.mark.usefixtures("no_flock")
-def test_an_owner_on_another_host_is_named_while_it_lives_and_replaced_when_it_is_silent(path: Path) -> None:
+def test_an_owner_on_another_host_is_named_while_active_and_replaced_when_inactive(path: Path) -> None:
     leave(path, age=1)
     with pytest.raises(Locked, match=r"process 41 on node9 \(user root\), seen 1 s ago"), locked(path):
         pass
@@ -176,7 +180,7 @@ def test_an_owner_on_another_host_is_named_while_it_lives_and_replaced_when_it_i
 
 
 @pytest.mark.usefixtures("no_flock")
-def test_one_that_may_have_died_is_waited_for_until_that_is_sure(
+def test_an_owner_that_may_have_ended_is_waited_for_until_that_is_certain(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "HEARTBEAT", 0.1)
@@ -188,7 +192,7 @@ def test_one_that_may_have_died_is_waited_for_until_that_is_sure(
 
 
 @pytest.mark.usefixtures("no_flock")
-def test_an_owner_that_works_for_long_keeps_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_owner_that_runs_for_long_keeps_the_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "HEARTBEAT", 0.05)
     monkeypatch.setattr(lock, "STALE", 0.5)
     with locked(path):
@@ -198,7 +202,7 @@ def test_an_owner_that_works_for_long_keeps_it(path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("no_flock")
-def test_the_same_process_number_in_another_container_is_not_taken_for_dead(path: Path) -> None:
+def test_an_equal_process_id_in_another_container_does_not_count_as_ended(path: Path) -> None:
     leave(path, age=1, host=socket.gethostname(), process=os.getpid(), started="12")
     with pytest.raises(Locked), locked(path):
         pass
@@ -209,7 +213,7 @@ def test_the_same_process_number_in_another_container_is_not_taken_for_dead(path
 
 @pytest.mark.usefixtures("no_flock")
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"process": "x"}', b"\xff", b'{"process": -1}'])
-def test_an_owners_file_of_any_content_holds_for_a_while(path: Path, content: bytes) -> None:
+def test_an_owners_file_of_any_content_counts_for_a_while(path: Path, content: bytes) -> None:
     own = path.with_name(".lock.owner-1")
     own.write_bytes(content)
     with pytest.raises(Locked, match="another process"), locked(path):
@@ -220,7 +224,7 @@ def test_an_owners_file_of_any_content_holds_for_a_while(path: Path, content: by
 
 
 @pytest.mark.usefixtures("no_flock")
-def test_a_full_disk_leaves_no_owner_behind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_owners_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -232,7 +236,7 @@ def test_a_full_disk_leaves_no_owner_behind(path: Path, monkeypatch: pytest.Monk
         pass
 
 
-def test_a_file_that_was_replaced_meanwhile_is_locked_again(
+def test_a_file_that_was_replaced_in_the_meantime_is_locked_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flock, replaced = fcntl.flock, list[Path]()
@@ -249,7 +253,7 @@ def test_a_file_that_was_replaced_meanwhile_is_locked_again(
         flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_a_forked_process_does_not_keep_it(path: Path) -> None:
+def test_a_forked_process_does_not_keep_the_lock(path: Path) -> None:
     with locked(path):
         reading, writing = os.pipe()
 

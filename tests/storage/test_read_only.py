@@ -95,7 +95,7 @@ def call(command: list[str], each: list[list[str]], folder: Path) -> list[tuple[
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_written_is_one_line_with_status_2(seen: Seen, name: str) -> None:
+def test_an_unwritable_path_is_a_one_line_error_with_status_2(seen: Seen, name: str) -> None:
     status, said = seen[name]
     assert status == 2, said
     assert len(said.splitlines()) == 1, said
@@ -105,7 +105,7 @@ def test_what_cannot_be_written_is_one_line_with_status_2(seen: Seen, name: str)
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_what_only_reads_is_served_from_a_read_only_folder(seen: Seen, name: str) -> None:
+def test_commands_that_only_read_work_in_a_read_only_folder(seen: Seen, name: str) -> None:
     assert seen[name][0] == 0, seen[name][1]
 
 

@@ -88,7 +88,7 @@ for limit in (0, 1, 7, 4096, 9999):
 """The kernel refuses to let a file grow beyond a limit: a write that fails after any number of bytes."""
 
 
-def test_a_write_that_fails_after_any_number_of_bytes_leaves_no_trace(tmp_path: Path) -> None:
+def test_a_write_that_fails_after_any_number_of_bytes_leaves_no_file(tmp_path: Path) -> None:
     child = subprocess.run(
         [sys.executable, "-c", LIMITED, tmp_path], capture_output=True, text=True, timeout=120, check=False
     )
@@ -109,7 +109,7 @@ class Full(io.BytesIO):
 
 
 @pytest.mark.parametrize("room", [0, 1, 100, 1000, 5000])
-def test_torch_on_a_full_disk_says_that_it_is_full(
+def test_the_error_of_torch_on_a_full_disk_says_that_it_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     @contextmanager
@@ -122,7 +122,7 @@ def test_torch_on_a_full_disk_says_that_it_is_full(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
+def test_a_writer_killed_at_any_moment_leaves_a_complete_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     storage.write_json(path, {"number": -1, "again": -1})
     for attempt in range(12):
@@ -165,7 +165,7 @@ def test_links_are_followed_and_devices_stay_devices(old: Path, tmp_path: Path) 
     assert json.loads(dangling.read_text()) == {"steps": 5}
 
 
-def test_a_fifo_and_a_folder_are_no_files_to_write(tmp_path: Path) -> None:
+def test_writing_to_a_fifo_or_a_folder_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
     for name in ("fifo", "folder"):
@@ -193,7 +193,7 @@ def test_private_files_are_private_under_any_umask_and_modes_are_kept(tmp_path: 
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_of_many_that_write_first_one_does(
+def test_of_many_processes_that_write_first_only_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
     def none(*arguments: object) -> None:
@@ -212,7 +212,7 @@ def test_of_many_that_write_first_one_does(
     assert os.listdir(tmp_path) == ["failure.json"]
 
 
-def test_a_torn_last_line_is_cut_or_ended(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_removed_or_terminated(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     for torn, size in ((b"1\n2\n{tor", 4), (b"{tor", 0), (b"", 0), (b"1\n" + b"x" * 200_000, 2)):
         path.write_bytes(torn)
@@ -223,7 +223,7 @@ def test_a_torn_last_line_is_cut_or_ended(tmp_path: Path) -> None:
     assert path.read_bytes() == b'1\n{tor\n{"a": null}\n'
 
 
-def test_lines_added_to_a_file_that_was_removed_are_no_secret(tmp_path: Path) -> None:
+def test_appending_lines_to_a_removed_file_is_an_error(tmp_path: Path) -> None:
     lines = storage.Lines(tmp_path / "lines", cut=True)
     lines.append(b"1\n")
     lines.sync()
@@ -234,7 +234,7 @@ def test_lines_added_to_a_file_that_was_removed_are_no_secret(tmp_path: Path) ->
     lines.close()
 
 
-def test_of_a_link_the_link_is_removed(tmp_path: Path) -> None:
+def test_removing_a_link_does_not_remove_its_target(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").touch()
     (tmp_path / "link").symlink_to("kept")
@@ -276,7 +276,7 @@ def test_of_a_link_the_link_is_removed(tmp_path: Path) -> None:
         (b'{"format": "1"}', "its format is not a whole number"),
     ],
 )
-def test_what_is_damaged_is_named_in_a_line_with_the_cure(
+def test_a_damaged_file_is_a_one_line_error_with_the_remedy(
     tmp_path: Path, content: bytes, reason: str
 ) -> None:
     path = tmp_path / "result.json"
@@ -291,7 +291,7 @@ def test_what_is_damaged_is_named_in_a_line_with_the_cure(
     assert len(told) < len(str(path)) + 300
 
 
-def test_a_newer_file_is_not_called_damaged_and_an_older_one_is_read(old: Path) -> None:
+def test_a_newer_file_is_not_reported_as_damaged_and_an_older_one_is_read(old: Path) -> None:
     kind = storage.Kind(name="it", keys={"steps": int}, version=2)
     assert storage.read_json(old, kind)["steps"] == 3
     storage.write_json(old, {"steps": 3}, kind)
@@ -335,7 +335,7 @@ def readers(path: Path) -> list[Callable[[], object]]:
     ]
 
 
-def test_what_is_no_file_is_said_and_does_not_hang(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_an_error_and_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
@@ -352,7 +352,7 @@ def test_what_is_no_file_is_said_and_does_not_hang(tmp_path: Path) -> None:
     assert not storage.is_there(tmp_path / "dangling")
 
 
-def test_a_closed_file_names_its_owner() -> None:
+def test_the_error_for_an_unreadable_file_names_its_owner() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -372,7 +372,7 @@ def test_a_closed_file_names_its_owner() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"{}", None])
-def test_what_is_no_file_of_tensors_is_said_without_torchs_advice(
+def test_a_file_without_tensors_is_reported_without_torchs_advice(
     tmp_path: Path, content: bytes | None
 ) -> None:
     path = tmp_path / "shared.pt"

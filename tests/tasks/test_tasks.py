@@ -50,7 +50,7 @@ def rank(scores: list[float], duplicate: list[bool] | None = None) -> dict[str, 
 
 
 @pytest.mark.parametrize("name", registry.names("tasks"))
-def test_every_task_says_of_every_metric_which_way_is_better(name: str) -> None:
+def test_every_task_states_for_every_metric_which_direction_is_better(name: str) -> None:
     task = registry.load("tasks", name)({"num_classes": 10})
     metrics = task.metrics(torch.ones(len(task.sum_names), dtype=torch.float64))
     assert set(metrics) == set(task.better)
@@ -58,7 +58,7 @@ def test_every_task_says_of_every_metric_which_way_is_better(name: str) -> None:
     assert set(task.better.values()) <= {"min", "max"}
 
 
-def test_accuracy_is_the_share_of_images_whose_class_scores_first_or_in_the_first_five() -> None:
+def test_accuracy_is_the_share_of_images_with_their_class_first_or_in_the_first_five() -> None:
     logits_BK = torch.tensor([[6.0, 5, 4, 3, 2, 1]] * 4)
     y_B = torch.tensor([0, 0, 4, 5])
     metrics = evaluate(Classify({"num_classes": 6}), nn.Identity(), (logits_BK, y_B))
@@ -72,7 +72,7 @@ def test_top_five_of_five_classes_is_not_reported() -> None:
     assert set(metrics) == {"accuracy", "loss"}
 
 
-def test_metrics_are_over_samples_and_not_over_batches() -> None:
+def test_metrics_are_means_over_samples_and_not_over_batches() -> None:
     task, x_BK, y_B = Classify({"num_classes": 7}), torch.randn(10, 7), torch.randint(7, (10,))
     whole = evaluate(task, nn.Identity(), (x_BK, y_B))
     parts = evaluate(task, nn.Identity(), (x_BK[:7], y_B[:7]), (x_BK[7:], y_B[7:]))
@@ -80,7 +80,7 @@ def test_metrics_are_over_samples_and_not_over_batches() -> None:
     assert task.loss(nn.Identity(), (x_BK, y_B)).item() == pytest.approx(whole["loss"])
 
 
-def test_the_memory_carried_makes_two_chunks_of_a_text_one() -> None:
+def test_two_chunks_with_a_carried_hidden_state_equal_one_text() -> None:
     task, model = language_model()
     words = text(10)
     whole = task.loss(model, (words[:, :-1], words[:, 1:]))
@@ -91,7 +91,7 @@ def test_the_memory_carried_makes_two_chunks_of_a_text_one() -> None:
     assert not any(part.requires_grad for part in task.hidden)
 
 
-def test_perplexity_of_a_text_in_chunks_is_that_of_the_whole() -> None:
+def test_perplexity_of_a_text_in_chunks_is_that_of_the_whole_text() -> None:
     task, model = language_model()
     words = text(9)
     whole = evaluate(task, model, (words[:, :-1], words[:, 1:]))
@@ -100,7 +100,7 @@ def test_perplexity_of_a_text_in_chunks_is_that_of_the_whole() -> None:
     assert whole["perplexity"] == pytest.approx(math.exp(whole["loss"]))
 
 
-def test_an_evaluation_in_between_leaves_the_training_memory_alone() -> None:
+def test_an_evaluation_does_not_change_the_hidden_state_of_training() -> None:
     task, model = language_model()
     words = text(10)
     task.loss(model, (words[:, :5], words[:, 1:6]))
@@ -109,7 +109,7 @@ def test_an_evaluation_in_between_leaves_the_training_memory_alone() -> None:
     assert task.state_dict()["hidden"] is state["hidden"]
 
 
-def test_a_language_model_goes_on_in_the_middle_of_an_epoch_to_the_bit() -> None:
+def test_a_language_model_resumes_in_the_middle_of_an_epoch_bitwise_identically() -> None:
     task, model = language_model()
     words = text(10)
     task.loss(model, (words[:, :5], words[:, 1:6]))
@@ -135,11 +135,11 @@ def test_hit_rate_and_ndcg_follow_the_rank_of_the_held_out_item() -> None:
 
 
 @pytest.mark.parametrize("score", [0.0, math.nan])
-def test_a_model_that_scores_all_alike_hits_nothing(score: float) -> None:
+def test_a_model_with_equal_scores_has_a_hit_rate_of_0(score: float) -> None:
     assert rank([score] * 11) == {"hit_rate": 0, "ndcg": 0}
 
 
-def test_masked_duplicates_are_nobodys_rivals() -> None:
+def test_masked_duplicates_do_not_count_as_candidates() -> None:
     assert rank([0.0, *[1.0] * 12], [False] * 4 + [True] * 9) == {"hit_rate": 1, "ndcg": 1 / math.log2(5)}
 
 

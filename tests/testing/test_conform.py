@@ -237,7 +237,7 @@ BREAKS: list[tuple[Callable[[Case], None], type[Reducer]]] = [
 
 
 @pytest.mark.parametrize(("invariant", "mutant"), BREAKS, ids=lambda part: part.__name__)
-def test_a_reducer_wrong_in_one_way_breaks_the_law_about_it(
+def test_a_reducer_with_one_fault_breaks_the_invariant_for_it(
     invariant: Callable[[Case], None], mutant: type[Reducer]
 ) -> None:
     # Indices that occur twice are refused by error feedback, before the invariant sees them.
@@ -246,7 +246,7 @@ def test_a_reducer_wrong_in_one_way_breaks_the_law_about_it(
         invariant(Case(mutant, {}, 3, memory="residual"))
 
 
-def test_every_law_has_a_reducer_that_breaks_it() -> None:
+def test_every_invariant_has_a_reducer_that_breaks_it() -> None:
     assert {invariant for invariant, _ in BREAKS} == set(INVARIANTS)
 
 
@@ -261,7 +261,7 @@ class AsksOnlySomeRanks(TopK):
     "invariant",
     [invariant for invariant in INVARIANTS if invariant is not conformance.one_rank_sends_nothing],
 )
-def test_a_collective_that_only_some_ranks_call_is_an_error_and_no_hang(
+def test_a_collective_that_only_some_ranks_call_is_an_error_and_does_not_hang(
     invariant: Callable[[Case], None],
 ) -> None:
     with pytest.raises(WireError, match=r"the ranks' collectives differ|for ranks that have ended"):
@@ -291,7 +291,7 @@ def conformed(
     return status, capsys.readouterr().out
 
 
-def test_conform_says_which_invariants_were_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_conform_reports_which_invariants_were_kept(capsys: pytest.CaptureFixture[str]) -> None:
     assert conformance.main("gtopk", {"density": 0.05}, [1, 2]) == 0
     told = capsys.readouterr().out
     assert told.startswith(f"gtopk: {len(INVARIANTS)} invariants: {len(INVARIANTS)} kept\n")
@@ -300,7 +300,7 @@ def test_conform_says_which_invariants_were_kept(capsys: pytest.CaptureFixture[s
     assert "not checked: agreement needs two or more ranks (ranks agree)" in told
 
 
-def test_conform_says_what_was_seen_where_an_invariant_is_broken(
+def test_conform_reports_what_was_observed_if_an_invariant_is_broken(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status, told = conformed(DoesNotDivide, [1, 2], capsys, monkeypatch)
@@ -316,7 +316,7 @@ def test_conform_says_what_was_seen_where_an_invariant_is_broken(
 
 
 @pytest.mark.parametrize("part", [1e-7, 1.0])
-def test_a_mean_that_differs_by_rank_is_told_whatever_the_difference(
+def test_a_mean_that_differs_between_ranks_is_reported_whatever_the_difference(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, part: float
 ) -> None:
     class Differs(Exact):
@@ -341,7 +341,7 @@ class StatesLittle(GTopK):
         return None
 
 
-def test_what_was_not_checked_is_not_told_as_kept(
+def test_unchecked_invariants_are_not_reported_as_kept(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status, told = conformed(StatesLittle, [2], capsys, monkeypatch)
@@ -356,7 +356,7 @@ def test_what_was_not_checked_is_not_told_as_kept(
         assert f"not checked: {reason}" in told or f"the reducer states {reason}" in told
 
 
-def test_a_quantiser_is_checked_in_part_as_only_it_knows_what_it_has_sent_without_memory(
+def test_a_quantiser_without_memory_is_checked_in_part(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert conformance.main("efsignsgd", {}, [2]) == 0
@@ -365,7 +365,7 @@ def test_a_quantiser_is_checked_in_part_as_only_it_knows_what_it_has_sent_withou
     assert row(told, conformance.density_one_is_all_reduce) == ["n/a"]
 
 
-def test_conform_takes_wrong_options_for_the_users_mistake() -> None:
+def test_conform_reports_wrong_options_as_the_users_error() -> None:
     with pytest.raises(ValueError, match=r"density=2\.0: expected a share"):
         conformance.main("topk", {"density": 2.0}, [2])
     with pytest.raises(ValueError, match=r"world_sizes is \[0, 2\]; allowed are"):

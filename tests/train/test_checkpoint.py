@@ -64,7 +64,7 @@ def thread_gathers(world_size: int) -> list[Callable[[str], list[str]]]:
     return [lambda text, rank=rank: gather(rank, text) for rank in range(world_size)]  # type: ignore[misc]
 
 
-def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
+def test_a_checkpoint_returns_what_was_saved(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     optimizer = build_optimizer(model, kind="adam", lr=0.1, decay_norms=False)
     model(torch.randn(5, 3)).sum().backward()
@@ -83,7 +83,7 @@ def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
     assert str(own_again) == str(own)
 
 
-def test_every_rank_gets_its_own_back_and_returns_to_a_complete_checkpoint(tmp_path: Path) -> None:
+def test_every_rank_loads_its_own_state_from_a_complete_checkpoint(tmp_path: Path) -> None:
     gathers = thread_gathers(3)
 
     def run(rank: int) -> str:
@@ -113,13 +113,13 @@ def test_every_rank_gets_its_own_back_and_returns_to_a_complete_checkpoint(tmp_p
         load(found.path, 3)
 
 
-def test_the_newest_two_are_kept(tmp_path: Path) -> None:
+def test_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         save_alone(tmp_path, step)
     assert names(tmp_path) == ["step-00000020", "step-00000030"]
 
 
-def test_a_run_that_went_back_leaves_no_checkpoint_of_the_future_it_left(tmp_path: Path) -> None:
+def test_a_run_that_went_back_removes_the_checkpoints_of_later_steps(tmp_path: Path) -> None:
     for step in (10, 20, 15):
         save_alone(tmp_path, step)
     assert names(tmp_path) == ["step-00000010", "step-00000015"]
@@ -158,7 +158,7 @@ def test_a_missing_or_shortened_file_is_found_and_the_checkpoint_before_it_used(
         assert value_of(tmp_path) == 10
 
 
-def test_no_flipped_bit_in_the_index_goes_unseen_or_stops_the_search(tmp_path: Path) -> None:
+def test_every_flipped_bit_in_the_index_is_detected_and_does_not_stop_the_search(tmp_path: Path) -> None:
     save_alone(tmp_path, 10)
     save_alone(tmp_path, 20)
     index = tmp_path / "step-00000020" / "index.json"
@@ -184,7 +184,7 @@ def test_no_flipped_bit_in_the_index_goes_unseen_or_stops_the_search(tmp_path: P
         ({signal.SIGKILL: 1}, r"a key of rank-0000.pt is a signal.Signals"),
     ],
 )
-def test_what_could_not_be_read_back_is_refused_before_anything_is_written(
+def test_state_that_could_not_be_read_back_is_refused_before_anything_is_written(
     tmp_path: Path, value: Any, where: str
 ) -> None:
     with pytest.raises(ValueError, match=where):
@@ -192,7 +192,7 @@ def test_what_could_not_be_read_back_is_refused_before_anything_is_written(
     assert names(tmp_path) == []
 
 
-def test_the_random_generators_go_on_where_they_were(tmp_path: Path) -> None:
+def test_the_random_generators_continue_from_their_saved_state(tmp_path: Path) -> None:
     def draw() -> list[float]:
         return [torch.rand(()).item(), random.gauss(), np.random.rand(), np.random.standard_normal()]
 
@@ -209,7 +209,7 @@ def test_the_random_generators_go_on_where_they_were(tmp_path: Path) -> None:
     not hasattr(os, "fork"), reason="each kill needs a process, and only a fork is cheap enough"
 )
 @pytest.mark.slow
-def test_a_save_killed_at_any_moment_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+def test_a_save_killed_at_any_moment_leaves_a_checkpoint_to_resume_from(tmp_path: Path) -> None:
     # In a process of its own, for forks and threads do not mix and pytest's process has threads.
     command = [sys.executable, "-W", "error::UserWarning", __file__, str(tmp_path / "checkpoints")]
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -330,7 +330,7 @@ def test_a_fifo_in_place_of_a_file_does_not_hang(tmp_path: Path) -> None:
         {"files": {"../../x": {"bytes": 1, "sha256": ""}, "shared.pt": {"bytes": 1, "sha256": ""}}},
     ],
 )
-def test_an_index_that_cannot_be_is_refused_at_once(tmp_path: Path, change: dict[str, object]) -> None:
+def test_an_impossible_index_is_refused_at_once(tmp_path: Path, change: dict[str, object]) -> None:
     save_alone(tmp_path, 10)
     index = tmp_path / "step-00000010" / "index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | change))
@@ -339,7 +339,7 @@ def test_an_index_that_cannot_be_is_refused_at_once(tmp_path: Path, change: dict
     assert len(str(caught[0].message)) < 500
 
 
-def test_checkpoints_that_may_not_be_listed_are_not_taken_for_none(tmp_path: Path) -> None:
+def test_an_unreadable_folder_of_checkpoints_does_not_count_as_empty(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(storage.Unreadable, match="checkpoints cannot be listed: Not a directory"):
         newest(tmp_path / "checkpoints")

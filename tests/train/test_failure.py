@@ -62,7 +62,7 @@ def drift(step: int) -> None:
         ("--steps 8 --check-replicas 0", None),
     ],
 )
-def test_replicas_that_drift_end_the_run_at_the_next_comparison(
+def test_diverging_replicas_end_the_run_at_the_next_comparison(
     launcher: Launcher, tmp_path: Path, argv: str, found_at: int | None
 ) -> None:
     run = launcher.start(f"{FF} {argv}", tmp_path / "runs", tamper=partial(drift, 2))
@@ -132,7 +132,7 @@ def leave(how: str, training: Training) -> None:
         ("KeyError", "KeyError: 'a key'"),
     ],
 )
-def test_a_rank_that_leaves_is_named_with_its_status(
+def test_a_rank_that_exits_is_named_with_its_status(
     launcher: Launcher, tmp_path: Path, how: str, says: str
 ) -> None:
     run = launcher.start(
@@ -169,7 +169,7 @@ def brake(tmp_path: Path) -> Brake:
 # What would come again.
 
 
-def test_what_a_library_refuses_in_the_first_step_is_one_line_and_hopeless(
+def test_an_error_of_a_library_in_the_first_step_is_one_line_and_not_retried(
     launcher: Launcher, tmp_path: Path
 ) -> None:
     argv = "lstm-topics --steps 2 --amp fp16 --device cpu --data.limit-train 20000 --data.limit-test 1000"
@@ -197,7 +197,7 @@ def test_what_a_library_refuses_in_the_first_step_is_one_line_and_hopeless(
         ),
     ],
 )
-def test_the_line_of_an_unexpected_error_says_whose_it_is(
+def test_the_line_of_an_unexpected_error_names_its_origin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, says: str, status: int
 ) -> None:
     path = tmp_path / "mine.py"
@@ -216,7 +216,7 @@ def test_the_line_of_an_unexpected_error_says_whose_it_is(
 
 
 @pytest.mark.slow
-def test_ranks_that_torchrun_starts_again_go_on_from_the_checkpoint(
+def test_ranks_that_torchrun_restarts_resume_from_the_checkpoint(
     tmp_path: Path,
 ) -> None:
     killer = tmp_path / "killed_once.py"

@@ -58,18 +58,18 @@ def test_uneven_counts_are_never_split_evenly() -> None:
         assert step.reduced.density == pytest.approx((1 + 4 + 0) / 3 / 5)
 
 
-def test_the_same_index_from_several_ranks_adds_up() -> None:
+def test_the_values_of_one_index_from_several_ranks_are_added() -> None:
     for (step,) in play(lambda: GTopK(density=0.4), [[[1.0, 7.0, 0.0, 0.0, 3.0]]] * 4):
         assert step.mean_N.tolist() == [0.0, 7.0, 0.0, 0.0, 3.0]
 
 
-def test_the_same_index_twice_from_one_rank_adds_up() -> None:
+def test_the_values_of_one_index_twice_from_one_rank_are_added() -> None:
     at_M = torch.tensor([1, 1, 0], dtype=torch.int32)
     mean_N = ops.scatter_mean(torch.tensor([1.0, 2.0, 4.0]), at_M, [2, 1], torch.empty(3))
     assert mean_N.tolist() == [2.0, 1.5, 0.0]
 
 
-def test_padding_is_never_added_in() -> None:
+def test_padding_is_never_added_to_the_mean() -> None:
     # Rank 1 sends nothing, so its payload is padding alone: zeros for index 0, which nobody sent.
     gradients = [[[0.0, 5.0, 6.0], [0.0, 5.0, 6.0]], [[0.5, 0.0, 0.0], [0.0, 0.0, 0.0]]]
     for rank, (first, second) in enumerate(play(lambda: Threshold(threshold=1.0), gradients)):
@@ -97,7 +97,7 @@ def test_indices_beyond_16_bits_survive_and_never_pass_through_a_half(values: An
             assert step.payload["indices"] == 16
 
 
-def test_more_elements_than_int32_can_index_are_an_error_and_no_overflow() -> None:
+def test_more_elements_than_int32_can_index_are_an_error_and_not_an_overflow() -> None:
     assert Layout.of([("w", (2**31 - 1,))]).numel == 2**31 - 1
     with pytest.raises(ValueError, match=r"2,147,483,648 elements in one vector; at most 2,147,483,647"):
         Layout.of([("w", (2**30, 2))])
@@ -123,7 +123,7 @@ def test_no_sentinel_leaks_from_one_step_into_the_next(name: str) -> None:
         assert sent_N.tolist() == pytest.approx([100.0, -3.0, 2.0, 0.0], abs=1e-6 * 100)  # of the largest
 
 
-def test_the_gradient_handed_over_is_not_kept() -> None:
+def test_a_reducer_does_not_keep_the_given_gradient() -> None:
     """The engine reuses its buffer: what a reducer keeps of a gradient must be a copy."""
 
     def means(name: str, *, reuse: bool) -> list[Tensor]:
@@ -153,7 +153,7 @@ def test_layers_that_are_negative_everywhere_are_sent(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("constant", [0.0, 1.0, -1.0, 1e-41, 1e30])
-def test_constant_input_ends(name: str, constant: float) -> None:
+def test_constant_input_terminates(name: str, constant: float) -> None:
     for seen in play(registry.load("reducers", name), [[[constant] * 200] * 5] * 2):
         assert len(seen) == 5
 
@@ -176,7 +176,7 @@ def test_sage_recovers_from_steps_of_zeros(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("controller", ["sage", "feedback", "quantile"])
-def test_sages_threshold_is_never_stuck_at_zero_after_a_start_in_silence(controller: Any) -> None:
+def test_sages_threshold_does_not_stay_at_zero_after_initial_zero_gradients(controller: Any) -> None:
     reducer = Sage(density=0.1, controller=controller)
     play(lambda: reducer, [[[0.0] * 100] * 3])
     silent = reducer.report()["threshold"]
@@ -206,7 +206,7 @@ def test_the_ranks_make_the_same_calls_whatever_their_data(name: str) -> None:
     assert all(calls == first for calls in others)
 
 
-def test_a_rank_whose_small_tensors_have_no_gradient_comes_to_their_reduction_too() -> None:
+def test_a_rank_whose_small_tensors_have_no_gradient_joins_their_reduction() -> None:
     def work(wire: Wire) -> list[float]:
         model = nn.Linear(4, 2)
         whole = WholeModel(model, TopK(), min_compress=5)
@@ -231,7 +231,7 @@ def test_the_order_of_parameters_is_the_models_own_on_every_rank() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_reducing_leaves_the_global_random_numbers_alone(name: str) -> None:
+def test_reducing_does_not_change_the_global_random_state(name: str) -> None:
     def drawn(wire: Wire, *, reduces: bool) -> list[float]:
         feedback = ErrorFeedback(registry.load("reducers", name)(), Layout.of([("w", (3,))]))
         torch.manual_seed(5)  # the rank's own: what it does to its numbers, nobody outside would see
@@ -247,7 +247,7 @@ def test_reducing_leaves_the_global_random_numbers_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_all_that_a_later_step_depends_on_is_in_the_state(name: str) -> None:
+def test_everything_that_a_later_step_depends_on_is_in_the_state(name: str) -> None:
     resumed_equals_uninterrupted(Case(registry.load("reducers", name), {}, 2, memory="residual"))
 
 
@@ -274,7 +274,7 @@ def test_the_mean_is_divided_by_the_number_of_ranks() -> None:
 # What is timed.
 
 
-def test_clocks_synchronise_the_device_in_a_profiling_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timing_synchronises_the_device_only_in_a_profiling_run(monkeypatch: pytest.MonkeyPatch) -> None:
     synchronised: list[object] = []
     monkeypatch.setattr("torch.cuda.synchronize", synchronised.append)
 

@@ -50,7 +50,7 @@ def backward(model: nn.Module, step: int) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_warm_up_is_a_line_from_lr_to_the_peak_and_meets_every_course(kind: str) -> None:
+def test_the_warm_up_is_linear_from_lr_to_the_peak_and_every_schedule_continues_there(kind: str) -> None:
     warm = [schedule(step, kind=kind, **COURSE) for step in range(51)]
     assert (warm[0], warm[50]) == pytest.approx((0.1, 0.8))
     assert [b - a for a, b in pairwise(warm)] == pytest.approx([0.7 / 50] * 50)
@@ -62,7 +62,7 @@ def test_after_the_warm_up_the_rate_never_rises(kind: str) -> None:
     assert all(b <= a for a, b in pairwise(rates))
 
 
-def test_the_courses_reach_the_values_worked_out_by_hand() -> None:
+def test_the_schedules_reach_the_values_computed_by_hand() -> None:
     assert schedule(99, kind="step", **COURSE) == pytest.approx(0.8)
     assert schedule(100, kind="step", **COURSE) == pytest.approx(0.08)
     assert schedule(150, kind="step", **COURSE) == pytest.approx(0.008)
@@ -72,13 +72,13 @@ def test_the_courses_reach_the_values_worked_out_by_hand() -> None:
     assert schedule(89, kind="decay", **COURSE) == pytest.approx(0.8 / 1.25**2)
 
 
-def test_the_peak_grows_with_the_world_and_never_shrinks_the_rate() -> None:
+def test_the_peak_grows_with_the_world_size_and_is_never_below_lr() -> None:
     assert peak_scale(2, 8) == 16
     assert peak_scale(0.25, 2) == 1
     assert peak_scale(0, 64) == 1
 
 
-def test_an_unknown_schedule_or_optimiser_is_answered_with_those_there_are() -> None:
+def test_an_unknown_schedule_or_optimiser_is_refused_with_the_allowed_ones() -> None:
     with pytest.raises(ValueError, match="constant, step, cosine or decay"):
         schedule(60, kind="linear", **COURSE)
     with pytest.raises(ValueError, match="sgd or adam"):
@@ -125,7 +125,7 @@ def test_momentum_before_the_reduction_of_one_rank_is_momentum_after_it(
     torch.testing.assert_close(flat(list(before.parameters())), flat(list(after.parameters())))
 
 
-def test_momentum_before_the_reduction_is_in_place_and_goes_on_from_its_state() -> None:
+def test_momentum_before_the_reduction_is_in_place_and_resumes_from_its_state() -> None:
     parameters = [torch.zeros(2, 2), torch.zeros(3)]
     rule = BeforeReduction(parameters, momentum=0.5, nesterov=True)
     g_N = torch.ones(7)
@@ -151,7 +151,7 @@ def test_clipping_keeps_the_direction_and_bounds_the_norm() -> None:
     assert clip_(torch.zeros(3), 0.4) == 0
 
 
-def test_the_running_average_is_the_mean_of_the_models_shown() -> None:
+def test_the_running_average_is_the_mean_of_the_given_models() -> None:
     model, average = small_model(), RunningAverage()
     seen = []
     for step in range(4):
@@ -173,7 +173,7 @@ def test_the_running_average_is_the_mean_of_the_models_shown() -> None:
     assert all(torch.equal(x, last[name]) for name, x in model.state_dict().items())
 
 
-def test_the_weights_come_back_even_if_the_evaluation_fails() -> None:
+def test_the_weights_are_restored_even_if_the_evaluation_fails() -> None:
     model, average = nn.Linear(2, 2), RunningAverage()
     average.update(model)
     nn.init.zeros_(model.weight)

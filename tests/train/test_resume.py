@@ -92,7 +92,7 @@ def with_ranks(config: Config, folder: Path, do: Any) -> list[Any]:
     ],
     ids=lambda options: " ".join(f"{name}={value}" for name, value in options.items()),
 )
-def test_whatever_has_a_state_goes_on_from_its_own_checkpoint_to_the_bit(
+def test_everything_with_a_state_resumes_from_its_checkpoint_bitwise_identically(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     config = replace(CONFIG, world_size=2, **options)
@@ -140,7 +140,7 @@ def total(kept: list[dict[str, Tensor]], name: str) -> Tensor:
 
 @pytest.mark.parametrize(("before", "now"), [(3, 2), (2, 3), (4, 1), (1, 4), (2, 2)])
 @pytest.mark.parametrize("memory", ["residual", "momentum"])
-def test_the_sum_over_ranks_of_what_was_not_sent_is_kept(
+def test_the_sum_of_the_residuals_over_ranks_is_kept(
     tmp_path: Path, memory: Any, before: int, now: int
 ) -> None:
     config = replace(CONFIG, memory=memory, world_size=before, epochs=1.0)
@@ -162,7 +162,7 @@ def test_the_sum_over_ranks_of_what_was_not_sent_is_kept(
         assert all(torch.equal(a, b) for a, b in zip(weights, ranks[0][3], strict=True))
 
 
-def test_a_run_that_continues_another_trains_on_and_then_goes_on_from_its_own(tmp_path: Path) -> None:
+def test_a_run_that_continues_another_resumes_later_from_its_own_checkpoint(tmp_path: Path) -> None:
     trained(tmp_path / "before", replace(CONFIG, world_size=2, epochs=1.0))
     config = replace(CONFIG, world_size=4, continue_from=tmp_path / "before", checkpoint_every=1)
 
@@ -187,7 +187,7 @@ def test_a_run_that_continues_another_trains_on_and_then_goes_on_from_its_own(tm
     assert steps == [4]
 
 
-def test_the_same_ranks_and_configuration_train_on_as_if_never_stopped(tmp_path: Path) -> None:
+def test_with_the_same_ranks_and_configuration_training_continues_as_if_uninterrupted(tmp_path: Path) -> None:
     # Not to be confused with going on from its own: random states are not taken over, but here none is used.
     trained(tmp_path / "half", replace(CONFIG, epochs=1.0))
 
@@ -211,14 +211,16 @@ def test_the_same_ranks_and_configuration_train_on_as_if_never_stopped(tmp_path:
         ({"epochs": 1.0}, r"raise --epochs or --steps"),
     ],
 )
-def test_what_cannot_be_continued_is_said(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
+def test_a_run_that_cannot_be_continued_is_an_error_with_the_reason(
+    tmp_path: Path, changes: dict[str, Any], complaint: str
+) -> None:
     trained(tmp_path / "before", replace(CONFIG, world_size=1, epochs=1.0))
     config = replace(CONFIG, **{"world_size": 1, "continue_from": tmp_path / "before", **changes})
     with pytest.raises(ValueError, match=complaint):
         with_ranks(config, tmp_path / "now", lambda training: training.resume())
 
 
-def test_options_that_make_another_state_are_said(tmp_path: Path) -> None:
+def test_options_that_change_the_state_are_named(tmp_path: Path) -> None:
     config = replace(CONFIG, reducer="sage", world_size=1, epochs=1.0)
     trained(tmp_path / "before", config)
     options: dict[str, Any] = {"controller": "feedback"}
@@ -227,7 +229,7 @@ def test_options_that_make_another_state_are_said(tmp_path: Path) -> None:
         with_ranks(config, tmp_path / "now", lambda training: training.resume())
 
 
-def test_a_folder_without_a_checkpoint_is_said(tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "before").mkdir()
     write_json(tmp_path / "before" / "config.json", CONFIG.to_dict())
     config = replace(CONFIG, continue_from=tmp_path / "before")

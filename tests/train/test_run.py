@@ -71,7 +71,7 @@ def note_collection(folder: Path, training: Training) -> None:
     (folder / f"collection is {gc.isenabled()}").touch()
 
 
-def test_garbage_is_collected_in_training_where_the_start_has_paused_it(
+def test_garbage_collection_that_was_paused_at_the_start_is_on_in_training(
     launcher: Launcher, tmp_path: Path
 ) -> None:
     (tmp_path / "said").mkdir()
@@ -81,7 +81,7 @@ def test_garbage_is_collected_in_training_where_the_start_has_paused_it(
     assert [path.name for path in (tmp_path / "said").iterdir()] == ["collection is True"]
 
 
-def test_who_has_turned_garbage_collection_off_finds_it_off() -> None:
+def test_garbage_collection_that_the_caller_disabled_stays_disabled() -> None:
     gc.disable()
     try:
         garbage.pause_collection()
@@ -91,7 +91,7 @@ def test_who_has_turned_garbage_collection_off_finds_it_off() -> None:
         gc.enable()
 
 
-def test_a_run_in_a_script_s_own_process_leaves_it_its_signals(tmp_path: Path) -> None:
+def test_a_run_in_the_process_of_a_script_keeps_the_scripts_signal_handlers(tmp_path: Path) -> None:
     script = f"""
 import signal
 from sage.train import run
@@ -106,7 +106,7 @@ assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal
     assert done.returncode == 0, done.stderr
 
 
-def test_a_finished_run_is_not_done_again(
+def test_a_finished_run_is_not_repeated(
     launcher: Launcher, sage: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     done = launcher.reference(FF)
@@ -118,7 +118,7 @@ def test_a_finished_run_is_not_done_again(
     assert (done.folder / "result.json").stat().st_mtime_ns == before
 
 
-def test_fresh_does_it_again_and_comes_to_the_same_bits(launcher: Launcher, tmp_path: Path) -> None:
+def test_fresh_repeats_a_run_with_bitwise_identical_results(launcher: Launcher, tmp_path: Path) -> None:
     done = launcher.reference(FF)
     shutil.copytree(done.runs, tmp_path / "runs")
     (tmp_path / "runs" / done.folder.name / "metrics.jsonl").write_text("what was here before\n")
@@ -135,7 +135,7 @@ def test_another_seed_is_another_run(launcher: Launcher, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("argv", [FF, LSTM], ids=["digits-ff", "lstm-topics"])
-def test_ranks_in_one_process_come_to_the_same_as_processes(
+def test_ranks_in_one_process_give_the_same_results_as_processes(
     launcher: Launcher, tmp_path: Path, argv: str
 ) -> None:
     # A sum of two is the same in either order, so with two ranks even the bits are.
@@ -156,7 +156,7 @@ def test_ranks_in_one_process_come_to_the_same_as_processes(
     [(CNN, 9, 8), (LSTM, 3, 2), (NCF, 7, 5), (FF, 3, 0)],
     ids=["digits", "lstm-topics", "ncf-imports", "before its first checkpoint"],
 )
-def test_a_killed_run_goes_on_as_if_it_had_not_been(
+def test_a_killed_run_resumes_as_if_uninterrupted(
     launcher: Launcher, brake: Brake, tmp_path: Path, argv: str, at: int, saved: int
 ) -> None:
     kill(launcher, brake, argv, tmp_path / "runs", at)
@@ -165,7 +165,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert_same_run(launcher.reference(argv).folder, resumed.folder)
 
 
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_taken(
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(
     launcher: Launcher, brake: Brake, tmp_path: Path
 ) -> None:
     folder = kill(launcher, brake, FF, tmp_path / "runs", 11)
@@ -191,7 +191,7 @@ def kill(launcher: Launcher, brake: Brake, argv: str, runs: Path, at: int) -> Pa
 # Stopped.
 
 
-def test_signals_stop_all_ranks_at_one_step_and_the_run_goes_on(
+def test_signals_stop_all_ranks_at_the_same_step_and_the_run_resumes(
     launcher: Launcher, brake: Brake, tmp_path: Path
 ) -> None:
     stops = []
@@ -221,7 +221,7 @@ def test_signals_stop_all_ranks_at_one_step_and_the_run_goes_on(
     assert events == [(event, step) for step in stops for event in ("stopped", "resumed")]
 
 
-def test_a_signal_before_training_has_begun_is_no_crash(tmp_path: Path) -> None:
+def test_a_signal_before_training_has_begun_is_not_a_crash(tmp_path: Path) -> None:
     outcome = tmp_path / "outcome"
     process = subprocess.Popen(
         [sys.executable, "-m", "sage", "run", *FF.split()],
@@ -257,7 +257,7 @@ def fail_on_rank_1(training: Training) -> None:
         raise RuntimeError("an error that nobody foresaw")
 
 
-def test_an_error_that_nobody_foresaw_ends_the_others_and_keeps_its_traceback(
+def test_an_unexpected_error_ends_the_other_ranks_and_keeps_its_traceback(
     launcher: Launcher, tmp_path: Path
 ) -> None:
     run = launcher.start(FF, tmp_path / "runs", tamper=partial(before_each_step, fail_on_rank_1))
@@ -285,7 +285,7 @@ def test_an_error_that_nobody_foresaw_ends_the_others_and_keeps_its_traceback(
         ("digits-ff --lr 1e9", 2, "the mean gradient is not finite; "),
     ],
 )
-def test_what_cannot_be_done_is_told_on_one_screen(
+def test_an_impossible_run_is_an_error_of_a_few_lines_without_traceback(
     launcher: Launcher, tmp_path: Path, argv: str, code: int, said: str
 ) -> None:
     run = launcher.start(argv, tmp_path / "runs")
@@ -295,7 +295,7 @@ def test_what_cannot_be_done_is_told_on_one_screen(
     assert len(run.said.splitlines()) <= 24
 
 
-def test_a_folder_that_cannot_be_made_is_told_in_a_line(launcher: Launcher, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_a_one_line_error(launcher: Launcher, tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     run = launcher.start(FF, tmp_path / "runs" / "deeper")
     assert run.wait() == 2
@@ -303,7 +303,7 @@ def test_a_folder_that_cannot_be_made_is_told_in_a_line(launcher: Launcher, tmp_
     assert "Traceback" not in run.said
 
 
-def test_a_folder_that_another_process_runs_is_left_alone(launcher: Launcher, tmp_path: Path) -> None:
+def test_a_folder_that_another_process_uses_is_not_changed(launcher: Launcher, tmp_path: Path) -> None:
     folder = tmp_path / launcher.reference(FF).folder.name
     folder.mkdir()
     with (folder / ".lock").open("w") as lock:
@@ -315,7 +315,7 @@ def test_a_folder_that_another_process_runs_is_left_alone(launcher: Launcher, tm
     assert launcher.finish(FF, tmp_path).folder == folder
 
 
-def test_fresh_is_refused_while_the_run_is_in_training_and_the_run_loses_nothing(
+def test_fresh_is_refused_during_training_and_the_run_loses_nothing(
     launcher: Launcher, brake: Brake, tmp_path: Path
 ) -> None:
     run = launcher.start(FF, tmp_path / "runs", tamper=brake.put(6))
@@ -341,7 +341,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 # Left behind.
 
 
-def test_a_run_leaves_its_configuration_its_origin_and_its_result(launcher: Launcher) -> None:
+def test_a_run_writes_its_configuration_manifest_and_result(launcher: Launcher) -> None:
     folder = launcher.reference(FF).folder
     config, manifest, result = (
         json.loads((folder / f"{name}.json").read_text()) for name in ("config", "manifest", "result")
@@ -414,7 +414,7 @@ def has_ipv6() -> bool:
     ],
     ids=["bare", "torchrun", "SLURM", "Open MPI"],
 )
-def test_ranks_started_by_others_meet_and_come_to_the_same(
+def test_ranks_started_separately_connect_and_give_the_same_results(
     launcher: Launcher, tmp_path: Path, names: tuple[str, ...]
 ) -> None:
     # One of them by IPv6, where this machine has it.
@@ -428,7 +428,7 @@ def test_ranks_started_by_others_meet_and_come_to_the_same(
     assert_same_run(launcher.reference(FF).folder, ranks[0].folder)
 
 
-def test_variables_that_are_missing_are_named(launcher: Launcher, tmp_path: Path) -> None:
+def test_missing_variables_are_named(launcher: Launcher, tmp_path: Path) -> None:
     run = launcher.start(FF, tmp_path / "runs", environment={"hostip": "127.0.0.1", "port": "29500"})
     assert run.wait() == 2, run.said
     assert "hostip=127.0.0.1 is set, but rank, world_size are not set" in run.said

@@ -112,12 +112,12 @@ def test_all_ranks_skip_a_step_that_is_not_finite_on_one(
     assert all(same_bits(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_unless_told_to_skip_a_run_ends_there(tmp_path: Path) -> None:
+def test_by_default_a_run_ends_at_a_step_that_is_not_finite(tmp_path: Path) -> None:
     with pytest.raises(Diverged, match=rf"step {SPIKED}: the mean gradient is not finite.*--non-finite skip"):
         step_by_step(tmp_path, lambda training: None, spike=float("nan"))
 
 
-def test_what_is_skipped_costs_one_small_message_a_step(tmp_path: Path) -> None:
+def test_skipping_costs_one_small_message_per_step(tmp_path: Path) -> None:
     def control(training: Training) -> int:
         return training.wire.ledger.payload["control"]
 
@@ -128,7 +128,7 @@ def test_what_is_skipped_costs_one_small_message_a_step(tmp_path: Path) -> None:
 # The memory's learning rate.
 
 
-def test_the_memory_hears_the_learning_rate_that_each_step_is_taken_at(tmp_path: Path) -> None:
+def test_error_feedback_gets_the_learning_rate_of_each_step(tmp_path: Path) -> None:
     def heard(training: Training) -> float:
         return float(training.mount.feedback.last_lr)
 

@@ -147,7 +147,7 @@ def assert_close(weights: list[Tensor], others: list[Tensor]) -> None:
     ],
     ids=["plain", "heavy-ball", "nesterov", "adam"],
 )
-def test_one_rank_trains_as_the_loop_that_everybody_writes(
+def test_one_rank_trains_like_a_plain_pytorch_loop(
     train: Train,
     options: dict[str, Any],
     optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
@@ -155,11 +155,11 @@ def test_one_rank_trains_as_the_loop_that_everybody_writes(
     assert_close(train(epochs=2, **options).weights, by_hand(optimizer))
 
 
-def test_accumulating_two_batches_is_one_batch_of_twice_the_size(train: Train) -> None:
+def test_accumulating_two_batches_equals_one_batch_of_twice_the_size(train: Train) -> None:
     assert_close(train(batch_size=4, accumulate=2).weights, train().weights)
 
 
-def test_two_ranks_are_one_with_twice_the_batch(train: Train) -> None:
+def test_two_ranks_equal_one_rank_with_twice_the_batch(train: Train) -> None:
     one, two = train(epochs=2), train(epochs=2, world_size=2, batch_size=4)
     assert_close(one.weights, two.weights)
     assert one.each("loss") == pytest.approx(two.each("loss"), rel=1e-5)
@@ -168,7 +168,7 @@ def test_two_ranks_are_one_with_twice_the_batch(train: Train) -> None:
 
 
 @pytest.mark.parametrize("kind", ["heavy-ball", "nesterov", "none"])
-def test_momentum_and_decay_come_to_the_same_before_and_after_a_reduction_that_is_exact(
+def test_momentum_and_decay_give_the_same_before_and_after_an_exact_reduction(
     train: Train, kind: str
 ) -> None:
     common = {"epochs": 2, "world_size": 2, "batch_size": 4, "momentum_kind": kind, "weight_decay": 0.05}
@@ -177,7 +177,7 @@ def test_momentum_and_decay_come_to_the_same_before_and_after_a_reduction_that_i
     assert_close(before.weights, after.weights)
 
 
-def test_one_rank_may_clip_before_or_after(train: Train) -> None:
+def test_for_one_rank_clipping_before_and_after_the_reduction_is_equal(train: Train) -> None:
     free, local, whole = train(), train(clip_local=0.3), train(clip_global=0.3)
     for mine, other in zip(local.weights, whole.weights, strict=True):
         assert torch.equal(mine, other)
@@ -187,7 +187,7 @@ def test_one_rank_may_clip_before_or_after(train: Train) -> None:
     assert min(whole.each("gradient_norm")) > 0.3
 
 
-def test_the_learning_rate_follows_its_schedule_on_record_and_in_the_weights(train: Train) -> None:
+def test_the_learning_rate_follows_its_schedule_in_the_record_and_in_the_weights(train: Train) -> None:
     course = {"epochs": 2, "lr": 0.05, "lr_scale": 3.0, "warmup_epochs": 0.5, "schedule": "cosine"}
     trained = train(**course, momentum_kind="none")
     wanted = [
@@ -218,7 +218,7 @@ def test_the_sums_of_uneven_shares_give_the_metrics_of_the_whole_test_set(train:
         assert trained.result["final"] == metrics
 
 
-def test_the_average_of_the_epochs_from_the_second_on_is_evaluated_too(train: Train) -> None:
+def test_the_average_of_the_epochs_from_the_second_on_is_also_evaluated(train: Train) -> None:
     second, third = train(epochs=2), train(epochs=3, average_from=2)
     mean = [(a + b) / 2 for a, b in zip(second.weights, third.weights, strict=True)]
     evaluations = [record for record in third.records if record["kind"] == "epoch"]
@@ -226,7 +226,9 @@ def test_the_average_of_the_epochs_from_the_second_on_is_evaluated_too(train: Tr
     assert evaluations[-1]["average_metrics"] == pytest.approx(evaluate(mean))
 
 
-def test_all_ranks_evaluate_one_model_and_one_average_whatever_their_running_statistics(train: Train) -> None:
+def test_all_ranks_evaluate_the_same_model_and_average_whatever_their_running_statistics(
+    train: Train,
+) -> None:
     trained = train(
         model=lambda: small_network(norm=True), world_size=2, batch_size=4, epochs=2, average_from=1
     )
@@ -238,7 +240,7 @@ def test_all_ranks_evaluate_one_model_and_one_average_whatever_their_running_sta
         assert all(torch.equal(mine[name], others[name]) for name in mine)
 
 
-def test_the_loss_of_training_is_the_mean_since_the_evaluation_before(train: Train) -> None:
+def test_the_training_loss_is_the_mean_since_the_last_evaluation(train: Train) -> None:
     trained = train(epochs=2)
     losses = trained.each("loss")
     assert trained.each("train_loss", "epoch") == pytest.approx([sum(losses[:4]) / 4, sum(losses[4:]) / 4])
@@ -248,7 +250,7 @@ def test_the_loss_of_training_is_the_mean_since_the_evaluation_before(train: Tra
 
 
 @pytest.mark.parametrize(("task", "target"), [(Classify, 0.6), (ByLoss, 0.8)])
-def test_the_run_ends_where_it_reaches_the_target(train: Train, task: type[Classify], target: float) -> None:
+def test_a_run_ends_when_it_reaches_its_target(train: Train, task: type[Classify], target: float) -> None:
     trained = train(task=task, epochs=50, target=target)
     values = [metrics[task.metric] for metrics in trained.each("metrics", "epoch")]
     better = [value >= target if task is Classify else value <= target for value in values]
@@ -296,14 +298,14 @@ def test_what_is_recorded_does_not_depend_on_when_checkpoints_are_made(train: Tr
     assert len(set(rare.each("residual_norm"))) == STEPS_PER_EPOCH
 
 
-def test_only_every_so_many_steps_are_recorded(train: Train) -> None:
+def test_only_every_nth_step_is_recorded(train: Train) -> None:
     trained = train(epochs=2, log_every=3)
     assert trained.each("step") == [0, 3, 6]
     assert trained.result["steps"] == 8
 
 
 @pytest.mark.parametrize(("reducer", "asked"), [("exact", None), ("adacomp", None), ("topk", 0.01)])
-def test_a_density_target_is_recorded_only_where_the_reducer_has_one(
+def test_a_target_density_is_recorded_only_if_the_reducer_has_one(
     train: Train, reducer: str, asked: float | None
 ) -> None:
     trained = train(reducer=reducer, steps=3)
