@@ -5,12 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 from sage.version import __version__ as __version__
 
-_MOUNTS = {"comm_hook": "comm_hook", "ddp_hook": "ddp", "fsdp_hook": "fsdp", "reduce_model": "whole"}
+_MOUNTS = {
+    "comm_hook": "comm_hook",
+    "ddp_hook": "ddp",
+    "fsdp_hook": "fsdp",
+    "ledger": "foreign_hook",
+    "reduce_model": "whole",
+}
 """The module of `sage.mount` that defines each name; imported on first access, as torch takes seconds."""
 
 if TYPE_CHECKING:
     from sage.mount.comm_hook import comm_hook as comm_hook
     from sage.mount.ddp import ddp_hook as ddp_hook
+    from sage.mount.foreign_hook import ledger as ledger
     from sage.mount.fsdp import fsdp_hook as fsdp_hook
     from sage.mount.whole import reduce_model as reduce_model
 else:

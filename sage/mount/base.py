@@ -17,7 +17,7 @@ from sage.comm.wire import Wire
 from sage.mount import optimizers, state
 from sage.mount.flat import Flat
 from sage.mount.parameters import Named
-from sage.mount.record import RunFolder, StepLog
+from sage.mount.record import StepLog
 from sage.mount.step import Step
 from sage.mount.traffic import Traffic, of_step
 from sage.reduction.reducer import Reducer
@@ -47,7 +47,6 @@ class Mount:
         self._lr: float | None = None
         self._ledger_before = wire.ledger.copy()
         self._log = StepLog()
-        self._folders: dict[Path, RunFolder] = {}
         self._description: dict[str, Any] = {
             "reducer": type(flats[0].feedback.reducer).__name__.lower(),
             "reducer_options": {},
@@ -127,33 +126,25 @@ class Mount:
             ValueError: if no metric is given, or the folder was written by `sage run`.
             OSError: if the folder cannot be written.
         """
-        if not metrics:
-            raise ValueError(
-                'record needs at least one metric by name, as in mount.record("runs/mine", accuracy=0.9)'
-            )
-        headline = metric or next(iter(metrics))
-        if headline not in metrics:
-            raise ValueError(f"metric={headline!r} was not given; allowed are {', '.join(metrics)}")
-        if self.wire.rank != 0:
-            return
-        falls = any(word in headline.lower() for word in ("loss", "error", "perplexity"))
-        path = Path(folder)
-        if path not in self._folders:
-            name = type(getattr(self._model, "module", self._model)).__name__
-            config = {
-                "workload": workload or name,
-                "task": "own",
-                "model": name,
-                "mount": type(self).__name__,
-                **self._description,
-                "memory": self._flats[0].feedback.memory,
-                "world_size": self.wire.world_size,
-                "seed": seed,
-            }
-            self._folders[path] = RunFolder(path, config)
-        parameters = sum(flat.layout.numel for flat in self._flats)
-        self._folders[path].write(
-            self._log, metrics, headline, better or ("min" if falls else "max"), parameters
+        name = type(getattr(self._model, "module", self._model)).__name__
+        config = {
+            "workload": workload or name,
+            "task": "own",
+            "model": name,
+            "mount": type(self).__name__,
+            **self._description,
+            "memory": self._flats[0].feedback.memory,
+            "world_size": self.wire.world_size,
+            "seed": seed,
+        }
+        self._log.record(
+            Path(folder),
+            config,
+            metrics,
+            metric=metric,
+            better=better,
+            parameters=sum(flat.layout.numel for flat in self._flats),
+            is_writer=self.wire.rank == 0,
         )
 
     def describe(self, reducer: Method, options: Mapping[str, Any], **settings: Any) -> None:

@@ -35,6 +35,7 @@ class StepLog:
         self.wire_received = 0
         self.density = 0.0
         """Sum over steps of the achieved density."""
+        self._folders: dict[Path, RunFolder] = {}
 
     def add(
         self,
@@ -85,6 +86,47 @@ class StepLog:
     def since(self, step: int) -> list[dict[str, Any]]:
         """Stored records of the steps from this one on."""
         return [each for each in self._steps if each["step"] >= step]
+
+    def record(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        *,
+        metric: str | None,
+        better: str | None,
+        parameters: int,
+        is_writer: bool,
+    ) -> None:
+        """Write the steps since the last call, and the metrics as an evaluation, to a run folder.
+
+        Args:
+            folder: Path of the run folder; created by the first call.
+            config: Description of the run.
+            metrics: Measured values by name.
+            metric: Name of the headline metric; None: the first one.
+            better: `max` or `min`; None: `min` if the name contains loss, error or perplexity.
+            parameters: Number of elements that are reduced.
+            is_writer: Whether this rank writes; the others only check the arguments.
+
+        Raises:
+            ValueError: if no metric is given, or the folder was written by `sage run`.
+            OSError: if the folder cannot be written.
+        """
+        if not metrics:
+            raise ValueError(
+                'record needs at least one metric by name, as in mount.record("runs/mine", accuracy=0.9)'
+            )
+        headline = metric or next(iter(metrics))
+        if headline not in metrics:
+            raise ValueError(f"metric={headline!r} was not given; allowed are {', '.join(metrics)}")
+        if not is_writer:
+            return
+        if folder not in self._folders:
+            self._folders[folder] = RunFolder(folder, config)
+        falls = any(word in headline.lower() for word in ("loss", "error", "perplexity"))
+        better = better or ("min" if falls else "max")
+        self._folders[folder].write(self, metrics, headline, better, parameters)
 
     def result(self) -> dict[str, Any]:
         """The measured values of `result.json`."""

@@ -61,7 +61,7 @@ def test_the_reference_has_every_part_key_and_command(site: Path) -> None:
     assert all(f"<code>{key}</code>" in page("records") for key in RESULT.keys)
     for name in ("run", "submit", "status", "report", "doctor", "list", "bench"):
         assert f"<code>sage {name}</code>" in page("command-line")
-    for name in ("ddp_hook", "comm_hook", "fsdp_hook", "reduce_model"):
+    for name in ("ddp_hook", "comm_hook", "fsdp_hook", "reduce_model", "ledger"):
         assert f'id="sage.{name}"' in page("api")
     assert "&lt;!-- generated" not in "".join(map(page, ("reducers", "parts", "records")))
 
