@@ -140,7 +140,7 @@ class HookLedger:
         group = self._group
         if group is None:
             raise ValueError("the hook was not called yet: call record after a backward")
-        config = {
+        config: dict[str, Any] = {
             "workload": workload,
             "task": "own",
             "model": workload,
@@ -178,7 +178,7 @@ class HookLedger:
                 assert self._group is not None
                 op, size = call.name.name.lower(), sum(x.nbytes for x in call.input_tensors)
                 payload, traffic = counted(op, size, self._group.rank(), call.root, self._group.size())
-                step.ledger.book(op, {"values": payload}, traffic)
+                step.ledger.add(op, {"values": payload}, traffic)
 
     def _finish(self, step: "_Step") -> None:
         """One bucket is reduced."""

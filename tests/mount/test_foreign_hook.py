@@ -143,7 +143,7 @@ def test_a_record_is_a_run_folder_of_the_hook(tmp_path: Path) -> None:
 
 def failing(state: object, bucket: dist.GradBucket) -> Future[Tensor]:
     future: Future[Tensor] = Future()
-    future.set_exception(ValueError("the hook's own"))  # pyright: ignore[reportArgumentType]
+    future.set_exception(ValueError("the hook's own"))  # type: ignore[arg-type]
     return future
 
 
