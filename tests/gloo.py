@@ -25,7 +25,7 @@ from sage.comm.wire import Wire
 T = TypeVar("T")
 
 
-class Died(RuntimeError):
+class RankEnded(RuntimeError):
     """A rank's process ended without a result, or was killed after a timeout."""
 
 
@@ -38,8 +38,8 @@ def processes(
         timeout: Seconds after which a collective fails.
 
     Raises:
-        The first error that a rank raised, with its traceback in a note, or `Died` with the rank. All ranks
-        have ended when the error is raised.
+        The first error that a rank raised, with its traceback in a note, or `RankEnded` with the rank. All
+        ranks have ended when the error is raised.
     """
     results: dict[int, T] = {}
     with Group(local_places(world_size), work, timeout=timeout, guard=guard) as group:
@@ -83,7 +83,7 @@ class Group(Generic[T]):
             pipe.close()
 
     def outcomes(self, seconds: float = 300.0) -> Iterator[tuple[int, T | BaseException]]:
-        """Yield what each rank returned or raised, as they end; `Died` for a rank slower than `seconds`."""
+        """Yield each rank's result or error as it ends; `RankEnded` for a rank slower than `seconds`."""
         waiting = dict(self._ranks)
         end = time.monotonic() + seconds
         while waiting:
@@ -95,7 +95,7 @@ class Group(Generic[T]):
                     rank,
                     _outcome(pipe, process, rank)
                     if ended
-                    else Died(f"rank {rank} has not ended in {seconds:g} s"),
+                    else RankEnded(f"rank {rank} has not ended in {seconds:g} s"),
                 )
 
 
@@ -106,7 +106,7 @@ def _outcome(pipe: connection.Connection, process: BaseProcess, rank: int) -> An
         process.join()
         code = process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
-        return Died(f"rank {rank} {how}")
+        return RankEnded(f"rank {rank} {how}")
 
 
 def _rank(

@@ -46,11 +46,11 @@ class Run:
     def wait(self) -> int:
         """Wait for the end and return the exit status."""
         self.process.join(PATIENCE)
-        assert self.process.exitcode is not None, f"still running: {self.said}"
+        assert self.process.exitcode is not None, f"still running: {self.output}"
         return int(self.process.exitcode)
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         """Return the output to stdout and stderr so far."""
         return self.log.read_text() if self.log.exists() else ""
 
@@ -92,7 +92,7 @@ class Launcher:
     def finish(self, argv: str, runs: Path) -> Run:
         """Start a run and wait until it finishes successfully."""
         run = self.start(argv, runs)
-        assert run.wait() == 0, run.said
+        assert run.wait() == 0, run.output
         return run
 
     def reference(self, argv: str) -> Run:
@@ -116,19 +116,19 @@ class Brake:
     folder: Path
     world_size: int = 2
 
-    def put(self, step: int) -> Callable[[], None]:
+    def before_step(self, step: int) -> Callable[[], None]:
         """Return the function that patches a run so that it pauses before `step`."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
-        return partial(_hold, self.folder, step)
+        return partial(_pause, self.folder, step)
 
-    def held(self) -> list[int]:
+    def paused_ranks(self) -> list[int]:
         """Wait until all ranks are paused, and return their process ids."""
         paths = [self.folder / f"rank-{rank}" for rank in range(self.world_size)]
         until(lambda: all(path.exists() for path in paths))
         return [int(path.read_text()) for path in paths]
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Release every rank."""
         (self.folder / "go").touch()
 
@@ -137,14 +137,14 @@ def before_each_step(act: Callable[[Training], None]) -> None:
     """Patch this process so that it calls `act` before each training step."""
     take_step = Training.take_step
 
-    def acted(self: Training, batches: list[Batch]) -> None:
+    def take_step_with_act(self: Training, batches: list[Batch]) -> None:
         act(self)
         take_step(self, batches)
 
-    setattr(Training, "take_step", acted)  # noqa: B010
+    setattr(Training, "take_step", take_step_with_act)  # noqa: B010
 
 
-def _hold(folder: Path, step: int) -> None:
+def _pause(folder: Path, step: int) -> None:
     def wait(training: Training) -> None:
         if training.step == step:
             draft = folder / f"draft-{training.wire.rank}"
@@ -196,7 +196,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def has_heard(pid: int) -> bool:
+def has_no_pending_signal(pid: int) -> bool:
     """Return whether every signal sent to the process has been delivered."""
     return not _signals(pid, "SigPnd") | _signals(pid, "ShdPnd")
 

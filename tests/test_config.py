@@ -390,11 +390,11 @@ def test_invalid_options_of_parts_are_refused_before_anything_starts(
 def test_an_option_of_a_reducer_may_not_have_the_name_of_a_setting_of_a_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def greedy(*, lr: float = 1.0) -> None: ...
+    def with_lr_option(*, lr: float = 1.0) -> None: ...
 
     load_part = parts.load
     monkeypatch.setattr(
-        parts, "load", lambda room, name: greedy if room == "reducers" else load_part(room, name)
+        parts, "load", lambda room, name: with_lr_option if room == "reducers" else load_part(room, name)
     )
     with pytest.raises(ValueError, match="'sage' has options with the names of settings: lr"):
         part_options(BASE)
@@ -492,10 +492,10 @@ def test_a_new_key_at_its_default_changes_neither_the_hash_nor_the_file(other: d
 
 def test_a_new_key_without_the_mark_changes_every_hash() -> None:
     @dataclass(frozen=True, kw_only=True)
-    class Careless(Config):
+    class WithUnmarkedKey(Config):
         warm_restarts: int = 3
 
-    assert replace(BASE).hash == BASE.hash != Careless.from_dict(BASE.to_dict()).hash
+    assert replace(BASE).hash == BASE.hash != WithUnmarkedKey.from_dict(BASE.to_dict()).hash
 
 
 MADE = {

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sage.cli.main import main
 
 
-def said(*argv: str) -> tuple[int, str]:
+def status_and_stderr(*argv: str) -> tuple[int, str]:
     """The exit status of a command, and what it wrote to stderr."""
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as err:
         status = main(argv)
@@ -28,7 +28,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shortest trace that can be replayed."""
     path = tmp_path_factory.mktemp("trace") / "trace.pt"
     size = ["--steps", "60", "--elements", "20", "--world-size", "2"]
-    assert said("bench", "record", "digits-ff", *size, "--out", str(path))[0] == 0
+    assert status_and_stderr("bench", "record", "digits-ff", *size, "--out", str(path))[0] == 0
     return path
 
 
@@ -43,12 +43,12 @@ def test_a_damaged_trace_is_replayed_or_refused_in_one_line(trace: Path, seed: i
         how = damage(path, draw)
         output = Path(scratch, "density")
         choice = ["--densities", "0.1", "--rules", draw.choice(("quantile", "sage"))]
-        status, told = said("bench", "density", str(path), *choice, "--output", str(output))
-        assert status in (0, 2), f"{how}: {told}"
+        status, stderr = status_and_stderr("bench", "density", str(path), *choice, "--output", str(output))
+        assert status in (0, 2), f"{how}: {stderr}"
         if status == 0:
             assert (output / "density.csv").exists(), how
             return
-        assert len(told.splitlines()) == 1, f"{how}: {told}"
-        assert told.startswith("sage bench: "), f"{how}: {told}"
-        assert str(path) in told, f"{how}: {told}"
-        assert "bug in SAGE" not in told
+        assert len(stderr.splitlines()) == 1, f"{how}: {stderr}"
+        assert stderr.startswith("sage bench: "), f"{how}: {stderr}"
+        assert str(path) in stderr, f"{how}: {stderr}"
+        assert "bug in SAGE" not in stderr

@@ -213,12 +213,12 @@ def test_data_list_and_prepare(
 
     asked = []
 
-    class Somewhere:
+    class FakeDataSet:
         @staticmethod
         def prepare(root: Path, *, size: str = "big") -> None:
             asked.append((root, size))
 
-    monkeypatch.setattr(registry, "load", lambda room, name: Somewhere)
+    monkeypatch.setattr(registry, "load", lambda room, name: FakeDataSet)
     monkeypatch.setenv("SAGE_DATA_DIR", str(tmp_path))
     assert main(["data", "prepare", "digits"]) == 0
     assert main(["data", "prepare", "digits", "here", "--size", "small"]) == 0

@@ -1,4 +1,4 @@
-"""Shell completion: what is offered, and that bash, zsh and fish complete a command line that is typed."""
+"""Shell completion: the completions, and that bash, zsh and fish complete a typed command line."""
 
 import os
 import pty
@@ -32,7 +32,7 @@ printf '%s\\n' "$*" >> {typed}
 SECONDS = 120.0
 
 
-def offered(*words: str) -> list[CompletionItem]:
+def completions_of(*words: str) -> list[CompletionItem]:
     """What a shell offers for the last of these words."""
     return ShellComplete(root, {}, "sage", "_SAGE_COMPLETE").get_completions(list(words[:-1]), words[-1])
 
@@ -52,18 +52,20 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_run_names_are_completed_from_the_given_folder(runs: Path) -> None:
     both = ["digits-exact-89abcdef", "digits-topk-01234567"]
-    assert [item.value for item in offered("logs", "digits")] == both
-    assert [item.value for item in offered("logs", "")] == [*both, "ncf-sage-00112233"]
-    assert [item.value for item in offered("cancel", both[0], "nc")] == ["ncf-sage-00112233"]
+    assert [item.value for item in completions_of("logs", "digits")] == both
+    assert [item.value for item in completions_of("logs", "")] == [*both, "ncf-sage-00112233"]
+    assert [item.value for item in completions_of("cancel", both[0], "nc")] == ["ncf-sage-00112233"]
     runs.rename("elsewhere")
-    assert offered("logs", "digits") == []
-    assert [item.value for item in offered("logs", "--runs", "elsewhere", "digits")] == both
-    assert [item.value for item in offered("logs", "--runs=elsewhere", "--rank", "1", "digits")] == both
+    assert completions_of("logs", "digits") == []
+    assert [item.value for item in completions_of("logs", "--runs", "elsewhere", "digits")] == both
+    assert [
+        item.value for item in completions_of("logs", "--runs=elsewhere", "--rank", "1", "digits")
+    ] == both
 
 
 def test_a_sweep_to_cancel_is_completed_as_a_file(runs: Path) -> None:
-    assert [item.type for item in offered("cancel", "sweep")] == ["file"]
-    assert offered("logs", "sweep") == []
+    assert [item.type for item in completions_of("cancel", "sweep")] == ["file"]
+    assert completions_of("logs", "sweep") == []
 
 
 @pytest.mark.parametrize("shell", SOURCES)

@@ -40,7 +40,7 @@ def ssh(tmp_path: Path) -> Ssh:
 
 
 @pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "START_SECONDS", 0.3)
     for module in (remote, connection):
         monkeypatch.setattr(module, "END_SECONDS", 0.3)
@@ -145,7 +145,7 @@ def test_a_host_that_returns_no_port_is_named(ssh: Ssh, tmp_path: Path, answer: 
 # How long is waited.
 
 
-@pytest.mark.usefixtures("hurried")
+@pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.parametrize(
     "lines",
     [
@@ -162,7 +162,7 @@ def test_a_host_that_does_not_start_its_tasks_is_abandoned(ssh: Ssh, lines: str)
     assert all("has not started its tasks within 0.3 s" in e.reason or "not end" in e.reason for e in ends)
 
 
-@pytest.mark.usefixtures("hurried")
+@pytest.mark.usefixtures("short_timeouts")
 def test_tasks_that_do_not_end_on_request_are_killed(ssh: Ssh) -> None:
     program = ssh(
         "read; read; printf '\\x1e[0, \"started\", 1]\\n'; trap '' TERM; exec sleep 1000 </dev/null"

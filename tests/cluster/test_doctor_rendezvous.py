@@ -27,7 +27,7 @@ SECRET = "the run's own"
 
 @pytest.fixture
 def host() -> Iterator[RendezvousServer]:
-    port = free()
+    port = free_port()
     host = RendezvousServer("127.0.0.1", port, 2, 0.1, SECRET)
     host.port = port  # type: ignore[attr-defined]
     with host:
@@ -35,7 +35,7 @@ def host() -> Iterator[RendezvousServer]:
 
 
 @pytest.fixture(autouse=True)
-def threads_end_quietly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_thread_raises(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No thread ends with a traceback."""
     said: list[object] = []
     monkeypatch.setattr(threading, "excepthook", said.append)
@@ -43,12 +43,12 @@ def threads_end_quietly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not said
 
 
-def free() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
-def guest(host: RendezvousServer, rank: int, secret: str = SECRET) -> RendezvousClient:
+def client(host: RendezvousServer, rank: int, secret: str = SECRET) -> RendezvousClient:
     return RendezvousClient(rank, "127.0.0.1", host.port, 2, 5.0, secret)  # type: ignore[attr-defined]
 
 
@@ -59,11 +59,11 @@ def until(is_so: Any) -> None:
         time.sleep(0.01)
 
 
-def connected(host: RendezvousServer) -> socket.socket:
+def raw_connection(host: RendezvousServer) -> socket.socket:
     return socket.create_connection(("127.0.0.1", host.port), timeout=10)  # type: ignore[attr-defined]
 
 
-def hurt(connection: socket.socket, what: bytes) -> None:
+def send_raw(connection: socket.socket, what: bytes) -> None:
     """Send it, however the other side takes it, and hang up."""
     with connection, suppress(OSError):
         connection.recv(200)
@@ -77,7 +77,7 @@ def hurt(connection: socket.socket, what: bytes) -> None:
 
 
 def test_ranks_that_know_the_secret_connect(host: RendezvousServer) -> None:
-    with guest(host, 0) as first, guest(host, 1) as second:
+    with client(host, 0) as first, client(host, 1) as second:
         both = [threading.Thread(target=one.gather, args=("x",)) for one in (first,)]
         both[0].start()
         assert second.gather({"of": "1"}) == {0: "x", 1: {"of": "1"}}
@@ -107,17 +107,17 @@ def test_ranks_that_know_the_secret_connect(host: RendezvousServer) -> None:
 def test_connections_with_invalid_messages_are_counted_and_get_no_answer(
     host: RendezvousServer, what: bytes
 ) -> None:
-    hurt(connected(host), what)
+    send_raw(raw_connection(host), what)
     until(lambda: host.rejected)
     assert host.rejected == ["127.0.0.1"]
-    with guest(host, 0) as alone:
+    with client(host, 0) as alone:
         assert 0 in alone.gather("still here", 0.1)
 
 
 def test_a_line_without_an_end_uses_no_memory(host: RendezvousServer) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     block = bytes(1024 * 1024).replace(b"\0", b"x")
-    with connected(host) as connection, suppress(OSError):
+    with raw_connection(host) as connection, suppress(OSError):
         for _ in range(200):
             connection.sendall(block)
     until(lambda: host.rejected)
@@ -126,15 +126,15 @@ def test_a_line_without_an_end_uses_no_memory(host: RendezvousServer) -> None:
 
 def test_a_rank_with_another_secret_is_unauthenticated(host: RendezvousServer) -> None:
     with pytest.raises(Unreachable, match="another program answers there, not rank 0"):
-        guest(host, 0, "guessed")
+        client(host, 0, "guessed")
     until(lambda: host.rejected)
 
 
 def test_a_connected_or_nonexistent_rank_cannot_connect(host: RendezvousServer) -> None:
-    with guest(host, 1):
+    with client(host, 1):
         for rank in (1, 2, -1):
             with pytest.raises(Unreachable):
-                guest(host, rank)
+                client(host, rank)
     until(lambda: len(host.rejected) == 3)
 
 
@@ -142,7 +142,7 @@ def test_an_unauthenticated_connection_that_waits_is_closed(
     host: RendezvousServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(authentication, "AUTHENTICATION_SECONDS", 0.2)
-    with connected(host) as connection:
+    with raw_connection(host) as connection:
         connection.recv(200)
         connection.sendall(b"{")
         assert connection.recv(200) == b""
@@ -153,8 +153,8 @@ def test_many_other_connections_do_not_block_the_ranks(
     host: RendezvousServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(authentication, "AUTHENTICATION_SECONDS", 0.5)
-    crowd = [connected(host) for _ in range(rendezvous.MAX_UNAUTHENTICATED)]
-    with guest(host, 0) as alone:
+    crowd = [raw_connection(host) for _ in range(rendezvous.MAX_UNAUTHENTICATED)]
+    with client(host, 0) as alone:
         assert 0 in alone.gather("in", 0.1)
     for connection in crowd:
         connection.close()
@@ -163,7 +163,7 @@ def test_many_other_connections_do_not_block_the_ranks(
 def test_a_false_rank_0_learns_and_gets_nothing() -> None:
     heard: list[bytes] = []
 
-    def pose() -> None:
+    def pretend_to_be_rank_0() -> None:
         connection, _ = server.accept()
         with connection, suppress(OSError):
             connection.sendall(b'{"sage": "00"}\n')
@@ -172,7 +172,7 @@ def test_a_false_rank_0_learns_and_gets_nothing() -> None:
             heard.append(connection.recv(4096))
 
     with socket.create_server(("127.0.0.1", 0)) as server:
-        posing = threading.Thread(target=pose)
+        posing = threading.Thread(target=pretend_to_be_rank_0)
         posing.start()
         with pytest.raises(Unreachable, match="another program answers"):
             RendezvousClient(0, "127.0.0.1", server.getsockname()[1], 2, 5.0, SECRET)
@@ -201,7 +201,7 @@ def test_a_link_is_measured_only_for_ranks_that_know_the_secret() -> None:
 # What agents say.
 
 
-def ear(*said: tuple[str, Any]) -> ReportParser:
+def parsed_report(*said: tuple[str, Any]) -> ReportParser:
     """One that has heard these steps, each in one piece."""
     one = ReportParser(range(4))
     for step, found in said:
@@ -214,8 +214,8 @@ def beginning() -> list[tuple[str, Any]]:
 
 
 def test_the_report_of_a_healthy_agent_is_valid() -> None:
-    assert ear(*healthy(0).items()).facts.keys() >= {*FIRST, "pairs", "torch", "all_reduce", "end"}
-    assert "garbled" not in ear(*healthy(0).items()).facts
+    assert parsed_report(*healthy(0).items()).facts.keys() >= {*FIRST, "pairs", "torch", "all_reduce", "end"}
+    assert "garbled" not in parsed_report(*healthy(0).items()).facts
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_the_report_of_a_healthy_agent_is_valid() -> None:
     ],
 )
 def test_an_invalid_first_step_invalidates_the_report(step: str, found: Any) -> None:
-    one = ear((step, found), *healthy(0).items())
+    one = parsed_report((step, found), *healthy(0).items())
     assert one.facts.keys() == {"garbled"}
 
 
@@ -249,11 +249,11 @@ def test_an_invalid_first_step_invalidates_the_report(step: str, found: Any) -> 
     ],
 )
 def test_impossible_facts_are_not_evaluated(step: str, found: Any) -> None:
-    one = ear(*beginning(), (step, found))
+    one = parsed_report(*beginning(), (step, found))
     assert step not in one.facts
     assert step in one.facts["garbled"]["why"]
     (finding,) = [
-        one for one in judged({0: one.facts}) if one.check == "agent" and "invalid report" in one.found
+        one for one in evaluated({0: one.facts}) if one.check == "agent" and "invalid report" in one.found
     ]
     assert finding.status == "failed"
 
@@ -268,7 +268,7 @@ def test_pieces_out_of_order_or_without_end_invalidate_the_report() -> None:
 
 def test_strings_of_agents_are_cleaned() -> None:
     found = healthy(0) | {"folder": {"path": "/runs\x1b[2J\n" + "x" * 10_000, "error": "\x1b]0;title\x07no"}}
-    facts = ear(*beginning(), ("folder", found["folder"])).facts["folder"]
+    facts = parsed_report(*beginning(), ("folder", found["folder"])).facts["folder"]
     assert facts["path"].startswith("/runsxxx") or facts["path"].startswith("/runs x")
     assert len(facts["path"]) == 300
     assert facts["error"] == "no"
@@ -277,13 +277,13 @@ def test_strings_of_agents_are_cleaned() -> None:
 def test_any_number_of_unauthenticated_connections_is_one_finding() -> None:
     ranks = {rank: healthy(rank) for rank in range(4)}
     ranks[0]["end"] = {"strangers": ["10.9.9.9"] * 60 + ["10.9.9.8"]}
-    (finding,) = [one for one in judged(ranks) if one.status != "ok"]
+    (finding,) = [one for one in evaluated(ranks) if one.status != "ok"]
     assert (finding.status, finding.check, finding.where) == ("note", "unauthenticated", "node1")
     assert "61 connections" in finding.found
     assert finding.found.endswith("from 10.9.9.9, 10.9.9.8")
 
 
-def judged(ranks: dict[int, Any]) -> list[Any]:
+def evaluated(ranks: dict[int, Any]) -> list[Any]:
     return check_all(Observations(ranks, {rank: f"node{rank + 1}" for rank in range(4)}, "node1", 29500))
 
 
@@ -317,10 +317,10 @@ def test_any_report_is_evaluated_without_an_exception(data: st.DataObject) -> No
                 found[step][data.draw(st.sampled_from([*found[step]]))] = data.draw(JSON)
             else:
                 found[step] = data.draw(JSON)
-        facts = ear(*found.items()).facts
+        facts = parsed_report(*found.items()).facts
         if data.draw(st.booleans()):
             ranks[rank] = facts
-    for finding in judged(ranks):
+    for finding in evaluated(ranks):
         assert finding.found.isprintable(), finding
     for step in STEPS:
         assert isinstance(fault(step, cleaned(data.draw(JSON)), range(4)), str)

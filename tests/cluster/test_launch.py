@@ -67,14 +67,14 @@ class Launched:
             )
 
     @property
-    def said(self) -> list[str]:
+    def printed(self) -> list[str]:
         return self.log.read_text().splitlines()
 
-    def told(self, num_ranks: int) -> list[tuple[str, dict[str, Any]]]:
-        """What the stand-ins say they were told, by rank, with the name before it."""
+    def received(self, num_ranks: int) -> list[tuple[str, dict[str, Any]]]:
+        """What the stand-ins received, by rank, with the name before it."""
 
         def lines() -> list[str]:
-            return [line for line in self.said if line.endswith("}")]
+            return [line for line in self.printed if line.endswith("}")]
 
         until(lambda: len(lines()) == num_ranks or self.process.poll() is not None)
         pairs = [line.split(": ", 1) for line in lines()]
@@ -142,11 +142,11 @@ def python(tmp_path: Path) -> str:
 @pytest.mark.slow
 def test_two_ranks_on_each_of_two_hosts_train_to_one_result(start: Callable[..., Launched]) -> None:
     launched = start("node1 slots=2\nnode2\n", "--ranks-per-host 2 digits-ff --steps 5")
-    assert launched.wait() == 0, launched.said
+    assert launched.wait() == 0, launched.printed
     (folder,) = (launched.log.parent / "runs").iterdir()
     assert json.loads((folder / "config.json").read_text())["world_size"] == 4
     assert (folder / "result.json").exists()
-    assert launched.said[-1] == f"node1 rank 0: digits-ff · sage: finished: runs/{folder.name}"
+    assert launched.printed[-1] == f"node1 rank 0: digits-ff · sage: finished: runs/{folder.name}"
 
 
 @pytest.mark.slow
@@ -155,10 +155,10 @@ def test_a_signal_to_the_launcher_stops_all_ranks_with_a_checkpoint(start: Calla
     runs = launched.log.parent / "runs"
     until(lambda: num_steps(runs) > 5 or launched.process.poll() is not None)
     launched.process.send_signal(signal.SIGUSR1)
-    assert launched.wait() == 75, launched.said
+    assert launched.wait() == 75, launched.printed
     (folder,) = runs.iterdir()
     assert newest(folder).world_size == 2
-    assert f"node1: digits-ff · sage: stopped and saved at step {num_steps(runs)};" in launched.said[-1]
+    assert f"node1: digits-ff · sage: stopped and saved at step {num_steps(runs)};" in launched.printed[-1]
 
 
 # With stand-ins for ranks.
@@ -169,8 +169,8 @@ def test_each_rank_gets_its_place_and_its_output_has_the_name_of_its_host(
 ) -> None:
     hosts = "# two machines\nnode1\n\nnode2 slots=2  # the larger\nnode1\n"
     launched = start(hosts, f"--python {python} --port 4567 0 0 0 0", SAGE_TOLD="yes", UNTOLD="no")
-    assert launched.wait() == 0, launched.said
-    told = launched.told(4)
+    assert launched.wait() == 0, launched.printed
+    told = launched.received(4)
     names = ["node1 rank 0", "node1 rank 1", "node2 rank 2", "node2 rank 3"]
     assert [name for name, _ in told] == names
     for rank, (_, seen) in enumerate(told):
@@ -225,7 +225,7 @@ def test_whichever_process_is_killed_no_rank_is_left_behind(
     start: Callable[..., Launched], python: str, sshd: Sshd, killed: str
 ) -> None:
     launched = start("node1 slots=2\nnode2\n", f"--python {python} stays stays stays")
-    pids = [pid for _, seen in launched.told(3) for pid in seen["pids"]]
+    pids = [pid for _, seen in launched.received(3) for pid in seen["pids"]]
     assert len(pids) == 6
     assert not any(map(is_gone, pids))
     victims = {
@@ -241,7 +241,7 @@ def test_whichever_process_is_killed_no_rank_is_left_behind(
         assert launched.wait() == -signal.SIGKILL
     else:
         assert launched.wait() == 1
-        assert launched.said[-1].startswith(
+        assert launched.printed[-1].startswith(
             "sage launch: rank 0 on node1 failed first: ssh ended with status "
         )
 
@@ -250,10 +250,10 @@ def test_an_unreachable_host_is_named_with_sshs_error(start: Callable[..., Launc
     said = "ssh ended with status 255: ssh: connect to host 127.0.0.1 port 1: Connection refused"
     second = start("node1\nunreachable\n", f"--python {python} stays stays")
     assert second.wait() == 1
-    assert second.said[-1] == f"sage launch: rank 1 on unreachable failed first: {said}"
+    assert second.printed[-1] == f"sage launch: rank 1 on unreachable failed first: {said}"
     first = start("unreachable\nnode1\n", f"--python {python} stays stays")
     assert first.wait() == 1
-    assert first.said == [f"sage launch: cannot find a free port on unreachable: {said}"]
+    assert first.printed == [f"sage launch: cannot find a free port on unreachable: {said}"]
 
 
 # The remote, which `sage doctor` has too.

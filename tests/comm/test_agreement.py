@@ -97,10 +97,10 @@ def test_ranks_with_different_settings_code_or_data_report_both_and_do_not_train
     }
     for name, (*_, said) in cases.items():
         for rank, run in enumerate(runs[name]):
-            assert run.wait() == 2, f"{name}: {run.said}"
-            assert said in run.said
-            assert run.said.startswith(f"sage: rank {rank}: the ranks do not agree: ")
-            assert len(run.said.splitlines()) == 1, run.said
+            assert run.wait() == 2, f"{name}: {run.output}"
+            assert said in run.output
+            assert run.output.startswith(f"sage: rank {rank}: the ranks do not agree: ")
+            assert len(run.output.splitlines()) == 1, run.output
         assert not list((tmp_path / name).glob("*/metrics.jsonl"))
 
 
@@ -153,7 +153,7 @@ def test_the_checksum_of_the_source_files_covers_every_part_and_each_byte(tmp_pa
 
 def test_settings_for_the_location_of_files_may_differ(launcher: Launcher, tmp_path: Path) -> None:
     for run in by_hand(launcher, tmp_path, [FF, f"{FF} --timeout 50"]):
-        assert run.wait() == 0, run.said
+        assert run.wait() == 0, run.output
 
 
 def test_an_external_part_is_compared_by_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,8 +223,8 @@ def test_a_rank_that_waits_for_the_others_handles_signals_at_once(
         until((tmp_path / f"{number}").exists)
         os.kill(run.process.pid, number)
     for number, run in waiting:
-        assert run.wait() == 75, run.said
-        assert run.said == (
+        assert run.wait() == 75, run.output
+        assert run.output == (
             f"sage: rank {rank}: stopped by {number.name} before the first step; "
             "rerun the same command to start again\n"
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from gloo import Died, Group
+from gloo import Group, RankEnded
 
 from sage.comm.rendezvous import local_places
 from sage.comm.transport import WireError
@@ -86,7 +86,7 @@ def test_a_rank_that_dies_or_stops_ends_the_others_with_an_error_that_names_it()
             others = set(range(world_size)) - {culprit}
             for rank, outcome in groups[name].outcomes(STILL):
                 if rank == culprit and "killed" in name:
-                    assert isinstance(outcome, Died)
+                    assert isinstance(outcome, RankEnded)
                     assert str(outcome) == f"rank {rank} was killed by SIGKILL"
                     continue
                 assert isinstance(outcome, WireError), f"{name}: {outcome!r}"

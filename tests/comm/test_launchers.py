@@ -76,7 +76,7 @@ def test_each_launcher_may_omit_the_local_rank(launcher: Launcher) -> None:
 @pytest.mark.parametrize("meeting", [{}, MASTER], ids=["nowhere", "MASTER_ADDR"])
 def test_several_tasks_never_start_several_runs(launcher: Launcher, meeting: dict[str, str]) -> None:
     for rank in range(1, 4):
-        outcome = said(meeting | environment(launcher, rank))
+        outcome = outcome_of(meeting | environment(launcher, rank))
         joined = f"rank {rank} of 4, local rank 1, at node1:29400"
         assert outcome == joined or re.match("refused: .*(set (all|hostip|rank)|pass on)", outcome), outcome
 
@@ -209,7 +209,7 @@ def table() -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def said(environ: dict[str, str]) -> str:
+def outcome_of(environ: dict[str, str]) -> str:
     """What the page says of an environment."""
     try:
         found = place(environ)
@@ -235,7 +235,7 @@ CASES = re.findall(r"^\| `([^`]*)` \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
 def test_the_page_has_the_outcome_of_each_environment(environ: str, outcome: str) -> None:
     step = " ".join(f"{name}={value}" for name, value in STEP.items())
     words = shlex.split(re.sub(r"\bSTEP$", step, environ))
-    assert said(dict(word.split("=", 1) for word in words)) == outcome
+    assert outcome_of(dict(word.split("=", 1) for word in words)) == outcome
 
 
 def test_the_page_has_a_case_for_each_launcher_and_names_what_children_do_not_get() -> None:
@@ -256,7 +256,7 @@ def test_any_environment_gives_a_place_or_none_or_a_one_line_error(
 ) -> None:
     if whole:
         environ = STEP | MASTER | environment(SLURM) | environ
-    outcome = said(environ)
+    outcome = outcome_of(environ)
     assert outcome.isprintable(), repr(outcome)
     assert len(outcome) < 800
     if outcome.startswith("rank "):

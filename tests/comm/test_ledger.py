@@ -26,7 +26,7 @@ from sage.comm.wire import Wire
 # By hand.
 
 
-def booked(world_size: int, work: Callable[[Wire], Any], *, guard: bool = False) -> list[Ledger]:
+def ledgers_of(world_size: int, work: Callable[[Wire], Any], *, guard: bool = False) -> list[Ledger]:
     def run(wire: Wire) -> Ledger:
         work(wire)
         return wire.ledger
@@ -117,7 +117,7 @@ BY_HAND: dict[str, tuple[Callable[[Wire], Any], Callable[[int], tuple[dict[str, 
 @pytest.mark.parametrize("op", BY_HAND)
 def test_every_op_counts_the_bytes_computed_by_hand(op: str) -> None:
     work, by_hand = BY_HAND[op]
-    for rank, ledger in enumerate(booked(3, work)):
+    for rank, ledger in enumerate(ledgers_of(3, work)):
         payload = {kind: size for kind, size in ledger.payload.items() if size}
         expected, sent, received = by_hand(rank)
         assert payload == {kind: size for kind, size in expected.items() if size}
@@ -126,12 +126,12 @@ def test_every_op_counts_the_bytes_computed_by_hand(op: str) -> None:
 
 @pytest.mark.parametrize("op", BY_HAND)
 def test_a_single_rank_sends_and_receives_nothing(op: str) -> None:
-    (ledger,) = booked(1, BY_HAND[op][0])
+    (ledger,) = ledgers_of(1, BY_HAND[op][0])
     assert (ledger.sent, ledger.received) == (0, 0)
 
 
 def test_the_guards_messages_are_counted_separately() -> None:
-    for ledger in booked(3, lambda wire: wire.sum(torch.ones(9)), guard=True):
+    for ledger in ledgers_of(3, lambda wire: wire.sum(torch.ones(9)), guard=True):
         assert ledger.payload == {"values": 36, "guard": GUARD_BYTES}
         assert ledger.sent == ledger.received == 48 + 2 * GUARD_BYTES
         assert ledger.calls == {"sum": 1, "guard": 1}
@@ -170,15 +170,15 @@ class Comparison:
     op: str
     bytes: int
     """Of the buffer that one rank hands over."""
-    booked: list[tuple[int, int]]
+    by_ledger: list[tuple[int, int]]
     counted: list[tuple[int, int]]
     num_messages: int
     """Of all ranks together, as Gloo cuts the buffer."""
 
     @property
     def sent(self) -> tuple[int, int]:
-        """Bytes that all ranks sent: booked, counted."""
-        return sum(sent for sent, _ in self.booked), sum(sent for sent, _ in self.counted)
+        """Bytes that all ranks sent: by the ledger, and by the counters."""
+        return sum(sent for sent, _ in self.by_ledger), sum(sent for sent, _ in self.counted)
 
 
 def ring_segments(size: int, world_size: int) -> int:
@@ -244,8 +244,10 @@ def compare(world_size: int) -> list[Comparison]:
             for n in SIZES:
                 before, counted = wire.ledger.copy(), read()
                 call(wire, n)
-                booked, (sent, received) = wire.ledger.since(before), read()
-                rows.append(((booked.sent, booked.received), (sent - counted[0], received - counted[1])))
+                by_ledger, (sent, received) = wire.ledger.since(before), read()
+                rows.append(
+                    ((by_ledger.sent, by_ledger.received), (sent - counted[0], received - counted[1]))
+                )
         return rows
 
     by_rank: dict[int, list[tuple[tuple[int, int], tuple[int, int]]]] = {}
@@ -258,9 +260,9 @@ def compare(world_size: int) -> list[Comparison]:
     rows = zip(*(by_rank[rank] for rank in range(world_size)), strict=True)
     for op, (_, num_messages) in OPS.items():
         for n in SIZES:
-            booked, counted = zip(*next(rows), strict=True)
+            by_ledger, counted = zip(*next(rows), strict=True)
             comparisons.append(
-                Comparison(op, 4 * n, list(booked), list(counted), num_messages(4 * n, world_size))
+                Comparison(op, 4 * n, list(by_ledger), list(counted), num_messages(4 * n, world_size))
             )
     return comparisons
 
@@ -270,13 +272,13 @@ def compare(world_size: int) -> list[Comparison]:
 def test_the_ledger_agrees_with_the_socket_counters(world_size: int) -> None:
     for row in compare(world_size):
         name = f"{row.op} of {row.bytes} bytes on {world_size} ranks"
-        booked, counted = row.sent
+        by_ledger, counted = row.sent
         assert counted == sum(received for _, received in row.counted), name
         # Where a rank's share is no whole number of bytes, each rank's ledger rounds it down.
-        assert booked <= counted < booked + world_size + PER_MESSAGE * row.num_messages, name
+        assert by_ledger <= counted < by_ledger + world_size + PER_MESSAGE * row.num_messages, name
         if row.bytes >= 2**20:
-            assert counted <= 1.01 * booked, name
-            for said, saw in zip(row.booked, row.counted, strict=True):
+            assert counted <= 1.01 * by_ledger, name
+            for said, saw in zip(row.by_ledger, row.counted, strict=True):
                 assert saw == pytest.approx(said, rel=0.01, abs=PER_MESSAGE * row.num_messages), name
 
 

@@ -32,7 +32,7 @@ TORCHRUN = {
 }
 
 
-def told(environ: dict[str, str]) -> tuple[str, int, int, int, int]:
+def place_of(environ: dict[str, str]) -> tuple[str, int, int, int, int]:
     found = place(environ)
     assert found
     return found.hostip, found.port, found.rank, found.world_size, found.local_rank
@@ -70,13 +70,13 @@ def test_the_rendezvous_of_a_steps_tasks_is_on_its_first_node(
 ) -> None:
     monkeypatch.setattr(variables, "resolve", {first: ["10.0.0.9"]}.__getitem__)
     step = STEP | {"SLURM_STEP_NODELIST": nodes}
-    assert told(step) == (first, 20000 + 5151 + 303, 5, 8, 1)
-    another = told(step | {"SLURM_STEP_ID": "4"})
+    assert place_of(step) == (first, 20000 + 5151 + 303, 5, 8, 1)
+    another = place_of(step | {"SLURM_STEP_ID": "4"})
     assert another[1] == 20000 + 5151 + 404, "steps of one job would get in each other's way"
 
 
 def test_the_rendezvous_of_one_nodes_tasks_is_on_loopback() -> None:
-    assert told(STEP | {"SLURM_STEP_NUM_NODES": "1"})[0] == "127.0.0.1"
+    assert place_of(STEP | {"SLURM_STEP_NUM_NODES": "1"})[0] == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_the_rendezvous_of_one_nodes_tasks_is_on_loopback() -> None:
 def test_the_variables_of_each_launcher_are_read(
     environ: dict[str, str], expected: tuple[str, int, int, int, int], source: str
 ) -> None:
-    assert told(environ) == expected
+    assert place_of(environ) == expected
     found = place(environ)
     assert found
     assert found.source.endswith(source)
@@ -111,11 +111,11 @@ def test_the_variables_of_each_launcher_are_read(
     ],
 )
 def test_the_first_launcher_with_variables_is_used(environ: dict[str, str], rank: int) -> None:
-    assert told(environ)[2] == rank
+    assert place_of(environ)[2] == rank
 
 
 def test_a_launcher_need_not_set_the_local_rank() -> None:
-    assert told(MEETING | without(SLURM, "SLURM_LOCALID"))[-1] == 0
+    assert place_of(MEETING | without(SLURM, "SLURM_LOCALID"))[-1] == 0
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_value_out_of_range_is_named_with_its_range(change: dict[str, str], me
 
 @pytest.mark.parametrize("hostip", ["::1", "fe80::1%eth0", "2001:db8::5", "node-3.cluster"])
 def test_every_form_of_address_is_accepted(hostip: str) -> None:
-    assert told(BARE | {"hostip": hostip})[0] == hostip
+    assert place_of(BARE | {"hostip": hostip})[0] == hostip
 
 
 def test_the_rendezvous_of_spawned_ranks_is_a_free_port_of_loopback() -> None:

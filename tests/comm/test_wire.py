@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import pytest
 import torch
-from gloo import Died, Group, processes
+from gloo import Group, RankEnded, processes
 from torch import Tensor
 
 from sage.comm.packing import describe, pack, unpack
@@ -473,7 +473,7 @@ def test_a_process_that_exits_without_an_error_is_named() -> None:
             os._exit(3)
         time.sleep(60)
 
-    with pytest.raises(Died, match="rank 1 exited with status 3"):
+    with pytest.raises(RankEnded, match="rank 1 exited with status 3"):
         processes(2, work)
 
 

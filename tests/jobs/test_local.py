@@ -41,7 +41,7 @@ SMALL = 'workload = "digits-ff"\nreducer = "exact"\nepochs = 100\nsteps = 3\ndev
 pytestmark = pytest.mark.slow
 
 
-class Here:
+class LocalSubmission:
     """`sage submit --cluster ...` in a process of its own."""
 
     def __init__(self, folder: Path, text: str) -> None:
@@ -82,7 +82,7 @@ class Here:
 def test_local_runs_run_once_and_an_invalid_run_does_not_stop_the_others(
     tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    here = Here(tmp_path, SMALL + "lr = [0.1, 1e30, 0.2]\n")
+    here = LocalSubmission(tmp_path, SMALL + "lr = [0.1, 1e30, 0.2]\n")
     status, told = here.run(*options)
     assert status == 1
     assert told.startswith("3 runs: 0 finished, 0 active, 3 to run\n")
@@ -104,7 +104,7 @@ def test_local_runs_run_once_and_an_invalid_run_does_not_stop_the_others(
 
 def test_ctrl_c_checkpoints_the_active_runs_and_starts_no_more(tmp_path: Path) -> None:
     endless = SMALL.replace("steps = 3", "steps = 1000000").replace("epochs = 100", "epochs = 100000")
-    here = Here(tmp_path, endless + "seed = [0, 1]\nparallel = 1\n")
+    here = LocalSubmission(tmp_path, endless + "seed = [0, 1]\nparallel = 1\n")
     process = here.start("--cluster", "local")
     until(lambda: process.poll() is not None or any(len(each) > 5 for each in here.records("step").values()))
     process.send_signal(signal.SIGINT)

@@ -65,7 +65,7 @@ class Job:
             "port": "1",
             **environment,
         }
-        self.said = ""
+        self.output = ""
 
     @property
     def times(self) -> int:
@@ -81,7 +81,7 @@ class Job:
         done = subprocess.run(
             ["bash", "-c", script], env=environment, cwd=self.folder, capture_output=True, check=False
         )
-        self.said += done.stdout.decode() + done.stderr.decode()
+        self.output += done.stdout.decode() + done.stderr.decode()
         return done.returncode
 
     def run(self, rank: str, before: str = "", most: int = 12, told: bool = True) -> int:
@@ -91,7 +91,7 @@ class Job:
             status = self.start(rank, before, told)
             if self.times == times:
                 return status
-            assert self.times < most, f"still requeued after {self.times} times:\n{self.said[-2000:]}"
+            assert self.times < most, f"still requeued after {self.times} times:\n{self.output[-2000:]}"
 
 
 def quoted(text: str) -> str:
@@ -119,9 +119,9 @@ def test_a_failure_is_requeued_at_most_max_requeues_times_whatever_its_reason(
     job = Job(tmp_path, max_requeues="1")
     assert job.run(failing(text, tmp_path)) == 1
     assert job.times == 1
-    assert "failure 1 of at most 1: " in job.said
-    assert "job 31234 ended with status 1, failed again after 1 requeues: " in job.said
-    assert_printable(job.said)
+    assert "failure 1 of at most 1: " in job.output
+    assert "job 31234 ended with status 1, failed again after 1 requeues: " in job.output
+    assert_printable(job.output)
     assert not (tmp_path / "hacked").exists()
     assert not job.own.exists()
 
@@ -132,7 +132,7 @@ def test_an_outcome_by_another_program_is_truncated_and_cleaned(tmp_path: Path) 
     job = Job(tmp_path, max_requeues="1")
     assert job.run(f"cp {raw} $SAGE_OUTCOME; exit 9") == 1
     assert job.times == 1
-    assert_printable(job.said)
+    assert_printable(job.output)
     for word in ("yes", "999 x", "-1 x", "1e9 x", "$(false) x"):
         raw.write_text(word)
         assert Job(folder(tmp_path), max_requeues="0").run(f"cp {raw} $SAGE_OUTCOME; exit 9") == 9
@@ -143,10 +143,10 @@ def test_a_requeue_after_a_stop_is_not_counted_as_a_failure(tmp_path: Path) -> N
     for _ in range(5):
         assert job.start("exit 75") == 75
     assert job.times == 5
-    assert "job 31234: stopped, checkpoint written; requeued" in job.said
+    assert "job 31234: stopped, checkpoint written; requeued" in job.output
     assert job.run("exit 9") == 9
     assert job.times == 6
-    assert "failure 1 of at most 1: a rank exited with status 9" in job.said
+    assert "failure 1 of at most 1: a rank exited with status 9" in job.output
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,8 @@ def test_a_job_whose_count_cannot_be_written_is_not_requeued(tmp_path: Path) -> 
     assert job.run("exit 9", before="mkdir $sage_folder/failures.$$") == 9
     assert job.times == 0
     assert (
-        f"not requeued, because {job.own}/failures cannot be written: a rank exited with status 9" in job.said
+        f"not requeued, because {job.own}/failures cannot be written: a rank exited with status 9"
+        in job.output
     )
 
 
@@ -197,7 +198,7 @@ def test_a_folder_that_was_accessible_by_others_is_recreated(tmp_path: Path) -> 
     job.own.chmod(0o777)
     (job.own / "outcome-0").write_text("0 forged\n")
     assert job.start("stat -c %a $(dirname $SAGE_OUTCOME); exit 2") == 2
-    assert "700\n" in job.said
+    assert "700\n" in job.output
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
@@ -215,15 +216,15 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path, kind: str) -> None:
         else:
             os.chown(folder, 65534, 65534)
     assert job.start("echo the rank has begun; exit 9") == 2
-    assert f"sage: {job.own} is not a folder that only you can access: remove it, or submit" in job.said
-    assert "the rank has begun" not in job.said
+    assert f"sage: {job.own} is not a folder that only you can access: remove it, or submit" in job.output
+    assert "the rank has begun" not in job.output
 
 
 def test_an_outcome_of_an_earlier_start_is_ignored(tmp_path: Path) -> None:
     job = Job(tmp_path, max_requeues="1")
     job.run("case $SAGE_OUTCOME in *-0) echo 0 >${SAGE_OUTCOME%0}1 ;; esac; exit 9")
     assert job.times == 1
-    assert "ended with status 9, failed again" in job.said
+    assert "ended with status 9, failed again" in job.output
 
 
 def test_a_job_submitted_inside_another_has_its_own_rendezvous(tmp_path: Path) -> None:
@@ -234,11 +235,11 @@ def test_a_job_submitted_inside_another_has_its_own_rendezvous(tmp_path: Path) -
     given_on = {name: handed[name] for name in ("hostip", "port", "SAGE_MEETING")}
     inner = Job(folder(tmp_path), **given_on)
     inner.start("echo meets at $hostip $port; exit 0")
-    assert "meets at 127.0.0.1 " in inner.said
-    assert "meets at 127.0.0.1 77" not in inner.said
+    assert "meets at 127.0.0.1 " in inner.output
+    assert "meets at 127.0.0.1 77" not in inner.output
     chosen = Job(folder(tmp_path), **{**given_on, "hostip": "10.1.1.1"})
     chosen.start("echo meets at $hostip $port; exit 0")
-    assert "meets at 10.1.1.1 77" in chosen.said
+    assert "meets at 10.1.1.1 77" in chosen.output
 
 
 @pytest.mark.parametrize(
@@ -262,14 +263,14 @@ def test_a_job_submitted_inside_another_has_its_own_number_of_tasks(
     job.start(
         "echo left ${SLURM_NTASKS:-none} ${SLURM_CPUS_PER_TASK:-none}; exit 2", before="sage_forget_other_job"
     )
-    assert f"left {left}\n" in job.said
+    assert f"left {left}\n" in job.output
 
 
 @pytest.mark.parametrize("given", ["many", "-1", "1.5", "$(touch hacked)", "99999999999999999999"])
 def test_an_invalid_max_requeues_is_refused_before_anything_runs(tmp_path: Path, given: str) -> None:
     job = Job(tmp_path, max_requeues=given)
     assert job.start("exit 9") == 2
-    assert "allowed is a whole number from 0 to 999999" in job.said
+    assert "allowed is a whole number from 0 to 999999" in job.output
     assert not (tmp_path / "hacked").exists()
     assert Job(folder(tmp_path), max_requeues="08").run("exit 9", most=10) == 9
 

@@ -17,7 +17,7 @@ from sage.records.record import read_metrics
 
 CHECKOUT = Path(__file__).parents[2]
 
-TELL = """#!{python}
+PRINT_ENVIRONMENT = """#!{python}
 import json, os, sys
 names = ("hostip", "port", "rank", "world_size", "SLURM_PROCID")
 names += ("PYTHONPATH", "VIRTUAL_ENV", "CONDA_DEFAULT_ENV")
@@ -113,8 +113,8 @@ def test_prepare_dataset_prepares_a_data_set_or_lists_the_names(tmp_path: Path) 
 
 
 @pytest.fixture
-def tell(tmp_path: Path) -> str:
-    return str(program(tmp_path / "bin" / "tell", TELL))
+def print_environment(tmp_path: Path) -> str:
+    return str(program(tmp_path / "bin" / "print_environment", PRINT_ENVIRONMENT))
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,14 @@ def tell(tmp_path: Path) -> str:
     ],
 )
 def test_run_sh_passes_on_its_arguments_and_defaults(
-    tell: str, tmp_path: Path, arguments: list[str], variables: dict[str, str], called: str
+    print_environment: str, tmp_path: Path, arguments: list[str], variables: dict[str, str], called: str
 ) -> None:
-    done = call(CHECKOUT / "run.sh", *arguments, cwd=tmp_path, env={**outside(), "PYTHON": tell, **variables})
+    done = call(
+        CHECKOUT / "run.sh",
+        *arguments,
+        cwd=tmp_path,
+        env={**outside(), "PYTHON": print_environment, **variables},
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["argv"] == ["-m", "sage", "run", *called.split()]
@@ -139,8 +144,10 @@ def test_run_sh_passes_on_its_arguments_and_defaults(
     assert told["PYTHONPATH"] == str(CHECKOUT)
 
 
-def test_run_sh_exports_no_variable_that_could_select_one_rank(tell: str, tmp_path: Path) -> None:
-    done = call(CHECKOUT / "run.sh", cwd=tmp_path, env={**outside(), "PYTHON": tell})
+def test_run_sh_exports_no_variable_that_could_select_one_rank(
+    print_environment: str, tmp_path: Path
+) -> None:
+    done = call(CHECKOUT / "run.sh", cwd=tmp_path, env={**outside(), "PYTHON": print_environment})
     assert not {"hostip", "port", "rank", "world_size"} & set(json.loads(done.stdout))
 
 
@@ -149,11 +156,15 @@ def test_run_sh_uses_the_python_of_its_venv_else_the_one_on_the_path(tmp_path: P
     home.mkdir()
     script = Path(shutil.copy(CHECKOUT / "run.sh", home))
     # What asks it for torch is told that it is there.
-    has_torch = TELL.replace("import json", 'import sys\nif sys.argv[1] == "-c": sys.exit()\nimport json')
+    has_torch = PRINT_ENVIRONMENT.replace(
+        "import json", 'import sys\nif sys.argv[1] == "-c": sys.exit()\nimport json'
+    )
     program(tmp_path / "bin" / "python3", has_torch)
     on_path = call(script, "--help", cwd=tmp_path, env=first(tmp_path / "bin"))
     assert json.loads(on_path.stdout)["argv"] == ["-m", "sage", "run", "--help"]
-    program(home / ".venv" / "bin" / "python", TELL.replace("sys.argv[1:]", '"the one beside it"'))
+    program(
+        home / ".venv" / "bin" / "python", PRINT_ENVIRONMENT.replace("sys.argv[1:]", '"the one beside it"')
+    )
     beside = call(script, cwd=tmp_path, env=first(tmp_path / "bin"))
     assert json.loads(beside.stdout)["argv"] == "the one beside it"
     assert json.loads(beside.stdout)["PYTHONPATH"] == str(home)
@@ -210,7 +221,7 @@ def cluster(tmp_path: Path) -> dict[str, str]:
         "SLURM_NTASKS": "2",
         "SLURM_SUBMIT_DIR": str(CHECKOUT),
         "SRUN_OPTIONS": "2",
-        "PYTHON": str(program(tmp_path / "bin" / "tell", TELL)),
+        "PYTHON": str(program(tmp_path / "bin" / "print_environment", PRINT_ENVIRONMENT)),
     }
 
 

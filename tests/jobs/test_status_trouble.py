@@ -45,7 +45,7 @@ def one(state: str, job: str = "7_3") -> dict[str, Job]:
     return {job: Job(state=state, restarts=0, reason="", nodes="")}
 
 
-def lay(runs: Path, name: str, content: bytes) -> Path:
+def write_file(runs: Path, name: str, content: bytes) -> Path:
     folder = runs / RUN
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(content)
@@ -71,7 +71,7 @@ def assert_lines(states: list[State]) -> None:
 @pytest.mark.parametrize("content", JSON, ids=[each[:12] or "empty" for each in JSON])
 @pytest.mark.parametrize("name", NAMES)
 def test_no_damaged_file_of_a_run_stops_sage_status(tmp_path: Path, name: str, content: str) -> None:
-    lay(tmp_path, name, content.encode())
+    write_file(tmp_path, name, content.encode())
     assert_lines(all_states(tmp_path))
     found = States(tmp_path).of(RUN, entry(), {})
     if name == "result.json":
@@ -90,7 +90,7 @@ LINES += ['{"kind":"epoch","metrics":{"a":"b"}}', '{"kind":"step","step":"x","ep
 def test_invalid_lines_do_not_hide_valid_records(tmp_path: Path) -> None:
     step = '{"kind": "step", "step": 4, "epoch": 0}'
     evaluation = '{"kind": "epoch", "metrics": {"accuracy": 0.5}}'
-    lay(tmp_path, "metrics.jsonl", "\n".join([step, evaluation, *LINES, ""]).encode())
+    write_file(tmp_path, "metrics.jsonl", "\n".join([step, evaluation, *LINES, ""]).encode())
     found = States(tmp_path).of(RUN, entry(), one("RUNNING"))
     assert found.step == "5"
     assert found.word == "running"
@@ -123,7 +123,7 @@ def test_any_files_of_a_run_give_a_state(tmp_path: Path, files: dict[str, bytes]
     for name in NAMES:
         (tmp_path / RUN / name).unlink(missing_ok=True)
     for name, content in files.items():
-        lay(tmp_path, name, content)
+        write_file(tmp_path, name, content)
     assert_lines(all_states(tmp_path))
 
 
@@ -132,7 +132,7 @@ def test_any_files_of_a_run_give_a_state(tmp_path: Path, files: dict[str, bytes]
 def test_a_path_that_is_not_a_regular_file_is_named_and_does_not_hang(
     tmp_path: Path, name: str, kind: str
 ) -> None:
-    path = lay(tmp_path, name, b"") / name
+    path = write_file(tmp_path, name, b"") / name
     path.unlink()
     if kind == "folder":
         path.mkdir()
@@ -144,15 +144,15 @@ def test_a_path_that_is_not_a_regular_file_is_named_and_does_not_hang(
 
 
 def test_a_long_reason_is_truncated_and_cleaned(tmp_path: Path) -> None:
-    lay(tmp_path, "failure.json", json.dumps({"error": "\x1b[31m" + "x" * 140_000}).encode())
+    write_file(tmp_path, "failure.json", json.dumps({"error": "\x1b[31m" + "x" * 140_000}).encode())
     assert_lines(all_states(tmp_path))
 
 
 def test_status_names_the_damaged_run_and_shows_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lay(tmp_path, "result.json", b"")
-    lay(tmp_path, "config.json", b"{}")
+    write_file(tmp_path, "result.json", b"")
+    write_file(tmp_path, "config.json", b"{}")
     good = tmp_path / "digits-ff-exact-00000000"
     good.mkdir()
     (good / "config.json").write_text("{}")
@@ -206,7 +206,7 @@ def runs(slurm: StandIn, tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def prints(slurm: StandIn, *lines: str) -> None:
+def set_squeue_output(slurm: StandIn, *lines: str) -> None:
     """Have squeue print these lines, each field as wide as it was asked for."""
     widths = list(scheduler.FIELDS.values())
     told = ["".join(f.ljust(w) for f, w in zip(line.split("|"), widths, strict=False)) for line in lines]
@@ -215,7 +215,7 @@ def prints(slurm: StandIn, *lines: str) -> None:
 
 
 def test_a_squeue_line_for_several_tasks_applies_to_each(slurm: StandIn) -> None:
-    prints(
+    set_squeue_output(
         slurm,
         "12_[3-5%2]|CANCELLED|0|None|",
         "13_[0,2,8-10]|PENDING|0|Priority|",
@@ -247,7 +247,7 @@ GARBAGE += [
 def test_invalid_output_of_squeue_is_reported_and_nothing_is_cancelled(
     slurm: StandIn, runs: Path, capsys: pytest.CaptureFixture[str], garbage: str
 ) -> None:
-    prints(slurm, "1_0|RUNNING|0|None|node1", garbage)
+    set_squeue_output(slurm, "1_0|RUNNING|0|None|node1", garbage)
     with pytest.raises(Unanswered, match="squeue printed a line that is not a job: '"):
         scheduler.queue({"0"})
     assert main(["cancel", "00000000", "--runs", str(runs)]) == 1
@@ -267,7 +267,7 @@ def test_any_job_name_of_squeue_is_parsed_or_refused(name: str) -> None:
 def test_watching_continues_after_invalid_output_of_squeue(
     slurm: StandIn, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prints(slurm, "1_[0-7]|FAILED|0|None|")
+    set_squeue_output(slurm, "1_[0-7]|FAILED|0|None|")
     # Garbage at first.
     count = f"{slurm.home}/count"
     program = f"echo x >>{count}; [ $(wc -l <{count}) -gt 2 ] && exec cat {slurm.home}/told; echo hello"

@@ -29,7 +29,7 @@ def line(name: str, **other: Any) -> bytes:
     return json.dumps({**entry(name).to_dict(), **other}).encode() + b"\n"
 
 
-def lay(runs: Path, *lines: bytes) -> Path:
+def write_log(runs: Path, *lines: bytes) -> Path:
     submissions.prepare(runs)
     (runs / ".jobs" / "submitted.jsonl").write_bytes(b"".join(lines))
     return runs
@@ -55,7 +55,7 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 def test_an_invalid_line_is_reported_and_the_others_are_read(tmp_path: Path, wrong: bytes) -> None:
-    runs = lay(tmp_path, line("one"), wrong, line("three"))
+    runs = write_log(tmp_path, line("one"), wrong, line("three"))
     entries, faults = submissions.read_with_faults(runs)
     assert list(entries) == ["one", "three"]
     (fault,) = faults
@@ -64,7 +64,7 @@ def test_an_invalid_line_is_reported_and_the_others_are_read(tmp_path: Path, wro
 
 
 def test_an_entry_of_a_newer_version_is_read_or_distinguished_from_a_damaged_one(tmp_path: Path) -> None:
-    runs = lay(tmp_path, line("one", shade="blue"), line("two", format=2), line("three"))
+    runs = write_log(tmp_path, line("one", shade="blue"), line("two", format=2), line("three"))
     entries, faults = submissions.read_with_faults(runs)
     assert list(entries) == ["one", "three"]
     (fault,) = faults
@@ -75,7 +75,9 @@ def test_an_entry_of_a_newer_version_is_read_or_distinguished_from_a_damaged_one
 @given(st.lists(st.binary(max_size=80) | st.sampled_from([*WRONG.values()]), max_size=4))
 def test_valid_entries_are_read_whatever_else_the_log_contains(tmp_path: Path, others: list[bytes]) -> None:
     noise = b"".join(other.replace(b'"one"', b"") + b"\n" for other in others)
-    entries, faults = submissions.read_with_faults(lay(tmp_path, noise, line("one"), noise, line("last")))
+    entries, faults = submissions.read_with_faults(
+        write_log(tmp_path, noise, line("one"), noise, line("last"))
+    )
     assert {"one", "last"} <= set(entries)
     assert all("\n" not in fault and len(fault) < 1000 for fault in faults)
 
@@ -99,7 +101,7 @@ def test_entries_that_the_log_has_lost_are_read_from_the_folders_of_their_jobs(
 
 @pytest.mark.parametrize("kind", ["folder", "fifo"])
 def test_a_submission_log_that_is_not_a_file_is_an_error(tmp_path: Path, kind: str) -> None:
-    path = lay(tmp_path) / ".jobs" / "submitted.jsonl"
+    path = write_log(tmp_path) / ".jobs" / "submitted.jsonl"
     path.unlink()
     path.mkdir() if kind == "folder" else os.mkfifo(path)
     with pytest.raises(Unreadable, match=r"submitted\.jsonl is a (folder|FIFO), not a regular file"):
@@ -110,7 +112,7 @@ def test_a_submission_log_that_is_not_a_file_is_an_error(tmp_path: Path, kind: s
 def test_the_folder_for_jobs_is_private_under_any_umask(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
-        made = submissions.prepare(tmp_path) if mask != 0o777 else lay(tmp_path) / ".jobs"
+        made = submissions.prepare(tmp_path) if mask != 0o777 else write_log(tmp_path) / ".jobs"
         submissions.write(tmp_path, [entry("one")])
     finally:
         os.umask(before)
@@ -119,7 +121,7 @@ def test_the_folder_for_jobs_is_private_under_any_umask(tmp_path: Path, mask: in
 
 
 def test_a_folder_that_was_accessible_by_others_is_made_private(tmp_path: Path) -> None:
-    made = lay(tmp_path, line("one")) / ".jobs"
+    made = write_log(tmp_path, line("one")) / ".jobs"
     made.chmod(0o777)
     (made / "submitted.jsonl").chmod(0o666)
     submissions.prepare(tmp_path)
@@ -169,7 +171,7 @@ def public() -> Iterator[Path]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_commands_on_the_runs_of_another_user_end_with_one_line(public: Path) -> None:
-    runs = lay(public / "runs", line("w-topk-00000001"))
+    runs = write_log(public / "runs", line("w-topk-00000001"))
     (runs / "w-topk-00000002").mkdir(mode=0o700)
     (runs / "w-topk-00000003").mkdir()
     (runs / "w-topk-00000003" / "config.json").write_text("{}")
@@ -201,7 +203,7 @@ def test_commands_on_the_runs_of_another_user_end_with_one_line(public: Path) ->
 
 
 def test_an_incomplete_line_is_not_reported(tmp_path: Path) -> None:
-    runs = lay(tmp_path, line("one"), line("two")[:40])
+    runs = write_log(tmp_path, line("one"), line("two")[:40])
     assert submissions.read_with_faults(runs) == ({"one": submissions.read(runs)["one"]}, [])
     submissions.write(runs, [entry("three")])
     entries, faults = submissions.read_with_faults(runs)

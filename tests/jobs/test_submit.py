@@ -62,7 +62,7 @@ def leave_result(folder: Path) -> None:
     (folder / "result.json").write_text('{"metric": "accuracy", "final": {"accuracy": 1.0}, "steps": 1}')
 
 
-def booked(path: Path) -> dict[str, Entry]:
+def recorded(path: Path) -> dict[str, Entry]:
     return submissions.read(read(path).runs)
 
 
@@ -79,7 +79,7 @@ def submitted(entry: Entry) -> Config:
 def test_runs_are_split_into_arrays_that_slurm_accepts(slurm: StandIn, sweep: Path) -> None:
     assert call(sweep) == 0
     assert [job["options"]["array"] for job in slurm.jobs.values()] == ["0-3%4", "0-1%2"]
-    entries = booked(sweep)
+    entries = recorded(sweep)
     assert list(entries) == [cell.folder.name for cell in read(sweep).configs]
     assert [entry.job for entry in entries.values()] == list(slurm.states)
     for name, entry in entries.items():
@@ -91,7 +91,7 @@ def test_a_single_run_is_not_submitted_as_an_array(slurm: StandIn, sweep: Path) 
     finish(sweep, *others)
     assert call(sweep) == 0
     assert list(slurm.states) == ["1"]
-    assert submitted(booked(sweep)[one]).folder.name == one
+    assert submitted(recorded(sweep)[one]).folder.name == one
 
 
 def test_the_batch_script_is_submitits_with_the_functions_of_batch_sh(slurm: StandIn, sweep: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_second_submission_submits_only_runs_that_are_neither_finished_nor_act
     assert call(sweep) == 0
     assert call(sweep) == 0
     assert "6 runs: 0 finished, 6 active, 0 to submit" in capsys.readouterr().out
-    jobs = {entry.job: name for name, entry in booked(sweep).items()}
+    jobs = {entry.job: name for name, entry in recorded(sweep).items()}
     slurm.set("COMPLETED", "1_0", "1_1", "1_2")
     slurm.set("FAILED", "1_3")
     slurm.set("GONE", "2_0")
@@ -140,7 +140,7 @@ def test_a_second_submission_submits_only_runs_that_are_neither_finished_nor_act
     assert call(sweep) == 0
     assert "6 runs: 2 finished, 1 active, 3 to submit" in capsys.readouterr().out
     again = [jobs["1_2"], jobs["1_3"], jobs["2_0"]]
-    assert sorted(name for name, entry in booked(sweep).items() if entry.job.startswith("3_")) == sorted(
+    assert sorted(name for name, entry in recorded(sweep).items() if entry.job.startswith("3_")) == sorted(
         again
     )
     finish(sweep)
@@ -150,7 +150,7 @@ def test_a_second_submission_submits_only_runs_that_are_neither_finished_nor_act
     slurm.set("GONE", *slurm.states)
     assert call(sweep) == 0
     assert list(slurm.jobs["4"]["states"]) == ["4"]
-    assert booked(sweep)[read(sweep).configs[4].folder.name].job == "4"
+    assert recorded(sweep)[read(sweep).configs[4].folder.name].job == "4"
     assert len(slurm.calls("squeue")) <= 5
     assert len(slurm.calls("sbatch")) == 4
 
@@ -191,7 +191,7 @@ def test_sbatch_is_called_again_without_an_answer_and_no_run_is_submitted_twice(
     assert call(sweep) == 0
     assert list(slurm.jobs) == jobs
     waiting = [task for task, state in slurm.states.items() if state == "PENDING"]
-    assert [entry.job for entry in booked(sweep).values()] == waiting
+    assert [entry.job for entry in recorded(sweep).values()] == waiting
     assert len(waiting) == 6
 
 
@@ -199,7 +199,7 @@ def test_arrays_submitted_before_a_refusal_stay_recorded(slurm: StandIn, sweep: 
     slurm.fail("sbatch", "", "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy")
     with pytest.raises(ValueError, match="SLURM refuses the job: .*Job violates accounting/QOS policy"):
         call(sweep)
-    assert [entry.job for entry in booked(sweep).values()] == ["1_0", "1_1", "1_2", "1_3"]
+    assert [entry.job for entry in recorded(sweep).values()] == ["1_0", "1_1", "1_2", "1_3"]
 
 
 def test_arrays_submitted_before_slurm_stopped_answering_stay_recorded(
@@ -208,9 +208,9 @@ def test_arrays_submitted_before_slurm_stopped_answering_stay_recorded(
     slurm.fail("sbatch", "", TIMED_OUT, TIMED_OUT)
     assert call(sweep) == 1
     assert "sbatch got no answer 2 times" in capsys.readouterr().err
-    assert len(booked(sweep)) == 4
+    assert len(recorded(sweep)) == 4
     assert call(sweep) == 0
-    assert [entry.job for entry in booked(sweep).values()] == ["1_0", "1_1", "1_2", "1_3", "2_0", "2_1"]
+    assert [entry.job for entry in recorded(sweep).values()] == ["1_0", "1_1", "1_2", "1_3", "2_0", "2_1"]
 
 
 def test_nothing_is_submitted_if_the_active_jobs_are_unknown(

@@ -26,7 +26,7 @@ SWEEP = f'{SETTINGS}reducer = ["exact", "topk"]\nseed = [0, 1]\n'
 RUN = ["run", "digits-ff", "--steps", "1", "--world-size", "1", "--device", "cpu", "--reducer", "exact"]
 
 
-def said(*argv: str) -> tuple[int, str]:
+def status_and_stderr(*argv: str) -> tuple[int, str]:
     """The exit status of a command, and what it wrote to stderr."""
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as err:
         status = main(argv)
@@ -43,7 +43,10 @@ def submitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(finished, env=environment, check=True, capture_output=True, timeout=PATIENCE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", StandIn(folder / "slurm").path)
-        assert said("submit", str(folder / "sweep.toml"), "--runs", str(folder / "runs")) == (0, "")
+        assert status_and_stderr("submit", str(folder / "sweep.toml"), "--runs", str(folder / "runs")) == (
+            0,
+            "",
+        )
     return folder
 
 
@@ -68,13 +71,13 @@ def test_a_damaged_file_of_a_sweep_is_a_one_line_error_and_no_run_is_submitted_t
         path = draw.choice([each for each in files if (".jobs" in each.parts) == own])
         how = f"{path.relative_to(runs)}: {damage(path, draw)}"
         sweep = Path(shutil.copy(submitted / "sweep.toml", scratch))
-        status, told = said("submit", str(sweep), "--runs", str(runs))
-        assert status in (0, 2), f"{how}: {told}"
-        for line in told.splitlines():
-            assert line.startswith("sage"), f"{how}: {told}"
-            assert "bug in SAGE" not in line, f"{how}: {told}"
+        status, stderr = status_and_stderr("submit", str(sweep), "--runs", str(runs))
+        assert status in (0, 2), f"{how}: {stderr}"
+        for line in stderr.splitlines():
+            assert line.startswith("sage"), f"{how}: {stderr}"
+            assert "bug in SAGE" not in line, f"{how}: {stderr}"
         if status == 2:
-            assert len(told.splitlines()) == 1, f"{how}: {told}"
-            assert str(runs) in told, f"{how}: {told}"
+            assert len(stderr.splitlines()) == 1, f"{how}: {stderr}"
+            assert str(runs) in stderr, f"{how}: {stderr}"
         pending = [task for task, state in slurm.states.items() if state == "PENDING"]
-        assert len(pending) <= 4, f"{how}: {told}"
+        assert len(pending) <= 4, f"{how}: {stderr}"

@@ -183,7 +183,7 @@ def test_a_model_without_trainable_parameters_is_refused() -> None:
         WholeModel(model, Exact())
 
 
-class Choosy(nn.Module):
+class UsesOneLayer(nn.Module):
     """Uses one of two layers, which one its rank decides; a third shares the first one's weight."""
 
     def __init__(self) -> None:
@@ -200,13 +200,13 @@ def test_unused_parameters_contribute_zeros_and_tied_ones_are_counted_once() -> 
     x_B = torch.ones(2, 3)
 
     def work(wire: Wire) -> tuple[list[str], dict[str, Tensor]]:
-        model = Choosy()
+        model = UsesOneLayer()
         whole = WholeModel(model, Exact())
         model(x_B, wire.rank).sum().backward()
         whole(wire)
         return [span.name for span in whole.layout.spans], gradient(model)
 
-    model = Choosy()
+    model = UsesOneLayer()
     (model(x_B, 0).sum() + model(x_B, 1).sum()).backward()
     half = {name: grad / 2 for name, grad in gradient(model).items()}
     for names, grads in simulate(2, work):

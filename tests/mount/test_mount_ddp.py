@@ -28,7 +28,7 @@ from sage.reducers.topk import TopK
 SMALL = {"bucket_cap_mb": SEVERAL}
 
 
-class Choosy(nn.Module):
+class UsesOneLayer(nn.Module):
     """Of three layers, uses one that depends on rank and step; the last never after step 0."""
 
     def __init__(self) -> None:
@@ -187,9 +187,9 @@ LINES: dict[str, dict[str, Any]] = {
     "a static graph": {"ddp": {"static_graph": True}},
     "gradients as bucket views": {"ddp": {"gradient_as_bucket_view": True}},
     "channels last": {"make": lambda: network().to(memory_format=torch.channels_last)},
-    "unused parameters": {"make": Choosy, "backward": choose, "ddp": {"find_unused_parameters": True}},
+    "unused parameters": {"make": UsesOneLayer, "backward": choose, "ddp": {"find_unused_parameters": True}},
     "unused parameters, bucket views": {
-        "make": Choosy,
+        "make": UsesOneLayer,
         "backward": choose,
         "ddp": {"find_unused_parameters": True, "gradient_as_bucket_view": True},
     },
@@ -289,7 +289,7 @@ def resuming(rank: int) -> dict[str, bool]:
         }[reducer]
         return Wrapped(network(), rank, reducer, ddp={"bucket_cap_mb": megabytes}, **options)
 
-    def goes_on(reducer: str, megabytes: float) -> bool:
+    def resumes_equally(reducer: str, megabytes: float) -> bool:
         whole, first, second = script(reducer, SEVERAL), script(reducer, SEVERAL), script(reducer, megabytes)
         steps(whole, range(5))
         steps(first, range(2))
@@ -302,8 +302,8 @@ def resuming(rank: int) -> dict[str, bool]:
         return same(whole.train([]), [p.detach() for p in second.model.parameters()])
 
     return {
-        "the same buckets": goes_on("sage", SEVERAL) and goes_on("accordion", SEVERAL),
-        "one bucket": goes_on("accordion", 100),
+        "the same buckets": resumes_equally("sage", SEVERAL) and resumes_equally("accordion", SEVERAL),
+        "one bucket": resumes_equally("accordion", 100),
     }
 
 
@@ -405,7 +405,7 @@ def test_buckets_are_formed_from_the_last_parameter_and_the_first_has_its_own_si
 # What goes wrong on the way. Each of these is a start of its own.
 
 
-class Heard(RuntimeError):
+class RaisedByBackward(RuntimeError):
     """What backward has raised; not the tests' own wire, which fails too."""
 
 
@@ -450,9 +450,9 @@ def test_backward_names_a_rank_that_does_not_join(strike: Callable[[], None], ve
         try:
             script.gradients(2)
         except WireError as error:
-            raise Heard(str(error)) from None
+            raise RaisedByBackward(str(error)) from None
 
     with Group(local_places(2), work, timeout=20) as group:
         outcome = next(outcome for rank, outcome in group.outcomes(60) if rank == 0)
-    assert isinstance(outcome, Heard)
+    assert isinstance(outcome, RaisedByBackward)
     assert re.search(verdict, str(outcome))

@@ -49,7 +49,7 @@ def seen() -> list[dict[str, Any]]:
 
     def work(wire: Wire) -> dict[str, Any]:
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
-        return {"nothing lost": nothing_lost(wire, mesh), "goes on": goes_on(wire, mesh)}
+        return {"nothing lost": nothing_lost(wire, mesh), "goes on": resumes_equally(wire, mesh)}
 
     def nothing_lost(wire: Wire, mesh: DeviceMesh) -> float:
         """How far all means together are off what the replicas have sent of this shard."""
@@ -71,7 +71,7 @@ def seen() -> list[dict[str, Any]]:
         dense.close()
         return off
 
-    def goes_on(wire: Wire, mesh: DeviceMesh) -> bool:
+    def resumes_equally(wire: Wire, mesh: DeviceMesh) -> bool:
         """Whether stopped after a step and loaded, the gradients are those of a script never stopped."""
         (whole, stays), (model, mount) = sharded(mesh, density=0.1), sharded(mesh, density=0.1)
         once(whole, wire.rank, 0)
@@ -118,7 +118,7 @@ def test_a_module_is_reduced_after_the_last_micro_batch() -> None:
 def test_unused_parameters_send_their_residual_and_frozen_ones_have_no_state() -> None:
     mesh = one_by_one()
 
-    class Choosy(nn.Module):
+    class UsesSomeParameters(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.used, self.unused, self.frozen = (nn.Parameter(torch.ones(3, 2)) for _ in range(3))
@@ -128,7 +128,7 @@ def test_unused_parameters_send_their_residual_and_frozen_ones_have_no_state() -
             of_used = (x_B @ self.used).sum()
             return of_used + (x_B[:, :, None] * self.unused).sum() if all_of_it else of_used
 
-    model = Choosy()
+    model = UsesSomeParameters()
     fully_shard(model, mesh=mesh["shard"])
     mount = sage.fsdp_hook(model, "topk", density=0.5, replicate=mesh["replicate"])
     assert set(mount.state_dict()) == {"used", "unused"}

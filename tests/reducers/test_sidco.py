@@ -154,7 +154,7 @@ def test_no_gradient_raises_an_error(fit: Any, stages: int, density: float) -> N
 # Adaptation. The density is 0.1: there are 1 to 4 stages.
 
 
-class Told(SIDCo):
+class SelectsGivenNumber(SIDCo):
     """Selects k̂ elements, whatever it fits."""
 
     wanted = 0
@@ -166,7 +166,7 @@ class Told(SIDCo):
 
 def stages_after(ratios: list[float], **options: Any) -> list[int]:
     """M after each adaptation, where k̂/k is as told between them."""
-    reducer = Told(density=0.1, **options)
+    reducer = SelectsGivenNumber(density=0.1, **options)
     reducer.bind(Layout.of([("w", (100,))]))
     found = []
     for ratio in ratios:
@@ -218,7 +218,7 @@ def test_without_a_number_of_stages_each_leaves_a_quarter_and_the_last_one_the_r
 
 def test_the_first_share_moves_against_the_error_within_its_range() -> None:
     def first_after(ratios: list[float]) -> float:
-        reducer = Told(density=0.1, adjust_first=True)
+        reducer = SelectsGivenNumber(density=0.1, adjust_first=True)
         reducer.bind(Layout.of([("w", (100,))]))
         for ratio in ratios:
             reducer.wanted = round(10 * ratio)

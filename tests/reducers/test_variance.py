@@ -203,7 +203,7 @@ def test_an_option_out_of_range_is_refused_with_the_allowed_range(
 # What the engine tells.
 
 
-class Listening(Variance):
+class RecordsSquares(Variance):
     """Keeps what it is told, and the gradient that comes with it."""
 
     def __init__(self, **options: Any) -> None:
@@ -270,7 +270,7 @@ def test_the_squares_equal_those_of_a_loop_over_the_samples(
     tmp_path: Path, options: dict[str, Any], parts: int | None, accumulate: int
 ) -> None:
     def work(wire: Wire) -> list[Tensor]:
-        reducer = Listening(**options)
+        reducer = RecordsSquares(**options)
         run = training(tmp_path, wire, reducer, accumulate=accumulate)
         batches = next(run.rest_of_epoch())
         run.take_step(batches)
@@ -285,7 +285,7 @@ def test_the_squares_equal_those_of_a_loop_over_the_samples(
 @pytest.mark.parametrize("squares", ["split", "per-sample"])
 def test_the_squares_are_clipped_as_the_gradient_is(tmp_path: Path, squares: str) -> None:
     def told(**options: Any) -> tuple[Tensor, Tensor]:
-        reducer = Listening(squares=squares)
+        reducer = RecordsSquares(squares=squares)
 
         def work(wire: Wire) -> None:
             run = training(tmp_path, wire, reducer, **options)
@@ -301,7 +301,7 @@ def test_the_squares_are_clipped_as_the_gradient_is(tmp_path: Path, squares: str
 
 
 def test_clipping_a_gradient_of_zeros_leaves_the_squares_valid() -> None:
-    model, reducer = small_network(), Listening()
+    model, reducer = small_network(), RecordsSquares()
     squares = Squares(model, Classify(Points.facts), WholeModel(model, reducer))
     squares.rescale(torch.zeros(()) / torch.zeros(()))
     squares.pass_to_reducer()
@@ -310,7 +310,7 @@ def test_clipping_a_gradient_of_zeros_leaves_the_squares_valid() -> None:
 
 def test_the_squares_are_divided_by_the_square_of_the_loss_scale(tmp_path: Path) -> None:
     def told(scale: float) -> tuple[Tensor, Tensor]:
-        reducer = Listening()
+        reducer = RecordsSquares()
 
         def work(wire: Wire) -> None:
             run = training(tmp_path, wire, reducer)
@@ -326,7 +326,7 @@ def test_the_squares_are_divided_by_the_square_of_the_loss_scale(tmp_path: Path)
 
 
 def test_small_tensors_that_are_sent_dense_have_no_squares(tmp_path: Path) -> None:
-    reducer = Listening()
+    reducer = RecordsSquares()
 
     def work(wire: Wire) -> None:
         run = training(tmp_path, wire, reducer, min_compress=20)

@@ -270,10 +270,10 @@ def test_no_point_dominates_one_on_the_front(points: list[tuple[int, int]], bett
     sign = 1 if better == "max" else -1
     kept = front([cost for cost, _ in points], [value for _, value in points], better)
 
-    def beats(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    def dominates(a: tuple[int, int], b: tuple[int, int]) -> bool:
         return a[0] <= b[0] and sign * a[1] >= sign * b[1] and a != b
 
-    on_front = {point for point in points if not any(beats(other, point) for other in points)}
+    on_front = {point for point in points if not any(dominates(other, point) for other in points)}
     assert {points[i] for i in kept} == on_front
 
 

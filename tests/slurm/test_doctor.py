@@ -1,4 +1,4 @@
-"""`sage doctor` on nodes that are apart: healthy ones pass, and planted faults are named with their node."""
+"""`sage doctor` on nodes in separate networks: healthy nodes pass; faults are named with their node."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ class Diagnosis:
     status: int
     findings: list[dict[str, str]]
 
-    def amiss(self, status: str) -> dict[tuple[str, str], str]:
+    def found_by(self, status: str) -> dict[tuple[str, str], str]:
         """What was found, by check and where."""
         return {
             (one["check"], one["where"]): one["found"] for one in self.findings if one["status"] == status
@@ -35,7 +35,7 @@ class Diagnosis:
 
 
 @pytest.fixture
-def apart(cluster: Cluster) -> Cluster:
+def separate_networks(cluster: Cluster) -> Cluster:
     """Nodes with networks of their own."""
     if not cluster.namespaces:
         pytest.skip(links_need())
@@ -96,29 +96,29 @@ def test_healthy_nodes_pass_every_check(cluster: Cluster, doctor: Callable[..., 
 
 
 def test_a_head_node_that_resolves_itself_to_loopback_gets_a_note(
-    apart: Cluster, doctor: Callable[..., Diagnosis], tmp_path: Path
+    separate_networks: Cluster, doctor: Callable[..., Diagnosis], tmp_path: Path
 ) -> None:
     def debian(line: str) -> str:
         return "127.0.1.1 node1\n" if line.split()[1:] == ["node1"] else line
 
-    with hosts(apart, ["node1"], tmp_path, debian):
+    with hosts(separate_networks, ["node1"], tmp_path, debian):
         said = doctor("--hostip", "node1")
     assert said.status == 0, said.findings
-    assert said.amiss("note") == {
+    assert said.found_by("note") == {
         ("own name", "node1"): "node1 is 127.0.1.1 on node1 itself, an address that no other node can reach"
     }
     assert said.findings[-1]["check"] == "all-reduce"
 
 
 def test_a_head_node_that_resolves_to_loopback_elsewhere_is_named(
-    apart: Cluster, doctor: Callable[..., Diagnosis], tmp_path: Path
+    separate_networks: Cluster, doctor: Callable[..., Diagnosis], tmp_path: Path
 ) -> None:
     def wrong(line: str) -> str:
         return "127.0.0.1 node1\n" if line.split()[1:] == ["node1"] else line
 
-    with hosts(apart, ["node2", "node3"], tmp_path, wrong):
+    with hosts(separate_networks, ["node2", "node3"], tmp_path, wrong):
         said = doctor("--hostip", "node1", "--timeout", "3")
-    found = said.amiss("failed")
+    found = said.found_by("failed")
     assert said.status == 1
     assert found.keys() == {("rank 0's name", "node2, node3"), ("rank 0's port", "node2, node3")}
     assert "node1, rank 0's node, is 127.0.0.1 here" in found["rank 0's name", "node2, node3"]
@@ -126,19 +126,23 @@ def test_a_head_node_that_resolves_to_loopback_elsewhere_is_named(
 
 
 def test_a_blocked_port_is_named_as_refused_or_dropped(
-    apart: Cluster, doctor: Callable[..., Diagnosis]
+    separate_networks: Cluster, doctor: Callable[..., Diagnosis]
 ) -> None:
     rule = f"pref 5 ipproto tcp dport {PORT}"
     # One node may not send there; from the other it goes to a station that does not exist.
     nowhere = "ip neigh replace 10.77.0.99 lladdr 02:00:00:00:00:99 dev eth0; ip route replace default"
-    on(apart, "node2", f"ip rule add {rule} prohibit")
-    on(apart, "node3", f"{nowhere} via 10.77.0.99 dev eth0 table 777; ip rule add {rule} table 777")
+    on(separate_networks, "node2", f"ip rule add {rule} prohibit")
+    on(
+        separate_networks,
+        "node3",
+        f"{nowhere} via 10.77.0.99 dev eth0 table 777; ip rule add {rule} table 777",
+    )
     try:
         said = doctor("--port", str(PORT), "--timeout", "3")
     finally:
         for node in ("node2", "node3"):
-            on(apart, node, f"ip rule del {rule}")
-    found = said.amiss("failed")
+            on(separate_networks, node, f"ip rule del {rule}")
+    found = said.found_by("failed")
     assert said.status == 1
     assert found == {
         ("rank 0's port", "node2"): f"10.77.0.1 port {PORT}: not let through: Permission denied",
@@ -149,22 +153,22 @@ def test_a_blocked_port_is_named_as_refused_or_dropped(
 
 
 def test_four_faults_of_four_nodes_are_all_named(
-    apart: Cluster, doctor: Callable[..., Diagnosis], tmp_path: Path
+    separate_networks: Cluster, doctor: Callable[..., Diagnosis], tmp_path: Path
 ) -> None:
     def without_head(line: str) -> str:
         return "" if line.split()[1:] == ["node1"] else line
 
     runs, old = tmp_path / "runs", tmp_path / "old.py"
     old.write_text(CODE.read_text().replace(sage.__version__, "0.0.1"))
-    on(apart, "node3", f"mount --bind {old} {CODE}")
-    on(apart, "node4", f"mount --bind {runs} {runs}; mount -o remount,bind,ro {runs}")
+    on(separate_networks, "node3", f"mount --bind {old} {CODE}")
+    on(separate_networks, "node4", f"mount --bind {runs} {runs}; mount -o remount,bind,ro {runs}")
     try:
-        with hosts(apart, ["node2"], tmp_path, without_head):
+        with hosts(separate_networks, ["node2"], tmp_path, without_head):
             said = doctor("--timeout", "5", GLOO_SOCKET_IFNAME="eth7")
     finally:
-        on(apart, "node3", f"umount {CODE}")
-        on(apart, "node4", f"umount {runs}")
-    found = said.amiss("failed")
+        on(separate_networks, "node3", f"umount {CODE}")
+        on(separate_networks, "node4", f"umount {runs}")
+    found = said.found_by("failed")
     assert said.status == 1
     assert found.pop(("rank 0's name", "node2")).startswith("node1 does not resolve: ")
     assert found == {
@@ -182,4 +186,4 @@ def test_allocated_gpus_that_torch_does_not_see_are_named(
     told = cluster.run("salloc", "--nodes=2", "--gpus-per-node=1", *command, timeout=200, check=False)
     said = Diagnosis(told.returncode, json.loads(told.stdout)["findings"])
     assert said.status == 1
-    assert list(said.amiss("failed")) == [("GPUs", "all nodes")]
+    assert list(said.found_by("failed")) == [("GPUs", "all nodes")]

@@ -40,12 +40,12 @@ class Job:
     runs: Path
     log: Path
 
-    def takes_steps(self) -> "Job":
+    def wait_for_steps(self) -> "Job":
         """Wait until it is well beyond its first checkpoint, but far from its end."""
         self.cluster.until(lambda: num_steps(self.runs) > 120, PATIENCE)
         return self
 
-    def hears(self, number: int) -> "Job":
+    def wait_for_signal(self, number: int) -> "Job":
         """Hold it where it is until a signal of SLURM's has reached every rank, and then let it go on."""
         ranks = self.cluster.ranks(self.id).values()
         for pid in ranks:
@@ -57,7 +57,7 @@ class Job:
                 os.kill(pid, signal.SIGCONT)
         return self
 
-    def comes_to_the_same(self, reference: Path, *, restarts: int | None = 1) -> list[str]:
+    def finishes_equal_to(self, reference: Path, *, restarts: int | None = 1) -> list[str]:
         """Wait for the end, which has to be the reference's, and return what befell it on the way."""
         ended = self.cluster.wait(self.id, PATIENCE)
         assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), self.log.read_text()
@@ -106,40 +106,40 @@ def test_submitits_signal_checkpoints_and_requeues_the_run(
     cluster.run("python", "-m", "sage", "submit", sweep.name, cwd=tmp_path, env=environment)
     (entry,) = map(json.loads, (tmp_path / "runs" / ".jobs" / "submitted.jsonl").read_text().splitlines())
     log = Path(entry["logs"]) / f"{entry['job']}_0_log.out"
-    job = Job(cluster, entry["job"], tmp_path / "runs", log).takes_steps()
+    job = Job(cluster, entry["job"], tmp_path / "runs", log).wait_for_steps()
     cluster.run("scancel", "--signal=USR2", job.id)
-    assert job.comes_to_the_same(reference) == ["stopped", "resumed"]
+    assert job.finishes_equal_to(reference) == ["stopped", "resumed"]
     assert "stopped, checkpoint written; requeued" in log.read_text()
 
 
 def test_a_preempted_job_writes_a_checkpoint_and_resumes(
     start: Callable[..., Job], reference: Path, cluster: Cluster, tmp_path: Path
 ) -> None:
-    job = start("--partition=low", "--exclusive", "--signal=USR1@10", timeout=600).takes_steps()
+    job = start("--partition=low", "--exclusive", "--signal=USR1@10", timeout=600).wait_for_steps()
     urgent = cluster.sbatch(
         "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap", "true", cwd=tmp_path
     )
     # With preempt_send_user_signal SLURM sends the job's own signal, and only 20 s later SIGTERM.
-    job.hears(signal.SIGUSR1)
+    job.wait_for_signal(signal.SIGUSR1)
     assert cluster.wait(urgent, PATIENCE)["JobState"] == "COMPLETED"
-    assert job.comes_to_the_same(reference) == ["stopped", "resumed"]
+    assert job.finishes_equal_to(reference) == ["stopped", "resumed"]
 
 
 def test_a_job_near_its_time_limit_writes_a_checkpoint_and_resumes(
     start: Callable[..., Job], reference: Path
 ) -> None:
     # SLURM counts in minutes, looks every half one, and signals up to a minute early.
-    job = start("--time=1", "--signal=USR1@50", timeout=600).takes_steps().hears(signal.SIGUSR1)
+    job = start("--time=1", "--signal=USR1@50", timeout=600).wait_for_steps().wait_for_signal(signal.SIGUSR1)
     job.cluster.until(lambda: "stopped, checkpoint written; requeued" in job.log.read_text())
     job.cluster.run("scontrol", "update", f"jobid={job.id}", "timelimit=10")
     # How often the limit came near before that is SLURM's to say: a signal may have come before training.
-    assert job.comes_to_the_same(reference, restarts=None)[:2] == ["stopped", "resumed"]
+    assert job.finishes_equal_to(reference, restarts=None)[:2] == ["stopped", "resumed"]
 
 
 def test_a_requeued_job_writes_a_checkpoint_and_resumes(start: Callable[..., Job], reference: Path) -> None:
-    job = start().takes_steps()
+    job = start().wait_for_steps()
     job.cluster.run("scontrol", "requeue", job.id)
-    assert job.comes_to_the_same(reference) == ["stopped", "resumed"]
+    assert job.finishes_equal_to(reference) == ["stopped", "resumed"]
 
 
 # What they do not hear of: it goes on from the last checkpoint.
@@ -148,29 +148,29 @@ def test_a_requeued_job_writes_a_checkpoint_and_resumes(start: Callable[..., Job
 def test_a_job_with_a_killed_rank_resumes_from_its_checkpoint(
     start: Callable[..., Job], reference: Path
 ) -> None:
-    job = start().takes_steps()
+    job = start().wait_for_steps()
     os.kill(job.cluster.ranks(job.id)[2], signal.SIGKILL)
-    assert job.comes_to_the_same(reference) == ["resumed"]
+    assert job.finishes_equal_to(reference) == ["resumed"]
     assert "failure 1 of at most 3" in job.log.read_text()
 
 
 def test_a_job_with_a_stopped_rank_resumes_from_its_checkpoint(
     start: Callable[..., Job], reference: Path
 ) -> None:
-    job = start().takes_steps()
+    job = start().wait_for_steps()
     os.kill(job.cluster.ranks(job.id)[1], signal.SIGSTOP)
-    assert job.comes_to_the_same(reference) == ["resumed"]
+    assert job.finishes_equal_to(reference) == ["resumed"]
     assert "Cause: rank 1 does not respond" in job.log.read_text()
 
 
 def test_a_job_that_loses_a_node_resumes_on_another(
     start: Callable[..., Job], reference: Path, cluster: Cluster
 ) -> None:
-    job = start().takes_steps()
+    job = start().wait_for_steps()
     nodes = cluster.run("scontrol", "show", "hostnames", cluster.job(job.id)["NodeList"]).stdout.split()
     cluster.down(nodes[2])
     try:
-        assert job.comes_to_the_same(reference)[-1] == "resumed"
+        assert job.finishes_equal_to(reference)[-1] == "resumed"
         assert nodes[2] not in cluster.job(job.id)["NodeList"]
     finally:
         cluster.resume(nodes[2])
@@ -180,12 +180,12 @@ def test_a_job_that_loses_a_node_resumes_on_another(
 def test_a_job_that_loses_a_link_resumes_from_its_checkpoint(
     start: Callable[..., Job], reference: Path, cluster: Cluster
 ) -> None:
-    job = start().takes_steps()
+    job = start().wait_for_steps()
     nodes = cluster.run("scontrol", "show", "hostnames", cluster.job(job.id)["NodeList"]).stdout.split()
     cluster.pull(nodes[1])
     try:
         # SLURM itself gives a node up after SlurmdTimeout, here 20 s.
-        assert job.comes_to_the_same(reference) == ["resumed"]
+        assert job.finishes_equal_to(reference) == ["resumed"]
     finally:
         cluster.plug(nodes[1])
         cluster.until(lambda: "*" not in cluster.run("sinfo", "-h", "-o", "%t").stdout)
@@ -221,7 +221,7 @@ def test_a_job_with_an_invalid_setting_is_not_requeued(cluster: Cluster, tmp_pat
 
 
 def test_a_cancelled_job_stays_cancelled(start: Callable[..., Job]) -> None:
-    job = start().takes_steps()
+    job = start().wait_for_steps()
     job.cluster.run("scancel", job.id)
     assert job.cluster.wait(job.id, PATIENCE)["JobState"] == "CANCELLED"
     job.cluster.until(lambda: not job.cluster.ranks(job.id))

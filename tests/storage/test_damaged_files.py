@@ -37,12 +37,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, an interrupted one, and a trace."""
     folder = tmp_path_factory.mktemp("whole")
     for reducer in (["--reducer", "exact"], TOPK):
-        assert said(run(folder / "runs", *reducer))[0] == 0
+        assert status_and_stderr(run(folder / "runs", *reducer))[0] == 0
     interrupted = one(folder / "runs", "topk")
     (interrupted / "result.json").unlink()
     shutil.rmtree(max((interrupted / "checkpoints").iterdir()))
     size = ["--steps", "3", "--elements", "50", "--world-size", "2"]
-    assert said(["bench", "record", "digits-ff", *size, "--out", str(folder / "trace.pt")])[0] == 0
+    assert (
+        status_and_stderr(["bench", "record", "digits-ff", *size, "--out", str(folder / "trace.pt")])[0] == 0
+    )
     return folder
 
 
@@ -72,18 +74,18 @@ def in_time(seconds: int = 120) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def said(argv: Sequence[str]) -> tuple[int, str]:
+def status_and_stderr(argv: Sequence[str]) -> tuple[int, str]:
     """The exit status of a command, and what it wrote to stderr; anything raised is a failure."""
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as err:
         status = main(argv)
     return status, err.getvalue()
 
 
-def is_a_line(told: str) -> bool:
+def is_a_line(stderr: str) -> bool:
     """Whether the last line of what was said is all that was said of an error, and nobody's inner words."""
-    line = told.strip().splitlines()[-1]
+    line = stderr.strip().splitlines()[-1]
     inner = ("Traceback", "weights_only", "Error:", "Error(", "traceback")
-    return line.startswith("sage") and not any(word in told for word in inner)
+    return line.startswith("sage") and not any(word in stderr for word in inner)
 
 
 SETTINGS = settings(
@@ -124,14 +126,14 @@ def damage_and_read(whole: Path, seed: int) -> None:
         if draw.random() < 0.06:
             page(groups, unreadable)
 
-        assert said(["status", str(runs)])[0] == 0, how
+        assert status_and_stderr(["status", str(runs)])[0] == 0, how
         if draw.random() < 0.25 or (reducer == "topk" and "checkpoints" in path.parts):
             more = ["--reducer", "exact"] if reducer == "exact" else [*TOPK]
             if draw.random() < 0.3:
                 more += ["--epochs", "2", "--steps", "6", "--continue-from", str(folder)]
-            status, told = said(run(runs, *more))
-            assert status in (0, 2), f"{how}: {told}"
-            assert status == 0 or (is_a_line(told) and folder.name in told), f"{how}: {told}"
+            status, stderr = status_and_stderr(run(runs, *more))
+            assert status in (0, 2), f"{how}: {stderr}"
+            assert status == 0 or (is_a_line(stderr) and folder.name in stderr), f"{how}: {stderr}"
 
 
 def loaded(path: Path) -> tuple[trace.Trace | None, str]:
@@ -172,13 +174,13 @@ def test_a_damaged_result_is_named_when_the_run_is_repeated(
     runs = copied(whole / "runs", tmp_path / "runs")
     path = one(runs, "exact") / "result.json"
     path.write_text(content)
-    status, told = said(run(runs, "--reducer", "exact"))
+    status, stderr = status_and_stderr(run(runs, "--reducer", "exact"))
     assert status == 2
-    assert is_a_line(told)
-    assert f"{path} is damaged" in told
-    assert "--fresh" in told
-    status, told = said(run(runs, "--reducer", "exact", "--fresh"))
-    assert status == 0, told
+    assert is_a_line(stderr)
+    assert f"{path} is damaged" in stderr
+    assert "--fresh" in stderr
+    status, stderr = status_and_stderr(run(runs, "--reducer", "exact", "--fresh"))
+    assert status == 0, stderr
     assert not read_runs([runs])[1]
 
 
@@ -186,9 +188,9 @@ def test_a_finished_run_without_its_metrics_is_not_reported_as_finished(whole: P
     runs = copied(whole / "runs", tmp_path / "runs")
     folder = one(runs, "exact")
     (folder / "metrics.jsonl").unlink()
-    status, told = said(run(runs, "--reducer", "exact"))
+    status, stderr = status_and_stderr(run(runs, "--reducer", "exact"))
     assert status == 2
-    assert f"{folder} has a result.json but no metrics.jsonl" in told
+    assert f"{folder} has a result.json but no metrics.jsonl" in stderr
     assert set(read_runs([runs])[1]) == {folder}
 
 
@@ -214,14 +216,14 @@ def test_fresh_removes_the_result_first_and_does_not_follow_links(
             remove(path)
 
         patch.setattr(storage, "remove", fail_third)
-        status, told = said(run(runs, "--reducer", "exact", "--fresh"))
+        status, stderr = status_and_stderr(run(runs, "--reducer", "exact", "--fresh"))
         assert status in (1, 2)
-        assert "Permission denied" in told
+        assert "Permission denied" in stderr
     assert [path.name for path in removed] == ["result.json", "checkpoints"]
     assert not (folder / "result.json").exists()
-    status, told = said(run(runs, "--reducer", "exact", "--fresh"))
-    assert status == 0, told
-    assert "already finished" not in told
+    status, stderr = status_and_stderr(run(runs, "--reducer", "exact", "--fresh"))
+    assert status == 0, stderr
+    assert "already finished" not in stderr
     assert sorted(path.name for path in elsewhere.iterdir()) == kept
     assert not (folder / "checkpoints").is_symlink()
     assert (folder / "result.json").exists()
@@ -232,9 +234,9 @@ def test_a_run_folder_that_is_a_link_can_be_run_reported_and_cleared(whole: Path
     folder = one(runs, "exact")
     folder.rename(tmp_path / "moved")
     folder.symlink_to(tmp_path / "moved")
-    assert "already finished" in said(run(runs, "--reducer", "exact"))[1]
+    assert "already finished" in status_and_stderr(run(runs, "--reducer", "exact"))[1]
     assert len(read_runs([runs])[0]) == 2
-    assert said(run(runs, "--reducer", "exact", "--fresh"))[0] == 0
+    assert status_and_stderr(run(runs, "--reducer", "exact", "--fresh"))[0] == 0
     assert folder.is_symlink()
     assert (tmp_path / "moved" / "result.json").exists()
 
@@ -249,14 +251,18 @@ def test_unreadable_files_of_another_user_are_a_one_line_error(whole: Path, name
         try:
             with plain_user(runs):
                 found, unreadable = read_runs([runs])
-                status, told = said(["status", str(runs)])
-                again = said(run(runs, "--reducer", "exact")) if name in ("", "result.json") else (2, "sage")
+                status, stderr = status_and_stderr(["status", str(runs)])
+                again = (
+                    status_and_stderr(run(runs, "--reducer", "exact"))
+                    if name in ("", "result.json")
+                    else (2, "sage")
+                )
         finally:
             (folder / name).chmod(0o755)
         assert len(found) == 1
         assert set(unreadable) == {folder}
         assert "Permission denied" in unreadable[folder]
-        assert status == 0, told
+        assert status == 0, stderr
         assert again[0] == 2
         assert is_a_line(again[1])
 
@@ -292,11 +298,11 @@ def test_an_intact_checkpoint_that_does_not_fit_is_a_one_line_error(
         inner[key] = value
     resave(path, content)
     more = ["--epochs", "2", "--steps", "6", "--continue-from", str(folder)] if continues else []
-    status, told = said(run(runs, *TOPK, *more))
+    status, stderr = status_and_stderr(run(runs, *TOPK, *more))
     if continues and keys[0] == "random":  # which begins anew
-        assert status == 0, told
+        assert status == 0, stderr
         return
-    assert status == 2, told
-    assert is_a_line(told)
-    assert reason in told
-    assert str(folder) in told
+    assert status == 2, stderr
+    assert is_a_line(stderr)
+    assert reason in stderr
+    assert str(folder) in stderr

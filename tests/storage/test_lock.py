@@ -55,7 +55,7 @@ def status(number: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
 
 
-def leave(path: Path, *, age: float, **who: object) -> None:
+def write_owner_file(path: Path, *, age: float, **who: object) -> None:
     """An owner's file of another host, last touched some seconds ago."""
     path.touch()
     own = path.with_name(f"{path.name}.owner-7")
@@ -148,7 +148,7 @@ def test_of_many_processes_that_take_over_a_lock_only_one_gets_it(
     for turn in range(examples(5)):
         for own in path.parent.glob(".lock*"):
             own.unlink()
-        leave(path, age=1000)
+        write_owner_file(path, age=1000)
         start = time.monotonic() + 0.03
         inside = path.with_name(".lock-inside")
 
@@ -171,10 +171,10 @@ def test_of_many_processes_that_take_over_a_lock_only_one_gets_it(
 
 @pytest.mark.usefixtures("no_flock")
 def test_an_owner_on_another_host_is_named_while_active_and_replaced_when_inactive(path: Path) -> None:
-    leave(path, age=1)
+    write_owner_file(path, age=1)
     with pytest.raises(Locked, match=r"process 41 on node9 \(user root\), seen 1 s ago"), locked(path):
         pass
-    leave(path, age=lock.STALE + 1)
+    write_owner_file(path, age=lock.STALE + 1)
     with locked(path):
         assert [own.name for own in path.parent.glob("*owner*")] == [".lock.owner-8"]
 
@@ -185,7 +185,7 @@ def test_an_owner_that_may_have_ended_is_waited_for_until_that_is_certain(
 ) -> None:
     monkeypatch.setattr(lock, "HEARTBEAT", 0.1)
     monkeypatch.setattr(lock, "STALE", 0.6)
-    leave(path, age=0.3)  # three touches are missing
+    write_owner_file(path, age=0.3)  # three touches are missing
     start = time.monotonic()
     with locked(path, wait=0):
         assert time.monotonic() - start > 0.25
@@ -203,10 +203,10 @@ def test_an_owner_that_runs_for_long_keeps_the_lock(path: Path, monkeypatch: pyt
 
 @pytest.mark.usefixtures("no_flock")
 def test_an_equal_process_id_in_another_container_does_not_count_as_ended(path: Path) -> None:
-    leave(path, age=1, host=socket.gethostname(), process=os.getpid(), started="12")
+    write_owner_file(path, age=1, host=socket.gethostname(), process=os.getpid(), started="12")
     with pytest.raises(Locked), locked(path):
         pass
-    leave(path, age=1, processes=lock._me()["processes"], process=os.getpid(), started="12")
+    write_owner_file(path, age=1, processes=lock._me()["processes"], process=os.getpid(), started="12")
     with locked(path):
         pass
 

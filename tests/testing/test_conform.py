@@ -30,7 +30,7 @@ class RanksDisagree(TopK):
         return Reduced(reduced.mean_N + 1e-7 * wire.rank, reduced.sent, reduced.density)
 
 
-class RanksTellDifferentDensities(Threshold):
+class RanksReportDifferentDensities(Threshold):
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         reduced = super().forward(grad_N, residual_N, wire)
         assert reduced.sent is not None
@@ -88,7 +88,7 @@ class ShortIndices(TopK):
         return Reduced(grad_N / wire.world_size, at_K, at_K.numel() / grad_N.numel())
 
 
-class ForgetsWhereGroupsStart(GTopK):
+class OmitsGroupStarts(GTopK):
     def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
         values_K, at_K = super().take(grad_N, residual_N, wire)
         starts_G = torch.tensor([start for start, _ in self.layout.groups] or [0], dtype=torch.int32)
@@ -108,30 +108,30 @@ class NeverSendsEverything(TopK):
         self.density_G.clamp_(max=0.9)
 
 
-class TellsTheDensityAsked(Sage):
+class ReportsTheTargetDensity(Sage):
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         reduced = super().forward(grad_N, residual_N, wire)
         return Reduced(reduced.mean_N, reduced.sent, self.density)
 
 
-class TellsAnIndexTwice(TopK):
+class ReportsAnIndexTwice(TopK):
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         reduced = super().forward(grad_N, residual_N, wire)
         assert reduced.sent is not None
         return Reduced(reduced.mean_N, torch.cat((reduced.sent, reduced.sent[:1])), reduced.density)
 
 
-class ForgetsPadding(Threshold):
+class OmitsPadding(Threshold):
     def payload(self, counts: list[int], rank: int) -> dict[str, int]:
         return {"values": 4 * counts[rank], "indices": 4 * counts[rank], "sizes": 8}
 
 
-class ForgetsIndices(TopK):
+class OmitsIndices(TopK):
     def payload(self, counts: list[int], rank: int) -> dict[str, int]:
         return {"values": 4 * counts[rank]}
 
 
-class BooksByItself(Exact):
+class CountsItsOwnBytes(Exact):
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         wire.ledger.add("sum", {}, (8, 8))
         return super().forward(grad_N, residual_N, wire)
@@ -146,7 +146,7 @@ class ComparesWithSign(Sparsifier):
         return (signal_N >= 0.1).nonzero().view(-1)
 
 
-class OverlooksNan(Sparsifier):
+class IgnoresNan(Sparsifier):
     """No NaN is above a threshold."""
 
     even = False
@@ -175,7 +175,7 @@ class NeverRecovers(TopK):
         return Reduced(reduced.mean_N + self.seen, reduced.sent, reduced.density)
 
 
-class KeepsItsStepToItself(Sparsifier):
+class KeepsItsStepOutOfTheState(Sparsifier):
     """Sends the even elements, then the odd ones, and forgets which it was when it is resumed."""
 
     step = 0
@@ -203,33 +203,33 @@ class DrawsFromPython(TopK):
         return super().take(grad_N, residual_N, wire)
 
 
-class SendsAllAndTellsAQuarter(Exact):
+class SendsAllAndReportsAQuarter(Exact):
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         return Reduced(super().forward(grad_N, residual_N, wire).mean_N, density=0.25)
 
 
 BREAKS: list[tuple[Callable[[Case], None], type[Reducer]]] = [
     (conformance.ranks_agree, RanksDisagree),
-    (conformance.ranks_agree, RanksTellDifferentDensities),
+    (conformance.ranks_agree, RanksReportDifferentDensities),
     (conformance.nothing_is_lost, AddsWhatItSent),
     (conformance.nothing_is_lost, DoesNotDivide),
     (conformance.nothing_is_lost, DropsDuplicates),
     (conformance.uneven_ranks_lose_nothing, SplitsEvenly),
     (conformance.far_elements_keep_their_places, ShortIndices),
-    (conformance.every_grouping_keeps_the_invariants, ForgetsWhereGroupsStart),
+    (conformance.every_grouping_keeps_the_invariants, OmitsGroupStarts),
     (conformance.edge_cases_are_handled, DividesByTheNorm),
     (conformance.density_one_is_all_reduce, NeverSendsEverything),
-    (conformance.density_is_what_was_sent, TellsTheDensityAsked),
-    (conformance.density_is_what_was_sent, TellsAnIndexTwice),
-    (conformance.density_is_what_was_sent, SendsAllAndTellsAQuarter),
-    (conformance.ledger_equals_bytes_by_hand, ForgetsPadding),
-    (conformance.ledger_equals_bytes_by_hand, ForgetsIndices),
-    (conformance.one_rank_sends_nothing, BooksByItself),
+    (conformance.density_is_what_was_sent, ReportsTheTargetDensity),
+    (conformance.density_is_what_was_sent, ReportsAnIndexTwice),
+    (conformance.density_is_what_was_sent, SendsAllAndReportsAQuarter),
+    (conformance.ledger_equals_bytes_by_hand, OmitsPadding),
+    (conformance.ledger_equals_bytes_by_hand, OmitsIndices),
+    (conformance.one_rank_sends_nothing, CountsItsOwnBytes),
     (conformance.negative_values_are_sent, ComparesWithSign),
-    (conformance.nan_is_seen, OverlooksNan),
+    (conformance.nan_is_seen, IgnoresNan),
     (conformance.nan_is_seen, KeepsNan),
     (conformance.nan_is_seen, NeverRecovers),
-    (conformance.resumed_equals_uninterrupted, KeepsItsStepToItself),
+    (conformance.resumed_equals_uninterrupted, KeepsItsStepOutOfTheState),
     (conformance.global_random_state_is_untouched, Reseeds),
     (conformance.global_random_state_is_untouched, DrawsFromNumpy),
     (conformance.global_random_state_is_untouched, DrawsFromPython),
@@ -241,7 +241,7 @@ def test_a_reducer_with_one_fault_breaks_the_invariant_for_it(
     invariant: Callable[[Case], None], mutant: type[Reducer]
 ) -> None:
     # Indices that occur twice are refused by error feedback, before the invariant sees them.
-    expected = ValueError if mutant is TellsAnIndexTwice else Broken
+    expected = ValueError if mutant is ReportsAnIndexTwice else Broken
     with pytest.raises(expected):
         invariant(Case(mutant, {}, 3, memory="residual"))
 
@@ -250,7 +250,7 @@ def test_every_invariant_has_a_reducer_that_breaks_it() -> None:
     assert {invariant for invariant, _ in BREAKS} == set(INVARIANTS)
 
 
-class AsksOnlySomeRanks(TopK):
+class CallsACollectiveOnSomeRanks(TopK):
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         if wire.rank == 0:
             wire.mean(torch.zeros(1))
@@ -265,7 +265,7 @@ def test_a_collective_that_only_some_ranks_call_is_an_error_and_does_not_hang(
     invariant: Callable[[Case], None],
 ) -> None:
     with pytest.raises(WireError, match=r"the ranks' collectives differ|for ranks that have ended"):
-        invariant(Case(AsksOnlySomeRanks, {}, 3))
+        invariant(Case(CallsACollectiveOnSomeRanks, {}, 3))
 
 
 # The command.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from launcher import PATIENCE, Brake, Launcher, before_each_step, has_heard, outside, until
+from launcher import PATIENCE, Brake, Launcher, before_each_step, has_no_pending_signal, outside, until
 
 from sage.reducers.exact import Exact
 from sage.reduction.reducer import Reduced
@@ -36,21 +36,21 @@ def lines(said: str) -> list[str]:
     return [line for line in said.splitlines() if line.startswith("sage: ")]
 
 
-# Replicas that drift.
+# Replicas that diverge.
 
 
-def drift(step: int) -> None:
+def diverge(step: int) -> None:
     """From a step on the reducer's mean is another one on rank 1."""
     forward, steps = Exact.forward, [0]
 
-    def drifting(self: Exact, grad_N: torch.Tensor, residual_N: torch.Tensor | None, wire: Any) -> Reduced:
+    def diverging(self: Exact, grad_N: torch.Tensor, residual_N: torch.Tensor | None, wire: Any) -> Reduced:
         reduced = forward(self, grad_N, residual_N, wire)
         if wire.rank == 1 and steps[0] >= step:
             reduced.mean_N[5] += 1e-3
         steps[0] += 1
         return reduced
 
-    setattr(Exact, "forward", drifting)  # noqa: B010
+    setattr(Exact, "forward", diverging)  # noqa: B010
 
 
 @pytest.mark.parametrize(
@@ -65,30 +65,30 @@ def drift(step: int) -> None:
 def test_diverging_replicas_end_the_run_at_the_next_comparison(
     launcher: Launcher, tmp_path: Path, argv: str, found_at: int | None
 ) -> None:
-    run = launcher.start(f"{FF} {argv}", tmp_path / "runs", tamper=partial(drift, 2))
-    assert run.wait() == (0 if found_at is None else 2), run.said
+    run = launcher.start(f"{FF} {argv}", tmp_path / "runs", tamper=partial(diverge, 2))
+    assert run.wait() == (0 if found_at is None else 2), run.output
     if found_at is not None:
         said = f"step {found_at}: the model of rank 1 differs from that of rank 0, first in "
-        assert len(lines(run.said)) == 1, run.said
-        assert said in lines(run.said)[0]
-        assert ".weight" in lines(run.said)[0] or ".bias" in lines(run.said)[0]
+        assert len(lines(run.output)) == 1, run.output
+        assert said in lines(run.output)[0]
+        assert ".weight" in lines(run.output)[0] or ".bias" in lines(run.output)[0]
         word = json.loads((run.folder / "failure.json").read_text())
         assert word["status"] == 2
         assert said in word["error"]
 
 
-def spoil(step: int, rank: int) -> None:
+def make_gradient_nan(step: int, rank: int) -> None:
     """One rank's gradient is not finite, from a step on."""
     call, steps = Backward.__call__, [0]
 
-    def spoiled(self: Backward, batches: Any) -> torch.Tensor:
+    def with_nan(self: Backward, batches: Any) -> torch.Tensor:
         loss = call(self, batches)
         if RANK[0] == rank and steps[0] >= step:
             self.mount.grad_N[3] = math.nan
         steps[0] += 1
         return loss
 
-    setattr(Backward, "__call__", spoiled)  # noqa: B010
+    setattr(Backward, "__call__", with_nan)  # noqa: B010
 
     def note(training: Training) -> None:
         RANK[0] = training.wire.rank
@@ -100,9 +100,9 @@ RANK = [-1]
 
 
 def test_a_gradient_that_is_not_finite_is_traced_to_its_rank(launcher: Launcher, tmp_path: Path) -> None:
-    run = launcher.start(f"{FF} --steps 5", tmp_path / "runs", tamper=partial(spoil, 2, 1))
+    run = launcher.start(f"{FF} --steps 5", tmp_path / "runs", tamper=partial(make_gradient_nan, 2, 1))
     assert run.wait() == 2
-    (line,) = lines(run.said)
+    (line,) = lines(run.output)
     assert "step 2: the mean gradient is not finite; the local gradient of rank 1 is not finite" in line
 
 
@@ -138,27 +138,27 @@ def test_a_rank_that_exits_is_named_with_its_status(
     run = launcher.start(
         f"{FF} --steps 5", tmp_path / "runs", tamper=partial(before_each_step, partial(leave, how))
     )
-    assert run.wait() == 1, run.said
-    assert says in run.said
-    assert "Traceback" not in run.said
+    assert run.wait() == 1, run.output
+    assert says in run.output
+    assert "Traceback" not in run.output
     if "exit" not in how:
-        assert "rank 1 has exited: " in run.said, "the others are not told"
+        assert "rank 1 has exited: " in run.output, "the others are not told"
 
 
 def test_a_second_sigint_ends_a_run_with_130(launcher: Launcher, brake: Brake, tmp_path: Path) -> None:
     for to_main in (True, False):
-        run = launcher.start(f"{FF} --steps 5", tmp_path / f"{to_main}", tamper=brake.put(3))
-        ranks = brake.held()
-        heard = [run.process.pid] if to_main else ranks
+        run = launcher.start(f"{FF} --steps 5", tmp_path / f"{to_main}", tamper=brake.before_step(3))
+        ranks = brake.paused_ranks()
+        pids_signalled = [run.process.pid] if to_main else ranks
         for _ in range(2):
-            for pid in heard:
+            for pid in pids_signalled:
                 os.kill(pid, signal.SIGINT)
-            until(partial(all_have_heard, heard))
-        assert run.wait() == 130, run.said
+            until(partial(no_signal_is_pending, pids_signalled))
+        assert run.wait() == 130, run.output
 
 
-def all_have_heard(pids: list[int]) -> bool:
-    return all(map(has_heard, pids))
+def no_signal_is_pending(pids: list[int]) -> bool:
+    return all(map(has_no_pending_signal, pids))
 
 
 @pytest.fixture
@@ -174,8 +174,8 @@ def test_an_error_of_a_library_in_the_first_step_is_one_line_and_not_retried(
 ) -> None:
     argv = "lstm-topics --steps 2 --amp fp16 --device cpu --data.limit-train 20000 --data.limit-test 1000"
     run = launcher.start(argv, tmp_path / "runs")
-    assert run.wait() == 2, run.said
-    (line,) = lines(run.said)
+    assert run.wait() == 2, run.output
+    (line,) = lines(run.output)
     assert "the first step failed, and would fail again: " in line
     assert "raised by a library, called from sage/models/lstm.py, line " in line
     assert all("Traceback" in path.read_text() for path in run.folder.glob("traceback-?.txt"))

@@ -22,7 +22,7 @@ from launcher import (
     assert_same_run,
     before_each_step,
     free_port,
-    has_heard,
+    has_no_pending_signal,
     is_gone,
     is_handled,
     newest,
@@ -77,7 +77,7 @@ def test_garbage_collection_that_was_paused_at_the_start_is_on_in_training(
     (tmp_path / "said").mkdir()
     note = partial(before_each_step, partial(note_collection, tmp_path / "said"))
     run = launcher.start("digits-ff --steps 2", tmp_path / "runs", tamper=note)
-    assert run.wait() == 0, run.said
+    assert run.wait() == 0, run.output
     assert [path.name for path in (tmp_path / "said").iterdir()] == ["collection is True"]
 
 
@@ -123,7 +123,7 @@ def test_fresh_repeats_a_run_with_bitwise_identical_results(launcher: Launcher, 
     shutil.copytree(done.runs, tmp_path / "runs")
     (tmp_path / "runs" / done.folder.name / "metrics.jsonl").write_text("what was here before\n")
     again = launcher.finish(f"{FF} --fresh", tmp_path / "runs")
-    assert "already finished" not in again.said
+    assert "already finished" not in again.output
     assert_same_run(done.folder, again.folder)
 
 
@@ -161,7 +161,7 @@ def test_a_killed_run_resumes_as_if_uninterrupted(
 ) -> None:
     kill(launcher, brake, argv, tmp_path / "runs", at)
     resumed = launcher.finish(argv, tmp_path / "runs")
-    assert (f"resuming from its own checkpoint, at step {saved} of " in resumed.said) == (saved > 0)
+    assert (f"resuming from its own checkpoint, at step {saved} of " in resumed.output) == (saved > 0)
     assert_same_run(launcher.reference(argv).folder, resumed.folder)
 
 
@@ -174,15 +174,15 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     resumed = launcher.finish(FF, tmp_path / "runs")
-    assert "step-00000008 is not used: rank-0001.pt should have" in resumed.said
-    assert "resuming from its own checkpoint, at step 4 of 14" in resumed.said
+    assert "step-00000008 is not used: rank-0001.pt should have" in resumed.output
+    assert "resuming from its own checkpoint, at step 4 of 14" in resumed.output
     assert_same_run(launcher.reference(FF).folder, resumed.folder)
 
 
 def kill(launcher: Launcher, brake: Brake, argv: str, runs: Path, at: int) -> Path:
     """Start a run and kill -9 it before a step; the folder it leaves, in which nobody writes any more."""
-    run = launcher.start(argv, runs, tamper=brake.put(at))
-    ranks = brake.held()
+    run = launcher.start(argv, runs, tamper=brake.before_step(at))
+    ranks = brake.paused_ranks()
     run.process.kill()
     until(lambda: all(is_gone(pid) for pid in ranks))
     return run.folder
@@ -202,16 +202,16 @@ def test_signals_stop_all_ranks_at_the_same_step_and_the_run_resumes(
         (signal.SIGUSR2, 8, None),
         (signal.SIGINT, 11, 0),
     ):
-        run = launcher.start(FF, tmp_path / "runs", tamper=brake.put(at))
-        ranks = brake.held()
+        run = launcher.start(FF, tmp_path / "runs", tamper=brake.before_step(at))
+        ranks = brake.paused_ranks()
         os.kill(run.process.pid if rank is None else ranks[rank], number)
         if rank is not None:
-            until(partial(has_heard, ranks[rank]))
-            brake.let_go()
-        assert run.wait() == 75, run.said
+            until(partial(has_no_pending_signal, ranks[rank]))
+            brake.release()
+        assert run.wait() == 75, run.output
         found = newest(run.folder)
         assert found.step > at
-        assert f"stopped and saved at step {found.step}; rerun the same command to resume" in run.said
+        assert f"stopped and saved at step {found.step}; rerun the same command to resume" in run.output
         taken = [checkpoint.load(found.path, each)[1]["tally"]["step_seconds"].numel() for each in range(2)]
         assert taken == [found.step, found.step]
         stops.append(found.step)
@@ -239,13 +239,13 @@ def test_a_signal_before_training_has_begun_is_not_a_crash(tmp_path: Path) -> No
 
 
 def test_a_killed_rank_ends_the_others_and_is_named(launcher: Launcher, brake: Brake, tmp_path: Path) -> None:
-    run = launcher.start(FF, tmp_path / "runs", tamper=brake.put(3))
-    os.kill(brake.held()[1], signal.SIGKILL)
-    brake.let_go()
+    run = launcher.start(FF, tmp_path / "runs", tamper=brake.before_step(3))
+    os.kill(brake.paused_ranks()[1], signal.SIGKILL)
+    brake.release()
     assert run.wait() == 1
-    assert "Cause: rank 1 does not respond" in run.said
-    assert "rank 1 was terminated by SIGKILL" in run.said
-    assert "Traceback" not in run.said
+    assert "Cause: rank 1 does not respond" in run.output
+    assert "rank 1 was terminated by SIGKILL" in run.output
+    assert "Traceback" not in run.output
     word = json.loads((run.folder / "failure.json").read_text())
     assert (word["rank"], word["status"]) == (0, 1)
     assert "Cause: rank 1" in word["error"]
@@ -262,13 +262,15 @@ def test_an_unexpected_error_ends_the_other_ranks_and_keeps_its_traceback(
 ) -> None:
     run = launcher.start(FF, tmp_path / "runs", tamper=partial(before_each_step, fail_on_rank_1))
     assert run.wait() == 1
-    assert "RuntimeError: an error that nobody foresaw" in run.said
+    assert "RuntimeError: an error that nobody foresaw" in run.output
     word = json.loads((run.folder / "failure.json").read_text())
     told = "rank 1: RuntimeError: an error that nobody foresaw (tests/train/test_run.py, line "
     assert word["error"].replace(f"{Path(__file__).parents[2]}/", "").startswith(told)
-    assert "Traceback" not in run.said
+    assert "Traceback" not in run.output
     assert "Traceback" in (run.folder / "traceback-1.txt").read_text()
-    assert "rank 1 has exited: RuntimeError: an error that nobody foresaw" in run.said, "the others know why"
+    assert "rank 1 has exited: RuntimeError: an error that nobody foresaw" in run.output, (
+        "the others know why"
+    )
 
 
 @pytest.mark.parametrize(
@@ -289,18 +291,18 @@ def test_an_impossible_run_is_an_error_of_a_few_lines_without_traceback(
     launcher: Launcher, tmp_path: Path, argv: str, code: int, said: str
 ) -> None:
     run = launcher.start(argv, tmp_path / "runs")
-    assert run.wait() == code, run.said
-    assert said in run.said
-    assert "Traceback" not in run.said
-    assert len(run.said.splitlines()) <= 24
+    assert run.wait() == code, run.output
+    assert said in run.output
+    assert "Traceback" not in run.output
+    assert len(run.output.splitlines()) <= 24
 
 
 def test_a_folder_that_cannot_be_created_is_a_one_line_error(launcher: Launcher, tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     run = launcher.start(FF, tmp_path / "runs" / "deeper")
     assert run.wait() == 2
-    assert "is not a folder; give another --runs" in run.said
-    assert "Traceback" not in run.said
+    assert "is not a folder; give another --runs" in run.output
+    assert "Traceback" not in run.output
 
 
 def test_a_folder_that_another_process_uses_is_not_changed(launcher: Launcher, tmp_path: Path) -> None:
@@ -310,7 +312,7 @@ def test_a_folder_that_another_process_uses_is_not_changed(launcher: Launcher, t
         fcntl.flock(lock, fcntl.LOCK_EX)
         run = launcher.start(FF, tmp_path)
         assert run.wait() == 1
-    assert f"{folder} is in use by another process" in run.said
+    assert f"{folder} is in use by another process" in run.output
     assert [path.name for path in folder.iterdir()] == [".lock"]
     assert launcher.finish(FF, tmp_path).folder == folder
 
@@ -318,16 +320,16 @@ def test_a_folder_that_another_process_uses_is_not_changed(launcher: Launcher, t
 def test_fresh_is_refused_during_training_and_the_run_loses_nothing(
     launcher: Launcher, brake: Brake, tmp_path: Path
 ) -> None:
-    run = launcher.start(FF, tmp_path / "runs", tamper=brake.put(6))
-    brake.held()
+    run = launcher.start(FF, tmp_path / "runs", tamper=brake.before_step(6))
+    brake.paused_ranks()
     before = contents(run.folder)
     assert any("checkpoints" in path.parts for path in before)
     fresh = launcher.start(f"{FF} --fresh", tmp_path / "runs")
     assert fresh.wait() == 2, "with another status a job would try again, and remove the finished run"
-    (line,) = [line for line in fresh.said.splitlines() if line.startswith("sage")]
+    (line,) = [line for line in fresh.output.splitlines() if line.startswith("sage")]
     assert f"{run.folder} is in use by process" in line
     assert contents(run.folder) == before
-    brake.let_go()
+    brake.release()
     assert run.wait() == 0
     assert_same_run(run.folder, launcher.reference(FF).folder)
 
@@ -424,12 +426,12 @@ def test_ranks_started_separately_connect_and_give_the_same_results(
     for rank in range(2):
         environment = dict(zip(names, (host, port, str(rank), "2", str(rank)), strict=True))
         ranks.append(launcher.start(FF, tmp_path / "runs", environment=environment))
-    assert [rank.wait() for rank in ranks] == [0, 0], [rank.said for rank in ranks]
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.output for rank in ranks]
     assert_same_run(launcher.reference(FF).folder, ranks[0].folder)
 
 
 def test_missing_variables_are_named(launcher: Launcher, tmp_path: Path) -> None:
     run = launcher.start(FF, tmp_path / "runs", environment={"hostip": "127.0.0.1", "port": "29500"})
-    assert run.wait() == 2, run.said
-    assert "hostip=127.0.0.1 is set, but rank, world_size are not set" in run.said
+    assert run.wait() == 2, run.output
+    assert "hostip=127.0.0.1 is set, but rank, world_size are not set" in run.output
     assert not (tmp_path / "runs").exists()

@@ -129,10 +129,12 @@ def test_skipping_costs_one_small_message_per_step(tmp_path: Path) -> None:
 
 
 def test_error_feedback_gets_the_learning_rate_of_each_step(tmp_path: Path) -> None:
-    def heard(training: Training) -> float:
+    def last_lr_of(training: Training) -> float:
         return float(training.mount.feedback.last_lr)
 
-    for rank in step_by_step(tmp_path, heard, lr=0.1, lr_scale=4.0, warmup_epochs=1.0, memory_lr_ratio=True):
+    for rank in step_by_step(
+        tmp_path, last_lr_of, lr=0.1, lr_scale=4.0, warmup_epochs=1.0, memory_lr_ratio=True
+    ):
         # From 0.1 to 2·4 times that, within the four steps of the epoch.
         assert rank == pytest.approx([0.0, *(0.1 * (1 + 7 * step / 4) for step in range(4))])
 
@@ -190,13 +192,15 @@ def test_a_rank_clips_its_own_gradient_before_the_reduction(
 ) -> None:
     norms: list[float] = []
 
-    def listen(training: Training) -> None:
-        def hear(_: Any, handed: tuple[Tensor, Wire]) -> None:
+    def add_hook(training: Training) -> None:
+        def record_norm(_: Any, handed: tuple[Tensor, Wire]) -> None:
             norms.append(float(handed[0].norm()))
 
-        training.mount.feedback.register_forward_pre_hook(hear)
+        training.mount.feedback.register_forward_pre_hook(record_norm)
 
-    step_by_step(tmp_path, listen, world_size=4, batch_size=2, clip_local=0.01, clip_local_by_world=by_world)
+    step_by_step(
+        tmp_path, add_hook, world_size=4, batch_size=2, clip_local=0.01, clip_local_by_world=by_world
+    )
     assert norms
     assert all(norm == pytest.approx(0.01 / ranks**0.5, rel=1e-2) for norm in norms)
 
