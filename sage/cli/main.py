@@ -33,6 +33,10 @@ COMMANDS = {
     "doctor": (".doctor", "Check nodes and network before a run."),
     "report": (".report", "Compare runs."),
     "compare": (".compare", "Compare two result sets."),
+    "published": (
+        ".published",
+        "List the published tables that SAGE has as data, and compare runs with them.",
+    ),
     "list": (".list", "List the reducers, models, data sets, tasks and workloads."),
     "data": (".data", "List the data sets, or prepare one."),
     "conform": (".conform", "Check a reducer against the invariants that all reducers keep."),

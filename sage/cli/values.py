@@ -56,7 +56,7 @@ class Value(click.ParamType):  # type: ignore[type-arg]
 
 
 class Suggestions:
-    """Names for shell completion, read on each call: of the parts of a kind, the workloads, or the runs.
+    """Names for shell completion, read on each call: parts of a kind, workloads, published sources, or runs.
 
     Args:
         kind: which names.
@@ -65,11 +65,11 @@ class Suggestions:
 
     def __init__(
         self,
-        kind: Literal["reducers", "models", "datasets", "tasks", "workloads", "runs"],
+        kind: Literal["reducers", "models", "datasets", "tasks", "workloads", "published", "runs"],
         *,
         or_files: bool = False,
     ) -> None:
-        self.kind: Literal["reducers", "models", "datasets", "tasks", "workloads", "runs"] = kind
+        self.kind: Literal["reducers", "models", "datasets", "tasks", "workloads", "published", "runs"] = kind
         self.or_files = or_files
 
     def __call__(self, ctx: click.Context) -> list[str]:
@@ -79,6 +79,10 @@ class Suggestions:
 
             runs = ctx.params.get("runs") or Path("runs")
             return known_runs(runs) if runs.is_dir() else []
+        if self.kind == "published":
+            from ..report.published_files import sources
+
+            return list(sources())
         from .. import registry
 
         return list(registry.workloads()) if self.kind == "workloads" else registry.names(self.kind)

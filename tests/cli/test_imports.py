@@ -47,6 +47,8 @@ def folder(tmp_path: Path) -> Path:
         (["status", "runs"], {"sage.config", "sage.registry", "sage.cluster.remote", "hashlib", "shutil"}),
         (["status", "runs", "--json"], {"sage.config", "sage.registry", "sage.cluster.remote", "hashlib"}),
         (["status", "sweep.toml"], {"sage.cluster.remote"}),
+        (["published"], {"sage.jobs"}),
+        (["published", "sage", "--all", "--json"], {"sage.jobs"}),
         (["logs", "--help"], {"sage.config", "sage.registry", "sage.jobs"}),
         (["cancel", "--help"], {"sage.config", "sage.registry", "sage.jobs"}),
         (["run", "--help"], set()),

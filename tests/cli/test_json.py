@@ -1,4 +1,4 @@
-"""--json: what list, data list, status, report and doctor print for programs."""
+"""--json: what list, data list, status, report, published and doctor print for programs."""
 
 import json
 import subprocess
@@ -16,10 +16,19 @@ from sage.cli.command import Option
 from sage.cli.group import Group
 from sage.cli.main import main, root
 from sage.cli.part_group import PartGroup
+from sage.report.published_files import sources
 
 Printed = Callable[..., Any]
 
-WITH_JSON = {("list",), ("data", "list"), ("status",), ("report",), ("compare",), ("doctor",)}
+WITH_JSON = {
+    ("list",),
+    ("data", "list"),
+    ("status",),
+    ("report",),
+    ("compare",),
+    ("published",),
+    ("doctor",),
+}
 
 
 @pytest.fixture
@@ -120,6 +129,20 @@ def test_a_report_without_runs_is_an_error_of_one_line(
     told = capsys.readouterr()
     assert told.out == ""
     assert len(told.err.splitlines()) == 1
+
+
+def test_published_has_the_figures_of_a_source_or_of_all(printed: Printed) -> None:
+    for argv, statuses in (((), {"verified"}), (("--all",), {"verified", "second-hand", "recalled"})):
+        told = printed("published", *argv)
+        assert [source["name"] for source in told["sources"]] == list(sources())
+        rows = [row for source in told["sources"] for table in source["tables"] for row in table["rows"]]
+        assert {row["status"] for row in rows} == statuses
+    told = printed("published", "byteps")
+    (slow,) = (table for table in told["tables"] if table["name"] == "docs-slow")
+    assert [row["ratio"] for row in slow["rows"]] == [
+        None,
+        *(pytest.approx(value / 518.32) for value in (195.24, 89.67, 83.93)),
+    ]
 
 
 def test_doctor_has_findings_and_facts(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""`sage published`: list the published tables, and compare runs with them."""
+
+import json as json_module
+from pathlib import Path
+
+from .command import Argument, Command, Option
+from .values import Suggestions
+
+
+def published(*, source: str | None, all: bool, runs: Path | None, json: bool) -> int:
+    """Print the sources, or the tables of one.
+
+    Raises:
+        ValueError: if there is no such source, its file is not valid, or --runs is given without a source.
+    """
+    from ..report import published_files, published_text
+
+    if source is None:
+        if runs is not None:
+            raise ValueError("--runs needs a source to compare with; `sage published` lists the sources")
+        found = [published_files.read(path) for path in published_files.sources().values()]
+        shown = found if all else [each.verified() for each in found]
+        if json:
+            _print({"sources": [published_text.as_object(each) for each in shown]})
+        else:
+            print("\n".join(published_text.listing(found)))
+        return 0
+    whole = published_files.find(source)
+    given = whole if all else whole.verified()
+    beside = None
+    if runs is not None:
+        from ..report import published_beside
+
+        beside = published_beside.compare(given, [runs])
+    if json:
+        compared = {} if beside is None else {"beside": published_beside.as_object(beside)}
+        _print(published_text.as_object(given) | compared)
+        return 0
+    print("\n".join(published_text.text(given) if beside is None else published_beside.text(given, beside)))
+    if left_out := len(whole.rows) - len(given.rows):
+        print(f"\n{left_out} figures that are not verified are left out; --all prints them.")
+    return 0
+
+
+def _print(found: object) -> None:
+    print(json_module.dumps(found, indent=2, ensure_ascii=False))
+
+
+command = Command(
+    "published",
+    published,
+    [
+        Argument(
+            "source",
+            str,
+            "A published source, or a TOML file of one; none given: list them.",
+            required=False,
+            suggestions=Suggestions("published", or_files=True),
+        ),
+        Option("all", bool, False, "Print the figures that are not verified too, each with its status."),
+        Option("runs", Path | None, None, "A folder of runs: print their ratios beside the published ones."),
+        Option("json", bool, False, "Print one JSON object."),
+    ],
+    help="List the published tables that SAGE has as data, and compare runs with them. Both are compared by "
+    "their ratios to their own baselines, because seconds of different hardware do not compare.",
+)
