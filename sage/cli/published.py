@@ -18,25 +18,26 @@ def published(*, source: str | None, all: bool, runs: Path | None, json: bool) -
     if source is None:
         if runs is not None:
             raise ValueError("--runs needs a source to compare with; `sage published` lists the sources")
-        found = [published_files.read(path) for path in published_files.sources().values()]
-        shown = found if all else [each.verified() for each in found]
+        every = [published_files.read(path) for path in published_files.sources().values()]
+        shown = every if all else [each.verified() for each in every]
         if json:
             _print({"sources": [published_text.as_object(each) for each in shown]})
         else:
-            print("\n".join(published_text.listing(found)))
+            print("\n".join(published_text.listing(every)))
         return 0
     whole = published_files.find(source)
     given = whole if all else whole.verified()
-    beside = None
+    found, lines = published_text.as_object(given), published_text.text(given)
     if runs is not None:
-        from ..report import published_beside
+        from ..report import published_beside  # needs numpy
 
         beside = published_beside.compare(given, [runs])
+        found["beside"] = published_beside.as_object(beside)
+        lines += ["", *published_beside.text(beside)]
     if json:
-        compared = {} if beside is None else {"beside": published_beside.as_object(beside)}
-        _print(published_text.as_object(given) | compared)
+        _print(found)
         return 0
-    print("\n".join(published_text.text(given) if beside is None else published_beside.text(given, beside)))
+    print("\n".join(lines))
     if left_out := len(whole.rows) - len(given.rows):
         print(f"\n{left_out} figures that are not verified are left out; --all prints them.")
     return 0

@@ -10,7 +10,6 @@ from sage.predict.dimensionless import Groups, groups, num_buckets
 from sage.report.groups import OWN, Group, Setting, Values, grouped
 from sage.report.published import Ours, PublishedTable, Row, Source
 from sage.report.published_text import NUMBERS, columns, times
-from sage.report.published_text import text as _text_of
 from sage.report.runs import Run, read_runs
 from sage.report.seeds import Ratio, ratio
 
@@ -68,9 +67,9 @@ def compare(source: Source, paths: Sequence[Path]) -> Beside:
     )
 
 
-def text(source: Source, beside: Beside) -> list[str]:
-    """The lines of a source, then ours beside theirs."""
-    lines = [*_text_of(source), "", "Ours beside theirs: ratios to each one's own baseline"]
+def text(beside: Beside) -> list[str]:
+    """The lines of a comparison: ours beside theirs, the measured groups, and what was left out."""
+    lines = ["Ours beside theirs: ratios to each one's own baseline"]
     heading = ["table", "method", "metric", "theirs", "ours", "interval", "n", "runs", "baseline"]
     cells = [
         [

@@ -137,14 +137,13 @@ def _with_baselines(rows: Sequence[Row], baselines: Mapping[str, str], file: str
                 f"rows: {', '.join(sorted(methods)) or 'there are none'}"
             )
     have = {row.key for row in rows}
-    return [
-        replace(row, baseline=method)
-        if row.baseline is None
-        and (method := baselines.get(row.table)) not in (None, row.method)
-        and (row.table, row.metric, method) in have
-        else row
-        for row in rows
-    ]
+
+    def baseline_of(row: Row) -> str | None:
+        method = baselines.get(row.table)
+        is_there = method is not None and (row.table, row.metric, method) in have
+        return method if is_there and method != row.method else None
+
+    return [replace(row, baseline=row.baseline or baseline_of(row)) for row in rows]
 
 
 def _check_baselines(rows: Sequence[Row], file: str) -> None:

@@ -84,6 +84,11 @@ def test_buckets_are_one_of_1_mib_and_then_of_25() -> None:
 @pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
 @pytest.mark.parametrize("name", ["dense_bytes", "bits_per_second", "backward_seconds"])
 def test_a_quantity_that_is_not_above_0_is_refused_by_its_name(name: str, value: float) -> None:
-    given = {"dense_bytes": 1.0, "bits_per_second": 1.0, "backward_seconds": 1.0, name: value}
+    one = {"dense_bytes": 1.0, "bits_per_second": 1.0, "backward_seconds": 1.0, name: value}
     with pytest.raises(ValueError, match=f"^{name} is {value}; allowed is a finite number above 0$"):
-        groups(world_size=2, **given)
+        groups(
+            world_size=2,
+            dense_bytes=one["dense_bytes"],
+            bits_per_second=one["bits_per_second"],
+            backward_seconds=one["backward_seconds"],
+        )
