@@ -58,6 +58,14 @@ ELSEWHERE = {
     ),
     "sage submit grid.toml --dry-run": ("tests/jobs/test_submit.py", 'call(sweep, "--dry-run")'),
     "sage submit grid.toml": ("tests/slurm/test_sweep.py", 'sage("submit", "sweep.toml")'),
+    "sage submit jobs/sweeps/sage-tables-reduced.toml": (
+        "tests/slurm/test_sweep.py",
+        'sage("submit", "sweep.toml")',
+    ),
+    "sage published sage --runs runs/sage-tables-reduced": (
+        "tests/report/test_published_beside.py",
+        'main(["published", "sage", "--runs", str(tmp_path)])',
+    ),
     "sage status grid.toml --watch": ("tests/jobs/test_status.py", 'call("status", str(runs), "--watch")'),
     "sage logs RUN --follow": (
         "tests/jobs/test_logs.py",
