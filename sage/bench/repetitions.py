@@ -155,13 +155,25 @@ def cases_of(spec: str, densities: Sequence[float]) -> list[Case]:
     >>> [case.density for case in cases_of("exact", [0.1, 0.01])]
     [None]
     """
-    name, _, text = spec.partition(":")
+    name, given = parsed(spec)
     make = registry.load("reducers", name)
-    given = dict(_option(spec, part) for part in text.split(",")) if text else {}
     options = registry.check_options("reducers", name, given)
     if "density" not in options or "density" in given:
         return [Case(spec, make, options)]
     return [Case(spec, make, {**options, "density": check_fraction("density", d)}) for d in densities]
+
+
+def parsed(spec: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the given options of a reducer.
+
+    Raises:
+        ValueError: A part after the colon is not OPTION=VALUE.
+
+    >>> parsed("sage:controller=sage,agree=true"), parsed("exact")
+    (('sage', {'controller': 'sage', 'agree': True}), ('exact', {}))
+    """
+    name, _, text = spec.partition(":")
+    return name, dict(_option(spec, part) for part in text.split(",")) if text else {}
 
 
 def _option(spec: str, text: str) -> tuple[str, Any]:

@@ -41,6 +41,7 @@ COMMANDS = {
     "data": (".data", "List the data sets, or prepare one."),
     "conform": (".conform", "Check a reducer against the invariants that all reducers keep."),
     "bench": (".bench", "Measure reducers and density controllers."),
+    "calibrate": (".calibrate", "Measure a cluster, a model and reducers for `sage predict`."),
 }
 """The module of each subcommand, and its summary."""
 

@@ -7,11 +7,24 @@ formulas, and compares them with the kernel's socket counters.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 KINDS = ("values", "indices", "scales", "sizes", "padding")
 """Kinds of a reducer's payload. Other kinds (`control`, `state`, …) are the engine's own traffic."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One collective, as `Ledger.recording` collects it."""
+
+    op: str
+    """The collective and, where it has one, its root, such as `gather` or `broadcast from 0`."""
+    payload: int
+    """Bytes that this rank contributes, of every kind."""
+    seconds: float
+    """Time in the collective, including the time spent waiting for other ranks."""
 
 
 @dataclass
@@ -28,6 +41,7 @@ class Ledger:
     """Number of collectives, by op."""
     seconds: float = 0.0
     """Time in collectives, including the time spent waiting for other ranks."""
+    _entries: list[Entry] | None = field(default=None, repr=False, compare=False)
 
     def add(self, op: str, parts: Mapping[str, int], traffic: tuple[int, int], seconds: float = 0.0) -> None:
         """Add one collective: its payload by kind, and the (sent, received) bytes of its algorithm."""
@@ -37,6 +51,17 @@ class Ledger:
         self.received += traffic[1]
         self.calls[op] += 1
         self.seconds += seconds
+        if self._entries is not None:
+            self._entries.append(Entry(op, sum(parts.values()), seconds))
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Entry]]:
+        """Collect each collective that is recorded within the block, in order; blocks do not nest."""
+        entries = self._entries = []
+        try:
+            yield entries
+        finally:
+            self._entries = None
 
     def copy(self) -> "Ledger":
         """Return a snapshot, for `since`."""

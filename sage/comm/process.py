@@ -111,7 +111,8 @@ class GroupWire(Wire):
         self._broadcast_from_each(pieces)  # in place, and faster than Gloo's all-gather
 
     def _begin_sum(self, call: str, x_N: Tensor) -> Pending:
-        work = self._attempt(call, lambda: dist.all_reduce(x_N, group=self._control, async_op=True))
+        group = self._control if x_N.device.type == "cpu" else self._group
+        work = self._attempt(call, lambda: dist.all_reduce(x_N, group=group, async_op=True))
         assert work is not None
         return _Sum(lambda: self._attempt(call, work.wait), x_N)
 

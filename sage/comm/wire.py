@@ -186,7 +186,7 @@ class Wire(Transport):
     # Further methods for the engine.
 
     def begin_sum(self, x_N: Tensor, kind: str = "control") -> Pending:
-        """Start an asynchronous sum of a small CPU vector, in place; `wait()` returns the result."""
+        """Start an asynchronous sum of a vector, in place; `wait()` returns the result."""
         size = num_bytes(x_N)
         call = describe("begin_sum", **{kind: x_N})
         if self.guard:

@@ -75,7 +75,7 @@ def main(config: Config) -> int:
         return _simulated(config)
     software()  # cached here, so that forked ranks do not each read the source files
     # Forked ranks do not import torch again. CUDA does not support fork.
-    method: Literal["fork", "spawn"] = "spawn" if _device(config, 0).type == "cuda" else "fork"
+    method: Literal["fork", "spawn"] = "spawn" if device_of(config, 0).type == "cuda" else "fork"
     if method == "fork":
         # The imports of the first optimiser take over a second: do them once here, not on every rank.
         torch.optim.SGD([torch.zeros(1, requires_grad=True)])
@@ -93,7 +93,7 @@ def _rank(config: Config, place: Place) -> int:
     stop.handle_in_thread(partial(_leave_early, place))
     wire: ProcessWire | None = None
     try:
-        device = _device(config, place.local_rank)
+        device = device_of(config, place.local_rank)
         wire = ProcessWire(
             place, device=device, timeout=config.timeout, guard=config.guard, facts=facts(config, device)
         )
@@ -138,7 +138,7 @@ def _exit(status: int) -> NoReturn:
 def _simulated(config: Config) -> int:
     """Run all ranks as threads that take turns."""
     torch.set_num_threads(config.threads)
-    device = _device(config, 0)
+    device = device_of(config, 0)
     stop = Stop()
     is_main_thread = threading.current_thread() is threading.main_thread()
 
@@ -270,7 +270,8 @@ def build_model(config: Config, data: Dataset, wire: Wire, device: torch.device)
     return model
 
 
-def _device(config: Config, local_rank: int) -> torch.device:
+def device_of(config: Config, local_rank: int) -> torch.device:
+    """Return the device of a rank, by its number among the ranks of its node."""
     if (
         config.device == "cpu" or not torch.cuda.is_available()
     ):  # `preflight.check` has already refused device=cuda

@@ -17,7 +17,7 @@ import torch
 from gloo import Group
 from sockets import tcp_bytes
 
-from sage.comm.ledger import Ledger, tree_broadcast
+from sage.comm.ledger import Entry, Ledger, tree_broadcast
 from sage.comm.rendezvous import local_places
 from sage.comm.threads import simulate
 from sage.comm.transport import GUARD_BYTES
@@ -149,6 +149,16 @@ def test_a_snapshot_does_not_change_and_since_returns_the_difference_to_it() -> 
     )
     assert ledger.since(ledger.copy()) == Ledger()
     assert ledger.since(Ledger()) == ledger
+
+
+def test_collectives_are_listed_while_they_are_recorded() -> None:
+    ledger = Ledger()
+    ledger.book("sum", {"values": 1}, (0, 0))
+    with ledger.recording() as entries:
+        ledger.book("gather", {"values": 8, "indices": 4}, (12, 12), 0.5)
+        ledger.book("broadcast from 1", {"values": 0}, (0, 8), 0.25)
+    ledger.book("sum", {"values": 1}, (0, 0))
+    assert entries == [Entry("gather", 12, 0.5), Entry("broadcast from 1", 0, 0.25)]
 
 
 @pytest.mark.parametrize("world_size", range(1, 18))

@@ -1,0 +1,4 @@
+"""Measures what a prediction of step times needs: links, the model's computation and the reducers."""
+
+from sage.bench.calibrate.main import main as main
+from sage.bench.calibrate.plan import Plan as Plan

@@ -1,0 +1,76 @@
+"""How much longer backward takes beside a running communication than alone."""
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from sage.bench.calibrate.collectives import KIND, slowest
+from sage.data.dataset import Batch
+from sage.predict.calibration import Samples
+from sage.train.loop import Training
+
+REPEATS = 5
+"""Number of pairs of a backward alone and one beside communication."""
+
+COVER = 1.25
+"""Duration of the communication as a multiple of backward's, so that it does not end before."""
+
+MOST_CALLS = 200
+"""Most all-reduces beside one backward."""
+
+
+def measure(training: Training, links: Sequence[Samples]) -> list[float]:
+    """Return this rank's ratios of backward beside all-reduces to backward alone.
+
+    All ranks do the same at the same time. The all-reduces have one size, and their number is such that they
+    take a little longer than backward.
+
+    Args:
+        training: With `--profile`, after some steps.
+        links: Times of the collectives, the same on all ranks.
+    """
+    batches = _batches(training)
+    alone = slowest(training.wire, _backward(training, next(batches)), training.device)
+    size, calls = load(links, most_bytes=training.mount.grad_N.nbytes, backward=alone)
+    ratios = []
+    for _ in range(REPEATS):
+        seconds = _backward(training, next(batches))
+        ratios.append(_backward(training, next(batches), size=size, calls=calls) / seconds)
+    return ratios
+
+
+def load(links: Sequence[Samples], *, most_bytes: int, backward: float) -> tuple[int, int]:
+    """Return the size in bytes and the number of the all-reduces beside a backward of so many seconds.
+
+    It is the largest measured size that is not above `most_bytes` and takes at most half of backward.
+
+    >>> links = [Samples("all_reduce", "inter", 2, 1024 * 4**i, (0.01 * 4**i,)) for i in range(4)]
+    >>> load(links, most_bytes=10**6, backward=0.2)
+    (4096, 7)
+    """
+    reduces = [each for each in links if each.collective == "all_reduce"]
+    between = [each for each in reduces if each.scope == "inter"] or reduces
+    times = {each.bytes: statistics.median(each.seconds) for each in between}
+    fitting = [size for size, seconds in times.items() if size <= most_bytes and seconds <= backward / 2]
+    size = max(fitting, default=min(times))
+    return size, min(MOST_CALLS, math.ceil(COVER * backward / times[size]))
+
+
+def _backward(training: Training, batches: list[Batch], *, size: int = 0, calls: int = 0) -> float:
+    """Return the seconds of backward, beside so many all-reduces of `size` bytes."""
+    training.wire.texts("")  # a barrier
+    x_N = torch.zeros(size // 4, device=training.device)  # sums of zeros: all calls may share their memory
+    pending = [training.wire.begin_sum(x_N, KIND) for _ in range(calls)]
+    with training.phases.running():
+        training.backward(batches)
+    seconds = training.phases.take()["backward"]
+    for each in pending:
+        each.wait()
+    return seconds
+
+
+def _batches(training: Training) -> Iterator[list[Batch]]:
+    while True:
+        yield from training.rest_of_epoch()

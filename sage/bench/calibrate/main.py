@@ -1,0 +1,62 @@
+"""`sage calibrate`: measures what `sage predict` needs, on the ranks that it is started with."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from sage import storage
+from sage.bench.calibrate import ranks
+from sage.bench.calibrate.measurement import measure
+from sage.bench.calibrate.plan import Plan
+from sage.bench.calibrate.summary import summary
+from sage.comm.process import ProcessWire
+from sage.exit_status import FAILED, message
+from sage.predict.calibration import write
+from sage.records.progress import Display
+
+NAME = "sage calibrate"
+
+
+def main(plan: Plan, output: Path) -> int:
+    """Measure, write the calibration and print a summary; returns the exit status.
+
+    0: finished; 1: failed, or a reducer failed and is not in the file; 2: would fail again; 75: stopped.
+
+    Raises:
+        ValueError: the configuration or the environment is invalid.
+    """
+    return ranks.run(NAME, plan.config, plan.facts(), partial(_work, plan, output))
+
+
+def _work(plan: Plan, output: Path, wire: ProcessWire, device: torch.device) -> int:
+    """Measure on one rank; rank 0 writes the file.
+
+    Raises:
+        ValueError: there is a single rank, or the file cannot be written; raised before the measurement.
+    """
+    if wire.world_size == 1:
+        raise ValueError("world_size is 1; collectives need 2 ranks or more, as with --world-size 2")
+    if reason := wire.texts(_refusal(output) if wire.rank == 0 else "")[0]:
+        raise ValueError(reason)
+    with Display(NAME, enabled=wire.rank == 0) as display:
+        calibration, notes = measure(plan, wire, device, display)
+        if wire.rank == 0:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write(output, calibration)
+            for text in [*notes.left_out, *notes.failed, f"written to {output}"]:
+                display.print(text)
+    if wire.rank == 0:
+        print(summary(calibration), end="", flush=True)
+    return FAILED if notes.failed else 0
+
+
+def _refusal(output: Path) -> str:
+    """Return why a file cannot be written; "" if it can be."""
+    if output.is_dir():
+        return f"--output {output}: it is a folder; name a file, as in {output / 'calibration.json'}"
+    try:
+        storage.check_writable(output.parent)
+    except OSError as error:
+        return message(error)
+    return ""

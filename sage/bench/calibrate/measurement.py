@@ -1,0 +1,161 @@
+"""The measurements of a calibration in their order, on one rank."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from sage import registry
+from sage.bench.calibrate import gamma, links, methods, model_times
+from sage.bench.calibrate.gradients import Gradients, gradients_of
+from sage.bench.calibrate.model_times import ComputeTimes, StepRecords
+from sage.bench.calibrate.plan import Plan
+from sage.bench.calibrate.scopes import nodes_of, scopes_of
+from sage.comm.agreement import compare
+from sage.comm.process import ProcessWire
+from sage.config import Config
+from sage.data.dataset import data_root
+from sage.predict.calibration import Calibration, MethodTimes, ModelTimes, Parameter, Samples
+from sage.predict.calibration_schema import Collective
+from sage.records.manifest import manifest
+from sage.records.progress import Display
+from sage.train.loop import Training
+from sage.train.run import build_model
+from sage.train.stop import Stop
+
+
+@dataclass
+class Notes:
+    """What a calibration lacks."""
+
+    failed: list[str] = field(default_factory=list)
+    """The reducers that failed, each with the reason."""
+    left_out: list[str] = field(default_factory=list)
+    """Sizes of collectives that would have taken too long."""
+
+
+def measure(
+    plan: Plan, wire: ProcessWire, device: torch.device, display: Display
+) -> tuple[Calibration, Notes]:
+    """Measure everything; the result of rank 0 is complete.
+
+    Raises:
+        ValueError: the data or an option is invalid.
+        WireError: a collective failed; the message gives the rank that caused it.
+    """
+    notes = Notes()
+    config = plan.dense(wire.world_size)
+    training = _training(config, wire, device)
+    nodes = nodes_of(wire)
+    display.print(f"steps: forward and backward of {config.workload}, on {wire.world_size} ranks")
+    times, steps = model_times.measure(training, plan.steps)
+    gradients = gradients_of(training.mount, steps)
+    found = _methods(plan, gradients, wire, display, notes)
+    samples = _links(plan, found, wire, device, nodes, display, notes)
+    display.print("backward beside communication")
+    ratios = gamma.measure(training, samples)
+    described = manifest(config.to_dict(), {})
+    calibration = Calibration(
+        machine={**described["machine"], "torch": described["versions"]["torch"], "threads": config.threads},
+        time=described["time"],
+        world_size=wire.world_size,
+        ranks_per_node=max(map(len, nodes)),
+        links=tuple(samples),
+        model=_model(config, gradients, times, ratios, wire),
+        methods=tuple(found),
+    )
+    return calibration, notes
+
+
+def _training(config: Config, wire: ProcessWire, device: torch.device) -> Training:
+    data = registry.load("datasets", config.data)(data_root(config.data_root), **config.data_options)
+    compare(wire, {f"checksum of {name}": value for name, value in data.checksums.items()})
+    training = Training(
+        config,
+        wire,
+        model=build_model(config, data, wire, device),
+        data=data,
+        task=registry.load("tasks", config.task)(data.facts),
+        reducer=registry.load("reducers", config.reducer)(),
+        folder=Path(),
+        record=StepRecords(),
+        display=Display(config.workload, enabled=False),
+        stop=Stop(),
+    )
+    torch.manual_seed(config.seed * 1_000_003 + 1 + wire.rank)  # as in a run, each rank has its own
+    return training
+
+
+def _methods(
+    plan: Plan, gradients: Gradients, wire: ProcessWire, display: Display, notes: Notes
+) -> list[MethodTimes]:
+    time = methods.Time(plan.steps, plan.seconds / len(plan.reducers))
+    found = []
+    for config in plan.reducers:
+        display.print(f"reducer {registry.short(config.reducer)}")
+        try:
+            found.append(methods.measure(config, gradients, wire, time))
+        except methods.Failed as error:
+            notes.failed.append(f"the reducer {registry.short(config.reducer)} failed: {error}")
+    return found
+
+
+def _links(
+    plan: Plan,
+    found: Sequence[MethodTimes],
+    wire: ProcessWire,
+    device: torch.device,
+    nodes: Sequence[Sequence[int]],
+    display: Display,
+    notes: Notes,
+) -> list[Samples]:
+    """Measure the links of each scope, and return those of all scopes on every rank."""
+    messages: defaultdict[Collective, set[int]] = defaultdict(set)
+    for method in found:
+        for message in method.messages[wire.world_size]:
+            messages[message.collective].add(message.bytes)
+    scopes = scopes_of(wire, nodes, device)
+    names = ("inter", "intra") if 1 < len(nodes) < wire.world_size else tuple(each.scope for each in scopes)
+    samples: list[Samples] = []
+    for name in names:
+        display.print(f"collectives, {name}-node")
+        text = ""
+        for scoped in scopes:
+            if scoped.scope == name:
+                seconds = plan.seconds / len(names)
+                own = links.measure(scoped, device, seconds=seconds, messages=messages)
+                text = json.dumps(asdict(own))
+        # The first rank that takes part reports; the exchange is also a barrier before the next scope.
+        content = json.loads(next(filter(None, wire.texts(text))))
+        samples += [Samples(**{**each, "seconds": tuple(each["seconds"])}) for each in content["samples"]]
+        notes.left_out += content["left_out"]
+    return samples
+
+
+def _model(
+    config: Config,
+    gradients: Gradients,
+    times: ComputeTimes,
+    ratios: Sequence[float],
+    wire: ProcessWire,
+) -> ModelTimes:
+    """Return the times of all ranks together."""
+    content = json.dumps({"times": asdict(times), "gamma": list(ratios)})
+    ranks = [json.loads(text) for text in wire.texts(content)]
+    all_times = [ComputeTimes(**each["times"]) for each in ranks]
+    parameters = [
+        Parameter(name, torch.Size(shape).numel(), model_times.ready_seconds(all_times, name))
+        for name, shape in gradients.shapes
+    ]
+    return ModelTimes(
+        workload=config.workload,
+        batch_size=config.batch_size * config.accumulate,
+        parameters=tuple(sorted(parameters, key=lambda each: each.ready_seconds)),
+        forward_seconds=model_times.pooled(all_times, "forward"),
+        backward_seconds=model_times.pooled(all_times, "backward"),
+        optimizer_seconds=model_times.pooled(all_times, "optimizer"),
+        gamma=tuple(ratio for each in ranks for ratio in each["gamma"]),
+    )

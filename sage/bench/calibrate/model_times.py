@@ -1,0 +1,164 @@
+"""Times of forward, backward and the rest of a step, and when each parameter's gradient is ready.
+
+All ranks compute at the same time, as they do in a run. If several ranks share the cores of a machine, the
+times are therefore those of a machine so divided, and hold for this number of ranks per machine only.
+"""
+# N = elements of the flat gradient
+
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sage.bench.loopback_wire import Stopwatch
+from sage.records.record import NullRecorder
+from sage.timing import Phases
+from sage.train.loop import Training
+
+WARM_UP = 2
+"""Number of steps before the first one that counts: they allocate memory, and open connections."""
+
+GRADIENT_BYTES = 2**28
+"""Most memory for the gradients that are kept."""
+
+
+@dataclass
+class ComputeTimes:
+    """One rank's times, in seconds, by step."""
+
+    forward: list[float] = field(default_factory=list)
+    backward: list[float] = field(default_factory=list)
+    optimizer: list[float] = field(default_factory=list)
+    """All of a step but forward, backward and the reduction: clipping, the optimiser's update, the loop."""
+    ready: dict[str, list[float]] = field(default_factory=dict)
+    """By parameter: from the start of backward until its gradient is complete."""
+
+
+class StepRecords(NullRecorder):
+    """Keeps the records of the steps in memory, on every rank."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Any]] = []
+
+    def _write(self, record: Any) -> None:
+        if record["kind"] == "step":
+            self.steps.append(dict(record))
+
+
+class MarkedPhases(Phases):
+    """Phases that also take the time at which each parameter's gradient is complete, by hooks.
+
+    Args:
+        names: The parameters, by name.
+        device: Their device.
+    """
+
+    def __init__(self, names: dict[str, torch.nn.Parameter], device: torch.device) -> None:
+        super().__init__(device)
+        self.names = names
+        self.ready: dict[str, float] = {}
+        """Seconds from the start of the last step's backward, by parameter."""
+        self._watch = Stopwatch(device)
+        self._order: list[str] = []
+        self._earlier = 0.0
+
+    def enter(self, name: str) -> None:
+        super().enter(name)
+        if name == "backward":  # of the last micro-batch: only its gradients are complete
+            self._earlier = self.seconds["backward"]
+            self._order.clear()
+            self._watch = Stopwatch(self._watch.device)
+            self._watch.stamp()
+
+    def leave(self) -> None:
+        if self._open[-1] == "backward":
+            total = self._earlier
+            self.ready = {}
+            for name, gap in zip(self._order, self._watch.gaps(), strict=True):
+                total += gap
+                self.ready[name] = total
+        super().leave()
+
+    @contextmanager
+    def marking(self) -> Iterator[None]:
+        """Have hooks on the parameters within the block."""
+
+        def hook(name: str) -> Any:
+            def mark(_: Tensor) -> None:
+                self._watch.stamp()
+                self._order.append(name)
+
+            return mark
+
+        hooks = [p.register_post_accumulate_grad_hook(hook(name)) for name, p in self.names.items()]
+        try:
+            yield
+        finally:
+            for each in hooks:
+                each.remove()
+
+
+def measure(training: Training, steps: int) -> tuple[ComputeTimes, list[Tensor]]:
+    """Train some steps; return this rank's times, and the gradients (N) of the last steps.
+
+    Args:
+        training: With the reducer `exact`, `--profile` and a `StepRecords`.
+        steps: Number of steps that count, after `WARM_UP`.
+    """
+    record, wire, mount = training.record, training.wire, training.mount
+    assert isinstance(record, StepRecords)
+    phases = MarkedPhases(_parameters(training), training.device)
+    training.phases = phases
+    times, gradients = ComputeTimes(), list[Tensor]()
+    most = max(2, min(steps, GRADIENT_BYTES // max(1, mount.grad_N.nbytes)))
+
+    def keep(_: Any, given: tuple[Tensor, Any]) -> None:
+        gradients.append(given[0].clone())
+        del gradients[:-most]
+
+    kept = mount.feedback.register_forward_pre_hook(keep)
+    ready: list[dict[str, float]] = []
+    with phases.marking():
+        while training.step < WARM_UP + steps:
+            for batches in training.rest_of_epoch():
+                wire.texts("")  # a barrier, so that all ranks compute at the same time
+                training.take_step(batches)
+                ready.append(phases.ready)
+                if training.step == WARM_UP + steps:
+                    break
+    training.settle()
+    kept.remove()
+    for each in record.steps[WARM_UP:]:
+        phase = each["phases"]
+        reduction = sum(each.get(name, 0.0) for name in ("encode_seconds", "decode_seconds"))
+        reduction += phase.get("communicate", 0.0)
+        times.forward.append(phase["forward"])
+        times.backward.append(phase["backward"])
+        rest = each["seconds"] - phase["forward"] - phase["backward"] - reduction
+        times.optimizer.append(max(rest, phase["update"]))
+    for name in phases.names:
+        times.ready[name] = [step[name] for step in ready[WARM_UP:] if name in step]
+    return times, gradients
+
+
+def _parameters(training: Training) -> dict[str, torch.nn.Parameter]:
+    names = (span.name for span in training.mount.layout.spans)
+    return dict(zip(names, training.mount.parameters_in_order, strict=True))
+
+
+def pooled(ranks: Sequence[ComputeTimes], name: str) -> tuple[float, ...]:
+    """Return the samples of all ranks of `forward`, `backward` or `optimizer`."""
+    return tuple(seconds for each in ranks for seconds in getattr(each, name))
+
+
+def ready_seconds(ranks: Sequence[ComputeTimes], name: str) -> float:
+    """Return the median over steps and ranks of a parameter's ready time.
+
+    A parameter that no loss depends on has no gradient: it is ready when backward ends, as DDP finds then.
+    """
+    samples = [seconds for each in ranks for seconds in each.ready[name]]
+    return statistics.median(samples or pooled(ranks, "backward"))

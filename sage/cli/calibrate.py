@@ -1,0 +1,120 @@
+"""`sage calibrate`: measure what `sage predict` needs of a cluster, a model and reducers."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from .. import registry
+from ..config import Config, annotations, resolve
+from .command import Command, Option
+from .run_command import RunCommand, chosen
+
+REDUCERS = ("exact", "bf16", "topk", "sage", "randomk", "powersgd", "onebit", "int8", "dgc")
+
+NOTES = """\
+    sage calibrate resnet20-cifar10 --world-size 2                        2 ranks on this machine
+    srun sage calibrate resnet20-cifar10                                  the tasks of an allocation
+    torchrun --nproc-per-node=2 -m sage calibrate resnet20-cifar10        the processes of torchrun
+
+The ranks are found as `sage run` finds them. A reducer has the options that the workload gives it.
+"""
+
+
+def calibrate(
+    *,
+    config: Config,
+    reducers: Sequence[Config],
+    seconds: float,
+    steps: int,
+    output: Path,
+    **_: object,
+) -> int:
+    """Measure."""
+    from ..bench.calibrate import Plan, main
+
+    return main(Plan(config=config, reducers=reducers, seconds=seconds, steps=steps), output)
+
+
+class _Calibrate(RunCommand):
+    """A command that takes the options of a run, and several reducers in place of one."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the parameters, without those that choose a run's reducer and its options."""
+        own = (*self.own, "workload", "config", *annotations())
+        return [
+            param
+            for param in super().get_params(ctx)
+            if param.name != "reducer" and ("." in (param.name or "") or param.name in (*own, "help"))
+        ]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the options of a run, and then those of each reducer.
+
+        Raises:
+            ValueError: if an option, a reducer or one of its options is wrong.
+        """
+        if not ctx.resilient_parsing and ctx.parent is not None:
+            os.environ.setdefault(
+                "TORCH_CPP_LOG_LEVEL", "FATAL"
+            )  # before torch is imported, as in `sage run`
+        rest = super().parse_args(ctx, args)
+        if not ctx.resilient_parsing:
+            config, densities = ctx.params["config"], ctx.params["densities"]
+            ctx.params["reducers"] = [
+                each for spec in ctx.params["reducers"] for each in configs_of(spec, densities, config, args)
+            ]
+        return rest
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what the command does, and for which workload the options are listed."""
+        Command.format_help_text(self, ctx, formatter)
+        if (base := ctx.meta.get("sage.base")) is not None:
+            formatter.write_paragraph()
+            formatter.write_text(
+                f"The options below are those of the workload {base.workload}, with the model "
+                f"{registry.short(base.model)} and the data set {registry.short(base.data)}. Another choice "
+                "has other options."
+            )
+
+
+def configs_of(spec: str, densities: Sequence[float], config: Config, args: Sequence[str]) -> list[Config]:
+    """Return the configuration with a reducer, once for each density if the reducer has one.
+
+    Args:
+        spec: The reducer, with or without options: NAME[:OPTION=VALUE,...].
+        densities: Densities; none: that of the reducer's options.
+        config: The configuration.
+        args: The command line, whose workload may have options for the reducer.
+
+    Raises:
+        ValueError: if there is no such reducer, or one of its options is wrong.
+    """
+    from ..bench.repetitions import parsed
+
+    name, given = parsed(spec)
+    registry.check_name("reducers", name)
+    base = chosen([*args, "--reducer", name])
+    options = {**base.reducer_options, **given}
+    has_density = "density" in registry.options_of("reducers", name) and "density" not in given
+    each = (
+        [{**options, "density": density} for density in densities] if densities and has_density else [options]
+    )
+    return [resolve(replace(config, reducer=base.reducer, reducer_options=one)) for one in each]
+
+
+command = _Calibrate(
+    "calibrate",
+    calibrate,
+    [
+        Option("reducers", tuple[str, ...], REDUCERS, "The reducers, each NAME[:OPTION=VALUE,...]."),
+        Option("densities", tuple[float, ...], (), "Target densities; none given: that of each reducer."),
+        Option("steps", int, 10, "Steps that are timed, and reductions of each reducer."),
+        Option("seconds", float, 60.0, "Time for the collectives; the reducers have as long again."),
+        Option("output", Path, Path("calibration.json"), "The file to write."),
+    ],
+    help="Measure a cluster, a model and reducers for `sage predict`. All ranks take part.",
+    notes=NOTES,
+)
