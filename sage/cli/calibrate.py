@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from .. import registry
-from ..config import Config, annotations, resolve
+from ..config import Config, resolve
 from .command import Command, Option
 from .run_command import RunCommand, chosen
 
@@ -43,12 +43,9 @@ class _Calibrate(RunCommand):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the parameters, without those that choose a run's reducer and its options."""
-        own = (*self.own, "workload", "config", *annotations())
-        return [
-            param
-            for param in super().get_params(ctx)
-            if param.name != "reducer" and ("." in (param.name or "") or param.name in (*own, "help"))
-        ]
+        base: Config | None = ctx.meta.get("sage.base")
+        of_reducer = registry.options_of("reducers", base.reducer, from_source=True) if base else ()
+        return [param for param in super().get_params(ctx) if param.name not in ("reducer", *of_reducer)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the options of a run, and then those of each reducer.

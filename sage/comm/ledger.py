@@ -56,7 +56,7 @@ class Ledger:
 
     @contextmanager
     def recording(self) -> Iterator[list[Entry]]:
-        """Collect each collective that is recorded within the block, in order; blocks do not nest."""
+        """Collect each collective that is added within the block, in order; blocks do not nest."""
         entries = self._entries = []
         try:
             yield entries

@@ -53,6 +53,7 @@ def folder(tmp_path: Path) -> Path:
         (["cancel", "--help"], {"sage.config", "sage.registry", "sage.jobs"}),
         (["run", "--help"], set()),
         (["submit", "--help"], set()),
+        (["calibrate", "--help"], set()),
         (["conform", "topk", "--help"], {"sage.config"}),
         (["run", "--reducer", "topk+onebit", "--help"], set()),
     ],

@@ -153,11 +153,11 @@ def test_a_snapshot_does_not_change_and_since_returns_the_difference_to_it() -> 
 
 def test_collectives_are_listed_while_they_are_recorded() -> None:
     ledger = Ledger()
-    ledger.book("sum", {"values": 1}, (0, 0))
+    ledger.add("sum", {"values": 1}, (0, 0))
     with ledger.recording() as entries:
-        ledger.book("gather", {"values": 8, "indices": 4}, (12, 12), 0.5)
-        ledger.book("broadcast from 1", {"values": 0}, (0, 8), 0.25)
-    ledger.book("sum", {"values": 1}, (0, 0))
+        ledger.add("gather", {"values": 8, "indices": 4}, (12, 12), 0.5)
+        ledger.add("broadcast from 1", {"values": 0}, (0, 8), 0.25)
+    ledger.add("sum", {"values": 1}, (0, 0))
     assert entries == [Entry("gather", 12, 0.5), Entry("broadcast from 1", 0, 0.25)]
 
 

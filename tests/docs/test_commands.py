@@ -85,6 +85,10 @@ ELSEWHERE = {
         "tests/slurm/test_doctor.py",
         'cluster.run("salloc", "--nodes=4", *command',
     ),
+    "salloc --nodes=4 srun sage calibrate resnet20-cifar10": (
+        "tests/slurm/test_calibrate.py",
+        'cluster.run("salloc", "--nodes=4", "srun"',
+    ),
     "make cluster": ("tests/slurm/test_cluster.py", "[[str(CLUSTER)], "),
     "make cluster NODES=2 RATE=100mbit": ("tests/slurm/conftest.py", 'rate="100mbit"'),
 }

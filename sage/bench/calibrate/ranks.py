@@ -52,7 +52,7 @@ def run(name: str, config: Config, settings: Facts, work: Work) -> int:
 def _rank(name: str, config: Config, settings: Facts, work: Work, place: Place) -> int:
     """Run one rank, from the rendezvous to the exit status."""
     torch.set_num_threads(config.threads)
-    Stop().listen(partial(_leave, name, place))
+    Stop().handle_in_thread(partial(_leave, name, place))
     wire: ProcessWire | None = None
     try:
         device = device_of(config, place.local_rank)
