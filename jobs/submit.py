@@ -32,6 +32,7 @@ def main(
     max_cells: int | None = None,
     dry_run: bool = False,
     watching: bool = False,
+    pilot: bool = False,
 ) -> int:
     """Submit the runs of a sweep that are neither finished nor active.
 
@@ -44,6 +45,7 @@ def main(
         max_cells: maximum number of runs in the sweep.
         dry_run: only print the runs and the batch scripts.
         watching: show the runs' states until all have ended.
+        pilot: submit the pilot runs instead of those of the comparison.
 
     Raises:
         ValueError: the sweep or an argument is invalid.
@@ -55,6 +57,7 @@ def main(
         parallel=parallel,
         max_requeues=max_requeues,
         max_cells=max_cells,
+        pilot=pilot,
     )
     _check_path(sweep, cluster)
     try:

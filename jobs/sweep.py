@@ -18,7 +18,7 @@ merged over the keys above, with precedence, and expanded separately. For an opt
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,11 @@ from typing import Annotated, Any
 
 from sage import registry, storage
 from sage.config import Config, Count, annotations, workloads
+from sage.jobs import target_file
 from sage.jobs.expansion import OPTIONS, PARTS, Table, check_size, expand, listed, merged
+from sage.jobs.pilot import Pilot, check, pilot_runs, tuned
+from sage.jobs.pilot import parse as parse_pilot
+from sage.jobs.target_file import FixedTarget
 from sage.storage import Kind, Unreadable
 from sage.validate import Range, coerce, known
 
@@ -37,6 +41,9 @@ OWN: dict[str, Any] = {
     "runs": Path,
 }
 """Keys of the sweep itself. `max_cells` limits the number of runs."""
+
+TABLES = ("pilot", "targets", "chosen")
+"""Tables of the sweep itself: the pilot runs, and what `sage target` writes (sage/jobs/target_file.py)."""
 
 NOTES = Kind(name="the notes of a sweep", keys={"files": dict, "cells": dict}, remedy="remove it")
 """The cached expansion of a sweep: hashes of the files read, and each run's label under `cells`."""
@@ -56,11 +63,16 @@ class Sweep:
     """Maximum number of combinations; a sweep with more is refused before it is expanded."""
     files: frozenset[Path]
     """The files read: the sweep and its workloads."""
+    pilot: Pilot | None = None
+    """Its pilot runs; None if it has none."""
+    is_pilot: bool = False
+    """Whether `configs` are the pilot runs, and not those of the comparison."""
+    targets: Sequence[FixedTarget] = ()
 
     @property
     def name(self) -> str:
-        """The file's stem, which is part of the jobs' name."""
-        return self.path.stem
+        """The file's stem, which is part of the jobs' name; pilot runs have a name of their own."""
+        return f"{self.path.stem}-pilot" if self.is_pilot else self.path.stem
 
 
 def read(
@@ -71,8 +83,14 @@ def read(
     max_requeues: int | None = None,
     max_cells: int | None = None,
     from_source: bool = False,
+    pilot: bool = False,
+    untuned: bool = False,
 ) -> Sweep:
     """Read a sweep; its configurations are validated and resolved. Arguments override the file's keys.
+
+    Args:
+        pilot: return the pilot runs instead of those of the comparison.
+        untuned: return the comparison's runs before tuning.
 
     Raises:
         ValueError: a key or value is invalid, or the sweep has more than `max_cells` combinations.
@@ -80,6 +98,7 @@ def read(
     path = path.resolve()
     table = _parse(path)
     own = {name: table.pop(name) for name in OWN if name in table}
+    tables = {name: table.pop(name) for name in TABLES if name in table}
     given = {"runs": runs, "parallel": parallel, "max_requeues": max_requeues, "max_cells": max_cells}
     own |= {name: value for name, value in given.items() if value is not None}
     own = {name: coerce(name, value, OWN[name]) for name, value in own.items()}
@@ -109,7 +128,27 @@ def read(
             f"[reducers.{reducer}] (in {path.name}) applies to no run; the runs' reducers are "
             f"{', '.join(sorted(reducers))}: add {reducer!r} to reducer, or remove the table"
         )
-    return Sweep(path=path, configs=list(configs.values()), files=frozenset(files), **own)
+    plan = parse_pilot(tables["pilot"], path) if "pilot" in tables else None
+    targets, chosen = target_file.parse(path, tables.get("targets", []), tables.get("chosen", []))
+    found = list(configs.values())
+    if plan is not None:
+        check(plan, found, path)
+    if pilot:
+        if plan is None:
+            raise ValueError(f"{path} has no table [pilot], so it has no pilot runs; add one with seed")
+        found = list({run.folder.name: run for _, _, run in pilot_runs(plan, found, from_source)}.values())
+    elif plan is not None and plan.is_tuned and not untuned:
+        points = {choice.method: choice.point for choice in chosen}
+        found = list(tuned(found, points, path, from_source))
+    return Sweep(
+        path=path,
+        configs=found,
+        files=frozenset(files),
+        pilot=plan,
+        is_pilot=pilot,
+        targets=targets,
+        **own,
+    )
 
 
 def labels(sweep: Sweep) -> dict[str, str]:
@@ -130,7 +169,9 @@ def labels(sweep: Sweep) -> dict[str, str]:
 
 
 def note(sweep: Sweep) -> None:
-    """Cache the names and labels of a sweep's runs for `noted`."""
+    """Cache the names and labels of a sweep's runs for `noted`; not those of its pilot runs."""
+    if sweep.is_pilot:
+        return
     path = _notes(sweep.path, sweep.runs)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     files = {str(file): _hash(file) for file in sorted(sweep.files)}
@@ -170,11 +211,13 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _checked(layer: Table, path: Path) -> Table:
     for name in layer:
-        if name in OWN or name == "grid":  # the sweep's own keys have been removed from the top table
+        if (
+            name in OWN or name in TABLES or name == "grid"
+        ):  # the sweep's own keys have been removed from the top table
             raise ValueError(
                 f"{name} (in {path.name}) is in a [[grid]] table but applies to the whole sweep: put it above"
             )
-        known(f"setting (in {path.name})", name, {*annotations(), "reducers", "grid", *OWN})
+        known(f"setting (in {path.name})", name, {*annotations(), "reducers", "grid", *OWN, *TABLES})
     for name in ("reducers", "slurm", *OPTIONS):
         coerce(f"{name} (in {path.name})", layer.get(name, {}), dict[str, Any])
     for name in (part for part in PARTS if part in layer):

@@ -26,6 +26,7 @@ from .group import Group
 COMMANDS = {
     "run": (".run", "Train a workload with a reducer."),
     "submit": (".submit", "Submit a sweep: run those of its runs that are neither finished nor active."),
+    "target": (".target", "Fix the targets of a sweep from its pilot runs."),
     "status": (".status", "Show the states of a sweep's runs, or of all runs in a folder."),
     "cancel": (".cancel", "Cancel the active jobs of runs, or of all runs of a sweep."),
     "logs": (".logs", "Print the log of a run's newest job."),

@@ -10,6 +10,13 @@ def report(*, paths: tuple[Path, ...], output: Path | None, json: bool) -> int:
     from ..report.report import main
 
     found = list(paths) or [Path("runs")]
+    if any(path.suffix == ".toml" for path in found):
+        from ..jobs.sweep_report import runs_and_targets
+
+        if len(found) > 1:
+            raise ValueError("a sweep is reported alone; give one TOML file, or folders of runs")
+        folders, runs, targets = runs_and_targets(found[0])
+        return main(folders, output or runs, as_json=json, targets=targets)
     return main(found, output or found[0], as_json=json)
 
 
@@ -20,11 +27,16 @@ command = Command(
         Argument(
             "paths",
             Path,
-            "Run folders, or folders that contain some; default: runs.",
+            "Run folders, folders that contain some, or one sweep's TOML file; default: runs.",
             required=False,
             num_values=-1,
         ),
-        Option("output", Path | None, None, "The output folder; default: the first path."),
+        Option(
+            "output",
+            Path | None,
+            None,
+            "The output folder; default: the first path, or the runs folder of the sweep.",
+        ),
         Option("json", bool, False, "Print one JSON object instead of the tables."),
     ],
     help="Compare runs. It prints tables, and writes report.md, report.csv and report.html.",

@@ -43,6 +43,7 @@ command = Command(
         ),
         Option("dry_run", bool, False, "Print the runs and the batch scripts, and submit nothing."),
         Option("watch", bool, False, "Show the states of the runs until all have ended."),
+        Option("pilot", bool, False, "Submit the pilot runs that [pilot] describes, instead of the others."),
     ],
     help="Submit a sweep: run those of its runs that are neither finished nor active.",
 )

@@ -5,6 +5,9 @@ from .files import workloads as workloads
 from .options import part_options as part_options
 from .options import recorded as recorded
 from .options import resolve as resolve
+from .reference import DENSE as DENSE
+from .reference import REFERENCES as REFERENCES
+from .reference import is_overlapped as is_overlapped
 from .run_config import NOT_HASHED as NOT_HASHED
 from .run_config import Config as Config
 from .run_config import Count as Count

@@ -8,10 +8,12 @@ from typing import Any
 
 from sage.comm.ledger import KINDS, ring_all_reduce
 from sage.output.units import printable
+from sage.report.labels import labels
 from sage.report.run_summary import density_met, has_target
 from sage.report.runs import EXACT, Run
 from sage.report.seeds import Ratio, Spread, ratio, spread
 from sage.report.sharing import load, sharing
+from sage.report.targets import Target, Targets, reached, target_of
 
 Values = dict[str, Any]
 """A run's line in report.csv: None where a run has no value, NaN where a value was not finite."""
@@ -112,6 +114,8 @@ class Group:
     rows: list[Row]
     settings: list[Setting] = field(default_factory=list)
     """The settings that have figures, aggregated over seeds."""
+    target: Target | None = None
+    """The value of the metric to reach, fixed before the runs; None if there is none."""
 
     @property
     def title(self) -> str:
@@ -130,8 +134,12 @@ class Group:
         return [row for row in self.rows if not row.run.is_finished]
 
 
-def grouped(runs: Iterable[Run]) -> list[Group]:
-    """Group runs by workload, number of ranks and metric. Within a group, exact comes first."""
+def grouped(runs: Iterable[Run], targets: Targets | None = None) -> list[Group]:
+    """Group runs by workload, number of ranks and metric. Within a group, exact comes first.
+
+    Args:
+        targets: the values of the metrics to reach; a group without one has the runs' own `target`, if any.
+    """
     runs = list(runs)
     shared = dict(zip(map(id, runs), sharing(runs), strict=True))
     alike: dict[tuple[str, int, str], list[Run]] = defaultdict(list)
@@ -139,10 +147,16 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
         alike[run.config["workload"], run.config["world_size"], run.figures.metric].append(run)
     groups = []
     for (workload, world_size, metric), members in sorted(alike.items(), key=lambda item: item[0]):
-        labels = _labels(members)
+        named = labels(members)
+        target = target_of(members, targets or {})
         rows = [
-            Row(run=run, label=label, series=series, values=_values(run, label, series, shared[id(run)]))
-            for run, (label, series) in zip(members, labels, strict=True)
+            Row(
+                run=run,
+                label=label,
+                series=series,
+                values=_values(run, label, series, shared[id(run)], target),
+            )
+            for run, (label, series) in zip(members, named, strict=True)
         ]
         rows.sort(key=lambda row: (row.values["reducer"] != EXACT, row.label, str(row.run.folder)))
         settings = _folded(rows)
@@ -155,13 +169,15 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
                 better=members[0].figures.better,
                 rows=rows,
                 settings=settings,
+                target=target,
             )
         )
     return groups
 
 
-def _values(run: Run, label: str, series: str, shared_with: int) -> Values:
+def _values(run: Run, label: str, series: str, shared_with: int, target: Target | None) -> Values:
     figures = run.figures
+    at = None if target is None else reached(run, target.value)
     is_targeted = has_target(run.config, figures)
     return {
         **{name: run.config[name] for name in ("workload", "world_size", "reducer")},
@@ -175,6 +191,9 @@ def _values(run: Run, label: str, series: str, shared_with: int) -> Values:
         "steps_per_second": figures.steps_per_second,
         **{f"step_seconds_{q}": figures.step_seconds.get(q) for q in ("p50", "p95", "p99")},
         "speed_up": None,
+        "target": None if target is None else target.value,
+        "steps_to_target": None if at is None else at.steps,
+        "seconds_to_target": None if at is None else at.seconds,
         "wire_bytes_per_step": figures.wire_per_step,
         "wire_sent_bytes_per_step": figures.wire_sent_per_step,
         "wire_received_bytes_per_step": figures.wire_received_per_step,
@@ -261,55 +280,3 @@ def _model(run: Run) -> tuple[Any, ...]:
 
 def _over(above: float | None, below: float | None) -> float | None:
     return above / below if above is not None and below else None
-
-
-def _labels(members: Sequence[Run]) -> list[tuple[str, str]]:
-    """Return each run's label, and the label without the seed.
-
-    A label is the reducer and the settings in which the runs with this reducer differ.
-    """
-    values_by_reducer: dict[str, dict[str, set[Any]]] = {}
-    counts: Counter[str] = Counter(run.config["reducer"] for run in members)
-    given: Counter[tuple[str, str]] = Counter()
-    for run in members:
-        reducer = run.config["reducer"]
-        for name, value in run.settings.items():
-            values_by_reducer.setdefault(reducer, {}).setdefault(name, set()).add(value)
-            given[reducer, name] += 1
-    differing: dict[str, set[str]] = {}
-    for reducer, names in values_by_reducer.items():
-        # A setting that some runs lack counts as one more value, unless it is None in the others.
-        lacking = {name: {None} if given[reducer, name] < counts[reducer] else set() for name in names}
-        differing[reducer] = {name for name, values in names.items() if len(values | lacking[name]) > 1}
-    plain = []
-    for run in members:
-        words = [
-            (name, value) for name, value in run.settings.items() if name in differing[run.config["reducer"]]
-        ]
-        plain.append(
-            tuple(
-                " ".join(
-                    [
-                        run.config["reducer"],
-                        *(f"{name}={_text(value)}" for name, value in words if name != left),
-                    ]
-                )
-                for left in ("", "seed")
-            )
-        )
-    # If a run exists in several folders, the labels of all runs of its setting include the folder.
-    repeated = Counter(label for label, _ in plain)
-    placed = {series for label, series in plain if repeated[label] > 1}
-    whole = Counter((label, str(run.folder.parent)) for run, (label, _) in zip(members, plain, strict=True))
-    labels = []
-    for run, (label, series) in zip(members, plain, strict=True):
-        where = ""
-        if series in placed:
-            is_alone = whole[label, str(run.folder.parent)] == 1
-            where = f" in {run.folder.parent if is_alone else run.folder}"
-        labels.append((printable(label + where), printable(series + where)))
-    return labels
-
-
-def _text(value: Any) -> str:
-    return f"[{', '.join(map(_text, value))}]" if isinstance(value, tuple) else str(value)

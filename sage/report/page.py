@@ -12,7 +12,9 @@ from sage.report.groups import Group
 from sage.report.plots import MAX_GROUPS, LineStyles, Plot, assign_line_styles, plots
 from sage.report.runs import Run
 from sage.report.style import STYLE
-from sage.report.tables import NOTES, WORDS, Table, headline, single_runs, tables
+from sage.report.table import Table
+from sage.report.tables import NOTES, WORDS, headline, single_runs, tables
+from sage.report.verdicts import first_line
 
 LONG = 60
 """A table with more lines scrolls within its own area."""
@@ -69,6 +71,7 @@ def page(groups: Sequence[Group], unreadable: Mapping[Path, str]) -> str:
         "Machines and versions": _origins(runs),
     }
     body = "\n".join(map(_section, sections))
+    verdict = first_line(groups)
     end = "\n".join(_listed(heading, lines) for heading, lines in footer.items())
     text = f"""<!DOCTYPE html>
 <html lang="en">
@@ -82,6 +85,7 @@ def page(groups: Sequence[Group], unreadable: Mapping[Path, str]) -> str:
 <body>
 <header>
 <h1>{_escape(title)}</h1>
+{f"<p><strong>{_escape(verdict)}</strong></p>" if verdict else ""}
 <p class="quiet">{_count(len(runs), "run")}, {finished} finished.</p>
 </header>
 {_contents(sections, [heading for heading, lines in footer.items() if lines])}

@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from sage.output.units import spaced
-from sage.report import bars, curves
+from sage.report import bars, curves, profile_plot
 from sage.report.curves import Canvas, Drawing
 from sage.report.groups import Group, Setting
 from sage.report.runs import EXACT
@@ -96,6 +96,7 @@ def plots(group: Group, prefix: str) -> list[Plot]:
 
 
 FIGURES: dict[str, Callable[[Canvas], Drawing | None]] = {
+    "Time to target, relative to the reference": profile_plot.time_profile,
     "{metric} by epoch": curves.metric_by_epoch,
     "{metric} by traffic": curves.metric_by_traffic,
     "{metric} against bytes and time": curves.pareto,
@@ -107,6 +108,7 @@ FIGURES: dict[str, Callable[[Canvas], Drawing | None]] = {
 }
 
 LEGENDS = (
+    profile_plot.time_profile,
     curves.metric_by_epoch,
     curves.metric_by_traffic,
     curves.pareto,

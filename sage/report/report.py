@@ -23,15 +23,23 @@ from sage.report.groups import Group, grouped
 from sage.report.page import page
 from sage.report.runs import read_runs
 from sage.report.tables import NOTES, WORDS, headline, tables
+from sage.report.targets import Targets
+from sage.report.verdict_values import time_to_target
+from sage.report.verdicts import first_line
 
 MAX_LINES = 60
 """At most this many lines of a table are printed; report.md has all."""
 
 
-def main(paths: Sequence[Path], output: Path, *, as_json: bool = False) -> int:
+def main(
+    paths: Sequence[Path], output: Path, *, as_json: bool = False, targets: Targets | None = None
+) -> int:
     """Print the tables of all runs under the paths, and write report.md, report.csv and report.html.
 
     With `as_json` one JSON object is printed instead of the tables: the values of each run, by group.
+
+    Args:
+        targets: the values of the metrics to reach, for the times to the target.
 
     Each file is replaced atomically: if writing fails, the old file is unchanged.
 
@@ -40,7 +48,7 @@ def main(paths: Sequence[Path], output: Path, *, as_json: bool = False) -> int:
         OSError: if the report cannot be written.
     """
     runs, unreadable = read_runs(paths)
-    groups = grouped(runs)
+    groups = grouped(runs, targets)
     contents = {
         "report.md": markdown(groups, unreadable),
         "report.csv": as_csv(groups),
@@ -65,7 +73,7 @@ def main(paths: Sequence[Path], output: Path, *, as_json: bool = False) -> int:
 
 def markdown(groups: Sequence[Group], unreadable: Mapping[Path, str]) -> str:
     """Return the tables as Markdown."""
-    lines = ["# Report"]
+    lines = ["# Report", *(["", verdict] if (verdict := first_line(groups)) else [])]
     for group in groups:
         lines += ["", f"## {group.title}", "", headline(group)]
         for table in tables(group):
@@ -94,10 +102,12 @@ def as_csv(groups: Sequence[Group]) -> str:
 def as_object(groups: Sequence[Group], unreadable: Mapping[Path, str], output: Path) -> dict[str, Any]:
     """The values of report.csv by group, with what was left out; a figure that is not finite is None."""
     return {
+        "verdict": first_line(groups) or None,
         "groups": [
             {
                 "title": group.title,
                 "headline": headline(group),
+                "time_to_target": time_to_target(group),
                 "runs": [_finite(r.values) for r in group.rows],
             }
             for group in groups
@@ -116,6 +126,8 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def show(groups: Sequence[Group], unreadable: Mapping[Path, str], console: Console) -> None:
     """Print the tables."""
+    if verdict := first_line(groups):
+        console.print(Text(verdict, style="bold"))
     for group in groups:
         console.print(Text(f"\n{group.title}", style="bold"), Text(headline(group)), sep="\n")
         for table in tables(group):

@@ -2,37 +2,25 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from statistics import median
 
+from sage.config import is_overlapped
 from sage.output.units import MISSING, duration, number, percent, rate, size, spaced, times
 from sage.report.groups import Group, Row, Setting
 from sage.report.run_summary import TOLERANCE
 from sage.report.runs import EXACT
 from sage.report.seeds import Spread
 from sage.report.sharing import load_text
+from sage.report.table import Table
+from sage.report.target_table import NOTE, target_table
 
 Text = Callable[[float | None], str]
 
-WORDS = ("reducer", "run", "status", "baseline", "reason", "folder")
+WORDS = ("reducer", "run", "status", "verdict", "baseline", "reason", "folder")
 """Columns of text, aligned to the left."""
 
 OUTCOME, SPEED, TRAFFIC, DENSITY = "Outcome", "Speed", "Traffic of a step", "Density"
 UNFINISHED, RUNS = "Not finished", "Single runs"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table of text. Every line has as many cells as the heading."""
-
-    title: str
-    note: str
-    heading: list[str]
-    lines: list[list[str]]
-    hints: list[str]
-    """A tooltip for each line: the folders of its runs."""
-    series: list[str]
-    """The series whose line style each line shows; "" for none."""
 
 
 NOTES = (
@@ -47,6 +35,7 @@ NOTES = (
     "Target and achieved are densities: the share of the gradient to send, and the share sent. On-target "
     f"steps: share of steps with an achieved density within ±{100 * TOLERANCE:.0f} % of the target; "
     f"{MISSING} for reducers without a target.",
+    NOTE,
     "Step times are those of the slowest rank; for an unfinished run, those of rank 0.",
     "Shared: number of runs that shared a machine with another run of this report. Load: the machine's "
     "1-minute load average at the start and end of a run.",
@@ -78,6 +67,7 @@ def tables(group: Group) -> list[Table]:
     """Return the group's tables that have lines."""
     metric = spaced(group.metric)
     found = [
+        target_table(group),
         _of_settings(group, OUTCOME, "", {
             metric: lambda each: _figure(each, "final"),
             "best": lambda each: _figure(each, "best"),
@@ -176,6 +166,8 @@ def _about_speed(group: Group) -> str:
         return f"There are no {EXACT} runs of the same work, so there is no baseline and no speed-up."
     words = [f"{label} (n = {len(each.counted)})" for label, each in baselines.items()]
     text = f"Baseline: {', '.join(words[:3])}{f' and {len(words) - 3} more' if len(words) > 3 else ''}. "
+    if not all(is_overlapped(row.run.config) for each in baselines.values() for row in each.rows):
+        text += "It communicates after backward: a speed-up over DistributedDataParallel is smaller. "
     text += "± is one standard deviation over the n runs; p50 and p95 are means over runs."
     if sum(each.num_sharing for each in group.settings):
         text += " Some runs shared their machine with other runs: their times are not reliable."

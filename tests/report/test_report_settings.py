@@ -14,7 +14,8 @@ from made_up_runs import change, pretend, read, the_group
 from scipy import stats
 
 from sage.report.curves import front
-from sage.report.groups import Group, Row, _labels
+from sage.report.groups import Group, Row
+from sage.report.labels import labels
 from sage.report.runs import Run
 from sage.report.seeds import ratio, spread, t_quantile
 from sage.report.sharing import sharing
@@ -225,7 +226,7 @@ def fake(folder: Path, config: dict[str, Any], manifest: dict[str, Any] | None =
 @settings(max_examples=examples(100))
 @given(configs())
 def test_a_label_names_the_settings_in_which_a_reducers_runs_differ(runs: list[Run]) -> None:
-    for run, (label, series) in zip(runs, _labels(runs), strict=True):
+    for run, (label, series) in zip(runs, labels(runs), strict=True):
         others = [each.settings for each in runs if each.config["reducer"] == run.config["reducer"]]
         differing = [
             name for name, value in run.settings.items() if any(value != each.get(name) for each in others)
@@ -233,7 +234,7 @@ def test_a_label_names_the_settings_in_which_a_reducers_runs_differ(runs: list[R
         words = label.split(" in /runs")[0].split()
         assert [word.partition("=")[0] for word in words if "=" in word] == differing
         assert "seed=" not in series
-    assert len({label for label, _ in _labels(runs)}) == len(runs), "a label names one run"
+    assert len({label for label, _ in labels(runs)}) == len(runs), "a label names one run"
 
 
 @settings(max_examples=examples(100))

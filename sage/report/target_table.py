@@ -1,0 +1,84 @@
+"""The table of the times to the target: one row per setting, with ratios to the dense reference."""
+
+import math
+
+from sage.output.units import MISSING, duration, number, times
+from sage.report.groups import Group
+from sage.report.paired import PairedRatio
+from sage.report.reference import about_reference
+from sage.report.table import Table
+from sage.report.verdicts import Judged, judge
+
+TITLE = "Time to target"
+
+NOTE = (
+    "Time to target: wall-clock seconds, with evaluations, until the first evaluation at which the metric "
+    "reached a target that was fixed before the runs; a run that misses it takes infinitely long (∞). "
+    "Seconds are medians with the range over seeds. Ratios are to the reference, paired by seed; their "
+    "interval is Student's t on logarithms, 95 %, or the range if a run missed. A setting pays if the "
+    "interval of its time ratio is below 1 and at least 6 seeds are paired; 3 to 5 are a smoke test."
+)
+
+
+def target_table(group: Group) -> Table:
+    """Return the table; it has no lines for a group without a target."""
+    found = judge(group)
+    lines = () if found is None else found.lines
+    note = ""
+    if found is not None and group.target is not None:
+        sign = "≥" if group.better == "max" else "≤"
+        target = f"Target: {group.metric} {sign} {number(group.target.value)} ({group.target.origin})."
+        note = f"{about_reference(found.reference)} {target}"
+    return Table(
+        title=TITLE,
+        note=note,
+        heading=[
+            *("reducer", "verdict", "reached", "seconds", "steps"),
+            *("steps ratio", "its interval", "time ratio", "95 % interval", "pairs"),
+        ],
+        lines=[_line(each) for each in lines],
+        hints=["\n".join(row.values["folder"] for row in each.setting.rows[:5]) for each in lines],
+        series=[each.setting.label for each in lines],
+    )
+
+
+def _line(each: Judged) -> list[str]:
+    ratios = [*_ratio(each.steps_ratio), *_ratio(each.time_ratio)]
+    if each.word == "reference":
+        ratios = [times(1), MISSING, times(1), MISSING]
+    return [
+        each.setting.label,
+        each.word,
+        f"{each.num_reached} of {len(each.seconds)}",
+        _range(each),
+        _count(each.median_steps),
+        *ratios,
+        str(each.time_ratio.num),
+    ]
+
+
+def _range(each: Judged) -> str:
+    values = sorted(each.seconds.values())
+    middle = _seconds(each.median_seconds)
+    return middle if len(values) == 1 else f"{middle} ({_seconds(values[0])} to {_seconds(values[-1])})"
+
+
+def _seconds(value: float) -> str:
+    return duration(value) if math.isfinite(value) else "∞"
+
+
+def _count(value: float) -> str:
+    return number(value, 6) if math.isfinite(value) else "∞"
+
+
+def _ratio(found: PairedRatio) -> list[str]:
+    if not found.num:
+        return [MISSING, f"none: {'no run reached it' if found.num_undefined else found.how}"]
+    middle = _times(found.centre)
+    if found.interval is None:
+        return [middle, "none: one pair"]
+    return [middle, f"{_times(found.interval[0])} to {_times(found.interval[1])}"]
+
+
+def _times(ratio: float) -> str:
+    return MISSING if math.isnan(ratio) else times(ratio) if math.isfinite(ratio) else "∞"
