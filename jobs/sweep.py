@@ -130,19 +130,21 @@ def read(
         )
     plan = parse_pilot(tables["pilot"], path) if "pilot" in tables else None
     targets, chosen = target_file.parse(path, tables.get("targets", []), tables.get("chosen", []))
-    found = list(configs.values())
+    resolved = list(configs.values())
     if plan is not None:
-        check(plan, found, path)
+        check(plan, resolved, path)
     if pilot:
         if plan is None:
             raise ValueError(f"{path} has no table [pilot], so it has no pilot runs; add one with seed")
-        found = list({run.folder.name: run for _, _, run in pilot_runs(plan, found, from_source)}.values())
+        resolved = list(
+            {run.folder.name: run for _, _, run in pilot_runs(plan, resolved, from_source)}.values()
+        )
     elif plan is not None and plan.is_tuned and not untuned:
         points = {choice.method: choice.point for choice in chosen}
-        found = list(tuned(found, points, path, from_source))
+        resolved = list(tuned(resolved, points, path, from_source))
     return Sweep(
         path=path,
-        configs=found,
+        configs=resolved,
         files=frozenset(files),
         pilot=plan,
         is_pilot=pilot,

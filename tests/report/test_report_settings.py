@@ -19,7 +19,8 @@ from sage.report.labels import labels
 from sage.report.runs import Run
 from sage.report.seeds import ratio, spread, t_quantile
 from sage.report.sharing import sharing
-from sage.report.tables import Table, headline, tables
+from sage.report.table import Table
+from sage.report.tables import headline, tables
 
 POSITIVE = st.floats(0.01, 1e4)
 
