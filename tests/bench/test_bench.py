@@ -1,4 +1,4 @@
-"""Recorded gradients and their replay: what is kept, and that a replay is the reducer itself."""
+"""Tests of traces and their replay: the content of a trace, and that a replay uses the real reducer."""
 # S = steps, W = ranks, N = elements
 
 import csv

@@ -1,4 +1,4 @@
-"""The microbenchmark: what is timed and what is not, that rounds share nothing, and what is told of them."""
+"""Tests of `sage bench compress`: which time is measured, that rounds are independent, and the results."""
 # N = elements of the flat vector, W = ranks
 
 import csv

@@ -1,4 +1,4 @@
-"""A damaged trace: `sage bench density` measures it or names it in one line."""
+"""Tests that `sage bench density` replays a damaged trace or refuses it in one line."""
 
 import random
 import shutil

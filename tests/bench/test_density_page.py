@@ -1,4 +1,4 @@
-"""The commands of docs/explanation/density.md run in their order, and its tables are what was measured."""
+"""Tests that the commands of docs/explanation/density.md run and that its tables have the measured values."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""The table of goals, its judgement, and that GRACE's class of implementation computes what SAGE's does."""
+"""Tests of the table of goals and its limits, and that the GRACE classes compute what the reducers send."""
 
 import sys
 from pathlib import Path

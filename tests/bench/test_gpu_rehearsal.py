@@ -1,4 +1,4 @@
-"""The check on a GPU, rehearsed on a CPU: it needs torch and little else, and no section stops another."""
+"""Tests of `make gpu-rehearsal`: it needs torch and few packages, and no section stops another."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A mount is never idle unnoticed, whatever a script does to model, gradients and optimiser."""
+"""Tests that a mount reduces or refuses, whatever a script does to model, gradients and optimiser."""
 # B = batch
 
 import gc

@@ -1,4 +1,4 @@
-"""The command line: what each command prints, where its values end up, and how it refuses."""
+"""Tests of the command line: the output of each command, where option values go, and the errors."""
 
 import json
 import subprocess

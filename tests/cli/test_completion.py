@@ -1,4 +1,4 @@
-"""Shell completion: the completions, and that bash, zsh and fish complete a typed command line."""
+"""Tests of shell completion: the completions, and that bash, zsh and fish complete a typed command line."""
 
 import os
 import pty

@@ -1,6 +1,6 @@
-"""Random configurations and command lines end with status 0, or with 2 and one line; nothing is ever raised.
+"""Tests that random configurations and command lines end with status 0, or with 2 and one line, and never raise.
 
-No training starts: a run is only printed, a suite only rehearsed, and what measures or examines is replaced.
+No training starts: runs are only printed, sweeps planned, and functions that measure or check are replaced.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What each command imports: those that only read and print start without torch and the like."""
+"""Tests of what each command imports: commands that only read and print do not import torch."""
 
 import subprocess
 import sys

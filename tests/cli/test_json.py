@@ -1,4 +1,4 @@
-"""--json: what list, data list, status, report, published and doctor print for programs."""
+"""Tests of --json: the output of list, data list, status, report, published and doctor for programs."""
 
 import json
 import subprocess

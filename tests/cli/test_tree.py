@@ -1,4 +1,4 @@
-"""The tree of commands: help at every node, completion by the shell, --json, and the exit statuses."""
+"""Tests of the tree of commands: help at every node, shell completion, and exit statuses."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`sage doctor` names what is wrong, with whom, and the remedy: on this machine, over ssh, and from facts."""
+"""Tests that `sage doctor` names each fault, its node and the fix: here, over ssh, and from given facts."""
 # On nodes that are apart it is tested in tests/slurm/test_doctor.py.
 
 import json

@@ -1,4 +1,4 @@
-"""What comes over ssh is checked before it is believed, and no wait for ssh is without an end."""
+"""Tests that input over ssh is validated, that waits for ssh are limited, and hosts files checked."""
 
 import json
 import os

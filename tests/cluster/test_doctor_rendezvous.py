@@ -1,4 +1,4 @@
-"""Strangers at the doctor's ports learn nothing and make one finding; what agents say is checked."""
+"""Tests that the doctor's ports serve only authenticated ranks, and that reports of agents are validated."""
 
 import json
 import resource

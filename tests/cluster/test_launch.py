@@ -1,4 +1,4 @@
-"""`sage launch`: ranks on several hosts, here one real sshd under several names."""
+"""Tests of `sage launch`: ranks on several hosts, which are one real sshd under several names."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The interface that leads to the others is chosen, and settings are read as the libraries read them."""
+"""Tests of the choice of a network interface, and that settings are read as the libraries read them."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Ranks that were started by hand and differ do not train; ranks that wait can be stopped."""
+"""Tests that ranks with different settings do not train, and that waiting ranks can be stopped."""
 
 import os
 import signal

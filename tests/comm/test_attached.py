@@ -1,4 +1,4 @@
-"""A wire in a script that has joined its processes itself: beside its group, and as careful as our own."""
+"""Tests of a wire in a script that has its own process group: it works beside it and detects failures."""
 # N = elements of a vector
 
 import os

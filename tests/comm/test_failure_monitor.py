@@ -1,4 +1,4 @@
-"""When a rank is gone, every other ends within the time-out with an error that names it."""
+"""Tests that all ranks end within the time-out, with an error that names the failed rank."""
 
 import os
 import re

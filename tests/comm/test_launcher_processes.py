@@ -1,4 +1,4 @@
-"""Whatever a login shell or a launcher has set, `sage run` ends in time with a result or one line."""
+"""Tests that `sage run` ends with a result or one line in any environment of a shell or launcher."""
 
 import json
 import re

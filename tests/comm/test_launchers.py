@@ -1,4 +1,4 @@
-"""Every launcher of the table is understood; several tasks never become several runs."""
+"""Tests of the table of launchers, and that several tasks never start several runs."""
 
 import re
 import shlex

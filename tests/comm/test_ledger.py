@@ -1,6 +1,6 @@
-"""The ledger: equal to the bytes worked out by hand, and to what the kernel's socket counters saw.
+"""Tests of the ledger against bytes computed by hand and against the kernel's socket counters.
 
-Run as a script it prints the comparison with the counters, the table of docs/explanation/ledger.md.
+Run as a script, it prints the comparison with the counters, which is a table of docs/explanation/ledger.md.
 """
 # W = world size
 

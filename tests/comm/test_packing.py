@@ -1,4 +1,4 @@
-"""Codes, signs and indices in fewer bytes: ops and references agree, and what is encoded comes back."""
+"""Tests of packed codes, signs and indices: ops equal references, and decoding returns the input."""
 
 import math
 from typing import Any

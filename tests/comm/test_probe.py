@@ -1,4 +1,4 @@
-"""The probe: the same figures on every rank, every byte in the ledger, and no longer than it may take."""
+"""Tests of the link probe: equal results on every rank, every byte in the ledger, and bounded time."""
 # W = world size
 
 from typing import Any

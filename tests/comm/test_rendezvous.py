@@ -1,4 +1,4 @@
-"""Who a rank is and where it meets the others, as the environment tells it."""
+"""Tests of a rank's place and rendezvous address as determined by environment variables."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Ranks whose copies of a model differ are told which, and where."""
+"""Tests that ranks whose replicas of a model differ get an error that names them and the tensor."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Ranks that meet: in time or with a reason, alike or refused, and nobody else can speak for one."""
+"""Tests of the rendezvous: time-outs with a reason, comparison of facts, and rejection of other processes."""
 
 import gc
 import socket

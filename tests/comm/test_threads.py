@@ -1,4 +1,4 @@
-"""The thread twin: it takes turns, so it is repeatable, and it never hangs."""
+"""Tests of ranks simulated by threads: they alternate deterministically and never deadlock."""
 
 from collections.abc import Callable
 

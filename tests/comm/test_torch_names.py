@@ -1,4 +1,4 @@
-"""Older versions of torch, which lack three names of torch.distributed, give the same results."""
+"""Tests that older versions of torch, which lack three names of torch.distributed, give the same results."""
 # W = world size, N = elements of a vector
 
 import re

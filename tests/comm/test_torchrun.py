@@ -1,4 +1,4 @@
-"""Under torchrun a rank that is killed costs a restart, and the run goes on from its checkpoint."""
+"""Tests that a rank killed under torchrun is restarted and the run resumes from its checkpoint."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Every collective, on threads and on gloo processes: right by hand, guarded, and never waiting for ever."""
+"""Tests of every collective on threads and on gloo processes: results, schedule guard, and time-outs."""
 # W = world size
 
 import os

@@ -1,4 +1,4 @@
-"""Files are fetched whole or not at all, and unpacked where they were told to be."""
+"""Tests that files are downloaded completely or not at all, and archives unpacked into their folder."""
 
 import hashlib
 import io

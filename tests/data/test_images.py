@@ -1,4 +1,4 @@
-"""Images are dealt to ranks without loss or repetition, and the same way again after a stop."""
+"""Tests that images are divided among ranks without loss or repetition, and identically after a resume."""
 
 import hashlib
 import pickle

@@ -1,3 +1,5 @@
+"""Tests of interactions: the split, negatives, shares of ranks, candidates, and MovieLens and imports."""
+
 import logging
 import os
 import shutil

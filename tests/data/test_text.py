@@ -1,4 +1,4 @@
-"""Text becomes numbers by what is in its training split, and contiguous rows on every rank."""
+"""Tests that the vocabulary is that of the training split, and that every rank has contiguous rows."""
 
 import threading
 import zipfile

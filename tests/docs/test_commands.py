@@ -1,4 +1,4 @@
-"""Every command on the pages of docs/ runs here, page by page in its order, or in the test that is named."""
+"""Tests that every command in docs/ runs, here in the order of its page or in the named test."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The documentation site: it builds without a warning or a network, and its reference has every part."""
+"""Tests of the documentation site: it builds without warnings or network; its reference has every part."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The same sweep runs without SLURM: each run once, in processes of its own or in the one that submits."""
+"""Tests of a sweep without SLURM: each run once, in its own process or in that of `sage submit`."""
 
 import shutil
 import signal

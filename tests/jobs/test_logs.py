@@ -1,4 +1,4 @@
-"""`sage logs --follow` prints what a job adds to its log, until Ctrl-C."""
+"""Tests that `sage logs --follow` prints what a job appends to its log, until Ctrl-C."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""After failures a job is requeued a bounded number of times, whatever they say and whatever is lost."""
+"""Tests that a failed job is requeued a limited number of times, whatever its reason and whatever is lost."""
 
 import os
 import re

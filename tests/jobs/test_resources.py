@@ -1,4 +1,4 @@
-"""What a run asks of SLURM has room for each of its ranks, or is refused before sbatch hears of it."""
+"""Tests that the SLURM resources of a run fit its ranks, or are refused before sbatch is called."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How a run leaves says whether it is to start again, in the way that each cluster understands."""
+"""Tests that the exit status of a run's task makes each executor start it again or not."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`run.sh` and `pararun` start the ranks that they say they start."""
+"""Tests of the scripts `run.sh`, `pararun` and `prepare_dataset.sh`."""
 
 import json
 import os

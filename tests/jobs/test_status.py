@@ -1,4 +1,4 @@
-"""What has become of a run is told right whatever SLURM says, and in few looks."""
+"""Tests of the states of runs, whatever SLURM answers, with few calls of squeue."""
 
 import json
 import os

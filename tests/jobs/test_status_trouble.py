@@ -1,4 +1,4 @@
-"""`sage status`, `cancel` and `logs` serve every run whose files can be read, and name the others."""
+"""Tests that `sage status`, `cancel` and `logs` work for readable runs and name the others."""
 
 import json
 import os

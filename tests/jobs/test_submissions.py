@@ -1,4 +1,4 @@
-"""The job book is one user's, and a line of it that cannot be used hides no other."""
+"""Tests of the submission log: it is private, and an invalid line does not hide others."""
 
 import json
 import os

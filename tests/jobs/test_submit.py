@@ -1,4 +1,4 @@
-"""A sweep is submitted in as few arrays as can be, each run once, and again only what is missing."""
+"""Tests that a sweep is submitted in few arrays, each run once, and later only the missing runs."""
 
 import subprocess
 from itertools import pairwise

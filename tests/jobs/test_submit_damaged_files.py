@@ -1,4 +1,4 @@
-"""A damaged file among the runs of a sweep: `sage submit` names it in one line, and submits no run twice."""
+"""Tests that `sage submit` reports a damaged file in one line and submits no run twice."""
 
 import random
 import shutil

@@ -1,4 +1,4 @@
-"""Whatever goes wrong during a submission: no run starts twice, and no job is left that nobody knows."""
+"""Tests of failures during a submission: no run starts twice, and no unrecorded job is left."""
 
 import os
 import shlex

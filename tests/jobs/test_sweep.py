@@ -1,4 +1,4 @@
-"""A sweep's lists become runs: every combination once, each with the configuration that its keys give."""
+"""Tests that a sweep's lists expand into every combination once, with the configuration of its keys."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The models: published parameter counts, gradients everywhere, clear refusals, memory carried over time."""
+"""Tests of the models: published parameter counts, gradients, refusals, and hidden states over time."""
 
 import importlib
 import inspect

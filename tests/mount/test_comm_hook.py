@@ -1,4 +1,4 @@
-"""The `(state, hook)` pair, beneath scripts and frameworks that wrap the model themselves."""
+"""Tests of the `(state, hook)` pair in scripts and frameworks that wrap the model themselves."""
 
 import gc
 import os

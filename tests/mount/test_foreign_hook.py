@@ -1,4 +1,4 @@
-"""`sage.ledger` counts the bytes of hooks that are not SAGE's own."""
+"""Tests that `sage.ledger` counts the bytes of hooks that are not SAGE's own."""
 # W = ranks
 
 import json

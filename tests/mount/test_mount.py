@@ -1,4 +1,4 @@
-"""The whole model's gradient as one vector, and its reduction, beside torch's own DistributedDataParallel."""
+"""Tests of the whole model's gradient as one vector, and of its reduction against DistributedDataParallel."""
 # N = elements of the flat gradient, B = batch
 
 from collections.abc import Callable

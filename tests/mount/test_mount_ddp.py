@@ -1,4 +1,4 @@
-"""`sage.ddp_hook` beneath DistributedDataParallel: the lines of docs/explanation/mounts.md, and faults."""
+"""Tests of `sage.ddp_hook`: the statements of docs/explanation/mounts.md, and failures."""
 # N = elements of all gradients together, B = batch
 
 import os

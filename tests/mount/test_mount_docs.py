@@ -1,4 +1,4 @@
-"""The snippets of docs/explanation/mounts.md run one after another, in one process group of two ranks."""
+"""Tests that the snippets of docs/explanation/mounts.md run in order in one process group of two ranks."""
 
 import os
 import re

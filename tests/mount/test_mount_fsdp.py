@@ -1,4 +1,4 @@
-"""`sage.fsdp_hook` between the replicas of a sharded model: its lines of docs/explanation/mounts.md."""
+"""Tests of `sage.fsdp_hook` between the replicas of a sharded model: docs/explanation/mounts.md."""
 # B = batch
 
 import copy

@@ -1,4 +1,4 @@
-"""Models with empty tensors, scalars and complex parameters, with every reducer, through every mount."""
+"""Tests of models with empty, scalar and complex parameters, with every reducer through every mount."""
 # B = batch
 
 import copy

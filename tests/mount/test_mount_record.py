@@ -1,4 +1,4 @@
-"""What a mount tells: bytes beside dense bytes, a run folder for `sage report`, whether replicas differ."""
+"""Tests of the records of a mount: traffic, a run folder for `sage report`, and diverging replicas."""
 
 import json
 from pathlib import Path

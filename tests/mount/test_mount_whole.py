@@ -1,4 +1,4 @@
-"""`sage.reduce_model` in a loop of one's own: the lines of docs/explanation/mounts.md that are its alone."""
+"""Tests of `sage.reduce_model` in a custom loop: its own statements of docs/explanation/mounts.md."""
 # B = batch
 
 import copy

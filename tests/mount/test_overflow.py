@@ -1,4 +1,4 @@
-"""A step whose gradient overflows leaves no trace: with every reducer, every memory, through every mount."""
+"""Tests that a step with an overflow changes no state, with every reducer and memory through every mount."""
 # N = elements of the flat gradient
 
 import copy

@@ -1,4 +1,4 @@
-"""The same reducer gives the same parameters through every mount, wherever that is law."""
+"""Tests that a reducer gives equal parameters through every mount, where that is an invariant."""
 # W = world size
 
 from collections.abc import Sequence

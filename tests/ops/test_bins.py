@@ -1,4 +1,4 @@
-"""AdaComp's bins: the native ops against their references, to the bit, and what both refuse."""
+"""Tests of the native ops for AdaComp's bins against their references, bitwise, and of their refusals."""
 # N = elements of the vector, K = elements taken, L = layers, B = bins
 
 import random

@@ -1,4 +1,4 @@
-"""The casts of dense reductions in half precision: as in their references and as torch casts, to the bit."""
+"""Tests of the casts for half precision: bitwise equal to their references and to torch's casts."""
 # N = elements of the vector, S = elements of a row, W = ranks
 
 import random

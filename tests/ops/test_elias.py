@@ -1,4 +1,4 @@
-"""Elias-delta streams: bit by bit as BytePS writes them, and back; native and reference alike."""
+"""Tests of Elias-delta streams: BytePS's format, decoding, and native ops against the reference."""
 # N = elements, G = groups, V = words
 
 import random

@@ -1,4 +1,4 @@
-"""Given and random elements: the native ops against their references, to the bit, and what is drawn."""
+"""Tests of the native ops for given and random elements against their references, bitwise."""
 # N = elements of the vector, K = elements taken
 
 import random

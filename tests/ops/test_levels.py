@@ -1,4 +1,4 @@
-"""Quantisers: the kernels against their references, to the bit; unbiasedness; extreme scales."""
+"""Tests of the quantisation kernels against their references, bitwise; unbiasedness; extreme scales."""
 # N = elements of the vector, P = buckets, W = payloads
 
 import math

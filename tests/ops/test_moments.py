@@ -1,4 +1,4 @@
-"""Moments, order statistics and samples: native against the reference, to the bit, and against plain sums."""
+"""Tests of moments, order statistics and samples: native against the reference, bitwise, and against sums."""
 # N = elements of the vector, G = groups, K = elements that reach a limit
 
 import math

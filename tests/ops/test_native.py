@@ -1,4 +1,4 @@
-"""The native ops against their references, to the bit; what they refuse; and what torch asks of an op."""
+"""Tests of the native ops against their references, bitwise; their refusals; and torch's requirements."""
 # N = elements of the vector, K = elements taken, M = elements of all ranks together
 
 import math

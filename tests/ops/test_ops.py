@@ -1,4 +1,4 @@
-"""The ops against brute force: sorting, and dense vectors."""
+"""Tests of the ops against plain implementations: sorting, and dense vectors."""
 # N = elements of the vector, K = elements selected, M = elements of all ranks together
 
 import math

@@ -1,4 +1,4 @@
-"""Statistics of groups, signs and random bits: the kernels against their references, to the bit."""
+"""Tests of group statistics, signs and random bits: kernels against their references, bitwise."""
 # N = elements of the vector, G = groups, W = payloads
 
 import math

@@ -1,4 +1,4 @@
-"""What another process sends is printed in one bounded line, without control characters."""
+"""Tests that text of another process is printed as one bounded line without control characters."""
 
 import unicodedata
 

@@ -1,4 +1,4 @@
-"""Printing never ends a run, and a verb whose output is lost says so in one line."""
+"""Tests that printing never ends a run, and that a command whose output is lost reports it in one line."""
 
 import errno
 import io

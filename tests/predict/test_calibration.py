@@ -1,4 +1,4 @@
-"""A calibration's file: what is written is read again, and a damaged file is refused in one line."""
+"""Tests of a calibration's file: it is read as it was written, and a damaged file is refused in one line."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a run leaves behind can be read again, whatever happened while it was written."""
+"""Tests that a run's records can be read, whatever happened while they were written."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Accordion: when it finds a layer critical, and that all ranks do as rank 0 decides."""
+"""Tests of Accordion: when a layer is critical, and that all ranks use rank 0's decision."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""AdaComp: what is near the largest of its bin, how it is coded, and what the hybrids make of it."""
+"""Tests of AdaComp: the selection near each bin's maximum, its code, and its hybrids."""
 # N = elements of the flat vector
 
 from typing import Any

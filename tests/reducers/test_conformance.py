@@ -1,4 +1,4 @@
-"""Every reducer in the folder keeps every invariant: on threads, and on gloo processes."""
+"""Tests that every reducer in the folder keeps every invariant, on threads and on gloo processes."""
 
 import io
 import pickle

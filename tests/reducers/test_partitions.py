@@ -1,4 +1,4 @@
-"""deft, cltk, oktopk, micro, exdyna: who selects what, what that sends, and that nothing builds up."""
+"""Tests of deft, cltk, oktopk, micro and exdyna: selection per rank, payload, and no build-up of elements."""
 # N = elements of the flat vector, W = world size, k = elements that the density asks for
 
 import itertools

@@ -1,4 +1,4 @@
-"""What is each quantiser's own: its bits on the wire, its levels, its mean over many draws, its options."""
+"""Tests of the quantisers: payload format, levels, mean over many draws, and options."""
 # N = elements of the vector, G = groups, D = draws, W = ranks
 
 import math

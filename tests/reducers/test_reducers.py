@@ -1,4 +1,4 @@
-"""What is each reducer's own: which elements it sends, the bytes that takes, and the options it refuses."""
+"""Tests of the first reducers: the elements they send, the bytes, and the options they refuse."""
 # N = elements of the flat vector, W = world size
 
 import math

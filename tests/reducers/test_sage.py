@@ -1,4 +1,4 @@
-"""SAGE with every controller and every exchange: the invariants, the bytes by hand, and what is sent."""
+"""Tests of SAGE with every controller and exchange: invariants, bytes by hand, and the sent elements."""
 # N = elements of the flat vector, W = world size
 
 import math

@@ -1,4 +1,4 @@
-"""SIDCo: the fits against SciPy's distributions, the stages, and the rules by which their number adapts."""
+"""Tests of SIDCo: fits against SciPy's distributions, stages, and the rules that adapt their number."""
 # N = elements of the vector
 
 import math

@@ -1,4 +1,4 @@
-"""What is each sparsifier's own: which elements it selects, worked out by hand, and how many on average."""
+"""Tests of the sparsifiers: the elements they select, by hand, and their number on average."""
 # N = elements of the vector, K = elements selected, S = sampled elements
 
 import csv

@@ -1,4 +1,4 @@
-"""Variance-based compression: when an element is sent, in which 4 bits, and the squares the engine tells."""
+"""Tests of variance-based compression: the criterion, the code of 4 bits, and the squares from the engine."""
 # N = elements of the flat vector, B = samples of a batch
 
 import math

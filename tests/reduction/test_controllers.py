@@ -1,4 +1,4 @@
-"""The controllers: the published rule worked out here a second time, the quantile, and feedback."""
+"""Tests of the controllers: the published rule computed independently, the quantile, and feedback."""
 # N = elements of the vector
 
 import math

@@ -1,4 +1,4 @@
-"""The density that is asked for: by step, by epoch, by regime, by budget."""
+"""Tests of the target density: by step, by epoch, by regime, and by budget."""
 
 import itertools
 from typing import Any

@@ -1,4 +1,4 @@
-"""What error feedback keeps of what was not sent, in each of its forms."""
+"""Tests of what each form of error feedback keeps of unsent elements."""
 # N = elements of the flat vector
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Hybrids: a sparsifier's selection in a quantiser's codes, by name on the command line."""
+"""Tests of hybrids: a sparsifier's selection in a quantiser's codes, by name on the command line."""
 # N = elements of the flat vector
 
 from typing import Any

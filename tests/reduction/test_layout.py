@@ -1,4 +1,4 @@
-"""Where each parameter lies in the flat vector, and what is decided over together."""
+"""Tests of the position of each parameter in the flat vector, and of the groups."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Low rank: the formulas by hand, what is fed back, and PyTorch's own hooks beside ours."""
+"""Tests of the low-rank reducers: formulas by hand, error feedback, and PyTorch's own hooks."""
 # N = elements of the flat vector
 
 from collections.abc import Callable

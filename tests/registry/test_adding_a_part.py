@@ -1,4 +1,4 @@
-"""The data set, task and models of docs/tutorials work as they stand: as files and as entry points."""
+"""Tests that the data set, task and models of docs/tutorials work unchanged, as files and as entry points."""
 
 import json
 import re

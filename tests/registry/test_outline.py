@@ -1,4 +1,4 @@
-"""Outlines: the options of a part as its source has them are those of the part, and nothing is imported."""
+"""Tests that the options read from the source of a part are those of the part, without importing it."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""Parts are found by file name and by entry point, and what they take is read from their signatures."""
+"""Tests that parts are found by file name and entry point, with the options of their signatures."""
 
 import subprocess
 import sys

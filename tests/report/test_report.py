@@ -1,4 +1,4 @@
-"""A report shows every run that it was pointed at, with figures that follow from the records."""
+"""Tests that a report shows every run under its paths, with figures computed from the records."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""A report's figures can be read and its files are whole, whatever one run is like."""
+"""Tests that a report's figures are readable and its files complete, whatever one run contains."""
 
 import errno
 import itertools

@@ -1,4 +1,4 @@
-"""A report folds seeds, compares like with like, and judges only where there is a target."""
+"""Tests that a report aggregates seeds and compares runs only with matching baselines."""
 
 import math
 from collections import defaultdict

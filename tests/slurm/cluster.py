@@ -1,12 +1,12 @@
-"""A real SLURM of several nodes on this machine, private to whoever starts it.
+"""A real SLURM cluster of several nodes on this machine, private to the process that starts it.
 
     python tests/slurm/cluster.py                                   four nodes, until Ctrl-C
     python tests/slurm/cluster.py --rate 100mbit                    links of 100 Mbit/s each way, as root
     python tests/slurm/cluster.py --nodes 2 -- srun -N 2 hostname   a command in it; ends with its status
 
-As root, each node has a host name, a network and a cable of its own, which `network.sh` lays. Else, and with
---loopback, nodes are daemons that share this machine's network. Nothing outlives this process, even where it
-is killed.
+As root, each node has its own host name, network and link, created by `network.sh`. Otherwise, and with
+--loopback, nodes are daemons that share this machine's network. No process outlives this one, even if it is
+killed.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the daemons of a cluster read: slurm.conf, gres.conf, a hosts file and munge's key."""
+"""Configuration of a cluster's daemons: slurm.conf, gres.conf, a hosts file and munge's key."""
 
 import os
 import pwd

@@ -1,4 +1,4 @@
-"""The clusters that tests share; where this machine has no SLURM they are skipped."""
+"""The clusters that tests share; tests are skipped if this machine has no SLURM."""
 
 from collections.abc import Iterator
 

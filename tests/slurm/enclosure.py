@@ -1,4 +1,4 @@
-"""Where a cluster's processes live: found from outside, and ended with whoever started them."""
+"""Namespaces for a cluster's processes: commands can enter them, and they end with their starter."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""The test cluster is a real SLURM whose nodes can be hurt, and it leaves nothing behind."""
+"""Tests that the test cluster is a real SLURM whose nodes can fail, and that it leaves no process."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""`sage doctor` on nodes in separate networks: healthy nodes pass; faults are named with their node."""
+"""Tests of `sage doctor` on nodes in separate networks: healthy nodes pass, and faults are named."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""`sbatch pararun` trains on as many ranks as there are GPUs, each on the node where it should be."""
+"""Tests that `sbatch pararun` trains on one rank per requested GPU, each on its node."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The probe finds the speed of links that are known to have one; and so does `sage doctor`, link by link."""
+"""Tests that the probe and `sage doctor` measure the known rates of throttled links."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""A job that is hurt is requeued, goes on from a checkpoint, and comes to the same numbers, to the bit."""
+"""Tests that a job that fails is requeued and resumes with bitwise identical results."""
 
 import json
 import os

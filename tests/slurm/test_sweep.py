@@ -1,4 +1,4 @@
-"""A sweep on a real SLURM: each run once, no more at once than allowed, and again only what is missing."""
+"""Tests of a sweep on a real SLURM: each run once, a limited number at a time, missing runs again."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""The commands of docs/tutorials/slurm-sweep.md that need a SLURM, as the page has them."""
+"""Tests that the commands of docs/tutorials/slurm-sweep.md that need SLURM run unchanged."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A damaged file of a run, a checkpoint or a trace is named in one line, and stops nothing else."""
+"""Tests that a damaged file of a run or checkpoint is named in one line and affects nothing else."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""One process at a time holds a lock, with flock and without; a dead owner's is taken over by one."""
+"""Tests that one process at a time holds a lock, with and without flock, also after an owner's death."""
 
 import errno
 import fcntl

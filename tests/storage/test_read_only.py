@@ -1,4 +1,4 @@
-"""On a read-only file system every command that writes is refused in one line, before it starts its work."""
+"""Tests that every command that writes is refused in one line on a read-only file system."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all; damaged, newer, closed and no regular files are told apart."""
+"""Tests that files are written atomically, and that damaged, newer and unreadable files are distinguished."""
 
 import errno
 import io

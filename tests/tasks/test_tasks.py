@@ -1,4 +1,4 @@
-"""The tasks' losses and metrics, against what is worked out by hand."""
+"""Tests of the tasks' losses and metrics against values computed by hand."""
 
 import math
 from typing import Any

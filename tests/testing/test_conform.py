@@ -1,4 +1,4 @@
-"""Invariants can fail: for each there is a reducer, wrong in one way, that breaks it; `conform` says so."""
+"""Tests that each invariant is broken by a reducer with one fault, and that `sage conform` reports it."""
 # N = elements of the flat vector, K = elements sent, W = world size
 
 import random

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, checked, and complete enough to go on to the bit."""
+"""Tests of checkpoints: atomic, verified, and complete enough to resume bitwise identically."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""What a run that goes wrong says: one line that names the rank and the cause, and a status that fits."""
+"""Tests of failing runs: one line that names the rank and the cause, and the exit status."""
 
 import json
 import math

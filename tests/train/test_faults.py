@@ -1,4 +1,4 @@
-"""Faults found in the systems that this suite succeeds: none of them is here."""
+"""Tests that the faults found in the systems that SAGE replaces are absent."""
 # N = elements of the flat vector, K = elements sent
 
 import math

@@ -1,4 +1,4 @@
-"""The laws of learning rate, optimiser and the steps before the reduction."""
+"""Tests of the invariants of learning rate, optimiser and the steps before the reduction."""
 
 import copy
 import math

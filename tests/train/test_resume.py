@@ -1,4 +1,4 @@
-"""A run that goes on from another's checkpoint, also on another number of ranks: nothing unsent is lost."""
+"""Tests of runs that continue another's checkpoint, also with other numbers of ranks: no residual is lost."""
 
 from contextlib import ExitStack, closing
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A run, from the command line to its result: done once, resumed to the bit, ended by what goes wrong."""
+"""Tests of a run from command line to result: trained once, resumed bitwise identically, and its failures."""
 
 import fcntl
 import gc

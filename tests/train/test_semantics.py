@@ -1,4 +1,4 @@
-"""What a step means where it is no plain step: skipped, scaled, clipped, in mixed precision.
+"""Tests of steps that are skipped, scaled, clipped or in mixed precision.
 
 Each line of the table in docs/explanation/semantics.md that concerns the whole-model mount has its test
 here, or where that page says.

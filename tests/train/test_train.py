@@ -1,4 +1,4 @@
-"""The training loop does what its configuration says, as plainer code would have done it."""
+"""Tests that the training loop gives the same as plain code for its configuration."""
 
 import itertools
 from collections.abc import Callable, Iterator
