@@ -1,4 +1,4 @@
-"""Tests that random configurations and command lines end with status 0, or with 2 and one line, and never raise.
+"""Tests that random configurations and command lines end with status 0, or with 2 and one line; none raises.
 
 No training starts: runs are only printed, sweeps planned, and functions that measure or check are replaced.
 """
