@@ -36,7 +36,7 @@ class Micro(ExclusiveSparsifier):
 
     The first λ is by default (`start="gradient"`, ours) the mean over the ranks of each rank's own quantile
     of its first signal, for 8 more bytes at that step. While the mean is 0 (too few elements differ from 0)
-    or not finite, only these elements are sent, and the next signal is asked again. The paper's first λ
+    or not finite, only these elements are sent, and λ is set at the next step. The paper's first λ
     (`start="published"`) is 1/(2·sqrt(k)), which is made for gradients of norm 1. For larger gradients it
     sends all elements at first, and λ rises by 0.5 % per step.
 

@@ -58,7 +58,7 @@ def uneven_ranks_lose_nothing(case: Case) -> None:
     conserved(case, by_rank)
 
 
-def far_elements_keep_their_places(case: Case) -> None:
+def far_elements_keep_their_indices(case: Case) -> None:
     """The same for 70,001 elements with the largest at the end, where 16-bit indices are too short."""
 
     def gradient(rank: int, step: int) -> Tensor:
@@ -119,7 +119,7 @@ def density_one_is_all_reduce(case: Case) -> None:
         case.skip("the reducer has no option density and never sent every element")
 
 
-def density_is_what_was_sent(case: Case) -> None:
+def density_is_the_share_sent(case: Case) -> None:
     """The reported density is the share of elements sent, averaged over ranks; no element is sent twice."""
     for step in zip(*steps(case, case.gradient), strict=True):
         n = step[0].mean_N.numel()
@@ -173,7 +173,7 @@ def negative_values_are_sent(case: Case) -> None:
         raise Broken("a gradient that is negative everywhere does not reach the mean")
 
 
-def nan_is_seen(case: Case) -> None:
+def nan_reaches_every_mean(case: Case) -> None:
     """NaN and ∞ on one rank are treated as a large number: they reach every mean and leave the residual."""
     culprit = case.world_size - 1
 
@@ -224,7 +224,7 @@ def resumed_equals_uninterrupted(case: Case) -> None:
         raise Broken("after saving and loading, the means or the state differ from the uninterrupted ones")
 
 
-def global_random_state_is_untouched(case: Case) -> None:
+def global_random_state_is_unchanged(case: Case) -> None:
     """Reducing neither draws from nor reseeds the global generators of torch, numpy and Python."""
 
     def work(wire: Wire) -> bool:
@@ -243,24 +243,24 @@ INVARIANTS: tuple[Callable[[Case], None], ...] = (
     ranks_agree,
     nothing_is_lost,
     uneven_ranks_lose_nothing,
-    far_elements_keep_their_places,
+    far_elements_keep_their_indices,
     every_grouping_keeps_the_invariants,
     edge_cases_are_handled,
     density_one_is_all_reduce,
-    density_is_what_was_sent,
+    density_is_the_share_sent,
     ledger_equals_bytes_by_hand,
     one_rank_sends_nothing,
     negative_values_are_sent,
-    nan_is_seen,
+    nan_reaches_every_mean,
     resumed_equals_uninterrupted,
-    global_random_state_is_untouched,
+    global_random_state_is_unchanged,
 )
 
 
 IN_PART = frozenset(
     {
         uneven_ranks_lose_nothing,
-        far_elements_keep_their_places,
+        far_elements_keep_their_indices,
         every_grouping_keeps_the_invariants,
         edge_cases_are_handled,
         one_rank_sends_nothing,

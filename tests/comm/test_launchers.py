@@ -200,7 +200,7 @@ def test_an_invalid_list_of_nodes_is_named(nodes: str) -> None:
 
 def table() -> str:
     """The launchers in a table of Markdown."""
-    head = ["launcher", "rank", "world size", "local rank", "restarts", "told where to meet"]
+    head = ["launcher", "rank", "world size", "local rank", "restarts", "rendezvous address is set"]
     rows = [head, ["---"] * len(head)]
     for one in LAUNCHERS:
         asked = f"`{one.how}`" if one not in (SLURM, TORCHRUN, PLAIN) else "by itself"

@@ -476,7 +476,7 @@ def test_variants_and_hybrids_keep_the_invariants(name: str, options: dict[str, 
         conformance.uneven_ranks_lose_nothing,
         conformance.edge_cases_are_handled,
         conformance.ledger_equals_bytes_by_hand,
-        conformance.nan_is_seen,
+        conformance.nan_reaches_every_mean,
         conformance.resumed_equals_uninterrupted,
     ):
         invariant(case)
@@ -614,7 +614,7 @@ class KeepsOnlyTheFirstError(OneBit):
         (conformance.nothing_is_lost, AddsItsError, {}),
         (conformance.nothing_is_lost, KeepsOnlyTheFirstError, {"exchange": "ps"}),
         (conformance.edge_cases_are_handled, DividesByZero, {}),
-        (conformance.global_random_state_is_untouched, DrawsFromAll, {}),
+        (conformance.global_random_state_is_unchanged, DrawsFromAll, {}),
         (conformance.resumed_equals_uninterrupted, DrawsTheSameWhenResumed, {}),
     ],
 )

@@ -20,7 +20,7 @@ from sage.reduction.exchange import EXCHANGES, TRIALS, Auto, capacity
 from sage.reduction.layout import Layout
 from sage.testing.conformance import (
     INVARIANTS,
-    density_is_what_was_sent,
+    density_is_the_share_sent,
     ranks_agree,
     uneven_ranks_lose_nothing,
 )
@@ -59,7 +59,7 @@ def test_every_variant_agrees_and_loses_nothing_on_gloo_processes() -> None:
 
         complaints = []
         for options in VARIANTS:
-            for invariant in (ranks_agree, uneven_ranks_lose_nothing, density_is_what_was_sent):
+            for invariant in (ranks_agree, uneven_ranks_lose_nothing, density_is_the_share_sent):
                 try:
                     invariant(Case(Sage, options, wire.world_size, run, memory="residual"))
                 except Exception as error:
