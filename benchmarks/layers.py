@@ -50,17 +50,17 @@ def drawn(rows: list[list[str]], imports: dict[tuple[str, str], int]) -> str:
     """Return the picture as SVG."""
     at: dict[str, tuple[float, float]] = {}
     bands, boxes = [], []
-    for row, rooms in enumerate(rows):
+    for row, packages in enumerate(rows):
         y = 12 + row * ROW
         bands.append(
             f'<rect class="layer" x="{LEFT}" y="{y - 6}" width="{WIDTH - 2 * LEFT}" height="{HEIGHT + 12}"/>'
         )
-        for column, room in enumerate(rooms):
+        for column, package in enumerate(packages):
             # Odd rows are shifted horizontally, so that arrows that pass them do not cross their boxes.
-            x = WIDTH * (column + 1) / (len(rooms) + 1) + (45 if row % 2 else -45)
-            at[room] = x, y
+            x = WIDTH * (column + 1) / (len(packages) + 1) + (45 if row % 2 else -45)
+            at[package] = x, y
             boxes.append(f'<rect x="{x - BOX / 2:g}" y="{y}" width="{BOX}" height="{HEIGHT}" rx="5"/>')
-            boxes.append(f'<text x="{x:g}" y="{y + HEIGHT / 2:g}">{room}</text>')
+            boxes.append(f'<text x="{x:g}" y="{y + HEIGHT / 2:g}">{package}</text>')
     lines = []
     for (above, below), number in imports.items():
         (x0, y0), (x1, y1) = at[above], at[below]

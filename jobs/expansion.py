@@ -71,31 +71,31 @@ def _count(layer: Table, from_source: bool) -> int:
         if name in settings and name not in (*PARTS, *OPTIONS, "slurm"):
             count *= len(listed(name, value, settings[name]))
     count *= len(workloads_given := listed("workload", layer["workload"], str))
-    for table, room in OPTIONS.items():
+    for table, kind in OPTIONS.items():
         name = table.removesuffix("_options")
         if name in layer:
             given = listed(name, layer[name], str)
-            count *= sum(_combinations(layer, table, room, part, from_source) for part in given)
+            count *= sum(_combinations(layer, table, kind, part, from_source) for part in given)
         else:  # the workload sets the part
             own = {getattr(load(each), name) for each in workloads_given}
-            count *= max(_combinations(layer, table, room, part, from_source) for part in own)
+            count *= max(_combinations(layer, table, kind, part, from_source) for part in own)
     return count
 
 
-def _combinations(layer: Table, table: str, room: registry.PartKind, part: str, from_source: bool) -> int:
+def _combinations(layer: Table, table: str, kind: registry.PartKind, part: str, from_source: bool) -> int:
     """The number of combinations of a part's options."""
-    valid = registry.options_of(room, part, from_source=from_source)
+    valid = registry.options_of(kind, part, from_source=from_source)
     count = 1
-    for option, value in _options_of(layer, table, room, part).items():
+    for option, value in _options_of(layer, table, kind, part).items():
         if option in valid:
             count *= len(listed(option, value, valid[option].type))
     return count
 
 
-def _options_of(layer: Table, table: str, room: registry.PartKind, part: str) -> Table:
+def _options_of(layer: Table, table: str, kind: registry.PartKind, part: str) -> Table:
     """The options that a layer sets for a part."""
     given: Table = layer.get(table, {})
-    if room == "reducers":
+    if kind == "reducers":
         given = layer.get("reducers", {}).get(part, {}) | given
     return given
 
@@ -103,12 +103,12 @@ def _options_of(layer: Table, table: str, room: registry.PartKind, part: str) ->
 def _option_axes(layer: Table, base: Config, from_source: bool) -> dict[tuple[str, str], list[Any]]:
     """The values of each option of this run's model, data set and reducer."""
     axes = {}
-    for name, room in OPTIONS.items():
+    for name, kind in OPTIONS.items():
         part = getattr(base, name.removesuffix("_options"))
-        given = _options_of(layer, name, room, part)
-        valid = registry.options_of(room, part, from_source=from_source)
+        given = _options_of(layer, name, kind, part)
+        valid = registry.options_of(kind, part, from_source=from_source)
         for option, value in given.items():
-            known(f"option of the {registry.KINDS[room]} {part}", option, valid)
+            known(f"option of the {registry.KINDS[kind]} {part}", option, valid)
             axes[name, option] = listed(option, value, valid[option].type)
     return axes
 

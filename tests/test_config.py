@@ -394,7 +394,7 @@ def test_an_option_of_a_reducer_may_not_have_the_name_of_a_setting_of_a_run(
 
     load_part = parts.load
     monkeypatch.setattr(
-        parts, "load", lambda room, name: with_lr_option if room == "reducers" else load_part(room, name)
+        parts, "load", lambda kind, name: with_lr_option if kind == "reducers" else load_part(kind, name)
     )
     with pytest.raises(ValueError, match="'sage' has options with the names of settings: lr"):
         part_options(BASE)

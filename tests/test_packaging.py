@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 CHECKOUT = Path(__file__).parents[1]
-ROOMS = ("reducers", "models", "datasets", "jobs")
+LINKED_FOLDERS = ("reducers", "models", "datasets", "jobs")
 IMPORTS = (
     "import sage.reducers.topk, sage.models.resnet, sage.datasets.digits, sage.jobs, sage.config; "
     "assert 'digits' in sage.config.workloads(); print(sage.__file__)"
@@ -103,7 +103,7 @@ def test_the_wheel_contains_every_folder_of_parts_once_and_nothing_else(wheel: P
     wanted = {
         f"sage/{name}"
         for name in sources()
-        if name.parts[0] in ROOMS and name.suffix in (".py", ".sh", ".toml")
+        if name.parts[0] in LINKED_FOLDERS and name.suffix in (".py", ".sh", ".toml")
     }
     wanted |= {str(name) for name in sources("sage/*.py")}
     assert inside == wanted | {"sage/py.typed"}
@@ -124,7 +124,7 @@ def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> No
     assert "  topk " in listed
     assert "  digits " in listed
     assert Path(run(python, "-c", IMPORTS, cwd=tmp_path).strip()).is_relative_to(tmp_path)
-    for name in ROOMS:
+    for name in LINKED_FOLDERS:
         run(
             python,
             "-c",
@@ -155,10 +155,10 @@ def test_datasets_is_not_a_top_level_package() -> None:
     assert not (CHECKOUT / "datasets" / "__init__.py").exists()
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_the_folders_of_parts_are_links_inside_sage(room: str) -> None:
-    assert (CHECKOUT / "sage" / room).is_symlink()
-    assert (CHECKOUT / "sage" / room).resolve() == (CHECKOUT / room).resolve()
+@pytest.mark.parametrize("folder", LINKED_FOLDERS)
+def test_the_folders_of_parts_are_links_inside_sage(folder: str) -> None:
+    assert (CHECKOUT / "sage" / folder).is_symlink()
+    assert (CHECKOUT / "sage" / folder).resolve() == (CHECKOUT / folder).resolve()
 
 
 def test_conda_installs_the_same_packages_as_pip() -> None:
@@ -176,7 +176,7 @@ def test_every_tool_is_pinned_and_every_package_bounded() -> None:
 
 
 def test_the_first_line_of_every_file_is_its_summary() -> None:
-    for name in sources("sage/*.py", *(f"{room}/*.py" for room in ROOMS)):
+    for name in sources("sage/*.py", *(f"{folder}/*.py" for folder in LINKED_FOLDERS)):
         first = (CHECKOUT / name).read_text(encoding="utf-8").partition("\n")[0]
         assert first.startswith('"""'), name
         assert first.rstrip('"')[-1] in ".:`…", name
@@ -187,10 +187,10 @@ def test_the_examples_in_the_docstrings_are_correct(name: str) -> None:
     assert doctest.testmod(importlib.import_module(f"sage.{name}")).failed == 0
 
 
-@pytest.mark.parametrize("room", ["reducers", "models", "datasets", "sage/bench", "sage/controllers"])
-def test_the_examples_in_the_folders_of_parts_are_correct(room: str) -> None:
-    package = "sage." + room.removeprefix("sage/")
-    for path in sorted((CHECKOUT / room).glob("[!_]*.py")):
+@pytest.mark.parametrize("folder", ["reducers", "models", "datasets", "sage/bench", "sage/controllers"])
+def test_the_examples_in_the_folders_of_parts_are_correct(folder: str) -> None:
+    package = "sage." + folder.removeprefix("sage/")
+    for path in sorted((CHECKOUT / folder).glob("[!_]*.py")):
         assert doctest.testmod(importlib.import_module(f"{package}.{path.stem}")).failed == 0, path
 
 

@@ -71,9 +71,9 @@ def test_there_are_at_most_27_packages_and_top_level_modules() -> None:
     package = ROOT / "sage"
     packages = {path.parent for path in package.rglob("__init__.py")} - {package}
     modules = set(package.glob("*.py")) - {package / "__init__.py"}
-    rooms = {path.relative_to(package) for path in packages | modules}
-    rooms = {path for path in rooms if path.parts[0] not in LINKS}
-    assert len(rooms) <= 27, sorted(map(str, rooms))
+    components = {path.relative_to(package) for path in packages | modules}
+    components = {path for path in components if path.parts[0] not in LINKS}
+    assert len(components) <= 27, sorted(map(str, components))
 
 
 def test_files_are_short() -> None:
@@ -106,4 +106,4 @@ def test_the_picture_of_the_layers_matches_the_imports(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "benchmarks/layers.py", str(picture)], cwd=ROOT, check=True)
     text = picture.read_text()
     assert "<title>train imports comm: " in text
-    assert all(f">{room}</text>" in text for room in (*LINKS, "cli", "version"))
+    assert all(f">{component}</text>" in text for component in (*LINKS, "cli", "version"))

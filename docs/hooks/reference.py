@@ -38,21 +38,21 @@ def reducers() -> str:
     return parts("reducers")
 
 
-def parts(room: PartKind) -> str:
+def parts(part_kind: PartKind) -> str:
     """A section for each part: its summary, its docstring, its options and its file."""
-    return "\n\n".join(_part(room, name) for name in registry.names(room))
+    return "\n\n".join(_part(part_kind, name) for name in registry.names(part_kind))
 
 
-def _part(room: PartKind, name: str) -> str:
-    part = registry.load(room, name)
+def _part(part_kind: PartKind, name: str) -> str:
+    part = registry.load(part_kind, name)
     text = inspect.getdoc(part) or ""
     text = re.split(r"^(?:Args|Raises|Returns):$", text, maxsplit=1, flags=re.MULTILINE)[0].strip()
-    options = {} if room == "tasks" else registry.options_of(room, name)
+    options = {} if part_kind == "tasks" else registry.options_of(part_kind, name)
     source = Path(inspect.getsourcefile(inspect.unwrap(part)) or "").resolve().relative_to(ROOT)
     return "\n\n".join(
         [
-            f"### `{name}` {{ #{room}-{name} }}",
-            registry.summary(room, name),
+            f"### `{name}` {{ #{part_kind}-{name} }}",
+            registry.summary(part_kind, name),
             text,
             *([] if "ayload" in text else _inherited_payload(part)),
             _table(options) if options else "It has no options.",

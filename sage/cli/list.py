@@ -16,12 +16,12 @@ TITLES: dict[registry.PartKind, str] = {
 
 def list_parts(*, json: bool) -> int:
     """Print each part and workload with its summary."""
-    found = {room: {name: registry.summary(room, name) for name in registry.names(room)} for room in TITLES}
+    found = {kind: {name: registry.summary(kind, name) for name in registry.names(kind)} for kind in TITLES}
     own = {name: _first_comment(path) for name, path in registry.workloads().items()}
     if json:
         print(json_module.dumps({**found, "workloads": own}, indent=2, ensure_ascii=False))
         return 0
-    titled = {**{title: found[room] for room, title in TITLES.items()}, "workloads": own}
+    titled = {**{title: found[kind] for kind, title in TITLES.items()}, "workloads": own}
     width = max(len(name) for rows in titled.values() for name in rows)
     blocks = ["\n".join([f"{title}:", *table(rows, width)]) for title, rows in titled.items()]
     print("\n\n".join(blocks))

@@ -12,26 +12,26 @@ class PartGroup(Group):
     """A command with one subcommand for each part of a registry kind, such as `sage conform REDUCER`.
 
     Args:
-        room: the registry kind of the parts.
+        part_kind: the registry kind of the parts.
         make: returns the subcommand for a part's name, and imports the part.
     """
 
     def __init__(
         self,
         name: str,
-        room: registry.PartKind,
+        part_kind: registry.PartKind,
         make: Callable[[str], click.Command],
         *,
         help: str,
         notes: str = "",
     ) -> None:
         super().__init__(name, {}, help=help, notes=notes)
-        self.room: registry.PartKind = room
-        self.make, self.kind = make, registry.KINDS[room]
+        self.part_kind: registry.PartKind = part_kind
+        self.make, self.kind = make, registry.KINDS[part_kind]
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the registered parts."""
-        return registry.names(self.room)
+        return registry.names(self.part_kind)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the subcommand for a part, which may also be given as a module or a file.
@@ -47,8 +47,8 @@ class PartGroup(Group):
 
     def summary(self, ctx: click.Context, name: str) -> str:
         """Return the first line of the part's docstring."""
-        return registry.summary(self.room, name)
+        return registry.summary(self.part_kind, name)
 
     def check(self, ctx: click.Context, name: str) -> None:
         """Raise an error if the name is not that of a part."""
-        registry.check_name(self.room, name)
+        registry.check_name(self.part_kind, name)

@@ -34,8 +34,8 @@ def load(workload: str, *, file: Path | None = None, overrides: dict[str, Any] |
     merged["slurm"] = {name: value for layer in layers for name, value in layer.get("slurm", {}).items()}
     merged.pop("reducers", None)
     config = Config.from_dict({**merged, "workload": path.stem})
-    for part, room in PARTS.items():
-        registry.check_name(room, getattr(config, part))
+    for part, kind in PARTS.items():
+        registry.check_name(kind, getattr(config, part))
     return config
 
 

@@ -57,10 +57,10 @@ def resolve(config: Config, *, from_source: bool = False, **changes: Any) -> Con
     part_options(config, from_source=from_source)
     checked: dict[str, Any] = {}
     for part in OPTIONED:
-        room = PARTS[part]
+        kind = PARTS[part]
         given = changes.get(f"{part}_options", getattr(config, f"{part}_options"))
         checked[f"{part}_options"] = registry.check_options(
-            room, getattr(config, part), given, from_source=from_source
+            kind, getattr(config, part), given, from_source=from_source
         )
     if from_source:
         return replace(config, **{**changes, **checked})

@@ -55,20 +55,20 @@ ALIASES = {"efsign": "efsignsgd"}
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
-def names(room: PartKind) -> list[str]:
-    """List every part of a room in alphabetical order: those of SAGE and those of other packages."""
-    return sorted({*_files(room), *_entries(room)})
+def names(kind: PartKind) -> list[str]:
+    """List every part of a kind in alphabetical order: those of SAGE and those of other packages."""
+    return sorted({*_files(kind), *_entries(kind)})
 
 
-def summary(room: PartKind, name: str) -> str:
+def summary(kind: PartKind, name: str) -> str:
     """Return the first line of a part's module docstring without importing it, or why it cannot be read."""
-    if room == "reducers" and "+" in name:
-        return "; ".join(summary(room, ALIASES.get(each, each)) for each in name.split("+"))
+    if kind == "reducers" and "+" in name:
+        return "; ".join(summary(kind, ALIASES.get(each, each)) for each in name.split("+"))
     try:
-        source = _source(room, name)
+        source = _source(kind, name)
         if source is None:
             return ""
-        own = source == _files(room).get(name)
+        own = source == _files(kind).get(name)
         # Of another package's part the whole file is parsed, so that the list reports a fault in it.
         text = docstring_of(source) if own else ast.get_docstring(ast.parse(source.read_bytes()))
         return (text or "").partition("\n")[0]
@@ -103,70 +103,70 @@ def identity(name: str) -> str:
     )
 
 
-def check_name(room: PartKind, name: str) -> str:
+def check_name(kind: PartKind, name: str) -> str:
     """Return the name if a part of this name exists.
 
-    Besides the names of the room, these are allowed: `sparsifier+quantiser` for reducers, the dotted name of
+    Besides the names of the kind, these are allowed: `sparsifier+quantiser` for reducers, the dotted name of
     a module that exports a part, and the path of a file that exports one.
 
     Raises:
         ValueError: if there is no such part.
     """
-    for each in name.split("+") if room == "reducers" else [name]:
+    for each in name.split("+") if kind == "reducers" else [name]:
         if is_file(each):
             content_of(each)
         elif "." not in each:
-            known(KINDS[room], ALIASES.get(each, each), names(room))
+            known(KINDS[kind], ALIASES.get(each, each), names(kind))
         elif not _DOTTED.fullmatch(each):
             raise ValueError(
-                f"no {KINDS[room]} is called {shown(each)}; allowed are a name of `sage list`, "
+                f"no {KINDS[kind]} is called {shown(each)}; allowed are a name of `sage list`, "
                 "a module as package.module, and a file as ./mine.py"
             )
     return name
 
 
-def load(room: PartKind, name: str) -> Callable[..., Any]:
+def load(kind: PartKind, name: str) -> Callable[..., Any]:
     """Import a part and return what it exports as REDUCER, MODEL, DATASET or TASK.
 
     Raises:
         ValueError: if there is no such part, its module cannot be imported, or it exports none.
     """
-    check_name(room, name)
-    if room == "reducers" and "+" in name:
-        parts = [load(room, each) for each in name.split("+")]
+    check_name(kind, name)
+    if kind == "reducers" and "+" in name:
+        parts = [load(kind, each) for each in name.split("+")]
         if len(parts) != 2:
             raise ValueError(f"the reducer {shown(name)}: expected two parts, as in topk+terngrad")
         # Imported by name, because the reduction package imports this one.
         composed: Callable[..., Any] = importlib.import_module("sage.reduction.hybrid").hybrid(*parts)
         return composed
-    return _import(room, ALIASES.get(name, name))
+    return _import(kind, ALIASES.get(name, name))
 
 
-def _import(room: PartKind, name: str) -> Callable[..., Any]:
-    files, entries, kind = _files(room), _entries(room), KINDS[room]
+def _import(kind: PartKind, name: str) -> Callable[..., Any]:
+    files, entries, noun = _files(kind), _entries(kind), KINDS[kind]
     if name in entries and name in files:
         raise ValueError(
-            f"the {kind} {name!r} is a file of {room}/ and also the entry point "
+            f"the {noun} {name!r} is a file of {kind}/ and also the entry point "
             f"{entries[name].value!r}; give the entry point another name"
         )
     if name in entries:
-        what = f"the {kind} {name!r} (entry point {entries[name].value!r})"
+        what = f"the {noun} {name!r} (entry point {entries[name].value!r})"
         part = _attempt(what, entries[name].load)
     elif is_file(name):
-        what = f"the {kind} {name}"
+        what = f"the {noun} {name}"
         path, content = validate.path(name), content_of(name)[1]
         part = _attempt(what, lambda: module_of(path.absolute(), content))
     else:
-        what = f"the {kind} {name!r}"
-        module = name if "." in name else f"sage.{room}.{name}"
+        what = f"the {noun} {name!r}"
+        module = name if "." in name else f"sage.{kind}.{name}"
         part = _attempt(what, lambda: importlib.import_module(module), module)
     if inspect.ismodule(part):
-        if not hasattr(part, EXPORTS[room]):
+        if not hasattr(part, EXPORTS[kind]):
             raise ValueError(
-                f"the module {part.__name__} exports no {EXPORTS[room]}; add `{EXPORTS[room]} = ...` to it, "
-                f"with its {kind}"
+                f"the module {part.__name__} exports no {EXPORTS[kind]}; add `{EXPORTS[kind]} = ...` to it, "
+                f"with its {noun}"
             )
-        part = getattr(part, EXPORTS[room])
+        part = getattr(part, EXPORTS[kind])
     if not callable(part):
         raise ValueError(f"{what}: expected a class or a function, found {shown(part)}")
     found: Callable[..., Any] = part
@@ -196,45 +196,45 @@ def _attempt(what: str, get: Callable[[], Any], module: str = "") -> Any:
         raise ValueError(f"{what} cannot be imported: {reason}" + (f" ({place})" if place else "")) from error
 
 
-def _source(room: PartKind, name: str) -> Path | None:
+def _source(kind: PartKind, name: str) -> Path | None:
     """Find the file that defines a part without importing it; None if there is no readable file."""
     if is_file(name):
         return validate.path(name)
-    if path := _files(room).get(name):
+    if path := _files(kind).get(name):
         return path
     try:
-        spec = importlib.util.find_spec(name if "." in name else _entries(room)[name].module)
+        spec = importlib.util.find_spec(name if "." in name else _entries(kind)[name].module)
     except Exception:  # a parent package may raise any exception; one bad entry must not break the list
         return None
     return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
-def described(room: PartKind, name: str) -> Callable[..., Any]:
+def described(kind: PartKind, name: str) -> Callable[..., Any]:
     """Return the outline, with the options, of a part of SAGE; if there is none, import the part itself."""
-    check_name(room, name)
+    check_name(kind, name)
     with suppress(Unknown):
-        if room == "reducers" and name.count("+") == 1:
-            return composed(*(_outline(room, each) for each in name.split("+")))
-        return _outline(room, name)
-    return load(room, name)
+        if kind == "reducers" and name.count("+") == 1:
+            return composed(*(_outline(kind, each) for each in name.split("+")))
+        return _outline(kind, name)
+    return load(kind, name)
 
 
-def _outline(room: PartKind, name: str) -> Callable[..., Any]:
+def _outline(kind: PartKind, name: str) -> Callable[..., Any]:
     """Return the outline of a part of SAGE that is not imported yet; raise `Unknown` for any other."""
     stem = ALIASES.get(name, name)
-    module = f"sage.{room}.{stem}"
-    if stem not in _files(room) or stem in _entries(room) or module in sys.modules:
+    module = f"sage.{kind}.{stem}"
+    if stem not in _files(kind) or stem in _entries(kind) or module in sys.modules:
         raise Unknown(name)
-    return outline(module, EXPORTS[room])
+    return outline(module, EXPORTS[kind])
 
 
-def options_of(room: PartKind, name: str, *, from_source: bool = False) -> Mapping[str, Option]:
+def options_of(kind: PartKind, name: str, *, from_source: bool = False) -> Mapping[str, Option]:
     """Return the options of a part by its name; imports the part, unless `from_source` allows its source."""
-    return options((described if from_source else load)(room, name), room=room)
+    return options((described if from_source else load)(kind, name), kind=kind)
 
 
 def check_options(
-    room: PartKind, name: str, given: dict[str, Any], *, from_source: bool = False
+    kind: PartKind, name: str, given: dict[str, Any], *, from_source: bool = False
 ) -> dict[str, Any]:
     """Convert the given options to their types and add the part's defaults for the rest.
 
@@ -243,10 +243,10 @@ def check_options(
     omitted when it has its default value. An option annotated with `Before` is kept, because a part that is
     made without it does what its default says; `hashed_options` omits it.
     """
-    part = (described if from_source else load)(room, name)
-    valid = options(part, room=room)
+    part = (described if from_source else load)(kind, name)
+    valid = options(part, kind=kind)
     for option in given:
-        known(f"option of the {KINDS[room]} {short(name)}", option, valid)
+        known(f"option of the {KINDS[kind]} {short(name)}", option, valid)
     checked = {option: coerce(option, value, valid[option].type) for option, value in given.items()}
     complete = {option: checked.get(option, spec.default) for option, spec in valid.items()}
     later = {*getattr(part, "later", ()), *(each for each in valid if LATER in marks(valid[each].type))}
@@ -257,40 +257,40 @@ def check_options(
     }
 
 
-def hashed_options(room: PartKind, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def hashed_options(kind: PartKind, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that a run's hash covers: without those at the value of their mark `Before`."""
-    before = _before(room, name) if given else {}
+    before = _before(kind, name) if given else {}
     return {
         option: value for option, value in given.items() if option not in before or value != before[option]
     }
 
 
-def recorded_options(room: PartKind, name: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+def recorded_options(kind: PartKind, name: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a recorded run, with those that did not exist yet at the value of `Before`."""
-    return {**_before(room, name), **recorded}
+    return {**_before(kind, name), **recorded}
 
 
-def _before(room: PartKind, name: str) -> dict[str, Any]:
+def _before(kind: PartKind, name: str) -> dict[str, Any]:
     """What runs did before an option existed, for each option that has a mark `Before`."""
     return {
         option: mark.value
-        for option, spec in options_of(room, name, from_source=True).items()
+        for option, spec in options_of(kind, name, from_source=True).items()
         for mark in marks(spec.type)
         if isinstance(mark, Before)
     }
 
 
 @cache
-def _files(room: PartKind) -> dict[str, Path]:
-    folder = Path(__file__).parents[1] / room
+def _files(kind: PartKind) -> dict[str, Path]:
+    folder = Path(__file__).parents[1] / kind
     return {path.stem: path for path in folder.glob("*.py") if path.stem != "base" and path.stem[0] != "_"}
 
 
-def _entries(room: PartKind) -> dict[str, EntryPoint]:
-    return _all_entries()[room]
+def _entries(kind: PartKind) -> dict[str, EntryPoint]:
+    return _all_entries()[kind]
 
 
 @cache
 def _all_entries() -> dict[PartKind, dict[str, EntryPoint]]:
     found = entry_points()  # of all groups at once, because each call reads the files of all packages
-    return {room: {entry.name: entry for entry in found.select(group=f"sage.{room}")} for room in KINDS}
+    return {kind: {entry.name: entry for entry in found.select(group=f"sage.{kind}")} for kind in KINDS}

@@ -28,7 +28,7 @@ class Option:
     help: str
 
 
-def options(part: Callable[..., Any], *, room: PartKind = "reducers") -> Mapping[str, Option]:
+def options(part: Callable[..., Any], *, kind: PartKind = "reducers") -> Mapping[str, Option]:
     """Return the keyword-only parameters of a class or function, without the facts.
 
     >>> def build(*, depth: int = 20, num_classes: int) -> None:
@@ -43,11 +43,11 @@ def options(part: Callable[..., Any], *, room: PartKind = "reducers") -> Mapping
     Raises:
         ValueError: if a parameter has no default or no type. For a model, one without a default is a fact.
     """
-    return _options(cast(Hashable, part), room)
+    return _options(cast(Hashable, part), kind)
 
 
 @cache
-def _options(part: Any, room: PartKind) -> Mapping[str, Option]:
+def _options(part: Any, kind: PartKind) -> Mapping[str, Option]:
     if inspect.ismethod(getattr(part, "options", None)):  # a composed part returns the options of its parts
         composed: Mapping[str, Option] = part.options()
         return composed
@@ -64,7 +64,7 @@ def _options(part: Any, room: PartKind) -> Mapping[str, Option]:
             if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or name in FACTS or name in found:
                 continue
             bare = parameter.default is inspect.Parameter.empty
-            if bare and room == "models":
+            if bare and kind == "models":
                 continue
             if bare or name not in hints:
                 raise ValueError(
@@ -89,7 +89,7 @@ def facts_for(
     Raises:
         ValueError: if the data set does not provide a fact that the model requires.
     """
-    own = options(build, room="models")
+    own = options(build, kind="models")
     accepted: dict[str, inspect.Parameter] = {}
     for _, parameters in _parameters(build):
         accepted |= {

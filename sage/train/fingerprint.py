@@ -59,8 +59,8 @@ def parts(config: Config) -> dict[str, str]:
     for name in config.reducer.split("+"):
         chosen.append(("reducers", name))
     found = {}
-    for room, name in chosen:
-        module = sys.modules.get(getattr(registry.load(room, name), "__module__", ""))
+    for kind, name in chosen:
+        module = sys.modules.get(getattr(registry.load(kind, name), "__module__", ""))
         file = getattr(module, "__file__", None)
         if file is None or Path(file).resolve() in _own():
             continue
@@ -70,7 +70,7 @@ def parts(config: Config) -> dict[str, str]:
         if top is not None and getattr(top, "__path__", None) and getattr(top, "__file__", None):
             root = Path(str(top.__file__)).parent
             files = _sources(root)
-        found[f"source of the {registry.KINDS[room]} {name}"] = checksum(root, files)
+        found[f"source of the {registry.KINDS[kind]} {name}"] = checksum(root, files)
     return found
 
 

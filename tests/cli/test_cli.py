@@ -59,9 +59,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_list_shows_every_part_and_workload_with_its_summary(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for room in registry.EXPORTS:
-        for name in registry.names(room):
-            assert [line for line in lines if line.split() == [name, *registry.summary(room, name).split()]]
+    for kind in registry.EXPORTS:
+        for name in registry.names(kind):
+            assert [line for line in lines if line.split() == [name, *registry.summary(kind, name).split()]]
     for name in workloads():
         assert [line for line in lines if line.startswith(f"  {name} ") and len(line.split()) > 3]
 
@@ -218,7 +218,7 @@ def test_data_list_and_prepare(
         def prepare(root: Path, *, size: str = "big") -> None:
             asked.append((root, size))
 
-    monkeypatch.setattr(registry, "load", lambda room, name: FakeDataSet)
+    monkeypatch.setattr(registry, "load", lambda kind, name: FakeDataSet)
     monkeypatch.setenv("SAGE_DATA_DIR", str(tmp_path))
     assert main(["data", "prepare", "digits"]) == 0
     assert main(["data", "prepare", "digits", "here", "--size", "small"]) == 0

@@ -73,8 +73,8 @@ def test_the_json_option_is_the_same_in_every_command() -> None:
 def test_list_has_the_summary_of_every_part_and_workload(printed: Printed) -> None:
     told = printed("list")
     assert set(told) == {*registry.EXPORTS, "workloads"}
-    for room in registry.EXPORTS:
-        assert told[room] == {name: registry.summary(room, name) for name in registry.names(room)}
+    for kind in registry.EXPORTS:
+        assert told[kind] == {name: registry.summary(kind, name) for name in registry.names(kind)}
     assert list(told["workloads"]) == list(registry.workloads())
     assert printed("data", "list") == told["datasets"]
 

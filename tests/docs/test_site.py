@@ -50,11 +50,11 @@ def test_the_reference_has_every_part_key_and_command(site: Path) -> None:
     def page(name: str) -> str:
         return (site / "reference" / f"{name}.html").read_text(encoding="utf-8")
 
-    for room in get_args(PartKind):
-        text = page("reducers" if room == "reducers" else "parts")
-        for name in registry.names(room):
-            assert f'id="{room}-{name}"' in text
-            for option in registry.options_of(room, name) if room != "tasks" else ():
+    for kind in get_args(PartKind):
+        text = page("reducers" if kind == "reducers" else "parts")
+        for name in registry.names(kind):
+            assert f'id="{kind}-{name}"' in text
+            for option in registry.options_of(kind, name) if kind != "tasks" else ():
                 assert f"<code>{option}</code>" in text
     assert all(f"<code>{name}</code>" in page("workloads") for name in workloads())
     assert all(f"<code>{name}</code>" in page("configuration") for name in annotations())

@@ -145,10 +145,10 @@ def test_the_same_parts_are_found_by_entry_point_and_by_dotted_name(package: Pat
         ("datasets", "waves", "Waves: noisy samples"),
         ("tasks", "regress", "Regress: predict numbers"),
     )
-    for room, name, first in parts:
-        assert name in registry.names(room)
-        assert registry.summary(room, name).startswith(first)
-        assert registry.load(room, name) is registry.load(room, f"my_package.{name}")
+    for kind, name, first in parts:
+        assert name in registry.names(kind)
+        assert registry.summary(kind, name).startswith(first)
+        assert registry.load(kind, name) is registry.load(kind, f"my_package.{name}")
     assert "everyother" in registry.names("reducers")
     assert main(["data", "prepare", "waves", "data"]) == 0
     named = ["--task", "regress", "--data", "waves", "--model", "perceptron", "--reducer", "exact"]

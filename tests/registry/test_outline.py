@@ -13,17 +13,17 @@ from sage.reduction import Quantiser, Sparsifier
 from sage.registry.outline import Names, Unknown, composed, outline
 
 KINDS_OF_PARTS: tuple[registry.PartKind, ...] = ("reducers", "models", "datasets")
-PARTS = [(room, name) for room in KINDS_OF_PARTS for name in registry.names(room)]
+PARTS = [(kind, name) for kind in KINDS_OF_PARTS for name in registry.names(kind)]
 
 
-@pytest.mark.parametrize(("room", "name"), PARTS)
-def test_an_outline_has_the_options_of_its_part(room: registry.PartKind, name: str) -> None:
-    read = outline(f"sage.{room}.{name}", registry.EXPORTS[room])
-    part = registry.load(room, name)
+@pytest.mark.parametrize(("kind", "name"), PARTS)
+def test_an_outline_has_the_options_of_its_part(kind: registry.PartKind, name: str) -> None:
+    read = outline(f"sage.{kind}.{name}", registry.EXPORTS[kind])
+    part = registry.load(kind, name)
     assert read is not part
-    options = registry.options(read, room=room)
-    assert dict(options) == dict(registry.options(part, room=room))
-    assert list(options) == list(registry.options(part, room=room))
+    options = registry.options(read, kind=kind)
+    assert dict(options) == dict(registry.options(part, kind=kind))
+    assert list(options) == list(registry.options(part, kind=kind))
     assert set(getattr(read, "later", ())) == set(getattr(part, "later", ()))
 
 
@@ -81,8 +81,8 @@ def test_values_that_only_execution_determines_are_unknown(
 def test_options_of_every_part_are_read_without_torch() -> None:
     code = (
         "import sys; from sage import registry\n"
-        "for room in ('reducers', 'models', 'datasets'):\n"
-        "    for name in registry.names(room): registry.options_of(room, name, from_source=True)\n"
+        "for kind in ('reducers', 'models', 'datasets'):\n"
+        "    for name in registry.names(kind): registry.options_of(kind, name, from_source=True)\n"
         "for name in ('topk+onebit', 'adacomp+efsign', 'topk+terngrad'):\n"
         "    registry.options_of('reducers', name, from_source=True)\n"
         "assert 'torch' not in sys.modules"

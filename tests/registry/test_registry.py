@@ -13,7 +13,7 @@ from sage.registry.signature import facts_for
 
 CHECKOUT = Path(__file__).parents[2]
 KINDS_OF_PARTS: tuple[PartKind, ...] = get_args(PartKind)
-PARTS = [(room, name) for room in KINDS_OF_PARTS for name in names(room)]
+PARTS = [(kind, name) for kind in KINDS_OF_PARTS for name in names(kind)]
 
 
 @pytest.fixture
@@ -37,27 +37,27 @@ def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     sys.modules.pop("halves_and_thirds", None)
 
 
-@pytest.mark.parametrize("room", KINDS_OF_PARTS)
-def test_every_part_file_is_found_by_its_name(room: PartKind) -> None:
-    files = {path.stem for path in (CHECKOUT / room).glob("*.py") if not path.stem.startswith("_")}
-    assert files <= set(names(room))
-    assert names(room) == sorted(names(room))
+@pytest.mark.parametrize("kind", KINDS_OF_PARTS)
+def test_every_part_file_is_found_by_its_name(kind: PartKind) -> None:
+    files = {path.stem for path in (CHECKOUT / kind).glob("*.py") if not path.stem.startswith("_")}
+    assert files <= set(names(kind))
+    assert names(kind) == sorted(names(kind))
 
 
-@pytest.mark.parametrize(("room", "name"), PARTS)
-def test_every_part_has_a_one_line_summary(room: PartKind, name: str) -> None:
-    line = summary(room, name)
+@pytest.mark.parametrize(("kind", "name"), PARTS)
+def test_every_part_has_a_one_line_summary(kind: PartKind, name: str) -> None:
+    line = summary(kind, name)
     assert len(line) > 20
     assert line.endswith(".")
 
 
-@pytest.mark.parametrize(("room", "name"), PARTS)
-def test_every_part_has_options_with_types_and_defaults_that_fit(room: PartKind, name: str) -> None:
-    found = options(load(room, name))
+@pytest.mark.parametrize(("kind", "name"), PARTS)
+def test_every_part_has_options_with_types_and_defaults_that_fit(kind: PartKind, name: str) -> None:
+    found = options(load(kind, name))
     assert not set(found) & FACTS
-    later = getattr(load(room, name), "later", ())
+    later = getattr(load(kind, name), "later", ())
     defaults = {option: spec.default for option, spec in found.items() if option not in later}
-    assert check_options(room, name, {}) == defaults
+    assert check_options(kind, name, {}) == defaults
 
 
 def test_a_mistyped_part_lists_similar_names_and_any_other_lists_all() -> None:
@@ -183,7 +183,7 @@ def test_a_part_with_a_fault_is_listed_with_the_reason(other_package: Path) -> N
 def test_a_model_gets_the_facts_that_it_requires_from_the_data_set() -> None:
     def build(*, width: int = 3, frames: int, num_classes: int) -> None: ...
 
-    assert set(options(build, room="models")) == {"width"}
+    assert set(options(build, kind="models")) == {"width"}
     given = {"frames": 7, "num_classes": 2, "width": 99}
     assert facts_for(build, given, model="m", data="d") == {"frames": 7, "num_classes": 2}
     with pytest.raises(ValueError, match="the model m needs frames, which the data set d does not give; its"):
@@ -200,10 +200,10 @@ def test_listing_imports_neither_torch_nor_any_part() -> None:
     code = """
 import sys
 from sage.registry import EXPORTS, names, summary
-for room in EXPORTS:
-    for name in names(room):
-        summary(room, name)
-        assert f"sage.{room}.{name}" not in sys.modules
+for kind in EXPORTS:
+    for name in names(kind):
+        summary(kind, name)
+        assert f"sage.{kind}.{name}" not in sys.modules
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

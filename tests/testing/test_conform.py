@@ -286,7 +286,7 @@ def conformed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> tuple[int, str]:
     """The exit status and what is printed of a reducer of somebody else's."""
-    monkeypatch.setattr(registry, "load", lambda room, name: make)
+    monkeypatch.setattr(registry, "load", lambda kind, name: make)
     status = conformance.main("mine", {}, world_sizes)
     return status, capsys.readouterr().out
 
