@@ -1,5 +1,5 @@
 """Tests that `sage doctor` names each fault, its node and the fix: here, over ssh, and from given facts."""
-# On nodes that are apart it is tested in tests/slurm/test_doctor.py.
+# tests/slurm/test_doctor.py tests it on nodes in separate networks.
 
 import json
 import os
@@ -33,7 +33,7 @@ def without_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def failures(told: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    """What has failed, by check; the doctor's exit status says that something has."""
+    """The failed checks; asserts the doctor's exit status for failures."""
     findings = json.loads(told.stdout)["findings"]
     found = {one["check"]: one["found"] for one in findings if one["status"] == "failed"}
     assert told.returncode == (1 if found else 0), told.stderr
@@ -131,7 +131,7 @@ for task in range(1 if one else 2):
     tasks.append(subprocess.Popen(command, env={{**os.environ, **told}}))
 sys.exit(max(task.wait() for task in tasks))
 """
-"""Stands in for srun: one task where it is asked for one, else two."""
+"""Replaces srun: starts one task for --ntasks=1, else two."""
 
 
 def test_a_jobs_own_nodes_are_checked_through_srun(
@@ -184,7 +184,7 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
 def test_hosts_are_checked_over_ssh(sage: Sage, sshd: Sshd, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("here\nthere\n")
     by_ssh = ("doctor", "--hosts", "hosts", "--ssh", sshd.ssh, "--hostip", "127.0.0.1", "--json")
-    # What is wrong with the interface saves importing torch.
+    # With a wrong interface torch is not imported.
     told = sage(*by_ssh, "--timeout", "10", "--interface", "nope7")
     assert failures(told).keys() == {"interface"}
     findings = {one["check"]: one for one in json.loads(told.stdout)["findings"]}
@@ -206,7 +206,7 @@ def test_a_host_that_ssh_does_not_reach_is_named(sage: Sage, sshd: Sshd, tmp_pat
 
 
 def diagnosed(change: Callable[[dict[int, Any]], object]) -> list[Finding]:
-    """What is found at four nodes, all healthy but for the change."""
+    """The findings on four nodes that are healthy except for the change."""
     ranks: dict[int, Any] = {rank: facts(rank) for rank in range(4)}
     change(ranks)
     seen = Observations(ranks, {rank: f"node{rank + 1}" for rank in range(4)}, "node1", 29500)

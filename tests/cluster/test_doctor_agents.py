@@ -28,7 +28,7 @@ Ssh = Callable[[str], str]
 
 @pytest.fixture
 def ssh(tmp_path: Path) -> Ssh:
-    """Makes a stand-in for ssh of lines of bash, which reads the keeper's orders first."""
+    """Creates a replacement of ssh from lines of bash, which first reads the supervisor's input."""
 
     def make(lines: str) -> str:
         path = tmp_path / "ssh"
@@ -52,7 +52,7 @@ def events(ssh: str, num_tasks: int = 1) -> list[Output | Ended]:
         return list(running)
 
 
-# What is said.
+# Output of tasks.
 
 GARBAGE = [
     "{",
@@ -142,7 +142,7 @@ def test_a_host_that_returns_no_port_is_named(ssh: Ssh, tmp_path: Path, answer: 
     assert str(caught.value).isprintable()
 
 
-# How long is waited.
+# Time limits.
 
 
 @pytest.mark.usefixtures("short_timeouts")

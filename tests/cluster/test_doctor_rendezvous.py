@@ -64,7 +64,7 @@ def raw_connection(host: RendezvousServer) -> socket.socket:
 
 
 def send_raw(connection: socket.socket, what: bytes) -> None:
-    """Send it, however the other side takes it, and hang up."""
+    """Send bytes, ignore errors of the other side, and close the connection."""
     with connection, suppress(OSError):
         connection.recv(200)
         connection.sendall(what)
@@ -198,11 +198,11 @@ def test_a_link_is_measured_only_for_ranks_that_know_the_secret() -> None:
     }
 
 
-# What agents say.
+# Reports of agents.
 
 
 def parsed_report(*said: tuple[str, Any]) -> ReportParser:
-    """One that has heard these steps, each in one piece."""
+    """Return a parser that has read these steps, each in one piece."""
     one = ReportParser(range(4))
     for step, found in said:
         one.add(1, 1, json.dumps({step: found}))

@@ -38,7 +38,7 @@ if what == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(200) if what == "stays" else sys.exit(int(what))
 """
-"""Stands in for Python: a rank with a child, which says what it was told, meets the others, ends as told."""
+"""Replaces Python: a rank with a child; prints its variables, waits for the others, ends as requested."""
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
 
 
 class Launched:
-    """`sage launch` under way, its output in a file."""
+    """A running `sage launch` with its output in a file."""
 
     def __init__(self, sshd: Sshd, folder: Path, hosts: str, command: str, **more: str) -> None:
         folder.mkdir(exist_ok=True)
@@ -71,7 +71,7 @@ class Launched:
         return self.log.read_text().splitlines()
 
     def received(self, num_ranks: int) -> list[tuple[str, dict[str, Any]]]:
-        """What the stand-ins received, by rank, with the name before it."""
+        """Return the variables of the replaced ranks, by rank, with the name that their line begins with."""
 
         def lines() -> list[str]:
             return [line for line in self.printed if line.endswith("}")]
@@ -85,7 +85,7 @@ class Launched:
 
 
 def processes_in(folder: Path) -> list[int]:
-    """The processes that work in the folder, or below it."""
+    """Return the processes whose working directory is the folder or below it."""
 
     def is_there(process: Path) -> bool:
         try:
@@ -107,7 +107,7 @@ def parent(pid: int) -> int:
 
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path: Path) -> Iterator[None]:
-    """End the ranks that a failed test leaves behind."""
+    """End the ranks that a failed test has left."""
     yield
     for pid in processes_in(tmp_path):
         os.kill(pid, signal.SIGKILL)
@@ -161,7 +161,7 @@ def test_a_signal_to_the_launcher_stops_all_ranks_with_a_checkpoint(start: Calla
     assert f"node1: digits-ff · sage: stopped and saved at step {num_steps(runs)};" in launched.printed[-1]
 
 
-# With stand-ins for ranks.
+# With replaced ranks.
 
 
 def test_each_rank_gets_its_place_and_its_output_has_the_name_of_its_host(
@@ -234,7 +234,7 @@ def test_whichever_process_is_killed_no_rank_is_left_behind(
         "keeper": [parent(pids[0])],
     }
     os.kill(victims[killed][0], signal.SIGKILL)
-    # Without its keeper, nobody could end what a rank has started; the rank itself the kernel ends.
+    # Without the supervisor, nothing could end the children of a rank; the kernel ends the rank itself.
     until(lambda: all(map(is_gone, pids[::2] if killed == "keeper" else pids)))
     until(lambda: not sshd.sessions())
     if killed == "launcher":
@@ -256,7 +256,7 @@ def test_an_unreachable_host_is_named_with_sshs_error(start: Callable[..., Launc
     assert first.printed == [f"sage launch: cannot find a free port on unreachable: {said}"]
 
 
-# The remote, which `sage doctor` has too.
+# RemoteTasks, which `sage doctor` also uses.
 
 
 def test_remote_tasks_yield_every_line_with_its_rank_and_every_end_once(sshd: Sshd, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ LEFTOVERS = {
     "SUBMITIT_FOLDER": "/nowhere",
     "SAGE_OUTCOME": "/nowhere/outcome",
 }
-"""What a login shell, or a job, may have left over: no run is to hear of it."""
+"""Variables that a login shell or a job may have set; no run may get them."""
 
 SMALL = 'workload = "digits-ff"\nreducer = "exact"\nepochs = 100\nsteps = 3\ndevice = "cpu"\n'
 
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.slow
 
 
 class LocalSubmission:
-    """`sage submit --cluster ...` in a process of its own."""
+    """`sage submit --cluster ...` in its own process."""
 
     def __init__(self, folder: Path, text: str) -> None:
         self.folder = folder
@@ -58,7 +58,7 @@ class LocalSubmission:
             env=environment,
             stdout=subprocess.PIPE,
             text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as `sage submit &` in a script
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as in `sage submit &`
         )
 
     def run(self, *options: str) -> tuple[int, str]:
@@ -71,7 +71,7 @@ class LocalSubmission:
         return process.returncode, told
 
     def records(self, kind: str) -> dict[str, list[Record]]:
-        """What each run has on record, of one kind."""
+        """Return the records of one kind of each run."""
         return {
             path.parent.name: [record for record in read_metrics(path.parent) if record["kind"] == kind]
             for path in (self.folder / "runs").glob("*/metrics.jsonl")

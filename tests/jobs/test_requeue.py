@@ -46,7 +46,7 @@ TEXTS = {
 
 
 class Job:
-    """A job of one task whose starts follow one another, as SLURM makes them, until it is not requeued."""
+    """A job of one task that is started repeatedly, as by SLURM, until it is not requeued."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
@@ -69,11 +69,11 @@ class Job:
 
     @property
     def times(self) -> int:
-        """How often it has been requeued."""
+        """Return how often it has been requeued."""
         return len(self.requeues.read_text().split()) if self.requeues.exists() else 0
 
     def start(self, rank: str, before: str = "", told: bool = True) -> int:
-        """Start it, for the first time or again; its exit status."""
+        """Start the job, for the first time or again; return its exit status."""
         environment = {**self.environment, "RESTARTS": str(self.times)}
         if self.times and told:
             environment["SLURM_RESTART_COUNT"] = str(self.times)
@@ -85,7 +85,7 @@ class Job:
         return done.returncode
 
     def run(self, rank: str, before: str = "", most: int = 12, told: bool = True) -> int:
-        """Start it until it is not requeued any more; the last exit status."""
+        """Start the job until it is not requeued any more; return the last exit status."""
         while True:
             times = self.times
             status = self.start(rank, before, told)
@@ -99,7 +99,7 @@ def quoted(text: str) -> str:
 
 
 def failing(text: str, folder: Path) -> str:
-    """A rank that tells why it fails, as `sage run` does."""
+    """A rank that writes why it fails, like `sage run`."""
     name = folder / "word"
     before = os.environ.get("SAGE_OUTCOME")
     os.environ["SAGE_OUTCOME"] = str(name)
@@ -176,7 +176,7 @@ def test_a_slurm_that_does_not_export_the_restart_count_changes_nothing(tmp_path
 
 def test_a_job_whose_count_cannot_be_written_is_not_requeued(tmp_path: Path) -> None:
     job = Job(tmp_path)
-    # A folder in place of the draft stops root too.
+    # A folder in place of the temporary file also stops root.
     assert job.run("exit 9", before="mkdir $sage_folder/failures.$$") == 9
     assert job.times == 0
     assert (
@@ -245,7 +245,10 @@ def test_a_job_submitted_inside_another_has_its_own_rendezvous(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("given", "left"),
     [
-        ({"SLURM_NTASKS": "1", "SLURM_TASKS_PER_NODE": "1(x2)"}, "none none"),  # of the job it was called in
+        (
+            {"SLURM_NTASKS": "1", "SLURM_TASKS_PER_NODE": "1(x2)"},
+            "none none",
+        ),  # of the outer job
         ({"SLURM_NTASKS": "4", "SLURM_TASKS_PER_NODE": "3,1"}, "4 none"),
         ({"SLURM_NTASKS": "7", "SLURM_TASKS_PER_NODE": "2(x3),1"}, "7 none"),
         ({"SLURM_NTASKS": "2"}, "2 none"),
@@ -283,7 +286,7 @@ def folder(parent: Path) -> Path:
 
 
 def assert_printable(said: str) -> None:
-    """No escape code, and no line longer than a person reads."""
+    """Assert that there is no escape code and no long line."""
     for line in said.splitlines():
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", line), repr(line[:200])
         assert len(line.encode()) < 2000

@@ -27,12 +27,12 @@ import os, signal, time
 os.kill(os.getpid(), signal.SIGUSR2)
 time.sleep(99)
 """
-"""Stands in for torch, while whose import a signal comes."""
+"""Replaces torch: a signal arrives during its import."""
 
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Execute a run as a job of a cluster would, with what `sage run` comes to made up."""
+    """Execute a run as a job of a cluster, with a made-up outcome of `sage run`."""
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     before = [signal.getsignal(number) for number in numbers]
     config = replace(resolve(load("digits-ff")), runs=tmp_path / "runs")
@@ -59,7 +59,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         else:
             monkeypatch.setenv("SUBMITIT_EXECUTOR", cluster)
             monkeypatch.setenv("SLURM_JOB_ID" if cluster == "slurm" else "SUBMITIT_LOCAL_JOB_ID", "12")
-            # As submitit's local executor does it.
+            # Like submitit's local executor.
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
         try:
             return cell()

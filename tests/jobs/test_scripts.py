@@ -24,11 +24,11 @@ names += ("PYTHONPATH", "VIRTUAL_ENV", "CONDA_DEFAULT_ENV")
 found = {{name: os.environ[name] for name in names if name in os.environ}}
 print(json.dumps({{"argv": sys.argv[1:], "cwd": os.getcwd(), **found}}))
 """
-"""Stands in for Python, and says how it was called."""
+"""Replaces Python, and prints how it was called."""
 
 SRUN = """#!{python}
 import json, os, signal, subprocess, sys
-# As srun does: number the tasks, hand signals on, return the highest exit status.
+# Like srun: number the tasks, forward signals, return the highest exit status.
 options = [each for each in sys.argv[1:] if each.startswith("--")][: int(os.environ["SRUN_OPTIONS"])]
 print(json.dumps({{"srun": options}}), flush=True)
 command = sys.argv[1 + len(options) :]
@@ -65,7 +65,7 @@ def program(path: Path, text: str) -> Path:
 
 
 def first(path: Path) -> dict[str, str]:
-    """The outside world, with the programs of `path` before all others."""
+    """The environment, with the programs of `path` before all others."""
     return {**outside(), "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
 
 
@@ -155,7 +155,7 @@ def test_run_sh_uses_the_python_of_its_venv_else_the_one_on_the_path(tmp_path: P
     home = tmp_path / "a checkout"
     home.mkdir()
     script = Path(shutil.copy(CHECKOUT / "run.sh", home))
-    # What asks it for torch is told that it is there.
+    # The check for torch gets the answer that torch is installed.
     has_torch = PRINT_ENVIRONMENT.replace(
         "import json", 'import sys\nif sys.argv[1] == "-c": sys.exit()\nimport json'
     )
@@ -227,7 +227,7 @@ def cluster(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def spooled(tmp_path: Path) -> Path:
-    """The batch script as SLURM runs it: a copy, with no run.sh beside it."""
+    """The batch script as SLURM runs it: a copy in a folder without run.sh."""
     return Path(shutil.copy(CHECKOUT / "pararun", tmp_path / "slurm_script"))
 
 
@@ -241,7 +241,7 @@ def test_pararun_starts_a_task_for_each_rank_with_the_rendezvous(
     assert {rank["SLURM_PROCID"] for rank in ranks} == {"0", "1"}
     for rank in ranks:
         assert rank["argv"] == ["-m", "sage", "run", "digits", "--density", "0.1"]
-        # node7 resolves nowhere, so the address that SLURM has of it is taken.
+        # node7 does not resolve, so SLURM's address of it is used.
         assert rank["hostip"] == "127.0.0.1"
         assert 21234 <= int(rank["port"]) < 21334
         assert "rank" not in rank
@@ -324,7 +324,7 @@ elif sys.argv[1:] == ["shell.bash", "hook"]:
     [
         ({"node7": "10.1.0.7"}, "10.9.0.7 10.9.0.8", "10.1.0.7"),
         ({"node7": "2001:db8::7"}, "10.9.0.7 10.9.0.8", "2001:db8::7"),
-        ({"node7": "127.0.1.1"}, "10.9.0.7 10.9.0.8", "10.9.0.7"),  # as Debian has it
+        ({"node7": "127.0.1.1"}, "10.9.0.7 10.9.0.8", "10.9.0.7"),  # as on Debian
         ({}, "10.9.0.7 10.9.0.8", "10.9.0.7"),
         ({"fqdn7": "10.2.0.7"}, "fqdn7 fqdn8", "10.2.0.7"),
         ({}, "127.0.0.1 10.9.0.8", "10.5.0.1"),

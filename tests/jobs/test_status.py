@@ -36,7 +36,7 @@ def queue(state: str, job: str = "7_3", restarts: int = 0, reason: str = "Priori
 
 
 def steps(folder: Path, count: int) -> None:
-    """The record of a run under way."""
+    """The record of a running run."""
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = [
         {"kind": "step", "step": step, "epoch": step // 10, "loss": 1.0} for step in range(count)
@@ -53,12 +53,12 @@ def finish(folder: Path) -> None:
 
 
 def config(**settings: Any) -> str:
-    """What config.json says."""
+    """Content of config.json."""
     return json.dumps({"workload": "digits-ff", "reducer": "topk", **settings})
 
 
 def manifest(**environment: str) -> str:
-    """What manifest.json says of a machine of which little is known."""
+    """Content of manifest.json for a machine with few known facts."""
     machine: dict[str, Any] = {
         "hostname": "node1",
         "os": "Linux",
@@ -126,7 +126,7 @@ def test_a_run_is_unknown_and_not_failed_if_slurm_does_not_answer(tmp_path: Path
 def test_a_local_run_is_active_only_while_its_recorded_process_is_alive(tmp_path: Path) -> None:
     mine = entry(job=str(os.getpid()), cluster="local")
     assert States(tmp_path).of(RUN, mine, {}).word == "running"
-    # A process that began after the booking has the same id by chance.
+    # A process that started after the entry was written may have the same id by chance.
     assert States(tmp_path).of(RUN, replace(mine, time="2020-01-01T00:00:00+00:00"), {}).word == "failed"
     assert States(tmp_path).of(RUN, replace(mine, host="elsewhere"), {}).word == "failed"
     with subprocess.Popen(["true"]) as ended:
@@ -145,7 +145,7 @@ def test_only_the_end_of_a_record_is_read(tmp_path: Path) -> None:
     path = tmp_path / RUN / "metrics.jsonl"
     told = path.read_bytes()
     with path.open("wb") as file:
-        file.truncate(2**40)  # a hole, which takes no room on the disk but would in memory
+        file.truncate(2**40)  # a sparse file: it needs no space on the disk, but would in memory
         file.seek(0, os.SEEK_END)
         file.write(b"\n" + told)
     assert States(tmp_path).of(RUN, entry(), queue("RUNNING")).step == "12"
@@ -155,7 +155,7 @@ def test_only_the_end_of_a_record_is_read(tmp_path: Path) -> None:
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """A clock that the test advances."""
 
     now = 0.0
 
@@ -214,7 +214,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
 
 @pytest.fixture
 def runs(slurm: StandIn, tmp_path: Path) -> Path:
-    """A folder of runs in whose submission log each of the stand-in's tasks is, for a run of its own."""
+    """A runs folder whose submission log has each task of the replaced SLURM, for its own run."""
     entries = [
         entry(f"w-topk-{number:08x}", job, logs=str(tmp_path)) for number, job in enumerate(slurm.states)
     ]
@@ -247,7 +247,7 @@ def test_a_call_that_hangs_or_fails_counts_as_no_answer(
         scheduler.queue({"0"})
 
 
-# The verbs.
+# The commands.
 
 
 def test_status_shows_each_run_and_a_summary(

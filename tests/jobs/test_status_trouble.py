@@ -207,7 +207,7 @@ def runs(slurm: StandIn, tmp_path: Path) -> Path:
 
 
 def set_squeue_output(slurm: StandIn, *lines: str) -> None:
-    """Have squeue print these lines, each field as wide as it was asked for."""
+    """Make squeue print these lines, each field as wide as requested."""
     widths = list(scheduler.FIELDS.values())
     told = ["".join(f.ljust(w) for f, w in zip(line.split("|"), widths, strict=False)) for line in lines]
     (slurm.home / "told").write_text("\n".join(told) + "\n")
@@ -268,7 +268,7 @@ def test_watching_continues_after_invalid_output_of_squeue(
     slurm: StandIn, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_squeue_output(slurm, "1_[0-7]|FAILED|0|None|")
-    # Garbage at first.
+    # Invalid output at first.
     count = f"{slurm.home}/count"
     program = f"echo x >>{count}; [ $(wc -l <{count}) -gt 2 ] && exec cat {slurm.home}/told; echo hello"
     (slurm.bin / "squeue").write_text(f"#!/bin/sh\n{program}\n")
@@ -286,7 +286,7 @@ def test_cancelled_pending_tasks_are_shown_although_slurm_keeps_no_record(
     slurm.set("RUNNING", "1_0")
     assert main(["cancel", "00000003", "00000004", "--runs", str(runs)]) == 0
     slurm.set("GONE", "1_3", "1_4")
-    slurm.set("GONE", "1_5")  # as scancel itself does
+    slurm.set("GONE", "1_5")  # like scancel itself
     capsys.readouterr()
     assert main(["status", str(runs)]) == 0
     table = capsys.readouterr().out

@@ -139,9 +139,9 @@ def test_the_folder_of_another_user_is_refused(tmp_path: Path) -> None:
 
 
 def as_nobody(folder: Path, *argv: str) -> tuple[int, str, str]:
-    """Run `sage` as a user without rights; its status and what it printed."""
+    """Run `sage` as a user without permissions; return its status and output."""
     files = [folder / "stdout", folder / "stderr"]
-    child = os.fork()  # a new Python could not be started: that user may not read where it is installed
+    child = os.fork()  # a new Python could not be started, because that user may not read its installation
     if child == 0:
         status = 99
         try:
@@ -163,7 +163,7 @@ def as_nobody(folder: Path, *argv: str) -> tuple[int, str, str]:
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """A folder that every user can enter, which pytest's own are not."""
+    """A folder that every user can enter, unlike those of pytest."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
@@ -179,7 +179,7 @@ def test_commands_on_the_runs_of_another_user_end_with_one_line(public: Path) ->
     (runs / "w-topk-00000003" / "metrics.jsonl").chmod(0o600)
     sweep = public / "sweep.toml"
     sweep.write_text('workload = "digits-ff"\nreducer = "exact"\ndevice = "cpu"\n')
-    main(["submit", str(sweep), "--dry-run", "--runs", str(runs)])  # imports all that is needed
+    main(["submit", str(sweep), "--dry-run", "--runs", str(runs)])  # imports everything that is needed
     status, told, said = as_nobody(public, "status", str(runs))
     assert status == 0, said
     assert re.search(

@@ -32,7 +32,7 @@ density = [0.5, 0.25, 0.1, 0.05, 0.01]
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """A stand-in that takes arrays of up to four tasks."""
+    """A replaced SLURM that accepts arrays of up to four tasks."""
     stand_in = StandIn(tmp_path / "slurm", max_array_size=4)
     monkeypatch.setenv("PATH", stand_in.path)
     monkeypatch.setattr(arrays, "PAUSES", (0.0, 0.0))
@@ -51,7 +51,7 @@ def call(path: Path, *options: str) -> int:
 
 
 def finish(path: Path, *cells: str) -> None:
-    """Leave the results of these runs of a sweep, or of all."""
+    """Write the results of these runs of a sweep, or of all."""
     for cell in read(path).configs:
         if not cells or cell.folder.name in cells:
             leave_result(cell.folder)
@@ -67,7 +67,7 @@ def recorded(path: Path) -> dict[str, Entry]:
 
 
 def submitted(entry: Entry) -> Config:
-    """The run that a job has to do, as submitit will load it."""
+    """Return the configuration that submitit loads for a job."""
     cell = DelayedSubmission.load(Path(entry.logs) / f"{entry.job}_submitted.pkl").function
     assert isinstance(cell, RunJob)
     return Config.from_dict(cell.config)
@@ -253,7 +253,7 @@ def test_an_incomplete_line_damages_neither_the_log_nor_the_next_line(tmp_path: 
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """A clock that the test advances."""
 
     now = 0.0
 
@@ -284,7 +284,7 @@ def test_2500_runs_are_submitted_once_and_watched_with_one_call_per_interval(
     asked: list[float] = []
 
     def watch(seconds: int) -> list[float]:
-        """Look as `sage status --watch` does, but twice as often, and return when SLURM was asked."""
+        """Update like `sage status --watch`, but twice as often, and return when SLURM was called."""
         start, end = len(asked), clock.now + seconds
         while clock.now < end:
             view.update()
@@ -292,7 +292,7 @@ def test_2500_runs_are_submitted_once_and_watched_with_one_call_per_interval(
             clock.now += min(view.queue.seconds, REFRESH) / 2 + 0.01
         return [round(time) for time in asked[start:]]
 
-    # The first look finds something new, the others do not: each waits twice as long as the one before.
+    # The first poll finds a change, the others do not: each interval is twice the one before.
     assert watch(190) == [0, 2, 6, 14, 30, 62, 122, 182]
     assert view.summary() == "2500 runs: 2500 pending"
     slurm.set("RUNNING", "1_0", "3_497")
@@ -305,7 +305,7 @@ def test_2500_runs_are_submitted_once_and_watched_with_one_call_per_interval(
     for name in cells:
         leave_result(runs / name)
     slurm.set("GONE", *slurm.states)
-    assert watch(60) == []  # the files tell
+    assert watch(60) == []  # from the files
     assert view.summary() == "2500 runs: 2500 finished"
     assert not view.is_active
     assert min(after - before for before, after in pairwise(asked)) >= SHORTEST

@@ -35,7 +35,7 @@ def status_and_stderr(*argv: str) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def submitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a sweep of four runs, of which one is finished and three are submitted to a stand-in."""
+    """A folder with a sweep of four runs: one is finished, and three are submitted to a replaced SLURM."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "sweep.toml").write_text(SWEEP)
     finished = [sys.executable, "-m", "sage", *RUN, "--runs", str(folder / "runs")]
@@ -65,7 +65,7 @@ def test_a_damaged_file_of_a_sweep_is_a_one_line_error_and_no_run_is_submitted_t
         patch.setenv("PATH", slurm.path)
         patch.setattr(arrays, "PAUSES", (0.0, 0.0))
         runs = copied(submitted / "runs", Path(scratch, "runs"))
-        # What submit keeps is as often damaged as what the finished run left.
+        # The files of `sage submit` are damaged as often as those of the finished run.
         own = draw.random() < 0.5
         files = sorted(path for path in runs.rglob("*") if path.is_file())
         path = draw.choice([each for each in files if (".jobs" in each.parts) == own])

@@ -43,7 +43,7 @@ def write(folder: Path, name: str = "sweep", text: str = SWEEP) -> Path:
 
 
 def after_sbatch(slurm: StandIn, command: str) -> None:
-    """Have sbatch do something more, once it has taken a job."""
+    """Make sbatch run a command after it has accepted a job."""
     real = slurm.bin / "sbatch"
     real.rename(slurm.bin / "taken")
     real.write_text(f'#!/bin/sh\n{shlex.quote(str(slurm.bin / "taken"))} "$@"\n{command}\n')
@@ -65,7 +65,7 @@ def assert_each_run_has_one_job(slurm: StandIn, path: Path) -> None:
     assert sorted(each.job for each in entries.values()) == sorted(pending(slurm))
 
 
-# What comes between sbatch and the book.
+# Between sbatch and the entry in the submission log.
 
 
 def test_the_next_submission_cancels_the_jobs_of_one_that_was_killed_after_sbatch(
@@ -144,7 +144,7 @@ def test_a_job_whose_submission_was_killed_ends_at_once_with_the_reason(tmp_path
     )
 
 
-# Others that submit.
+# Other submissions.
 
 
 def test_two_sweeps_that_share_runs_submit_each_of_them_once(slurm: StandIn, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_run_in_this_process_that_cannot_start_reports_the_reason(
 
 
 class NotRun:
-    """The first run, during which the others are submitted elsewhere."""
+    """The first run; another process submits the others during it."""
 
     error = ""
     ran = 0
@@ -202,7 +202,7 @@ class NotRun:
         return {"status": 0}
 
 
-# What a job is started with.
+# Environment and files of a job.
 
 
 def test_a_job_submitted_inside_another_gets_none_of_its_variables(
@@ -253,7 +253,7 @@ def test_the_pickles_of_a_job_are_private_under_any_umask(slurm: StandIn, sweep:
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
-    assert slurm.jobs["1"]["umask"] == 0o002  # which SLURM hands on to the ranks, whose runs others may read
+    assert slurm.jobs["1"]["umask"] == 0o002  # which SLURM passes to the ranks; others may read their runs
 
 
 def test_a_job_does_not_load_a_pickle_that_others_could_have_written(
@@ -288,7 +288,7 @@ def test_a_job_does_not_load_a_pickle_that_others_could_have_written(
     assert f"{path} is missing; submit the sweep again" in capsys.readouterr().err
 
 
-# What is refused.
+# Refused sweeps.
 
 
 @pytest.mark.parametrize("name", ["50%jobs", "%j", "a%Ab", "back\\slash", "two\nlines"])

@@ -33,7 +33,7 @@ def folders(cells: list[Config]) -> list[str]:
 
 
 def alone(workload: str = "digits-ff", **settings: Any) -> str:
-    """The folder of the run that these settings make outside of any sweep."""
+    """Return the folder of the run with these settings outside of a sweep."""
     return resolve(load(workload, overrides=settings)).folder.name
 
 

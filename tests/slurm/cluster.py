@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # run as a program, this is in no package
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # run as a program, this module is in no package
 
 import leftovers
 
@@ -38,13 +38,13 @@ Stream = int | IO[str] | None
 
 
 def slurm_needs() -> str:
-    """What this machine needs to have a cluster; "" where it needs nothing."""
+    """Return what this machine lacks for a cluster; "" if it lacks nothing."""
     there = all(shutil.which(name, path=PATH) for name in ("munged", "slurmctld", "slurmd", "srun"))
     return "" if there else "no SLURM here: apt-get install slurm-wlm munge"
 
 
 def links_need() -> str:
-    """What this process needs to give nodes links of their own; "" where it needs nothing."""
+    """Return what this process lacks for nodes with their own links; "" if it lacks nothing."""
     if os.geteuid() != 0 or not may_unshare("net", "uts"):
         return "throttled links need root"
     there = all(shutil.which(name, path=PATH) for name in ("ip", "tc"))
@@ -52,13 +52,13 @@ def links_need() -> str:
 
 
 class Cluster:
-    """Nodes node1, node2, ... and three partitions: debug, low (is preempted after 20 s) and high (preempts).
+    """Nodes node1, node2, … and three partitions: debug, low (preempted after 20 s) and high (preempts).
 
     Args:
-        folder: for sockets, state and logs, of this cluster alone.
-        rate: of each node's link, each way, as in 100mbit; None is as fast as the machine.
-        namespaces: whether the nodes have networks of their own, which needs root.
-        gpus: how many each node says it has, at most four; they are none.
+        folder: for this cluster's sockets, state and logs.
+        rate: the rate of each node's link in each direction, such as 100mbit; None: not limited.
+        namespaces: whether each node has its own network, which needs root.
+        gpus: number of simulated GPUs per node, at most four.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Kill all that runs in the cluster."""
+        """Kill all processes of the cluster."""
         self._enclosure.close()
 
     # Commands
@@ -114,7 +114,7 @@ class Cluster:
         stderr: Stream = subprocess.PIPE,
         start_new_session: bool = False,
     ) -> Command:
-        """Start a command on the head node, with `env` on top of this process's environment."""
+        """Start a command on the head node, with `env` added to this process's environment."""
         outside = {
             name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))
         }
@@ -136,7 +136,7 @@ class Cluster:
         cwd: Path | str | None = None,
         env: Mapping[str, str] = NOTHING,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command on the head node to its end."""
+        """Run a command on the head node and wait for its end."""
         command = self.start(*argv, cwd=cwd, env=env)
         try:
             out, err = command.communicate(timeout=timeout)
@@ -148,7 +148,7 @@ class Cluster:
         return subprocess.CompletedProcess(argv, command.returncode, out, err)
 
     def enter(self, cwd: Path | str) -> list[str]:
-        """The command with which any shell of this user's runs another on the head node."""
+        """Return the command by which a shell of this user runs another command on the head node."""
         return [*self._enclosure.enter(cwd), *(f"{name}={value}" for name, value in self.env.items())]
 
     # Jobs
@@ -158,12 +158,12 @@ class Cluster:
         return self.run("sbatch", "--parsable", *argv, cwd=cwd, env=env).stdout.strip()
 
     def job(self, job: str) -> dict[str, str]:
-        """What scontrol tells of a job ("12") or of an array's task ("12_3")."""
+        """Return scontrol's fields of a job ("12") or of an array task ("12_3")."""
         (line,) = self.run("scontrol", "-o", "show", "job", job).stdout.splitlines()
         return dict(field.split("=", 1) for field in re.split(r" +(?=[A-Z][\w/:]*=)", line.strip()))
 
     def wait(self, job: str, timeout: float) -> dict[str, str]:
-        """Wait for a job to end, well or not, and return what scontrol then tells of it."""
+        """Wait until a job has ended or failed, and return scontrol's fields of it."""
         deadline = time.monotonic() + timeout
         while (found := self.job(job))["JobState"] not in ENDED:
             if time.monotonic() > deadline:
@@ -173,9 +173,9 @@ class Cluster:
         return found
 
     def ranks(self, job: str) -> dict[int, int]:
-        """The process id, out here, of each rank that runs: of the outermost process of its task.
+        """Return the process id, outside the namespaces, of each running rank: its task's outermost process.
 
-        This is the rank's Python where srun starts Python itself, or a script that ends in `exec python`.
+        This is the rank's Python if srun starts Python itself, or a script that ends with `exec python`.
         """
         tasks = {
             pid: environment
@@ -192,11 +192,11 @@ class Cluster:
         address = configuration.address(1 + self.nodes.index(node))
         network = [NETWORK, "node", str(self.folder), node, address, *self._rate]
         apart = ["unshare", "--mount", "--net", "--uts", *network] if self.namespaces else []
-        # SLURM gives this to the tasks of a node; so crash() finds its daemons too.
+        # SLURM passes this variable to the tasks of a node, so crash() also finds its daemons.
         self._daemon(node, *apart, "slurmd", "-D", "-N", node, env={"SLURMD_NODENAME": node})
 
     def crash(self, node: str) -> None:
-        """Kill all processes of a node, which SLURM notices after some 40 seconds."""
+        """Kill all processes of a node; SLURM detects this after about 40 seconds."""
         while pids := [
             pid
             for pid, environment in self._enclosure.processes().items()
@@ -205,39 +205,39 @@ class Cluster:
             kill(pids)
 
     def pull(self, node: str) -> None:
-        """Pull a node's cable, which SLURM notices after some 40 seconds."""
+        """Disconnect a node's link; SLURM detects this after about 40 seconds."""
         self.run("ip", "link", "set", node, "down")
 
     def plug(self, node: str) -> None:
-        """Plug it in again."""
+        """Reconnect a node's link."""
         self.run("ip", "link", "set", node, "up")
 
     def down(self, node: str) -> None:
-        """Have SLURM take a node for dead, which requeues its jobs at once."""
+        """Set a node to DOWN in SLURM, which requeues its jobs at once."""
         self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
 
     def resume(self, node: str) -> None:
-        """Have SLURM use a node again, and wait until it does."""
-        # Refused where the node has come back by itself, as nodes that answer do after some seconds.
+        """Return a node to service, and wait until SLURM uses it."""
+        # Refused if the node has returned by itself, as responding nodes do after some seconds.
         self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
         self.until(lambda: self.states()[node] in ("idle", "mix", "alloc"))
 
     def states(self) -> dict[str, str]:
-        """Each node's state, as sinfo has it: idle, mix, alloc, down, ...; with `*`, it does not respond."""
-        sinfo = ["timeout", "3", "sinfo"]  # which would wait for a controller for minutes
+        """Return each node's state from sinfo: idle, mix, alloc, down, …; `*`: it does not respond."""
+        sinfo = ["timeout", "3", "sinfo"]  # sinfo would wait for a controller for minutes
         listed = self.run(*sinfo, "-h", "-N", "-p", "debug", "-o", "%N %t", check=False).stdout
         states = dict(line.split() for line in listed.splitlines())
         return {node: states.get(node, "") for node in self.nodes}
 
     def until(self, true: Callable[[], bool], timeout: float = 120) -> None:
-        """Wait for something to become true."""
+        """Wait until a condition is true."""
         deadline = time.monotonic() + timeout
         while not true():
             assert time.monotonic() < deadline, f"still not so after {timeout:g} s\n{self.logs()}"
             time.sleep(0.05)
 
     def logs(self) -> str:
-        """The ends of what the daemons have said."""
+        """Return the last lines of the daemons' logs."""
         return "\n".join(f"{path.name}: {_tail(path)}" for path in sorted(self.folder.glob("*.log")))
 
     def _daemon(self, name: str, *argv: str, env: Mapping[str, str] = NOTHING) -> None:
@@ -245,7 +245,7 @@ class Cluster:
             self._daemons[name] = self.start(
                 *argv, cwd=self.folder, env=env, stdout=log, stderr=log, start_new_session=True
             )
-        leftovers.OWNED.add(self._daemons[name].pid)  # also where a test has a node start again
+        leftovers.OWNED.add(self._daemons[name].pid)  # also if a test starts a node again
 
     def _are_idle(self) -> bool:
         for name, daemon in self._daemons.items():
@@ -254,7 +254,7 @@ class Cluster:
 
 
 def _names(environment: Mapping[str, str]) -> tuple[str, str]:
-    """The job that a process is of, by its id and as an array's task."""
+    """Return the names of a process's job: its id, and its name as an array task."""
     array, task = (environment.get(f"SLURM_ARRAY_{name}_ID", "") for name in ("JOB", "TASK"))
     return environment["SLURM_JOB_ID"], f"{array}_{task}"
 
@@ -264,7 +264,7 @@ def _tail(path: Path) -> str:
 
 
 def main() -> int:
-    """Run a cluster until told to stop, or for one command."""
+    """Run a cluster until Ctrl-C, or for one command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from sockets import free_ports
 
 GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom")
-"""Device files that stand in for GPUs."""
+"""Device files used as simulated GPUs."""
 
 # A requeued job waits for cred_expire and one scheduling interval: seconds; with the defaults two minutes.
 SLURM = """\
@@ -49,7 +49,7 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 
 
 def write(folder: Path, count: int, gpus: int, *, networks: bool) -> None:
-    """Write them for `count` nodes, which have networks of their own or share this machine's."""
+    """Write the files for `count` nodes, which have their own networks or share this machine's."""
     if count < 1:
         raise ValueError(f"{count} nodes: give 1 or more")
     if not 0 <= gpus <= len(GPUS):
@@ -79,14 +79,14 @@ def write(folder: Path, count: int, gpus: int, *, networks: bool) -> None:
 
 
 def address(number: int) -> str:
-    """A node's address, where it has a network of its own."""
+    """Return a node's address in its own network."""
     return f"10.77.0.{number}"
 
 
 def burst(rate: str) -> str:
-    """How much a link of this rate may send at once: 10 ms' worth, but from 32 to 256 KB.
+    """Return the burst of a link of this rate in bytes: 10 ms, but from 32 to 256 KB.
 
-    So measured: with these, large all-reduces come to 85 to 95 % of 10 Mbit/s, 100 Mbit/s and 1 Gbit/s.
+    Measured: with these bursts, large all-reduces reach 85 to 95 % of 10 Mbit/s, 100 Mbit/s and 1 Gbit/s.
     """
     match = re.fullmatch(r"(\d+)(kbit|mbit|gbit)", rate)
     if match is None:

@@ -9,21 +9,21 @@ from slurm.cluster import Cluster, links_need, slurm_needs
 
 @pytest.fixture(scope="session")
 def slurm() -> None:
-    """Skip where this machine has no SLURM."""
+    """Skip if this machine has no SLURM."""
     if reason := slurm_needs():
         pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
 def cluster(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Four nodes of two GPUs, with networks of their own where root asks, else sharing this machine's."""
+    """Four nodes of two GPUs, with their own networks as root, else in this machine's network."""
     with Cluster(tmp_path_factory.mktemp("cluster"), namespaces=not links_need(), gpus=2) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
 def loopback(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Four nodes of two GPUs that share this machine's network, as anyone may have them."""
+    """Four nodes of two GPUs in this machine's network, which needs no root."""
     with Cluster(tmp_path_factory.mktemp("loopback"), namespaces=False, gpus=2) as cluster:
         yield cluster
 

@@ -22,13 +22,13 @@ PORT = 29999
 
 @dataclass
 class Diagnosis:
-    """What the doctor has said, and its exit status."""
+    """The doctor's output and exit status."""
 
     status: int
     findings: list[dict[str, str]]
 
     def found_by(self, status: str) -> dict[tuple[str, str], str]:
-        """What was found, by check and where."""
+        """What was found, by check and place."""
         return {
             (one["check"], one["where"]): one["found"] for one in self.findings if one["status"] == status
         }
@@ -36,7 +36,7 @@ class Diagnosis:
 
 @pytest.fixture
 def separate_networks(cluster: Cluster) -> Cluster:
-    """Nodes with networks of their own."""
+    """Nodes with their own networks."""
     if not cluster.namespaces:
         pytest.skip(links_need())
     return cluster
@@ -44,7 +44,7 @@ def separate_networks(cluster: Cluster) -> Cluster:
 
 @pytest.fixture
 def doctor(cluster: Cluster, tmp_path: Path) -> Callable[..., Diagnosis]:
-    """Call it in an allocation of all nodes."""
+    """Run `sage doctor` in an allocation of all nodes."""
     (tmp_path / "runs").mkdir()
 
     def call(*options: str, **environ: str) -> Diagnosis:
@@ -58,7 +58,7 @@ def doctor(cluster: Cluster, tmp_path: Path) -> Callable[..., Diagnosis]:
             "--json",
             *options,
         )
-        # A node with another version of the code must not leave it compiled beside this one.
+        # A node with another version of the code must not write its compiled files here.
         environ["PYTHONDONTWRITEBYTECODE"] = "1"
         told = cluster.run("salloc", "--nodes=4", *command, timeout=200, check=False, env=environ)
         assert told.stdout, told.stderr
@@ -69,13 +69,13 @@ def doctor(cluster: Cluster, tmp_path: Path) -> Callable[..., Diagnosis]:
 
 
 def on(cluster: Cluster, node: str, script: str) -> None:
-    """Run a script in a node's namespaces, which outlive it."""
+    """Run a script in a node's namespaces, which exist after it."""
     cluster.run("srun", "--nodes=1", f"--nodelist={node}", "sh", "-ec", script)
 
 
 @contextmanager
 def hosts(cluster: Cluster, nodes: list[str], folder: Path, change: Callable[[str], str]) -> Iterator[None]:
-    """Give nodes another /etc/hosts, each line of which is changed."""
+    """Give nodes another /etc/hosts, in which each line is changed."""
     changed = folder / "hosts"
     changed.write_text("".join(map(change, (cluster.folder / "hosts").read_text().splitlines(keepends=True))))
     for node in nodes:

@@ -10,10 +10,10 @@ import pytest
 from slurm.cluster import Cluster
 
 LIMIT = 100e6
-"""Bits a second that each link of the slow cluster carries each way."""
+"""Bits per second of each link of the slow cluster in each direction."""
 
 ATTEMPTS = 3
-"""A machine that is busy with something else may make links slower, but never faster."""
+"""Allowed share of the rate: other load on the machine may make links slower, but never faster."""
 
 
 @pytest.mark.slow

@@ -15,17 +15,17 @@ from .cluster import Cluster, links_need
 
 CHECKOUT = Path(__file__).parents[2]
 ARGV = "digits-ff --steps 600 --epochs 1000 --eval-every 50 --checkpoint-every 50 --world-size 3"
-"""A run of some seconds, once its ranks have started."""
+"""A run of some seconds after the start of its ranks."""
 
 TIMEOUT = 15
-"""Seconds that a collective may take: after them a rank that is mute, but not dead, is noticed."""
+"""Time limit of a collective in seconds, after which a stopped rank is detected."""
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The same run, with nobody to interrupt it."""
+    """The same run without interruption."""
     launcher = Launcher(tmp_path_factory.mktemp("reference"))
     yield launcher.reference(ARGV).folder
     launcher.close()
@@ -33,7 +33,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @dataclass
 class Job:
-    """A job under way on three of the four nodes."""
+    """A running job on three of the four nodes."""
 
     cluster: Cluster
     id: str
@@ -41,16 +41,16 @@ class Job:
     log: Path
 
     def wait_for_steps(self) -> "Job":
-        """Wait until it is well beyond its first checkpoint, but far from its end."""
+        """Wait until the run is beyond its first checkpoint but far from its end."""
         self.cluster.until(lambda: num_steps(self.runs) > 120, PATIENCE)
         return self
 
     def wait_for_signal(self, number: int) -> "Job":
-        """Hold it where it is until a signal of SLURM's has reached every rank, and then let it go on."""
+        """Stop the ranks until SLURM's signal is pending at each of them, and then continue them."""
         ranks = self.cluster.ranks(self.id).values()
         for pid in ranks:
             os.kill(pid, signal.SIGSTOP)
-        # SLURM may let them go on itself, and then they may have gone.
+        # SLURM may continue them itself, and then they may have ended.
         self.cluster.until(lambda: all(is_gone(pid) or is_pending(pid, number) for pid in ranks), 150)
         for pid in ranks:
             with suppress(ProcessLookupError):
@@ -58,7 +58,7 @@ class Job:
         return self
 
     def finishes_equal_to(self, reference: Path, *, restarts: int | None = 1) -> list[str]:
-        """Wait for the end, which has to be the reference's, and return what befell it on the way."""
+        """Wait for the end, compare the run with the reference, and return its events."""
         ended = self.cluster.wait(self.id, PATIENCE)
         assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), self.log.read_text()
         assert restarts is None or ended["Restarts"] == str(restarts)
@@ -87,7 +87,7 @@ def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Job]]:
         cluster.wait(job.id, PATIENCE)
 
 
-# What the ranks hear of: they save at one step, and nothing is done twice.
+# The ranks get a signal: they write a checkpoint at the same step, and no step is repeated.
 
 
 def test_submitits_signal_checkpoints_and_requeues_the_run(
@@ -128,11 +128,11 @@ def test_a_preempted_job_writes_a_checkpoint_and_resumes(
 def test_a_job_near_its_time_limit_writes_a_checkpoint_and_resumes(
     start: Callable[..., Job], reference: Path
 ) -> None:
-    # SLURM counts in minutes, looks every half one, and signals up to a minute early.
+    # SLURM counts in minutes, checks every 30 s, and signals up to a minute early.
     job = start("--time=1", "--signal=USR1@50", timeout=600).wait_for_steps().wait_for_signal(signal.SIGUSR1)
     job.cluster.until(lambda: "stopped, checkpoint written; requeued" in job.log.read_text())
     job.cluster.run("scontrol", "update", f"jobid={job.id}", "timelimit=10")
-    # How often the limit came near before that is SLURM's to say: a signal may have come before training.
+    # The number of restarts depends on SLURM: a signal may have come before training.
     assert job.finishes_equal_to(reference, restarts=None)[:2] == ["stopped", "resumed"]
 
 
@@ -142,7 +142,7 @@ def test_a_requeued_job_writes_a_checkpoint_and_resumes(start: Callable[..., Job
     assert job.finishes_equal_to(reference) == ["stopped", "resumed"]
 
 
-# What they do not hear of: it goes on from the last checkpoint.
+# The ranks get no signal: the run resumes from the last checkpoint.
 
 
 def test_a_job_with_a_killed_rank_resumes_from_its_checkpoint(
@@ -184,21 +184,21 @@ def test_a_job_that_loses_a_link_resumes_from_its_checkpoint(
     nodes = cluster.run("scontrol", "show", "hostnames", cluster.job(job.id)["NodeList"]).stdout.split()
     cluster.pull(nodes[1])
     try:
-        # SLURM itself gives a node up after SlurmdTimeout, here 20 s.
+        # SLURM itself abandons a node after SlurmdTimeout, here 20 s.
         assert job.finishes_equal_to(reference) == ["resumed"]
     finally:
         cluster.plug(nodes[1])
         cluster.until(lambda: "*" not in cluster.run("sinfo", "-h", "-o", "%t").stdout)
 
 
-# What no requeue helps against.
+# Failures that a requeue does not fix.
 
 
 def test_a_job_that_fails_repeatedly_is_requeued_at_most_max_requeues_times(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     python = tmp_path / "python"
-    # Longer than SLURM takes as a comment, longer than a command line may be, and like a count itself.
+    # Longer than SLURM's limit on comments and than a command line, and similar to the count.
     text = "Comment=sage: failure 0 of at most 9 " * 4000
     (tmp_path / "text").write_text(f"9 {text}")
     python.write_text(f"#!/bin/sh\ncp {tmp_path}/text $SAGE_OUTCOME\nexit 9\n")

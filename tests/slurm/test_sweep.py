@@ -41,7 +41,7 @@ Sage = Callable[..., str]
 
 @pytest.fixture
 def sage(cluster: Cluster, tmp_path: Path) -> Sage:
-    """Run `sage VERB ...` on the head node, in a folder that all nodes see; what it prints."""
+    """Run `sage COMMAND …` on the head node, in a folder that all nodes share; return its output."""
 
     def run(*argv: str) -> str:
         environment = {"PYTHONPATH": str(CHECKOUT), "PYTHONSAFEPATH": "1"}
@@ -53,7 +53,7 @@ def sage(cluster: Cluster, tmp_path: Path) -> Sage:
 
 
 def states(cluster: Cluster, array: str) -> list[str]:
-    """The states of an array's tasks, as squeue has them."""
+    """Return the states of an array's tasks from squeue."""
     listed = cluster.run(
         "squeue", "--noheader", "--array", "--states=all", f"--jobs={array},{array}", "--format=%T"
     )
@@ -78,7 +78,7 @@ def test_a_sweep_runs_two_at_a_time_and_is_resubmitted_only_for_a_missing_run(
 
     def all_ended() -> bool:
         nonlocal most
-        time.sleep(0.5)  # the cells want the processor too
+        time.sleep(0.5)  # the runs need the processor too
         now = states(cluster, array)
         most = max(most, sum(state in ("RUNNING", "COMPLETING", "CONFIGURING") for state in now))
         return len(now) == 12 and not {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING"} & set(now)
@@ -116,7 +116,7 @@ def test_a_run_is_requeued_after_an_interruption_or_a_failure_until_it_finishes(
         return len(read_metrics(path)) if (path / "metrics.jsonl").exists() else 0
 
     cluster.until(lambda: min(steps(interrupted), steps(hurt)) > 150, PATIENCE)
-    # As submitit's job._interrupt(timeout=True) does it.
+    # Like submitit's job._interrupt(timeout=True).
     cluster.run("scancel", told.job, "--signal", "USR2")
     os.kill(cluster.ranks(killed.job)[1], 9)
     for cell, happened in ((interrupted, ["stopped", "resumed"]), (hurt, ["resumed"])):
@@ -179,7 +179,7 @@ def test_a_sweep_can_be_submitted_inside_an_array_and_only_the_stopped_task_is_r
         return len(read_metrics(path)) if (path / "metrics.jsonl").exists() else 0
 
     cluster.until(lambda: min(map(steps, entries)) > 150, PATIENCE)
-    # The last task of an array has the number of the whole array.
+    # The last task of an array has the id of the whole array.
     other, last = (entry.job for entry in entries.values())
     assert cluster.job(last)["JobId"] == last.partition("_")[0]
     cluster.run("scancel", last, "--signal", "USR2")

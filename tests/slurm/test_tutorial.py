@@ -14,7 +14,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorials" / "slurm-sweep
 
 
 def commands() -> list[str]:
-    """The lines of the page's shell blocks."""
+    """Return the lines of the page's shell blocks."""
     blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     return [line for block in blocks for line in block.splitlines()]
 
@@ -30,7 +30,7 @@ def test_the_commands_before_the_sweep_run_unchanged(cluster: Cluster, tmp_path:
     assert printed.split()[0] == "PARTITION"
     assert {line.split()[0].rstrip("*") for line in printed.splitlines()[1:]} == {"debug", "low", "high"}
 
-    # This cluster keeps no accounting records, as the page says of some.
+    # This cluster keeps no accounting records; the page mentions such clusters.
     told = cluster.run("bash", "-c", accounts, cwd=tmp_path, env=environ, check=False)
     assert told.returncode != 0
     assert "accounting" in told.stderr
