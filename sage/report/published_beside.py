@@ -58,16 +58,20 @@ def compare(source: Source, paths: Sequence[Path]) -> Beside:
         ValueError: if a path is not a folder, or there are no runs.
     """
     runs, left_out = read_runs(paths)
-    ours = grouped(runs)
+    return beside(source, grouped(runs), left_out)
+
+
+def beside(source: Source, ours: Sequence[Group], left_out: Mapping[Path, str] | None = None) -> Beside:
+    """Compare groups of runs, as a report has them, with the rows of a source."""
     workloads = {workload for table in source.tables for workload in table.workloads}
     return Beside(
         lines=[line for table in source.tables for line in _lines(table, ours)],
         scales=[each for group in ours if group.workload in workloads for each in _measured(group)],
-        left_out=left_out,
+        left_out=dict(left_out or {}),
     )
 
 
-def text(beside: Beside) -> list[str]:
+def text(found: Beside) -> list[str]:
     """The lines of a comparison: ours beside theirs, the measured groups, and what was left out."""
     lines = ["Ours beside theirs: ratios to each one's own baseline"]
     heading = ["table", "method", "metric", "theirs", "ours", "interval", "n", "runs", "baseline"]
@@ -83,19 +87,19 @@ def text(beside: Beside) -> list[str]:
             f"{line.place}: {line.label}" if line.label else "no runs",
             line.baseline or MISSING,
         ]
-        for line in beside.lines
+        for line in found.lines
     ]
     lines += columns(heading, cells, right=(*NUMBERS, "n"))
-    lines += [f"  {label}: {found}" for label, found in beside.scales]
-    return [*lines, *(f"Left out: {folder}: {why}" for folder, why in beside.left_out.items())]
+    lines += [f"  {label}: {groups}" for label, groups in found.scales]
+    return [*lines, *(f"Left out: {folder}: {why}" for folder, why in found.left_out.items())]
 
 
-def as_object(beside: Beside) -> dict[str, Any]:
+def as_object(found: Beside) -> dict[str, Any]:
     """The comparison as one object for JSON."""
     return {
-        "lines": [asdict(line) for line in beside.lines],
-        "groups": [{"runs": label, **asdict(found)} for label, found in beside.scales],
-        "left_out": {str(folder): why for folder, why in beside.left_out.items()},
+        "lines": [asdict(line) for line in found.lines],
+        "groups": [{"runs": label, **asdict(groups)} for label, groups in found.scales],
+        "left_out": {str(folder): why for folder, why in found.left_out.items()},
     }
 
 
@@ -108,12 +112,15 @@ def _lines(table: PublishedTable, ours: Iterable[Group]) -> list[Line]:
         base = bases[*row.key[:2], row.baseline or ""]
         found = [
             _line(
-                row, group, setting, nearest(setting, [each for each in group.settings if fits(base, each)])
+                row,
+                group,
+                setting,
+                nearest(setting, [each for each in group.settings if fits(base, config_of(each))]),
             )
             for group in ours
             if group.workload in table.workloads
             for setting in group.settings
-            if fits(row, setting)
+            if fits(row, config_of(setting))
         ]
         lines += found or [Line(row=row)]
     return lines
@@ -139,12 +146,16 @@ def _line(row: Row, group: Group, setting: Setting, baseline: Setting | None) ->
     )
 
 
-def fits(row: Row, setting: Setting) -> bool:
-    """Whether a setting's runs have the reducer of a row, with its options and settings.
+def config_of(setting: Setting) -> Mapping[str, Any]:
+    """The configuration of a setting's runs, which differ in the seed alone."""
+    return setting.rows[0].run.config
 
-    Profiled runs stand for no row: they are short, and their steps are slower.
+
+def fits(row: Row, config: Mapping[str, Any]) -> bool:
+    """Whether a run with this configuration has the reducer of a row, with its options and settings.
+
+    A profiled run stands for no row: it is short, and its steps are slower.
     """
-    config = setting.rows[0].run.config
     options = config.get("reducer_options", {})
     return (
         config["reducer"] == row.reducer

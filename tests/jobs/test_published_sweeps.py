@@ -1,0 +1,111 @@
+"""The sweeps that redo published tables have a run for every figure that SAGE can redo, full and reduced."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from sage.config import Config
+from sage.jobs.sweep import read
+from sage.predict.dimensionless import bits_per_second, groups
+from sage.report.published_beside import fits
+from sage.report.published_files import find
+
+SWEEPS = Path(__file__).parents[2] / "jobs" / "sweeps"
+TABLES = ("sage-tables", "accordion-tables", "ptb-lm", "ncf", "utility")
+REDUCED = [f"{name}-reduced" for name in TABLES]
+
+
+@cache
+def runs(name: str) -> list[Config]:
+    return read(SWEEPS / f"{name}.toml").configs
+
+
+def head(name: str) -> str:
+    """The comment at the top of a sweep, on one line."""
+    lines = (SWEEPS / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return " ".join(line.lstrip("# ") for line in lines[:end])
+
+
+@pytest.mark.parametrize(("sweep", "source"), [("sage-tables", "sage"), ("accordion-tables", "accordion")])
+@pytest.mark.parametrize("form", [0, 1], ids=["full", "reduced"])
+def test_every_figure_with_a_workload_and_a_reducer_has_its_run(sweep: str, source: str, form: int) -> None:
+    configs = [config.to_dict() for config in runs(sweep if form == 0 else f"{sweep}-reduced")]
+    redone = 0
+    for table in find(source).tables:
+        for workload in table.workloads[form : form + 1]:
+            ours = [config for config in configs if config["workload"] == workload]
+            for row in table.rows:
+                if row.reducer is not None:
+                    assert any(fits(row, config) for config in ours), row
+                    redone += 1
+    assert redone > 5
+
+
+@pytest.mark.parametrize("name", [*TABLES, *REDUCED])
+def test_the_dense_references_run_wherever_a_method_does(name: str) -> None:
+    def place(config: Config) -> tuple[object, ...]:
+        options = {**config.model_options, **config.data_options}
+        return config.workload, config.seed, config.lr, config.batch_size, config.steps, repr(options)
+
+    configs = [config for config in runs(name) if not config.profile]
+    for reducer in ("exact", "bf16"):
+        dense = {place(config) for config in configs if config.reducer == reducer}
+        assert {place(config) for config in configs} <= dense
+
+
+@pytest.mark.parametrize("name", ["ptb-lm", "ptb-lm-reduced"])
+def test_every_method_of_the_language_model_has_five_points(name: str) -> None:
+    points: dict[str, set[tuple[object, ...]]] = {}
+    for config in runs(name):
+        point = (config.lr, config.data_options["bptt"], config.model_options["dropout"])
+        points.setdefault(f"{config.reducer} {config.reducer_options.get('density')}", set()).add(point)
+    assert len(points) > 5
+    assert {len(each) for each in points.values()} == {5}
+    assert {config.data_options["evaluate_on"] for config in runs(name)} == {"valid"}
+
+
+def test_a_reduced_form_runs_on_processors_with_data_that_needs_no_download() -> None:
+    for name in REDUCED:
+        for config in runs(name):
+            assert config.device == "cpu"
+            assert config.data in ("digits", "topics", "imports")
+
+
+@pytest.mark.parametrize("name", [*TABLES, *REDUCED])
+def test_the_head_of_a_sweep_gives_its_groups_and_a_reduced_one_what_is_not_kept(name: str) -> None:
+    assert "Groups" in head(name)
+    assert re.search(r"\bW = \d+", head(name))
+    assert ("Not kept" in head(name)) == (name in REDUCED)
+
+
+def test_the_world_size_is_that_of_the_full_form_except_where_the_head_says_so() -> None:
+    for name in TABLES:
+        full, reduced = ({config.world_size for config in runs(each)} for each in (name, f"{name}-reduced"))
+        assert full == reduced or "Not kept: W," in head(f"{name}-reduced")
+
+
+def test_the_groups_and_bandwidths_in_the_heads_follow_from_their_inputs() -> None:
+    (table,) = (table for table in find("sage").tables if table.name == "step-cifar10")
+    for scale in table.scales:
+        shown = f"{scale.groups.communication:.3g}"
+        assert f"S0/(B t_b) = {shown}" in head("sage-tables") or shown in head("sage-tables-reduced")
+    digits = 2 * 269_434
+    for name, group, size, seconds, shown in (
+        ("sage-tables-reduced", 0.0911, digits, 0.020, "2.37 Gbit/s"),
+        ("sage-tables-reduced", 26.1, digits, 0.020, "8.26 Mbit/s"),
+        ("accordion-tables-reduced", 26.1, digits, 0.0152, "11 Mbit/s"),
+        ("ptb-lm-reduced", 68, 2 * 608_235, 0.0192, "7.5 Mbit/s"),
+        ("utility-reduced", 3.18, digits, 0.010, "136"),
+        ("utility-reduced", 0.159, digits, 0.010, "2711 Mbit/s"),
+    ):
+        bandwidth = bits_per_second(communication=group, dense_bytes=size, backward_seconds=seconds)
+        number, _, unit = shown.partition(" ")
+        assert bandwidth / (1e9 if unit.startswith("G") else 1e6) == pytest.approx(float(number), rel=0.02)
+        assert shown in head(name)
+    for scale in (scale for table in find("utility").tables for scale in table.scales):
+        assert f"{scale.groups.communication:.3g}" in head("utility")
+    lstm = groups(world_size=4, dense_bytes=43_722_400, bits_per_second=1e8, backward_seconds=0.0514)
+    assert f"S0/(B t_b) is {lstm.communication:.0f} at 100 Mbit/s" in head("ptb-lm")
