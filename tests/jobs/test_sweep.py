@@ -15,6 +15,8 @@ from sage.jobs.sweep import Sweep, labels, note, noted, read
 
 CHECKOUT = Path(__file__).parents[2]
 SWEEPS = sorted((CHECKOUT / "jobs" / "sweeps").glob("*.toml"))
+TUNED = [path for path in SWEEPS if "[pilot.grid]" in path.read_text()]
+"""Those whose comparison can be submitted once `sage target` has chosen the points of the methods."""
 
 
 @pytest.fixture
@@ -219,7 +221,7 @@ def test_cached_labels_are_read_without_torch_until_the_sweep_changes(sweep: Any
     assert noted(found.path, runs) == (labels(changed), runs)
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in SWEEPS if path not in TUNED], ids=lambda path: path.stem)
 def test_run_folders_have_the_same_names_if_options_are_read_from_source(path: Path) -> None:
     code = "import json, sys; from pathlib import Path; from sage.jobs.sweep import noted\n"
     code += "print(json.dumps(noted(Path(sys.argv[1]), Path('nowhere'))[0]))\n"
@@ -230,9 +232,17 @@ def test_run_folders_have_the_same_names_if_options_are_read_from_source(path: P
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_the_bundled_sweeps_can_be_submitted(path: Path) -> None:
-    found = read(path)
+    found = read(path, untuned=path in TUNED)
+    pilots = [] if found.pilot is None else read(path, pilot=True).configs
     assert path.read_text().startswith("# ")
     assert {cell.reducer for cell in found.configs} >= {"exact", "sage"}
-    for cell in found.configs:
+    for cell in (*found.configs, *pilots):
         assert resources(cell).nodes > 0
+    assert (len(pilots) > 0) == (found.pilot is not None)
     assert len(found.configs) == 12 or path.stem != "digits"
+
+
+@pytest.mark.parametrize("path", TUNED, ids=lambda path: path.stem)
+def test_a_bundled_sweep_that_is_tuned_asks_for_its_pilot_runs_first(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no tuning point is chosen .* run `sage submit .* --pilot`"):
+        read(path)
