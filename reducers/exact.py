@@ -8,6 +8,8 @@ from sage.reduction import Reduced, Reducer, Wire
 class Exact(Reducer):
     """Mean over ranks by one all-reduce. Payload bytes per rank: 4 per element."""
 
+    decides_by = "element"
+    is_all_reduce = True
     spares_small = False
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:

@@ -208,7 +208,7 @@ def record(config: Config, *, steps: int, elements: int, folder: Path | None = N
                 "lower --steps, or start a run with more --epochs"
             )
         training.display.total = first + steps
-        numel = training.mount.grad_C.numel()
+        numel = training.mount.flats[0].grad_C.numel()
         at_N = sample(numel, elements)
         if wire.rank == 0:
             kept["codes_SWN"] = torch.zeros(steps, world_size, at_N.numel(), dtype=torch.float16)
@@ -225,7 +225,7 @@ def record(config: Config, *, steps: int, elements: int, folder: Path | None = N
             kept["exponents_SW"][training.step - first, wire.rank] = exponent
 
         wire.texts("")  # a barrier: no rank stores anything before rank 0 has allocated the tensors
-        training.mount.feedback.register_forward_pre_hook(keep)
+        training.mount.flats[0].feedback.register_forward_pre_hook(keep)
         with training.display:
             while training.step < first + steps:
                 for batches in training.rest_of_epoch():

@@ -10,13 +10,15 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.futures import Future
 
 from sage import ops
 from sage.comm import torch_names
 from sage.comm.address import check_interfaces, choose_interface
 from sage.comm.agreement import Facts, RanksDiffer
 from sage.comm.failure_monitor import FailureMonitor
-from sage.comm.packing import add, divide
+from sage.comm.ledger import ring_all_reduce
+from sage.comm.packing import add, describe, divide, num_bytes
 from sage.comm.rendezvous import Place
 from sage.comm.store import join_store
 from sage.comm.transport import Pending, WireError
@@ -59,6 +61,25 @@ class GroupWire(Wire):
         self._backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         self._inside = "outside any collective"
         check_interfaces(nccl=device.type == "cuda")
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The group of the gradients' collectives, for DistributedDataParallel; None: the default group."""
+        return self._group
+
+    def start_sum(self, x_N: Tensor, kind: str = "values") -> "StartedSum":
+        """Start the sum over ranks of a gradient, in place, without waiting for it.
+
+        The ledger counts its bytes as those of `sum`; its time is not in `Ledger.seconds`.
+        """
+        size = num_bytes(x_N)
+        call = describe("sum", **{kind: x_N})
+        if self.guard:
+            self._compare(call)
+        self.ledger.book("sum", {kind: size}, ring_all_reduce(size, self.world_size))
+        work = self._attempt(call, lambda: dist.all_reduce(x_N, group=self._group, async_op=True))
+        assert work is not None
+        return StartedSum(work.get_future(), lambda: self._attempt(call, work.wait))
 
     def close(self) -> None:
         if self.guard:
@@ -228,6 +249,26 @@ class ProcessWire(GroupWire):
 
     def _leave(self) -> None:
         dist.destroy_process_group()
+
+
+class StartedSum:
+    """A sum of a gradient under way.
+
+    Args:
+        future: Is done when the sum is, or has failed.
+        finish: Waits for the sum.
+    """
+
+    def __init__(self, future: "Future[list[Tensor]]", finish: Callable[[], object]) -> None:
+        self.future, self._finish = future, finish
+
+    def wait(self) -> None:
+        """Wait for the sum.
+
+        Raises:
+            WireError: if it failed.
+        """
+        self._finish()
 
 
 class _Sum:

@@ -147,6 +147,10 @@ class Config:
     """Unit of reduction: model, layer, or bucket:<MB>; if omitted, the reducer's default."""
     min_compress: Annotated[int, Range(0)] = 1024
     """Tensors with fewer elements are sent dense."""
+    mount: Annotated[Literal["whole", "ddp"], LATER] = "whole"
+    """When gradients are reduced: whole: after backward; ddp: by DistributedDataParallel, during backward."""
+    bucket_mb: Annotated[float, Range(1e-6, 1e6), LATER] = 25.0
+    """With --mount ddp: bucket size in MiB; at DDP's default of 25, the first bucket has 1 MiB."""
 
     continue_from: Path | None = None
     """Start from the newest checkpoint of this other run's folder; its number of ranks may differ."""
@@ -195,6 +199,11 @@ class Config:
                 f"memory is 'momentum', and momentum is {self.momentum:g} {self.momentum_at} the reduction, "
                 "so momentum would be applied twice: set --momentum 0, or another memory"
             )
+        if self.mount != "whole" and self.workers_in_process:
+            raise ValueError(
+                f"mount is {self.mount!r} with workers_in_process, but its ranks must be processes: omit "
+                "--workers-in-process, or use --mount whole"
+            )
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones are {self.milestones}; allowed are epochs in increasing order")
         if self.grouping is not None and not _GROUPING.fullmatch(self.grouping):
@@ -205,6 +214,8 @@ class Config:
     def hash(self) -> str:
         """First eight hexadecimal digits of the SHA-256 of all settings that determine the result."""
         aside = _marked(type(self), NOT_HASHED)
+        if self.mount != "ddp":
+            aside |= {"bucket_mb"}
         kept = {name: value for name, value in self.to_dict().items() if name not in aside}
         # The content of a file is hashed, not its path: an edited file is another run, a moved one is not.
         kept |= {name: registry.identity(kept[name]) for name in PARTS}

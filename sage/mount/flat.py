@@ -67,9 +67,13 @@ class Flat(nn.Module):
 
     def _allocate(self, dtype: torch.dtype, device: torch.device) -> None:
         self.feedback.to(device)
-        self.grad_N = torch.zeros(self.layout.numel, dtype=dtype, device=device)
-        self.grad_C = self.grad_N[: self.compressed.numel]
-        self.dense = self.grad_N[self.compressed.numel :]
+        self.use(torch.zeros(self.layout.numel, dtype=dtype, device=device))
+
+    def use(self, grad_N: Tensor) -> None:
+        """Take this vector as the flat gradient, without copying it."""
+        self.grad_N = grad_N
+        self.grad_C = grad_N[: self.compressed.numel]
+        self.dense = grad_N[self.compressed.numel :]
 
     def fit(self, gradient: Tensor) -> None:
         """Adopt the gradient's dtype and device, which mixed precision may have changed."""

@@ -164,7 +164,7 @@ class RunFolder:
         self._written = 0
         self._best: float | None = None
         try:
-            if "mount" not in storage.read_json(folder / "config.json", storage.CONFIG):
+            if storage.read_json(folder / "config.json", storage.CONFIG).get("task") != "own":
                 raise ValueError(f"{folder} is the folder of a `sage run`: choose another folder")
         except FileNotFoundError:
             if (folder / "metrics.jsonl").exists():

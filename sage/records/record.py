@@ -34,6 +34,7 @@ SCALARS = {
     "seconds": "seconds/step",
     "encode_seconds": "seconds/encode",
     "decode_seconds": "seconds/decode",
+    "exposed_seconds": "seconds/exposed",
 }
 """TensorBoard tags of the fields of a step; the fields of `bytes` and `phases` keep their names."""
 

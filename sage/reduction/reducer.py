@@ -51,6 +51,13 @@ class Reducer(nn.Module):
 
     later: ClassVar[frozenset[str]] = frozenset()
     """Options added since runs were first recorded; at their defaults they are left out of a run's hash."""
+    decides_by: ClassVar[Literal["element", "group", "vector"]] = "vector"
+    """What a decision (selection, scale, rank) about an element depends on: this `element` alone, the `group`
+    of the layout that contains it, or the whole `vector`. If a mount divides the gradient into buckets, no
+    decision can cross a bucket."""
+    is_all_reduce: ClassVar[bool] = False
+    """Whether `forward` without a residual is `wire.mean` of the gradient and nothing else, so that a mount
+    may start that all-reduce itself."""
     spares_small: ClassVar[bool] = True
     """Whether tensors with fewer than `min_compress` elements are sent dense, outside the reducer."""
     rounds: ClassVar[bool] = False

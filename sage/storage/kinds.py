@@ -88,7 +88,7 @@ METRICS = Kind(
             "epoch": int,
             **dict.fromkeys(("loss?", "lr?", "density_asked?", "density_had?", "density_union?"), NUMBER),
             **dict.fromkeys(("threshold?", "residual_norm?", "gradient_norm?", "seconds?"), NUMBER),
-            **dict.fromkeys(("encode_seconds?", "decode_seconds?"), NUMBER),
+            **dict.fromkeys(("encode_seconds?", "decode_seconds?", "exposed_seconds?"), NUMBER),
             **dict.fromkeys(("wire_sent?", "wire_received?"), NUMBER),
             **dict.fromkeys(("bytes?", "phases?"), dict[str, NUMBER] | None),
         },

@@ -1,7 +1,9 @@
-"""Forward and backward passes of one step on one rank; the gradient goes into the mount's flat vector."""
+"""Forward and backward passes of one step on one rank."""
 # N = elements of the flat gradient
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +18,45 @@ from sage.train.optim import LossScale
 from sage.train.squared_gradients import Squares
 
 
+class Pass:
+    """The forward and the backward pass of one micro-batch.
+
+    Args:
+        config: `amp` is read from it.
+        loss_of: Computes the loss of a micro-batch.
+        device: The device of the model.
+        loss_scale: The loss is multiplied by it before backward.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        loss_of: Callable[[Batch], Tensor],
+        device: torch.device,
+        loss_scale: LossScale,
+    ) -> None:
+        self._amp, self._loss_of, self._device, self._loss_scale = config.amp, loss_of, device, loss_scale
+
+    def __call__(self, batch: Batch, divisor: float) -> Tensor:
+        """Add the gradient of loss_scale * loss / divisor to each `.grad`; return loss / divisor.
+
+        The batch must be on the model's device.
+        """
+        with phase("forward"), self._autocast():
+            loss = self._loss_of(batch) / divisor
+        with phase("backward"):
+            (loss * float(self._loss_scale.scale)).backward()
+        return loss.detach()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._amp == "none":
+            return nullcontext()
+        dtype = torch.bfloat16 if self._amp == "bf16" else torch.float16
+        return torch.autocast(self._device.type, dtype=dtype)
+
+
 class Backward:
-    """Runs the forward and backward passes of a step's micro-batches.
+    """Runs the passes of a step's micro-batches; the gradient goes into the mount's flat vector.
 
     Args:
         config: `amp` and `accumulate` are read from it.
@@ -36,9 +75,9 @@ class Backward:
         loss_scale: LossScale,
         squares: Squares | None,
     ) -> None:
-        self.config, self.model, self.task, self.mount = config, model, task, mount
-        self.loss_scale, self.squares = loss_scale, squares
+        self.config, self.mount, self.loss_scale, self.squares = config, mount, loss_scale, squares
         self.device = next(model.parameters()).device
+        self._pass = Pass(config, partial(task.loss, model), self.device, loss_scale)
 
     def __call__(self, batches: list[Batch]) -> Tensor:
         """Set the mount's `grad_N` to the gradient of the micro-batches' mean loss, and return that loss."""
@@ -57,17 +96,3 @@ class Backward:
             if self.squares is not None:
                 self.squares.rescale(1 / self.loss_scale.scale)
         return loss
-
-    def _pass(self, batch: Batch, divisor: float) -> Tensor:
-        """Add the gradient of loss_scale * loss / divisor of a batch to `grad_N`; return loss / divisor."""
-        with phase("forward"), self._autocast():
-            loss = self.task.loss(self.model, batch) / divisor
-        with phase("backward"):
-            (loss * float(self.loss_scale.scale)).backward()
-        return loss.detach()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.config.amp == "none":
-            return nullcontext()
-        dtype = torch.bfloat16 if self.config.amp == "bf16" else torch.float16
-        return torch.autocast(self.device.type, dtype=dtype)

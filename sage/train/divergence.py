@@ -32,9 +32,10 @@ def _whose(training: TrainingState, batches: list[Batch]) -> str:
 
     The reduction has overwritten the local gradients, so they are computed again.
     """
-    training.backward(batches)
-    bad = ~training.mount.grad_N.isfinite().all()
-    (bad_W,) = training.wire.gather(control=bad.to(torch.uint8))
+    bad = torch.tensor(
+        [not training.mount.is_finite_here(batches)], dtype=torch.uint8, device=training.device
+    )
+    (bad_W,) = training.wire.gather(control=bad)
     ranks = bad_W.nonzero().flatten().tolist()
     if not ranks:
         return "the local gradients of all ranks are finite, so the sum or the reducer is the cause"

@@ -162,17 +162,34 @@ class BeforeReduction(nn.Module):
         return g_N
 
 
+def joint_norm(vectors: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norm of the vectors' elements taken together.
+
+    >>> float(joint_norm([torch.tensor([3.0]), torch.tensor([4.0])]))
+    5.0
+    """
+    norms = [torch.linalg.vector_norm(x) for x in vectors]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
 @torch.no_grad()
-def clip_(g_N: Tensor, max_norm: float, *, world_size: int = 1) -> Tensor:
+def clip_(gradient: Sequence[Tensor], max_norm: float, *, world_size: int = 1) -> Tensor:
     """Clip the norm of the gradient to max_norm / sqrt(W) in place, and return the norm before clipping.
 
     Deep Gradient Compression (Lin et al. 2018, https://arxiv.org/abs/1712.01887, section 3.2) clips on each
     of W workers before error feedback: the sum of W independent gradients has sqrt(W) times the norm of one.
     Leave `world_size` at 1 to clip without this scaling, or to clip the mean after the reduction.
+
+    Args:
+        gradient: The flat vectors that make up the gradient.
+        max_norm: The largest norm for one rank.
+        world_size: W.
     """
-    norm: Tensor = torch.linalg.vector_norm(g_N)
+    norm = joint_norm(gradient)
     # The norm stays on the device: a comparison on the host would synchronise.
-    g_N.mul_((max_norm * world_size**-0.5 / (norm + 1e-6)).clamp(max=1.0))
+    factor = (max_norm * world_size**-0.5 / (norm + 1e-6)).clamp(max=1.0)
+    for part_N in gradient:
+        part_N.mul_(factor)
     return norm
 
 

@@ -18,7 +18,7 @@ def result(training: TrainingState) -> dict[str, Any]:
         "reducer_options": config.reducer_options,
         "world_size": training.wire.world_size,
         "seed": config.seed,
-        "parameters": training.mount.layout.numel,
+        "parameters": training.mount.num_elements,
         "steps": training.step,
         "epochs": training.step / training.steps_per_epoch,
         "seconds": training.seconds,

@@ -43,8 +43,7 @@ def shared_state(training: TrainingState) -> State:
 def own_state(training: TrainingState) -> State:
     """Return the state of this rank."""
     return {
-        "feedback": training.mount.feedback.state_dict(),
-        "before": training.before.state_dict(),
+        **training.mount.state_dict(),
         "task": training.task.state_dict(),
         "buffers": dict(training.model.named_buffers()),
         "random": checkpoint.rng_state(),
@@ -141,7 +140,7 @@ def _read_config(folder: Path, config: Config) -> Config:
         before = recorded(storage.read_json(folder / "config.json", storage.CONFIG))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"continue_from is {folder}, which is not a run folder: {error}") from error
-    for part in ("model", "model_options", "reducer", "memory", "min_compress", "optimizer"):
+    for part in ("model", "model_options", "reducer", "memory", "min_compress", "mount", "optimizer"):
         was, now = getattr(before, part), getattr(config, part)
         if was != now:
             raise ValueError(
@@ -152,10 +151,15 @@ def _read_config(folder: Path, config: Config) -> Config:
 
 
 def _shared_out(nearest: State, taken_over: list[State]) -> State:
-    """Return a rank's error-feedback state: that of `nearest`, but with `SUMMED` summed over `taken_over`."""
+    """Return a rank's error-feedback state: that of `nearest`, but with `SUMMED` summed over `taken_over`.
+
+    The state may be divided by parameter.
+    """
     feedback = dict(nearest)
-    for name in SUMMED:
-        if isinstance(was := nearest.get(name), Tensor):
+    for name, was in nearest.items():
+        if isinstance(was, dict):
+            feedback[name] = _shared_out(was, [theirs[name] for theirs in taken_over])
+        elif name in SUMMED and isinstance(was, Tensor):
             feedback[name] = sum((theirs[name] for theirs in taken_over), torch.zeros_like(was))
     return feedback
 
@@ -187,8 +191,7 @@ def _restore_own(training: TrainingState, mine: State) -> None:
     _check(storage.OWN.fault(mine))
     buffers = dict(training.model.named_buffers())
     _check_shapes("the buffers", mine["buffers"], buffers)
-    training.mount.feedback.load_state_dict(mine["feedback"])
-    training.before.load_state_dict(mine["before"])
+    training.mount.load_state_dict({name: mine[name] for name in ("feedback", "before")})
     for name, buffer in buffers.items():
         buffer.copy_(mine["buffers"][name])
 

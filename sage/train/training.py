@@ -9,17 +9,16 @@ from sage.comm.transport import Pending
 from sage.comm.wire import Wire
 from sage.config import Config
 from sage.data.dataset import Dataset
-from sage.mount import WholeModel
 from sage.records.progress import Display
 from sage.records.record import Recorder
 from sage.reduction.reducer import Reducer
 from sage.tasks import Task
 from sage.timing import Phases
-from sage.train.backward import Backward
 from sage.train.metrics import RunningMetrics
+from sage.train.mounted import Parts
+from sage.train.mounts import attach
 from sage.train.optim import LossScale, RunningAverage
-from sage.train.schedules import before_reduction, count_steps, memory_options, optimizer
-from sage.train.squared_gradients import Squares
+from sage.train.schedules import count_steps, optimizer
 from sage.train.stop import Stop
 
 
@@ -59,22 +58,19 @@ class TrainingState:
         self.device = next(model.parameters()).device
         self.steps_per_epoch, self.total_steps = count_steps(config, data)
         display.total = self.total_steps
-        self.mount = WholeModel(
-            model,
-            reducer,
-            memory=config.memory,
-            memory_options=memory_options(config),
-            grouping=config.grouping,
-            min_compress=config.min_compress,
+        self.loss_scale = LossScale(enabled=config.amp == "fp16")
+        self.mount = attach(
+            Parts(
+                config=config,
+                wire=wire,
+                model=model,
+                task=task,
+                reducer=reducer,
+                loss_scale=self.loss_scale,
+            )
         )
-        self.before = before_reduction(config, self.mount.parameters_in_order)
         self.optimizer = optimizer(config, model)
         self.average = RunningAverage()
-        self.loss_scale = LossScale(enabled=config.amp == "fp16")
-        self.squares = (
-            Squares(model, task, self.mount, amp=config.amp != "none") if reducer.needs_squares else None
-        )
-        self.backward = Backward(config, model, task, self.mount, self.loss_scale, self.squares)
         self.phases = Phases(self.device)
         self.step = 0
         self.seconds = 0.0

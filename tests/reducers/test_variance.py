@@ -26,6 +26,7 @@ from sage.tasks.language_model import LanguageModel
 from sage.testing.harness import Case, same_bits, steps
 from sage.train.evaluate import evaluate
 from sage.train.loop import Training
+from sage.train.mounted_whole import MountedWhole
 from sage.train.squared_gradients import Squares
 from sage.train.stop import Stop
 
@@ -343,7 +344,8 @@ def test_training_with_squares_learns_and_a_hybrid_gets_them_too(tmp_path: Path,
     def work(wire: Wire) -> tuple[float, float]:
         reducer = registry.load("reducers", name)()
         run = training(tmp_path, wire, reducer, memory="residual", lr=0.05, epochs=30.0)
-        assert run.squares is not None
+        assert isinstance(run.mount, MountedWhole)
+        assert run.mount.squares is not None
         before = evaluate(run).metrics["loss"]
         for _ in range(30):
             for batches in run.rest_of_epoch():

@@ -140,15 +140,15 @@ def test_momentum_before_the_reduction_is_in_place_and_resumes_from_its_state() 
 def test_clipping_keeps_the_direction_and_bounds_the_norm() -> None:
     given_N = torch.tensor([3.0, 4.0])
     g_N = given_N.clone()
-    assert clip_(g_N, 1.0) == 5
+    assert clip_([g_N], 1.0) == 5
     torch.testing.assert_close(g_N, given_N / 5)
     g_N = given_N.clone()
-    clip_(g_N, 1.0, world_size=4)
+    clip_([g_N], 1.0, world_size=4)
     torch.testing.assert_close(g_N, given_N / 10)
     g_N = given_N.clone()
-    assert clip_(g_N, 6.0) == 5
+    assert clip_([g_N], 6.0) == 5
     assert torch.equal(g_N, given_N)
-    assert clip_(torch.zeros(3), 0.4) == 0
+    assert clip_([torch.zeros(3)], 0.4) == 0
 
 
 def test_the_running_average_is_the_mean_of_the_given_models() -> None:

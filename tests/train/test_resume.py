@@ -116,7 +116,7 @@ def test_everything_with_a_state_resumes_from_its_checkpoint_bitwise_identically
 
 def unsent(training: Training) -> dict[str, Tensor]:
     """What this rank has not sent yet."""
-    feedback = training.mount.feedback
+    feedback = training.mount.flats[0].feedback
     kept = {"residual": feedback.residual_N, "velocity": feedback.velocity_N}
     return {name: x.clone() for name, x in kept.items() if x is not None}
 

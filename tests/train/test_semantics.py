@@ -130,7 +130,7 @@ def test_skipping_costs_one_small_message_per_step(tmp_path: Path) -> None:
 
 def test_error_feedback_gets_the_learning_rate_of_each_step(tmp_path: Path) -> None:
     def last_lr_of(training: Training) -> float:
-        return float(training.mount.feedback.last_lr)
+        return float(training.mount.flats[0].feedback.last_lr)
 
     for rank in step_by_step(
         tmp_path, last_lr_of, lr=0.1, lr_scale=4.0, warmup_epochs=1.0, memory_lr_ratio=True
@@ -196,7 +196,7 @@ def test_a_rank_clips_its_own_gradient_before_the_reduction(
         def record_norm(_: Any, handed: tuple[Tensor, Wire]) -> None:
             norms.append(float(handed[0].norm()))
 
-        training.mount.feedback.register_forward_pre_hook(record_norm)
+        training.mount.flats[0].feedback.register_forward_pre_hook(record_norm)
 
     step_by_step(
         tmp_path, add_hook, world_size=4, batch_size=2, clip_local=0.01, clip_local_by_world=by_world
@@ -207,7 +207,7 @@ def test_a_rank_clips_its_own_gradient_before_the_reduction(
 
 def test_the_mean_is_clipped_after_the_reduction(tmp_path: Path) -> None:
     def norm(training: Training) -> float:
-        return float(training.mount.grad_N.norm())
+        return float(training.mount.flats[0].grad_N.norm())
 
     seen = step_by_step(tmp_path, norm, reducer="exact", reducer_options={}, clip_global=0.01)
     assert all(after == pytest.approx(0.01, rel=1e-2) for after in seen[0][1:])

@@ -292,7 +292,7 @@ def test_what_is_recorded_does_not_depend_on_when_checkpoints_are_made(train: Tr
     rare, often = train(**common), train(**common, checkpoint_every=1)
     for name in ("loss", "residual_norm", "gradient_norm", "density_had", "bytes", "wire_sent"):
         assert rare.each(name) == often.each(name)
-    residual_N = often.ranks[0].mount.feedback.residual_N
+    residual_N = often.ranks[0].mount.flats[0].feedback.residual_N
     assert residual_N is not None
     assert often.each("residual_norm")[-1] == float(torch.linalg.vector_norm(residual_N))
     assert len(set(rare.each("residual_norm"))) == STEPS_PER_EPOCH

@@ -1,0 +1,250 @@
+"""`--mount ddp`: DistributedDataParallel reduces each bucket during backward, through its communication hook.
+
+A bucket is reduced as the whole gradient is under `--mount whole`, with a reducer and error feedback of its
+own. Reducers wait for the other ranks, so they run on a thread beside backward, one bucket after another. A
+reducer that is nothing but an all-reduce (`Reducer.is_all_reduce`) needs no thread: its all-reduce is started
+on DDP's buffer where the gradients arrive.
+
+Whether to skip a step is known only at the end of backward, when buckets have been reduced already. If steps
+may be skipped, each bucket's state is therefore copied before its reduction, and the ranks vote once, after
+the last bucket (4 bytes). After a vote to skip, all state is as before the step, to the bit.
+"""
+# N = elements of a bucket
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.futures import Future
+
+from sage.comm.process import GroupWire, StartedSum
+from sage.data.dataset import Batch, moved
+from sage.mount.fixed_buckets import FixedBuckets
+from sage.mount.parameters import check_dense, only_kind, trainable
+from sage.mount.reduction_seconds import fields_of_sum
+from sage.reduction.reducer import Reduced
+from sage.tasks import Task
+from sage.timing import Phases
+from sage.train.backward import Pass
+from sage.train.ddp_bucket import DdpBucket
+from sage.train.ddp_limits import check_buckets, check_reducer
+from sage.train.mounted import Mounted, Parts, StepGradient
+
+
+class MountedDdp(Mounted):
+    """A model in DistributedDataParallel, whose buckets are reduced during backward.
+
+    Args:
+        parts: The parts of the run.
+        wire: The communicator of `parts`, whose ranks are processes.
+
+    Raises:
+        ValueError: The reducer or an option needs the whole gradient, and there are several buckets.
+    """
+
+    wire: GroupWire
+
+    def __init__(self, parts: Parts, wire: GroupWire) -> None:
+        super().__init__(parts)
+        config, self.wire = parts.config, wire
+        check_reducer(config, parts.reducer)
+        check_dense(parts.model)
+        named = trainable(parts.model)
+        only_kind(named)
+        self._names = {p: name for name, p in named.items()}
+        in_order = sorted(self._names, key=lambda p: not p.is_complex())  # as under `--mount whole`
+        self._ddp = FixedBuckets(
+            _Loss(parts.model, parts.task),
+            in_order,
+            bucket_mb=config.bucket_mb,
+            group=wire.group,
+            reduce=self._receive,
+        )
+        check_buckets(config, parts.reducer, len(self._ddp.parameters), sum(p.nbytes for p in in_order))
+        self._buckets = [
+            DdpBucket(config, {self._names[p]: p for p in parameters}, parts.reducer)
+            for parameters in self._ddp.parameters
+        ]
+        self.flats = [bucket.flat for bucket in self._buckets]
+        self._pass = Pass(config, self._ddp, self.device, parts.loss_scale)
+        self._runs_direct = parts.reducer.is_all_reduce and self.flats[0].feedback.memory == "none"
+        # Reducers wait for the other ranks, so they run beside backward, on a thread of their own.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="sage-ddp")
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._phases = Phases(self.device)
+        self._lr, self._sampled = 0.0, False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._failure: BaseException | None = None
+        self._num_received = 0
+        self._received_at = 0.0
+        """When the last bucket arrived, at the end of backward's computation."""
+        self._ready_at: list[float] = []
+        """When the mean of each bucket was ready."""
+        self._started: list[StartedSum] = []
+        self._samples: list[Tensor] = []
+        self._reduced = []
+
+    def compute(self, batches: list[Batch], lr: float, *, sampled: bool) -> StepGradient:
+        self._begin()
+        self._lr, self._sampled = lr, sampled
+        for p in self._names:
+            p.grad = None
+        *first, last = batches
+        loss = torch.zeros((), device=self.device)
+        with self._ddp.no_sync() if first else nullcontext():
+            for batch in first:
+                loss += self._pass(moved(batch, self.device), self.config.accumulate)
+        loss += self._pass(moved(last, self.device), self.config.accumulate)
+        self._end_backward()
+        if self.may_skip and self._vote():
+            for bucket in self._buckets:
+                bucket.put_back()
+            return StepGradient(loss=loss, skipped=True)
+        self._reduced = [self._result_of(bucket) for bucket in self._buckets]
+        for bucket in self._buckets:
+            bucket.hand_over()
+        return StepGradient(loss=loss, skipped=False, sample=torch.cat(self._samples) if sampled else None)
+
+    def _end_backward(self) -> None:
+        """DDP has waited for every bucket; raise what went wrong on other threads."""
+        if self._failure is not None:
+            raise self._failure
+        for started in self._started:
+            started.wait()
+        if self._num_received < len(self._buckets):
+            name = next(name for p, name in self._names.items() if p.grad is None)
+            raise ValueError(
+                f"the parameter {name!r} has no gradient in this step, and DistributedDataParallel waits for "
+                "the gradients of all parameters: use --mount whole, or freeze the parameter"
+            )
+
+    def _vote(self) -> bool:
+        """Whether the gradient of any rank is not finite, in any bucket."""
+        bad = torch.tensor(any(not bucket.is_finite for bucket in self._buckets), device=self.device)
+        return self._anywhere(bad)
+
+    def _result_of(self, bucket: DdpBucket) -> Reduced:
+        return bucket.reduced if bucket.reduced is not None else Reduced(bucket.flat.grad_N)
+
+    # On the thread that runs backward:
+
+    def _receive(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        """DDP's hook: start the reduction of a bucket."""
+        one, buffer = self._buckets[bucket.index()], bucket.buffer()
+        self._num_received += 1
+        self._received_at = time.perf_counter()
+        future: Future[Tensor] = Future(devices=[buffer.device] if self._stream else None)
+        try:
+            received = one.receive(bucket)
+            if self._runs_direct:
+                return self._start(one, received)
+        except BaseException as error:  # raised when backward has ended: DDP would replace it
+            self._failure = self._failure or error
+            future.set_result(buffer)
+            return future
+        ready = torch.cuda.current_stream(buffer.device).record_event() if self._stream else None
+        self._worker.submit(self._reduce, one, received, buffer, future, ready)
+        return future
+
+    @torch.no_grad()
+    def _start(self, one: DdpBucket, received: list[Tensor]) -> Future[Tensor]:
+        """Start the all-reduce of a bucket's gradient, without waiting for it."""
+        self._prepare(one, received)
+        grad_N = one.flat.grad_N
+        started = self.wire.start_sum(grad_N)
+        self._started.append(started)
+
+        def divide(done: Future[list[Tensor]]) -> Tensor:
+            with suppress(RuntimeError):  # of a sum that failed, which `_end_backward` raises again
+                done.value()
+                grad_N.div_(self.wire.world_size)
+            self._ready_at.append(time.perf_counter())
+            return grad_N
+
+        return started.future.then(divide)
+
+    # On the worker thread:
+
+    @torch.no_grad()
+    def _reduce(
+        self,
+        one: DdpBucket,
+        received: list[Tensor],
+        buffer: Tensor,
+        future: Future[Tensor],
+        ready: torch.Event | None,
+    ) -> None:
+        """Reduce a bucket; DDP then takes the buffer for its mean."""
+        with torch.cuda.stream(self._stream):
+            try:
+                if self._failure is None:
+                    if self._stream is not None and ready is not None:
+                        self._stream.wait_event(ready)
+                    with self._phases.running() if self.config.profile else nullcontext():
+                        self._prepare(one, received)
+                        one.reduce(self.wire, self._lr)
+            except BaseException as error:
+                self._failure = error
+            self._ready_at.append(time.perf_counter())
+            future.set_result(buffer)
+
+    def _prepare(self, one: DdpBucket, received: list[Tensor]) -> None:
+        one.load(received)
+        scale = float(self.loss_scale.scale) if self.loss_scale.enabled else None
+        one.prepare(scale, self.wire, checked=self.may_skip)
+        if self._sampled:
+            self._samples.append(self._sample(one.flat.grad_N))
+
+    # Further parts of the interface.
+
+    def is_finite_here(self, batches: list[Batch]) -> bool:
+        for p in self._names:
+            p.grad = None
+        with self._ddp.no_sync():
+            for batch in batches:
+                self._pass(moved(batch, self.device), self.config.accumulate)
+        return all(bool(p.grad.isfinite().all()) for p in self._names if p.grad is not None)
+
+    def seconds(self) -> dict[str, float]:
+        """Encoding and decoding, summed over buckets, and the time that communication delayed the step."""
+        if not self._reduced or self._stream is not None:
+            return {}
+        spent = [] if self._runs_direct else [flat.seconds for flat in self.flats]
+        return {**fields_of_sum(spent), "exposed_seconds": max(self._ready_at) - self._received_at}
+
+    def take_phases(self) -> dict[str, float]:
+        return self._phases.take()
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        feedback: dict[str, Any] = {}
+        before: dict[str, Any] = {}
+        for bucket in self._buckets:
+            feedback |= bucket.feedback_state()
+            before |= bucket.momentum_state()
+        return {"feedback": feedback, "before": before}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        for bucket in self._buckets:
+            bucket.load_feedback_state(state["feedback"])
+            bucket.load_momentum_state(state["before"])
+
+    def close(self) -> None:
+        self._worker.shutdown()
+
+
+class _Loss(nn.Module):
+    """The loss of a micro-batch as a module, which DistributedDataParallel can wrap."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.task.loss(self.model, batch)

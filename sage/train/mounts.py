@@ -1,0 +1,41 @@
+"""How a step is taken under each `--mount`.
+
+    | --mount | when a gradient is reduced                              | class                              |
+    |---------|---------------------------------------------------------|------------------------------------|
+    | whole   | after backward, the whole gradient at once              | sage.train.mounted_whole           |
+    | ddp     | during backward, each bucket of DistributedDataParallel | sage.train.mounted_ddp             |
+
+Both have the interface `sage.train.mounted.Mounted`. `sage.train.step` calls it: `compute` runs the passes of
+a step and leaves the mean gradient in each parameter's `.grad`; clipping of the mean and the optimiser's
+update follow, the same for every mount.
+"""
+
+from sage.comm.process import GroupWire
+from sage.train.mounted import Mounted as Mounted
+from sage.train.mounted import Parts
+from sage.train.mounted_whole import MountedWhole
+
+
+def attach(parts: Parts) -> Mounted:
+    """Attach the mount that the configuration names to the model.
+
+    Raises:
+        ValueError: The mount cannot do what the configuration asks for, or the ranks are not processes.
+    """
+    if parts.config.mount == "whole":
+        return MountedWhole(parts)
+    if not isinstance(parts.wire, GroupWire):
+        raise ValueError(
+            f"mount is {parts.config.mount!r}, but the ranks are threads of one process: use --mount whole"
+        )
+    from sage.train.mounted_ddp import MountedDdp  # here, because DDP's imports take a second
+
+    return MountedDdp(parts, parts.wire)
+
+
+def preload(mount: str) -> None:
+    """Import what a mount needs, once before the ranks are forked."""
+    if mount == "ddp":
+        import torch._dynamo  # noqa: F401 - DDP imports it
+
+        import sage.train.mounted_ddp  # noqa: F401
