@@ -50,6 +50,7 @@ class AdaComp(Sparsifier):
             rule.
     """
 
+    decides_by = "group"
     rounds = True
     grouping = "layer"
     later = frozenset({"rule", "sends"})

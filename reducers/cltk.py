@@ -26,6 +26,7 @@ class Cltk(Sparsifier):
         ValueError: if `density` or `values` is out of range.
     """
 
+    decides_by = "group"
     grouping = "layer"
     step: Tensor
 

@@ -55,6 +55,7 @@ class DGC(ByThreshold):
         ValueError: if an option is out of range.
     """
 
+    decides_by = "group"
     grouping = "layer"
     step: Tensor
     _place: tuple[int, int]

@@ -21,6 +21,7 @@ class Fp16(Reducer):
     2·(W−1)/W times that on each link.
     """
 
+    decides_by = "element"
     dtype: ClassVar[torch.dtype] = torch.float16
     precision = 2.0**-9
     spares_small = False

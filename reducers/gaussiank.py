@@ -49,6 +49,8 @@ class GaussianK(ByThreshold):
         ValueError: if an option is out of range.
     """
 
+    decides_by = "group"
+
     def __init__(
         self,
         *,

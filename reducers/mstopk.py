@@ -41,6 +41,7 @@ class MSTopK(Sparsifier):
         ValueError: if an option is out of range.
     """
 
+    decides_by = "group"
     step: Tensor
 
     def __init__(

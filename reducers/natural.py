@@ -33,6 +33,8 @@ class Natural(RandomQuantiser, FusedQuantiser):
         ValueError: if `bits` is neither 8 nor 9.
     """
 
+    decides_by = "element"
+
     def __init__(self, *, bits: int = 9, **rounding: Unpack[RoundingOptions]) -> None:
         super().__init__(**rounding)
         if bits not in (8, 9):

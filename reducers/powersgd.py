@@ -59,6 +59,7 @@ class PowerSgd(Reducer):
         ValueError: if an option is out of range.
     """
 
+    decides_by = "group"
     memory = "residual"
     grouping = "layer"
     later = frozenset({"iterations"})

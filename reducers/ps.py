@@ -19,6 +19,7 @@ class Ps(Reducer):
     `docs/explanation/ledger.md`.
     """
 
+    decides_by = "element"
     spares_small = False
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:

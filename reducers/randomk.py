@@ -37,6 +37,7 @@ class RandomK(Sparsifier):
         ValueError: if an option is out of range.
     """
 
+    decides_by = "element"
     even = False
     step: Tensor
 

@@ -40,6 +40,7 @@ class RedSync(ByThreshold):
         ValueError: if an option is out of range.
     """
 
+    decides_by = "group"
     grouping = "layer"
 
     def __init__(

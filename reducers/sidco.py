@@ -77,6 +77,8 @@ class SIDCo(ByThreshold):
         ValueError: if an option is out of range.
     """
 
+    decides_by = "group"
+
     stages_G: Tensor
     direction_G: Tensor
     first_G: Tensor

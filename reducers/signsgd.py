@@ -21,6 +21,7 @@ class SignSgd(Reducer):
     finite, else 0 (`scales`): signs alone do not show it.
     """
 
+    decides_by = "element"
     conserves = False
     rounds = True
 

@@ -49,6 +49,7 @@ class Svd(Reducer):
         ValueError: if an option is out of range.
     """
 
+    decides_by = "group"
     memory: ClassVar[Memory] = "residual"
     grouping = "layer"
     rounds = True

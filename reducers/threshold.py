@@ -59,6 +59,8 @@ class Threshold(Sparsifier):
             raise ValueError(f"threshold={threshold!r}: expected a finite number above 0")
         check_start(start)
         self._threshold = threshold
+        if threshold is not None:
+            self.decides_by = "element"
         self.density = check_fraction("density", density)
         self._asks = threshold is None and start == "gradient" and density < 1
         if self._asks:

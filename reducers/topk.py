@@ -22,6 +22,7 @@ class TopK(Sparsifier):
         ValueError: if an option is out of range.
     """
 
+    decides_by = "group"
     grouping = "layer"
     density_G: Tensor
 

@@ -49,6 +49,7 @@ class Variance(Sparsifier):
         ValueError: if an option is out of range; in `bind`, if the vector is too long for `4bit` indices.
     """
 
+    decides_by = "group"
     needs_squares = True
     rounds = True
     even = False

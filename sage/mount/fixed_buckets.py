@@ -26,8 +26,8 @@ class FixedBuckets:
     """A module wrapped in DistributedDataParallel, and the parameters of each of its buckets.
 
     The buckets are filled from the last parameter to the first, as gradients usually arrive. If all
-    parameters fit into one bucket, they are in the order of `parameters`. Parameters and buffers must be equal
-    on all ranks; buffers are not synchronised.
+    parameters fit into one bucket, they are in the order of `parameters`. Parameters and buffers must be
+    equal on all ranks; buffers are not synchronised.
 
     Args:
         module: Its `forward` takes at least one argument.

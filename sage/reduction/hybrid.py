@@ -53,6 +53,8 @@ class Hybrid(Reducer):
         self.sparsifier = _built(self.sparsifier_type, given)
         self.quantiser = _built(self.quantiser_type, given)
         self.precision = self.quantiser.precision
+        crosses = "vector" in (self.sparsifier.decides_by, self.quantiser.decides_by)
+        self.decides_by = "vector" if crosses else "group"
         self.sub_batches = self.sparsifier.sub_batches
 
     @classmethod

@@ -30,6 +30,7 @@ class Quantiser(Reducer):
     """
 
     memory: ClassVar[Memory] = "residual"
+    decides_by = "group"
     grouping = "layer"
     rounds = True
     even: bool = True

@@ -51,7 +51,7 @@ class Reducer(nn.Module):
 
     later: ClassVar[frozenset[str]] = frozenset()
     """Options added since runs were first recorded; at their defaults they are left out of a run's hash."""
-    decides_by: ClassVar[Literal["element", "group", "vector"]] = "vector"
+    decides_by: Literal["element", "group", "vector"] = "vector"
     """What a decision (selection, scale, rank) about an element depends on: this `element` alone, the `group`
     of the layout that contains it, or the whole `vector`. If a mount divides the gradient into buckets, no
     decision can cross a bucket."""

@@ -32,9 +32,8 @@ def _whose(training: TrainingState, batches: list[Batch]) -> str:
 
     The reduction has overwritten the local gradients, so they are computed again.
     """
-    bad = torch.tensor(
-        [not training.mount.is_finite_here(batches)], dtype=torch.uint8, device=training.device
-    )
+    is_bad = not training.mount.is_finite_here(batches)
+    bad = torch.tensor(is_bad, dtype=torch.uint8, device=training.device)
     (bad_W,) = training.wire.gather(control=bad)
     ranks = bad_W.nonzero().flatten().tolist()
     if not ranks:

@@ -1,0 +1,114 @@
+"""Trainings under each mount on gloo processes, and their state in one dictionary."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # DDP imports it; this import runs once, before ranks are forked
+from gloo import processes as processes
+from small import Points, small_network
+from torch import Tensor, nn
+
+from sage import registry
+from sage.comm.wire import Wire
+from sage.config import Config
+from sage.records.progress import Display
+from sage.records.record import NullRecorder, Recorder
+from sage.tasks.classify import Classify
+from sage.testing.harness import same_bits
+from sage.train.loop import Training
+from sage.train.stop import Stop
+
+GIVEN: dict[str, Any] = {
+    "workload": "points",
+    "task": "classify",
+    "model": "feedforward",
+    "data": "digits",
+    "min_compress": 0,
+    "batch_size": 2,
+    "reducer": "topk",
+    "reducer_options": {"density": 0.1},
+    "epochs": 4.0,
+}
+
+SEVERAL: dict[str, Any] = {"mount": "ddp", "bucket_mb": 0.0001}
+"""Options that divide the small network into two buckets, of 51 and 112 elements."""
+
+SIZES = (51, 112)
+ONE: dict[str, Any] = {"mount": "ddp"}
+"""Options with which one bucket holds all parameters."""
+
+
+def training(
+    wire: Wire,
+    folder: Path,
+    *,
+    task: type[Classify] = Classify,
+    model: Callable[[], nn.Module] = small_network,
+    record: Recorder | None = None,
+    **options: Any,
+) -> Training:
+    """Build a training of the small network, not yet run."""
+    given = {**GIVEN, "world_size": wire.world_size, **options}
+    if "reducer" in options:
+        given["reducer_options"] = options.get("reducer_options", {})
+    config = Config(**given)
+    torch.manual_seed(1)
+    return Training(
+        config,
+        wire,
+        model=model(),
+        data=Points(),
+        task=task(Points.facts),
+        reducer=registry.load("reducers", config.reducer)(**config.reducer_options),
+        folder=folder,
+        record=record or NullRecorder(),
+        display=Display("", enabled=False),
+        stop=Stop(),
+    )
+
+
+def step(run: Training, steps: int) -> Training:
+    """Take this many steps."""
+    until = run.step + steps
+    while run.step < until:
+        for batches in run.rest_of_epoch():
+            run.take_step(batches)
+            if run.step == until:
+                break
+    run.settle()
+    return run
+
+
+def everything(run: Training) -> dict[str, Tensor]:
+    """Return a copy of all state that a step may change, by name."""
+    state = {
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict()["state"],
+        "scale": run.loss_scale.state_dict(),
+        **run.mount.state_dict(),
+    }
+    return {name: x.detach().clone() for name, x in flattened(state).items()}
+
+
+def flattened(state: Any, name: str = "") -> dict[str, Tensor]:
+    """Return the tensors of nested dictionaries by their joined keys."""
+    if isinstance(state, Tensor):
+        return {name: state}
+    found: dict[str, Tensor] = {}
+    if isinstance(state, dict):
+        for key, value in state.items():
+            found |= flattened(value, f"{name}/{key}")
+    return found
+
+
+def differing(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that are not bitwise identical."""
+    assert ours.keys() == theirs.keys()
+    return [name for name in ours if not same_bits(ours[name], theirs[name])]
+
+
+def weights(run: Training) -> list[Tensor]:
+    """Return a copy of the model's parameters."""
+    return [p.detach().clone() for p in run.model.parameters()]
