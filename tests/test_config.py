@@ -84,6 +84,8 @@ OTHER: dict[str, Any] = {
     "memory": "none",
     "grouping": "bucket:2.5",
     "min_compress": 0,
+    "mount": "ddp",
+    "bucket_mb": 5.0,
     "log_every": 2,
     "histogram_every": 2,
     "profile": True,
@@ -133,9 +135,15 @@ def workload(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", [each.name for each in fields(Config)])
 def test_the_hash_changes_with_every_field_except_those_not_hashed(name: str) -> None:
-    changed = replace(BASE, **{name: OTHER[name]})
-    assert getattr(changed, name) != getattr(BASE, name)
-    assert (changed.hash == BASE.hash) == (name in ASIDE_FIELDS)
+    base = replace(BASE, mount="ddp") if name == "bucket_mb" else BASE
+    changed = replace(base, **{name: OTHER[name]})
+    assert getattr(changed, name) != getattr(base, name)
+    assert (changed.hash == base.hash) == (name in ASIDE_FIELDS)
+
+
+def test_the_size_of_buckets_counts_only_where_there_are_buckets() -> None:
+    assert replace(BASE, bucket_mb=5.0).hash == BASE.hash
+    assert replace(BASE, mount="ddp", bucket_mb=25.0).hash == replace(BASE, mount="ddp").hash
 
 
 def test_the_hash_is_equal_for_1_and_1_0_and_for_any_order_of_options() -> None:

@@ -199,11 +199,6 @@ class Config:
                 f"memory is 'momentum', and momentum is {self.momentum:g} {self.momentum_at} the reduction, "
                 "so momentum would be applied twice: set --momentum 0, or another memory"
             )
-        if self.mount != "whole" and self.workers_in_process:
-            raise ValueError(
-                f"mount is {self.mount!r} with workers_in_process, but its ranks must be processes: omit "
-                "--workers-in-process, or use --mount whole"
-            )
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones are {self.milestones}; allowed are epochs in increasing order")
         if self.grouping is not None and not _GROUPING.fullmatch(self.grouping):

@@ -36,8 +36,8 @@ def check(config: Config, *, here: bool) -> None:
 
     Raises:
         ValueError: The folder of runs cannot be written, the device is not available, the run of
-            `continue_from` is missing, this machine cannot hold the number of ranks, or the model refuses
-            its options.
+            `continue_from` is missing, the mount needs processes, this machine cannot hold the number of
+            ranks, or the model refuses its options.
     """
     check_folder("runs", config.runs, writable=True)
     if config.continue_from is not None and not config.continue_from.is_dir():
@@ -45,6 +45,11 @@ def check(config: Config, *, here: bool) -> None:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             "device=cuda, but torch finds no CUDA device here: use --device cpu or --device auto"
+        )
+    if config.mount != "whole" and config.workers_in_process:
+        raise ValueError(
+            f"mount is {config.mount!r} with workers_in_process, but its ranks must be processes: omit "
+            "--workers-in-process, or use --mount whole"
         )
     if here and not config.oversubscribe:
         _check_ranks(config)
