@@ -256,7 +256,7 @@ class HalfUsed(nn.Sequential):
     """A network whose last layer is not used."""
 
     def __init__(self) -> None:
-        super().__init__(*small_network(), nn.Linear(3, 3))
+        super().__init__(*small_network().children(), nn.Linear(3, 3))
 
     def forward(self, input: Tensor) -> Tensor:
         for module in list(self)[:-1]:
