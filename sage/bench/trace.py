@@ -24,6 +24,7 @@ from sage.output.text import clean_text
 from sage.records.progress import Display
 from sage.records.record import NullRecorder
 from sage.train.loop import Training
+from sage.train.mounted_whole import whole_of
 from sage.train.run import build_model
 from sage.train.schedules import learning_rate
 from sage.train.stop import Stop
@@ -208,7 +209,7 @@ def record(config: Config, *, steps: int, elements: int, folder: Path | None = N
                 "lower --steps, or start a run with more --epochs"
             )
         training.display.total = first + steps
-        numel = training.mount.flats[0].grad_C.numel()
+        numel = whole_of(training.mount).whole.grad_C.numel()
         at_N = sample(numel, elements)
         if wire.rank == 0:
             kept["codes_SWN"] = torch.zeros(steps, world_size, at_N.numel(), dtype=torch.float16)
@@ -225,7 +226,7 @@ def record(config: Config, *, steps: int, elements: int, folder: Path | None = N
             kept["exponents_SW"][training.step - first, wire.rank] = exponent
 
         wire.texts("")  # a barrier: no rank stores anything before rank 0 has allocated the tensors
-        training.mount.flats[0].feedback.register_forward_pre_hook(keep)
+        whole_of(training.mount).whole.feedback.register_forward_pre_hook(keep)
         with training.display:
             while training.step < first + steps:
                 for batches in training.rest_of_epoch():

@@ -76,7 +76,7 @@ class GroupWire(Wire):
         call = describe("sum", **{kind: x_N})
         if self.guard:
             self._compare(call)
-        self.ledger.book("sum", {kind: size}, ring_all_reduce(size, self.world_size))
+        self.ledger.add("sum", {kind: size}, ring_all_reduce(size, self.world_size))
         work = self._attempt(call, lambda: dist.all_reduce(x_N, group=self._group, async_op=True))
         assert work is not None
         return StartedSum(work.get_future(), lambda: self._attempt(call, work.wait))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sage import ops
 from sage.comm.wire import Wire
-from sage.reduction.reducer import Memory, Reduced, Reducer
+from sage.reduction.reducer import Memory, Reduced, Reducer, Scope
 from sage.rng import seed_at
 from sage.timing import phase
 
@@ -30,7 +30,7 @@ class Quantiser(Reducer):
     """
 
     memory: ClassVar[Memory] = "residual"
-    decides_by = "group"
+    decides_by: Scope = "group"
     grouping = "layer"
     rounds = True
     even: bool = True

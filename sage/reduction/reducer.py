@@ -17,6 +17,8 @@ from sage.reduction.layout import Layout
 from sage.timing import phase
 
 Memory = Literal["none", "residual", "momentum", "union"]
+Scope = Literal["element", "group", "vector"]
+"""What a decision about an element depends on."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Reducer(nn.Module):
 
     later: ClassVar[frozenset[str]] = frozenset()
     """Options added since runs were first recorded; at their defaults they are left out of a run's hash."""
-    decides_by: Literal["element", "group", "vector"] = "vector"
+    decides_by: Scope = "vector"
     """What a decision (selection, scale, rank) about an element depends on: this `element` alone, the `group`
     of the layout that contains it, or the whole `vector`. If a mount divides the gradient into buckets, no
     decision can cross a bucket."""

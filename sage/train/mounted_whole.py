@@ -37,11 +37,11 @@ class MountedWhole(Mounted):
             if reducer.needs_squares
             else None
         )
-        self._backward = Backward(config, model, parts.task, self.whole, parts.loss_scale, self.squares)
+        self.backward = Backward(config, model, parts.task, self.whole, parts.loss_scale, self.squares)
         self._exposed = 0.0
 
     def compute(self, batches: list[Batch], lr: float, *, sampled: bool) -> StepGradient:
-        loss = self._backward(batches)
+        loss = self.backward(batches)
         self._reduced = []
         if self.may_skip and self._overflowed():
             return StepGradient(loss=loss, skipped=True)
@@ -69,7 +69,7 @@ class MountedWhole(Mounted):
         return self._sample(grad_N) if sampled else None
 
     def is_finite_here(self, batches: list[Batch]) -> bool:
-        self._backward(batches)
+        self.backward(batches)
         return bool(self.whole.grad_N.isfinite().all())
 
     def seconds(self) -> dict[str, float]:
@@ -85,3 +85,14 @@ class MountedWhole(Mounted):
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
         self.whole.feedback.load_state_dict(state["feedback"])
         self.before.load_state_dict(state["before"])
+
+
+def whole_of(mount: Mounted) -> MountedWhole:
+    """Return a mount that measurements need to be that of `--mount whole`.
+
+    Raises:
+        ValueError: It is another one.
+    """
+    if not isinstance(mount, MountedWhole):
+        raise ValueError(f"mount is {mount.config.mount!r}; this measurement requires --mount whole")
+    return mount

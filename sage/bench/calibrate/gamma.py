@@ -10,6 +10,7 @@ from sage.bench.calibrate.collectives import KIND, slowest
 from sage.data.dataset import Batch
 from sage.predict.calibration import Samples
 from sage.train.loop import Training
+from sage.train.mounted_whole import whole_of
 
 REPEATS = 5
 """Number of pairs of a backward alone and one beside communication."""
@@ -33,7 +34,7 @@ def measure(training: Training, links: Sequence[Samples]) -> list[float]:
     """
     batches = _batches(training)
     alone = slowest(training.wire, _backward(training, next(batches)), training.device)
-    size, calls = load(links, most_bytes=training.mount.grad_N.nbytes, backward=alone)
+    size, calls = load(links, most_bytes=whole_of(training.mount).whole.grad_N.nbytes, backward=alone)
     ratios = []
     for _ in range(REPEATS):
         seconds = _backward(training, next(batches))
@@ -64,7 +65,7 @@ def _backward(training: Training, batches: list[Batch], *, size: int = 0, calls:
     x_N = torch.zeros(size // 4, device=training.device)  # sums of zeros: all calls may share their memory
     pending = [training.wire.begin_sum(x_N, KIND) for _ in range(calls)]
     with training.phases.running():
-        training.backward(batches)
+        whole_of(training.mount).backward(batches)
     seconds = training.phases.take()["backward"]
     for each in pending:
         each.wait()

@@ -23,6 +23,7 @@ from sage.predict.calibration_schema import Collective
 from sage.records.manifest import manifest
 from sage.records.progress import Display
 from sage.train.loop import Training
+from sage.train.mounted_whole import whole_of
 from sage.train.run import build_model
 from sage.train.stop import Stop
 
@@ -52,7 +53,7 @@ def measure(
     nodes = nodes_of(wire)
     display.print(f"steps: forward and backward of {config.workload}, on {wire.world_size} ranks")
     times, steps = model_times.measure(training, plan.steps)
-    gradients = gradients_of(training.mount, steps)
+    gradients = gradients_of(whole_of(training.mount).whole, steps)
     found = _methods(plan, gradients, wire, display, notes)
     samples = _links(plan, found, wire, device, nodes, display, notes)
     display.print("backward beside communication")

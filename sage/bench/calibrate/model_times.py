@@ -18,6 +18,7 @@ from sage.bench.loopback_wire import Stopwatch
 from sage.records.record import NullRecorder
 from sage.timing import Phases
 from sage.train.loop import Training
+from sage.train.mounted_whole import whole_of
 
 WARM_UP = 2
 """Number of steps before the first one that counts: they allocate memory, and open connections."""
@@ -109,7 +110,7 @@ def measure(training: Training, steps: int) -> tuple[ComputeTimes, list[Tensor]]
         training: With the reducer `exact`, `--profile` and a `StepRecords`.
         steps: Number of steps that count, after `WARM_UP`.
     """
-    record, wire, mount = training.record, training.wire, training.mount
+    record, wire, mount = training.record, training.wire, whole_of(training.mount).whole
     assert isinstance(record, StepRecords)
     phases = MarkedPhases(_parameters(training), training.device)
     training.phases = phases
@@ -146,8 +147,9 @@ def measure(training: Training, steps: int) -> tuple[ComputeTimes, list[Tensor]]
 
 
 def _parameters(training: Training) -> dict[str, torch.nn.Parameter]:
-    names = (span.name for span in training.mount.layout.spans)
-    return dict(zip(names, training.mount.parameters_in_order, strict=True))
+    whole = whole_of(training.mount).whole
+    names = (span.name for span in whole.layout.spans)
+    return dict(zip(names, whole.parameters_in_order, strict=True))
 
 
 def pooled(ranks: Sequence[ComputeTimes], name: str) -> tuple[float, ...]:
