@@ -42,33 +42,33 @@ def test_a_killed_run_goes_on_to_the_bit(
     launcher: Launcher, tmp_path: Path, argv: str, at: int, saved: int, ranks: int
 ) -> None:
     brake = Brake(tmp_path / "brake", ranks)
-    run = launcher.start(argv, tmp_path / "runs", tamper=brake.put(at))
-    pids = brake.held()
+    run = launcher.start(argv, tmp_path / "runs", tamper=brake.before_step(at))
+    pids = brake.paused_ranks()
     run.process.kill()
     until(lambda: all(is_gone(pid) for pid in pids))
     resumed = launcher.finish(argv, tmp_path / "runs")
-    assert f"resuming from its own checkpoint, at step {saved} of " in resumed.said
+    assert f"resuming from its own checkpoint, at step {saved} of " in resumed.output
     assert_same_run(launcher.reference(argv).folder, resumed.folder)
 
 
 def test_a_stop_signal_saves_and_the_run_goes_on_to_the_bit(launcher: Launcher, tmp_path: Path) -> None:
     brake = Brake(tmp_path / "brake")
-    run = launcher.start(FF, tmp_path / "runs", tamper=brake.put(5))
-    brake.held()
+    run = launcher.start(FF, tmp_path / "runs", tamper=brake.before_step(5))
+    brake.paused_ranks()
     os.kill(run.process.pid, signal.SIGTERM)
-    assert run.wait() == 75, run.said
+    assert run.wait() == 75, run.output
     assert newest(run.folder).step > 5
     assert_same_run(launcher.reference(FF).folder, launcher.finish(FF, tmp_path / "runs").folder)
 
 
 def test_a_killed_rank_ends_the_others_and_is_named(launcher: Launcher, tmp_path: Path) -> None:
     brake = Brake(tmp_path / "brake")
-    run = launcher.start(f"{FF} --reducer exact", tmp_path / "runs", tamper=brake.put(3))
-    os.kill(brake.held()[1], signal.SIGKILL)
-    brake.let_go()
+    run = launcher.start(f"{FF} --reducer exact", tmp_path / "runs", tamper=brake.before_step(3))
+    os.kill(brake.paused_ranks()[1], signal.SIGKILL)
+    brake.release()
     assert run.wait() == 1
-    assert "Cause: rank 1 does not respond" in run.said
-    assert "Traceback" not in run.said
+    assert "Cause: rank 1 does not respond" in run.output
+    assert "Traceback" not in run.output
     assert json.loads((run.folder / "failure.json").read_text())["status"] == 1
 
 
@@ -98,5 +98,5 @@ def test_what_ddp_cannot_do_is_refused_in_one_line(
 ) -> None:
     run = launcher.start(f"{FF} {argv}", tmp_path / "runs")
     assert run.wait() == 2
-    (line,) = [line for line in run.said.splitlines() if line.strip()]
+    (line,) = [line for line in run.output.splitlines() if line.strip()]
     assert says in line
