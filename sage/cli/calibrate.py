@@ -9,6 +9,7 @@ import click
 
 from .. import registry
 from ..config import Config, resolve
+from ..validate import shown
 from .command import Command, Option
 from .run_command import RunCommand, chosen
 
@@ -30,11 +31,14 @@ def calibrate(
     seconds: float,
     steps: int,
     output: Path,
+    from_runs: Sequence[Path],
     **_: object,
 ) -> int:
-    """Measure."""
-    from ..bench.calibrate import Plan, main
+    """Measure, or read finished runs."""
+    from ..bench.calibrate import Plan, main, main_from_runs
 
+    if from_runs:
+        return main_from_runs(from_runs, output)
     return main(Plan(config=config, reducers=reducers, seconds=seconds, steps=steps), output)
 
 
@@ -58,6 +62,8 @@ class _Calibrate(RunCommand):
                 "TORCH_CPP_LOG_LEVEL", "FATAL"
             )  # before torch is imported, as in `sage run`
         rest = super().parse_args(ctx, args)
+        if not ctx.resilient_parsing and ctx.params["from_runs"] and not args[0].startswith("-"):
+            raise ValueError(f"--from-runs: the runs have their workload; leave out {shown(args[0])}")
         if not ctx.resilient_parsing:
             config, densities = ctx.params["config"], ctx.params["densities"]
             ctx.params["reducers"] = [
@@ -111,6 +117,12 @@ command = _Calibrate(
         Option("steps", int, 10, "Steps that are timed, and reductions of each reducer."),
         Option("seconds", float, 60.0, "Time for the collectives; the reducers have as long again."),
         Option("output", Path, Path("calibration.json"), "The file to write."),
+        Option(
+            "from_runs",
+            tuple[Path, ...],
+            (),
+            "Folders of finished runs to take the times from, as far as they have them; nothing is measured.",
+        ),
     ],
     help="Measure a cluster, a model and reducers for `sage predict`. All ranks take part.",
     notes=NOTES,

@@ -1,5 +1,7 @@
 """`sage calibrate`: measures what `sage predict` needs, on the ranks that it is started with."""
 
+import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -7,12 +9,15 @@ import torch
 
 from sage import storage
 from sage.bench.calibrate import ranks
+from sage.bench.calibrate.from_runs import from_runs
 from sage.bench.calibrate.measurement import measure
 from sage.bench.calibrate.plan import Plan
 from sage.bench.calibrate.summary import summary
 from sage.comm.process import ProcessWire
 from sage.exit_status import FAILED, message
-from sage.predict.calibration import write
+from sage.output.units import printable
+from sage.predict.calibration import Calibration
+from sage.predict.calibration import write as write_calibration
 from sage.records.progress import Display
 
 NAME = "sage calibrate"
@@ -29,6 +34,22 @@ def main(plan: Plan, output: Path) -> int:
     return ranks.run(NAME, plan.config, plan.facts(), partial(_work, plan, output))
 
 
+def main_from_runs(folders: Sequence[Path], output: Path) -> int:
+    """Write a calibration of finished runs, and print it and what it lacks; returns the exit status, 0.
+
+    Raises:
+        ValueError: the runs give no calibration, or the file cannot be written.
+        OSError: the files of the data set cannot be read.
+    """
+    if reason := _refusal(output):
+        raise ValueError(reason)
+    calibration, lacks = from_runs(folders)
+    _write(output, calibration)
+    print(summary(calibration), end="", flush=True)
+    print(printable(f"{NAME}: {lacks}"), file=sys.stderr)
+    return 0
+
+
 def _work(plan: Plan, output: Path, wire: ProcessWire, device: torch.device) -> int:
     """Measure on one rank; rank 0 writes the file.
 
@@ -42,8 +63,7 @@ def _work(plan: Plan, output: Path, wire: ProcessWire, device: torch.device) -> 
     with Display(NAME, enabled=wire.rank == 0) as display:
         calibration, notes = measure(plan, wire, device, display)
         if wire.rank == 0:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            write(output, calibration)
+            _write(output, calibration)
             for text in [*notes.left_out, *notes.failed, f"written to {output}"]:
                 display.print(text)
     if wire.rank == 0:
@@ -60,3 +80,8 @@ def _refusal(output: Path) -> str:
     except OSError as error:
         return message(error)
     return ""
+
+
+def _write(output: Path, calibration: Calibration) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_calibration(output, calibration)

@@ -56,7 +56,7 @@ def typical(steps: Sequence[Sequenced]) -> Sequenced:
     >>> typical([*steps, (Message("broadcast", 1), Message("all_gather", 9))])
     (Message(collective='all_gather', bytes=10),)
     """
-    kinds = [tuple(each.collective for each in step) for step in steps]
+    kinds: list[tuple[Collective, ...]] = [tuple(each.collective for each in step) for step in steps]
     ((kind, _),) = Counter(kinds).most_common(1)
     alike = [step for step, each in zip(steps, kinds, strict=True) if each == kind]
     return tuple(

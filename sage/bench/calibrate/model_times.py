@@ -6,7 +6,7 @@ times are therefore those of a machine so divided, and hold for this number of r
 # N = elements of the flat gradient
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,13 +134,9 @@ def measure(training: Training, steps: int) -> tuple[ComputeTimes, list[Tensor]]
     training.settle()
     kept.remove()
     for each in record.steps[WARM_UP:]:
-        phase = each["phases"]
-        reduction = sum(each.get(name, 0.0) for name in ("encode_seconds", "decode_seconds"))
-        reduction += phase.get("communicate", 0.0)
-        times.forward.append(phase["forward"])
-        times.backward.append(phase["backward"])
-        rest = each["seconds"] - phase["forward"] - phase["backward"] - reduction
-        times.optimizer.append(max(rest, phase["update"]))
+        times.forward.append(each["phases"]["forward"])
+        times.backward.append(each["phases"]["backward"])
+        times.optimizer.append(rest_of_step(each))
     for name in phases.names:
         times.ready[name] = [step[name] for step in ready[WARM_UP:] if name in step]
     return times, gradients
@@ -150,6 +146,14 @@ def _parameters(training: Training) -> dict[str, torch.nn.Parameter]:
     whole = whole_of(training.mount).whole
     names = (span.name for span in whole.layout.spans)
     return dict(zip(names, whole.parameters_in_order, strict=True))
+
+
+def rest_of_step(record: Mapping[str, Any]) -> float:
+    """Return the seconds of a profiled step's record without forward, backward and reduction."""
+    phases = record["phases"]
+    others = sum(phases.get(name, 0.0) for name in ("forward", "backward", "communicate"))
+    coding = sum(record.get(name, 0.0) for name in ("encode_seconds", "decode_seconds"))
+    return max(float(record["seconds"] - others - coding), float(phases["update"]))
 
 
 def pooled(ranks: Sequence[ComputeTimes], name: str) -> tuple[float, ...]:
