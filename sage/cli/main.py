@@ -38,6 +38,7 @@ COMMANDS = {
         ".published",
         "List the published tables that SAGE has as data, and compare runs with them.",
     ),
+    "predict": (".predict", "Predict step times at other world sizes and links, from a calibration."),
     "list": (".list", "List the reducers, models, data sets, tasks and workloads."),
     "data": (".data", "List the data sets, or prepare one."),
     "conform": (".conform", "Check a reducer against the invariants that all reducers keep."),

@@ -93,6 +93,7 @@ others = st.one_of(
     wordy("cancel", ["--runs", "digits-ff"]),
     verb("report", "nowhere", names="output"),
     verb("compare", "nowhere", "nowhere", names="factor"),
+    verb("predict", "nowhere", names="plan world-size bandwidth latency bucket-mb"),
     verb("status", names="runs"),
     verb("logs", first=words, names="runs rank"),
     verb("submit", "none.toml", names="runs parallel max-requeues"),

@@ -25,6 +25,7 @@ WITH_JSON = {
     ("data", "list"),
     ("status",),
     ("report",),
+    ("predict",),
     ("compare",),
     ("published",),
     ("doctor",),

@@ -156,7 +156,11 @@ def test_the_commands_of_a_page_run_in_their_order(page: str, tmp_path: Path) ->
     )
     assert model
     (tmp_path / "linear.py").write_text(model[1])
-    files = {"tutorials/slurm-sweep.md": "sweep.toml", "how-to/compare-on-your-model.md": "mine.toml"}
+    files = {
+        "tutorials/slurm-sweep.md": "sweep.toml",
+        "how-to/compare-on-your-model.md": "mine.toml",
+        "how-to/predict.md": "cluster.toml",
+    }
     files["how-to/time-to-target.md"] = "sweep.toml"
     if page in files:
         (block,) = re.findall(r"^```toml\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)

@@ -59,7 +59,7 @@ def test_the_reference_has_every_part_key_and_command(site: Path) -> None:
     assert all(f"<code>{name}</code>" in page("workloads") for name in workloads())
     assert all(f"<code>{name}</code>" in page("configuration") for name in annotations())
     assert all(f"<code>{key}</code>" in page("records") for key in RESULT.keys)
-    for name in ("run", "submit", "status", "report", "doctor", "list", "bench", "calibrate"):
+    for name in ("run", "submit", "status", "report", "doctor", "list", "bench", "calibrate", "predict"):
         assert f"<code>sage {name}</code>" in page("command-line")
     for name in ("ddp_hook", "comm_hook", "fsdp_hook", "reduce_model", "ledger"):
         assert f'id="sage.{name}"' in page("api")

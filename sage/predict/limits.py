@@ -1,0 +1,183 @@
+"""At which bandwidths and world sizes a method is faster than the baselines, and what it needs of a rank."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+from sage.predict import closed_forms
+from sage.predict.break_even import Gain, break_even
+from sage.predict.buckets import cut
+from sage.predict.calibration import MethodTimes
+from sage.predict.closed_forms import Baseline, Compressed, Intervals
+from sage.predict.grid import MOUNTS, dense_method, reference
+from sage.predict.links import Links
+from sage.predict.payload import GATHERS, traffic
+from sage.predict.step_time import DENSE, Choice, Mount, Predictor, Setup, memory
+
+Array = NDArray[numpy.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The limits of a method at one world size; bandwidths are intervals in bits per second."""
+
+    cluster: str
+    ranks: int
+    reducer: str
+    options: Mapping[str, Any]
+    closed_form: Intervals
+    """Where the method, reduced after backward, is faster than overlapped bf16 by the two-term model."""
+    by_roots: Intervals
+    """The same by root finding."""
+    by_recurrence: Mapping[Mount, Intervals]
+    """Where the predicted step of each mount is shorter than that of overlapped bf16."""
+    without_overlap: float
+    """The bandwidth below which the method is faster than an all-reduce of float32 after backward."""
+    most_ranks: float | None
+    """The world size from which a gather moves more than bf16's all-reduce; None for other collectives."""
+    compression_needed: float | None
+    """The compression, free of cost, that hides bf16's communication; None without a bandwidth."""
+    coding_budget_seconds: float | None
+    """The seconds of encoding and decoding below which the method pays; None without a bandwidth."""
+    coding_seconds: float
+    memory_bytes: float
+    """For gradient, residual and messages, beyond model, optimizer and activations."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the limits for JSON, which has no infinity: null stands for it."""
+        return asdict(self)
+
+
+class _Gains:
+    """The seconds that choices save over the reference in one setup, by bandwidth; evaluations are kept."""
+
+    def __init__(self, predictor: Predictor, setup: Setup, dense: Choice) -> None:
+        self._predictor, self._setup, self._dense = predictor, setup, dense
+        self._known: dict[bytes, tuple[Links, Array]] = {}
+
+    def of(self, choice: Choice) -> Gain:
+        return lambda bandwidths: self._gain(choice, bandwidths)
+
+    def _gain(self, choice: Choice, bandwidths: Array) -> Array:
+        key = bandwidths.tobytes()
+        if key not in self._known:
+            link = replace(self._setup.link, bytes_per_second=tuple(bandwidths.tolist()))
+            network = self._predictor.links(link)
+            self._known[key] = network, self._seconds(self._dense, network)
+        network, dense = self._known[key]
+        return dense - self._seconds(choice, network)
+
+    def _seconds(self, choice: Choice, network: Links) -> Array:
+        return self._predictor.step(choice, self._setup, network).seconds_DX[0]
+
+
+def limits(predictor: Predictor, setups: Sequence[Setup], bucket_mb: float | None) -> list[Limits]:
+    """Return the limits of each compressing method in each setup of more than one rank."""
+    single = replace(predictor, num_draws=1)
+    found = []
+    for setup in setups:
+        if setup.ranks > 1:
+            methods = [each for each in predictor.calibration.methods if each.reducer not in DENSE]
+            gains = _Gains(single, setup, Choice(reference(predictor.calibration), "ddp", bucket_mb))
+            found += [_of(single, setup, method, bucket_mb, gains) for method in methods]
+    return found
+
+
+def _of(
+    predictor: Predictor, setup: Setup, method: MethodTimes, bucket_mb: float | None, gains: _Gains
+) -> Limits:
+    calibration = predictor.calibration
+    network = predictor.links(setup.link)
+    base = baseline(predictor, setup, network, bucket_mb)
+    fp32 = baseline(predictor, setup, network, math.inf, reducer="exact")
+    compressed = compressed_of(predictor, setup, network, method, reference(calibration))
+    against_fp32 = compressed_of(predictor, setup, network, method, dense_method(calibration, "exact"))
+    bandwidth = (setup.link.bytes_per_second or (None,))[0]
+    x = None if bandwidth is None else 1 / bandwidth
+    messages = traffic(method, setup.ranks, calibration.model.numel)
+    gathered = sum(each.count * each.size.bytes for each in messages if each.collective in GATHERS)
+    return Limits(
+        cluster=setup.name,
+        ranks=setup.ranks,
+        reducer=method.reducer,
+        options=method.options,
+        closed_form=_in_bits(closed_forms.break_even(base, compressed)),
+        by_roots=_in_bits(break_even(lambda b: base.seconds(1 / b) - compressed.seconds(base, 1 / b))),
+        by_recurrence={
+            mount: _in_bits(break_even(gains.of(Choice(method, mount, bucket_mb)))) for mount in MOUNTS
+        },
+        without_overlap=8 * closed_forms.break_even_without_overlap(fp32, against_fp32),
+        most_ranks=(
+            closed_forms.most_ranks(DENSE["bf16"] * calibration.model.numel, gathered) if gathered else None
+        ),
+        compression_needed=None if x is None else closed_forms.compression_needed(base, x),
+        coding_budget_seconds=None if x is None else closed_forms.coding_budget(base, compressed, x),
+        coding_seconds=compressed.coding,
+        memory_bytes=memory(method, setup.ranks, calibration.model.numel),
+    )
+
+
+def baseline(
+    predictor: Predictor,
+    setup: Setup,
+    network: Links,
+    bucket_mb: float | None,
+    reducer: str = "bf16",
+) -> Baseline:
+    """Return the overlapped dense reduction in the terms of the closed forms.
+
+    All buckets but the last count with their mean size. An infinite `bucket_mb` means one bucket.
+    """
+    calibration = predictor.calibration
+    model = calibration.model
+    method = dense_method(calibration, reducer)
+    sizes = [model.numel] if bucket_mb == math.inf else [b.numel for b in cut(model.parameters, bucket_mb)]
+    latency, volume = _terms(network, setup, method, model.numel)
+    # The latency of a bucket is that of a whole reduction, and its volume in proportion to its elements.
+    body = (model.numel - sizes[-1]) / max(1, len(sizes) - 1)
+    slow = predictor.slowness(setup.ranks) / setup.speedup
+    forward, backward, update, gamma = (
+        sum(samples) / len(samples)
+        for samples in (model.forward_seconds, model.backward_seconds, model.optimizer_seconds, model.gamma)
+    )
+    coding = _coding(predictor, setup, method)
+    return Baseline(
+        other=slow * forward + update / setup.speedup + coding,
+        backward=slow * backward,
+        buckets=len(sizes),
+        latency=latency,
+        volume=volume * body / model.numel,
+        last_volume=volume * sizes[-1] / model.numel,
+        gamma=max(1.0, gamma),
+    )
+
+
+def compressed_of(
+    predictor: Predictor, setup: Setup, network: Links, method: MethodTimes, dense: MethodTimes
+) -> Compressed:
+    """Return a method, reduced after backward, in the terms of the closed forms."""
+    latency, volume = _terms(network, setup, method, predictor.calibration.model.numel)
+    # The baseline's own encoding is in its `other`, which both step times have.
+    own = _coding(predictor, setup, dense)
+    return Compressed(_coding(predictor, setup, method) - own, latency, volume)
+
+
+def _coding(predictor: Predictor, setup: Setup, method: MethodTimes) -> float:
+    encode = sum(method.encode_seconds) / len(method.encode_seconds)
+    return float(encode + predictor.decode(method, setup.ranks)[0, 0]) / setup.speedup
+
+
+def _terms(network: Links, setup: Setup, method: MethodTimes, numel: int) -> tuple[float, float]:
+    latency = volume = 0.0
+    for each in traffic(method, setup.ranks, numel):
+        fixed, moved = network.terms(each.collective, each.size.bytes, setup.ranks, setup.ranks_per_node)
+        latency, volume = latency + each.count * fixed, volume + each.count * moved
+    return latency, volume
+
+
+def _in_bits(found: Intervals) -> Intervals:
+    return tuple((8 * low, 8 * high) for low, high in found)

@@ -1,0 +1,221 @@
+"""The time of a collective on a cluster, from fits of measurements or from given bandwidths and latencies."""
+# D = draws, X = bandwidths
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import get_args
+
+import numpy
+from numpy.typing import NDArray
+
+from sage.predict.calibration import Calibration, Samples
+from sage.predict.calibration_schema import Collective
+from sage.predict.collectives import (
+    LAYOUTS,
+    Algorithm,
+    Cost,
+    Layout,
+)
+from sage.predict.fit import Fit, fit
+
+Array = NDArray[numpy.float64]
+
+
+@dataclass(frozen=True)
+class Link:
+    """What is given of a cluster's links; what is None is as measured."""
+
+    bytes_per_second: tuple[float, ...] | None = None
+    """Bandwidths between nodes; several are predicted at once."""
+    latency: float | None = None
+    intra_bytes_per_second: float | None = None
+    intra_latency: float | None = None
+    layout: Layout = "flat"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Latency and time per byte of one collective, for each draw and bandwidth."""
+
+    latency_D1: Array
+    seconds_per_byte_DX: Array
+    slowness: float
+    """Time per byte over that of the fastest collective."""
+    correction: Fit | None
+    """The fit whose residuals correct the time of a message; None where a bandwidth was given."""
+
+
+@dataclass
+class Links:
+    """The links of a cluster, ready for the times of collectives."""
+
+    inter: Mapping[Collective, Drawn]
+    intra: Mapping[Collective, Drawn]
+    layout: Layout
+    most_ranks: int
+    """The largest number of ranks that was measured; above it the faster of ring and tree is taken."""
+    is_local: bool = False
+    """Whether no links between nodes were measured, so that those within a node take their place."""
+    stand_ins: frozenset[Collective] = frozenset()
+    """Collectives that were not measured, whose times between nodes are those of another one."""
+    limited: frozenset[Collective] = frozenset()
+    """Collectives that are no faster than within a node, at some bandwidth."""
+    notes: set[str] = field(default_factory=set)
+    """What a reader must know of the times that were asked for since it was last emptied."""
+
+    def seconds(
+        self, collective: Collective, size: Array, ranks: int, ranks_per_node: int, count: float = 1.0
+    ) -> Array:
+        """Return the seconds of `count` collectives, for draws and bandwidths.
+
+        Args:
+            collective: which.
+            size: bytes that each rank contributes, of shape (D, 1) or (1, 1).
+            ranks: number of ranks; one rank takes no time.
+            ranks_per_node: of them.
+            count: how many collectives, one after the other.
+        """
+        if ranks == 1 or count == 0:
+            return numpy.zeros((1, 1))
+        g = min(ranks_per_node, ranks)
+        self._note(collective, ranks, g)
+        found = self._with("ring", collective, size, ranks, g)
+        if ranks > self.most_ranks:
+            other = self._with("tree", collective, size, ranks, g)
+            if bool((other < found).any()):
+                self.notes.add(f"the faster of ring and tree above {self.most_ranks} ranks, here a tree")
+                found = numpy.minimum(found, other)
+        return count * found
+
+    def terms(
+        self, collective: Collective, size: float, ranks: int, ranks_per_node: int
+    ) -> tuple[float, float]:
+        """Return seconds that do not depend on the bandwidth between nodes, and bytes that do.
+
+        They are those of the ring, at every number of ranks. The bytes of a collective that is slower than
+        the fastest one count more, by its slowness.
+        """
+        if ranks == 1:
+            return 0.0, 0.0
+        cost = LAYOUTS[self.layout](collective, ranks, min(ranks_per_node, ranks), "ring")
+        inter = self.inter[collective]
+        intra = self.intra.get(collective, inter)
+        fixed = cost.inter.steps * inter.latency_D1[0, 0] + cost.intra.steps * intra.latency_D1[0, 0]
+        within = (cost.intra.share * size + cost.intra.fixed_bytes) * intra.seconds_per_byte_DX[0, 0]
+        if not cost.together or not _crosses(cost):
+            fixed += within
+        return float(fixed), (cost.inter.share * size + cost.inter.fixed_bytes) * inter.slowness
+
+    def _note(self, collective: Collective, ranks: int, ranks_per_node: int) -> None:
+        if self.is_local and ranks > ranks_per_node:
+            self.notes.add("links between nodes were not measured: what is not given is as within a node")
+        if collective in self.stand_ins:
+            self.notes.add(f"{collective} was not measured: its times are those of another collective's link")
+        if collective in self.limited:
+            self.notes.add("no link is faster than those within a node, as measured")
+        if ranks_per_node > 1 and collective not in self.intra:
+            self.notes.add("links within a node were not measured: they are those between nodes")
+
+    def _with(self, algorithm: Algorithm, collective: Collective, size: Array, p: int, g: int) -> Array:
+        cost = LAYOUTS[self.layout](collective, p, g, algorithm)
+        inter = self.inter[collective]
+        # Where nothing was measured within nodes, each step counts as one over the network.
+        intra = self.intra.get(collective, inter)
+        seconds = cost.inter.steps * inter.latency_D1 + cost.intra.steps * intra.latency_D1
+        moved = [
+            (terms.share * size + terms.fixed_bytes) * drawn.seconds_per_byte_DX
+            for terms, drawn in ((cost.inter, inter), (cost.intra, intra))
+        ]
+        seconds = seconds + (numpy.maximum(*moved) if cost.together else moved[0] + moved[1])
+        drawn = inter if _crosses(cost) else intra
+        return seconds * (
+            drawn.correction.correction(float(size[0, 0])) if drawn.correction is not None else 1.0
+        )
+
+
+def _crosses(cost: Cost) -> bool:
+    return cost.inter.steps > 0
+
+
+Grouped = dict[Collective, list[Samples]]
+Fits = Mapping[Collective, Fit]
+
+
+def fits(calibration: Calibration) -> tuple[Fits, Fits]:
+    """Fit every measured collective, between nodes and within them."""
+    grouped: dict[str, Grouped] = {"inter": {}, "intra": {}}
+    for each in calibration.links:
+        grouped[each.scope].setdefault(each.collective, []).append(each)
+    g = calibration.ranks_per_node
+    intra = {name: fit(samples, g) for name, samples in grouped["intra"].items()}
+    inter = {name: fit(samples, g, intra.get(name)) for name, samples in grouped["inter"].items()}
+    return inter, intra
+
+
+def links(inter: Fits, intra: Fits, link: Link, generator: numpy.random.Generator, num_draws: int) -> Links:
+    """Return the links of a cluster: as fitted, except for what `link` gives.
+
+    A given bandwidth is that of the fastest collective. The others keep their measured slowness relative to
+    it, and none is faster between nodes than was measured within one. If no links between nodes were measured,
+    those within a node take their place.
+
+    Raises:
+        ValueError: if neither a measurement nor `link` has the bandwidth or the latency between nodes.
+    """
+    limited = set()
+    within = {
+        name: _drawn(
+            found, intra, link.intra_latency, _one(link.intra_bytes_per_second), generator, num_draws
+        )
+        for name in get_args(Collective)
+        if (found := _nearest(intra, name)) is not None or link.intra_bytes_per_second is not None
+    }
+    is_local = not inter and bool(intra)
+    inter = inter or intra
+    floor = intra if link.intra_bytes_per_second is None else {}
+    between = {}
+    for name in get_args(Collective):
+        found = _nearest(inter, name)
+        if found is None and (link.bytes_per_second is None or link.latency is None):
+            missing = "bandwidth" if link.bytes_per_second is None else "latency"
+            raise ValueError(f"the calibration has no times of links: give their {missing} with --{missing}")
+        drawn = _drawn(found, inter, link.latency, link.bytes_per_second, generator, num_draws)
+        if link.bytes_per_second is not None and (least := _nearest(floor, name)) is not None:
+            bounded = numpy.maximum(drawn.seconds_per_byte_DX, least.seconds_per_byte)
+            if bool((bounded > drawn.seconds_per_byte_DX).any()):
+                limited.add(name)
+            drawn = replace(drawn, seconds_per_byte_DX=bounded)
+        between[name] = drawn
+    stand_ins = frozenset(between) - frozenset(inter) if inter else frozenset[Collective]()
+    most = max((each.most_ranks for each in (*inter.values(), *intra.values())), default=1)
+    return Links(between, within, link.layout, most, is_local, stand_ins, frozenset(limited))
+
+
+def _drawn(
+    found: Fit | None,
+    measured: Fits,
+    latency: float | None,
+    bytes_per_second: tuple[float, ...] | None,
+    generator: numpy.random.Generator,
+    num_draws: int,
+) -> Drawn:
+    ones_D = numpy.ones(num_draws)
+    latency_D, per_byte_D = found.draw(generator, num_draws) if found is not None else (0 * ones_D, ones_D)
+    if latency is not None:
+        latency_D = latency * ones_D
+    fastest = min((each.seconds_per_byte for each in measured.values()), default=0.0)
+    slowness_D = per_byte_D / fastest if fastest > 0 else ones_D
+    if bytes_per_second is not None:
+        per_byte_DX = slowness_D[:, None] / numpy.array(bytes_per_second)
+        return Drawn(latency_D[:, None], per_byte_DX, float(slowness_D[0]), None)
+    correction = found if latency is None else None
+    return Drawn(latency_D[:, None], per_byte_D[:, None], float(slowness_D[0]), correction)
+
+
+def _nearest(found: Fits, name: Collective) -> Fit | None:
+    """The fit of a collective; of the all-reduce, or else any other, if it was not measured."""
+    return found.get(name) or found.get("all_reduce") or next(iter(found.values()), None)
+
+
+def _one(value: float | None) -> tuple[float, ...] | None:
+    return None if value is None else (value,)

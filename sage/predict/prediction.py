@@ -1,0 +1,143 @@
+"""A whole prediction: the grid of steps, the limits of each method, and the data of both pictures."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy
+
+from sage.predict.calibration import Calibration
+from sage.predict.grid import Row, choices, is_reference, label, predict
+from sage.predict.limits import Limits, limits
+from sage.predict.step_time import DENSE, Choice, Predictor, Setup, interval
+from sage.predict.win_map import Map, win_map
+
+CURVE_BITS = (1e7, 1e11)
+"""The bandwidths of the pictures, in bits per second, unless the setups have lower or higher ones."""
+
+CURVE_POINTS, MAP_POINTS, MAP_RANKS = 41, 49, 24
+
+MAP_DRAWS = 40
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Step time against bandwidth, with its 95 % band."""
+
+    label: str
+    is_dense: bool
+    seconds: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The data of the pictures, for the links and ranks per node of one setup."""
+
+    title: str
+    bits_per_second: tuple[float, ...]
+    curves: tuple[Curve, ...]
+    """The reference first; of every other method, the mount that is faster at most bandwidths."""
+    map: Map
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What `sage predict` prints and writes."""
+
+    calibration: Calibration
+    rows: list[Row]
+    limits: list[Limits]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the prediction for JSON; infinite values become null."""
+        model = self.calibration.model
+        return {
+            "workload": model.workload,
+            "batch_size": model.batch_size,
+            "parameters": model.numel,
+            "calibrated": {
+                "machine": self.calibration.machine,
+                "time": self.calibration.time,
+                "world_size": self.calibration.world_size,
+                "ranks_per_node": self.calibration.ranks_per_node,
+            },
+            "reference": "bf16 × ddp",
+            "rows": [asdict(row) for row in self.rows],
+            "limits": [asdict(each) for each in self.limits],
+        }
+
+
+def make(calibration: Calibration, setups: Sequence[Setup], bucket_mb: float | None) -> Prediction:
+    """Predict all measured methods under both mounts in each setup.
+
+    Raises:
+        ValueError: if the bandwidth or the latency of a setup is not known.
+    """
+    predictor = Predictor(calibration)
+    rows = predict(predictor, setups, choices(calibration, bucket_mb))
+    return Prediction(calibration, rows, limits(predictor, setups, bucket_mb))
+
+
+def pictures(calibration: Calibration, setups: Sequence[Setup], bucket_mb: float | None) -> Pictures:
+    """Return the data of the pictures: curves of the first setup of more than one rank, and the map."""
+    setup = next((each for each in setups if each.ranks > 1), setups[0])
+    every = choices(calibration, bucket_mb)
+    given = [8 * each for one in setups for each in one.link.bytes_per_second or ()]
+    low, high = min([CURVE_BITS[0], *given]), max([CURVE_BITS[1], *given])
+    bits = numpy.geomspace(low, high, CURVE_POINTS)
+    most = max([256, *(each.ranks for each in setups)])
+    steps = max(2, min(MAP_RANKS, math.ceil(2 * math.log2(most))))
+    ranks = sorted({round(each) for each in numpy.geomspace(2, most, steps)})
+    base = replace(setup, link=_with_bits(setup, numpy.geomspace(low, high, MAP_POINTS)))
+    found = win_map(
+        Predictor(calibration, num_draws=MAP_DRAWS), [replace(base, ranks=each) for each in ranks], every
+    )
+    name = f"{setup.name}, " if setup.name else ""
+    return Pictures(
+        title=f"{calibration.model.workload}, {name}{setup.ranks} ranks",
+        bits_per_second=tuple(bits.tolist()),
+        curves=tuple(_curves(calibration, replace(setup, link=_with_bits(setup, bits)), every)),
+        map=found,
+    )
+
+
+def _with_bits(setup: Setup, bits: Any) -> Any:
+    return replace(setup.link, bytes_per_second=tuple((bits / 8).tolist()))
+
+
+def _curves(calibration: Calibration, setup: Setup, every: Sequence[Choice]) -> list[Curve]:
+    predictor = Predictor(calibration)
+    network = predictor.links(setup.link)
+    columns = len(setup.link.bytes_per_second or ())
+    seconds = [
+        numpy.broadcast_to(found := predictor.step(choice, setup, network).seconds_DX, (len(found), columns))
+        for choice in every
+    ]
+    drawn: dict[str, Curve] = {}
+    faster: dict[str, Any] = {}
+    order = sorted(range(len(every)), key=lambda i: not is_reference(every[i]))
+    for i in order:
+        method = every[i].method
+        name = label(method.reducer, method.options)
+        middle = seconds[i][0]
+        if name in faster and (middle < faster[name]).sum() <= columns / 2 or _is_beside(every[i]):
+            continue
+        bands = [interval(seconds[i][:, x]) for x in range(columns)]
+        faster[name] = middle
+        drawn[name] = Curve(
+            f"{name} × {every[i].mount}",
+            method.reducer in DENSE,
+            tuple(middle.tolist()),
+            tuple(low for low, _ in bands),
+            tuple(high for _, high in bands),
+        )
+    return list(drawn.values())
+
+
+def _is_beside(choice: Choice) -> bool:
+    """Whether the curve of a dense method is that of its other mount: bf16 overlaps, exact does not."""
+    shown = {"bf16": "ddp", "exact": "whole"}
+    return choice.mount != shown.get(choice.method.reducer, choice.mount)

@@ -1,0 +1,194 @@
+"""The tables of a prediction, as Markdown whose columns are aligned."""
+
+import math
+from collections.abc import Sequence
+
+from sage.output.units import MISSING, duration, rate, size, times
+from sage.predict.closed_forms import Intervals
+from sage.predict.grid import Row, clusters, label
+from sage.predict.limits import Limits
+from sage.predict.prediction import Prediction
+from sage.predict.step_time import FAR
+
+MOST_TABLES = 4
+"""With more combinations of world size and bandwidth, the steps of all methods are not printed."""
+
+
+def markdown(prediction: Prediction, *, everything: bool) -> str:
+    """Return the tables of a prediction.
+
+    Args:
+        prediction: what was predicted.
+        everything: whether to list the steps of all methods for every world size and bandwidth, however many.
+    """
+    cells = list(clusters(prediction.rows))
+    blocks = [f"# {title(prediction)}", first_line(cells), summary(cells)]
+    if everything or len(cells) <= MOST_TABLES:
+        blocks += [f"## {where(cell[0])}\n\n{steps(cell)}" for cell in cells]
+    if prediction.limits:
+        blocks += ["## Limits", LIMITS_NOTE, limits(prediction.limits)]
+    notes = dict.fromkeys(note for row in prediction.rows for note in row.notes)
+    blocks.append("## Notes\n\n" + "\n".join(f"- {note}" for note in [*_standing(prediction), *notes]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def title(prediction: Prediction) -> str:
+    """Name the model and the calibration."""
+    found = prediction.calibration
+    return (
+        f"Predicted steps of {found.model.workload}: {found.model.numel:,} parameters, batch size "
+        f"{found.model.batch_size}, calibrated at {found.world_size} ranks"
+    )
+
+
+def first_line(cells: Sequence[list[Row]]) -> str:
+    """State in how many set-ups a method pays."""
+    compressed = [row for cell in cells for row in cell if row.verdict != "dense"]
+    pays = sum(row.verdict == "pays" for row in compressed)
+    of = f"{pays} of {len(compressed)} set-ups pay"
+    return f"{of}: their predicted step is shorter than that of overlapped bf16."
+
+
+def summary(cells: Sequence[list[Row]]) -> str:
+    """Return a table with the fastest compressing method of each world size and bandwidth."""
+    lines = []
+    for cell in cells:
+        first = cell[0]
+        best = next((row for row in cell if row.verdict != "dense"), None)
+        found = [MISSING] * 4
+        if best is not None:
+            verdict = {"pays": "pays", "does not pay": "nothing pays"}.get(best.verdict, "undecided")
+            found = [best.label, _band(best), _speedup(best), verdict]
+        lines.append(
+            [first.cluster or MISSING, _ranks(first), _bits(first), duration(first.reference_seconds), *found]
+        )
+    heading = [
+        "cluster",
+        "ranks",
+        "bandwidth",
+        "bf16 × ddp",
+        "fastest compressed",
+        "step",
+        "speed-up",
+        "verdict",
+    ]
+    if all(row[0] == MISSING for row in lines):
+        heading, lines = heading[1:], [row[1:] for row in lines]
+    return table(heading, lines)
+
+
+def steps(cell: Sequence[Row]) -> str:
+    """Return a table of all methods at one world size and bandwidth, fastest first."""
+    return table(
+        ["method", "step", "communication", "exposed", "encode, decode", "speed-up", "verdict"],
+        [
+            [
+                row.label,
+                _band(row),
+                duration(row.communication_seconds),
+                duration(row.exposed_seconds),
+                duration(row.coding_seconds),
+                _speedup(row),
+                row.verdict,
+            ]
+            for row in cell
+        ],
+    )
+
+
+LIMITS_NOTE = (
+    "Bandwidths at which a method is faster than overlapped bf16: by the two-term model, in closed form and "
+    "by its roots, and by the predicted steps of each mount. `un-overlapped fp32` compares with an all-reduce"
+    " of float32 after backward, which is not what DistributedDataParallel does. From `most ranks` on, a "
+    "gather moves more bytes than bf16's all-reduce."
+)
+
+
+def limits(found: Sequence[Limits]) -> str:
+    """Return a table of the limits."""
+    heading = [
+        "method", "ranks", "closed form", "by roots", "whole", "ddp", "un-overlapped fp32", "most ranks",
+        "memory",
+    ]  # fmt: skip
+    lines = []
+    for each in found:
+        fp32: Intervals = ((0.0, each.without_overlap),) if each.without_overlap else ()
+        ceiling = MISSING if each.most_ranks is None else f"{each.most_ranks:.0f}"
+        name = label(each.reducer, each.options)
+        lines.append(
+            [
+                f"{name}, {each.cluster}" if each.cluster else name,
+                str(each.ranks),
+                *map(bandwidths, (each.closed_form, each.by_roots)),
+                *map(bandwidths, each.by_recurrence.values()),
+                bandwidths(fp32),
+                ceiling,
+                size(each.memory_bytes),
+            ]
+        )
+    return table(heading, lines)
+
+
+def bandwidths(found: Intervals) -> str:
+    """Format intervals of bandwidth.
+
+    >>> bandwidths(((0.0, 1e9),)), bandwidths(()), bandwidths(((0.0, math.inf),))
+    ('< 1 Gbit/s', 'never', 'always')
+    >>> bandwidths(((1e6, 1e9), (1e12, math.inf)))
+    '1 Mbit/s to 1 Gbit/s, > 1 Tbit/s'
+    """
+
+    def one(low: float, high: float) -> str:
+        if low == 0:
+            return "always" if math.isinf(high) else f"< {rate(high)}"
+        return f"> {rate(low)}" if math.isinf(high) else f"{rate(low)} to {rate(high)}"
+
+    return ", ".join(one(low, high) for low, high in found) or "never"
+
+
+def table(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table whose columns have equal widths; the first is aligned to the left."""
+    every = [[cell.replace("|", "\\|") for cell in line] for line in (heading, *lines)]
+    widths = [max(map(len, column)) for column in zip(*every, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cells[0].ljust(widths[0]),
+            *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True)),
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    return "\n".join([line(every[0]), line(rule), *map(line, every[1:])])
+
+
+def where(row: Row) -> str:
+    """Name a world size and bandwidth."""
+    name = f"{row.cluster}: " if row.cluster else ""
+    return f"{name}{_ranks(row)} ranks, {_bits(row)}"
+
+
+def _standing(prediction: Prediction) -> list[str]:
+    most = FAR * max([prediction.calibration.world_size, *(s.ranks for s in prediction.calibration.links)])
+    found = [
+        "Intervals are 95 %: measured times are resampled, and latency and bandwidth drawn from their fit.",
+    ]
+    if any(row.is_model for row in prediction.rows):
+        found.append(f"model: above {most} ranks, four times the largest measured world size.")
+    return found
+
+
+def _ranks(row: Row) -> str:
+    return f"{row.ranks}{' (model)' if row.is_model else ''}"
+
+
+def _bits(row: Row) -> str:
+    return "as measured" if row.bits_per_second is None else rate(row.bits_per_second)
+
+
+def _band(row: Row) -> str:
+    return f"{duration(row.seconds)} ({duration(row.seconds_low)} to {duration(row.seconds_high)})"
+
+
+def _speedup(row: Row) -> str:
+    return f"{times(row.speedup)} ({times(row.speedup_low)} to {times(row.speedup_high)})"

@@ -1,0 +1,170 @@
+"""The grid of predictions, the limits and the map: what pays, and that all of them say the same."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from made_up_calibration import calibration, model, topk
+
+from sage.predict.calibration import Calibration, Message, MethodTimes
+from sage.predict.grid import Row, choices, clusters, predict
+from sage.predict.limits import Limits, limits
+from sage.predict.links import Link
+from sage.predict.prediction import make, pictures
+from sage.predict.step_time import Predictor, Setup
+from sage.predict.win_map import win_map
+
+BITS = (1e7, 1e8, 1e9, 1e10, 1e11)
+
+
+def setups(*ranks: int, bits: Sequence[float] = BITS) -> list[Setup]:
+    return [Setup(each, link=Link(tuple(b / 8 for b in bits))) for each in ranks]
+
+
+def rows(found: Calibration, *ranks: int, bits: Sequence[float] = BITS) -> list[Row]:
+    return predict(Predictor(found), setups(*ranks, bits=bits), choices(found, None))
+
+
+def test_every_method_is_predicted_under_both_mounts_at_every_bandwidth_and_world_size() -> None:
+    found = rows(calibration(noise=0.02), 2, 8, 64)
+    assert len({(r.ranks, r.bits_per_second, r.label) for r in found}) == len(found) == 3 * 5 * 6
+    for row in found:
+        assert row.seconds_low <= row.seconds <= row.seconds_high
+        assert row.speedup_low <= row.speedup <= row.speedup_high
+        assert row.speedup == pytest.approx(row.reference_seconds / row.seconds)
+        assert 0 <= row.exposed_seconds <= row.communication_seconds + 1e-12
+
+
+def test_the_reference_is_overlapped_bf16() -> None:
+    for cell in clusters(rows(calibration(), 4)):
+        (reference,) = (row for row in cell if row.label == "bf16 × ddp")
+        assert (reference.speedup, reference.verdict) == (1, "dense")
+        assert {row.reference_seconds for row in cell} == {reference.seconds}
+        assert [row.seconds for row in cell] == sorted(row.seconds for row in cell)
+
+
+def test_the_reference_is_made_of_the_element_count_where_it_was_not_measured() -> None:
+    found = calibration()
+    (method,) = (each for each in found.methods if each.reducer == "topk")
+    only = rows(replace(found, methods=(method,)), 4)
+    assert {row.label for row in only} >= {"bf16 × ddp", "topk(density=0.01) × ddp"}
+
+
+def test_a_method_pays_on_slow_links_and_does_not_on_fast_ones() -> None:
+    found = {
+        row.bits_per_second: row
+        for row in rows(calibration(noise=0.02), 4)
+        if row.label == "topk(density=0.01) × whole"
+    }
+    assert [found[bits].verdict for bits in BITS] == ["pays"] * 3 + ["does not pay"] * 2
+
+
+def test_near_the_break_even_a_noisy_link_leaves_the_verdict_undecided() -> None:
+    found = calibration(noise=0.3)
+    (limit,) = limits(Predictor(found), setups(4, bits=(1e9,)), None)
+    ((_, edge),) = limit.by_recurrence["whole"]
+    noisy = replace(found, model=replace(found.model, backward_seconds=(0.1, 0.2, 0.3)))
+    (row,) = (row for row in rows(noisy, 4, bits=(edge,)) if row.label == "topk(density=0.01) × whole")
+    assert row.verdict == "undecided"
+    assert row.speedup_low < 1 < row.speedup_high
+
+
+def test_beyond_four_times_the_measured_ranks_a_row_is_a_model() -> None:
+    found = rows(calibration(), 4, 16, 17)
+    assert {row.ranks for row in found if row.is_model} == {17}
+
+
+def of(found: Calibration, *ranks: int) -> list[Limits]:
+    return limits(Predictor(found), setups(*ranks), None)
+
+
+def test_the_closed_form_the_roots_and_the_predicted_steps_agree() -> None:
+    """The recurrence begins communication later than the two terms, so that a method pays a bit further."""
+    for each in of(calibration(), 2, 4):
+        ((low, closed),) = each.closed_form
+        ((_, root),) = each.by_roots
+        assert low == 0
+        assert root == pytest.approx(closed, rel=1e-5)
+        for ends in each.by_recurrence.values():
+            ((_, found),) = ends
+            assert closed <= found * (1 + 1e-5)
+            assert found <= 1.3 * closed
+        assert each.without_overlap > closed
+
+
+def test_at_the_break_even_the_predicted_steps_are_equal() -> None:
+    found = calibration()
+    (limit,) = of(found, 4)
+    for mount, ((_, edge),) in limit.by_recurrence.items():
+        (row,) = (row for row in rows(found, 4, bits=(edge,)) if row.label == f"topk(density=0.01) × {mount}")
+        assert row.speedup == pytest.approx(1, abs=1e-5)
+
+
+def test_above_its_most_ranks_a_gather_pays_on_no_link() -> None:
+    below, above = of(calibration(), 32, 64)
+    assert below.most_ranks == above.most_ranks == pytest.approx(50)
+    assert below.closed_form
+    assert above.closed_form == above.by_roots == ()
+    assert all(each == () for each in above.by_recurrence.values())
+
+
+def test_a_method_that_sums_has_no_ceiling_and_needs_the_memory_of_its_messages() -> None:
+    found = calibration()
+    message = Message("all_reduce", 1000)
+    lowrank = MethodTimes("powersgd", {"rank": 4}, (0.01,), {2: (0.0,)}, None, {2: (message,)})
+    (limit,) = of(replace(found, methods=(lowrank,)), 64)
+    assert limit.most_ranks is None
+    assert limit.memory_bytes == 8 * found.model.numel + 2000
+
+
+def test_the_map_has_the_fastest_method_of_the_grid() -> None:
+    found = calibration(noise=0.02)
+    found = replace(found, methods=(*found.methods, topk(found.model.numel, density=0.001, encode=0.08)))
+    drawn = win_map(Predictor(found), setups(2, 8, 64, 1000), choices(found, None))
+    assert drawn.ranks == (2, 8, 64, 1000)
+    assert drawn.bits_per_second == pytest.approx(BITS)
+    cells = {(cell[0].ranks, cell[0].bits_per_second): cell for cell in clusters(rows(found, 2, 8, 64, 1000))}
+    for ranks, winners in zip(drawn.ranks, drawn.winners, strict=True):
+        for bits, winner in zip(BITS, winners, strict=True):
+            first = cells[ranks, bits][0]
+            assert (winner == -1) == (first.verdict == "dense")
+            if winner >= 0:
+                assert drawn.labels[winner] == first.label
+    assert -1 in {each for winners in drawn.winners for each in winners}
+
+
+def test_a_prediction_of_one_rank_has_no_communication() -> None:
+    found = make(calibration(), [Setup(1)], None)
+    assert found.limits == []
+    assert {row.communication_seconds for row in found.rows} == {0.0}
+
+
+def test_the_curves_have_the_overlapped_reference_and_one_mount_of_each_method() -> None:
+    found = calibration(noise=0.02)
+    drawn = pictures(found, setups(8, bits=(1e8,)), None)
+    assert [each.label for each in drawn.curves if each.is_dense] == ["bf16 × ddp", "exact × whole"]
+    (method,) = (each for each in drawn.curves if not each.is_dense)
+    assert method.label.startswith("topk(density=0.01) × ")
+    for each in drawn.curves:
+        assert len(each.seconds) == len(drawn.bits_per_second)
+        assert all(
+            low <= middle <= high for low, middle, high in zip(each.low, each.seconds, each.high, strict=True)
+        )
+        assert list(each.seconds) == sorted(each.seconds, reverse=True)
+    assert drawn.bits_per_second[0] == pytest.approx(1e7)
+    assert max(drawn.map.ranks) == 256
+
+
+def test_a_large_last_bucket_may_pay_on_fast_links_too() -> None:
+    """The embedding comes last in backward: nothing hides its all-reduce, however fast the link is."""
+    own = model(layers=2)
+    small, large = replace(own.parameters[0], numel=1_000_000), replace(own.parameters[1], numel=100_000_000)
+    found = calibration()
+    n = small.numel + large.numel
+    cheap = topk(n, density=0.001, encode=1e-5)
+    cheap = replace(cheap, decode_seconds={2: (0.0,), 4: (0.0,)})
+    found = replace(found, model=replace(own, parameters=(small, large)), methods=(cheap,))
+    (limit,) = of(found, 4)
+    assert limit.closed_form[-1][1] > 1e11
+    assert math.isinf(limit.closed_form[-1][1]) or limit.closed_form[-1][1] > limit.without_overlap / 100
