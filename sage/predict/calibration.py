@@ -127,12 +127,15 @@ def read(path: Path) -> Calibration:
         world_size=content["world_size"],
         ranks_per_node=content["ranks_per_node"],
         links=tuple(
-            Samples(**_only(each, SAMPLES) | {"seconds": tuple(each["seconds"])}) for each in content["links"]
+            Samples(**_only(each, SAMPLES, seconds=tuple(each["seconds"]))) for each in content["links"]
         ),
         model=ModelTimes(
-            **_only(model, MODEL)
-            | {name: tuple(model[name]) for name in MODEL_TIMES}
-            | {"parameters": tuple(Parameter(**_only(each, PARAMETER)) for each in model["parameters"])}
+            **_only(
+                model,
+                MODEL,
+                parameters=tuple(Parameter(**_only(each, PARAMETER)) for each in model["parameters"]),
+                **{name: tuple(model[name]) for name in MODEL_TIMES},
+            )
         ),
         methods=tuple(_method(each) for each in content["methods"]),
     )
@@ -152,6 +155,6 @@ def _method(content: dict[str, Any]) -> MethodTimes:
     )
 
 
-def _only(content: dict[str, Any], kind: Kind) -> dict[str, Any]:
-    """The keys that this version knows; a newer one may have added others."""
-    return {name: content[name] for name in kind.keys}
+def _only(content: dict[str, Any], kind: Kind, **changed: Any) -> dict[str, Any]:
+    """The keys that this version knows, some of them changed; a newer version may have added others."""
+    return {**{name: content[name] for name in kind.keys}, **changed}

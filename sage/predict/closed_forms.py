@@ -48,8 +48,8 @@ class Baseline:
         each, last = self.latency + self.volume * x, self.latency + self.last_volume * x
         return self.other + two_term(self.buckets, self.gamma * self.backward, each, last)
 
-    def seconds_without_overlap(self, x: float) -> float:
-        """Return the step time of one dense reduction after backward."""
+    def seconds_without_overlap(self, x: Any) -> Any:
+        """Return the step time of one dense reduction after backward, of a number or an array."""
         return self.other + self.backward + self.latency + self.total_volume * x
 
     @property

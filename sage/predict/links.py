@@ -147,8 +147,8 @@ def fits(calibration: Calibration) -> tuple[Fits, Fits]:
     for each in calibration.links:
         grouped[each.scope].setdefault(each.collective, []).append(each)
     g = calibration.ranks_per_node
-    intra = {name: fit(samples, g) for name, samples in grouped["intra"].items()}
-    inter = {name: fit(samples, g, intra.get(name)) for name, samples in grouped["inter"].items()}
+    intra: Fits = {name: fit(samples, g) for name, samples in grouped["intra"].items()}
+    inter: Fits = {name: fit(samples, g, intra.get(name)) for name, samples in grouped["inter"].items()}
     return inter, intra
 
 
@@ -156,8 +156,8 @@ def links(inter: Fits, intra: Fits, link: Link, generator: numpy.random.Generato
     """Return the links of a cluster: as fitted, except for what `link` gives.
 
     A given bandwidth is that of the fastest collective. The others keep their measured slowness relative to
-    it, and none is faster between nodes than was measured within one. If no links between nodes were measured,
-    those within a node take their place.
+    it, and none is faster between nodes than was measured within one. If no links between nodes were
+    measured, those within a node take their place.
 
     Raises:
         ValueError: if neither a measurement nor `link` has the bandwidth or the latency between nodes.

@@ -59,11 +59,12 @@ def traffic(method: MethodTimes, ranks: int, numel: int) -> tuple[Traffic, ...]:
         return ()
     most = MOST_BYTES * numel
     is_sparse = method.density is not None
-    orders = {tuple(each.collective for each in messages) for messages in method.messages.values()}
+    orders: set[tuple[Collective, ...]] = {
+        tuple(each.collective for each in messages) for messages in method.messages.values()
+    }
     if ranks in method.messages or len(orders) == 1:
-        order = [
-            each.collective for each in method.messages.get(ranks) or next(iter(method.messages.values()))
-        ]
+        messages = method.messages.get(ranks) or next(iter(method.messages.values()))
+        order: tuple[Collective, ...] = tuple(each.collective for each in messages)
         sizes = [
             {w: float(found[i].bytes) for w, found in method.messages.items() if len(found) > i}
             for i in range(len(order))
@@ -74,7 +75,8 @@ def traffic(method: MethodTimes, ranks: int, numel: int) -> tuple[Traffic, ...]:
         )
     # The sequence of collectives depends on W: the number and mean size of each kind take its place.
     found = []
-    for name in dict.fromkeys(name for order in sorted(orders) for name in order):
+    names: dict[Collective, None] = dict.fromkeys(name for order in sorted(orders) for name in order)
+    for name in names:
         counts, sizes_W = {}, {}
         for w, messages in method.messages.items():
             own = [each.bytes for each in messages if each.collective == name]

@@ -78,7 +78,7 @@ def test_padding_to_the_largest_of_normal_sizes_is_extrapolated() -> None:
 def test_a_size_that_is_shared_out_falls_with_the_world_size() -> None:
     found = at(32, {2: 4000.0, 4: 2000.0, 8: 1000.0})
     assert found.bytes == pytest.approx(250)
-    assert (found.low, found.high) == (pytest.approx(250), 1000)
+    assert [found.low, found.high] == pytest.approx([250, 1000])
     assert found.law == "shared out among ranks, as W^-1.00"
 
 
