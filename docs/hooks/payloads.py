@@ -1,6 +1,6 @@
 """A hook of mkdocs: measures the payload of each reducer in an example, when the site is built.
 
-`<!-- payload: NAME -->` in a cell of a table is replaced by the bytes that the ledger books for one step of
+`<!-- payload: NAME -->` in a cell of a table is replaced by the bytes that the ledger counts for one step of
 the reducer, so the table cannot differ from the code. The conformance suite compares the ledger with
 `payload()`.
 """
