@@ -22,7 +22,7 @@ from sage.train import run
 
 
 def made_up(steps: int = 62, world_size: int = 2, n: int = 3000, drop: int | None = None) -> Trace:
-    """Heavy-tailed gradients, the same statistics at every step."""
+    """Heavy-tailed gradients with equal statistics at every step."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(steps, world_size, n, generator=generator).exp()
     x *= torch.randn(steps, world_size, n, generator=generator)
@@ -85,7 +85,7 @@ def test_a_sample_is_the_same_for_all_ranks_and_in_order() -> None:
 
 
 DIGITS = ["digits-ff", "--reducer", "topk", "--batch-size", "4"]
-"""A run with momentum, shuffled batches and a residual: all of it has to go on."""
+"""A run with momentum, shuffled batches and a residual, all of which must be resumed."""
 
 
 @pytest.mark.parametrize("stop", [0, 4])
@@ -116,7 +116,7 @@ def recorded(source: list[str], steps: int, out: Path) -> Trace:
 
 
 def run_aside(config: Config) -> None:
-    """Run it in another thread than the main one, in which it would take over the tests' signals."""
+    """Run in another thread, because in the main thread it would replace the tests' signal handlers."""
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(run.main, config).result() == 0
 

@@ -41,7 +41,7 @@ def recorded(steps: int = 6, n: int = 50) -> Trace:
 
 
 def spied(spec: str, seen: list[tuple[Reducer, Tensor]]) -> Case:
-    """The first case of a reducer that keeps every mean it gives."""
+    """The first case of a reducer that records every mean it returns."""
     case = cases_of(spec, [0.01])[0]
 
     def make(**options: Any) -> Reducer:
@@ -56,11 +56,11 @@ def spied(spec: str, seen: list[tuple[Reducer, Tensor]]) -> Case:
     return Case(case.name, make, case.options)
 
 
-# The wire and the watch.
+# The wire and the time stamps.
 
 
 class Clock:
-    """A clock that goes when it is told to."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -71,7 +71,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Stands in for the time that stamps are of; a gather takes 1000 seconds."""
+    """Replaces the clock of the time stamps; a gather takes 1000 seconds."""
     clock = Clock()
     monkeypatch.setattr(loopback_wire, "time", clock)
     gather = LoopbackWire._gather
@@ -131,7 +131,7 @@ def test_every_reducer_takes_a_turn_of_steps_on_a_wire_of_several_ranks(name: st
     feedback = ErrorFeedback(reducer, Layout.of([("matrix", (64, 64))], reducer.grouping))
     wire = LoopbackWire(CPU, world_size)
     feedback.reducer.begin_epoch(0, 0.1, wire)
-    for _ in range(world_size + 1):  # one step more than there are ranks that could lead
+    for _ in range(world_size + 1):  # one step more than there are ranks
         grad_N = torch.randn(N, generator=torch.Generator().manual_seed(1))
         mean_N = feedback(grad_N, wire).mean_N
         assert mean_N.isfinite().all()
@@ -194,7 +194,7 @@ def test_on_cuda_events_are_recorded_and_waited_for_only_at_both_ends(
     done: list[str] = []
 
     class Event:
-        """Stands in for torch.cuda.Event, whose times are in milliseconds."""
+        """Replaces torch.cuda.Event, whose times are in milliseconds."""
 
         def __init__(self, *, enable_timing: bool) -> None:
             assert enable_timing
@@ -274,7 +274,7 @@ def test_with_settle_a_reducer_has_the_residual_of_the_earlier_gradients() -> No
         sent_N = torch.zeros(N).index_copy(0, at_K, kept_N[at_K])
         kept_N -= sent_N
     assert torch.equal(seen[-1][1], sent_N)
-    assert once.payload == 8 * 40  # of the timed one alone
+    assert once.payload == 8 * 40  # of the timed one only
 
 
 def test_every_case_runs_once_per_round_in_an_order_drawn_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +290,7 @@ def test_every_case_runs_once_per_round_in_an_order_drawn_each_time(monkeypatch:
     by_round = [ran[i : i + 4] for i in range(0, len(ran), 4)]
     assert [sorted(names) for names in by_round] == [sorted(case.name for case in cases)] * 7
     assert len(set(map(tuple, by_round))) > 1
-    # The rounds of warm-up have left nothing.
+    # The warm-up rounds have left no state.
     assert {len(row.rounds) for row in rows} == {5}
     assert min(each.compress for row in rows for each in row.rounds) == 9
 
@@ -306,7 +306,7 @@ def test_the_spread_covers_all_rounds() -> None:
 
 
 class Fails(TopK):
-    """Raises in its third life."""
+    """Raises in its third instance."""
 
     lives = 0
 
@@ -354,7 +354,7 @@ def test_a_trace_gives_rank_0s_gradient_and_those_before_it(tmp_path: Path, step
     assert all(map(torch.equal, [*given.before, given.gradient_N], expected))
 
 
-# The verb.
+# The command.
 
 
 def cells(lines: Sequence[str], column: int) -> list[str]:

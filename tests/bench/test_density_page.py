@@ -27,7 +27,7 @@ def commands() -> list[str]:
 
 
 def small(config: Config, *, steps: int, elements: int, folder: Path | None = None) -> Trace:
-    """What `record` would give, but for the training and the size."""
+    """A trace like that of `record`, without training and small."""
     assert steps > 60
     assert elements >= 2**16
     first = 1 if folder else 0
@@ -40,7 +40,7 @@ def small(config: Config, *, steps: int, elements: int, folder: Path | None = No
 
 
 def test_the_commands_of_the_page_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With neither training nor replays, which tests/bench/test_bench.py does."""
+    """Without training and replays, which tests/bench/test_bench.py covers."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(recording, "record", small)
     monkeypatch.setattr(trace, "record", small)
@@ -64,7 +64,7 @@ def test_the_commands_of_the_page_run_in_their_order(tmp_path: Path, monkeypatch
 
 
 def test_the_tables_of_the_page_are_those_of_the_results() -> None:
-    """A law for whoever measures again: the page is to say what the files say."""
+    """After a new measurement, the page must have the values of the files."""
     measured = "".join(path.read_text() for path in sorted(RESULTS.glob("density*/density.md")))
     quoted = re.findall(r"^\| trace \|.*\n(?:\|.*\n)+", PAGE, flags=re.MULTILINE)
     assert len(quoted) > 3

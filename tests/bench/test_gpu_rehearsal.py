@@ -28,7 +28,7 @@ ABSENT = [
     "xdist",
     "yaml",
 ]
-"""Packages that a machine with a GPU need not have."""
+"""Packages that the machine with a GPU does not need."""
 BLOCK = f"""
 from importlib.machinery import PathFinder
 

@@ -28,7 +28,7 @@ CASES: dict[str, Case] = {}
 
 
 def case(look: Case) -> Case:
-    """What is looked at on each of two ranks, all in one start of them; a ValueError is what was seen."""
+    """The results of all cases on each of two ranks, which start once; a ValueError is a result."""
     CASES[look.__name__] = look
     return look
 
@@ -42,7 +42,7 @@ def everything() -> list[dict[str, Any]]:
                 seen[name] = look(wire.rank)
             except ValueError as error:
                 seen[name] = error
-            gc.collect()  # mounts of earlier cases are gone
+            gc.collect()  # mounts of earlier cases no longer exist
         return seen
 
     return processes(2, work)
@@ -53,7 +53,7 @@ def seen(look: Case) -> list[Any]:
 
 
 def refused(look: Case) -> str:
-    """In which words every rank has refused; they are the same, in one line."""
+    """Return the one-line error, which is equal on every rank."""
     first, *others = seen(look)
     assert isinstance(first, ValueError), first
     assert all(str(other) == str(first) for other in others)
@@ -62,7 +62,7 @@ def refused(look: Case) -> str:
 
 
 def mean_gradients(step: int) -> list[Tensor]:
-    """The mean over two ranks of what autograd alone gives."""
+    """The mean over two ranks of the gradients of autograd alone."""
     models = [network() for _ in range(2)]
     for rank, model in enumerate(models):
         once(model, rank, step)
@@ -76,7 +76,7 @@ def off(model: nn.Module, expected: list[Tensor]) -> float:
     return max(float((g.double() - e.double()).abs().max()) for g, e in pairs if g is not None)
 
 
-# What is taken as it comes.
+# Accepted cases.
 
 
 def own_zero_grad(script: Plain) -> None:
@@ -129,7 +129,7 @@ ZEROS = {
 
 @case
 def ways_to_zero(rank: int) -> dict[str, list[float]]:
-    """How far the gradients are off the mean, step by step, for each way to set them to zero."""
+    """The error of the gradients at each step, for each way to set them to zero."""
     found: dict[str, list[float]] = {}
     for name, zero in ZEROS.items():
         script = Plain(network(), rank, "exact")
@@ -151,7 +151,7 @@ def test_gradients_are_reduced_however_they_are_set_to_zero(zero: str) -> None:
 
 @case
 def none_with_residual(rank: int) -> list[list[float]]:
-    """What top-k sends of a weight whose gradient is None on this rank in the second step."""
+    """The elements that top-k sends of a weight whose gradient is None on this rank in the second step."""
     model = nn.Linear(2, 1, bias=False)
     mount = sage.reduce_model(model, "topk", density=0.5)
     sent = []
@@ -175,7 +175,7 @@ def test_a_parameter_without_a_gradient_on_one_rank_sends_its_residual() -> None
 
 @case
 def gradients_exchanged(rank: int) -> list[list[float]]:
-    """Gradients that the script has put in each other's place, or transposed, before the reduction."""
+    """Gradients that the script has swapped or transposed before the reduction."""
     model = nn.ParameterList([torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(2, 2)])
     mount = sage.reduce_model(model, "exact")
     values = torch.arange(4.0).view(2, 2) + 10 * rank
@@ -197,7 +197,7 @@ def test_gradients_that_the_script_has_replaced_are_reduced_in_their_place() -> 
 
 @case
 def half_after_mounting(rank: int) -> tuple[float, set[torch.dtype]]:
-    """A model that is made another dtype after it was mounted, and trained on."""
+    """A model that is converted to another dtype after mounting and trained further."""
     script = Plain(network(), rank, "topk", density=1.0)
     script.gradients(0)
     script.model.double()
@@ -216,7 +216,7 @@ def test_a_model_that_is_cast_after_mounting_is_reduced_in_its_new_dtype() -> No
         assert dtypes == {torch.float64}
 
 
-# What is refused by name.
+# Refused cases.
 
 
 def plain(rank: int) -> Plain:
@@ -500,7 +500,7 @@ def test_parameters_that_would_be_reduced_incorrectly_or_not_at_all_are_refused_
     assert re.search(REFUSED[look], refused(look))
 
 
-# What goes on as before.
+# Unchanged cases.
 
 
 @case
@@ -515,7 +515,7 @@ def fair_use(rank: int) -> bool:
     optimizers[0].step()
     once(third, rank, 0)
     optimizers[2].step()
-    optimizers[1].step()  # nothing came, zeros are stepped
+    optimizers[1].step()  # without a gradient, the optimiser steps with zeros
     halves = [torch.optim.SGD(part.parameters(), 0.1) for part in (first[:5], first[5:])]
     mounts[0].zero_grad()
     once(first, rank, 1)
@@ -535,7 +535,7 @@ def test_scripts_with_several_models_and_optimisers_are_accepted() -> None:
 
 @case
 def compiled(rank: int) -> list[float]:
-    """How far the gradients are off with torch.compile, in either order with each mount."""
+    """The error of the gradients with torch.compile, in either order with each mount."""
     found = []
     for order in ("plain", "wrapped", "inside", "outside"):
         model: Any = network()
@@ -584,7 +584,7 @@ def test_a_mount_without_references_does_not_keep_the_model_alive() -> None:
     simulate(1, work)
 
 
-# Gradients that are odd.
+# Unusual gradients and buffers.
 
 
 @case

@@ -17,7 +17,7 @@ Sage = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
-    """The configuration that `sage run ... --print-config` tells of."""
+    """The configuration that `sage run ... --print-config` prints."""
     assert main(["run", *argv, "--print-config"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["folder"] == str(Config.from_dict(told["config"]).folder)
@@ -26,7 +26,7 @@ def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """What is said of a command line that is refused: one line on stderr."""
+    """The error of a refused command line: one line on stderr."""
     status = main(argv)
     said = capsys.readouterr()
     assert status == 2
@@ -38,7 +38,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 def asks(monkeypatch: pytest.MonkeyPatch, function: str) -> list[Any]:
-    """A list that collects what the function, in its place, is called with."""
+    """Replace a function, and return the list of the arguments of its calls."""
     asked: list[Any] = []
 
     def collect(*given: Any, **_: Any) -> int:

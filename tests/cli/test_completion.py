@@ -33,13 +33,13 @@ SECONDS = 120.0
 
 
 def completions_of(*words: str) -> list[CompletionItem]:
-    """What a shell offers for the last of these words."""
+    """The completions of the last of these words."""
     return ShellComplete(root, {}, "sage", "_SAGE_COMPLETE").get_completions(list(words[:-1]), words[-1])
 
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder `runs` of the working folder: two runs, one that is only submitted, and another folder."""
+    """The folder `runs` in the working folder: two runs, a submitted one, and another folder."""
     monkeypatch.chdir(tmp_path)
     for name in ("digits-topk-01234567", "digits-exact-89abcdef"):
         (tmp_path / "runs" / name).mkdir(parents=True)
@@ -94,7 +94,7 @@ def test_a_shell_completes_what_is_typed(shell: str, runs: Path) -> None:
         os.write(terminal, "".join(f"{line}\r" for line in lines).encode())
         screen = read_until_it_ends(terminal)
     finally:
-        os.close(terminal)  # the shell is hung up on, if it still runs
+        os.close(terminal)  # ends the shell if it still runs
         os.waitpid(process, 0)
     assert typed.exists(), screen
     assert [line.split() for line in typed.read_text().splitlines()] == [

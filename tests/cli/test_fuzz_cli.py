@@ -26,10 +26,10 @@ from sage.cli.main import COMMANDS, main
 from sage.config import annotations, workloads
 
 SECONDS = 60
-"""That a case may take on a busy machine; a case that hangs takes longer."""
+"""Seconds that a case may take on a busy machine; a case that hangs takes longer."""
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-"""What says that inputs take long to draw, which is no fault of the command line's."""
+"""Health checks on slow generation of inputs, which is not an error of the command line."""
 
 NAMES = [*annotations(), "reducers", "grid", "parallel", "max_requeues"]
 PARTS = [name for room in registry.EXPORTS for name in registry.names(room)]
@@ -50,7 +50,7 @@ words = scalars.map(str).filter(lambda word: "\0" not in word)
 
 
 def flags(names: list[str]) -> st.SearchStrategy[list[str]]:
-    """Flags with values, of which some are misspelled, some lack a value, and some have one too many."""
+    """Flags with values; some are misspelled, some lack a value, and some have one too many."""
     spelled = st.sampled_from(names) | st.text("abcdefghijklmnopqrstuvwxyz-_.", max_size=12)
     one = st.tuples(spelled, st.lists(words, max_size=2), st.booleans()).map(_spell)
     return st.lists(one, max_size=4).map(lambda parts: [word for part in parts for word in part])
@@ -74,14 +74,14 @@ runs = st.tuples(st.lists(texts | st.just("digits"), max_size=1), flags(RUN_FLAG
 
 
 def verb(name: str, *fixed: str, first: st.SearchStrategy[str] | None = None, names: str = "") -> Any:
-    """A verb, a word, what is fixed so that nothing starts, and flags of these names."""
+    """A command, a word, fixed arguments that prevent a start, and flags of these names."""
     parts = [st.just([name]), st.lists(first, min_size=1, max_size=1) if first is not None else st.just([])]
     parts += [st.just(list(fixed)), flags([*names.split(), "help"])]
     return st.tuples(*parts).map(lambda drawn: [word for part in drawn for word in part])
 
 
 def wordy(name: str, choices: list[str]) -> Any:
-    """A verb, and words."""
+    """A command, and words."""
     return st.lists(st.sampled_from(choices) | words, max_size=3).map(lambda rest: [name, *rest])
 
 
@@ -117,7 +117,7 @@ PLAIN = 'task = "classify"\nmodel = "feedforward"\ndata = "digits"\n'
 
 
 def toml(value: Any) -> str:
-    """A value in TOML; what TOML has no word for, as None, becomes what no TOML has."""
+    """A value in TOML; values that TOML cannot express, such as None, become invalid TOML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
@@ -168,7 +168,7 @@ files = st.tuples(
 
 @pytest.fixture(scope="module", autouse=True)
 def harmless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder to be in, and nothing that trains, fetches or measures."""
+    """A working folder; functions that train, download or measure are replaced."""
     folder = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -193,7 +193,7 @@ def ends(argv: list[str]) -> tuple[int, str, str]:
 
 
 def check(argv: list[str], status: int, err: str) -> None:
-    """What every command line is held to."""
+    """Assert what holds for every command line."""
     assert "Traceback" not in err, err
     assert status in (0, 2), (argv, status, err)
     if status == 2:

@@ -70,5 +70,5 @@ def test_the_states_of_runs_that_have_ended_are_read_without_the_configuration(f
     run = folder / "runs" / "digits-ff-exact-0123456789"
     run.mkdir()
     (run / "config.json").write_text("{}")
-    (run / "result.json").write_text("{}")  # damaged, which the table says
+    (run / "result.json").write_text("{}")  # damaged, as the table shows
     assert not (HEAVY | {"sage.config", "sage.registry"}) & imported(folder, "status", "runs")

@@ -20,7 +20,7 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 def nodes(group: Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The words of every command; of parts the first two, as each takes the same way."""
+    """The words of every command; of parts only the first two, because all use the same code."""
     yield path
     context = click.Context(group)
     names = group.list_commands(context)
@@ -33,7 +33,7 @@ def nodes(group: Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
 
 
 def completions(*words: str) -> list[str]:
-    """What a shell offers for the last of these words."""
+    """The completions of the last of these words."""
     found = ShellComplete(root, {}, "sage", "_SAGE_COMPLETE").get_completions(list(words[:-1]), words[-1])
     return [item.value for item in found]
 

@@ -42,7 +42,7 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def debian(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name `debian` is this machine's own, and leads to loopback, as Debian's installer has it."""
+    """The name `debian` is this machine's own and resolves to loopback, as after Debian's installer."""
     resolve = socket.getaddrinfo
 
     def resolved(host: str, *rest: Any, **options: Any) -> Any:
@@ -114,7 +114,7 @@ def test_gloo_accepts_the_same_settings(setting: str) -> None:
 
 
 def named(*names: str) -> list[Interface]:
-    """Interfaces that can be used."""
+    """Usable interfaces."""
     return [Interface(name, (f"10.0.{number}.1",), up=True) for number, name in enumerate(names)]
 
 

@@ -39,7 +39,7 @@ def by_hand(
     argvs: Sequence[str],
     tampers: Sequence[Callable[[], None] | None] = (None, None),
 ) -> list[Run]:
-    """Ranks as one starts them in shells, each with a command of its own."""
+    """Ranks as started in shells, each with its own command."""
     port = free_port()
     return [
         launcher.start(

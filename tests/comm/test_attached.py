@@ -21,11 +21,11 @@ CPU = torch.device("cpu")
 
 @cache
 def seen() -> list[dict[str, Any]]:
-    """What each of three ranks sees, all in one start of them."""
+    """The results of each of three ranks, which start once."""
 
     def work(host: Wire) -> dict[str, Any]:
         wire = AttachedWire(device=CPU)
-        # The script's own collective, begun before ours and ended after it.
+        # The script's own collective, which begins before ours and ends after it.
         script_N = torch.full((5,), float(host.rank))
         under_way = dist.all_reduce(script_N, async_op=True)
         mean_N = wire.mean(torch.full((3,), float(wire.rank)))
@@ -88,7 +88,7 @@ def test_the_end_of_the_store_names_the_rank_that_hosts_it(variable: str, store_
         if variable:
             os.environ[variable] = "a run"
         wire = AttachedWire(device=CPU, timeout=1)
-        wire.mean(torch.ones(3))  # both have come this far
+        wire.mean(torch.ones(3))  # both ranks have attached
         if host.rank == 0:
             os._exit(1)
         wire.mean(torch.ones(3))

@@ -19,10 +19,10 @@ from sage.comm.wire import Wire
 
 TIMEOUT = 5.0
 STILL = 60.0
-"""Longer than any of the others may take."""
+"""Seconds; longer than any of the other ranks may take."""
 
 CULPRITS: dict[str, tuple[int, int, Callable[[Wire], Any], str]] = {
-    # world size, the culprit, what it does, and what the others have to say of it
+    # world size, the failing rank, its failure, and the error of the others
     "rank 0 killed": (
         3,
         0,
@@ -78,7 +78,7 @@ def test_a_rank_that_dies_or_stops_ends_the_others_with_an_error_that_names_it()
         return run
 
     with ExitStack() as stack:
-        groups = {  # all at once, for most of the time goes in waiting
+        groups = {  # all at once, because most of the time is waiting
             name: stack.enter_context(Group(local_places(world_size), work(name), timeout=TIMEOUT))
             for name, (world_size, *_) in CULPRITS.items()
         }

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started(folder: Path, told: dict[str, str], how: str) -> subprocess.CompletedProcess[bytes]:
-    """A run as a process of its own, whose environment has nothing of ranks but what is told."""
+    """A run in its own process, whose only rank variables are the given ones."""
     return subprocess.run(
         [sys.executable, "-m", "sage", *RUN.split(), "--runs", str(folder / "runs"), how],
         cwd=folder,
@@ -47,7 +47,7 @@ def started(folder: Path, told: dict[str, str], how: str) -> subprocess.Complete
 def test_a_run_under_any_environment_ends_with_a_result_or_one_line(
     folder: Path, environ: dict[str, str], how: str
 ) -> None:
-    told = {name: value for name, value in environ.items() if "\0" not in value}  # execve takes no NUL
+    told = {name: value for name, value in environ.items() if "\0" not in value}  # execve accepts no NUL
     process = started(folder, told, how)
     said = process.stderr.decode()
     assert process.returncode in (0, 1, 2), (process.returncode, said)
@@ -65,7 +65,7 @@ def test_a_run_under_any_environment_ends_with_a_result_or_one_line(
 
 
 def test_another_service_at_the_port_is_a_one_line_error(folder: Path) -> None:
-    """As a proxy does, in HTTP: torch's store would print a stack trace of its own beside SAGE's line."""
+    """Answer in HTTP, like a proxy: torch's store would also print its own stack trace."""
     over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.2)

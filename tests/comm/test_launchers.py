@@ -30,7 +30,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "launchers.md"
 
 @pytest.fixture(autouse=True)
 def nodes_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No name server and no SLURM is asked."""
+    """No name server and no SLURM is called."""
 
     def resolve(name: str) -> list[str]:
         return ["10.0.0.9"]
@@ -45,7 +45,7 @@ WITH_SIZES = [pytest.param(one, id=one.name) for one in LAUNCHERS if one.size]
 
 
 def refusal(environ: dict[str, str]) -> str:
-    """What is said against the environment: always one line that can be printed."""
+    """The error of the environment, which must be one printable line."""
     with pytest.raises(ValueError, match=r"\S") as caught:
         place(environ)
     said = str(caught.value)
@@ -210,7 +210,7 @@ def table() -> str:
 
 
 def outcome_of(environ: dict[str, str]) -> str:
-    """What the page says of an environment."""
+    """The outcome of an environment in the words of the page."""
     try:
         found = place(environ)
     except ValueError as error:

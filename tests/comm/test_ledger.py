@@ -70,7 +70,7 @@ BY_HAND: dict[str, tuple[Callable[[Wire], Any], Callable[[int], tuple[dict[str, 
         lambda wire: wire.gather_ragged(
             values=torch.ones(1 + wire.rank).half(), indices=torch.ones(1 + wire.rank).int()
         ),
-        # Of 6, 12 and 18 bytes each rank sends its own to both others, straight.
+        # Each rank sends its own 6, 12 or 18 bytes directly to both others.
         lambda rank: (
             {"sizes": 8, "values": 2 + 2 * rank, "indices": 4 + 4 * rank},
             16 + 2 * (6 + 6 * rank),
@@ -175,15 +175,15 @@ def test_a_broadcast_reaches_every_rank_once(world_size: int) -> None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One op on all ranks, as the ledger has it and as the sockets saw it: (sent, received) by rank."""
+    """One op on all ranks by the ledger and by the sockets: (sent, received) by rank."""
 
     op: str
     bytes: int
-    """Of the buffer that one rank hands over."""
+    """Bytes of one rank's buffer."""
     by_ledger: list[tuple[int, int]]
     counted: list[tuple[int, int]]
     num_messages: int
-    """Of all ranks together, as Gloo cuts the buffer."""
+    """Messages of all ranks together, as Gloo splits the buffer."""
 
     @property
     def sent(self) -> tuple[int, int]:
@@ -232,20 +232,20 @@ OPS: dict[str, tuple[Callable[[Wire, int], Any], Callable[[int, int], int]]] = {
     ),
 }
 SIZES = [1_000, 2**18, 1_000_001]
-"""Elements: 4 kB, 1 MiB, and 4 MB that no world size here divides."""
+"""Numbers of elements: 4 kB, 1 MiB, and 4 MB that no world size here divides."""
 PER_MESSAGE = 3 * 48
-"""Bytes that Gloo adds to a message: it is announced, asked for and headed, in 48 bytes each time."""
+"""Bytes that Gloo adds to a message: three headers of 48 bytes."""
 
 
 def compare(world_size: int) -> list[Comparison]:
     """Run every op at every size on W gloo processes, which read their own sockets before and after."""
     places = local_places(world_size)
-    meeting = get_context("fork").Barrier(world_size, timeout=60)  # without traffic of its own
+    meeting = get_context("fork").Barrier(world_size, timeout=60)  # without traffic
 
     def read() -> tuple[int, int]:
-        meeting.wait()  # what was to be sent has been
+        meeting.wait()  # all earlier data has been sent
         counted = tcp_bytes(leaving_out=places[0].port)
-        meeting.wait()  # what is to be sent has not
+        meeting.wait()  # no later data has been sent
         return counted
 
     def work(wire: Wire) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -284,7 +284,7 @@ def test_the_ledger_agrees_with_the_socket_counters(world_size: int) -> None:
         name = f"{row.op} of {row.bytes} bytes on {world_size} ranks"
         by_ledger, counted = row.sent
         assert counted == sum(received for _, received in row.counted), name
-        # Where a rank's share is no whole number of bytes, each rank's ledger rounds it down.
+        # If a rank's share is not a whole number of bytes, each rank's ledger rounds it down.
         assert by_ledger <= counted < by_ledger + world_size + PER_MESSAGE * row.num_messages, name
         if row.bytes >= 2**20:
             assert counted <= 1.01 * by_ledger, name
@@ -293,7 +293,7 @@ def test_the_ledger_agrees_with_the_socket_counters(world_size: int) -> None:
 
 
 def main(world_sizes: tuple[int, ...] = (2, 3, 4)) -> None:
-    """Print what all ranks together sent, as Markdown: by the ledger, and how much more by the sockets."""
+    """Print the bytes sent by all ranks as Markdown: by the ledger, and the excess by the sockets."""
     print("| op | bytes handed over |" + "".join(f" W = {w} |" for w in world_sizes))
     print("|---|---:|" + "---:|" * len(world_sizes))
     for rows in zip(*(compare(world_size) for world_size in world_sizes), strict=True):

@@ -12,7 +12,7 @@ from sage.comm.probe import FIRST, KIND, LATENCIES, MOST, probe
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 
-TIMES = 8  # bytes of the time that each rank tells after each all-reduce
+TIMES = 8  # bytes of the time that each rank sends after each all-reduce
 
 
 def test_all_ranks_get_the_same_measurement_and_the_ledger_has_every_byte() -> None:
@@ -44,7 +44,7 @@ def test_one_rank_has_no_links() -> None:
 
 
 def modelled(monkeypatch: pytest.MonkeyPatch, bits: float, alpha: float, burst: int, budget: float) -> Any:
-    """Probe a wire of four whose clock is a model: links of so many bits a second, after a burst."""
+    """Probe a wire of four ranks with a modelled clock: links of a given rate after a burst."""
 
     def timed(_: Any, x_N: Any) -> float:
         carried, _ = ring_all_reduce(4 * x_N.numel(), 4)

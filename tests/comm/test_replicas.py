@@ -10,7 +10,7 @@ from sage.comm.wire import Wire
 
 
 def tensors(wire: Wire, changed: dict[int, int]) -> dict[str, Tensor]:
-    """Four tensors; on each of the changed ranks one of them differs in a bit."""
+    """Four tensors; on each changed rank one bit of one of them differs."""
     made = {
         "weight": torch.arange(6.0).view(2, 3).T,
         "empty": torch.empty(0, 3),

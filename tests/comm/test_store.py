@@ -26,14 +26,14 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def no_store_is_left() -> Iterator[None]:
-    """A fork that inherits a store's server would abort when it frees it: its thread is not there."""
+    """A fork that inherits a store's server would abort when freeing it: its thread does not exist."""
     yield
     gc.collect()
 
 
 @contextmanager
 def service(answer: bytes | None, *, hangs_up: bool = False) -> Iterator[int]:
-    """A port where each connection gets this answer, is closed, or is kept in silence."""
+    """A port where each connection gets this answer, is closed, or gets no answer."""
     kept: list[socket.socket] = []
 
     def serve() -> None:
@@ -58,7 +58,7 @@ def service(answer: bytes | None, *, hangs_up: bool = False) -> Iterator[int]:
         connection.close()
 
 
-# In time.
+# Time limits.
 
 
 def test_a_port_that_another_program_uses_ends_every_rank_within_the_time_out_with_one_line() -> None:
@@ -103,7 +103,7 @@ def test_the_error_for_an_unreachable_rendezvous_has_the_reason(hostip: str, rea
 
 def test_a_host_that_drops_packets_is_reported_within_the_time_out() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
-        for _ in range(3):  # with its queue full the kernel drops what else comes
+        for _ in range(3):  # with a full queue the kernel drops further connections
             guest = stack.enter_context(socket.socket())
             guest.setblocking(False)
             guest.connect_ex(full.getsockname())
@@ -121,11 +121,11 @@ def test_a_time_out_beyond_the_range_of_the_libraries_is_refused(timeout: float)
         ProcessWire(local_places(1)[0], device=CPU, timeout=timeout)
 
 
-# Alike, or refused.
+# Comparison of the ranks.
 
 
 def outcomes(places: list[Place], facts: list[dict[str, str]], *, timeout: float = 10) -> dict[int, object]:
-    """What each rank gets from `join_store`, each on a thread of its own."""
+    """The result of `join_store` on each rank, each in its own thread."""
     found: dict[int, object] = {}
 
     def run(place: Place) -> None:
@@ -210,7 +210,7 @@ def test_facts_in_a_message_are_cleaned_and_cut() -> None:
     assert "44 more differ" in differences(dict(enumerate(many)))
 
 
-# Nobody else.
+# Other processes.
 
 
 def test_the_store_of_ranks_on_one_machine_listens_on_loopback_alone() -> None:

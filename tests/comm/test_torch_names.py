@@ -19,7 +19,7 @@ NEW = ("all_gather_single", "reduce_scatter_single", "get_group_store")
 
 
 def work(host: Wire) -> dict[str, Any]:
-    """What goes through the three names on a rank."""
+    """The results of the three functions on a rank."""
     wire = AttachedWire(device=torch.device("cpu"))
     gathered_WN = wire.gather(values=torch.arange(3.0) + wire.rank)[0]
     summed_N = torch.empty(2)
@@ -30,7 +30,7 @@ def work(host: Wire) -> dict[str, Any]:
 
 
 def without_the_names(host: Wire) -> dict[str, Any]:
-    """The same on a torch that has the older names only."""
+    """The same with a torch that has only the older names."""
     for name in NEW[:2]:
         delattr(dist, name)
     del dist.ProcessGroup.get_group_store

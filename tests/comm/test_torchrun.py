@@ -13,7 +13,7 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 def rank_of(torchrun: int, rank: int) -> list[int]:
-    """The processes that torchrun has started as this rank."""
+    """Return the processes that torchrun has started as this rank."""
     threads = Path(f"/proc/{torchrun}/task").glob("*/children")
     pids = [int(pid) for children in threads for pid in children.read_text().split()]
     told = f"RANK={rank}".encode()

@@ -23,7 +23,7 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int
 
 
 class Run(Protocol):
-    """The thread twin's `simulate`, or gloo's `processes`."""
+    """`simulate` with threads, or `processes` with gloo."""
 
     def __call__(self, world_size: int, work: Callable[[Wire], Any], *, guard: bool = False) -> list[Any]: ...
 
@@ -36,13 +36,13 @@ def ranks(wire: Wire) -> range:
 
 
 def plain(x: Any) -> Any:
-    """What is in x, with tensors as lists of Python's own numbers."""
+    """The content of x, with tensors as lists of Python numbers."""
     if isinstance(x, Tensor):
         return x.tolist()
     return [plain(item) for item in x] if isinstance(x, list | tuple) else x
 
 
-# Each op, called with what differs between the ranks, beside what has to come of it, worked out by hand.
+# Each op with different inputs on the ranks, and its result computed by hand.
 
 
 def means(wire: Wire) -> tuple[Any, Any]:
@@ -221,7 +221,7 @@ OPS = {
 
 @cache
 def seen_by(run: str, world_size: int) -> list[dict[str, tuple[Any, Any, Any]]]:
-    """On each rank, for each op: what it gave, what it should have, what was booked. One start for all."""
+    """By rank and op: the result, the expected result, and the ledger. The ranks start once."""
 
     def work(wire: Wire) -> dict[str, tuple[Any, Any, Any]]:
         seen = {}
@@ -266,7 +266,7 @@ def test_every_rank_gets_the_same_bits(run: str) -> None:
         assert all(torch.equal(x, first) for x, first in zip(same, seen[0], strict=False))
     rows = torch.stack([scattered for *_, scattered in seen])
     torch.testing.assert_close(rows / 4, seen[0][0])
-    if run == "gloo":  # and those of the reduce-scatter and of the sum of halves are the thread twin's
+    if run == "gloo":  # those of the reduce-scatter and of the sum of halves equal those on threads
         twins = simulate(4, work)
         assert torch.equal(rows, torch.stack([scattered for *_, scattered in twins]))
         assert all(torch.equal(x, twin) for x, twin in zip(seen[0][2:4], twins[0][2:4], strict=True))
@@ -352,7 +352,7 @@ SCHEDULES: dict[str, tuple[dict[int, Call], list[str]]] = {
 
 @cache
 def complaints(run: str, guard: bool) -> list[list[str]]:
-    """What each rank is told about each schedule. One start for all, for the guard leaves the group whole."""
+    """Each rank's error for each schedule. The ranks start once, because the guard keeps the group intact."""
 
     def work(wire: Wire) -> list[str]:
         told = []
@@ -399,7 +399,7 @@ def test_the_guard_changes_no_result_and_counts_its_own_messages() -> None:
     assert simulate(2, work, guard=True) == [(2, {"values": 4, "guard": GUARD_BYTES})] * 2
 
 
-# The meeting.
+# The rendezvous.
 
 
 def test_ranks_that_cannot_connect_name_the_missing_ranks() -> None:
@@ -452,7 +452,7 @@ def test_rank_0_ends_before_the_time_out_if_a_second_process_claims_its_rank() -
     assert sum(told in text for text in said) == 1
 
 
-# The helper that the process tests stand on.
+# The helper of the process tests.
 
 
 def test_an_error_on_one_process_is_raised_here_with_its_rank() -> None:

@@ -20,7 +20,7 @@ MD5 = hashlib.md5(BODY).hexdigest()
 
 
 class Mirror(BaseHTTPRequestHandler):
-    """A web server with one whole file, one damaged, one cut short, one that comes at the second try."""
+    """A web server with a complete, a damaged, and a truncated file, and one for the second try."""
 
     flaky = True
 

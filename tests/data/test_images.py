@@ -21,7 +21,7 @@ from sage.datasets.digits import Digits
 
 
 def numbered(num_train: int = 50, num_test: int = 11, **options: bool) -> Images:
-    """Make images that are told apart by their labels, which are their numbers."""
+    """Make images whose labels are their indices."""
 
     def pair(num: int) -> tuple[Tensor, Tensor]:
         return torch.randint(256, (num, 3, 6, 6), generator=epoch_generator(0, num)).byte(), torch.arange(num)

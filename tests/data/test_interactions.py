@@ -37,7 +37,7 @@ def pairs(user: Tensor, item: Tensor) -> set[tuple[int, int]]:
 
 
 def whole_epoch(data: Interactions, *, epoch: int = 0) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Draw an epoch as one batch, and part its pairs into (positives, negatives)."""
+    """Draw an epoch as one batch, and split its pairs into (positives, negatives)."""
     everything = data.num_steps(batch_size=1, world_size=1)
     (((user, item, label),),) = an_epoch(data, batch_size=everything, epoch=epoch)
     rows = list(zip(user.tolist(), item.tolist(), label.tolist(), strict=True))
@@ -60,7 +60,7 @@ def rows() -> list[tuple[int, int, int]]:
 
 @pytest.fixture(scope="module")
 def latest(rows: list[tuple[int, int, int]]) -> dict[int, list[int]]:
-    """Each user's distinct items in the order they were last met, by the dense ids, the slow way."""
+    """Each user's distinct items in the order of their last occurrence, computed plainly."""
     met: dict[int, list[int]] = {}
     for user, item, _ in sorted(rows, key=lambda row: row[2]):  # Python sorts stably
         items = met.setdefault(user, [])
@@ -80,7 +80,7 @@ def data(rows: list[tuple[int, int, int]]) -> Interactions:
 
 @pytest.fixture(scope="session")
 def ml_100k(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with the real MovieLens 100K prepared, out of a data folder, the cache, or RecBole's wheel."""
+    """A root with the real MovieLens 100K, from a data folder, the cache, or RecBole's wheel."""
     root = tmp_path_factory.mktemp("movielens")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sage"
     folders = [place / "ml-100k" for place in (data_root(), Path(__file__).parents[2] / "shared/data", cache)]
@@ -140,7 +140,7 @@ def test_a_negative_is_never_a_positive(real: Interactions) -> None:
 
 
 def test_negatives_are_uniform_over_the_items_not_trained_on() -> None:
-    items = torch.tensor([0, 1, 2, 4, 5, 7, 8, 9] + list(range(10)))  # user 0 has met all but 3 and 6
+    items = torch.tensor([0, 1, 2, 4, 5, 7, 8, 9] + list(range(10)))  # user 0 has all items but 3 and 6
     user = torch.tensor([0] * 8 + [1] * 10)
     data = Interactions(user, items, torch.arange(18), minimum=2, negatives=900, checksums={})
     _, negatives = whole_epoch(data)

@@ -39,7 +39,7 @@ def numbered(
     limit_train: int | None = None,
     limit_test: int | None = None,
 ) -> Tokens:
-    """Make streams whose tokens are their places, after a thousand for the test."""
+    """Make streams whose tokens are their positions; those of the test split begin at a thousand."""
     streams = {"train": torch.arange(num_train), "valid": torch.arange(1000, 1020)}
     streams["test"] = torch.arange(2000, 2000 + num_test)
     return Tokens(

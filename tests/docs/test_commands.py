@@ -103,7 +103,7 @@ STARTS = {
     "sage bench record resnet20-cifar10 ": ("tests/bench/test_density_page.py", "assert main(given) == 0"),
     "sage bench compress [": ("tests/bench/test_compress.py", '["bench", "compress", '),
 }
-"""The same for commands that begin so."""
+"""The same for commands with this beginning."""
 
 
 def commands(page: str) -> list[str]:
@@ -118,13 +118,13 @@ def commands(page: str) -> list[str]:
 
 
 def elsewhere(line: str) -> str | None:
-    """The file that runs a command that is not run here."""
+    """Return the file of the test that runs a command that is not run here."""
     starts = (to for begin, to in STARTS.items() if line.startswith(begin))
     return (ELSEWHERE.get(line) or next(starts, (None, "")))[0]
 
 
 def own(page: str) -> list[str]:
-    """The commands of a page that run here."""
+    """Return the commands of a page that run here."""
     return [] if page in OF_THE_PAGE else [line for line in commands(page) if elsewhere(line) is None]
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built by the recipe of `make docs`, which .ci/run therefore leaves out."""
+    """The site, built by the recipe of `make docs`, which .ci/run therefore omits."""
     folder = tmp_path_factory.mktemp("site")
     (recipe,) = re.findall(r"^docs:.*\n\t(.*--strict)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     done = subprocess.run(

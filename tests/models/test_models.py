@@ -44,7 +44,7 @@ COUNTS: list[tuple[str, dict[str, Any], int]] = [
 
 
 def build(name: str, facts: dict[str, int], **options: Any) -> nn.Module:
-    """Make a model as the engine does: its options by name, and of the facts those that it asks for."""
+    """Create a model like the engine: its options by name, and the facts that it takes."""
     factory = importlib.import_module(f"sage.models.{name}").MODEL
     asked = inspect.signature(factory).parameters
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def build(name: str, facts: dict[str, int], **options: Any) -> nn.Module:
 
 
 def loss_of(model: nn.Module, name: str, facts: dict[str, int]) -> Tensor:
-    """Run two examples forward, check the shape of what comes out, and take its mean square."""
+    """Run two examples forward, check the shape of the output, and return its mean square."""
     torch.manual_seed(1)
     if name == "lstm":
         logits, _ = model(torch.randint(facts["vocab_size"], (2, 3)))
@@ -70,7 +70,7 @@ def loss_of(model: nn.Module, name: str, facts: dict[str, int]) -> Tensor:
 
 
 def assert_all_gradients_are_finite(model: nn.Module) -> None:
-    """Fail naming the parameters that have no gradient, or one that is not finite."""
+    """Fail with the names of parameters whose gradient is missing or not finite."""
     grads = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert [name for name, grad in grads.items() if grad is None or not grad.isfinite().all()] == []
 

@@ -26,7 +26,7 @@ from sage.train.run import main as run_main
 
 
 def train(record: Recorder, *, steps: range, steps_per_epoch: int = 10) -> None:
-    """A loop that records what a real one does, with an evaluation after each epoch."""
+    """A loop that records like the real one, with an evaluation after each epoch."""
     for step in steps:
         record.step(
             step=step,
@@ -170,7 +170,7 @@ def test_tensorboard_has_density_target_threshold_bytes_loss_and_accuracy_of_a_r
 ) -> None:
     asked = ["--reducer", "sage", "--controller", controller, "--density", "0.05", "--batch-size", "8"]
     size = ["--steps", "3", "--workers-in-process", "--runs", str(tmp_path)]
-    with ThreadPoolExecutor(1) as pool:  # in the main thread it would take over the tests' signals
+    with ThreadPoolExecutor(1) as pool:  # in the main thread it would replace the tests' signal handlers
         assert pool.submit(run_main, parse_run(["digits-ff", *asked, *size])).result() == 0
     (run,) = tmp_path.iterdir()
     steps = [record for record in read_metrics(run) if record["kind"] == "step"]

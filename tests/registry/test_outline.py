@@ -28,7 +28,7 @@ def test_an_outline_has_the_options_of_its_part(kind: registry.PartKind, name: s
 
 
 def reducers_of(base: type) -> list[str]:
-    """The names of the reducers that derive from a class."""
+    """Return the names of the reducers that derive from a class."""
     parts = {name: registry.load("reducers", name) for name in registry.names("reducers")}
     return [name for name, part in parts.items() if isinstance(part, type) and issubclass(part, base)]
 

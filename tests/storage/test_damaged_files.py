@@ -60,7 +60,7 @@ def one(runs: Path, reducer: str) -> Path:
 
 @contextmanager
 def in_time(seconds: int = 120) -> Iterator[None]:
-    """Fail rather than hang."""
+    """Fail after a time limit."""
 
     def late(number: int, frame: object) -> None:
         raise AssertionError("it hangs")
@@ -82,7 +82,7 @@ def status_and_stderr(argv: Sequence[str]) -> tuple[int, str]:
 
 
 def is_a_line(stderr: str) -> bool:
-    """Whether the last line of what was said is all that was said of an error, and nobody's inner words."""
+    """Whether the error is one line of SAGE, without internal names and tracebacks."""
     line = stderr.strip().splitlines()[-1]
     inner = ("Traceback", "weights_only", "Error:", "Error(", "traceback")
     return line.startswith("sage") and not any(word in stderr for word in inner)
@@ -100,7 +100,7 @@ def test_one_damaged_file_of_a_run_is_named_and_affects_nothing_else(whole: Path
 
 
 def damage_and_read(whole: Path, seed: int) -> None:
-    """Damage one file of one run; read both runs, ask for their state, and run the damaged one again."""
+    """Damage one file of one run; read both runs and their states, and start the damaged one again."""
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch, in_time():
         runs = copied(whole / "runs", Path(scratch, "runs"))
@@ -109,7 +109,7 @@ def damage_and_read(whole: Path, seed: int) -> None:
         files = sorted(
             path for path in folder.rglob("*") if path.is_file() and "tensorboard" not in path.parts
         )
-        # The files beside the checkpoints are as often damaged as those in them, which are many.
+        # The files outside checkpoints are damaged as often as those inside, which are many.
         files = [path for path in files if ("checkpoints" in path.parts) == (draw.random() < 0.4)] or files
         path = draw.choice(files)
         how = f"{path.relative_to(runs)}: {damage(path, draw)}"
@@ -137,7 +137,7 @@ def damage_and_read(whole: Path, seed: int) -> None:
 
 
 def loaded(path: Path) -> tuple[trace.Trace | None, str]:
-    """The trace in a file, or what is said of one that cannot be used."""
+    """The trace in a file, or the error of one that cannot be used."""
     try:
         return trace.load(path), ""
     except ValueError as error:
@@ -299,7 +299,7 @@ def test_an_intact_checkpoint_that_does_not_fit_is_a_one_line_error(
     resave(path, content)
     more = ["--epochs", "2", "--steps", "6", "--continue-from", str(folder)] if continues else []
     status, stderr = status_and_stderr(run(runs, *TOPK, *more))
-    if continues and keys[0] == "random":  # which begins anew
+    if continues and keys[0] == "random":  # which starts again from step 0
         assert status == 0, stderr
         return
     assert status == 2, stderr

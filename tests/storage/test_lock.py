@@ -16,12 +16,12 @@ from sage.storage import lock
 from sage.storage.lock import Locked, locked
 
 HELD, FREE, FAILED = 3, 0, 1
-"""What a child tells by its exit status."""
+"""The result of a child, as its exit status."""
 
 
 @pytest.fixture(params=["flock", "no flock"])
 def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A file system with flock, and one without."""
+    """With flock, and without."""
     if request.param == "no flock":
         without_flock(monkeypatch)
     return str(request.param)
@@ -29,7 +29,7 @@ def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 @pytest.fixture
 def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system without flock."""
+    """Like a file system without flock."""
     without_flock(monkeypatch)
 
 
@@ -41,7 +41,7 @@ def without_flock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def child(do: Callable[[], int]) -> int:
-    """Run it in a process of its own, which ends as if it were killed: nothing is cleaned up."""
+    """Run a function in its own process, which ends without cleaning up, as if killed."""
     number = os.fork()
     if number:
         return number
@@ -56,7 +56,7 @@ def status(number: int) -> int:
 
 
 def write_owner_file(path: Path, *, age: float, **who: object) -> None:
-    """An owner's file of another host, last touched some seconds ago."""
+    """Write the owner's file of another host, last touched some seconds ago."""
     path.touch()
     own = path.with_name(f"{path.name}.owner-7")
     own.write_text(json.dumps({"host": "node9", "process": 41, "user": 0, "processes": "other", **who}))
@@ -66,7 +66,7 @@ def write_owner_file(path: Path, *, age: float, **who: object) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
-    """Where the lock is."""
+    """The path of the lock."""
     yield tmp_path / ".lock"
     left = {name for name in os.listdir(tmp_path) if not name.startswith(".lock")}
     assert not left, left
@@ -129,11 +129,11 @@ def test_only_one_of_many_processes_has_the_lock_at_a_time(
     def work() -> int:
         for turn in range(12):
             with locked(path, wait=60):
-                os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # fails where another is inside
+                os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # fails if another process has the lock
                 count.write_text(str(int(count.read_text()) + 1))
                 inside.unlink()
                 if turn == 11:
-                    os._exit(FREE)  # dies with the lock
+                    os._exit(FREE)  # ends while it has the lock
         return FAILED
 
     assert [status(number) for number in [child(work) for _ in range(5)]] == [FREE] * 5

@@ -13,7 +13,7 @@ CHECKOUT = Path(__file__).parents[2]
 RUN = ["run", "digits-ff", "--steps", "1", "--reducer", "exact", "--world-size", "2"]
 INSIDE = ["unshare", "--mount", "sh", "-c"]
 MOUNT = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && cd "$0" && exec "$@"'
-"""Root ignores permission bits, but not a read-only mount, which this process and its children alone see."""
+"""Root ignores permission bits, but not a read-only mount, which only this process and its children see."""
 
 COMMANDS = """
 import io, json, sys

@@ -29,7 +29,7 @@ WHOLE = {"metric": "accuracy", "steps": 3, "final": {"accuracy": 0.5, "loss": No
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A file that was there before."""
+    """An existing file."""
     path = tmp_path / "result.json"
     storage.write_json(path, WHOLE)
     return path
@@ -39,7 +39,7 @@ def is_untouched(path: Path) -> bool:
     return json.loads(path.read_text()) == WHOLE and os.listdir(path.parent) == [path.name]
 
 
-# Written whole or not at all.
+# Atomic writes.
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -85,7 +85,7 @@ for limit in (0, 1, 7, 4096, 9999):
     assert path.read_bytes() == b"old" and lines.read_bytes() == b"1\\n"
     assert sorted(os.listdir(folder)) == ["file", "lines"], os.listdir(folder)
 """
-"""The kernel refuses to let a file grow beyond a limit: a write that fails after any number of bytes."""
+"""The kernel limits the size of a file, so that a write fails after any number of bytes."""
 
 
 def test_a_write_that_fails_after_any_number_of_bytes_leaves_no_file(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_removing_a_link_does_not_remove_its_target(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-# Damaged, newer, closed, and what is no file.
+# Damaged, newer and unreadable files, and paths that are no files.
 
 
 @pytest.mark.parametrize(
@@ -387,7 +387,7 @@ def test_a_file_without_tensors_is_reported_without_torchs_advice(
     assert storage.read_tensors(path, "it")["a"].tolist() == [1, 1]
 
 
-# What is unpickled.
+# Pickles.
 
 
 def test_a_pickle_that_others_could_have_written_is_refused(tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ def test_a_pickle_that_others_could_have_written_is_refused(tmp_path: Path) -> N
             storage.check_private(path, within=runs)
         each.chmod(mode)
     storage.check_private(path, within=runs)
-    path.parent.chmod(0o1777)  # as /tmp: nobody else can replace what is in it
+    path.parent.chmod(0o1777)  # like /tmp: other users cannot replace its files
     storage.check_private(path, within=runs)
     with pytest.raises(FileNotFoundError):
         storage.check_private(path.with_name("absent"), within=runs)

@@ -17,7 +17,7 @@ from sage.tasks.recommend import Recommend
 
 
 class Scores(nn.Module):
-    """A recommender whose logits are given, one a user and item."""
+    """A recommender with given logits, one per user and item."""
 
     def __init__(self, scores: list[list[float]]) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ class RanksReportDifferentDensities(Threshold):
 
 
 class AddsWhatItSent(TopK):
-    """The residual's sign is wrong: a + sent, where a − sent is meant."""
+    """The residual has the wrong sign: a + sent instead of a − sent."""
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         assert residual_N is not None
@@ -55,7 +55,7 @@ class DoesNotDivide(TopK):
 
 
 class DropsDuplicates(TopK):
-    """Where two ranks send to the same place, the later one overwrites."""
+    """If two ranks send the same element, the later one overwrites the earlier."""
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         assert residual_N is not None
@@ -66,7 +66,7 @@ class DropsDuplicates(TopK):
 
 
 class SplitsEvenly(Threshold):
-    """As if every rank had sent as much as every other: the last few elements are dropped."""
+    """As if all ranks had sent equal numbers of elements: the last few are dropped."""
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         assert residual_N is not None
@@ -78,7 +78,7 @@ class SplitsEvenly(Threshold):
 
 
 class ShortIndices(TopK):
-    """Indices travel as 16 bits."""
+    """Indices are sent as 16 bits."""
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         assert residual_N is not None
@@ -138,7 +138,7 @@ class CountsItsOwnBytes(Exact):
 
 
 class ComparesWithSign(Sparsifier):
-    """x ≥ λ, where |x| ≥ λ is meant."""
+    """x ≥ λ instead of |x| ≥ λ."""
 
     even = False
 
@@ -167,7 +167,7 @@ class KeepsNan(TopK):
 
 
 class NeverRecovers(TopK):
-    """A NaN that was seen once is seen for ever."""
+    """After one NaN, every mean is NaN."""
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         reduced = super().forward(grad_N, residual_N, wire)
@@ -176,7 +176,7 @@ class NeverRecovers(TopK):
 
 
 class KeepsItsStepOutOfTheState(Sparsifier):
-    """Sends the even elements, then the odd ones, and forgets which it was when it is resumed."""
+    """Sends the even elements, then the odd ones; which of them is missing from the state."""
 
     step = 0
 
@@ -285,7 +285,7 @@ def conformed(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> tuple[int, str]:
-    """The exit status and what is printed of a reducer of somebody else's."""
+    """The exit status and the output for an external reducer."""
     monkeypatch.setattr(registry, "load", lambda kind, name: make)
     status = conformance.main("mine", {}, world_sizes)
     return status, capsys.readouterr().out
@@ -332,7 +332,7 @@ def test_a_mean_that_differs_between_ranks_is_reported_whatever_the_difference(
 
 
 class StatesLittle(GTopK):
-    """Keeps every invariant that can be checked, and states nothing to check the others by."""
+    """Keeps every invariant that can be checked, and states nothing for the others."""
 
     conserves = False
     rounds = True

@@ -51,7 +51,7 @@ def flip(path: Path, position: int) -> None:
 
 
 def thread_gathers(world_size: int) -> list[Callable[[str], list[str]]]:
-    """A gather for each of as many threads."""
+    """Return a gather for each of this number of threads."""
     texts, barrier = [""] * world_size, threading.Barrier(world_size, timeout=60)
 
     def gather(rank: int, text: str) -> list[str]:
@@ -210,7 +210,7 @@ def test_the_random_generators_continue_from_their_saved_state(tmp_path: Path) -
 )
 @pytest.mark.slow
 def test_a_save_killed_at_any_moment_leaves_a_checkpoint_to_resume_from(tmp_path: Path) -> None:
-    # In a process of its own, for forks and threads do not mix and pytest's process has threads.
+    # In its own process, because forking is unsafe with threads, which pytest's process has.
     command = [sys.executable, "-W", "error::UserWarning", __file__, str(tmp_path / "checkpoints")]
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(command, env=paths, capture_output=True, text=True, timeout=300, check=False)
@@ -219,7 +219,7 @@ def test_a_save_killed_at_any_moment_leaves_a_checkpoint_to_resume_from(tmp_path
 
 
 def kill_everywhere(folder: Path, step: int, before: list[int]) -> int:
-    """Kill a save before each thing it does to the file system, look at what is left, and count the kills."""
+    """Kill a save before each of its file-system calls, check the files left, and count the kills."""
     for moment in range(1000):
         for old in before:
             save_alone(folder, old)
@@ -236,7 +236,7 @@ def kill_everywhere(folder: Path, step: int, before: list[int]) -> int:
             return moment
         assert os.WTERMSIG(status) == signal.SIGKILL
         assert value_of(folder) in (before[-1], 0.5), names(folder)
-        save_alone(folder, step, value=0.25)  # the run goes on, and saves again
+        save_alone(folder, step, value=0.25)  # the run continues and saves again
         assert value_of(folder) == 0.25
         assert not any(name.startswith(".") for name in names(folder))
         assert len(names(folder)) <= 2
@@ -245,7 +245,7 @@ def kill_everywhere(folder: Path, step: int, before: list[int]) -> int:
 
 
 def kill_at(folder: Path, moment: int) -> None:
-    """Kill this process before the given one of the things that it does in the folder."""
+    """Kill this process before the given one of its calls in the folder."""
     moments = iter(range(1000))
     sync = os.fsync
 
@@ -267,13 +267,13 @@ def kill_at(folder: Path, moment: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    os.fsync = lambda fd: None  # no power fails here, and disks are slow
+    os.fsync = lambda fd: None  # no power failure is tested, and disks are slow
     # A new step with and without pruning, a step saved again with and without another, and a step gone back.
     for before, step in [([10], 20), ([10, 20], 30), ([10], 10), ([10, 20], 20), ([10, 20], 15)]:
         print(kill_everywhere(Path(sys.argv[1]), step, before))
 
 
-# A full disk, and files that are no checkpoint's.
+# A full disk, and files that are not of a checkpoint.
 
 
 @pytest.mark.parametrize("moment", range(4))

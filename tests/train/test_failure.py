@@ -32,7 +32,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
 
 
 def lines(said: str) -> list[str]:
-    """What was said of failures."""
+    """Return the lines about failures."""
     return [line for line in said.splitlines() if line.startswith("sage: ")]
 
 
@@ -40,7 +40,7 @@ def lines(said: str) -> list[str]:
 
 
 def diverge(step: int) -> None:
-    """From a step on the reducer's mean is another one on rank 1."""
+    """From a step on, the reducer's mean differs on rank 1."""
     forward, steps = Exact.forward, [0]
 
     def diverging(self: Exact, grad_N: torch.Tensor, residual_N: torch.Tensor | None, wire: Any) -> Reduced:
@@ -78,7 +78,7 @@ def test_diverging_replicas_end_the_run_at_the_next_comparison(
 
 
 def make_gradient_nan(step: int, rank: int) -> None:
-    """One rank's gradient is not finite, from a step on."""
+    """From a step on, one rank's gradient is not finite."""
     call, steps = Backward.__call__, [0]
 
     def with_nan(self: Backward, batches: Any) -> torch.Tensor:
@@ -106,7 +106,7 @@ def test_a_gradient_that_is_not_finite_is_traced_to_its_rank(launcher: Launcher,
     assert "step 2: the mean gradient is not finite; the local gradient of rank 1 is not finite" in line
 
 
-# Ranks that leave.
+# Ranks that exit.
 
 
 def leave(how: str, training: Training) -> None:
@@ -166,7 +166,7 @@ def brake(tmp_path: Path) -> Brake:
     return Brake(tmp_path / "brake")
 
 
-# What would come again.
+# Errors that would happen again.
 
 
 def test_an_error_of_a_library_in_the_first_step_is_one_line_and_not_retried(

@@ -29,7 +29,7 @@ SPARSE = [name for name in NAMES if "values" in registry.options(registry.load("
 
 
 def play(make: Any, gradients: list[list[list[float]]], memory: Any = "residual") -> list[list[Step]]:
-    """Reductions of `gradients[rank][step]`: what each rank saw."""
+    """Reductions of `gradients[rank][step]`: the recorded steps of each rank."""
     n = len(gradients[0][0])
 
     def work(wire: Wire) -> list[Step]:
@@ -46,7 +46,7 @@ def left(step: Step) -> list[float]:
     return found
 
 
-# What is gathered.
+# Gathered payloads.
 
 
 def test_uneven_counts_are_never_split_evenly() -> None:
@@ -70,7 +70,7 @@ def test_the_values_of_one_index_twice_from_one_rank_are_added() -> None:
 
 
 def test_padding_is_never_added_to_the_mean() -> None:
-    # Rank 1 sends nothing, so its payload is padding alone: zeros for index 0, which nobody sent.
+    # Rank 1 sends nothing, so its payload is only padding: zeros for index 0, which no rank sent.
     gradients = [[[0.0, 5.0, 6.0], [0.0, 5.0, 6.0]], [[0.5, 0.0, 0.0], [0.0, 0.0, 0.0]]]
     for rank, (first, second) in enumerate(play(lambda: Threshold(threshold=1.0), gradients)):
         assert first.mean_N.tolist() == second.mean_N.tolist() == [0.0, 2.5, 3.0]
@@ -103,7 +103,7 @@ def test_more_elements_than_int32_can_index_are_an_error_and_not_an_overflow() -
         Layout.of([("w", (2**30, 2))])
 
 
-# What stays behind.
+# Residuals.
 
 
 def test_the_residual_is_what_was_not_sent_and_not_the_sum() -> None:
@@ -143,7 +143,7 @@ def test_a_reducer_does_not_keep_the_given_gradient() -> None:
         assert torch.equal(torch.stack(means(name, reuse=True)), torch.stack(means(name, reuse=False)))
 
 
-# What is chosen.
+# Selection.
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -184,7 +184,7 @@ def test_sages_threshold_does_not_stay_at_zero_after_initial_zero_gradients(cont
     assert 0 < silent < reducer.report()["threshold"]
 
 
-# What ranks have in common.
+# Agreement of the ranks.
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -234,7 +234,7 @@ def test_the_order_of_parameters_is_the_models_own_on_every_rank() -> None:
 def test_reducing_does_not_change_the_global_random_state(name: str) -> None:
     def drawn(wire: Wire, *, reduces: bool) -> list[float]:
         feedback = ErrorFeedback(registry.load("reducers", name)(), Layout.of([("w", (3,))]))
-        torch.manual_seed(5)  # the rank's own: what it does to its numbers, nobody outside would see
+        torch.manual_seed(5)  # the rank's own generators, which only this rank can observe
         numbers = []
         for _ in range(6):
             numbers.append(float(torch.rand(())))
@@ -251,7 +251,7 @@ def test_everything_that_a_later_step_depends_on_is_in_the_state(name: str) -> N
     resumed_equals_uninterrupted(Case(registry.load("reducers", name), {}, 2, memory="residual"))
 
 
-# What is counted.
+# The ledger.
 
 
 def test_bytes_include_indices_sizes_and_padding() -> None:
@@ -264,14 +264,14 @@ def test_bytes_include_indices_sizes_and_padding() -> None:
 def test_the_mean_is_divided_by_the_number_of_ranks() -> None:
     for name in NAMES:
         make = registry.load("reducers", name)
-        if make().rounds:  # tests/reducers/test_quantisers.py says what arrives of these
+        if make().rounds:  # tests/reducers/test_quantisers.py covers the means of these
             continue
         options = {"density": 1.0} if name in SPARSE else {}
         for (step,) in play(lambda m=make, o=options: m(**o), [[[3.0, -6.0]]] * 3):
             assert step.mean_N.tolist() == [3.0, -6.0]
 
 
-# What is timed.
+# Timing.
 
 
 def test_timing_synchronises_the_device_only_in_a_profiling_run(monkeypatch: pytest.MonkeyPatch) -> None:

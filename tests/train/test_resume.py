@@ -37,11 +37,11 @@ CONFIG = Config(
     momentum=0.0,
     epochs=2.0,
 )
-"""32 points: 16 steps an epoch on one rank, 8 on two, 5 on three, 4 on four."""
+"""32 points: 16 steps per epoch on one rank, 8 on two, 5 on three, 4 on four."""
 
 
 class Counts(Classify):
-    """Remembers how many batches it has seen."""
+    """Counts its batches."""
 
     calls = 0
 
@@ -115,14 +115,14 @@ def test_everything_with_a_state_resumes_from_its_checkpoint_bitwise_identically
 
 
 def unsent(training: Training) -> dict[str, Tensor]:
-    """What this rank has not sent yet."""
+    """The residuals of this rank."""
     feedback = training.mount.flats[0].feedback
     kept = {"residual": feedback.residual_N, "velocity": feedback.velocity_N}
     return {name: x.clone() for name, x in kept.items() if x is not None}
 
 
 def trained(folder: Path, config: Config) -> list[dict[str, Tensor]]:
-    """Train an epoch and save; what each rank has not sent."""
+    """Train an epoch and save; return the residuals of each rank."""
 
     def do(training: Training) -> dict[str, Tensor]:
         assert training.run()
@@ -156,7 +156,7 @@ def test_the_sum_of_the_residuals_over_ranks_is_kept(
         assert bool(total(left, name).any())
         torch.testing.assert_close(total([kept for kept, *_ in ranks], name), total(left, name))
     for _, source, step, weights in ranks:
-        assert step == Points().num_steps(batch_size=2, world_size=now)  # an epoch, as it counts them
+        assert step == Points().num_steps(batch_size=2, world_size=now)  # an epoch by its own count
         assert f"of {before} rank" in source
         assert ("the sum of their residuals" in source) == (before != now)
         assert all(torch.equal(a, b) for a, b in zip(weights, ranks[0][3], strict=True))
@@ -188,7 +188,7 @@ def test_a_run_that_continues_another_resumes_later_from_its_own_checkpoint(tmp_
 
 
 def test_with_the_same_ranks_and_configuration_training_continues_as_if_uninterrupted(tmp_path: Path) -> None:
-    # Not to be confused with going on from its own: random states are not taken over, but here none is used.
+    # Unlike a resumed run, it does not take over random states, but none is used here.
     trained(tmp_path / "half", replace(CONFIG, epochs=1.0))
 
     def whole(training: Training) -> list[Tensor]:

@@ -36,19 +36,19 @@ from sage.records.record import read_metrics
 from sage.train import checkpoint, garbage
 from sage.train.loop import Training
 
-# Five steps an epoch under sage, with a residual, and checkpoints in the middle of epochs.
+# Five steps per epoch with sage, a residual, and checkpoints in the middle of epochs.
 FF = "digits-ff --steps 14 --checkpoint-every 4 --data.limit-train 320"
 # Running statistics, momentum before the reduction, a running average of the model.
 CNN = (
     "digits --steps 12 --checkpoint-every 4 --batch-size 8 --momentum-at before --average-from 1 "
     "--data.limit-train 80 --data.limit-test 40"
 )
-# Dropout, and a hidden state carried from step to step; two batches a step.
+# Dropout, and a hidden state carried from step to step; two batches per step.
 LSTM = (
     "lstm-topics --steps 6 --checkpoint-every 2 --accumulate 2 "
     "--data.limit-train 20000 --data.limit-test 1000"
 )
-# Adam, and negatives drawn anew in each epoch.
+# Adam, and new negatives in each epoch.
 NCF = "ncf-imports --steps 12 --checkpoint-every 5 --batch-size 512"
 
 
@@ -64,7 +64,7 @@ def brake(tmp_path: Path) -> Brake:
     return Brake(tmp_path / "brake")
 
 
-# Once.
+# Trained once.
 
 
 def note_collection(folder: Path, training: Training) -> None:
@@ -138,7 +138,7 @@ def test_another_seed_is_another_run(launcher: Launcher, tmp_path: Path) -> None
 def test_ranks_in_one_process_give_the_same_results_as_processes(
     launcher: Launcher, tmp_path: Path, argv: str
 ) -> None:
-    # A sum of two is the same in either order, so with two ranks even the bits are.
+    # A sum of two numbers is equal in either order, so with two ranks the results are bitwise equal.
     processes = launcher.reference(argv).folder
     threads = launcher.finish(f"{argv} --workers-in-process", tmp_path / "runs").folder
     for kind in ("step", "epoch"):
@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(
 
 
 def kill(launcher: Launcher, brake: Brake, argv: str, runs: Path, at: int) -> Path:
-    """Start a run and kill -9 it before a step; the folder it leaves, in which nobody writes any more."""
+    """Start a run and kill it by SIGKILL before a step; return its folder, which no process writes to."""
     run = launcher.start(argv, runs, tamper=brake.before_step(at))
     ranks = brake.paused_ranks()
     run.process.kill()
@@ -195,7 +195,7 @@ def test_signals_stop_all_ranks_at_the_same_step_and_the_run_resumes(
     launcher: Launcher, brake: Brake, tmp_path: Path
 ) -> None:
     stops = []
-    # The step at which it comes, and to whom: a rank, or the main process.
+    # The step at which the signal comes, and its target: a rank, or the main process.
     for number, at, rank in (
         (signal.SIGUSR1, 2, None),
         (signal.SIGTERM, 5, 1),
@@ -235,7 +235,7 @@ def test_a_signal_before_training_has_begun_is_not_a_crash(tmp_path: Path) -> No
     assert not (tmp_path / "runs").exists()
 
 
-# Ended by what goes wrong.
+# Failures.
 
 
 def test_a_killed_rank_ends_the_others_and_is_named(launcher: Launcher, brake: Brake, tmp_path: Path) -> None:
@@ -335,12 +335,12 @@ def test_fresh_is_refused_during_training_and_the_run_loses_nothing(
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """The files of a run but TensorBoard's, which are written in the background."""
+    """The files of a run except TensorBoard's, which are written in the background."""
     files = (path for path in folder.rglob("*") if path.is_file() and "tensorboard" not in path.parts)
     return {path: path.read_bytes() for path in files}
 
 
-# Left behind.
+# The files of a run.
 
 
 def test_a_run_writes_its_configuration_manifest_and_result(launcher: Launcher) -> None:
@@ -391,7 +391,7 @@ def test_a_profile_splits_the_step_into_its_phases(launcher: Launcher, tmp_path:
     assert all("phases" not in record for record in records(launcher.reference(FF).folder, "step"))
 
 
-# Started by others.
+# Ranks started separately.
 
 OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
 
@@ -419,7 +419,7 @@ def has_ipv6() -> bool:
 def test_ranks_started_separately_connect_and_give_the_same_results(
     launcher: Launcher, tmp_path: Path, names: tuple[str, ...]
 ) -> None:
-    # One of them by IPv6, where this machine has it.
+    # One of them by IPv6, if this machine has it.
     host = "::1" if "RANK" in names and has_ipv6() else "127.0.0.1"
     port = free_port()
     ranks = []

@@ -34,7 +34,7 @@ SPIKED = 2
 
 
 class Spiked(Classify):
-    """A loss whose gradient is, at one step and on one rank alone, not finite."""
+    """A loss whose gradient is not finite at one step on one rank."""
 
     calls = 0
 
@@ -98,13 +98,13 @@ def test_all_ranks_skip_a_step_that_is_not_finite_on_one(
         non_finite="skip",
         momentum_at="before",
         memory_lr_ratio=True,
-        schedule="cosine",  # else the ratio of learning rates is 1, and nobody sees it applied
+        schedule="cosine",  # else the ratio of learning rates is 1 and has no effect
     )
     for rank in seen:
         before, after = rank[SPIKED], rank[SPIKED + 1]
         changed = [name for name in before if not same_bits(before[name], after[name])]
         assert changed == []
-        # The steps around it did something, and all of it finite.
+        # The steps before and after it changed the state, and all values are finite.
         assert any(not same_bits(rank[1][name], rank[2][name]) for name in before)
         assert any(not same_bits(rank[3][name], rank[4][name]) for name in before)
         assert all(bool(x.isfinite().all()) for x in rank[4].values())

@@ -32,14 +32,14 @@ STEPS_PER_EPOCH = 4
 
 
 class ByLoss(Classify):
-    """The same task, judged by its loss."""
+    """The same task with the loss as its metric."""
 
     metric = "loss"
 
 
 @dataclass
 class Trained:
-    """What came of a training: every rank's, and the records and the result of rank 0."""
+    """The outcome of a training: the weights of each rank, and the records and the result of rank 0."""
 
     ranks: list[Training]
     records: list[Record]
@@ -97,7 +97,7 @@ def train(tmp_path: Path) -> Train:
 def by_hand(
     optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer], rates: list[float] | None = None
 ) -> list[Tensor]:
-    """The weights after two epochs of the loop that everybody writes."""
+    """The weights after two epochs of a plain PyTorch loop."""
     model = small_network()
     stepper = optimizer(model.parameters())
     batches = itertools.chain.from_iterable(
@@ -183,7 +183,7 @@ def test_for_one_rank_clipping_before_and_after_the_reduction_is_equal(train: Tr
         assert torch.equal(mine, other)
     assert max(free.each("gradient_norm")) > 0.3
     assert local.each("gradient_norm") == pytest.approx([0.3] * STEPS_PER_EPOCH, rel=1e-4)
-    # What a step came to, and not what was left of it.
+    # The norm before clipping.
     assert min(whole.each("gradient_norm")) > 0.3
 
 
