@@ -30,7 +30,7 @@ from sage.jobs import target_file
 from sage.jobs.expansion import OPTIONS, PARTS, Table, check_size, expand, listed, merged
 from sage.jobs.pilot import Pilot, check, pilot_runs, tuned
 from sage.jobs.pilot import parse as parse_pilot
-from sage.jobs.target_file import FixedTarget
+from sage.jobs.target_file import Choice, FixedTarget
 from sage.storage import Kind, Unreadable
 from sage.validate import Range, coerce, known
 
@@ -68,6 +68,8 @@ class Sweep:
     is_pilot: bool = False
     """Whether `configs` are the pilot runs, and not those of the comparison."""
     targets: Sequence[FixedTarget] = ()
+    chosen: Sequence[Choice] = ()
+    """The tuning points that `sage target` chose."""
 
     @property
     def name(self) -> str:
@@ -149,6 +151,7 @@ def read(
         pilot=plan,
         is_pilot=pilot,
         targets=targets,
+        chosen=chosen,
         **own,
     )
 
@@ -181,7 +184,7 @@ def note(sweep: Sweep) -> None:
 
 
 def noted(path: Path, runs: Path | None = None) -> tuple[dict[str, str], Path]:
-    """The labels of a sweep's runs, and the runs folder.
+    """The labels of a sweep's runs, and the runs folder; of its pilot runs while no tuning is chosen.
 
     They come from the last `note` if no file has changed since. Else the sweep is expanded with the options
     that the source of its parts has, because importing the parts imports torch.
@@ -196,7 +199,10 @@ def noted(path: Path, runs: Path | None = None) -> tuple[dict[str, str], Path]:
             found = {str(run): str(label) for run, label in notes["cells"].items()}
             if not any("/" in run or run in ("", ".", "..") for run in found):
                 return found, where
-    return labels(read(path, runs, from_source=True)), where
+    sweep = read(path, runs, from_source=True, untuned=True)
+    if sweep.pilot is not None and sweep.pilot.is_tuned:
+        sweep = read(path, runs, from_source=True, pilot=not sweep.chosen)
+    return labels(sweep), where
 
 
 def _notes(path: Path, runs: Path) -> Path:

@@ -10,7 +10,7 @@ from commands import call
 
 from sage.config import Config
 from sage.jobs.pilot import method
-from sage.jobs.sweep import read
+from sage.jobs.sweep import noted, read
 from sage.jobs.target_file import Choice, FixedTarget, write
 from sage.records.manifest import manifest
 from sage.records.record import recorder
@@ -233,6 +233,7 @@ def test_the_comparison_runs_with_the_point_that_was_best_on_the_pilot_seeds(
     sweep.write_text(f"{sweep.read_text()}{GRID}[pilot.grids.topk]\nlr = [0.1, 0.3, 0.9]\n")
     with pytest.raises(ValueError, match="no tuning point is chosen for digits-ff-bf16-.*sage submit"):
         read(sweep)
+    assert set(noted(sweep)[0]) == {each.folder.name for each in read(sweep, pilot=True).configs}
     best = {"bf16": 0.2, "topk": 0.3}
     for config in read(sweep, pilot=True).configs:
         finish(config, 0.95 if config.lr == best[config.reducer] else 0.9)
@@ -240,6 +241,7 @@ def test_the_comparison_runs_with_the_point_that_was_best_on_the_pilot_seeds(
     told = capsys.readouterr().out
     assert "lr 0.3 (of median accuracy lr 0.1: 0.9; lr 0.3: 0.95; lr 0.9: 0.9)" in told
     found = read(sweep)
+    assert set(noted(sweep)[0]) == {each.folder.name for each in found.configs}
     assert {(each.reducer, each.lr) for each in found.configs} == set(best.items())
     assert [each.seed for each in found.configs] == [0, 1, 2, 0, 1, 2]
     (target,) = found.targets
