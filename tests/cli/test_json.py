@@ -110,7 +110,7 @@ def test_report_has_the_values_of_its_csv_file_by_group(printed: Printed, tmp_pa
     broken = pretend(tmp_path, "topk", density=0.5)
     (broken / "result.json").write_text("{")
     told = printed("report", str(tmp_path), "--output", str(tmp_path / "out"))
-    assert set(told) == {"groups", "left_out", "files"}
+    assert set(told) == {"verdict", "groups", "left_out", "files"}
     assert [Path(file).name for file in told["files"]] == ["report.md", "report.csv", "report.html"]
     assert all(Path(file).exists() for file in told["files"])
     assert list(told["left_out"]) == [str(broken)]
