@@ -128,11 +128,16 @@ def test_a_preempted_job_writes_a_checkpoint_and_resumes(
 def test_a_job_near_its_time_limit_writes_a_checkpoint_and_resumes(
     start: Callable[..., Job], reference: Path
 ) -> None:
-    # SLURM counts in minutes, checks every 30 s, and signals up to a minute early.
-    job = start("--time=1", "--signal=USR1@50", timeout=600).wait_for_steps().wait_for_signal(signal.SIGUSR1)
+    job = start("--time=10", "--signal=USR1@50", timeout=600).wait_for_steps()
+    # SLURM counts in minutes, checks every 30 s, and signals up to a minute early. The limit is lowered only
+    # here: from the start, a short one would end the job again and again before a busy machine trains.
+    hours, minutes, _ = map(int, job.cluster.job(job.id)["RunTime"].split(":"))
+    limit = f"timelimit={60 * hours + minutes + 2}"
+    job.cluster.run("scontrol", "update", f"jobid={job.id}", limit)
+    job.wait_for_signal(signal.SIGUSR1)
     job.cluster.until(lambda: "stopped, checkpoint written; requeued" in job.log.read_text())
     job.cluster.run("scontrol", "update", f"jobid={job.id}", "timelimit=10")
-    # The number of restarts depends on SLURM: a signal may have come before training.
+    # How often the limit is near before this update depends on SLURM: the job may start again before it.
     assert job.finishes_equal_to(reference, restarts=None)[:2] == ["stopped", "resumed"]
 
 
