@@ -27,12 +27,9 @@ STABLE_TORCH_LIBRARY(sage, m) {
   m.def("clear_(Tensor(a!) out, Tensor indices) -> ()");
   m.def("pack(Tensor codes, int bits) -> Tensor");
   m.def("unpack(Tensor bytes, int bits, int n) -> Tensor");
-  m.def("pack_signs(Tensor x) -> Tensor");
-  m.def("unpack_signs(Tensor bytes, int n, float scale) -> Tensor");
   m.def("cast_share_(Tensor(a!) share, Tensor grad, Tensor(b!)? residual, int world_size) -> ()");
   m.def("sum_casts_(Tensor(a!) out, Tensor rows) -> ()");
   m.def("widen_(Tensor(a!) out, Tensor x) -> ()");
-  m.def("draw_(Tensor(a!) out, int seed, int bits) -> ()");
   m.def("random_bits_(Tensor(a!) out, int key, int first) -> ()");
   m.def(
       "quantise_(Tensor(a!) signal, Tensor? grad, int[] bounds, int bucket, int codec, int levels, int norm, "

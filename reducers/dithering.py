@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sage.reduction import (
     LevelQuantiser,
-    Norm,
     Parts,
     RandomQuantiser,
     RoundingOptions,
@@ -18,6 +17,8 @@ from sage.reduction import (
     ops,
 )
 
+Norm = Literal["max", "l2"]
+"""What elements are divided by: the largest magnitude, or the Euclidean norm."""
 CODECS = {"linear": ops.Codec.LINEAR, "natural": ops.Codec.NATURAL}
 NORMS = {"max": ops.Kind.LARGEST, "l2": ops.Kind.SQUARES}
 MOST_LEVELS = {"linear": 127, "natural": 31}

@@ -7,7 +7,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from sage.reduction import FusedQuantiser, Parts, RandomQuantiser, RoundingOptions, Wire, ops, power_below
+from sage.reduction import FusedQuantiser, Parts, RandomQuantiser, RoundingOptions, Wire, ops
 
 EXPONENTS = ops.Coding(ops.Codec.POWER9, bucket=16_384)
 """9 bits; the bucket has no scale, but its elements stay in the cache between the kernel's two passes."""
@@ -69,6 +69,12 @@ class Natural(RandomQuantiser, FusedQuantiser):
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         n = sum(sizes)
         return {"values": n + -(-n // 8)} if self._bits == 9 else {"values": n, "scales": 4 * len(sizes)}
+
+
+def power_below(x: Tensor) -> Tensor:
+    """Largest power of two that does not exceed x ≥ 0, exactly; 0, NaN and infinity are unchanged."""
+    mantissa = torch.frexp(x).mantissa
+    return torch.where((x > 0) & x.isfinite(), x / (2 * mantissa), x)
 
 
 REDUCER = Natural

@@ -2,9 +2,9 @@
 
 from typing import Literal, Unpack
 
-from sage.reduction import Norm, RoundingOptions
+from sage.reduction import RoundingOptions
 
-from .dithering import Dithering
+from .dithering import Dithering, Norm
 
 
 class Qsgd(Dithering):

@@ -65,15 +65,14 @@ def sparse_mean(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
 
 
 def packed(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
-    """Signs, codes of 1 to 8 bits, and random bits."""
+    """Codes of 1 to 8 bits."""
     n = grad_N.numel()
-    signs_B = ops.pack_signs(grad_N)
-    found = [signs_B, ops.unpack_signs(signs_B, n, 0.5)]
+    found: list[Tensor] = []
     for bits in (1, 2, 3, 4, 8):
         codes_N = (grad_N.view(torch.int32) & (1 << bits) - 1).to(torch.uint8)
         bytes_B = ops.pack(codes_N, bits)
         found += [bytes_B, ops.unpack(bytes_B, bits, n)]
-    return [*found, ops.draw(n, 24, 7, grad_N.device)]
+    return found
 
 
 def signs(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
@@ -92,7 +91,7 @@ RUNS: dict[str, Run] = {
     **{f"above {t:g}": partial(above, threshold=t) for t in (0.0, 0.5, 3.0)},
     **{f"top {d:g}": partial(top, density=d) for d in (0.001, 0.1, 1.0)},
     "sparse mean and indices": sparse_mean,
-    "packing and random bits": packed,
+    "packing": packed,
     "statistics, signs and their mean": signs,
 }
 COVERED = [
@@ -104,9 +103,6 @@ COVERED = [
     "clear_",
     "pack",
     "unpack",
-    "pack_signs",
-    "unpack_signs",
-    "draw_",
     "random_bits_",
     "statistics_",
     "sign_bits_",

@@ -22,27 +22,10 @@ Tensor unpack(Tensor bytes, int64_t bits, int64_t n) {
   return codes;
 }
 
-Tensor pack_signs(Tensor x) {
-  const float* data_N = in<float>(x, "x", x);
-  Tensor bytes = empty<uint8_t>(packed_bytes(x.numel(), 1), x);
-  pack_signs(isa(), data_N, x.numel(), data<uint8_t>(bytes));
-  return bytes;
-}
-
-Tensor unpack_signs(Tensor bytes, int64_t n, double scale) {
-  const uint8_t* byte = in<uint8_t>(bytes, "bytes", bytes);
-  check_packed(bytes.numel(), n, 1);
-  Tensor x = empty<float>(n, bytes);
-  unpack_signs(isa(), byte, n, static_cast<float>(scale), data<float>(x));
-  return x;
-}
-
 }  // namespace sage::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(sage, CPU, m) {
   using torch::stable::Tensor;
   m.impl("pack", TORCH_BOX(static_cast<Tensor (*)(Tensor, int64_t)>(&sage::cpu::pack)));
   m.impl("unpack", TORCH_BOX(static_cast<Tensor (*)(Tensor, int64_t, int64_t)>(&sage::cpu::unpack)));
-  m.impl("pack_signs", TORCH_BOX(static_cast<Tensor (*)(Tensor)>(&sage::cpu::pack_signs)));
-  m.impl("unpack_signs", TORCH_BOX(static_cast<Tensor (*)(Tensor, int64_t, double)>(&sage::cpu::unpack_signs)));
 }

@@ -59,28 +59,6 @@ __attribute__((target("bmi2"))) inline void unpack_bmi2(const uint8_t* bytes, in
   unpack_scalar(bytes, n - i, bits, codes + i);
 }
 
-__attribute__((target("avx2"))) inline int64_t pack_signs_avx2(const float* x, int64_t n, uint8_t* bytes) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m256 negative = _mm256_cmp_ps(_mm256_loadu_ps(x + i), _mm256_setzero_ps(), _CMP_LT_OQ);
-    bytes[i / 8] = static_cast<uint8_t>(~_mm256_movemask_ps(negative));
-  }
-  return i;
-}
-
-__attribute__((target("avx2"))) inline int64_t unpack_signs_avx2(const uint8_t* bytes, int64_t n, float scale,
-                                                                 float* x) {
-  const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-  const __m256 negative = _mm256_set1_ps(-scale), sign = _mm256_set1_ps(-0.0f);
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m256i here = _mm256_and_si256(_mm256_set1_epi32(bytes[i / 8]), bits);
-    const __m256 set = _mm256_castsi256_ps(_mm256_cmpeq_epi32(here, bits));
-    _mm256_storeu_ps(x + i, _mm256_xor_ps(negative, _mm256_and_ps(set, sign)));
-  }
-  return i;
-}
-
 #endif  // SAGE_X86
 
 inline void pack(Isa isa, const uint8_t* codes, int64_t n, int bits, uint8_t* bytes) {
@@ -95,35 +73,6 @@ inline void unpack(Isa isa, const uint8_t* bytes, int64_t n, int bits, uint8_t* 
   if (isa != Isa::scalar) return unpack_bmi2(bytes, n, bits, codes);
 #endif
   unpack_scalar(bytes, n, bits, codes);
-}
-
-// Writes one bit per element, which is set if the element is not below 0: NaN and -0.0 count as positive.
-inline void pack_signs(Isa isa, const float* x, int64_t n, uint8_t* bytes) {
-  int64_t i = 0;
-#if SAGE_X86
-  if (isa != Isa::scalar) i = pack_signs_avx2(x, n, bytes);
-#endif
-  for (; i < n; i += 8) {
-    uint8_t byte = 0;
-    for (int64_t bit = i; bit < std::min(i + 8, n); ++bit) byte |= static_cast<uint8_t>(!(x[bit] < 0)) << (bit - i);
-    bytes[i / 8] = byte;
-  }
-}
-
-// Writes +scale where the bit is set, else -scale.
-inline void unpack_signs(Isa isa, const uint8_t* bytes, int64_t n, float scale, float* x) {
-  int64_t i = 0;
-#if SAGE_X86
-  if (isa != Isa::scalar) i = unpack_signs_avx2(bytes, n, scale, x);
-#endif
-  uint32_t positive;
-  std::memcpy(&positive, &scale, sizeof positive);
-  for (; i < n; i += 8) {
-    const uint32_t byte = ~static_cast<uint32_t>(bytes[i / 8]);
-    uint32_t eight[8];
-    for (int bit = 0; bit < 8; ++bit) eight[bit] = positive ^ ((byte >> bit & 1) << 31);
-    std::memcpy(x + i, eight, std::min<int64_t>(8, n - i) * sizeof(float));
-  }
 }
 
 }  // namespace sage::cpu

@@ -81,8 +81,6 @@ void clear(float* out, int64_t n, const int32_t* at, int64_t num, Stream stream)
 
 void pack(const uint8_t* codes, int64_t n, int bits, uint8_t* bytes, Stream stream);
 void unpack(const uint8_t* bytes, int64_t n, int bits, uint8_t* codes, Stream stream);
-void pack_signs(const float* x, int64_t n, uint8_t* bytes, Stream stream);
-void unpack_signs(const uint8_t* bytes, int64_t n, float scale, float* x, Stream stream);
 
 // Writes the 16 random bits of the elements [first, first + n) of a vector.
 void random_bits(uint64_t key, int64_t first, int64_t n, int32_t* out, Stream stream);

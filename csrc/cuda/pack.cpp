@@ -22,28 +22,9 @@ Tensor unpack_codes(Tensor bytes, int64_t bits, int64_t n) {
   return codes;
 }
 
-Tensor pack_sign_bits(Tensor x) {
-  const float* data_N = in<float>(x, "x", x);
-  const OnDevice here(x);
-  Tensor bytes = empty<uint8_t>((x.numel() + 7) / 8, x);
-  pack_signs(data_N, x.numel(), data<uint8_t>(bytes), here.stream());
-  return bytes;
-}
-
-Tensor unpack_sign_bits(Tensor bytes, int64_t n, double scale) {
-  const uint8_t* byte = in<uint8_t>(bytes, "bytes", bytes);
-  check_packed(bytes.numel(), n, 1);
-  const OnDevice here(bytes);
-  Tensor x = empty<float>(n, bytes);
-  unpack_signs(byte, n, static_cast<float>(scale), data<float>(x), here.stream());
-  return x;
-}
-
 }  // namespace sage::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(sage, CUDA, m) {
   m.impl("pack", TORCH_BOX(&sage::cuda::pack_codes));
   m.impl("unpack", TORCH_BOX(&sage::cuda::unpack_codes));
-  m.impl("pack_signs", TORCH_BOX(&sage::cuda::pack_sign_bits));
-  m.impl("unpack_signs", TORCH_BOX(&sage::cuda::unpack_sign_bits));
 }

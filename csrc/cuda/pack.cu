@@ -28,19 +28,6 @@ __global__ void unpack_kernel(const uint8_t* bytes, int64_t num_bytes, int bits,
   codes[i] = static_cast<uint8_t>(held >> (i * bits % 8) & ((1u << bits) - 1));
 }
 
-__global__ void pack_signs_kernel(const float* x, int64_t n, uint8_t* bytes) {
-  const int64_t byte = thread_index();
-  if (byte * 8 >= n) return;
-  uint32_t held = 0;
-  for (int bit = 0; bit < 8 && byte * 8 + bit < n; ++bit) held |= static_cast<uint32_t>(!(x[byte * 8 + bit] < 0)) << bit;
-  bytes[byte] = static_cast<uint8_t>(held);
-}
-
-__global__ void unpack_signs_kernel(const uint8_t* bytes, int64_t n, float scale, float* x) {
-  const int64_t i = thread_index();
-  if (i < n) x[i] = bytes[i / 8] >> (i % 8) & 1 ? scale : -scale;
-}
-
 }  // namespace
 
 void pack(const uint8_t* codes, int64_t n, int bits, uint8_t* bytes, Stream stream) {
@@ -51,14 +38,6 @@ void pack(const uint8_t* codes, int64_t n, int bits, uint8_t* bytes, Stream stre
 void unpack(const uint8_t* bytes, int64_t n, int bits, uint8_t* codes, Stream stream) {
   const int64_t num_bytes = (n * bits + 7) / 8;
   if (n > 0) SAGE_LAUNCH(unpack_kernel, blocks_of(n), stream, bytes, num_bytes, bits, codes, n);
-}
-
-void pack_signs(const float* x, int64_t n, uint8_t* bytes, Stream stream) {
-  if (n > 0) SAGE_LAUNCH(pack_signs_kernel, blocks_of((n + 7) / 8), stream, x, n, bytes);
-}
-
-void unpack_signs(const uint8_t* bytes, int64_t n, float scale, float* x, Stream stream) {
-  if (n > 0) SAGE_LAUNCH(unpack_signs_kernel, blocks_of(n), stream, bytes, n, scale, x);
 }
 
 }  // namespace sage::cuda

@@ -39,10 +39,7 @@ from .moments import moments as moments
 from .moments import moments_above as moments_above
 from .moments import sampled as sampled
 from .packing import pack as pack
-from .packing import pack_signs as pack_signs
 from .packing import unpack as unpack
-from .packing import unpack_signs as unpack_signs
-from .philox import draw as draw
 from .philox import random_bits as random_bits
 from .reference import NUM_BINS as NUM_BINS
 from .reference import magnitude_bits as magnitude_bits

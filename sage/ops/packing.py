@@ -1,4 +1,4 @@
-"""Codes of a few bits and signs, packed without gaps."""
+"""Codes of a few bits, packed without gaps."""
 # N = elements, B = bytes
 
 import torch
@@ -11,8 +11,6 @@ native.register(
     "pack", lambda codes, bits: native.vector(codes, (codes.numel() * bits + 7) // 8, torch.uint8)
 )
 native.register("unpack", lambda bytes, bits, n: native.vector(bytes, n, torch.uint8))
-native.register("pack_signs", lambda x: native.vector(x, (x.numel() + 7) // 8, torch.uint8))
-native.register("unpack_signs", lambda bytes, n, scale: native.vector(bytes, n, torch.float32))
 
 
 def pack(codes_N: Tensor, bits: int) -> Tensor:
@@ -27,17 +25,3 @@ def unpack(bytes_B: Tensor, bits: int, n: int) -> Tensor:
     if native.takes("unpack", bytes_B, dtype=torch.uint8):
         return _native.unpack.default(bytes_B, bits, n)
     return reference.unpack(bytes_B, bits, n)
-
-
-def pack_signs(x_N: Tensor) -> Tensor:
-    """One bit per element, set if it is not negative."""
-    if native.takes("pack_signs", x_N):
-        return _native.pack_signs.default(x_N)
-    return reference.pack((~(x_N < 0)).to(torch.uint8), 1)
-
-
-def unpack_signs(bytes_B: Tensor, n: int, scale: float = 1.0) -> Tensor:
-    """+scale (float32) for each set bit, −scale for each other bit."""
-    if native.takes("unpack_signs", bytes_B, dtype=torch.uint8):
-        return _native.unpack_signs.default(bytes_B, n, scale)
-    return reference.unpack_signs(bytes_B, n, scale)

@@ -164,18 +164,6 @@ def unpack(bytes_B: Tensor, bits: int, n: int) -> Tensor:
     return (stream.view(n, bits) * weights).sum(1).to(torch.uint8)
 
 
-def unpack_signs(bytes_B: Tensor, n: int, scale: float) -> Tensor:
-    """+scale for each set bit, −scale for each other bit."""
-    positive_N = unpack(bytes_B, 1, n).bool()
-    scale_ = torch.tensor(scale, dtype=torch.float32, device=bytes_B.device)
-    return torch.where(positive_N, scale_, -scale_)
-
-
-def draw_(out_N: Tensor, bits: int, seed: int) -> Tensor:
-    """Random integers from a new generator with this seed."""
-    return out_N.random_(0, 1 << bits, generator=torch.Generator(out_N.device).manual_seed(seed))
-
-
 def encode_gaps(at_K: Tensor) -> Tensor:
     """LEB128 of the gaps: 7 bits per byte, low bits first, the high bit set if more bytes follow."""
     at_K = at_K.long()

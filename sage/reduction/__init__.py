@@ -11,7 +11,7 @@
 - Quantisers (`quantise`, `two_way`): `Quantiser`, `FusedQuantiser`, `LevelQuantiser`, `RandomQuantiser`,
   `RoundingOptions`, `Parts`, `gather_parts`, `keep_error`, `per_group`, `counts_of`, `reduce_two_way`,
   `payload_two_way`
-- Formats of codes (`levels`, `ops`): `elias`, `Norm`, `power_below`
+- Formats of codes (`ops`): `elias`
 - Low-rank methods (`lowrank`): `Matrices`, `Matrix`, `orthonormalise`, `unflatten`, `in_float32`,
   `check_rank`, `check_min_rate`
 
@@ -44,8 +44,6 @@ from .first_threshold import dutta_threshold as dutta_threshold
 from .first_threshold import estimated_quantile as estimated_quantile
 from .layout import Layout as Layout
 from .layout import Span as Span
-from .levels import Norm as Norm
-from .levels import power_below as power_below
 from .lowrank import Matrices as Matrices
 from .lowrank import Matrix as Matrix
 from .lowrank import check_min_rate as check_min_rate

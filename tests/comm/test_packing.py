@@ -1,11 +1,11 @@
-"""Tests of packed codes, signs and indices: ops equal references, and decoding returns the input."""
+"""Tests of packed codes and indices: ops equal references, and decoding returns the input."""
 
 import math
 from typing import Any
 
 import pytest
 import torch
-from vectors import assert_same, draw, seeded
+from vectors import assert_same, seeded
 
 from sage import ops
 from sage.ops import reference
@@ -26,16 +26,6 @@ def test_packed_codes_equal_the_reference_and_unpack_to_the_input(bits: int, dev
         assert_same(bytes_B, reference.pack(codes_N, bits))
         assert_same(ops.unpack(bytes_B, bits, n), codes_N & (2**bits - 1))
         assert_same(reference.unpack(bytes_B, bits, n), codes_N & (2**bits - 1))
-
-
-def test_signs_take_one_bit_and_unpack_to_the_scale(device: str) -> None:
-    for case in range(10):
-        x_N = draw(seeded(case)).to(device)
-        bytes_B = ops.pack_signs(x_N)
-        assert_same(bytes_B, reference.pack((~(x_N < 0)).to(torch.uint8), 1))
-        expected_N = torch.where(x_N < 0, -0.25, 0.25)
-        assert_same(ops.unpack_signs(bytes_B, x_N.numel(), 0.25), expected_N)
-        assert_same(reference.unpack_signs(bytes_B, x_N.numel(), 0.25), expected_N)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.0005, 0.01, 0.5, 1.0])

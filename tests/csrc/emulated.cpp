@@ -101,16 +101,11 @@ void test_scan(int64_t n) {
 
 void test_pack(int64_t n) {
   const int bits = 1 + static_cast<int>(below(8));
-  std::vector<uint8_t> codes(n), bytes((n * bits + 7) / 8), back(n), signs((n + 7) / 8);
+  std::vector<uint8_t> codes(n), bytes((n * bits + 7) / 8), back(n);
   for (uint8_t& code : codes) code = static_cast<uint8_t>(below(256));
   pack(codes.data(), n, bits, bytes.data(), nullptr);
   unpack(bytes.data(), n, bits, back.data(), nullptr);
   expect_packed(codes, bits, bytes, back);
-  const Floats x = draw(n);
-  Floats scaled(n);
-  pack_signs(x.data(), n, signs.data(), nullptr);
-  unpack_signs(signs.data(), n, 0.5f, scaled.data(), nullptr);
-  for (int64_t i = 0; i < n; ++i) expect(scaled[i] == (x[i] < 0 ? -0.5f : 0.5f), "signs");
 }
 
 int main() {

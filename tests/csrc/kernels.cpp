@@ -1,13 +1,11 @@
 // The CPU kernels against brute force, without torch, for every instruction set: built with sanitizers by
 // `make sanitize`. Exits with 1 at the first difference, saying where.
-#include <random>
 #include <thread>
 
 #include "../../csrc/cpu/bin_codes.h"
 #include "../../csrc/cpu/cast.h"
 #include "../../csrc/cpu/code.h"
 #include "../../csrc/cpu/distinct.h"
-#include "../../csrc/cpu/draw.h"
 #include "../../csrc/cpu/elias.h"
 #include "../../csrc/cpu/gather.h"
 #include "../../csrc/cpu/moments.h"
@@ -222,21 +220,6 @@ void test_pack(Isa isa, int64_t n) {
   pack(isa, codes.data(), n, bits, bytes.data());
   unpack(isa, bytes.data(), n, bits, back.data());
   expect_packed(codes, bits, bytes, back);
-  const Floats x = draw(n);
-  std::vector<uint8_t> signs(packed_bytes(n, 1));
-  Floats scaled(n);
-  pack_signs(isa, x.data(), n, signs.data());
-  unpack_signs(isa, signs.data(), n, 0.5f, scaled.data());
-  for (int64_t i = 0; i < n; ++i) expect(scaled[i] == (x[i] < 0 ? -0.5f : 0.5f), "signs");
-}
-
-void test_draw(int64_t n) {
-  const uint32_t seed = below(1000);
-  const int bits = 1 + static_cast<int>(below(24));
-  std::mt19937 twister(seed);
-  Ints drawn(n);
-  draw(seed, bits, drawn.data(), n);
-  for (int32_t x : drawn) expect(x == static_cast<int32_t>(twister() & ((1u << bits) - 1)), "draw");
 }
 
 void test_code(int64_t n) {
@@ -373,7 +356,6 @@ int main() {
         test_elias(set, team, n);
       }
       test_pack(set, n);
-      test_draw(n);
       if (n > 0) test_sampled(n);
       test_random_bits(set, n);
       test_distinct(set, n);
