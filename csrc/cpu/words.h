@@ -84,59 +84,112 @@ inline void bits_by_group(const uint32_t* words, const std::vector<int64_t>& bou
 
 constexpr int kBlocks = 16;  // blocks of 32 x 32 bits that are transposed together, one in each lane
 
-// Transposes the blocks: bit 31 - c of row r of a block becomes bit 31 - r of row c.
+// Transposes the blocks: bit c of row r of a block becomes bit r of row c.
 SAGE_CLONES static void transpose(uint32_t rows[32][kBlocks]) {
   uint32_t mask = 0x0000ffffu;
   for (int half = 16; half > 0; half /= 2, mask ^= mask << half)
     for (int r = 0; r < 32; r = (r + half + 1) & ~half)
       for (int b = 0; b < kBlocks; ++b) {
-        const uint32_t swapped = (rows[r][b] ^ rows[r + half][b] >> half) & mask;
-        rows[r][b] ^= swapped;
-        rows[r + half][b] ^= swapped << half;
+        const uint32_t swapped = (rows[r][b] >> half ^ rows[r + half][b]) & mask;
+        rows[r][b] ^= swapped << half;
+        rows[r + half][b] ^= swapped;
       }
+}
+
+// Where `kBlocks` blocks of columns lie in the bytes of a vector that is read by columns. The elements of row r of the
+// words are in rows[31 - r], so that the transposed row of a column is its word.
+struct Columns {
+  int64_t n, num, num_bytes, first;  // elements, words, bytes, and the first column of the blocks
+
+  // Whether all of their elements exist, and a byte behind those of each row.
+  bool are_whole() const {
+    const int64_t last = 31 * num + first;
+    return first + 32 * kBlocks <= num && last + 32 * kBlocks <= n && last / 8 + 4 * kBlocks < num_bytes;
+  }
+
+  int64_t element(int64_t r, int64_t b) const { return r * num + first + 32 * b; }
+
+  // The bits of a block's row that are elements.
+  uint32_t mask(int64_t r, int64_t b) const {
+    const int64_t have = std::min({int64_t{32}, num - first - 32 * b, n - element(r, b)});
+    return have >= 32 ? ~0u : have > 0 ? (1u << have) - 1 : 0;
+  }
+};
+
+SAGE_CLONES static void read_whole(const Columns& at, const uint8_t* bytes, uint32_t rows[32][kBlocks]) {
+  for (int64_t r = 0; r < 32; ++r) {
+    const uint8_t* row = bytes + at.element(r, 0) / 8;
+    const uint32_t shift = at.element(r, 0) % 8;
+    for (int64_t b = 0; b < kBlocks; ++b) {
+      uint32_t word;
+      std::memcpy(&word, row + 4 * b, 4);
+      rows[31 - r][b] = ~(word >> shift | static_cast<uint32_t>(row[4 * b + 4]) << (31 - shift) << 1);
+    }
+  }
+}
+
+// The inverse of read_whole. What the bytes hold of other elements stays, where it is 0 in the place of these.
+SAGE_CLONES static void write_whole(const Columns& at, const uint32_t rows[32][kBlocks], uint8_t* bytes) {
+  for (int64_t r = 0; r < 32; ++r) {
+    uint8_t* row = bytes + at.element(r, 0) / 8;
+    const uint32_t shift = at.element(r, 0) % 8, *from = rows[31 - r];
+    uint32_t begun;
+    std::memcpy(&begun, row, 4);
+    begun |= ~from[0] << shift;
+    std::memcpy(row, &begun, 4);
+    for (int64_t b = 1; b < kBlocks; ++b) {
+      const uint32_t word = ~from[b] << shift | ~from[b - 1] >> 1 >> (31 - shift);
+      std::memcpy(row + 4 * b, &word, 4);
+    }
+    row[4 * kBlocks] |= static_cast<uint8_t>(~from[kBlocks - 1] >> 1 >> (31 - shift));
+  }
 }
 
 // The words of a vector read by columns: element r·V + j, of V words, is bit 31 − r of word j (the utility study's
 // format: Agarwal et al., MLSys 2022).
 inline void words_by_column(const uint8_t* bytes, int64_t n, uint32_t* words) {
-  const int64_t num = num_words(n), num_bytes = (n + 7) / 8;
+  Columns at{n, num_words(n), (n + 7) / 8, 0};
   uint32_t rows[32][kBlocks];
-  for (int64_t first = 0; first < num; first += 32 * kBlocks) {
-    for (int64_t r = 0; r < 32; ++r)
-      for (int64_t b = 0; b < kBlocks; ++b) {
-        const int64_t column = first + 32 * b, element = r * num + column;
-        const int64_t have = std::min({int64_t{32}, num - column, n - element});
-        const uint32_t mask = have >= 32 ? ~0u : have > 0 ? (1u << have) - 1 : 0;
-        rows[r][b] = mask ? reversed(~bits_at(bytes, num_bytes, element) & mask) : 0;
-      }
+  for (; at.first < at.num; at.first += 32 * kBlocks) {
+    if (at.are_whole()) {
+      read_whole(at, bytes, rows);
+    } else {
+      for (int64_t r = 0; r < 32; ++r)
+        for (int64_t b = 0; b < kBlocks; ++b) {
+          const uint32_t mask = at.mask(r, b);
+          rows[31 - r][b] = mask ? ~bits_at(bytes, at.num_bytes, at.element(r, b)) & mask : 0;
+        }
+    }
     transpose(rows);
     for (int64_t b = 0; b < kBlocks; ++b)
-      for (int64_t c = 0; c < std::min<int64_t>(32, num - first - 32 * b); ++c) words[first + 32 * b + c] = rows[c][b];
+      for (int64_t c = 0; c < std::min<int64_t>(32, at.num - at.first - 32 * b); ++c)
+        words[at.first + 32 * b + c] = rows[c][b];
   }
 }
 
 // The inverse of words_by_column. The bytes must be 0 before.
 inline void bits_by_column(const uint32_t* words, int64_t n, uint8_t* bytes) {
-  const int64_t num = num_words(n), num_bytes = (n + 7) / 8;
+  Columns at{n, num_words(n), (n + 7) / 8, 0};
   uint32_t rows[32][kBlocks];
-  for (int64_t first = 0; first < num; first += 32 * kBlocks) {
+  for (; at.first < at.num; at.first += 32 * kBlocks) {
     for (int64_t b = 0; b < kBlocks; ++b)
       for (int64_t c = 0; c < 32; ++c) {
-        const int64_t column = first + 32 * b + c;
-        rows[c][b] = column < num ? words[column] : 0;
+        const int64_t column = at.first + 32 * b + c;
+        rows[c][b] = column < at.num ? words[column] : 0;
       }
     transpose(rows);
+    if (at.are_whole()) {
+      write_whole(at, rows, bytes);
+      continue;
+    }
     for (int64_t r = 0; r < 32; ++r)
       for (int64_t b = 0; b < kBlocks; ++b) {
-        const int64_t column = first + 32 * b, element = r * num + column;
-        const int64_t have = std::min({int64_t{32}, num - column, n - element});
-        if (have <= 0) continue;
-        const uint32_t mask = have == 32 ? ~0u : (1u << have) - 1;
-        const uint64_t add = static_cast<uint64_t>(~reversed(rows[r][b]) & mask) << element % 8;
+        const uint32_t mask = at.mask(r, b);
+        if (mask == 0) continue;
+        const int64_t element = at.element(r, b), room = std::min<int64_t>(8, at.num_bytes - element / 8);
         uint64_t there = 0;
-        const int64_t room = std::min<int64_t>(8, num_bytes - element / 8);
         std::memcpy(&there, bytes + element / 8, room);
-        there |= add;
+        there |= static_cast<uint64_t>(~rows[31 - r][b] & mask) << element % 8;
         std::memcpy(bytes + element / 8, &there, room);
       }
   }

@@ -157,6 +157,14 @@ def test_a_wire_of_one_rank_returns_and_counts_the_same_as_one_simulated_rank(ca
     assert len(stamps) == 2
 
 
+def test_another_root_sends_what_this_rank_sent_as_the_root() -> None:
+    wire = LoopbackWire(CPU, world_size=2)
+    unset = torch.full((2,), torch.nan)
+    assert wire.broadcast(unset.clone(), root=1).tolist() == [0, 0]
+    wire.broadcast(torch.tensor([3.0, -4.0]), root=0)
+    assert wire.broadcast(unset.clone(), root=1).tolist() == [3, -4]
+
+
 SQUARE = ("reduce_scatter", "all_to_all", "all_to_all_ragged", "broadcast", "gather_to")
 """Calls whose input has a row for each rank, or whose root is a rank."""
 
