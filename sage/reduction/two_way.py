@@ -12,9 +12,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from sage import ops
 from sage.comm.wire import Wire
-from sage.reduction.quantise import Quantiser, keep_error
+from sage.reduction.quantise import Parts, Quantiser, keep_error
 from sage.reduction.reducer import Reduced
 from sage.timing import phase
 
@@ -33,8 +32,8 @@ def reduce_two_way(
     With a residual, the errors of both codes are fed back in one of two ways:
 
     - Without `server_N` (ours): a rank's own part of its share is not sent and therefore not encoded. The
-      error of the share's second code, times W, is added to this rank's residual; it is then part of the next
-      step's mean, unencoded.
+      error of the share's second code, times W, becomes this rank's residual of the share; it is then part of
+      the next step's mean, unencoded.
     - With `server_N`, as in dist-EF-SGD (Zheng et al., 2019, Algorithm 2) and BytePS: a rank encodes its own
       part like the others. The server keeps the error of the second code separately, in `server_N`, and adds
       it to the next mean. (The paper scales both errors by η_{t−1}/η_t; `server_N` is not scaled.)
@@ -47,52 +46,79 @@ def reduce_two_way(
         wire: The communicator.
         server_N: The server's error; only this rank's share of it is used and updated.
     """
-    shares = cut(sizes, wire.world_size)
-    own = shares[wire.rank]
+    shares, own = cut(sizes, wire.world_size), wire.rank
     lengths = [sum(share) for share in shares]
     grads = grad_N.split(lengths)
     residuals = [None] * len(shares) if residual_N is None else list(residual_N.split(lengths))
-    serves_itself = server_N is None and residual_N is not None  # its own part stays as it is
+    grad_S, residual_S, share = grads[own], residuals[own], shares[own]
     with phase("select"):
         coded = [
-            quantiser.compress(
-                grad_S, None if serves_itself and rank == wire.rank else residual_S, share, wire
-            )
-            for rank, (grad_S, residual_S, share) in enumerate(zip(grads, residuals, shares, strict=True))
+            None
+            if server_N is None and rank == own  # its own part stays as it is
+            else quantiser.compress(grads[rank], residuals[rank], shares[rank], wire)
+            for rank in range(wire.world_size)
         ]
-    received = {kind: wire.all_to_all(_stacked(coded, kind), kind) for kind in coded[0]}
+        parts = quantiser.encode(grad_N[:0].float(), [0], wire)
+        counts = [_counts(quantiser, share, parts) for share in shares]
+        longest = {kind: max(count[kind] for count in counts) for kind in parts}
+        sent = {kind: _stacked(coded, kind, part.new_zeros(longest[kind])) for kind, part in parts.items()}
+    received = {kind: wire.all_to_all(rows_W, kind) for kind, rows_W in sent.items()}
     with phase("scatter"):
-        rows = {
-            kind: received[kind][:, : part.numel()].contiguous() for kind, part in coded[wire.rank].items()
-        }
-        total_S = torch.zeros(lengths[wire.rank], device=grad_N.device)
-        if server_N is not None:
-            quantiser.average(total_S, rows, own, divisor=1)
+        rows = {kind: row_W[:, : counts[own][kind]].contiguous() for kind, row_W in received.items()}
+        if server_N is None:
+            server_S = None
+            served = _serve(quantiser, grad_S, residual_S, rows, share, wire)
         else:
-            total_S.copy_(ops.accumulate(grads[wire.rank], residuals[wire.rank]))
-            others = [rank for rank in range(wire.world_size) if rank != wire.rank]
-            if others:
-                rows = {kind: row_W[others] for kind, row_W in rows.items()}
-                quantiser.average(total_S, rows, own, divisor=1, added=True)
-        server_S = None
-        if server_N is not None and residual_N is not None:
-            server_S = server_N.split(lengths)[wire.rank]
-            server_S.add_(total_S, alpha=1 / wire.world_size)
-        served = quantiser.encode(total_S / wire.world_size if server_S is None else server_S, own, wire)
-    longest = {kind: max(parts[kind].numel() for parts in coded) for kind in served}
+            mean_S = quantiser.average(grad_S.float(), rows, share, divisor=1)
+            server_S = None if residual_S is None else server_N.split(lengths)[own]
+            if server_S is None:
+                mean_S.div_(wire.world_size)
+            else:
+                server_S.add_(mean_S, alpha=1 / wire.world_size)
+            served = quantiser.encode(mean_S if server_S is None else server_S, share, wire)
     gathered = wire.gather(**{kind: _padded(part, longest[kind]) for kind, part in served.items()})
     with phase("scatter"):
-        for rank, (share, mean_S) in enumerate(zip(shares, grads, strict=True)):
+        for rank, mean_S in enumerate(grads):
             row = {
-                kind: all_W[rank : rank + 1, : coded[rank][kind].numel()].contiguous()
+                kind: all_W[rank : rank + 1, : counts[rank][kind]].contiguous()
                 for kind, all_W in zip(served, gathered, strict=True)
             }
-            quantiser.average(mean_S, row, share, divisor=1)
-            if rank == wire.rank and server_S is not None:
-                keep_error(server_S, mean_S)
-            if rank == wire.rank and serves_itself and (residual_S := residuals[rank]) is not None:
-                residual_S.copy_(total_S.sub_(mean_S, alpha=wire.world_size)).nan_to_num_(0.0, 0.0, 0.0)
+            quantiser.average(mean_S, row, shares[rank], divisor=1)
+        if server_S is not None:
+            keep_error(server_S, grad_S)
     return Reduced(grad_N)
+
+
+def _serve(
+    quantiser: Quantiser,
+    grad_S: Tensor,
+    residual_S: Tensor | None,
+    rows: Mapping[str, Tensor],
+    share: Sequence[int],
+    wire: Wire,
+) -> Parts:
+    """Encode the mean of a share from this rank's own part and the others' codes; keep the error, times W.
+
+    Args:
+        quantiser: As for `reduce_two_way`.
+        grad_S: This rank's gradient in the share; overwritten if it is float32.
+        residual_S: This rank's residual in the share.
+        rows: All ranks' codes of the share by kind, one row for each rank; its own row is not used.
+        share: Number of elements of each group in the share.
+        wire: The communicator.
+    """
+    mean_S = grad_S.float()
+    if residual_S is not None:
+        mean_S.add_(residual_S)
+        residual_S.zero_()
+    if wire.world_size > 1:
+        others = [rank for rank in range(wire.world_size) if rank != wire.rank]
+        rows = {kind: row_W[others] for kind, row_W in rows.items()}
+        quantiser.average(mean_S, rows, share, divisor=wire.world_size, added=True)
+    served = quantiser.compress(mean_S, residual_S, share, wire)
+    if residual_S is not None and wire.world_size > 1:
+        residual_S.mul_(wire.world_size)
+    return served
 
 
 def payload_two_way(quantiser: Quantiser, sizes: Sequence[int], world_size: int) -> dict[str, int]:
@@ -118,11 +144,19 @@ def cut(sizes: Sequence[int], world_size: int) -> list[list[int]]:
     return shares
 
 
-def _stacked(coded: Sequence[Mapping[str, Tensor]], kind: str) -> Tensor:
-    """One part of each share's codes, as rows padded to equal length."""
-    longest = max(parts[kind].numel() for parts in coded)
-    return torch.stack([_padded(parts[kind], longest) for parts in coded])
+def _counts(quantiser: Quantiser, share: Sequence[int], parts: Mapping[str, Tensor]) -> dict[str, int]:
+    """Number of elements of each part of the code of a share."""
+    known = quantiser.bytes_of(share)
+    assert known is not None
+    return {kind: known[kind] // part.element_size() for kind, part in parts.items()}
+
+
+def _stacked(coded: Sequence[Mapping[str, Tensor] | None], kind: str, zeros: Tensor) -> Tensor:
+    """One part of each share's codes, as rows padded to the length of `zeros`; 0 where there is no code."""
+    rows = [zeros if parts is None else _padded(parts[kind], zeros.numel()) for parts in coded]
+    return torch.stack(rows)
 
 
 def _padded(part: Tensor, length: int) -> Tensor:
-    return torch.nn.functional.pad(part, (0, length - part.numel()))
+    short = length - part.numel()
+    return torch.nn.functional.pad(part, (0, short)) if short else part
