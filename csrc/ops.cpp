@@ -39,6 +39,7 @@ STABLE_TORCH_LIBRARY(sage, m) {
       "int divisor, bool added) -> ()");
   m.def("statistics_(Tensor(a!) signal, Tensor? grad, int[] bounds, int kind) -> Tensor");
   m.def("sign_bits_(Tensor(a!) signal, int[] bounds, Tensor low, Tensor high, bool keep) -> Tensor");
+  m.def("momentum_signs_(Tensor(a!) momentum, Tensor signal, float beta) -> (Tensor bytes, Tensor largest)");
   m.def(
       "mean_signs_(Tensor(a!) out, Tensor bytes, Tensor low, Tensor high, int[] bounds, int divisor, bool added, "
       "bool votes) -> ()");

@@ -27,16 +27,8 @@ class SignSgd(Reducer):
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         sizes = [grad_N.numel()]
-        ones_11 = grad_N.new_ones((1, 1), dtype=torch.float32)
         with phase("select"):
-            largest_1 = ops.statistics(grad_N, residual_N, sizes, ops.Kind.LARGEST).largest_G
-            signal_N = grad_N if residual_N is None else residual_N
-            votes_N = self.votes(signal_N)
-            keep = residual_N is not None and votes_N is residual_N
-            bits_B = ops.sign_bits(votes_N, sizes, -ones_11[0], ones_11[0], keep=keep)
-            if residual_N is not None and not keep:
-                ops.mean_signs(residual_N, bits_B[None], sizes, ones_11, -ones_11, divisor=1, added=True)
-                residual_N.nan_to_num_(0.0, 0.0, 0.0)
+            bits_B, largest_1 = self.vote(grad_N, residual_N)
             words_V = ops.sign_words(bits_B, sizes, by_column=True)
             fault_1 = torch.where(largest_1.isfinite(), 0.0, torch.nan).float()
         words_WV, fault_W1 = wire.gather(values=words_V, scales=fault_1)
@@ -45,9 +37,15 @@ class SignSgd(Reducer):
             ops.mean_signs(grad_N, bytes_WB, sizes, fault_W1 - 1, fault_W1 + 1, divisor=1, votes=True)
             return Reduced(grad_N)
 
-    def votes(self, signal_N: Tensor) -> Tensor:
-        """The vector whose signs are this rank's votes."""
-        return signal_N
+    def vote(self, grad_N: Tensor, residual_N: Tensor | None) -> tuple[Tensor, Tensor]:
+        """This rank's votes (`sage.ops.sign_bits`), and the signal's largest magnitude (1 element).
+
+        With a residual, the gradient is added to it, and it becomes the signal less the votes.
+        """
+        sizes, one_1 = [grad_N.numel()], grad_N.new_ones(1, dtype=torch.float32)
+        largest_1 = ops.statistics(grad_N, residual_N, sizes, ops.Kind.LARGEST).largest_G
+        signal_N = grad_N if residual_N is None else residual_N
+        return ops.sign_bits(signal_N, sizes, -one_1, one_1, keep=residual_N is not None), largest_1
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int]:
         return {"values": 4 * ops.num_words(self.layout.numel), "scales": 4}

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from sage.reduction import Layout
+from sage.reduction import Layout, ops
 
 from .signsgd import SignSgd
 
@@ -34,10 +34,15 @@ class Signum(SignSgd):
         super().bind(layout)
         self.register_buffer("momentum_N", torch.zeros(layout.numel))
 
-    def votes(self, signal_N: Tensor) -> Tensor:
+    def vote(self, grad_N: Tensor, residual_N: Tensor | None) -> tuple[Tensor, Tensor]:
         # NaN and infinity are reported separately and must not stay in the momentum.
-        seen_N = signal_N.nan_to_num(0.0, 0.0, 0.0)
-        return self.momentum_N.mul_(self._momentum).add_(seen_N, alpha=1 - self._momentum)
+        signal_N = ops.accumulate(grad_N, residual_N)
+        bits_B, largest_1 = ops.momentum_signs(self.momentum_N, signal_N, self._momentum)
+        if residual_N is not None:
+            one_11 = residual_N.new_ones((1, 1))
+            ops.mean_signs(residual_N, bits_B[None], [grad_N.numel()], one_11, -one_11, divisor=1, added=True)
+            residual_N.nan_to_num_(0.0, 0.0, 0.0)
+        return bits_B, largest_1
 
 
 REDUCER = Signum

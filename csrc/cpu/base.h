@@ -41,8 +41,9 @@ inline Isa isa() {
   static const Isa found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                                    __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")
                                ? Isa::avx512
-                           : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")      ? Isa::avx2
-                                                                                                   : Isa::scalar;
+                           : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")
+                               ? Isa::avx2
+                               : Isa::scalar;
   return found;
 #else
   return Isa::scalar;

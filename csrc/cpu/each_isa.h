@@ -19,7 +19,7 @@ namespace sage::cpu::scalar {
 
 #if SAGE_X86
 #pragma GCC push_options
-#pragma GCC target("avx2,bmi2,popcnt")
+#pragma GCC target("avx2,fma,bmi2,popcnt")
 namespace sage::cpu::avx2 {
 #include "lanes_avx2.h"
 #include SAGE_KERNEL

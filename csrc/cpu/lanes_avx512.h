@@ -25,6 +25,7 @@ inline void storei(void* p, I i) { _mm512_storeu_si512(p, i); }
 inline F add(F a, F b) { return _mm512_add_ps(a, b); }
 inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
 inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+inline F fused(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }  // a·b + c, rounded once
 inline F div(F a, F b) { return _mm512_div_ps(a, b); }
 inline F least(F a, F b) { return _mm512_min_ps(a, b); }  // b where either is NaN
 inline I bits(F a) { return _mm512_castps_si512(a); }

@@ -30,6 +30,7 @@ inline void storei(void* p, I i) { std::memcpy(p, i.v, 64); }
 inline F add(F a, F b) { SAGE_EACH a.v[l] += b.v[l]; return a; }
 inline F sub(F a, F b) { SAGE_EACH a.v[l] -= b.v[l]; return a; }
 inline F mul(F a, F b) { SAGE_EACH a.v[l] *= b.v[l]; return a; }
+inline F fused(F a, F b, F c) { SAGE_EACH a.v[l] = __builtin_fmaf(a.v[l], b.v[l], c.v[l]); return a; }
 inline F div(F a, F b) { SAGE_EACH a.v[l] /= b.v[l]; return a; }
 inline F least(F a, F b) { SAGE_EACH a.v[l] = a.v[l] < b.v[l] ? a.v[l] : b.v[l]; return a; }
 inline I bits(F a) { I i; std::memcpy(i.v, a.v, 64); return i; }

@@ -43,6 +43,19 @@ Tensor sign_bits_(Tensor signal, std::vector<int64_t> bounds, Tensor low, Tensor
   return bytes;
 }
 
+std::tuple<Tensor, Tensor> momentum_signs_(Tensor momentum, Tensor signal, double beta) {
+  const int64_t n = signal.numel();
+  float* m = sage::out<float>(momentum, "momentum", signal);
+  const float* x = in<float>(signal, "signal", signal);
+  check_numel(momentum, n, "momentum");
+  STD_TORCH_CHECK(n == 0 || m != x, "momentum and signal are one vector: expected two");
+  Tensor bytes = empty<uint8_t>((n + 7) / 8, signal), largest = empty<float>(1, signal);
+  const MomentumSigns signs{m, x, static_cast<float>(beta), static_cast<float>(1 - beta), data<uint8_t>(bytes)};
+  const uint32_t most = momentum_signs(isa(), torch_team(), signs, n);
+  std::memcpy(data<float>(largest), &most, sizeof most);
+  return {bytes, largest};
+}
+
 void mean_signs_(Tensor out, Tensor bytes, Tensor low, Tensor high, std::vector<int64_t> bounds, int64_t divisor,
                  bool added, bool votes) {
   const int64_t n = out.numel(), num_groups = static_cast<int64_t>(bounds.size()) - 1, num_bytes = (n + 7) / 8;
@@ -113,6 +126,7 @@ Tensor sign_bytes(Tensor words, std::vector<int64_t> bounds, bool by_column) {
 STABLE_TORCH_LIBRARY_IMPL(sage, CPU, m) {
   m.impl("statistics_", TORCH_BOX(&sage::cpu::statistics_));
   m.impl("sign_bits_", TORCH_BOX(&sage::cpu::sign_bits_));
+  m.impl("momentum_signs_", TORCH_BOX(&sage::cpu::momentum_signs_));
   m.impl("mean_signs_", TORCH_BOX(&sage::cpu::mean_signs_));
   m.impl("sign_words", TORCH_BOX(&sage::cpu::sign_words));
   m.impl("sign_bytes", TORCH_BOX(&sage::cpu::sign_bytes));

@@ -15,6 +15,15 @@ struct Signs {
   uint8_t* bits;
 };
 
+// The signs of a momentum, m = beta·m + (1 − beta)·signal, in which what is not finite counts as 0. The second product
+// and the sum are rounded once, as torch's `add_` with a factor does.
+struct MomentumSigns {
+  float* momentum;
+  const float* signal;
+  float beta, rest;  // beta, and 1 − beta
+  uint8_t* bits;
+};
+
 // The mean of several payloads. Row w of low and high has num_groups numbers, and row w of the bits num_bytes bytes.
 struct SignMean {
   float* out;
@@ -39,6 +48,16 @@ inline void write_signs(Isa isa, const Team& team, const Signs& x, bool keep, in
   team.each(parts, [&](int64_t part) {
     SAGE_CHOOSE(isa, sign_range, x, keep, part_begin(n, parts, part), part_begin(n, parts, part + 1));
   });
+}
+
+// Returns the largest magnitude of the signal.
+inline uint32_t momentum_signs(Isa isa, const Team& team, const MomentumSigns& x, int64_t n) {
+  const int64_t parts = team.parts(n);
+  std::vector<uint32_t> largest(parts);
+  team.each(parts, [&](int64_t part) {
+    largest[part] = SAGE_CHOOSE(isa, momentum_range, x, part_begin(n, parts, part), part_begin(n, parts, part + 1));
+  });
+  return *std::max_element(largest.begin(), largest.end());
 }
 
 inline void mean_signs(Isa isa, const Team& team, const SignMean& x, int64_t n) {

@@ -28,6 +28,26 @@ inline void sign_range(const Signs& x, bool keep, int64_t begin, int64_t end) {
   return keep ? sign_range<true>(x, begin, end) : sign_range<false>(x, begin, end);
 }
 
+// Updates the momentum of the elements [begin, end) and writes its signs; returns the signal's largest magnitude.
+inline uint32_t momentum_range(const MomentumSigns& x, int64_t begin, int64_t end) {
+  I largest = seti(0);
+  for (int64_t i = begin; i < end; i += 16) {
+    const int64_t num = std::min<int64_t>(16, end - i);
+    __builtin_prefetch(x.signal + i + 512);
+    __builtin_prefetch(x.momentum + i + 512);
+    const F a = load_some(x.signal + i, num);
+    largest = mostu(largest, band(bits(a), seti(kMagnitude)));
+    const F m = fused(finite_or_zero(a), set(x.rest), mul(load_some(x.momentum + i, num), set(x.beta)));
+    store_some(x.momentum + i, m, num);
+    const uint32_t set_bits = ~bits_of(is_less(m, set(0))) & ((1u << num) - 1);
+    x.bits[i / 8] = static_cast<uint8_t>(set_bits);
+    if (num > 8) x.bits[i / 8 + 1] = static_cast<uint8_t>(set_bits >> 8);
+  }
+  uint32_t each[16];
+  storei(each, largest);
+  return *std::max_element(each, each + 16);
+}
+
 // out = Σ_w values_w / divisor for the elements [begin, end), added in the order of w to 0 or to what `out` holds.
 inline void mean_of_signs(const SignMean& x, int64_t begin, int64_t end) {
   Cursor cursor(x.bounds, x.num_groups, begin);

@@ -61,6 +61,7 @@ from .select import take_at as take_at
 from .select import take_top as take_top
 from .select import threshold_in as threshold_in
 from .signs import mean_signs as mean_signs
+from .signs import momentum_signs as momentum_signs
 from .signs import num_words as num_words
 from .signs import sign_bits as sign_bits
 from .signs import sign_bytes as sign_bytes

@@ -22,6 +22,13 @@ def sign_bits(signal_N: Tensor, sizes: Sequence[int], low_G: Tensor, high_G: Ten
     return reference.pack(is_high_N.to(torch.uint8), 1)
 
 
+def momentum_signs(momentum_N: Tensor, signal_N: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Momentum, then its bits."""
+    momentum_N.mul_(beta).add_(signal_N.nan_to_num(0.0, 0.0, 0.0), alpha=1 - beta)
+    largest_1 = signal_N.abs().amax(0, keepdim=True) if signal_N.numel() else signal_N.new_zeros(1)
+    return reference.pack((~(momentum_N < 0)).to(torch.uint8), 1), largest_1
+
+
 def mean_signs(
     out_N: Tensor,
     bytes_WB: Tensor,

@@ -34,6 +34,13 @@ native.register(
     "sign_bits_",
     lambda signal, bounds, low, high, keep: native.vector(signal, (signal.numel() + 7) // 8, torch.uint8),
 )
+native.register(
+    "momentum_signs_",
+    lambda momentum, signal, beta: (
+        native.vector(signal, (signal.numel() + 7) // 8, torch.uint8),
+        native.vector(signal, 1, torch.float32),
+    ),
+)
 native.register("mean_signs_", lambda *_: None)
 native.register("sign_words", _fake_words)
 native.register(
@@ -56,6 +63,19 @@ def sign_bits(signal_N: Tensor, sizes: Sequence[int], low_G: Tensor, high_G: Ten
     if native.takes("sign_bits_", signal_N, low_G, high_G):
         return _native.sign_bits_.default(signal_N, bounds_of(sizes), low_G, high_G, keep)
     return reference_signs.sign_bits(signal_N, sizes, low_G, high_G, keep=keep)
+
+
+def momentum_signs(momentum_N: Tensor, signal_N: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """The signs of the momentum m = β·m + (1 − β)·a, updated in place, and the largest |a| (1 element).
+
+    Args:
+        momentum_N: The momentum m.
+        signal_N: The signal a; what is not finite counts as 0 in the momentum.
+        beta: β.
+    """
+    if native.takes("momentum_signs_", momentum_N, signal_N):
+        return _native.momentum_signs_.default(momentum_N, signal_N, beta)
+    return reference_signs.momentum_signs(momentum_N, signal_N, beta)
 
 
 def mean_signs(

@@ -301,6 +301,17 @@ void test_signs(Isa isa, const Team& team, int64_t n) {
       expect(mean[i] == (sent + (y[i] < 0 ? low[g] : high[g])) / 2, "signs: mean");
     }
   expect(same(second, y), "signs: signal");
+  Floats momentum(n, 0.75f);
+  std::vector<uint8_t> votes(num_bytes);
+  const uint32_t most = momentum_signs(isa, team, {momentum.data(), x.data(), 0.9f, 0.1f, votes.data()}, n);
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const float m = std::fmaf(std::isfinite(x[i]) ? x[i] : 0.0f, 0.1f, 0.75f * 0.9f);
+    expect(!std::memcmp(&momentum[i], &m, 4), "momentum");
+    expect((votes[i / 8] >> i % 8 & 1) == !(m < 0), "momentum: bits");
+    largest = std::max(largest, magnitude(x[i]));
+  }
+  expect(most == largest, "momentum: largest");
   bits.resize(num_bytes);
   std::vector<uint8_t> back(num_bytes, 0);
   std::vector<uint32_t> by_column(num_words(n)), by_group;

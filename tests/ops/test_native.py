@@ -192,6 +192,8 @@ REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
     ("widen_", (F, F), "x has another dtype: expected float16 or bfloat16"),
     ("widen_", (F[:7], H), "out has 7 elements and x 8"),
     ("sum_casts_", (H[:3], H), "rows has 8 elements: expected one row or more of 3"),
+    ("momentum_signs_", (F[:7], F, 0.9), "momentum has 7 elements: expected 8"),
+    ("momentum_signs_", (F, F, 0.9), "momentum and signal are one vector"),
     ("take_near_", (F, None, [7], [2], 1.0, False, False), "stops: expected the last to be 8"),
     ("take_near_", (F, None, [8], [2, 2], 1.0, False, False), "stops has 1 layers and lengths 2"),
     (
@@ -263,6 +265,7 @@ ASKED: list[tuple[str, tuple[Any, ...]]] = [
     ("widen_", (F.clone(), H.clone())),
     ("random_bits_", (AT.clone(), 7, 3)),
     ("sign_bits_", (F.clone(), [0, 3, 8], F[:2].clone(), F[:2].clone(), True)),
+    ("momentum_signs_", (F.clone(), F.clone(), 0.9)),
     (
         "mean_signs_",
         (F.clone(), B[:2].clone().view(2, 1), torch.ones(2, 2), torch.ones(2, 2), [0, 3, 8], 2, True, False),

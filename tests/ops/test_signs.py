@@ -113,6 +113,21 @@ def test_the_mean_of_signs_equals_the_reference(case: int) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("case", range(20))
+def test_a_momentum_and_its_signs_are_as_in_the_reference(case: int) -> None:
+    n = sum(seeded(case))
+    beta = random.choice([0.0, 0.9, 0.99, random.random()])
+    ours_N, theirs_N = (torch.randn(n, generator=torch.Generator().manual_seed(case)) for _ in range(2))
+    for _ in range(3):
+        signal_N = draw(n)
+        ours_B, ours_1 = ops.momentum_signs(ours_N, signal_N, beta)
+        theirs_B, theirs_1 = reference_signs.momentum_signs(theirs_N, signal_N, beta)
+        assert torch.equal(ours_B, theirs_B)
+        assert torch.equal(ours_1.nan_to_num(-1.0), theirs_1.nan_to_num(-1.0))
+        assert_same(ours_N, theirs_N)
+
+
+@needs_native
 @pytest.mark.parametrize("first", [0, 1, 127, 128, 1000])
 def test_random_bits_equal_the_reference_at_any_offset(first: int) -> None:
     for n in (0, 1, 127, 128, 129, 3000):
