@@ -11,12 +11,15 @@ from sage.reduction import (
     Exclusive,
     ExclusiveSparsifier,
     Layout,
+    Reduced,
     Start,
     Wire,
     check_start,
     common_quantile,
     dutta_threshold,
+    mean_of,
     ops,
+    phase,
 )
 from sage.validate import Before
 
@@ -84,11 +87,36 @@ class Micro(ExclusiveSparsifier):
         """(start, stop) of the part of the vector that this rank selects from at this step."""
         return Exclusive().partition(n, int(self.step), wire)
 
-    def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
-        start, stop = self.part(signal_N.numel(), wire)
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
+        start, stop = self.part(grad_N.numel(), wire)
         self.step += 1
-        self._used = self._decide(signal_N, wire)
-        return ops.select_above(signal_N[start:stop], self._used).add_(start)
+        self._used = self._decide(grad_N, residual_N, wire)
+        own_P = None
+        if residual_N is not None:
+            own_P = residual_N[start:stop]
+            residual_N[:start] += grad_N[:start]
+            residual_N[stop:] += grad_N[stop:]
+        values_K, at_K = ops.take_above(grad_N[start:stop], own_P, self._used, dtype=self.dtype)
+        return values_K, at_K.add_(start)
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        with phase("select"):
+            own_K, at_K = self.take(grad_N, residual_N, wire)
+        counts, (at_M,) = wire.gather_ragged(indices=at_K)
+        with phase("select"):
+            # The ranks by the part of the vector that they have selected from: their indices ascend.
+            ranks = [(part - int(self.step) + 1) % wire.world_size for part in range(wire.world_size)]
+            pieces, own = at_M.split(counts), ranks.index(wire.rank)
+            at = [pieces[rank] for rank in ranks]
+            signal_N, keep = (grad_N, False) if residual_N is None else (residual_N, True)
+            before_K, after_K = (
+                ops.take(signal_N, torch.cat([at_M[:0], *others]), dtype=self.dtype, keep=keep)
+                for others in (at[:own], at[own + 1 :])
+            )
+            values_U, at_U = torch.cat([before_K, own_K, after_K]), torch.cat(at)
+        reduced = mean_of(values_U, at_U, wire, out_N=grad_N)
+        self.learn(counts, reduced.mean_N, wire)
+        return reduced
 
     def learn(self, counts: list[int], mean_N: Tensor, wire: Wire) -> None:
         k = num_kept(self.density, self.layout.numel)
@@ -101,10 +129,13 @@ class Micro(ExclusiveSparsifier):
         # `learn` has already updated λ for the next step; the record needs the λ of this step.
         return {**super().report(), "threshold": self._threshold() if self._used is None else self._used}
 
-    def _decide(self, signal_N: Tensor, wire: Wire) -> float:
+    def _decide(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> float:
         """λ of this step; at first, ask the signal for it."""
-        if signal_N.numel() and self.density < 1 and float(self.threshold) == 0:
-            found, limits = common_quantile(signal_N, self.density, wire), torch.finfo(torch.float32)
+        if grad_N.numel() and self.density < 1 and float(self.threshold) == 0:
+            found, limits = (
+                common_quantile(grad_N, residual_N, self.density, wire),
+                torch.finfo(torch.float32),
+            )
             if not 0 < found < math.inf:  # the same on all ranks
                 return limits.max if found else limits.smallest_normal
             self.threshold.fill_(min(limits.max, max(limits.smallest_normal, found)))

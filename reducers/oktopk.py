@@ -151,8 +151,9 @@ class OkTopk(Sparsifier):
 
 def largest_above(x_N: Tensor, threshold: float, limit: int) -> Tensor:
     """Indices (int64, ascending) where |x| ≥ threshold; if more than `limit`, only those of the largest."""
-    at_K = ops.select_above(x_N, threshold)
-    return at_K if at_K.numel() <= limit else at_K[ops.select_top(x_N[at_K], limit)]
+    if ops.count_above(x_N, threshold) > limit:
+        return ops.select_top(x_N, limit)
+    return ops.select_above(x_N, threshold)
 
 
 def least(x_K: Tensor) -> float:

@@ -4,7 +4,7 @@
 - Communication and helpers: `Wire`, `ops` (fused operations), `generator` and `seed_at` (seeded random
   numbers), `phase` (timing), `add` (sum of rows in a fixed order)
 - Sparsifiers (`reducer`, `exclusive`, `exchange`): `Sparsifier`, `SparsifierOptions`, `check_fraction`,
-  `ExclusiveSparsifier`, `Exclusive`, `mean_at`, `exchange`
+  `ExclusiveSparsifier`, `Exclusive`, `mean_at`, `mean_of`, `exchange`
 - Density and thresholds (`density_schedule`, `controllers`, `first_threshold`): `density_schedule`,
   `CONTROLLERS`, `Published`, `Agree`, `local_only`, `signal_dtype`, `Start`, `check_start`,
   `common_quantile`, `dutta_threshold`, `estimated_quantile`
@@ -36,6 +36,7 @@ from .controllers import local_only as local_only
 from .controllers import signal_dtype as signal_dtype
 from .exchange import Exclusive as Exclusive
 from .exchange import mean_at as mean_at
+from .exchange import mean_of as mean_of
 from .exclusive import ExclusiveSparsifier as ExclusiveSparsifier
 from .first_threshold import Start as Start
 from .first_threshold import check_start as check_start

@@ -223,11 +223,16 @@ def mean_at(
     """
     with phase("select"):
         values_U = ops.take(signal_N, at_U, dtype=dtype, keep=keep)
+    return mean_of(values_U, at_U, wire, out_N=out_N)
+
+
+def mean_of(values_U: Tensor, at_U: Tensor, wire: Wire, *, out_N: Tensor) -> Reduced:
+    """Mean over ranks of their values (U, overwritten) at indices that all ranks know, by an all-reduce."""
     # Dividing before the sum keeps fp16 from overflowing.
     mean_U = wire.sum(values_U.div_(wire.world_size))
     with phase("scatter"):
         mean_N = ops.scatter_mean(mean_U, at_U, [at_U.numel()], out_N=out_N)
-    return Reduced(mean_N, at_U, at_U.numel() / max(1, signal_N.numel()), at_U)
+    return Reduced(mean_N, at_U, at_U.numel() / max(1, out_N.numel()), at_U)
 
 
 def capacity(density: float, n: int) -> int:

@@ -42,6 +42,11 @@ class ExclusiveSparsifier(Sparsifier):
         self.learn(counts, reduced.mean_N, wire)
         return reduced
 
+    def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
+        signal_N = self.accumulate(grad_N, residual_N, wire)
+        at_K = self.select(signal_N, wire)
+        return ops.take(signal_N, at_K, dtype=self.dtype, keep=residual_N is not None), at_K.int()
+
     def accumulate(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Tensor:
         """The signal. A method that needs statistics of it for `select` can compute them in the same pass."""
         return ops.accumulate(grad_N, residual_N)

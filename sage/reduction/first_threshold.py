@@ -48,7 +48,7 @@ def estimated_quantile(grad_N: Tensor, residual_N: Tensor | None, density: float
     return ops.threshold_from_sample(ops.sample(grad_N, residual_N, every=every), density)
 
 
-def common_quantile(signal_N: Tensor, density: float, wire: Wire) -> float:
+def common_quantile(grad_N: Tensor, residual_N: Tensor | None, density: float, wire: Wire) -> float:
     """Mean over the ranks of their estimated quantiles, the same on every rank; 8 bytes (`scales`)."""
-    own = torch.tensor([estimated_quantile(signal_N, None, density)], dtype=torch.float64)
-    return float(wire.mean(own.to(signal_N.device), kind="scales"))
+    own = torch.tensor([estimated_quantile(grad_N, residual_N, density)], dtype=torch.float64)
+    return float(wire.mean(own.to(grad_N.device), kind="scales"))

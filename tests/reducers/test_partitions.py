@@ -74,6 +74,13 @@ def test_the_number_of_elements_does_not_grow_if_each_rank_selects_in_its_own_pa
             selected[wire.rank].append(at_K.numel())
             return at_K
 
+        def take(
+            self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire
+        ) -> tuple[Tensor, Tensor]:  # of those that do not select first
+            values_K, at_K = super().take(grad_N, residual_N, wire)
+            selected[wire.rank].append(at_K.numel())
+            return values_K, at_K
+
     seen = play(
         lambda: Watched(density=0.05),
         world_size,
