@@ -464,6 +464,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("threshold+natural", {"density": 0.1}),
     ("topk+onebit", {"density": 0.1}),
     ("topk+int8", {"density": 0.1}),
+    ("deft+efsignsgd", {"density": 0.1}),
+    ("micro+efsignsgd", {"density": 0.1}),
     ("gtopk+dithering", {"density": 0.1}),
 ]
 """What the shared tests, which try every reducer with its own defaults, do not come to."""
