@@ -1,12 +1,14 @@
 """ATOMO: sends randomly drawn singular values of each layer, unbiased (Wang et al., NeurIPS 2018)."""
 # K = singular values of a matrix, k = the number drawn
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
 from sage.reduction import Matrix, Wire, generator
 
-from .svd import Svd
+from .svd import DecompositionOptions, Svd
 
 
 class Atomo(Svd):
@@ -19,7 +21,9 @@ class Atomo(Svd):
 
     The number of values drawn differs between steps and ranks. In addition to the payload bytes of `svd`,
     each rank sends 4 bytes per matrix for the number drawn and 24 bytes for three lengths (`sizes`). A value
-    is sent multiplied by 1/p, so a residual can grow without bound; by default there is none.
+    is sent multiplied by 1/p, so a residual can grow without bound; by default there is none. With
+    `decomposition=randomised` the draw is among the r + `oversampling` values found, and unbiased for the
+    approximation by these alone: without a residual, the rest of the matrix is lost.
 
     Args:
         rank: Average number r of singular values sent per matrix, at most n or m; 1 or more.
@@ -27,18 +31,26 @@ class Atomo(Svd):
         sample_seed: Seed of the draws; each rank and step draws its own numbers.
 
     Raises:
-        ValueError: if `rank` or `min_compression_rate` is out of range.
+        ValueError: if an option is out of range.
     """
 
     memory = "none"
     even = False
     precision = 2.0**-16
 
-    step: Tensor
+    later = frozenset({"decomposition", "oversampling", "power_iterations"})
 
-    def __init__(self, *, rank: int = 1, min_compression_rate: float = 2.0, sample_seed: int = 0) -> None:
-        super().__init__(rank=rank, min_compression_rate=min_compression_rate)
-        self._seed = sample_seed
+    def __init__(
+        self,
+        *,
+        rank: int = 1,
+        min_compression_rate: float = 2.0,
+        sample_seed: int = 0,
+        **decomposition: Unpack[DecompositionOptions],
+    ) -> None:
+        super().__init__(
+            rank=rank, min_compression_rate=min_compression_rate, sample_seed=sample_seed, **decomposition
+        )
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def begin(self, wire: Wire) -> None:

@@ -132,10 +132,8 @@ class Micro(ExclusiveSparsifier):
     def _decide(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> float:
         """λ of this step; at first, ask the signal for it."""
         if grad_N.numel() and self.density < 1 and float(self.threshold) == 0:
-            found, limits = (
-                common_quantile(grad_N, residual_N, self.density, wire),
-                torch.finfo(torch.float32),
-            )
+            limits = torch.finfo(torch.float32)
+            found = common_quantile(grad_N, residual_N, self.density, wire)
             if not 0 < found < math.inf:  # the same on all ranks
                 return limits.max if found else limits.smallest_normal
             self.threshold.fill_(min(limits.max, max(limits.smallest_normal, found)))

@@ -3,7 +3,7 @@
 # n, m = rows and columns of a matrix, k = number of its singular values
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -24,8 +24,18 @@ from sage.reduction import (
     keep_error,
     ops,
     phase,
+    randomised_svd,
+    seed_at,
     unflatten,
 )
+
+
+class DecompositionOptions(TypedDict, total=False):
+    """The options of the decomposition."""
+
+    decomposition: Literal["exact", "randomised"]
+    oversampling: int
+    power_iterations: int
 
 
 class Svd(Reducer):
@@ -34,7 +44,12 @@ class Svd(Reducer):
     This is the utility study's SVD. A parameter of n × m elements, its first dimension by all others, is a
     matrix, and its truncated U·S·Vᵀ is the best approximation of rank r (Eckart & Young, 1936). The residual
     keeps the difference from the rank's own approximation. Each rank decomposes whole matrices, which takes
-    n·m·min(n, m) operations: on most links much longer than sending them.
+    n·m·min(n, m) operations: on most links much longer than sending them. With `decomposition=randomised`
+    (ours) the values and vectors are those of an approximation of rank l = r + `oversampling`, found by
+    random projection with 2 + 2·`power_iterations` products of n·m·l operations (Halko, Martinsson & Tropp,
+    2011, Algorithms 4.4 and 5.1; `sage.reduction.randomised_svd`, which states the error). All ranks draw the
+    same test matrix, another one at each step. Matrices with l rows or columns or fewer are decomposed
+    exactly.
 
     Payload bytes per rank: 4·r·(n + m) for the vectors (`values`) and 4·r for the singular values (`scales`)
     per matrix, in an all-gather. Parameters of one dimension or none, and those for which rank r would save
@@ -44,12 +59,17 @@ class Svd(Reducer):
     Args:
         rank: Number r of singular values sent per matrix, at most n or m; 1 or more.
         min_compression_rate: A matrix is sent dense unless r·(n + m) times this is less than n·m; 0 or more.
+        decomposition: How a matrix is decomposed: by LAPACK (`exact`) or random projection (`randomised`).
+        oversampling: With `randomised`, rank of the approximation beyond r, 0 or more.
+        power_iterations: With `randomised`, power iterations, 0 or more; each reduces the error.
+        sample_seed: Seed of the random test matrices.
 
     Raises:
         ValueError: if an option is out of range.
     """
 
     decides_by = "group"
+    later = frozenset({"decomposition", "oversampling", "power_iterations", "sample_seed"})
     memory: ClassVar[Memory] = "residual"
     grouping = "layer"
     rounds = True
@@ -57,17 +77,39 @@ class Svd(Reducer):
     even: ClassVar[bool] = True
     """Whether all ranks send the same number of singular values of a matrix."""
 
-    def __init__(self, *, rank: int = 1, min_compression_rate: float = 2.0) -> None:
+    step: Tensor
+
+    def __init__(
+        self,
+        *,
+        rank: int = 1,
+        min_compression_rate: float = 2.0,
+        decomposition: Literal["exact", "randomised"] = "exact",
+        oversampling: int = 10,
+        power_iterations: int = 2,
+        sample_seed: int = 0,
+    ) -> None:
         super().__init__()
         self.rank = check_rank("rank", rank)
         self._min_rate = check_min_rate(min_compression_rate)
+        if decomposition not in ("exact", "randomised"):
+            raise ValueError(f"decomposition={decomposition!r}: expected exact or randomised")
+        for name, value in (("oversampling", oversampling), ("power_iterations", power_iterations)):
+            if value < 0:
+                raise ValueError(f"{name}={value!r}: expected 0 or more")
+        self._is_randomised, self._seed = decomposition == "randomised", sample_seed
+        self._oversampling, self._power_iterations = oversampling, power_iterations
+        if self._is_randomised:
+            self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def bind(self, layout: Layout) -> None:
         super().bind(layout)
         self.split = Matrices(layout, rank=self.rank, min_rate=self._min_rate)
 
     def begin(self, wire: Wire) -> None:
-        """Called before the first `choose` of a step."""
+        """Called before the first matrix of a step."""
+        if self._is_randomised:
+            self.step += 1
 
     def choose(self, s_k: Tensor, x: Matrix) -> tuple[Tensor, Tensor]:
         """Indices of the singular values (descending) of a matrix to send, and the value to send for each."""
@@ -100,10 +142,10 @@ class Svd(Reducer):
     def _encode(self, signal_N: Tensor) -> Parts:
         """The payload of all matrices: vectors, values and, if these differ by rank, their number."""
         vectors, values = [signal_N[:0]], [signal_N[:0]]
-        for x in self.split.matrices:
+        for number, x in enumerate(self.split.matrices):
             m = x.view(signal_N)
             # LAPACK rejects NaN and infinity; adding (m * 0).sum() makes the values NaN for all ranks.
-            u, s_k, vt = torch.linalg.svd(m.nan_to_num(0.0, 0.0, 0.0), full_matrices=False)
+            u, s_k, vt = self._decompose(m.nan_to_num(0.0, 0.0, 0.0), x, number)
             at_k, s_k = self.choose(s_k + (m * 0).sum(), x)
             vectors += [u[:, at_k].reshape(-1), vt[at_k].reshape(-1)]
             values.append(s_k)
@@ -112,6 +154,15 @@ class Svd(Reducer):
             counts = [s_k.numel() for s_k in values[1:]]
             parts["sizes"] = torch.tensor(counts, dtype=torch.int32, device=signal_N.device)
         return parts
+
+    def _decompose(self, m: Tensor, x: Matrix, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """U, singular values and Vᵀ of a matrix."""
+        size = x.rank + self._oversampling
+        if not self._is_randomised or size >= min(x.rows, x.columns):
+            u, s_k, vt = torch.linalg.svd(m, full_matrices=False)
+            return u, s_k, vt
+        key = seed_at(self._seed, int(self.step), number, size)
+        return randomised_svd(m, size, power_iterations=self._power_iterations, key=key)
 
     def _decode(self, parts: Parts) -> Iterator[tuple[Matrix, Tensor]]:
         """Each matrix, and one rank's approximation of it."""

@@ -12,8 +12,8 @@
   `RoundingOptions`, `Parts`, `gather_parts`, `keep_error`, `per_group`, `counts_of`, `reduce_two_way`,
   `payload_two_way`
 - Formats of codes (`ops`): `elias`
-- Low-rank methods (`lowrank`): `Matrices`, `Matrix`, `orthonormalise`, `unflatten`, `in_float32`,
-  `check_rank`, `check_min_rate`
+- Low-rank methods (`lowrank`, `randomised_svd`): `Matrices`, `Matrix`, `orthonormalise`, `randomised_svd`,
+  `unflatten`, `in_float32`, `check_rank`, `check_min_rate`
 
 `error_feedback` applies the residual around a reducer, and `hybrid` composes a sparsifier and a quantiser; a
 reducer needs neither.
@@ -62,6 +62,7 @@ from .quantise import counts_of as counts_of
 from .quantise import gather_parts as gather_parts
 from .quantise import keep_error as keep_error
 from .quantise import per_group as per_group
+from .randomised_svd import randomised_svd as randomised_svd
 from .reducer import Memory as Memory
 from .reducer import Reduced as Reduced
 from .reducer import Reducer as Reducer
