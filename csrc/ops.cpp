@@ -52,6 +52,7 @@ STABLE_TORCH_LIBRARY(sage, m) {
       "encode_bins_(Tensor(a!)? residual, Tensor indices, Tensor values, Tensor counts, Tensor scales, int[] stops, "
       "int[] lengths) -> Tensor");
   m.def("decode_bins(Tensor bytes, Tensor scales, int[] stops, int[] lengths) -> (Tensor values, Tensor indices)");
+  m.def("keep_error_(Tensor(a!) signal, Tensor sent) -> ()");
   m.def("take_at_(Tensor(a!) signal, Tensor? grad, Tensor indices, bool keep) -> Tensor");
   m.def("unite(Tensor indices, int n) -> (Tensor union, Tensor places)");
   m.def("is_among(Tensor indices, Tensor others, int n) -> Tensor");

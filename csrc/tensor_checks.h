@@ -9,9 +9,11 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace sage {
@@ -161,6 +163,45 @@ inline int64_t check_rows(const Tensor& x, int64_t n, const char* name, const Te
                   n, " elements");
   STD_TORCH_CHECK(x.device() == beside.device(), name, " is on another device than the first vector");
   return x.size(0);
+}
+
+// Checks payloads, of which each has a row of bytes and a row of float32 numbers of each of these kinds, and the divisor of
+// their sum. Returns how many there are.
+inline int64_t check_payloads(const Tensor& bytes, int64_t num_bytes,
+                              std::initializer_list<std::pair<const char*, Tensor>> numbers, int64_t num_numbers,
+                              int64_t divisor, const Tensor& out) {
+  const int64_t num = check_rows(bytes, num_bytes, "bytes", out);
+  STD_TORCH_CHECK(bytes.scalar_type() == ScalarType::Byte, "bytes has another dtype: expected uint8");
+  for (const auto& [name, rows] : numbers) {
+    STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Float, name, " has another dtype: expected float32");
+    const int64_t num_rows = check_rows(rows, num_numbers, name, out);
+    STD_TORCH_CHECK(num_rows == num, name, " has ", num_rows, " rows: expected ", num, ", one for each payload");
+  }
+  STD_TORCH_CHECK(divisor >= 1, "divisor=", divisor, ": expected 1 or more");
+  return num;
+}
+
+inline void check_bucket(int64_t bucket) {
+  STD_TORCH_CHECK(bucket >= 0, "bucket=", bucket, ": expected 1 element or more, or 0 for whole groups");
+}
+
+inline void check_quantisation(int64_t bucket, int64_t norm, int64_t first, bool has_scales_and_grad) {
+  check_bucket(bucket);
+  STD_TORCH_CHECK(first >= 0, "first=", first, ": expected 0 or more");
+  STD_TORCH_CHECK(norm == 2 || norm == 3, "norm=", norm, ": expected 2 (Euclidean) or 3 (largest magnitude)");
+  STD_TORCH_CHECK(!has_scales_and_grad, "scales are given with a gradient to add: expected one of the two");
+}
+
+// Checks a codec and its number of levels; returns what its codes stand for.
+template <class Coding>
+Coding coding_of(int64_t codec, int64_t levels) {
+  using Codec = decltype(Coding::codec);
+  constexpr auto kLast = static_cast<int64_t>(Codec::power9);
+  STD_TORCH_CHECK(codec >= 0 && codec <= kLast, "codec=", codec, ": expected 0 to ", kLast);
+  const bool is_natural = static_cast<Codec>(codec) == Codec::natural;
+  STD_TORCH_CHECK(levels >= 1 && levels <= (is_natural ? 31 : 127), "levels=", levels,
+                  ": expected 1 to 127, or to 31 where they are powers of two");
+  return Coding(static_cast<Codec>(codec), static_cast<int>(levels));
 }
 
 // Checks that the groups [bounds_g, bounds_{g+1}) partition n elements and that counts_g can be taken from each;

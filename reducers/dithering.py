@@ -90,27 +90,42 @@ class Dithering(RandomQuantiser, LevelQuantiser):
         )
         if self.even:
             return {"values": codes_B, "scales": norm_P}
-        level_N = ops.unpack(codes_B, self.coding.bits, grad_N.numel()).view(torch.int8) - self.coding.levels
+        level_N = ops.unpack(codes_B, self.coding.bits, grad_N.numel()).view(torch.int8)
+        level_N -= self.coding.levels
         words_V, bits_G = elias.encode_levels(self._numbers(level_N), sizes)
         return {"values": words_V, "sizes": bits_G, "scales": norm_P}
 
-    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        if self.even:
-            return super().decode(parts, sizes)
-        number_N = elias.decode_levels(parts["values"], parts["sizes"], sizes, dtype=torch.float32)
-        if self.coding.codec is ops.Codec.NATURAL:
-            level_N = number_N.frexp().exponent.copysign(number_N)
-        else:
-            level_N = number_N
-        codes_N = level_N.add_(self.coding.levels).to(torch.uint8)
-        packed = {"values": ops.pack(codes_N, self.coding.bits), "scales": parts["scales"]}
-        return super().decode(packed, sizes)
+    def average(
+        self,
+        out_N: Tensor,
+        rows: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        *,
+        divisor: int,
+        added: bool = False,
+    ) -> Tensor:
+        if not self.even:
+            streams = zip(rows["values"], rows["sizes"], strict=True)
+            codes_WB = torch.stack([self._codes(words_V, bits_G, sizes) for words_V, bits_G in streams])
+            rows = {"values": codes_WB, "scales": rows["scales"]}
+        return super().average(out_N, rows, sizes, divisor=divisor, added=added)
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int] | None:
         if not self.even:
             return None
         scales = 4 * self.coding.num_buckets(sizes)
         return {"values": self.coding.num_bytes(sum(sizes)), "scales": scales}
+
+    def _codes(self, words_V: Tensor, bits_G: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The codes (uint8, B) of a stream."""
+        levels = self.coding.levels
+        if self.coding.codec is ops.Codec.LINEAR:
+            level_N = elias.decode_levels(words_V, bits_G, sizes, dtype=torch.int8)
+            codes_N = level_N.view(torch.uint8).add_(levels)  # modulo 256: -s becomes 0
+        else:
+            number_N = elias.decode_levels(words_V, bits_G, sizes, dtype=torch.float32)
+            codes_N = number_N.frexp().exponent.copysign(number_N).add_(levels).to(torch.uint8)
+        return ops.pack(codes_N, self.coding.bits)
 
     def _numbers(self, level_N: Tensor) -> Tensor:
         """The integers that the Elias code encodes: linear levels, or ±2^(level − 1) for natural levels."""

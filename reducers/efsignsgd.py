@@ -1,14 +1,14 @@
 """EF-SignSGD: sends signs and the mean magnitude of each layer (Karimireddy et al., ICML 2019)."""
-# N = elements of the vector, G = groups, B = bytes
+# N = elements of the vector, G = groups
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from sage.reduction import FusedQuantiser, Parts, Wire, counts_of, ops
+from sage.reduction import Parts, SignQuantiser, Wire, counts_of, ops
 
 
-class EfSignSgd(FusedQuantiser):
+class EfSignSgd(SignQuantiser):
     """Each element becomes (‖p‖₁/n)·sign(p), where p is its group of n elements.
 
     This is Algorithm 1 of the paper, applied layer by layer as in the paper's experiments, and the EF-SignSGD
@@ -23,24 +23,7 @@ class EfSignSgd(FusedQuantiser):
     def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
         sum_G = ops.statistics(grad_N, residual_N, sizes, ops.Kind.ABSOLUTE).sum_G
         scale_G = (sum_G / counts_of(sizes, sum_G)).float()
-        signal_N = grad_N if residual_N is None else residual_N
-        bits_B = ops.sign_bits(signal_N, sizes, -scale_G, scale_G, keep=residual_N is not None)
-        return {"values": bits_B, "scales": scale_G}
-
-    def average(
-        self,
-        out_N: Tensor,
-        rows: Mapping[str, Tensor],
-        sizes: Sequence[int],
-        *,
-        divisor: int,
-        added: bool = False,
-    ) -> Tensor:
-        scale_WG = rows["scales"]
-        return ops.mean_signs(out_N, rows["values"], sizes, -scale_WG, scale_WG, divisor=divisor, added=added)
-
-    def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
-        return {"values": -(-sum(sizes) // 8), "scales": 4 * len(sizes)}
+        return self.encode_signs(grad_N, residual_N, sizes, scale_G)
 
 
 REDUCER = EfSignSgd

@@ -1,17 +1,17 @@
 """onebit: sends signs and the mean magnitude of each group, one-way or two-way (BytePS)."""
 # N = elements of the vector, G = groups
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sage.reduction import (
-    FusedQuantiser,
     Layout,
     Parts,
     Reduced,
+    SignQuantiser,
     Wire,
     counts_of,
     ops,
@@ -20,7 +20,7 @@ from sage.reduction import (
 )
 
 
-class OneBit(FusedQuantiser):
+class OneBit(SignQuantiser):
     """Each element becomes scale·sign(x), where scale = mean|x| of its group; zero counts as positive.
 
     The format is that of BytePS's onebit, whose partition is a group here: 32 signs in a 4-byte word, the
@@ -49,6 +49,7 @@ class OneBit(FusedQuantiser):
         ValueError: if `exchange` is none of these.
     """
 
+    words = "group"
     server_N: Tensor
 
     def __init__(
@@ -72,25 +73,7 @@ class OneBit(FusedQuantiser):
         scale_G = (sum_G / counts_of(sizes, sum_G)).float()
         if not self._scaling:  # signs do not show NaN or infinity
             scale_G = torch.where(scale_G.isfinite(), 1.0, torch.nan)
-        signal_N = grad_N if residual_N is None else residual_N
-        bits_B = ops.sign_bits(signal_N, sizes, -scale_G, scale_G, keep=residual_N is not None)
-        return {"values": ops.sign_words(bits_B, sizes, by_column=False), "scales": scale_G}
-
-    def average(
-        self,
-        out_N: Tensor,
-        rows: Mapping[str, Tensor],
-        sizes: Sequence[int],
-        *,
-        divisor: int,
-        added: bool = False,
-    ) -> Tensor:
-        bytes_WB = ops.sign_bytes(rows["values"], sizes, by_column=False)
-        scale_WG = rows["scales"]
-        return ops.mean_signs(out_N, bytes_WB, sizes, -scale_WG, scale_WG, divisor=divisor, added=added)
-
-    def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
-        return {"values": 4 * sum(map(ops.num_words, sizes)), "scales": 4 * len(sizes)}
+        return self.encode_signs(grad_N, residual_N, sizes, scale_G)
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         if not self._is_two_way:

@@ -1,15 +1,15 @@
 """1-bit SGD: sends one bit per element and two mean values per layer (Seide et al., Interspeech 2014)."""
 # N = elements of the vector, G = groups
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from sage.reduction import FusedQuantiser, Parts, Wire, counts_of, ops
+from sage.reduction import Parts, SignQuantiser, Wire, counts_of, ops
 
 
-class OneBitSgd(FusedQuantiser):
+class OneBitSgd(SignQuantiser):
     """Negative elements become their mean in the group; the others become the mean of the others.
 
     The quantiser is the paper's with threshold 0: the reconstruction values are the means of the elements on
@@ -26,21 +26,11 @@ class OneBitSgd(FusedQuantiser):
         below_G = (found.sum_G / found.below_G.clamp(min=1)).float()
         num_other_G = (counts_of(sizes, found.sum_G) - found.below_G).clamp_(min=1)
         other_G = (found.other_G / num_other_G).float()
-        signal_N = grad_N if residual_N is None else residual_N
-        bits_B = ops.sign_bits(signal_N, sizes, below_G, other_G, keep=residual_N is not None)
-        return {"values": bits_B, "scales": torch.cat((below_G, other_G))}
+        return self.encode_signs(grad_N, residual_N, sizes, torch.cat((below_G, other_G)))
 
-    def average(
-        self,
-        out_N: Tensor,
-        rows: Mapping[str, Tensor],
-        sizes: Sequence[int],
-        *,
-        divisor: int,
-        added: bool = False,
-    ) -> Tensor:
-        below_WG, other_WG = (means.contiguous() for means in rows["scales"].chunk(2, 1))
-        return ops.mean_signs(out_N, rows["values"], sizes, below_WG, other_WG, divisor=divisor, added=added)
+    def sides(self, scales: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        below_G, other_G = (means.contiguous() for means in scales.chunk(2, -1))
+        return below_G, other_G
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         return {"values": -(-sum(sizes) // 8), "scales": 8 * len(sizes)}

@@ -137,10 +137,10 @@ class PowerSgd(Reducer):
         with phase("scatter"):
             self._store("q_F" if p_is_known else "p_F", factors)
             for x, basis, factor in zip(self.split.matrices, bases, factors, strict=True):
-                sent = basis @ factor.T if p_is_known else factor @ basis.T
+                sent = x.view(grad_N)
+                torch.mm(*((basis, factor.T) if p_is_known else (factor, basis.T)), out=sent)
                 if residual_N is not None:
                     keep_error(x.view(residual_N), sent)
-                x.view(grad_N).copy_(sent)
             self.split.put_dense(mean_D, grad_N)
             if residual_N is not None:
                 self.split.put_dense(torch.zeros_like(mean_D), residual_N)

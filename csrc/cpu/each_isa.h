@@ -4,7 +4,7 @@
 //   #include "each_isa.h"
 //
 // The file is written in terms of lanes_*.h: sixteen lanes, whatever the width of a register. Its functions are then in
-// the namespaces scalar, avx2 and avx512; it includes nothing itself.
+// the namespaces scalar, avx2 and avx512; it includes nothing itself. SAGE_PEXT says whether these have pext and pdep.
 #include "groups.h"
 
 #pragma GCC diagnostic push
@@ -12,12 +12,16 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wunused-function"
 
+#undef SAGE_PEXT
+#define SAGE_PEXT 0  // g++ 12 does not set __BMI2__ by a pragma
 namespace sage::cpu::scalar {
 #include "lanes_scalar.h"
 #include SAGE_KERNEL
 }  // namespace sage::cpu::scalar
 
 #if SAGE_X86
+#undef SAGE_PEXT
+#define SAGE_PEXT 1
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,bmi2,popcnt")
 namespace sage::cpu::avx2 {

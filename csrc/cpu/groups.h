@@ -33,6 +33,7 @@ class Cursor {
 inline std::vector<int64_t> bucket_bounds(const std::vector<int64_t>& bounds, int64_t bucket) {
   if (bucket == 0) return bounds;
   std::vector<int64_t> found{0};
+  found.reserve(bounds.back() / bucket + bounds.size());
   for (size_t g = 0; g + 1 < bounds.size(); ++g)
     for (int64_t begin = bounds[g]; begin < bounds[g + 1]; begin += bucket)
       found.push_back(std::min(begin + bucket, bounds[g + 1]));

@@ -153,8 +153,18 @@ inline D add_squares(D d, F x) {
   for (int i = 0; i < 4; ++i) d.v[i] = _mm256_add_pd(d.v[i], _mm256_mul_pd(wide.v[i], wide.v[i]));
   return d;
 }
-inline void store(double* p, D d) {
-  for (int i = 0; i < 4; ++i) _mm256_storeu_pd(p + 4 * i, d.v[i]);
+inline double fold(D low, D high) {
+  __m256d s[4];
+  for (int i = 0; i < 4; ++i) s[i] = _mm256_add_pd(low.v[i], high.v[i]);
+  const __m256d four = _mm256_add_pd(_mm256_add_pd(s[0], s[2]), _mm256_add_pd(s[1], s[3]));
+  const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+inline uint32_t largest_of(I x) {
+  const __m256i eight = _mm256_max_epu32(x.a, x.b);
+  __m128i four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0x4e));
+  return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(four, _mm_shuffle_epi32(four, 0xb1))));
 }
 inline W wide(I x) { return {{x.a, _mm256_srli_epi64(x.a, 32), x.b, _mm256_srli_epi64(x.b, 32)}}; }
 inline W multiply(W x, uint32_t y) {

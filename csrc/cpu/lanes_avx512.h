@@ -93,10 +93,14 @@ inline D add_squares(D d, F a) {
   const __m512d low = wide_low(a), high = wide_high(a);
   return {_mm512_fmadd_pd(low, low, d.low), _mm512_fmadd_pd(high, high, d.high)};
 }
-inline void store(double* p, D d) {
-  _mm512_storeu_pd(p, d.low);
-  _mm512_storeu_pd(p + 8, d.high);
+// The sum of 32 lanes by halves: lane l + lane l + 16, then l + 8, l + 4, l + 2, l + 1.
+inline double fold(D low, D high) {
+  const __m512d eight = _mm512_add_pd(_mm512_add_pd(low.low, high.low), _mm512_add_pd(low.high, high.high));
+  const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd(eight, 1));
+  const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
+inline uint32_t largest_of(I a) { return _mm512_reduce_max_epu32(a); }
 inline W wide(I a) { return {a, _mm512_srli_epi64(a, 32)}; }
 inline W multiply(W a, uint32_t b) {  // of the low 32 bits
   const __m512i factor = _mm512_set1_epi32(static_cast<int32_t>(b));

@@ -94,7 +94,13 @@ inline D add_squares(D d, F a) {
   SAGE_EACH d.v[l] += static_cast<double>(a.v[l]) * static_cast<double>(a.v[l]);
   return d;
 }
-inline void store(double* p, D d) { std::memcpy(p, d.v, sizeof d.v); }
+inline double fold(D low, D high) {
+  SAGE_EACH low.v[l] += high.v[l];
+  for (int half = 8; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) low.v[l] += low.v[l + half];
+  return low.v[0];
+}
+inline uint32_t largest_of(I a) { return *std::max_element(a.v, a.v + 16); }
 inline W wide(I a) { W w; SAGE_EACH w.v[l] = a.v[l]; return w; }
 inline W multiply(W a, uint32_t b) { SAGE_EACH a.v[l] = (a.v[l] & 0xffffffffu) * b; return a; }
 inline W high(W a) { SAGE_EACH a.v[l] >>= 32; return a; }

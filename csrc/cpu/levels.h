@@ -23,8 +23,6 @@ enum class Codec : int {
   power9,   // 8 bits for the exponent of a float32, and behind all of them the signs; no scale; unbiased
 };
 
-constexpr int kNumCodecs = 7;
-
 constexpr bool is_random(Codec codec) { return codec >= Codec::linear; }
 
 struct Coding {

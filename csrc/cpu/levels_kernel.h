@@ -84,7 +84,7 @@ F value_of(const Coding& coding, I code) {
 
 // Packs the codes of a tile, or of its `num` first elements; `room` bytes may be written, beyond the tile's own too.
 inline void pack_tile(const uint8_t* codes, int64_t num, int bits, uint8_t* bytes, [[maybe_unused]] int64_t room) {
-#if defined(__BMI2__)
+#if SAGE_PEXT
   const uint64_t mask = lanes_mask(bits);
   int64_t i = 0;
   for (; i + 8 <= num && room >= 8; i += 8, bytes += bits, room -= bits) {

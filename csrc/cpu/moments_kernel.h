@@ -1,4 +1,4 @@
-// See moments.h. Compiled for each instruction set by each_isa.h, after sums_kernel.h, whose fold() it uses.
+// See moments.h. Compiled for each instruction set by each_isa.h, after sums_kernel.h, whose add_chunk() it uses.
 
 // What a chunk accumulates for one register of its elements: lanes 0 to 15, or 16 to 31.
 struct MomentLanes {
@@ -21,37 +21,9 @@ struct MomentLanes {
 template <bool kAdd>
 Moments moments_of(float* signal, const float* grad, int64_t n) {
   MomentLanes low, high;
-  const auto take = [&](MomentLanes& lanes, int64_t i) {
-    __builtin_prefetch(signal + i + 512);
-    F a = load(signal + i);
-    if constexpr (kAdd) {
-      __builtin_prefetch(grad + i + 512);
-      a = add(a, load(grad + i));
-      store(signal + i, a);
-    }
-    lanes.add(a);
-  };
-  const auto take_some = [&](MomentLanes& lanes, int64_t i, int num) {
-    F a = load(signal + i, num);
-    if constexpr (kAdd) {
-      a = add(a, load(grad + i, num));
-      store(signal + i, a, num);
-    }
-    lanes.add(a);
-  };
-  int64_t i = 0;
-  for (; i + 32 <= n; i += 32) {
-    take(low, i);
-    take(high, i + 16);
-  }
-  if (i < n) take_some(low, i, static_cast<int>(std::min<int64_t>(16, n - i)));
-  if (i + 16 < n) take_some(high, i + 16, static_cast<int>(n - i - 16));
-  Moments found{fold(low.sum, high.sum), fold(low.absolute, high.absolute), fold(low.square, high.square),
-                low.nonzero + high.nonzero, 0};
-  uint32_t most[16];
-  storei(most, mostu(low.most, high.most));
-  for (uint32_t each : most) found.most = std::max(found.most, each);
-  return found;
+  add_chunk<kAdd>(signal, grad, n, low, high);
+  return {fold(low.sum, high.sum), fold(low.absolute, high.absolute), fold(low.square, high.square),
+          low.nonzero + high.nonzero, largest_of(mostu(low.most, high.most))};
 }
 
 // Returns the moments of a chunk, after the gradient has been added to it, if there is one.

@@ -61,14 +61,8 @@ void mean_signs_(Tensor out, Tensor bytes, Tensor low, Tensor high, std::vector<
   const int64_t n = out.numel(), num_groups = static_cast<int64_t>(bounds.size()) - 1, num_bytes = (n + 7) / 8;
   float* x = sage::out<float>(out, "out", out);
   check_bounds(bounds, n);
-  const int64_t num_payloads = check_rows(bytes, num_bytes, "bytes", out);
-  STD_TORCH_CHECK(check_rows(low, num_groups, "low", out) == num_payloads &&
-                      check_rows(high, num_groups, "high", out) == num_payloads,
-                  "low, high and bytes have different numbers of rows: expected one for each payload");
-  STD_TORCH_CHECK(bytes.scalar_type() == ScalarType::Byte && low.scalar_type() == ScalarType::Float &&
-                      high.scalar_type() == ScalarType::Float,
-                  "bytes, low and high: expected uint8, float32 and float32");
-  STD_TORCH_CHECK(divisor >= 1, "divisor=", divisor, ": expected 1 or more");
+  const int64_t num_payloads =
+      check_payloads(bytes, num_bytes, {{"low", low}, {"high", high}}, num_groups, divisor, out);
   const SignMean mean{x, bounds.data(), num_groups, static_cast<const float*>(low.const_data_ptr()),
                       static_cast<const float*>(high.const_data_ptr()),
                       static_cast<const uint8_t*>(bytes.const_data_ptr()), num_bytes, num_payloads, divisor, added,

@@ -43,9 +43,7 @@ inline uint32_t momentum_range(const MomentumSigns& x, int64_t begin, int64_t en
     x.bits[i / 8] = static_cast<uint8_t>(set_bits);
     if (num > 8) x.bits[i / 8 + 1] = static_cast<uint8_t>(set_bits >> 8);
   }
-  uint32_t each[16];
-  storei(each, largest);
-  return *std::max_element(each, each + 16);
+  return largest_of(largest);
 }
 
 // out = Σ_w values_w / divisor for the elements [begin, end), added in the order of w to 0 or to what `out` holds.

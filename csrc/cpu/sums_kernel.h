@@ -23,19 +23,10 @@ struct Lanes {
   }
 };
 
-inline double fold(D low, D high) {
-  double v[32];
-  store(v, low);
-  store(v + 16, high);
-  for (int half = 16; half > 0; half /= 2)
-    for (int l = 0; l < half; ++l) v[l] += v[l + half];
-  return v[0];
-}
-
-template <Kind kKind, bool kAdd>
-Statistic of_chunk(float* signal, const float* grad, int64_t n) {
-  Lanes<kKind> low, high;
-  const auto take = [&](Lanes<kKind>& lanes, int64_t i) {
+// Adds the gradient to a chunk, where there is one, and its elements to the lanes 0 to 15 and 16 to 31.
+template <bool kAdd, class L>
+void add_chunk(float* signal, const float* grad, int64_t n, L& low, L& high) {
+  const auto take = [&](L& lanes, int64_t i) {
     __builtin_prefetch(signal + i + 512);
     if constexpr (kAdd) __builtin_prefetch(grad + i + 512);
     F a = load(signal + i);
@@ -45,7 +36,7 @@ Statistic of_chunk(float* signal, const float* grad, int64_t n) {
     }
     lanes.add(a);
   };
-  const auto take_some = [&](Lanes<kKind>& lanes, int64_t i, int num) {
+  const auto take_some = [&](L& lanes, int64_t i, int num) {
     F a = load(signal + i, num);
     if constexpr (kAdd) {
       a = add(a, load(grad + i, num));
@@ -60,16 +51,17 @@ Statistic of_chunk(float* signal, const float* grad, int64_t n) {
   }
   if (i < n) take_some(low, i, static_cast<int>(std::min<int64_t>(16, n - i)));
   if (i + 16 < n) take_some(high, i + 16, static_cast<int>(n - i - 16));
+}
+
+template <Kind kKind, bool kAdd>
+Statistic of_chunk(float* signal, const float* grad, int64_t n) {
+  Lanes<kKind> low, high;
+  add_chunk<kAdd>(signal, grad, n, low, high);
   Statistic found;
   if constexpr (kKind != Kind::largest) found.sum = fold(low.sum, high.sum);
   if constexpr (kKind == Kind::sides) found.other = fold(low.other, high.other);
-  if constexpr (kKind == Kind::squares || kKind == Kind::largest) {
-    uint32_t largest[16];
-    storei(largest, mostu(low.largest, high.largest));
-    for (int half = 8; half > 0; half /= 2)
-      for (int l = 0; l < half; ++l) largest[l] = std::max(largest[l], largest[l + half]);
-    found.largest = largest[0];
-  }
+  if constexpr (kKind == Kind::squares || kKind == Kind::largest)
+    found.largest = largest_of(mostu(low.largest, high.largest));
   found.below = low.below + high.below;
   return found;
 }

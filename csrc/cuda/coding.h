@@ -7,8 +7,6 @@ namespace sage::cuda {
 
 enum class Codec : int { int8, e4m3, e5m2, linear, natural, power8, power9 };
 
-constexpr int kNumCodecs = 7;
-
 struct Coding {
   Codec codec;
   int levels, bits = 8;

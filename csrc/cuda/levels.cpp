@@ -3,24 +3,14 @@
 
 namespace sage::cuda {
 
-static Coding coding_of(int64_t codec, int64_t levels) {
-  STD_TORCH_CHECK(codec >= 0 && codec < kNumCodecs, "codec=", codec, ": expected 0 to ", kNumCodecs - 1);
-  STD_TORCH_CHECK(levels >= 1 && levels <= (static_cast<Codec>(codec) == Codec::natural ? 31 : 127), "levels=", levels,
-                  ": expected 1 to 127, or to 31 where they are powers of two");
-  return Coding(static_cast<Codec>(codec), static_cast<int>(levels));
-}
-
 std::tuple<Tensor, Tensor> quantise_(Tensor signal, std::optional<Tensor> grad, std::vector<int64_t> bounds,
                                      int64_t bucket, int64_t codec, int64_t levels, int64_t norm,
                                      std::optional<Tensor> scales_P, std::optional<Tensor> limits, int64_t key,
                                      int64_t first, bool keep) {
   check_signal(signal, grad);
   check_bounds(bounds, signal.numel());
-  STD_TORCH_CHECK(bucket >= 0, "bucket=", bucket, ": expected 1 element or more, or 0 for whole groups");
-  STD_TORCH_CHECK(first >= 0, "first=", first, ": expected 0 or more");
-  STD_TORCH_CHECK(norm == 2 || norm == 3, "norm=", norm, ": expected 2 (Euclidean) or 3 (largest magnitude)");
-  STD_TORCH_CHECK(!scales_P || !grad, "scales are given with a gradient to add: expected one of the two");
-  const Coding coding = coding_of(codec, levels);
+  check_quantisation(bucket, norm, first, scales_P.has_value() && grad.has_value());
+  const Coding coding = coding_of<Coding>(codec, levels);
   const int64_t n = signal.numel();
   const OnDevice here(signal);
   const DeviceCut on(bounds, bucket, signal, here.stream());
@@ -51,16 +41,12 @@ void average_(Tensor out, Tensor bytes, Tensor scales_WP, std::vector<int64_t> b
   float* x = sage::out<float>(out, "out", out);
   const int64_t n = out.numel();
   check_bounds(bounds, n);
-  STD_TORCH_CHECK(bucket >= 0, "bucket=", bucket, ": expected 1 element or more, or 0 for whole groups");
-  STD_TORCH_CHECK(divisor >= 1, "divisor=", divisor, ": expected 1 or more");
-  const Coding coding = coding_of(codec, levels);
-  const int64_t num_payloads = check_rows(bytes, coding.num_bytes(n), "bytes", out);
-  STD_TORCH_CHECK(bytes.scalar_type() == ScalarType::Byte && scales_WP.scalar_type() == ScalarType::Float,
-                  "bytes and scales: expected uint8 and float32");
+  check_bucket(bucket);
+  const Coding coding = coding_of<Coding>(codec, levels);
   const OnDevice here(out);
   const DeviceCut on(bounds, bucket, out, here.stream());
-  STD_TORCH_CHECK(check_rows(scales_WP, on.cut.num_buckets, "scales", out) == num_payloads,
-                  "scales and bytes have different numbers of rows: expected one for each payload");
+  const int64_t num_payloads =
+      check_payloads(bytes, coding.num_bytes(n), {{"scales", scales_WP}}, on.cut.num_buckets, divisor, out);
   average(on.cut, {coding, x, n, static_cast<const float*>(scales_WP.const_data_ptr()),
                    static_cast<const uint8_t*>(bytes.const_data_ptr()), coding.num_bytes(n), num_payloads, divisor, added},
           here.stream());

@@ -20,14 +20,8 @@ void mean_signs_(Tensor out, Tensor bytes, Tensor low, Tensor high, std::vector<
                  bool added, bool votes) {
   float* x = sage::out<float>(out, "out", out);
   const int64_t n = out.numel(), num_bytes = (n + 7) / 8, num_groups = static_cast<int64_t>(check_bounds(bounds, n));
-  const int64_t num_payloads = check_rows(bytes, num_bytes, "bytes", out);
-  STD_TORCH_CHECK(check_rows(low, num_groups, "low", out) == num_payloads &&
-                      check_rows(high, num_groups, "high", out) == num_payloads,
-                  "low, high and bytes have different numbers of rows: expected one for each payload");
-  STD_TORCH_CHECK(bytes.scalar_type() == ScalarType::Byte && low.scalar_type() == ScalarType::Float &&
-                      high.scalar_type() == ScalarType::Float,
-                  "bytes, low and high: expected uint8, float32 and float32");
-  STD_TORCH_CHECK(divisor >= 1, "divisor=", divisor, ": expected 1 or more");
+  const int64_t num_payloads =
+      check_payloads(bytes, num_bytes, {{"low", low}, {"high", high}}, num_groups, divisor, out);
   const OnDevice here(out);
   const DeviceCut on(bounds, 0, out, here.stream());
   const SignMean mean{x,         n,            static_cast<const float*>(low.const_data_ptr()),

@@ -19,6 +19,7 @@ from .casts import sum_casts as sum_casts
 from .casts import widen as widen
 from .codecs import Codec as Codec
 from .codecs import Coding as Coding
+from .error import keep_error as keep_error
 from .gather import draw_indices as draw_indices
 from .gather import is_among as is_among
 from .gather import union as union

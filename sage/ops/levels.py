@@ -58,18 +58,7 @@ def quantise(
     keep = residual_N is not None
     if native.takes("quantise_", signal_N, added_N):
         return _native.quantise_.default(
-            signal_N,
-            added_N,
-            bounds_of(sizes),
-            coding.bucket or 0,
-            int(coding.codec),
-            coding.levels,
-            int(norm),
-            None,
-            None,
-            key,
-            first,
-            keep,
+            signal_N, added_N, *_numbers(sizes, coding), int(norm), None, None, key, first, keep
         )
     return reference_levels.quantise(signal_N, added_N, sizes, coding, norm, key, first, keep=keep)
 
@@ -98,19 +87,9 @@ def quantise_to(
         keep: Whether to leave the error in the signal, or to leave the signal as it is.
     """
     if native.takes("quantise_", signal_N, scale_P, limit_P):
+        numbers = _numbers(sizes, coding)
         return _native.quantise_.default(
-            signal_N,
-            None,
-            bounds_of(sizes),
-            coding.bucket or 0,
-            int(coding.codec),
-            coding.levels,
-            int(Kind.LARGEST),
-            scale_P,
-            limit_P,
-            key,
-            first,
-            keep,
+            signal_N, None, *numbers, int(Kind.LARGEST), scale_P, limit_P, key, first, keep
         )[0]
     return reference_levels.quantise_to(signal_N, sizes, coding, scale_P, limit_P, key, first, keep=keep)
 
@@ -137,16 +116,11 @@ def average(
         added: Whether the sum begins with `out_N`, or with 0.
     """
     if native.takes("average_", out_N, scale_WP) and bytes_WB.is_contiguous():
-        _native.average_.default(
-            out_N,
-            bytes_WB,
-            scale_WP,
-            bounds_of(sizes),
-            coding.bucket or 0,
-            int(coding.codec),
-            coding.levels,
-            divisor,
-            added,
-        )
+        _native.average_.default(out_N, bytes_WB, scale_WP, *_numbers(sizes, coding), divisor, added)
         return out_N
     return reference_levels.average(out_N, bytes_WB, scale_WP, sizes, coding, divisor=divisor, added=added)
+
+
+def _numbers(sizes: Sequence[int], coding: Coding) -> tuple[list[int], int, int, int]:
+    """The groups and the coding, as the native ops take them."""
+    return bounds_of(sizes), coding.bucket or 0, int(coding.codec), coding.levels

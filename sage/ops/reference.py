@@ -164,6 +164,11 @@ def unpack(bytes_B: Tensor, bits: int, n: int) -> Tensor:
     return (stream.view(n, bits) * weights).sum(1).to(torch.uint8)
 
 
+def keep_error(signal: Tensor, sent: Tensor) -> None:
+    """Subtract, then clear what is not finite."""
+    signal.sub_(sent).nan_to_num_(0.0, 0.0, 0.0)
+
+
 def encode_gaps(at_K: Tensor) -> Tensor:
     """LEB128 of the gaps: 7 bits per byte, low bits first, the high bit set if more bytes follow."""
     at_K = at_K.long()

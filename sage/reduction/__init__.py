@@ -8,9 +8,9 @@
 - Density and thresholds (`density_schedule`, `controllers`, `first_threshold`): `density_schedule`,
   `CONTROLLERS`, `Published`, `Agree`, `local_only`, `signal_dtype`, `Start`, `check_start`,
   `common_quantile`, `dutta_threshold`, `estimated_quantile`
-- Quantisers (`quantise`, `two_way`): `Quantiser`, `FusedQuantiser`, `LevelQuantiser`, `RandomQuantiser`,
-  `RoundingOptions`, `Parts`, `gather_parts`, `keep_error`, `per_group`, `counts_of`, `reduce_two_way`,
-  `payload_two_way`
+- Quantisers (`quantise`, `sign_quantiser`, `two_way`): `Quantiser`, `FusedQuantiser`, `LevelQuantiser`,
+  `SignQuantiser`, `RandomQuantiser`, `RoundingOptions`, `Parts`, `gather_parts`, `keep_error`, `per_group`,
+  `counts_of`, `reduce_two_way`, `payload_two_way`
 - Formats of codes (`ops`): `elias`
 - Low-rank methods (`lowrank`, `randomised_svd`): `Matrices`, `Matrix`, `orthonormalise`, `randomised_svd`,
   `unflatten`, `in_float32`, `check_rank`, `check_min_rate`
@@ -23,6 +23,7 @@ from sage import ops as ops
 from sage.comm.packing import add as add
 from sage.comm.wire import Wire as Wire
 from sage.ops import elias as elias
+from sage.ops import keep_error as keep_error
 from sage.rng import generator as generator
 from sage.rng import seed_at as seed_at
 from sage.timing import phase as phase
@@ -60,7 +61,6 @@ from .quantise import RandomQuantiser as RandomQuantiser
 from .quantise import RoundingOptions as RoundingOptions
 from .quantise import counts_of as counts_of
 from .quantise import gather_parts as gather_parts
-from .quantise import keep_error as keep_error
 from .quantise import per_group as per_group
 from .randomised_svd import randomised_svd as randomised_svd
 from .reducer import Memory as Memory
@@ -69,5 +69,6 @@ from .reducer import Reducer as Reducer
 from .reducer import Sparsifier as Sparsifier
 from .reducer import SparsifierOptions as SparsifierOptions
 from .reducer import check_fraction as check_fraction
+from .sign_quantiser import SignQuantiser as SignQuantiser
 from .two_way import payload_two_way as payload_two_way
 from .two_way import reduce_two_way as reduce_two_way

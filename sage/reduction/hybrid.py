@@ -18,7 +18,7 @@ from torch import Tensor
 from sage import ops
 from sage.comm.wire import Wire
 from sage.reduction.layout import Layout
-from sage.reduction.quantise import Quantiser, gather_parts, keep_error
+from sage.reduction.quantise import Quantiser, gather_parts
 from sage.reduction.reducer import Reduced, Reducer, Sparsifier
 from sage.registry import Option, composed_options, options
 from sage.timing import phase
@@ -82,7 +82,7 @@ class Hybrid(Reducer):
             parts = self.quantiser.encode(values_K, sizes, wire)
             if residual_N is not None:
                 left_K = values_K.clone()
-                keep_error(left_K, self.quantiser.decode(parts, sizes))
+                ops.keep_error(left_K, self.quantiser.decode(parts, sizes))
                 residual_N[at_K] += left_K
         rows = gather_parts(wire, {**parts, "indices": ops.encode_indices(at_K, n)}, even=False)
         with phase("scatter"):

@@ -65,7 +65,7 @@ class Quantiser(Reducer):
         signal_N = ops.accumulate(grad_N, residual_N)
         parts = self.encode(signal_N, sizes, wire)
         if residual_N is not None:
-            keep_error(residual_N, self.decode(parts, sizes))
+            ops.keep_error(residual_N, self.decode(parts, sizes))
         return parts
 
     def average(
@@ -90,7 +90,7 @@ class Quantiser(Reducer):
             out_N.zero_()
         for row in range(len(next(iter(rows.values())))):
             out_N += self.decode({kind: part_W[row] for kind, part_W in rows.items()}, sizes)
-        return out_N.div_(divisor)
+        return out_N if divisor == 1 else out_N.div_(divisor)
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int] | None:
         """Bytes of `encode`'s parts by kind, as the docstring states them; None if it does not."""
@@ -109,12 +109,13 @@ class Quantiser(Reducer):
             rows_W = dict(zip(parts, wire.gather(**parts), strict=True))
             with phase("scatter"):
                 return Reduced(self.average(grad_N, rows_W, sizes, divisor=wire.world_size))
-        rows = gather_parts(wire, parts, even=False)
+        payloads = gather_parts(wire, parts, even=False)
         with phase("scatter"):
-            grad_N.zero_()
-            for row in rows:
-                grad_N += self.decode(row, sizes)
-            return Reduced(grad_N.div_(wire.world_size))
+            for rank, payload in enumerate(payloads):
+                row = {kind: part[None] for kind, part in payload.items()}
+                divisor = wire.world_size if rank + 1 == wire.world_size else 1
+                self.average(grad_N, row, sizes, divisor=divisor, added=rank > 0)
+            return Reduced(grad_N)
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
         own_bytes = self.bytes_of(self.sizes)
@@ -203,11 +204,6 @@ class RandomQuantiser(Quantiser):
         """Random numbers from (0, 1) for each element (float32, N), 2⁻¹⁶ apart. Call it once per step."""
         bits_N = ops.random_bits(x_N.numel(), self.next_key(wire), device=x_N.device)
         return bits_N.float().add_(0.5).mul_(2.0**-16)
-
-
-def keep_error(signal_N: Tensor, sent_N: Tensor) -> None:
-    """Subtract what was sent from the signal in place; elements that are not finite become 0."""
-    signal_N.sub_(sent_N).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def gather_parts(wire: Wire, parts: Parts, *, even: bool) -> list[Parts]:

@@ -12,8 +12,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from sage import ops
 from sage.comm.wire import Wire
-from sage.reduction.quantise import Parts, Quantiser, keep_error
+from sage.reduction.quantise import Parts, Quantiser
 from sage.reduction.reducer import Reduced
 from sage.timing import phase
 
@@ -85,7 +86,7 @@ def reduce_two_way(
             }
             quantiser.average(mean_S, row, shares[rank], divisor=1)
         if server_S is not None:
-            keep_error(server_S, grad_S)
+            ops.keep_error(server_S, grad_S)
     return Reduced(grad_N)
 
 

@@ -7,6 +7,7 @@
 #include "../../csrc/cpu/code.h"
 #include "../../csrc/cpu/distinct.h"
 #include "../../csrc/cpu/elias.h"
+#include "../../csrc/cpu/error.h"
 #include "../../csrc/cpu/gather.h"
 #include "../../csrc/cpu/moments.h"
 #include "../../csrc/cpu/pack.h"
@@ -337,6 +338,16 @@ void test_signs(Isa isa, const Team& team, int64_t n) {
   expect(back == bits, "bits by group");
 }
 
+void test_error(const Team& team, int64_t n) {
+  const Floats signal = draw(n), sent = draw(n);
+  Floats left = signal;
+  keep_error(team, left.data(), sent.data(), n);
+  for (int64_t i = 0; i < n; ++i) {
+    const float expected = std::isfinite(signal[i] - sent[i]) ? signal[i] - sent[i] : 0.0f;
+    expect(!std::memcmp(&left[i], &expected, 4), "error");
+  }
+}
+
 void test_random_bits(Isa isa, int64_t n) {
   Ints whole(n), part(n), plain(n);
   random_bits(isa, 12345, 0, n, whole.data());
@@ -362,6 +373,7 @@ int main() {
         test_signs(set, team, n);
         test_bins(set, team, n);
         test_take_at(team, n);
+        test_error(team, n);
         test_cast<Format::fp16>(set, team, n);
         test_cast<Format::bf16>(set, team, n);
         test_elias(set, team, n);
