@@ -17,6 +17,7 @@ from sage.reduction import (
     check_start,
     common_quantile,
     dutta_threshold,
+    mean_at,
     mean_of,
     ops,
     phase,
@@ -103,18 +104,24 @@ class Micro(ExclusiveSparsifier):
         with phase("select"):
             own_K, at_K = self.take(grad_N, residual_N, wire)
         counts, (at_M,) = wire.gather_ragged(indices=at_K)
-        with phase("select"):
-            # The ranks by the part of the vector that they have selected from: their indices ascend.
-            ranks = [(part - int(self.step) + 1) % wire.world_size for part in range(wire.world_size)]
-            pieces, own = at_M.split(counts), ranks.index(wire.rank)
-            at = [pieces[rank] for rank in ranks]
-            signal_N, keep = (grad_N, False) if residual_N is None else (residual_N, True)
-            before_K, after_K = (
-                ops.take(signal_N, torch.cat([at_M[:0], *others]), dtype=self.dtype, keep=keep)
-                for others in (at[:own], at[own + 1 :])
-            )
-            values_U, at_U = torch.cat([before_K, own_K, after_K]), torch.cat(at)
-        reduced = mean_of(values_U, at_U, wire, out_N=grad_N)
+        signal_N, keep = (grad_N, False) if residual_N is None else (residual_N, True)
+        # The ranks by the part of the vector that they have selected from: their indices ascend.
+        ranks = [(part - int(self.step) + 1) % wire.world_size for part in range(wire.world_size)]
+        pieces, own = at_M.split(counts), ranks.index(wire.rank)
+        at = [pieces[rank] for rank in ranks]
+        at_U = torch.cat(at)
+        if bool((at_U[1:] > at_U[:-1]).all()):
+            with phase("select"):
+                before_K, after_K = (
+                    ops.take(signal_N, torch.cat([at_M[:0], *others]), dtype=self.dtype, keep=keep)
+                    for others in (at[:own], at[own + 1 :])
+                )
+            reduced = mean_of(torch.cat([before_K, own_K, after_K]), at_U, wire, out_N=grad_N)
+        else:  # on a wire without a network, all ranks have this rank's indices
+            if keep:
+                signal_N[at_K] += own_K.to(signal_N.dtype)
+            at_U = ops.union(at_M, grad_N.numel())
+            reduced = mean_at(signal_N, at_U, wire, dtype=self.dtype, keep=keep, out_N=grad_N)
         self.learn(counts, reduced.mean_N, wire)
         return reduced
 
