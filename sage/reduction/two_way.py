@@ -53,16 +53,15 @@ def reduce_two_way(
     residuals = [None] * len(shares) if residual_N is None else list(residual_N.split(lengths))
     grad_S, residual_S, share = grads[own], residuals[own], shares[own]
     with phase("select"):
-        coded = [
-            None
-            if server_N is None and rank == own  # its own part stays as it is
-            else quantiser.compress(grads[rank], residuals[rank], shares[rank], wire)
-            for rank in range(wire.world_size)
-        ]
         parts = quantiser.encode(grad_N[:0].float(), [0], wire)
         counts = [_counts(quantiser, share, parts) for share in shares]
         longest = {kind: max(count[kind] for count in counts) for kind in parts}
-        sent = {kind: _stacked(coded, kind, part.new_zeros(longest[kind])) for kind, part in parts.items()}
+        sent = {kind: part.new_zeros((wire.world_size, longest[kind])) for kind, part in parts.items()}
+        for rank, share_r in enumerate(shares):
+            if server_N is None and rank == own:  # its own part stays as it is
+                continue
+            for kind, part in quantiser.compress(grads[rank], residuals[rank], share_r, wire).items():
+                sent[kind][rank, : part.numel()] = part
     received = {kind: wire.all_to_all(rows_W, kind) for kind, rows_W in sent.items()}
     with phase("scatter"):
         rows = {kind: row_W[:, : counts[own][kind]].contiguous() for kind, row_W in received.items()}
@@ -112,10 +111,12 @@ def _serve(
     if residual_S is not None:
         mean_S.add_(residual_S)
         residual_S.zero_()
-    if wire.world_size > 1:
-        others = [rank for rank in range(wire.world_size) if rank != wire.rank]
-        rows = {kind: row_W[others] for kind, row_W in rows.items()}
-        quantiser.average(mean_S, rows, share, divisor=wire.world_size, added=True)
+    ranges = (slice(0, wire.rank), slice(wire.rank + 1, wire.world_size))
+    others = [each for each in ranges if each.start < each.stop]
+    for each in others:
+        picked = {kind: row_W[each] for kind, row_W in rows.items()}
+        divisor = wire.world_size if each is others[-1] else 1
+        quantiser.average(mean_S, picked, share, divisor=divisor, added=True)
     served = quantiser.compress(mean_S, residual_S, share, wire)
     if residual_S is not None and wire.world_size > 1:
         residual_S.mul_(wire.world_size)
@@ -150,12 +151,6 @@ def _counts(quantiser: Quantiser, share: Sequence[int], parts: Mapping[str, Tens
     known = quantiser.bytes_of(share)
     assert known is not None
     return {kind: known[kind] // part.element_size() for kind, part in parts.items()}
-
-
-def _stacked(coded: Sequence[Mapping[str, Tensor] | None], kind: str, zeros: Tensor) -> Tensor:
-    """One part of each share's codes, as rows padded to the length of `zeros`; 0 where there is no code."""
-    rows = [zeros if parts is None else _padded(parts[kind], zeros.numel()) for parts in coded]
-    return torch.stack(rows)
 
 
 def _padded(part: Tensor, length: int) -> Tensor:
