@@ -56,6 +56,21 @@ def test_the_dense_references_run_wherever_a_method_does(name: str) -> None:
         assert {place(config) for config in configs} <= dense
 
 
+@pytest.mark.parametrize("name", [*TABLES, *REDUCED])
+def test_the_references_overlap_wherever_they_run(name: str) -> None:
+    dense = {
+        mount: {
+            (config.workload, config.reducer, config.batch_size)
+            for config in runs(name)
+            if config.mount == mount
+        }
+        for mount in ("whole", "ddp")
+    }
+    ours = {each for each in dense["whole"] if each[1] in ("exact", "bf16")}
+    assert {reducer for _, reducer, _ in dense["ddp"]} >= {"exact", "bf16"}
+    assert ours <= dense["ddp"]
+
+
 @pytest.mark.parametrize("name", ["ptb-lm", "ptb-lm-reduced"])
 def test_every_method_of_the_language_model_is_tuned_over_five_points(name: str) -> None:
     points: dict[tuple[object, ...], set[float]] = {}
