@@ -54,8 +54,8 @@ def for_the_plain_module(rank: int) -> tuple[list[Tensor], Any]:
 
 
 def with_accelerate(rank: int) -> tuple[list[Tensor], Any]:
-    """By a handler: Accelerator.prepare takes DDP's arguments from it, and gives it the wrapped model."""
-    # It knows the ranks from the variables that its launcher sets, as torchrun does.
+    """By a handler: Accelerator.prepare reads DDP's arguments from it and passes it the wrapped model."""
+    # It reads the ranks from the variables that its launcher sets, such as torchrun.
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -86,7 +86,7 @@ def with_accelerate(rank: int) -> tuple[list[Tensor], Any]:
 
 
 def with_lightning(rank: int) -> tuple[list[Tensor], Any]:
-    """As DDPStrategy does it, by Lightning's own function."""
+    """Like DDPStrategy, by Lightning's own function."""
     lightning: Any = import_module("lightning.pytorch.overrides.distributed")
     state, hook = sage.comm_hook(None, "topk", density=0.1)
     wrapped = DistributedDataParallel(network(), **SMALL)
@@ -109,7 +109,7 @@ def is_there(package: str) -> bool:
 
 @cache
 def everything() -> list[dict[str, tuple[bool, int]]]:
-    """For each way, whether it trains to what `sage.ddp_hook` trains to; and what its mount counted."""
+    """For each way, whether its parameters equal those of `sage.ddp_hook`, and the traffic of its mount."""
 
     def work(wire: Wire) -> dict[str, tuple[bool, int]]:
         script = Wrapped(network(), wire.rank, "topk", density=0.1, ddp=SMALL)

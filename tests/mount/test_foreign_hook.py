@@ -34,7 +34,7 @@ def steps(
     for step in range(count):
         optimizer.zero_grad()
         once(model, rank, step)
-        dist.all_reduce(torch.ones(1000))  # the script's own, which is not the hook's
+        dist.all_reduce(torch.ones(1000))  # the script's own collective, which is not part of the hook
         optimizer.step()
     return [p.detach().clone() for p in model.parameters()], sum(p.numel() for p in model.parameters())
 
@@ -47,7 +47,7 @@ def with_bf16(rank: int) -> Any:
 
 @pytest.fixture(scope="module")
 def bf16() -> list[Any]:
-    """What each rank has seen of torch's bf16 hook."""
+    """The results of torch's bf16 hook on each rank."""
     return processes(WORLD_SIZE, lambda wire: with_bf16(wire.rank))
 
 
@@ -82,7 +82,7 @@ def with_powersgd(rank: int) -> Any:
 def test_collectives_that_a_hook_begins_in_callbacks_are_counted() -> None:
     for shapes, last in processes(WORLD_SIZE, lambda wire: with_powersgd(wire.rank)):
         sizes = [(shape[0], torch.Size(shape).numel() // shape[0]) for shape in shapes]
-        elements = [  # torch's rule: factors where they are less than half of the tensor
+        elements = [  # torch's rule: factors if they are smaller than half of the tensor
             RANK * (n + m) if 2 * RANK * (n + m) < n * m else n * m for n, m in sizes
         ]
         assert sum(elements) < sum(n * m for n, m in sizes) / 4

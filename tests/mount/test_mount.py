@@ -38,7 +38,7 @@ def gradient(model: nn.Module) -> dict[str, Tensor]:
 
 
 def own_gradient(rank: int) -> dict[str, Tensor]:
-    """One rank's gradient, by autograd alone."""
+    """One rank's gradient, by autograd only."""
     model = network()
     loss(model, rank).backward()
     return gradient(model)
@@ -150,7 +150,7 @@ def test_a_tensor_of_exactly_the_minimum_size_is_compressed() -> None:
 def test_if_all_tensors_are_small_everything_is_sent_dense() -> None:
     own = [own_gradient(rank) for rank in range(2)]
     makes = [registry.load("reducers", name) for name in registry.names("reducers")]
-    # Low rank takes the small ones too: what does not pay goes dense there.
+    # Low-rank reducers also take small tensors, and send those dense that would not shrink.
     for make in [make for make in makes if make.spares_small or not make.rounds]:  # type: ignore[attr-defined]
         for grads in reduced(2, make, min_compress=10**6):
             for parameter, grad in grads.items():
@@ -164,7 +164,7 @@ def test_the_dense_reducers_also_reduce_small_tensors() -> None:
         assert whole.dense.numel() == 0
 
 
-# Odd parameters.
+# Unusual parameters.
 
 
 def test_frozen_parameters_are_not_in_the_vector_and_have_no_gradient() -> None:
@@ -184,7 +184,7 @@ def test_a_model_without_trainable_parameters_is_refused() -> None:
 
 
 class UsesOneLayer(nn.Module):
-    """Uses one of two layers, which one its rank decides; a third shares the first one's weight."""
+    """Uses one of two layers, depending on the rank; a third shares the first one's weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ def test_unused_parameters_contribute_zeros_and_tied_ones_are_counted_once() -> 
         torch.testing.assert_close(grads, half)
 
 
-# Memory.
+# Error feedback.
 
 
 def test_unsent_elements_are_kept_only_with_error_feedback() -> None:
@@ -256,7 +256,7 @@ def test_the_users_grouping_overrides_the_reducers() -> None:
 @pytest.mark.parametrize("memory", ["none", "residual"])
 def test_a_model_in_bf16_is_reduced_as_well(name: str, memory: Any) -> None:
     make = registry.load("reducers", name)
-    # Enough for one that draws blindly to meet something: most of this gradient is 0.
+    # Enough for a random selection to include a nonzero element: most of this gradient is 0.
     options = {"density": 0.5} if "density" in registry.options(make) else {}
 
     def work(wire: Wire) -> Tensor:

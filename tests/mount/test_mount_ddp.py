@@ -29,7 +29,7 @@ SMALL = {"bucket_cap_mb": SEVERAL}
 
 
 class UsesOneLayer(nn.Module):
-    """Of three layers, uses one that depends on rank and step; the last never after step 0."""
+    """Uses one of three layers, depending on rank and step; the last is unused after step 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class UsesOneLayer(nn.Module):
 
 
 class Tied(nn.Module):
-    """An embedding whose weight is the decoder's too."""
+    """An embedding whose weight is also the decoder's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def decode(model: nn.Module, rank: int, step: int) -> None:
 
 
 def twice(model: nn.Module, rank: int, step: int) -> None:
-    """Two micro-batches; where it is DDP's, the first without communication."""
+    """Two micro-batches; with DDP, the first without communication."""
     if isinstance(model, DistributedDataParallel):
         with model.no_sync():
             loss(model, rank, 2 * step).backward()
@@ -101,13 +101,13 @@ def agree(
     ddp: dict[str, Any] | None = None,
     **options: Any,
 ) -> bool:
-    """Whether the hook with several buckets comes to what the whole model's mount comes to, to the bit."""
+    """Whether the hook with several buckets is bitwise equal to the whole-model mount."""
     whole = Plain(make(), rank, "topk", density=0.1, **options)
     hook = Wrapped(make(), rank, "topk", density=0.1, **options, ddp={**SMALL, **(ddp or {})})
     return same(whole.train(), hook.train())
 
 
-# What is seen on two ranks, all in one start of them.
+# Scenes: results on two ranks, which start once.
 
 Scene = Callable[[int], Any]
 SCENES: dict[str, Scene] = {}
@@ -124,13 +124,13 @@ def everything() -> list[dict[str, Any]]:
 
 
 def seen(look: Scene) -> list[Any]:
-    """What each rank has seen in a scene."""
+    """Each rank's result of a scene."""
     return [views[look.__name__] for views in everything()]
 
 
 @scene
 def rebuilding(rank: int) -> tuple[list[int], list[int], float]:
-    """The sizes of DDP's buckets and of ours; and how far all means together are off what was sent."""
+    """The sizes of DDP's buckets and of ours, and the error of the sum of all means."""
     script = Wrapped(network(), rank, "topk", density=0.05, ddp=SMALL)
     sizes: list[int] = []
     take = script.mount._take
@@ -208,7 +208,7 @@ def test_the_hook_gives_the_same_as_the_whole_model_mount(line: str) -> None:
 
 @scene
 def kinds(rank: int) -> tuple[list[set[str]], float]:
-    """The dtypes in each bucket of ours, of a model of two; and how far its gradient is off the mean."""
+    """The dtypes in each of our buckets for a model of two dtypes, and the error of its gradient."""
     script = Wrapped(mixed(), rank, "exact")
     script.gradients(0)
     own = [mixed() for _ in range(2)]
@@ -232,7 +232,7 @@ def test_a_model_of_two_dtypes_has_buckets_of_each_dtype() -> None:
 
 @scene
 def ways(rank: int) -> bool:
-    """Whether a name, a reducer, a class and what makes one are the same to the hook."""
+    """Whether a name, a reducer, a class and a factory give the same."""
     said: list[tuple[Any, dict[str, Any]]] = [
         ("topk", {"density": 0.1}),
         (TopK(density=0.1), {}),
@@ -271,7 +271,7 @@ def test_the_mount_reports_the_bytes_and_the_density() -> None:
 
 
 def steps(script: Wrapped | Plain, numbers: range) -> None:
-    """Some steps, the fourth of which begins an epoch in which `accordion` decides."""
+    """Some steps; the fourth begins an epoch, at which `accordion` decides."""
     for number in numbers:
         if number % 3 == 0:
             script.mount.begin_epoch(number // 3, lr=0.1)
@@ -280,7 +280,7 @@ def steps(script: Wrapped | Plain, numbers: range) -> None:
 
 @scene
 def resuming(rank: int) -> dict[str, bool]:
-    """Whether stopped after two steps and loaded into such buckets, a script goes on as if never stopped."""
+    """Whether a script that is stopped after two steps and loaded into such buckets continues equally."""
 
     def script(reducer: str, megabytes: float) -> Wrapped:
         options: dict[str, Any] = {
@@ -314,7 +314,7 @@ def test_a_mount_that_is_saved_and_loaded_continues_as_if_uninterrupted(into: st
 
 @scene
 def epochs(rank: int) -> bool:
-    """Whether a reducer with a schedule hears of epochs through the hook as it does through the loop."""
+    """Whether a reducer with a schedule is notified of epochs by the hook as by the loop."""
     whole = Plain(network(), rank, Accordion(density=0.02, switch_every=1))
     hook = Wrapped(network(), rank, Accordion(density=0.02, switch_every=1), ddp=SMALL)
     for script in (whole, hook):
@@ -361,7 +361,7 @@ def test_an_empty_parameter_group_changes_nothing() -> None:
     assert same(with_one.train(range(2)), without.train(range(2)))
 
 
-# What does not fit.
+# Refused models and states.
 
 
 def wrap(model: nn.Module, **options: Any) -> DistributedDataParallel:
@@ -402,15 +402,15 @@ def test_buckets_are_formed_from_the_last_parameter_and_the_first_has_its_own_si
     assert names == [["5"], ["3", "4"], ["1", "2"]]
 
 
-# What goes wrong on the way. Each of these is a start of its own.
+# Failures. Each of these tests starts its own processes.
 
 
 class RaisedByBackward(RuntimeError):
-    """What backward has raised; not the tests' own wire, which fails too."""
+    """An error of backward, as opposed to one of the tests' own wire, which also fails."""
 
 
 def outcomes(work: Callable[[Wire], Any]) -> list[Any]:
-    """What each of two ranks has returned or raised, by rank."""
+    """The result or the error of each of two ranks."""
     with Group(local_places(2), work, timeout=20) as group:
         return [outcome for _, outcome in sorted(group.outcomes(60), key=lambda pair: pair[0])]
 
@@ -443,7 +443,7 @@ def test_an_error_of_a_reducer_is_raised_by_every_later_backward() -> None:
 def test_backward_names_a_rank_that_does_not_join(strike: Callable[[], None], verdict: str) -> None:
     def work(wire: Wire) -> None:
         script = Wrapped(Tied(), wire.rank, "topk", timeout=1, backward=decode)
-        for step in range(2):  # from then on DDP itself sends nothing: it has cut its buckets
+        for step in range(2):  # from then on DDP itself sends nothing, because it has rebuilt its buckets
             script.gradients(step)
         if wire.rank == 1:
             strike()

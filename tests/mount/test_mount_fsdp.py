@@ -20,7 +20,7 @@ from sage.mount.fsdp import FsdpMount
 
 
 def sharded(mesh: DeviceMesh, reducer: str = "topk", **options: Any) -> tuple[nn.Sequential, FsdpMount]:
-    """The network, two of its layers and the rest wrapped, and what the hook gives."""
+    """The network, with two of its layers and the rest wrapped, and its mount."""
     model = network()
     for layer in (model[4], model[6], model):
         fully_shard(layer, mesh=mesh["shard"])
@@ -39,20 +39,20 @@ def part(x: Tensor | None) -> Tensor:
 
 
 def one_by_one() -> DeviceMesh:
-    """One replica of one shard: enough for what happens on a rank."""
+    """One replica of one shard, for tests of a single rank."""
     return init_device_mesh("cpu", (1, 1), mesh_dim_names=("replicate", "shard"))
 
 
 @cache
 def seen() -> list[dict[str, Any]]:
-    """What each of four ranks sees, two replicas of two shards, all in one start of them."""
+    """The results of four ranks, two replicas of two shards, which start once."""
 
     def work(wire: Wire) -> dict[str, Any]:
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
         return {"nothing lost": nothing_lost(wire, mesh), "goes on": resumes_equally(wire, mesh)}
 
     def nothing_lost(wire: Wire, mesh: DeviceMesh) -> float:
-        """How far all means together are off what the replicas have sent of this shard."""
+        """The error of the sum of all means against what the replicas have sent of this shard."""
         model, mount = sharded(mesh, density=0.1)
         exact, dense = sharded(mesh, "exact")
         residuals = {name: held["residual_N"] for name, held in mount.state_dict().items()}
@@ -72,7 +72,7 @@ def seen() -> list[dict[str, Any]]:
         return off
 
     def resumes_equally(wire: Wire, mesh: DeviceMesh) -> bool:
-        """Whether stopped after a step and loaded, the gradients are those of a script never stopped."""
+        """Whether the gradients after a stop and a load equal those of an uninterrupted script."""
         (whole, stays), (model, mount) = sharded(mesh, density=0.1), sharded(mesh, density=0.1)
         once(whole, wire.rank, 0)
         mount.load_state_dict(copy.deepcopy(stays.state_dict()))

@@ -51,7 +51,7 @@ def models(draw: st.DrawFn) -> nn.Module:
 
 
 def gradients(model: nn.Module, rank: int, step: int) -> list[Tensor | None]:
-    """This rank's gradient of each trainable parameter; None where it has none in this step."""
+    """This rank's gradient of each trainable parameter; None if it has none in this step."""
     found: list[Tensor | None] = []
     for number, p in enumerate(p for p in model.parameters() if p.requires_grad):
         generator = torch.Generator().manual_seed(1000 * step + 10 * number + rank)
@@ -66,7 +66,7 @@ def gradients(model: nn.Module, rank: int, step: int) -> list[Tensor | None]:
 
 
 def backward(model: nn.Module, given: list[Tensor | None]) -> None:
-    """Let autograd bring each parameter this gradient."""
+    """Give each parameter this gradient through autograd."""
     loss = torch.zeros((), dtype=torch.float64)
     for p, g in zip((p for p in model.parameters() if p.requires_grad), given, strict=True):
         if g is not None:
@@ -93,7 +93,7 @@ Outcome = list[tuple[list[Tensor | None], bool]] | ValueError
 
 
 def trained(wire: Wire, model: nn.Module, name: str, zero: str, min_compress: int) -> Outcome:
-    """After each of two steps, every gradient; and whether all state was finite. Or why it was refused."""
+    """Every gradient after each of two steps, and whether all state was finite; or the refusal."""
     own = copy.deepcopy(model)
     try:
         whole = WholeModel(own, registry.load("reducers", name)(), min_compress=min_compress)

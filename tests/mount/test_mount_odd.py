@@ -26,7 +26,7 @@ HYBRIDS = ["topk+terngrad", "adacomp+efsign"]
 
 
 class Odd(nn.Module):
-    """Parameters of these shapes and dtypes; its gradient is whatever it is given."""
+    """Parameters of these shapes and dtypes, with a given gradient."""
 
     def __init__(self, *kinds: tuple[tuple[int, ...], torch.dtype]) -> None:
         super().__init__()

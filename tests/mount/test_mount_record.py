@@ -57,7 +57,7 @@ def test_traffic_without_bytes_does_not_divide_by_zero() -> None:
 
 
 def train(rank: int, folder: Path) -> dict[str, Any]:
-    """Two scripts on two ranks, each recorded after every other step; what their mounts counted."""
+    """Two scripts on two ranks, each recorded after every second step; the traffic of their mounts."""
     seen = {}
     for name, script in {
         "whole": Plain(network(), rank, "exact"),

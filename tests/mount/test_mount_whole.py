@@ -22,7 +22,7 @@ from sage.testing.harness import same_bits
 
 @cache
 def seen() -> list[dict[str, Any]]:
-    """What each of two ranks sees, all in one start of them."""
+    """The results of each of two ranks, which start once."""
 
     def work(wire: Wire) -> dict[str, Any]:
         different = network()
@@ -231,7 +231,7 @@ def test_a_copy_of_a_mounted_model_can_be_kept_saved_and_trained() -> None:
     buffer.seek(0)
     loaded = torch.load(buffer, weights_only=False)
     assert same(list(loaded.parameters()), list(script.model.parameters()))
-    copied = copy.deepcopy(script.model)  # as for MAML's inner loop, or a running average
+    copied = copy.deepcopy(script.model)  # as in MAML's inner loop, or for a running average
     optimizer = torch.optim.SGD(copied.parameters(), 0.1)
     for step in range(2):
         once(copied, 0, step)

@@ -48,7 +48,7 @@ def is_same(ours: State, theirs: State) -> bool:
 
 
 def all_finite(held: State) -> bool:
-    """Whether all state is, but for what a reducer begins with (`sidco`: a last density of infinity)."""
+    """Whether all state is finite, except initial values (`sidco`: a last density of infinity)."""
     return all(
         bool(x.isfinite().all())
         for each in held.values()
@@ -58,7 +58,7 @@ def all_finite(held: State) -> bool:
 
 
 def plain(wire: Wire, name: str, memory: Any, spikes: dict[int, float], **options: Any) -> Any:
-    """What is left after steps 0, 1 and 2; one with a spike on the last rank is taken again without."""
+    """The state after steps 0, 1 and 2; a step with a spike on the last rank is repeated without it."""
     model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2, bias=False))
     with torch.no_grad():
         for p in model.parameters():
@@ -135,7 +135,7 @@ def train(script: Any, scaler: Any, spike: bool) -> None:
 
 @cache
 def scaled() -> list[dict[str, Any]]:
-    """For each reducer and mount, the scales after each of four steps, and whether all came to the same."""
+    """For each reducer and mount, the scales after each of four steps, and whether all are equal."""
 
     def work(wire: Wire) -> dict[str, Any]:
         seen = {}
@@ -186,7 +186,7 @@ def test_an_overflow_in_one_shard_changes_the_state_of_no_shard() -> None:
         before = copy.deepcopy(mount.state_dict())
         model.zero_grad()
         out_B = model(x_B)
-        # Of the last layer the gradient's rows are the outputs': of two ranks' shards one overflows.
+        # The rows of the last layer's gradient are the outputs: of two ranks' shards one overflows.
         (out_B * torch.tensor([torch.inf, 1, 1, 1]) if wire.rank == 3 else out_B).sum().backward()
         unharmed = is_same(before, mount.state_dict())
         grads = [p.grad for p in model.parameters()]
@@ -200,7 +200,7 @@ def test_an_overflow_in_one_shard_changes_the_state_of_no_shard() -> None:
 @alone
 def test_without_a_scaler_the_gradient_shows_that_it_is_not_finite() -> None:
     script = Wrapped(network(), 0, "topk")
-    gradient(script.ddp.module, 0, 0)  # not through the wrapper: only to have gradients
+    gradient(script.ddp.module, 0, 0)  # not through the wrapper, only to create gradients
     script.optimizer.zero_grad()
     (script.ddp(torch.ones(1, 1, 8, 8)).sum() * torch.inf).backward()
     assert all(p.grad is not None and bool(p.grad.isnan().all()) for p in script.model.parameters())
@@ -219,14 +219,14 @@ def test_large_finite_elements_are_distinguished_from_infinite_ones(dtype: torch
 
 
 class Divides(Exact):
-    """Divides by the largest element, as a reducer of a third party may."""
+    """Divides by the largest element, as a third-party reducer may."""
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         return super().forward(grad_N.div_(grad_N.abs().max()), residual_N, wire)
 
 
 def copies(monkeypatch: pytest.MonkeyPatch, name: str, scale: float, world_size: int = 2) -> list[int]:
-    """How often each rank copies the state in three steps of a mount; the scale is the last rank's alone."""
+    """How often each rank copies the state in three steps; only the last rank's gradient is scaled."""
 
     def work(wire: Wire) -> int:
         made = 0

@@ -26,9 +26,9 @@ NAMES = registry.names("reducers")
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "threshold": {"threshold": 0.01},
-    "accordion_powersgd": {"rank_high": 1},  # so that these small matrices are factored at all
+    "accordion_powersgd": {"rank_high": 1},  # so that these small matrices are factored
 }
-"""Where what the defaults do depends on the size of the vector."""
+"""Options of reducers whose defaults depend on the size of the vector."""
 
 Shapes = Sequence[tuple[str, tuple[int, ...]]]
 SHAPES: Shapes = (("first", (30, 7)), ("second", (12,)), ("third", (40, 3)))
@@ -40,7 +40,7 @@ def make(name: str) -> Reducer:
 
 
 def means(name: str, cut: Sequence[Shapes], grouping: str | None) -> list[Tensor]:
-    """Three reductions of one gradient by W = 2 ranks, cut into these flat vectors: each step's mean."""
+    """Three reductions of one gradient by W = 2 ranks, split into these flat vectors: each step's mean."""
 
     def work(wire: Wire) -> list[Tensor]:
         flats = [
@@ -62,27 +62,27 @@ def means(name: str, cut: Sequence[Shapes], grouping: str | None) -> list[Tensor
 
 @cache
 def is_layerwise(name: str) -> bool:
-    """Whether the method, grouped by layer, does to each layer what it would do to it alone."""
+    """Whether the method, grouped by layer, reduces each layer as if it were alone."""
     return close(means(name, [SHAPES], "layer"), means(name, [(shape,) for shape in SHAPES], "layer"))
 
 
 @cache
 def is_elementwise(name: str) -> bool:
-    """Whether the method does to each element what it would do to it in any other vector."""
+    """Whether the method reduces each element as in any other vector."""
     cut = [(("rows", (15, 7)),), (("rest", (30 * 7 + 12 + 40 * 3 - 15 * 7,)),)]
     return close(means(name, [SHAPES], None), means(name, cut, None))
 
 
 def close(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
-    """Whether they are the same to float tolerance, as sums may have been taken in another order."""
+    """Whether they are equal to float tolerance, because sums may be computed in another order."""
     return all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(ours, theirs, strict=True))
 
 
 @cache
 def with_two_ranks() -> dict[str, tuple[bool, bool]]:
-    """For each reducer, whether the hook came to the whole model's parameters: with one bucket, and by layer.
+    """For each reducer, whether the hook gives the whole model's parameters: with one bucket, and by layer.
 
-    All in one start, as starting takes longest.
+    The ranks start once, because starting takes the most time.
     """
 
     def both(rank: int, name: str, grouping: str, **ddp: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -105,7 +105,7 @@ def with_two_ranks() -> dict[str, tuple[bool, bool]]:
 
 @cache
 def on_shards() -> dict[str, float]:
-    """For each elementwise reducer, how far FSDP2, 2 replicas of 2 shards, is off the whole model's mount."""
+    """For each elementwise reducer, the error of FSDP2 (2 replicas of 2 shards) to the whole-model mount."""
 
     def work(wire: Wire) -> dict[str, float]:
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))

@@ -57,7 +57,7 @@ def reduced(monkeypatch: pytest.MonkeyPatch, collectives: int) -> ReductionSecon
     reducer.clock, reducer.collectives = clock, collectives
     made = Flat([("w", (4,))], reducer, dtype=torch.float32, device=torch.device("cpu"), min_compress=0)
     wire = LoopbackWire(torch.device("cpu"))
-    wire.gather(values=torch.ones(1))  # a collective before the reduction is not its own
+    wire.gather(values=torch.ones(1))  # a collective before the reduction is not part of it
     clock.now += 7
     made(wire)
     return made.seconds
