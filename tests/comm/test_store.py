@@ -213,7 +213,7 @@ def test_facts_in_a_message_are_cleaned_and_cut() -> None:
 # Other processes.
 
 
-def test_the_store_of_ranks_on_one_machine_listens_on_loopback_alone() -> None:
+def test_the_store_of_ranks_on_one_machine_listens_only_on_loopback() -> None:
     def work(wire: Wire) -> list[str]:
         with open("/proc/net/tcp") as table, open("/proc/net/tcp6") as table6:
             rows = [line.split() for line in (*table, *table6)][1:]

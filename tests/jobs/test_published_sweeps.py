@@ -97,7 +97,7 @@ def test_the_head_of_a_sweep_gives_its_groups_and_a_reduced_one_what_is_not_kept
     assert ("Not kept" in head(name)) == (name in REDUCED)
 
 
-def test_the_world_size_is_that_of_the_full_form_except_where_the_head_says_so() -> None:
+def test_the_world_size_is_that_of_the_full_form_except_where_the_head_states_another() -> None:
     for name in TABLES:
         full, reduced = ({config.world_size for config in runs(each)} for each in (name, f"{name}-reduced"))
         assert full == reduced or "Not kept: W," in head(f"{name}-reduced")

@@ -181,7 +181,7 @@ def test_payload_and_traffic_are_those_of_the_collective(
 
 
 @pytest.mark.parametrize("wrong", [None, 5, "powerSGD"])
-def test_what_is_no_hook_is_refused(wrong: Any) -> None:
+def test_an_object_that_is_not_a_hook_is_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match="expected a function of a state and a bucket"):
         sage.ledger(wrong)
 

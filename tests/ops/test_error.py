@@ -12,7 +12,7 @@ from sage.ops import reference
 
 
 @pytest.mark.parametrize("case", range(10))
-def test_the_error_is_as_in_the_reference(case: int) -> None:
+def test_the_error_equals_the_reference(case: int) -> None:
     n = seeded(case)
     signal_N, sent_N = draw(n), draw(n)
     ours_N, theirs_N, before_N = signal_N.clone(), signal_N.clone(), sent_N.clone()
@@ -22,7 +22,7 @@ def test_the_error_is_as_in_the_reference(case: int) -> None:
     assert_same(sent_N, before_N)
 
 
-def test_what_is_not_finite_leaves_nothing_in_a_matrix_too() -> None:
+def test_a_matrix_that_is_not_finite_leaves_no_residual() -> None:
     signal = torch.tensor([[3.0, math.inf, math.nan], [1.0, -2.0, 3e38]])
     ops.keep_error(signal, torch.tensor([[1.0, 1.0, 1.0], [math.inf, -2.0, -3e38]]))
     assert signal.tolist() == [[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]]

@@ -114,7 +114,7 @@ def test_the_mean_of_signs_equals_the_reference(case: int) -> None:
 
 @needs_native
 @pytest.mark.parametrize("case", range(20))
-def test_a_momentum_and_its_signs_are_as_in_the_reference(case: int) -> None:
+def test_a_momentum_and_its_signs_equal_the_reference(case: int) -> None:
     n = sum(seeded(case))
     beta = random.choice([0.0, 0.9, 0.99, random.random()])
     ours_N, theirs_N = (torch.randn(n, generator=torch.Generator().manual_seed(case)) for _ in range(2))

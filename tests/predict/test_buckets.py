@@ -21,7 +21,7 @@ def parameters(sizes: list[int]) -> tuple[Parameter, ...]:
 @given(
     sizes=st.lists(st.integers(1, 4_000_000), min_size=1, max_size=20), mb=st.sampled_from([None, 1.0, 4.0])
 )
-def test_they_have_the_elements_of_the_mounts_buckets(sizes: list[int], mb: float | None) -> None:
+def test_the_buckets_have_the_elements_of_the_mounts_buckets(sizes: list[int], mb: float | None) -> None:
     named = [(str(i), torch.nn.Parameter(torch.empty(size, device="meta"))) for i, size in enumerate(sizes)]
     cap = int((DEFAULT_MB if mb is None else mb) * MIB)
     expected = [

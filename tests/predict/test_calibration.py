@@ -27,7 +27,7 @@ def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     return path
 
 
-def test_what_is_written_is_read_again(written: Path) -> None:
+def test_a_written_calibration_is_read_unchanged(written: Path) -> None:
     assert read(written) == calibration(noise=0.1)
 
 

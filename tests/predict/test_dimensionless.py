@@ -12,7 +12,7 @@ from sage.predict.dimensionless import bits_per_second, groups, num_buckets
 ABOVE_0 = st.floats(1e-6, 1e12)
 
 
-def test_the_examples_in_the_docstrings_hold() -> None:
+def test_the_examples_in_the_docstrings_are_correct() -> None:
     found = doctest.testmod(dimensionless)
     assert found.attempted > 3
     assert found.failed == 0
@@ -34,7 +34,7 @@ def test_every_group_is_the_quotient_of_its_definition() -> None:
 
 
 @given(ABOVE_0, ABOVE_0, ABOVE_0)
-def test_a_set_up_at_the_bandwidth_that_was_chosen_for_it_has_the_group_asked_for(
+def test_a_set_up_at_the_bandwidth_computed_for_a_group_has_that_group(
     communication: float, dense_bytes: float, backward_seconds: float
 ) -> None:
     bandwidth = bits_per_second(
@@ -65,7 +65,7 @@ def test_faster_compute_and_a_faster_link_by_one_factor_change_no_group(factor: 
     assert at(factor) == at(1)
 
 
-def test_what_is_not_known_is_left_out() -> None:
+def test_unknown_values_are_left_out() -> None:
     found = groups(world_size=4, dense_bytes=1, bits_per_second=1, backward_seconds=1, latency_seconds=1)
     assert (found.encoding, found.volume, found.latency) == (None, None, None)
     assert str(found) == "S0/(B t_b) = 8, W = 4"

@@ -24,7 +24,7 @@ def of(collective: str, *, noise: float = 0.0, seed: int = 0) -> list[Samples]:
 
 
 @pytest.mark.parametrize("collective", list(TIMES))
-def test_exact_times_give_back_latency_and_bandwidth(collective: str) -> None:
+def test_exact_times_determine_latency_and_bandwidth(collective: str) -> None:
     found = fit(of(collective), 1)
     assert found.latency == pytest.approx(LATENCY, rel=1e-9)
     assert found.seconds_per_byte == pytest.approx(1 / BANDWIDTH, rel=1e-9)
@@ -48,7 +48,7 @@ def test_draws_have_the_covariance_of_the_fit_and_begin_with_it() -> None:
     assert numpy.cov(latency_D, per_byte_D) == pytest.approx(numpy.array(found.covariance), rel=0.1)
 
 
-def test_what_a_line_does_not_explain_is_kept_as_residual_of_its_size() -> None:
+def test_deviations_from_the_fitted_line_are_kept_for_each_size() -> None:
     slow = [
         replace(each, seconds=tuple(1.3 * t for t in each.seconds)) if each.bytes == SIZES[-1] else each
         for each in of("all_reduce")
@@ -83,7 +83,7 @@ def test_any_times_give_a_latency_and_a_bandwidth_that_are_not_negative(
     assert numpy.linalg.eigvalsh(numpy.array(found.covariance)).min() >= -1e-9
 
 
-def test_nothing_measured_is_an_error() -> None:
+def test_a_fit_without_measurements_is_an_error() -> None:
     with pytest.raises(ValueError, match="no measurements to fit"):
         fit([], 1)
 

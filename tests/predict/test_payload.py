@@ -110,7 +110,7 @@ def test_the_order_of_messages_is_kept_and_one_rank_sends_none() -> None:
     assert traffic(method({2: messages}), 1, NUMEL) == ()
 
 
-def test_where_the_number_of_messages_grows_it_is_extrapolated() -> None:
+def test_a_growing_number_of_messages_is_extrapolated() -> None:
     """A method that halves the ranks in log₂ W rounds sends one message in each."""
     rounds = {w: (Message("broadcast", 800),) * int(math.log2(w)) for w in (2, 4, 8, 16)}
     (found,) = traffic(method(rounds), 32, NUMEL)

@@ -42,7 +42,7 @@ def test_each_number_of_nodes_is_a_setup_with_the_ranks_of_its_gpus(tmp_path: Pa
     assert (link.layout, found[0].name, found[0].notes) == ("hierarchical", "planned", ())
 
 
-def test_a_latency_that_is_not_given_is_nccls_and_says_so(tmp_path: Path) -> None:
+def test_a_latency_that_is_not_given_is_nccls_and_has_a_note(tmp_path: Path) -> None:
     found = read(written(tmp_path, "[[cluster]]\nnodes = 4\nbits_per_second = 1e10\n"))
     assert (found[0].link.latency, found[0].notes, found[0].name) == (
         NCCL_NETWORK,

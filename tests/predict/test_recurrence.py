@@ -19,7 +19,7 @@ def running(parts: list[float]) -> list[float]:
 
 @settings(max_examples=examples(300))
 @given(schedule=SCHEDULES)
-def test_without_coding_it_is_the_recurrence_of_mg_wfbp(schedule: list[tuple[float, float]]) -> None:
+def test_without_coding_the_recurrence_is_that_of_mg_wfbp(schedule: list[tuple[float, float]]) -> None:
     ready, comm = running([each for each, _ in schedule]), [each for _, each in schedule]
     end = 0.0
     for begin, seconds in zip(ready, comm, strict=True):

@@ -136,7 +136,7 @@ def test_a_faster_link_and_fewer_ranks_never_make_a_step_longer() -> None:
             assert (numpy.diff(grid, axis=0) >= -1e-12).all()
 
 
-def test_above_the_measured_ranks_a_tree_may_be_faster_and_the_step_says_so() -> None:
+def test_above_the_measured_ranks_a_tree_may_be_faster_and_the_step_has_a_note() -> None:
     found = calibration()
     predictor = Predictor(found)
     network = predictor.links(Link((1e9,)))
@@ -148,7 +148,7 @@ def test_above_the_measured_ranks_a_tree_may_be_faster_and_the_step_says_so() ->
     assert float(far.communication_DX[0, 0]) < ring
 
 
-def test_a_collective_that_was_not_measured_takes_the_time_of_another_and_says_so() -> None:
+def test_an_unmeasured_collective_has_the_time_of_another_and_a_note() -> None:
     found = replace(calibration(), links=tuple(e for e in links() if e.collective == "all_reduce"))
     predictor = Predictor(found)
     step = predictor.step(Choice(named(found, "topk"), "whole"), Setup(4), predictor.links(Link()))
@@ -182,7 +182,7 @@ def test_no_link_between_nodes_is_faster_than_those_within_one() -> None:
     assert any("no link is faster than those within a node" in note for note in fast.notes)
 
 
-def test_where_only_one_node_was_measured_its_links_take_the_place_of_the_network() -> None:
+def test_with_one_measured_node_its_links_replace_the_network() -> None:
     intra = tuple(replace(each, scope="intra") for each in links())
     found = replace(calibration(), links=intra, ranks_per_node=4)
     predictor = Predictor(found, num_draws=1)

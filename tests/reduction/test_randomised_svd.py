@@ -80,7 +80,7 @@ def test_power_iterations_reduce_the_error() -> None:
     assert error(3) < 1.05 * least
 
 
-def test_the_test_matrix_is_normal_and_depends_on_its_key_alone() -> None:
+def test_the_test_matrix_is_normal_and_depends_only_on_its_key() -> None:
     like = torch.empty(0, dtype=torch.float64)
     x = normal(200, 300, 7, like=like)
     assert same_bits(x, normal(200, 300, 7, like=like))

@@ -101,7 +101,7 @@ def test_a_time_is_a_regression_if_the_interval_excludes_1_and_the_ratio_exceeds
     assert of(told(capsys, str(b), str(a)), "topk")["time"]["outcome"] == "better"
 
 
-def test_a_mean_slowdown_within_the_spread_of_seeds_is_no_regression(
+def test_a_mean_slowdown_within_the_spread_of_seeds_is_not_a_regression(
     sets: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = sets

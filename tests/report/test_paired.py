@@ -90,7 +90,7 @@ def test_the_t_interval_covers_the_ratio_in_95_of_100_draws(pairs: int) -> None:
 
 
 @pytest.mark.parametrize("pairs", [3, 6])
-def test_the_range_covers_the_median_as_often_as_its_formula_says(pairs: int) -> None:
+def test_the_range_covers_the_median_as_often_as_its_formula_states(pairs: int) -> None:
     draws = 4000
     random = numpy.random.default_rng(15)
     # Ratios of which 30 % are infinite; their median is that of the finite ones' 5/7 quantile.

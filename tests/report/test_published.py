@@ -102,7 +102,7 @@ def test_the_groups_of_a_set_up_follow_from_its_figures() -> None:
     assert own.volume == pytest.approx(3 * 7.16e5 / 8 / 22_347_924, rel=1e-3)
 
 
-def test_figures_that_are_not_verified_are_printed_only_with_all_and_then_with_the_word(
+def test_unverified_figures_are_printed_only_with_all_and_then_marked(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = find("utility")
@@ -130,7 +130,7 @@ def test_the_list_has_every_source_with_its_numbers_of_figures(capsys: pytest.Ca
         assert sum(map(int, line.split()[1:3])) == len(find(name).rows)
 
 
-def test_a_table_of_the_users_own_is_read_from_its_file(tmp_path: Path) -> None:
+def test_a_users_table_is_read_from_its_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(VALID)
     source = find(str(path))
@@ -197,7 +197,7 @@ def test_a_value_that_is_not_allowed_is_named(fault: Fault, old: str, new: str, 
     assert said in fault(old, new)
 
 
-def test_rows_that_are_no_tables_are_refused(tmp_path: Path) -> None:
+def test_rows_that_are_not_tables_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     for given, said in (
         ("row = 3", r"mine\.toml: row is 3; allowed are tables written as \[\[row\]\]"),
@@ -209,7 +209,9 @@ def test_rows_that_are_no_tables_are_refused(tmp_path: Path) -> None:
             read(path)
 
 
-def test_what_is_no_toml_or_no_source_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_toml_or_a_table_that_is_not_a_source_is_a_one_line_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "broken.toml"
     path.write_text("[tables")
     for argv, said in (
@@ -225,7 +227,7 @@ def test_what_is_no_toml_or_no_source_is_one_line(tmp_path: Path, capsys: pytest
         assert said in told.err
 
 
-def test_a_source_without_figures_says_why(tmp_path: Path) -> None:
+def test_a_source_without_figures_has_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "empty.toml"
     path.write_text('title = "A"\nwhere = "B"')
     with pytest.raises(ValueError, match=r"^empty\.toml has no row; a source without figures needs a note"):

@@ -34,7 +34,7 @@ def set_metrics(folder: Path, values: list[float | None]) -> None:
 
 @settings(max_examples=examples(20), deadline=None)
 @given(st.lists(st.floats(0, 1) | st.none(), min_size=4, max_size=4), st.floats(0, 1))
-def test_it_is_reached_at_the_first_evaluation_that_is_at_least_as_good(
+def test_a_target_is_reached_at_the_first_evaluation_that_is_at_least_as_good(
     tmp_path_factory: pytest.TempPathFactory, values: list[float | None], target: float
 ) -> None:
     runs = tmp_path_factory.mktemp("runs")

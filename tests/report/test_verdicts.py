@@ -99,7 +99,7 @@ def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
     assert line["95 % interval"] == "none: one pair"
 
 
-def test_the_reference_overlaps_if_any_dense_run_does_and_the_head_says_so_if_none_does(
+def test_the_reference_overlaps_if_any_dense_run_does_and_the_head_notes_if_none_does(
     tmp_path: Path,
 ) -> None:
     def reference(name: str) -> tuple[str | None, str]:
@@ -145,7 +145,7 @@ def test_dense_rivals_have_a_verdict_and_are_not_counted(tmp_path: Path) -> None
     assert first_line([found]) == "0 of 1 set-ups pay; 1 do not."
 
 
-def test_without_a_target_nothing_is_judged_and_the_runs_own_target_is_one(tmp_path: Path) -> None:
+def test_without_a_target_there_is_no_verdict_and_a_runs_own_target_counts(tmp_path: Path) -> None:
     folders = [pretend(tmp_path, "bf16"), pretend(tmp_path, "topk", density=0.01)]
     (plain,) = grouped(read_runs([tmp_path])[0])
     assert judge(plain) is None

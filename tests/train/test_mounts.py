@@ -75,7 +75,7 @@ def compare_with_whole(folder: Path, wire: Wire) -> dict[str, tuple[bool, bool]]
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_with_one_bucket_every_step_is_that_of_the_whole_model_to_the_bit(
+def test_with_one_bucket_every_step_is_bitwise_equal_to_the_whole_model_mount(
     tmp_path: Path, world_size: int
 ) -> None:
     for found in processes(world_size, partial(compare_with_whole, tmp_path)):
@@ -129,7 +129,7 @@ def test_the_ledger_has_the_bytes_of_every_bucket(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_a_training_goes_on_from_its_checkpoint_to_the_bit(tmp_path: Path, world_size: int) -> None:
+def test_a_training_resumes_from_its_checkpoint_bitwise_identically(tmp_path: Path, world_size: int) -> None:
     cases: dict[str, dict[str, Any]] = {
         "exact": {"reducer": "exact"},
         "topk": {"momentum_at": "before", "amp": "fp16", "min_compress": 20},
@@ -204,7 +204,7 @@ def test_all_ranks_skip_a_step_that_is_not_finite_on_one_and_restore_all_state(t
         assert found == {name: ([], True, True, True) for name in SKIPPING}
 
 
-def test_unless_told_to_skip_a_run_ends_and_names_the_rank(tmp_path: Path) -> None:
+def test_by_default_a_run_ends_at_a_step_that_is_not_finite_and_names_the_rank(tmp_path: Path) -> None:
     def work(wire: Wire) -> str:
         run = training(wire, tmp_path, task=Spiked, reducer="exact", **SEVERAL)
         assert isinstance(run.task, Spiked)
@@ -305,7 +305,7 @@ def test_an_error_of_a_reducer_ends_backward(tmp_path: Path) -> None:
         ({"reducer": "variance"}, r"the reducer variance needs the squares.*use --mount whole"),
     ],
 )
-def test_what_needs_the_whole_gradient_is_refused_by_name(
+def test_settings_that_need_the_whole_gradient_are_refused_by_name(
     tmp_path: Path, options: dict[str, Any], says: str
 ) -> None:
     def work(wire: Wire) -> None:
@@ -316,7 +316,7 @@ def test_what_needs_the_whole_gradient_is_refused_by_name(
 
 
 @pytest.mark.parametrize(("before", "now"), [(3, 2), (1, 2)])
-def test_another_number_of_ranks_and_other_buckets_keep_the_sum_of_what_was_not_sent(
+def test_another_number_of_ranks_and_other_buckets_keep_the_sum_of_the_residuals(
     tmp_path: Path, before: int, now: int
 ) -> None:
     def residuals(run: Any) -> dict[str, Tensor]:

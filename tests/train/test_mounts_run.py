@@ -38,7 +38,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
     [(FF, 11, 8, 2), (CNN, 9, 8, 3), (LSTM, 3, 2, 2)],
     ids=["ff", "cnn", "lstm"],
 )
-def test_a_killed_run_goes_on_to_the_bit(
+def test_a_killed_run_resumes_bitwise_identically(
     launcher: Launcher, tmp_path: Path, argv: str, at: int, saved: int, ranks: int
 ) -> None:
     brake = Brake(tmp_path / "brake", ranks)
@@ -51,7 +51,9 @@ def test_a_killed_run_goes_on_to_the_bit(
     assert_same_run(launcher.reference(argv).folder, resumed.folder)
 
 
-def test_a_stop_signal_saves_and_the_run_goes_on_to_the_bit(launcher: Launcher, tmp_path: Path) -> None:
+def test_a_stop_signal_writes_a_checkpoint_and_the_run_resumes_bitwise_identically(
+    launcher: Launcher, tmp_path: Path
+) -> None:
     brake = Brake(tmp_path / "brake")
     run = launcher.start(FF, tmp_path / "runs", tamper=brake.before_step(5))
     brake.paused_ranks()
@@ -93,7 +95,7 @@ def test_every_record_has_its_exposed_seconds_and_the_configuration_its_mount(la
         ("--bucket-mb 0", "--bucket-mb is 0.0; allowed is a number in [1e-06, 1e+06]"),
     ],
 )
-def test_what_ddp_cannot_do_is_refused_in_one_line(
+def test_settings_that_ddp_does_not_support_are_refused_in_one_line(
     launcher: Launcher, tmp_path: Path, argv: str, says: str
 ) -> None:
     run = launcher.start(f"{FF} {argv}", tmp_path / "runs")

@@ -281,7 +281,7 @@ def test_an_epoch_too_short_for_one_step_is_refused(train: Train) -> None:
 # The record.
 
 
-def test_what_is_recorded_does_not_depend_on_when_checkpoints_are_made(train: Train) -> None:
+def test_the_record_does_not_depend_on_when_checkpoints_are_written(train: Train) -> None:
     common = {
         "reducer": "topk",
         "reducer_options": {"density": 0.2},

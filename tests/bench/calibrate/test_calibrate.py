@@ -91,7 +91,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
     return Measured(read(path), path, done.stdout, done.stderr)
 
 
-def test_the_file_reads_back_equal(measured: Measured, tmp_path: Path) -> None:
+def test_a_written_file_is_read_back_equal(measured: Measured, tmp_path: Path) -> None:
     write(tmp_path / "again.json", measured.content)
     assert read(tmp_path / "again.json") == measured.content
     assert (tmp_path / "again.json").read_bytes() == measured.path.read_bytes()
@@ -123,7 +123,7 @@ def test_every_rank_and_step_gives_a_sample(measured: Measured) -> None:
         assert min(method.encode_seconds) >= 0
 
 
-def test_every_collective_has_all_sizes_or_a_line_says_where_they_end(measured: Measured) -> None:
+def test_every_collective_has_all_sizes_or_a_line_with_the_largest_one(measured: Measured) -> None:
     links = measured.content.links
     assert {each.collective for each in links} == set(CALLS)
     for collective in CALLS:
@@ -167,7 +167,7 @@ def test_a_reducer_that_fails_is_named_and_the_others_are_measured(measured: Mea
         assert f"| `{name}` |" in measured.out
 
 
-def test_a_stop_signal_ends_it_and_leaves_no_file(tmp_path: Path) -> None:
+def test_a_stop_signal_ends_the_calibration_and_leaves_no_file(tmp_path: Path) -> None:
     process = started("calibrate", "digits-ff", "--seconds", "1000", "--steps", "100000", folder=tmp_path)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("sage calibrate: steps")
@@ -224,7 +224,7 @@ def test_wrong_input_is_refused_in_one_line(argv: str, says: str, capsys: pytest
         (["--output", "."], "--output .: it is a folder; name a file"),
     ],
 )
-def test_what_the_ranks_refuse_is_one_line(argv: list[str], says: str, tmp_path: Path) -> None:
+def test_an_error_of_the_ranks_is_one_line(argv: list[str], says: str, tmp_path: Path) -> None:
     done = ended("calibrate", "digits-ff", *argv, folder=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
