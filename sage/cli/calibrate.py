@@ -46,10 +46,11 @@ class _Calibrate(RunCommand):
     """A command that takes the options of a run, and several reducers in place of one."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return the parameters, without those that choose a run's reducer and its options."""
+        """Return the parameters, without those that choose a run's reducer, its options and its mount."""
         base: Config | None = ctx.meta.get("sage.base")
         of_reducer = registry.options_of("reducers", base.reducer, from_source=True) if base else ()
-        return [param for param in super().get_params(ctx) if param.name not in ("reducer", *of_reducer)]
+        left_out = ("reducer", "mount", "bucket_mb", *of_reducer)
+        return [param for param in super().get_params(ctx) if param.name not in left_out]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the options of a run, and then those of each reducer.

@@ -123,6 +123,11 @@ def _read(folder: Path) -> Run:
         raise ValueError(f"{folder} is not a run of `sage run`: {clean_text(str(error), 300)}") from error
     if config.workers_in_process or not manifest.get("hosts"):
         raise ValueError(f"{folder} has simulated ranks, whose times are not those of ranks: leave it out")
+    if config.mount != "whole":
+        raise ValueError(
+            f"{folder} has the mount {config.mount}, under which communication is beside backward: name runs "
+            "of --mount whole"
+        )
     steps = [record for record in read_metrics(folder) if record["kind"] == "step"]
     return Run(folder, config, manifest, [step for step in steps if step["step"] >= WARM_UP])
 

@@ -51,6 +51,7 @@ class Plan:
         return replace(
             self.config,
             world_size=world_size,
+            mount="whole",
             reducer="exact",
             reducer_options={},
             memory=None,

@@ -202,6 +202,7 @@ def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
         ("--reducers", "--reducers"),
         ("--densities 2", "density=2.0: expected a share"),
         ("--reducer topk", "did you mean --reducers"),
+        ("--mount ddp", "no flag of `sage calibrate digits-ff` is called '--mount'"),
         ("--density 0.1", "did you mean --densities"),
         ("--steps 1", "--steps 1: expected 2 or more"),
         ("--seconds 0", "--seconds 0: expected more than 0"),

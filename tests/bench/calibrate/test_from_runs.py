@@ -104,12 +104,16 @@ def test_runs_that_give_no_calibration_are_refused(
     simulated = tmp_path / "simulated"
     shutil.copytree(runs["exact"], simulated)
     (simulated / "config.json").write_text(json.dumps({**config, "workers_in_process": True}))
+    mounted = tmp_path / "mounted"
+    shutil.copytree(runs["exact"], mounted)
+    (mounted / "config.json").write_text(json.dumps({**config, "mount": "ddp"}))
     topk = str(runs["topk"])
     for folders, says in (
         ([str(tmp_path / "nowhere")], "nowhere has no finished run"),
         ([str(unfinished)], "unfinished has no finished run"),
         ([str(runs["exact"])], "run one of them with --profile"),
         ([topk, str(other)], "has batch_size 32, and "),
+        ([topk, str(mounted)], "mounted has the mount ddp"),
         ([topk, str(simulated)], "simulated has simulated ranks"),
     ):
         assert main(["calibrate", "--from-runs", *folders, "--output", str(tmp_path / "c.json")]) == 2
