@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from sage.predict.calibration import Calibration, read, write
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT / "tests"))
 
+from prediction_errors import Row, Setup, Source, sources, summary  # noqa: E402
 from slurm.cluster import Cluster  # noqa: E402
 
 METHODS = (
@@ -52,72 +53,6 @@ METHODS = (
 WARM_UP = {"sage": 6}
 """Steps of each job that do not count, by default 2; a controller first has to converge to its density."""
 PROGRAM = (sys.executable, "-m", "sage")
-UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A number of ranks and the speed of each rank's link, as tc has it."""
-
-    ranks: int
-    rate: str
-
-    @property
-    def bits_per_second(self) -> float:
-        """The nominal speed.
-
-        >>> Setup(2, "100mbit").bits_per_second
-        100000000.0
-        """
-        return float(self.rate[:-4]) * UNITS[self.rate[-4:]]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a prediction comes from; neither part is the predicted setup."""
-
-    links: Setup
-    computation: Setup
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One prediction beside the measurement."""
-
-    workload: str
-    setup: Setup
-    source: Source
-    reducer: str
-    options: Mapping[str, Any]
-    mount: str
-    predicted_seconds: float
-    band: tuple[float, float]
-    measured_seconds: float
-    measured_quartiles: tuple[float, float]
-
-    @property
-    def error(self) -> float:
-        """Predicted over measured, less one."""
-        return self.predicted_seconds / self.measured_seconds - 1
-
-
-def sources(setup: Setup, measured: Sequence[Setup]) -> Iterator[Source]:
-    """Yield the sources of a prediction: each other setup, with the computation of as many ranks.
-
-    >>> two, four = [Setup(2, "10mbit"), Setup(2, "1gbit")], [Setup(4, "10mbit"), Setup(4, "1gbit")]
-    >>> for source in sources(two[0], [*two, *four]):
-    ...     print(source.links.ranks, source.links.rate, source.computation.ranks, source.computation.rate)
-    2 1gbit 2 1gbit
-    4 10mbit 2 1gbit
-    4 1gbit 2 1gbit
-    """
-    others = [each for each in measured if each != setup]
-    alike = [each for each in others if each.ranks == setup.ranks]
-    for links in others:
-        if links.ranks == setup.ranks:
-            yield Source(links, links)
-        elif alike:
-            yield Source(links, alike[0])
 
 
 # Measurements.
@@ -237,24 +172,6 @@ def rows_of(
                     measured_seconds=middle,
                     measured_quartiles=(low, high),
                 )
-
-
-def summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the number of predictions, and the median and ninth decile of the absolute errors.
-
-    Args:
-        rows: One or more predictions.
-    """
-    errors = sorted(abs(row.error) for row in rows)
-    ninth = errors[min(len(errors) - 1, int(0.9 * len(errors)))]
-    within = sum(row.band[0] <= row.measured_seconds <= row.band[1] for row in rows)
-    return {
-        "predictions": len(rows),
-        "median": round(statistics.median(errors), 4),
-        "ninth_decile": round(ninth, 4),
-        "largest": round(errors[-1], 4),
-        "measured_within_the_band": within,
-    }
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from predict_error import Row, Setup, Source, sources, summary
+from prediction_errors import Row, Setup, Source, sources, summary
 
 SETUPS = [Setup(ranks, rate) for ranks in (2, 4) for rate in ("10mbit", "100mbit", "1gbit")]
 
