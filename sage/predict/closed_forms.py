@@ -1,13 +1,14 @@
 """When a method is faster than the overlapped baseline, in closed form.
 
-The baseline sends k buckets during backward, of which only the last cannot overlap (`recurrence.two_term`).
-The method runs after backward. With x = 1/B, the seconds that a byte takes on the link:
+The baseline sends k buckets during backward, the first of which is ready after t_1. The method runs after
+backward. With x = 1/B, the seconds that a byte takes on the link:
 
-    T0 = t_f + max(γ·t_b, (k−1)·(A + v·x)) + A + v_last·x
+    T0 = t_f + max(γ·t_b, t_1 + (k−1)·(A + v·x)) + A + v_last·x
     TM = t_f + t_b + t_ed + L + v_M·x
 
-Both are piecewise linear in x, and T0 − ρ·TM is convex, so that the method is faster in at most two intervals
-of bandwidth.
+For equal buckets that are ready at equal intervals, T0 is the time of the recurrence. With t_1 = 0 it is the
+model of two terms (`recurrence.two_term`). Both are piecewise linear in x, and T0 − ρ·TM is convex, so that
+the method is faster in at most two intervals of bandwidth.
 """
 
 import math
@@ -37,6 +38,8 @@ class Baseline:
     last_volume: float
     gamma: float = 1.0
     """γ: backward beside communication over backward alone."""
+    first_ready: float = 0.0
+    """t_1: when communication may begin, from the start of a backward beside communication."""
 
     @property
     def total_volume(self) -> float:
@@ -46,7 +49,8 @@ class Baseline:
     def seconds(self, x: Any) -> Any:
         """Return T0, of a number or an array."""
         each, last = self.latency + self.volume * x, self.latency + self.last_volume * x
-        return self.other + two_term(self.buckets, self.gamma * self.backward, each, last)
+        left = self.gamma * self.backward - self.first_ready
+        return self.other + self.first_ready + two_term(self.buckets, left, each, last)
 
     def seconds_without_overlap(self, x: Any) -> Any:
         """Return the step time of one dense reduction after backward, of a number or an array."""
@@ -55,9 +59,10 @@ class Baseline:
     @property
     def knee(self) -> float:
         """x above which communication is no longer hidden behind backward; below 0 if it never is."""
-        if self.buckets == 1:
+        if self.buckets == 1 or self.volume == 0:
             return math.inf
-        return (self.gamma * self.backward / (self.buckets - 1) - self.latency) / self.volume
+        left = self.gamma * self.backward - self.first_ready
+        return (left / (self.buckets - 1) - self.latency) / self.volume
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def break_even(baseline: Baseline, method: Compressed, rho: float = 1.0) -> Inte
     at_zero = rho * method.seconds(baseline, 0.0)
     knee = min(max(baseline.knee, 0.0), math.inf)
     hidden = baseline.other + baseline.gamma * baseline.backward + baseline.latency
-    bound = baseline.other + baseline.buckets * baseline.latency
+    bound = baseline.other + baseline.first_ready + baseline.buckets * baseline.latency
     found = [
         *_above_zero(hidden - at_zero, baseline.last_volume - rho * method.volume, 0.0, knee),
         *_above_zero(bound - at_zero, baseline.total_volume - rho * method.volume, knee, math.inf),
@@ -130,7 +135,8 @@ def compression_needed(baseline: Baseline, x: float) -> float:
     """
     if baseline.buckets == 1:
         return 1.0
-    left = baseline.gamma * baseline.backward - (baseline.buckets - 1) * baseline.latency
+    left = baseline.gamma * baseline.backward - baseline.first_ready
+    left -= (baseline.buckets - 1) * baseline.latency
     return (baseline.buckets - 1) * baseline.volume * x / left if left > 0 else math.inf
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
@@ -13,7 +13,7 @@ from sage.predict.break_even import Gain, break_even
 from sage.predict.buckets import cut
 from sage.predict.calibration import MethodTimes
 from sage.predict.closed_forms import Baseline, Compressed, Intervals
-from sage.predict.grid import MOUNTS, dense_method, reference
+from sage.predict.grid import MOUNTS, dense_method, names, reference
 from sage.predict.links import Links
 from sage.predict.payload import GATHERS, traffic
 from sage.predict.step_time import DENSE, Choice, Mount, Predictor, Setup, memory
@@ -27,10 +27,12 @@ class Limits:
 
     cluster: str
     ranks: int
+    name: str
+    """As in the grid."""
     reducer: str
     options: Mapping[str, Any]
     closed_form: Intervals
-    """Where the method, reduced after backward, is faster than overlapped bf16 by the two-term model."""
+    """Where the method, reduced after backward, is faster than overlapped bf16 by the formulas."""
     by_roots: Intervals
     """The same by root finding."""
     by_recurrence: Mapping[Mount, Intervals]
@@ -46,10 +48,6 @@ class Limits:
     coding_seconds: float
     memory_bytes: float
     """For gradient, residual and messages, beyond model, optimizer and activations."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the limits for JSON, which has no infinity: null stands for it."""
-        return asdict(self)
 
 
 class _Gains:
@@ -76,19 +74,25 @@ class _Gains:
 
 
 def limits(predictor: Predictor, setups: Sequence[Setup], bucket_mb: float | None) -> list[Limits]:
-    """Return the limits of each compressing method in each setup of more than one rank."""
+    """Return the limits of each compressing method in each setup of more than one node."""
     single = replace(predictor, num_draws=1)
     found = []
     for setup in setups:
-        if setup.ranks > 1:
-            methods = [each for each in predictor.calibration.methods if each.reducer not in DENSE]
+        if setup.ranks > setup.ranks_per_node:
+            every = predictor.calibration.methods
+            named = [each for each in zip(every, names(every), strict=True) if each[0].reducer not in DENSE]
             gains = _Gains(single, setup, Choice(reference(predictor.calibration), "ddp", bucket_mb))
-            found += [_of(single, setup, method, bucket_mb, gains) for method in methods]
+            found += [_of(single, setup, method, name, bucket_mb, gains) for method, name in named]
     return found
 
 
 def _of(
-    predictor: Predictor, setup: Setup, method: MethodTimes, bucket_mb: float | None, gains: _Gains
+    predictor: Predictor,
+    setup: Setup,
+    method: MethodTimes,
+    name: str,
+    bucket_mb: float | None,
+    gains: _Gains,
 ) -> Limits:
     calibration = predictor.calibration
     network = predictor.links(setup.link)
@@ -103,6 +107,7 @@ def _of(
     return Limits(
         cluster=setup.name,
         ranks=setup.ranks,
+        name=name,
         reducer=method.reducer,
         options=method.options,
         closed_form=_in_bits(closed_forms.break_even(base, compressed)),
@@ -135,7 +140,8 @@ def baseline(
     calibration = predictor.calibration
     model = calibration.model
     method = dense_method(calibration, reducer)
-    sizes = [model.numel] if bucket_mb == math.inf else [b.numel for b in cut(model.parameters, bucket_mb)]
+    buckets = cut(model.parameters, bucket_mb)
+    sizes = [bucket.numel for bucket in buckets]
     latency, volume = _terms(network, setup, method, model.numel)
     # The latency of a bucket is that of a whole reduction, and its volume in proportion to its elements.
     body = (model.numel - sizes[-1]) / max(1, len(sizes) - 1)
@@ -153,6 +159,7 @@ def baseline(
         volume=volume * body / model.numel,
         last_volume=volume * sizes[-1] / model.numel,
         gamma=max(1.0, gamma),
+        first_ready=slow * backward * max(1.0, gamma) * buckets[0].ready_seconds / buckets[-1].ready_seconds,
     )
 
 

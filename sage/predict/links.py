@@ -39,8 +39,8 @@ class Drawn:
 
     latency_D1: Array
     seconds_per_byte_DX: Array
-    slowness: float
-    """Time per byte over that of the fastest collective."""
+    excess: float
+    """Time per byte beyond that of the fastest collective, as measured."""
     correction: Fit | None
     """The fit whose residuals correct the time of a message; None where a bandwidth was given."""
 
@@ -92,8 +92,8 @@ class Links:
     ) -> tuple[float, float]:
         """Return seconds that do not depend on the bandwidth between nodes, and bytes that do.
 
-        They are those of the ring, at every number of ranks. The bytes of a collective that is slower than
-        the fastest one count more, by its slowness.
+        They are those of the ring, at every number of ranks. What a byte takes beyond the fastest collective
+        is as measured, also on faster links.
         """
         if ranks == 1:
             return 0.0, 0.0
@@ -104,7 +104,8 @@ class Links:
         within = (cost.intra.share * size + cost.intra.fixed_bytes) * intra.seconds_per_byte_DX[0, 0]
         if not cost.together or not _crosses(cost):
             fixed += within
-        return float(fixed), (cost.inter.share * size + cost.inter.fixed_bytes) * inter.slowness
+        moved = cost.inter.share * size + cost.inter.fixed_bytes
+        return float(fixed + moved * inter.excess), moved
 
     def _note(self, collective: Collective, ranks: int, ranks_per_node: int) -> None:
         if self.is_local and ranks > ranks_per_node:
@@ -155,9 +156,9 @@ def fits(calibration: Calibration) -> tuple[Fits, Fits]:
 def links(inter: Fits, intra: Fits, link: Link, generator: numpy.random.Generator, num_draws: int) -> Links:
     """Return the links of a cluster: as fitted, except for what `link` gives.
 
-    A given bandwidth is that of the fastest collective. The others keep their measured slowness relative to
-    it, and none is faster between nodes than was measured within one. If no links between nodes were
-    measured, those within a node take their place.
+    A given bandwidth is that of the fastest collective. What a byte takes longer in the others is as measured
+    on slower links, and in proportion to 1/B on faster ones. None is faster than was measured within a node.
+    If no links between nodes were measured, those within a node take their place.
 
     Raises:
         ValueError: if neither a measurement nor `link` has the bandwidth or the latency between nodes.
@@ -199,17 +200,19 @@ def _drawn(
     generator: numpy.random.Generator,
     num_draws: int,
 ) -> Drawn:
-    ones_D = numpy.ones(num_draws)
-    latency_D, per_byte_D = found.draw(generator, num_draws) if found is not None else (0 * ones_D, ones_D)
+    zeros_D = numpy.zeros(num_draws)
+    latency_D, per_byte_D = found.draw(generator, num_draws) if found is not None else (zeros_D, zeros_D)
     if latency is not None:
-        latency_D = latency * ones_D
+        latency_D = zeros_D + latency
     fastest = min((each.seconds_per_byte for each in measured.values()), default=0.0)
-    slowness_D = per_byte_D / fastest if fastest > 0 else ones_D
-    if bytes_per_second is not None:
-        per_byte_DX = slowness_D[:, None] / numpy.array(bytes_per_second)
-        return Drawn(latency_D[:, None], per_byte_DX, float(slowness_D[0]), None)
-    correction = found if latency is None else None
-    return Drawn(latency_D[:, None], per_byte_D[:, None], float(slowness_D[0]), correction)
+    excess_D = per_byte_D - fastest
+    if bytes_per_second is None:
+        correction = found if latency is None else None
+        return Drawn(latency_D[:, None], per_byte_D[:, None], float(excess_D[0]), correction)
+    inverse_X = 1 / numpy.array(bytes_per_second)
+    kept_X = numpy.minimum(1.0, inverse_X / fastest) if fastest > 0 else numpy.ones_like(inverse_X)
+    per_byte_DX = numpy.maximum(inverse_X + excess_D[:, None] * kept_X, 0.0)
+    return Drawn(latency_D[:, None], per_byte_DX, float(excess_D[0]), None)
 
 
 def _nearest(found: Fits, name: Collective) -> Fit | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 from sage.predict.calibration import Calibration
-from sage.predict.grid import Row, choices, is_reference, label, predict
+from sage.predict.grid import Row, choices, is_reference, predict
 from sage.predict.limits import Limits, limits
 from sage.predict.step_time import DENSE, Choice, Predictor, Setup, interval
 from sage.predict.win_map import Map, win_map
@@ -120,15 +120,14 @@ def _curves(calibration: Calibration, setup: Setup, every: Sequence[Choice]) -> 
     faster: dict[str, Any] = {}
     order = sorted(range(len(every)), key=lambda i: not is_reference(every[i]))
     for i in order:
-        method = every[i].method
-        name = label(method.reducer, method.options)
+        method, name = every[i].method, every[i].name
         middle = seconds[i][0]
         if name in faster and (middle < faster[name]).sum() <= columns / 2 or _is_beside(every[i]):
             continue
         bands = [interval(seconds[i][:, x]) for x in range(columns)]
         faster[name] = middle
         drawn[name] = Curve(
-            f"{name} × {every[i].mount}",
+            every[i].label,
             method.reducer in DENSE,
             tuple(middle.tolist()),
             tuple(low for low, _ in bands),

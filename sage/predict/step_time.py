@@ -48,6 +48,13 @@ class Choice:
     mount: Mount
     bucket_mb: float | None = None
     """Of the mount `ddp`; None: DDP's default."""
+    name: str = ""
+    """The reducer, with the options that tell it from the others."""
+
+    @property
+    def label(self) -> str:
+        """The name and the mount."""
+        return f"{self.name or self.method.reducer} × {self.mount}"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from sage.output.units import MISSING, duration, rate, size, times
 from sage.predict.closed_forms import Intervals
-from sage.predict.grid import Row, clusters, label
+from sage.predict.grid import Row, clusters
 from sage.predict.limits import Limits
 from sage.predict.prediction import Prediction
 from sage.predict.step_time import FAR
@@ -97,10 +97,10 @@ def steps(cell: Sequence[Row]) -> str:
 
 
 LIMITS_NOTE = (
-    "Bandwidths at which a method is faster than overlapped bf16: by the two-term model, in closed form and "
-    "by its roots, and by the predicted steps of each mount. `un-overlapped fp32` compares with an all-reduce"
-    " of float32 after backward, which is not what DistributedDataParallel does. From `most ranks` on, a "
-    "gather moves more bytes than bf16's all-reduce."
+    "Bandwidths at which a method is faster than overlapped bf16: by the formulas for equal buckets, in "
+    "closed form and by their roots, and by the predicted steps of each mount. `un-overlapped fp32` compares "
+    "with an all-reduce of float32 after backward, which is not what DistributedDataParallel does. From "
+    "`most ranks` on, a gather moves more bytes than bf16's all-reduce."
 )
 
 
@@ -114,10 +114,9 @@ def limits(found: Sequence[Limits]) -> str:
     for each in found:
         fp32: Intervals = ((0.0, each.without_overlap),) if each.without_overlap else ()
         ceiling = MISSING if each.most_ranks is None else f"{each.most_ranks:.0f}"
-        name = label(each.reducer, each.options)
         lines.append(
             [
-                f"{name}, {each.cluster}" if each.cluster else name,
+                f"{each.name}, {each.cluster}" if each.cluster else each.name,
                 str(each.ranks),
                 *map(bandwidths, (each.closed_form, each.by_roots)),
                 *map(bandwidths, each.by_recurrence.values()),

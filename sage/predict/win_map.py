@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy
 
-from sage.predict.grid import label
 from sage.predict.step_time import DENSE, Choice, Predictor, Setup
 
 
@@ -40,11 +39,10 @@ def win_map(predictor: Predictor, setups: Sequence[Setup], every: Sequence[Choic
             fastest[wins_X], winner[wins_X] = numpy.broadcast_to(steps[i][0], wins_X.shape)[wins_X], i
         winners.append(winner)
     used = sorted({int(i) for winner in winners for i in winner} - {-1})
-    names = [f"{label(every[i].method.reducer, every[i].method.options)} × {every[i].mount}" for i in used]
     place = {-1: -1, **{i: place for place, i in enumerate(used)}}
     return Map(
         ranks=tuple(setup.ranks for setup in setups),
         bits_per_second=tuple(8 * each for each in setups[0].link.bytes_per_second or ()),
-        labels=tuple(names),
+        labels=tuple(every[i].label for i in used),
         winners=tuple(tuple(place[int(i)] for i in winner) for winner in winners),
     )

@@ -18,6 +18,7 @@ from sage.predict.closed_forms import (
     compression_needed,
     most_ranks,
 )
+from sage.predict.recurrence import overlap
 
 SECONDS = st.floats(0.001, 5)
 
@@ -30,6 +31,7 @@ BASELINES = st.builds(
     volume=st.floats(1e4, 1e8),
     last_volume=st.floats(1e4, 1e8),
     gamma=st.floats(1, 1.2),
+    first_ready=st.just(0.0) | st.floats(0, 0.001),
 )
 METHODS = st.builds(
     Compressed, coding=st.floats(0, 2), latency=st.floats(0, 1e-2), volume=st.floats(1e3, 1e9)
@@ -66,12 +68,31 @@ def test_the_method_is_faster_exactly_within_the_intervals(
 @settings(max_examples=examples(200))
 @given(baseline=BASELINES, method=METHODS)
 def test_the_slow_side_is_the_formula_of_the_two_terms(baseline: Baseline, method: Compressed) -> None:
-    """B* = (r·S0 − v_M)/(t_b + t_ed + L_M − k·A), if it lies beyond the knee."""
+    """B* = (r·S0 − v_M)/(t_b + t_ed + L_M − t_1 − k·A), if it lies beyond the knee."""
     saved = baseline.total_volume - method.volume
-    cost = baseline.backward + method.coding + method.latency - baseline.buckets * baseline.latency
+    cost = baseline.backward + method.coding + method.latency
+    cost -= baseline.first_ready + baseline.buckets * baseline.latency
     assume(saved > 0 and cost > 0 and baseline.buckets > 1)
     assume(cost / saved > max(baseline.knee, 0) * (1 + 1e-9))
     assert list(break_even(baseline, method)[0]) == pytest.approx([0, saved / cost])
+
+
+@settings(max_examples=examples(200))
+@given(
+    k=st.integers(1, 20),
+    each=st.floats(0.001, 1),
+    gamma=st.floats(1, 1.2),
+    latency=st.floats(0, 0.1),
+    volume=st.floats(1e4, 1e8),
+    x=st.floats(1e-10, 1e-6),
+)
+def test_with_equal_buckets_the_baseline_takes_the_time_of_the_recurrence(
+    k: int, each: float, gamma: float, latency: float, volume: float, x: float
+) -> None:
+    baseline = Baseline(0.1, k * each, k, latency, volume, volume, gamma, first_ready=gamma * each)
+    comm = latency + volume * x
+    found = overlap([gamma * each * (i + 1) for i in range(k)], [comm] * k, gamma * k * each)
+    assert baseline.seconds(x) == pytest.approx(0.1 + float(found.seconds))
 
 
 def test_a_method_that_misses_the_target_never_pays_and_one_in_fewer_steps_pays_further() -> None:

@@ -157,17 +157,17 @@ def test_an_unmeasured_collective_has_the_time_of_another_and_a_note() -> None:
     assert any(note.startswith("all_gather was not measured") for note in step.notes)
 
 
-def test_a_slower_collective_stays_slower_at_a_given_bandwidth() -> None:
+def test_a_slower_collective_keeps_its_excess_on_slower_links_and_its_factor_on_faster_ones() -> None:
     slow = tuple(
         replace(each, seconds=tuple(2 * t for t in each.seconds)) if each.collective == "all_gather" else each
         for each in links()
     )
     found = replace(calibration(), links=slow)
     predictor = Predictor(found, num_draws=1)
-    step = predictor.step(
-        Choice(named(found, "topk"), "whole"), Setup(4), predictor.links(Link((1e8,), latency=0.0))
-    )
-    assert float(step.communication_DX[0, 0]) == pytest.approx(3 * 2 * 0.08 * found.model.numel / 1e8)
+    link = Link((1e8, 1e6), latency=0.0)
+    step = predictor.step(Choice(named(found, "topk"), "whole"), Setup(4), predictor.links(link))
+    moved = 3 * 0.08 * found.model.numel
+    assert step.communication_DX[0] == pytest.approx([moved * 2 / 1e8, moved * (1 / 1e6 + 1 / BANDWIDTH)])
 
 
 def test_no_link_between_nodes_is_faster_than_those_within_one() -> None:
