@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from sage import registry
 from sage.jobs.pilot import method
-from sage.jobs.sweep import read
+from sage.jobs.sweep import Sweep, labels, read
 from sage.report.targets import Target
 
 
@@ -13,8 +14,8 @@ def runs_and_targets(path: Path) -> tuple[list[Path], Path, dict[tuple[str, int,
     Raises:
         ValueError: the sweep is invalid, none of its runs has begun, or a target is of another sweep.
     """
-    sweep = read(path)
-    untuned = {method(config) for config in read(path, untuned=True).configs}
+    sweep, before = read(path), read(path, untuned=True)
+    untuned = {method(config) for config in before.configs}
     folders = [config.folder for config in sweep.configs if config.folder.is_dir()]
     if not folders:
         raise ValueError(
@@ -28,5 +29,26 @@ def runs_and_targets(path: Path) -> tuple[list[Path], Path, dict[tuple[str, int,
                 "this sweep any more; run `sage target` again"
             )
         late = "" if each.before else "; fixed after runs of the comparison were finished"
-        targets[each.workload, each.world_size, each.metric] = Target(each.value, each.origin + late)
+        targets[each.workload, each.world_size, each.metric] = Target(
+            each.value, each.origin + late, _tuning(before, each.workload, each.world_size)
+        )
     return folders, sweep.runs, targets
+
+
+def _tuning(sweep: Sweep, workload: str, world_size: int) -> str:
+    """State the chosen tuning point of each method of a workload, from the sweep before tuning."""
+    if sweep.pilot is None or not sweep.pilot.is_tuned:
+        return ""
+    points = {choice.method: choice.point for choice in sweep.chosen}
+    settings = labels(sweep)
+    chosen = {}
+    for config in sweep.configs:
+        if (config.workload, config.world_size) == (workload, world_size) and method(config) in points:
+            words = [
+                word for word in settings[config.folder.name].split(", ") if not word.startswith("seed ")
+            ]
+            name = registry.short(config.reducer) + (f" ({', '.join(words)})" if any(words) else "")
+            values = ", ".join(f"{key} {value}" for key, value in points[method(config)].items())
+            chosen[method(config)] = f"{name} {values}"
+    num = len(sweep.pilot.points(registry.short(sweep.configs[0].reducer)))
+    return f"Tuned on the pilot seeds over {num} points for every method: {'; '.join(chosen.values())}."

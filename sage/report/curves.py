@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sage.output.units import duration, number, percent, size, spaced
 from sage.report.axes import limit, scale
+from sage.report.bands import BAND, band
 from sage.report.groups import Group, Row, Setting
 from sage.report.svg import MUTED, LineStyle
 
@@ -54,13 +55,17 @@ class Canvas:
         for setting in self.settings:
             yield from ((setting, row) for row in setting.rows[:SEEDS])
 
+    def all_rows(self) -> Iterator[tuple[Setting, Row]]:
+        """Yield all runs of the settings to draw, each with its setting."""
+        yield from ((setting, row) for setting in self.settings for row in setting.rows)
+
 
 def metric_by_epoch(canvas: Canvas) -> Drawing | None:
     """Metric on the whole test set at each evaluation."""
     axes = canvas.figure.subplots()
     axes.set(xlabel="epochs", ylabel=spaced(canvas.group.metric))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10]))
-    return _lines(axes, canvas, ((s, row, _of(row.run.epochs, "epoch")) for s, row in canvas.rows()))
+    return _lines(axes, canvas, ((s, row, _of(row.run.epochs, "epoch")) for s, row in canvas.all_rows()))
 
 
 def metric_by_traffic(canvas: Canvas) -> Drawing | None:
@@ -68,7 +73,7 @@ def metric_by_traffic(canvas: Canvas) -> Drawing | None:
     axes = canvas.figure.subplots()
     axes.set(xlabel="bytes on the wire", ylabel=spaced(canvas.group.metric))
     curves = []
-    for setting, row in canvas.rows():
+    for setting, row in canvas.all_rows():
         run = row.run
         if len(run.steps) and run.epochs:
             done_S = run.steps["step"] + 1
@@ -177,21 +182,47 @@ def front(costs: Sequence[float], values: Sequence[float], better: str) -> list[
 
 
 def _lines(axes: Axes, canvas: Canvas, curves: Any) -> Drawing | None:
-    """Draw the metric at each evaluation over the given x values; None if there is nothing to compare."""
-    drawing, longest = Drawing(), 0
+    """Draw the metric at each evaluation over the given x values; None if there is nothing to compare.
+
+    From `BAND` runs with the same evaluations, a setting is one curve: their median, with a band of the range.
+    """
+    drawing, longest, has_band = Drawing(), 0, False
     shown: dict[str, list[float]] = defaultdict(list)
-    for setting, row, x_E in curves:
-        y_E = _of([each["metrics"] for each in row.run.epochs], canvas.group.metric)
-        if len(x_E) and numpy.isfinite(y_E).any():
-            _line(axes, x_E, y_E, canvas.line_styles[setting.label])
-            shown[row.label] += y_E.tolist()
-            longest = max(longest, len(x_E))
-            _shown(drawing, setting)
+    for setting, members in _by_setting(canvas, curves).items():
+        style = canvas.line_styles[setting.label]
+        if len(members) >= BAND and len({len(x_E) for _, x_E, _ in members}) == 1:
+            middle_E, low_E, high_E = band(numpy.array([y_E for *_, y_E in members]))
+            x_E = numpy.mean([x_E for _, x_E, _ in members], axis=0)
+            _line(axes, x_E, middle_E, style)
+            axes.fill_between(x_E, low_E, high_E, color=style.colour, alpha=0.18, linewidth=0)
+            shown[setting.label] += [*low_E.tolist(), *high_E.tolist()]
+            drawing.settings.append(setting)
+            has_band = True
+        else:
+            for row, x_E, y_E in members[:SEEDS]:
+                _line(axes, x_E, y_E, style)
+                shown[row.label] += y_E.tolist()
+                _shown(drawing, setting)
+        longest = max(longest, *(len(x_E) for _, x_E, _ in members))
     # A single point gives no scale, and the table shows its value.
     if longest < 2 and len(drawing.settings) < 2:
         return None
+    if has_band:
+        drawing.notes.append(
+            f"From {BAND} runs of a setting: their median, and a band from least to largest."
+        )
     drawing.notes += [note] if (note := limit(axes, shown, number)) else []
     return drawing
+
+
+def _by_setting(canvas: Canvas, curves: Any) -> dict[Setting, list[tuple[Row, Curve, Curve]]]:
+    """The runs that have a finite value, by setting: each with its x values and the metric (E)."""
+    found: dict[Setting, list[tuple[Row, Curve, Curve]]] = defaultdict(list)
+    for setting, row, x_E in curves:
+        y_E = _of([each["metrics"] for each in row.run.epochs], canvas.group.metric)
+        if len(x_E) and numpy.isfinite(y_E).any():
+            found[setting].append((row, x_E, y_E))
+    return found
 
 
 def _line(axes: Axes, x: Curve, y: Curve, style: LineStyle, **more: Any) -> None:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,9 @@ from sage.report.tables import NOTES, WORDS, headline, tables
 from sage.report.targets import Targets
 from sage.report.verdict_values import time_to_target
 from sage.report.verdicts import first_line
+
+MAX_PATHS = 4
+"""At most this many paths are named in the command for TensorBoard."""
 
 MAX_LINES = 60
 """At most this many lines of a table are printed; report.md has all."""
@@ -67,7 +71,11 @@ def main(
     # A file has room for the widest line; on a terminal rich breaks lines to fit.
     show(groups, unreadable, Console(width=None if sys.stdout.isatty() else 200))
     print(f"Report: {printable(output / 'report.html')} (and report.md, report.csv)")
-    print(f"TensorBoard: tensorboard --logdir {' '.join(map(printable, paths))}")
+    # The runs of a sweep are many folders; TensorBoard takes the folder that contains them.
+    places = (
+        paths if len(paths) <= MAX_PATHS else [Path(os.path.commonpath([path.absolute() for path in paths]))]
+    )
+    print(f"TensorBoard: tensorboard --logdir {' '.join(map(printable, places))}")
     return 0
 
 

@@ -28,7 +28,7 @@ def target_table(group: Group) -> Table:
     if found is not None and group.target is not None:
         sign = "≥" if group.better == "max" else "≤"
         target = f"Target: {group.metric} {sign} {number(group.target.value)} ({group.target.origin})."
-        note = f"{about_reference(found.reference)} {target}"
+        note = f"{about_reference(found.reference)} {target} {group.target.tuning}".rstrip()
     return Table(
         title=TITLE,
         note=note,

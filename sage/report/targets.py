@@ -18,6 +18,8 @@ class Target:
     value: float
     origin: str
     """How the value was fixed, in words."""
+    tuning: str = ""
+    """Which tuning point each method runs with, in words; "" if the methods are not tuned."""
 
 
 Targets = Mapping[tuple[str, int, str], Target]

@@ -20,6 +20,7 @@ def time_to_target(group: Group) -> dict[str, Any] | None:
     return {
         "target": group.target.value,
         "origin": group.target.origin,
+        "tuning": group.target.tuning or None,
         "reference": None if found.reference is None else found.reference.label,
         "settings": [_line(each) for each in found.lines],
     }

@@ -252,7 +252,10 @@ def test_the_comparison_runs_with_the_point_that_was_best_on_the_pilot_seeds(
         finish(config, 0.95)
     capsys.readouterr()
     assert call("report", str(sweep), "--json") == 0
-    assert json.loads(capsys.readouterr().out)["groups"][0]["time_to_target"]["reference"] == "bf16"
+    judged = json.loads(capsys.readouterr().out)["groups"][0]["time_to_target"]
+    assert judged["reference"] == "bf16"
+    points = "bf16 lr 0.2; topk lr 0.3"
+    assert judged["tuning"] == f"Tuned on the pilot seeds over 3 points for every method: {points}."
 
 
 def test_of_equal_points_the_first_of_the_grid_is_chosen_and_a_diverged_one_never(sweep: Path) -> None:

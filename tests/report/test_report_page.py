@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -20,6 +21,8 @@ from matplotlib.figure import Figure
 
 from sage.output.units import duration, number, percent, size
 from sage.report.axes import DistinctLabels, limit, scale
+from sage.report.bands import band
+from sage.report.curves import Canvas, Drawing
 from sage.report.groups import grouped
 from sage.report.plots import FIGURES, MAX_GROUPS, Plot, assign_line_styles, chosen, plots
 from sage.report.report import main
@@ -298,3 +301,53 @@ def test_of_many_workloads_those_with_the_most_runs_have_figures(tmp_path: Path)
         ("No figures" in section) != shown for section, shown in zip(sections, has_figures, strict=True)
     )
     assert list(itertools.chain(*[re.findall("No figures: only the 12", each) for each in sections]))
+
+
+# Bands over seeds.
+
+
+def test_three_seeds_are_one_curve_with_a_band_and_two_are_two_curves(tmp_path: Path) -> None:
+    def curves(num: int, **options: Any) -> tuple[int, int, str]:
+        runs = tmp_path / f"{num}{sorted(options)}"
+        pretend(runs, "exact")
+        for seed in range(num):
+            pretend(runs, "topk", density=0.01, seed=seed, **(options if seed == 0 else {}))
+        seen: list[tuple[int, int]] = []
+        draw = FIGURES["{metric} by epoch"]
+
+        def counted(canvas: Canvas) -> Drawing | None:
+            found = draw(canvas)
+            (axes,) = canvas.figure.axes
+            seen.append((len(axes.lines), len(axes.collections)))
+            return found
+
+        counted.__doc__ = draw.__doc__
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sage.report.plots.FIGURES", {"{metric} by epoch": counted})
+            patch.setattr("sage.report.plots.LEGENDS", (counted,))
+            (plot,) = plots(the_group(runs), "group")
+        ((lines, bands),) = seen
+        return lines, bands, plot.caption
+
+    assert curves(2)[:2] == (1 + 2, 0)
+    lines, bands, caption = curves(7)
+    assert (lines, bands) == (1 + 1, 1)
+    assert "From 3 runs of a setting: their median" in caption
+    # Runs of unequal length have no common grid.
+    assert curves(3, steps=20)[:2] == (1 + 3, 0)
+    assert curves(3, diverges=True)[:2] == (1 + 2, 0), "a run that has no finite value is not drawn"
+
+
+@settings(max_examples=examples(50))
+@given(
+    st.lists(st.lists(st.floats(-5, 5) | st.just(math.nan), min_size=4, max_size=4), min_size=1, max_size=6)
+)
+def test_a_band_is_the_median_and_the_range_of_what_is_finite(values: list[list[float]]) -> None:
+    middle, low, high = band(numpy.array(values))
+    for i in range(4):
+        finite = sorted(row[i] for row in values if math.isfinite(row[i]))
+        if not finite:
+            assert math.isnan(middle[i])
+            continue
+        assert (low[i], high[i]) == (finite[0], finite[-1])
+        assert middle[i] == pytest.approx((finite[(len(finite) - 1) // 2] + finite[len(finite) // 2]) / 2)
