@@ -16,7 +16,7 @@ def band(values_RE: Column) -> tuple[Column, Column, Column]:
     values_RE = numpy.where(is_finite_RE, values_RE, numpy.nan)[:, known_E]
     results = []
     for of in (numpy.nanmedian, numpy.nanmin, numpy.nanmax):
-        result_E = numpy.full(len(known_E), numpy.nan)
+        result_E = numpy.full(known_E.shape, numpy.nan)
         result_E[known_E] = of(values_RE, axis=0)
         results.append(result_E)
     return results[0], results[1], results[2]

@@ -184,7 +184,7 @@ def front(costs: Sequence[float], values: Sequence[float], better: str) -> list[
 def _lines(axes: Axes, canvas: Canvas, curves: Any) -> Drawing | None:
     """Draw the metric at each evaluation over the given x values; None if there is nothing to compare.
 
-    From `BAND` runs with the same evaluations, a setting is one curve: their median, with a band of the range.
+    From `BAND` runs with the same evaluations, a setting is a curve, their median, with a band of the range.
     """
     drawing, longest, has_band = Drawing(), 0, False
     shown: dict[str, list[float]] = defaultdict(list)
