@@ -91,7 +91,8 @@ class DdpBucket:
             if not self.is_finite:
                 grad_N.zero_()
             self._save()
-        self.before(grad_N)
+        if self.before.m_N is not None or self.before.weight_decay:
+            self.before(grad_N)
         limit, by_world = self._clips
         if limit is not None:  # there is only one bucket
             clip_([grad_N], limit, world_size=wire.world_size if by_world else 1)

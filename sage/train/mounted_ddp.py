@@ -137,18 +137,20 @@ class MountedDdp(Mounted):
 
     def _receive(self, bucket: dist.GradBucket) -> Future[Tensor]:
         """DDP's hook: start the reduction of a bucket."""
-        one, buffer = self._buckets[bucket.index()], bucket.buffer()
+        one = self._buckets[bucket.index()]
         self._num_received += 1
         self._received_at = time.perf_counter()
-        future: Future[Tensor] = Future(devices=[buffer.device] if self._stream else None)
         try:
             received = one.receive(bucket)
             if self._runs_direct:
                 return self._start(one, received)
         except BaseException as error:  # raised when backward has ended: DDP would replace it
             self._failure = self._failure or error
-            future.set_result(buffer)
-            return future
+            failed: Future[Tensor] = Future()
+            failed.set_result(bucket.buffer())
+            return failed
+        buffer = bucket.buffer()
+        future: Future[Tensor] = Future(devices=[buffer.device] if self._stream else None)
         ready = torch.cuda.current_stream(buffer.device).record_event() if self._stream else None
         self._worker.submit(self._reduce, one, received, buffer, future, ready)
         return future

@@ -33,7 +33,8 @@ def take(training: TrainingState, batches: list[Batch]) -> None:
     )
     before = wire.ledger.copy()
     start = time.perf_counter()
-    training.model.train()
+    if not training.model.training:  # visits every module
+        training.model.train()
     epoch, done = divmod(training.step, training.steps_per_epoch)
     if done == 0:  # inside the step, so that its bytes are counted for this step
         mount.begin_epoch(epoch, lr)

@@ -57,6 +57,17 @@ def test_every_combination_is_a_run_with_the_same_folder_as_outside_the_sweep(sw
     assert len(set(wanted)) == 12
 
 
+def test_mounts_and_bucket_sizes_are_runs_of_their_own(sweep: Any) -> None:
+    found = sweep(
+        'workload = "digits-ff"\nreducer = "bf16"\n[[grid]]\nmount = "whole"\n'
+        '[[grid]]\nmount = "ddp"\nbucket_mb = [25, 1, 0.5]'
+    )
+    wanted = [alone(reducer="bf16")]
+    wanted += [alone(reducer="bf16", mount="ddp", bucket_mb=size) for size in (25, 1, 0.5)]
+    assert folders(found.configs) == wanted
+    assert len(set(wanted)) == 4
+
+
 def test_a_reducers_options_expand_only_its_own_runs(sweep: Any) -> None:
     found = sweep(
         'workload = "digits-ff"\nreducer = ["exact", "topk", "gtopk"]\n'

@@ -105,6 +105,17 @@ def test_the_exact_runs_that_share_most_settings_are_the_baseline(tmp_path: Path
     assert by_label["sage"].baseline is not None, "the learning rate does not change what a step costs"
 
 
+def test_runs_under_ddp_have_labels_and_a_baseline_of_their_own(tmp_path: Path) -> None:
+    pretend(tmp_path, "exact", seconds=0.1)
+    pretend(tmp_path, "topk", density=0.01, seconds=0.1)
+    for seed, (reducer, given) in enumerate((("exact", {}), ("topk", {"density": 0.01})), start=1):
+        change(pretend(tmp_path, reducer, seed=seed, **given), "config.json", mount="ddp", seed=0)
+    by_label = {each.label: each for each in the_group(tmp_path).settings}
+    assert sorted(by_label) == ["exact", "exact mount=ddp", "topk", "topk mount=ddp"]
+    assert by_label["topk mount=ddp"].baseline is by_label["exact mount=ddp"]
+    assert by_label["topk"].baseline is by_label["exact"]
+
+
 def test_runs_without_figures_have_a_table_of_their_own_with_the_reason(tmp_path: Path) -> None:
     pretend(tmp_path, "exact")
     failed = pretend(tmp_path, "topk", density=0.01, stop=0)

@@ -231,6 +231,32 @@ def test_replicas_that_differ_are_found(tmp_path: Path) -> None:
     processes(2, work)
 
 
+def test_the_schedule_guard_compares_the_collectives_of_buckets_too(tmp_path: Path) -> None:
+    def work(wire: Wire) -> tuple[int, int]:
+        for reducer in ("exact", "topk"):
+            step(training(wire, tmp_path, reducer=reducer, **SEVERAL), 2)
+        return wire.ledger.calls["guard"], sum(wire.ledger.calls.values())
+
+    for guards, calls in processes(2, work, guard=True):
+        assert 2 * guards == calls  # every other collective has one
+
+
+def test_without_ddp_the_exposed_seconds_are_those_of_the_collectives(tmp_path: Path) -> None:
+    def work(wire: Wire) -> tuple[float, float, float]:
+        run = training(wire, tmp_path)
+        batches = next(run.rest_of_epoch())
+        before = wire.ledger.seconds
+        run.take_step(batches)
+        assert run.pending is not None
+        _, fields = run.pending
+        run.settle()
+        return fields["exposed_seconds"], wire.ledger.seconds - before, fields["seconds"]
+
+    for exposed, collectives, seconds in processes(2, work):
+        assert 0 < exposed == pytest.approx(collectives)
+        assert exposed < seconds
+
+
 def test_the_record_of_a_step_has_its_phases_and_its_exposed_seconds(tmp_path: Path) -> None:
     def work(wire: Wire) -> list[tuple[set[str], set[str], bool]]:
         found = []
