@@ -2,6 +2,7 @@
 # W = world size, S = bytes
 
 import statistics
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,9 @@ MOST_GATHERED = 2**30
 
 REPEATS, LEAST_REPEATS = 7, 3
 """Number of repetitions of a size, and of one that takes long."""
+
+MOST_REST = 0.05
+"""Most seconds of rest before a repetition: after them, a link's burst is as large as it becomes."""
 
 NEAR = 1.3
 """Ratio of two sizes below which only one of them is measured."""
@@ -42,11 +46,13 @@ def measure(
     seconds: float,
     messages: Mapping[Collective, Iterable[int]],
     grid: Sequence[int] = SIZES,
+    rest: float = 0.0,
 ) -> Links:
     """Measure every collective between the ranks of a scope; each of them makes the same decisions.
 
-    Each repetition begins after a barrier, and its time is that of the slowest rank. The size is raised until
-    the next one would exceed the collective's share of the time.
+    Each repetition begins after a rest and a barrier, and its time is that of the slowest rank. In a run the
+    links rest while the ranks compute; a link with a token bucket then passes a burst at full speed. The size
+    is raised until the next one would exceed the collective's share of the time.
 
     Args:
         scoped: The wire of these ranks, and the scope's name.
@@ -54,11 +60,12 @@ def measure(
         seconds: The time for all collectives together.
         messages: Further sizes of each collective in bytes, as the reducers' messages have them.
         grid: The sizes of every collective in bytes, ascending.
+        rest: Seconds before each repetition, the same on all ranks; at most `MOST_REST` of them.
     """
     links = Links()
     for collective in CALLS:
         sizes = sizes_of(messages.get(collective, ()), scoped.wire.world_size, grid)
-        _measure(scoped, collective, sizes, device, seconds / len(CALLS), links)
+        _measure(scoped, collective, sizes, device, seconds / len(CALLS), min(rest, MOST_REST), links)
     return links
 
 
@@ -81,6 +88,7 @@ def _measure(
     sizes: Sequence[int],
     device: torch.device,
     budget: float,
+    rest: float,
     links: Links,
 ) -> None:
     wire, spent = scoped.wire, 0.0
@@ -96,8 +104,10 @@ def _measure(
             slowest(wire, timed(wire, collective, x_S), device)  # the first call opens connections
         samples: list[float] = []
         while len(samples) < LEAST_REPEATS or (len(samples) < REPEATS and spent < budget / 2):
+            time.sleep(rest)
+            slowest(wire, 0.0, device)  # a barrier
             samples.append(slowest(wire, timed(wire, collective, x_S), device))
-            spent += samples[-1]
+            spent += samples[-1] + rest
         medians[bytes_each] = statistics.median(samples)
         links.samples.append(Samples(collective, scoped.scope, wire.world_size, bytes_each, tuple(samples)))
 

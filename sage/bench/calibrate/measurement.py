@@ -1,6 +1,7 @@
 """The measurements of a calibration in their order, on one rank."""
 
 import json
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,6 +11,7 @@ import torch
 
 from sage import registry
 from sage.bench.calibrate import gamma, links, methods, model_times
+from sage.bench.calibrate.collectives import slowest
 from sage.bench.calibrate.gradients import Gradients, gradients_of
 from sage.bench.calibrate.model_times import ComputeTimes, StepRecords
 from sage.bench.calibrate.plan import Plan
@@ -55,7 +57,9 @@ def measure(
     times, steps = model_times.measure(training, plan.steps)
     gradients = gradients_of(whole_of(training.mount).whole, steps)
     found = _methods(plan, gradients, wire, display, notes)
-    samples = _links(plan, found, wire, device, nodes, display, notes)
+    computing = statistics.median(times.forward) + statistics.median(times.backward)
+    rest = slowest(wire, computing, device)  # the same on all ranks, whose decisions depend on it
+    samples = _links(plan, found, wire, device, nodes, rest, display, notes)
     display.print("backward beside communication")
     ratios = gamma.measure(training, samples)
     described = manifest(config.to_dict(), {})
@@ -110,10 +114,14 @@ def _links(
     wire: ProcessWire,
     device: torch.device,
     nodes: Sequence[Sequence[int]],
+    rest: float,
     display: Display,
     notes: Notes,
 ) -> list[Samples]:
-    """Measure the links of each scope, and return those of all scopes on every rank."""
+    """Measure the links of each scope, and return those of all scopes on every rank.
+
+    They rest for as long as a step computes.
+    """
     messages: defaultdict[Collective, set[int]] = defaultdict(set)
     for method in found:
         for message in method.messages[wire.world_size]:
@@ -127,7 +135,7 @@ def _links(
         for scoped in scopes:
             if scoped.scope == name:
                 seconds = plan.seconds / len(names)
-                own = links.measure(scoped, device, seconds=seconds, messages=messages)
+                own = links.measure(scoped, device, seconds=seconds, messages=messages, rest=rest)
                 text = json.dumps(asdict(own))
         # The first rank that takes part reports; the exchange is also a barrier before the next scope.
         content = json.loads(next(filter(None, wire.texts(text))))
