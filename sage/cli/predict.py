@@ -22,7 +22,7 @@ def predict(
     ranks_per_node: int | None,
     bandwidth: tuple[float, ...],
     latency: float | None,
-    bucket_mb: float | None,
+    bucket_mb: float,
     json: bool,
     output: Path | None,
 ) -> int:
@@ -38,7 +38,7 @@ def predict(
             "--plan has the world sizes, bandwidths and latencies of its clusters: leave out --world-size, "
             "--ranks-per-node, --bandwidth and --latency, or --plan"
         )
-    if bucket_mb is not None and not 0 < bucket_mb <= 1e6:
+    if not 0 < bucket_mb <= 1e6:
         raise ValueError(f"--bucket-mb is {bucket_mb:g}; allowed is a number of MiB above 0, up to 1e6")
     try:
         measured = read(calibration)
@@ -97,9 +97,9 @@ command = Command(
         Option("latency", float | None, None, "Their latency in seconds; none given: as measured."),
         Option(
             "bucket_mb",
-            float | None,
-            None,
-            "Size of DDP's buckets in MiB; none given: DDP's default, 1 for the first and 25 for the others.",
+            float,
+            25.0,
+            "Bucket size of the mount ddp in MiB; at DDP's default of 25, the first bucket has 1 MiB.",
         ),
         Option("json", bool, False, "Print one JSON object instead of the tables."),
         Option("output", Path | None, None, "A folder to write tables, JSON and pictures to."),

@@ -9,7 +9,7 @@ FIRST_BYTES = 1024 * 1024
 """The size at which DDP closes its first bucket (`torch.distributed._DEFAULT_FIRST_BUCKET_BYTES`)."""
 
 DEFAULT_MB = 25.0
-"""DDP's default for `bucket_cap_mb`. With a given value, the first bucket has this size too."""
+"""DDP's default for `bucket_cap_mb`. With another value, the first bucket has this size too."""
 
 ELEMENT_BYTES = 4
 
@@ -26,11 +26,11 @@ class Bucket:
 def cut(parameters: Sequence[Parameter], bucket_mb: float | None = None) -> list[Bucket]:
     """Divide parameters into buckets, in the order in which their gradients are ready.
 
-    A bucket is closed once it has `bucket_mb` MiB of float32. None stands for DDP's default: 1 MiB for the
-    first bucket and 25 MiB for the others.
+    A bucket is closed once it has `bucket_mb` MiB of float32. At DDP's default, which None stands for too,
+    the first bucket has 1 MiB and the others have 25 MiB.
     """
     cap = (DEFAULT_MB if bucket_mb is None else bucket_mb) * 1024 * 1024
-    room = FIRST_BYTES if bucket_mb is None else cap
+    room = FIRST_BYTES if bucket_mb in (None, DEFAULT_MB) else cap
     buckets: list[Bucket] = []
     numel, ready = 0, 0.0
     for each in parameters:

@@ -87,6 +87,8 @@ class MethodTimes:
     """The density that was achieved; None for a reducer without one."""
     messages: Mapping[int, tuple[Message, ...]]
     """By world size, in the order in which they are sent."""
+    needs_one_bucket: bool = False
+    """Whether it decides over the whole gradient, so that the mount `ddp` refuses several buckets."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ def _method(content: dict[str, Any]) -> MethodTimes:
             int(w): tuple(Message(**_only(each, MESSAGE)) for each in messages)
             for w, messages in content["messages"].items()
         },
+        needs_one_bucket=content.get("needs_one_bucket", False),
     )
 
 

@@ -34,6 +34,7 @@ METHOD = Kind(
         "decode_seconds": dict[str, list[float]],
         "density": float | None,
         "messages": dict[str, list[dict[str, Any]]],
+        "needs_one_bucket?": bool,
     },
 )
 MODEL = Kind(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy
 
+from sage.predict.buckets import cut
 from sage.predict.calibration import Calibration, Message, MethodTimes
 from sage.predict.step_time import DENSE, Choice, Mount, Predictor, Setup, Step, find, interval, is_far
 
@@ -87,15 +88,24 @@ def reference(calibration: Calibration) -> MethodTimes:
 
 
 def choices(calibration: Calibration, bucket_mb: float | None) -> list[Choice]:
-    """Return every measured method under both mounts, and the reference."""
+    """Return every measured method under both mounts, and the reference.
+
+    A method that needs one bucket has the mount `ddp` only if there is one.
+    """
+    is_one = len(cut(calibration.model.parameters, bucket_mb)) == 1
     methods = list(calibration.methods)
     if find(methods, REFERENCE) is None:
         methods.append(reference(calibration))
     return [
         Choice(method, mount, bucket_mb if mount == "ddp" else None, name)
         for method, name in zip(methods, names(methods), strict=True)
-        for mount in MOUNTS
+        for mount in mounts(method, is_one=is_one)
     ]
+
+
+def mounts(method: MethodTimes, *, is_one: bool) -> tuple[Mount, ...]:
+    """Return the mounts that a method can have, given whether there is one bucket."""
+    return MOUNTS if is_one or not method.needs_one_bucket else ("whole",)
 
 
 def is_reference(choice: Choice) -> bool:

@@ -13,7 +13,7 @@ from sage.predict.break_even import Gain, break_even
 from sage.predict.buckets import cut
 from sage.predict.calibration import MethodTimes
 from sage.predict.closed_forms import Baseline, Compressed, Intervals
-from sage.predict.grid import MOUNTS, dense_method, names, reference
+from sage.predict.grid import dense_method, mounts, names, reference
 from sage.predict.links import Links
 from sage.predict.payload import GATHERS, traffic
 from sage.predict.step_time import DENSE, Choice, Mount, Predictor, Setup, memory
@@ -36,7 +36,7 @@ class Limits:
     by_roots: Intervals
     """The same by root finding."""
     by_recurrence: Mapping[Mount, Intervals]
-    """Where the predicted step of each mount is shorter than that of overlapped bf16."""
+    """Where the predicted step of each possible mount is shorter than that of overlapped bf16."""
     without_overlap: float
     """The bandwidth below which the method is faster than an all-reduce of float32 after backward."""
     most_ranks: float | None
@@ -74,11 +74,16 @@ class _Gains:
 
 
 def limits(predictor: Predictor, setups: Sequence[Setup], bucket_mb: float | None) -> list[Limits]:
-    """Return the limits of each compressing method in each setup of more than one node."""
+    """Return the limits of each compressing method in each setup of more than one rank.
+
+    The ranks of a setup on one node are taken to have a node each: the limits are bandwidths between nodes.
+    """
     single = replace(predictor, num_draws=1)
     found = []
     for setup in setups:
-        if setup.ranks > setup.ranks_per_node:
+        if setup.ranks > 1:
+            if setup.ranks <= setup.ranks_per_node:
+                setup = replace(setup, ranks_per_node=1)
             every = predictor.calibration.methods
             named = [each for each in zip(every, names(every), strict=True) if each[0].reducer not in DENSE]
             gains = _Gains(single, setup, Choice(reference(predictor.calibration), "ddp", bucket_mb))
@@ -96,6 +101,7 @@ def _of(
 ) -> Limits:
     calibration = predictor.calibration
     network = predictor.links(setup.link)
+    is_one = len(cut(calibration.model.parameters, bucket_mb)) == 1
     base = baseline(predictor, setup, network, bucket_mb)
     fp32 = baseline(predictor, setup, network, math.inf, reducer="exact")
     compressed = compressed_of(predictor, setup, network, method, reference(calibration))
@@ -113,7 +119,8 @@ def _of(
         closed_form=_in_bits(closed_forms.break_even(base, compressed)),
         by_roots=_in_bits(break_even(lambda b: base.seconds(1 / b) - compressed.seconds(base, 1 / b))),
         by_recurrence={
-            mount: _in_bits(break_even(gains.of(Choice(method, mount, bucket_mb)))) for mount in MOUNTS
+            mount: _in_bits(break_even(gains.of(Choice(method, mount, bucket_mb))))
+            for mount in mounts(method, is_one=is_one)
         },
         without_overlap=8 * closed_forms.break_even_without_overlap(fp32, against_fp32),
         most_ranks=(

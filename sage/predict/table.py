@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from sage.output.units import MISSING, duration, rate, size, times
 from sage.predict.closed_forms import Intervals
-from sage.predict.grid import Row, clusters
+from sage.predict.grid import MOUNTS, Row, clusters
 from sage.predict.limits import Limits
 from sage.predict.prediction import Prediction
 from sage.predict.step_time import FAR
@@ -119,7 +119,7 @@ def limits(found: Sequence[Limits]) -> str:
                 f"{each.name}, {each.cluster}" if each.cluster else each.name,
                 str(each.ranks),
                 *map(bandwidths, (each.closed_form, each.by_roots)),
-                *map(bandwidths, each.by_recurrence.values()),
+                *(bandwidths(each.by_recurrence[m]) if m in each.by_recurrence else MISSING for m in MOUNTS),
                 bandwidths(fp32),
                 ceiling,
                 size(each.memory_bytes),

@@ -50,6 +50,15 @@ def check_buckets(config: Config, reducer: Reducer, num_buckets: int, num_bytes:
     raise ValueError(f"{what}, but --mount {config.mount} reduces {num_buckets} buckets one by one: {remedy}")
 
 
+def needs_one_bucket(config: Config, reducer: Reducer) -> bool:
+    """Whether several buckets would be refused."""
+    try:
+        check_buckets(config, reducer, num_buckets=2, num_bytes=0)
+    except ValueError:
+        return True
+    return False
+
+
 def _one_bucket(num_bytes: int) -> int:
     """The least bucket size, in MiB, into which all parameters fit; not DDP's default (`FixedBuckets`)."""
     size = math.floor(num_bytes / MIB) + 1

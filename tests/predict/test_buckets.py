@@ -19,14 +19,15 @@ def parameters(sizes: list[int]) -> tuple[Parameter, ...]:
 
 @settings(max_examples=examples(100))
 @given(
-    sizes=st.lists(st.integers(1, 4_000_000), min_size=1, max_size=20), mb=st.sampled_from([None, 1.0, 4.0])
+    sizes=st.lists(st.integers(1, 4_000_000), min_size=1, max_size=20),
+    mb=st.sampled_from([None, 1.0, 4.0, 25.0]),
 )
 def test_the_buckets_have_the_elements_of_the_mounts_buckets(sizes: list[int], mb: float | None) -> None:
     named = [(str(i), torch.nn.Parameter(torch.empty(size, device="meta"))) for i, size in enumerate(sizes)]
     cap = int((DEFAULT_MB if mb is None else mb) * MIB)
     expected = [
         sum(p.numel() for _, p in bucket)
-        for bucket in mounted.cut(named, FIRST_BYTES if mb is None else cap, cap)
+        for bucket in mounted.cut(named, FIRST_BYTES if mb in (None, DEFAULT_MB) else cap, cap)
     ]
     found = cut(parameters(sizes[::-1]), mb)
     assert [each.numel for each in found] == expected

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from made_up_calibration import calibration, model, topk
+from made_up_calibration import calibration, links, model, topk
 
 from sage.predict.calibration import Calibration, Message, MethodTimes
 from sage.predict.grid import Row, choices, clusters, names, predict
@@ -136,6 +136,26 @@ def test_a_method_that_sums_has_no_ceiling_and_needs_the_memory_of_its_messages(
     (limit,) = of(replace(found, methods=(lowrank,)), 64)
     assert limit.most_ranks is None
     assert limit.memory_bytes == 8 * found.model.numel + 2000
+
+
+def test_a_method_that_decides_over_the_whole_gradient_has_the_mount_ddp_with_one_bucket_alone() -> None:
+    found = calibration()
+    whole = replace(topk(found.model.numel), needs_one_bucket=True)
+    found = replace(found, methods=(*found.methods[:2], whole))
+    for mb, mounts in ((2.0, {"whole"}), (1e4, {"whole", "ddp"})):
+        mounted = {each.mount for each in choices(found, mb) if each.method == whole}
+        assert mounted == mounts
+        (limit,) = limits(Predictor(found), setups(4), mb)
+        assert set(limit.by_recurrence) == mounts
+
+
+def test_the_limits_of_ranks_on_one_node_are_those_of_ranks_on_nodes_of_their_own() -> None:
+    intra = tuple(replace(each, scope="intra") for each in links())
+    found = replace(calibration(), links=intra, ranks_per_node=4)
+    (local,) = limits(Predictor(found), [Setup(4, ranks_per_node=4)], None)
+    (apart,) = limits(Predictor(found), [Setup(4)], None)
+    assert local == apart
+    assert local.by_recurrence["ddp"]
 
 
 def test_the_map_has_the_fastest_method_of_the_grid() -> None:

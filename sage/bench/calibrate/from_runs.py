@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sage import storage
-from sage.bench.calibrate.gradients import Gradients
+from sage.bench.calibrate.gradients import Gradients, reducer_of
 from sage.bench.calibrate.model_times import WARM_UP, rest_of_step
 from sage.bench.calibrate.recorded_messages import drawn_gradients, recorded_messages
 from sage.comm.ledger import ring_all_reduce
@@ -18,6 +18,7 @@ from sage.predict.calibration import Calibration, MethodTimes, ModelTimes, Param
 from sage.predict.calibration_schema import Scope
 from sage.records import run_folder
 from sage.records.record import read_metrics
+from sage.train.ddp_limits import needs_one_bucket
 
 ALIKE = (
     "workload",
@@ -202,4 +203,5 @@ def _method(runs: Sequence[Run], gradients: Gradients) -> MethodTimes:
         decode_seconds={config.world_size: decode},
         density=None if mean == 1 and "density" not in config.reducer_options else mean,
         messages={config.world_size: messages},
+        needs_one_bucket=needs_one_bucket(config, reducer_of(config)),
     )

@@ -11,6 +11,7 @@ from sage import registry
 from sage.config import Config
 from sage.mount import WholeModel
 from sage.mount.flat import Flat
+from sage.reduction.reducer import Reducer
 from sage.train.schedules import memory_options
 
 
@@ -47,6 +48,12 @@ def gradients_of(mount: WholeModel, steps: Sequence[Tensor]) -> Gradients:
     )
 
 
+def reducer_of(config: Config) -> Reducer:
+    """Return a new reducer; raises a ValueError if one of its options is wrong."""
+    reducer: Reducer = registry.load("reducers", config.reducer)(**config.reducer_options)
+    return reducer
+
+
 def flat_of(config: Config, gradients: Gradients) -> Flat:
     """Return a flat vector with a new reducer over it, as `sage run` would mount it.
 
@@ -56,7 +63,7 @@ def flat_of(config: Config, gradients: Gradients) -> Flat:
     x_N = gradients.steps[0]
     return Flat(
         gradients.shapes,
-        registry.load("reducers", config.reducer)(**config.reducer_options),
+        reducer_of(config),
         dtype=x_N.dtype,
         device=x_N.device,
         memory=config.memory,

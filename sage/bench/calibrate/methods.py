@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sage.bench.calibrate.gradients import Gradients
+from sage.bench.calibrate.gradients import Gradients, reducer_of
 from sage.bench.calibrate.messages import Sequenced, of_ranks, typical
 from sage.bench.calibrate.reductions import LEAST, Reductions, messages_on_threads, reductions
 from sage.bench.loopback_wire import LoopbackWire
@@ -15,6 +15,7 @@ from sage.comm.wire import Wire
 from sage.config import Config
 from sage.output.text import clean_text
 from sage.predict.calibration import Message, MethodTimes
+from sage.train.ddp_limits import needs_one_bucket
 
 PAYLOADS = (1, 2, 4)
 """Numbers of payloads W that are decoded without a network, in addition to those of the ranks in use."""
@@ -80,6 +81,7 @@ def measure(config: Config, gradients: Gradients, wire: Wire, time: Time) -> Met
         decode_seconds=dict(sorted(decode.items())),
         density=_density(config, ours.density),
         messages=dict(sorted(messages.items())),
+        needs_one_bucket=needs_one_bucket(config, reducer_of(config)),
     )
 
 
