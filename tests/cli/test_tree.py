@@ -15,6 +15,7 @@ from sage.cli.group import Group
 from sage.cli.main import main, root
 from sage.cli.part_group import PartGroup
 from sage.config import workloads
+from sage.report.published_files import sources
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -80,6 +81,8 @@ def test_a_shell_completes_commands_workloads_parts_and_options() -> None:
     assert set(completions("conform", "")) == set(registry.names("reducers"))
     assert "--density" in completions("conform", "topk", "--")
     assert set(completions("data", "prepare", "")) == set(registry.names("datasets"))
+    assert completions("published", "sage") == ["sage"]
+    assert set(completions("published", "")) == set(sources())
 
 
 def test_the_page_of_exit_statuses_has_each_of_them() -> None:
