@@ -18,7 +18,7 @@ BY_HAND = ["1", "0100", "0101", "01100", "01101", "01110", "01111", "00100000", 
 
 
 def code(x: int) -> str:
-    """Elias' definition, in digits: the bits of x less the first, after their number coded likewise."""
+    """Elias' definition, in digits: the number of bits of x, coded, then the bits of x without the first."""
     length = f"{x.bit_length():b}"
     return "0" * (len(length) - 1) + length + f"{x:b}"[1:]
 

@@ -296,7 +296,7 @@ ASKED: list[tuple[str, tuple[Any, ...]]] = [
 
 @needs_native
 def test_every_op_passes_torchs_opcheck() -> None:
-    # In a process of its own: opcheck runs autograd, after which no process forked from this one could.
+    # In its own process: opcheck runs autograd, after which processes forked from this one could not.
     code = (
         "import torch; from test_native import ASKED\n"
         "for op, given in ASKED: print(op); torch.library.opcheck(getattr(torch.ops.sage, op).default, given)"

@@ -36,7 +36,7 @@ def densities(scales: Callable[[int], tuple[float, float]], lrs: list[float]) ->
 
 def test_accordion_starts_with_the_high_setting_and_uses_the_low_one_for_steady_gradients() -> None:
     told = densities(lambda epoch: (1.0, 5.0), [0.1] * 7)
-    # Epoch 0 is critical. At epoch 2 there is nothing yet to compare with; at epoch 4 nothing has changed.
+    # Epoch 0 is critical. At epoch 2 there is no earlier norm to compare with; at epoch 4 none has changed.
     assert told == [[0.5, 0.5]] * 4 + [[0.01, 0.01]] * 3
 
 

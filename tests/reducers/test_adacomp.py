@@ -20,7 +20,7 @@ SHAPES = (("conv", (2, 1, 2)), ("dense", (6,)))
 
 
 def one_step(reducer: AdaComp, grad_N: Tensor, residual_N: Tensor | None = None) -> Step:
-    """What one rank sees of one gradient, with something in its residual already."""
+    """One rank's reduction of one gradient, with a given residual."""
     feedback = ErrorFeedback(reducer, Layout.of(SHAPES), memory="residual")
     if residual_N is not None:
         assert feedback.residual_N is not None
@@ -128,11 +128,11 @@ def test_in_a_hybrid_the_quantiser_codes_the_elements_that_adacomp_selects() -> 
         assert not same_bits(hybrid.mean_N, own.mean_N)
 
 
-# GradComp's code, and the choices it has.
+# GradComp's code and its options.
 
 
 def gradcomp(rule: str, signal: list[float], grad: list[float], name: str = "adacomp", **more: Any) -> Step:
-    """One step of a layer whose residual + gradient are these."""
+    """One step of a layer with this residual + gradient."""
     reducer = registry.load("reducers", name)(rule=rule, **more)
     feedback = ErrorFeedback(reducer, Layout.of([("w", (len(grad),))], reducer.grouping), memory="residual")
     grad_N = torch.tensor(grad)

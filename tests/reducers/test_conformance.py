@@ -61,11 +61,11 @@ def test_every_reducer_keeps_every_invariant_on_gloo_processes(name: str, world_
 
 @cache
 def complaints_on_gloo(world_size: int) -> dict[str, list[str]]:
-    """What broke, by reducer: all of them in one start of W processes, as starting them takes longest."""
+    """The broken invariants by reducer; the W processes start once, because starting takes the most time."""
 
     def work(wire: Wire) -> dict[str, list[str]]:
         def run(size: int, job: Callable[[Wire], T]) -> list[T]:
-            if size != wire.world_size:  # an invariant about a rank alone, whatever the world
+            if size != wire.world_size:  # an invariant about a single rank, for any world size
                 return simulate(size, job)
             everybody: list[Any] = [None] * size
             dist.all_gather_object(everybody, pickled(job(wire)))
@@ -86,7 +86,7 @@ def complaints_on_gloo(world_size: int) -> dict[str, list[str]]:
 
 
 class TensorsAsBytes(pickle.Pickler):
-    """Pickles a tensor as its bytes; torch saves and loads a file for each, which takes most of the test."""
+    """Pickles a tensor as its bytes, because torch would save and load a file for each."""
 
     def reducer_override(self, obj: object) -> Any:
         if type(obj) is not torch.Tensor:

@@ -155,7 +155,7 @@ def test_the_first_threshold_is_the_mean_of_the_ranks_own_quantiles(make: Any, s
         threshold, density, booked = rank[0]
         assert threshold == pytest.approx(sum(own) / 2)
         assert density == pytest.approx(0.05, rel=0.5)  # their scales are 1 and 2
-        assert booked == rank[1][2] == 8  # it is asked once
+        assert booked == rank[1][2] == 8  # the quantile is gathered once
         assert rank[1][0] == threshold * factor(density / (204 / 4096))
 
 
@@ -168,7 +168,7 @@ def test_a_first_gradient_without_a_threshold_sends_little_and_the_next_one_is_u
         if step:
             return normal(rank, step)
         grad_N = torch.zeros(N)
-        grad_N[:300] = first  # more than the 204 that are wanted
+        grad_N[:300] = first  # more than the target of 204
         grad_N[0] = 1.0
         return grad_N
 
@@ -180,11 +180,11 @@ def test_a_first_gradient_without_a_threshold_sends_little_and_the_next_one_is_u
         memory="none",
         see=lambda f, r, w: (r.density * N, float(f.reducer.get_buffer("threshold"))),
     )
-    # All that is not finite, or else the only element that is not 0.
+    # All elements that are not finite, or else the only element that is not 0.
     assert [step[0] for step in seen[0]][0] == (299 if first else 1)
     expected = sum(float(normal(rank, 1).abs().topk(204).values.min()) for rank in range(2)) / 2
     assert seen[0][1][0] == pytest.approx(204, rel=0.3)
-    assert seen[0][1][1] == pytest.approx(expected, rel=0.006)  # it has moved once
+    assert seen[0][1][1] == pytest.approx(expected, rel=0.006)  # the threshold has changed once
 
 
 @pytest.mark.parametrize("make", [Micro, ExDyna])
@@ -304,7 +304,7 @@ def test_exdyna_balances_the_selections_of_the_ranks() -> None:
         memory="none",
         see=lambda f, r, w: None,
     )
-    means = [sum(load[-60:]) / 60 for load in loads]  # each rank tells of all: 180 entries a part
+    means = [sum(load[-60:]) / 60 for load in loads]  # each rank has the counts of all: 180 entries per part
     assert loads[0][0] > 150
     assert loads[2][0] == 0
     assert max(means) < 1.3 * min(means)
@@ -347,7 +347,7 @@ def test_deft_keeps_the_invariants_with_as_many_pieces_as_ranks(invariant: Any) 
 
 def test_the_budget_of_a_piece_depends_on_its_norm() -> None:
     assert allocate(10, [100, 100, 4, 4], [4.0, 2.0, 3.0, 1.0]) == [4, 2, 3, 1]
-    # 9 of 10 are more than the third has: what it cannot take goes to the next.
+    # 9 of 10 are more than the third has: the rest goes to the next.
     assert allocate(10, [100, 100, 4, 4], [1.0, 0.0, 9.0, 0.0]) == [6, 1, 4, 1]
     assert allocate(10, [5, 5], [0.0, 0.0]) == [1, 1]
 
@@ -384,7 +384,7 @@ def test_deft_sends_more_of_the_layer_with_the_larger_norm_and_the_ranks_alterna
 
 
 def test_deft_uses_the_bins_of_the_current_rank() -> None:
-    # By themselves, the ranks would deal out the layers in opposite ways, and select the same ones twice.
+    # Separately, the ranks would assign the layers in opposite ways and select the same ones twice.
     shapes = (("a", (100,)), ("b", (100,)))
 
     def gradient(rank: int, step: int) -> Tensor:
@@ -431,7 +431,7 @@ def test_oktopk_sends_at_most_6k_values_per_step(kind: str, world_size: int) -> 
         grad_N = normal(rank, step)
         if kind == "growing":  # far beyond the thresholds that are kept
             grad_N *= 10.0**step
-        if kind == "lopsided":  # each rank's largest are all in a place of its own
+        if kind == "lopsided":  # each rank's largest elements are in its own region
             grad_N[rank * 500 : rank * 500 + 200] *= 100
         return grad_N
 
@@ -488,7 +488,7 @@ def test_oktopk_keeps_its_thresholds_and_regions_for_the_given_number_of_steps()
 
 
 def test_oktopks_regions_have_equal_numbers_of_selected_elements() -> None:
-    # What is selected lies in the last tenth of the vector.
+    # The selected elements are in the last tenth of the vector.
     scale_N = torch.where(torch.arange(N) < N * 9 // 10, 1.0, 5.0)
 
     def see(feedback: ErrorFeedback, reduced: Reduced, wire: Wire) -> list[int]:
@@ -502,7 +502,7 @@ def test_oktopks_regions_have_equal_numbers_of_selected_elements() -> None:
         assert max(counts) < 2.5 * min(counts)
 
 
-# Bytes, from plain numbers, and options.
+# Bytes by hand, and options.
 
 
 def spiked(rank: int) -> Tensor:
@@ -609,7 +609,7 @@ def test_an_option_out_of_range_is_refused_with_the_allowed_range(
         registry.load("reducers", name)(**options)
 
 
-# An all-to-all of rows of different lengths, which Ok-Topk brought in.
+# An all-to-all of rows of different lengths, as Ok-Topk uses.
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

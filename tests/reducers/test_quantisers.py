@@ -62,7 +62,7 @@ def encoded(method: Quantiser, x_N: Tensor, sizes: Sequence[int]) -> Parts:
 
 
 def sent(method: Quantiser, x_N: Tensor, sizes: Sequence[int]) -> Tensor:
-    """What a vector is worth once it has been coded."""
+    """The decoded value of a coded vector."""
     return method.decode(encoded(method, x_N, sizes), sizes)
 
 
@@ -71,7 +71,7 @@ def listed(parts: Parts) -> dict[str, list[float]]:
 
 
 def means(make: Callable[[], Any], signals: Sequence[Tensor], memory: Any = "none") -> list[Tensor]:
-    """What each of W ranks gets for a gradient of one group."""
+    """The mean on each of W ranks for a gradient of one group."""
 
     def work(wire: Wire) -> Tensor:
         signal_N = signals[wire.rank].clone()
@@ -81,7 +81,7 @@ def means(make: Callable[[], Any], signals: Sequence[Tensor], memory: Any = "non
     return simulate(len(signals), work)
 
 
-# Bits on the wire, on numbers that are coded without chance.
+# Payload formats, for values that are coded without randomness.
 
 
 def test_onebit_has_words_of_32_signs_with_the_first_one_highest_and_a_scale_per_group() -> None:
@@ -230,12 +230,12 @@ def test_unbiased_quantisers_are_unbiased(name: str, options: dict[str, Any]) ->
     assert float(drawn_DN.std(0).max()) > 0
     error_N = drawn_DN.std(0) / math.sqrt(num_draws)
     off_N = (drawn_DN.mean(0) - x_N.double()).abs()
-    rare_N = x_N.abs().max() / num_draws  # what one event that none of the draws shows would change
+    rare_N = x_N.abs().max() / num_draws  # the change by one event that none of the draws has
     assert bool((off_N <= 4 * error_N + rare_N).all())
 
 
 def test_denormals_are_quantised_without_bias_down_to_zero() -> None:
-    """Below the least exponent there is 0, and no power of two that 8 bits of exponent can name."""
+    """Below the least exponent the value is 0, because 8 bits of exponent cannot express it."""
     x = 2.0**-128
     drawn_N = sent(Natural(), torch.full((20_000,), x), [20_000])
     assert set(drawn_N.tolist()) == {0.0, 2.0**-126}
@@ -255,7 +255,7 @@ def test_draws_depend_only_on_the_step_and_the_rank() -> None:
     assert len({bytes(values.tolist()) for values in draws}) == 4
 
 
-# Guards.
+# Extreme values.
 
 
 @pytest.mark.parametrize(("name", "options"), QUANTISERS)
@@ -282,7 +282,7 @@ def test_elements_that_are_not_finite_affect_only_their_own_group(
 @pytest.mark.parametrize(("name", "options"), QUANTISERS)
 @pytest.mark.parametrize("size", [1e-41, 1e-20, 1e30])
 def test_no_square_or_product_overflows_or_vanishes(name: str, options: dict[str, Any], size: float) -> None:
-    """What is sent of numbers of one size is of that size; the sum of their squares is no float32."""
+    """Values of one magnitude are sent as it, although the sum of their squares exceeds float32."""
     if options == {"scaling": False} or (name, options, size) == ("natural", {}, 1e-41):
         return  # the one has no sizes; to the other this is 0, or 2^-126
     worth_N = sent(quantiser(name, options), torch.full((64,), size), [64])
@@ -301,7 +301,7 @@ def test_no_square_or_product_overflows_or_vanishes(name: str, options: dict[str
 def test_ranks_with_equal_gradients_of_one_magnitude_get_their_exact_mean(
     name: str, options: dict[str, Any]
 ) -> None:
-    """Of one size, it is a level itself."""
+    """A single magnitude is a level itself."""
     options = options | ({"norm": "max"} if name in ("qsgd", "dithering") else {})
     for mean_N in means(lambda: quantiser(name, options), [torch.tensor([4.0, -4.0])] * 3):
         assert mean_N.tolist() == pytest.approx([4.0, -4.0])
@@ -332,7 +332,7 @@ def test_signum_votes_with_its_momentum() -> None:
 def test_an_element_that_is_not_finite_makes_one_mean_not_finite_and_leaves_no_state(
     make: type[SignSgd], fault: float
 ) -> None:
-    """A sign hides it; and a momentum would keep it for ever, and vote +1 with it."""
+    """A sign would hide it, and a momentum would keep it and vote +1 at every later step."""
 
     def work(wire: Wire) -> list[Tensor]:
         feedback = ErrorFeedback(make(), Layout.of([("w", (2,))]))
@@ -367,7 +367,7 @@ def test_terngrad_clips_at_the_given_number_of_standard_deviations() -> None:
     assert listed(encoded(TernGrad(clip=2.5), torch.full((9,), -0.3), [9]))["scales"] == pytest.approx([0.3])
 
 
-# Two ways.
+# Two-way coding.
 
 
 def test_shares_split_groups_at_the_boundaries_of_ranks() -> None:
@@ -378,7 +378,7 @@ def test_shares_split_groups_at_the_boundaries_of_ranks() -> None:
 
 
 def test_with_one_worker_the_mean_is_the_code_of_the_code() -> None:
-    """BytePS's own test: pushed coded and pulled coded, one worker's gradient comes to C(C(g))."""
+    """BytePS's own test: coded at push and at pull, one worker's gradient becomes C(C(g))."""
     x_N = torch.randn(1000, generator=torch.Generator().manual_seed(6))
     twice_N = x_N
     for _ in range(2):
@@ -388,7 +388,7 @@ def test_with_one_worker_the_mean_is_the_code_of_the_code() -> None:
 
 
 def test_a_server_codes_the_mean_of_the_received_codes() -> None:
-    """Of two ranks each serves a half; what it brings itself is not coded."""
+    """Each of two ranks serves one half; its own contribution is not coded."""
     a_N, b_N = torch.tensor([1.0, -3.0, 2.0, 2.0]), torch.tensor([4.0, 0.0, -1.0, 5.0])
     first_N = (a_N[:2] + 2.0) / 2  # b's first half is 2, 2 in codes
     second_N = (b_N[2:] + 2.0) / 2
@@ -468,7 +468,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("micro+efsignsgd", {"density": 0.1}),
     ("gtopk+dithering", {"density": 0.1}),
 ]
-"""What the shared tests, which try every reducer with its own defaults, do not come to."""
+"""Options that the shared tests, which use each reducer's defaults, do not cover."""
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
@@ -485,7 +485,7 @@ def test_variants_and_hybrids_keep_the_invariants(name: str, options: dict[str, 
 
 
 def left_after(name: str, options: dict[str, Any], num_steps: int) -> float:
-    """‖mean residual‖ / ‖gradient‖, after so many times the same gradient on each of three ranks."""
+    """‖mean residual‖ / ‖gradient‖ after the given number of equal gradients on each of three ranks."""
     grads = [torch.randn(200, generator=torch.Generator().manual_seed(rank)) for rank in range(3)]
 
     def work(wire: Wire) -> Tensor:
@@ -507,7 +507,7 @@ def left_after(name: str, options: dict[str, Any], num_steps: int) -> float:
 def test_with_error_feedback_the_residual_is_at_most_a_few_gradients(
     name: str, options: dict[str, Any]
 ) -> None:
-    """So that what arrives in T steps is T gradients less a few. Codes of 8 bits leave less than one."""
+    """The sum of the means of T steps is T gradients minus a few. Codes of 8 bits leave less than one."""
     assert left_after(name, options, 60) < (0.2 if name in ("int8", "fp8") else 12)
 
 
@@ -515,7 +515,7 @@ def test_with_norm_l2_over_a_whole_layer_error_feedback_diverges_as_byteps_state
     assert left_after("dithering", {}, 60) > 1000
 
 
-# Bytes, from plain numbers. Groups are 216, 800 and 7 elements, for int8 and fp8 all 1,023.
+# Bytes by hand. Groups are 216, 800 and 7 elements, for int8 and fp8 all 1,023.
 
 
 @pytest.mark.parametrize(
@@ -561,11 +561,11 @@ def test_the_bytes_of_a_stream_are_those_of_its_nonzero_levels() -> None:
         assert step.payload == {"values": 8, "sizes": 12 + 24, "scales": 12}
 
 
-# Faults that were seen in other systems.
+# Faults found in other systems.
 
 
 class AddsItsError(EfSignSgd):
-    """The residual is g + sent, where g − sent is meant."""
+    """The residual is g + sent instead of g − sent."""
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         assert residual_N is not None
@@ -576,7 +576,7 @@ class AddsItsError(EfSignSgd):
 
 
 class DividesByZero(Qsgd):
-    """x over a norm that may be 0."""
+    """Divides x by a norm that may be 0."""
 
     def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
         parts = super().compress(grad_N, residual_N, sizes, wire)
@@ -584,14 +584,14 @@ class DividesByZero(Qsgd):
 
 
 class DrawsFromAll(TernGrad):
-    """From the global generator."""
+    """Draws from the global generator."""
 
     def next_key(self, wire: Wire) -> int:
         return int(torch.randint(2**31, ()))
 
 
 class DrawsTheSameWhenResumed(TernGrad):
-    """The step is no part of the checkpoint."""
+    """The step is missing from the checkpoint."""
 
     def next_key(self, wire: Wire) -> int:
         self.calls = getattr(self, "calls", 0) + 1
@@ -600,7 +600,7 @@ class DrawsTheSameWhenResumed(TernGrad):
 
 
 class KeepsOnlyTheFirstError(OneBit):
-    """What the server's code has lost is lost."""
+    """The error of the server's code is lost."""
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         assert residual_N is not None

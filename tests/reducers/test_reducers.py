@@ -28,7 +28,7 @@ N = 1023
 
 
 def sent(reducer: Any, signal_N: Tensor, shapes: Any, grouping: str | None = None) -> list[int]:
-    """What one rank sends of one gradient."""
+    """The elements that one rank sends of one gradient."""
     feedback = ErrorFeedback(reducer, Layout.of(shapes, grouping or reducer.grouping), memory="none")
     (step,) = simulate(1, lambda wire: reduce_once(feedback, signal_N, wire))
     assert step.reduced.sent is not None
@@ -55,7 +55,7 @@ def test_gtopk_lets_large_layers_take_all_of_the_budget() -> None:
 
 
 def merge_of(gradients: list[list[float]], merge: Any, density: float) -> list[Any]:
-    """What each rank has of one step: the mean, and what stays in its residual."""
+    """Each rank's mean and residual of one step."""
 
     def work(wire: Wire) -> Any:
         feedback = ErrorFeedback(
@@ -149,7 +149,7 @@ def test_the_default_threshold_is_the_quantile_of_the_first_signal_that_has_one(
             for x_N in (zeros_N, few_N, 100 * grad_N, grad_N)
         ]
 
-    # Of the zeros nothing; the only element that is not 0; then 1 % of the first whole gradient.
+    # Nothing of the zeros; the only element that is not 0; then 1 % of the first full gradient.
     (counts,) = simulate(1, work)
     assert counts == [0, 1, 100, 0]
     assert reducer.report()["threshold"] == float((100 * grad_N).abs().topk(100).values.min())
@@ -216,7 +216,7 @@ def test_the_reported_threshold_is_that_of_the_last_step(name: str, options: dic
             assert sent.numel() == 0 or float(signal_N[sent].abs().min()) >= threshold * (1 - 1e-6)
             if (
                 name != "oktopk" and sent.numel() > 1
-            ):  # of too many it takes the largest; of none the largest one
+            ):  # of too many it selects the largest, of none the largest one
                 assert float(left_N.abs().max()) <= threshold * (1 + 1e-6)
 
     simulate(1, work)
@@ -247,10 +247,10 @@ def test_the_published_rule_moves_its_density_towards_the_target_from_either_sid
     dense, sparse = densities(first=0.1), densities(first=6.0)
     assert dense[0] > 0.9
     assert sparse[0] == 0.0
-    # From more than ten times or less than a tenth of the target it comes back between the two, and stays.
+    # From more than ten times or less than a tenth of the target it returns to between the two, and stays.
     for had in (dense, sparse):
         assert all(0.001 < d < 0.13 for d in had[100:])
-    # And while it is away, the trend is towards the target.
+    # While it is outside, the trend is towards the target.
     assert dense[0] > dense[20] > dense[40]
     assert sparse[40] > sparse[0]
 
@@ -322,7 +322,7 @@ def test_values_in_fp16_change_the_mean_by_no_more_than_their_rounding(name: str
     assert float((wide_N - narrow_N).abs().max()) <= 2**-11 * float(wide_N.abs().max())
 
 
-# Bytes, from plain numbers. Rank 0 has 3 elements above the threshold, rank 1 has 5.
+# Bytes by hand. Rank 0 has 3 elements above the threshold, rank 1 has 5.
 
 
 def gradient(rank: int) -> Tensor:
@@ -364,7 +364,7 @@ UNEVEN = (
             PUBLISHED | {"exchange": "uneven"},
             ({"values": 12, "indices": 12, "sizes": 8}, {"values": 20, "indices": 20, "sizes": 8}),
         ),
-        # 10.23 elements are asked for: there is room for 11.
+        # The target is 10.23 elements: there is room for 11.
         (
             "sage",
             PUBLISHED | {"exchange": "chunks"},

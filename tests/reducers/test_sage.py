@@ -86,7 +86,7 @@ def reduced(world_size: int, options: dict[str, Any], gradients: Tensor) -> list
 
 
 def heavy(steps: int, world_size: int, n: int) -> Tensor:
-    """Gradients with heavy tails, rank r's as large again as those of the rank before."""
+    """Gradients with heavy tails; each rank's are twice as large as those of the previous rank."""
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(steps, world_size, n, generator=generator).exp()
     x *= torch.randn(steps, world_size, n, generator=generator)
@@ -147,7 +147,7 @@ def test_ranks_that_agree_have_the_geometric_mean_of_their_thresholds(controller
 
 
 def test_feedback_uses_the_density_of_all_ranks() -> None:
-    # Rank 1 is silent: were rank 0 to look at itself alone, it would send half as much.
+    # Rank 1 has zeros: if rank 0 used only its own density, it would send half as much.
     gradients = heavy(60, 2, 4000)
     gradients[:, 1] = 0
     seen = reduced(2, {"density": 0.01, "controller": "feedback", "threshold": 5.0}, gradients)
@@ -230,7 +230,7 @@ def test_exclusive_parts_move_on_each_step() -> None:
             indices.append(wire.ledger.since(before).payload["indices"])
         return indices
 
-    # What there is lies in the first part, which is rank 0's, then rank 2's, rank 1's, rank 0's.
+    # The nonzero elements are in the first part, which is rank 0's, then rank 2's, rank 1's, rank 0's.
     assert simulate(3, work) == [[4, 0, 0, 4], [0, 0, 4, 0], [0, 4, 0, 0]]
 
 

@@ -54,7 +54,7 @@ def test_the_gamma_tail_is_that_of_the_distribution_with_these_moments(shape: fl
     mean, log = 3.0 * shape, math.log(3.0) + float(special.digamma(shape))
     exact = gamma_tail(mean, log, 0.01, exact=True)
     assert exact == pytest.approx(stats.gamma.isf(0.01, shape, scale=3.0), rel=0.02)
-    # The closed form leaves out the tail's factor x^(α−1): the same at α = 1 alone.
+    # The closed form omits the tail's factor x^(α−1): it is equal only at α = 1.
     closed = gamma_tail(mean, log, 0.01, exact=False)
     assert closed == pytest.approx(-3.0 * (math.log(0.01) + math.lgamma(shape)), rel=0.03)
     assert (closed == pytest.approx(exact, rel=0.01)) == (shape == 1.0)
@@ -110,7 +110,7 @@ def test_zeros_are_left_out_of_the_fit(fit: Any) -> None:
     with_zeros = bound(1_000_000, density=0.001, fit=fit, stages=1)
     without = bound(100_000, density=0.01, fit=fit, stages=1)
     assert count(with_zeros, mostly_N) == count(without, LAPLACE)
-    # And where fewer are not zero than are asked for, they are sent, and zeros with them.
+    # If fewer than the target are not zero, they are sent together with zeros.
     assert count(bound(1_000_000, density=0.2, fit=fit), mostly_N) == 200_000
 
 
@@ -165,7 +165,7 @@ class SelectsGivenNumber(SIDCo):
 
 
 def stages_after(ratios: list[float], **options: Any) -> list[int]:
-    """M after each adaptation, where k̂/k is as told between them."""
+    """M after each adaptation, for the given k̂/k between them."""
     reducer = SelectsGivenNumber(density=0.1, **options)
     reducer.bind(Layout.of([("w", (100,))]))
     found = []

@@ -55,7 +55,7 @@ THRESHOLDS: list[tuple[str, dict[str, Any]]] = [
 
 
 def selected(reducer: Any, signal_N: Tensor) -> list[int]:
-    """What a rank alone selects of one vector."""
+    """The elements that a single rank selects of one vector."""
     reducer.bind(Layout.of([("w", tuple(signal_N.shape))]))
     found: list[int] = reducer.take(signal_N.clone(), None, Wire(0, 1))[1].tolist()
     return found
@@ -97,7 +97,7 @@ def test_a_vector_without_a_threshold_terminates_and_sends_the_k_largest(
     k = 25 if "density_schedule" in options and density < 0.25 else round(density * n)
     for flat_N in (torch.ones(n), torch.full((n,), -0.1), torch.zeros(n), torch.full((n,), 1e-41)):
         at = selected(make(density=density, **options), flat_N)
-        # GRACE's refinement steps over it, to and fro: the one largest is sent, or all of them.
+        # GRACE's refinement oscillates around it: the largest one is sent, or all of them.
         assert at == list(range(k)) or (options == {"rule": "grace"} and len(at) in (1, n))
 
 
@@ -149,7 +149,7 @@ def test_ranks_that_draw_equally_send_no_indices_and_get_the_mean_of_the_drawn_e
         expected_N[at_K] = (first.signal_N + second.signal_N)[at_K] / 2
         assert torch.equal(first.mean_N, expected_N)
         drawn.append(set(at_K.tolist()))
-    assert len(set.intersection(*drawn)) < 20  # anew at every step: about one in 100 is in all three
+    assert len(set.intersection(*drawn)) < 20  # drawn again at every step: about one in 100 is in all three
 
 
 def test_ranks_that_draw_independently_send_an_element_drawn_twice_once() -> None:
@@ -267,7 +267,7 @@ def test_with_momentum_memory_the_momentum_is_corrected_and_masked() -> None:
         gradients = ([4.0, 1.0], [1.0, 1.0], [1.0, 0.0])
         return [feedback(torch.tensor(g), wire).mean_N.tolist() for g in gradients]
 
-    # u, v: (4, 1), (4, 1) | (1, 1.9), (1, 2.9) | (1.9, 0), (2.9, 0): what was sent is forgotten in both.
+    # u, v: (4, 1), (4, 1) | (1, 1.9), (1, 2.9) | (1.9, 0), (2.9, 0): sent elements are cleared in both.
     (means,) = simulate(1, work)
     assert [x for mean in means for x in mean] == pytest.approx([4, 0, 0, 2.9, 2.9, 0])
 
@@ -395,7 +395,7 @@ def test_mstopk_converges_to_the_largest(density: float) -> None:
     assert coarse != largest
 
 
-# How many on average.
+# Average number of selected elements.
 
 AVERAGED: list[tuple[str, dict[str, Any]]] = [
     ("mstopk", {}),
@@ -404,9 +404,9 @@ AVERAGED: list[tuple[str, dict[str, Any]]] = [
     ("gaussiank", {}),
     *(("sidco", {"fit": fit}) for fit in ("E", "GP", "P")),
 ]
-"""What is said to be within 20 % of k."""
+"""Methods that are documented to be within 20 % of k."""
 BUT = {("gaussiank", "", "70 % zeros", 0.001), ("sidco", "--fit E", "Student-t(4)", 0.001)}
-"""And where it is said not to be."""
+"""Methods that are documented not to be."""
 
 
 @pytest.fixture(scope="module")
@@ -423,7 +423,7 @@ def test_on_average_the_selection_is_within_a_fifth_of_the_target(
     name: str, options: dict[str, Any], density: float, vectors: dict[str, list[Tensor]]
 ) -> None:
     if name == "dgc" and density == 0.001:
-        return  # of so short a vector the sample is one element's: see its docstring
+        return  # the sample of such a short vector has one element: see its docstring
     for distribution, some in vectors.items():
         if (name, SELECTION["format_options"](options), distribution, density) not in BUT:
             had, _ = SELECTION["ratios"](name, options, density, some, 40 if name == "sidco" else 0)

@@ -34,7 +34,7 @@ SHAPES = (("a", (2,)), ("b", (3,)))
 
 
 class Plain(ErrorFeedback):
-    """One rank with error feedback whose squares are told by hand."""
+    """One rank with error feedback and given squares."""
 
     def __init__(self, memory: Any = "residual", **options: Any) -> None:
         variance = Variance(**options)
@@ -54,7 +54,7 @@ def sent(reduced: Reduced) -> list[int]:
     return reduced.sent.tolist()
 
 
-# When.
+# The criterion.
 
 
 @pytest.mark.parametrize("values", ["4bit", "fp32"])
@@ -68,7 +68,7 @@ def test_an_element_is_sent_once_its_square_exceeds_alpha_times_its_variance(
     reduced = feedback.step([1.0, -1.0, 0.0, 1.0, 0.0], [0.9 / alpha, 0.9 / alpha, 0.0, 1.1 / alpha, 1.0])
     assert sent(reduced) == [0, 1]
     assert reduced.mean_N.tolist() == [1.0, -1.0, 0.0, 0.0, 0.0]
-    # What was sent starts anew; of what was not, r stays and v fades a little.
+    # Sent elements restart; of the others, r stays and v decays a little.
     assert feedback.residual_N is not None
     assert feedback.residual_N.tolist() == [0.0, 0.0, 0.0, 1.0, 0.0]
     assert variance_N.tolist() == pytest.approx([0.0, 0.0, 0.0, 0.999 * 1.1 / alpha, 0.999])
@@ -103,7 +103,7 @@ def test_without_memory_the_variance_of_the_step_decides() -> None:
     assert sent(feedback.step([1.0, 1.0, 0.0, 0.0, 0.0])) == [0, 1]
 
 
-# In which bits.
+# The code.
 
 
 def test_values_are_rounded_to_the_nearer_power_of_two_of_their_layer_s_largest() -> None:
@@ -126,7 +126,7 @@ def test_values_eight_powers_of_two_below_the_largest_are_not_sent() -> None:
     assert kept.residual_N is not None
     assert kept.residual_N.tolist() == pytest.approx([0.0, -0.24 * smallest, 0.0, 0.74 * smallest, too_small])
     assert kept.variance.variance_N.tolist() == pytest.approx([0.0, 0.0, 0.0, 0.999e-12, 0.999e-12])
-    # As published: r and v are zeroed whatever has become of them on the way.
+    # As published: r and v are set to zero whatever the rounding error.
     assert lost.residual_N is not None
     assert lost.residual_N.tolist() == lost.variance.variance_N.tolist() == [0.0] * 5
     assert not lost.variance.conserves
@@ -201,11 +201,11 @@ def test_an_option_out_of_range_is_refused_with_the_allowed_range(
         Variance(**options)
 
 
-# What the engine tells.
+# Squares from the engine.
 
 
 class RecordsSquares(Variance):
-    """Keeps what it is told, and the gradient that comes with it."""
+    """Records the given squares and the gradient of the step."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -237,7 +237,7 @@ def training(tmp_path: Path, wire: Wire, reducer: Variance, **options: Any) -> T
 
 
 def one_by_one(batches: list[Any], parts: int | None) -> tuple[Tensor, Tensor]:
-    """The squares and the gradient of the first step, by the loop that everybody would write."""
+    """The squares and the gradient of the first step, by a plain loop."""
     model, task = small_network(), Classify(Points.facts)
     samples = [
         (x, y)

@@ -24,7 +24,7 @@ from sage.reduction.controllers.quantile import common, sampled_every
 
 
 class SeesEverything(Published):
-    """Its sample is the whole vector, so that what it does can be worked out by hand."""
+    """Its sample is the whole vector, so that its steps can be computed by hand."""
 
     def sample_mean(self, grad_N: Tensor, residual_N: Tensor | None, size: int) -> float:
         return float(grad_N.abs().mean(dtype=torch.float64))
@@ -36,7 +36,7 @@ def stream(step: int, n: int = 2000) -> Tensor:
 
 
 def selected(controller: Controller, signal_N: Tensor, density: float, agree: Agree = local_only) -> Tensor:
-    """The indices that the controller takes of this signal."""
+    """The indices that the controller selects of this signal."""
     return controller.take(signal_N, None, density, agree)[1]
 
 
@@ -47,14 +47,14 @@ def moved(controller: Controller, signal_N: Tensor, density: float = 0.01) -> fl
 
 
 def rule(signals: list[Tensor], density: float, threshold: float) -> list[float]:
-    """methods.md, section 3, as it stands there."""
+    """The published rule, computed with plain Python numbers."""
     thresholds = [threshold]
     for before, now in zip(signals, signals[1:], strict=False):
         s_before, s_now = (sum(abs(x) for x in signal.tolist()) / signal.numel() for signal in (before, now))
         alpha = s_now / s_before if s_now and s_before else 1.0
-        had = sum(abs(x) >= alpha * threshold for x in now.tolist()) / now.numel()
-        beta = 2 / (1 + math.exp(density - had))
-        gamma = 0.95 if had / density < 0.1 else 1.05 if had / density > 10 else 1.0
+        achieved = sum(abs(x) >= alpha * threshold for x in now.tolist()) / now.numel()
+        beta = 2 / (1 + math.exp(density - achieved))
+        gamma = 0.95 if achieved / density < 0.1 else 1.05 if achieved / density > 10 else 1.0
         threshold = threshold * alpha * beta * gamma
         thresholds.append(threshold)
     return thresholds
@@ -172,11 +172,11 @@ def test_many_elements_that_are_not_finite_are_selected_and_leave_no_state(name:
     assert torch.equal(residual_N.nan_to_num(7.0), flooded_N.nan_to_num(7.0))
     controller.learn(len(at_K) / 2000)
     assert set(at_K) >= set(range(0, 2000, 4)) | set(range(1, 2000, 4))
-    had = 0.0
+    achieved = 0.0
     for step in range(2, 30):
-        had = selected(controller, stream(step), 0.01, agree).numel() / 2000
-        controller.learn(had)
-    assert 0 < had < 0.2
+        achieved = selected(controller, stream(step), 0.01, agree).numel() / 2000
+        controller.learn(achieved)
+    assert 0 < achieved < 0.2
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)
@@ -351,7 +351,7 @@ def test_agreement_needs_a_single_message_while_the_quantile_stays_in_its_bracke
 
 
 def test_the_agreed_quantile_is_accurate_for_dense_clusters_of_elements() -> None:
-    # A cliff, as error feedback leaves one: nine tenths of all lie within a thousandth of each other.
+    # A cluster, as left by error feedback: nine tenths of all values are within a thousandth of each other.
     generator = torch.Generator().manual_seed(0)
     x_N = torch.rand(10_000, generator=generator)
     x_N[:9000] = 2 - x_N[:9000] / 1000
@@ -399,9 +399,9 @@ def test_feedback_corrects_a_share_of_the_error_by_the_slope_of_the_tail() -> No
 def test_feedback_returns_to_the_target_from_either_side() -> None:
     for first in (1e-3, 50.0):
         controller = Feedback(threshold=first)
-        had = []
+        achieved = []
         for step in range(80):
-            had.append(selected(controller, stream(step, n=20_000), 0.01).numel() / 20_000)
-            controller.learn(had[-1])
-        assert not 0.005 < had[0] < 0.02
-        assert sum(had[60:]) / 20 == pytest.approx(0.01, rel=0.4)
+            achieved.append(selected(controller, stream(step, n=20_000), 0.01).numel() / 20_000)
+            controller.learn(achieved[-1])
+        assert not 0.005 < achieved[0] < 0.02
+        assert sum(achieved[60:]) / 20 == pytest.approx(0.01, rel=0.4)

@@ -55,7 +55,7 @@ def test_linear_and_cosine_go_from_start_to_density_and_stay() -> None:
 def test_critical_regimes_are_the_first_epoch_fast_change_and_a_fall_of_the_learning_rate() -> None:
     schedule = Critical(0.01)
     schedule.bind(4)
-    # Epoch, learning rate, the norm of the epoch before, and what is asked for from then on.
+    # Epoch, learning rate, the norm of the previous epoch, and the target density from then on.
     history = [
         (0, 0.1, 0.0, 0.1),  # the first
         (5, 0.1, 9.0, 0.1),  # no decision
@@ -109,7 +109,7 @@ class Link:
     ("unit", "allowed", "expected"),
     [
         ("bytes", 2e5, 0.02),  # 0.2 MB in a second
-        ("time", 0.5, 0.05),  # half a second beside one of computing, at 1 s a MB
+        ("time", 0.5, 0.05),  # half a second in addition to one of computing, at 1 s per MB
     ],
 )
 def test_a_budget_is_met_and_all_ranks_have_the_same_target(

@@ -20,7 +20,7 @@ N = 8
 
 
 def feedback(density: float = 0.25, **options: Any) -> ErrorFeedback:
-    """Two of eight elements are sent at a time."""
+    """Two of eight elements are sent per step."""
     return ErrorFeedback(GTopK(density=density), Layout.of([("w", (N,))]), **options)
 
 
@@ -56,7 +56,7 @@ def test_beta_weights_the_residual_and_gamma_the_gradient() -> None:
 
 
 def test_the_ratio_of_learning_rates_scales_only_the_residual() -> None:
-    # What waited counts as much in weights as when it was put off: lr·residual stays.
+    # An unsent element changes the weights as much as when it was kept: lr·residual is constant.
     still, scaled = (feedback(memory="residual", lr_ratio=on) for on in (False, True))
     for memory in (still, scaled):
         alone(memory, [gradient(0)], [0.1])
@@ -108,7 +108,7 @@ def test_without_masking_momentum_is_not_cleared() -> None:
 
 
 def test_if_everything_is_sent_momentum_is_that_of_sgd() -> None:
-    # Momentum correction (DGC, equation 4): with nothing left out and nothing masked, it is plain momentum.
+    # Momentum correction (DGC, equation 4): if everything is sent and nothing masked, it is plain momentum.
     memory = feedback(density=1.0, memory="momentum", momentum=0.9, masking=False)
     u_N = torch.zeros(N)
     for step in range(4):
@@ -127,7 +127,7 @@ def test_union_clears_the_residual_where_any_rank_has_sent() -> None:
 
     ranks = simulate(3, work)
     union = sorted({at for sent, _, _ in ranks for at in sent.tolist()})
-    assert len(union) > 2  # else this test would see nothing
+    assert len(union) > 2  # else this test would compare zeros
     for _, residual_N, grad_N in ranks:
         assert not residual_N[union].any()
         elsewhere = [at for at in range(N) if at not in union]
@@ -138,7 +138,7 @@ def test_union_clears_the_residual_where_any_rank_has_sent() -> None:
 def test_every_memory_resumes_from_its_state(memory: Any) -> None:
     options: dict[str, Any] = {"memory": memory, "lr_ratio": True}
     whole, first, second = (feedback(**options) for _ in range(3))
-    # The rate falls where it is resumed: what it was before must be in the state too.
+    # The learning rate falls at the resumed step: the previous one must be in the state.
     gradients, lrs = [gradient(step) for step in range(6)], [0.1, 0.1, 0.1, 0.05, 0.05, 0.02]
     expected = alone(whole, gradients, lrs)[3:]
     alone(first, gradients[:3], lrs[:3])

@@ -29,7 +29,7 @@ from sage.testing.harness import Case, same_bits, steps
 WIDE = (("wide", (6, 4)),)
 MIXED = (("w", (12, 9)), ("scale", (9,)), ("conv", (8, 3, 3)), ("small", (2, 2)))
 DENSE = [*range(108, 117), *range(189, 193)]
-"""Two matrices worth factoring to rank 2 or 3, and where lie the two parameters that go dense."""
+"""Two matrices that are factored to rank 2 or 3, and two parameters that are sent dense."""
 
 
 def gradient(rank: int, step: int, shapes: Any = MIXED) -> Tensor:
@@ -38,7 +38,7 @@ def gradient(rank: int, step: int, shapes: Any = MIXED) -> Tensor:
 
 
 def means(reducer: Callable[[], Any], gradients: list[Tensor], shapes: Any = WIDE) -> list[Tensor]:
-    """What one rank alone makes of gradients, one after another, with error feedback."""
+    """The reductions of a single rank for successive gradients, with error feedback."""
 
     def work(wire: Wire) -> list[Tensor]:
         feedback = ErrorFeedback(reducer(), Layout.of(shapes, "layer"))
@@ -119,7 +119,7 @@ def test_iterations_of_one_step_are_those_of_as_many_steps_on_the_same_matrices(
 
     for once, often in zip(last(4, 1), last(1, 4), strict=True):
         torch.testing.assert_close(once, often)
-    # And they come to the best approximation of the mean of rank 2.
+    # They converge to the best approximation of rank 2 of the mean.
     mean = torch.stack([gradient(rank, 0, WIDE) for rank in range(3)]).mean(0).view(6, 4)
     u, s, vt = torch.linalg.svd(mean, full_matrices=False)
     best = (u[:, :2] * s[:2]) @ vt[:2]
@@ -210,7 +210,7 @@ def test_powersgd_recovers_from_gradients_without_a_direction(odd: float, half: 
         return [reducer(signal_N.clone(), None, wire).mean_N.clone() for _ in range(2)], signal_N
 
     (seen, signal_N) = simulate(1, work)[0]
-    # Rank 4 is all there is, so that two steps at the latest suffice.
+    # Rank 4 is the full rank, so that two steps suffice.
     torch.testing.assert_close(seen[1], signal_N, atol=1e-4, rtol=1e-4)
 
 
@@ -356,7 +356,7 @@ def test_ps_computes_the_mean_of_exact_with_all_traffic_at_rank_0() -> None:
     assert [link for *_, link in told] == [(8 * n, 12 * n), (8 * n, 4 * n), (4 * n, 4 * n), (4 * n, 4 * n)]
 
 
-# Bytes, from plain numbers: conv 8 × 27, wide 40 × 20, bias 7.
+# Bytes by hand: conv 8 × 27, wide 40 × 20, bias 7.
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_ps_computes_the_mean_of_exact_with_all_traffic_at_rank_0() -> None:
         # Epoch 0 is critical.
         ("accordion_powersgd", {"rank_high": 2}, [{"values": 4 * (2 * 35 + 2 * 60 + 7)}] * 2),
         ("svd", {"rank": 2}, [{"values": 4 * (2 * 35 + 2 * 60 + 7), "scales": 4 * 4}] * 2),
-        # All 8 and all 20 singular values, for sure.
+        # All 8 and all 20 singular values, with certainty.
         (
             "atomo",
             {"rank": 20, "min_compression_rate": 0.0},
@@ -420,7 +420,7 @@ def test_an_option_out_of_range_is_refused_with_the_allowed_range(
 
 
 class Bucket:
-    """What a hook asks of DDP's bucket: one that holds all parameters."""
+    """The methods of DDP's bucket that a hook uses; it contains all parameters."""
 
     def __init__(self, grad_N: Tensor) -> None:
         self._grad_N = grad_N
@@ -447,7 +447,7 @@ def beside_hooks() -> list[dict[str, tuple[list[Tensor], list[Tensor]]]]:
             PowerSgd(rank=rank, start_step=2, min_compression_rate=1.0, eps=0.0), Layout.of(MIXED)
         )
         state = PowerSGDState(None, rank, start_powerSGD_iter=2, min_compression_rate=1)
-        # Its first Q would be other normal draws; given ours, it need not draw.
+        # Its first Q would be other normal draws; it gets ours and need not draw.
         state.q_memory_dict[0] = feedback.reducer.get_buffer("q_F").clone()
         state.p_memory_dict[0] = torch.zeros((12 + 8) * rank)
         ours, theirs = [], []
