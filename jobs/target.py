@@ -2,7 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,17 +40,18 @@ def main(path: Path, *, runs: Path | None = None, late: bool = False) -> int:
     finals = _finals(path, sweep, pilot)
     chosen = {name: _best(points) for name, points in finals.items()}
     done = _num_finished(path, runs)
-    if done and not late:
-        raise ValueError(
-            f"{done} runs of the comparison are finished, so a target fixed now is not fixed beforehand; "
-            "give another runs folder, or --late, which the report mentions"
-        )
     targets = [
         _target(pilot, config, finals[method(config)][chosen[method(config)]], before=not done)
         for config in reference(sweep.configs).values()
     ]
     if not targets:
         raise ValueError(f"{path} has no run of the reference, bf16 or exact; add one to reducer")
+    targets = [_as_fixed_before(target, sweep.targets) for target in targets]
+    if not late and not all(target.before for target in targets):
+        raise ValueError(
+            f"{done} runs of the comparison are finished, so a target fixed now is not fixed beforehand; "
+            "give another runs folder, or --late, which the report mentions"
+        )
     choices = [
         Choice(method=name, point=dict(chosen[name]), scores=_scores(points))
         for name, points in finals.items()
@@ -141,6 +143,11 @@ def _target(pilot: Pilot, config: Config, finals: list[Final], *, before: bool) 
         origin=f"{rule} of {overlap}{config.reducer} over pilot seeds {seeds}",
         before=before,
     )
+
+
+def _as_fixed_before(target: FixedTarget, known: Sequence[FixedTarget]) -> FixedTarget:
+    """Return the target as it was fixed earlier if it is the same: it was fixed before the comparison then."""
+    return next((each for each in known if replace(each, before=target.before) == target), target)
 
 
 def _scores(points: Points) -> str:

@@ -208,6 +208,23 @@ def test_a_target_of_another_sweep_is_refused(sweep: Path) -> None:
         call("report", str(sweep))
 
 
+def test_a_sweep_that_grows_keeps_the_target_that_was_fixed_before(sweep: Path) -> None:
+    finish_pilots(sweep, [0.95, 0.9, 0.92])
+    assert call("target", str(sweep)) == 0
+    for config in read(sweep).configs:
+        finish(config, 0.93)
+    sweep.write_text(sweep.read_text().replace('["bf16", "topk"]', '["bf16", "topk", "sage"]'))
+    assert call("target", str(sweep)) == 0
+    (target,) = read(sweep).targets
+    assert target.before
+    sweep.write_text(sweep.read_text().replace("[pilot]", "[pilot]\nfraction = 0.5"))
+    with pytest.raises(ValueError, match="not fixed beforehand"):
+        call("target", str(sweep))
+    assert call("target", str(sweep), "--late") == 0
+    (target,) = read(sweep).targets
+    assert not target.before
+
+
 # Tuning.
 
 GRID = "\n[pilot.grid]\nlr = [0.05, 0.1, 0.2]\n"
