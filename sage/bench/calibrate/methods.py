@@ -8,7 +8,13 @@ from typing import Any
 
 from sage.bench.calibrate.gradients import Gradients, reducer_of
 from sage.bench.calibrate.messages import Sequenced, of_ranks, typical
-from sage.bench.calibrate.reductions import LEAST, Reductions, messages_on_threads, reductions
+from sage.bench.calibrate.reductions import (
+    LEAST,
+    SETTLE,
+    Reductions,
+    messages_on_threads,
+    reductions,
+)
 from sage.bench.loopback_wire import LoopbackWire
 from sage.comm.transport import WireError
 from sage.comm.wire import Wire
@@ -26,8 +32,8 @@ WORLD_SIZES = (2, 4, 8)
 THREAD_BYTES = 2**30
 """Most memory for simulated ranks: each has about three vectors of the gradient's size."""
 
-ON_THREADS = 8
-"""Reductions of each simulated rank."""
+LEAST_ON_THREADS = 8
+"""Least number of reductions of each simulated rank."""
 
 
 class Failed(Exception):
@@ -127,8 +133,9 @@ def _simulated(
     taken = max(sum(map(statistics.median, (each.encode, each.decode))) for each in alone.values())
     memory = world_size * 3 * gradients.steps[0].nbytes
     share = time.seconds / 4 / len(WORLD_SIZES)
-    if memory <= THREAD_BYTES and world_size * ON_THREADS * taken <= share:
-        return messages_on_threads(world_size, config, gradients, steps=ON_THREADS)
+    steps = int(min(SETTLE, share / (world_size * taken))) if taken else SETTLE
+    if memory <= THREAD_BYTES and steps >= LEAST_ON_THREADS:
+        return messages_on_threads(world_size, config, gradients, steps=steps)
     if world_size not in alone:
         loopback = LoopbackWire(gradients.steps[0].device, world_size)
         return typical(reductions(loopback, config, gradients, steps=LEAST, seconds=share).messages)

@@ -16,7 +16,7 @@ from sage.config import Config
 from sage.mount.flat import Flat
 from sage.mount.reduction_seconds import ReductionSeconds
 
-SETTLE = 6
+SETTLE = 30
 """Most reductions before those that count: error feedback and thresholds have to settle."""
 
 LEAST = 2
@@ -65,14 +65,14 @@ def reductions(wire: Wire, config: Config, gradients: Gradients, *, steps: int, 
 def messages_on_threads(world_size: int, config: Config, gradients: Gradients, *, steps: int) -> Sequenced:
     """Return the messages between simulated ranks, each of which reduces another step's gradient at a time.
 
-    They are those of a typical step of the second half.
+    They are those of a typical step of the last quarter.
     """
 
     def work(wire: Wire) -> list[Sequenced]:
         flat, found = _mounted(config, gradients, wire), Reductions()
         for step in range(steps):
             _reduce(flat, gradients.views(step + wire.rank), wire, config, found)
-        return found.messages[steps // 2 :]
+        return found.messages[3 * steps // 4 :]
 
     ranks = simulate(world_size, work)
     return typical([of_ranks(step) for step in zip(*ranks, strict=True)])
