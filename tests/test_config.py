@@ -89,6 +89,7 @@ OTHER: dict[str, Any] = {
     "log_every": 2,
     "histogram_every": 2,
     "profile": True,
+    "trace": 2,
     "eval_every": 0.5,
     "runs": Path("elsewhere"),
     "data_root": Path("there"),

@@ -59,7 +59,7 @@ class Transport:
         if self.guard:
             self._compare(call)
         start = time.perf_counter()
-        with phase("communicate"):
+        with phase("communicate", call):
             result = self._attempt(call, run)
         self.last_end = time.perf_counter()
         self.ledger.add(call.partition("(")[0], payload, traffic, self.last_end - start)

@@ -160,6 +160,8 @@ class Config:
     """Steps between two records."""
     histogram_every: Count = 100
     """Steps between two gradient histograms."""
+    trace: Annotated[Count | None, LATER, NOT_HASHED] = None
+    """Write a Chrome trace of this number of steps for each rank, from the second step of the process on."""
     profile: bool = False
     """Time the phases of each step separately; this synchronises the device between phases."""
     eval_every: Positive = 1.0

@@ -13,6 +13,7 @@ from sage.data.dataset import Batch
 from sage.mount.flat import Flat
 from sage.reduction.reducer import Reduced, Reducer
 from sage.tasks import Task
+from sage.timing import Spans
 from sage.train.optim import LossScale, joint_norm
 
 HISTOGRAM_SAMPLE = 2**18
@@ -30,6 +31,8 @@ class Parts:
     reducer: Reducer
     """Not yet bound."""
     loss_scale: LossScale
+    spans: Spans
+    """Of the trace; the mount adds those of its own threads."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +60,7 @@ class Mounted:
 
     def __init__(self, parts: Parts) -> None:
         self.config, self.wire, self.loss_scale = parts.config, parts.wire, parts.loss_scale
+        self.spans = parts.spans
         self.device = next(parts.model.parameters()).device
         self.may_skip = parts.config.non_finite == "skip" or parts.loss_scale.enabled
         self._reduced: list[Reduced] = []

@@ -14,7 +14,7 @@ the last bucket (4 bytes). After a vote to skip, all state is as before the step
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -118,6 +118,8 @@ class MountedDdp(Mounted):
             raise self._failure
         for started in self._started:
             started.wait()
+        if self.spans.is_on and self._ready_at:
+            self.spans.add("step", "wait", self._received_at, max(self._received_at, *self._ready_at))
         if self._num_received < len(self._buckets):
             name = next(name for p, name in self._names.items() if p.grad is None)
             raise ValueError(
@@ -160,6 +162,7 @@ class MountedDdp(Mounted):
         """Start the all-reduce of a bucket's gradient, without waiting for it."""
         self._prepare(one, received)
         grad_N = one.flat.grad_N
+        start, traced, row = time.perf_counter(), self.spans.is_on, f"all-reduce {len(self._started)}"
         started = self.wire.start_sum(grad_N)
         self._started.append(started)
 
@@ -167,7 +170,10 @@ class MountedDdp(Mounted):
             with suppress(RuntimeError):  # of a sum that failed, which `_end_backward` raises again
                 done.value()
                 grad_N.div_(self.wire.world_size)
-            self._ready_at.append(time.perf_counter())
+            end = time.perf_counter()
+            if traced:
+                self.spans.add(row, f"sum of {grad_N.numel()} elements", start, end)
+            self._ready_at.append(end)
             return grad_N
 
         return started.future.then(divide)
@@ -189,7 +195,12 @@ class MountedDdp(Mounted):
                 if self._failure is None:
                     if self._stream is not None and ready is not None:
                         self._stream.wait_event(ready)
-                    with self._phases.running() if self.config.profile else nullcontext():
+                    with ExitStack() as timing:
+                        if self.config.profile:
+                            timing.enter_context(self._phases.running())
+                        if self.spans.is_on:
+                            timing.enter_context(self.spans.running("reduction"))
+                            timing.enter_context(self.spans.span(f"bucket of {buffer.numel()} elements"))
                         self._prepare(one, received)
                         one.reduce(self.wire, self._lr)
             except BaseException as error:

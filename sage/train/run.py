@@ -244,6 +244,7 @@ def _trained(
     resume_collection()
     with display, detect_first_step_failure(training):
         finished = training.run()
+        training.trace.finish()
     if not finished:
         record.event("stopped", step=training.step)
         display.print(

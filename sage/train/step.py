@@ -39,7 +39,8 @@ def take(training: TrainingState, batches: list[Batch]) -> None:
     if done == 0:  # inside the step, so that its bytes are counted for this step
         mount.begin_epoch(epoch, lr)
     histogram_due = training.step % config.histogram_every == 0
-    with training.phases.running() if config.profile else nullcontext():
+    phases = training.phases.running() if config.profile else nullcontext()
+    with training.trace.step(training.step), phases:
         gradient = mount.compute(batches, lr, sampled=histogram_due)
         training.loss_scale.learn(overflowed=gradient.skipped)
         gradient_norm = None if gradient.skipped else _update(training, lr, batches)

@@ -19,6 +19,7 @@ from sage.train.mounted import Parts
 from sage.train.mounts import attach
 from sage.train.optim import LossScale, RunningAverage
 from sage.train.schedules import count_steps, optimizer
+from sage.train.step_trace import StepTrace
 from sage.train.stop import Stop
 
 
@@ -59,6 +60,7 @@ class TrainingState:
         self.steps_per_epoch, self.total_steps = count_steps(config, data)
         display.total = self.total_steps
         self.loss_scale = LossScale(enabled=config.amp == "fp16")
+        self.trace = StepTrace(folder, wire.rank, self.device, steps=config.trace or 0)
         self.mount = attach(
             Parts(
                 config=config,
@@ -67,6 +69,7 @@ class TrainingState:
                 task=task,
                 reducer=reducer,
                 loss_scale=self.loss_scale,
+                spans=self.trace.spans,
             )
         )
         self.optimizer = optimizer(config, model)
