@@ -67,19 +67,28 @@ class OkTopk(Sparsifier):
         self.register_buffer("edge_Q", torch.zeros(QUANTILES + 1, dtype=torch.float64))
 
     def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
-        k, exact = num_kept(self.density, signal_N.numel()), self._evaluates()
+        return self._select(signal_N, None)
+
+    def _select(self, grad_N: Tensor, residual_N: Tensor | None) -> Tensor:
+        """Accumulate and select, in one pass; the signal stays whole."""
+        n, exact, threshold = grad_N.numel(), self._evaluates(), float(self.local_threshold)
+        k = num_kept(self.density, n)
         self.step += 1
-        if not exact:
-            return largest_above(signal_N, float(self.local_threshold), 3 * k // 2)
-        at_K = ops.select_top(signal_N, k)
-        self.local_threshold.fill_(least(ops.take(signal_N, at_K, dtype=signal_N.dtype, keep=False)))
-        return at_K
+        num = k if exact else min(n, 3 * k // 2)
+        dtype = (grad_N if residual_N is None else residual_N).dtype
+        own_K, at_K = ops.take_top(grad_N, residual_N, [0, n], [num], dtype=dtype)
+        if residual_N is not None:
+            residual_N[at_K] = own_K
+        if exact:
+            self.local_threshold.fill_(least(own_K))
+            return at_K.long()
+        return at_K[ops.select_above(own_K, threshold)].long()
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         n, exact = grad_N.numel(), self._evaluates()
         with phase("select"):
-            signal_N = ops.accumulate(grad_N, residual_N)
-            at_K = self.select(signal_N, wire)
+            at_K = self._select(grad_N, residual_N)
+            signal_N = grad_N if residual_N is None else residual_N
             values_K = ops.take(signal_N, at_K, dtype=self.dtype, keep=False)
         if exact:
             self._balance(at_K, n, wire)

@@ -10,6 +10,7 @@
 #include <new>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #define SAGE_X86 1
 // For a plain loop: the compiler vectorizes it for each of these targets, and the loader chooses one of them.
@@ -35,13 +36,21 @@ inline uint32_t limit_of(float threshold) { return threshold > 0 ? magnitude(thr
 
 enum class Isa { scalar, avx2, avx512 };
 
+#if SAGE_X86
+// Whether there are conversions of fp16, which not every compiler's __builtin_cpu_supports knows of.
+inline bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 // Returns the best instruction set that this processor supports and the kernels implement.
 inline Isa isa() {
 #if SAGE_X86
   static const Isa found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                                    __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")
                                ? Isa::avx512
-                           : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")
+                           : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") && has_f16c()
                                ? Isa::avx2
                                : Isa::scalar;
   return found;

@@ -40,7 +40,7 @@ void cast_share_(Tensor share, Tensor grad, std::optional<Tensor> residual, int6
                   " elements: expected as many in share and residual");
   STD_TORCH_CHECK(n == 0 || x.residual != x.grad, "grad and residual are one vector: expected two");
   STD_TORCH_CHECK(world_size >= 1, "world_size=", world_size, ": expected 1 or more");
-  fp16 ? cast_share<Format::fp16>(isa(), torch_team(), x, n) : cast_share<Format::bf16>(isa(), torch_team(), x, n);
+  cast_share(isa(), torch_team(), fp16 ? Format::fp16 : Format::bf16, x, n);
 }
 
 void sum_casts_(Tensor sum, Tensor rows) {
@@ -52,8 +52,7 @@ void sum_casts_(Tensor sum, Tensor rows) {
                   " elements: expected one row or more of ", n);
   if (n == 0) return;
   const int64_t num = rows.numel() / n;
-  fp16 ? sum_casts<Format::fp16>(isa(), torch_team(), row, num, to, n)
-       : sum_casts<Format::bf16>(isa(), torch_team(), row, num, to, n);
+  sum_casts(isa(), torch_team(), fp16 ? Format::fp16 : Format::bf16, row, num, to, n);
 }
 
 void widen_(Tensor wide, Tensor x) {
@@ -62,8 +61,7 @@ void widen_(Tensor wide, Tensor x) {
   const uint16_t* half = in(fp16, x, "x", x);
   STD_TORCH_CHECK(wide.numel() == x.numel(), "out has ", wide.numel(), " elements and x ", x.numel(),
                   ": expected as many");
-  fp16 ? widen<Format::fp16>(isa(), torch_team(), half, to, x.numel())
-       : widen<Format::bf16>(isa(), torch_team(), half, to, x.numel());
+  widen(isa(), torch_team(), fp16 ? Format::fp16 : Format::bf16, half, to, x.numel());
 }
 
 }  // namespace sage::cpu

@@ -6,6 +6,7 @@
 // The file is written in terms of lanes_*.h: sixteen lanes, whatever the width of a register. Its functions are then in
 // the namespaces scalar, avx2 and avx512; it includes nothing itself. SAGE_PEXT says whether these have pext and pdep.
 #include "groups.h"
+#include "halves.h"
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 warns of its own header: PR 105593
@@ -23,7 +24,7 @@ namespace sage::cpu::scalar {
 #undef SAGE_PEXT
 #define SAGE_PEXT 1
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,bmi2,popcnt")
+#pragma GCC target("avx2,fma,f16c,bmi2,popcnt")
 namespace sage::cpu::avx2 {
 #include "lanes_avx2.h"
 #include SAGE_KERNEL

@@ -13,6 +13,7 @@ struct M {
 struct D {
   __m256d v[4];
 };
+using H = __m256i;
 struct W {
   __m256i v[4];  // lanes 0, 2, 4, 6; 1, 3, 5, 7; and so on
 };
@@ -105,6 +106,25 @@ inline void store_u8(uint8_t* p, I x) {
   const __m256i words = _mm256_and_si256(to_u16(x), _mm256_set1_epi16(0xff));
   const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+inline H load_half(const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline void store_half(uint16_t* p, H h) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), h); }
+inline void stream_half(uint16_t* p, H h) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), h); }
+inline void stream(float* p, F f) {
+  _mm256_stream_ps(p, f.a);
+  _mm256_stream_ps(p + 8, f.b);
+}
+inline void fence() { _mm_sfence(); }
+inline I wide_half(H h) {
+  return {_mm256_cvtepu16_epi32(_mm256_castsi256_si128(h)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(h, 1))};
+}
+inline H low_halves(I x) { return to_u16(x); }
+inline F from_fp16(H h) {
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(h)), _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1))};
+}
+inline H to_fp16(F x) {
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return _mm256_set_m128i(_mm256_cvtps_ph(x.b, kNearest), _mm256_cvtps_ph(x.a, kNearest));
 }
 struct Unpacking {
   I bytes, shift, mask;

@@ -11,6 +11,7 @@ struct D {
 struct W {
   __m512i even, odd;
 };
+using H = __m256i;  // sixteen numbers of 16 bits
 
 inline M first(int n) { return static_cast<M>((1u << n) - 1); }
 
@@ -60,6 +61,16 @@ inline void store_u8(uint8_t* p, I a) {  // the low 8 bits of each lane
 inline void store_u16(uint16_t* p, I a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a));
 }
+inline H load_half(const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline void store_half(uint16_t* p, H h) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), h); }
+// Past the caches, to an address that is a multiple of the register's size; fence() makes them visible.
+inline void stream_half(uint16_t* p, H h) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), h); }
+inline void stream(float* p, F f) { _mm512_stream_ps(p, f); }
+inline void fence() { _mm_sfence(); }
+inline I wide_half(H h) { return _mm512_cvtepu16_epi32(h); }
+inline H low_halves(I a) { return _mm512_cvtepi32_epi16(a); }  // of numbers below 2^16
+inline F from_fp16(H h) { return _mm512_cvtph_ps(h); }
+inline H to_fp16(F a) { return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // How sixteen codes of some bits lie in 2·bits bytes: the two bytes that hold the code of each lane, and its first bit.
 struct Unpacking {
   __m512i bytes, shift, mask;

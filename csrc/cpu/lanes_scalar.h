@@ -16,6 +16,9 @@ struct D {
 struct W {
   uint64_t v[16];
 };
+struct H {
+  uint16_t v[16];
+};
 
 #define SAGE_EACH for (int l = 0; l < 16; ++l)
 
@@ -68,6 +71,15 @@ inline I load_u8(const uint8_t* p) { I i; SAGE_EACH i.v[l] = p[l]; return i; }
 inline I load_u16(const uint16_t* p) { I i; SAGE_EACH i.v[l] = p[l]; return i; }
 inline void store_u8(uint8_t* p, I a) { SAGE_EACH p[l] = static_cast<uint8_t>(a.v[l]); }
 inline void store_u16(uint16_t* p, I a) { SAGE_EACH p[l] = static_cast<uint16_t>(a.v[l]); }
+inline H load_half(const uint16_t* p) { H h; std::memcpy(h.v, p, 32); return h; }
+inline void store_half(uint16_t* p, H h) { std::memcpy(p, h.v, 32); }
+inline void stream_half(uint16_t* p, H h) { store_half(p, h); }
+inline void stream(float* p, F f) { store(p, f); }
+inline void fence() {}
+inline I wide_half(H h) { I i; SAGE_EACH i.v[l] = h.v[l]; return i; }
+inline H low_halves(I a) { H h; SAGE_EACH h.v[l] = static_cast<uint16_t>(a.v[l]); return h; }
+inline F from_fp16(H h) { F f; SAGE_EACH f.v[l] = ::sage::cpu::widen<Format::fp16>(h.v[l]); return f; }
+inline H to_fp16(F a) { H h; SAGE_EACH h.v[l] = ::sage::cpu::narrow<Format::fp16>(a.v[l]); return h; }
 // How sixteen codes of some bits lie in 2·bits bytes.
 struct Unpacking {
   int bits;

@@ -72,8 +72,13 @@ _CUDA: set[str] = set()
 
 def on(key: str) -> frozenset[str]:
     """The ops that have a kernel for one of torch's dispatch keys, "CPU" or "CUDA"."""
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return frozenset(op for op in OPS if MISSING is None and has(f"sage::{op}", key))
+    return frozenset(op for op in OPS if MISSING is None and _has_kernel(op, key))
+
+
+def _has_kernel(op: str, key: str) -> bool:
+    if not hasattr(torch.ops.sage, op):  # an extension older than this file; torch raises an error below
+        return False
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"sage::{op}", key))
 
 
 def register(op: str, fake: Callable[..., object]) -> None:
@@ -87,7 +92,7 @@ def register(op: str, fake: Callable[..., object]) -> None:
     if MISSING is not None:
         return
     for key, ops in (("CPU", _CPU), ("CUDA", _CUDA)):
-        if torch._C._dispatch_has_kernel_for_dispatch_key(f"sage::{op}", key):
+        if _has_kernel(op, key):
             ops.add(op)
     if op in _CPU or op in _CUDA:
         torch.library.register_fake(f"sage::{op}", fake)

@@ -26,7 +26,7 @@ void test_cast(Isa isa, const Team& team, int64_t n) {
     Floats grad = draw(n), left = residual;
     for (float& x : grad) x *= scale;
     uint16_t* row = rows.data() + rank * n;
-    cast_share<kFormat>(isa, team, {grad.data(), feeds_back ? left.data() : nullptr, row, by}, n);
+    cast_share(isa, team, kFormat, {grad.data(), feeds_back ? left.data() : nullptr, row, by}, n);
     for (int64_t i = 0; i < n; ++i) {
       const float signal = feeds_back ? residual[i] + grad[i] : grad[i], part = rounded<kFormat>(signal / by);
       const float error = signal - part * by;
@@ -36,9 +36,9 @@ void test_cast(Isa isa, const Team& team, int64_t n) {
     }
   }
   Floats wide(n);
-  widen<kFormat>(isa, team, rows.data(), wide.data(), n);
+  widen(isa, team, kFormat, rows.data(), wide.data(), n);
   for (int64_t i = 0; i < n; ++i) expect(alike(wide[i], widen<kFormat>(rows[i])), "cast: widen");
-  sum_casts<kFormat>(isa, team, rows.data(), num_ranks, total.data(), n);
+  sum_casts(isa, team, kFormat, rows.data(), num_ranks, total.data(), n);
   for (int64_t i = 0; i < n; ++i)
     expect(alike(widen<kFormat>(total[i]), rounded<kFormat>(expected[i])), "cast: sum");
 }

@@ -311,6 +311,17 @@ def test_every_op_is_checked() -> None:
     assert {op for op, _ in ASKED} == set(native.OPS)
 
 
+@needs_native
+def test_an_op_that_an_older_extension_lacks_is_named_and_runs_in_plain_torch() -> None:
+    code = (
+        "import torch; from sage.ops import native; native.register('later_', lambda x: None); "
+        "print(native.takes('later_', torch.ones(2)), 'later_' in native.on('CPU'))"
+    )
+    done = in_another_process(code)
+    assert done.stdout == "False False\n", done.stderr
+    assert done.stderr.startswith("the native extension lacks later_, which runs in plain torch: ")
+
+
 def test_without_the_extension_one_line_is_printed_and_everything_runs() -> None:
     code = (
         "import torch; from sage import ops; ops.native.MISSING = 'it is not built'; "

@@ -2,6 +2,7 @@
 # N = elements of the flat vector, W = world size, k = elements that the density asks for
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -485,6 +486,22 @@ def test_oktopk_keeps_its_thresholds_and_regions_for_the_given_number_of_steps()
 
     seen = play(lambda: OkTopk(density=0.01, evaluate_every=3), 2, 7, see=see)[0]
     assert seen[0] == seen[1] == seen[2] != seen[3] == seen[4] == seen[5] != seen[6]
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 1.1, 5.0, math.inf])
+def test_oktopk_selects_everything_above_its_threshold_or_the_largest_up_to_its_limit(scale: float) -> None:
+    n, k = 4000, 200
+    ok = OkTopk(density=k / n, evaluate_every=100)
+    ok.bind(Layout.of((("w", (n,)),)))
+    ok.select(normal(0, 0, n), Wire(0, 1))
+    threshold = float(ok.local_threshold)
+    signal_N = normal(0, 1, n) * scale
+    signal_N[::7] = threshold  # ties
+    before_N = signal_N.clone()
+    above = [i for i, x in enumerate(signal_N.abs().tolist()) if not x < threshold]
+    largest = sorted(above, key=lambda i: (-math.inf if math.isnan(x := float(signal_N[i])) else -abs(x), i))
+    assert ok.select(signal_N, Wire(0, 1)).tolist() == sorted(largest[: 3 * k // 2])
+    assert same_bits(signal_N.nan_to_num(7.0), before_N.nan_to_num(7.0))
 
 
 def test_oktopks_regions_have_equal_numbers_of_selected_elements() -> None:
