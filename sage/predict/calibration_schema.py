@@ -72,6 +72,8 @@ def _faults(content: dict[str, Any]) -> Iterator[str]:
         yield _within(name, PARAMETER, each)
         yield from _least(each, name, 1, "numel")
         yield from _least(each, name, 0, "ready_seconds")
+    if not any(each["ready_seconds"] > 0 for each in model["parameters"]):
+        yield "'model': no gradient has ready_seconds above 0"
     for index, each in enumerate(content["methods"]):
         yield from _faults_of_method(f"item {index} of 'methods'", each)
 

@@ -5,9 +5,10 @@ over all sizes and numbers of ranks gives them with their covariance.
 """
 # M = measurements, D = draws
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
+from dataclasses import dataclass, field
+from statistics import fmean, median
 
 import numpy
 from numpy.typing import NDArray
@@ -35,12 +36,17 @@ class Fit:
     """By size in bytes: measured over fitted, minus 1; the mean over the numbers of ranks."""
     most_ranks: int
     """The largest number of ranks that was measured."""
+    errors: Mapping[int, float] = field(default_factory=dict)
+    """Standard errors of the residuals."""
 
     def correction(self, size: float) -> float:
-        """Return measured over fitted at a size: the residuals, interpolated in log size and flat outside."""
+        """Return measured over fitted at a size: the residuals, interpolated in log size and flat outside.
+
+        A residual r of standard error e counts as r·(1 − e²/r²), and not at all if it is within its error.
+        """
         sizes = sorted(self.residuals)
         logs = numpy.log([max(1, each) for each in sizes])
-        ratios = [1 + self.residuals[each] for each in sizes]
+        ratios = [1 + _shrunk(self.residuals[each], self.errors.get(each, 0.0)) for each in sizes]
         return float(numpy.interp(numpy.log(max(1.0, size)), logs, ratios))
 
     def draw(self, generator: numpy.random.Generator, num: int) -> tuple[Array, Array]:
@@ -54,6 +60,10 @@ class Fit:
         latency_D = self.latency + first * normal_2D[0]
         per_byte_D = self.seconds_per_byte + along * normal_2D[0] + rest * normal_2D[1]
         return numpy.maximum(latency_D, 0.0), numpy.maximum(per_byte_D, 0.0)
+
+
+def _shrunk(residual: float, error: float) -> float:
+    return residual * max(0.0, 1 - (error / residual) ** 2) if residual else 0.0
 
 
 def fit(samples: Sequence[Samples], ranks_per_node: int, within: Fit | None = None) -> Fit:
@@ -81,16 +91,17 @@ def fit(samples: Sequence[Samples], ranks_per_node: int, within: Fit | None = No
     rows_M2, times_M, errors_M = numpy.array(rows), numpy.array(times), numpy.array(errors)
     solution, covariance = _least_squares(rows_M2 / errors_M[:, None], times_M / errors_M)
     fitted_M = numpy.maximum(rows_M2 @ solution, 1e-12)
-    by_size: dict[int, list[float]] = {}
-    for each, measured, fitted in zip(samples, times_M, fitted_M, strict=True):
-        by_size.setdefault(each.bytes, []).append(float(measured / fitted) - 1)
+    by_size: dict[int, list[tuple[float, float]]] = {}
+    for each, measured, error, fitted in zip(samples, times_M, errors_M, fitted_M, strict=True):
+        by_size.setdefault(each.bytes, []).append((float(measured / fitted) - 1, float(error / fitted)))
     (aa, ab), (_, bb) = covariance
     return Fit(
         latency=float(solution[0]),
         seconds_per_byte=float(solution[1]),
         covariance=((float(aa), float(ab)), (float(ab), float(bb))),
-        residuals={size: sum(found) / len(found) for size, found in sorted(by_size.items())},
+        residuals={size: fmean(r for r, _ in found) for size, found in sorted(by_size.items())},
         most_ranks=max(each.ranks for each in samples),
+        errors={size: math.hypot(*(e for _, e in found)) / len(found) for size, found in by_size.items()},
     )
 
 

@@ -8,12 +8,14 @@ from typing import Any, Literal
 import numpy
 
 from sage.predict.buckets import cut
-from sage.predict.calibration import Calibration, Message, MethodTimes
+from sage.predict.calibration import Calibration, MethodTimes
+from sage.predict.closed_forms import coding_budget, compression_needed
+from sage.predict.links import Links
 from sage.predict.step_time import DENSE, Choice, Mount, Predictor, Setup, Step, find, interval, is_far
+from sage.predict.terms import REFERENCE, baseline, coding_of, compressed_of, reference
 
 Verdict = Literal["pays", "does not pay", "undecided", "dense"]
 
-REFERENCE = "bf16"
 MOUNTS: tuple[Mount, ...] = ("whole", "ddp")
 
 
@@ -38,6 +40,13 @@ class Row:
     communication_seconds: float
     exposed_seconds: float
     coding_seconds: float
+    """Of encoding and decoding."""
+    coding_budget_seconds: float | None
+    """The time of encoding and decoding below which the method, reduced after backward, is faster than
+    overlapped bf16, by the closed form; below 0 if it never is. None for one rank and for dense methods."""
+    compression_needed: float | None
+    """The compression, free of cost, that hides all communication of overlapped bf16 but the last bucket's,
+    by the closed form; None for one rank."""
     reference_seconds: float
     """Of bf16 under the mount `ddp`."""
     speedup: float
@@ -71,20 +80,6 @@ def names(methods: Sequence[MethodTimes]) -> list[str]:
         ]
         found.append(f"{method.reducer}({', '.join(told)})" if told else method.reducer)
     return found
-
-
-def dense_method(calibration: Calibration, reducer: str) -> MethodTimes:
-    """Return a dense method as measured; made of the element count alone if it was not measured."""
-    found = find(calibration.methods, reducer)
-    if found is not None:
-        return found
-    message = Message("all_reduce", DENSE[reducer] * calibration.model.numel)
-    return MethodTimes(reducer, {}, (0.0,), {1: (0.0,)}, None, {calibration.world_size: (message,)})
-
-
-def reference(calibration: Calibration) -> MethodTimes:
-    """Return bf16, which under the mount `ddp` is the reference of all comparisons."""
-    return dense_method(calibration, REFERENCE)
 
 
 def choices(calibration: Calibration, bucket_mb: float | None) -> list[Choice]:
@@ -126,12 +121,39 @@ def predict(predictor: Predictor, setups: Sequence[Setup], every: Sequence[Choic
         base = next(step for choice, step in zip(every, steps, strict=True) if is_reference(choice))
         dense = [step for choice, step in zip(every, steps, strict=True) if choice.method.reducer in DENSE]
         shortest_DX = numpy.minimum.reduce([step.seconds_DX for step in dense])
-        bandwidths = setup.link.bytes_per_second
-        for x, bandwidth in enumerate(bandwidths or (None,)):
+        given = setup.link.bytes_per_second
+        for x, bandwidth in enumerate(given or (network.bytes_per_second,)):
+            forms = _Forms(predictor, setup, network, 1 / bandwidth, every)
+            bits = None if given is None else 8 * bandwidth
             for choice, step in zip(every, steps, strict=True):
-                bits = None if bandwidth is None else 8 * bandwidth
-                rows.append(_row(predictor, setup, bits, choice, step, base, shortest_DX, x))
+                rows.append(_row(predictor, setup, bits, choice, step, base, shortest_DX, x, forms))
     return rows
+
+
+class _Forms:
+    """What the closed forms say at one bandwidth."""
+
+    def __init__(
+        self, predictor: Predictor, setup: Setup, network: Links, x: float, every: Sequence[Choice]
+    ) -> None:
+        self._is_alone = setup.ranks == 1
+        self._known = predictor, setup, network, reference(predictor.calibration)
+        bucket_mb = next(choice.bucket_mb for choice in every if is_reference(choice))
+        self._x, self._baseline = x, baseline(predictor, setup, network, bucket_mb)
+
+    def budget(self, method: MethodTimes) -> float | None:
+        """Return the budget for encoding and decoding of a method, beside that of bf16."""
+        if self._is_alone or method.reducer in DENSE:
+            return None
+        predictor, setup, network, dense = self._known
+        compressed = compressed_of(predictor, setup, network, method, dense)
+        own = coding_of(predictor, setup, dense)
+        return coding_budget(self._baseline, compressed, self._x) + own
+
+    @property
+    def compression(self) -> float | None:
+        """The compression that bf16 needs."""
+        return None if self._is_alone else compression_needed(self._baseline, self._x)
 
 
 def _row(
@@ -143,6 +165,7 @@ def _row(
     base: Step,
     shortest_DX: Any,
     x: int,
+    forms: _Forms,
 ) -> Row:
     seconds_D, base_D = (at(each.seconds_DX, x) for each in (step, base))
     low, high = interval(seconds_D)
@@ -169,6 +192,8 @@ def _row(
         communication_seconds=float(at(step.communication_DX, x)[0]),
         exposed_seconds=float(at(step.exposed_DX, x)[0]),
         coding_seconds=float(step.coding_D1[0, 0]),
+        coding_budget_seconds=forms.budget(choice.method),
+        compression_needed=forms.compression,
         reference_seconds=float(base_D[0]),
         speedup=float(speedup_D[0]),
         speedup_low=speedup_low,

@@ -12,11 +12,12 @@ from sage.predict import closed_forms
 from sage.predict.break_even import Gain, break_even
 from sage.predict.buckets import cut
 from sage.predict.calibration import MethodTimes
-from sage.predict.closed_forms import Baseline, Compressed, Intervals
-from sage.predict.grid import dense_method, mounts, names, reference
+from sage.predict.closed_forms import Intervals
+from sage.predict.grid import mounts, names
 from sage.predict.links import Links
 from sage.predict.payload import GATHERS, traffic
 from sage.predict.step_time import DENSE, Choice, Mount, Predictor, Setup, memory
+from sage.predict.terms import baseline, compressed_of, dense_method, reference
 
 Array = NDArray[numpy.float64]
 
@@ -41,11 +42,6 @@ class Limits:
     """The bandwidth below which the method is faster than an all-reduce of float32 after backward."""
     most_ranks: float | None
     """The world size from which a gather moves more than bf16's all-reduce; None for other collectives."""
-    compression_needed: float | None
-    """The compression, free of cost, that hides bf16's communication; None without a bandwidth."""
-    coding_budget_seconds: float | None
-    """The seconds of encoding and decoding below which the method pays; None without a bandwidth."""
-    coding_seconds: float
     memory_bytes: float
     """For gradient, residual and messages, beyond model, optimizer and activations."""
 
@@ -106,8 +102,6 @@ def _of(
     fp32 = baseline(predictor, setup, network, math.inf, reducer="exact")
     compressed = compressed_of(predictor, setup, network, method, reference(calibration))
     against_fp32 = compressed_of(predictor, setup, network, method, dense_method(calibration, "exact"))
-    bandwidth = (setup.link.bytes_per_second or (None,))[0]
-    x = None if bandwidth is None else 1 / bandwidth
     messages = traffic(method, setup.ranks, calibration.model.numel)
     gathered = sum(each.count * each.size.bytes for each in messages if each.collective in GATHERS)
     return Limits(
@@ -126,71 +120,8 @@ def _of(
         most_ranks=(
             closed_forms.most_ranks(DENSE["bf16"] * calibration.model.numel, gathered) if gathered else None
         ),
-        compression_needed=None if x is None else closed_forms.compression_needed(base, x),
-        coding_budget_seconds=None if x is None else closed_forms.coding_budget(base, compressed, x),
-        coding_seconds=compressed.coding,
         memory_bytes=memory(method, setup.ranks, calibration.model.numel),
     )
-
-
-def baseline(
-    predictor: Predictor,
-    setup: Setup,
-    network: Links,
-    bucket_mb: float | None,
-    reducer: str = "bf16",
-) -> Baseline:
-    """Return the overlapped dense reduction in the terms of the closed forms.
-
-    All buckets but the last count with their mean size. An infinite `bucket_mb` means one bucket.
-    """
-    calibration = predictor.calibration
-    model = calibration.model
-    method = dense_method(calibration, reducer)
-    buckets = cut(model.parameters, bucket_mb)
-    sizes = [bucket.numel for bucket in buckets]
-    latency, volume = _terms(network, setup, method, model.numel)
-    # The latency of a bucket is that of a whole reduction, and its volume in proportion to its elements.
-    body = (model.numel - sizes[-1]) / max(1, len(sizes) - 1)
-    slow = predictor.slowness(setup.ranks) / setup.speedup
-    forward, backward, update, gamma = (
-        sum(samples) / len(samples)
-        for samples in (model.forward_seconds, model.backward_seconds, model.optimizer_seconds, model.gamma)
-    )
-    coding = _coding(predictor, setup, method)
-    return Baseline(
-        other=slow * forward + update / setup.speedup + coding,
-        backward=slow * backward,
-        buckets=len(sizes),
-        latency=latency,
-        volume=volume * body / model.numel,
-        last_volume=volume * sizes[-1] / model.numel,
-        gamma=max(1.0, gamma),
-        first_ready=slow * backward * max(1.0, gamma) * buckets[0].ready_seconds / buckets[-1].ready_seconds,
-    )
-
-
-def compressed_of(
-    predictor: Predictor, setup: Setup, network: Links, method: MethodTimes, dense: MethodTimes
-) -> Compressed:
-    """Return a method, reduced after backward, in the terms of the closed forms."""
-    latency, volume = _terms(network, setup, method, predictor.calibration.model.numel)
-    # The baseline's own encoding is in its `other`, which both step times have.
-    own = _coding(predictor, setup, dense)
-    return Compressed(_coding(predictor, setup, method) - own, latency, volume)
-
-
-def _coding(predictor: Predictor, setup: Setup, method: MethodTimes) -> float:
-    encode = sum(method.encode_seconds) / len(method.encode_seconds)
-    return float(encode + predictor.decode(method, setup.ranks)[0, 0]) / setup.speedup
-
-
-def _terms(network: Links, setup: Setup, method: MethodTimes, numel: int) -> tuple[float, float]:
-    latency = volume = 0.0
-    for each in traffic(method, setup.ranks, numel):
-        fixed, moved = network.terms(each.collective, each.size.bytes, setup.ranks, setup.ranks_per_node)
-        latency, volume = latency + each.count * fixed, volume + each.count * moved
-    return latency, volume
 
 
 def _in_bits(found: Intervals) -> Intervals:

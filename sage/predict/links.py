@@ -52,6 +52,8 @@ class Links:
     inter: Mapping[Collective, Drawn]
     intra: Mapping[Collective, Drawn]
     layout: Layout
+    bytes_per_second: float
+    """The bandwidth of the fastest collective between nodes: the first that is given, or as measured."""
     most_ranks: int
     """The largest number of ranks that was measured; above it the faster of ring and tree is taken."""
     is_local: bool = False
@@ -189,7 +191,11 @@ def links(inter: Fits, intra: Fits, link: Link, generator: numpy.random.Generato
         between[name] = drawn
     stand_ins = frozenset(between) - frozenset(inter) if inter else frozenset[Collective]()
     most = max((each.most_ranks for each in (*inter.values(), *intra.values())), default=1)
-    return Links(between, within, link.layout, most, is_local, stand_ins, frozenset(limited))
+    fastest = min((each.seconds_per_byte for each in inter.values()), default=0.0)
+    bandwidth = (link.bytes_per_second or (1 / fastest if fastest > 0 else numpy.inf,))[0]
+    return Links(
+        between, within, link.layout, float(bandwidth), most, is_local, stand_ins, frozenset(limited)
+    )
 
 
 def _drawn(

@@ -1,13 +1,15 @@
 """A whole prediction: the grid of steps, the limits of each method, and the data of both pictures."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy
 
 from sage.predict.calibration import Calibration
+from sage.predict.calibration_schema import Collective, Scope
+from sage.predict.fit import Fit
 from sage.predict.grid import Row, choices, is_reference, predict
 from sage.predict.limits import Limits, limits
 from sage.predict.step_time import DENSE, Choice, Predictor, Setup, interval
@@ -44,12 +46,29 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class MeasuredLink:
+    """The fit of one collective."""
+
+    collective: Collective
+    scope: Scope
+    latency_seconds: float
+    latency_error: float
+    """Standard error in seconds."""
+    bits_per_second: float
+    bandwidth_error: float
+    """Standard error as a fraction."""
+    residuals: Mapping[int, float]
+    """Measured over fitted time, less 1, by the bytes that a rank contributes."""
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What `sage predict` prints and writes."""
 
     calibration: Calibration
     rows: list[Row]
     limits: list[Limits]
+    links: list[MeasuredLink]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the prediction for JSON; infinite values become null."""
@@ -64,6 +83,7 @@ class Prediction:
                 "world_size": self.calibration.world_size,
                 "ranks_per_node": self.calibration.ranks_per_node,
             },
+            "links": [asdict(each) for each in self.links],
             "reference": "bf16 × ddp",
             "rows": [asdict(row) for row in self.rows],
             "limits": [asdict(each) for each in self.limits],
@@ -78,7 +98,22 @@ def make(calibration: Calibration, setups: Sequence[Setup], bucket_mb: float | N
     """
     predictor = Predictor(calibration)
     rows = predict(predictor, setups, choices(calibration, bucket_mb))
-    return Prediction(calibration, rows, limits(predictor, setups, bucket_mb))
+    links = [_link(name, "inter", found) for name, found in predictor.inter.items()]
+    links += [_link(name, "intra", found) for name, found in predictor.intra.items()]
+    return Prediction(calibration, rows, limits(predictor, setups, bucket_mb), links)
+
+
+def _link(collective: Collective, scope: Scope, found: Fit) -> MeasuredLink:
+    per_byte = found.seconds_per_byte
+    return MeasuredLink(
+        collective,
+        scope,
+        latency_seconds=found.latency,
+        latency_error=found.covariance[0][0] ** 0.5,
+        bits_per_second=8 / per_byte if per_byte > 0 else math.inf,
+        bandwidth_error=found.covariance[1][1] ** 0.5 / per_byte if per_byte > 0 else math.inf,
+        residuals=found.residuals,
+    )
 
 
 def pictures(calibration: Calibration, setups: Sequence[Setup], bucket_mb: float | None) -> Pictures:

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from sage.output.units import MISSING, duration, rate, size, times
+from sage.output.units import MISSING, duration, percent, rate, size, times
 from sage.predict.closed_forms import Intervals
 from sage.predict.grid import MOUNTS, Row, clusters
 from sage.predict.limits import Limits
-from sage.predict.prediction import Prediction
+from sage.predict.prediction import MeasuredLink, Prediction
 from sage.predict.step_time import FAR
 
 MOST_TABLES = 4
@@ -25,6 +25,7 @@ def markdown(prediction: Prediction, *, everything: bool) -> str:
     blocks = [f"# {title(prediction)}", first_line(cells), summary(cells)]
     if everything or len(cells) <= MOST_TABLES:
         blocks += [f"## {where(cell[0])}\n\n{steps(cell)}" for cell in cells]
+    blocks += ["## Links", LINKS_NOTE, links(prediction.links)] if prediction.links else []
     if prediction.limits:
         blocks += ["## Limits", LIMITS_NOTE, limits(prediction.limits)]
     notes = dict.fromkeys(note for row in prediction.rows for note in row.notes)
@@ -46,7 +47,7 @@ def first_line(cells: Sequence[list[Row]]) -> str:
     compressed = [row for cell in cells for row in cell if row.verdict != "dense"]
     pays = sum(row.verdict == "pays" for row in compressed)
     of = f"{pays} of {len(compressed)} set-ups pay"
-    return f"{of}: their predicted step is shorter than that of overlapped bf16."
+    return f"{of}: their predicted step is shorter than overlapped bf16's, and than every dense method's."
 
 
 def summary(cells: Sequence[list[Row]]) -> str:
@@ -54,19 +55,19 @@ def summary(cells: Sequence[list[Row]]) -> str:
     lines = []
     for cell in cells:
         first = cell[0]
+        base = [first.cluster or MISSING, _ranks(first), _bits(first), duration(first.reference_seconds)]
         best = next((row for row in cell if row.verdict != "dense"), None)
         found = [MISSING] * 4
         if best is not None:
             verdict = {"pays": "pays", "does not pay": "nothing pays"}.get(best.verdict, "undecided")
             found = [best.label, _band(best), _speedup(best), verdict]
-        lines.append(
-            [first.cluster or MISSING, _ranks(first), _bits(first), duration(first.reference_seconds), *found]
-        )
+        lines.append([*base, _needed(first), *found])
     heading = [
         "cluster",
         "ranks",
         "bandwidth",
         "bf16 × ddp",
+        "compression needed",
         "fastest compressed",
         "step",
         "speed-up",
@@ -80,7 +81,7 @@ def summary(cells: Sequence[list[Row]]) -> str:
 def steps(cell: Sequence[Row]) -> str:
     """Return a table of all methods at one world size and bandwidth, fastest first."""
     return table(
-        ["method", "step", "communication", "exposed", "encode, decode", "speed-up", "verdict"],
+        ["method", "step", "communication", "exposed", "encode, decode", "budget", "speed-up", "verdict"],
         [
             [
                 row.label,
@@ -88,12 +89,37 @@ def steps(cell: Sequence[Row]) -> str:
                 duration(row.communication_seconds),
                 duration(row.exposed_seconds),
                 duration(row.coding_seconds),
+                _budget(row),
                 _speedup(row),
                 row.verdict,
             ]
             for row in cell
         ],
     )
+
+
+LINKS_NOTE = (
+    "Latency of a message and bandwidth of a link, fitted to all sizes and numbers of ranks, ± one standard "
+    "error. The residual is the largest of measured over fitted time, less 1, with its size."
+)
+
+
+def links(found: Sequence[MeasuredLink]) -> str:
+    """Return a table of the fitted links."""
+    lines = []
+    for each in found:
+        size_, residual = max(each.residuals.items(), key=lambda pair: abs(pair[1]))
+        lines.append(
+            [
+                each.collective,
+                each.scope,
+                f"{duration(each.latency_seconds)} ± {duration(each.latency_error)}",
+                rate(each.bits_per_second) if math.isfinite(each.bits_per_second) else MISSING,
+                percent(each.bandwidth_error),
+                f"{percent(residual)} at {size(size_)}",
+            ]
+        )
+    return table(["collective", "scope", "latency", "bandwidth", "±", "largest residual"], lines)
 
 
 LIMITS_NOTE = (
@@ -187,6 +213,20 @@ def _bits(row: Row) -> str:
 
 def _band(row: Row) -> str:
     return f"{duration(row.seconds)} ({duration(row.seconds_low)} to {duration(row.seconds_high)})"
+
+
+def _budget(row: Row) -> str:
+    """The time that encoding and decoding may take."""
+    found = row.coding_budget_seconds
+    return MISSING if found is None else duration(found) if found > 0 else "none"
+
+
+def _needed(row: Row) -> str:
+    """The compression that hides the communication of bf16."""
+    found = row.compression_needed
+    if found is None:
+        return MISSING
+    return "none" if found <= 1 else times(found) if math.isfinite(found) else "not possible"
 
 
 def _speedup(row: Row) -> str:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_up_calibration import calibration
+from made_up_calibration import BANDWIDTH, SIZES, TIMES, calibration
 
 from sage.cli.main import main
 from sage.predict.calibration import write
@@ -41,7 +41,10 @@ def test_it_prints_how_many_set_ups_pay_and_the_tables(
 ) -> None:
     out = printed(capsys, measured, "--world-size", "4", "64", "--bandwidth", "1e8", "1e11")
     lines = out.splitlines()
-    assert lines[2] == ("2 of 8 set-ups pay: their predicted step is shorter than that of overlapped bf16.")
+    assert lines[2] == (
+        "2 of 8 set-ups pay: their predicted step is shorter than overlapped bf16's, "
+        "and than every dense method's."
+    )
     for row in ("| 4 ", "| 64 (model) "):
         assert sum(line.startswith(row) for line in lines) == 2
     assert "nothing pays" in out
@@ -58,6 +61,10 @@ def test_json_has_a_row_for_each_method_mount_world_size_and_bandwidth(
     assert (told["workload"], told["reference"]) == ("made-up", "bf16 × ddp")
     assert len(told["rows"]) == 2 * 6
     assert {row["bits_per_second"] for row in told["rows"]} == {1e8}
+    assert {link["collective"] for link in told["links"]} == set(TIMES)
+    for link in told["links"]:
+        assert link["bits_per_second"] == pytest.approx(8 * BANDWIDTH, rel=0.05)
+        assert [int(size) for size in link["residuals"]] == list(SIZES)
     (four, eight) = told["limits"]
     assert (four["ranks"], eight["ranks"]) == (4, 8)
     ((low, closed),), ((_, root),) = four["closed_form"], four["by_roots"]
@@ -75,7 +82,7 @@ def test_output_has_the_tables_of_every_set_up_and_both_pictures(
         "prediction.md", "prediction.json", "step-time.svg", "map.svg",
     }  # fmt: skip
     text = (folder / "prediction.md").read_text()
-    assert text.count("\n## ") == 15 + 2
+    assert text.count("\n## ") == 15 + 3
     assert "\n## 4 ranks, 100 Mbit/s\n" in text
     assert "\n## 4 ranks, 100 Mbit/s\n" not in out  # there are too many to print
     assert len(json.loads((folder / "prediction.json").read_text())["rows"]) == 15 * 6

@@ -51,6 +51,10 @@ def test_keys_of_a_later_version_are_left_out(written: Path) -> None:
         (lambda c: c["model"].update(gamma=[1, -1]), "'model', 'gamma' has -1; allowed is 0 or more"),
         (lambda c: c["model"].update(parameters=[]), "'model' has no parameters"),
         (lambda c: c["model"]["parameters"][1].update(numel=0), "has numel 0; allowed is 1 or more"),
+        (
+            lambda c: [each.update(ready_seconds=0) for each in c["model"]["parameters"]],
+            "no gradient has ready_seconds above 0",
+        ),
         (lambda c: c["methods"][2].update(messages={}), "item 2 of 'methods' has no 'messages'"),
         (lambda c: c["methods"][2].update(decode_seconds={"two": [1]}), "has the world size 'two'"),
         (lambda c: c["methods"][0]["messages"]["2"][0].update(bytes="4"), "'bytes' is '4'"),

@@ -70,6 +70,15 @@ def test_a_correction_is_interpolated_and_flat_outside_the_measured_sizes() -> N
     assert found.correction(10**9) == pytest.approx(1.3)
 
 
+def test_a_residual_within_its_error_does_not_correct() -> None:
+    found = Fit(0.0, 1.0, ((0.0, 0.0), (0.0, 0.0)), {1000: 0.1, 100_000: 0.5}, 4, {1000: 0.2, 100_000: 0.1})
+    assert found.correction(1000) == 1
+    assert found.correction(100_000) == pytest.approx(1 + 0.5 * (1 - 0.04))
+    noisy = fit(of("all_reduce", noise=0.3), 1)
+    assert set(noisy.errors) == set(noisy.residuals)
+    assert all(abs(noisy.correction(size) - 1) <= abs(r) + 1e-12 for size, r in noisy.residuals.items())
+
+
 @settings(max_examples=50)
 @given(seconds=st.lists(st.floats(1e-6, 10), min_size=1, max_size=8), ranks=st.integers(2, 64))
 def test_any_times_give_a_latency_and_a_bandwidth_that_are_not_negative(

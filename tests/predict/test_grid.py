@@ -1,5 +1,6 @@
 """The grid of predictions, the limits and the map: what pays, and that all of them say the same."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -111,6 +112,29 @@ def test_the_closed_form_the_roots_and_the_predicted_steps_agree() -> None:
         assert whole == pytest.approx(closed, rel=0.05)
         assert whole <= ddp
         assert each.without_overlap > closed
+
+
+def test_a_method_that_codes_within_its_budget_is_within_its_limits() -> None:
+    found = calibration()
+    for ranks in (2, 4, 16, 64):
+        (limit,) = of(found, ranks)
+        for row in rows(found, ranks):
+            if row.verdict == "dense":
+                assert row.coding_budget_seconds is None
+            elif row.mount == "whole":
+                assert row.coding_budget_seconds is not None
+                assert row.bits_per_second is not None
+                pays = any(low < row.bits_per_second < high for low, high in limit.closed_form)
+                assert (row.coding_seconds < row.coding_budget_seconds) is pays
+
+
+def test_the_compression_that_is_needed_grows_as_links_slow_down() -> None:
+    needed = [cell[0].compression_needed for cell in clusters(rows(calibration(), 8))]
+    assert None not in needed
+    assert needed == sorted(needed, key=lambda each: -(each or 0))
+    by_ten = [(a or 0) / (b or 1) for a, b in itertools.pairwise(needed)]
+    assert by_ten == pytest.approx([10] * 4)
+    assert {row.compression_needed for row in rows(calibration(), 1)} == {None}
 
 
 def test_at_the_break_even_the_predicted_steps_are_equal() -> None:
