@@ -5,6 +5,7 @@
 #     ./run.sh lstm-topics --reducer topk             a workload and options of `sage run`, all ranks here
 #     hostip=10.0.0.1 port=29500 rank=0 world_size=4 ./run.sh
 #                                                     rank 0 of 4; start ranks 1 to 3 likewise, here or elsewhere
+#     ./run.sh --advise digits                        `sage advise` in place of `sage run`, with its options
 #
 # hostip is rank 0's address, and port a free port there. Under SLURM, Open MPI and torchrun, rank and world_size may
 # be left out: the launcher sets them. Paths, as --runs, are relative to the current folder, not to this file.
@@ -41,9 +42,15 @@ fi
 # A folder called sage in the current folder must not shadow this one.
 export PYTHONSAFEPATH=1 PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
+command=run
+if [[ ${1:-} == --advise ]]; then
+    command=advise
+    shift
+    unset reducer # `sage advise` chooses it
+fi
 if [[ $# -gt 0 && $1 != -* ]]; then
     workload=$1
     shift
 fi
-exec "$python" -m sage run ${workload:+"$workload"} \
+exec "$python" -m sage "$command" ${workload:+"$workload"} \
     ${reducer:+--reducer "$reducer"} ${world_size:+--world-size "$world_size"} "$@"

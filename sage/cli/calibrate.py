@@ -42,7 +42,7 @@ def calibrate(
     return main(Plan(config=config, reducers=reducers, seconds=seconds, steps=steps), output)
 
 
-class _Calibrate(RunCommand):
+class Calibrate(RunCommand):
     """A command that takes the options of a run, and several reducers in place of one."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -109,7 +109,7 @@ def configs_of(spec: str, densities: Sequence[float], config: Config, args: Sequ
     return [resolve(replace(config, reducer=base.reducer, reducer_options=one)) for one in each]
 
 
-command = _Calibrate(
+command = Calibrate(
     "calibrate",
     calibrate,
     [

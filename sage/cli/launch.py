@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .cluster_options import reach
-from .command import Argument, Command
+from .command import Argument, Command, Option
 from .values import Suggestions
 
 NOTES = """\
@@ -37,6 +37,7 @@ command = Command(
     launch,
     [
         *reach(required=True),
+        Option("advise", bool, False, "Run `sage advise` instead of `sage run`."),
         Argument(
             "arguments",
             str,

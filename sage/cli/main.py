@@ -43,6 +43,7 @@ COMMANDS = {
     "data": (".data", "List the data sets, or prepare one."),
     "conform": (".conform", "Check a reducer against the invariants that all reducers keep."),
     "bench": (".bench", "Measure reducers and density controllers."),
+    "advise": (".advise", "Recommend a reducer and a mount for a workload on this cluster."),
     "calibrate": (".calibrate", "Measure a cluster, a model and reducers for `sage predict`."),
 }
 """The module of each subcommand, and its summary."""

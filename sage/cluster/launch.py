@@ -35,7 +35,7 @@ FREE_PORT = "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsoc
 
 
 def main(given: Launch, arguments: Sequence[str]) -> int:
-    """Run `sage run` with these arguments on all hosts; returns one exit status for all ranks.
+    """Run `sage run` or `sage advise` on all hosts; returns one exit status for all ranks.
 
     Raises:
         ValueError: The hosts file is invalid or missing.
@@ -50,7 +50,7 @@ def main(given: Launch, arguments: Sequence[str]) -> int:
     except OSError as error:
         _print_error(str(error))
         return FAILED
-    command = [given.python, "-m", "sage", "run", *arguments]
+    command = [given.python, "-m", "sage", "advise" if given.advise else "run", *arguments]
     tasks = assign_ranks(
         hosts, command, hostip=given.hostip or hosts[0].address, port=port, cwd=str(given.cwd.absolute())
     )

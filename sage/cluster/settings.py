@@ -35,6 +35,8 @@ class Launch:
     """Rank 0's address for the other ranks; None: the first host's."""
     port: int | None = None
     """A port there; None: a free one."""
+    advise: bool = False
+    """Whether to run `sage advise` in place of `sage run`."""
 
     def __post_init__(self) -> None:
         if self.port is not None and not 1 <= self.port <= 65535:

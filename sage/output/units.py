@@ -73,6 +73,8 @@ def rate(bits_per_second: float | None) -> str:
     """
     if bits_per_second is None:
         return MISSING
+    if not math.isfinite(bits_per_second):
+        return "not finite"
     power = min(max(int(math.log10(bits_per_second) // 3), 0), 4) if bits_per_second >= 1 else 0
     unit = ("bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s")[power]
     return f"{_significant(bits_per_second / 1000**power)} {unit}"

@@ -189,6 +189,12 @@ def test_each_rank_gets_its_place_and_its_output_has_the_name_of_its_host(
         }
 
 
+def test_with_advise_each_rank_runs_sage_advise(start: Callable[..., Launched], python: str) -> None:
+    launched = start("node1\nnode2\n", f"--advise --python {python} --port 4567 0 0")
+    assert launched.wait() == 0, launched.printed
+    assert [seen["argv"] for _, seen in launched.received(2)] == [["-m", "sage", "advise", "0", "0"]] * 2
+
+
 @pytest.mark.parametrize(
     ("ends", "status", "last"),
     [

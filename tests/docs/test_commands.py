@@ -48,6 +48,10 @@ ELSEWHERE = {
         "tests/cluster/test_launch.py",
         '[sys.executable, "-m", "sage", "launch", *argv]',
     ),
+    "sage launch --hosts hosts.txt --advise digits": (
+        "tests/cluster/test_launch.py",
+        "--advise --python {python} --port 4567 0 0",
+    ),
     "sage bench compress --mib 1 10 --traces resnet20.pt --output compress": (
         "tests/bench/test_compress.py",
         '"--mib", "0.01", "--traces", str(tmp_path / "trace.pt")',

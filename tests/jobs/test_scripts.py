@@ -120,12 +120,17 @@ def print_environment(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("arguments", "variables", "called"),
     [
-        ([], {}, "digits --reducer sage --world-size 2"),
-        ([], {"workload": "digits-ff", "world_size": "3"}, "digits-ff --reducer sage --world-size 3"),
-        (["lstm-topics"], {}, "lstm-topics"),
-        (["digits", "--density", "0.1"], {"reducer": "topk"}, "digits --reducer topk --density 0.1"),
-        (["--steps", "3"], {"workload": "digits-ff"}, "digits-ff --steps 3"),
-        (["--help"], {}, "--help"),
+        ([], {}, "run digits --reducer sage --world-size 2"),
+        ([], {"workload": "digits-ff", "world_size": "3"}, "run digits-ff --reducer sage --world-size 3"),
+        (["lstm-topics"], {}, "run lstm-topics"),
+        (["digits", "--density", "0.1"], {"reducer": "topk"}, "run digits --reducer topk --density 0.1"),
+        (["--steps", "3"], {"workload": "digits-ff"}, "run digits-ff --steps 3"),
+        (["--help"], {}, "run --help"),
+        (
+            ["--advise", "digits", "--minutes", "1"],
+            {"reducer": "topk", "world_size": "2"},
+            "advise digits --world-size 2 --minutes 1",
+        ),
     ],
 )
 def test_run_sh_passes_on_its_arguments_and_defaults(
@@ -139,7 +144,7 @@ def test_run_sh_passes_on_its_arguments_and_defaults(
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert told["argv"] == ["-m", "sage", "run", *called.split()]
+    assert told["argv"] == ["-m", "sage", *called.split()]
     assert told["cwd"] == str(tmp_path)
     assert told["PYTHONPATH"] == str(CHECKOUT)
 

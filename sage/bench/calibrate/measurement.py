@@ -51,7 +51,7 @@ def measure(
     """
     notes = Notes()
     config = plan.dense(wire.world_size)
-    training = _training(config, wire, device)
+    training = training_of(config, wire, device)
     nodes = nodes_of(wire)
     display.print(f"steps: forward and backward of {config.workload}, on {wire.world_size} ranks")
     times, steps = model_times.measure(training, plan.steps)
@@ -75,7 +75,12 @@ def measure(
     return calibration, notes
 
 
-def _training(config: Config, wire: ProcessWire, device: torch.device) -> Training:
+def training_of(config: Config, wire: ProcessWire, device: torch.device) -> Training:
+    """Return the training of a configuration on this rank, whose records are kept in memory.
+
+    Raises:
+        ValueError: the data or an option is invalid.
+    """
     data = registry.load("datasets", config.data)(data_root(config.data_root), **config.data_options)
     compare(wire, {f"checksum of {name}": value for name, value in data.checksums.items()})
     training = Training(
@@ -84,7 +89,7 @@ def _training(config: Config, wire: ProcessWire, device: torch.device) -> Traini
         model=build_model(config, data, wire, device),
         data=data,
         task=registry.load("tasks", config.task)(data.facts),
-        reducer=registry.load("reducers", config.reducer)(),
+        reducer=registry.load("reducers", config.reducer)(**config.reducer_options),
         folder=Path(),
         record=StepRecords(),
         display=Display(config.workload, enabled=False),

@@ -48,17 +48,18 @@ class Plan:
 
     def dense(self, world_size: int) -> Config:
         """Return the configuration of the steps that are timed: dense, profiled and unlimited in number."""
-        return replace(
+        config = replace(
             self.config,
-            world_size=world_size,
             mount="whole",
             reducer="exact",
             reducer_options={},
             memory=None,
             grouping=None,
             profile=True,
-            log_every=1,
-            steps=None,
-            target=None,
-            epochs=1e6,
         )
+        return unlimited(config, world_size)
+
+
+def unlimited(config: Config, world_size: int) -> Config:
+    """Return the configuration of steps that are unlimited in number and all recorded."""
+    return replace(config, world_size=world_size, log_every=1, steps=None, target=None, epochs=1e6)

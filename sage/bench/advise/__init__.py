@@ -1,0 +1,1 @@
+"""`sage advise`: measure, predict, verify by short interleaved runs, and recommend one set-up."""

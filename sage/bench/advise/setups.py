@@ -1,0 +1,79 @@
+"""The set-ups that are verified: the dense references, and those with the shortest predicted step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sage import registry
+from sage.config import Config
+from sage.predict.grid import Row
+from sage.predict.step_time import DENSE, Mount
+
+NUM_CANDIDATES = 3
+"""Number of compressing set-ups that are verified."""
+
+REFERENCES = tuple(DENSE)
+"""The dense reducers, of which the faster under `--mount ddp` is the reference."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run would be started with."""
+
+    config: Config
+    mount: Mount
+    is_dense: bool
+    predicted_seconds: float
+
+    @property
+    def flags(self) -> str:
+        """The options of `sage run` that choose it; options of the reducer at their default are left out."""
+        config = self.config
+        known = registry.options_of("reducers", config.reducer)
+        options = [
+            _flag(name, value)
+            for name, value in config.reducer_options.items()
+            if name == "density" or value != known[name].default
+        ]
+        return " ".join([f"--reducer {config.reducer}", *options, f"--mount {self.mount}"])
+
+
+def candidates(rows: Sequence[Row], configs: Sequence[Config]) -> list[Setup]:
+    """Return the references, then the compressing set-ups with the shortest predicted step.
+
+    Each reducer appears once, with the options and the mount that are predicted to be the fastest: three
+    densities of one reducer would leave no room for another.
+
+    Args:
+        rows: The predictions at the world size and the links in use.
+        configs: The configuration of each reducer that was measured.
+    """
+    ordered = sorted(rows, key=lambda row: row.seconds)
+    dense = [row for row in ordered if row.reducer in REFERENCES and row.mount == "ddp"]
+    found: list[Row] = []
+    for row in ordered:
+        is_new = row.reducer not in {each.reducer for each in found}
+        if row.verdict != "dense" and is_new and len(found) < NUM_CANDIDATES:
+            found.append(row)
+    return [_setup(row, configs) for row in [*dense, *found]]
+
+
+def _flag(name: str, value: Any) -> str:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
+
+
+def _setup(row: Row, configs: Sequence[Config]) -> Setup:
+    config = next(
+        each
+        for each in configs
+        if each.reducer == row.reducer and each.to_dict()["reducer_options"] == dict(row.options)
+    )
+    return Setup(
+        replace(config, mount=row.mount),
+        row.mount,
+        is_dense=row.verdict == "dense",
+        predicted_seconds=row.seconds,
+    )

@@ -1,0 +1,75 @@
+"""Which set-ups `sage advise` verifies, and the options of `sage run` that choose them."""
+
+from dataclasses import replace
+from typing import Any
+
+from sage.bench.advise.setups import NUM_CANDIDATES, Setup, candidates
+from sage.config import Config, load, resolve
+from sage.predict.grid import Row
+
+
+def config(reducer: str, **options: Any) -> Config:
+    return resolve(load("digits-ff", overrides={"reducer": reducer, "reducer_options": options}))
+
+
+def row(of: Config, mount: Any, seconds: float) -> Row:
+    is_dense = of.reducer in ("exact", "bf16")
+    return Row(
+        cluster="",
+        ranks=2,
+        ranks_per_node=1,
+        bits_per_second=None,
+        reducer=of.reducer,
+        options=of.to_dict()["reducer_options"],
+        mount=mount,
+        bucket_mb=None,
+        seconds=seconds,
+        seconds_low=seconds,
+        seconds_high=seconds,
+        communication_seconds=0.0,
+        exposed_seconds=0.0,
+        coding_seconds=0.0,
+        reference_seconds=1.0,
+        speedup=1 / seconds,
+        speedup_low=1 / seconds,
+        speedup_high=1 / seconds,
+        verdict="dense" if is_dense else "pays",
+        is_model=False,
+        notes=(),
+    )
+
+
+CONFIGS = [
+    *(config("exact"), config("bf16"), config("topk", density=0.01), config("topk", density=0.001)),
+    *(config("onebit"), config("int8"), config("qsgd")),
+]
+SECONDS = (1.2, 1.0, 0.5, 0.4, 0.9, 0.8, 0.7)
+ROWS = [
+    row(of, mount, seconds + (0.05 if mount == "ddp" else 0.0))
+    for of, seconds in zip(CONFIGS, SECONDS, strict=True)
+    for mount in ("whole", "ddp")
+]
+
+
+def test_both_dense_set_ups_and_the_fastest_three_reducers_are_verified() -> None:
+    found = candidates(ROWS, CONFIGS)
+    assert [(each.config.reducer, each.mount) for each in found] == [
+        *(("bf16", "ddp"), ("exact", "ddp")),
+        *(("topk", "whole"), ("qsgd", "whole"), ("int8", "whole")),
+    ]
+    assert len([each for each in found if not each.is_dense]) == NUM_CANDIDATES
+
+
+def test_a_set_up_has_the_options_and_the_mount_of_its_prediction() -> None:
+    topk = next(each for each in candidates(ROWS, CONFIGS) if each.config.reducer == "topk")
+    assert topk.config.reducer_options["density"] == 0.001
+    assert (topk.config.mount, topk.predicted_seconds) == ("whole", 0.4)
+
+
+def test_flags_name_what_differs_from_the_defaults() -> None:
+    def flags(of: Config) -> str:
+        return Setup(replace(of, mount="ddp"), "ddp", is_dense=False, predicted_seconds=1.0).flags
+
+    assert flags(config("topk", density=0.001)) == "--reducer topk --density 0.001 --mount ddp"
+    assert flags(config("onebit")) == "--reducer onebit --mount ddp"
+    assert flags(config("onebit", scaling=False)) == "--reducer onebit --no-scaling --mount ddp"
