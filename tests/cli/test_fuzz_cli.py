@@ -100,6 +100,7 @@ others = st.one_of(
     verb("conform", first=texts, names="density world-sizes"),
     verb("bench", "--steps", "0", first=st.sampled_from([*BENCHES, "x"]), names="steps densities rules mib"),
     verb("calibrate", first=texts | st.just("digits"), names="reducers densities steps seconds output"),
+    verb("advise", first=texts | st.just("digits"), names="reducers densities steps minutes output"),
     verb("launch", "--hosts", "none.txt", names="timeout port"),
     verb("doctor", "--hosts", "none.txt", names="timeout port ranks"),
 )
@@ -176,7 +177,8 @@ def harmless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for function in ("sage.train.run.main", "sage.testing.conformance.main"):
             patch.setattr(function, lambda *_: 0)
         patch.setattr("sage.bench.compress.inputs", lambda *_: [])
-        patch.setattr("sage.bench.calibrate.main", lambda *_: 0)
+        for command in ("sage.bench.calibrate.main", "sage.bench.advise.main.main"):
+            patch.setattr(command, lambda *_: 0)
         yield folder
 
 
@@ -221,7 +223,7 @@ def test_any_file_ends_with_0_or_with_2_and_one_line(given_file: tuple[bytes, li
 @settings(max_examples=min(200, examples(3)), suppress_health_check=SLOW)
 @given(argv=command_lines)
 def test_any_command_line_as_a_process(argv: list[str]) -> None:
-    if argv[0] in ("conform", "bench", "calibrate"):
+    if argv[0] in ("conform", "bench", "calibrate", "advise"):
         argv = [argv[0], "--help"]
     checkout = Path(__file__).parents[2]
     done = subprocess.run(

@@ -54,6 +54,7 @@ def folder(tmp_path: Path) -> Path:
         (["run", "--help"], set()),
         (["submit", "--help"], set()),
         (["calibrate", "--help"], set()),
+        (["advise", "--help"], set()),
         (["predict", "--help"], {"sage.config", "sage.registry", "sage.storage", "sage.predict"}),
         (["conform", "topk", "--help"], {"sage.config"}),
         (["run", "--reducer", "topk+onebit", "--help"], set()),

@@ -1,32 +1,27 @@
 """`sage advise`: which set-up to run here, from measurements of at most five minutes."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sage import storage
-from sage.bench.advise import trials, verdict
-from sage.bench.advise.setups import REFERENCES, Setup, candidates
-from sage.bench.advise.text import text
+from sage.bench.advise import predictions, trials
+from sage.bench.advise.judge import judge
+from sage.bench.advise.setups import REFERENCES, flags
 from sage.bench.calibrate import ranks
 from sage.bench.calibrate.measurement import measure, training_of
 from sage.bench.calibrate.plan import Plan, unlimited
 from sage.bench.calibrate.scopes import nodes_of
 from sage.comm.process import ProcessWire
 from sage.config import Config
+from sage.data.dataset import Batch
 from sage.exit_status import FAILED
-from sage.predict import grid
-from sage.predict.calibration import Calibration, write
-from sage.predict.closed_forms import Intervals
-from sage.predict.limits import limits
-from sage.predict.step_time import DENSE, Predictor
-from sage.predict.step_time import Setup as Cluster
+from sage.predict.calibration import write
 from sage.records.progress import Display
+from sage.train.loop import Training
 
 NAME = "sage advise"
 
@@ -91,59 +86,40 @@ def _work(request: Request, wire: ProcessWire, device: torch.device) -> int:
         calibration, notes = measure(plan, wire, device, display)
         if request.output is not None and wire.rank == 0:
             write(request.output, calibration)
-        setups = _setups(plan, calibration, wire)
+        setups = predictions.choose(calibration, plan.reducers, wire, flags)
         display.print(f"verifying {len(setups)} set-ups in turns")
-        trainings = [training_of(unlimited(each.config, wire.world_size), wire, device) for each in setups]
-        taken = trials.measure(trainings, wire, VERIFICATION * request.seconds)
+        blocks = [
+            _block(training_of(unlimited(each.config, wire.world_size), wire, device)) for each in setups
+        ]
+        taken = trials.measure(blocks, wire, VERIFICATION * request.seconds)
         for line in notes.failed if wire.rank == 0 else ():
             display.print(line)
     if wire.rank == 0:
-        found = verdict.judge(
+        verdict = judge(
             setups,
             taken,
             workload=plan.config.workload,
+            command=f"sage run {plan.config.workload}",
             ranks=wire.world_size,
             nodes=num_nodes,
-            break_even=_break_even(calibration, setups),
+            break_even=predictions.break_even(calibration, setups),
         )
-        print(storage.json_text(found.to_dict(), indent=2) if request.as_json else text(found), flush=True)
+        print(storage.json_text(verdict.to_dict(), indent=2) if request.as_json else verdict, flush=True)
     return FAILED if notes.failed else 0
 
 
-def _setups(plan: Plan, calibration: Calibration, wire: ProcessWire) -> list[Setup]:
-    """Choose what is verified, on rank 0, which alone has the whole calibration."""
-    rows: list[dict[str, Any]] = []
-    if wire.rank == 0:
-        predicted = grid.predict(
-            Predictor(calibration), [_here(calibration)], grid.choices(calibration, _bucket_mb(plan.config))
-        )
-        rows = [asdict(row) for row in predicted]
-    chosen = json.loads(wire.texts(json.dumps(rows))[0])
-    return candidates([grid.Row(**{**row, "notes": tuple(row["notes"])}) for row in chosen], plan.reducers)
+def _block(training: Training) -> trials.Block:
+    """Return a function that takes some steps of a training."""
+    batches = _endless(training)
+
+    def take(steps: int) -> None:
+        for _ in range(steps):
+            training.take_step(next(batches))
+        training.settle()
+
+    return take
 
 
-def _here(calibration: Calibration) -> Cluster:
-    return Cluster(ranks=calibration.world_size, ranks_per_node=calibration.ranks_per_node)
-
-
-def _bucket_mb(config: Config) -> float | None:
-    """The size of buckets for a prediction; None: DDP's default, whose first bucket is smaller."""
-    return None if config.bucket_mb == Config.bucket_mb else config.bucket_mb
-
-
-def _break_even(calibration: Calibration, setups: list[Setup]) -> list[tuple[str, Intervals]]:
-    """Return the predicted bandwidths at which each compressing set-up is faster than overlapped bf16."""
-    found: list[tuple[str, Intervals]] = []
-    for setup in setups:
-        if not setup.is_dense:
-            options = setup.config.to_dict()["reducer_options"]
-            methods = [
-                each
-                for each in calibration.methods
-                if each.reducer in DENSE
-                or (each.reducer == setup.config.reducer and dict(each.options) == options)
-            ]
-            own = replace(calibration, methods=tuple(methods))
-            (limit,) = limits(Predictor(own), [_here(own)], _bucket_mb(setup.config))
-            found.append((setup.flags, limit.by_recurrence[setup.mount]))
-    return found
+def _endless(training: Training) -> Iterator[list[Batch]]:
+    while True:
+        yield from training.rest_of_epoch()

@@ -1,6 +1,6 @@
 """The set-ups that are verified: the dense references, and those with the shortest predicted step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,38 +24,33 @@ class Setup:
     mount: Mount
     is_dense: bool
     predicted_seconds: float
-
-    @property
-    def flags(self) -> str:
-        """The options of `sage run` that choose it; options of the reducer at their default are left out."""
-        config = self.config
-        known = registry.options_of("reducers", config.reducer)
-        options = [
-            _flag(name, value)
-            for name, value in config.reducer_options.items()
-            if name == "density" or value != known[name].default
-        ]
-        return " ".join([f"--reducer {config.reducer}", *options, f"--mount {self.mount}"])
+    name: str
+    """How a user chooses it."""
 
 
-def candidates(rows: Sequence[Row], configs: Sequence[Config]) -> list[Setup]:
-    """Return the references, then the compressing set-ups with the shortest predicted step.
+def flags(config: Config) -> str:
+    """Return the options of `sage run` that choose the reducer and the mount of a configuration.
 
-    Each reducer appears once, with the options and the mount that are predicted to be the fastest: three
-    densities of one reducer would leave no room for another.
-
-    Args:
-        rows: The predictions at the world size and the links in use.
-        configs: The configuration of each reducer that was measured.
+    Options of the reducer at their default are left out, except the density.
     """
-    ordered = sorted(rows, key=lambda row: row.seconds)
-    dense = [row for row in ordered if row.reducer in REFERENCES and row.mount == "ddp"]
-    found: list[Row] = []
-    for row in ordered:
-        is_new = row.reducer not in {each.reducer for each in found}
-        if row.verdict != "dense" and is_new and len(found) < NUM_CANDIDATES:
-            found.append(row)
-    return [_setup(row, configs) for row in [*dense, *found]]
+    options = [_flag(name, value) for name, value in _given(config).items()]
+    return " ".join([f"--reducer {config.reducer}", *options, f"--mount {config.mount}"])
+
+
+def script_line(config: Config) -> str:
+    """Return the line of a script that mounts the reducer on a model, or on a DDP model for `--mount ddp`."""
+    function = "ddp_hook" if config.mount == "ddp" else "reduce_model"
+    options = [f", {name}={value!r}" for name, value in _given(config).items()]
+    return f"sage.{function}(model, {config.reducer!r}{''.join(options)})"
+
+
+def _given(config: Config) -> dict[str, Any]:
+    known = registry.options_of("reducers", config.reducer)
+    return {
+        name: value
+        for name, value in config.reducer_options.items()
+        if name == "density" or value != known[name].default
+    }
 
 
 def _flag(name: str, value: Any) -> str:
@@ -65,15 +60,40 @@ def _flag(name: str, value: Any) -> str:
     return f"--{flag} {value}"
 
 
-def _setup(row: Row, configs: Sequence[Config]) -> Setup:
+def candidates(
+    rows: Sequence[Row], configs: Sequence[Config], name: Callable[[Config], str] = flags
+) -> list[Setup]:
+    """Return the references, then the compressing set-ups with the shortest predicted step.
+
+    Each reducer appears once, with the options and the mount that are predicted to be the fastest: three
+    densities of one reducer would leave no room for another.
+
+    Args:
+        rows: The predictions at the world size and the links in use.
+        configs: The configuration of each reducer that was measured.
+        name: Names a configuration for the user.
+    """
+    ordered = sorted(rows, key=lambda row: row.seconds)
+    dense = [row for row in ordered if row.reducer in REFERENCES and row.mount == "ddp"]
+    found: list[Row] = []
+    for row in ordered:
+        is_new = row.reducer not in {each.reducer for each in found}
+        if row.verdict != "dense" and is_new and len(found) < NUM_CANDIDATES:
+            found.append(row)
+    return [_setup(row, configs, name) for row in [*dense, *found]]
+
+
+def _setup(row: Row, configs: Sequence[Config], name: Callable[[Config], str]) -> Setup:
     config = next(
         each
         for each in configs
         if each.reducer == row.reducer and each.to_dict()["reducer_options"] == dict(row.options)
     )
+    chosen = replace(config, mount=row.mount)
     return Setup(
-        replace(config, mount=row.mount),
+        chosen,
         row.mount,
         is_dense=row.verdict == "dense",
         predicted_seconds=row.seconds,
+        name=name(chosen),
     )

@@ -1,14 +1,12 @@
-"""What to run, from the measured steps of the candidates and the references."""
+"""The verdict: what to run, how much faster it is, and the measurements behind it."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from sage.bench.advise.setups import Setup
-from sage.bench.advise.trials import Trial
-from sage.predict.closed_forms import Intervals
-from sage.report.paired import paired_ratio
+from sage.output.units import duration, rate, times
+from sage.predict.table import table
 
 Word = Literal["pays", "nothing pays"]
 
@@ -17,8 +15,8 @@ Word = Literal["pays", "nothing pays"]
 class Measured:
     """A set-up with its measured step."""
 
-    flags: str
-    """The options of `sage run`."""
+    name: str
+    """How to choose it: the options of `sage run`, or the line of a script."""
     is_dense: bool
     seconds: float
     """Median over the rounds of a step of the slowest rank."""
@@ -41,6 +39,8 @@ class Verdict:
     workload: str
     ranks: int
     nodes: int
+    command: str
+    """What to run, or the line to write in a script."""
     recommended: Measured
     """The fastest set-up whose interval lies above 1; else the reference."""
     reference: Measured
@@ -51,67 +51,81 @@ class Verdict:
     """Where nothing pays: the predicted bandwidth, in bits per second, below which a set-up would; None if it
     would at no bandwidth."""
     pays_with: str
-    """The options of that set-up."""
+    """The name of that set-up."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict for JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Return the verdict that `to_dict` has converted."""
+        measured = tuple(Measured(**each) for each in content["measured"])
+        one = {name: Measured(**content[name]) for name in ("recommended", "reference")}
+        return cls(**{**content, **one, "measured": measured})
 
-def judge(
-    setups: Sequence[Setup],
-    trials: Sequence[Trial],
-    *,
-    workload: str,
-    ranks: int,
-    nodes: int,
-    break_even: Sequence[tuple[str, Intervals]],
-) -> Verdict:
-    """Compare the candidates with the faster of the dense set-ups, round by round.
+    def __str__(self) -> str:
+        where = f"{self.workload} on {_count(self.ranks, 'rank')} of {_count(self.nodes, 'node')}"
+        lines = [f"{where}: {self.word}", "", f"    {self.command}", ""]
+        lines += [_pays(self)] if self.word == "pays" else _nothing(self)
+        return "\n".join([*lines, "", _table(self)])
 
-    A candidate pays if the 95 % interval of its speed-up lies above 1. Of those that pay, the one with the
-    largest speed-up is recommended.
 
-    Args:
-        setups: The set-ups, with one dense one or more.
-        trials: Their measurements, in the same order.
-        workload: Name of the workload.
-        ranks: Number of ranks.
-        nodes: Number of nodes.
-        break_even: For flags of set-ups, the predicted bandwidths at which they are faster than overlapped
-            bf16, in bits per second.
-    """
-    pairs = list(zip(setups, trials, strict=True))
-    base = min((pair for pair in pairs if pair[0].is_dense), key=lambda pair: median(pair[1].seconds))
-    measured = sorted((_measured(*pair, base[1]) for pair in pairs), key=lambda each: each.seconds)
-    reference = next(each for each in measured if each.flags == base[0].flags)
-    paying = [each for each in measured if not each.is_dense and each.speedup_low > 1]
-    ends = [(high, flags) for flags, found in break_even for _, high in found]
-    below, flags = max(ends, default=(None, ""))
-    return Verdict(
-        word="pays" if paying else "nothing pays",
-        workload=workload,
-        ranks=ranks,
-        nodes=nodes,
-        recommended=max(paying, key=lambda each: each.speedup) if paying else reference,
-        reference=reference,
-        measured=tuple(measured),
-        pays_below=None if paying else below,
-        pays_with="" if paying else flags,
+def _pays(verdict: Verdict) -> str:
+    best, reference = verdict.recommended, verdict.reference
+    return (
+        f"It is {_faster(best)} as the reference, {reference.name}: 95 % interval over {best.rounds} rounds "
+        f"of {_count(best.steps, 'step')}."
     )
 
 
-def _measured(setup: Setup, trial: Trial, base: Trial) -> Measured:
-    ratio = paired_ratio(dict(enumerate(base.seconds)), dict(enumerate(trial.seconds)))
-    low, high = ratio.interval or (ratio.centre, ratio.centre)
-    return Measured(
-        flags=setup.flags,
-        is_dense=setup.is_dense,
-        seconds=median(trial.seconds),
-        predicted_seconds=setup.predicted_seconds,
-        rounds=len(trial.seconds),
-        steps=trial.steps,
-        speedup=ratio.centre,
-        speedup_low=low,
-        speedup_high=high,
+def _nothing(verdict: Verdict) -> list[str]:
+    """Name the reference, the best of the others, and what would have to change."""
+    others = [each for each in verdict.measured if not each.is_dense]
+    lines = []
+    if others:
+        best = max(others, key=lambda each: each.speedup)
+        lines.append(
+            f"This is the reference. The fastest compressing set-up, {best.name}, is {_faster(best)}: 95 % "
+            f"interval over {best.rounds} rounds of {_count(best.steps, 'step')}."
+        )
+    if verdict.pays_below == math.inf:
+        lines.append(
+            f"By the prediction, {verdict.pays_with} pays on this model at every bandwidth; the measurement "
+            "does not confirm it."
+        )
+    elif verdict.pays_below is None:
+        lines.append("By the prediction, no verified set-up pays on this model at any bandwidth.")
+    else:
+        lines.append(
+            f"By the prediction, {verdict.pays_with} pays on this model where the links have less than "
+            f"{rate(verdict.pays_below)}."
+        )
+    return lines
+
+
+def _table(verdict: Verdict) -> str:
+    return table(
+        ["set-up", "step", "predicted", "speed-up (95 % interval)"],
+        [
+            [each.name, duration(each.seconds), duration(each.predicted_seconds), _shown(each, verdict)]
+            for each in verdict.measured
+        ],
     )
+
+
+def _shown(each: Measured, verdict: Verdict) -> str:
+    return "reference" if each.name == verdict.reference.name else _speedup(each)
+
+
+def _faster(each: Measured) -> str:
+    numbers = (f"{value:.2f}" for value in (each.speedup, each.speedup_low, each.speedup_high))
+    return "{} ({} to {}) times as fast".format(*numbers)
+
+
+def _speedup(each: Measured) -> str:
+    return f"{times(each.speedup)} ({times(each.speedup_low)} to {times(each.speedup_high)})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from sage.bench.advise.setups import NUM_CANDIDATES, Setup, candidates
+from sage.bench.advise.setups import NUM_CANDIDATES, candidates, flags, script_line
 from sage.config import Config, load, resolve
 from sage.predict.grid import Row
 
@@ -67,9 +67,11 @@ def test_a_set_up_has_the_options_and_the_mount_of_its_prediction() -> None:
 
 
 def test_flags_name_what_differs_from_the_defaults() -> None:
-    def flags(of: Config) -> str:
-        return Setup(replace(of, mount="ddp"), "ddp", is_dense=False, predicted_seconds=1.0).flags
+    assert flags(config("topk", density=0.001)) == "--reducer topk --density 0.001 --mount whole"
+    assert flags(replace(config("onebit"), mount="ddp")) == "--reducer onebit --mount ddp"
+    assert flags(config("onebit", scaling=False)) == "--reducer onebit --no-scaling --mount whole"
 
-    assert flags(config("topk", density=0.001)) == "--reducer topk --density 0.001 --mount ddp"
-    assert flags(config("onebit")) == "--reducer onebit --mount ddp"
-    assert flags(config("onebit", scaling=False)) == "--reducer onebit --no-scaling --mount ddp"
+
+def test_the_line_of_a_script_names_the_same() -> None:
+    assert script_line(config("topk", density=0.001)) == "sage.reduce_model(model, 'topk', density=0.001)"
+    assert script_line(replace(config("bf16"), mount="ddp")) == "sage.ddp_hook(model, 'bf16')"

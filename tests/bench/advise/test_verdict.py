@@ -3,15 +3,16 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage.bench.advise.setups import Setup
-from sage.bench.advise.text import text
+from sage.bench.advise.judge import judge
+from sage.bench.advise.setups import Setup, flags
 from sage.bench.advise.trials import Trial
-from sage.bench.advise.verdict import Verdict, judge
+from sage.bench.advise.verdict import Verdict
 from sage.config import load, resolve
 from sage.predict.closed_forms import Intervals
 from sage.predict.step_time import Mount
@@ -20,8 +21,14 @@ ROUNDS = 8
 
 
 def setup(reducer: str, mount: Mount = "ddp") -> Setup:
-    config = resolve(load("digits-ff", overrides={"reducer": reducer}))
-    return Setup(config, mount, is_dense=reducer in ("exact", "bf16"), predicted_seconds=0.1)
+    config = replace(resolve(load("digits-ff", overrides={"reducer": reducer})), mount=mount)
+    return Setup(
+        config,
+        mount,
+        is_dense=reducer in ("exact", "bf16"),
+        predicted_seconds=0.1,
+        name=flags(config),
+    )
 
 
 def trial(seconds: float, *, spread: float = 0.01, seed: int = 0) -> Trial:
@@ -36,6 +43,7 @@ def verdict(
         [each for each, _ in named],
         [each for _, each in named],
         workload="digits-ff",
+        command="sage run digits-ff",
         ranks=2,
         nodes=1,
         break_even=break_even,
@@ -50,17 +58,17 @@ def test_the_fastest_set_up_whose_interval_lies_above_one_is_recommended() -> No
         [*DENSE, (setup("topk", "whole"), trial(0.05, seed=3)), (setup("onebit"), trial(0.06, seed=4))]
     )
     assert found.word == "pays"
-    assert found.recommended.flags.startswith("--reducer topk ")
-    assert found.recommended.flags.endswith(" --mount whole")
+    assert found.recommended.name.startswith("--reducer topk ")
+    assert found.recommended.name.endswith(" --mount whole")
     assert found.recommended.speedup == pytest.approx(1.6, rel=0.05)
     assert found.recommended.speedup_low < found.recommended.speedup < found.recommended.speedup_high
     assert [each.seconds for each in found.measured] == sorted(each.seconds for each in found.measured)
 
 
 def test_the_reference_is_the_faster_of_the_dense_set_ups() -> None:
-    assert verdict([*DENSE, (setup("topk"), trial(0.05))]).reference.flags == "--reducer bf16 --mount ddp"
+    assert verdict([*DENSE, (setup("topk"), trial(0.05))]).reference.name == "--reducer bf16 --mount ddp"
     slow = [(setup("exact"), trial(0.07)), (setup("bf16"), trial(0.08))]
-    assert verdict([*slow, (setup("topk"), trial(0.05))]).reference.flags == "--reducer exact --mount ddp"
+    assert verdict([*slow, (setup("topk"), trial(0.05))]).reference.name == "--reducer exact --mount ddp"
 
 
 def test_a_method_that_is_faster_only_within_its_spread_does_not_pay() -> None:
@@ -73,13 +81,13 @@ def test_a_method_that_is_faster_only_within_its_spread_does_not_pay() -> None:
 
 def test_where_nothing_pays_the_text_names_the_bandwidth_at_which_that_changes() -> None:
     slow = [*DENSE, (setup("topk"), trial(0.2))]
-    shown = text(verdict(slow, [("--reducer topk --mount ddp", ((0.0, 2.4e8),))]))
+    shown = str(verdict(slow, [("--reducer topk --mount ddp", ((0.0, 2.4e8),))]))
     assert "nothing pays" in shown
     assert "sage run digits-ff --reducer bf16 --mount ddp" in shown
     assert "less than 240 Mbit/s" in shown
-    every = text(verdict(slow, [("--reducer topk --mount ddp", ((0.0, math.inf),))]))
+    every = str(verdict(slow, [("--reducer topk --mount ddp", ((0.0, math.inf),))]))
     assert "the measurement does not confirm it" in every
-    assert "at any bandwidth" in text(verdict(slow, [("--reducer topk --mount ddp", ())]))
+    assert "at any bandwidth" in str(verdict(slow, [("--reducer topk --mount ddp", ())]))
 
 
 @given(st.floats(0.2, 5.0), st.integers(0, 1000))
@@ -88,5 +96,5 @@ def test_times_in_another_unit_give_the_same_verdict(factor: float, seed: int) -
     scaled = [(each, Trial(t.steps, tuple(factor * s for s in t.seconds))) for each, t in named]
     ours, theirs = verdict(named), verdict(scaled)
     assert ours.word == theirs.word
-    assert ours.recommended.flags == theirs.recommended.flags
+    assert ours.recommended.name == theirs.recommended.name
     assert ours.recommended.speedup == pytest.approx(theirs.recommended.speedup)

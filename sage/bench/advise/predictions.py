@@ -1,0 +1,65 @@
+"""What the calibration predicts here: which set-ups to verify, and at which bandwidths they would pay."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from sage.bench.advise.setups import Setup, candidates
+from sage.comm.wire import Wire
+from sage.config import Config
+from sage.predict import grid
+from sage.predict.calibration import Calibration
+from sage.predict.closed_forms import Intervals
+from sage.predict.limits import limits
+from sage.predict.step_time import DENSE, Predictor
+from sage.predict.step_time import Setup as Cluster
+
+
+def choose(
+    calibration: Calibration, configs: Sequence[Config], wire: Wire, name: Callable[[Config], str]
+) -> list[Setup]:
+    """Return the set-ups to verify, on all ranks.
+
+    Args:
+        calibration: The measurements; complete on rank 0, which decides.
+        configs: The configuration of each reducer.
+        wire: The communicator of all ranks.
+        name: Names a configuration for the user.
+    """
+    rows: list[dict[str, Any]] = []
+    if wire.rank == 0:
+        every = grid.choices(calibration, _bucket_mb(configs[0]))
+        rows = [asdict(row) for row in grid.predict(Predictor(calibration), [_here(calibration)], every)]
+    chosen = json.loads(wire.texts(json.dumps(rows))[0])
+    return candidates([grid.Row(**{**row, "notes": tuple(row["notes"])}) for row in chosen], configs, name)
+
+
+def break_even(calibration: Calibration, setups: Sequence[Setup]) -> list[tuple[str, Intervals]]:
+    """Return the predicted bandwidths at which each compressing set-up is faster than overlapped bf16.
+
+    They are in bits per second, with the name of the set-up.
+    """
+    found: list[tuple[str, Intervals]] = []
+    for setup in setups:
+        if not setup.is_dense:
+            options = setup.config.to_dict()["reducer_options"]
+            methods = [
+                each
+                for each in calibration.methods
+                if each.reducer in DENSE
+                or (each.reducer == setup.config.reducer and dict(each.options) == options)
+            ]
+            own = replace(calibration, methods=tuple(methods))
+            (limit,) = limits(Predictor(own), [_here(own)], _bucket_mb(setup.config))
+            found.append((setup.name, limit.by_recurrence[setup.mount]))
+    return found
+
+
+def _here(calibration: Calibration) -> Cluster:
+    return Cluster(ranks=calibration.world_size, ranks_per_node=calibration.ranks_per_node)
+
+
+def _bucket_mb(config: Config) -> float | None:
+    """The size of buckets for a prediction; None: DDP's default, whose first bucket is smaller."""
+    return None if config.bucket_mb == Config.bucket_mb else config.bucket_mb
