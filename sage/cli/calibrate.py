@@ -63,7 +63,7 @@ class Calibrate(RunCommand):
                 "TORCH_CPP_LOG_LEVEL", "FATAL"
             )  # before torch is imported, as in `sage run`
         rest = super().parse_args(ctx, args)
-        if not ctx.resilient_parsing and ctx.params["from_runs"] and not args[0].startswith("-"):
+        if not ctx.resilient_parsing and ctx.params.get("from_runs") and not args[0].startswith("-"):
             raise ValueError(f"--from-runs: the runs have their workload; leave out {shown(args[0])}")
         if not ctx.resilient_parsing:
             config, densities = ctx.params["config"], ctx.params["densities"]
