@@ -20,6 +20,7 @@ def row(of: Config, mount: Any, seconds: float) -> Row:
         ranks_per_node=1,
         bits_per_second=None,
         reducer=of.reducer,
+        name=of.reducer,
         options=of.to_dict()["reducer_options"],
         mount=mount,
         bucket_mb=None,
