@@ -344,14 +344,3 @@ def test_without_the_extension_the_line_has_the_build_command_for_this_environme
     assert native._load() == f"it was not built: `{command}` with a C++ compiler builds it"
     helped = subprocess.run(["sh", "-c", f"{command} --help"], capture_output=True, text=True, check=True)
     assert "--inplace" in helped.stdout  # setup.py knows what the command asks for
-
-
-@needs_native
-def test_an_op_that_an_older_extension_does_not_declare_is_named_and_runs_in_plain_torch(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(native, "OPS", [])
-    native.register("of_a_later_version_", lambda x: None)
-    assert "the native extension lacks of_a_later_version_" in caplog.text
-    assert not native.takes("of_a_later_version_", torch.ones(3))
-    assert native.on("CPU") == frozenset()

@@ -1,6 +1,6 @@
 """Which set-ups `sage advise` verifies, and the options of `sage run` that choose them."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from sage.bench.advise.setups import NUM_CANDIDATES, candidates, flags, script_line
@@ -13,31 +13,15 @@ def config(reducer: str, **options: Any) -> Config:
 
 
 def row(of: Config, mount: Any, seconds: float) -> Row:
-    is_dense = of.reducer in ("exact", "bf16")
-    return Row(
-        cluster="",
-        ranks=2,
-        ranks_per_node=1,
-        bits_per_second=None,
-        reducer=of.reducer,
-        name=of.reducer,
-        options=of.to_dict()["reducer_options"],
-        mount=mount,
-        bucket_mb=None,
-        seconds=seconds,
-        seconds_low=seconds,
-        seconds_high=seconds,
-        communication_seconds=0.0,
-        exposed_seconds=0.0,
-        coding_seconds=0.0,
-        reference_seconds=1.0,
-        speedup=1 / seconds,
-        speedup_low=1 / seconds,
-        speedup_high=1 / seconds,
-        verdict="dense" if is_dense else "pays",
-        is_model=False,
-        notes=(),
-    )
+    values: dict[str, Any] = {field.name: None for field in fields(Row)}  # but for what the choice reads
+    values |= {
+        "reducer": of.reducer,
+        "options": of.to_dict()["reducer_options"],
+        "mount": mount,
+        "seconds": seconds,
+        "verdict": "dense" if of.reducer in ("exact", "bf16") else "pays",
+    }
+    return Row(**values)
 
 
 CONFIGS = [
