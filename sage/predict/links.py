@@ -94,12 +94,20 @@ class Links:
     ) -> tuple[float, float]:
         """Return seconds that do not depend on the bandwidth between nodes, and bytes that do.
 
-        They are those of the ring, at every number of ranks. What a byte takes beyond the fastest collective
-        is as measured, also on faster links.
+        They are those of the ring; above the measured number of ranks, of the algorithm that is faster at
+        this bandwidth. What a byte takes beyond the fastest collective is as measured, also on faster links.
         """
         if ranks == 1:
             return 0.0, 0.0
-        cost = LAYOUTS[self.layout](collective, ranks, min(ranks_per_node, ranks), "ring")
+        algorithms: tuple[Algorithm, ...] = ("ring", "tree") if ranks > self.most_ranks else ("ring",)
+        g = min(ranks_per_node, ranks)
+        found = [self._terms(algorithm, collective, size, ranks, g) for algorithm in algorithms]
+        return min(found, key=lambda each: each[0] + each[1] / self.bytes_per_second)
+
+    def _terms(
+        self, algorithm: Algorithm, collective: Collective, size: float, p: int, g: int
+    ) -> tuple[float, float]:
+        cost = LAYOUTS[self.layout](collective, p, g, algorithm)
         inter = self.inter[collective]
         intra = self.intra.get(collective, inter)
         fixed = cost.inter.steps * inter.latency_D1[0, 0] + cost.intra.steps * intra.latency_D1[0, 0]

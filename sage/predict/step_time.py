@@ -13,7 +13,7 @@ from sage.predict.buckets import cut
 from sage.predict.calibration import Calibration, MethodTimes
 from sage.predict.decode_fit import fitted
 from sage.predict.links import Link, Links, fits, links
-from sage.predict.payload import Traffic, traffic
+from sage.predict.payload import GATHERS, Traffic, traffic
 from sage.predict.recurrence import overlap
 from sage.predict.stragglers import slowest
 
@@ -145,7 +145,14 @@ class Predictor:
         return slowest(both, ranks) / middle if middle > 0 else 1.0
 
     def decode(self, method: MethodTimes, ranks: int) -> Array:
-        """Return t_d0 + W·t_d1 for each draw, fitted to the measured world sizes."""
+        """Return t_d0 + W·t_d1 for each draw, fitted to the measured world sizes.
+
+        Without a gather the ranks' payloads are summed on the way, so that the time does not depend on W: it
+        is that of the world size that is nearest to the calibration's.
+        """
+        if not any(each.collective in GATHERS for messages in method.messages.values() for each in messages):
+            at = self.calibration.world_size
+            return self._mean(method.decode_seconds[min(method.decode_seconds, key=lambda w: abs(w - at))])
         if id(method) not in self._decoded:
             means = {w: self._mean(seconds)[:, 0] for w, seconds in method.decode_seconds.items()}
             lines = [fitted({w: float(mean[i]) for w, mean in means.items()}) for i in range(self.num_draws)]
@@ -199,7 +206,7 @@ def memory(method: MethodTimes, ranks: int, numel: int) -> float:
     """
     received = 0.0
     for each in traffic(method, ranks, numel):
-        copies = ranks if each.collective in ("all_gather", "ragged_gather") else 1
+        copies = ranks if each.collective in GATHERS else 1
         received += each.count * each.size.bytes * (1 + copies)
     residual = 0 if method.reducer in DENSE else 4 * numel
     return 4 * numel + residual + received

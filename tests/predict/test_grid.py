@@ -162,6 +162,13 @@ def test_a_method_that_sums_has_no_ceiling_and_needs_the_memory_of_its_messages(
     assert limit.memory_bytes == 8 * found.model.numel + 2000
 
 
+def test_the_formulas_take_the_algorithm_of_the_predicted_steps_at_many_ranks() -> None:
+    """At 10,000 ranks the latency of a ring alone exceeds backward; that of a tree does not."""
+    for cell in clusters(rows(calibration(), 10_000, bits=(1e10, 1e11))):
+        assert cell[0].compression_needed is not None
+        assert math.isfinite(cell[0].compression_needed)
+
+
 def test_a_method_that_decides_over_the_whole_gradient_has_the_mount_ddp_with_one_bucket_alone() -> None:
     found = calibration()
     whole = replace(topk(found.model.numel), needs_one_bucket=True)

@@ -105,11 +105,13 @@ def test_a_backward_that_communication_slows_is_longer_only_where_it_overlaps() 
     assert seconds(slowed, exact, setup) == seconds(found, exact, setup)
 
 
-def test_decoding_grows_with_the_payloads_and_a_faster_device_codes_faster() -> None:
+def test_decoding_grows_with_gathered_payloads_and_a_faster_device_codes_faster() -> None:
     found = calibration()
     predictor = Predictor(found, num_draws=1)
     method = named(found, "topk")
     assert [predictor.decode(method, w)[0, 0] for w in (2, 4, 64)] == pytest.approx([0.002, 0.004, 0.064])
+    summed = replace(named(found, "bf16"), decode_seconds={1: (0.001,), 4: (0.004,), 8: (0.008,)})
+    assert [predictor.decode(summed, w)[0, 0] for w in (2, 64)] == [0.004, 0.004]
     setup = Setup(1, speedup=2.0)
     assert seconds(found, method, setup) == pytest.approx((0.1 + 0.2 + 0.05 + 0.001 + 0.01) / 2)
 
