@@ -68,7 +68,8 @@ class DdpBucket:
     def load(self, received: list[Tensor]) -> None:
         """Set the flat gradient to DDP's."""
         if self._is_in_place:
-            self.flat.use(received[0])
+            if received[0].data_ptr() != self.flat.grad_N.data_ptr():  # DDP keeps its buffers
+                self.flat.use(received[0])
         else:
             torch._foreach_copy_(self._views, received)
 
