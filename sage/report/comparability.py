@@ -40,7 +40,10 @@ def _torch(run: Run) -> str:
 
 
 def _links(a: list[Run], b: list[Run]) -> list[str]:
-    """Compare the median bandwidths and latencies that the runs measured before training."""
+    """Compare the bandwidths and latencies that the runs measured before training.
+
+    They differ if the ranges of the two sets do not overlap, and their medians are beyond the factor.
+    """
     found = []
     for key, name, factor, text in (
         ("bits_per_second", "bandwidth", BANDWIDTH_FACTOR, rate),
@@ -51,7 +54,8 @@ def _links(a: list[Run], b: list[Run]) -> list[str]:
             found.append(f"{name}: measured in {'A' if ours else 'B'} only")
         elif ours:
             one, other = median(ours), median(theirs)
-            if max(one, other) > factor * min(one, other):
+            is_apart = min(ours) > max(theirs) or max(ours) < min(theirs)
+            if is_apart and max(one, other) > factor * min(one, other):
                 found.append(f"{name}: {text(one)} and {text(other)}")
     return found
 

@@ -207,10 +207,12 @@ def test_links_differ_only_beyond_what_a_probe_varies(
 ) -> None:
     a, b = sets
 
-    def outcome(bits: float, alpha: float) -> str:
+    def outcome(bits: float, alpha: float, varies: float = 0.0) -> str:
         for runs, link in ((a, (1e9, 1e-4)), (b, (bits, alpha))):
             for folder in runs.iterdir():
-                links = {"bits_per_second": link[0], "alpha_seconds": link[1]}
+                seed = json.loads((folder / "config.json").read_text())["seed"]
+                factor = 1 + varies * (seed - 1)
+                links = {"bits_per_second": factor * link[0], "alpha_seconds": link[1]}
                 change(folder, "manifest.json", links=links)
         text = of(told(capsys, str(a), str(b)), "topk")["time"]
         assert isinstance(text["outcome"], str)
@@ -219,6 +221,9 @@ def test_links_differ_only_beyond_what_a_probe_varies(
     assert outcome(1.2e9, 1.9e-4) == "same"
     assert outcome(1.3e9, 1e-4) == "not comparable"
     assert outcome(1e9, 2.1e-4) == "not comparable"
+    # 0.8 to 1.2 and 1.04 to 1.56 Gbit/s overlap; 0.9 to 1.1 and 1.17 to 1.43 do not.
+    assert outcome(1.3e9, 1e-4, varies=0.2) == "same"
+    assert outcome(1.3e9, 1e-4, varies=0.1) == "not comparable"
 
 
 def test_unpaired_and_damaged_runs_are_listed(
