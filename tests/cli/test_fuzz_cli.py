@@ -32,6 +32,7 @@ SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too
 """Health checks on slow generation of inputs, which is not an error of the command line."""
 
 NAMES = [*annotations(), "reducers", "grid", "parallel", "max_requeues"]
+NAMES += ["pilot", "targets", "chosen"]
 PARTS = [name for room in registry.EXPORTS for name in registry.names(room)]
 
 # fmt: off
@@ -94,6 +95,7 @@ others = st.one_of(
     verb("report", "nowhere", names="output"),
     verb("compare", "nowhere", "nowhere", names="factor"),
     verb("predict", "nowhere", names="plan world-size bandwidth latency bucket-mb"),
+    verb("target", "none.toml", names="runs late"),
     verb("status", names="runs"),
     verb("logs", first=words, names="runs rank"),
     verb("submit", "none.toml", names="runs parallel max-requeues"),
@@ -162,6 +164,9 @@ files = st.tuples(
             ["run", "digits", "--config", "FILE.toml", "--print-config"],
             ["submit", "FILE.toml", "--dry-run", "--cluster", "local"],
             ["status", "FILE.toml"],
+            ["submit", "FILE.toml", "--pilot", "--dry-run", "--cluster", "local"],
+            ["target", "FILE.toml"],
+            ["report", "FILE.toml"],
         ]
     ),
 )
