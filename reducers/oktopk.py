@@ -67,29 +67,31 @@ class OkTopk(Sparsifier):
         self.register_buffer("edge_Q", torch.zeros(QUANTILES + 1, dtype=torch.float64))
 
     def select(self, signal_N: Tensor, wire: Wire) -> Tensor:
-        return self._select(signal_N, None)
+        return self._select(signal_N, None)[1]
 
-    def _select(self, grad_N: Tensor, residual_N: Tensor | None) -> Tensor:
-        """Accumulate and select, in one pass; the signal stays whole."""
+    def _select(self, grad_N: Tensor, residual_N: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Accumulate and select, in one pass: values and indices (int64), removed from the residual."""
         n, exact, threshold = grad_N.numel(), self._evaluates(), float(self.local_threshold)
         k = num_kept(self.density, n)
         self.step += 1
         num = k if exact else min(n, 3 * k // 2)
         dtype = (grad_N if residual_N is None else residual_N).dtype
         own_K, at_K = ops.take_top(grad_N, residual_N, [0, n], [num], dtype=dtype)
-        if residual_N is not None:
-            residual_N[at_K] = own_K
         if exact:
             self.local_threshold.fill_(least(own_K))
-            return at_K.long()
-        return at_K[ops.select_above(own_K, threshold)].long()
+            return own_K, at_K.long()
+        above_K = ops.select_above(own_K, threshold)
+        if residual_N is not None and above_K.numel() < num:
+            below_K = torch.ones_like(own_K, dtype=torch.bool).index_fill_(0, above_K, 0)
+            residual_N[at_K[below_K]] = own_K[below_K]
+        return own_K[above_K], at_K[above_K].long()
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         n, exact = grad_N.numel(), self._evaluates()
         with phase("select"):
-            at_K = self._select(grad_N, residual_N)
+            own_K, at_K = self._select(grad_N, residual_N)
             signal_N = grad_N if residual_N is None else residual_N
-            values_K = ops.take(signal_N, at_K, dtype=self.dtype, keep=False)
+            values_K = ops.rounded(signal_N, own_K, at_K, dtype=self.dtype, keep=False)
         if exact:
             self._balance(at_K, n, wire)
         bounds = self._bounds(n, wire.world_size)
@@ -114,9 +116,11 @@ class OkTopk(Sparsifier):
             at_M = torch.cat([at for _, at, _ in regions])
             values_M = torch.cat([values for values, _, _ in regions])
             mean_N = ops.scatter_mean(values_M, at_M, [at_M.numel()], out_N=grad_N)
-            sent = at_K[ops.is_among(at_K.int(), at_M, n)]
+            is_sent_K = ops.is_among(at_K.int(), at_M, n)
+            sent = at_K[is_sent_K]
             if residual_N is not None:
-                ops.take(residual_N, sent, dtype=self.dtype, keep=True)
+                residual_N[at_K[~is_sent_K]] = own_K[~is_sent_K]
+                ops.rounded(residual_N, own_K[is_sent_K], sent, dtype=self.dtype, keep=True)
         times = sum(int(times) for _, _, times in regions)
         return Reduced(mean_N, sent, times / (wire.world_size * max(1, n)), at_M)
 
