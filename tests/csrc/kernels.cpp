@@ -9,6 +9,7 @@
 #include "../../csrc/cpu/elias.h"
 #include "../../csrc/cpu/error.h"
 #include "../../csrc/cpu/gather.h"
+#include "../../csrc/cpu/levels.h"
 #include "../../csrc/cpu/moments.h"
 #include "../../csrc/cpu/pack.h"
 #include "../../csrc/cpu/philox.h"
@@ -24,6 +25,7 @@
 #include "casts.h"
 #include "elias.h"
 #include "gather.h"
+#include "levels.h"
 
 using namespace sage::cpu;
 const Team kTeams[] = {{1, {}}, {3, [](int64_t parts, const std::function<void(int64_t)>& work) {
@@ -377,6 +379,7 @@ int main() {
         test_cast<Format::fp16>(set, team, n);
         test_cast<Format::bf16>(set, team, n);
         test_elias(set, team, n);
+        test_levels(set, team, n, static_cast<Codec>(turn % 7), draw_bounds(n));
       }
       test_pack(set, n);
       if (n > 0) test_sampled(n);

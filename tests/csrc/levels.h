@@ -1,0 +1,45 @@
+// The quantisers of every instruction set and number of threads against the scalar ones. Include it behind the kernels,
+// drawn.h and bins.h.
+#pragma once
+
+using namespace sage::cpu;
+
+inline void test_levels(Isa isa, const Team& team, int64_t n, Codec codec, const std::vector<int64_t>& bounds) {
+  const Team alone{1, {}};
+  const int64_t bucket = Ints{0, 1 + static_cast<int32_t>(below(100)), 128, 256, 9000}[below(5)];
+  const std::vector<int64_t> buckets = bucket_bounds(bounds, bucket);
+  const int64_t num = static_cast<int64_t>(buckets.size()) - 1, payloads = below(4), divisor = 1 + below(5);
+  const Coding coding(codec, 1 + static_cast<int>(below(codec == Codec::natural ? 31 : 127)));
+  const bool keep = below(2), added = below(2);
+  const Kind kind = below(2) ? Kind::squares : Kind::largest;
+  const int64_t num_bytes = coding.num_bytes(n), first = below(1000);
+  const Floats signal = draw(n), grad = draw(n), limits = draw(num);
+  const float* limit = below(2) ? limits.data() : nullptr;
+  const uint64_t key = generator();
+  const std::string name = "codec " + std::to_string(static_cast<int>(codec));
+  struct Result {
+    Floats left, scales;
+    std::vector<uint8_t> bytes;
+  };
+  const auto run = [&](Isa set, const Team& with) {
+    Result found{signal, Floats(num), std::vector<uint8_t>(num_bytes)};
+    const Quantisation x{coding,  found.left.data(), n,   buckets.data(), num,  nullptr, nullptr,
+                         nullptr, limit,             key, first,          keep, found.bytes.data()};
+    quantise_by(set, with, kind, x, buckets, grad.data(), found.scales.data());
+    return found;
+  };
+  const Result ours = run(isa, team), plain = run(Isa::scalar, alone);
+  expect(ours.bytes == plain.bytes, name + ": codes");
+  expect(alike(ours.left, plain.left), name + ": error");
+  expect(alike(ours.scales, plain.scales), name + ": scales");
+  std::vector<uint8_t> rows(payloads * num_bytes);
+  for (uint8_t& byte : rows) byte = static_cast<uint8_t>(below(256));
+  const Floats each = draw(payloads * num);
+  const auto mean = [&](Isa set, const Team& with) {
+    Floats out = signal;
+    average(set, with, {coding, out.data(), n, buckets.data(), num, nullptr, rows.data(), num_bytes, payloads, divisor, added},
+            each.data());
+    return out;
+  };
+  expect(alike(mean(isa, team), mean(Isa::scalar, alone)), name + ": mean");
+}
