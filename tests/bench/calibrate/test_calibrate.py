@@ -180,15 +180,17 @@ def test_a_stop_signal_ends_the_calibration_and_leaves_no_file(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
-    process = started("calibrate", "digits-ff", "--seconds", "1000", "--steps", "100000", folder=tmp_path)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_killed_or_stopped_is_named(number: signal.Signals, tmp_path: Path) -> None:
+    options = ("--seconds", "1000", "--steps", "100000", "--timeout", "10")
+    process = started("calibrate", "digits-ff", *options, folder=tmp_path)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("sage calibrate: steps")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[1]), signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    os.kill(int(children[1]), number)
+    _, err = process.communicate(timeout=90)
     assert process.returncode == 1, err
-    assert "rank 1" in err
+    assert "Cause: rank 1 does not respond (killed, stopped, or disconnected)" in err
     assert list(tmp_path.iterdir()) == []
 
 
