@@ -108,7 +108,7 @@ class Predictor:
         if choice.mount == "whole":
             seconds = self._communication(messages, setup, network)
             total = forward + backward + encode + seconds + decode + update
-            return Step(total, seconds, seconds, encode + decode, _notes(messages, network))
+            return Step(total, seconds, seconds, encode + decode, _notes(method, ranks, messages, network))
         gamma = numpy.maximum(self._mean(model.gamma), 1.0) if ranks > 1 else 1.0
         buckets = cut(model.parameters, choice.bucket_mb)
         share_K = [bucket.numel / model.numel for bucket in buckets]
@@ -131,7 +131,7 @@ class Predictor:
             sum(comm_K, start=numpy.zeros((1, 1))),
             found.exposed,
             encode + decode,
-            _notes(messages, network),
+            _notes(method, ranks, messages, network),
         )
 
     def slowness(self, ranks: int) -> float:
@@ -188,9 +188,17 @@ class Predictor:
         return numpy.random.default_rng((self.seed, use))
 
 
-def _notes(messages: Sequence[Traffic], network: Links) -> tuple[str, ...]:
+SAME_DENSITY = "methods have the same density at a world size that was not measured"
+
+
+def _notes(method: MethodTimes, ranks: int, messages: Sequence[Traffic], network: Links) -> tuple[str, ...]:
     laws = dict.fromkeys(each.size.law for each in messages if each.size.law not in ("measured", "constant"))
-    return (*sorted(network.notes), *(f"payload {law}" for law in laws))
+    is_assumed = method.density is not None and ranks > 1 and ranks not in method.messages
+    return (
+        *sorted(network.notes),
+        *([SAME_DENSITY] if is_assumed else []),
+        *(f"payload {law}" for law in laws),
+    )
 
 
 def find(methods: Sequence[MethodTimes], reducer: str) -> MethodTimes | None:

@@ -198,6 +198,11 @@ def _standing(prediction: Prediction) -> list[str]:
     found = [
         "Intervals are 95 %: measured times are resampled, and latency and bandwidth drawn from their fit.",
     ]
+    calibration = prediction.calibration
+    found.append(
+        f"Computation is as calibrated, with {min(calibration.ranks_per_node, calibration.world_size)} ranks "
+        "on a node: ranks that share cores compute more slowly."
+    )
     if any(row.is_model for row in prediction.rows):
         found.append(f"model: above {most} ranks, four times the largest measured world size.")
     return found

@@ -5,7 +5,7 @@ from typing import Any
 
 import matplotlib
 import numpy
-from matplotlib.colors import ListedColormap, to_rgba
+from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -83,7 +83,7 @@ def win_map(found: Pictures) -> str:
     colours = [NOTHING, *(looks[_method(name)].colour for name in drawn.labels)]
     # A colour that is there already, of another method or mount, is drawn lighter.
     every = [
-        to_rgba(colour, max(0.2, 0.9 - 0.35 * colours[:i].count(colour))) for i, colour in enumerate(colours)
+        _on_white(colour, max(0.2, 0.9 - 0.4 * colours[:i].count(colour))) for i, colour in enumerate(colours)
     ]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
@@ -95,6 +95,8 @@ def win_map(found: Pictures) -> str:
             cmap=ListedColormap(every),
             vmin=-0.5,
             vmax=len(every) - 0.5,
+            edgecolors="face",  # otherwise viewers show gaps between the cells
+            linewidth=0.4,
         )
         axes.set(
             xscale="log",
@@ -113,6 +115,12 @@ def win_map(found: Pictures) -> str:
             frameon=False,
         )
         return _svg(figure)
+
+
+def _on_white(colour: str, opacity: float) -> tuple[float, float, float]:
+    """The opaque colour that a translucent one has on white."""
+    red, green, blue = (1 - opacity * (1 - each) for each in to_rgb(colour))
+    return red, green, blue
 
 
 def _edges(centres: Any) -> Any:

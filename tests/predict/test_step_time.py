@@ -11,7 +11,7 @@ from made_up_calibration import BANDWIDTH, LATENCY, calibration, dense, links, t
 
 from sage.predict.calibration import Calibration, MethodTimes
 from sage.predict.links import Link
-from sage.predict.step_time import Choice, Mount, Predictor, Setup, memory
+from sage.predict.step_time import SAME_DENSITY, Choice, Mount, Predictor, Setup, memory
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -136,6 +136,15 @@ def test_a_faster_link_and_fewer_ranks_never_make_a_step_longer() -> None:
             ]
             assert (numpy.diff(grid, axis=1) <= 1e-12).all()
             assert (numpy.diff(grid, axis=0) >= -1e-12).all()
+
+
+def test_that_the_density_stays_the_same_at_other_world_sizes_is_named_as_an_assumption() -> None:
+    found = calibration()
+    predictor = Predictor(found)
+    network = predictor.links(Link())
+    for reducer, ranks, is_named in (("topk", 4, False), ("topk", 8, True), ("exact", 8, False)):
+        notes = predictor.step(Choice(named(found, reducer), "whole"), Setup(ranks), network).notes
+        assert (SAME_DENSITY in notes) is is_named
 
 
 def test_above_the_measured_ranks_a_tree_may_be_faster_and_the_step_has_a_note() -> None:
