@@ -62,7 +62,7 @@ def measure(config: Config, gradients: Gradients, wire: Wire, time: Time) -> Met
         time: How long to measure.
 
     Raises:
-        Failed: on every rank, if the reducer fails on one of them without a network.
+        Failed: on every rank, if the reducer fails on one of them without a network, or on simulated ranks.
         WireError: a collective failed.
         ValueError: the reducer fails on this rank between ranks.
     """
@@ -76,10 +76,16 @@ def measure(config: Config, gradients: Gradients, wire: Wire, time: Time) -> Met
     decode = {each: _pooled(ranks, str(each), "decode") for each in payloads}
     decode[wire.world_size] = _pooled(ranks, at_hand, "decode")
     messages = {wire.world_size: _between(ranks)}
+    error = ""
     if wire.rank == 0:
-        for world_size in {*WORLD_SIZES} - {wire.world_size}:
-            messages[world_size] = _simulated(world_size, config, gradients, alone, time)
-    wire.texts("")  # the others wait, so that they do not compute beside the simulated ranks
+        try:
+            for world_size in {*WORLD_SIZES} - {wire.world_size}:
+                messages[world_size] = _simulated(world_size, config, gradients, alone, time)
+        except Exception as failure:
+            error = _text(failure)
+    # The others wait, so that they do not compute beside the simulated ranks.
+    if error := wire.texts(error)[0]:
+        raise Failed(f"between simulated ranks: {error}")
     return MethodTimes(
         reducer=config.reducer,
         options=config.to_dict()["reducer_options"],
@@ -132,7 +138,8 @@ def _simulated(
     """
     taken = max(sum(map(statistics.median, (each.encode, each.decode))) for each in alone.values())
     memory = world_size * 3 * gradients.steps[0].nbytes
-    share = time.seconds / 4 / len(WORLD_SIZES)
+    # The other ranks wait for these simulations in a collective, which must not time out.
+    share = min(time.seconds / 4, config.timeout / 2) / len(WORLD_SIZES)
     steps = int(min(SETTLE, share / (world_size * taken))) if taken else SETTLE
     if memory <= THREAD_BYTES and steps >= LEAST_ON_THREADS:
         return messages_on_threads(world_size, config, gradients, steps=steps)

@@ -47,6 +47,9 @@ REDUCER = Broken
 '''
 
 
+BROKEN_AT_8 = BROKEN.replace("if self.steps == 3", "if wire.world_size == 8")
+
+
 def started(*argv: str, folder: Path) -> subprocess.Popen[str]:
     """Start the command in a folder."""
     return subprocess.Popen(
@@ -84,8 +87,10 @@ class Measured:
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
     folder = tmp_path_factory.mktemp("calibrate")
     (folder / "broken.py").write_text(BROKEN)
+    (folder / "broken8.py").write_text(BROKEN_AT_8)
     options = ("--seconds", "4", "--steps", "3", "--output", "deeper/c.json")
-    done = ended("calibrate", "digits-ff", *options, "--reducers", *REDUCERS, "./broken.py", folder=folder)
+    reducers = ("--reducers", *REDUCERS, "./broken.py", "./broken8.py")
+    done = ended("calibrate", "digits-ff", *options, *reducers, folder=folder)
     assert done.returncode == 1, done.stderr  # of the broken reducer
     path = folder / "deeper" / "c.json"
     return Measured(read(path), path, done.stdout, done.stderr)
@@ -162,6 +167,8 @@ def test_density_is_what_was_achieved(measured: Measured) -> None:
 def test_a_reducer_that_fails_is_named_and_the_others_are_measured(measured: Measured) -> None:
     assert [each.reducer for each in measured.content.methods] == list(REDUCERS)
     assert "the reducer broken failed: rank 0: RuntimeError: no third step" in measured.err
+    told = "the reducer broken8 failed: between simulated ranks: RuntimeError: no third step"
+    assert told in measured.err
     assert "Traceback" not in measured.err
     for name in REDUCERS:
         assert f"| `{name}` |" in measured.out
