@@ -130,8 +130,9 @@ def _target(pilot: Pilot, config: Config, finals: list[Final], *, before: bool) 
     else:
         value = middle - margin if better == "max" else middle + margin
         shift = "below" if better == "max" else "above"
-        rule = "the median final" + (f", less {100 * (1 - pilot.fraction):.3g} %" if margin else "")
-        rule = rule.replace("less", f"{shift} it by") if margin else rule
+        rule = (
+            f"{100 * (1 - pilot.fraction):.3g} % {shift} the median final" if margin else "the median final"
+        )
     seeds = ", ".join(map(str, pilot.seed))
     overlap = "overlapped " if is_overlapped(config.to_dict()) else "un-overlapped "
     return FixedTarget(

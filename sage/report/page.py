@@ -19,6 +19,9 @@ from sage.report.verdicts import first_line
 LONG = 60
 """A table with more lines scrolls within its own area."""
 
+SHORT = 16
+"""A cell of text of at most this many characters is not broken into lines."""
+
 MAX_RUNS = 200
 """At most this many single runs are listed; report.csv has all."""
 
@@ -202,6 +205,8 @@ def _grid(group: Group, table: Table, styles: LineStyles, most: int | None = Non
 def _cell(text: str, kind: str) -> str:
     if kind and len(text) > 60:
         return f'<td{kind}><span class="cut" title="{_escape(text)}">{_escape(text)}</span></td>'
+    if kind and len(text) <= SHORT:
+        return f'<td class="text short">{_escape(text)}</td>'
     return f"<td{kind}>{_escape(text)}</td>"
 
 

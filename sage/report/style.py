@@ -48,6 +48,7 @@ tbody tr + tr > * { border-top: 1px solid var(--line); }
 tbody tr:hover > * { background: var(--band); }
 th:first-child, .text { text-align: left; }
 td.text { min-width: 7rem; max-width: 30rem; white-space: normal; overflow-wrap: anywhere; }
+td.short { white-space: nowrap; }
 th:first-child { position: sticky; left: 0; min-width: 11rem; max-width: 20rem; padding-left: 0; }
 th:first-child { background: var(--paper); white-space: normal; overflow-wrap: anywhere; }
 thead th:first-child { z-index: 2; }

@@ -70,9 +70,13 @@ def first_line(groups: Iterable[Group]) -> str:
     if not words:
         return ""
     text = f"{words.count('pays')} of {len(words)} set-ups pay"
-    others: list[Word] = ["does not pay", "undecided", "smoke"]
-    names = {"does not pay": "do not", "undecided": "undecided", "smoke": "smoke tests (3 to 5 seeds)"}
-    rest = [f"{words.count(word)} {names[word]}" for word in others if word in words]
+    smoke = words.count("smoke")
+    names: dict[Word, str] = {
+        "does not pay": "do not" if words.count("does not pay") > 1 else "does not",
+        "undecided": "undecided",
+        "smoke": f"smoke test{'s' if smoke > 1 else ''} (3 to 5 seeds)",
+    }
+    rest = [f"{words.count(word)} {name}" for word, name in names.items() if word in words]
     return text + (f"; {', '.join(rest)}." if rest else ".")
 
 

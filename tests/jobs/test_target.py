@@ -137,7 +137,7 @@ def test_the_report_of_the_sweep_has_the_targets_and_none_of_the_pilot_runs(
     told = json.loads(capsys.readouterr().out)
     (group,) = told["groups"]
     assert {run["seed"] for run in group["runs"]} == {0, 1, 2}
-    assert told["verdict"] == "0 of 1 set-ups pay; 1 smoke tests (3 to 5 seeds)."
+    assert told["verdict"] == "0 of 1 set-ups pay; 1 smoke test (3 to 5 seeds)."
     found = group["time_to_target"]
     assert found["reference"] == "bf16"
     assert found["target"] == pytest.approx(0.99 * 0.92)

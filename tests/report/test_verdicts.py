@@ -62,7 +62,7 @@ def test_six_seeds_that_are_all_sooner_pay_and_later_ones_do_not(tmp_path: Path)
     assert (line["steps"], table(found)["bf16"]["steps"]) == ("30", "20")
     assert (line["steps ratio"], line["its interval"]) == ("1.5×", "1.5× to 1.5×")
     assert (line["reached"], line["pairs"]) == ("6 of 6", "6")
-    assert first_line([found]) == "1 of 3 set-ups pay; 1 do not, 1 undecided."
+    assert first_line([found]) == "1 of 3 set-ups pay; 1 does not, 1 undecided."
 
 
 def test_a_miss_is_infinite_and_stays_in_the_table(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_three_seeds_are_a_smoke_test_however_clear_they_are(tmp_path: Path) -> 
         pretend(tmp_path, "sage", seed=seed, density=0.01, seconds=0.001)
     found = group(tmp_path)
     assert words(found) == {"bf16": "reference", "sage": "undecided", "topk": "smoke"}
-    assert first_line([found]) == "0 of 2 set-ups pay; 1 undecided, 1 smoke tests (3 to 5 seeds)."
+    assert first_line([found]) == "0 of 2 set-ups pay; 1 undecided, 1 smoke test (3 to 5 seeds)."
 
 
 def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_dense_rivals_have_a_verdict_and_are_not_counted(tmp_path: Path) -> None
         pretend(tmp_path, "topk", seed=seed, density=0.01, seconds=0.1)
     found = group(tmp_path)
     assert words(found)["exact"] == "does not pay"
-    assert first_line([found]) == "0 of 1 set-ups pay; 1 do not."
+    assert first_line([found]) == "0 of 1 set-ups pay; 1 does not."
 
 
 def test_without_a_target_there_is_no_verdict_and_a_runs_own_target_counts(tmp_path: Path) -> None:
