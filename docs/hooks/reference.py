@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from sage import config, registry, storage  # noqa: E402
 from sage.cli.main import main  # noqa: E402
+from sage.predict import calibration_schema as schema  # noqa: E402
 from sage.registry import Option, PartKind  # noqa: E402
 
 MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
@@ -174,24 +175,46 @@ def files() -> str:
         "metrics.jsonl": storage.METRICS,
     }
     sections = []
-    for name, schema in kinds.items():
-        rows = [f"| `{key}` | {_typed(value)} |" for key, value in schema.keys.items()]
-        for variant, keys in schema.variants.items():
+    for name, each in kinds.items():
+        rows = [f"| `{key}` | {_typed(value)} |" for key, value in each.keys.items()]
+        for variant, keys in each.variants.items():
             rows += [f"| `{key}` of `{variant}` | {_typed(value)} |" for key, value in keys.items()]
         sections.append(f"### Keys of `{name}`\n\n| key | type |\n|---|---|\n" + "\n".join(rows))
     return "\n\n".join(sections)
+
+
+def calibration() -> str:
+    """The keys of a calibration's file and of the objects in it, from their schema."""
+    parts = {
+        "The file": schema.CALIBRATION,
+        "`model`": schema.MODEL,
+        "An object of `parameters`": schema.PARAMETER,
+        "An object of `links`": schema.SAMPLES,
+        "An object of `methods`": schema.METHOD,
+        "An object of the lists in `messages`": schema.MESSAGE,
+    }
+    rows = [
+        f"| {part} | `{key}` | {_typed(value)} |"
+        for part, of in parts.items()
+        for key, value in of.keys.items()
+    ]
+    return "| object | key | type |\n|---|---|---|\n" + "\n".join(rows)
 
 
 def _typed(value: Any) -> str:
     if isinstance(value, dict):
         return "object: " + ", ".join(f"`{key}`" for key in value)
     if get_origin(value) is dict:
-        return f"object of {kind(get_args(value)[1])}"
+        inner = get_args(value)[1]
+        return "object" if inner is Any else f"object of {_typed(inner)}"
+    if get_origin(value) is list:
+        return f"list of {_typed(get_args(value)[0])}"
     return kind(value)
 
 
 GENERATED = {
     "files": files,
+    "calibration": calibration,
     "reducers": reducers,
     "models": lambda: parts("models"),
     "datasets": lambda: parts("datasets"),

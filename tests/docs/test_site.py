@@ -13,6 +13,7 @@ import pytest
 
 from sage import registry
 from sage.config import annotations, workloads
+from sage.predict.calibration_schema import CALIBRATION, SAMPLES
 from sage.registry import PartKind
 from sage.storage import RESULT
 
@@ -61,6 +62,8 @@ def test_the_reference_has_every_part_key_and_command(site: Path) -> None:
     assert all(f"<code>{key}</code>" in page("records") for key in RESULT.keys)
     for name in ("run", "submit", "status", "report", "doctor", "list", "bench", "calibrate", "predict"):
         assert f"<code>sage {name}</code>" in page("command-line")
+    calibrate = (site / "how-to" / "calibrate.html").read_text(encoding="utf-8")
+    assert all(f"<code>{key}</code>" in calibrate for key in (*CALIBRATION.keys, *SAMPLES.keys))
     for name in ("ddp_hook", "comm_hook", "fsdp_hook", "reduce_model", "ledger"):
         assert f'id="sage.{name}"' in page("api")
     assert "&lt;!-- generated" not in "".join(map(page, ("reducers", "parts", "records")))
