@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 from sage.version import __version__ as __version__
 
-_MOUNTS = {
-    "comm_hook": "comm_hook",
-    "ddp_hook": "ddp",
-    "fsdp_hook": "fsdp",
-    "ledger": "foreign_hook",
-    "reduce_model": "whole",
+_FUNCTIONS = {
+    "advise": "bench.advise.script",
+    "comm_hook": "mount.comm_hook",
+    "ddp_hook": "mount.ddp",
+    "fsdp_hook": "mount.fsdp",
+    "ledger": "mount.foreign_hook",
+    "reduce_model": "mount.whole",
 }
-"""The module of `sage.mount` that defines each name; imported on first access, as torch takes seconds."""
+"""The module that defines each name; imported on first access, as torch takes seconds."""
 
 if TYPE_CHECKING:
+    from sage.bench.advise.script import advise as advise
     from sage.mount.comm_hook import comm_hook as comm_hook
     from sage.mount.ddp import ddp_hook as ddp_hook
     from sage.mount.foreign_hook import ledger as ledger
@@ -23,6 +25,6 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        if name not in _MOUNTS:
+        if name not in _FUNCTIONS:
             raise AttributeError(f"module 'sage' has no attribute {name!r}")
-        return getattr(import_module(f"sage.mount.{_MOUNTS[name]}"), name)
+        return getattr(import_module(f"sage.{_FUNCTIONS[name]}"), name)

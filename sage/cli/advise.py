@@ -3,16 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..bench.advise import DENSITIES, REDUCERS
 from ..config import Config
 from .calibrate import Calibrate
 from .command import Option
-
-DENSITIES = (0.01, 0.001)
-REDUCERS = (
-    *("exact", "bf16", "fp16", "int8", "fp8", "natural", "qsgd", "terngrad", "onebit", "efsignsgd"),
-    *("topk", "sage", "dgc", "sidco", "randomk", "oktopk", "deft", "powersgd"),
-)
-"""One or more of each family: all 38 would leave each of them too few reductions of five minutes."""
 
 MOST_MINUTES = 60.0
 
