@@ -59,7 +59,7 @@ command = Calibrate(
         Option("json", bool, False, "Print one JSON object instead of the text."),
         Option("output", Path | None, None, "A file for the calibration, for `sage predict`."),
     ],
-    help="Recommend a reducer and a mount for a workload on this cluster. It measures, predicts, and verifies by "
-    "short runs.",
+    help="Recommend a reducer and a mount for a workload on this cluster. It measures, predicts, and "
+    "verifies by short runs.",
     notes=NOTES,
 )
