@@ -23,6 +23,7 @@ def predict(
     bandwidth: tuple[float, ...],
     latency: float | None,
     bucket_mb: float,
+    steps_ratio: tuple[str, ...],
     json: bool,
     output: Path | None,
 ) -> int:
@@ -54,11 +55,12 @@ def predict(
             latency=latency,
             ranks_per_node=measured.ranks_per_node if ranks_per_node is None else ranks_per_node,
         )
-    found = make(measured, setups, bucket_mb)
+    ratios = plans.steps_ratios(steps_ratio, {each.reducer for each in measured.methods})
+    found = make(measured, setups, bucket_mb, ratios)
     if output is not None:
         from ..report import prediction as drawing
 
-        drawn = pictures(measured, setups, bucket_mb)
+        drawn = pictures(measured, setups, bucket_mb, ratios)
         contents = {
             "prediction.md": markdown(found, everything=True),
             "prediction.json": storage.json_text(found.to_dict(), indent=2) + "\n",
@@ -100,6 +102,12 @@ command = Command(
             float,
             25.0,
             "Bucket size of the mount ddp in MiB; at DDP's default of 25, the first bucket has 1 MiB.",
+        ),
+        Option(
+            "steps_ratio",
+            tuple[str, ...],
+            (),
+            "REDUCER=RATIO, such as topk=1.1: its steps to a target over those of bf16; inf if it misses it.",
         ),
         Option("json", bool, False, "Print one JSON object instead of the tables."),
         Option("output", Path | None, None, "A folder to write tables, JSON and pictures to."),

@@ -140,9 +140,9 @@ def compression_needed(baseline: Baseline, x: float) -> float:
     return (baseline.buckets - 1) * baseline.volume * x / left if left > 0 else math.inf
 
 
-def coding_budget(baseline: Baseline, method: Compressed, x: float) -> float:
+def coding_budget(baseline: Baseline, method: Compressed, x: float, rho: float = 1.0) -> float:
     """Return the seconds of encoding and decoding below which the method is faster; it may be negative."""
-    return float(baseline.seconds(x) - method.seconds(baseline, x) + method.coding)
+    return float(baseline.seconds(x) / rho - method.seconds(baseline, x) + method.coding)
 
 
 def _above_zero(at_zero: float, slope: float, low: float, high: float) -> list[tuple[float, float]]:

@@ -16,6 +16,7 @@ from sage.predict.terms import REFERENCE, baseline, coding_of, compressed_of, re
 
 Verdict = Literal["pays", "does not pay", "undecided", "dense"]
 
+NO_RATIOS: Mapping[str, float] = {}
 MOUNTS: tuple[Mount, ...] = ("whole", "ddp")
 
 
@@ -49,8 +50,10 @@ class Row:
     by the closed form; None for one rank."""
     reference_seconds: float
     """Of bf16 under the mount `ddp`."""
+    steps_ratio: float
+    """Steps to the target over those of the reference."""
     speedup: float
-    """Over the reference."""
+    """Over the reference: of a step, divided by the ratio of the steps."""
     speedup_low: float
     speedup_high: float
     verdict: Verdict
@@ -82,17 +85,21 @@ def names(methods: Sequence[MethodTimes]) -> list[str]:
     return found
 
 
-def choices(calibration: Calibration, bucket_mb: float | None) -> list[Choice]:
+def choices(
+    calibration: Calibration, bucket_mb: float | None, steps_ratios: Mapping[str, float] = NO_RATIOS
+) -> list[Choice]:
     """Return every measured method under both mounts, and the reference.
 
-    A method that needs one bucket has the mount `ddp` only if there is one.
+    A method that needs one bucket has the mount `ddp` only if there is one. `steps_ratios` has ρ by reducer.
     """
     is_one = len(cut(calibration.model.parameters, bucket_mb)) == 1
     methods = list(calibration.methods)
     if find(methods, REFERENCE) is None:
         methods.append(reference(calibration))
     return [
-        Choice(method, mount, bucket_mb if mount == "ddp" else None, name)
+        Choice(
+            method, mount, bucket_mb if mount == "ddp" else None, name, steps_ratios.get(method.reducer, 1.0)
+        )
         for method, name in zip(methods, names(methods), strict=True)
         for mount in mounts(method, is_one=is_one)
     ]
@@ -141,14 +148,15 @@ class _Forms:
         bucket_mb = next(choice.bucket_mb for choice in every if is_reference(choice))
         self._x, self._baseline = x, baseline(predictor, setup, network, bucket_mb)
 
-    def budget(self, method: MethodTimes) -> float | None:
+    def budget(self, choice: Choice) -> float | None:
         """Return the budget for encoding and decoding of a method, beside that of bf16."""
+        method = choice.method
         if self._is_alone or method.reducer in DENSE:
             return None
         predictor, setup, network, dense = self._known
         compressed = compressed_of(predictor, setup, network, method, dense)
         own = coding_of(predictor, setup, dense)
-        return coding_budget(self._baseline, compressed, self._x) + own
+        return coding_budget(self._baseline, compressed, self._x, choice.steps_ratio) + own
 
     @property
     def compression(self) -> float | None:
@@ -169,12 +177,13 @@ def _row(
 ) -> Row:
     seconds_D, base_D = (at(each.seconds_DX, x) for each in (step, base))
     low, high = interval(seconds_D)
-    speedup_D = base_D / seconds_D
+    rho = choice.steps_ratio
+    speedup_D = base_D / (rho * seconds_D)
     speedup_low, speedup_high = interval(speedup_D)
     if choice.method.reducer in DENSE:
         verdict: Verdict = "dense"
     else:
-        gain_low, gain_high = interval(at(shortest_DX, x) / seconds_D)
+        gain_low, gain_high = interval(at(shortest_DX, x) / (rho * seconds_D))
         verdict = "pays" if gain_low > 1 else "does not pay" if gain_high <= 1 else "undecided"
     return Row(
         cluster=setup.name,
@@ -192,9 +201,10 @@ def _row(
         communication_seconds=float(at(step.communication_DX, x)[0]),
         exposed_seconds=float(at(step.exposed_DX, x)[0]),
         coding_seconds=float(step.coding_D1[0, 0]),
-        coding_budget_seconds=forms.budget(choice.method),
+        coding_budget_seconds=forms.budget(choice),
         compression_needed=forms.compression,
         reference_seconds=float(base_D[0]),
+        steps_ratio=choice.steps_ratio,
         speedup=float(speedup_D[0]),
         speedup_low=speedup_low,
         speedup_high=speedup_high,

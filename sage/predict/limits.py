@@ -13,7 +13,7 @@ from sage.predict.break_even import Gain, break_even
 from sage.predict.buckets import cut
 from sage.predict.calibration import MethodTimes
 from sage.predict.closed_forms import Intervals
-from sage.predict.grid import mounts, names
+from sage.predict.grid import NO_RATIOS, mounts, names
 from sage.predict.links import Links
 from sage.predict.payload import GATHERS, traffic
 from sage.predict.step_time import DENSE, Choice, Mount, Predictor, Setup, memory
@@ -39,7 +39,7 @@ class Limits:
     by_recurrence: Mapping[Mount, Intervals]
     """Where the predicted step of each possible mount is shorter than that of overlapped bf16."""
     without_overlap: float
-    """The bandwidth below which the method is faster than an all-reduce of float32 after backward."""
+    """The bandwidth below which its step is faster than with an all-reduce of float32 after backward."""
     most_ranks: float | None
     """The world size from which a gather moves more than bf16's all-reduce; None for other collectives."""
     memory_bytes: float
@@ -63,16 +63,22 @@ class _Gains:
             network = self._predictor.links(link)
             self._known[key] = network, self._seconds(self._dense, network)
         network, dense = self._known[key]
-        return dense - self._seconds(choice, network)
+        return dense - choice.steps_ratio * self._seconds(choice, network)
 
     def _seconds(self, choice: Choice, network: Links) -> Array:
         return self._predictor.step(choice, self._setup, network).seconds_DX[0]
 
 
-def limits(predictor: Predictor, setups: Sequence[Setup], bucket_mb: float | None) -> list[Limits]:
+def limits(
+    predictor: Predictor,
+    setups: Sequence[Setup],
+    bucket_mb: float | None,
+    steps_ratios: Mapping[str, float] = NO_RATIOS,
+) -> list[Limits]:
     """Return the limits of each compressing method in each setup of more than one rank.
 
-    The ranks of a setup on one node are taken to have a node each: the limits are bandwidths between nodes.
+    `steps_ratios` has ρ by reducer. The ranks of a setup on one node are taken to have a node each, as the
+    limits are bandwidths between nodes.
     """
     single = replace(predictor, num_draws=1)
     found = []
@@ -83,7 +89,10 @@ def limits(predictor: Predictor, setups: Sequence[Setup], bucket_mb: float | Non
             every = predictor.calibration.methods
             named = [each for each in zip(every, names(every), strict=True) if each[0].reducer not in DENSE]
             gains = _Gains(single, setup, Choice(reference(predictor.calibration), "ddp", bucket_mb))
-            found += [_of(single, setup, method, name, bucket_mb, gains) for method, name in named]
+            found += [
+                _of(single, setup, method, name, bucket_mb, gains, steps_ratios.get(method.reducer, 1.0))
+                for method, name in named
+            ]
     return found
 
 
@@ -94,6 +103,7 @@ def _of(
     name: str,
     bucket_mb: float | None,
     gains: _Gains,
+    rho: float,
 ) -> Limits:
     calibration = predictor.calibration
     network = predictor.links(setup.link)
@@ -110,10 +120,10 @@ def _of(
         name=name,
         reducer=method.reducer,
         options=method.options,
-        closed_form=_in_bits(closed_forms.break_even(base, compressed)),
-        by_roots=_in_bits(break_even(lambda b: base.seconds(1 / b) - compressed.seconds(base, 1 / b))),
+        closed_form=_in_bits(closed_forms.break_even(base, compressed, rho)),
+        by_roots=_in_bits(break_even(lambda b: base.seconds(1 / b) - rho * compressed.seconds(base, 1 / b))),
         by_recurrence={
-            mount: _in_bits(break_even(gains.of(Choice(method, mount, bucket_mb))))
+            mount: _in_bits(break_even(gains.of(Choice(method, mount, bucket_mb, name, rho))))
             for mount in mounts(method, is_one=is_one)
         },
         without_overlap=8 * closed_forms.break_even_without_overlap(fp32, against_fp32),

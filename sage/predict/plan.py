@@ -11,7 +11,7 @@ The optional keys are `latency_seconds` and `intra_latency_seconds`, `intra` (th
 whose latency NCCL's table has), `collectives` and `speedup`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ from sage.predict.collectives import NCCL_INTRA, NCCL_NETWORK, NCCL_NOTE, Layout
 from sage.predict.links import Link
 from sage.predict.step_time import Setup
 from sage.storage import read_toml
-from sage.validate import Range, coerce, known
+from sage.validate import Range, coerce, known, shown
 
 MOST_RANKS = 10_000
 MOST_CLUSTERS = 200
@@ -131,6 +131,28 @@ def of_flags(
     )
     per_node = coerce("--ranks-per-node", ranks_per_node, Nodes)
     return [Setup(ranks=each, ranks_per_node=per_node, link=link) for each in ranks]
+
+
+def steps_ratios(words: Sequence[str], reducers: Collection[str]) -> dict[str, float]:
+    """Return the ratio of steps by reducer, from words such as `topk=1.2`.
+
+    Raises:
+        ValueError: if a word has another form, or a reducer was not measured.
+    """
+    found = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        known("reducer of the calibration", name, reducers)
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = -1.0
+        if not found[name] > 0:
+            raise ValueError(
+                f"--steps-ratio is {shown(word)}; allowed is REDUCER=RATIO with a number above 0, or inf for "
+                "a reducer that misses the target"
+            )
+    return found
 
 
 def _several(value: Any) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ import numpy
 from sage.predict.calibration import Calibration
 from sage.predict.calibration_schema import Collective, Scope
 from sage.predict.fit import Fit
-from sage.predict.grid import Row, choices, is_reference, predict
+from sage.predict.grid import NO_RATIOS, Row, choices, is_reference, predict
 from sage.predict.limits import Limits, limits
 from sage.predict.step_time import DENSE, Choice, Predictor, Setup, interval
 from sage.predict.win_map import Map, win_map
@@ -90,17 +90,22 @@ class Prediction:
         }
 
 
-def make(calibration: Calibration, setups: Sequence[Setup], bucket_mb: float | None) -> Prediction:
+def make(
+    calibration: Calibration,
+    setups: Sequence[Setup],
+    bucket_mb: float | None,
+    steps_ratios: Mapping[str, float] = NO_RATIOS,
+) -> Prediction:
     """Predict all measured methods under both mounts in each setup.
 
     Raises:
         ValueError: if the bandwidth or the latency of a setup is not known.
     """
     predictor = Predictor(calibration)
-    rows = predict(predictor, setups, choices(calibration, bucket_mb))
+    rows = predict(predictor, setups, choices(calibration, bucket_mb, steps_ratios))
     links = [_link(name, "inter", found) for name, found in predictor.inter.items()]
     links += [_link(name, "intra", found) for name, found in predictor.intra.items()]
-    return Prediction(calibration, rows, limits(predictor, setups, bucket_mb), links)
+    return Prediction(calibration, rows, limits(predictor, setups, bucket_mb, steps_ratios), links)
 
 
 def _link(collective: Collective, scope: Scope, found: Fit) -> MeasuredLink:
@@ -116,10 +121,15 @@ def _link(collective: Collective, scope: Scope, found: Fit) -> MeasuredLink:
     )
 
 
-def pictures(calibration: Calibration, setups: Sequence[Setup], bucket_mb: float | None) -> Pictures:
+def pictures(
+    calibration: Calibration,
+    setups: Sequence[Setup],
+    bucket_mb: float | None,
+    steps_ratios: Mapping[str, float] = NO_RATIOS,
+) -> Pictures:
     """Return the data of the pictures: curves of the first setup of more than one rank, and the map."""
     setup = next((each for each in setups if each.ranks > 1), setups[0])
-    every = choices(calibration, bucket_mb)
+    every = choices(calibration, bucket_mb, steps_ratios)
     given = [8 * each for one in setups for each in one.link.bytes_per_second or ()]
     low, high = min([CURVE_BITS[0], *given]), max([CURVE_BITS[1], *given])
     bits = numpy.geomspace(low, high, CURVE_POINTS)

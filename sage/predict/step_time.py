@@ -50,6 +50,8 @@ class Choice:
     """Of the mount `ddp`; None: DDP's default."""
     name: str = ""
     """The reducer, with the options that tell it from the others."""
+    steps_ratio: float = 1.0
+    """ρ: steps to the target over those of the dense methods; infinite if the method misses it."""
 
     @property
     def label(self) -> str:

@@ -198,6 +198,12 @@ def _standing(prediction: Prediction) -> list[str]:
     found = [
         "Intervals are 95 %: measured times are resampled, and latency and bandwidth drawn from their fit.",
     ]
+    ratios = {row.reducer: row.steps_ratio for row in prediction.rows if row.steps_ratio != 1}
+    if ratios:
+        listed = ", ".join(f"{name} {ratio:g}" for name, ratio in ratios.items())
+        found.append(
+            f"Speed-ups and limits are those of the time to a target, with these ratios of steps: {listed}."
+        )
     calibration = prediction.calibration
     found.append(
         f"Computation is as calibrated, with {min(calibration.ranks_per_node, calibration.world_size)} ranks "

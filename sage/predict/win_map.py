@@ -29,7 +29,7 @@ def win_map(predictor: Predictor, setups: Sequence[Setup], every: Sequence[Choic
     winners = []
     for setup in setups:
         network = predictor.links(setup.link)
-        steps = [predictor.step(choice, setup, network).seconds_DX for choice in every]
+        steps = [predictor.step(c, setup, network).seconds_DX * c.steps_ratio for c in every]
         best_DX = numpy.minimum.reduce([steps[i] for i in dense])
         fastest = numpy.full(best_DX.shape[1], numpy.inf)
         winner = numpy.full(best_DX.shape[1], -1)

@@ -54,6 +54,14 @@ def test_it_prints_how_many_set_ups_pay_and_the_tables(
     assert all(line.endswith(" |") for line in table)
 
 
+def test_a_reducer_that_misses_the_target_pays_nowhere(
+    capsys: pytest.CaptureFixture[str], measured: str
+) -> None:
+    out = printed(capsys, measured, "--bandwidth", "1e7", "--steps-ratio", "topk=inf")
+    assert "\n0 of 6 set-ups pay" in out
+    assert "with these ratios of steps: topk inf." in out
+
+
 def test_json_has_a_row_for_each_method_mount_world_size_and_bandwidth(
     capsys: pytest.CaptureFixture[str], measured: str
 ) -> None:
@@ -118,6 +126,12 @@ def test_a_plan_of_ten_thousand_ranks_is_predicted_without_torch(measured: str, 
         (["calibration.json", "--world-size", "20000"], "in [1, 10000]"),
         (["calibration.json", "--world-size", "x"], "--world-size is 'x'; allowed is a whole number"),
         (["calibration.json", "--bucket-mb", "0"], "--bucket-mb is 0; allowed is a number of MiB above 0"),
+        (
+            ["calibration.json", "--steps-ratio", "topk=0"],
+            "--steps-ratio is 'topk=0'; allowed is REDUCER=RATIO",
+        ),
+        (["calibration.json", "--steps-ratio", "topk"], "--steps-ratio is 'topk'; allowed is REDUCER=RATIO"),
+        (["calibration.json", "--steps-ratio", "tokp=1"], "no reducer of the calibration is called 'tokp'"),
         ([], "missing argument 'CALIBRATION'"),
     ],
 )

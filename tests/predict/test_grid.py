@@ -37,6 +37,27 @@ def test_every_method_is_predicted_under_both_mounts_at_every_bandwidth_and_worl
         assert 0 <= row.exposed_seconds <= row.communication_seconds + 1e-12
 
 
+def test_a_method_that_needs_more_steps_pays_on_fewer_links() -> None:
+    found = calibration()
+    ends = []
+    for rho in (1.0, 1.5, 3.0, math.inf):
+        ratios = {"topk": rho}
+        (limit,) = limits(Predictor(found), setups(4), None, ratios)
+        edges = [each[-1][1] if each else 0.0 for each in (limit.closed_form, limit.by_recurrence["whole"])]
+        ends.append(edges[0])
+        assert edges[1] == pytest.approx(edges[0], rel=0.05)
+        for row in predict(Predictor(found), setups(4), choices(found, None, ratios)):
+            expected = rho if row.reducer == "topk" else 1
+            assert row.steps_ratio == expected
+            assert row.speedup == pytest.approx(row.reference_seconds / row.seconds / expected)
+            if row.reducer == "topk" and row.mount == "whole":
+                assert row.coding_budget_seconds is not None
+                assert row.bits_per_second is not None
+                assert (row.coding_seconds < row.coding_budget_seconds) is (row.bits_per_second < edges[0])
+    assert ends == sorted(ends, reverse=True)
+    assert ends[-1] == 0
+
+
 def test_a_name_has_the_density_and_what_tells_methods_of_one_reducer_apart() -> None:
     one, two = (
         replace(topk(100), options={"density": 0.01, "values": values, "indices": "int32"})
