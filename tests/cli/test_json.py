@@ -26,6 +26,7 @@ WITH_JSON = {
     ("status",),
     ("report",),
     ("predict",),
+    ("advise",),
     ("compare",),
     ("published",),
     ("doctor",),
