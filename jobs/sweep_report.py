@@ -5,7 +5,7 @@ from pathlib import Path
 from sage import registry
 from sage.jobs.pilot import method
 from sage.jobs.sweep import Sweep, labels, read
-from sage.report.targets import Target
+from sage.report.time_to_target.targets import Target
 
 
 def runs_and_targets(path: Path) -> tuple[list[Path], Path, dict[tuple[str, int, str], Target]]:

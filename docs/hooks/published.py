@@ -13,7 +13,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from sage.report import published_files, published_text  # noqa: E402
+from sage.report.published import files as published_files  # noqa: E402
+from sage.report.published import text as published_text  # noqa: E402
 
 MARK = "<!-- published -->"
 

@@ -11,7 +11,7 @@ Factor = Annotated[float, Range(1)]
 
 def compare(*, a: Path, b: Path, factor: float, force: bool, json: bool) -> int:
     """Compare the sets."""
-    from ..report.compare import main
+    from ..report.compare.command import main
 
     return main(a, b, factor=factor, force=force, as_json=json)
 

@@ -13,27 +13,27 @@ def published(*, source: str | None, all: bool, runs: Path | None, json: bool) -
     Raises:
         ValueError: if there is no such source, its file is not valid, or --runs is given without a source.
     """
-    from ..report import published_files, published_text
+    from ..report.published import files, text
 
     if source is None:
         if runs is not None:
             raise ValueError("--runs needs a source to compare with; `sage published` lists the sources")
-        every = [published_files.read(path) for path in published_files.sources().values()]
+        every = [files.read(path) for path in files.sources().values()]
         shown = every if all else [each.verified() for each in every]
         if json:
-            _print({"sources": [published_text.as_object(each) for each in shown]})
+            _print({"sources": [text.as_object(each) for each in shown]})
         else:
-            print("\n".join(published_text.listing(every)))
+            print("\n".join(text.listing(every)))
         return 0
-    whole = published_files.find(source)
+    whole = files.find(source)
     given = whole if all else whole.verified()
-    found, lines = published_text.as_object(given), published_text.text(given)
+    found, lines = text.as_object(given), text.text(given)
     if runs is not None:
-        from ..report import published_beside  # needs numpy
+        from ..report.published import beside  # needs numpy
 
-        beside = published_beside.compare(given, [runs])
-        found["beside"] = published_beside.as_object(beside)
-        lines += ["", *published_beside.text(beside)]
+        compared = beside.compare(given, [runs])
+        found["beside"] = beside.as_object(compared)
+        lines += ["", *beside.text(compared)]
     if json:
         _print(found)
         return 0

@@ -80,7 +80,7 @@ class Suggestions:
             runs = ctx.params.get("runs") or Path("runs")
             return known_runs(runs) if runs.is_dir() else []
         if self.kind == "published":
-            from ..report.published_files import sources
+            from ..report.published.files import sources
 
             return list(sources())
         from .. import registry

@@ -13,7 +13,7 @@ from sage.report.run_summary import density_met, has_target
 from sage.report.runs import EXACT, Run
 from sage.report.seeds import Ratio, Spread, ratio, spread
 from sage.report.sharing import load, sharing
-from sage.report.targets import Target, Targets, reached, target_of
+from sage.report.time_to_target.targets import Target, Targets, reached, target_of
 
 Values = dict[str, Any]
 """A run's line in report.csv: None where a run has no value, NaN where a value was not finite."""

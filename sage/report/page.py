@@ -14,7 +14,7 @@ from sage.report.runs import Run
 from sage.report.style import STYLE
 from sage.report.table import Table
 from sage.report.tables import NOTES, WORDS, headline, single_runs, tables
-from sage.report.verdicts import first_line
+from sage.report.time_to_target.verdicts import first_line
 
 LONG = 60
 """A table with more lines scrolls within its own area."""

@@ -11,11 +11,12 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from sage.output.units import spaced
-from sage.report import bars, curves, profile_plot
+from sage.report import bars, curves
 from sage.report.curves import Canvas, Drawing
 from sage.report.groups import Group, Setting
 from sage.report.runs import EXACT
 from sage.report.svg import MUTED, NUM_LINE_STYLES, STYLE, LineStyle, as_svg, line_styles
+from sage.report.time_to_target import profile_plot
 
 MAX_GROUPS = 12
 """At most this many workloads, those with the most runs, have figures."""

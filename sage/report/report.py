@@ -24,9 +24,9 @@ from sage.report.groups import Group, grouped
 from sage.report.page import page
 from sage.report.runs import read_runs
 from sage.report.tables import NOTES, WORDS, headline, tables
-from sage.report.targets import Targets
-from sage.report.verdict_values import time_to_target
-from sage.report.verdicts import first_line
+from sage.report.time_to_target.targets import Targets
+from sage.report.time_to_target.values import time_to_target
+from sage.report.time_to_target.verdicts import first_line
 
 MAX_PATHS = 4
 """At most this many paths are named in the command for TensorBoard."""

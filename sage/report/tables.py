@@ -12,7 +12,7 @@ from sage.report.runs import EXACT
 from sage.report.seeds import Spread
 from sage.report.sharing import load_text
 from sage.report.table import Table
-from sage.report.target_table import NOTE, target_table
+from sage.report.time_to_target.table import NOTE, target_table
 
 Text = Callable[[float | None], str]
 

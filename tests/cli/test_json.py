@@ -16,7 +16,7 @@ from sage.cli.command import Option
 from sage.cli.group import Group
 from sage.cli.main import main, root
 from sage.cli.part_group import PartGroup
-from sage.report.published_files import sources
+from sage.report.published.files import sources
 
 Printed = Callable[..., Any]
 

@@ -15,7 +15,7 @@ from sage.cli.group import Group
 from sage.cli.main import main, root
 from sage.cli.part_group import PartGroup
 from sage.config import workloads
-from sage.report.published_files import sources
+from sage.report.published.files import sources
 
 CHECKOUT = Path(__file__).parents[2]
 

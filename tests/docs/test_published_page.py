@@ -3,8 +3,8 @@
 import runpy
 from pathlib import Path
 
-from sage.report.published_files import find, sources
-from sage.report.published_text import value
+from sage.report.published.files import find, sources
+from sage.report.published.text import value
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,9 +11,9 @@ from commands import call
 from made_up_runs import change, pretend
 
 from sage.cli.main import main
-from sage.report.pairing import paired
+from sage.report.compare.pairs import paired
+from sage.report.compare.step_ratio import median_interval
 from sage.report.runs import read_runs
-from sage.report.step_ratio import median_interval
 
 Told = dict[str, Any]
 

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sage.report.paired import PairedRatio, paired_ratio
+from sage.report.paired_ratio import PairedRatio, paired_ratio
 
 VALUES = st.floats(1e-3, 1e3)
 OR_MISSED = VALUES | st.just(math.inf)

@@ -8,7 +8,7 @@ from fuzz import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sage.report.profiles import MAX_TAU, profile
+from sage.report.time_to_target.profiles import MAX_TAU, profile
 
 RATIOS = st.lists(st.floats(0.01, 10) | st.just(math.inf), min_size=1, max_size=12)
 

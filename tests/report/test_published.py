@@ -7,9 +7,9 @@ import pytest
 
 from sage import registry
 from sage.cli.main import main
-from sage.report.published import Row, Source
-from sage.report.published_files import find, read, sources
-from sage.report.published_text import markdown, text
+from sage.report.published.files import find, read, sources
+from sage.report.published.tables import Row, Source
+from sage.report.published.text import markdown, text
 
 NAMES = list(sources())
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from made_up_runs import change, pretend
 
 from sage.report.runs import Run, read_runs
-from sage.report.targets import Reached, clock, reached
+from sage.report.time_to_target.targets import Reached, clock, reached
 
 
 def only(runs: Path) -> Run:

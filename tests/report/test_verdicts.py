@@ -13,8 +13,8 @@ from sage.report.groups import Group, grouped
 from sage.report.report import main
 from sage.report.runs import read_runs
 from sage.report.tables import tables
-from sage.report.targets import Target, Targets
-from sage.report.verdicts import first_line, judge
+from sage.report.time_to_target.targets import Target, Targets
+from sage.report.time_to_target.verdicts import first_line, judge
 
 KEY = ("digits", 4, "accuracy")
 

@@ -7,7 +7,7 @@ from sage.bench.advise.setups import Setup
 from sage.bench.advise.trials import Trial
 from sage.bench.advise.verdict import Measured, Verdict
 from sage.predict.closed_forms import Intervals
-from sage.report.paired import paired_ratio
+from sage.report.paired_ratio import paired_ratio
 
 
 def judge(

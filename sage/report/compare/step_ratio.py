@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy
 
-from sage.report.paired import paired_ratio
+from sage.report.paired_ratio import paired_ratio
 from sage.report.runs import Run
 from sage.report.steps import Column
 

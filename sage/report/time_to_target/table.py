@@ -4,10 +4,10 @@ import math
 
 from sage.output.units import MISSING, duration, number, times
 from sage.report.groups import Group
-from sage.report.paired import PairedRatio
+from sage.report.paired_ratio import PairedRatio
 from sage.report.reference import about_reference
 from sage.report.table import Table
-from sage.report.verdicts import Judged, judge
+from sage.report.time_to_target.verdicts import Judged, judge
 
 TITLE = "Time to target"
 

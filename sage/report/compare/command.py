@@ -14,8 +14,8 @@ from rich.text import Text
 
 from sage.exit_status import FAILED
 from sage.output.units import MISSING, printable
-from sage.report.comparison import Comparison, compare, geometric_mean
-from sage.report.pairing import Paired, paired
+from sage.report.compare.comparison import Comparison, compare, geometric_mean
+from sage.report.compare.pairs import Paired, paired
 from sage.report.runs import Run, read_runs
 
 MAX_LISTED = 20

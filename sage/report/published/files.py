@@ -26,7 +26,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from sage import registry, storage
 from sage.config import annotations
-from sage.report.published import PublishedTable, Row, Scale, Source, with_ratios
+from sage.report.published.tables import PublishedTable, Row, Scale, Source, with_ratios
 from sage.validate import coerce, known, shown
 
 FOLDER = Path(__file__).parents[1] / "jobs" / "published"

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from sage.report.comparability import differences
-from sage.report.pairing import Pairing
+from sage.report.compare.comparability import differences
+from sage.report.compare.pairs import Pairing
+from sage.report.compare.step_ratio import StepRatio, step_ratio
 from sage.report.run_summary import Figures
 from sage.report.runs import Run
 from sage.report.seeds import Spread, spread
-from sage.report.step_ratio import StepRatio, step_ratio
 
 Outcome = Literal["same", "better", "worse", "undecided", "not comparable"]
 """`same`: no difference that counts; `worse` is a regression; `undecided`: too few values for an interval."""

@@ -8,8 +8,8 @@ from typing import Any
 from sage.output.units import MISSING
 from sage.predict.dimensionless import Groups, groups, num_buckets
 from sage.report.groups import OWN, Group, Setting, Values, grouped
-from sage.report.published import Ours, PublishedTable, Row, Source
-from sage.report.published_text import NUMBERS, columns, times
+from sage.report.published.tables import Ours, PublishedTable, Row, Source
+from sage.report.published.text import NUMBERS, columns, times
 from sage.report.runs import Run, read_runs
 from sage.report.seeds import Ratio, ratio
 

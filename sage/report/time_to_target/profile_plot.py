@@ -7,9 +7,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from sage.output.units import percent, times
 from sage.report.axes import DistinctLabels
 from sage.report.curves import Canvas, Drawing
-from sage.report.profiles import MAX_TAU, profile
 from sage.report.svg import MUTED
-from sage.report.verdicts import judge
+from sage.report.time_to_target.profiles import MAX_TAU, profile
+from sage.report.time_to_target.verdicts import judge
 
 
 def time_profile(canvas: Canvas) -> Drawing | None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sage.output.units import MISSING, number
-from sage.report.published import PublishedTable, Row, Source
+from sage.report.published.tables import PublishedTable, Row, Source
 
 HEADING = ("method", "reducer", "metric", "value", "ratio", "status")
 NUMBERS = ("value", "ratio", "theirs", "ours")

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Literal
 
 from sage.report.groups import Group, Setting
-from sage.report.paired import PairedRatio, paired_ratio
+from sage.report.paired_ratio import PairedRatio, paired_ratio
 from sage.report.reference import by_seed, is_dense, reference_of
 
 Word = Literal["pays", "does not pay", "undecided", "smoke", "reference"]

@@ -4,9 +4,9 @@ import math
 from typing import Any
 
 from sage.report.groups import Group
-from sage.report.paired import PairedRatio
-from sage.report.profiles import profile
-from sage.report.verdicts import Judged, judge
+from sage.report.paired_ratio import PairedRatio
+from sage.report.time_to_target.profiles import profile
+from sage.report.time_to_target.verdicts import Judged, judge
 
 
 def time_to_target(group: Group) -> dict[str, Any] | None:

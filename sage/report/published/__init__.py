@@ -1,0 +1,1 @@
+"""Published tables, and our runs beside them: `sage published`."""

@@ -1,0 +1,1 @@
+"""Time to target: whether a setting pays."""
