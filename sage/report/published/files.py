@@ -29,7 +29,7 @@ from sage.config import annotations
 from sage.report.published.tables import PublishedTable, Row, Scale, Source, with_ratios
 from sage.validate import coerce, known, shown
 
-FOLDER = Path(__file__).parents[1] / "jobs" / "published"
+FOLDER = Path(__file__).parents[2] / "jobs" / "published"
 
 DEFAULTS = ("metric", "unit", "source", "status", "ours")
 """Keys of a table that apply to its rows."""
