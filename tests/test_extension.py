@@ -82,7 +82,7 @@ def test_any_module_that_exports_a_reducer_is_checked_against_the_invariants(
     broken = sage("conform", "my_package.deaf", "--world-sizes", "2", paths=(mine.parent,))
     assert broken.returncode == 1
     assert re.search(r"ranks agree +│ broken", broken.stdout)
-    assert re.search(r"global random state is untouched +│ kept", broken.stdout)
+    assert re.search(r"global random state is unchanged +│ kept", broken.stdout)
     assert (
         "ranks_agree, W = 2, memory residual: Broken: step 0: the means of ranks 0 and 1 differ"
         in broken.stdout
