@@ -100,15 +100,12 @@ def measure(place: Place, given: argparse.Namespace, folder: Path, out: Any) -> 
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     processor: dict[str, list[float]] = {name: [] for name in steps}
     source = engines["exact"]
-    batches_left = source.rest_of_epoch()
+    batches_left = source.endless_batches()
     for turn in range(WARM_UP + given.turns):
         first = turn % len(steps)
         for name in [*list(steps)[first:], *list(steps)[:first]]:
             for _ in range(given.steps):
-                batches = next(batches_left, None)
-                if batches is None:
-                    batches_left = source.rest_of_epoch()
-                    batches = next(batches_left)
+                batches = next(batches_left)
                 wire.texts("")  # all ranks start a step at the same time
                 start, spent = time.perf_counter(), time.process_time()
                 steps[name](batches)

@@ -82,14 +82,11 @@ def measure(place: Place, given: argparse.Namespace, folder: Path, out: Any) -> 
 
     steps: dict[str, Callable[[list[Batch]], None]] = {"engine": training.take_step, "ddp": ddp_step}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    batches_left = training.rest_of_epoch()
+    batches_left = training.endless_batches()
     for turn in range(WARM_UP + given.turns):
         for name, take_step in steps.items():
             for _ in range(given.steps):
-                batches = next(batches_left, None)
-                if batches is None:
-                    batches_left = training.rest_of_epoch()
-                    batches = next(batches_left)
+                batches = next(batches_left)
                 wire.texts("")  # all ranks start a step at the same time
                 start = time.perf_counter()
                 take_step(batches)

@@ -48,6 +48,11 @@ class Training(TrainingState):
         for _ in range(min(self.steps_per_epoch - done, self.total_steps - self.step)):
             yield [next(batches) for _ in range(config.accumulate)]
 
+    def endless_batches(self) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of one step after another, epoch after epoch, for measurements."""
+        while True:
+            yield from self.rest_of_epoch()
+
     def take_step(self, batches: list[Batch]) -> None:
         """Take one step on the micro-batches; its record is written by `settle`."""
         step.take(self, batches)

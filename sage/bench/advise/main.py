@@ -1,6 +1,6 @@
 """`sage advise`: which set-up to run here, from measurements of at most five minutes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,12 @@ from sage.bench.advise import predictions, trials
 from sage.bench.advise.judge import judge
 from sage.bench.advise.setups import REFERENCES, flags
 from sage.bench.calibrate import ranks
+from sage.bench.calibrate.main import check_output
 from sage.bench.calibrate.measurement import measure, training_of
 from sage.bench.calibrate.plan import Plan, unlimited
 from sage.bench.calibrate.scopes import nodes_of
 from sage.comm.process import ProcessWire
 from sage.config import Config
-from sage.data.dataset import Batch
 from sage.exit_status import FAILED
 from sage.predict.calibration import write
 from sage.records.progress import Display
@@ -81,10 +81,13 @@ def main(request: Request) -> int:
 def _work(request: Request, wire: ProcessWire, device: torch.device) -> int:
     if wire.world_size == 1:
         raise ValueError("world_size is 1; there is nothing to compress with one rank: add --world-size 2")
+    if request.output is not None:
+        check_output(request.output, wire)
     plan, num_nodes = request.plan, len(nodes_of(wire))
     with Display(NAME, enabled=wire.rank == 0) as display:
         calibration, notes = measure(plan, wire, device, display)
         if request.output is not None and wire.rank == 0:
+            request.output.parent.mkdir(parents=True, exist_ok=True)
             write(request.output, calibration)
         setups = predictions.choose(calibration, plan.reducers, wire, flags)
         display.print(f"verifying {len(setups)} set-ups in turns")
@@ -110,7 +113,7 @@ def _work(request: Request, wire: ProcessWire, device: torch.device) -> int:
 
 def _block(training: Training) -> trials.Block:
     """Return a function that takes some steps of a training."""
-    batches = _endless(training)
+    batches = training.endless_batches()
 
     def take(steps: int) -> None:
         for _ in range(steps):
@@ -118,8 +121,3 @@ def _block(training: Training) -> trials.Block:
         training.settle()
 
     return take
-
-
-def _endless(training: Training) -> Iterator[list[Batch]]:
-    while True:
-        yield from training.rest_of_epoch()

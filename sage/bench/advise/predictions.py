@@ -52,7 +52,7 @@ def break_even(calibration: Calibration, setups: Sequence[Setup]) -> list[tuple[
             ]
             own = replace(calibration, methods=tuple(methods))
             (limit,) = limits(Predictor(own), [_here(own)], _bucket_mb(setup.config))
-            found.append((setup.name, limit.by_recurrence[setup.mount]))
+            found.append((setup.name, limit.by_recurrence[setup.config.mount]))
     return found
 
 

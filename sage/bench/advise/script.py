@@ -173,7 +173,7 @@ def _block(
     reducer, options = setup.config.reducer, dict[str, Any](setup.config.reducer_options)
     reduce: Callable[[], object] | None = None
     close: Callable[[], None] | None = None
-    if setup.mount == "ddp":
+    if setup.config.mount == "ddp":
         wrapped = DistributedDataParallel(model)
         model = wrapped
         if reducer != "exact":  # which is DDP's own all-reduce

@@ -7,7 +7,7 @@ from typing import Any
 from sage import registry
 from sage.config import Config
 from sage.predict.grid import Row
-from sage.predict.step_time import DENSE, Mount
+from sage.predict.step_time import DENSE
 
 NUM_CANDIDATES = 3
 """Number of compressing set-ups that are verified."""
@@ -21,7 +21,6 @@ class Setup:
     """What a run would be started with."""
 
     config: Config
-    mount: Mount
     is_dense: bool
     predicted_seconds: float
     name: str
@@ -92,7 +91,6 @@ def _setup(row: Row, configs: Sequence[Config], name: Callable[[Config], str]) -
     chosen = replace(config, mount=row.mount)
     return Setup(
         chosen,
-        row.mount,
         is_dense=row.verdict == "dense",
         predicted_seconds=row.seconds,
         name=name(chosen),

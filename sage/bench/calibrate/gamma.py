@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -32,7 +32,7 @@ def measure(training: Training, links: Sequence[Samples]) -> list[float]:
         training: With `--profile`, after some steps.
         links: Times of the collectives, the same on all ranks.
     """
-    batches = _batches(training)
+    batches = training.endless_batches()
     alone = slowest(training.wire, _backward(training, next(batches)), training.device)
     size, calls = load(links, most_bytes=whole_of(training.mount).whole.grad_N.nbytes, backward=alone)
     ratios = []
@@ -70,8 +70,3 @@ def _backward(training: Training, batches: list[Batch], *, size: int = 0, calls:
     for each in pending:
         each.wait()
     return seconds
-
-
-def _batches(training: Training) -> Iterator[list[Batch]]:
-    while True:
-        yield from training.rest_of_epoch()

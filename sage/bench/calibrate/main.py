@@ -14,6 +14,7 @@ from sage.bench.calibrate.measurement import measure
 from sage.bench.calibrate.plan import Plan
 from sage.bench.calibrate.summary import summary
 from sage.comm.process import ProcessWire
+from sage.comm.wire import Wire
 from sage.exit_status import FAILED, message
 from sage.output.units import printable
 from sage.predict.calibration import Calibration
@@ -58,8 +59,7 @@ def _work(plan: Plan, output: Path, wire: ProcessWire, device: torch.device) -> 
     """
     if wire.world_size == 1:
         raise ValueError("world_size is 1; collectives need 2 ranks or more, as with --world-size 2")
-    if reason := wire.texts(_refusal(output) if wire.rank == 0 else "")[0]:
-        raise ValueError(reason)
+    check_output(output, wire)
     with Display(NAME, enabled=wire.rank == 0) as display:
         calibration, notes = measure(plan, wire, device, display)
         if wire.rank == 0:
@@ -69,6 +69,16 @@ def _work(plan: Plan, output: Path, wire: ProcessWire, device: torch.device) -> 
     if wire.rank == 0:
         print(summary(calibration), end="", flush=True)
     return FAILED if notes.failed else 0
+
+
+def check_output(output: Path, wire: Wire) -> None:
+    """Refuse a file that rank 0 cannot write, before the measurement.
+
+    Raises:
+        ValueError: on every rank.
+    """
+    if reason := wire.texts(_refusal(output) if wire.rank == 0 else "")[0]:
+        raise ValueError(reason)
 
 
 def _refusal(output: Path) -> str:

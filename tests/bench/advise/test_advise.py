@@ -81,6 +81,7 @@ def test_the_calibration_is_kept_for_predictions(found: tuple[Any, Path]) -> Non
         (["--minutes", "0"], "--minutes 0: expected more than 0 and at most 60"),
         (["--reducers", "topl", "exact"], "topl"),
         (["--world-size", "1"], "world_size is 1"),
+        (["--output", "."], "it is a folder"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(tmp_path: Path, options: list[str], expected: str) -> None:

@@ -38,7 +38,7 @@ ROWS = [
 
 def test_both_dense_set_ups_and_the_fastest_three_reducers_are_verified() -> None:
     found = candidates(ROWS, CONFIGS)
-    assert [(each.config.reducer, each.mount) for each in found] == [
+    assert [(each.config.reducer, each.config.mount) for each in found] == [
         *(("bf16", "ddp"), ("exact", "ddp")),
         *(("topk", "whole"), ("qsgd", "whole"), ("int8", "whole")),
     ]

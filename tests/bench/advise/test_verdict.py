@@ -24,7 +24,6 @@ def setup(reducer: str, mount: Mount = "ddp") -> Setup:
     config = replace(resolve(load("digits-ff", overrides={"reducer": reducer})), mount=mount)
     return Setup(
         config,
-        mount,
         is_dense=reducer in ("exact", "bf16"),
         predicted_seconds=0.1,
         name=flags(config),
