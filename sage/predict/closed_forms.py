@@ -20,6 +20,9 @@ from sage.predict.recurrence import two_term
 Intervals = tuple[tuple[float, float], ...]
 """Intervals of bandwidth in bytes per second, from the lowest."""
 
+LESS = 1 - 1e-9
+"""A faster method needs less than this share of the baseline's time, as equal times differ by rounding."""
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -93,11 +96,11 @@ def break_even(baseline: Baseline, method: Compressed, rho: float = 1.0) -> Inte
         return ()
     at_zero = rho * method.seconds(baseline, 0.0)
     knee = min(max(baseline.knee, 0.0), math.inf)
-    hidden = baseline.other + baseline.gamma * baseline.backward + baseline.latency
-    bound = baseline.other + baseline.first_ready + baseline.buckets * baseline.latency
+    hidden = LESS * (baseline.other + baseline.gamma * baseline.backward + baseline.latency)
+    bound = LESS * (baseline.other + baseline.first_ready + baseline.buckets * baseline.latency)
     found = [
-        *_above_zero(hidden - at_zero, baseline.last_volume - rho * method.volume, 0.0, knee),
-        *_above_zero(bound - at_zero, baseline.total_volume - rho * method.volume, knee, math.inf),
+        *_above_zero(hidden - at_zero, LESS * baseline.last_volume - rho * method.volume, 0.0, knee),
+        *_above_zero(bound - at_zero, LESS * baseline.total_volume - rho * method.volume, knee, math.inf),
     ]
     joined: list[tuple[float, float]] = []
     for low, high in found:

@@ -9,7 +9,7 @@ import numpy
 from numpy.typing import NDArray
 
 from sage.predict import closed_forms
-from sage.predict.break_even import Gain, break_even
+from sage.predict.break_even import Times, break_even
 from sage.predict.buckets import cut
 from sage.predict.calibration import MethodTimes
 from sage.predict.closed_forms import Intervals
@@ -46,24 +46,24 @@ class Limits:
     """For gradient, residual and messages, beyond model, optimizer and activations."""
 
 
-class _Gains:
-    """The seconds that choices save over the reference in one setup, by bandwidth; evaluations are kept."""
+class _AgainstDense:
+    """The seconds of the reference and of choices in one setup, by bandwidth; evaluations are kept."""
 
     def __init__(self, predictor: Predictor, setup: Setup, dense: Choice) -> None:
         self._predictor, self._setup, self._dense = predictor, setup, dense
         self._known: dict[bytes, tuple[Links, Array]] = {}
 
-    def of(self, choice: Choice) -> Gain:
-        return lambda bandwidths: self._gain(choice, bandwidths)
+    def of(self, choice: Choice) -> Times:
+        return lambda bandwidths: self._both(choice, bandwidths)
 
-    def _gain(self, choice: Choice, bandwidths: Array) -> Array:
+    def _both(self, choice: Choice, bandwidths: Array) -> tuple[Array, Array]:
         key = bandwidths.tobytes()
         if key not in self._known:
             link = replace(self._setup.link, bytes_per_second=tuple(bandwidths.tolist()))
             network = self._predictor.links(link)
             self._known[key] = network, self._seconds(self._dense, network)
         network, dense = self._known[key]
-        return dense - choice.steps_ratio * self._seconds(choice, network)
+        return dense, choice.steps_ratio * self._seconds(choice, network)
 
     def _seconds(self, choice: Choice, network: Links) -> Array:
         return self._predictor.step(choice, self._setup, network).seconds_DX[0]
@@ -88,9 +88,9 @@ def limits(
                 setup = replace(setup, ranks_per_node=1)
             every = predictor.calibration.methods
             named = [each for each in zip(every, names(every), strict=True) if each[0].reducer not in DENSE]
-            gains = _Gains(single, setup, Choice(reference(predictor.calibration), "ddp", bucket_mb))
+            against = _AgainstDense(single, setup, Choice(reference(predictor.calibration), "ddp", bucket_mb))
             found += [
-                _of(single, setup, method, name, bucket_mb, gains, steps_ratios.get(method.reducer, 1.0))
+                _of(single, setup, method, name, bucket_mb, against, steps_ratios.get(method.reducer, 1.0))
                 for method, name in named
             ]
     return found
@@ -102,7 +102,7 @@ def _of(
     method: MethodTimes,
     name: str,
     bucket_mb: float | None,
-    gains: _Gains,
+    against: _AgainstDense,
     rho: float,
 ) -> Limits:
     calibration = predictor.calibration
@@ -121,9 +121,9 @@ def _of(
         reducer=method.reducer,
         options=method.options,
         closed_form=_in_bits(closed_forms.break_even(base, compressed, rho)),
-        by_roots=_in_bits(break_even(lambda b: base.seconds(1 / b) - rho * compressed.seconds(base, 1 / b))),
+        by_roots=_in_bits(break_even(lambda b: (base.seconds(1 / b), rho * compressed.seconds(base, 1 / b)))),
         by_recurrence={
-            mount: _in_bits(break_even(gains.of(Choice(method, mount, bucket_mb, name, rho))))
+            mount: _in_bits(break_even(against.of(Choice(method, mount, bucket_mb, name, rho))))
             for mount in mounts(method, is_one=is_one)
         },
         without_overlap=8 * closed_forms.break_even_without_overlap(fp32, against_fp32),

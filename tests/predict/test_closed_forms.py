@@ -4,7 +4,7 @@ import math
 
 import pytest
 from fuzz import examples
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from sage.predict.break_even import HIGHEST, LOWEST
@@ -38,6 +38,11 @@ METHODS = st.builds(
 )
 
 
+ALIKE = Baseline(0.0, 0.99999, 1, 0.000159, 1e4, 1e4), Compressed(0.0, 0.000159, 1e4)
+"""A method that takes the time of the baseline but for rounding: it is nowhere faster."""
+
+
+@example(baseline=ALIKE[0], method=ALIKE[1], rho=1.0)
 @settings(max_examples=examples(300))
 @given(baseline=BASELINES, method=METHODS, rho=st.sampled_from([1.0, 0.8, 1.5]))
 def test_the_closed_form_and_the_roots_agree(baseline: Baseline, method: Compressed, rho: float) -> None:
@@ -47,7 +52,7 @@ def test_the_closed_form_and_the_roots_agree(baseline: Baseline, method: Compres
     assume(all(high > 1.5 * low for low, high in closed))
     assume(len(ends) < 2 or ends[-1] > 1.5 * ends[0])
     assert len(closed) <= 2
-    found = by_roots(lambda b: baseline.seconds(1 / b) - rho * method.seconds(baseline, 1 / b))
+    found = by_roots(lambda b: (baseline.seconds(1 / b), rho * method.seconds(baseline, 1 / b)))
     inside = [(low, high) for low, high in found if high > 10 * LOWEST and low < HIGHEST / 10]
     assert len(inside) == len(closed)
     for (low, high), (expected_low, expected_high) in zip(inside, closed, strict=True):
@@ -61,7 +66,7 @@ def test_the_method_is_faster_exactly_within_the_intervals(
     baseline: Baseline, method: Compressed, x: float
 ) -> None:
     gain = baseline.seconds(x) - method.seconds(baseline, x)
-    assume(abs(gain) > 1e-9)
+    assume(abs(gain) > 1e-8 * baseline.seconds(x))
     assert (gain > 0) == any(low < 1 / x < high for low, high in break_even(baseline, method))
 
 
@@ -72,8 +77,9 @@ def test_the_slow_side_is_the_formula_of_the_two_terms(baseline: Baseline, metho
     saved = baseline.total_volume - method.volume
     cost = baseline.backward + method.coding + method.latency
     cost -= baseline.first_ready + baseline.buckets * baseline.latency
-    assume(saved > 0 and cost > 0 and baseline.buckets > 1)
-    assume(cost / saved > max(baseline.knee, 0) * (1 + 1e-9))
+    whole = baseline.other + baseline.backward
+    assume(saved > 0.01 * baseline.total_volume and cost > 0.01 * whole and baseline.buckets > 1)
+    assume(cost / saved > max(baseline.knee, 0) * (1 + 1e-6))
     assert list(break_even(baseline, method)[0]) == pytest.approx([0, saved / cost])
 
 
@@ -123,7 +129,7 @@ def test_the_logs_of_the_authors_of_sage_give_their_break_even(task: str) -> Non
     method = Compressed(coding, 0.0, 3 * bits / 8)
     closed = 8 * break_even_without_overlap(dense, method)
     assert closed == pytest.approx(expected, abs=0.05e9)
-    ((_, root),) = by_roots(lambda b: dense.seconds_without_overlap(1 / b) - method.seconds(dense, 1 / b))
+    ((_, root),) = by_roots(lambda b: (dense.seconds_without_overlap(1 / b), method.seconds(dense, 1 / b)))
     assert 8 * root == pytest.approx(closed, rel=1e-5)
 
 
