@@ -1,27 +1,37 @@
 """Mutation tests: inserts each fault of mutants.toml into a copy of the checkout and expects a test failure.
 
-python tests/mutate.py             all faults, which takes minutes
+python tests/mutate.py             all faults, which takes ten minutes
 python tests/mutate.py residual    the faults with this word in their sentence, file or test
 
 The tests first run without any fault. The exit status is 1 if a test fails then, or if a fault survives.
+Each test runs in a fork of this process, which has imported torch and pytest but nothing of SAGE.
 """
 
 import argparse
+import gc
+import importlib
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 CHECKOUT = Path(__file__).parents[1]
 PLAIN = "sage/ops/reference"
 """The file that is used only without the extension."""
+IMPORTED = ("torch._dynamo", "torch.distributed.fsdp", "torch.optim", "numpy", "scipy")
+"""What a fork need not import again: the packages that take the longest."""
+FORK = multiprocessing.get_context("fork")
 CLUMSY = ("NameError", "UnboundLocalError", "ImportError", "AttributeError", "SyntaxError")
 """Errors that show that a fault was inserted incorrectly; they do not count as a detection."""
 
@@ -63,21 +73,38 @@ def run(
     tests: Sequence[str], *, plain: bool, mutant: Mutant | None = None, limit: float | None = None
 ) -> tuple[int | None, str]:
     """Return pytest's exit status, or None after the timeout, and a one-line summary of its output."""
-    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder, tempfile.NamedTemporaryFile() as output:
         copy(Path(folder))
         if mutant:
             mutant.put_into(Path(folder))
-        added = {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "240"}
-        env = {**os.environ, **added, **({"SAGE_NATIVE": "0"} if plain else {})}
         # Tests that only `make test-all` runs do not count.
-        chosen = ["-m", "not thorough", *tests]
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *chosen]
-        try:
-            done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=limit)
-        except subprocess.TimeoutExpired:
-            return None, ""
-    lines = done.stdout.splitlines() or [done.stderr]
-    return done.returncode, next((x for x in lines if x.startswith(("FAILED", "ERROR"))), lines[-1])
+        arguments = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not thorough", *tests]
+        process = FORK.Process(target=run_pytest, args=(arguments, folder, output.fileno(), plain))
+        process.start()
+        process.join(limit)
+        ended = process.exitcode is not None
+        if not ended and process.pid:
+            os.killpg(process.pid, signal.SIGKILL)  # the processes that the test started, too
+            process.join()
+        lines = Path(output.name).read_text("utf-8", "replace").splitlines() or [""]
+    summary = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), lines[-1])
+    return (process.exitcode, summary) if ended else (None, "")
+
+
+def run_pytest(arguments: list[str], folder: str, output: int, plain: bool) -> None:
+    """Run pytest in this fork, on the copy of the checkout in the folder, and end with its exit status."""
+    os.setsid()
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(folder)
+    sys.path[:] = [folder, *(path for path in sys.path if not path.startswith(str(CHECKOUT / "tests")))]
+    sys.dont_write_bytecode = True
+    os.environ.update(PYTHONPATH=folder, PYTHONDONTWRITEBYTECODE="1", COLUMNS="240")
+    if plain:
+        os.environ["SAGE_NATIVE"] = "0"
+    status = pytest.main(arguments)
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def judge(mutant: Mutant, limit: float) -> tuple[bool, str]:
@@ -97,6 +124,9 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=120.0, help="seconds for a test: a hang is seen too")
     parser.add_argument("--jobs", type=int, default=1, help="tests that run at a time")
     given = parser.parse_args()
+    for module in IMPORTED:
+        importlib.import_module(module)
+    gc.freeze()
     start, survived = time.monotonic(), 0
     chosen = [m for m in mutants() if given.word in f"{m.fault} {m.file} {m.test}"]
     for plain in (False, True):
@@ -106,8 +136,8 @@ def main() -> int:
             print(f"without any fault, pytest ends with {status}: {said}")
             return 1
     print("| fault | test | |\n|---|---|---|", flush=True)
-    with ThreadPoolExecutor(max(1, given.jobs)) as pool:
-        judged = pool.map(lambda mutant: judge(mutant, given.limit), chosen)
+    with ProcessPoolExecutor(max(1, given.jobs), mp_context=FORK) as pool:
+        judged = pool.map(judge, chosen, [given.limit] * len(chosen))
         for mutant, (seen, how) in zip(chosen, judged, strict=True):
             survived += not seen
             cells = (cell.replace("|", r"\|") for cell in (mutant.fault, mutant.test, how))
