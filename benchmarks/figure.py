@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sage.output.units import size, spaced
-from sage.report.groups import Group, Setting, grouped
+from sage.report.groups import Group, grouped
 from sage.report.runs import Run, read_runs
+from sage.report.settings import Setting
 from sage.report.svg import PALETTE
 
 ORDER = ("exact", "bf16", "topk", "sage")

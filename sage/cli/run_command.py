@@ -147,7 +147,14 @@ def changed(base: Config, values: dict[str, Any]) -> Config:
         changes.pop(part, None)  # already in the base, as an absolute path if it is a file
     if "task" in changes:
         changes["task"] = registry.located(changes["task"])
-    return resolve(Config.from_dict({**base.to_dict(), **changes}))
+    config = resolve(Config.from_dict({**base.to_dict(), **changes}))
+    if "bucket_mb" in values and config.mount != "ddp":
+        # In a file it is no error: a sweep gives it once for the runs of both mounts.
+        raise ValueError(
+            f"--bucket-mb is {config.bucket_mb:g}, but the mount {config.mount} has no buckets: add --mount "
+            "ddp, or leave --bucket-mb out"
+        )
+    return config
 
 
 def options_of(base: Config) -> list[Option]:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from sage.output.units import duration, percent, size
 from sage.report.axes import DistinctLabels, from_zero, scale
 from sage.report.curves import Canvas, Drawing
-from sage.report.groups import Setting
+from sage.report.settings import Setting
 from sage.report.svg import MUTED, PALETTE
 
 LINES = 30

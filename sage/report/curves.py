@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from sage.output.units import duration, number, percent, size, spaced
 from sage.report.axes import limit, scale
 from sage.report.bands import BAND, band
-from sage.report.groups import Group, Row, Setting
+from sage.report.groups import Group
+from sage.report.settings import Row, Setting
 from sage.report.svg import MUTED, LineStyle
 
 POINTS = 400

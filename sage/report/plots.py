@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from sage.output.units import spaced
 from sage.report import bars, curves
 from sage.report.curves import Canvas, Drawing
-from sage.report.groups import Group, Setting
+from sage.report.groups import Group
 from sage.report.runs import EXACT
+from sage.report.settings import Setting
 from sage.report.svg import MUTED, NUM_LINE_STYLES, STYLE, LineStyle, as_svg, line_styles
 from sage.report.time_to_target import profile_plot
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from sage.config import DENSE, REFERENCES, is_overlapped
-from sage.report.groups import Group, Setting
+from sage.report.settings import Setting
 
 
 def is_dense(setting: Setting) -> bool:
@@ -18,27 +18,45 @@ def is_dense(setting: Setting) -> bool:
     return setting.rows[0].run.config["reducer"] in DENSE
 
 
-def reference_of(group: Group) -> Setting | None:
-    """Return the group's reference; None if no run is dense."""
-    dense = [each for each in group.settings if each.rows[0].run.config["reducer"] in REFERENCES]
+def reference_of(settings: Sequence[Setting]) -> Setting | None:
+    """Return the reference of a group's settings; None if no run is dense."""
+    dense = [each for each in settings if each.rows[0].run.config["reducer"] in REFERENCES]
     overlapped = [each for each in dense if is_overlapped(each.rows[0].run.config)]
-    return min(overlapped or dense, key=_rank, default=None)
+    return min(overlapped or dense, key=rank, default=None)
 
 
-def about_reference(reference: Setting | None) -> str:
-    """State which setting is the reference, and whether its communication overlaps with backward."""
-    if reference is None:
-        return f"There is no dense run ({' or '.join(REFERENCES)}), so there is no reference and no verdict."
-    if is_overlapped(reference.rows[0].run.config):
-        return f"Reference: {reference.label}, which overlaps communication with backward (mount ddp)."
-    return (
-        f"Reference: {reference.label}, which is un-overlapped: it communicates after backward, and is "
-        'slower than DistributedDataParallel. Add runs of bf16 with mount = "ddp".'
+def about_references(references: Sequence[Setting]) -> str:
+    """State which settings are the references, and whether their communication overlaps with backward."""
+    if not references:
+        return (
+            f"There is no dense run ({' or '.join(REFERENCES)}) of the same work, so there is no reference, "
+            "no speed-up and no verdict."
+        )
+    overlapped, others = (
+        [each for each in references if is_overlapped(each.rows[0].run.config) == wanted]
+        for wanted in (True, False)
     )
+    texts = []
+    if overlapped:
+        texts.append(
+            f"Reference: {_named(overlapped)}, which overlaps communication with backward (mount ddp)."
+        )
+    if others:
+        texts.append(
+            f"Reference: {_named(others)}, which is un-overlapped: it communicates after backward, and is "
+            'slower than DistributedDataParallel. Add runs of bf16 with mount = "ddp".'
+        )
+    return " ".join(texts)
 
 
-def _rank(setting: Setting) -> tuple[float, int, str]:
+def rank(setting: Setting) -> tuple[float, int, str]:
+    """What references are ordered by: their time, the reducer, the label."""
     return time_of(setting), REFERENCES.index(setting.rows[0].run.config["reducer"]), setting.label
+
+
+def _named(settings: Sequence[Setting]) -> str:
+    words = [f"{each.label} (n = {len(each.counted)})" for each in settings[:3]]
+    return ", ".join(words) + (f" and {len(settings) - 3} more" if len(settings) > 3 else "")
 
 
 def time_of(setting: Setting) -> float:

@@ -139,15 +139,16 @@ def show(groups: Sequence[Group], unreadable: Mapping[Path, str], console: Conso
     for group in groups:
         console.print(Text(f"\n{group.title}", style="bold"), Text(headline(group)), sep="\n")
         for table in tables(group):
-            grid = Grid(title=table.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+            console.print(Text(f"\n{table.title}", style="italic"))
+            if table.note:
+                console.print(Text(table.note, style="dim"), soft_wrap=True)
+            grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
             for name in table.heading:
                 grid.add_column(name, justify="left" if name in WORDS else "right", overflow="fold")
             for line in table.lines[:MAX_LINES]:
                 # As Text, because rich reads brackets in a label as markup.
                 grid.add_row(*map(Text, line))
             console.print(grid)
-            if table.note:
-                console.print(Text(table.note, style="dim"), soft_wrap=True)
             if len(table.lines) > MAX_LINES:
                 console.print(Text(f"… and {len(table.lines) - MAX_LINES} more lines: see report.md"))
     for folder, why in unreadable.items():

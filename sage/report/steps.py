@@ -18,6 +18,9 @@ FIELDS = (
     "seconds",
     "wire_sent",
     "wire_received",
+    "encode_seconds",
+    "decode_seconds",
+    "exposed_seconds",
 )
 
 
@@ -53,6 +56,11 @@ class Steps:
     def mean(self, name: str) -> float | None:
         """Mean of a field over the steps that have it; None if none has."""
         return mean(self[name])
+
+    def median(self, name: str) -> float | None:
+        """Median of a field over the steps that have it; None if none has."""
+        finite_S = self[name][numpy.isfinite(self[name])]
+        return float(numpy.median(finite_S)) if len(finite_S) else None
 
 
 def mean(values_S: Column) -> float | None:

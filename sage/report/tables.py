@@ -2,35 +2,42 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from statistics import median
 
-from sage.config import is_overlapped
 from sage.output.units import MISSING, duration, number, percent, rate, size, spaced, times
-from sage.report.groups import Group, Row, Setting
+from sage.report.groups import Group
+from sage.report.reference import about_references
 from sage.report.run_summary import TOLERANCE
 from sage.report.runs import EXACT
 from sage.report.seeds import Spread
+from sage.report.settings import Row, Setting
 from sage.report.sharing import load_text
 from sage.report.table import Table
 from sage.report.time_to_target.table import NOTE, target_table
 
 Text = Callable[[float | None], str]
 
-WORDS = ("reducer", "run", "status", "verdict", "baseline", "reason", "folder")
+WORDS = ("reducer", "run", "status", "verdict", "reference", "reason", "folder")
 """Columns of text, aligned to the left."""
 
-OUTCOME, SPEED, TRAFFIC, DENSITY = "Outcome", "Speed", "Traffic of a step", "Density"
+OUTCOME, SPEED, REDUCTION = "Outcome", "Speed", "Reduction of a step"
+TRAFFIC, DENSITY = "Traffic of a step", "Density"
 UNFINISHED, RUNS = "Not finished", "Single runs"
 
 
 NOTES = (
     "Each line is a setting; its runs differ only in the seed. Figures are mean ± standard deviation over n "
     "runs. If any run of a setting is finished, only finished runs count. report.csv lists every run.",
-    f"Speed-up is the ratio of steps/s to {EXACT} runs with the same model, data and batch size; above 1× "
-    "is faster. Its interval is Student's t, 95 %: over pairs with the same seed, else over two samples. "
-    "With fewer than two runs on a side there is no interval, and the ratio may be due to chance.",
+    "Speed-up is the ratio of steps/s to the reference: the fastest bf16 or exact runs with mount ddp that "
+    "have the same model, data and batch size, or without mount ddp if there are none; above 1× is faster. "
+    f"The speed-up over {EXACT} without overlap is listed beside it. Its interval is Student's t, 95 %: over "
+    "pairs with the same seed, else over two samples. With fewer than two runs on a side there is no "
+    "interval, and the ratio may be due to chance.",
     f"Compression is the wire bytes of {EXACT} divided by those of the setting. Without {EXACT} runs, a ring "
     "all-reduce of the N parameters in float32 takes their place: 4·N·2(W-1)/W bytes in each direction.",
+    "Encode, decode and exposed are medians over the steps of rank 0, in a mean over runs. Exposed: the "
+    "communication that backward does not hide. Without mount ddp, it is all communication of the reduction.",
     "Payload is what a rank passes to collectives. Wire is what they send and receive on its link.",
     "Target and achieved are densities: the share of the gradient to send, and the share sent. On-target "
     f"steps: share of steps with an achieved density within ±{100 * TOLERANCE:.0f} % of the target; "
@@ -82,10 +89,12 @@ def tables(group: Group) -> list[Table]:
             "step p95": _mean_of("step_seconds_p95", duration),
             "speed-up": _speed_up,
             "95 % interval": _interval,
-            "baseline": _baseline,
+            "reference": _reference,
+            **_beside(group),
             "time": _mean_of("seconds", duration),
             "shared": lambda each: f"{each.num_sharing} of {len(each.counted)}",
         }),
+        _reduction(group),
         _of_settings(group, TRAFFIC, "", {
             "payload": _mean_of("payload_bytes_per_step", size),
             **{kind: _mean_of(f"payload_{kind}_bytes_per_step", size) for kind in group.kinds},
@@ -160,14 +169,9 @@ def _of_settings(
 
 
 def _about_speed(group: Group) -> str:
-    """Name the baselines of the speed-ups, and the limits of the measurement."""
-    baselines = {each.baseline.label: each.baseline for each in group.settings if each.baseline is not None}
-    if not baselines:
-        return f"There are no {EXACT} runs of the same work, so there is no baseline and no speed-up."
-    words = [f"{label} (n = {len(each.counted)})" for label, each in baselines.items()]
-    text = f"Baseline: {', '.join(words[:3])}{f' and {len(words) - 3} more' if len(words) > 3 else ''}. "
-    if not all(is_overlapped(row.run.config) for each in baselines.values() for row in each.rows):
-        text += "It communicates after backward: a speed-up over DistributedDataParallel is smaller. "
+    """Name the references of the speed-ups, and the limits of the measurement."""
+    references = dict.fromkeys(each.reference for each in group.settings if each.reference is not None)
+    text = f"{about_references(list(references))} "
     text += "± is one standard deviation over the n runs; p50 and p95 are means over runs."
     if sum(each.num_sharing for each in group.settings):
         text += " Some runs shared their machine with other runs: their times are not reliable."
@@ -195,9 +199,36 @@ def _mean_of(name: str, text: Text) -> Callable[[Setting], str]:
 
 
 def _speed_up(setting: Setting) -> str:
-    if setting.rows[0].values["reducer"] == EXACT:
+    if setting.reference is setting:
         return times(1) if setting.mean("steps_per_second") else MISSING
     return MISSING if setting.speed_up is None else times(setting.speed_up.mean)
+
+
+def _beside(group: Group) -> dict[str, Callable[[Setting], str]]:
+    """The column of speed-ups over exact without overlap, if that is not the reference of all settings."""
+    if all(each.unoverlapped in (None, each.reference) for each in group.settings):
+        return {}
+
+    def text(setting: Setting) -> str:
+        found = setting.speed_up_unoverlapped
+        return MISSING if found is None else times(found.mean)
+
+    return {f"over {EXACT} without overlap": text}
+
+
+def _reduction(group: Group) -> Table:
+    """Return a table of the seconds that the reduction takes in a step; no lines if none are recorded."""
+    columns = {
+        "encode": "encode_seconds_p50",
+        "decode": "decode_seconds_p50",
+        "exposed": "exposed_seconds_p50",
+    }
+    table = _of_settings(group, REDUCTION, "", {
+        **{name: _mean_of(value, duration) for name, value in columns.items()},
+        "step p50": _mean_of("step_seconds_p50", duration),
+    })  # fmt: skip
+    is_recorded = any(each.mean(name) is not None for each in group.settings for name in columns.values())
+    return table if is_recorded else replace(table, lines=[])
 
 
 def _interval(setting: Setting) -> str:
@@ -210,10 +241,9 @@ def _interval(setting: Setting) -> str:
     return f"{times(low)} to {times(high)}, {found.how}"
 
 
-def _baseline(setting: Setting) -> str:
-    if setting.baseline is None:
-        return MISSING
-    return f"{setting.baseline.label} (n = {len(setting.baseline.counted)})"
+def _reference(setting: Setting) -> str:
+    found = setting.reference
+    return MISSING if found is None else f"{found.label} (n = {len(found.counted)})"
 
 
 def _range(values: list[float], text: Text) -> str:

@@ -1,5 +1,6 @@
 """Tests that a report aggregates seeds and compares runs only with matching baselines."""
 
+import json
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -14,10 +15,11 @@ from made_up_runs import change, pretend, read, the_group
 from scipy import stats
 
 from sage.report.curves import front
-from sage.report.groups import Group, Row
+from sage.report.groups import Group
 from sage.report.labels import labels
 from sage.report.runs import Run
 from sage.report.seeds import ratio, spread, t_quantile
+from sage.report.settings import Row
 from sage.report.sharing import sharing
 from sage.report.table import Table
 from sage.report.tables import headline, tables
@@ -68,7 +70,7 @@ def test_seeds_are_aggregated_into_one_line_with_spread_and_interval(tmp_path: P
     assert [setting.label for setting in group.settings] == ["exact", "topk"]
     line = table(group, "Speed")["topk"]
     assert line["steps/s"] == f"{numpy.mean(topk):.4g} ± {numpy.std(topk, ddof=1):.2g}"
-    assert (line["n"], line["baseline"]) == ("3", "exact (n = 3)")
+    assert (line["n"], line["reference"]) == ("3", "exact (n = 3)")
     expected = stats.ttest_rel(numpy.log(topk), numpy.log(exact)).confidence_interval()
     found = group.settings[1].speed_up
     assert found is not None
@@ -84,7 +86,7 @@ def test_one_noisy_exact_run_gives_no_interval_and_the_same_baseline_to_all_seed
     group = the_group(tmp_path)
     line = table(group, "Speed")["topk"]
     assert line["95 % interval"] == "none: one run on a side"
-    assert line["baseline"] == "exact (n = 1)"
+    assert line["reference"] == "exact (n = 1)"
     assert [row.values["speed_up"] for row in group.rows[1:]] == pytest.approx([200 / 395] * 2)
 
 
@@ -92,7 +94,7 @@ def test_a_run_with_another_batch_size_is_not_a_baseline(tmp_path: Path) -> None
     change(pretend(tmp_path, "exact"), "config.json", batch_size=7)
     pretend(tmp_path, "topk", density=0.01)
     line = table(the_group(tmp_path), "Speed")["topk"]
-    assert (line["speed-up"], line["baseline"]) == ("–", "–")
+    assert (line["speed-up"], line["reference"]) == ("–", "–")
 
 
 def test_the_exact_runs_that_share_most_settings_are_the_baseline(tmp_path: Path) -> None:
@@ -101,19 +103,57 @@ def test_the_exact_runs_that_share_most_settings_are_the_baseline(tmp_path: Path
     change(pretend(tmp_path, "topk", density=0.01, seconds=0.1), "config.json", lr=0.5)
     change(pretend(tmp_path, "sage", density=0.01, seconds=0.1), "config.json", lr=0.7)
     by_label = {each.label: each for each in the_group(tmp_path).settings}
-    assert by_label["topk"].baseline is by_label["exact lr=0.5"]
-    assert by_label["sage"].baseline is not None, "the learning rate does not change what a step costs"
+    assert by_label["topk"].reference is by_label["exact lr=0.5"]
+    assert by_label["sage"].reference is not None, "the learning rate does not change what a step costs"
 
 
-def test_runs_under_ddp_have_labels_and_a_baseline_of_their_own(tmp_path: Path) -> None:
-    pretend(tmp_path, "exact", seconds=0.1)
-    pretend(tmp_path, "topk", density=0.01, seconds=0.1)
-    for folder in (pretend(tmp_path, "exact", seed=1), pretend(tmp_path, "topk", seed=1, density=0.01)):
+def test_the_fastest_dense_runs_that_overlap_are_the_reference_of_all_runs(tmp_path: Path) -> None:
+    def under_ddp(reducer: str, seconds: float, **options: Any) -> None:
+        folder = pretend(tmp_path, reducer, seed=1, seconds=seconds, **options)
         change(folder, "config.json", mount="ddp", seed=0)
-    by_label = {each.label: each for each in the_group(tmp_path).settings}
-    assert sorted(by_label) == ["exact", "exact mount=ddp", "topk", "topk mount=ddp"]
-    assert by_label["topk mount=ddp"].baseline is by_label["exact mount=ddp"]
-    assert by_label["topk"].baseline is by_label["exact"]
+
+    pretend(tmp_path, "exact", seconds=0.1)
+    pretend(tmp_path, "topk", density=0.01, seconds=0.04)
+    under_ddp("topk", 0.02, density=0.01)
+    under_ddp("exact", 0.08)
+    under_ddp("bf16", 0.05)
+    group = the_group(tmp_path)
+    by_label = {each.label: each for each in group.settings}
+    assert sorted(by_label) == ["bf16", "exact", "exact mount=ddp", "topk", "topk mount=ddp"]
+    assert all(each.reference is by_label["bf16"] for each in group.settings)
+    lines = table(group, "Speed")
+    assert {label: line["speed-up"] for label, line in lines.items()} == {
+        "bf16": "1×", "exact": "0.5×", "exact mount=ddp": "0.625×", "topk": "1.25×", "topk mount=ddp": "2.5×"
+    }  # fmt: skip
+    assert lines["topk"]["over exact without overlap"] == "2.5×"
+    assert lines["topk mount=ddp"]["over exact without overlap"] == "5×"
+    (speed,) = [each for each in tables(group) if each.title == "Speed"]
+    assert speed.note.startswith("Reference: bf16 (n = 1), which overlaps communication with backward")
+    # Compression is relative to exact in fp32.
+    assert by_label["exact mount=ddp"].mean("compression") == by_label["exact"].mean("compression") == 1
+
+
+def test_without_runs_that_overlap_the_head_of_the_speeds_names_the_reference_as_un_overlapped(
+    tmp_path: Path,
+) -> None:
+    pretend(tmp_path, "exact", seconds=0.05)
+    pretend(tmp_path, "bf16", seconds=0.04)
+    pretend(tmp_path, "topk", density=0.01, seconds=0.02)
+    (speed,) = [each for each in tables(the_group(tmp_path)) if each.title == "Speed"]
+    assert speed.note.startswith("Reference: bf16 (n = 1), which is un-overlapped")
+    assert table(the_group(tmp_path), "Speed")["topk"]["over exact without overlap"] == "2.5×"
+
+
+def test_the_exposed_communication_of_a_step_is_the_median_of_its_records(tmp_path: Path) -> None:
+    folder = pretend(tmp_path, "topk", density=0.01)
+    assert "Reduction of a step" not in {each.title for each in tables(the_group(tmp_path))}
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if record["kind"] == "step"]
+    for i, record in enumerate(steps[1:], 1):  # a skipped step has none
+        record |= {"encode_seconds": 0.002, "exposed_seconds": 5.0 if i == 3 else 0.004}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    line = table(the_group(tmp_path), "Reduction of a step")["topk"]
+    assert (line["encode"], line["decode"], line["exposed"]) == ("2 ms", "–", "4 ms")
 
 
 def test_runs_without_figures_have_a_table_of_their_own_with_the_reason(tmp_path: Path) -> None:

@@ -116,12 +116,12 @@ def test_the_reference_overlaps_if_any_dense_run_does_and_the_head_notes_if_none
     dense(tmp_path / "whole", 2, reducer="exact", mount=None)
     label, head = reference("whole")
     assert label == "bf16"
-    assert head.startswith("Reference: bf16, which is un-overlapped")
+    assert head.startswith("Reference: bf16 (n = 2), which is un-overlapped")
     dense(tmp_path / "both", 2, mount=None, lr=0.1)
     dense(tmp_path / "both", 2, reducer="exact")
     label, head = reference("both")
     assert label == "exact"
-    assert head.startswith("Reference: exact, which overlaps")
+    assert head.startswith("Reference: exact (n = 2), which overlaps")
     assert "Target: accuracy ≥ 0.85 (the worst final of overlapped bf16" in head
 
 

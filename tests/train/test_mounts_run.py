@@ -93,6 +93,10 @@ def test_every_record_has_its_exposed_seconds_and_the_configuration_its_mount(la
         ("--reducer variance", "the reducer variance needs the squares of the samples' gradients"),
         ("--workers-in-process", "mount is 'ddp' with workers_in_process, but its ranks must be processes"),
         ("--bucket-mb 0", "--bucket-mb is 0.0; allowed is a number in [1e-06, 1e+06]"),
+        (
+            "--mount whole --bucket-mb 5",
+            "--bucket-mb is 5, but the mount whole has no buckets: add --mount ddp",
+        ),
     ],
 )
 def test_settings_that_ddp_does_not_support_are_refused_in_one_line(

@@ -7,11 +7,13 @@ from typing import Any
 
 from sage.output.units import MISSING
 from sage.predict.dimensionless import Groups, groups, num_buckets
-from sage.report.groups import OWN, Group, Setting, Values, grouped
+from sage.report.baselines import OWN
+from sage.report.groups import Group, grouped
 from sage.report.published.tables import Ours, PublishedTable, Row, Source
 from sage.report.published.text import NUMBERS, columns, times
 from sage.report.runs import Run, read_runs
 from sage.report.seeds import Ratio, ratio
+from sage.report.settings import Setting, Values
 
 FIGURES: Mapping[Ours, Callable[[Values], float | None]] = {
     "final": lambda values: values["final"],

@@ -5,7 +5,7 @@ import math
 from sage.output.units import MISSING, duration, number, times
 from sage.report.groups import Group
 from sage.report.paired_ratio import PairedRatio
-from sage.report.reference import about_reference
+from sage.report.reference import about_references
 from sage.report.table import Table
 from sage.report.time_to_target.verdicts import Judged, judge
 
@@ -28,7 +28,8 @@ def target_table(group: Group) -> Table:
     if found is not None and group.target is not None:
         sign = "≥" if group.better == "max" else "≤"
         target = f"Target: {group.metric} {sign} {number(group.target.value)} ({group.target.origin})."
-        note = f"{about_reference(found.reference)} {target} {group.target.tuning}".rstrip()
+        reference = about_references([] if found.reference is None else [found.reference])
+        note = f"{reference} {target} {group.target.tuning}".rstrip()
     return Table(
         title=TITLE,
         note=note,

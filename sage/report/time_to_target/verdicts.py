@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from sage.report.groups import Group, Setting
+from sage.report.groups import Group
 from sage.report.paired_ratio import PairedRatio, paired_ratio
 from sage.report.reference import by_seed, is_dense, reference_of
+from sage.report.settings import Setting
 
 Word = Literal["pays", "does not pay", "undecided", "smoke", "reference"]
 
@@ -53,7 +54,7 @@ def judge(group: Group) -> Judgement | None:
     """Judge the settings of a group; None without a target, or if no run has reached or missed it."""
     if group.target is None:
         return None
-    reference = reference_of(group)
+    reference = reference_of(group.settings)
     lines = [
         _judged(setting, reference) for setting in group.settings if by_seed(setting, "seconds_to_target")
     ]

@@ -1,0 +1,129 @@
+"""What the settings of a group are compared with: the dense reference, and exact without overlap.
+
+The reference is bf16 or exact under DistributedDataParallel (`mount = "ddp"`), whose communication overlaps
+with backward. Only if no such run did the same work, it is one that communicates after backward.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from sage.comm.ledger import ring_all_reduce
+from sage.config import REFERENCES, is_overlapped
+from sage.report.reference import rank
+from sage.report.runs import EXACT, Run
+from sage.report.settings import Row, Setting
+
+SAME_WORK = (
+    "task",
+    "model",
+    "data",
+    "batch_size",
+    "accumulate",
+    "threads",
+    "device",
+    "amp",
+    "workers_in_process",
+)
+"""Settings that, with the options of model and data, determine the time of a step without a reducer."""
+
+OWN = ("reducer", "seed", "memory", "memory_beta", "memory_gamma", "memory_lr_ratio", "min_compress")
+"""Settings that may differ between a run and its baseline."""
+
+ANY_MOUNT = (*OWN, "mount", "bucket_mb")
+"""Settings that may differ between a run and its reference, which overlaps whether or not the run does."""
+
+Index = dict[Any, Setting]
+"""Settings by the keys of `_likenesses`."""
+
+
+def folded(rows: Sequence[Row]) -> list[Setting]:
+    """Return the settings that have figures, each with its reference."""
+    members: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.has_figures:
+            members[row.series].append(row)
+    settings = [Setting(label=label, rows=those) for label, those in members.items()]
+    overlapped = _index(settings, lambda each: _is_dense(each) and is_overlapped(_config(each)))
+    others = _index(settings, lambda each: _is_dense(each) and not is_overlapped(_config(each)))
+    plain = _index(settings, lambda each: _is_exact(each) and not is_overlapped(_config(each)))
+    for setting in settings:
+        setting.reference = _closest(setting, overlapped) or _closest(setting, others)
+        setting.unoverlapped = _closest(setting, plain)
+    return settings
+
+
+def compare(settings: Sequence[Setting], rows: Sequence[Row]) -> None:
+    """Set the ratios to the reference and to exact in the rows.
+
+    The compression is relative to exact, whichever way it is mounted: the mount does not change its bytes.
+    """
+    exacts = _index(settings, _is_exact)
+    # An unfinished run does not record its number of parameters; a finished run of the same model does.
+    sizes = {_model(row.run): count for row in rows if (count := row.run.figures.parameters)}
+    for setting in settings:
+        reference, plain = setting.reference, setting.unoverlapped
+        speed = None if reference is None else reference.mean("steps_per_second")
+        slower = None if plain is None else plain.mean("steps_per_second")
+        exact = setting if _is_exact(setting) else _closest(setting, exacts)
+        measured = None if exact is None else exact.mean("wire_bytes_per_step")
+        for row in setting.rows:
+            values = row.values
+            dense = measured or _dense_bytes(sizes.get(_model(row.run)), values["world_size"])
+            values["reference"] = None if reference is None else reference.label
+            values["speed_up"] = _over(values["steps_per_second"], speed)
+            values["speed_up_unoverlapped"] = _over(values["steps_per_second"], slower)
+            values["compression"] = _over(dense, values["wire_bytes_per_step"])
+
+
+def _config(setting: Setting) -> dict[str, Any]:
+    return setting.rows[0].run.config
+
+
+def _is_dense(setting: Setting) -> bool:
+    return _config(setting)["reducer"] in REFERENCES
+
+
+def _is_exact(setting: Setting) -> bool:
+    return bool(_config(setting)["reducer"] == EXACT)
+
+
+def _index(settings: Iterable[Setting], is_member: Callable[[Setting], bool]) -> Index:
+    """Index the members by their keys; a finished one takes precedence, then the fastest."""
+    known: Index = {}
+    members = filter(is_member, settings)
+    for each in sorted(members, key=lambda each: (not each.counted[0].run.is_finished, *rank(each))):
+        for key in _likenesses(each.rows[0].run):
+            known.setdefault(key, each)
+    return known
+
+
+def _closest(setting: Setting, known: Index) -> Setting | None:
+    return next((known[key] for key in _likenesses(setting.rows[0].run) if key in known), None)
+
+
+def _likenesses(run: Run) -> list[Any]:
+    """Return keys that a run may share with its reference, closest match first; the last is the same work."""
+    others = frozenset(item for item in run.common.items() if item[0] not in ANY_MOUNT)
+    work = frozenset(
+        (name, value)
+        for name, value in run.common.items()
+        if name in SAME_WORK or name.startswith(("model.", "data."))
+    )
+    place = str(run.folder.parent)
+    return [(others, place), (others, None), (work, place), (work, None)]
+
+
+def _dense_bytes(parameters: int | None, world_size: int) -> float | None:
+    """Bytes that a ring all-reduce of all gradients in float32 sends and receives on a rank's link."""
+    return None if parameters is None or world_size == 1 else sum(ring_all_reduce(4 * parameters, world_size))
+
+
+def _model(run: Run) -> tuple[Any, ...]:
+    common = run.common
+    options = [item for item in common.items() if item[0].startswith(("model.", "data."))]
+    return common.get("model"), common.get("data"), *options
+
+
+def _over(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None
