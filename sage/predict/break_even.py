@@ -43,7 +43,7 @@ def break_even(times: Times) -> Intervals:
         first_T = numpy.maximum(first_T, 1)
         rows = numpy.arange(len(turns))
         logs_T2 = numpy.stack([inner_TP[rows, first_T - 1], inner_TP[rows, first_T]], axis=1)
-    edges = [float(each) for each in numpy.exp(logs_T2.mean(axis=1))]
+    edges = [float(edge) for edge in numpy.exp(logs_T2.mean(axis=1))]
     if wins_P[0]:
         edges = [0.0, *edges]
     if wins_P[-1]:

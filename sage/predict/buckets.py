@@ -33,10 +33,10 @@ def cut(parameters: Sequence[Parameter], bucket_mb: float | None = None) -> list
     room = FIRST_BYTES if bucket_mb in (None, DEFAULT_MB) else cap
     buckets: list[Bucket] = []
     numel, ready = 0, 0.0
-    for each in parameters:
-        numel += each.numel
-        ready = max(ready, each.ready_seconds)
-        room -= ELEMENT_BYTES * each.numel
+    for parameter in parameters:
+        numel += parameter.numel
+        ready = max(ready, parameter.ready_seconds)
+        room -= ELEMENT_BYTES * parameter.numel
         if room <= 0:
             buckets.append(Bucket(numel, ready))
             numel, room = 0, cap

@@ -62,7 +62,7 @@ class ModelTimes:
     @property
     def numel(self) -> int:
         """The number of elements of the gradient."""
-        return sum(each.numel for each in self.parameters)
+        return sum(parameter.numel for parameter in self.parameters)
 
 
 @dataclass(frozen=True)
@@ -129,17 +129,17 @@ def read(path: Path) -> Calibration:
         world_size=content["world_size"],
         ranks_per_node=content["ranks_per_node"],
         links=tuple(
-            Samples(**_only(each, SAMPLES, seconds=tuple(each["seconds"]))) for each in content["links"]
+            Samples(**_only(link, SAMPLES, seconds=tuple(link["seconds"]))) for link in content["links"]
         ),
         model=ModelTimes(
             **_only(
                 model,
                 MODEL,
-                parameters=tuple(Parameter(**_only(each, PARAMETER)) for each in model["parameters"]),
+                parameters=tuple(Parameter(**_only(parameter, PARAMETER)) for parameter in model["parameters"]),
                 **{name: tuple(model[name]) for name in MODEL_TIMES},
             )
         ),
-        methods=tuple(_method(each) for each in content["methods"]),
+        methods=tuple(_method(method) for method in content["methods"]),
     )
 
 
@@ -151,7 +151,7 @@ def _method(content: dict[str, Any]) -> MethodTimes:
         decode_seconds={int(w): tuple(seconds) for w, seconds in content["decode_seconds"].items()},
         density=content["density"],
         messages={
-            int(w): tuple(Message(**_only(each, MESSAGE)) for each in messages)
+            int(w): tuple(Message(**_only(message, MESSAGE)) for message in messages)
             for w, messages in content["messages"].items()
         },
         needs_one_bucket=content.get("needs_one_bucket", False),

@@ -55,27 +55,27 @@ def _fault(content: dict[str, Any]) -> str:
 
 def _faults(content: dict[str, Any]) -> Iterator[str]:
     yield from _least(content, "the calibration", 1, "world_size", "ranks_per_node")
-    for index, each in enumerate(content["links"]):
+    for index, link in enumerate(content["links"]):
         name = f"item {index} of 'links'"
-        yield _within(name, SAMPLES, each)
-        yield from _least(each, name, 2, "ranks")
-        yield from _least(each, name, 1, "bytes")
-        yield _times(f"{name}, 'seconds'", each["seconds"])
+        yield _within(name, SAMPLES, link)
+        yield from _least(link, name, 2, "ranks")
+        yield from _least(link, name, 1, "bytes")
+        yield _times(f"{name}, 'seconds'", link["seconds"])
     model = content["model"]
     yield _within("'model'", MODEL, model)
     yield from _least(model, "'model'", 1, "batch_size")
     for name in MODEL_TIMES:
         yield _times(f"'model', {name!r}", model[name])
     yield "" if model["parameters"] else "'model' has no parameters"
-    for index, each in enumerate(model["parameters"]):
+    for index, parameter in enumerate(model["parameters"]):
         name = f"item {index} of 'parameters'"
-        yield _within(name, PARAMETER, each)
-        yield from _least(each, name, 1, "numel")
-        yield from _least(each, name, 0, "ready_seconds")
-    if not any(each["ready_seconds"] > 0 for each in model["parameters"]):
+        yield _within(name, PARAMETER, parameter)
+        yield from _least(parameter, name, 1, "numel")
+        yield from _least(parameter, name, 0, "ready_seconds")
+    if not any(parameter["ready_seconds"] > 0 for parameter in model["parameters"]):
         yield "'model': no gradient has ready_seconds above 0"
-    for index, each in enumerate(content["methods"]):
-        yield from _faults_of_method(f"item {index} of 'methods'", each)
+    for index, method in enumerate(content["methods"]):
+        yield from _faults_of_method(f"item {index} of 'methods'", method)
 
 
 def _faults_of_method(name: str, content: dict[str, Any]) -> Iterator[str]:
@@ -90,9 +90,9 @@ def _faults_of_method(name: str, content: dict[str, Any]) -> Iterator[str]:
     for seconds in content["decode_seconds"].values():
         yield _times(f"{name}, 'decode_seconds'", seconds)
     for messages in content["messages"].values():
-        for each in messages:
-            yield _within(f"{name}, 'messages'", MESSAGE, each)
-            yield from _least(each, f"{name}, 'messages'", 0, "bytes")
+        for message in messages:
+            yield _within(f"{name}, 'messages'", MESSAGE, message)
+            yield from _least(message, f"{name}, 'messages'", 0, "bytes")
 
 
 def _within(name: str, kind: Kind, content: dict[str, Any]) -> str:

@@ -45,8 +45,8 @@ class Fit:
         A residual r of standard error e counts as r·(1 − e²/r²), and not at all if it is within its error.
         """
         sizes = sorted(self.residuals)
-        logs = numpy.log([max(1, each) for each in sizes])
-        ratios = [1 + _shrunk(self.residuals[each], self.errors.get(each, 0.0)) for each in sizes]
+        logs = numpy.log([max(1, size) for size in sizes])
+        ratios = [1 + _shrunk(self.residuals[size], self.errors.get(size, 0.0)) for size in sizes]
         return float(numpy.interp(numpy.log(max(1.0, size)), logs, ratios))
 
     def draw(self, generator: numpy.random.Generator, num: int) -> tuple[Array, Array]:
@@ -81,26 +81,26 @@ def fit(samples: Sequence[Samples], ranks_per_node: int, within: Fit | None = No
     if not samples:
         raise ValueError("there are no measurements to fit: calibrate the link, or give --bandwidth")
     rows, times, errors = [], [], []
-    for each in samples:
-        steps, moved, known = _row(each, ranks_per_node, within)
-        middle = median(each.seconds)
+    for sample in samples:
+        steps, moved, known = _row(sample, ranks_per_node, within)
+        middle = median(sample.seconds)
         rows.append((steps, moved))
         times.append(middle - known)
-        spread = float(numpy.std(each.seconds, ddof=1)) if len(each.seconds) > 1 else 0.0
-        errors.append(max(spread / len(each.seconds) ** 0.5, LEAST_SPREAD * middle, 1e-12))
+        spread = float(numpy.std(sample.seconds, ddof=1)) if len(sample.seconds) > 1 else 0.0
+        errors.append(max(spread / len(sample.seconds) ** 0.5, LEAST_SPREAD * middle, 1e-12))
     rows_M2, times_M, errors_M = numpy.array(rows), numpy.array(times), numpy.array(errors)
     solution, covariance = _least_squares(rows_M2 / errors_M[:, None], times_M / errors_M)
     fitted_M = numpy.maximum(rows_M2 @ solution, 1e-12)
     by_size: dict[int, list[tuple[float, float]]] = {}
-    for each, measured, error, fitted in zip(samples, times_M, errors_M, fitted_M, strict=True):
-        by_size.setdefault(each.bytes, []).append((float(measured / fitted) - 1, float(error / fitted)))
+    for sample, measured, error, fitted in zip(samples, times_M, errors_M, fitted_M, strict=True):
+        by_size.setdefault(sample.bytes, []).append((float(measured / fitted) - 1, float(error / fitted)))
     (aa, ab), (_, bb) = covariance
     return Fit(
         latency=float(solution[0]),
         seconds_per_byte=float(solution[1]),
         covariance=((float(aa), float(ab)), (float(ab), float(bb))),
         residuals={size: fmean(r for r, _ in found) for size, found in sorted(by_size.items())},
-        most_ranks=max(each.ranks for each in samples),
+        most_ranks=max(sample.ranks for sample in samples),
         errors={size: math.hypot(*(e for _, e in found)) / len(found) for size, found in by_size.items()},
     )
 

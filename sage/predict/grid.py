@@ -75,11 +75,11 @@ def names(methods: Sequence[MethodTimes]) -> list[str]:
     """
     found = []
     for method in methods:
-        same = [each.options for each in methods if each.reducer == method.reducer]
+        same = [other.options for other in methods if other.reducer == method.reducer]
         told = [
             f"{key}={value}"
             for key, value in method.options.items()
-            if key == "density" or any(each.get(key) != value for each in same)
+            if key == "density" or any(options.get(key) != value for options in same)
         ]
         found.append(f"{method.reducer}({', '.join(told)})" if told else method.reducer)
     return found
@@ -175,7 +175,7 @@ def _row(
     x: int,
     forms: _Forms,
 ) -> Row:
-    seconds_D, base_D = (at(each.seconds_DX, x) for each in (step, base))
+    seconds_D, base_D = (at(predicted.seconds_DX, x) for predicted in (step, base))
     low, high = interval(seconds_D)
     rho = choice.steps_ratio
     speedup_D = base_D / (rho * seconds_D)

@@ -87,7 +87,7 @@ def limits(
             if setup.ranks <= setup.ranks_per_node:
                 setup = replace(setup, ranks_per_node=1)
             every = predictor.calibration.methods
-            named = [each for each in zip(every, names(every), strict=True) if each[0].reducer not in DENSE]
+            named = [pair for pair in zip(every, names(every), strict=True) if pair[0].reducer not in DENSE]
             against = _AgainstDense(single, setup, Choice(reference(predictor.calibration), "ddp", bucket_mb))
             found += [
                 _of(single, setup, method, name, bucket_mb, against, steps_ratios.get(method.reducer, 1.0))
@@ -113,7 +113,7 @@ def _of(
     compressed = compressed_of(predictor, setup, network, method, reference(calibration))
     against_fp32 = compressed_of(predictor, setup, network, method, dense_method(calibration, "exact"))
     messages = traffic(method, setup.ranks, calibration.model.numel)
-    gathered = sum(each.count * each.size.bytes for each in messages if each.collective in GATHERS)
+    gathered = sum(message.count * message.size.bytes for message in messages if message.collective in GATHERS)
     return Limits(
         cluster=setup.name,
         ranks=setup.ranks,

@@ -102,7 +102,7 @@ class Links:
         algorithms: tuple[Algorithm, ...] = ("ring", "tree") if ranks > self.most_ranks else ("ring",)
         g = min(ranks_per_node, ranks)
         found = [self._terms(algorithm, collective, size, ranks, g) for algorithm in algorithms]
-        return min(found, key=lambda each: each[0] + each[1] / self.bytes_per_second)
+        return min(found, key=lambda terms: terms[0] + terms[1] / self.bytes_per_second)
 
     def _terms(
         self, algorithm: Algorithm, collective: Collective, size: float, p: int, g: int
@@ -155,8 +155,8 @@ Fits = Mapping[Collective, Fit]
 def fits(calibration: Calibration) -> tuple[Fits, Fits]:
     """Fit every measured collective, between nodes and within them."""
     grouped: dict[str, Grouped] = {"inter": {}, "intra": {}}
-    for each in calibration.links:
-        grouped[each.scope].setdefault(each.collective, []).append(each)
+    for sample in calibration.links:
+        grouped[sample.scope].setdefault(sample.collective, []).append(sample)
     g = calibration.ranks_per_node
     intra: Fits = {name: fit(samples, g) for name, samples in grouped["intra"].items()}
     inter: Fits = {name: fit(samples, g, intra.get(name)) for name, samples in grouped["inter"].items()}
@@ -198,8 +198,8 @@ def links(inter: Fits, intra: Fits, link: Link, generator: numpy.random.Generato
             drawn = replace(drawn, seconds_per_byte_DX=bounded)
         between[name] = drawn
     stand_ins = frozenset(between) - frozenset(inter) if inter else frozenset[Collective]()
-    most = max((each.most_ranks for each in (*inter.values(), *intra.values())), default=1)
-    fastest = min((each.seconds_per_byte for each in inter.values()), default=0.0)
+    most = max((found.most_ranks for found in (*inter.values(), *intra.values())), default=1)
+    fastest = min((found.seconds_per_byte for found in inter.values()), default=0.0)
     bandwidth = (link.bytes_per_second or (1 / fastest if fastest > 0 else numpy.inf,))[0]
     return Links(
         between, within, link.layout, float(bandwidth), most, is_local, stand_ins, frozenset(limited)
@@ -218,7 +218,7 @@ def _drawn(
     latency_D, per_byte_D = found.draw(generator, num_draws) if found is not None else (zeros_D, zeros_D)
     if latency is not None:
         latency_D = zeros_D + latency
-    fastest = min((each.seconds_per_byte for each in measured.values()), default=0.0)
+    fastest = min((other.seconds_per_byte for other in measured.values()), default=0.0)
     excess_D = per_byte_D - fastest
     if bytes_per_second is None:
         correction = found if latency is None else None

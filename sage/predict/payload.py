@@ -60,11 +60,11 @@ def traffic(method: MethodTimes, ranks: int, numel: int) -> tuple[Traffic, ...]:
     most = MOST_BYTES * numel
     is_sparse = method.density is not None
     orders: set[tuple[Collective, ...]] = {
-        tuple(each.collective for each in messages) for messages in method.messages.values()
+        tuple(message.collective for message in messages) for messages in method.messages.values()
     }
     if ranks in method.messages or len(orders) == 1:
         messages = method.messages.get(ranks) or next(iter(method.messages.values()))
-        order: tuple[Collective, ...] = tuple(each.collective for each in messages)
+        order: tuple[Collective, ...] = tuple(message.collective for message in messages)
         sizes = [
             {w: float(found[i].bytes) for w, found in method.messages.items() if len(found) > i}
             for i in range(len(order))
@@ -79,7 +79,7 @@ def traffic(method: MethodTimes, ranks: int, numel: int) -> tuple[Traffic, ...]:
     for name in names:
         counts, sizes_W = {}, {}
         for w, messages in method.messages.items():
-            own = [each.bytes for each in messages if each.collective == name]
+            own = [message.bytes for message in messages if message.collective == name]
             if own:
                 counts[w], sizes_W[w] = float(len(own)), fmean(own)
         found.append(

@@ -60,9 +60,9 @@ def read(path: Path) -> list[Setup]:
     for name in table:
         known(f"key (in {path.name})", name, ["cluster"])
     found = table.get("cluster")
-    if not isinstance(found, list) or not found or not all(isinstance(each, dict) for each in found):
+    if not isinstance(found, list) or not found or not all(isinstance(entry, dict) for entry in found):
         raise ValueError(f"{path.name} has no cluster; allowed are tables written as [[cluster]]")
-    setups = [setup for number, each in enumerate(found, 1) for setup in _cluster(path, number, each)]
+    setups = [setup for number, entry in enumerate(found, 1) for setup in _cluster(path, number, entry)]
     count = sum(len(setup.link.bytes_per_second or ()) for setup in setups)
     if count > MOST_CLUSTERS:
         raise ValueError(
@@ -94,7 +94,7 @@ def _cluster(path: Path, number: int, table: Mapping[str, Any]) -> list[Setup]:
     intra_latency = given.get("intra_latency_seconds")
     is_default = latency is None or (per_node > 1 and intra_latency is None)
     link = Link(
-        bytes_per_second=tuple(each / 8 for each in bits),
+        bytes_per_second=tuple(value / 8 for value in bits),
         latency=NCCL_NETWORK if latency is None else latency,
         intra_bytes_per_second=None if intra_bits is None else intra_bits / 8,
         intra_latency=NCCL_INTRA[given.get("intra", "nvlink")] if intra_latency is None else intra_latency,
@@ -108,7 +108,7 @@ def _cluster(path: Path, number: int, table: Mapping[str, Any]) -> list[Setup]:
         name=given.get("name", f"cluster {number}"),
         notes=(NCCL_NOTE,) if is_default else (),
     )
-    return [replace(base, ranks=each * per_node) for each in nodes]
+    return [replace(base, ranks=count * per_node) for count in nodes]
 
 
 def of_flags(
@@ -126,11 +126,11 @@ def of_flags(
     ranks = coerce("--world-size", tuple(world_sizes), tuple[Nodes, ...])
     bandwidths = coerce("--bandwidth", tuple(bits), tuple[Bits, ...])
     link = Link(
-        bytes_per_second=tuple(each / 8 for each in bandwidths) or None,
+        bytes_per_second=tuple(bandwidth / 8 for bandwidth in bandwidths) or None,
         latency=coerce("--latency", latency, Seconds | None),
     )
     per_node = coerce("--ranks-per-node", ranks_per_node, Nodes)
-    return [Setup(ranks=each, ranks_per_node=per_node, link=link) for each in ranks]
+    return [Setup(ranks=count, ranks_per_node=per_node, link=link) for count in ranks]
 
 
 def steps_ratios(words: Sequence[str], reducers: Collection[str]) -> dict[str, float]:

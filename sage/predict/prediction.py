@@ -83,10 +83,10 @@ class Prediction:
                 "world_size": self.calibration.world_size,
                 "ranks_per_node": self.calibration.ranks_per_node,
             },
-            "links": [asdict(each) for each in self.links],
+            "links": [asdict(link) for link in self.links],
             "reference": "bf16 × ddp",
             "rows": [asdict(row) for row in self.rows],
-            "limits": [asdict(each) for each in self.limits],
+            "limits": [asdict(limit) for limit in self.limits],
         }
 
 
@@ -128,17 +128,17 @@ def pictures(
     steps_ratios: Mapping[str, float] = NO_RATIOS,
 ) -> Pictures:
     """Return the data of the pictures: curves of the first setup of more than one rank, and the map."""
-    setup = next((each for each in setups if each.ranks > 1), setups[0])
+    setup = next((candidate for candidate in setups if candidate.ranks > 1), setups[0])
     every = choices(calibration, bucket_mb, steps_ratios)
     given = [8 * each for one in setups for each in one.link.bytes_per_second or ()]
     low, high = min([CURVE_BITS[0], *given]), max([CURVE_BITS[1], *given])
     bits = numpy.geomspace(low, high, CURVE_POINTS)
-    most = max([256, *(each.ranks for each in setups)])
+    most = max([256, *(other.ranks for other in setups)])
     steps = max(2, min(MAP_RANKS, math.ceil(2 * math.log2(most))))
-    ranks = sorted({round(each) for each in numpy.geomspace(2, most, steps)})
+    ranks = sorted({round(value) for value in numpy.geomspace(2, most, steps)})
     base = replace(setup, link=_with_bits(setup, numpy.geomspace(low, high, MAP_POINTS)))
     found = win_map(
-        Predictor(calibration, num_draws=MAP_DRAWS), [replace(base, ranks=each) for each in ranks], every
+        Predictor(calibration, num_draws=MAP_DRAWS), [replace(base, ranks=num_ranks) for num_ranks in ranks], every
     )
     name = f"{setup.name}, " if setup.name else ""
     return Pictures(

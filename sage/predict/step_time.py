@@ -90,7 +90,7 @@ class Predictor:
     @property
     def most_ranks(self) -> int:
         """The largest world size at which a collective was measured."""
-        return max([self.calibration.world_size, *(each.ranks for each in self.calibration.links)])
+        return max([self.calibration.world_size, *(samples.ranks for samples in self.calibration.links)])
 
     def links(self, link: Link) -> Links:
         """Return the links of a cluster; raises a ValueError if their bandwidth or latency is not known."""
@@ -152,7 +152,7 @@ class Predictor:
         Without a gather the ranks' payloads are summed on the way, so that the time does not depend on W: it
         is that of the world size that is nearest to the calibration's.
         """
-        if not any(each.collective in GATHERS for messages in method.messages.values() for each in messages):
+        if not any(message.collective in GATHERS for messages in method.messages.values() for message in messages):
             at = self.calibration.world_size
             return self._mean(method.decode_seconds[min(method.decode_seconds, key=lambda w: abs(w - at))])
         if id(method) not in self._decoded:
@@ -168,10 +168,10 @@ class Predictor:
     ) -> Array:
         """Seconds of all collectives of a reduction, of a part of the gradient if `share` is below 1."""
         total: Array = numpy.zeros((1, 1))
-        for i, each in enumerate(messages):
-            bytes_D1 = share * each.size.draw(self._generator(2 + i), self.num_draws)[:, None]
+        for i, message in enumerate(messages):
+            bytes_D1 = share * message.size.draw(self._generator(2 + i), self.num_draws)[:, None]
             total = total + network.seconds(
-                each.collective, bytes_D1, setup.ranks, setup.ranks_per_node, each.count
+                message.collective, bytes_D1, setup.ranks, setup.ranks_per_node, message.count
             )
         return total
 
@@ -194,7 +194,7 @@ SAME_DENSITY = "methods have the same density at a world size that was not measu
 
 
 def _notes(method: MethodTimes, ranks: int, messages: Sequence[Traffic], network: Links) -> tuple[str, ...]:
-    laws = dict.fromkeys(each.size.law for each in messages if each.size.law not in ("measured", "constant"))
+    laws = dict.fromkeys(message.size.law for message in messages if message.size.law not in ("measured", "constant"))
     is_assumed = method.density is not None and ranks > 1 and ranks not in method.messages
     return (
         *sorted(network.notes),
@@ -205,7 +205,7 @@ def _notes(method: MethodTimes, ranks: int, messages: Sequence[Traffic], network
 
 def find(methods: Sequence[MethodTimes], reducer: str) -> MethodTimes | None:
     """Return the first method of a reducer."""
-    return next((each for each in methods if each.reducer == reducer), None)
+    return next((method for method in methods if method.reducer == reducer), None)
 
 
 def memory(method: MethodTimes, ranks: int, numel: int) -> float:
@@ -215,9 +215,9 @@ def memory(method: MethodTimes, ranks: int, numel: int) -> float:
     gather those of all ranks. A dense method has no residual.
     """
     received = 0.0
-    for each in traffic(method, ranks, numel):
-        copies = ranks if each.collective in GATHERS else 1
-        received += each.count * each.size.bytes * (1 + copies)
+    for message in traffic(method, ranks, numel):
+        copies = ranks if message.collective in GATHERS else 1
+        received += message.count * message.size.bytes * (1 + copies)
     residual = 0 if method.reducer in DENSE else 4 * numel
     return 4 * numel + residual + received
 

@@ -107,15 +107,15 @@ LINKS_NOTE = (
 def links(found: Sequence[MeasuredLink]) -> str:
     """Return a table of the fitted links."""
     lines = []
-    for each in found:
-        size_, residual = max(each.residuals.items(), key=lambda pair: abs(pair[1]))
+    for link in found:
+        size_, residual = max(link.residuals.items(), key=lambda pair: abs(pair[1]))
         lines.append(
             [
-                each.collective,
-                each.scope,
-                f"{duration(each.latency_seconds)} ± {duration(each.latency_error)}",
-                rate(each.bits_per_second) if math.isfinite(each.bits_per_second) else MISSING,
-                percent(each.bandwidth_error),
+                link.collective,
+                link.scope,
+                f"{duration(link.latency_seconds)} ± {duration(link.latency_error)}",
+                rate(link.bits_per_second) if math.isfinite(link.bits_per_second) else MISSING,
+                percent(link.bandwidth_error),
                 f"{percent(residual)} at {size(size_)}",
             ]
         )
@@ -137,18 +137,18 @@ def limits(found: Sequence[Limits]) -> str:
         "memory",
     ]  # fmt: skip
     lines = []
-    for each in found:
-        fp32: Intervals = ((0.0, each.without_overlap),) if each.without_overlap else ()
-        ceiling = MISSING if each.most_ranks is None else f"{each.most_ranks:.0f}"
+    for limit in found:
+        fp32: Intervals = ((0.0, limit.without_overlap),) if limit.without_overlap else ()
+        ceiling = MISSING if limit.most_ranks is None else f"{limit.most_ranks:.0f}"
         lines.append(
             [
-                f"{each.name}, {each.cluster}" if each.cluster else each.name,
-                str(each.ranks),
-                *map(bandwidths, (each.closed_form, each.by_roots)),
-                *(bandwidths(each.by_recurrence[m]) if m in each.by_recurrence else MISSING for m in MOUNTS),
+                f"{limit.name}, {limit.cluster}" if limit.cluster else limit.name,
+                str(limit.ranks),
+                *map(bandwidths, (limit.closed_form, limit.by_roots)),
+                *(bandwidths(limit.by_recurrence[m]) if m in limit.by_recurrence else MISSING for m in MOUNTS),
                 bandwidths(fp32),
                 ceiling,
-                size(each.memory_bytes),
+                size(limit.memory_bytes),
             ]
         )
     return table(heading, lines)

@@ -79,7 +79,7 @@ def coding_of(predictor: Predictor, setup: Setup, method: MethodTimes) -> float:
 
 def _terms(network: Links, setup: Setup, method: MethodTimes, numel: int) -> tuple[float, float]:
     latency = volume = 0.0
-    for each in traffic(method, setup.ranks, numel):
-        fixed, moved = network.terms(each.collective, each.size.bytes, setup.ranks, setup.ranks_per_node)
-        latency, volume = latency + each.count * fixed, volume + each.count * moved
+    for message in traffic(method, setup.ranks, numel):
+        fixed, moved = network.terms(message.collective, message.size.bytes, setup.ranks, setup.ranks_per_node)
+        latency, volume = latency + message.count * fixed, volume + message.count * moved
     return latency, volume

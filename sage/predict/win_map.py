@@ -42,7 +42,7 @@ def win_map(predictor: Predictor, setups: Sequence[Setup], every: Sequence[Choic
     place = {-1: -1, **{i: place for place, i in enumerate(used)}}
     return Map(
         ranks=tuple(setup.ranks for setup in setups),
-        bits_per_second=tuple(8 * each for each in setups[0].link.bytes_per_second or ()),
+        bits_per_second=tuple(8 * bandwidth for bandwidth in setups[0].link.bytes_per_second or ()),
         labels=tuple(every[i].label for i in used),
         winners=tuple(tuple(place[int(i)] for i in winner) for winner in winners),
     )

@@ -37,12 +37,12 @@ def judge(
     """
     pairs = list(zip(setups, trials, strict=True))
     base = min((pair for pair in pairs if pair[0].is_dense), key=lambda pair: median(pair[1].seconds))
-    measured = sorted((_measured(*pair, base[1]) for pair in pairs), key=lambda each: each.seconds)
-    reference = next(each for each in measured if each.name == base[0].name)
-    paying = [each for each in measured if not each.is_dense and each.speedup_low > 1]
+    measured = sorted((_measured(*pair, base[1]) for pair in pairs), key=lambda setup: setup.seconds)
+    reference = next(setup for setup in measured if setup.name == base[0].name)
+    paying = [setup for setup in measured if not setup.is_dense and setup.speedup_low > 1]
     ends = [(high, name) for name, found in break_even for _, high in found]
     below, name = max(ends, default=(None, ""))
-    recommended = max(paying, key=lambda each: each.speedup) if paying else reference
+    recommended = max(paying, key=lambda setup: setup.speedup) if paying else reference
     return Verdict(
         word="pays" if paying else "nothing pays",
         workload=workload,

@@ -51,7 +51,7 @@ class Request:
     """Whether to print one JSON object in place of the text."""
 
     def __post_init__(self) -> None:
-        names = {each.reducer for each in self.reducers}
+        names = {config.reducer for config in self.reducers}
         if not names & set(REFERENCES):
             raise ValueError(f"--reducers has no reference: add {' or '.join(REFERENCES)}")
         if not names - set(REFERENCES):
@@ -92,7 +92,7 @@ def _work(request: Request, wire: ProcessWire, device: torch.device) -> int:
         setups = predictions.choose(calibration, plan.reducers, wire, flags)
         display.print(f"verifying {len(setups)} set-ups in turns")
         blocks = [
-            _block(training_of(unlimited(each.config, wire.world_size), wire, device)) for each in setups
+            _block(training_of(unlimited(setup.config, wire.world_size), wire, device)) for setup in setups
         ]
         taken = trials.measure(blocks, wire, VERIFICATION * request.seconds)
         for line in notes.failed if wire.rank == 0 else ():

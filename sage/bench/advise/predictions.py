@@ -45,10 +45,10 @@ def break_even(calibration: Calibration, setups: Sequence[Setup]) -> list[tuple[
         if not setup.is_dense:
             options = setup.config.to_dict()["reducer_options"]
             methods = [
-                each
-                for each in calibration.methods
-                if each.reducer in DENSE
-                or (each.reducer == setup.config.reducer and dict(each.options) == options)
+                method
+                for method in calibration.methods
+                if method.reducer in DENSE
+                or (method.reducer == setup.config.reducer and dict(method.options) == options)
             ]
             own = replace(calibration, methods=tuple(methods))
             (limit,) = limits(Predictor(own), [_here(own)], _bucket_mb(setup.config))

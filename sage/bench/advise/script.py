@@ -102,7 +102,7 @@ def _advise(
     nodes = nodes_of(wire)
     calibration = _calibration(name, times, gradients, measured, wire, device, nodes, seconds)
     setups = predictions.choose(calibration, configs, wire, script_line)
-    blocks = [_block(copy.deepcopy(model), step, each, device) for each in setups]
+    blocks = [_block(copy.deepcopy(model), step, setup, device) for setup in setups]
     taken = trials.measure([take for take, _ in blocks], wire, SHARES["runs"] * seconds)
     for _, close in blocks:
         close()
@@ -140,11 +140,11 @@ def _calibration(
     scoped = Scoped("inter" if len(nodes) > 1 else "intra", wire)
     ranks = [ComputeTimes(**json.loads(text)) for text in wire.texts(json.dumps(asdict(times)))]
     # The same on all ranks, whose decisions depend on it.
-    rest = max(max(each.forward) + max(each.backward) for each in ranks)
+    rest = max(max(rank.forward) + max(rank.backward) for rank in ranks)
     found = links.measure(scoped, device, seconds=SHARES["links"] * seconds, rest=rest, messages=messages)
     parameters = [
-        Parameter(each, torch.Size(shape).numel(), model_times.ready_seconds(ranks, each))
-        for each, shape in gradients.shapes
+        Parameter(parameter, torch.Size(shape).numel(), model_times.ready_seconds(ranks, parameter))
+        for parameter, shape in gradients.shapes
     ]
     described = manifest({}, {})
     return Calibration(
@@ -156,7 +156,7 @@ def _calibration(
         model=ModelTimes(
             workload=name,
             batch_size=1,  # of the script's own steps
-            parameters=tuple(sorted(parameters, key=lambda each: each.ready_seconds)),
+            parameters=tuple(sorted(parameters, key=lambda parameter: parameter.ready_seconds)),
             forward_seconds=model_times.pooled(ranks, "forward"),
             backward_seconds=model_times.pooled(ranks, "backward"),
             optimizer_seconds=(0.0,),
@@ -205,6 +205,6 @@ def _configs(reducers: Sequence[str], densities: Sequence[float]) -> list[Config
     found = []
     for name in reducers:
         has_density = "density" in registry.options_of("reducers", name)
-        for options in [{"density": each} for each in densities] if has_density else [{}]:
+        for options in [{"density": density} for density in densities] if has_density else [{}]:
             found.append(resolve(load("digits-ff", overrides={"reducer": name, "reducer_options": options})))
     return found

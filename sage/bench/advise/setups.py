@@ -76,7 +76,7 @@ def candidates(
     dense = [row for row in ordered if row.reducer in REFERENCES and row.mount == "ddp"]
     found: list[Row] = []
     for row in ordered:
-        is_new = row.reducer not in {each.reducer for each in found}
+        is_new = row.reducer not in {other.reducer for other in found}
         if row.verdict != "dense" and is_new and len(found) < NUM_CANDIDATES:
             found.append(row)
     return [_setup(row, configs, name) for row in [*dense, *found]]
@@ -84,9 +84,9 @@ def candidates(
 
 def _setup(row: Row, configs: Sequence[Config], name: Callable[[Config], str]) -> Setup:
     config = next(
-        each
-        for each in configs
-        if each.reducer == row.reducer and each.to_dict()["reducer_options"] == dict(row.options)
+        candidate
+        for candidate in configs
+        if candidate.reducer == row.reducer and candidate.to_dict()["reducer_options"] == dict(row.options)
     )
     chosen = replace(config, mount=row.mount)
     return Setup(

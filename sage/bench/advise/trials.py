@@ -53,7 +53,7 @@ def measure(blocks: Sequence[Block], wire: Wire, seconds: float) -> list[Trial]:
             break
         for i in order.sample(range(len(blocks)), len(blocks)):
             taken[i].append(_slowest(blocks[i], steps[i], wire) / steps[i])
-    return [Trial(count, tuple(each)) for count, each in zip(steps, taken, strict=True)]
+    return [Trial(count, tuple(seconds)) for count, seconds in zip(steps, taken, strict=True)]
 
 
 def _num_steps(block: Block, wire: Wire) -> int:

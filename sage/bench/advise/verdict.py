@@ -60,7 +60,7 @@ class Verdict:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """Return the verdict that `to_dict` has converted."""
-        measured = tuple(Measured(**each) for each in content["measured"])
+        measured = tuple(Measured(**values) for values in content["measured"])
         one = {name: Measured(**content[name]) for name in ("recommended", "reference")}
         return cls(**{**content, **one, "measured": measured})
 
@@ -81,10 +81,10 @@ def _pays(verdict: Verdict) -> str:
 
 def _nothing(verdict: Verdict) -> list[str]:
     """Name the reference, the best of the others, and what would have to change."""
-    others = [each for each in verdict.measured if not each.is_dense]
+    others = [setup for setup in verdict.measured if not setup.is_dense]
     lines = []
     if others:
-        best = max(others, key=lambda each: each.speedup)
+        best = max(others, key=lambda setup: setup.speedup)
         lines.append(
             f"This is the reference. The fastest compressing set-up, {best.name}, is {_faster(best)}: 95 % "
             f"interval over {best.rounds} rounds of {_count(best.steps, 'step')}."
@@ -108,8 +108,8 @@ def _table(verdict: Verdict) -> str:
     return table(
         ["set-up", "step", "predicted", "speed-up (95 % interval)"],
         [
-            [each.name, duration(each.seconds), duration(each.predicted_seconds), _shown(each, verdict)]
-            for each in verdict.measured
+            [setup.name, duration(setup.seconds), duration(setup.predicted_seconds), _shown(setup, verdict)]
+            for setup in verdict.measured
         ],
     )
 

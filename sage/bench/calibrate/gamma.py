@@ -51,9 +51,9 @@ def load(links: Sequence[Samples], *, most_bytes: int, backward: float) -> tuple
     >>> load(links, most_bytes=10**6, backward=0.2)
     (4096, 7)
     """
-    reduces = [each for each in links if each.collective == "all_reduce"]
-    between = [each for each in reduces if each.scope == "inter"] or reduces
-    times = {each.bytes: statistics.median(each.seconds) for each in between}
+    reduces = [samples for samples in links if samples.collective == "all_reduce"]
+    between = [samples for samples in reduces if samples.scope == "inter"] or reduces
+    times = {samples.bytes: statistics.median(samples.seconds) for samples in between}
     fitting = [size for size, seconds in times.items() if size <= most_bytes and seconds <= backward / 2]
     size = max(fitting, default=min(times))
     return size, min(MOST_CALLS, math.ceil(COVER * backward / times[size]))
@@ -67,6 +67,6 @@ def _backward(training: Training, batches: list[Batch], *, size: int = 0, calls:
     with training.phases.running():
         whole_of(training.mount).backward(batches)
     seconds = training.phases.take()["backward"]
-    for each in pending:
-        each.wait()
+    for reduction in pending:
+        reduction.wait()
     return seconds

@@ -75,8 +75,8 @@ def sizes_of(messages: Iterable[int], world_size: int, grid: Sequence[int] = SIZ
     >>> sizes_of([100, 3000, 3001, 4000], 2)[:4]
     [104, 1024, 3000, 4096]
     """
-    chosen = [fitted_size(each, world_size) for each in grid]
-    for each in sorted(fitted_size(each, world_size) for each in messages if each <= max(grid)):
+    chosen = [fitted_size(size, world_size) for size in grid]
+    for each in sorted(fitted_size(size, world_size) for size in messages if size <= max(grid)):
         if all(not 1 / NEAR < each / other < NEAR for other in chosen):
             chosen.append(each)
     return sorted(chosen)

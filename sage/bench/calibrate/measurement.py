@@ -132,7 +132,7 @@ def _links(
         for message in method.messages[wire.world_size]:
             messages[message.collective].add(message.bytes)
     scopes = scopes_of(wire, nodes, device)
-    names = ("inter", "intra") if 1 < len(nodes) < wire.world_size else tuple(each.scope for each in scopes)
+    names = ("inter", "intra") if 1 < len(nodes) < wire.world_size else tuple(scoped.scope for scoped in scopes)
     samples: list[Samples] = []
     for name in names:
         display.print(f"collectives, {name}-node")
@@ -146,7 +146,7 @@ def _links(
                 text = json.dumps(asdict(own))
         # The first rank that takes part reports; the exchange is also a barrier before the next scope.
         content = json.loads(next(filter(None, wire.texts(text))))
-        samples += [Samples(**{**each, "seconds": tuple(each["seconds"])}) for each in content["samples"]]
+        samples += [Samples(**{**measured, "seconds": tuple(measured["seconds"])}) for measured in content["samples"]]
         notes.left_out += content["left_out"]
     return samples
 
@@ -161,7 +161,7 @@ def _model(
     """Return the times of all ranks together."""
     content = json.dumps({"times": asdict(times), "gamma": list(ratios)})
     ranks = [json.loads(text) for text in wire.texts(content)]
-    all_times = [ComputeTimes(**each["times"]) for each in ranks]
+    all_times = [ComputeTimes(**rank["times"]) for rank in ranks]
     parameters = [
         Parameter(name, torch.Size(shape).numel(), model_times.ready_seconds(all_times, name))
         for name, shape in gradients.shapes
@@ -169,9 +169,9 @@ def _model(
     return ModelTimes(
         workload=config.workload,
         batch_size=config.batch_size * config.accumulate,
-        parameters=tuple(sorted(parameters, key=lambda each: each.ready_seconds)),
+        parameters=tuple(sorted(parameters, key=lambda parameter: parameter.ready_seconds)),
         forward_seconds=model_times.pooled(all_times, "forward"),
         backward_seconds=model_times.pooled(all_times, "backward"),
         optimizer_seconds=model_times.pooled(all_times, "optimizer"),
-        gamma=tuple(ratio for each in ranks for ratio in each["gamma"]),
+        gamma=tuple(ratio for rank in ranks for ratio in rank["gamma"]),
     )

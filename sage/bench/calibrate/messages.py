@@ -44,7 +44,7 @@ def of_entries(entries: Sequence[Entry]) -> Sequenced:
 def of_ranks(ranks: Sequence[Sequenced]) -> Sequenced:
     """Return the messages of one reduction, with the bytes of the rank that contributes most."""
     together = zip(*ranks, strict=True)
-    return tuple(Message(each[0].collective, max(one.bytes for one in each)) for each in together)
+    return tuple(Message(same[0].collective, max(one.bytes for one in same)) for same in together)
 
 
 def typical(steps: Sequence[Sequenced]) -> Sequenced:
@@ -56,10 +56,10 @@ def typical(steps: Sequence[Sequenced]) -> Sequenced:
     >>> typical([*steps, (Message("broadcast", 1), Message("all_gather", 9))])
     (Message(collective='all_gather', bytes=10),)
     """
-    kinds: list[tuple[Collective, ...]] = [tuple(each.collective for each in step) for step in steps]
+    kinds: list[tuple[Collective, ...]] = [tuple(message.collective for message in step) for step in steps]
     ((kind, _),) = Counter(kinds).most_common(1)
-    alike = [step for step, each in zip(steps, kinds, strict=True) if each == kind]
+    alike = [step for step, other in zip(steps, kinds, strict=True) if other == kind]
     return tuple(
-        Message(collective, round((max if collective == "broadcast" else median)(one.bytes for one in each)))
-        for collective, each in zip(kind, zip(*alike, strict=True), strict=True)
+        Message(collective, round((max if collective == "broadcast" else median)(one.bytes for one in same)))
+        for collective, same in zip(kind, zip(*alike, strict=True), strict=True)
     )

@@ -70,10 +70,10 @@ def measure(config: Config, gradients: Gradients, wire: Wire, time: Time) -> Met
     payloads = sorted({*PAYLOADS, wire.world_size} if is_cuda else {*PAYLOADS} - {wire.world_size})
     alone = _alone(config, gradients, wire, payloads, time)
     ours = _together(config, gradients, wire, time)
-    content = {"ours": asdict(ours), **{str(world_size): asdict(each) for world_size, each in alone.items()}}
+    content = {"ours": asdict(ours), **{str(world_size): asdict(found) for world_size, found in alone.items()}}
     ranks = [json.loads(text) for text in wire.texts(json.dumps(content))]
     at_hand = str(wire.world_size) if is_cuda else "ours"
-    decode = {each: _pooled(ranks, str(each), "decode") for each in payloads}
+    decode = {num_payloads: _pooled(ranks, str(num_payloads), "decode") for num_payloads in payloads}
     decode[wire.world_size] = _pooled(ranks, at_hand, "decode")
     messages = {wire.world_size: _between(ranks)}
     error = ""
@@ -136,7 +136,7 @@ def _simulated(
     One rank's messages, with its own payload in place of those of all ranks, differ from those between ranks
     if ranks send unions of their selections, or pad to the longest of them.
     """
-    taken = max(sum(map(statistics.median, (each.encode, each.decode))) for each in alone.values())
+    taken = max(sum(map(statistics.median, (found.encode, found.decode))) for found in alone.values())
     memory = world_size * 3 * gradients.steps[0].nbytes
     # The other ranks wait for these simulations in a collective, which must not time out.
     share = min(time.seconds / 4, config.timeout / 2) / len(WORLD_SIZES)
@@ -156,7 +156,7 @@ def _between(ranks: Sequence[Mapping[str, Any]]) -> Sequenced:
 
 
 def _messages(step: Sequence[Mapping[str, Any]]) -> Sequenced:
-    return tuple(Message(**each) for each in step)
+    return tuple(Message(**message) for message in step)
 
 
 def _pooled(ranks: Sequence[Mapping[str, Any]], wire: str, name: str) -> tuple[float, ...]:

@@ -99,8 +99,8 @@ class MarkedPhases(Phases):
         try:
             yield
         finally:
-            for each in hooks:
-                each.remove()
+            for handle in hooks:
+                handle.remove()
 
 
 def measure(training: Training, steps: int) -> tuple[ComputeTimes, list[Tensor]]:
@@ -133,10 +133,10 @@ def measure(training: Training, steps: int) -> tuple[ComputeTimes, list[Tensor]]
                     break
     training.settle()
     kept.remove()
-    for each in record.steps[WARM_UP:]:
-        times.forward.append(each["phases"]["forward"])
-        times.backward.append(each["phases"]["backward"])
-        times.optimizer.append(rest_of_step(each))
+    for step in record.steps[WARM_UP:]:
+        times.forward.append(step["phases"]["forward"])
+        times.backward.append(step["phases"]["backward"])
+        times.optimizer.append(rest_of_step(step))
     for name in phases.names:
         times.ready[name] = [step[name] for step in ready[WARM_UP:] if name in step]
     return times, gradients
@@ -158,7 +158,7 @@ def rest_of_step(record: Mapping[str, Any]) -> float:
 
 def pooled(ranks: Sequence[ComputeTimes], name: str) -> tuple[float, ...]:
     """Return the samples of all ranks of `forward`, `backward` or `optimizer`."""
-    return tuple(seconds for each in ranks for seconds in getattr(each, name))
+    return tuple(seconds for times in ranks for seconds in getattr(times, name))
 
 
 def ready_seconds(ranks: Sequence[ComputeTimes], name: str) -> float:
@@ -166,5 +166,5 @@ def ready_seconds(ranks: Sequence[ComputeTimes], name: str) -> float:
 
     A parameter that no loss depends on has no gradient: it is ready when backward ends, as DDP finds then.
     """
-    samples = [seconds for each in ranks for seconds in each.ready[name]]
+    samples = [seconds for times in ranks for seconds in times.ready[name]]
     return statistics.median(samples or pooled(ranks, "backward"))

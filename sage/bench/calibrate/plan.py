@@ -39,7 +39,7 @@ class Plan:
 
     def facts(self) -> Mapping[str, str]:
         """Return what must be the same on all ranks, by name, in addition to the configuration."""
-        chosen = [[each.reducer, each.to_dict()["reducer_options"]] for each in self.reducers]
+        chosen = [[config.reducer, config.to_dict()["reducer_options"]] for config in self.reducers]
         return {
             "reducers": json.dumps(chosen),
             "seconds": f"{self.seconds:g}",

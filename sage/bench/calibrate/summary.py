@@ -29,7 +29,7 @@ def summary(calibration: Calibration) -> str:
         ),
         _table(
             ("reducer", "density", "encode", f"decode {w}", f"collectives at {w}", f"bytes at {w}"),
-            [_method(each, w) for each in calibration.methods],
+            [_method(method, w) for method in calibration.methods],
         ),
     ]
     return "\n".join(parts)
@@ -37,14 +37,14 @@ def summary(calibration: Calibration) -> str:
 
 def _groups(links: Sequence[Samples]) -> list[list[Samples]]:
     groups: dict[tuple[str, str], list[Samples]] = {}
-    for each in links:
-        groups.setdefault((each.scope, each.collective), []).append(each)
+    for samples in links:
+        groups.setdefault((samples.scope, samples.collective), []).append(samples)
     return list(groups.values())
 
 
 def _link(group: Sequence[Samples]) -> list[str]:
     first, last = group[0], group[-1]
-    ends = [(size(each.bytes), duration(statistics.median(each.seconds))) for each in (first, last)]
+    ends = [(size(samples.bytes), duration(statistics.median(samples.seconds))) for samples in (first, last)]
     return [first.collective, first.scope, str(first.ranks), str(len(group)), *ends[0], *ends[1]]
 
 
@@ -55,8 +55,8 @@ def _method(method: MethodTimes, world_size: int) -> list[str]:
         MISSING if method.density is None else f"{method.density:.3g}",
         duration(statistics.median(method.encode_seconds)),
         duration(statistics.median(method.decode_seconds[world_size])),
-        ", ".join(each.collective for each in messages) or MISSING,
-        size(sum(each.bytes for each in messages)),
+        ", ".join(message.collective for message in messages) or MISSING,
+        size(sum(message.bytes for message in messages)),
     ]
 
 

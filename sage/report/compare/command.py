@@ -36,8 +36,8 @@ def main(a: Path, b: Path, *, factor: float = 1.05, force: bool = False, as_json
             f"no run of {a} has a counterpart in {b}: {len(ours)} and {len(theirs)} runs, of which none have "
             "the same configuration and seed and a result; run one sweep in both places"
         )
-    comparisons = [compare(each, factor=factor, force=force) for each in found.pairings]
-    status = FAILED if any(each.regressions for each in comparisons) else 0
+    comparisons = [compare(pairing, factor=factor, force=force) for pairing in found.pairings]
+    status = FAILED if any(comparison.regressions for comparison in comparisons) else 0
     if as_json:
         print(json.dumps(_as_object(comparisons, found, left_out, status), indent=2))
         return status
@@ -55,8 +55,8 @@ def _read(name: str, path: Path) -> tuple[list[Run], dict[Path, str]]:
 
 def headline(comparisons: Sequence[Comparison]) -> str:
     """State the number of regressions and the mean ratio of the step times."""
-    worse = sum(bool(each.regressions) for each in comparisons)
-    incomparable = sum(each.time.outcome == "not comparable" for each in comparisons)
+    worse = sum(bool(comparison.regressions) for comparison in comparisons)
+    incomparable = sum(comparison.time.outcome == "not comparable" for comparison in comparisons)
     mean = geometric_mean(comparisons)
     return (
         f"{worse} of {len(comparisons)} configurations are worse in B."
@@ -76,16 +76,16 @@ def _show(
     grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("configuration", "seeds", "bytes", "step time, B over A", "metric, B minus A"):
         grid.add_column(name, overflow="fold")
-    for each in comparisons:
-        cells = [Text(each.label), Text(str(len(each.seeds)))]
-        for verdict in (each.bytes, each.time, each.accuracy):
+    for comparison in comparisons:
+        cells = [Text(comparison.label), Text(str(len(comparison.seeds)))]
+        for verdict in (comparison.bytes, comparison.time, comparison.accuracy):
             style = {"worse": "bold red", "better": "green", "not comparable": "yellow"}
             cells.append(Text(f"{verdict.outcome}: {verdict.text}", style=style.get(verdict.outcome, "")))
         grid.add_row(*cells)
     console.print(grid)
-    for each in comparisons:
-        if each.result.outcome != "same":
-            console.print(Text(f"{each.label}: {each.result.text}"), soft_wrap=True)
+    for comparison in comparisons:
+        if comparison.result.outcome != "same":
+            console.print(Text(f"{comparison.label}: {comparison.result.text}"), soft_wrap=True)
     for name, runs in (("A", found.only_a), ("B", found.only_b)):
         for run in runs[:MAX_LISTED]:
             console.print(Text(f"Only in {name}: {printable(run.folder)} ({run.status})"), soft_wrap=True)
@@ -101,7 +101,7 @@ def _as_object(
     return {
         "status": status,
         "headline": headline(comparisons),
-        "configurations": [_one(each) for each in comparisons],
+        "configurations": [_one(comparison) for comparison in comparisons],
         "only_a": [str(run.folder) for run in found.only_a],
         "only_b": [str(run.folder) for run in found.only_b],
         "left_out": {str(folder): why for folder, why in left_out.items()},

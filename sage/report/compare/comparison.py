@@ -160,8 +160,8 @@ def _accuracy(pairs: Mapping[int, tuple[Run, Run]]) -> tuple[str, Verdict, Sprea
 def geometric_mean(comparisons: Sequence[Comparison]) -> float | None:
     """The geometric mean of the comparable step-time ratios; None if there are none."""
     ratios = [
-        each.step_ratio.ratio
-        for each in comparisons
-        if each.step_ratio is not None and each.time.outcome != "not comparable"
+        comparison.step_ratio.ratio
+        for comparison in comparisons
+        if comparison.step_ratio is not None and comparison.time.outcome != "not comparable"
     ]
     return math.exp(fmean(map(math.log, ratios))) if ratios else None

@@ -55,7 +55,7 @@ def paired(a: Iterable[Run], b: Iterable[Run]) -> Paired:
         Pairing(label=labels[id(next(iter(pairs.values()))[0])], pairs=pairs) for pairs in members.values()
     ]
     return Paired(
-        pairings=sorted(pairings, key=lambda each: each.label),
+        pairings=sorted(pairings, key=lambda pairing: pairing.label),
         only_a=[run for where, run in ours.items() if where not in common],
         only_b=[run for where, run in theirs.items() if where not in common],
     )

@@ -68,7 +68,7 @@ def beside(source: Source, ours: Sequence[Group], left_out: Mapping[Path, str] |
     workloads = {workload for table in source.tables for workload in table.workloads}
     return Beside(
         lines=[line for table in source.tables for line in _lines(table, ours)],
-        scales=[each for group in ours if group.workload in workloads for each in _measured(group)],
+        scales=[measured for group in ours if group.workload in workloads for measured in _measured(group)],
         left_out=dict(left_out or {}),
     )
 
@@ -117,7 +117,7 @@ def _lines(table: PublishedTable, ours: Iterable[Group]) -> list[Line]:
                 row,
                 group,
                 setting,
-                nearest(setting, [each for each in group.settings if fits(base, config_of(each))]),
+                nearest(setting, [candidate for candidate in group.settings if fits(base, config_of(candidate))]),
             )
             for group in ours
             if group.workload in table.workloads
@@ -134,7 +134,7 @@ def _line(row: Row, group: Group, setting: Setting, baseline: Setting | None) ->
     found = None
     if baseline is not None:
         above, below = (
-            [(each.run.config["seed"], figure(each.values)) for each in side.counted]
+            [(row.run.config["seed"], figure(row.values)) for row in side.counted]
             for side in (setting, baseline)
         )
         found = ratio(above, below)
@@ -172,12 +172,12 @@ def nearest(setting: Setting, candidates: Sequence[Setting]) -> Setting | None:
 
     def distance(other: Setting) -> int:
         one, two = (
-            {name: value for name, value in each.rows[0].run.common.items() if name not in OWN}
-            for each in (setting, other)
+            {name: value for name, value in side.rows[0].run.common.items() if name not in OWN}
+            for side in (setting, other)
         )
         return sum(one.get(name) != two.get(name) for name in one.keys() | two.keys())
 
-    return min((each for each in candidates if each is not setting), key=distance, default=None)
+    return min((candidate for candidate in candidates if candidate is not setting), key=distance, default=None)
 
 
 def _measured(group: Group) -> list[tuple[str, Groups]]:

@@ -78,8 +78,8 @@ def read(path: Path) -> Source:
         if "baseline" in head
     }
     tables = {name: _head(name, head, f"{file}, table {name}") for name, head in heads.items()}
-    rows = [_row(each, common, f"{file}, row {number}") for number, each in enumerate(rows_given, 1)]
-    scales = [_scale(each, tables, f"{file}, scale {number}") for number, each in enumerate(scales_given, 1)]
+    rows = [_row(table, common, f"{file}, row {number}") for number, table in enumerate(rows_given, 1)]
+    scales = [_scale(table, tables, f"{file}, scale {number}") for number, table in enumerate(scales_given, 1)]
     rows = _with_baselines(rows, baselines, file)
     _check_baselines(rows, file)
     source = _made(Source, {**content, "name": path.stem}, file, without=("tables",))
@@ -161,7 +161,7 @@ def _check_baselines(rows: Sequence[Row], file: str) -> None:
     for row in (row for row in rows if row.baseline is not None):
         base = by_key.get((row.table, row.metric, row.baseline or ""))
         if base is None or base is row:
-            others = [each.method for each in rows if each.key[:2] == row.key[:2] and each is not row]
+            others = [other.method for other in rows if other.key[:2] == row.key[:2] and other is not row]
             raise ValueError(
                 f"{places[id(row)]}: the baseline is {row.baseline!r}; allowed are the other methods of this "
                 f"table and metric: {', '.join(others) or 'there are none'}"
@@ -178,7 +178,7 @@ def _made(kind: type[Made], given: Table, where: str, without: Sequence[str] = (
     hints = get_type_hints(kind, include_extras=True)
     valid = {name: hint for name, hint in hints.items() if name not in without}
     needed = [
-        each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING
+        item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING
     ]
     for name in given:
         _named(where, known, "key", name, valid)

@@ -98,7 +98,7 @@ def value(row: Row) -> str:
 
 def ratio(row: Row, table: PublishedTable) -> str:
     """A figure's ratio to its baseline; 1 for a baseline itself."""
-    if row.ratio is None and any(row.key == (*each.key[:2], each.baseline) for each in table.rows):
+    if row.ratio is None and any(row.key == (*other.key[:2], other.baseline) for other in table.rows):
         return times(1)
     return times(row.ratio)
 

@@ -19,19 +19,19 @@ def time_profile(canvas: Canvas) -> Drawing | None:
     found = judge(canvas.group)
     drawn = set(canvas.settings)
     lines = [
-        each
-        for each in (found.lines if found else ())
-        if each.setting in drawn and each.word != "reference" and each.time_ratio.num
+        line
+        for line in (found.lines if found else ())
+        if line.setting in drawn and line.word != "reference" and line.time_ratio.num
     ]
     if not lines:
         return None
     axes = canvas.figure.subplots()
-    profiles = [(each, profile(list(each.time_ratio.ratios.values()))) for each in lines]
-    fastest = min((each.taus[0] for _, each in profiles if each.taus), default=1.0)
+    profiles = [(line, profile(list(line.time_ratio.ratios.values()))) for line in lines]
+    fastest = min((curve.taus[0] for _, curve in profiles if curve.taus), default=1.0)
     # The least power of 2 that shows the fastest, and at least a factor of 2.
     first = 2.0 ** min(-1, math.floor(math.log2(fastest)) if fastest > 0 else -1)
-    for each, curve in profiles:
-        style = canvas.line_styles[each.setting.label]
+    for line, curve in profiles:
+        style = canvas.line_styles[line.setting.label]
         taus = [first, *(max(tau, first) for tau in curve.taus), MAX_TAU]
         shares = [0.0, *curve.shares, curve(MAX_TAU)]
         axes.step(taus, shares, where="post", markevery=list(range(1, len(taus) - 1)), **style.line)
@@ -43,4 +43,4 @@ def time_profile(canvas: Canvas) -> Drawing | None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: times(value)))
     axes.yaxis.set_major_formatter(DistinctLabels(percent))
-    return Drawing([each.setting for each in lines])
+    return Drawing([line.setting for line in lines])

@@ -37,9 +37,9 @@ def target_table(group: Group) -> Table:
             *("reducer", "verdict", "reached", "seconds", "steps"),
             *("steps ratio", "its interval", "time ratio", "95 % interval", "pairs"),
         ],
-        lines=[_line(each) for each in lines],
-        hints=["\n".join(row.values["folder"] for row in each.setting.rows[:5]) for each in lines],
-        series=[each.setting.label for each in lines],
+        lines=[_line(line) for line in lines],
+        hints=["\n".join(row.values["folder"] for row in line.setting.rows[:5]) for line in lines],
+        series=[line.setting.label for line in lines],
     )
 
 

@@ -39,7 +39,7 @@ def target_of(runs: Sequence[Run], targets: Targets) -> Target | None:
     run = runs[0]
     given = targets.get((run.config["workload"], run.config["world_size"], run.figures.metric))
     own = run.config.get("target")
-    if given is not None or own is None or any(each.config.get("target") != own for each in runs):
+    if given is not None or own is None or any(run.config.get("target") != own for run in runs):
         return given
     return Target(own, "the key target of the runs, at which they stop")
 

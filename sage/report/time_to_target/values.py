@@ -22,7 +22,7 @@ def time_to_target(group: Group) -> dict[str, Any] | None:
         "origin": group.target.origin,
         "tuning": group.target.tuning or None,
         "reference": None if found.reference is None else found.reference.label,
-        "settings": [_line(each) for each in found.lines],
+        "settings": [_line(line) for line in found.lines],
     }
 
 

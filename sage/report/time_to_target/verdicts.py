@@ -66,8 +66,8 @@ def first_line(groups: Iterable[Group]) -> str:
 
     A setting pays if the interval of its paired time ratios is below 1 and there are at least six pairs.
     """
-    judged = [each for group in groups if (found := judge(group)) for each in found.lines]
-    words = [each.word for each in judged if not is_dense(each.setting)]
+    judged = [line for group in groups if (found := judge(group)) for line in found.lines]
+    words = [line.word for line in judged if not is_dense(line.setting)]
     if not words:
         return ""
     text = f"{words.count('pays')} of {len(words)} set-ups pay"
