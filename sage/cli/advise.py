@@ -16,8 +16,8 @@ NOTES = """\
     sage launch --hosts hosts.txt --advise resnet20-cifar10       the hosts of a file
 
 The ranks are found as `sage run` finds them. The reference is the faster of `exact` and `bf16` under
-`--mount ddp`. Every other reducer is predicted under each mount; the three fastest are verified beside the
-reference by short runs that take turns.
+`--mount ddp`. Every other reducer is predicted under each mount; the three fastest are verified against the
+reference by short runs in alternation.
 """
 
 

@@ -116,7 +116,9 @@ command = Calibrate(
         Option("reducers", tuple[str, ...], REDUCERS, "The reducers, each NAME[:OPTION=VALUE,...]."),
         Option("densities", tuple[float, ...], (), "Target densities; none given: that of each reducer."),
         Option("steps", int, 10, "Steps that are timed, and reductions of each reducer."),
-        Option("seconds", float, 60.0, "Time for the collectives; the reducers have as long again."),
+        Option(
+            "seconds", float, 60.0, "Time for the collectives; the reducers take the same time in addition."
+        ),
         Option("output", Path, Path("calibration.json"), "The file to write."),
         Option(
             "from_runs",

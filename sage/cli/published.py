@@ -18,22 +18,22 @@ def published(*, source: str | None, all: bool, runs: Path | None, json: bool) -
     if source is None:
         if runs is not None:
             raise ValueError("--runs needs a source to compare with; `sage published` lists the sources")
-        every = [files.read(path) for path in files.sources().values()]
-        shown = every if all else [each.verified() for each in every]
+        sources = [files.read(path) for path in files.sources().values()]
+        shown = sources if all else [source.verified() for source in sources]
         if json:
-            _print({"sources": [text.as_object(each) for each in shown]})
+            _print({"sources": [text.as_object(source) for source in shown]})
         else:
-            print("\n".join(text.listing(every)))
+            print("\n".join(text.listing(sources)))
         return 0
     whole = files.find(source)
     given = whole if all else whole.verified()
     found, lines = text.as_object(given), text.text(given)
     if runs is not None:
-        from ..report.published import beside  # needs numpy
+        from ..report.published import own_runs  # needs numpy
 
-        compared = beside.compare(given, [runs])
-        found["beside"] = beside.as_object(compared)
-        lines += ["", *beside.text(compared)]
+        compared = own_runs.compare(given, [runs])
+        found["beside"] = own_runs.as_object(compared)
+        lines += ["", *own_runs.text(compared)]
     if json:
         _print(found)
         return 0
@@ -59,7 +59,7 @@ command = Command(
             suggestions=Suggestions("published", or_files=True),
         ),
         Option("all", bool, False, "Print the figures that are not verified too, each with its status."),
-        Option("runs", Path | None, None, "A folder of runs: print their ratios beside the published ones."),
+        Option("runs", Path | None, None, "A folder of runs: print their ratios next to the published ones."),
         Option("json", bool, False, "Print one JSON object."),
     ],
     help="List the published tables that SAGE has as data, and compare runs with them. Both are compared by "

@@ -12,7 +12,7 @@ LOWEST, HIGHEST = 1e2, 1e14
 """The bandwidths that are searched, in bytes per second."""
 
 FIRST, PARTS, ROUNDS = 128, 64, 3
-"""Bandwidths of the first search, and into how many parts each root's interval is then divided, how often."""
+"""Number of bandwidths of the first search; parts into which each root's interval is divided; divisions."""
 
 Array = NDArray[numpy.float64]
 

@@ -26,7 +26,7 @@ class Bucket:
 def cut(parameters: Sequence[Parameter], bucket_mb: float | None = None) -> list[Bucket]:
     """Divide parameters into buckets, in the order in which their gradients are ready.
 
-    A bucket is closed once it has `bucket_mb` MiB of float32. At DDP's default, which None stands for too,
+    A bucket is closed once it has `bucket_mb` MiB of float32. At DDP's default, or with None,
     the first bucket has 1 MiB and the others have 25 MiB.
     """
     cap = (DEFAULT_MB if bucket_mb is None else bucket_mb) * 1024 * 1024

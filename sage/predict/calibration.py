@@ -57,7 +57,7 @@ class ModelTimes:
     backward_seconds: tuple[float, ...]
     optimizer_seconds: tuple[float, ...]
     gamma: tuple[float, ...]
-    """Backward beside communication, divided by backward alone."""
+    """Time of backward during communication, divided by that of backward alone."""
 
     @property
     def numel(self) -> int:
@@ -82,7 +82,7 @@ class MethodTimes:
     options: Mapping[str, Any]
     encode_seconds: tuple[float, ...]
     decode_seconds: Mapping[int, tuple[float, ...]]
-    """By world size: decoding the payloads of so many ranks."""
+    """By world size: the times of decoding the payloads of this number of ranks."""
     density: float | None
     """The density that was achieved; None for a reducer without one."""
     messages: Mapping[int, tuple[Message, ...]]
@@ -135,7 +135,9 @@ def read(path: Path) -> Calibration:
             **_only(
                 model,
                 MODEL,
-                parameters=tuple(Parameter(**_only(parameter, PARAMETER)) for parameter in model["parameters"]),
+                parameters=tuple(
+                    Parameter(**_only(parameter, PARAMETER)) for parameter in model["parameters"]
+                ),
                 **{name: tuple(model[name]) for name in MODEL_TIMES},
             )
         ),

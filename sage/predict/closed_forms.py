@@ -40,9 +40,9 @@ class Baseline:
     """v: bytes through the link for each bucket but the last; r·b for a ring, with r = 2(W−1)/W."""
     last_volume: float
     gamma: float = 1.0
-    """γ: backward beside communication over backward alone."""
+    """γ: time of backward during communication, divided by that of backward alone."""
     first_ready: float = 0.0
-    """t_1: when communication may begin, from the start of a backward beside communication."""
+    """t_1: when communication may begin, from the start of backward, which communication slows down."""
 
     @property
     def total_volume(self) -> float:
@@ -51,9 +51,9 @@ class Baseline:
 
     def seconds(self, x: Any) -> Any:
         """Return T0, of a number or an array."""
-        each, last = self.latency + self.volume * x, self.latency + self.last_volume * x
+        usual, last = self.latency + self.volume * x, self.latency + self.last_volume * x
         left = self.gamma * self.backward - self.first_ready
-        return self.other + self.first_ready + two_term(self.buckets, left, each, last)
+        return self.other + self.first_ready + two_term(self.buckets, left, usual, last)
 
     def seconds_without_overlap(self, x: Any) -> Any:
         """Return the step time of one dense reduction after backward, of a number or an array."""
@@ -98,12 +98,12 @@ def break_even(baseline: Baseline, method: Compressed, rho: float = 1.0) -> Inte
     knee = min(max(baseline.knee, 0.0), math.inf)
     hidden = LESS * (baseline.other + baseline.gamma * baseline.backward + baseline.latency)
     bound = LESS * (baseline.other + baseline.first_ready + baseline.buckets * baseline.latency)
-    found = [
+    pieces = [
         *_above_zero(hidden - at_zero, LESS * baseline.last_volume - rho * method.volume, 0.0, knee),
         *_above_zero(bound - at_zero, LESS * baseline.total_volume - rho * method.volume, knee, math.inf),
     ]
     joined: list[tuple[float, float]] = []
-    for low, high in found:
+    for low, high in pieces:
         if joined and math.isclose(low, joined[-1][1], rel_tol=1e-12):
             low = joined.pop()[0]
         joined.append((low, high))

@@ -30,7 +30,7 @@ class Terms:
     share: float
     """Bytes through a link for each byte that a rank contributes."""
     fixed_bytes: float = 0.0
-    """Bytes through a link in addition, whatever a rank contributes."""
+    """Bytes through a link in addition, which do not depend on what a rank contributes."""
 
 
 def ring(collective: Collective, p: int) -> Terms:
@@ -56,14 +56,14 @@ def tree(collective: Collective, p: int) -> Terms:
     reduce-scatter halves recursively.
     """
     doublings = math.log2(p)
-    found = {
+    terms = {
         "all_reduce": Terms(2 * doublings, 2.0),
         "reduce_scatter": Terms(doublings, (p - 1) / p),
         "all_gather": Terms(doublings, p - 1),
         "ragged_gather": Terms(2 * doublings, p - 1, COUNTS_BYTES * (p - 1)),
         "broadcast": Terms(doublings, 1.0),
     }
-    return found.get(collective) or ring(collective, p)
+    return terms.get(collective) or ring(collective, p)
 
 
 ALGORITHMS: Mapping[Algorithm, Callable[[Collective, int], Terms]] = {"ring": ring, "tree": tree}

@@ -16,10 +16,10 @@ def fitted(seconds: Mapping[int, float]) -> tuple[float, float]:
     mean_w = sum(seconds) / len(seconds)
     mean_s = sum(seconds.values()) / len(seconds)
     spread = sum((w - mean_w) ** 2 for w in seconds)
-    each = (
+    per_payload = (
         sum((w - mean_w) * (s - mean_s) for w, s in seconds.items()) / spread if spread else mean_s / mean_w
     )
-    first = mean_s - mean_w * each
-    if first < 0:  # through the origin
+    fixed = mean_s - mean_w * per_payload
+    if fixed < 0:  # through the origin
         return 0.0, sum(w * s for w, s in seconds.items()) / sum(w * w for w in seconds)
-    return (first, each) if each >= 0 else (mean_s, 0.0)
+    return (fixed, per_payload) if per_payload >= 0 else (mean_s, 0.0)

@@ -30,7 +30,7 @@ class Row:
     bits_per_second: float | None
     """Of the links between nodes; None: as measured."""
     name: str
-    """The reducer, with its density and the options that tell it from the others."""
+    """The reducer, with its density and the options that distinguish it from the others."""
     reducer: str
     options: Mapping[str, Any]
     mount: Mount
@@ -73,16 +73,16 @@ def names(methods: Sequence[MethodTimes]) -> list[str]:
     """Return a name for each method: the reducer with its density, and the options in which methods of the
     same reducer differ.
     """
-    found = []
+    result = []
     for method in methods:
         same = [other.options for other in methods if other.reducer == method.reducer]
-        told = [
+        named_options = [
             f"{key}={value}"
             for key, value in method.options.items()
             if key == "density" or any(options.get(key) != value for options in same)
         ]
-        found.append(f"{method.reducer}({', '.join(told)})" if told else method.reducer)
-    return found
+        result.append(f"{method.reducer}({', '.join(named_options)})" if named_options else method.reducer)
+    return result
 
 
 def choices(
@@ -115,7 +115,7 @@ def is_reference(choice: Choice) -> bool:
     return choice.method.reducer == REFERENCE and choice.mount == "ddp"
 
 
-def predict(predictor: Predictor, setups: Sequence[Setup], every: Sequence[Choice]) -> list[Row]:
+def predict(predictor: Predictor, setups: Sequence[Setup], compared: Sequence[Choice]) -> list[Row]:
     """Predict each choice in each setup, at each of its bandwidths.
 
     Raises:
@@ -124,32 +124,32 @@ def predict(predictor: Predictor, setups: Sequence[Setup], every: Sequence[Choic
     rows: list[Row] = []
     for setup in setups:
         network = predictor.links(setup.link)
-        steps = [predictor.step(choice, setup, network) for choice in every]
-        base = next(step for choice, step in zip(every, steps, strict=True) if is_reference(choice))
-        dense = [step for choice, step in zip(every, steps, strict=True) if choice.method.reducer in DENSE]
+        steps = [predictor.step(choice, setup, network) for choice in compared]
+        base = next(step for choice, step in zip(compared, steps, strict=True) if is_reference(choice))
+        dense = [step for choice, step in zip(compared, steps, strict=True) if choice.method.reducer in DENSE]
         shortest_DX = numpy.minimum.reduce([step.seconds_DX for step in dense])
         given = setup.link.bytes_per_second
         for x, bandwidth in enumerate(given or (network.bytes_per_second,)):
-            forms = _Forms(predictor, setup, network, 1 / bandwidth, every)
+            forms = _Forms(predictor, setup, network, 1 / bandwidth, compared)
             bits = None if given is None else 8 * bandwidth
-            for choice, step in zip(every, steps, strict=True):
+            for choice, step in zip(compared, steps, strict=True):
                 rows.append(_row(predictor, setup, bits, choice, step, base, shortest_DX, x, forms))
     return rows
 
 
 class _Forms:
-    """What the closed forms say at one bandwidth."""
+    """The results of the closed forms at one bandwidth."""
 
     def __init__(
-        self, predictor: Predictor, setup: Setup, network: Links, x: float, every: Sequence[Choice]
+        self, predictor: Predictor, setup: Setup, network: Links, x: float, compared: Sequence[Choice]
     ) -> None:
         self._is_alone = setup.ranks == 1
         self._known = predictor, setup, network, reference(predictor.calibration)
-        bucket_mb = next(choice.bucket_mb for choice in every if is_reference(choice))
+        bucket_mb = next(choice.bucket_mb for choice in compared if is_reference(choice))
         self._x, self._baseline = x, baseline(predictor, setup, network, bucket_mb)
 
     def budget(self, choice: Choice) -> float | None:
-        """Return the budget for encoding and decoding of a method, beside that of bf16."""
+        """Return the time within which a method may encode and decode, including what bf16 needs for this."""
         method = choice.method
         if self._is_alone or method.reducer in DENSE:
             return None

@@ -81,19 +81,21 @@ def limits(
     limits are bandwidths between nodes.
     """
     single = replace(predictor, num_draws=1)
-    found = []
+    results = []
     for setup in setups:
         if setup.ranks > 1:
             if setup.ranks <= setup.ranks_per_node:
                 setup = replace(setup, ranks_per_node=1)
-            every = predictor.calibration.methods
-            named = [pair for pair in zip(every, names(every), strict=True) if pair[0].reducer not in DENSE]
+            methods = predictor.calibration.methods
+            named = [
+                pair for pair in zip(methods, names(methods), strict=True) if pair[0].reducer not in DENSE
+            ]
             against = _AgainstDense(single, setup, Choice(reference(predictor.calibration), "ddp", bucket_mb))
-            found += [
+            results += [
                 _of(single, setup, method, name, bucket_mb, against, steps_ratios.get(method.reducer, 1.0))
                 for method, name in named
             ]
-    return found
+    return results
 
 
 def _of(
@@ -113,7 +115,9 @@ def _of(
     compressed = compressed_of(predictor, setup, network, method, reference(calibration))
     against_fp32 = compressed_of(predictor, setup, network, method, dense_method(calibration, "exact"))
     messages = traffic(method, setup.ranks, calibration.model.numel)
-    gathered = sum(message.count * message.size.bytes for message in messages if message.collective in GATHERS)
+    gathered = sum(
+        message.count * message.size.bytes for message in messages if message.collective in GATHERS
+    )
     return Limits(
         cluster=setup.name,
         ranks=setup.ranks,
@@ -134,5 +138,5 @@ def _of(
     )
 
 
-def _in_bits(found: Intervals) -> Intervals:
-    return tuple((8 * low, 8 * high) for low, high in found)
+def _in_bits(intervals: Intervals) -> Intervals:
+    return tuple((8 * low, 8 * high) for low, high in intervals)

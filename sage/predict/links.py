@@ -63,7 +63,7 @@ class Links:
     limited: frozenset[Collective] = frozenset()
     """Collectives that are no faster than within a node, at some bandwidth."""
     notes: set[str] = field(default_factory=set)
-    """What a reader must know of the times that were asked for since it was last emptied."""
+    """Assumptions behind the times that `seconds` has returned since the set was last emptied."""
 
     def seconds(
         self, collective: Collective, size: Array, ranks: int, ranks_per_node: int, count: float = 1.0
@@ -81,13 +81,13 @@ class Links:
             return numpy.zeros((1, 1))
         g = min(ranks_per_node, ranks)
         self._note(collective, ranks, g)
-        found = self._with("ring", collective, size, ranks, g)
+        seconds = self._with("ring", collective, size, ranks, g)
         if ranks > self.most_ranks:
-            other = self._with("tree", collective, size, ranks, g)
-            if bool((other < found).any()):
+            of_tree = self._with("tree", collective, size, ranks, g)
+            if bool((of_tree < seconds).any()):
                 self.notes.add(f"the faster of ring and tree above {self.most_ranks} ranks, here a tree")
-                found = numpy.minimum(found, other)
-        return count * found
+                seconds = numpy.minimum(seconds, of_tree)
+        return count * seconds
 
     def terms(
         self, collective: Collective, size: float, ranks: int, ranks_per_node: int
@@ -101,8 +101,8 @@ class Links:
             return 0.0, 0.0
         algorithms: tuple[Algorithm, ...] = ("ring", "tree") if ranks > self.most_ranks else ("ring",)
         g = min(ranks_per_node, ranks)
-        found = [self._terms(algorithm, collective, size, ranks, g) for algorithm in algorithms]
-        return min(found, key=lambda terms: terms[0] + terms[1] / self.bytes_per_second)
+        costs = [self._terms(algorithm, collective, size, ranks, g) for algorithm in algorithms]
+        return min(costs, key=lambda cost: cost[0] + cost[1] / self.bytes_per_second)
 
     def _terms(
         self, algorithm: Algorithm, collective: Collective, size: float, p: int, g: int
@@ -119,7 +119,9 @@ class Links:
 
     def _note(self, collective: Collective, ranks: int, ranks_per_node: int) -> None:
         if self.is_local and ranks > ranks_per_node:
-            self.notes.add("links between nodes were not measured: what is not given is as within a node")
+            self.notes.add(
+                "links between nodes were not measured: those within a node are used where no value is given"
+            )
         if collective in self.stand_ins:
             self.notes.add(f"{collective} was not measured: its times are those of another collective's link")
         if collective in self.limited:
@@ -176,21 +178,21 @@ def links(inter: Fits, intra: Fits, link: Link, generator: numpy.random.Generato
     limited = set()
     within = {
         name: _drawn(
-            found, intra, link.intra_latency, _one(link.intra_bytes_per_second), generator, num_draws
+            fitted, intra, link.intra_latency, _one(link.intra_bytes_per_second), generator, num_draws
         )
         for name in get_args(Collective)
-        if (found := _nearest(intra, name)) is not None or link.intra_bytes_per_second is not None
+        if (fitted := _nearest(intra, name)) is not None or link.intra_bytes_per_second is not None
     }
     is_local = not inter and bool(intra)
     inter = inter or intra
     floor = intra if link.intra_bytes_per_second is None else {}
     between = {}
     for name in get_args(Collective):
-        found = _nearest(inter, name)
-        if found is None and (link.bytes_per_second is None or link.latency is None):
+        fitted = _nearest(inter, name)
+        if fitted is None and (link.bytes_per_second is None or link.latency is None):
             missing = "bandwidth" if link.bytes_per_second is None else "latency"
             raise ValueError(f"the calibration has no times of links: give their {missing} with --{missing}")
-        drawn = _drawn(found, inter, link.latency, link.bytes_per_second, generator, num_draws)
+        drawn = _drawn(fitted, inter, link.latency, link.bytes_per_second, generator, num_draws)
         if link.bytes_per_second is not None and (least := _nearest(floor, name)) is not None:
             bounded = numpy.maximum(drawn.seconds_per_byte_DX, least.seconds_per_byte)
             if bool((bounded > drawn.seconds_per_byte_DX).any()):
@@ -198,8 +200,8 @@ def links(inter: Fits, intra: Fits, link: Link, generator: numpy.random.Generato
             drawn = replace(drawn, seconds_per_byte_DX=bounded)
         between[name] = drawn
     stand_ins = frozenset(between) - frozenset(inter) if inter else frozenset[Collective]()
-    most = max((found.most_ranks for found in (*inter.values(), *intra.values())), default=1)
-    fastest = min((found.seconds_per_byte for found in inter.values()), default=0.0)
+    most = max((fit.most_ranks for fit in (*inter.values(), *intra.values())), default=1)
+    fastest = min((fit.seconds_per_byte for fit in inter.values()), default=0.0)
     bandwidth = (link.bytes_per_second or (1 / fastest if fastest > 0 else numpy.inf,))[0]
     return Links(
         between, within, link.layout, float(bandwidth), most, is_local, stand_ins, frozenset(limited)
@@ -207,7 +209,7 @@ def links(inter: Fits, intra: Fits, link: Link, generator: numpy.random.Generato
 
 
 def _drawn(
-    found: Fit | None,
+    fitted: Fit | None,
     measured: Fits,
     latency: float | None,
     bytes_per_second: tuple[float, ...] | None,
@@ -215,13 +217,13 @@ def _drawn(
     num_draws: int,
 ) -> Drawn:
     zeros_D = numpy.zeros(num_draws)
-    latency_D, per_byte_D = found.draw(generator, num_draws) if found is not None else (zeros_D, zeros_D)
+    latency_D, per_byte_D = fitted.draw(generator, num_draws) if fitted is not None else (zeros_D, zeros_D)
     if latency is not None:
         latency_D = zeros_D + latency
     fastest = min((other.seconds_per_byte for other in measured.values()), default=0.0)
     excess_D = per_byte_D - fastest
     if bytes_per_second is None:
-        correction = found if latency is None else None
+        correction = fitted if latency is None else None
         return Drawn(latency_D[:, None], per_byte_D[:, None], float(excess_D[0]), correction)
     inverse_X = 1 / numpy.array(bytes_per_second)
     kept_X = numpy.minimum(1.0, inverse_X / fastest) if fastest > 0 else numpy.ones_like(inverse_X)
@@ -229,9 +231,9 @@ def _drawn(
     return Drawn(latency_D[:, None], per_byte_DX, float(excess_D[0]), None)
 
 
-def _nearest(found: Fits, name: Collective) -> Fit | None:
+def _nearest(fits: Fits, name: Collective) -> Fit | None:
     """The fit of a collective; of the all-reduce, or else any other, if it was not measured."""
-    return found.get(name) or found.get("all_reduce") or next(iter(found.values()), None)
+    return fits.get(name) or fits.get("all_reduce") or next(iter(fits.values()), None)
 
 
 def _one(value: float | None) -> tuple[float, ...] | None:

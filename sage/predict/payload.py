@@ -1,8 +1,8 @@
 """The messages of a reducer at a world size that was not measured.
 
 What a rank contributes may depend on the world size: it grows where the selections of ranks are united or
-padded to the largest, and falls where elements are shared out among ranks. The law is taken from
-the measured world sizes. Outside their range it has bounds: full overlap of the selections of all ranks, and
+padded to the largest, and falls where elements are divided among ranks. This dependence is fitted to the
+measured world sizes. Outside their range it has bounds: full overlap of the selections of all ranks, and
 disjoint selections.
 """
 # W = world size
@@ -34,8 +34,8 @@ class Size:
     bytes: float
     low: float
     high: float
-    law: str
-    """How it was found."""
+    basis: str
+    """How it was determined, such as `measured` or `interpolated`."""
 
     def draw(self, generator: numpy.random.Generator, num: int) -> NDArray[numpy.float64]:
         """Draw uniformly within the bounds; the first draw is the size itself."""
@@ -66,7 +66,7 @@ def traffic(method: MethodTimes, ranks: int, numel: int) -> tuple[Traffic, ...]:
         messages = method.messages.get(ranks) or next(iter(method.messages.values()))
         order: tuple[Collective, ...] = tuple(message.collective for message in messages)
         sizes = [
-            {w: float(found[i].bytes) for w, found in method.messages.items() if len(found) > i}
+            {w: float(messages[i].bytes) for w, messages in method.messages.items() if len(messages) > i}
             for i in range(len(order))
         ]
         return tuple(
@@ -74,7 +74,7 @@ def traffic(method: MethodTimes, ranks: int, numel: int) -> tuple[Traffic, ...]:
             for name, by_W in zip(order, sizes, strict=True)
         )
     # The sequence of collectives depends on W: the number and mean size of each kind take its place.
-    found = []
+    result = []
     names: dict[Collective, None] = dict.fromkeys(name for order in sorted(orders) for name in order)
     for name in names:
         counts, sizes_W = {}, {}
@@ -82,14 +82,14 @@ def traffic(method: MethodTimes, ranks: int, numel: int) -> tuple[Traffic, ...]:
             own = [message.bytes for message in messages if message.collective == name]
             if own:
                 counts[w], sizes_W[w] = float(len(own)), fmean(own)
-        found.append(
+        result.append(
             Traffic(
                 name,
                 _power(counts, ranks)[0],
                 size_at(name, sizes_W, ranks, most=most, is_sparse=is_sparse),
             )
         )
-    return tuple(found)
+    return tuple(result)
 
 
 def size_at(
@@ -120,16 +120,16 @@ def size_at(
     change = (ranks / nearest) ** math.copysign(1, slope)
     bounds = sorted((at, min(most, at * change)))
     if slope < 0:
-        law = f"shared out among ranks, as W^{slope:.2f}"
+        basis = f"shared out among ranks, as W^{slope:.2f}"
     elif collective in GATHERS:
-        size, law = _padded(by_W, ranks), "padded to the largest of W ranks"
+        size, basis = _padded(by_W, ranks), "padded to the largest of W ranks"
     else:
-        law = f"grows by union, as W^{slope:.2f}"
-    return Size(min(max(size, bounds[0]), bounds[1]), bounds[0], bounds[1], law)
+        basis = f"grows by union, as W^{slope:.2f}"
+    return Size(min(max(size, bounds[0]), bounds[1]), bounds[0], bounds[1], basis)
 
 
-def _fixed(size: float, law: str) -> Size:
-    return Size(size, size, size, law)
+def _fixed(size: float, basis: str) -> Size:
+    return Size(size, size, size, basis)
 
 
 def _power(by_W: Mapping[int, float], ranks: int) -> tuple[float, float]:

@@ -59,10 +59,14 @@ def read(path: Path) -> list[Setup]:
         ) from cause
     for name in table:
         known(f"key (in {path.name})", name, ["cluster"])
-    found = table.get("cluster")
-    if not isinstance(found, list) or not found or not all(isinstance(entry, dict) for entry in found):
+    clusters = table.get("cluster")
+    if (
+        not isinstance(clusters, list)
+        or not clusters
+        or not all(isinstance(entry, dict) for entry in clusters)
+    ):
         raise ValueError(f"{path.name} has no cluster; allowed are tables written as [[cluster]]")
-    setups = [setup for number, entry in enumerate(found, 1) for setup in _cluster(path, number, entry)]
+    setups = [setup for number, entry in enumerate(clusters, 1) for setup in _cluster(path, number, entry)]
     count = sum(len(setup.link.bytes_per_second or ()) for setup in setups)
     if count > MOST_CLUSTERS:
         raise ValueError(
@@ -139,20 +143,20 @@ def steps_ratios(words: Sequence[str], reducers: Collection[str]) -> dict[str, f
     Raises:
         ValueError: if a word has another form, or a reducer was not measured.
     """
-    found = {}
+    ratios = {}
     for word in words:
         name, _, value = word.partition("=")
         known("reducer of the calibration", name, reducers)
         try:
-            found[name] = float(value)
+            ratios[name] = float(value)
         except ValueError:
-            found[name] = -1.0
-        if not found[name] > 0:
+            ratios[name] = -1.0
+        if not ratios[name] > 0:
             raise ValueError(
                 f"--steps-ratio is {shown(word)}; allowed is REDUCER=RATIO with a number above 0, or inf for "
                 "a reducer that misses the target"
             )
-    return found
+    return ratios
 
 
 def _several(value: Any) -> tuple[Any, ...]:

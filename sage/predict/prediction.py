@@ -108,16 +108,16 @@ def make(
     return Prediction(calibration, rows, limits(predictor, setups, bucket_mb, steps_ratios), links)
 
 
-def _link(collective: Collective, scope: Scope, found: Fit) -> MeasuredLink:
-    per_byte = found.seconds_per_byte
+def _link(collective: Collective, scope: Scope, fit: Fit) -> MeasuredLink:
+    per_byte = fit.seconds_per_byte
     return MeasuredLink(
         collective,
         scope,
-        latency_seconds=found.latency,
-        latency_error=found.covariance[0][0] ** 0.5,
+        latency_seconds=fit.latency,
+        latency_error=fit.covariance[0][0] ** 0.5,
         bits_per_second=8 / per_byte if per_byte > 0 else math.inf,
-        bandwidth_error=found.covariance[1][1] ** 0.5 / per_byte if per_byte > 0 else math.inf,
-        residuals=found.residuals,
+        bandwidth_error=fit.covariance[1][1] ** 0.5 / per_byte if per_byte > 0 else math.inf,
+        residuals=fit.residuals,
     )
 
 
@@ -129,7 +129,7 @@ def pictures(
 ) -> Pictures:
     """Return the data of the pictures: curves of the first setup of more than one rank, and the map."""
     setup = next((candidate for candidate in setups if candidate.ranks > 1), setups[0])
-    every = choices(calibration, bucket_mb, steps_ratios)
+    compared = choices(calibration, bucket_mb, steps_ratios)
     given = [8 * each for one in setups for each in one.link.bytes_per_second or ()]
     low, high = min([CURVE_BITS[0], *given]), max([CURVE_BITS[1], *given])
     bits = numpy.geomspace(low, high, CURVE_POINTS)
@@ -137,15 +137,17 @@ def pictures(
     steps = max(2, min(MAP_RANKS, math.ceil(2 * math.log2(most))))
     ranks = sorted({round(value) for value in numpy.geomspace(2, most, steps)})
     base = replace(setup, link=_with_bits(setup, numpy.geomspace(low, high, MAP_POINTS)))
-    found = win_map(
-        Predictor(calibration, num_draws=MAP_DRAWS), [replace(base, ranks=num_ranks) for num_ranks in ranks], every
+    winners = win_map(
+        Predictor(calibration, num_draws=MAP_DRAWS),
+        [replace(base, ranks=num_ranks) for num_ranks in ranks],
+        compared,
     )
     name = f"{setup.name}, " if setup.name else ""
     return Pictures(
         title=f"{calibration.model.workload}, {name}{setup.ranks} ranks",
         bits_per_second=tuple(bits.tolist()),
-        curves=tuple(_curves(calibration, replace(setup, link=_with_bits(setup, bits)), every)),
-        map=found,
+        curves=tuple(_curves(calibration, replace(setup, link=_with_bits(setup, bits)), compared)),
+        map=winners,
     )
 
 
@@ -153,26 +155,26 @@ def _with_bits(setup: Setup, bits: Any) -> Any:
     return replace(setup.link, bytes_per_second=tuple((bits / 8).tolist()))
 
 
-def _curves(calibration: Calibration, setup: Setup, every: Sequence[Choice]) -> list[Curve]:
+def _curves(calibration: Calibration, setup: Setup, compared: Sequence[Choice]) -> list[Curve]:
     predictor = Predictor(calibration)
     network = predictor.links(setup.link)
     columns = len(setup.link.bytes_per_second or ())
     seconds = [
         numpy.broadcast_to(found := predictor.step(choice, setup, network).seconds_DX, (len(found), columns))
-        for choice in every
+        for choice in compared
     ]
     drawn: dict[str, Curve] = {}
     faster: dict[str, Any] = {}
-    order = sorted(range(len(every)), key=lambda i: not is_reference(every[i]))
+    order = sorted(range(len(compared)), key=lambda i: not is_reference(compared[i]))
     for i in order:
-        method, name = every[i].method, every[i].name
+        method, name = compared[i].method, compared[i].name
         middle = seconds[i][0]
-        if name in faster and (middle < faster[name]).sum() <= columns / 2 or _is_beside(every[i]):
+        if name in faster and (middle < faster[name]).sum() <= columns / 2 or _is_beside(compared[i]):
             continue
         bands = [interval(seconds[i][:, x]) for x in range(columns)]
         faster[name] = middle
         drawn[name] = Curve(
-            every[i].label,
+            compared[i].label,
             method.reducer in DENSE,
             tuple(middle.tolist()),
             tuple(low for low, _ in bands),

@@ -24,7 +24,7 @@ DRAWS = 100
 """Draws of times, latencies, bandwidths and payloads for a band; the first of them is the estimate itself."""
 
 FAR = 4
-"""A prediction beyond so many times the largest measured world size is labelled `model`."""
+"""A prediction beyond this multiple of the largest measured world size is labelled `model`."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Choice:
     bucket_mb: float | None = None
     """Of the mount `ddp`; None: DDP's default."""
     name: str = ""
-    """The reducer, with the options that tell it from the others."""
+    """The reducer, with the options that distinguish it from the others."""
     steps_ratio: float = 1.0
     """ρ: steps to the target over those of the dense methods; infinite if the method misses it."""
 
@@ -120,18 +120,18 @@ class Predictor:
         comm_K = [of_share[share] for share in share_K]
         # The last gradient is ready when backward ends; the hooks' clock and backward's may differ a little.
         scale = 1 / max(bucket.ready_seconds for bucket in buckets)
-        found = overlap(
+        overlapped = overlap(
             [gamma * backward * min(1.0, bucket.ready_seconds * scale) for bucket in buckets],
             comm_K,
             gamma * backward,
             [encode * share for share in share_K],
             [decode * share for share in share_K],
         )
-        total = forward + found.seconds + update
+        total = forward + overlapped.seconds + update
         return Step(
             total,
             sum(comm_K, start=numpy.zeros((1, 1))),
-            found.exposed,
+            overlapped.exposed,
             encode + decode,
             _notes(method, ranks, messages, network),
         )
@@ -139,7 +139,7 @@ class Predictor:
     def slowness(self, ranks: int) -> float:
         """Return the expected time of the slowest rank's forward and backward over the mean.
 
-        The spread of the measured steps stands for that between ranks.
+        The spread of the measured steps is taken as the spread between ranks.
         """
         model = self.calibration.model
         both = [f + b for f, b in zip(model.forward_seconds, model.backward_seconds, strict=False)]
@@ -152,7 +152,9 @@ class Predictor:
         Without a gather the ranks' payloads are summed on the way, so that the time does not depend on W: it
         is that of the world size that is nearest to the calibration's.
         """
-        if not any(message.collective in GATHERS for messages in method.messages.values() for message in messages):
+        if not any(
+            message.collective in GATHERS for messages in method.messages.values() for message in messages
+        ):
             at = self.calibration.world_size
             return self._mean(method.decode_seconds[min(method.decode_seconds, key=lambda w: abs(w - at))])
         if id(method) not in self._decoded:
@@ -194,12 +196,14 @@ SAME_DENSITY = "methods have the same density at a world size that was not measu
 
 
 def _notes(method: MethodTimes, ranks: int, messages: Sequence[Traffic], network: Links) -> tuple[str, ...]:
-    laws = dict.fromkeys(message.size.law for message in messages if message.size.law not in ("measured", "constant"))
+    bases = dict.fromkeys(
+        message.size.basis for message in messages if message.size.basis not in ("measured", "constant")
+    )
     is_assumed = method.density is not None and ranks > 1 and ranks not in method.messages
     return (
         *sorted(network.notes),
         *([SAME_DENSITY] if is_assumed else []),
-        *(f"payload {law}" for law in laws),
+        *(f"payload {law}" for law in bases),
     )
 
 

@@ -35,10 +35,10 @@ def markdown(prediction: Prediction, *, everything: bool) -> str:
 
 def title(prediction: Prediction) -> str:
     """Name the model and the calibration."""
-    found = prediction.calibration
+    calibration, model = prediction.calibration, prediction.calibration.model
     return (
-        f"Predicted steps of {found.model.workload}: {found.model.numel:,} parameters, batch size "
-        f"{found.model.batch_size}, calibrated at {found.world_size} ranks"
+        f"Predicted steps of {model.workload}: {model.numel:,} parameters, batch size {model.batch_size}, "
+        f"calibrated at {calibration.world_size} ranks"
     )
 
 
@@ -57,11 +57,11 @@ def summary(cells: Sequence[list[Row]]) -> str:
         first = cell[0]
         base = [first.cluster or MISSING, _ranks(first), _bits(first), duration(first.reference_seconds)]
         best = next((row for row in cell if row.verdict != "dense"), None)
-        found = [MISSING] * 4
+        cells_of_best = [MISSING] * 4
         if best is not None:
             verdict = {"pays": "pays", "does not pay": "nothing pays"}.get(best.verdict, "undecided")
-            found = [best.label, _band(best), _speedup(best), verdict]
-        lines.append([*base, _needed(first), *found])
+            cells_of_best = [best.label, _band(best), _speedup(best), verdict]
+        lines.append([*base, _needed(first), *cells_of_best])
     heading = [
         "cluster",
         "ranks",
@@ -104,10 +104,10 @@ LINKS_NOTE = (
 )
 
 
-def links(found: Sequence[MeasuredLink]) -> str:
+def links(measured: Sequence[MeasuredLink]) -> str:
     """Return a table of the fitted links."""
     lines = []
-    for link in found:
+    for link in measured:
         size_, residual = max(link.residuals.items(), key=lambda pair: abs(pair[1]))
         lines.append(
             [
@@ -130,14 +130,14 @@ LIMITS_NOTE = (
 )
 
 
-def limits(found: Sequence[Limits]) -> str:
+def limits(rows: Sequence[Limits]) -> str:
     """Return a table of the limits."""
     heading = [
         "method", "ranks", "closed form", "by roots", "whole", "ddp", "un-overlapped fp32", "most ranks",
         "memory",
     ]  # fmt: skip
     lines = []
-    for limit in found:
+    for limit in rows:
         fp32: Intervals = ((0.0, limit.without_overlap),) if limit.without_overlap else ()
         ceiling = MISSING if limit.most_ranks is None else f"{limit.most_ranks:.0f}"
         lines.append(
@@ -145,7 +145,10 @@ def limits(found: Sequence[Limits]) -> str:
                 f"{limit.name}, {limit.cluster}" if limit.cluster else limit.name,
                 str(limit.ranks),
                 *map(bandwidths, (limit.closed_form, limit.by_roots)),
-                *(bandwidths(limit.by_recurrence[m]) if m in limit.by_recurrence else MISSING for m in MOUNTS),
+                *(
+                    bandwidths(limit.by_recurrence[m]) if m in limit.by_recurrence else MISSING
+                    for m in MOUNTS
+                ),
                 bandwidths(fp32),
                 ceiling,
                 size(limit.memory_bytes),
@@ -154,7 +157,7 @@ def limits(found: Sequence[Limits]) -> str:
     return table(heading, lines)
 
 
-def bandwidths(found: Intervals) -> str:
+def bandwidths(intervals: Intervals) -> str:
     """Format intervals of bandwidth.
 
     >>> bandwidths(((0.0, 1e9),)), bandwidths(()), bandwidths(((0.0, math.inf),))
@@ -168,13 +171,13 @@ def bandwidths(found: Intervals) -> str:
             return "always" if math.isinf(high) else f"< {rate(high)}"
         return f"> {rate(low)}" if math.isinf(high) else f"{rate(low)} to {rate(high)}"
 
-    return ", ".join(one(low, high) for low, high in found) or "never"
+    return ", ".join(one(low, high) for low, high in intervals) or "never"
 
 
 def table(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table whose columns have equal widths; the first is aligned to the left."""
-    every = [[cell.replace("|", "\\|") for cell in line] for line in (heading, *lines)]
-    widths = [max(map(len, column)) for column in zip(*every, strict=True)]
+    rows = [[cell.replace("|", "\\|") for cell in line] for line in (heading, *lines)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
 
     def line(cells: Sequence[str]) -> str:
@@ -184,7 +187,7 @@ def table(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
         ]
         return f"| {' | '.join(padded)} |"
 
-    return "\n".join([line(every[0]), line(rule), *map(line, every[1:])])
+    return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:])])
 
 
 def where(row: Row) -> str:
@@ -195,23 +198,23 @@ def where(row: Row) -> str:
 
 def _standing(prediction: Prediction) -> list[str]:
     most = FAR * max([prediction.calibration.world_size, *(s.ranks for s in prediction.calibration.links)])
-    found = [
+    lines = [
         "Intervals are 95 %: measured times are resampled, and latency and bandwidth drawn from their fit.",
     ]
     ratios = {row.reducer: row.steps_ratio for row in prediction.rows if row.steps_ratio != 1}
     if ratios:
         listed = ", ".join(f"{name} {ratio:g}" for name, ratio in ratios.items())
-        found.append(
+        lines.append(
             f"Speed-ups and limits are those of the time to a target, with these ratios of steps: {listed}."
         )
     calibration = prediction.calibration
-    found.append(
+    lines.append(
         f"Computation is as calibrated, with {min(calibration.ranks_per_node, calibration.world_size)} ranks "
         "on a node: ranks that share cores compute more slowly."
     )
     if any(row.is_model for row in prediction.rows):
-        found.append(f"model: above {most} ranks, four times the largest measured world size.")
-    return found
+        lines.append(f"model: above {most} ranks, four times the largest measured world size.")
+    return lines
 
 
 def _ranks(row: Row) -> str:
@@ -228,16 +231,18 @@ def _band(row: Row) -> str:
 
 def _budget(row: Row) -> str:
     """The time that encoding and decoding may take."""
-    found = row.coding_budget_seconds
-    return MISSING if found is None else duration(found) if found > 0 else "none"
+    budget = row.coding_budget_seconds
+    return MISSING if budget is None else duration(budget) if budget > 0 else "none"
 
 
 def _needed(row: Row) -> str:
     """The compression that hides the communication of bf16."""
-    found = row.compression_needed
-    if found is None:
+    compression = row.compression_needed
+    if compression is None:
         return MISSING
-    return "none" if found <= 1 else times(found) if math.isfinite(found) else "not possible"
+    return (
+        "none" if compression <= 1 else times(compression) if math.isfinite(compression) else "not possible"
+    )
 
 
 def _speedup(row: Row) -> str:

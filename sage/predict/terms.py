@@ -12,9 +12,9 @@ REFERENCE = "bf16"
 
 def dense_method(calibration: Calibration, reducer: str) -> MethodTimes:
     """Return a dense method as measured; made of the element count alone if it was not measured."""
-    found = find(calibration.methods, reducer)
-    if found is not None:
-        return found
+    method = find(calibration.methods, reducer)
+    if method is not None:
+        return method
     message = Message("all_reduce", DENSE[reducer] * calibration.model.numel)
     return MethodTimes(reducer, {}, (0.0,), {1: (0.0,)}, None, {calibration.world_size: (message,)})
 
@@ -80,6 +80,8 @@ def coding_of(predictor: Predictor, setup: Setup, method: MethodTimes) -> float:
 def _terms(network: Links, setup: Setup, method: MethodTimes, numel: int) -> tuple[float, float]:
     latency = volume = 0.0
     for message in traffic(method, setup.ranks, numel):
-        fixed, moved = network.terms(message.collective, message.size.bytes, setup.ranks, setup.ranks_per_node)
+        fixed, moved = network.terms(
+            message.collective, message.size.bytes, setup.ranks, setup.ranks_per_node
+        )
         latency, volume = latency + message.count * fixed, volume + message.count * moved
     return latency, volume

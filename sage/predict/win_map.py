@@ -22,14 +22,14 @@ class Map:
     method is faster than every dense one in 97.5 % of the draws."""
 
 
-def win_map(predictor: Predictor, setups: Sequence[Setup], every: Sequence[Choice]) -> Map:
+def win_map(predictor: Predictor, setups: Sequence[Setup], choices: Sequence[Choice]) -> Map:
     """Return the map of the fastest methods over setups that differ in their ranks alone."""
-    dense = [i for i, choice in enumerate(every) if choice.method.reducer in DENSE]
-    others = [i for i in range(len(every)) if i not in dense]
+    dense = [i for i, choice in enumerate(choices) if choice.method.reducer in DENSE]
+    others = [i for i in range(len(choices)) if i not in dense]
     winners = []
     for setup in setups:
         network = predictor.links(setup.link)
-        steps = [predictor.step(c, setup, network).seconds_DX * c.steps_ratio for c in every]
+        steps = [predictor.step(c, setup, network).seconds_DX * c.steps_ratio for c in choices]
         best_DX = numpy.minimum.reduce([steps[i] for i in dense])
         fastest = numpy.full(best_DX.shape[1], numpy.inf)
         winner = numpy.full(best_DX.shape[1], -1)
@@ -43,6 +43,6 @@ def win_map(predictor: Predictor, setups: Sequence[Setup], every: Sequence[Choic
     return Map(
         ranks=tuple(setup.ranks for setup in setups),
         bits_per_second=tuple(8 * bandwidth for bandwidth in setups[0].link.bytes_per_second or ()),
-        labels=tuple(every[i].label for i in used),
+        labels=tuple(choices[i].label for i in used),
         winners=tuple(tuple(place[int(i)] for i in winner) for winner in winners),
     )

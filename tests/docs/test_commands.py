@@ -67,7 +67,7 @@ ELSEWHERE = {
         'sage("submit", "sweep.toml")',
     ),
     "sage published sage --runs runs/sage-tables-reduced": (
-        "tests/report/test_published_beside.py",
+        "tests/report/test_published_own_runs.py",
         'main(["published", "sage", "--runs", str(tmp_path)])',
     ),
     "sage status grid.toml --watch": ("tests/jobs/test_status.py", 'call("status", str(runs), "--watch")'),

@@ -9,8 +9,8 @@ import pytest
 from sage.config import Config
 from sage.jobs.sweep import read
 from sage.predict.dimensionless import bits_per_second, groups
-from sage.report.published.beside import fits
 from sage.report.published.files import find
+from sage.report.published.own_runs import fits
 
 SWEEPS = Path(__file__).parents[2] / "jobs" / "sweeps"
 TABLES = ("sage-tables", "accordion-tables", "ptb-lm", "ncf", "utility")

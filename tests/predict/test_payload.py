@@ -31,13 +31,13 @@ def test_a_measured_world_size_has_its_measured_size() -> None:
 
 def test_a_size_that_does_not_change_is_constant() -> None:
     assert at(64, {2: 1000.0, 4: 1001.0}) == Size(1000.5, 1000.5, 1000.5, "constant")
-    assert at(64, {2: 1000.0}, "all_reduce", is_sparse=False).law == "constant"
+    assert at(64, {2: 1000.0}, "all_reduce", is_sparse=False).basis == "constant"
 
 
 def test_one_world_size_of_a_sparse_method_has_the_bounds_of_overlap_and_disjoint_selections() -> None:
     found = at(8, {2: 1000.0})
     assert (found.bytes, found.low, found.high) == (1000, 1000, 4000)
-    assert "assumed constant" in found.law
+    assert "assumed constant" in found.basis
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.9])
@@ -62,7 +62,7 @@ def test_a_union_of_elements_that_are_selected_with_unequal_probabilities_grows_
 
     found = at(32, {w: union(w) for w in (2, 4, 8)}, "all_reduce")
     assert found.bytes == pytest.approx(union(32), rel=0.15)
-    assert found.law.startswith("grows by union, as W^0.")
+    assert found.basis.startswith("grows by union, as W^0.")
 
 
 def test_padding_to_the_largest_of_normal_sizes_is_extrapolated() -> None:
@@ -71,7 +71,7 @@ def test_padding_to_the_largest_of_normal_sizes_is_extrapolated() -> None:
     largest = {w: float(draws[:, :w].max(1).mean()) for w in (2, 4, 8, 64)}
     found = at(64, {w: largest[w] for w in (2, 4, 8)})
     assert found.bytes == pytest.approx(largest[64], rel=0.02)
-    assert found.law == "padded to the largest of W ranks"
+    assert found.basis == "padded to the largest of W ranks"
     assert largest_of(8) == pytest.approx((largest[8] - 1000) / 100, rel=0.03)
 
 
@@ -79,7 +79,7 @@ def test_a_size_that_is_shared_out_falls_with_the_world_size() -> None:
     found = at(32, {2: 4000.0, 4: 2000.0, 8: 1000.0})
     assert found.bytes == pytest.approx(250)
     assert [found.low, found.high] == pytest.approx([250, 1000])
-    assert found.law == "shared out among ranks, as W^-1.00"
+    assert found.basis == "shared out among ranks, as W^-1.00"
 
 
 SIZES = st.dictionaries(st.sampled_from([2, 3, 4, 8]), st.floats(8, 8e6), min_size=1)

@@ -29,7 +29,7 @@ def judge(
         setups: The set-ups, with one dense one or more.
         trials: Their measurements, in the same order.
         workload: Name of the workload.
-        command: What stands before the name of a set-up to run it; "" in a script.
+        command: The command that precedes the name of a set-up; "" in a script.
         ranks: Number of ranks.
         nodes: Number of nodes.
         break_even: For the names of set-ups, the predicted bandwidths at which they are faster than

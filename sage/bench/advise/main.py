@@ -59,7 +59,7 @@ class Request:
 
     @property
     def plan(self) -> Plan:
-        """What the calibration measures: collectives, and as long again for the reducers."""
+        """What the calibration measures: the collectives, and for the same time the reducers."""
         return Plan(
             config=self.config,
             reducers=self.reducers,

@@ -29,8 +29,8 @@ def choose(
     """
     rows: list[dict[str, Any]] = []
     if wire.rank == 0:
-        every = grid.choices(calibration, _bucket_mb(configs[0]))
-        rows = [asdict(row) for row in grid.predict(Predictor(calibration), [_here(calibration)], every)]
+        choices = grid.choices(calibration, _bucket_mb(configs[0]))
+        rows = [asdict(row) for row in grid.predict(Predictor(calibration), [_here(calibration)], choices)]
     chosen = json.loads(wire.texts(json.dumps(rows))[0])
     return candidates([grid.Row(**{**row, "notes": tuple(row["notes"])}) for row in chosen], configs, name)
 
@@ -40,7 +40,7 @@ def break_even(calibration: Calibration, setups: Sequence[Setup]) -> list[tuple[
 
     They are in bits per second, with the name of the set-up.
     """
-    found: list[tuple[str, Intervals]] = []
+    intervals: list[tuple[str, Intervals]] = []
     for setup in setups:
         if not setup.is_dense:
             options = setup.config.to_dict()["reducer_options"]
@@ -52,8 +52,8 @@ def break_even(calibration: Calibration, setups: Sequence[Setup]) -> list[tuple[
             ]
             own = replace(calibration, methods=tuple(methods))
             (limit,) = limits(Predictor(own), [_here(own)], _bucket_mb(setup.config))
-            found.append((setup.name, limit.by_recurrence[setup.config.mount]))
-    return found
+            intervals.append((setup.name, limit.by_recurrence[setup.config.mount]))
+    return intervals
 
 
 def _here(calibration: Calibration) -> Cluster:

@@ -141,7 +141,9 @@ def _calibration(
     ranks = [ComputeTimes(**json.loads(text)) for text in wire.texts(json.dumps(asdict(times)))]
     # The same on all ranks, whose decisions depend on it.
     rest = max(max(rank.forward) + max(rank.backward) for rank in ranks)
-    found = links.measure(scoped, device, seconds=SHARES["links"] * seconds, rest=rest, messages=messages)
+    measured_links = links.measure(
+        scoped, device, seconds=SHARES["links"] * seconds, rest=rest, messages=messages
+    )
     parameters = [
         Parameter(parameter, torch.Size(shape).numel(), model_times.ready_seconds(ranks, parameter))
         for parameter, shape in gradients.shapes
@@ -152,7 +154,7 @@ def _calibration(
         time=described["time"],
         world_size=wire.world_size,
         ranks_per_node=max(map(len, nodes)),
-        links=tuple(found.samples),
+        links=tuple(measured_links.samples),
         model=ModelTimes(
             workload=name,
             batch_size=1,  # of the script's own steps
@@ -202,9 +204,11 @@ def _configs(reducers: Sequence[str], densities: Sequence[float]) -> list[Config
         raise ValueError(f"reducers has no reference: add {' or '.join(REFERENCES)}")
     if not set(reducers) - set(REFERENCES):
         raise ValueError("reducers has no method that compresses: add one, such as 'topk'")
-    found = []
+    configs = []
     for name in reducers:
         has_density = "density" in registry.options_of("reducers", name)
         for options in [{"density": density} for density in densities] if has_density else [{}]:
-            found.append(resolve(load("digits-ff", overrides={"reducer": name, "reducer_options": options})))
-    return found
+            configs.append(
+                resolve(load("digits-ff", overrides={"reducer": name, "reducer_options": options}))
+            )
+    return configs

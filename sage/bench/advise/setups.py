@@ -74,12 +74,12 @@ def candidates(
     """
     ordered = sorted(rows, key=lambda row: row.seconds)
     dense = [row for row in ordered if row.reducer in REFERENCES and row.mount == "ddp"]
-    found: list[Row] = []
+    chosen: list[Row] = []
     for row in ordered:
-        is_new = row.reducer not in {other.reducer for other in found}
-        if row.verdict != "dense" and is_new and len(found) < NUM_CANDIDATES:
-            found.append(row)
-    return [_setup(row, configs, name) for row in [*dense, *found]]
+        is_new = row.reducer not in {other.reducer for other in chosen}
+        if row.verdict != "dense" and is_new and len(chosen) < NUM_CANDIDATES:
+            chosen.append(row)
+    return [_setup(row, configs, name) for row in [*dense, *chosen]]
 
 
 def _setup(row: Row, configs: Sequence[Config], name: Callable[[Config], str]) -> Setup:

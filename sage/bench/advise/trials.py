@@ -1,4 +1,4 @@
-"""Short runs of several set-ups that take turns, so that whatever else happens on the cluster meets them all.
+"""Short runs of several set-ups in alternation, so that other load on the cluster affects all of them alike.
 
 All set-ups are trained side by side in one process group, each with a model of its own. In a round, each of
 them takes a block of steps, in an order that is random and the same on all ranks. A block begins after a

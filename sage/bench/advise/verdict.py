@@ -114,17 +114,17 @@ def _table(verdict: Verdict) -> str:
     )
 
 
-def _shown(each: Measured, verdict: Verdict) -> str:
-    return "reference" if each.name == verdict.reference.name else _speedup(each)
+def _shown(setup: Measured, verdict: Verdict) -> str:
+    return "reference" if setup.name == verdict.reference.name else _speedup(setup)
 
 
-def _faster(each: Measured) -> str:
-    numbers = (f"{value:.2f}" for value in (each.speedup, each.speedup_low, each.speedup_high))
+def _faster(setup: Measured) -> str:
+    numbers = (f"{value:.2f}" for value in (setup.speedup, setup.speedup_low, setup.speedup_high))
     return "{} ({} to {}) times as fast".format(*numbers)
 
 
-def _speedup(each: Measured) -> str:
-    return f"{times(each.speedup)} ({times(each.speedup_low)} to {times(each.speedup_high)})"
+def _speedup(setup: Measured) -> str:
+    return f"{times(setup.speedup)} ({times(setup.speedup_low)} to {times(setup.speedup_high)})"
 
 
 def _count(number: int, noun: str) -> str:

@@ -69,7 +69,7 @@ def from_runs(folders: Sequence[Path]) -> tuple[Calibration, str]:
         folders: Finished runs of `sage run`.
 
     Raises:
-        ValueError: a folder has no finished run, the runs are not alike, or none has the phases of its steps.
+        ValueError: a folder has no finished run, the runs differ in one of `ALIKE`, or no run has phases.
         OSError: the files of the data set, which the shapes of the model depend on, cannot be read.
     """
     runs = [_read(folder) for folder in folders]
@@ -94,7 +94,7 @@ def from_runs(folders: Sequence[Path]) -> tuple[Calibration, str]:
     )
     lacks = [
         "when each gradient is ready (taken as the end of backward)",
-        "backward beside communication (γ taken as 1)",
+        "backward during communication (γ taken as 1)",
         f"collectives {'except all_reduce at two sizes' if links else 'of any kind'}",
         f"decoding of other numbers of payloads than {first.config.world_size}",
         *failed,
@@ -109,14 +109,14 @@ def _read(folder: Path) -> Run:
         ValueError: it has no finished run of `sage run` between processes, or is damaged.
     """
     try:
-        found = run_folder.result(folder)
-        values = storage.read_json(folder / "config.json", storage.CONFIG) if found else {}
-        manifest = storage.read_json(folder / "manifest.json", storage.MANIFEST) if found else {}
+        result = run_folder.result(folder)
+        values = storage.read_json(folder / "config.json", storage.CONFIG) if result else {}
+        manifest = storage.read_json(folder / "manifest.json", storage.MANIFEST) if result else {}
     except FileNotFoundError as error:
         raise ValueError(
             f"{folder} has no {Path(str(error.filename)).name}: name a folder of `sage run`"
         ) from error
-    if found is None:
+    if result is None:
         raise ValueError(f"{folder} has no finished run: name folders with a result.json")
     try:
         config = recorded(values)
@@ -126,8 +126,8 @@ def _read(folder: Path) -> Run:
         raise ValueError(f"{folder} has simulated ranks, whose times are not those of ranks: leave it out")
     if config.mount != "whole":
         raise ValueError(
-            f"{folder} has the mount {config.mount}, under which communication is beside backward: name runs "
-            "of --mount whole"
+            f"{folder} has the mount {config.mount}, under which communication overlaps with backward: name "
+            "runs of --mount whole"
         )
     steps = [record for record in read_metrics(folder) if record["kind"] == "step"]
     return Run(folder, config, manifest, [step for step in steps if step["step"] >= WARM_UP])

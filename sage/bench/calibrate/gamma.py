@@ -1,4 +1,4 @@
-"""How much longer backward takes beside a running communication than alone."""
+"""The slow-down γ of backward by communication that runs at the same time."""
 
 import math
 import statistics
@@ -13,17 +13,17 @@ from sage.train.loop import Training
 from sage.train.mounted_whole import whole_of
 
 REPEATS = 5
-"""Number of pairs of a backward alone and one beside communication."""
+"""Number of pairs of a backward alone and one during communication."""
 
 COVER = 1.25
 """Duration of the communication as a multiple of backward's, so that it does not end before."""
 
 MOST_CALLS = 200
-"""Most all-reduces beside one backward."""
+"""Most all-reduces during one backward."""
 
 
 def measure(training: Training, links: Sequence[Samples]) -> list[float]:
-    """Return this rank's ratios of backward beside all-reduces to backward alone.
+    """Return this rank's ratios of backward during all-reduces to backward alone.
 
     All ranks do the same at the same time. The all-reduces have one size, and their number is such that they
     take a little longer than backward.
@@ -43,9 +43,10 @@ def measure(training: Training, links: Sequence[Samples]) -> list[float]:
 
 
 def load(links: Sequence[Samples], *, most_bytes: int, backward: float) -> tuple[int, int]:
-    """Return the size in bytes and the number of the all-reduces beside a backward of so many seconds.
+    """Return the size in bytes and the number of the all-reduces that run during a backward.
 
-    It is the largest measured size that is not above `most_bytes` and takes at most half of backward.
+    The size is the largest measured one that is not above `most_bytes` and takes at most half of backward,
+    which takes `backward` seconds.
 
     >>> links = [Samples("all_reduce", "inter", 2, 1024 * 4**i, (0.01 * 4**i,)) for i in range(4)]
     >>> load(links, most_bytes=10**6, backward=0.2)
@@ -60,7 +61,7 @@ def load(links: Sequence[Samples], *, most_bytes: int, backward: float) -> tuple
 
 
 def _backward(training: Training, batches: list[Batch], *, size: int = 0, calls: int = 0) -> float:
-    """Return the seconds of backward, beside so many all-reduces of `size` bytes."""
+    """Return the seconds of backward while `calls` all-reduces of `size` bytes run."""
     training.wire.texts("")  # a barrier
     x_N = torch.zeros(size // 4, device=training.device)  # sums of zeros: all calls may share their memory
     pending = [training.wire.begin_sum(x_N, KIND) for _ in range(calls)]

@@ -22,7 +22,7 @@ class Gradients:
     shapes: Sequence[tuple[str, tuple[int, ...]]]
     """Name and shape of each parameter, in this order."""
     always: frozenset[str]
-    """Parameters that are compressed whatever their size."""
+    """Parameters that are compressed even if they are small."""
     steps: Sequence[Tensor]
     """The gradient (N) of each step."""
 

@@ -24,7 +24,7 @@ REPEATS, LEAST_REPEATS = 7, 3
 """Number of repetitions of a size, and of one that takes long."""
 
 MOST_REST = 0.05
-"""Most seconds of rest before a repetition: after them, a link's burst is as large as it becomes."""
+"""Most seconds of rest before a repetition: a link's token bucket is full again after them."""
 
 NEAR = 1.3
 """Ratio of two sizes below which only one of them is measured."""
@@ -51,8 +51,8 @@ def measure(
     """Measure every collective between the ranks of a scope; each of them makes the same decisions.
 
     Each repetition begins after a rest and a barrier, and its time is that of the slowest rank. In a run the
-    links rest while the ranks compute; a link with a token bucket then passes a burst at full speed. The size
-    is raised until the next one would exceed the collective's share of the time.
+    links rest while the ranks compute; a link that is limited by a token bucket then passes a burst at full
+    speed. The size is raised until the next one would exceed the collective's share of the time.
 
     Args:
         scoped: The wire of these ranks, and the scope's name.
@@ -75,10 +75,11 @@ def sizes_of(messages: Iterable[int], world_size: int, grid: Sequence[int] = SIZ
     >>> sizes_of([100, 3000, 3001, 4000], 2)[:4]
     [104, 1024, 3000, 4096]
     """
-    chosen = [fitted_size(size, world_size) for size in grid]
-    for each in sorted(fitted_size(size, world_size) for size in messages if size <= max(grid)):
-        if all(not 1 / NEAR < each / other < NEAR for other in chosen):
-            chosen.append(each)
+    chosen = [fitted_size(num_bytes, world_size) for num_bytes in grid]
+    further = (fitted_size(num_bytes, world_size) for num_bytes in messages if num_bytes <= max(grid))
+    for num_bytes in sorted(further):
+        if all(not 1 / NEAR < num_bytes / other < NEAR for other in chosen):
+            chosen.append(num_bytes)
     return sorted(chosen)
 
 

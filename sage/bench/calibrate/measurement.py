@@ -56,11 +56,11 @@ def measure(
     display.print(f"steps: forward and backward of {config.workload}, on {wire.world_size} ranks")
     times, steps = model_times.measure(training, plan.steps)
     gradients = gradients_of(whole_of(training.mount).whole, steps)
-    found = _methods(plan, gradients, wire, display, notes)
+    measured = _methods(plan, gradients, wire, display, notes)
     computing = statistics.median(times.forward) + statistics.median(times.backward)
     rest = slowest(wire, computing, device)  # the same on all ranks, whose decisions depend on it
-    samples = _links(plan, found, wire, device, nodes, rest, display, notes)
-    display.print("backward beside communication")
+    samples = _links(plan, measured, wire, device, nodes, rest, display, notes)
+    display.print("backward during communication")
     ratios = gamma.measure(training, samples)
     described = manifest(config.to_dict(), {})
     calibration = Calibration(
@@ -70,7 +70,7 @@ def measure(
         ranks_per_node=max(map(len, nodes)),
         links=tuple(samples),
         model=_model(config, gradients, times, ratios, wire),
-        methods=tuple(found),
+        methods=tuple(measured),
     )
     return calibration, notes
 
@@ -103,19 +103,19 @@ def _methods(
     plan: Plan, gradients: Gradients, wire: ProcessWire, display: Display, notes: Notes
 ) -> list[MethodTimes]:
     time = methods.Time(plan.steps, plan.seconds / len(plan.reducers))
-    found = []
+    measured = []
     for config in plan.reducers:
         display.print(f"reducer {registry.short(config.reducer)}")
         try:
-            found.append(methods.measure(config, gradients, wire, time))
+            measured.append(methods.measure(config, gradients, wire, time))
         except methods.Failed as error:
             notes.failed.append(f"the reducer {registry.short(config.reducer)} failed: {error}")
-    return found
+    return measured
 
 
 def _links(
     plan: Plan,
-    found: Sequence[MethodTimes],
+    measured: Sequence[MethodTimes],
     wire: ProcessWire,
     device: torch.device,
     nodes: Sequence[Sequence[int]],
@@ -128,11 +128,13 @@ def _links(
     They rest for as long as a step computes.
     """
     messages: defaultdict[Collective, set[int]] = defaultdict(set)
-    for method in found:
+    for method in measured:
         for message in method.messages[wire.world_size]:
             messages[message.collective].add(message.bytes)
     scopes = scopes_of(wire, nodes, device)
-    names = ("inter", "intra") if 1 < len(nodes) < wire.world_size else tuple(scoped.scope for scoped in scopes)
+    names = (
+        ("inter", "intra") if 1 < len(nodes) < wire.world_size else tuple(scoped.scope for scoped in scopes)
+    )
     samples: list[Samples] = []
     for name in names:
         display.print(f"collectives, {name}-node")
@@ -146,7 +148,9 @@ def _links(
                 text = json.dumps(asdict(own))
         # The first rank that takes part reports; the exchange is also a barrier before the next scope.
         content = json.loads(next(filter(None, wire.texts(text))))
-        samples += [Samples(**{**measured, "seconds": tuple(measured["seconds"])}) for measured in content["samples"]]
+        samples += [
+            Samples(**{**measured, "seconds": tuple(measured["seconds"])}) for measured in content["samples"]
+        ]
         notes.left_out += content["left_out"]
     return samples
 

@@ -43,8 +43,10 @@ def of_entries(entries: Sequence[Entry]) -> Sequenced:
 
 def of_ranks(ranks: Sequence[Sequenced]) -> Sequenced:
     """Return the messages of one reduction, with the bytes of the rank that contributes most."""
-    together = zip(*ranks, strict=True)
-    return tuple(Message(same[0].collective, max(one.bytes for one in same)) for same in together)
+    return tuple(
+        Message(messages[0].collective, max(message.bytes for message in messages))
+        for messages in zip(*ranks, strict=True)
+    )
 
 
 def typical(steps: Sequence[Sequenced]) -> Sequenced:
@@ -56,10 +58,13 @@ def typical(steps: Sequence[Sequenced]) -> Sequenced:
     >>> typical([*steps, (Message("broadcast", 1), Message("all_gather", 9))])
     (Message(collective='all_gather', bytes=10),)
     """
-    kinds: list[tuple[Collective, ...]] = [tuple(message.collective for message in step) for step in steps]
-    ((kind, _),) = Counter(kinds).most_common(1)
-    alike = [step for step, other in zip(steps, kinds, strict=True) if other == kind]
+    sequences: list[tuple[Collective, ...]] = [
+        tuple(message.collective for message in step) for step in steps
+    ]
+    ((most_frequent, _),) = Counter(sequences).most_common(1)
+    alike = [step for step, sequence in zip(steps, sequences, strict=True) if sequence == most_frequent]
+    sizes = [[message.bytes for message in messages] for messages in zip(*alike, strict=True)]
     return tuple(
-        Message(collective, round((max if collective == "broadcast" else median)(one.bytes for one in same)))
-        for collective, same in zip(kind, zip(*alike, strict=True), strict=True)
+        Message(collective, round(max(values) if collective == "broadcast" else median(values)))
+        for collective, values in zip(most_frequent, sizes, strict=True)
     )

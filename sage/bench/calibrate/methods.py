@@ -68,22 +68,25 @@ def measure(config: Config, gradients: Gradients, wire: Wire, time: Time) -> Met
     """
     is_cuda = gradients.steps[0].is_cuda
     payloads = sorted({*PAYLOADS, wire.world_size} if is_cuda else {*PAYLOADS} - {wire.world_size})
-    alone = _alone(config, gradients, wire, payloads, time)
-    ours = _together(config, gradients, wire, time)
-    content = {"ours": asdict(ours), **{str(world_size): asdict(found) for world_size, found in alone.items()}}
+    without_network = _without_network(config, gradients, wire, payloads, time)
+    ours = _between_ranks(config, gradients, wire, time)
+    content = {
+        "ours": asdict(ours),
+        **{str(world_size): asdict(times) for world_size, times in without_network.items()},
+    }
     ranks = [json.loads(text) for text in wire.texts(json.dumps(content))]
     at_hand = str(wire.world_size) if is_cuda else "ours"
     decode = {num_payloads: _pooled(ranks, str(num_payloads), "decode") for num_payloads in payloads}
     decode[wire.world_size] = _pooled(ranks, at_hand, "decode")
-    messages = {wire.world_size: _between(ranks)}
+    messages = {wire.world_size: _typical_messages(ranks)}
     error = ""
     if wire.rank == 0:
         try:
             for world_size in {*WORLD_SIZES} - {wire.world_size}:
-                messages[world_size] = _simulated(world_size, config, gradients, alone, time)
+                messages[world_size] = _simulated(world_size, config, gradients, without_network, time)
         except Exception as failure:
             error = _text(failure)
-    # The others wait, so that they do not compute beside the simulated ranks.
+    # The others wait, so that they do not compute while the simulated ranks do.
     if error := wire.texts(error)[0]:
         raise Failed(f"between simulated ranks: {error}")
     return MethodTimes(
@@ -97,26 +100,28 @@ def measure(config: Config, gradients: Gradients, wire: Wire, time: Time) -> Met
     )
 
 
-def _alone(
+def _without_network(
     config: Config, gradients: Gradients, wire: Wire, payloads: Sequence[int], time: Time
 ) -> dict[int, Reductions]:
     """Reduce on each rank without a network, for each number of payloads."""
-    found: dict[int, Reductions] = {}
+    by_world_size: dict[int, Reductions] = {}
     error = ""
     try:
         for world_size in payloads:
             loopback = LoopbackWire(gradients.steps[0].device, world_size)
             share = time.seconds / 4 / len(payloads)
-            found[world_size] = reductions(loopback, config, gradients, steps=time.steps, seconds=share)
+            by_world_size[world_size] = reductions(
+                loopback, config, gradients, steps=time.steps, seconds=share
+            )
     except Exception as failure:  # a third-party reducer may raise anything
         error = _text(failure)
     for rank, text in enumerate(wire.texts(error)):
         if text:
             raise Failed(f"rank {rank}: {text}")
-    return found
+    return by_world_size
 
 
-def _together(config: Config, gradients: Gradients, wire: Wire, time: Time) -> Reductions:
+def _between_ranks(config: Config, gradients: Gradients, wire: Wire, time: Time) -> Reductions:
     """Reduce between the ranks."""
     try:
         return reductions(wire, config, gradients, steps=time.steps, seconds=time.seconds / 2)
@@ -129,27 +134,33 @@ def _together(config: Config, gradients: Gradients, wire: Wire, time: Time) -> R
 
 
 def _simulated(
-    world_size: int, config: Config, gradients: Gradients, alone: Mapping[int, Reductions], time: Time
+    world_size: int,
+    config: Config,
+    gradients: Gradients,
+    without_network: Mapping[int, Reductions],
+    time: Time,
 ) -> Sequenced:
     """Return the messages at a number of ranks: between threads, or from one rank's where those take long.
 
     One rank's messages, with its own payload in place of those of all ranks, differ from those between ranks
     if ranks send unions of their selections, or pad to the longest of them.
     """
-    taken = max(sum(map(statistics.median, (found.encode, found.decode))) for found in alone.values())
+    taken = max(
+        sum(map(statistics.median, (times.encode, times.decode))) for times in without_network.values()
+    )
     memory = world_size * 3 * gradients.steps[0].nbytes
     # The other ranks wait for these simulations in a collective, which must not time out.
     share = min(time.seconds / 4, config.timeout / 2) / len(WORLD_SIZES)
     steps = int(min(SETTLE, share / (world_size * taken))) if taken else SETTLE
     if memory <= THREAD_BYTES and steps >= LEAST_ON_THREADS:
         return messages_on_threads(world_size, config, gradients, steps=steps)
-    if world_size not in alone:
+    if world_size not in without_network:
         loopback = LoopbackWire(gradients.steps[0].device, world_size)
         return typical(reductions(loopback, config, gradients, steps=LEAST, seconds=share).messages)
-    return typical(alone[world_size].messages)
+    return typical(without_network[world_size].messages)
 
 
-def _between(ranks: Sequence[Mapping[str, Any]]) -> Sequenced:
+def _typical_messages(ranks: Sequence[Mapping[str, Any]]) -> Sequenced:
     """Return the messages of a typical step between the ranks."""
     by_rank = ([_messages(step) for step in rank["ours"]["messages"]] for rank in ranks)
     return typical([of_ranks(step) for step in zip(*by_rank, strict=True)])

@@ -23,7 +23,7 @@ class Plan:
     reducers: Sequence[Config]
     """The same configuration with each of the reducers."""
     seconds: float
-    """The time for the collectives; the reducers have as long again."""
+    """The time for the collectives; the reducers take the same time in addition."""
     steps: int
     """Number of steps that count, and of reductions of each reducer."""
 

@@ -55,8 +55,8 @@ def recorded_messages(config: Config, gradients: Gradients, steps: Sequence[Mapp
         ValueError: the reducer cannot reduce these gradients.
     """
     wire = LoopbackWire(torch.device("cpu"), config.world_size)
-    found = typical(reductions(wire, config, gradients, steps=LEAST, seconds=MOST_SECONDS).messages)
-    simulated = sum(message.bytes for message in found)
+    messages = typical(reductions(wire, config, gradients, steps=LEAST, seconds=MOST_SECONDS).messages)
+    simulated = sum(message.bytes for message in messages)
     recorded = median(sum(size for kind, size in step.items() if kind not in ENGINE) for step in steps)
     scale = recorded / simulated if simulated else 1.0
-    return tuple(Message(message.collective, round(scale * message.bytes)) for message in found)
+    return tuple(Message(message.collective, round(scale * message.bytes)) for message in messages)

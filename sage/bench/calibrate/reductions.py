@@ -40,7 +40,7 @@ def reductions(wire: Wire, config: Config, gradients: Gradients, *, steps: int, 
     they take longer than `seconds` on the slowest rank.
 
     Args:
-        wire: The communicator; with a `LoopbackWire`, this rank's payload stands for those of all ranks.
+        wire: The communicator; with a `LoopbackWire`, this rank's payload replaces those of all ranks.
         config: The reducer, its options and its error feedback.
         gradients: What is reduced.
         steps: Number of reductions that count.
@@ -69,10 +69,10 @@ def messages_on_threads(world_size: int, config: Config, gradients: Gradients, *
     """
 
     def work(wire: Wire) -> list[Sequenced]:
-        flat, found = _mounted(config, gradients, wire), Reductions()
+        flat, kept = _mounted(config, gradients, wire), Reductions()
         for step in range(steps):
-            _reduce(flat, gradients.views(step + wire.rank), wire, config, found)
-        return found.messages[3 * steps // 4 :]
+            _reduce(flat, gradients.views(step + wire.rank), wire, config, kept)
+        return kept.messages[3 * steps // 4 :]
 
     ranks = simulate(world_size, work)
     return typical([of_ranks(step) for step in zip(*ranks, strict=True)])

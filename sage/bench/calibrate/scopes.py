@@ -54,5 +54,5 @@ def scopes_of(wire: ProcessWire, nodes: Sequence[Sequence[int]], device: torch.d
     shared = [ranks for ranks in nodes if len(ranks) > 1]
     between = subgroups(wire, [sorted(ranks[0] for ranks in nodes)], device=device)
     within = subgroups(wire, shared, device=device)
-    found = [] if between is None else [Scoped("inter", between)]
-    return found if within is None else [*found, Scoped("intra", within)]
+    scopes = [] if between is None else [Scoped("inter", between)]
+    return scopes if within is None else [*scopes, Scoped("intra", within)]

@@ -16,7 +16,7 @@ def summary(calibration: Calibration) -> str:
         "backward": duration(statistics.median(model.backward_seconds)),
         "first gradient": duration(model.parameters[0].ready_seconds),
         "rest of the step": duration(statistics.median(model.optimizer_seconds)),
-        "backward beside communication": f"{statistics.median(model.gamma):.2f} times",
+        "backward during communication": f"{statistics.median(model.gamma):.2f} times",
     }
     w = calibration.world_size
     parts = [

@@ -30,18 +30,18 @@ def main(a: Path, b: Path, *, factor: float = 1.05, force: bool = False, as_json
     """
     (ours, damaged_a), (theirs, damaged_b) = _read("A", a), _read("B", b)
     left_out = {**damaged_a, **damaged_b}
-    found = paired(ours, theirs)
-    if not found.pairings:
+    pairs = paired(ours, theirs)
+    if not pairs.pairings:
         raise ValueError(
             f"no run of {a} has a counterpart in {b}: {len(ours)} and {len(theirs)} runs, of which none have "
             "the same configuration and seed and a result; run one sweep in both places"
         )
-    comparisons = [compare(pairing, factor=factor, force=force) for pairing in found.pairings]
+    comparisons = [compare(pairing, factor=factor, force=force) for pairing in pairs.pairings]
     status = FAILED if any(comparison.regressions for comparison in comparisons) else 0
     if as_json:
-        print(json.dumps(_as_object(comparisons, found, left_out, status), indent=2))
+        print(json.dumps(_as_object(comparisons, pairs, left_out, status), indent=2))
         return status
-    _show(comparisons, found, left_out, Console(width=None if sys.stdout.isatty() else 200))
+    _show(comparisons, pairs, left_out, Console(width=None if sys.stdout.isatty() else 200))
     return status
 
 
@@ -70,7 +70,7 @@ def headline(comparisons: Sequence[Comparison]) -> str:
 
 
 def _show(
-    comparisons: Sequence[Comparison], found: Paired, left_out: Mapping[Path, str], console: Console
+    comparisons: Sequence[Comparison], pairs: Paired, left_out: Mapping[Path, str], console: Console
 ) -> None:
     console.print(Text(headline(comparisons), style="bold"))
     grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
@@ -86,7 +86,7 @@ def _show(
     for comparison in comparisons:
         if comparison.result.outcome != "same":
             console.print(Text(f"{comparison.label}: {comparison.result.text}"), soft_wrap=True)
-    for name, runs in (("A", found.only_a), ("B", found.only_b)):
+    for name, runs in (("A", pairs.only_a), ("B", pairs.only_b)):
         for run in runs[:MAX_LISTED]:
             console.print(Text(f"Only in {name}: {printable(run.folder)} ({run.status})"), soft_wrap=True)
         if len(runs) > MAX_LISTED:
@@ -96,28 +96,28 @@ def _show(
 
 
 def _as_object(
-    comparisons: Sequence[Comparison], found: Paired, left_out: Mapping[Path, str], status: int
+    comparisons: Sequence[Comparison], pairs: Paired, left_out: Mapping[Path, str], status: int
 ) -> dict[str, Any]:
     return {
         "status": status,
         "headline": headline(comparisons),
         "configurations": [_one(comparison) for comparison in comparisons],
-        "only_a": [str(run.folder) for run in found.only_a],
-        "only_b": [str(run.folder) for run in found.only_b],
+        "only_a": [str(run.folder) for run in pairs.only_a],
+        "only_b": [str(run.folder) for run in pairs.only_b],
         "left_out": {str(folder): why for folder, why in left_out.items()},
     }
 
 
-def _one(each: Comparison) -> dict[str, Any]:
-    ratio, difference = each.step_ratio, each.metric_difference
+def _one(comparison: Comparison) -> dict[str, Any]:
+    ratio, difference = comparison.step_ratio, comparison.metric_difference
     return {
-        "label": each.label,
-        "seeds": list(each.seeds),
-        "regressions": each.regressions,
-        **{name: {"outcome": v.outcome, "text": v.text} for name, v in each.verdicts.items()},
+        "label": comparison.label,
+        "seeds": list(comparison.seeds),
+        "regressions": comparison.regressions,
+        **{name: {"outcome": v.outcome, "text": v.text} for name, v in comparison.verdicts.items()},
         "step_ratio": None if ratio is None else ratio.ratio,
         "step_ratio_interval": None if ratio is None or ratio.interval is None else list(ratio.interval),
-        "metric": each.metric or MISSING,
+        "metric": comparison.metric or MISSING,
         "metric_difference": None if difference is None else _finite(difference.mean),
         "metric_difference_interval": None
         if difference is None or difference.interval is None

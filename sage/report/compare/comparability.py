@@ -15,13 +15,13 @@ one link varies: its bandwidth by some percent, its latency by tens of percent."
 def differences(pairs: Iterable[tuple[Run, Run]]) -> list[str]:
     """Return what differs between the machines of the paired runs, A's value first; [] if nothing does."""
     pairs = list(pairs)
-    found = []
+    result = []
     for name, of in (("hosts", _hosts), ("hardware", _hardware), ("torch", _torch)):
         for a, b in pairs:
             if (ours := of(a)) != (theirs := of(b)):
-                found.append(f"{name}: {ours} and {theirs}")
+                result.append(f"{name}: {ours} and {theirs}")
                 break
-    return [*found, *_links([a for a, _ in pairs], [b for _, b in pairs])]
+    return [*result, *_links([a for a, _ in pairs], [b for _, b in pairs])]
 
 
 def _hosts(run: Run) -> str:
@@ -44,20 +44,20 @@ def _links(a: list[Run], b: list[Run]) -> list[str]:
 
     They differ if the ranges of the two sets do not overlap, and their medians are beyond the factor.
     """
-    found = []
+    result = []
     for key, name, factor, text in (
         ("bits_per_second", "bandwidth", BANDWIDTH_FACTOR, rate),
         ("alpha_seconds", "latency", LATENCY_FACTOR, duration),
     ):
         ours, theirs = _probes(a, key), _probes(b, key)
         if bool(ours) != bool(theirs):
-            found.append(f"{name}: measured in {'A' if ours else 'B'} only")
+            result.append(f"{name}: measured in {'A' if ours else 'B'} only")
         elif ours:
             one, other = median(ours), median(theirs)
             is_apart = min(ours) > max(theirs) or max(ours) < min(theirs)
             if is_apart and max(one, other) > factor * min(one, other):
-                found.append(f"{name}: {text(one)} and {text(other)}")
-    return found
+                result.append(f"{name}: {text(one)} and {text(other)}")
+    return result
 
 
 def _probes(runs: Iterable[Run], key: str) -> list[float]:

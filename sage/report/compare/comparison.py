@@ -108,19 +108,19 @@ def _count(value: float | None) -> str:
     return "no" if value is None else f"{value:,.15g}"
 
 
-def _time(found: StepRatio | None, differing: Sequence[str], factor: float) -> Verdict:
-    if found is None:
+def _time(ratio: StepRatio | None, differing: Sequence[str], factor: float) -> Verdict:
+    if ratio is None:
         return Verdict("undecided", "no recorded step times")
-    text = f"{found.ratio:.3f}×"
-    if found.interval is None:
-        return Verdict("undecided", f"{text} ({found.how})")
-    low, high = found.interval
-    text += f" ({low:.3f} to {high:.3f}, {found.how})"
+    text = f"{ratio.ratio:.3f}×"
+    if ratio.interval is None:
+        return Verdict("undecided", f"{text} ({ratio.how})")
+    low, high = ratio.interval
+    text += f" ({low:.3f} to {high:.3f}, {ratio.how})"
     if differing:
         return Verdict("not comparable", f"{text}; {'; '.join(differing)}")
-    if low > 1 and found.ratio > factor:
+    if low > 1 and ratio.ratio > factor:
         return Verdict("worse", text)
-    return Verdict("better" if high < 1 and found.ratio < 1 / factor else "same", text)
+    return Verdict("better" if high < 1 and ratio.ratio < 1 / factor else "same", text)
 
 
 def _accuracy(pairs: Mapping[int, tuple[Run, Run]]) -> tuple[str, Verdict, Spread | None]:
@@ -136,25 +136,25 @@ def _accuracy(pairs: Mapping[int, tuple[Run, Run]]) -> tuple[str, Verdict, Sprea
     sign = 1 if figures.better == "max" else -1
     lost = [s for s, (one, other) in values.items() if math.isfinite(one) and not math.isfinite(other)]
     finite = {s: both for s, both in values.items() if all(map(math.isfinite, both))}
-    found = spread(other - one for one, other in finite.values())
+    difference = spread(other - one for one, other in finite.values())
     if lost:
-        return figures.metric, Verdict("worse", f"not finite in B, seeds {lost}"), found
-    if found is None:
+        return figures.metric, Verdict("worse", f"not finite in B, seeds {lost}"), difference
+    if difference is None:
         return figures.metric, Verdict("undecided", "not finite in A"), None
     if all(one == other for one, other in finite.values()):
-        return figures.metric, Verdict("same", f"equal ({found.num} seeds)"), found
-    text = f"{found.mean:+.4g}"
+        return figures.metric, Verdict("same", f"equal ({difference.num} seeds)"), difference
+    text = f"{difference.mean:+.4g}"
     among = spread(one for one, _ in finite.values())
     assert among is not None
-    if found.interval is None or among.sd is None:
-        return figures.metric, Verdict("undecided", f"{text} (one seed, no spread)"), found
-    low, high = found.interval
-    text += f" ({low:+.4g} to {high:+.4g}, {found.num} seeds; seed spread {among.sd:.2g})"
+    if difference.interval is None or among.sd is None:
+        return figures.metric, Verdict("undecided", f"{text} (one seed, no spread)"), difference
+    low, high = difference.interval
+    text += f" ({low:+.4g} to {high:+.4g}, {difference.num} seeds; seed spread {among.sd:.2g})"
     excludes = low > 0 or high < 0
     outcome: Outcome = "same"
-    if excludes and abs(found.mean) > among.sd:
-        outcome = "better" if sign * found.mean > 0 else "worse"
-    return figures.metric, Verdict(outcome, text), found
+    if excludes and abs(difference.mean) > among.sd:
+        outcome = "better" if sign * difference.mean > 0 else "worse"
+    return figures.metric, Verdict(outcome, text), difference
 
 
 def geometric_mean(comparisons: Sequence[Comparison]) -> float | None:

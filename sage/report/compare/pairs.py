@@ -62,15 +62,15 @@ def paired(a: Iterable[Run], b: Iterable[Run]) -> Paired:
 
 
 def _by_key(name: str, runs: Iterable[Run]) -> dict[tuple[Key, int], Run]:
-    found: dict[tuple[Key, int], Run] = {}
+    by_key: dict[tuple[Key, int], Run] = {}
     for run in runs:
         where = _key(run), run.config["seed"]
-        if (other := found.setdefault(where, run)) is not run:
+        if (other := by_key.setdefault(where, run)) is not run:
             raise ValueError(
                 f"{name} has two runs of one configuration and seed, {printable(other.folder)} and "
                 f"{printable(run.folder)}; give a folder that contains each run once"
             )
-    return found
+    return by_key
 
 
 def _key(run: Run) -> Key:

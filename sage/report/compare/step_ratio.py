@@ -39,8 +39,8 @@ def step_ratio(pairs: Mapping[int, tuple[Run, Run]]) -> StepRatio | None:
         return None
     if len(seconds) > 1:
         medians = ({seed: float(numpy.median(both[i])) for seed, both in seconds.items()} for i in (1, 0))
-        found = paired_ratio(*medians)
-        return StepRatio(found.centre, found.interval, f"over {found.num} seeds", found.num)
+        paired = paired_ratio(*medians)
+        return StepRatio(paired.centre, paired.interval, f"over {paired.num} seeds", paired.num)
     ((a_S, b_S),) = seconds.values()
     ratio = float(numpy.median(b_S) / numpy.median(a_S))
     ours, theirs = median_interval(b_S), median_interval(a_S)

@@ -1,1 +1,1 @@
-"""Published tables, and our runs beside them: `sage published`."""
+"""Published tables, and our runs next to them: `sage published`."""

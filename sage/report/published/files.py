@@ -52,8 +52,8 @@ def find(name: str) -> Source:
     """
     if name.endswith(".toml"):
         return read(Path(name))
-    found = sources()
-    return read(found[known("published source", name, found)])
+    files = sources()
+    return read(files[known("published source", name, files)])
 
 
 def read(path: Path) -> Source:
@@ -79,7 +79,9 @@ def read(path: Path) -> Source:
     }
     tables = {name: _head(name, head, f"{file}, table {name}") for name, head in heads.items()}
     rows = [_row(table, common, f"{file}, row {number}") for number, table in enumerate(rows_given, 1)]
-    scales = [_scale(table, tables, f"{file}, scale {number}") for number, table in enumerate(scales_given, 1)]
+    scales = [
+        _scale(table, tables, f"{file}, scale {number}") for number, table in enumerate(scales_given, 1)
+    ]
     rows = _with_baselines(rows, baselines, file)
     _check_baselines(rows, file)
     source = _made(Source, {**content, "name": path.stem}, file, without=("tables",))

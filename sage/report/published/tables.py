@@ -9,7 +9,7 @@ from sage.validate import Range
 
 Status = Literal["verified", "second-hand", "recalled"]
 """`verified`: read in the primary text, code or log, or computed from it; `second-hand`: read in a text about
-it; `recalled`: from memory. Figures that are not verified are printed only with this word beside them."""
+it; `recalled`: from memory. Figures that are not verified are printed only with this word next to them."""
 
 Ours = Literal["final", "best", "seconds", "step_seconds", "density", "payload_bytes", "wire_bytes"]
 """The figure of a run of SAGE with the same meaning as a published one."""
@@ -33,7 +33,7 @@ class Row:
     baseline: str | None = None
     """The method of another row of this table with the same metric."""
     reducer: str | None = None
-    """The reducer of SAGE that stands for the method; None if none does."""
+    """The reducer of SAGE that implements the method; None if none does."""
     options: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     """Keys of a run's configuration that belong to the method, such as the batch size."""

@@ -1,4 +1,4 @@
-"""Published tables as text, Markdown and JSON; a figure that is not verified has its status beside it."""
+"""Published tables as text, Markdown and JSON; a figure that is not verified has its status next to it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -56,11 +56,11 @@ def markdown(source: Source) -> str:
 
 def as_object(source: Source) -> dict[str, Any]:
     """The source as one object for JSON; each scale has its groups."""
-    found = asdict(source)
-    for table, given in zip(found["tables"], source.tables, strict=True):
+    result = asdict(source)
+    for table, given in zip(result["tables"], source.tables, strict=True):
         for scale, of in zip(table["scales"], given.scales, strict=True):
             scale["groups"] = asdict(of.groups)
-    return found
+    return result
 
 
 def head(source: Source) -> list[str]:

@@ -16,12 +16,12 @@ def time_profile(canvas: Canvas) -> Drawing | None:
     """Share of the seeds in which a setting reached the target within τ times the time of the reference with
     the same seed. Left of 1, the setting is faster; where the curve stays below 100 %, it took longer than
     4 times, or missed the target."""
-    found = judge(canvas.group)
+    judgement = judge(canvas.group)
     drawn = set(canvas.settings)
     lines = [
         line
-        for line in (found.lines if found else ())
-        if line.setting in drawn and line.word != "reference" and line.time_ratio.num
+        for line in (judgement.lines if judgement else ())
+        if line.setting in drawn and line.verdict != "reference" and line.time_ratio.num
     ]
     if not lines:
         return None

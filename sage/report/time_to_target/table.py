@@ -22,13 +22,13 @@ NOTE = (
 
 def target_table(group: Group) -> Table:
     """Return the table; it has no lines for a group without a target."""
-    found = judge(group)
-    lines = () if found is None else found.lines
+    judgement = judge(group)
+    lines = () if judgement is None else judgement.lines
     note = ""
-    if found is not None and group.target is not None:
+    if judgement is not None and group.target is not None:
         sign = "≥" if group.better == "max" else "≤"
         target = f"Target: {group.metric} {sign} {number(group.target.value)} ({group.target.origin})."
-        reference = about_references([] if found.reference is None else [found.reference])
+        reference = about_references([] if judgement.reference is None else [judgement.reference])
         note = f"{reference} {target} {group.target.tuning}".rstrip()
     return Table(
         title=TITLE,
@@ -43,24 +43,24 @@ def target_table(group: Group) -> Table:
     )
 
 
-def _line(each: Judged) -> list[str]:
-    ratios = [*_ratio(each.steps_ratio), *_ratio(each.time_ratio)]
-    if each.word == "reference":
+def _line(line: Judged) -> list[str]:
+    ratios = [*_ratio(line.steps_ratio), *_ratio(line.time_ratio)]
+    if line.verdict == "reference":
         ratios = [times(1), MISSING, times(1), MISSING]
     return [
-        each.setting.label,
-        each.word,
-        f"{each.num_reached} of {len(each.seconds)}",
-        _range(each),
-        _count(each.median_steps),
+        line.setting.label,
+        line.verdict,
+        f"{line.num_reached} of {len(line.seconds)}",
+        _range(line),
+        _count(line.median_steps),
         *ratios,
-        str(each.time_ratio.num),
+        str(line.time_ratio.num),
     ]
 
 
-def _range(each: Judged) -> str:
-    values = sorted(each.seconds.values())
-    middle = _seconds(each.median_seconds)
+def _range(line: Judged) -> str:
+    values = sorted(line.seconds.values())
+    middle = _seconds(line.median_seconds)
     return middle if len(values) == 1 else f"{middle} ({_seconds(values[0])} to {_seconds(values[-1])})"
 
 
@@ -72,13 +72,13 @@ def _count(value: float) -> str:
     return number(value, 6) if math.isfinite(value) else "∞"
 
 
-def _ratio(found: PairedRatio) -> list[str]:
-    if not found.num:
-        return [MISSING, f"none: {'no run reached it' if found.num_undefined else found.how}"]
-    middle = _times(found.centre)
-    if found.interval is None:
+def _ratio(ratio: PairedRatio) -> list[str]:
+    if not ratio.num:
+        return [MISSING, f"none: {'no run reached it' if ratio.num_undefined else ratio.how}"]
+    middle = _times(ratio.centre)
+    if ratio.interval is None:
         return [middle, "none: one pair"]
-    return [middle, f"{_times(found.interval[0])} to {_times(found.interval[1])}"]
+    return [middle, f"{_times(ratio.interval[0])} to {_times(ratio.interval[1])}"]
 
 
 def _times(ratio: float) -> str:

@@ -14,38 +14,38 @@ def time_to_target(group: Group) -> dict[str, Any] | None:
 
     A time, a number of steps or a ratio that is infinite is None.
     """
-    found = judge(group)
-    if found is None or group.target is None:
+    judgement = judge(group)
+    if judgement is None or group.target is None:
         return None
     return {
         "target": group.target.value,
         "origin": group.target.origin,
         "tuning": group.target.tuning or None,
-        "reference": None if found.reference is None else found.reference.label,
-        "settings": [_line(line) for line in found.lines],
+        "reference": None if judgement.reference is None else judgement.reference.label,
+        "settings": [_line(line) for line in judgement.lines],
     }
 
 
-def _line(each: Judged) -> dict[str, Any]:
-    ratios = list(each.time_ratio.ratios.values())
+def _line(line: Judged) -> dict[str, Any]:
+    ratios = list(line.time_ratio.ratios.values())
     return {
-        "setting": each.setting.label,
-        "verdict": each.word,
-        "seconds": {seed: _finite(value) for seed, value in each.seconds.items()},
-        "steps": {seed: _finite(value) for seed, value in each.steps.items()},
-        "steps_ratio": _ratio(each.steps_ratio),
-        "time_ratio": _ratio(each.time_ratio),
+        "setting": line.setting.label,
+        "verdict": line.verdict,
+        "seconds": {seed: _finite(value) for seed, value in line.seconds.items()},
+        "steps": {seed: _finite(value) for seed, value in line.steps.items()},
+        "steps_ratio": _ratio(line.steps_ratio),
+        "time_ratio": _ratio(line.time_ratio),
         "profile_score": profile(ratios).score if ratios else None,
     }
 
 
-def _ratio(found: PairedRatio) -> dict[str, Any]:
-    interval = found.interval
+def _ratio(ratio: PairedRatio) -> dict[str, Any]:
+    interval = ratio.interval
     return {
-        "centre": _finite(found.centre),
+        "centre": _finite(ratio.centre),
         "interval": None if interval is None else list(map(_finite, interval)),
-        "how": found.how,
-        "strength": found.strength,
+        "how": ratio.how,
+        "strength": ratio.strength,
     }
 
 

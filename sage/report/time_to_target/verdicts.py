@@ -11,7 +11,7 @@ from sage.report.paired_ratio import PairedRatio, paired_ratio
 from sage.report.reference import by_seed, is_dense, reference_of
 from sage.report.settings import Setting
 
-Word = Literal["pays", "does not pay", "undecided", "smoke", "reference"]
+Verdict = Literal["pays", "does not pay", "undecided", "smoke", "reference"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class Judged:
     seconds: dict[int, float]
     steps_ratio: PairedRatio
     time_ratio: PairedRatio
-    word: Word
+    verdict: Verdict
 
     @property
     def num_reached(self) -> int:
@@ -67,17 +67,17 @@ def first_line(groups: Iterable[Group]) -> str:
     A setting pays if the interval of its paired time ratios is below 1 and there are at least six pairs.
     """
     judged = [line for group in groups if (found := judge(group)) for line in found.lines]
-    words = [line.word for line in judged if not is_dense(line.setting)]
-    if not words:
+    verdicts = [line.verdict for line in judged if not is_dense(line.setting)]
+    if not verdicts:
         return ""
-    text = f"{words.count('pays')} of {len(words)} set-ups pay"
-    smoke = words.count("smoke")
-    names: dict[Word, str] = {
-        "does not pay": "do not" if words.count("does not pay") > 1 else "does not",
+    text = f"{verdicts.count('pays')} of {len(verdicts)} set-ups pay"
+    smoke = verdicts.count("smoke")
+    names: dict[Verdict, str] = {
+        "does not pay": "do not" if verdicts.count("does not pay") > 1 else "does not",
         "undecided": "undecided",
         "smoke": f"smoke test{'s' if smoke > 1 else ''} (3 to 5 seeds)",
     }
-    rest = [f"{words.count(word)} {name}" for word, name in names.items() if word in words]
+    rest = [f"{verdicts.count(verdict)} {name}" for verdict, name in names.items() if verdict in verdicts]
     return text + (f"; {', '.join(rest)}." if rest else ".")
 
 
@@ -91,7 +91,7 @@ def _judged(setting: Setting, reference: Setting | None) -> Judged:
         seconds=seconds,
         steps_ratio=paired_ratio(steps, reference_steps),
         time_ratio=time_ratio,
-        word="reference" if setting is reference else _word(time_ratio),
+        verdict="reference" if setting is reference else _verdict(time_ratio),
     )
 
 
@@ -99,7 +99,7 @@ def _to_target(setting: Setting) -> tuple[dict[int, float], dict[int, float]]:
     return by_seed(setting, "steps_to_target"), by_seed(setting, "seconds_to_target")
 
 
-def _word(ratio: PairedRatio) -> Word:
+def _verdict(ratio: PairedRatio) -> Verdict:
     if ratio.strength == "smoke":
         return "smoke"
     if ratio.strength == "too few" or ratio.interval is None:

@@ -7,8 +7,8 @@ import pytest
 from made_up_runs import change, pretend
 
 from sage.cli.main import main
-from sage.report.published.beside import Line, compare
 from sage.report.published.files import find
+from sage.report.published.own_runs import Line, compare
 
 
 def lines(runs: Path, table: str, metric: str) -> list[Line]:

@@ -1,4 +1,4 @@
-"""Our runs beside published tables: each figure as a ratio to its own baseline, ours with its interval."""
+"""Compares our runs with published tables: each figure as a ratio to its baseline, ours with an interval."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -43,7 +43,7 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
+class Comparison:
     """The comparison of a source with runs."""
 
     lines: list[Line]
@@ -53,29 +53,31 @@ class Beside:
     """Folders of runs that cannot be read, and why."""
 
 
-def compare(source: Source, paths: Sequence[Path]) -> Beside:
+def compare(source: Source, paths: Sequence[Path]) -> Comparison:
     """Compare the runs below the paths with the rows of a source that have a ratio and a figure of ours.
 
     Raises:
         ValueError: if a path is not a folder, or there are no runs.
     """
     runs, left_out = read_runs(paths)
-    return beside(source, grouped(runs), left_out)
+    return compare_groups(source, grouped(runs), left_out)
 
 
-def beside(source: Source, ours: Sequence[Group], left_out: Mapping[Path, str] | None = None) -> Beside:
+def compare_groups(
+    source: Source, ours: Sequence[Group], left_out: Mapping[Path, str] | None = None
+) -> Comparison:
     """Compare groups of runs, as a report has them, with the rows of a source."""
     workloads = {workload for table in source.tables for workload in table.workloads}
-    return Beside(
+    return Comparison(
         lines=[line for table in source.tables for line in _lines(table, ours)],
         scales=[measured for group in ours if group.workload in workloads for measured in _measured(group)],
         left_out=dict(left_out or {}),
     )
 
 
-def text(found: Beside) -> list[str]:
-    """The lines of a comparison: ours beside theirs, the measured groups, and what was left out."""
-    lines = ["Ours beside theirs: ratios to each one's own baseline"]
+def text(comparison: Comparison) -> list[str]:
+    """The lines of a comparison: ours next to theirs, the measured groups, and what was left out."""
+    lines = ["Ours next to theirs: ratios, each to its own baseline"]
     heading = ["table", "method", "metric", "theirs", "ours", "interval", "n", "runs", "baseline"]
     cells = [
         [
@@ -89,19 +91,19 @@ def text(found: Beside) -> list[str]:
             f"{line.place}: {line.label}" if line.label else "no runs",
             line.baseline or MISSING,
         ]
-        for line in found.lines
+        for line in comparison.lines
     ]
     lines += columns(heading, cells, right=(*NUMBERS, "n"))
-    lines += [f"  {label}: {groups}" for label, groups in found.scales]
-    return [*lines, *(f"Left out: {folder}: {why}" for folder, why in found.left_out.items())]
+    lines += [f"  {label}: {groups}" for label, groups in comparison.scales]
+    return [*lines, *(f"Left out: {folder}: {why}" for folder, why in comparison.left_out.items())]
 
 
-def as_object(found: Beside) -> dict[str, Any]:
+def as_object(comparison: Comparison) -> dict[str, Any]:
     """The comparison as one object for JSON."""
     return {
-        "lines": [asdict(line) for line in found.lines],
-        "groups": [{"runs": label, **asdict(groups)} for label, groups in found.scales],
-        "left_out": {str(folder): why for folder, why in found.left_out.items()},
+        "lines": [asdict(line) for line in comparison.lines],
+        "groups": [{"runs": label, **asdict(groups)} for label, groups in comparison.scales],
+        "left_out": {str(folder): why for folder, why in comparison.left_out.items()},
     }
 
 
@@ -112,38 +114,40 @@ def _lines(table: PublishedTable, ours: Iterable[Group]) -> list[Line]:
         if row.ratio is None or row.ours is None or row.reducer is None:
             continue
         base = bases[*row.key[:2], row.baseline or ""]
-        found = [
+        matches = [
             _line(
                 row,
                 group,
                 setting,
-                nearest(setting, [candidate for candidate in group.settings if fits(base, config_of(candidate))]),
+                nearest(
+                    setting, [candidate for candidate in group.settings if fits(base, config_of(candidate))]
+                ),
             )
             for group in ours
             if group.workload in table.workloads
             for setting in group.settings
             if fits(row, config_of(setting))
         ]
-        lines += found or [Line(row=row)]
+        lines += matches or [Line(row=row)]
     return lines
 
 
 def _line(row: Row, group: Group, setting: Setting, baseline: Setting | None) -> Line:
     assert row.ours is not None
     figure = FIGURES[row.ours]
-    found = None
+    ours = None
     if baseline is not None:
         above, below = (
             [(row.run.config["seed"], figure(row.values)) for row in side.counted]
             for side in (setting, baseline)
         )
-        found = ratio(above, below)
+        ours = ratio(above, below)
     return Line(
         row=row,
         place=group.title,
         label=setting.label,
         baseline="" if baseline is None else baseline.label,
-        ours=found,
+        ours=ours,
         num=len(setting.counted),
     )
 
@@ -156,7 +160,7 @@ def config_of(setting: Setting) -> Mapping[str, Any]:
 def fits(row: Row, config: Mapping[str, Any]) -> bool:
     """Whether a run with this configuration has the reducer of a row, with its options and settings.
 
-    A profiled run stands for no row: it is short, and its steps are slower.
+    A profiled run is compared with no row: it is short, and its steps are slower.
     """
     options = config.get("reducer_options", {})
     return (
@@ -177,17 +181,19 @@ def nearest(setting: Setting, candidates: Sequence[Setting]) -> Setting | None:
         )
         return sum(one.get(name) != two.get(name) for name in one.keys() | two.keys())
 
-    return min((candidate for candidate in candidates if candidate is not setting), key=distance, default=None)
+    return min(
+        (candidate for candidate in candidates if candidate is not setting), key=distance, default=None
+    )
 
 
 def _measured(group: Group) -> list[tuple[str, Groups]]:
     """The dimensionless groups of each setting with a profiled run whose links were measured."""
-    found = []
+    result = []
     for setting in group.settings:
         measured = next(filter(None, (_groups_of(row.run) for row in setting.counted)), None)
         if measured is not None:
-            found.append((f"{group.title}: {setting.label}", measured))
-    return found
+            result.append((f"{group.title}: {setting.label}", measured))
+    return result
 
 
 def _groups_of(run: Run) -> Groups | None:
@@ -210,10 +216,10 @@ def _groups_of(run: Run) -> Groups | None:
     )
 
 
-def _interval(found: Ratio | None) -> str:
-    if found is None:
+def _interval(ours: Ratio | None) -> str:
+    if ours is None:
         return MISSING
-    if found.interval is None:
-        return f"none: {found.how}"
-    low, high = found.interval
-    return f"{times(low)} to {times(high)}, {found.how}"
+    if ours.interval is None:
+        return f"none: {ours.how}"
+    low, high = ours.interval
+    return f"{times(low)} to {times(high)}, {ours.how}"
