@@ -262,7 +262,7 @@ def _setup(array: Array) -> list[str]:
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """The configuration with absolute paths, valid whatever folder the job starts in."""
+    """The configuration with absolute paths, which are valid in any folder that the job starts in."""
     return replace(
         config, runs=config.runs.resolve(), data_root=config.data_root and config.data_root.resolve()
     )

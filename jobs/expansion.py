@@ -77,7 +77,7 @@ def _count(layer: Table, from_source: bool) -> int:
             given = listed(name, layer[name], str)
             count *= sum(_combinations(layer, table, kind, part, from_source) for part in given)
         else:  # the workload sets the part
-            own = {getattr(load(each), name) for each in workloads_given}
+            own = {getattr(load(workload), name) for workload in workloads_given}
             count *= max(_combinations(layer, table, kind, part, from_source) for part in own)
     return count
 
@@ -123,7 +123,7 @@ def listed(name: str, value: Any, annotation: Any) -> list[Any]:
     if not isinstance(value, list):
         return [value]
     if takes_list(annotation):
-        return value if value and all(isinstance(each, list) for each in value) else [value]
+        return value if value and all(isinstance(item, list) for item in value) else [value]
     if not value:
         raise ValueError(f"{name} is an empty list, which expands to no run; leave it out, or give values")
     return value

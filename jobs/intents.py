@@ -1,7 +1,7 @@
 """Intent files: written before sbatch is called, removed once the job is in the submission log.
 
-A `sage submit` that is killed in between leaves a job that no command knows. The job waits for a pickle that
-was never renamed to its job id. The intent file lets the next submission cancel the job.
+A `sage submit` that is killed in between leaves a job that is not in the log. The job waits for a pickle
+that was never renamed to its job id. The intent file lets the next submission cancel the job.
 """
 
 import os

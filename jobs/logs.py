@@ -32,7 +32,7 @@ def logs(run: str, *, runs: Path, rank: int = 0, follow: bool = False) -> int:
     if follow:
         return subprocess.call(["tail", "-n", "+1", "-F", str(path)])
     if not path.exists():
-        ranks = sorted(each.name.split("_")[-2] for each in path.parent.glob(f"{entry.job}_*_log.out"))
+        ranks = sorted(log.name.split("_")[-2] for log in path.parent.glob(f"{entry.job}_*_log.out"))
         reason = f"ranks with a log: {', '.join(ranks)}" if ranks else "its job has not started"
         raise ValueError(f"rank {rank} of {entry.run} has no log in {path.parent}; {reason}")
     _print(path)

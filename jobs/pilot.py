@@ -94,7 +94,7 @@ def _axis(label: str, key: str, value: Any) -> list[Any]:
     own = {name for name, kind in annotations().items() if NOT_HASHED in get_args(kind)}
     fixed = {*PARTS, *OPTIONS, *own, "task", "seed", "world_size"}
     known(f"tuned key of {label}", key, [name for name in annotations() if name not in fixed])
-    return [coerce(key, each, annotations()[key]) for each in listed(key, value, annotations()[key])]
+    return [coerce(key, item, annotations()[key]) for item in listed(key, value, annotations()[key])]
 
 
 def check(pilot: Pilot, configs: Iterable[Config], path: Path) -> None:

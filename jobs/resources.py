@@ -157,7 +157,7 @@ def _gpus(given: Value, config: Config) -> tuple[str, int]:
 
 
 def _seconds(time: re.Match[str]) -> int:
-    """A time in seconds; 0 stands for no limit."""
+    """A time in seconds; 0 means no limit."""
     if not time["fields"]:
         return 0
     fields = [int(field) for field in time["fields"].split(":")]

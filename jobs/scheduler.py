@@ -56,12 +56,12 @@ class Job:
 
 
 def queue(users: Collection[str]) -> dict[str, Job]:
-    """All jobs of these users that SLURM still knows, by job id, as "12_3" or "12"; in one call.
+    """All jobs of these users that squeue lists, by job id, as "12_3" or "12"; in one call.
 
     Raises:
         Unanswered: squeue fails, or prints a line that is not a job; the message has the line.
     """
-    # Not by job id: squeue fails if it no longer knows the requested id.
+    # Not by job id: squeue fails if the requested job has ended long ago.
     columns = ",".join(f"{name}:{width}" for name, width in FIELDS.items())
     arguments = [
         "--noheader",
@@ -79,13 +79,13 @@ def queue(users: Collection[str]) -> dict[str, Job]:
         if not names or not re.fullmatch(r"[A-Z_]+", state) or not re.fullmatch(r"\d{1,9}", restarts):
             shown = clean_text(" ".join(line.split()), 120)
             raise Unanswered(f"squeue printed a line that is not a job: {shown!r}")
-        for each in names:
-            jobs[each] = Job(state=state, restarts=int(restarts), reason=reason, nodes=nodes)
+        for job_id in names:
+            jobs[job_id] = Job(state=state, restarts=int(restarts), reason=reason, nodes=nodes)
     return jobs
 
 
 def tasks(name: str) -> list[str]:
-    """The job ids that one of squeue's names stands for; an empty list for a malformed name.
+    """The job ids that one of squeue's names denotes; an empty list for a malformed name.
 
     >>> tasks("12"), tasks("12_3"), tasks("12_[1,4-6%2]"), tasks("12_[0-4:2]"), tasks("12_[1,...]")
     (['12'], ['12_3'], ['12_1', '12_4', '12_5', '12_6'], ['12_0', '12_2', '12_4'], [])

@@ -160,7 +160,7 @@ def known_runs(runs: Path) -> list[str]:
     except Unreadable:  # `StatusView` reports it
         submitted = set()
     with os.scandir(runs) as found:
-        names = [each.name for each in found if not each.name.startswith(".") and each.is_dir()]
+        names = [path.name for path in found if not path.name.startswith(".") and path.is_dir()]
     return sorted(submitted.union(name for name in names if _is_run(runs / name)))
 
 

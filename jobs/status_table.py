@@ -41,7 +41,7 @@ def table(view: StatusView, most: int) -> Table:
     """The runs as a rich table; of more than `most` runs, those that come first in COLORS."""
     shown = list(view.states.items())
     if len(shown) > most:
-        shown = sorted(shown, key=lambda each: list(COLORS).index(each[1].word))[:most]
+        shown = sorted(shown, key=lambda row: list(COLORS).index(row[1].word))[:most]
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for title in TITLES:
         drawn.add_column(title, no_wrap=True)

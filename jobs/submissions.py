@@ -73,7 +73,7 @@ class Entry:
         return Path(self.logs) / f"{self.job}_{rank}_log.out"
 
 
-KNOWN = frozenset(each.name for each in fields(Entry)) - {"run"}
+KNOWN = frozenset(field.name for field in fields(Entry)) - {"run"}
 
 
 def folder(runs: Path) -> Path:
@@ -82,7 +82,7 @@ def folder(runs: Path) -> Path:
 
 
 def prepare(runs: Path) -> Path:
-    """Create the folder `.jobs`, private whatever the umask, and check that the submission log is writable.
+    """Create the folder `.jobs`, private under any umask, and check that the submission log is writable.
 
     Raises:
         Unreadable: the folder belongs to another user.

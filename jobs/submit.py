@@ -151,8 +151,8 @@ def _claim(sweep: Sweep, config: Config) -> Iterator[bool]:
 def _check_path(sweep: Sweep, cluster: Cluster) -> None:
     """Refuse a path of logs in which SLURM or submitit would replace a part."""
     path = str(sweep.runs.resolve() / sweep.name)
-    wrong = [each for each in ("%", "\\") if each in path] if cluster == "slurm" else []
-    wrong += [each for each in ("%j", "%t", "%A", "%a") if cluster != "slurm" and each in path]
+    wrong = [symbol for symbol in ("%", "\\") if symbol in path] if cluster == "slurm" else []
+    wrong += [symbol for symbol in ("%j", "%t", "%A", "%a") if cluster != "slurm" and symbol in path]
     if wrong or not path.isprintable():
         what = f"contains {wrong[0]}" if wrong else "contains a control character"
         raise ValueError(

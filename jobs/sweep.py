@@ -160,16 +160,16 @@ def labels(sweep: Sweep) -> dict[str, str]:
     """For each run, by name, the settings that vary within the sweep."""
     settings = {config.folder.name: dict(_flat(config.to_dict())) for config in sweep.configs}
     values: dict[str, set[str]] = {}
-    for each in settings.values():
-        for name, value in each.items():
+    for of_run in settings.values():
+        for name, value in of_run.items():
             values.setdefault(name, set()).add(repr(value))
     varied = [
         name for name, found in values.items() if len(found) > 1 and name not in ("reducer", "workload")
     ]
     varied.sort(key=lambda name: "." not in name)  # options first
     return {
-        run: ", ".join(f"{name.rpartition('.')[2]} {each[name]}" for name in varied if name in each)
-        for run, each in settings.items()
+        run: ", ".join(f"{name.rpartition('.')[2]} {of_run[name]}" for name in varied if name in of_run)
+        for run, of_run in settings.items()
     }
 
 

@@ -22,15 +22,15 @@ def runs_and_targets(path: Path) -> tuple[list[Path], Path, dict[tuple[str, int,
             f"none of the {len(sweep.configs)} runs of {path} has begun; run `sage submit {path}`"
         )
     targets = {}
-    for each in sweep.targets:
-        if each.reference not in untuned:
+    for target in sweep.targets:
+        if target.reference not in untuned:
             raise ValueError(
-                f"the target for {each.workload} (in {path}) is from {each.reference}, which is no run of "
-                "this sweep any more; run `sage target` again"
+                f"the target for {target.workload} (in {path}) is from {target.reference}, which is no "
+                "longer a run of this sweep; run `sage target` again"
             )
-        late = "" if each.before else "; fixed after runs of the comparison were finished"
-        targets[each.workload, each.world_size, each.metric] = Target(
-            each.value, each.origin + late, _tuning(before, each.workload, each.world_size)
+        late = "" if target.before else "; fixed after runs of the comparison were finished"
+        targets[target.workload, target.world_size, target.metric] = Target(
+            target.value, target.origin + late, _tuning(before, target.workload, target.world_size)
         )
     return folders, sweep.runs, targets
 

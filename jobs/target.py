@@ -148,7 +148,9 @@ def _target(pilot: Pilot, config: Config, finals: list[Final], *, before: bool) 
 
 def _as_fixed_before(target: FixedTarget, known: Sequence[FixedTarget]) -> FixedTarget:
     """Return the target as it was fixed earlier if it is the same: it was fixed beforehand then."""
-    return next((each for each in known if replace(each, before=target.before) == target), target)
+    return next(
+        (candidate for candidate in known if replace(candidate, before=target.before) == target), target
+    )
 
 
 def _scores(points: Points) -> str:

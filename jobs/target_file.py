@@ -77,8 +77,8 @@ def parse(path: Path, targets: Any, chosen: Any) -> tuple[list[FixedTarget], lis
     """
     storage.checked(path, {"targets": targets, "chosen": chosen}, WRITTEN)
     return (
-        [FixedTarget(**_checked(path, each, TARGET)) for each in targets],
-        [Choice(**_checked(path, each, CHOSEN)) for each in chosen],
+        [FixedTarget(**_checked(path, table, TARGET)) for table in targets],
+        [Choice(**_checked(path, table, CHOSEN)) for table in chosen],
     )
 
 
@@ -108,7 +108,7 @@ def _table(name: str, values: Mapping[str, Any]) -> str:
 def _value(value: Any) -> str:
     """A value in TOML."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_value(each)}" for key, each in value.items()) + " }"
+        return "{ " + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_value, value)) + "]"
     if isinstance(value, bool):

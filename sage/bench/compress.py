@@ -96,11 +96,11 @@ def main(
             raise ValueError(f"--{name} {given[name]}: expected {least} or more")
     if on == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU here; leave it out to measure on the CPU")
-    if any(not 0 < each < math.inf for each in mib):
+    if any(not 0 < size < math.inf for size in mib):
         raise ValueError(f"--mib {' '.join(f'{each:g}' for each in mib)}: expected sizes above 0")
     if not mib and not traces:
         raise ValueError("no input: give --mib a size, or --traces a file of `sage bench record`")
-    if not world_size or any(each < 1 for each in world_size):
+    if not world_size or any(count < 1 for count in world_size):
         numbers = " ".join(map(str, world_size))
         raise ValueError(f"--world-size {numbers}: expected one or more numbers of ranks, each 1 or more")
     if output:
@@ -110,8 +110,8 @@ def main(
     torch.set_num_threads(threads)
     load_before = os.getloadavg()[0]
     rows: list[Row] = []
-    for each in inputs(mib, traces, step, settle, seed, device):
-        new = measure(each, cases, rounds, warmup, seed, sorted(set(world_size)))
+    for item in inputs(mib, traces, step, settle, seed, device):
+        new = measure(item, cases, rounds, warmup, seed, sorted(set(world_size)))
         print("" if rows else heading(), *map(line, new), sep="", end="", flush=True)
         rows += new
     if output:

@@ -99,7 +99,7 @@ def main(
         if len(trace) < WARM + 2 * STAYS:
             raise ValueError(f"{path} has {len(trace)} steps: {WARM + 2 * STAYS} or more are needed")
         if (trace.name, trace.world_size, trace.first) in (
-            (each.trace, each.ranks, each.first) for each in results
+            (result.trace, result.ranks, result.first) for result in results
         ):
             raise ValueError(f"{path} has the same workload, ranks and first step as another: leave one out")
         for density in densities:
@@ -116,7 +116,7 @@ def write(results: Sequence[DensityResult], folder: Path, drawn: Sequence[str]) 
     folder.mkdir(parents=True, exist_ok=True)
     storage.write_text(folder / "density.md", table.markdown(results))
     table.write_csv(results, folder / "density.csv")
-    shown = [each for each in results if each.rule in drawn]
+    shown = [result for result in results if result.rule in drawn]
     storage.write_text(folder / "density.svg", figure.density_by_step(shown, TOLERANCE))
 
 
@@ -126,7 +126,9 @@ def measure_controller(trace: Trace, density: float, rule: str, exchange: str) -
     if options.get("threshold") == RIGHT:
         options["threshold"] = right_threshold(trace, density)
     replays = replay(trace, options)
-    curves = {factor: [achieved / density for achieved in each.density] for factor, each in replays.items()}
+    curves = {
+        factor: [achieved / density for achieved in result.density] for factor, result in replays.items()
+    }
     unchanged, curve = replays[1.0], curves[1.0]
     late = curve[WARM:]
     seconds, plain = cost(trace, options)

@@ -27,19 +27,19 @@ def density_by_step(results: Sequence[DensityResult], tolerance: float) -> str:
 
     A dotted line marks the step at which the learning rate dropped.
     """
-    traces = list(dict.fromkeys(each.label for each in results))
-    densities = list(dict.fromkeys(each.density for each in results))
-    styles = line_styles(list(dict.fromkeys(each.rule for each in results)))
+    traces = list(dict.fromkeys(result.label for result in results))
+    densities = list(dict.fromkeys(result.density for result in results))
+    styles = line_styles(list(dict.fromkeys(result.rule for result in results)))
     with matplotlib.rc_context(STYLE):
         height = min(1.9, PAGE / len(traces))
         figure = Figure(figsize=(3 * len(densities), height * len(traces) + 0.4), layout="constrained")
         grid = figure.subplots(len(traces), len(densities), sharex=True, sharey=True, squeeze=False)
-        for each in results:
-            axes = grid[traces.index(each.label), densities.index(each.density)]
-            curve = [max(achieved, 1e-3) for achieved in each.curve]
-            axes.plot(curve, **styles[each.rule])
-            if each.drop is not None:
-                axes.axvline(each.drop, color="0.6", linestyle=":", linewidth=1, zorder=0)
+        for result in results:
+            axes = grid[traces.index(result.label), densities.index(result.density)]
+            curve = [max(achieved, 1e-3) for achieved in result.curve]
+            axes.plot(curve, **styles[result.rule])
+            if result.drop is not None:
+                axes.axvline(result.drop, color="0.6", linestyle=":", linewidth=1, zorder=0)
         for axes in grid.flat:
             axes.axhspan(1 - tolerance, 1 + tolerance, color="0.9", zorder=0)
             axes.set(yscale="log", ylim=(0.01, 30))

@@ -102,15 +102,15 @@ class Row:
     @property
     def decode_fit(self) -> tuple[float, float]:
         """t_d0 and t_d1: decoding W payloads takes t_d0 + W·t_d1 seconds, by the medians."""
-        return fitted({world_size: statistics.median(each) for world_size, each in self.decode.items()})
+        return fitted({world_size: statistics.median(seconds) for world_size, seconds in self.decode.items()})
 
     @property
     def compress(self) -> Spread:
-        return spread([each.compress for each in self.rounds])
+        return spread([measured.compress for measured in self.rounds])
 
     @property
     def decompress(self) -> Spread:
-        return spread([each.decompress for each in self.rounds])
+        return spread([measured.decompress for measured in self.rounds])
 
     @property
     def dense(self) -> int:
@@ -200,9 +200,9 @@ def inputs(
         device: The device of all inputs.
     """
     recorded = _loaded(traces) if traces else []  # an invalid file is reported before any measurement
-    for path, each in zip(traces, recorded, strict=True):
-        if settle > min(step, len(each) - 1):
-            last = min(step, len(each) - 1)
+    for path, trace in zip(traces, recorded, strict=True):
+        if settle > min(step, len(trace) - 1):
+            last = min(step, len(trace) - 1)
             raise ValueError(f"{path}: --settle {settle} needs as many gradients before step {last}")
     for each_mib in mib:
         rows = max(1, round(each_mib * 2**18 / COLUMNS))
@@ -211,10 +211,10 @@ def inputs(
             for number in range(settle + 1)
         ]
         yield Input(f"N(0, 1), {each_mib:g} MiB", (rows, COLUMNS), drawn[1:], drawn[0])
-    for each in recorded:
-        last = min(step, len(each) - 1)
-        *before, gradient_N = [each.gradient(i, 0).to(device) for i in range(last - settle, last + 1)]
-        yield Input(f"{each.name}, step {last}", (gradient_N.numel(),), before, gradient_N)
+    for trace in recorded:
+        last = min(step, len(trace) - 1)
+        *before, gradient_N = [trace.gradient(i, 0).to(device) for i in range(last - settle, last + 1)]
+        yield Input(f"{trace.name}, step {last}", (gradient_N.numel(),), before, gradient_N)
 
 
 def _loaded(paths: Sequence[Path]) -> list["Trace"]:
@@ -250,8 +250,8 @@ def measure(
                 if number < warmup:
                     continue
                 measured[i].append(once[0])
-                for world_size, each in zip(world_sizes, once, strict=True):
-                    decode[i][world_size].append(each.decompress)
+                for world_size, timed in zip(world_sizes, once, strict=True):
+                    decode[i][world_size].append(timed.decompress)
     n = given.gradient_N.numel()
     return [
         Row(given.name, n, case, measured[i], errors.get(i, ""), decode[i]) for i, case in enumerate(cases)

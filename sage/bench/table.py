@@ -25,15 +25,15 @@ MEASURES: dict[str, Callable[[DensityResult], str]] = {
 
 def markdown(results: Sequence[DensityResult]) -> str:
     """One table per measure: one line per trace, one column per controller with all densities."""
-    rules = list(dict.fromkeys(each.rule for each in results))
-    densities = list(dict.fromkeys(each.density for each in results))
-    found = {(each.label, each.density, each.rule): each for each in results}
+    rules = list(dict.fromkeys(result.rule for result in results))
+    densities = list(dict.fromkeys(result.density for result in results))
+    found = {(result.label, result.density, result.rule): result for result in results}
     targets = " / ".join(f"{density:g}" for density in densities)
     lines = []
     for title, cell in MEASURES.items():
         lines += [f"## {title}, at densities of {targets}", ""]
         lines += [f"| trace | {' | '.join(rules)} |", f"|---|{'---:|' * len(rules)}"]
-        for label in dict.fromkeys(each.label for each in results):
+        for label in dict.fromkeys(result.label for result in results):
             cells = [" / ".join(cell(found[label, density, rule]) for density in densities) for rule in rules]
             lines.append(f"| {label} | {' | '.join(cells)} |")
         lines.append("")
@@ -48,7 +48,7 @@ def line(result: DensityResult) -> str:
 
 def write_csv(results: Sequence[DensityResult], path: Path) -> None:
     """Write the results as CSV, without the curves."""
-    rows = [{name: value for name, value in asdict(each).items() if name != "curve"} for each in results]
+    rows = [{name: value for name, value in asdict(result).items() if name != "curve"} for result in results]
     storage.write_csv(path, rows, list(rows[0]))
 
 

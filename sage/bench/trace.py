@@ -100,7 +100,7 @@ def load(path: Path) -> Trace:
         raise _of_another_format(path, found, remedy)
     if fault := storage.TRACE.fault(content) or _misfit(content):
         raise storage.Damaged(path, f"is damaged: {fault}", remedy)
-    return Trace(**{each.name: content[each.name] for each in fields(Trace)})
+    return Trace(**{field.name: content[field.name] for field in fields(Trace)})
 
 
 def _of_another_format(path: Path, found: Any, remedy: str) -> storage.Unreadable:

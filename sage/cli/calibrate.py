@@ -68,7 +68,9 @@ class Calibrate(RunCommand):
         if not ctx.resilient_parsing:
             config, densities = ctx.params["config"], ctx.params["densities"]
             ctx.params["reducers"] = [
-                each for spec in ctx.params["reducers"] for each in configs_of(spec, densities, config, args)
+                of_reducer
+                for spec in ctx.params["reducers"]
+                for of_reducer in configs_of(spec, densities, config, args)
             ]
         return rest
 
@@ -103,10 +105,10 @@ def configs_of(spec: str, densities: Sequence[float], config: Config, args: Sequ
     base = chosen([*args, "--reducer", name])
     options = {**base.reducer_options, **given}
     has_density = "density" in registry.options_of("reducers", name) and "density" not in given
-    each = (
+    all_options = (
         [{**options, "density": density} for density in densities] if densities and has_density else [options]
     )
-    return [resolve(replace(config, reducer=base.reducer, reducer_options=one)) for one in each]
+    return [resolve(replace(config, reducer=base.reducer, reducer_options=one)) for one in all_options]
 
 
 command = Calibrate(
@@ -114,7 +116,7 @@ command = Calibrate(
     calibrate,
     [
         Option("reducers", tuple[str, ...], REDUCERS, "The reducers, each NAME[:OPTION=VALUE,...]."),
-        Option("densities", tuple[float, ...], (), "Target densities; none given: that of each reducer."),
+        Option("densities", tuple[float, ...], (), "Target densities; default: that of each reducer."),
         Option("steps", int, 10, "Steps that are timed, and reductions of each reducer."),
         Option(
             "seconds", float, 60.0, "Time for the collectives; the reducers take the same time in addition."

@@ -250,7 +250,7 @@ def joined(command: click.Command, ctx: click.Context, args: Sequence[str]) -> l
             while not equals and pending is not None and not pending.startswith("--"):
                 values.append(pending)
                 pending = next(words, None)
-            found.append(f"{spelled}=" + "".join(each + END for each in values))
+            found.append(f"{spelled}=" + "".join(item + END for item in values))
         else:
             if not equals:
                 if pending is None or pending.startswith("--"):

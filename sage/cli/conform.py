@@ -20,8 +20,8 @@ def of(name: str) -> Command:
         return main(name, options, world_sizes)
 
     own = [
-        Option(key, each.type, each.default, each.help)
-        for key, each in registry.options_of("reducers", name, from_source=True).items()
+        Option(key, option.type, option.default, option.help)
+        for key, option in registry.options_of("reducers", name, from_source=True).items()
     ]
     sizes = Option("world_sizes", tuple[int, ...], (1, 2, 4), "Numbers of ranks to try.")
     return Command(name, run, [sizes, *own], help=registry.summary("reducers", name))

@@ -26,7 +26,10 @@ def of(name: str) -> Command:
         prepare(data_root(root or folder), **options)
         return 0
 
-    own = [Option(key, each.type, each.default, each.help) for key, each in registry.options(prepare).items()]
+    own = [
+        Option(key, option.type, option.default, option.help)
+        for key, option in registry.options(prepare).items()
+    ]
     where = "The folder of the data sets; default: $SAGE_DATA_DIR, else ./data."
     return Command(
         name,

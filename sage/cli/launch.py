@@ -16,8 +16,8 @@ local_rank, and of this process's variables those that begin with SAGE_, GLOO_, 
 
 SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 are forwarded to all ranks. They agree on a step, write a checkpoint
 and exit with status 75. A second SIGTERM or SIGINT ends them within ten seconds. If a rank fails, the others
-have ten seconds to report what they know of the failure, and are then ended. However this process ends, its
-ranks end too.
+have ten seconds to report the failure, and are then ended. If this process ends in any way, its ranks end
+too.
 
 The exit status is 0 if all ranks finished, 75 if they stopped with a checkpoint, 2 if a rank has an error
 that would happen again, such as an invalid setting, and 1 otherwise. A line names the first rank that failed.

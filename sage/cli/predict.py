@@ -55,7 +55,7 @@ def predict(
             latency=latency,
             ranks_per_node=measured.ranks_per_node if ranks_per_node is None else ranks_per_node,
         )
-    ratios = plans.steps_ratios(steps_ratio, {each.reducer for each in measured.methods})
+    ratios = plans.steps_ratios(steps_ratio, {method.reducer for method in measured.methods})
     found = make(measured, setups, bucket_mb, ratios)
     if output is not None:
         from ..report import prediction as drawing
@@ -87,16 +87,16 @@ command = Command(
             "world_size",
             tuple[int, ...],
             (),
-            "Numbers of ranks; none given: one, two and four times the calibration's.",
+            "Numbers of ranks; default: one, two and four times the calibration's.",
         ),
-        Option("ranks_per_node", int | None, None, "Ranks on each node; none given: the calibration's."),
+        Option("ranks_per_node", int | None, None, "Ranks on each node; default: the calibration's."),
         Option(
             "bandwidth",
             tuple[float, ...],
             (),
-            "Bandwidths of the links between nodes, in bits per second; none given: as measured.",
+            "Bandwidths of the links between nodes, in bits per second; default: as measured.",
         ),
-        Option("latency", float | None, None, "Their latency in seconds; none given: as measured."),
+        Option("latency", float | None, None, "Their latency in seconds; default: as measured."),
         Option(
             "bucket_mb",
             float,
@@ -107,7 +107,7 @@ command = Command(
             "steps_ratio",
             tuple[str, ...],
             (),
-            "REDUCER=RATIO, such as topk=1.1: its steps to a target over those of bf16; inf if it misses it.",
+            "REDUCER=RATIO, such as topk=1.1: its steps to a target over those of bf16; inf: never reached.",
         ),
         Option("json", bool, False, "Print one JSON object instead of the tables."),
         Option("output", Path | None, None, "A folder to write tables, JSON and pictures to."),

@@ -54,7 +54,7 @@ command = Command(
         Argument(
             "source",
             str,
-            "A published source, or a TOML file of one; none given: list them.",
+            "A published source, or a TOML file of one; default: list them.",
             required=False,
             suggestions=Suggestions("published", or_files=True),
         ),

@@ -117,7 +117,7 @@ def metavar(annotation: Any) -> str:
 
 def _choices(arm: Any) -> tuple[Any, ...]:
     if get_origin(arm) is tuple:
-        return tuple(choice for each in arms(get_args(arm)[0]) for choice in _choices(each))
+        return tuple(choice for part in arms(get_args(arm)[0]) for choice in _choices(part))
     return get_args(arm) if get_origin(arm) is Literal else ()
 
 
@@ -125,7 +125,7 @@ def _list_of(name: str, words: Sequence[str], annotation: Any) -> Any:
     if list(words) in (["None"], ["none"]) and type(None) in get_args(annotation):
         return None
     arm = next(arm for arm in arms(annotation) if get_origin(arm) is tuple)
-    inner = [each for each in get_args(arm) if each is not Ellipsis]
+    inner = [part for part in get_args(arm) if part is not Ellipsis]
     types = inner * len(words) if Ellipsis in get_args(arm) else inner
     if len(types) != len(words):
         raise ValueError(f"{name} is {shown(' '.join(words))}; allowed is {describe(annotation)}")

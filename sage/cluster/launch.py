@@ -8,7 +8,7 @@ world_size and local_rank, and this process's variables that begin with SAGE_, G
 
 SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 are forwarded to all ranks, which agree on a step, write a checkpoint and
 exit with status 75; a second SIGTERM or SIGINT ends them within ten seconds. If a rank fails, the others have
-ten seconds to report what they know of the failure, and are then ended. However this process ends, its ranks
+ten seconds to report the failure, and are then ended. However this process ends, its ranks
 end too, because a host ends its ranks when the connection to it closes.
 
 The exit status is 0 if all ranks finished, 75 if all others stopped with a checkpoint, 2 if a rank has

@@ -37,8 +37,8 @@ def delay_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for each in came:
-            signal.raise_signal(each)
+        for signal_number in came:
+            signal.raise_signal(signal_number)
 
 
 def _leave(number: int, _: object) -> None:

@@ -2,7 +2,7 @@
 
 `remote` passes the source of this file to a Python on the host through ssh, so it imports the standard
 library only. Standard input has one line of JSON with the tasks, then one signal number per line. At its end
-the tasks are ended: the launcher wants them to end, or the launcher or the connection has died. Standard
+the tasks are ended: the launcher has asked for it, or the launcher or the connection has died. Standard
 output consists of JSON texts as in RFC 7464, which the output of a login script cannot be mistaken for.
 """
 

@@ -294,7 +294,7 @@ def check_same(wire: Wire, lines: Sequence[str]) -> None:
     (all_W8,) = wire.gather(state=torch.frombuffer(bytearray(digest), dtype=torch.uint8))
     if bool((all_W8 == all_W8[0]).all()):
         return
-    first, *others = [each.split("\n") for each in wire.texts(text)]
+    first, *others = [lines.split("\n") for lines in wire.texts(text)]
     for rank, other in enumerate(others, start=1):
         for ours, theirs in zip_longest(first, other, fillvalue="nothing"):
             if ours != theirs:

@@ -59,10 +59,10 @@ class CommState:
     def _bind(self) -> DdpMount:
         # A hook does not receive its model. DDP stores its hooks in a list, by which the wrapper is found.
         wrappers = [
-            each
-            for each in gc.get_objects()
-            if issubclass(type(each), DistributedDataParallel)
-            and any(state is self for _, state in each.__dict__.get("_comm_hooks", ()))
+            candidate
+            for candidate in gc.get_objects()
+            if issubclass(type(candidate), DistributedDataParallel)
+            and any(state is self for _, state in candidate.__dict__.get("_comm_hooks", ()))
         ]
         if len(wrappers) != 1:
             raise ValueError(

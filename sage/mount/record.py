@@ -85,7 +85,7 @@ class StepLog:
 
     def since(self, step: int) -> list[dict[str, Any]]:
         """Stored records of the steps from this one on."""
-        return [each for each in self._steps if each["step"] >= step]
+        return [record for record in self._steps if record["step"] >= step]
 
     def record(
         self,
@@ -130,10 +130,10 @@ class StepLog:
 
     def result(self) -> dict[str, Any]:
         """The measured values of `result.json`."""
-        seconds_S = numpy.array([each["seconds"] for each in self._steps])
+        seconds_S = numpy.array([record["seconds"] for record in self._steps])
         seconds_S = seconds_S[min(10, int(WARM_UP * len(seconds_S))) :]
         quantiles = numpy.percentile(seconds_S, (50, 95, 99)).tolist() if len(seconds_S) else [None] * 3
-        targets = [each["density_asked"] for each in self._steps if each["density_asked"] is not None]
+        targets = [record["density_asked"] for record in self._steps if record["density_asked"] is not None]
         steps = max(1, self.count)
         return {
             "steps": self.count,

@@ -219,7 +219,7 @@ def _check_progress(training: TrainingState, step: int, shared: State, metrics: 
     if len(metrics["loss"]) != 2:
         raise ValueError("'loss' is not a sum and a count")
     metric = training.task.metric
-    if any(metric not in each for each in metrics["evaluations"]):
+    if any(metric not in evaluation for evaluation in metrics["evaluations"]):
         raise ValueError(f"an evaluation lacks the metric {metric!r}")
     if step == training.total_steps and not metrics["evaluations"]:
         raise ValueError("it has no evaluation of the last step")

@@ -204,7 +204,7 @@ def test_a_target_of_another_sweep_is_refused(sweep: Path) -> None:
     call("target", str(sweep))
     sweep.write_text(sweep.read_text().replace("steps = 20", "steps = 30"))
     finish(read(sweep).configs[0], 0.9)
-    with pytest.raises(ValueError, match="no run of this sweep any more; run `sage target` again"):
+    with pytest.raises(ValueError, match="no longer a run of this sweep; run `sage target` again"):
         call("report", str(sweep))
 
 
