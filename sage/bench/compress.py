@@ -96,8 +96,8 @@ def main(
             raise ValueError(f"--{name} {given[name]}: expected {least} or more")
     if on == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU here; leave it out to measure on the CPU")
-    if any(not 0 < size < math.inf for size in mib):
-        raise ValueError(f"--mib {' '.join(f'{each:g}' for each in mib)}: expected sizes above 0")
+    if any(not 0 < number < math.inf for number in mib):
+        raise ValueError(f"--mib {' '.join(f'{number:g}' for number in mib)}: expected sizes above 0")
     if not mib and not traces:
         raise ValueError("no input: give --mib a size, or --traces a file of `sage bench record`")
     if not world_size or any(count < 1 for count in world_size):

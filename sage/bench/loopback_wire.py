@@ -1,6 +1,6 @@
 """A wire without a network: times a reducer until its last collective (compress) and after it (decompress).
 
-Every collective returns at once, as if all W ranks had brought this rank's input: a gather returns it W
+Every collective returns at once, as if all W ranks had passed this rank's input: a gather returns it W
 times. The time is taken at the beginning and at the end of each call, so the wire's own work on a payload
 (packing, padding, sending, copying, unpacking) is in neither of the times.
 """
