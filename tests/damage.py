@@ -100,23 +100,23 @@ def _other_thing(path: Path, draw: random.Random) -> str:
 def _change_json(path: Path, draw: random.Random) -> str:
     if path.suffix == ".json":
         value = json.loads(path.read_bytes())
-        told = change(value, draw)
+        result = change(value, draw)
         path.write_text(json.dumps(value))
-        return told
+        return result
     lines = path.read_bytes().splitlines()
     index = draw.randrange(len(lines))
     value = json.loads(lines[index])
-    told = change(value, draw)
+    result = change(value, draw)
     lines[index] = json.dumps(value).encode()
     path.write_bytes(b"\n".join(lines) + b"\n")
-    return f"line {index + 1}: {told}"
+    return f"line {index + 1}: {result}"
 
 
 def _change_tensors(path: Path, draw: random.Random) -> str:
     value = torch.load(path, weights_only=True)
-    told = change(value, draw)
+    result = change(value, draw)
     resave(path, value)
-    return f"whole, but {told}"
+    return f"whole, but {result}"
 
 
 def resave(path: Path, value: Any) -> None:

@@ -109,13 +109,13 @@ def run_pytest(arguments: list[str], folder: str, output: int, plain: bool) -> N
 
 def judge(mutant: Mutant, limit: float) -> tuple[bool, str]:
     """Return whether the test detected the fault, and how."""
-    status, said = run([mutant.test], plain=mutant.file.startswith(PLAIN), mutant=mutant, limit=limit)
-    reason = said.partition(" - ")[2]
+    status, result = run([mutant.test], plain=mutant.file.startswith(PLAIN), mutant=mutant, limit=limit)
+    reason = result.partition(" - ")[2]
     if status is None:
         return True, f"hangs: seen after {limit:g} s"
     if status == 1 and not reason.startswith(CLUMSY):
         return True, f"seen to fail: {reason}"
-    return False, "SURVIVED" if status == 0 else f"NOT TRIED: pytest ended with {status}: {said}"
+    return False, "SURVIVED" if status == 0 else f"NOT TRIED: pytest ended with {status}: {result}"
 
 
 def main() -> int:
@@ -131,9 +131,9 @@ def main() -> int:
     chosen = [m for m in mutants() if given.word in f"{m.fault} {m.file} {m.test}"]
     for plain in (False, True):
         tests = sorted({m.test for m in chosen if m.file.startswith(PLAIN) == plain})
-        status, said = run(tests, plain=plain) if tests else (0, "")
+        status, result = run(tests, plain=plain) if tests else (0, "")
         if status != 0:
-            print(f"without any fault, pytest ends with {status}: {said}")
+            print(f"without any fault, pytest ends with {status}: {result}")
             return 1
     print("| fault | test | |\n|---|---|---|", flush=True)
     with ProcessPoolExecutor(max(1, given.jobs), mp_context=FORK) as pool:

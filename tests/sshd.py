@@ -55,9 +55,9 @@ class Sshd:
         for key in ("host", "me"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
         (folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {(folder / 'host.pub').read_text()}")
-        told = {"port": self.port, "folder": folder, "user": pwd.getpwuid(os.getuid()).pw_name}
-        (folder / "server").write_text(SERVER.format(**told))
-        (folder / "client").write_text(CLIENT.format(**told))
+        result = {"port": self.port, "folder": folder, "user": pwd.getpwuid(os.getuid()).pw_name}
+        (folder / "server").write_text(SERVER.format(**result))
+        (folder / "client").write_text(CLIENT.format(**result))
         if os.getuid() == 0:
             # sshd's privilege separation directory; Debian creates it when the service starts.
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)

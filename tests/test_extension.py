@@ -100,5 +100,5 @@ def test_a_mistyped_option_of_an_external_reducer_is_refused(sage: Command, pack
 
 
 def test_the_page_names_every_invariant() -> None:
-    told = re.findall(r"^\| `(\w+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert told == [invariant.__name__ for invariant in INVARIANTS]
+    output = re.findall(r"^\| `(\w+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert output == [invariant.__name__ for invariant in INVARIANTS]

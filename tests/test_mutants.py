@@ -46,7 +46,7 @@ def test_the_test_that_must_detect_a_fault_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "seen", "how"),
+    ("status", "output", "seen", "how"),
     [
         (1, "FAILED tests/test_x.py::test_y - assert 3 == 4", True, "seen to fail: assert 3 == 4"),
         (None, "", True, "hangs: seen after 5 s"),
@@ -58,11 +58,11 @@ def test_the_test_that_must_detect_a_fault_exists() -> None:
     ],
 )
 def test_only_a_failed_or_hanging_test_has_detected_a_fault(
-    monkeypatch: pytest.MonkeyPatch, status: int | None, said: str, seen: bool, how: str
+    monkeypatch: pytest.MonkeyPatch, status: int | None, output: str, seen: bool, how: str
 ) -> None:
     def run(tests: list[str], *, plain: bool, mutant: Mutant, limit: float) -> tuple[int | None, str]:
         assert (tests, plain, limit) == ([MUTANTS[0].test], False, 5)
-        return status, said
+        return status, output
 
     monkeypatch.setattr(mutate, "run", run)
     judged = mutate.judge(MUTANTS[0], 5)

@@ -67,7 +67,7 @@ def without_account(tmp_path: Path, user: int, folder: Path, *argv: str) -> subp
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "expected"),
     [
         (["list"], "topk"),
         ([*RUN, "--print-config"], '"reducer": "topk"'),
@@ -78,7 +78,7 @@ def without_account(tmp_path: Path, user: int, folder: Path, *argv: str) -> subp
     ids=["list", "print-config", "run", "data", "help"],
 )
 def test_a_user_without_an_account_and_a_home_has_every_command(
-    tmp_path: Path, argv: list[str], told: str
+    tmp_path: Path, argv: list[str], expected: str
 ) -> None:
     user = free_user()
     with pytest.raises(KeyError):
@@ -88,7 +88,7 @@ def test_a_user_without_an_account_and_a_home_has_every_command(
         os.chown(folder, user, user)
         done = without_account(tmp_path, user, folder, *argv)
         assert done.returncode == 0, done.stderr
-        assert told in done.stdout.partition("=" * 8)[2]
+        assert expected in done.stdout.partition("=" * 8)[2]
         assert "Traceback" not in done.stderr
         results = list(folder.glob("runs/*/result.json"))
         assert len(results) == (argv is RUN)

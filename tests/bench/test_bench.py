@@ -143,13 +143,13 @@ def test_a_run_that_cannot_be_recorded_is_an_error_with_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_json(tmp_path / "config.json", parse_run(DIGITS).to_dict())
-    for asked, told in (
+    for asked, result in (
         ([*DIGITS, "--epochs", "0.1", "--steps", "99999"], "so 99999 steps cannot be recorded"),
         ([*DIGITS, "--elements", "0"], "--elements 0: expected 1 or more"),
         ([str(tmp_path), "--lr", "1"], "is a run and has its configuration: leave out --lr 1"),
     ):
         assert main(["bench", "record", *asked, "--out", str(tmp_path / "trace")]) == 2
-        assert told in capsys.readouterr().err
+        assert result in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_a_trace_is_refused(tmp_path: Path) -> None:

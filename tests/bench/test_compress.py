@@ -246,8 +246,8 @@ def test_a_reducer_without_a_density_is_measured_once_and_has_no_k() -> None:
 
 def test_options_follow_the_name() -> None:
     first, second = cases_of("sage:controller=sage,agree=true,density-steps=5", [0.1, 0.02])
-    told = {name: first.options[name] for name in ("controller", "agree", "density_steps", "density")}
-    assert told == {"controller": "sage", "agree": True, "density_steps": 5, "density": 0.1}
+    settings = {name: first.options[name] for name in ("controller", "agree", "density_steps", "density")}
+    assert settings == {"controller": "sage", "agree": True, "density_steps": 5, "density": 0.1}
     assert (second.name, second.density) == ("sage:controller=sage,agree=true,density-steps=5", 0.02)
     (fixed,) = cases_of("topk:density=0.5", [0.1, 0.02])
     assert fixed.density == 0.5
@@ -421,7 +421,7 @@ def test_the_command_writes_a_table_a_csv_and_a_figure_and_reports_a_failed_case
     assert float(rows[6]["decompress_seconds_high"]) >= float(rows[6]["decompress_seconds_low"]) > 0
     figure = (tmp_path / "a" / "b.svg").read_text()
     assert all(
-        told in figure for told in (*specs, "density 0.1", "density 0.01", "made-up, step 5", "failed")
+        result in figure for result in (*specs, "density 0.1", "density 0.01", "made-up, step 5", "failed")
     )
 
 
@@ -442,7 +442,7 @@ def test_reducers_without_a_density_have_a_figure_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "message"),
     [
         (["--reducers", "tpok"], "no reducer is called 'tpok'; did you mean 'topk'"),
         (["--reducers", "topk:values=fp17"], "values is 'fp17'; allowed is one of"),
@@ -457,12 +457,12 @@ def test_reducers_without_a_density_have_a_figure_too(tmp_path: Path) -> None:
     ],
 )
 def test_invalid_arguments_are_refused_before_anything_is_measured(
-    asked: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    asked: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "compress", "--mib", "0.01", *asked]) == 2
-    said = capsys.readouterr()
-    assert told in said.err
-    assert said.out == ""
+    result = capsys.readouterr()
+    assert message in result.err
+    assert result.out == ""
 
 
 def test_settle_needs_earlier_gradients_in_the_trace(

@@ -35,8 +35,8 @@ def small(config: Config, *, steps: int, elements: int, folder: Path | None = No
     codes_SWN = torch.randn(60, 2, 200, generator=generator).half()
     lr_S = torch.ones(60, dtype=torch.float64)
     exponents_SW = torch.zeros(60, 2, dtype=torch.int32)
-    told = config.to_dict() | {"workload": f"{config.workload} on {config.world_size}"}
-    return Trace(codes_SWN, exponents_SW, lr_S, first=first, numel=200, config=told)
+    settings = config.to_dict() | {"workload": f"{config.workload} on {config.world_size}"}
+    return Trace(codes_SWN, exponents_SW, lr_S, first=first, numel=200, config=settings)
 
 
 def test_the_commands_of_the_page_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,14 +57,14 @@ def python(environment: dict[str, str], *arguments: str) -> subprocess.Completed
 
 def test_the_rehearsal_passes_with_torch_and_little_else(bare: dict[str, str], tmp_path: Path) -> None:
     done = python(bare, "-m", "benchmarks.gpu", "--rehearsal", "--output", str(tmp_path / "out"))
-    told: dict[str, Any] = json.loads((tmp_path / "out.json").read_text())
-    failed = [row for row in told["rows"] if row["status"] == "failed"]
+    output: dict[str, Any] = json.loads((tmp_path / "out.json").read_text())
+    failed = [row for row in output["rows"] if row["status"] == "failed"]
     assert failed == [], failed
     assert done.returncode == 0, done.stderr
     sections = {"build", "ops", "reducers", "mounts", "speed", "steps"}
-    assert {row["section"] for row in told["rows"]} == told["seconds"].keys() == sections
+    assert {row["section"] for row in output["rows"]} == output["seconds"].keys() == sections
     table = (tmp_path / "out.md").read_text()
-    assert table.count("\n| ") == len(told["rows"]) + 1
+    assert table.count("\n| ") == len(output["rows"]) + 1
 
 
 def test_every_reducer_loads_with_torch_and_little_else(bare: dict[str, str]) -> None:

@@ -19,20 +19,20 @@ Sage = Callable[..., subprocess.CompletedProcess[str]]
 def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
     """The configuration that `sage run ... --print-config` prints."""
     assert main(["run", *argv, "--print-config"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["folder"] == str(Config.from_dict(told["config"]).folder)
-    config: dict[str, Any] = told["config"]
+    output = json.loads(capsys.readouterr().out)
+    assert output["folder"] == str(Config.from_dict(output["config"]).folder)
+    config: dict[str, Any] = output["config"]
     return config
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """The error of a refused command line: one line on stderr."""
     status = main(argv)
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert status == 2
-    text = said.err + said.out
+    text = output.err + output.out
     assert "Traceback" not in text
-    assert said.out == ""
+    assert output.out == ""
     assert len(text.splitlines()) == 1
     return text
 
@@ -52,8 +52,8 @@ def asks(monkeypatch: pytest.MonkeyPatch, function: str) -> list[Any]:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     for argv in ([], ["--help"], ["-h"]):
         assert main(argv) == 0
-        said = capsys.readouterr().out
-        assert all(f"\n  {name} " in said for name in COMMANDS)
+        output = capsys.readouterr().out
+        assert all(f"\n  {name} " in output for name in COMMANDS)
 
 
 def test_list_shows_every_part_and_workload_with_its_summary(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,9 +117,9 @@ def test_a_workload_may_be_a_file(capsys: pytest.CaptureFixture[str], tmp_path: 
 )
 def test_every_command_prints_its_help(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
     assert main(argv) == 0
-    said = capsys.readouterr()
-    assert said.out.startswith("Usage: sage")
-    assert said.err == ""
+    output = capsys.readouterr()
+    assert output.out.startswith("Usage: sage")
+    assert output.err == ""
 
 
 def test_the_flags_of_a_run_are_listed_in_the_groups_of_its_configuration(
@@ -138,12 +138,12 @@ def test_the_flags_of_a_run_are_listed_in_the_groups_of_its_configuration(
 
 def test_run_help_shows_the_runs_flags_and_the_parts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "digits", "--reducer", "topk", "--help"]) == 0
-    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    message = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for flag in ("--density", "--model.depth", "--data.limit-train", "--lr-scale", "--profile, --no-profile"):
-        assert flag in said
-    assert "The learning rate, before --lr-scale and the schedule. (default: 0.1)" in said
+        assert flag in message
+    assert "The learning rate, before --lr-scale and the schedule. (default: 0.1)" in message
     for hidden in ("--workload", "--model-options", "--reducer-options", "--slurm"):
-        assert hidden not in said
+        assert hidden not in message
 
 
 @pytest.mark.parametrize(

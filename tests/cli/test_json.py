@@ -39,10 +39,10 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
 
     def run(*argv: str, status: int = 0) -> Any:
         assert main([*argv, "--json"]) == status
-        told = capsys.readouterr()
-        assert told.err == ""
-        assert told.out.endswith("\n")
-        found = json.loads(told.out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+        message = capsys.readouterr()
+        assert message.err == ""
+        assert message.out.endswith("\n")
+        found = json.loads(message.out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
         assert isinstance(found, dict)
         return found
 
@@ -73,12 +73,12 @@ def test_the_json_option_is_the_same_in_every_command() -> None:
 
 
 def test_list_has_the_summary_of_every_part_and_workload(printed: Printed) -> None:
-    told = printed("list")
-    assert set(told) == {*registry.EXPORTS, "workloads"}
+    output = printed("list")
+    assert set(output) == {*registry.EXPORTS, "workloads"}
     for kind in registry.EXPORTS:
-        assert told[kind] == {name: registry.summary(kind, name) for name in registry.names(kind)}
-    assert list(told["workloads"]) == list(registry.workloads())
-    assert printed("data", "list") == told["datasets"]
+        assert output[kind] == {name: registry.summary(kind, name) for name in registry.names(kind)}
+    assert list(output["workloads"]) == list(registry.workloads())
+    assert printed("data", "list") == output["datasets"]
 
 
 def test_status_has_the_state_of_every_run(printed: Printed, tmp_path: Path) -> None:
@@ -86,12 +86,12 @@ def test_status_has_the_state_of_every_run(printed: Printed, tmp_path: Path) -> 
     done = pretend(runs, "topk", density=0.01)
     sweep = tmp_path / "two.toml"
     sweep.write_text('workload = "digits-ff"\nreducer = ["exact", "topk"]\n')
-    told = printed("status", str(sweep), "--runs", str(runs))
-    assert [run["state"] for run in told["runs"]] == ["missing", "missing"]
-    assert told["folder"] == str(runs)
-    told = printed("status", str(runs))
-    assert set(told) == {"folder", "runs", "faults", "slurm_error"}
-    (run,) = told["runs"]
+    output = printed("status", str(sweep), "--runs", str(runs))
+    assert [run["state"] for run in output["runs"]] == ["missing", "missing"]
+    assert output["folder"] == str(runs)
+    output = printed("status", str(runs))
+    assert set(output) == {"folder", "runs", "faults", "slurm_error"}
+    (run,) = output["runs"]
     assert set(run) == {"run", "settings", "state", "job", "step", "metric", "requeued", "why"}
     assert (run["run"], run["state"]) == (done.name, "finished")
 
@@ -110,15 +110,15 @@ def test_report_has_the_values_of_its_csv_file_by_group(printed: Printed, tmp_pa
     ]
     broken = pretend(tmp_path, "topk", density=0.5)
     (broken / "result.json").write_text("{")
-    told = printed("report", str(tmp_path), "--output", str(tmp_path / "out"))
-    assert set(told) == {"verdict", "groups", "left_out", "files"}
-    assert [Path(file).name for file in told["files"]] == ["report.md", "report.csv", "report.html"]
-    assert all(Path(file).exists() for file in told["files"])
-    assert list(told["left_out"]) == [str(broken)]
-    rows = [row for group in told["groups"] for row in group["runs"]]
+    output = printed("report", str(tmp_path), "--output", str(tmp_path / "out"))
+    assert set(output) == {"verdict", "groups", "left_out", "files"}
+    assert [Path(file).name for file in output["files"]] == ["report.md", "report.csv", "report.html"]
+    assert all(Path(file).exists() for file in output["files"])
+    assert list(output["left_out"]) == [str(broken)]
+    rows = [row for group in output["groups"] for row in group["runs"]]
     assert len(rows) == len(runs)
-    assert len(told["groups"]) == 2
-    assert all(group["title"] and group["headline"] for group in told["groups"])
+    assert len(output["groups"]) == 2
+    assert all(group["title"] and group["headline"] for group in output["groups"])
     heading, *lines = (tmp_path / "out" / "report.csv").read_text().splitlines()
     assert len(lines) == len(rows)
     assert list(dict.fromkeys(name for row in rows for name in row)) == heading.split(",")
@@ -128,19 +128,19 @@ def test_a_report_without_runs_is_an_error_of_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert main(["report", str(tmp_path), "--json"]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert len(told.err.splitlines()) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert len(output.err.splitlines()) == 1
 
 
 def test_published_has_the_figures_of_a_source_or_of_all(printed: Printed) -> None:
     for argv, statuses in (((), {"verified"}), (("--all",), {"verified", "second-hand", "recalled"})):
-        told = printed("published", *argv)
-        assert [source["name"] for source in told["sources"]] == list(sources())
-        rows = [row for source in told["sources"] for table in source["tables"] for row in table["rows"]]
+        output = printed("published", *argv)
+        assert [source["name"] for source in output["sources"]] == list(sources())
+        rows = [row for source in output["sources"] for table in source["tables"] for row in table["rows"]]
         assert {row["status"] for row in rows} == statuses
-    told = printed("published", "byteps")
-    (slow,) = (table for table in told["tables"] if table["name"] == "docs-slow")
+    output = printed("published", "byteps")
+    (slow,) = (table for table in output["tables"] if table["name"] == "docs-slow")
     assert [row["ratio"] for row in slow["rows"]] == [
         None,
         *(pytest.approx(value / 518.32) for value in (195.24, 89.67, 83.93)),
@@ -153,7 +153,7 @@ def test_doctor_has_findings_and_facts(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    told = json.loads(done.stdout)
-    assert set(told) == {"well", "findings", "facts"}
-    assert done.returncode == (0 if told["well"] else 1)
-    assert told["facts"]
+    output = json.loads(done.stdout)
+    assert set(output) == {"well", "findings", "facts"}
+    assert done.returncode == (0 if output["well"] else 1)
+    assert output["facts"]

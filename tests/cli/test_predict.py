@@ -31,9 +31,9 @@ def measured(tmp_path: Path) -> str:
 
 def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert main(["predict", *argv]) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    return told.out
+    message = capsys.readouterr()
+    assert message.err == ""
+    return message.out
 
 
 def test_it_prints_how_many_set_ups_pay_and_the_tables(
@@ -65,15 +65,15 @@ def test_a_reducer_that_misses_the_target_pays_nowhere(
 def test_json_has_a_row_for_each_method_mount_world_size_and_bandwidth(
     capsys: pytest.CaptureFixture[str], measured: str
 ) -> None:
-    told = json.loads(printed(capsys, measured, "--world-size", "4", "8", "--bandwidth", "1e8", "--json"))
-    assert (told["workload"], told["reference"]) == ("made-up", "bf16 × ddp")
-    assert len(told["rows"]) == 2 * 6
-    assert {row["bits_per_second"] for row in told["rows"]} == {1e8}
-    assert {link["collective"] for link in told["links"]} == set(TIMES)
-    for link in told["links"]:
+    output = json.loads(printed(capsys, measured, "--world-size", "4", "8", "--bandwidth", "1e8", "--json"))
+    assert (output["workload"], output["reference"]) == ("made-up", "bf16 × ddp")
+    assert len(output["rows"]) == 2 * 6
+    assert {row["bits_per_second"] for row in output["rows"]} == {1e8}
+    assert {link["collective"] for link in output["links"]} == set(TIMES)
+    for link in output["links"]:
         assert link["bits_per_second"] == pytest.approx(8 * BANDWIDTH, rel=0.05)
         assert [int(size) for size in link["residuals"]] == list(SIZES)
-    (four, eight) = told["limits"]
+    (four, eight) = output["limits"]
     assert (four["ranks"], eight["ranks"]) == (4, 8)
     ((low, closed),), ((_, root),) = four["closed_form"], four["by_roots"]
     assert low == 0
@@ -145,7 +145,7 @@ def test_wrong_input_is_refused_in_one_line_with_status_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["predict", *argv]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert says in told.err
-    assert len(told.err.splitlines()) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert says in output.err
+    assert len(output.err.splitlines()) == 1

@@ -44,12 +44,12 @@ def test_every_node_has_help_with_the_default_of_each_option(
     capsys: pytest.CaptureFixture[str], path: tuple[str, ...]
 ) -> None:
     assert main([*path, "--help"]) == 0
-    told = capsys.readouterr()
-    assert told.out.startswith(f"Usage: {' '.join(['sage', *path])}")
-    assert told.err == ""
-    options = re.findall(r"^  (--[\w.-]+)", told.out, re.MULTILINE)
-    assert "--help" in told.out
-    assert len(re.findall(r"\((?:default:|required\))", told.out)) == len(options)
+    output = capsys.readouterr()
+    assert output.out.startswith(f"Usage: {' '.join(['sage', *path])}")
+    assert output.err == ""
+    options = re.findall(r"^  (--[\w.-]+)", output.out, re.MULTILINE)
+    assert "--help" in output.out
+    assert len(re.findall(r"\((?:default:|required\))", output.out)) == len(options)
 
 
 def test_a_group_lists_each_command_with_the_first_sentence_of_its_help() -> None:

@@ -32,11 +32,11 @@ def without_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def failures(told: subprocess.CompletedProcess[str]) -> dict[str, str]:
+def failures(output: subprocess.CompletedProcess[str]) -> dict[str, str]:
     """The failed checks; asserts the doctor's exit status for failures."""
-    findings = json.loads(told.stdout)["findings"]
+    findings = json.loads(output.stdout)["findings"]
     found = {one["check"]: one["found"] for one in findings if one["status"] == "failed"}
-    assert told.returncode == (1 if found else 0), told.stderr
+    assert output.returncode == (1 if found else 0), output.stderr
     assert all(one["fix"] for one in findings if one["status"] == "failed")
     return found
 
@@ -45,19 +45,19 @@ def failures(told: subprocess.CompletedProcess[str]) -> dict[str, str]:
 
 
 def test_this_machine_passes_every_check(sage: Sage, tmp_path: Path) -> None:
-    told = sage("doctor", "--ranks", "2")
-    assert told.returncode == 0, told.stdout
-    lines = told.stdout.splitlines()
+    output = sage("doctor", "--ranks", "2")
+    assert output.returncode == 0, output.stdout
+    lines = output.stdout.splitlines()
     for check in CHECKS:
-        assert any(line.startswith(f"ok      {check.name}: ") for line in lines), (check.name, told.stdout)
+        assert any(line.startswith(f"ok      {check.name}: ") for line in lines), (check.name, output.stdout)
     assert "of 2 ranks, " in next(line for line in lines if "all-reduce" in line)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_wrong_interface_and_an_unwritable_folder_are_named(sage: Sage, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    told = sage("doctor", "--interface", "nope7", "--runs", "file/runs", "--json")
-    found = failures(told)
+    output = sage("doctor", "--interface", "nope7", "--runs", "file/runs", "--json")
+    found = failures(output)
     assert found.keys() == {"interface", "runs folder"}
     assert "GLOO_SOCKET_IFNAME=nope7: no interface has the name 'nope7'" in found["interface"]
     assert "NCCL_SOCKET_IFNAME==nope7 selects no interface" in found["interface"]
@@ -67,16 +67,18 @@ def test_a_wrong_interface_and_an_unwritable_folder_are_named(sage: Sage, tmp_pa
 def test_a_port_that_another_program_uses_is_named(sage: Sage) -> None:
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
-        told = sage("doctor", "--port", str(port), "--timeout", "2", "--json")
-    assert f"127.0.0.1 port {port}: " in failures(told)["rank 0's port"]
-    said = [one["found"] for one in json.loads(told.stdout)["findings"] if one["check"] == "rank 0's port"]
-    assert any("rank 0 cannot open it: Address already in use" in found for found in said)
-    assert any("another program answers there, not rank 0" in found for found in said)
+        output = sage("doctor", "--port", str(port), "--timeout", "2", "--json")
+    assert f"127.0.0.1 port {port}: " in failures(output)["rank 0's port"]
+    result = [
+        one["found"] for one in json.loads(output.stdout)["findings"] if one["check"] == "rank 0's port"
+    ]
+    assert any("rank 0 cannot open it: Address already in use" in found for found in result)
+    assert any("another program answers there, not rank 0" in found for found in result)
 
 
 def test_a_name_that_does_not_resolve_is_named(sage: Sage) -> None:
-    told = sage("doctor", "--hostip", "nobody.invalid", "--ranks", "1", "--timeout", "2", "--json")
-    found = failures(told)
+    output = sage("doctor", "--hostip", "nobody.invalid", "--ranks", "1", "--timeout", "2", "--json")
+    found = failures(output)
     assert found.keys() == {"rank 0's name", "rank 0's port"}
     assert found["rank 0's name"].startswith("nobody.invalid does not resolve: ")
 
@@ -88,15 +90,17 @@ def test_an_agent_that_dies_is_named(tmp_path: Path) -> None:
         children = Path(f"/proc/{front.pid}/task/{front.pid}/children")
 
         def second() -> list[int]:
-            told = {pid: Path(f"/proc/{pid}/environ").read_bytes() for pid in children.read_text().split()}
-            return [int(pid) for pid, environ in told.items() if b"rank=1" in environ.split(b"\0")]
+            variables = {
+                pid: Path(f"/proc/{pid}/environ").read_bytes() for pid in children.read_text().split()
+            }
+            return [int(pid) for pid, environ in variables.items() if b"rank=1" in environ.split(b"\0")]
 
         until(lambda: bool(second()))
         os.kill(second()[0], signal.SIGKILL)
-        said, _ = front.communicate(timeout=100)
-    found = failures(subprocess.CompletedProcess(command, front.returncode, said, ""))
+        output, _ = front.communicate(timeout=100)
+    found = failures(subprocess.CompletedProcess(command, front.returncode, output, ""))
     assert "sent no report" in found["agent"] or "stopped reporting after the step" in found["agent"]
-    where = next(one["where"] for one in json.loads(said)["findings"] if one["check"] == "agent")
+    where = next(one["where"] for one in json.loads(output)["findings"] if one["check"] == "agent")
     assert where.endswith("(rank 1)")
 
 
@@ -143,8 +147,8 @@ def test_a_jobs_own_nodes_are_checked_through_srun(
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    told = {"JOB_ID": "31234", "JOB_NODELIST": "node1", "TASKS_PER_NODE": "2", "JOB_NUM_NODES": "1"}
-    for name, value in told.items():
+    variables = {"JOB_ID": "31234", "JOB_NODELIST": "node1", "TASKS_PER_NODE": "2", "JOB_NUM_NODES": "1"}
+    for name, value in variables.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     for name in ("rank", "RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"):  # leftovers
         monkeypatch.setenv(name, "7")
@@ -155,16 +159,16 @@ def test_a_jobs_own_nodes_are_checked_through_srun(
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("result", "message"),
     [
         ({}, "SLURM_JOB_ID=1 is set, but SLURM_JOB_NODELIST is not set"),
         ({"SLURM_STEP_NUM_TASKS": "4"}, "call it once in a job, without srun"),
     ],
 )
 def test_an_incomplete_job_environment_is_a_one_line_error(
-    monkeypatch: pytest.MonkeyPatch, told: dict[str, str], message: str
+    monkeypatch: pytest.MonkeyPatch, result: dict[str, str], message: str
 ) -> None:
-    for name, value in ({"SLURM_JOB_ID": "1"} | told).items():
+    for name, value in ({"SLURM_JOB_ID": "1"} | result).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
         call("doctor")
@@ -185,21 +189,21 @@ def test_hosts_are_checked_over_ssh(sage: Sage, sshd: Sshd, tmp_path: Path) -> N
     (tmp_path / "hosts").write_text("here\nthere\n")
     by_ssh = ("doctor", "--hosts", "hosts", "--ssh", sshd.ssh, "--hostip", "127.0.0.1", "--json")
     # With a wrong interface torch is not imported.
-    told = sage(*by_ssh, "--timeout", "10", "--interface", "nope7")
-    assert failures(told).keys() == {"interface"}
-    findings = {one["check"]: one for one in json.loads(told.stdout)["findings"]}
+    output = sage(*by_ssh, "--timeout", "10", "--interface", "nope7")
+    assert failures(output).keys() == {"interface"}
+    findings = {one["check"]: one for one in json.loads(output.stdout)["findings"]}
     assert findings["rank 0's port"]["where"] == "all nodes"
     assert "here to there" in findings["links"]["found"] or "there to here" in findings["links"]["found"]
 
 
 def test_a_host_that_ssh_does_not_reach_is_named(sage: Sage, sshd: Sshd, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("unreachable\nthere\n")
-    told = sage("doctor", "--hosts", "hosts", "--ssh", sshd.ssh, "--json")
-    assert "cannot find a free port on unreachable: " in failures(told)["start"]
+    output = sage("doctor", "--hosts", "hosts", "--ssh", sshd.ssh, "--json")
+    assert "cannot find a free port on unreachable: " in failures(output)["start"]
     (tmp_path / "hosts").write_text("here\nunreachable\n")
     port = ("--port", free_port(), "--hostip", "127.0.0.1", "--timeout", "2")
-    told = sage("doctor", "--hosts", "hosts", "--ssh", sshd.ssh, *port, "--json")
-    assert failures(told) == {"agent": "sent no report"}
+    output = sage("doctor", "--hosts", "hosts", "--ssh", sshd.ssh, *port, "--json")
+    assert failures(output) == {"agent": "sent no report"}
 
 
 # From facts.
@@ -353,8 +357,8 @@ def test_two_ranks_on_one_gpu_are_named() -> None:
         rank: {**facts(rank), "torch": gpu(rank, "GPU-1" if rank < 2 else str(rank))} for rank in range(4)
     }
     seen = Observations(ranks, {0: "node1", 1: "node1", 2: "node2", 3: "node2"}, "node1", 29500)
-    said = {one.where: one.found for one in check_all(seen) if one.status == "failed"}
-    assert said == {
+    result = {one.where: one.found for one in check_all(seen) if one.status == "failed"}
+    assert result == {
         "node1 (rank 0)": "rank 0 has the same GPU as rank 1",
         "node1 (rank 1)": "rank 1 has the same GPU as rank 0",
     }

@@ -78,23 +78,23 @@ def test_lines_that_are_not_the_supervisors_are_the_hosts_output_and_end_no_task
     ssh: Ssh, tmp_path: Path, garbage: str
 ) -> None:
     (tmp_path / "garbage").write_text(f"\x1e{garbage}\n")
-    said = events(ssh(f"read; read; cat {tmp_path}/garbage; printf '\\x1e[0, \"ended\", 3]\\n'"))
-    assert said == [Output("a", None, garbage.join([" ", ""]), "stdout"), Ended("a", 0, 3)]
+    output = events(ssh(f"read; read; cat {tmp_path}/garbage; printf '\\x1e[0, \"ended\", 3]\\n'"))
+    assert output == [Output("a", None, garbage.join([" ", ""]), "stdout"), Ended("a", 0, 3)]
 
 
 def test_the_end_of_a_task_counts_once(ssh: Ssh) -> None:
     end = "printf '\\x1e[0, \"ended\", %d]\\n'"
-    said = events(ssh(f"read; read; {end} 0; {end} 1; {end} 0; sleep 0.1"))
-    assert [event for event in said if isinstance(event, Ended)] == [Ended("a", 0, 0)]
+    result = events(ssh(f"read; read; {end} 0; {end} 1; {end} 0; sleep 0.1"))
+    assert [event for event in result if isinstance(event, Ended)] == [Ended("a", 0, 0)]
 
 
 def test_a_line_without_an_end_is_split(ssh: Ssh) -> None:
-    said = events(
+    result = events(
         ssh("read; read; head -c 3000000 /dev/zero | tr '\\0' x; printf '\\n\\x1e[0, \"ended\", 0]\\n'")
     )
-    assert max(len(event.text) for event in said if isinstance(event, Output)) <= connection.LINE_BYTES
-    assert sum(len(event.text) for event in said if isinstance(event, Output)) == 3_000_000
-    assert said[-1] == Ended("a", 0, 0)
+    assert max(len(event.text) for event in result if isinstance(event, Output)) <= connection.LINE_BYTES
+    assert sum(len(event.text) for event in result if isinstance(event, Output)) == 3_000_000
+    assert result[-1] == Ended("a", 0, 0)
 
 
 def test_the_supervisor_splits_the_endless_line_of_a_task(tmp_path: Path) -> None:
@@ -103,19 +103,19 @@ def test_the_supervisor_splits_the_endless_line_of_a_task(tmp_path: Path) -> Non
     ssh.chmod(0o755)
     argv = [sys.executable, "-c", "print('x' * 10**6)"]
     with RemoteTasks([Task(host="a", rank=0, argv=argv)], ssh=[str(ssh)]) as running:
-        said = list(running)
-    lengths = [len(event.text) for event in said if isinstance(event, Output)]
+        result = list(running)
+    lengths = [len(event.text) for event in result if isinstance(event, Output)]
     assert sum(lengths) == 10**6
     assert max(lengths) <= 16 * 1024
-    assert said[-1] == Ended("a", 0, 0)
+    assert result[-1] == Ended("a", 0, 0)
 
 
 @settings(max_examples=examples(200), deadline=None)
 @given(st.binary(max_size=60) | st.sampled_from([text.encode() for text in GARBAGE]))
 def test_any_line_is_an_event_or_is_not(line: bytes) -> None:
-    told = connection.parse_event(line.decode(errors="replace"), {0, 1})
-    if told is not None:
-        rank, kind, what = told
+    result = connection.parse_event(line.decode(errors="replace"), {0, 1})
+    if result is not None:
+        rank, kind, what = result
         assert rank in (0, 1)
         assert isinstance(what, int if kind in ("started", "ended") else str)
 
@@ -203,11 +203,11 @@ def test_a_signal_ends_the_wait_for_a_host_even_if_it_was_ignored(
         until(lambda: (tmp_path / "there").exists())
         started = time.monotonic()
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        _, output = process.communicate(timeout=60)
         assert time.monotonic() - started < 30
     assert process.returncode == 128 + number
-    assert "Traceback" not in said
-    assert len(said.splitlines()) <= 1
+    assert "Traceback" not in output
+    assert len(output.splitlines()) <= 1
 
 
 # The hosts file.
@@ -266,16 +266,16 @@ def test_any_hosts_file_is_read_or_refused_in_one_line(
     try:
         found = read_hosts(path)
     except ValueError as error:
-        said = str(error)
+        message = str(error)
     else:
-        said = ""
+        message = ""
         assert all(1 <= host.slots <= MOST_LOCAL for host in found)
         assert all(host.name.isprintable() and not host.name.startswith("-") for host in found)
-    assert len(said.splitlines()) <= 1
+    assert len(message.splitlines()) <= 1
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ("--ssh 'unfinished", "--ssh .*: No closing quotation; expected a shell's words"),
         ("--ssh ''", "--ssh is empty"),
@@ -286,10 +286,10 @@ def test_any_hosts_file_is_read_or_refused_in_one_line(
     ],
 )
 @pytest.mark.parametrize("verb", ["launch", "doctor"])
-def test_wrong_options_are_one_line_errors(tmp_path: Path, verb: str, options: str, said: str) -> None:
+def test_wrong_options_are_one_line_errors(tmp_path: Path, verb: str, options: str, message: str) -> None:
     (tmp_path / "hosts").write_text("a\n")
     name, value = options.split(" ", 1)
     value = value.replace("''", "")
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         call(verb, "--hosts", str(tmp_path / "hosts"), name, value)
     assert len(str(caught.value).splitlines()) == 1

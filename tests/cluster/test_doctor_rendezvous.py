@@ -37,10 +37,10 @@ def host() -> Iterator[RendezvousServer]:
 @pytest.fixture(autouse=True)
 def no_thread_raises(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No thread ends with a traceback."""
-    said: list[object] = []
-    monkeypatch.setattr(threading, "excepthook", said.append)
+    result: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", result.append)
     yield
-    assert not said
+    assert not result
 
 
 def free_port() -> int:
@@ -201,10 +201,10 @@ def test_a_link_is_measured_only_for_ranks_that_know_the_secret() -> None:
 # Reports of agents.
 
 
-def parsed_report(*said: tuple[str, Any]) -> ReportParser:
+def parsed_report(*steps: tuple[str, Any]) -> ReportParser:
     """Return a parser that has read these steps, each in one piece."""
     one = ReportParser(range(4))
-    for step, found in said:
+    for step, found in steps:
         one.add(1, 1, json.dumps({step: found}))
     return one
 

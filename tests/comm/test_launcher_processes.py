@@ -26,12 +26,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("environments")
 
 
-def started(folder: Path, told: dict[str, str], how: str) -> subprocess.CompletedProcess[bytes]:
+def started(folder: Path, variables: dict[str, str], how: str) -> subprocess.CompletedProcess[bytes]:
     """A run in its own process, whose only rank variables are the given ones."""
     return subprocess.run(
         [sys.executable, "-m", "sage", *RUN.split(), "--runs", str(folder / "runs"), how],
         cwd=folder,
-        env={**outside(), "PYTHONPATH": str(CHECKOUT), "SAGE_DATA_DIR": str(folder), **told},
+        env={**outside(), "PYTHONPATH": str(CHECKOUT), "SAGE_DATA_DIR": str(folder), **variables},
         capture_output=True,
         timeout=PATIENCE,
         check=False,
@@ -47,13 +47,13 @@ def started(folder: Path, told: dict[str, str], how: str) -> subprocess.Complete
 def test_a_run_under_any_environment_ends_with_a_result_or_one_line(
     folder: Path, environ: dict[str, str], how: str
 ) -> None:
-    told = {name: value for name, value in environ.items() if "\0" not in value}  # execve accepts no NUL
-    process = started(folder, told, how)
-    said = process.stderr.decode()
-    assert process.returncode in (0, 1, 2), (process.returncode, said)
+    variables = {name: value for name, value in environ.items() if "\0" not in value}  # execve accepts no NUL
+    process = started(folder, variables, how)
+    message = process.stderr.decode()
+    assert process.returncode in (0, 1, 2), (process.returncode, message)
     if process.returncode:
-        assert len(said.splitlines()) == 1, said
-        line = said.rstrip("\n")
+        assert len(message.splitlines()) == 1, message
+        line = message.rstrip("\n")
         assert re.match(r"sage( run)?: \S", line), line
         assert line.isprintable(), repr(line)
         assert "Traceback" not in line
@@ -61,7 +61,7 @@ def test_a_run_under_any_environment_ends_with_a_result_or_one_line(
     elif how == "--print-config":
         assert json.loads(process.stdout)["config"]["steps"] == 1
     else:
-        assert b"finished: " in process.stdout + process.stderr, said
+        assert b"finished: " in process.stdout + process.stderr, message
 
 
 def test_another_service_at_the_port_is_a_one_line_error(folder: Path) -> None:
@@ -80,11 +80,16 @@ def test_another_service_at_the_port_is_a_one_line_error(folder: Path) -> None:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        told = {"hostip": "127.0.0.1", "port": str(listener.getsockname()[1]), "rank": "1", "world_size": "2"}
-        done = started(folder, told, "--fresh")
+        variables = {
+            "hostip": "127.0.0.1",
+            "port": str(listener.getsockname()[1]),
+            "rank": "1",
+            "world_size": "2",
+        }
+        done = started(folder, variables, "--fresh")
         over.set()
         thread.join()
-    said = done.stderr.decode()
+    message = done.stderr.decode()
     assert done.returncode == 1
-    assert len(said.splitlines()) == 1, said
-    assert "so another program uses the port" in said
+    assert len(message.splitlines()) == 1, message
+    assert "so another program uses the port" in message

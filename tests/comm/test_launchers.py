@@ -48,10 +48,10 @@ def refusal(environ: dict[str, str]) -> str:
     """The error of the environment, which must be one printable line."""
     with pytest.raises(ValueError, match=r"\S") as caught:
         place(environ)
-    said = str(caught.value)
-    assert said.isprintable()
-    assert len(said) < 700
-    return said
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 700
+    return message
 
 
 @pytest.mark.parametrize("launcher", WITH_SIZES)
@@ -65,8 +65,8 @@ def test_each_launcher_sets_the_ranks_if_hostip_is_the_rendezvous(launcher: Laun
 
 @pytest.mark.parametrize("launcher", WITH_SIZES)
 def test_each_launcher_may_omit_the_local_rank(launcher: Launcher) -> None:
-    told = {name: value for name, value in environment(launcher).items() if name != launcher.local_rank}
-    apart, together = place(MEETING | told), place(MEETING | told | {"hostip": "127.0.0.1"})
+    variables = {name: value for name, value in environment(launcher).items() if name != launcher.local_rank}
+    apart, together = place(MEETING | variables), place(MEETING | variables | {"hostip": "127.0.0.1"})
     assert apart
     assert together
     assert (apart.local_rank, together.local_rank) == (0, 2)
@@ -88,9 +88,9 @@ def test_a_single_task_starts_its_ranks_itself(launcher: Launcher) -> None:
 
 @pytest.mark.parametrize("launcher", WITH_SIZES)
 def test_a_missing_world_size_of_a_launcher_is_named(launcher: Launcher) -> None:
-    told = {name: value for name, value in environment(launcher).items() if name != launcher.size}
+    variables = {name: value for name, value in environment(launcher).items() if name != launcher.size}
     name = "SLURM_NTASKS" if launcher is SLURM else launcher.size
-    assert name in refusal(MEETING | told)
+    assert name in refusal(MEETING | variables)
 
 
 @pytest.mark.parametrize("launcher", WITH_SIZES)
@@ -105,14 +105,16 @@ def test_an_invalid_variable_is_named_with_what_is_allowed(launcher: Launcher, v
 
 @pytest.mark.parametrize("launcher", WITH_SIZES)
 def test_a_number_out_of_its_range_is_named_with_the_range(launcher: Launcher) -> None:
-    told = MEETING | environment(launcher)
+    variables = MEETING | environment(launcher)
     for value in ("4", "-1", "99999999999999999999"):
         expected = f"{launcher.rank}={value}: expected 0 to 3 because {launcher.size} is 4"
-        assert refusal(told | {launcher.rank: value}) == expected
+        assert refusal(variables | {launcher.rank: value}) == expected
     for value in ("0", "-1", "1000001"):
-        assert refusal(told | {launcher.size: value}) == f"{launcher.size}={value}: expected 1 to 1000000"
+        assert (
+            refusal(variables | {launcher.size: value}) == f"{launcher.size}={value}: expected 1 to 1000000"
+        )
     if launcher.local_rank:
-        assert refusal(told | {launcher.local_rank: "4"}).startswith(
+        assert refusal(variables | {launcher.local_rank: "4"}).startswith(
             f"{launcher.local_rank}=4: expected 0 to 3"
         )
 
@@ -121,9 +123,9 @@ def test_a_number_out_of_its_range_is_named_with_the_range(launcher: Launcher) -
 def test_another_world_size_than_the_launchers_is_refused(launcher: Launcher) -> None:
     for meeting in (MEETING, MASTER | STEP):
         if launcher is PLAIN or meeting is MEETING or launcher in (SLURM, TORCHRUN):
-            said = refusal(meeting | environment(launcher) | {"world_size": "3"})
-            assert said.startswith("world_size=3, but ")
-            assert f"({launcher.size}=4): unset world_size" in said
+            message = refusal(meeting | environment(launcher) | {"world_size": "3"})
+            assert message.startswith("world_size=3, but ")
+            assert f"({launcher.size}=4): unset world_size" in message
 
 
 @pytest.mark.parametrize("launcher", [one for one in LAUNCHERS if one.size and one is not PLAIN])
@@ -139,20 +141,20 @@ def test_a_smaller_run_in_each_of_several_tasks_is_refused(launcher: Launcher) -
 
 @pytest.mark.parametrize("launcher", [one for one in LAUNCHERS if one.attempt])
 def test_a_launchers_count_of_restarts_is_the_attempt(launcher: Launcher) -> None:
-    told = MEETING | environment(launcher)
-    first, third = place(told), place(told | {launcher.attempt: "2"})
+    variables = MEETING | environment(launcher)
+    first, third = place(variables), place(variables | {launcher.attempt: "2"})
     assert first
     assert third
     assert (first.attempt, third.attempt) == (0, 2)
-    assert refusal(told | {launcher.attempt: "-1"}).startswith(f"{launcher.attempt}=-1: expected 0 to ")
+    assert refusal(variables | {launcher.attempt: "-1"}).startswith(f"{launcher.attempt}=-1: expected 0 to ")
 
 
 @pytest.mark.parametrize("launcher", WITH_ROWS)
 def test_child_processes_get_no_variable_of_a_launcher(launcher: Launcher) -> None:
-    told = {name.replace("*", "ANYTHING"): "1" for name in launcher.variables}
+    result = {name.replace("*", "ANYTHING"): "1" for name in launcher.variables}
     kept = {"HOME": "/h", "PATH": "/p", "SLURM_CONF": "/c", "SBATCH_PARTITION": "gpu", "OMP_NUM_THREADS": "2"}
     own = dict.fromkeys((*OWN, *SBATCH), "1")
-    assert clean_environment(told | kept | own) == kept
+    assert clean_environment(result | kept | own) == kept
     assert place(clean_environment(MEETING | MASTER | environment(launcher))) is None
 
 
@@ -160,12 +162,12 @@ def test_child_processes_get_no_variable_of_a_launcher(launcher: Launcher) -> No
 
 
 def test_the_secret_of_a_run_is_read_and_never_shown() -> None:
-    told = MEETING | {"rank": "0", "world_size": "1"}
-    found = place(told | {"SAGE_SECRET": "f00d"})
+    variables = MEETING | {"rank": "0", "world_size": "1"}
+    found = place(variables | {"SAGE_SECRET": "f00d"})
     assert found
     assert found.secret == "f00d"
     assert "f00d" not in repr(found)
-    assert "s e" not in refusal(told | {"SAGE_SECRET": "s e"})
+    assert "s e" not in refusal(variables | {"SAGE_SECRET": "s e"})
 
 
 @pytest.mark.parametrize("name", ["hostip", "MASTER_ADDR"])
@@ -191,8 +193,8 @@ def test_brackets_around_an_address_are_removed() -> None:
 
 @pytest.mark.parametrize("nodes", ["", "[", "-x", "a b", "node[1-2", "node]", "\x1b", "x" * 300])
 def test_an_invalid_list_of_nodes_is_named(nodes: str) -> None:
-    told = STEP | environment(SLURM) | {"SLURM_STEP_NODELIST": nodes}
-    assert refusal(told).startswith("SLURM_STEP_NODELIST=")
+    variables = STEP | environment(SLURM) | {"SLURM_STEP_NODELIST": nodes}
+    assert refusal(variables).startswith("SLURM_STEP_NODELIST=")
 
 
 # The page.

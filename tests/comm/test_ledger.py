@@ -288,8 +288,8 @@ def test_the_ledger_agrees_with_the_socket_counters(world_size: int) -> None:
         assert by_ledger <= counted < by_ledger + world_size + PER_MESSAGE * row.num_messages, name
         if row.bytes >= 2**20:
             assert counted <= 1.01 * by_ledger, name
-            for said, saw in zip(row.by_ledger, row.counted, strict=True):
-                assert saw == pytest.approx(said, rel=0.01, abs=PER_MESSAGE * row.num_messages), name
+            for result, saw in zip(row.by_ledger, row.counted, strict=True):
+                assert saw == pytest.approx(result, rel=0.01, abs=PER_MESSAGE * row.num_messages), name
 
 
 def main(world_sizes: tuple[int, ...] = (2, 3, 4)) -> None:

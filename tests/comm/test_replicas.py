@@ -32,7 +32,7 @@ def test_the_comparison_of_equal_replicas_costs_one_sum_of_an_integer_for_each_r
 
 
 @pytest.mark.parametrize(
-    ("world_size", "changed", "said"),
+    ("world_size", "changed", "message"),
     [
         (3, {1: 0}, "step 5: the model of rank 1 differs from that of rank 0, first in weight"),
         (4, {0: 2}, "step 5: the model of rank 0 differs from that of rank 1, first in half"),
@@ -41,14 +41,14 @@ def test_the_comparison_of_equal_replicas_costs_one_sum_of_an_integer_for_each_r
     ],
 )
 def test_the_ranks_that_differ_from_most_are_named_on_every_rank(
-    world_size: int, changed: dict[int, int], said: str
+    world_size: int, changed: dict[int, int], message: str
 ) -> None:
     def work(wire: Wire) -> str:
         with pytest.raises(ReplicasDiffer) as error:
             Replicas(wire, tensors(wire, changed).items()).check("step 5")
         return str(error.value).partition(".")[0]
 
-    assert simulate(world_size, work) == [said] * world_size
+    assert simulate(world_size, work) == [message] * world_size
 
 
 def test_other_names_or_another_number_of_tensors_are_a_difference() -> None:

@@ -202,10 +202,10 @@ def test_rank_0_of_another_run_at_the_port_does_not_count_as_a_second_rank_0() -
 
 
 def test_facts_in_a_message_are_cleaned_and_cut() -> None:
-    told = differences({0: {"lr": "\x1b[31m0.1\nforged line"}, 1: {"lr": "7" * 10_000}})
-    assert "\x1b" not in told
-    assert "\n" not in told
-    assert len(told) < 300
+    result = differences({0: {"lr": "\x1b[31m0.1\nforged line"}, 1: {"lr": "7" * 10_000}})
+    assert "\x1b" not in result
+    assert "\n" not in result
+    assert len(result) < 300
     many = [{f"option {number}": str(rank) for number in range(50)} for rank in range(2)]
     assert "44 more differ" in differences(dict(enumerate(many)))
 

@@ -106,7 +106,7 @@ def test_the_error_of_one_rank_is_raised_before_its_consequences_on_others() -> 
     with pytest.raises(KeyError, match="mine"):
         simulate(4, work)
     assert len(suffered) == 3
-    assert all("rank 2 has failed (KeyError: 'mine')" in told for told in suffered)
+    assert all("rank 2 has failed (KeyError: 'mine')" in result for result in suffered)
 
 
 def test_of_several_errors_the_first_is_raised() -> None:

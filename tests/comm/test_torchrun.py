@@ -16,8 +16,8 @@ def rank_of(torchrun: int, rank: int) -> list[int]:
     """Return the processes that torchrun has started as this rank."""
     threads = Path(f"/proc/{torchrun}/task").glob("*/children")
     pids = [int(pid) for children in threads for pid in children.read_text().split()]
-    told = f"RANK={rank}".encode()
-    return [pid for pid in pids if told in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+    variables = f"RANK={rank}".encode()
+    return [pid for pid in pids if variables in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
 
 
 @pytest.mark.slow
@@ -55,9 +55,9 @@ def test_a_killed_rank_is_restarted_and_the_run_resumes_from_its_checkpoint(tmp_
         finally:
             torchrun.terminate()
             torchrun.wait(PATIENCE)
-    said = log.read_text()
-    assert again in said, said
-    assert "already" not in said
+    output = log.read_text()
+    assert again in output, output
+    assert "already" not in output
 
 
 def test_tasks_of_mpich_without_a_rendezvous_end_with_status_2_and_one_line(tmp_path: Path) -> None:

@@ -355,13 +355,13 @@ def complaints(run: str, guard: bool) -> list[list[str]]:
     """Each rank's error for each schedule. The ranks start once, because the guard keeps the group intact."""
 
     def work(wire: Wire) -> list[str]:
-        told = []
+        result = []
         for calls, _ in SCHEDULES.values():
             call = calls[max(rank for rank in calls if rank <= wire.rank)]
             with pytest.raises(ScheduleError) as raised:
                 call(wire)
-            told.append(str(raised.value))
-        return told
+            result.append(str(raised.value))
+        return result
 
     return RUNS[run](3, work, guard=guard)
 
@@ -370,8 +370,8 @@ def complaints(run: str, guard: bool) -> list[list[str]]:
 @pytest.mark.parametrize(("run", "guard"), [("threads", False), ("threads", True), ("gloo", True)])
 def test_every_rank_reports_the_calls_of_all_ranks(run: str, guard: bool, schedule: str) -> None:
     _, calls = SCHEDULES[schedule]
-    for told in complaints(run, guard):
-        message = told[list(SCHEDULES).index(schedule)]
+    for result in complaints(run, guard):
+        message = result[list(SCHEDULES).index(schedule)]
         assert message.startswith("the ranks' collectives differ: ")
         for rank, call in enumerate(calls):
             assert f"rank {rank} calls {call}" in message
@@ -421,7 +421,7 @@ def test_ranks_that_cannot_connect_name_the_missing_ranks() -> None:
     assert f"rank 1 of 2 could not join the other ranks at 127.0.0.1:{alone.port} within 2 s" in str(
         unreachable
     )
-    assert sum("another process already has rank 0" in told for told in taken) == 1
+    assert sum("another process already has rank 0" in result for result in taken) == 1
     assert second.port == first.port
 
 
@@ -437,19 +437,19 @@ def test_a_rank_that_two_processes_claim_is_named() -> None:
 def test_a_rank_that_two_processes_claim_while_another_is_missing_ends_them_all_before_the_time_out() -> None:
     first, second, _ = local_places(3)
     with Group([first, second, second], lambda wire: wire.texts("here"), timeout=150.0) as group:
-        said = [str(outcome) for _, outcome in group.outcomes()]
-    assert sum("another process already has rank 1" in text for text in said) == 1
-    told = "rank 2 of 3 did not join, and two processes have rank 1: give each process its own rank"
-    assert sum(told in text for text in said) == 2
+        result = [str(outcome) for _, outcome in group.outcomes()]
+    assert sum("another process already has rank 1" in text for text in result) == 1
+    message = "rank 2 of 3 did not join, and two processes have rank 1: give each process its own rank"
+    assert sum(message in text for text in result) == 2
 
 
 def test_rank_0_ends_before_the_time_out_if_a_second_process_claims_its_rank() -> None:
     first, _ = local_places(2)
     with Group([first, first], lambda wire: wire.texts("here"), timeout=150.0) as group:
-        said = [str(outcome) for _, outcome in group.outcomes()]
-    assert sum("another process already has rank 0" in text for text in said) == 1
-    told = "rank 1 of 2 did not join, and two processes have rank 0: give each process its own rank"
-    assert sum(told in text for text in said) == 1
+        result = [str(outcome) for _, outcome in group.outcomes()]
+    assert sum("another process already has rank 0" in text for text in result) == 1
+    message = "rank 1 of 2 did not join, and two processes have rank 0: give each process its own rank"
+    assert sum(message in text for text in result) == 1
 
 
 # The helper of the process tests.

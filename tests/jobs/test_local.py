@@ -64,11 +64,11 @@ class LocalSubmission:
     def run(self, *options: str) -> tuple[int, str]:
         process = self.start(*options)
         try:
-            told, _ = process.communicate(timeout=PATIENCE)
+            output, _ = process.communicate(timeout=PATIENCE)
         except BaseException:
             process.terminate()
             raise
-        return process.returncode, told
+        return process.returncode, output
 
     def records(self, kind: str) -> dict[str, list[Record]]:
         """Return the records of one kind of each run."""
@@ -83,13 +83,13 @@ def test_local_runs_run_once_and_an_invalid_run_does_not_stop_the_others(
     tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     here = LocalSubmission(tmp_path, SMALL + "lr = [0.1, 1e30, 0.2]\n")
-    status, told = here.run(*options)
+    status, output = here.run(*options)
     assert status == 1
-    assert told.startswith("3 runs: 0 finished, 0 active, 3 to run\n")
+    assert output.startswith("3 runs: 0 finished, 0 active, 3 to run\n")
     good, hopeless, other = here.names
-    assert f"{good}: finished, accuracy " in told
-    assert f"{hopeless}: rank " in told
-    assert "the mean gradient is not finite" in told
+    assert f"{good}: finished, accuracy " in output
+    assert f"{hopeless}: rank " in output
+    assert "the mean gradient is not finite" in output
     assert {name: len(steps) for name, steps in here.records("step").items()}[other] == 3
     entries = submissions.read(tmp_path / "runs")
     assert set(entries) == set(here.names)
@@ -97,8 +97,8 @@ def test_local_runs_run_once_and_an_invalid_run_does_not_stop_the_others(
     (tmp_path / "runs" / hopeless).rename(tmp_path / "aside")
     shutil.rmtree(tmp_path / "runs" / other)
     (tmp_path / "sweep.toml").write_text(SMALL + "lr = [0.1, 0.2]\n")
-    status, told = here.run(*options)
-    assert (status, told.partition("\n")[0]) == (0, "2 runs: 1 finished, 0 active, 1 to run")
+    status, output = here.run(*options)
+    assert (status, output.partition("\n")[0]) == (0, "2 runs: 1 finished, 0 active, 1 to run")
     assert set(here.records("step")) == {good, other}
 
 

@@ -36,10 +36,10 @@ def test_a_followed_log_is_printed_as_it_grows_until_ctrl_c(tmp_path: Path) -> N
             log.write("step 2\n")
         assert process.stdout.readline() == "step 2\n"
         os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=PATIENCE)
+        _, output = process.communicate(timeout=PATIENCE)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     assert process.returncode == 130
-    assert said == "sage logs: interrupted\n"
+    assert output == "sage logs: interrupted\n"

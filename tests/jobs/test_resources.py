@@ -39,7 +39,7 @@ def test_a_run_has_a_task_for_each_rank_and_a_gpu_for_each_task(
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         (cell(6, gpus_per_node=4), "world_size 6 is not a multiple of the 4 ranks per node"),
         (cell(4, gpus_per_node="many"), "gpus-per-node is 'many'; allowed is a number"),
@@ -61,8 +61,8 @@ def test_a_run_has_a_task_for_each_rank_and_a_gpu_for_each_task(
         (cell(4, mem=["1G"]), "mem is .*; allowed is one string"),
     ],
 )
-def test_options_that_sbatch_would_reject_are_refused_before_submission(config: Config, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_options_that_sbatch_would_reject_are_refused_before_submission(config: Config, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         resources(config)
 
 

@@ -143,10 +143,10 @@ def test_run_sh_passes_on_its_arguments_and_defaults(
         env={**outside(), "PYTHON": print_environment, **variables},
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["argv"] == ["-m", "sage", *called.split()]
-    assert told["cwd"] == str(tmp_path)
-    assert told["PYTHONPATH"] == str(CHECKOUT)
+    output = json.loads(done.stdout)
+    assert output["argv"] == ["-m", "sage", *called.split()]
+    assert output["cwd"] == str(tmp_path)
+    assert output["PYTHONPATH"] == str(CHECKOUT)
 
 
 def test_run_sh_exports_no_variable_that_could_select_one_rank(
@@ -204,10 +204,10 @@ def test_four_shells_train_one_run_and_a_killed_one_ends_the_others(tmp_path: Pa
             shell.kill()
             shell.wait()
     for rank in (0, 1, 3):
-        said = logs[rank].read_text()
-        assert f"sage: rank {rank}: " in said
-        assert "Cause: rank 2 does not respond" in said
-        assert "Traceback" not in said
+        output = logs[rank].read_text()
+        assert f"sage: rank {rank}: " in output
+        assert "Cause: rank 2 does not respond" in output
+        assert "Traceback" not in output
 
 
 # pararun
@@ -241,7 +241,7 @@ def test_pararun_starts_a_task_for_each_rank_with_the_rendezvous(
 ) -> None:
     done = call(spooled, "digits", "--density", "0.1", cwd=tmp_path, env={**cluster, "rank": "7"})
     assert done.returncode == 0, done.stderr
-    srun, *ranks = sorted(map(json.loads, done.stdout.splitlines()), key=lambda told: "srun" not in told)
+    srun, *ranks = sorted(map(json.loads, done.stdout.splitlines()), key=lambda record: "srun" not in record)
     assert srun == {"srun": ["--kill-on-bad-exit=1", "--distribution=block"]}
     assert {rank["SLURM_PROCID"] for rank in ranks} == {"0", "1"}
     for rank in ranks:
@@ -255,9 +255,9 @@ def test_pararun_starts_a_task_for_each_rank_with_the_rendezvous(
 def test_pararun_uses_the_variables_of_its_environment(
     spooled: Path, cluster: dict[str, str], tmp_path: Path
 ) -> None:
-    told = {"hostip": "10.1.2.3", "port": "4567", "SLURM_CPUS_PER_TASK": "3", "SRUN_OPTIONS": "3"}
-    done = call(spooled, cwd=tmp_path, env={**cluster, **told})
-    srun, *ranks = sorted(map(json.loads, done.stdout.splitlines()), key=lambda told: "srun" not in told)
+    variables = {"hostip": "10.1.2.3", "port": "4567", "SLURM_CPUS_PER_TASK": "3", "SRUN_OPTIONS": "3"}
+    done = call(spooled, cwd=tmp_path, env={**cluster, **variables})
+    srun, *ranks = sorted(map(json.loads, done.stdout.splitlines()), key=lambda record: "srun" not in record)
     assert srun == {"srun": ["--kill-on-bad-exit=1", "--distribution=block", "--cpus-per-task=3"]}
     for rank in ranks:
         assert (rank["hostip"], rank["port"]) == ("10.1.2.3", "4567")
@@ -279,19 +279,19 @@ def test_pararun_skips_a_port_that_is_in_use(spooled: Path, cluster: dict[str, s
 
 
 @pytest.mark.parametrize(
-    ("missing", "said"),
+    ("missing", "message"),
     [
         ("SLURM_JOB_ID", "SLURM_JOB_ID is not set: call sbatch pararun"),
         ("SLURM_SUBMIT_DIR", "call sbatch in the checkout, or set SAGE_HOME to it"),
     ],
 )
 def test_pararun_names_what_is_missing(
-    spooled: Path, cluster: dict[str, str], tmp_path: Path, missing: str, said: str
+    spooled: Path, cluster: dict[str, str], tmp_path: Path, missing: str, message: str
 ) -> None:
     del cluster[missing]
     done = call(spooled, cwd=tmp_path, env=cluster)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
 
 
 def test_pararun_activates_an_existing_environment(

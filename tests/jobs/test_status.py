@@ -143,11 +143,11 @@ def test_an_evaluation_lists_its_headline_metric_first(name: str) -> None:
 def test_only_the_end_of_a_record_is_read(tmp_path: Path) -> None:
     steps(tmp_path / RUN, 12)
     path = tmp_path / RUN / "metrics.jsonl"
-    told = path.read_bytes()
+    result = path.read_bytes()
     with path.open("wb") as file:
         file.truncate(2**40)  # a sparse file: it needs no space on the disk, but would in memory
         file.seek(0, os.SEEK_END)
-        file.write(b"\n" + told)
+        file.write(b"\n" + result)
     assert States(tmp_path).of(RUN, entry(), queue("RUNNING")).step == "12"
 
 

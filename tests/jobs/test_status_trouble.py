@@ -209,8 +209,8 @@ def runs(slurm: StandIn, tmp_path: Path) -> Path:
 def set_squeue_output(slurm: StandIn, *lines: str) -> None:
     """Make squeue print these lines, each field as wide as requested."""
     widths = list(scheduler.FIELDS.values())
-    told = ["".join(f.ljust(w) for f, w in zip(line.split("|"), widths, strict=False)) for line in lines]
-    (slurm.home / "told").write_text("\n".join(told) + "\n")
+    result = ["".join(f.ljust(w) for f, w in zip(line.split("|"), widths, strict=False)) for line in lines]
+    (slurm.home / "told").write_text("\n".join(result) + "\n")
     (slurm.bin / "squeue").write_text(f"#!/bin/sh\ncat {slurm.home}/told\n")
 
 
@@ -320,8 +320,8 @@ def test_the_error_for_logs_of_an_unknown_run_names_the_folder_and_the_flag(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], runs: Path
 ) -> None:
     assert main(["logs", "abc", "--runs", str(tmp_path / "empty")]) == 2
-    said = f"no run was submitted to {tmp_path / 'empty'}; give another runs folder by --runs"
-    assert capsys.readouterr().err == f"sage logs: {said}\n"
+    message = f"no run was submitted to {tmp_path / 'empty'}; give another runs folder by --runs"
+    assert capsys.readouterr().err == f"sage logs: {message}\n"
     assert main(["logs", "abc", "--runs", str(runs)]) == 2
     assert f"(in {runs}; give another runs folder by --runs)" in capsys.readouterr().err
 
@@ -332,9 +332,9 @@ def test_a_log_is_printed_in_full_and_a_path_that_is_no_log_is_an_error(
     log = tmp_path / "logs" / "1_0_0_log.out"
     log.write_bytes(b"first \xff attempt\n" + b"x" * 3_000_000 + b"\nsecond\n")
     assert main(["logs", "00000000", "--runs", str(runs)]) == 0
-    told = capsys.readouterr().out
-    assert told.startswith("first \ufffd attempt\n")
-    assert told.endswith("x\nsecond\n")
+    output = capsys.readouterr().out
+    assert output.startswith("first \ufffd attempt\n")
+    assert output.endswith("x\nsecond\n")
     log.unlink()
     os.mkfifo(log)
     assert main(["logs", "00000000", "--runs", str(runs)]) == 2

@@ -180,26 +180,26 @@ def test_commands_on_the_runs_of_another_user_end_with_one_line(public: Path) ->
     sweep = public / "sweep.toml"
     sweep.write_text('workload = "digits-ff"\nreducer = "exact"\ndevice = "cpu"\n')
     main(["submit", str(sweep), "--dry-run", "--runs", str(runs)])  # imports everything that is needed
-    status, told, said = as_nobody(public, "status", str(runs))
-    assert status == 0, said
+    status, result, text = as_nobody(public, "status", str(runs))
+    assert status == 0, text
     assert re.search(
-        r"w-topk-00000002 +damaged .*w-topk-00000002/result.json cannot be read: Permission", told
+        r"w-topk-00000002 +damaged .*w-topk-00000002/result.json cannot be read: Permission", result
     )
     assert re.search(
-        r"w-topk-00000003 +missing .*w-topk-00000003/metrics.jsonl cannot be read: Permission", told
+        r"w-topk-00000003 +missing .*w-topk-00000003/metrics.jsonl cannot be read: Permission", result
     )
     assert re.search(
-        r"submitted.jsonl cannot be read: Permission .*; it is unknown which runs were submitted", said
+        r"submitted.jsonl cannot be read: Permission .*; it is unknown which runs were submitted", text
     )
     for argv in (
         ["cancel", "w-topk-00000001", "--runs", str(runs)],
         ["logs", "w-topk-00000001", "--runs", str(runs)],
         ["submit", str(sweep), "--cluster", "local", "--runs", str(runs)],
     ):
-        status, _, said = as_nobody(public, *argv)
-        assert status == 2, (argv, said)
-        assert said.startswith(f"sage {argv[0]}: {runs}")
-        assert len(said.splitlines()) == 1, said
+        status, _, text = as_nobody(public, *argv)
+        assert status == 2, (argv, text)
+        assert text.startswith(f"sage {argv[0]}: {runs}")
+        assert len(text.splitlines()) == 1, text
 
 
 def test_an_incomplete_line_is_not_reported(tmp_path: Path) -> None:

@@ -171,11 +171,11 @@ def test_a_dry_run_prints_everything_and_writes_nothing(
     slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(sweep, "--dry-run") == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for cell in read(sweep).configs:
-        assert f"{cell.folder.name}  seed {cell.seed}\n" in told
-    assert "# sbatch, 4 runs, 2 nodes × 1 task each\n#!/bin/bash\n" in told
-    assert "#SBATCH --array=0-1%2\n" in told
+        assert f"{cell.folder.name}  seed {cell.seed}\n" in output
+    assert "# sbatch, 4 runs, 2 nodes × 1 task each\n#!/bin/bash\n" in output
+    assert "#SBATCH --array=0-1%2\n" in output
     assert not (sweep.parent / "runs").exists()
     assert slurm.calls("sbatch") == []
 

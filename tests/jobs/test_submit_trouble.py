@@ -79,9 +79,9 @@ def test_the_next_submission_cancels_the_jobs_of_one_that_was_killed_after_sbatc
     assert len(pending(slurm)) == 4
     (slurm.bin / "sbatch").write_text(taken)
     assert call(sweep) == 0
-    told = capsys.readouterr().out
-    assert "cancelled job 1: a killed `sage submit` had not recorded it\n" in told
-    assert "4 runs: 0 finished, 0 active, 4 to submit" in told
+    output = capsys.readouterr().out
+    assert "cancelled job 1: a killed `sage submit` had not recorded it\n" in output
+    assert "4 runs: 0 finished, 0 active, 4 to submit" in output
     assert_each_run_has_one_job(slurm, sweep)
     assert call(sweep) == 0
     assert "cancelled" not in capsys.readouterr().out
@@ -164,8 +164,8 @@ def test_a_run_that_another_submission_has_started_is_not_run_twice(
     monkeypatch.setattr("sage.jobs.local.RunJob", NotRun)
     NotRun.runs = read(sweep).runs
     assert call(sweep, "--cluster", "debug") == 0
-    told = capsys.readouterr().out
-    assert told.count("skipped, another submission has meanwhile started or finished it") == 3
+    output = capsys.readouterr().out
+    assert output.count("skipped, another submission has meanwhile started or finished it") == 3
     assert NotRun.ran == 1
 
 
@@ -348,8 +348,8 @@ def test_a_damaged_result_is_named_and_the_other_runs_are_submitted(
     one.mkdir(parents=True)
     (one / "result.json").write_text(content, encoding="latin-1")
     assert call(sweep) == 0
-    told = capsys.readouterr()
-    assert "4 runs: 0 finished, 0 active, 3 to submit" in told.out
-    (line,) = told.err.splitlines()
+    output = capsys.readouterr()
+    assert "4 runs: 0 finished, 0 active, 3 to submit" in output.out
+    (line,) = output.err.splitlines()
     assert line.startswith(f"sage submit: {one / 'result.json'}")
     assert one.name not in submissions.read(sweep.parent / "runs")

@@ -144,7 +144,7 @@ def test_arguments_override_the_keys_of_the_file(sweep: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("seed = 1", "a sweep needs a workload: one of .*digits, .*, or a TOML file"),
         ('workload = "digts"', "no workload is called 'digts'; did you mean 'digits'"),
@@ -180,8 +180,8 @@ def test_arguments_override_the_keys_of_the_file(sweep: Any) -> None:
         ("workload", "sweep.toml is not valid TOML: "),
     ],
 )
-def test_a_mistake_in_a_sweep_is_an_error_with_what_is_allowed(sweep: Any, text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_mistake_in_a_sweep_is_an_error_with_what_is_allowed(sweep: Any, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         sweep(text)
 
 
@@ -230,10 +230,10 @@ def test_cached_labels_are_read_without_torch_until_the_sweep_changes(sweep: Any
         "--runs",
         str(runs),
     ]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     for cell in found.configs:
-        assert cell.folder.name in told
-    assert told.splitlines()[-1] == "2 runs: 2 missing"
+        assert cell.folder.name in output
+    assert output.splitlines()[-1] == "2 runs: 2 missing"
     changed = sweep('workload = "digits-ff"\nseed = [1, 2]', runs=runs)
     assert noted(found.path, runs) == (labels(changed), runs)
 

@@ -134,16 +134,16 @@ def test_the_report_of_the_sweep_has_the_targets_and_none_of_the_pilot_runs(
         finish(config, 0.93, seconds=0.1 if config.reducer == "bf16" else 0.01)
     capsys.readouterr()
     assert call("report", str(sweep), "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    (group,) = told["groups"]
+    output = json.loads(capsys.readouterr().out)
+    (group,) = output["groups"]
     assert {run["seed"] for run in group["runs"]} == {0, 1, 2}
-    assert told["verdict"] == "0 of 1 set-ups pay; 1 smoke test (3 to 5 seeds)."
+    assert output["verdict"] == "0 of 1 set-ups pay; 1 smoke test (3 to 5 seeds)."
     found = group["time_to_target"]
     assert found["reference"] == "bf16"
     assert found["target"] == pytest.approx(0.99 * 0.92)
     (topk,) = [each for each in found["settings"] if each["setting"] == "topk"]
     assert topk["time_ratio"]["centre"] == pytest.approx(0.1)
-    assert Path(told["files"][0]).parent == sweep.parent / "runs"
+    assert Path(output["files"][0]).parent == sweep.parent / "runs"
 
 
 def test_a_target_after_the_comparison_needs_late_and_is_marked(
@@ -255,8 +255,8 @@ def test_the_comparison_runs_with_the_point_that_was_best_on_the_pilot_seeds(
     for config in read(sweep, pilot=True).configs:
         finish(config, 0.95 if config.lr == best[config.reducer] else 0.9)
     assert call("target", str(sweep)) == 0
-    told = capsys.readouterr().out
-    assert "lr 0.3 (of median accuracy lr 0.1: 0.9; lr 0.3: 0.95; lr 0.9: 0.9)" in told
+    output = capsys.readouterr().out
+    assert "lr 0.3 (of median accuracy lr 0.1: 0.9; lr 0.3: 0.95; lr 0.9: 0.9)" in output
     found = read(sweep)
     assert set(noted(sweep)[0]) == {each.folder.name for each in found.configs}
     assert {(each.reducer, each.lr) for each in found.configs} == set(best.items())

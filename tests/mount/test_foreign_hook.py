@@ -157,7 +157,7 @@ def with_a_failure(rank: int) -> str:
 
 def test_a_hooks_error_is_raised_by_backward() -> None:
     assert all(
-        "the hook's own" in said for said in processes(WORLD_SIZE, lambda wire: with_a_failure(wire.rank))
+        "the hook's own" in result for result in processes(WORLD_SIZE, lambda wire: with_a_failure(wire.rank))
     )
 
 

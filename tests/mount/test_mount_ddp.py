@@ -233,14 +233,14 @@ def test_a_model_of_two_dtypes_has_buckets_of_each_dtype() -> None:
 @scene
 def ways(rank: int) -> bool:
     """Whether a name, a reducer, a class and a factory give the same."""
-    said: list[tuple[Any, dict[str, Any]]] = [
+    result: list[tuple[Any, dict[str, Any]]] = [
         ("topk", {"density": 0.1}),
         (TopK(density=0.1), {}),
         (TopK, {"density": 0.1}),
         (lambda: TopK(density=0.1), {}),
     ]
     name, *others = [
-        Wrapped(network(), rank, reducer, ddp=SMALL, **options).train() for reducer, options in said
+        Wrapped(network(), rank, reducer, ddp=SMALL, **options).train() for reducer, options in result
     ]
     return all(same(name, other) for other in others)
 
@@ -418,13 +418,13 @@ def outcomes(work: Callable[[Wire], Any]) -> list[Any]:
 def test_an_error_of_a_reducer_is_raised_by_every_later_backward() -> None:
     def work(wire: Wire) -> list[str]:
         script = Wrapped(network(), wire.rank, Refuses, timeout=1, ddp=SMALL)
-        said = []
+        result = []
         for step in range(3):
             try:
                 script.gradients(step)
             except (ArithmeticError, WireError) as error:
-                said.append(f"{type(error).__name__}: {error}")
-        return said
+                result.append(f"{type(error).__name__}: {error}")
+        return result
 
     first, second = outcomes(work)
     assert second == 2 * ["ArithmeticError: no such gradient"]

@@ -236,5 +236,5 @@ def test_the_group_of_shards_is_refused_as_replicas() -> None:
             return str(error)
         return ""
 
-    for said in processes(2, work):
-        assert "ranks [0, 1] have different shards of the model, so they are not replicas" in said
+    for result in processes(2, work):
+        assert "ranks [0, 1] have different shards of the model, so they are not replicas" in result

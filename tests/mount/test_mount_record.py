@@ -137,8 +137,8 @@ def test_diverging_replicas_are_named() -> None:
             return str(error)
         return ""
 
-    for said in processes(2, work):
-        assert said.startswith(
+    for result in processes(2, work):
+        assert result.startswith(
             "after step 1: the model of rank 1 differs from that of rank 0, first in 4.bias"
         )
 

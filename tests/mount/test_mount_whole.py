@@ -249,8 +249,8 @@ def test_an_error_of_a_reducer_is_raised_by_reduce() -> None:
 
 
 def test_importing_sage_does_not_import_torch() -> None:
-    said = "import sys, sage; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", said], check=True, capture_output=True, text=True)
+    message = "import sys, sage; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", message], check=True, capture_output=True, text=True)
     assert done.stdout == "False\n"
 
 

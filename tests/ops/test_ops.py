@@ -214,5 +214,5 @@ def test_a_sample_has_every_nth_group_of_the_signal(n: int) -> None:
 
 def test_a_samples_threshold_is_the_largest_that_the_given_number_reach() -> None:
     sample_S = vector([5.0, -4.0, 3.0, 2.0, -1.0])
-    told = [ops.threshold_from_sample(sample_S, density) for density in (0.01, 0.2, 0.21, 0.6, 1.0)]
-    assert told == [5.0, 5.0, 4.0, 3.0, 1.0]
+    result = [ops.threshold_from_sample(sample_S, density) for density in (0.01, 0.2, 0.21, 0.6, 1.0)]
+    assert result == [5.0, 5.0, 4.0, 3.0, 1.0]

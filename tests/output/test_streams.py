@@ -159,9 +159,9 @@ def test_a_bug_is_reported_as_one_with_its_traceback(
 
     monkeypatch.setattr("sage.registry.workloads", faulty)
     assert main(["list"]) == 1
-    said = capsys.readouterr().err
-    assert "Traceback" in said
-    last = said.splitlines()[-1]
+    message = capsys.readouterr().err
+    assert "Traceback" in message
+    last = message.splitlines()[-1]
     assert last.startswith("sage list: this is a bug in SAGE: ZeroDivisionError: by nought")
     assert "report it" in last
 
@@ -189,10 +189,10 @@ def test_errors_of_input_and_system_are_one_line(
 
     monkeypatch.setattr("sage.registry.workloads", failing)
     assert main(["list"]) == ends
-    said = capsys.readouterr().err
-    assert said.startswith("sage list: ")
-    assert says in said
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("sage list: ")
+    assert says in message
+    assert message.count("\n") == 1
 
 
 def test_temporary_errors_are_distinguished_from_permanent_ones() -> None:

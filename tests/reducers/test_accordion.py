@@ -21,51 +21,51 @@ def densities(scales: Callable[[int], tuple[float, float]], lrs: list[float]) ->
     def work(wire: Wire) -> list[list[float]]:
         reducer = Accordion(density=0.01, density_high=0.5, switch_every=2)
         feedback = ErrorFeedback(reducer, Layout.of(LAYERS, "layer"), memory="none")
-        told = []
+        result = []
         for epoch, lr in enumerate(lrs):
             reducer.begin_epoch(epoch, lr, wire)
-            told.append(reducer.density_G.tolist())
+            result.append(reducer.density_G.tolist())
             for _ in range(2):
                 grad_N = torch.zeros(200)
                 grad_N[0], grad_N[100] = scales(epoch)
                 feedback(grad_N, wire)
-        return told
+        return result
 
     return simulate(1, work)[0]
 
 
 def test_accordion_starts_with_the_high_setting_and_uses_the_low_one_for_steady_gradients() -> None:
-    told = densities(lambda epoch: (1.0, 5.0), [0.1] * 7)
+    result = densities(lambda epoch: (1.0, 5.0), [0.1] * 7)
     # Epoch 0 is critical. At epoch 2 there is no earlier norm to compare with; at epoch 4 none has changed.
-    assert told == [[0.5, 0.5]] * 4 + [[0.01, 0.01]] * 3
+    assert result == [[0.5, 0.5]] * 4 + [[0.01, 0.01]] * 3
 
 
 def test_accordion_uses_the_high_setting_for_a_layer_that_changes() -> None:
-    told = densities(lambda epoch: (1.0, 1.0 if epoch < 5 else 3.0), [0.1] * 9)
-    assert told[4:] == [[0.01, 0.01]] * 2 + [[0.01, 0.5]] * 2 + [[0.01, 0.01]]
+    result = densities(lambda epoch: (1.0, 1.0 if epoch < 5 else 3.0), [0.1] * 9)
+    assert result[4:] == [[0.01, 0.01]] * 2 + [[0.01, 0.5]] * 2 + [[0.01, 0.01]]
 
 
 @pytest.mark.parametrize(("change", "expected"), [(1.45, 0.01), (1.55, 0.5), (0.55, 0.01), (0.45, 0.5)])
 def test_accordion_treats_a_layer_as_critical_only_beyond_eta(change: float, expected: float) -> None:
-    told = densities(lambda epoch: (1.0, change if epoch == 3 else 1.0), [0.1] * 5)
-    assert told[4] == [0.01, expected]
+    result = densities(lambda epoch: (1.0, change if epoch == 3 else 1.0), [0.1] * 5)
+    assert result[4] == [0.01, expected]
 
 
 def test_accordion_uses_the_high_setting_when_the_learning_rate_falls_and_not_when_it_rises() -> None:
-    told = densities(lambda epoch: (1.0, 1.0), [0.1] * 5 + [0.01, 0.01, 0.01, 0.02])
-    assert told[4:] == [[0.01, 0.01], [0.5, 0.5], [0.01, 0.01], [0.01, 0.01], [0.01, 0.01]]
+    result = densities(lambda epoch: (1.0, 1.0), [0.1] * 5 + [0.01, 0.01, 0.01, 0.02])
+    assert result[4:] == [[0.01, 0.01], [0.5, 0.5], [0.01, 0.01], [0.01, 0.01], [0.01, 0.01]]
 
 
 def test_accordion_uses_rank_0s_decision_even_if_the_ranks_differ() -> None:
     def work(wire: Wire) -> list[list[float]]:
         reducer = Accordion(density=0.01, density_high=0.5, switch_every=1)
         reducer.bind(Layout.of(LAYERS, "layer"))
-        told = []
+        result = []
         for epoch in range(4):
             reducer.begin_epoch(epoch, 0.1, wire)
-            told.append(reducer.density_G.tolist())
+            result.append(reducer.density_G.tolist())
             reducer.sum_N.fill_(1.0 if wire.rank == 0 else 10.0**epoch)
-        return told
+        return result
 
     first, *others = simulate(3, work)
     assert first == [[0.5, 0.5]] * 2 + [[0.01, 0.01]] * 2

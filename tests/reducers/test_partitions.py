@@ -147,8 +147,8 @@ def test_micro_starts_at_the_threshold_given_or_at_the_published_one() -> None:
 @pytest.mark.parametrize("make", [Micro, ExDyna])
 def test_the_first_threshold_is_the_mean_of_the_ranks_own_quantiles(make: Any, scale: float) -> None:
     def see(feedback: ErrorFeedback, reduced: Reduced, wire: Wire) -> tuple[float, float, int]:
-        told = feedback.reducer.report()["threshold"]
-        return told, reduced.density, wire.ledger.payload["scales"]
+        result = feedback.reducer.report()["threshold"]
+        return result, reduced.density, wire.ledger.payload["scales"]
 
     ranks = play(lambda: make(density=0.05), 2, 2, lambda r, s: (r + 1) * scale * normal(r, s), see=see)
     own = [float((rank + 1) * scale * normal(rank, 0).abs().topk(204).values.min()) for rank in range(2)]
@@ -190,7 +190,7 @@ def test_a_first_gradient_without_a_threshold_sends_little_and_the_next_one_is_u
 
 @pytest.mark.parametrize("make", [Micro, ExDyna])
 def test_the_reported_threshold_is_the_one_that_the_step_used(make: Any) -> None:
-    told = play(
+    result = play(
         lambda: make(density=0.5, threshold=1.0),
         1,
         2,
@@ -199,7 +199,7 @@ def test_the_reported_threshold_is_the_one_that_the_step_used(make: Any) -> None
         shapes=(("w", (2,)),),
         see=lambda f, r, w: f.reducer.report()["threshold"],
     )[0]
-    assert told == [1.0, pytest.approx(1.005)]
+    assert result == [1.0, pytest.approx(1.005)]
 
 
 @pytest.mark.parametrize("make", [Micro, ExDyna])
@@ -578,9 +578,9 @@ def test_oktopks_bytes_equal_those_counted_by_hand() -> None:
     grad_N[[0, 100, 200, 300]] = torch.tensor([4.0, 3.0, 2.0, 1.0])
 
     def see(feedback: ErrorFeedback, reduced: Reduced, wire: Wire) -> dict[str, int]:
-        told = dict(wire.ledger.payload)
+        result = dict(wire.ledger.payload)
         wire.ledger.payload.clear()
-        return told
+        return result
 
     ranks = play(
         lambda: OkTopk(density=0.01),

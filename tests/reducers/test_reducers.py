@@ -184,13 +184,13 @@ def test_exactly_the_reducers_with_a_target_density_report_one(name: str) -> Non
     case = Case(make, options, 1, memory="none")
     feedback = case.fresh()
     simulate(1, lambda wire: feedback(case.gradient(0, 0), wire))
-    told = feedback.reducer.report()
+    result = feedback.reducer.report()
     if not has_target:
-        assert "density_asked" not in told
+        assert "density_asked" not in result
     elif name == "accordion":  # epoch 0 has not begun: its high density
-        assert told["density_asked"] == 1.0
+        assert result["density_asked"] == 1.0
     else:
-        assert told["density_asked"] == 0.25
+        assert result["density_asked"] == 0.25
 
 
 @pytest.mark.parametrize(

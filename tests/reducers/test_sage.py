@@ -174,15 +174,15 @@ def test_every_kind_of_gather_gives_a_bitwise_identical_mean(controller: str) ->
 def test_auto_makes_the_same_choice_on_every_rank_and_keeps_it() -> None:
     def work(wire: Wire) -> tuple[list[float], dict[str, int], int | None]:
         exchange = Auto()
-        told = []
+        result = []
         for step in range(2 * TRIALS + 4):
             before = wire.ledger.copy()
             exchange.gather(torch.ones(1 + wire.rank), torch.arange(1 + wire.rank).int(), wire, 0.1, 10)
             # By the clock of rank 1 the padded way, and by that of the others the uneven one, was slower.
             slow = (step % 2 == 0) == (wire.rank == 1)
             exchange._seconds[step % 2] = 2.0 - wire.rank / 2 if slow else 0.1
-            told.append(float(wire.ledger.since(before).payload["padding"]))
-        return told, dict(wire.ledger.calls), exchange.choice
+            result.append(float(wire.ledger.since(before).payload["padding"]))
+        return result, dict(wire.ledger.calls), exchange.choice
 
     seen = simulate(3, work)
     # The slowest rank had 1.5 s for the padded way (rank 1), 2 s for the uneven one (rank 0).

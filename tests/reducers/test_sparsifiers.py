@@ -125,11 +125,11 @@ def test_the_reported_threshold_is_the_one_that_was_used(name: str, options: dic
     signal_N = torch.randn(3000, generator=torch.Generator().manual_seed(0))
     reducer = registry.load("reducers", name)(density=0.02, **options)
     at_K = selected(reducer, signal_N)
-    told = reducer.report()
-    assert told["threshold"] <= float(signal_N[at_K].abs().min())
+    result = reducer.report()
+    assert result["threshold"] <= float(signal_N[at_K].abs().min())
     if name != "mstopk":  # which leaves some above it where they are
-        assert at_K == (signal_N.abs() >= told["threshold"]).nonzero().view(-1).tolist()
-    assert told["density_asked"] == (0.25 if "density_schedule" in options else 0.02)
+        assert at_K == (signal_N.abs() >= result["threshold"]).nonzero().view(-1).tolist()
+    assert result["density_asked"] == (0.25 if "density_schedule" in options else 0.02)
 
 
 # Random-k.
@@ -253,12 +253,12 @@ def test_grace_refines_until_three_tenths_of_k() -> None:
 
 def test_the_density_warms_up_by_epochs() -> None:
     reducer = DGC(density=0.001, density_schedule="warmup")
-    told = []
+    result = []
     for epoch in range(6):
         reducer.begin_epoch(epoch, 0.1, Wire(0, 1))
         selected(reducer, torch.ones(1000))
-        told.append(reducer.report()["density_asked"])
-    assert told == [0.25, 0.0625, 0.015625, 0.00390625, 0.001, 0.001]
+        result.append(reducer.report()["density_asked"])
+    assert result == [0.25, 0.0625, 0.015625, 0.00390625, 0.001, 0.001]
 
 
 def test_with_momentum_memory_the_momentum_is_corrected_and_masked() -> None:

@@ -165,7 +165,7 @@ def sent(*at: float) -> Reduced:
 
 
 @pytest.mark.parametrize(
-    ("returned", "told"),
+    ("returned", "message"),
     [
         (None, "NoneType, not a Reduced"),
         (torch.zeros(N), "Tensor, not a Reduced"),
@@ -184,12 +184,12 @@ def sent(*at: float) -> Reduced:
     ],
 )
 @pytest.mark.parametrize("memory", ["none", "residual"])
-def test_an_invalid_return_value_of_a_reducer_is_named(returned: Any, told: str, memory: Any) -> None:
+def test_an_invalid_return_value_of_a_reducer_is_named(returned: Any, message: str, memory: Any) -> None:
     class Faulty(Reducer):
         def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
             result: Reduced = returned
             return result
 
     reduce = ErrorFeedback(Faulty(), Layout.of([("w", (N,))]), memory=memory)
-    with pytest.raises(ValueError, match=f"the reducer Faulty returned {told}"):
+    with pytest.raises(ValueError, match=f"the reducer Faulty returned {message}"):
         alone(reduce, [gradient(0)])

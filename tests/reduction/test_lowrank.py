@@ -282,10 +282,10 @@ def test_svd_is_the_mean_of_every_ranks_own_best_approximation(rank: int) -> Non
     seen = steps(case, lambda r, step: gradient(r, step, WIDE), count=2, shapes=WIDE)
     for step in range(2):
         best = []
-        for told in seen:
-            signal = told[step].signal_N.view(6, 4)
+        for result in seen:
+            signal = result[step].signal_N.view(6, 4)
             best.append(cut(signal, rank).view(-1))
-            left_N = told[step].left_N
+            left_N = result[step].left_N
             assert left_N is not None
             torch.testing.assert_close(left_N, signal.reshape(-1) - best[-1], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(seen[0][step].mean_N, sum(best, torch.zeros(24)) / 3, atol=1e-5, rtol=1e-5)
@@ -334,7 +334,7 @@ def test_atomo_is_unbiased_and_sends_the_given_number_on_average() -> None:
 def test_atomo_draws_differently_on_every_rank_and_at_every_step() -> None:
     case = Case(Atomo, {"min_compression_rate": 0.0}, 2)
     seen = steps(case, lambda rank, step: gradient(0, 0, WIDE), count=8, shapes=WIDE)
-    sent = [[step.payload.get("scales", 0) for step in told] for told in seen]
+    sent = [[step.payload.get("scales", 0) for step in result] for result in seen]
     assert sent[0] != sent[1]
     assert len(set(sent[0])) > 1
 
@@ -348,12 +348,12 @@ def test_ps_computes_the_mean_of_exact_with_all_traffic_at_rank_0() -> None:
         return mean_N, dict(wire.ledger.calls), (wire.ledger.sent, wire.ledger.received)
 
     n = Layout.of(MIXED).numel
-    told = simulate(4, work)
+    result = simulate(4, work)
     exact_N = sum((gradient(rank, 0) for rank in range(1, 4)), gradient(0, 0)) / 4
-    assert all(same_bits(mean_N, exact_N) for mean_N, _, _ in told)
-    assert all(calls == {"gather_to 0": 1, "broadcast from 0": 1} for _, calls, _ in told)
+    assert all(same_bits(mean_N, exact_N) for mean_N, _, _ in result)
+    assert all(calls == {"gather_to 0": 1, "broadcast from 0": 1} for _, calls, _ in result)
     # The tree of the broadcast: 0 to 1 and 2, and 1 to 3.
-    assert [link for *_, link in told] == [(8 * n, 12 * n), (8 * n, 4 * n), (4 * n, 4 * n), (4 * n, 4 * n)]
+    assert [link for *_, link in result] == [(8 * n, 12 * n), (8 * n, 4 * n), (4 * n, 4 * n), (4 * n, 4 * n)]
 
 
 # Bytes by hand: conv 8 × 27, wide 40 × 20, bias 7.
@@ -385,8 +385,8 @@ def test_the_payload_bytes_equal_those_counted_by_hand(
     name: str, options: dict[str, Any], expected: list[dict[str, int]]
 ) -> None:
     case = Case(registry.load("reducers", name), options, 2)
-    for told in steps(case, case.gradient, count=2):
-        booked = [{kind: size for kind, size in step.payload.items() if size} for step in told]
+    for result in steps(case, case.gradient, count=2):
+        booked = [{kind: size for kind, size in step.payload.items() if size} for step in result]
         assert booked == expected
 
 
@@ -481,8 +481,8 @@ def beside_hooks() -> list[dict[str, tuple[list[Tensor], list[Tensor]]]]:
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_powersgd_computes_what_pytorchs_hook_does(rank: int) -> None:
-    for told in beside_hooks():
-        (*ours, left_N), (*theirs, error_N) = told[f"powersgd-{rank}"]
+    for result in beside_hooks():
+        (*ours, left_N), (*theirs, error_N) = result[f"powersgd-{rank}"]
         for our_N, their_N in zip(ours, theirs, strict=True):
             torch.testing.assert_close(our_N, their_N, atol=1e-5, rtol=1e-4)
         # The hook also feeds back by how much a rank's own dense gradients differ from the mean, which comes
@@ -494,6 +494,6 @@ def test_powersgd_computes_what_pytorchs_hook_does(rank: int) -> None:
 
 @pytest.mark.parametrize("name", ["fp16", "bf16"])
 def test_half_steps_are_bitwise_equal_to_pytorchs_hook(name: str) -> None:
-    for told in beside_hooks():
-        for our_N, their_N in zip(*told[name], strict=True):
+    for result in beside_hooks():
+        for our_N, their_N in zip(*result[name], strict=True):
             assert same_bits(our_N, their_N)

@@ -100,7 +100,7 @@ def left_of(name: str, **options: Any) -> list[Tensor]:
     signal = torch.cat([matrix(60, 50, [3 * value for value in DECAYING]).view(-1), torch.ones(7)]).float()
     case = Case(registry.load("reducers", name), options, 2, memory="residual")
     seen = steps(case, lambda rank, step: signal / (1 + rank), count=1, shapes=TALL)
-    lefts = [told[0].left_N for told in seen]
+    lefts = [result[0].left_N for result in seen]
     assert all(left_N is not None for left_N in lefts)
     return [left_N for left_N in lefts if left_N is not None]
 

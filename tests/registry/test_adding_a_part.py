@@ -54,11 +54,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The same as an installed package with the page's entry points."""
-    told = folder / "my_package-1.0.dist-info"
-    told.mkdir()
-    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    result = folder / "my_package-1.0.dist-info"
+    result.mkdir()
+    (result / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
     lines = re.sub(r'\[project\.entry-points\."(.*)"\]', r"[\1]", ENTRIES).replace('"', "")
-    (told / "entry_points.txt").write_text(lines)
+    (result / "entry_points.txt").write_text(lines)
     (folder / "my_package").mkdir()
     for name, code in FILES.items():
         (folder / "my_package" / f"{name}.py").write_text(code, encoding="utf-8")

@@ -22,10 +22,10 @@ def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     (tmp_path / "halves_and_thirds.py").write_text(
         '"""Halves: from another package."""\nclass Halves: ...\nclass Thirds: ...\nREDUCER = Halves\n'
     )
-    told = tmp_path / "other-1.0.dist-info"
-    told.mkdir()
-    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
-    (told / "entry_points.txt").write_text(
+    result = tmp_path / "other-1.0.dist-info"
+    result.mkdir()
+    (result / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (result / "entry_points.txt").write_text(
         "[sage.reducers]\nhalves = halves_and_thirds\nthirds = halves_and_thirds:Thirds\n"
         "topk = halves_and_thirds\nlost = nowhere.at_all\n[sage.models]\nempty = halves_and_thirds\n"
         "[sage.tasks]\nsixths = halves_and_thirds:Thirds\n"

@@ -109,10 +109,10 @@ def test_unverified_figures_are_printed_only_with_all_and_then_marked(
     others = [row for row in source.rows if row.status != "verified"]
     assert {row.status for row in others} == {"recalled", "second-hand"}
     assert main(["published", "utility"]) == 0
-    told = capsys.readouterr().out
-    assert "set-ups faster than optimised data parallel" in told
-    assert "16.34 ms" not in told
-    assert f"{len(others)} figures that are not verified are left out; --all prints them." in told
+    output = capsys.readouterr().out
+    assert "set-ups faster than optimised data parallel" in output
+    assert "16.34 ms" not in output
+    assert f"{len(others)} figures that are not verified are left out; --all prints them." in output
     assert main(["published", "utility", "--all"]) == 0
     (line,) = (each for each in capsys.readouterr().out.splitlines() if "16.34 ms" in each)
     assert line.endswith("recalled")
@@ -179,7 +179,7 @@ def test_a_verified_figure_has_a_verified_baseline(fault: Fault) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ('reducer = "topk"', 'reducer = "tpok"', "no reducer is called 'tpok'; did you mean 'topk'"),
         ("density = 0.01", "densty = 0.01", "no option of the reducer topk is called 'densty'; did you mean"),
@@ -193,19 +193,19 @@ def test_a_verified_figure_has_a_verified_baseline(fault: Fault) -> None:
         ('title = "A table"', 'title = "A table"\nworkloads = ["digts"]', "no workload is called 'digts'"),
     ],
 )
-def test_a_value_that_is_not_allowed_is_named(fault: Fault, old: str, new: str, said: str) -> None:
-    assert said in fault(old, new)
+def test_a_value_that_is_not_allowed_is_named(fault: Fault, old: str, new: str, message: str) -> None:
+    assert message in fault(old, new)
 
 
 def test_rows_that_are_not_tables_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    for given, said in (
+    for given, result in (
         ("row = 3", r"mine\.toml: row is 3; allowed are tables written as \[\[row\]\]"),
         ("row = [3]", r"mine\.toml, row 1 is 3; allowed is a table of keys"),
         ("tables = 3", r"mine\.toml: tables is 3; allowed are tables written as \[tables\.NAME\]"),
     ):
         path.write_text(f'title = "A"\nwhere = "B"\n{given}')
-        with pytest.raises(ValueError, match=f"^{said}$"):
+        with pytest.raises(ValueError, match=f"^{result}$"):
             read(path)
 
 
@@ -214,17 +214,17 @@ def test_invalid_toml_or_a_table_that_is_not_a_source_is_a_one_line_error(
 ) -> None:
     path = tmp_path / "broken.toml"
     path.write_text("[tables")
-    for argv, said in (
+    for argv, result in (
         (["published", str(path)], "broken.toml"),
         (["published", str(tmp_path / "none.toml")], "there is no file"),
         (["published", "sgae"], "no published source is called 'sgae'; did you mean 'sage'?"),
         (["published", "--runs", str(tmp_path)], "--runs needs a source"),
     ):
         assert main(argv) != 0
-        told = capsys.readouterr()
-        assert told.out == ""
-        assert len(told.err.splitlines()) == 1
-        assert said in told.err
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert len(output.err.splitlines()) == 1
+        assert result in output.err
 
 
 def test_a_source_without_figures_has_the_reason(tmp_path: Path) -> None:

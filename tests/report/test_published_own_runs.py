@@ -89,10 +89,10 @@ def test_the_command_prints_our_figures_beside_the_published_ones(
     broken = pretend(tmp_path, "bf16")
     (broken / "result.json").write_text("{")
     assert main(["published", "sage", "--runs", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    (line,) = (each for each in told.splitlines() if each.split()[:3] == ["step-cifar10", "topk", "step"])
+    output = capsys.readouterr().out
+    (line,) = (each for each in output.splitlines() if each.split()[:3] == ["step-cifar10", "topk", "step"])
     assert line.split()[3:5] == ["1.878×", "1.5×"]
-    assert f"Left out: {broken}" in told
+    assert f"Left out: {broken}" in output
     assert main(["published", "sage", "--runs", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["beside"]
     (step,) = [each for each in found["lines"] if each["row"]["table"] == "step-cifar10"]

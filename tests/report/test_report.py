@@ -222,9 +222,9 @@ def test_text_from_a_run_is_escaped(tmp_path: Path) -> None:
     pretend(tmp_path, "topk", density=0.1, rule=evil, workload="<b>bold</b>")
     pretend(tmp_path, "topk", density=0.1, rule="$x_1$ & \"'")
     folder = pretend(tmp_path, "topk", density=0.1, rule="_hidden")
-    told = json.loads((folder / "manifest.json").read_text())
-    told["machine"]["cpu"] = evil
-    write_json(folder / "manifest.json", told)
+    output = json.loads((folder / "manifest.json").read_text())
+    output["machine"]["cpu"] = evil
+    write_json(folder / "manifest.json", output)
     pretend(tmp_path, "sage", workload=evil.replace("/", "\u2215"), density=0.1)
     main([tmp_path], tmp_path / "report")
     (text,) = written(tmp_path / "report", "html")

@@ -194,9 +194,9 @@ def test_the_links_that_the_probe_measured_are_shown(tmp_path: Path) -> None:
     for seed, bits in enumerate([96.4e6, 90e6, 99e6]):
         links = {"alpha_seconds": 0.0003 + seed / 1e4, "bits_per_second": bits}
         change(pretend(tmp_path, "exact", seed=seed), "manifest.json", links=links)
-    told = headline(the_group(tmp_path))
-    assert "latency 0.4 ms (0.3 ms to 0.5 ms)" in told
-    assert "bandwidth 96.4 Mbit/s (90 Mbit/s to 99 Mbit/s)" in told
+    result = headline(the_group(tmp_path))
+    assert "latency 0.4 ms (0.3 ms to 0.5 ms)" in result
+    assert "bandwidth 96.4 Mbit/s (90 Mbit/s to 99 Mbit/s)" in result
 
 
 @settings(max_examples=examples(100))

@@ -182,9 +182,9 @@ def test_the_report_begins_with_the_verdict_and_has_the_profile(
     assert {row["target"] for row in rows} == {"0.85"}
     capsys.readouterr()
     assert main([runs], tmp_path / "out", targets=targets(), as_json=True) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["verdict"] == verdict
-    found = {each["setting"]: each for each in told["groups"][0]["time_to_target"]["settings"]}
+    output = json.loads(capsys.readouterr().out)
+    assert output["verdict"] == verdict
+    found = {each["setting"]: each for each in output["groups"][0]["time_to_target"]["settings"]}
     assert found["sage"]["time_ratio"]["interval"][1] is None
     assert found["sage"]["profile_score"] == pytest.approx(4 / 6)
     assert found["topk"]["profile_score"] == 1

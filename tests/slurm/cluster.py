@@ -167,8 +167,10 @@ class Cluster:
         deadline = time.monotonic() + timeout
         while (found := self.job(job))["JobState"] not in ENDED:
             if time.monotonic() > deadline:
-                said = _tail(Path(found.get("StdOut", "")))
-                raise AssertionError(f"job {job} is {found['JobState']} after {timeout:g} s: {found}\n{said}")
+                result = _tail(Path(found.get("StdOut", "")))
+                raise AssertionError(
+                    f"job {job} is {found['JobState']} after {timeout:g} s: {found}\n{result}"
+                )
             time.sleep(0.5)
         return found
 

@@ -53,10 +53,10 @@ sys.exit(cluster.main())
 
 
 def test_no_link_exceeds_its_rate_in_either_direction(slow: Cluster) -> None:
-    said = slow.run("srun", "--nodelist=node[1-3]", sys.executable, "-c", TRANSFER).stdout
+    output = slow.run("srun", "--nodelist=node[1-3]", sys.executable, "-c", TRANSFER).stdout
     # Links of 100 Mbit/s let a burst of 128 KB through at once.
     least = (2 * 4_000_000 - 2 * 131072) * 8 / 100e6
-    down, up = map(float, said.split())
+    down, up = map(float, output.split())
     assert down > least
     assert up > least
 
@@ -102,8 +102,8 @@ def test_a_crashed_node_loses_its_ranks_and_can_be_resumed(cluster: Cluster, tmp
 
 def test_each_node_has_the_gpus_it_was_given(tmp_path_factory: pytest.TempPathFactory) -> None:
     with Cluster(tmp_path_factory.mktemp("gpus"), nodes=1, gpus=2, namespaces=False) as cluster:
-        said = cluster.run("srun", "--gpus-per-node=2", "printenv", "CUDA_VISIBLE_DEVICES").stdout
-    assert said == "0,1\n"
+        output = cluster.run("srun", "--gpus-per-node=2", "printenv", "CUDA_VISIBLE_DEVICES").stdout
+    assert output == "0,1\n"
 
 
 def test_the_cluster_program_exits_with_the_status_of_its_command() -> None:

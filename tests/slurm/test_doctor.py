@@ -60,10 +60,10 @@ def doctor(cluster: Cluster, tmp_path: Path) -> Callable[..., Diagnosis]:
         )
         # A node with another version of the code must not write its compiled files here.
         environ["PYTHONDONTWRITEBYTECODE"] = "1"
-        told = cluster.run("salloc", "--nodes=4", *command, timeout=200, check=False, env=environ)
-        assert told.stdout, told.stderr
+        output = cluster.run("salloc", "--nodes=4", *command, timeout=200, check=False, env=environ)
+        assert output.stdout, output.stderr
         assert not list((tmp_path / "runs").iterdir())
-        return Diagnosis(told.returncode, json.loads(told.stdout)["findings"])
+        return Diagnosis(output.returncode, json.loads(output.stdout)["findings"])
 
     return call
 
@@ -88,11 +88,11 @@ def hosts(cluster: Cluster, nodes: list[str], folder: Path, change: Callable[[st
 
 
 def test_healthy_nodes_pass_every_check(cluster: Cluster, doctor: Callable[..., Diagnosis]) -> None:
-    said = doctor()
-    assert said.status == 0, said.findings
-    assert [one["check"] for one in said.findings] == [check.name for check in CHECKS]
-    assert {(one["status"], one["where"]) for one in said.findings} == {("ok", "all nodes")}
-    assert said.findings[-1]["found"].startswith("of 4 ranks, cpu: ")
+    diagnosis = doctor()
+    assert diagnosis.status == 0, diagnosis.findings
+    assert [one["check"] for one in diagnosis.findings] == [check.name for check in CHECKS]
+    assert {(one["status"], one["where"]) for one in diagnosis.findings} == {("ok", "all nodes")}
+    assert diagnosis.findings[-1]["found"].startswith("of 4 ranks, cpu: ")
 
 
 def test_a_head_node_that_resolves_itself_to_loopback_gets_a_note(
@@ -102,12 +102,12 @@ def test_a_head_node_that_resolves_itself_to_loopback_gets_a_note(
         return "127.0.1.1 node1\n" if line.split()[1:] == ["node1"] else line
 
     with hosts(separate_networks, ["node1"], tmp_path, debian):
-        said = doctor("--hostip", "node1")
-    assert said.status == 0, said.findings
-    assert said.found_by("note") == {
+        diagnosis = doctor("--hostip", "node1")
+    assert diagnosis.status == 0, diagnosis.findings
+    assert diagnosis.found_by("note") == {
         ("own name", "node1"): "node1 is 127.0.1.1 on node1 itself, an address that no other node can reach"
     }
-    assert said.findings[-1]["check"] == "all-reduce"
+    assert diagnosis.findings[-1]["check"] == "all-reduce"
 
 
 def test_a_head_node_that_resolves_to_loopback_elsewhere_is_named(
@@ -117,9 +117,9 @@ def test_a_head_node_that_resolves_to_loopback_elsewhere_is_named(
         return "127.0.0.1 node1\n" if line.split()[1:] == ["node1"] else line
 
     with hosts(separate_networks, ["node2", "node3"], tmp_path, wrong):
-        said = doctor("--hostip", "node1", "--timeout", "3")
-    found = said.found_by("failed")
-    assert said.status == 1
+        diagnosis = doctor("--hostip", "node1", "--timeout", "3")
+    found = diagnosis.found_by("failed")
+    assert diagnosis.status == 1
     assert found.keys() == {("rank 0's name", "node2, node3"), ("rank 0's port", "node2, node3")}
     assert "node1, rank 0's node, is 127.0.0.1 here" in found["rank 0's name", "node2, node3"]
     assert "refused" in found["rank 0's port", "node2, node3"]
@@ -138,12 +138,12 @@ def test_a_blocked_port_is_named_as_refused_or_dropped(
         f"{nowhere} via 10.77.0.99 dev eth0 table 777; ip rule add {rule} table 777",
     )
     try:
-        said = doctor("--port", str(PORT), "--timeout", "3")
+        diagnosis = doctor("--port", str(PORT), "--timeout", "3")
     finally:
         for node in ("node2", "node3"):
             on(separate_networks, node, f"ip rule del {rule}")
-    found = said.found_by("failed")
-    assert said.status == 1
+    found = diagnosis.found_by("failed")
+    assert diagnosis.status == 1
     assert found == {
         ("rank 0's port", "node2"): f"10.77.0.1 port {PORT}: not let through: Permission denied",
         ("rank 0's port", "node3"): (
@@ -164,12 +164,12 @@ def test_four_faults_of_four_nodes_are_all_named(
     on(separate_networks, "node4", f"mount --bind {runs} {runs}; mount -o remount,bind,ro {runs}")
     try:
         with hosts(separate_networks, ["node2"], tmp_path, without_head):
-            said = doctor("--timeout", "5", GLOO_SOCKET_IFNAME="eth7")
+            diagnosis = doctor("--timeout", "5", GLOO_SOCKET_IFNAME="eth7")
     finally:
         on(separate_networks, "node3", f"umount {CODE}")
         on(separate_networks, "node4", f"umount {runs}")
-    found = said.found_by("failed")
-    assert said.status == 1
+    found = diagnosis.found_by("failed")
+    assert diagnosis.status == 1
     assert found.pop(("rank 0's name", "node2")).startswith("node1 does not resolve: ")
     assert found == {
         ("versions", "node3"): f"sage 0.0.1, not {sage.__version__}",
@@ -183,7 +183,7 @@ def test_allocated_gpus_that_torch_does_not_see_are_named(
     cluster: Cluster, tmp_path: Path, doctor: Any
 ) -> None:
     command = (sys.executable, "-m", "sage", "doctor", "--runs", str(tmp_path), "--json")
-    told = cluster.run("salloc", "--nodes=2", "--gpus-per-node=1", *command, timeout=200, check=False)
-    said = Diagnosis(told.returncode, json.loads(told.stdout)["findings"])
-    assert said.status == 1
-    assert list(said.found_by("failed")) == [("GPUs", "all nodes")]
+    output = cluster.run("salloc", "--nodes=2", "--gpus-per-node=1", *command, timeout=200, check=False)
+    diagnosis = Diagnosis(output.returncode, json.loads(output.stdout)["findings"])
+    assert diagnosis.status == 1
+    assert list(diagnosis.found_by("failed")) == [("GPUs", "all nodes")]

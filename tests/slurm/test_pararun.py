@@ -33,8 +33,8 @@ def test_each_rank_runs_on_its_node(
         *options, "--output=out", str(CHECKOUT / "pararun"), *argv, cwd=tmp_path, env=environment
     )
     ended = cluster.wait(job, PATIENCE)
-    said = (tmp_path / "out").read_text()
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "0"), said
+    output = (tmp_path / "out").read_text()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "0"), output
     (folder,) = (tmp_path / "runs").iterdir()
     assert json.loads((folder / "result.json").read_text())["world_size"] == len(hosts)
     assert sum(record["kind"] == "step" for record in read_metrics(folder)) == 6
@@ -43,7 +43,7 @@ def test_each_rank_runs_on_its_node(
     assert manifest["hosts"] == hosts
     assert manifest["links"]["bits_per_second"] > 0
     assert manifest["environment"]["SLURM_GPUS_ON_NODE"] == str(gpus)
-    assert said.count("finished: ") == 1
+    assert output.count("finished: ") == 1
     assert not list(tmp_path.glob(".sage-job-*"))
 
 

@@ -212,8 +212,8 @@ def test_a_job_that_fails_repeatedly_is_requeued_at_most_max_requeues_times(
     script = ["--nodes=1", "--output=out", str(CHECKOUT / "pararun")]
     ended = cluster.wait(cluster.sbatch(*script, cwd=tmp_path, env=environment), PATIENCE)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "9:0", "2")
-    said = (tmp_path / "out").read_text()
-    assert "ended with status 9, failed again after 2 requeues: Comment=sage: failure 0" in said
+    output = (tmp_path / "out").read_text()
+    assert "ended with status 9, failed again after 2 requeues: Comment=sage: failure 0" in output
     assert not list(tmp_path.glob(".sage-job-*"))
 
 

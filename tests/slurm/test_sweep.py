@@ -70,8 +70,8 @@ def test_a_sweep_runs_two_at_a_time_and_is_resubmitted_only_for_a_missing_run(
     path = tmp_path / "sweep.toml"
     path.write_text(SWEEP)
     cells = [cell.folder.name for cell in read(path).configs]
-    told = sage("submit", "sweep.toml")
-    assert "12 runs: 0 finished, 0 active, 12 to submit" in told
+    output = sage("submit", "sweep.toml")
+    assert "12 runs: 0 finished, 0 active, 12 to submit" in output
     entries = submissions.read(tmp_path / "runs")
     (array,) = {entry.job.partition("_")[0] for entry in entries.values()}
     most = 0
@@ -109,7 +109,7 @@ def test_a_run_is_requeued_after_an_interruption_or_a_failure_until_it_finishes(
     (tmp_path / "sweep.toml").write_text(LONG + "seed = [0, 1]\n")
     sage("submit", "sweep.toml")
     entries = submissions.read(tmp_path / "runs")
-    (interrupted, told), (hurt, killed) = entries.items()
+    (interrupted, result), (hurt, killed) = entries.items()
 
     def steps(cell: str) -> int:
         path = tmp_path / "runs" / cell
@@ -117,7 +117,7 @@ def test_a_run_is_requeued_after_an_interruption_or_a_failure_until_it_finishes(
 
     cluster.until(lambda: min(steps(interrupted), steps(hurt)) > 150, PATIENCE)
     # Like submitit's job._interrupt(timeout=True).
-    cluster.run("scancel", told.job, "--signal", "USR2")
+    cluster.run("scancel", result.job, "--signal", "USR2")
     os.kill(cluster.ranks(killed.job)[1], 9)
     for cell, happened in ((interrupted, ["stopped", "resumed"]), (hurt, ["resumed"])):
         ended = cluster.wait(entries[cell].job, PATIENCE)
@@ -156,9 +156,9 @@ def test_pending_tasks_that_are_cancelled_are_shown_as_cancelled(
     cluster.until(lambda: "RUNNING" in states(cluster, array))
     assert sage("cancel", "sweep.toml") == "cancelled: 4 runs\n"
     cluster.until(lambda: not {"PENDING", "RUNNING", "COMPLETING"} & set(states(cluster, array)))
-    told = sage("status", "sweep.toml").splitlines()
-    assert [line.split()[-1] for line in told[1:-1]] == ["cancelled"] * 4
-    assert told[-1] == "4 runs: 4 failed"
+    output = sage("status", "sweep.toml").splitlines()
+    assert [line.split()[-1] for line in output[1:-1]] == ["cancelled"] * 4
+    assert output[-1] == "4 runs: 4 failed"
 
 
 def test_a_sweep_can_be_submitted_inside_an_array_and_only_the_stopped_task_is_requeued(

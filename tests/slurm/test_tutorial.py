@@ -31,9 +31,9 @@ def test_the_commands_before_the_sweep_run_unchanged(cluster: Cluster, tmp_path:
     assert {line.split()[0].rstrip("*") for line in printed.splitlines()[1:]} == {"debug", "low", "high"}
 
     # This cluster keeps no accounting records; the page mentions such clusters.
-    told = cluster.run("bash", "-c", accounts, cwd=tmp_path, env=environ, check=False)
-    assert told.returncode != 0
-    assert "accounting" in told.stderr
+    output = cluster.run("bash", "-c", accounts, cwd=tmp_path, env=environ, check=False)
+    assert output.returncode != 0
+    assert "accounting" in output.stderr
 
     (tmp_path / "runs").mkdir()
     done = cluster.run("bash", "-c", check, cwd=tmp_path, env=environ, timeout=200)

@@ -76,7 +76,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     here = [sys.executable, "-c", COMMANDS]
     call(here, before, folder)
     lines = call([*INSIDE, MOUNT, str(folder), *here], list(commands.values()), folder)
-    return {name: (status, said) for name, (_, status, said) in zip(commands, lines, strict=True)}
+    return {name: (status, result) for name, (_, status, result) in zip(commands, lines, strict=True)}
 
 
 def call(command: list[str], each: list[list[str]], folder: Path) -> list[tuple[list[str], int, str]]:
@@ -96,12 +96,12 @@ def call(command: list[str], each: list[list[str]], folder: Path) -> list[tuple[
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_unwritable_path_is_a_one_line_error_with_status_2(seen: Seen, name: str) -> None:
-    status, said = seen[name]
-    assert status == 2, said
-    assert len(said.splitlines()) == 1, said
-    assert said.startswith("sage")
-    assert any(words in said for words in ("Read-only file system", "cannot be written", "is not writable"))
-    assert "bug in SAGE" not in said
+    status, result = seen[name]
+    assert status == 2, result
+    assert len(result.splitlines()) == 1, result
+    assert result.startswith("sage")
+    assert any(words in result for words in ("Read-only file system", "cannot be written", "is not writable"))
+    assert "bug in SAGE" not in result
 
 
 @pytest.mark.parametrize("name", SERVED)

@@ -54,11 +54,11 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
         storage.write_json(old, {**WHOLE, "steps": 4})
     monkeypatch.undo()
     assert is_untouched(old)
-    told = str(caught.value)
-    assert str(old) in told
-    assert "No space left on device" in told
-    assert "bytes are free" in told
-    assert "\n" not in told
+    message = str(caught.value)
+    assert str(old) in message
+    assert "No space left on device" in message
+    assert "bytes are free" in message
+    assert "\n" not in message
 
 
 LIMITED = """
@@ -136,8 +136,8 @@ def test_a_writer_killed_at_any_moment_leaves_a_complete_file(tmp_path: Path) ->
         time.sleep(0.003 * attempt)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        told = storage.read_json(path, storage.Kind(name="it", keys={"number": int, "again": int}))
-        assert told["number"] == told["again"]
+        result = storage.read_json(path, storage.Kind(name="it", keys={"number": int, "again": int}))
+        assert result["number"] == result["again"]
 
 
 def test_a_failed_body_leaves_the_old_file(old: Path) -> None:
@@ -283,12 +283,12 @@ def test_a_damaged_file_is_a_one_line_error_with_the_remedy(
     path.write_bytes(content)
     with pytest.raises(storage.Damaged) as caught:
         storage.read_json(path, storage.RESULT)
-    told = str(caught.value)
-    assert told.startswith(f"{path} is damaged")
-    assert reason in told
-    assert told.endswith("or use --fresh")
-    assert "\n" not in told
-    assert len(told) < len(str(path)) + 300
+    message = str(caught.value)
+    assert message.startswith(f"{path} is damaged")
+    assert reason in message
+    assert message.endswith("or use --fresh")
+    assert "\n" not in message
+    assert len(message) < len(str(path)) + 300
 
 
 def test_a_newer_file_is_not_reported_as_damaged_and_an_older_one_is_read(old: Path) -> None:

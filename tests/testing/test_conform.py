@@ -271,10 +271,10 @@ def test_a_collective_that_only_some_ranks_call_is_an_error_and_does_not_hang(
 # The command.
 
 
-def row(told: str, invariant: Callable[[Case], None]) -> list[str]:
+def row(output: str, invariant: Callable[[Case], None]) -> list[str]:
     """The verdicts on an invariant in the table."""
     (line,) = [
-        line for line in told.splitlines() if invariant.__name__.replace("_", " ") in line and "│" in line
+        line for line in output.splitlines() if invariant.__name__.replace("_", " ") in line and "│" in line
     ]
     return [cell.strip() for cell in line.split("│")[2:-1]]
 
@@ -293,26 +293,26 @@ def conformed(
 
 def test_conform_reports_which_invariants_were_kept(capsys: pytest.CaptureFixture[str]) -> None:
     assert conformance.main("gtopk", {"density": 0.05}, [1, 2]) == 0
-    told = capsys.readouterr().out
-    assert told.startswith(f"gtopk: {len(INVARIANTS)} invariants: {len(INVARIANTS)} kept\n")
+    output = capsys.readouterr().out
+    assert output.startswith(f"gtopk: {len(INVARIANTS)} invariants: {len(INVARIANTS)} kept\n")
     for invariant in INVARIANTS:
-        assert row(told, invariant) == ["n/a" if invariant is conformance.ranks_agree else "kept", "kept"]
-    assert "not checked: agreement needs two or more ranks (ranks agree)" in told
+        assert row(output, invariant) == ["n/a" if invariant is conformance.ranks_agree else "kept", "kept"]
+    assert "not checked: agreement needs two or more ranks (ranks agree)" in output
 
 
 def test_conform_reports_what_was_observed_if_an_invariant_is_broken(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    status, told = conformed(DoesNotDivide, [1, 2], capsys, monkeypatch)
+    status, output = conformed(DoesNotDivide, [1, 2], capsys, monkeypatch)
     assert status == 1
-    num_broken = sum("broken" in row(told, invariant) for invariant in INVARIANTS)
-    assert told.startswith(f"mine: {len(INVARIANTS)} invariants: {num_broken} broken, ")
+    num_broken = sum("broken" in row(output, invariant) for invariant in INVARIANTS)
+    assert output.startswith(f"mine: {len(INVARIANTS)} invariants: {num_broken} broken, ")
     assert num_broken > 1
     assert (
         "broken: nothing_is_lost, W = 2, memory residual: Broken: step 0: the mean of what was sent is off by"
-        in told
+        in output
     )
-    assert "W = 1, memory" not in told
+    assert "W = 1, memory" not in output
 
 
 @pytest.mark.parametrize("part", [1e-7, 1.0])
@@ -326,9 +326,9 @@ def test_a_mean_that_differs_between_ranks_is_reported_whatever_the_difference(
             reduced = super().forward(grad_N, residual_N, wire)
             return Reduced(reduced.mean_N * (1 + part * wire.rank))
 
-    status, told = conformed(Differs, [1, 2], capsys, monkeypatch)
+    status, output = conformed(Differs, [1, 2], capsys, monkeypatch)
     assert status == 1
-    assert row(told, conformance.ranks_agree) == ["n/a", "broken"]
+    assert row(output, conformance.ranks_agree) == ["n/a", "broken"]
 
 
 class StatesLittle(GTopK):
@@ -344,25 +344,27 @@ class StatesLittle(GTopK):
 def test_unchecked_invariants_are_not_reported_as_kept(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    status, told = conformed(StatesLittle, [2], capsys, monkeypatch)
+    status, output = conformed(StatesLittle, [2], capsys, monkeypatch)
     assert status == 0
-    assert told.startswith(f"mine: {len(INVARIANTS)} invariants: 5 in part, 6 kept, 1 not stated, 2 n/a\n")
-    assert row(told, conformance.ledger_equals_bytes_by_hand) == ["not stated"]
+    assert output.startswith(f"mine: {len(INVARIANTS)} invariants: 5 in part, 6 kept, 1 not stated, 2 n/a\n")
+    assert row(output, conformance.ledger_equals_bytes_by_hand) == ["not stated"]
     assert (
-        row(told, conformance.nothing_is_lost) == row(told, conformance.density_one_is_all_reduce) == ["n/a"]
+        row(output, conformance.nothing_is_lost)
+        == row(output, conformance.density_one_is_all_reduce)
+        == ["n/a"]
     )
-    assert row(told, conformance.uneven_ranks_lose_nothing) == ["in part"]
+    assert row(output, conformance.uneven_ranks_lose_nothing) == ["in part"]
     for reason in ("payload() states no bytes", "conserves = False", "rounds = True"):
-        assert f"not checked: {reason}" in told or f"the reducer states {reason}" in told
+        assert f"not checked: {reason}" in output or f"the reducer states {reason}" in output
 
 
 def test_a_quantiser_without_memory_is_checked_in_part(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert conformance.main("efsignsgd", {}, [2]) == 0
-    told = capsys.readouterr().out
-    assert row(told, conformance.nothing_is_lost) == ["in part"]
-    assert row(told, conformance.density_one_is_all_reduce) == ["n/a"]
+    output = capsys.readouterr().out
+    assert row(output, conformance.nothing_is_lost) == ["in part"]
+    assert row(output, conformance.density_one_is_all_reduce) == ["n/a"]
 
 
 def test_conform_reports_wrong_options_as_the_users_error() -> None:

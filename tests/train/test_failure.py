@@ -31,9 +31,9 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
     launcher.close()
 
 
-def lines(said: str) -> list[str]:
+def lines(output: str) -> list[str]:
     """Return the lines about failures."""
-    return [line for line in said.splitlines() if line.startswith("sage: ")]
+    return [line for line in output.splitlines() if line.startswith("sage: ")]
 
 
 # Replicas that diverge.
@@ -68,13 +68,13 @@ def test_diverging_replicas_end_the_run_at_the_next_comparison(
     run = launcher.start(f"{FF} {argv}", tmp_path / "runs", tamper=partial(diverge, 2))
     assert run.wait() == (0 if found_at is None else 2), run.output
     if found_at is not None:
-        said = f"step {found_at}: the model of rank 1 differs from that of rank 0, first in "
+        message = f"step {found_at}: the model of rank 1 differs from that of rank 0, first in "
         assert len(lines(run.output)) == 1, run.output
-        assert said in lines(run.output)[0]
+        assert message in lines(run.output)[0]
         assert ".weight" in lines(run.output)[0] or ".bias" in lines(run.output)[0]
         word = json.loads((run.folder / "failure.json").read_text())
         assert word["status"] == 2
-        assert said in word["error"]
+        assert message in word["error"]
 
 
 def make_gradient_nan(step: int, rank: int) -> None:

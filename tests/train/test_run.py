@@ -264,8 +264,8 @@ def test_an_unexpected_error_ends_the_other_ranks_and_keeps_its_traceback(
     assert run.wait() == 1
     assert "RuntimeError: an error that nobody foresaw" in run.output
     word = json.loads((run.folder / "failure.json").read_text())
-    told = "rank 1: RuntimeError: an error that nobody foresaw (tests/train/test_run.py, line "
-    assert word["error"].replace(f"{Path(__file__).parents[2]}/", "").startswith(told)
+    message = "rank 1: RuntimeError: an error that nobody foresaw (tests/train/test_run.py, line "
+    assert word["error"].replace(f"{Path(__file__).parents[2]}/", "").startswith(message)
     assert "Traceback" not in run.output
     assert "Traceback" in (run.folder / "traceback-1.txt").read_text()
     assert "rank 1 has exited: RuntimeError: an error that nobody foresaw" in run.output, (
@@ -274,7 +274,7 @@ def test_an_unexpected_error_ends_the_other_ranks_and_keeps_its_traceback(
 
 
 @pytest.mark.parametrize(
-    ("argv", "code", "said"),
+    ("argv", "code", "message"),
     [
         ("digit-ff", 2, "digits-ff"),
         ("digits-ff --reducer topkk", 2, "topk"),
@@ -288,11 +288,11 @@ def test_an_unexpected_error_ends_the_other_ranks_and_keeps_its_traceback(
     ],
 )
 def test_an_impossible_run_is_an_error_of_a_few_lines_without_traceback(
-    launcher: Launcher, tmp_path: Path, argv: str, code: int, said: str
+    launcher: Launcher, tmp_path: Path, argv: str, code: int, message: str
 ) -> None:
     run = launcher.start(argv, tmp_path / "runs")
     assert run.wait() == code, run.output
-    assert said in run.output
+    assert message in run.output
     assert "Traceback" not in run.output
     assert len(run.output.splitlines()) <= 24
 

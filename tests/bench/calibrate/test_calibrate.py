@@ -167,8 +167,8 @@ def test_density_is_what_was_achieved(measured: Measured) -> None:
 def test_a_reducer_that_fails_is_named_and_the_others_are_measured(measured: Measured) -> None:
     assert [each.reducer for each in measured.content.methods] == list(REDUCERS)
     assert "the reducer broken failed: rank 0: RuntimeError: no third step" in measured.err
-    told = "the reducer broken8 failed: between simulated ranks: RuntimeError: no third step"
-    assert told in measured.err
+    message = "the reducer broken8 failed: between simulated ranks: RuntimeError: no third step"
+    assert message in measured.err
     assert "Traceback" not in measured.err
     for name in REDUCERS:
         assert f"| `{name}` |" in measured.out
@@ -221,9 +221,9 @@ def test_a_rank_that_is_killed_or_stopped_is_named(number: signal.Signals, tmp_p
 )
 def test_wrong_input_is_refused_in_one_line(argv: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "digits-ff", *argv.split()]) == 2
-    told = capsys.readouterr()
-    assert told.err.count("\n") == 1
-    assert says in told.err
+    message = capsys.readouterr()
+    assert message.err.count("\n") == 1
+    assert says in message.err
 
 
 @pytest.mark.parametrize(

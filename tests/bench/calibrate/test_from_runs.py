@@ -84,11 +84,11 @@ def test_the_command_writes_the_file(
     output = tmp_path / "c.json"
     folders = [str(runs[name]) for name in ("exact", "topk")]
     assert main(["calibrate", "--from-runs", *folders, "--output", str(output)]) == 0
-    told = capsys.readouterr()
+    result = capsys.readouterr()
     assert [each.reducer for each in read(output).methods] == ["exact", "topk"]
-    assert told.err.startswith("sage calibrate: the runs do not have: ")
-    assert told.err.count("\n") == 1
-    assert "| `topk` |" in told.out
+    assert result.err.startswith("sage calibrate: the runs do not have: ")
+    assert result.err.count("\n") == 1
+    assert "| `topk` |" in result.out
 
 
 def test_runs_that_give_no_calibration_are_refused(
@@ -117,9 +117,9 @@ def test_runs_that_give_no_calibration_are_refused(
         ([topk, str(simulated)], "simulated has simulated ranks"),
     ):
         assert main(["calibrate", "--from-runs", *folders, "--output", str(tmp_path / "c.json")]) == 2
-        told = capsys.readouterr()
-        assert told.err.count("\n") == 1
-        assert says in told.err
+        message = capsys.readouterr()
+        assert message.err.count("\n") == 1
+        assert says in message.err
     assert main(["calibrate", "digits-ff", "--from-runs", topk]) == 2
     assert "leave out 'digits-ff'" in capsys.readouterr().err
     assert not (tmp_path / "c.json").exists()
