@@ -127,14 +127,14 @@ def main(home: Path, name: str, *argv: str) -> None:
     if fault and not fault.startswith(ACCEPTED):
         sys.exit(fault)
     jobs = json.loads((home / "jobs").read_text())
-    said = {"sbatch": sbatch, "squeue": squeue, "scancel": scancel, "scontrol": scontrol}[name](
+    output = {"sbatch": sbatch, "squeue": squeue, "scancel": scancel, "scontrol": scontrol}[name](
         home, jobs, list(argv)
     )
     (home / "jobs").write_text(json.dumps(jobs))
     if fault:
         sys.exit(fault.removeprefix(ACCEPTED))
-    if said:
-        print(said)
+    if output:
+        print(output)
 
 
 if __name__ == "__main__":

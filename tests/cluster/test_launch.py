@@ -27,13 +27,13 @@ import json, os, pathlib, signal, subprocess, sys, time
 if sys.argv[1] != "-m":  # not a rank, but what keeps it, or asks for a port
     os.execv("{python}", ["{python}", *sys.argv[1:]])
 names = ("hostip", "port", "rank", "world_size", "local_rank", "PYTHONPATH", "SAGE_TOLD", "UNTOLD")
-told = {{name: os.environ.get(name) for name in names}}
+variables = {{name: os.environ.get(name) for name in names}}
 pids = [os.getpid(), subprocess.Popen(["sleep", "200"]).pid]
-print(json.dumps({{**told, "argv": sys.argv[1:], "cwd": os.getcwd(), "pids": pids}}), flush=True)
-pathlib.Path("here-" + told["rank"]).touch()
-while len(list(pathlib.Path().glob("here-*"))) < int(told["world_size"]):
+print(json.dumps({{**variables, "argv": sys.argv[1:], "cwd": os.getcwd(), "pids": pids}}), flush=True)
+pathlib.Path("here-" + variables["rank"]).touch()
+while len(list(pathlib.Path().glob("here-*"))) < int(variables["world_size"]):
     time.sleep(0.01)
-what = sys.argv[4:][int(told["rank"])]
+what = sys.argv[4:][int(variables["rank"])]
 if what == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(200) if what == "stays" else sys.exit(int(what))
@@ -170,10 +170,10 @@ def test_each_rank_gets_its_place_and_its_output_has_the_name_of_its_host(
     hosts = "# two machines\nnode1\n\nnode2 slots=2  # the larger\nnode1\n"
     launched = start(hosts, f"--python {python} --port 4567 0 0 0 0", SAGE_TOLD="yes", UNTOLD="no")
     assert launched.wait() == 0, launched.printed
-    told = launched.received(4)
+    received = launched.received(4)
     names = ["node1 rank 0", "node1 rank 1", "node2 rank 2", "node2 rank 3"]
-    assert [name for name, _ in told] == names
-    for rank, (_, seen) in enumerate(told):
+    assert [name for name, _ in received] == names
+    for rank, (_, seen) in enumerate(received):
         del seen["pids"]
         assert seen == {
             "hostip": "127.0.0.1",
@@ -199,8 +199,8 @@ def test_with_advise_each_rank_runs_sage_advise(start: Callable[..., Launched], 
     ("ends", "status", "last"),
     [
         ("0 75", 75, None),
-        ("0 3", 1, "sage launch: rank 1 on node2 failed first: exit status 3: {said}"),
-        ("2 stays", 2, "sage launch: rank 0 on node1 failed first: exit status 2: {said}"),
+        ("0 3", 1, "sage launch: rank 1 on node2 failed first: exit status 3: {report}"),
+        ("2 stays", 2, "sage launch: rank 0 on node1 failed first: exit status 2: {report}"),
         ("stays killed", 1, "sage launch: rank 1 on node2 failed first: ended by SIGKILL"),
     ],
 )
@@ -219,10 +219,10 @@ def test_all_ranks_end_with_one_exit_status(
     options = f"--hosts {tmp_path}/hosts --python {python} --hostip h --cwd {tmp_path}"
     assert call("launch", *options.split(), "--ssh", sshd.ssh, *ends.split()) == status
     out, err = capfd.readouterr()
-    told = dict(sorted(line.split(": ", 1) for line in out.splitlines()))
-    assert list(told) == ["node1", "node2"]
-    assert err == ("" if last is None else last.format(said=told[last.split()[5]]) + "\n")
-    pids = [pid for said in told.values() for pid in json.loads(said)["pids"]]
+    printed = dict(sorted(line.split(": ", 1) for line in out.splitlines()))
+    assert list(printed) == ["node1", "node2"]
+    assert err == ("" if last is None else last.format(report=printed[last.split()[5]]) + "\n")
+    pids = [pid for report in printed.values() for pid in json.loads(report)["pids"]]
     until(lambda: all(map(is_gone, pids)))
 
 
@@ -253,13 +253,13 @@ def test_whichever_process_is_killed_no_rank_is_left_behind(
 
 
 def test_an_unreachable_host_is_named_with_sshs_error(start: Callable[..., Launched], python: str) -> None:
-    said = "ssh ended with status 255: ssh: connect to host 127.0.0.1 port 1: Connection refused"
+    reason = "ssh ended with status 255: ssh: connect to host 127.0.0.1 port 1: Connection refused"
     second = start("node1\nunreachable\n", f"--python {python} stays stays")
     assert second.wait() == 1
-    assert second.printed[-1] == f"sage launch: rank 1 on unreachable failed first: {said}"
+    assert second.printed[-1] == f"sage launch: rank 1 on unreachable failed first: {reason}"
     first = start("unreachable\nnode1\n", f"--python {python} stays stays")
     assert first.wait() == 1
-    assert first.printed == [f"sage launch: cannot find a free port on unreachable: {said}"]
+    assert first.printed == [f"sage launch: cannot find a free port on unreachable: {reason}"]
 
 
 # RemoteTasks, which `sage doctor` also uses.
@@ -322,7 +322,7 @@ def test_a_hosts_file_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a\nb slot=2\n", r"hosts, line 2: 'b slot=2'; allowed is `HOST` or `USER@HOST`, .* `slots=N`"),
         ("a slots=0\n", "line 1: 'a slots=0'; allowed is"),
@@ -335,26 +335,26 @@ def test_a_hosts_file_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_the_error_for_a_wrong_hosts_file_has_the_line_and_what_is_allowed(
-    tmp_path: Path, text: str | None, said: str
+    tmp_path: Path, text: str | None, message: str
 ) -> None:
     path = tmp_path / "hosts"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         call("launch", "--hosts", str(path), "digits")
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ("--port 0", "--port 0: expected 1 to 65535"),
         ("--ranks-per-host 0", "--ranks-per-host 0: expected 1 to 1024"),
         ("--ssh /no/ssh", "cannot start /no/ssh: .* install ssh, or give --ssh"),
     ],
 )
-def test_wrong_options_are_refused_by_name(tmp_path: Path, options: str, said: str) -> None:
+def test_wrong_options_are_refused_by_name(tmp_path: Path, options: str, message: str) -> None:
     (tmp_path / "hosts").write_text("a\n")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         call("launch", "--hosts", str(tmp_path / "hosts"), *options.split(), "digits")
 
 

@@ -95,17 +95,17 @@ def test_ranks_with_different_settings_code_or_data_report_both_and_do_not_train
         name: by_hand(launcher, tmp_path / name, argvs, (None, tamper))
         for name, (*argvs, tamper, _) in cases.items()
     }
-    for name, (*_, said) in cases.items():
+    for name, (*_, message) in cases.items():
         for rank, run in enumerate(runs[name]):
             assert run.wait() == 2, f"{name}: {run.output}"
-            assert said in run.output
+            assert message in run.output
             assert run.output.startswith(f"sage: rank {rank}: the ranks do not agree: ")
             assert len(run.output.splitlines()) == 1, run.output
         assert not list((tmp_path / name).glob("*/metrics.jsonl"))
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"lr": 0.3}, "lr is 0.1 on rank 0 and 0.3 on rank 1"),
         ({"seed": 1}, "seed is 0 on rank 0 and 1 on rank 1"),
@@ -116,11 +116,11 @@ def test_ranks_with_different_settings_code_or_data_report_both_and_do_not_train
         ({"timeout": 7.0, "runs": Path("elsewhere"), "data_root": Path("there"), "slurm": {"mem": "1G"}}, ""),
     ],
 )
-def test_every_setting_that_matters_is_compared(changes: dict[str, Any], said: str) -> None:
+def test_every_setting_that_matters_is_compared(changes: dict[str, Any], message: str) -> None:
     config = Config(workload="w", task="classify", model="feedforward", data="digits", reducer="topk", lr=0.1)
-    told = [fingerprint.facts(each, torch.device("cpu")) for each in (config, replace(config, **changes))]
-    assert said in differences(dict(enumerate(told)))
-    assert bool(said) == bool(differences(dict(enumerate(told))))
+    facts = [fingerprint.facts(each, torch.device("cpu")) for each in (config, replace(config, **changes))]
+    assert message in differences(dict(enumerate(facts)))
+    assert bool(message) == bool(differences(dict(enumerate(facts))))
 
 
 @pytest.mark.parametrize(
@@ -182,15 +182,15 @@ def test_an_external_part_is_compared_by_its_source(tmp_path: Path, monkeypatch:
 
 @settings(max_examples=examples(50))
 @given(
-    told=st.dictionaries(st.integers(0, 20), st.dictionaries(st.text(), st.text(), max_size=9), max_size=5)
+    facts=st.dictionaries(st.integers(0, 20), st.dictionaries(st.text(), st.text(), max_size=9), max_size=5)
 )
 def test_any_facts_of_the_ranks_give_one_printable_line(
-    told: dict[int, dict[str, str]],
+    facts: dict[int, dict[str, str]],
 ) -> None:
-    line = differences(told)
+    line = differences(facts)
     assert line.isprintable()
     assert len(line) < 5000
-    same = all(each == next(iter(told.values())) for each in told.values())
+    same = all(each == next(iter(facts.values())) for each in facts.values())
     assert line == "" or not same
 
 
@@ -233,11 +233,11 @@ def test_a_rank_that_waits_for_the_others_handles_signals_at_once(
 def say_when_it_waits(path: Path) -> None:
     meet = store._open_store
 
-    def told(*arguments: object, **options: object) -> object:
+    def recorded(*arguments: object, **options: object) -> object:
         path.touch()
         return meet(*arguments, **options)  # type: ignore[arg-type]
 
-    setattr(store, "_open_store", told)  # noqa: B010
+    setattr(store, "_open_store", recorded)  # noqa: B010
 
 
 def test_sigint_is_handled_even_if_the_shell_started_the_run_with_it_ignored(tmp_path: Path) -> None:

@@ -72,10 +72,10 @@ class Job:
         """Return how often it has been requeued."""
         return len(self.requeues.read_text().split()) if self.requeues.exists() else 0
 
-    def start(self, rank: str, before: str = "", told: bool = True) -> int:
+    def start(self, rank: str, before: str = "", counted: bool = True) -> int:
         """Start the job, for the first time or again; return its exit status."""
         environment = {**self.environment, "RESTARTS": str(self.times)}
-        if self.times and told:
+        if self.times and counted:
             environment["SLURM_RESTART_COUNT"] = str(self.times)
         script = START.format(batch=BATCH, rank=quoted(rank), before=before)
         done = subprocess.run(
@@ -84,11 +84,11 @@ class Job:
         self.output += done.stdout.decode() + done.stderr.decode()
         return done.returncode
 
-    def run(self, rank: str, before: str = "", most: int = 12, told: bool = True) -> int:
+    def run(self, rank: str, before: str = "", most: int = 12, counted: bool = True) -> int:
         """Start the job until it is not requeued any more; return the last exit status."""
         while True:
             times = self.times
-            status = self.start(rank, before, told)
+            status = self.start(rank, before, counted)
             if self.times == times:
                 return status
             assert self.times < most, f"still requeued after {self.times} times:\n{self.output[-2000:]}"
@@ -170,7 +170,7 @@ def test_if_the_count_is_lost_all_restarts_count_as_failures(tmp_path: Path, los
 
 def test_a_slurm_that_does_not_export_the_restart_count_changes_nothing(tmp_path: Path) -> None:
     job = Job(tmp_path, max_requeues="2")
-    assert job.run("exit 9", told=False) == 9
+    assert job.run("exit 9", counted=False) == 9
     assert job.times == 2
 
 
@@ -285,9 +285,9 @@ def folder(parent: Path) -> Path:
     return made
 
 
-def assert_printable(said: str) -> None:
+def assert_printable(output: str) -> None:
     """Assert that there is no escape code and no long line."""
-    for line in said.splitlines():
+    for line in output.splitlines():
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", line), repr(line[:200])
         assert len(line.encode()) < 2000
 

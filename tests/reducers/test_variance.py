@@ -209,13 +209,13 @@ class RecordsSquares(Variance):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.told: list[tuple[Tensor, Tensor]] = []
+        self.observed: list[tuple[Tensor, Tensor]] = []
 
     def observe(self, square_N: Tensor) -> None:
         self._heard = square_N.clone()
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
-        self.told.append((self._heard, grad_N.clone()))
+        self.observed.append((self._heard, grad_N.clone()))
         return Reduced(wire.mean(grad_N))
 
 
@@ -275,7 +275,7 @@ def test_the_squares_equal_those_of_a_loop_over_the_samples(
         run = training(tmp_path, wire, reducer, accumulate=accumulate)
         batches = next(run.rest_of_epoch())
         run.take_step(batches)
-        ((square_N, grad_N),) = reducer.told
+        ((square_N, grad_N),) = reducer.observed
         return [square_N, grad_N, *one_by_one(batches, parts)]
 
     for square_N, grad_N, expected_square_N, expected_N in simulate(2, work):
@@ -285,7 +285,7 @@ def test_the_squares_equal_those_of_a_loop_over_the_samples(
 
 @pytest.mark.parametrize("squares", ["split", "per-sample"])
 def test_the_squares_are_clipped_as_the_gradient_is(tmp_path: Path, squares: str) -> None:
-    def told(**options: Any) -> tuple[Tensor, Tensor]:
+    def observed(**options: Any) -> tuple[Tensor, Tensor]:
         reducer = RecordsSquares(squares=squares)
 
         def work(wire: Wire) -> None:
@@ -293,9 +293,9 @@ def test_the_squares_are_clipped_as_the_gradient_is(tmp_path: Path, squares: str
             run.take_step(next(run.rest_of_epoch()))
 
         simulate(1, work)
-        return reducer.told[0]
+        return reducer.observed[0]
 
-    (square_N, grad_N), (clipped_square_N, clipped_N) = told(), told(clip_local=1e-3)
+    (square_N, grad_N), (clipped_square_N, clipped_N) = observed(), observed(clip_local=1e-3)
     factor = float(clipped_N.norm() / grad_N.norm())
     assert factor < 0.1
     assert torch.allclose(clipped_square_N, square_N * factor**2, rtol=1e-4, atol=1e-14)
@@ -310,7 +310,7 @@ def test_clipping_a_gradient_of_zeros_leaves_the_squares_valid() -> None:
 
 
 def test_the_squares_are_divided_by_the_square_of_the_loss_scale(tmp_path: Path) -> None:
-    def told(scale: float) -> tuple[Tensor, Tensor]:
+    def observed(scale: float) -> tuple[Tensor, Tensor]:
         reducer = RecordsSquares()
 
         def work(wire: Wire) -> None:
@@ -320,9 +320,9 @@ def test_the_squares_are_divided_by_the_square_of_the_loss_scale(tmp_path: Path)
             run.take_step(next(run.rest_of_epoch()))
 
         simulate(1, work)
-        return reducer.told[0]
+        return reducer.observed[0]
 
-    for plain_N, scaled_N in zip(told(1.0), told(1024.0), strict=True):
+    for plain_N, scaled_N in zip(observed(1.0), observed(1024.0), strict=True):
         assert torch.allclose(plain_N, scaled_N, rtol=1e-4, atol=1e-9)
 
 
@@ -334,7 +334,7 @@ def test_small_tensors_that_are_sent_dense_have_no_squares(tmp_path: Path) -> No
         run.take_step(next(run.rest_of_epoch()))
 
     simulate(1, work)
-    ((square_N, grad_N),) = reducer.told
+    ((square_N, grad_N),) = reducer.observed
     assert square_N.shape == grad_N.shape == (16 * 6 + 16 * 3,)
     assert bool((square_N > 0).any())
 

@@ -15,7 +15,7 @@ from sage.report.compare.pairs import paired
 from sage.report.compare.step_ratio import median_interval
 from sage.report.runs import read_runs
 
-Told = dict[str, Any]
+Comparison = dict[str, Any]
 
 
 @pytest.fixture
@@ -28,15 +28,15 @@ def sets(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "a", tmp_path / "b"
 
 
-def told(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 0) -> Told:
+def compared(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 0) -> Comparison:
     capsys.readouterr()
     assert main(["compare", *argv, "--json"]) == status
-    found: Told = json.loads(capsys.readouterr().out)
+    found: Comparison = json.loads(capsys.readouterr().out)
     assert found["status"] == status
     return found
 
 
-def of(found: Told, reducer: str) -> Told:
+def of(found: Comparison, reducer: str) -> Comparison:
     (one,) = [each for each in found["configurations"] if reducer in each["label"]]
     assert isinstance(one, dict)
     return one
@@ -63,7 +63,7 @@ def test_a_set_is_the_same_as_its_copy(sets: tuple[Path, Path], capsys: pytest.C
     assert call("compare", a, b) == 0
     shown = capsys.readouterr().out
     assert "0 of 2 configurations are worse in B. Step time, B over A: 1.000×" in shown
-    found = told(capsys, a, b)
+    found = compared(capsys, a, b)
     for each in found["configurations"]:
         outcomes = {name: each[name]["outcome"] for name in ("result", "bytes", "time", "accuracy")}
         assert outcomes == dict.fromkeys(outcomes, "same")
@@ -79,7 +79,7 @@ def test_one_byte_more_in_a_step_is_a_regression(
     folder = next(b.glob("*-topk-*"))
     payload = json.loads((folder / "result.json").read_text())["payload_per_step"]
     change(folder, "result.json", payload_per_step=payload | {"indices": payload["indices"] + 1})
-    found = told(capsys, str(a), str(b), status=1)
+    found = compared(capsys, str(a), str(b), status=1)
     assert of(found, "topk")["regressions"] == ["bytes"]
     assert of(found, "topk")["bytes"]["text"].startswith("payload indices: ")
     assert of(found, "exact")["regressions"] == []
@@ -90,15 +90,15 @@ def test_a_time_is_a_regression_if_the_interval_excludes_1_and_the_ratio_exceeds
 ) -> None:
     a, b = sets
     slower(b, "topk", 1.2)
-    found = told(capsys, str(a), str(b), status=1)
+    found = compared(capsys, str(a), str(b), status=1)
     one = of(found, "topk")
     assert one["regressions"] == ["time"]
     low, high = one["step_ratio_interval"]
     assert 1 < low <= one["step_ratio"] <= high
     assert one["step_ratio"] == pytest.approx(1.2 * 1.01, rel=1e-6)
     assert of(found, "exact")["time"]["outcome"] == "same"
-    assert of(told(capsys, str(a), str(b), "--factor", "1.3"), "topk")["time"]["outcome"] == "same"
-    assert of(told(capsys, str(b), str(a)), "topk")["time"]["outcome"] == "better"
+    assert of(compared(capsys, str(a), str(b), "--factor", "1.3"), "topk")["time"]["outcome"] == "same"
+    assert of(compared(capsys, str(b), str(a)), "topk")["time"]["outcome"] == "better"
 
 
 def test_a_mean_slowdown_within_the_spread_of_seeds_is_not_a_regression(
@@ -110,7 +110,7 @@ def test_a_mean_slowdown_within_the_spread_of_seeds_is_not_a_regression(
         path = folder / "metrics.jsonl"
         factor = (0.8, 1.3, 1.6)[seed]
         path.write_text(path.read_text().replace('"seconds": 0.02', f'"seconds": {0.02 * factor:.4f}'))
-    one = of(told(capsys, str(a), str(b)), "topk")
+    one = of(compared(capsys, str(a), str(b)), "topk")
     assert one["step_ratio"] > 1.05
     assert one["step_ratio_interval"][0] < 1
     assert one["time"]["outcome"] == "same"
@@ -122,7 +122,7 @@ def test_one_seed_is_judged_by_the_spread_over_its_steps(
     for name in ("a", "b"):
         pretend(tmp_path / name, "topk", density=0.01)
     slower(tmp_path / "b", "topk", 1.2)
-    (one,) = told(capsys, str(tmp_path / "a"), str(tmp_path / "b"), status=1)["configurations"]
+    (one,) = compared(capsys, str(tmp_path / "a"), str(tmp_path / "b"), status=1)["configurations"]
     assert one["regressions"] == ["time"]
     assert "over the steps of one seed" in one["time"]["text"]
     assert one["accuracy"]["outcome"] == "same"
@@ -149,15 +149,15 @@ def test_the_metric_is_worse_if_its_loss_exceeds_the_spread_of_seeds(
     a, b = sets
     finals(a, "topk", {0: 0.90, 1: 0.91, 2: 0.92})
     finals(b, "topk", {0: 0.85, 1: 0.861, 2: 0.87})
-    found = told(capsys, str(a), str(b), status=1)
+    found = compared(capsys, str(a), str(b), status=1)
     one = of(found, "topk")
     assert one["regressions"] == ["accuracy"]
     assert one["metric_difference"] == pytest.approx(-0.04966666, rel=1e-4)
-    assert of(told(capsys, str(b), str(a)), "topk")["accuracy"]["outcome"] == "better"
+    assert of(compared(capsys, str(b), str(a)), "topk")["accuracy"]["outcome"] == "better"
     finals(b, "topk", {0: 0.899, 1: 0.909, 2: 0.919})
-    assert of(told(capsys, str(a), str(b)), "topk")["accuracy"]["outcome"] == "same"
+    assert of(compared(capsys, str(a), str(b)), "topk")["accuracy"]["outcome"] == "same"
     finals(b, "topk", {0: 0.70, 1: 0.95, 2: 0.88})
-    assert of(told(capsys, str(a), str(b)), "topk")["accuracy"]["outcome"] == "same"
+    assert of(compared(capsys, str(a), str(b)), "topk")["accuracy"]["outcome"] == "same"
 
 
 def test_a_run_that_diverges_or_is_not_finished_in_b_is_a_regression(
@@ -168,7 +168,7 @@ def test_a_run_that_diverges_or_is_not_finished_in_b_is_a_regression(
     lost = next(b.glob("*-exact-*"))
     (lost / "result.json").unlink()
     (lost / "failure.json").write_text('{"error": "rank 1: out of memory"}')
-    found = told(capsys, str(a), str(b), status=1)
+    found = compared(capsys, str(a), str(b), status=1)
     assert of(found, "topk")["regressions"] == ["accuracy"]
     assert of(found, "exact")["regressions"] == ["result"]
     assert "out of memory" in of(found, "exact")["result"]["text"]
@@ -194,12 +194,12 @@ def test_times_of_other_machines_versions_or_links_are_not_comparable_unless_for
     slower(b, "topk", 2)
     for folder in b.iterdir():
         change(folder, name, **values)
-    found = told(capsys, str(a), str(b))
+    found = compared(capsys, str(a), str(b))
     for each in found["configurations"]:
         assert each["time"]["outcome"] == "not comparable"
         assert reason in each["time"]["text"]
     assert "2 have times that are not comparable" in found["headline"]
-    assert of(told(capsys, str(a), str(b), "--force", status=1), "topk")["regressions"] == ["time"]
+    assert of(compared(capsys, str(a), str(b), "--force", status=1), "topk")["regressions"] == ["time"]
 
 
 def test_links_differ_only_beyond_what_a_probe_varies(
@@ -214,7 +214,7 @@ def test_links_differ_only_beyond_what_a_probe_varies(
                 factor = 1 + varies * (seed - 1)
                 links = {"bits_per_second": factor * link[0], "alpha_seconds": link[1]}
                 change(folder, "manifest.json", links=links)
-        text = of(told(capsys, str(a), str(b)), "topk")["time"]
+        text = of(compared(capsys, str(a), str(b)), "topk")["time"]
         assert isinstance(text["outcome"], str)
         return text["outcome"]
 
@@ -233,7 +233,7 @@ def test_unpaired_and_damaged_runs_are_listed(
     extra = pretend(b, "topk", density=0.1)
     damaged = next(b.glob("*-exact-*"))
     (damaged / "result.json").write_text("{")
-    found = told(capsys, str(a), str(b))
+    found = compared(capsys, str(a), str(b))
     assert found["only_b"] == [str(extra)]
     assert found["only_a"] == [str(a / damaged.name)]
     assert list(found["left_out"]) == [str(damaged)]
