@@ -120,7 +120,7 @@ def size_at(
     change = (ranks / nearest) ** math.copysign(1, slope)
     bounds = sorted((at, min(most, at * change)))
     if slope < 0:
-        basis = f"shared out among ranks, as W^{slope:.2f}"
+        basis = f"divided among ranks, as W^{slope:.2f}"
     elif collective in GATHERS:
         size, basis = _padded(by_W, ranks), "padded to the largest of W ranks"
     else:

@@ -1,4 +1,4 @@
-"""The grid of predictions, the limits and the map: what pays, and that all of them say the same."""
+"""The grid of predictions, the limits and the map: what pays, and that they agree."""
 
 import itertools
 import math
@@ -58,7 +58,7 @@ def test_a_method_that_needs_more_steps_pays_on_fewer_links() -> None:
     assert ends[-1] == 0
 
 
-def test_a_name_has_the_density_and_what_tells_methods_of_one_reducer_apart() -> None:
+def test_a_name_has_the_density_and_the_options_that_distinguish_methods_of_one_reducer() -> None:
     one, two = (
         replace(topk(100), options={"density": 0.01, "values": values, "indices": "int32"})
         for values in ("fp32", "fp16")

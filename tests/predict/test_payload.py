@@ -1,4 +1,4 @@
-"""The size of messages at other world sizes: its law, its bounds, and what it is called."""
+"""The size of messages at other world sizes: how it depends on W, its bounds, and its basis."""
 
 import math
 
@@ -75,11 +75,11 @@ def test_padding_to_the_largest_of_normal_sizes_is_extrapolated() -> None:
     assert largest_of(8) == pytest.approx((largest[8] - 1000) / 100, rel=0.03)
 
 
-def test_a_size_that_is_shared_out_falls_with_the_world_size() -> None:
+def test_a_size_that_is_divided_among_ranks_falls_with_the_world_size() -> None:
     found = at(32, {2: 4000.0, 4: 2000.0, 8: 1000.0})
     assert found.bytes == pytest.approx(250)
     assert [found.low, found.high] == pytest.approx([250, 1000])
-    assert found.basis == "shared out among ranks, as W^-1.00"
+    assert found.basis == "divided among ranks, as W^-1.00"
 
 
 SIZES = st.dictionaries(st.sampled_from([2, 3, 4, 8]), st.floats(8, 8e6), min_size=1)

@@ -1,4 +1,4 @@
-"""`sage compare` pairs runs by configuration and seed; its exit status tells a regression from noise."""
+"""`sage compare` pairs runs by configuration and seed; its exit status is 1 for a regression only."""
 
 import json
 import shutil

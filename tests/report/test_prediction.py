@@ -1,4 +1,4 @@
-"""The pictures of a prediction: whole files, with the methods told apart in the same way in both."""
+"""The pictures of a prediction: whole files, with the same style of a method in both."""
 
 import xml.etree.ElementTree as ET
 from dataclasses import replace

@@ -74,7 +74,7 @@ def test_every_file_reads_and_each_figure_has_a_source_and_a_status(name: str) -
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if find(name).rows])
-def test_every_reducer_that_stands_for_a_method_exists_and_accepts_its_options(name: str) -> None:
+def test_every_reducer_of_a_published_method_exists_and_accepts_its_options(name: str) -> None:
     specs = {(row.reducer, json.dumps(row.options)): row for row in find(name).rows if row.reducer}
     assert specs
     for row in specs.values():

@@ -1,4 +1,4 @@
-"""Our runs beside published figures: which runs stand for which row, and their ratios to their baseline."""
+"""Our runs next to published figures: which runs are compared with which row, and their ratios."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def lines(runs: Path, table: str, metric: str) -> list[Line]:
     return [line for line in found.lines if (line.row.table, line.row.metric) == (table, metric)]
 
 
-def test_the_ratio_of_our_steps_is_printed_beside_the_published_one(tmp_path: Path) -> None:
+def test_the_ratio_of_our_steps_is_printed_next_to_the_published_one(tmp_path: Path) -> None:
     for seed in (0, 1):
         pretend(tmp_path, "exact", seconds=0.02, seed=seed)
         pretend(tmp_path, "topk", density=0.001, seconds=0.03, seed=seed)
@@ -81,7 +81,7 @@ def test_a_profiled_run_gives_its_groups_and_no_ratio(tmp_path: Path) -> None:
     assert groups.latency == pytest.approx(2 * 1e-4 / 0.008)  # 4 MB in fp32: buckets of 1 and 25 MiB
 
 
-def test_the_command_prints_our_figures_beside_the_published_ones(
+def test_the_command_prints_our_figures_next_to_the_published_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretend(tmp_path, "exact", seconds=0.02)

@@ -1,4 +1,4 @@
-"""A run reaches a target on the grid of its evaluations, on a clock that includes them."""
+"""A run reaches a target on the grid of its evaluations, in a time that includes them."""
 
 import json
 import math
@@ -99,7 +99,7 @@ def test_a_run_that_diverged_missed_the_target_and_one_that_was_stopped_did_not(
     assert reached(only(tmp_path), 0.99) == Reached(math.inf, math.inf)
 
 
-def test_a_run_without_recorded_steps_has_no_clock(tmp_path: Path) -> None:
+def test_a_run_without_recorded_steps_has_no_times(tmp_path: Path) -> None:
     pretend(tmp_path, "exact", stop=0)
     assert clock(only(tmp_path)) is None
     assert reached(only(tmp_path), 0.5) is None

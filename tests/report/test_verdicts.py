@@ -1,4 +1,4 @@
-"""A setting pays if it reaches the target sooner than the overlapped reference; losers stay in the table."""
+"""A setting pays if it reaches the target sooner than the overlapped reference; all settings are in the table."""
 
 import csv
 import json
@@ -79,7 +79,7 @@ def test_a_miss_is_infinite_and_stays_in_the_table(tmp_path: Path) -> None:
     assert table(found)["sage"]["time ratio"] == "∞"
 
 
-def test_three_seeds_are_a_smoke_test_however_clear_they_are(tmp_path: Path) -> None:
+def test_three_seeds_are_a_smoke_test_even_if_they_agree(tmp_path: Path) -> None:
     dense(tmp_path, 3)
     for seed in range(3):
         pretend(tmp_path, "topk", seed=seed, density=0.01, seconds=0.001)
@@ -135,7 +135,7 @@ def test_of_two_overlapped_references_the_faster_one_counts(tmp_path: Path) -> N
     assert judged.reference.label == "exact"
 
 
-def test_dense_rivals_have_a_verdict_and_are_not_counted(tmp_path: Path) -> None:
+def test_dense_methods_have_a_verdict_and_are_not_counted(tmp_path: Path) -> None:
     dense(tmp_path, 6)
     for seed in range(6):
         pretend(tmp_path, "exact", seed=seed, seconds=0.1)

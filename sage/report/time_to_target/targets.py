@@ -67,7 +67,7 @@ def reached(run: Run, value: float) -> Reached | None:
 
 
 def clock(run: Run) -> Column | None:
-    """The wall-clock time of training at the end of each evaluation, which is on the clock (E).
+    """The wall-clock time of training at the end of each evaluation, whose time is included (E).
 
     It is the sum of the times of the steps and evaluations so far. What a finished run took in addition, for
     loading data, checkpoints and records, is spread evenly over its steps. If not every step is recorded, a
