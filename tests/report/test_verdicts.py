@@ -1,4 +1,4 @@
-"""A setting pays if it reaches the target sooner than the overlapped reference; all settings are in the table."""
+"""A setting pays if it reaches the target before the overlapped reference; the table has all settings."""
 
 import csv
 import json
