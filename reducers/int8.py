@@ -37,6 +37,10 @@ class Int8(LevelQuantiser):
         codes_N, scale_P = ops.quantise(grad_N, residual_N, sizes, self.coding)
         return {"values": codes_N, "scales": scale_P}
 
+    def compress_signal(self, signal_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
+        codes_N, scale_P = ops.quantise(None, signal_N, sizes, self.coding)
+        return {"values": codes_N, "scales": scale_P}
+
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         return {"values": sum(sizes), "scales": 4 * self.coding.num_buckets(sizes)}
 

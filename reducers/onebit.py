@@ -69,11 +69,18 @@ class OneBit(SignQuantiser):
             self.register_buffer("server_N", torch.zeros(layout.numel))
 
     def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
+        scale_G = self._scales(grad_N, residual_N, sizes)
+        return self.encode_signs(grad_N, residual_N, sizes, scale_G)
+
+    def compress_signal(self, signal_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
+        return self.encode_signs(signal_N, signal_N, sizes, self._scales(signal_N, None, sizes))
+
+    def _scales(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int]) -> Tensor:
         sum_G = ops.statistics(grad_N, residual_N, sizes, ops.Kind.ABSOLUTE).sum_G
         scale_G = (sum_G / counts_of(sizes, sum_G)).float()
-        if not self._scaling:  # signs do not show NaN or infinity
-            scale_G = torch.where(scale_G.isfinite(), 1.0, torch.nan)
-        return self.encode_signs(grad_N, residual_N, sizes, scale_G)
+        if self._scaling:
+            return scale_G
+        return torch.where(scale_G.isfinite(), 1.0, torch.nan)  # signs do not show NaN or infinity
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         if not self._is_two_way:

@@ -112,6 +112,10 @@ class LoopbackWire(Wire):
     def _gather(self, x_S: Tensor) -> Tensor:
         return x_S.unsqueeze(0) if self.world_size == 1 else x_S.repeat(self.world_size, 1)
 
+    def _gather_in_place(self, all_rows: Sequence[Tensor]) -> None:
+        for rows_WK in all_rows:
+            rows_WK[1:] = rows_WK[0]
+
     def _gather_ragged(self, x_S: Tensor, sizes: Sequence[int]) -> Tensor:
         return x_S if self.world_size == 1 else x_S.repeat(self.world_size)
 
@@ -132,8 +136,13 @@ class LoopbackWire(Wire):
     def _all_to_all(self, x_WN: Tensor) -> Tensor:
         return x_WN[:1].repeat(self.world_size, *[1] * (x_WN.dim() - 1))
 
-    def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
-        return x_S[: sizes[0][0]].repeat(self.world_size)
+    def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]], out_S: Tensor) -> Tensor:
+        # Where a rank sends nothing to itself, the bytes are those that it sends to the others.
+        piece_S = x_S[: sizes[0][0] or x_S.numel()]
+        for start in range(0, out_S.numel(), max(1, piece_S.numel())):
+            part_S = out_S[start : start + piece_S.numel()]
+            part_S.copy_(piece_S[: part_S.numel()])
+        return out_S
 
 
 ENGINE = ("begin_sum", "texts", "close")

@@ -47,8 +47,6 @@ class GroupWire(Wire):
     """Gloo group for control messages; they run concurrently with the gradients and need separate threads."""
     _group: dist.ProcessGroup | None = None
     """Group for all other collectives; None: the default group."""
-    _rows = torch.empty(0)
-    """Memory for the pieces that `sum_halves` receives: new memory costs more time than the sum."""
 
     def __init__(self, place: Place, *, device: torch.device, timeout: float, guard: bool) -> None:
         super().__init__(place.rank, place.world_size, guard=guard)
@@ -124,14 +122,11 @@ class GroupWire(Wire):
         sizes = divide(x_N.numel(), self.world_size)
         pieces = x_N.split(sizes)
         own_S = pieces[self.rank]
-        num = self.world_size * own_S.numel()
-        if self._rows.numel() < num or self._rows.dtype is not x_N.dtype:
-            self._rows = x_N.new_empty(num)
-        rows_WS = self._rows[:num].view(self.world_size, own_S.numel())
+        rows_WS = self.scratch.take("sum_halves", (self.world_size, own_S.numel()), x_N)
         received = [own_S.numel()] * self.world_size
         dist.all_to_all_single(rows_WS.view(-1), x_N, received, sizes, group=self._group)
         ops.sum_casts(rows_WS, own_S)
-        self._broadcast_from_each(pieces)  # in place, and faster than Gloo's all-gather
+        self._broadcast_from_each([pieces])  # in place, and faster than Gloo's all-gather
 
     def _begin_sum(self, call: str, x_N: Tensor) -> Pending:
         group = self._control if x_N.device.type == "cpu" else self._group
@@ -144,6 +139,12 @@ class GroupWire(Wire):
         torch_names.all_gather(out_WS, x_S, self._group)
         return out_WS.view(self.world_size, x_S.numel())
 
+    def _gather_in_place(self, all_rows: Sequence[Tensor]) -> None:
+        if all_rows[0].device.type == "cpu":  # Gloo's all-gather receives into new memory and copies
+            return self._broadcast_from_each([list(rows_WK) for rows_WK in all_rows])
+        for rows_WK in all_rows:
+            torch_names.all_gather(rows_WK.view(-1), rows_WK[self.rank].view(-1), self._group)
+
     def _gather_on_host(self, x_S: Tensor) -> Tensor:
         out_WS = x_S.new_empty(self.world_size * x_S.numel())
         torch_names.all_gather(out_WS, x_S, self._control)
@@ -153,13 +154,14 @@ class GroupWire(Wire):
         out_S = x_S.new_empty(sum(sizes))
         pieces = out_S.split(list(sizes))
         pieces[self.rank].copy_(x_S)
-        self._broadcast_from_each(pieces)
+        self._broadcast_from_each([pieces])
         return out_S
 
-    def _broadcast_from_each(self, pieces: Sequence[Tensor]) -> None:
-        """Broadcast piece r from rank r, all at the same time and in place."""
+    def _broadcast_from_each(self, vectors: Sequence[Sequence[Tensor]]) -> None:
+        """Broadcast piece r of each vector from rank r, all at the same time and in place."""
         under_way = [
             dist.broadcast(piece, group=self._group, group_src=root, async_op=True)
+            for pieces in vectors
             for root, piece in enumerate(pieces)
         ]
         for work in under_way:
@@ -189,9 +191,8 @@ class GroupWire(Wire):
         dist.all_to_all_single(out_WN, x_WN.contiguous(), group=self._group)
         return out_WN
 
-    def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
+    def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]], out_S: Tensor) -> Tensor:
         received = [row[self.rank] for row in sizes]
-        out_S = x_S.new_empty(sum(received))
         dist.all_to_all_single(out_S, x_S, received, list(sizes[self.rank]), group=self._group)
         return out_S
 

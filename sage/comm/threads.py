@@ -84,6 +84,10 @@ class ThreadWire(Wire):
     def _gather(self, x_S: Tensor) -> Tensor:
         return self._exchange(x_S, torch.stack)
 
+    def _gather_in_place(self, all_rows: Sequence[Tensor]) -> None:
+        for rows_WK in all_rows:
+            rows_WK.copy_(self._exchange(rows_WK[self.rank], torch.stack))
+
     def _gather_on_host(self, x_S: Tensor) -> Tensor:
         return self._gather(x_S)
 
@@ -103,9 +107,9 @@ class ThreadWire(Wire):
     def _all_to_all(self, x_WN: Tensor) -> Tensor:
         return self._exchange(x_WN, torch.stack)[:, self.rank].clone()
 
-    def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
+    def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]], out_S: Tensor) -> Tensor:
         pieces = self._exchange(x_S, torch.cat).split([size for row in sizes for size in row])
-        return torch.cat(pieces[self.rank :: self.world_size])
+        return torch.cat(pieces[self.rank :: self.world_size], out=out_S)
 
 
 class _Done:

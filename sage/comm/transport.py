@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sage.comm.ledger import Ledger, ring_all_gather
+from sage.comm.scratch import Scratch
 from sage.timing import phase
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class Transport:
         self.world_size = world_size
         self.guard = guard
         self.ledger = Ledger()
+        self.scratch = Scratch()
         self.last_end = 0.0
         """When the last collective ended (`time.perf_counter`)."""
 
@@ -96,6 +98,10 @@ class Transport:
     def _gather(self, x_S: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _gather_in_place(self, all_rows: Sequence[Tensor]) -> None:
+        """Gather several parts, each of which has one row per rank; this rank's row is its input."""
+        raise NotImplementedError
+
     def _gather_on_host(self, x_S: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -114,6 +120,6 @@ class Transport:
     def _all_to_all(self, x_WN: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
-        """Send `sizes[a][b]` bytes from rank a to rank b."""
+    def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]], out_S: Tensor) -> Tensor:
+        """Send `sizes[a][b]` bytes from rank a to rank b; what this rank receives is written to `out_S`."""
         raise NotImplementedError

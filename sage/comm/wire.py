@@ -26,6 +26,9 @@ from sage.comm.ledger import (
 from sage.comm.packing import count_each, cut, describe, num_bytes, pack, pad_to, unpack
 from sage.comm.transport import Pending, Transport
 
+LARGE = 1 << 16
+"""Bytes per rank from which `gather_rows` gathers in place, which takes one message per part and rank."""
+
 
 class Wire(Transport):
     """Base class: collectives on tensors between W ranks, each of which is recorded in `ledger`."""
@@ -60,6 +63,29 @@ class Wire(Transport):
         """Gather the parts of every rank, stacked to (W, *shape). Shapes must be the same on all ranks."""
         payload = {kind: num_bytes(part) for kind, part in parts.items()}
         return self._gather_packed(describe("gather", **parts), list(parts.values()), payload)
+
+    def gather_rows(self, lengths: Mapping[str, int] | None = None, /, **parts: Tensor) -> tuple[Tensor, ...]:
+        """Gather 1-D parts as `gather`, without copies: the result is overwritten by the next such call.
+
+        Args:
+            lengths: Number of elements to which each part is padded with zeros, the same on all ranks; by
+                default the parts' own.
+            **parts: The parts by kind.
+        """
+        rows = {}
+        for kind, part in parts.items():
+            length = part.numel() if lengths is None else lengths[kind]
+            rows[kind] = self.scratch.take(f"gather_rows {kind}", (self.world_size, length), part)
+            rows[kind][self.rank, : part.numel()] = part
+            rows[kind][self.rank, part.numel() :] = 0
+        own = {kind: rows_WK[self.rank] for kind, rows_WK in rows.items()}
+        payload = {kind: num_bytes(row_K) for kind, row_K in own.items()}
+        call, size = describe("gather", **own), sum(payload.values())
+        if size < LARGE:
+            return self._gather_packed(call, list(own.values()), payload)
+        traffic = ring_all_gather(size, self.world_size)
+        self._collective(call, payload, traffic, lambda: self._gather_in_place(list(rows.values())))
+        return tuple(rows.values())
 
     def gather_uneven(self, **parts: Tensor) -> tuple[list[int], tuple[Tensor, ...]]:
         """Gather the 1-D parts of every rank, whose lengths may differ between ranks.
@@ -156,6 +182,33 @@ class Wire(Transport):
         call = describe("all_to_all", **{kind: x_WN})
         return self._collective(call, {kind: size}, traffic, lambda: self._all_to_all(x_WN))
 
+    def all_to_all_others(self, pieces: Sequence[Tensor], lengths: Sequence[int], kind: str) -> Tensor:
+        """Send one piece to each other rank; returns the others' pieces for this rank (W − 1, S), by sender.
+
+        Nothing is padded, sent to oneself or copied: the result is overwritten by the next such call. It
+        counts as `all_to_all` of W rows as long as the longest piece.
+
+        Args:
+            pieces: A vector for each rank, of which that for this rank is not used (it may be empty).
+            lengths: Number of elements that each rank receives from each other rank, the same on all ranks.
+            kind: As for `all_to_all`.
+        """
+        own, size = self.rank, self.world_size
+        like, item = pieces[own], pieces[own].element_size()
+        counted_WS = like.new_empty((size, max(lengths)), device="meta")
+        sizes = [[0 if a == b else length * item for b, length in enumerate(lengths)] for a in range(size)]
+        sent = [piece for rank, piece in enumerate(pieces) if rank != own]
+        packed_S = pack(sent) if sent else pack([like[:0]])
+        received_WS = self.scratch.take(f"all_to_all {kind}", (size - 1, lengths[own]), like)
+        received_S = received_WS.view(-1).view(torch.uint8)
+        self._collective(
+            describe("all_to_all", **{kind: counted_WS}),
+            {kind: num_bytes(counted_WS)},
+            direct_exchange(num_bytes(counted_WS), size),
+            lambda: self._all_to_all_ragged(packed_S, sizes, received_S),
+        )
+        return received_WS
+
     def all_to_all_ragged(self, counts: Sequence[int], **parts: Tensor) -> list[tuple[Tensor, ...]]:
         """Exchange as `all_to_all`, with rows of different lengths and no padding; return the rows by sender.
 
@@ -175,7 +228,7 @@ class Wire(Transport):
             describe("all_to_all_ragged", **parts),
             {kind: num_bytes(part) for kind, part in parts.items()},
             (packed_S.numel() - kept, sum(received) - kept),
-            lambda: self._all_to_all_ragged(packed_S, sizes),
+            lambda: self._all_to_all_ragged(packed_S, sizes, packed_S.new_empty(sum(received))),
         )
         rows = []
         for row_S, size in zip(received_S.split(received), received, strict=True):

@@ -33,7 +33,7 @@ native.register("average_", lambda *_: None)
 
 
 def quantise(
-    grad_N: Tensor,
+    grad_N: Tensor | None,
     residual_N: Tensor | None,
     sizes: Sequence[int],
     coding: Coding,
@@ -45,7 +45,8 @@ def quantise(
     """Accumulate, and encode the signal: codes (uint8, B) and the scale of each bucket (float32, P).
 
     Args:
-        grad_N: The gradient; without a residual it is the signal, and is not modified.
+        grad_N: The gradient; without a residual it is the signal, and is not modified. None: the residual is
+            the complete signal.
         residual_N: Accumulated into; becomes the error: the signal less what the codes stand for, and 0 where
             that is not finite.
         sizes: Number of elements of each group; they sum to N.
@@ -55,6 +56,7 @@ def quantise(
         first: Position of the first element, for its random bits.
     """
     signal_N, added_N = (grad_N, None) if residual_N is None else (residual_N, grad_N)
+    assert signal_N is not None
     keep = residual_N is not None
     if native.takes("quantise_", signal_N, added_N):
         return _native.quantise_.default(

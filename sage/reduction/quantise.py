@@ -68,6 +68,12 @@ class Quantiser(Reducer):
             ops.keep_error(residual_N, self.decode(parts, sizes))
         return parts
 
+    def compress_signal(self, signal_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
+        """Encode a complete signal (float32); leave in it what the parts do not represent, as `compress`."""
+        parts = self.encode(signal_N, sizes, wire)
+        ops.keep_error(signal_N, self.decode(parts, sizes))
+        return parts
+
     def average(
         self,
         out_N: Tensor,
@@ -106,7 +112,7 @@ class Quantiser(Reducer):
         with phase("select"):
             parts = self.compress(grad_N, residual_N, sizes, wire)
         if self.even:
-            rows_W = dict(zip(parts, wire.gather(**parts), strict=True))
+            rows_W = dict(zip(parts, wire.gather_rows(**parts), strict=True))
             with phase("scatter"):
                 return Reduced(self.average(grad_N, rows_W, sizes, divisor=wire.world_size))
         payloads = gather_parts(wire, parts, even=False)

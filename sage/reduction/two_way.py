@@ -9,7 +9,6 @@ ranks; with an all-gather of codes it carries W.
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
-import torch
 from torch import Tensor
 
 from sage import ops
@@ -56,31 +55,34 @@ def reduce_two_way(
         parts = quantiser.encode(grad_N[:0].float(), [0], wire)
         counts = [_counts(quantiser, share, parts) for share in shares]
         longest = {kind: max(count[kind] for count in counts) for kind in parts}
-        sent = {kind: part.new_zeros((wire.world_size, longest[kind])) for kind, part in parts.items()}
+        codes = [parts] * wire.world_size
         for rank, share_r in enumerate(shares):
-            if server_N is None and rank == own:  # its own part stays as it is
-                continue
-            for kind, part in quantiser.compress(grads[rank], residuals[rank], share_r, wire).items():
-                sent[kind][rank, : part.numel()] = part
-    received = {kind: wire.all_to_all(rows_W, kind) for kind, rows_W in sent.items()}
+            if server_N is not None or rank != own:  # otherwise its own part stays as it is
+                codes[rank] = quantiser.compress(grads[rank], residuals[rank], share_r, wire)
+    received = {
+        kind: wire.all_to_all_others([code[kind] for code in codes], [count[kind] for count in counts], kind)
+        for kind in parts
+    }
     with phase("scatter"):
-        rows = {kind: row_W[:, : counts[own][kind]].contiguous() for kind, row_W in received.items()}
+        before = {kind: row_W[:own] for kind, row_W in received.items()}
+        after = {kind: row_W[own:] for kind, row_W in received.items()}
         if server_N is None:
             server_S = None
-            served = _serve(quantiser, grad_S, residual_S, rows, share, wire)
+            served = _serve(quantiser, grad_S, residual_S, (before, after), share, wire)
         else:
-            mean_S = quantiser.average(grad_S.float(), rows, share, divisor=1)
+            own_row = {kind: part[None] for kind, part in codes[own].items()}
+            mean_S = _add(quantiser, grad_S.float().zero_(), (before, own_row, after), share, divisor=1)
             server_S = None if residual_S is None else server_N.split(lengths)[own]
             if server_S is None:
                 mean_S.div_(wire.world_size)
             else:
                 server_S.add_(mean_S, alpha=1 / wire.world_size)
             served = quantiser.encode(mean_S if server_S is None else server_S, share, wire)
-    gathered = wire.gather(**{kind: _padded(part, longest[kind]) for kind, part in served.items()})
+    gathered = wire.gather_rows(longest, **served)
     with phase("scatter"):
         for rank, mean_S in enumerate(grads):
             row = {
-                kind: all_W[rank : rank + 1, : counts[rank][kind]].contiguous()
+                kind: all_W[rank : rank + 1, : counts[rank][kind]]
                 for kind, all_W in zip(served, gathered, strict=True)
             }
             quantiser.average(mean_S, row, shares[rank], divisor=1)
@@ -93,7 +95,7 @@ def _serve(
     quantiser: Quantiser,
     grad_S: Tensor,
     residual_S: Tensor | None,
-    rows: Mapping[str, Tensor],
+    runs: Sequence[Mapping[str, Tensor]],
     share: Sequence[int],
     wire: Wire,
 ) -> Parts:
@@ -101,26 +103,45 @@ def _serve(
 
     Args:
         quantiser: As for `reduce_two_way`.
-        grad_S: This rank's gradient in the share; overwritten if it is float32.
+        grad_S: This rank's gradient in the share; may be overwritten.
         residual_S: This rank's residual in the share.
-        rows: All ranks' codes of the share by kind, one row for each rank; its own row is not used.
+        runs: The other ranks' codes of the share, as for `_add`.
         share: Number of elements of each group in the share.
         wire: The communicator.
     """
-    mean_S = grad_S.float()
-    if residual_S is not None:
-        mean_S.add_(residual_S)
-        residual_S.zero_()
-    ranges = (slice(0, wire.rank), slice(wire.rank + 1, wire.world_size))
-    others = [each for each in ranges if each.start < each.stop]
-    for each in others:
-        picked = {kind: row_W[each] for kind, row_W in rows.items()}
-        divisor = wire.world_size if each is others[-1] else 1
-        quantiser.average(mean_S, picked, share, divisor=divisor, added=True)
-    served = quantiser.compress(mean_S, residual_S, share, wire)
-    if residual_S is not None and wire.world_size > 1:
+    # With a residual, the mean is formed there, where its error is to be left.
+    mean_S = grad_S.float() if residual_S is None else residual_S.add_(grad_S)
+    _add(quantiser, mean_S, runs, share, divisor=wire.world_size)
+    if residual_S is None:
+        return quantiser.encode(mean_S, share, wire)
+    served = quantiser.compress_signal(residual_S, share, wire)
+    if wire.world_size > 1:
         residual_S.mul_(wire.world_size)
     return served
+
+
+def _add(
+    quantiser: Quantiser,
+    out_S: Tensor,
+    runs: Sequence[Mapping[str, Tensor]],
+    share: Sequence[int],
+    *,
+    divisor: int,
+) -> Tensor:
+    """Add codes of a share to `out_S` in their order, and divide if there are any.
+
+    Args:
+        quantiser: Decodes.
+        out_S: The first summand; becomes the result.
+        runs: Codes by kind, one row for each of several ranks; any may have no row.
+        share: Number of elements of each group in the share.
+        divisor: The sum is divided by it.
+    """
+    some = [rows for rows in runs if len(next(iter(rows.values())))]
+    for rows in some:
+        last = divisor if rows is some[-1] else 1
+        quantiser.average(out_S, rows, share, divisor=last, added=True)
+    return out_S
 
 
 def payload_two_way(quantiser: Quantiser, sizes: Sequence[int], world_size: int) -> dict[str, int]:
@@ -151,8 +172,3 @@ def _counts(quantiser: Quantiser, share: Sequence[int], parts: Mapping[str, Tens
     known = quantiser.bytes_of(share)
     assert known is not None
     return {kind: known[kind] // part.element_size() for kind, part in parts.items()}
-
-
-def _padded(part: Tensor, length: int) -> Tensor:
-    short = length - part.numel()
-    return torch.nn.functional.pad(part, (0, short)) if short else part

@@ -111,6 +111,7 @@ CALLS: dict[str, Callable[[Wire, Tensor], Any]] = {
     "sum": lambda wire, x: wire.sum(x),
     "gather": lambda wire, x: wire.gather(values=x, indices=x.int()),
     "sum_halves": lambda wire, x: wire.sum_halves(x.half()),
+    "gather_rows": lambda wire, x: wire.gather_rows(values=x, indices=x.int()),
     "gather_uneven": lambda wire, x: wire.gather_uneven(values=x, indices=x.int()),
     "gather_ragged": lambda wire, x: wire.gather_ragged(values=x, indices=x.int()),
     "gather_within": lambda wire, x: wire.gather_within(9, values=x, indices=x.int()),
@@ -119,6 +120,7 @@ CALLS: dict[str, Callable[[Wire, Tensor], Any]] = {
     "gather_to": lambda wire, x: wire.gather_to(x),
     "reduce_scatter": lambda wire, x: wire.reduce_scatter(x.unsqueeze(0)),
     "all_to_all": lambda wire, x: wire.all_to_all(x.unsqueeze(0)),
+    "all_to_all_others": lambda wire, x: wire.all_to_all_others([x[:0]], [3], "values"),
     "all_to_all_ragged": lambda wire, x: wire.all_to_all_ragged([3], values=x, indices=x.int()),
 }
 

@@ -21,7 +21,7 @@ from sage.comm.ledger import Entry, Ledger, tree_broadcast
 from sage.comm.rendezvous import local_places
 from sage.comm.threads import simulate
 from sage.comm.transport import GUARD_BYTES
-from sage.comm.wire import Wire
+from sage.comm.wire import LARGE, Wire
 
 # By hand.
 
@@ -57,6 +57,16 @@ BY_HAND: dict[str, tuple[Callable[[Wire], Any], Callable[[int], tuple[dict[str, 
     "gather": (
         lambda wire: wire.gather(values=torch.ones(5).half(), indices=torch.ones(5).int()),
         lambda rank: ({"values": 10, "indices": 20}, 60, 60),
+    ),
+    "gather_rows": (
+        lambda wire: wire.gather_rows(
+            {"values": 5, "indices": 6}, values=torch.ones(4).half(), indices=torch.ones(6).int()
+        ),
+        lambda rank: ({"values": 10, "indices": 24}, 68, 68),
+    ),
+    "gather_rows in place": (
+        lambda wire: wire.gather_rows(values=torch.ones(2**14)),
+        lambda rank: ({"values": 2**16}, 2**17, 2**17),
     ),
     "gather_uneven": (
         uneven,
@@ -102,6 +112,12 @@ BY_HAND: dict[str, tuple[Callable[[Wire], Any], Callable[[int], tuple[dict[str, 
     "all_to_all": (
         lambda wire: wire.all_to_all(torch.ones(wire.world_size, 4).byte(), kind="codes"),
         lambda rank: ({"codes": 12}, 8, 8),
+    ),
+    "all_to_all_others": (
+        lambda wire: wire.all_to_all_others(
+            [torch.ones(4)] * wire.world_size, [4] * wire.world_size, "codes"
+        ),
+        lambda rank: ({"codes": 48}, 32, 32),
     ),
     "begin_sum": (
         lambda wire: wire.begin_sum(torch.ones(3)).wait(),
@@ -214,6 +230,10 @@ OPS: dict[str, tuple[Callable[[Wire, int], Any], Callable[[int, int], int]]] = {
         lambda wire, n: wire.gather(values=torch.ones(n)),
         lambda size, w: w * 2 * (w - 1),
     ),
+    "gather_rows": (
+        lambda wire, n: wire.gather_rows(values=torch.ones(n)),
+        lambda size, w: w * 2 * (w - 1) if size < LARGE else w * (w - 1),
+    ),
     "broadcast": (
         lambda wire, n: wire.broadcast(torch.ones(n), root=wire.world_size - 1),
         lambda size, w: w - 1,
@@ -228,6 +248,14 @@ OPS: dict[str, tuple[Callable[[Wire, int], Any], Callable[[int, int], int]]] = {
     ),
     "all_to_all": (
         lambda wire, n: wire.all_to_all(torch.ones(wire.world_size, n // wire.world_size)),
+        lambda size, w: w * (w - 1),
+    ),
+    "all_to_all_others": (
+        lambda wire, n: wire.all_to_all_others(
+            [torch.ones(n // wire.world_size)] * wire.world_size,
+            [n // wire.world_size] * wire.world_size,
+            "values",
+        ),
         lambda size, w: w * (w - 1),
     ),
 }

@@ -108,6 +108,23 @@ def gathers(wire: Wire) -> tuple[Any, Any]:
     return seen, expected
 
 
+def gathers_in_rows(wire: Wire) -> tuple[Any, Any]:
+    seen, expected = [], []
+    for n in (0, 1, 3, 40_000, 3):  # small, in place, and again in the same memory
+        codes = torch.full((n,), wire.rank, dtype=torch.uint8)
+        scales = torch.arange(n + wire.rank % 2, dtype=torch.float64)  # padded on every other rank
+        seen += [
+            x.clone() for x in wire.gather_rows({"codes": n, "scales": n + 1}, codes=codes, scales=scales)
+        ]
+        expected += [
+            [[r] * n for r in ranks(wire)],
+            [[*map(float, range(n + r % 2)), *[0.0] * (1 - r % 2)] for r in ranks(wire)],
+        ]
+        seen += [x.clone() for x in wire.gather_rows(codes=codes + 1)]
+        expected.append([[r + 1] * n for r in ranks(wire)])
+    return seen, expected
+
+
 def gathers_of_nothing(wire: Wire) -> tuple[Any, Any]:
     seen = wire.gather(values=torch.empty(0), indices=torch.empty(0, 2, dtype=torch.int32))
     return [list(x.shape) for x in seen], [[wire.world_size, 0], [wire.world_size, 0, 2]]
@@ -170,6 +187,18 @@ def all_to_alls(wire: Wire) -> tuple[Any, Any]:
     return seen, [[[100 * row + wire.rank, -wire.rank] for row in ranks(wire)]] * 2
 
 
+def all_to_alls_with_the_others(wire: Wire) -> tuple[Any, Any]:
+    seen, expected = [], []
+    for lengths in ([3, 0, 2, 3], [0, 0, 0, 0], [1000, 1000, 999, 1], [1, 2, 3, 4]):
+        given = lengths[: wire.world_size]
+        pieces = [torch.full((n,), 10 * wire.rank + r, dtype=torch.int32) for r, n in enumerate(given)]
+        pieces[wire.rank] = pieces[wire.rank][:0]  # is not sent
+        seen.append(wire.all_to_all_others(pieces, given, "values").clone())
+        others = [r for r in ranks(wire) if r != wire.rank]
+        expected.append([[10 * r + wire.rank] * given[wire.rank] for r in others])
+    return seen, expected
+
+
 def exchanges_of_nothing(wire: Wire) -> tuple[Any, Any]:
     nothing = torch.empty(wire.world_size, 0)
     seen = [wire.reduce_scatter(nothing), wire.all_to_all(nothing), wire.broadcast(torch.empty(0))]
@@ -195,12 +224,14 @@ OPS = {
         sums_in_place,
         sums_begun_and_waited_for,
         gathers,
+        gathers_in_rows,
         gathers_of_nothing,
         gathers_of_what_does_not_lie_together,
         broadcasts_from_every_root,
         gathers_to_every_root,
         reduce_scatters,
         all_to_alls,
+        all_to_alls_with_the_others,
         exchanges_of_nothing,
         texts,
     )
