@@ -29,8 +29,8 @@ from sage.train.loop import Training
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["sage.train.run", "sage.cli.run", "torch._dynamo", "torch.utils.tensorboard"])
-PATIENCE = 200.0
-"""Seconds to wait for operations that take one or two seconds on an idle machine."""
+PATIENCE = 600.0
+"""Seconds to wait for operations that take a few seconds on an idle machine: a limit of hangs, not of slowness."""
 
 NOTHING: Mapping[str, str] = {}
 

@@ -66,7 +66,8 @@ class LocalSubmission:
         try:
             output, _ = process.communicate(timeout=PATIENCE)
         except BaseException:
-            process.terminate()
+            process.terminate()  # it ends its runs
+            process.communicate()
             raise
         return process.returncode, output
 
