@@ -30,7 +30,7 @@ from sage.train.loop import Training
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["sage.train.run", "sage.cli.run", "torch._dynamo", "torch.utils.tensorboard"])
 PATIENCE = 600.0
-"""Seconds to wait for operations that take a few seconds on an idle machine: a limit of hangs, not of slowness."""
+"""Seconds to wait for operations that take a few on an idle machine: only a hang takes longer."""
 
 NOTHING: Mapping[str, str] = {}
 
