@@ -7,6 +7,7 @@ from statistics import median
 
 from sage.output.units import MISSING, duration, number, percent, rate, size, spaced, times
 from sage.report.groups import Group
+from sage.report.published.report_table import published_table
 from sage.report.reference import about_references
 from sage.report.run_summary import TOLERANCE
 from sage.report.runs import EXACT
@@ -18,7 +19,18 @@ from sage.report.time_to_target.table import NOTE, target_table
 
 Text = Callable[[float | None], str]
 
-WORDS = ("reducer", "run", "status", "verdict", "reference", "reason", "folder")
+WORDS = (
+    "reducer",
+    "run",
+    "status",
+    "verdict",
+    "reference",
+    "baseline",
+    "table",
+    "metric",
+    "reason",
+    "folder",
+)
 """Columns of text, aligned to the left."""
 
 OUTCOME, SPEED, REDUCTION = "Outcome", "Speed", "Reduction of a step"
@@ -106,6 +118,7 @@ def tables(group: Group) -> list[Table]:
             "achieved": _mean_of("density_had", percent),
             "on-target steps": _mean_of("density_met", percent),
         }),
+        published_table(group),
         unfinished(group),
     ]  # fmt: skip
     return [table for table in found if table.lines]

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from made_up_runs import change, pretend
+from made_up_runs import change, pretend, the_group
 
 from sage.cli.main import main
 from sage.report.published.files import find
 from sage.report.published.own_runs import Line, compare
+from sage.report.published.report_table import published_table
 
 
 def lines(runs: Path, table: str, metric: str) -> list[Line]:
@@ -42,6 +43,19 @@ def test_runs_without_a_baseline_have_no_ratio(tmp_path: Path) -> None:
     pretend(tmp_path, "topk", density=0.001)
     (line,) = lines(tmp_path, "step-cifar10", "step")
     assert (line.label, line.baseline, line.ours) == ("topk", "", None)
+
+
+def test_a_report_shows_the_verified_ratios_that_its_runs_have_too(tmp_path: Path) -> None:
+    pretend(tmp_path, "exact", seconds=0.02)
+    pretend(tmp_path, "topk", density=0.001, seconds=0.03)
+    pretend(tmp_path, "topk", density=0.3, seconds=0.03)
+    found = published_table(the_group(tmp_path))
+    lines = [dict(zip(found.heading, line, strict=True)) for line in found.lines]
+    assert {line["reducer"] for line in lines} == {"topk density=0.001"}
+    (step,) = [line for line in lines if (line["table"], line["metric"]) == ("sage step-cifar10", "step")]
+    assert (step["published"], step["ours"], step["baseline"]) == ("1.878×", "1.5×", "exact")
+    verified = {(row.table, row.metric) for row in find("sage").rows if row.status == "verified"}
+    assert {(line["table"].removeprefix("sage "), line["metric"]) for line in lines} <= verified
 
 
 def test_runs_of_another_workload_are_not_compared(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ def judge(
     ranks: int,
     nodes: int,
     break_even: Sequence[tuple[str, Intervals]],
+    failed: Sequence[str] = (),
 ) -> Verdict:
     """Compare the candidates with the faster of the dense set-ups, round by round.
 
@@ -34,6 +35,7 @@ def judge(
         nodes: Number of nodes.
         break_even: For the names of set-ups, the predicted bandwidths at which they are faster than
             overlapped bf16, in bits per second.
+        failed: The reducers that failed and were left out, each with the reason.
     """
     pairs = list(zip(setups, trials, strict=True))
     base = min((pair for pair in pairs if pair[0].is_dense), key=lambda pair: median(pair[1].seconds))
@@ -54,6 +56,7 @@ def judge(
         measured=tuple(measured),
         pays_below=None if paying else below,
         pays_with="" if paying else name,
+        failed=tuple(failed),
     )
 
 

@@ -95,8 +95,6 @@ def _work(request: Request, wire: ProcessWire, device: torch.device) -> int:
             _block(training_of(unlimited(setup.config, wire.world_size), wire, device)) for setup in setups
         ]
         taken = trials.measure(blocks, wire, VERIFICATION * request.seconds)
-        for line in notes.failed if wire.rank == 0 else ():
-            display.print(line)
     if wire.rank == 0:
         verdict = judge(
             setups,
@@ -106,6 +104,7 @@ def _work(request: Request, wire: ProcessWire, device: torch.device) -> int:
             ranks=wire.world_size,
             nodes=num_nodes,
             break_even=predictions.break_even(calibration, setups),
+            failed=notes.failed,
         )
         print(storage.json_text(verdict.to_dict(), indent=2) if request.as_json else verdict, flush=True)
     return FAILED if notes.failed else 0

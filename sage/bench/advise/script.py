@@ -3,7 +3,6 @@
 import copy
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -95,9 +94,12 @@ def _advise(
     times, gradients = script_times.measure(copy.deepcopy(model), step, STEPS, wire)
     time = methods.Time(STEPS, SHARES["reducers"] * seconds / len(configs))
     measured: list[MethodTimes] = []
+    failed = []
     for config in configs:
-        with suppress(methods.Failed):  # a reducer that cannot reduce this model is no candidate
+        try:
             measured.append(methods.measure(config, gradients, wire, time))
+        except methods.Failed as error:  # a reducer that cannot reduce this model is no candidate
+            failed.append(f"the reducer {registry.short(config.reducer)} failed: {error}")
     name = type(model).__name__
     nodes = nodes_of(wire)
     calibration = _calibration(name, times, gradients, measured, wire, device, nodes, seconds)
@@ -116,6 +118,7 @@ def _advise(
             ranks=wire.world_size,
             nodes=len(nodes),
             break_even=predictions.break_even(calibration, setups),
+            failed=failed,
         )
         content = json.dumps(verdict.to_dict())
     return Verdict.from_dict(json.loads(wire.texts(content)[0]))

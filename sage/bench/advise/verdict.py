@@ -52,6 +52,8 @@ class Verdict:
     would at no bandwidth."""
     pays_with: str
     """The name of that set-up."""
+    failed: tuple[str, ...] = ()
+    """The reducers that failed and were left out, each with the reason."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict for JSON."""
@@ -62,13 +64,15 @@ class Verdict:
         """Return the verdict that `to_dict` has converted."""
         measured = tuple(Measured(**values) for values in content["measured"])
         one = {name: Measured(**content[name]) for name in ("recommended", "reference")}
-        return cls(**{**content, **one, "measured": measured})
+        failed = tuple(content.get("failed", ()))
+        return cls(**{**content, **one, "measured": measured, "failed": failed})
 
     def __str__(self) -> str:
         where = f"{self.workload} on {_count(self.ranks, 'rank')} of {_count(self.nodes, 'node')}"
         lines = [f"{where}: {self.word}", "", f"    {self.command}", ""]
         lines += [_pays(self)] if self.word == "pays" else _nothing(self)
-        return "\n".join([*lines, "", _table(self)])
+        left_out = [f"Left out: {line}" for line in self.failed]
+        return "\n".join([*lines, "", _table(self), *(["", *left_out] if left_out else [])])
 
 
 def _pays(verdict: Verdict) -> str:

@@ -69,10 +69,15 @@ def compare_groups(
     """Compare groups of runs, as a report has them, with the rows of a source."""
     workloads = {workload for table in source.tables for workload in table.workloads}
     return Comparison(
-        lines=[line for table in source.tables for line in _lines(table, ours)],
+        lines=lines_of(source, ours),
         scales=[measured for group in ours if group.workload in workloads for measured in _measured(group)],
         left_out=dict(left_out or {}),
     )
+
+
+def lines_of(source: Source, ours: Sequence[Group]) -> list[Line]:
+    """Return a line for each ratio of a source and each setting of ours that fits it, or one without runs."""
+    return [line for table in source.tables for line in _lines(table, ours)]
 
 
 def text(comparison: Comparison) -> list[str]:
@@ -86,7 +91,7 @@ def text(comparison: Comparison) -> list[str]:
             line.row.metric,
             times(line.row.ratio) + ("" if line.row.status == "verified" else f" ({line.row.status})"),
             times(None if line.ours is None else line.ours.mean),
-            _interval(line.ours),
+            interval(line.ours),
             str(line.num or MISSING),
             f"{line.place}: {line.label}" if line.label else "no runs",
             line.baseline or MISSING,
@@ -216,7 +221,8 @@ def _groups_of(run: Run) -> Groups | None:
     )
 
 
-def _interval(ours: Ratio | None) -> str:
+def interval(ours: Ratio | None) -> str:
+    """Format the interval of a ratio, or why there is none."""
     if ours is None:
         return MISSING
     if ours.interval is None:

@@ -15,13 +15,26 @@ from sage.bench.advise.verdict import Verdict
 REDUCERS = ("exact", "bf16", "topk", "onebit")
 
 
-def advised(rank: int) -> tuple[Verdict, bool, str]:
+BROKEN = """
+from sage.reduction import Reducer
+
+
+class Broken(Reducer):
+    def forward(self, *given):
+        raise RuntimeError("no such element")
+
+
+REDUCER = Broken
+"""
+
+
+def advised(rank: int, broken: str) -> tuple[Verdict, bool, str]:
     model = network()
     before = {name: x.clone() for name, x in model.state_dict().items()}
     verdict = sage.advise(
         model,
         lambda copied: loss(copied, rank, 0).backward(),
-        reducers=REDUCERS,
+        reducers=(*REDUCERS, broken),
         densities=(0.1,),
         minutes=0.05,
     )
@@ -30,9 +43,18 @@ def advised(rank: int) -> tuple[Verdict, bool, str]:
 
 
 @pytest.fixture(scope="module")
-def found() -> list[tuple[Verdict, bool, str]]:
-    """The verdict on each of two ranks."""
-    return processes(2, lambda wire: advised(wire.rank))
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Verdict, bool, str]]:
+    """The verdict on each of two ranks; one of the reducers fails."""
+    file = tmp_path_factory.mktemp("reducers") / "broken.py"
+    file.write_text(BROKEN)
+    return processes(2, lambda wire: advised(wire.rank, str(file)))
+
+
+def test_a_reducer_that_fails_is_named_with_its_reason(found: list[tuple[Verdict, bool, str]]) -> None:
+    for verdict, _, shown in found:
+        (told,) = verdict.failed
+        assert told.startswith("the reducer broken failed: rank 0: RuntimeError: no such element")
+        assert f"Left out: {told}" in shown
 
 
 def test_all_ranks_have_one_verdict(found: list[tuple[Verdict, bool, str]]) -> None:
