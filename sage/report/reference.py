@@ -25,6 +25,11 @@ def reference_of(settings: Sequence[Setting]) -> Setting | None:
     return min(overlapped or dense, key=rank, default=None)
 
 
+def references_of(settings: Sequence[Setting]) -> list[Setting]:
+    """The settings that speed-ups of the group are relative to."""
+    return list(dict.fromkeys(each.reference for each in settings if each.reference is not None))
+
+
 def about_references(references: Sequence[Setting]) -> str:
     """State which settings are the references, and whether their communication overlaps with backward."""
     if not references:

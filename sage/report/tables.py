@@ -8,7 +8,7 @@ from statistics import median
 from sage.output.units import MISSING, duration, number, percent, rate, size, spaced, times
 from sage.report.groups import Group
 from sage.report.published.report_table import published_table
-from sage.report.reference import about_references
+from sage.report.reference import about_references, references_of
 from sage.report.run_summary import TOLERANCE
 from sage.report.runs import EXACT
 from sage.report.seeds import Spread
@@ -43,9 +43,9 @@ NOTES = (
     "runs. If any run of a setting is finished, only finished runs count. report.csv lists every run.",
     "Speed-up is the ratio of steps/s to the reference: the fastest bf16 or exact runs with mount ddp that "
     "have the same model, data and batch size, or without mount ddp if there are none; above 1× is faster. "
-    f"The speed-up over {EXACT} without overlap is listed beside it. Its interval is Student's t, 95 %: over "
-    "pairs with the same seed, else over two samples. With fewer than two runs on a side there is no "
-    "interval, and the ratio may be due to chance.",
+    f"The speed-up over {EXACT} with mount whole, which does not overlap, is listed beside it. The interval "
+    "of a speed-up is Student's t, 95 %: over pairs with the same seed, else over two samples. With "
+    "fewer than two runs on a side there is no interval, and the ratio may be due to chance.",
     f"Compression is the wire bytes of {EXACT} divided by those of the setting. Without {EXACT} runs, a ring "
     "all-reduce of the N parameters in float32 takes their place: 4·N·2(W-1)/W bytes in each direction.",
     "Encode, decode and exposed are medians over the steps of rank 0, in a mean over runs. Exposed: the "
@@ -101,7 +101,6 @@ def tables(group: Group) -> list[Table]:
             "step p95": _mean_of("step_seconds_p95", duration),
             "speed-up": _speed_up,
             "95 % interval": _interval,
-            "reference": _reference,
             **_beside(group),
             "time": _mean_of("seconds", duration),
             "shared": lambda each: f"{each.num_sharing} of {len(each.counted)}",
@@ -183,8 +182,7 @@ def _of_settings(
 
 def _about_speed(group: Group) -> str:
     """Name the references of the speed-ups, and the limits of the measurement."""
-    references = dict.fromkeys(each.reference for each in group.settings if each.reference is not None)
-    text = f"{about_references(list(references))} "
+    text = f"{about_references(references_of(group.settings))} "
     text += "± is one standard deviation over the n runs; p50 and p95 are means over runs."
     if sum(each.num_sharing for each in group.settings):
         text += " Some runs shared their machine with other runs: their times are not reliable."
@@ -218,15 +216,21 @@ def _speed_up(setting: Setting) -> str:
 
 
 def _beside(group: Group) -> dict[str, Callable[[Setting], str]]:
-    """The column of speed-ups over exact without overlap, if that is not the reference of all settings."""
-    if all(each.unoverlapped in (None, each.reference) for each in group.settings):
-        return {}
+    """The columns beside a speed-up: its reference, if there are several, and that over exact under `whole`.
 
-    def text(setting: Setting) -> str:
+    The latter is left out if this is the reference of all settings.
+    """
+
+    def over_exact(setting: Setting) -> str:
         found = setting.speed_up_unoverlapped
         return MISSING if found is None else times(found.mean)
 
-    return {f"over {EXACT} without overlap": text}
+    columns: dict[str, Callable[[Setting], str]] = {}
+    if len(references_of(group.settings)) > 1:
+        columns["reference"] = _reference
+    if any(each.unoverlapped not in (None, each.reference) for each in group.settings):
+        columns[f"over {EXACT} (whole)"] = over_exact
+    return columns
 
 
 def _reduction(group: Group) -> Table:
