@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 NATIVE := sage/_C.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: gpu gpu-rehearsal help demo test test-all test-plain fuzz stress mutants cluster native sanitize emulate cuda bench-check docs pictures lint graph format clean
+.PHONY: gpu gpu-rehearsal help demo test test-all test-plain fuzz stress mutants cluster native sanitize emulate cuda bench-check docs pictures map lint graph format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  \1\t/' | expand -t 16
@@ -85,6 +85,9 @@ fuzz: $(INSTALLED) $(NATIVE) ## run the property tests with a larger budget: mak
 
 pictures: $(INSTALLED) ## make the pictures of the documentation from a sweep of short runs; needs Chromium
 	$(BIN)/python benchmarks/pictures.py --output docs/pictures
+
+map: $(INSTALLED) $(NATIVE) ## measure this machine in 3 minutes, and make the README's map of the fastest methods
+	$(BIN)/python benchmarks/map.py --measure
 
 LOAD ?= 8
 TIMES ?= 3

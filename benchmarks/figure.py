@@ -1,4 +1,4 @@
-"""Plots the README's figure from the runs of figure.sh: a metric against bytes sent, one line per reducer.
+"""Plots docs/figure.svg from the runs of figure.sh: a metric against bytes sent, one line per reducer.
 
 A line is the mean over the seeds; its band extends from the lowest seed to the highest.
 

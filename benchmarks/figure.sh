@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the runs of the README's figure: exact, bf16, top-k and SAGE with the current defaults, three seeds each.
+# Trains the runs of docs/figure.svg: exact, bf16, top-k and SAGE with the current defaults, three seeds each.
 #
 #   SAGE_DATA_DIR=<folder with cifar10/> benchmarks/figure.sh [FOLDER FOR THE RUNS]
 #   python benchmarks/figure.py runs/figure --output docs/figure.svg
