@@ -53,10 +53,10 @@ def main() -> None:
             folder,
         )
         shutil.copyfile(Path(folder) / "map.svg", PICTURE)
-    told = caption(json.loads(CALIBRATION.read_text()), json.loads(ORIGIN.read_text()))
+    text = caption(json.loads(CALIBRATION.read_text()), json.loads(ORIGIN.read_text()))
     for page in PAGES:
-        page.write_text(captioned(page.read_text(), told))
-    print(told)
+        page.write_text(captioned(page.read_text(), text))
+    print(text)
 
 
 def measure(workload: str) -> None:
@@ -97,10 +97,10 @@ def caption(calibration: dict[str, Any], origin: dict[str, Any]) -> str:
     return "\n".join(textwrap.wrap(f"*{text}*", 120, break_on_hyphens=False))
 
 
-def captioned(page: str, told: str) -> str:
+def captioned(page: str, text: str) -> str:
     """Return a page with this caption below its map."""
     return re.sub(
-        r"(!\[[^\]]*\]\((?:docs/)?map\.svg\)\n\n)\*[^*]*\*\n", lambda found: f"{found[1]}{told}\n", page
+        r"(!\[[^\]]*\]\((?:docs/)?map\.svg\)\n\n)\*[^*]*\*\n", lambda found: f"{found[1]}{text}\n", page
     )
 
 

@@ -85,10 +85,10 @@ def test_a_large_picture_is_reduced_and_one_that_stays_too_large_is_refused(tmp_
 def test_the_caption_of_the_map_is_that_of_the_measurement_it_was_drawn_from() -> None:
     script = runpy.run_path(str(ROOT / "benchmarks" / "map.py"))
     calibration, origin = (json.loads(script[name].read_text()) for name in ("CALIBRATION", "ORIGIN"))
-    told = script["caption"](calibration, origin)
+    text = script["caption"](calibration, origin)
     for page in script["PAGES"]:
-        assert script["captioned"](page.read_text(), told) == page.read_text()
-        assert f"map.svg)\n\n{told}\n" in page.read_text()
+        assert script["captioned"](page.read_text(), text) == page.read_text()
+        assert f"map.svg)\n\n{text}\n" in page.read_text()
     picture = script["PICTURE"].read_text()
     assert f"Fastest method: {calibration['model']['workload']}" in picture
     assert "nothing pays" in picture

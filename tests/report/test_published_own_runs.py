@@ -49,8 +49,8 @@ def test_a_report_shows_the_verified_ratios_that_its_runs_have_too(tmp_path: Pat
     pretend(tmp_path, "exact", seconds=0.02)
     pretend(tmp_path, "topk", density=0.001, seconds=0.03)
     pretend(tmp_path, "topk", density=0.3, seconds=0.03)
-    found = published_table(the_group(tmp_path))
-    lines = [dict(zip(found.heading, line, strict=True)) for line in found.lines]
+    shown = published_table(the_group(tmp_path))
+    lines = [dict(zip(shown.heading, line, strict=True)) for line in shown.lines]
     assert {line["reducer"] for line in lines} == {"topk density=0.001"}
     (step,) = [line for line in lines if (line["table"], line["metric"]) == ("sage step-cifar10", "step")]
     assert (step["published"], step["ours"], step["baseline"]) == ("1.878×", "1.5×", "exact")

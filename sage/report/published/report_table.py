@@ -1,4 +1,4 @@
-"""The table of a report that has published figures beside those of its runs, as ratios to own baselines."""
+"""The table of a report that has published figures next to those of its runs, as ratios to their own baselines."""
 
 from functools import cache
 
@@ -19,7 +19,7 @@ NOTE = (
 
 def published_table(group: Group) -> Table:
     """Return a line for each verified published ratio that runs of the group have too."""
-    found = [
+    lines = [
         (source, line)
         for source in _verified()
         for line in lines_of(source, [group])
@@ -40,10 +40,10 @@ def published_table(group: Group) -> Table:
                 str(line.num),
                 line.baseline,
             ]
-            for source, line in found
+            for source, line in lines
         ],
-        hints=[f"{source.title}: {line.row.source}" for source, line in found],
-        series=[line.label for _, line in found],
+        hints=[f"{source.title}: {line.row.source}" for source, line in lines],
+        series=[line.label for _, line in lines],
     )
 
 
