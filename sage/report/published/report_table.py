@@ -1,4 +1,4 @@
-"""The table of a report that has published figures next to those of its runs, as ratios to their own baselines."""
+"""The table of a report with published figures next to those of its runs, as ratios to own baselines."""
 
 from functools import cache
 
