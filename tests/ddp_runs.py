@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # DDP imports it; this import runs once, before ranks are forked
+import torch._dynamo  # DDP imports it; these imports run once, before ranks are forked
 from gloo import processes as processes
 from small import Points, small_network
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sage import registry
 from sage.comm.wire import Wire
 from sage.config import Config
+from sage.data.dataset import Batch
 from sage.records.progress import Display
 from sage.records.record import NullRecorder, Recorder
 from sage.tasks.classify import Classify
@@ -36,6 +38,15 @@ SEVERAL: dict[str, Any] = {"mount": "ddp", "bucket_mb": 0.0001}
 """Options that divide the small network into two buckets, of 51 and 112 elements."""
 
 SIZES = (51, 112)
+SHARDED: dict[str, Any] = {"mount": "fsdp"}
+"""Options with which every rank is a replica, and one unit has all parameters."""
+
+UNITS: dict[str, Any] = {"mount": "fsdp", "bucket_mb": 0.0003}
+"""Options that divide the small network into two units, of 112 and 51 elements."""
+
+TWO_BY_TWO: dict[str, Any] = {**UNITS, "shards": 2}
+"""The same units, each sharded between two ranks."""
+
 ONE: dict[str, Any] = {"mount": "ddp"}
 """Options with which one bucket holds all parameters."""
 
@@ -89,7 +100,7 @@ def everything(run: Training) -> dict[str, Tensor]:
         "scale": run.loss_scale.state_dict(),
         **run.mount.state_dict(),
     }
-    return {name: x.detach().clone() for name, x in flattened(state).items()}
+    return {name: local(x).clone() for name, x in flattened(state).items()}
 
 
 def flattened(state: Any, name: str = "") -> dict[str, Tensor]:
@@ -110,5 +121,51 @@ def differing(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:
 
 
 def weights(run: Training) -> list[Tensor]:
-    """Return a copy of the model's parameters."""
-    return [p.detach().clone() for p in run.model.parameters()]
+    """Return a copy of the model's parameters, of this rank's shards if they are sharded."""
+    return [local(p).clone() for p in run.model.parameters()]
+
+
+def whole_weights(run: Training) -> list[Tensor]:
+    """Return a copy of the model's parameters; a collective call."""
+    with run.mount.evaluating():
+        return [p.detach().clone() for p in run.model.parameters()]
+
+
+def local(x: Tensor) -> Tensor:
+    """Return this rank's shard of a tensor, or the tensor if it is not sharded."""
+    return x.detach().to_local() if isinstance(x, DTensor) else x.detach()
+
+
+class Spiked(Classify):
+    """A loss whose gradient is not finite in its third batch, where `here`, and in later ones if `again`."""
+
+    here = again = False
+    calls = 0
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        self.calls += 1
+        loss = super().loss(model, batch)
+        is_spiked = self.calls == 3 or (self.again and self.calls > 3)
+        return loss * float("inf") if self.here and is_spiked else loss
+
+
+SKIPPING: dict[str, dict[str, Any]] = {
+    "topk": {"momentum_at": "before", "memory_lr_ratio": True, "schedule": "cosine"},
+    "exact": {"reducer": "exact", "momentum_at": "before"},
+    "powersgd": {"reducer": "powersgd"},
+    "dgc": {"reducer": "dgc", "memory": "momentum", "momentum": 0.0},
+    "qsgd": {"reducer": "qsgd"},
+    "fp16 autocast": {"amp": "fp16"},
+}
+
+
+class HalfUsed(nn.Sequential):
+    """A network whose last layer is not used."""
+
+    def __init__(self) -> None:
+        super().__init__(*small_network().children(), nn.Linear(3, 3))
+
+    def forward(self, input: Tensor) -> Tensor:
+        for module in list(self)[:-1]:
+            input = module(input)
+        return input

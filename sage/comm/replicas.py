@@ -4,7 +4,7 @@
 import zlib
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -29,10 +29,12 @@ class Replicas:
     Args:
         wire: The communicator of the ranks that hold the copies.
         named: Names and tensors, in the same order on every rank, as from `model.named_parameters()`.
+        shards: Number of neighbouring ranks that hold different shards of one copy; ranks that are multiples
+            of it apart hold the same shard.
     """
 
-    def __init__(self, wire: Wire, named: Iterable[tuple[str, Tensor]]) -> None:
-        self._wire = wire
+    def __init__(self, wire: Wire, named: Iterable[tuple[str, Tensor]], *, shards: int = 1) -> None:
+        self._wire, self.shards = wire, shards
         self._named = list(named)
         description = [(name, tensor.dtype, tensor.shape) for name, tensor in self._named]
         self._described = zlib.crc32(repr(description).encode())
@@ -82,12 +84,16 @@ class Comparison:
                 (or, in a tie, from that of the lowest rank) and the first tensor that differs.
         """
         all_W: list[int] = self._pending.wait().tolist()
-        if len(set(all_W)) == 1:
-            return
+        for shard in range(self._replicas.shards):
+            crcs = dict(list(enumerate(all_W))[shard :: self._replicas.shards])
+            if len(set(crcs.values())) > 1:
+                self._fail(crcs)
+
+    def _fail(self, crcs: dict[int, int]) -> NoReturn:
         # The most common checksum; in a tie, the one of the lowest rank.
-        usual, _ = Counter(all_W).most_common(1)[0]
-        others = [rank for rank, each in enumerate(all_W) if each != usual]
-        reference = all_W.index(usual)
+        usual, _ = Counter(crcs.values()).most_common(1)[0]
+        others = [rank for rank, each in crcs.items() if each != usual]
+        reference = next(rank for rank, each in crcs.items() if each == usual)
         when = f"{self._when}: " if self._when else ""
         raise ReplicasDiffer(
             f"{when}the model of {format_ranks(others)} differs from that of rank {reference}, first in "

@@ -147,10 +147,13 @@ class Config:
     """Unit of reduction: model, layer, or bucket:<MB>; if omitted, the reducer's default."""
     min_compress: Annotated[int, Range(0)] = 1024
     """Tensors with fewer elements are sent dense."""
-    mount: Annotated[Literal["whole", "ddp"], LATER] = "whole"
-    """When gradients are reduced: whole: after backward; ddp: by DistributedDataParallel, during backward."""
+    mount: Annotated[Literal["whole", "ddp", "fsdp"], LATER] = "whole"
+    """What reduces gradients: whole: after backward; ddp: in DistributedDataParallel; fsdp: in FSDP2."""
     bucket_mb: Annotated[float, Range(1e-6, 1e6), LATER] = 25.0
-    """With --mount ddp: bucket size in MiB; at DDP's default of 25, the first bucket has 1 MiB."""
+    """With --mount ddp: bucket size in MiB; at DDP's default of 25, the first bucket has 1 MiB. With --mount
+    fsdp: parameters, in MiB, from which a module is sharded and reduced by itself."""
+    shards: Annotated[int, Range(1), LATER] = 1
+    """With --mount fsdp: neighbouring ranks that shard one replica, such as the ranks of a node."""
 
     continue_from: Path | None = None
     """Start from the newest checkpoint of this other run's folder; its number of ranks may differ."""
@@ -211,8 +214,10 @@ class Config:
     def hash(self) -> str:
         """First eight hexadecimal digits of the SHA-256 of all settings that determine the result."""
         aside = _marked(type(self), NOT_HASHED)
-        if self.mount != "ddp":
+        if self.mount == "whole":
             aside |= {"bucket_mb"}
+        if self.mount != "fsdp":
+            aside |= {"shards"}
         kept = {name: value for name, value in self.to_dict().items() if name not in aside}
         # The content of a file is hashed, not its path: an edited file is another run, a moved one is not.
         kept |= {name: registry.identity(kept[name]) for name in PARTS}

@@ -55,6 +55,17 @@ class Pass:
         return torch.autocast(self._device.type, dtype=dtype)
 
 
+class LossModule(nn.Module):
+    """The loss of a micro-batch as a module, which DistributedDataParallel and FSDP2 can wrap."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.task.loss(self.model, batch)
+
+
 class Backward:
     """Runs the passes of a step's micro-batches; the gradient goes into the mount's flat vector.
 

@@ -56,7 +56,8 @@ def record(training: TrainingState, evaluation: Evaluation) -> None:
 
 def _measured(training: TrainingState) -> dict[str, float]:
     batch_size = min(EVAL_BATCH, training.config.batch_size)
-    return metrics(training.model, training.task, training.data, training.wire, batch_size=batch_size)
+    with training.mount.evaluating():
+        return metrics(training.model, training.task, training.data, training.wire, batch_size=batch_size)
 
 
 def metrics(model: nn.Module, task: Task, data: Dataset, wire: Wire, *, batch_size: int) -> dict[str, float]:

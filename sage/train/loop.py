@@ -94,7 +94,7 @@ class Training(TrainingState):
 
     @cached_property
     def _replicas(self) -> Replicas:
-        return Replicas(self.wire, self.model.named_parameters())
+        return self.mount.replicas()
 
     def _reached(self) -> bool:
         """Whether the headline metric has reached the target."""
@@ -107,10 +107,11 @@ class Training(TrainingState):
 
     def save(self) -> None:
         """Write a checkpoint of this step; a collective call that returns once it is complete."""
+        shared = resume.shared_state(self)  # collective if the model is sharded
         checkpoint.save(
             self.checkpoints,
             self.step,
-            shared=resume.shared_state(self) if self.wire.rank == 0 else None,
+            shared=shared if self.wire.rank == 0 else None,
             own=resume.own_state(self),
             rank=self.wire.rank,
             world_size=self.wire.world_size,

@@ -2,11 +2,13 @@
 # N = elements of a flat gradient
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from sage.comm.replicas import Replicas
 from sage.comm.wire import Wire
 from sage.config import Config
 from sage.data.dataset import Batch
@@ -59,6 +61,8 @@ class Mounted:
     """The flat gradients, each with its reducer and error feedback; after `compute` they hold the mean."""
 
     def __init__(self, parts: Parts) -> None:
+        self.trained = parts.model
+        """Has the parameters that the optimiser updates."""
         self.config, self.wire, self.loss_scale = parts.config, parts.wire, parts.loss_scale
         self.spans = parts.spans
         self.device = next(parts.model.parameters()).device
@@ -100,6 +104,33 @@ class Mounted:
 
     def close(self) -> None:
         """End the threads of the mount."""
+
+    # A mount that shards the model defines these too:
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Within the context, forward passes of the model need no communication; a collective call."""
+        return nullcontext()
+
+    def replicas(self) -> Replicas:
+        """Return the tensors that must be the same on several ranks, for comparisons."""
+        return Replicas(self.wire, self.trained.named_parameters())
+
+    def norm(self) -> Tensor:
+        """Norm of the gradient that `compute` left; the same on all ranks; a collective call."""
+        return joint_norm(self.gradient)
+
+    def gathered(self, shared: dict[str, Any], trained: Sequence[Tensor]) -> dict[str, Any]:
+        """Return the shared state of a checkpoint with whole tensors; a collective call.
+
+        Args:
+            shared: State of the model, its running average and the optimiser, as on this rank.
+            trained: The optimiser's parameters, in the order of its state.
+        """
+        return shared
+
+    def scattered(self, shared: dict[str, Any], trained: Sequence[Tensor]) -> dict[str, Any]:
+        """Return this rank's part of what `gathered` returned; tensors of other shapes stay as they are."""
+        return shared
 
     # The same for every mount:
 

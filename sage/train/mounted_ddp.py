@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.futures import Future
 
 from sage.comm.process import GroupWire, StartedSum
@@ -28,11 +28,10 @@ from sage.mount.fixed_buckets import FixedBuckets
 from sage.mount.parameters import check_dense, only_kind, trainable
 from sage.mount.reduction_seconds import fields_of_sum
 from sage.reduction.reducer import Reduced
-from sage.tasks import Task
 from sage.timing import Phases
-from sage.train.backward import Pass
+from sage.train.backward import LossModule, Pass
 from sage.train.ddp_bucket import DdpBucket
-from sage.train.ddp_limits import check_buckets, check_reducer
+from sage.train.mount_limits import check_buckets, check_reducer
 from sage.train.mounted import Mounted, Parts, StepGradient
 
 
@@ -52,14 +51,14 @@ class MountedDdp(Mounted):
     def __init__(self, parts: Parts, wire: GroupWire) -> None:
         super().__init__(parts)
         config, self.wire = parts.config, wire
-        check_reducer(config, parts.reducer)
+        check_reducer(config, parts.reducer, "DistributedDataParallel")
         check_dense(parts.model)
         named = trainable(parts.model)
         only_kind(named)
         self._names = {p: name for name, p in named.items()}
         in_order = sorted(self._names, key=lambda p: not p.is_complex())  # as under `--mount whole`
         self._ddp = FixedBuckets(
-            _Loss(parts.model, parts.task),
+            LossModule(parts.model, parts.task),
             in_order,
             bucket_mb=config.bucket_mb,
             group=wire.group,
@@ -250,14 +249,3 @@ class MountedDdp(Mounted):
 
     def close(self) -> None:
         self._worker.shutdown()
-
-
-class _Loss(nn.Module):
-    """The loss of a micro-batch as a module, which DistributedDataParallel can wrap."""
-
-    def __init__(self, model: nn.Module, task: Task) -> None:
-        super().__init__()
-        self.model, self.task = model, task
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.task.loss(self.model, batch)

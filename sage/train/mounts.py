@@ -4,13 +4,14 @@
     |---------|---------------------------------------------------------|------------------------------------|
     | whole   | after backward, the whole gradient at once              | sage.train.mounted_whole           |
     | ddp     | during backward, each bucket of DistributedDataParallel | sage.train.mounted_ddp             |
+    | fsdp    | during backward, each unit of FSDP2, between replicas   | sage.train.mounted_fsdp            |
 
-Both have the interface `sage.train.mounted.Mounted`. `sage.train.step` calls it: `compute` runs the passes of
+All have the interface `sage.train.mounted.Mounted`. `sage.train.step` calls it: `compute` runs the passes of
 a step and leaves the mean gradient in each parameter's `.grad`; clipping of the mean and the optimiser's
 update follow, the same for every mount.
 """
 
-from sage.comm.process import GroupWire
+from sage.comm.process import ProcessWire
 from sage.train.mounted import Mounted as Mounted
 from sage.train.mounted import Parts
 from sage.train.mounted_whole import MountedWhole
@@ -24,10 +25,14 @@ def attach(parts: Parts) -> Mounted:
     """
     if parts.config.mount == "whole":
         return MountedWhole(parts)
-    if not isinstance(parts.wire, GroupWire):
+    if not isinstance(parts.wire, ProcessWire):
         raise ValueError(
             f"mount is {parts.config.mount!r}, but the ranks are threads of one process: use --mount whole"
         )
+    if parts.config.mount == "fsdp":
+        from sage.train.mounted_fsdp import MountedFsdp  # here, because FSDP2's imports take a second
+
+        return MountedFsdp(parts, parts.wire)
     from sage.train.mounted_ddp import MountedDdp  # here, because DDP's imports take a second
 
     return MountedDdp(parts, parts.wire)
@@ -38,4 +43,5 @@ def preload(mount: str) -> None:
     if mount == "ddp":
         import torch._dynamo  # noqa: F401 - DDP imports it
 
-        import sage.train.mounted_ddp  # noqa: F401
+    if mount == "fsdp":
+        pass

@@ -173,7 +173,9 @@ def joint_norm(vectors: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def clip_(gradient: Sequence[Tensor], max_norm: float, *, world_size: int = 1) -> Tensor:
+def clip_(
+    gradient: Sequence[Tensor], max_norm: float, *, world_size: int = 1, norm: Tensor | None = None
+) -> Tensor:
     """Clip the norm of the gradient to max_norm / sqrt(W) in place, and return the norm before clipping.
 
     Deep Gradient Compression (Lin et al. 2018, https://arxiv.org/abs/1712.01887, section 3.2) clips on each
@@ -184,8 +186,9 @@ def clip_(gradient: Sequence[Tensor], max_norm: float, *, world_size: int = 1) -
         gradient: The flat vectors that make up the gradient.
         max_norm: The largest norm for one rank.
         world_size: W.
+        norm: The norm of the gradient; None: of the given vectors.
     """
-    norm = joint_norm(gradient)
+    norm = joint_norm(gradient) if norm is None else norm
     # The norm stays on the device: a comparison on the host would synchronise.
     factor = (max_norm * world_size**-0.5 / (norm + 1e-6)).clamp(max=1.0)
     for part_N in gradient:

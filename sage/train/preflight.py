@@ -11,6 +11,7 @@ import torch
 from .. import registry
 from ..config import Config
 from ..registry.signature import facts_for
+from .mount_limits import check_ranks
 
 RANK_BYTES = 100 * 2**20
 """Memory per rank as a process, in addition to the pages of torch that all processes share."""
@@ -36,8 +37,8 @@ def check(config: Config, *, here: bool) -> None:
 
     Raises:
         ValueError: The folder of runs cannot be written, the device is not available, the run of
-            `continue_from` is missing, the mount needs processes, this machine cannot hold the number of
-            ranks, or the model refuses its options.
+            `continue_from` is missing, the mount needs processes or another number of ranks, this machine
+            cannot hold the number of ranks, or the model refuses its options.
     """
     check_folder("runs", config.runs, writable=True)
     if config.continue_from is not None and not config.continue_from.is_dir():
@@ -51,6 +52,8 @@ def check(config: Config, *, here: bool) -> None:
             f"mount is {config.mount!r} with workers_in_process, but its ranks must be processes: omit "
             "--workers-in-process, or use --mount whole"
         )
+    if here and config.mount == "fsdp":
+        check_ranks(config.shards, config.world_size)
     if here and not config.oversubscribe:
         _check_ranks(config)
     _check_model(config)

@@ -25,12 +25,18 @@ from sage.train.training import TrainingState
 SUMMED = ("residual_N", "velocity_N")
 """Unsent gradient state: its sum over the ranks must stay the same when the world size changes."""
 
+SAME = (
+    *("model", "model_options", "reducer", "memory", "min_compress", "optimizer"),
+    *("mount", "shards"),
+)
+"""Settings that a run has in common with the run that it continues from."""
+
 State = dict[str, Any]
 
 
 def shared_state(training: TrainingState) -> State:
-    """Return the state that all ranks have in common."""
-    return {
+    """Return the state that all ranks have in common; a collective call."""
+    state = {
         "step": training.step,
         "model": training.model.state_dict(),
         "optimizer": training.optimizer.state_dict(),
@@ -38,6 +44,7 @@ def shared_state(training: TrainingState) -> State:
         "loss_scale": training.loss_scale.state_dict(),
         "seconds": training.seconds,
     }
+    return training.mount.gathered(state, _trained(training))
 
 
 def own_state(training: TrainingState) -> State:
@@ -49,6 +56,11 @@ def own_state(training: TrainingState) -> State:
         "random": checkpoint.rng_state(),
         "tally": training.metrics.state_dict(),
     }
+
+
+def _trained(training: TrainingState) -> list[Tensor]:
+    """The optimiser's parameters, in the order of its state."""
+    return [p for group in training.optimizer.param_groups for p in group["params"]]
 
 
 def from_own(training: TrainingState) -> bool:
@@ -140,7 +152,7 @@ def _read_config(folder: Path, config: Config) -> Config:
         before = recorded(storage.read_json(folder / "config.json", storage.CONFIG))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"continue_from is {folder}, which is not a run folder: {error}") from error
-    for part in ("model", "model_options", "reducer", "memory", "min_compress", "mount", "optimizer"):
+    for part in SAME:
         was, now = getattr(before, part), getattr(config, part)
         if was != now:
             raise ValueError(
@@ -171,6 +183,7 @@ def _restore_shared(training: TrainingState, shared: State) -> None:
     if type(count) is not int or count < 0 or bool(count) != bool(means):
         raise ValueError(f"the running average is that of {count!r} models")
     _check_shapes("the running average", means, dict(floating(training.model)), some=True)
+    shared = training.mount.scattered(shared, _trained(training))
     training.model.load_state_dict(shared["model"])
     options = [dict(group) for group in training.optimizer.param_groups]
     training.optimizer.load_state_dict(shared["optimizer"])

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sage.config import Config
 from sage.data.dataset import Dataset
@@ -11,7 +11,7 @@ from sage.reduction.error_feedback import MemoryOptions
 from sage.train.optim import BeforeReduction, build_optimizer, peak_scale, schedule
 
 
-def before_reduction(config: Config, parameters: Sequence[nn.Parameter]) -> BeforeReduction:
+def before_reduction(config: Config, parameters: Sequence[Tensor]) -> BeforeReduction:
     """Return the module that applies weight decay and momentum before the reduction."""
     momentum = config.momentum_at == "before" and config.momentum_kind != "none"
     return BeforeReduction(

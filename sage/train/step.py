@@ -13,7 +13,7 @@ from torch import Tensor
 from sage.data.dataset import Batch
 from sage.timing import phase
 from sage.train.divergence import diverged
-from sage.train.optim import clip_, joint_norm, set_lr
+from sage.train.optim import clip_, set_lr
 from sage.train.schedules import learning_rate
 from sage.train.training import TrainingState
 
@@ -101,9 +101,11 @@ def _update(training: TrainingState, lr: float, batches: list[Batch]) -> Tensor:
     Raises:
         Diverged: The mean gradient is not finite; raised on every rank.
     """
-    mean, limit = training.mount.gradient, training.config.clip_global
+    mount, limit = training.mount, training.config.clip_global
     with phase("update"):
-        norm = joint_norm(mean) if limit is None else clip_(mean, limit)
+        norm = mount.norm()
+        if limit is not None:
+            clip_(mount.gradient, limit, norm=norm)
         if not bool(norm.isfinite()):
             training.record.event("diverged", step=training.step)
             raise diverged(training, batches, lr)

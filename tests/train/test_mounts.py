@@ -10,6 +10,9 @@ from ddp_runs import (
     ONE,
     SEVERAL,
     SIZES,
+    SKIPPING,
+    HalfUsed,
+    Spiked,
     differing,
     everything,
     processes,
@@ -17,15 +20,12 @@ from ddp_runs import (
     training,
     weights,
 )
-from small import small_network
-from torch import Tensor, nn
+from torch import Tensor
 
 from sage.comm.ledger import KINDS, ring_all_reduce
 from sage.comm.replicas import ReplicasDiffer
 from sage.comm.wire import Wire
-from sage.data.dataset import Batch
 from sage.storage import write_json
-from sage.tasks.classify import Classify
 from sage.train.divergence import Diverged
 
 WITH_ONE_BUCKET: dict[str, dict[str, Any]] = {
@@ -152,29 +152,6 @@ def test_a_training_resumes_from_its_checkpoint_bitwise_identically(tmp_path: Pa
         assert found == {name: [] for name in cases}
 
 
-class Spiked(Classify):
-    """A loss whose gradient is not finite in its third batch, where `here`, and in later ones if `again`."""
-
-    here = again = False
-    calls = 0
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        self.calls += 1
-        loss = super().loss(model, batch)
-        is_spiked = self.calls == 3 or (self.again and self.calls > 3)
-        return loss * float("inf") if self.here and is_spiked else loss
-
-
-SKIPPING: dict[str, dict[str, Any]] = {
-    "topk": {"momentum_at": "before", "memory_lr_ratio": True, "schedule": "cosine"},
-    "exact": {"reducer": "exact", "momentum_at": "before"},
-    "powersgd": {"reducer": "powersgd"},
-    "dgc": {"reducer": "dgc", "memory": "momentum", "momentum": 0.0},
-    "qsgd": {"reducer": "qsgd"},
-    "fp16 autocast": {"amp": "fp16"},
-}
-
-
 def test_all_ranks_skip_a_step_that_is_not_finite_on_one_and_restore_all_state(tmp_path: Path) -> None:
     def work(wire: Wire) -> dict[str, tuple[list[str], bool, bool, bool]]:
         found = {}
@@ -276,18 +253,6 @@ def test_the_record_of_a_step_has_its_phases_and_its_exposed_seconds(tmp_path: P
     for exact, topk in processes(2, work):
         assert exact == (passes, {"exposed_seconds"}, True)
         assert topk == (passes | {"select", "communicate", "scatter"}, coding, True)
-
-
-class HalfUsed(nn.Sequential):
-    """A network whose last layer is not used."""
-
-    def __init__(self) -> None:
-        super().__init__(*small_network().children(), nn.Linear(3, 3))
-
-    def forward(self, input: Tensor) -> Tensor:
-        for module in list(self)[:-1]:
-            input = module(input)
-        return input
 
 
 def test_a_parameter_without_a_gradient_is_named(tmp_path: Path) -> None:

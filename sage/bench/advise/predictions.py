@@ -52,7 +52,9 @@ def break_even(calibration: Calibration, setups: Sequence[Setup]) -> list[tuple[
             ]
             own = replace(calibration, methods=tuple(methods))
             (limit,) = limits(Predictor(own), [_here(own)], _bucket_mb(setup.config))
-            intervals.append((setup.name, limit.by_recurrence[setup.config.mount]))
+            mount = setup.config.mount
+            assert mount != "fsdp"  # `setups` chooses it
+            intervals.append((setup.name, limit.by_recurrence[mount]))
     return intervals
 
 

@@ -18,7 +18,7 @@ from sage.predict.calibration import Calibration, MethodTimes, ModelTimes, Param
 from sage.predict.calibration_schema import Scope
 from sage.records import run_folder
 from sage.records.record import read_metrics
-from sage.train.ddp_limits import needs_one_bucket
+from sage.train.mount_limits import needs_one_bucket
 
 ALIKE = (
     "workload",

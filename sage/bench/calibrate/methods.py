@@ -21,7 +21,7 @@ from sage.comm.wire import Wire
 from sage.config import Config
 from sage.output.text import clean_text
 from sage.predict.calibration import Message, MethodTimes
-from sage.train.ddp_limits import needs_one_bucket
+from sage.train.mount_limits import needs_one_bucket
 
 PAYLOADS = (1, 2, 4)
 """Numbers of payloads W that are decoded without a network, in addition to those of the ranks in use."""

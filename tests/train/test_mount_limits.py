@@ -6,7 +6,7 @@ import pytest
 
 from sage import registry
 from sage.config import Config, load, resolve
-from sage.train.ddp_limits import check_buckets, needs_one_bucket
+from sage.train.mount_limits import check_buckets, needs_one_bucket
 
 
 @pytest.mark.parametrize(
