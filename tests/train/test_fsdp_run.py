@@ -1,4 +1,4 @@
-"""`sage run --mount fsdp` from the command line: killed, stopped, refused, and with a model that has shards."""
+"""`sage run --mount fsdp` from the command line: killed, stopped, refused, and with shards."""
 
 import json
 import os
