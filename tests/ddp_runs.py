@@ -133,7 +133,7 @@ def whole_weights(run: Training) -> list[Tensor]:
 
 def local(x: Tensor) -> Tensor:
     """Return this rank's shard of a tensor, or the tensor if it is not sharded."""
-    return x.detach().to_local() if isinstance(x, DTensor) else x.detach()
+    return (x.to_local() if isinstance(x, DTensor) else x).detach()
 
 
 class Spiked(Classify):

@@ -94,12 +94,13 @@ def test_with_two_ranks_exact_is_bitwise_equal_to_the_whole_model_mount_in_units
 def test_two_replicas_of_two_shards_give_the_same_up_to_the_order_of_sums(tmp_path: Path) -> None:
     def work(wire: Wire) -> list[bool]:
         found = []
-        for options in (
+        cases: list[dict[str, Any]] = [
             {"reducer": "exact"},
             {"reducer": "exact", "clip_global": 0.05, "accumulate": 2, "weight_decay": 0.01},
             {"reducer": "exact", "momentum_at": "before", "weight_decay": 0.01, "weight_decay_at": "before"},
             {"reducer": "topk", "reducer_options": {"density": 1.0}},
-        ):
+        ]
+        for options in cases:
             plain = weights(step(training(wire, tmp_path, **options), 5))
             run = step(training(wire, tmp_path, **options, **TWO_BY_TWO), 5)
             same = [torch.allclose(a, b, atol=1e-6) for a, b in zip(plain, whole_weights(run), strict=True)]

@@ -21,10 +21,11 @@ def of(*sizes: int) -> nn.Sequential:
 
 
 def test_a_unit_is_a_module_whose_parameters_outside_other_units_reach_the_size() -> None:
-    model = nn.Sequential(of(4, 1), of(1, 1), nn.Linear(9, 1, bias=False))
-    assert units(model, 4 * 4) == [model[0][0], model[2]]  # the rest is below the size everywhere
-    assert units(model, 5 * 4) == [model[0], model[2]]
-    assert units(model, 1 * 4) == [*model[0], *model[1], model[2]]
+    first, second, last = of(4, 1), of(1, 1), nn.Linear(9, 1, bias=False)
+    model = nn.Sequential(first, second, last)
+    assert units(model, 4 * 4) == [first[0], last]  # the rest is below the size everywhere
+    assert units(model, 5 * 4) == [first, last]
+    assert units(model, 1 * 4) == [*first, *second, last]
     assert units(model, 100 * 4) == []
 
 
