@@ -129,7 +129,7 @@ def _list_of(name: str, words: Sequence[str], annotation: Any) -> Any:
     types = inner * len(words) if Ellipsis in get_args(arm) else inner
     if len(types) != len(words):
         raise ValueError(f"{name} is {shown(' '.join(words))}; allowed is {describe(annotation)}")
-    values = [_value(name, word, each) for word, each in zip(words, types, strict=True)]
+    values = [_value(name, word, part) for word, part in zip(words, types, strict=True)]
     return coerce(name, values, annotation)
 
 

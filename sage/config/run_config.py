@@ -237,7 +237,7 @@ class Config:
         Fields that are marked `LATER` and have their default value are omitted.
         """
         later = _marked(type(self), LATER)
-        defaults = {each.name: _default(each) for each in fields(self) if each.name in later}
+        defaults = {field.name: _default(field) for field in fields(self) if field.name in later}
         values = {name: getattr(self, name) for name in annotations(type(self))}
         values = {name: value for name, value in values.items() if defaults.get(name, MISSING) != value}
         plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
@@ -250,7 +250,7 @@ class Config:
         Raises:
             ValueError: if a field is unknown, has an invalid value, or is missing and has no default.
         """
-        required = [each.name for each in fields(cls) if _default(each) is MISSING]
+        required = [field.name for field in fields(cls) if _default(field) is MISSING]
         for name in values:
             known("field of a run", name, annotations(cls))
         if missing := [name for name in required if name not in values]:

@@ -57,7 +57,7 @@ def _table(bins: Bins, device: torch.device) -> _Table:
     layer_B = torch.arange(len(starts)).repeat_interleave(num)
     length_B = start_B.diff(append=start_B.new_tensor([bins.stops[-1] if bins.stops else 0]))
     width_B = torch.tensor([width_of(length) for length in bins.lengths], dtype=torch.int64)[layer_B]
-    return _Table(*(each.to(device) for each in (start_B, length_B, layer_B, width_B)))
+    return _Table(*(x.to(device) for x in (start_B, length_B, layer_B, width_B)))
 
 
 def width_of(length: int) -> int:

@@ -25,7 +25,7 @@ def philox(counter_C: Tensor, key: int) -> Tensor:
         high0, low0 = _product(x0, FACTORS[0])
         high1, low1 = _product(x2, FACTORS[1])
         x0, x1, x2, x3 = high1 ^ x1 ^ keys[0], low1, high0 ^ x3 ^ keys[1], low0
-        keys = [each + bump & WORD for each, bump in zip(keys, BUMPS, strict=True)]
+        keys = [key + bump & WORD for key, bump in zip(keys, BUMPS, strict=True)]
     return torch.stack((x0, x1, x2, x3), 1)
 
 

@@ -130,7 +130,7 @@ def pictures(
     """Return the data of the pictures: curves of the first setup of more than one rank, and the map."""
     setup = next((candidate for candidate in setups if candidate.ranks > 1), setups[0])
     compared = choices(calibration, bucket_mb, steps_ratios)
-    given = [8 * each for one in setups for each in one.link.bytes_per_second or ()]
+    given = [8 * bandwidth for one in setups for bandwidth in one.link.bytes_per_second or ()]
     low, high = min([CURVE_BITS[0], *given]), max([CURVE_BITS[1], *given])
     bits = numpy.geomspace(low, high, CURVE_POINTS)
     most = max([256, *(other.ranks for other in setups)])

@@ -23,7 +23,9 @@ from .signature import composed_options
 
 PACKAGE = Path(__file__).parents[1]
 
-BUILTINS = {each.__name__: each for each in (bool, int, float, str, tuple, list, dict, set, frozenset)}
+BUILTINS = {
+    builtin.__name__: builtin for builtin in (bool, int, float, str, tuple, list, dict, set, frozenset)
+}
 
 PURE = (Range, Before, frozenset)
 """What an expression may call: the result depends on the arguments alone."""
@@ -182,12 +184,12 @@ def value_of(node: ast.expr, names: Names) -> Any:
             found = operator.or_(value_of(node.left, names), value_of(node.right, names))
         case ast.Tuple() | ast.List() | ast.Set():
             kind = {ast.Tuple: tuple, ast.List: list, ast.Set: set}[type(node)]
-            found = kind([value_of(each, names) for each in node.elts])
+            found = kind([value_of(element, names) for element in node.elts])
         case ast.Call():
             function = value_of(node.func, names)
             if function in PURE:
-                keywords = {str(each.arg): value_of(each.value, names) for each in node.keywords}
-                found = function(*(value_of(each, names) for each in node.args), **keywords)
+                keywords = {str(keyword.arg): value_of(keyword.value, names) for keyword in node.keywords}
+                found = function(*(value_of(argument, names) for argument in node.args), **keywords)
     if found is ABSENT:
         raise Unknown(ast.unparse(node))
     return found
@@ -200,17 +202,17 @@ def _function(node: ast.FunctionDef, names: Names) -> Callable[..., Any]:
     given = node.args
     types: dict[str, Any] = {}
     parameters = [
-        Parameter(each.arg, Parameter.POSITIONAL_ONLY) for each in (*given.posonlyargs, *given.args)
+        Parameter(argument.arg, Parameter.POSITIONAL_ONLY) for argument in (*given.posonlyargs, *given.args)
     ]
     if given.vararg:
         parameters.append(Parameter(given.vararg.arg, Parameter.VAR_POSITIONAL))
-    for each, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
-        if each.annotation is not None:
-            types[each.arg] = value_of(each.annotation, names)
-            if isinstance(types[each.arg], str):  # a string, which only the module can evaluate
-                raise Unknown(each.arg)
+    for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
+        if argument.annotation is not None:
+            types[argument.arg] = value_of(argument.annotation, names)
+            if isinstance(types[argument.arg], str):  # a string, which only the module can evaluate
+                raise Unknown(argument.arg)
         value = value_of(default, names) if default is not None else Parameter.empty
-        parameters.append(Parameter(each.arg, Parameter.KEYWORD_ONLY, default=value))
+        parameters.append(Parameter(argument.arg, Parameter.KEYWORD_ONLY, default=value))
     if given.kwarg:
         parameters.append(Parameter(given.kwarg.arg, Parameter.VAR_KEYWORD))
 
@@ -237,14 +239,14 @@ def _class(node: ast.ClassDef, names: Names) -> type:
             continue
         bases.append(value_of(base, names))
     body: dict[str, Any] = {"__doc__": ast.get_docstring(node, clean=False), "__module__": names.module}
-    for each in node.body:
-        name = getattr(each, "name", "")
-        if isinstance(each, ast.FunctionDef) and name == "__init__":
-            body[name] = _function(each, names)
+    for statement in node.body:
+        name = getattr(statement, "name", "")
+        if isinstance(statement, ast.FunctionDef) and name == "__init__":
+            body[name] = _function(statement, names)
         elif name in ("__new__", "options"):
             raise Unknown(f"{node.name}.{name}")
-        elif isinstance(each, ast.Assign | ast.AnnAssign) and each.value is not None:
-            target = each.targets[0] if isinstance(each, ast.Assign) else each.target
+        elif isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+            target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
             if ast.unparse(target) == "later":
-                body["later"] = value_of(each.value, names)
+                body["later"] = value_of(statement.value, names)
     return type(node.name, tuple(bases), body)

@@ -63,7 +63,7 @@ def names(kind: PartKind) -> list[str]:
 def summary(kind: PartKind, name: str) -> str:
     """Return the first line of a part's module docstring without importing it, or why it cannot be read."""
     if kind == "reducers" and "+" in name:
-        return "; ".join(summary(kind, ALIASES.get(each, each)) for each in name.split("+"))
+        return "; ".join(summary(kind, ALIASES.get(part_name, part_name)) for part_name in name.split("+"))
     try:
         source = _source(kind, name)
         if source is None:
@@ -112,14 +112,14 @@ def check_name(kind: PartKind, name: str) -> str:
     Raises:
         ValueError: if there is no such part.
     """
-    for each in name.split("+") if kind == "reducers" else [name]:
-        if is_file(each):
-            content_of(each)
-        elif "." not in each:
-            known(KINDS[kind], ALIASES.get(each, each), names(kind))
-        elif not _DOTTED.fullmatch(each):
+    for part_name in name.split("+") if kind == "reducers" else [name]:
+        if is_file(part_name):
+            content_of(part_name)
+        elif "." not in part_name:
+            known(KINDS[kind], ALIASES.get(part_name, part_name), names(kind))
+        elif not _DOTTED.fullmatch(part_name):
             raise ValueError(
-                f"no {KINDS[kind]} is called {shown(each)}; allowed are a name of `sage list`, "
+                f"no {KINDS[kind]} is called {shown(part_name)}; allowed are a name of `sage list`, "
                 "a module as package.module, and a file as ./mine.py"
             )
     return name
@@ -133,7 +133,7 @@ def load(kind: PartKind, name: str) -> Callable[..., Any]:
     """
     check_name(kind, name)
     if kind == "reducers" and "+" in name:
-        parts = [load(kind, each) for each in name.split("+")]
+        parts = [load(kind, part_name) for part_name in name.split("+")]
         if len(parts) != 2:
             raise ValueError(f"the reducer {shown(name)}: expected two parts, as in topk+terngrad")
         # Imported by name, because the reduction package imports this one.
@@ -214,7 +214,7 @@ def described(kind: PartKind, name: str) -> Callable[..., Any]:
     check_name(kind, name)
     with suppress(Unknown):
         if kind == "reducers" and name.count("+") == 1:
-            return composed(*(_outline(kind, each) for each in name.split("+")))
+            return composed(*(_outline(kind, part_name) for part_name in name.split("+")))
         return _outline(kind, name)
     return load(kind, name)
 
@@ -249,7 +249,7 @@ def check_options(
         known(f"option of the {KINDS[kind]} {short(name)}", option, valid)
     checked = {option: coerce(option, value, valid[option].type) for option, value in given.items()}
     complete = {option: checked.get(option, spec.default) for option, spec in valid.items()}
-    later = {*getattr(part, "later", ()), *(each for each in valid if LATER in marks(valid[each].type))}
+    later = {*getattr(part, "later", ()), *(option for option in valid if LATER in marks(valid[option].type))}
     return {
         option: value
         for option, value in complete.items()

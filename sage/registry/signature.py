@@ -77,7 +77,7 @@ def _options(part: Any, kind: PartKind) -> Mapping[str, Option]:
 
 def composed_options(sparsifier: Callable[..., Any], quantiser: Callable[..., Any]) -> Mapping[str, Option]:
     """Return the options of a hybrid: those of both parts, without the sparsifier's `TRANSPORT_OPTIONS`."""
-    own = {name: each for name, each in options(sparsifier).items() if name not in TRANSPORT_OPTIONS}
+    own = {name: option for name, option in options(sparsifier).items() if name not in TRANSPORT_OPTIONS}
     return {**options(quantiser), **own}
 
 
@@ -121,9 +121,9 @@ def _builders(part: Callable[..., Any]) -> list[Callable[..., Any]]:
     if not inspect.isclass(part):
         return [part]
     builders: list[Callable[..., Any]] = []
-    for each in inspect.getmro(part):
-        if "__init__" in vars(each):
-            builders.append(vars(each)["__init__"])
+    for base in inspect.getmro(part):
+        if "__init__" in vars(base):
+            builders.append(vars(base)["__init__"])
             kinds = {p.kind for p in inspect.signature(builders[-1]).parameters.values()}
             if inspect.Parameter.VAR_KEYWORD not in kinds:
                 break

@@ -39,12 +39,12 @@ def refused(path: Path, error: OSError) -> Unreadable:
     reason = f"cannot be read: {error.strerror or error}"
     if error.errno not in (errno.EACCES, errno.EPERM):
         return Unreadable(path, reason)
-    for each in (path, *path.absolute().parents):
+    for parent in (path, *path.absolute().parents):
         try:
-            owner = each.stat().st_uid
+            owner = parent.stat().st_uid
         except OSError:  # a parent folder is not accessible
             continue
-        where = "it" if each == path else str(each)
+        where = "it" if parent == path else str(parent)
         return Unreadable(
             path, f"{reason} because {where} belongs to {user_name(owner)}", "ask for read permission"
         )

@@ -115,7 +115,7 @@ def _lists_its_files(index: dict[str, Any]) -> str:
     if world_size < 1 or len(files) != world_size + 1:
         return f"it lists {len(files)} files; {world_size} ranks have {world_size + 1}"
     entry = Kind(name="an entry", keys={"bytes": int, "sha256": str})
-    faults = (f"{name!r}: {fault}" for name, each in files.items() if (fault := entry.fault(each)))
+    faults = (f"{name!r}: {fault}" for name, content in files.items() if (fault := entry.fault(content)))
     return next(faults, "")
 
 

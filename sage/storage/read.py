@@ -218,7 +218,7 @@ def _as_text(path: Path, content: bytes, where: str = "") -> str:
 def _depth(value: Any) -> int:
     """Return the nesting depth of lists and objects, computed without recursion."""
     depth, level = 0, [value]
-    while level := [each for each in level if isinstance(each, dict | list)]:
+    while level := [value for value in level if isinstance(value, dict | list)]:
         depth += 1
-        level = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]
+        level = [item for value in level for item in (value.values() if isinstance(value, dict) else value)]
     return depth

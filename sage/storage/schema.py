@@ -64,8 +64,8 @@ class Kind:
 def _fits(kind: Any) -> Fits:
     """Build the predicate for a type; done once for each kind, because a metrics file has many lines."""
     if isinstance(kind, Mapping):
-        needed = [(key, _fits(each)) for key, each in kind.items() if not key.endswith("?")]
-        others = [(key[:-1], _fits(each)) for key, each in kind.items() if key.endswith("?")]
+        needed = [(key, _fits(value_kind)) for key, value_kind in kind.items() if not key.endswith("?")]
+        others = [(key[:-1], _fits(value_kind)) for key, value_kind in kind.items() if key.endswith("?")]
         return lambda value: (
             isinstance(value, dict)
             and all(key in value and fits(value[key]) for key, fits in needed)
@@ -73,7 +73,7 @@ def _fits(kind: Any) -> Fits:
         )
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        arms = [_fits(each) for each in args]
+        arms = [_fits(arm) for arm in args]
         return lambda value: any(fits(value) for fits in arms)
     if origin is dict:
         of_values = _fits(args[1])
@@ -101,24 +101,24 @@ def _fits(kind: Any) -> Fits:
 def _fault(value: Any, kind: Any, name: str) -> str:
     """Describe the first part of a value that does not match its type."""
     if get_origin(kind) in (Union, UnionType):
-        same = [each for each in get_args(kind) if (get_origin(each) or each) is type(value)]
+        same = [arm for arm in get_args(kind) if (get_origin(arm) or arm) is type(value)]
         if same and same[0] not in (int, float):
             return _fault(value, same[0], name)
     if isinstance(kind, Mapping) and isinstance(value, dict):
-        for key, each in kind.items():
+        for key, value_kind in kind.items():
             plain = key.removesuffix("?")
             if plain not in value:
                 if plain == key:
                     return f"{name} needs the key {key!r}"
-            elif not _fits(each)(value[plain]):
-                return _fault(value[plain], each, repr(plain))
+            elif not _fits(value_kind)(value[plain]):
+                return _fault(value[plain], value_kind, repr(plain))
     if get_origin(kind) is dict and isinstance(value, dict):
         of_values = get_args(kind)[1]
-        key = next(key for key, each in value.items() if not _fits(of_values)(each))
+        key = next(key for key, item in value.items() if not _fits(of_values)(item))
         return _fault(value[key], of_values, f"{name}, {_shown(key)},")
     if get_origin(kind) is list and isinstance(value, list):
         of_items = get_args(kind)[0]
-        index = next(i for i, each in enumerate(value) if not _fits(of_items)(each))
+        index = next(i for i, item in enumerate(value) if not _fits(of_items)(item))
         return _fault(value[index], of_items, f"item {index} of {name}")
     return f"{name} is {_shown(value)}, not {_in_words(kind)}"
 

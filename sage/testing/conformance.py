@@ -294,7 +294,7 @@ def main(name: str, options: Mapping[str, Any], world_sizes: Sequence[int]) -> i
         for world_size in world_sizes
     ]
     show(name, found)
-    return 1 if any(each.broken for each in found) else 0
+    return 1 if any(verdict.broken for verdict in found) else 0
 
 
 def _random_state() -> tuple[object, ...]:

@@ -71,21 +71,21 @@ def show(name: str, found: Sequence[Verdict]) -> None:
     from rich.table import Table
 
     by_name: dict[str, list[Verdict]] = {}
-    for each in found:
-        by_name.setdefault(each.invariant, []).append(each)
-    table = Table("invariant", *(f"W = {w}" for w in dict.fromkeys(each.world_size for each in found)))
+    for verdict in found:
+        by_name.setdefault(verdict.invariant, []).append(verdict)
+    table = Table("invariant", *(f"W = {w}" for w in dict.fromkeys(verdict.world_size for verdict in found)))
     for invariant, row in by_name.items():
-        table.add_row(invariant, *(_coloured(each.word) for each in row))
+        table.add_row(invariant, *(_coloured(verdict.word) for verdict in row))
     console = Console(highlight=False)
     console.print(f"{name}: {summary(by_name)}", markup=False, soft_wrap=True)
     console.print(table)
-    for each in found:
-        for complaint in each.broken:
+    for verdict in found:
+        for complaint in verdict.broken:
             console.print(f"broken: {complaint}", markup=False, soft_wrap=True)
     reasons: dict[str, dict[str, None]] = {}
-    for each in found:
-        for reason in each.unchecked:
-            reasons.setdefault(reason, {})[each.invariant] = None
+    for verdict in found:
+        for reason in verdict.unchecked:
+            reasons.setdefault(reason, {})[verdict.invariant] = None
     for reason, invariants in reasons.items():
         console.print(f"not checked: {reason} ({', '.join(invariants)})", markup=False, soft_wrap=True)
 
