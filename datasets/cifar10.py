@@ -49,8 +49,8 @@ class CIFAR10(Images):
 
         Args:
             augment: Crop and flip the training images at random.
-            limit_train: Train only on the first so many images.
-            limit_test: Test only on the first so many images.
+            limit_train: Train only on this number of images, the first ones.
+            limit_test: Test only on this number of images, the first ones.
         """
         train, test = self._files(root)
         super().__init__(

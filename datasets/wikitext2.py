@@ -47,8 +47,8 @@ class WikiText2(Tokens):
             bptt: Tokens per row of a batch: the length of truncated backpropagation through time.
             eval_batch_size: Number of rows that the evaluated split is cut into, over all ranks.
             evaluate_on: The split to evaluate.
-            limit_train: Train only on the first so many tokens.
-            limit_test: Evaluate only on the first so many tokens.
+            limit_train: Train only on this number of tokens, the first ones.
+            limit_test: Evaluate only on this number of tokens, the first ones.
         """
         super().__init__(
             encode(self._texts(root), root, tokenizer=tokenizer, pad=True),

@@ -1,6 +1,6 @@
 """The part of a sweep's file that `sage target` writes: the targets, and the chosen tuning points.
 
-It is at the end of the file, between two comments. What else is in the file stays as it is.
+It is at the end of the file, between two comments. The rest of the file is not changed.
 """
 
 import json

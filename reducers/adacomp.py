@@ -19,7 +19,7 @@ class AdaComp(Sparsifier):
     ≥ gmax, where gmax is the largest |a| in its bin. It is sent as sign(a) times a scale, the mean of gmax
     over the layer's bins, and the residual keeps the difference. Nothing is sent from a bin of zeros. Bins
     have `conv_bin` elements in tensors of three or more dimensions, and `dense_bin` elements in others. No
-    bin crosses the border of a layer, whatever the grouping. With `sends="values"` the selected values of a
+    bin crosses the border of a layer, under any grouping. With `sends="values"` the selected values of a
     are sent unchanged, which is in neither source.
 
     `rule="gradcomp"` is the code of the language-model study (maysarahammouda/GradComp), which has no bins.

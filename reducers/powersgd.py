@@ -43,7 +43,7 @@ class PowerSgd(Reducer):
     Payload bytes per rank: 4·r·(n + m) per matrix and iteration, in two all-reduces per iteration. Parameters
     of one dimension or none, and those for which rank r would save too little, are sent dense, 4 per element,
     together with all P of the first iteration. With `half`, 4·r·n and 4·r·m per matrix in alternate steps, in
-    one all-reduce. Before `start_step`, 4 per element. The method works per parameter, whatever the grouping.
+    one all-reduce. Before `start_step`, 4 per element. The method works per parameter, under any grouping.
 
     Args:
         rank: Rank r of the product P·Qᵀ, at most n or m; 1 or more.

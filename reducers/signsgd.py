@@ -11,7 +11,7 @@ class SignSgd(Reducer):
     """The result is sign(Σ_w sign(g_w)), 0 if the votes are tied.
 
     This is the paper's majority vote (Algorithm 3), and the utility study's SignSGD in its format. A zero
-    votes +1, where the paper's sign(0) is 0. The result has magnitude 1 whatever the gradient's magnitude, so
+    votes +1, where the paper's sign(0) is 0. The result has magnitude 1 for any gradient, so
     the learning rate has to be small. It is not the mean of what was sent, so conservation does not hold.
     With a residual, the residual keeps a − sign(a), which is in neither source; as signs have no scale, it
     helps little if gradients are far from 1 (see `efsignsgd`).

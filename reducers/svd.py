@@ -54,7 +54,7 @@ class Svd(Reducer):
     Payload bytes per rank: 4·r·(n + m) for the vectors (`values`) and 4·r for the singular values (`scales`)
     per matrix, in an all-gather. Parameters of one dimension or none, and those for which rank r would save
     too little, are sent dense, 4 per element, in a separate all-reduce; the limit is that of PyTorch's
-    PowerSGD hook. The method works per parameter, whatever the grouping.
+    PowerSGD hook. The method works per parameter, under any grouping.
 
     Args:
         rank: Number r of singular values sent per matrix, at most n or m; 1 or more.

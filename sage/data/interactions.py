@@ -2,7 +2,7 @@
 
 The protocol is that of He, Liao, Zhang, Nie, Hu, Chua, *Neural Collaborative Filtering*, 2017
 (https://arxiv.org/abs/1708.05031, sections 2.1 and 4.1): every interaction of a user with an item is a
-positive, whatever the rating; the latest positive of each user is held out and ranked among sampled items
+positive, with any rating; the latest positive of each user is held out and ranked among sampled items
 that the user has no interaction with; every epoch draws new negatives for each of the other positives.
 """
 

@@ -31,7 +31,7 @@ class Flat(nn.Module):
             `sage.reduction.error_feedback.ErrorFeedback`.
         grouping: Unit of the reducer's decisions; by default the reducer's own.
         min_compress: Tensors with fewer elements are sent dense, unless the reducer handles them too.
-        always: Names of tensors that are compressed whatever their size.
+        always: Names of tensors that are compressed even if they are small.
 
     Raises:
         ValueError: if an option is out of range or unknown.

@@ -105,7 +105,7 @@ def spaced(name: str) -> str:
 
 
 def _significant(value: float, digits: int = 3) -> str:
-    """So many significant digits, without an exponent where it can be avoided.
+    """Format with this number of significant digits, without an exponent where it can be avoided.
 
     >>> _significant(44.719), _significant(999.6), _significant(12000), _significant(0.00123)
     ('44.7', '1000', '12000', '0.00123')

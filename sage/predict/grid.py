@@ -58,7 +58,7 @@ class Row:
     speedup_high: float
     verdict: Verdict
     """`pays` if the step is shorter than that of every dense method in 97.5 % of the draws, `does not pay` if
-    it is longer than the shortest of them in as many."""
+    it is longer than the shortest of them in 97.5 %."""
     is_model: bool
     """Whether the world size is beyond four times the largest that was measured."""
     notes: tuple[str, ...]

@@ -80,7 +80,7 @@ class Reducer(nn.Module):
             grad_N: This rank's gradient. The callee may overwrite it and return it as `mean_N`.
             residual_N: What earlier steps did not send; the signal is residual + gradient. Update it in place
                 to what this step did not send. None: no error feedback, and what is not sent is lost.
-            wire: The communicator. Make the same calls on every rank, whatever the data.
+            wire: The communicator. Make the same calls on every rank, for any data.
 
         Returns:
             The mean and what was sent.
@@ -151,7 +151,7 @@ class Sparsifier(Reducer):
 
     memory = "residual"
     even: ClassVar[bool] = True
-    """Whether every rank selects the same number of elements, whatever its data."""
+    """Whether every rank selects the same number of elements, for any data."""
 
     def __init__(
         self, *, values: Literal["fp32", "fp16"] = "fp32", indices: Literal["int32", "coded"] = "int32"

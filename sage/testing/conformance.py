@@ -188,7 +188,7 @@ def nan_reaches_every_mean(case: Case) -> None:
 
     sent = with_spike(1000.0)[culprit][1].reduced.sent
     if sent is not None and 5 not in sent.tolist():
-        case.skip("elements are selected whatever their magnitude; the spike was not selected")
+        case.skip("elements are selected independently of their magnitude; the spike was not selected")
         return
     for spike in (math.nan, math.inf):
         for rank, (_, during, after) in enumerate(with_spike(spike)):

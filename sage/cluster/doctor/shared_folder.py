@@ -32,7 +32,7 @@ class SharedFolder:
         return ""
 
     def visible_ranks(self, ranks: Iterable[int], seconds: float) -> list[int]:
-        """The ranks whose tokens are visible; waits until all are, for at most so many seconds."""
+        """The ranks whose tokens are visible; waits until all are, at most this number of seconds."""
         end = time.monotonic() + seconds
         wanted = list(ranks)
         while True:
