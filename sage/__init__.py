@@ -10,7 +10,7 @@ _FUNCTIONS = {
     "comm_hook": "mount.comm_hook",
     "ddp_hook": "mount.ddp",
     "fsdp_hook": "mount.fsdp",
-    "ledger": "mount.foreign_hook",
+    "ledger": "mount.hook_ledger",
     "reduce_model": "mount.whole",
 }
 """The module that defines each name; imported on first access, as torch takes seconds."""
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from sage.bench.advise.script import advise as advise
     from sage.mount.comm_hook import comm_hook as comm_hook
     from sage.mount.ddp import ddp_hook as ddp_hook
-    from sage.mount.foreign_hook import ledger as ledger
     from sage.mount.fsdp import fsdp_hook as fsdp_hook
+    from sage.mount.hook_ledger import ledger as ledger
     from sage.mount.whole import reduce_model as reduce_model
 else:
 

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import sage
 from sage.comm.ledger import ring_all_gather, ring_all_reduce
-from sage.mount.foreign_hook import HookLedger, counted
+from sage.mount.hook_ledger import HookLedger, counted
 
 WORLD_SIZE = 2
 RANK = 1  # of PowerSGD

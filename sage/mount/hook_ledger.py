@@ -35,11 +35,11 @@ class _Step:
     numel: int = 0
     pending: int = 0
     """Buckets that the hook has been called with and that are not reduced yet."""
-    inside: int | None = None
+    thread_in_hook: int | None = None
     """The thread that is in the hook now."""
-    callers: set[int] = field(default_factory=set)
+    backward_threads: set[int] = field(default_factory=set)
     """The threads that have called the hook: those of backward."""
-    last_began: float | None = None
+    last_bucket_at: float | None = None
     """When the hook was called with the last bucket."""
     hook_seconds: float = 0.0
     is_over: bool = False
@@ -95,16 +95,16 @@ class HookLedger:
             step.pending += 1
             step.dense_bytes += bucket.buffer().nbytes
             step.numel += bucket.buffer().numel()
-            step.inside = threading.get_ident()
-            step.callers.add(step.inside)
+            step.thread_in_hook = threading.get_ident()
+            step.backward_threads.add(step.thread_in_hook)
             if bucket.is_last():
-                step.last_began = start
+                step.last_bucket_at = start
         try:
             result = self._hook(state, bucket)
         finally:
             with self._lock:
                 step.hook_seconds += time.perf_counter() - start
-                step.inside = None
+                step.thread_in_hook = None
 
         def done(future: Future[Tensor]) -> Tensor:
             self._finish(step)
@@ -171,10 +171,12 @@ class HookLedger:
         thread = threading.get_ident()
         # A hook's callbacks run on threads of the backend, which Python has not started, until their bucket
         # is reduced. The script's own collectives come from other threads.
-        is_foreign = isinstance(threading.current_thread(), threading._DummyThread)
+        is_callback = isinstance(threading.current_thread(), threading._DummyThread)
         with self._lock:
             step = self._step
-            if thread == step.inside or (is_foreign and step.pending and thread not in step.callers):
+            if thread == step.thread_in_hook or (
+                is_callback and step.pending and thread not in step.backward_threads
+            ):
                 assert self._group is not None
                 op, size = call.name.name.lower(), sum(x.nbytes for x in call.input_tensors)
                 payload, traffic = counted(op, size, self._group.rank(), call.root, self._group.size())
@@ -185,10 +187,10 @@ class HookLedger:
         now = time.perf_counter()
         with self._lock:
             step.pending -= 1
-            if step.pending or step.last_began is None or step.is_over:
+            if step.pending or step.last_bucket_at is None or step.is_over:
                 return
             step.is_over = True
-            self.exposed_seconds = now - step.last_began
+            self.exposed_seconds = now - step.last_bucket_at
             self.hook_seconds = step.hook_seconds
             self.last_step = of_step(step.ledger, step.dense_bytes, skipped=False)
             self.total += self.last_step
