@@ -53,9 +53,9 @@ command = Calibrate(
     advise,
     [
         Option("reducers", tuple[str, ...], REDUCERS, "The reducers, each NAME[:OPTION=VALUE,...]."),
-        Option("densities", tuple[float, ...], DENSITIES, "Target densities of those that have one."),
+        Option("densities", tuple[float, ...], DENSITIES, "Target densities, for reducers that have one."),
         Option("minutes", float, 5.0, "Time for all measurements together."),
-        Option("steps", int, 10, "Steps that are timed, and reductions of each reducer."),
+        Option("steps", int, 10, "Number of timed steps, and of reductions of each reducer."),
         Option("json", bool, False, "Print one JSON object instead of the text."),
         Option("output", Path | None, None, "A file for the calibration, for `sage predict`."),
     ],

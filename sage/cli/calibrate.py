@@ -117,7 +117,7 @@ command = Calibrate(
     [
         Option("reducers", tuple[str, ...], REDUCERS, "The reducers, each NAME[:OPTION=VALUE,...]."),
         Option("densities", tuple[float, ...], (), "Target densities; default: that of each reducer."),
-        Option("steps", int, 10, "Steps that are timed, and reductions of each reducer."),
+        Option("steps", int, 10, "Number of timed steps, and of reductions of each reducer."),
         Option(
             "seconds", float, 60.0, "Time for the collectives; the reducers take the same time in addition."
         ),
@@ -126,7 +126,7 @@ command = Calibrate(
             "from_runs",
             tuple[Path, ...],
             (),
-            "Folders of finished runs to take the times from, as far as they have them; nothing is measured.",
+            "Folders of finished runs: use the times in their records, and measure nothing.",
         ),
     ],
     help="Measure a cluster, a model and reducers for `sage predict`. All ranks take part.",
