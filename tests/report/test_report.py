@@ -235,8 +235,8 @@ def test_text_from_a_run_is_escaped(tmp_path: Path) -> None:
     assert "rule=$x_1$ &amp; &quot;&#x27;" in text
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-def test_a_browser_shows_the_page_without_an_error(full_report: Path, tmp_path: Path) -> None:
+def in_browser(page: Path, folder: Path) -> Elements:
+    """The elements of a page that Chromium shows, without a message on its console."""
     quiet = [
         "--headless",
         "--no-sandbox",
@@ -245,15 +245,38 @@ def test_a_browser_shows_the_page_without_an_error(full_report: Path, tmp_path: 
         "--disable-background-networking",
     ]
     quiet += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--v=0"]
-    place = [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    page = (full_report / "report.html").as_uri()
-    done = subprocess.run([str(CHROMIUM), *quiet, *place, page], capture_output=True, text=True, timeout=120)
+    place = [f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
+    command = [str(CHROMIUM), *quiet, *place, page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "CONSOLE" not in done.stderr
     dom = Elements()
     dom.feed(done.stdout)
+    return dom
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_a_browser_shows_the_page_without_an_error(full_report: Path, tmp_path: Path) -> None:
+    dom = in_browser(full_report / "report.html", tmp_path)
     assert dom.count("tr") == 4 * (1 + 5) + (1 + 1) + (1 + 6) + 4 * (1 + 2) + (1 + 2)
     assert dom.count("svg", role="img") == 8 + 7
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_a_browser_shows_the_page_of_eighty_runs_of_which_some_failed(tmp_path: Path) -> None:
+    for i in range(80):
+        options = {"density": 10.0 ** -(1 + i // 2 % 5)}
+        reducer = ("topk", "sage")[i % 2]
+        stop = i % 3 if i % 10 == 9 else None
+        folder = pretend(tmp_path, reducer, seed=i // 10, steps=4, steps_per_epoch=2, stop=stop, **options)
+        if stop is not None:
+            write_json(folder / "failure.json", {"error": "rank 1: out of memory"})
+    main([tmp_path], tmp_path / "report")
+    dom = in_browser(tmp_path / "report" / "report.html", tmp_path)
+    # Ten settings, one of which failed with every seed, with a step or without any.
+    without = sum(i % 10 == 9 and i % 3 == 0 for i in range(80))
+    assert dom.count("tr") == 4 * (1 + 10) + (1 + 8) + (1 + 80 - without)
+    assert dom.count("figure") >= 5
 
 
 def test_a_long_curve_is_thinned_but_keeps_its_ends_and_peaks() -> None:
