@@ -11,7 +11,8 @@ from sage.report.runs import Run
 def labels(members: Sequence[Run]) -> list[tuple[str, str]]:
     """Return each run's label, and the label without the seed.
 
-    A label is the reducer and the settings in which the runs with this reducer differ.
+    A label is the reducer and the settings in which the runs with this reducer differ; the mount, if it
+    differs between any runs.
     """
     values_by_reducer: dict[str, dict[str, set[Any]]] = {}
     counts: Counter[str] = Counter(run.config["reducer"] for run in members)
@@ -26,6 +27,9 @@ def labels(members: Sequence[Run]) -> list[tuple[str, str]]:
         # A setting that some runs lack counts as one more value, unless it is None in the others.
         lacking = {name: {None} if given[reducer, name] < counts[reducer] else set() for name in names}
         differing[reducer] = {name for name, values in names.items() if len(values | lacking[name]) > 1}
+        # Step times of different mounts are compared: `mount=ddp` is in every label if not all runs have it.
+        if any("mount" not in run.settings for run in members):
+            differing[reducer] |= {"mount"} & names.keys()
     plain = []
     for run in members:
         words = [

@@ -55,11 +55,11 @@ def test_six_seeds_that_are_all_sooner_pay_and_later_ones_do_not(tmp_path: Path)
         pretend(tmp_path, "dgc", seed=seed, density=0.01, seconds=0.006 if seed % 2 else 0.03)
     found = group(tmp_path)
     assert words(found) == {
-        "bf16": "reference", "dgc": "undecided", "sage": "does not pay", "topk": "pays"
+        "bf16 mount=ddp": "reference", "dgc": "undecided", "sage": "does not pay", "topk": "pays"
     }  # fmt: skip
     line = table(found)["topk"]
     # The reference reaches the target at the second evaluation, top-k at the third.
-    assert (line["steps"], table(found)["bf16"]["steps"]) == ("30", "20")
+    assert (line["steps"], table(found)["bf16 mount=ddp"]["steps"]) == ("30", "20")
     assert (line["steps ratio"], line["its interval"]) == ("1.5×", "1.5× to 1.5×")
     assert (line["reached"], line["pairs"]) == ("6 of 6", "6")
     assert first_line([found]) == "1 of 3 set-ups pay; 1 does not, 1 undecided."
@@ -75,7 +75,7 @@ def test_a_miss_is_infinite_and_stays_in_the_table(tmp_path: Path) -> None:
     assert line["reached"] == "5 of 6"
     assert line["seconds"].endswith("to ∞)")
     assert line["95 % interval"].endswith("to ∞")
-    assert words(found) == {"bf16": "reference", "sage": "does not pay", "topk": "undecided"}
+    assert words(found) == {"bf16 mount=ddp": "reference", "sage": "does not pay", "topk": "undecided"}
     assert table(found)["sage"]["time ratio"] == "∞"
 
 
@@ -86,7 +86,7 @@ def test_three_seeds_are_a_smoke_test_even_if_they_agree(tmp_path: Path) -> None
     for seed in range(2):
         pretend(tmp_path, "sage", seed=seed, density=0.01, seconds=0.001)
     found = group(tmp_path)
-    assert words(found) == {"bf16": "reference", "sage": "undecided", "topk": "smoke"}
+    assert words(found) == {"bf16 mount=ddp": "reference", "sage": "undecided", "topk": "smoke"}
     assert first_line([found]) == "0 of 2 set-ups pay; 1 undecided, 1 smoke test (3 to 5 seeds)."
 
 
@@ -120,8 +120,8 @@ def test_the_reference_overlaps_if_any_dense_run_does_and_the_head_notes_if_none
     dense(tmp_path / "both", 2, mount=None, lr=0.1)
     dense(tmp_path / "both", 2, reducer="exact")
     label, head = reference("both")
-    assert label == "exact"
-    assert head.startswith("Reference: exact (n = 2), which overlaps")
+    assert label == "exact mount=ddp"
+    assert head.startswith("Reference: exact mount=ddp (n = 2), which overlaps")
     assert "Target: accuracy ≥ 0.85 (the worst final of overlapped bf16" in head
 
 
