@@ -265,10 +265,11 @@ def test_a_browser_shows_the_page_without_an_error(full_report: Path, tmp_path: 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_a_browser_shows_the_page_of_eighty_runs_of_which_some_failed(tmp_path: Path) -> None:
     for i in range(80):
-        options = {"density": 10.0 ** -(1 + i // 2 % 5)}
+        density = 10.0 ** -(1 + i // 2 % 5)
         reducer = ("topk", "sage")[i % 2]
         stop = i % 3 if i % 10 == 9 else None
-        folder = pretend(tmp_path, reducer, seed=i // 10, steps=4, steps_per_epoch=2, stop=stop, **options)
+        length = {"steps": 4, "steps_per_epoch": 2}
+        folder = pretend(tmp_path, reducer, seed=i // 10, stop=stop, density=density, **length)
         if stop is not None:
             write_json(folder / "failure.json", {"error": "rank 1: out of memory"})
     main([tmp_path], tmp_path / "report")
