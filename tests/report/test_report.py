@@ -268,8 +268,9 @@ def test_a_browser_shows_the_page_of_eighty_runs_of_which_some_failed(tmp_path: 
         density = 10.0 ** -(1 + i // 2 % 5)
         reducer = ("topk", "sage")[i % 2]
         stop = i % 3 if i % 10 == 9 else None
-        length = {"steps": 4, "steps_per_epoch": 2}
-        folder = pretend(tmp_path, reducer, seed=i // 10, stop=stop, density=density, **length)
+        folder = pretend(
+            tmp_path, reducer, seed=i // 10, stop=stop, density=density, steps=4, steps_per_epoch=2
+        )
         if stop is not None:
             write_json(folder / "failure.json", {"error": "rank 1: out of memory"})
     main([tmp_path], tmp_path / "report")
