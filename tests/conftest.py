@@ -3,7 +3,6 @@
 import gc
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -85,16 +84,25 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session")
+def sage_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An executable that does what `python -m sage` does, without importing torch again (forked.py)."""
+    from forked import executable
+
+    with executable(tmp_path_factory.mktemp("bin")) as path:
+        yield str(path)
+
+
 @pytest.fixture
-def sage(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `python -m sage` in an empty folder, as a user would; `paths` are searched for packages."""
+def sage(tmp_path: Path, sage_command: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `sage` in an empty folder, as a user would; `paths` are searched for packages."""
 
     def run(
         *arguments: str, paths: tuple[Path, ...] = (), timeout: float = 300, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         search = os.pathsep.join(map(str, (*paths, CHECKOUT)))
         return subprocess.run(
-            [sys.executable, "-m", "sage", *arguments],
+            [sage_command, *arguments],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": search, "COLUMNS": "100", **environment},
             capture_output=True,

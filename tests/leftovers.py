@@ -22,6 +22,9 @@ MARK = "SAGE_TESTS"
 OWNED: set[int] = set()
 """Processes that were started during a test but belong to a fixture of wider scope."""
 
+HELPERS: set[int] = set()
+"""Processes of a fixture of wider scope that start processes for tests; these belong to the tests."""
+
 GRACE = 5.0
 """Seconds that a process is given to end by itself."""
 
@@ -116,8 +119,8 @@ def _processes() -> list[int]:
 
 
 def _helpers() -> set[int]:
-    """Return multiprocessing's own helper processes, which end with this process."""
-    found = {forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}  # type: ignore[attr-defined]
+    """Return multiprocessing's own helper processes, which end with this process, and `HELPERS`."""
+    found = HELPERS | {forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}  # type: ignore[attr-defined]
     return {pid for pid in found if pid is not None}
 
 

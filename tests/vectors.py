@@ -1,8 +1,9 @@
-"""Draws random vectors of different kinds, and compares vectors bitwise."""
+"""Draws random vectors of different kinds, compares vectors bitwise, and sets the number of threads."""
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -41,3 +42,14 @@ def seeded(case: int) -> int:
     random.seed(case)
     torch.manual_seed(case)
     return SIZES[case % len(SIZES)]
+
+
+@contextmanager
+def team(threads: int) -> Iterator[None]:
+    """Run with a number of threads, of which the kernels use two for 131,072 elements or more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -60,9 +60,11 @@ def test_a_killed_rank_is_restarted_and_the_run_resumes_from_its_checkpoint(tmp_
     assert "already" not in output
 
 
-def test_tasks_of_mpich_without_a_rendezvous_end_with_status_2_and_one_line(tmp_path: Path) -> None:
+def test_tasks_of_mpich_without_a_rendezvous_end_with_status_2_and_one_line(
+    tmp_path: Path, sage_command: str
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "sage", "run", "digits-ff", "--steps", "1"],
+        [sage_command, "run", "digits-ff", "--steps", "1"],
         cwd=tmp_path,
         env={**outside(), "PYTHONPATH": str(CHECKOUT), "PMI_RANK": "1", "PMI_SIZE": "4"},
         capture_output=True,

@@ -251,7 +251,7 @@ def test_wikitext2_split_at_white_space_has_its_well_known_sizes(real: Path) -> 
     assert (len(test.train_N), len(valid.test_N), len(test.test_N)) == (2_088_628, 217_646, 245_569)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # takes 20 seconds; the other tests tokenise short texts by spaCy
 def test_wikitext2_by_spacy_has_the_vocabulary_of_the_published_model(real: Path) -> None:
     assert WikiText2(real).facts == {"vocab_size": 28_869}
 

@@ -3,18 +3,17 @@
 
 import math
 import random
-from collections.abc import Iterator
 
 import pytest
 import torch
-from vectors import assert_same, draw
+from vectors import assert_same, draw, team
 
 from sage import ops
 from sage.ops import Codec, Coding, native, reference_levels
 
 needs_native = pytest.mark.skipif(native.MISSING is not None, reason=f"no extension: {native.MISSING}")
 
-GROUPS = [0, 1, 5, 16, 33, 128, 129, 1000, 5000, 40_000, 200_003]
+GROUPS = [0, 1, 5, 16, 33, 128, 129, 1000, 5000, 40_000, 140_001]
 CODINGS = [
     *(
         Coding(codec, bucket=bucket)
@@ -26,14 +25,6 @@ CODINGS = [
     Coding(Codec.POWER8),
     Coding(Codec.POWER9),
 ]
-
-
-@pytest.fixture(params=[1, 2], ids=lambda threads: f"{threads} threads", autouse=True)
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def seeded(case: int) -> list[int]:
@@ -51,17 +42,21 @@ def test_codes_and_residuals_equal_the_reference(coding: Coding) -> None:
         norm = random.choice([ops.Kind.LARGEST, ops.Kind.SQUARES])
         key, first = random.getrandbits(63), random.choice([0, 0, 5, 128, 1000])
         grad_N, residual_N = draw(sum(sizes)), draw(sum(sizes))
-        ours_N, theirs_N = residual_N.clone(), residual_N.clone()
-        ours = ops.quantise(grad_N, ours_N, sizes, coding, norm=norm, key=key, first=first)
-        theirs = reference_levels.quantise(
-            theirs_N, grad_N.clone(), sizes, coding, int(norm), key, first, keep=True
-        )
-        for left, right in zip((*ours, ours_N), (*theirs, theirs_N), strict=True):
-            assert_same(left, right)
-        again = ops.quantise(grad_N, None, sizes, coding, norm=norm, key=key, first=first)
-        expected = reference_levels.quantise(grad_N, None, sizes, coding, int(norm), key, first, keep=False)
-        for left, right in zip(again, expected, strict=True):
-            assert_same(left, right)
+        theirs_N = residual_N.clone()
+        with team(1 + case % 2):
+            theirs = reference_levels.quantise(
+                theirs_N, grad_N.clone(), sizes, coding, int(norm), key, first, keep=True
+            )
+            expected = reference_levels.quantise(
+                grad_N, None, sizes, coding, int(norm), key, first, keep=False
+            )
+        for threads in (1, 2):
+            ours_N = residual_N.clone()
+            with team(threads):
+                ours = ops.quantise(grad_N, ours_N, sizes, coding, norm=norm, key=key, first=first)
+                again = ops.quantise(grad_N, None, sizes, coding, norm=norm, key=key, first=first)
+            for left, right in zip((*ours, ours_N, *again), (*theirs, theirs_N, *expected), strict=True):
+                assert_same(left, right)
 
 
 @needs_native
@@ -77,10 +72,15 @@ def test_the_mean_of_payloads_equals_the_reference(coding: Coding) -> None:
             scale_WP.view(-1)[0] = random.choice([math.nan, math.inf, 0.0, 1e-44, 3e38])
         before_N, added = draw(sum(sizes)), case % 2 == 0
         means = []
-        for average in (ops.average, reference_levels.average):
+        for average, threads in (
+            (reference_levels.average, 1 + case // 2 % 2),
+            (ops.average, 1),
+            (ops.average, 2),
+        ):
             means.append(before_N.clone())
-            average(means[-1], bytes_WB, scale_WP, sizes, coding, divisor=num, added=added)
-        assert_same(*means)
+            with team(threads):
+                average(means[-1], bytes_WB, scale_WP, sizes, coding, divisor=num, added=added)
+            assert_same(means[-1], means[0])
 
 
 @needs_native
@@ -94,13 +94,19 @@ def test_codes_of_given_scales_equal_the_reference(coding: Coding) -> None:
         if num:
             scale_P[0] = random.choice([math.nan, math.inf, 0.0, 1.0])
         for keep in (False, True):
-            ours_N, theirs_N = signal_N.clone(), signal_N.clone()
-            ours_B = ops.quantise_to(ours_N, sizes, coding, scale_P, limit_P=limit_P, key=5, keep=keep)
-            theirs_B = reference_levels.quantise_to(
-                theirs_N, sizes, coding, scale_P, limit_P, 5, 0, keep=keep
-            )
-            assert torch.equal(ours_B, theirs_B)
-            assert_same(ours_N, theirs_N)
+            theirs_N = signal_N.clone()
+            with team(1 + case % 2):
+                theirs_B = reference_levels.quantise_to(
+                    theirs_N, sizes, coding, scale_P, limit_P, 5, 0, keep=keep
+                )
+            for threads in (1, 2):
+                ours_N = signal_N.clone()
+                with team(threads):
+                    ours_B = ops.quantise_to(
+                        ours_N, sizes, coding, scale_P, limit_P=limit_P, key=5, keep=keep
+                    )
+                assert torch.equal(ours_B, theirs_B)
+                assert_same(ours_N, theirs_N)
 
 
 @pytest.mark.parametrize("scale", [1e-44, 1e-38, 1.0, 1e20, 3e38])

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,33 @@ CHECKOUT = Path(__file__).parents[3]
 REDUCERS = ("exact", "bf16", "topk", "onebit")
 
 
-def advise(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = {**outside(), "PYTHONPATH": str(CHECKOUT), "SAGE_DATA_DIR": str(folder)}
-    return subprocess.run(
-        [sys.executable, "-m", "sage", "advise", "digits-ff", "--world-size", "2", *options],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+Sage = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+def sage(sage_command: str) -> Sage:
+    """Run a command on digits-ff with two ranks in a folder."""
+
+    def run(folder: Path, command: str, *options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sage_command, command, "digits-ff", "--world-size", "2", *options],
+            cwd=folder,
+            env={**outside(), "PYTHONPATH": str(CHECKOUT), "SAGE_DATA_DIR": str(folder)},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def found(sage: Sage, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """The verdict of a short run, and the folder it ran in."""
     folder = tmp_path_factory.mktemp("advise")
     options = ["--reducers", *REDUCERS, "--densities", "0.1", "--minutes", "0.1", "--steps", "3"]
-    done = advise(folder, *options, "--json", "--output", "measured.json")
+    done = sage(folder, "advise", *options, "--json", "--output", "measured.json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), folder
 
@@ -52,18 +60,9 @@ def test_the_verdict_is_that_of_the_intervals(found: tuple[Any, Path]) -> None:
     assert verdict["recommended"]["name"] in {each["name"] for each in pays or [verdict["reference"]]}
 
 
-def test_what_is_recommended_can_be_run(found: tuple[Any, Path]) -> None:
+def test_what_is_recommended_can_be_run(sage: Sage, found: tuple[Any, Path]) -> None:
     verdict, folder = found
-    done = subprocess.run(
-        [sys.executable, "-m", "sage", "run", "digits-ff", "--world-size", "2", "--steps", "1"]
-        + verdict["recommended"]["name"].split(),
-        cwd=folder,
-        env={**outside(), "PYTHONPATH": str(CHECKOUT), "SAGE_DATA_DIR": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = sage(folder, "run", "--steps", "1", *verdict["recommended"]["name"].split())
     assert done.returncode == 0, done.stderr
 
 
@@ -84,8 +83,10 @@ def test_the_calibration_is_kept_for_predictions(found: tuple[Any, Path]) -> Non
         (["--output", "."], "it is a folder"),
     ],
 )
-def test_wrong_input_is_one_line_and_status_2(tmp_path: Path, options: list[str], expected: str) -> None:
-    done = advise(tmp_path, *options)
+def test_wrong_input_is_one_line_and_status_2(
+    sage: Sage, tmp_path: Path, options: list[str], expected: str
+) -> None:
+    done = sage(tmp_path, "advise", *options)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert expected in line

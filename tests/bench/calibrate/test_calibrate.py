@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,11 +63,24 @@ def started(*argv: str, folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def ended(*argv: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
-    process = started(*argv, folder=folder)
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+Sage = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def ended(sage_command: str) -> Sage:
+    """Run the command to its end in a folder."""
+
+    def run(*argv: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sage_command, *argv],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,7 @@ class Measured:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
+def measured(ended: Sage, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     folder = tmp_path_factory.mktemp("calibrate")
     (folder / "broken.py").write_text(BROKEN)
     (folder / "broken8.py").write_text(BROKEN_AT_8)
@@ -147,7 +161,9 @@ def test_every_collective_has_all_sizes_or_a_line_with_the_largest_one(measured:
 
 
 @pytest.mark.parametrize("reducer", REDUCERS)
-def test_messages_have_the_bytes_that_a_run_records(measured: Measured, reducer: str, tmp_path: Path) -> None:
+def test_messages_have_the_bytes_that_a_run_records(
+    measured: Measured, ended: Sage, reducer: str, tmp_path: Path
+) -> None:
     done = ended("run", "digits-ff", "--reducer", reducer, "--steps", "4", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "runs").iterdir()
@@ -234,7 +250,7 @@ def test_wrong_input_is_refused_in_one_line(argv: str, says: str, capsys: pytest
         (["--output", "."], "--output .: it is a folder; name a file"),
     ],
 )
-def test_an_error_of_the_ranks_is_one_line(argv: list[str], says: str, tmp_path: Path) -> None:
+def test_an_error_of_the_ranks_is_one_line(ended: Sage, argv: list[str], says: str, tmp_path: Path) -> None:
     done = ended("calibrate", "digits-ff", *argv, folder=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1

@@ -1,0 +1,142 @@
+"""A command `sage` whose processes are forked from a server that has already imported the slow modules.
+
+Importing torch takes two seconds of processor time, which each start of `python -m sage` would spend again.
+The executable made here is for tests in which a command runs as a process of its own, with its own folder,
+environment, signals and exit status, but not for tests of how Python starts.
+"""
+
+import gc
+import json
+import multiprocessing
+import os
+import random
+import selectors
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import leftovers
+import torch
+from launcher import CONTEXT
+
+from sage.cli.main import main
+
+CLIENT = r'''#!{python} -IS
+"""Asks the server for a process with this one's arguments, folder, environment and standard streams."""
+import json, os, signal, socket, sys
+
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    request = [sys.argv[1:], os.getcwd(), dict(os.environ)]
+    text = json.dumps(request).encode()
+    socket.send_fds(server, [len(text).to_bytes(4, "big")], [0, 1, 2])
+    server.sendall(text)
+    answers = server.makefile()
+    pid = int(answers.readline())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda number, frame: os.kill(pid, number))
+    status = int(answers.readline())
+if status < 0:  # ended by a signal, and so does this process
+    signal.signal(-status, signal.SIG_DFL) if status != -signal.SIGKILL else None
+    os.kill(os.getpid(), -status)
+os._exit(status)
+'''
+
+
+@contextmanager
+def executable(folder: Path) -> Iterator[Path]:
+    """Start the server and write the executable `sage` into the folder; the server ends with the context."""
+    # An abstract address, because the path of a socket is limited to 107 bytes.
+    address = f"\0sage-tests-{os.getpid()}-{random.SystemRandom().getrandbits(64):x}"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(64)
+        server = CONTEXT.Process(target=_serve, args=(listener,))
+        server.start()
+    assert server.pid is not None
+    leftovers.HELPERS.add(server.pid)
+    path = folder / "sage"
+    path.write_text(CLIENT.format(python=sys.executable, address=address))
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    try:
+        yield path
+    finally:
+        leftovers.HELPERS.discard(server.pid)
+        server.kill()
+        server.join()
+
+
+def _serve(listener: socket.socket) -> None:
+    """Fork a process for each request, until the tests' process has ended."""
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy every page
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(parent.sentinel, selectors.EVENT_READ)
+        selector.register(listener, selectors.EVENT_READ)
+        clients: dict[int, tuple[int, socket.socket]] = {}
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj == parent.sentinel:
+                    return
+                if key.fileobj is listener:
+                    client, _ = listener.accept()
+                    request, streams = _receive(client)
+                    if (pid := os.fork()) == 0:
+                        selector.close()
+                        listener.close()
+                        client.close()
+                        _become(request, streams)
+                    for descriptor in streams:
+                        os.close(descriptor)
+                    client.sendall(f"{pid}\n".encode())
+                    ended = os.pidfd_open(pid)
+                    clients[ended] = (pid, client)
+                    selector.register(ended, selectors.EVENT_READ)
+                    selector.register(client, selectors.EVENT_READ, pid)
+                elif key.data is not None:  # the client was killed
+                    assert isinstance(key.fileobj, socket.socket)
+                    selector.unregister(key.fileobj)
+                    os.kill(key.data, signal.SIGKILL)
+                else:
+                    assert isinstance(key.fileobj, int)
+                    pid, client = clients.pop(key.fileobj)
+                    selector.unregister(key.fileobj)
+                    os.close(key.fileobj)
+                    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                    with suppress(KeyError):
+                        selector.unregister(client)
+                    with suppress(OSError):
+                        client.sendall(f"{status}\n".encode())
+                    client.close()
+
+
+def _receive(client: socket.socket) -> tuple[list[Any], list[int]]:
+    size, streams, _, _ = socket.recv_fds(client, 4, 3)
+    text = client.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL)
+    return json.loads(text), streams
+
+
+def _become(request: list[Any], streams: list[int]) -> None:
+    """Turn this fork into `python -m sage` with the request's arguments, and end it."""
+    argv, folder, environment = request
+    for number, descriptor in enumerate(streams):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.argv = ["sage", *argv]
+    random.seed()
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+    sys.exit(main())
