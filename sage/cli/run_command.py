@@ -148,11 +148,16 @@ def changed(base: Config, values: dict[str, Any]) -> Config:
     if "task" in changes:
         changes["task"] = registry.located(changes["task"])
     config = resolve(Config.from_dict({**base.to_dict(), **changes}))
-    if "bucket_mb" in values and config.mount != "ddp":
-        # In a file it is no error: a sweep gives it once for the runs of both mounts.
+    # In a file neither is an error: a sweep gives them once for the runs of all mounts.
+    if "bucket_mb" in values and config.mount == "whole":
         raise ValueError(
             f"--bucket-mb is {config.bucket_mb:g}, but the mount {config.mount} has no buckets: add --mount "
             "ddp, or leave --bucket-mb out"
+        )
+    if "shards" in values and config.mount != "fsdp":
+        raise ValueError(
+            f"--shards is {config.shards}, but the mount {config.mount} has no shards: add --mount fsdp, or "
+            "leave --shards out"
         )
     return config
 

@@ -31,7 +31,7 @@ from sage.train.fsdp_bucket import FsdpBucket
 from sage.train.mount_limits import check_ranks, check_reducer, check_shards
 from sage.train.mounted import Mounted, Parts, StepGradient
 from sage.train.optim import joint_norm
-from sage.train.sharded_model import ShardedModel
+from sage.train.sharded_model import MIB, ShardedModel, num_reduced
 
 
 class MountedFsdp(Mounted):
@@ -53,7 +53,9 @@ class MountedFsdp(Mounted):
         check_reducer(config, parts.reducer, "FSDP2")
         _check_parameters(parts.model)
         named = trainable(parts.model)
-        num_bytes = sum(p.nbytes for p in named.values())
+        # Before any collective, so that all ranks refuse the same in the same way.
+        num_units = num_reduced(parts.model, config.bucket_mb * MIB)
+        check_shards(config, parts.reducer, num_units, sum(p.nbytes for p in named.values()))
         self._num_elements = sum(p.numel() for p in named.values())
         self._within, self._between = _wires(wire, config.shards, self.device)
         self._sharded = ShardedModel(
@@ -75,7 +77,7 @@ class MountedFsdp(Mounted):
                 bucket = FsdpBucket(config, of_unit, self._sharded.local, parts.reducer)
                 self._buckets.append(bucket)
                 module.set_all_reduce_hook(partial(self._reduce, bucket))
-        check_shards(config, parts.reducer, len(self._buckets), num_bytes)
+        assert len(self._buckets) == num_units
         self.flats = [bucket.flat for bucket in self._buckets]
         self._pass = Pass(config, self._sharded.root, self.device, parts.loss_scale)
         self._lr, self._sampled, self._exposed = 0.0, False, 0.0

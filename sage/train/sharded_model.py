@@ -199,6 +199,17 @@ def units(model: nn.Module, unit_bytes: float) -> list[nn.Module]:
     return found
 
 
+def num_reduced(model: nn.Module, unit_bytes: float) -> int:
+    """Number of units, the last one included, that have a parameter that requires a gradient."""
+    seen: set[nn.Parameter] = set()
+    count = 0
+    for module in [*units(model, unit_bytes), model]:
+        own = {p for p in module.parameters() if p.requires_grad} - seen
+        count += bool(own)
+        seen |= own
+    return count
+
+
 def _local(x: Tensor) -> Tensor:
     """This rank's rows of a tensor."""
     assert isinstance(x, DTensor)

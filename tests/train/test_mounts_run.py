@@ -97,6 +97,10 @@ def test_every_record_has_its_exposed_seconds_and_the_configuration_its_mount(la
             "--mount whole --bucket-mb 5",
             "--bucket-mb is 5, but the mount whole has no buckets: add --mount ddp",
         ),
+        (
+            "--shards 2",
+            "--shards is 2, but the mount ddp has no shards: add --mount fsdp, or leave --shards out",
+        ),
     ],
 )
 def test_settings_that_ddp_does_not_support_are_refused_in_one_line(
