@@ -169,7 +169,7 @@ def _curves(calibration: Calibration, setup: Setup, compared: Sequence[Choice]) 
     for i in order:
         method, name = compared[i].method, compared[i].name
         middle = seconds[i][0]
-        if name in faster and (middle < faster[name]).sum() <= columns / 2 or _is_beside(compared[i]):
+        if name in faster and (middle < faster[name]).sum() <= columns / 2 or _is_other_mount(compared[i]):
             continue
         bands = [interval(seconds[i][:, x]) for x in range(columns)]
         faster[name] = middle
@@ -183,7 +183,7 @@ def _curves(calibration: Calibration, setup: Setup, compared: Sequence[Choice]) 
     return list(drawn.values())
 
 
-def _is_beside(choice: Choice) -> bool:
-    """Whether the curve of a dense method is that of its other mount: bf16 overlaps, exact does not."""
+def _is_other_mount(choice: Choice) -> bool:
+    """Whether a dense method has the mount that is not drawn: bf16 is drawn with overlap, exact without."""
     shown = {"bf16": "ddp", "exact": "whole"}
     return choice.mount != shown.get(choice.method.reducer, choice.mount)

@@ -21,15 +21,15 @@ def markdown(prediction: Prediction, *, everything: bool) -> str:
         prediction: what was predicted.
         everything: whether to list the steps of all methods for every world size and bandwidth, however many.
     """
-    cells = list(clusters(prediction.rows))
-    blocks = [f"# {title(prediction)}", first_line(cells), summary(cells)]
-    if everything or len(cells) <= MOST_TABLES:
-        blocks += [f"## {where(cell[0])}\n\n{steps(cell)}" for cell in cells]
+    groups = list(clusters(prediction.rows))
+    blocks = [f"# {title(prediction)}", first_line(groups), summary(groups)]
+    if everything or len(groups) <= MOST_TABLES:
+        blocks += [f"## {where(rows[0])}\n\n{steps(rows)}" for rows in groups]
     blocks += ["## Links", LINKS_NOTE, links(prediction.links)] if prediction.links else []
     if prediction.limits:
         blocks += ["## Limits", LIMITS_NOTE, limits(prediction.limits)]
     notes = dict.fromkeys(note for row in prediction.rows for note in row.notes)
-    blocks.append("## Notes\n\n" + "\n".join(f"- {note}" for note in [*_standing(prediction), *notes]))
+    blocks.append("## Notes\n\n" + "\n".join(f"- {note}" for note in [*_general_notes(prediction), *notes]))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -42,26 +42,26 @@ def title(prediction: Prediction) -> str:
     )
 
 
-def first_line(cells: Sequence[list[Row]]) -> str:
+def first_line(groups: Sequence[list[Row]]) -> str:
     """State in how many set-ups a method pays."""
-    compressed = [row for cell in cells for row in cell if row.verdict != "dense"]
+    compressed = [row for rows in groups for row in rows if row.verdict != "dense"]
     pays = sum(row.verdict == "pays" for row in compressed)
     of = f"{pays} of {len(compressed)} set-ups pay"
     return f"{of}: their predicted step is shorter than overlapped bf16's, and than every dense method's."
 
 
-def summary(cells: Sequence[list[Row]]) -> str:
+def summary(groups: Sequence[list[Row]]) -> str:
     """Return a table with the fastest compressing method of each world size and bandwidth."""
     lines = []
-    for cell in cells:
-        first = cell[0]
+    for rows in groups:
+        first = rows[0]
         base = [first.cluster or MISSING, _ranks(first), _bits(first), duration(first.reference_seconds)]
-        best = next((row for row in cell if row.verdict != "dense"), None)
-        cells_of_best = [MISSING] * 4
+        best = next((row for row in rows if row.verdict != "dense"), None)
+        of_best = [MISSING] * 4
         if best is not None:
             verdict = {"pays": "pays", "does not pay": "nothing pays"}.get(best.verdict, "undecided")
-            cells_of_best = [best.label, _band(best), _speedup(best), verdict]
-        lines.append([*base, _needed(first), *cells_of_best])
+            of_best = [best.label, _band(best), _speedup(best), verdict]
+        lines.append([*base, _needed(first), *of_best])
     heading = [
         "cluster",
         "ranks",
@@ -78,7 +78,7 @@ def summary(cells: Sequence[list[Row]]) -> str:
     return table(heading, lines)
 
 
-def steps(cell: Sequence[Row]) -> str:
+def steps(rows: Sequence[Row]) -> str:
     """Return a table of all methods at one world size and bandwidth, fastest first."""
     return table(
         ["method", "step", "communication", "exposed", "encode, decode", "budget", "speed-up", "verdict"],
@@ -93,7 +93,7 @@ def steps(cell: Sequence[Row]) -> str:
                 _speedup(row),
                 row.verdict,
             ]
-            for row in cell
+            for row in rows
         ],
     )
 
@@ -196,7 +196,7 @@ def where(row: Row) -> str:
     return f"{name}{_ranks(row)} ranks, {_bits(row)}"
 
 
-def _standing(prediction: Prediction) -> list[str]:
+def _general_notes(prediction: Prediction) -> list[str]:
     most = FAR * max([prediction.calibration.world_size, *(s.ranks for s in prediction.calibration.links)])
     lines = [
         "Intervals are 95 %: measured times are resampled, and latency and bandwidth drawn from their fit.",
