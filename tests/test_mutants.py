@@ -51,6 +51,7 @@ def test_the_test_that_must_detect_a_fault_exists() -> None:
         (1, "FAILED tests/test_x.py::test_y - assert 3 == 4", True, "seen to fail: assert 3 == 4"),
         (None, "", True, "hangs: seen after 5 s"),
         (0, "1 passed", False, "SURVIVED"),
+        (0, "60 skipped", False, "NOT TRIED: pytest ended with 0: 60 skipped"),
         (1, "FAILED tests/test_x.py::test_y - NameError: name 'x'", False, "NOT TRIED: pytest ended with 1"),
         (2, "ERROR tests/test_x.py", False, "NOT TRIED: pytest ended with 2: ERROR tests/test_x.py"),
         (4, "no tests ran", False, "NOT TRIED: pytest ended with 4: no tests ran"),
