@@ -55,7 +55,7 @@ bench-check: $(INSTALLED) $(NATIVE) ## measure kernels, reducers and whole steps
 	$(BIN)/python benchmarks/reduce_step.py --reducers topk sage --check --output /dev/null
 
 demo: $(INSTALLED) ## train on the bundled digits with exact and sage, compare them, and predict other clusters
-	$(BIN)/sage run digits --reducer exact --runs runs/demo
+	$(BIN)/sage run digits --reducer exact --mount ddp --runs runs/demo
 	$(BIN)/sage run digits --reducer sage --runs runs/demo
 	$(BIN)/sage report runs/demo --output runs/demo
 	$(BIN)/sage calibrate digits --reducers exact bf16 topk sage powersgd --seconds 5 --steps 5 \

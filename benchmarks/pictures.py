@@ -30,12 +30,18 @@ from rich.text import Text
 
 SWEEP = """\
 workload = "digits-ff"
-reducer = ["exact", "topk", "sage", "efsignsgd"]
 seed = [0, 1]
 world_size = 2
 epochs = 6
 device = "cpu"
 parallel = 2
+
+[[grid]] # the reference, which overlaps communication with backward
+reducer = "exact"
+mount = "ddp"
+
+[[grid]]
+reducer = ["topk", "sage", "efsignsgd"]
 """
 
 SCHEMES = ("light", "dark")
