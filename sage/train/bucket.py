@@ -19,7 +19,7 @@ from sage.train.schedules import before_reduction, memory_options
 
 
 class Bucket:
-    """A flat gradient with a reducer, error feedback and momentum of its own, beside others in a step.
+    """A flat gradient with a reducer, error feedback and momentum of its own; a step has several of them.
 
     Args:
         config: Options of error feedback, momentum, decay and clipping are read from it.
@@ -27,7 +27,7 @@ class Bucket:
         reducer: Copied; not yet bound.
         shapes: Shape of each real gradient by name, in the order in which it is received.
         dtype: Dtype of the gradient.
-        always: Names of parameters that are compressed whatever their size.
+        always: Names of parameters that are compressed even if they are small.
     """
 
     def __init__(

@@ -52,7 +52,7 @@ class DdpBucket(Bucket):
         else:
             torch._foreach_copy_(self._views, received)
 
-    def hand_over(self) -> None:
+    def set_gradients(self) -> None:
         """Make each `.grad` a view of the mean; with DDP's buffer as the flat gradient it is one already."""
         if self._views:
             for p, view in zip(self._in_order, self.flat.views().values(), strict=True):

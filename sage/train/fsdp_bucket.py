@@ -54,7 +54,7 @@ class FsdpBucket(Bucket):
         else:
             torch._foreach_copy_(self._views, shards_N.split([view.numel() for view in self._views]))
 
-    def hand_over(self) -> None:
+    def set_gradients(self) -> None:
         """Make each local part's `.grad` a view of the mean, without the padding."""
         for p, view in zip(self._local.values(), self.flat.views().values(), strict=True):
             p.grad = view[: len(p)].view_as(p)

@@ -1,4 +1,4 @@
-"""What a mount that divides the gradient cannot do, refused by name."""
+"""Refuses by name what a mount that divides the gradient cannot do."""
 
 import math
 

@@ -54,7 +54,7 @@ class Mounted:
 
     In a step, every mount does the following to this rank's gradient: it divides it by the loss scale, checks
     it if steps may be skipped, applies decay and momentum before the reduction, clips it locally, and reduces
-    it with error feedback. `sage.train.mounts` says when each mount does this.
+    it with error feedback. `sage.train.choose_mount` says when each mount does this.
     """
 
     flats: Sequence[Flat]

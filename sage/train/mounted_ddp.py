@@ -108,7 +108,7 @@ class MountedDdp(Mounted):
             return StepGradient(loss=loss, skipped=True)
         self._reduced = [self._result_of(bucket) for bucket in self._buckets]
         for bucket in self._buckets:
-            bucket.hand_over()
+            bucket.set_gradients()
         return StepGradient(loss=loss, skipped=False, sample=torch.cat(self._samples) if sampled else None)
 
     def _end_backward(self) -> None:
@@ -136,31 +136,31 @@ class MountedDdp(Mounted):
 
     # On the thread that runs backward:
 
-    def _receive(self, bucket: dist.GradBucket) -> Future[Tensor]:
+    def _receive(self, grad_bucket: dist.GradBucket) -> Future[Tensor]:
         """DDP's hook: start the reduction of a bucket."""
-        one = self._buckets[bucket.index()]
+        bucket = self._buckets[grad_bucket.index()]
         self._num_received += 1
         self._received_at = time.perf_counter()
         try:
-            received = one.receive(bucket)
+            received = bucket.receive(grad_bucket)
             if self._runs_direct:
-                return self._start(one, received)
+                return self._start(bucket, received)
         except BaseException as error:  # raised when backward has ended: DDP would replace it
             self._failure = self._failure or error
             failed: Future[Tensor] = Future()
-            failed.set_result(bucket.buffer())
+            failed.set_result(grad_bucket.buffer())
             return failed
-        buffer = bucket.buffer()
+        buffer = grad_bucket.buffer()
         future: Future[Tensor] = Future(devices=[buffer.device] if self._stream else None)
         ready = torch.cuda.current_stream(buffer.device).record_event() if self._stream else None
-        self._worker.submit(self._reduce, one, received, buffer, future, ready)
+        self._worker.submit(self._reduce, bucket, received, buffer, future, ready)
         return future
 
     @torch.no_grad()
-    def _start(self, one: DdpBucket, received: list[Tensor]) -> Future[Tensor]:
+    def _start(self, bucket: DdpBucket, received: list[Tensor]) -> Future[Tensor]:
         """Start the all-reduce of a bucket's gradient, without waiting for it."""
-        self._prepare(one, received)
-        grad_N = one.flat.grad_N
+        self._prepare(bucket, received)
+        grad_N = bucket.flat.grad_N
         start, traced, row = time.perf_counter(), self.spans.is_on, f"all-reduce {len(self._started)}"
         started = self.wire.start_sum(grad_N)
         self._started.append(started)
@@ -182,7 +182,7 @@ class MountedDdp(Mounted):
     @torch.no_grad()
     def _reduce(
         self,
-        one: DdpBucket,
+        bucket: DdpBucket,
         received: list[Tensor],
         buffer: Tensor,
         future: Future[Tensor],
@@ -200,19 +200,19 @@ class MountedDdp(Mounted):
                         if self.spans.is_on:
                             timing.enter_context(self.spans.running("reduction"))
                             timing.enter_context(self.spans.span(f"bucket of {buffer.numel()} elements"))
-                        self._prepare(one, received)
-                        one.reduce(self.wire, self._lr)
+                        self._prepare(bucket, received)
+                        bucket.reduce(self.wire, self._lr)
             except BaseException as error:
                 self._failure = error
             self._ready_at.append(time.perf_counter())
             future.set_result(buffer)
 
-    def _prepare(self, one: DdpBucket, received: list[Tensor]) -> None:
-        one.load(received)
+    def _prepare(self, bucket: DdpBucket, received: list[Tensor]) -> None:
+        bucket.load(received)
         scale = float(self.loss_scale.scale) if self.loss_scale.enabled else None
-        one.prepare(scale, self.wire, checked=self.may_skip)
+        bucket.prepare(scale, self.wire, checked=self.may_skip)
         if self._sampled:
-            self._samples.append(self._sample(one.flat.grad_N))
+            self._samples.append(self._sample(bucket.flat.grad_N))
 
     # Further parts of the interface.
 

@@ -101,7 +101,7 @@ class MountedFsdp(Mounted):
         for bucket in self._buckets:
             assert bucket.reduced is not None
             self._reduced.append(bucket.reduced)
-            bucket.hand_over()
+            bucket.set_gradients()
         return StepGradient(loss=loss, skipped=False, sample=torch.cat(self._samples) if sampled else None)
 
     @torch.no_grad()

@@ -40,7 +40,7 @@ from sage.records.record import Recorder, now, recorder
 from sage.records.run_folder import RunInUse
 from sage.registry.signature import facts_for
 from sage.storage import write_json
-from sage.train import mounts, preflight
+from sage.train import choose_mount, preflight
 from sage.train.failure import classify, detect_first_step_failure, keep_traceback
 from sage.train.fingerprint import facts, software
 from sage.train.garbage import resume_collection
@@ -79,7 +79,7 @@ def main(config: Config) -> int:
     if method == "fork":
         # The imports of the first optimiser take over a second: do them once here, not on every rank.
         torch.optim.SGD([torch.zeros(1, requires_grad=True)])
-        mounts.preload(config.mount)
+        choose_mount.preload(config.mount)
     resume_collection()
     return spawn(partial(_rank, config), config.world_size, method=method)
 

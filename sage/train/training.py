@@ -14,9 +14,9 @@ from sage.records.record import Recorder
 from sage.reduction.reducer import Reducer
 from sage.tasks import Task
 from sage.timing import Phases
+from sage.train.choose_mount import attach
 from sage.train.metrics import RunningMetrics
 from sage.train.mounted import Parts
-from sage.train.mounts import attach
 from sage.train.optim import LossScale, RunningAverage
 from sage.train.schedules import count_steps, optimizer
 from sage.train.step_trace import StepTrace

@@ -1,4 +1,4 @@
-"""How a step is taken under each `--mount`.
+"""Chooses the mount of a run: how a step is taken under each `--mount`.
 
     | --mount | when a gradient is reduced                              | class                              |
     |---------|---------------------------------------------------------|------------------------------------|
