@@ -50,17 +50,17 @@ class FsdpMount(Mount):
     def __init__(self, model: nn.Module, shards: list[_Shards], wire: Wire, others: Sequence[Wire]) -> None:
         self._shards, self._others = shards, others
         self._step: Step | None = None
-        super().__init__(model, wire, [each.flat for each in shards], {})
+        super().__init__(model, wire, [shard.flat for shard in shards], {})
 
     def mounted(self) -> dict[str, nn.Parameter]:
         # FSDP takes over parameters that were replaced, as by load_state_dict(assign=True).
-        return {name: p.sharded_param for each in self._shards for p, name in each.names.items()}
+        return {name: p.sharded_param for shard in self._shards for p, name in shard.names.items()}
 
     def model_parameters(self) -> dict[str, nn.Parameter]:
         return self.mounted()
 
     def check(self) -> None:
-        known = {p for each in self._shards for p in each.names}
+        known = {p for shard in self._shards for p in shard.names}
         for parameters in groups(self._model):
             for p in parameters.fsdp_params:
                 name = p._param_fqn or p._module_info.param_name
@@ -73,8 +73,8 @@ class FsdpMount(Mount):
                     )
 
     def close(self) -> None:
-        for each in self._shards:
-            each.parameters._all_reduce_hook = None
+        for shard in self._shards:
+            shard.parameters._all_reduce_hook = None
         super().close()
         for wire in self._others:
             wire.close()
@@ -185,20 +185,20 @@ def fsdp_hook(
     if not shards:
         raise ValueError("the model has no parameter that requires a gradient: there is nothing to reduce")
     wire = AttachedWire(group, device=device, timeout=timeout, guard=guard)
-    check_same(wire, setup_lines([each.flat for each in shards], reducer, options))
+    check_same(wire, setup_lines([shard.flat for shard in shards], reducer, options))
     others = [
         AttachedWire(shard_group, device=device, timeout=timeout, guard=guard)
-        for shard_group in _shard_groups(each for _, each in wrapped)
+        for shard_group in _shard_groups(parameters for _, parameters in wrapped)
     ]
     mount = FsdpMount(model, shards, wire, others)
     mount.describe(
         reducer, options, memory_options=memory_options, grouping=grouping, min_compress=min_compress
     )
-    of_parameters = {id(each.parameters): each for each in shards}
+    of_parameters = {id(shard.parameters): shard for shard in shards}
     for module, parameters in wrapped:
-        each = of_parameters.get(id(parameters))
-        if each is not None:
-            module.set_all_reduce_hook(partial(mount.reduce, each))
+        own_shard = of_parameters.get(id(parameters))
+        if own_shard is not None:
+            module.set_all_reduce_hook(partial(mount.reduce, own_shard))
             # Otherwise the vector omits unused parameters without saying which.
             module.set_reduce_scatter_unused_params(True, recurse=False)
     return mount
@@ -216,8 +216,12 @@ def groups(model: nn.Module) -> list[FSDPParamGroup]:
 
 def _shard_groups(wrapped: Iterable[FSDPParamGroup]) -> list[dist.ProcessGroup]:
     """Process groups of several ranks over which modules are sharded, without repetitions."""
-    found = {tuple(dist.get_process_group_ranks(each.mesh_info.mesh.get_group())): each for each in wrapped}
-    return [each.mesh_info.mesh.get_group() for ranks, each in found.items() if len(ranks) > 1]
+    by_ranks = {tuple(dist.get_process_group_ranks(group)): group for group in map(_group_of, wrapped)}
+    return [group for ranks, group in by_ranks.items() if len(ranks) > 1]
+
+
+def _group_of(parameters: FSDPParamGroup) -> dist.ProcessGroup:
+    return parameters.mesh_info.mesh.get_group()
 
 
 def _wrapped(model: nn.Module, replicas: dist.ProcessGroup) -> list[tuple[FSDPModule, FSDPParamGroup]]:

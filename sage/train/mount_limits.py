@@ -51,7 +51,7 @@ def check_ranks(shards: int, world_size: int) -> None:
         ValueError: It does not.
     """
     if world_size % shards:
-        allowed = ", ".join(str(each) for each in range(1, world_size + 1) if world_size % each == 0)
+        allowed = ", ".join(str(count) for count in range(1, world_size + 1) if world_size % count == 0)
         raise ValueError(
             f"shards is {shards}, but {world_size} ranks cannot be divided into replicas of {shards} ranks: "
             f"allowed are {allowed}"

@@ -200,6 +200,6 @@ def _wires(wire: ProcessWire, shards: int, device: torch.device) -> tuple[Subgro
     between = subgroups(wire, columns, device=device) if shards > 1 else wire
     assert within is not None
     assert between is not None
-    for each in (within, between):
-        each.ledger, each.guard = wire.ledger, wire.guard
+    for replica_wire in (within, between):
+        replica_wire.ledger, replica_wire.guard = wire.ledger, wire.guard
     return within, between

@@ -58,7 +58,9 @@ class ShardedModel:
         # With the root, before a unit runs by itself in an evaluation.
         self._modules[-1]._get_fsdp_state()._lazy_init()
         self.units = [
-            (each, group) for each in self._modules for group in each._get_fsdp_state()._fsdp_param_groups
+            (module, group)
+            for module in self._modules
+            for group in module._get_fsdp_state()._fsdp_param_groups
         ]
         """Each unit that has parameters, with FSDP2's group of them."""
         for unit, _ in self.units:
