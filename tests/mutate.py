@@ -127,12 +127,8 @@ def judge(mutant: Mutant, limit: float) -> tuple[bool, str]:
         return True, f"hangs: seen after {limit:g} s"
     if status == 1 and not reason.startswith(CLUMSY):
         return True, f"seen to fail: {reason}"
-    return (
-        False,
-        "SURVIVED"
-        if status == 0 and "passed" in result
-        else f"NOT TRIED: pytest ended with {status}: {result}",
-    )
+    survived = status == 0 and "passed" in result
+    return False, "SURVIVED" if survived else f"NOT TRIED: pytest ended with {status}: {result}"
 
 
 def main() -> int:
