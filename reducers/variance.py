@@ -1,17 +1,20 @@
 """Variance-based: sends sums that are large relative to their variance, in 4 bits (Tsuzuku et al., 2018)."""
 # N = elements of the flat vector, K = elements sent, L = layers
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sage.reduction import Layout, Reduced, Sparsifier, Wire, ops, per_group, phase
+from sage.reduction import Layout, Reduced, Sparsifier, Wire, ops, phase
 
 INDEX_BITS = 28
 """Bits of an index with `values='4bit'`."""
 LARGEST_STEP = 7
 """Number of powers of two below the layer's largest that are still sent."""
+CHUNK = 1 << 17
+"""Elements that are compared and encoded at a time: what is computed of them stays in the cache."""
 NOT_FINITE = 128
 """Exponent of a layer that is not finite: 2^128 is infinite in float32."""
 
@@ -102,45 +105,64 @@ class Variance(Sparsifier):
     def observe(self, square_N: Tensor) -> None:
         self._square_N = square_N
 
-    def _above_variance(self, grad_N: Tensor, residual_N: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The signal, and the indices where it exceeds its variance; also decays v for the next step."""
-        signal_N = ops.accumulate(grad_N, residual_N)
+    def _above_variance(self, grad_N: Tensor, signal_N: Tensor, *, keep: bool) -> Iterator[Tensor]:
+        """Indices where the signal exceeds its variance, by chunks; also decays v for the next step.
+
+        Args:
+            grad_N: This rank's gradient.
+            signal_N: The signal.
+            keep: Whether the signal is a residual.
+        """
         square_N, self._square_N = self._square_N, None
-        if residual_N is not None:
-            variance_N = self.variance_N.add_(grad_N.square() if square_N is None else square_N)
-        else:
-            variance_N = torch.zeros_like(grad_N) if square_N is None else square_N
-        known_N = signal_N.square() > self._alpha * variance_N
-        # Elements that are not finite, or too large to be squared, are sent and leave the residual.
-        known_N |= ~(signal_N.isfinite() & variance_N.isfinite())
-        if residual_N is not None:
-            variance_N.mul_(self._zeta)
-        return signal_N, known_N.nonzero().view(-1)
+        for start in range(0, grad_N.numel(), CHUNK):
+            own = slice(start, start + CHUNK)
+            signal, square = signal_N[own], None if square_N is None else square_N[own]
+            if keep:
+                variance = self.variance_N[own].add_(grad_N[own].square() if square is None else square)
+            else:
+                variance = torch.zeros_like(signal) if square is None else square
+            known = signal.square() > self._alpha * variance
+            # Elements that are not finite, or too large to be squared, are sent and leave the residual.
+            known |= ~(signal.isfinite() & variance.isfinite())
+            if keep:
+                variance.mul_(self._zeta)
+            yield known.nonzero().view(-1).add_(start)
 
     def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
-        signal_N, at_K = self._above_variance(grad_N, residual_N)
-        self.variance_N.index_fill_(0, at_K, 0)
-        return ops.take(signal_N, at_K, dtype=self.dtype, keep=residual_N is not None), at_K.int()
+        signal_N = ops.accumulate(grad_N, residual_N)
+        chunks = self._above_variance(grad_N, signal_N, keep=residual_N is not None)
+        at_K = torch.cat([known_K.int() for known_K in chunks] or [self.stop_L[:0].int()])
+        self.variance_N.index_fill_(0, at_K.long(), 0)
+        return ops.take(signal_N, at_K, dtype=self.dtype, keep=residual_N is not None), at_K
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         if not self._short:
             return super().forward(grad_N, residual_N, wire)
         with phase("select"):
-            signal_N, known_K = self._above_variance(grad_N, residual_N)
+            signal_N = ops.accumulate(grad_N, residual_N)
             exponent_L = exponents(signal_N, [span.numel for span in self.layout.spans])
-            at_K, word_K = self.encode(signal_N, known_K, exponent_L)
-            gone_K = at_K if self.conserves else known_K
-            self.variance_N.index_fill_(0, gone_K, 0)
-            if residual_N is not None and self.conserves:
-                left_K = residual_N[at_K] - self.decode(word_K, exponent_L)[1]
-                residual_N[at_K] = left_K.nan_to_num_(0.0, 0.0, 0.0)
-            elif residual_N is not None:
-                residual_N.index_fill_(0, gone_K, 0)
+            words = [exponent_L[:0].int()]
+            for known_K in self._above_variance(grad_N, signal_N, keep=residual_N is not None):
+                at_K, word_K = self.encode(signal_N, known_K, exponent_L)
+                words.append(word_K)
+                gone_K = at_K if self.conserves else known_K
+                self.variance_N.index_fill_(0, gone_K, 0)
+                if residual_N is not None and self.conserves:
+                    left_K = residual_N[at_K] - self.decode(word_K, exponent_L)[1]
+                    residual_N[at_K] = left_K.nan_to_num_(0.0, 0.0, 0.0)
+                elif residual_N is not None:
+                    residual_N.index_fill_(0, gone_K, 0)
+            word_K = torch.cat(words)
         rows = wire.gather_streams(values=word_K, scales=exponent_L)
         with phase("scatter"):
-            sent = [self.decode(*row) for row in rows]
-            counts, at_M = [at.numel() for at, _ in sent], torch.cat([at for at, _ in sent])
-            mean_N = ops.scatter_mean(torch.cat([x for _, x in sent]), at_M, counts, out_N=grad_N)
+            counts = [len(word) for word, _ in rows]
+            at_M, x_M = word_K.new_empty(sum(counts)), exponent_L.new_empty(sum(counts), dtype=torch.float32)
+            for (word, exponents_L), at, x in zip(rows, at_M.split(counts), x_M.split(counts), strict=True):
+                for start in range(0, len(word), CHUNK):
+                    own = slice(start, start + CHUNK)
+                    at[own], x[own] = self.decode(word[own], exponents_L)
+            mean_N = ops.scatter_mean(x_M, at_M, counts, out_N=grad_N)
+        at_K = at_M.split(counts)[wire.rank]
         return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())), at_M)
 
     def encode(self, signal_N: Tensor, at_K: Tensor, exponent_L: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,7 +195,7 @@ class Variance(Sparsifier):
         return at_K.int(), torch.ldexp(sign_K, exponent_K)
 
     def _layer_of(self, at_K: Tensor) -> Tensor:
-        return torch.searchsorted(self.stop_L, at_K, right=True)
+        return torch.searchsorted(self.stop_L, at_K, right=True, out_int32=True)
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
         if not self._short:
@@ -183,7 +205,7 @@ class Variance(Sparsifier):
 
 def exponents(x_N: Tensor, sizes: list[int]) -> Tensor:
     """⌊log2 max |x|⌋ of each layer (int16)."""
-    largest_L = per_group(x_N, sizes, lambda x: x.abs().max())
+    largest_L = ops.statistics(x_N, None, sizes, ops.Kind.LARGEST).largest_G.float()
     exponent_L = torch.frexp(largest_L).exponent - 1
     return exponent_L.masked_fill_(~largest_L.isfinite(), NOT_FINITE).short()
 

@@ -133,4 +133,9 @@ class Kept : public List {
   }
 };
 
+// Whether to write n elements past the caches, which saves reading the memory first: if they are longer than a cache.
+inline bool may_stream(const void* out, int64_t n) {
+  return n > int64_t{1} << 20 && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+}
+
 }  // namespace sage::cpu

@@ -34,11 +34,6 @@ void each_part(const Team& team, int64_t n, const Work& work) {
   team.each(parts, [&](int64_t part) { work(part_begin(n, parts, part), part_begin(n, parts, part + 1)); });
 }
 
-// Whether to write n elements past the caches, which saves reading the memory first: if they are longer than a cache.
-inline bool may_stream(const void* out, int64_t n) {
-  return n > int64_t{1} << 20 && reinterpret_cast<uintptr_t>(out) % 64 == 0;
-}
-
 inline void cast_share(Isa isa, const Team& team, Format format, Share x, int64_t n) {
   x.streams = may_stream(x.share, n);
   each_part(team, n, [&](int64_t begin, int64_t end) { SAGE_CHOOSE(isa, share_range, format, x, begin, end); });

@@ -20,8 +20,8 @@ class Cursor {
     return group_;
   }
 
-  // Whether [i, i + 16) lies in the group of i, where the cursor is.
-  bool is_whole(int64_t i) const { return i + 16 <= bounds_[group_ + 1]; }
+  // Whether [i, i + num) lies in the group of i, where the cursor is.
+  bool is_whole(int64_t i, int64_t num = 16) const { return i + num <= bounds_[group_ + 1]; }
 
  private:
   const int64_t* bounds_;

@@ -87,7 +87,8 @@ struct Average {
   const float* step;
   const uint8_t* bytes;
   int64_t num_bytes, num_payloads, divisor;
-  bool added;  // to what `out` holds
+  bool added;            // to what `out` holds
+  bool streams = false;  // whether `out` is written past the caches; its address is then a multiple of 64
 };
 
 }  // namespace sage::cpu
@@ -182,6 +183,7 @@ inline void average(Isa isa, const Team& team, Average x, const float* scales) {
   std::vector<float> step(x.num_payloads * x.num_buckets);
   for (size_t i = 0; i < step.size(); ++i) step[i] = scales[i] / x.coding.unit();
   x.step = step.data();
+  x.streams = !x.added && may_stream(x.out, x.numel);
   const int64_t parts = team.parts(x.numel);
   team.each(parts, [&](int64_t part) {
     SAGE_CHOOSE(isa, average_range, x, part_begin(x.numel, parts, part) / kRandomTile * kRandomTile,

@@ -219,10 +219,15 @@ void average_range(const Average& x, int64_t begin, int64_t end) {
       }
     }
     cursor.group_at(tile);
-    for (int64_t v = 0; 16 * v < in_tile; ++v)
-      store_some(x.out + tile + 16 * v, is_power ? mul(sum[v], set(factor)) : div(sum[v], set(divisor)),
-                 in_tile - 16 * v);
+    for (int64_t v = 0; 16 * v < in_tile; ++v) {
+      const F mean = is_power ? mul(sum[v], set(factor)) : div(sum[v], set(divisor));
+      if (x.streams && in_tile - 16 * v >= 16)
+        stream(x.out + tile + 16 * v, mean);
+      else
+        store_some(x.out + tile + 16 * v, mean, in_tile - 16 * v);
+    }
   }
+  fence();
 }
 
 inline void average_range(const Average& x, int64_t begin, int64_t end) {

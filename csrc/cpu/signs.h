@@ -34,6 +34,7 @@ struct SignMean {
   int64_t num_bytes, num_payloads, divisor;
   bool added;  // to what `out` holds
   bool votes;  // the sign of the sum instead of the sum / divisor
+  bool streams = false;  // whether `out` is written past the caches; its address is then a multiple of 64
 };
 
 }  // namespace sage::cpu
@@ -60,8 +61,9 @@ inline uint32_t momentum_signs(Isa isa, const Team& team, const MomentumSigns& x
   return *std::max_element(largest.begin(), largest.end());
 }
 
-inline void mean_signs(Isa isa, const Team& team, const SignMean& x, int64_t n) {
+inline void mean_signs(Isa isa, const Team& team, SignMean x, int64_t n) {
   const int64_t parts = team.parts(n);
+  x.streams = !x.added && may_stream(x.out, n);
   team.each(parts, [&](int64_t part) {
     SAGE_CHOOSE(isa, mean_of_signs, x, part_begin(n, parts, part), part_begin(n, parts, part + 1));
   });

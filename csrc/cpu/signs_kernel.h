@@ -46,15 +46,43 @@ inline uint32_t momentum_range(const MomentumSigns& x, int64_t begin, int64_t en
   return largest_of(largest);
 }
 
-// out = Σ_w values_w / divisor for the elements [begin, end), added in the order of w to 0 or to what `out` holds.
-inline void mean_of_signs(const SignMean& x, int64_t begin, int64_t end) {
-  Cursor cursor(x.bounds, x.num_groups, begin);
+// What becomes of a sum of payloads.
+inline F result_of(const SignMean& x, F sum) {
+  // The sign of the sum, 0 if it is 0; NaN stays.
+  if (x.votes) return select(is_less(set(0), sum), set(1), select(is_less(sum, set(0)), set(-1), sum));
   const float divisor = static_cast<float>(x.divisor);
   const bool is_power = (x.divisor & (x.divisor - 1)) == 0;  // then the multiplication is exact too
-  const float factor = 1 / divisor;
-  for (int64_t i = begin; i < end; i += 16) {
-    const int64_t num = std::min<int64_t>(16, end - i);
+  return is_power ? mul(sum, set(1 / divisor)) : div(sum, set(divisor));
+}
+
+inline void put(const SignMean& x, int64_t i, F mean, int64_t num) {
+  if (x.streams && num == 16)
+    stream(x.out + i, mean);
+  else
+    store_some(x.out + i, mean, num);
+}
+
+// out = Σ_w values_w / divisor for the elements [begin, end), added in the order of w to 0 or to what `out` holds.
+inline void mean_of_signs(const SignMean& x, int64_t begin, int64_t end) {
+  constexpr int64_t kAtOnce = 64;  // elements for which a group's numbers are loaded once
+  Cursor cursor(x.bounds, x.num_groups, begin);
+  for (int64_t i = begin; i < end;) {
     const int64_t group = cursor.group_at(i);
+    if (end - i >= kAtOnce && cursor.is_whole(i, kAtOnce)) {
+      F sums[kAtOnce / 16];
+      for (int v = 0; v < kAtOnce / 16; ++v) sums[v] = x.added ? load(x.out + i + 16 * v) : set(0);
+      for (int64_t w = 0; w < x.num_payloads; ++w) {
+        uint64_t set_bits;
+        std::memcpy(&set_bits, x.bits + w * x.num_bytes + i / 8, sizeof set_bits);
+        const F low = set(x.low[w * x.num_groups + group]), high = set(x.high[w * x.num_groups + group]);
+        for (int v = 0; v < kAtOnce / 16; ++v)
+          sums[v] = add(sums[v], select(mask_of(set_bits >> 16 * v & 0xffff), high, low));
+      }
+      for (int v = 0; v < kAtOnce / 16; ++v) put(x, i + 16 * v, result_of(x, sums[v]), 16);
+      i += kAtOnce;
+      continue;
+    }
+    const int64_t num = std::min<int64_t>(16, end - i);
     const bool whole = num == 16 && cursor.is_whole(i);
     F sum = x.added ? load_some(x.out + i, num) : set(0);
     for (int64_t w = 0; w < x.num_payloads; ++w) {
@@ -66,11 +94,8 @@ inline void mean_of_signs(const SignMean& x, int64_t begin, int64_t end) {
       const F highs = whole ? set(high[group]) : of_groups(high, cursor, i, num);
       sum = add(sum, select(mask_of(set_bits), highs, lows));
     }
-    if (x.votes) {  // the sign of the sum, 0 if it is 0; NaN stays
-      sum = select(is_less(set(0), sum), set(1), select(is_less(sum, set(0)), set(-1), sum));
-    } else {
-      sum = is_power ? mul(sum, set(factor)) : div(sum, set(divisor));
-    }
-    store_some(x.out + i, sum, num);
+    put(x, i, result_of(x, sum), num);
+    i += 16;
   }
+  fence();
 }

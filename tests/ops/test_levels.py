@@ -84,6 +84,20 @@ def test_the_mean_of_payloads_equals_the_reference(coding: Coding) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("coding", [Coding(Codec.LINEAR, 7, 128), Coding(Codec.INT8, bucket=256)], ids=str)
+def test_the_mean_of_a_vector_longer_than_the_caches_equals_the_reference(coding: Coding, first: int) -> None:
+    torch.manual_seed(first)
+    sizes = [1000, 2**20 + 16, 21]
+    bytes_WB = torch.randint(256, (2, coding.num_bytes(sum(sizes))), dtype=torch.uint8)
+    scale_WP = torch.randn(2, coding.num_buckets(sizes))
+    means = [torch.empty(first + sum(sizes))[first:] for _ in range(2)]
+    for out_N, of in zip(means, (ops, reference_levels), strict=True):
+        of.average(out_N, bytes_WB, scale_WP, sizes, coding, divisor=2, added=False)
+    assert_same(*means)
+
+
+@needs_native
 @pytest.mark.parametrize("coding", [Coding(Codec.LINEAR, 1), Coding(Codec.INT8, bucket=64)], ids=str)
 def test_codes_of_given_scales_equal_the_reference(coding: Coding) -> None:
     for case in range(8):

@@ -113,6 +113,19 @@ def test_the_mean_of_signs_equals_the_reference(case: int) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_mean_of_signs_of_a_vector_longer_than_the_caches_equals_the_reference(first: int) -> None:
+    torch.manual_seed(first)
+    sizes = [1000, 2**20 + 16, 21]
+    bytes_WB = torch.randint(256, (2, -(-sum(sizes) // 8)), dtype=torch.uint8)
+    low_WG, high_WG = torch.randn(2, 3), torch.randn(2, 3)
+    means = [torch.empty(first + sum(sizes))[first:] for _ in range(2)]
+    for out_N, of in zip(means, (ops, reference_signs), strict=True):
+        of.mean_signs(out_N, bytes_WB, sizes, low_WG, high_WG, divisor=2, added=False, votes=False)
+    assert_same(*means)
+
+
+@needs_native
 @pytest.mark.parametrize("case", range(20))
 def test_a_momentum_and_its_signs_equal_the_reference(case: int) -> None:
     n = sum(seeded(case))
