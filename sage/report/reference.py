@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
-from sage.config import DENSE, REFERENCES, is_overlapped
+from sage.config import DENSE, REFERENCES, Config, is_overlapped
 from sage.report.settings import Setting
 
 
@@ -46,6 +46,8 @@ def about_references(references: Sequence[Setting]) -> str:
         texts.append(
             f"Reference: {_named(overlapped)}, which overlaps communication with backward (mount ddp)."
         )
+        if all(map(_has_one_bucket, overlapped)):
+            texts.append("The whole gradient fits into one bucket, so that little overlaps.")
     if others:
         texts.append(
             f"Reference: {_named(others)}, which is un-overlapped: it communicates after backward, and is "
@@ -57,6 +59,14 @@ def about_references(references: Sequence[Setting]) -> str:
 def rank(setting: Setting) -> tuple[float, int, str]:
     """What references are ordered by: their time, the reducer, the label."""
     return time_of(setting), REFERENCES.index(setting.rows[0].run.config["reducer"]), setting.label
+
+
+def _has_one_bucket(setting: Setting) -> bool:
+    """Whether one bucket of DDP holds the gradient in float32; False if its size is not known."""
+    run = setting.counted[0].run
+    bucket_mb = run.config.get("bucket_mb", Config.bucket_mb)
+    first_mb = 1 if bucket_mb == Config.bucket_mb else bucket_mb
+    return run.figures.parameters is not None and 4 * run.figures.parameters <= first_mb * 2**20
 
 
 def _named(settings: Sequence[Setting]) -> str:

@@ -143,6 +143,17 @@ def test_the_fastest_dense_runs_that_overlap_are_the_reference_of_all_runs(tmp_p
     assert by_label["exact mount=ddp"].mean("compression") == by_label["exact"].mean("compression") == 1
 
 
+def test_the_head_says_if_the_reference_has_one_bucket(tmp_path: Path) -> None:
+    folder = pretend(tmp_path, "exact")
+    change(folder, "config.json", mount="ddp")
+    assert "one bucket" not in about(the_group(tmp_path), "Speed")
+    change(folder, "config.json", bucket_mb=4.0)
+    assert "fits into one bucket" in about(the_group(tmp_path), "Speed")
+    change(folder, "config.json", bucket_mb=None)
+    change(folder, "result.json", parameters=262_144)
+    assert "fits into one bucket" in about(the_group(tmp_path), "Speed")
+
+
 def test_without_runs_that_overlap_the_head_of_the_speeds_names_the_reference_as_un_overlapped(
     tmp_path: Path,
 ) -> None:
