@@ -101,6 +101,8 @@ def scripts() -> list[str]:
 def test_the_lines_for_advice_run_in_the_script(tmp_path: Path) -> None:
     script, lines = scripts()
     begin, _, _ = script.partition("model = ")
+    assert "minutes=0.1)" in lines
+    lines = lines.replace("minutes=0.1", "minutes=0.02")
     (tmp_path / "train.py").write_text(f"{begin}{lines}dist.destroy_process_group()\n")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"],

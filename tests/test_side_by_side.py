@@ -1,4 +1,4 @@
-"""Tests that xdist workers run whole files: cluster tests first, then slow files."""
+"""Tests that xdist workers run whole files: cluster tests first, then the longest and slow files."""
 
 import subprocess
 import sys
@@ -20,14 +20,16 @@ def test_that_says_where_it_runs(number, request):
 """
 
 CLUSTER = ["tests/slurm/test_survival.py", "tests/slurm/test_a.py", "tests/slurm/test_z.py"]
-SLOW = ["tests/test_y.py"]
+LONGEST = ["tests/reducers/test_conformance.py"]
+SLOW = ["tests/a/test_y.py"]
 QUICK = ["tests/room/test_c.py", "tests/test_b.py"]
+FILES = [*CLUSTER, *LONGEST, *SLOW, *QUICK]
 
 
 def ran(folder: Path, *options: str) -> list[tuple[str, str]]:
     """Return the worker and the file of each test, in the order of execution."""
     said = folder / "said"
-    for file in (*CLUSTER, *SLOW, *QUICK):
+    for file in FILES:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         mark = "@pytest.mark.slow" if file in SLOW else ""
         (folder / file).write_text(ONE.format(mark=mark, said=str(said)))
@@ -48,7 +50,7 @@ def ran(folder: Path, *options: str) -> list[tuple[str, str]]:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line.split(" ", 1) for line in said.read_text().splitlines()]
-    assert len({test for _, test in lines}) == len(lines) == 2 * len({*CLUSTER, *SLOW, *QUICK})
+    assert len({test for _, test in lines}) == len(lines) == 2 * len(FILES)
     return [(worker, test.partition("::")[0]) for worker, test in lines]
 
 
@@ -60,9 +62,9 @@ def test_a_file_runs_in_one_worker_and_the_cluster_tests_in_two(tmp_path: Path) 
     assert a == z
     assert survival != a
     first = {worker: next(file for each, file in order if each == worker) for worker, _ in order}
-    assert set(first.values()) == {CLUSTER[0], CLUSTER[1], SLOW[0]}
+    assert set(first.values()) == {CLUSTER[0], CLUSTER[1], LONGEST[0]}
 
 
 def test_in_one_process_the_order_is_unchanged(tmp_path: Path) -> None:
     files = list(dict.fromkeys(file for _, file in ran(tmp_path)))
-    assert files == [*CLUSTER, *SLOW, *QUICK]
+    assert files == FILES

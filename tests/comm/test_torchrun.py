@@ -20,7 +20,7 @@ def rank_of(torchrun: int, rank: int) -> list[int]:
     return [pid for pid in pids if variables in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # tests/train/test_failure.py has a rank that kills itself, at a known step
 def test_a_killed_rank_is_restarted_and_the_run_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2"]
     run = [

@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from launcher import PATIENCE, Brake, Launcher, before_each_step, has_no_pending_signal, outside, until
+from launcher import (
+    PATIENCE,
+    Brake,
+    Launcher,
+    before_each_step,
+    free_port,
+    has_no_pending_signal,
+    outside,
+    until,
+)
 
 from sage.reducers.exact import Exact
 from sage.reduction.reducer import Reduced
@@ -233,9 +242,9 @@ def test_ranks_that_torchrun_restarts_resume_from_the_checkpoint(
         "sys.exit(main(sys.argv[1:]))\n"
     )
     argv = [*f"{FF} --steps 8 --checkpoint-every 2 --timeout 60".split(), "--runs", str(tmp_path / "runs")]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--master-port={free_port()}"]
     done = subprocess.run(
-        [*torchrun, "--max-restarts", "2", str(killer), "run", *argv],
+        [*torchrun, "--nproc-per-node=2", "--max-restarts=2", str(killer), "run", *argv],
         env={**outside(), "PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "200"},
         capture_output=True,
         text=True,
@@ -245,3 +254,4 @@ def test_ranks_that_torchrun_restarts_resume_from_the_checkpoint(
     assert done.returncode == 0, done.stderr
     assert "resuming from its own checkpoint, at step 4 of 8" in done.stdout + done.stderr
     assert "another process is rank" not in done.stderr
+    assert "already" not in done.stdout + done.stderr
