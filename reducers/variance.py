@@ -139,24 +139,13 @@ class Variance(Sparsifier):
         if not self._short:
             return super().forward(grad_N, residual_N, wire)
         with phase("select"):
-            signal_N = ops.accumulate(grad_N, residual_N)
-            exponent_L = exponents(signal_N, [span.numel for span in self.layout.spans])
-            words = [exponent_L[:0].int()]
-            for known_K in self._above_variance(grad_N, signal_N, keep=residual_N is not None):
-                at_K, word_K = self.encode(signal_N, known_K, exponent_L)
-                words.append(word_K)
-                gone_K = at_K if self.conserves else known_K
-                self.variance_N.index_fill_(0, gone_K, 0)
-                if residual_N is not None and self.conserves:
-                    left_K = residual_N[at_K] - self.decode(word_K, exponent_L)[1]
-                    residual_N[at_K] = left_K.nan_to_num_(0.0, 0.0, 0.0)
-                elif residual_N is not None:
-                    residual_N.index_fill_(0, gone_K, 0)
-            word_K = torch.cat(words)
-        rows = wire.gather_streams(values=word_K, scales=exponent_L)
+            parts = self._compress(grad_N, residual_N)
+        rows = wire.gather_streams(**parts)
+        parts.clear()  # its memory is used again
         with phase("scatter"):
             counts = [len(word) for word, _ in rows]
-            at_M, x_M = word_K.new_empty(sum(counts)), exponent_L.new_empty(sum(counts), dtype=torch.float32)
+            at_M = rows[0][0].new_empty(sum(counts))
+            x_M = at_M.new_empty(sum(counts), dtype=torch.float32)
             for (word, exponents_L), at, x in zip(rows, at_M.split(counts), x_M.split(counts), strict=True):
                 for start in range(0, len(word), CHUNK):
                     own = slice(start, start + CHUNK)
@@ -164,6 +153,23 @@ class Variance(Sparsifier):
             mean_N = ops.scatter_mean(x_M, at_M, counts, out_N=grad_N)
         at_K = at_M.split(counts)[wire.rank]
         return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())), at_M)
+
+    def _compress(self, grad_N: Tensor, residual_N: Tensor | None) -> dict[str, Tensor]:
+        """The parts to send, of the signal; in the residual and the variance, clears what they represent."""
+        signal_N = ops.accumulate(grad_N, residual_N)
+        exponent_L = exponents(signal_N, [span.numel for span in self.layout.spans])
+        words = [exponent_L[:0].int()]
+        for known_K in self._above_variance(grad_N, signal_N, keep=residual_N is not None):
+            at_K, word_K = self.encode(signal_N, known_K, exponent_L)
+            words.append(word_K)
+            gone_K = at_K if self.conserves else known_K
+            self.variance_N.index_fill_(0, gone_K, 0)
+            if residual_N is not None and self.conserves:
+                left_K = residual_N[at_K] - self.decode(word_K, exponent_L)[1]
+                residual_N[at_K] = left_K.nan_to_num_(0.0, 0.0, 0.0)
+            elif residual_N is not None:
+                residual_N.index_fill_(0, gone_K, 0)
+        return {"values": torch.cat(words), "scales": exponent_L}
 
     def encode(self, signal_N: Tensor, at_K: Tensor, exponent_L: Tensor) -> tuple[Tensor, Tensor]:
         """Select the elements that 4 bits can represent and encode them.
