@@ -322,7 +322,7 @@ def test_the_ledger_agrees_with_the_socket_counters(world_size: int) -> None:
 
 def main(world_sizes: tuple[int, ...] = (2, 3, 4)) -> None:
     """Print the bytes sent by all ranks as Markdown: by the ledger, and the excess by the sockets."""
-    print("| op | bytes handed over |" + "".join(f" W = {w} |" for w in world_sizes))
+    print("| op | payload (bytes) |" + "".join(f" W = {w} |" for w in world_sizes))
     print("|---|---:|" + "---:|" * len(world_sizes))
     for rows in zip(*(compare(world_size) for world_size in world_sizes), strict=True):
         cells = [f" {b:,} + {c - b:,} ({(c - b) / b:.3%}) |" for b, c in (row.sent for row in rows)]
