@@ -23,20 +23,25 @@ GRACE = 10.0
 
 @dataclass(frozen=True)
 class SharedErrors:
-    """Shared memory of the ranks of one machine: which ranks have printed an error, and the first error."""
+    """Shared memory of the ranks of one machine: which ranks have reported an error, and the first error."""
 
     has_reported: Any
     """A shared array of W bytes; 1 for each rank that has reported why it exits."""
     first: Any
     """A shared array of bytes: the first message, without its rank prefix."""
+    has_refused: Any
+    """A shared boolean: whether a rank has refused the settings of the run."""
 
-    def report(self, rank: int, text: str) -> bool:
-        """Mark that a rank reports why it exits; return False if another rank has reported the same text."""
+    def report(self, rank: int, text: str, *, is_refusal: bool, is_consequence: bool) -> bool:
+        """Mark that a rank reports why it exits; return False if its text would add nothing for the user."""
         own = text.removeprefix(f"rank {rank}: ").encode(errors="replace")[:SHARED_BYTES]
         self.has_reported[rank] = 1
         with self.first.get_lock():
-            if self.first.value == own:
+            # A rank that is late finds its collective broken by the ranks that have refused and exited.
+            if self.first.value == own or (is_consequence and self.has_refused.value):
                 return False
+            if is_refusal:
+                self.has_refused.value = 1
             if not self.first.value:
                 self.first.value = own
             return True
@@ -49,9 +54,22 @@ _shared_errors: SharedErrors | None = None
 """In a spawned rank: the memory that it shares with the others."""
 
 
-def is_new_error(rank: int, text: str) -> bool:
-    """Record that a rank reports why it exits; return False if another spawned rank reported the same."""
-    return _shared_errors is None or _shared_errors.report(rank, text)
+def is_new_error(rank: int, text: str, *, is_refusal: bool = False, is_consequence: bool = False) -> bool:
+    """Record that a rank reports why it exits, and return whether to print it.
+
+    Args:
+        rank: The rank.
+        text: The message.
+        is_refusal: Whether the settings are wrong, so that every rank would fail in the same way.
+        is_consequence: Whether the error was caused by the exit of another rank.
+
+    Returns:
+        False if another spawned rank has reported the same text, or if another one has refused the settings
+        and this error is a consequence.
+    """
+    return _shared_errors is None or _shared_errors.report(
+        rank, text, is_refusal=is_refusal, is_consequence=is_consequence
+    )
 
 
 def spawn(rank: Callable[[Place], int], world_size: int, *, method: Literal["fork", "spawn"]) -> int:
@@ -64,7 +82,9 @@ def spawn(rank: Callable[[Place], int], world_size: int, *, method: Literal["for
     ranks too; a second SIGINT kills all ranks. If this process dies, the ranks are killed.
     """
     context: Any = multiprocessing.get_context(method)
-    shared = SharedErrors(context.Array("b", world_size), context.Array("c", SHARED_BYTES + 1))
+    shared = SharedErrors(
+        context.Array("b", world_size), context.Array("c", SHARED_BYTES + 1), context.Value("b", 0)
+    )
     ranks = [
         context.Process(target=_child, args=(rank, place, os.getpid(), shared), name=f"rank {place.rank}")
         for place in local_places(world_size)

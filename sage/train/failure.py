@@ -39,6 +39,11 @@ class Failure:
     is_consequence: bool = False
     """Whether this failure was caused by the earlier failure of another rank."""
 
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the settings, the data or the environment are wrong, so that the command fails again."""
+        return self.is_expected and self.status == FATAL
+
 
 class FirstStepFailed(RuntimeError):
     """Raised for an error in the first step of a process; the model or reducer would raise it again."""

@@ -109,10 +109,12 @@ def _rank(config: Config, place: Place) -> int:
         notify_job(end.status, text)
         if not isinstance(error, RunInUse):
             _write_failure(config.folder, end.status, place.rank, text)
+        # Before the others can see that this rank exits.
+        is_new = is_new_error(place.rank, text, is_refusal=end.is_refusal, is_consequence=end.is_consequence)
         if wire is not None and not end.is_consequence:
             wire.announce_exit(end.text)
         where = "" if end.is_expected else keep_traceback(config.folder, place.rank, error)
-        if is_new_error(place.rank, text):
+        if is_new:
             _print_error(text + where)
         # The process group is broken: an orderly close would wait for ranks that have ended.
         _exit(end.status)

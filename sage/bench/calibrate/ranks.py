@@ -65,9 +65,10 @@ def _rank(name: str, config: Config, settings: Facts, work: Work, place: Place) 
         end = classify(error)
         text = end.text if end.text.startswith("rank ") else f"rank {place.rank}: {end.text}"
         notify_job(end.status, text)
+        is_new = is_new_error(place.rank, text, is_refusal=end.is_refusal, is_consequence=end.is_consequence)
         if wire is not None and not end.is_consequence:
             wire.announce_exit(end.text)
-        if is_new_error(place.rank, text):
+        if is_new:
             print(f"{name}: {text}", file=sys.stderr)
             if not end.is_expected:
                 sys.excepthook(type(error), error, error.__traceback__)
