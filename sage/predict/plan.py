@@ -11,6 +11,7 @@ The optional keys are `latency_seconds` and `intra_latency_seconds`, `intra` (th
 whose latency NCCL's table has), `collectives` and `speedup`.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,10 @@ from sage.validate import Range, coerce, known, shown
 MOST_RANKS = 10_000
 MOST_CLUSTERS = 200
 """The most combinations of world size and bandwidth of a plan."""
+MOST_RATIO = 1000
+"""The largest finite ratio of steps; its inverse is the least one."""
+REFERENCE = "bf16"
+"""The reducer whose steps the ratios are relative to."""
 
 Nodes = Annotated[int, Range(1, MOST_RANKS)]
 Bits = Annotated[float, Range(1e3, 1e15)]
@@ -141,20 +146,27 @@ def steps_ratios(words: Sequence[str], reducers: Collection[str]) -> dict[str, f
     """Return the ratio of steps by reducer, from words such as `topk=1.2`.
 
     Raises:
-        ValueError: if a word has another form, or a reducer was not measured.
+        ValueError: if a word has another form, a reducer was not measured or is given twice, or the
+            reference has another ratio than 1.
     """
-    ratios = {}
+    ratios: dict[str, float] = {}
     for word in words:
         name, _, value = word.partition("=")
         known("reducer of the calibration", name, reducers)
+        if name in ratios:
+            raise ValueError(f"--steps-ratio has {name} twice: give each reducer once")
         try:
             ratios[name] = float(value)
         except ValueError:
-            ratios[name] = -1.0
-        if not ratios[name] > 0:
+            ratios[name] = math.nan
+        if not (1 / MOST_RATIO <= ratios[name] <= MOST_RATIO or ratios[name] == math.inf):
             raise ValueError(
-                f"--steps-ratio is {shown(word)}; allowed is REDUCER=RATIO with a number above 0, or inf for "
-                "a reducer that misses the target"
+                f"--steps-ratio is {shown(word)}; allowed is REDUCER=RATIO with a number from "
+                f"{1 / MOST_RATIO:g} to {MOST_RATIO:g}, or inf for a reducer that misses the target"
+            )
+        if name == REFERENCE and ratios[name] != 1:
+            raise ValueError(
+                f"--steps-ratio is {shown(word)}, but {name} is the reference, whose ratio is 1: leave it out"
             )
     return ratios
 

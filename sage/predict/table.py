@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from sage.output.units import MISSING, duration, percent, rate, size, times
+from sage.output.units import MISSING, duration, percent, printable, rate, size, times
 from sage.predict.closed_forms import Intervals
 from sage.predict.grid import MOUNTS, Row, clusters
 from sage.predict.limits import Limits
@@ -30,7 +30,8 @@ def markdown(prediction: Prediction, *, everything: bool) -> str:
         blocks += ["## Limits", LIMITS_NOTE, limits(prediction.limits)]
     notes = dict.fromkeys(note for row in prediction.rows for note in row.notes)
     blocks.append("## Notes\n\n" + "\n".join(f"- {note}" for note in [*_general_notes(prediction), *notes]))
-    return "\n\n".join(blocks) + "\n"
+    # The names come from a file.
+    return "\n".join(map(printable, "\n\n".join(blocks).split("\n"))) + "\n"
 
 
 def title(prediction: Prediction) -> str:

@@ -62,6 +62,18 @@ def test_a_reducer_that_misses_the_target_pays_nowhere(
     assert "with these ratios of steps: topk inf." in out
 
 
+def test_control_characters_of_a_name_are_printed_as_escapes(
+    capsys: pytest.CaptureFixture[str], measured: str
+) -> None:
+    content = json.loads(Path(measured).read_text())
+    (method,) = [method for method in content["methods"] if method["reducer"] == "topk"]
+    method["reducer"] = content["model"]["workload"] = "red\x1b[31m"
+    Path(measured).with_name("other.json").write_text(json.dumps(content))
+    out = printed(capsys, str(Path(measured).with_name("other.json")))
+    assert "\x1b" not in out
+    assert "Predicted steps of red\\x1b[31m: " in out
+
+
 def test_json_has_a_row_for_each_method_mount_world_size_and_bandwidth(
     capsys: pytest.CaptureFixture[str], measured: str
 ) -> None:
@@ -130,6 +142,12 @@ def test_a_plan_of_ten_thousand_ranks_is_predicted_without_torch(measured: str, 
             ["calibration.json", "--steps-ratio", "topk=0"],
             "--steps-ratio is 'topk=0'; allowed is REDUCER=RATIO",
         ),
+        (
+            ["calibration.json", "--steps-ratio", "topk=1e308"],
+            "--steps-ratio is 'topk=1e308'; allowed is REDUCER=RATIO with a number from 0.001 to 1000",
+        ),
+        (["calibration.json", "--steps-ratio", "topk=1", "topk=2"], "--steps-ratio has topk twice"),
+        (["calibration.json", "--steps-ratio", "bf16=0.5"], "bf16 is the reference, whose ratio is 1"),
         (["calibration.json", "--steps-ratio", "topk"], "--steps-ratio is 'topk'; allowed is REDUCER=RATIO"),
         (["calibration.json", "--steps-ratio", "tokp=1"], "no reducer of the calibration is called 'tokp'"),
         ([], "missing argument 'CALIBRATION'"),
