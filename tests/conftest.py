@@ -93,6 +93,12 @@ def sage_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield str(path)
 
 
+@pytest.fixture(scope="session")
+def python_command(sage_command: str) -> str:
+    """An executable that does what `python -m MODULE` and `python FILE` do, without importing torch again."""
+    return str(Path(sage_command).with_name("python"))
+
+
 @pytest.fixture
 def sage(tmp_path: Path, sage_command: str) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `sage` in an empty folder, as a user would; `paths` are searched for packages."""

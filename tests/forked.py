@@ -1,7 +1,7 @@
-"""A command `sage` whose processes are forked from a server that has already imported the slow modules.
+"""Commands `sage` and `python` whose processes are forked from a server that has imported the slow modules.
 
 Importing torch takes two seconds of processor time, which each start of `python -m sage` would spend again.
-The executable made here is for tests in which a command runs as a process of its own, with its own folder,
+The executables made here are for tests in which a command runs as a process of its own, with its own folder,
 environment, signals and exit status, but not for tests of how Python starts.
 """
 
@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import random
+import runpy
 import selectors
 import signal
 import socket
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import leftovers
 import torch
@@ -26,19 +27,31 @@ from launcher import CONTEXT
 
 from sage.cli.main import main
 
+PYTHON = "PYTHON_EXEC"
+"""The variable with the Python that torchrun starts; commands forked here start it in place of their own."""
+
 CLIENT = r'''#!{python} -IS
 """Asks the server for a process with this one's arguments, folder, environment and standard streams."""
 import json, os, signal, socket, sys
 
+argv = sys.argv[1:]
+if {is_python}:
+    words = argv[argv[:1] == ["-u"] :]
+    is_other = not words or (words[0].startswith("-") and words[0] != "-m")  # neither a module nor a file
+    if is_other or words[1:2] == ["submitit.local._local"]:  # whose process id is the name of its job
+        os.execv({python!r}, [{python!r}, *argv])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    request = [sys.argv[1:], os.getcwd(), dict(os.environ)]
+    os.umask(mask := os.umask(0))
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    ignored = [each for each in signals if signal.getsignal(each) is signal.SIG_IGN]
+    request = [{is_python}, argv, os.getcwd(), dict(os.environ), mask, ignored]
     text = json.dumps(request).encode()
     socket.send_fds(server, [len(text).to_bytes(4, "big")], [0, 1, 2])
     server.sendall(text)
     answers = server.makefile()
     pid = int(answers.readline())
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    for number in signals:
         signal.signal(number, lambda number, frame: os.kill(pid, number))
     status = int(answers.readline())
 if status < 0:  # ended by a signal, and so does this process
@@ -50,7 +63,12 @@ os._exit(status)
 
 @contextmanager
 def executable(folder: Path) -> Iterator[Path]:
-    """Start the server and write the executable `sage` into the folder; the server ends with the context."""
+    """Start the server, write the executables `sage` and `python` into the folder, and yield that of `sage`.
+
+    `python` forks a process for `python [-u] -m MODULE` and `python [-u] FILE`; other arguments start Python,
+    as does submitit's controller of a local job.
+    The server ends with the context.
+    """
     # An abstract address, because the path of a socket is limited to 107 bytes.
     address = f"\0sage-tests-{os.getpid()}-{random.SystemRandom().getrandbits(64):x}"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -60,11 +78,12 @@ def executable(folder: Path) -> Iterator[Path]:
         server.start()
     assert server.pid is not None
     leftovers.HELPERS.add(server.pid)
-    path = folder / "sage"
-    path.write_text(CLIENT.format(python=sys.executable, address=address))
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    for name in ("sage", "python"):
+        path = folder / name
+        path.write_text(CLIENT.format(python=sys.executable, address=address, is_python=name == "python"))
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
     try:
-        yield path
+        yield folder / "sage"
     finally:
         leftovers.HELPERS.discard(server.pid)
         server.kill()
@@ -124,8 +143,8 @@ def _receive(client: socket.socket) -> tuple[list[Any], list[int]]:
 
 
 def _become(request: list[Any], streams: list[int]) -> None:
-    """Turn this fork into `python -m sage` with the request's arguments, and end it."""
-    argv, folder, environment = request
+    """Turn this fork into `python -m sage` or `python` with the request's arguments, and end it."""
+    is_python, argv, folder, environment, mask, ignored = request
     for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
         os.close(descriptor)
@@ -133,10 +152,33 @@ def _become(request: list[Any], streams: list[int]) -> None:
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
     os.chdir(folder)
+    os.umask(mask)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
     os.environ.clear()
     os.environ.update(environment)
-    sys.path[:0] = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
-    sys.argv = ["sage", *argv]
+    sys.executable = environment.get(PYTHON, sys.executable)
     random.seed()
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    if is_python:
+        _run(argv)
+    sys.path.insert(0, folder)
+    sys.argv = ["sage", *argv]
     sys.exit(main())
+
+
+def _run(argv: list[str]) -> NoReturn:
+    """Do what `python [-u] -m MODULE ...` or `python [-u] FILE ...` does."""
+    if argv[0] == "-u":
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+        argv = argv[1:]
+    is_module = argv[0] == "-m"
+    sys.argv = argv[is_module:]
+    if "PYTHONSAFEPATH" not in os.environ:
+        sys.path.insert(0, os.getcwd() if is_module else os.path.dirname(os.path.abspath(argv[0])))
+    if is_module:
+        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(argv[0], run_name="__main__")
+    sys.exit()

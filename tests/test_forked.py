@@ -1,7 +1,9 @@
-"""Tests that a forked `sage` has a process's arguments, folder, environment, streams, signals, status."""
+"""Tests that a forked command has a process's arguments, folder, environment, streams, signals and status."""
 
+import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +24,33 @@ def test_arguments_folder_environment_streams_and_status_are_those_of_a_process(
     assert "port" in wrong.stderr
     (tmp_path / "mine.toml").write_text("nothing = 1\n")
     assert sage("run", "mine.toml").returncode == 2
+
+
+PRINT = """import os, signal, sys
+print(__name__, sys.argv[1:], sys.path[0], signal.getsignal(signal.SIGINT) is signal.SIG_IGN, sep="|")
+os.umask(mask := os.umask(0))
+sys.exit(mask)
+"""
+
+
+@pytest.mark.parametrize("argv", [["-u", "mine.py", "-m", "x"], ["-m", "mine", "-m", "x"]])
+def test_a_module_and_a_file_run_as_python_runs_them(
+    python_command: str, tmp_path: Path, argv: list[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(PRINT)
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.umask(0o27)
+
+    forked, started = (
+        subprocess.run(
+            [python, *argv], cwd=tmp_path, preexec_fn=prepare, capture_output=True, text=True, check=False
+        )
+        for python in (python_command, sys.executable)
+    )
+    assert (forked.returncode, forked.stdout, forked.stderr) == (0o27, started.stdout, "")
+    assert started.stdout == f"__main__|['-m', 'x']|{tmp_path}|True\n"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import os
 import re
 import runpy
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -58,14 +57,16 @@ def shortened(line: str) -> str:
 
 
 @pytest.mark.slow
-def test_every_command_runs_in_the_order_of_the_page(tmp_path: Path, sage_command: str) -> None:
+def test_every_command_runs_in_the_order_of_the_page(
+    tmp_path: Path, sage_command: str, python_command: str
+) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sage").symlink_to(sage_command)
     for name in ("run.sh", "jobs"):
         (tmp_path / name).symlink_to(ROOT / name)
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "PYTHON": sys.executable,
+        "PYTHON": python_command,
         "PYTHONPATH": str(ROOT),
     }
     lines = [shortened(line) for line in commands() if line not in ELSEWHERE]
@@ -98,16 +99,16 @@ def scripts() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_the_lines_for_advice_run_in_the_script(tmp_path: Path) -> None:
+def test_the_lines_for_advice_run_in_the_script(tmp_path: Path, python_command: str) -> None:
     script, lines = scripts()
     begin, _, _ = script.partition("model = ")
     assert "minutes=0.1)" in lines
     lines = lines.replace("minutes=0.1", "minutes=0.02")
     (tmp_path / "train.py").write_text(f"{begin}{lines}dist.destroy_process_group()\n")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"],
+        [python_command, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python_command},
         capture_output=True,
         text=True,
         timeout=300,
@@ -116,14 +117,14 @@ def test_the_lines_for_advice_run_in_the_script(tmp_path: Path) -> None:
     assert done.stdout.count("Linear on 2 ranks of 1 node: ") == 2
 
 
-def test_the_script_runs_unchanged(tmp_path: Path) -> None:
+def test_the_script_runs_unchanged(tmp_path: Path, python_command: str) -> None:
     script, _ = scripts()
     (tmp_path / "train.py").write_text(script)
     (command,) = (line for line in commands() if line.startswith("torchrun "))
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *command.split()[1:]],
+        [python_command, "-m", "torch.distributed.run", *command.split()[1:]],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python_command},
         capture_output=True,
         text=True,
         timeout=300,

@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -151,10 +150,12 @@ def shortened(line: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if own(page)])
-def test_the_commands_of_a_page_run_in_their_order(page: str, tmp_path: Path, sage_command: str) -> None:
+def test_the_commands_of_a_page_run_in_their_order(
+    page: str, tmp_path: Path, sage_command: str, python_command: str
+) -> None:
     places = {
         "sage": f'exec {sage_command} "$@"',
-        "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+        "torchrun": f'exec {python_command} -m torch.distributed.run "$@"',
     }
     (tmp_path / "bin").mkdir()
     for name, line in places.items():
@@ -184,7 +185,8 @@ def test_the_commands_of_a_page_run_in_their_order(page: str, tmp_path: Path, sa
         env=os.environ
         | {
             "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-            "PYTHON": sys.executable,
+            "PYTHON": python_command,
+            "PYTHON_EXEC": python_command,
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
         },

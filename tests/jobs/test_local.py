@@ -3,7 +3,6 @@
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from sage.jobs.sweep import read
 from sage.records.record import Record, read_metrics
 
 CHECKOUT = Path(__file__).parents[2]
-SUBMIT = "import sys; from sage.cli.main import main; sys.exit(main(['submit', *sys.argv[1:]]))"
 LEFTOVERS = {
     "hostip": "192.0.2.1",
     "port": "9",
@@ -44,14 +42,15 @@ pytestmark = pytest.mark.slow
 class LocalSubmission:
     """`sage submit --cluster ...` in its own process."""
 
-    def __init__(self, folder: Path, text: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, text: str, python: str) -> None:
+        self.folder, self.python = folder, python
         (folder / "sweep.toml").write_text(text)
         self.names = [cell.folder.name for cell in read(folder / "sweep.toml").configs]
 
     def start(self, *options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", SUBMIT, "sweep.toml", *options]
-        environment = {**outside(), "PYTHONPATH": str(CHECKOUT), "CUDA_VISIBLE_DEVICES": "5", **LEFTOVERS}
+        command = [self.python, "-m", "sage", "submit", "sweep.toml", *options]
+        variables = {"PYTHONPATH": str(CHECKOUT), "CUDA_VISIBLE_DEVICES": "5", "PYTHON_EXEC": self.python}
+        environment = {**outside(), **variables, **LEFTOVERS}
         return subprocess.Popen(
             command,
             cwd=self.folder,
@@ -81,9 +80,9 @@ class LocalSubmission:
 
 @pytest.mark.parametrize("options", [("--cluster", "local", "--parallel", "2"), ("--cluster", "debug")])
 def test_local_runs_run_once_and_an_invalid_run_does_not_stop_the_others(
-    tmp_path: Path, options: tuple[str, ...]
+    tmp_path: Path, python_command: str, options: tuple[str, ...]
 ) -> None:
-    here = LocalSubmission(tmp_path, SMALL + "lr = [0.1, 1e30, 0.2]\n")
+    here = LocalSubmission(tmp_path, SMALL + "lr = [0.1, 1e30, 0.2]\n", python_command)
     status, output = here.run(*options)
     assert status == 1
     assert output.startswith("3 runs: 0 finished, 0 active, 3 to run\n")
@@ -103,9 +102,9 @@ def test_local_runs_run_once_and_an_invalid_run_does_not_stop_the_others(
     assert set(here.records("step")) == {good, other}
 
 
-def test_ctrl_c_checkpoints_the_active_runs_and_starts_no_more(tmp_path: Path) -> None:
+def test_ctrl_c_checkpoints_the_active_runs_and_starts_no_more(tmp_path: Path, python_command: str) -> None:
     endless = SMALL.replace("steps = 3", "steps = 1000000").replace("epochs = 100", "epochs = 100000")
-    here = LocalSubmission(tmp_path, endless + "seed = [0, 1]\nparallel = 1\n")
+    here = LocalSubmission(tmp_path, endless + "seed = [0, 1]\nparallel = 1\n", python_command)
     process = here.start("--cluster", "local")
     until(lambda: process.poll() is not None or any(len(each) > 5 for each in here.records("step").values()))
     process.send_signal(signal.SIGINT)

@@ -101,8 +101,8 @@ def test_the_script_is_executable_and_passes_shellcheck(name: str) -> None:
         subprocess.run(["shellcheck", "-x", str(script)], cwd=CHECKOUT, check=True)
 
 
-def test_prepare_dataset_prepares_a_data_set_or_lists_the_names(tmp_path: Path) -> None:
-    script, env = CHECKOUT / "prepare_dataset.sh", {**outside(), "PYTHON": sys.executable}
+def test_prepare_dataset_prepares_a_data_set_or_lists_the_names(tmp_path: Path, python_command: str) -> None:
+    script, env = CHECKOUT / "prepare_dataset.sh", {**outside(), "PYTHON": python_command}
     assert call(script, "digits", cwd=tmp_path, env=env).returncode == 0
     asked = call(script, cwd=tmp_path, env=env)
     assert asked.returncode == 2
@@ -184,14 +184,16 @@ def test_run_sh_reports_a_python_without_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_four_shells_train_one_run_and_a_killed_one_ends_the_others(tmp_path: Path) -> None:
+def test_four_shells_train_one_run_and_a_killed_one_ends_the_others(
+    tmp_path: Path, python_command: str
+) -> None:
     meeting = {"hostip": "127.0.0.1", "port": free_port(), "world_size": "4"}
     argv = ["digits-ff", "--epochs", "100000", "--timeout", "100", "--runs", "runs"]
     logs = [tmp_path / f"log-{rank}" for rank in range(4)]
     shells = []
     for rank, log in enumerate(logs):
         with log.open("w") as file:
-            env = {**outside(), **meeting, "PYTHON": sys.executable, "rank": str(rank)}
+            env = {**outside(), **meeting, "PYTHON": python_command, "rank": str(rank)}
             command = ["bash", str(CHECKOUT / "run.sh"), *argv]
             shells.append(subprocess.Popen(command, cwd=tmp_path, env=env, stdout=file, stderr=file))
     try:
@@ -367,14 +369,14 @@ esac""",
 
 @pytest.mark.slow
 def test_a_signal_to_the_batch_script_checkpoints_the_run_and_requeues_the_job(
-    spooled: Path, cluster: dict[str, str], tmp_path: Path
+    spooled: Path, cluster: dict[str, str], tmp_path: Path, python_command: str
 ) -> None:
     argv = ["digits-ff", "--epochs", "100000", "--runs", str(tmp_path / "runs")]
     log = tmp_path / "log"
     with log.open("w") as file:
         env = {
             **cluster,
-            "PYTHON": sys.executable,
+            "PYTHON": python_command,
             "SAGE_HOME": str(CHECKOUT),
             "SLURM_SUBMIT_DIR": str(tmp_path),
         }

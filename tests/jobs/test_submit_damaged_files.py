@@ -3,7 +3,6 @@
 import random
 import shutil
 import subprocess
-import sys
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -34,11 +33,11 @@ def status_and_stderr(*argv: str) -> tuple[int, str]:
 
 
 @pytest.fixture(scope="module")
-def submitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def submitted(sage_command: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a sweep of four runs: one is finished, and three are submitted to a replaced SLURM."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "sweep.toml").write_text(SWEEP)
-    finished = [sys.executable, "-m", "sage", *RUN, "--runs", str(folder / "runs")]
+    finished = [sage_command, *RUN, "--runs", str(folder / "runs")]
     environment = {**outside(), "PYTHONPATH": str(CHECKOUT), "SAGE_DATA_DIR": str(folder)}
     subprocess.run(finished, env=environment, check=True, capture_output=True, timeout=PATIENCE)
     with pytest.MonkeyPatch.context() as patch:

@@ -5,7 +5,6 @@ import shlex
 import signal
 import stat
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from sage.jobs.sweep import read
 
 CHECKOUT = Path(__file__).parents[2]
 SWEEP = 'workload = "digits-ff"\nreducer = ["exact", "topk"]\nseed = [0, 1]\ndevice = "cpu"\n'
-SUBMIT = "import sys; from sage.cli.main import main; sys.exit(main(['submit', *sys.argv[1:]]))"
 
 
 @pytest.fixture
@@ -69,12 +67,12 @@ def assert_each_run_has_one_job(slurm: StandIn, path: Path) -> None:
 
 
 def test_the_next_submission_cancels_the_jobs_of_one_that_was_killed_after_sbatch(
-    slurm: StandIn, sweep: Path, capsys: pytest.CaptureFixture[str]
+    slurm: StandIn, sweep: Path, sage_command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     taken = (slurm.bin / "sbatch").read_text()
     after_sbatch(slurm, "kill -9 $PPID")
     environment = {**outside(), "PATH": slurm.path, "PYTHONPATH": str(CHECKOUT)}
-    killed = subprocess.run([sys.executable, "-c", SUBMIT, str(sweep)], env=environment, check=False)
+    killed = subprocess.run([sage_command, "submit", str(sweep)], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert len(pending(slurm)) == 4
     (slurm.bin / "sbatch").write_text(taken)
@@ -147,11 +145,13 @@ def test_a_job_whose_submission_was_killed_ends_at_once_with_the_reason(tmp_path
 # Other submissions.
 
 
-def test_two_sweeps_that_share_runs_submit_each_of_them_once(slurm: StandIn, tmp_path: Path) -> None:
+def test_two_sweeps_that_share_runs_submit_each_of_them_once(
+    slurm: StandIn, tmp_path: Path, sage_command: str
+) -> None:
     sweeps = [write(tmp_path, "one"), write(tmp_path, "two", SWEEP.replace("[0, 1]", "[1, 2]"))]
     after_sbatch(slurm, "sleep 1")
     environment = {**outside(), "PATH": slurm.path, "PYTHONPATH": str(CHECKOUT)}
-    both = [subprocess.Popen([sys.executable, "-c", SUBMIT, str(each)], env=environment) for each in sweeps]
+    both = [subprocess.Popen([sage_command, "submit", str(each)], env=environment) for each in sweeps]
     assert [each.wait() for each in both] == [0, 0]
     assert len(pending(slurm)) == 6
     assert len({each.job for each in submissions.read(tmp_path / "runs").values()}) == 6

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 from sage.report.runs import read_runs
@@ -11,7 +10,7 @@ from sage.report.runs import read_runs
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_snippets_run_on_two_ranks(tmp_path: Path) -> None:
+def test_the_snippets_run_on_two_ranks(tmp_path: Path, python_command: str) -> None:
     page = (ROOT / "docs" / "explanation" / "mounts.md").read_text()
     snippets = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     assert len(snippets) == 4
@@ -21,9 +20,9 @@ def test_the_snippets_run_on_two_ranks(tmp_path: Path) -> None:
     imports = "import torch.distributed as dist\n"
     (tmp_path / "train.py").write_text(imports + begin + inner + end)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"],
+        [python_command, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python_command},
         capture_output=True,
         text=True,
         timeout=120,

@@ -114,9 +114,9 @@ def test_a_run_needs_no_stdout(tmp_path: Path) -> None:
     assert list(tmp_path.glob("*/result.json"))
 
 
-def test_the_owner_can_use_a_runs_files_under_any_umask(tmp_path: Path) -> None:
+def test_the_owner_can_use_a_runs_files_under_any_umask(tmp_path: Path, sage_command: str) -> None:
     for times in ("finished: ", "already finished"):
-        done = shell(f"umask 0777; $SAGE run digits-ff --steps 1 --runs {tmp_path}/runs")
+        done = shell(f"umask 0777; {sage_command} run digits-ff --steps 1 --runs {tmp_path}/runs")
         assert done.returncode == 0, done.stderr
         assert times in done.stdout + done.stderr
     made = [tmp_path / "runs", *(tmp_path / "runs").rglob("*")]

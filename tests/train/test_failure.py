@@ -225,9 +225,7 @@ def test_the_line_of_an_unexpected_error_names_its_origin(
 
 
 @pytest.mark.slow
-def test_ranks_that_torchrun_restarts_resume_from_the_checkpoint(
-    tmp_path: Path,
-) -> None:
+def test_ranks_that_torchrun_restarts_resume_from_the_checkpoint(tmp_path: Path, python_command: str) -> None:
     killer = tmp_path / "killed_once.py"
     killer.write_text(
         "import os, signal, sys\n"
@@ -242,10 +240,15 @@ def test_ranks_that_torchrun_restarts_resume_from_the_checkpoint(
         "sys.exit(main(sys.argv[1:]))\n"
     )
     argv = [*f"{FF} --steps 8 --checkpoint-every 2 --timeout 60".split(), "--runs", str(tmp_path / "runs")]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--master-port={free_port()}"]
+    torchrun = [python_command, "-m", "torch.distributed.run", f"--master-port={free_port()}"]
     done = subprocess.run(
         [*torchrun, "--nproc-per-node=2", "--max-restarts=2", str(killer), "run", *argv],
-        env={**outside(), "PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "200"},
+        env={
+            **outside(),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "COLUMNS": "200",
+            "PYTHON_EXEC": python_command,
+        },
         capture_output=True,
         text=True,
         timeout=PATIENCE,
