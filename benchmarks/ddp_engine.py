@@ -47,7 +47,7 @@ Step = Callable[[list[Batch]], None]
 
 
 def measure(place: Place, given: argparse.Namespace, folder: Path, out: Any) -> None:
-    """Run one rank: alternate between the engine and the bare loops; put the counted times into `out`."""
+    """Run one rank: alternate between the engine and the bare loops; write the counted times to `out`."""
     torch.set_num_threads(1)
     overrides: dict[str, Any] = {
         "mount": "ddp",

@@ -43,7 +43,7 @@ MOUNTS = ("hook", "whole")
 def rank_in_a_network(rank: int, given: argparse.Namespace, joined: Any, laid: Any, out: Any) -> None:
     """Run one rank: wait until the ranks are connected, then measure every reducer."""
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "no network namespace of one's own: root is needed")
+        raise OSError(ctypes.get_errno(), "cannot create a network namespace: run the script as root")
     joined.put((rank, os.getpid()))
     laid.wait()
     os.environ |= {"GLOO_SOCKET_IFNAME": "eth0", "TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -158,7 +158,7 @@ def main() -> None:
     )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--bucket-mb", type=float, default=0.2)
-    parser.add_argument("--warm-up", type=int, default=3, help="turns at the start that are not counted")
+    parser.add_argument("--warm-up", type=int, default=3, help="warm-up turns, which are not counted")
     parser.add_argument("--turns", type=int, default=12)
     given = parser.parse_args()
     context = get_context("fork")

@@ -40,7 +40,7 @@ WARM_UP = 2
 
 
 def measure(place: Place, given: argparse.Namespace, folder: Path, out: Any) -> None:
-    """Run one rank: alternate between the engine and DDP, and put the counted step times into `out`."""
+    """Run one rank: alternate between the engine and DDP, and write the counted step times to `out`."""
     torch.set_num_threads(1)
     overrides = {
         "reducer": "exact",

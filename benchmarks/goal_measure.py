@@ -1,9 +1,9 @@
-"""Measures a reducer for `goals.py`: its passes beside `add_`, its temporary memory, GRACE's class of it.
+"""Measures a reducer for `goals.py`: its passes relative to `add_`, its temporary memory, and GRACE's class.
 
 A repeat runs every candidate once, in random order, on the same gradient: `add_`, the reducer on a wire
-without a network for each W (sage/bench/loopback_wire.py), and the same method as GRACE writes it. Three
-gradients of N(0, 1) take turns, and every candidate keeps its own residual from step to step, as in training.
-Restoring the gradient is not timed. Ratios are computed per repeat.
+without a network for each W (sage/bench/loopback_wire.py), and the same method in GRACE's form. Three
+gradients of N(0, 1) are used in turn, and every candidate keeps its own residual between steps, as in
+training. Restoring the gradient is not timed. Ratios are computed per repeat.
 """
 # N = elements of the vector, W = payloads that are decoded into one mean
 
@@ -40,14 +40,14 @@ MEMORY_FILE = Path("/proc/self/clear_refs")
 
 @dataclass
 class Measured:
-    """The seconds of each candidate by repeat, and what is measured once."""
+    """The seconds of each candidate by repeat, and the figures that are measured once."""
 
     spec: str
     seconds: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     memory: float | None = None
-    """Peak temporary bytes over those of the vector."""
+    """Peak temporary memory as a multiple of the vector's size."""
     products: float | None = None
-    """Seconds of a reduction over those of its matrix products, QRs and SVDs."""
+    """Time of a reduction as a multiple of that of its matrix products, QRs and SVDs."""
 
     def over(self, name: str, base: str) -> tuple[float, float, float]:
         """Quartiles of the ratio per repeat: lower, median, upper."""
@@ -64,12 +64,12 @@ def resnet18() -> Shapes:
 
 
 def matrix(numel: int) -> Shapes:
-    """One matrix of 1,024 columns with about as many elements."""
+    """One matrix of 1,024 columns with about the same number of elements."""
     return [("matrix", (max(1, numel // 1024), 1024))]
 
 
 def reducer_of(case: Case, shapes: Shapes) -> ErrorFeedback:
-    """The reducer with its residual. Random quantisers, which need none, get one for their goal."""
+    """Return the reducer with a residual. Random quantisers need none, but their goal includes it."""
     reducer = case.make(**case.options)
     memory: Memory | None = "residual" if case.name in LEVELS else None
     return ErrorFeedback(reducer, Layout.of(shapes, reducer.grouping), memory=memory)
@@ -132,7 +132,7 @@ def timed(name: str, work: Callable[[], object]) -> Callable[[], dict[str, float
 
 
 def ours(case: Case, shapes: Shapes, world_size: int, grad_N: Tensor) -> Callable[[], dict[str, float]]:
-    """The reducer as a candidate with two times: until its last collective, and after it."""
+    """Return the reducer as a candidate with two times: until its last collective, and after it."""
     feedback, wire = reducer_of(case, shapes), LoopbackWire(CPU, world_size)
     feedback.reducer.begin_epoch(0, 0.1, wire)
 
@@ -144,10 +144,10 @@ def ours(case: Case, shapes: Shapes, world_size: int, grad_N: Tensor) -> Callabl
 
 
 def peak_bytes(work: Callable[[], object]) -> int | None:
-    """Most bytes by which resident memory grows while this runs; None where Linux does not say.
+    """Return the maximum growth of resident memory during a call, in bytes; None if Linux does not report it.
 
     The kernel's high-water mark counts everything that is touched: torch's tensors and the buffers of native
-    code. Freed heap is given back first, as a later allocation in it would not be seen.
+    code. Freed heap is returned to the kernel first, since allocations within it would not be counted.
     """
     if not os.access(MEMORY_FILE, os.W_OK):
         return None
@@ -168,7 +168,7 @@ FACTORISATIONS = ("aten::linalg_qr", "aten::_linalg_svd", "aten::linalg_vector_n
 
 
 def over_products(work: Callable[[], object]) -> float:
-    """Seconds of this over those within its matrix products, QRs and SVDs, by torch's profiler."""
+    """Return a call's time as a multiple of that of its matrix products, QRs and SVDs (torch's profiler)."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         start = time.perf_counter()
         work()

@@ -1,7 +1,7 @@
-"""The goals of the kernels and reducers, as data: what is measured, against what, and the limit.
+"""The goals of the kernels and reducers, as data: the measured ratio, its reference and its limit.
 
-`goals.py` measures and judges the reducers, `kernels.py` the kernels, `reduce_step.py` whole steps over gloo;
-all three read their goals here. The limits of passes are for AVX-512; with AVX2 they are twice as large.
+`goals.py` compares reducers with their goals, `kernels.py` kernels, and `reduce_step.py` whole steps over
+gloo; all three read the goals here. The limits of passes are for AVX-512; with AVX2 they are twice as large.
 """
 # W = payloads that are decoded into one mean
 
@@ -20,9 +20,9 @@ DITHERED = ("dithering:coding=packed", "dithering:partition=natural,coding=packe
 CASTS = ("fp16", "bf16")
 LOW_RANK = ("powersgd", "svd", "atomo")
 COMPARED = (*SIGNS, *LEVELS, *DITHERED, *SAMPLED, *PARTITIONED, *PLAIN)
-"""Everything that has an implementation of GRACE's class to compare with (grace_class.py)."""
+"""Reducers that are compared with an implementation of GRACE's class (grace_class.py)."""
 REDUCERS = (*COMPARED, "accordion", "variance", *CASTS, *LOW_RANK)
-"""Everything that is measured."""
+"""All reducers that are measured."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,12 @@ class Goal:
     """A limit of one measured ratio of some reducers."""
 
     what: What
-    """`compress`: until the last collective, with a residual if the method keeps one, over `add_`. `decode`:
-    after it, over `add_`. `grace`: GRACE's class of implementation over ours, both with the residual. `cast`:
-    compress over torch's own cast. `products`: the reduction over its matrix products, QRs and SVDs.
-    `memory`: peak temporary bytes over those of the vector."""
+    """The measured ratio, of times unless stated otherwise.
+
+    `compress`: until the last collective, with a residual if the method keeps one, relative to `add_`.
+    `decode`: after it, relative to `add_`. `grace`: GRACE's class relative to SAGE's, both with the residual.
+    `cast`: compress relative to torch's own cast. `products`: the reduction relative to its matrix products,
+    QRs and SVDs. `memory`: peak temporary bytes relative to the vector's."""
     reducers: tuple[str, ...]
     limit: float
     per_payload: float = 0.0
@@ -41,16 +43,16 @@ class Goal:
 
     @property
     def is_pass(self) -> bool:
-        """Whether the limit is of a pass over memory, which AVX2 may miss by a factor of 2."""
+        """Whether the limit is for a pass over memory; with AVX2 it is twice as large."""
         return self.what in ("compress", "decode")
 
     @property
     def is_floor(self) -> bool:
-        """Whether more is better."""
+        """Whether the limit is a minimum."""
         return self.what == "grace"
 
     def at(self, world_size: int, factor: float = 1.0) -> float:
-        """The limit for W payloads, on a processor whose passes may take `factor` times as long."""
+        """Return the limit for W payloads on a processor whose passes may take `factor` times as long."""
         return (self.limit + self.per_payload * world_size) * (factor if self.is_pass else 1.0)
 
 
@@ -97,7 +99,7 @@ def top_over_torch(n: int) -> float:
 
 
 def goal_of(what: What, reducer: str) -> Goal | None:
-    """The goal of a reducer; None if there is none.
+    """Return the goal of a reducer; None if it has none.
 
     >>> goal = goal_of("decode", "onebit")
     >>> goal.at(4), goal.at(4, factor=2)

@@ -4,13 +4,14 @@
     python benchmarks/goals.py --reducers onebit qsgd --steps none --output /tmp/mine
     python benchmarks/goals.py --check --output /tmp/x        # fail if a figure is below half of its goal
 
-The goals are in goal_table.py, how a reducer is measured in goal_measure.py, whole steps over gloo in
-reduce_step.py. The vector has the layers of ResNet-18 (11,173,962 parameters), and then as many elements in
-one matrix; both are N(0, 1). One thread. Compress and decode are ratios to `torch.Tensor.add_` on the same
-vectors, interleaved: medians and quartiles over the repeats. The time of decoding W payloads is fitted as
-t_d0 + W·t_d1. Int8 and fp8 reduce a W-th of the vector on each rank: their compress is that of the largest W,
-that of the others is of W = 1. Temporary memory is the growth of the process's resident memory
-(`peak_bytes`). GRACE's class is compared on layers only, as it compresses layer by layer.
+goal_table.py has the goals, goal_measure.py the measurement of a reducer, and reduce_step.py that of whole
+steps over gloo. The first vector has the layers of ResNet-18 (11,173,962 parameters), the second has as many
+elements in one matrix; both are N(0, 1). There is one thread. Compress and decode are ratios to
+`torch.Tensor.add_` on the same vectors, interleaved: medians and quartiles over the repeats. The time of
+decoding W payloads is fitted as t_d0 + W·t_d1. Int8 and fp8 reduce 1/W of the vector on each rank: their
+compress is measured at the largest W, and that of the others at W = 1. Temporary memory is the growth of the
+process's resident memory (`peak_bytes`). GRACE's class is compared on layers only, as it compresses layer by
+layer.
 """
 
 import argparse
@@ -54,14 +55,14 @@ class Figure:
     is_floor: bool
 
     def is_missed(self, slack: float = 1.0) -> bool:
-        """Whether it is worse than its limit by more than the factor `slack`."""
+        """Return whether the ratio is worse than its limit by more than the factor `slack`."""
         if self.limit is None:
             return False
         return self.median < self.limit / slack if self.is_floor else self.median > self.limit * slack
 
 
 def figures(name: str, measured: Measured, world_sizes: Sequence[int], factor: float) -> list[Figure]:
-    """The ratios of one reducer on one input."""
+    """Return the ratios of one reducer on one input."""
     spec, found = measured.spec, []
 
     def add(what: What, label: str, quartiles: tuple[float, float, float], world_size: int = 1) -> None:
@@ -85,7 +86,7 @@ def figures(name: str, measured: Measured, world_sizes: Sequence[int], factor: f
 
 
 def row(name: str, measured: Measured, world_sizes: Sequence[int], factor: float) -> dict[str, Any]:
-    """One reducer on one input, for the JSON file; prints a line."""
+    """Print one reducer's figures on one input; return them for the JSON file."""
     found = figures(name, measured, world_sizes, factor)
     decode = {w: statistics.median(measured.seconds[f"decode W={w}"]) for w in world_sizes}
     first, each = fitted(decode)
@@ -104,7 +105,7 @@ def row(name: str, measured: Measured, world_sizes: Sequence[int], factor: float
 
 
 def step_figures(rows: Sequence[dict[str, Any]]) -> list[Figure]:
-    """Whole steps, as speedups over dense fp32."""
+    """Measure whole steps; return their speedups over dense fp32."""
     return [
         Figure(
             f"W={row['world_size']}",
@@ -122,7 +123,7 @@ def step_figures(rows: Sequence[dict[str, Any]]) -> list[Figure]:
 
 
 def table(found: Sequence[Figure], head: Sequence[str]) -> str:
-    """The Markdown table; ✗ marks what misses its goal."""
+    """Return the Markdown table; ✗ marks figures that miss their goal."""
     lines = [
         *head,
         "",
@@ -138,24 +139,24 @@ def table(found: Sequence[Figure], head: Sequence[str]) -> str:
 
 
 def main() -> int:
-    """Measure, write the table, and judge."""
+    """Measure, write the table, and compare with the goals."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
         "--reducers", nargs="+", default=REDUCERS, help="names, with options as in topk:values=fp16"
     )
     parser.add_argument("--inputs", nargs="+", default=("layers", "matrix"), choices=("layers", "matrix"))
     parser.add_argument(
-        "--world-sizes", type=int, nargs="+", default=(1, 2, 4), help="payloads that are decoded"
+        "--world-sizes", type=int, nargs="+", default=(1, 2, 4), help="numbers of payloads to decode"
     )
     parser.add_argument(
-        "--steps", nargs="+", default=("2", "4"), help="ranks of whole steps over gloo, or none"
+        "--steps", nargs="+", default=("2", "4"), help="numbers of ranks for whole steps over gloo, or none"
     )
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--seconds", type=float, default=20.0, help="at most, for each reducer and input")
+    parser.add_argument("--seconds", type=float, default=20.0, help="maximum time for each reducer and input")
     parser.add_argument("--turns", type=int, default=15, help="of whole steps")
-    parser.add_argument("--check", action="store_true", help="fail where a figure is under half of its goal")
+    parser.add_argument("--check", action="store_true", help="fail if a figure is below half of its goal")
     parser.add_argument(
-        "--output", type=Path, default=RESULTS, help="a path to which .json and .md are appended"
+        "--output", type=Path, default=RESULTS, help="output path, to which .json and .md are appended"
     )
     arguments = parser.parse_args()
     if native.MISSING is not None:
@@ -225,9 +226,11 @@ def main() -> int:
 
 
 def judge(found: Sequence[Figure], *, halved: bool) -> int:
-    """Print the figures that miss their goals, or half of them; status 1 if `halved` and there is one."""
+    """Print the figures that miss their goals, or half of them; return 1 if `halved` and there are any."""
     missed = [f for f in found if f.is_missed(2.0 if halved else 1.0)]
-    print("under half of the goal:" if halved else "under the goal:") if missed else print("all as wanted")
+    print("below half of the goal:" if halved else "below the goal:") if missed else print(
+        "all goals are met"
+    )
     for f in missed:
         print(
             f"  {f.input} {f.reducer}: {f.what} {f.median:g}, goal {'≥' if f.is_floor else '≤'} {f.limit:g}"

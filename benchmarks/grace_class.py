@@ -1,8 +1,8 @@
-"""Compressors as GRACE writes them: plain torch, one layer at a time, codes that are not packed.
+"""Compressors in GRACE's form: plain torch, one layer at a time, codes that are not packed.
 
-Each function is written here from the method's formula, in the form of GRACE's compressors (Xu et al., ICDCS
-2021): compensate a layer by its residual, compress it, decompress the own code, and keep the difference. They
-are the implementations that a user of such a library runs, and `goals.py` compares SAGE's with them.
+Each function is written from the method's formula, in the form of GRACE's compressors (Xu et al., ICDCS
+2021): add the residual to a layer, compress it, decompress the code, and store the difference. A user of such
+a library runs implementations of this kind; `goals.py` compares SAGE's with them.
 """
 # N = elements of a layer, K = elements selected, B = blocks
 
@@ -30,7 +30,7 @@ def unscaled_signs(x_N: Tensor) -> Tensor:
 
 
 def two_means(x_N: Tensor) -> Tensor:
-    """The mean of the negative elements, or that of the others."""
+    """Replace each element by the mean of the negative elements or of the others, by its sign."""
     below_N = x_N < 0
     num_below = below_N.sum().clamp(min=1)
     below = (x_N * below_N).sum() / num_below
@@ -40,7 +40,7 @@ def two_means(x_N: Tensor) -> Tensor:
 
 
 def linear_levels(x_N: Tensor, levels: int) -> Tensor:
-    """‖x‖·sign(x)·level/s, the level drawn from the two around s·|x|/‖x‖ (QSGD)."""
+    """Return ‖x‖·sign(x)·level/s, the level drawn from the two around s·|x|/‖x‖ (QSGD)."""
     norm = x_N.norm()
     ratio_N = levels * x_N.abs() / norm
     floor_N = ratio_N.floor()
@@ -50,7 +50,7 @@ def linear_levels(x_N: Tensor, levels: int) -> Tensor:
 
 
 def ternary(x_N: Tensor) -> Tensor:
-    """s·sign(x) with probability |x|/s, else 0, after clipping to 2.5 standard deviations (TernGrad)."""
+    """Draw s·sign(x) with probability |x|/s, else 0, after clipping to 2.5 standard deviations (TernGrad)."""
     limit = 2.5 * x_N.std(correction=0)
     clipped_N = x_N.clamp(-limit, limit)
     scale = clipped_N.abs().max()
@@ -59,7 +59,7 @@ def ternary(x_N: Tensor) -> Tensor:
 
 
 def powers(x_N: Tensor) -> Tensor:
-    """A power of two around |x|, drawn so that the expectation is x."""
+    """Round |x| to a power of two, drawn so that the expectation is x."""
     mantissa_N, exponent_N = torch.frexp(x_N.abs())
     up_N = torch.rand_like(x_N) < 2 * mantissa_N - 1
     code_N = exponent_N - 1 + up_N.int()
@@ -67,7 +67,7 @@ def powers(x_N: Tensor) -> Tensor:
 
 
 def blocks(x_N: Tensor, dtype: torch.dtype, largest: float) -> Tensor:
-    """Multiples of each block's largest magnitude, in 8 bits."""
+    """Round to multiples of each block's largest magnitude, in 8 bits."""
     x_B256 = torch.nn.functional.pad(x_N, (0, -x_N.numel() % 256)).view(-1, 256)
     scale_B1 = x_B256.abs().amax(1, keepdim=True).clamp(min=1e-30)
     ratio_B256 = x_B256 / scale_B1 * largest
@@ -76,32 +76,32 @@ def blocks(x_N: Tensor, dtype: torch.dtype, largest: float) -> Tensor:
 
 
 def sparse(x_N: Tensor, at_K: Tensor) -> Tensor:
-    """Values at these indices, scattered back into zeros."""
+    """Return the values at these indices, and 0 elsewhere."""
     return torch.zeros_like(x_N).index_put_((at_K,), x_N[at_K])
 
 
 def num_kept(x_N: Tensor) -> int:
-    """k of a layer."""
+    """Return the number of elements k to select in a layer."""
     return max(1, int(DENSITY * x_N.numel()))
 
 
 def top(x_N: Tensor) -> Tensor:
-    """The k largest magnitudes."""
+    """Select the k largest magnitudes."""
     return sparse(x_N, x_N.abs().topk(num_kept(x_N), sorted=False).indices)
 
 
 def random(x_N: Tensor) -> Tensor:
-    """k elements drawn at random."""
+    """Select k elements at random."""
     return sparse(x_N, torch.randperm(x_N.numel())[: num_kept(x_N)])
 
 
 def above(x_N: Tensor, threshold: Tensor | float) -> Tensor:
-    """Every magnitude at or above the threshold."""
+    """Select all magnitudes at or above the threshold."""
     return sparse(x_N, torch.where(x_N.abs() >= threshold)[0])
 
 
 def fixed(x_N: Tensor) -> Tensor:
-    """Every magnitude at or above a known threshold: N(0, 1)'s quantile."""
+    """Select all magnitudes at or above a fixed threshold, the quantile of N(0, 1)."""
     return above(x_N, 2.5758 * float(x_N[: min(1024, x_N.numel())].norm()) / min(1024, x_N.numel()) ** 0.5)
 
 
@@ -117,7 +117,7 @@ def refined(x_N: Tensor, threshold: float, times: int, up: float, down: float) -
 
 
 def sampled(x_N: Tensor) -> Tensor:
-    """A threshold from a sample of one hundredth, refined by counts (DGC)."""
+    """Estimate the threshold from a sample of one hundredth, and refine it by counts (DGC)."""
     size = max(1, x_N.numel() // 100)
     sample_S = x_N[torch.randint(x_N.numel(), (size,))].abs()
     threshold = float(sample_S.topk(max(1, int(DENSITY * size))).values.min())
@@ -125,14 +125,14 @@ def sampled(x_N: Tensor) -> Tensor:
 
 
 def gaussian(x_N: Tensor) -> Tensor:
-    """A normal distribution's quantile, refined by counts (Gaussian-k)."""
+    """Take a normal distribution's quantile as threshold, and refine it by counts (Gaussian-k)."""
     deviation = float(x_N.std(correction=0))
     quantile = math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - DENSITY)))
     return refined(x_N, quantile * deviation + abs(float(x_N.mean())), 10, 1.5, 0.5)
 
 
 def searched(x_N: Tensor, times: int) -> Tensor:
-    """Bisection between the mean and the largest magnitude, one count a step (RedSync, MSTop-k)."""
+    """Bisect between the mean and the largest magnitude, with one count per step (RedSync, MSTop-k)."""
     mean, largest = float(x_N.abs().mean()), float(x_N.abs().max())
     low, high, k = 0.0, 1.0, num_kept(x_N)
     threshold = mean
@@ -147,7 +147,7 @@ def searched(x_N: Tensor, times: int) -> Tensor:
 
 
 def exponential(x_N: Tensor) -> Tensor:
-    """An exponential's quantile in two stages (SIDCo)."""
+    """Take an exponential distribution's quantile as threshold, in two stages (SIDCo)."""
     magnitude_N = x_N.abs()
     first = float(magnitude_N.mean()) * math.log(4)
     left_K = magnitude_N[magnitude_N >= first]
@@ -157,7 +157,7 @@ def exponential(x_N: Tensor) -> Tensor:
 
 
 def near_largest(x_N: Tensor, size: int = 50) -> Tensor:
-    """Elements near their bin's largest, as a sign and the mean of the largest (AdaComp)."""
+    """Select elements near their bin's largest; they become a sign and the mean of the largest (AdaComp)."""
     x_BS = torch.nn.functional.pad(x_N, (0, -x_N.numel() % size)).view(-1, size)
     largest_B1 = x_BS.abs().amax(1, keepdim=True)
     sent_BS = (2 * x_BS).abs() >= largest_B1
@@ -186,11 +186,11 @@ METHODS: dict[str, Roundtrip] = {
     "randomk": random,
     "adacomp": near_largest,
 }
-"""By the reducer's name, without options."""
+"""Compressors by the reducer's name, without options."""
 
 
 def step(roundtrip: Roundtrip, layers: Sequence[Tensor], residuals: Sequence[Tensor]) -> None:
-    """Compensate, compress and decompress every layer, and keep what was not sent."""
+    """Add the residual to every layer, compress and decompress it, and store the difference."""
     for x_N, residual_N in zip(layers, residuals, strict=True):
         signal_N = x_N + residual_N
         residual_N.copy_(signal_N - roundtrip(signal_N))

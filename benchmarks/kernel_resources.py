@@ -1,10 +1,10 @@
-"""The resources of every CUDA kernel, by the compiler: registers, spills, shared memory, 16-byte accesses.
+"""Lists the compiler's figures for every CUDA kernel: registers, spills, shared memory, 16-byte accesses.
 
     python benchmarks/kernel_resources.py [--arch 90] [--output benchmarks/results/kernel_resources.md]
 
-No GPU is needed. Registers, spills and shared memory are ptxas' (-Xptxas -v). The accesses are the vectorised
-loads and stores of global memory in the PTX: `v4` of 4 bytes or `v2` of 8, which become LDG.E.128 and
-STG.E.128.
+No GPU is needed. ptxas reports registers, spills and shared memory (-Xptxas -v). The accesses are the
+vectorised loads and stores of global memory in the PTX: `v4` of 4 bytes or `v2` of 8, which become LDG.E.128
+and STG.E.128.
 The exit status is 1 if a kernel spills.
 """
 
@@ -30,7 +30,7 @@ WIDE = re.compile(r"\.v4\.\w32\b|\.v2\.\w64\b")
 
 @dataclass(frozen=True)
 class Kernel:
-    """What one kernel uses on one architecture."""
+    """The resources of one kernel on one architecture."""
 
     file: str
     name: str
@@ -46,10 +46,10 @@ class Kernel:
 
 
 def parse(file: str, output: str, ptx: str) -> list[Kernel]:
-    """The kernels of a file.
+    """Return the kernels of a file.
 
     Args:
-        file: Its name.
+        file: Name of the file.
         output: The output of ptxas -v.
         ptx: The PTX of the same file.
 
@@ -82,7 +82,7 @@ def parse(file: str, output: str, ptx: str) -> list[Kernel]:
 
 
 def compile_one(nvcc: str, arch: str, source: Path) -> list[Kernel]:
-    """Compile one file for one architecture."""
+    """Compile one file for one architecture, and return its kernels."""
     with tempfile.TemporaryDirectory() as folder:
         base = [nvcc, "-std=c++20", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", str(source)]
         cubin = [*base, "-cubin", "-Xptxas=-v", "-o", f"{folder}/a.cubin"]
@@ -102,7 +102,7 @@ def compile_one(nvcc: str, arch: str, source: Path) -> list[Kernel]:
 
 
 def plain(name: str) -> str:
-    """A mangled name without namespaces and parameters, its template arguments kept."""
+    """Return a mangled name without namespaces and parameters, with its template arguments."""
     filter_ = shutil.which("c++filt")
     if filter_ is None:
         return name
@@ -112,7 +112,7 @@ def plain(name: str) -> str:
 
 
 def table(kernels: list[Kernel], arch: str) -> str:
-    """The Markdown table."""
+    """Return the Markdown table."""
     lines = [
         f"| file | kernel (sm_{arch}) | registers | spilled, B | shared, B | 16-byte accesses |",
         "|---|---|---:|---:|---:|---:|",
@@ -126,10 +126,10 @@ def table(kernels: list[Kernel], arch: str) -> str:
 
 
 def main() -> int:
-    """Compile every file, print the table, and name what spills."""
+    """Compile every file, print the table, and name the kernels that spill."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--arch", default="90", help="a compute capability without its point")
-    parser.add_argument("--output", type=Path, help="a file for the table, besides stdout")
+    parser.add_argument("--arch", default="90", help="compute capability without its point")
+    parser.add_argument("--output", type=Path, help="file to which the table is also written")
     arguments = parser.parse_args()
     places = [os.environ.get("CUDA_HOME", "") + "/bin/nvcc", "/usr/local/cuda/bin/nvcc", shutil.which("nvcc")]
     nvcc = next((place for place in places if place and os.access(place, os.X_OK)), None)

@@ -209,8 +209,8 @@ def main() -> int:
     """Measure every size and density."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each comparison")
-    parser.add_argument("--check", action="store_true", help="fail where a figure is under half of its goal")
+    parser.add_argument("--seconds", type=float, default=4.0, help="time for each comparison")
+    parser.add_argument("--check", action="store_true", help="fail if a figure is below half of its goal")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if native.MISSING is not None:
@@ -258,8 +258,8 @@ def judge(rows: list[Row], labels: list[str], *, halved: bool) -> int:
         for against, figure in row["times_as_fast_as"].items()
         if figure["goal"] is not None and figure["median"] < figure["goal"] / (2 if halved else 1)
     ]
-    title = "under half of the goal:" if halved else "under the goal:"
-    print("\n".join([title, *missed]) if missed else "all as wanted")
+    title = "below half of the goal:" if halved else "below the goal:"
+    print("\n".join([title, *missed]) if missed else "all goals are met")
     return 1 if missed and halved else 0
 
 

@@ -3,8 +3,8 @@
     python benchmarks/map.py --measure [--workload digits]   # on a quiet machine: 3 minutes on two cores
     python benchmarks/map.py                                 # draw it again from the last measurement
 
-`sage calibrate` measures computation, reducers and links with two ranks on this machine; `sage predict` makes
-docs/map.svg of it. The measurement is results/map_calibration.json; results/map_origin.json has its commit
+`sage calibrate` measures computation, reducers and links with two ranks on this machine; `sage predict` draws
+docs/map.svg from it. The measurement is results/map_calibration.json; results/map_origin.json has its commit
 and the load of the machine. The captions below the map in README.md and docs/index.md are written from them.
 """
 
@@ -33,7 +33,7 @@ QUIET = 0.5
 
 
 def main() -> None:
-    """Measure if asked to, draw the map, and write its captions."""
+    """Measure with `--measure`, draw the map, and write its captions."""
     parser = argparse.ArgumentParser(description="Make the README's map of the fastest methods.")
     parser.add_argument("--measure", action="store_true", help="measure first; other programs should not run")
     parser.add_argument("--workload", default="digits", help="the workload to measure; default: digits")

@@ -54,7 +54,7 @@ def main() -> None:
     whole = milliseconds(step, 5)
     flat = mount._whole
     parts = {
-        "parameters are those that were mounted (reduce)": mount.check,
+        "parameters are the mounted ones (reduce)": mount.check,
         "gradients are views of the flat vector (reduce)": flat.collect,
         "gradients are reduced, and the optimiser's (optimizer.step)": lambda: optimizers._before_step(
             optimizer, (), {}

@@ -4,7 +4,7 @@
 
 The sweep `SWEEP` runs locally and takes a few minutes on two cores. Each picture exists for light and dark
 pages: `status-*.svg` is the output of `sage status`, `report-*.png` the top of the report's page,
-`figures-*.png` its figures, and `tensorboard-*.png` TensorBoard on the same runs. The PNG files need
+`figures-*.png` its figures, and `tensorboard-*.png` TensorBoard with the same runs. The PNG files need
 Chromium. The runs are too short for a comparison of methods.
 """
 
@@ -141,7 +141,7 @@ def status(sweep: Path, runs: Path, output: Path) -> None:
 def terminal_svg(printed: str, title: str, scheme: str) -> str:
     """Return what a command printed to a terminal, with its colours, as an SVG picture of the terminal.
 
-    The picture loads nothing: the fonts are the reader's own.
+    The picture loads no other files: it uses fonts of the reader's system.
     """
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi(printed.rstrip()), soft_wrap=True)

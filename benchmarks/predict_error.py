@@ -5,9 +5,9 @@ machine (tests/slurm/cluster.py) with one rank per node, whose links have this s
 it runs `sage calibrate`, and trains with every method under both mounts. Each setup is then predicted from
 the calibrations of the others, never from its own. All rows are printed, with their errors.
 
-The ranks share the cores of this machine, so that computation takes longer with more ranks. Links may
-therefore come from a setup with another number of ranks, but computation comes from one with as many. At the
-same link speed, the links are as measured there; otherwise the bandwidth is given as the nominal speed.
+The ranks share the cores of this machine, so that computation takes longer with more ranks. Computation
+is therefore taken from a setup with the same number of ranks; links may be from a setup with another number.
+At the same link speed, the measured links are used; otherwise the bandwidth is the nominal speed.
 
 The script needs root, slurm-wlm and munge.
 
@@ -51,7 +51,7 @@ METHODS = (
     "dgc:density=0.01",
 )
 WARM_UP = {"sage": 6}
-"""Steps of each job that do not count, by default 2; a controller first has to converge to its density."""
+"""Warm-up steps of each job, by default 2; a controller first has to converge to its density."""
 PROGRAM = (sys.executable, "-m", "sage")
 
 
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--world-sizes", nargs="+", type=int, default=[2, 4])
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--mounts", nargs="+", default=["whole", "ddp"])
-    parser.add_argument("--steps", type=int, default=6, help="a round's, beside the warm-up")
+    parser.add_argument("--steps", type=int, default=6, help="steps of a round, in addition to the warm-up")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60, help="of `sage calibrate`")
     given = parser.parse_args()

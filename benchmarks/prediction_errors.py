@@ -1,4 +1,4 @@
-"""Which setups `predict_error.py` predicts from which others, and the errors of the predictions."""
+"""Selects the setups from which `predict_error.py` predicts each other setup, and computes the errors."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 @dataclass(frozen=True)
 class Setup:
-    """A number of ranks and the speed of each rank's link, as tc has it."""
+    """A number of ranks and the speed of each rank's link, in tc's notation."""
 
     ranks: int
     rate: str
@@ -27,7 +27,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a prediction comes from; neither part is the predicted setup."""
+    """The sources of a prediction; neither is the predicted setup."""
 
     links: Setup
     computation: Setup
@@ -35,7 +35,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One prediction beside the measurement."""
+    """One prediction and the corresponding measurement."""
 
     workload: str
     setup: Setup
@@ -50,12 +50,12 @@ class Row:
 
     @property
     def error(self) -> float:
-        """Predicted over measured, less one."""
+        """The ratio of predicted to measured time, minus one."""
         return self.predicted_seconds / self.measured_seconds - 1
 
 
 def sources(setup: Setup, measured: Sequence[Setup]) -> Iterator[Source]:
-    """Yield the sources of a prediction: each other setup, with the computation of as many ranks.
+    """Yield the sources of a prediction: each other setup, with the computation of the same number of ranks.
 
     >>> two, four = [Setup(2, "10mbit"), Setup(2, "1gbit")], [Setup(4, "10mbit"), Setup(4, "1gbit")]
     >>> for source in sources(two[0], [*two, *four]):

@@ -155,7 +155,7 @@ class Row:
     bytes_a_step: float
     """Bytes sent per step and rank, averaged over the ranks."""
     dense_over: float
-    """The factor by which that is less than exact."""
+    """The ratio of the bytes of exact to these."""
     final: float
     """The gap to the optimum (convex), or the accuracy (cnn), after all steps."""
     at_budget: float
@@ -354,8 +354,8 @@ def main() -> int:
     """Measure, or print the measured rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=("convex", "cnn", "table"))
-    parser.add_argument("--reducers", nargs="+", help="only these; their rows take the place of older ones")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at once")
+    parser.add_argument("--reducers", nargs="+", help="measure only these; their rows replace older ones")
+    parser.add_argument("--jobs", type=int, default=2, help="number of concurrent processes")
     given = parser.parse_args()
     if given.what == "table":
         print(table())

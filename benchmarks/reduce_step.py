@@ -46,7 +46,7 @@ GRADIENTS = 3
 
 
 def contestants(names: Sequence[str], plain: bool) -> dict[str, tuple[str, dict[str, Any], bool]]:
-    """Return by name: the reducer, its options, and whether it uses the native kernels.
+    """Return each contestant by name: its reducer, options, and whether it uses the native kernels.
 
     `exact` is always among them. Those with a density run at each of `STEP_DENSITIES`, with
     `plain` also on plain torch.
@@ -147,9 +147,9 @@ def main() -> int:
     """Measure every world size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--world-sizes", type=int, nargs="+", default=(2, 4))
-    parser.add_argument("--reducers", nargs="+", default=tuple(STEPS), help="besides exact")
+    parser.add_argument("--reducers", nargs="+", default=tuple(STEPS), help="reducers to compare with exact")
     parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--check", action="store_true", help="fail where a figure is under half of its goal")
+    parser.add_argument("--check", action="store_true", help="fail if a figure is below half of its goal")
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args()
     if native.MISSING is not None:

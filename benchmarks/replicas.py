@@ -88,7 +88,7 @@ def main() -> None:
     turns: dict[str, list[list[dict[str, Any]]]] = {"with": [], "without": []}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(2 * args.turns):
-            # with, without, without, with, ...: a load that grows or falls affects both alike
+            # with, without, without, with, ...: an increasing or decreasing load affects both equally
             kind = ("with", "without", "without", "with")[number % 4]
             options = [] if kind == "with" else ["--check-replicas", "0"]
             turns[kind].append(turn([*args.run, *options], Path(folder)))

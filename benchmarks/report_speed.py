@@ -97,7 +97,7 @@ def write_run(runs: Path, setting: int, seed: int, steps: int) -> None:
         "wire_sent_per_step": traffic["wire_sent"],
         "wire_received_per_step": traffic["wire_received"],
     } | density
-    machine = {"hostname": "synthetic", "os": "none", "cpu": "none: these runs were made up, not trained"}
+    machine = {"hostname": "synthetic", "os": "none", "cpu": "none: these runs are synthetic, not trained"}
     manifest = {
         "time": "2026-01-01T00:00:00+00:00",
         "versions": {"sage": "0"},

@@ -151,7 +151,7 @@ def table(rows: list[dict[str, str]]) -> str:
 def main() -> int:
     """Measure, or print the table of the measured rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="print the table of what was measured")
+    parser.add_argument("--table", action="store_true", help="print the table of the measured rows")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--methods", nargs="+", default=sorted({name for name, _ in METHODS}))
     given = parser.parse_args()

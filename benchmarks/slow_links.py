@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--reducers", nargs="+", default=["exact", "bf16", "topk", "sage"])
     parser.add_argument("--density", type=float, default=0.01)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=6, help="a round's, beside the warm-up")
+    parser.add_argument("--steps", type=int, default=6, help="steps of a round, in addition to the warm-up")
     parser.add_argument("--workload", nargs="+", default=["resnet18-cifar10", "--batch-size", "8"])
     given = parser.parse_args()
     rates = [None if rate == "none" else rate for rate in given.rates]

@@ -45,7 +45,7 @@ class Micro(ExclusiveSparsifier):
     sends all elements at first, and λ rises by 0.5 % per step.
 
     Apart from that, this is the paper's method. It differs from the authors' released code in four points.
-    That code tests e > 0 where e > 1 is meant, and settles 4.6 % below the target. Its factor is 0.9987, not
+    That code tests e > 0 instead of e > 1, and converges to 4.6 % below the target. Its factor is 0.9987, not
     0.99875. Its parts have other borders if W does not divide n; here part i begins at ⌊i·n/W⌋. If a rank
     selects nothing, that code sends a dummy element; here nothing is sent.
 
@@ -137,7 +137,7 @@ class Micro(ExclusiveSparsifier):
         return {**super().report(), "threshold": self._threshold() if self._used is None else self._used}
 
     def _decide(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> float:
-        """λ of this step; at first, ask the signal for it."""
+        """λ of this step; in the first step, estimate it from the signal."""
         if grad_N.numel() and self.density < 1 and float(self.threshold) == 0:
             limits = torch.finfo(torch.float32)
             found = common_quantile(grad_N, residual_N, self.density, wire)

@@ -19,7 +19,7 @@ EVERY, TOLERANCE = 5, 0.2
 MOVE, LEAST, MOST = 0.05, 0.05, 0.5
 """Step, minimum and maximum of the first stage's share when it adapts."""
 NEAR, BELOW = 16_384, 0.93
-"""Elements of the sample that foretells the first stage's threshold, and the share of it used as limit."""
+"""Elements of the sample that predicts the first stage's threshold, and the share of it used as limit."""
 
 
 class SIDCo(ByThreshold):

@@ -1,5 +1,5 @@
 """SVD: sends the r largest singular values of each layer and their vectors (Agarwal et al., MLSys 2022)."""
-# N = elements of the flat vector, D = those that go dense, F = elements of all singular vectors together
+# N = elements of the flat vector, D = those sent dense, F = elements of all singular vectors together
 # n, m = rows and columns of a matrix, k = number of its singular values
 
 from collections.abc import Iterator
@@ -165,7 +165,7 @@ class Svd(Reducer):
         return randomised_svd(m, size, power_iterations=self._power_iterations, key=key)
 
     def _decode(self, parts: Parts) -> Iterator[tuple[Matrix, Tensor]]:
-        """Each matrix, and one rank's approximation of it."""
+        """Yield each matrix, and one rank's approximation of it."""
         counts = [x.rank for x in self.split.matrices] if self.even else parts["sizes"].tolist()
         shapes = []
         for x, k in zip(self.split.matrices, counts, strict=True):

@@ -31,7 +31,7 @@ class Threshold(Sparsifier):
     a share `density` of its first signal reaches. While that is 0 (too few elements differ from 0) or not
     finite, only these elements are sent, and λ is set at the next step. Dutta et al. suggest
     λ = 1/(2·sqrt(k)) with k = density·n (`start="published"`), which is made for gradients of
-    norm 1. From larger gradients it sends all elements.
+    norm 1. For larger gradients all elements are sent.
 
     Args:
         threshold: Threshold λ, above 0; by default it follows from `start` and `density`.

@@ -14,7 +14,7 @@ INDEX_BITS = 28
 LARGEST_STEP = 7
 """Number of powers of two below the layer's largest that are still sent."""
 CHUNK = 1 << 17
-"""Elements that are compared and encoded at a time: what is computed of them stays in the cache."""
+"""Elements that are compared and encoded at a time, so that intermediate results stay in the cache."""
 NOT_FINITE = 128
 """Exponent of a layer that is not finite: 2^128 is infinite in float32."""
 

@@ -4,8 +4,8 @@
     python -m benchmarks.gpu --rehearsal   # small inputs on a CPU; build/gpu-rehearsal.json and .md
     python -m benchmarks.gpu --sections ops speed
 
-A section that fails or takes too long does not stop the others: what it has found is kept, and the table says
-so. The exit status is 1 if a check failed; a missed goal is not a failure.
+A section that fails or exceeds its time does not stop the others: its rows are kept, and the table marks it.
+The exit status is 1 if a check failed; a missed goal is not a failure.
 """
 
 import argparse
@@ -32,18 +32,18 @@ SECTIONS = {
     "speed": ("speed", 70),
     "steps": ("steps", 60),
 }
-"""Module and seconds of each; together less than eight minutes."""
+"""The module and seconds of each section; less than eight minutes in total."""
 REHEARSAL_SECONDS = 120
 WHOLE = 470
-"""Seconds for everything; a section gets what is left of it if that is less."""
+"""Seconds for all sections; a section gets the remainder if that is less than its own time."""
 
 
 def main() -> int:
-    """Run all sections, or with `--section` one of them in this process."""
+    """Run all sections, or the one given by `--section` in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rehearsal", action="store_true", help="in small, on a CPU")
+    parser.add_argument("--rehearsal", action="store_true", help="small inputs on a CPU")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=tuple(SECTIONS))
-    parser.add_argument("--output", type=Path, help="a path to which .json and .md are appended")
+    parser.add_argument("--output", type=Path, help="output path, to which .json and .md are appended")
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
@@ -51,9 +51,7 @@ def main() -> int:
     if arguments.section:
         return section(arguments.section, arguments.rows, arguments.seconds, rehearsal=arguments.rehearsal)
     if not arguments.rehearsal and not has_gpu():
-        print(
-            "torch sees no GPU here: run this on a machine that has one, or give --rehearsal", file=sys.stderr
-        )
+        print("torch finds no GPU: run this on a machine with a GPU, or use --rehearsal", file=sys.stderr)
         return 2
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -70,8 +68,8 @@ def main() -> int:
 
 
 def has_gpu() -> bool:
-    """Whether torch sees a GPU."""
-    import torch  # here, as the process that waits for the sections of a rehearsal does without it
+    """Return whether torch finds a GPU."""
+    import torch  # imported here: a rehearsal's main process does not need torch
 
     return torch.cuda.is_available()
 
@@ -88,7 +86,7 @@ def section(name: str, path: Path, seconds: float, *, rehearsal: bool) -> int:
 
 
 def guarded(name: str, path: Path, seconds: float, *, rehearsal: bool) -> None:
-    """Run one section in a process of its own; end it and all of its children when its time is over."""
+    """Run one section in a separate process; end it and all of its children after its time."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--section", name, "--rows", str(path)]
     command += ["--seconds", str(seconds), *(["--rehearsal"] if rehearsal else [])]
     errors = path.with_suffix(".errors")
@@ -100,7 +98,7 @@ def guarded(name: str, path: Path, seconds: float, *, rehearsal: bool) -> None:
             Rows(name, path, 0).add("the section", "cut off", f"after {seconds:.0f} s")
             return
         finally:
-            with contextlib.suppress(ProcessLookupError):  # all of its processes have ended
+            with contextlib.suppress(ProcessLookupError):  # all processes of the section have ended
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if status:
@@ -116,7 +114,7 @@ def write(
     *,
     rehearsal: bool,
 ) -> int:
-    """Write the JSON file and the table; the exit status."""
+    """Write the JSON file and the table; return the exit status."""
     card = re.sub(r"[^a-z0-9]+", "-", str(head.get("device", "unknown")).lower()).strip("-")
     default = ROOT / "build/gpu-rehearsal" if rehearsal else ROOT / f"benchmarks/results/gpu-{card}"
     path = output or default

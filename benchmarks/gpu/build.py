@@ -1,4 +1,4 @@
-"""Section `build`: compile csrc for this GPU's architecture alone, and list the ops on either side."""
+"""Section `build`: compile csrc for this GPU's architecture only, and list the native ops of CPU and GPU."""
 
 import os
 import subprocess
@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(rows: Rows, device: Device) -> None:
-    """Build, unless this is a rehearsal, and load what was built."""
+    """Build the extension, except in a rehearsal, and load it."""
     if device.rehearsal:
-        rows.add("extension", "skipped", "a rehearsal uses the one that is there")
+        rows.add("extension", "skipped", "a rehearsal uses the existing one")
     else:
         major, minor = torch.cuda.get_device_capability()
         environment = {**os.environ, "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}"}

@@ -33,12 +33,12 @@ class Moved(nn.Module):
 
     @property
     def reducer(self) -> Reducer:
-        """The method."""
+        """The reducer."""
         return self.feedback.reducer
 
     @property
     def residual_N(self) -> Tensor | None:
-        """A copy of the residual."""
+        """Return a copy of the residual."""
         return None if self.feedback.residual_N is None else self.feedback.residual_N.cpu()
 
     def forward(self, grad_N: Tensor, wire: Wire) -> Reduced:
@@ -51,11 +51,11 @@ class Moved(nn.Module):
         return Reduced(reduced.mean_N.cpu(), sent, reduced.density, union_M)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """That of the feedback."""
+        """Return the state of the error feedback."""
         return self.feedback.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
-        """Into the feedback."""
+        """Load the state into the error feedback."""
         return self.feedback.load_state_dict(state, *args, **kwargs)
 
 
@@ -66,12 +66,12 @@ class OnDevice(Case):
     device: torch.device = torch.device("cpu")
 
     def fresh(self, shapes: Shapes = SHAPES) -> ErrorFeedback:
-        """A new reducer with error feedback, moved."""
+        """Return a new reducer with error feedback, on the device."""
         return cast(ErrorFeedback, Moved(super().fresh(shapes), self.device))
 
 
 def check(name: str, world_size: int, device: Device) -> None:
-    """Every invariant of one reducer; the device's generator is untouched too."""
+    """Check every invariant of one reducer, and that it leaves the device's generator unchanged."""
     make = registry.load("reducers", name)
     case = OnDevice(make, registry.check_options("reducers", name, {}), world_size, device=device.torch)
     before = None if device.rehearsal else torch.cuda.get_rng_state()
@@ -86,7 +86,7 @@ def check(name: str, world_size: int, device: Device) -> None:
 
 
 def run(rows: Rows, device: Device) -> None:
-    """Every reducer; in a rehearsal some."""
+    """Check every reducer; in a rehearsal only some."""
     torch.set_num_threads(1)
     names = (
         ("topk", "onebit", "qsgd", "powersgd", "exdyna") if device.rehearsal else registry.names("reducers")

@@ -1,4 +1,4 @@
-"""The device under test: a GPU, or in a rehearsal the CPU; its sizes and its clock."""
+"""The device under test (a GPU, or the CPU in a rehearsal), the sizes of its inputs, and its timer."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True)
 class Device:
-    """Where the sections compute, and how large their inputs are."""
+    """The device of the sections, and the sizes of their inputs."""
 
     rehearsal: bool
 
@@ -21,7 +21,7 @@ class Device:
 
     @property
     def torch(self) -> torch.device:
-        """As a torch device."""
+        """The torch device."""
         return torch.device(self.kind)
 
     @property
@@ -40,12 +40,12 @@ class Device:
         return 2 if self.rehearsal else 20
 
     def sync(self) -> None:
-        """Wait for the device."""
+        """Wait until the device is idle."""
         if not self.rehearsal:
             torch.cuda.synchronize()
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Seconds of one call, on a GPU by events."""
+        """Return the seconds of one call, on a GPU by events."""
         if self.rehearsal:
             start = time.perf_counter()
             work()
@@ -59,7 +59,7 @@ class Device:
         return begin.elapsed_time(end) / 1e3
 
     def medians(self, candidates: Sequence[tuple[str, Callable[[], object]]]) -> dict[str, float]:
-        """Median seconds of each candidate; they alternate, after two calls of each that do not count."""
+        """Return the median seconds of each candidate; they alternate, after two warm-up calls of each."""
         taken: dict[str, list[float]] = {name: [] for name, _ in candidates}
         for repeat in range(2 + self.repeats):
             for name, work in candidates:
@@ -70,9 +70,9 @@ class Device:
 
 
 def describe(device: Device) -> dict[str, object]:
-    """The card and the versions, for the head of the results."""
+    """Return the card and the versions, for the head of the results."""
     if device.rehearsal:
-        return {"device": "cpu, a rehearsal", "torch": torch.__version__}
+        return {"device": "cpu (rehearsal)", "torch": torch.__version__}
     properties = torch.cuda.get_device_properties(0)
     return {
         "device": properties.name,

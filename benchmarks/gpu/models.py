@@ -28,7 +28,7 @@ class Bottleneck(nn.Module):
         return convolution, nn.BatchNorm2d(out)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """The block's output."""
+        """Return the block's output."""
         return torch.relu(self.body(x_BCHW) + self.shortcut(x_BCHW))
 
 
@@ -62,7 +62,7 @@ class Gpt(nn.Module):
         self.body = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
 
     def forward(self, token_BT: Tensor) -> Tensor:
-        """The logits of the next tokens, (B·T, words)."""
+        """Return the logits of the next tokens, (B·T, words)."""
         length = token_BT.shape[1]
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=token_BT.device)
         x_BTC = self.tokens(token_BT) + self.places(torch.arange(length, device=token_BT.device))

@@ -1,6 +1,6 @@
 """Section `mounts`: the three mounts on one GPU, the DDP hook's streams, mixed precision, kill and resume.
 
-NCCL allows one rank a GPU, so it runs with W = 1; two ranks share the GPU over gloo with CUDA tensors.
+NCCL allows one rank per GPU, so it runs with W = 1; over gloo, two ranks share the GPU with CUDA tensors.
 """
 # W = ranks
 
@@ -31,7 +31,7 @@ Work = Callable[[Device, str], None]
 
 
 def network(device: Device, dropout: float = 0.0) -> nn.Sequential:
-    """Layers that give several buckets of 1 MB."""
+    """A model with several buckets of 1 MB."""
     torch.manual_seed(0)
     width = 64 if device.rehearsal else 1024
     layers: list[nn.Module] = []
@@ -41,7 +41,7 @@ def network(device: Device, dropout: float = 0.0) -> nn.Sequential:
 
 
 def batch(device: Device, step: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of this rank and step."""
+    """Return the inputs and targets of a rank and step."""
     generator = torch.Generator().manual_seed(1000 * step + dist.get_rank())
     width = 64 if device.rehearsal else 1024
     x_BN = torch.randn(32, width, generator=generator)
@@ -49,7 +49,7 @@ def batch(device: Device, step: int) -> tuple[Tensor, Tensor]:
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
-    """Copies of all gradients, whole."""
+    """Return copies of all gradients, unsharded."""
     found = []
     for p in model.parameters():
         grad = p.grad
@@ -59,19 +59,19 @@ def gradients(model: nn.Module) -> list[Tensor]:
 
 
 def backward(model: nn.Module, device: Device, step: int) -> None:
-    """Forward and backward of one batch."""
+    """Run forward and backward on one batch."""
     inputs, target = batch(device, step)
     nn.functional.cross_entropy(model(inputs), target).backward()
 
 
 def expected(device: Device, step: int) -> list[Tensor]:
-    """The mean gradient over ranks, by torch's own all-reduce on the CPU."""
+    """Return the mean gradient over ranks, by torch's own all-reduce on the CPU."""
     model = network(device)
     backward(model, device, step)
     means = []
     for each in gradients(model):
         host = each.cpu()
-        if dist.get_world_size() > 1:  # nccl, which takes no tensors of the CPU, has one rank
+        if dist.get_world_size() > 1:  # nccl takes no CPU tensors, but it has one rank here
             dist.all_reduce(host)
         means.append(host / dist.get_world_size())
     return means
@@ -80,7 +80,7 @@ def expected(device: Device, step: int) -> list[Tensor]:
 def mounted(
     name: str, model: nn.Module, reducer: str, device: Device, **options: Any
 ) -> tuple[nn.Module, Any]:
-    """The model to call, and the mount."""
+    """Return the model to call, and the mount."""
     if name == "reduce_model":
         return model, sage.reduce_model(model, reducer, **options)
     if name == "ddp_hook":
@@ -96,7 +96,7 @@ def mounted(
 
 
 def mount_means(device: Device, mount: str, reducer: str) -> None:
-    """Under `exact` the gradients are the mean over ranks; under others they are finite and not zero."""
+    """Check that the gradients are the mean over ranks with `exact`, and finite and not zero with others."""
     model, handle = mounted(mount, network(device), reducer, device)
     for step in range(STEPS):
         model.zero_grad() if mount != "reduce_model" else handle.zero_grad()
@@ -112,10 +112,10 @@ def mount_means(device: Device, mount: str, reducer: str) -> None:
 
 
 def race(device: Device, reducer: str) -> None:
-    """Streams of the DDP hook: gradients are right although all memory that is free holds NaN.
+    """Check the streams of the DDP hook: gradients are right although all free memory holds NaN.
 
-    Before each backward the allocator's free blocks are filled with NaN and the GPU is kept busy, so that a
-    collective that does not wait for the gradients, or an optimiser that does not wait for it, reads NaN.
+    Before each backward the allocator's free blocks are filled with NaN and the GPU is kept busy, so that NaN
+    is read if a collective does not wait for the gradients, or the optimiser not for the collective.
     """
     one, handle = mounted("reduce_model", network(device), reducer, device, grouping="layer")
     other, _ = mounted("ddp_hook", network(device), reducer, device, grouping="layer")
@@ -134,7 +134,7 @@ def race(device: Device, reducer: str) -> None:
 
 
 def mixed(device: Device, dtype: str) -> None:
-    """Autocast with a GradScaler (fp16) or without (bf16), in the DDP hook; an overflow skips one step."""
+    """Check autocast in the DDP hook, with GradScaler (fp16) or without (bf16); an overflow skips a step."""
     model, _ = mounted("ddp_hook", network(device), "topk", device, density=0.1)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     scaler = torch.amp.GradScaler(device.kind, enabled=dtype == "float16" and not device.rehearsal)
@@ -151,7 +151,7 @@ def mixed(device: Device, dtype: str) -> None:
 
 
 def train(device: Device, folder: str, *, kill_at: int | None) -> None:
-    """Train with dropout and qsgd, a checkpoint after each step; resume from the last; write the losses."""
+    """Train with dropout and qsgd, with a checkpoint after each step; resume; write the losses."""
     torch.use_deterministic_algorithms(not device.rehearsal, warn_only=True)
     model = network(device, dropout=0.5)
     _, handle = mounted("reduce_model", model, "qsgd", device, memory="residual")
@@ -191,10 +191,10 @@ def train(device: Device, folder: str, *, kill_at: int | None) -> None:
 def _rank(
     rank: int, world_size: int, backend: str, meeting: str, device: Device, work: Callable[[Device], None]
 ) -> None:
-    """One rank's process."""
+    """Run one rank."""
     torch.set_num_threads(1)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic algorithms
-    if backend == "gloo" and not device.rehearsal:  # mounts give gradients on a GPU to nccl
+    if backend == "gloo" and not device.rehearsal:  # mounts reduce gradients on a GPU by nccl
         made = process.GroupWire.__init__
 
         def with_gloo(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -209,10 +209,10 @@ def _rank(
 
 
 def ranks(world_size: int, backend: str, device: Device, work: Callable[[Device], None]) -> None:
-    """Run this on W processes.
+    """Run a function on W processes.
 
     Raises:
-        Exception: a rank's error, with its traceback; or that it was killed.
+        Exception: a rank's error with its traceback, or that the rank was killed.
     """
     with tempfile.TemporaryDirectory() as meeting:
         arguments = (world_size, backend, meeting, device, work)
@@ -221,7 +221,7 @@ def ranks(world_size: int, backend: str, device: Device, work: Callable[[Device]
 
 
 def killed_and_resumed(device: Device, backend: str) -> None:
-    """A run that is killed and resumed has the losses of one that was not, to the bit."""
+    """Check that a run that is killed and resumed has the losses of an uninterrupted one, to the bit."""
     with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as parts:
         ranks(1, backend, device, partial(train, folder=whole, kill_at=None))
         try:
@@ -242,7 +242,7 @@ def killed_and_resumed(device: Device, backend: str) -> None:
 
 
 def run(rows: Rows, device: Device) -> None:
-    """Each mount under several reducers, then races, mixed precision, and resuming."""
+    """Check each mount with several reducers, then races, mixed precision, and resuming."""
     alone = "gloo" if device.rehearsal else "nccl"
     work: list[tuple[str, Callable[[], None]]] = []
     for mount in ("reduce_model", "ddp_hook", "fsdp_hook"):

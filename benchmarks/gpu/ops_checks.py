@@ -1,7 +1,8 @@
 """Section `ops`: every op on the device against its plain-torch reference and the CPU kernel, to the bit.
 
 Sizes from 0 to 1e8; ties, constants, denormals, zeros of both signs, NaN and infinity (tests/vectors.py). The
-tests of the ops, with torch's opcheck, run on the GPU too. Compute-sanitizer runs on small sizes where it is.
+tests of the ops, with torch's opcheck, run on the GPU too. Compute-sanitizer, if installed, runs on small
+sizes.
 """
 # N = elements of a vector, K = elements selected
 
@@ -28,11 +29,11 @@ SMALL = (0, 1, 31, 32, 33, 63, 64, 65, 1000, 16_384, 16_385, 200_003)
 LARGE = (1_000_000, 10_000_000, 100_000_000)
 REPEATS = 3
 Run = Callable[[Tensor, Tensor], list[Tensor]]
-"""An op on a gradient and a residual, which it may overwrite: all of its results."""
+"""Applies ops to a gradient and a residual, which they may overwrite; returns all results."""
 
 
 def above(grad_N: Tensor, residual_N: Tensor, threshold: float) -> list[Tensor]:
-    """`take_above`, `select_above`, `count_above` and the histogram."""
+    """Run `take_above`, `select_above`, `count_above` and the histogram."""
     selected = ops.select_above(grad_N, threshold)
     count = torch.tensor(ops.count_above(grad_N, threshold))
     bins = torch.zeros(ops.NUM_BINS, dtype=torch.int32, device=grad_N.device)
@@ -41,7 +42,7 @@ def above(grad_N: Tensor, residual_N: Tensor, threshold: float) -> list[Tensor]:
 
 
 def top(grad_N: Tensor, residual_N: Tensor, density: float) -> list[Tensor]:
-    """`take_top` of three groups and `select_top`."""
+    """Run `take_top` on three groups, and `select_top`."""
     n = grad_N.numel()
     bounds = [0, n // 7, n // 2, n]
     counts = [int(density * (b - a)) for a, b in zip(bounds, bounds[1:], strict=False)]
@@ -50,7 +51,7 @@ def top(grad_N: Tensor, residual_N: Tensor, density: float) -> list[Tensor]:
 
 
 def sparse_mean(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
-    """`scatter_mean` of two ranks, `clear`, and the codes of indices."""
+    """Run `scatter_mean` of two ranks, `clear`, and the codes of indices."""
     n = grad_N.numel()
     at_K = ops.select_above(grad_N, 0.5).int()
     mean_N = ops.scatter_mean(
@@ -65,7 +66,7 @@ def sparse_mean(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
 
 
 def packed(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
-    """Codes of 1 to 8 bits."""
+    """Pack and unpack codes of 1 to 8 bits."""
     n = grad_N.numel()
     found: list[Tensor] = []
     for bits in (1, 2, 3, 4, 8):
@@ -76,7 +77,7 @@ def packed(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
 
 
 def signs(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
-    """Statistics of three groups, signs with the error, the mean of two payloads, and Philox's bits."""
+    """Run statistics of three groups, signs with the error, the mean of two payloads, and Philox's bits."""
     n = grad_N.numel()
     sizes = [n // 7, n // 2 - n // 7, n - n // 2]
     found = [row_G for kind in ops.Kind for row_G in ops.statistics(grad_N, residual_N.clone(), sizes, kind)]
@@ -112,12 +113,12 @@ COVERED = [
     "encode_bitmap",
     "decode_bitmap",
 ]
-"""The ops that these call; the tests of the ops cover the others on small sizes."""
+"""The ops that `RUNS` calls; the tests of the ops cover the others on small sizes."""
 
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """Without the extension, as with SAGE_NATIVE=0."""
+    """Run without the extension, as with SAGE_NATIVE=0."""
     before, native.MISSING = native.MISSING, "SAGE_NATIVE=0"
     try:
         yield
@@ -126,7 +127,7 @@ def plain() -> Iterator[None]:
 
 
 def compare(run: Run, n: int, seed: int, device: Device) -> None:
-    """One op at one size on every kind of vector (two kinds from 1e6 on)."""
+    """Compare one op at one size on every kind of vector (two kinds from 1e6 on)."""
     sys.path.append(str(ROOT / "tests"))
     from vectors import KINDS, assert_same
 
@@ -151,10 +152,10 @@ def compare(run: Run, n: int, seed: int, device: Device) -> None:
 
 
 def run(rows: Rows, device: Device) -> None:
-    """Fuzz, the tests with opcheck, and compute-sanitizer."""
+    """Run the comparisons, the tests with opcheck, and compute-sanitizer."""
     unseen = sorted(set(native.OPS) - set(COVERED))
     if unseen:
-        rows.add("ops that only tests/ops covers", "measured", ", ".join(unseen))
+        rows.add("ops that are covered by tests/ops only", "measured", ", ".join(unseen))
     sizes = SMALL[:-2] if device.rehearsal else (*SMALL, *LARGE)
     rows.while_in_time(
         [
@@ -171,14 +172,14 @@ def run(rows: Rows, device: Device) -> None:
 
 
 def not_finite(device: Device) -> None:
-    """NaN and infinity, among them in the last element of a tile."""
+    """Compare on NaN and infinity, also in the last element of a tile."""
     sys.path.append(str(ROOT / "tests"))
     from vectors import KINDS, assert_same
 
     for n in (1, 65, 1000, 16_385):
         given = KINDS[-1](n).float()
         for name, each in RUNS.items():
-            if "mean" in name:  # additions of NaN and infinities have no bits to agree on
+            if "mean" in name:  # the bits of NaN results are not defined
                 continue
             ours = [
                 x.cpu() for x in each(given.to(device.kind, copy=True), torch.zeros(n, device=device.kind))
@@ -198,9 +199,9 @@ sys.exit(pytest.main(sys.argv[1:]))
 
 
 def tests(rows: Rows, device: Device) -> None:
-    """The tests of the ops: all that have a device as a parameter, on it.
+    """Run the tests of the ops that have a device as parameter, on this device.
 
-    Without tests/conftest.py, which needs pytest-xdist.
+    They run without tests/conftest.py, which needs pytest-xdist.
     """
     command = [
         sys.executable,
@@ -219,7 +220,7 @@ def tests(rows: Rows, device: Device) -> None:
         [*command, "-k", word], cwd=ROOT, env=alone, capture_output=True, text=True, check=False
     )
     lines = done.stdout.splitlines()
-    if done.returncode not in (0, 5):  # 5: none was selected
+    if done.returncode not in (0, 5):  # 5: no test was selected
         raise AssertionError(" ".join(lines[-6:]) or done.stderr[-300:])
     rows.add("tests/ops", "measured", lines[-1] if lines else "")
 
@@ -235,10 +236,10 @@ torch.cuda.synchronize()
 
 
 def sanitize(rows: Rows, device: Device) -> None:
-    """Memcheck and racecheck on small sizes."""
+    """Run memcheck and racecheck on small sizes."""
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if device.rehearsal or not os.access(tool, os.X_OK):
-        rows.add("compute-sanitizer", "skipped", "a rehearsal" if device.rehearsal else "it is not installed")
+        rows.add("compute-sanitizer", "skipped", "rehearsal" if device.rehearsal else "not installed")
         return
     for check in ("memcheck", "racecheck"):
         if rows.late:

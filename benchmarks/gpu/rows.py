@@ -20,17 +20,17 @@ class Row:
     name: str
     status: Status
     value: str = ""
-    """What was measured or observed, with its unit."""
+    """The measured or observed value, with its unit."""
     goal: str = ""
 
 
 class Rows:
-    """Appends rows to a file, one JSON object a line, so that a section that is killed loses none.
+    """Appends rows to a file, one JSON object per line, so that a section that is killed loses none.
 
     Args:
-        section: Its name.
+        section: Name of the section.
         path: The file.
-        seconds: The section's time; `late` is true when little of it is left.
+        seconds: Time of the section; `late` is true when little of it remains.
     """
 
     def __init__(self, section: str, path: Path, seconds: float) -> None:
@@ -50,7 +50,7 @@ class Rows:
         print(line(row), end="", flush=True)
 
     def measured(self, name: str, value: str, *, goal: str, is_reached: bool | None) -> None:
-        """Write a measurement; `is_reached` None: it has no goal."""
+        """Write a measurement; `is_reached` is None if it has no goal."""
         status: Status = "measured" if is_reached is None else "ok" if is_reached else "missed"
         self.add(name, status, value, goal)
 
@@ -59,22 +59,22 @@ class Rows:
         """Write whether the block raises; an error does not end the section."""
         try:
             yield
-        except Exception as error:  # whatever a kernel or a reducer raises is a result
+        except Exception as error:  # any error of a kernel or reducer is a result
             trace = traceback.extract_tb(error.__traceback__)[-1]
             text = " ".join(f"{type(error).__name__}: {error}".split())[
                 -300:
-            ]  # a rank's traceback ends with it
+            ]  # the last line of a rank's traceback is its error
             self.add(name, "failed", f"{text} ({Path(trace.filename).name}:{trace.lineno})")
         else:
             self.add(name, "ok")
 
     def while_in_time(self, work: Sequence[tuple[str, Callable[[], Any]]]) -> None:
-        """Check each of these in turn; when time is up, write how many were left out."""
+        """Run these checks in turn; when the time is over, write which were not run."""
         for done, (name, run) in enumerate(work):
             if self.late:
                 left = [name for name, _ in work[done:]]
                 self.add(
-                    "time is up", "cut off", f"{len(left)} of {len(work)} not run: {', '.join(left[:8])}"
+                    "time is over", "cut off", f"{len(left)} of {len(work)} not run: {', '.join(left[:8])}"
                 )
                 return
             with self.check(name):
@@ -82,13 +82,13 @@ class Rows:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file; a last line that was cut off is left out."""
+    """Return the rows of a file, without an incomplete last line."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [Row(**json.loads(each)) for each in lines if each.endswith("\n")]
 
 
 def line(row: Row) -> str:
-    """A line of the Markdown table."""
+    """Return a line of the Markdown table."""
     cells = (row.section, row.name, row.status, row.value, row.goal)
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |\n"
 

@@ -1,6 +1,7 @@
-"""Section `speed`: kernels by CUDA events beside `add_`, a copy and torch.topk; every reducer's two halves.
+"""Section `speed`: kernels relative to `add_`, a copy and torch.topk; compress and decompress of reducers.
 
-The reducers' table is that of `sage bench compress`: the microbenchmarks of the utility study and of SIDCo.
+Kernels are timed by CUDA events. The reducers' table is that of `sage bench compress`, as in the
+microbenchmarks of the utility study and of SIDCo.
 """
 # N = elements of the vector, K = elements kept
 
@@ -17,7 +18,7 @@ RANKS = 4
 
 
 def kernels(rows: Rows, device: Device, n: int, density: float) -> None:
-    """Fused selection, exact top-k and the sparse mean at one size and density."""
+    """Measure fused selection, exact top-k and the sparse mean at one size and density."""
     grad_N = torch.randn(n, device=device.torch)
     residual_N, out_N = torch.zeros_like(grad_N), torch.empty_like(grad_N)
     k = max(1, int(n * density))
@@ -35,7 +36,7 @@ def kernels(rows: Rows, device: Device, n: int, density: float) -> None:
             ("mean", lambda: ops.scatter_mean(values_M, at_M, [k] * RANKS, out_N)),
         ]
     )
-    for name in ("select", "top"):  # the zeroing between two calls is not theirs
+    for name in ("select", "top"):  # zeroing between two calls is not part of the sparse mean
         taken[name] = max(1e-9, taken[name] - taken["zero"])
     label = f"n = {n:g}, d = {density:g}"
     times = ", ".join(f"{name} {1e6 * each:.0f} µs" for name, each in taken.items())
@@ -49,7 +50,8 @@ def kernels(rows: Rows, device: Device, n: int, density: float) -> None:
     is_reached = goal and passes <= 3 and (n < 100_000_000 or faster >= 10)
     text = f"{passes:.2f} × add_, {faster:.1f} times as fast as torch.topk"
     rows.measured(f"top, {label}", text, goal="≤ 3 × add_; ≥ 10 × torch.topk at 1e8", is_reached=is_reached)
-    floor = taken["copy"] * (4 * n + 8 * at_M.numel()) / (8 * n)  # bytes it must move, at a copy's speed
+    # Time of moving the necessary bytes at a copy's speed.
+    floor = taken["copy"] * (4 * n + 8 * at_M.numel()) / (8 * n)
     rows.measured(
         f"sparse mean, {label}",
         f"{floor / taken['mean']:.2f} of its bytes' floor",
@@ -61,7 +63,7 @@ def kernels(rows: Rows, device: Device, n: int, density: float) -> None:
 
 
 def reducers(rows: Rows, device: Device, n: int, density: float) -> None:
-    """Every reducer's compress and decompress on N(0, 1)."""
+    """Measure every reducer's compress and decompress on N(0, 1)."""
     (given,) = inputs([n / 2**18], [], 0, 1, 0, device.torch)
     names = ("exact", "topk", "onebit") if device.rehearsal else registry.names("reducers")
     for name in names:
@@ -69,7 +71,7 @@ def reducers(rows: Rows, device: Device, n: int, density: float) -> None:
             rows.add(f"reducers from {name} on, n = {n:g}", "cut off")
             return
         if name in ("svd", "atomo") and n > 1_000_000:
-            continue  # an SVD of 10,000 × 1,024 elements takes longer than this section has
+            continue  # an SVD of 10,000 × 1,024 elements takes longer than the section's time
         with rows.check(f"reducer {name}, n = {n:g}, d = {density:g}"):
             (case,) = cases_of(name, [density])
             rounds = [reduce_once(case, given) for _ in range(2 if device.rehearsal else 6)][1:]
@@ -80,7 +82,7 @@ def reducers(rows: Rows, device: Device, n: int, density: float) -> None:
 
 
 def run(rows: Rows, device: Device) -> None:
-    """Kernels at every size and density, then reducers, the largest size last."""
+    """Measure kernels at every size and density, then reducers, the largest size last."""
     for n in device.sizes:
         for density in device.densities:
             if rows.late:

@@ -1,8 +1,8 @@
-"""Section `steps`: a training step of ResNet-50 and of the GPT with each reducer, over that of plain torch.
+"""Section `steps`: a training step of ResNet-50 and of the GPT with each reducer, relative to plain torch.
 
-One rank, so that nothing crosses a link: what is left is the overhead of the engine and of the method. The
-reducer's wire returns at once (sage/bench/loopback_wire.py). Also counted: kernels launched in a reduction,
-for the model's layers and for one vector of as many elements, and the host's synchronisations.
+There is one rank and no communication, so the difference is the overhead of the engine and of the method. The
+reducer's wire returns at once (sage/bench/loopback_wire.py). The section also counts the kernels that a
+reduction launches, by number of layers, and the host's synchronisations.
 """
 
 import warnings
@@ -21,13 +21,13 @@ from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
 
 SYNCHRONISES = ("sage", "dgc", "sidco", "gaussiank", "redsync", "mstopk", "threshold", "adacomp", "oktopk")
-"""Methods whose counts depend on the data: one synchronisation is allowed."""
+"""Methods whose counts depend on the data; they may synchronise once."""
 FIRST = ("exact", "topk", "sage", "onebit", "efsignsgd", "int8", "qsgd", "powersgd", "bf16")
-"""Measured first, as time may run out."""
+"""Reducers that are measured first, since the time may not suffice for all."""
 
 
 def model_and_batch(name: str, device: Device) -> tuple[nn.Module, Tensor, Tensor]:
-    """A model, and one batch of made-up inputs and targets."""
+    """Return a model, and one batch of random inputs and targets."""
     small = device.rehearsal
     with device.torch:
         if name == "resnet50":
@@ -46,7 +46,7 @@ def step_of(
     reduce: Callable[[], object],
     clear: Callable[[], object],
 ) -> Callable[[], None]:
-    """A training step: forward, backward, reduction, update."""
+    """Run a training step: forward, backward, reduction, update."""
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
 
     def step() -> None:
@@ -59,7 +59,7 @@ def step_of(
 
 
 def measure(rows: Rows, device: Device, model_name: str, reducer: str) -> None:
-    """One reducer on one model, alternating with plain torch."""
+    """Measure one reducer on one model, alternating with plain torch."""
     model, inputs, target = model_and_batch(model_name, device)
     plain = step_of(model, inputs, target, lambda: None, lambda: model.zero_grad(set_to_none=False))
     other, inputs, target = model_and_batch(model_name, device)
@@ -82,7 +82,7 @@ def measure(rows: Rows, device: Device, model_name: str, reducer: str) -> None:
 
 
 def launches(work: Callable[[], object], device: Device) -> int:
-    """Kernels and copies that this launches; in a rehearsal, ops of torch."""
+    """Return the number of kernels and copies that a call launches; in a rehearsal, of torch's ops."""
     kind = torch.profiler.ProfilerActivity.CPU if device.rehearsal else torch.profiler.ProfilerActivity.CUDA
     device.sync()
     with torch.profiler.profile(activities=[kind]) as profile:
@@ -95,7 +95,7 @@ def launches(work: Callable[[], object], device: Device) -> int:
 
 
 def count(rows: Rows, device: Device, reducer: str) -> None:
-    """Launches of one reduction by the number of layers, and synchronisations of the host."""
+    """Count the launches of one reduction by number of layers, and the host's synchronisations."""
     numel = 2**12 if device.rehearsal else 2**22
     counts = {}
     for layers in (1, 64):
@@ -123,7 +123,7 @@ def count(rows: Rows, device: Device, reducer: str) -> None:
 
 
 def synchronisations(work: Callable[[], object]) -> int:
-    """Times that the host waits for the GPU in this, in calls of torch (the extension's own are not seen)."""
+    """Return how often torch calls wait for the GPU; the extension's own waits are not counted."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -135,7 +135,7 @@ def synchronisations(work: Callable[[], object]) -> int:
 
 
 def run(rows: Rows, device: Device) -> None:
-    """The counts, then the steps, those of the most used methods first."""
+    """Count launches, then measure steps, those of the most used methods first."""
     names = [*FIRST, *(name for name in registry.names("reducers") if name not in FIRST)]
     names = names[:4] if device.rehearsal else names
     for name in names:

@@ -95,7 +95,7 @@ def main(
         if given[name] < least:
             raise ValueError(f"--{name} {given[name]}: expected {least} or more")
     if on == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no GPU here; leave it out to measure on the CPU")
+        raise ValueError("--device cuda: torch finds no GPU here; omit --device to measure on the CPU")
     if any(not 0 < number < math.inf for number in mib):
         raise ValueError(f"--mib {' '.join(f'{number:g}' for number in mib)}: expected sizes above 0")
     if not mib and not traces:

@@ -13,7 +13,7 @@ SHOWN = 6
 """Number of facts that a message names; of the others it gives only the count."""
 
 NOTES = {"commit": "source files"}
-"""Facts that may differ, each with the fact beside which it is shown.
+"""Facts that may differ, each with the fact with which it is shown.
 
 One commit may have several states of its files: `commit` is shown only if `source files` differs.
 """
@@ -24,7 +24,7 @@ class RanksDiffer(ValueError):
 
 
 def differences(facts: Mapping[int, Facts]) -> str:
-    """Where the ranks' facts differ, in one line; "" where they do not.
+    """Describe the facts that differ between ranks, in one line; "" if all are equal.
 
     >>> differences({0: {"lr": "0.1"}, 1: {"lr": "0.2"}, 2: {"lr": "0.1"}})
     'lr is 0.1 on ranks 0, 2 and 0.2 on rank 1'
@@ -65,7 +65,7 @@ def compare(wire: Wire, facts: Facts) -> None:
 
 
 def format_ranks(ranks: Sequence[int]) -> str:
-    """Ranks as a message names them, of many the first eight.
+    """Format ranks for a message; of many ranks, the first eight.
 
     >>> format_ranks([3]), format_ranks([0, 2])
     ('rank 3', 'ranks 0, 2')

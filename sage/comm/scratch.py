@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Scratch:
-    """Buffers by name, each of which grows to the largest size asked for.
+    """Buffers by name, each of which grows to the largest requested size.
 
     On a GPU every tensor is new, since PyTorch's allocator keeps memory itself, and by stream.
     """

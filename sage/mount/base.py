@@ -206,10 +206,10 @@ class Mount:
             )
 
     def check_no_copy(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Check that an optimiser does not train a copy of the model in its place; called before its step.
+        """Check that an optimiser does not train a copy of the model; called before its step.
 
         Raises:
-            ValueError: where it does.
+            ValueError: if it does.
         """
 
     _how_to_reduce = "call mount.reduce()"
@@ -272,7 +272,7 @@ def maker(reducer: Method, options: Mapping[str, Any]) -> Callable[[], Reducer]:
 
 
 def setup_lines(flats: Sequence[Flat], reducer: Method, options: Mapping[str, Any]) -> list[str]:
-    """Lines that must be equal on all ranks: the method, and the position of each parameter."""
+    """Return lines that must be equal on all ranks: the method, and the position of each parameter."""
     made = flats[0].feedback.reducer
     method = reducer if isinstance(reducer, str) else type(made).__name__
     given = ", ".join(f"{name}={value!r}" for name, value in sorted(options.items()))

@@ -20,7 +20,7 @@ class Bucket:
 
     flat: Flat
     parameters: list[nn.Parameter]
-    """In the order of the flat gradient."""
+    """The parameters, in the order of the flat gradient."""
     missing: set[Tensor] = field(default_factory=set)
     """Parameters whose gradients have not arrived yet in this backward."""
 

@@ -30,7 +30,7 @@ class CommState:
         options: Mapping[str, Any],
         **mount_options: Any,
     ) -> None:
-        self._make = maker(reducer, options)  # here, so that wrong options are refused at once
+        self._make = maker(reducer, options)  # called here, so that wrong options are refused at once
         self._requested = reducer, options
         self._options = mount_options
         self._model = model

@@ -66,11 +66,11 @@ class DdpMount(Mount):
         self._finds_unused = model.find_unused_parameters
         device = buckets[0].flat.grad_N.device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        # Reducers wait for the other ranks, so they run beside backward, on a thread of their own.
+        # Reducers wait for the other ranks, so they run on a separate thread during backward.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="sage-mount")
         self._failure: BaseException | None = None
         self._closed = False
-        # Of this backward, used by the worker alone:
+        # State of this backward, used only by the worker:
         self._deliveries: list[_Delivery] = []
         self._arrived: dict[Tensor, Tensor] = {}
         self._step: Step | None = None
@@ -256,7 +256,7 @@ def ddp_hook(
     )
     try:
         wrapped.register_comm_hook(None, mount._hook)
-    except RuntimeError as error:  # a built-in one, which DDP does not list
+    except RuntimeError as error:  # a built-in hook, which DDP does not list
         mount.close()
         raise ValueError(HAS_HOOK) from error
     return mount

@@ -1,7 +1,7 @@
 """DistributedDataParallel whose buckets are the same from the first step on.
 
 DDP starts with a single bucket. Before its second forward pass it divides the parameters by the order in
-which their gradients arrived in the first backward pass. What a bucket contains determines the order of sums
+which their gradients arrived in the first backward pass. The content of a bucket determines the order of sums
 and the state of a reducer, so it must not depend on whether a process has just started. `FixedBuckets` runs
 the first two passes when the model is wrapped, over an empty slice of each parameter, without the model.
 """
@@ -30,7 +30,7 @@ class FixedBuckets:
     equal on all ranks; buffers are not synchronised.
 
     Args:
-        module: Its `forward` takes at least one argument.
+        module: The module; its `forward` takes at least one argument.
         parameters: The module's parameters that require a gradient, in order.
         bucket_mb: Bucket size in MiB.
         group: Process group of the ranks; None: the default group. DDP broadcasts the order of the parameters
@@ -104,6 +104,6 @@ class _WithProbe(nn.Module):
     def forward(self, *arguments: Any) -> Any:
         if arguments:
             return self.module(*arguments)
-        # Backward runs the newest operation first, and a parameter's gradient arrives at the end of its own.
+        # Backward starts with the newest operation; a parameter's gradient arrives after its operation.
         nothing = [p.reshape(-1)[:0].sum().real.float() for p in reversed(self._order)]
         return torch.stack(nothing).sum()

@@ -61,7 +61,7 @@ class Flat(nn.Module):
         self.feedback = ErrorFeedback(reducer, self.compressed, memory=memory, **(memory_options or {}))
         self.density = 1.0
         self.seconds: ReductionSeconds | None = None
-        """Of the last reduction; None before it, and on a GPU, whose work the host does not wait for."""
+        """Times of the last reduction; None before it, and on a GPU, where the host does not wait for it."""
         self._kept: dict[str, Tensor] = {}
         self._allocate(dtype, device)
 

@@ -72,9 +72,9 @@ class HookLedger:
         self.total = Traffic()
         """Traffic of all steps."""
         self.hook_seconds = 0.0
-        """Of the last step: seconds that the hook's calls took on the thread of backward."""
+        """Seconds that the hook's calls took on the thread of backward, in the last step."""
         self.exposed_seconds = 0.0
-        """Of the last step: seconds from the last bucket's gradient until all buckets were reduced."""
+        """Seconds from the last bucket's gradient until all buckets were reduced, in the last step."""
         self._group = group
         self._is_counting = False
         self._lock = threading.Lock()  # callbacks of futures run on the backend's threads
@@ -208,7 +208,7 @@ def counted(op: str, size: int, rank: int, root: int, world_size: int) -> tuple[
     """Return the payload and the (sent, received) bytes of one rank in a collective of torch.
 
     Args:
-        op: torch's name of it, such as `allreduce`.
+        op: torch's name of the collective, such as `allreduce`.
         size: S, the bytes of this rank's input.
         rank: This rank.
         root: The root of the collectives that have one, else anything.
@@ -229,7 +229,7 @@ def counted(op: str, size: int, rank: int, root: int, world_size: int) -> tuple[
         case "send":
             return size, (size, 0)
         case _:
-            raise ValueError(f"sage.ledger does not know the bytes of torch's {op}: report this hook")
+            raise ValueError(f"sage.ledger cannot count the bytes of torch's {op}: please report this hook")
 
 
 def ledger(hook: Hook, *, group: dist.ProcessGroup | None = None) -> HookLedger:

@@ -1,8 +1,8 @@
 """The open mounts, and a check of every optimiser before its step.
 
 A reducer mounted on parameters that the optimiser does not hold, or whose gradients were not reduced since
-the last backward, would have no effect without any error. `torch.optim` calls the hook registered here before
-every step of every optimiser.
+the last backward, would have no effect, and no error would be raised. `torch.optim` calls the hook registered
+here before every step of every optimiser.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,7 @@ def check_free(named: Mapping[str, nn.Parameter]) -> None:
 def register(mount: OpenMount) -> None:
     """Check this mount before each optimiser's step, until it is closed or garbage-collected."""
     if not _registered:
-        # torch.compile must not look into it; what `disable` returns has no type.
+        # torch.compile must not trace it; the result of `disable` has no type.
         hook: Any = torch.compiler.disable(_before_step)
         _registered.append(register_optimizer_step_pre_hook(hook))
     _open.add(mount)

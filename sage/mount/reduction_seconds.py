@@ -9,16 +9,16 @@ from sage.comm.wire import Wire
 
 @dataclass(frozen=True)
 class ReductionSeconds:
-    """Seconds of one reduction, on a CPU."""
+    """Seconds of one reduction on a CPU."""
 
     encode: float
-    """Until the last collective, without the time in collectives."""
+    """Seconds until the last collective, without the time in collectives."""
     decode: float
-    """After the last collective: all ranks' payloads into the mean."""
+    """Seconds after the last collective: decoding all ranks' payloads into the mean."""
 
 
 def seconds_since(start: float, waited: float, wire: Wire) -> ReductionSeconds:
-    """The time of a reduction that ends now. Without a collective in it, all is encoding.
+    """Return the time of a reduction that ends now. Without a collective, all of it is encoding.
 
     Args:
         start: When it started (`time.perf_counter`).
@@ -31,7 +31,7 @@ def seconds_since(start: float, waited: float, wire: Wire) -> ReductionSeconds:
 
 
 def fields_of_sum(reductions: Sequence[ReductionSeconds | None]) -> dict[str, float]:
-    """The fields of a step in `metrics.jsonl`: sums over its reductions; none if one was not timed."""
+    """Return fields of a step in `metrics.jsonl`, sums over its reductions; empty if one was not timed."""
     timed = [taken for taken in reductions if taken is not None]
     if not timed or len(timed) < len(reductions):
         return {}

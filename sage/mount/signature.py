@@ -18,7 +18,7 @@ class _Signature(inspect.Signature):
 
 class _Parameters(dict[str, inspect.Parameter]):
     def __missing__(self, name: str) -> inspect.Parameter:
-        if name == "bucket":  # only DistributedDataParallel.register_comm_hook looks it up
+        if name == "bucket":  # only DistributedDataParallel.register_comm_hook reads it
             raise ValueError(
                 'this is not a communication hook: call sage.ddp_hook(model, "topk", ...) on the '
                 'wrapped model, or register a pair: state, hook = sage.comm_hook(model, "topk", ...)'

@@ -32,7 +32,7 @@ def restore(flat: Flat, states: Mapping[str, Mapping[str, Any]]) -> None:
     """Restore what `by_parameter` returned, from this flat gradient or from others with the same parameters.
 
     Raises:
-        ValueError: if it is the state of another reducer, or of one with other options.
+        ValueError: if it is the state of another reducer or of other options.
     """
     layout, own = flat.compressed, flat.feedback.state_dict()
     restored: dict[str, Any] = {}
@@ -42,7 +42,7 @@ def restore(flat: Flat, states: Mapping[str, Mapping[str, Any]]) -> None:
     for key, value in own.items():
         parts = [states[span.name][key] for span in layout.spans]
         if not parts:
-            restored[key] = value  # all tensors are small, and go dense
+            restored[key] = value  # all tensors are small and are sent dense
         elif _is_per_element(key, value, layout):
             restored[key] = torch.cat([part.reshape(-1) for part in parts])
         elif _is_per_group(key, value, layout):

@@ -24,7 +24,7 @@ from sage.comm.wire import Wire
 from sage.mount.flat import Flat
 
 LIMIT = 2.0**15
-"""Bound of the values sent, summed over the ranks; a low-precision code may round them up to twice that."""
+"""Bound of the sum over ranks of the values sent; a low-precision code may round them up to twice that."""
 
 _NOT_FINITE, _LARGE = 2.0**21, 1.0
 """Flags that a rank contributes to the `control` sum; valid for fewer than 2^20 ranks."""

@@ -58,15 +58,15 @@ def take_near(
 def encode_bins(
     residual_N: Tensor | None, at_K: Tensor, values_K: Tensor, counts_B: Tensor, scale_L: Tensor, bins: Bins
 ) -> Tensor:
-    """Encode the elements taken as bytes: the position in the bin, and a sign that stands for ± the scale.
+    """Encode the elements taken as bytes: the position in the bin, and the sign of the scale.
 
     An entry has 1, 2 or 4 bytes, as few as the layer's bins need: the position in all but two bits, then a
     bit that marks the last entry of the bin, then the sign. A bin from which nothing is taken has one entry,
     in which all bits of the position are 1. Entries of narrow bins come before those of wide bins.
 
     Args:
-        residual_N: If given, the elements become their values minus what their codes stand for, and 0 if that
-            is not finite.
+        residual_N: If given, the elements become their values minus the decoded values, and 0 if that is not
+            finite.
         at_K: Indices of the elements (int32, ascending).
         values_K: Their values.
         counts_B: How many of them are in each bin (int32).

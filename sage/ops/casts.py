@@ -1,4 +1,4 @@
-"""Casts to 16 bits and back, fused with what a dense reduction in half precision does beside them.
+"""Casts to 16 bits and back, fused with the other operations of a dense reduction in half precision.
 
 Casts round to nearest, ties to even; a value that is too large becomes infinity, and NaN stays NaN (which of
 the NaNs is not defined).
@@ -33,7 +33,7 @@ def cast_share(
         residual_N: Overwritten by the error of the cast, a − s·W; by 0 where that is not finite.
         world_size: Number of ranks, W.
         dtype: Dtype of the share.
-        out_N: Where to write it, if given and of this dtype and length; new memory costs as much as the cast.
+        out_N: Output, if it has this dtype and length; allocating a new vector costs as much as the cast.
 
     Returns:
         s (N). The sum over the ranks of s is the mean of a.

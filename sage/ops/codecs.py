@@ -1,4 +1,4 @@
-"""What the codes of the quantisers stand for."""
+"""The codecs of the quantisers: the values that their codes represent."""
 # G = groups
 
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class Codec(IntEnum):
-    """What the codes stand for. s is the number of levels above 0; rounding at random is unbiased.
+    """The values that codes represent. s is the number of levels above 0; random rounding is unbiased.
 
     A level is drawn with 16 random bits, so that the probability of either neighbour deviates from the exact
     one by 2⁻¹⁷ at most, and the expectation by 2⁻¹⁷ of the distance between them.

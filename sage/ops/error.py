@@ -1,4 +1,4 @@
-"""What a signal keeps of itself when something was sent."""
+"""The error that stays in a signal when a part of it was sent."""
 
 import torch
 from torch import Tensor

@@ -36,7 +36,7 @@ def draw_indices(
         counts: Number of elements to draw from each group.
         key: Key, at least 0 and below 2^63, such as `sage.rng.seed_at` gives.
         distinct: Whether elements are drawn without replacement; every set is then equally likely. Otherwise
-            an element that is drawn twice is there once.
+            an element that is drawn twice is returned once.
 
     >>> draw_indices(torch.empty(9), [0, 4, 9], [4, 2], 7, distinct=True).tolist()[:4]
     [0, 1, 2, 3]

@@ -47,10 +47,10 @@ def quantise(
     Args:
         grad_N: The gradient; without a residual it is the signal, and is not modified. None: the residual is
             the complete signal.
-        residual_N: Accumulated into; becomes the error: the signal less what the codes stand for, and 0 where
+        residual_N: Accumulated into; becomes the error: the signal minus the decoded values, and 0 where
             that is not finite.
         sizes: Number of elements of each group; they sum to N.
-        coding: What the codes stand for.
+        coding: The codec, levels and buckets.
         norm: The scale: `Kind.LARGEST`, the largest magnitude, or `Kind.SQUARES`, the Euclidean norm.
         key: Key of the random bits (`sage.ops.random_bits`).
         first: Position of the first element, for its random bits.
@@ -81,9 +81,9 @@ def quantise_to(
     Args:
         signal_N: The signal; with `keep` it becomes the error, as in `quantise`.
         sizes: Number of elements of each group; they sum to N.
-        coding: What the codes stand for.
+        coding: The codec, levels and buckets.
         scale_P: The scale of each bucket (float32); no element may have a larger magnitude.
-        limit_P: Magnitudes above it are first reduced to it (float32); None: none are.
+        limit_P: Larger magnitudes are first reduced to it (float32); None: no limit.
         key: Key of the random bits.
         first: Position of the first element, for its random bits.
         keep: Whether to leave the error in the signal, or to leave the signal as it is.
@@ -106,14 +106,14 @@ def average(
     divisor: int,
     added: bool = False,
 ) -> Tensor:
-    """Mean of what the codes of W payloads stand for, added in the order of the payloads.
+    """Mean of the decoded values of W payloads, added in the order of the payloads.
 
     Args:
         out_N: Output; overwritten, or with `added` the first summand.
         bytes_WB: Each payload's codes, as `quantise` returns them.
         scale_WP: Each payload's scales (float32).
         sizes: Number of elements of each group.
-        coding: What the codes stand for.
+        coding: The codec, levels and buckets.
         divisor: The sum is divided by it.
         added: Whether the sum begins with `out_N`, or with 0.
     """
@@ -124,5 +124,5 @@ def average(
 
 
 def _numbers(sizes: Sequence[int], coding: Coding) -> tuple[list[int], int, int, int]:
-    """The groups and the coding, as the native ops take them."""
+    """The groups and the coding as arguments of the native ops."""
     return bounds_of(sizes), coding.bucket or 0, int(coding.codec), coding.levels

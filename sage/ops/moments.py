@@ -42,7 +42,7 @@ native.register("sampled", lambda signal, grad, bounds, *_: signal.new_empty((le
 
 
 class Moments(NamedTuple):
-    """Moments of a group of elements x, and what was asked for with them."""
+    """Moments of a group of elements x, and the requested order statistics."""
 
     total: float
     """Σ x."""
@@ -55,11 +55,11 @@ class Moments(NamedTuple):
     most: float
     """max |x|; NaN if an element is NaN, 0 if there is no element."""
     ranked: list[float]
-    """Magnitudes of the ranks asked for."""
+    """Magnitudes of the requested ranks."""
 
 
 class Excess(NamedTuple):
-    """By how much the K magnitudes of a list exceed the smallest of them."""
+    """The excess of a list's K magnitudes over the smallest of them."""
 
     left_K: Tensor
     """The magnitudes."""
@@ -83,8 +83,8 @@ def moments(
         grad_N: The gradient; without a residual it is the signal, and is not modified.
         residual_N: Accumulated into.
         bounds: Group g is elements `[bounds[g], bounds[g + 1])`; together the groups are the whole vector.
-        ranks: For each group the ranks r, as many for each; the r-th largest magnitude is found. It is −1 if
-            there are fewer elements, and infinite if r < 1.
+        ranks: The ranks r of each group, the same number for each; the r-th largest magnitude is found. It is
+            −1 if there are fewer elements, and infinite if r < 1.
     """
     signal_N, added_N = (grad_N, None) if residual_N is None else (residual_N, grad_N)
     each = len(ranks[0]) if ranks else 0
@@ -152,7 +152,7 @@ def sampled(
 
     Args:
         grad_N: The gradient; without a residual it is the signal.
-        residual_N: What is added to it.
+        residual_N: Added to the gradient.
         bounds: Group g is elements `[bounds[g], bounds[g + 1])`; together the groups are the whole vector.
         sizes: Number s of sampled elements of each group, at most all.
         ranks: Rank r in each group's sample, from 1 to s.

@@ -82,11 +82,11 @@ def _has_kernel(op: str, key: str) -> bool:
 
 
 def register(op: str, fake: Callable[..., object]) -> None:
-    """Register an op that csrc/ops.cpp declares, before `takes` is asked for it.
+    """Register an op that csrc/ops.cpp declares, before `takes` is called for it.
 
     Args:
-        op: Its name in `torch.ops.sage`.
-        fake: Gives the shape and dtype of its result to torch.compile; a size may depend on the data.
+        op: Name of the op in `torch.ops.sage`.
+        fake: Returns the shape and dtype of its result for torch.compile; a size may depend on the data.
     """
     OPS.append(op)
     if MISSING is not None:

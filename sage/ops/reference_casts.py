@@ -10,7 +10,7 @@ def cast_share(share_N: Tensor, grad_N: Tensor, residual_N: Tensor | None, world
     share_N.copy_(signal_N / world_size)
     if residual_N is not None:
         residual_N -= share_N.to(residual_N.dtype) * world_size
-        residual_N.nan_to_num_(0.0, 0.0, 0.0)  # NaN and infinity are in the mean, and only once
+        residual_N.nan_to_num_(0.0, 0.0, 0.0)  # the mean has NaN and infinity
     return share_N
 
 

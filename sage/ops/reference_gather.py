@@ -23,7 +23,7 @@ def gather_(signal_N: Tensor, added_N: Tensor | None, at_K: Tensor, *, keep: boo
 def draw_indices(
     beside_N: Tensor, bounds: Sequence[int], counts: Sequence[int], key: int, *, distinct: bool
 ) -> Tensor:
-    """Draw from one group after another."""
+    """Draw from each group in turn."""
     groups = zip(bounds, bounds[1:], counts, strict=False)
     drawn = [
         _drawn(stop - start, k, key, group, distinct) + start for group, (start, stop, k) in enumerate(groups)

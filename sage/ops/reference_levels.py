@@ -43,7 +43,7 @@ def quantise_to(
     *,
     keep: bool,
 ) -> Tensor:
-    """Encode, then subtract what the codes stand for."""
+    """Encode, then subtract the decoded values."""
     a_N = signal_N.float().clone()
     spread = _Spread(sizes, coding.bucket)
     y_N = a_N
@@ -110,7 +110,7 @@ def most(coding: Coding) -> float:
 
 
 def _steps(coding: Coding, scale_P: Tensor) -> Tensor:
-    """What 1 stands for in each bucket; a division by a number would multiply by its inverse."""
+    """The value of one level in each bucket; a division by a number would multiply by its inverse."""
     return scale_P / torch.full_like(scale_P, 1.75 if coding.codec in FLOATS else most(coding))
 
 
@@ -163,12 +163,12 @@ def _codes(coding: Coding, y_N: Tensor, random_N: Tensor) -> Tensor:
 
 
 def _values(coding: Coding, code_N: Tensor) -> Tensor:
-    """What codes stand for, as multiples of their bucket's step (float32)."""
+    """The decoded values as multiples of their bucket's step (float32)."""
     codec, levels = int(coding.codec), coding.levels
     if codec == INT8:
         return ((code_N ^ 0x80) - 0x80).float()
     if codec in FLOATS:
-        # Smaller, so that the step is not below the smallest float32 where the scale is not.
+        # The multiples are smaller here, so that the step does not underflow where the scale does not.
         return code_N.to(torch.uint8).view(FLOATS[codec]).float() * (2.0**-8 if codec == E4M3 else 2.0**-15)
     if codec == LINEAR:
         return (code_N - levels).float()

@@ -1,4 +1,4 @@
-"""Plain-torch reference of `sage.ops.random_bits`, and of the generator beneath it."""
+"""Plain-torch reference of `sage.ops.random_bits`, and of its generator."""
 # N = elements, C = counters
 
 import torch

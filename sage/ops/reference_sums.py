@@ -45,7 +45,7 @@ def sums(x_N: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def _pairwise(sum_C: Tensor) -> Tensor:
-    """Σ of a group's chunks: neighbours first, then those two apart, and so on."""
+    """Σ of a group's chunks: adjacent chunks first, then adjacent pairs, and so on."""
     while sum_C.numel() > 1:
         even_C, odd_C = sum_C[::2].clone(), sum_C[1::2]
         even_C[: odd_C.numel()] += odd_C

@@ -68,7 +68,7 @@ def threshold_in(threshold: float, dtype: torch.dtype) -> float:
     >>> threshold_in(0.1, torch.float32), threshold_in(1e300, torch.float32)
     (0.10000000149011612, inf)
     """
-    if dtype is torch.float32:  # many times as fast as a tensor
+    if dtype is torch.float32:  # many times as fast as with a tensor
         return ctypes.c_float(threshold).value
     return float(torch.tensor(threshold, dtype=dtype))
 

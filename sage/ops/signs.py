@@ -1,4 +1,4 @@
-"""Sign methods: one bit per element, and two numbers per group that stand for either sign.
+"""Sign methods: one bit per element, and one number per group for each sign.
 
 A bit is set if its element is not below 0, so NaN and both zeros count as positive.
 """
@@ -56,8 +56,8 @@ def sign_bits(signal_N: Tensor, sizes: Sequence[int], low_G: Tensor, high_G: Ten
         signal_N: The signal. With `keep` it becomes the error: the low number of its group is subtracted from
             each element below 0 and the high one from every other; what is not finite then becomes 0.
         sizes: Number of elements of each group; they sum to N.
-        low_G: What elements below 0 stand for (float32).
-        high_G: What the others stand for (float32).
+        low_G: Decoded value of elements below 0 (float32).
+        high_G: Decoded value of the others (float32).
         keep: Whether to leave the error in the signal, or to leave the signal as it is.
     """
     if native.takes("sign_bits_", signal_N, low_G, high_G):
@@ -89,14 +89,14 @@ def mean_signs(
     added: bool = False,
     votes: bool = False,
 ) -> Tensor:
-    """Mean of what the signs of W payloads stand for, added in the order of the payloads.
+    """Mean of the decoded signs of W payloads, added in the order of the payloads.
 
     Args:
         out_N: Output; overwritten, or with `added` the first summand.
         bytes_WB: Each payload's bits, as `sign_bits` returns them.
         sizes: Number of elements of each group.
-        low_WG: What a payload's elements below 0 stand for (float32).
-        high_WG: What its others stand for (float32).
+        low_WG: Decoded value of a payload's elements below 0 (float32).
+        high_WG: Decoded value of its other elements (float32).
         divisor: The sum is divided by it.
         added: Whether the sum begins with `out_N`, or with 0.
         votes: Whether the result is the sign of the sum, undivided: −1, 1, or 0 where it is 0.

@@ -24,7 +24,7 @@ native.register(
 
 
 class Kind(IntEnum):
-    """What is computed for each group of the signal a."""
+    """The statistics to compute for each group of the signal a."""
 
     ABSOLUTE = 0
     """Σ|a|."""
@@ -42,7 +42,7 @@ class Statistics(NamedTuple):
     sum_G: Tensor
     other_G: Tensor
     largest_G: Tensor
-    """Largest magnitude; NaN if there is one."""
+    """Largest magnitude; NaN if any element is NaN."""
     below_G: Tensor
 
 

@@ -1,6 +1,6 @@
 """Exchanges: how the mean is formed if ranks select different elements, and different numbers of them.
 
-| exchange | payload bytes per rank besides 4 (or 2) per value and 4 per index | what is sent |
+| exchange | payload bytes per rank in addition to 4 (or 2) per value and 4 per index | what is sent |
 |---|---|---|
 | `padded` | 8 for the count, and padding up to the longest payload | the selection |
 | `uneven` | 8 for the count | the same, bitwise identical result |

@@ -1,4 +1,4 @@
-"""The threshold of a first step: what the first signal says of its own magnitudes."""
+"""The threshold of the first step, estimated from the magnitudes of the first signal."""
 # N = elements of the vector
 
 import math
@@ -14,7 +14,7 @@ from sage.reduction.controllers.feedback import own_quantile
 from sage.reduction.controllers.quantile import HITS, SPARSEST
 
 Start = Literal["gradient", "published"]
-"""Whether the first threshold follows from the first signal, or is the one that a paper gives."""
+"""Whether the first threshold follows from the first signal, or is a paper's formula."""
 
 
 def check_start(start: str) -> None:
@@ -35,7 +35,7 @@ def dutta_threshold(density: float, n: int) -> float:
 def estimated_quantile(grad_N: Tensor, residual_N: Tensor | None, density: float) -> float:
     """Magnitude that about max(1, ⌊density·n⌋) elements of a non-empty signal reach.
 
-    It is exact if fewer than 2,048 elements are wanted, and otherwise that of a sample, which has one group
+    It is exact for fewer than 2,048 elements, and otherwise that of a sample, which has one group
     of 32 elements in every min(128, ⌊k/1024⌋): the number of elements is then off by 3 % or less (one
     standard deviation), by more if large elements are clustered.
 

@@ -1,4 +1,4 @@
-"""Shared by the low-rank methods: parameters viewed as matrices, and orthonormal bases.
+"""Code shared by the low-rank methods: parameters viewed as matrices, and orthonormal bases.
 
 The choice of the parameters to factorise and the `eps` in the orthonormalisation follow PyTorch's
 powerSGD_hook; the utility study's code divides without `eps`. The second projection in `orthonormalise` is

@@ -1,4 +1,4 @@
-"""Quantisers that send the sign of every element, and for each group the numbers that the signs stand for."""
+"""Quantisers that send the sign of every element, and for each group the decoded value of each sign."""
 # N = elements of the flat vector, G = groups, W = payloads
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ class SignQuantiser(FusedQuantiser):
     """How `values` holds the signs: as `ops.sign_bits`, or as words by group or column (`ops.sign_words`)."""
 
     def sides(self, scales: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """What the negative elements of each group stand for, and what the others do.
+        """Return the decoded values of the negative elements and of the others, for each group.
 
         Args:
             scales: `scales` of one payload, or of W payloads in rows.

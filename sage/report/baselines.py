@@ -1,4 +1,4 @@
-"""What the settings of a group are compared with: the dense reference, and exact without overlap.
+"""The baselines of a group's settings: the dense reference, and exact without overlap.
 
 The reference is bf16 or exact under DistributedDataParallel (`mount = "ddp"`), whose communication overlaps
 with backward. Only if no such run did the same work, it is one that communicates after backward.
@@ -31,7 +31,7 @@ OWN = ("reducer", "seed", "memory", "memory_beta", "memory_gamma", "memory_lr_ra
 """Settings that may differ between a run and its baseline."""
 
 ANY_MOUNT = (*OWN, "mount", "bucket_mb")
-"""Settings that may differ between a run and its reference, which overlaps whether or not the run does."""
+"""Settings that may differ between a run and its reference, which overlaps even if the run does not."""
 
 Index = dict[Any, Setting]
 """Settings by the keys of `_likenesses`."""

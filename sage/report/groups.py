@@ -54,7 +54,7 @@ def grouped(runs: Iterable[Run], targets: Targets | None = None) -> list[Group]:
     """Group runs by workload, number of ranks and metric. Within a group, exact comes first.
 
     Args:
-        targets: the values of the metrics to reach; a group without one has the runs' own `target`, if any.
+        targets: The values of the metrics to reach; a group without one uses the runs' `target`, if any.
     """
     runs = list(runs)
     shared = dict(zip(map(id, runs), sharing(runs), strict=True))

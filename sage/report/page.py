@@ -35,7 +35,7 @@ class Section:
     """The id of its heading, and the prefix of all ids within it."""
     tables: Sequence[Table]
     plots: Sequence[Plot] | None
-    """None where the page has too many groups to draw figures of all."""
+    """The figures; None if the page has too many groups to draw all."""
 
     @cached_property
     def single(self) -> Table:
@@ -47,7 +47,7 @@ class Section:
         return f"{self.name}-{'figure-' if isinstance(part, Plot) else ''}{_slug(part.title)}"
 
     def headings(self) -> dict[str, Sequence[Table | Plot]]:
-        """What the table of contents lists, by kind."""
+        """Return the entries of the table of contents, by kind."""
         single = [self.single] if self.single.lines else []
         return {"Tables": [*self.tables, *single], "Figures": self.plots or ()}
 

@@ -30,7 +30,7 @@ STYLE: dict[Any, Any] = {
 }
 
 MOST_CURVES = 12
-"""At most so many methods are drawn: the dense ones, and those that are fastest somewhere or nearly so."""
+"""At most this many methods are drawn: the dense ones, and those that are fastest somewhere or nearly so."""
 
 
 def step_time(found: Pictures) -> str:
@@ -81,7 +81,7 @@ def win_map(found: Pictures) -> str:
     drawn = found.map
     looks = assigned(found)
     colours = [NOTHING, *(looks[_method(name)].colour for name in drawn.labels)]
-    # A colour that is there already, of another method or mount, is drawn lighter.
+    # A colour that another method or mount already has is drawn lighter.
     every = [
         _on_white(colour, max(0.2, 0.9 - 0.4 * colours[:i].count(colour))) for i, colour in enumerate(colours)
     ]

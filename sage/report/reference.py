@@ -1,4 +1,4 @@
-"""The dense reference of a group: what a user would run without compression.
+"""The dense reference of a group: the run that a user would choose without compression.
 
 It is `bf16` or `exact` under DistributedDataParallel (`mount = "ddp"`), whose communication overlaps with
 backward; only if there are no such runs, one that reduces after backward. Among several it is the one that
@@ -57,7 +57,7 @@ def about_references(references: Sequence[Setting]) -> str:
 
 
 def rank(setting: Setting) -> tuple[float, int, str]:
-    """What references are ordered by: their time, the reducer, the label."""
+    """Return the sort key of references: their time, the reducer, the label."""
     return time_of(setting), REFERENCES.index(setting.rows[0].run.config["reducer"]), setting.label
 
 
@@ -75,7 +75,7 @@ def _named(settings: Sequence[Setting]) -> str:
 
 
 def time_of(setting: Setting) -> float:
-    """The median of the seconds to the target over the runs; of a step's without a target or any such run."""
+    """Return the median over runs of the seconds to the target; without a target or such a run, of a step."""
     found = by_seed(setting, "seconds_to_target").values()
     if found:
         return median(found)
@@ -84,7 +84,7 @@ def time_of(setting: Setting) -> float:
 
 
 def by_seed(setting: Setting, name: str) -> dict[int, float]:
-    """The values of the setting's runs that have one, by seed."""
+    """Return the values of the setting's runs that have a value, by seed."""
     values: Sequence[tuple[int, float | None]] = [
         (row.run.config["seed"], row.values[name]) for row in setting.rows
     ]

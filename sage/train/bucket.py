@@ -1,4 +1,4 @@
-"""A part of the gradient that a mount reduces by itself, with a reducer and state of its own."""
+"""A part of the gradient that a mount reduces separately, with its own reducer and state."""
 # N = elements of the part
 
 import copy
@@ -19,7 +19,7 @@ from sage.train.schedules import before_reduction, memory_options
 
 
 class Bucket:
-    """A flat gradient with a reducer, error feedback and momentum of its own; a step has several of them.
+    """A flat gradient with its own reducer, error feedback and momentum; a step has several of them.
 
     Args:
         config: Options of error feedback, momentum, decay and clipping are read from it.
@@ -63,14 +63,14 @@ class Bucket:
         """Result of the last reduction."""
 
     def prepare(self, scale: float | None, wire: Wire, *, checked: bool) -> None:
-        """Do to this rank's gradient what precedes its reduction.
+        """Apply loss scale, decay, momentum and clipping to this rank's gradient before its reduction.
 
         A gradient that is not finite is replaced by zeros, so that the reducer runs on finite numbers until
         the ranks agree to skip the step.
 
         Args:
-            scale: The loss scale, by which the gradient is divided; None: none.
-            wire: Has the number of ranks.
+            scale: The loss scale, by which the gradient is divided; None: no loss scale.
+            wire: Provides the number of ranks.
             checked: Whether the step may be skipped: keep a copy of all state, for `put_back`.
         """
         grad_N = self.flat.grad_N

@@ -21,7 +21,7 @@ def attach(parts: Parts) -> Mounted:
     """Attach the mount that the configuration names to the model.
 
     Raises:
-        ValueError: The mount cannot do what the configuration asks for, or the ranks are not processes.
+        ValueError: The mount does not support the configuration, or the ranks are not processes.
     """
     if parts.config.mount == "whole":
         return MountedWhole(parts)

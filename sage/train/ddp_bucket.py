@@ -41,7 +41,7 @@ class DdpBucket(Bucket):
         self._views = [] if self._is_in_place else [views[name] for name in named]
 
     def receive(self, bucket: dist.GradBucket) -> list[Tensor]:
-        """Return what `load` needs of a bucket that DDP passes to its hook."""
+        """Return the tensor for `load` of a bucket that DDP passes to its hook."""
         return [bucket.buffer()] if self._is_in_place else gradients_of(bucket)
 
     def load(self, received: list[Tensor]) -> None:

@@ -1,7 +1,7 @@
 """Pauses Python's garbage collection while `sage run` imports what it needs.
 
-The imports create objects that live as long as the process. To look through them again and again takes
-processor time: `sage run digits-ff --steps 3` on two ranks takes 3.7 s with the pause and 5.5 s without it.
+The imports create objects that live as long as the process. Scanning them repeatedly takes processor
+time: `sage run digits-ff --steps 3` on two ranks takes 3.7 s with the pause and 5.5 s without it.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""Refuses by name what a mount that divides the gradient cannot do."""
+"""Refuses, by name, options and reducers that a mount cannot support because it divides the gradient."""
 
 import math
 
@@ -13,7 +13,7 @@ def check_reducer(config: Config, reducer: Reducer, wrapper: str) -> None:
     """Refuse a reducer that needs squares of gradients, which `wrapper` does not compute.
 
     Raises:
-        ValueError: The reducer needs them.
+        ValueError: The reducer needs squares.
     """
     if reducer.needs_squares:
         raise ValueError(
@@ -23,7 +23,7 @@ def check_reducer(config: Config, reducer: Reducer, wrapper: str) -> None:
 
 
 def check_buckets(config: Config, reducer: Reducer, num_buckets: int, num_bytes: int) -> None:
-    """Refuse what needs the whole gradient, if it is divided into several buckets.
+    """Refuse options and reducers that need the whole gradient, if it is divided into several buckets.
 
     Args:
         config: The configuration of the run.
@@ -48,7 +48,7 @@ def check_ranks(shards: int, world_size: int) -> None:
     """Refuse a number of shards that does not divide the number of ranks.
 
     Raises:
-        ValueError: It does not.
+        ValueError: The shards do not divide the ranks.
     """
     if world_size % shards:
         allowed = ", ".join(str(count) for count in range(1, world_size + 1) if world_size % count == 0)
@@ -59,7 +59,7 @@ def check_ranks(shards: int, world_size: int) -> None:
 
 
 def check_shards(config: Config, reducer: Reducer, num_units: int, num_bytes: int) -> None:
-    """Refuse what needs the whole gradient, if FSDP2 divides it into units or shards.
+    """Refuse options and reducers that need the whole gradient, if FSDP2 divides it into units or shards.
 
     Args:
         config: The configuration of the run.
@@ -84,7 +84,7 @@ def check_shards(config: Config, reducer: Reducer, num_units: int, num_bytes: in
 
 
 def _needs_whole(config: Config, reducer: Reducer) -> str | None:
-    """The reason why the whole gradient is needed at once; None if it is not."""
+    """Return why the whole gradient is needed at once; None if it is not."""
     by = f"the reducer {printable(config.reducer)} decides over the whole gradient"
     if config.clip_local is not None:
         return "clip_local clips by the norm of the whole gradient"

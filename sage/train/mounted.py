@@ -31,10 +31,10 @@ class Parts:
     model: nn.Module
     task: Task
     reducer: Reducer
-    """Not yet bound."""
+    """The reducer, not yet bound."""
     loss_scale: LossScale
     spans: Spans
-    """Of the trace; the mount adds those of its own threads."""
+    """Spans of the trace; the mount adds those of its own threads."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,7 +46,7 @@ class StepGradient:
     skipped: bool
     """Whether the gradient of any rank was not finite, so that no state has changed; equal on all ranks."""
     sample: Tensor | None = None
-    """Absolute values of evenly spaced elements of this rank's gradient before the reduction, if asked."""
+    """Absolute values of evenly spaced elements of this rank's gradient before the reduction, on request."""
 
 
 class Mounted:
@@ -54,7 +54,7 @@ class Mounted:
 
     In a step, every mount does the following to this rank's gradient: it divides it by the loss scale, checks
     it if steps may be skipped, applies decay and momentum before the reduction, clips it locally, and reduces
-    it with error feedback. `sage.train.choose_mount` says when each mount does this.
+    it with error feedback. `sage.train.choose_mount` states when each mount does this.
     """
 
     flats: Sequence[Flat]
@@ -62,7 +62,7 @@ class Mounted:
 
     def __init__(self, parts: Parts) -> None:
         self.trained = parts.model
-        """Has the parameters that the optimiser updates."""
+        """The module with the parameters that the optimiser updates."""
         self.config, self.wire, self.loss_scale = parts.config, parts.wire, parts.loss_scale
         self.spans = parts.spans
         self.device = next(parts.model.parameters()).device
@@ -175,7 +175,7 @@ class Mounted:
         return {name: self._weighted([report[name] for report in reports]) for name in shared}
 
     def residual_norm(self) -> float | None:
-        """Norm of what was not sent; None without error feedback."""
+        """Norm of the residual; None without error feedback."""
         residuals = [flat.feedback.residual_N for flat in self.flats]
         kept = [residual_N for residual_N in residuals if residual_N is not None]
         return float(joint_norm(kept)) if kept else None

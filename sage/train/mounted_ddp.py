@@ -1,8 +1,8 @@
 """`--mount ddp`: DistributedDataParallel reduces each bucket during backward, through its communication hook.
 
 A bucket is reduced as the whole gradient is under `--mount whole`, with a reducer and error feedback of its
-own. Reducers wait for the other ranks, so they run on a thread beside backward, one bucket after another. A
-reducer that is nothing but an all-reduce (`Reducer.is_all_reduce`) needs no thread: its all-reduce is started
+own. Reducers wait for the other ranks, so they run on a separate thread, one bucket after another. A
+reducer that is only an all-reduce (`Reducer.is_all_reduce`) needs no thread: its all-reduce is started
 on DDP's buffer where the gradients arrive.
 
 Whether to skip a step is known only at the end of backward, when buckets have been reduced already. If steps
@@ -72,7 +72,7 @@ class MountedDdp(Mounted):
         self.flats = [bucket.flat for bucket in self._buckets]
         self._pass = Pass(config, self._ddp, self.device, parts.loss_scale)
         self._runs_direct = parts.reducer.is_all_reduce and self.flats[0].feedback.memory == "none"
-        # Reducers wait for the other ranks, so they run beside backward, on a thread of their own.
+        # Reducers wait for the other ranks, so they run on a separate thread during backward.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="sage-ddp")
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._phases = Phases(self.device)
@@ -112,7 +112,7 @@ class MountedDdp(Mounted):
         return StepGradient(loss=loss, skipped=False, sample=torch.cat(self._samples) if sampled else None)
 
     def _end_backward(self) -> None:
-        """DDP has waited for every bucket; raise what went wrong on other threads."""
+        """Raise the errors of other threads, after DDP has waited for every bucket."""
         if self._failure is not None:
             raise self._failure
         for started in self._started:
@@ -166,7 +166,7 @@ class MountedDdp(Mounted):
         self._started.append(started)
 
         def divide(done: Future[list[Tensor]]) -> Tensor:
-            with suppress(RuntimeError):  # of a sum that failed, which `_end_backward` raises again
+            with suppress(RuntimeError):  # the error of a failed sum, which `_end_backward` raises again
                 done.value()
                 grad_N.div_(self.wire.world_size)
             end = time.perf_counter()
@@ -188,7 +188,7 @@ class MountedDdp(Mounted):
         future: Future[Tensor],
         ready: torch.Event | None,
     ) -> None:
-        """Reduce a bucket; DDP then takes the buffer for its mean."""
+        """Reduce a bucket; the buffer that DDP reads then holds the mean."""
         with torch.cuda.stream(self._stream):
             try:
                 if self._failure is None:

@@ -53,7 +53,7 @@ class MountedFsdp(Mounted):
         check_reducer(config, parts.reducer, "FSDP2")
         _check_parameters(parts.model)
         named = trainable(parts.model)
-        # Before any collective, so that all ranks refuse the same in the same way.
+        # Checked before any collective, so that all ranks raise the same error.
         num_units = num_reduced(parts.model, config.bucket_mb * MIB)
         check_shards(config, parts.reducer, num_units, sum(p.nbytes for p in named.values()))
         self._num_elements = sum(p.numel() for p in named.values())
@@ -93,7 +93,7 @@ class MountedFsdp(Mounted):
                 self._sharded.sync(batch is batches[-1])
             loss += self._pass(moved(batch, self.device), self.config.accumulate)
         self._exposed = self.wire.ledger.seconds - waited
-        self._sharded.drop_gradients()  # they are in `.grad` of the local parts
+        self._sharded.drop_gradients()  # the gradients are in `.grad` of the local parts
         if self.may_skip and self._vote():
             for bucket in self._buckets:
                 bucket.put_back()

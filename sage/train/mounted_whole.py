@@ -56,7 +56,7 @@ class MountedWhole(Mounted):
         return self._anywhere(~self.whole.grad_N.isfinite().all())
 
     def _prepare(self, sampled: bool) -> Tensor | None:
-        """Apply decay, momentum and clipping before the reduction; return a sample if asked for."""
+        """Apply decay, momentum and clipping before the reduction; return a sample if requested."""
         config, grad_N, squares = self.config, self.whole.grad_N, self.squares
         self.before(grad_N)
         if config.clip_local is not None:
@@ -73,7 +73,7 @@ class MountedWhole(Mounted):
         return bool(self.whole.grad_N.isfinite().all())
 
     def seconds(self) -> dict[str, float]:
-        """Encoding and decoding, and all collectives of the reduction, which nothing overlaps."""
+        """Encoding and decoding, and all collectives of the reduction, which overlap with nothing."""
         if not self._reduced:
             return {}
         fields = fields_of_sum([self.whole.seconds])

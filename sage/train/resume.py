@@ -29,7 +29,7 @@ SAME = (
     *("model", "model_options", "reducer", "memory", "min_compress", "optimizer"),
     *("mount", "shards"),
 )
-"""Settings that a run has in common with the run that it continues from."""
+"""Settings that a run must share with the run that it continues from."""
 
 State = dict[str, Any]
 

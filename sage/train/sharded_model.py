@@ -33,7 +33,7 @@ class ShardedModel:
     Args:
         model: The model; its parameters are replaced by FSDP2's.
         root: A module that contains the model, and whose forward pass computes the loss.
-        unit_mb: In MiB.
+        unit_mb: Minimum size of a unit, in MiB.
         within: Communicates between the ranks that share a replica; FSDP2's collectives are counted in its
             ledger as `shards`.
         device: The device of the model.
@@ -55,7 +55,7 @@ class ShardedModel:
             assert isinstance(fsdp_module, FSDPModule)
             self._modules.append(fsdp_module)
         self.root = root
-        # With the root, before a unit runs by itself in an evaluation.
+        # Initialised with the root, before a unit runs on its own in an evaluation.
         self._modules[-1]._get_fsdp_state()._lazy_init()
         self.units = [
             (module, group)
@@ -179,8 +179,8 @@ class ShardedModel:
 def units(model: nn.Module, unit_bytes: float) -> list[nn.Module]:
     """Return the modules below the model that are units, inner ones first.
 
-    A module that shares a parameter with one outside it is no unit, nor is a container without a forward pass
-    of its own.
+    A module that shares a parameter with one outside it is not a unit, and neither is a container without its
+    own forward pass.
     """
     uses = Counter(p for _, p in model.named_parameters(remove_duplicate=False))
     found: list[nn.Module] = []
@@ -233,7 +233,7 @@ class _Gather(DefaultAllGather):
 
 
 class _Scatter(DefaultReduceScatter):
-    """FSDP2's reduce-scatter of gradients, through a wire; FSDP2 divides in it."""
+    """FSDP2's reduce-scatter of gradients, through a wire, with FSDP2's division."""
 
     def __init__(self, within: SubgroupWire) -> None:
         self._within = within

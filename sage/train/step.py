@@ -1,6 +1,6 @@
 """One training step on one rank: forward, backward, reduction, clipping and the optimiser's update.
 
-The mount does the first three (`sage.train.choose_mount`).
+The mount performs the first three (`sage.train.choose_mount`).
 """
 
 import time

@@ -21,8 +21,8 @@ class StepTrace:
 
     Args:
         folder: The run folder.
-        rank, device: Those of this process.
-        steps: Number of steps; 0: none.
+        rank, device: Rank and device of this process.
+        steps: Number of steps to trace; 0: no trace.
     """
 
     def __init__(self, folder: Path, rank: int, device: torch.device, *, steps: int) -> None:

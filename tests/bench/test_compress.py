@@ -481,4 +481,4 @@ def test_settle_needs_earlier_gradients_in_the_trace(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "compress", "--device", "cuda"]) == 2
-    assert "torch sees no GPU here" in capsys.readouterr().err
+    assert "torch finds no GPU" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def test_every_reducer_loads_with_torch_and_little_else(bare: dict[str, str]) ->
 def test_without_a_gpu_one_line_says_so() -> None:
     done = python({**os.environ}, "-m", "benchmarks.gpu")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1].startswith("torch sees no GPU here")
+    assert done.stderr.splitlines()[-1].startswith("torch finds no GPU")
 
 
 def test_the_packages_that_must_be_absent_are_absent(bare: dict[str, str]) -> None:
