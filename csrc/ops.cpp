@@ -53,6 +53,7 @@ STABLE_TORCH_LIBRARY(sage, m) {
       "int[] lengths) -> Tensor");
   m.def("decode_bins(Tensor bytes, Tensor scales, int[] stops, int[] lengths) -> (Tensor values, Tensor indices)");
   m.def("keep_error_(Tensor(a!) signal, Tensor sent) -> ()");
+  m.def("write_product_(Tensor(a!) out, Tensor(b!)? signal, Tensor left, Tensor right, int rank) -> ()");
   m.def("take_at_(Tensor(a!) signal, Tensor? grad, Tensor indices, bool keep) -> Tensor");
   m.def("unite(Tensor indices, int n) -> (Tensor union, Tensor places)");
   m.def("is_among(Tensor indices, Tensor others, int n) -> Tensor");

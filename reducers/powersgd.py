@@ -11,11 +11,11 @@ from sage.reduction import (
     Reduced,
     Reducer,
     Wire,
+    by_shape,
     check_min_rate,
     check_rank,
     generator,
     in_float32,
-    keep_error,
     ops,
     orthonormalise,
     phase,
@@ -129,7 +129,7 @@ class PowerSgd(Reducer):
         mean_D, factors = _mean(dense_D, products, wire)
         if not self._half:
             with phase("select"):
-                bases, p_is_known = [orthonormalise(p, self._eps) for p in factors], True
+                bases, p_is_known = self._orthonormal(factors), True
                 products = _products(matrices, bases, transposed=True)
             _, factors = _mean(dense_D[:0], products, wire)
         for _ in range(self._iterations - 1):
@@ -137,13 +137,12 @@ class PowerSgd(Reducer):
         with phase("scatter"):
             self._store("q_F" if p_is_known else "p_F", factors)
             for x, basis, factor in zip(self.split.matrices, bases, factors, strict=True):
-                sent = x.view(grad_N)
-                torch.mm(*((basis, factor.T) if p_is_known else (factor, basis.T)), out=sent)
-                if residual_N is not None:
-                    keep_error(x.view(residual_N), sent)
+                p, q = (basis, factor) if p_is_known else (factor, basis)
+                own = None if residual_N is None else x.view(residual_N)
+                ops.write_product(p, q.T, x.view(grad_N), own)
             self.split.put_dense(mean_D, grad_N)
             if residual_N is not None:
-                self.split.put_dense(torch.zeros_like(mean_D), residual_N)
+                self.split.clear_dense(residual_N)
         return Reduced(grad_N)
 
     def _iterate(
@@ -153,22 +152,28 @@ class PowerSgd(Reducer):
         bases: list[Tensor] = []
         for transposed in (False, True):
             with phase("select"):
-                bases = [orthonormalise(factor, self._eps) for factor in factors]
+                bases = self._orthonormal(factors)
                 products = _products(matrices, bases, transposed=transposed)
             _, factors = _mean(nothing, products, wire)
         return bases, factors
 
     def _bases(self, name: str) -> list[Tensor]:
         """The last step's factors, orthonormalised; columns without a direction are reinitialised."""
-        shapes = self._shapes[name]
-        lasts = unflatten(self.get_buffer(name), shapes)
-        firsts = unflatten(self.get_buffer(f"first_{name}"), shapes)
-        bases = []
-        for last, first, rank in zip(lasts, firsts, self.ranks(), strict=True):
-            length_r = torch.linalg.vector_norm(last, dim=0)
+        shapes, ranks = self._shapes[name], self.ranks()
+        lasts, firsts = (
+            [x[:, :rank] for x, rank in zip(unflatten(self.get_buffer(buffer), shapes), ranks, strict=True)]
+            for buffer in (name, f"first_{name}")
+        )
+
+        def renewed(last: Tensor, first: Tensor) -> Tensor:
+            length_r = torch.linalg.vector_norm(last, dim=-2, keepdim=True)
             usable = length_r.isfinite() & (length_r > self._eps)
-            bases.append(orthonormalise(torch.where(usable, last, first)[:, :rank], self._eps))
-        return bases
+            return orthonormalise(torch.where(usable, last, first), self._eps)
+
+        return by_shape(renewed, lasts, firsts)
+
+    def _orthonormal(self, factors: list[Tensor]) -> list[Tensor]:
+        return by_shape(lambda x: orthonormalise(x, self._eps), factors)
 
     def _store(self, name: str, factors: list[Tensor]) -> None:
         for last, factor in zip(unflatten(self.get_buffer(name), self._shapes[name]), factors, strict=True):

@@ -169,6 +169,15 @@ def keep_error(signal: Tensor, sent: Tensor) -> None:
     signal.sub_(sent).nan_to_num_(0.0, 0.0, 0.0)
 
 
+def write_product(left: Tensor, right: Tensor, out: Tensor, signal: Tensor | None) -> None:
+    """Add the outer products one after the other, then subtract their sum."""
+    torch.mul(left[:, :1], right[:1], out=out)
+    for k in range(1, right.shape[0]):
+        out += left[:, k : k + 1] * right[k : k + 1]
+    if signal is not None:
+        keep_error(signal, out)
+
+
 def encode_gaps(at_K: Tensor) -> Tensor:
     """LEB128 of the gaps: 7 bits per byte, low bits first, the high bit set if more bytes follow."""
     at_K = at_K.long()

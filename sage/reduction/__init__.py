@@ -12,8 +12,8 @@
   `SignQuantiser`, `RandomQuantiser`, `RoundingOptions`, `Parts`, `gather_parts`, `keep_error`, `per_group`,
   `counts_of`, `reduce_two_way`, `payload_two_way`
 - Formats of codes (`ops`): `elias`
-- Low-rank methods (`lowrank`, `randomised_svd`): `Matrices`, `Matrix`, `orthonormalise`, `randomised_svd`,
-  `unflatten`, `in_float32`, `check_rank`, `check_min_rate`
+- Low-rank methods (`lowrank`, `randomised_svd`): `Matrices`, `Matrix`, `by_shape`, `orthonormalise`,
+  `randomised_svd`, `unflatten`, `in_float32`, `check_rank`, `check_min_rate`
 
 `error_feedback` applies the residual around a reducer, and `hybrid` composes a sparsifier and a quantiser; a
 reducer needs neither.
@@ -48,6 +48,7 @@ from .layout import Layout as Layout
 from .layout import Span as Span
 from .lowrank import Matrices as Matrices
 from .lowrank import Matrix as Matrix
+from .lowrank import by_shape as by_shape
 from .lowrank import check_min_rate as check_min_rate
 from .lowrank import check_rank as check_rank
 from .lowrank import in_float32 as in_float32

@@ -8,7 +8,7 @@ ours.
 # n, m = rows and columns of a matrix, r = its rank
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,12 +49,20 @@ class Matrices:
 
     def take_dense(self, x_N: Tensor) -> Tensor:
         """Copy of the dense parameters, concatenated (D)."""
-        return torch.cat([x_N[a:b] for a, b in self._dense] or [x_N[:0]])
+        return torch.cat(self._views(x_N) or [x_N[:0]])
 
     def put_dense(self, x_D: Tensor, out_N: Tensor) -> None:
         """Write the dense parameters (D) back to their positions in `out_N`."""
-        for (a, b), x in zip(self._dense, x_D.split([b - a for a, b in self._dense]), strict=True):
-            out_N[a:b] = x
+        if self._dense:
+            torch._foreach_copy_(self._views(out_N), x_D.split([b - a for a, b in self._dense]))
+
+    def clear_dense(self, out_N: Tensor) -> None:
+        """Set the dense parameters in `out_N` to 0."""
+        if self._dense:
+            torch._foreach_zero_(self._views(out_N))
+
+    def _views(self, x_N: Tensor) -> list[Tensor]:
+        return [x_N[a:b] for a, b in self._dense]
 
 
 def _matrix(span: Span, rank: int) -> Matrix:
@@ -78,21 +86,36 @@ def unflatten(x_F: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
     return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
+def by_shape(work: Callable[..., Tensor], *lists: Sequence[Tensor]) -> list[Tensor]:
+    """Apply `work` to the n-th tensors of all lists, for each n; one call for all that have equal shapes.
+
+    `work` takes one tensor per list, with the tensors of one shape stacked along a new first dimension, and
+    returns their results stacked likewise.
+    """
+    places: dict[torch.Size, list[int]] = {}
+    for place, x in enumerate(lists[0]):
+        places.setdefault(x.shape, []).append(place)
+    found = dict[int, Tensor]()
+    for same in places.values():
+        found.update(zip(same, work(*(torch.stack([x[i] for i in same]) for x in lists)), strict=True))
+    return [found[place] for place in range(len(found))]
+
+
 def orthonormalise(x: Tensor, eps: float) -> Tensor:
-    """Make each column (n × r) orthogonal to those before it, with length ‖c‖/(‖c‖ + eps).
+    """Make each column (… × n × r) orthogonal to those before it, with length ‖c‖/(‖c‖ + eps).
 
     Gram-Schmidt; each column is projected twice, because one projection leaves a remainder by rounding. A
     column of which 10^−6 or less remains is parallel to earlier columns up to rounding, and becomes zero. A
     column of zeros stays zero, and NaN stays NaN.
     """
     basis = torch.zeros_like(x)
-    for i in range(x.shape[1]):
-        column = x[:, i]
+    for i in range(x.shape[-1]):
+        first = column = x[..., i : i + 1]
         for _ in range(2 if i else 0):
-            column = column - basis[:, :i] @ (basis[:, :i].T @ column)
-        length = torch.linalg.vector_norm(column)
-        is_parallel = length <= 1e-6 * torch.linalg.vector_norm(x[:, i])
-        basis[:, i] = (column / (length + eps)).masked_fill(is_parallel, 0)
+            column = column - basis[..., :i] @ (basis[..., :i].mT @ column)
+        length = torch.linalg.vector_norm(column, dim=-2, keepdim=True)
+        is_parallel = length <= 1e-6 * torch.linalg.vector_norm(first, dim=-2, keepdim=True)
+        basis[..., i : i + 1] = (column / (length + eps)).masked_fill(is_parallel, 0)
     return basis
 
 

@@ -26,6 +26,7 @@
 #include "elias.h"
 #include "gather.h"
 #include "levels.h"
+#include "product.h"
 
 using namespace sage::cpu;
 const Team kTeams[] = {{1, {}}, {3, [](int64_t parts, const std::function<void(int64_t)>& work) {
@@ -376,6 +377,7 @@ int main() {
         test_bins(set, team, n);
         test_take_at(team, n);
         test_error(team, n);
+        test_product(set, team, n);
         test_cast<Format::fp16>(set, team, n);
         test_cast<Format::bf16>(set, team, n);
         test_elias(set, team, n);
