@@ -43,12 +43,12 @@ def ranks_agree(case: Case) -> None:
     """Every rank gets a bitwise identical mean and the same density."""
     if case.world_size == 1:
         case.skip("agreement needs two or more ranks")
-    agree(steps(case, case.gradient))
+    agree(case.usual_steps)
 
 
 def nothing_is_lost(case: Case) -> None:
     """residual_before + gradient = sent + residual_after, and the mean is the mean over ranks of sent."""
-    conserved(case, steps(case, case.gradient))
+    conserved(case, case.usual_steps)
 
 
 def uneven_ranks_lose_nothing(case: Case) -> None:
@@ -103,7 +103,7 @@ def density_one_is_all_reduce(case: Case) -> None:
         case.skip("the reducer states rounds = True: sending everything is not an exact all-reduce")
         return
     precision, num_checked = reducer.precision, 0
-    for step in zip(*steps(whole, case.gradient), strict=True):
+    for step in zip(*whole.usual_steps, strict=True):
         if any(s.reduced.sent is not None and s.reduced.sent.numel() < s.mean_N.numel() for s in step):
             if has_density:
                 raise Broken("at density 1 some elements are not sent")
@@ -121,7 +121,7 @@ def density_one_is_all_reduce(case: Case) -> None:
 
 def density_is_the_share_sent(case: Case) -> None:
     """The reported density is the share of elements sent, averaged over ranks; no element is sent twice."""
-    for step in zip(*steps(case, case.gradient), strict=True):
+    for step in zip(*case.usual_steps, strict=True):
         n = step[0].mean_N.numel()
         sent = [s.reduced.sent for s in step if s.reduced.sent is not None]
         for rank, at_K in enumerate(sent):
@@ -140,7 +140,7 @@ def density_is_the_share_sent(case: Case) -> None:
 def ledger_equals_bytes_by_hand(case: Case) -> None:
     """The ledger's payload by kind is what `Reducer.payload` computes from the format in the docstring."""
     reducer = case.fresh().reducer
-    for step in zip(*steps(case, case.gradient), strict=True):
+    for step in zip(*case.usual_steps, strict=True):
         counts = [s.mean_N.numel() if s.reduced.sent is None else s.reduced.sent.numel() for s in step]
         for rank, s in enumerate(step):
             expected = reducer.payload(counts, rank)

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
@@ -70,6 +71,11 @@ class Case:
         generator = torch.Generator().manual_seed(1000 * step + rank)
         normal_N = torch.randn(n, generator=generator)
         return normal_N * torch.randn(n, generator=generator).exp() * 0.9**step
+
+    @cached_property
+    def usual_steps(self) -> StepsByRank:
+        """Three recorded reductions of `gradient`; they run once, for all invariants that examine them."""
+        return steps(self, self.gradient)
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
 import io
 import pickle
-from collections.abc import Callable, Iterator
-from functools import cache
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,7 +17,6 @@ from sage.comm.wire import Wire
 from sage.testing.conformance import INVARIANTS
 from sage.testing.harness import Case
 
-T = TypeVar("T")
 Invariant = Callable[[Case], None]
 HYBRIDS = ["topk+efsign", "topk+terngrad", "adacomp+efsign", "adacomp+terngrad", "sage+qsgd"]
 NAMES = registry.names("reducers") + HYBRIDS
@@ -31,18 +30,21 @@ VARIANTS: list[tuple[Literal["none", "residual"], dict[str, Any], list[int]]] = 
 """Memory, options, and the world sizes to try them with: what two ranks find, three find as well."""
 
 
-def cases(name: str, world_size: int) -> Iterator[Case]:
+@lru_cache(maxsize=8)  # a case is shared by the invariants of one reducer, which run one after the other
+def cases(name: str, world_size: int) -> list[Case]:
     make = registry.load("reducers", name)
-    for memory, options, world_sizes in VARIANTS:
-        if world_size in world_sizes and options.keys() <= registry.options(make).keys():
-            yield Case(make, options, world_size, memory=memory)
+    return [
+        Case(make, options, world_size, memory=memory)
+        for memory, options, world_sizes in VARIANTS
+        if world_size in world_sizes and options.keys() <= registry.options(make).keys()
+    ]
 
 
-# Three ranks have uneven shares and both branches of pairwise merges, so four find hardly anything more.
-FOUR = pytest.param(4, marks=pytest.mark.thorough)
+# Three ranks have uneven shares and both branches of pairwise merges, so two and four find hardly more.
+TWO, FOUR = (pytest.param(world_size, marks=pytest.mark.thorough) for world_size in (2, 4))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, FOUR])
+@pytest.mark.parametrize("world_size", [1, TWO, 3, FOUR])
 @pytest.mark.parametrize("invariant", INVARIANTS, ids=lambda invariant: invariant.__name__)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_reducer_keeps_every_invariant_on_threads(
@@ -68,20 +70,25 @@ def complaints_on_gloo(world_size: int) -> dict[str, list[str]]:
     """The broken invariants by reducer; the W processes start once, because starting takes the most time."""
 
     def work(wire: Wire) -> dict[str, list[str]]:
-        def run(size: int, job: Callable[[Wire], T]) -> list[T]:
-            if size != wire.world_size:  # an invariant about a single rank, for any world size
-                return simulate(size, job)
-            everybody: list[Any] = [None] * size
-            dist.all_gather_object(everybody, pickled(job(wire)))
+        def run(world_size: int, work: Callable[[Wire], Any]) -> list[Any]:
+            if world_size != wire.world_size:  # an invariant about a single rank, for any world size
+                return simulate(world_size, work)
+            everybody: list[Any] = [None] * world_size
+            dist.all_gather_object(everybody, pickled(work(wire)))
             return [pickle.loads(each) for each in everybody]
 
+        by_name = {
+            name: Case(registry.load("reducers", name), {}, world_size, run, memory="residual")
+            for name in NAMES
+        }
         return {
-            name: [c for invariant in INVARIANTS if (c := complaint(invariant, name, run))] for name in NAMES
+            name: [c for invariant in INVARIANTS if (c := complaint(invariant, case))]
+            for name, case in by_name.items()
         }
 
-    def complaint(invariant: Invariant, name: str, run: Any) -> str:
+    def complaint(invariant: Invariant, case: Case) -> str:
         try:
-            invariant(Case(registry.load("reducers", name), {}, world_size, run, memory="residual"))
+            invariant(case)
         except Exception as error:
             return f"{invariant.__name__}: {type(error).__name__}: {error}"
         return ""

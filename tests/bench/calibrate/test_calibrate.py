@@ -51,10 +51,12 @@ REDUCER = Broken
 BROKEN_AT_8 = BROKEN.replace("if self.steps == 3", "if wire.world_size == 8")
 
 
-def started(*argv: str, folder: Path) -> subprocess.Popen[str]:
+def started(
+    *argv: str, folder: Path, command: tuple[str, ...] = (sys.executable, "-m", "sage")
+) -> subprocess.Popen[str]:
     """Start the command in a folder."""
     return subprocess.Popen(
-        [sys.executable, "-m", "sage", *argv],
+        [*command, *argv],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -190,8 +192,9 @@ def test_a_reducer_that_fails_is_named_and_the_others_are_measured(measured: Mea
         assert f"| `{name}` |" in measured.out
 
 
-def test_a_stop_signal_ends_the_calibration_and_leaves_no_file(tmp_path: Path) -> None:
-    process = started("calibrate", "digits-ff", "--seconds", "1000", "--steps", "100000", folder=tmp_path)
+def test_a_stop_signal_ends_the_calibration_and_leaves_no_file(tmp_path: Path, sage_command: str) -> None:
+    options = ("--seconds", "1000", "--steps", "100000")
+    process = started("calibrate", "digits-ff", *options, folder=tmp_path, command=(sage_command,))
     assert process.stderr is not None
     assert process.stderr.readline().startswith("sage calibrate: steps")
     process.send_signal(signal.SIGTERM)
