@@ -59,8 +59,8 @@ def draw_accuracies(axes: Axes, runs: list[Run]) -> None:
     """Plot the accuracy at each evaluation against the bytes that one rank had sent up to then."""
     for run in runs:
         sent = run.steps["wire_sent"].cumsum()
-        at = [sent[each["step"] - 1] for each in run.epochs]
-        accuracy = [each["metrics"]["accuracy"] for each in run.epochs]
+        at = [sent[epoch["step"] - 1] for epoch in run.epochs]
+        accuracy = [epoch["metrics"]["accuracy"] for epoch in run.epochs]
         axes.plot(at, accuracy, marker="o", markersize=3, color=colour(run), label=controller(run))
     axes.set(xlabel="bytes that one rank has sent", xscale="log")
     axes.xaxis.set_major_formatter(lambda count, _: f"{count / 1e6:g} MB")

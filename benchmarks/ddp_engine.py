@@ -126,15 +126,15 @@ def compared(slowest: dict[str, list[float]], steps: int) -> dict[str, dict[str,
         name: [statistics.median(times[i : i + steps]) for i in range(0, len(times), steps)]
         for name, times in slowest.items()
     }
-    found = {}
+    comparison = {}
     for ours, theirs in PAIRS:
         ratios = sorted(a / b for a, b in zip(turns[ours], turns[theirs], strict=True))
         quarter = len(ratios) // 4
-        found[f"{ours} / {theirs}"] = {
+        comparison[f"{ours} / {theirs}"] = {
             "median": round(statistics.median(ratios), 3),
             "quartiles": [round(ratios[quarter], 3), round(ratios[-1 - quarter], 3)],
         }
-    return found
+    return comparison
 
 
 def main() -> None:
@@ -159,7 +159,7 @@ def main() -> None:
             rank.join()
     slowest, busiest = (
         {
-            name: [max(each) for each in zip(*(times[name] for times in ranks), strict=True)]
+            name: [max(step_times) for step_times in zip(*(times[name] for times in ranks), strict=True)]
             for name in ranks[0]
         }
         for ranks in ([seconds for seconds, _, _ in results], [processor for _, processor, _ in results])

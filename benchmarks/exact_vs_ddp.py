@@ -117,7 +117,10 @@ def main() -> None:
         for rank in ranks:
             rank.join()
     names = ("engine", "ddp")
-    slowest = {name: [max(each) for each in zip(*(s[name] for s in seconds), strict=True)] for name in names}
+    slowest = {
+        name: [max(step_times) for step_times in zip(*(s[name] for s in seconds), strict=True)]
+        for name in names
+    }
     turns = {
         name: [statistics.median(t[i : i + given.steps]) for i in range(0, len(t), given.steps)]
         for name, t in slowest.items()

@@ -57,8 +57,8 @@ def draw(axes: Axes, group: Group) -> None:
 def curves(setting: Setting, metric: str) -> tuple[NDArray[numpy.float64], NDArray[numpy.float64]]:
     """Return the mean bytes that a rank had sent up to each evaluation (E), and each seed's metric (R, E)."""
     runs = [row.run for row in setting.counted]
-    sent_RE = [[sent_by(run, each["step"]) for each in run.epochs] for run in runs]
-    metric_RE = [[each["metrics"][metric] for each in run.epochs] for run in runs]
+    sent_RE = [[sent_by(run, epoch["step"]) for epoch in run.epochs] for run in runs]
+    metric_RE = [[epoch["metrics"][metric] for epoch in run.epochs] for run in runs]
     return numpy.array(sent_RE).mean(0), numpy.array(metric_RE, dtype=numpy.float64)
 
 

@@ -104,9 +104,9 @@ def measure(
             break
         for name in order.sample(list(candidates), len(candidates)):
             grad_N.copy_(gradients[repeat % 3])
-            for what, taken in candidates[name]().items():
+            for what, elapsed in candidates[name]().items():
                 if repeat >= WARM_UP:
-                    measured.seconds[what].append(taken)
+                    measured.seconds[what].append(elapsed)
         sum_N.zero_()
     feedback, wire = reducer_of(case, shapes), LoopbackWire(CPU)
     feedback.reducer.begin_epoch(0, 0.1, wire)

@@ -63,13 +63,13 @@ class Figure:
 
 def figures(name: str, measured: Measured, world_sizes: Sequence[int], factor: float) -> list[Figure]:
     """Return the ratios of one reducer on one input."""
-    spec, found = measured.spec, []
+    spec, rows = measured.spec, []
 
     def add(what: What, label: str, quartiles: tuple[float, float, float], world_size: int = 1) -> None:
         goal = goal_of(what, spec)
         limit = None if goal is None else round(goal.at(world_size, factor), 3)
         low, median, high = (round(value, 3) for value in quartiles)
-        found.append(Figure(name, spec, label, median, low, high, limit, bool(goal and goal.is_floor)))
+        rows.append(Figure(name, spec, label, median, low, high, limit, bool(goal and goal.is_floor)))
 
     compress = f"compress W={max(world_sizes) if spec in TWO_WAY else min(world_sizes)}"
     add("compress", "compress", measured.over(compress, "add_"))
@@ -82,15 +82,15 @@ def figures(name: str, measured: Measured, world_sizes: Sequence[int], factor: f
     for what, value in (("memory", measured.memory), ("products", measured.products)):
         if value is not None:
             add("memory" if what == "memory" else "products", what, (value, value, value))
-    return found
+    return rows
 
 
 def row(name: str, measured: Measured, world_sizes: Sequence[int], factor: float) -> dict[str, Any]:
     """Print one reducer's figures on one input; return them for the JSON file."""
-    found = figures(name, measured, world_sizes, factor)
+    ratios = figures(name, measured, world_sizes, factor)
     decode = {w: statistics.median(measured.seconds[f"decode W={w}"]) for w in world_sizes}
-    first, each = fitted(decode)
-    shown = "  ".join(f"{f.what} {f.median:.2f}{'' if f.limit is None else f'/{f.limit:g}'}" for f in found)
+    first, per_payload = fitted(decode)
+    shown = "  ".join(f"{f.what} {f.median:.2f}{'' if f.limit is None else f'/{f.limit:g}'}" for f in ratios)
     print(f"{name:8} {measured.spec:12} {shown}", flush=True)
     return {
         "input": name,
@@ -99,8 +99,8 @@ def row(name: str, measured: Measured, world_sizes: Sequence[int], factor: float
         "milliseconds": {k: round(1e3 * statistics.median(v), 4) for k, v in measured.seconds.items()},
         "least_milliseconds": {k: round(1e3 * min(v), 4) for k, v in measured.seconds.items()},
         "decode_milliseconds_first": round(1e3 * first, 4),
-        "decode_milliseconds_each": round(1e3 * each, 4),
-        "figures": [vars(f) for f in found],
+        "decode_milliseconds_each": round(1e3 * per_payload, 4),
+        "figures": [vars(f) for f in ratios],
     }
 
 
@@ -122,7 +122,7 @@ def step_figures(rows: Sequence[dict[str, Any]]) -> list[Figure]:
     ]
 
 
-def table(found: Sequence[Figure], head: Sequence[str]) -> str:
+def table(results: Sequence[Figure], head: Sequence[str]) -> str:
     """Return the Markdown table; ✗ marks figures that miss their goal."""
     lines = [
         *head,
@@ -130,7 +130,7 @@ def table(found: Sequence[Figure], head: Sequence[str]) -> str:
         "| input | reducer | what | ratio, median (quartiles) | goal |",
         "|---|---|---|---:|---:|",
     ]
-    for f in found:
+    for f in results:
         goal = "–" if f.limit is None else f"{'≥' if f.is_floor else '≤'} {f.limit:g}"
         mark = " ✗" if f.is_missed() else ""
         ratio = f"{f.median:.2f} ({f.low:.2f}–{f.high:.2f})"
@@ -187,7 +187,7 @@ def main() -> int:
         for name in arguments.inputs
         if not (name == "matrix" and spec in SLOW)
     ]
-    found = [Figure(**f) for row in rows for f in row["figures"]]
+    results = [Figure(**f) for row in rows for f in row["figures"]]
     steps: list[dict[str, Any]] = []
     wanted = [name for name in arguments.reducers if name in STEPS]
     if wanted and "none" not in arguments.steps:
@@ -196,7 +196,7 @@ def main() -> int:
             for w in arguments.steps
             for row in reduce_step.rows(int(w), arguments.turns, wanted, plain=False)
         ]
-        found += step_figures(steps)
+        results += step_figures(steps)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -221,13 +221,13 @@ def main() -> int:
         f"`{report['command']}`, commit {report['commit']}; {processor()}, {capability}; one thread; load "
         f"{load_before:.1f} before, {os.getloadavg()[0]:.1f} after."
     ]
-    arguments.output.with_name(arguments.output.name + ".md").write_text(table(found, head))
-    return judge(found, halved=arguments.check)
+    arguments.output.with_name(arguments.output.name + ".md").write_text(table(results, head))
+    return judge(results, halved=arguments.check)
 
 
-def judge(found: Sequence[Figure], *, halved: bool) -> int:
+def judge(results: Sequence[Figure], *, halved: bool) -> int:
     """Print the figures that miss their goals, or half of them; return 1 if `halved` and there are any."""
-    missed = [f for f in found if f.is_missed(2.0 if halved else 1.0)]
+    missed = [f for f in results if f.is_missed(2.0 if halved else 1.0)]
     print("below half of the goal:" if halved else "below the goal:") if missed else print(
         "all goals are met"
     )

@@ -60,14 +60,14 @@ def parse(file: str, output: str, ptx: str) -> list[Kernel]:
     [Kernel(file='a.cu', name='f', registers=12, spilled=12, shared=64, wide=1, accesses=2)]
     """
     bodies = dict(re.findall(r"\.entry (\w+)\(.*?\n\{\n(.*?)\n\}", ptx, re.DOTALL))
-    found = []
+    kernels = []
     for part in output.split("Compiling entry function ")[1:]:
         name = part.split("'")[1]
         spills, used = SPILLS.search(part), USED.search(part)
         if used is None:
             continue
         lines = [line for line in bodies.get(name, "").splitlines() if ACCESS.search(line)]
-        found.append(
+        kernels.append(
             Kernel(
                 file,
                 name,
@@ -78,7 +78,7 @@ def parse(file: str, output: str, ptx: str) -> list[Kernel]:
                 len(lines),
             )
         )
-    return found
+    return kernels
 
 
 def compile_one(nvcc: str, arch: str, source: Path) -> list[Kernel]:
@@ -138,7 +138,7 @@ def main() -> int:
         return 2
     with ThreadPoolExecutor() as pool:
         files = pool.map(partial(compile_one, nvcc, arguments.arch), sorted(SOURCES.glob("*.cu")))
-        kernels = [kernel for each in files for kernel in each]
+        kernels = [kernel for listed in files for kernel in listed]
     shown = table(kernels, arguments.arch)
     print(shown, end="")
     if arguments.output:

@@ -56,7 +56,7 @@ def turns(
     contestants: dict[str, Callable[[], object]], prepare: Callable[[], object], seconds: float
 ) -> dict[str, list[float]]:
     """Return the seconds of every candidate in every repeat after two warm-up repeats, in random order."""
-    taken: dict[str, list[float]] = {name: [] for name in contestants}
+    times: dict[str, list[float]] = {name: [] for name in contestants}
     end = time.perf_counter() + seconds
     repeat = 0
     while repeat < 7 or (time.perf_counter() < end and repeat < 300):
@@ -66,9 +66,9 @@ def turns(
             start = time.perf_counter()
             run()
             if repeat >= 2:
-                taken[name].append(time.perf_counter() - start)
+                times[name].append(time.perf_counter() - start)
         repeat += 1
-    return taken
+    return times
 
 
 def ratio(of: list[float], to: list[float], goal: float | None) -> Ratio:
@@ -77,20 +77,20 @@ def ratio(of: list[float], to: list[float], goal: float | None) -> Ratio:
     return Ratio(round(median, 3), round(low, 3), round(high, 3), goal)
 
 
-def row(op: str, n: int, density: float, taken: dict[str, list[float]], goals: dict[str, Ratio]) -> Row:
+def row(op: str, n: int, density: float, seconds: dict[str, list[float]], goals: dict[str, Ratio]) -> Row:
     """Return one row of the results."""
     shown = "  ".join(
         f"{name} {r.median:.2f} ({r.low:.2f}-{r.high:.2f}){'' if r.goal is None else f' goal {r.goal:g}'}"
         for name, r in goals.items()
     )
-    median = statistics.median(taken["ours"]) * 1e3
+    median = statistics.median(seconds["ours"]) * 1e3
     print(f"{op:18} n={n:<11,} d={density:<6g} {median:9.3f} ms  {shown}", flush=True)
     return {
         "op": op,
         "n": n,
         "density": density,
-        "milliseconds": {name: round(statistics.median(t) * 1e3, 4) for name, t in taken.items()},
-        "repeats": len(taken["ours"]),
+        "milliseconds": {name: round(statistics.median(t) * 1e3, 4) for name, t in seconds.items()},
+        "repeats": len(seconds["ours"]),
         "times_as_fast_as": {name: asdict(r) for name, r in goals.items()},
     }
 
@@ -108,7 +108,7 @@ def measure(n: int, density: float, seconds: float) -> list[Row]:
         return residual_N.add_(grad_N)
 
     rows = []
-    taken = turns(
+    times = turns(
         {
             "bound": bound,
             "ours": lambda: ops.take_above(grad_N, residual_N, threshold),
@@ -122,13 +122,13 @@ def measure(n: int, density: float, seconds: float) -> list[Row]:
     )
     large = n >= 1_000_000
     goals = {
-        "bound": ratio(taken["ours"], taken["bound"], SELECT if large else None),
-        "torch path": ratio(taken["ours"], taken["torch path"], SELECT_OVER_TORCH if large else None),
-        "with histogram": ratio(taken["ours"], taken["with histogram"], None),
+        "bound": ratio(times["ours"], times["bound"], SELECT if large else None),
+        "torch path": ratio(times["ours"], times["torch path"], SELECT_OVER_TORCH if large else None),
+        "with histogram": ratio(times["ours"], times["with histogram"], None),
     }
-    rows.append(row("select", n, density, taken, goals))
+    rows.append(row("select", n, density, times, goals))
 
-    taken = turns(
+    times = turns(
         {
             "bound": bound,
             "ours": lambda: ops.take_top(grad_N, residual_N, [0, n], [k]),
@@ -138,14 +138,14 @@ def measure(n: int, density: float, seconds: float) -> list[Row]:
         seconds,
     )
     goals = {
-        "bound": ratio(taken["ours"], taken["bound"], TOP[density] if large else None),
-        "torch path": ratio(taken["ours"], taken["torch path"], top_over_torch(n)),
+        "bound": ratio(times["ours"], times["bound"], TOP[density] if large else None),
+        "torch path": ratio(times["ours"], times["torch path"], top_over_torch(n)),
     }
-    rows.append(row("top", n, density, taken, goals))
+    rows.append(row("top", n, density, times, goals))
 
     at_M = torch.cat([torch.randperm(n)[:k].sort().values.int() for _ in range(RANKS)])
     values_M = torch.randn(at_M.numel())
-    taken = turns(
+    times = turns(
         {
             "ours": lambda: ops.scatter_mean(values_M, at_M, [k] * RANKS, residual_N),
             "torch path": lambda: residual_N.zero_().index_add_(0, at_M, values_M),
@@ -158,11 +158,11 @@ def measure(n: int, density: float, seconds: float) -> list[Row]:
     )
     goals = {
         "torch path": ratio(
-            taken["ours"], taken["torch path"], SCATTER_OVER_TORCH if density >= 0.01 and large else None
+            times["ours"], times["torch path"], SCATTER_OVER_TORCH if density >= 0.01 and large else None
         ),
-        "only cleared": ratio(taken["ours"], taken["only cleared"], None),
+        "only cleared": ratio(times["ours"], times["only cleared"], None),
     }
-    rows.append(row(f"scatter_mean, W={RANKS}", n, density, taken, goals))
+    rows.append(row(f"scatter_mean, W={RANKS}", n, density, times, goals))
     return rows
 
 
@@ -180,7 +180,7 @@ def steered(n: int, density: float, seconds: float) -> Row:
         residual_N.copy_(start_N)
         run += 1
 
-    taken = turns(
+    times = turns(
         {
             "ours": lambda: controller.take(gradients[run // 3 % 3], residual_N, density),
             "plain select": lambda: ops.take_above(
@@ -192,10 +192,10 @@ def steered(n: int, density: float, seconds: float) -> Row:
         seconds,
     )
     goals = {
-        "plain select": ratio(taken["ours"], taken["plain select"], STEERED),
-        "first step": ratio(taken["ours"], taken["first step"], None),
+        "plain select": ratio(times["ours"], times["plain select"], STEERED),
+        "first step": ratio(times["ours"], times["first step"], None),
     }
-    return row("quantile", n, density, taken, goals)
+    return row("quantile", n, density, times, goals)
 
 
 def processor() -> str:

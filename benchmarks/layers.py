@@ -30,20 +30,20 @@ path:hover { stroke: #0969da; stroke-opacity: 1; stroke-width: 2 }
 def layers() -> list[list[str]]:
     """Return the packages of each layer, from the top layer to the bottom one."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    (contract,) = (each for each in settings["contracts"] if each["type"] == "layers")
+    (contract,) = (entry for entry in settings["contracts"] if entry["type"] == "layers")
     return [layer.split(" | ") for layer in contract["layers"]]
 
 
 def arrows() -> dict[tuple[str, str], int]:
     """Return the number of imports from each package to each other package."""
     graph = grimp.build_graph("sage", "sage.datasets", cache_dir=None)
-    found: dict[tuple[str, str], int] = defaultdict(int)
+    numbers: dict[tuple[str, str], int] = defaultdict(int)
     for module in graph.modules:
         for imported in graph.find_modules_directly_imported_by(module):
             ends = (module.split(".") + [""])[1], (imported.split(".") + [""])[1]
             if all(ends) and ends[0] != ends[1]:
-                found[ends] += 1
-    return dict(sorted(found.items()))
+                numbers[ends] += 1
+    return dict(sorted(numbers.items()))
 
 
 def drawn(rows: list[list[str]], imports: dict[tuple[str, str], int]) -> str:

@@ -100,7 +100,7 @@ def caption(calibration: dict[str, Any], origin: dict[str, Any]) -> str:
 def captioned(page: str, text: str) -> str:
     """Return a page with this caption below its map."""
     return re.sub(
-        r"(!\[[^\]]*\]\((?:docs/)?map\.svg\)\n\n)\*[^*]*\*\n", lambda found: f"{found[1]}{text}\n", page
+        r"(!\[[^\]]*\]\((?:docs/)?map\.svg\)\n\n)\*[^*]*\*\n", lambda match: f"{match[1]}{text}\n", page
     )
 
 

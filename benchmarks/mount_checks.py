@@ -69,8 +69,8 @@ def main() -> None:
         f"a step: {whole:.0f} ms ({flat.grad_N.numel():,} elements, batch 32, load {os.getloadavg()[0]:.1f})"
     )
     for name, work in parts.items():
-        each = milliseconds(work)
-        print(f"{name}: {each:.2f} ms, {each / whole:.2%}")
+        duration = milliseconds(work)
+        print(f"{name}: {duration:.2f} ms, {duration / whole:.2%}")
 
 
 if __name__ == "__main__":

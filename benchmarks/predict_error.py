@@ -119,9 +119,11 @@ def measure(
                 for number, method in enumerate(given.methods):
                     folder = Path(name) / f"{turn}-{mount}-{number}"
                     folder.mkdir()
-                    found = train(cluster, folder, workload, method, mount, given.steps)
-                    print(setup, method, mount, found["seconds"], file=sys.stderr, flush=True)
-                    runs.setdefault((method, mount), {**found, "seconds": []})["seconds"] += found["seconds"]
+                    values = train(cluster, folder, workload, method, mount, given.steps)
+                    print(setup, method, mount, values["seconds"], file=sys.stderr, flush=True)
+                    runs.setdefault((method, mount), {**values, "seconds": []})["seconds"] += values[
+                        "seconds"
+                    ]
     return calibration, list(runs.values())
 
 
@@ -151,12 +153,12 @@ def rows_of(
     calibrations = {setup: calibration for setup, (calibration, _) in measured.items()}
     for setup, (_, runs) in measured.items():
         for source in sources(setup, list(measured)):
-            found = predicted(source, setup, calibrations)
+            predictions = predicted(source, setup, calibrations)
             for run in runs:
                 named = [
-                    each
-                    for each in found
-                    if all(each[key] == run[key] for key in ("reducer", "options", "mount"))
+                    prediction
+                    for prediction in predictions
+                    if all(prediction[key] == run[key] for key in ("reducer", "options", "mount"))
                 ]
                 (row,) = named
                 low, middle, high = statistics.quantiles(run["seconds"], n=4, method="inclusive")

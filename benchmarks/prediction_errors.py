@@ -64,8 +64,8 @@ def sources(setup: Setup, measured: Sequence[Setup]) -> Iterator[Source]:
     4 10mbit 2 1gbit
     4 1gbit 2 1gbit
     """
-    others = [each for each in measured if each != setup]
-    alike = [each for each in others if each.ranks == setup.ranks]
+    others = [candidate for candidate in measured if candidate != setup]
+    alike = [candidate for candidate in others if candidate.ranks == setup.ranks]
     for links in others:
         if links.ranks == setup.ranks:
             yield Source(links, links)

@@ -124,10 +124,10 @@ class Problem:
 @cache
 def problem(name: str) -> tuple[Problem, float, float]:
     """Return a LIBSVM data set, its optimum by Newton's method, and the gradient's Lipschitz constant."""
-    found: Any = load_svmlight_file(str(data_root(None) / "libsvm" / name), n_features=FEATURES[name])
-    num = found[0].shape[0]
-    labels = sparse.diags(np.where(found[1] > 0, 1.0, -1.0))
-    rows_NF: Any = labels @ sparse.hstack([found[0], np.ones((num, 1))]).tocsr()
+    loaded: Any = load_svmlight_file(str(data_root(None) / "libsvm" / name), n_features=FEATURES[name])
+    num = loaded[0].shape[0]
+    labels = sparse.diags(np.where(loaded[1] > 0, 1.0, -1.0))
+    rows_NF: Any = labels @ sparse.hstack([loaded[0], np.ones((num, 1))]).tocsr()
     x_F = np.zeros(rows_NF.shape[1])
     for _ in range(60):
         p_N = expit(-(rows_NF @ x_F))
@@ -170,7 +170,7 @@ def convex(case: tuple[str, str, str]) -> Row:
     torch.set_num_threads(1)
     task, best, lipschitz = problem(name)
     steps, features = STEPS[name, memory], task.rows_WNF[0].shape[1]
-    taken: list[float] = []
+    seconds: list[float] = []
 
     def work(wire: Wire) -> list[tuple[int, float]]:
         feedback = ErrorFeedback(
@@ -185,7 +185,7 @@ def convex(case: tuple[str, str, str]) -> Row:
             gradient_F = task.gradient(x_F, wire.rank)
             start = time.perf_counter()
             mean_F = feedback(gradient_F, wire).mean_N
-            taken.append(time.perf_counter() - start)
+            seconds.append(time.perf_counter() - start)
             x_F.sub_(mean_F, alpha=RATE[name] * min(1.0, 2 * (1 - step / steps)) / lipschitz)
             if (step + 1) % EVERY == 0:
                 curve.append((wire.ledger.sent, task.loss(x_F) / best - 1 if wire.rank == 0 else math.nan))
@@ -205,7 +205,7 @@ def convex(case: tuple[str, str, str]) -> Row:
         round(dense / max(sent, 1e-9), 2),
         ranks[0][-1][1],
         within[-1] if within else ranks[0][0][1],
-        round(1e3 * statistics.fmean(taken), 3),
+        round(1e3 * statistics.fmean(seconds), 3),
     )
 
 
@@ -296,7 +296,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def table() -> str:
     """Return a Markdown table with one row per reducer and the three problems side by side."""
-    found = {
+    rows = {
         (row["problem"], row["reducer"], row["memory"]): row
         for what in ("convex", "cnn")
         for row in read(RESULTS / f"quality-{what}.csv")
@@ -311,9 +311,9 @@ def table() -> str:
     ]
     heading += ["w8a: gap", "ResNet-20: compression", "accuracy", "loss at budget", "ms per step"]
     lines = [heading, ["---", "---", *["---:"] * (len(heading) - 2)]]
-    for name in sorted({reducer for _, reducer, _ in found}):
-        kept, lost = found.get(("a9a", name, "residual")), found.get(("a9a", name, "none"))
-        wide, net = found.get(("w8a", name, "residual")), found.get(("resnet20-cifar10", name, "own"))
+    for name in sorted({reducer for _, reducer, _ in rows}):
+        kept, lost = rows.get(("a9a", name, "residual")), rows.get(("a9a", name, "none"))
+        wide, net = rows.get(("w8a", name, "residual")), rows.get(("resnet20-cifar10", name, "own"))
         convex = _format_options(kept)
         lines.append(
             [

@@ -51,15 +51,15 @@ def contestants(names: Sequence[str], plain: bool) -> dict[str, tuple[str, dict[
     `exact` is always among them. Those with a density run at each of `STEP_DENSITIES`, with
     `plain` also on plain torch.
     """
-    found: dict[str, tuple[str, dict[str, Any], bool]] = {"exact": ("exact", {}, True)}
+    contestants: dict[str, tuple[str, dict[str, Any], bool]] = {"exact": ("exact", {}, True)}
     for reducer in names:
         if "density" not in registry.check_options("reducers", reducer, {}):
-            found[reducer] = (reducer, {}, True)
+            contestants[reducer] = (reducer, {}, True)
             continue
         for density in STEP_DENSITIES:
             for runs_native, path in ((True, ""), (False, ", torch path"))[: 1 + plain]:
-                found[f"{reducer} {density:g}{path}"] = (reducer, {"density": density}, runs_native)
-    return found
+                contestants[f"{reducer} {density:g}{path}"] = (reducer, {"density": density}, runs_native)
+    return contestants
 
 
 @contextmanager
@@ -98,8 +98,8 @@ def rank(place: Place, names: Sequence[str], plain: bool, turns: int, out: Path)
                 wire.texts("")  # all ranks start at the same time
                 start = time.perf_counter()
                 reducers[name](grad_N, wire)
-                taken = time.perf_counter() - start
-            slowest = max(float(text) for text in wire.texts(repr(taken)))
+                elapsed = time.perf_counter() - start
+            slowest = max(float(text) for text in wire.texts(repr(elapsed)))
             if turn >= WARM_UP:
                 seconds[name].append(slowest)
     if place.rank == 0:
@@ -119,7 +119,7 @@ def rows(world_size: int, turns: int, names: Sequence[str], *, plain: bool) -> l
             raise SystemExit(f"a rank of {world_size} has failed")
         result = json.loads(out.read_text())
     seconds = result["seconds"]
-    found = []
+    rows = []
     for name, (reducer, options, runs_native) in contestants(names, plain).items():
         against: dict[str, Ratio] = {}
         if name != "exact":
@@ -130,7 +130,7 @@ def rows(world_size: int, turns: int, names: Sequence[str], *, plain: bool) -> l
         median = statistics.median(seconds[name]) * 1e3
         shown = "  ".join(f"{other} {r.median} ({r.low}-{r.high})" for other, r in against.items())
         print(f"W={world_size} {name:24} {median:9.2f} ms  {shown}", flush=True)
-        found.append(
+        rows.append(
             {
                 "world_size": world_size,
                 "reducer": name,
@@ -140,7 +140,7 @@ def rows(world_size: int, turns: int, names: Sequence[str], *, plain: bool) -> l
                 "times_as_fast_as": {other: asdict(r) for other, r in against.items()},
             }
         )
-    return found
+    return rows
 
 
 def main() -> int:
@@ -156,14 +156,14 @@ def main() -> int:
         print(f"no native extension ({native.MISSING}): there is nothing to compare", file=sys.stderr)
         return 2
     load_before = os.getloadavg()[0]
-    found = [
+    results = [
         row
         for world_size in given.world_sizes
         for row in rows(world_size, given.turns, given.reducers, plain=True)
     ]
-    labels = [f"W={row['world_size']} {row['reducer']}" for row in found]
-    conclude(found, load_before, given.output)
-    return judge(found, labels, halved=given.check)
+    labels = [f"W={row['world_size']} {row['reducer']}" for row in results]
+    conclude(results, load_before, given.output)
+    return judge(results, labels, halved=given.check)
 
 
 if __name__ == "__main__":

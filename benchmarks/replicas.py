@@ -106,11 +106,11 @@ def main() -> None:
             combine: Callable[[list[float]], float] = sum if clock == "cpu" else max
             seconds = [combine([rank["training"][clock] for rank in ranks_of]) for ranks_of in runs]
             result[f"{clock}_seconds_{kind}"] = round(statistics.median(seconds), 3)
-            result[f"{clock}_seconds_{kind}_each"] = [round(each, 3) for each in sorted(seconds)]
+            result[f"{clock}_seconds_{kind}_each"] = [round(value, 3) for value in sorted(seconds)]
         shares = [rank["comparisons"][clock] / rank["training"][clock] for rank in ranks]
-        each = [1000 * rank["comparisons"][clock] / rank["comparisons"]["count"] for rank in ranks]
+        milliseconds = [1000 * rank["comparisons"][clock] / rank["comparisons"]["count"] for rank in ranks]
         result[f"{clock}_share_percent"] = round(100 * statistics.median(shares), 4)
-        result[f"{clock}_ms_of_a_comparison"] = round(statistics.median(each), 3)
+        result[f"{clock}_ms_of_a_comparison"] = round(statistics.median(milliseconds), 3)
     text = json.dumps(result, indent=2)
     print(text)
     if args.output is not None:

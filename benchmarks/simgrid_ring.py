@@ -66,7 +66,7 @@ def main() -> None:
         }
         for ranks, slowest in CASES
     ]
-    found = {
+    seconds = {
         "script": "benchmarks/simgrid_ring.py",
         "simgrid": simgrid_version,
         "bytes": SIZE,
@@ -74,7 +74,7 @@ def main() -> None:
         "latency_seconds": LATENCY,
         "rows": rows,
     }
-    print(json.dumps(found, indent=2))
+    print(json.dumps(seconds, indent=2))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def measure(cluster: Cluster, folder: Path, given: argparse.Namespace, reducer: 
 
 def at_rate(rate: str | None, given: argparse.Namespace) -> dict[str, Any]:
     """Measure all reducers in turn on links of one rate."""
-    found: dict[str, list[dict[str, Any]]] = {reducer: [] for reducer in given.reducers}
+    values: dict[str, list[dict[str, Any]]] = {reducer: [] for reducer in given.reducers}
     with (
         tempfile.TemporaryDirectory(prefix="links-") as folder,
         Cluster(Path(folder) / "cluster", rate=rate) as cluster,
@@ -70,17 +70,17 @@ def at_rate(rate: str | None, given: argparse.Namespace) -> dict[str, Any]:
             for reducer in given.reducers:
                 runs = Path(folder) / f"{turn}-{reducer}"
                 runs.mkdir()
-                found[reducer].append(measure(cluster, runs, given, reducer))
-                print(rate, turn, reducer, found[reducer][-1], file=sys.stderr, flush=True)
-    base = [statistics.median(run["seconds"]) for run in found[BASELINE]]
-    links = [run["links"] for runs in found.values() for run in runs]
+                values[reducer].append(measure(cluster, runs, given, reducer))
+                print(rate, turn, reducer, values[reducer][-1], file=sys.stderr, flush=True)
+    base = [statistics.median(run["seconds"]) for run in values[BASELINE]]
+    links = [run["links"] for runs in values.values() for run in runs]
     rows = {}
-    for reducer, runs in found.items():
+    for reducer, runs in values.items():
         medians = [statistics.median(run["seconds"]) for run in runs]
-        ratios = sorted(exact / own for exact, own in zip(base, medians, strict=True))
+        ratios = sorted(exact / median for exact, median in zip(base, medians, strict=True))
         rows[reducer] = {
             "step_seconds": round(statistics.median(medians), 4),
-            "step_seconds_by_round": [round(each, 4) for each in medians],
+            "step_seconds_by_round": [round(median, 4) for median in medians],
             "times_faster_than_exact": round(statistics.median(ratios), 3),
             "lowest_and_highest": [round(ratios[0], 3), round(ratios[-1], 3)],
             "sent_bytes_a_step": round(statistics.mean(run["wire_sent"] for run in runs)),
@@ -88,9 +88,9 @@ def at_rate(rate: str | None, given: argparse.Namespace) -> dict[str, Any]:
         }
     return {
         "rate": rate,
-        "parameters": found[BASELINE][0]["parameters"],
-        "probe_mbit_per_second": round(statistics.median(one["bits_per_second"] for one in links) / 1e6, 1),
-        "probe_alpha_ms": round(1e3 * statistics.median(one["alpha_seconds"] for one in links), 3),
+        "parameters": values[BASELINE][0]["parameters"],
+        "probe_mbit_per_second": round(statistics.median(link["bits_per_second"] for link in links) / 1e6, 1),
+        "probe_alpha_ms": round(1e3 * statistics.median(link["alpha_seconds"] for link in links), 3),
         "reducers": rows,
     }
 

@@ -77,7 +77,7 @@ class MovieLens(Interactions):
             with storage.open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
                 columns = [arrays[name] for name in ("user", "item", "time")]
                 name, sha256 = map(str, arrays["source"].tolist())
-            if any(each.dtype != np.int32 or each.shape != (len(columns[0]),) for each in columns):
+            if any(column.dtype != np.int32 or column.shape != (len(columns[0]),) for column in columns):
                 raise ValueError("its columns are not int32 arrays of the same length")
         except (OSError, EOFError, LookupError, ValueError, TypeError, BadZipFile, zlib.error) as error:
             raise DataError(

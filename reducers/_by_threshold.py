@@ -71,25 +71,26 @@ class ByThreshold(Sparsifier):
         counts = [num_kept(self._target_density, n) for n in signal.sizes]
         estimates = self.estimate(signal, counts)
         thresholds = [
-            0.0 if k == n else each if each is not None and 0 < each < math.inf else None
-            for n, k, each in zip(signal.sizes, counts, estimates, strict=True)
+            0.0 if k == n else estimate if estimate is not None and 0 < estimate < math.inf else None
+            for n, k, estimate in zip(signal.sizes, counts, estimates, strict=True)
         ]
         # Where λ exceeds all, the largest is taken in the same pass.
         most = signal.most or [math.inf] * len(counts)
         limits = [
-            math.inf if each is None else min(each, top) for each, top in zip(thresholds, most, strict=True)
+            math.inf if threshold is None else min(threshold, top)
+            for threshold, top in zip(thresholds, most, strict=True)
         ]
-        own, at = signal.take_above(limits)
+        values, at = signal.take_above(limits)
         for group, (n, k, threshold) in enumerate(zip(signal.sizes, counts, thresholds, strict=True)):
             used = 0.0
             if threshold != 0:
-                own[group], at[group], used = self._corrected(
-                    signal, group, k, threshold, own[group], at[group]
+                values[group], at[group], used = self._corrected(
+                    signal, group, k, threshold, values[group], at[group]
                 )
             self.record_count(group, k, at[group].numel())
             weighted += used * n / max(1, self.layout.numel)
         self._threshold = weighted
-        return signal.sent(own, at, self.dtype)
+        return signal.sent(values, at, self.dtype)
 
     def _corrected(
         self, signal: Signal, group: int, k: int, threshold: float | None, own_K: Tensor, at_K: Tensor

@@ -45,15 +45,15 @@ class Signal:
 
     def moments(self, ranks: Sequence[Sequence[int]] = ()) -> list[ops.Moments]:
         """`ops.moments` of each group; accumulates."""
-        found = ops.moments(*self._unread(), self.bounds, ranks)
-        self.most = [each.most for each in found]
-        return found
+        moments = ops.moments(*self._unread(), self.bounds, ranks)
+        self.most = [group.most for group in moments]
+        return moments
 
     def moments_above(self, limits: Sequence[float]) -> tuple[list[ops.Moments], list[Tensor]]:
         """`ops.moments_above` of each group; accumulates."""
-        found, above = ops.moments_above(*self._unread(), self.bounds, limits)
-        self.most = [each.most for each in found]
-        return found, above
+        moments, above = ops.moments_above(*self._unread(), self.bounds, limits)
+        self.most = [group.most for group in moments]
+        return moments, above
 
     def sampled(self, sizes: Sequence[int], ranks: Sequence[int], draws_S: Tensor) -> list[float]:
         """`ops.sampled` of each group; does not accumulate."""
@@ -84,9 +84,9 @@ class Signal:
         if self.keeps and at_K.numel() > 0:
             self.now_N[at_K] = own_K
 
-    def sent(self, own: list[Tensor], at: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def sent(self, values: list[Tensor], at: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Values in the dtype that is sent, and indices, of all groups; keeps the rounding errors."""
-        own_K = own[0] if len(own) == 1 else torch.cat([self.now_N[:0], *own])
+        own_K = values[0] if len(values) == 1 else torch.cat([self.now_N[:0], *values])
         at_K = at[0] if len(at) == 1 else torch.cat([self.now_N[:0].int(), *at])
         return ops.rounded(self.now_N, own_K, at_K, dtype=dtype, keep=self.keeps), at_K
 

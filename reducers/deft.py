@@ -69,8 +69,8 @@ class Deft(ExclusiveSparsifier):
         bins = pack([size * math.log2(max(2, k)) for size, k in zip(sizes, counts, strict=True)], world_size)
         bin_P = torch.tensor(bins, dtype=torch.int32, device=signal_N.device)
         wire.broadcast(bin_P, root=step % world_size, kind="sizes")
-        own = (wire.rank - step) % world_size
-        mine = [k if bin_ == own else 0 for k, bin_ in zip(counts, bin_P.tolist(), strict=True)]
+        bin = (wire.rank - step) % world_size
+        mine = [k if bin_ == bin else 0 for k, bin_ in zip(counts, bin_P.tolist(), strict=True)]
         _, at_K = ops.take_top(signal_N, None, ops.bounds_of(sizes), mine, dtype=signal_N.dtype)
         return at_K
 

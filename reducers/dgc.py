@@ -113,12 +113,12 @@ class DGC(ByThreshold):
             for size, name in zip(sizes, self._names, strict=True)
         ]
         draws_S = torch.cat([ops.random_bits(0, 0, device=signal.device), *draws])
-        found = signal.sampled(sizes, ranks, draws_S)
+        thresholds = signal.sampled(sizes, ranks, draws_S)
         if not self._refines:
-            return list(found)
+            return list(thresholds)
         # Too few are fewer than ⌈0.7·k⌉, too many are ⌊1.3·k⌋ + 1 or more.
         moments = signal.moments([(math.ceil(0.7 * k), math.floor(1.3 * k) + 1) for k in counts])
-        return [_refined(t, m.ranked, signal.dtype) for t, m in zip(found, moments, strict=True)]
+        return [_refined(t, m.ranked, signal.dtype) for t, m in zip(thresholds, moments, strict=True)]
 
 
 def _refined(threshold: float, ranked: list[float], dtype: torch.dtype) -> float:

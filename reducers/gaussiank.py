@@ -70,10 +70,10 @@ class GaussianK(ByThreshold):
     def estimate(self, signal: Signal, counts: Sequence[int]) -> list[float | None]:
         # Too few are fewer than ⌈2k/3⌉, too many are ⌊4k/3⌋ + 1 or more.
         ranks = [(-(-2 * k // 3), 4 * k // 3 + 1) for k in counts] if self._corrections else []
-        found = signal.moments(ranks)
+        group_moments = signal.moments(ranks)
         return [
             self._search(moments, n, k, signal.dtype)
-            for moments, n, k in zip(found, signal.sizes, counts, strict=True)
+            for moments, n, k in zip(group_moments, signal.sizes, counts, strict=True)
         ]
 
     def _search(self, moments: ops.Moments, n: int, k: int, dtype: torch.dtype) -> float | None:

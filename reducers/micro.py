@@ -107,14 +107,14 @@ class Micro(ExclusiveSparsifier):
         signal_N, keep = (grad_N, False) if residual_N is None else (residual_N, True)
         # The ranks by the part of the vector that they have selected from: their indices ascend.
         ranks = [(part - int(self.step) + 1) % wire.world_size for part in range(wire.world_size)]
-        pieces, own = at_M.split(counts), ranks.index(wire.rank)
+        pieces, position = at_M.split(counts), ranks.index(wire.rank)
         at = [pieces[rank] for rank in ranks]
         at_U = torch.cat(at)
         if bool((at_U[1:] > at_U[:-1]).all()):
             with phase("select"):
                 before_K, after_K = (
                     ops.take(signal_N, torch.cat([at_M[:0], *others]), dtype=self.dtype, keep=keep)
-                    for others in (at[:own], at[own + 1 :])
+                    for others in (at[:position], at[position + 1 :])
                 )
             reduced = mean_of(torch.cat([before_K, own_K, after_K]), at_U, wire, out_N=grad_N)
         else:  # on a wire without a network, all ranks have this rank's indices
@@ -140,10 +140,10 @@ class Micro(ExclusiveSparsifier):
         """λ of this step; in the first step, estimate it from the signal."""
         if grad_N.numel() and self.density < 1 and float(self.threshold) == 0:
             limits = torch.finfo(torch.float32)
-            found = common_quantile(grad_N, residual_N, self.density, wire)
-            if not 0 < found < math.inf:  # the same on all ranks
-                return limits.max if found else limits.smallest_normal
-            self.threshold.fill_(min(limits.max, max(limits.smallest_normal, found)))
+            quantile = common_quantile(grad_N, residual_N, self.density, wire)
+            if not 0 < quantile < math.inf:  # the same on all ranks
+                return limits.max if quantile else limits.smallest_normal
+            self.threshold.fill_(min(limits.max, max(limits.smallest_normal, quantile)))
         return self._threshold()
 
     def _threshold(self) -> float:

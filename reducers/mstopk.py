@@ -70,30 +70,30 @@ class MSTopK(Sparsifier):
         signal = Signal(grad_N, residual_N, self.layout)
         counts = [num_kept(self.density, n) for n in signal.sizes]
         # k or more elements reach t if the k-th largest does, and more than k if the next one does.
-        found = signal.moments([(k, k + 1) for k in counts])
+        group_moments = signal.moments([(k, k + 1) for k in counts])
         brackets = [
             (0.0, 0.0) if k == n else self._bracket(moments, n, signal.dtype)
-            for moments, n, k in zip(found, signal.sizes, counts, strict=True)
+            for moments, n, k in zip(group_moments, signal.sizes, counts, strict=True)
         ]
         # t1 itself where exactly k elements reach it: none is then missing.
         limits = [
             math.inf
-            if each is None
-            else each[0]
-            if reaches(moments.ranked[0], each[0], signal.dtype)
-            else each[1]
-            for each, moments in zip(brackets, found, strict=True)
+            if bracket is None
+            else bracket[0]
+            if reaches(moments.ranked[0], bracket[0], signal.dtype)
+            else bracket[1]
+            for bracket, moments in zip(brackets, group_moments, strict=True)
         ]
-        own, at = signal.take_above(limits)
+        values, at = signal.take_above(limits)
         for group, (bracket, n, k) in enumerate(zip(brackets, signal.sizes, counts, strict=True)):
             if bracket is None:  # constant, or not a number
-                signal.put_back(own[group], at[group])
-                own[group], at[group] = signal.take_largest(group, k)
-                bracket = (0.0, float(own[group].abs().min()))
+                signal.put_back(values[group], at[group])
+                values[group], at[group] = signal.take_largest(group, k)
+                bracket = (0.0, float(values[group].abs().min()))
             elif at[group].numel() > k:
-                own[group], at[group] = _settled(signal, own[group], at[group], k, bracket[0], rng)
+                values[group], at[group] = _settled(signal, values[group], at[group], k, bracket[0], rng)
             self._threshold += bracket[1] * n / self.layout.numel if n else 0.0
-        return signal.sent(own, at, self.dtype)
+        return signal.sent(values, at, self.dtype)
 
     def _bracket(self, moments: ops.Moments, n: int, dtype: torch.dtype) -> tuple[float, float] | None:
         mean, most = moments.absolute / n, moments.most

@@ -22,10 +22,10 @@ class OneBitSgd(SignQuantiser):
     """
 
     def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
-        found = ops.statistics(grad_N, residual_N, sizes, ops.Kind.SIDES)
-        below_G = (found.sum_G / found.below_G.clamp(min=1)).float()
-        num_other_G = (counts_of(sizes, found.sum_G) - found.below_G).clamp_(min=1)
-        other_G = (found.other_G / num_other_G).float()
+        statistics = ops.statistics(grad_N, residual_N, sizes, ops.Kind.SIDES)
+        below_G = (statistics.sum_G / statistics.below_G.clamp(min=1)).float()
+        num_other_G = (counts_of(sizes, statistics.sum_G) - statistics.below_G).clamp_(min=1)
+        other_G = (statistics.other_G / num_other_G).float()
         return self.encode_signs(grad_N, residual_N, sizes, torch.cat((below_G, other_G)))
 
     def sides(self, scales: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:

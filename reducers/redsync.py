@@ -60,8 +60,8 @@ class RedSync(ByThreshold):
 
     def estimate(self, signal: Signal, counts: Sequence[int]) -> list[float | None]:
         released = self._rule == "released"
-        found = signal.moments([(k, 2 * k, -(-k // 2)) if released else (k, 2 * k) for k in counts])
-        return [self._search(each, n, signal.dtype) for each, n in zip(found, signal.sizes, strict=True)]
+        moments = signal.moments([(k, 2 * k, -(-k // 2)) if released else (k, 2 * k) for k in counts])
+        return [self._search(group, n, signal.dtype) for group, n in zip(moments, signal.sizes, strict=True)]
 
     def _search(self, moments: ops.Moments, n: int, dtype: torch.dtype) -> float | None:
         mean, most = moments.absolute / max(1, n), moments.most

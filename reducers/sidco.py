@@ -127,8 +127,10 @@ class SIDCo(ByThreshold):
         limits = [self._near(signal, group, k) for group, k in enumerate(counts)]
         moments, lists = signal.moments_above(limits)
         return [
-            self._fitted(signal, group, k, each, list_K, limit)
-            for group, (k, each, list_K, limit) in enumerate(zip(counts, moments, lists, limits, strict=True))
+            self._fitted(signal, group, k, group_moments, list_K, limit)
+            for group, (k, group_moments, list_K, limit) in enumerate(
+                zip(counts, moments, lists, limits, strict=True)
+            )
         ]
 
     def _near(self, signal: Signal, group: int, k: int) -> float:
@@ -195,13 +197,13 @@ class SIDCo(ByThreshold):
 
     def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
         self._used.clear()
-        taken = super().take(grad_N, residual_N, wire)
+        selection = super().take(grad_N, residual_N, wire)
         self.step += 1
         if int(self.step) % EVERY == 0:
             for group, total in enumerate(self.total_G.tolist()):
                 self._learn(group, total / EVERY, float(self.last_G[group]))
             self.total_G.zero_()
-        return taken
+        return selection
 
     def _learn(self, group: int, achieved: float, before: float) -> None:
         """Adapt to the mean k̂/k of the last steps; `before` is that of the steps before them."""

@@ -125,8 +125,8 @@ class Svd(Reducer):
             mean_D = self.split.take_dense(signal_N)
             if residual_N is not None:
                 self.split.put_dense(torch.zeros_like(mean_D), residual_N)
-                for x, own in self._decode(parts):
-                    keep_error(x.view(residual_N), own)
+                for x, approximation in self._decode(parts):
+                    keep_error(x.view(residual_N), approximation)
         if mean_D.numel():
             wire.mean(mean_D)
         rows = gather_parts(wire, parts, even=self.even)

@@ -40,10 +40,10 @@ class TernGrad(RandomQuantiser, LevelQuantiser):
         self.coding = ops.Coding(ops.Codec.LINEAR, 1)
 
     def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
-        found = ops.statistics(grad_N, residual_N, sizes, ops.Kind.SQUARES)
-        scale_G, limit_G = found.largest_G.float(), None
+        statistics = ops.statistics(grad_N, residual_N, sizes, ops.Kind.SQUARES)
+        scale_G, limit_G = statistics.largest_G.float(), None
         if self._clip is not None:
-            limit_G = (self._clip * (found.sum_G / counts_of(sizes, found.sum_G)).sqrt()).float()
+            limit_G = (self._clip * (statistics.sum_G / counts_of(sizes, statistics.sum_G)).sqrt()).float()
             scale_G = torch.minimum(scale_G, limit_G)
         if self._share:
             (scale_WG,) = wire.gather(scales=scale_G)

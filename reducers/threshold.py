@@ -76,9 +76,12 @@ class Threshold(Sparsifier):
     def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
         threshold = self._value(grad_N.numel())
         if self._asks and threshold == 0 and grad_N.numel():
-            found, limits = estimated_quantile(grad_N, residual_N, self.density), torch.finfo(torch.float32)
-            threshold = min(limits.max, max(limits.smallest_normal, found))
-            if 0 < found < math.inf:
+            quantile, limits = (
+                estimated_quantile(grad_N, residual_N, self.density),
+                torch.finfo(torch.float32),
+            )
+            threshold = min(limits.max, max(limits.smallest_normal, quantile))
+            if 0 < quantile < math.inf:
                 self.first_threshold.fill_(threshold)
         return ops.take_above(grad_N, residual_N, threshold, dtype=self.dtype)
 

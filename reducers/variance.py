@@ -115,10 +115,10 @@ class Variance(Sparsifier):
         """
         square_N, self._square_N = self._square_N, None
         for start in range(0, grad_N.numel(), CHUNK):
-            own = slice(start, start + CHUNK)
-            signal, square = signal_N[own], None if square_N is None else square_N[own]
+            part = slice(start, start + CHUNK)
+            signal, square = signal_N[part], None if square_N is None else square_N[part]
             if keep:
-                variance = self.variance_N[own].add_(grad_N[own].square() if square is None else square)
+                variance = self.variance_N[part].add_(grad_N[part].square() if square is None else square)
             else:
                 variance = torch.zeros_like(signal) if square is None else square
             known = signal.square() > self._alpha * variance
@@ -148,8 +148,8 @@ class Variance(Sparsifier):
             x_M = at_M.new_empty(sum(counts), dtype=torch.float32)
             for (word, exponents_L), at, x in zip(rows, at_M.split(counts), x_M.split(counts), strict=True):
                 for start in range(0, len(word), CHUNK):
-                    own = slice(start, start + CHUNK)
-                    at[own], x[own] = self.decode(word[own], exponents_L)
+                    part = slice(start, start + CHUNK)
+                    at[part], x[part] = self.decode(word[part], exponents_L)
             mean_N = ops.scatter_mean(x_M, at_M, counts, out_N=grad_N)
         at_K = at_M.split(counts)[wire.rank]
         return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())), at_M)

@@ -62,9 +62,9 @@ def main() -> int:
             begun = time.monotonic()
             guarded(name, path, min(budget, WHOLE - (begun - start)), rehearsal=arguments.rehearsal)
             spent[name] = round(time.monotonic() - begun, 1)
-        found = read(path)
+        rows = read(path)
         head = json.loads(path.with_suffix(".head").read_text()) if path.with_suffix(".head").exists() else {}
-    return write(found, head, spent, arguments.output, rehearsal=arguments.rehearsal)
+    return write(rows, head, spent, arguments.output, rehearsal=arguments.rehearsal)
 
 
 def has_gpu() -> bool:
@@ -107,7 +107,7 @@ def guarded(name: str, path: Path, seconds: float, *, rehearsal: bool) -> None:
 
 
 def write(
-    found: list[Row],
+    rows: list[Row],
     head: dict[str, object],
     spent: dict[str, float],
     output: Path | None,
@@ -122,18 +122,18 @@ def write(
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    report = {"commit": commit.stdout.strip(), **head, "seconds": spent, "rows": [vars(row) for row in found]}
+    report = {"commit": commit.stdout.strip(), **head, "seconds": spent, "rows": [vars(row) for row in rows]}
     path.with_name(path.name + ".json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     counts = {
-        status: sum(row.status == status for row in found) for status in ("ok", "failed", "missed", "cut off")
+        status: sum(row.status == status for row in rows) for status in ("ok", "failed", "missed", "cut off")
     }
     summary = ", ".join(f"{number} {status}" for status, number in counts.items())
     table = (
         f"{head.get('device')}, torch {head.get('torch')}, commit {report['commit']}: {summary}\n\n{HEADING}"
     )
-    path.with_name(path.name + ".md").write_text(table + "".join(map(line, found)))
+    path.with_name(path.name + ".md").write_text(table + "".join(map(line, rows)))
     print(f"{summary}; {sum(spent.values()):.0f} s; {path}.md and .json")
-    return 1 if counts["failed"] or not found else 0
+    return 1 if counts["failed"] or not rows else 0
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def run(rows: Rows, device: Device) -> None:
         environment.pop("SAGE_CUDA", None)
         command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        lines = [each for each in done.stdout.splitlines() if each.startswith("native extension")]
+        lines = [line for line in done.stdout.splitlines() if line.startswith("native extension")]
         errors = " ".join(done.stderr.split())[-300:]
         rows.add("extension", "ok" if lines else "failed", lines[0] if lines else errors)
     from sage import ops
@@ -32,8 +32,10 @@ def run(rows: Rows, device: Device) -> None:
 
     assert ops.native is native
     for key in ("CPU", "CUDA"):
-        found = sorted(native.on(key))
-        missing = sorted(set(native.OPS) - set(found))
-        value = f"{len(found)} of {len(native.OPS)}" + (f"; without: {', '.join(missing)}" if missing else "")
-        is_good = bool(found) or key == "CUDA" and device.rehearsal
+        native_ops = sorted(native.on(key))
+        missing = sorted(set(native.OPS) - set(native_ops))
+        value = f"{len(native_ops)} of {len(native.OPS)}" + (
+            f"; without: {', '.join(missing)}" if missing else ""
+        )
+        is_good = bool(native_ops) or key == "CUDA" and device.rehearsal
         rows.add(f"ops on {key}", "ok" if is_good else "failed", value or str(native.MISSING))

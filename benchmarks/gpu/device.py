@@ -60,13 +60,13 @@ class Device:
 
     def medians(self, candidates: Sequence[tuple[str, Callable[[], object]]]) -> dict[str, float]:
         """Return the median seconds of each candidate; they alternate, after two warm-up calls of each."""
-        taken: dict[str, list[float]] = {name: [] for name, _ in candidates}
+        seconds: dict[str, list[float]] = {name: [] for name, _ in candidates}
         for repeat in range(2 + self.repeats):
             for name, work in candidates:
                 spent = self.seconds(work)
                 if repeat >= 2:
-                    taken[name].append(spent)
-        return {name: statistics.median(each) for name, each in taken.items()}
+                    seconds[name].append(spent)
+        return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def describe(device: Device) -> dict[str, object]:

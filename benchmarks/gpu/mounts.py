@@ -50,12 +50,12 @@ def batch(device: Device, step: int) -> tuple[Tensor, Tensor]:
 
 def gradients(model: nn.Module) -> list[Tensor]:
     """Return copies of all gradients, unsharded."""
-    found = []
+    copies = []
     for p in model.parameters():
         grad = p.grad
         assert grad is not None
-        found.append((grad.full_tensor() if isinstance(grad, DTensor) else grad).detach().clone())
-    return found
+        copies.append((grad.full_tensor() if isinstance(grad, DTensor) else grad).detach().clone())
+    return copies
 
 
 def backward(model: nn.Module, device: Device, step: int) -> None:
@@ -69,8 +69,8 @@ def expected(device: Device, step: int) -> list[Tensor]:
     model = network(device)
     backward(model, device, step)
     means = []
-    for each in gradients(model):
-        host = each.cpu()
+    for gradient in gradients(model):
+        host = gradient.cpu()
         if dist.get_world_size() > 1:  # nccl takes no CPU tensors, but it has one rank here
             dist.all_reduce(host)
         means.append(host / dist.get_world_size())
@@ -103,11 +103,11 @@ def mount_means(device: Device, mount: str, reducer: str) -> None:
         backward(model, device, step)
         if mount == "reduce_model":
             handle.reduce()
-        found = gradients(model)
-        assert all(bool(each.isfinite().all()) for each in found)
-        assert any(bool(each.any()) for each in found)
+        grads = gradients(model)
+        assert all(bool(grad.isfinite().all()) for grad in grads)
+        assert any(bool(grad.any()) for grad in grads)
         if reducer == "exact":
-            for ours, theirs in zip(found, expected(device, step), strict=True):
+            for ours, theirs in zip(grads, expected(device, step), strict=True):
                 torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-4, atol=1e-6)
 
 

@@ -37,8 +37,8 @@ def above(grad_N: Tensor, residual_N: Tensor, threshold: float) -> list[Tensor]:
     selected = ops.select_above(grad_N, threshold)
     count = torch.tensor(ops.count_above(grad_N, threshold))
     bins = torch.zeros(ops.NUM_BINS, dtype=torch.int32, device=grad_N.device)
-    taken = ops.take_above(grad_N, residual_N, threshold, bins=bins, every=2)
-    return [selected, count, *taken, residual_N, grad_N, bins, ops.histogram(residual_N)]
+    selection = ops.take_above(grad_N, residual_N, threshold, bins=bins, every=2)
+    return [selected, count, *selection, residual_N, grad_N, bins, ops.histogram(residual_N)]
 
 
 def top(grad_N: Tensor, residual_N: Tensor, density: float) -> list[Tensor]:
@@ -60,32 +60,34 @@ def sparse_mean(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
         [at_K.numel()] * 2,
         torch.empty_like(grad_N),
     )
-    found = [mean_N.clone(), ops.clear(mean_N, at_K)]
+    results = [mean_N.clone(), ops.clear(mean_N, at_K)]
     gaps_B, bits_B = ops.encode_gaps(at_K), ops.encode_bitmap(at_K, n)
-    return [*found, gaps_B, ops.decode_gaps(gaps_B, at_K.numel()), bits_B, ops.decode_bitmap(bits_B)]
+    return [*results, gaps_B, ops.decode_gaps(gaps_B, at_K.numel()), bits_B, ops.decode_bitmap(bits_B)]
 
 
 def packed(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
     """Pack and unpack codes of 1 to 8 bits."""
     n = grad_N.numel()
-    found: list[Tensor] = []
+    results: list[Tensor] = []
     for bits in (1, 2, 3, 4, 8):
         codes_N = (grad_N.view(torch.int32) & (1 << bits) - 1).to(torch.uint8)
         bytes_B = ops.pack(codes_N, bits)
-        found += [bytes_B, ops.unpack(bytes_B, bits, n)]
-    return found
+        results += [bytes_B, ops.unpack(bytes_B, bits, n)]
+    return results
 
 
 def signs(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
     """Run statistics of three groups, signs with the error, the mean of two payloads, and Philox's bits."""
     n = grad_N.numel()
     sizes = [n // 7, n // 2 - n // 7, n - n // 2]
-    found = [row_G for kind in ops.Kind for row_G in ops.statistics(grad_N, residual_N.clone(), sizes, kind)]
+    results = [
+        row_G for kind in ops.Kind for row_G in ops.statistics(grad_N, residual_N.clone(), sizes, kind)
+    ]
     low_G = torch.tensor([-1.0, -0.5, -0.3], device=grad_N.device)
     bytes_B = ops.sign_bits(residual_N, sizes, low_G, -low_G, keep=True)
     low_WG, bytes_WB = torch.stack([low_G, 3 * low_G]), torch.stack([bytes_B, bytes_B.flip(0)])
     mean_N = ops.mean_signs(torch.empty_like(grad_N), bytes_WB, sizes, low_WG, -low_WG, divisor=2)
-    return [*found, residual_N, bytes_B, mean_N, ops.random_bits(n, 7, device=grad_N.device)]
+    return [*results, residual_N, bytes_B, mean_N, ops.random_bits(n, 7, device=grad_N.device)]
 
 
 RUNS: dict[str, Run] = {
@@ -159,9 +161,9 @@ def run(rows: Rows, device: Device) -> None:
     sizes = SMALL[:-2] if device.rehearsal else (*SMALL, *LARGE)
     rows.while_in_time(
         [
-            (f"{name}, n = {n:,}", partial(compare, each, n, seed, device))
+            (f"{name}, n = {n:,}", partial(compare, run_op, n, seed, device))
             for seed, n in enumerate(sizes)
-            for name, each in RUNS.items()
+            for name, run_op in RUNS.items()
         ][:: 4 if device.rehearsal else 1]
         + [
             ("not finite", partial(not_finite, device)),
@@ -178,14 +180,14 @@ def not_finite(device: Device) -> None:
 
     for n in (1, 65, 1000, 16_385):
         given = KINDS[-1](n).float()
-        for name, each in RUNS.items():
+        for name, run_op in RUNS.items():
             if "mean" in name:  # the bits of NaN results are not defined
                 continue
             ours = [
-                x.cpu() for x in each(given.to(device.kind, copy=True), torch.zeros(n, device=device.kind))
+                x.cpu() for x in run_op(given.to(device.kind, copy=True), torch.zeros(n, device=device.kind))
             ]
             with plain():
-                theirs = each(given.clone(), torch.zeros(n))
+                theirs = run_op(given.clone(), torch.zeros(n))
             for left, right in zip(ours, theirs, strict=True):
                 assert_same(left, right)
 

@@ -84,7 +84,7 @@ class Rows:
 def read(path: Path) -> list[Row]:
     """Return the rows of a file, without an incomplete last line."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [Row(**json.loads(each)) for each in lines if each.endswith("\n")]
+    return [Row(**json.loads(line)) for line in lines if line.endswith("\n")]
 
 
 def line(row: Row) -> str:

@@ -25,7 +25,7 @@ def kernels(rows: Rows, device: Device, n: int, density: float) -> None:
     threshold = float(grad_N.abs().topk(k).values[-1])
     at_M = torch.cat([torch.randperm(n, device=device.torch)[:k].sort().values.int() for _ in range(RANKS)])
     values_M = torch.randn(at_M.numel(), device=device.torch)
-    taken = device.medians(
+    seconds = device.medians(
         [
             ("add_", lambda: residual_N.add_(grad_N)),
             ("copy", lambda: out_N.copy_(grad_N)),
@@ -37,28 +37,28 @@ def kernels(rows: Rows, device: Device, n: int, density: float) -> None:
         ]
     )
     for name in ("select", "top"):  # zeroing between two calls is not part of the sparse mean
-        taken[name] = max(1e-9, taken[name] - taken["zero"])
+        seconds[name] = max(1e-9, seconds[name] - seconds["zero"])
     label = f"n = {n:g}, d = {density:g}"
-    times = ", ".join(f"{name} {1e6 * each:.0f} µs" for name, each in taken.items())
+    times = ", ".join(f"{name} {1e6 * time:.0f} µs" for name, time in seconds.items())
     rows.add(f"kernels, {label}", "measured", times)
     goal = None if device.rehearsal or n < 10_000_000 else True
-    share = taken["add_"] / taken["select"]
+    share = seconds["add_"] / seconds["select"]
     rows.measured(
         f"select, {label}", f"{share:.2f} of add_", goal="≥ 0.8 from 1e7", is_reached=goal and share >= 0.8
     )
-    passes, faster = taken["top"] / taken["add_"], taken["torch.topk"] / taken["top"]
+    passes, faster = seconds["top"] / seconds["add_"], seconds["torch.topk"] / seconds["top"]
     is_reached = goal and passes <= 3 and (n < 100_000_000 or faster >= 10)
     text = f"{passes:.2f} × add_, {faster:.1f} times as fast as torch.topk"
     rows.measured(f"top, {label}", text, goal="≤ 3 × add_; ≥ 10 × torch.topk at 1e8", is_reached=is_reached)
     # Time of moving the necessary bytes at a copy's speed.
-    floor = taken["copy"] * (4 * n + 8 * at_M.numel()) / (8 * n)
+    floor = seconds["copy"] * (4 * n + 8 * at_M.numel()) / (8 * n)
     rows.measured(
         f"sparse mean, {label}",
-        f"{floor / taken['mean']:.2f} of its bytes' floor",
+        f"{floor / seconds['mean']:.2f} of its bytes' floor",
         goal="≥ 0.6",
-        is_reached=goal and floor / taken["mean"] >= 0.6,
+        is_reached=goal and floor / seconds["mean"] >= 0.6,
     )
-    headline = taken["torch.topk"] / taken["select"]
+    headline = seconds["torch.topk"] / seconds["select"]
     rows.add(f"selection over torch.topk, {label}", "measured", f"× {headline:.1f} (SAGE's headline: 23.62)")
 
 
@@ -75,8 +75,8 @@ def reducers(rows: Rows, device: Device, n: int, density: float) -> None:
         with rows.check(f"reducer {name}, n = {n:g}, d = {density:g}"):
             (case,) = cases_of(name, [density])
             rounds = [reduce_once(case, given) for _ in range(2 if device.rehearsal else 6)][1:]
-            compress = statistics.median(each.compress for each in rounds)
-            decode = statistics.median(each.decompress for each in rounds)
+            compress = statistics.median(repeat.compress for repeat in rounds)
+            decode = statistics.median(repeat.decompress for repeat in rounds)
             text = f"compress {1e3 * compress:.3f} ms, decompress {1e3 * decode:.3f} ms"
             rows.add(name, "measured", f"{text}, {rounds[-1].payload:,} B")
 

@@ -71,8 +71,8 @@ def measure(rows: Rows, device: Device, model_name: str, reducer: str) -> None:
         whole(wire, 0.01)
 
     ours = step_of(other, inputs, target, reduce, whole.zero_)
-    taken = device.medians([("plain", plain), ("ours", ours)])
-    before, more = 1e3 * taken["plain"], 1e3 * (taken["ours"] - taken["plain"])
+    seconds = device.medians([("plain", plain), ("ours", ours)])
+    before, more = 1e3 * seconds["plain"], 1e3 * (seconds["ours"] - seconds["plain"])
     rows.measured(
         f"{model_name} {reducer}",
         f"{before:.2f} ms plain, {more:+.2f} ms, × {1 + more / before:.3f}",
@@ -91,7 +91,7 @@ def launches(work: Callable[[], object], device: Device) -> int:
     events = profile.events() or []
     if device.rehearsal:
         return len(events)
-    return sum(each.device_type == torch.autograd.DeviceType.CUDA for each in events)
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in events)
 
 
 def count(rows: Rows, device: Device, reducer: str) -> None:
@@ -131,7 +131,7 @@ def synchronisations(work: Callable[[], object]) -> int:
             work()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(each.message) for each in caught)
+    return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
 def run(rows: Rows, device: Device) -> None:

@@ -57,8 +57,8 @@ def resolve(host: str) -> list[str]:
     Raises:
         OSError: if the name does not resolve.
     """
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    results = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in results))
 
 
 def is_loopback(address: str) -> bool:
@@ -102,9 +102,9 @@ def interface_towards(host: str, port: int, among: Sequence[Interface] | None = 
     if is_loopback(local) and not is_called_loopback(host):
         outward = [interface for interface in among if interface.up and _outward(interface)]
         default = next(filter(None, map(_default_address, ("192.0.2.1", "2001:db8::1"))), None)
-        for interface in [*(one for one in outward if default in one.addresses), *outward]:
+        for interface in [*(candidate for candidate in outward if default in candidate.addresses), *outward]:
             return interface
-    return next((one for one in among if local in one.addresses), None)
+    return next((interface for interface in among if local in interface.addresses), None)
 
 
 def choose_interface(hostip: str, port: int) -> None:
@@ -143,8 +143,8 @@ def gloo_takes(setting: str, among: Iterable[Interface]) -> list[Interface]:
         ValueError: if Gloo would fail: the syntax is wrong, or an interface does not exist, is down or has no
             address.
     """
-    by_name = {one.name: one for one in among}
-    taken = []
+    by_name = {interface.name: interface for interface in among}
+    selected = []
     for name in setting.split(","):
         if name.startswith(("^", "=")):
             raise ValueError(
@@ -160,8 +160,8 @@ def gloo_takes(setting: str, among: Iterable[Interface]) -> list[Interface]:
             raise ValueError(
                 f"{_shown(GLOO, setting)}: {name} {fault}; usable interfaces are {_usable(by_name.values())}"
             )
-        taken.append(by_name[name])
-    return taken
+        selected.append(by_name[name])
+    return selected
 
 
 def nccl_takes(setting: str, among: Iterable[Interface]) -> list[Interface]:
@@ -179,14 +179,14 @@ def nccl_takes(setting: str, among: Iterable[Interface]) -> list[Interface]:
     names = setting.removeprefix("^").removeprefix("=").split(",")
 
     def is_listed(name: str) -> bool:
-        return any(name == one if exact else name.startswith(one) for one in names)
+        return any(name == pattern if exact else name.startswith(pattern) for pattern in names)
 
-    listed = [one for one in among if is_listed(one.name) != without]
-    taken = [one for one in listed if not _fault(one)]
-    if not taken:
-        faults = "".join(f"; {one.name} {_fault(one)}" for one in listed[:3])
+    listed = [interface for interface in among if is_listed(interface.name) != without]
+    selected = [interface for interface in listed if not _fault(interface)]
+    if not selected:
+        faults = "".join(f"; {interface.name} {_fault(interface)}" for interface in listed[:3])
         raise ValueError(f"{_shown(NCCL, setting)} selects no interface of {_usable(among)}{faults}")
-    return taken
+    return selected
 
 
 def _shown(name: str, setting: str) -> str:
@@ -201,7 +201,7 @@ def _fault(interface: Interface) -> str:
 
 
 def _usable(among: Iterable[Interface]) -> str:
-    return ", ".join(one.name for one in among if not _fault(one)) or "none"
+    return ", ".join(interface.name for interface in among if not _fault(interface)) or "none"
 
 
 # Queries to the kernel.
@@ -224,8 +224,8 @@ def _ipv6() -> Iterable[tuple[str, str]]:
     except FileNotFoundError:  # a kernel without IPv6
         return
     for address, *_, name in map(str.split, lines):
-        found = ipaddress.IPv6Address(int(address, 16))
-        yield name, f"{found}%{name}" if found.is_link_local else str(found)
+        ip = ipaddress.IPv6Address(int(address, 16))
+        yield name, f"{ip}%{name}" if ip.is_link_local else str(ip)
 
 
 def _is_up(probe: socket.socket, name: str) -> bool:
@@ -234,7 +234,7 @@ def _is_up(probe: socket.socket, name: str) -> bool:
 
 
 def _outward(interface: Interface) -> bool:
-    return any(not is_loopback(one) and "%" not in one for one in interface.addresses)
+    return any(not is_loopback(address) and "%" not in address for address in interface.addresses)
 
 
 def _default_address(beyond: str) -> str | None:

@@ -29,15 +29,15 @@ def differences(facts: Mapping[int, Facts]) -> str:
     >>> differences({0: {"lr": "0.1"}, 1: {"lr": "0.2"}, 2: {"lr": "0.1"}})
     'lr is 0.1 on ranks 0, 2 and 0.2 on rank 1'
     """
-    names = list(dict.fromkeys(name for each in facts.values() for name in each))
-    differ = [name for name in names if len({each.get(name) for each in facts.values()}) > 1]
+    names = list(dict.fromkeys(name for rank_facts in facts.values() for name in rank_facts))
+    differ = [name for name in names if len({rank_facts.get(name) for rank_facts in facts.values()}) > 1]
     shown = [name for name in differ if name not in NOTES]
     shown += [name for name in differ if name in NOTES and NOTES[name] in shown]
     lines = []
     for name in shown[:SHOWN]:
         ranks: dict[str, list[int]] = {}
-        for rank, each in sorted(facts.items()):
-            ranks.setdefault(clean_text(each.get(name, "not given"), 80), []).append(rank)
+        for rank, rank_facts in sorted(facts.items()):
+            ranks.setdefault(clean_text(rank_facts.get(name, "not given"), 80), []).append(rank)
         values = [f"{value or 'empty'} on {format_ranks(at)}" for value, at in ranks.items()]
         lines.append(f"{clean_text(name, 80)} is {', '.join(values[:-1])} and {values[-1]}")
     if len(shown) > SHOWN:

@@ -102,22 +102,22 @@ class FailureMonitor:
         try:
             self._messages.post(f"alive/{self._place.rank}", self._where())
             self._messages.post("alarm", "")
-            found = self._collect(range(self._place.world_size))
-            verdict = self._messages.post_first("verdict", self._format_verdict(found))
+            answers = self._collect(range(self._place.world_size))
+            verdict = self._messages.post_first("verdict", self._format_verdict(answers))
             self._verdict = clean_text(verdict, LONGEST)
             if self._place.rank == 0:
                 # The store closes when this process exits, and the others may not have read the verdict yet.
-                self._await_read(found)
+                self._await_read(answers)
         except RuntimeError:
             return
 
-    def _format_verdict(self, found: Mapping[int, str]) -> str:
-        missing = [rank for rank in range(self._place.world_size) if rank not in found]
+    def _format_verdict(self, answers: Mapping[int, str]) -> str:
+        missing = [rank for rank in range(self._place.world_size) if rank not in answers]
         if missing:
             do = "does" if len(missing) == 1 else "do"
             return f"Cause: {format_ranks(missing)} {do} not respond (killed, stopped, or disconnected)."
         by_place: defaultdict[str, list[int]] = defaultdict(list)
-        for rank, place in sorted(found.items()):
+        for rank, place in sorted(answers.items()):
             by_place[place].append(rank)
         positions = [
             f"{format_ranks(ranks)} {'is' if len(ranks) == 1 else 'are'} {place}"
@@ -127,15 +127,15 @@ class FailureMonitor:
 
     def _collect(self, ranks: Iterable[int]) -> dict[int, str]:
         """Return the positions of the running ranks, by rank; wait for all, for `GRACE` or for a verdict."""
-        missing, found = set(ranks), dict[int, str]()
+        missing, answers = set(ranks), dict[int, str]()
         end = time.monotonic() + self.GRACE
         while True:
             for rank in sorted(missing):
                 if (place := self._messages.read(f"alive/{rank}")) is not None:
-                    found[rank] = clean_text(place, 200)
-            missing -= found.keys()
+                    answers[rank] = clean_text(place, 200)
+            missing -= answers.keys()
             if not missing or time.monotonic() > end or self._messages.has("verdict"):
-                return found
+                return answers
             time.sleep(self.PERIOD / 5)
 
     def _await_read(self, ranks: Iterable[int]) -> None:

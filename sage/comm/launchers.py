@@ -35,8 +35,8 @@ class Launcher:
     @property
     def variables(self) -> tuple[str, ...]:
         """All variables of the launcher, as names or as prefixes that end in `*`."""
-        own = (self.rank, self.size, self.local_rank, self.local_size, self.attempt, self.sign, self.agents)
-        return (*filter(None, own), *self.sets)
+        names = (self.rank, self.size, self.local_rank, self.local_size, self.attempt, self.sign, self.agents)
+        return (*filter(None, names), *self.sets)
 
 
 TORCHRUN = Launcher(
@@ -161,7 +161,7 @@ KEPT = (
 )
 """Variables that configure SLURM's commands and do not describe a job."""
 
-SET = tuple(dict.fromkeys(name for one in LAUNCHERS for name in one.variables))
+SET = tuple(dict.fromkeys(name for launcher in LAUNCHERS for name in launcher.variables))
 """All variables that launchers set, as names or as prefixes that end in `*`."""
 
 _NAMES = frozenset(name for name in (*SET, *OWN, *SBATCH) if not name.endswith("*"))

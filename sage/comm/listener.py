@@ -34,8 +34,8 @@ def listen(place: Place, timeout: float) -> socket.socket:
             if time.monotonic() > end:
                 message = f"rank 0 cannot listen on port {place.port}: {error.strerror}"
                 if error.errno == errno.EADDRINUSE:
-                    taken = "another run, another program or a second process with rank 0 uses the port"
-                    raise PortTaken(f"{message}; {taken}") from error
+                    cause = "another run, another program or a second process with rank 0 uses the port"
+                    raise PortTaken(f"{message}; {cause}") from error
                 raise RuntimeError(message) from error
             time.sleep(0.1)
 

@@ -85,10 +85,10 @@ class _Bench:
         """Return the seconds of an all-reduce of `size` bytes on the slowest rank."""
         if self._x_N.numel() != size // 4:
             self._x_N = torch.ones(size // 4, device=self._device)
-        taken = self._timed(self._x_N)
+        elapsed = self._timed(self._x_N)
         # The gather also synchronises the ranks before the next call.
         (taken_W,) = self._wire.gather(
-            **{KIND: torch.tensor(taken, dtype=torch.float64, device=self._device)}
+            **{KIND: torch.tensor(elapsed, dtype=torch.float64, device=self._device)}
         )
         slowest = float(taken_W.max())
         self.spent += slowest

@@ -108,7 +108,7 @@ def _bare(environ: Mapping[str, str], tasks: Sequence[Task]) -> Place:
     if environ.get("local_rank"):
         local = number_below(environ, "local_rank", "world_size", size)
     else:
-        same = [one for one in tasks if (one.rank, one.size) == (rank, size)]
+        same = [candidate for candidate in tasks if (candidate.rank, candidate.size) == (rank, size)]
         local = local_rank(environ, same, rank if is_called_loopback(hostip) else 0)
     return Place(
         rank=rank,
@@ -136,7 +136,11 @@ def _by_torch(environ: Mapping[str, str], tasks: Sequence[Task]) -> Place:
     agents = launcher.agents if launcher.agents in environ else "WORLD_SIZE"
     count = number(environ, agents, 1, MOST_RANKS)
     outer = () if "SLURM_PTY_PORT" in environ else tasks
-    refuse_fewer(f"{agents}={count}", count, [one for one in outer if one.launcher is not TORCHRUN])
+    refuse_fewer(
+        f"{agents}={count}",
+        count,
+        [outer_task for outer_task in outer if outer_task.launcher is not TORCHRUN],
+    )
     hostip, port = address(environ, "MASTER_ADDR"), number(environ, "MASTER_PORT", 1, 65535)
     task = Task(launcher=launcher, rank=rank, size=size, size_name="WORLD_SIZE")
     source = "torchrun" if launcher is TORCHRUN else "MASTER_ADDR/MASTER_PORT/RANK/WORLD_SIZE"
@@ -188,7 +192,10 @@ def _at(
             f"{setting(environ, 'world_size')}, but {task.launcher.name} has started {task.size} tasks "
             f"({setting(environ, task.size_name)}): unset world_size, or set it to {task.size}"
         )
-    same = [task, *(one for one in tasks if (one.rank, one.size) == (task.rank, task.size))]
+    same = [
+        task,
+        *(candidate for candidate in tasks if (candidate.rank, candidate.size) == (task.rank, task.size)),
+    ]
     local = local_rank(environ, same, task.rank if is_called_loopback(hostip) else 0)
     attempt = task.launcher.attempt
     return Place(

@@ -92,8 +92,8 @@ class Comparison:
     def _fail(self, crcs: dict[int, int]) -> NoReturn:
         # The most common checksum; in a tie, the one of the lowest rank.
         usual, _ = Counter(crcs.values()).most_common(1)[0]
-        others = [rank for rank, each in crcs.items() if each != usual]
-        reference = next(rank for rank, each in crcs.items() if each == usual)
+        others = [rank for rank, crc in crcs.items() if crc != usual]
+        reference = next(rank for rank, crc in crcs.items() if crc == usual)
         when = f"{self._when}: " if self._when else ""
         raise ReplicasDiffer(
             f"{when}the model of {format_ranks(others)} differs from that of rank {reference}, first in "

@@ -34,16 +34,16 @@ class SharedErrors:
 
     def report(self, rank: int, text: str, *, is_refusal: bool, is_consequence: bool) -> bool:
         """Mark that a rank reports why it exits; return False if its text would add nothing for the user."""
-        own = text.removeprefix(f"rank {rank}: ").encode(errors="replace")[:SHARED_BYTES]
+        message = text.removeprefix(f"rank {rank}: ").encode(errors="replace")[:SHARED_BYTES]
         self.has_reported[rank] = 1
         with self.first.get_lock():
             # A rank that is late finds its collective broken by the ranks that have refused and exited.
-            if self.first.value == own or (is_consequence and self.has_refused.value):
+            if self.first.value == message or (is_consequence and self.has_refused.value):
                 return False
             if is_refusal:
                 self.has_refused.value = 1
             if not self.first.value:
-                self.first.value = own
+                self.first.value = message
             return True
 
 

@@ -108,7 +108,7 @@ def _decide(messages: StoreMessages, world_size: int, end: float) -> dict[str, s
                 if (text := messages.read(f"facts {rank}")) is not None:
                     facts[rank] = _parsed(text)
             # If the world sizes differ, some ranks may never join.
-            if len({each.get("world_size") for each in facts.values()}) > 1:
+            if len({rank_facts.get("world_size") for rank_facts in facts.values()}) > 1:
                 break
             if twice is None and (twice := messages.read("claimed twice")) is not None:
                 end = min(end, time.monotonic() + CLAIMED_SECONDS)
@@ -122,9 +122,9 @@ def _decide(messages: StoreMessages, world_size: int, end: float) -> dict[str, s
             return {"fault": fault, "kind": "absent", "world_size": str(world_size)}
         else:
             time.sleep(0.02)
-    for rank, each in facts.items():  # a rank that gave up has overwritten its facts
+    for rank, rank_facts in facts.items():  # a rank that gave up has overwritten its facts
         if GAVE_UP in _parsed(messages.read(f"facts {rank}") or "{}"):
-            fault = f"rank {rank} joined and then gave up: {each.get(GAVE_UP, 'its timeout expired')}"
+            fault = f"rank {rank} joined and then gave up: {rank_facts.get(GAVE_UP, 'its timeout expired')}"
             return {"fault": fault, "kind": "absent", "world_size": str(world_size)}
     difference = differences(facts)
     return {
@@ -166,12 +166,12 @@ def _until_read(messages: StoreMessages, world_size: int) -> None:
 def _parsed(text: str) -> dict[str, str]:
     """Parse a rank's facts; for a text that is not a JSON object, return the fact that it is unreadable."""
     try:
-        found = json.loads(text)
+        facts = json.loads(text)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        facts = None
+    if not isinstance(facts, dict):
         return {"facts": "unreadable"}
-    return {str(name): str(value) for name, value in found.items()}
+    return {str(name): str(value) for name, value in facts.items()}
 
 
 # The store.
@@ -179,8 +179,8 @@ def _parsed(text: str) -> dict[str, str]:
 
 def _agent_hosts_the_store(place: Place) -> bool:
     """Whether torchrun's agent hosts the store: always, except for a static rendezvous of several nodes."""
-    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return kept and os.environ.get("MASTER_PORT") == str(place.port)
+    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return by_agent and os.environ.get("MASTER_PORT") == str(place.port)
 
 
 def _refuse_second(place: Place) -> None:

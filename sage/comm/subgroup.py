@@ -53,10 +53,10 @@ def subgroups(
         groups: Ranks of `whole`, ascending; no rank is in two groups.
         device: Device of the vectors; determines the backend.
     """
-    own = None
+    wire = None
     for ranks in groups:
         group = dist.new_group(list(ranks), timeout=whole._timeout, backend=whole._backend)
         if whole.rank in ranks:
             assert isinstance(group, dist.ProcessGroup)
-            own = SubgroupWire(whole, ranks, group, device=device)
-    return own
+            wire = SubgroupWire(whole, ranks, group, device=device)
+    return wire

@@ -31,5 +31,5 @@ def store_of(group: dist.ProcessGroup) -> dist.Store:
         return store
     from torch.distributed import distributed_c10d
 
-    found: dist.Store = distributed_c10d._world.pg_map[group][1]
-    return found
+    group_store: dist.Store = distributed_c10d._world.pg_map[group][1]
+    return group_store

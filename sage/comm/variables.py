@@ -89,5 +89,5 @@ def first_node(environ: Mapping[str, str]) -> str:
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return name
-    found = re.search(r" NodeAddr=([\w.:%-]+)", answer)
-    return found[1] if found else name
+    match = re.search(r" NodeAddr=([\w.:%-]+)", answer)
+    return match[1] if match else name

@@ -78,11 +78,11 @@ class Wire(Transport):
             rows[kind] = self.scratch.take(f"gather_rows {kind}", (self.world_size, length), part)
             rows[kind][self.rank, : part.numel()] = part
             rows[kind][self.rank, part.numel() :] = 0
-        own = {kind: rows_WK[self.rank] for kind, rows_WK in rows.items()}
-        payload = {kind: num_bytes(row_K) for kind, row_K in own.items()}
-        call, size = describe("gather", **own), sum(payload.values())
+        row = {kind: rows_WK[self.rank] for kind, rows_WK in rows.items()}
+        payload = {kind: num_bytes(row_K) for kind, row_K in row.items()}
+        call, size = describe("gather", **row), sum(payload.values())
         if size < LARGE:
-            return self._gather_packed(call, list(own.values()), payload)
+            return self._gather_packed(call, list(row.values()), payload)
         traffic = ring_all_gather(size, self.world_size)
         self._collective(call, payload, traffic, lambda: self._gather_in_place(list(rows.values())))
         return tuple(rows.values())
@@ -145,9 +145,11 @@ class Wire(Transport):
         count = count_each(parts)
         assert count <= capacity
         padded, payload = pad_to(parts, capacity)
-        own = torch.tensor(count, device=padded[0].device)
+        own_count = torch.tensor(count, device=padded[0].device)
         call = describe("gather_within", **dict(zip(parts, padded, strict=True)))
-        counts_W, *stacked = self._gather_packed(call, [own, *padded], {"sizes": num_bytes(own), **payload})
+        counts_W, *stacked = self._gather_packed(
+            call, [own_count, *padded], {"sizes": num_bytes(own_count), **payload}
+        )
         counts = counts_W.tolist()
         return counts, cut(stacked, counts)
 
@@ -193,13 +195,13 @@ class Wire(Transport):
             lengths: Number of elements that each rank receives from each other rank, the same on all ranks.
             kind: As for `all_to_all`.
         """
-        own, size = self.rank, self.world_size
-        like, item = pieces[own], pieces[own].element_size()
+        this_rank, size = self.rank, self.world_size
+        like, item = pieces[this_rank], pieces[this_rank].element_size()
         counted_WS = like.new_empty((size, max(lengths)), device="meta")
         sizes = [[0 if a == b else length * item for b, length in enumerate(lengths)] for a in range(size)]
-        sent = [piece for rank, piece in enumerate(pieces) if rank != own]
+        sent = [piece for rank, piece in enumerate(pieces) if rank != this_rank]
         packed_S = pack(sent) if sent else pack([like[:0]])
-        received_WS = self.scratch.take(f"all_to_all {kind}", (size - 1, lengths[own]), like)
+        received_WS = self.scratch.take(f"all_to_all {kind}", (size - 1, lengths[this_rank]), like)
         received_S = received_WS.view(-1).view(torch.uint8)
         self._collective(
             describe("all_to_all", **{kind: counted_WS}),
@@ -221,13 +223,13 @@ class Wire(Transport):
         bytes_each = sum(v.element_size() for v in vectors)
         sizes: list[list[int]] = (counts_WW * bytes_each).tolist()
         received = [row[self.rank] for row in sizes]
-        kept = received[self.rank]
+        local = received[self.rank]
         pieces = zip(*(v.split(list(counts)) for v in vectors), strict=True)
         packed_S = torch.cat([pack(piece) for piece in pieces])
         received_S = self._collective(
             describe("all_to_all_ragged", **parts),
             {kind: num_bytes(part) for kind, part in parts.items()},
-            (packed_S.numel() - kept, sum(received) - kept),
+            (packed_S.numel() - local, sum(received) - local),
             lambda: self._all_to_all_ragged(packed_S, sizes, packed_S.new_empty(sum(received))),
         )
         rows = []
@@ -259,8 +261,8 @@ class Wire(Transport):
     # Common parts of the collectives.
 
     def _counts(self, parts: Mapping[str, Tensor]) -> list[int]:
-        own = torch.tensor(count_each(parts), device=next(iter(parts.values())).device)
-        (counts_W,) = self.gather(sizes=own)
+        own_count = torch.tensor(count_each(parts), device=next(iter(parts.values())).device)
+        (counts_W,) = self.gather(sizes=own_count)
         counts: list[int] = counts_W.tolist()
         return counts
 

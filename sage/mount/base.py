@@ -86,9 +86,9 @@ class Mount:
         Raises:
             ValueError: if it belongs to other parameters or to another reducer.
         """
-        own = {span.name for flat in self._flats for span in flat.compressed.spans}
-        if own != saved.keys():
-            missing, beyond = sorted(own - saved.keys()), sorted(saved.keys() - own)
+        names = {span.name for flat in self._flats for span in flat.compressed.spans}
+        if names != saved.keys():
+            missing, beyond = sorted(names - saved.keys()), sorted(saved.keys() - names)
             raise ValueError(
                 f"the state has other parameters: {missing or 'none'} missing, {beyond or 'none'} unknown; "
                 "give the mount the model and the min_compress that it was saved with"

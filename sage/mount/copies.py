@@ -37,8 +37,8 @@ class Copies:
 
     def name_of(self, parameter: nn.Parameter) -> str | None:
         """Return the name of the mounted parameter that this one is a copy of; None if it is not a copy."""
-        name, found = self._found.get(id(parameter), ("", None))
-        return name if found is not None and found() is parameter else None
+        name, original = self._found.get(id(parameter), ("", None))
+        return name if original is not None and original() is parameter else None
 
     def forget(self) -> None:
         """Remove the attribute from the model."""

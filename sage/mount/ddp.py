@@ -158,10 +158,10 @@ class DdpMount(Mount):
                     self._unpack(delivery)
             except BaseException as error:
                 self._failure = error  # raised by backward once no future is pending
-            for one in self._deliveries[:]:
-                if self._failure is not None or self._is_done(one):
-                    self._deliveries.remove(one)
-                    one.future.set_result(one.buffer)
+            for waiting in self._deliveries[:]:
+                if self._failure is not None or self._is_done(waiting):
+                    self._deliveries.remove(waiting)
+                    waiting.future.set_result(waiting.buffer)
 
     def _unpack(self, delivery: _Delivery) -> None:
         if self._stream is not None and delivery.ready is not None:

@@ -111,11 +111,11 @@ class Flat(nn.Module):
     def save(self) -> dict[str, Tensor]:
         """Copy of the state of the reducer and its error feedback, valid until the next call."""
         for name, x in self.feedback.state_dict().items():
-            kept = self._kept.get(name)
-            if kept is None or (kept.shape, kept.dtype, kept.device) != (x.shape, x.dtype, x.device):
+            copy = self._kept.get(name)
+            if copy is None or (copy.shape, copy.dtype, copy.device) != (x.shape, x.dtype, x.device):
                 self._kept[name] = x.clone()
             else:
-                kept.copy_(x)
+                copy.copy_(x)
         return self._kept
 
     def put_back(self, saved: Mapping[str, Tensor]) -> None:

@@ -226,7 +226,7 @@ def _group_of(parameters: FSDPParamGroup) -> dist.ProcessGroup:
 
 def _wrapped(model: nn.Module, replicas: dist.ProcessGroup) -> list[tuple[FSDPModule, FSDPParamGroup]]:
     """Modules that have parameters of their own to reduce-scatter, with their parameter groups."""
-    found = []
+    modules = []
     for name, module in model.named_modules():
         groups = module._get_fsdp_state()._fsdp_param_groups if isinstance(module, FSDPModule) else []
         for parameters in groups:
@@ -244,10 +244,10 @@ def _wrapped(model: nn.Module, replicas: dist.ProcessGroup) -> list[tuple[FSDPMo
                     "replicas: pass the other dimension of the mesh as replicate"
                 )
             assert isinstance(module, FSDPModule)
-            found.append((module, parameters))
-    if not found:
+            modules.append((module, parameters))
+    if not modules:
         raise ValueError(
             "no module of the model is wrapped by fully_shard: wrap it first, or use sage.ddp_hook for "
             "DistributedDataParallel, sage.reduce_model for a plain model"
         )
-    return found
+    return modules

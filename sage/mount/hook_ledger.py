@@ -198,8 +198,8 @@ class HookLedger:
 
 
 def _group_of(state: object) -> dist.ProcessGroup:
-    own = state if isinstance(state, dist.ProcessGroup) else getattr(state, "process_group", None)
-    group = own or dist.group.WORLD
+    of_state = state if isinstance(state, dist.ProcessGroup) else getattr(state, "process_group", None)
+    group = of_state or dist.group.WORLD
     assert isinstance(group, dist.ProcessGroup)
     return group
 

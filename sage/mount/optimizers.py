@@ -45,9 +45,9 @@ def check_free(named: Mapping[str, nn.Parameter]) -> None:
     Raises:
         ValueError: names the first one.
     """
-    taken = {id(p) for mount in tuple(_open) for p in mount.mounted().values()}
+    mounted = {id(p) for mount in tuple(_open) for p in mount.mounted().values()}
     for name, p in named.items():
-        if id(p) in taken:
+        if id(p) in mounted:
             raise ValueError(
                 f"a reducer is already mounted on the parameter {name!r}: close() that mount before mounting "
                 "another"
@@ -76,19 +76,19 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     mounts = tuple(_open)
     for mount in mounts:
         named = mount.mounted()
-        own = {id(p) for p in named.values()}
-        if in_optimizer & (own | {id(p) for p in mount.model_parameters().values()}):
+        reduced = {id(p) for p in named.values()}
+        if in_optimizer & (reduced | {id(p) for p in mount.model_parameters().values()}):
             mount.check()
-            if any(p.grad is not None for p in parameters if id(p) in own):
+            if any(p.grad is not None for p in parameters if id(p) in reduced):
                 mount.check_reduced()
-        if own <= in_optimizer:
+        if reduced <= in_optimizer:
             continue
         mount.check_no_copy(parameters)
         others = {id(p) for other in mounts if other is not mount for p in other.mounted().values()}
         unreduced = {
             tuple(p.shape)
             for p in parameters
-            if id(p) not in own and id(p) not in others and p.requires_grad and p.grad is None
+            if id(p) not in reduced and id(p) not in others and p.requires_grad and p.grad is None
         }
         for name, p in named.items():
             if id(p) not in in_optimizer and tuple(p.shape) in unreduced:

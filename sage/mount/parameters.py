@@ -58,7 +58,7 @@ def trainable(model: nn.Module, *, ignored: frozenset[str] = frozenset()) -> dic
             )
         if p.dtype not in REAL:
             raise ValueError(
-                f"the parameter {name!r} is {p.dtype}: expected {', '.join(str(each) for each in REAL)}"
+                f"the parameter {name!r} is {p.dtype}: expected {', '.join(str(dtype) for dtype in REAL)}"
             )
     return named
 
@@ -108,14 +108,14 @@ def check_unchanged(
     """
     now = dict(model.named_parameters())
     for name, p in mounted.items():
-        found = now.pop(name, None)
-        if found is p and p.requires_grad:
+        current = now.pop(name, None)
+        if current is p and p.requires_grad:
             continue
-        if found is p:
+        if current is p:
             raise ValueError(
                 f"the parameter {name!r} was frozen (requires_grad=False) after mounting: {again}"
             )
-        if found is None:
+        if current is None:
             what = "was tied to another one or removed after mounting"
         else:
             what = (

@@ -32,7 +32,7 @@ def seconds_since(start: float, waited: float, wire: Wire) -> ReductionSeconds:
 
 def fields_of_sum(reductions: Sequence[ReductionSeconds | None]) -> dict[str, float]:
     """Return fields of a step in `metrics.jsonl`, sums over its reductions; empty if one was not timed."""
-    timed = [taken for taken in reductions if taken is not None]
+    timed = [seconds for seconds in reductions if seconds is not None]
     if not timed or len(timed) < len(reductions):
         return {}
     encode, decode = (sum(times) for times in zip(*((r.encode, r.decode) for r in timed), strict=True))

@@ -34,12 +34,12 @@ def restore(flat: Flat, states: Mapping[str, Mapping[str, Any]]) -> None:
     Raises:
         ValueError: if it is the state of another reducer or of other options.
     """
-    layout, own = flat.compressed, flat.feedback.state_dict()
+    layout, state = flat.compressed, flat.feedback.state_dict()
     restored: dict[str, Any] = {}
     for span in layout.spans:
-        if states[span.name].keys() != own.keys():
-            raise ValueError(_of_another(states[span.name], own))
-    for key, value in own.items():
+        if states[span.name].keys() != state.keys():
+            raise ValueError(_of_another(states[span.name], state))
+    for key, value in state.items():
         parts = [states[span.name][key] for span in layout.spans]
         if not parts:
             restored[key] = value  # all tensors are small and are sent dense
@@ -53,7 +53,7 @@ def restore(flat: Flat, states: Mapping[str, Mapping[str, Any]]) -> None:
     try:
         flat.feedback.load_state_dict(restored)
     except RuntimeError as error:
-        raise ValueError(f"{_of_another(restored, own)} ({error})") from error
+        raise ValueError(f"{_of_another(restored, state)} ({error})") from error
 
 
 def _part(key: str, value: Any, layout: Layout, span: Span, group: int) -> Any:
@@ -70,9 +70,9 @@ def _is_per_group(key: str, value: Any, layout: Layout) -> bool:
     return isinstance(value, Tensor) and key.endswith("_G") and value.shape == (len(layout.groups),)
 
 
-def _of_another(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+def _of_another(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     return (
         f"a parameter's state is {', '.join(saved) or 'nothing'}, "
-        f"the reducer's {', '.join(own) or 'nothing'}: "
+        f"the reducer's {', '.join(expected) or 'nothing'}: "
         "mount the reducer that it was saved from, with the same options and memory"
     )

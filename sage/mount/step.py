@@ -75,12 +75,12 @@ class Step:
         bound = flat.feedback.bound(length, norm) if self._is_only and length < LIMIT else math.inf
         good = (length < LIMIT or is_finite(flat.grad_N)) and (squares_C is None or is_finite(squares_C))
         is_large = not 2 * bound * self._wire.world_size < LIMIT or flat.grad_N.dtype == torch.float16
-        found = torch.tensor([_LARGE if is_large else 0.0], device=flat.grad_N.device)
+        flags = torch.tensor([_LARGE if is_large else 0.0], device=flat.grad_N.device)
         if not good:
-            found.fill_(_NOT_FINITE)
+            flags.fill_(_NOT_FINITE)
         if self._wire.world_size > 1:
-            self._wire.sum(found, kind="control")
-        total = float(found)
+            self._wire.sum(flags, kind="control")
+        total = float(flags)
         self.skipped = total >= _NOT_FINITE
         return total > 0
 
@@ -116,8 +116,8 @@ def is_finite(x_N: Tensor) -> bool:
 
 def anywhere(here: bool, wires: Sequence[Wire], device: torch.device) -> bool:
     """Whether `here` is true on any rank of these wires; costs 4 bytes on each wire."""
-    found = torch.full((1,), float(here), device=device)
+    flag = torch.full((1,), float(here), device=device)
     for wire in wires:
         if wire.world_size > 1:
-            wire.sum(found, kind="control")
-    return bool(found > 0)
+            wire.sum(flag, kind="control")
+    return bool(flag > 0)

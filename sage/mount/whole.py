@@ -68,9 +68,9 @@ class ModelMount(Mount):
         """
         spans = self._whole.compressed.spans
         for span in spans:
-            found = tuple(squares[span.name].shape) if span.name in squares else "none"
-            if found != span.shape:
-                raise ValueError(f"squares of {span.name} have shape {found}; expected {span.shape}")
+            shape = tuple(squares[span.name].shape) if span.name in squares else "none"
+            if shape != span.shape:
+                raise ValueError(f"squares of {span.name} have shape {shape}; expected {span.shape}")
         square_C = torch.cat([squares[span.name].reshape(-1) for span in spans])
         self._squares = square_C.to(self._whole.grad_C)
 

@@ -87,17 +87,17 @@ def moments(
             −1 if there are fewer elements, and infinite if r < 1.
     """
     signal_N, added_N = (grad_N, None) if residual_N is None else (residual_N, grad_N)
-    each = len(ranks[0]) if ranks else 0
+    num_ranks = len(ranks[0]) if ranks else 0
     sizes = [stop - start for start, stop in pairwise(bounds)]
     inside = [min(max(r, 1), max(n, 1)) for n, group in zip(sizes, ranks, strict=False) for r in group]
     op = _native.ranked_moments_.default if native.takes("ranked_moments_", signal_N, added_N) else None
     rows, ranked = (op or reference_moments.ranked_moments_)(signal_N, added_N, bounds, inside)
-    found = ranked.tolist()
+    magnitudes = ranked.tolist()
     for i, rank in enumerate(rank for group in ranks for rank in group):
-        if rank < 1 or rank > sizes[i // each]:
-            found[i] = math.inf if rank < 1 else -1.0
+        if rank < 1 or rank > sizes[i // num_ranks]:
+            magnitudes[i] = math.inf if rank < 1 else -1.0
     return [
-        _moments(column, found[group * each : (group + 1) * each])
+        _moments(column, magnitudes[group * num_ranks : (group + 1) * num_ranks])
         for group, column in enumerate(rows.t().tolist())
     ]
 
@@ -163,10 +163,10 @@ def sampled(
     """
     signal_N, added_N = (grad_N, None) if residual_N is None else (residual_N, grad_N)
     op = _native.sampled.default if native.takes("sampled", signal_N, added_N, draws_S) else None
-    found: list[float] = (op or reference_moments.sampled)(
+    magnitudes: list[float] = (op or reference_moments.sampled)(
         signal_N, added_N, bounds, sizes, ranks, draws_S
     ).tolist()
-    return found
+    return magnitudes
 
 
 def _moments(column: list[float], ranked: list[float]) -> Moments:

@@ -23,13 +23,13 @@ def _load() -> str | None:
     """Load the extension; returns the reason if it is not available, else None."""
     if os.environ.get("SAGE_NATIVE") == "0":
         return "SAGE_NATIVE=0"
-    found = importlib.util.find_spec("sage._C")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("sage._C")
+    if spec is None or spec.origin is None:
         return f"it was not built: {_cure()}"
     try:
-        torch.ops.load_library(found.origin)
+        torch.ops.load_library(spec.origin)
     except OSError as error:
-        return f"{found.origin} does not load: {error}"
+        return f"{spec.origin} does not load: {error}"
     return None
 
 

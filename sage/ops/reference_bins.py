@@ -125,15 +125,15 @@ def decode_bins(bytes_S: Tensor, scale_L: Tensor, bins: Bins) -> tuple[Tensor, T
     table, fault = _table(bins, bytes_S.device), RuntimeError(f"bytes: not those of {sum(bins.counts)} bins")
     places, signs = [], []
     for width, dtype in WIDTHS.items():
-        own = table.width_B.eq(width).nonzero().view(-1)
+        positions = table.width_B.eq(width).nonzero().view(-1)
         whole = bytes_S.numel() // width * width
         entry_E = bytes_S[:whole].clone().view(dtype).long() & (1 << 8 * width) - 1
         last_E = entry_E >> 1 & 1
         bin_E = last_E.cumsum(0) - last_E
-        mine_E = bin_E < own.numel()  # entries after the end of the last bin have another width
-        if int(last_E[mine_E].sum()) != own.numel():
+        mine_E = bin_E < positions.numel()  # entries after the end of the last bin have another width
+        if int(last_E[mine_E].sum()) != positions.numel():
             raise fault
-        entry_E, bin_E = entry_E[mine_E], own[bin_E[mine_E]]
+        entry_E, bin_E = entry_E[mine_E], positions[bin_E[mine_E]]
         bytes_S = bytes_S[width * entry_E.numel() :]
         place_E = entry_E >> 2
         full_E = place_E < (1 << 8 * width - 2) - 1

@@ -145,13 +145,13 @@ def _reached(next_B: Tensor, starts_G: Tensor, ends_G: Tensor) -> Tensor:
     is_end_B = torch.zeros(last + 1, dtype=torch.bool, device=next_B.device)
     is_end_B[ends_G] = True
     next_B = torch.where(is_end_B[next_B], last, next_B).int()
-    found = starts_G.int()
+    reached = starts_G.int()
     while True:  # each round doubles the number of positions found
-        more = next_B[found]
+        more = next_B[reached]
         more = more[more < last]
         if more.numel() == 0:
-            return found.sort().values.long()
-        found, next_B = torch.cat((found, more)), next_B[next_B]
+            return reached.sort().values.long()
+        reached, next_B = torch.cat((reached, more)), next_B[next_B]
 
 
 def _all_codes(bytes_S: Tensor, at_K: Tensor) -> bool:

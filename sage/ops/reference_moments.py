@@ -17,9 +17,11 @@ def ranked_moments_(
     if added_N is not None:
         signal_N.add_(added_N)
     groups = list(parts(signal_N, bounds))
-    each = len(ranks) // len(groups) if groups else 0
-    found = [kth_largest(x_N, ranks[g * each + i]) for g, x_N in enumerate(groups) for i in range(each)]
-    return _rows(signal_N, bounds), torch.stack(found) if found else signal_N.new_empty(0)
+    num_ranks = len(ranks) // len(groups) if groups else 0
+    magnitudes = [
+        kth_largest(x_N, ranks[g * num_ranks + i]) for g, x_N in enumerate(groups) for i in range(num_ranks)
+    ]
+    return _rows(signal_N, bounds), torch.stack(magnitudes) if magnitudes else signal_N.new_empty(0)
 
 
 def moments_above_(
@@ -54,15 +56,15 @@ def sampled(
     draws_S: Tensor,
 ) -> Tensor:
     """Compute the indices, gather, select."""
-    found = []
+    magnitudes = []
     for begin, end, size, rank, draws in zip(
         bounds, bounds[1:], sizes, ranks, draws_S.split(list(sizes)), strict=False
     ):
         edges = torch.arange(size + 1, device=signal_N.device) * (end - begin) // max(1, size)
         at_S = begin + edges[:-1] + (draws.long() * edges.diff() >> 16)
         x_S = signal_N[at_S] if added_N is None else signal_N[at_S] + added_N[at_S]
-        found.append(kth_largest(x_S, rank))
-    return torch.stack(found) if found else signal_N.new_empty(0)
+        magnitudes.append(kth_largest(x_S, rank))
+    return torch.stack(magnitudes) if magnitudes else signal_N.new_empty(0)
 
 
 def kth_largest(x_N: Tensor, k: int) -> Tensor:

@@ -55,5 +55,5 @@ def _pairwise(sum_C: Tensor) -> Tensor:
 
 def _of_groups(x_N: Tensor, sizes: Sequence[int], of: Callable[[Tensor], Tensor]) -> Tensor:
     """A function of each group (G), 0 for an empty one."""
-    found = [of(x) if x.numel() else x.new_zeros(()) for x in x_N.split(list(sizes))]
-    return torch.stack(found).double() if found else x_N.new_zeros(0, dtype=torch.float64)
+    results = [of(x) if x.numel() else x.new_zeros(()) for x in x_N.split(list(sizes))]
+    return torch.stack(results).double() if results else x_N.new_zeros(0, dtype=torch.float64)

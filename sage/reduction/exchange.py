@@ -88,9 +88,9 @@ class Padded:
         self, counts: list[int], rank: int, item: int, density: float, n: int
     ) -> dict[str, int] | None:
         """Payload bytes of this rank by kind; None if they do not follow from the counts."""
-        own = counts[rank]
-        padding = (item + 4) * (max(counts) - own)
-        return {"sizes": 8, "values": item * own, "indices": 4 * own, "padding": padding}
+        count = counts[rank]
+        padding = (item + 4) * (max(counts) - count)
+        return {"sizes": 8, "values": item * count, "indices": 4 * count, "padding": padding}
 
     def report(self) -> dict[str, float]:
         """Scalars of the last step for the run's record."""

@@ -42,13 +42,13 @@ def estimated_quantile(grad_N: Tensor, residual_N: Tensor | None, density: float
     Returns:
         The magnitude; 0 if fewer elements differ from 0, infinity if so many are not finite.
     """
-    every = min(SPARSEST, num_wanted(density, grad_N.numel()) // HITS)
-    if every <= 1:
+    interval = min(SPARSEST, num_wanted(density, grad_N.numel()) // HITS)
+    if interval <= 1:
         return own_quantile(grad_N, residual_N, density)
-    return ops.threshold_from_sample(ops.sample(grad_N, residual_N, every=every), density)
+    return ops.threshold_from_sample(ops.sample(grad_N, residual_N, every=interval), density)
 
 
 def common_quantile(grad_N: Tensor, residual_N: Tensor | None, density: float, wire: Wire) -> float:
     """Mean over the ranks of their estimated quantiles, the same on every rank; 8 bytes (`scales`)."""
-    own = torch.tensor([estimated_quantile(grad_N, residual_N, density)], dtype=torch.float64)
-    return float(wire.mean(own.to(grad_N.device), kind="scales"))
+    quantile = torch.tensor([estimated_quantile(grad_N, residual_N, density)], dtype=torch.float64)
+    return float(wire.mean(quantile.to(grad_N.device), kind="scales"))

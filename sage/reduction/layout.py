@@ -52,12 +52,12 @@ class Layout:
         """
         if len(self.groups) == len(self.spans):
             return list(range(len(self.spans)))
-        found, group = [], 0
+        groups, group = [], 0
         for span in self.spans:
             while self.groups[group][1] < span.stop:
                 group += 1
-            found.append(group)
-        return found
+            groups.append(group)
+        return groups
 
     @staticmethod
     def of(shapes: Iterable[tuple[str, Sequence[int]]], grouping: str = "model") -> "Layout":

@@ -41,8 +41,8 @@ class Matrices:
     """
 
     def __init__(self, layout: Layout, *, rank: int, min_rate: float) -> None:
-        found = {span: _matrix(span, rank) for span in layout.spans if len(span.shape) > 1 and span.numel}
-        worth = {span: x for span, x in found.items() if _saves_bytes(x, min_rate)}
+        matrices = {span: _matrix(span, rank) for span in layout.spans if len(span.shape) > 1 and span.numel}
+        worth = {span: x for span, x in matrices.items() if _saves_bytes(x, min_rate)}
         self.matrices = tuple(worth.values())
         self._dense = tuple((span.start, span.stop) for span in layout.spans if span not in worth)
         self.num_dense = sum(stop - start for start, stop in self._dense)

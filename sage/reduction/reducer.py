@@ -206,9 +206,11 @@ class Sparsifier(Reducer):
     def payload(self, counts: list[int], rank: int) -> dict[str, int] | None:
         if self.codes_indices:  # the bytes of coded indices do not follow from the counts
             return None
-        own, item = counts[rank], self.dtype.itemsize
-        payload = {"values": item * own, "indices": 4 * own}
-        return payload if self.even else {**payload, "sizes": 8, "padding": (item + 4) * (max(counts) - own)}
+        count, item = counts[rank], self.dtype.itemsize
+        payload = {"values": item * count, "indices": 4 * count}
+        return (
+            payload if self.even else {**payload, "sizes": 8, "padding": (item + 4) * (max(counts) - count)}
+        )
 
 
 def gather_coded(wire: Wire, at_K: Tensor, n: int, *, values: Tensor) -> tuple[list[int], Tensor, Tensor]:

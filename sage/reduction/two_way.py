@@ -46,33 +46,33 @@ def reduce_two_way(
         wire: The communicator.
         server_N: The server's error; only this rank's share of it is used and updated.
     """
-    shares, own = cut(sizes, wire.world_size), wire.rank
+    shares, this_rank = cut(sizes, wire.world_size), wire.rank
     lengths = [sum(share) for share in shares]
     grads = grad_N.split(lengths)
     residuals = [None] * len(shares) if residual_N is None else list(residual_N.split(lengths))
-    grad_S, residual_S, share = grads[own], residuals[own], shares[own]
+    grad_S, residual_S, share = grads[this_rank], residuals[this_rank], shares[this_rank]
     with phase("select"):
         parts = quantiser.encode(grad_N[:0].float(), [0], wire)
         counts = [_counts(quantiser, share, parts) for share in shares]
         longest = {kind: max(count[kind] for count in counts) for kind in parts}
         codes = [parts] * wire.world_size
         for rank, share_r in enumerate(shares):
-            if server_N is not None or rank != own:  # otherwise its own part stays as it is
+            if server_N is not None or rank != this_rank:  # otherwise its own part stays as it is
                 codes[rank] = quantiser.compress(grads[rank], residuals[rank], share_r, wire)
     received = {
         kind: wire.all_to_all_others([code[kind] for code in codes], [count[kind] for count in counts], kind)
         for kind in parts
     }
     with phase("scatter"):
-        before = {kind: row_W[:own] for kind, row_W in received.items()}
-        after = {kind: row_W[own:] for kind, row_W in received.items()}
+        before = {kind: row_W[:this_rank] for kind, row_W in received.items()}
+        after = {kind: row_W[this_rank:] for kind, row_W in received.items()}
         if server_N is None:
             server_S = None
             served = _serve(quantiser, grad_S, residual_S, (before, after), share, wire)
         else:
-            own_row = {kind: part[None] for kind, part in codes[own].items()}
+            own_row = {kind: part[None] for kind, part in codes[this_rank].items()}
             mean_S = _add(quantiser, grad_S.float().zero_(), (before, own_row, after), share, divisor=1)
-            server_S = None if residual_S is None else server_N.split(lengths)[own]
+            server_S = None if residual_S is None else server_N.split(lengths)[this_rank]
             if server_S is None:
                 mean_S.div_(wire.world_size)
             else:

@@ -54,7 +54,7 @@ def scale(axes: Axes, which: str, values: Iterable[float], text: Text, *, num_ti
     if positive and max(positive) > 10 * min(positive):
         axes.set(**{f"{which}scale": "log"})
         decades = float(numpy.log10(max(positive) / min(positive)))
-        steps = next((each for each in LOG_STEPS if len(each) * decades < num_ticks), (1.0,))
+        steps = next((positions for positions in LOG_STEPS if len(positions) * decades < num_ticks), (1.0,))
         axis.set_major_locator(LogLocator(subs=steps, numticks=max(2, num_ticks)))
         axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(DistinctLabels(text))

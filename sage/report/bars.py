@@ -18,7 +18,7 @@ LINES = 30
 
 def payload(canvas: Canvas) -> Drawing | None:
     """Payload that a rank passes to collectives per step: total bytes (dots) and composition (bars)."""
-    settings = [each for each in canvas.settings if each.mean("payload_bytes_per_step")]
+    settings = [setting for setting in canvas.settings if setting.mean("payload_bytes_per_step")]
     if not settings:
         return None
     settings, drawing = _some(settings)
@@ -54,7 +54,7 @@ def payload(canvas: Canvas) -> Drawing | None:
 
 def step_time(canvas: Canvas) -> Drawing | None:
     """Step time of the slowest rank. Dot: median; thick line: to the 95th percentile; thin: to the 99th."""
-    settings = [each for each in canvas.settings if each.mean("step_seconds_p50")]
+    settings = [setting for setting in canvas.settings if setting.mean("step_seconds_p50")]
     if len(settings) < 2:
         return None
     settings, drawing = _some(settings)
@@ -71,17 +71,19 @@ def step_time(canvas: Canvas) -> Drawing | None:
 
 def phases(canvas: Canvas) -> Drawing | None:
     """Time per phase of a step, mean over rank 0's steps. Recorded with --profile."""
-    settings = [each for each in canvas.settings if any(row.run.steps.phases for row in each.rows)]
+    settings = [setting for setting in canvas.settings if any(row.run.steps.phases for row in setting.rows)]
     if not settings:
         return None
     settings, drawing = _some(settings)
     means = []
     for setting in settings:
         profiled = [row.run.steps.phases for row in setting.rows if row.run.steps.phases]
-        names = dict.fromkeys(name for each in profiled for name in each)
-        means.append({name: sum(each.get(name, 0.0) for each in profiled) / len(profiled) for name in names})
+        names = dict.fromkeys(name for phases in profiled for name in phases)
+        means.append(
+            {name: sum(phases.get(name, 0.0) for phases in profiled) / len(profiled) for name in names}
+        )
     (axes,) = _lines(canvas, settings, 1)
-    _stack(axes, means, list(dict.fromkeys(name for each in means for name in each)))
+    _stack(axes, means, list(dict.fromkeys(name for phases in means for name in phases)))
     from_zero(axes, duration)
     return drawing
 
@@ -100,7 +102,7 @@ def _lines(canvas: Canvas, settings: Sequence[Setting], num_axes: int) -> list[A
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-    labels = [textwrap.fill(each.label, 26, max_lines=2, placeholder=" …") for each in settings]
+    labels = [textwrap.fill(setting.label, 26, max_lines=2, placeholder=" …") for setting in settings]
     grid[0, 0].set_yticks(range(len(settings)), labels)
     grid[0, 0].set_ylim(len(settings) - 0.5, -0.5)
     return list(grid.flat)
@@ -110,7 +112,7 @@ def _stack(axes: Axes, parts: Sequence[dict[str, float]], names: Sequence[str]) 
     """Draw stacked bars and a legend of their parts above them."""
     left_R = numpy.zeros(len(parts))
     for i, name in enumerate(names):
-        width_R = numpy.array([each.get(name, 0.0) for each in parts])
+        width_R = numpy.array([values.get(name, 0.0) for values in parts])
         # Parts beyond the palette's six colours are hatched, so that all are distinct.
         hatch = ("", "////", "....", "xxxx")[i // len(PALETTE) % 4]
         axes.barh(

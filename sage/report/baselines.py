@@ -44,9 +44,9 @@ def folded(rows: Sequence[Row]) -> list[Setting]:
         if row.has_figures:
             members[row.series].append(row)
     settings = [Setting(label=label, rows=those) for label, those in members.items()]
-    overlapped = _index(settings, lambda each: _is_dense(each) and is_overlapped(_config(each)))
-    others = _index(settings, lambda each: _is_dense(each) and not is_overlapped(_config(each)))
-    plain = _index(settings, lambda each: _is_exact(each) and not is_overlapped(_config(each)))
+    overlapped = _index(settings, lambda member: _is_dense(member) and is_overlapped(_config(member)))
+    others = _index(settings, lambda member: _is_dense(member) and not is_overlapped(_config(member)))
+    plain = _index(settings, lambda member: _is_exact(member) and not is_overlapped(_config(member)))
     for setting in settings:
         setting.reference = _closest(setting, overlapped) or _closest(setting, others)
         setting.unoverlapped = _closest(setting, plain)
@@ -92,9 +92,9 @@ def _index(settings: Iterable[Setting], is_member: Callable[[Setting], bool]) ->
     """Index the members by their keys; a finished one takes precedence, then the fastest."""
     known: Index = {}
     members = filter(is_member, settings)
-    for each in sorted(members, key=lambda each: (not each.counted[0].run.is_finished, *rank(each))):
-        for key in _likenesses(each.rows[0].run):
-            known.setdefault(key, each)
+    for member in sorted(members, key=lambda member: (not member.counted[0].run.is_finished, *rank(member))):
+        for key in _likenesses(member.rows[0].run):
+            known.setdefault(key, member)
     return known
 
 

@@ -131,26 +131,26 @@ def pareto(canvas: Canvas) -> Drawing | None:
     group = canvas.group
     points = []
     for setting in canvas.settings:
-        found = setting.spread("final")
+        metric = setting.spread("final")
         wire, steps, seconds = (setting.mean(name) for name in ("wire_bytes_per_step", "steps", "seconds"))
-        if found is None or not found.num or not wire or not steps or not seconds:
+        if metric is None or not metric.num or not wire or not steps or not seconds:
             continue
-        points.append((setting, found, wire * steps, seconds))
+        points.append((setting, metric, wire * steps, seconds))
     if len(points) < 2:
         return None
     by_bytes, by_time = canvas.figure.subplots(1, 2, sharey=True)
     by_bytes.set(xlabel="bytes on the wire", ylabel=spaced(group.metric))
     by_time.set(xlabel="training time")
     for axes, costs in ((by_bytes, [p[2] for p in points]), (by_time, [p[3] for p in points])):
-        values = [found.mean for _, found, _, _ in points]
+        values = [metric.mean for _, metric, _, _ in points]
         best = front(costs, values, group.better)
         axes.plot([costs[i] for i in best], [values[i] for i in best], color=MUTED, linewidth=1, zorder=1)
-        for i, (setting, found, _, _) in enumerate(points):
+        for i, (setting, metric, _, _) in enumerate(points):
             style, is_best = canvas.line_styles[setting.label], i in best
             axes.errorbar(
                 costs[i],
-                found.mean,
-                yerr=found.sd,
+                metric.mean,
+                yerr=metric.sd,
                 fmt=style.marker,
                 color=style.colour,
                 markersize=7 if is_best else 5,
@@ -161,7 +161,7 @@ def pareto(canvas: Canvas) -> Drawing | None:
         axes.margins(x=0.12)
         axes.locator_params(axis="x", nbins=4)
         scale(axes, "x", costs, size if axes is by_bytes else duration, num_ticks=4)
-    note = limit(by_bytes, {setting.label: [found.mean] for setting, found, _, _ in points}, number)
+    note = limit(by_bytes, {setting.label: [metric.mean] for setting, metric, _, _ in points}, number)
     return Drawing([setting for setting, *_ in points], [note] if note else [])
 
 
@@ -172,11 +172,11 @@ def front(costs: Sequence[float], values: Sequence[float], better: str) -> list[
     [0, 2]
     """
     sign = 1 if better == "max" else -1
-    kept: list[int] = []
+    indices: list[int] = []
     for i in sorted(range(len(costs)), key=lambda i: (costs[i], -sign * values[i])):
-        if not kept or sign * values[i] > sign * values[kept[-1]]:
-            kept.append(i)
-    return kept
+        if not indices or sign * values[i] > sign * values[indices[-1]]:
+            indices.append(i)
+    return indices
 
 
 # Helpers that several figures use.
@@ -218,12 +218,12 @@ def _lines(axes: Axes, canvas: Canvas, curves: Any) -> Drawing | None:
 
 def _by_setting(canvas: Canvas, curves: Any) -> dict[Setting, list[tuple[Row, Curve, Curve]]]:
     """The runs that have a finite value, by setting: each with its x values and the metric (E)."""
-    found: dict[Setting, list[tuple[Row, Curve, Curve]]] = defaultdict(list)
+    by_setting: dict[Setting, list[tuple[Row, Curve, Curve]]] = defaultdict(list)
     for setting, row, x_E in curves:
-        y_E = _of([each["metrics"] for each in row.run.epochs], canvas.group.metric)
+        y_E = _of([epoch["metrics"] for epoch in row.run.epochs], canvas.group.metric)
         if len(x_E) and numpy.isfinite(y_E).any():
-            found[setting].append((row, x_E, y_E))
-    return found
+            by_setting[setting].append((row, x_E, y_E))
+    return by_setting
 
 
 def _line(axes: Axes, x: Curve, y: Curve, style: LineStyle, **more: Any) -> None:
@@ -257,11 +257,14 @@ def _thin(x_S: Curve, y_S: Curve) -> tuple[Curve, Curve]:
     """Keep the minimum and the maximum of each of `POINTS` / 2 intervals, and both ends."""
     if len(x_S) <= POINTS:
         return x_S, y_S
-    kept = {0, len(x_S) - 1}
+    indices = {0, len(x_S) - 1}
     for stretch in numpy.array_split(numpy.arange(len(x_S)), POINTS // 2):
         if numpy.isfinite(y_S[stretch]).any():
-            kept |= {int(stretch[numpy.nanargmin(y_S[stretch])]), int(stretch[numpy.nanargmax(y_S[stretch])])}
+            indices |= {
+                int(stretch[numpy.nanargmin(y_S[stretch])]),
+                int(stretch[numpy.nanargmax(y_S[stretch])]),
+            }
         else:
-            kept.add(int(stretch[0]))
-    order = sorted(kept)
+            indices.add(int(stretch[0]))
+    order = sorted(indices)
     return x_S[order], y_S[order]

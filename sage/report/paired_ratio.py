@@ -65,10 +65,10 @@ class PairedRatio:
             return None
         if not self.is_finite:
             return min(self.ratios.values()), max(self.ratios.values())
-        found = spread(map(math.log, self.ratios.values()))
-        assert found is not None
-        assert found.interval is not None
-        low, high = found.interval
+        logarithms = spread(map(math.log, self.ratios.values()))
+        assert logarithms is not None
+        assert logarithms.interval is not None
+        low, high = logarithms.interval
         return _exp(low), _exp(high)
 
     @property

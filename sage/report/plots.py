@@ -40,24 +40,24 @@ def chosen(group: Group) -> list[Setting]:
     """The settings to draw: all, or exact and the best ones if there are more than `NUM_LINE_STYLES`."""
     if len(group.settings) <= NUM_LINE_STYLES:
         return group.settings
-    exact = [each for each in group.settings if each.rows[0].values["reducer"] == EXACT]
-    others = [each for each in group.settings if each.rows[0].values["reducer"] != EXACT]
+    exact = [setting for setting in group.settings if setting.rows[0].values["reducer"] == EXACT]
+    others = [setting for setting in group.settings if setting.rows[0].values["reducer"] != EXACT]
     sign = -1 if group.better == "max" else 1
 
     def rank(setting: Setting) -> float:
         final = setting.mean("final")
         return sign * final if final is not None and math.isfinite(final) else math.inf
 
-    kept = exact[:4] + sorted(others, key=rank)[: NUM_LINE_STYLES - len(exact[:4])]
-    drawn = set(kept)
-    return [each for each in group.settings if each in drawn]
+    chosen_settings = exact[:4] + sorted(others, key=rank)[: NUM_LINE_STYLES - len(exact[:4])]
+    drawn = set(chosen_settings)
+    return [setting for setting in group.settings if setting in drawn]
 
 
 def assign_line_styles(group: Group) -> LineStyles:
     """Assign a distinct style to each setting that is drawn; exact is grey if it is a single setting."""
     settings = chosen(group)
     labels = [setting.label for setting in settings]
-    exact = [each.label for each in settings if each.rows[0].values["reducer"] == EXACT]
+    exact = [setting.label for setting in settings if setting.rows[0].values["reducer"] == EXACT]
     grey = exact if len(exact) == 1 else []
     others = [label for label in labels if label not in grey]
     return dict.fromkeys(grey, LineStyle(MUTED)) | dict(zip(others, line_styles(len(others)), strict=True))
@@ -91,7 +91,7 @@ def plots(group: Group, prefix: str) -> list[Plot]:
                     title,
                     caption,
                     as_svg(figure, f"{prefix}-{i}", title),
-                    tuple(each.label for each in drawing.settings) if has_legend else (),
+                    tuple(setting.label for setting in drawing.settings) if has_legend else (),
                 )
             )
     return drawn

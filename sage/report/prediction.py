@@ -33,32 +33,32 @@ MOST_CURVES = 12
 """At most this many methods are drawn: the dense ones, and those that are fastest somewhere or nearly so."""
 
 
-def step_time(found: Pictures) -> str:
+def step_time(pictures: Pictures) -> str:
     """Return step time against bandwidth as SVG, with 95 % bands. Dense methods are grey."""
-    curves, looks = chosen(found.curves), assigned(found)
+    curves, looks = chosen(pictures.curves), assigned(pictures)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
         axes = figure.subplots()
-        for each in curves:
+        for curve in curves:
             look: dict[str, Any] = {"color": GREY, "linestyle": "--"}
-            if not each.is_dense:
-                look = looks[_method(each.label)].line | {"markevery": 8}
-            elif each.label.startswith("bf16"):
+            if not curve.is_dense:
+                look = looks[_method(curve.label)].line | {"markevery": 8}
+            elif curve.label.startswith("bf16"):
                 look = {"color": "0.2", "linestyle": "-", "linewidth": 2}
-            axes.plot(found.bits_per_second, each.seconds, label=each.label, **look)
+            axes.plot(pictures.bits_per_second, curve.seconds, label=curve.label, **look)
             axes.fill_between(
-                found.bits_per_second, each.low, each.high, color=look["color"], alpha=0.15, linewidth=0
+                pictures.bits_per_second, curve.low, curve.high, color=look["color"], alpha=0.15, linewidth=0
             )
-        axes.set(xlabel="bandwidth of a node's link", ylabel="step time", title=found.title)
-        scale(axes, "x", found.bits_per_second, lambda value, _: rate(value), num_ticks=6)
-        scale(axes, "y", [value for each in curves for value in each.seconds], duration)
+        axes.set(xlabel="bandwidth of a node's link", ylabel="step time", title=pictures.title)
+        scale(axes, "x", pictures.bits_per_second, lambda value, _: rate(value), num_ticks=6)
+        scale(axes, "y", [value for curve in curves for value in curve.seconds], duration)
         figure.legend(loc="outside right upper", frameon=False)
         return _svg(figure)
 
 
-def assigned(found: Pictures) -> dict[str, LineStyle]:
+def assigned(pictures: Pictures) -> dict[str, LineStyle]:
     """Return a style for each method, the same in both pictures; with very many methods, styles repeat."""
-    names = [_method(each.label) for each in found.curves if not each.is_dense]
+    names = [_method(curve.label) for curve in pictures.curves if not curve.is_dense]
     styles = line_styles(min(len(names), NUM_LINE_STYLES))
     return {name: styles[i % NUM_LINE_STYLES] for i, name in enumerate(names)}
 
@@ -69,20 +69,20 @@ def _method(label: str) -> str:
 
 def chosen(curves: tuple[Curve, ...]) -> list[Curve]:
     """Return the dense curves, and the others that are fastest, or nearest to it, at some bandwidth."""
-    best = numpy.min([each.seconds for each in curves], axis=0)
-    others = [each for each in curves if not each.is_dense]
-    nearest = sorted(others, key=lambda each: float((numpy.array(each.seconds) / best).min()))
+    best = numpy.min([curve.seconds for curve in curves], axis=0)
+    others = [curve for curve in curves if not curve.is_dense]
+    nearest = sorted(others, key=lambda curve: float((numpy.array(curve.seconds) / best).min()))
     drawn = nearest[: MOST_CURVES - (len(curves) - len(others))]
-    return [each for each in curves if each.is_dense or each in drawn]
+    return [curve for curve in curves if curve.is_dense or curve in drawn]
 
 
-def win_map(found: Pictures) -> str:
+def win_map(pictures: Pictures) -> str:
     """Return the map of the fastest methods as SVG: bandwidth by ranks, on logarithmic axes."""
-    drawn = found.map
-    looks = assigned(found)
+    drawn = pictures.map
+    looks = assigned(pictures)
     colours = [NOTHING, *(looks[_method(name)].colour for name in drawn.labels)]
     # A colour that another method or mount already has is drawn lighter.
-    every = [
+    styles = [
         _on_white(colour, max(0.2, 0.9 - 0.4 * colours[:i].count(colour))) for i, colour in enumerate(colours)
     ]
     with matplotlib.rc_context(STYLE):
@@ -92,9 +92,9 @@ def win_map(found: Pictures) -> str:
             _edges(drawn.bits_per_second),
             _edges(drawn.ranks),
             numpy.array(drawn.winners) + 1,
-            cmap=ListedColormap(every),
+            cmap=ListedColormap(styles),
             vmin=-0.5,
-            vmax=len(every) - 0.5,
+            vmax=len(styles) - 0.5,
             edgecolors="face",  # otherwise viewers show gaps between the cells
             linewidth=0.4,
         )
@@ -103,14 +103,14 @@ def win_map(found: Pictures) -> str:
             yscale="log",
             xlabel="bandwidth of a node's link",
             ylabel="ranks",
-            title=f"Fastest method: {found.title.rpartition(',')[0]}",
+            title=f"Fastest method: {pictures.title.rpartition(',')[0]}",
         )
         axes.grid(visible=False)
         scale(axes, "x", drawn.bits_per_second, lambda value, _: rate(value), num_ticks=6)
-        scale(axes, "y", [float(each) for each in drawn.ranks], lambda value, _: f"{value:g}")
+        scale(axes, "y", [float(num_ranks) for num_ranks in drawn.ranks], lambda value, _: f"{value:g}")
         names = ["nothing pays:\noverlapped bf16", *drawn.labels]
         figure.legend(
-            handles=[Patch(color=colour, label=name) for colour, name in zip(every, names, strict=True)],
+            handles=[Patch(color=colour, label=name) for colour, name in zip(styles, names, strict=True)],
             loc="outside right upper",
             frameon=False,
         )
@@ -119,7 +119,7 @@ def win_map(found: Pictures) -> str:
 
 def _on_white(colour: str, opacity: float) -> tuple[float, float, float]:
     """The opaque colour that a translucent one has on white."""
-    red, green, blue = (1 - opacity * (1 - each) for each in to_rgb(colour))
+    red, green, blue = (1 - opacity * (1 - channel) for channel in to_rgb(colour))
     return red, green, blue
 
 

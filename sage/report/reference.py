@@ -20,14 +20,14 @@ def is_dense(setting: Setting) -> bool:
 
 def reference_of(settings: Sequence[Setting]) -> Setting | None:
     """Return the reference of a group's settings; None if no run is dense."""
-    dense = [each for each in settings if each.rows[0].run.config["reducer"] in REFERENCES]
-    overlapped = [each for each in dense if is_overlapped(each.rows[0].run.config)]
+    dense = [setting for setting in settings if setting.rows[0].run.config["reducer"] in REFERENCES]
+    overlapped = [setting for setting in dense if is_overlapped(setting.rows[0].run.config)]
     return min(overlapped or dense, key=rank, default=None)
 
 
 def references_of(settings: Sequence[Setting]) -> list[Setting]:
     """The settings that speed-ups of the group are relative to."""
-    return list(dict.fromkeys(each.reference for each in settings if each.reference is not None))
+    return list(dict.fromkeys(setting.reference for setting in settings if setting.reference is not None))
 
 
 def about_references(references: Sequence[Setting]) -> str:
@@ -38,7 +38,7 @@ def about_references(references: Sequence[Setting]) -> str:
             "no speed-up and no verdict."
         )
     overlapped, others = (
-        [each for each in references if is_overlapped(each.rows[0].run.config) == wanted]
+        [setting for setting in references if is_overlapped(setting.rows[0].run.config) == wanted]
         for wanted in (True, False)
     )
     texts = []
@@ -70,15 +70,15 @@ def _has_one_bucket(setting: Setting) -> bool:
 
 
 def _named(settings: Sequence[Setting]) -> str:
-    words = [f"{each.label} (n = {len(each.counted)})" for each in settings[:3]]
+    words = [f"{setting.label} (n = {len(setting.counted)})" for setting in settings[:3]]
     return ", ".join(words) + (f" and {len(settings) - 3} more" if len(settings) > 3 else "")
 
 
 def time_of(setting: Setting) -> float:
     """Return the median over runs of the seconds to the target; without a target or such a run, of a step."""
-    found = by_seed(setting, "seconds_to_target").values()
-    if found:
-        return median(found)
+    seconds = by_seed(setting, "seconds_to_target").values()
+    if seconds:
+        return median(seconds)
     mean = setting.mean("step_seconds_p50")
     return math.inf if mean is None or math.isnan(mean) else mean
 

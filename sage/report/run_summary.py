@@ -82,7 +82,7 @@ def of_records(config: Mapping[str, Any], steps: Steps, epochs: Sequence[Record]
         raise ValueError(f"config.json is damaged: task is {config['task']!r}, not a text")
     task: Any = registry.load("tasks", config["task"])
     better = task.better[task.metric]
-    reached = [value for each in epochs if (value := each["metrics"].get(task.metric)) is not None]
+    reached = [value for epoch in epochs if (value := epoch["metrics"].get(task.metric)) is not None]
     seconds_S = steps["seconds"][numpy.isfinite(steps["seconds"])]
     per_step = mean(seconds_S)
     num_steps = int(steps["step"][-1]) + 1 if len(steps) else 0

@@ -77,8 +77,8 @@ class Run:
     def common(self) -> dict[str, Any]:
         """The settings without the reducer's options; options of model and data have dotted names."""
         aside = {name for name, annotation in annotations().items() if NOT_HASHED in get_args(annotation)}
-        own = {k: v for k, v in self.config.items() if k not in aside and k != "reducer_options"}
-        return {name: _hashable(value) for name, value in _flat(own)}
+        options = {k: v for k, v in self.config.items() if k not in aside and k != "reducer_options"}
+        return {name: _hashable(value) for name, value in _flat(options)}
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
@@ -114,10 +114,10 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
 def _run_folders(folder: Path, unreadable: dict[Path, str], seen: set[tuple[int, int]]) -> set[Path]:
     """Return the run folders in a folder and below it, each by its real path."""
     try:
-        found = folder.stat()
-        if (found.st_dev, found.st_ino) in seen:
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
             return set()
-        seen.add((found.st_dev, found.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
             names = {entry.name: _is_folder(entry) for entry in entries}
     except OSError as error:
@@ -208,7 +208,7 @@ def _records(folder: Path) -> list[Record]:
     try:
         records = json.loads(b"[" + b",".join(lines) + b"]")
         is_whole = len(records) == len(lines) and not any(
-            "format" in each or storage.METRICS.fault(each) for each in records
+            "format" in record or storage.METRICS.fault(record) for record in records
         )
     except (ValueError, RecursionError, AttributeError, TypeError):
         is_whole = False
@@ -226,5 +226,5 @@ def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _hashable(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return tuple((name, _hashable(each)) for name, each in sorted(value.items()))
+        return tuple((name, _hashable(item)) for name, item in sorted(value.items()))
     return tuple(map(_hashable, value)) if isinstance(value, list) else value

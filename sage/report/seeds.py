@@ -76,12 +76,12 @@ def ratio(
     if not ours or not theirs:
         return None
     pairs = [(ours[seed][0], theirs[seed][0]) for seed in ours.keys() & theirs.keys()]
-    is_once = all(len(each) == 1 for side in (ours, theirs) for each in side.values())
+    is_once = all(len(values) == 1 for side in (ours, theirs) for values in side.values())
     if is_once and len(pairs) > 1:
-        found = spread(our - their for our, their in pairs)
-        assert found is not None
-        return _ratio(found.mean, found.interval, "paired")
-    x, y = ([value for each in side.values() for value in each] for side in (ours, theirs))
+        difference = spread(our - their for our, their in pairs)
+        assert difference is not None
+        return _ratio(difference.mean, difference.interval, "paired")
+    x, y = ([value for values in side.values() for value in values] for side in (ours, theirs))
     return _ratio(fmean(x) - fmean(y), *_welch(x, y))
 
 
@@ -115,8 +115,8 @@ def _exp(value: float) -> float:
 
 
 def _logarithms(values: Sequence[tuple[int, float | None]]) -> Mapping[int, list[float]]:
-    found: dict[int, list[float]] = {}
+    logs: dict[int, list[float]] = {}
     for seed, value in values:
         if value is not None and 0 < value < math.inf:
-            found.setdefault(seed, []).append(math.log(value))
-    return found
+            logs.setdefault(seed, []).append(math.log(value))
+    return logs

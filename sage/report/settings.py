@@ -52,8 +52,8 @@ class Setting:
 
     def mean(self, name: str) -> float | None:
         """Mean of a value over the counted runs; NaN if it is finite in none of them."""
-        found = self.spread(name)
-        return None if found is None else found.mean
+        spread = self.spread(name)
+        return None if spread is None else spread.mean
 
     @cached_property
     def speed_up(self) -> Ratio | None:

@@ -85,25 +85,25 @@ def links(group: Group) -> str:
 def tables(group: Group) -> list[Table]:
     """Return the group's tables that have lines."""
     metric = spaced(group.metric)
-    found = [
+    columns = [
         target_table(group),
         _of_settings(group, OUTCOME, "", {
-            metric: lambda each: _figure(each, "final"),
-            "best": lambda each: _figure(each, "best"),
-            "train loss": lambda each: _figure(each, "train_loss"),
-            "n": lambda each: str(len(each.counted)),
-            "status": lambda each: each.status,
+            metric: lambda setting: _figure(setting, "final"),
+            "best": lambda setting: _figure(setting, "best"),
+            "train loss": lambda setting: _figure(setting, "train_loss"),
+            "n": lambda setting: str(len(setting.counted)),
+            "status": lambda setting: setting.status,
         }),
         _of_settings(group, SPEED, _about_speed(group), {
-            "steps/s": lambda each: _figure(each, "steps_per_second"),
-            "n": lambda each: str(len(each.counted)),
+            "steps/s": lambda setting: _figure(setting, "steps_per_second"),
+            "n": lambda setting: str(len(setting.counted)),
             "step p50": _mean_of("step_seconds_p50", duration),
             "step p95": _mean_of("step_seconds_p95", duration),
             "speed-up": _speed_up,
             "95 % interval": _interval,
             **_beside(group),
             "time": _mean_of("seconds", duration),
-            "shared": lambda each: f"{each.num_sharing} of {len(each.counted)}",
+            "shared": lambda setting: f"{setting.num_sharing} of {len(setting.counted)}",
         }),
         _reduction(group),
         _of_settings(group, TRAFFIC, "", {
@@ -120,7 +120,7 @@ def tables(group: Group) -> list[Table]:
         published_table(group),
         unfinished(group),
     ]  # fmt: skip
-    return [table for table in found if table.lines]
+    return [table for table in columns if table.lines]
 
 
 def unfinished(group: Group) -> Table:
@@ -171,12 +171,12 @@ def _of_settings(
         title=title,
         note=note,
         heading=["reducer", *columns],
-        lines=[[each.label, *(text(each) for text in columns.values())] for each in group.settings],
+        lines=[[setting.label, *(text(setting) for text in columns.values())] for setting in group.settings],
         hints=[
-            "\n".join([each.label, *(row.values["folder"] for row in each.rows[:5])])
-            for each in group.settings
+            "\n".join([setting.label, *(row.values["folder"] for row in setting.rows[:5])])
+            for setting in group.settings
         ],
-        series=[each.label for each in group.settings],
+        series=[setting.label for setting in group.settings],
     )
 
 
@@ -184,7 +184,7 @@ def _about_speed(group: Group) -> str:
     """Name the references of the speed-ups, and the limits of the measurement."""
     text = f"{about_references(references_of(group.settings))} "
     text += "± is one standard deviation over the n runs; p50 and p95 are means over runs."
-    if sum(each.num_sharing for each in group.settings):
+    if sum(setting.num_sharing for setting in group.settings):
         text += " Some runs shared their machine with other runs: their times are not reliable."
     return text
 
@@ -193,16 +193,16 @@ def _figure(setting: Setting, name: str) -> str:
     return _spread(setting.spread(name))
 
 
-def _spread(found: Spread | None) -> str:
+def _spread(spread: Spread | None) -> str:
     """Format mean and standard deviation, and the number of values that are not finite."""
-    if found is None:
+    if spread is None:
         return MISSING
-    if not found.num:
+    if not spread.num:
         return "not finite"
-    text = number(found.mean)
-    if found.sd is not None:
-        text += f" ± {number(found.sd, 2)}"
-    return text + (f", {found.num_not_finite} not finite" if found.num_not_finite else "")
+    text = number(spread.mean)
+    if spread.sd is not None:
+        text += f" ± {number(spread.sd, 2)}"
+    return text + (f", {spread.num_not_finite} not finite" if spread.num_not_finite else "")
 
 
 def _mean_of(name: str, text: Text) -> Callable[[Setting], str]:
@@ -222,13 +222,13 @@ def _beside(group: Group) -> dict[str, Callable[[Setting], str]]:
     """
 
     def over_exact(setting: Setting) -> str:
-        found = setting.speed_up_unoverlapped
-        return MISSING if found is None else times(found.mean)
+        ratio = setting.speed_up_unoverlapped
+        return MISSING if ratio is None else times(ratio.mean)
 
     columns: dict[str, Callable[[Setting], str]] = {}
     if len(references_of(group.settings)) > 1:
         columns["reference"] = _reference
-    if any(each.unoverlapped not in (None, each.reference) for each in group.settings):
+    if any(setting.unoverlapped not in (None, setting.reference) for setting in group.settings):
         columns[f"over {EXACT} (whole)"] = over_exact
     return columns
 
@@ -244,23 +244,25 @@ def _reduction(group: Group) -> Table:
         **{name: _mean_of(value, duration) for name, value in columns.items()},
         "step p50": _mean_of("step_seconds_p50", duration),
     })  # fmt: skip
-    is_recorded = any(each.mean(name) is not None for each in group.settings for name in columns.values())
+    is_recorded = any(
+        setting.mean(name) is not None for setting in group.settings for name in columns.values()
+    )
     return table if is_recorded else replace(table, lines=[])
 
 
 def _interval(setting: Setting) -> str:
-    found = setting.speed_up
-    if found is None:
+    ratio = setting.speed_up
+    if ratio is None:
         return MISSING
-    if found.interval is None:
-        return f"none: {found.how}"
-    low, high = found.interval
-    return f"{times(low)} to {times(high)}, {found.how}"
+    if ratio.interval is None:
+        return f"none: {ratio.how}"
+    low, high = ratio.interval
+    return f"{times(low)} to {times(high)}, {ratio.how}"
 
 
 def _reference(setting: Setting) -> str:
-    found = setting.reference
-    return MISSING if found is None else f"{found.label} (n = {len(found.counted)})"
+    reference = setting.reference
+    return MISSING if reference is None else f"{reference.label} (n = {len(reference.counted)})"
 
 
 def _range(values: list[float], text: Text) -> str:

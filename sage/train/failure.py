@@ -114,12 +114,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _frames(error: BaseException) -> list[tuple[Path, int]]:
-    found: list[tuple[Path, int]] = []
+    frames: list[tuple[Path, int]] = []
     at: TracebackType | None = error.__traceback__
     while at is not None:
-        found.append((Path(at.tb_frame.f_code.co_filename), at.tb_lineno))
+        frames.append((Path(at.tb_frame.f_code.co_filename), at.tb_lineno))
         at = at.tb_next
-    return found
+    return frames
 
 
 def _is_library(path: Path) -> bool:
@@ -143,8 +143,8 @@ def _is_raised_by_a_library(error: BaseException) -> bool:
 
 def _is_own(error: BaseException) -> bool:
     """Whether the innermost frame outside libraries is in SAGE."""
-    own = [path for path, _ in _frames(error) if not _is_library(path)]
-    return bool(own) and own[-1].is_relative_to(PACKAGE)
+    paths = [path for path, _ in _frames(error) if not _is_library(path)]
+    return bool(paths) and paths[-1].is_relative_to(PACKAGE)
 
 
 def _place(error: BaseException) -> str:

@@ -26,14 +26,14 @@ MOST_FILES = 2000
 
 def facts(config: Config, device: torch.device) -> dict[str, str]:
     """Return this rank's settings, versions and source checksums, by name."""
-    found: dict[str, str] = {}
+    facts: dict[str, str] = {}
     for name, value in config.to_dict().items():
         if name in MAY_DIFFER:
             continue
-        for option, one in value.items() if isinstance(value, dict) else [("", value)]:
-            found[f"{name}.{option}" if option else name] = json.dumps(one)
-    found["device"] = device.type
-    return found | software() | parts(config)
+        for option, item in value.items() if isinstance(value, dict) else [("", value)]:
+            facts[f"{name}.{option}" if option else name] = json.dumps(item)
+    facts["device"] = device.type
+    return facts | software() | parts(config)
 
 
 @cache
@@ -58,7 +58,7 @@ def parts(config: Config) -> dict[str, str]:
     ]
     for name in config.reducer.split("+"):
         chosen.append(("reducers", name))
-    found = {}
+    checksums = {}
     for kind, name in chosen:
         module = sys.modules.get(getattr(registry.load(kind, name), "__module__", ""))
         file = getattr(module, "__file__", None)
@@ -70,8 +70,8 @@ def parts(config: Config) -> dict[str, str]:
         if top is not None and getattr(top, "__path__", None) and getattr(top, "__file__", None):
             root = Path(str(top.__file__)).parent
             files = _sources(root)
-        found[f"source of the {registry.KINDS[kind]} {name}"] = checksum(root, files)
-    return found
+        checksums[f"source of the {registry.KINDS[kind]} {name}"] = checksum(root, files)
+    return checksums
 
 
 def checksum(root: Path, files: Iterable[Path]) -> str:

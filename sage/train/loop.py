@@ -66,8 +66,8 @@ class Training(TrainingState):
         last = self.step == self.total_steps
         evaluates = last or self.step % max(1, round(self.config.eval_every * self.steps_per_epoch)) == 0
         epoch_ends = self.step % self.steps_per_epoch == 0
-        every = self.config.checkpoint_every
-        saves = last or (epoch_ends if every is None else self.step % every == 0)
+        period = self.config.checkpoint_every
+        saves = last or (epoch_ends if period is None else self.step % period == 0)
         if evaluates or saves:
             self.settle()
         comparison = None
@@ -87,10 +87,10 @@ class Training(TrainingState):
             self.save()
 
     def _is_compared(self, by_default: bool) -> bool:
-        every = self.config.check_replicas
-        if every == 0 or self.wire.world_size == 1:
+        period = self.config.check_replicas
+        if period == 0 or self.wire.world_size == 1:
             return False
-        return by_default or (every is not None and self.step % every == 0)
+        return by_default or (period is not None and self.step % period == 0)
 
     @cached_property
     def _replicas(self) -> Replicas:

@@ -177,8 +177,8 @@ class Mounted:
     def residual_norm(self) -> float | None:
         """Norm of the residual; None without error feedback."""
         residuals = [flat.feedback.residual_N for flat in self.flats]
-        kept = [residual_N for residual_N in residuals if residual_N is not None]
-        return float(joint_norm(kept)) if kept else None
+        vectors = [residual_N for residual_N in residuals if residual_N is not None]
+        return float(joint_norm(vectors)) if vectors else None
 
     def _weighted(self, values: Sequence[float]) -> float:
         """Mean of one value per flat gradient, weighted by the number of compressed elements."""

@@ -139,10 +139,10 @@ class MountedFsdp(Mounted):
         return Replicas(self.wire, self._sharded.local.items(), shards=self.config.shards)
 
     def norm(self) -> Tensor:
-        own = joint_norm(self.gradient)
+        local = joint_norm(self.gradient)
         if self._within.world_size == 1:
-            return own
-        return self._within.sum(own.square(), kind="control").sqrt()
+            return local
+        return self._within.sum(local.square(), kind="control").sqrt()
 
     def gathered(self, shared: dict[str, Any], trained: Sequence[Tensor]) -> dict[str, Any]:
         return self._sharded.whole(shared, trained)

@@ -98,18 +98,18 @@ def _check_ranks(config: Config) -> None:
 
 def available_bytes() -> int | None:
     """Return the available memory: the minimum of MemAvailable and the rest of the cgroup limit."""
-    found = []
+    limits = []
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
+                limits.append(int(line.split()[1]) * 1024)
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
         if limit.isdigit():
             used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-            found.append(max(0, int(limit) - used))
+            limits.append(max(0, int(limit) - used))
     except (OSError, ValueError):
         pass  # not Linux, or no such control group
-    return min(found, default=None)
+    return min(limits, default=None)
 
 
 def _check_model(config: Config) -> None:

@@ -65,15 +65,15 @@ def _trained(training: TrainingState) -> list[Tensor]:
 
 def from_own(training: TrainingState) -> bool:
     """Resume from the newest valid checkpoint of this run; return False if there is none."""
-    found = _newest(training, training.checkpoints)
-    if found is None:
+    newest = _newest(training, training.checkpoints)
+    if newest is None:
         return False
-    shared, mine = checkpoint.load(found.path, training.wire.rank)
+    shared, mine = checkpoint.load(newest.path, training.wire.rank)
     remedy = "remove it to resume from the one before, or use --fresh"
-    with _fitting(f"checkpoint {found.path} does not fit this run ({remedy})"):
+    with _fitting(f"checkpoint {newest.path} does not fit this run ({remedy})"):
         _restore_shared(training, shared)
         _restore_own(training, mine)
-        _check_progress(training, found.step, shared, mine["tally"])
+        _check_progress(training, newest.step, shared, mine["tally"])
         training.step, training.seconds = shared["step"], shared["seconds"]
         training.task.load_state_dict(mine["task"])
         training.metrics.load_state_dict(mine["tally"])
@@ -95,15 +95,15 @@ def from_another(training: TrainingState) -> str:
         return ""
     wire = training.wire
     before = _read_config(folder, training.config)
-    found = _newest(training, folder / "checkpoints")
-    if found is None:
+    newest = _newest(training, folder / "checkpoints")
+    if newest is None:
         raise ValueError(f"continue_from is {folder}, which has no complete checkpoint")
-    path, ranks = found.path, found.world_size
+    path, ranks = newest.path, newest.world_size
     shared, nearest = checkpoint.load(path, wire.rank % ranks)
     # Each rank of the checkpoint is assigned to exactly one rank of this run.
     theirs = [checkpoint.load_own(path, rank) for rank in range(wire.rank, ranks, wire.world_size)]
     with _fitting(f"continue_from is {folder}, whose state does not fit the options or the data of this run"):
-        feedback = _shared_out(nearest["feedback"], [own["feedback"] for own in theirs])
+        feedback = _shared_out(nearest["feedback"], [state["feedback"] for state in theirs])
         _restore_shared(training, shared)
         _restore_own(training, {**nearest, "feedback": feedback})
     per_epoch, _ = count_steps(before, training.data)
@@ -121,8 +121,8 @@ def from_another(training: TrainingState) -> str:
 
 def _newest(training: TrainingState, folder: Path) -> checkpoint.Found | None:
     """Find the newest valid checkpoint on rank 0 and broadcast it."""
-    found = checkpoint.newest(folder) if training.wire.rank == 0 else None
-    text = f"{found.step} {found.world_size} {found.path.name}" if found else ""
+    newest = checkpoint.newest(folder) if training.wire.rank == 0 else None
+    text = f"{newest.step} {newest.world_size} {newest.path.name}" if newest else ""
     if not (text := training.wire.texts(text)[0]):
         return None
     step, world_size, name = text.split(" ", 2)
@@ -189,8 +189,8 @@ def _restore_shared(training: TrainingState, shared: State) -> None:
     training.optimizer.load_state_dict(shared["optimizer"])
     for before, after in zip(options, training.optimizer.param_groups, strict=True):
         _check_options(before, after)
-    for parameter, own in training.optimizer.state.items():
-        for name, value in own.items():
+    for parameter, state in training.optimizer.state.items():
+        for name, value in state.items():
             if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
                 raise ValueError(
                     f"the optimiser's {name} has shape {[*value.shape]}, not {[*parameter.shape]}"
@@ -245,15 +245,15 @@ def _check(fault: str) -> None:
         raise ValueError(fault)
 
 
-def _check_shapes(what: str, found: Any, wanted: Mapping[str, Tensor], *, some: bool = False) -> None:
+def _check_shapes(what: str, tensors: Any, wanted: Mapping[str, Tensor], *, some: bool = False) -> None:
     """Refuse tensors with other names or shapes, which `copy_` would silently broadcast.
 
     With `some`, an empty dictionary is allowed.
     """
-    if some and found == {}:
+    if some and tensors == {}:
         return
-    if not isinstance(found, Mapping) or found.keys() != wanted.keys():
+    if not isinstance(tensors, Mapping) or tensors.keys() != wanted.keys():
         raise ValueError(f"{what}: the names differ from the model's")
     for name, tensor in wanted.items():
-        if not isinstance(found[name], Tensor) or found[name].shape != tensor.shape:
+        if not isinstance(tensors[name], Tensor) or tensors[name].shape != tensor.shape:
             raise ValueError(f"{what}: {name} is not a tensor of shape {[*tensor.shape]}")

@@ -288,10 +288,10 @@ def device_of(config: Config, local_rank: int) -> torch.device:
 
 def _is_finished(config: Config) -> bool:
     """Whether the run is finished; prints its final metrics if so. Always False with `--fresh`."""
-    found = None if config.fresh else run_folder.result(config.folder)
-    if found is None:
+    result = None if config.fresh else run_folder.result(config.folder)
+    if result is None:
         return False
-    figures = "  ".join(f"{name} {value:.4g}" for name, value in found["final"].items() if value is not None)
+    figures = "  ".join(f"{name} {value:.4g}" for name, value in result["final"].items() if value is not None)
     text = f"already finished ({figures}): {config.folder}; use --fresh to run it again"
     print(printable(text), file=sys.stderr)
     return True

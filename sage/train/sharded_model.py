@@ -91,12 +91,12 @@ class ShardedModel:
 
     def take_unreduced(self) -> list[Tensor]:
         """Return the gradients of backward passes that were not reduced, and forget them."""
-        found = []
+        gradients = []
         for _, group in self.units:
             for p in group.fsdp_params:
-                found += [p.unsharded_param.grad] if p.unsharded_param.grad is not None else []
+                gradients += [p.unsharded_param.grad] if p.unsharded_param.grad is not None else []
                 p.unsharded_param.grad = None
-        return found
+        return gradients
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -127,12 +127,12 @@ class ShardedModel:
         sharded = {name: x for name, x in self._model.state_dict().items() if isinstance(x, DTensor)}
 
         def divided(name: str, x: Any) -> Any:
-            own = sharded.get(name)
-            if own is None or not isinstance(x, Tensor) or x.shape != own.shape:
+            part = sharded.get(name)
+            if part is None or not isinstance(x, Tensor) or x.shape != part.shape:
                 return x
-            rows = self._split(x.to(own.device)).view_as(_local(own))
+            rows = self._split(x.to(part.device)).view_as(_local(part))
             return DTensor.from_local(
-                rows, self._mesh, [Shard(0)], run_check=False, shape=own.shape, stride=own.stride()
+                rows, self._mesh, [Shard(0)], run_check=False, shape=part.shape, stride=part.stride()
             )
 
         def of_optimizer(x: Any, shape: torch.Size) -> Any:
@@ -151,8 +151,8 @@ class ShardedModel:
         means = {name: of_model(name, x) for name, x in average["means"].items()}
         shapes = [self._shapes[id(p)] for p in trained]
         state = {
-            index: {name: of_optimizer(x, shapes[index]) for name, x in own.items()}
-            for index, own in optimizer["state"].items()
+            index: {name: of_optimizer(x, shapes[index]) for name, x in state.items()}
+            for index, state in optimizer["state"].items()
         }
         return {
             **shared,
@@ -161,13 +161,13 @@ class ShardedModel:
             "optimizer": {**optimizer, "state": state},
         }
 
-    def _joined(self, own: Tensor, shape: torch.Size) -> Tensor:
+    def _joined(self, part: Tensor, shape: torch.Size) -> Tensor:
         num = self._within.world_size
         if num == 1:
-            return own
-        padded = own.new_zeros(math.ceil(shape[0] / num), *shape[1:])
-        if own.numel():
-            padded[: own.shape[0]] = own
+            return part
+        padded = part.new_zeros(math.ceil(shape[0] / num), *shape[1:])
+        if part.numel():
+            padded[: part.shape[0]] = part
         (rows_SR,) = self._within.gather(state=padded)
         return rows_SR.flatten(0, 1)[: shape[0]].clone()
 
@@ -183,22 +183,22 @@ def units(model: nn.Module, unit_bytes: float) -> list[nn.Module]:
     own forward pass.
     """
     uses = Counter(p for _, p in model.named_parameters(remove_duplicate=False))
-    found: list[nn.Module] = []
+    inner: list[nn.Module] = []
 
     def visit(module: nn.Module) -> int:
         """Number of bytes of a module's parameters that are in no unit yet."""
         rest = sum(visit(child) for child in module.children())
         rest += sum(p.nbytes for p in module.parameters(recurse=False))
-        own = Counter(p for _, p in module.named_parameters(remove_duplicate=False))
-        is_closed = all(uses[p] == count for p, count in own.items())
+        inside = Counter(p for _, p in module.named_parameters(remove_duplicate=False))
+        is_closed = all(uses[p] == count for p, count in inside.items())
         has_forward = not isinstance(module, nn.ModuleList | nn.ModuleDict)
         if module is model or rest < unit_bytes or not is_closed or not has_forward:
             return rest
-        found.append(module)
+        inner.append(module)
         return 0
 
     visit(model)
-    return found
+    return inner
 
 
 def num_reduced(model: nn.Module, unit_bytes: float) -> int:
@@ -206,9 +206,9 @@ def num_reduced(model: nn.Module, unit_bytes: float) -> int:
     seen: set[nn.Parameter] = set()
     count = 0
     for module in [*units(model, unit_bytes), model]:
-        own = {p for p in module.parameters() if p.requires_grad} - seen
-        count += bool(own)
-        seen |= own
+        parameters = {p for p in module.parameters() if p.requires_grad} - seen
+        count += bool(parameters)
+        seen |= parameters
     return count
 
 

@@ -80,14 +80,16 @@ class Squares:
             return loss
 
         share = 1 / (divisor * len(batch[0]))
-        own = {name: p for name, p in self._one.named_parameters() if id(p) in self._spans}
-        values = {name: p.detach() for name, p in own.items()}
-        each = vmap(grad_and_value(loss_of), in_dims=(None, *(0 for _ in batch)), randomness="different")
+        trained = {name: p for name, p in self._one.named_parameters() if id(p) in self._spans}
+        values = {name: p.detach() for name, p in trained.items()}
+        per_sample = vmap(
+            grad_and_value(loss_of), in_dims=(None, *(0 for _ in batch)), randomness="different"
+        )
         loss = self._square_N.new_zeros(())
         for some in zip(*(x.split(AT_ONCE) for x in batch), strict=True):
             with phase("backward"):
-                grads, loss_Z = each(values, *some)
-            for name, parameter in own.items():
+                grads, loss_Z = per_sample(values, *some)
+            for name, parameter in trained.items():
                 span, share_Z = self._spans[id(parameter)], grads[name].flatten(1) * share
                 self._mount.grad_N[span.start : span.stop] += share_Z.sum(0)
                 self._square_N[span.start : span.stop] += share_Z.square().sum(0)

@@ -68,8 +68,8 @@ def take(training: TrainingState, batches: list[Batch]) -> None:
         fields["phases"] = {**training.phases.take(), **mount.take_phases()}
     settle(training)
     # Asynchronous all-reduce of loss and stop flag; it overlaps with the next step, so no rank waits.
-    own = torch.tensor([float(gradient.loss), float(training.stop.signal is not None)], dtype=torch.float64)
-    training.pending = wire.begin_sum(own), fields
+    sums = torch.tensor([float(gradient.loss), float(training.stop.signal is not None)], dtype=torch.float64)
+    training.pending = wire.begin_sum(sums), fields
     ledger = wire.ledger.since(before)
     fields |= {
         "bytes": dict(ledger.payload),
