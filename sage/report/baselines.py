@@ -1,7 +1,7 @@
 """The baselines of a group's settings: the dense reference, and exact without overlap.
 
 The reference is bf16 or exact under DistributedDataParallel (`mount = "ddp"`), whose communication overlaps
-with backward. Only if no such run did the same work, it is one that communicates after backward.
+with backward. Only if no such run did the same work, it is one under another mount.
 """
 
 from collections import defaultdict
@@ -10,7 +10,7 @@ from typing import Any
 
 from sage.comm.ledger import ring_all_reduce
 from sage.config import REFERENCES, is_overlapped
-from sage.report.reference import rank
+from sage.report.reference import mount_of, rank
 from sage.report.runs import EXACT, Run
 from sage.report.settings import Row, Setting
 
@@ -30,7 +30,7 @@ SAME_WORK = (
 OWN = ("reducer", "seed", "memory", "memory_beta", "memory_gamma", "memory_lr_ratio", "min_compress")
 """Settings that may differ between a run and its baseline."""
 
-ANY_MOUNT = (*OWN, "mount", "bucket_mb")
+ANY_MOUNT = (*OWN, "mount", "bucket_mb", "shards")
 """Settings that may differ between a run and its reference, which overlaps even if the run does not."""
 
 Index = dict[Any, Setting]
@@ -46,7 +46,7 @@ def folded(rows: Sequence[Row]) -> list[Setting]:
     settings = [Setting(label=label, rows=those) for label, those in members.items()]
     overlapped = _index(settings, lambda member: _is_dense(member) and is_overlapped(_config(member)))
     others = _index(settings, lambda member: _is_dense(member) and not is_overlapped(_config(member)))
-    plain = _index(settings, lambda member: _is_exact(member) and not is_overlapped(_config(member)))
+    plain = _index(settings, lambda member: _is_exact(member) and mount_of(_config(member)) == "whole")
     for setting in settings:
         setting.reference = _closest(setting, overlapped) or _closest(setting, others)
         setting.unoverlapped = _closest(setting, plain)
@@ -56,16 +56,17 @@ def folded(rows: Sequence[Row]) -> list[Setting]:
 def compare(settings: Sequence[Setting], rows: Sequence[Row]) -> None:
     """Set the ratios to the reference and to exact in the rows.
 
-    The compression is relative to exact, whichever way it is mounted: the mount does not change its bytes.
+    The compression is relative to exact, whichever way it is mounted: the mount does not change its bytes,
+    except for FSDP2's own collectives of shards.
     """
-    exacts = _index(settings, _is_exact)
+    exacts = _index(settings, _is_unsharded_exact)
     # An unfinished run does not record its number of parameters; a finished run of the same model does.
     sizes = {_model(row.run): count for row in rows if (count := row.run.figures.parameters)}
     for setting in settings:
         reference, plain = setting.reference, setting.unoverlapped
         speed = None if reference is None else reference.mean("steps_per_second")
         slower = None if plain is None else plain.mean("steps_per_second")
-        exact = setting if _is_exact(setting) else _closest(setting, exacts)
+        exact = setting if _is_unsharded_exact(setting) else _closest(setting, exacts)
         measured = None if exact is None else exact.mean("wire_bytes_per_step")
         for row in setting.rows:
             values = row.values
@@ -86,6 +87,10 @@ def _is_dense(setting: Setting) -> bool:
 
 def _is_exact(setting: Setting) -> bool:
     return bool(_config(setting)["reducer"] == EXACT)
+
+
+def _is_unsharded_exact(setting: Setting) -> bool:
+    return _is_exact(setting) and _config(setting).get("shards", 1) == 1
 
 
 def _index(settings: Iterable[Setting], is_member: Callable[[Setting], bool]) -> Index:

@@ -6,8 +6,9 @@ reaches the target first, so that the reference is never handicapped.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from sage.config import DENSE, REFERENCES, Config, is_overlapped
 from sage.report.settings import Setting
@@ -48,12 +49,23 @@ def about_references(references: Sequence[Setting]) -> str:
         )
         if all(map(_has_one_bucket, overlapped)):
             texts.append("The whole gradient fits into one bucket, so that little overlaps.")
-    if others:
+    sharded = [each for each in others if mount_of(each.rows[0].run.config) == "fsdp"]
+    if sharded:
+        texts.append(
+            f"Reference: {_named(sharded)}, which FSDP2 shards (mount fsdp). Add runs of bf16 with mount = "
+            '"ddp", the reference of other reports.'
+        )
+    if others := [each for each in others if each not in sharded]:
         texts.append(
             f"Reference: {_named(others)}, which is un-overlapped: it communicates after backward, and is "
             'slower than DistributedDataParallel. Add runs of bf16 with mount = "ddp".'
         )
     return " ".join(texts)
+
+
+def mount_of(config: Mapping[str, Any]) -> str:
+    """Return the mount of a configuration; older ones do not have it."""
+    return str(config.get("mount", "whole"))
 
 
 def rank(setting: Setting) -> tuple[float, int, str]:

@@ -164,6 +164,34 @@ def test_without_runs_that_overlap_the_head_of_the_speeds_names_the_reference_as
     assert table(the_group(tmp_path), "Speed")["topk"]["over exact (whole)"] == "2.5×"
 
 
+def test_runs_under_fsdp_are_not_those_of_exact_under_whole(tmp_path: Path) -> None:
+    def under_fsdp(reducer: str, seconds: float, shards: int, **options: Any) -> None:
+        folder = pretend(tmp_path, reducer, seed=shards, seconds=seconds, **options)
+        change(folder, "config.json", mount="fsdp", shards=shards, seed=0)
+
+    under_fsdp("exact", 0.05, shards=2)
+    under_fsdp("topk", 0.1, shards=1, density=0.01)
+    group = the_group(tmp_path)
+    assert about(group, "Speed").startswith("Reference: exact (n = 1), which FSDP2 shards")
+    line = table(group, "Speed")["topk"]
+    assert line["speed-up"] == "0.5×"
+    assert "over exact (whole)" not in line
+    pretend(tmp_path, "exact", seconds=0.2)
+    assert table(the_group(tmp_path), "Speed")["topk mount=fsdp"]["over exact (whole)"] == "2×"
+
+
+def test_the_compression_is_not_relative_to_exact_with_shards(tmp_path: Path) -> None:
+    exact = pretend(tmp_path, "exact")
+    pretend(tmp_path, "topk", density=0.01, miss=1.0)
+    for folder in tmp_path.iterdir():
+        change(folder, "config.json", mount="fsdp", shards=2)
+    # Whole gradients of 4 MB make 6 MB each way; FSDP2's own collectives are counted with them.
+    change(exact, "result.json", wire_sent_per_step=18_000_000, wire_received_per_step=18_000_000)
+    by_reducer = {each.label.split()[0]: each for each in the_group(tmp_path).settings}
+    assert by_reducer["topk"].mean("compression") == pytest.approx(6_000_000 / 240_000)
+    assert by_reducer["exact"].mean("compression") == pytest.approx(1 / 3)
+
+
 def test_the_exposed_communication_of_a_step_is_the_median_of_its_records(tmp_path: Path) -> None:
     folder = pretend(tmp_path, "topk", density=0.01)
     assert "Reduction of a step" not in {each.title for each in tables(the_group(tmp_path))}

@@ -86,13 +86,13 @@ def _pays(verdict: Verdict) -> str:
 def _nothing(verdict: Verdict) -> list[str]:
     """Name the reference, the best of the others, and what would have to change."""
     others = [setup for setup in verdict.measured if not setup.is_dense]
-    lines = []
-    if others:
-        best = max(others, key=lambda setup: setup.speedup)
-        lines.append(
-            f"This is the reference. The fastest compressing set-up, {best.name}, is {_faster(best)}: 95 % "
-            f"interval over {best.rounds} rounds of {_count(best.steps, 'step')}."
-        )
+    if not others:
+        return ["This is the reference. No compressing set-up could be measured."]
+    best = max(others, key=lambda setup: setup.speedup)
+    lines = [
+        f"This is the reference. The fastest compressing set-up, {best.name}, is {_faster(best)}: 95 % "
+        f"interval over {best.rounds} rounds of {_count(best.steps, 'step')}."
+    ]
     if verdict.pays_below == math.inf:
         lines.append(
             f"By the prediction, {verdict.pays_with} pays on this model at every bandwidth; the measurement "

@@ -89,6 +89,12 @@ def test_where_nothing_pays_the_text_names_the_bandwidth_at_which_that_changes()
     assert "at any bandwidth" in str(verdict(slow, [("--reducer topk --mount ddp", ())]))
 
 
+def test_if_every_compressing_set_up_has_failed_the_text_says_so() -> None:
+    text = str(verdict(DENSE))
+    assert "No compressing set-up could be measured." in text
+    assert "prediction" not in text
+
+
 @given(st.floats(0.2, 5.0), st.integers(0, 1000))
 def test_times_in_another_unit_give_the_same_verdict(factor: float, seed: int) -> None:
     named = [*DENSE, (setup("topk"), trial(0.078, spread=0.1, seed=seed))]
