@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from sage import registry, storage
-from sage.config import Config, Count, annotations, workloads
+from sage.config import Config, Count, annotations, check_ranks, workloads
 from sage.jobs import target_file
 from sage.jobs.expansion import OPTIONS, PARTS, Table, check_size, expand, listed, merged
 from sage.jobs.pilot import Pilot, check, pilot_runs, tuned
@@ -123,6 +123,8 @@ def read(
             found = workloads()[known("workload", workload, workloads())] if named else Path(workload)
             files.add(found.resolve())
         for config in expand(layer, own.get("runs", Sweep.runs), from_source):
+            if config.mount == "fsdp":
+                check_ranks(config.shards, config.world_size)
             configs.setdefault(config.folder.name, config)
             reducers.add(config.reducer)
     for reducer in {name for layer in (table, *grids) for name in layer.get("reducers", {})} - reducers:
@@ -158,7 +160,13 @@ def read(
 
 def labels(sweep: Sweep) -> dict[str, str]:
     """For each run, by name, the settings that vary within the sweep."""
-    settings = {config.folder.name: dict(_flat(config.to_dict())) for config in sweep.configs}
+    given = {config.folder.name: (config, config.to_dict()) for config in sweep.configs}
+    names = dict.fromkeys(name for _, of_run in given.values() for name in of_run)
+    settings = {
+        # `to_dict` omits some settings at their default, which other runs may have at another value.
+        run: dict(_flat({name: getattr(config, name) for name in names} | of_run))
+        for run, (config, of_run) in given.items()
+    }
     values: dict[str, set[str]] = {}
     for of_run in settings.values():
         for name, value in of_run.items():

@@ -14,3 +14,4 @@ from .run_config import Count as Count
 from .run_config import Option as Option
 from .run_config import Options as Options
 from .run_config import annotations as annotations
+from .shards import check_ranks as check_ranks

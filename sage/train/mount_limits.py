@@ -44,20 +44,6 @@ def check_buckets(config: Config, reducer: Reducer, num_buckets: int, num_bytes:
     raise ValueError(f"{what}, but --mount {config.mount} reduces {num_buckets} buckets one by one: {remedy}")
 
 
-def check_ranks(shards: int, world_size: int) -> None:
-    """Refuse a number of shards that does not divide the number of ranks.
-
-    Raises:
-        ValueError: The shards do not divide the ranks.
-    """
-    if world_size % shards:
-        allowed = ", ".join(str(count) for count in range(1, world_size + 1) if world_size % count == 0)
-        raise ValueError(
-            f"shards is {shards}, but {world_size} ranks cannot be divided into replicas of {shards} ranks: "
-            f"allowed are {allowed}"
-        )
-
-
 def check_shards(config: Config, reducer: Reducer, num_units: int, num_bytes: int) -> None:
     """Refuse options and reducers that need the whole gradient, if FSDP2 divides it into units or shards.
 

@@ -23,12 +23,13 @@ from sage.comm.process import ProcessWire
 from sage.comm.replicas import Replicas
 from sage.comm.subgroup import SubgroupWire, subgroups
 from sage.comm.wire import Wire
+from sage.config import check_ranks
 from sage.data.dataset import Batch, moved
 from sage.mount.parameters import check_dense, only_kind, trainable
 from sage.mount.reduction_seconds import fields_of_sum
 from sage.train.backward import LossModule, Pass
 from sage.train.fsdp_bucket import FsdpBucket
-from sage.train.mount_limits import check_ranks, check_reducer, check_shards
+from sage.train.mount_limits import check_reducer, check_shards
 from sage.train.mounted import Mounted, Parts, StepGradient
 from sage.train.optim import joint_norm
 from sage.train.sharded_model import MIB, ShardedModel, num_reduced

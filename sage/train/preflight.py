@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 
 from .. import registry
-from ..config import Config
+from ..config import Config, check_ranks
 from ..registry.signature import facts_for
-from .mount_limits import check_ranks
 
 RANK_BYTES = 100 * 2**20
 """Memory per rank as a process, in addition to the pages of torch that all processes share."""

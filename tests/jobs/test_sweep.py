@@ -68,6 +68,25 @@ def test_mounts_and_bucket_sizes_are_runs_of_their_own(sweep: Any) -> None:
     assert len(set(wanted)) == 4
 
 
+def test_numbers_of_shards_are_runs_of_their_own_under_fsdp_alone(sweep: Any) -> None:
+    found = sweep(
+        'workload = "digits-ff"\nreducer = "exact"\nworld_size = 4\n'
+        'mount = ["whole", "fsdp"]\nshards = [1, 2, 4]'
+    )
+    wanted = [alone(reducer="exact", world_size=4)]
+    wanted += [alone(reducer="exact", world_size=4, mount="fsdp", shards=shards) for shards in (1, 2, 4)]
+    assert folders(found.configs) == wanted
+    assert len(set(wanted)) == 4
+    assert list(labels(found).values()) == [
+        "mount whole, shards 1", "mount fsdp, shards 1", "mount fsdp, shards 2", "mount fsdp, shards 4",
+    ]  # fmt: skip
+
+
+def test_shards_that_do_not_divide_the_ranks_of_a_run_are_refused_before_it_is_submitted(sweep: Any) -> None:
+    with pytest.raises(ValueError, match="shards is 2, but 3 ranks cannot be divided into replicas of 2"):
+        sweep('workload = "digits-ff"\nworld_size = [2, 3]\nmount = "fsdp"\nshards = 2')
+
+
 def test_a_reducers_options_expand_only_its_own_runs(sweep: Any) -> None:
     found = sweep(
         'workload = "digits-ff"\nreducer = ["exact", "topk", "gtopk"]\n'
