@@ -74,7 +74,7 @@ class ByThreshold(Sparsifier):
             0.0 if k == n else estimate if estimate is not None and 0 < estimate < math.inf else None
             for n, k, estimate in zip(signal.sizes, counts, estimates, strict=True)
         ]
-        # Where λ exceeds all, the largest is taken in the same pass.
+        # If λ exceeds all elements of a group, the largest is taken in the same pass.
         most = signal.most or [math.inf] * len(counts)
         limits = [
             math.inf if threshold is None else min(threshold, top)
@@ -95,7 +95,7 @@ class ByThreshold(Sparsifier):
     def _corrected(
         self, signal: Signal, group: int, k: int, threshold: float | None, own_K: Tensor, at_K: Tensor
     ) -> tuple[Tensor, Tensor, float]:
-        """What a group sends, given what reached its threshold; and the smallest magnitude of it."""
+        """The elements a group sends, of those that reach its threshold, and their smallest magnitude."""
         num = at_K.numel()
         if threshold is not None and signal.most and not reaches(signal.most[group], threshold, signal.dtype):
             signal.put_back(own_K[1:], at_K[1:])  # if several are equal, the first is sent

@@ -1,4 +1,4 @@
-"""The signal of one step, by group: its statistics, and what is taken out of it, in few passes."""
+"""The signal of one step, by group: its statistics, and the elements taken out of it, in few passes."""
 # N = elements of the flat vector, K = elements taken, S = sampled elements
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ class Signal:
     def __init__(self, grad_N: Tensor, residual_N: Tensor | None, layout: Layout) -> None:
         self._grad_N, self._residual_N = grad_N, residual_N
         self.keeps = residual_N is not None
-        """Whether what is taken is removed from the signal."""
+        """Whether elements that are taken are removed from the signal."""
         self.groups = layout.groups
         self.sizes = [stop - start for start, stop in layout.groups]
         """Number of elements of each group."""
@@ -67,7 +67,7 @@ class Signal:
         return ops.sample(grad_N, residual_N, every=(stop - start) // num)
 
     def take_above(self, thresholds: Sequence[float]) -> tuple[list[Tensor], list[Tensor]]:
-        """Values and indices (int32, ascending) of what reaches each group's threshold; accumulates."""
+        """Values and indices (int32, ascending) of elements at or above their group's λ; accumulates."""
         own_K, at_K, counts = ops.take_above_each(*self._unread(), self.bounds, thresholds, keep=self.keeps)
         return list(own_K.split(counts)), list(at_K.split(counts))
 
@@ -80,7 +80,7 @@ class Signal:
         return own_K, at_K + self.groups[group][0]
 
     def put_back(self, own_K: Tensor, at_K: Tensor) -> None:
-        """Return to the signal what was taken from it."""
+        """Return elements that were taken to the signal."""
         if self.keeps and at_K.numel() > 0:
             self.now_N[at_K] = own_K
 
@@ -91,7 +91,7 @@ class Signal:
         return ops.rounded(self.now_N, own_K, at_K, dtype=dtype, keep=self.keeps), at_K
 
     def _unread(self) -> tuple[Tensor, Tensor | None]:
-        """Gradient and residual, before a pass that accumulates; what is accumulated has no residual."""
+        """Gradient and residual, before a pass that accumulates; after it there is no residual."""
         grad_N, residual_N = self._grad_N, self._residual_N
         if residual_N is not None:
             self._grad_N, self._residual_N = residual_N, None

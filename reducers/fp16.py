@@ -26,7 +26,7 @@ class Fp16(Reducer):
     precision = 2.0**-9
     spares_small = False
 
-    _share_N: Tensor | None = None  # memory for the cast, used again in every step
+    _share_N: Tensor | None = None  # memory for the cast, reused in every step
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         with phase("select"):

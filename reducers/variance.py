@@ -141,7 +141,7 @@ class Variance(Sparsifier):
         with phase("select"):
             parts = self._compress(grad_N, residual_N)
         rows = wire.gather_streams(**parts)
-        parts.clear()  # its memory is used again
+        parts.clear()  # its memory is reused
         with phase("scatter"):
             counts = [len(word) for word, _ in rows]
             at_M = rows[0][0].new_empty(sum(counts))
@@ -155,7 +155,7 @@ class Variance(Sparsifier):
         return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())), at_M)
 
     def _compress(self, grad_N: Tensor, residual_N: Tensor | None) -> dict[str, Tensor]:
-        """The parts to send, of the signal; in the residual and the variance, clears what they represent."""
+        """The parts of the signal to send; clears the elements sent in the residual and the variance."""
         signal_N = ops.accumulate(grad_N, residual_N)
         exponent_L = exponents(signal_N, [span.numel for span in self.layout.spans])
         words = [exponent_L[:0].int()]

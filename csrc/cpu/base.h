@@ -37,7 +37,7 @@ inline uint32_t limit_of(float threshold) { return threshold > 0 ? magnitude(thr
 enum class Isa { scalar, avx2, avx512 };
 
 #if SAGE_X86
-// Whether there are conversions of fp16, which not every compiler's __builtin_cpu_supports knows of.
+// Whether the processor converts fp16; not every compiler's __builtin_cpu_supports can report this.
 inline bool has_f16c() {
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);

@@ -232,7 +232,7 @@ inline void take_near(Isa isa, const Team& team, const Near& near, const std::ve
   std::vector<int64_t> bins;
   for (int64_t part = 0; part <= parts; ++part) bins.push_back(bin_from(layers, part == parts ? n : n / parts * part));
   if (parts == 1) {
-    // What the first bins give says how much room the rest needs, so that the list rarely has to be moved.
+    // The first bins predict the memory that the rest needs, so that the list is rarely reallocated.
     const int64_t few = std::min(bin_from(layers, std::min<int64_t>(n, 65536)), bins.back());
     const double seen = static_cast<double>(few < bins.back() ? begin_of(layers, few) : n);
     take_near(isa, near, layers, 0, few, largest, counts, list);

@@ -1,4 +1,4 @@
-// Casts between float32 and the two formats of 16 bits, fused with what a dense reduction does beside them.
+// Casts between float32 and the two formats of 16 bits, fused with the rest of a dense reduction.
 #pragma once
 
 #include "groups.h"

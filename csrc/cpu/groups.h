@@ -20,7 +20,7 @@ class Cursor {
     return group_;
   }
 
-  // Whether [i, i + num) lies in the group of i, where the cursor is.
+  // Whether [i, i + num) is within the group of i, at which the cursor is.
   bool is_whole(int64_t i, int64_t num = 16) const { return i + num <= bounds_[group_ + 1]; }
 
  private:

@@ -11,7 +11,7 @@ std::tuple<Tensor, Tensor> top_(Tensor signal, std::optional<Tensor> grad, std::
   check_signal(signal, grad);
   const int64_t k = check_groups(bounds, counts, signal.numel());
   TensorList list(signal);
-  if (counts.size() > 1) list.reserve(k);  // one group sees for itself how much it needs
+  if (counts.size() > 1) list.reserve(k);  // a single group grows the list as needed
   const Team team = torch_team();
   for (size_t group = 0; group < counts.size(); ++group) {
     const int64_t begin = bounds[group];

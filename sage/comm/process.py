@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 MAX_TIMEOUT = 2e6
-"""In seconds; gloo stores timeouts as milliseconds in 32 bits."""
+"""Maximum timeout in seconds; gloo stores timeouts as milliseconds in 32 bits."""
 NO_FACTS: Facts = {}
 
 

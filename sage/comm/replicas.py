@@ -22,9 +22,9 @@ class Replicas:
     """Tensors that should be bitwise identical on all ranks.
 
     Each rank computes one CRC-32 of all its tensors. An asynchronous sum of W integers, of which each rank
-    sets its own, brings the checksums of all ranks to each rank. Work between `begin` and `finish` hides the
-    wait for the other ranks. If the checksums differ, the ranks also gather a CRC-32 of each of the P
-    tensors, to find the first that differs.
+    sets its own, brings the checksums of all ranks to each rank. The wait for the other ranks overlaps with
+    the work between `begin` and `finish`. If the checksums differ, the ranks also gather a CRC-32 of each of
+    the P tensors, to find the first that differs.
 
     Args:
         wire: The communicator of the ranks that hold the copies.

@@ -1,4 +1,4 @@
-"""Memory that is used again in every step: new memory costs a page fault for every 4 KiB."""
+"""Memory that is reused in every step: new memory costs a page fault for every 4 KiB."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 class Scratch:
     """Buffers by name, each of which grows to the largest requested size.
 
-    On a GPU every tensor is new, since PyTorch's allocator keeps memory itself, and by stream.
+    On a GPU every tensor is new, since PyTorch's allocator reuses memory itself, by stream.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class Scratch:
         """A tensor of this shape with any contents; its memory is that of the last one of this name.
 
         Args:
-            name: What the memory is for.
+            name: Name of the buffer.
             shape: Shape of the tensor.
             like: A tensor of its dtype and device.
         """

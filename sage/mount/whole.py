@@ -184,6 +184,6 @@ def _copy_from_first(x: Tensor, wire: Wire) -> None:
     if x.numel() == 0:
         return
     whole = x.detach().resolve_conj().resolve_neg().contiguous()
-    wire.broadcast(pack([whole]), kind="state")  # its bytes; a backend need not know the dtype
+    wire.broadcast(pack([whole]), kind="state")  # as bytes, since a backend may not support the dtype
     if whole.data_ptr() != x.data_ptr():
         x.copy_(whole)

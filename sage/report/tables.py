@@ -43,7 +43,7 @@ NOTES = (
     "runs. If any run of a setting is finished, only finished runs count. report.csv lists every run.",
     "Speed-up is the ratio of steps/s to the reference: the fastest bf16 or exact runs with mount ddp that "
     "have the same model, data and batch size, or without mount ddp if there are none; above 1× is faster. "
-    f"The speed-up over {EXACT} with mount whole, which does not overlap, is listed beside it. The interval "
+    f"The speed-up over {EXACT} with mount whole, which does not overlap, is listed next to it. The interval "
     "of a speed-up is Student's t, 95 %: over pairs with the same seed, else over two samples. With "
     "fewer than two runs on a side there is no interval, and the ratio may be due to chance.",
     f"Compression is the wire bytes of {EXACT} divided by those of the setting. Without {EXACT} runs, a ring "
@@ -216,9 +216,9 @@ def _speed_up(setting: Setting) -> str:
 
 
 def _beside(group: Group) -> dict[str, Callable[[Setting], str]]:
-    """The columns beside a speed-up: its reference, if there are several, and that over exact under `whole`.
+    """The columns next to a speed-up: its reference, if there are several, and that over exact under `whole`.
 
-    The latter is left out if this is the reference of all settings.
+    The latter is omitted if this is the reference of all settings.
     """
 
     def over_exact(setting: Setting) -> str:
