@@ -10,7 +10,7 @@ import torch
 from fuzz import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import special, stats
+from scipy import special
 from torch import Tensor
 
 from sage.comm.wire import Wire
@@ -35,12 +35,16 @@ def count(reducer: SIDCo, signal_N: Tensor) -> int:
 
 
 def test_the_exponential_tail_needs_only_the_mean() -> None:
+    from scipy import stats  # takes a second, which every worker would spend at collection
+
     assert tail(2.0, 8.0, 0.01, pareto=False) == pytest.approx(stats.expon.isf(0.01, scale=2.0))
 
 
 @pytest.mark.parametrize("shape", [-0.4, -0.1, 0.0, 1e-9, 0.2, 0.45])
 @pytest.mark.parametrize("share", [0.25, 0.001])
 def test_the_pareto_tail_is_that_of_the_distribution_with_these_moments(shape: float, share: float) -> None:
+    from scipy import stats
+
     mean, variance = stats.genpareto.stats(shape, scale=3.0, moments="mv")
     expected = stats.genpareto.isf(share, shape, scale=3.0)
     assert tail(float(mean), float(variance + mean**2), share, pareto=True) == pytest.approx(
@@ -50,6 +54,8 @@ def test_the_pareto_tail_is_that_of_the_distribution_with_these_moments(shape: f
 
 @pytest.mark.parametrize("shape", [0.3, 0.7, 1.0, 5.0])
 def test_the_gamma_tail_is_that_of_the_distribution_with_these_moments(shape: float) -> None:
+    from scipy import stats
+
     # The estimate of the shape is within 1.5 % of the likeliest (Minka, 2002).
     mean, log = 3.0 * shape, math.log(3.0) + float(special.digamma(shape))
     exact = gamma_tail(mean, log, 0.01, exact=True)
