@@ -108,15 +108,17 @@ def orthonormalise(x: Tensor, eps: float) -> Tensor:
     column of which 10^−6 or less remains is parallel to earlier columns up to rounding, and becomes zero. A
     column of zeros stays zero, and NaN stays NaN.
     """
-    basis = torch.zeros_like(x)
-    for i in range(x.shape[-1]):
-        first = column = x[..., i : i + 1]
+    x_rn = x.mT.contiguous()  # matrix products copy columns that have gaps
+    basis_rn = torch.zeros_like(x_rn)
+    for i in range(x_rn.shape[-2]):
+        first = row = x_rn[..., i : i + 1, :]
+        earlier = basis_rn[..., :i, :]
         for _ in range(2 if i else 0):
-            column = column - basis[..., :i] @ (basis[..., :i].mT @ column)
-        length = torch.linalg.vector_norm(column, dim=-2, keepdim=True)
-        is_parallel = length <= 1e-6 * torch.linalg.vector_norm(first, dim=-2, keepdim=True)
-        basis[..., i : i + 1] = (column / (length + eps)).masked_fill(is_parallel, 0)
-    return basis
+            row = row - row @ earlier.mT @ earlier
+        length = torch.linalg.vector_norm(row, dim=-1, keepdim=True)
+        is_parallel = length <= 1e-6 * torch.linalg.vector_norm(first, dim=-1, keepdim=True)
+        basis_rn[..., i : i + 1, :] = (row / (length + eps)).masked_fill(is_parallel, 0)
+    return basis_rn.mT
 
 
 def check_rank(name: str, value: int) -> int:
