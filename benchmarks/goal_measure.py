@@ -8,6 +8,7 @@ training. Restoring the gradient is not timed. Ratios are computed per repeat.
 # N = elements of the vector, W = payloads that are decoded into one mean
 
 import ctypes
+import math
 import os
 import random
 import statistics
@@ -168,11 +169,32 @@ FACTORISATIONS = ("aten::linalg_qr", "aten::_linalg_svd", "aten::linalg_vector_n
 
 
 def over_products(work: Callable[[], object]) -> float:
-    """Return a call's time as a multiple of that of its matrix products, QRs and SVDs (torch's profiler)."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    """Return a call's time as a multiple of that of its matrix products, QRs and SVDs (torch's profiler).
+
+    `ops.write_product` also forms the mean and the residual, so the products of its shapes are timed alone.
+    """
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True
+    ) as profile:
         start = time.perf_counter()
         work()
         whole = time.perf_counter() - start
-    events: Any = profile.key_averages()
+    events: Any = profile.key_averages(group_by_input_shape=True)
     needed = sum(e.cpu_time_total for e in events if e.key in (*PRODUCTS, *FACTORISATIONS)) / 1e6
+    for event in events:
+        if event.key == "sage::write_product_":
+            (size,), _, (left,), (right,), *_ = event.input_shapes  # n·m, n·r and r·m
+            rank = math.isqrt(left * right // size)
+            needed += event.count * _product_seconds(left // rank, rank, right // rank)
     return whole / needed
+
+
+def _product_seconds(n: int, rank: int, m: int) -> float:
+    """Return the median time of a product of n × rank and rank × m."""
+    left, right, out = torch.randn(n, rank), torch.randn(rank, m), torch.empty(n, m)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.mm(left, right, out=out)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
