@@ -73,13 +73,12 @@ test: $(INSTALLED) $(NATIVE) ## run the tests on two processors; in one process:
 
 test-all: $(INSTALLED) $(NATIVE) ## run the tests, and the thorough ones that repeat a test with more cases
 	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile
+	SAGE_NATIVE=0 $(BIN)/pytest -q -n $(JOBS) -k "not gloo and 3]" tests/reducers/test_conformance.py
 
-# tests/ops/test_native.py compares the extension with plain torch, to the bit. Four invariants on three ranks
-# therefore suffice: between them they call every op, with groups, edge cases and restored state.
-PLAIN := tests/ops/test_ops.py tests/comm/test_packing.py tests/reducers/test_reducers.py tests/reducers/test_conformance.py
-PLAIN_CONFORMANCE := 3] and (nothing_is_lost or every_grouping or edge_cases or resumed)
+# No code of a reducer depends on the extension, and tests/ops/test_native.py compares the two to the bit.
+PLAIN := tests/ops/test_ops.py tests/comm/test_packing.py tests/reducers/test_reducers.py
 test-plain: $(INSTALLED) ## run the tests of ops and reducers again, on threads, without the native extension
-	SAGE_NATIVE=0 $(BIN)/pytest -q -n $(JOBS) -k "not gloo and (not on_threads or $(PLAIN_CONFORMANCE))" $(PLAIN)
+	SAGE_NATIVE=0 $(BIN)/pytest -q -n $(JOBS) -k "not gloo" $(PLAIN)
 
 CASES ?= 2000
 fuzz: $(INSTALLED) $(NATIVE) ## run the property tests with a larger budget: make fuzz CASES=10000
