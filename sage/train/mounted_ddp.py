@@ -12,10 +12,8 @@ the last bucket (4 bytes). After a vote to skip, all state is as before the step
 # N = elements of a bucket
 
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,10 +30,11 @@ from sage.timing import Phases
 from sage.train.backward import LossModule, Pass
 from sage.train.ddp_bucket import DdpBucket
 from sage.train.mount_limits import check_buckets, check_reducer
-from sage.train.mounted import Mounted, Parts, StepGradient
+from sage.train.mounted import Parts, StepGradient
+from sage.train.mounted_buckets import MountedBuckets
 
 
-class MountedDdp(Mounted):
+class MountedDdp(MountedBuckets[DdpBucket]):
     """A model in DistributedDataParallel, whose buckets are reduced during backward.
 
     Args:
@@ -102,9 +101,7 @@ class MountedDdp(Mounted):
                 loss += self._pass(moved(batch, self.device), self.config.accumulate)
         loss += self._pass(moved(last, self.device), self.config.accumulate)
         self._end_backward()
-        if self.may_skip and self._vote():
-            for bucket in self._buckets:
-                bucket.put_back()
+        if self._is_skipped():
             return StepGradient(loss=loss, skipped=True)
         self._reduced = [self._result_of(bucket) for bucket in self._buckets]
         for bucket in self._buckets:
@@ -125,11 +122,6 @@ class MountedDdp(Mounted):
                 f"the parameter {name!r} has no gradient in this step, and DistributedDataParallel waits for "
                 "the gradients of all parameters: use --mount whole, or freeze the parameter"
             )
-
-    def _vote(self) -> bool:
-        """Whether the gradient of any rank is not finite, in any bucket."""
-        bad = torch.tensor(any(not bucket.is_finite for bucket in self._buckets), device=self.device)
-        return self._anywhere(bad)
 
     def _result_of(self, bucket: DdpBucket) -> Reduced:
         return bucket.reduced if bucket.reduced is not None else Reduced(bucket.flat.grad_N)
@@ -233,19 +225,6 @@ class MountedDdp(Mounted):
 
     def take_phases(self) -> dict[str, float]:
         return self._phases.take()
-
-    def state_dict(self) -> dict[str, dict[str, Any]]:
-        feedback: dict[str, Any] = {}
-        before: dict[str, Any] = {}
-        for bucket in self._buckets:
-            feedback |= bucket.feedback_state()
-            before |= bucket.momentum_state()
-        return {"feedback": feedback, "before": before}
-
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        for bucket in self._buckets:
-            bucket.load_feedback_state(state["feedback"])
-            bucket.load_momentum_state(state["before"])
 
     def close(self) -> None:
         self._worker.shutdown()

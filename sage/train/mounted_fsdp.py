@@ -11,7 +11,7 @@ is copied before its reduction if steps may be skipped, and all ranks vote once.
 """
 # N = elements of a unit's shards
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -30,12 +30,13 @@ from sage.mount.reduction_seconds import fields_of_sum
 from sage.train.backward import LossModule, Pass
 from sage.train.fsdp_bucket import FsdpBucket
 from sage.train.mount_limits import check_reducer, check_shards
-from sage.train.mounted import Mounted, Parts, StepGradient
+from sage.train.mounted import Parts, StepGradient
+from sage.train.mounted_buckets import MountedBuckets
 from sage.train.optim import joint_norm
 from sage.train.sharded_model import MIB, ShardedModel, num_reduced
 
 
-class MountedFsdp(Mounted):
+class MountedFsdp(MountedBuckets[FsdpBucket]):
     """A model sharded by FSDP2, whose shards are reduced between replicas during backward.
 
     Args:
@@ -95,9 +96,7 @@ class MountedFsdp(Mounted):
             loss += self._pass(moved(batch, self.device), self.config.accumulate)
         self._exposed = self.wire.ledger.seconds - waited
         self._sharded.drop_gradients()  # the gradients are in `.grad` of the local parts
-        if self.may_skip and self._vote():
-            for bucket in self._buckets:
-                bucket.put_back()
+        if self._is_skipped():
             return StepGradient(loss=loss, skipped=True)
         for bucket in self._buckets:
             assert bucket.reduced is not None
@@ -118,11 +117,6 @@ class MountedFsdp(Mounted):
             if self._sampled:
                 self._samples.append(self._sample(bucket.flat.grad_N))
             bucket.reduce(self._between, self._lr)
-
-    def _vote(self) -> bool:
-        """Whether the gradient of any rank is not finite, in any unit."""
-        bad = torch.tensor(any(not bucket.is_finite for bucket in self._buckets), device=self.device)
-        return self._anywhere(bad)
 
     # Further parts of the interface.
 
@@ -160,19 +154,6 @@ class MountedFsdp(Mounted):
         if not self._reduced or self.device.type == "cuda":
             return {}
         return {**fields_of_sum([flat.seconds for flat in self.flats]), "exposed_seconds": self._exposed}
-
-    def state_dict(self) -> dict[str, dict[str, Any]]:
-        feedback: dict[str, Any] = {}
-        before: dict[str, Any] = {}
-        for bucket in self._buckets:
-            feedback |= bucket.feedback_state()
-            before |= bucket.momentum_state()
-        return {"feedback": feedback, "before": before}
-
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        for bucket in self._buckets:
-            bucket.load_feedback_state(state["feedback"])
-            bucket.load_momentum_state(state["before"])
 
 
 def _check_parameters(model: nn.Module) -> None:

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from ddp_runs import (
+from mounted_runs import (
+    AS_WHOLE,
     SHARDED,
     SKIPPING,
     TWO_BY_TWO,
     UNITS,
     HalfUsed,
     Spiked,
+    compare_with_whole,
     differing,
     everything,
     local,
@@ -29,51 +31,18 @@ from sage.comm.wire import Wire
 from sage.train import checkpoint
 from sage.train.divergence import Diverged
 
-AS_WHOLE: dict[str, dict[str, Any]] = {
-    "exact": {"reducer": "exact"},
-    "bf16": {"reducer": "bf16"},
-    "topk, small tensors dense": {"min_compress": 20},
-    "sage": {"reducer": "sage", "reducer_options": {"density": 0.1}},
-    "powersgd": {"reducer": "powersgd"},
+WITH_ONE_UNIT: dict[str, dict[str, Any]] = {
+    **AS_WHOLE,
     "accumulation, adam": {"accumulate": 2, "optimizer": "adam", "lr": 0.01},
-    "momentum and decay before, learning rate in the memory": {
-        "momentum_at": "before",
-        "momentum_kind": "nesterov",
-        "weight_decay": 0.01,
-        "weight_decay_at": "before",
-        "memory_lr_ratio": True,
-        "schedule": "cosine",
-    },
-    "clipping before and after": {"clip_local": 0.1, "clip_local_by_world": True, "clip_global": 0.05},
-    "bf16 autocast": {"amp": "bf16"},
-    "loss scale": {"amp": "fp16"},
-    "momentum memory": {"memory": "momentum", "momentum": 0.0},
 }
 """Options under which one unit without shards must give the bits of the whole model."""
-
-
-def compare_with_whole(folder: Path, wire: Wire) -> dict[str, tuple[bool, bool]]:
-    """For each case, whether weights and payload are those of `--mount whole`."""
-    found = {}
-    for name, options in AS_WHOLE.items():
-        before = wire.ledger.copy()
-        plain = weights(step(training(wire, folder, **options), 5))
-        sent_by_plain = wire.ledger.since(before).payload
-        before = wire.ledger.copy()
-        run = step(training(wire, folder, **options, **SHARDED), 5)
-        sent = wire.ledger.since(before).payload
-        found[name] = (
-            all(torch.equal(a, b) for a, b in zip(plain, whole_weights(run), strict=True)),
-            sent == sent_by_plain,
-        )
-    return found
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_with_one_unit_every_step_is_bitwise_equal_to_the_whole_model_mount(
     tmp_path: Path, world_size: int
 ) -> None:
-    for found in processes(world_size, partial(compare_with_whole, tmp_path)):
+    for found in processes(world_size, partial(compare_with_whole, tmp_path, WITH_ONE_UNIT, SHARDED)):
         assert {name: same for name, same in found.items() if same != (True, True)} == {}
 
 

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from ddp_runs import (
+from mounted_runs import (
+    AS_WHOLE,
     ONE,
     SEVERAL,
     SIZES,
     SKIPPING,
     HalfUsed,
     Spiked,
+    compare_with_whole,
     differing,
     everything,
     processes,
@@ -22,63 +24,25 @@ from ddp_runs import (
 )
 from torch import Tensor
 
-from sage.comm.ledger import KINDS, ring_all_reduce
+from sage.comm.ledger import ring_all_reduce
 from sage.comm.replicas import ReplicasDiffer
 from sage.comm.wire import Wire
 from sage.storage import write_json
 from sage.train.divergence import Diverged
 
 WITH_ONE_BUCKET: dict[str, dict[str, Any]] = {
-    "exact": {"reducer": "exact"},
-    "bf16": {"reducer": "bf16"},
-    "topk, small tensors dense": {"min_compress": 20},
-    "sage": {"reducer": "sage", "reducer_options": {"density": 0.1}},
-    "powersgd": {"reducer": "powersgd"},
+    **AS_WHOLE,
     "onebit of the model": {"reducer": "onebit", "grouping": "model"},
     "accumulation": {"accumulate": 2},
-    "momentum and decay before, learning rate in the memory": {
-        "momentum_at": "before",
-        "momentum_kind": "nesterov",
-        "weight_decay": 0.01,
-        "weight_decay_at": "before",
-        "memory_lr_ratio": True,
-        "schedule": "cosine",
-    },
-    "clipping before and after": {"clip_local": 0.1, "clip_local_by_world": True, "clip_global": 0.05},
-    "bf16 autocast": {"amp": "bf16"},
-    "loss scale": {"amp": "fp16"},
-    "momentum memory": {"memory": "momentum", "momentum": 0.0},
 }
 """Options under which one bucket must give the bits of the whole model."""
-
-
-def payload(run: Any) -> dict[str, int]:
-    """Bytes of the reducers' own kinds."""
-    return {kind: run.wire.ledger.payload[kind] for kind in KINDS if run.wire.ledger.payload[kind]}
-
-
-def compare_with_whole(folder: Path, wire: Wire) -> dict[str, tuple[bool, bool]]:
-    """For each case, whether weights and payload are those of `--mount whole`."""
-    found = {}
-    for name, options in WITH_ONE_BUCKET.items():
-        before = wire.ledger.copy()
-        whole = weights(step(training(wire, folder, **options), 5))
-        sent_by_whole = wire.ledger.since(before).payload
-        before = wire.ledger.copy()
-        ddp = weights(step(training(wire, folder, **options, **ONE), 5))
-        sent = wire.ledger.since(before).payload
-        found[name] = (
-            all(torch.equal(a, b) for a, b in zip(whole, ddp, strict=True)),
-            [sent[kind] for kind in KINDS] == [sent_by_whole[kind] for kind in KINDS],
-        )
-    return found
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_with_one_bucket_every_step_is_bitwise_equal_to_the_whole_model_mount(
     tmp_path: Path, world_size: int
 ) -> None:
-    for found in processes(world_size, partial(compare_with_whole, tmp_path)):
+    for found in processes(world_size, partial(compare_with_whole, tmp_path, WITH_ONE_BUCKET, ONE)):
         assert {name: same for name, same in found.items() if same != (True, True)} == {}
 
 

@@ -1,29 +1,32 @@
-"""`sage run --mount ddp` from the command line: killed, stopped, refused, and with other numbers of ranks."""
+"""`sage run --mount ddp` and `--mount fsdp` from the command line: killed, stopped and refused."""
 
 import json
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launcher import Brake, Launcher, assert_same_run, is_gone, newest, records, until
 
-# Five steps an epoch and several buckets, with a residual, and checkpoints in the middle of epochs.
-FF = (
-    "digits-ff --mount ddp --bucket-mb 0.02 --reducer topk --steps 14 --checkpoint-every 4 "
-    "--data.limit-train 320"
-)
-# Running statistics, momentum before the reduction, a running average of the model; three ranks.
+# Five steps an epoch and several buckets or units, with a residual, and checkpoints in the middle of epochs.
+FF = "digits-ff --bucket-mb 0.02 --reducer topk --steps 14 --checkpoint-every 4 --data.limit-train 320"
+DDP, FSDP = f"{FF} --mount ddp", f"{FF} --mount fsdp"
+# Running statistics, momentum before the reduction, an average of the model; three ranks, or two shards.
 CNN = (
-    "digits --mount ddp --bucket-mb 0.1 --reducer exact --world-size 3 --steps 12 --checkpoint-every 4 "
-    "--batch-size 8 --momentum-at before --average-from 1 --data.limit-train 120 --data.limit-test 40"
+    "digits --bucket-mb 0.1 --reducer exact --steps 12 --checkpoint-every 4 --batch-size 8 "
+    "--momentum-at before --average-from 1"
 )
-# Dropout, and a hidden state carried from step to step; two batches a step.
+DDP_CNN = f"{CNN} --mount ddp --world-size 3 --data.limit-train 120 --data.limit-test 40"
+FSDP_CNN = f"{CNN} --mount fsdp --shards 2 --data.limit-train 80 --data.limit-test 41"
+# Dropout, a hidden state carried from step to step, two batches a step; FSDP has two replicas of two shards.
 LSTM = (
-    "lstm-topics --mount ddp --bucket-mb 0.5 --reducer powersgd --steps 6 --checkpoint-every 2 "
-    "--accumulate 2 --non-finite skip --data.limit-train 20000 --data.limit-test 1000"
+    "lstm-topics --bucket-mb 0.5 --reducer powersgd --steps 6 --checkpoint-every 2 --accumulate 2 "
+    "--non-finite skip --data.limit-train 20000 --data.limit-test 1000"
 )
+DDP_LSTM = f"{LSTM} --mount ddp"
+FSDP_LSTM = f"{LSTM} --mount fsdp --shards 2 --world-size 4 --batch-size 8"
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +38,14 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
 
 @pytest.mark.parametrize(
     ("argv", "at", "saved", "ranks"),
-    [(FF, 11, 8, 2), (CNN, 9, 8, 3), (LSTM, 3, 2, 2)],
-    ids=["ff", "cnn", "lstm"],
+    [
+        pytest.param(DDP, 11, 8, 2, id="ddp-ff"),
+        pytest.param(DDP_CNN, 9, 8, 3, id="ddp-cnn"),
+        pytest.param(DDP_LSTM, 3, 2, 2, id="ddp-lstm"),
+        pytest.param(FSDP, 11, 8, 2, id="fsdp-ff"),
+        pytest.param(FSDP_CNN, 9, 8, 2, id="fsdp-cnn"),
+        pytest.param(FSDP_LSTM, 3, 2, 4, id="fsdp-lstm"),
+    ],
 )
 def test_a_killed_run_resumes_bitwise_identically(
     launcher: Launcher, tmp_path: Path, argv: str, at: int, saved: int, ranks: int
@@ -51,21 +60,23 @@ def test_a_killed_run_resumes_bitwise_identically(
     assert_same_run(launcher.reference(argv).folder, resumed.folder)
 
 
+@pytest.mark.parametrize("argv", [DDP, FSDP], ids=["ddp", "fsdp"])
 def test_a_stop_signal_writes_a_checkpoint_and_the_run_resumes_bitwise_identically(
-    launcher: Launcher, tmp_path: Path
+    launcher: Launcher, tmp_path: Path, argv: str
 ) -> None:
     brake = Brake(tmp_path / "brake")
-    run = launcher.start(FF, tmp_path / "runs", tamper=brake.before_step(5))
+    run = launcher.start(argv, tmp_path / "runs", tamper=brake.before_step(5))
     brake.paused_ranks()
     os.kill(run.process.pid, signal.SIGTERM)
     assert run.wait() == 75, run.output
     assert newest(run.folder).step > 5
-    assert_same_run(launcher.reference(FF).folder, launcher.finish(FF, tmp_path / "runs").folder)
+    assert_same_run(launcher.reference(argv).folder, launcher.finish(argv, tmp_path / "runs").folder)
 
 
-def test_a_killed_rank_ends_the_others_and_is_named(launcher: Launcher, tmp_path: Path) -> None:
+@pytest.mark.parametrize("argv", [DDP, FSDP, f"{FSDP} --shards 2"], ids=["ddp", "fsdp", "fsdp-shards"])
+def test_a_killed_rank_ends_the_others_and_is_named(launcher: Launcher, tmp_path: Path, argv: str) -> None:
     brake = Brake(tmp_path / "brake")
-    run = launcher.start(f"{FF} --reducer exact", tmp_path / "runs", tamper=brake.before_step(3))
+    run = launcher.start(f"{argv} --reducer exact", tmp_path / "runs", tamper=brake.before_step(3))
     os.kill(brake.paused_ranks()[1], signal.SIGKILL)
     brake.release()
     assert run.wait() == 1
@@ -74,39 +85,84 @@ def test_a_killed_rank_ends_the_others_and_is_named(launcher: Launcher, tmp_path
     assert json.loads((run.folder / "failure.json").read_text())["status"] == 1
 
 
-def test_every_record_has_its_exposed_seconds_and_the_configuration_its_mount(launcher: Launcher) -> None:
-    run = launcher.reference(FF)
+@pytest.mark.parametrize(
+    ("argv", "steps", "mount"),
+    [
+        (DDP, 14, {"mount": "ddp", "bucket_mb": 0.02}),
+        (FSDP_CNN, 12, {"mount": "fsdp", "bucket_mb": 0.1, "shards": 2}),
+    ],
+    ids=["ddp", "fsdp"],
+)
+def test_every_record_has_its_exposed_seconds_and_the_configuration_its_mount(
+    launcher: Launcher, argv: str, steps: int, mount: dict[str, Any]
+) -> None:
+    run = launcher.reference(argv)
     config = json.loads((run.folder / "config.json").read_text())
-    assert (config["mount"], config["bucket_mb"]) == ("ddp", 0.02)
-    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
-    steps = [line for line in map(json.loads, lines) if line["kind"] == "step"]
-    assert len(steps) == len(records(run.folder, "step")) == 14
-    assert all(0 < step["exposed_seconds"] < step["seconds"] for step in steps)
+    assert {key: config[key] for key in mount} == mount
+    lines = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
+    of_steps = [line for line in lines if line["kind"] == "step"]
+    assert len(of_steps) == len(records(run.folder, "step")) == steps
+    assert all(0 < step["exposed_seconds"] < step["seconds"] for step in of_steps)
+    if "shards" in mount:
+        assert all(step["bytes"]["shards"] > step["bytes"]["values"] > 0 for step in of_steps)
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("run", "argv", "says"),
     [
-        ("--reducer sage", "the reducer sage decides over the whole gradient, but --mount ddp reduces"),
-        ("--clip-local 1", "clip_local clips by the norm of the whole gradient, but --mount ddp reduces"),
-        ("--reducer int8", "(grouping is model), but --mount ddp reduces"),
-        ("--reducer variance", "the reducer variance needs the squares of the samples' gradients"),
-        ("--workers-in-process", "mount is 'ddp' with workers_in_process, but its ranks must be processes"),
-        ("--bucket-mb 0", "--bucket-mb is 0.0; allowed is a number in [1e-06, 1e+06]"),
+        (DDP, "--reducer sage", "the reducer sage decides over the whole gradient, but --mount ddp reduces"),
         (
+            DDP,
+            "--clip-local 1",
+            "clip_local clips by the norm of the whole gradient, but --mount ddp reduces",
+        ),
+        (DDP, "--reducer int8", "(grouping is model), but --mount ddp reduces"),
+        (DDP, "--reducer variance", "the reducer variance needs the squares of the samples' gradients"),
+        (
+            DDP,
+            "--workers-in-process",
+            "mount is 'ddp' with workers_in_process, but its ranks must be processes",
+        ),
+        (DDP, "--bucket-mb 0", "--bucket-mb is 0.0; allowed is a number in [1e-06, 1e+06]"),
+        (
+            DDP,
             "--mount whole --bucket-mb 5",
             "--bucket-mb is 5, but the mount whole has no buckets: add --mount ddp",
         ),
         (
+            DDP,
             "--shards 2",
             "--shards is 2, but the mount ddp has no shards: add --mount fsdp, or leave --shards out",
         ),
+        (
+            FSDP,
+            "--reducer sage",
+            "the reducer sage decides over the whole gradient, but --mount fsdp reduces",
+        ),
+        (
+            FSDP,
+            "--clip-local 1",
+            "clip_local clips by the norm of the whole gradient, but --mount fsdp reduces",
+        ),
+        (FSDP, "--reducer int8", "(grouping is model), but --mount fsdp reduces"),
+        (FSDP, "--reducer variance", "the reducer variance needs the squares of the samples' gradients"),
+        (
+            FSDP,
+            "--workers-in-process",
+            "mount is 'fsdp' with workers_in_process, but its ranks must be processes",
+        ),
+        (
+            FSDP,
+            "--shards 3",
+            "shards is 3, but 2 ranks cannot be divided into replicas of 3 ranks: allowed are 1, 2",
+        ),
+        (FSDP, "--shards 0", "--shards is 0; allowed is"),
     ],
 )
-def test_settings_that_ddp_does_not_support_are_refused_in_one_line(
-    launcher: Launcher, tmp_path: Path, argv: str, says: str
+def test_settings_that_the_mount_does_not_support_are_refused_in_one_line(
+    launcher: Launcher, tmp_path: Path, run: str, argv: str, says: str
 ) -> None:
-    run = launcher.start(f"{FF} {argv}", tmp_path / "runs")
-    assert run.wait() == 2
-    (line,) = [line for line in run.output.splitlines() if line.strip()]
+    refused = launcher.start(f"{run} {argv}", tmp_path / "runs")
+    assert refused.wait() == 2
+    (line,) = [line for line in refused.output.splitlines() if line.strip()]
     assert says in line

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from ddp_runs import SHARDED, UNITS, processes, step, training
+from mounted_runs import SHARDED, UNITS, processes, step, training
 from torch import Tensor, nn
 
 import sage.train.mounted_fsdp  # noqa: F401 - here, so that the ranks, which are forks, do not import it again

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from ddp_runs import SEVERAL, processes, step, training, weights
+from mounted_runs import SEVERAL, processes, step, training, weights
 
 from sage.comm.wire import Wire
 from sage.timing import Spans, phase

@@ -1,6 +1,6 @@
 """Trainings under each mount on gloo processes, and their state in one dictionary."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,27 @@ TWO_BY_TWO: dict[str, Any] = {**UNITS, "shards": 2}
 
 ONE: dict[str, Any] = {"mount": "ddp"}
 """Options with which one bucket holds all parameters."""
+
+AS_WHOLE: dict[str, dict[str, Any]] = {
+    "exact": {"reducer": "exact"},
+    "bf16": {"reducer": "bf16"},
+    "topk, small tensors dense": {"min_compress": 20},
+    "sage": {"reducer": "sage", "reducer_options": {"density": 0.1}},
+    "powersgd": {"reducer": "powersgd"},
+    "momentum and decay before, learning rate in the memory": {
+        "momentum_at": "before",
+        "momentum_kind": "nesterov",
+        "weight_decay": 0.01,
+        "weight_decay_at": "before",
+        "memory_lr_ratio": True,
+        "schedule": "cosine",
+    },
+    "clipping before and after": {"clip_local": 0.1, "clip_local_by_world": True, "clip_global": 0.05},
+    "bf16 autocast": {"amp": "bf16"},
+    "loss scale": {"amp": "fp16"},
+    "momentum memory": {"memory": "momentum", "momentum": 0.0},
+}
+"""Options under which a mount that reduces the whole gradient at once gives the bits of `--mount whole`."""
 
 
 def training(
@@ -169,3 +190,20 @@ class HalfUsed(nn.Sequential):
         for module in list(self)[:-1]:
             input = module(input)
         return input
+
+
+def compare_with_whole(
+    folder: Path, cases: Mapping[str, Mapping[str, Any]], mount: Mapping[str, Any], wire: Wire
+) -> dict[str, tuple[bool, bool]]:
+    """For each case of options, whether weights and payload under a mount are those of `--mount whole`."""
+    found = {}
+    for name, options in cases.items():
+        results = []
+        for given in (options, {**options, **mount}):
+            before = wire.ledger.copy()
+            run = step(training(wire, folder, **given), 5)
+            results.append((whole_weights(run), wire.ledger.since(before).payload))
+        (whole, sent_by_whole), (other, sent) = results
+        same = all(torch.equal(a, b) for a, b in zip(whole, other, strict=True))
+        found[name] = same, sent == sent_by_whole
+    return found
