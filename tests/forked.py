@@ -2,9 +2,11 @@
 
 Importing torch takes two seconds of processor time, which each start of `python -m sage` would spend again.
 The executables made here are for tests in which a command runs as a process of its own, with its own folder,
-environment, signals and exit status, but not for tests of how Python starts.
+environment, signals and exit status, but not for tests of how Python starts. A command is in the namespaces
+of its client, such as those of a node of tests/slurm.
 """
 
+import ctypes
 import gc
 import json
 import multiprocessing
@@ -15,6 +17,7 @@ import selectors
 import signal
 import socket
 import stat
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +33,8 @@ from sage.cli.main import main
 PYTHON = "PYTHON_EXEC"
 """The variable with the Python that torchrun starts; commands forked here start it in place of their own."""
 
+LIBC = ctypes.CDLL(None, use_errno=True)  # os.setns is new in Python 3.12
+
 CLIENT = r'''#!{python} -IS
 """Asks the server for a process with this one's arguments, folder, environment and standard streams."""
 import json, os, signal, socket, sys
@@ -41,7 +46,8 @@ if {is_python}:
     if is_other or words[1:2] == ["submitit.local._local"]:  # whose process id is the name of its job
         os.execv({python!r}, [{python!r}, *argv])
 with socket.socket(socket.AF_UNIX) as server:
-    server.connect({address!r})
+    # Through a descriptor, because the path of a socket is limited to 107 bytes.
+    server.connect(f"/proc/self/fd/{{os.open({folder!r}, os.O_PATH)}}/socket")
     os.umask(mask := os.umask(0))
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
     ignored = [each for each in signals if signal.getsignal(each) is signal.SIG_IGN]
@@ -69,10 +75,10 @@ def executable(folder: Path) -> Iterator[Path]:
     as does submitit's controller of a local job.
     The server ends with the context.
     """
-    # An abstract address, because the path of a socket is limited to 107 bytes.
-    address = f"\0sage-tests-{os.getpid()}-{random.SystemRandom().getrandbits(64):x}"
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
+        descriptor = os.open(folder, os.O_PATH)
+        listener.bind(f"/proc/self/fd/{descriptor}/socket")  # as in the client
+        os.close(descriptor)
         listener.listen(64)
         server = CONTEXT.Process(target=_serve, args=(listener,))
         server.start()
@@ -80,7 +86,8 @@ def executable(folder: Path) -> Iterator[Path]:
     leftovers.HELPERS.add(server.pid)
     for name in ("sage", "python"):
         path = folder / name
-        path.write_text(CLIENT.format(python=sys.executable, address=address, is_python=name == "python"))
+        client = CLIENT.format(python=sys.executable, folder=str(folder), is_python=name == "python")
+        path.write_text(client)
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     try:
         yield folder / "sage"
@@ -103,18 +110,26 @@ def _serve(listener: socket.socket) -> None:
         while True:
             for key, _ in selector.select():
                 if key.fileobj == parent.sentinel:
+                    for pid, _ in clients.values():
+                        os.kill(pid, signal.SIGKILL)
                     return
                 if key.fileobj is listener:
                     client, _ = listener.accept()
-                    request, streams = _receive(client)
-                    if (pid := os.fork()) == 0:
+                    try:
+                        request, streams, peer = _receive(client)
+                        pid = _fork(peer)
+                    except (OSError, ValueError):  # the client was killed meanwhile
+                        client.close()
+                        continue
+                    if pid == 0:
                         selector.close()
                         listener.close()
+                        _enter(peer, "net", "uts", "mnt")
+                        client.sendall(f"{os.getpid()}\n".encode())  # its id in the client's namespace
                         client.close()
                         _become(request, streams)
                     for descriptor in streams:
                         os.close(descriptor)
-                    client.sendall(f"{pid}\n".encode())
                     ended = os.pidfd_open(pid)
                     clients[ended] = (pid, client)
                     selector.register(ended, selectors.EVENT_READ)
@@ -136,10 +151,35 @@ def _serve(listener: socket.socket) -> None:
                     client.close()
 
 
-def _receive(client: socket.socket) -> tuple[list[Any], list[int]]:
+def _receive(client: socket.socket) -> tuple[list[Any], list[int], int]:
+    """Return a client's request, streams and process id."""
     size, streams, _, _ = socket.recv_fds(client, 4, 3)
     text = client.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL)
-    return json.loads(text), streams
+    peer = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    return json.loads(text), streams, peer
+
+
+def _fork(pid: int) -> int:
+    """Fork with the process namespace of a process."""
+    _enter(pid, "pid")
+    try:
+        return os.fork()
+    finally:
+        _enter("self", "pid")
+
+
+def _enter(pid: int | str, *kinds: str) -> None:
+    """Enter those namespaces of a process that differ from this process's, which needs root.
+
+    Entering a process namespace applies to the children that this process starts from then on.
+    """
+    for kind in kinds:
+        own = "pid_for_children" if kind == "pid" else kind
+        if os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{own}"):
+            descriptor = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY)
+            if LIBC.setns(descriptor, 0):
+                raise OSError(ctypes.get_errno(), f"setns, {kind}")
+            os.close(descriptor)
 
 
 def _become(request: list[Any], streams: list[int]) -> None:

@@ -14,7 +14,7 @@ from xdist.scheduler import LoadFileScheduling
 
 SLURM = "tests/slurm/"
 SURVIVAL = f"{SLURM}test_survival.py"
-"""This file takes about as long as the other files of tests/slurm together."""
+"""This file takes longer than the other files of tests/slurm together."""
 
 LONGEST = "tests/reducers/test_conformance.py"
 """The file that uses the most processor time; its functions share nothing."""

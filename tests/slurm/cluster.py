@@ -174,6 +174,11 @@ class Cluster:
             time.sleep(0.5)
         return found
 
+    def end_jobs(self) -> None:
+        """Cancel all jobs, and wait until their tasks have ended."""
+        self.run("scancel", f"--user={os.geteuid()}")
+        self.until(lambda: not any("SLURM_STEP_ID" in each for each in self._enclosure.processes().values()))
+
     def ranks(self, job: str) -> dict[int, int]:
         """Return the process id, outside the namespaces, of each running rank: its task's outermost process.
 

@@ -1,10 +1,12 @@
 """The clusters that tests share; tests are skipped if this machine has no SLURM."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from slurm.cluster import Cluster, links_need, slurm_needs
+from slurm.cluster import PATH, Cluster, links_need, slurm_needs
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +37,16 @@ def slow(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clus
         pytest.skip(reason)
     with Cluster(tmp_path_factory.mktemp("slow"), rate="100mbit") as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def forked(slurm: None, request: pytest.FixtureRequest) -> dict[str, str]:
+    """The environment in which `python`, `sage` and the ranks of jobs are forked (tests/forked.py).
+
+    It is empty without root, which the server needs to enter a node's namespaces.
+    """
+    if os.geteuid() != 0:
+        return {}
+    python: str = request.getfixturevalue("python_command")
+    path = f"{Path(python).parent}:{PATH}"
+    return {"PATH": path, "PYTHON": python, "PYTHON_EXEC": python}

@@ -44,6 +44,13 @@ else:
 """
 """Two nodes send to node1, and node1 to both; it prints the seconds of either."""
 
+PLACE = """
+import os, socket
+own = [os.readlink(f"/proc/self/ns/{kind}") for kind in ("pid", "net", "uts", "mnt")]
+print(socket.gethostname(), os.readlink("/proc/self") == str(os.getpid()), *own)
+"""
+"""Prints the process's node, whether its process id is that in /proc, and its namespaces."""
+
 WITHOUT_NAMESPACES = """
 import sys
 from slurm import cluster, enclosure
@@ -98,6 +105,18 @@ def test_a_crashed_node_loses_its_ranks_and_can_be_resumed(cluster: Cluster, tmp
     cluster.run("scancel", job)
     cluster.boot("node2")
     cluster.until(lambda: cluster.run("srun", "-wnode2", "true", timeout=20, check=False).returncode == 0)
+
+
+def test_a_forked_command_is_in_the_namespaces_of_its_node(
+    cluster: Cluster, forked: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "place.py").write_text(PLACE)
+    script = f"{sys.executable} place.py; python place.py"
+    output = cluster.run("srun", "-wnode2", "sh", "-ec", script, cwd=tmp_path, env=forked).stdout
+    started, commanded = output.splitlines()
+    assert started.split()[1] == "True"
+    assert not cluster.namespaces or started.split()[0] == "node2"
+    assert commanded == started
 
 
 def test_each_node_has_the_gpus_it_was_given(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -48,16 +48,7 @@ def doctor(cluster: Cluster, tmp_path: Path) -> Callable[..., Diagnosis]:
     (tmp_path / "runs").mkdir()
 
     def call(*options: str, **environ: str) -> Diagnosis:
-        command = (
-            sys.executable,
-            "-m",
-            "sage",
-            "doctor",
-            "--runs",
-            str(tmp_path / "runs"),
-            "--json",
-            *options,
-        )
+        command = ("python", "-m", "sage", "doctor", "--runs", str(tmp_path / "runs"), "--json", *options)
         # A node with another version of the code must not write its compiled files here.
         environ["PYTHONDONTWRITEBYTECODE"] = "1"
         output = cluster.run("salloc", "--nodes=4", *command, timeout=200, check=False, env=environ)
@@ -87,8 +78,10 @@ def hosts(cluster: Cluster, nodes: list[str], folder: Path, change: Callable[[st
             on(cluster, node, "umount /etc/hosts")
 
 
-def test_healthy_nodes_pass_every_check(cluster: Cluster, doctor: Callable[..., Diagnosis]) -> None:
-    diagnosis = doctor()
+def test_healthy_nodes_pass_every_check(
+    cluster: Cluster, doctor: Callable[..., Diagnosis], forked: dict[str, str]
+) -> None:
+    diagnosis = doctor(**forked)
     assert diagnosis.status == 0, diagnosis.findings
     assert [one["check"] for one in diagnosis.findings] == [check.name for check in CHECKS]
     assert {(one["status"], one["where"]) for one in diagnosis.findings} == {("ok", "all nodes")}
@@ -96,13 +89,13 @@ def test_healthy_nodes_pass_every_check(cluster: Cluster, doctor: Callable[..., 
 
 
 def test_a_head_node_that_resolves_itself_to_loopback_gets_a_note(
-    separate_networks: Cluster, doctor: Callable[..., Diagnosis], tmp_path: Path
+    separate_networks: Cluster, doctor: Callable[..., Diagnosis], tmp_path: Path, forked: dict[str, str]
 ) -> None:
     def debian(line: str) -> str:
         return "127.0.1.1 node1\n" if line.split()[1:] == ["node1"] else line
 
     with hosts(separate_networks, ["node1"], tmp_path, debian):
-        diagnosis = doctor("--hostip", "node1")
+        diagnosis = doctor("--hostip", "node1", **forked)
     assert diagnosis.status == 0, diagnosis.findings
     assert diagnosis.found_by("note") == {
         ("own name", "node1"): "node1 is 127.0.1.1 on node1 itself, an address that no other node can reach"

@@ -25,10 +25,10 @@ pytestmark = pytest.mark.slow
     ids=["4 nodes x 1", "2 nodes x 2", "as told"],
 )
 def test_each_rank_runs_on_its_node(
-    cluster: Cluster, tmp_path: Path, options: list[str], hosts: list[str], gpus: int
+    cluster: Cluster, tmp_path: Path, forked: dict[str, str], options: list[str], hosts: list[str], gpus: int
 ) -> None:
     argv = ["digits", "--reducer", "sage", "--steps", "6", "--runs", "runs"]
-    environment = {"SAGE_HOME": str(CHECKOUT)}
+    environment = {"SAGE_HOME": str(CHECKOUT), **forked}
     job = cluster.sbatch(
         *options, "--output=out", str(CHECKOUT / "pararun"), *argv, cwd=tmp_path, env=environment
     )
@@ -58,9 +58,9 @@ def test_nodes_on_one_machine_use_loopback(loopback: Cluster, tmp_path: Path) ->
     assert manifest["environment"]["hostip"] == "127.0.0.1"
 
 
-def test_tasks_of_srun_alone_form_one_run(cluster: Cluster, tmp_path: Path) -> None:
+def test_tasks_of_srun_alone_form_one_run(cluster: Cluster, tmp_path: Path, forked: dict[str, str]) -> None:
     argv = ["-m", "sage", "run", "digits-ff", "--steps", "4", "--runs", "runs"]
-    environment = {"PYTHONPATH": str(CHECKOUT)}
+    environment = {"PYTHONPATH": str(CHECKOUT), **forked}
     cluster.run(
         "srun", "--nodes=2", "--ntasks=3", "--overcommit", "python", *argv,
         cwd=tmp_path, env=environment, timeout=PATIENCE,

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ workload = "digits-ff"
 reducer = "topk"
 world_size = 2
 epochs = 1000
-steps = 1500
+steps = 800
 checkpoint_every = 100
 device = "cpu"
 """
@@ -40,16 +40,17 @@ Sage = Callable[..., str]
 
 
 @pytest.fixture
-def sage(cluster: Cluster, tmp_path: Path) -> Sage:
+def sage(cluster: Cluster, tmp_path: Path, forked: dict[str, str]) -> Iterator[Sage]:
     """Run `sage COMMAND …` on the head node, in a folder that all nodes share; return its output."""
 
     def run(*argv: str) -> str:
-        environment = {"PYTHONPATH": str(CHECKOUT), "PYTHONSAFEPATH": "1"}
+        environment = {"PYTHONPATH": str(CHECKOUT), "PYTHONSAFEPATH": "1", **forked}
         return cluster.run(
             "python", "-m", "sage", *argv, cwd=tmp_path, env=environment, timeout=PATIENCE
         ).stdout
 
-    return run
+    yield run
+    cluster.end_jobs()
 
 
 def states(cluster: Cluster, array: str) -> list[str]:
@@ -124,7 +125,7 @@ def test_a_run_is_requeued_after_an_interruption_or_a_failure_until_it_finishes(
         assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), sage("logs", cell)
         folder = tmp_path / "runs" / cell
         assert [record["event"] for record in records(folder, "event")] == happened
-        assert [record["step"] for record in records(folder, "step")] == list(range(1500))
+        assert [record["step"] for record in records(folder, "step")] == list(range(800))
     assert "stopped, checkpoint written; requeued" in sage("logs", interrupted)
     assert "failure 1 of at most 3" in sage("logs", hurt)
     assert summary(sage) == "2 runs: 2 finished, requeued 2 times"
@@ -133,7 +134,7 @@ def test_a_run_is_requeued_after_an_interruption_or_a_failure_until_it_finishes(
 def test_an_invalid_run_is_not_requeued_and_a_cancelled_run_stays_cancelled(
     cluster: Cluster, sage: Sage, tmp_path: Path
 ) -> None:
-    (tmp_path / "sweep.toml").write_text(LONG.replace("steps = 1500", "lr = [0.1, 1e30]"))
+    (tmp_path / "sweep.toml").write_text(LONG.replace("steps = 800", "lr = [0.1, 1e30]"))
     sage("submit", "sweep.toml")
     good, hopeless = submissions.read(tmp_path / "runs").values()
     ended = cluster.wait(hopeless.job, PATIENCE)
@@ -162,13 +163,14 @@ def test_pending_tasks_that_are_cancelled_are_shown_as_cancelled(
 
 
 def test_a_sweep_can_be_submitted_inside_an_array_and_only_the_stopped_task_is_requeued(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, tmp_path: Path, forked: dict[str, str]
 ) -> None:
     (tmp_path / "sweep.toml").write_text(LONG + 'seed = [0, 1]\n[slurm]\nexport = "NONE"\n')
     leftovers = {"hostip": "192.0.2.1", "port": "9", "SBATCH_COMMENT": "mine", "PYTHONPATH": str(CHECKOUT)}
+    environment = {**leftovers, **forked}
     submit = "srun --ntasks=1 python -m sage submit sweep.toml"
     outer = cluster.sbatch(
-        "--array=3-3", "--output=outer", "--nodes=1", "--wrap", submit, cwd=tmp_path, env=leftovers
+        "--array=3-3", "--output=outer", "--nodes=1", "--wrap", submit, cwd=tmp_path, env=environment
     )
     cluster.until(lambda: cluster.job(f"{outer}_3")["JobState"] in ("COMPLETED", "FAILED"), PATIENCE)
     entries = submissions.read(tmp_path / "runs")
