@@ -15,7 +15,7 @@ class Fp16(Reducer):
     Dividing before the cast keeps the sum from overflowing. With a residual, which the hook does not have,
     the error of the cast is fed back; the rounding inside the all-reduce is not. On CPUs that is one rounding
     of a float32 sum (`Wire.sum_halves`), where the hook's all-reduce, as NCCL's on GPUs, rounds after each
-    addition. With two ranks both give the same bits.
+    addition. With two ranks both give the same bits, and the all-reduce is used.
 
     Payload bytes per rank: 2 per element, the input of one all-reduce. As for `exact`, the algorithm sends
     2·(W−1)/W times that on each link.

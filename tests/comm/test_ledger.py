@@ -220,7 +220,7 @@ OPS: dict[str, tuple[Callable[[Wire, int], Any], Callable[[int, int], int]]] = {
     ),
     "sum_halves": (
         lambda wire, n: wire.sum_halves(torch.ones(2 * n).half()),
-        lambda size, w: 2 * w * (w - 1),
+        lambda size, w: 2 * w * (w - 1) * (ring_segments(size, w) if w == 2 else 1),
     ),
     "begin_sum": (
         lambda wire, n: wire.begin_sum(torch.ones(n)).wait(),

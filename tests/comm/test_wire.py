@@ -303,6 +303,20 @@ def test_every_rank_gets_the_same_bits(run: str) -> None:
         assert all(torch.equal(x, twin) for x, twin in zip(seen[0][2:4], twins[0][2:4], strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
+def test_two_processes_round_a_sum_of_halves_once(dtype: torch.dtype) -> None:
+    every_N = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)  # infinities and NaN among them
+    shifts = range(0, 2**16, 997)
+
+    def work(wire: Wire) -> Tensor:
+        return torch.stack([wire.sum_halves(every_N.roll(wire.rank * shift)) for shift in shifts])
+
+    expected = torch.stack([(every_N.float() + every_N.roll(shift).float()).to(dtype) for shift in shifts])
+    for seen in processes(2, work):
+        assert torch.equal(seen.isnan(), expected.isnan())
+        assert torch.equal(seen.nan_to_num().view(torch.int16), expected.nan_to_num().view(torch.int16))
+
+
 # The schedule guard.
 
 

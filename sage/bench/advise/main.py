@@ -92,7 +92,7 @@ def _work(request: Request, wire: ProcessWire, device: torch.device) -> int:
         setups = predictions.choose(calibration, plan.reducers, wire, flags)
         display.print(f"verifying {len(setups)} set-ups in turns")
         blocks = [
-            _block(training_of(unlimited(setup.config, wire.world_size), wire, device)) for setup in setups
+            block(training_of(unlimited(setup.config, wire.world_size), wire, device)) for setup in setups
         ]
         taken = trials.measure(blocks, wire, VERIFICATION * request.seconds)
     if wire.rank == 0:
@@ -110,7 +110,7 @@ def _work(request: Request, wire: ProcessWire, device: torch.device) -> int:
     return FAILED if notes.failed else 0
 
 
-def _block(training: Training) -> trials.Block:
+def block(training: Training) -> trials.Block:
     """Return a function that takes some steps of a training."""
     batches = training.endless_batches()
 

@@ -1,0 +1,39 @@
+"""A SLURM cluster on this machine with one rank per node, whose links have a given speed in each direction.
+
+It needs root, slurm-wlm and munge.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CHECKOUT / "tests"))
+
+from slurm.cluster import Cluster  # noqa: E402
+
+STEPS = (sys.executable, str(CHECKOUT / "benchmarks" / "cluster_steps.py"))
+"""The command that measures a calibration and the steps of reducers."""
+
+SAGE = (sys.executable, "-m", "sage")
+
+
+@contextmanager
+def allocation(ranks: int, rate: str) -> Iterator[Callable[..., str]]:
+    """Start a cluster; yield a function that runs a command on every node and returns what it prints."""
+    with (
+        tempfile.TemporaryDirectory(prefix="allocation-") as name,
+        Cluster(Path(name) / "cluster", nodes=ranks, rate=rate) as cluster,
+    ):
+
+        def run(*command: str) -> str:
+            return cluster.run(
+                *("salloc", f"--nodes={ranks}", "srun", *command),
+                cwd=name,
+                env={"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
+                timeout=3600,
+            ).stdout
+
+        yield run
