@@ -1,12 +1,10 @@
 """Tests of `sage doctor` on nodes in separate networks: healthy nodes pass, and faults are named."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -173,10 +171,11 @@ def test_four_faults_of_four_nodes_are_all_named(
 
 
 def test_allocated_gpus_that_torch_does_not_see_are_named(
-    cluster: Cluster, tmp_path: Path, doctor: Any
+    cluster: Cluster, tmp_path: Path, forked: dict[str, str]
 ) -> None:
-    command = (sys.executable, "-m", "sage", "doctor", "--runs", str(tmp_path), "--json")
-    output = cluster.run("salloc", "--nodes=2", "--gpus-per-node=1", *command, timeout=200, check=False)
+    command = ("python", "-m", "sage", "doctor", "--runs", str(tmp_path), "--json")
+    salloc = ("salloc", "--nodes=2", "--gpus-per-node=1")
+    output = cluster.run(*salloc, *command, env=forked, timeout=200, check=False)
     diagnosis = Diagnosis(output.returncode, json.loads(output.stdout)["findings"])
     assert diagnosis.status == 1
     assert list(diagnosis.found_by("failed")) == [("GPUs", "all nodes")]
