@@ -35,6 +35,9 @@ STABLE_TORCH_LIBRARY(sage, m) {
       "quantise_(Tensor(a!) signal, Tensor? grad, int[] bounds, int bucket, int codec, int levels, int norm, "
       "Tensor? scales, Tensor? limits, int key, int first, bool keep) -> (Tensor bytes, Tensor scales)");
   m.def(
+      "quantise_mean_(Tensor(a!) signal, Tensor? grad, Tensor bytes, Tensor scales, int[] bounds, int bucket, "
+      "int codec, int levels, int divisor, Tensor(b!) out_bytes, Tensor(c!) out_scales) -> ()");
+  m.def(
       "average_(Tensor(a!) out, Tensor bytes, Tensor scales, int[] bounds, int bucket, int codec, int levels, "
       "int divisor, bool added) -> ()");
   m.def("statistics_(Tensor(a!) signal, Tensor? grad, int[] bounds, int kind) -> Tensor");

@@ -1,7 +1,7 @@
 """int8: 8-bit integers with a scale per block, by a two-way all-reduce (common practice, no single paper)."""
 # N = elements of the vector, P = blocks
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -40,6 +40,31 @@ class Int8(LevelQuantiser):
     def compress_signal(self, signal_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
         codes_N, scale_P = ops.quantise(None, signal_N, sizes, self.coding)
         return {"values": codes_N, "scales": scale_P}
+
+    def compress_mean(
+        self,
+        grad_N: Tensor,
+        residual_N: Tensor | None,
+        rows: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        wire: Wire,
+        *,
+        out: Parts,
+    ) -> Parts:
+        if residual_N is None:
+            return super().compress_mean(grad_N, None, rows, sizes, wire, out=out)
+        codes_WN, scale_WP = rows["values"], rows["scales"]
+        ops.quantise_mean(
+            grad_N,
+            residual_N,
+            codes_WN,
+            scale_WP,
+            sizes,
+            self.coding,
+            divisor=1 + len(codes_WN),
+            out=(out["values"], out["scales"]),
+        )
+        return out
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         return {"values": sum(sizes), "scales": 4 * self.coding.num_buckets(sizes)}

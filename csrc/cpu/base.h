@@ -138,4 +138,9 @@ inline bool may_stream(const void* out, int64_t n) {
   return n > int64_t{1} << 20 && reinterpret_cast<uintptr_t>(out) % 64 == 0;
 }
 
+// Elements before the first whose address is a multiple of 64 bytes.
+inline int64_t to_line(const float* out) {
+  return static_cast<int64_t>((64 - reinterpret_cast<uintptr_t>(out) % 64) % 64 / sizeof *out);
+}
+
 }  // namespace sage::cpu

@@ -20,6 +20,9 @@ class Cursor {
     return group_;
   }
 
+  // The element behind the group of the last position.
+  int64_t stop() const { return bounds_[group_ + 1]; }
+
   // Whether [i, i + num) is within the group of i, at which the cursor is.
   bool is_whole(int64_t i, int64_t num = 16) const { return i + num <= bounds_[group_ + 1]; }
 

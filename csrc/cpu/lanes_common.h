@@ -16,7 +16,12 @@ inline F finite_or_zero(F x) {
 
 // The numbers of the groups that sixteen elements, or `num` at the end, belong to.
 inline F of_groups(const float* numbers, Cursor cursor, int64_t i, int64_t num) {
+  num = std::min<int64_t>(16, num);
+  const int64_t group = cursor.group_at(i), left = cursor.stop() - i;
+  if (left >= num) return set(numbers[group]);
+  if (Cursor(cursor).group_at(i + num - 1) == group + 1)
+    return select(mask_of((1u << left) - 1), set(numbers[group]), set(numbers[group + 1]));
   float each[16] = {};
-  for (int64_t l = 0; l < std::min<int64_t>(16, num); ++l) each[l] = numbers[cursor.group_at(i + l)];
+  for (int64_t l = 0; l < num; ++l) each[l] = numbers[cursor.group_at(i + l)];
   return load(each);
 }

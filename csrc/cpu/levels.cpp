@@ -2,6 +2,7 @@
 #include "levels.h"
 
 #include "../tensor_checks.h"
+#include "blocks.h"
 #include "team.h"
 
 namespace sage::cpu {
@@ -37,9 +38,48 @@ std::tuple<Tensor, Tensor> quantise_(Tensor signal, std::optional<Tensor> grad, 
     return {bytes, *scales};
   }
   Tensor found = empty<float>(num_buckets, signal);
+  if (!limits && is_by_blocks(coding, static_cast<Kind>(norm), buckets) && (keep || !grad)) {
+    const Blocks blocks{coding,  data<float>(signal), grad ? in<float>(*grad, "grad", signal) : nullptr,
+                        n,       buckets.data(),      num_buckets,
+                        nullptr, nullptr,             0,
+                        1,       keep,                data<uint8_t>(bytes),
+                        data<float>(found)};
+    quantise_blocks(isa(), torch_team(), blocks, nullptr);
+    return {bytes, found};
+  }
   quantise_by(isa(), torch_team(), static_cast<Kind>(norm), x, buckets,
               grad ? in<float>(*grad, "grad", signal) : nullptr, data<float>(found));
   return {bytes, found};
+}
+
+void quantise_mean_(Tensor signal, std::optional<Tensor> grad, Tensor bytes, Tensor scales, std::vector<int64_t> bounds,
+                    int64_t bucket, int64_t codec, int64_t levels, int64_t divisor, Tensor out_bytes,
+                    Tensor out_scales) {
+  check_signal(signal, grad);
+  check_bounds(bounds, signal.numel());
+  check_bucket(bucket);
+  const Coding coding = coding_of<Coding>(codec, levels);
+  const std::vector<int64_t> buckets = bucket_bounds(bounds, bucket);
+  STD_TORCH_CHECK(is_by_blocks(coding, Kind::largest, buckets), "codec=", codec, ", bucket=", bucket,
+                  ": expected a codec of 0 to 2, and buckets of at most ", kResident, " elements");
+  const int64_t n = signal.numel(), num_buckets = static_cast<int64_t>(buckets.size()) - 1;
+  const int64_t num_payloads = check_payloads(bytes, n, {{"scales", scales}}, num_buckets, divisor, signal);
+  check_numel(out_bytes, n, "out_bytes");
+  check_numel(out_scales, num_buckets, "out_scales");
+  const Blocks blocks{coding,
+                      data<float>(signal),
+                      grad ? in<float>(*grad, "grad", signal) : nullptr,
+                      n,
+                      buckets.data(),
+                      num_buckets,
+                      static_cast<const uint8_t*>(bytes.const_data_ptr()),
+                      nullptr,
+                      num_payloads,
+                      divisor,
+                      true,
+                      out<uint8_t>(out_bytes, "out_bytes", signal),
+                      out<float>(out_scales, "out_scales", signal)};
+  quantise_blocks(isa(), torch_team(), blocks, static_cast<const float*>(scales.const_data_ptr()));
 }
 
 void average_(Tensor out, Tensor bytes, Tensor scales, std::vector<int64_t> bounds, int64_t bucket, int64_t codec,
@@ -62,5 +102,6 @@ void average_(Tensor out, Tensor bytes, Tensor scales, std::vector<int64_t> boun
 
 STABLE_TORCH_LIBRARY_IMPL(sage, CPU, m) {
   m.impl("quantise_", TORCH_BOX(&sage::cpu::quantise_));
+  m.impl("quantise_mean_", TORCH_BOX(&sage::cpu::quantise_mean_));
   m.impl("average_", TORCH_BOX(&sage::cpu::average_));
 }

@@ -183,11 +183,15 @@ inline void average(Isa isa, const Team& team, Average x, const float* scales) {
   std::vector<float> step(x.num_payloads * x.num_buckets);
   for (size_t i = 0; i < step.size(); ++i) step[i] = scales[i] / x.coding.unit();
   x.step = step.data();
-  x.streams = !x.added && may_stream(x.out, x.numel);
-  const int64_t parts = team.parts(x.numel);
+  // Codes of a whole byte may be read from anywhere, so that the elements before a multiple of 64 bytes come first.
+  const bool is_bytes = x.coding.bits == 8 && x.coding.codec != Codec::power9;
+  const int64_t head = is_bytes ? std::min(to_line(x.out), x.numel) : 0, rest = x.numel - head;
+  if (head > 0) SAGE_CHOOSE(isa, average_range, x, 0, head);
+  x.streams = !x.added && may_stream(x.out + head, rest);
+  const int64_t parts = team.parts(rest);
   team.each(parts, [&](int64_t part) {
-    SAGE_CHOOSE(isa, average_range, x, part_begin(x.numel, parts, part) / kRandomTile * kRandomTile,
-                part + 1 == parts ? x.numel : part_begin(x.numel, parts, part + 1) / kRandomTile * kRandomTile);
+    SAGE_CHOOSE(isa, average_range, x, head + part_begin(rest, parts, part) / kRandomTile * kRandomTile,
+                part + 1 == parts ? x.numel : head + part_begin(rest, parts, part + 1) / kRandomTile * kRandomTile);
   });
 }
 

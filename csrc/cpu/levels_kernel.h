@@ -195,7 +195,7 @@ void average_range(const Average& x, int64_t begin, int64_t end) {
     for (int64_t v = 0; 16 * v < in_tile; ++v)
       sum[v] = x.added ? load_some(x.out + tile + 16 * v, in_tile - 16 * v) : set(0);
     for (int64_t w = 0; w < x.num_payloads; ++w) {
-      const int64_t at = tile / 8 * coding.bits;
+      const int64_t at = tile * coding.bits / 8;
       const uint8_t *payload = x.bytes + w * x.num_bytes, *codes = payload + at;
       const float* steps = x.step + w * x.num_buckets;
       const int64_t room = x.num_bytes - at;

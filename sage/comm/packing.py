@@ -1,6 +1,7 @@
 """Packs the tensors of one collective into a single byte buffer, and describes collectives in messages."""
 # W = world size, N = elements of a vector, S = bytes of a packed buffer
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,10 +14,22 @@ UNEVEN = ("gather_uneven", "gather_ragged", "gather_streams", "all_to_all_ragged
 
 
 def pack(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenate the bytes of the tensors."""
+    """Concatenate the bytes of the tensors; a view, if they lie one behind the other in memory."""
     # A slice of at most one element counts as contiguous for any stride, but cannot be viewed as bytes.
     flat = [part.detach().contiguous().as_strided((part.numel(),), (1,)).view(torch.uint8) for part in parts]
-    return flat[0] if len(flat) == 1 else torch.cat(flat)
+    if len(flat) == 1:
+        return flat[0]
+    if all(_is_behind(x, y) for x, y in itertools.pairwise(flat)):
+        return flat[0].as_strided((sum(x.numel() for x in flat),), (1,))
+    return torch.cat(flat)
+
+
+def _is_behind(first_S: Tensor, second_S: Tensor) -> bool:
+    """Whether the second vector of bytes begins where the first one ends, in the same memory."""
+    return (
+        first_S.untyped_storage().data_ptr() == second_S.untyped_storage().data_ptr()
+        and first_S.data_ptr() + first_S.numel() == second_S.data_ptr()
+    )
 
 
 def unpack(packed_WS: Tensor, likes: Sequence[tuple[torch.dtype, torch.Size]]) -> tuple[Tensor, ...]:

@@ -68,6 +68,8 @@ class Wire(Transport):
     def gather_rows(self, lengths: Mapping[str, int] | None = None, /, **parts: Tensor) -> tuple[Tensor, ...]:
         """Gather 1-D parts as `gather`, without copies: the result is overwritten by the next such call.
 
+        A part that is in the memory of `row_to_gather` is not copied either.
+
         Args:
             lengths: Number of elements to which each part is padded with zeros, the same on all ranks; by
                 default the parts' own.
@@ -76,9 +78,11 @@ class Wire(Transport):
         rows = {}
         for kind, part in parts.items():
             length = part.numel() if lengths is None else lengths[kind]
-            rows[kind] = self.scratch.take(f"gather_rows {kind}", (self.world_size, length), part)
-            rows[kind][self.rank, : part.numel()] = part
-            rows[kind][self.rank, part.numel() :] = 0
+            rows[kind] = self._rows_to_gather(kind, length, part)
+            row_K = rows[kind][self.rank]
+            if row_K.data_ptr() != part.data_ptr():
+                row_K[: part.numel()] = part
+            row_K[part.numel() :] = 0
         row = {kind: rows_WK[self.rank] for kind, rows_WK in rows.items()}
         payload = {kind: num_bytes(row_K) for kind, row_K in row.items()}
         call, size = describe("gather", **row), sum(payload.values())
@@ -87,6 +91,13 @@ class Wire(Transport):
         traffic = ring_all_gather(size, self.world_size)
         self._collective(call, payload, traffic, lambda: self._gather_in_place(list(rows.values())))
         return tuple(rows.values())
+
+    def row_to_gather(self, kind: str, length: int, like: Tensor) -> Tensor:
+        """Memory for this rank's part of the next `gather_rows`: `length` elements of `like`'s dtype."""
+        return self._rows_to_gather(kind, length, like)[self.rank]
+
+    def _rows_to_gather(self, kind: str, length: int, like: Tensor) -> Tensor:
+        return self.scratch.take(f"gather_rows {kind}", (self.world_size, length), like)
 
     def gather_uneven(self, **parts: Tensor) -> tuple[list[int], tuple[Tensor, ...]]:
         """Gather the 1-D parts of every rank, whose lengths may differ between ranks.

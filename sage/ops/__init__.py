@@ -32,6 +32,7 @@ from .indices import encode_gaps as encode_gaps
 from .indices import encode_indices as encode_indices
 from .levels import average as average
 from .levels import quantise as quantise
+from .levels import quantise_mean as quantise_mean
 from .levels import quantise_to as quantise_to
 from .moments import Excess as Excess
 from .moments import Moments as Moments

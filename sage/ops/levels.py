@@ -29,7 +29,11 @@ def _fake_quantise(
 
 
 native.register("quantise_", _fake_quantise)
+native.register("quantise_mean_", lambda *_: None)
 native.register("average_", lambda *_: None)
+
+BLOCK = 16384
+"""Largest bucket of `quantise_mean_`."""
 
 
 def quantise(
@@ -94,6 +98,54 @@ def quantise_to(
             signal_N, None, *numbers, int(Kind.LARGEST), scale_P, limit_P, key, first, keep
         )[0]
     return reference_levels.quantise_to(signal_N, sizes, coding, scale_P, limit_P, key, first, keep=keep)
+
+
+def quantise_mean(
+    grad_N: Tensor | None,
+    residual_N: Tensor,
+    bytes_WB: Tensor,
+    scale_WP: Tensor,
+    sizes: Sequence[int],
+    coding: Coding,
+    *,
+    divisor: int,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Accumulate, add the values of W payloads, divide, and encode the mean as `quantise`.
+
+    Args:
+        grad_N: The gradient; None: the residual is the complete signal.
+        residual_N: Accumulated into; becomes the error times `divisor`.
+        bytes_WB: Each payload's codes (uint8); there may be no payload.
+        scale_WP: Each payload's scales (float32).
+        sizes: Number of elements of each group; they sum to N.
+        coding: The codec, levels and buckets.
+        divisor: The sum is divided by it, if there is a payload.
+        out: Memory for the codes (uint8, B) and the scales (float32, P).
+    """
+    is_by_blocks = coding.codec <= Codec.E5M2 and 0 < (coding.bucket or 0) <= BLOCK
+    if is_by_blocks and native.takes("quantise_mean_", residual_N, grad_N, scale_WP, bytes_WB):
+        if out is None:
+            like = residual_N
+            out = (
+                like.new_empty(coding.num_bytes(like.numel()), dtype=torch.uint8),
+                like.new_empty(coding.num_buckets(sizes)),
+            )
+        numbers = _numbers(sizes, coding)
+        _native.quantise_mean_.default(residual_N, grad_N, bytes_WB, scale_WP, *numbers, divisor, *out)
+        return out
+    if grad_N is not None:
+        residual_N.add_(grad_N)
+    if len(bytes_WB):
+        average(residual_N, bytes_WB, scale_WP, sizes, coding, divisor=divisor, added=True)
+    parts = quantise(None, residual_N, sizes, coding)
+    if divisor > 1:
+        residual_N.mul_(divisor)
+    if out is None:
+        return parts
+    for memory, part in zip(out, parts, strict=True):
+        memory.copy_(part)
+    return out
 
 
 def average(

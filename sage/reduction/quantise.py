@@ -74,6 +74,38 @@ class Quantiser(Reducer):
         ops.keep_error(signal_N, self.decode(parts, sizes))
         return parts
 
+    def compress_mean(
+        self,
+        grad_N: Tensor,
+        residual_N: Tensor | None,
+        rows: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        wire: Wire,
+        *,
+        out: Parts,
+    ) -> Parts:
+        """Accumulate, add the payloads of others, and encode the mean as `compress`; leave its error times W.
+
+        Args:
+            grad_N: The gradient; without a residual it may be overwritten.
+            residual_N: Accumulated into; becomes the error times W.
+            rows: The parts of W − 1 payloads by kind, one row for each; with no row, W is 1.
+            sizes: Number of elements of each group (G); they sum to N.
+            wire: As for `encode`.
+            out: Memory into which the parts may be written.
+        """
+        num = 1 + len(next(iter(rows.values())))
+        if num == 1:
+            return self.compress(grad_N, residual_N, sizes, wire)
+        # With a residual, the mean is formed there, where its error is to be left.
+        mean_N = grad_N.float() if residual_N is None else residual_N.add_(grad_N)
+        self.average(mean_N, rows, sizes, divisor=num, added=True)
+        if residual_N is None:
+            return self.encode(mean_N, sizes, wire)
+        parts = self.compress_signal(residual_N, sizes, wire)
+        residual_N.mul_(num)
+        return parts
+
     def average(
         self,
         out_N: Tensor,

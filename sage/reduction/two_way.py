@@ -55,21 +55,31 @@ def reduce_two_way(
         parts = quantiser.encode(grad_N[:0].float(), [0], wire)
         counts = [_counts(quantiser, share, parts) for share in shares]
         longest = {kind: max(count[kind] for count in counts) for kind in parts}
+        memory = _memory(counts, parts, this_rank, wire)
         codes = [parts] * wire.world_size
         for rank, share_r in enumerate(shares):
-            if server_N is not None or rank != this_rank:  # otherwise its own part stays as it is
+            if rank != this_rank:
+                rows = {kind: part.new_empty((0, counts[rank][kind])) for kind, part in parts.items()}
+                codes[rank] = quantiser.compress_mean(
+                    grads[rank], residuals[rank], rows, share_r, wire, out=memory[rank]
+                )
+            elif server_N is not None:  # otherwise its own part stays as it is
                 codes[rank] = quantiser.compress(grads[rank], residuals[rank], share_r, wire)
     received = {
         kind: wire.all_to_all_others([code[kind] for code in codes], [count[kind] for count in counts], kind)
         for kind in parts
     }
     with phase("scatter"):
-        before = {kind: row_W[:this_rank] for kind, row_W in received.items()}
-        after = {kind: row_W[this_rank:] for kind, row_W in received.items()}
         if server_N is None:
             server_S = None
-            served = _serve(quantiser, grad_S, residual_S, (before, after), share, wire)
+            out = {
+                kind: wire.row_to_gather(kind, longest[kind], part)[: counts[this_rank][kind]]
+                for kind, part in parts.items()
+            }
+            served = quantiser.compress_mean(grad_S, residual_S, received, share, wire, out=out)
         else:
+            before = {kind: row_W[:this_rank] for kind, row_W in received.items()}
+            after = {kind: row_W[this_rank:] for kind, row_W in received.items()}
             own_row = {kind: part[None] for kind, part in codes[this_rank].items()}
             mean_S = _add(quantiser, grad_S.float().zero_(), (before, own_row, after), share, divisor=1)
             server_S = None if residual_S is None else server_N.split(lengths)[this_rank]
@@ -91,33 +101,16 @@ def reduce_two_way(
     return Reduced(grad_N)
 
 
-def _serve(
-    quantiser: Quantiser,
-    grad_S: Tensor,
-    residual_S: Tensor | None,
-    runs: Sequence[Mapping[str, Tensor]],
-    share: Sequence[int],
-    wire: Wire,
-) -> Parts:
-    """Encode the mean of a share from this rank's own part and the others' codes; keep the error, times W.
-
-    Args:
-        quantiser: As for `reduce_two_way`.
-        grad_S: This rank's gradient in the share; may be overwritten.
-        residual_S: This rank's residual in the share.
-        runs: The other ranks' codes of the share, as for `_add`.
-        share: Number of elements of each group in the share.
-        wire: The communicator.
-    """
-    # With a residual, the mean is formed there, where its error is to be left.
-    mean_S = grad_S.float() if residual_S is None else residual_S.add_(grad_S)
-    _add(quantiser, mean_S, runs, share, divisor=wire.world_size)
-    if residual_S is None:
-        return quantiser.encode(mean_S, share, wire)
-    served = quantiser.compress_signal(residual_S, share, wire)
-    if wire.world_size > 1:
-        residual_S.mul_(wire.world_size)
-    return served
+def _memory(counts: Sequence[Mapping[str, int]], parts: Parts, this_rank: int, wire: Wire) -> list[Parts]:
+    """Memory for the code of each share but this rank's own: the parts of one kind are adjacent."""
+    lengths = {
+        kind: [0 if rank == this_rank else count[kind] for rank, count in enumerate(counts)] for kind in parts
+    }
+    pieces = {
+        kind: wire.scratch.take(f"two_way {kind}", (sum(lengths[kind]),), part).split(lengths[kind])
+        for kind, part in parts.items()
+    }
+    return [{kind: pieces[kind][rank] for kind in parts} for rank in range(len(counts))]
 
 
 def _add(

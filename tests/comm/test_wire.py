@@ -120,7 +120,8 @@ def gathers_in_rows(wire: Wire) -> tuple[Any, Any]:
             [[r] * n for r in ranks(wire)],
             [[*map(float, range(n + r % 2)), *[0.0] * (1 - r % 2)] for r in ranks(wire)],
         ]
-        seen += [x.clone() for x in wire.gather_rows(codes=codes + 1)]
+        row_N = wire.row_to_gather("codes", n, codes).copy_(codes + 1)
+        seen += [x.clone() for x in wire.gather_rows(codes=row_N)]
         expected.append([[r + 1] * n for r in ranks(wire)])
     return seen, expected
 

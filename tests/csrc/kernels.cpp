@@ -10,6 +10,7 @@
 #include "../../csrc/cpu/error.h"
 #include "../../csrc/cpu/gather.h"
 #include "../../csrc/cpu/levels.h"
+#include "../../csrc/cpu/blocks.h"
 #include "../../csrc/cpu/moments.h"
 #include "../../csrc/cpu/pack.h"
 #include "../../csrc/cpu/philox.h"
@@ -382,6 +383,7 @@ int main() {
         test_cast<Format::bf16>(set, team, n);
         test_elias(set, team, n);
         test_levels(set, team, n, static_cast<Codec>(turn % 7), draw_bounds(n));
+        test_blocks(set, team, n, static_cast<Codec>(turn % 3), draw_bounds(n));
       }
       test_pack(set, n);
       if (n > 0) test_sampled(n);

@@ -43,3 +43,31 @@ inline void test_levels(Isa isa, const Team& team, int64_t n, Codec codec, const
   };
   expect(alike(mean(isa, team), mean(Isa::scalar, alone)), name + ": mean");
 }
+
+// Bucket by bucket against one pass after the other: the gradient, the payloads, the codes, the factor of the error.
+inline void test_blocks(Isa isa, const Team& team, int64_t n, Codec codec, const std::vector<int64_t>& bounds) {
+  const Team alone{1, {}};
+  const std::vector<int64_t> buckets = bucket_bounds(bounds, Ints{1 + static_cast<int32_t>(below(100)), 256, 9000}[below(3)]);
+  const int64_t num = static_cast<int64_t>(buckets.size()) - 1, payloads = below(4), divisor = payloads ? 1 + below(5) : 1;
+  const Coding coding(codec, 1);
+  const Floats signal = draw(n), grad = draw(n), scales = draw(payloads * num);
+  std::vector<uint8_t> rows(payloads * n);
+  for (uint8_t& byte : rows) byte = static_cast<uint8_t>(below(256));
+  const bool adds = below(2);
+  expect(is_by_blocks(coding, Kind::largest, buckets), "blocks: taken");
+  Floats ours = signal, found(num), left = adds ? sum(signal, grad) : signal, expected(num);
+  std::vector<uint8_t> bytes(n), codes(n);
+  quantise_blocks(isa, team, {coding, ours.data(), adds ? grad.data() : nullptr, n, buckets.data(), num, rows.data(),
+                              nullptr, payloads, divisor, true, bytes.data(), found.data()},
+                  scales.data());
+  if (payloads)
+    average(Isa::scalar, alone, {coding, left.data(), n, buckets.data(), num, nullptr, rows.data(), n, payloads, divisor, true},
+            scales.data());
+  const Quantisation x{coding,  left.data(), n, buckets.data(), num,  nullptr, nullptr,
+                       nullptr, nullptr,     0, 0,              true, codes.data()};
+  quantise_by(Isa::scalar, alone, Kind::largest, x, buckets, nullptr, expected.data());
+  for (float& error : left) error *= static_cast<float>(divisor);
+  expect(bytes == codes, "blocks: codes");
+  expect(alike(ours, left), "blocks: error");
+  expect(alike(found, expected), "blocks: scales");
+}

@@ -84,6 +84,37 @@ def test_the_mean_of_payloads_equals_the_reference(coding: Coding) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("codec", [Codec.INT8, Codec.E4M3, Codec.E5M2])
+@pytest.mark.parametrize("bucket", [1, 7, 256, 9000])
+def test_the_code_of_a_mean_equals_the_reference(
+    codec: Codec, bucket: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coding = Coding(codec, bucket=bucket)
+    for case in range(12):
+        sizes = seeded(case + 100 * bucket)
+        n, num, payloads = sum(sizes), coding.num_buckets(sizes), random.randint(0, 3)
+        divisor = random.randint(1, 5) if payloads else 1
+        grad_N, residual_N = draw(n) if case % 3 else None, draw(n) * random.choice([1e-40, 1.0, 1e30])
+        bytes_WB = torch.randint(256, (payloads, n), dtype=torch.uint8)
+        scale_WP = torch.randn(payloads, num)
+        if scale_WP.numel():
+            scale_WP.view(-1)[0] = random.choice([math.nan, math.inf, 0.0, 1e-44, 3e38])
+        found = []
+        for threads in (0, 1, 2):  # 0: in plain torch
+            signal_N, out = residual_N.clone(), (torch.empty(n, dtype=torch.uint8), torch.empty(num))
+            with team(threads or 1), monkeypatch.context() as patched:
+                if threads == 0:
+                    patched.setattr(native, "MISSING", "SAGE_NATIVE=0")
+                parts = ops.quantise_mean(
+                    grad_N, signal_N, bytes_WB, scale_WP, sizes, coding, divisor=divisor, out=out
+                )
+            found.append((signal_N, *parts, *out))
+        for ours in found[1:]:
+            for left, right in zip(ours, found[0], strict=True):
+                assert_same(left, right)
+
+
+@needs_native
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("coding", [Coding(Codec.LINEAR, 7, 128), Coding(Codec.INT8, bucket=256)], ids=str)
 def test_the_mean_of_a_vector_longer_than_the_caches_equals_the_reference(coding: Coding, first: int) -> None:

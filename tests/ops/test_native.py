@@ -194,6 +194,16 @@ REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
     ("sum_casts_", (H[:3], H), "rows has 8 elements: expected one row or more of 3"),
     ("momentum_signs_", (F[:7], F, 0.9), "momentum has 7 elements: expected 8"),
     ("momentum_signs_", (F, F, 0.9), "momentum and signal are one vector"),
+    (
+        "quantise_mean_",
+        (F, None, B.view(1, 4).repeat(1, 2), F[:1].view(1, 1), [0, 8], 8, 3, 7, 2, B, F[:1]),
+        "codec=3, bucket=8: expected a codec of 0 to 2, and buckets of at most 16384",
+    ),
+    (
+        "quantise_mean_",
+        (F, None, B.view(1, 4).repeat(1, 2), F[:1].view(1, 1), [0, 8], 8, 0, 1, 2, B, F[:1]),
+        "out_bytes has 4 elements: expected 8",
+    ),
     ("take_near_", (F, None, [7], [2], 1.0, False, False), "stops: expected the last to be 8"),
     ("take_near_", (F, None, [8], [2, 2], 1.0, False, False), "stops has 1 layers and lengths 2"),
     (
@@ -280,6 +290,13 @@ ASKED: list[tuple[str, tuple[Any, ...]]] = [
         (F.clone(), B[:2].clone().view(2, 1), torch.ones(2, 2), torch.ones(2, 2), [0, 3, 8], 2, True, False),
     ),
     ("quantise_", (F.clone(), F.clone(), [0, 3, 8], 2, 3, 7, 3, None, None, 5, 1, True)),
+    (
+        "quantise_mean_",
+        (
+            *(F.clone(), F.clone(), torch.zeros(2, 8, dtype=torch.uint8), torch.ones(2, 5), [0, 3, 8], 2, 0),
+            *(1, 3, torch.zeros(8, dtype=torch.uint8), torch.ones(5)),
+        ),
+    ),
     ("average_", (F.clone(), B[:2].view(1, 2).repeat(2, 2), torch.ones(2, 5), [0, 3, 8], 2, 3, 7, 2, False)),
     ("sign_words", (B[:1].clone(), [0, 3, 8], False)),
     ("sign_bytes", (AT[:4].clone().view(2, 2), [0, 3, 8], False)),
