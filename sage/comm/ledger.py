@@ -7,7 +7,7 @@ formulas, and compares them with the kernel's socket counters.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -96,6 +96,14 @@ def ring_all_gather(size: int, world_size: int) -> tuple[int, int]:
     """Return the traffic of a ring all-gather of S bytes per rank: (W−1)·S each way, W−1 hops per block."""
     each_way = (world_size - 1) * size
     return each_way, each_way
+
+
+def ring_ragged_gather(sizes: Sequence[int], rank: int) -> tuple[int, int]:
+    """Return one rank's traffic of a ring all-gather to which each rank contributes its own number of bytes.
+
+    A rank sends all blocks except that of the next rank, and receives all except its own.
+    """
+    return sum(sizes) - sizes[(rank + 1) % len(sizes)], sum(sizes) - sizes[rank]
 
 
 def direct_exchange(size: int, world_size: int) -> tuple[int, int]:

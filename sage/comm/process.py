@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.futures import Future
 
 from sage import ops
-from sage.comm import torch_names
+from sage.comm import ring_gather, torch_names
 from sage.comm.address import check_interfaces, choose_interface
 from sage.comm.agreement import Facts, RanksDiffer
 from sage.comm.failure_monitor import FailureMonitor
@@ -124,7 +124,7 @@ class GroupWire(Wire):
         received = [own_S.numel()] * self.world_size
         dist.all_to_all_single(rows_WS.view(-1), x_N, received, sizes, group=self._group)
         ops.sum_casts(rows_WS, own_S)
-        self._broadcast_from_each([pieces])  # in place, and faster than Gloo's all-gather
+        self._gather_pieces([pieces])
 
     def _begin_sum(self, call: str, x_N: Tensor) -> Pending:
         group = self._control if x_N.device.type == "cpu" else self._group
@@ -138,8 +138,8 @@ class GroupWire(Wire):
         return out_WS.view(self.world_size, x_S.numel())
 
     def _gather_in_place(self, all_rows: Sequence[Tensor]) -> None:
-        if all_rows[0].device.type == "cpu":  # Gloo's all-gather receives into new memory and copies
-            return self._broadcast_from_each([list(rows_WK) for rows_WK in all_rows])
+        if all_rows[0].device.type == "cpu":
+            return self._gather_pieces([list(rows_WK) for rows_WK in all_rows])
         for rows_WK in all_rows:
             torch_names.all_gather(rows_WK.view(-1), rows_WK[self.rank].view(-1), self._group)
 
@@ -152,14 +152,19 @@ class GroupWire(Wire):
         out_S = x_S.new_empty(sum(sizes))
         pieces = out_S.split(list(sizes))
         pieces[self.rank].copy_(x_S)
-        self._broadcast_from_each([pieces])
+        if x_S.device.type == "cpu":
+            self._gather_pieces([pieces])
+        else:
+            self._broadcast_from_each(pieces)
         return out_S
 
-    def _broadcast_from_each(self, vectors: Sequence[Sequence[Tensor]]) -> None:
-        """Broadcast piece r of each vector from rank r, all at the same time and in place."""
+    def _gather_pieces(self, vectors: Sequence[Sequence[Tensor]]) -> None:
+        ring_gather.in_place(vectors, self.rank, self._group)
+
+    def _broadcast_from_each(self, pieces: Sequence[Tensor]) -> None:
+        """Broadcast piece r from rank r, all at the same time and in place."""
         under_way = [
             dist.broadcast(piece, group=self._group, group_src=root, async_op=True)
-            for pieces in vectors
             for root, piece in enumerate(pieces)
         ]
         for work in under_way:

@@ -20,6 +20,7 @@ from sage.comm.ledger import (
     direct_exchange,
     ring_all_gather,
     ring_all_reduce,
+    ring_ragged_gather,
     star_gather,
     tree_broadcast,
 )
@@ -111,12 +112,12 @@ class Wire(Transport):
         return counts, cut(stacked, counts)
 
     def gather_ragged(self, **parts: Tensor) -> tuple[list[int], tuple[Tensor, ...]]:
-        """Gather as `gather_uneven`, without padding, by concurrent broadcasts from each rank.
+        """Gather as `gather_uneven`, without padding.
 
         The result is bitwise identical to that of `gather_uneven`.
         """
         counts = self._counts(parts)
-        rows = self._broadcast_each("gather_ragged", parts, [[count] * len(parts) for count in counts])
+        rows = self._gather_each("gather_ragged", parts, [[count] * len(parts) for count in counts])
         return counts, tuple(torch.cat(part) for part in zip(*rows, strict=True))
 
     def gather_streams(self, **parts: Tensor) -> list[tuple[Tensor, ...]]:
@@ -127,17 +128,16 @@ class Wire(Transport):
         first = next(iter(parts.values()))
         own_P = torch.tensor([part.numel() for part in parts.values()], device=first.device)
         (lengths_WP,) = self.gather(sizes=own_P)
-        return self._broadcast_each("gather_streams", parts, lengths_WP.tolist())
+        return self._gather_each("gather_streams", parts, lengths_WP.tolist())
 
-    def _broadcast_each(
+    def _gather_each(
         self, op: str, parts: Mapping[str, Tensor], lengths: Sequence[Sequence[int]]
     ) -> list[tuple[Tensor, ...]]:
-        """Gather parts whose lengths all ranks know, by concurrent broadcasts from each rank."""
+        """Gather parts whose lengths all ranks know."""
         vectors = list(parts.values())
         items = [v.element_size() for v in vectors]
         sizes = [sum(n * item for n, item in zip(row, items, strict=True)) for row in lengths]
-        trees = [tree_broadcast(size, self.rank, root, self.world_size) for root, size in enumerate(sizes)]
-        traffic = sum(sent for sent, _ in trees), sum(received for _, received in trees)
+        traffic = ring_ragged_gather(sizes, self.rank)
         payload = {kind: num_bytes(part) for kind, part in parts.items()}
         packed_S = pack(vectors)
         joined_S = self._collective(

@@ -11,9 +11,9 @@ identical result |
 | `union` | 8 for the count; values at all indices that any rank selected | the whole union |
 | `exclusive` | as `union` | the union; each rank selects in its own part of the vector |
 
-`padded` and `chunks` are one all-gather; `uneven` is a broadcast from each rank. `union` and `exclusive`
-gather the indices as `uneven` does and all-reduce the values, so the cost of the mean does not depend on the
-number of ranks.
+`padded` and `chunks` are one all-gather; `uneven` is one of payloads of different lengths. `union` and
+`exclusive` gather the indices as `uneven` does and all-reduce the values, so the cost of the mean does not
+depend on the number of ranks.
 """
 # N = elements of the vector, K = elements this rank selects, M = of all ranks, U = of the union
 
@@ -98,7 +98,7 @@ class Padded:
 
 
 class Uneven(Padded):
-    """Gather counts first, then broadcast from every rank concurrently, without padding."""
+    """Gather counts first, then payloads of different lengths, without padding."""
 
     def gather(
         self, values_K: Tensor, at_K: Tensor, wire: Wire, density: float, n: int

@@ -80,10 +80,10 @@ BY_HAND: dict[str, tuple[Callable[[Wire], Any], Callable[[int], tuple[dict[str, 
         lambda wire: wire.gather_ragged(
             values=torch.ones(1 + wire.rank).half(), indices=torch.ones(1 + wire.rank).int()
         ),
-        # Each rank sends its own 6, 12 or 18 bytes directly to both others.
+        # Of 6, 12 and 18 bytes a rank sends all but those of the next rank, and receives all but its own.
         lambda rank: (
             {"sizes": 8, "values": 2 + 2 * rank, "indices": 4 + 4 * rank},
-            16 + 2 * (6 + 6 * rank),
+            16 + 36 - (6 + 6 * ((rank + 1) % 3)),
             16 + 36 - (6 + 6 * rank),
         ),
     ),
