@@ -75,6 +75,7 @@ struct Quantisation {
   int64_t first;                           // position of the vector's first element, for its random bits
   bool keep;                               // whether the error is left in the signal
   uint8_t* bytes;
+  bool own_scales = false;  // whether the scales were found from the signal, so that no element exceeds its own
 };
 
 // Payloads to average. Row w of the steps has num_buckets numbers, row w of the bytes num_bytes bytes.
@@ -137,6 +138,7 @@ inline void quantise_by(Isa isa, const Team& team, Kind kind, Quantisation x, co
                         const float* grad, float* scales) {
   const int64_t num_buckets = x.num_buckets, n = x.numel;
   Numbers numbers(x.coding, num_buckets);
+  x.own_scales = !x.limits;
   x.prescale = numbers.prescale();
   x.inverse = numbers.inverse();
   x.step = numbers.step();

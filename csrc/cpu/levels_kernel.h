@@ -124,6 +124,24 @@ void quantise_range(const Quantisation& x, int64_t begin, int64_t end) {
     for (int64_t i = tile; i < tile + in_tile; i += 16) {
       const int64_t num = tile + in_tile - i;
       __builtin_prefetch(x.signal + i + 512);
+      if constexpr (kHasScale) {
+        const int64_t bucket = cursor.group_at(i), stop = std::min(cursor.stop(), tile + in_tile);
+        if (x.own_scales && i + 16 <= stop && x.prescale[bucket] == 1 && x.inverse[bucket] > 0) {
+          // Then every element is finite: what is not makes the scale not finite.
+          const F inverse = set(x.inverse[bucket]), step = set(x.step[bucket]);
+          for (; i + 16 <= stop; i += 16) {
+            __builtin_prefetch(x.signal + i + 512);
+            const F a = load(x.signal + i);
+            const I code = code_of<kCodec>(coding, mul(a, inverse), load_u16(random + (i - tile)));
+            store_u8(codes + (i - tile), code);
+            if (!x.keep) continue;
+            const F value = value_of<kCodec>(coding, band(code, seti(0xff)));
+            store(x.signal + i, finite_or_zero(sub(a, mul(value, step))));
+          }
+          i -= 16;
+          continue;
+        }
+      }
       const F a = load_some(x.signal + i, num);
       F y = a, step = set(1);
       if constexpr (kHasScale) {
@@ -204,16 +222,27 @@ void average_range(const Average& x, int64_t begin, int64_t end) {
         codes = last;
       }
       Cursor here = cursor;
+      const auto code_at = [&](int64_t v) {
+        return coding.bits == 8 ? load_u8(codes + 16 * v) : unpacking.codes(codes + 2 * coding.bits * v);
+      };
       for (int64_t v = 0; 16 * v < in_tile; ++v) {
         const int64_t i = tile + 16 * v, num = in_tile - 16 * v;
-        F value = value_of<kCodec>(coding, coding.bits == 8 ? load_u8(codes + 16 * v) : unpacking.codes(codes + 2 * coding.bits * v));
+        if constexpr (kCodec != Codec::power9) {
+          const int64_t bucket = here.group_at(i), whole = (std::min(here.stop(), tile + in_tile) - tile) / 16;
+          if (v < whole) {
+            const F step = set(steps[bucket]);
+            for (; v < whole; ++v) sum[v] = add(sum[v], mul(value_of<kCodec>(coding, code_at(v)), step));
+            --v;
+            continue;
+          }
+        }
+        F value = value_of<kCodec>(coding, code_at(v));
         if constexpr (kCodec == Codec::power9) {
           const uint8_t* at = payload + x.numel + i / 8;
           const uint32_t is_high = num > 8 ? at[0] | at[1] << 8 : at[0];
           value = select(mask_of(is_high), value, sub(set(0), value));
         } else {
-          const int64_t bucket = here.group_at(i);
-          value = mul(value, num >= 16 && here.is_whole(i) ? set(steps[bucket]) : of_groups(steps, here, i, num));
+          value = mul(value, of_groups(steps, here, i, num));
         }
         sum[v] = add(sum[v], value);
       }

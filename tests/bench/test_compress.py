@@ -143,7 +143,8 @@ def test_every_reducer_takes_a_turn_of_steps_on_a_wire_of_several_ranks(name: st
 
 def test_every_collective_that_a_reducer_may_call_is_tested_here() -> None:
     public = {name for name, call in vars(Wire).items() if callable(call) and not name.startswith("_")}
-    assert public - set(ENGINE) == set(CALLS)
+    local = {"row_to_gather"}  # returns memory and sends nothing
+    assert public - set(ENGINE) - local == set(CALLS)
 
 
 @pytest.mark.parametrize("call", CALLS)
