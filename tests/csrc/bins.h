@@ -3,7 +3,7 @@
 
 using namespace sage::cpu;
 
-inline bool alike(float a, float b) { return std::isnan(a) ? std::isnan(b) : same({a}, {b}); }
+inline bool alike(float a, float b) { return std::isnan(a) ? std::isnan(b) : !std::memcmp(&a, &b, sizeof a); }
 
 inline bool alike(const Floats& a, const Floats& b) {
   return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](float x, float y) { return alike(x, y); });

@@ -22,11 +22,13 @@ inline int64_t below(int64_t n) {
 }
 
 // End with 1 at the first thing that does not hold, saying which.
-inline void expect(bool holds, const std::string& what) {
+inline void expect(bool holds, const char* what) {
   if (holds) return;
-  std::printf("FAILED: %s\n", what.c_str());
+  std::printf("FAILED: %s\n", what);
   std::exit(1);
 }
+
+inline void expect(bool holds, const std::string& what) { expect(holds, what.c_str()); }
 
 // The same bits.
 inline bool same(const Floats& a, const Floats& b) {

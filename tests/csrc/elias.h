@@ -3,14 +3,16 @@
 #pragma once
 
 inline std::string digits(uint64_t x) {
-  std::string bits;
-  for (; x; x >>= 1) bits.insert(0, x & 1 ? "1" : "0");
+  int64_t size = 0;
+  while (size < 64 && x >> size) ++size;
+  std::string bits(size, '0');
+  for (char& bit : bits) bit = x >> --size & 1 ? '1' : '0';
   return bits;
 }
 
 inline std::string elias_digits(uint64_t x) {
-  const std::string length = digits(digits(x).size());
-  return std::string(length.size() - 1, '0') + length + digits(x).substr(1);
+  const std::string all = digits(x), length = digits(all.size());
+  return std::string(length.size() - 1, '0') + length + all.substr(1);
 }
 
 // The stream of a group.
