@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from sage import registry
 from sage.comm.replicas import Replicas
@@ -18,6 +17,7 @@ from sage.mount import optimizers, state
 from sage.mount.flat import Flat
 from sage.mount.parameters import Named
 from sage.mount.record import StepLog
+from sage.mount.shards import is_sharded
 from sage.mount.step import Step
 from sage.mount.traffic import Traffic, of_step
 from sage.reduction.reducer import Reducer
@@ -162,10 +162,7 @@ class Mount:
         Raises:
             sage.comm.replicas.ReplicasDiffer: if not; names the ranks and the first parameter that differs.
         """
-        named = [
-            (name, p.to_local() if isinstance(p, DTensor) else p)
-            for name, p in self._model.named_parameters()
-        ]
+        named = [(name, p.to_local() if is_sharded(p) else p) for name, p in self._model.named_parameters()]
         Replicas(self.wire, named).check(f"after step {self.total.steps}")
 
     def close(self) -> None:

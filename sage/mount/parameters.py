@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.distributed._composable.contract import _get_registry
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+
+from sage.mount.shards import is_fsdp1, is_fsdp2, is_sharded
 
 Named = Mapping[str, nn.Parameter]
 """Parameters by name, in the model's order."""
@@ -76,17 +76,17 @@ def check_plain(model: nn.Module) -> None:
                 f"{part} is wrapped in DistributedDataParallel, which all-reduces its gradients itself: use "
                 'sage.ddp_hook(model, "topk", ...) on it, or give reduce_model the model without the wrapper'
             )
-        if isinstance(module, FSDPModule):
+        if is_fsdp2(module):
             raise ValueError(
                 f"{part} is sharded by fully_shard: use sage.fsdp_hook(model, ..., replicate=...)"
             )
-        if isinstance(module, FullyShardedDataParallel):
+        if is_fsdp1(module):
             raise ValueError(
                 f"{part} is wrapped in FullyShardedDataParallel, which SAGE does not support: shard it by "
                 "fully_shard and use sage.fsdp_hook, or leave it out"
             )
     for name, p in model.named_parameters():
-        if isinstance(p, DTensor):
+        if is_sharded(p):
             raise ValueError(
                 f"the parameter {name!r} is a DTensor, sharded over a device mesh: reduce_model takes plain "
                 "parameters; for fully_shard there is sage.fsdp_hook"
