@@ -13,6 +13,7 @@ from gloo import Group, RankEnded, processes
 from torch import Tensor
 
 from sage.comm.packing import describe, pack, unpack
+from sage.comm.process import IN_PAIRS
 from sage.comm.rendezvous import local_places
 from sage.comm.threads import simulate
 from sage.comm.transport import GUARD_BYTES, ScheduleError, WireError
@@ -316,6 +317,22 @@ def test_two_processes_round_a_sum_of_halves_once(dtype: torch.dtype) -> None:
     for seen in processes(2, work):
         assert torch.equal(seen.isnan(), expected.isnan())
         assert torch.equal(seen.nan_to_num().view(torch.int16), expected.nan_to_num().view(torch.int16))
+
+
+def test_a_long_exchange_in_pairs_equals_that_on_threads() -> None:
+    def work(wire: Wire) -> list[Tensor]:
+        x_N = torch.randn(IN_PAIRS // 2 + 3, generator=torch.Generator().manual_seed(wire.rank))
+        shares_WN = x_N[: x_N.numel() // 3 * 3].view(3, -1)
+        counts = [[7, 0, IN_PAIRS // 4], [0, IN_PAIRS // 8, 1], [3, 3, 3]][wire.rank]
+        ragged = wire.all_to_all_ragged(counts, values=x_N[: sum(counts)])
+        others = wire.all_to_all_others(
+            [x_N[:n] for n in (5, 0, IN_PAIRS // 4)], [5, 0, IN_PAIRS // 4], "values"
+        )
+        halves = wire.sum_halves(x_N.bfloat16())
+        return [wire.all_to_all(shares_WN), others.clone(), halves, *(row for (row,) in ragged)]
+
+    for gloo, threads in zip(processes(3, work), simulate(3, work), strict=True):
+        assert all(torch.equal(x, twin) for x, twin in zip(gloo, threads, strict=True))
 
 
 # The schedule guard.
