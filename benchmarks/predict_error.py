@@ -3,7 +3,7 @@
 A setup is a number of ranks and a link speed. For each setup the script starts a SLURM cluster on this
 machine (tests/slurm/cluster.py) with one rank per node, whose links have this speed in each direction. There
 `cluster_steps.py` calibrates, and measures the steps of every method under each mount in turns. Each setup is
-then predicted from the calibrations of the others, never from its own. All rows are printed, with their
+then predicted from the calibrations of the others, never from its own. All rows are written, with their
 errors.
 
 The ranks share the cores of this machine, so that computation takes longer with more ranks. Computation
@@ -13,10 +13,11 @@ At the same link speed, the measured links are used; otherwise the bandwidth is 
 The measurements of each setup are kept in a folder. A setup that is in it is not measured again, and all
 that are in it are predicted. The script needs root, slurm-wlm and munge.
 
-    python benchmarks/predict_error.py --workloads resnet20-cifar10 lstm-topics > predict_error.json
+    python benchmarks/predict_error.py --workloads "resnet20-cifar10 --batch-size 32" lstm-topics
 """
 
 import argparse
+import csv
 import json
 import os
 import platform
@@ -27,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def rows_of(measured: Sequence[Measured]) -> Iterator[Row]:
 
 
 def main() -> None:
-    """Measure the setups that the folder lacks, and print the predictions of all that it has as JSON."""
+    """Measure the setups that the folder lacks, and print the errors of all that it has as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--workloads", nargs="*", default=["digits"], help="each with options, quoted")
     parser.add_argument("--rates", nargs="+", default=["10mbit", "100mbit", "1gbit"])
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="as of `sage calibrate`")
     parser.add_argument("--seconds", type=float, default=40, help="as of `sage calibrate`")
     parser.add_argument("--folder", type=Path, default=CHECKOUT / "build" / "predict_error")
+    parser.add_argument("--output", type=Path, help="two files, .json and .csv")
     given = parser.parse_args()
     load = os.getloadavg()[0]
     for workload in given.workloads:
@@ -159,9 +161,34 @@ def main() -> None:
         **by("method", rows, lambda row: f"{row.reducer} × {row.mount}"),
         "load_average": {"before": round(load, 2), "after": round(os.getloadavg()[0], 2)},
         "machine": f"{os.cpu_count()} cores for all ranks, {platform.machine()}, torch {torch.__version__}",
-        "rows": [{**asdict(row), "error": round(row.error, 4)} for row in rows],
     }
     print(json.dumps(result, indent=2))
+    if given.output is not None:
+        given.output.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+        with given.output.with_suffix(".csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(flat(rows[0])), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(map(flat, rows))
+
+
+def flat(row: Row) -> dict[str, Any]:
+    """Return one prediction as a line of a table; times in milliseconds."""
+    quartiles, band = row.measured_quartiles, row.band
+    return {
+        "workload": row.workload,
+        "ranks": row.setup.ranks,
+        "rate": row.setup.rate,
+        "links_of": f"{row.source.links.ranks} ranks, {row.source.links.rate}",
+        "reducer": row.reducer,
+        "mount": row.mount,
+        "predicted": round(1e3 * row.predicted_seconds, 2),
+        "predicted_low": round(1e3 * band[0], 2),
+        "predicted_high": round(1e3 * band[1], 2),
+        "measured": round(1e3 * row.measured_seconds, 2),
+        "measured_first_quartile": round(1e3 * quartiles[0], 2),
+        "measured_third_quartile": round(1e3 * quartiles[1], 2),
+        "error": round(row.error, 4),
+    }
 
 
 def by(name: str, rows: Sequence[Row], value: Callable[[Row], str]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Fits latency and bandwidth to the measured times of a collective.
 
 The time of a collective is linear in both, t = steps·α + bytes·β with β = 1/B, so that weighted least squares
-over all sizes and numbers of ranks gives them with their covariance.
+over all sizes and numbers of ranks gives them with their covariance. A link that a token bucket limits, as
+many virtual machines have, passes a burst of bytes at once: t = steps·α + max(0, bytes − burst)·β.
 """
 # M = measurements, D = draws
 
@@ -17,6 +18,12 @@ from sage.predict.calibration import Samples
 from sage.predict.collectives import flat
 
 Array = NDArray[numpy.float64]
+
+BURSTS = (64, 16, 16)
+"""Numbers of bursts that are tried, ever closer together."""
+
+LEAST_GAIN = 2.0
+"""Factor by which a burst has to reduce the squared deviations; otherwise it may be noise."""
 
 LEAST_SPREAD = 0.02
 """The least standard error of a measurement, as a fraction of its median: few samples may agree by chance."""
@@ -38,6 +45,8 @@ class Fit:
     """The largest number of ranks that was measured."""
     errors: Mapping[int, float] = field(default_factory=dict)
     """Standard errors of the residuals."""
+    burst: float = 0.0
+    """Bytes through a link that pass at once, before its bandwidth limits the others."""
 
     def correction(self, size: float) -> float:
         """Return measured over fitted at a size: the residuals, interpolated in log size and flat outside.
@@ -89,6 +98,8 @@ def fit(samples: Sequence[Samples], ranks_per_node: int, within: Fit | None = No
         spread = float(numpy.std(sample.seconds, ddof=1)) if len(sample.seconds) > 1 else 0.0
         errors.append(max(spread / len(sample.seconds) ** 0.5, LEAST_SPREAD * middle, 1e-12))
     rows_M2, times_M, errors_M = numpy.array(rows), numpy.array(times), numpy.array(errors)
+    burst = _burst(rows_M2, times_M, errors_M)
+    rows_M2[:, 1] = numpy.maximum(rows_M2[:, 1] - burst, 0.0)
     solution, covariance = _least_squares(rows_M2 / errors_M[:, None], times_M / errors_M)
     fitted_M = numpy.maximum(rows_M2 @ solution, 1e-12)
     by_size: dict[int, list[tuple[float, float]]] = {}
@@ -102,7 +113,31 @@ def fit(samples: Sequence[Samples], ranks_per_node: int, within: Fit | None = No
         residuals={size: fmean(r for r, _ in found) for size, found in sorted(by_size.items())},
         most_ranks=max(sample.ranks for sample in samples),
         errors={size: math.hypot(*(e for _, e in found)) / len(found) for size, found in by_size.items()},
+        burst=burst,
     )
+
+
+def _burst(rows_M2: Array, times_M: Array, errors_M: Array) -> float:
+    """Return the burst with the least squared deviations; 0 if it does not reduce them enough.
+
+    Two sizes or more are beyond it: they determine the bandwidth.
+    """
+    moved = sorted(set(rows_M2[:, 1].tolist()))
+    if len(moved) < 5:
+        return 0.0
+
+    def deviations(burst: float) -> float:
+        part_M2 = rows_M2 / errors_M[:, None]
+        part_M2[:, 1] = numpy.maximum(rows_M2[:, 1] - burst, 0.0) / errors_M
+        solution, _ = _least_squares(part_M2, times_M / errors_M)
+        return float(((times_M / errors_M - part_M2 @ solution) ** 2).sum())
+
+    low, high, burst = moved[0], 0.999 * moved[-2], 0.0
+    for num in BURSTS:  # each time between the neighbours of the best
+        tried = numpy.geomspace(low, high, num).tolist()
+        best = min(range(num), key=lambda i: deviations(tried[i]))
+        burst, low, high = tried[best], tried[max(0, best - 1)], tried[min(num - 1, best + 1)]
+    return burst if LEAST_GAIN * deviations(burst) < deviations(0.0) else 0.0
 
 
 def _row(samples: Samples, ranks_per_node: int, within: Fit | None) -> tuple[float, float, float]:

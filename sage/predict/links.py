@@ -43,6 +43,8 @@ class Drawn:
     """Time per byte beyond that of the fastest collective, as measured."""
     correction: Fit | None
     """The fit whose residuals correct the time of a message; None where a bandwidth was given."""
+    burst: float = 0.0
+    """Bytes that pass at once; 0 where a bandwidth was given, because a burst is a property of the link."""
 
 
 @dataclass
@@ -136,7 +138,8 @@ class Links:
         intra = self.intra.get(collective, inter)
         seconds = cost.inter.steps * inter.latency_D1 + cost.intra.steps * intra.latency_D1
         moved = [
-            (terms.share * size + terms.fixed_bytes) * drawn.seconds_per_byte_DX
+            numpy.maximum(terms.share * size + terms.fixed_bytes - drawn.burst, 0.0)
+            * drawn.seconds_per_byte_DX
             for terms, drawn in ((cost.inter, inter), (cost.intra, intra))
         ]
         seconds = seconds + (numpy.maximum(*moved) if cost.together else moved[0] + moved[1])
@@ -224,7 +227,8 @@ def _drawn(
     excess_D = per_byte_D - fastest
     if bytes_per_second is None:
         correction = fitted if latency is None else None
-        return Drawn(latency_D[:, None], per_byte_D[:, None], float(excess_D[0]), correction)
+        burst = fitted.burst if fitted is not None else 0.0
+        return Drawn(latency_D[:, None], per_byte_D[:, None], float(excess_D[0]), correction, burst)
     inverse_X = 1 / numpy.array(bytes_per_second)
     kept_X = numpy.minimum(1.0, inverse_X / fastest) if fastest > 0 else numpy.ones_like(inverse_X)
     per_byte_DX = numpy.maximum(inverse_X + excess_D[:, None] * kept_X, 0.0)

@@ -59,6 +59,8 @@ class MeasuredLink:
     """Standard error as a fraction."""
     residuals: Mapping[int, float]
     """Measured over fitted time, less 1, by the bytes that a rank contributes."""
+    burst_bytes: float = 0.0
+    """Bytes that pass at once, before the bandwidth limits the others."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def _link(collective: Collective, scope: Scope, fit: Fit) -> MeasuredLink:
         bits_per_second=8 / per_byte if per_byte > 0 else math.inf,
         bandwidth_error=fit.covariance[1][1] ** 0.5 / per_byte if per_byte > 0 else math.inf,
         residuals=fit.residuals,
+        burst_bytes=fit.burst,
     )
 
 

@@ -101,7 +101,8 @@ def steps(rows: Sequence[Row]) -> str:
 
 LINKS_NOTE = (
     "Latency of a message and bandwidth of a link, fitted to all sizes and numbers of ranks, ± one standard "
-    "error. The residual is the largest of measured over fitted time, less 1, with its size."
+    "error. A burst is what a link passes at once, before its bandwidth limits the rest, as through a token "
+    "bucket. The residual is the largest of measured over fitted time, less 1, with its size."
 )
 
 
@@ -117,10 +118,11 @@ def links(measured: Sequence[MeasuredLink]) -> str:
                 f"{duration(link.latency_seconds)} ± {duration(link.latency_error)}",
                 rate(link.bits_per_second) if math.isfinite(link.bits_per_second) else MISSING,
                 percent(link.bandwidth_error),
+                size(link.burst_bytes) if link.burst_bytes else MISSING,
                 f"{percent(residual)} at {size(size_)}",
             ]
         )
-    return table(["collective", "scope", "latency", "bandwidth", "±", "largest residual"], lines)
+    return table(["collective", "scope", "latency", "bandwidth", "±", "burst", "largest residual"], lines)
 
 
 LIMITS_NOTE = (

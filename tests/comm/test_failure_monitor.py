@@ -75,7 +75,7 @@ CULPRITS: dict[str, tuple[int, int, Callable[[Wire], Any], str]] = {
 }
 
 
-CASES = {
+CASES: dict[str, tuple[int, int, Callable[[Wire], Any], str, Callable[[Wire], Any], str]] = {
     **{name: (*culprit, lambda wire: wire.sum(torch.ones(9)), SUM) for name, culprit in CULPRITS.items()},
     **{
         f"{name}, {what}": (*CULPRITS[name][:3], CULPRITS[name][3].replace(SUM, said), call, said)

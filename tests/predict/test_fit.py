@@ -63,6 +63,33 @@ def test_deviations_from_the_fitted_line_are_kept_for_each_size() -> None:
         )
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    latency=st.floats(1e-5, 1e-3),
+    bandwidth=st.floats(1e6, 1e9),
+    burst=st.floats(16 * 1024, 1024 * 1024),
+)
+def test_a_link_that_passes_a_burst_at_once_is_found_with_its_bandwidth(
+    latency: float, bandwidth: float, burst: float
+) -> None:
+    sizes = [1024 * 4**power for power in range(9)]
+    samples = [
+        Samples("broadcast", "inter", 2, size, (latency + max(0.0, size - burst) / bandwidth,) * 5)
+        for size in sizes
+    ]
+    found = fit(samples, 1)
+    assert found.seconds_per_byte == pytest.approx(1 / bandwidth, rel=0.1)
+    if found.burst == 0:  # what it saves is within the assumed errors of the measurements
+        assert burst / bandwidth < latency
+    else:
+        assert burst / 2 <= found.burst <= 2 * burst
+
+
+def test_noise_is_not_taken_for_a_burst() -> None:
+    found = [fit(of("all_reduce", noise=0.1, seed=seed), 1) for seed in range(60)]
+    assert sum(each.burst > 0 for each in found) <= 3
+
+
 def test_a_correction_is_interpolated_and_flat_outside_the_measured_sizes() -> None:
     found = Fit(0.0, 1.0, ((0.0, 0.0), (0.0, 0.0)), {1000: 0.1, 100_000: 0.3}, 4)
     assert found.correction(1) == pytest.approx(1.1)
