@@ -109,7 +109,7 @@ command = Calibrate(
     [
         Option("reducers", tuple[str, ...], REDUCERS, "The reducers, each NAME[:OPTION=VALUE,...]."),
         Option("densities", tuple[float, ...], (), "Target densities; default: that of each reducer."),
-        Option("steps", int, 10, "Number of timed steps, and of reductions of each reducer."),
+        Option("steps", int, 10, "Least number of timed steps; number of reductions of each reducer."),
         Option("seconds", float, 60.0, "Time for the collectives; the reducers take the same time."),
         Option("output", Path, Path("steps"), "The folder for calibration.json and steps.json."),
         Option("mounts", tuple[Mount, ...], ("whole", "ddp"), "The mounts."),

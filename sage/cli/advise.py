@@ -55,7 +55,7 @@ command = Calibrate(
         Option("reducers", tuple[str, ...], REDUCERS, "The reducers, each NAME[:OPTION=VALUE,...]."),
         Option("densities", tuple[float, ...], DENSITIES, "Target densities, for reducers that have one."),
         Option("minutes", float, 5.0, "Time for all measurements together."),
-        Option("steps", int, 10, "Number of timed steps, and of reductions of each reducer."),
+        Option("steps", int, 10, "Least number of timed steps; number of reductions of each reducer."),
         Option("json", bool, False, "Print one JSON object instead of the text."),
         Option("output", Path | None, None, "A file for the calibration, for `sage predict`."),
     ],

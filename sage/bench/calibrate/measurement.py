@@ -29,6 +29,9 @@ from sage.train.mounted_whole import whole_of
 from sage.train.run import build_model
 from sage.train.stop import Stop
 
+STEPS = 0.05
+"""Share of the time of the collectives that the timed steps take at least."""
+
 
 @dataclass
 class Notes:
@@ -54,7 +57,7 @@ def measure(
     training = training_of(config, wire, device)
     nodes = nodes_of(wire)
     display.print(f"steps: forward and backward of {config.workload}, on {wire.world_size} ranks")
-    times, steps = model_times.measure(training, plan.steps)
+    times, steps = model_times.measure(training, plan.steps, STEPS * plan.seconds)
     gradients = gradients_of(whole_of(training.mount).whole, steps)
     measured = _methods(plan, gradients, wire, display, notes)
     computing = statistics.median(times.forward) + statistics.median(times.backward)

@@ -5,7 +5,10 @@ times are therefore those of a machine so divided, and hold for this number of r
 """
 # N = elements of the flat gradient
 
+import json
+import math
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -103,12 +106,13 @@ class MarkedPhases(Phases):
                 handle.remove()
 
 
-def measure(training: Training, steps: int) -> tuple[ComputeTimes, list[Tensor]]:
+def measure(training: Training, steps: int, seconds: float = 0.0) -> tuple[ComputeTimes, list[Tensor]]:
     """Train some steps; return this rank's times, and the gradients (N) of the last steps.
 
     Args:
         training: With the reducer `exact`, `--profile` and a `StepRecords`.
-        steps: Number of steps that count, after `WARM_UP`.
+        steps: Least number of steps that count, after `WARM_UP`.
+        seconds: Least time for them on rank 0: the times of short steps vary more.
     """
     record, wire, mount = training.record, training.wire, whole_of(training.mount).whole
     assert isinstance(record, StepRecords)
@@ -123,14 +127,17 @@ def measure(training: Training, steps: int) -> tuple[ComputeTimes, list[Tensor]]
 
     kept = mount.feedback.register_forward_pre_hook(keep)
     ready: list[dict[str, float]] = []
+    end = math.inf
     with phases.marking():
-        while training.step < WARM_UP + steps:
-            for batches in training.rest_of_epoch():
-                wire.texts("")  # a barrier, so that all ranks compute at the same time
-                training.take_step(batches)
-                ready.append(phases.ready)
-                if training.step == WARM_UP + steps:
-                    break
+        for batches in training.endless_batches():
+            if training.step == WARM_UP:
+                end = time.perf_counter() + seconds
+            is_over = training.step >= WARM_UP + steps and time.perf_counter() >= end
+            # Rank 0 decides; it is also a barrier, so that all ranks compute at the same time.
+            if json.loads(wire.texts(json.dumps(is_over))[0]):
+                break
+            training.take_step(batches)
+            ready.append(phases.ready)
     training.settle()
     kept.remove()
     for step in record.steps[WARM_UP:]:

@@ -25,7 +25,7 @@ class Plan:
     seconds: float
     """The time for the collectives; the reducers take the same time in addition."""
     steps: int
-    """Number of steps that count, and of reductions of each reducer."""
+    """Least number of steps that count; number of reductions of each reducer."""
 
     def __post_init__(self) -> None:
         if self.steps < LEAST:
