@@ -167,10 +167,8 @@ def test_ranks_that_agree_share_their_store_messages() -> None:
     assert isinstance(first, StoreMessages)
     assert isinstance(second, StoreMessages)
     first.post("a", "b")
-    end = time.monotonic() + 60
-    while (
-        text := second.read("a")
-    ) is None and time.monotonic() < end:  # the store does not confirm a message
+    end = time.monotonic() + 60  # the store does not confirm a message
+    while (text := second.read("a")) is None and time.monotonic() < end:
         time.sleep(0.01)
     assert text == "b"
 
