@@ -12,9 +12,6 @@ The measurements are kept in a folder. What is in it is not measured again.
 
 import argparse
 import json
-import os
-import platform
-import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,8 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-from allocation import CHECKOUT, SAGE, STEPS, allocation
+from allocation import CHECKOUT, MACHINE, SAGE, STEPS, allocation, folder_name
 
 from sage.bench.advise import DENSITIES, REDUCERS
 from sage.bench.advise.setups import REFERENCES
@@ -46,15 +42,16 @@ def measure(workload: str, rate: str, folder: Path, given: argparse.Namespace) -
 def compared(folder: Path) -> dict[str, Any]:
     """Return the verdict beside the exhaustive measurement in a folder."""
     described = json.loads((folder / "verdict.json").read_text())
-    rows = json.loads((folder / "steps.json").read_text())["rows"]
+    steps = json.loads((folder / "steps.json").read_text())
     verdict = described["verdict"]
-    candidates = exhaustive(rows)
+    candidates = exhaustive(steps["rows"])
     fastest = candidates[0]
     (named,) = [row for row in candidates if row["name"] == verdict["recommended"]["name"]]
     pays = [row["name"] for row in candidates if row["interval"] is not None and row["interval"][0] > 1]
     return {
         "workload": described["workload"],
         "rate": described["rate"],
+        "load_before": steps["load"],
         "verdict": verdict["word"],
         "recommended": named["name"],
         "its_speedup_by_advise": [
@@ -87,8 +84,8 @@ def exhaustive(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "name": row["name"],
                 "seconds": median(row["seconds"]),
                 "rounds": len(row["seconds"]),
-                "speedup": round(ratio.centre, 3),
-                "interval": [round(end, 3) for end in ratio.interval or ()] if compresses else None,
+                "speedup": ratio.centre,
+                "interval": ratio.interval if compresses else None,
             }
         )
     return sorted(found, key=lambda row: float(row["seconds"]))
@@ -104,10 +101,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="for the rounds of all candidates")
     parser.add_argument("--folder", type=Path, default=CHECKOUT / "build" / "advise_error")
     given = parser.parse_args()
-    load = os.getloadavg()[0]
     for workload in given.workloads:
         for rate in given.rates:
-            folder = given.folder / f"{re.sub(r'[^a-z0-9.]+', '-', workload)}-{given.world_size}-{rate}"
+            folder = given.folder / folder_name(workload, given.world_size, rate)
             if not (folder / "verdict.json").exists():
                 measure(workload, rate, folder, given)
                 print(folder.name, "measured", file=sys.stderr, flush=True)
@@ -116,8 +112,7 @@ def main() -> None:
         "num": len(found),
         "num_within_5_percent": sum(each["is_within_5_percent"] for each in found),
         "num_words_agree": sum(each["word_agrees"] for each in found),
-        "load_average": {"before": round(load, 2), "after": round(os.getloadavg()[0], 2)},
-        "machine": f"{os.cpu_count()} cores for all ranks, {platform.machine()}, torch {torch.__version__}",
+        "machine": MACHINE,
         "comparisons": found,
     }
     print(json.dumps(result, indent=2))

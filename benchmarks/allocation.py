@@ -3,11 +3,16 @@
 It needs root, slurm-wlm and munge.
 """
 
+import os
+import platform
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT / "tests"))
@@ -18,6 +23,17 @@ STEPS = (sys.executable, str(CHECKOUT / "benchmarks" / "cluster_steps.py"))
 """The command that measures a calibration and the steps of reducers."""
 
 SAGE = (sys.executable, "-m", "sage")
+
+MACHINE = f"{os.cpu_count()} cores for all ranks, {platform.machine()}, torch {torch.__version__}"
+
+
+def folder_name(workload: str, ranks: int, rate: str) -> str:
+    """Name the folder of a workload's measurements; the workload may have options.
+
+    >>> folder_name("digits --batch-size 8", 2, "1gbit")
+    'digits-batch-size-8-2-1gbit'
+    """
+    return f"{re.sub(r'[^a-z0-9.]+', '-', workload)}-{ranks}-{rate}"
 
 
 @contextmanager

@@ -8,6 +8,7 @@ more after four steps of warm-up. The options are those of `sage calibrate`, of 
 """
 
 import gc
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -63,6 +64,7 @@ def _work(
     wire: ProcessWire,
     device: torch.device,
 ) -> int:
+    load = os.getloadavg()[0]  # of other work: the ranks have only started
     with Display(NAME, enabled=wire.rank == 0) as display:
         calibration, notes = measure(plan, wire, device, display)
         rows: list[dict[str, Any]] = []
@@ -84,7 +86,7 @@ def _work(
     if wire.rank == 0:
         output.mkdir(parents=True, exist_ok=True)
         write(output / "calibration.json", calibration)
-        content = {"failed": notes.failed, "left_out": notes.left_out, "rows": rows}
+        content = {"load": load, "failed": notes.failed, "left_out": notes.left_out, "rows": rows}
         storage.write_json(output / "steps.json", content)
     return 0
 

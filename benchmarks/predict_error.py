@@ -20,8 +20,6 @@ import argparse
 import csv
 import json
 import os
-import platform
-import re
 import shlex
 import statistics
 import subprocess
@@ -32,8 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from allocation import CHECKOUT, SAGE, STEPS, allocation
+from allocation import CHECKOUT, MACHINE, SAGE, STEPS, allocation, folder_name
 from prediction_errors import Row, Setup, Source, sources, summary
 
 from sage.predict.calibration import Calibration, read, write
@@ -63,6 +60,8 @@ class Measured:
     calibration: Calibration
     rows: Sequence[Mapping[str, Any]]
     """For each reducer and mount: `reducer`, `options`, `mount` and `seconds`, one for each round."""
+    load: float | None
+    """The machine's load average before the measurement, if it was recorded."""
 
     @classmethod
     def of(cls, folder: Path) -> "Measured":
@@ -70,7 +69,9 @@ class Measured:
         described = json.loads((folder / "setup.json").read_text())
         steps = json.loads((folder / "steps.json").read_text())
         setup = Setup(described["ranks"], described["rate"])
-        return cls(described["workload"], setup, read(folder / "calibration.json"), steps["rows"])
+        return cls(
+            described["workload"], setup, read(folder / "calibration.json"), steps["rows"], steps.get("load")
+        )
 
 
 def measure(workload: str, setup: Setup, folder: Path, given: argparse.Namespace) -> None:
@@ -141,10 +142,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=CHECKOUT / "build" / "predict_error")
     parser.add_argument("--output", type=Path, help="two files, .json and .csv")
     given = parser.parse_args()
-    load = os.getloadavg()[0]
     for workload in given.workloads:
         for setup in (Setup(ranks, rate) for ranks in given.world_sizes for rate in given.rates):
-            folder = given.folder / f"{re.sub(r'[^a-z0-9.]+', '-', workload)}-{setup.ranks}-{setup.rate}"
+            folder = given.folder / folder_name(workload, setup.ranks, setup.rate)
             if not (folder / "setup.json").exists():
                 measure(workload, setup, folder, given)
                 print(folder.name, "measured", file=sys.stderr, flush=True)
@@ -159,8 +159,8 @@ def main() -> None:
         **by("workload", rows, lambda row: row.workload),
         **by("setup", rows, lambda row: f"{row.setup.ranks} ranks, {row.setup.rate}"),
         **by("method", rows, lambda row: f"{row.reducer} × {row.mount}"),
-        "load_average": {"before": round(load, 2), "after": round(os.getloadavg()[0], 2)},
-        "machine": f"{os.cpu_count()} cores for all ranks, {platform.machine()}, torch {torch.__version__}",
+        "largest_load_before": max((each.load for each in found if each.load is not None), default=None),
+        "machine": MACHINE,
     }
     print(json.dumps(result, indent=2))
     if given.output is not None:

@@ -13,24 +13,22 @@ The measurements are kept in a folder. What is in it is not measured again.
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from advise_error import exhaustive
-from allocation import CHECKOUT, SAGE, STEPS, allocation
+from allocation import CHECKOUT, MACHINE, SAGE, STEPS, allocation
+
+from sage.bench.advise.setups import REFERENCES
 
 WORKLOADS = ("digits", "lstm-topics")
 BATCH_SIZES = (8, 32)
 BANDWIDTHS = (136e6, 271e6, 542e6, 1083e6, 1356e6, 2711e6)
 """Bits per second, as in the head of the sweep."""
 
-DENSE = ("exact", "bf16")
 METHODS: Mapping[str, tuple[str, ...]] = {
     "default": (
         *(f"powersgd:rank={rank}" for rank in (4, 8, 16)),
@@ -62,7 +60,7 @@ def measure(rate: str, folder: Path, given: argparse.Namespace) -> None:
             groups = () if grouping == "default" else ("--grouping", grouping)
             options = ("--batch-size", str(batch_size), *groups, "--together")
             times = ("--seconds", str(given.seconds), "--steps", "5", "--trial-seconds", str(given.trial))
-            methods = ("--reducers", *DENSE, *METHODS[grouping])
+            methods = ("--reducers", *REFERENCES, *METHODS[grouping])
             run(*STEPS, workload, *options, *times, *methods, "--output", str(output.resolve()))
             print(output.name, "measured", file=sys.stderr, flush=True)
 
@@ -70,9 +68,11 @@ def measure(rate: str, folder: Path, given: argparse.Namespace) -> None:
 def measured(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield every measured set-up that compresses, with its speed-up."""
     for path in sorted(folder.glob("*/steps.json")):
-        for row in exhaustive(json.loads(path.read_text())["rows"]):
+        steps = json.loads(path.read_text())
+        for row in exhaustive(steps["rows"]):
             if row["interval"] is not None:
-                yield {"where": path.parent.name, **row, "pays": row["interval"][0] > 1}
+                where = {"where": path.parent.name, "load_before": steps["load"]}
+                yield {**where, **row, "pays": row["interval"][0] > 1}
 
 
 def predicted(folder: Path, rate: str) -> Iterator[dict[str, Any]]:
@@ -82,7 +82,7 @@ def predicted(folder: Path, rate: str) -> Iterator[dict[str, Any]]:
         command = [*SAGE, "predict", str(path), "--world-size", "2", "--bandwidth", *bandwidths, "--json"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=CHECKOUT)
         for row in json.loads(done.stdout)["rows"]:
-            if row["reducer"] not in DENSE:
+            if row["reducer"] not in REFERENCES:
                 keys = ("reducer", "options", "mount", "bits_per_second", "seconds", "verdict")
                 yield {"where": path.parent.name, **{key: row[key] for key in keys}}
 
@@ -95,7 +95,6 @@ def main() -> None:
     parser.add_argument("--trial", type=float, default=15, help="seconds for the rounds of a group")
     parser.add_argument("--folder", type=Path, default=CHECKOUT / "build" / "utility")
     given = parser.parse_args()
-    load = os.getloadavg()[0]
     for rate in given.rates:
         measure(rate, given.folder, given)
     rows, forecasts = list(measured(given.folder)), list(predicted(given.folder, given.rates[0]))
@@ -111,8 +110,7 @@ def main() -> None:
         "predicted": f"{by_prediction} of {len(forecasts)} set-ups pay",
         "predicted_from": given.rates[0],
         "published": "6 of more than 200 set-ups (Agarwal et al., MLSys 2022)",
-        "load_average": {"before": round(load, 2), "after": round(os.getloadavg()[0], 2)},
-        "machine": f"{os.cpu_count()} cores for all ranks, {platform.machine()}, torch {torch.__version__}",
+        "machine": MACHINE,
         "measured_rows": rows,
         "predicted_rows": forecasts,
     }

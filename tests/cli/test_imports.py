@@ -67,6 +67,12 @@ def test_a_command_that_reads_and_prints_does_not_import(
     assert not (HEAVY | without) & imported(folder, *argv)
 
 
+def test_the_engine_does_not_import_what_shards_models() -> None:
+    code = "import sys, sage.train.run, sage.mount.ddp, sage.mount.whole; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert not {"torch.distributed.fsdp", "torch.distributed.tensor"} & set(done.stdout.split())
+
+
 def test_the_states_of_runs_that_have_ended_are_read_without_the_configuration(folder: Path) -> None:
     run = folder / "runs" / "digits-ff-exact-0123456789"
     run.mkdir()

@@ -107,22 +107,20 @@ def test_every_record_has_its_exposed_seconds_and_the_configuration_its_mount(
         assert all(step["bytes"]["shards"] > step["bytes"]["values"] > 0 for step in of_steps)
 
 
+OF_BOTH = {
+    "--reducer sage": "the reducer sage decides over the whole gradient, but --mount {mount} reduces",
+    "--clip-local 1": "clip_local clips by the norm of the whole gradient, but --mount {mount} reduces",
+    "--reducer int8": "(grouping is model), but --mount {mount} reduces",
+    "--reducer variance": "the reducer variance needs the squares of the samples' gradients",
+    "--workers-in-process": "mount is '{mount}' with workers_in_process, but its ranks must be processes",
+}
+"""Settings that neither mount supports, and the error."""
+
+
 @pytest.mark.parametrize(
     ("run", "argv", "says"),
     [
-        (DDP, "--reducer sage", "the reducer sage decides over the whole gradient, but --mount ddp reduces"),
-        (
-            DDP,
-            "--clip-local 1",
-            "clip_local clips by the norm of the whole gradient, but --mount ddp reduces",
-        ),
-        (DDP, "--reducer int8", "(grouping is model), but --mount ddp reduces"),
-        (DDP, "--reducer variance", "the reducer variance needs the squares of the samples' gradients"),
-        (
-            DDP,
-            "--workers-in-process",
-            "mount is 'ddp' with workers_in_process, but its ranks must be processes",
-        ),
+        *((DDP, argv, says.format(mount="ddp")) for argv, says in OF_BOTH.items()),
         (DDP, "--bucket-mb 0", "--bucket-mb is 0.0; allowed is a number in [1e-06, 1e+06]"),
         (
             DDP,
@@ -134,23 +132,7 @@ def test_every_record_has_its_exposed_seconds_and_the_configuration_its_mount(
             "--shards 2",
             "--shards is 2, but the mount ddp has no shards: add --mount fsdp, or leave --shards out",
         ),
-        (
-            FSDP,
-            "--reducer sage",
-            "the reducer sage decides over the whole gradient, but --mount fsdp reduces",
-        ),
-        (
-            FSDP,
-            "--clip-local 1",
-            "clip_local clips by the norm of the whole gradient, but --mount fsdp reduces",
-        ),
-        (FSDP, "--reducer int8", "(grouping is model), but --mount fsdp reduces"),
-        (FSDP, "--reducer variance", "the reducer variance needs the squares of the samples' gradients"),
-        (
-            FSDP,
-            "--workers-in-process",
-            "mount is 'fsdp' with workers_in_process, but its ranks must be processes",
-        ),
+        *((FSDP, argv, says.format(mount="fsdp")) for argv, says in OF_BOTH.items()),
         (
             FSDP,
             "--shards 3",

@@ -106,7 +106,7 @@ class MarkedPhases(Phases):
                 handle.remove()
 
 
-def measure(training: Training, steps: int, seconds: float = 0.0) -> tuple[ComputeTimes, list[Tensor]]:
+def measure(training: Training, steps: int, seconds: float) -> tuple[ComputeTimes, list[Tensor]]:
     """Train some steps; return this rank's times, and the gradients (N) of the last steps.
 
     Args:
