@@ -6,10 +6,12 @@
 
 #if defined(__CUDACC__)
 #define SAGE_UNROLL _Pragma("unroll")  // so that an array stays in registers
+#define SAGE_WAIT() static_cast<void>(0)  // for a word that another block writes
 #define SAGE_LAUNCH(kernel, blocks, stream, ...) kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(__VA_ARGS__)
 #else
 #define SAGE_UNROLL
 #include "emulate.h"
+#define SAGE_WAIT() emulate::die("a block waits for one that begins later")
 #define SAGE_LAUNCH(kernel, blocks, stream, ...) \
   emulate::launch(static_cast<unsigned>(blocks), kThreads, ((void)stream, [&] { kernel(__VA_ARGS__); }))
 #endif

@@ -111,17 +111,19 @@ inline bool release() {
   return true;
 }
 
+inline int64_t launches = 0;
+
 // The warp that runs ahead of the others alternates between launches.
 inline void launch(unsigned blocks, unsigned threads, std::function<void()> kernel) {
-  static bool last_first = false;
-  last_first = !last_first;
+  const bool last_first = ++launches % 2;
   if (threads % kWarp != 0) die("a block is to be of whole warps");
   for (block_index.x = 0; block_index.x < blocks; ++block_index.x) {
-    Block here;
-    here.fibers = std::vector<Fiber>(threads);
+    static Block here;  // so that stacks are allocated once
+    if (here.fibers.size() != threads) here.fibers = std::vector<Fiber>(threads);
     here.kernel = kernel;
     block = &here;
     for (Fiber& fiber : here.fibers) {
+      fiber.state = State::running;
       getcontext(&fiber.context);
       fiber.context.uc_stack = {fiber.stack.get(), 0, kStack};
       fiber.context.uc_link = nullptr;
@@ -141,12 +143,16 @@ inline void launch(unsigned blocks, unsigned threads, std::function<void()> kern
 
 inline void __syncthreads() { emulate::wait(emulate::State::at_barrier); }
 
+inline void __threadfence() {}
+
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
   const uint32_t* all = emulate::exchange(mask, predicate != 0);
   unsigned ballot = 0;
   for (int lane = 0; lane < emulate::kWarp; ++lane) ballot |= all[lane] << lane;
   return ballot;
 }
+
+inline uint32_t __shfl_sync(unsigned mask, uint32_t value, int lane) { return emulate::exchange(mask, value)[lane]; }
 
 inline uint32_t __shfl_up_sync(unsigned mask, uint32_t value, unsigned delta) {
   const uint32_t* all = emulate::exchange(mask, value);

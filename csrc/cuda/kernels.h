@@ -61,12 +61,6 @@ void move(const Stage& stage, int64_t n, float* values, int32_t* indices, Stream
 void count_above(const float* x, int64_t n, uint32_t limit, unsigned long long* count, Stream stream);
 void count_magnitudes(const float* x, int64_t n, int32_t* bins, int64_t every, Stream stream);
 
-// Computes signal += gradient, and writes its k largest to the output, with `base` added to the indices. Workspace:
-// kSearch words for `search`, and one word per tile plus one for each of `above` and `equal`.
-constexpr int kDigits = 2048, kSearch = kDigits + 2;
-void top(Pass pass, int64_t k, int64_t base, uint32_t* search, int32_t* above, int32_t* equal, float* values,
-         int32_t* indices, Stream stream);
-
 // The start of each rank's elements, and the end. It is passed by value as a kernel argument, which needs no copy to the
 // device.
 constexpr int kMostRanks = 512;

@@ -1,5 +1,5 @@
 // Torch op for the exact top-k of each group of a vector on a GPU.
-#include "stream.h"
+#include "segment_tensor.h"
 
 namespace sage::cuda {
 
@@ -8,21 +8,15 @@ std::tuple<Tensor, Tensor> top_(Tensor signal, std::optional<Tensor> grad, std::
   check_signal(signal, grad);
   const int64_t k = check_groups(bounds, counts, signal.numel());
   const OnDevice here(signal);
+  std::vector<int64_t> before{0};  // elements of the groups before
+  for (int64_t count : counts) before.push_back(before.back() + count);
+  const DeviceSegments on(bounds, before, signal, here.stream());
+  const Tensor searches = on.searches(1), sums = on.sums();
   Tensor values = empty<float>(k, signal), indices = empty<int32_t>(k, signal);
-  const int64_t most_tiles = tiles(signal.numel());
-  Tensor above = empty<int32_t>(most_tiles + 1, signal), equal = empty<int32_t>(most_tiles + 1, signal);
-  Tensor search = empty<int32_t>(kSearch, signal);
-  float* value = data<float>(values);
-  int32_t* index = data<int32_t>(indices);
-  for (size_t group = 0; group < counts.size(); ++group) {
-    const int64_t begin = bounds[group];
-    const Pass pass{data<float>(signal) + begin,  grad ? data<float>(*grad) + begin : nullptr,
-                    bounds[group + 1] - begin, 0, keep, clear, nullptr, 1};
-    top(pass, counts[group], begin, static_cast<uint32_t*>(search.mutable_data_ptr()), data<int32_t>(above),
-        data<int32_t>(equal), value, index, here.stream());
-    value += counts[group];
-    index += counts[group];
-  }
+  const Pass pass{data<float>(signal), grad ? data<float>(*grad) : nullptr, signal.numel(), 0, keep, clear, nullptr, 1};
+  top(on.cut, pass, static_cast<Search*>(searches.mutable_data_ptr()),
+      static_cast<unsigned long long*>(sums.mutable_data_ptr()), data<float>(values), data<int32_t>(indices),
+      here.stream());
   return {values, indices};
 }
 

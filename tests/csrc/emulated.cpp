@@ -4,12 +4,13 @@
 #include "../../csrc/cuda/pack.cu"
 #include "../../csrc/cuda/random_bits.cu"
 #include "../../csrc/cuda/scatter.cu"
+#include "../../csrc/cuda/search.cu"
 #include "../../csrc/cuda/select.cu"
 #include "../../csrc/cuda/signs.cu"
 #include "../../csrc/cuda/statistics.cu"
-#include "../../csrc/cuda/topk.cu"
 #include "drawn.h"
 #include "emulated_groups.h"
+#include "emulated_segments.h"
 
 using namespace sage::cuda;
 // A pass with its data: signal += gradient, beside the sum made by hand.
@@ -53,17 +54,6 @@ void test_select(int64_t n) {
   Ints alone(kBins);
   count_magnitudes(given.signal.data(), n, alone.data(), every, nullptr);
   expect(alone == expected_bins, "count_magnitudes");
-}
-
-void test_top(int64_t n) {
-  Case given(n);
-  const int64_t choices[] = {0, n, n / 100, n / 10, below(n + 1)}, k = choices[below(5)];
-  const Ints at = at_largest(given.signal, k, magnitude);
-  std::vector<uint32_t> search(kSearch, 12345);
-  Ints above(tiles(n) + 1), equal(tiles(n) + 1), indices(k);
-  Floats values(k);
-  top(given.pass(), k, 0, search.data(), above.data(), equal.data(), values.data(), indices.data(), nullptr);
-  expect_taken(given, at, values, indices, "top");
 }
 
 void test_scatter(int64_t n) {
@@ -122,5 +112,7 @@ int main() {
     test_signs(n);
     for (int codec = turn % 2; codec < 7; codec += 2) test_levels(n, codec);
   }
+  test_look_back();
+  test_launches();
   std::printf("CUDA kernels, emulated: as expected (not verified on a GPU)\n");
 }
