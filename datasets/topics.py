@@ -1,9 +1,8 @@
 """Topics: about 80,000 tokens of documentation included in Python, without any download."""
 
 from pathlib import Path
-from pydoc_data import topics
 
-from sage.data.fetch import sha256_of
+from sage.data.help_topics import checksums, help_topics
 from sage.data.text import Positive, Split, Tokenizer, Tokens, encode
 
 
@@ -36,13 +35,9 @@ class Topics(Tokens):
             limit_train: Train only on this number of tokens, the first ones.
             limit_test: Evaluate only on this number of tokens, the first ones.
         """
-        texts = {"train": "", "valid": "", "test": ""}
-        for index, (_, text) in enumerate(sorted(topics.topics.items())):
-            # Topics vary in length; these positions give thousands of words for evaluation.
-            texts[{5: "test", 6: "valid"}.get(index % 10, "train")] += text
         super().__init__(
-            encode(texts, root, tokenizer=tokenizer, min_freq=2),
-            checksums={"pydoc_data/topics.py": sha256_of(Path(topics.__file__))},
+            encode(help_topics(), root, tokenizer=tokenizer, min_freq=2),
+            checksums=checksums(),
             bptt=bptt,
             eval_batch_size=eval_batch_size,
             evaluate_on=evaluate_on,

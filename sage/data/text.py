@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,6 +32,8 @@ Split = Literal["valid", "test"]
 """The split of a corpus that is evaluated."""
 
 Positive = Annotated[int, Range(1)]
+
+Stream = TypeVar("Stream", Tensor, npt.NDArray[Any])
 
 _ENCODING = 2
 """Version of the cache; increase it when the numbering of a text or the cache format changes."""
@@ -62,8 +65,8 @@ class Tokens:
             eval_batch_size: Number of rows that the evaluated split is cut into, over all ranks.
         """
         self.vocabulary = corpus.vocabulary
-        self.train_N = _first(limit_train, corpus.streams["train"], "limit_train")
-        self.test_N = _first(limit_test, corpus.streams[evaluate_on], "limit_test")
+        self.train_N = first(limit_train, corpus.streams["train"], "limit_train")
+        self.test_N = first(limit_test, corpus.streams[evaluate_on], "limit_test")
         self.bptt = bptt
         self.eval_batch_size = eval_batch_size
         self.checksums = checksums
@@ -157,7 +160,7 @@ def encode(
     key = repr((_ENCODING, sums, tokenizer, pad, min_freq, software))
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     make = partial(_numbered, texts, tokenizer, pad=pad, min_freq=min_freq)
-    cache = _cache_root(root)
+    cache = cache_root(root)
     if cache is None:
         return make()
     try:
@@ -215,7 +218,8 @@ def _numbered(texts: Mapping[str, str], tokenizer: Tokenizer, *, pad: bool, min_
     )
 
 
-def _cache_root(root: Path) -> Path | None:
+def cache_root(root: Path) -> Path | None:
+    """Return the folder of the caches: below `root` if it can be written, else below the user's cache."""
     # Check the mode of the folder too, because `os.access` is always true for the superuser.
     if root.is_dir() and root.stat().st_mode & stat.S_IWUSR and os.access(root, os.W_OK):
         return root / ".cache"
@@ -225,7 +229,12 @@ def _cache_root(root: Path) -> Path | None:
         return None
 
 
-def _first(limit: int | None, stream_N: Tensor, option: str) -> Tensor:
+def first(limit: int | None, stream_N: Stream, option: str) -> Stream:
+    """Return the first tokens of a stream, or all of them without a limit.
+
+    Raises:
+        ValueError: if the stream has fewer tokens; the message names the option.
+    """
     if limit is not None and not 1 <= limit <= len(stream_N):
         raise ValueError(f"{option} is {limit}: give 1 to {len(stream_N)} tokens, or omit it for all of them")
     return stream_N[:limit]

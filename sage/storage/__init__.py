@@ -18,6 +18,7 @@ from sage.storage.kinds import OWN as OWN
 from sage.storage.kinds import RERUN as RERUN
 from sage.storage.kinds import RESULT as RESULT
 from sage.storage.kinds import SHARED as SHARED
+from sage.storage.kinds import TOKENS as TOKENS
 from sage.storage.kinds import TRACE as TRACE
 from sage.storage.kinds import VOCABULARY as VOCABULARY
 from sage.storage.private import check_private as check_private

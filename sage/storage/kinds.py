@@ -164,3 +164,9 @@ VOCABULARY = Kind(
     keys={"tokens": list[str], "sums": dict[str, str]},
     remedy="remove its folder; it is then created again",
 )
+
+TOKENS = Kind(
+    name="a summary of a file of tokens",
+    keys={"sha256": str, "largest": int},
+    remedy="remove it; it is then created again",
+)

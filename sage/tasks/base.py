@@ -28,7 +28,7 @@ class Task:
     sum_names: ClassVar[tuple[str, ...]]
     """The name of each element of the sums."""
 
-    continues: ClassVar[bool] = False
+    continues: bool = False
     """Whether each training batch continues the previous one, so that a batch cannot be split."""
 
     needs: ClassVar[tuple[str, ...]] = ()

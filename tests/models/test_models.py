@@ -2,12 +2,14 @@
 
 import importlib
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import sage.models
 from sage.models.lstm import LSTM
@@ -15,7 +17,15 @@ from sage.models.lstm import LSTM
 # B = batch, C = channels, H, W = height and width, T = time steps, V = vocabulary
 
 NAMES = sorted(path.stem for path in Path(sage.models.__path__[0]).glob("[!_]*.py"))
-FACTS = {"num_classes": 5, "channels": 3, "image_size": 32, "vocab_size": 11, "num_users": 7, "num_items": 6}
+FACTS = {
+    "num_classes": 5,
+    "channels": 3,
+    "image_size": 32,
+    "vocab_size": 11,
+    "block_size": 4,
+    "num_users": 7,
+    "num_items": 6,
+}
 DIGITS = {"num_classes": 10, "channels": 1, "image_size": 8}
 IMAGE_NAMES = ("feedforward", "googlenet", "resnet", "senet", "vgg")
 
@@ -39,6 +49,20 @@ COUNTS: list[tuple[str, dict[str, Any], int]] = [
         66_034_000,
     ),
     ("lstm", {"embedding": 700, "hidden": 700, "layers": 2, "tied": False, "vocab_size": 10_000}, 21_861_200),
+    ("gpt", {"vocab_size": 65, "block_size": 64}, 804_096),
+    ("gpt", {"vocab_size": 256, "block_size": 64}, 828_544),
+    ("gpt", {"layers": 6, "heads": 6, "width": 384, "vocab_size": 65, "block_size": 256}, 10_745_088),
+    (
+        "gpt",
+        {"layers": 6, "heads": 6, "width": 384, "bias": True, "vocab_size": 65, "block_size": 256},
+        10_770_816,
+    ),
+    ("gpt", {"layers": 12, "heads": 12, "width": 768, "vocab_size": 50_304, "block_size": 1024}, 124_373_760),
+    (
+        "gpt",
+        {"layers": 12, "heads": 12, "width": 768, "bias": True, "vocab_size": 50_257, "block_size": 1024},
+        124_439_808,
+    ),
     ("neumf", {"num_users": 138_493, "num_items": 26_744}, 31_832_577),
 ]
 
@@ -58,6 +82,9 @@ def loss_of(model: nn.Module, name: str, facts: dict[str, int]) -> Tensor:
     torch.manual_seed(1)
     if name == "lstm":
         logits, _ = model(torch.randint(facts["vocab_size"], (2, 3)))
+        assert logits.shape == (2, 3, facts["vocab_size"])
+    elif name == "gpt":
+        logits = model(torch.randint(facts["vocab_size"], (2, 3)))
         assert logits.shape == (2, 3, facts["vocab_size"])
     elif name == "neumf":
         logits = model(torch.randint(facts["num_users"], (2,)), torch.randint(facts["num_items"], (2,)))
@@ -184,3 +211,70 @@ def test_neumf_scores_a_pair_independently_of_its_batch() -> None:
         [model(user, item) for user, item in zip(user_B.split(1), item_B.split(1), strict=True)]
     )
     torch.testing.assert_close(model(user_B, item_B), alone_B)
+
+
+@pytest.mark.parametrize(("layers", "width", "within"), [(4, 128, 0.1), (6, 384, 0.15)])
+def test_the_first_loss_of_a_gpt_is_the_logarithm_of_its_vocabulary(
+    layers: int, width: int, within: float
+) -> None:
+    model = build("gpt", {"vocab_size": 65, "block_size": 32}, layers=layers, heads=layers, width=width)
+    tokens_BT = torch.randint(65, (4, 33))
+    loss = functional.cross_entropy(model(tokens_BT[:, :-1]).flatten(0, 1), tokens_BT[:, 1:].flatten())
+    # Logits are sums of products with embeddings of standard deviation .02: they add about .02^2 width / 2.
+    assert loss.item() == pytest.approx(math.log(65), abs=within)
+
+
+def test_the_weights_of_a_gpt_are_initialised_as_published() -> None:
+    model = build("gpt", {"vocab_size": 500, "block_size": 300}, layers=8, width=64, bias=True)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            expected = 0.02 / 4 if name.endswith("projection.weight") else 0.02
+            assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
+            assert abs(parameter.mean().item()) < 0.05 * expected, name
+        else:
+            assert parameter.unique().tolist() == [0.0 if name.endswith("bias") else 1.0], name
+    names = {
+        name.partition(".")[2] for name, _ in model.named_parameters() if name.endswith("projection.weight")
+    }
+    assert names == {
+        f"{i}.{part}.projection.weight" for i in range(8) for part in ("attention", "perceptron")
+    }
+
+
+def test_a_gpt_predicts_a_token_from_those_before_it_alone() -> None:
+    model = build("gpt", FACTS).eval()
+    tokens_BT = torch.tensor([[1, 2, 3, 4]])
+    before_BTV = model(tokens_BT)
+    for position in range(4):
+        changed_BT = tokens_BT.clone()
+        changed_BT[0, position] = 9
+        differs_T = (model(changed_BT) != before_BTV).any(-1)[0]
+        assert differs_T.tolist() == [at >= position for at in range(4)]
+
+
+def test_the_order_of_earlier_tokens_changes_what_a_gpt_predicts() -> None:
+    model = build("gpt", FACTS).eval()
+    one, other = model(torch.tensor([[1, 2, 3]])), model(torch.tensor([[2, 1, 3]]))
+    assert not torch.allclose(one[:, -1], other[:, -1], rtol=0, atol=1e-4)
+
+
+def test_a_gpts_decoder_stays_its_embedding_through_a_step() -> None:
+    model = build("gpt", FACTS)
+    loss_of(model, "gpt", FACTS).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    state = model.state_dict()
+    assert state["decoder.weight"].data_ptr() == state["embedding.weight"].data_ptr()
+    assert "decoder.weight" not in dict(model.named_parameters())
+
+
+def test_dropout_of_a_gpt_is_active_in_training_only() -> None:
+    model = build("gpt", FACTS, dropout=0.5)
+    tokens_BT = torch.tensor([[1, 2, 3]])
+    assert not model(tokens_BT).equal(model(tokens_BT))
+    model.eval()
+    assert model(tokens_BT).equal(model(tokens_BT))
+
+
+def test_a_gpt_refuses_a_width_that_its_heads_cannot_share() -> None:
+    with pytest.raises(ValueError, match="width is 10 and heads is 4: set the width to a multiple of"):
+        build("gpt", FACTS, width=10)

@@ -53,7 +53,7 @@ def test_every_part_has_a_one_line_summary(kind: PartKind, name: str) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), PARTS)
 def test_every_part_has_options_with_types_and_defaults_that_fit(kind: PartKind, name: str) -> None:
-    found = options(load(kind, name))
+    found = options(load(kind, name), kind=kind)
     assert not set(found) & FACTS
     later = getattr(load(kind, name), "later", ())
     defaults = {option: spec.default for option, spec in found.items() if option not in later}

@@ -51,7 +51,7 @@ def rank(scores: list[float], duplicate: list[bool] | None = None) -> dict[str, 
 
 @pytest.mark.parametrize("name", registry.names("tasks"))
 def test_every_task_states_for_every_metric_which_direction_is_better(name: str) -> None:
-    task = registry.load("tasks", name)({"num_classes": 10})
+    task = registry.load("tasks", name)({"num_classes": 10, "character_level": 1})
     metrics = task.metrics(torch.ones(len(task.sum_names), dtype=torch.float64))
     assert set(metrics) == set(task.better)
     assert task.metric in metrics
@@ -124,6 +124,45 @@ def test_a_perplexity_too_large_for_a_float_is_infinite() -> None:
     metrics = LanguageModel({}).metrics(torch.tensor([1e4, 1.0], dtype=torch.float64))
     assert metrics == {"perplexity": math.inf, "loss": 1e4}
     assert math.isnan(LanguageModel({}).metrics(torch.tensor([math.nan, 1.0]))["perplexity"])
+
+
+class Independent(nn.Module):
+    """A language model without a hidden state: the logits of a token depend on it alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 11)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        logits_BTV: Tensor = self.table(tokens_BT)
+        return logits_BTV
+
+
+def test_windows_are_independent_of_each_other() -> None:
+    facts = {"vocab_size": 11, "block_size": 5}
+    words = text(10)
+    first, second = (words[:, :5], words[:, 1:6]), (words[:, 5:10], words[:, 6:])
+    for model in (Independent(), language_model()[1]):
+        task = LanguageModel(facts)
+        assert not task.continues
+        alone = task.loss(model, second)
+        task.loss(model, first)
+        assert torch.equal(task.loss(model, second), alone)
+        assert task.state_dict() == {"hidden": None}
+        whole = evaluate(task, model, first, second)
+        assert evaluate(task, model, second, first) == pytest.approx(whole)
+        logits_BTV = torch.cat([task._predict(model, tokens_BT, None)[0] for tokens_BT, _ in (first, second)])
+        targets_BT = torch.cat([first[1], second[1]])
+        mean = -logits_BTV.log_softmax(-1).gather(-1, targets_BT[..., None]).mean()
+        assert whole["loss"] == pytest.approx(mean.item())
+    assert LanguageModel({"vocab_size": 11}).continues
+
+
+def test_bits_per_character_are_the_loss_in_bits_if_tokens_are_characters() -> None:
+    sums = torch.tensor([6 * math.log(2), 3.0], dtype=torch.float64)
+    metrics = LanguageModel({"character_level": 1}).metrics(sums)
+    assert metrics == pytest.approx({"loss": 2 * math.log(2), "perplexity": 4, "bits_per_character": 2})
+    assert "bits_per_character" not in LanguageModel({}).metrics(sums)
 
 
 def test_hit_rate_and_ndcg_follow_the_rank_of_the_held_out_item() -> None:
