@@ -67,6 +67,7 @@ AS_WHOLE: dict[str, dict[str, Any]] = {
     "clipping before and after": {"clip_local": 0.1, "clip_local_by_world": True, "clip_global": 0.05},
     "bf16 autocast": {"amp": "bf16"},
     "loss scale": {"amp": "fp16"},
+    "muon and adamw": {"optimizer": "muon", "lr": 0.01, "adamw_lr": 0.005, "clip_global": 0.05},
     "momentum memory": {"memory": "momentum", "momentum": 0.0},
 }
 """Options under which a mount that reduces the whole gradient at once gives the bits of `--mount whole`."""

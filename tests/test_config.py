@@ -54,19 +54,29 @@ OTHER: dict[str, Any] = {
     "lr": 0.2,
     "lr_scale": 1.0,
     "warmup_epochs": 1.0,
+    "warmup_steps": 0,
+    "warmup_from": 0.5,
     "schedule": "cosine",
     "milestones": (1.0, 2.0),
     "lr_factor": 0.5,
     "lr_decay": 0.1,
     "decay_from": 2.0,
+    "min_lr": 0.01,
+    "warmdown": 0.5,
     "momentum": 0.5,
     "momentum_kind": "none",
     "momentum_at": "before",
     "weight_decay": 0.1,
     "weight_decay_at": "before",
     "decay_norms": True,
+    "decay_embeddings": False,
     "beta1": 0.5,
     "beta2": 0.5,
+    "adam_eps": 1e-6,
+    "adamw_lr": 0.01,
+    "adamw_names": ("head.*",),
+    "ns_steps": 6,
+    "adjust_lr_fn": "match_rms_adamw",
     "clip_local_by_world": True,
     "amp": "bf16",
     "non_finite": "skip",
@@ -167,7 +177,7 @@ def test_a_config_is_immutable() -> None:
         BASE.lr = 1.0  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("config", [BASE, Config(**OTHER)])
+@pytest.mark.parametrize("config", [BASE, Config(**{**OTHER, "weight_decay_at": "after"})])
 def test_a_config_is_equal_after_conversion_to_json_and_back(config: Config) -> None:
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -219,11 +229,18 @@ def test_any_config_is_bitwise_equal_after_conversion_to_json_and_back(values: d
         ("batch_size", 2.0, r"batch_size is 2.0; allowed is a whole number"),
         ("steps", 0, r"a whole number in \[1, inf\), or none"),
         ("profile", 1, r"profile is 1; allowed is true or false"),
-        ("optimizer", "sdg", r"optimizer is 'sdg'; allowed is one of 'sgd', 'adam'"),
+        (
+            "optimizer",
+            "sdg",
+            r"optimizer is 'sdg'; allowed is one of 'sgd', 'adam', 'adamw', 'muon', 'signum'",
+        ),
         ("milestones", (3, 0), r"milestones is \(3, 0\); allowed is a list, each a number in \(0, inf\)"),
         ("milestones", (3, 2), "in increasing order"),
         ("schedule", "step", "without milestones"),
         ("schedule", "decay", "lr_decay 0"),
+        ("min_lr", 0.2, "min_lr is 0.2, above lr 0.1"),
+        ("warmdown", 0, r"a number in \(0, 1\]"),
+        ("ns_steps", 100, r"a whole number in \[1, 99\]"),
         ("memory", "momentum", "momentum is 0.9 after the reduction.*set --momentum 0"),
         ("grouping", "bucket:0", r"model, layer, or bucket:<MB>"),
         ("grouping", "buckets", r"grouping is 'buckets'"),
@@ -235,6 +252,35 @@ def test_an_invalid_value_is_refused_with_what_is_allowed(field: str, value: Any
         replace(BASE, **{field: value})
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"optimizer": "adamw", "momentum_at": "before"}, "optimizer 'adamw', whose AdamW has a momentum"),
+        ({"optimizer": "muon", "momentum_at": "before"}, "optimizer 'muon', whose AdamW has a momentum"),
+        *(
+            (
+                {"optimizer": optimizer, "weight_decay": 0.1, "weight_decay_at": "before"},
+                f"the weight decay of {optimizer} is decoupled, so it is never added to a gradient",
+            )
+            for optimizer in ("adamw", "muon", "signum")
+        ),
+        (
+            {"decay_embeddings": False, "weight_decay": 0.1, "weight_decay_at": "before"},
+            "decay_embeddings false, which is only supported after the reduction",
+        ),
+        ({"optimizer": "muon", "mount": "fsdp", "shards": 2}, "whole matrices, but shards 2 divides them"),
+    ],
+)
+def test_an_optimiser_refuses_settings_that_contradict_it(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        replace(BASE, **settings)
+
+
+def test_settings_that_have_no_effect_contradict_no_optimiser() -> None:
+    for optimizer in ("adamw", "muon"):
+        replace(BASE, optimizer=optimizer, momentum_at="before", momentum=0.0, weight_decay_at="before")
+
+
 def test_a_mistyped_setting_lists_similar_names(workload: Path) -> None:
     with pytest.raises(
         ValueError, match=r"no setting \(in x.toml\) is called 'momentun'; did you mean 'momentum'"
@@ -243,7 +289,7 @@ def test_a_mistyped_setting_lists_similar_names(workload: Path) -> None:
 
 
 def test_a_setting_unlike_any_other_lists_all_names(workload: Path) -> None:
-    with pytest.raises(ValueError, match=r"'qqq'; allowed are accumulate, amp, average_from, .*, world_size"):
+    with pytest.raises(ValueError, match=r"'qqq'; allowed are accumulate, adam_eps, .*, world_size"):
         load(str(workload), overrides={"qqq": 1})
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, Self, cast, get_type_hints
 
 from .. import registry
 from ..validate import LATER, Range, coerce, known, marks
+from .optimization import check_optimization
 
 NOT_HASHED = "aside"
 """Marks a field that cannot change the result of a run and is therefore excluded from its hash."""
@@ -79,16 +80,25 @@ class Config:
     """Samples (or text streams) per rank and batch."""
     accumulate: Count = 1
     """Number of batches whose gradients are averaged for one optimiser step (gradient accumulation)."""
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """The optimiser."""
+    optimizer: Literal["sgd", "adam", "adamw", "muon", "signum"] = "sgd"
+    """The optimiser; muon: Muon for hidden matrices, AdamW for other parameters."""
     lr: Positive = 0.1
     """The learning rate, before --lr-scale and the schedule."""
     lr_scale: NotNegative = 0.0
     """Scale the learning rate to this times the number of ranks times --lr during the warm-up; 0: off."""
     warmup_epochs: NotNegative = 0.0
     """Epochs of linear warm-up, from the learning rate of one rank to that of all ranks."""
-    schedule: Literal["constant", "step", "cosine", "decay"] = "constant"
-    """Learning rate schedule: steps at --milestones, cosine decay to 0, or decay by --lr-decay each epoch."""
+    warmup_steps: Annotated[Annotated[int, Range(0)] | None, LATER] = None
+    """Optimiser steps of linear warm-up, in place of --warmup-epochs."""
+    warmup_from: Annotated[Annotated[float, Range(0, 1)] | None, LATER] = None
+    """Factor of --lr at the first step of the warm-up; if omitted, 1 with --lr-scale, else 1/ranks."""
+    schedule: Literal["constant", "step", "cosine", "decay", "linear", "warmdown"] = "constant"
+    """Learning rate schedule: steps at --milestones, cosine or linear decay to --min-lr, warmdown: linear
+    decay at the end of the run, or decay by --lr-decay each epoch."""
+    min_lr: Annotated[NotNegative, LATER] = 0.0
+    """Schedules cosine, linear and warmdown: the last learning rate, before --lr-scale."""
+    warmdown: Annotated[float, Range(0, 1, open="("), LATER] = 0.2
+    """Warmdown schedule: fraction of all steps in which the learning rate decays."""
     milestones: tuple[Positive, ...] = ()
     """Step schedule: epochs at which the learning rate is multiplied by --lr-factor."""
     lr_factor: Annotated[float, Range(0, 1, open="(")] = 0.1
@@ -98,21 +108,35 @@ class Config:
     decay_from: NotNegative = 6.0
     """Decay schedule: epoch until which the learning rate is constant."""
     momentum: Fraction = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD, Muon and Signum."""
     momentum_kind: Literal["heavy-ball", "nesterov", "none"] = "heavy-ball"
-    """Variant of SGD's momentum."""
+    """Variant of this momentum."""
     momentum_at: Literal["before", "after"] = "after"
     """Apply momentum to each rank's gradient before the reduction, or to the mean after it."""
     weight_decay: NotNegative = 0.0
-    """Weight decay: this factor times the parameters is added to the gradient."""
+    """Weight decay: this factor times the parameters is added to the gradient, with sgd and adam; with the
+    other optimisers, it is multiplied by the learning rate, and subtracted from the parameters."""
     weight_decay_at: Literal["before", "after"] = "after"
     """Add weight decay to each rank's gradient before the reduction, or to the mean after it."""
     decay_norms: bool = False
-    """Apply weight decay to the parameters of normalisation layers too."""
+    """Apply weight decay to one-dimensional parameters (normalisation layers, biases) too."""
+    decay_embeddings: Annotated[bool, LATER] = True
+    """Apply weight decay to embedding layers too."""
     beta1: Fraction = 0.9
-    """Adam's decay rate of the first moment."""
+    """Decay rate of the first moment of Adam and AdamW."""
     beta2: Fraction = 0.999
-    """Adam's decay rate of the second moment."""
+    """Decay rate of the second moment of Adam and AdamW."""
+    adam_eps: Annotated[Positive, LATER] = 1e-8
+    """Added to the denominator of Adam and AdamW (eps in torch)."""
+    adamw_lr: Annotated[Positive | None, LATER] = None
+    """With --optimizer muon: learning rate of parameters that AdamW updates; if omitted, --lr."""
+    adamw_names: Annotated[tuple[str, ...] | None, LATER] = None
+    """With --optimizer muon: parameters besides embeddings and those that are no matrices that AdamW updates,
+    as patterns such as head.*; if omitted, the last linear layer."""
+    ns_steps: Annotated[int, Range(1, 99), LATER] = 5
+    """With --optimizer muon: number of Newton-Schulz iterations."""
+    adjust_lr_fn: Annotated[Literal["original", "match_rms_adamw", "spectral_unclamped"], LATER] = "original"
+    """With --optimizer muon: how the learning rate depends on a matrix's shape, as in torch.optim.Muon."""
     clip_local: Positive | None = None
     """Clip each rank's gradient to this norm before the reduction."""
     clip_local_by_world: bool = False
@@ -193,19 +217,7 @@ class Config:
     def __post_init__(self) -> None:
         for name, annotation in annotations(type(self)).items():
             object.__setattr__(self, name, coerce(name, getattr(self, name), annotation))
-        if self.schedule == "step" and not self.milestones:
-            raise ValueError(
-                "schedule is 'step' without milestones; set the epochs, as in --milestones 80 120"
-            )
-        if self.schedule == "decay" and not self.lr_decay:
-            raise ValueError("schedule is 'decay' with lr_decay 0; set --lr-decay above 0, as in 0.2")
-        if self.memory == "momentum" and self.momentum > 0 and self.momentum_kind != "none":
-            raise ValueError(
-                f"memory is 'momentum', and momentum is {self.momentum:g} {self.momentum_at} the reduction, "
-                "so momentum would be applied twice: set --momentum 0, or another memory"
-            )
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones are {self.milestones}; allowed are epochs in increasing order")
+        check_optimization(vars(self))
         if self.grouping is not None and not _GROUPING.fullmatch(self.grouping):
             allowed = "model, layer, or bucket:<MB> with MB above 0, as bucket:25"
             raise ValueError(f"grouping is {self.grouping!r}; allowed is {allowed}")

@@ -1,4 +1,4 @@
-"""Learning rate, optimiser, and operations on the gradient before the reduction.
+"""Operations on the gradient before the optimiser, the loss scale, and the running average of the model.
 
 Weight decay, momentum and clipping can each be applied before or after the reduction. The order affects the
 residual of error feedback. The default is after, as in PowerSGD (Vogels, Karimireddy, Jaggi 2019,
@@ -8,7 +8,6 @@ https://arxiv.org/abs/1905.10936), which BytePS follows.
 
 # N = elements of the flat gradient, all parameters end to end
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,98 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
-def peak_scale(lr_scale: float, world_size: int) -> float:
-    """Return the factor by which the learning rate is scaled at its peak: max(1, lr_scale W).
-
-    This is the linear scaling rule of Goyal et al. 2017 (https://arxiv.org/abs/1706.02677, section 2.1).
-    `lr_scale` is the batch size of one worker divided by the batch size that `lr` was tuned for: 256/128 for
-    the CNNs. An `lr_scale` of 0 disables scaling.
-    """
-    return max(1.0, lr_scale * world_size)
-
-
-def schedule(
-    step: int,
-    *,
-    lr: float,
-    peak_scale: float,
-    start_scale: float = 1.0,
-    warmup_steps: int,
-    kind: str,
-    steps_per_epoch: int,
-    total_steps: int,
-    milestones: Sequence[float] = (),
-    factor: float = 0.1,
-    lr_decay: float = 0.0,
-    decay_from: float = 6.0,
-) -> float:
-    """Return the learning rate of one step: warm-up from `start_scale` to `peak_scale`, then a schedule.
-
-    The schedules, as multiples of the peak:
-
-    - `constant`: 1
-    - `step`: multiplied by `factor` at each of the `milestones`, which are in epochs
-    - `cosine`: (1 + cos(pi t)) / 2, where t rises from 0 at the end of the warm-up to 1 at `total_steps`
-    - `decay`: (1 / (1 + lr_decay))^max(epoch - decay_from, 0), updated once per epoch
-
-    The result depends only on the arguments, so a resumed run needs no state for it.
-
-    >>> schedule(25, lr=0.1, peak_scale=2, warmup_steps=10, kind="step", steps_per_epoch=10, total_steps=30,
-    ...          milestones=(2,), factor=0.5)
-    0.1
-    """
-    if step < warmup_steps:
-        return lr * (start_scale + (peak_scale - start_scale) * step / warmup_steps)
-    peak = lr * peak_scale
-    match kind:
-        case "constant":
-            return peak
-        case "step":
-            return peak * factor ** sum(step >= milestone * steps_per_epoch for milestone in milestones)
-        case "cosine":
-            progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-            return peak * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-        case "decay":
-            return peak / math.pow(1 + lr_decay, max(step // steps_per_epoch - decay_from, 0))
-    raise ValueError(f"no learning-rate schedule is called {kind!r}: choose constant, step, cosine or decay")
-
-
-def build_optimizer(
-    model: nn.Module,
-    *,
-    kind: str,
-    lr: float,
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-    decay_norms: bool = True,
-    betas: tuple[float, float] = (0.9, 0.999),
-) -> torch.optim.Optimizer:
-    """Build the optimiser for the mean gradient, with two parameter groups: with and without weight decay.
-
-    Without `decay_norms`, one-dimensional parameters (scales and shifts of the norms, biases) get no weight
-    decay.
-    """
-    decayed = [p for p in model.parameters() if _decays(p, decay_norms)]
-    undecayed = [p for p in model.parameters() if not _decays(p, decay_norms)]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
-    match kind:
-        case "sgd":
-            return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, foreach=True)
-        case "adam":
-            return torch.optim.Adam(groups, lr=lr, betas=betas, foreach=True)
-    raise ValueError(f"no optimiser is called {kind!r}: choose sgd or adam")
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of all parameter groups."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-def _decays(parameter: Tensor, decay_norms: bool) -> bool:
-    return decay_norms or parameter.dim() > 1
+from sage.train.parameter_rules import decays
 
 
 class BeforeReduction(nn.Module):
@@ -142,7 +50,7 @@ class BeforeReduction(nn.Module):
         sizes = [p.numel() for p in parameters]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         self.decayed = [
-            (start, p) for start, p in zip(starts, parameters, strict=True) if _decays(p, decay_norms)
+            (start, p) for start, p in zip(starts, parameters, strict=True) if decays(p, decay_norms)
         ]
         m_N = parameters[0].new_zeros(sum(sizes), requires_grad=False) if momentum else None
         self.register_buffer("m_N", m_N)

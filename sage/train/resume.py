@@ -25,7 +25,10 @@ from sage.train.training import TrainingState
 SUMMED = ("residual_N", "velocity_N")
 """Unsent gradient state: its sum over the ranks must stay the same when the world size changes."""
 
-SAME = ["model", "model_options", "reducer", "memory", "min_compress", "optimizer", "mount", "shards"]
+SAME = [
+    *("model", "model_options", "reducer", "memory", "min_compress"),
+    *("optimizer", "adamw_names", "mount", "shards"),
+]
 """Settings that a run must share with the run that it continues from."""
 
 State = dict[str, Any]

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from sage.config import Config
 from sage.data.dataset import Dataset
 from sage.reduction.error_feedback import MemoryOptions
-from sage.train.optim import BeforeReduction, build_optimizer, peak_scale, schedule
+from sage.train.learning_rate import peak_scale, schedule
+from sage.train.optim import BeforeReduction
+from sage.train.optimizers import build_optimizer
 
 
 def before_reduction(config: Config, parameters: Sequence[Tensor]) -> BeforeReduction:
@@ -34,18 +36,36 @@ def memory_options(config: Config) -> MemoryOptions:
     }
 
 
-def optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimiser that applies the mean gradient."""
+def optimizer(
+    config: Config, model: nn.Module, trained: Sequence[Tensor] | None = None
+) -> torch.optim.Optimizer:
+    """Build the optimiser that applies the mean gradient.
+
+    Args:
+        config: The configuration of the run.
+        model: The model.
+        trained: The tensors to update, in the order of the model's parameters; None: the parameters.
+
+    Raises:
+        ValueError: Muon is not available, or the model has no matrix for it.
+    """
     momentum = config.momentum_at == "after" and config.momentum_kind != "none" and config.momentum > 0
     return build_optimizer(
         model,
         kind=config.optimizer,
         lr=config.lr,
+        trained=trained,
         momentum=config.momentum if momentum else 0.0,
         nesterov=momentum and config.momentum_kind == "nesterov",
         weight_decay=config.weight_decay if config.weight_decay_at == "after" else 0.0,
         decay_norms=config.decay_norms,
+        decay_embeddings=config.decay_embeddings,
         betas=(config.beta1, config.beta2),
+        eps=config.adam_eps,
+        adamw_lr=config.adamw_lr,
+        adamw_names=config.adamw_names,
+        ns_steps=config.ns_steps,
+        adjust_lr_fn=config.adjust_lr_fn,
     )
 
 
@@ -54,13 +74,16 @@ def learning_rate(config: Config, step: int, *, steps_per_epoch: int, total_step
 
     The warm-up rises from the rate for one worker to the rate for all workers: from lr to the scaled lr, or
     from lr/W to lr if `lr` is already meant for all workers (lr_scale 0); Goyal et al. 2017, section 2.2.
+    `warmup_from` replaces this first rate by a multiple of lr.
     """
+    start_scale = 1.0 if config.lr_scale else 1 / config.world_size
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     return schedule(
         step,
         lr=config.lr,
         peak_scale=peak_scale(config.lr_scale, config.world_size),
-        start_scale=1.0 if config.lr_scale else 1 / config.world_size,
-        warmup_steps=round(config.warmup_epochs * steps_per_epoch),
+        start_scale=start_scale if config.warmup_from is None else config.warmup_from,
+        warmup_steps=warmup_steps if config.warmup_steps is None else config.warmup_steps,
         kind=config.schedule,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
@@ -68,6 +91,8 @@ def learning_rate(config: Config, step: int, *, steps_per_epoch: int, total_step
         factor=config.lr_factor,
         lr_decay=config.lr_decay,
         decay_from=config.decay_from,
+        min_lr=config.min_lr,
+        warmdown=config.warmdown,
     )
 
 

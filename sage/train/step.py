@@ -13,7 +13,8 @@ from torch import Tensor
 from sage.data.dataset import Batch
 from sage.timing import phase
 from sage.train.divergence import diverged
-from sage.train.optim import clip_, set_lr
+from sage.train.learning_rate import set_lr
+from sage.train.optim import clip_
 from sage.train.schedules import learning_rate
 from sage.train.training import TrainingState
 

@@ -72,7 +72,7 @@ class TrainingState:
                 spans=self.trace.spans,
             )
         )
-        self.optimizer = optimizer(config, self.mount.trained)
+        self.optimizer = optimizer(config, model, list(self.mount.trained.parameters()))
         self.average = RunningAverage()
         self.phases = Phases(self.device)
         self.step = 0

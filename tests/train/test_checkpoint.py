@@ -23,7 +23,7 @@ from torch import nn
 
 from sage import storage
 from sage.train.checkpoint import load, newest, rng_state, save, set_rng_state
-from sage.train.optim import build_optimizer
+from sage.train.optimizers import build_optimizer
 
 
 def save_alone(folder: Path, step: int, value: float | None = None) -> None:

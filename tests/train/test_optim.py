@@ -1,36 +1,15 @@
-"""Tests of the invariants of learning rate, optimiser and the steps before the reduction."""
+"""Tests of the steps before the reduction, clipping and the running average."""
 
 import copy
 import math
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sage.train.optim import (
-    BeforeReduction,
-    RunningAverage,
-    build_optimizer,
-    clip_,
-    peak_scale,
-    schedule,
-    set_lr,
-)
-
-COURSE: dict[str, Any] = {
-    "lr": 0.1,
-    "peak_scale": 8.0,
-    "warmup_steps": 50,
-    "steps_per_epoch": 10,
-    "total_steps": 200,
-    "milestones": (10, 15),
-    "factor": 0.1,
-    "lr_decay": 0.25,
-    "decay_from": 6,
-}
-KINDS = ["constant", "step", "cosine", "decay"]
+from sage.train.optim import BeforeReduction, RunningAverage, clip_
+from sage.train.optimizers import build_optimizer
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
@@ -47,55 +26,6 @@ def backward(model: nn.Module, step: int) -> Tensor:
     model.zero_grad()
     model(torch.randn(6, 3, generator=generator)).square().sum().backward()
     return flat([p.grad for p in model.parameters() if p.grad is not None])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_warm_up_is_linear_from_lr_to_the_peak_and_every_schedule_continues_there(kind: str) -> None:
-    warm = [schedule(step, kind=kind, **COURSE) for step in range(51)]
-    assert (warm[0], warm[50]) == pytest.approx((0.1, 0.8))
-    assert [b - a for a, b in pairwise(warm)] == pytest.approx([0.7 / 50] * 50)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_after_the_warm_up_the_rate_never_rises(kind: str) -> None:
-    rates = [schedule(step, kind=kind, **COURSE) for step in range(50, 210)]
-    assert all(b <= a for a, b in pairwise(rates))
-
-
-def test_the_schedules_reach_the_values_computed_by_hand() -> None:
-    assert schedule(99, kind="step", **COURSE) == pytest.approx(0.8)
-    assert schedule(100, kind="step", **COURSE) == pytest.approx(0.08)
-    assert schedule(150, kind="step", **COURSE) == pytest.approx(0.008)
-    assert schedule(125, kind="cosine", **COURSE) == pytest.approx(0.4)
-    assert schedule(200, kind="cosine", **COURSE) == pytest.approx(0)
-    assert schedule(69, kind="decay", **COURSE) == pytest.approx(0.8)
-    assert schedule(89, kind="decay", **COURSE) == pytest.approx(0.8 / 1.25**2)
-
-
-def test_the_peak_grows_with_the_world_size_and_is_never_below_lr() -> None:
-    assert peak_scale(2, 8) == 16
-    assert peak_scale(0.25, 2) == 1
-    assert peak_scale(0, 64) == 1
-
-
-def test_an_unknown_schedule_or_optimiser_is_refused_with_the_allowed_ones() -> None:
-    with pytest.raises(ValueError, match="constant, step, cosine or decay"):
-        schedule(60, kind="linear", **COURSE)
-    with pytest.raises(ValueError, match="sgd or adam"):
-        build_optimizer(small_model(), kind="lamb", lr=0.1)
-
-
-@pytest.mark.parametrize("kind", ["sgd", "adam"])
-@pytest.mark.parametrize("decay_norms", [False, True])
-def test_each_parameter_is_in_one_group_and_norms_decay_only_if_asked(kind: str, decay_norms: bool) -> None:
-    model = small_model()
-    optimizer = build_optimizer(model, kind=kind, lr=0.1, weight_decay=0.5, decay_norms=decay_norms)
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert decay == {id(p): 0.5 if decay_norms or p.dim() > 1 else 0 for p in model.parameters()}
-    set_lr(optimizer, 0.025)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.025, 0.025]
-    backward(model, 0)
-    optimizer.step()
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

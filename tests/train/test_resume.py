@@ -85,6 +85,10 @@ def with_ranks(config: Config, folder: Path, do: Any) -> list[Any]:
         # The loss scale has been halved by then.
         {"momentum": 0.9, "momentum_at": "before", "amp": "fp16", "average_from": 1},
         {"optimizer": "adam", "memory": "momentum"},
+        # The first part ends in the warm-up, which does not depend on the number of steps.
+        {"optimizer": "adamw", "schedule": "cosine", "warmup_steps": 14, "warmup_from": 0, "min_lr": 0.01},
+        {"optimizer": "muon", "momentum": 0.95, "adamw_lr": 0.01, "clip_global": 0.1},
+        {"optimizer": "signum", "momentum": 0.9, "lr": 0.01, "schedule": "linear", "warmup_steps": 13},
         # The rate falls at the step that it is resumed at.
         {"momentum": 0.9, "memory_lr_ratio": True, "schedule": "step", "milestones": (1.5,)},
         {"reducer": "sage", "reducer_options": {"density": 0.1, "controller": "feedback"}},

@@ -153,8 +153,15 @@ def test_ranks_in_one_process_give_the_same_results_as_processes(
 
 @pytest.mark.parametrize(
     ("argv", "at", "saved"),
-    [(CNN, 9, 8), (LSTM, 3, 2), (NCF, 7, 5), (FF, 3, 0)],
-    ids=["digits", "lstm-topics", "ncf-imports", "before its first checkpoint"],
+    [
+        *((CNN, 9, 8), (LSTM, 3, 2), (NCF, 7, 5), (FF, 3, 0)),
+        (f"{FF} --optimizer muon --lr 0.01", 7, 4),
+        *(
+            pytest.param(f"{FF} --optimizer {name} --lr 0.01", 7, 4, marks=pytest.mark.thorough)
+            for name in ("adamw", "signum")
+        ),
+    ],
+    ids=["digits", "lstm-topics", "ncf-imports", "before its first checkpoint", "muon", "adamw", "signum"],
 )
 def test_a_killed_run_resumes_as_if_uninterrupted(
     launcher: Launcher, brake: Brake, tmp_path: Path, argv: str, at: int, saved: int

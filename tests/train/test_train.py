@@ -20,9 +20,10 @@ from sage.config import Config
 from sage.records.progress import Display
 from sage.records.record import Record, read_metrics, recorder
 from sage.tasks.classify import Classify
+from sage.train.learning_rate import schedule
 from sage.train.loop import Training
-from sage.train.optim import schedule
 from sage.train.result import result
+from sage.train.signum import Signum
 from sage.train.stop import Stop
 
 # N = samples, B = samples in a batch, F = features
@@ -95,7 +96,7 @@ def train(tmp_path: Path) -> Train:
 
 
 def by_hand(
-    optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer], rates: list[float] | None = None
+    optimizer: Callable[[Iterator[nn.Parameter]], Any], rates: list[float] | None = None
 ) -> list[Tensor]:
     """The weights after two epochs of a plain PyTorch loop."""
     model = small_network()
@@ -128,6 +129,22 @@ def assert_close(weights: list[Tensor], others: list[Tensor]) -> None:
     torch.testing.assert_close(weights, others, rtol=1e-4, atol=1e-6)
 
 
+class MuonThenAdamW:
+    """Two optimisers of torch: the first for the hidden matrix, the second for all else."""
+
+    def __init__(self, hidden: Tensor, *others: Tensor) -> None:
+        self.muon = torch.optim.Muon([hidden], lr=0.1, momentum=0.95, nesterov=True, weight_decay=0.1)
+        self.adamw = torch.optim.AdamW(others, lr=0.1, weight_decay=0.1)
+
+    def zero_grad(self) -> None:
+        self.muon.zero_grad()
+        self.adamw.zero_grad()
+
+    def step(self) -> None:
+        self.muon.step()
+        self.adamw.step()
+
+
 # The update.
 
 
@@ -153,6 +170,33 @@ def test_one_rank_trains_like_a_plain_pytorch_loop(
     optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
 ) -> None:
     assert_close(train(epochs=2, **options).weights, by_hand(optimizer))
+
+
+@pytest.mark.parametrize(
+    ("options", "optimizer"),
+    [
+        (
+            {"optimizer": "adamw", "beta2": 0.95, "adam_eps": 1e-6, "weight_decay": 0.1},
+            lambda p: torch.optim.AdamW(p, lr=0.1, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1),
+        ),
+        (
+            {"optimizer": "muon", "momentum": 0.95, "momentum_kind": "nesterov", "weight_decay": 0.1},
+            lambda p: MuonThenAdamW(*p),
+        ),
+        (
+            {"optimizer": "signum", "momentum": 0.8, "weight_decay": 0.1},
+            lambda p: Signum(p, lr=0.1, momentum=0.8, weight_decay=0.1),
+        ),
+    ],
+    ids=["adamw", "muon", "signum"],
+)
+def test_one_rank_trains_bitwise_like_a_plain_pytorch_loop(
+    train: Train,
+    options: dict[str, Any],
+    optimizer: Callable[[Iterator[nn.Parameter]], Any],
+) -> None:
+    for mine, other in zip(train(epochs=2, **options).weights, by_hand(optimizer), strict=True):
+        assert torch.equal(mine, other)
 
 
 def test_accumulating_two_batches_equals_one_batch_of_twice_the_size(train: Train) -> None:

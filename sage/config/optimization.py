@@ -1,0 +1,73 @@
+"""Refuses settings of optimiser, learning rate and momentum that contradict each other."""
+
+from collections.abc import Mapping
+from typing import Any
+
+DECOUPLED = ("adamw", "muon", "signum")
+"""Optimisers whose weight decay is subtracted from the parameters and never added to a gradient."""
+
+OWN_MOMENTUM = ("adamw", "muon")
+"""Optimisers that keep a first moment of their own for some parameters, whatever `momentum_at` says."""
+
+
+def check_optimization(config: Mapping[str, Any]) -> None:
+    """Refuse contradictory settings.
+
+    Args:
+        config: The fields of a configuration by name, each valid by itself.
+
+    Raises:
+        ValueError: Two settings contradict each other.
+    """
+    _check_learning_rate(config)
+    _check_momentum(config)
+    _check_weight_decay(config)
+    if config["optimizer"] == "muon" and config["mount"] == "fsdp" and config["shards"] > 1:
+        raise ValueError(
+            f"optimizer is 'muon', which needs whole matrices, but shards {config['shards']} divides them "
+            "between ranks: use --shards 1, --mount whole or ddp, or --optimizer adamw"
+        )
+
+
+def _check_learning_rate(config: Mapping[str, Any]) -> None:
+    milestones = config["milestones"]
+    if config["schedule"] == "step" and not milestones:
+        raise ValueError("schedule is 'step' without milestones; set the epochs, as in --milestones 80 120")
+    if config["schedule"] == "decay" and not config["lr_decay"]:
+        raise ValueError("schedule is 'decay' with lr_decay 0; set --lr-decay above 0, as in 0.2")
+    if list(milestones) != sorted(set(milestones)):
+        raise ValueError(f"milestones are {milestones}; allowed are epochs in increasing order")
+    if config["min_lr"] > config["lr"]:
+        raise ValueError(
+            f"min_lr is {config['min_lr']:g}, above lr {config['lr']:g}: set --min-lr to at most --lr"
+        )
+
+
+def _check_momentum(config: Mapping[str, Any]) -> None:
+    if not config["momentum"] or config["momentum_kind"] == "none":
+        return
+    if config["memory"] == "momentum":
+        raise ValueError(
+            f"memory is 'momentum', and momentum is {config['momentum']:g} {config['momentum_at']} the "
+            "reduction, so momentum would be applied twice: set --momentum 0, or another memory"
+        )
+    if config["momentum_at"] == "before" and config["optimizer"] in OWN_MOMENTUM:
+        raise ValueError(
+            f"momentum_at is 'before' with optimizer {config['optimizer']!r}, whose AdamW has a momentum of "
+            "its own, so momentum would be applied twice: use --momentum-at after, or sgd or signum"
+        )
+
+
+def _check_weight_decay(config: Mapping[str, Any]) -> None:
+    if config["weight_decay_at"] == "after" or not config["weight_decay"]:
+        return
+    if config["optimizer"] in DECOUPLED:
+        raise ValueError(
+            f"weight_decay_at is 'before', but the weight decay of {config['optimizer']} is decoupled, so it "
+            "is never added to a gradient: use --weight-decay-at after, or sgd or adam"
+        )
+    if not config["decay_embeddings"]:
+        raise ValueError(
+            "weight_decay_at is 'before' with decay_embeddings false, which is only supported after the "
+            "reduction: use --weight-decay-at after, or --decay-embeddings"
+        )
