@@ -319,19 +319,20 @@ def test_two_processes_round_a_sum_of_halves_once(dtype: torch.dtype) -> None:
         assert torch.equal(seen.nan_to_num().view(torch.int16), expected.nan_to_num().view(torch.int16))
 
 
-def test_a_long_exchange_in_pairs_equals_that_on_threads() -> None:
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_long_messages_between_two_ranks_at_a_time_equal_those_on_threads(ranks: int) -> None:
     def work(wire: Wire) -> list[Tensor]:
         x_N = torch.randn(IN_PAIRS // 2 + 3, generator=torch.Generator().manual_seed(wire.rank))
-        shares_WN = x_N[: x_N.numel() // 3 * 3].view(3, -1)
-        counts = [[7, 0, IN_PAIRS // 4], [0, IN_PAIRS // 8, 1], [3, 3, 3]][wire.rank]
+        shares_WN = x_N[: x_N.numel() // ranks * ranks].view(ranks, -1)
+        counts = [[7, IN_PAIRS // 4, 0], [IN_PAIRS // 8, 0, 1], [3, 3, 3]][wire.rank][:ranks]
         ragged = wire.all_to_all_ragged(counts, values=x_N[: sum(counts)])
-        others = wire.all_to_all_others(
-            [x_N[:n] for n in (5, 0, IN_PAIRS // 4)], [5, 0, IN_PAIRS // 4], "values"
-        )
+        sizes = [5, IN_PAIRS // 4, 0][:ranks]
+        others = wire.all_to_all_others([x_N[:n] for n in sizes], sizes, "values")
+        (gathered_WN,) = wire.gather(values=x_N)
         halves = wire.sum_halves(x_N.bfloat16())
-        return [wire.all_to_all(shares_WN), others.clone(), halves, *(row for (row,) in ragged)]
+        return [wire.all_to_all(shares_WN), others.clone(), gathered_WN, halves, *(row for (row,) in ragged)]
 
-    for gloo, threads in zip(processes(3, work), simulate(3, work), strict=True):
+    for gloo, threads in zip(processes(ranks, work), simulate(ranks, work), strict=True):
         assert all(torch.equal(x, twin) for x, twin in zip(gloo, threads, strict=True))
 
 
