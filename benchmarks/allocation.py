@@ -18,6 +18,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT / "tests"))
 
 from slurm.cluster import Cluster  # noqa: E402
+from slurm.configuration import burst  # noqa: E402
 
 STEPS = (sys.executable, str(CHECKOUT / "benchmarks" / "cluster_steps.py"))
 """The command that measures a calibration and the steps of reducers."""
@@ -34,6 +35,15 @@ def folder_name(workload: str, ranks: int, rate: str) -> str:
     'digits-batch-size-8-2-1gbit'
     """
     return f"{re.sub(r'[^a-z0-9.]+', '-', workload)}-{ranks}-{rate}"
+
+
+def burst_bytes(rate: str) -> int:
+    """Return the bytes that a link of this speed passes at once, before the speed limits the others.
+
+    >>> burst_bytes("10mbit")
+    32768
+    """
+    return 1024 * int(burst(rate).removesuffix("kb"))
 
 
 @contextmanager

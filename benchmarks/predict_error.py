@@ -8,7 +8,7 @@ errors.
 
 The ranks share the cores of this machine, so that computation takes longer with more ranks. Computation
 is therefore taken from a setup with the same number of ranks; links may be from a setup with another number.
-At the same link speed, the measured links are used; otherwise the bandwidth is the nominal speed.
+At the same link speed, the measured links are used; otherwise bandwidth and burst are those given to tc.
 
 The measurements of each setup are kept in a folder. A setup that is in it is not measured again, and all
 that are in it are predicted. The script needs root, slurm-wlm and munge.
@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from allocation import CHECKOUT, MACHINE, SAGE, STEPS, allocation, folder_name
+from allocation import CHECKOUT, MACHINE, SAGE, STEPS, allocation, burst_bytes, folder_name
 from prediction_errors import Row, Setup, Source, sources, summary
 
 from sage.predict.calibration import Calibration, read, write
@@ -92,11 +92,12 @@ def predicted(
 ) -> list[dict[str, Any]]:
     """Predict one setup by `sage predict`."""
     links, computation = calibrations[source.links], calibrations[source.computation]
-    bandwidth = () if source.links.rate == setup.rate else ("--bandwidth", str(setup.bits_per_second))
+    given = "--bandwidth", str(setup.bits_per_second), "--burst", str(burst_bytes(setup.rate))
+    link = () if source.links.rate == setup.rate else given
     with tempfile.TemporaryDirectory(prefix="error-") as name:
         path = Path(name) / "calibration.json"
         write(path, replace(computation, links=links.links))
-        command = [*SAGE, "predict", str(path), "--world-size", str(setup.ranks), *bandwidth, "--json"]
+        command = [*SAGE, "predict", str(path), "--world-size", str(setup.ranks), *link, "--json"]
         environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return list(json.loads(done.stdout)["rows"])

@@ -21,6 +21,7 @@ def predict(
     world_size: tuple[int, ...],
     ranks_per_node: int | None,
     bandwidth: tuple[float, ...],
+    burst: float | None,
     latency: float | None,
     bucket_mb: float,
     steps_ratio: tuple[str, ...],
@@ -34,10 +35,11 @@ def predict(
     from ..predict.prediction import make, pictures
     from ..predict.table import markdown
 
-    if plan is not None and (world_size or bandwidth or latency is not None or ranks_per_node is not None):
+    links = (bandwidth or None, burst, latency)
+    if plan is not None and (world_size or ranks_per_node is not None or any(x is not None for x in links)):
         raise ValueError(
             "--plan has the world sizes, bandwidths and latencies of its clusters: leave out --world-size, "
-            "--ranks-per-node, --bandwidth and --latency, or --plan"
+            "--ranks-per-node, --bandwidth, --burst and --latency, or --plan"
         )
     if not 0 < bucket_mb <= 1e6:
         raise ValueError(f"--bucket-mb is {bucket_mb:g}; allowed is a number of MiB above 0, up to 1e6")
@@ -52,6 +54,7 @@ def predict(
         setups = plans.of_flags(
             sizes,
             bandwidth,
+            burst=burst,
             latency=latency,
             ranks_per_node=measured.ranks_per_node if ranks_per_node is None else ranks_per_node,
         )
@@ -95,6 +98,12 @@ command = Command(
             tuple[float, ...],
             (),
             "Bandwidths of the links between nodes, in bits per second; default: as measured.",
+        ),
+        Option(
+            "burst",
+            float | None,
+            None,
+            "Bytes that these links pass at once before the bandwidth limits the others; default: 0.",
         ),
         Option("latency", float | None, None, "Their latency in seconds; default: as measured."),
         Option(

@@ -27,6 +27,8 @@ class Link:
 
     bytes_per_second: tuple[float, ...] | None = None
     """Bandwidths between nodes; several are predicted at once."""
+    burst: float = 0.0
+    """Bytes that pass at once; only where a bandwidth is given."""
     latency: float | None = None
     intra_bytes_per_second: float | None = None
     intra_latency: float | None = None
@@ -44,7 +46,7 @@ class Drawn:
     correction: Fit | None
     """The fit whose residuals correct the time of a message; None where a bandwidth was given."""
     burst: float = 0.0
-    """Bytes that pass at once; 0 where a bandwidth was given, because a burst is a property of the link."""
+    """Bytes that pass at once: as measured, or as given with a bandwidth."""
 
 
 @dataclass
@@ -67,8 +69,33 @@ class Links:
     notes: set[str] = field(default_factory=set)
     """Assumptions behind the times that `seconds` has returned since the set was last emptied."""
 
-    def seconds(
+    @property
+    def burst(self) -> float:
+        """Bytes that a link between nodes passes at once, before its bandwidth limits the others."""
+        return max((drawn.burst for drawn in self.inter.values()), default=0.0)
+
+    def passed(self, seconds: Array) -> Array:
+        """Return the bytes that a link between nodes passes in a time, for draws and bandwidths."""
+        per_byte_DX = next(iter(self.inter.values())).seconds_per_byte_DX
+        return seconds / numpy.maximum(per_byte_DX, 1e-30)
+
+    def bytes_between(
         self, collective: Collective, size: Array, ranks: int, ranks_per_node: int, count: float = 1.0
+    ) -> Array:
+        """Return the bytes of `count` collectives, as rings, through a link between nodes."""
+        if ranks == 1:
+            return numpy.zeros((1, 1))
+        terms = LAYOUTS[self.layout](collective, ranks, min(ranks_per_node, ranks), "ring").inter
+        return count * (terms.share * size + terms.fixed_bytes)
+
+    def seconds(
+        self,
+        collective: Collective,
+        size: Array,
+        ranks: int,
+        ranks_per_node: int,
+        count: float = 1.0,
+        spent: Array | float = 0.0,
     ) -> Array:
         """Return the seconds of `count` collectives, for draws and bandwidths.
 
@@ -78,18 +105,19 @@ class Links:
             ranks: number of ranks; one rank takes no time.
             ranks_per_node: of them.
             count: how many collectives, one after the other.
+            spent: bytes of the burst between nodes that earlier messages have used up.
         """
         if ranks == 1 or count == 0:
             return numpy.zeros((1, 1))
         g = min(ranks_per_node, ranks)
         self._note(collective, ranks, g)
-        seconds = self._with("ring", collective, size, ranks, g)
+        seconds = self._with("ring", collective, size, ranks, g, count, spent)
         if ranks > self.most_ranks:
-            of_tree = self._with("tree", collective, size, ranks, g)
+            of_tree = self._with("tree", collective, size, ranks, g, count, spent)
             if bool((of_tree < seconds).any()):
                 self.notes.add(f"the faster of ring and tree above {self.most_ranks} ranks, here a tree")
                 seconds = numpy.minimum(seconds, of_tree)
-        return count * seconds
+        return seconds
 
     def terms(
         self, collective: Collective, size: float, ranks: int, ranks_per_node: int
@@ -131,16 +159,26 @@ class Links:
         if ranks_per_node > 1 and collective not in self.intra:
             self.notes.add("links within a node were not measured: they are those between nodes")
 
-    def _with(self, algorithm: Algorithm, collective: Collective, size: Array, p: int, g: int) -> Array:
+    def _with(
+        self,
+        algorithm: Algorithm,
+        collective: Collective,
+        size: Array,
+        p: int,
+        g: int,
+        count: float,
+        spent: Array | float,
+    ) -> Array:
         cost = LAYOUTS[self.layout](collective, p, g, algorithm)
         inter = self.inter[collective]
         # Where nothing was measured within nodes, each step counts as one over the network.
         intra = self.intra.get(collective, inter)
-        seconds = cost.inter.steps * inter.latency_D1 + cost.intra.steps * intra.latency_D1
+        seconds = count * (cost.inter.steps * inter.latency_D1 + cost.intra.steps * intra.latency_D1)
+        left = numpy.maximum(inter.burst - spent, 0.0)
         moved = [
-            numpy.maximum(terms.share * size + terms.fixed_bytes - drawn.burst, 0.0)
+            numpy.maximum(count * (terms.share * size + terms.fixed_bytes) - burst, 0.0)
             * drawn.seconds_per_byte_DX
-            for terms, drawn in ((cost.inter, inter), (cost.intra, intra))
+            for terms, drawn, burst in ((cost.inter, inter, left), (cost.intra, intra, intra.burst))
         ]
         seconds = seconds + (numpy.maximum(*moved) if cost.together else moved[0] + moved[1])
         drawn = inter if _crosses(cost) else intra
@@ -173,6 +211,7 @@ def links(inter: Fits, intra: Fits, link: Link, generator: numpy.random.Generato
 
     A given bandwidth is that of the fastest collective. What a byte takes longer in the others is as measured
     on slower links, and in proportion to 1/B on faster ones. None is faster than was measured within a node.
+    A measured burst belongs to the measured links: with a given bandwidth, the burst is the given one.
     If no links between nodes were measured, those within a node take their place.
 
     Raises:
@@ -181,7 +220,7 @@ def links(inter: Fits, intra: Fits, link: Link, generator: numpy.random.Generato
     limited = set()
     within = {
         name: _drawn(
-            fitted, intra, link.intra_latency, _one(link.intra_bytes_per_second), generator, num_draws
+            fitted, intra, link.intra_latency, _one(link.intra_bytes_per_second), 0.0, generator, num_draws
         )
         for name in get_args(Collective)
         if (fitted := _nearest(intra, name)) is not None or link.intra_bytes_per_second is not None
@@ -195,7 +234,7 @@ def links(inter: Fits, intra: Fits, link: Link, generator: numpy.random.Generato
         if fitted is None and (link.bytes_per_second is None or link.latency is None):
             missing = "bandwidth" if link.bytes_per_second is None else "latency"
             raise ValueError(f"the calibration has no times of links: give their {missing} with --{missing}")
-        drawn = _drawn(fitted, inter, link.latency, link.bytes_per_second, generator, num_draws)
+        drawn = _drawn(fitted, inter, link.latency, link.bytes_per_second, link.burst, generator, num_draws)
         if link.bytes_per_second is not None and (least := _nearest(floor, name)) is not None:
             bounded = numpy.maximum(drawn.seconds_per_byte_DX, least.seconds_per_byte)
             if bool((bounded > drawn.seconds_per_byte_DX).any()):
@@ -216,6 +255,7 @@ def _drawn(
     measured: Fits,
     latency: float | None,
     bytes_per_second: tuple[float, ...] | None,
+    given_burst: float,
     generator: numpy.random.Generator,
     num_draws: int,
 ) -> Drawn:
@@ -232,7 +272,7 @@ def _drawn(
     inverse_X = 1 / numpy.array(bytes_per_second)
     kept_X = numpy.minimum(1.0, inverse_X / fastest) if fastest > 0 else numpy.ones_like(inverse_X)
     per_byte_DX = numpy.maximum(inverse_X + excess_D[:, None] * kept_X, 0.0)
-    return Drawn(latency_D[:, None], per_byte_DX, float(excess_D[0]), None)
+    return Drawn(latency_D[:, None], per_byte_DX, float(excess_D[0]), None, given_burst)
 
 
 def _nearest(fits: Fits, name: Collective) -> Fit | None:

@@ -7,8 +7,8 @@
     bits_per_second = [10e9, 100e9]   # of the links between nodes: a number, or several
     intra_bits_per_second = 1.2e12    # of the links within a node
 
-The optional keys are `latency_seconds` and `intra_latency_seconds`, `intra` (the kind of links within a node,
-whose latency NCCL's table has), `collectives` and `speedup`.
+The optional keys are `burst_bytes`, `latency_seconds` and `intra_latency_seconds`, `intra` (the kind of links
+within a node, whose latency NCCL's table has), `collectives` and `speedup`.
 """
 
 import math
@@ -34,12 +34,14 @@ REFERENCE = "bf16"
 Nodes = Annotated[int, Range(1, MOST_RANKS)]
 Bits = Annotated[float, Range(1e3, 1e15)]
 Seconds = Annotated[float, Range(0, 10)]
+Burst = Annotated[float, Range(0, 1e12)]
 
 KEYS: dict[str, Any] = {
     "name": str,
     "nodes": Nodes | tuple[Nodes, ...],
     "gpus_per_node": Nodes,
     "bits_per_second": Bits | tuple[Bits, ...],
+    "burst_bytes": Burst,
     "latency_seconds": Seconds,
     "intra_bits_per_second": Bits,
     "intra_latency_seconds": Seconds,
@@ -104,6 +106,7 @@ def _cluster(path: Path, number: int, table: Mapping[str, Any]) -> list[Setup]:
     is_default = latency is None or (per_node > 1 and intra_latency is None)
     link = Link(
         bytes_per_second=tuple(value / 8 for value in bits),
+        burst=given.get("burst_bytes", 0.0),
         latency=NCCL_NETWORK if latency is None else latency,
         intra_bytes_per_second=None if intra_bits is None else intra_bits / 8,
         intra_latency=NCCL_INTRA[given.get("intra", "nvlink")] if intra_latency is None else intra_latency,
@@ -124,18 +127,22 @@ def of_flags(
     world_sizes: Sequence[int],
     bits: Sequence[float],
     *,
+    burst: float | None,
     latency: float | None,
     ranks_per_node: int,
 ) -> list[Setup]:
     """Return one setup for each world size, with links as measured except for what is given.
 
     Raises:
-        ValueError: if a value is out of its range.
+        ValueError: if a value is out of its range, or there is a burst without a bandwidth.
     """
+    if burst is not None and not bits:
+        raise ValueError("--burst is that of links of a given bandwidth: add --bandwidth, or leave it out")
     ranks = coerce("--world-size", tuple(world_sizes), tuple[Nodes, ...])
     bandwidths = coerce("--bandwidth", tuple(bits), tuple[Bits, ...])
     link = Link(
         bytes_per_second=tuple(bandwidth / 8 for bandwidth in bandwidths) or None,
+        burst=coerce("--burst", burst or 0.0, Burst),
         latency=coerce("--latency", latency, Seconds | None),
     )
     per_node = coerce("--ranks-per-node", ranks_per_node, Nodes)

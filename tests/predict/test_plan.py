@@ -126,19 +126,21 @@ def test_a_missing_plan_is_refused(tmp_path: Path) -> None:
 
 
 def test_flags_are_checked_as_a_plan_is() -> None:
-    found = of_flags((2, 4), (1e9, 1e10), latency=None, ranks_per_node=2)
+    found = of_flags((2, 4), (1e9, 1e10), burst=None, latency=None, ranks_per_node=2)
     assert [each.ranks for each in found] == [2, 4]
     assert found[0].link.bytes_per_second == (1.25e8, 1.25e9)
-    assert of_flags((2,), (), latency=1e-5, ranks_per_node=1)[0].link.bytes_per_second is None
-    for ranks, bits, latency, per_node, says in (
-        ((0,), (), None, 1, "--world-size"),
-        ((10_001,), (), None, 1, "--world-size"),
-        ((2,), (0.0,), None, 1, "--bandwidth"),
-        ((2,), (), -1.0, 1, "--latency"),
-        ((2,), (), None, 0, "--ranks-per-node"),
+    assert of_flags((2,), (), burst=None, latency=1e-5, ranks_per_node=1)[0].link.bytes_per_second is None
+    for ranks, bits, burst, latency, per_node, says in (
+        ((0,), (), None, None, 1, "--world-size"),
+        ((10_001,), (), None, None, 1, "--world-size"),
+        ((2,), (0.0,), None, None, 1, "--bandwidth"),
+        ((2,), (1e9,), -1.0, None, 1, "--burst"),
+        ((2,), (), 1e5, None, 1, "--burst .* add --bandwidth"),
+        ((2,), (), None, -1.0, 1, "--latency"),
+        ((2,), (), None, None, 0, "--ranks-per-node"),
     ):
         with pytest.raises(ValueError, match=says):
-            of_flags(ranks, bits, latency=latency, ranks_per_node=per_node)
+            of_flags(ranks, bits, burst=burst, latency=latency, ranks_per_node=per_node)
 
 
 def test_the_example_of_the_documentation_is_a_plan(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from made_up_calibration import BANDWIDTH, LATENCY, calibration, dense, links, topk
 
-from sage.predict.calibration import Calibration, MethodTimes
+from sage.predict.calibration import Calibration, Message, MethodTimes
 from sage.predict.links import Link
 from sage.predict.step_time import SAME_DENSITY, Choice, Mount, Predictor, Setup, memory
 
@@ -95,6 +97,43 @@ def test_with_one_bucket_the_mounts_take_the_same_time() -> None:
     for method in found.methods:
         one = seconds(found, method, Setup(4), "ddp", 1e5)
         assert one == pytest.approx(seconds(found, method, Setup(4)))
+
+
+@settings(max_examples=25)
+@given(
+    burst=st.floats(1e3, 1e7),
+    bandwidth=st.floats(1e6, 1e10),
+    sizes=st.lists(st.integers(1, 10**6), min_size=1, max_size=3),
+)
+def test_the_steps_through_a_token_bucket_are_those_of_its_steady_state(
+    burst: float, bandwidth: float, sizes: list[int]
+) -> None:
+    found = calibration()
+    messages = tuple(Message("all_gather", size) for size in sizes)
+    method = replace(named(found, "topk"), messages={2: messages})
+    link = Link((bandwidth,), burst=burst, latency=0.0)
+    computing = seconds(found, method, Setup(2, link=Link((1e15,), latency=0.0)))
+    tokens = burst
+    for _ in range(3):  # the first step has the whole burst
+        sending = max(0.0, sum(sizes) - tokens) / bandwidth
+        left = max(0.0, tokens - sum(sizes))
+        tokens = min(burst, left + bandwidth * computing)
+    assume(left == 0 or sum(sizes) <= bandwidth * computing)  # otherwise the burst lasts for some steps more
+    for mount in ("whole", "ddp"):
+        assert seconds(found, method, Setup(2, link=link), mount, 1e5) == pytest.approx(computing + sending)
+
+
+def test_a_burst_shortens_overlapped_steps_by_no_more_than_its_own_time() -> None:
+    found = calibration()
+    for method in found.methods:
+        for bits in (1e7, 1e8, 1e9):
+            plain = seconds(found, method, Setup(4, link=Link((bits / 8,))), "ddp", 2.0)
+            burst = seconds(found, method, Setup(4, link=Link((bits / 8,), burst=1e5)), "ddp", 2.0)
+            sent = sum(message.bytes for message in method.messages[4])
+            recovered = 0.35 * bits / 8  # in a step's computation, which takes less than that
+            assert plain - 8 * (1e5 + recovered) / bits <= burst + 1e-9
+            assert burst <= plain
+            assert burst < plain or sent == 0
 
 
 def test_a_backward_that_communication_slows_is_longer_only_where_it_overlaps() -> None:

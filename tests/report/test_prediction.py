@@ -22,7 +22,7 @@ def with_methods(num: int) -> Calibration:
 
 
 def of(found: Calibration, ranks: int = 8) -> Pictures:
-    return pictures(found, of_flags((ranks,), (), latency=None, ranks_per_node=1), None)
+    return pictures(found, of_flags((ranks,), (), burst=None, latency=None, ranks_per_node=1), None)
 
 
 @pytest.mark.parametrize("num", [0, 1, 6, 60])
@@ -53,5 +53,5 @@ def test_no_two_methods_have_one_style_and_curves_that_never_matter_are_left_out
 
 
 def test_one_bandwidth_and_two_ranks_are_enough() -> None:
-    found = pictures(calibration(), of_flags((2,), (1e9,), latency=1e-5, ranks_per_node=1), None)
+    found = pictures(calibration(), of_flags((2,), (1e9,), burst=None, latency=1e-5, ranks_per_node=1), None)
     assert ET.fromstring(win_map(found)).tag.endswith("svg")

@@ -20,8 +20,11 @@ SIZES = (*(1024 * 4**power for power in range(8)), 32 * 2**20)
 MOST_GATHERED = 2**30
 """Bytes of all ranks together, beyond which no gather is measured: each rank holds them all."""
 
+SHORT, SHORT_REPEATS = 64 * 1024, 15
+"""Sizes in bytes up to which the time varies most, by a scheduler's time slice, and their repetitions."""
+
 REPEATS, LEAST_REPEATS = 7, 3
-"""Number of repetitions of a size, and of one that takes long."""
+"""Number of repetitions of a larger size, and of one that takes long."""
 
 MOST_REST = 0.05
 """Most seconds of rest before a repetition: a link's token bucket is full again after them."""
@@ -104,7 +107,8 @@ def _measure(
         if not medians:
             slowest(wire, timed(wire, collective, x_S), device)  # the first call opens connections
         samples: list[float] = []
-        while len(samples) < LEAST_REPEATS or (len(samples) < REPEATS and spent < budget / 2):
+        most = SHORT_REPEATS if bytes_each <= SHORT else REPEATS
+        while len(samples) < LEAST_REPEATS or (len(samples) < most and spent < budget / 2):
             time.sleep(rest)
             slowest(wire, 0.0, device)  # a barrier
             samples.append(slowest(wire, timed(wire, collective, x_S), device))

@@ -1,5 +1,6 @@
 """The measurements of a calibration in their order, on one rank."""
 
+import functools
 import json
 import statistics
 from collections import defaultdict
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from sage import registry
+from sage import registry, storage
 from sage.bench.calibrate import gamma, links, methods, model_times
 from sage.bench.calibrate.collectives import slowest
 from sage.bench.calibrate.gradients import Gradients, gradients_of
@@ -19,7 +20,7 @@ from sage.bench.calibrate.scopes import nodes_of, scopes_of
 from sage.comm.agreement import compare
 from sage.comm.process import ProcessWire
 from sage.config import Config
-from sage.data.dataset import data_root
+from sage.data.dataset import Dataset, data_root
 from sage.predict.calibration import Calibration, MethodTimes, ModelTimes, Parameter, Samples
 from sage.predict.calibration_schema import Collective
 from sage.records.manifest import manifest
@@ -84,7 +85,7 @@ def training_of(config: Config, wire: ProcessWire, device: torch.device) -> Trai
     Raises:
         ValueError: the data or an option is invalid.
     """
-    data = registry.load("datasets", config.data)(data_root(config.data_root), **config.data_options)
+    data = _data(config.data, data_root(config.data_root), storage.json_text(config.data_options))
     compare(wire, {f"checksum of {name}": value for name, value in data.checksums.items()})
     training = Training(
         config,
@@ -100,6 +101,13 @@ def training_of(config: Config, wire: ProcessWire, device: torch.device) -> Trai
     )
     torch.manual_seed(config.seed * 1_000_003 + 1 + wire.rank)  # as in a run, each rank has its own
     return training
+
+
+@functools.lru_cache(maxsize=1)
+def _data(name: str, root: Path, options: str) -> Dataset:
+    """A data set, with its options as JSON; the trainings of a measurement share it."""
+    dataset: Dataset = registry.load("datasets", name)(root, **json.loads(options))
+    return dataset
 
 
 def _methods(
