@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sage.predict.buckets import cut
 from sage.predict.calibration import Calibration, MethodTimes
+from sage.predict.communication import Communication
 from sage.predict.decode_fit import fitted
 from sage.predict.links import Link, Links, fits, links
 from sage.predict.payload import GATHERS, Traffic, traffic
@@ -107,10 +108,10 @@ class Predictor:
         decode = self.decode(method, ranks) / setup.speedup
         messages = traffic(method, ranks, model.numel)
         network.notes.clear()
+        communication = self._communication(messages, setup, network)
         if choice.mount == "whole":
             idle = forward + backward + encode + decode + update
-            spent = self._spent(messages, setup, network, idle)
-            seconds, _ = self._communication(messages, setup, network, spent=spent)
+            seconds, _ = communication.seconds(spent=communication.spent(idle))
             total = forward + backward + encode + seconds + decode + update
             return Step(total, seconds, seconds, encode + decode, _notes(method, ranks, messages, network))
         gamma = numpy.maximum(self._mean(model.gamma), 1.0) if ranks > 1 else 1.0
@@ -119,14 +120,8 @@ class Predictor:
         # The last gradient is ready when backward ends; the hooks' clock and backward's may differ a little.
         scale = 1 / max(bucket.ready_seconds for bucket in buckets)
         ready_K = [gamma * backward * min(1.0, bucket.ready_seconds * scale) for bucket in buckets]
-        if network.burst:
-            idle = forward + ready_K[0] + encode * share_K[0] + decode * share_K[-1] + update
-            comm_K = self._with_burst(messages, setup, network, share_K, ready_K, idle)
-        else:
-            of_share = {
-                share: self._communication(messages, setup, network, share=share)[0] for share in set(share_K)
-            }
-            comm_K = [of_share[share] for share in share_K]
+        idle = forward + ready_K[0] + encode * share_K[0] + decode * share_K[-1] + update
+        comm_K = communication.of_buckets(share_K, ready_K, idle)
         overlapped = overlap(
             ready_K,
             comm_K,
@@ -172,62 +167,12 @@ class Predictor:
         first_D1, each_D1 = self._decoded[id(method)]
         return first_D1 + ranks * each_D1
 
-    def _communication(
-        self,
-        messages: Sequence[Traffic],
-        setup: Setup,
-        network: Links,
-        share: float = 1.0,
-        spent: Array | float = 0.0,
-    ) -> tuple[Array, Array | float]:
-        """Seconds of all collectives of a reduction, and the bytes of the burst that are spent after them.
-
-        It is a part of the gradient if `share` is below 1.
-        """
-        total: Array = numpy.zeros((1, 1))
-        for i, message in enumerate(messages):
-            bytes_D1 = share * message.size.draw(self._generator(2 + i), self.num_draws)[:, None]
-            between = message.collective, bytes_D1, setup.ranks, setup.ranks_per_node, message.count
-            total = total + network.seconds(*between, spent=spent)
-            if network.burst:
-                spent = numpy.minimum(spent + network.bytes_between(*between), network.burst)
-        return total, spent
-
-    def _with_burst(
-        self,
-        messages: Sequence[Traffic],
-        setup: Setup,
-        network: Links,
-        share_K: Sequence[float],
-        ready_K: Sequence[Array],
-        idle: Array,
-    ) -> list[Array]:
-        """Seconds of each bucket's communication; the link recovers between the times when they are ready."""
-        spent = self._spent(messages, setup, network, idle)
-        comm_K, before = [], ready_K[0]
-        for share, ready in zip(share_K, ready_K, strict=True):
-            spent = numpy.maximum(spent - network.passed(ready - before), 0.0)
-            seconds, spent = self._communication(messages, setup, network, share, spent)
-            comm_K.append(seconds)
-            before = ready
-        return comm_K
-
-    def _spent(self, messages: Sequence[Traffic], setup: Setup, network: Links, idle: Array) -> Array | float:
-        """Bytes of the burst that are spent when a step begins to communicate.
-
-        In `idle` seconds before, the link recovers as many bytes as it passes in this time. If a step sends
-        no more than these, the burst is whole again at every step; otherwise nothing is left after a step.
-        """
-        if not network.burst:
-            return 0.0
-        sent: Array = numpy.zeros((1, 1))
-        for i, message in enumerate(messages):
-            bytes_D1 = message.size.draw(self._generator(2 + i), self.num_draws)[:, None]
-            sent = sent + network.bytes_between(
-                message.collective, bytes_D1, setup.ranks, setup.ranks_per_node, message.count
-            )
-        recovered = network.passed(idle)
-        return numpy.where(sent <= recovered, 0.0, numpy.maximum(network.burst - recovered, 0.0))
+    def _communication(self, messages: Sequence[Traffic], setup: Setup, network: Links) -> Communication:
+        sizes = [
+            message.size.draw(self._generator(2 + i), self.num_draws)[:, None]
+            for i, message in enumerate(messages)
+        ]
+        return Communication(messages, sizes, network, setup.ranks, setup.ranks_per_node)
 
     def _mean(self, samples: tuple[float, ...]) -> Array:
         """The mean of the samples, then means of resamples with replacement, as a column."""
