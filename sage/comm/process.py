@@ -32,16 +32,6 @@ MAX_TIMEOUT = 2e6
 """Maximum timeout in seconds; gloo stores timeouts as milliseconds in 32 bits."""
 NO_FACTS: Facts = {}
 
-IN_PAIRS, IN_ONE_PAIR = 1 << 20, 1 << 18
-"""Bytes per rank from which an all-to-all on CPUs goes in pairs: of three ranks or more, and of two.
-
-With four ranks on links of 100 Mbit/s, 4 MiB then take two thirds of the time of Gloo's all-to-all, and half
-of it with two ranks. 256 KiB of four ranks take longer than Gloo's at 1 Gbit/s.
-"""
-
-ALONG_A_RING = 1 << 16
-"""Bytes per rank from which a gather on CPUs goes along a ring; shorter ones take the same time in Gloo's."""
-
 
 class GroupWire(Wire):
     """Base class: collectives over process groups, which the subclasses provide.
@@ -143,7 +133,7 @@ class GroupWire(Wire):
 
     def _gather(self, x_S: Tensor) -> Tensor:
         out_WS = x_S.new_empty(self.world_size, x_S.numel())
-        if x_S.device.type == "cpu" and x_S.nbytes >= ALONG_A_RING:
+        if x_S.device.type == "cpu" and x_S.nbytes >= point_to_point.ALONG_A_RING:
             out_WS[self.rank].copy_(x_S)
             self._gather_pieces([list(out_WS)])
         else:
@@ -219,8 +209,7 @@ class GroupWire(Wire):
 
         `longest` is the number of bytes of the longest vector, the same on all ranks.
         """
-        in_pairs = IN_ONE_PAIR if self.world_size == 2 else IN_PAIRS
-        if x_S.device.type == "cpu" and longest >= in_pairs:
+        if x_S.device.type == "cpu" and longest >= point_to_point.in_pairs(self.world_size):
             pieces, into = x_S.split(list(sent)), out_S.split(list(received))
             point_to_point.exchange_in_pairs(pieces, into, self.rank, self._group)
         else:

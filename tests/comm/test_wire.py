@@ -13,7 +13,7 @@ from gloo import Group, RankEnded, processes
 from torch import Tensor
 
 from sage.comm.packing import describe, pack, unpack
-from sage.comm.process import IN_PAIRS
+from sage.comm.point_to_point import in_pairs
 from sage.comm.rendezvous import local_places
 from sage.comm.threads import simulate
 from sage.comm.transport import GUARD_BYTES, ScheduleError, WireError
@@ -321,12 +321,14 @@ def test_two_processes_round_a_sum_of_halves_once(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_long_messages_between_two_ranks_at_a_time_equal_those_on_threads(ranks: int) -> None:
+    length = in_pairs(3)
+
     def work(wire: Wire) -> list[Tensor]:
-        x_N = torch.randn(IN_PAIRS // 2 + 3, generator=torch.Generator().manual_seed(wire.rank))
+        x_N = torch.randn(length // 2 + 3, generator=torch.Generator().manual_seed(wire.rank))
         shares_WN = x_N[: x_N.numel() // ranks * ranks].view(ranks, -1)
-        counts = [[7, IN_PAIRS // 4, 0], [IN_PAIRS // 8, 0, 1], [3, 3, 3]][wire.rank][:ranks]
+        counts = [[7, length // 4, 0], [length // 8, 0, 1], [3, 3, 3]][wire.rank][:ranks]
         ragged = wire.all_to_all_ragged(counts, values=x_N[: sum(counts)])
-        sizes = [5, IN_PAIRS // 4, 0][:ranks]
+        sizes = [5, length // 4, 0][:ranks]
         others = wire.all_to_all_others([x_N[:n] for n in sizes], sizes, "values")
         (gathered_WN,) = wire.gather(values=x_N)
         halves = wire.sum_halves(x_N.bfloat16())
