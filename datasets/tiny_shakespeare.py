@@ -21,7 +21,7 @@ class TinyShakespeare(Windows):
 
     urls: ClassVar[Sequence[str]] = (
         "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-        "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a/data/tinyshakespeare/input.txt",
+        "https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt",
     )
     sha256: ClassVar[str] = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 

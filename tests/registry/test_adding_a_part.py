@@ -3,7 +3,8 @@
 import json
 import re
 import shlex
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,6 +38,14 @@ def blocks(page: str, language: str) -> list[str]:
 
 (ENTRIES,) = blocks((DOCS / "how-to" / "name-a-part.md").read_text(encoding="utf-8"), "toml")
 (WORKLOAD,) = blocks(TUTORIALS["task"], "toml")
+(REDUCER,) = blocks((DOCS / "tutorials" / "reducer.md").read_text(encoding="utf-8"), "python")
+SWEEP = """
+workload = "installed.toml"
+reducer = ["exact", "everyother"]
+steps = 20
+device = "cpu"
+workers_in_process = true
+"""
 SHORT = ["--steps", "2", "--world-size", "2", "--workers-in-process"]
 
 
@@ -60,7 +69,7 @@ def package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     lines = re.sub(r'\[project\.entry-points\."(.*)"\]', r"[\1]", ENTRIES).replace('"', "")
     (result / "entry_points.txt").write_text(lines)
     (folder / "my_package").mkdir()
-    for name, code in FILES.items():
+    for name, code in {**FILES, "everyother": REDUCER}.items():
         (folder / "my_package" / f"{name}.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(str(folder))
     parts._all_entries.cache_clear()
@@ -154,6 +163,24 @@ def test_the_same_parts_are_found_by_entry_point_and_by_dotted_name(package: Pat
     named = ["--task", "regress", "--data", "waves", "--model", "perceptron", "--reducer", "exact"]
     assert main(["run", "digits-ff", *named, "--steps", "2", "--workers-in-process"]) == 0
     assert set(final(package / "runs")) == {"rmse"}
+
+
+def test_a_package_with_its_own_model_data_set_task_and_reducer_is_swept_and_reported(
+    package: Path, sage: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    (package / "installed.toml").write_text(re.sub(r'"\./(\w+)\.py"', r'"\1"', WORKLOAD))
+    (package / "sweep.toml").write_text(SWEEP)
+    for command in (
+        "data prepare waves data",
+        "submit sweep.toml --cluster debug",
+        "report runs --output page",
+    ):
+        done = sage(*command.split(), paths=(package,))
+        assert done.returncode == 0, done.stderr
+    (table,) = (package / "page").glob("*.md")
+    text = table.read_text(encoding="utf-8")
+    assert "The metric is rmse: lower is better." in text
+    assert re.search(r"^\| everyother +\|", text, re.MULTILINE)
 
 
 def test_a_runs_hash_depends_on_the_content_of_a_parts_file_and_not_on_its_path(folder: Path) -> None:

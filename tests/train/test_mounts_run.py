@@ -27,6 +27,12 @@ LSTM = (
 )
 DDP_LSTM = f"{LSTM} --mount ddp"
 FSDP_LSTM = f"{LSTM} --mount fsdp --shards 2 --world-size 4 --batch-size 8"
+# Windows at random tokens, AdamW, tied weights that a unit cannot have alone, clipping after the reduction.
+GPT = (
+    "gpt-topics --bucket-mb 0.2 --reducer topk --steps 6 --checkpoint-every 2 --accumulate 2 "
+    "--model.layers 2 --model.dropout 0.1 --data.limit-train 6000 --data.limit-test 1000"
+)
+DDP_GPT, FSDP_GPT = f"{GPT} --mount ddp", f"{GPT} --mount fsdp"
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +48,11 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
         pytest.param(DDP, 11, 8, 2, id="ddp-ff"),
         pytest.param(DDP_CNN, 9, 8, 3, id="ddp-cnn"),
         pytest.param(DDP_LSTM, 3, 2, 2, id="ddp-lstm"),
+        pytest.param(DDP_GPT, 5, 4, 2, id="ddp-gpt"),
         pytest.param(FSDP, 11, 8, 2, id="fsdp-ff"),
         pytest.param(FSDP_CNN, 9, 8, 2, id="fsdp-cnn"),
         pytest.param(FSDP_LSTM, 3, 2, 4, id="fsdp-lstm"),
+        pytest.param(FSDP_GPT, 5, 4, 2, id="fsdp-gpt"),
     ],
 )
 def test_a_killed_run_resumes_bitwise_identically(

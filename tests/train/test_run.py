@@ -48,6 +48,11 @@ LSTM = (
     "lstm-topics --steps 6 --checkpoint-every 2 --accumulate 2 "
     "--data.limit-train 20000 --data.limit-test 1000"
 )
+# Windows at random tokens, AdamW, a schedule per step, and gradients clipped after the reduction.
+GPT = (
+    "gpt-topics --reducer topk --steps 6 --checkpoint-every 2 --accumulate 2 --model.layers 2 "
+    "--model.dropout 0.1 --data.limit-train 6000 --data.limit-test 1000"
+)
 # Adam, and new negatives in each epoch.
 NCF = "ncf-imports --steps 12 --checkpoint-every 5 --batch-size 512"
 
@@ -154,14 +159,17 @@ def test_ranks_in_one_process_give_the_same_results_as_processes(
 @pytest.mark.parametrize(
     ("argv", "at", "saved"),
     [
-        *((CNN, 9, 8), (LSTM, 3, 2), (NCF, 7, 5), (FF, 3, 0)),
+        *((CNN, 9, 8), (LSTM, 3, 2), (NCF, 7, 5), (FF, 3, 0), (GPT, 5, 4)),
         (f"{FF} --optimizer muon --lr 0.01", 7, 4),
         *(
             pytest.param(f"{FF} --optimizer {name} --lr 0.01", 7, 4, marks=pytest.mark.thorough)
             for name in ("adamw", "signum")
         ),
     ],
-    ids=["digits", "lstm-topics", "ncf-imports", "before its first checkpoint", "muon", "adamw", "signum"],
+    ids=[
+        *("digits", "lstm-topics", "ncf-imports", "before its first checkpoint", "gpt-topics"),
+        *("muon", "adamw", "signum"),
+    ],
 )
 def test_a_killed_run_resumes_as_if_uninterrupted(
     launcher: Launcher, brake: Brake, tmp_path: Path, argv: str, at: int, saved: int
