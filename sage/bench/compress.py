@@ -73,7 +73,7 @@ def main(
     Args:
         reducers: reducers with options, each NAME[:OPTION=VALUE,...].
         mib: sizes of N(0, 1) vectors in MiB.
-        traces: files of `sage bench record`.
+        traces: files of `sage bench record`, .npy vectors, or folders of them.
         densities: target densities, for reducers that have one.
         step: the step of each trace; its last step if it is shorter.
         settle: number of untimed reductions before each timed one.

@@ -19,9 +19,10 @@ from torch import Tensor
 from sage import ops, storage
 from sage.bench import figure, table
 from sage.bench.density_result import DensityResult
+from sage.bench.gradients import Gradients
 from sage.bench.record import check_size
+from sage.bench.recorded import load_or_record
 from sage.bench.rules import RIGHT, RULES
-from sage.bench.trace import Trace, is_run, load, record_run
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.reducers.sage import Sage
@@ -72,7 +73,7 @@ def main(
     """Replay the traces, print the table, and write it with its figure if a folder is given.
 
     Args:
-        traces: files of `sage bench record`, or run folders to record now.
+        traces: files of `sage bench record`, .npy vectors in a folder, or run folders to record now.
         steps: number of steps to record of a run folder.
         elements: maximum number of elements kept of each gradient.
         densities: target densities.
@@ -95,7 +96,7 @@ def main(
     size = {"steps": steps, "elements": elements}
     results: list[DensityResult] = []
     for path in traces:
-        trace = record_run(path, **size) if is_run(path) else load(path)
+        trace = load_or_record(path, **size)
         if len(trace) < WARM + 2 * STAYS:
             raise ValueError(f"{path} has {len(trace)} steps: {WARM + 2 * STAYS} or more are needed")
         if (trace.name, trace.world_size, trace.first) in (
@@ -120,7 +121,7 @@ def write(results: Sequence[DensityResult], folder: Path, drawn: Sequence[str]) 
     storage.write_text(folder / "density.svg", figure.density_by_step(shown, TOLERANCE))
 
 
-def measure_controller(trace: Trace, density: float, rule: str, exchange: str) -> DensityResult:
+def measure_controller(trace: Gradients, density: float, rule: str, exchange: str) -> DensityResult:
     """Replay one controller at one density: as recorded, and with a jump of the scale up and down."""
     options = {"density": density, "exchange": exchange, **RULES[rule]}
     if options.get("threshold") == RIGHT:
@@ -153,12 +154,12 @@ def measure_controller(trace: Trace, density: float, rule: str, exchange: str) -
     )
 
 
-def replay(trace: Trace, options: dict[str, Any]) -> dict[float, Replay]:
+def replay(trace: Gradients, options: dict[str, Any]) -> dict[float, Replay]:
     """Reduce a trace's gradients on the trace's number of simulated ranks, unchanged and with each jump.
 
     All replays share the steps before the jump.
     """
-    n = trace.codes_SWN.shape[2]
+    n = trace.elements
 
     def work(wire: Wire) -> dict[float, list[StepResult]]:
         feedbacks = {1.0: ErrorFeedback(Sage(**options), Layout.of([("trace", (n,))]), memory="residual")}
@@ -196,20 +197,20 @@ def _summed(ranks: Sequence[Sequence[StepResult]]) -> Replay:
     )
 
 
-def right_threshold(trace: Trace, density: float) -> float:
+def right_threshold(trace: Gradients, density: float) -> float:
     """The mean over ranks of the k-th largest magnitude of the first gradient, k = density·N."""
     firsts = [trace.gradient(0, rank).abs() for rank in range(trace.world_size)]
     k = max(1, round(density * firsts[0].numel()))
     return statistics.fmean(float(first_N.topk(k).values.min()) for first_N in firsts)
 
 
-def cost(trace: Trace, options: dict[str, Any]) -> tuple[float, float]:
+def cost(trace: Gradients, options: dict[str, Any]) -> tuple[float, float]:
     """Median seconds of a selection by the controller, and by a given threshold, over rank 0's steps.
 
     Both are timed on the same gradients and residuals, in turn.
     """
     controller = Sage(**options).controller
-    residual_N = torch.zeros(trace.codes_SWN.shape[2])
+    residual_N = torch.zeros(trace.elements)
     taken: list[tuple[float, float]] = []
     for step in range(len(trace)):
         grad_N, same_N = trace.gradient(step, 0), residual_N.clone()

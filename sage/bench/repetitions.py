@@ -26,7 +26,7 @@ from sage.reduction.layout import Layout
 from sage.reduction.reducer import Reducer, check_fraction
 
 if TYPE_CHECKING:
-    from sage.bench.trace import Trace
+    from sage.bench.gradients import Gradients
 
 COLUMNS = 1024
 """Elements per row of a random input: low-rank methods need a matrix."""
@@ -193,7 +193,7 @@ def inputs(
 
     Args:
         mib: Sizes in 2^20 bytes of fp32.
-        traces: Traces of `sage bench record`.
+        traces: Traces of `sage bench record`, .npy vectors, or folders of them.
         step: The step of a trace whose gradient is timed; the last step of a shorter trace.
         settle: The number of gradients reduced before it.
         seed: Seed of the N(0, 1) vectors.
@@ -217,10 +217,10 @@ def inputs(
         yield Input(f"{trace.name}, step {last}", (gradient_N.numel(),), before, gradient_N)
 
 
-def _loaded(paths: Sequence[Path]) -> list["Trace"]:
-    from sage.bench import trace  # imports what training needs, and a GPU may be checked without it
+def _loaded(paths: Sequence[Path]) -> list["Gradients"]:
+    from sage.bench import recorded  # imports what training needs, and a GPU may be checked without it
 
-    return [trace.load(path) for path in paths]
+    return [recorded.load(path) for path in paths]
 
 
 def measure(

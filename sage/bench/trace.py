@@ -8,7 +8,8 @@ A trace can be recorded again: the same configuration, seed and checkpoint give 
 """
 # S = steps, W = ranks, N = elements of the trace
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sage import registry, storage
+from sage.bench.gradients import Layer
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.config import Config, recorded
@@ -45,6 +47,8 @@ class Trace:
         first: The run's step at which the trace begins.
         numel: Number of elements of the whole vector, of which N were sampled.
         config: The run's configuration.
+        sizes: Name and number of elements of each parameter, in the order of the vector. Empty in traces of
+            earlier versions.
     """
 
     codes_SWN: Tensor
@@ -53,6 +57,7 @@ class Trace:
     first: int
     numel: int
     config: dict[str, Any]
+    sizes: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -62,6 +67,27 @@ class Trace:
     @property
     def world_size(self) -> int:
         return self.codes_SWN.shape[1]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements sampled, N."""
+        return self.codes_SWN.shape[2]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The parameters in the order of the vector; empty if the trace does not have them."""
+        if not self.sizes:
+            return []
+        ends = torch.tensor([0, *(numel for _, numel in self.sizes)]).cumsum(0)
+        bounds = torch.searchsorted(sample(self.numel, self.elements), ends).tolist()
+        return [
+            Layer(name, numel, start, stop)
+            for (name, numel), start, stop in zip(self.sizes, bounds[:-1], bounds[1:], strict=True)
+        ]
+
+    def number(self, step: int) -> int:
+        """The run's step of the gradient at this index."""
+        return self.first + step
 
     def __len__(self) -> int:
         return self.codes_SWN.shape[0]
@@ -100,7 +126,7 @@ def load(path: Path) -> Trace:
         raise _of_another_format(path, found, remedy)
     if fault := storage.TRACE.fault(content) or _misfit(content):
         raise storage.Damaged(path, f"is damaged: {fault}", remedy)
-    return Trace(**{field.name: content[field.name] for field in fields(Trace)})
+    return Trace(**{each.name: content[each.name] for each in fields(Trace) if each.name in content})
 
 
 def _of_another_format(path: Path, found: Any, remedy: str) -> storage.Unreadable:
@@ -132,6 +158,11 @@ def _misfit(content: dict[str, Any]) -> str:
         return "it has no steps, ranks or elements, or more elements than the sampled vector"
     if int(content["exponents_SW"].abs().max()) > 1000:
         return "an exponent is outside float32's range"
+    sizes = content.get("sizes", [])
+    if any(not isinstance(size, tuple) or [*map(type, size)] != [str, int] or size[1] < 0 for size in sizes):
+        return "a size is not a name and a number of elements"
+    if sizes and sum(numel for _, numel in sizes) != content["numel"]:
+        return "its parameters do not have as many elements as the vector"
     return ""
 
 
@@ -152,7 +183,9 @@ def is_run(path: Path) -> bool:
     return storage.is_there(path / "config.json")
 
 
-def record_run(folder: Path, *, steps: int, elements: int) -> Trace:
+def record_run(
+    folder: Path, *, steps: int, elements: int, each: Callable[[int, int, Tensor], None] | None = None
+) -> Trace:
     """Record the steps after a run's newest checkpoint, or its first steps if it has none.
 
     The folder is not changed, and gives the same trace again.
@@ -166,10 +199,17 @@ def record_run(folder: Path, *, steps: int, elements: int) -> Trace:
     # The last step of a run does not affect earlier steps, except with a cosine schedule, which ends there.
     if config.schedule != "cosine":
         config = replace(config, steps=None)
-    return record(config, steps=steps, elements=elements, folder=folder)
+    return record(config, steps=steps, elements=elements, folder=folder, each=each)
 
 
-def record(config: Config, *, steps: int, elements: int, folder: Path | None = None) -> Trace:
+def record(
+    config: Config,
+    *,
+    steps: int,
+    elements: int,
+    folder: Path | None = None,
+    each: Callable[[int, int, Tensor], None] | None = None,
+) -> Trace:
     """Train some steps with simulated ranks, and keep the reducer's input of each step.
 
     Args:
@@ -177,6 +217,7 @@ def record(config: Config, *, steps: int, elements: int, folder: Path | None = N
         steps: Number of steps.
         elements: Maximum number of elements kept of the vector.
         folder: A run folder, to resume from its newest checkpoint.
+        each: Called with the run's step, the rank and the elements kept of the gradient, as float32 (N).
 
     Raises:
         ValueError: The run has fewer steps left.
@@ -209,7 +250,8 @@ def record(config: Config, *, steps: int, elements: int, folder: Path | None = N
                 "lower --steps, or start a run with more --epochs"
             )
         training.display.total = first + steps
-        numel = whole_of(training.mount).whole.grad_C.numel()
+        whole = whole_of(training.mount).whole
+        numel = whole.grad_C.numel()
         at_N = sample(numel, elements)
         if wire.rank == 0:
             kept["codes_SWN"] = torch.zeros(steps, world_size, at_N.numel(), dtype=torch.float16)
@@ -218,15 +260,19 @@ def record(config: Config, *, steps: int, elements: int, folder: Path | None = N
                 learning_rate(config, step, steps_per_epoch=training.steps_per_epoch, total_steps=total)
                 for step in range(first, first + steps)
             ]
-            kept.update(lr_S=torch.tensor(lrs, dtype=torch.float64), first=first, numel=numel)
+            sizes = [(span.name, span.numel) for span in whole.compressed.spans]
+            kept.update(lr_S=torch.tensor(lrs, dtype=torch.float64), first=first, numel=numel, sizes=sizes)
 
         def keep(_: Any, handed: tuple[Tensor, Wire]) -> None:
-            codes_N, exponent = encode(handed[0][at_N])
+            gradient_N = handed[0][at_N]
+            if each is not None:
+                each(training.step, wire.rank, gradient_N)
+            codes_N, exponent = encode(gradient_N)
             kept["codes_SWN"][training.step - first, wire.rank] = codes_N
             kept["exponents_SW"][training.step - first, wire.rank] = exponent
 
         wire.texts("")  # a barrier: no rank stores anything before rank 0 has allocated the tensors
-        whole_of(training.mount).whole.feedback.register_forward_pre_hook(keep)
+        whole.feedback.register_forward_pre_hook(keep)
         with training.display:
             while training.step < first + steps:
                 for batches in training.rest_of_epoch():

@@ -29,7 +29,9 @@ command = Command(
             "Reducers, each as NAME[:OPTION=VALUE,...].",
         ),
         Option("mib", tuple[float, ...], (1.0, 10.0, 100.0), "Sizes of N(0, 1) vectors, in MiB."),
-        Option("traces", tuple[Path, ...], (), "Traces recorded by `sage bench record`."),
+        Option(
+            "traces", tuple[Path, ...], (), "Traces of `sage bench record`, .npy vectors or folders of them."
+        ),
         Option("densities", tuple[float, ...], (0.1, 0.01, 0.001), "The target densities."),
         Option("step", int, 100, "Step of each trace to reduce; the last step of a shorter trace."),
         Option("settle", int, 0, "Untimed reductions before each timed one."),

@@ -24,7 +24,7 @@ command = Command(
         Argument(
             "traces",
             Path,
-            "Traces of `sage bench record`, or run folders to record now.",
+            "Traces of `sage bench record`, folders of .npy vectors, or run folders to record now.",
             num_values=-1,
         ),
         *size(),

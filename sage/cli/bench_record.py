@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -10,12 +11,16 @@ from ..config import Config
 from .command import Command, Option
 from .run_command import RunCommand
 
+Format = Literal["trace", "npy"]
 
-def record(*, config: Config | Path, out: Path, steps: int, elements: int, **_: object) -> int:
+
+def record(
+    *, config: Config | Path, out: Path, steps: int, elements: int, format: Format, **_: object
+) -> int:
     """Record the gradients."""
     from ..bench.record import main
 
-    return main(config, out=out, steps=steps, elements=elements)
+    return main(config, out=out, steps=steps, elements=elements, format=format)
 
 
 class _Record(RunCommand):
@@ -62,7 +67,16 @@ def size() -> list[Option]:
 command = _Record(
     "record",
     record,
-    [Option("out", Path, None, "The file to write.", required=True), *size()],
+    [
+        Option("out", Path, None, "The file to write; with --format npy, the folder.", required=True),
+        *size(),
+        Option(
+            "format",
+            Format,
+            "trace",
+            "One file, or a plain float32 vector as .npy for each step and rank.",
+        ),
+    ],
     help="Record the gradients of a run in a file. All its ranks are simulated in this process.",
     notes="A run folder may be given instead of the workload and a run's options. The steps after its newest "
     "checkpoint are recorded, and the folder is not changed.",

@@ -156,6 +156,7 @@ TRACE = Kind(
         "first": int,
         "numel": int,
         "config": {"workload": str, "schedule?": str},
+        "sizes?": list[Any],
     },
 )
 

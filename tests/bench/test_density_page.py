@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,9 +27,12 @@ def commands() -> list[str]:
     return [line for line in block.replace("\\\n", " ").splitlines() if line]
 
 
-def small(config: Config, *, steps: int, elements: int, folder: Path | None = None) -> Trace:
+def small(
+    config: Config, *, steps: int, elements: int, folder: Path | None = None, each: Any = None
+) -> Trace:
     """A trace like that of `record`, without training and small."""
     assert steps > 60
+    assert each is None
     assert elements >= 2**16
     first = 1 if folder else 0
     generator = torch.Generator().manual_seed(0)

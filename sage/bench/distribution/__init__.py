@@ -1,0 +1,1 @@
+"""The distributions of recorded gradients: fits by layer and over training (`sage bench distribution`)."""
