@@ -12,6 +12,10 @@ BENCHES = {
         ".bench_compress",
         "Measure the time and the bytes of every reducer, without a network.",
     ),
+    "distribution": (
+        ".bench_distribution",
+        "Fit distributions to recorded gradients, by layer and over training.",
+    ),
 }
 
 command = Group("bench", BENCHES, help="Measure reducers and density controllers.")

@@ -27,12 +27,9 @@ def commands() -> list[str]:
     return [line for line in block.replace("\\\n", " ").splitlines() if line]
 
 
-def small(
-    config: Config, *, steps: int, elements: int, folder: Path | None = None, each: Any = None
-) -> Trace:
+def small(config: Config, *, steps: int, elements: int, folder: Path | None = None, **_: Any) -> Trace:
     """A trace like that of `record`, without training and small."""
     assert steps > 60
-    assert each is None
     assert elements >= 2**16
     first = 1 if folder else 0
     generator = torch.Generator().manual_seed(0)

@@ -117,8 +117,8 @@ def test_an_array_that_is_not_a_finite_vector_is_refused_in_one_line(
 ) -> None:
     path = tmp_path / "g.npy"
     save(path, values, dtype)
-    for given in (path, tmp_path):
-        assert main(["bench", "compress", "--mib", "--traces", str(given)]) == 2
+    for source in (path, tmp_path):
+        assert main(["bench", "compress", "--mib", "--traces", str(source)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert str(path) in line
         assert fault in line
@@ -180,13 +180,12 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(seed: int) -> None:
         path = Path(folder, "g.npy")
         save(path, [0.5, -1.0, 2.0])
         how = damage(path, draw)
+        fault = ""
         try:
-            gradient_N = npy.read(path).gradient(0, 0)
+            assert npy.read(path).gradient(0, 0).dtype == torch.float32, how
         except ValueError as error:
-            assert "\n" not in str(error), how
-            assert str(path) in str(error), how
-        else:
-            assert gradient_N.dtype == torch.float32, how
+            fault = str(error)
+        assert fault == "" or ("\n" not in fault and str(path) in fault), how
 
 
 def test_a_trace_knows_the_layers_of_the_elements_it_kept(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Fitted:
         return FAMILIES[self.family].above(self, t_Q)
 
     def exceeded(self, share_Q: Array) -> Array:
-        """The magnitude that a given share exceeds, for each share in (0, 1) (Q): the quantile at 1 − share."""
+        """The magnitude that a given share exceeds, for each share in (0, 1) (Q)."""
         low_Q = numpy.full(len(share_Q), numpy.log(self.scale) - WIDEST)
         high_Q = low_Q + 2 * WIDEST
         for _ in range(60):  # 600 · 2^-60 is below the precision of a float64
@@ -110,7 +110,7 @@ def _gamma(x_N: Array, estimator: Estimator) -> Fitted:
     if estimator == "mle":
         for _ in range(20):  # each step doubles the number of digits
             slope = 1 / shape - polygamma(1, shape)
-            shape = 1 / (1 / shape + (digamma(shape) - numpy.log(shape) + s) / (shape**2 * slope))
+            shape = 1 / (1 / shape + (numpy.log(shape) - digamma(shape) - s) / (shape**2 * slope))
     return Fitted("double gamma", mean / float(shape), shape=float(shape))
 
 

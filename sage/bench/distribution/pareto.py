@@ -5,6 +5,8 @@ import numpy
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+EXCLUDED = 1e3
+"""Loss of shapes without a bound; finite, because the search interpolates losses."""
 GRID_SAMPLE = 4096
 """Elements on which the interval of the maximum is searched; it is then refined on all of them."""
 
@@ -39,5 +41,5 @@ def _loss(theta: float, y_N: NDArray[numpy.float64]) -> float:
     """The negative log-likelihood of an element; the mean of y is 1."""
     shape = float(numpy.log1p(theta * y_N).mean())
     if shape <= -1:
-        return numpy.inf
+        return -EXCLUDED * shape
     return float(numpy.log(shape / theta if theta else 1.0)) + shape + 1
