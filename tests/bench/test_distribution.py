@@ -168,6 +168,7 @@ def test_the_tables_have_the_distances_of_the_csv(output: Path) -> None:
     assert "| 4 | with | 2,500 | " in text
     assert f" | {cells} | ± 0.027 | " in text
     assert text.count("### KS distance by step") == 2
+    assert "\n## Origin\n\n- command: sage bench distribution " in text
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1
 

@@ -83,6 +83,25 @@ def test_every_method_of_the_language_model_is_tuned_over_five_points(name: str)
     assert {config.data_options["evaluate_on"] for config in runs(name)} == {"valid"}
 
 
+def test_the_language_model_has_the_settings_that_the_study_chose_and_references_with_each_of_them() -> None:
+    def settings(config: Config) -> tuple[float, object, object]:
+        return config.lr, config.data_options["bptt"], config.model_options["dropout"]
+
+    found: dict[tuple[str, object], set[tuple[float, object, object]]] = {}
+    for config in runs("ptb-lm-settings"):
+        assert config.seed in (1111, 2222, 3333)
+        method = (config.reducer, config.reducer_options.get("density"))
+        found.setdefault(method, set()).add(settings(config))
+    note = find("gradcomp").note
+    assert "topk 0.1 has learning rate 24, bptt 36, dropout 0.69; topk 0.0001 has 12, 25 and 0.55" in note
+    assert "efsignsgd has 21 and 29" in note
+    assert found[("topk", 0.1)] == {(24, 36, 0.69)}
+    assert found[("topk", 0.0001)] == {(12, 25, 0.55)}
+    assert found[("efsignsgd", None)] == {(21, 29, 0.7003)}
+    every = {(20, 43, 0.7003)}.union(*found.values())
+    assert found[("exact", None)] == found[("bf16", None)] == every
+
+
 def test_a_reduced_form_runs_on_processors_with_data_that_needs_no_download() -> None:
     for name in REDUCED:
         for config in runs(name):

@@ -100,7 +100,7 @@ def write(rows: Sequence[Row], estimator: Estimator, head: dict[str, object], fo
     """Write the page, the tables and the CSV."""
     folder.mkdir(parents=True, exist_ok=True)
     storage.write_text(folder / "distribution.html", page(rows, head))
-    storage.write_text(folder / "distribution.md", tables.markdown(rows))
+    storage.write_text(folder / "distribution.md", tables.markdown(rows, head))
     tables.write_csv(rows, estimator, head, folder / "distribution.csv")
 
 

@@ -1,6 +1,8 @@
 """The maximum likelihood of the generalised Pareto distribution, by its profile (Grimshaw, 1993)."""
 # N = elements of a sample
 
+from typing import Any
+
 import numpy
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
@@ -29,7 +31,7 @@ def likeliest_pareto(m_N: NDArray[numpy.float64]) -> tuple[float, float]:
     losses = [_loss(theta, some) for theta in thetas]
     best = int(numpy.argmin(losses))
     bounds = thetas[max(0, best - 2)], thetas[min(len(thetas) - 1, best + 2)]
-    found = minimize_scalar(
+    found: Any = minimize_scalar(
         _loss, bounds=bounds, args=(y_N,), method="bounded", options={"xatol": 1e-7 * (bounds[1] - bounds[0])}
     )
     theta = float(found.x)

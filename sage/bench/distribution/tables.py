@@ -135,8 +135,8 @@ def _by_layer(layers: Sequence[Row], step: int) -> Table:
     return _table(f"KS distance by layer, step {step}", note, heading, lines)
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The findings and tables of every trace."""
+def markdown(rows: Sequence[Row], about: Mapping[str, object]) -> str:
+    """The findings and tables of every trace, and at the end the settings, machine and versions, by name."""
     lines = []
     for name, own in by_trace(rows).items():
         lines += [f"## {name}", "", *(f"- {line}" for line in findings(own)), ""]
@@ -145,7 +145,7 @@ def markdown(rows: Sequence[Row]) -> str:
             lines += [f"### {table.title}", "", table.note, ""]
             lines += [f"| {' | '.join(line)} |" for line in ([_cell(c) for c in table.heading], rule)]
             lines += [f"| {' | '.join(map(_cell, line))} |" for line in table.lines] + [""]
-    return "\n".join(lines)
+    return "\n".join([*lines, "## Origin", "", *(f"- {name}: {value}" for name, value in about.items()), ""])
 
 
 def write_csv(rows: Sequence[Row], estimator: str, head: Mapping[str, object], path: Path) -> None:
