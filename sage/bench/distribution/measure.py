@@ -208,6 +208,6 @@ def _curve(sorted_U: Array) -> tuple[Array, Array]:
     """Shares from nearly all down to the largest element, evenly in the logarithm, and their magnitudes."""
     num = len(sorted_U)
     last = min(POINTS, num)
-    ranks = numpy.unique(numpy.round(numpy.geomspace(1, max(1, 0.99 * num), last)).astype(int))[::-1]
+    ranks = numpy.unique(numpy.round(numpy.geomspace(1, max(1, 0.95 * num), last)).astype(int))[::-1]
     # The largest element is the quantile that a share of ½/U exceeds, the next that of 1½/U.
     return (ranks - 0.5) / num, sorted_U[num - ranks]

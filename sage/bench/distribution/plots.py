@@ -8,18 +8,19 @@ import matplotlib
 import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sage.bench.distribution.families import FAMILIES
 from sage.bench.distribution.measure import WHOLE, WITH, WITHOUT, Row
 from sage.bench.distribution.words import FEEDBACK
-from sage.report.svg import INK, MUTED, STYLE, LineStyle, as_svg, line_styles
+from sage.report.svg import INK, MARKERS, MUTED, PALETTE, STYLE, LineStyle, as_svg
 
-STYLES: dict[str, LineStyle] = dict(zip(FAMILIES, line_styles(len(FAMILIES)), strict=True))
-DASHES = ((), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5), (3, 1, 1, 1, 1, 1))
-"""Dash patterns, because the families' lines often lie on one another."""
-MEASURED = LineStyle(INK, marker="o")
-"""The style of the gradient itself."""
+DASHES = ((), (5.0, 1.5), (1.2, 1.2), (6.0, 1.5, 1.2, 1.5), (3.0, 1.0))
+STYLES = {
+    family: LineStyle(colour, dashes, marker)
+    for family, colour, dashes, marker in zip(FAMILIES, PALETTE, DASHES, MARKERS, strict=False)
+}
+"""The line of each family, with dashes, because the lines often lie on one another."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +111,18 @@ def _by_step(axes: Axes, rows: Sequence[Row]) -> None:
     steps = [row.step for row in rows]
     for family in FAMILIES:
         distances = [row.fits[family].ks if family in row.fits else numpy.nan for row in rows]
-        axes.plot(steps, distances, **_look(family), marker=STYLES[family].marker)
+        axes.plot(steps, distances, **STYLES[family].line)
     axes.fill_between(steps, 0, [row.error for row in rows], color=MUTED, alpha=0.25, linewidth=0)
     axes.set_ylim(bottom=0)
 
 
 def _look(family: str) -> dict[str, Any]:
-    dashes = DASHES[list(FAMILIES).index(family)]
-    return {"color": STYLES[family].colour, "linestyle": (0, dashes) if dashes else "solid", "linewidth": 1.3}
+    return {**STYLES[family].line, "linewidth": 1.3, "marker": ""}
 
 
 def _logarithmic(axes: Axes) -> None:
     axes.set(xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(numticks=5))
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_major_locator(LogLocator(numticks=4))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
