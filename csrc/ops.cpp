@@ -33,7 +33,8 @@ STABLE_TORCH_LIBRARY(sage, m) {
   m.def("random_bits_(Tensor(a!) out, int key, int first) -> ()");
   m.def(
       "quantise_(Tensor(a!) signal, Tensor? grad, int[] bounds, int bucket, int codec, int levels, int norm, "
-      "Tensor? scales, Tensor? limits, int key, int first, bool keep) -> (Tensor bytes, Tensor scales)");
+      "Tensor? scales, Tensor? limits, int key, int[] starts, int[] firsts, bool keep) "
+      "-> (Tensor bytes, Tensor scales)");
   m.def(
       "quantise_mean_(Tensor(a!) signal, Tensor? grad, Tensor bytes, Tensor scales, int[] bounds, int bucket, "
       "int codec, int levels, int divisor, Tensor(b!) out_bytes, Tensor(c!) out_scales) -> ()");
@@ -60,7 +61,7 @@ STABLE_TORCH_LIBRARY(sage, m) {
   m.def("take_at_(Tensor(a!) signal, Tensor? grad, Tensor indices, bool keep) -> Tensor");
   m.def("unite(Tensor indices, int n) -> (Tensor union, Tensor places)");
   m.def("is_among(Tensor indices, Tensor others, int n) -> Tensor");
-  m.def("draw_indices(Tensor beside, int[] bounds, int[] counts, int key, bool distinct) -> Tensor");
+  m.def("draw_indices(Tensor beside, int[] bounds, int[] counts, int[] numbers, int key, bool distinct) -> Tensor");
   m.def("encode_gaps(Tensor indices) -> Tensor");
   m.def("decode_gaps(Tensor bytes, int num) -> Tensor");
   m.def("encode_bitmap(Tensor indices, int n) -> Tensor");

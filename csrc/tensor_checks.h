@@ -185,11 +185,20 @@ inline void check_bucket(int64_t bucket) {
   STD_TORCH_CHECK(bucket >= 0, "bucket=", bucket, ": expected 1 element or more, or 0 for whole groups");
 }
 
-inline void check_quantisation(int64_t bucket, int64_t norm, int64_t first, bool has_scales_and_grad) {
+inline void check_quantisation(int64_t bucket, int64_t norm, bool has_scales_and_grad) {
   check_bucket(bucket);
-  STD_TORCH_CHECK(first >= 0, "first=", first, ": expected 0 or more");
   STD_TORCH_CHECK(norm == 2 || norm == 3, "norm=", norm, ": expected 2 (Euclidean) or 3 (largest magnitude)");
   STD_TORCH_CHECK(!has_scales_and_grad, "scales are given with a gradient to add: expected one of the two");
+}
+
+// Checks the positions of n elements: those from element starts_r on are at firsts_r and behind it.
+inline void check_positions(const std::vector<int64_t>& starts, const std::vector<int64_t>& firsts, int64_t n) {
+  STD_TORCH_CHECK(!starts.empty() && starts.front() == 0 && starts.back() <= n && starts.size() == firsts.size(),
+                  "starts: expected them from 0 to ", n, " at most, and as many as firsts");
+  for (size_t r = 0; r < starts.size(); ++r) {
+    STD_TORCH_CHECK(r == 0 || starts[r - 1] <= starts[r], "starts: expected them to ascend");
+    STD_TORCH_CHECK(firsts[r] >= 0, "firsts: ", firsts[r], " is a position: expected 0 or more");
+  }
 }
 
 // Checks a codec and its number of levels; returns what its codes stand for.

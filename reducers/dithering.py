@@ -86,7 +86,13 @@ class Dithering(RandomQuantiser, LevelQuantiser):
 
     def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
         codes_B, norm_P = ops.quantise(
-            grad_N, residual_N, sizes, self.coding, norm=NORMS[self._norm], key=self.next_key(wire)
+            grad_N,
+            residual_N,
+            sizes,
+            self.coding,
+            norm=NORMS[self._norm],
+            key=self.next_key(wire),
+            positions=self.positions(grad_N),
         )
         if self.even:
             return {"values": codes_B, "scales": norm_P}

@@ -43,12 +43,14 @@ class Natural(RandomQuantiser, FusedQuantiser):
 
     def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
         if self._bits == 9:
-            codes_B, _ = ops.quantise(grad_N, residual_N, sizes, EXPONENTS, key=self.next_key(wire))
+            key, positions = self.next_key(wire), self.positions(grad_N)
+            codes_B, _ = ops.quantise(grad_N, residual_N, sizes, EXPONENTS, key=key, positions=positions)
             return {"values": codes_B}
         largest_G = ops.statistics(grad_N, residual_N, sizes, ops.Kind.LARGEST).largest_G.float()
         scale_G = power_below(largest_G)
         signal_N, keep = (grad_N, False) if residual_N is None else (residual_N, True)
-        codes_N = ops.quantise_to(signal_N, sizes, POWERS, scale_G, key=self.next_key(wire), keep=keep)
+        key, positions = self.next_key(wire), self.positions(grad_N)
+        codes_N = ops.quantise_to(signal_N, sizes, POWERS, scale_G, key=key, positions=positions, keep=keep)
         return {"values": codes_N, "scales": scale_G}
 
     def average(

@@ -21,8 +21,10 @@ class RandomK(Sparsifier):
 
     `own`: each rank draws k elements for itself with replacement, as BytePS's randomk; an element drawn twice
     is sent once, where BytePS sends it twice. Values and indices are gathered, and counts may differ: payload
-    bytes as for a threshold. The elements drawn depend on the seed and the step alone, and on the rank for
-    `own`; they differ from the sources', which use other random number generators.
+    bytes as for a threshold. The elements drawn of a group depend on the seed, the step, and the group's size
+    and number alone, and on the rank for `own`. The number is that of the parameter in the whole model if
+    each layer is a group, whatever the buckets. The elements differ from the sources', which use other
+    random number generators.
 
     Args:
         density: Share of each group's elements to send, in (0, 1].
@@ -72,13 +74,13 @@ class RandomK(Sparsifier):
         place = (int(self.step), wire.rank) if self._draw == "own" else (int(self.step),)
         key, groups = seed_at(self._seed, *place), self.layout.groups
         self.step += 1
-        bounds = [0, *(stop for _, stop in groups)]
+        bounds, numbers = [0, *(stop for _, stop in groups)], self.layout.group_numbers
         counts = [num_kept(self.density, stop - start) for start, stop in groups]
         if self._draw != "block":
             distinct = self._draw == "shared" or self.density == 1
-            return ops.draw_indices(beside_N, bounds, counts, key, distinct=distinct)
+            return ops.draw_indices(beside_N, bounds, counts, key, distinct=distinct, numbers=numbers)
         ones = [min(1, k) for k in counts]
-        first_K = ops.draw_indices(beside_N, bounds, ones, key, distinct=True)
+        first_K = ops.draw_indices(beside_N, bounds, ones, key, distinct=True, numbers=numbers)
         first, chosen = iter(first_K.tolist()), [first_K[:0]]
         for (start, stop), k in zip(groups, counts, strict=True):
             if k:

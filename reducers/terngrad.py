@@ -50,7 +50,14 @@ class TernGrad(RandomQuantiser, LevelQuantiser):
             scale_G = scale_WG.amax(0)
         signal_N, keep = (grad_N, False) if residual_N is None else (residual_N, True)
         codes_B = ops.quantise_to(
-            signal_N, sizes, self.coding, scale_G, limit_P=limit_G, key=self.next_key(wire), keep=keep
+            signal_N,
+            sizes,
+            self.coding,
+            scale_G,
+            limit_P=limit_G,
+            key=self.next_key(wire),
+            positions=self.positions(grad_N),
+            keep=keep,
         )
         return {"values": codes_B, "scales": scale_G}
 

@@ -29,17 +29,19 @@ Tensor take_at_(Tensor signal, std::optional<Tensor> grad, Tensor indices, bool 
   return values;
 }
 
-Tensor draw_indices(Tensor beside, std::vector<int64_t> bounds, std::vector<int64_t> counts, int64_t key,
-                    bool distinct) {
+Tensor draw_indices(Tensor beside, std::vector<int64_t> bounds, std::vector<int64_t> counts,
+                    std::vector<int64_t> numbers, int64_t key, bool distinct) {
   const int64_t n = bounds.empty() ? 0 : bounds.back();
   STD_TORCH_CHECK(n <= kMostElements, "bounds: at most ", kMostElements, " elements can be indexed by int32");
   const int64_t num = check_groups(bounds, counts, n);
+  STD_TORCH_CHECK(numbers.size() == counts.size(), "numbers: expected as many as counts");
+  for (int64_t number : numbers)
+    STD_TORCH_CHECK(number >= 0 && number <= kMostElements, "numbers: ", number, ": expected 0 to ", kMostElements);
   Tensor indices = empty<int32_t>(num, beside);
   int64_t size = 0;
   for (size_t group = 0; group < counts.size(); ++group)
-    size += draw_group(isa(), static_cast<uint64_t>(key), static_cast<int64_t>(group),
-                       bounds[group + 1] - bounds[group], counts[group], distinct, bounds[group],
-                       data<int32_t>(indices) + size);
+    size += draw_group(isa(), static_cast<uint64_t>(key), numbers[group], bounds[group + 1] - bounds[group],
+                       counts[group], distinct, bounds[group], data<int32_t>(indices) + size);
   return front(indices, size);
 }
 

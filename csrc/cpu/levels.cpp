@@ -10,10 +10,12 @@ namespace sage::cpu {
 std::tuple<Tensor, Tensor> quantise_(Tensor signal, std::optional<Tensor> grad, std::vector<int64_t> bounds,
                                      int64_t bucket, int64_t codec, int64_t levels, int64_t norm,
                                      std::optional<Tensor> scales, std::optional<Tensor> limits, int64_t key,
-                                     int64_t first, bool keep) {
+                                     std::vector<int64_t> starts, std::vector<int64_t> firsts, bool keep) {
   check_signal(signal, grad);
   check_bounds(bounds, signal.numel());
-  check_quantisation(bucket, norm, first, scales.has_value() && grad.has_value());
+  check_quantisation(bucket, norm, scales.has_value() && grad.has_value());
+  check_positions(starts, firsts, signal.numel());
+  const Positions positions(std::move(starts), std::move(firsts));
   const Coding coding = coding_of<Coding>(codec, levels);
   const std::vector<int64_t> buckets = bucket_bounds(bounds, bucket);
   const int64_t n = signal.numel(), num_buckets = static_cast<int64_t>(buckets.size()) - 1;
@@ -29,7 +31,7 @@ std::tuple<Tensor, Tensor> quantise_(Tensor signal, std::optional<Tensor> grad, 
                        nullptr,
                        limits ? in<float>(*limits, "limits", signal) : nullptr,
                        static_cast<uint64_t>(key),
-                       first,
+                       &positions,
                        keep,
                        data<uint8_t>(bytes)};
   if (scales) {

@@ -72,7 +72,7 @@ struct Quantisation {
   const float *prescale, *inverse, *step;  // of each bucket: a code is a · prescale · inverse, a value code · step
   const float* limits;                     // of each bucket: larger magnitudes are clipped to it; null: none are
   uint64_t key;                            // of the random bits
-  int64_t first;                           // position of the vector's first element, for its random bits
+  const Positions* positions;              // of the elements, for their random bits
   bool keep;                               // whether the error is left in the signal
   uint8_t* bytes;
   bool own_scales = false;  // whether the scales were found from the signal, so that no element exceeds its own

@@ -99,16 +99,6 @@ inline void pack_tile(const uint8_t* codes, int64_t num, int bits, uint8_t* byte
   pack_scalar(codes, num, bits, bytes);
 }
 
-// Random bits of the tile of elements that begins at `i`, wherever the vector's first element is.
-inline void random_tile_at(const Quantisation& x, int64_t i, uint16_t* out) {
-  const int64_t at = x.first + i, skip = at % kRandomTile;
-  if (skip == 0) return random_tile(x.key, static_cast<uint64_t>(at / kRandomTile), out);
-  uint16_t both[2 * kRandomTile];
-  random_tile(x.key, static_cast<uint64_t>(at / kRandomTile), both);
-  random_tile(x.key, static_cast<uint64_t>(at / kRandomTile + 1), both + kRandomTile);
-  std::memcpy(out, both + skip, kRandomTile * sizeof *out);
-}
-
 // Quantises the elements [begin, end): writes their codes, and with `keep` leaves the error in the signal. `begin` is a
 // multiple of a tile.
 template <Codec kCodec>
@@ -116,11 +106,12 @@ void quantise_range(const Quantisation& x, int64_t begin, int64_t end) {
   constexpr bool kRandom = is_random(kCodec), kHasScale = kCodec != Codec::power9;
   const Coding& coding = x.coding;
   Cursor cursor(x.bounds, x.num_buckets, begin);
-  alignas(64) uint16_t random[kRandomTile] = {};
+  RandomBits random_bits(x.key, *x.positions, begin);
   alignas(64) uint8_t codes[kRandomTile];
   for (int64_t tile = begin; tile < end; tile += kRandomTile) {
     const int64_t in_tile = std::min(kRandomTile, end - tile);
-    if constexpr (kRandom) random_tile_at(x, tile, random);
+    const uint16_t* const random = kRandom ? random_bits.at(tile, in_tile) : nullptr;
+    const auto random_at = [&](int64_t i) { return kRandom ? load_u16(random + (i - tile)) : seti(0); };
     for (int64_t i = tile; i < tile + in_tile; i += 16) {
       const int64_t num = tile + in_tile - i;
       __builtin_prefetch(x.signal + i + 512);
@@ -132,7 +123,7 @@ void quantise_range(const Quantisation& x, int64_t begin, int64_t end) {
           for (; i + 16 <= stop; i += 16) {
             __builtin_prefetch(x.signal + i + 512);
             const F a = load(x.signal + i);
-            const I code = code_of<kCodec>(coding, mul(a, inverse), load_u16(random + (i - tile)));
+            const I code = code_of<kCodec>(coding, mul(a, inverse), random_at(i));
             store_u8(codes + (i - tile), code);
             if (!x.keep) continue;
             const F value = value_of<kCodec>(coding, band(code, seti(0xff)));
@@ -157,7 +148,7 @@ void quantise_range(const Quantisation& x, int64_t begin, int64_t end) {
         y = mul(mul(y, number(x.prescale)), number(x.inverse));
         step = number(x.step);
       }
-      const I code = code_of<kCodec>(coding, y, load_u16(random + (i - tile)));
+      const I code = code_of<kCodec>(coding, y, random_at(i));
       store_u8(codes + (i - tile), code);
       if constexpr (kCodec == Codec::power9) {
         const uint32_t is_high = ~bits_of(is_less(a, set(0))) & (num >= 16 ? 0xffffu : (1u << num) - 1);

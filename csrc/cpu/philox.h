@@ -1,12 +1,16 @@
 // Random bits that depend on a key and an element's position alone: Philox4x32-10 (Salmon et al., "Parallel random
 // numbers: as easy as 1, 2, 3", SC 2011). Every thread count and device, and every cut of the vector, gives the same.
 //
-// A tile is 128 elements, which take 16 counters. Element i of the vector is element j = i % 128 of tile t = i / 128.
+// A tile is 128 positions, which take 16 counters. Position i is position j = i % 128 of tile t = i / 128.
 // Its bits are half h = j / 16 of the counter 16·t + j % 16: the low (h even) or the high (h odd) 16 bits of its word
 // h / 2. So the elements of one register are the same word of 16 consecutive counters, and none has to be moved.
 #pragma once
 
-#include "base.h"
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "groups.h"
 
 namespace sage::cpu {
 
@@ -15,6 +19,23 @@ constexpr int kPhiloxRounds = 10;
 constexpr uint32_t kPhiloxFactor0 = 0xd2511f53u, kPhiloxFactor1 = 0xcd9e8d57u;
 constexpr uint32_t kPhiloxBump0 = 0x9e3779b9u, kPhiloxBump1 = 0xbb67ae85u;
 inline constexpr uint32_t kLaneNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// The positions of a vector's elements, on which their random bits depend: the elements from starts_r up to
+// starts_{r+1} have the positions firsts_r, firsts_r + 1, and so on. The starts ascend from 0.
+class Positions {
+ public:
+  explicit Positions(int64_t first) : Positions({0}, {first}) {}
+  Positions(std::vector<int64_t> starts, std::vector<int64_t> firsts)
+      : bounds_(std::move(starts)), firsts_(std::move(firsts)) {
+    bounds_.push_back(std::numeric_limits<int64_t>::max());
+  }
+
+  Cursor cursor(int64_t i) const { return Cursor(bounds_.data(), static_cast<int64_t>(firsts_.size()), i); }
+  int64_t of(int64_t run, int64_t i) const { return firsts_[run] + (i - bounds_[run]); }
+
+ private:
+  std::vector<int64_t> bounds_, firsts_;
+};
 
 }  // namespace sage::cpu
 

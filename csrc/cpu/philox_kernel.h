@@ -30,3 +30,49 @@ inline void random_tile(uint64_t key, uint64_t tile, uint16_t* out) {
     store_u16(out + 32 * w + 16, shr<16>(word[w]));
   }
 }
+
+// The random bits of a vector's elements, in ascending order.
+class RandomBits {
+ public:
+  RandomBits(uint64_t key, const Positions& positions, int64_t begin)
+      : key_(key), positions_(positions), cursor_(positions.cursor(begin)) {}
+
+  // Those of the elements [i, i + num), a tile at most. Sixteen may be read from every one of them on.
+  const uint16_t* at(int64_t i, int64_t num) {
+    const int64_t run = cursor_.group_at(i);
+    if (cursor_.is_whole(i, num)) return consecutive(positions_.of(run, i), num);
+    for (int64_t done = 0; done < num;) {
+      const int64_t next = cursor_.group_at(i + done), size = std::min(num - done, cursor_.stop() - (i + done));
+      std::memcpy(joined_ + done, consecutive(positions_.of(next, i + done), size), size * sizeof *joined_);
+      done += size;
+    }
+    return joined_;
+  }
+
+ private:
+  // Where positions do not begin at a tile, each of its successors is used twice and computed once.
+  const uint16_t* consecutive(int64_t position, int64_t num) {
+    const int64_t tile = position / kRandomTile, skip = position % kRandomTile;
+    if (tile != tile_) {
+      if (has_next_ && tile == tile_ + 1)
+        std::memcpy(two_, two_ + kRandomTile, kRandomTile * sizeof *two_);
+      else
+        random_tile(key_, static_cast<uint64_t>(tile), two_);
+      tile_ = tile;
+      has_next_ = false;
+    }
+    if (!has_next_ && skip + num > kRandomTile) {
+      random_tile(key_, static_cast<uint64_t>(tile + 1), two_ + kRandomTile);
+      has_next_ = true;
+    }
+    return two_ + skip;
+  }
+
+  uint64_t key_;
+  const Positions& positions_;
+  Cursor cursor_;
+  int64_t tile_ = -1;
+  bool has_next_ = false;
+  alignas(64) uint16_t two_[2 * kRandomTile] = {};
+  alignas(64) uint16_t joined_[kRandomTile + 16] = {};
+};

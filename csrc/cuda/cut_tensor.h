@@ -1,4 +1,4 @@
-// The table of a cut on the device, and the memory of its statistics.
+// The table of a cut and of positions on the device, and the memory of the statistics.
 #pragma once
 
 #include "stream.h"
@@ -7,10 +7,13 @@ namespace sage::cuda {
 
 class DeviceCut {
  public:
-  DeviceCut(const std::vector<int64_t>& bounds, int64_t bucket, const Tensor& beside, Stream stream)
-      : table_(bounds, bucket), words_(empty<int32_t>(static_cast<int64_t>(table_.words.size()), beside)) {
+  DeviceCut(const std::vector<int64_t>& bounds, int64_t bucket, const Tensor& beside, Stream stream,
+            const std::vector<int64_t>& starts = {}, const std::vector<int64_t>& firsts = {})
+      : table_(bounds, bucket, starts, firsts),
+        words_(empty<int32_t>(static_cast<int64_t>(table_.words.size()), beside)) {
     upload(table_.words, data<int32_t>(words_), stream);
     cut = table_.at(data<int32_t>(words_));
+    positions = table_.positions_at(data<int32_t>(words_));
   }
 
   // Memory for the statistics of the pieces, twice.
@@ -19,6 +22,7 @@ class DeviceCut {
   }
 
   Cut cut;
+  Positions positions;
 
  private:
   CutTable table_;

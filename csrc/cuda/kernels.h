@@ -123,7 +123,7 @@ struct Quantisation {
   const float* scales;  // of each bucket
   const float* limits;  // of each bucket, where larger magnitudes are clipped to it
   uint64_t key;         // of the random bits
-  int64_t first;        // position of the first element, for its random bits
+  Positions positions;  // of the elements, for their random bits
   bool keep;            // whether the error is left in the signal
   uint8_t* bytes;
 };

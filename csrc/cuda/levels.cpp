@@ -6,14 +6,15 @@ namespace sage::cuda {
 std::tuple<Tensor, Tensor> quantise_(Tensor signal, std::optional<Tensor> grad, std::vector<int64_t> bounds,
                                      int64_t bucket, int64_t codec, int64_t levels, int64_t norm,
                                      std::optional<Tensor> scales_P, std::optional<Tensor> limits, int64_t key,
-                                     int64_t first, bool keep) {
+                                     std::vector<int64_t> starts, std::vector<int64_t> firsts, bool keep) {
   check_signal(signal, grad);
   check_bounds(bounds, signal.numel());
-  check_quantisation(bucket, norm, first, scales_P.has_value() && grad.has_value());
+  check_quantisation(bucket, norm, scales_P.has_value() && grad.has_value());
+  check_positions(starts, firsts, signal.numel());
   const Coding coding = coding_of<Coding>(codec, levels);
   const int64_t n = signal.numel();
   const OnDevice here(signal);
-  const DeviceCut on(bounds, bucket, signal, here.stream());
+  const DeviceCut on(bounds, bucket, signal, here.stream(), starts, firsts);
   if (limits) check_numel(*limits, on.cut.num_buckets, "limits");
   if (scales_P) check_numel(*scales_P, on.cut.num_buckets, "scales");
   Tensor found = scales_P ? *scales_P : empty<float>(on.cut.num_buckets, signal);
@@ -29,7 +30,7 @@ std::tuple<Tensor, Tensor> quantise_(Tensor signal, std::optional<Tensor> grad, 
                        in<float>(found, "scales", signal),
                        limits ? in<float>(*limits, "limits", signal) : nullptr,
                        static_cast<uint64_t>(key),
-                       first,
+                       on.positions,
                        keep,
                        data<uint8_t>(bytes)};
   quantise(on.cut, x, here.stream());

@@ -26,13 +26,25 @@ struct Numbers {
         step(scale / coding.unit) {}
 };
 
-// The random bits of a tile's elements, from the tiles of random bits that it overlaps.
-__device__ __forceinline__ void draw_tile(uint64_t key, int64_t first, uint16_t* random) {
-  const int64_t number = first / kRandomTile * kTileCounters;
-  for (int q = threadIdx.x; q < (kTile / kRandomTile + 1) * kTileCounters; q += kThreads) {
-    uint16_t halves[8];
-    philox(key, static_cast<uint64_t>(number + q), halves);
-    for (int h = 0; h < 8; ++h) random[q / kTileCounters * kRandomTile + 16 * h + q % kTileCounters] = halves[h];
+// The random bits of a tile's elements [begin, end): of each run of positions, from the tiles of random bits that it
+// overlaps.
+__device__ __forceinline__ void draw_tile(uint64_t key, const Positions& x, int64_t begin, int64_t end,
+                                          uint16_t* random) {
+  for (int32_t run = group_of(x.starts, 0, x.num_runs - 1, begin); run < x.num_runs && x.starts[run] < end; ++run) {
+    const int64_t start = x.starts[run], next = run + 1 < x.num_runs ? x.starts[run + 1] : end;
+    const int low = static_cast<int>(start > begin ? start - begin : 0);
+    const int high = static_cast<int>((next < end ? next : end) - begin);
+    const int64_t first = static_cast<int64_t>(x.high[run]) << 32 | static_cast<uint32_t>(x.low[run]);
+    const int64_t position = first + (begin + low - start), tile = position / kRandomTile;
+    const int skip = static_cast<int>(position % kRandomTile);
+    const int num_tiles = (skip + high - low + kRandomTile - 1) / kRandomTile;
+    for (int q = threadIdx.x; q < num_tiles * kTileCounters; q += kThreads) {
+      uint16_t halves[8];
+      philox(key, static_cast<uint64_t>(tile * kTileCounters + q), halves);
+      const int at = low - skip + q / kTileCounters * kRandomTile + q % kTileCounters;
+      for (int h = 0; h < 8; ++h)
+        if (at + 16 * h >= low && at + 16 * h < high) random[at + 16 * h] = halves[h];
+    }
   }
   __syncthreads();
 }
@@ -53,14 +65,13 @@ __device__ __forceinline__ void pack_tile(const uint8_t* codes, int bits, uint8_
 template <Codec kCodec>
 __global__ void quantise_kernel(Cut cut, Quantisation x) {
   constexpr bool kRandom = kCodec >= Codec::linear, kPower9 = kCodec == Codec::power9;
-  __shared__ uint16_t random[kRandom ? kTile + kRandomTile : 1];
+  __shared__ uint16_t random[kRandom ? kTile : 1];
   __shared__ uint8_t codes[kTile];
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kTile;
-  const int skip = static_cast<int>((x.first + begin) % kRandomTile);
-  const Groups groups(cut, begin, begin + kTile < x.n ? begin + kTile : x.n);
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kTile, end = begin + kTile < x.n ? begin + kTile : x.n;
+  const Groups groups(cut, begin, end);
   float a[kQuads][4];
   for (int c = 0; c < kQuads; ++c) load_quad(x.signal, quad_at(begin, c), x.n, a[c]);
-  if constexpr (kRandom) draw_tile(x.key, x.first + begin, random);
+  if constexpr (kRandom) draw_tile(x.key, x.positions, begin, end, random);
   SAGE_UNROLL
   for (int c = 0; c < kQuads; ++c) {
     const int64_t i = quad_at(begin, c);
@@ -80,7 +91,7 @@ __global__ void quantise_kernel(Cut cut, Quantisation x) {
           y = y * numbers.prescale * numbers.inverse;
           step = numbers.step;
         }
-        code = code_of<kCodec>(x.coding, y, kRandom ? random[skip + at + j] : 0) & 0xff;
+        code = code_of<kCodec>(x.coding, y, kRandom ? random[at + j] : 0) & 0xff;
         float value = value_of<kCodec>(x.coding, code);
         if (kPower9 && is_below) value = 0 - value;
         high |= static_cast<uint32_t>(!is_below) << j;

@@ -24,6 +24,7 @@ from sage.comm.wire import Wire
 from sage.mount.base import Method, Mount, check_same, maker, setup_lines
 from sage.mount.buckets import Bucket, Listed, cut, gradients_of
 from sage.mount.flat import Flat
+from sage.mount.origins import origins
 from sage.mount.parameters import as_real, check_unchanged, ddp_parameters, real_dtype, real_shape
 from sage.mount.signature import not_a_hook
 from sage.mount.step import Step
@@ -285,6 +286,8 @@ def mount_on(
     device = named[0][1].device
     first = dist._DEFAULT_FIRST_BUCKET_BYTES if model.bucket_bytes_cap_default else model.bucket_bytes_cap
 
+    places = origins(dict(named), make(), flat_options["min_compress"])
+
     def bucket(names: Listed) -> Bucket:
         flat = Flat(
             [(name, real_shape(p)) for name, p in names],
@@ -292,6 +295,7 @@ def mount_on(
             dtype=real_dtype(names[0][1]),
             device=device,
             always={name for name, p in names if p.is_complex()},
+            origins=places,
             **flat_options,
         )
         of = dict(names)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sage.comm.wire import Wire
+from sage.mount.origins import divide
 from sage.mount.reduction_seconds import ReductionSeconds, seconds_since
 from sage.reduction.error_feedback import ErrorFeedback, MemoryOptions
-from sage.reduction.layout import Layout
+from sage.reduction.layout import Layout, Origin
 from sage.reduction.reducer import Memory, Reduced, Reducer
 
 
@@ -32,6 +33,7 @@ class Flat(nn.Module):
         grouping: Unit of the reducer's decisions; by default the reducer's own.
         min_compress: Tensors with fewer elements are sent dense, unless the reducer handles them too.
         always: Names of tensors that are compressed even if they are small.
+        origins: Where each tensor is in the vector of the whole model, by name; None: this is its vector.
 
     Raises:
         ValueError: if an option is out of range or unknown.
@@ -49,15 +51,14 @@ class Flat(nn.Module):
         grouping: str | None = None,
         min_compress: int = 0,
         always: Container[str] = (),
+        origins: Mapping[str, Origin] | None = None,
     ) -> None:
         super().__init__()
         _check_names(memory_options or {})
-        least = min_compress if reducer.spares_small else 0
         sized = [(name, torch.Size(shape)) for name, shape in shapes]
-        large = [(name, shape) for name, shape in sized if shape.numel() >= least or name in always]
-        small = [(name, shape) for name, shape in sized if not (shape.numel() >= least or name in always)]
-        self.layout = Layout.of(large + small)
-        self.compressed = Layout.of(large, grouping or reducer.grouping)
+        large, small = divide(sized, reducer, min_compress, always)
+        self.layout = Layout.of([*large, *small])
+        self.compressed = Layout.of(large, grouping or reducer.grouping, origins=origins)
         self.feedback = ErrorFeedback(reducer, self.compressed, memory=memory, **(memory_options or {}))
         self.density = 1.0
         self.seconds: ReductionSeconds | None = None

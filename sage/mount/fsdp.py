@@ -27,6 +27,7 @@ from sage.comm.wire import Wire
 from sage.mount.base import Method, Mount, check_same, maker, setup_lines
 from sage.mount.flat import Flat
 from sage.mount.optimizers import check_free
+from sage.mount.origins import of_shard, origins
 from sage.mount.parameters import AGAIN, REAL, check_dense
 from sage.mount.signature import not_a_hook
 from sage.mount.step import Step, anywhere
@@ -168,7 +169,10 @@ def fsdp_hook(
     check_free({name: parameter for parameter, name in names.items()})
     device = next(iter(names)).device
     shards = []
+    trained = {name: parameter for parameter, name in names.items() if parameter.requires_grad}
+    places = origins(trained, make(), min_compress)
     for _, parameters in wrapped:
+        index = parameters.mesh_info.shard_mesh_rank
         named = {p: names[p.sharded_param] for p in parameters.fsdp_params if p.sharded_param.requires_grad}
         if named:
             flat = Flat(
@@ -180,6 +184,10 @@ def fsdp_hook(
                 memory_options=memory_options,
                 grouping=grouping,
                 min_compress=min_compress,
+                origins={
+                    name: of_shard(places[name], p.padded_sharded_param_size, index)
+                    for p, name in named.items()
+                },
             )
             shards.append(_Shards(flat, parameters, named))
     if not shards:

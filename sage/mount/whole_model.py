@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from sage.mount.flat import Flat
+from sage.mount.origins import in_whole_order
 from sage.mount.parameters import (
     only_kind,
     real_shape,
@@ -47,7 +48,7 @@ class WholeModel(Flat):
         named = trainable(model)
         dtype, device = only_kind(named)
         complex_ones = {name for name, p in named.items() if p.is_complex()}
-        in_order = sorted(named, key=lambda name: name not in complex_ones)
+        in_order = in_whole_order(named)
         super().__init__(
             [(name, real_shape(named[name])) for name in in_order],
             reducer,

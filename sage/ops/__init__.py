@@ -42,6 +42,7 @@ from .moments import moments_above as moments_above
 from .moments import sampled as sampled
 from .packing import pack as pack
 from .packing import unpack as unpack
+from .philox import Positions as Positions
 from .philox import random_bits as random_bits
 from .product import write_product as write_product
 from .reference import NUM_BINS as NUM_BINS

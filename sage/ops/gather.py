@@ -26,9 +26,17 @@ def gather_(signal_N: Tensor, added_N: Tensor | None, at_K: Tensor, *, keep: boo
 
 
 def draw_indices(
-    beside_N: Tensor, bounds: Sequence[int], counts: Sequence[int], key: int, *, distinct: bool
+    beside_N: Tensor,
+    bounds: Sequence[int],
+    counts: Sequence[int],
+    key: int,
+    *,
+    distinct: bool,
+    numbers: Sequence[int] | None = None,
 ) -> Tensor:
-    """Random elements of each group: indices (int32, K, ascending), which depend on the key alone.
+    """Random elements of each group: indices (int32, K, ascending).
+
+    Where a group's elements are, relative to its first, depends on the key, its size and its number alone.
 
     Args:
         beside_N: A vector, on whose device the indices are drawn.
@@ -37,13 +45,15 @@ def draw_indices(
         key: Key, at least 0 and below 2^63, such as `sage.rng.seed_at` gives.
         distinct: Whether elements are drawn without replacement; every set is then equally likely. Otherwise
             an element that is drawn twice is returned once.
+        numbers: Number of each group, at least 0 and below 2^31; by default they are counted from 0.
 
     >>> draw_indices(torch.empty(9), [0, 4, 9], [4, 2], 7, distinct=True).tolist()[:4]
     [0, 1, 2, 3]
     """
+    numbers = range(len(counts)) if numbers is None else numbers
     if native.takes("draw_indices", beside_N):
-        return _native.draw_indices.default(beside_N, bounds, counts, key, distinct)
-    return reference_gather.draw_indices(beside_N, bounds, counts, key, distinct=distinct)
+        return _native.draw_indices.default(beside_N, bounds, counts, list(numbers), key, distinct)
+    return reference_gather.draw_indices(beside_N, bounds, counts, key, distinct=distinct, numbers=numbers)
 
 
 def unite(at_M: Tensor, n: int) -> tuple[Tensor, Tensor]:

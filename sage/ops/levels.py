@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sage.ops import native, reference_levels
 from sage.ops.codecs import Codec, Coding
+from sage.ops.philox import INDICES, Positions
 from sage.ops.sums import Kind, bounds_of
 
 _native = torch.ops.sage
@@ -44,7 +45,7 @@ def quantise(
     *,
     norm: Kind = Kind.LARGEST,
     key: int = 0,
-    first: int = 0,
+    positions: Positions = INDICES,
 ) -> tuple[Tensor, Tensor]:
     """Accumulate, and encode the signal: codes (uint8, B) and the scale of each bucket (float32, P).
 
@@ -57,16 +58,16 @@ def quantise(
         coding: The codec, levels and buckets.
         norm: The scale: `Kind.LARGEST`, the largest magnitude, or `Kind.SQUARES`, the Euclidean norm.
         key: Key of the random bits (`sage.ops.random_bits`).
-        first: Position of the first element, for its random bits.
+        positions: Positions of the elements, for their random bits.
     """
     signal_N, added_N = (grad_N, None) if residual_N is None else (residual_N, grad_N)
     assert signal_N is not None
-    keep = residual_N is not None
+    keep, runs = residual_N is not None, (positions.starts, positions.firsts)
     if native.takes("quantise_", signal_N, added_N):
         return _native.quantise_.default(
-            signal_N, added_N, *_numbers(sizes, coding), int(norm), None, None, key, first, keep
+            signal_N, added_N, *_numbers(sizes, coding), int(norm), None, None, key, *runs, keep
         )
-    return reference_levels.quantise(signal_N, added_N, sizes, coding, norm, key, first, keep=keep)
+    return reference_levels.quantise(signal_N, added_N, sizes, coding, norm, key, *runs, keep=keep)
 
 
 def quantise_to(
@@ -77,7 +78,7 @@ def quantise_to(
     *,
     limit_P: Tensor | None = None,
     key: int = 0,
-    first: int = 0,
+    positions: Positions = INDICES,
     keep: bool,
 ) -> Tensor:
     """Encode a signal by given scales: codes (uint8, B).
@@ -89,15 +90,16 @@ def quantise_to(
         scale_P: The scale of each bucket (float32); no element may have a larger magnitude.
         limit_P: Larger magnitudes are first reduced to it (float32); None: no limit.
         key: Key of the random bits.
-        first: Position of the first element, for its random bits.
+        positions: Positions of the elements, for their random bits.
         keep: Whether to leave the error in the signal, or to leave the signal as it is.
     """
+    runs = positions.starts, positions.firsts
     if native.takes("quantise_", signal_N, scale_P, limit_P):
         numbers = _numbers(sizes, coding)
         return _native.quantise_.default(
-            signal_N, None, *numbers, int(Kind.LARGEST), scale_P, limit_P, key, first, keep
+            signal_N, None, *numbers, int(Kind.LARGEST), scale_P, limit_P, key, *runs, keep
         )[0]
-    return reference_levels.quantise_to(signal_N, sizes, coding, scale_P, limit_P, key, first, keep=keep)
+    return reference_levels.quantise_to(signal_N, sizes, coding, scale_P, limit_P, key, *runs, keep=keep)
 
 
 def quantise_mean(

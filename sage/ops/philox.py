@@ -1,9 +1,11 @@
 """Random bits that depend on a key and an element's position alone (Philox4x32-10).
 
 Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Every device and thread
-count gives the same bits, and so does every division of the vector into parts.
+count gives the same bits, and so does every division of the vector into parts whose positions are known.
 """
 # N = elements
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,21 +17,46 @@ _native = torch.ops.sage
 native.register("random_bits_", lambda out, key, first: None)
 
 
-def random_bits(n: int, key: int, *, first: int = 0, device: torch.device | str = "cpu") -> Tensor:
-    """Random integers from 0 to 65,535 for the elements [first, first + n) of a vector (int32, N).
+@dataclass(frozen=True)
+class Positions:
+    """Positions of a vector's elements, on which their random bits depend: runs of consecutive ones.
+
+    The elements from `starts[r]` up to the next start have the positions `firsts[r]`, `firsts[r] + 1`, and so
+    on. By default an element's position is its index.
+
+    >>> random_bits(5, 7, positions=Positions((0, 2), (9, 0))).equal(random_bits(11, 7)[[9, 10, 0, 1, 2]])
+    True
+    """
+
+    starts: tuple[int, ...] = (0,)
+    """First element of each run, ascending from 0."""
+    firsts: tuple[int, ...] = (0,)
+    """Position of each run's first element, 0 or more."""
+
+
+INDICES = Positions()
+"""The position of an element is its index."""
+
+
+def random_bits(
+    n: int, key: int, *, positions: Positions = INDICES, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Random integers from 0 to 65,535 for the elements of a vector (int32, N).
 
     Args:
         n: Number of elements.
         key: Key, at least 0 and below 2^63, such as `sage.rng.seed_at` gives.
-        first: Position of the first element.
+        positions: Positions of the elements.
         device: Device of the result.
 
     >>> whole_N = random_bits(1000, 7)
-    >>> torch.equal(random_bits(300, 7, first=500), whole_N[500:800])
+    >>> torch.equal(random_bits(300, 7, positions=Positions((0,), (500,))), whole_N[500:800])
     True
     """
     out_N = torch.empty(n, dtype=torch.int32, device=device)
-    if native.takes("random_bits_", out_N, dtype=torch.int32):
-        _native.random_bits_.default(out_N, key, first)
-        return out_N
-    return reference_philox.random_bits_(out_N, key, first)
+    if not native.takes("random_bits_", out_N, dtype=torch.int32):
+        return reference_philox.random_bits_(out_N, key, positions.starts, positions.firsts)
+    stops = (*positions.starts[1:], n)
+    for start, stop, first in zip(positions.starts, stops, positions.firsts, strict=True):
+        _native.random_bits_.default(out_N[start:stop], key, first)
+    return out_N

@@ -21,13 +21,17 @@ def gather_(signal_N: Tensor, added_N: Tensor | None, at_K: Tensor, *, keep: boo
 
 
 def draw_indices(
-    beside_N: Tensor, bounds: Sequence[int], counts: Sequence[int], key: int, *, distinct: bool
+    beside_N: Tensor,
+    bounds: Sequence[int],
+    counts: Sequence[int],
+    key: int,
+    *,
+    distinct: bool,
+    numbers: Sequence[int],
 ) -> Tensor:
     """Draw from each group in turn."""
-    groups = zip(bounds, bounds[1:], counts, strict=False)
-    drawn = [
-        _drawn(stop - start, k, key, group, distinct) + start for group, (start, stop, k) in enumerate(groups)
-    ]
+    groups = zip(bounds, bounds[1:], counts, numbers, strict=False)
+    drawn = [_drawn(stop - start, k, key, number, distinct) + start for start, stop, k, number in groups]
     none = torch.empty(0, dtype=torch.int64)
     return torch.cat([none, *drawn]).int().to(beside_N.device)
 

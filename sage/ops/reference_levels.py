@@ -21,7 +21,8 @@ def quantise(
     coding: Coding,
     norm: int,
     key: int,
-    first: int,
+    starts: Sequence[int],
+    firsts: Sequence[int],
     *,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -29,7 +30,8 @@ def quantise(
     buckets = bucket_sizes(sizes, coding.bucket)
     rows = reference_sums.statistics(signal_N, added_N, buckets, norm)
     scale_P = (rows[0].sqrt() if norm == 2 else rows[2]).float()
-    return quantise_to(signal_N, sizes, coding, scale_P, None, key, first, keep=keep), scale_P
+    codes_B = quantise_to(signal_N, sizes, coding, scale_P, None, key, starts, firsts, keep=keep)
+    return codes_B, scale_P
 
 
 def quantise_to(
@@ -39,7 +41,8 @@ def quantise_to(
     scale_P: Tensor,
     limit_P: Tensor | None,
     key: int,
-    first: int,
+    starts: Sequence[int],
+    firsts: Sequence[int],
     *,
     keep: bool,
 ) -> Tensor:
@@ -59,7 +62,7 @@ def quantise_to(
         y_N = y_N * spread(pre_P) * spread(inverse_P)
     random_N = torch.zeros(a_N.numel(), dtype=torch.int32, device=a_N.device)
     if coding.codec >= LINEAR:
-        reference_philox.random_bits_(random_N, key, first)
+        reference_philox.random_bits_(random_N, key, starts, firsts)
     code_N = _codes(coding, y_N, random_N)
     if keep:
         value_N = _values(coding, code_N)

@@ -1,11 +1,13 @@
 """Plain-torch reference of `sage.ops.random_bits`, and of its generator."""
 # N = elements, C = counters
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 TILE = 128
-"""Elements that share 16 counters; see csrc/cpu/philox.h for the order of their bits."""
+"""Positions that share 16 counters; see csrc/cpu/philox.h for the order of their bits."""
 ROUNDS = 10
 FACTORS = (0xD2511F53, 0xCD9E8D57)
 BUMPS = (0x9E3779B9, 0xBB67AE85)
@@ -35,12 +37,19 @@ def _product(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     return product >> 32 & WORD, product & WORD
 
 
-def random_bits_(out_N: Tensor, key: int, first: int) -> Tensor:
-    """Write 16 random bits for each of the elements [first, first + N)."""
+def random_bits_(out_N: Tensor, key: int, starts: Sequence[int], firsts: Sequence[int]) -> Tensor:
+    """Write 16 random bits for each element; those from `starts[r]` on have the positions `firsts[r]`, ...."""
+    for start, stop, first in zip(starts, (*starts[1:], out_N.numel()), firsts, strict=True):
+        _write(out_N[start:stop], key, first)
+    return out_N
+
+
+def _write(out_N: Tensor, key: int, first: int) -> None:
+    """Write the bits of the positions [first, first + N)."""
     tiles = range(first // TILE, -(-(first + out_N.numel()) // TILE))
     counter_C = torch.arange(16 * tiles.start, 16 * tiles.stop, device=out_N.device)
     word_TL4 = philox(counter_C, key).view(-1, 16, 4)
     half_TL42 = torch.stack((word_TL4 & 0xFFFF, word_TL4 >> 16), 3)
     bits_N = half_TL42.permute(0, 2, 3, 1).reshape(-1)
     skip = first - tiles.start * TILE
-    return out_N.copy_(bits_N[skip : skip + out_N.numel()])
+    out_N.copy_(bits_N[skip : skip + out_N.numel()])

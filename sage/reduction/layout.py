@@ -5,13 +5,26 @@ sent in one exchange, so grouping by layer costs no extra messages.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
+from sage.ops import Positions
+
 MAX_ELEMENTS = 2**31 - 1
 """Largest number of elements of a vector; indices are int32."""
+
+
+class Origin(NamedTuple):
+    """Where a parameter is in the vector of the whole model, on which its random numbers depend."""
+
+    position: int
+    """Position of its first element."""
+    number: int
+    """Number of parameters before it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,8 @@ class Layout:
     spans: tuple[Span, ...]
     groups: tuple[tuple[int, int], ...]
     """(start, stop) of each group; the groups cover `[0, numel)` in order."""
+    origins: tuple[Origin, ...]
+    """Where each of the spans is in the vector of the whole model."""
 
     @property
     def numel(self) -> int:
@@ -59,14 +74,50 @@ class Layout:
             groups.append(group)
         return groups
 
+    @cached_property
+    def positions(self) -> Positions:
+        """Position of each element in the vector of the whole model.
+
+        >>> shapes, places = [("a", (2,)), ("b", (3,)), ("c", (4,))], {"a": 0, "b": 2, "c": 9}
+        >>> origins = {name: Origin(place, number) for number, (name, place) in enumerate(places.items())}
+        >>> Layout.of(shapes, origins=origins).positions
+        Positions(starts=(0, 5), firsts=(0, 9))
+        """
+        after = self.origins[0].position if self.origins else 0
+        starts, firsts = [0], [after]
+        for span, origin in zip(self.spans, self.origins, strict=True):
+            if origin.position != after:
+                starts.append(span.start)
+                firsts.append(origin.position)
+            after = origin.position + span.numel
+        return Positions(tuple(starts), tuple(firsts))
+
+    @cached_property
+    def group_numbers(self) -> list[int]:
+        """Number of each group in the vector of the whole model.
+
+        It is the parameter's number if each group is one; otherwise groups are counted from the number of the
+        vector's first parameter.
+        """
+        numbers = [origin.number for origin in self.origins]
+        if len(self.groups) == len(self.spans):
+            return numbers
+        return [min(numbers) + group for group in range(len(self.groups))]
+
     @staticmethod
-    def of(shapes: Iterable[tuple[str, Sequence[int]]], grouping: str = "model") -> "Layout":
+    def of(
+        shapes: Iterable[tuple[str, Sequence[int]]],
+        grouping: str = "model",
+        *,
+        origins: Mapping[str, Origin] | None = None,
+    ) -> "Layout":
         """Place tensors one after another in a flat vector.
 
         Args:
             shapes: Name and shape of each tensor, in the same order on every rank.
             grouping: `model` (one group), `layer` (one group per tensor) or `bucket:<MB>` (whole tensors up
                 to that many MB of float32, at least one per bucket).
+            origins: Where each tensor is in the vector of the whole model, by name; None: this vector is it.
 
         Raises:
             ValueError: if the grouping is unknown, or there are 2^31 elements or more.
@@ -81,7 +132,8 @@ class Layout:
                 f"{start:,} elements in one vector; at most {MAX_ELEMENTS:,} can be indexed by int32: "
                 "reduce the model in several parts, or shard it (FSDP)"
             )
-        return Layout(tuple(spans), tuple(_groups(spans, grouping)))
+        of = origins or {span.name: Origin(span.start, number) for number, span in enumerate(spans)}
+        return Layout(tuple(spans), tuple(_groups(spans, grouping)), tuple(of[span.name] for span in spans))
 
 
 def _groups(spans: Sequence[Span], grouping: str) -> list[tuple[int, int]]:

@@ -222,7 +222,7 @@ class RandomQuantiser(Quantiser):
 
     Args:
         rounding_seed: Seed of the random rounding; an element's random bits depend only on it, the step, the
-            rank and the element's position.
+            rank and the element's position in the whole model.
     """
 
     memory = "none"
@@ -238,9 +238,19 @@ class RandomQuantiser(Quantiser):
         self.step += 1
         return seed_at(self._seed, int(self.step), wire.rank)
 
+    def positions(self, x_N: Tensor) -> ops.Positions:
+        """Positions of a vector's elements in the whole model, on which their random bits depend.
+
+        Those of a sparsifier's selection follow one another, from the first position of its vector on.
+        """
+        if x_N.numel() == self.layout.numel:
+            return self.layout.positions
+        return ops.Positions((0,), (min(self.layout.positions.firsts),))
+
     def uniform(self, x_N: Tensor, wire: Wire) -> Tensor:
         """Random numbers from (0, 1) for each element (float32, N), 2⁻¹⁶ apart. Call it once per step."""
-        bits_N = ops.random_bits(x_N.numel(), self.next_key(wire), device=x_N.device)
+        key, positions = self.next_key(wire), self.positions(x_N)
+        bits_N = ops.random_bits(x_N.numel(), key, positions=positions, device=x_N.device)
         return bits_N.float().add_(0.5).mul_(2.0**-16)
 
 

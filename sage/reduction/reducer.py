@@ -68,6 +68,8 @@ class Reducer(nn.Module):
     """Whether the engine must call `observe` before each `forward`."""
     sub_batches: int | None = 1
     """With `needs_squares`, the number of parts of a batch that each count as a sample; None: its samples."""
+    layout: Layout = Layout((), (), ())
+    """Positions of the parameters and groups; without any before `bind`."""
 
     def bind(self, layout: Layout) -> None:
         """Receive the positions of parameters and groups; called once, before the first `forward`."""

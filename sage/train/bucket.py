@@ -13,6 +13,7 @@ from sage.config import Config
 from sage.mount import state
 from sage.mount.flat import Flat
 from sage.mount.step import is_finite
+from sage.reduction.layout import Origin
 from sage.reduction.reducer import Reduced, Reducer
 from sage.train.optim import clip_
 from sage.train.schedules import before_reduction, memory_options
@@ -28,6 +29,7 @@ class Bucket:
         shapes: Shape of each real gradient by name, in the order in which it is received.
         dtype: Dtype of the gradient.
         always: Names of parameters that are compressed even if they are small.
+        origins: Where each parameter is in the vector of the whole model, by name.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Bucket:
         shapes: Mapping[str, Sequence[int]],
         dtype: torch.dtype,
         always: set[str],
+        origins: Mapping[str, Origin],
     ) -> None:
         self.flat = Flat(
             list(shapes.items()),
@@ -50,6 +53,7 @@ class Bucket:
             grouping=config.grouping,
             min_compress=config.min_compress,
             always=always,
+            origins=origins,
         )
         self.names = [span.name for span in self.flat.layout.spans]
         """Names of the parameters in the order of the flat gradient."""

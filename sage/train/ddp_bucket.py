@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sage.config import Config
 from sage.mount.buckets import gradients_of
 from sage.mount.parameters import real_dtype, real_shape
+from sage.reduction.layout import Origin
 from sage.reduction.reducer import Reducer
 from sage.train.bucket import Bucket
 
@@ -24,9 +25,16 @@ class DdpBucket(Bucket):
         config: Options of error feedback, momentum, decay and clipping are read from it.
         named: The bucket's parameters by name, in the order of DDP's buffer.
         reducer: Copied; not yet bound.
+        origins: Where each parameter is in the vector of the whole model, by name.
     """
 
-    def __init__(self, config: Config, named: Mapping[str, nn.Parameter], reducer: Reducer) -> None:
+    def __init__(
+        self,
+        config: Config,
+        named: Mapping[str, nn.Parameter],
+        reducer: Reducer,
+        origins: Mapping[str, Origin],
+    ) -> None:
         super().__init__(
             config,
             named,
@@ -34,6 +42,7 @@ class DdpBucket(Bucket):
             shapes={name: real_shape(p) for name, p in named.items()},
             dtype=real_dtype(next(iter(named.values()))),
             always={name for name, p in named.items() if p.is_complex()},
+            origins=origins,
         )
         self._in_order = [named[name] for name in self.names]
         self._is_in_place = self.names == list(named) and all(p.is_contiguous() for p in named.values())

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 
 from sage.config import Config
+from sage.mount.origins import of_shard
+from sage.reduction.layout import Origin
 from sage.reduction.reducer import Reducer
 from sage.train.bucket import Bucket
 
@@ -23,6 +25,8 @@ class FsdpBucket(Bucket):
         named: FSDP2's parameters that require a gradient by name, in the order of its vector.
         local: This rank's part of each parameter, by name.
         reducer: Copied; not yet bound.
+        origins: Where each parameter is in the vector of the whole model, by name.
+        index: Index of this rank's shard.
     """
 
     def __init__(
@@ -31,6 +35,8 @@ class FsdpBucket(Bucket):
         named: Mapping[str, FSDPParam],
         local: Mapping[str, nn.Parameter],
         reducer: Reducer,
+        origins: Mapping[str, Origin],
+        index: int,
     ) -> None:
         # With the padding, which is zero, as the gradient has it too.
         padded = {name: p._sharded_param_data.view(p.padded_sharded_param_size) for name, p in named.items()}
@@ -41,6 +47,7 @@ class FsdpBucket(Bucket):
             shapes={name: x.shape for name, x in padded.items()},
             dtype=next(iter(padded.values())).dtype,
             always=set(),
+            origins={name: of_shard(origins[name], x.shape, index) for name, x in padded.items()},
         )
         self._local = {name: local[name] for name in self.names}
         self._is_in_place = self.names == list(named)

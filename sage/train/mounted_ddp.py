@@ -23,6 +23,7 @@ from torch.futures import Future
 from sage.comm.process import GroupWire, StartedSum
 from sage.data.dataset import Batch, moved
 from sage.mount.fixed_buckets import FixedBuckets
+from sage.mount.origins import in_whole_order, origins
 from sage.mount.parameters import check_dense, only_kind, trainable
 from sage.mount.reduction_seconds import fields_of_sum
 from sage.reduction.reducer import Reduced
@@ -55,7 +56,7 @@ class MountedDdp(MountedBuckets[DdpBucket]):
         named = trainable(parts.model)
         only_kind(named)
         self._names = {p: name for name, p in named.items()}
-        in_order = sorted(self._names, key=lambda p: not p.is_complex())  # as under `--mount whole`
+        in_order = [named[name] for name in in_whole_order(named)]
         self._ddp = FixedBuckets(
             LossModule(parts.model, parts.task),
             in_order,
@@ -64,8 +65,9 @@ class MountedDdp(MountedBuckets[DdpBucket]):
             reduce=self._receive,
         )
         check_buckets(config, parts.reducer, len(self._ddp.parameters), sum(p.nbytes for p in in_order))
+        places = origins(named, parts.reducer, config.min_compress)
         self._buckets = [
-            DdpBucket(config, {self._names[p]: p for p in parameters}, parts.reducer)
+            DdpBucket(config, {self._names[p]: p for p in parameters}, parts.reducer, places)
             for parameters in self._ddp.parameters
         ]
         self.flats = [bucket.flat for bucket in self._buckets]

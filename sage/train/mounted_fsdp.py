@@ -25,6 +25,7 @@ from sage.comm.subgroup import SubgroupWire, subgroups
 from sage.comm.wire import Wire
 from sage.config import check_ranks
 from sage.data.dataset import Batch, moved
+from sage.mount.origins import origins
 from sage.mount.parameters import check_dense, only_kind, trainable
 from sage.mount.reduction_seconds import fields_of_sum
 from sage.train.backward import LossModule, Pass
@@ -56,6 +57,7 @@ class MountedFsdp(MountedBuckets[FsdpBucket]):
         _check_parameters(parts.model)
         named = trainable(parts.model)
         # Checked before any collective, so that all ranks raise the same error.
+        places = origins(named, parts.reducer, config.min_compress)
         num_units = num_reduced(parts.model, config.bucket_mb * MIB)
         check_shards(config, parts.reducer, num_units, sum(p.nbytes for p in named.values()))
         self._num_elements = sum(p.numel() for p in named.values())
@@ -76,7 +78,9 @@ class MountedFsdp(MountedBuckets[FsdpBucket]):
                 if p.sharded_param.requires_grad
             }
             if of_unit:
-                bucket = FsdpBucket(config, of_unit, self._sharded.local, parts.reducer)
+                bucket = FsdpBucket(
+                    config, of_unit, self._sharded.local, parts.reducer, places, self._within.rank
+                )
                 self._buckets.append(bucket)
                 module.set_all_reduce_hook(partial(self._reduce, bucket))
         assert len(self._buckets) == num_units

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 using Floats = std::vector<float>;
@@ -33,6 +34,15 @@ inline void expect(bool holds, const std::string& what) { expect(holds, what.c_s
 // The same bits.
 inline bool same(const Floats& a, const Floats& b) {
   return a.size() == b.size() && (a.empty() || !std::memcmp(a.data(), b.data(), a.size() * sizeof(float)));
+}
+
+// The starts of runs of consecutive positions among n elements, and the position of each of these; some runs are empty.
+inline std::pair<std::vector<int64_t>, std::vector<int64_t>> draw_positions(int64_t n) {
+  std::vector<int64_t> starts{0}, firsts;
+  for (int64_t num = below(3) ? below(4) : below(200); num > 0; --num) starts.push_back(below(n + 1));
+  std::sort(starts.begin(), starts.end());
+  for (size_t r = 0; r < starts.size(); ++r) firsts.push_back(below(3) ? below(1000) : below(int64_t{1} << 40));
+  return {starts, firsts};
 }
 
 // Normal, few distinct, constant, denormal, mostly zero, with NaN and infinities, sorted, or of two scales.

@@ -32,10 +32,16 @@ struct OnDevice {
   sage::cuda::CutTable table;
   Ints words;
   sage::cuda::Cut cut;
+  sage::cuda::Positions positions;
   std::vector<sage::cuda::Statistic> pieces;
 
-  OnDevice(const std::vector<int64_t>& bounds, int64_t bucket)
-      : table(bounds, bucket), words(table.words.size(), -1), cut(table.at(words.data())), pieces(2 * table.num_pieces) {
+  OnDevice(const std::vector<int64_t>& bounds, int64_t bucket, const std::vector<int64_t>& starts = {},
+           const std::vector<int64_t>& firsts = {})
+      : table(bounds, bucket, starts, firsts),
+        words(table.words.size(), -1),
+        cut(table.at(words.data())),
+        positions(table.positions_at(words.data())),
+        pieces(2 * table.num_pieces) {
     sage::cuda::upload(table.words, words.data(), nullptr);
   }
 };
@@ -104,14 +110,16 @@ inline void test_levels(int64_t n, int codec) {
   const int64_t bucket = Ints{0, 1 + static_cast<int32_t>(below(100)), 512, 1024, 1500, 9000}[below(6)];
   const std::vector<int64_t> buckets = sage::cpu::bucket_bounds(bounds, bucket);
   const int64_t num = static_cast<int64_t>(buckets.size()) - 1, payloads = below(4), divisor = 1 + below(5);
-  OnDevice on(bounds, bucket);
+  const auto [starts, firsts] = draw_positions(n);
+  OnDevice on(bounds, bucket, starts, firsts);
+  const sage::cpu::Positions positions(starts, firsts);
   expect(on.cut.num_buckets == num, "levels: buckets");
   const int levels = 1 + static_cast<int>(below(codec == 4 ? 31 : 127));
   const bool euclidean = below(2), keep = below(2), clips = below(2), added = below(2), given = below(2);
   const Floats signal = draw(n), grad = draw(n), limits = draw(num);
   const sage::cpu::Coding theirs(static_cast<sage::cpu::Codec>(codec), levels);
   const sage::cuda::Coding ours(static_cast<sage::cuda::Codec>(codec), levels);
-  const int64_t num_bytes = theirs.num_bytes(n), first = below(1000);
+  const int64_t num_bytes = theirs.num_bytes(n);
   expect(ours.num_bytes(n) == num_bytes, "levels: number of bytes");
   const float* limit = clips ? limits.data() : nullptr;
   const uint64_t key = generator();
@@ -119,9 +127,10 @@ inline void test_levels(int64_t n, int codec) {
   std::vector<uint8_t> bytes(num_bytes), bytes_expected(num_bytes);
   if (!given)
     sage::cuda::scales(euclidean, on.cut, left.data(), grad.data(), on.pieces.data(), scales.data(), nullptr);
-  sage::cuda::quantise(on.cut, {ours, left.data(), n, scales.data(), limit, key, first, keep, bytes.data()}, nullptr);
+  sage::cuda::quantise(on.cut, {ours, left.data(), n, scales.data(), limit, key, on.positions, keep, bytes.data()},
+                       nullptr);
   const sage::cpu::Quantisation x{theirs,  left_expected.data(), n,     buckets.data(), num,  nullptr, nullptr,
-                                  nullptr, limit,                key,   first,          keep, bytes_expected.data()};
+                                  nullptr, limit,                key,   &positions,     keep, bytes_expected.data()};
   if (given)
     sage::cpu::quantise(sage::cpu::isa(), kAlone, x, scales.data());
   else

@@ -12,7 +12,9 @@ inline void test_levels(Isa isa, const Team& team, int64_t n, Codec codec, const
   const Coding coding(codec, 1 + static_cast<int>(below(codec == Codec::natural ? 31 : 127)));
   const bool keep = below(2), added = below(2);
   const Kind kind = below(2) ? Kind::squares : Kind::largest;
-  const int64_t num_bytes = coding.num_bytes(n), first = below(1000);
+  const int64_t num_bytes = coding.num_bytes(n);
+  const auto [starts, firsts] = draw_positions(n);
+  const Positions positions(starts, firsts);
   const Floats signal = draw(n), grad = draw(n), limits = draw(num);
   const float* limit = below(2) ? limits.data() : nullptr;
   const uint64_t key = generator();
@@ -24,7 +26,7 @@ inline void test_levels(Isa isa, const Team& team, int64_t n, Codec codec, const
   const auto run = [&](Isa set, const Team& with) {
     Result found{signal, Floats(num), std::vector<uint8_t>(num_bytes)};
     const Quantisation x{coding,  found.left.data(), n,   buckets.data(), num,  nullptr, nullptr,
-                         nullptr, limit,             key, first,          keep, found.bytes.data()};
+                         nullptr, limit,             key, &positions,     keep, found.bytes.data()};
     quantise_by(set, with, kind, x, buckets, grad.data(), found.scales.data());
     return found;
   };
@@ -63,8 +65,9 @@ inline void test_blocks(Isa isa, const Team& team, int64_t n, Codec codec, const
   if (payloads)
     average(Isa::scalar, alone, {coding, left.data(), n, buckets.data(), num, nullptr, rows.data(), n, payloads, divisor, true},
             scales.data());
+  const Positions positions(0);
   const Quantisation x{coding,  left.data(), n, buckets.data(), num,  nullptr, nullptr,
-                       nullptr, nullptr,     0, 0,              true, codes.data()};
+                       nullptr, nullptr,     0, &positions,     true, codes.data()};
   quantise_by(Isa::scalar, alone, Kind::largest, x, buckets, nullptr, expected.data());
   for (float& error : left) error *= static_cast<float>(divisor);
   expect(bytes == codes, "blocks: codes");

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from sage import registry
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.mount.flat import Flat
+from sage.reduction.layout import Origin
 from sage.reduction.reducer import Reducer
 
 NAMES = registry.names("reducers")
@@ -42,11 +44,13 @@ def make(name: str) -> Reducer:
 def means(name: str, cut: Sequence[Shapes], grouping: str | None) -> list[Tensor]:
     """Three reductions of one gradient by W = 2 ranks, split into these flat vectors: each step's mean."""
 
+    sizes = {shape_name: torch.Size(shape).numel() for part in cut for shape_name, shape in part}
+    places = zip(sizes, accumulate(sizes.values(), initial=0), strict=False)
+    origins = {shape_name: Origin(place, number) for number, (shape_name, place) in enumerate(places)}
+
     def work(wire: Wire) -> list[Tensor]:
-        flats = [
-            Flat(part, make(name), dtype=torch.float32, device=torch.device("cpu"), grouping=grouping)
-            for part in cut
-        ]
+        options: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu"), "origins": origins}
+        flats = [Flat(part, make(name), grouping=grouping, **options) for part in cut]
         seen = []
         for step in range(3):
             generator = torch.Generator().manual_seed(10 * step + wire.rank)
@@ -154,7 +158,8 @@ def test_an_elementwise_method_gives_the_same_on_shards(name: str) -> None:
 
 
 def test_layerwise_and_elementwise_methods_are_recognised() -> None:
-    assert {name for name in NAMES if is_layerwise(name)} >= {"exact", "bf16", "fp16", "topk", "accordion"}
-    assert {name for name in NAMES if is_elementwise(name)} >= {"exact", "bf16", "fp16", "threshold"}
+    random = {"qsgd", "dithering", "terngrad", "natural", "randomk"}
+    assert {name for name in NAMES if is_layerwise(name)} >= {"exact", "bf16", "topk", "accordion", *random}
+    assert {name for name in NAMES if is_elementwise(name)} >= {"exact", "bf16", "threshold", "natural"}
     assert not is_layerwise("sage")
     assert not is_elementwise("topk")

@@ -43,8 +43,9 @@ def test_the_elements_drawn_equal_the_reference(case: int, distinct: bool) -> No
     share = random.choice([0.0, 0.01, 0.5, 0.51, 0.9, 1.0])
     counts = [round(share * (b - a)) for a, b in zip(bounds, bounds[1:], strict=False)]
     key = random.choice([0, 1, 2**40 + 5, 2**63 - 1])
+    numbers = [random.choice([0, 3, 2**31 - 1]) for _ in counts]
     ours, theirs = (
-        of.draw_indices(torch.empty(1), bounds, counts, key, distinct=distinct)
+        of.draw_indices(torch.empty(1), bounds, counts, key, distinct=distinct, numbers=numbers)
         for of in (gather, reference_gather)
     )
     assert_same(ours, theirs)
@@ -63,24 +64,29 @@ def test_draws_with_replacement_have_the_expected_number_of_distinct_elements() 
 
 @pytest.mark.parametrize("of", [ops, reference_gather])
 def test_an_element_drawn_depends_on_the_key_and_the_group(of: ModuleType) -> None:
-    def drawn(key: int, bounds: list[int]) -> list[list[int]]:
+    def drawn(key: int, bounds: list[int], start: int = 0) -> list[list[int]]:
         counts = [10] * (len(bounds) - 1)
-        at_K: Tensor = of.draw_indices(torch.empty(1), bounds, counts, key, distinct=True)
+        numbers = range(start, start + len(counts))
+        at_K: Tensor = of.draw_indices(
+            torch.empty(1), bounds, counts, key, distinct=True, numbers=list(numbers)
+        )
         return (at_K.view(-1, 10) - torch.tensor(bounds[:-1])[:, None]).tolist()
 
     first, second = drawn(1, [0, 1000, 2000])
     assert drawn(1, [0, 1000]) == [first]
+    assert drawn(1, [0, 1000], start=1) == [second]
     assert first != second
     assert drawn(2, [0, 1000]) != [first]
 
 
 @pytest.mark.parametrize("of", [ops, reference_gather])
 def test_a_key_always_draws_the_same_elements(of: ModuleType) -> None:
-    few = of.draw_indices(torch.empty(1), [0, 100, 200], [4, 97], 7, distinct=True)
+    few = of.draw_indices(torch.empty(1), [0, 100, 200], [4, 97], 7, distinct=True, numbers=[0, 1])
     assert few.tolist()[:6] == [0, 39, 40, 95, 100, 101]
-    assert of.draw_indices(torch.empty(1), [0, 10], [6], 1, distinct=False).tolist() == [1, 2, 6, 7, 8]
+    six = of.draw_indices(torch.empty(1), [0, 10], [6], 1, distinct=False, numbers=[0])
+    assert six.tolist() == [1, 2, 6, 7, 8]
     # Nine of the words would favour some of these elements, and are skipped.
-    many = of.draw_indices(torch.empty(1), [0, 999_999], [30_000], 1, distinct=True)
+    many = of.draw_indices(torch.empty(1), [0, 999_999], [30_000], 1, distinct=True, numbers=[0])
     assert int(many.sum()) == 15_014_902_920
 
 

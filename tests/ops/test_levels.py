@@ -9,7 +9,7 @@ import torch
 from vectors import assert_same, draw, team
 
 from sage import ops
-from sage.ops import Codec, Coding, native, reference_levels
+from sage.ops import Codec, Coding, Positions, native, reference_levels
 
 needs_native = pytest.mark.skipif(native.MISSING is not None, reason=f"no extension: {native.MISSING}")
 
@@ -34,27 +34,34 @@ def seeded(case: int) -> list[int]:
     return [random.choice(GROUPS) for _ in range(random.randint(0, 4))]
 
 
+def placed(n: int) -> Positions:
+    """Draw positions of n elements: those of a whole vector, of a part of one, or of several parts."""
+    starts = (0, *sorted(random.randint(0, n) for _ in range(random.choice([0, 0, 1, 40]))))
+    return Positions(starts, tuple(random.choice([0, 5, 128, 1000, 2**40 + 77]) for _ in starts))
+
+
 @needs_native
 @pytest.mark.parametrize("coding", CODINGS, ids=str)
 def test_codes_and_residuals_equal_the_reference(coding: Coding) -> None:
     for case in range(6):
         sizes = seeded(case + 100 * coding.levels)
         norm = random.choice([ops.Kind.LARGEST, ops.Kind.SQUARES])
-        key, first = random.getrandbits(63), random.choice([0, 0, 5, 128, 1000])
+        key, positions = random.getrandbits(63), placed(sum(sizes))
+        runs = positions.starts, positions.firsts
         grad_N, residual_N = draw(sum(sizes)), draw(sum(sizes))
         theirs_N = residual_N.clone()
         with team(1 + case % 2):
             theirs = reference_levels.quantise(
-                theirs_N, grad_N.clone(), sizes, coding, int(norm), key, first, keep=True
+                theirs_N, grad_N.clone(), sizes, coding, int(norm), key, *runs, keep=True
             )
             expected = reference_levels.quantise(
-                grad_N, None, sizes, coding, int(norm), key, first, keep=False
+                grad_N, None, sizes, coding, int(norm), key, *runs, keep=False
             )
         for threads in (1, 2):
             ours_N = residual_N.clone()
             with team(threads):
-                ours = ops.quantise(grad_N, ours_N, sizes, coding, norm=norm, key=key, first=first)
-                again = ops.quantise(grad_N, None, sizes, coding, norm=norm, key=key, first=first)
+                ours = ops.quantise(grad_N, ours_N, sizes, coding, norm=norm, key=key, positions=positions)
+                again = ops.quantise(grad_N, None, sizes, coding, norm=norm, key=key, positions=positions)
             for left, right in zip((*ours, ours_N, *again), (*theirs, theirs_N, *expected), strict=True):
                 assert_same(left, right)
 
@@ -142,7 +149,7 @@ def test_codes_of_given_scales_equal_the_reference(coding: Coding) -> None:
             theirs_N = signal_N.clone()
             with team(1 + case % 2):
                 theirs_B = reference_levels.quantise_to(
-                    theirs_N, sizes, coding, scale_P, limit_P, 5, 0, keep=keep
+                    theirs_N, sizes, coding, scale_P, limit_P, 5, (0,), (0,), keep=keep
                 )
             for threads in (1, 2):
                 ours_N = signal_N.clone()
@@ -152,6 +159,39 @@ def test_codes_of_given_scales_equal_the_reference(coding: Coding) -> None:
                     )
                 assert torch.equal(ours_B, theirs_B)
                 assert_same(ours_N, theirs_N)
+
+
+@pytest.mark.parametrize("is_native", [pytest.param(True, marks=needs_native), False])
+@pytest.mark.parametrize("coding", [coding for coding in CODINGS if coding.codec >= Codec.LINEAR], ids=str)
+def test_parts_of_a_vector_have_the_codes_that_they_have_in_it(
+    coding: Coding, is_native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_native:
+        monkeypatch.setattr(native, "MISSING", "SAGE_NATIVE=0")
+    coding = Coding(coding.codec, coding.levels)
+    for case in range(4):
+        random.seed(case)
+        torch.manual_seed(case)
+        n = random.choice([1, 100, 500, 3000])
+        x_N = torch.rand(n) * 2 - 1
+        whole_N = codes(x_N, coding, Positions())
+        stops = [0, *sorted(random.choices(range(n + 1), k=random.choice([1, 3, 30]))), n]
+        places = list(zip(stops, stops[1:], strict=False))
+        random.shuffle(places)
+        for parts in (places[: len(places) // 2], places[len(places) // 2 :]):
+            starts = [sum(b - a for a, b in parts[:index]) for index in range(len(parts))] or [0]
+            positions = Positions(tuple(starts), tuple(a for a, _ in parts) or (0,))
+            part_N = torch.cat([x_N[:0], *(x_N[a:b] for a, b in parts)])
+            expected_N = torch.cat([whole_N[:0], *(whole_N[a:b] for a, b in parts)])
+            assert torch.equal(codes(part_N, coding, positions), expected_N)
+
+
+def codes(x_N: torch.Tensor, coding: Coding, positions: Positions) -> torch.Tensor:
+    """The code of each element, for a scale of 1."""
+    codes_B = ops.quantise_to(
+        x_N, [x_N.numel()], coding, torch.ones(1), key=3, positions=positions, keep=False
+    )
+    return ops.unpack(codes_B[: -(-x_N.numel() * coding.bits // 8)], coding.bits, x_N.numel())
 
 
 @pytest.mark.parametrize("scale", [1e-44, 1e-38, 1.0, 1e20, 3e38])

@@ -236,7 +236,9 @@ REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
     ("take_at_", (F, None, AT.long(), False), "indices has another dtype: expected int32"),
     ("unite", (AT, 7), "indices: expected all from 0 up to 6"),
     ("is_among", (AT, AT - 1, 8), "others: expected all from 0 up to 7"),
-    ("draw_indices", (F, [0, 8], [9], 1, True), "counts: 9 to take of a group of 8"),
+    ("draw_indices", (F, [0, 8], [9], [0], 1, True), "counts: 9 to take of a group of 8"),
+    ("draw_indices", (F, [0, 8], [1], [], 1, True), "numbers: expected as many as counts"),
+    ("draw_indices", (F, [0, 8], [1], [-1], 1, True), "numbers: -1: expected 0 to 2"),
     ("encode_elias", (F, [0, 8]), "levels has another dtype: expected int32"),
     ("encode_elias", (AT, [0, 7]), "bounds: expected them from 0 to 8"),
     ("encode_elias", (AT - 2**31, [0, 8]), "a magnitude of 2,147,483,648: expected at most 2,147,483,647"),
@@ -289,7 +291,7 @@ ASKED: list[tuple[str, tuple[Any, ...]]] = [
         "mean_signs_",
         (F.clone(), B[:2].clone().view(2, 1), torch.ones(2, 2), torch.ones(2, 2), [0, 3, 8], 2, True, False),
     ),
-    ("quantise_", (F.clone(), F.clone(), [0, 3, 8], 2, 3, 7, 3, None, None, 5, 1, True)),
+    ("quantise_", (F.clone(), F.clone(), [0, 3, 8], 2, 3, 7, 3, None, None, 5, [0, 3], [1, 9], True)),
     (
         "quantise_mean_",
         (
@@ -309,7 +311,7 @@ ASKED: list[tuple[str, tuple[Any, ...]]] = [
     ("take_at_", (F.clone(), F.clone(), AT[:3].clone(), True)),
     ("unite", (AT.clone(), 8)),
     ("is_among", (AT.clone(), AT[:3].clone(), 8)),
-    ("draw_indices", (F.clone(), [0, 3, 8], [1, 2], 7, True)),
+    ("draw_indices", (F.clone(), [0, 3, 8], [1, 2], [0, 1], 7, True)),
     ("encode_elias", (AT.clone(), [0, 3, 8])),
     ("decode_elias_", (F.clone(), torch.full((1,), -1, dtype=torch.int32), TWOS[:1] + 1, [0, 8])),
     ("encode_gaps", (AT.clone(),)),

@@ -144,8 +144,11 @@ def test_a_momentum_and_its_signs_equal_the_reference(case: int) -> None:
 @pytest.mark.parametrize("first", [0, 1, 127, 128, 1000])
 def test_random_bits_equal_the_reference_at_any_offset(first: int) -> None:
     for n in (0, 1, 127, 128, 129, 3000):
-        expected_N = reference_philox.random_bits_(torch.empty(n, dtype=torch.int32), 2**62 + 9, first)
-        assert torch.equal(ops.random_bits(n, 2**62 + 9, first=first), expected_N)
+        for starts, firsts in (((0,), (first,)), ((0, n // 2, n // 2), (first, 0, 7))):
+            expected_N = torch.empty(n, dtype=torch.int32)
+            reference_philox.random_bits_(expected_N, 2**62 + 9, starts, firsts)
+            ours_N = ops.random_bits(n, 2**62 + 9, positions=ops.Positions(starts, firsts))
+            assert torch.equal(ours_N, expected_N)
 
 
 def test_the_generator_gives_the_published_numbers() -> None:
