@@ -172,7 +172,7 @@ def fsdp_hook(
     trained = {name: parameter for parameter, name in names.items() if parameter.requires_grad}
     places = origins(trained, make(), min_compress)
     for _, parameters in wrapped:
-        index = parameters.mesh_info.shard_mesh_rank
+        index = parameters.mesh_info.mesh.get_local_rank()
         named = {p: names[p.sharded_param] for p in parameters.fsdp_params if p.sharded_param.requires_grad}
         if named:
             flat = Flat(

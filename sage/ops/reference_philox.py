@@ -38,7 +38,7 @@ def _product(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
 
 
 def random_bits_(out_N: Tensor, key: int, starts: Sequence[int], firsts: Sequence[int]) -> Tensor:
-    """Write 16 random bits for each element; those from `starts[r]` on have the positions `firsts[r]`, ...."""
+    """Write 16 random bits for each element, whose positions are as in `sage.ops.Positions`."""
     for start, stop, first in zip(starts, (*starts[1:], out_N.numel()), firsts, strict=True):
         _write(out_N[start:stop], key, first)
     return out_N

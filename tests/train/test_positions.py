@@ -1,4 +1,4 @@
-"""Random bits depend on an element's position in the whole model, so every mount and bucket size gives the same."""
+"""Random bits depend on an element's position in the whole model, whatever the mount and the buckets."""
 
 from functools import partial
 from pathlib import Path
