@@ -132,8 +132,11 @@ class Layout:
                 f"{start:,} elements in one vector; at most {MAX_ELEMENTS:,} can be indexed by int32: "
                 "reduce the model in several parts, or shard it (FSDP)"
             )
-        of = origins or {span.name: Origin(span.start, number) for number, span in enumerate(spans)}
-        return Layout(tuple(spans), tuple(_groups(spans, grouping)), tuple(of[span.name] for span in spans))
+        if origins is None:
+            places = [Origin(span.start, number) for number, span in enumerate(spans)]
+        else:
+            places = [origins[span.name] for span in spans]
+        return Layout(tuple(spans), tuple(_groups(spans, grouping)), tuple(places))
 
 
 def _groups(spans: Sequence[Span], grouping: str) -> list[tuple[int, int]]:
