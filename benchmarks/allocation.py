@@ -47,17 +47,24 @@ def burst_bytes(rate: str) -> int:
 
 
 @contextmanager
-def allocation(ranks: int, rate: str) -> Iterator[Callable[..., str]]:
-    """Start a cluster; yield a function that runs a command on every node and returns what it prints."""
+def cluster(ranks: int, rate: str) -> Iterator[Cluster]:
+    """Start a cluster with one node for each rank."""
     with (
         tempfile.TemporaryDirectory(prefix="allocation-") as name,
-        Cluster(Path(name) / "cluster", nodes=ranks, rate=rate) as cluster,
+        Cluster(Path(name) / "cluster", nodes=ranks, rate=rate) as started,
     ):
+        yield started
+
+
+@contextmanager
+def allocation(ranks: int, rate: str) -> Iterator[Callable[..., str]]:
+    """Start a cluster; yield a function that runs a command on every node and returns what it prints."""
+    with cluster(ranks, rate) as started:
 
         def run(*command: str) -> str:
-            return cluster.run(
+            return started.run(
                 *("salloc", f"--nodes={ranks}", "srun", *command),
-                cwd=name,
+                cwd=started.folder,
                 env={"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
                 timeout=3600,
             ).stdout

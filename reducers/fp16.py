@@ -1,12 +1,13 @@
 """fp16: dense all-reduce in half precision, half the bytes; a baseline on GPUs (PyTorch's DDP hook)."""
 # N = elements of the flat vector
 
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sage.reduction import Reduced, Reducer, Wire, ops, phase
+from sage.reduction import AllReduce, Reduced, Reducer, Wire, ops, phase
 
 
 class Fp16(Reducer):
@@ -30,10 +31,21 @@ class Fp16(Reducer):
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         with phase("select"):
-            share_N = ops.cast_share(grad_N, residual_N, wire.world_size, self.dtype, out_N=self._share_N)
-        self._share_N = wire.sum_halves(share_N)
+            share_N = self._cast(grad_N, residual_N, wire.world_size)
+        wire.sum_halves(share_N)
         with phase("scatter"):
             return Reduced(ops.widen(share_N, grad_N))
+
+    def is_all_reduce(self, world_size: int, device: torch.device) -> bool:
+        return device.type == "cpu" and world_size <= 2  # as `Wire.sum_halves`
+
+    def as_all_reduce(self, grad_N: Tensor, world_size: int) -> AllReduce:
+        share_N = self._cast(grad_N, None, world_size)
+        return AllReduce(share_N, partial(ops.widen, share_N, grad_N))
+
+    def _cast(self, grad_N: Tensor, residual_N: Tensor | None, world_size: int) -> Tensor:
+        self._share_N = ops.cast_share(grad_N, residual_N, world_size, self.dtype, out_N=self._share_N)
+        return self._share_N
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int]:
         return {"values": 2 * counts[rank]}

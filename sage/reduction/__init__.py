@@ -1,6 +1,6 @@
 """How gradients are reduced. A reducer's author imports everything from here.
 
-- Contract (`reducer`, `layout`): `Reducer`, `Reduced`, `Memory`, `Layout`, `Span`
+- Contract (`reducer`, `layout`): `Reducer`, `Reduced`, `AllReduce`, `Memory`, `Layout`, `Span`
 - Communication and helpers: `Wire`, `ops` (fused operations), `generator` and `seed_at` (seeded random
   numbers), `phase` (timing), `add` (sum of rows in a fixed order)
 - Sparsifiers (`reducer`, `exclusive`, `exchange`): `Sparsifier`, `SparsifierOptions`, `check_fraction`,
@@ -64,6 +64,7 @@ from .quantise import counts_of as counts_of
 from .quantise import gather_parts as gather_parts
 from .quantise import per_group as per_group
 from .randomised_svd import randomised_svd as randomised_svd
+from .reducer import AllReduce as AllReduce
 from .reducer import Memory as Memory
 from .reducer import Reduced as Reduced
 from .reducer import Reducer as Reducer

@@ -5,6 +5,7 @@ and leaves in the residual what was not sent. See `docs/tutorials/reducer.md`.
 """
 # N = elements of the flat vector, K = elements this rank sends, M = all ranks together
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypedDict
 
@@ -35,6 +36,16 @@ class Reduced:
     """Indices that any rank sent, with repetitions; None if unknown, or if all were sent."""
 
 
+@dataclass(frozen=True)
+class AllReduce:
+    """A reduction that is one all-reduce, which a mount may start without waiting for it."""
+
+    share_N: Tensor
+    """What is summed over ranks, in place."""
+    finish: Callable[[], object]
+    """Writes the mean over the gradient once the sum is complete."""
+
+
 class Reducer(nn.Module):
     """A method that computes the mean of a gradient over ranks.
 
@@ -57,9 +68,6 @@ class Reducer(nn.Module):
     """What a decision (selection, scale, rank) about an element depends on: this `element` alone, the `group`
     of the layout that contains it, or the whole `vector`. If a mount divides the gradient into buckets, no
     decision can cross a bucket."""
-    is_all_reduce: ClassVar[bool] = False
-    """Whether `forward` without a residual is `wire.mean` of the gradient and nothing else, so that a mount
-    may start that all-reduce itself."""
     spares_small: ClassVar[bool] = True
     """Whether tensors with fewer than `min_compress` elements are sent dense, outside the reducer."""
     rounds: ClassVar[bool] = False
@@ -87,6 +95,14 @@ class Reducer(nn.Module):
         Returns:
             The mean and what was sent.
         """
+        raise NotImplementedError
+
+    def is_all_reduce(self, world_size: int, device: torch.device) -> bool:
+        """Whether `forward` without a residual is what `as_all_reduce` describes, so that a mount may use it."""
+        return False
+
+    def as_all_reduce(self, grad_N: Tensor, world_size: int) -> AllReduce:
+        """Prepare a reduction without a residual that is one all-reduce; only where `is_all_reduce`."""
         raise NotImplementedError
 
     def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:

@@ -3,7 +3,7 @@
 A bucket is reduced as the whole gradient is under `--mount whole`, with a reducer and error feedback of its
 own. Reducers wait for the other ranks, so they run on a separate thread, one bucket after another. A
 reducer that is only an all-reduce (`Reducer.is_all_reduce`) needs no thread: its all-reduce is started
-on DDP's buffer where the gradients arrive.
+where the gradients arrive.
 
 Whether to skip a step is known only at the end of backward, when buckets have been reduced already. If steps
 may be skipped, each bucket's state is therefore copied before its reduction, and the ranks vote once, after
@@ -25,7 +25,7 @@ from sage.data.dataset import Batch, moved
 from sage.mount.fixed_buckets import FixedBuckets
 from sage.mount.origins import in_whole_order, origins
 from sage.mount.parameters import check_dense, only_kind, trainable
-from sage.mount.reduction_seconds import fields_of_sum
+from sage.mount.reduction_seconds import ReductionSeconds, fields_of_sum
 from sage.reduction.reducer import Reduced
 from sage.timing import Phases
 from sage.train.backward import LossModule, Pass
@@ -72,7 +72,10 @@ class MountedDdp(MountedBuckets[DdpBucket]):
         ]
         self.flats = [bucket.flat for bucket in self._buckets]
         self._pass = Pass(config, self._ddp, self.device, parts.loss_scale)
-        self._runs_direct = parts.reducer.is_all_reduce and self.flats[0].feedback.memory == "none"
+        self._runs_direct = (
+            parts.reducer.is_all_reduce(wire.world_size, self.device)
+            and self.flats[0].feedback.memory == "none"
+        )
         # Reducers wait for the other ranks, so they run on a separate thread during backward.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="sage-ddp")
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -88,6 +91,8 @@ class MountedDdp(MountedBuckets[DdpBucket]):
         self._ready_at: list[float] = []
         """When the mean of each bucket was ready."""
         self._started: list[StartedSum] = []
+        self._coded: list[ReductionSeconds] = []
+        """Of the buckets whose all-reduce was started here."""
         self._samples: list[Tensor] = []
         self._reduced = []
 
@@ -156,20 +161,24 @@ class MountedDdp(MountedBuckets[DdpBucket]):
         self._prepare(bucket, received)
         grad_N = bucket.flat.grad_N
         start, traced, row = time.perf_counter(), self.spans.is_on, f"all-reduce {len(self._started)}"
-        started = self.wire.start_sum(grad_N)
+        reduction = bucket.flat.feedback.reducer.as_all_reduce(grad_N, self.wire.world_size)
+        encoded = time.perf_counter()
+        started = self.wire.start_sum(reduction.share_N)
         self._started.append(started)
 
-        def divide(done: Future[list[Tensor]]) -> Tensor:
+        def finish(done: Future[list[Tensor]]) -> Tensor:
+            summed = time.perf_counter()
             with suppress(RuntimeError):  # the error of a failed sum, which `_end_backward` raises again
                 done.value()
-                grad_N.div_(self.wire.world_size)
+                reduction.finish()
             end = time.perf_counter()
             if traced:
-                self.spans.add(row, f"sum of {grad_N.numel()} elements", start, end)
+                self.spans.add(row, f"sum of {grad_N.numel()} elements", encoded, summed)
+            self._coded.append(ReductionSeconds(encoded - start, end - summed))
             self._ready_at.append(end)
             return grad_N
 
-        return started.future.then(divide)
+        return started.future.then(finish)
 
     # On the worker thread:
 
@@ -222,7 +231,7 @@ class MountedDdp(MountedBuckets[DdpBucket]):
         """Encoding and decoding, summed over buckets, and the time that communication delayed the step."""
         if not self._reduced or self._stream is not None:
             return {}
-        spent = [] if self._runs_direct else [flat.seconds for flat in self.flats]
+        spent = self._coded if self._runs_direct else [flat.seconds for flat in self.flats]
         return {**fields_of_sum(spent), "exposed_seconds": max(self._ready_at) - self._received_at}
 
     def take_phases(self) -> dict[str, float]:

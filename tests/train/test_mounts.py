@@ -174,7 +174,7 @@ def test_replicas_that_differ_are_found(tmp_path: Path) -> None:
 
 def test_the_schedule_guard_compares_the_collectives_of_buckets_too(tmp_path: Path) -> None:
     def work(wire: Wire) -> tuple[int, int]:
-        for reducer in ("exact", "topk"):
+        for reducer in ("exact", "bf16", "topk"):
             step(training(wire, tmp_path, reducer=reducer, **SEVERAL), 2)
         return wire.ledger.calls["guard"], sum(wire.ledger.calls.values())
 
@@ -201,7 +201,7 @@ def test_without_ddp_the_exposed_seconds_are_those_of_the_collectives(tmp_path: 
 def test_the_record_of_a_step_has_its_phases_and_its_exposed_seconds(tmp_path: Path) -> None:
     def work(wire: Wire) -> list[tuple[set[str], set[str], bool]]:
         found = []
-        for reducer in ("exact", "topk"):
+        for reducer in ("exact", "bf16", "topk"):
             run = training(wire, tmp_path, reducer=reducer, profile=True, **SEVERAL)
             batches = run.rest_of_epoch()
             run.take_step(next(batches))
@@ -214,8 +214,8 @@ def test_the_record_of_a_step_has_its_phases_and_its_exposed_seconds(tmp_path: P
 
     passes = {"forward", "backward", "update"}
     coding = {"encode_seconds", "decode_seconds", "exposed_seconds"}
-    for exact, topk in processes(2, work):
-        assert exact == (passes, {"exposed_seconds"}, True)
+    for exact, bf16, topk in processes(2, work):
+        assert exact == bf16 == (passes, coding, True)  # started where the gradients arrive
         assert topk == (passes | {"select", "communicate", "scatter"}, coding, True)
 
 
