@@ -5,14 +5,17 @@ same model on the same batches with the same ranks, threads and optimiser, in on
 and alternate every few steps. The bare loop is the shortest that trains; the engine's step also has ledger,
 gradient norm, records and stop signal. The result is the ratio of the slowest rank's median step times per
 turn, and likewise of the processor times of all threads, which depend less on other load of the machine.
+With --rate, each rank has a node of its own on a SLURM cluster with links of this speed (allocation.py).
 
     python benchmarks/ddp_engine.py [--workload digits] [--world-size 2] [--turns 20] [--depth 18]
+    python benchmarks/ddp_engine.py --rate 100mbit [...]
 """
 
 import argparse
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +29,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from sage import registry
+from sage.comm import rendezvous
 from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import Place, local_places
 from sage.config import load, resolve
@@ -46,8 +50,8 @@ PAIRS = (("exact", "ddp"), ("bf16", "ddp bf16_compress_hook"))
 Step = Callable[[list[Batch]], None]
 
 
-def measure(place: Place, given: argparse.Namespace, folder: Path, out: Any) -> None:
-    """Run one rank: alternate between the engine and the bare loops; write the counted times to `out`."""
+def measure(place: Place, given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Run one rank: alternate between the engine and the bare loops; return all ranks' counted times."""
     torch.set_num_threads(1)
     overrides: dict[str, Any] = {
         "mount": "ddp",
@@ -115,9 +119,10 @@ def measure(place: Place, given: argparse.Namespace, folder: Path, out: Any) -> 
     for training in engines.values():
         training.settle()
         training.mount.close()
-    parameters = source.mount.num_elements
+    own = {"seconds": seconds, "processor": processor, "parameters": source.mount.num_elements}
+    of_ranks = [json.loads(text) for text in wire.texts(json.dumps(own))]
     wire.close()
-    out.put((seconds, processor, parameters))
+    return of_ranks
 
 
 def compared(slowest: dict[str, list[float]], steps: int) -> dict[str, dict[str, Any]]:
@@ -146,27 +151,43 @@ def main() -> None:
     parser.add_argument("--world-size", type=int, default=2)
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rate", help="of each link of a cluster, in tc's notation; default: loopback")
     given = parser.parse_args()
-    context = get_context("fork")
-    out = context.SimpleQueue()
+    if given.rate is not None:
+        from allocation import allocation
+
+        options = [word for word in sys.argv[1:] if word not in ("--rate", given.rate)]
+        with allocation(given.world_size, given.rate) as run:
+            print(run(sys.executable, str(Path(__file__).resolve()), *options), end="")
+        return
+    own = rendezvous.place()
+    first, *others = [own] if own is not None else local_places(given.world_size)
     with tempfile.TemporaryDirectory() as folder:
-        places = local_places(given.world_size)
-        ranks = [context.Process(target=measure, args=(place, given, Path(folder), out)) for place in places]
+        context = get_context("fork")
+        ranks = [context.Process(target=measure, args=(place, given, Path(folder))) for place in others]
         for rank in ranks:
             rank.start()
-        results = [out.get() for _ in ranks]
+        results = measure(first, given, Path(folder))
         for rank in ranks:
             rank.join()
+    if first.rank == 0:
+        print(json.dumps(result_of(results, given), indent=2))
+
+
+def result_of(results: list[dict[str, Any]], given: argparse.Namespace) -> dict[str, Any]:
+    """Return medians and ratios of the slowest rank's times."""
     slowest, busiest = (
         {
-            name: [max(step_times) for step_times in zip(*(times[name] for times in ranks), strict=True)]
-            for name in ranks[0]
+            name: [
+                max(step_times) for step_times in zip(*(rank[kind][name] for rank in results), strict=True)
+            ]
+            for name in results[0][kind]
         }
-        for ranks in ([seconds for seconds, _, _ in results], [processor for _, processor, _ in results])
+        for kind in ("seconds", "processor")
     )
-    result = {
+    return {
         "workload": given.workload,
-        "parameters": results[0][2],
+        "parameters": results[0]["parameters"],
         "world_size": given.world_size,
         "threads": 1,
         "turns": given.turns,
@@ -178,7 +199,6 @@ def main() -> None:
         "processor_ratio": compared(busiest, given.steps),
         "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
     }
-    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class Reducer(nn.Module):
         raise NotImplementedError
 
     def is_all_reduce(self, world_size: int, device: torch.device) -> bool:
-        """Whether `forward` without a residual is what `as_all_reduce` describes, so that a mount may use it."""
+        """Whether `forward` without a residual is what `as_all_reduce` describes."""
         return False
 
     def as_all_reduce(self, grad_N: Tensor, world_size: int) -> AllReduce:
