@@ -6,7 +6,7 @@ is resumed in the middle of an epoch gets the same batches as an uninterrupted r
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -24,8 +24,10 @@ Batch = tuple[Tensor, ...]
 class Dataset(Protocol):
     """A data set: its facts for the model, its training batches and its test batches."""
 
-    facts: dict[str, int]
-    """Values that models are built from, by parameter name: `num_classes`, `channels`, `vocab_size`, ..."""
+    @property
+    def facts(self) -> Mapping[str, float]:
+        """Numbers that models are built from and tasks use, by name: `num_classes`, `vocab_size`, ..."""
+        ...
 
     checksums: dict[str, str]
     """The sha256 of each file that was read, by file name, for the manifest of the run."""

@@ -4,6 +4,7 @@ Evaluation accumulates float64 sums batch by batch. So one all-reduce of one sma
 over all samples, even if the ranks have unequal shares.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -34,7 +35,7 @@ class Task:
     needs: ClassVar[tuple[str, ...]] = ()
     """The facts that the data set must provide."""
 
-    def __init__(self, facts: dict[str, int]) -> None:
+    def __init__(self, facts: Mapping[str, float]) -> None:
         if missing := [name for name in self.needs if name not in facts]:
             raise ValueError(
                 f"the task {type(self).__name__} needs {', '.join(missing)}, which the data set does not "

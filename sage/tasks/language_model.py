@@ -1,6 +1,7 @@
 """Language modelling: cross entropy of each next token, perplexity, and bits per character."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class LanguageModel(Task):
     better = {"perplexity": "min", "loss": "min", "bits_per_character": "min"}
     sum_names = ("loss", "count")
 
-    def __init__(self, facts: dict[str, int]) -> None:
+    def __init__(self, facts: Mapping[str, float]) -> None:
         super().__init__(facts)
         self.continues = "block_size" not in facts
         self.hidden: Any = None

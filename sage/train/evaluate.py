@@ -50,8 +50,13 @@ def record(training: TrainingState, evaluation: Evaluation) -> None:
         seconds=evaluation.seconds,
         **({"average_metrics": average} if average else {}),
     )
-    measured = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items())
+    measured = "  ".join(f"{name} {_shown(value)}" for name, value in evaluation.metrics.items())
     training.display.print(f"epoch {epoch:.4g}  train loss {train_loss:.4f}  {measured}")
+
+
+def _shown(value: float) -> str:
+    """Four decimals, or four digits of a smaller number."""
+    return f"{value:.3e}" if 0 < abs(value) < 0.001 else f"{value:.4f}"
 
 
 def _measured(training: TrainingState) -> dict[str, float]:

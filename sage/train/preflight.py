@@ -22,8 +22,24 @@ RANKS_PER_CORE = 16
 """Maximum number of processes per CPU core; with more, a step takes seconds."""
 
 EXAMPLES: tuple[dict[str, int], ...] = (
-    {"num_classes": 10, "channels": 3, "image_size": 32, "vocab_size": 100, "num_users": 20, "num_items": 30},
-    {"num_classes": 7, "channels": 1, "image_size": 64, "vocab_size": 50, "num_users": 9, "num_items": 12},
+    {
+        "num_classes": 10,
+        "channels": 3,
+        "image_size": 32,
+        "vocab_size": 100,
+        "num_users": 20,
+        "num_items": 30,
+        "num_features": 20,
+    },
+    {
+        "num_classes": 7,
+        "channels": 1,
+        "image_size": 64,
+        "vocab_size": 50,
+        "num_users": 9,
+        "num_items": 12,
+        "num_features": 9,
+    },
 )
 """Two sets of facts. If a model raises the same error for both, its options are the cause."""
 

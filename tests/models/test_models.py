@@ -25,6 +25,7 @@ FACTS = {
     "block_size": 4,
     "num_users": 7,
     "num_items": 6,
+    "num_features": 8,
 }
 DIGITS = {"num_classes": 10, "channels": 1, "image_size": 8}
 IMAGE_NAMES = ("feedforward", "googlenet", "resnet", "senet", "vgg")
@@ -63,6 +64,7 @@ COUNTS: list[tuple[str, dict[str, Any], int]] = [
         {"layers": 12, "heads": 12, "width": 768, "bias": True, "vocab_size": 50_257, "block_size": 1024},
         124_439_808,
     ),
+    ("logistic", {"num_features": 123}, 123),
     ("neumf", {"num_users": 138_493, "num_items": 26_744}, 31_832_577),
 ]
 
@@ -88,6 +90,9 @@ def loss_of(model: nn.Module, name: str, facts: dict[str, int]) -> Tensor:
         assert logits.shape == (2, 3, facts["vocab_size"])
     elif name == "neumf":
         logits = model(torch.randint(facts["num_users"], (2,)), torch.randint(facts["num_items"], (2,)))
+        assert logits.shape == (2,)
+    elif name == "logistic":
+        logits = model(torch.randn(2, facts["num_features"]))
         assert logits.shape == (2,)
     else:
         logits = model(torch.randn(2, facts["channels"], facts["image_size"], facts["image_size"]))

@@ -1,6 +1,7 @@
 """Tests of the tasks' losses and metrics against values computed by hand."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from sage import registry
+from sage.datasets.breast_cancer import BreastCancer
+from sage.models.logistic import Logistic
 from sage.models.lstm import LSTM
 from sage.models.neumf import NeuMF
 from sage.tasks import Task
 from sage.tasks.classify import Classify
+from sage.tasks.convex import Convex
 from sage.tasks.language_model import LanguageModel
 from sage.tasks.recommend import Recommend
 
@@ -51,7 +55,7 @@ def rank(scores: list[float], duplicate: list[bool] | None = None) -> dict[str, 
 
 @pytest.mark.parametrize("name", registry.names("tasks"))
 def test_every_task_states_for_every_metric_which_direction_is_better(name: str) -> None:
-    task = registry.load("tasks", name)({"num_classes": 10, "character_level": 1})
+    task = registry.load("tasks", name)({"num_classes": 10, "character_level": 1, "l2": 0.1, "optimum": 0.2})
     metrics = task.metrics(torch.ones(len(task.sum_names), dtype=torch.float64))
     assert set(metrics) == set(task.better)
     assert task.metric in metrics
@@ -196,3 +200,30 @@ def test_the_loss_of_a_recommender_is_the_cross_entropy_of_its_logits() -> None:
     loss = Recommend({}).loss(model, batch)
     torch.testing.assert_close(loss, -(p_B[0].log() + (1 - p_B[1]).log()) / 2)
     loss.backward()
+
+
+def test_the_gap_of_a_convex_problem_is_zero_at_its_optimum_and_above_elsewhere() -> None:
+    data = BreastCancer(Path("unused"))
+    task, model = Convex(data.facts), Logistic(num_features=31)
+    batches = list(data.test_batches(rank=0, world_size=1, batch_size=100))
+    start = evaluate(task, model, *batches)
+    assert start["loss"] == pytest.approx(math.log(2))
+    assert start["gap"] == pytest.approx(math.log(2) - data.facts["optimum"])
+    solver = torch.optim.LBFGS(model.parameters(), max_iter=500, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = task.loss(model, (data.x_NF, data.y_N))
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    end = evaluate(task, model, *batches)
+    assert end["gap"] == pytest.approx(0, abs=1e-6)
+    assert end["accuracy"] > 0.98
+    assert end["loss"] == pytest.approx(task.loss(model, (data.x_NF, data.y_N)).item(), abs=1e-6)
+
+
+def test_a_convex_problem_needs_its_optimum() -> None:
+    with pytest.raises(ValueError, match="the task Convex needs optimum, which the data set does not give"):
+        Convex({"l2": 0.1})
