@@ -32,7 +32,7 @@ sanitize: ## run the CPU kernels under the address and undefined-behaviour sanit
 	    tests/csrc/kernels.cpp -o build-sanitize && ./build-sanitize; status=$$?; rm -f build-sanitize; exit $$status
 
 emulate: ## run the CUDA kernels on the CPU, with an emulation of CUDA
-	$(CXX) -x c++ -std=c++20 -O1 -ffp-contract=off -Wall -Wextra -Werror tests/csrc/emulated.cpp -o build-emulate && ./build-emulate; \
+	$(CXX) -x c++ -std=c++20 -O1 -U_FORTIFY_SOURCE -ffp-contract=off -Wall -Wextra -Werror tests/csrc/emulated.cpp -o build-emulate && ./build-emulate; \
 	    status=$$?; rm -f build-emulate; exit $$status
 
 cuda: $(INSTALLED) ## compile and link the CUDA kernels for every architecture, and list their resources; fails if it cannot

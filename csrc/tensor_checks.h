@@ -229,6 +229,61 @@ inline int64_t check_groups(const std::vector<int64_t>& bounds, const std::vecto
   return sum;
 }
 
+// Checks ranks from 1, as many for each group; returns how many each has.
+inline int64_t check_ranks(const std::vector<int64_t>& bounds, const std::vector<int64_t>& ranks) {
+  const size_t num_groups = bounds.size() - 1, each = num_groups ? ranks.size() / num_groups : 0;
+  STD_TORCH_CHECK(ranks.size() == each * num_groups, "ranks: expected as many for each of ", num_groups, " groups");
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    const int64_t size = bounds[i / each + 1] - bounds[i / each];
+    STD_TORCH_CHECK(size == 0 || (ranks[i] >= 1 && ranks[i] <= size), "ranks: ", ranks[i], " of a group of ", size);
+  }
+  return static_cast<int64_t>(each);
+}
+
+// Checks how much of each group is sampled, and a rank from 1 in each sample; returns the number of sampled elements.
+inline int64_t check_samples(const std::vector<int64_t>& bounds, const std::vector<int64_t>& sizes,
+                             const std::vector<int64_t>& ranks, const Tensor& draws) {
+  const size_t num_groups = bounds.size() - 1;
+  STD_TORCH_CHECK(sizes.size() == num_groups && ranks.size() == num_groups, "sizes and ranks: expected ", num_groups,
+                  " of each, one for each group");
+  int64_t total = 0;
+  for (size_t group = 0; group < num_groups; total += sizes[group++]) {
+    const int64_t n = bounds[group + 1] - bounds[group];
+    STD_TORCH_CHECK(sizes[group] >= 0 && sizes[group] <= n, "sizes: ", sizes[group], " of a group of ", n);
+    STD_TORCH_CHECK(ranks[group] <= sizes[group] && (ranks[group] >= 1 || sizes[group] == 0), "ranks: ", ranks[group],
+                    " of ", sizes[group], " elements");
+  }
+  STD_TORCH_CHECK(draws.numel() == total, "draws has ", draws.numel(), " elements: expected ", total, ", one each");
+  return total;
+}
+
+// Returns a new matrix of five rows.
+inline Tensor five_rows(size_t num_groups, const Tensor& beside) {
+  const int64_t sizes[] = {5, static_cast<int64_t>(num_groups)}, strides[] = {sizes[1], 1};
+  return empty(2, sizes, strides, ScalarType::Double, beside);
+}
+
+// Checks where layers stop and how long their bins are.
+inline void check_layers(const std::vector<int64_t>& stops, const std::vector<int64_t>& lengths) {
+  STD_TORCH_CHECK(stops.size() == lengths.size(), "stops has ", stops.size(), " layers and lengths ", lengths.size(),
+                  ": expected as many");
+  int64_t before = 0;
+  for (size_t l = 0; l < stops.size(); ++l) {
+    STD_TORCH_CHECK(stops[l] >= before && stops[l] <= kMostElements, "stops: expected them to ascend, up to ",
+                    kMostElements);
+    STD_TORCH_CHECK(lengths[l] >= 1 && lengths[l] <= kMostElements, "lengths: ", lengths[l],
+                    " elements in a bin: expected 1 or more");
+    before = stops[l];
+  }
+}
+
+inline const float* checked_scales(const Tensor& scales, const Tensor& beside, size_t layers) {
+  const float* scale = in<float>(scales, "scales", beside);
+  STD_TORCH_CHECK(scales.numel() == static_cast<int64_t>(layers), "scales has ", scales.numel(),
+                  " elements: expected one for each of ", layers, " layers");
+  return scale;
+}
+
 // Checks the number of elements of each rank.
 inline void check_counts(const std::vector<int64_t>& counts, int64_t num_values, int64_t num_indices) {
   int64_t sum = 0;

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.device import Device
+from benchmarks.gpu.group_runs import BY_GROUP, COVERED_BY_GROUP
 from benchmarks.gpu.rows import Rows
 from sage import ops
 from sage.ops import native
@@ -96,6 +97,7 @@ RUNS: dict[str, Run] = {
     "sparse mean and indices": sparse_mean,
     "packing": packed,
     "statistics, signs and their mean": signs,
+    **BY_GROUP,
 }
 COVERED = [
     "select_",
@@ -110,6 +112,7 @@ COVERED = [
     "statistics_",
     "sign_bits_",
     "mean_signs_",
+    *COVERED_BY_GROUP,
     "encode_gaps",
     "decode_gaps",
     "encode_bitmap",

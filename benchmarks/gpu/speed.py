@@ -14,7 +14,7 @@ from benchmarks.gpu.rows import Rows
 from sage import ops, registry
 from sage.bench.repetitions import cases_of, inputs, reduce_once
 
-RANKS = 4
+RANKS, GROUPS = 4, 50
 
 
 def kernels(rows: Rows, device: Device, n: int, density: float) -> None:
@@ -25,6 +25,8 @@ def kernels(rows: Rows, device: Device, n: int, density: float) -> None:
     threshold = float(grad_N.abs().topk(k).values[-1])
     at_M = torch.cat([torch.randperm(n, device=device.torch)[:k].sort().values.int() for _ in range(RANKS)])
     values_M = torch.randn(at_M.numel(), device=device.torch)
+    bounds = [n * group // GROUPS for group in range(GROUPS + 1)]
+    counts = [k // GROUPS] * GROUPS
     seconds = device.medians(
         [
             ("add_", lambda: residual_N.add_(grad_N)),
@@ -33,10 +35,15 @@ def kernels(rows: Rows, device: Device, n: int, density: float) -> None:
             ("select", lambda: ops.take_above(grad_N, residual_N.zero_(), threshold)),
             ("zero", residual_N.zero_),
             ("top", lambda: ops.take_top(grad_N, residual_N.zero_(), [0, n], [k])),
+            ("top of 50 groups", lambda: ops.take_top(grad_N, residual_N.zero_(), bounds, counts)),
             ("mean", lambda: ops.scatter_mean(values_M, at_M, [k] * RANKS, out_N)),
         ]
     )
-    for name in ("select", "top"):  # zeroing between two calls is not part of the sparse mean
+    for name in (
+        "select",
+        "top",
+        "top of 50 groups",
+    ):  # zeroing between two calls is not part of the sparse mean
         seconds[name] = max(1e-9, seconds[name] - seconds["zero"])
     label = f"n = {n:g}, d = {density:g}"
     times = ", ".join(f"{name} {1e6 * time:.0f} µs" for name, time in seconds.items())

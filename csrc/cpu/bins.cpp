@@ -9,28 +9,12 @@ namespace sage::cpu {
 namespace {
 
 std::vector<Layer> checked_layers(const std::vector<int64_t>& stops, const std::vector<int64_t>& lengths) {
-  STD_TORCH_CHECK(stops.size() == lengths.size(), "stops has ", stops.size(), " layers and lengths ", lengths.size(),
-                  ": expected as many");
-  int64_t before = 0;
-  for (size_t l = 0; l < stops.size(); ++l) {
-    STD_TORCH_CHECK(stops[l] >= before && stops[l] <= kMostElements, "stops: expected them to ascend, up to ",
-                    kMostElements);
-    STD_TORCH_CHECK(lengths[l] >= 1 && lengths[l] <= kMostElements, "lengths: ", lengths[l],
-                    " elements in a bin: expected 1 or more");
-    before = stops[l];
-  }
+  check_layers(stops, lengths);
   return layers_of(stops, lengths);
 }
 
 int64_t total_bins(const std::vector<Layer>& layers) {
   return layers.empty() ? 0 : layers.back().first_bin + layers.back().bins();
-}
-
-const float* checked_scales(const Tensor& scales, const Tensor& beside, const std::vector<Layer>& layers) {
-  const float* scale = in<float>(scales, "scales", beside);
-  STD_TORCH_CHECK(scales.numel() == static_cast<int64_t>(layers.size()), "scales has ", scales.numel(),
-                  " elements: expected one for each of ", layers.size(), " layers");
-  return scale;
 }
 
 }  // namespace
@@ -57,7 +41,7 @@ Tensor encode_bins_(std::optional<Tensor> residual, Tensor indices, Tensor value
   const std::vector<Layer> layers = checked_layers(stops, lengths);
   const FromBins taken{in<int32_t>(indices, "indices", indices), in<float>(values, "values", indices),
                     in<int32_t>(counts, "counts", indices)};
-  const float* scale = checked_scales(scales, indices, layers);
+  const float* scale = checked_scales(scales, indices, layers.size());
   float* left = residual ? out<float>(*residual, "residual", indices) : nullptr;
   const int64_t n = layers.empty() ? 0 : layers.back().end;
   STD_TORCH_CHECK(!residual || residual->numel() == n, "residual: expected ", n, " elements, as many as in the layers");
@@ -75,7 +59,7 @@ std::tuple<Tensor, Tensor> decode_bins(Tensor bytes, Tensor scales, std::vector<
                                        std::vector<int64_t> lengths) {
   const std::vector<Layer> layers = checked_layers(stops, lengths);
   const uint8_t* coded = in<uint8_t>(bytes, "bytes", bytes);
-  const float* scale = checked_scales(scales, bytes, layers);
+  const float* scale = checked_scales(scales, bytes, layers.size());
   TensorList list(bytes);
   list.reserve(bytes.numel() + 1);
   list.size = decode_layers(layers, coded, bytes.numel(), scale, list.indices, list.values);

@@ -82,8 +82,8 @@ constexpr auto kTriples = [] {
   return table;
 }();
 
-inline Field code_of(int8_t level) { return kByteCodes[static_cast<uint8_t>(level)]; }
-inline Field code_of(int32_t level) { return signed_code(level); }
+inline Field level_code(int8_t level) { return kByteCodes[static_cast<uint8_t>(level)]; }
+inline Field level_code(int32_t level) { return signed_code(level); }
 
 // The words of some groups, as bytes in bit order. Every group begins a new word.
 struct Stream {

@@ -54,7 +54,7 @@ void put_levels(const T* levels, int64_t first, uint64_t set, int64_t& before, B
     const int64_t i = first + std::countr_zero(set), gap = i - before;
     before = i;
     const Field far = gap < kShortGap ? kGapCodes[gap] : elias_code(static_cast<uint32_t>(gap));
-    const Field level = code_of(levels[i]);
+    const Field level = level_code(levels[i]);
     if constexpr (sizeof(T) == 1) {  // 39 and 15 bits at most
       out.put({far.bits << level.width | level.bits, far.width + level.width});
     } else {

@@ -21,22 +21,12 @@ void write(const Moments& found, double* out, size_t group, size_t num_groups) {
   for (int row = 0; row < 5; ++row) out[row * num_groups + group] = each[row];
 }
 
-Tensor five_rows(size_t num_groups, const Tensor& beside) {
-  const int64_t sizes[] = {5, static_cast<int64_t>(num_groups)}, strides[] = {sizes[1], 1};
-  return empty(2, sizes, strides, ScalarType::Double, beside);
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor> ranked_moments_(Tensor signal, std::optional<Tensor> grad, std::vector<int64_t> bounds,
                                            std::vector<int64_t> ranks) {
   check_signal(signal, grad);
-  const size_t num_groups = check_bounds(bounds, signal.numel()), each = num_groups ? ranks.size() / num_groups : 0;
-  STD_TORCH_CHECK(ranks.size() == each * num_groups, "ranks: expected as many for each of ", num_groups, " groups");
-  for (size_t i = 0; i < ranks.size(); ++i) {
-    const int64_t size = bounds[i / each + 1] - bounds[i / each];
-    STD_TORCH_CHECK(size == 0 || (ranks[i] >= 1 && ranks[i] <= size), "ranks: ", ranks[i], " of a group of ", size);
-  }
+  const size_t num_groups = check_bounds(bounds, signal.numel()), each = static_cast<size_t>(check_ranks(bounds, ranks));
   Tensor rows = five_rows(num_groups, signal), ranked = empty<float>(static_cast<int64_t>(ranks.size()), signal);
   const Team team = torch_team();
   std::vector<uint32_t> found(each);
@@ -90,16 +80,7 @@ Tensor sampled(Tensor signal, std::optional<Tensor> grad, std::vector<int64_t> b
   check_signal(signal, grad);
   const size_t num_groups = check_bounds(bounds, signal.numel());
   const int32_t* draws_S = in<int32_t>(draws, "draws", signal);
-  STD_TORCH_CHECK(sizes.size() == num_groups && ranks.size() == num_groups, "sizes and ranks: expected ", num_groups,
-                  " of each, one for each group");
-  int64_t total = 0;
-  for (size_t group = 0; group < num_groups; total += sizes[group++]) {
-    const int64_t n = bounds[group + 1] - bounds[group];
-    STD_TORCH_CHECK(sizes[group] >= 0 && sizes[group] <= n, "sizes: ", sizes[group], " of a group of ", n);
-    STD_TORCH_CHECK(ranks[group] <= sizes[group] && (ranks[group] >= 1 || sizes[group] == 0), "ranks: ", ranks[group],
-                    " of ", sizes[group], " elements");
-  }
-  STD_TORCH_CHECK(draws.numel() == total, "draws has ", draws.numel(), " elements: expected ", total, ", one each");
+  const int64_t total = check_samples(bounds, sizes, ranks, draws);
   for (int64_t i = 0; i < total; ++i)
     STD_TORCH_CHECK(draws_S[i] >> 16 == 0, "draws: ", draws_S[i], " is not from 0 to 65535");
   Tensor out = empty<float>(static_cast<int64_t>(num_groups), signal);

@@ -33,6 +33,8 @@ __device__ __forceinline__ uint32_t magnitude(float x) {
 
 __device__ __forceinline__ int64_t thread_index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
 
+__device__ __forceinline__ int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
+
 // Returns the inclusive prefix sum of a warp's values at this lane.
 __device__ __forceinline__ uint32_t warp_sum(uint32_t value) {
   for (int delta = 1; delta < kLanes; delta *= 2) {

@@ -1,10 +1,11 @@
 // Emulates the part of CUDA that the kernels use on one CPU thread, so that the same kernels run without a GPU.
 //
 // Blocks run one after another. Each thread of a block is a fiber, which runs until it reaches a barrier or a warp
-// operation; the fibers continue when all participants have arrived. A barrier that some threads never reach is an
-// error. The emulation cannot show races between blocks, effects of memory order, or timing.
+// operation; the fibers continue when all participants have arrived. They switch by _longjmp, since swapcontext makes two
+// system calls: compile without _FORTIFY_SOURCE, which forbids it. A barrier that some threads never reach is an error. The emulation cannot show races between blocks, effects of memory order, or timing.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -38,7 +39,9 @@ constexpr size_t kStack = 64 << 10;
 enum class State { running, at_barrier, at_warp, done };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // where it begins
+  jmp_buf place;       // where it waits
+  bool begun = false;
   std::unique_ptr<char[]> stack{new char[kStack]};
   State state = State::running;
   uint32_t posted = 0, seen[kWarp] = {};
@@ -46,7 +49,8 @@ struct Fiber {
 
 struct Block {
   std::vector<Fiber> fibers;
-  ucontext_t scheduler;
+  ucontext_t unused;
+  jmp_buf scheduler;
   unsigned current = 0;
   std::function<void()> kernel;
 };
@@ -62,7 +66,7 @@ inline void die(const char* why) {
 inline void wait(State state) {
   Fiber& fiber = block->fibers[block->current];
   fiber.state = state;
-  swapcontext(&fiber.context, &block->scheduler);
+  if (_setjmp(fiber.place) == 0) _longjmp(block->scheduler, 1);
 }
 
 inline void entry() {
@@ -79,6 +83,14 @@ inline const uint32_t* exchange(unsigned mask, uint32_t value) {
   return fiber.seen;
 }
 
+// Runs a fiber until it waits.
+[[gnu::noinline]] inline void resume(Fiber& fiber) {
+  if (_setjmp(block->scheduler) != 0) return;
+  if (fiber.begun) _longjmp(fiber.place, 1);
+  fiber.begun = true;
+  swapcontext(&block->unused, &fiber.context);
+}
+
 // Runs a warp until all of its threads are done or wait for other warps. Warps then diverge as far as possible, so that
 // a missing barrier has an effect.
 inline void run_warp(unsigned first) {
@@ -87,7 +99,7 @@ inline void run_warp(unsigned first) {
     for (block->current = first; block->current < first + kWarp; ++block->current) {
       if (fibers[block->current].state != State::running) continue;
       thread_index.x = block->current;
-      swapcontext(&block->scheduler, &fibers[block->current].context);
+      resume(fibers[block->current]);
     }
     for (unsigned lane = first; lane < first + kWarp; ++lane) met = met && fibers[lane].state == State::at_warp;
     if (!met) continue;
@@ -124,6 +136,7 @@ inline void launch(unsigned blocks, unsigned threads, std::function<void()> kern
     block = &here;
     for (Fiber& fiber : here.fibers) {
       fiber.state = State::running;
+      fiber.begun = false;
       getcontext(&fiber.context);
       fiber.context.uc_stack = {fiber.stack.get(), 0, kStack};
       fiber.context.uc_link = nullptr;
@@ -154,32 +167,56 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
 
 inline uint32_t __shfl_sync(unsigned mask, uint32_t value, int lane) { return emulate::exchange(mask, value)[lane]; }
 
-inline uint32_t __shfl_up_sync(unsigned mask, uint32_t value, unsigned delta) {
-  const uint32_t* all = emulate::exchange(mask, value);
-  const unsigned lane = threadIdx.x % emulate::kWarp;
-  return lane >= delta ? all[lane - delta] : value;
-}
-
-// Of values of 4 or 8 bytes.
-template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
+// Every lane receives the value, of 4 or 8 bytes, of the lane that `from` chooses for it.
+template <class T, class From>
+T shuffled(unsigned mask, T value, const From& from) {
   constexpr int kWords = sizeof(T) / 4;
   uint32_t words[kWords];
   std::memcpy(words, &value, sizeof value);
-  const unsigned lane = threadIdx.x % emulate::kWarp;
-  for (uint32_t& word : words) {
-    const uint32_t* all = emulate::exchange(mask, word);
-    if (lane + delta < emulate::kWarp) word = all[lane + delta];
-  }
+  const unsigned lane = threadIdx.x % emulate::kWarp, other = from(lane);
+  for (uint32_t& word : words) word = emulate::exchange(mask, word)[other < emulate::kWarp ? other : lane];
   std::memcpy(&value, words, sizeof value);
   return value;
 }
 
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta) {
+  return shuffled(mask, value, [=](unsigned lane) { return lane - delta; });
+}
+
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
+  return shuffled(mask, value, [=](unsigned lane) { return lane + delta; });
+}
+
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __clz(int bits) { return bits ? __builtin_clz(static_cast<unsigned>(bits)) : 32; }
+inline int __clzll(long long bits) { return bits ? __builtin_clzll(static_cast<unsigned long long>(bits)) : 64; }
 
 template <class T>
 T atomicAdd(T* at, T value) {
   const T before = *at;
   *at += value;
+  return before;
+}
+
+template <class T>
+T atomicMax(T* at, T value) {
+  const T before = *at;
+  *at = before > value ? before : value;
+  return before;
+}
+
+template <class T>
+T atomicMin(T* at, T value) {
+  const T before = *at;
+  *at = before < value ? before : value;
+  return before;
+}
+
+template <class T>
+T atomicOr(T* at, T value) {
+  const T before = *at;
+  *at |= value;
   return before;
 }

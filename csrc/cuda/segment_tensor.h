@@ -1,8 +1,9 @@
 // The table of segments on the device, and the memory of searches in them.
 #pragma once
 
+#include "stream.h"  // first: it chooses what a stream is
+
 #include "segments.h"
-#include "stream.h"
 
 namespace sage::cuda {
 

@@ -8,9 +8,11 @@ namespace sage::cuda {
 
 // A tile of one group.
 struct Segment {
-  int32_t group;
-  int64_t tile;    // first element of the tile, a multiple of 4
-  int low, high;   // the group's part of the tile
+  int32_t group = 0;
+  int64_t tile = 0;           // first element of the tile, a multiple of 4
+  int low = 0, high = kTile;  // the group's part of the tile
+
+  Segment() = default;
 
   __device__ __forceinline__ Segment(const Segments& cut, int32_t number)
       : group(group_of(cut.first_tile, 0, cut.num - 1, number)) {

@@ -32,4 +32,28 @@ class OnDevice {
   cudaStream_t stream_;
 };
 
+// Waits for the device and copies what it has computed.
+inline void copy_to_host(void* out, const void* in, size_t bytes, Stream stream) {
+  STD_CUDA_CHECK(cudaMemcpyAsync(out, in, bytes, cudaMemcpyDeviceToHost, stream));
+  STD_CUDA_CHECK(cudaStreamSynchronize(stream));
+}
+
+// Returns a new vector of n zeros.
+template <class T>
+Tensor zeros(int64_t n, const Tensor& beside, Stream stream) {
+  Tensor made = empty<T>(n, beside);
+  if (n > 0) STD_CUDA_CHECK(cudaMemsetAsync(made.mutable_data_ptr(), 0, static_cast<size_t>(n) * sizeof(T), stream));
+  return made;
+}
+
+// Returns a copy of the first n elements.
+template <class T>
+Tensor copied(const Tensor& x, int64_t n, Stream stream) {
+  Tensor made = empty<T>(n, x);
+  if (n > 0)
+    STD_CUDA_CHECK(cudaMemcpyAsync(made.mutable_data_ptr(), x.const_data_ptr(), static_cast<size_t>(n) * sizeof(T),
+                                   cudaMemcpyDeviceToDevice, stream));
+  return made;
+}
+
 }  // namespace sage::cuda

@@ -18,42 +18,52 @@ __device__ __forceinline__ Statistic from_below(const Statistic& own, int delta)
           __shfl_down_sync(kWholeWarp, own.largest, delta), __shfl_down_sync(kWholeWarp, own.below, delta)};
 }
 
-// signal += grad, where there is a gradient, for one chunk at most, and its statistic, in lane 0.
+// What is added up of a signal: an element, and what stands for none where a chunk ends.
 template <Kind kKind>
-__device__ __forceinline__ Statistic of_chunk(float* signal, const float* grad, int64_t begin, int64_t end) {
+struct Of {
+  using Sum = Statistic;
+
+  __device__ __forceinline__ float none() const { return 0; }
+
+  __device__ __forceinline__ void add(Statistic& own, float a) const {
+    const double wide = a;
+    if (kKind == Kind::absolute) own.sum += a < 0 ? -wide : wide;
+    if (kKind == Kind::squares) own.sum += wide * wide;
+    if (kKind == Kind::squares || kKind == Kind::largest)
+      own.largest = own.largest > magnitude(a) ? own.largest : magnitude(a);
+    if (kKind == Kind::sides) {
+      own.sum += a < 0 ? wide : 0;
+      own.other += a < 0 ? 0 : wide;
+      own.below += a < 0;
+    }
+  }
+};
+
+// signal += grad, where there is a gradient, for one chunk at most, and its sum, in lane 0.
+template <class What>
+__device__ __forceinline__ typename What::Sum of_chunk(const What& what, float* signal, const float* grad, int64_t begin,
+                                                       int64_t end) {
   constexpr int kRows = 8;  // that many reads are in flight
-  Statistic own{0, 0, 0, 0};
+  typename What::Sum own{};
   for (int64_t row = begin + threadIdx.x % kLanes; row < end; row += kRows * kLanes) {
     float a[kRows];
-    for (int r = 0; r < kRows; ++r) a[r] = row + r * kLanes < end ? signal[row + r * kLanes] : 0;
+    for (int r = 0; r < kRows; ++r) a[r] = row + r * kLanes < end ? signal[row + r * kLanes] : what.none();
     if (grad) {
       for (int r = 0; r < kRows; ++r)
         if (row + r * kLanes < end) a[r] += grad[row + r * kLanes];
       for (int r = 0; r < kRows; ++r)
         if (row + r * kLanes < end) signal[row + r * kLanes] = a[r];
     }
-    for (int r = 0; r < kRows; ++r) {
-      const double wide = a[r];
-      if (kKind == Kind::absolute) own.sum += a[r] < 0 ? -wide : wide;
-      if (kKind == Kind::squares) own.sum += wide * wide;
-      if (kKind == Kind::squares || kKind == Kind::largest)
-        own.largest = own.largest > magnitude(a[r]) ? own.largest : magnitude(a[r]);
-      if (kKind == Kind::sides) {
-        own.sum += a[r] < 0 ? wide : 0;
-        own.other += a[r] < 0 ? 0 : wide;
-        own.below += a[r] < 0;
-      }
-    }
+    for (int r = 0; r < kRows; ++r) what.add(own, a[r]);
   }
   for (int half = kLanes / 2; half > 0; half /= 2) merge(own, from_below(own, half));
   return own;
 }
 
 // Each block adds one piece, a warp a chunk of it.
-template <Kind kKind>
-__global__ void add_pieces(Cut cut, float* signal, const float* grad, Statistic* pieces) {
-  __shared__ double sums[kWarps], others[kWarps];
-  __shared__ uint32_t largest[kWarps], below[kWarps];
+template <class What>
+__global__ void add_pieces(Cut cut, What what, float* signal, const float* grad, typename What::Sum* pieces) {
+  __shared__ typename What::Sum sums[kWarps];
   const int warp = threadIdx.x / kLanes;
   const int32_t g = group_of(cut.first_piece, 0, cut.num_groups - 1, blockIdx.x);
   const int64_t number = blockIdx.x - cut.first_piece[g], group = cut.bounds[g], stop = cut.bounds[g + 1];
@@ -61,23 +71,19 @@ __global__ void add_pieces(Cut cut, float* signal, const float* grad, Statistic*
   const int64_t bucket = cut.bucket ? group + number / each * cut.bucket : group;
   const int64_t end = cut.bucket && bucket + cut.bucket < stop ? bucket + cut.bucket : stop;
   const int64_t begin = bucket + (cut.bucket ? number % each : number) * kPiece + warp * kChunk;
-  const Statistic own = of_chunk<kKind>(signal, grad, begin, begin + kChunk < end ? begin + kChunk : end);
-  if (threadIdx.x % kLanes == 0) {
-    sums[warp] = own.sum, others[warp] = own.other;
-    largest[warp] = own.largest, below[warp] = own.below;
-  }
+  const auto own = of_chunk(what, signal, grad, begin, begin + kChunk < end ? begin + kChunk : end);
+  if (threadIdx.x % kLanes == 0) sums[warp] = own;
   __syncthreads();
   if (warp > 0) return;
-  const int lane = threadIdx.x % kWarps;
-  Statistic all{sums[lane], others[lane], largest[lane], below[lane]};
+  auto all = sums[threadIdx.x % kWarps];
   for (int delta = 1; delta < kWarps; delta *= 2) merge(all, from_below(all, delta));
   if (threadIdx.x == 0) pieces[blockIdx.x] = all;
 }
 
 // Each block adds the pieces of one bucket, 32 at a time, and passes the statistic to `write`. `other` is as large as
 // `pieces`: both are overwritten.
-template <class Write>
-__global__ void merge_pieces(Cut cut, Statistic* pieces, Statistic* other, Write write) {
+template <class Sum, class Write>
+__global__ void merge_pieces(Cut cut, Sum* pieces, Sum* other, Write write) {
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
   const int32_t b = static_cast<int32_t>(blockIdx.x);
   const int32_t g = group_of(cut.first_bucket, 0, cut.num_groups - 1, b);
@@ -85,44 +91,52 @@ __global__ void merge_pieces(Cut cut, Statistic* pieces, Statistic* other, Write
   const int64_t first = cut.first_piece[g] + before;
   int64_t num = cut.bucket ? each : cut.first_piece[g + 1] - first;
   const bool has = num > 0;
-  Statistic *from = pieces + first, *to = other + first;
+  Sum *from = pieces + first, *to = other + first;
   for (; num > 1; num = (num + kLanes - 1) / kLanes) {
     for (int64_t run = warp; run * kLanes < num; run += kWarps) {
       const int64_t i = run * kLanes + lane;
-      Statistic own{0, 0, 0, 0};
+      Sum own{};
       if (i < num) own = from[i];
       for (int delta = 1; delta < kLanes; delta *= 2) merge(own, from_below(own, delta));
       if (lane == 0) to[run] = own;
     }
     __syncthreads();
-    Statistic* const swapped = from;
+    Sum* const swapped = from;
     from = to;
     to = swapped;
   }
-  if (threadIdx.x == 0) write(b, has ? from[0] : Statistic{0, 0, 0, 0});
+  if (threadIdx.x == 0) write(b, has ? from[0] : Sum{});
 }
 
 // Each warp adds one bucket, which is a chunk or less.
-template <Kind kKind, class Write>
-__global__ void add_small_buckets(Cut cut, float* signal, const float* grad, Write write) {
+template <class What, class Write>
+__global__ void add_small_buckets(Cut cut, What what, float* signal, const float* grad, Write write) {
   const int64_t b = thread_index() / kLanes;
   if (b >= cut.num_buckets) return;
   const int32_t g = group_of(cut.first_bucket, 0, cut.num_groups - 1, b);
   const int64_t begin = cut.bounds[g] + (b - cut.first_bucket[g]) * cut.bucket, stop = cut.bounds[g + 1];
-  const Statistic own = of_chunk<kKind>(signal, grad, begin, begin + cut.bucket < stop ? begin + cut.bucket : stop);
+  const auto own = of_chunk(what, signal, grad, begin, begin + cut.bucket < stop ? begin + cut.bucket : stop);
   if (threadIdx.x % kLanes == 0) write(static_cast<int32_t>(b), own);
 }
 
 // Two launches at most, for every number of buckets. `pieces` has room for twice the pieces of the cut.
-template <Kind kKind, class Write>
-void add_buckets(const Cut& cut, float* signal, const float* grad, Statistic* pieces, Write write, Stream stream) {
+template <class What, class Write>
+void add_buckets(const Cut& cut, const What& what, float* signal, const float* grad, typename What::Sum* pieces,
+                 const Write& write, Stream stream) {
+  using Sum = typename What::Sum;
   if (cut.num_buckets == 0) return;
   if (cut.bucket > 0 && cut.bucket <= kChunk) {
-    SAGE_LAUNCH((add_small_buckets<kKind, Write>), (cut.num_buckets + kWarps - 1) / kWarps, stream, cut, signal, grad, write);
+    SAGE_LAUNCH((add_small_buckets<What, Write>), (cut.num_buckets + kWarps - 1) / kWarps, stream, cut, what, signal, grad,
+                write);
     return;
   }
-  if (cut.num_pieces > 0) SAGE_LAUNCH((add_pieces<kKind>), cut.num_pieces, stream, cut, signal, grad, pieces);
-  SAGE_LAUNCH((merge_pieces<Write>), cut.num_buckets, stream, cut, pieces, pieces + cut.num_pieces, write);
+  if (cut.num_pieces > 0) SAGE_LAUNCH((add_pieces<What>), cut.num_pieces, stream, cut, what, signal, grad, pieces);
+  SAGE_LAUNCH((merge_pieces<Sum, Write>), cut.num_buckets, stream, cut, pieces, pieces + cut.num_pieces, write);
+}
+
+template <Kind kKind, class Write>
+void add_buckets(const Cut& cut, float* signal, const float* grad, Statistic* pieces, const Write& write, Stream stream) {
+  add_buckets(cut, Of<kKind>{}, signal, grad, pieces, write, stream);
 }
 
 }  // namespace sage::cuda

@@ -1,6 +1,11 @@
 // The CUDA kernels against brute force, on the CPU: the text that nvcc compiles, compiled by g++ with csrc/cuda/emulate.h
 // in CUDA's place. EMULATED: this says that the logic is right, and nothing of how it behaves on a GPU.
+#include "../../csrc/cuda/bin_codes.cu"
+#include "../../csrc/cuda/bins.cu"
+#include "../../csrc/cuda/elias_decode.cu"
+#include "../../csrc/cuda/elias_encode.cu"
 #include "../../csrc/cuda/levels.cu"
+#include "../../csrc/cuda/moments.cu"
 #include "../../csrc/cuda/pack.cu"
 #include "../../csrc/cuda/random_bits.cu"
 #include "../../csrc/cuda/scatter.cu"
@@ -10,7 +15,10 @@
 #include "../../csrc/cuda/statistics.cu"
 #include "drawn.h"
 #include "emulated_groups.h"
+#include "emulated_bins.h"
 #include "emulated_segments.h"
+#include "emulated_elias.h"
+#include "emulated_moments.h"
 
 using namespace sage::cuda;
 // A pass with its data: signal += gradient, beside the sum made by hand.
@@ -108,11 +116,15 @@ int main() {
     test_scan(std::min<int64_t>(n, 1000));
     test_pack(std::min<int64_t>(n, 3000));
     test_random_bits(n);
+    test_bins(n);
+    test_moments(n);
+    test_elias(n);
     test_statistics(n);
     test_signs(n);
     for (int codec = turn % 2; codec < 7; codec += 2) test_levels(n, codec);
   }
   test_look_back();
+  test_last_level();
   test_launches();
   std::printf("CUDA kernels, emulated: as expected (not verified on a GPU)\n");
 }
