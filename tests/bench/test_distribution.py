@@ -244,3 +244,14 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
     trace.save(tmp_path / "trace.pt")
     assert main(["bench", "distribution", file]) == 2
     assert "made-up: the gradient of step 1 has values that are not finite" in capsys.readouterr().err
+
+
+def test_the_table_of_the_benchmarks_has_the_measured_values() -> None:
+    benchmarks = Path(__file__).resolve().parents[2] / "benchmarks"
+    _, _, section = (benchmarks / "README.md").read_text().partition("## Distributions of gradients")
+    section, _, _ = section.partition("\n## ")
+    measured = "".join(path.read_text() for path in (benchmarks / "results" / "distribution").glob("*.md"))
+    rows = re.findall(r"^\| [^|]+ (\| \d+ \| with.*)$", section, flags=re.MULTILINE)
+    assert len(rows) == 24
+    for row in rows:
+        assert f"\n{row}\n" in measured
