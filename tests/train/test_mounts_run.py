@@ -29,7 +29,7 @@ DDP_LSTM = f"{LSTM} --mount ddp"
 FSDP_LSTM = f"{LSTM} --mount fsdp --shards 2 --world-size 4 --batch-size 8"
 # Windows at random tokens, AdamW, tied weights that a unit cannot have alone, clipping after the reduction.
 GPT = (
-    "gpt-topics --bucket-mb 0.2 --reducer topk --steps 6 --checkpoint-every 2 --accumulate 2 "
+    "gpt-topics --bucket-mb 0.2 --reducer topk --epochs 9 --steps 6 --checkpoint-every 2 --accumulate 2 "
     "--model.layers 2 --model.dropout 0.1 --data.limit-train 6000 --data.limit-test 1000"
 )
 DDP_GPT, FSDP_GPT = f"{GPT} --mount ddp", f"{GPT} --mount fsdp"

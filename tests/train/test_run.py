@@ -50,7 +50,7 @@ LSTM = (
 )
 # Windows at random tokens, AdamW, a schedule per step, and gradients clipped after the reduction.
 GPT = (
-    "gpt-topics --reducer topk --steps 6 --checkpoint-every 2 --accumulate 2 --model.layers 2 "
+    "gpt-topics --reducer topk --epochs 9 --steps 6 --checkpoint-every 2 --accumulate 2 --model.layers 2 "
     "--model.dropout 0.1 --data.limit-train 6000 --data.limit-test 1000"
 )
 # Adam, and new negatives in each epoch.
