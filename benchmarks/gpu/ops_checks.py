@@ -4,14 +4,14 @@ Sizes from 0 to 1e8; ties, constants, denormals, zeros of both signs, NaN and in
 tests of the ops, with torch's opcheck, run on the GPU too. Compute-sanitizer, if installed, runs on small
 sizes.
 """
-# N = elements of a vector, K = elements selected
+# N = elements of a vector
 
 import os
 import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,105 +20,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.device import Device
-from benchmarks.gpu.group_runs import BY_GROUP, COVERED_BY_GROUP
+from benchmarks.gpu.ops_runs import COVERED, RUNS, Run
 from benchmarks.gpu.rows import Rows
-from sage import ops
 from sage.ops import native
 
 ROOT = Path(__file__).parents[2]
 SMALL = (0, 1, 31, 32, 33, 63, 64, 65, 1000, 16_384, 16_385, 200_003)
 LARGE = (1_000_000, 10_000_000, 100_000_000)
 REPEATS = 3
-Run = Callable[[Tensor, Tensor], list[Tensor]]
-"""Applies ops to a gradient and a residual, which they may overwrite; returns all results."""
-
-
-def above(grad_N: Tensor, residual_N: Tensor, threshold: float) -> list[Tensor]:
-    """Run `take_above`, `select_above`, `count_above` and the histogram."""
-    selected = ops.select_above(grad_N, threshold)
-    count = torch.tensor(ops.count_above(grad_N, threshold))
-    bins = torch.zeros(ops.NUM_BINS, dtype=torch.int32, device=grad_N.device)
-    selection = ops.take_above(grad_N, residual_N, threshold, bins=bins, every=2)
-    return [selected, count, *selection, residual_N, grad_N, bins, ops.histogram(residual_N)]
-
-
-def top(grad_N: Tensor, residual_N: Tensor, density: float) -> list[Tensor]:
-    """Run `take_top` on three groups, and `select_top`."""
-    n = grad_N.numel()
-    bounds = [0, n // 7, n // 2, n]
-    counts = [int(density * (b - a)) for a, b in zip(bounds, bounds[1:], strict=False)]
-    selected = ops.select_top(grad_N, sum(counts))
-    return [selected, *ops.take_top(grad_N, residual_N, bounds, counts), residual_N, grad_N]
-
-
-def sparse_mean(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
-    """Run `scatter_mean` of two ranks, `clear`, and the codes of indices."""
-    n = grad_N.numel()
-    at_K = ops.select_above(grad_N, 0.5).int()
-    mean_N = ops.scatter_mean(
-        torch.cat([grad_N[at_K.long()], residual_N[at_K.long()]]),
-        torch.cat([at_K, at_K]),
-        [at_K.numel()] * 2,
-        torch.empty_like(grad_N),
-    )
-    results = [mean_N.clone(), ops.clear(mean_N, at_K)]
-    gaps_B, bits_B = ops.encode_gaps(at_K), ops.encode_bitmap(at_K, n)
-    return [*results, gaps_B, ops.decode_gaps(gaps_B, at_K.numel()), bits_B, ops.decode_bitmap(bits_B)]
-
-
-def packed(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
-    """Pack and unpack codes of 1 to 8 bits."""
-    n = grad_N.numel()
-    results: list[Tensor] = []
-    for bits in (1, 2, 3, 4, 8):
-        codes_N = (grad_N.view(torch.int32) & (1 << bits) - 1).to(torch.uint8)
-        bytes_B = ops.pack(codes_N, bits)
-        results += [bytes_B, ops.unpack(bytes_B, bits, n)]
-    return results
-
-
-def signs(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
-    """Run statistics of three groups, signs with the error, the mean of two payloads, and Philox's bits."""
-    n = grad_N.numel()
-    sizes = [n // 7, n // 2 - n // 7, n - n // 2]
-    results = [
-        row_G for kind in ops.Kind for row_G in ops.statistics(grad_N, residual_N.clone(), sizes, kind)
-    ]
-    low_G = torch.tensor([-1.0, -0.5, -0.3], device=grad_N.device)
-    bytes_B = ops.sign_bits(residual_N, sizes, low_G, -low_G, keep=True)
-    low_WG, bytes_WB = torch.stack([low_G, 3 * low_G]), torch.stack([bytes_B, bytes_B.flip(0)])
-    mean_N = ops.mean_signs(torch.empty_like(grad_N), bytes_WB, sizes, low_WG, -low_WG, divisor=2)
-    return [*results, residual_N, bytes_B, mean_N, ops.random_bits(n, 7, device=grad_N.device)]
-
-
-RUNS: dict[str, Run] = {
-    **{f"above {t:g}": partial(above, threshold=t) for t in (0.0, 0.5, 3.0)},
-    **{f"top {d:g}": partial(top, density=d) for d in (0.001, 0.1, 1.0)},
-    "sparse mean and indices": sparse_mean,
-    "packing": packed,
-    "statistics, signs and their mean": signs,
-    **BY_GROUP,
-}
-COVERED = [
-    "select_",
-    "top_",
-    "count_above",
-    "histogram_",
-    "scatter_mean_",
-    "clear_",
-    "pack",
-    "unpack",
-    "random_bits_",
-    "statistics_",
-    "sign_bits_",
-    "mean_signs_",
-    *COVERED_BY_GROUP,
-    "encode_gaps",
-    "decode_gaps",
-    "encode_bitmap",
-    "decode_bitmap",
-]
-"""The ops that `RUNS` calls; the tests of the ops cover the others on small sizes."""
 
 
 @contextmanager
@@ -231,7 +140,7 @@ def tests(rows: Rows, device: Device) -> None:
 
 
 SANITIZED = """
-from benchmarks.gpu.ops_checks import RUNS
+from benchmarks.gpu.ops_runs import RUNS
 import torch
 for n in (1, 65, 1000, 16385):
     for run in RUNS.values():

@@ -10,14 +10,8 @@ void write_product_(Tensor out, std::optional<Tensor> signal, Tensor left, Tenso
   float* to = sage::out<float>(out, "out", out);
   float* own = signal ? sage::out<float>(*signal, "signal", out) : nullptr;
   const float *p = in<float>(left, "left", out), *q = in<float>(right, "right", out);
-  STD_TORCH_CHECK(rank >= 1, "rank: ", rank, ": expected 1 or more");
-  STD_TORCH_CHECK(left.numel() % rank == 0, "left has ", left.numel(), " elements: expected a multiple of rank ", rank);
-  STD_TORCH_CHECK(right.numel() % rank == 0, "right has ", right.numel(), " elements: expected a multiple of rank ", rank);
-  const int64_t rows = left.numel() / rank, columns = right.numel() / rank;
-  check_numel(out, rows * columns, "out");
-  if (signal) check_numel(*signal, rows * columns, "signal");
-  STD_TORCH_CHECK(out.numel() == 0 || own != to, "signal and out are one vector: expected two");
-  write_product(isa(), torch_team(), p, q, rows, rank, columns, to, own);
+  check_product(out, signal, left, right, rank);
+  write_product(isa(), torch_team(), p, q, left.numel() / rank, rank, right.numel() / rank, to, own);
 }
 
 }  // namespace sage::cpu

@@ -5,18 +5,6 @@
 
 namespace sage::cuda {
 
-__device__ __forceinline__ uint32_t bits_of(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
-__device__ __forceinline__ float float_of(uint32_t bits) {
-  float x;
-  memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
 __device__ __forceinline__ float power_of_two(int exponent) { return float_of(static_cast<uint32_t>(exponent + 127) << 23); }
 
 // The smaller one; the second where one is NaN.
@@ -80,5 +68,15 @@ __device__ __forceinline__ float value_of(const Coding& coding, uint32_t code) {
   if constexpr (kCodec == Codec::power8) return float_of((low ? (low + offset) << 23 : 0) | sign);
   return float_of((code & 0xff) << 23);
 }
+
+// a · prescale · inverse is what is rounded, in two factors, so that neither overflows; code · step is the value.
+struct Numbers {
+  float prescale, inverse, step;
+
+  __device__ Numbers(const Coding& coding, float scale)
+      : prescale(scale < 0x1p-64f ? 0x1p64f : scale > 0x1p64f ? 0x1p-64f : 1.0f),
+        inverse(scale > 0 && magnitude(scale) < 0x7f800000u ? coding.most / (scale * prescale) : 0),
+        step(scale / coding.unit) {}
+};
 
 }  // namespace sage::cuda

@@ -28,6 +28,7 @@ struct Positions {
 struct CutTable {
   std::vector<int32_t> words;
   int32_t num_groups, num_buckets = 0, num_pieces = 0, bucket, num_runs;
+  int64_t longest = 0;  // elements of the largest bucket
 
   CutTable(const std::vector<int64_t>& bounds, int64_t elements, const std::vector<int64_t>& starts = {},
            const std::vector<int64_t>& firsts = {})
@@ -42,6 +43,7 @@ struct CutTable {
       words[2 * bounds.size() + g] = num_pieces;
       if (g + 1 == bounds.size()) break;
       const int64_t n = bounds[g + 1] - bounds[g], num = bucket ? (n + bucket - 1) / bucket : 1;
+      longest = std::max(longest, bucket ? std::min<int64_t>(n, bucket) : n);
       num_buckets += static_cast<int32_t>(num);
       num_pieces += static_cast<int32_t>(bucket ? num * ((bucket + kPiece - 1) / kPiece) : (n + kPiece - 1) / kPiece);
     }

@@ -21,6 +21,9 @@ class DeviceCut {
     return empty<uint8_t>(2 * static_cast<int64_t>(sizeof(Statistic)) * table_.num_pieces, words_);
   }
 
+  // Elements of the largest bucket.
+  int64_t longest() const { return table_.longest; }
+
   Cut cut;
   Positions positions;
 

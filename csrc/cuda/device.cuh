@@ -25,11 +25,19 @@ constexpr uint32_t kMagnitude = 0x7fffffffu;
 
 inline int64_t blocks_of(int64_t n) { return (n + kThreads - 1) / kThreads; }
 
-__device__ __forceinline__ uint32_t magnitude(float x) {
+__device__ __forceinline__ uint32_t bits_of(float x) {
   uint32_t bits;
   memcpy(&bits, &x, sizeof bits);
-  return bits & kMagnitude;
+  return bits;
 }
+
+__device__ __forceinline__ float float_of(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+__device__ __forceinline__ uint32_t magnitude(float x) { return bits_of(x) & kMagnitude; }
 
 __device__ __forceinline__ int64_t thread_index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
 
@@ -41,6 +49,42 @@ __device__ __forceinline__ uint32_t warp_sum(uint32_t value) {
     const uint32_t before = __shfl_up_sync(kWholeWarp, value, delta);
     if (static_cast<int>(threadIdx.x) % kLanes >= delta) value += before;
   }
+  return value;
+}
+
+// Returns the sum of the values of the block's threads before this one, and of all of them in `total`. All threads of the
+// block must call it, with a barrier between two calls.
+__device__ __forceinline__ uint32_t block_sum_before(uint32_t value, uint32_t& total) {
+  __shared__ uint32_t sums[kWarps];
+  const uint32_t upto = warp_sum(value);
+  const int warp = threadIdx.x / kLanes;
+  if (threadIdx.x % kLanes == kLanes - 1) sums[warp] = upto;
+  __syncthreads();
+  uint32_t before = upto - value;
+  total = 0;
+  for (int w = 0; w < kWarps; ++w) {
+    before += w < warp ? sums[w] : 0;
+    total += sums[w];
+  }
+  return before;
+}
+
+// Returns the largest of a warp's values in all of its lanes.
+__device__ __forceinline__ uint32_t warp_most(uint32_t value) {
+  for (int distance = 1; distance < kLanes; distance *= 2) {
+    const uint32_t other = __shfl_xor_sync(kWholeWarp, value, distance);
+    value = value > other ? value : other;
+  }
+  return value;
+}
+
+// The same of a block, all threads of which must call it, once.
+__device__ __forceinline__ uint32_t block_most(uint32_t value) {
+  __shared__ uint32_t most[kWarps];
+  value = warp_most(value);
+  if (threadIdx.x % kLanes == 0) most[threadIdx.x / kLanes] = value;
+  __syncthreads();
+  for (int w = 0; w < kWarps; ++w) value = most[w] > value ? most[w] : value;
   return value;
 }
 

@@ -26,6 +26,9 @@
 struct alignas(16) float4 {
   float x, y, z, w;
 };
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
 
 namespace emulate {
 
@@ -187,6 +190,11 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta) {
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
   return shuffled(mask, value, [=](unsigned lane) { return lane + delta; });
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, unsigned distance) {
+  return shuffled(mask, value, [=](unsigned lane) { return lane ^ distance; });
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }

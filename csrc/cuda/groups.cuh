@@ -47,23 +47,30 @@ __device__ __forceinline__ bool is_aligned(const void* x) { return reinterpret_c
 // The first element of this thread's quad c.
 __device__ __forceinline__ int64_t quad_at(int64_t begin, int c) { return begin + 4 * (c * kThreads + threadIdx.x); }
 
-// Loads elements i to i + 3, i being a multiple of 4; those from n on are 0.
-__device__ __forceinline__ void load_quad(const float* x, int64_t i, int64_t n, float (&a)[4]) {
-  if (i + 4 <= n && is_aligned(x)) {
+// Loads elements i to i + 3, i being a multiple of 4; those outside of [begin, end) are 0.
+__device__ __forceinline__ void load_within(const float* x, int64_t i, int64_t begin, int64_t end, float (&a)[4]) {
+  if (i >= begin && i + 4 <= end && is_aligned(x)) {
     const float4 all = *reinterpret_cast<const float4*>(x + i);
     a[0] = all.x, a[1] = all.y, a[2] = all.z, a[3] = all.w;
     return;
   }
-  for (int j = 0; j < 4; ++j) a[j] = i + j < n ? x[i + j] : 0;
+  for (int j = 0; j < 4; ++j) a[j] = i + j >= begin && i + j < end ? x[i + j] : 0;
 }
 
-__device__ __forceinline__ void store_quad(float* x, int64_t i, int64_t n, const float (&a)[4]) {
-  if (i + 4 <= n && is_aligned(x)) {
+__device__ __forceinline__ void store_within(float* x, int64_t i, int64_t begin, int64_t end, const float (&a)[4]) {
+  if (i >= begin && i + 4 <= end && is_aligned(x)) {
     *reinterpret_cast<float4*>(x + i) = float4{a[0], a[1], a[2], a[3]};
     return;
   }
   for (int j = 0; j < 4; ++j)
-    if (i + j < n) x[i + j] = a[j];
+    if (i + j >= begin && i + j < end) x[i + j] = a[j];
+}
+
+// The same of a vector of n elements.
+__device__ __forceinline__ void load_quad(const float* x, int64_t i, int64_t n, float (&a)[4]) { load_within(x, i, 0, n, a); }
+
+__device__ __forceinline__ void store_quad(float* x, int64_t i, int64_t n, const float (&a)[4]) {
+  store_within(x, i, 0, n, a);
 }
 
 __device__ __forceinline__ float finite_or_zero(float x) { return magnitude(x) < 0x7f800000u ? x : 0; }

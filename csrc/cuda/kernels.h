@@ -8,6 +8,7 @@
 
 #include "coding.h"
 #include "cut.h"
+#include "draw.h"
 
 #if defined(__CUDACC__) || defined(SAGE_CUDA_BINDING)
 #include <cuda_runtime_api.h>
@@ -73,8 +74,50 @@ struct Starts {
 void scatter_mean(const float* values, const int32_t* at, const Starts& starts, float* out, int64_t n, Stream stream);
 void clear(float* out, int64_t n, const int32_t* at, int64_t num, Stream stream);
 
+// Computes signal += gradient, where there is a gradient; then writes the values of `num` elements and, with `keep`, leaves 0
+// there. The value of an index outside of the vector is NaN.
+void take_at(float* signal, const float* grad, int64_t n, const int32_t* at, int64_t num, bool keep, float* values,
+             Stream stream);
+
+// A bitmap of n elements: bit i % 32 of word i / 32.
+constexpr int64_t kBitTile = 32 * 4 * kThreads;  // bits that a block counts
+inline int64_t bit_tiles(int64_t n) { return (n + kBitTile - 1) / kBitTile; }
+inline int64_t bitmap_words(int64_t n) { return bit_tiles(n) * (kBitTile / 32); }
+struct Bitmap {
+  uint32_t* words;  // at a multiple of 16 bytes
+  int64_t n;
+  int32_t* before;  // of each word: bits that are set before it; may be null
+  int32_t* counts;  // of each tile, and one more
+};
+
+// `count_bits` stores the number of bits in the last of the counts, `list_bits` behind it writes their indices, ascending, and
+// the numbers before each word. Indices outside of the vector are not set; their place is -1.
+void zero(uint32_t* words, int64_t num, Stream stream);  // a multiple of 4 words
+void set_bits(const Bitmap& x, const int32_t* at, int64_t num, Stream stream);
+void count_bits(const Bitmap& x, Stream stream);
+void list_bits(const Bitmap& x, int32_t* indices, Stream stream);
+void find_places(const Bitmap& x, const int32_t* at, int64_t num, int32_t* places, Stream stream);
+void find_members(const Bitmap& x, const int32_t* at, int64_t num, uint8_t* among, Stream stream);
+
+// Sets the bits of random elements of each group.
+void draw(const Draw& x, const DrawTable& table, Stream stream);
+
 void pack(const uint8_t* codes, int64_t n, int bits, uint8_t* bytes, Stream stream);
 void unpack(const uint8_t* bytes, int64_t n, int bits, uint8_t* codes, Stream stream);
+
+// A rank's share of the mean as bits of fp16 or bf16: share = cast((residual + grad) / world_size); the error of the cast is
+// left in the residual, where there is one. As in cpu/cast.h.
+struct Share {
+  const float* grad;
+  float* residual;
+  uint16_t* share;
+  int64_t world_size;
+};
+
+void cast_share(bool fp16, const Share& x, int64_t n, Stream stream);
+// out = cast(sum of rows of n elements, in float32 in their order); out is not in the rows.
+void sum_casts(bool fp16, const uint16_t* rows, int64_t num_rows, uint16_t* out, int64_t n, Stream stream);
+void widen(bool fp16, const uint16_t* x, float* out, int64_t n, Stream stream);
 
 // Writes the 16 random bits of the elements [first, first + n) of a vector.
 void random_bits(uint64_t key, int64_t first, int64_t n, int32_t* out, Stream stream);
@@ -111,6 +154,29 @@ void sign_bits(const Cut& cut, float* signal, int64_t n, const float* low, const
                Stream stream);
 void mean_signs(const Cut& cut, const SignMean& x, Stream stream);
 
+// The signs of a momentum, m = beta·m + (1 − beta)·signal, in which what is not finite counts as 0, rounded as in
+// cpu/signs.h. The largest magnitude of the signal replaces `largest`, if it is larger.
+struct MomentumSigns {
+  float* momentum;
+  const float* signal;
+  float beta, rest;  // beta, and 1 − beta
+  uint8_t* bits;
+  uint32_t* largest;
+};
+void momentum_signs(const MomentumSigns& x, int64_t n, Stream stream);
+
+// Computes signal -= sent; what is not finite becomes 0.
+void keep_error(float* signal, const float* sent, int64_t n, Stream stream);
+
+// out = left·right, of rows × rank and rank × columns elements; signal, where there is one, -= out, and what is not finite
+// becomes 0.
+struct Product {
+  const float *left, *right;
+  int64_t rows, rank, columns;
+  float *out, *signal;
+};
+void write_product(const Product& x, Stream stream);
+
 // Computes signal += gradient, where there is a gradient, and the scale of each bucket: its Euclidean norm, or its largest
 // magnitude.
 void scales(bool euclidean, const Cut& cut, float* signal, const float* grad, Statistic* pieces, float* found,
@@ -141,5 +207,24 @@ struct Average {
 
 void quantise(const Cut& cut, const Quantisation& x, Stream stream);
 void average(const Cut& cut, const Average& x, Stream stream);
+
+// signal = (signal + grad + Σ_w values_w) / divisor, its codes of 8 bits, and error · divisor, as in cpu/blocks.h. Row w of
+// the scales has a number for each bucket, row w of the payloads n codes.
+struct Blocks {
+  Coding coding;
+  float* signal;
+  const float* grad;  // where there is one
+  int64_t n;
+  const float* scales;
+  const uint8_t* payloads;
+  int64_t num_payloads, divisor;
+  bool keep;  // whether the error is left in the signal; without it there are neither gradient nor payloads
+  uint8_t* bytes;
+  float* found;  // the scale of each bucket: its largest magnitude
+};
+
+// One launch. `longest` is the number of elements of the largest bucket, at most kMostInBlock.
+constexpr int64_t kMostInBlock = 16384;
+void quantise_blocks(const Cut& cut, int64_t longest, const Blocks& x, Stream stream);
 
 }  // namespace sage::cuda

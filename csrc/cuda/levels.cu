@@ -16,16 +16,6 @@ struct WriteScales {
   }
 };
 
-// a · prescale · inverse is what is rounded, in two factors, so that neither overflows; code · step is the value.
-struct Numbers {
-  float prescale, inverse, step;
-
-  __device__ Numbers(const Coding& coding, float scale)
-      : prescale(scale < 0x1p-64f ? 0x1p64f : scale > 0x1p64f ? 0x1p-64f : 1.0f),
-        inverse(scale > 0 && magnitude(scale) < 0x7f800000u ? coding.most / (scale * prescale) : 0),
-        step(scale / coding.unit) {}
-};
-
 // The random bits of a tile's elements [begin, end): of each run of positions, from the tiles of random bits that it
 // overlaps.
 __device__ __forceinline__ void draw_tile(uint64_t key, const Positions& x, int64_t begin, int64_t end,

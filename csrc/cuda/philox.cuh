@@ -7,9 +7,8 @@ namespace sage::cuda {
 
 constexpr int kRandomTile = 128, kTileCounters = 16;  // elements of a tile, and the counters that they take
 
-// Writes the 8 times 16 random bits of counter `number` of the whole vector: half h belongs to element 16·h + number % 16
-// of tile number / 16.
-__device__ __forceinline__ void philox(uint64_t key, uint64_t number, uint16_t (&halves)[8]) {
+// Writes the four words of a counter.
+__device__ __forceinline__ void philox(uint64_t key, uint64_t number, uint32_t (&words)[4]) {
   uint32_t x0 = static_cast<uint32_t>(number), x1 = static_cast<uint32_t>(number >> 32), x2 = 0, x3 = 0;
   uint32_t key0 = static_cast<uint32_t>(key), key1 = static_cast<uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round, key0 += 0x9e3779b9u, key1 += 0xbb67ae85u) {
@@ -19,7 +18,14 @@ __device__ __forceinline__ void philox(uint64_t key, uint64_t number, uint16_t (
     x2 = static_cast<uint32_t>(product0 >> 32) ^ x3 ^ key1;
     x3 = static_cast<uint32_t>(product0);
   }
-  const uint32_t words[4] = {x0, x1, x2, x3};
+  words[0] = x0, words[1] = x1, words[2] = x2, words[3] = x3;
+}
+
+// Writes the 8 times 16 random bits of counter `number` of the whole vector: half h belongs to element 16·h + number % 16
+// of tile number / 16.
+__device__ __forceinline__ void philox(uint64_t key, uint64_t number, uint16_t (&halves)[8]) {
+  uint32_t words[4];
+  philox(key, number, words);
   for (int h = 0; h < 8; ++h) halves[h] = static_cast<uint16_t>(words[h / 2] >> (16 * (h % 2)));
 }
 

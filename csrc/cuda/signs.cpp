@@ -16,6 +16,20 @@ Tensor sign_bits_(Tensor signal, std::vector<int64_t> bounds, Tensor low, Tensor
   return bytes;
 }
 
+std::tuple<Tensor, Tensor> momentum_signs_(Tensor momentum, Tensor signal, double beta) {
+  const int64_t n = signal.numel();
+  float* m = out<float>(momentum, "momentum", signal);
+  const float* x = in<float>(signal, "signal", signal);
+  check_numel(momentum, n, "momentum");
+  STD_TORCH_CHECK(n == 0 || m != x, "momentum and signal are one vector: expected two");
+  const OnDevice here(signal);
+  Tensor bytes = empty<uint8_t>((n + 7) / 8, signal), largest = torch::stable::new_zeros(signal, {1});
+  momentum_signs({m, x, static_cast<float>(beta), static_cast<float>(1 - beta), data<uint8_t>(bytes),
+                  static_cast<uint32_t*>(largest.mutable_data_ptr())},
+                 n, here.stream());
+  return {bytes, largest};
+}
+
 void mean_signs_(Tensor out, Tensor bytes, Tensor low, Tensor high, std::vector<int64_t> bounds, int64_t divisor,
                  bool added, bool votes) {
   float* x = sage::out<float>(out, "out", out);
@@ -36,5 +50,6 @@ void mean_signs_(Tensor out, Tensor bytes, Tensor low, Tensor high, std::vector<
 
 STABLE_TORCH_LIBRARY_IMPL(sage, CUDA, m) {
   m.impl("sign_bits_", TORCH_BOX(&sage::cuda::sign_bits_));
+  m.impl("momentum_signs_", TORCH_BOX(&sage::cuda::momentum_signs_));
   m.impl("mean_signs_", TORCH_BOX(&sage::cuda::mean_signs_));
 }

@@ -27,6 +27,32 @@ __global__ void sign_bits_kernel(Cut cut, float* signal, int64_t n, const float*
   }
 }
 
+__global__ void momentum_kernel(MomentumSigns x, int64_t n) {
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kTile;
+  float a[kQuads][4], m[kQuads][4];
+  SAGE_UNROLL
+  for (int c = 0; c < kQuads; ++c) {
+    load_quad(x.signal, quad_at(begin, c), n, a[c]);
+    load_quad(x.momentum, quad_at(begin, c), n, m[c]);
+  }
+  uint32_t largest = 0;
+  SAGE_UNROLL
+  for (int c = 0; c < kQuads; ++c) {
+    const int64_t i = quad_at(begin, c);
+    uint32_t set = 0;
+    for (int j = 0; j < 4; ++j) {
+      largest = magnitude(a[c][j]) > largest ? magnitude(a[c][j]) : largest;
+      m[c][j] = fmaf(finite_or_zero(a[c][j]), x.rest, m[c][j] * x.beta);
+      set |= static_cast<uint32_t>(i + j < n && !(m[c][j] < 0)) << j;
+    }
+    const uint32_t next = __shfl_down_sync(kWholeWarp, set, 1);
+    store_quad(x.momentum, i, n, m[c]);
+    if (i < n && i % 8 == 0) x.bits[i / 8] = static_cast<uint8_t>(set | next << 4);
+  }
+  largest = block_most(largest);
+  if (threadIdx.x == 0) atomicMax(x.largest, largest);
+}
+
 __global__ void mean_signs_kernel(Cut cut, SignMean x) {
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kTile;
   const Groups groups(cut, begin, begin + kTile < x.n ? begin + kTile : x.n);
@@ -58,6 +84,10 @@ __global__ void mean_signs_kernel(Cut cut, SignMean x) {
 void sign_bits(const Cut& cut, float* signal, int64_t n, const float* low, const float* high, bool keep, uint8_t* bytes,
                Stream stream) {
   if (n > 0) SAGE_LAUNCH(sign_bits_kernel, tiles(n), stream, cut, signal, n, low, high, keep, bytes);
+}
+
+void momentum_signs(const MomentumSigns& x, int64_t n, Stream stream) {
+  if (n > 0) SAGE_LAUNCH(momentum_kernel, tiles(n), stream, x, n);
 }
 
 void mean_signs(const Cut& cut, const SignMean& x, Stream stream) {

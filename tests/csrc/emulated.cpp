@@ -2,11 +2,18 @@
 // in CUDA's place. EMULATED: this says that the logic is right, and nothing of how it behaves on a GPU.
 #include "../../csrc/cuda/bin_codes.cu"
 #include "../../csrc/cuda/bins.cu"
+#include "../../csrc/cuda/bitmap.cu"
+#include "../../csrc/cuda/blocks.cu"
+#include "../../csrc/cuda/cast.cu"
+#include "../../csrc/cuda/distinct.cu"
 #include "../../csrc/cuda/elias_decode.cu"
 #include "../../csrc/cuda/elias_encode.cu"
+#include "../../csrc/cuda/error.cu"
+#include "../../csrc/cuda/gather.cu"
 #include "../../csrc/cuda/levels.cu"
 #include "../../csrc/cuda/moments.cu"
 #include "../../csrc/cuda/pack.cu"
+#include "../../csrc/cuda/product.cu"
 #include "../../csrc/cuda/random_bits.cu"
 #include "../../csrc/cuda/scatter.cu"
 #include "../../csrc/cuda/search.cu"
@@ -16,6 +23,8 @@
 #include "drawn.h"
 #include "emulated_groups.h"
 #include "emulated_bins.h"
+#include "emulated_indices.h"
+#include "emulated_passes.h"
 #include "emulated_segments.h"
 #include "emulated_elias.h"
 #include "emulated_moments.h"
@@ -121,10 +130,19 @@ int main() {
     test_elias(n);
     test_statistics(n);
     test_signs(n);
+    test_casts(n);
+    test_error(n);
+    test_take_at(n);
+    test_union(n);
+    test_draw(n);
+    test_momentum(n);
+    test_product(n);
+    for (int codec = 0; codec < 3; ++codec) test_blocks(n, codec);
     for (int codec = turn % 2; codec < 7; codec += 2) test_levels(n, codec);
   }
   test_look_back();
   test_last_level();
   test_launches();
+  test_draw_launches();
   std::printf("CUDA kernels, emulated: as expected (not verified on a GPU)\n");
 }

@@ -1,0 +1,131 @@
+// The CUDA kernels of one pass over a vector, against the CPU's. Include it behind the kernels of the GPU and
+// emulated_groups.h.
+#pragma once
+
+#include "../../csrc/cpu/blocks.h"
+#include "../../csrc/cpu/cast.h"
+#include "../../csrc/cpu/error.h"
+#include "../../csrc/cpu/product.h"
+
+// A copy of a vector that begins at a multiple of 16 bytes, or between two.
+template <class T>
+struct Placed {
+  std::vector<T> all;
+  int64_t skip;
+
+  explicit Placed(const std::vector<T>& x) : all(x.size() + 8), skip(below(2) * below(8)) {
+    std::copy(x.begin(), x.end(), all.begin() + skip);
+  }
+  explicit Placed(int64_t n) : Placed(std::vector<T>(n)) {}
+
+  T* data() { return all.data() + skip; }
+  std::vector<T> vector() const { return {all.begin() + skip, all.end() - (8 - skip)}; }
+};
+
+inline std::vector<uint8_t> draw_bytes(int64_t n) {
+  std::vector<uint8_t> bytes(n);
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(below(256));
+  return bytes;
+}
+
+inline void test_blocks(int64_t n, int codec) {
+  const std::vector<int64_t> bounds = draw_bounds(n);
+  const bool is_short = sage::cuda::CutTable(bounds, 0).longest <= sage::cuda::kMostInBlock;  // then whole groups fit too
+  const int64_t bucket =
+      Ints{1 + static_cast<int32_t>(below(100)), 256, 512, 1024, 1500, 4096, 9000, 16384, is_short ? 0 : 256}[below(9)];
+  const std::vector<int64_t> buckets = sage::cpu::bucket_bounds(bounds, bucket);
+  const int64_t num = static_cast<int64_t>(buckets.size()) - 1, payloads = below(4);
+  const bool keep = payloads || below(2), adds = keep && below(2);
+  const int64_t divisor = payloads ? 1 + below(5) : 1;
+  const Floats scales = draw(payloads * num);
+  Placed<float> ours(draw(n)), grad(draw(n)), found(num);
+  Placed<uint8_t> rows(draw_bytes(payloads * n)), bytes(n);
+  Floats theirs = ours.vector(), found_expected(num);
+  std::vector<uint8_t> bytes_expected(n);
+  OnDevice on(bounds, bucket);
+  float* added = adds ? grad.data() : nullptr;
+  sage::cuda::quantise_blocks(on.cut, on.table.longest,
+                              {{static_cast<sage::cuda::Codec>(codec), 1}, ours.data(), added, n, scales.data(), rows.data(),
+                               payloads, divisor, keep, bytes.data(), found.data()},
+                              nullptr);
+  sage::cpu::quantise_blocks(sage::cpu::isa(), kAlone,
+                             {{static_cast<sage::cpu::Codec>(codec), 1}, theirs.data(), added, n, buckets.data(), num,
+                              rows.data(), nullptr, payloads, divisor, keep, bytes_expected.data(), found_expected.data()},
+                             scales.data());
+  const std::string name = "blocks of codec " + std::to_string(codec);
+  expect(alike(found.vector(), found_expected), name + ": scales");
+  expect(bytes.vector() == bytes_expected, name + ": codes");
+  expect(alike(ours.vector(), theirs), name + ": error");
+}
+
+// The same halves, or NaN in both.
+inline bool alike_halves(bool fp16, const std::vector<uint16_t>& a, const std::vector<uint16_t>& b) {
+  const int most = fp16 ? 0x7c00 : 0x7f80;
+  for (size_t i = 0; i < a.size(); ++i)
+    if (a[i] != b[i] && !((a[i] & 0x7fff) > most && (b[i] & 0x7fff) > most)) return false;
+  return a.size() == b.size();
+}
+
+inline void test_casts(int64_t n) {
+  const bool fp16 = below(2), feeds_back = below(4);
+  const auto format = fp16 ? sage::cpu::Format::fp16 : sage::cpu::Format::bf16;
+  const int64_t world_size = 1 + below(9), num_rows = 1 + below(4);
+  Floats grad = draw(n);
+  if (below(3) == 0)
+    for (float& x : grad) x *= 7e4f;
+  Placed<float> signal(grad), ours(draw(n)), wide(n);
+  Placed<uint16_t> share(n), total(n);
+  Floats theirs = ours.vector();
+  std::vector<uint16_t> expected(n);
+  sage::cuda::cast_share(fp16, {signal.data(), feeds_back ? ours.data() : nullptr, share.data(), world_size}, n, nullptr);
+  sage::cpu::cast_share(sage::cpu::isa(), kAlone, format,
+                        {grad.data(), feeds_back ? theirs.data() : nullptr, expected.data(), static_cast<float>(world_size)},
+                        n);
+  expect(alike_halves(fp16, share.vector(), expected), "cast_share: share");
+  expect(same(ours.vector(), theirs), "cast_share: residual");
+  const std::vector<uint8_t> bytes = draw_bytes(2 * num_rows * n);
+  std::vector<uint16_t> drawn(num_rows * n);
+  if (n > 0) std::memcpy(drawn.data(), bytes.data(), bytes.size());
+  Placed<uint16_t> rows(drawn);
+  sage::cuda::sum_casts(fp16, rows.data(), num_rows, total.data(), n, nullptr);
+  sage::cpu::sum_casts(sage::cpu::isa(), kAlone, format, drawn.data(), num_rows, expected.data(), n);
+  expect(alike_halves(fp16, total.vector(), expected), "sum_casts");
+  sage::cuda::widen(fp16, rows.data(), wide.data(), n, nullptr);
+  sage::cpu::widen(sage::cpu::isa(), kAlone, format, drawn.data(), theirs.data(), n);
+  expect(alike(wide.vector(), theirs), "widen");
+}
+
+inline void test_error(int64_t n) {
+  Placed<float> ours(draw(n)), sent(draw(n));
+  Floats theirs = ours.vector();
+  sage::cuda::keep_error(ours.data(), sent.data(), n, nullptr);
+  sage::cpu::keep_error(kAlone, theirs.data(), sent.data(), n);
+  expect(same(ours.vector(), theirs), "keep_error");
+}
+
+inline void test_momentum(int64_t n) {
+  Placed<float> ours(draw(n)), signal(draw(n));
+  Floats theirs = ours.vector();
+  std::vector<uint8_t> bits((n + 7) / 8), expected(bits.size());
+  const float beta = Floats{0.0f, 0.9f, 0.99f}[below(3)];
+  uint32_t largest = 0;
+  sage::cuda::momentum_signs({ours.data(), signal.data(), beta, 1 - beta, bits.data(), &largest}, n, nullptr);
+  const uint32_t most = sage::cpu::momentum_signs(sage::cpu::isa(), kAlone,
+                                                  {theirs.data(), signal.data(), beta, 1 - beta, expected.data()}, n);
+  expect(bits == expected, "momentum_signs: bits");
+  expect(largest == most, "momentum_signs: largest");
+  expect(alike(ours.vector(), theirs), "momentum_signs: momentum");
+}
+
+inline void test_product(int64_t n) {
+  const int64_t rows = n ? 1 + below(below(2) ? 9 : n) : 0, columns = n / std::max<int64_t>(rows, 1), rank = 1 + below(5);
+  Placed<float> left(draw(rows * rank)), right(draw(rank * columns)), ours(draw(rows * columns)), out(rows * columns);
+  const bool keeps = below(3);
+  Floats theirs = ours.vector(), expected(rows * columns);
+  sage::cuda::write_product({left.data(), right.data(), rows, rank, columns, out.data(), keeps ? ours.data() : nullptr},
+                            nullptr);
+  sage::cpu::write_product(sage::cpu::isa(), kAlone, left.data(), right.data(), rows, rank, columns, expected.data(),
+                           keeps ? theirs.data() : nullptr);
+  expect(alike(out.vector(), expected), "write_product: product");
+  expect(same(ours.vector(), theirs), "write_product: signal");
+}
