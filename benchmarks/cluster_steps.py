@@ -1,14 +1,17 @@
 """Measures, on the ranks of an allocation, a calibration and the steps of every reducer under each mount.
 
 The reducers take turns within a mount, in one process group (sage/bench/advise/trials.py): six rounds or
-more after four steps of warm-up. The options are those of `sage calibrate`, of the mounts and of the rounds.
-`predict_error.py` and `advise_error.py` start it on clusters with throttled links.
+more after four steps of warm-up. With --again, the fastest of them are then measured by themselves for as
+long again: the least of many medians is below its true value by chance. The options are those of
+`sage calibrate`, of the mounts and of the rounds. `predict_error.py` and `advise_error.py` start it on
+clusters with throttled links.
 
     srun python benchmarks/cluster_steps.py resnet20-cifar10 --reducers bf16 topk --output steps
 """
 
 import gc
 import os
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -48,12 +51,15 @@ def start(
     mounts: Sequence[Mount],
     together: bool,
     trial_seconds: float,
+    again: int,
     **_: object,
 ) -> int:
     """Measure on all ranks; returns the exit status, as `sage calibrate` does."""
     plan = Plan(config=config, reducers=reducers, seconds=seconds, steps=steps)
     groups: list[Sequence[Mount]] = [mounts] if together else [[mount] for mount in mounts]
-    return ranks.run(NAME, plan.config, plan.facts(), partial(_work, plan, output, groups, trial_seconds))
+    return ranks.run(
+        NAME, plan.config, plan.facts(), partial(_work, plan, output, groups, trial_seconds, again)
+    )
 
 
 def _work(
@@ -61,6 +67,7 @@ def _work(
     output: Path,
     groups: Sequence[Sequence[Mount]],
     trial_seconds: float,
+    again: int,
     wire: ProcessWire,
     device: torch.device,
 ) -> int:
@@ -77,12 +84,19 @@ def _work(
             ]
             display.print(f"steps of {len(configs)} set-ups, --mount {' and '.join(mounts)}")
             trainings = [training_of(unlimited(config, wire.world_size), wire, device) for config in configs]
-            measured = trials.measure([block(training) for training in trainings], wire, trial_seconds)
+            blocks = [block(training) for training in trainings]
+            measured = trials.measure(blocks, wire, trial_seconds)
+            fastest = sorted(range(len(blocks)), key=lambda i: statistics.median(measured[i].seconds))[:again]
+            if fastest:
+                display.print(f"steps of the {len(fastest)} fastest again")
+            measured_again = trials.measure([blocks[i] for i in fastest], wire, trial_seconds)
+            repeated = dict(zip(fastest, measured_again, strict=True))
             for training in trainings:
                 training.mount.close()
-            del trainings
+            del trainings, blocks
             gc.collect()  # the models of one group take enough memory
-            rows += [_row(*pair) for pair in zip(configs, measured, strict=True)]
+            for i, (config, trial) in enumerate(zip(configs, measured, strict=True)):
+                rows.append({**_row(config, trial), "again": repeated[i].seconds if i in repeated else None})
     if wire.rank == 0:
         output.mkdir(parents=True, exist_ok=True)
         write(output / "calibration.json", calibration)
@@ -117,6 +131,7 @@ command = Calibrate(
         Option("mounts", tuple[Mount, ...], ("whole", "ddp"), "The mounts."),
         Option("together", bool, False, "Alternate between mounts as well; it takes more memory."),
         Option("trial_seconds", float, 0.0, "Time for the rounds; six are measured in any case."),
+        Option("again", int, 0, "Number of the fastest set-ups that are measured a second time."),
     ],
     help="Measure a calibration, and the steps of every reducer under each mount, on all ranks.",
 )
