@@ -7,7 +7,7 @@ namespace sage::cuda {
 
 namespace {
 
-constexpr int kSubWords = kSubBits / 32, kPartWords = kPartBits / 32;
+constexpr int kPartWords = kPartBits / 32;
 constexpr uint8_t kStop = 254, kDead = 255;  // instead of a bit: the stream ends there, or there is no code
 constexpr int kRow = kThreads + 4;           // entries of a table for one bit: rows begin in different banks
 
