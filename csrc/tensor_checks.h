@@ -284,6 +284,13 @@ inline const float* checked_scales(const Tensor& scales, const Tensor& beside, s
   return scale;
 }
 
+// Checks the numbers of groups, on which random draws depend.
+inline void check_numbers(const std::vector<int64_t>& numbers, size_t num_groups) {
+  STD_TORCH_CHECK(numbers.size() == num_groups, "numbers: expected as many as counts");
+  for (int64_t number : numbers)
+    STD_TORCH_CHECK(number >= 0 && number <= kMostElements, "numbers: ", number, ": expected 0 to ", kMostElements);
+}
+
 // Checks the number of elements of each rank.
 inline void check_counts(const std::vector<int64_t>& counts, int64_t num_values, int64_t num_indices) {
   int64_t sum = 0;

@@ -34,9 +34,7 @@ Tensor draw_indices(Tensor beside, std::vector<int64_t> bounds, std::vector<int6
   const int64_t n = bounds.empty() ? 0 : bounds.back();
   STD_TORCH_CHECK(n <= kMostElements, "bounds: at most ", kMostElements, " elements can be indexed by int32");
   const int64_t num = check_groups(bounds, counts, n);
-  STD_TORCH_CHECK(numbers.size() == counts.size(), "numbers: expected as many as counts");
-  for (int64_t number : numbers)
-    STD_TORCH_CHECK(number >= 0 && number <= kMostElements, "numbers: ", number, ": expected 0 to ", kMostElements);
+  check_numbers(numbers, counts.size());
   Tensor indices = empty<int32_t>(num, beside);
   int64_t size = 0;
   for (size_t group = 0; group < counts.size(); ++group)

@@ -33,7 +33,7 @@ __device__ __forceinline__ uint32_t draw_part(const Draw& x, int32_t g, const Ro
   uint32_t own = 0, total;
   for (int64_t c = round.first / kTileDraws * kTileCounters + part * kThreads + threadIdx.x; c < stop; c += step * kThreads) {
     uint32_t words[kDrawsEach];
-    philox(x.key, (static_cast<uint64_t>(g) << 32) + static_cast<uint64_t>(c), words);
+    philox(x.key, (static_cast<uint64_t>(x.numbers[g]) << 32) + static_cast<uint64_t>(c), words);
     for (int w = 0; w < kDrawsEach; ++w) {
       const int64_t draw = c / kTileCounters * kTileDraws + kTileCounters * w + c % kTileCounters;
       const uint64_t scaled = static_cast<uint64_t>(words[w]) * n;

@@ -12,6 +12,7 @@ struct Draw {
   uint64_t key;
   const int32_t *bounds, *first_block;  // of each group, and the end
   const int32_t* num;                   // elements to draw of each group; where the others are drawn, their inverted number
+  const int32_t* numbers;               // of each group, on which its draws depend
   int32_t num_groups;
   bool distinct;    // whether elements that were drawn before do not count
   uint32_t* words;  // a bitmap of the vector, at first 0
@@ -27,8 +28,9 @@ struct DrawTable {
   bool inverts = false;
 
   // `rest` is the number of elements that one block is left with, about.
-  DrawTable(const std::vector<int64_t>& bounds, const std::vector<int64_t>& counts, bool distinct, int64_t rest = 4096)
-      : words(2 * bounds.size() + counts.size()), n(bounds.back()), num_groups(static_cast<int32_t>(counts.size())) {
+  DrawTable(const std::vector<int64_t>& bounds, const std::vector<int64_t>& counts,
+            const std::vector<int64_t>& numbers, bool distinct, int64_t rest = 4096)
+      : words(2 * bounds.size() + 2 * counts.size()), n(bounds.back()), num_groups(static_cast<int32_t>(counts.size())) {
     constexpr int64_t kDraws = 1024;  // of a block
     for (size_t g = 0; g < bounds.size(); ++g) {
       words[g] = static_cast<int32_t>(bounds[g]);
@@ -38,6 +40,7 @@ struct DrawTable {
       const bool inverted = distinct && counts[g] > others;
       const int64_t num = inverted ? others : counts[g];
       words[2 * bounds.size() + g] = static_cast<int32_t>(inverted ? ~num : num);
+      words[2 * bounds.size() + counts.size() + g] = static_cast<int32_t>(numbers[g]);
       inverts = inverts || inverted;
       if (num <= rest) continue;
       num_blocks += static_cast<int32_t>((num + kDraws - 1) / kDraws);
@@ -51,7 +54,8 @@ struct DrawTable {
 
   // The draws, where the table is at `place`.
   Draw at(const int32_t* place, uint64_t key, bool distinct, uint32_t* bitmap, int32_t* found) const {
-    return {key, place, place + num_groups + 1, place + 2 * (num_groups + 1), num_groups, distinct, bitmap, found};
+    const int32_t* num = place + 2 * (num_groups + 1);
+    return {key, place, place + num_groups + 1, num, num + num_groups, num_groups, distinct, bitmap, found};
   }
 };
 

@@ -48,12 +48,14 @@ Tensor take_at_(Tensor signal, std::optional<Tensor> grad, Tensor indices, bool 
 }
 
 // The host waits only if elements can be drawn twice, for the number of different ones.
-Tensor draw_indices(Tensor beside, std::vector<int64_t> bounds, std::vector<int64_t> counts, int64_t key, bool distinct) {
+Tensor draw_indices(Tensor beside, std::vector<int64_t> bounds, std::vector<int64_t> counts,
+                    std::vector<int64_t> numbers, int64_t key, bool distinct) {
   const int64_t n = bounds.empty() ? 0 : bounds.back();
   STD_TORCH_CHECK(n <= kMostElements, "bounds: at most ", kMostElements, " elements can be indexed by int32");
   const int64_t num = check_groups(bounds, counts, n);
+  check_numbers(numbers, counts.size());
   const OnDevice here(beside);
-  const DrawTable table(bounds, counts, distinct);
+  const DrawTable table(bounds, counts, numbers, distinct);
   const Tensor words = empty<int32_t>(static_cast<int64_t>(table.words.size()), beside);
   upload(table.words, data<int32_t>(words), here.stream());
   const DeviceBitmap on(n, false, int64_t{table.num_rounds} * table.num_groups, beside, here.stream());

@@ -71,9 +71,9 @@ inline void test_union(int64_t n) {
 }
 
 // The elements drawn, on the GPU.
-inline Ints drawn(const std::vector<int64_t>& bounds, const std::vector<int64_t>& counts, bool distinct, uint64_t key,
-                  int64_t rest) {
-  const sage::cuda::DrawTable table(bounds, counts, distinct, rest);
+inline Ints drawn(const std::vector<int64_t>& bounds, const std::vector<int64_t>& counts,
+                  const std::vector<int64_t>& numbers, bool distinct, uint64_t key, int64_t rest) {
+  const sage::cuda::DrawTable table(bounds, counts, numbers, distinct, rest);
   HostBitmap on(table.n, int64_t{table.num_rounds} * table.num_groups);
   Ints words(table.words.size());
   sage::cuda::upload(table.words, words.data(), nullptr);
@@ -83,9 +83,10 @@ inline Ints drawn(const std::vector<int64_t>& bounds, const std::vector<int64_t>
 }
 
 inline void test_draw(int64_t n) {
-  std::vector<int64_t> bounds = draw_bounds(n), counts;
+  std::vector<int64_t> bounds = draw_bounds(n), counts, numbers;
   for (size_t g = 0; g + 1 < bounds.size(); ++g) {
     const int64_t size = bounds[g + 1] - bounds[g];
+    numbers.push_back(below(2) ? static_cast<int64_t>(g) : below(int64_t{1} << 31));
     counts.push_back(std::vector<int64_t>{0, size, size / 100, below(size + 1), below(size + 1)}[below(5)]);
   }
   const bool distinct = below(2);
@@ -94,18 +95,22 @@ inline void test_draw(int64_t n) {
   Ints expected(n);
   int64_t size = 0;
   for (size_t g = 0; g < counts.size(); ++g)
-    size += sage::cpu::draw_group(sage::cpu::isa(), key, static_cast<int64_t>(g), bounds[g + 1] - bounds[g], counts[g],
+    size += sage::cpu::draw_group(sage::cpu::isa(), key, numbers[g], bounds[g + 1] - bounds[g], counts[g],
                                   distinct, bounds[g], expected.data() + size);
   expected.resize(size);
-  expect(drawn(bounds, counts, distinct, key, rest) == expected, "draw_indices");
+  expect(drawn(bounds, counts, numbers, distinct, key, rest) == expected, "draw_indices");
 }
 
 inline void test_draw_launches() {
   const auto launches = [](int64_t num_groups) {
-    std::vector<int64_t> bounds{0}, counts;
-    for (int64_t g = 0; g < num_groups; ++g) bounds.push_back(bounds.back() + 500), counts.push_back(g % 2 ? 50 : 450);
+    std::vector<int64_t> bounds{0}, counts, numbers;
+    for (int64_t g = 0; g < num_groups; ++g) {
+      bounds.push_back(bounds.back() + 500);
+      counts.push_back(g % 2 ? 50 : 450);
+      numbers.push_back(g);
+    }
     const int64_t before = emulate::launches;
-    drawn(bounds, counts, true, 7, 10);
+    drawn(bounds, counts, numbers, true, 7, 10);
     return emulate::launches - before;
   };
   expect(launches(2) == launches(200), "draw_indices: launches");
