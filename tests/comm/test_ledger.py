@@ -115,9 +115,11 @@ BY_HAND: dict[str, tuple[Callable[[Wire], Any], Callable[[int], tuple[dict[str, 
     ),
     "all_to_all_others": (
         lambda wire: wire.all_to_all_others(
-            [torch.ones(4)] * wire.world_size, [4] * wire.world_size, "codes"
+            [torch.ones(4)] * (wire.world_size - 1) + [torch.ones(2)],
+            [4] * (wire.world_size - 1) + [2],
+            "codes",
         ),
-        lambda rank: ({"codes": 48}, 32, 32),
+        lambda rank: ({"codes": 48}, 32, 32),  # each counts as the longest
     ),
     "begin_sum": (
         lambda wire: wire.begin_sum(torch.ones(3)).wait(),
