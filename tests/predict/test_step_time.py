@@ -113,7 +113,7 @@ def test_the_steps_through_a_token_bucket_are_those_of_its_steady_state(
     method = replace(named(found, "topk"), messages={2: messages})
     link = Link((bandwidth,), burst=burst, latency=0.0)
     computing = seconds(found, method, Setup(2, link=Link((1e15,), latency=0.0)))
-    tokens = burst
+    tokens, left, sending = burst, 0.0, 0.0
     for _ in range(3):  # the first step has the whole burst
         sending = max(0.0, sum(sizes) - tokens) / bandwidth
         left = max(0.0, tokens - sum(sizes))
