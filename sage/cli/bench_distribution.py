@@ -53,7 +53,7 @@ command = Command(
             "output", Path | None, None, "Folder of distribution.html, distribution.md and distribution.csv."
         ),
     ],
-    help="Fit distributions to recorded gradients, with and without error feedback: normal, Laplace, and "
-    "SIDCo's double exponential, double gamma and double generalised Pareto, for the whole gradient and each "
-    "layer.",
+    help="Fit distributions to recorded gradients, by layer and over training. They are the normal, Laplace, "
+    "and SIDCo's double exponential, double gamma and double generalised Pareto distribution, of gradients "
+    "with and without error feedback.",
 )

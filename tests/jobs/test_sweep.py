@@ -271,7 +271,8 @@ def test_the_bundled_sweeps_can_be_submitted(path: Path) -> None:
     found = read(path, untuned=path in TUNED)
     pilots = [] if found.pilot is None else read(path, pilot=True).configs
     assert path.read_text().startswith("# ")
-    assert {cell.reducer for cell in found.configs} >= {"exact", "sage"}
+    has_sage = path.stem != "ptb-lm-settings"  # its settings are those of the study, which had no `sage`
+    assert {cell.reducer for cell in found.configs} >= {"exact"} | ({"sage"} if has_sage else set())
     for cell in (*found.configs, *pilots):
         assert resources(cell).nodes > 0
     assert (len(pilots) > 0) == (found.pilot is not None)

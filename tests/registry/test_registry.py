@@ -63,7 +63,7 @@ def test_every_part_has_options_with_types_and_defaults_that_fit(kind: PartKind,
 def test_a_mistyped_part_lists_similar_names_and_any_other_lists_all() -> None:
     with pytest.raises(ValueError, match="no reducer is called 'tpok'; did you mean 'topk'"):
         load("reducers", "tpok")
-    with pytest.raises(ValueError, match="no data set is called 'qq'; allowed are cifar10, cifar100"):
+    with pytest.raises(ValueError, match="no data set is called 'qq'; allowed are breast_cancer, cifar10"):
         load("datasets", "qq")
 
 
@@ -191,7 +191,7 @@ def test_a_model_gets_the_facts_that_it_requires_from_the_data_set() -> None:
 
 
 def test_tasks_are_found_by_name_and_by_entry_point(other_package: Path) -> None:
-    assert {"classify", "language_model", "recommend", "sixths"} == set(names("tasks"))
+    assert {"classify", "convex", "language_model", "recommend", "sixths"} == set(names("tasks"))
     assert load("tasks", "sixths").__name__ == "Thirds"
     assert summary("tasks", "classify").startswith("Classification: cross entropy")
 
