@@ -108,7 +108,21 @@ def plain(name: str) -> str:
         return name
     output = subprocess.run([filter_, name], capture_output=True, text=True, check=True).stdout.strip()
     output = output.replace("(anonymous namespace)::", "").removeprefix("void ")
-    return re.sub(r"\b\w+::", "", re.sub(r"\(.*\)$", "", output)).replace("|", "/")
+    return re.sub(r"\b\w+::", "", without_parameters(output)).replace("|", "/")
+
+
+def without_parameters(name: str) -> str:
+    """Return a demangled name up to its last parenthesis that is not within another one.
+
+    >>> without_parameters("f<Of<(Sum)1> >(float*, void (*)(int))")
+    'f<Of<(Sum)1> >'
+    """
+    depth = 0
+    for i in range(len(name) - 1, -1, -1):
+        depth += {")": 1, "(": -1}.get(name[i], 0)
+        if depth == 0:
+            return name[:i] if name[i] == "(" else name
+    return name
 
 
 def table(kernels: list[Kernel], arch: str) -> str:
