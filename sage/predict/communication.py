@@ -1,12 +1,13 @@
 """The time of a reduction's collectives, through links that may pass a burst of bytes at once."""
 # D = draws, X = bandwidths, K = buckets
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy
 from numpy.typing import NDArray
 
+from sage.predict.calibration_schema import Collective
 from sage.predict.links import Links
 from sage.predict.payload import Traffic
 
@@ -36,8 +37,7 @@ class Communication:
             spent: bytes of the burst that are spent before.
         """
         total: Array = numpy.zeros((1, 1))
-        for message, size_D1 in zip(self.messages, self.sizes, strict=True):
-            of = message.collective, share * size_D1, self.ranks, self.ranks_per_node, message.count
+        for of in self._collectives(share):
             total = total + self.network.seconds(*of, spent=spent)
             if self.network.burst:
                 spent = numpy.minimum(spent + self.network.bytes_between(*of), self.network.burst)
@@ -71,10 +71,11 @@ class Communication:
         """
         if not self.network.burst:
             return 0.0
-        sent: Array = numpy.zeros((1, 1))
-        for message, size_D1 in zip(self.messages, self.sizes, strict=True):
-            sent = sent + self.network.bytes_between(
-                message.collective, size_D1, self.ranks, self.ranks_per_node, message.count
-            )
+        sent = sum((self.network.bytes_between(*of) for of in self._collectives()), numpy.zeros((1, 1)))
         recovered = self.network.passed(idle)
         return numpy.where(sent <= recovered, 0.0, numpy.maximum(self.network.burst - recovered, 0.0))
+
+    def _collectives(self, share: float = 1.0) -> Iterator[tuple[Collective, Array, int, int, float]]:
+        """The arguments of `Links.seconds` and `Links.bytes_between` for each message."""
+        for message, size_D1 in zip(self.messages, self.sizes, strict=True):
+            yield message.collective, share * size_D1, self.ranks, self.ranks_per_node, message.count
