@@ -147,6 +147,20 @@ def test_digits_are_split_without_overlap_and_contain_every_class() -> None:
     assert data.checksums == Digits(Path(), limit_test=3).checksums
 
 
+def test_digits_are_enlarged_and_repeated_to_three_channels_on_request() -> None:
+    small, large = Digits(Path()), Digits(Path(), size=32, rgb=True)
+    assert large.facts == {"num_classes": 10, "channels": 3, "image_size": 32}
+    assert large.checksums == small.checksums
+    assert large.test_N.equal(small.test_N)
+    assert large.test_NCHW.equal(large.test_NCHW[:, :1].expand(-1, 3, -1, -1))
+    blocks = torch.nn.functional.avg_pool2d(large.test_NCHW[:, 0].float(), 4)
+    inner = (slice(None), slice(1, -1), slice(1, -1))
+    error = blocks[inner] - small.test_NCHW[:, 0].float()[inner]
+    assert error.abs().mean() < 25, "each 4x4 block is about its pixel, of 0 to 255"
+    ((x_BCHW, _),) = large.test_batches(rank=0, world_size=1, batch_size=360)
+    assert x_BCHW.shape == (360, 3, 32, 32)
+
+
 def test_a_limit_keeps_the_first_images_and_is_checked() -> None:
     whole, part = Digits(Path()), Digits(Path(), limit_train=64, limit_test=32)
     assert part.train_NCHW.equal(whole.train_NCHW[:64])

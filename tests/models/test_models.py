@@ -28,7 +28,7 @@ FACTS = {
     "num_features": 8,
 }
 DIGITS = {"num_classes": 10, "channels": 1, "image_size": 8}
-IMAGE_NAMES = ("feedforward", "googlenet", "resnet", "senet", "vgg")
+IMAGE_NAMES = ("feedforward", "googlenet", "resnet", "resnet_v2", "senet", "vgg")
 
 COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("resnet", {"num_classes": 10}, 11_173_962),
@@ -41,6 +41,42 @@ COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("googlenet", {"num_classes": 10}, 6_166_250),
     ("googlenet", {"num_classes": 100}, 6_258_500),
     ("vgg", {"num_classes": 10}, 14_728_266),
+    ("imagenet", {"num_classes": 1000}, 25_557_032),
+    ("imagenet", {"num_classes": 100}, 23_712_932),
+    ("imagenet", {"num_classes": 20}, 23_549_012),
+    ("imagenet", {"num_classes": 10}, 23_528_522),
+    ("imagenet", {"net": "resnet101", "num_classes": 1000}, 44_549_160),
+    ("imagenet", {"net": "resnet101", "num_classes": 100}, 42_705_060),
+    ("imagenet", {"net": "resnet101", "num_classes": 20}, 42_541_140),
+    ("imagenet", {"net": "resnet101", "num_classes": 10}, 42_520_650),
+    ("imagenet", {"net": "vgg16", "num_classes": 1000}, 138_357_544),
+    ("imagenet", {"net": "vgg16", "num_classes": 100}, 134_670_244),
+    ("imagenet", {"net": "vgg16", "num_classes": 20}, 134_342_484),
+    ("imagenet", {"net": "vgg16", "num_classes": 10}, 134_301_514),
+    ("imagenet", {"net": "vgg19", "num_classes": 1000}, 143_667_240),
+    ("imagenet", {"net": "vgg19", "num_classes": 100}, 139_979_940),
+    ("imagenet", {"net": "vgg19", "num_classes": 20}, 139_652_180),
+    ("imagenet", {"net": "vgg19", "num_classes": 10}, 139_611_210),
+    ("imagenet", {"net": "vgg16_bn", "num_classes": 1000}, 138_365_992),
+    ("imagenet", {"net": "vgg16_bn", "num_classes": 10}, 134_309_962),
+    ("imagenet", {"net": "vgg19_bn", "num_classes": 1000}, 143_678_248),
+    ("imagenet", {"net": "vgg19_bn", "num_classes": 10}, 139_622_218),
+    ("imagenet", {"net": "alexnet", "num_classes": 1000}, 61_100_840),
+    ("imagenet", {"net": "alexnet", "num_classes": 10}, 57_044_810),
+    ("imagenet", {"net": "googlenet", "num_classes": 1000}, 6_624_904),
+    ("imagenet", {"net": "inception_v3", "image_size": 299, "num_classes": 1000}, 23_834_568),
+    ("resnet_v2", {"num_classes": 1000}, 11_687_848),
+    ("resnet_v2", {"num_classes": 100}, 11_226_148),
+    ("resnet_v2", {"num_classes": 10}, 11_179_978),
+    ("resnet_v2", {"stem": "3x3", "num_classes": 1000}, 11_680_040),
+    ("resnet_v2", {"stem": "3x3", "num_classes": 100}, 11_218_340),
+    ("resnet_v2", {"stem": "3x3", "num_classes": 10}, 11_172_170),
+    ("resnet_v2", {"depth": 50, "num_classes": 1000}, 25_549_480),
+    ("resnet_v2", {"depth": 50, "num_classes": 100}, 23_705_380),
+    ("resnet_v2", {"depth": 50, "num_classes": 10}, 23_520_970),
+    ("resnet_v2", {"depth": 101, "num_classes": 1000}, 44_541_608),
+    ("resnet_v2", {"depth": 101, "num_classes": 100}, 42_697_508),
+    ("resnet_v2", {"depth": 101, "num_classes": 10}, 42_513_098),
     ("feedforward", {"num_classes": 10}, 199_210),
     ("lstm", {"vocab_size": 28_869}, 28_949_319),
     ("lstm", {"vocab_size": 28_913}, 28_913 * 651 + 10_155_600),
@@ -147,7 +183,10 @@ def test_vgg_refuses_images_that_its_pooling_would_make_empty() -> None:
         build("vgg", DIGITS)
 
 
-@pytest.mark.parametrize(("name", "allowed"), [("resnet", "18, 20, 56, 110"), ("vgg", "11, 13, 16, 19")])
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [("resnet", "18, 20, 56, 110"), ("resnet_v2", "18, 50, 101"), ("vgg", "11, 13, 16, 19")],
+)
 def test_a_wrong_depth_is_refused_with_the_allowed_ones(name: str, allowed: str) -> None:
     with pytest.raises(ValueError, match=f"depth is 17; allowed are {allowed}"):
         build(name, FACTS, depth=17)
