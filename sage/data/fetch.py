@@ -1,21 +1,22 @@
 """Fetches files from the network and verifies their checksums."""
 
 import hashlib
+import http
 import http.client
 import lzma
-import os
-import secrets
 import sys
 import tarfile
+import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from io import FileIO
+from email.message import Message
 from pathlib import Path
 
-from sage.storage import NotWritten, open_regular, sync_folder
+from sage.data.partial_file import PartialFile, partial_file
+from sage.storage import NotWritten, open_regular
 from sage.storage.lock import Locked, locked
 
 _CHUNK = 1 << 20
@@ -85,34 +86,36 @@ def download(
     """Download one file from the first mirror that returns it intact, unless it is already present.
 
     The file is written under a temporary name and renamed after its checksums are verified, so a file with
-    the final name is complete. Each mirror is tried up to `attempts` times.
+    the final name is complete. Each mirror is tried up to `attempts` times. If a transfer breaks off, or the
+    process is killed, the partial file stays, and the next attempt, or the next call, requests the rest of it
+    (RFC 9110, section 14: `Range`, with `If-Range` if the server gave an ETag or Last-Modified). Without a
+    checksum, a file is continued only from the same address and if the server gave one of these. If the
+    checksums of a file that was continued do not match, it is fetched once more from its start.
 
     Raises:
         DataError: if no mirror returns the file.
-        NotWritten: an OSError, if the file cannot be written, for example because the disk is full.
+        NotWritten: an OSError, if the file cannot be written, for example because the disk is full. The
+            partial file is then removed.
     """
     if path.is_file() and not _damage(path, sha256=sha256, md5=md5):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
     failures = []
-    try:
+    with partial_file(path) as part:
         for url in [*urls] * attempts:
             try:
-                _receive(url, part, timeout)
+                damage = _fetch(url, part, timeout, sha256=sha256, md5=md5)
             except NotWritten:
                 raise
             except (OSError, http.client.HTTPException) as error:
                 failures.append(f"{url}: {error or type(error).__name__}")
                 continue
-            if damage := _damage(part, sha256=sha256, md5=md5):
+            if damage:
+                part.clear()
                 failures.append(f"{url}: {damage}")
                 continue
-            part.replace(path)
-            sync_folder(path.parent)
+            part.complete(path)
             return path
-    finally:
-        part.unlink(missing_ok=True)
     raise DataError("\n  ".join([f"{path.name} could not be fetched:", *failures]))
 
 
@@ -157,28 +160,75 @@ def _damage(path: Path, **expected: str | None) -> str | None:
     return None
 
 
-def _add(file: FileIO, chunk: bytes, path: Path) -> None:
+def _fetch(url: str, part: PartialFile, timeout: float, **expected: str | None) -> str | None:
+    """Receive a file, or the rest of it; return what is wrong with its checksums, or None."""
+    validator = ""
+    may_continue = any(expected.values())
+    if part.source is not None and part.source[0] == url:
+        validator = part.source[1]
+        may_continue = may_continue or bool(validator)
+    if not may_continue:
+        part.clear()
+    if not part.num_bytes:
+        _receive(url, part, timeout)
+        return _damage(part.path, **expected)
+    _receive(url, part, timeout, {"If-Range": validator} if validator else {})
+    if not _damage(part.path, **expected):
+        return None
+    part.clear()
+    _receive(url, part, timeout)
+    return _damage(part.path, **expected)
+
+
+def _receive(url: str, part: PartialFile, timeout: float, condition: Mapping[str, str] | None = None) -> None:
+    """Receive the bytes that follow those of a partial file, or all bytes if the server does not continue it.
+
+    Args:
+        condition: Headers of the request under which the server may continue the file; None: begin anew.
+    """
+    request = urllib.request.Request(url)
+    if condition is not None:
+        request.headers = {"Range": f"bytes={part.num_bytes}-", **condition}
     try:
-        rest = memoryview(chunk)
-        while rest:
-            rest = rest[file.write(rest) :]
-    except OSError as error:  # from the file system, not the network
-        raise NotWritten(path, error) from error
+        response = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if condition is None or error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        error.close()
+        return _receive(url, part, timeout)
+    with response:
+        if condition is None or response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            part.begin(url, _validator(response.headers))
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {part.num_bytes}-"):
+            found = response.headers.get("Content-Range")
+            length = part.num_bytes
+            part.clear()
+            raise OSError(f"the server was asked for the bytes from {length} on, and sent {found!r}")
+        _receive_body(response, part)
 
 
-def _receive(url: str, path: Path, timeout: float) -> None:
+def _validator(headers: Message) -> str:
+    """Return what identifies this version of a file: its ETag, if it is a strong one, else Last-Modified."""
+    etag = headers.get("ETag", "")
+    return etag if etag.startswith('"') else headers.get("Last-Modified", "")
+
+
+def _receive_body(response: http.client.HTTPResponse, part: PartialFile) -> None:
+    """Append a body to a partial file."""
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress
 
-    with urllib.request.urlopen(url, timeout=timeout) as response, path.open("wb", buffering=0) as file:
-        length = response.headers.get("Content-Length")
-        columns = (*Progress.get_default_columns(), DownloadColumn())
+    length = response.headers.get("Content-Length")
+    total = part.num_bytes + int(length) if length else None
+    columns = (*Progress.get_default_columns(), DownloadColumn())
+    try:
         with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-            task = progress.add_task(path.name, total=length and int(length))
+            task = progress.add_task(part.path.name, total=total, completed=part.num_bytes)
             while chunk := response.read(_CHUNK):
-                _add(file, chunk, path)
+                part.add(chunk)
                 progress.advance(task, len(chunk))
-            os.fsync(file.fileno())
-        # http.client reports no error if the body is truncated.
-        if length and file.tell() != int(length):
-            raise OSError(f"the body ended after {file.tell()} of {length} bytes")
+    finally:
+        part.sync()
+    # http.client reports no error if the body is truncated.
+    if total is not None and part.num_bytes != total:
+        raise OSError(f"the body ended after {part.num_bytes} of {total} bytes")
