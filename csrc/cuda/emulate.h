@@ -198,6 +198,11 @@ T __shfl_xor_sync(unsigned mask, T value, unsigned distance) {
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline uint32_t __brev(uint32_t bits) {
+  uint32_t reversed = 0;
+  for (int bit = 0; bit < 32; ++bit) reversed |= (bits >> bit & 1) << (31 - bit);
+  return reversed;
+}
 inline int __clz(int bits) { return bits ? __builtin_clz(static_cast<unsigned>(bits)) : 32; }
 inline int __clzll(long long bits) { return bits ? __builtin_clzll(static_cast<unsigned long long>(bits)) : 64; }
 

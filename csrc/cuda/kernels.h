@@ -165,6 +165,13 @@ struct MomentumSigns {
 };
 void momentum_signs(const MomentumSigns& x, int64_t n, Stream stream);
 
+// Words of 32 signs, first sign highest, from the bytes of signs, and the bytes from the words of each payload. The cut has
+// buckets of 32 elements: each is a word. By column, element r·V + j is bit 31 - r of word j, of V words.
+void sign_words(const Cut& cut, const uint8_t* bytes, int64_t n, uint32_t* words, Stream stream);
+void sign_bytes(const Cut& cut, const uint32_t* words, int64_t n, int64_t num_payloads, uint8_t* bytes, Stream stream);
+void sign_words_by_column(const uint8_t* bytes, int64_t n, uint32_t* words, Stream stream);
+void sign_bytes_by_column(const uint32_t* words, int64_t n, int64_t num_payloads, uint8_t* bytes, Stream stream);
+
 // Computes signal -= sent; what is not finite becomes 0.
 void keep_error(float* signal, const float* sent, int64_t n, Stream stream);
 

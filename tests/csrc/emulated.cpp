@@ -20,6 +20,7 @@
 #include "../../csrc/cuda/select.cu"
 #include "../../csrc/cuda/signs.cu"
 #include "../../csrc/cuda/statistics.cu"
+#include "../../csrc/cuda/words.cu"
 #include "drawn.h"
 #include "emulated_groups.h"
 #include "emulated_bins.h"
@@ -28,6 +29,7 @@
 #include "emulated_segments.h"
 #include "emulated_elias.h"
 #include "emulated_moments.h"
+#include "emulated_words.h"
 
 using namespace sage::cuda;
 // A pass with its data: signal += gradient, beside the sum made by hand.
@@ -130,6 +132,7 @@ int main() {
     test_elias(n);
     test_statistics(n);
     test_signs(n);
+    test_words(n);
     test_casts(n);
     test_error(n);
     test_take_at(n);
