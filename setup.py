@@ -68,6 +68,22 @@ def gencode(architectures: str) -> list[str]:
     return flags
 
 
+def merged(sources: list[Path], count: int, folder: Path) -> list[Path]:
+    """Write at most `count` files that include the sources, each one once, and return them.
+
+    nvcc reads the headers of CUDA and of the standard library for every file and architecture again. The
+    sources define no name twice: tests/csrc/emulated.cpp includes all of them.
+    """
+    shares: list[list[Path]] = [[] for _ in range(min(count, len(sources)))]
+    # The largest first, each to the share that is the smallest by then.
+    for source in sorted(sources, key=lambda source: -source.stat().st_size):
+        min(shares, key=lambda share: sum(each.stat().st_size for each in share)).append(source)
+    units = [folder / f"unit{number}{sources[0].suffix}" for number in range(len(shares))]
+    for unit, share in zip(units, shares, strict=True):
+        unit.write_text("".join(f'#include "{source.resolve()}"\n' for source in sorted(share)))
+    return units
+
+
 class Build(build_ext):
     """Compile every source side by side, C++ by the C++ compiler and CUDA by nvcc, and link them."""
 
@@ -100,7 +116,8 @@ class Build(build_ext):
                 code = gencode(os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES)
                 nvcc += code
                 # The slowest first, so that nobody waits for them alone.
-                commands[:0] = [[*nvcc, "-c", source] for source in sorted(CSRC.glob("cuda/*.cu"))]
+                units = merged(sorted(CSRC.glob("cuda/*.cu")), os.cpu_count() or 1, Path(folder))
+                commands[:0] = [[*nvcc, "-c", unit] for unit in units]
                 plain += ["-isystem", str(cuda / "include"), "-DUSE_CUDA"]
                 commands += [[compiler, *plain, "-c", source] for source in sorted(CSRC.glob("cuda/*.cpp"))]
                 libraries += ["-ltorch_cuda", f"-L{cuda / 'lib64'}", f"-L{cuda / 'lib'}", "-lcudart"]

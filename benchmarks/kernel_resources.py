@@ -84,21 +84,12 @@ def parse(file: str, output: str, ptx: str) -> list[Kernel]:
 def compile_one(nvcc: str, arch: str, source: Path) -> list[Kernel]:
     """Compile one file for one architecture, and return its kernels."""
     with tempfile.TemporaryDirectory() as folder:
-        base = [nvcc, "-std=c++20", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", str(source)]
-        cubin = [*base, "-cubin", "-Xptxas=-v", "-o", f"{folder}/a.cubin"]
-        output = subprocess.run(cubin, capture_output=True, text=True, check=True)
-        ptx = [
-            nvcc,
-            "-std=c++20",
-            "-O3",
-            f"-arch=compute_{arch}",
-            "-ptx",
-            str(source),
-            "-o",
-            f"{folder}/a.ptx",
-        ]
-        subprocess.run(ptx, capture_output=True, text=True, check=True)
-        return parse(source.name, output.stdout + output.stderr, Path(folder, "a.ptx").read_text())
+        command = [nvcc, "-std=c++20", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", str(source)]
+        # The PTX is a step on the way, which is kept.
+        command += ["-cubin", "-Xptxas=-v", "-o", f"{folder}/a.cubin", "--keep", f"--keep-dir={folder}"]
+        output = subprocess.run(command, capture_output=True, text=True, check=True)
+        ptx = Path(folder, source.with_suffix(".ptx").name).read_text()
+        return parse(source.name, output.stdout + output.stderr, ptx)
 
 
 def plain(name: str) -> str:
