@@ -39,24 +39,11 @@ struct Pass {
   float* signal;
   float* grad;  // added, where there is one
   int64_t n;
-  uint32_t limit;  // magnitude from which an element is taken
   bool keep;       // whether 0 is left where an element was taken
   bool clear;      // whether 0 is left in the gradient
   int32_t* bins;   // counts of magnitudes in every `every`-th group of 64, where there are bins
   int64_t every;
 };
-
-// Staging memory for the taken elements: each tile has its own kTile places.
-struct Stage {
-  float* values;
-  int32_t* indices;
-  int32_t* counts;  // of each tile, and one more
-};
-
-// `select` stages the elements that a pass takes, and stores their number in the last of the stage's counts. `move`
-// then compacts them.
-void select(const Pass& pass, const Stage& stage, Stream stream);
-void move(const Stage& stage, int64_t n, float* values, int32_t* indices, Stream stream);
 
 // Adds the number of magnitudes at or above a limit to the count, or the histogram of the magnitudes to the bins.
 void count_above(const float* x, int64_t n, uint32_t limit, unsigned long long* count, Stream stream);

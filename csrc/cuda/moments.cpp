@@ -25,7 +25,7 @@ Tensor ranked(const DeviceSegments& on, int64_t each, float* signal, int64_t n, 
   const int64_t num = each * on.cut.num;
   const Tensor searches = on.searches(each);
   auto* states = static_cast<Search*>(searches.mutable_data_ptr());
-  const Pass pass{signal, nullptr, n, 0, false, false, nullptr, 1};
+  const Pass pass{signal, nullptr, n, false, false, nullptr, 1};
   search(on.cut, pass, static_cast<int32_t>(each), states, nullptr, 0, stream);
   Tensor magnitudes = empty<float>(num, beside);
   found(states, num, data<float>(magnitudes), stream);

@@ -59,4 +59,10 @@ void search(const Segments& cut, const Pass& pass, int32_t each, Search* searche
 void top(const Segments& cut, const Pass& pass, Search* searches, unsigned long long* sums, float* values,
          int32_t* indices, Stream stream);
 
+// Computes signal += gradient, and writes the elements whose magnitude is at or above the limit of their group, whose bits
+// `wanted` has; adds the numbers of them to the counts, where there are counts. `sums` has a word for each tile, and one more, all
+// 0 before; behind it, the word of the last tile has the number of all. The output has room for all elements. One launch.
+void select(const Segments& cut, const Pass& pass, unsigned long long* counts, unsigned long long* sums, float* values,
+            int32_t* indices, Stream stream);
+
 }  // namespace sage::cuda

@@ -1,53 +1,99 @@
-// Threshold selection on a GPU. Each tile compacts into its own staging memory in a single pass over the vector, a scan
-// of the tiles' counts gives the output positions, and the taken elements are moved there. The order is deterministic.
-#include "pass.cuh"
+// Threshold selection on a GPU, of each group of a vector by its own threshold, in a single pass: where a tile's elements belong
+// depends on the number taken in the tiles before, a sum by look-back. The order is that of the elements.
+#include "lookback.cuh"
+#include "segments.cuh"
 
 namespace sage::cuda {
 
 namespace {
 
-__global__ void select_stage(Pass pass, Stage stage) {
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kTile;
-  float a[kItems];
-  bool taken[kItems];
-  uint32_t ranks[kItems];
-  load(pass, begin, a);
-  for (int c = 0; c < kItems; ++c) {
-    const int64_t i = begin + c * kThreads + threadIdx.x;
-    taken[c] = i < pass.n && magnitude(a[c]) >= pass.limit;
-    if (i >= pass.n) continue;
-    if (pass.bins && i / kGroup % pass.every == 0) atomicAdd(pass.bins + (magnitude(a[c]) >> kBinShift), 1);
-    if (pass.grad && pass.clear) pass.grad[i] = 0;
-    if (pass.grad || (taken[c] && pass.keep)) pass.signal[i] = taken[c] && pass.keep ? 0 : a[c];
+// Writes what is left in a tile of signal, and in that of the gradient; `taken` has a bit for each of this thread's elements.
+__device__ __forceinline__ void leave(const Pass& pass, const Segment& own, const float (&a)[kQuads][4], uint32_t taken) {
+  if (pass.grad) {
+    float left[kQuads][4];
+    SAGE_UNROLL
+    for (int c = 0; c < kQuads; ++c) {
+      SAGE_UNROLL
+      for (int j = 0; j < 4; ++j) left[c][j] = pass.keep && (taken >> (4 * c + j) & 1) ? 0 : a[c][j];
+    }
+    store_tile(pass.signal, own, left);
+    return;
   }
-  const uint32_t total = rank_flags(taken, ranks);
-  for (int c = 0; c < kItems; ++c) {
-    if (!taken[c]) continue;
-    stage.values[begin + ranks[c]] = a[c];
-    stage.indices[begin + ranks[c]] = static_cast<int32_t>(begin + c * kThreads + threadIdx.x);
+  if (!pass.keep) return;
+  SAGE_UNROLL
+  for (int c = 0; c < kQuads; ++c) {
+    SAGE_UNROLL
+    for (int j = 0; j < 4; ++j)
+      if (taken >> (4 * c + j) & 1) pass.signal[own.tile + quad_of(c) + j] = 0;
   }
-  if (threadIdx.x == 0) stage.counts[blockIdx.x] = static_cast<int32_t>(total);
 }
 
-// Runs after the scan, when the counts are the output positions of the tiles.
-__global__ void select_move(Stage stage, float* values, int32_t* indices) {
-  const int64_t from = static_cast<int64_t>(blockIdx.x) * kTile;
-  const int32_t to = stage.counts[blockIdx.x], size = stage.counts[blockIdx.x + 1] - to;
-  for (int32_t i = threadIdx.x; i < size; i += kThreads) {
-    values[to + i] = stage.values[from + i];
-    indices[to + i] = stage.indices[from + i];
+__global__ void select_tiles(Segments cut, Pass pass, unsigned long long* counts, unsigned long long* sums, float* values,
+                             int32_t* indices) {
+  __shared__ unsigned long long tiles_before;
+  const int32_t number = next_tile(sums + cut.num_tiles);
+  const Segment own(cut, number);
+  const auto limit = static_cast<uint32_t>(cut.wanted[own.group]);
+  float a[kQuads][4];
+  load_tile(pass.signal, own, a);
+  if (pass.grad) {
+    float g[kQuads][4];
+    load_tile(pass.grad, own, g);
+    SAGE_UNROLL
+    for (int c = 0; c < kQuads; ++c) {
+      SAGE_UNROLL
+      for (int j = 0; j < 4; ++j) a[c][j] += g[c][j], g[c][j] = 0;
+    }
+    if (pass.clear) store_tile(pass.grad, own, g);
+  }
+  uint32_t taken = 0, sizes[kQuads], before[kQuads];
+  SAGE_UNROLL
+  for (int c = 0; c < kQuads; ++c) {
+    sizes[c] = 0;
+    SAGE_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      if (!own.has(quad_of(c) + j)) continue;
+      const uint32_t bits = magnitude(a[c][j]);
+      if (pass.bins && (own.tile + quad_of(c)) / kGroup % pass.every == 0) atomicAdd(pass.bins + (bits >> kBinShift), 1);
+      if (bits < limit) continue;
+      taken |= 1u << (4 * c + j);
+      ++sizes[c];
+    }
+  }
+  const uint32_t all = sum_quads(sizes, before);
+  if (threadIdx.x < kLanes) {
+    const unsigned long long sum = sum_before(sums, 0, number, all);
+    if (threadIdx.x == 0) {
+      tiles_before = sum;
+      if (counts && all) atomicAdd(counts + own.group, static_cast<unsigned long long>(all));
+    }
+  }
+  leave(pass, own, a, taken);
+  __syncthreads();
+  SAGE_UNROLL
+  for (int c = 0; c < kQuads; ++c) {
+    int64_t to = static_cast<int64_t>(tiles_before) + before[c];
+    SAGE_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      if (!(taken >> (4 * c + j) & 1)) continue;
+      values[to] = a[c][j];
+      indices[to++] = static_cast<int32_t>(own.tile + quad_of(c) + j);
+    }
   }
 }
 
 __global__ void count_at_least(const float* x, int64_t n, uint32_t limit, unsigned long long* count) {
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kTile;
-  bool taken[kItems];
-  uint32_t ranks[kItems];
-  for (int c = 0; c < kItems; ++c) {
-    const int64_t i = begin + c * kThreads + threadIdx.x;
-    taken[c] = i < n && magnitude(x[i]) >= limit;
+  float a[kQuads][4];
+  SAGE_UNROLL
+  for (int c = 0; c < kQuads; ++c) load_quad(x, quad_at(begin, c), n, a[c]);
+  uint32_t own = 0, total;
+  SAGE_UNROLL
+  for (int c = 0; c < kQuads; ++c) {
+    SAGE_UNROLL
+    for (int j = 0; j < 4; ++j) own += quad_at(begin, c) + j < n && magnitude(a[c][j]) >= limit;
   }
-  const uint32_t total = rank_flags(taken, ranks);
+  block_sum_before(own, total);
   if (threadIdx.x == 0) atomicAdd(count, static_cast<unsigned long long>(total));
 }
 
@@ -58,13 +104,9 @@ __global__ void count_bins(const float* x, int64_t n, int32_t* bins, int64_t eve
 
 }  // namespace
 
-void select(const Pass& pass, const Stage& stage, Stream stream) {
-  if (pass.n > 0) SAGE_LAUNCH(select_stage, tiles(pass.n), stream, pass, stage);
-  SAGE_LAUNCH(scan, 1, stream, stage.counts, tiles(pass.n));
-}
-
-void move(const Stage& stage, int64_t n, float* values, int32_t* indices, Stream stream) {
-  if (n > 0) SAGE_LAUNCH(select_move, tiles(n), stream, stage, values, indices);
+void select(const Segments& cut, const Pass& pass, unsigned long long* counts, unsigned long long* sums, float* values,
+            int32_t* indices, Stream stream) {
+  if (cut.num_tiles > 0) SAGE_LAUNCH(select_tiles, cut.num_tiles, stream, cut, pass, counts, sums, values, indices);
 }
 
 void count_above(const float* x, int64_t n, uint32_t limit, unsigned long long* count, Stream stream) {

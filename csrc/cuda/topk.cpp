@@ -13,7 +13,7 @@ std::tuple<Tensor, Tensor> top_(Tensor signal, std::optional<Tensor> grad, std::
   const DeviceSegments on(bounds, before, signal, here.stream());
   const Tensor searches = on.searches(1), sums = on.sums();
   Tensor values = empty<float>(k, signal), indices = empty<int32_t>(k, signal);
-  const Pass pass{data<float>(signal), grad ? data<float>(*grad) : nullptr, signal.numel(), 0, keep, clear, nullptr, 1};
+  const Pass pass{data<float>(signal), grad ? data<float>(*grad) : nullptr, signal.numel(), keep, clear, nullptr, 1};
   top(on.cut, pass, static_cast<Search*>(searches.mutable_data_ptr()),
       static_cast<unsigned long long*>(sums.mutable_data_ptr()), data<float>(values), data<int32_t>(indices),
       here.stream());

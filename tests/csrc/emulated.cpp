@@ -36,7 +36,7 @@ using namespace sage::cuda;
 struct Case {
   Floats left, grad, signal;
   explicit Case(int64_t n) : left(draw(n)), grad(draw(n)), signal(sum(left, grad)) {}
-  Pass pass() { return {left.data(), grad.data(), static_cast<int64_t>(left.size()), 0, true, true, nullptr, 1}; }
+  Pass pass() { return {left.data(), grad.data(), static_cast<int64_t>(left.size()), true, true, nullptr, 1}; }
 };
 
 void expect_taken(const Case& done, const Ints& at, const Floats& values, const Ints& indices, const std::string& op) {
@@ -54,21 +54,15 @@ void test_select(int64_t n) {
   const Ints at = at_or_above(given.signal, threshold);
   const Ints expected_bins =
       binned(given.signal, kBins, kGroup, every, [](float x) { return magnitude(x) >> kBinShift; });
-  Ints bins(kBins), places(tiles(n) * kTile), counts(tiles(n) + 1);
-  Floats staged(tiles(n) * kTile);
+  Ints bins(kBins);
   Pass pass = given.pass();
-  pass.limit = limit_of(threshold);
   pass.bins = bins.data();
   pass.every = every;
-  const Stage stage{staged.data(), places.data(), counts.data()};
-  select(pass, stage, nullptr);
-  Floats values(counts.back());
-  Ints indices(counts.back());
-  if (!values.empty()) move(stage, n, values.data(), indices.data(), nullptr);
-  expect_taken(given, at, values, indices, "select");
+  const Selected found = run_select({0, n}, {limit_of(threshold)}, pass);
+  expect_taken(given, at, found.values, found.indices, "select");
   expect(bins == expected_bins, "select: histogram");
   unsigned long long count = 0;
-  count_above(given.signal.data(), n, pass.limit, &count, nullptr);
+  count_above(given.signal.data(), n, limit_of(threshold), &count, nullptr);
   expect(count == at.size(), "count_above");
   Ints alone(kBins);
   count_magnitudes(given.signal.data(), n, alone.data(), every, nullptr);
@@ -122,6 +116,7 @@ int main() {
   for (int turn = 0; turn < 36; ++turn) {
     const int64_t n = sizes[turn % 9];
     test_select(n);
+    test_select_groups(n, draw_bounds(n));
     test_top(n);
     test_scatter(n);
     test_scan(std::min<int64_t>(n, 1000));

@@ -33,7 +33,7 @@ inline void expect_moments(const std::vector<double>& rows, size_t g, const sage
 
 // The magnitudes that the searches on a GPU find.
 inline Floats ranked_on_gpu(OnTiles& on, int64_t each, Floats& signal) {
-  const sage::cuda::Pass pass{signal.data(), nullptr, static_cast<int64_t>(signal.size()), 0, false, false, nullptr, 1};
+  const sage::cuda::Pass pass{signal.data(), nullptr, static_cast<int64_t>(signal.size()), false, false, nullptr, 1};
   Floats magnitudes(on.searches.size());
   sage::cuda::search(on.cut, pass, static_cast<int32_t>(each), on.searches.data(), nullptr, 0, nullptr);
   sage::cuda::found(on.searches.data(), static_cast<int64_t>(magnitudes.size()), magnitudes.data(), nullptr);

@@ -2,6 +2,7 @@
 // of the GPU and emulated_groups.h.
 #pragma once
 
+#include "../../csrc/cpu/select.h"
 #include "../../csrc/cuda/segments.h"
 
 // Segments whose table has been copied by the kernel, and memory that holds whatever was there before.
@@ -40,7 +41,7 @@ inline void test_top(int64_t n, const std::vector<int64_t>& bounds) {
   OnTiles on(bounds, before, static_cast<int64_t>(bounds.size()) - 1);
   Floats ours = signal, cleared = grad, found(values.size());
   Ints at(values.size());
-  const sage::cuda::Pass pass{ours.data(), adds ? cleared.data() : nullptr, n, 0, keep, clear, nullptr, 1};
+  const sage::cuda::Pass pass{ours.data(), adds ? cleared.data() : nullptr, n, keep, clear, nullptr, 1};
   sage::cuda::top(on.cut, pass, on.searches.data(), on.sums.data(), found.data(), at.data(), nullptr);
   expect(at == indices, "top: indices");
   expect(same(found, values), "top: values");
@@ -51,6 +52,53 @@ inline void test_top(int64_t n, const std::vector<int64_t>& bounds) {
 inline void test_top(int64_t n) {
   test_top(n, {0, n});
   test_top(n, draw_bounds(n));
+}
+
+// What a pass takes, by limits of groups, and the number from each.
+struct Selected {
+  Floats values;
+  Ints indices;
+  std::vector<unsigned long long> counts;
+};
+
+inline Selected run_select(const std::vector<int64_t>& bounds, const std::vector<int64_t>& limits,
+                           const sage::cuda::Pass& pass) {
+  OnTiles on(bounds, limits, 0);
+  std::fill(on.sums.begin(), on.sums.end(), 0);
+  Selected found{Floats(pass.n), Ints(pass.n), std::vector<unsigned long long>(limits.size())};
+  sage::cuda::select(on.cut, pass, found.counts.data(), on.sums.data(), found.values.data(), found.indices.data(), nullptr);
+  const auto total = on.cut.num_tiles > 0 ? on.sums[on.cut.num_tiles - 1] & INT32_MAX : 0;
+  found.values.resize(total), found.indices.resize(total);
+  return found;
+}
+
+// Thresholds of groups against the CPU's, at vectors that do not begin at a multiple of 16 bytes as well.
+inline void test_select_groups(int64_t n, const std::vector<int64_t>& bounds) {
+  const auto num = static_cast<int64_t>(bounds.size()) - 1, shift = below(4);
+  const Floats signal = draw(n + shift), grad = draw(n + shift);
+  const bool keep = below(2), adds = below(4);
+  std::vector<int64_t> limits;
+  std::vector<uint32_t> theirs_limits;
+  for (int64_t g = 0; g < num; ++g) {
+    const float threshold = Floats{0.0f, 1e-41f, 0.5f, 1.5f, 2.0f, INFINITY, NAN, -1.0f}[below(8)];
+    limits.push_back(sage::cuda::limit_of(threshold));
+    theirs_limits.push_back(sage::cpu::limit_of(threshold));
+  }
+  Floats ours = signal, theirs = signal, added = grad;
+  float* g = adds ? added.data() + shift : nullptr;
+  const Selected found = run_select(bounds, limits, {ours.data() + shift, g, n, keep, false, nullptr, 1});
+  sage::cpu::Pass pass{theirs.data() + shift};
+  pass.grad = g;
+  pass.keep = keep;
+  sage::cpu::Kept kept;
+  std::vector<int64_t> counts(num);
+  sage::cpu::select_groups(sage::cpu::isa(), kAlone, pass, bounds, theirs_limits, kept, counts.data());
+  expect(found.indices == Ints(kept.indices, kept.indices + kept.size), "select groups: indices");
+  expect(same(found.values, Floats(kept.values, kept.values + kept.size)), "select groups: values");
+  expect(same(ours, theirs), "select groups: signal");
+  expect(same(added, grad), "select groups: gradient");
+  for (int64_t i = 0; i < num; ++i)
+    expect(found.counts[i] == static_cast<unsigned long long>(counts[i]), "select groups: counts");
 }
 
 inline void look_back(volatile unsigned long long* sums, int32_t first, int32_t tile, unsigned long long* before) {
@@ -94,4 +142,7 @@ int64_t launches_of(const Run& run, int64_t num) {
 inline void test_launches() {
   const auto run_top = [](const std::vector<int64_t>& bounds) { test_top(bounds.back(), bounds); };
   expect(launches_of(run_top, 1) == 6 && launches_of(run_top, 50) == 6, "top: six launches, with that of the table");
+  const auto run_select_groups = [](const std::vector<int64_t>& bounds) { test_select_groups(bounds.back(), bounds); };
+  expect(launches_of(run_select_groups, 1) == 2 && launches_of(run_select_groups, 50) == 2,
+         "select groups: two launches, with that of the table");
 }
