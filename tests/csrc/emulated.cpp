@@ -30,6 +30,7 @@
 #include "emulated_elias.h"
 #include "emulated_moments.h"
 #include "emulated_words.h"
+#include "emulated_launches.h"
 
 using namespace sage::cuda;
 // A pass with its data: signal += gradient, beside the sum made by hand.
@@ -142,5 +143,6 @@ int main() {
   test_last_level();
   test_launches();
   test_draw_launches();
+  test_launches_of_groups();
   std::printf("CUDA kernels, emulated: as expected (not verified on a GPU)\n");
 }
