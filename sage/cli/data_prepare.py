@@ -20,10 +20,10 @@ def of(name: str) -> Command:
             f"the data set {name} has no `prepare`; add a static method prepare(root) to its class"
         )
 
-    def run(*, folder: Path | None, root: Path | None, **options: Any) -> int:
+    def run(*, data_folder: Path | None, root: Path | None, **options: Any) -> int:
         from ..data.dataset import data_root
 
-        prepare(data_root(root or folder), **options)
+        prepare(data_root(root or data_folder), **options)
         return 0
 
     own = [
@@ -35,7 +35,7 @@ def of(name: str) -> Command:
         name,
         run,
         [
-            Argument("folder", Path, "The same as --root.", required=False),
+            Argument("data_folder", Path, "The same as --root.", required=False),
             Option("root", Path | None, None, where),
             *own,
         ],

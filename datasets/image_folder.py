@@ -1,0 +1,62 @@
+"""Image folder: photographs in train/CLASS and val/CLASS, such as ImageNet, decoded when they are used."""
+
+from pathlib import Path
+from typing import Annotated
+
+from sage.data.image_folder import ImageFolder, image_lists
+from sage.data.image_transforms import Preprocessing
+from sage.validate import Range
+
+
+class Folder(ImageFolder):
+    """Images of a folder of yours; the classes are the names of the folders, in alphabetical order.
+
+    ImageNet (Russakovsky et al., 2015, https://arxiv.org/abs/1409.0575) has 1,281,167 images for training and
+    50,000 for validation in 1,000 classes. Its terms do not allow SAGE to download it.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        folder: str = "imagenet",
+        size: Annotated[int, Range(8, 4096)] = 224,
+        preprocessing: Preprocessing = "plain",
+        decoders: Annotated[int, Range(0, 256)] = 0,
+        skip_damaged: bool = False,
+        limit_train: int | None = None,
+        limit_test: int | None = None,
+    ) -> None:
+        """List the images of a folder.
+
+        Args:
+            folder: The folder of train and val, relative to the folder of the data sets.
+            size: Height and width of the images of a batch.
+            preprocessing: plain: random resized crop and flip; byteps: also colour jitter and lighting.
+            decoders: Threads of each rank that decode images in advance; they do not change the batches.
+            skip_damaged: Leave out images that cannot be read, and log them, instead of ending the run.
+            limit_train: Train only on this number of images, spread evenly over the classes.
+            limit_test: Test only on this number of images, spread evenly over the classes.
+        """
+        super().__init__(
+            root / folder,
+            root,
+            size=size,
+            preprocessing=preprocessing,
+            decoders=decoders,
+            skip_damaged=skip_damaged,
+            limit_train=limit_train,
+            limit_test=limit_test,
+        )
+
+    @staticmethod
+    def prepare(root: Path, *, folder: str = "imagenet") -> None:
+        """List the images, which SAGE cannot download, and keep the lists for later runs.
+
+        Args:
+            folder: The folder of train and val, relative to the folder of the data sets.
+        """
+        image_lists(root / folder, root)
+
+
+DATASET = Folder
