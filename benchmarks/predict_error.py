@@ -155,6 +155,8 @@ def main() -> None:
         for workload in dict.fromkeys(each.workload for each in found)
         for row in rows_of([each for each in found if each.workload == workload])
     ]
+    if not rows:
+        parser.exit(message="nothing is predicted: a workload needs two setups with as many ranks\n")
     result = {
         "all": summary(rows),
         **by("workload", rows, lambda row: row.workload),
