@@ -23,6 +23,7 @@ def manifest(
     *,
     hosts: Sequence[str] = (),
     links: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the content of `manifest.json`, with machine and environment of the calling rank.
 
@@ -31,6 +32,8 @@ def manifest(
         checksums: Checksums of the data files.
         hosts: The host of each rank.
         links: The network measurements of sage/comm/probe.py; None if the ranks are threads of one process.
+        provenance: What the parts with an attribute `provenance` say of their content, such as "random
+            weights" of a model or "synthetic" of a data set, by the kind of part.
     """
     cuda = torch.cuda.is_available()
     return {
@@ -62,6 +65,7 @@ def manifest(
         "seed": config.get("seed"),
         "config": dict(config),
         "checksums": dict(checksums),
+        **({"provenance": dict(provenance)} if provenance else {}),
     }
 
 

@@ -249,7 +249,8 @@ def _origin(run: Run) -> str:
     )
     memory = size(machine["memory_bytes"])
     hardware = f"{machine['cpu']}, {machine['cores']} cores, {memory} memory, {gpus}, {machine['os']}"
-    return printable(f"{machine['hostname']} ({hardware}); {named}; {commit}")
+    said = "".join(f"; {kind}: {text}" for kind, text in run.manifest.get("provenance", {}).items())
+    return printable(f"{machine['hostname']} ({hardware}); {named}; {commit}{said}")
 
 
 def _listed(title: str, lines: Iterable[str]) -> str:

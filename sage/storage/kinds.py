@@ -44,6 +44,7 @@ MANIFEST = Kind(
         "links?": dict[str, Any] | None,
         "hosts?": list[str],
         "checksums?": dict[str, str],
+        "provenance?": dict[str, str],
     },
     remedy=RERUN,
 )

@@ -237,7 +237,9 @@ def _trained(
     links = probe(wire, device=device) if isinstance(wire, ProcessWire) else None
     if wire.rank == 0:
         write_json(folder / "config.json", config.to_dict(), storage.CONFIG)
-        content = manifest(config.to_dict(), data.checksums, hosts=hosts, links=links)
+        parts = {"model": model, "data": data}
+        said = {kind: text for kind, part in parts.items() if (text := getattr(part, "provenance", ""))}
+        content = manifest(config.to_dict(), data.checksums, hosts=hosts, links=links, provenance=said)
         write_json(folder / "manifest.json", content, storage.MANIFEST)
     if source := training.resume():
         record.event("resumed", step=training.step, source=source)

@@ -99,6 +99,12 @@ COUNTS: list[tuple[str, dict[str, Any], int]] = [
         {"layers": 12, "heads": 12, "width": 768, "bias": True, "vocab_size": 50_257, "block_size": 1024},
         124_439_808,
     ),
+    ("bert", {"vocab_size": 30_522, "num_classes": 4}, 4_386_436),
+    ("bert", {"config": "mini", "vocab_size": 30_522, "num_classes": 4}, 11_171_588),
+    ("bert", {"config": "small", "vocab_size": 30_522, "num_classes": 4}, 28_765_700),
+    ("bert", {"config": "minilm-l6", "vocab_size": 30_522, "num_classes": 6}, 22_715_526),
+    ("bert", {"config": "base", "vocab_size": 30_522, "num_classes": 5}, 109_486_085),
+    ("bert", {"config": "base", "vocab_size": 21_128, "num_classes": 6}, 102_272_262),
     ("logistic", {"num_features": 123}, 123),
     ("neumf", {"num_users": 138_493, "num_items": 26_744}, 31_832_577),
 ]
@@ -106,6 +112,8 @@ COUNTS: list[tuple[str, dict[str, Any], int]] = [
 
 def build(name: str, facts: dict[str, int], **options: Any) -> nn.Module:
     """Create a model like the engine: its options by name, and the facts that it takes."""
+    if name == "bert":
+        pytest.importorskip("transformers", reason="the extra text is not installed")
     factory = importlib.import_module(f"sage.models.{name}").MODEL
     asked = inspect.signature(factory).parameters
     torch.manual_seed(0)
@@ -123,6 +131,9 @@ def loss_of(model: nn.Module, name: str, facts: dict[str, int]) -> Tensor:
     elif name == "gpt":
         logits = model(torch.randint(facts["vocab_size"], (2, 3)))
         assert logits.shape == (2, 3, facts["vocab_size"])
+    elif name == "bert":
+        logits = model(torch.tensor([[2, 5, 3, 0], [2, 6, 7, 3]]))
+        assert logits.shape == (2, facts["num_classes"])
     elif name == "neumf":
         logits = model(torch.randint(facts["num_users"], (2,)), torch.randint(facts["num_items"], (2,)))
         assert logits.shape == (2,)
@@ -144,6 +155,8 @@ def assert_all_gradients_are_finite(model: nn.Module) -> None:
 
 @pytest.mark.parametrize(("name", "arguments", "count"), COUNTS)
 def test_the_number_of_parameters_is_as_published(name: str, arguments: dict[str, Any], count: int) -> None:
+    if name == "bert":
+        pytest.importorskip("transformers", reason="the extra text is not installed")
     with torch.device("meta"):
         model = importlib.import_module(f"sage.models.{name}").MODEL(**arguments)
     assert sum(parameter.numel() for parameter in model.parameters()) == count

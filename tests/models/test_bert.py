@@ -1,0 +1,74 @@
+"""Tests of BERT: its first loss, its mask, weights from a folder, and training on docstrings."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from sage.cli.main import main
+from sage.models.bert import Bert
+from sage.records.record import read_metrics
+
+pytest.importorskip("transformers", reason="the extra text is not installed")
+
+FACTS = {"vocab_size": 40, "num_classes": 4}
+IDS_BT = torch.randint(4, 40, (32, 7), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def model() -> Bert:
+    torch.manual_seed(0)
+    return Bert(**FACTS).eval()
+
+
+def test_the_first_loss_is_the_logarithm_of_the_number_of_classes(model: Bert) -> None:
+    loss = functional.cross_entropy(model(IDS_BT), torch.arange(32) % 4)
+    assert loss.item() == pytest.approx(math.log(4), abs=0.3)
+
+
+def test_padding_does_not_change_the_logits(model: Bert) -> None:
+    torch.testing.assert_close(model(functional.pad(IDS_BT, (0, 5))), model(IDS_BT))
+
+
+def test_a_text_longer_than_the_positions_is_refused(model: Bert) -> None:
+    with pytest.raises(
+        ValueError, match="have 513 tokens, and the model has 512 positions: set --data.length"
+    ):
+        model(torch.ones(1, 513, dtype=torch.int64))
+
+
+def test_a_saved_folder_is_loaded_and_a_wrong_one_is_a_one_line_error(model: Bert, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"which has no config\.json: give a folder that save_pretrained"):
+        Bert(weights=str(tmp_path), **FACTS)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "bert_model.ckpt.index").touch()
+    with pytest.raises(ValueError, match=r"no model\.safetensors: .* a TensorFlow checkpoint"):
+        Bert(weights=str(tmp_path), **FACTS)
+    model.bert.save_pretrained(tmp_path)
+    loaded = Bert(weights=str(tmp_path), **FACTS)
+    assert loaded.provenance == f"weights from {tmp_path.name}"
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    with pytest.raises(ValueError, match="with a vocabulary of 40, but that of the data set has 41 tokens"):
+        Bert(weights=str(tmp_path), vocab_size=41, num_classes=4)
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="which cannot be loaded: "):
+        Bert(weights=str(tmp_path), **FACTS)
+
+
+@pytest.mark.parametrize("reducer", ["exact", "sage"])
+def test_the_loss_falls_on_docstrings_and_random_weights_are_recorded(tmp_path: Path, reducer: str) -> None:
+    argv = f"run bert-docstrings --reducer {reducer} --steps 100 --schedule constant --data.length 24"
+    argv += " --data.limit-test 64 --workers-in-process"
+    assert main([*argv.split(), "--runs", str(tmp_path)]) == 0
+    (folder,) = tmp_path.iterdir()
+    first, *_ = (line["loss"] for line in read_metrics(folder) if line["kind"] == "step")
+    assert first == pytest.approx(math.log(10), abs=0.3)
+    assert json.loads((folder / "result.json").read_text())["final"]["loss"] < first - 0.1
+    assert json.loads((folder / "manifest.json").read_text())["provenance"] == {"model": "random weights"}
+    assert main(["report", str(tmp_path)]) == 0
+    (page,) = tmp_path.rglob("*.html")
+    assert "model: random weights" in page.read_text()
