@@ -12,8 +12,10 @@ from sage.data.classified_text import ClassifiedText
 from sage.data.fetch import DataError
 from sage.validate import Range
 
-_PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "turtle", "unittest")
-_PACKAGES += ("xml", "_pydecimal")
+_PACKAGES = (
+    *("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "turtle", "unittest", "xml"),
+    "_pydecimal",
+)
 
 
 class Docstrings(ClassifiedText):
