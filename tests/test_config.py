@@ -26,6 +26,7 @@ from sage.config import (
     resolve,
     workloads,
 )
+from sage.config.run_config import PARTS
 from sage.registry import parts
 from sage.validate import LATER
 
@@ -421,8 +422,7 @@ def test_another_part_drops_the_options_of_the_former_one(workload: Path) -> Non
 def test_resolving_adds_the_defaults_of_the_parts_and_is_idempotent(workload: Path) -> None:
     config = resolve(load(str(workload)))
     for part, options in part_options(config).items():
-        kinds = {"reducer": "reducers", "data": "datasets", "model": "models"}
-        make: Any = registry.load(kinds[part], getattr(config, part))
+        make: Any = registry.load(PARTS[part], getattr(config, part))
         later = set(getattr(make, "later", ()))
         assert set(getattr(config, f"{part}_options")) == set(options) - later
     assert config.reducer_options["density"] == 0.25

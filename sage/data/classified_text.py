@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from sage.data.dataset import Batch, count_steps, epoch_generator, shard, share
+from sage.data.dataset import Batch, check_limit, count_steps, epoch_generator, shard, share
 
 # N = texts, S = steps in an epoch, B = texts in a batch, T = tokens of a text
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 """The first tokens of a vocabulary: padding, a word that is not in it, and the ends of a text."""
+
+_PAD, _UNK, _CLS, _SEP = range(len(SPECIAL))
 
 Texts = Sequence[tuple[str, int]]
 """Pairs of a text and its class, counted from 0."""
@@ -97,8 +99,8 @@ def encoded(text: str, number: dict[str, int], length: int) -> list[int]:
     >>> encoded("a b c", {"a": 4, "b": 5}, 4), encoded("c", {}, 4)
     ([2, 4, 5, 3], [2, 1, 3, 0])
     """
-    ids = [2, *(number.get(word, 1) for word in words(text)[: length - 2]), 3]
-    return ids + [0] * (length - len(ids))
+    ids = [_CLS, *(number.get(word, _UNK) for word in words(text)[: length - 2]), _SEP]
+    return ids + [_PAD] * (length - len(ids))
 
 
 def first(limit: int | None, texts: Texts, option: str) -> Texts:
@@ -107,6 +109,5 @@ def first(limit: int | None, texts: Texts, option: str) -> Texts:
     Raises:
         ValueError: There are fewer texts; the message names the option.
     """
-    if limit is not None and not 1 <= limit <= len(texts):
-        raise ValueError(f"{option} is {limit}: give 1 to {len(texts)} texts, or omit it for all of them")
+    check_limit(limit, len(texts), option, of="texts")
     return texts[:limit]

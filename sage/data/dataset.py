@@ -6,6 +6,7 @@ is resumed in the middle of an epoch gets the same batches as an uninterrupted r
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -52,6 +53,17 @@ def data_root(explicit: Path | None = None) -> Path:
     return path(explicit or os.environ.get("SAGE_DATA_DIR") or "data")
 
 
+def cache_root(root: Path) -> Path | None:
+    """Return the folder of the caches: below `root` if it can be written, else below the user's cache."""
+    # Check the mode of the folder too, because `os.access` is always true for the superuser.
+    if root.is_dir() and root.stat().st_mode & stat.S_IWUSR and os.access(root, os.W_OK):
+        return root / ".cache"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sage"
+    except RuntimeError:  # the user has no home folder
+        return None
+
+
 def epoch_generator(seed: int, epoch: int, *more: int) -> torch.Generator:
     """Make the generator for (seed, epoch, ...): identical on every rank, different for other values."""
     key = hashlib.blake2b(repr((seed, epoch, *more)).encode(), digest_size=8)
@@ -85,6 +97,21 @@ def shard(order_N: Tensor, rank: int, world_size: int, batch_size: int) -> Tenso
     steps = count_steps(len(order_N), world_size=world_size, batch_size=batch_size)
     order_SWB = order_N[: steps * world_size * batch_size].view(steps, world_size, batch_size)
     return order_SWB[:, rank]
+
+
+def check_limit(limit: int | None, count: int, option: str, *, of: str) -> None:
+    """Check an option that keeps only some samples.
+
+    Args:
+        limit: Number of samples to keep; None: all of them.
+        count: Number of samples that there are.
+        of: What the samples are, for the message: "images", "tokens", ...
+
+    Raises:
+        ValueError: if there are fewer samples; the message names the option.
+    """
+    if limit is not None and not 1 <= limit <= count:
+        raise ValueError(f"{option} is {limit}: give 1 to {count} {of}, or omit it for all of them")
 
 
 def share(num_samples: int, *, rank: int, world_size: int) -> slice:

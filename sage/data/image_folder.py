@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sage.data.dataset import Batch, count_steps, epoch_generator, shard, share
+from sage.data.dataset import Batch, check_limit, count_steps, epoch_generator, shard, share
 from sage.data.fetch import DataError
 from sage.data.image_list import ImageList, list_images
 from sage.data.image_transforms import Preprocessing, for_testing, for_training
@@ -170,8 +170,6 @@ def image_lists(folder: Path, root: Path) -> tuple[ImageList, ImageList]:
 
 
 def _spread(limit: int | None, num: int, option: str) -> Tensor:
-    if limit is None:
-        return torch.arange(num)
-    if not 1 <= limit <= num:
-        raise ValueError(f"{option} is {limit}: give 1 to {num} images, or omit it for all of them")
-    return torch.arange(limit) * num // limit
+    check_limit(limit, num, option, of="images")
+    kept = num if limit is None else limit
+    return torch.arange(kept) * num // kept

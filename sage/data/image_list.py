@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sage import storage
+from sage.data.dataset import cache_root
 from sage.data.fetch import DataError
-from sage.data.text import cache_root
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sage.data.dataset import Batch, count_steps, epoch_generator, shard, share
+from sage.data.dataset import Batch, check_limit, count_steps, epoch_generator, shard, share
 
 # N = samples, S = steps in an epoch, B = samples in a batch, C = channels, H, W = height and width
 
@@ -86,6 +86,5 @@ def crop_and_flip(x_BCHW: Tensor, generator: torch.Generator, padding: int = 4) 
 
 def _first(limit: int | None, pair: tuple[Tensor, Tensor], option: str) -> tuple[Tensor, Tensor]:
     images_NCHW, labels_N = pair
-    if limit is not None and not 1 <= limit <= len(labels_N):
-        raise ValueError(f"{option} is {limit}: give 1 to {len(labels_N)} images, or omit it for all of them")
+    check_limit(limit, len(labels_N), option, of="images")
     return images_NCHW[:limit], labels_N[:limit]

@@ -2,9 +2,7 @@
 
 import hashlib
 import logging
-import os
 import re
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sage.data.corpus import Corpus, kept
-from sage.data.dataset import Batch
+from sage.data.dataset import Batch, cache_root, check_limit
 from sage.data.fetch import checked
 from sage.validate import Range
 
@@ -218,23 +216,11 @@ def _numbered(texts: Mapping[str, str], tokenizer: Tokenizer, *, pad: bool, min_
     )
 
 
-def cache_root(root: Path) -> Path | None:
-    """Return the folder of the caches: below `root` if it can be written, else below the user's cache."""
-    # Check the mode of the folder too, because `os.access` is always true for the superuser.
-    if root.is_dir() and root.stat().st_mode & stat.S_IWUSR and os.access(root, os.W_OK):
-        return root / ".cache"
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sage"
-    except RuntimeError:  # the user has no home folder
-        return None
-
-
 def first(limit: int | None, stream_N: Stream, option: str) -> Stream:
     """Return the first tokens of a stream, or all of them without a limit.
 
     Raises:
         ValueError: if the stream has fewer tokens; the message names the option.
     """
-    if limit is not None and not 1 <= limit <= len(stream_N):
-        raise ValueError(f"{option} is {limit}: give 1 to {len(stream_N)} tokens, or omit it for all of them")
+    check_limit(limit, len(stream_N), option, of="tokens")
     return stream_N[:limit]

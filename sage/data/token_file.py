@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from sage import storage
+from sage.data.dataset import cache_root
 from sage.data.fetch import DataError
-from sage.data.text import cache_root
 from sage.data.windows import Stream
 
 log = logging.getLogger(__name__)

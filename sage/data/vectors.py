@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sage.data.dataset import Batch, count_steps, epoch_generator, shard, share
+from sage.data.dataset import Batch, check_limit, count_steps, epoch_generator, shard, share
 from sage.data.fetch import DataError
 from sage.data.logistic import minimum
 from sage.validate import Range
@@ -50,10 +50,7 @@ class Vectors:
             bias: Append a feature that is always 1.
             limit_train: Use only this number of samples, the first ones.
         """
-        if limit_train is not None and not 1 <= limit_train <= len(label_N):
-            raise ValueError(
-                f"limit_train is {limit_train}: give 1 to {len(label_N)} samples, or omit it for all of them"
-            )
+        check_limit(limit_train, len(label_N), "limit_train", of="samples")
         x_NF, label_N = _scaled(x_NF[:limit_train], scaling), label_N[:limit_train]
         if bias:
             x_NF = np.column_stack((x_NF, np.ones(len(x_NF))))
