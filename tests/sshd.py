@@ -1,4 +1,7 @@
-"""Runs a private sshd on loopback that ends with the tests; every host name resolves to this machine."""
+"""Runs a private sshd on loopback that ends with the tests; every host name resolves to this machine.
+
+Sessions have a home folder of their own, since the start-up files of the user's shell may print or fail.
+"""
 
 import os
 import pwd
@@ -22,6 +25,7 @@ HostKey {folder}/host
 AuthorizedKeysFile {folder}/me.pub
 PidFile none
 AcceptEnv PSSH_NODENUM
+SetEnv HOME={folder}
 UsePAM no
 StrictModes no
 UseDNS no
