@@ -25,6 +25,8 @@ FACTS = {
     "num_users": 7,
     "num_items": 6,
     "num_features": 8,
+    "num_bins": 21,
+    "num_symbols": 9,
 }
 DIGITS = {"num_classes": 10, "channels": 1, "image_size": 8}
 IMAGE_NAMES = ("feedforward", "googlenet", "resnet", "resnet_v2", "senet", "vgg")
@@ -105,6 +107,18 @@ COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("bert", {"config": "minilm-l6", "vocab_size": 30_522, "num_classes": 6}, 22_715_526),
     ("bert", {"config": "base", "vocab_size": 30_522, "num_classes": 5}, 109_486_085),
     ("bert", {"config": "base", "vocab_size": 21_128, "num_classes": 6}, 102_272_262),
+    *(
+        ("deepspeech", {**options, "num_bins": 161, "num_symbols": 29}, count)
+        for options, count in (
+            ({}, 43_476_256),
+            ({"hidden": 800}, 27_569_568),
+            ({"rnn": "gru"}, 32_685_344),
+            ({"bidirectional": True}, 86_618_400),
+            ({"hidden": 256, "layers": 3}, 2_925_856),
+            ({"hidden": 128, "layers": 2}, 1_128_480),
+            ({"hidden": 128, "layers": 2, "rnn": "gru"}, 910_880),
+        )
+    ),
     ("logistic", {"num_features": 123}, 123),
     ("neumf", {"num_users": 138_493, "num_items": 26_744}, 31_832_577),
 ]
@@ -137,6 +151,10 @@ def loss_of(model: nn.Module, name: str, facts: dict[str, int]) -> Tensor:
     elif name == "neumf":
         logits = model(torch.randint(facts["num_users"], (2,)), torch.randint(facts["num_items"], (2,)))
         assert logits.shape == (2,)
+    elif name == "deepspeech":
+        logits, frames_B = model(torch.randn(2, facts["num_bins"], 9), torch.tensor([9, 6]))
+        assert logits.shape == (2, 5, facts["num_symbols"])
+        assert frames_B.tolist() == [5, 3]
     elif name == "logistic":
         logits = model(torch.randn(2, facts["num_features"]))
         assert logits.shape == (2,)

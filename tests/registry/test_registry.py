@@ -191,7 +191,9 @@ def test_a_model_gets_the_facts_that_it_requires_from_the_data_set() -> None:
 
 
 def test_tasks_are_found_by_name_and_by_entry_point(other_package: Path) -> None:
-    assert {"classify", "convex", "language_model", "recommend", "sixths"} == set(names("tasks"))
+    assert {"classify", "convex", "language_model", "recommend", "sixths", "transcribe"} == set(
+        names("tasks")
+    )
     assert load("tasks", "sixths").__name__ == "Thirds"
     assert summary("tasks", "classify").startswith("Classification: cross entropy")
 
