@@ -20,6 +20,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 # B = clips in the batch, F = frequency bins, T = frames, C = channels, H = hidden, K = symbols
 
+# At 21 bins, fewer than the kernel has, oneDNN's backward pass corrupts memory on CPUs (torch 2.14.1).
+_KERNEL_BINS = 41
+
 
 class DeepSpeech(nn.Module):
     """A network that gives the logits of the symbols in each frame, for the CTC loss.
@@ -61,9 +64,14 @@ class DeepSpeech(nn.Module):
         for name, (value, least) in (smallest | {"lookahead": (lookahead, 0)}).items():
             if value < least:
                 raise ValueError(f"{name} is {value}: give {least} or more")
+        if num_bins < _KERNEL_BINS:
+            raise ValueError(
+                f"num_bins is {num_bins}, and the first convolution is {_KERNEL_BINS} bins high: "
+                f"use a data set of {_KERNEL_BINS} bins or more"
+            )
         self.convolutions = nn.ModuleList(
             [
-                nn.Conv2d(1, channels, (41, 11), stride=(2, 2), padding=(20, 5)),
+                nn.Conv2d(1, channels, (_KERNEL_BINS, 11), stride=(2, 2), padding=(20, 5)),
                 nn.BatchNorm2d(channels),
                 nn.Hardtanh(0, 20),
                 nn.Conv2d(channels, channels, (21, 11), stride=(2, 1), padding=(10, 5)),

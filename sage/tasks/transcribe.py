@@ -83,7 +83,7 @@ class Transcribe(Task):
 def greedy(logits_BTK: Tensor, frames_B: Tensor) -> list[list[int]]:
     """Decode each clip: the best symbol of each frame, repeated ones merged, then blanks (0) dropped.
 
-    >>> greedy(torch.eye(3)[[[1, 1, 0, 1, 2, 2]]], torch.tensor([5]))
+    >>> greedy(torch.eye(3)[torch.tensor([[1, 1, 0, 1, 2, 2]])], torch.tensor([5]))
     [[1, 1, 2]]
     """
     decoded = []

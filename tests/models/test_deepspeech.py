@@ -9,7 +9,7 @@ from sage.models.deepspeech import DeepSpeech
 
 # B = clips, F = frequency bins, T = frames, K = symbols
 
-SMALL = {"hidden": 6, "layers": 3, "channels": 2, "num_bins": 21, "num_symbols": 5}
+SMALL = {"hidden": 6, "layers": 3, "channels": 2, "num_bins": 41, "num_symbols": 5}
 VARIANTS: list[dict[str, Any]] = [{}, {"rnn": "gru"}, {"bidirectional": True}, {"lookahead": 0}]
 
 
@@ -21,7 +21,7 @@ def small(**options: Any) -> DeepSpeech:
 @pytest.mark.parametrize("options", VARIANTS)
 def test_the_logits_of_a_clip_do_not_depend_on_the_padding_beside_it(options: dict[str, Any]) -> None:
     model = small(**options).eval().double()
-    x_BFT = torch.randn(3, 21, 40).double()
+    x_BFT = torch.randn(3, 41, 40).double()
     frames_B = torch.tensor([17, 40, 1])
     logits_BTK, out_B = model(x_BFT, frames_B)
     assert out_B.tolist() == [(frames - 1) // 2 + 1 for frames in frames_B.tolist()]
@@ -35,7 +35,7 @@ def test_a_frame_sees_as_many_later_frames_as_the_lookahead_and_the_convolutions
     options: dict[str, Any], reach: int
 ) -> None:
     model = small(layers=1, **options).eval()
-    x_1FT = torch.randn(1, 21, 120)
+    x_1FT = torch.randn(1, 41, 120)
     logits_1TK, _ = model(x_1FT, torch.tensor([120]))
     changed_1FT = x_1FT.clone()
     changed_1FT[..., -1] += 5
@@ -58,3 +58,8 @@ def test_a_size_that_is_too_small_is_refused_by_name(options: dict[str, int]) ->
 def test_another_kind_of_cell_is_refused() -> None:
     with pytest.raises(ValueError, match="rnn is 'rnn': give lstm or gru"):
         small(rnn="rnn")
+
+
+def test_fewer_bins_than_the_first_convolution_is_high_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_bins is 40, and the first convolution is 41 bins high: use"):
+        small(num_bins=40)

@@ -25,7 +25,7 @@ FACTS = {
     "num_users": 7,
     "num_items": 6,
     "num_features": 8,
-    "num_bins": 21,
+    "num_bins": 41,
     "num_symbols": 9,
 }
 DIGITS = {"num_classes": 10, "channels": 1, "image_size": 8}

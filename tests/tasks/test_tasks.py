@@ -55,7 +55,8 @@ def rank(scores: list[float], duplicate: list[bool] | None = None) -> dict[str, 
 
 @pytest.mark.parametrize("name", registry.names("tasks"))
 def test_every_task_states_for_every_metric_which_direction_is_better(name: str) -> None:
-    task = registry.load("tasks", name)({"num_classes": 10, "character_level": 1, "l2": 0.1, "optimum": 0.2})
+    facts = {"num_classes": 10, "character_level": 1, "l2": 0.1, "optimum": 0.2, "num_symbols": 29}
+    task = registry.load("tasks", name)(facts)
     metrics = task.metrics(torch.ones(len(task.sum_names), dtype=torch.float64))
     assert set(metrics) == set(task.better)
     assert task.metric in metrics
