@@ -35,6 +35,7 @@ SCALARS = {
     "encode_seconds": "seconds/encode",
     "decode_seconds": "seconds/decode",
     "exposed_seconds": "seconds/exposed",
+    "loader_seconds": "seconds/loader",
 }
 """TensorBoard tags of the fields of a step; the fields of `bytes` and `phases` keep their names."""
 

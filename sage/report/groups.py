@@ -106,6 +106,7 @@ def _values(run: Run, label: str, series: str, shared_with: int, target: Target 
         **{name: getattr(figures, name) for name in ("final", "best", "train_loss", "steps", "seconds")},
         "steps_per_second": figures.steps_per_second,
         **{f"step_seconds_{q}": figures.step_seconds.get(q) for q in ("p50", "p95", "p99")},
+        "loader_share": figures.loader_share,
         "reference": None,
         "speed_up": None,
         "speed_up_unoverlapped": None,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy
 
+from sage.records.loader import loader_share
 from sage.records.record import Record
 from sage.report.steps import Steps, mean
 
@@ -29,6 +30,8 @@ class Figures:
     train_loss: float | None = None
     seconds: float | None = None
     steps_per_second: float | None = None
+    loader_share: float | None = None
+    """Largest share of a rank's time in which it waits for its data; of rank 0 if the run is unfinished."""
     step_seconds: Mapping[str, float | None] = field(default_factory=dict)
     """p50, p95 and p99."""
     payload_per_step: Mapping[str, float] = field(default_factory=dict)
@@ -52,7 +55,7 @@ class Figures:
 def of_result(result: Mapping[str, Any], epochs: Sequence[Record]) -> Figures:
     """Read the figures from `result.json`, which has been checked against its schema."""
     names = ["seconds", "steps_per_second", "wire_sent_per_step", "wire_received_per_step"]
-    names += ["density_asked", "density_had"]
+    names += ["density_asked", "density_had", "loader_share"]
     parameters = result.get("parameters")
     payload = result.get("payload_per_step") or {}
     return Figures(
@@ -103,6 +106,7 @@ def of_records(config: Mapping[str, Any], steps: Steps, epochs: Sequence[Record]
         wire_received_per_step=steps.mean("wire_received"),
         density_asked=steps.mean("density_asked"),
         density_had=steps.mean("density_had"),
+        loader_share=_loader_share(steps),
     )
 
 
@@ -125,6 +129,13 @@ def density_met(steps: Steps) -> float | None:
     if not known_S.any():
         return None
     return float((abs(achieved_S[known_S] / target_S[known_S] - 1) <= TOLERANCE).mean())
+
+
+def _loader_share(steps: Steps) -> float | None:
+    """Share of rank 0's time in which it waits for its data, over the steps that have both times."""
+    waited_S, seconds_S = steps["loader_seconds"], steps["seconds"]
+    known_S = numpy.isfinite(waited_S + seconds_S)
+    return loader_share(float(waited_S[known_S].sum()), float(seconds_S[known_S].sum()))
 
 
 def _measured(content: Mapping[str, Any], name: str) -> float | None:

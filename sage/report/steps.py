@@ -21,6 +21,7 @@ FIELDS = (
     "encode_seconds",
     "decode_seconds",
     "exposed_seconds",
+    "loader_seconds",
 )
 
 

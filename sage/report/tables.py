@@ -6,6 +6,7 @@ from dataclasses import replace
 from statistics import median
 
 from sage.output.units import MISSING, duration, number, percent, rate, size, spaced, times
+from sage.records.loader import LARGE_SHARE
 from sage.report.groups import Group
 from sage.report.published.report_table import published_table
 from sage.report.reference import about_references, references_of
@@ -186,6 +187,11 @@ def _about_speed(group: Group) -> str:
     text += "± is one standard deviation over the n runs; p50 and p95 are means over runs."
     if sum(setting.num_sharing for setting in group.settings):
         text += " Some runs shared their machine with other runs: their times are not reliable."
+    if waited := [share for row in group.rows if (share := row.values["loader_share"] or 0) >= LARGE_SHARE]:
+        text += (
+            f" {len(waited)} of {len(group.rows)} runs waited for their data, for up to "
+            f"{100 * max(waited):.0f} % of the time; steps/s and step times are without it."
+        )
     return text
 
 

@@ -46,7 +46,10 @@ class Training(TrainingState):
             start=done * config.accumulate,
         )
         for _ in range(min(self.steps_per_epoch - done, self.total_steps - self.step)):
-            yield [next(batches) for _ in range(config.accumulate)]
+            start = time.perf_counter()
+            taken = [next(batches) for _ in range(config.accumulate)]
+            self.loader_seconds = time.perf_counter() - start
+            yield taken
 
     def endless_batches(self) -> Iterator[list[Batch]]:
         """Yield the micro-batches of one step after another, epoch after epoch, for measurements."""

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sage.records.loader import loader_share
+
 WARM_UP = 0.1
 """Share of the first steps (at most ten steps) that are excluded from the step times."""
 
@@ -30,6 +32,9 @@ class RunningMetrics:
         self.step_seconds.append(fields["seconds"])
         self._totals.update({f"payload/{kind}": size for kind, size in fields["bytes"].items()})
         self._totals.update({name: fields[name] for name in PER_STEP if fields[name] is not None})
+        # With the times of the same steps, because a checkpoint of an earlier version has neither.
+        self._totals["loader_seconds"] += fields["loader_seconds"]
+        self._totals["seconds_with_loader"] += fields["seconds"]
 
     def add_loss(self, loss: float) -> None:
         """Add one step's training loss, unless it is not finite, as it may be for a skipped step."""
@@ -43,10 +48,16 @@ class RunningMetrics:
         self._loss_sum, self._loss_count = 0.0, 0
         return mean
 
-    def result(self, seconds_WS: Tensor, *, metric: str, better: str) -> dict[str, Any]:
+    @property
+    def loader_share(self) -> float:
+        """Share of the time in which this rank waited for its batches."""
+        return loader_share(self._totals["loader_seconds"], self._totals["seconds_with_loader"]) or 0.0
+
+    def result(self, seconds_WS: Tensor, loader_share: float, *, metric: str, better: str) -> dict[str, Any]:
         """Return the measured values of `result.json`.
 
         Args:
+            loader_share: The largest share of a rank.
             seconds_WS: Step times of all ranks; the slowest rank of each step is used.
             metric, better: The headline metric, and whether larger (`max`) or smaller (`min`) is better.
         """
@@ -60,6 +71,7 @@ class RunningMetrics:
             "final": self.evaluations[-1],
             "best": (max if better == "max" else min)(finite, default=None),
             "steps_per_second": len(slowest_S) / float(slowest_S.sum()),
+            "loader_share": loader_share,
             "step_seconds": dict(zip(("p50", "p95", "p99"), quantiles, strict=True)),
             "payload_per_step": {
                 name.removeprefix("payload/"): size

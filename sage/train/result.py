@@ -10,7 +10,8 @@ from sage.train.training import TrainingState
 def result(training: TrainingState) -> dict[str, Any]:
     """Return the content of `result.json`; a collective call, as step times are the slowest rank's."""
     own_S = torch.tensor(training.metrics.step_seconds, dtype=torch.float64, device=training.device)
-    (seconds_WS,) = training.wire.gather(metrics=own_S)
+    share = torch.tensor(training.metrics.loader_share, dtype=torch.float64, device=training.device)
+    seconds_WS, share_W = training.wire.gather(metrics=own_S, shares=share)
     config = training.config
     return {
         "workload": config.workload,
@@ -22,5 +23,7 @@ def result(training: TrainingState) -> dict[str, Any]:
         "steps": training.step,
         "epochs": training.step / training.steps_per_epoch,
         "seconds": training.seconds,
-        **training.metrics.result(seconds_WS.cpu(), metric=training.task.metric, better=training.better),
+        **training.metrics.result(
+            seconds_WS.cpu(), float(share_W.max()), metric=training.task.metric, better=training.better
+        ),
     }

@@ -34,6 +34,7 @@ from sage.data.dataset import Dataset, data_root
 from sage.exit_status import INTERRUPTED, notify_job
 from sage.output.units import printable
 from sage.records import run_folder
+from sage.records.loader import LARGE_SHARE, waited
 from sage.records.manifest import add_end, host, manifest
 from sage.records.progress import Display
 from sage.records.record import Recorder, now, recorder
@@ -261,6 +262,8 @@ def _trained(
     if wire.rank == 0:
         add_end(folder)
     record.finish(content)
+    if content["loader_share"] >= LARGE_SHARE:
+        display.print(waited(content["loader_share"], config.data_options))
     display.print(f"finished: {folder}")
     return 0
 

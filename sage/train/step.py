@@ -63,6 +63,7 @@ def take(training: TrainingState, batches: list[Batch]) -> None:
         "gradient_norm": None if gradient_norm is None else float(gradient_norm),
         "residual_norm": mount.residual_norm() if training.step % config.log_every == 0 else None,
         "seconds": seconds,
+        "loader_seconds": training.loader_seconds,
         **mount.seconds(),
     }
     if config.profile:

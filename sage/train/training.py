@@ -77,6 +77,8 @@ class TrainingState:
         self.phases = Phases(self.device)
         self.step = 0
         self.seconds = 0.0
+        self.loader_seconds = 0.0
+        """Time that this rank waited for the batches of the last step."""
         self.metrics = RunningMetrics()
         self.pending: tuple[Pending, dict[str, Any]] | None = None
         self.stopping = False
