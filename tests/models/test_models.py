@@ -29,7 +29,7 @@ FACTS = {
     "num_symbols": 9,
 }
 DIGITS = {"num_classes": 10, "channels": 1, "image_size": 8}
-IMAGE_NAMES = ("feedforward", "googlenet", "resnet", "resnet_v2", "senet", "vgg")
+IMAGE_NAMES = ("densenet", "feedforward", "googlenet", "resnet", "resnet_v2", "senet", "vgg")
 
 COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("resnet", {"num_classes": 10}, 11_173_962),
@@ -41,6 +41,9 @@ COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("senet", {"num_classes": 100}, 11_306_524),
     ("googlenet", {"num_classes": 10}, 6_166_250),
     ("googlenet", {"num_classes": 100}, 6_258_500),
+    ("densenet", {"num_classes": 10}, 1_000_618),
+    ("densenet", {"num_classes": 100}, 1_035_268),
+    ("densenet", {"blocks": (2, 2, 2, 2), "num_classes": 10}, 59_218),
     ("vgg", {"num_classes": 10}, 14_728_266),
     ("imagenet", {"num_classes": 1000}, 25_557_032),
     ("imagenet", {"num_classes": 100}, 23_712_932),
@@ -229,6 +232,33 @@ def test_a_shortcut_without_parameters_skips_pixels_and_adds_zeros() -> None:
     assert torch.equal(y_BCHW[:, :2], x_BCHW[:, :, ::2, ::2])
     assert y_BCHW.shape == (1, 4, 3, 3)
     assert not y_BCHW[:, 2:].any()
+
+
+def test_a_dense_layer_keeps_the_channels_of_its_input_behind_the_new_ones() -> None:
+    layer = importlib.import_module("sage.models.densenet").DenseLayer(5, growth=3)
+    x_BCHW = torch.randn(2, 5, 4, 4)
+    y_BCHW = layer(x_BCHW)
+    assert y_BCHW.shape == (2, 8, 4, 4)
+    assert torch.equal(y_BCHW[:, 3:], x_BCHW)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"growth": 0}, "growth is 0; allowed is a whole number of 1 or more"),
+        ({"blocks": ()}, r"blocks is \[\]; allowed is a list of whole numbers of 1 or more"),
+        ({"blocks": (2, 0)}, r"blocks is \[2, 0\]; allowed is a list"),
+        (
+            {"blocks": (1, 1, 1, 1, 1)},
+            "8x8 pixels, but 5 blocks halve them 4 times: use images of at least 16x16",
+        ),
+    ],
+)
+def test_a_densenet_of_no_layers_or_of_too_small_images_is_refused(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build("densenet", DIGITS, **options)
 
 
 def test_a_feedforward_network_without_hidden_layers_is_linear() -> None:
