@@ -152,7 +152,7 @@ def test_run_help_shows_the_runs_flags_and_the_parts(capsys: pytest.CaptureFixtu
         ("rnu", "no command is called 'rnu'; did you mean 'run'?"),
         ("run digitss", "no workload is called 'digitss'; did you mean 'digits'"),
         ("run digits --reducer tpok", "no reducer is called 'tpok'; did you mean 'topk'"),
-        ("run digits --model qq", "no model is called 'qq'; allowed are bert, feedforward,"),
+        ("run digits --model qq", "no model is called 'qq'; allowed are bert, "),
         ("run digits --lr -1", "lr is -1.0; allowed is a number in (0, inf)"),
         ("run digits --density 7", "density"),
         ("run digits --lr abc", "--lr is 'abc'; allowed is a number in (0, inf)"),
