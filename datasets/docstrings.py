@@ -10,6 +10,7 @@ from typing import Annotated
 
 from sage.data.classified_text import ClassifiedText
 from sage.data.fetch import DataError
+from sage.data.whole_words import WholeWords
 from sage.validate import Range
 
 _PACKAGES = (
@@ -58,6 +59,7 @@ class Docstrings(ClassifiedText):
         super().__init__(
             train=split["train"],
             test=split["test"],
+            tokenizer=WholeWords(text for text, _ in split["train"]),
             num_classes=len(_PACKAGES),
             length=length,
             checksums={f"docstrings-{platform.python_version()}": hashlib.sha256(content).hexdigest()},

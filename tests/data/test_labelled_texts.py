@@ -1,0 +1,248 @@
+"""Tests of labelled texts: CSV files, word pieces, AG News, and the batches that ranks get of them."""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fuzz import examples
+from hypothesis import given, settings, strategies
+
+from sage.cli.main import main
+from sage.data.classified_text import ClassifiedText
+from sage.data.fetch import DataError
+from sage.data.labelled_csv import Rows, read_labelled_csv
+from sage.data.whole_words import WholeWords
+from sage.data.wordpiece import ENGLISH, PUBLISHED, WordPiece, read_vocabulary
+from sage.datasets.ag_news import AGNews
+
+PIECES = [
+    *(
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "a",
+        "b",
+        "ab",
+        "##b",
+        "##c",
+        "##ab",
+        "##d",
+        "-",
+        "e",
+        "中",
+    ),
+    *("un", "##aff", "##able", "'"),
+]
+TEXTS = [("a b", 0), ("b b c", 1), ("c", 0), ("a", 2)] * 3
+
+
+def pieces_file(folder: Path, pieces: list[str] = PIECES) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "vocab.txt"
+    path.write_text("\n".join(pieces) + "\n")
+    return path
+
+
+def classified(**options: Any) -> ClassifiedText:
+    words = WholeWords(text for text, _ in TEXTS)
+    made: dict[str, Any] = {
+        "train": TEXTS,
+        "test": TEXTS[:7],
+        "tokenizer": words,
+        "length": 4,
+        "checksums": {},
+    }
+    return ClassifiedText(**made | options)
+
+
+# CSV files.
+
+
+def test_a_row_is_a_class_and_texts_with_quotes_doubled_and_backslashes_kept(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text('"3","a ""b"", c","d\\ne"\n\n"1","two\nlines","x"\n', encoding="utf-8-sig")
+    assert list(read_labelled_csv(path, Rows(separator=" - "))) == [
+        ('a "b", c - d\\ne', 2),
+        ("two\nlines - x", 0),
+    ]
+    path.write_text("6\t标题\t内容\n")
+    assert list(read_labelled_csv(path, Rows(delimiter="\t", num_classes=6))) == [("标题 内容", 5)]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("class,title", "line 2: the class is 'class'; allowed is 1 to 4, without a line of titles"),
+        ("5,x", "line 2: the class is '5'; allowed is 1 to 4"),
+        ("0,x", "line 2: the class is '0'"),
+        ("²,x", "line 2: the class is '²'"),
+        ("1", "line 2: 1 columns separated by ',', expected 2 as in the first row"),
+        ("1,a,b", "line 2: 3 columns separated by ',', expected 2"),
+        ('1,"a" b', "line 2: ',' expected after '\"'"),
+        ('1,"a', "line 2: unexpected end of data"),
+        ("1,\udcff", "after line 0: not UTF-8"),
+    ],
+)
+def test_a_malformed_row_is_refused_by_its_line(tmp_path: Path, line: str, says: str) -> None:
+    path = tmp_path / "train.csv"
+    path.write_bytes(f"1,a\n{line}\n".encode(errors="surrogateescape"))
+    with pytest.raises(DataError) as caught:
+        list(read_labelled_csv(path, Rows(num_classes=4)))
+    assert str(path) in str(caught.value)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_file_and_a_wrong_delimiter_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("\n")
+    with pytest.raises(DataError, match="train.csv has no rows"):
+        list(read_labelled_csv(path, Rows()))
+    path.write_text("1\ta\n")
+    with pytest.raises(DataError, match="1 columns separated by ',', expected a class and a text"):
+        list(read_labelled_csv(path, Rows()))
+
+
+# Word pieces.
+
+
+def test_a_word_is_the_longest_pieces_from_its_start(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers", reason="the extra text is not installed")
+    made = WordPiece(pieces_file(tmp_path))
+    tokens = [[PIECES[index] for index in row_T] for row_T in made.ids(["unaffable ABC é-b 中b", ""], 12)]
+    assert tokens[0] == [*("[CLS]", "un", "##aff", "##able", "ab", "##c", "e", "-", "b", "中", "b", "[SEP]")]
+    assert tokens[1] == ["[CLS]", "[SEP]", *["[PAD]"] * 10]
+    assert made.ids(["a b a b"], 4).tolist() == [[2, 5, 6, 3]]
+    cased = WordPiece(pieces_file(tmp_path), lower_case=False)
+    assert cased.ids(["A"], 3).tolist() == [[2, 1, 3]]
+
+
+@settings(max_examples=examples(25))
+@given(text=strategies.text(alphabet="abcdeABÉ中\u0301\u200d\x00\t '-[]PADCLS", max_size=40))
+def test_word_pieces_are_those_of_transformers(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    transformers = pytest.importorskip("transformers", reason="the extra text is not installed")
+    path = pieces_file(tmp_path_factory.mktemp("pieces"))
+    theirs = transformers.BertTokenizer(str(path))
+    expected = theirs(text, truncation=True, max_length=12, padding="max_length")["input_ids"]
+    assert WordPiece(path).ids([text], 12).tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "says"),
+    [
+        ([*PIECES, "a"], "lines 6 and 20 have the same piece"),
+        (PIECES[1:], "is no vocabulary of BERT: it needs [PAD] in its first line"),
+        ([piece for piece in PIECES if piece != "[SEP]"], "and [UNK], [CLS], [SEP]"),
+        (["z", *PIECES], "it needs [PAD] in its first line"),
+    ],
+)
+def test_a_file_that_is_no_vocabulary_is_refused(tmp_path: Path, pieces: list[str], says: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_vocabulary(pieces_file(tmp_path, pieces))
+    assert says in str(caught.value)
+
+
+# Batches.
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_the_shares_of_the_ranks_are_disjoint_and_evaluations_cover_all_texts(world_size: int) -> None:
+    data = classified()
+    given: dict[str, Any] = {"world_size": world_size, "batch_size": 2}
+
+    def train(rank: int, start: int = 0) -> list[tuple[torch.Tensor, ...]]:
+        return [*data.train_batches(epoch=1, rank=rank, seed=0, start=start, **given)]
+
+    steps = data.num_steps(**given)
+    trained = torch.cat([ids_BT for rank in range(world_size) for ids_BT, _ in train(rank)])
+    assert len(trained) == steps * world_size * 2 == len(TEXTS)
+    assert trained.dtype == torch.int64
+    assert sorted(trained.tolist()) == sorted(data.train_NT.tolist())
+    assert torch.equal(train(0, start=1)[0][0], train(0)[1][0])
+    shares = [batch for rank in range(world_size) for batch in data.test_batches(rank=rank, **given)]
+    assert torch.equal(torch.cat([ids_BT for ids_BT, _ in shares]), data.test_NT.long())
+    assert torch.equal(torch.cat([classes_B for _, classes_B in shares]), data.test_N)
+
+
+def test_a_limit_keeps_the_first_texts_and_the_vocabulary() -> None:
+    few = classified(limit_train=5, limit_test=1)
+    assert torch.equal(few.train_NT, classified().train_NT[:5])
+    assert few.facts == classified().facts == {"num_classes": 3, "vocab_size": 7}
+    with pytest.raises(ValueError, match="limit_test is 8: give 1 to 7 texts, or omit it for all of them"):
+        classified(limit_test=8)
+
+
+def test_classes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(DataError, match="a text has class 3, counted from 1, and there are 2 classes"):
+        classified(train=TEXTS[:3])
+    with pytest.raises(DataError, match="the training texts have one class"):
+        classified(train=[("a", 0)], test=[("a", 0)])
+
+
+# AG News.
+
+
+def own_ag_news(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make the published files, which are fetched from a folder: four rows to train on and two to test."""
+    source = root / "source"
+    source.mkdir(parents=True)
+    (source / "train.csv").write_text("".join(f'"{label}","a b","unaffable"\n' for label in range(1, 5)))
+    (source / "test.csv").write_text('"1","a","b"\n"4","ab","c"\n')
+    pieces = pieces_file(source)
+    sums = {name: hashlib.md5((source / name).read_bytes()).hexdigest() for name in AGNews.md5}
+    monkeypatch.setattr(AGNews, "url", f"{source.as_uri()}/")
+    monkeypatch.setattr(AGNews, "md5", sums)
+    sha256 = hashlib.sha256(pieces.read_bytes()).hexdigest()
+    monkeypatch.setitem(
+        PUBLISHED, ENGLISH, PUBLISHED[ENGLISH]._replace(urls=(pieces.as_uri(),), sha256=sha256)
+    )
+    return source
+
+
+def test_ag_news_is_fetched_verified_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tokenizers", reason="the extra text is not installed")
+    source = own_ag_news(tmp_path, monkeypatch)
+    root = tmp_path / "data"
+    with pytest.raises(DataError, match=r"train.csv is missing: run `sage data prepare ag_news`"):
+        AGNews(root)
+    for _ in range(2):  # the second call finds all files
+        assert main(["data", "prepare", "ag_news", str(root)]) == 0
+        shutil.rmtree(source, ignore_errors=True)
+    data = AGNews(root, length=8)
+    assert data.facts == {"num_classes": 4, "vocab_size": len(PIECES)}
+    assert data.train_NT[0].tolist() == [2, 5, 6, 12, 15, 16, 17, 3]  # a b - unaffable
+    assert set(data.checksums) == {"train.csv", "test.csv", "vocab.txt"}
+    assert not hasattr(data, "provenance")
+    (root / ENGLISH).write_text("[PAD]\n")
+    with pytest.raises(DataError, match=r"vocab.txt is damaged, .*: run `sage data prepare ag_news`"):
+        AGNews(root)
+    with pytest.raises(DataError, match=r"mine.txt is missing: set vocabulary to a file with one word piece"):
+        AGNews(root, vocabulary="mine.txt")
+    assert AGNews(root, tokenizer="words", length=4).facts["vocab_size"] == 8
+    (root / "ag_news_csv" / "train.csv").write_text('"1","a","b"\n')
+    assert main(["run", "bert-tiny-ag-news", "--workers-in-process", "--data-root", str(root)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "train.csv is damaged, its md5 is " in line
+    part = AGNews(root, excerpt=True, tokenizer="words")
+    assert part.provenance == "an excerpt of AG News: 1 rows in train.csv, not the official 120,000"
+
+
+def test_the_official_test_file_has_its_classes_and_the_pieces_of_transformers(shared_data: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the extra text is not installed")
+    if not all((shared_data / folder).is_dir() for folder in ("ag_news_csv", "bert-vocab")):
+        pytest.skip("no ag_news_csv and bert-vocab under SAGE_DATA_DIR")
+    data = AGNews(shared_data, excerpt=True, limit_train=8, length=64)
+    assert data.test_N.bincount().tolist() == [1900] * 4
+    assert data.facts["vocab_size"] == 30_522
+    rows = [*read_labelled_csv(shared_data / "ag_news_csv" / "test.csv", Rows(separator=" - "))]
+    theirs = transformers.BertTokenizer(str(shared_data / ENGLISH))
+    texts = [text for text, _ in rows[:200]]
+    expected = theirs(texts, truncation=True, max_length=64, padding="max_length", return_tensors="pt")
+    assert torch.equal(data.test_NT[:200].long(), expected["input_ids"])
