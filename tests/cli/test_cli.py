@@ -195,7 +195,7 @@ def test_run_help_shows_the_runs_flags_and_the_parts(capsys: pytest.CaptureFixtu
         ("bench density nowhere", "nowhere"),
         ("conform exact --world-sizes x", "--world-sizes is 'x'; allowed is a whole number"),
         ("data", "`sage data` needs the name of a command: one of list, prepare"),
-        ("data prepare", "one of breast_cancer, cifar10,"),
+        ("data prepare", "one of ag_news,"),
         ("data prepare cifar1", "no data set is called 'cifar1'; did you mean 'cifar10'"),
         ("conform", "one of accordion,"),
         ("conform tpok", "did you mean 'topk'"),
