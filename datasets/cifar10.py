@@ -34,8 +34,8 @@ class CIFAR10(Images):
     source: ClassVar[type[torchvision.datasets.CIFAR10]] = torchvision.datasets.CIFAR10
     labels: ClassVar[str] = "labels"
     num_classes: ClassVar[int] = 10
-    mean: ClassVar[Sequence[float]] = (0.491, 0.482, 0.447)
-    std: ClassVar[Sequence[float]] = (0.247, 0.243, 0.262)
+    mean: Sequence[float] = (0.491, 0.482, 0.447)
+    std: Sequence[float] = (0.247, 0.243, 0.262)
 
     def __init__(
         self,

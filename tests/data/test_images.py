@@ -215,6 +215,11 @@ def test_prepare_fetches_checks_and_unpacks(tmp_path: Path) -> None:
     data = Small(root)
     assert data.facts["num_classes"] == 100
     assert data.train_N.tolist() == data.train_NCHW[:, 2, 31, 31].tolist() == [0, 1, 2, 3]
+    in_five_digits = Small(root, preprocessing="byteps")
+    (x_BCHW, _), *_ = in_five_digits.test_batches(rank=0, world_size=1, batch_size=2)
+    pixels_BCHW = x_BCHW * torch.tensor([0.26733, 0.25644, 0.27615]).view(3, 1, 1)
+    pixels_BCHW += torch.tensor([0.50708, 0.48655, 0.44092]).view(3, 1, 1)
+    assert (255 * pixels_BCHW).allclose(data.test_NCHW.float(), atol=1e-3)
     (root / "cifar100" / "small" / "test").write_bytes(b"damaged")
     Small.prepare(root)
     assert Small(root).test_N.tolist() == [0, 1]

@@ -10,34 +10,37 @@ from sage.cli.main import main
 
 COLUMNS = (
     *("batch_size", "epochs", "lr", "lr_scale", "warmup_epochs", "warmup_from", "schedule", "milestones"),
-    *("momentum", "momentum_kind", "weight_decay", "decay_norms"),
+    *("lr_factor", "momentum", "momentum_kind", "weight_decay", "decay_norms"),
 )
+
+# SIDCo's exp_configs state batch size, epochs and learning rate; the rest is in dl_trainer.py and run8.sh.
+SIDCO_COURSE: tuple[Any, ...] = (0, 5, 0, "step", [30, 60, 80], 0.1)
+SIDCO_SGD: tuple[Any, ...] = (0.9, "none", 6.1035e-5, False)
+UTILITY: tuple[Any, ...] = (64, 1, 0.1, 0, 0, None, "constant", [], 0.1, 0.9, "heavy-ball", 0, False)
 
 # BytePS: guide of gradient compression, example/mxnet/gradient_compression; SIDCo: ahmedcs/SIDCo@ae5c34a,
 # exp_configs and run8.sh; utility study: uw-mad-dash/GradCompressionUtility@b73b330.
 PUBLISHED: dict[str, tuple[Any, ...]] = {
     "resnet18v2-cifar100": (
-        *(32, 200, 0.1, 0.125, 10, None, "step", [110, 160]),
+        *(32, 200, 0.1, 0.125, 10, None, "step", [110, 160], 0.1),
         *(0.9, "nesterov", 5e-4, True),
     ),
     "resnet50v2-imagenet": (
-        *(64, 120, 0.2, 0.125, 5, None, "cosine", []),
+        *(64, 120, 0.2, 0.125, 5, None, "cosine", [], 0.1),
         *(0.9, "nesterov", 1e-4, True),
     ),
-    "vgg16-imagenet": (*(32, 100, 0.01, 0.125, 5, None, "step", [50, 80]), *(0.9, "nesterov", 1e-4, True)),
-    "resnet50-imagenet": (
-        *(160, 90, 0.2, 0, 5, 0, "step", [30, 60, 80]),
-        *(0.9, "none", 6.1035e-5, False),
+    "vgg16-imagenet": (
+        *(32, 100, 0.01, 0.125, 5, None, "step", [50, 80], 0.1),
+        *(0.9, "nesterov", 1e-4, True),
     ),
-    "vgg19-imagenet": (*(160, 90, 0.05, 0, 5, 0, "step", [30, 60, 80]), *(0.9, "none", 6.1035e-5, False)),
-    "resnet50-imagenet-utility": (
-        *(64, 1, 0.1, 0, 0, None, "constant", []),
-        *(0.9, "heavy-ball", 0, False),
-    ),
-    "resnet101-imagenet-utility": (
-        *(64, 1, 0.1, 0, 0, None, "constant", []),
-        *(0.9, "heavy-ball", 0, False),
-    ),
+    "resnet50-imagenet": (160, 90, 0.2, *SIDCO_COURSE, *SIDCO_SGD),
+    "vgg19-imagenet": (160, 90, 0.05, *SIDCO_COURSE, *SIDCO_SGD),
+    "vgg16-imagenet-sidco": (128, 95, 0.01, *SIDCO_COURSE, *SIDCO_SGD),
+    "googlenet-imagenet": (128, 95, 0.01, *SIDCO_COURSE, *SIDCO_SGD),
+    "alexnet-imagenet": (128, 95, 0.01, *SIDCO_COURSE, *SIDCO_SGD),
+    "inceptionv3-imagenet": (64, 95, 0.01, *SIDCO_COURSE, *SIDCO_SGD),
+    "resnet50-imagenet-utility": UTILITY,
+    "resnet101-imagenet-utility": UTILITY,
 }
 
 NETWORKS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -45,6 +48,10 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], str]] = {
     "vgg16-imagenet": ("imagenet", {"net": "vgg16"}, "byteps"),
     "resnet50-imagenet": ("imagenet", {"net": "resnet50"}, "plain"),
     "vgg19-imagenet": ("imagenet", {"net": "vgg19"}, "plain"),
+    "vgg16-imagenet-sidco": ("imagenet", {"net": "vgg16"}, "plain"),
+    "googlenet-imagenet": ("imagenet", {"net": "googlenet"}, "plain"),
+    "alexnet-imagenet": ("imagenet", {"net": "alexnet"}, "plain"),
+    "inceptionv3-imagenet": ("imagenet", {"net": "inception_v3"}, "plain"),
     "resnet50-imagenet-utility": ("imagenet", {"net": "resnet50"}, "plain"),
     "resnet101-imagenet-utility": ("imagenet", {"net": "resnet101"}, "plain"),
 }
@@ -74,6 +81,15 @@ def test_a_workload_has_the_published_network_and_images(
     assert (config["model"], config["model_options"], config["data"]) == (model, options, "image_folder")
     found = config["data_options"]
     assert (found["folder"], found["size"], found["preprocessing"]) == ("imagenet", 224, preprocessing)
+
+
+def test_the_resnet18_v2_of_byteps_has_its_stem_and_its_five_digit_means(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = printed(capsys, "resnet18v2-cifar100")
+    assert (config["model"], config["data"]) == ("resnet_v2", "cifar100")
+    assert config["model_options"] == {"depth": 18, "stem": "7x7", "init": "xavier"}
+    assert config["data_options"]["preprocessing"] == "byteps"
 
 
 def test_the_utility_study_times_60_steps(capsys: pytest.CaptureFixture[str]) -> None:
