@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-# B = clips in the batch, F = frequency bins, T = frames, C = channels, H = hidden, K = symbols
+# B = clips in the batch, F = frequency bins, T = frames, C = filters, H = hidden, K = symbols
 
 # At 21 bins, fewer than the kernel has, oneDNN's backward pass corrupts memory on CPUs (torch 2.14.1).
 _KERNEL_BINS = 41
@@ -42,7 +42,7 @@ class DeepSpeech(nn.Module):
         layers: Number of recurrent layers.
         bidirectional: Recurrent layers in both directions, whose outputs are added.
         lookahead: If not bidirectional: the following frames that a last convolution over time sees.
-        channels: Channels of the convolutions.
+        filters: Filters of each convolution.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class DeepSpeech(nn.Module):
         layers: int = 5,
         bidirectional: bool = False,
         lookahead: int = 20,
-        channels: int = 32,
+        filters: int = 32,
         num_bins: int,
         num_symbols: int,
     ) -> None:
         super().__init__()
         if rnn not in ("lstm", "gru"):
             raise ValueError(f"rnn is {rnn!r}: give lstm or gru")
-        smallest = {"hidden": (hidden, 1), "layers": (layers, 1), "channels": (channels, 1)}
+        smallest = {"hidden": (hidden, 1), "layers": (layers, 1), "filters": (filters, 1)}
         for name, (value, least) in (smallest | {"lookahead": (lookahead, 0)}).items():
             if value < least:
                 raise ValueError(f"{name} is {value}: give {least} or more")
@@ -71,17 +71,17 @@ class DeepSpeech(nn.Module):
             )
         self.convolutions = nn.ModuleList(
             [
-                nn.Conv2d(1, channels, (_KERNEL_BINS, 11), stride=(2, 2), padding=(20, 5)),
-                nn.BatchNorm2d(channels),
+                nn.Conv2d(1, filters, (_KERNEL_BINS, 11), stride=(2, 2), padding=(20, 5)),
+                nn.BatchNorm2d(filters),
                 nn.Hardtanh(0, 20),
-                nn.Conv2d(channels, channels, (21, 11), stride=(2, 1), padding=(10, 5)),
-                nn.BatchNorm2d(channels),
+                nn.Conv2d(filters, filters, (21, 11), stride=(2, 1), padding=(10, 5)),
+                nn.BatchNorm2d(filters),
                 nn.Hardtanh(0, 20),
             ]
         )
         bins = _halved(_halved(num_bins))
         cell = nn.LSTM if rnn == "lstm" else nn.GRU
-        widths = [channels * bins, *[hidden] * (layers - 1)]
+        widths = [filters * bins, *[hidden] * (layers - 1)]
         self.recurrent = nn.ModuleList(
             cell(width, hidden, batch_first=True, bidirectional=bidirectional) for width in widths
         )

@@ -2,9 +2,7 @@
 # N = images, S = steps in an epoch, B = images in a batch, C = channels, H, W = height and width
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,11 +13,9 @@ from sage.data.dataset import Batch, check_limit, count_steps, epoch_generator, 
 from sage.data.fetch import DataError
 from sage.data.image_list import ImageList, list_images
 from sage.data.image_transforms import Preprocessing, for_testing, for_training
+from sage.data.prefetch import Job, in_advance
 
 log = logging.getLogger(__name__)
-
-Job = Callable[[], Batch]
-"""Reads one batch."""
 
 
 class ImageFolder:
@@ -77,7 +73,7 @@ class ImageFolder:
         def job(index: int) -> Job:
             return lambda: self._train_batch(order_SB[index], epoch_generator(seed, epoch, rank, index))
 
-        return self._read(job(index) for index in range(start, len(order_SB)))
+        return in_advance((job(index) for index in range(start, len(order_SB))), self.decoders)
 
     def test_batches(self, *, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
         """Yield this rank's share of the test set, in order; a batch with left out images is shorter."""
@@ -86,26 +82,9 @@ class ImageFolder:
         def job(at_B: Tensor) -> Job:
             return lambda: self._test_batch(at_B)
 
-        for batch in self._read(job(at_B) for at_B in own_N.split(batch_size) if len(at_B)):
+        for batch in in_advance((job(at_B) for at_B in own_N.split(batch_size) if len(at_B)), self.decoders):
             if len(batch[0]):
                 yield batch
-
-    def _read(self, jobs: Iterator[Job]) -> Iterator[Batch]:
-        """Run the jobs in their order, with two for each decoding thread in advance."""
-        if not self.decoders:
-            yield from (job() for job in jobs)
-            return
-        ahead: deque[Future[Batch]] = deque()
-        pool = ThreadPoolExecutor(self.decoders, thread_name_prefix="decoder")
-        try:
-            for job in jobs:
-                ahead.append(pool.submit(job))
-                if len(ahead) > 2 * self.decoders:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def _train_batch(self, at_B: Tensor, generator: torch.Generator) -> Batch:
         images, labels = [], []

@@ -107,7 +107,7 @@ def test_an_epoch_that_is_left_early_leaves_no_thread(digit_files: Path) -> None
     )
     next(batches)
     batches.close()  # type: ignore[attr-defined]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decoder")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 def test_a_damaged_image_is_named_or_left_out(

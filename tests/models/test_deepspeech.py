@@ -9,7 +9,7 @@ from sage.models.deepspeech import DeepSpeech
 
 # B = clips, F = frequency bins, T = frames, K = symbols
 
-SMALL = {"hidden": 6, "layers": 3, "channels": 2, "num_bins": 41, "num_symbols": 5}
+SMALL = {"hidden": 6, "layers": 3, "filters": 2, "num_bins": 41, "num_symbols": 5}
 VARIANTS: list[dict[str, Any]] = [{}, {"rnn": "gru"}, {"bidirectional": True}, {"lookahead": 0}]
 
 
@@ -48,7 +48,7 @@ def test_a_frame_sees_as_many_later_frames_as_the_lookahead_and_the_convolutions
     assert differs_T[earliest + 8 :].any()
 
 
-@pytest.mark.parametrize("options", [{"hidden": 0}, {"layers": 0}, {"channels": 0}, {"lookahead": -1}])
+@pytest.mark.parametrize("options", [{"hidden": 0}, {"layers": 0}, {"filters": 0}, {"lookahead": -1}])
 def test_a_size_that_is_too_small_is_refused_by_name(options: dict[str, int]) -> None:
     ((name, value),) = options.items()
     with pytest.raises(ValueError, match=f"{name} is {value}: give {value + 1} or more"):
