@@ -30,7 +30,7 @@ from sage.train.mounted_whole import whole_of
 from sage.train.run import build_model
 from sage.train.stop import Stop
 
-STEPS = 0.05
+STEPS = 0.1
 """Share of the time of the collectives that the timed steps take at least."""
 
 

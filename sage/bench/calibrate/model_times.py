@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sage.bench.loopback_wire import Stopwatch
+from sage.bench.loopback_wire import LoopbackWire, Stopwatch
+from sage.data.dataset import Batch
 from sage.records.record import NullRecorder
 from sage.timing import Phases
 from sage.train.loop import Training
@@ -107,46 +108,62 @@ class MarkedPhases(Phases):
 
 
 def measure(training: Training, steps: int, seconds: float) -> tuple[ComputeTimes, list[Tensor]]:
-    """Train some steps; return this rank's times, and the gradients (N) of the last steps.
+    """Train some steps; return this rank's times, and the gradients (N) of some steps.
+
+    The first steps reduce their gradients, which are kept. The steps that are timed follow: all ranks begin
+    each together, and each rank keeps its own gradient. A dense reduction between them would slow the next
+    forward and backward down, by up to a half on slow links, which those of a reducer with small payloads
+    do not have.
 
     Args:
-        training: With the reducer `exact`, `--profile` and a `StepRecords`.
+        training: With the reducer `exact`, `--profile` and a `StepRecords`; its copies of the model differ
+            afterwards.
         steps: Least number of steps that count, after `WARM_UP`.
         seconds: Least time for them on rank 0: the times of short steps vary more.
     """
-    record, wire, mount = training.record, training.wire, whole_of(training.mount).whole
+    record, mount = training.record, whole_of(training.mount)
     assert isinstance(record, StepRecords)
     phases = MarkedPhases(_parameters(training), training.device)
     training.phases = phases
-    times, gradients = ComputeTimes(), list[Tensor]()
-    most = max(2, min(steps, GRADIENT_BYTES // max(1, mount.grad_N.nbytes)))
-
-    def keep(_: Any, given: tuple[Tensor, Any]) -> None:
-        gradients.append(given[0].clone())
-        del gradients[:-most]
-
-    kept = mount.feedback.register_forward_pre_hook(keep)
+    batches = training.endless_batches()
+    gradients = _reduced(training, batches, steps)
+    mount.wire = LoopbackWire(training.device)
     ready: list[dict[str, float]] = []
+    first = training.step
     end = math.inf
     with phases.marking():
-        for batches in training.endless_batches():
-            if training.step == WARM_UP:
+        while True:
+            done = training.step - first
+            if done == WARM_UP:
                 end = time.perf_counter() + seconds
-            is_over = training.step >= WARM_UP + steps and time.perf_counter() >= end
+            is_over = done >= WARM_UP + steps and time.perf_counter() >= end
             # Rank 0 decides; it is also a barrier, so that all ranks compute at the same time.
-            if json.loads(wire.texts(json.dumps(is_over))[0]):
+            if json.loads(training.wire.texts(json.dumps(is_over))[0]):
                 break
-            training.take_step(batches)
+            training.take_step(next(batches))
             ready.append(phases.ready)
     training.settle()
-    kept.remove()
-    for step in record.steps[WARM_UP:]:
+    mount.wire = training.wire
+    times = ComputeTimes()
+    for step in record.steps[first + WARM_UP :]:
         times.forward.append(step["phases"]["forward"])
         times.backward.append(step["phases"]["backward"])
         times.optimizer.append(rest_of_step(step))
     for name in phases.names:
         times.ready[name] = [step[name] for step in ready[WARM_UP:] if name in step]
     return times, gradients
+
+
+def _reduced(training: Training, batches: Iterator[list[Batch]], steps: int) -> list[Tensor]:
+    """Take some steps as in a run; return the gradients (N) of the last ones, at most `steps`."""
+    mount = whole_of(training.mount).whole
+    most = max(2, min(steps, GRADIENT_BYTES // max(1, mount.grad_N.nbytes)))
+    gradients = list[Tensor]()
+    kept = mount.feedback.register_forward_pre_hook(lambda _, given: gradients.append(given[0].clone()))
+    for _ in range(WARM_UP + most):
+        training.take_step(next(batches))
+    kept.remove()
+    return gradients[WARM_UP:]
 
 
 def _parameters(training: Training) -> dict[str, torch.nn.Parameter]:
