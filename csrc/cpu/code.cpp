@@ -1,7 +1,7 @@
 // Torch ops for index coding on the CPU.
 #include "code.h"
 
-#include "../tensor_checks.h"
+#include "../code_checks.h"
 
 namespace sage::cpu {
 
@@ -16,8 +16,7 @@ Tensor encode_gaps(Tensor indices) {
 
 Tensor decode_gaps(Tensor bytes, int64_t num) {
   const uint8_t* byte = in<uint8_t>(bytes, "bytes", bytes);
-  // Each gap takes at least one byte, so this check limits the memory that an invalid `num` can allocate.
-  STD_TORCH_CHECK(num >= 0 && num <= bytes.numel(), bytes.numel(), " bytes cannot hold ", num, " gaps");
+  check_gaps(bytes.numel(), num);
   Tensor indices = empty<int32_t>(num, bytes);
   STD_TORCH_CHECK(decode_gaps(byte, bytes.numel(), num, data<int32_t>(indices)), "bytes: not those of ", num, " gaps");
   return indices;
@@ -25,7 +24,7 @@ Tensor decode_gaps(Tensor bytes, int64_t num) {
 
 Tensor encode_bitmap(Tensor indices, int64_t n) {
   const int32_t* at = in<int32_t>(indices, "indices", indices);
-  STD_TORCH_CHECK(n >= 0 && n <= kMostElements, "n=", n, ": expected 0 to ", kMostElements);
+  check_bitmap(n);
   Tensor bytes = empty<uint8_t>((n + 7) / 8, indices);
   STD_TORCH_CHECK(encode_bitmap(at, indices.numel(), n, data<uint8_t>(bytes)),
                   "indices: expected all from 0 up to ", n - 1);
@@ -34,7 +33,7 @@ Tensor encode_bitmap(Tensor indices, int64_t n) {
 
 Tensor decode_bitmap(Tensor bytes) {
   const uint8_t* byte = in<uint8_t>(bytes, "bytes", bytes);
-  STD_TORCH_CHECK(bytes.numel() <= (kMostElements + 1) / 8, "bytes: ", bytes.numel(), " are too many for int32 indices");
+  check_bitmap_bytes(bytes.numel());
   Tensor indices = empty<int32_t>(count_bits(byte, bytes.numel()), bytes);
   decode_bitmap(byte, bytes.numel(), data<int32_t>(indices));
   return indices;

@@ -5,6 +5,7 @@
 #include "../../csrc/cuda/bitmap.cu"
 #include "../../csrc/cuda/blocks.cu"
 #include "../../csrc/cuda/cast.cu"
+#include "../../csrc/cuda/code.cu"
 #include "../../csrc/cuda/distinct.cu"
 #include "../../csrc/cuda/elias_decode.cu"
 #include "../../csrc/cuda/elias_encode.cu"
@@ -25,6 +26,7 @@
 #include "emulated_groups.h"
 #include "emulated_bins.h"
 #include "emulated_indices.h"
+#include "emulated_codes.h"
 #include "emulated_passes.h"
 #include "emulated_segments.h"
 #include "emulated_elias.h"
@@ -134,12 +136,15 @@ int main() {
     test_take_at(n);
     test_union(n);
     test_draw(n);
+    test_gaps(n);
+    test_bitmap(n);
     test_momentum(n);
     test_product(n);
     for (int codec = 0; codec < 3; ++codec) test_blocks(n, codec);
     for (int codec = turn % 2; codec < 7; codec += 2) test_levels(n, codec);
   }
   test_look_back();
+  test_last_index();
   test_last_level();
   test_launches();
   test_draw_launches();
