@@ -21,14 +21,17 @@ from torch import Tensor, nn
 
 _PAD = 0
 _CONFIGS = {"tiny": (2, 128, 2), "mini": (4, 256, 4), "small": (4, 512, 8)}
-_CONFIGS |= {"minilm-l6": (6, 384, 12), "base": (12, 768, 12)}
+_CONFIGS |= {"minilm-l6": (6, 384, 12), "base": (12, 768, 12), "base-chinese": (12, 768, 12)}
+
+_CHINESE_VOCABULARY = 21_128
 
 
 class Bert(nn.Module):
     """BERT with a pooler and a linear classifier, on ids of tokens; the id 0 is padding, which is masked.
 
     Args:
-        config: Number of layers, width and number of attention heads.
+        config: Number of layers, width and number of attention heads; base-chinese is base with the
+            vocabulary of BERT base Chinese, whatever smaller one the data set has.
         weights: Folder with `config.json` and `model.safetensors`, as `save_pretrained` of transformers
             writes it; it replaces `config`. If omitted, the weights are random. A classifier of another
             number of classes is initialised at random.
@@ -37,7 +40,7 @@ class Bert(nn.Module):
     def __init__(
         self,
         *,
-        config: Literal["tiny", "mini", "small", "minilm-l6", "base"] = "tiny",
+        config: Literal["tiny", "mini", "small", "minilm-l6", "base", "base-chinese"] = "tiny",
         weights: str = "",
         vocab_size: int,
         num_classes: int,
@@ -48,6 +51,8 @@ class Bert(nn.Module):
             self.bert = _loaded(transformers, Path(weights).expanduser(), vocab_size, num_classes)
         else:
             layers, width, heads = _CONFIGS[config]
+            if config == "base-chinese":
+                vocab_size = _chinese_vocabulary(vocab_size)
             self.bert = transformers.BertForSequenceClassification(
                 transformers.BertConfig(
                     vocab_size=vocab_size,
@@ -76,6 +81,20 @@ class Bert(nn.Module):
             )
         logits_BK: Tensor = self.bert(input_ids=ids_BT, attention_mask=(ids_BT != _PAD).long()).logits
         return logits_BK
+
+
+def _chinese_vocabulary(vocab_size: int) -> int:
+    """Return the size of the Chinese vocabulary.
+
+    Raises:
+        ValueError: That of the data set is larger.
+    """
+    if vocab_size > _CHINESE_VOCABULARY:
+        raise ValueError(
+            f"config base-chinese has a vocabulary of {_CHINESE_VOCABULARY:,}, but that of the data set has "
+            f"{vocab_size:,} tokens: set --model.config base"
+        )
+    return _CHINESE_VOCABULARY
 
 
 def _transformers() -> Any:

@@ -6,7 +6,7 @@ AG News, DBpedia, Sogou, Yelp and Yahoo! Answers are published in this form: Zha
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -59,8 +59,8 @@ class LabelledCsv(ClassifiedText):
 
         Args:
             root: The folder of the data sets.
-            train: The training file.
-            test: The test file.
+            train: The training file, which exists.
+            test: The test file, which exists.
             rows: How both are read.
             dataset: Name of the data set in the command that fetches the files.
             tokenizer: The tokenizer.
@@ -71,12 +71,9 @@ class LabelledCsv(ClassifiedText):
             limit_test: Evaluate only on this number of texts, the first ones.
 
         Raises:
-            DataError: A file is missing or malformed.
+            DataError: A file is malformed, or the vocabulary is missing or damaged.
             ValueError: A limit is above the number of texts, or a package is not installed.
         """
-        for path in (train, test):
-            if not path.is_file():
-                raise DataError(f"{path} is missing: run `sage data prepare {dataset}`")
         read = partial(read_labelled_csv, rows=rows)
         checksums = {path.name: sha256_of(path) for path in (train, test)}
         made: Tokenizer
@@ -96,6 +93,30 @@ class LabelledCsv(ClassifiedText):
             limit_train=limit_train,
             limit_test=limit_test,
         )
+
+
+def given_files(folder: Path, remedy: str) -> tuple[Path, Path]:
+    """Return train.csv and test.csv of a folder, which the user has to put there.
+
+    Raises:
+        DataError: One of them is missing; the message says what to do.
+    """
+    train, test = folder / "train.csv", folder / "test.csv"
+    for path in (train, test):
+        if not path.is_file():
+            raise DataError(f"{path} is missing: {remedy}")
+    return train, test
+
+
+def check_rows(paths: Iterable[Path], rows: Rows) -> None:
+    """Read every row of files.
+
+    Raises:
+        DataError: A row is malformed, as in `read_labelled_csv`.
+    """
+    for path in paths:
+        for _ in read_labelled_csv(path, rows):
+            pass
 
 
 def read_labelled_csv(path: Path, rows: Rows) -> Iterator[tuple[str, int]]:

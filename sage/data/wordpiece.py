@@ -6,13 +6,14 @@ Understanding", 2019, https://arxiv.org/abs/1810.04805. Install `sage-bench[text
 
 import importlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sage.data.fetch import DataError, checked, download, sha256_of
+from sage.data.fetch import DataError, checked, download, preparing, sha256_of
 from sage.data.whole_words import SPECIAL
 from sage.storage import open_regular
 
@@ -132,9 +133,11 @@ def prepare_vocabulary(root: Path, name: str, *, dataset: str) -> None:
     Raises:
         DataError: The file cannot be fetched, or is missing and not published.
     """
-    if name in PUBLISHED:
-        download(PUBLISHED[name].urls, root / name, sha256=PUBLISHED[name].sha256)
-    read_vocabulary(vocabulary_file(root, name, dataset=dataset))
+    find = partial(vocabulary_file, root, name, dataset=dataset)
+    with preparing(root, "bert-vocab", is_there=find) as is_missing:
+        if is_missing and name in PUBLISHED:
+            download(PUBLISHED[name].urls, root / name, sha256=PUBLISHED[name].sha256)
+    read_vocabulary(find())
 
 
 def vocabulary_sum(path: Path) -> dict[str, str]:

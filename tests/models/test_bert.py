@@ -39,6 +39,11 @@ def test_a_text_longer_than_the_positions_is_refused(model: Bert) -> None:
         model(torch.ones(1, 513, dtype=torch.int64))
 
 
+def test_the_chinese_model_refuses_a_larger_vocabulary() -> None:
+    with pytest.raises(ValueError, match="has a vocabulary of 21,128, but that of the data set has 30,522"):
+        Bert(config="base-chinese", vocab_size=30_522, num_classes=6)
+
+
 def test_a_saved_folder_is_loaded_and_a_wrong_one_is_a_one_line_error(model: Bert, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"which has no config\.json: give a folder that save_pretrained"):
         Bert(weights=str(tmp_path), vocab_size=40, num_classes=4)

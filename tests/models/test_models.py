@@ -108,8 +108,14 @@ COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("bert", {"config": "mini", "vocab_size": 30_522, "num_classes": 4}, 11_171_588),
     ("bert", {"config": "small", "vocab_size": 30_522, "num_classes": 4}, 28_765_700),
     ("bert", {"config": "minilm-l6", "vocab_size": 30_522, "num_classes": 6}, 22_715_526),
+    ("bert", {"config": "minilm-l6", "vocab_size": 30_522, "num_classes": 4}, 22_714_756),
+    ("bert", {"config": "base", "vocab_size": 30_522, "num_classes": 4}, 109_485_316),
     ("bert", {"config": "base", "vocab_size": 30_522, "num_classes": 5}, 109_486_085),
+    ("bert", {"config": "base", "vocab_size": 30_522, "num_classes": 6}, 109_486_854),
     ("bert", {"config": "base", "vocab_size": 21_128, "num_classes": 6}, 102_272_262),
+    ("bert", {"config": "base-chinese", "vocab_size": 21_128, "num_classes": 4}, 102_270_724),
+    ("bert", {"config": "base-chinese", "vocab_size": 500, "num_classes": 5}, 102_271_493),
+    ("bert", {"config": "base-chinese", "vocab_size": 21_128, "num_classes": 6}, 102_272_262),
     *(
         ("deepspeech", {**options, "num_bins": 161, "num_symbols": 29}, count)
         for options, count in (
