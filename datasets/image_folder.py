@@ -1,18 +1,22 @@
 """Image folder: photographs in train/CLASS and val/CLASS, such as ImageNet, decoded when they are used."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+from sage.data.fetch import preparing
 from sage.data.image_folder import ImageFolder, image_lists
 from sage.data.image_transforms import Preprocessing
-from sage.validate import Range
+from sage.data.imagenet_archives import unpack_imagenet
+from sage.validate import Range, path
 
 
 class Folder(ImageFolder):
     """Images of a folder of yours; the classes are the names of the folders, in alphabetical order.
 
     ImageNet (Russakovsky et al., 2015, https://arxiv.org/abs/1409.0575) has 1,281,167 images for training and
-    50,000 for validation in 1,000 classes. Its terms do not allow SAGE to download it.
+    50,000 for validation in 1,000 classes. Its terms do not allow SAGE to download it; `sage data prepare
+    image_folder --archives FOLDER` unpacks the official archives.
     """
 
     def __init__(
@@ -50,12 +54,18 @@ class Folder(ImageFolder):
         )
 
     @staticmethod
-    def prepare(root: Path, *, folder: str = "imagenet") -> None:
+    def prepare(root: Path, *, folder: str = "imagenet", archives: Path | None = None) -> None:
         """List the images, which SAGE cannot download, and keep the lists for later runs.
 
         Args:
             folder: The folder of train and val, relative to the folder of the data sets.
+            archives: Folder of ImageNet's official archives, which are unpacked unless `folder` has images.
         """
+        if archives is not None:
+            lists = partial(image_lists, root / folder, root)
+            with preparing(root / folder, "imagenet", is_there=lists) as is_missing:
+                if is_missing:
+                    unpack_imagenet(path(archives), root / folder)
         image_lists(root / folder, root)
 
 

@@ -64,9 +64,20 @@ def sha256_of(path: Path) -> str:
     return _sum_of(path, "sha256")
 
 
-def checked(path: Path, *, sha256: str | None = None, md5: str | None = None, dataset: str = "NAME") -> Path:
-    """Return `path` if the file exists and its checksums match; else raise how to fetch `dataset`."""
-    remedy = f"run `sage data prepare {dataset}`"
+def checked(
+    path: Path,
+    *,
+    sha256: str | None = None,
+    md5: str | None = None,
+    dataset: str = "NAME",
+    remedy: str | None = None,
+) -> Path:
+    """Return `path` if the file exists and its checksums match; else raise how to fetch `dataset`.
+
+    Args:
+        remedy: What to do instead, if the file is not fetched by `sage data prepare`.
+    """
+    remedy = remedy or f"run `sage data prepare {dataset}`"
     if not path.is_file():
         raise DataError(f"{path} is missing: {remedy}")
     if damage := _damage(path, sha256=sha256, md5=md5):

@@ -138,9 +138,14 @@ def image_lists(folder: Path, root: Path) -> tuple[ImageList, ImageList]:
     validation = next((name for name in ("val", "validation") if (folder / name).is_dir()), None)
     if validation is None or not (folder / "train").is_dir():
         missing = "val" if (folder / "train").is_dir() else "train"
+        if record := next(folder.glob("*.rec"), None):
+            raise DataError(
+                f"{folder / missing} is missing, and {record.name} is in MXNet's RecordIO, which SAGE cannot "
+                f"read: convert it by mxnet.recordio (MXIndexedRecordIO, unpack); {layout}"
+            )
         raise DataError(
-            f"{folder / missing} is missing: {layout}; for ImageNet unpack ILSVRC2012_img_train.tar and each "
-            "class's tar in it, and sort the validation images by class; or set --data.folder"
+            f"{folder / missing} is missing: {layout}; for ImageNet run `sage data prepare image_folder "
+            "--archives FOLDER` with the folder of its official tars; or set --data.folder"
         )
     train, test = list_images(folder / "train", root), list_images(folder / validation, root)
     if unknown := set(test.classes) - set(train.classes):

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from digit_files import write_digits
 from fuzz import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,12 +26,10 @@ from sage.data.image_transforms import (
     for_testing,
     for_training,
 )
-from sage.datasets.digits import Digits
 from sage.datasets.image_folder import Folder
 
 # N = images, C = channels, H, W = height and width
 
-MODES = ("RGB", "L", "CMYK")
 PREPROCESSINGS: tuple[Preprocessing, ...] = get_args(Preprocessing)
 
 
@@ -38,15 +37,7 @@ PREPROCESSINGS: tuple[Preprocessing, ...] = get_args(Preprocessing)
 def digit_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of data sets with `small`: JPEGs of digits 0 to 2 in three colour modes, 10 + 3 of each."""
     root = tmp_path_factory.mktemp("root")
-    data = Digits(Path(), size=24)
-    for label in range(3):
-        own_NCHW = data.train_NCHW[data.train_N == label][:13]
-        for number, image_CHW in enumerate(own_NCHW):
-            split = "train" if number < 10 else "val"
-            path = root / "small" / split / f"digit-{label}" / f"{number:02}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            grey = Image.fromarray(image_CHW[0].numpy()).resize((20 + number, 24))
-            grey.convert(MODES[number % 3]).save(path)
+    write_digits(root / "small")
     return root
 
 
