@@ -2,12 +2,15 @@
 # N = elements of the flat vector
 
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from sage.reduction import AllReduce, Reduced, Reducer, Wire, ops, phase
+from sage.validate import LATER
+
+Sums = Annotated[Literal["fp32", "half"], LATER]
 
 
 class Fp16(Reducer):
@@ -16,7 +19,8 @@ class Fp16(Reducer):
     Dividing before the cast keeps the sum from overflowing. With a residual, which the hook does not have,
     the error of the cast is fed back; the rounding inside the all-reduce is not. On CPUs that is one rounding
     of a float32 sum (`Wire.sum_halves`), where the hook's all-reduce, as NCCL's on GPUs, rounds after each
-    addition. With two ranks both give the same bits, and the all-reduce is used.
+    addition. With two ranks both give the same bits, and the all-reduce is used. `sums="half"` is the hook's:
+    the backend's own all-reduce of halves, on any device. Which one is faster depends on the links.
 
     Payload bytes per rank: 2 per element, the input of one all-reduce. As for `exact`, the algorithm sends
     2·(W−1)/W times that on each link.
@@ -27,17 +31,26 @@ class Fp16(Reducer):
     precision = 2.0**-9
     spares_small = False
 
-    _share_N: Tensor | None = None  # memory for the cast, reused in every step
+    def __init__(self, *, sums: Sums = "fp32") -> None:
+        """Create the reducer.
+
+        Args:
+            sums: How the casts are added on CPUs: in fp32 and rounded once, or in half precision by the
+                backend's all-reduce, as PyTorch's hook does.
+        """
+        super().__init__()
+        self.sums = sums
+        self._share_N: Tensor | None = None  # memory for the cast, reused in every step
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         with phase("select"):
             share_N = self._cast(grad_N, residual_N, wire.world_size)
-        wire.sum_halves(share_N)
+        (wire.sum if self.sums == "half" else wire.sum_halves)(share_N)
         with phase("scatter"):
             return Reduced(ops.widen(share_N, grad_N))
 
     def is_all_reduce(self, world_size: int, device: torch.device) -> bool:
-        return device.type == "cpu" and world_size <= 2  # as `Wire.sum_halves`
+        return device.type == "cpu" and (world_size <= 2 or self.sums == "half")  # as `Wire.sum_halves`
 
     def as_all_reduce(self, grad_N: Tensor, world_size: int) -> AllReduce:
         share_N = self._cast(grad_N, None, world_size)

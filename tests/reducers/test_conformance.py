@@ -26,6 +26,7 @@ VARIANTS: list[tuple[Literal["none", "residual"], dict[str, Any], list[int]]] = 
     ("residual", {}, [1, 2, 3, 4]),
     ("residual", {"values": "fp16"}, [3]),
     ("residual", {"indices": "coded"}, [3]),
+    ("residual", {"sums": "half"}, [3]),
 ]
 """Memory, options, and the world sizes to try them with: what two ranks find, three find as well."""
 

@@ -458,15 +458,6 @@ def beside_hooks() -> list[dict[str, tuple[list[Tensor], list[Tensor]]]]:
         assert feedback.residual_N is not None
         return [*ours, feedback.residual_N], [*theirs, state.error_dict[0]]
 
-    def half(wire: Wire, name: str, hook: Callable[..., Any]) -> tuple[list[Tensor], list[Tensor]]:
-        ours, theirs = [], []
-        for step in range(3):
-            reducer = registry.load("reducers", name)()
-            ours.append(reducer(gradient(wire.rank, step), None, wire).mean_N)
-            bucket: Any = Bucket(gradient(wire.rank, step))
-            theirs.append(hook(None, bucket).wait())
-        return ours, theirs
-
     def work(wire: Wire) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
         return {
             "powersgd-1": powersgd(wire, 1),
@@ -477,6 +468,19 @@ def beside_hooks() -> list[dict[str, tuple[list[Tensor], list[Tensor]]]]:
         }
 
     return processes(2, work)
+
+
+def half(
+    wire: Wire, name: str, hook: Callable[..., Any], **options: Any
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The means of three steps by the reducer, and by the hook."""
+    ours, theirs = [], []
+    for step in range(3):
+        reducer = registry.load("reducers", name)(**options)
+        ours.append(reducer(gradient(wire.rank, step), None, wire).mean_N)
+        bucket: Any = Bucket(gradient(wire.rank, step))
+        theirs.append(hook(None, bucket).wait())
+    return ours, theirs
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -497,3 +501,11 @@ def test_half_steps_are_bitwise_equal_to_pytorchs_hook(name: str) -> None:
     for result in beside_hooks():
         for our_N, their_N in zip(*result[name], strict=True):
             assert same_bits(our_N, their_N)
+
+
+def test_sums_in_half_precision_are_bitwise_equal_to_pytorchs_hook() -> None:
+    # The hook divides after the cast. By four, the same bits result.
+    hooks = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
+    for rank in processes(4, lambda wire: [half(wire, name, hooks[name], sums="half") for name in hooks]):
+        for ours, theirs in rank:
+            assert all(map(same_bits, ours, theirs))

@@ -89,7 +89,7 @@ def _work(request: Request, wire: ProcessWire, device: torch.device) -> int:
         if request.output is not None and wire.rank == 0:
             request.output.parent.mkdir(parents=True, exist_ok=True)
             write(request.output, calibration)
-        setups = predictions.choose(calibration, plan.reducers, wire, flags)
+        setups = predictions.choose(calibration, plan.reducers, wire, flags, device)
         display.print(f"verifying {len(setups)} set-ups in turns")
         blocks = [
             block(training_of(unlimited(setup.config, wire.world_size), wire, device)) for setup in setups

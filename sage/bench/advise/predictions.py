@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from sage.bench.advise.setups import Setup, candidates
+import torch
+
+from sage.bench.advise.setups import Setup, candidates, with_half_sums
 from sage.comm.wire import Wire
 from sage.config import Config
 from sage.predict import grid
@@ -17,7 +19,11 @@ from sage.predict.step_time import Setup as Cluster
 
 
 def choose(
-    calibration: Calibration, configs: Sequence[Config], wire: Wire, name: Callable[[Config], str]
+    calibration: Calibration,
+    configs: Sequence[Config],
+    wire: Wire,
+    name: Callable[[Config], str],
+    device: torch.device,
 ) -> list[Setup]:
     """Return the set-ups to verify, on all ranks.
 
@@ -26,13 +32,17 @@ def choose(
         configs: The configuration of each reducer.
         wire: The communicator of all ranks.
         name: Names a configuration for the user.
+        device: That of the model.
     """
     rows: list[dict[str, Any]] = []
     if wire.rank == 0:
         choices = grid.choices(calibration, _bucket_mb(configs[0]))
         rows = [asdict(row) for row in grid.predict(Predictor(calibration), [_here(calibration)], choices)]
     chosen = json.loads(wire.texts(json.dumps(rows))[0])
-    return candidates([grid.Row(**{**row, "notes": tuple(row["notes"])}) for row in chosen], configs, name)
+    all_rows = [grid.Row(**{**row, "notes": tuple(row["notes"])}) for row in chosen]
+    setups = candidates(all_rows, configs, name)
+    is_other = device.type == "cpu" and wire.world_size > 2
+    return with_half_sums(setups, name) if is_other else setups
 
 
 def break_even(calibration: Calibration, setups: Sequence[Setup]) -> list[tuple[str, Intervals]]:

@@ -103,7 +103,7 @@ def _advise(
     name = type(model).__name__
     nodes = nodes_of(wire)
     calibration = _calibration(name, times, gradients, measured, wire, device, nodes, seconds)
-    setups = predictions.choose(calibration, configs, wire, script_line)
+    setups = predictions.choose(calibration, configs, wire, script_line, device)
     blocks = [_block(copy.deepcopy(model), step, setup, device) for setup in setups]
     taken = trials.measure([take for take, _ in blocks], wire, SHARES["runs"] * seconds)
     for _, close in blocks:

@@ -82,6 +82,20 @@ def candidates(
     return [_setup(row, configs, name) for row in [*dense, *chosen]]
 
 
+def with_half_sums(setups: Sequence[Setup], name: Callable[[Config], str]) -> list[Setup]:
+    """Return the set-ups with that of `bf16` a second time, by the all-reduce of PyTorch's bf16 hook.
+
+    On CPUs and between more than two ranks it is another exchange, which is predicted to be as fast.
+    """
+    more = []
+    for setup in setups:
+        if setup.config.reducer == "bf16":
+            options = {**setup.config.reducer_options, "sums": "half"}
+            config = replace(setup.config, reducer_options=options)
+            more.append(replace(setup, config=config, name=name(config)))
+    return [*(setup for setup in setups if setup.is_dense), *more, *(s for s in setups if not s.is_dense)]
+
+
 def _setup(row: Row, configs: Sequence[Config], name: Callable[[Config], str]) -> Setup:
     config = next(
         candidate

@@ -3,7 +3,13 @@
 from dataclasses import fields, replace
 from typing import Any
 
-from sage.bench.advise.setups import NUM_CANDIDATES, candidates, flags, script_line
+from sage.bench.advise.setups import (
+    NUM_CANDIDATES,
+    candidates,
+    flags,
+    script_line,
+    with_half_sums,
+)
 from sage.config import Config, load, resolve
 from sage.predict.grid import Row
 
@@ -43,6 +49,17 @@ def test_both_dense_set_ups_and_the_fastest_three_reducers_are_verified() -> Non
         *(("topk", "whole"), ("qsgd", "whole"), ("int8", "whole")),
     ]
     assert len([each for each in found if not each.is_dense]) == NUM_CANDIDATES
+
+
+def test_between_several_ranks_the_all_reduce_of_pytorchs_hook_is_a_reference_too() -> None:
+    found = with_half_sums(candidates(ROWS, CONFIGS), flags)
+    assert [(each.name, each.is_dense) for each in found[:4]] == [
+        ("--reducer bf16 --mount ddp", True),
+        ("--reducer exact --mount ddp", True),
+        ("--reducer bf16 --sums half --mount ddp", True),
+        ("--reducer topk --density 0.001 --mount whole", False),
+    ]
+    assert len(found) == NUM_CANDIDATES + 3
 
 
 def test_a_set_up_has_the_options_and_the_mount_of_its_prediction() -> None:
