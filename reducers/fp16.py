@@ -2,15 +2,12 @@
 # N = elements of the flat vector
 
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from sage.reduction import AllReduce, Reduced, Reducer, Wire, ops, phase
-from sage.validate import LATER
-
-Sums = Annotated[Literal["fp32", "half"], LATER]
 
 
 class Fp16(Reducer):
@@ -27,11 +24,12 @@ class Fp16(Reducer):
     """
 
     decides_by = "element"
+    later = frozenset({"sums"})
     dtype: ClassVar[torch.dtype] = torch.float16
     precision = 2.0**-9
     spares_small = False
 
-    def __init__(self, *, sums: Sums = "fp32") -> None:
+    def __init__(self, *, sums: Literal["fp32", "half"] = "fp32") -> None:
         """Create the reducer.
 
         Args:
