@@ -158,5 +158,11 @@ def digest(clips: Sequence[Clip]) -> str:
     return found.hexdigest()
 
 
+def transcripts_digest(clips: Sequence[Clip]) -> str:
+    """Compute the sha256 of the transcripts of all clips, one per line, in capitals."""
+    lines = ["".join(SYMBOLS[number] for number in clip.symbols) for clip in clips]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def _below(end: int, generator: torch.Generator) -> int:
     return int(torch.randint(end, (), generator=generator))
