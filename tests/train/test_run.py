@@ -55,6 +55,11 @@ GPT = (
 )
 # One small matrix without a bias, which AdamW updates.
 CONVEX = "logistic-breast-cancer --optimizer adamw --lr 0.01 --steps 12 --checkpoint-every 4"
+# Clips of different lengths, five bins per epoch, spectrograms computed in advance, the CTC loss.
+SPEECH = (
+    "deepspeech-synthetic-tones --reducer topk --steps 7 --checkpoint-every 2 --batch-size 4 "
+    "--model.hidden 16 --model.filters 2 --data.loaders 1 --data.limit-train 40 --data.limit-test 4"
+)
 # Adam, and new negatives in each epoch.
 NCF = "ncf-imports --steps 12 --checkpoint-every 5 --batch-size 512"
 
@@ -165,10 +170,12 @@ def test_ranks_in_one_process_give_the_same_results_as_processes(
         (f"{CNN} --optimizer signum --lr 0.001", 7, 4),
         (f"{LSTM} --optimizer muon --lr 0.01", 3, 2),
         (CONVEX, 7, 4),
+        (SPEECH, 3, 2),
     ],
     ids=[
         *("digits", "lstm-topics", "ncf-imports", "before its first checkpoint", "gpt-topics with adamw"),
         *("digits with signum", "lstm-topics with muon", "logistic-breast-cancer with adamw"),
+        "deepspeech-synthetic-tones",
     ],
 )
 def test_a_killed_run_resumes_as_if_uninterrupted(
