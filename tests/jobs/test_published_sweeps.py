@@ -1,6 +1,7 @@
 """The sweeps that redo published tables have a run for every figure that SAGE can redo, full and reduced."""
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from sage.report.published.files import find
 from sage.report.published.own_runs import fits
 
 SWEEPS = Path(__file__).parents[2] / "jobs" / "sweeps"
-TABLES = ("sage-tables", "accordion-tables", "ptb-lm", "ncf", "utility")
+BYTEPS = ("byteps-cifar100", "byteps-slow", "byteps-imagenet")
+TABLES = ("sage-tables", "accordion-tables", "ptb-lm", "ncf", "utility", *BYTEPS)
 REDUCED = [f"{name}-reduced" for name in TABLES]
 
 
@@ -29,10 +31,15 @@ def head(name: str) -> str:
     return " ".join(line.lstrip("# ") for line in lines[:end])
 
 
-@pytest.mark.parametrize(("sweep", "source"), [("sage-tables", "sage"), ("accordion-tables", "accordion")])
+@pytest.mark.parametrize(
+    ("source", "sweeps"), [("sage", ["sage-tables"]), ("accordion", ["accordion-tables"]), ("byteps", BYTEPS)]
+)
 @pytest.mark.parametrize("form", [0, 1], ids=["full", "reduced"])
-def test_every_figure_with_a_workload_and_a_reducer_has_its_run(sweep: str, source: str, form: int) -> None:
-    configs = [config.to_dict() for config in runs(sweep if form == 0 else f"{sweep}-reduced")]
+def test_every_figure_with_a_workload_and_a_reducer_has_its_run(
+    source: str, sweeps: Sequence[str], form: int
+) -> None:
+    names = sweeps if form == 0 else [f"{sweep}-reduced" for sweep in sweeps]
+    configs = [config.to_dict() for name in names for config in runs(name)]
     redone = 0
     for table in find(source).tables:
         for workload in table.workloads[form : form + 1]:
@@ -127,12 +134,30 @@ def test_the_groups_and_bandwidths_in_the_heads_follow_from_their_inputs() -> No
     for scale in table.scales:
         shown = f"{scale.groups.communication:.3g}"
         assert f"S0/(B t_b) = {shown}" in head("sage-tables") or shown in head("sage-tables-reduced")
+    bounds = {
+        each.name: f"{scale.groups.communication:.3g}"
+        for each in find("byteps").tables
+        for scale in each.scales
+    }
+    for name, titles in (
+        ("byteps-cifar100", ("guide-cifar100", "docs-cifar100")),
+        ("byteps-slow", ("docs-slow",)),
+        ("byteps-imagenet", ("guide-resnet50", "guide-vgg16")),
+    ):
+        for title in titles:
+            assert bounds[title] in head(name)
+            assert bounds[title] in head(f"{name}-reduced")
     digits = 2 * 269_434
     for name, group, size, seconds, shown in (
         ("sage-tables-reduced", 0.0911, digits, 0.020, "2.37 Gbit/s"),
         ("sage-tables-reduced", 26.1, digits, 0.020, "8.26 Mbit/s"),
         ("accordion-tables-reduced", 26.1, digits, 0.0152, "11 Mbit/s"),
         ("ptb-lm-reduced", 68, 2 * 608_235, 0.0192, "7.5 Mbit/s"),
+        ("byteps-cifar100-reduced", 0.129, digits, 0.020, "1.67 Gbit/s"),
+        ("byteps-cifar100-reduced", 0.137, digits, 0.020, "1.57 Gbit/s"),
+        ("byteps-slow-reduced", 34.3, digits, 0.020, "6.28 Mbit/s"),
+        ("byteps-imagenet-reduced", 0.0698, digits, 0.020, "3.09 Gbit/s"),
+        ("byteps-imagenet-reduced", 0.29, 2 * 55_210, 0.000_85, "3.58 Gbit/s"),
         ("utility-reduced", 3.18, digits, 0.010, "136"),
         ("utility-reduced", 0.159, digits, 0.010, "2711 Mbit/s"),
     ):
