@@ -60,6 +60,11 @@ SPEECH = (
     "deepspeech-synthetic-tones --reducer topk --steps 7 --checkpoint-every 2 --batch-size 4 "
     "--model.hidden 16 --model.filters 2 --data.loaders 1 --data.limit-train 40 --data.limit-test 4"
 )
+# Dropout, AdamW with a schedule per step, and a model of transformers.
+BERT = (
+    "bert-docstrings --reducer topk --steps 6 --checkpoint-every 2 --accumulate 2 --batch-size 4 "
+    "--data.length 12 --data.limit-train 64 --data.limit-test 16"
+)
 # Adam, and new negatives in each epoch.
 NCF = "ncf-imports --steps 12 --checkpoint-every 5 --batch-size 512"
 
@@ -171,11 +176,13 @@ def test_ranks_in_one_process_give_the_same_results_as_processes(
         (f"{LSTM} --optimizer muon --lr 0.01", 3, 2),
         (CONVEX, 7, 4),
         (SPEECH, 3, 2),
+        pytest.param(BERT, 5, 4, marks=pytest.mark.thorough),
     ],
     ids=[
         *("digits", "lstm-topics", "ncf-imports", "before its first checkpoint", "gpt-topics with adamw"),
         *("digits with signum", "lstm-topics with muon", "logistic-breast-cancer with adamw"),
         "deepspeech-synthetic-tones",
+        "bert-docstrings",
     ],
 )
 def test_a_killed_run_resumes_as_if_uninterrupted(
