@@ -15,6 +15,7 @@ import importlib
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 # B = texts in the batch, T = tokens of a text, K = classes
@@ -122,6 +123,9 @@ def _loaded(transformers: Any, folder: Path, vocab_size: int, num_classes: int) 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
+        if torch.get_default_device().type == "meta":  # options are checked, without a data set and memory
+            config = transformers.BertConfig.from_pretrained(str(folder), local_files_only=True)
+            return transformers.BertForSequenceClassification(config)
         model = transformers.BertForSequenceClassification.from_pretrained(
             str(folder),
             num_labels=num_classes,

