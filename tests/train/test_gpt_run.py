@@ -17,7 +17,7 @@ TINY = (
 )
 
 
-@pytest.mark.parametrize("reducer", ["exact", "sage"])
+@pytest.mark.parametrize("reducer", ["exact", "sage", "exact --optimizer muon --lr 0.02 --adamw-lr 1e-3"])
 def test_the_loss_of_a_gpt_on_the_help_topics_falls_from_the_logarithm_of_256(
     tmp_path: Path, reducer: str
 ) -> None:
