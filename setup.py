@@ -26,6 +26,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError
 
 CSRC = Path("csrc")
+NVCC_OPTIONS = CSRC / "cuda/nvcc.options"
+"""What the code of kernels depends on; benchmarks/kernel_resources.py reads the same file."""
 ARCHITECTURES = "7.5;8.0;8.6;9.0;10.0;12.0+PTX"
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 """Torch 2.10's stable ABI: what is built runs with that torch and every later one."""
@@ -108,9 +110,8 @@ class Build(build_ext):
             if cuda is not None:
                 nvcc: list[str | Path] = [
                     cuda / "bin/nvcc",
-                    "-std=c++20",
-                    "-O3",
-                    "-fmad=false",
+                    "--options-file",
+                    NVCC_OPTIONS,
                     "-Xcompiler=-fPIC,-fvisibility=hidden",
                 ]
                 code = gencode(os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES)
@@ -139,7 +140,7 @@ class Build(build_ext):
 
 
 sources = sorted(map(str, [CSRC / "ops.cpp", *CSRC.glob("cpu/*.cpp")]))
-headers = sorted(map(str, [*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh"), *CSRC.rglob("*.cu")]))
+headers = sorted(map(str, [*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh"), *CSRC.rglob("*.cu"), NVCC_OPTIONS]))
 # The limited API: no symbol of Python's is used, so neither is the file's name bound to one version of it.
 extension = Extension("sage._C", sources, depends=headers, optional=True, py_limited_api=True)
 setup(

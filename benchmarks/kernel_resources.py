@@ -2,9 +2,9 @@
 
     python benchmarks/kernel_resources.py [--arch 90] [--output benchmarks/results/kernel_resources.md]
 
-No GPU is needed. ptxas reports registers, spills and shared memory (-Xptxas -v). The accesses are the
-vectorised loads and stores of global memory in the PTX: `v4` of 4 bytes or `v2` of 8, which become LDG.E.128
-and STG.E.128.
+No GPU is needed. The options are those of the build, csrc/cuda/nvcc.options. ptxas reports registers, spills
+and shared memory (-Xptxas -v). The accesses are the vectorised loads and stores of global memory in the PTX:
+`v4` of 4 bytes or `v2` of 8, which become LDG.E.128 and STG.E.128.
 The exit status is 1 if a kernel spills.
 """
 
@@ -84,7 +84,8 @@ def parse(file: str, output: str, ptx: str) -> list[Kernel]:
 def compile_one(nvcc: str, arch: str, source: Path) -> list[Kernel]:
     """Compile one file for one architecture, and return its kernels."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, "-std=c++20", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", str(source)]
+        command = [nvcc, "--options-file", str(SOURCES / "nvcc.options")]
+        command += [f"-gencode=arch=compute_{arch},code=sm_{arch}", str(source)]
         # The PTX is a step on the way, which is kept.
         command += ["-cubin", "-Xptxas=-v", "-o", f"{folder}/a.cubin", "--keep", f"--keep-dir={folder}"]
         output = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -194,6 +194,15 @@ def test_the_examples_in_the_folders_of_parts_are_correct(folder: str) -> None:
         assert doctest.testmod(importlib.import_module(f"{package}.{path.stem}")).failed == 0, path
 
 
+def test_the_build_and_the_resource_report_compile_kernels_with_the_options_of_one_file() -> None:
+    assert "-fmad=false" in (CHECKOUT / "csrc/cuda/nvcc.options").read_text().split()
+    for reader in ("setup.py", "benchmarks/kernel_resources.py"):
+        text = (CHECKOUT / reader).read_text()
+        assert '"--options-file"' in text
+        assert "nvcc.options" in text
+        assert "fmad" not in text
+
+
 def test_make_lists_its_targets() -> None:
     if not shutil.which("make"):
         pytest.skip("no make")

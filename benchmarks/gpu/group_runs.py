@@ -1,6 +1,6 @@
-"""Runs of the section `ops` by groups or layers: bins, moments and order statistics, Elias streams."""
+"""Runs of the section `ops` by groups or layers: bins, order statistics, Elias streams, words of signs."""
 # N = elements of a vector, K = elements taken or in a list, S = bytes or sampled elements
-# B = bins, L = layers, G = groups, V = words
+# B = bins, L = layers, G = groups, V = words, W = payloads
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -55,20 +55,37 @@ def streams(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
     return results
 
 
+def each_above(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
+    """Take above the thresholds of three groups, with and without a gradient to add."""
+    n = grad_N.numel()
+    bounds, thresholds = [0, n // 7, n // 2, n], [0.0, 0.5, 3.0]
+    results: list[Tensor] = []
+    for left_N in (residual_N, None):
+        values_K, at_K, counts = ops.take_above_each(grad_N, left_N, bounds, thresholds)
+        results += [values_K, at_K, torch.tensor(counts)]
+    return [*results, residual_N]
+
+
+def words(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
+    """Write the signs of three groups as words of other systems, and read those of two payloads."""
+    n = grad_N.numel()
+    sizes = [n // 7, n // 2 - n // 7, n - n // 2]
+    zero_G = torch.zeros(3, device=grad_N.device)
+    results: list[Tensor] = []
+    for by_column in (False, True):
+        rows = [
+            ops.sign_words(ops.sign_bits(x_N, sizes, zero_G, zero_G, keep=False), sizes, by_column=by_column)
+            for x_N in (grad_N, residual_N)
+        ]
+        words_WV = torch.stack(rows)
+        results += [words_WV.view(-1), ops.sign_bytes(words_WV, sizes, by_column=by_column).view(-1)]
+    return results
+
+
 BY_GROUP: dict[str, Callable[[Tensor, Tensor], list[Tensor]]] = {
     "AdaComp's bins": binned,
     "moments, ranks, lists and samples": order_statistics,
     "Elias streams": streams,
+    "thresholds of groups": each_above,
+    "words of signs": words,
 }
-COVERED_BY_GROUP = [
-    "take_near_",
-    "encode_bins_",
-    "decode_bins",
-    "ranked_moments_",
-    "moments_above_",
-    "excess_",
-    "sampled",
-    "encode_elias",
-    "decode_elias_",
-]
-"""The ops that these call."""

@@ -4,11 +4,13 @@
 import itertools
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu.group_runs import BY_GROUP, COVERED_BY_GROUP
+from benchmarks.gpu.group_runs import BY_GROUP
 from sage import ops
 from sage.ops.gather import gather_
 
@@ -146,36 +148,26 @@ RUNS: dict[str, Run] = {
     "errors, momentum and products": errors,
     **BY_GROUP,
 }
-COVERED = [
-    "select_",
-    "top_",
-    "count_above",
-    "histogram_",
-    "scatter_mean_",
-    "clear_",
-    "pack",
-    "unpack",
-    "random_bits_",
-    "statistics_",
-    "sign_bits_",
-    "mean_signs_",
-    "quantise_",
-    "quantise_mean_",
-    "average_",
-    "cast_share_",
-    "sum_casts_",
-    "widen_",
-    "draw_indices",
-    "take_at_",
-    "unite",
-    "is_among",
-    "keep_error_",
-    "momentum_signs_",
-    "write_product_",
-    *COVERED_BY_GROUP,
-    "encode_gaps",
-    "decode_gaps",
-    "encode_bitmap",
-    "decode_bitmap",
-]
-"""The ops that `RUNS` calls; the tests of the ops cover the others on small sizes."""
+
+
+class Called(TorchDispatchMode):
+    """Collects the names of SAGE's ops that run within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace == "sage":
+            self.names.add(func.__name__.partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+def uncalled(device: str) -> list[str]:
+    """Names of the ops that no run calls on this device."""
+    with Called() as called:
+        for run in RUNS.values():
+            run(torch.randn(1000, device=device), torch.randn(1000, device=device))
+    return sorted(set(ops.native.OPS) - called.names)

@@ -67,6 +67,11 @@ def test_the_rehearsal_passes_with_torch_and_little_else(bare: dict[str, str], t
     assert table.count("\n| ") == len(output["rows"]) + 1
 
 
+def test_the_section_ops_compares_every_op(bare: dict[str, str]) -> None:
+    done = python(bare, "-c", "from benchmarks.gpu.ops_runs import uncalled; print(uncalled('cpu'))")
+    assert done.stdout == "[]\n", done.stderr
+
+
 def test_every_reducer_loads_with_torch_and_little_else(bare: dict[str, str]) -> None:
     code = "from sage import registry; [registry.load('reducers', n) for n in registry.names('reducers')]"
     done = python(bare, "-c", code)

@@ -41,8 +41,8 @@ def test_coded_indices_equal_the_reference_and_decode_to_the_input(density: floa
             assert_same(of.decode_bitmap(bitmap_B), at_K)
 
 
-def test_the_largest_gaps_can_be_coded() -> None:
-    at_K = torch.tensor([127, 128, 128 + 2**14, 2**30, 2**31 - 1], dtype=torch.int32)
+def test_the_largest_gaps_can_be_coded(device: str) -> None:
+    at_K = torch.tensor([127, 128, 128 + 2**14, 2**30, 2**31 - 1], dtype=torch.int32, device=device)
     assert_same(ops.encode_gaps(at_K), reference.encode_gaps(at_K))
     assert_same(ops.decode_gaps(ops.encode_gaps(at_K), 5), at_K)
 
@@ -52,6 +52,8 @@ def test_the_largest_gaps_can_be_coded() -> None:
     ("encoded", "num"),
     [([], 1), ([1], 0), ([1, 1], 1), ([1], 2), ([0x80], 1), ([0x80] * 5 + [1], 1), ([0xFF] * 4 + [0x7F], 1)],
 )
-def test_bytes_that_are_not_coded_gaps_are_refused(of: Any, encoded: list[int], num: int) -> None:
+def test_bytes_that_are_not_coded_gaps_are_refused(
+    of: Any, encoded: list[int], num: int, device: str
+) -> None:
     with pytest.raises(RuntimeError, match=rf"bytes: not those of {num} gaps|bytes cannot hold {num} gaps"):
-        of.decode_gaps(torch.tensor(encoded, dtype=torch.uint8), num)
+        of.decode_gaps(torch.tensor(encoded, dtype=torch.uint8, device=device), num)

@@ -322,11 +322,13 @@ ASKED: list[tuple[str, tuple[Any, ...]]] = [
 
 
 @needs_native
-def test_every_op_passes_torchs_opcheck() -> None:
+def test_every_op_passes_torchs_opcheck(device: str) -> None:
     # In its own process: opcheck runs autograd, after which processes forked from this one could not.
     code = (
         "import torch; from test_native import ASKED\n"
-        "for op, given in ASKED: print(op); torch.library.opcheck(getattr(torch.ops.sage, op).default, given)"
+        "for op, given in ASKED:\n"
+        f"    there = [x.to({device!r}) if isinstance(x, torch.Tensor) else x for x in given]\n"
+        "    print(op); torch.library.opcheck(getattr(torch.ops.sage, op).default, there)"
     )
     done = in_another_process(code)
     assert done.returncode == 0, done.stdout + done.stderr
