@@ -84,6 +84,38 @@ inline void test_launches_of_groups() {
     std::fill(on.sums.begin(), on.sums.end(), 0);
     sage::cuda::take_above(on.cut, x.data(), found.data(), counts.data(), on.sums.data(), nullptr);
   });
+  expect_launches("excess", 3, [](const Bounds& bounds) { test_excess(draw(bounds.back()), 0.5f); });
+  expect_launches("sampled", 7, [](const Bounds& bounds) {
+    const Floats signal = draw(bounds.back());
+    const auto num = static_cast<int64_t>(bounds.size()) - 1;
+    Bounds before{0};
+    for (int64_t g = 0; g < num; ++g) before.push_back(before[g] + (bounds[g + 1] - bounds[g]) / 2);
+    Bounds wanted(num, 1);  // and the bounds of the vector's groups
+    wanted.insert(wanted.end(), bounds.begin(), bounds.end());
+    const Ints draws(before.back());
+    OnTiles on(before, wanted, num);
+    Floats seen(draws.size());
+    sage::cuda::sample(on.cut, before.back(), signal.data(), nullptr, draws.data(), seen.data(), nullptr);
+    ranked_on_gpu(on, 1, seen);
+  });
+  expect_launches("encode_bins and decode_bins", 9, [](const Bounds& bounds) {
+    const OnBins on(Bounds(bounds.begin() + 1, bounds.end()), Bounds(bounds.size() - 1, 8));
+    const auto num = static_cast<int64_t>(bounds.back());
+    Ints indices(num), counts(on.num_bins), elements(on.num_bins), entries(on.num_bins);
+    for (int64_t g = 0; g < on.layers.num; ++g)
+      for (int64_t i = bounds[g]; i < bounds[g + 1]; ++i) ++counts[on.layers.first_bin[g] + (i - bounds[g]) / 8];
+    for (int64_t i = 0; i < num; ++i) indices[i] = static_cast<int32_t>(i);
+    const Floats values(num, 1), scales(on.layers.num, 1);
+    std::vector<int64_t> begins(on.layers.num);
+    std::vector<unsigned long long> sums(sage::cuda::tiles(on.num_bins) + 1);
+    const sage::cuda::FromBins taken{indices.data(), values.data(), counts.data(), num};
+    sage::cuda::BinTotals totals{};
+    sage::cuda::place_entries(on.layers, taken, elements.data(), entries.data(), begins.data(), sums.data(), &totals, nullptr);
+    std::vector<uint8_t> bytes(totals.bytes);
+    sage::cuda::encode_bins(on.layers, taken, scales.data(), elements.data(), entries.data(), begins.data(), nullptr,
+                            bytes.data(), nullptr);
+    test_decode_bins(on, bytes, scales);
+  });
   expect_launches("take_near", 3, [](const Bounds& bounds) {
     const OnBins on(Bounds(bounds.begin() + 1, bounds.end()), Bounds(bounds.size() - 1, 8));
     Floats x = draw(bounds.back()), values(x.size());
