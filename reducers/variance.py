@@ -1,7 +1,7 @@
 """Variance-based: sends sums that are large relative to their variance, in 4 bits (Tsuzuku et al., 2018)."""
 # N = elements of the flat vector, K = elements sent, L = layers
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -145,14 +145,35 @@ class Variance(Sparsifier):
         with phase("scatter"):
             counts = [len(word) for word, _ in rows]
             at_M = rows[0][0].new_empty(sum(counts))
-            x_M = at_M.new_empty(sum(counts), dtype=torch.float32)
-            for (word, exponents_L), at, x in zip(rows, at_M.split(counts), x_M.split(counts), strict=True):
-                for start in range(0, len(word), CHUNK):
-                    part = slice(start, start + CHUNK)
-                    at[part], x[part] = self.decode(word[part], exponents_L)
-            mean_N = ops.scatter_mean(x_M, at_M, counts, out_N=grad_N)
+            for (word, _), at in zip(rows, at_M.split(counts), strict=True):
+                torch.bitwise_and(word, (1 << INDEX_BITS) - 1, out=at)
+            self._scatter(rows, at_M.split(counts), grad_N)
         at_K = at_M.split(counts)[wire.rank]
-        return Reduced(mean_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())), at_M)
+        return Reduced(grad_N, at_K, sum(counts) / (len(counts) * max(1, grad_N.numel())), at_M)
+
+    def _scatter(self, rows: Sequence[tuple[Tensor, ...]], indices: Sequence[Tensor], out_N: Tensor) -> None:
+        """Write the mean of all ranks' codes to `out_N`.
+
+        The values are decoded chunk by chunk of the vector, so that they are never all in memory.
+
+        Args:
+            rows: Codes and exponents of each rank.
+            indices: Indices of the codes of each rank, ascending.
+            out_N: The mean; overwritten.
+        """
+        starts = range(0, out_N.numel(), CHUNK)
+        # The last chunk has all indices that are left, so that one outside of the vector is refused.
+        edges = torch.tensor([*starts, 2**31 - 1], dtype=torch.int32, device=out_N.device)
+        stops = [torch.searchsorted(at, edges).tolist() for at in indices]
+        for number, start in enumerate(starts):
+            parts = [slice(each[number], each[number + 1]) for each in stops]
+            at = torch.cat([at[part] for at, part in zip(indices, parts, strict=True)]).sub_(start)
+            x = [
+                self.decode(word[part], exponents_L)[1]
+                for (word, exponents_L), part in zip(rows, parts, strict=True)
+            ]
+            counts = [part.stop - part.start for part in parts]
+            ops.scatter_mean(torch.cat(x), at, counts, out_N=out_N[start : start + CHUNK])
 
     def _compress(self, grad_N: Tensor, residual_N: Tensor | None) -> dict[str, Tensor]:
         """The parts of the signal to send; clears the elements sent in the residual and the variance."""
