@@ -28,7 +28,7 @@ class Atomo(Svd):
     Args:
         rank: Average number r of singular values sent per matrix, at most n or m; 1 or more.
         min_compression_rate: A matrix is sent dense unless r·(n + m) times this is less than n·m; 0 or more.
-        sample_seed: Seed of the draws; each rank and step draws its own numbers.
+        sample_seed: Seed of the draws; each rank, step and parameter has its own numbers.
 
     Raises:
         ValueError: if an option is out of range.
@@ -54,12 +54,13 @@ class Atomo(Svd):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def begin(self, wire: Wire) -> None:
-        self._rng = generator(self._seed, int(self.step), wire.rank)
+        self._now = int(self.step), wire.rank
         self.step += 1
 
     def choose(self, s_k: Tensor, x: Matrix) -> tuple[Tensor, Tensor]:
         p_K = probabilities(s_k, x.rank)
-        rand_K = torch.rand(p_K.shape, generator=self._rng).to(p_K.device)
+        rng = generator(self._seed, *self._now, x.number)
+        rand_K = torch.rand(p_K.shape, generator=rng).to(p_K.device)
         at_k = (~(rand_K >= p_K)).nonzero().view(-1)  # NaN is always sent
         return at_k, s_k[at_k] / p_K[at_k]
 

@@ -34,11 +34,11 @@ class PowerSgd(Reducer):
     (Algorithm 1 of the paper). `iterations` repeats this within a step, each time from the last Q; the paper
     does one iteration. Each rank's residual is its own M minus the common P·Qᵀ, as in PyTorch's
     powerSGD_hook, so every rank counts the mean as what it has sent. Q is initialised from N(0, 1), the same
-    on all ranks. A column of Q is reinitialised if it is not finite or not longer than `eps` (a gradient of
-    zeros has no direction). Algorithm 1 does not orthonormalise Q. P is the same either way except for the
-    effect of `eps`, which must be small relative to what it is added to: here a gradient, not its square. The
-    dense parameters, `start_step` and `min_compression_rate` are those of PyTorch's hook. `half` is the
-    utility study's HalfRankK (Agarwal et al., 2022).
+    on all ranks and in every bucket. A column of Q is reinitialised if it is not finite or not longer than
+    `eps` (a gradient of zeros has no direction). Algorithm 1 does not orthonormalise Q. P is the same either
+    way except for the effect of `eps`, which must be small relative to what it is added to: here a gradient,
+    not its square. The dense parameters, `start_step` and `min_compression_rate` are those of PyTorch's hook.
+    `half` is the utility study's HalfRankK (Agarwal et al., 2022).
 
     Payload bytes per rank: 4·r·(n + m) per matrix and iteration, in two all-reduces per iteration. Parameters
     of one dimension or none, and those for which rank r would save too little, are sent dense, 4 per element,
@@ -53,7 +53,7 @@ class PowerSgd(Reducer):
         half: Compute P and Q in alternate steps; the other factor is that of the previous step. The residual
             is then larger.
         iterations: Power iterations per step, 1 or more; with `half`, 1.
-        sample_seed: Seed of the initial Q.
+        sample_seed: Seed of the initial Q, which also depends on the parameter's number in the model.
 
     Raises:
         ValueError: if an option is out of range.
@@ -99,8 +99,12 @@ class PowerSgd(Reducer):
         if self._half:
             self._shapes["p_F"] = [(x.rows, x.rank) for x in self.split.matrices]
         for place, (name, shapes) in enumerate(self._shapes.items()):
-            rng = generator(self._seed, place)
-            first_F = torch.randn(sum(rows * rank for rows, rank in shapes), generator=rng)
+            # By the parameter's number in the model, so that they do not depend on the others of the vector.
+            firsts = [
+                torch.randn(rows * rank, generator=generator(self._seed, place, x.number))
+                for x, (rows, rank) in zip(self.split.matrices, shapes, strict=True)
+            ]
+            first_F = torch.cat(firsts or [torch.empty(0)])
             self.register_buffer(name, first_F)
             self.register_buffer(f"first_{name}", first_F.clone(), persistent=False)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))

@@ -48,8 +48,8 @@ class Svd(Reducer):
     (ours) the values and vectors are those of an approximation of rank l = r + `oversampling`, found by
     random projection with 2 + 2·`power_iterations` products of n·m·l operations (Halko, Martinsson & Tropp,
     2011, Algorithms 4.4 and 5.1; `sage.reduction.randomised_svd`, which states the error). All ranks draw the
-    same test matrix, another one at each step. Matrices with l rows or columns or fewer are decomposed
-    exactly.
+    same test matrix, another one at each step and for each parameter. Matrices with l rows or columns or
+    fewer are decomposed exactly.
 
     Payload bytes per rank: 4·r·(n + m) for the vectors (`values`) and 4·r for the singular values (`scales`)
     per matrix, in an all-gather. Parameters of one dimension or none, and those for which rank r would save
@@ -142,10 +142,10 @@ class Svd(Reducer):
     def _encode(self, signal_N: Tensor) -> Parts:
         """The payload of all matrices: vectors, values and, if these differ by rank, their number."""
         vectors, values = [signal_N[:0]], [signal_N[:0]]
-        for number, x in enumerate(self.split.matrices):
+        for x in self.split.matrices:
             m = x.view(signal_N)
             # LAPACK rejects NaN and infinity; adding (m * 0).sum() makes the values NaN for all ranks.
-            u, s_k, vt = self._decompose(m.nan_to_num(0.0, 0.0, 0.0), x, number)
+            u, s_k, vt = self._decompose(m.nan_to_num(0.0, 0.0, 0.0), x)
             at_k, s_k = self.choose(s_k + (m * 0).sum(), x)
             vectors += [u[:, at_k].reshape(-1), vt[at_k].reshape(-1)]
             values.append(s_k)
@@ -155,13 +155,13 @@ class Svd(Reducer):
             parts["sizes"] = torch.tensor(counts, dtype=torch.int32, device=signal_N.device)
         return parts
 
-    def _decompose(self, m: Tensor, x: Matrix, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _decompose(self, m: Tensor, x: Matrix) -> tuple[Tensor, Tensor, Tensor]:
         """U, singular values and Vᵀ of a matrix."""
         size = x.rank + self._oversampling
         if not self._is_randomised or size >= min(x.rows, x.columns):
             u, s_k, vt = torch.linalg.svd(m, full_matrices=False)
             return u, s_k, vt
-        key = seed_at(self._seed, int(self.step), number, size)
+        key = seed_at(self._seed, int(self.step), x.number, size)
         return randomised_svd(m, size, power_iterations=self._power_iterations, key=key)
 
     def _decode(self, parts: Parts) -> Iterator[tuple[Matrix, Tensor]]:

@@ -27,6 +27,8 @@ class Matrix:
     rows: int
     columns: int
     rank: int
+    number: int
+    """Number of parameters before it in the whole model, on which its random numbers depend."""
 
     def view(self, x_N: Tensor) -> Tensor:
         """View of the matrix (rows × columns) in the flat vector."""
@@ -41,7 +43,11 @@ class Matrices:
     """
 
     def __init__(self, layout: Layout, *, rank: int, min_rate: float) -> None:
-        matrices = {span: _matrix(span, rank) for span in layout.spans if len(span.shape) > 1 and span.numel}
+        matrices = {
+            span: _matrix(span, rank, origin.number)
+            for span, origin in zip(layout.spans, layout.origins, strict=True)
+            if len(span.shape) > 1 and span.numel
+        }
         worth = {span: x for span, x in matrices.items() if _saves_bytes(x, min_rate)}
         self.matrices = tuple(worth.values())
         self._dense = tuple((span.start, span.stop) for span in layout.spans if span not in worth)
@@ -65,9 +71,9 @@ class Matrices:
         return [x_N[a:b] for a, b in self._dense]
 
 
-def _matrix(span: Span, rank: int) -> Matrix:
+def _matrix(span: Span, rank: int, number: int) -> Matrix:
     rows, columns = span.shape[0], math.prod(span.shape[1:])
-    return Matrix(span.start, rows, columns, min(rank, rows, columns))
+    return Matrix(span.start, rows, columns, min(rank, rows, columns), number)
 
 
 def _saves_bytes(x: Matrix, min_rate: float) -> bool:
