@@ -143,17 +143,22 @@ class Svd(Reducer):
         """The payload of all matrices: vectors, values and, if these differ by rank, their number."""
         vectors, values = [signal_N[:0]], [signal_N[:0]]
         for x in self.split.matrices:
-            m = x.view(signal_N)
-            # LAPACK rejects NaN and infinity; adding (m * 0).sum() makes the values NaN for all ranks.
-            u, s_k, vt = self._decompose(m.nan_to_num(0.0, 0.0, 0.0), x)
-            at_k, s_k = self.choose(s_k + (m * 0).sum(), x)
-            vectors += [u[:, at_k].reshape(-1), vt[at_k].reshape(-1)]
+            *each, s_k = self._chosen(x.view(signal_N), x)
+            vectors += each
             values.append(s_k)
         parts = {"values": torch.cat(vectors), "scales": torch.cat(values)}
         if not self.even:
             counts = [s_k.numel() for s_k in values[1:]]
             parts["sizes"] = torch.tensor(counts, dtype=torch.int32, device=signal_N.device)
         return parts
+
+    def _chosen(self, m: Tensor, x: Matrix) -> tuple[Tensor, Tensor, Tensor]:
+        """The chosen columns of U and rows of Vᵀ, flat, and the values to send; all else is freed."""
+        # LAPACK rejects NaN and infinity; adding (m * 0).sum() makes the values NaN for all ranks.
+        nan_or_0 = (m * 0).sum()
+        u, s_k, vt = self._decompose(m.nan_to_num(0.0, 0.0, 0.0), x)
+        at_k, s_k = self.choose(s_k + nan_or_0, x)
+        return u[:, at_k].reshape(-1), vt[at_k].reshape(-1), s_k
 
     def _decompose(self, m: Tensor, x: Matrix) -> tuple[Tensor, Tensor, Tensor]:
         """U, singular values and Vᵀ of a matrix."""
