@@ -20,7 +20,7 @@ Seconds = Annotated[float, Range(0)]
 class AN4(Speech):
     """The alphanumeric database of Carnegie Mellon University, 1991: 42 minutes for training, 6 for testing.
 
-    www.speech.cs.cmu.edu/databases/an4; 16 kHz, 74 speakers for training and 10 others for testing.
+    From `speech.cs.cmu.edu/databases/an4`; 16 kHz, 74 speakers for training and 10 others for testing.
     The samples of a clip are the same in all its formats, and so are the recorded checksums.
     """
 
