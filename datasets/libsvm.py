@@ -56,11 +56,16 @@ class LibSVM(Vectors):
         """
         known = _KNOWN.get(name)
         path = _found(root, name)
-        x_NF, y_N = read_libsvm(path, num_features=known.num_features if known else None)
+        remedy = f"delete the file and run `sage data prepare libsvm --name {name}`"
+        try:
+            x_NF, y_N = read_libsvm(path, num_features=known.num_features if known else None)
+        except DataError as error:
+            if known is None:
+                raise
+            raise DataError(f"{error}; {remedy}") from error
         if known and len(y_N) != known.num_samples:
             raise DataError(
-                f"{path} has {len(y_N):,} samples, and {name} has {known.num_samples:,}: delete the file and "
-                f"run `sage data prepare libsvm --name {name}`"
+                f"{path} has {len(y_N):,} samples, and {name} has {known.num_samples:,}: {remedy}"
             )
         super().__init__(
             x_NF,

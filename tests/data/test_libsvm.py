@@ -95,6 +95,9 @@ def test_a_missing_or_truncated_file_says_what_to_do(tmp_path: Path) -> None:
     write(tmp_path, "1 1:1\n-1 2:1\n", "a9a")
     with pytest.raises(DataError, match="has 2 samples, and a9a has 32,561: delete the file and run"):
         LibSVM(tmp_path)
+    write(tmp_path, "1 1:1\n-1 2:x\n", "a9a")
+    with pytest.raises(DataError, match="a9a, line 2: .*; delete the file and run `sage data prepare libsvm"):
+        LibSVM(tmp_path)
     write(tmp_path, "1 1:1\n1 2:1\n")
     with pytest.raises(DataError, match="has 1 different labels; logistic regression needs 2"):
         LibSVM(tmp_path, name="mine")
