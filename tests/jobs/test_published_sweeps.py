@@ -15,7 +15,7 @@ from sage.report.published.own_runs import fits
 
 SWEEPS = Path(__file__).parents[2] / "jobs" / "sweeps"
 BYTEPS = ("byteps-cifar100", "byteps-slow", "byteps-imagenet")
-TABLES = ("sage-tables", "accordion-tables", "ptb-lm", "ncf", "utility", *BYTEPS)
+TABLES = ("sage-tables", "accordion-tables", "ptb-lm", "ncf", "utility", "sidco", *BYTEPS)
 REDUCED = [f"{name}-reduced" for name in TABLES]
 
 
@@ -109,6 +109,22 @@ def test_the_language_model_has_the_settings_that_the_study_chose_and_references
     assert found[("exact", None)] == found[("bf16", None)] == every
 
 
+@pytest.mark.parametrize("name", ["sidco", "sidco-reduced"])
+def test_each_benchmark_of_sidco_has_a_baseline_with_a_bucket_per_tensor_and_one_with_those_of_ddp(
+    name: str,
+) -> None:
+    baselines = {
+        (config.workload, config.seed, config.bucket_mb)
+        for config in runs(name)
+        if config.reducer == "exact" and config.mount == "ddp"
+    }
+    places = {(config.workload, config.seed) for config in runs(name)}
+    assert baselines == {(*place, bucket_mb) for place in places for bucket_mb in (1e-6, 25.0)}
+    published = [table.workloads for table in find("sidco").tables if table.workloads]
+    for workloads in published:
+        assert {workloads[0] if name == "sidco" else "digits"} <= {workload for workload, _ in places}
+
+
 def test_a_reduced_form_runs_on_processors_with_data_that_needs_no_download() -> None:
     for name in REDUCED:
         for config in runs(name):
@@ -147,6 +163,14 @@ def test_the_groups_and_bandwidths_in_the_heads_follow_from_their_inputs() -> No
         for title in titles:
             assert bounds[title] in head(name)
             assert bounds[title] in head(f"{name}-reduced")
+    (shares,) = (table for table in find("sidco").tables if table.name == "communication")
+    for (
+        row
+    ) in shares.rows:  # two passes of a ring of 8 over fp32, twice bf16; 3/2 of backward is all computation
+        about = 1.5 * row.value / (100 - row.value) / (2 * 7 / 8 * 2)
+        assert f"{about:.3g}" in shares.note
+        assert f"{about:.3g} ({row.method})" in head("sidco")
+        assert f"{about:.3g} ({row.method})" in head("sidco-reduced")
     digits = 2 * 269_434
     for name, group, size, seconds, shown in (
         ("sage-tables-reduced", 0.0911, digits, 0.020, "2.37 Gbit/s"),
@@ -158,6 +182,11 @@ def test_the_groups_and_bandwidths_in_the_heads_follow_from_their_inputs() -> No
         ("byteps-slow-reduced", 34.3, digits, 0.020, "6.28 Mbit/s"),
         ("byteps-imagenet-reduced", 0.0698, digits, 0.020, "3.09 Gbit/s"),
         ("byteps-imagenet-reduced", 0.29, 2 * 55_210, 0.000_85, "3.58 Gbit/s"),
+        ("sidco-reduced", 0.0476, digits, 0.040, "2.26 Gbit/s"),
+        ("sidco-reduced", 0.643, digits, 0.040, "168"),
+        ("sidco-reduced", 6.71, digits, 0.040, "16.1"),
+        ("sidco-reduced", 1.71, digits, 0.040, "63 Mbit/s"),
+        ("sidco-reduced", 6.71, 2 * 608_235, 0.0384, "37.8 Mbit/s"),
         ("utility-reduced", 3.18, digits, 0.010, "136"),
         ("utility-reduced", 0.159, digits, 0.010, "2711 Mbit/s"),
     ):
