@@ -125,6 +125,17 @@ def test_each_benchmark_of_sidco_has_a_baseline_with_a_bucket_per_tensor_and_one
         assert {workloads[0] if name == "sidco" else "digits"} <= {workload for workload, _ in places}
 
 
+def test_the_utility_study_has_the_models_of_its_timing_runs() -> None:
+    (timing,) = (table for table in find("utility").tables if table.name == "timing")
+    every = runs("utility")
+    assert {*timing.workloads} <= {config.workload for config in every}
+    bert = [config for config in every if config.workload == "bert-sogou-utility"]
+    assert {(config.steps, config.bucket_mb) for config in bert if config.mount == "ddp"} == {(100, 45)}
+    assert {config.mount for config in bert} == {"ddp", "whole"}
+    images = [config for config in every if config.workload in timing.workloads and config not in bert]
+    assert {(config.steps, config.batch_size) for config in images} == {(61, size) for size in (16, 32, 64)}
+
+
 def test_a_reduced_form_runs_on_processors_with_data_that_needs_no_download() -> None:
     for name in REDUCED:
         for config in runs(name):
