@@ -1,5 +1,6 @@
 """Tests of labelled texts: CSV files, word pieces, AG News, and the batches that ranks get of them."""
 
+import csv
 import hashlib
 import shutil
 from pathlib import Path
@@ -108,6 +109,34 @@ def test_an_empty_file_and_a_wrong_delimiter_are_refused(tmp_path: Path) -> None
     path.write_text("1\ta\n")
     with pytest.raises(DataError, match="1 columns separated by ',', expected a class and a text"):
         list(read_labelled_csv(path, Rows()))
+
+
+@settings(max_examples=examples(25))
+@given(rows=strategies.lists(strategies.tuples(strategies.integers(1, 9), strategies.text()), min_size=1))
+def test_rows_that_are_written_are_read(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, str]]
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "train.csv"
+    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows(rows)
+    as_written = [(text.encode(errors="replace").decode(), label - 1) for label, text in rows]
+    assert list(read_labelled_csv(path, Rows())) == as_written
+
+
+@settings(max_examples=examples(50))
+@given(content=strategies.binary(max_size=60) | strategies.text('1,"\t\n\r\0a', max_size=20).map(str.encode))
+def test_any_other_file_is_read_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "train.csv"
+    path.write_bytes(content)
+    for read in (lambda: list(read_labelled_csv(path, Rows())), lambda: read_vocabulary(path)):
+        said = ""
+        try:
+            read()
+        except DataError as error:
+            said = str(error)
+        assert "\n" not in said
 
 
 # Word pieces.
