@@ -7,8 +7,10 @@ then predicted from the calibrations of the others, never from its own. All rows
 errors.
 
 The ranks share the cores of this machine, so that computation takes longer with more ranks. Computation
-is therefore taken from a setup with the same number of ranks; links may be from a setup with another number.
-At the same link speed, the measured links are used; otherwise bandwidth and burst are those given to tc.
+is therefore taken from a setup with the same number of ranks; links may be from a setup with another number,
+and messages then have its latencies, although ranks that share a core also delay each other's messages.
+At the same link speed, the measured links are used; otherwise bandwidth and burst are those given to tc, of
+which headers take a share.
 
 The measurements of each setup are kept in a folder. A setup that is in it is not measured again, and all
 that are in it are predicted. The script needs root, slurm-wlm and munge.
@@ -46,6 +48,8 @@ METHODS = (
     "int8",
     "dgc:density=0.01",
 )
+
+LINKS = {True: "measured with as many ranks", False: "measured with another number of ranks"}
 
 
 # Measurements.
@@ -162,6 +166,7 @@ def main() -> None:
         **by("workload", rows, lambda row: row.workload),
         **by("setup", rows, lambda row: f"{row.setup.ranks} ranks, {row.setup.rate}"),
         **by("method", rows, lambda row: f"{row.reducer} × {row.mount}"),
+        **by("links", rows, lambda row: LINKS[row.source.links.ranks == row.setup.ranks]),
         "largest_load_before": max((each.load for each in found if each.load is not None), default=None),
         "machine": MACHINE,
     }

@@ -7,6 +7,9 @@ from typing import Any
 
 UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
+PAYLOAD = 1448 / 1514
+"""Share of TCP's payload in what tc counts: Ethernet frames, with IP packets of 1,500 bytes."""
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -17,12 +20,12 @@ class Setup:
 
     @property
     def bits_per_second(self) -> float:
-        """The nominal speed.
+        """The speed at which payload passes.
 
-        >>> Setup(2, "100mbit").bits_per_second
-        100000000.0
+        >>> round(Setup(2, "100mbit").bits_per_second / 1e6, 1)
+        95.6
         """
-        return float(self.rate[:-4]) * UNITS[self.rate[-4:]]
+        return PAYLOAD * float(self.rate[:-4]) * UNITS[self.rate[-4:]]
 
 
 @dataclass(frozen=True)

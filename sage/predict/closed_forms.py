@@ -3,7 +3,7 @@
 The baseline sends k buckets during backward, the first of which is ready after t_1. The method runs after
 backward. With x = 1/B, the seconds that a byte takes on the link:
 
-    T0 = t_f + max(γ·t_b, t_1 + (k−1)·(A + v·x)) + A + v_last·x
+    T0 = t_f + t_1 + max(t_b − t_1 + (1 − 1/γ)·(k−1)·(A + v·x), (k−1)·(A + v·x)) + A + v_last·x
     TM = t_f + t_b + t_ed + L + v_M·x
 
 For equal buckets that are ready at equal intervals, T0 is the time of the recurrence. With t_1 = 0 it is the
@@ -42,7 +42,7 @@ class Baseline:
     gamma: float = 1.0
     """γ: time of backward during communication, divided by that of backward alone."""
     first_ready: float = 0.0
-    """t_1: when communication may begin, from the start of backward, which communication slows down."""
+    """t_1: when communication may begin, from the start of backward."""
 
     @property
     def total_volume(self) -> float:
@@ -52,7 +52,8 @@ class Baseline:
     def seconds(self, x: Any) -> Any:
         """Return T0, of a number or an array."""
         usual, last = self.latency + self.volume * x, self.latency + self.last_volume * x
-        left = self.gamma * self.backward - self.first_ready
+        slowed = (1 - 1 / self.gamma) * (self.buckets - 1) * usual
+        left = self.backward - self.first_ready + slowed
         return self.other + self.first_ready + two_term(self.buckets, left, usual, last)
 
     def seconds_without_overlap(self, x: Any) -> Any:
@@ -64,7 +65,7 @@ class Baseline:
         """x above which communication is no longer hidden behind backward; below 0 if it never is."""
         if self.buckets == 1 or self.volume == 0:
             return math.inf
-        left = self.gamma * self.backward - self.first_ready
+        left = self.gamma * (self.backward - self.first_ready)
         return (left / (self.buckets - 1) - self.latency) / self.volume
 
 
@@ -96,10 +97,16 @@ def break_even(baseline: Baseline, method: Compressed, rho: float = 1.0) -> Inte
         return ()
     at_zero = rho * method.seconds(baseline, 0.0)
     knee = min(max(baseline.knee, 0.0), math.inf)
-    hidden = LESS * (baseline.other + baseline.gamma * baseline.backward + baseline.latency)
+    slowed = (1 - 1 / baseline.gamma) * (baseline.buckets - 1)
+    hidden = LESS * (baseline.other + baseline.backward + (1 + slowed) * baseline.latency)
     bound = LESS * (baseline.other + baseline.first_ready + baseline.buckets * baseline.latency)
     pieces = [
-        *_above_zero(hidden - at_zero, LESS * baseline.last_volume - rho * method.volume, 0.0, knee),
+        *_above_zero(
+            hidden - at_zero,
+            LESS * (baseline.last_volume + slowed * baseline.volume) - rho * method.volume,
+            0.0,
+            knee,
+        ),
         *_above_zero(bound - at_zero, LESS * baseline.total_volume - rho * method.volume, knee, math.inf),
     ]
     joined: list[tuple[float, float]] = []
@@ -138,7 +145,7 @@ def compression_needed(baseline: Baseline, x: float) -> float:
     """
     if baseline.buckets == 1:
         return 1.0
-    left = baseline.gamma * baseline.backward - baseline.first_ready
+    left = baseline.gamma * (baseline.backward - baseline.first_ready)
     left -= (baseline.buckets - 1) * baseline.latency
     return (baseline.buckets - 1) * baseline.volume * x / left if left > 0 else math.inf
 

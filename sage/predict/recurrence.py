@@ -7,7 +7,7 @@ ready and that of the previous bucket has ended (Shi, Chu and Li, MG-WFBP, 2019,
 
 A method that encodes and decodes does so on the compute device, in the order of SAGE's hook: a bucket is
 encoded, sent and decoded before the next one is encoded. Meanwhile backward waits for the device, and goes on
-during communication.
+during communication, which slows it down by a factor γ: in that time comm_k / γ of it is done.
 """
 # K = buckets; arrays broadcast against each other
 
@@ -37,6 +37,7 @@ def overlap(
     backward: Any,
     encode_K: Sequence[Any] | None = None,
     decode_K: Sequence[Any] | None = None,
+    gamma: Any = 1.0,
 ) -> Overlap:
     """Return the time of backward with the reductions of K buckets.
 
@@ -46,18 +47,20 @@ def overlap(
         backward: seconds of an undisturbed backward, not less than the last of `ready_K`.
         encode_K: seconds of each bucket's encoding; 0 by default.
         decode_K: seconds of each bucket's decoding; 0 by default.
+        gamma: γ, the time of backward during communication over that of backward alone; 1 or more.
     """
     zeros = [0.0] * len(ready_K)
     encode_K, decode_K = encode_K or zeros, decode_K or zeros
     end: Any = numpy.zeros(())
-    done: Any = numpy.zeros(())  # seconds of backward that are done at `end`
+    done: Any = numpy.zeros(())  # seconds of an undisturbed backward that are done at `end`
+    waited: Any = numpy.zeros(())
     for ready, encode, comm, decode in zip(ready_K, encode_K, comm_K, decode_K, strict=True):
         start = end + numpy.maximum(ready - done, 0.0)
-        done = numpy.minimum(numpy.maximum(done, ready) + comm, backward)
+        done = numpy.maximum(done, ready)
+        waited = waited + numpy.maximum(comm - gamma * (backward - done), 0.0)
+        done = numpy.minimum(done + comm / gamma, backward)
         end = start + encode + comm + decode
-    seconds = end + backward - done
-    busy = backward + sum(encode_K) + sum(decode_K)
-    return Overlap(seconds, numpy.maximum(seconds - busy, 0.0))
+    return Overlap(end + backward - done, waited)
 
 
 def two_term(k: int, backward: Any, comm: Any, last: Any) -> Any:

@@ -2,9 +2,9 @@
 # D = draws, X = bandwidths, K = buckets, W = ranks
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy
 from numpy.typing import NDArray
@@ -82,7 +82,7 @@ class Predictor:
     calibration: Calibration
     num_draws: int = DRAWS
     seed: int = 0
-    _resampled: dict[tuple[float, ...], Array] = field(default_factory=dict)
+    _resampled: dict[tuple[Callable[..., Any], tuple[float, ...]], Array] = field(default_factory=dict)
     _decoded: dict[int, tuple[Array, Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -114,20 +114,21 @@ class Predictor:
             seconds, _ = communication.seconds(spent=communication.spent(idle))
             total = forward + backward + encode + seconds + decode + update
             return Step(total, seconds, seconds, encode + decode, _notes(method, ranks, messages, network))
-        gamma = numpy.maximum(self._mean(model.gamma), 1.0) if ranks > 1 else 1.0
+        gamma = numpy.maximum(self._median(model.gamma), 1.0) if ranks > 1 else 1.0
         buckets = cut(model.parameters, choice.bucket_mb)
         share_K = [bucket.numel / model.numel for bucket in buckets]
         # The last gradient is ready when backward ends; the hooks' clock and backward's may differ a little.
         scale = 1 / max(bucket.ready_seconds for bucket in buckets)
-        ready_K = [gamma * backward * min(1.0, bucket.ready_seconds * scale) for bucket in buckets]
+        ready_K = [backward * min(1.0, bucket.ready_seconds * scale) for bucket in buckets]
         idle = forward + ready_K[0] + encode * share_K[0] + decode * share_K[-1] + update
         comm_K = communication.of_buckets(share_K, ready_K, idle)
         overlapped = overlap(
             ready_K,
             comm_K,
-            gamma * backward,
+            backward,
             [encode * share for share in share_K],
             [decode * share for share in share_K],
+            gamma,
         )
         total = forward + overlapped.seconds + update
         return Step(
@@ -176,14 +177,21 @@ class Predictor:
 
     def _mean(self, samples: tuple[float, ...]) -> Array:
         """The mean of the samples, then means of resamples with replacement, as a column."""
-        if samples not in self._resampled:
+        return self._resample(samples, numpy.mean)
+
+    def _median(self, samples: tuple[float, ...]) -> Array:
+        """The median, in the same form: of ratios of two times, whose mean single times would dominate."""
+        return self._resample(samples, numpy.median)
+
+    def _resample(self, samples: tuple[float, ...], average: Callable[..., Any]) -> Array:
+        if (average, samples) not in self._resampled:
             values = numpy.asarray(samples, dtype=numpy.float64)
             generator = self._generator(zlib.crc32(values.tobytes()))
             chosen = generator.integers(len(values), size=(self.num_draws, len(values)))
-            means_D = values[chosen].mean(1)
-            means_D[0] = values.mean()
-            self._resampled[samples] = means_D[:, None]
-        return self._resampled[samples]
+            averages_D = average(values[chosen], axis=1)
+            averages_D[0] = average(values)
+            self._resampled[average, samples] = averages_D[:, None]
+        return self._resampled[average, samples]
 
     def _generator(self, use: int) -> numpy.random.Generator:
         return numpy.random.default_rng((self.seed, use))

@@ -1,5 +1,7 @@
 """The terms of the closed forms, from a calibration: the overlapped baseline, and a method after backward."""
 
+import statistics
+
 from sage.predict.buckets import cut
 from sage.predict.calibration import Calibration, Message, MethodTimes
 from sage.predict.closed_forms import Baseline, Compressed
@@ -44,9 +46,9 @@ def baseline(
     # The latency of a bucket is that of a whole reduction, and its volume in proportion to its elements.
     body = (model.numel - sizes[-1]) / max(1, len(sizes) - 1)
     slow = predictor.slowness(setup.ranks) / setup.speedup
-    forward, backward, update, gamma = (
+    forward, backward, update = (
         sum(samples) / len(samples)
-        for samples in (model.forward_seconds, model.backward_seconds, model.optimizer_seconds, model.gamma)
+        for samples in (model.forward_seconds, model.backward_seconds, model.optimizer_seconds)
     )
     coding = coding_of(predictor, setup, method)
     return Baseline(
@@ -56,8 +58,8 @@ def baseline(
         latency=latency,
         volume=volume * body / model.numel,
         last_volume=volume * sizes[-1] / model.numel,
-        gamma=max(1.0, gamma),
-        first_ready=slow * backward * max(1.0, gamma) * buckets[0].ready_seconds / buckets[-1].ready_seconds,
+        gamma=max(1.0, statistics.median(model.gamma)),
+        first_ready=slow * backward * buckets[0].ready_seconds / buckets[-1].ready_seconds,
     )
 
 

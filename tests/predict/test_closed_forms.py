@@ -95,9 +95,9 @@ def test_the_slow_side_is_the_formula_of_the_two_terms(baseline: Baseline, metho
 def test_with_equal_buckets_the_baseline_takes_the_time_of_the_recurrence(
     k: int, each: float, gamma: float, latency: float, volume: float, x: float
 ) -> None:
-    baseline = Baseline(0.1, k * each, k, latency, volume, volume, gamma, first_ready=gamma * each)
+    baseline = Baseline(0.1, k * each, k, latency, volume, volume, gamma, first_ready=each)
     comm = latency + volume * x
-    found = overlap([gamma * each * (i + 1) for i in range(k)], [comm] * k, gamma * k * each)
+    found = overlap([each * (i + 1) for i in range(k)], [comm] * k, k * each, gamma=gamma)
     assert baseline.seconds(x) == pytest.approx(0.1 + float(found.seconds))
 
 
