@@ -118,7 +118,8 @@ def _loaded(transformers: Any, folder: Path, vocab_size: int, num_classes: int) 
         if not (folder / name).is_file():
             raise ValueError(
                 f"weights is {folder}, which has no {name}: give a folder that save_pretrained of "
-                "transformers wrote; a TensorFlow checkpoint (.ckpt) is not supported, convert it first"
+                "transformers wrote; a TensorFlow checkpoint (.ckpt) is not read: convert it by "
+                "convert_bert_original_tf_checkpoint_to_pytorch.py of transformers 4, then save_pretrained"
             )
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -51,7 +51,9 @@ def test_a_saved_folder_is_loaded_and_a_wrong_one_is_a_one_line_error(model: Ber
         Bert(weights=str(tmp_path), vocab_size=40, num_classes=4)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "bert_model.ckpt.index").touch()
-    with pytest.raises(ValueError, match=r"no model\.safetensors: .* a TensorFlow checkpoint"):
+    with pytest.raises(
+        ValueError, match=r"no model\.safetensors: .* a TensorFlow checkpoint .* convert_bert_original_tf"
+    ):
         Bert(weights=str(tmp_path), vocab_size=40, num_classes=4)
     model.bert.save_pretrained(tmp_path)
     loaded = Bert(weights=str(tmp_path), vocab_size=40, num_classes=4)
