@@ -249,9 +249,27 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
 def test_the_table_of_the_benchmarks_has_the_measured_values() -> None:
     benchmarks = Path(__file__).resolve().parents[2] / "benchmarks"
     _, _, section = (benchmarks / "README.md").read_text().partition("## Distributions of gradients")
-    section, _, _ = section.partition("\n## ")
+    section, _, _ = section.partition("\n### Distributions with three seeds")
     measured = "".join(path.read_text() for path in (benchmarks / "results" / "distribution").glob("*.md"))
     rows = re.findall(r"^\| [^|]+ (\| \d+ \| with.*)$", section, flags=re.MULTILINE)
     assert len(rows) == 24
     for row in rows:
         assert f"\n{row}\n" in measured
+
+
+def test_the_table_of_three_seeds_has_the_measured_values() -> None:
+    benchmarks = Path(__file__).resolve().parents[2] / "benchmarks"
+    _, _, section = (benchmarks / "README.md").read_text().partition("### Distributions with three seeds")
+    section, _, _ = section.partition("\n## ")
+    names = {"MLP": "ff", "GPT": "gpt"}
+    found = re.findall(r"^\| (\w+)[^|]* \| (\d+) \| (with\w*) \| (.*) \|$", section, flags=re.MULTILINE)
+    assert len(found) == 12
+    for model, step, feedback, cells in found:
+        *closest, normal = (cell.split(", ") for cell in cells.split(" | "))
+        for seed, suffix in enumerate(("", "-seed1", "-seed2")):
+            path = benchmarks / "results" / "distribution" / f"{names[model]}{suffix}.md"
+            distance, family = closest[seed]
+            (row,) = re.findall(rf"^\| {step} \| {feedback} \|.*$", path.read_text(), flags=re.MULTILINE)[:1]
+            assert row.endswith(f"| {family} |")
+            assert f"| {distance} |" in row
+            assert f" % | {normal[seed]} |" in row
