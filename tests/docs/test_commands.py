@@ -104,6 +104,10 @@ STARTS = {
     "parallel-ssh ": ("tests/cluster/test_launch.py", '["pdsh", "parallel-ssh"]'),
     "python benchmarks/": ("tests/test_readme.py", 'runpy.run_path(str(ROOT / "benchmarks"'),
     "sage bench record resnet20-cifar10 ": ("tests/bench/test_density_page.py", "assert main(given) == 0"),
+    "sage run gpt-char-cpu-shakespeare ": (
+        "tests/train/test_gpt_run.py",
+        "exact --optimizer muon --lr 0.02 --adamw-lr 1e-3",
+    ),
     "sage bench compress [": ("tests/bench/test_compress.py", '["bench", "compress", '),
 }
 """The same for commands with this beginning."""
