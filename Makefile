@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 NATIVE := sage/_C.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: gpu gpu-rehearsal help demo test test-all test-plain fuzz stress mutants cluster native sanitize emulate cuda bench-check docs pictures map lint graph format clean
+.PHONY: gpu gpu-rehearsal help demo test test-all test-plain fuzz stress mutants cluster native sanitize emulate build-emulate cuda bench-check docs pictures map lint graph format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  \1\t/' | expand -t 16
@@ -31,9 +31,11 @@ sanitize: ## run the CPU kernels under the address and undefined-behaviour sanit
 	$(CXX) -std=c++20 -O1 -g1 -ffp-contract=off -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover=all \
 	    tests/csrc/kernels.cpp -o build-sanitize && ./build-sanitize; status=$$?; rm -f build-sanitize; exit $$status
 
-emulate: ## run the CUDA kernels on the CPU, with an emulation of CUDA
-	$(CXX) -x c++ -std=c++20 -O1 -U_FORTIFY_SOURCE -ffp-contract=off -Wall -Wextra -Werror tests/csrc/emulated.cpp -o build-emulate && ./build-emulate; \
-	    status=$$?; rm -f build-emulate; exit $$status
+emulate: build-emulate ## run the CUDA kernels on the CPU, with an emulation of CUDA
+	./build-emulate; status=$$?; rm -f build-emulate; exit $$status
+
+build-emulate:
+	$(CXX) -x c++ -std=c++20 -O1 -U_FORTIFY_SOURCE -ffp-contract=off -Wall -Wextra -Werror tests/csrc/emulated.cpp -o build-emulate
 
 cuda: $(INSTALLED) ## compile and link the CUDA kernels for every architecture, and list their resources; fails if it cannot
 	rm -f $(NATIVE)

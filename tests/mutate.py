@@ -1,7 +1,8 @@
-"""Mutation tests: inserts each fault of mutants.toml into a copy of the checkout and expects a test failure.
+"""Mutation tests: inserts each fault of mutants*.toml into a copy of the checkout and expects a test failure.
 
-python tests/mutate.py             all faults, which takes ten minutes
+python tests/mutate.py             all faults, which takes ten minutes or more
 python tests/mutate.py residual    the faults with this word in their sentence, file or test
+python tests/mutate.py csrc/cuda   the faults in CUDA kernels, which the emulated tests must find
 
 The tests first run without any fault. The exit status is 1 if a test fails then, or if a fault survives.
 Each test runs in a fork of this process, which has imported torch and pytest but nothing of SAGE.
@@ -27,6 +28,8 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parents[1]
+EMULATED = "tests/csrc/emulated.cpp"
+"""The tests of the CUDA kernels: they are compiled with the fault, and one of them runs."""
 PLAIN = "sage/ops/reference"
 """The file that is used only without the extension."""
 IMPORTED = ("torch._dynamo", "torch.distributed.fsdp", "torch.optim", "numpy", "scipy")
@@ -54,6 +57,11 @@ class Mutant:
         """Whether the test has to run without the extension."""
         return self.file.startswith(PLAIN) and not self.compares
 
+    @property
+    def is_emulated(self) -> bool:
+        """Whether the test is one of the CUDA kernels."""
+        return self.test.startswith(EMULATED)
+
     def put_into(self, folder: Path) -> None:
         """Apply the fault to the file in this folder."""
         path = folder / self.file
@@ -67,8 +75,8 @@ class Mutant:
 
 def mutants() -> list[Mutant]:
     """Return the list of faults."""
-    listed = tomllib.loads((CHECKOUT / "tests" / "mutants.toml").read_text("utf-8"))
-    return [Mutant(**entry) for entry in listed["mutant"]]
+    lists = [tomllib.loads(path.read_text("utf-8")) for path in sorted(CHECKOUT.glob("tests/mutants*.toml"))]
+    return [Mutant(**entry) for listed in lists for entry in listed["mutant"]]
 
 
 def copy(folder: Path) -> None:
@@ -89,6 +97,8 @@ def run(
         copy(Path(folder))
         if mutant:
             mutant.put_into(Path(folder))
+        if tests[0].startswith(EMULATED):
+            return run_emulated([test.partition("::")[2] for test in tests], folder, limit)
         # Tests that only `make test-all` runs do not count.
         arguments = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not thorough", *tests]
         process = FORK.Process(target=run_pytest, args=(arguments, folder, output.fileno(), plain))
@@ -101,6 +111,30 @@ def run(
         lines = Path(output.name).read_text("utf-8", "replace").splitlines() or [""]
     summary = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), lines[-1])
     return (process.exitcode, summary) if ended else (None, "")
+
+
+def run_emulated(names: Sequence[str], folder: str, limit: float | None) -> tuple[int | None, str]:
+    """Compile the emulated tests in the folder and run some; returns what `run` does, in pytest's words."""
+    built = subprocess.run(
+        ["make", "--silent", "build-emulate"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    if built.returncode != 0:
+        return 2, f"ERROR {EMULATED} - {next((x for x in built.stderr.splitlines() if 'error' in x), '')}"
+    try:
+        done = subprocess.run(
+            ["./build-emulate", *names],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired:
+        return None, ""
+    if done.returncode == 0:
+        return 0, f"{len(names)} passed"
+    lines = (done.stdout + done.stderr).splitlines() or [f"ended with {done.returncode}"]
+    return 1, f"FAILED {EMULATED} - {lines[-1].removeprefix('FAILED: ')}"
 
 
 def run_pytest(arguments: list[str], folder: str, output: int, plain: bool) -> None:
@@ -142,8 +176,8 @@ def main() -> int:
     gc.freeze()
     start, survived = time.monotonic(), 0
     chosen = [m for m in mutants() if given.word in f"{m.fault} {m.file} {m.test}"]
-    for plain in (False, True):
-        tests = sorted({m.test for m in chosen if m.plain == plain})
+    for plain, is_emulated in ((False, False), (True, False), (False, True)):
+        tests = sorted({m.test for m in chosen if (m.plain, m.is_emulated) == (plain, is_emulated)})
         status, result = run(tests, plain=plain) if tests else (0, "")
         if status != 0:
             print(f"without any fault, pytest ends with {status}: {result}")

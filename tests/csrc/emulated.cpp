@@ -114,40 +114,64 @@ void test_pack(int64_t n) {
   expect_packed(codes, bits, bytes, back);
 }
 
-int main() {
+// What is tested in each turn, on a vector of n elements.
+using Test = void (*)(int turn, int64_t n);
+#define SAGE_TEST(name) {#name, [](int, int64_t n) { name(n); }}
+const std::pair<const char*, Test> kInTurns[] = {
+    SAGE_TEST(test_select),
+    {"test_select_groups", [](int, int64_t n) { test_select_groups(n, draw_bounds(n)); }},
+    SAGE_TEST(test_top),
+    SAGE_TEST(test_scatter),
+    {"test_scan", [](int, int64_t n) { test_scan(std::min<int64_t>(n, 1000)); }},
+    {"test_pack", [](int, int64_t n) { test_pack(std::min<int64_t>(n, 3000)); }},
+    SAGE_TEST(test_random_bits),
+    SAGE_TEST(test_bins),
+    SAGE_TEST(test_moments),
+    SAGE_TEST(test_elias),
+    SAGE_TEST(test_statistics),
+    SAGE_TEST(test_signs),
+    SAGE_TEST(test_words),
+    SAGE_TEST(test_casts),
+    SAGE_TEST(test_error),
+    SAGE_TEST(test_take_at),
+    SAGE_TEST(test_union),
+    SAGE_TEST(test_draw),
+    SAGE_TEST(test_gaps),
+    SAGE_TEST(test_bitmap),
+    SAGE_TEST(test_momentum),
+    SAGE_TEST(test_product),
+    {"test_blocks",
+     [](int, int64_t n) {
+       for (int codec = 0; codec < 3; ++codec) test_blocks(n, codec);
+     }},
+    {"test_levels",
+     [](int turn, int64_t n) {
+       for (int codec = turn % 2; codec < 7; codec += 2) test_levels(n, codec);
+     }},
+};
+const std::pair<const char*, void (*)()> kOnce[] = {
+    {"test_look_back", test_look_back},
+    {"test_last_index", test_last_index},
+    {"test_last_level", test_last_level},
+    {"test_launches", test_launches},
+    {"test_draw_launches", test_draw_launches},
+    {"test_launches_of_groups", test_launches_of_groups},
+};
+
+// Runs the tests with the names that are given, or all of them.
+int main(int num_names, char** names) {
+  int num_run = 0;
+  const auto is_wanted = [&](const std::string& name) {
+    const bool is = num_names == 1 || std::find(names + 1, names + num_names, name) != names + num_names;
+    num_run += is;
+    return is;
+  };
   const int64_t sizes[] = {0, 1, 33, 256, 4095, 4096, 4097, 10000, 20000};
-  for (int turn = 0; turn < 36; ++turn) {
-    const int64_t n = sizes[turn % 9];
-    test_select(n);
-    test_select_groups(n, draw_bounds(n));
-    test_top(n);
-    test_scatter(n);
-    test_scan(std::min<int64_t>(n, 1000));
-    test_pack(std::min<int64_t>(n, 3000));
-    test_random_bits(n);
-    test_bins(n);
-    test_moments(n);
-    test_elias(n);
-    test_statistics(n);
-    test_signs(n);
-    test_words(n);
-    test_casts(n);
-    test_error(n);
-    test_take_at(n);
-    test_union(n);
-    test_draw(n);
-    test_gaps(n);
-    test_bitmap(n);
-    test_momentum(n);
-    test_product(n);
-    for (int codec = 0; codec < 3; ++codec) test_blocks(n, codec);
-    for (int codec = turn % 2; codec < 7; codec += 2) test_levels(n, codec);
-  }
-  test_look_back();
-  test_last_index();
-  test_last_level();
-  test_launches();
-  test_draw_launches();
-  test_launches_of_groups();
+  for (int turn = 0; turn < 36; ++turn)
+    for (const auto& [name, run] : kInTurns)
+      if (is_wanted(name)) run(turn, sizes[turn % 9]);
+  for (const auto& [name, run] : kOnce)
+    if (is_wanted(name)) run();
+  expect(num_run > 0, "no test has such a name");
   std::printf("CUDA kernels, emulated: as expected (not verified on a GPU)\n");
 }
