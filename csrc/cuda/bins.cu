@@ -98,19 +98,13 @@ __global__ void take_near_tiles(Layers layers, Near near, const uint32_t* most, 
   if (all == 0) return;
   for (int b = threadIdx.x; b < bins.size(); b += kThreads)
     if (here[b]) atomicAdd(counts + bins.first.number + b, here[b]);
-  SAGE_UNROLL
-  for (int c = 0; c < kQuads; ++c) {
-    int64_t to = static_cast<int64_t>(tiles_before) + before[c];
-    SAGE_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      if (!(taken >> (4 * c + j) & 1)) continue;
-      const int64_t i = quad_at(begin, c) + j;
-      const float value = near.heavy ? heavy[c][j] : a[c][j];
-      values[to] = value;
-      indices[to++] = static_cast<int32_t>(i);
-      if (near.keep) near.signal[i] = finite_or_zero(a[c][j] - value);
-    }
-  }
+  each_taken(taken, tiles_before, before, [&](int c, int j, int64_t to) {
+    const int64_t i = quad_at(begin, c) + j;
+    const float value = near.heavy ? heavy[c][j] : a[c][j];
+    values[to] = value;
+    indices[to] = static_cast<int32_t>(i);
+    if (near.keep) near.signal[i] = finite_or_zero(a[c][j] - value);
+  });
 }
 
 }  // namespace

@@ -108,15 +108,10 @@ struct Above {
     }
   }
 
-  __device__ __forceinline__ void write(const float (&a)[kQuads][4], int64_t to, const uint32_t (&before)[kQuads],
-                                        float* magnitudes) const {
-    SAGE_UNROLL
-    for (int c = 0; c < kQuads; ++c) {
-      int64_t place = to + before[c];
-      SAGE_UNROLL
-      for (int j = 0; j < 4; ++j)
-        if (taken >> (4 * c + j) & 1) magnitudes[place++] = number(magnitude(a[c][j]));
-    }
+  __device__ __forceinline__ void write(const float (&a)[kQuads][4], unsigned long long tiles_before,
+                                        const uint32_t (&before)[kQuads], float* magnitudes) const {
+    each_taken(taken, tiles_before, before,
+               [&](int c, int j, int64_t to) { magnitudes[to] = number(magnitude(a[c][j])); });
   }
 };
 
@@ -138,7 +133,7 @@ __global__ void take_above_tiles(Segments cut, const float* signal, float* magni
     }
   }
   __syncthreads();
-  above.write(a, static_cast<int64_t>(tiles_before), before, magnitudes);
+  above.write(a, tiles_before, before, magnitudes);
 }
 
 // In place: a tile writes where tiles before it were, which have read their elements before they tell their sums.
@@ -169,7 +164,7 @@ __global__ void keep_above(float* list, int64_t n, uint32_t limit, Excess* state
     }
   }
   __syncthreads();
-  above.write(a, static_cast<int64_t>(tiles_before), before, list);
+  above.write(a, tiles_before, before, list);
 }
 
 __global__ void sample_kernel(Segments cut, int64_t total, const float* signal, const float* grad, const int32_t* draws,

@@ -107,4 +107,18 @@ __device__ __forceinline__ uint32_t sum_quads(const uint32_t (&own)[kQuads], uin
   return sums[kLanes];
 }
 
+// Calls `write` with the quad, its element and the place in the output of each element of this thread that is taken, which
+// `taken` has a bit for: they follow those of the tiles and of the quads before, in the order of the elements.
+template <class Write>
+__device__ __forceinline__ void each_taken(uint32_t taken, unsigned long long tiles_before, const uint32_t (&before)[kQuads],
+                                           const Write& write) {
+  SAGE_UNROLL
+  for (int c = 0; c < kQuads; ++c) {
+    int64_t to = static_cast<int64_t>(tiles_before) + before[c];
+    SAGE_UNROLL
+    for (int j = 0; j < 4; ++j)
+      if (taken >> (4 * c + j) & 1) write(c, j, to++);
+  }
+}
+
 }  // namespace sage::cuda

@@ -70,16 +70,10 @@ __global__ void select_tiles(Segments cut, Pass pass, unsigned long long* counts
   }
   leave(pass, own, a, taken);
   __syncthreads();
-  SAGE_UNROLL
-  for (int c = 0; c < kQuads; ++c) {
-    int64_t to = static_cast<int64_t>(tiles_before) + before[c];
-    SAGE_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      if (!(taken >> (4 * c + j) & 1)) continue;
-      values[to] = a[c][j];
-      indices[to++] = static_cast<int32_t>(own.tile + quad_of(c) + j);
-    }
-  }
+  each_taken(taken, tiles_before, before, [&](int c, int j, int64_t to) {
+    values[to] = a[c][j];
+    indices[to] = static_cast<int32_t>(own.tile + quad_of(c) + j);
+  });
 }
 
 __global__ void count_at_least(const float* x, int64_t n, uint32_t limit, unsigned long long* count) {
