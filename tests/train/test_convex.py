@@ -55,7 +55,7 @@ def madelon() -> Made:
         n_clusters_per_class=16,
         random_state=0,
     )
-    return np.rint(480 + 40 * x_NF / x_NF.std(0)), y_N
+    return np.rint(480 + 40 * x_NF / x_NF.std(0)), np.asarray(y_N)
 
 
 def gisette() -> Made:
