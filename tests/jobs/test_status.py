@@ -136,7 +136,8 @@ def test_a_local_run_is_active_only_while_its_recorded_process_is_alive(tmp_path
 
 @pytest.mark.parametrize("name", registry.names("tasks"))
 def test_an_evaluation_lists_its_headline_metric_first(name: str) -> None:
-    task = registry.load("tasks", name)({"num_classes": 10, "l2": 0.1, "optimum": 0.2})
+    made: Any = registry.load("tasks", name)
+    task = made(dict.fromkeys(made.needs, 0.5))
     assert next(iter(task.metrics(torch.ones(len(task.sum_names))))) == task.metric
 
 

@@ -246,7 +246,7 @@ def test_the_record_of_a_step_has_its_phases_and_its_exposed_seconds(tmp_path: P
         return set(fields["phases"]), times, 0 < exposed < fields["seconds"], exposed / spent
 
     phases = {"forward", "backward", "update", "select", "communicate", "scatter"}
-    times = {"encode_seconds", "decode_seconds", "exposed_seconds"}
+    times = {"encode_seconds", "decode_seconds", "exposed_seconds", "loader_seconds"}
     for *found, of_all_collectives in processes(2, work):
         assert found == [phases, times, True]
         assert of_all_collectives == pytest.approx(1.0)

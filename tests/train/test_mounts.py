@@ -213,7 +213,7 @@ def test_the_record_of_a_step_has_its_phases_and_its_exposed_seconds(tmp_path: P
         return found
 
     passes = {"forward", "backward", "update"}
-    coding = {"encode_seconds", "decode_seconds", "exposed_seconds"}
+    coding = {"encode_seconds", "decode_seconds", "exposed_seconds", "loader_seconds"}
     for exact, bf16, topk in processes(2, work):
         assert exact == bf16 == (passes, coding, True)  # started where the gradients arrive
         assert topk == (passes | {"select", "communicate", "scatter"}, coding, True)
