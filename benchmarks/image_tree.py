@@ -46,7 +46,7 @@ def start(root: Path) -> dict[str, float]:
     torch.set_num_threads(1)
     before = _memory("VmRSS")
     begun = time.perf_counter()
-    data = Folder(root, folder="tree", decoders=1)
+    data = Folder(root, folder="tree", loaders=1)
     loaded = time.perf_counter()
     batches = data.train_batches(epoch=0, rank=0, world_size=8, batch_size=32, seed=0)
     next(batches)

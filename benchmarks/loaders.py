@@ -72,7 +72,7 @@ def of_folder(root: Path, batch_size: int, **options: Any) -> Iterator[tuple[str
     made = partial(registry.load("datasets", "image_folder"), root, folder=PHOTOGRAPHS, **options)
     said = "".join(f" {value}" for value in options.values())
     for count in (0, *WORKERS):
-        yield f"image_folder{said}, {count} threads", partial(of_dataset, made(decoders=count), batch_size)
+        yield f"image_folder{said}, {count} threads", partial(of_dataset, made(loaders=count), batch_size)
     for count in WORKERS:
         whole = WholeBatches(made(), batch_size)
         workers = partial(DataLoader[Batch], whole, batch_size=None, num_workers=count)

@@ -26,7 +26,7 @@ class Folder(ImageFolder):
         folder: str = "imagenet",
         size: Annotated[int, Range(8, 4096)] = 224,
         preprocessing: Preprocessing = "plain",
-        decoders: Annotated[int, Range(0, 256)] = 0,
+        loaders: Annotated[int, Range(0, 256)] = 0,
         skip_damaged: bool = False,
         limit_train: int | None = None,
         limit_test: int | None = None,
@@ -37,7 +37,7 @@ class Folder(ImageFolder):
             folder: The folder of train and val, relative to the folder of the data sets.
             size: Height and width of the images of a batch.
             preprocessing: plain: random resized crop and flip; byteps: also colour jitter and lighting.
-            decoders: Threads of each rank that decode images in advance; they do not change the batches.
+            loaders: Threads of each rank that decode images in advance; they do not change the batches.
             skip_damaged: Leave out images that cannot be read, and log them, instead of ending the run.
             limit_train: Train only on this number of images, spread evenly over the classes.
             limit_test: Test only on this number of images, spread evenly over the classes.
@@ -47,7 +47,7 @@ class Folder(ImageFolder):
             root,
             size=size,
             preprocessing=preprocessing,
-            decoders=decoders,
+            loaders=loaders,
             skip_damaged=skip_damaged,
             limit_train=limit_train,
             limit_test=limit_test,

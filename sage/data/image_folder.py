@@ -31,7 +31,7 @@ class ImageFolder:
         *,
         size: int,
         preprocessing: Preprocessing,
-        decoders: int = 0,
+        loaders: int = 0,
         skip_damaged: bool = False,
         limit_train: int | None = None,
         limit_test: int | None = None,
@@ -41,7 +41,7 @@ class ImageFolder:
         Args:
             root: The folder of the data sets, whose cache keeps the lists.
             size: Height and width of the images of a batch.
-            decoders: Threads that decode the next batches; 0: the caller decodes each batch.
+            loaders: Threads that decode the next batches; 0: the caller decodes each batch.
             skip_damaged: Leave out images that cannot be read, instead of raising an error.
 
         Raises:
@@ -50,7 +50,7 @@ class ImageFolder:
         self.train, self.test = image_lists(folder, root)
         self.train_N = _spread(limit_train, len(self.train), "limit_train")
         self.test_N = _spread(limit_test, len(self.test), "limit_test")
-        self.size, self.decoders, self.skip_damaged = size, decoders, skip_damaged
+        self.size, self.loaders, self.skip_damaged = size, loaders, skip_damaged
         self.preprocessing: Preprocessing = preprocessing
         self.damaged: set[Path] = set()
         """The images that were left out so far, with `skip_damaged`."""
@@ -73,7 +73,7 @@ class ImageFolder:
         def job(index: int) -> Job:
             return lambda: self._train_batch(order_SB[index], epoch_generator(seed, epoch, rank, index))
 
-        return in_advance((job(index) for index in range(start, len(order_SB))), self.decoders)
+        return in_advance((job(index) for index in range(start, len(order_SB))), self.loaders)
 
     def test_batches(self, *, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
         """Yield this rank's share of the test set, in order; a batch with left out images is shorter."""
@@ -82,7 +82,7 @@ class ImageFolder:
         def job(at_B: Tensor) -> Job:
             return lambda: self._test_batch(at_B)
 
-        for batch in in_advance((job(at_B) for at_B in own_N.split(batch_size) if len(at_B)), self.decoders):
+        for batch in in_advance((job(at_B) for at_B in own_N.split(batch_size) if len(at_B)), self.loaders):
             if len(batch[0]):
                 yield batch
 

@@ -23,6 +23,6 @@ def loader_share(loader_seconds: float, step_seconds: float) -> float | None:
 def waited(share: float, data_options: Mapping[str, object]) -> str:
     """Say that a run waited for its data, and which option of its data set may help."""
     remedy = ""
-    if "decoders" in data_options:
-        remedy = f"; it has --data.decoders {data_options['decoders']}: more may help, up to the free cores"
+    if "loaders" in data_options:
+        remedy = f"; it has --data.loaders {data_options['loaders']}: more may help, up to the free cores"
     return f"waited for its data for {100 * share:.0f} % of the time, which step times leave out{remedy}"

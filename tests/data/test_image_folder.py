@@ -75,15 +75,15 @@ def test_batches_have_three_channels_the_size_and_the_labels(digit_files: Path) 
 
 
 @pytest.mark.parametrize("preprocessing", PREPROCESSINGS)
-def test_batches_do_not_depend_on_decoders_resume_or_global_generators(
+def test_batches_do_not_depend_on_loaders_resume_or_global_generators(
     digit_files: Path, preprocessing: Preprocessing
 ) -> None:
     data = small(digit_files, preprocessing=preprocessing)
     alone = epoch(data, rank=1, world_size=2)
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    for decoders in (1, 3):
-        threaded = small(digit_files, preprocessing=preprocessing, decoders=decoders)
+    for loaders in (1, 3):
+        threaded = small(digit_files, preprocessing=preprocessing, loaders=loaders)
         assert same(alone, epoch(threaded, rank=1, world_size=2))
         assert same(alone[2:], epoch(threaded, rank=1, world_size=2, start=2))
     assert torch.get_rng_state().equal(state)
@@ -93,9 +93,7 @@ def test_batches_do_not_depend_on_decoders_resume_or_global_generators(
 def test_an_epoch_that_is_left_early_leaves_no_thread(digit_files: Path) -> None:
     import threading
 
-    batches = small(digit_files, decoders=2).train_batches(
-        epoch=0, rank=0, world_size=1, batch_size=2, seed=0
-    )
+    batches = small(digit_files, loaders=2).train_batches(epoch=0, rank=0, world_size=1, batch_size=2, seed=0)
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
@@ -108,8 +106,8 @@ def test_a_damaged_image_is_named_or_left_out(
     for split, name in (("train", "03.jpg"), ("val", "11.jpg")):
         path = tmp_path / "small" / split / "digit-1" / name
         path.write_bytes(path.read_bytes()[:-150])
-    for decoders in (0, 2):
-        data = small(tmp_path, decoders=decoders)
+    for loaders in (0, 2):
+        data = small(tmp_path, loaders=loaders)
         with pytest.raises(DataError, match=r"digit-1/03.jpg is damaged: .*--data.skip-damaged") as error:
             epoch(data)
         assert "\n" not in str(error.value)
@@ -119,7 +117,7 @@ def test_a_damaged_image_is_named_or_left_out(
     assert torch.cat(tested).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
     assert sorted(path.name for path in data.damaged) == ["03.jpg", "11.jpg"]
     assert caplog.text.count("is left out") == 2
-    assert same(epoch(data), epoch(small(tmp_path, skip_damaged=True, decoders=2)))
+    assert same(epoch(data), epoch(small(tmp_path, skip_damaged=True, loaders=2)))
 
 
 @settings(max_examples=examples(25))

@@ -101,7 +101,7 @@ def test_photographs_of_caltech101_train_a_small_network(shared_data: Path, tmp_
     if not (shared_data / "caltech101-imagefolder").is_dir():
         pytest.skip("no caltech101-imagefolder under SAGE_DATA_DIR")
     argv = "run resnet50-caltech101 --model.net resnet18 --data.size 32 --data.limit-test 8 --steps 2 "
-    argv += "--batch-size 4 --data.decoders 1 --reducer topk --workers-in-process"
+    argv += "--batch-size 4 --data.loaders 1 --reducer topk --workers-in-process"
     paths = ["--data-root", str(shared_data), "--runs", str(tmp_path)]
     assert main([*argv.split(), *paths]) == 0
     (folder,) = tmp_path.iterdir()

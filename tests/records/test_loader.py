@@ -45,8 +45,8 @@ def test_a_run_that_hardly_waits_does_not_say_so(tmp_path: Path, capsys: pytest.
 
 def test_the_line_names_the_option_if_the_data_set_has_it() -> None:
     assert loader.waited(0.25, {}) == "waited for its data for 25 % of the time, which step times leave out"
-    assert loader.waited(0.25, {"decoders": 2}).endswith(
-        "it has --data.decoders 2: more may help, up to the free cores"
+    assert loader.waited(0.25, {"loaders": 2}).endswith(
+        "it has --data.loaders 2: more may help, up to the free cores"
     )
 
 

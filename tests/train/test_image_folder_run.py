@@ -29,11 +29,11 @@ def test_a_run_killed_in_mid_epoch_with_threads_ends_as_one_without_threads_or_i
 ) -> None:
     argv = f"{ARGV} {launcher.folder / 'digits'}"
     brake = Brake(tmp_path / "brake")
-    run = launcher.start(f"{argv} --data.decoders 2", tmp_path / "runs", tamper=brake.before_step(3))
+    run = launcher.start(f"{argv} --data.loaders 2", tmp_path / "runs", tamper=brake.before_step(3))
     ranks = brake.paused_ranks()
     run.process.kill()
     until(lambda: all(is_gone(pid) for pid in ranks))
-    resumed = launcher.finish(f"{argv} --data.decoders 2", tmp_path / "runs")
+    resumed = launcher.finish(f"{argv} --data.loaders 2", tmp_path / "runs")
     assert "resuming from its own checkpoint, at step 2 of 4" in resumed.output
     assert_same_run(launcher.reference(argv).folder, resumed.folder)
 
@@ -42,7 +42,7 @@ def test_a_damaged_image_ends_the_run_with_its_name(launcher: Launcher, tmp_path
     write_digits(tmp_path / "digits")
     for path in (tmp_path / "digits" / "train").rglob("*.jpg"):
         path.write_bytes(path.read_bytes()[:-150])
-    run = launcher.start(f"{ARGV} {tmp_path / 'digits'} --data.decoders 1", tmp_path / "runs")
+    run = launcher.start(f"{ARGV} {tmp_path / 'digits'} --data.loaders 1", tmp_path / "runs")
     assert run.wait() == 2, run.output
     lines = [line for line in run.output.splitlines() if "is damaged" in line]
     assert lines, run.output
