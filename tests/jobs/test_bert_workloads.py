@@ -1,11 +1,9 @@
 """Tests that the workloads of BERT have the published settings, by `sage run --print-config`."""
 
-import json
 from typing import Any
 
 import pytest
-
-from sage.cli.main import main
+from printed_config import printed_config
 
 COLUMNS = (
     *("config", "length", "epochs", "texts", "lr", "warmup", "warmup_from", "schedule", "min_lr"),
@@ -33,8 +31,7 @@ PUBLISHED: dict[str, tuple[Any, ...]] = {
 
 @pytest.mark.parametrize("workload", PUBLISHED)
 def test_a_workload_has_the_published_settings(capsys: pytest.CaptureFixture[str], workload: str) -> None:
-    assert main(["run", workload, "--print-config"]) == 0
-    config: dict[str, Any] = json.loads(capsys.readouterr().out)["config"]
+    config = printed_config(capsys, workload)
     assert (config["task"], config["model"], config["optimizer"]) == ("classify", "bert", "adamw")
     assert (config["beta1"], config["beta2"]) == (0.9, 0.999)
     defaults = {"min_lr": 0, "warmup_from": None, "adam_eps": 1e-8, "mount": "whole", "bucket_mb": 25}
@@ -46,7 +43,6 @@ def test_a_workload_has_the_published_settings(capsys: pytest.CaptureFixture[str
 
 
 def test_the_utility_study_reads_1200_chinese_texts(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "bert-sogou-utility", "--print-config"]) == 0
-    config = json.loads(capsys.readouterr().out)["config"]
+    config = printed_config(capsys, "bert-sogou-utility")
     assert config["data"] == "sogou"
     assert (config["data_options"]["form"], config["data_options"]["limit_train"]) == ("chinese", 1200)

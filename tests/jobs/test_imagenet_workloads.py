@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from printed_config import printed_config
 
 from sage.cli.main import main
 
@@ -57,15 +58,9 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-def printed(capsys: pytest.CaptureFixture[str], workload: str) -> dict[str, Any]:
-    assert main(["run", workload, "--print-config"]) == 0
-    config: dict[str, Any] = json.loads(capsys.readouterr().out)["config"]
-    return config
-
-
 @pytest.mark.parametrize("workload", PUBLISHED)
 def test_a_workload_has_the_published_settings(capsys: pytest.CaptureFixture[str], workload: str) -> None:
-    config = printed(capsys, workload)
+    config = printed_config(capsys, workload)
     assert (config["task"], config["optimizer"]) == ("classify", "sgd")
     assert {name: config.get(name) for name in COLUMNS} == dict(
         zip(COLUMNS, PUBLISHED[workload], strict=True)
@@ -77,7 +72,7 @@ def test_a_workload_has_the_published_network_and_images(
     capsys: pytest.CaptureFixture[str], workload: str
 ) -> None:
     model, options, preprocessing = NETWORKS[workload]
-    config = printed(capsys, workload)
+    config = printed_config(capsys, workload)
     assert (config["model"], config["model_options"], config["data"]) == (model, options, "image_folder")
     found = config["data_options"]
     assert (found["folder"], found["size"], found["preprocessing"]) == ("imagenet", 224, preprocessing)
@@ -86,7 +81,7 @@ def test_a_workload_has_the_published_network_and_images(
 def test_the_resnet18_v2_of_byteps_has_its_stem_and_its_five_digit_means(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = printed(capsys, "resnet18v2-cifar100")
+    config = printed_config(capsys, "resnet18v2-cifar100")
     assert (config["model"], config["data"]) == ("resnet_v2", "cifar100")
     assert config["model_options"] == {"depth": 18, "stem": "7x7", "init": "xavier"}
     assert config["data_options"]["preprocessing"] == "byteps"
@@ -94,7 +89,7 @@ def test_the_resnet18_v2_of_byteps_has_its_stem_and_its_five_digit_means(
 
 def test_the_utility_study_times_60_steps(capsys: pytest.CaptureFixture[str]) -> None:
     for workload in ("resnet50-imagenet-utility", "resnet101-imagenet-utility"):
-        assert printed(capsys, workload)["steps"] == 60
+        assert printed_config(capsys, workload)["steps"] == 60
 
 
 def test_photographs_of_caltech101_train_a_small_network(shared_data: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from printed_config import printed_config
 
 from sage.cli.main import main
 
@@ -37,15 +38,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-def printed(capsys: pytest.CaptureFixture[str], workload: str) -> dict[str, Any]:
-    assert main(["run", workload, "--print-config"]) == 0
-    config: dict[str, Any] = json.loads(capsys.readouterr().out)["config"]
-    return config
-
-
 @pytest.mark.parametrize("workload", PUBLISHED)
 def test_a_workload_has_the_published_settings(capsys: pytest.CaptureFixture[str], workload: str) -> None:
-    config = printed(capsys, workload)
+    config = printed_config(capsys, workload)
     found = {name: config.get(name) for name in COLUMNS}
     assert found == dict(zip(COLUMNS, PUBLISHED[workload], strict=True))
 
@@ -54,7 +49,7 @@ def test_a_workload_has_the_published_settings(capsys: pytest.CaptureFixture[str
 def test_a_workload_has_the_published_network_and_clips(
     capsys: pytest.CaptureFixture[str], workload: str
 ) -> None:
-    config = printed(capsys, workload)
+    config = printed_config(capsys, workload)
     assert (config["task"], config["model"], config["data"]) == ("transcribe", "deepspeech", "an4")
     shown = {"bidirectional": False} | config["model_options"]
     expected = {"bidirectional": False, "lookahead": 20, "filters": 32} | NETWORKS[workload]

@@ -155,15 +155,17 @@ def measure(training: Training, steps: int, seconds: float) -> tuple[ComputeTime
 
 
 def _reduced(training: Training, batches: Iterator[list[Batch]], steps: int) -> list[Tensor]:
-    """Take some steps as in a run; return the gradients (N) of the last ones, at most `steps`."""
+    """Take some steps as in a run; return the gradients (N) of those after `WARM_UP`, at most `steps`."""
     mount = whole_of(training.mount).whole
     most = max(2, min(steps, GRADIENT_BYTES // max(1, mount.grad_N.nbytes)))
     gradients = list[Tensor]()
+    for _ in range(WARM_UP):
+        training.take_step(next(batches))
     kept = mount.feedback.register_forward_pre_hook(lambda _, given: gradients.append(given[0].clone()))
-    for _ in range(WARM_UP + most):
+    for _ in range(most):
         training.take_step(next(batches))
     kept.remove()
-    return gradients[WARM_UP:]
+    return gradients
 
 
 def _parameters(training: Training) -> dict[str, torch.nn.Parameter]:
