@@ -14,8 +14,11 @@ _FUNCTIONS = {
     "reduce_model": "mount.whole",
 }
 """The module that defines each name; imported on first access, as torch takes seconds."""
+_PACKAGES = ("optim",)
+"""Packages that need no import of their own in a script."""
 
 if TYPE_CHECKING:
+    from sage import optim as optim
     from sage.bench.advise.script import advise as advise
     from sage.mount.comm_hook import comm_hook as comm_hook
     from sage.mount.ddp import ddp_hook as ddp_hook
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
+        if name in _PACKAGES:
+            return import_module(f"sage.{name}")
         if name not in _FUNCTIONS:
             raise AttributeError(f"module 'sage' has no attribute {name!r}")
         return getattr(import_module(f"sage.{_FUNCTIONS[name]}"), name)

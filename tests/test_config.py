@@ -77,6 +77,8 @@ OTHER: dict[str, Any] = {
     "adamw_lr": 0.01,
     "adamw_names": ("head.*",),
     "ns_steps": 6,
+    "freeze_step": 9,
+    "bias_correction": True,
     "adjust_lr_fn": "match_rms_adamw",
     "clip_local_by_world": True,
     "amp": "bf16",
@@ -256,14 +258,27 @@ def test_an_invalid_value_is_refused_with_what_is_allowed(field: str, value: Any
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"optimizer": "adamw", "momentum_at": "before"}, "optimizer 'adamw', whose AdamW has a momentum"),
-        ({"optimizer": "muon", "momentum_at": "before"}, "optimizer 'muon', whose AdamW has a momentum"),
+        ({"optimizer": "adamw", "momentum_at": "before"}, "optimizer 'adamw', which has a momentum"),
+        ({"optimizer": "muon", "momentum_at": "before"}, "optimizer 'muon', which has a momentum"),
         *(
             (
                 {"optimizer": optimizer, "weight_decay": 0.1, "weight_decay_at": "before"},
                 f"the weight decay of {optimizer} is decoupled, so it is never added to a gradient",
             )
             for optimizer in ("adamw", "muon", "signum")
+        ),
+        ({"optimizer": "onebit-adam"}, "without freeze_step: set --freeze-step"),
+        *(
+            ({"optimizer": "onebit-adam", "freeze_step": 1, "reducer": "exact", **wrong}, says)
+            for wrong, says in (
+                ({"reducer": "topk"}, "reducer is 'topk', which is not called: use --reducer exact"),
+                ({"mount": "ddp"}, "mount is 'ddp', which reduces gradients: use --mount whole"),
+                ({"memory": "residual"}, "memory is 'residual', but no gradient is reduced"),
+                ({"clip_global": 1.0}, "clip_global is 1.0, but no rank .* use --clip-global none"),
+                ({"grouping": "bucket:1"}, "grouping is 'bucket:1', .* use --grouping model or layer"),
+                ({"momentum_at": "before"}, "'onebit-adam', which has a momentum of its own"),
+                ({"weight_decay": 0.1, "weight_decay_at": "before"}, "of onebit-adam is decoupled"),
+            )
         ),
         (
             {"decay_embeddings": False, "weight_decay": 0.1, "weight_decay_at": "before"},

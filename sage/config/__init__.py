@@ -2,6 +2,7 @@
 
 from .files import load as load
 from .files import workloads as workloads
+from .optimization import EXCHANGING as EXCHANGING
 from .options import part_options as part_options
 from .options import recorded as recorded
 from .options import resolve as resolve

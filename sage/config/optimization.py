@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-DECOUPLED = ("adamw", "muon", "signum")
+EXCHANGING = ("onebit-adam",)
+"""Optimisers whose ranks exchange what they step with, so that no gradient is reduced (`sage.optim`)."""
+
+DECOUPLED = ("adamw", "muon", "signum", *EXCHANGING)
 """Optimisers whose weight decay is subtracted from the parameters and never added to a gradient."""
 
-OWN_MOMENTUM = ("adamw", "muon")
+OWN_MOMENTUM = ("adamw", "muon", *EXCHANGING)
 """Optimisers that keep a first moment of their own for some parameters, whatever `momentum_at` says."""
 
 
@@ -22,6 +25,7 @@ def check_optimization(config: Mapping[str, Any]) -> None:
     _check_learning_rate(config)
     _check_momentum(config)
     _check_weight_decay(config)
+    _check_exchange(config)
     if config["optimizer"] == "muon" and config["mount"] == "fsdp" and config["shards"] > 1:
         raise ValueError(
             f"optimizer is 'muon', which needs whole matrices, but shards {config['shards']} divides them "
@@ -53,8 +57,8 @@ def _check_momentum(config: Mapping[str, Any]) -> None:
         )
     if config["momentum_at"] == "before" and config["optimizer"] in OWN_MOMENTUM:
         raise ValueError(
-            f"momentum_at is 'before' with optimizer {config['optimizer']!r}, whose AdamW has a momentum of "
-            "its own, so momentum would be applied twice: use --momentum-at after, or sgd or signum"
+            f"momentum_at is 'before' with optimizer {config['optimizer']!r}, which has a momentum of its "
+            "own, so momentum would be applied twice: use --momentum-at after, or sgd or signum"
         )
 
 
@@ -71,3 +75,33 @@ def _check_weight_decay(config: Mapping[str, Any]) -> None:
             "weight_decay_at is 'before' with decay_embeddings false, which is only supported after the "
             "reduction: use --weight-decay-at after, or --decay-embeddings"
         )
+
+
+def _check_exchange(config: Mapping[str, Any]) -> None:
+    optimizer = config["optimizer"]
+    if optimizer == "onebit-adam" and config["freeze_step"] is None:
+        raise ValueError(
+            f"optimizer is {optimizer!r} without freeze_step: set --freeze-step to the number of steps of "
+            "dense Adam, at least those of the warm-up"
+        )
+    if optimizer not in EXCHANGING:
+        return
+    wrong = {
+        "reducer": (config["reducer"] != "exact", "which is not called: use --reducer exact"),
+        "mount": (config["mount"] != "whole", "which reduces gradients: use --mount whole"),
+        "memory": (config["memory"] not in (None, "none"), "but no gradient is reduced: leave --memory out"),
+        "clip_global": (
+            config["clip_global"] is not None,
+            "but no rank has the mean gradient: use --clip-global none, or --clip-local for each rank's",
+        ),
+        "grouping": (
+            config["grouping"] not in (None, "model", "layer"),
+            "which the optimiser does not have: use --grouping model or layer",
+        ),
+    }
+    for name, (is_wrong, why) in wrong.items():
+        if is_wrong:
+            raise ValueError(
+                f"optimizer is {optimizer!r}, which exchanges what it steps with itself, and {name} is "
+                f"{config[name]!r}, {why}"
+            )

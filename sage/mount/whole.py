@@ -171,7 +171,7 @@ def reduce_model(
     check_same(wire, setup_lines([whole], reducer, options))
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
-            _copy_from_first(tensor, wire)
+            copy_from_first(tensor, wire)
     mount = ModelMount(model, whole, wire)
     mount.describe(
         reducer, options, memory_options=memory_options, grouping=grouping, min_compress=min_compress
@@ -179,7 +179,7 @@ def reduce_model(
     return mount
 
 
-def _copy_from_first(x: Tensor, wire: Wire) -> None:
+def copy_from_first(x: Tensor, wire: Wire) -> None:
     """Set a tensor of any dtype to the first rank's."""
     if x.numel() == 0:
         return

@@ -7,13 +7,18 @@
 | `adamw`  | torch.optim.AdamW                                      | decoupled             |
 | `muon`   | torch.optim.Muon, torch.optim.AdamW: `sage.train.muon` | decoupled             |
 | `signum` | `sage.train.signum`                                    | decoupled             |
+
+Those that communicate, such as `onebit-adam`, are in `sage.optim`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sage import optim
+from sage.comm.wire import Wire
 from sage.train.muon import Group, MuonWithAdamW
 from sage.train.parameter_rules import decays, embeddings, muon_matrices
 from sage.train.signum import Signum
@@ -36,6 +41,8 @@ def build_optimizer(
     adamw_names: Sequence[str] | None = None,
     ns_steps: int = 5,
     adjust_lr_fn: str = "original",
+    wire: Wire | None = None,
+    exchange: Mapping[str, Any] | None = None,
 ) -> torch.optim.Optimizer:
     """Build the optimiser for the mean gradient, with groups with and without weight decay.
 
@@ -52,6 +59,8 @@ def build_optimizer(
         adamw_lr: With Muon: the learning rate of the parameters that AdamW updates; None: `lr`.
         adamw_names: With Muon: see `muon_matrices`.
         ns_steps, adjust_lr_fn: Options of Muon.
+        wire: The communicator of an optimiser that communicates.
+        exchange: The further options of such an optimiser.
 
     Raises:
         ValueError: There is no such optimiser, or Muon is not available or has no matrix to update.
@@ -91,4 +100,9 @@ def build_optimizer(
                 betas=betas,
                 eps=eps,
             )
-    raise ValueError(f"no optimiser is called {kind!r}: choose sgd, adam, adamw, muon or signum")
+        case _ if kind in optim.BY_NAME:
+            make = optim.BY_NAME[kind]
+            return make(groups(names), lr=lr, betas=betas, eps=eps, wire=wire, **(exchange or {}))
+    raise ValueError(
+        f"no optimiser is called {kind!r}: choose sgd, adam, adamw, muon, signum, {', '.join(optim.BY_NAME)}"
+    )

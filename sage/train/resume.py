@@ -49,8 +49,10 @@ def shared_state(training: TrainingState) -> State:
 
 def own_state(training: TrainingState) -> State:
     """Return the state of this rank."""
+    exchanging = training.exchanging
     return {
         **training.mount.state_dict(),
+        **({} if exchanging is None else {"optimizer": exchanging.own_state_dict()}),
         "task": training.task.state_dict(),
         "buffers": dict(training.model.named_buffers()),
         "random": checkpoint.rng_state(),
@@ -105,7 +107,10 @@ def from_another(training: TrainingState) -> str:
     with _fitting(f"continue_from is {folder}, whose state does not fit the options or the data of this run"):
         feedback = _shared_out(nearest["feedback"], [state["feedback"] for state in theirs])
         _restore_shared(training, shared)
-        _restore_own(training, {**nearest, "feedback": feedback})
+        mine = {**nearest, "feedback": feedback}
+        if ranks != wire.world_size:  # what an optimiser has for each rank begins anew
+            mine.pop("optimizer", None)
+        _restore_own(training, mine)
     per_epoch, _ = count_steps(before, training.data)
     training.step = round(shared["step"] / per_epoch * training.steps_per_epoch)
     if training.step >= training.total_steps:
@@ -116,7 +121,10 @@ def from_another(training: TrainingState) -> str:
     ranks_before = f"{ranks} {'rank' if ranks == 1 else 'ranks'}"
     if ranks == wire.world_size:
         return f"{path}, of {ranks_before} too"
-    return f"{path}, of {ranks_before}: the sum of their residuals is this run's"
+    what = "the sum of their residuals is this run's"
+    if training.exchanging is not None:
+        what = "what the optimiser keeps for each rank begins anew"
+    return f"{path}, of {ranks_before}: {what}"
 
 
 def _newest(training: TrainingState, folder: Path) -> checkpoint.Found | None:
@@ -191,7 +199,8 @@ def _restore_shared(training: TrainingState, shared: State) -> None:
         _check_options(before, after)
     for parameter, state in training.optimizer.state.items():
         for name, value in state.items():
-            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+            shaped = isinstance(value, Tensor) and value.dim() and training.exchanging is None
+            if shaped and value.shape != parameter.shape:
                 raise ValueError(
                     f"the optimiser's {name} has shape {[*value.shape]}, not {[*parameter.shape]}"
                 )
@@ -205,6 +214,8 @@ def _restore_own(training: TrainingState, mine: State) -> None:
     buffers = dict(training.model.named_buffers())
     _check_shapes("the buffers", mine["buffers"], buffers)
     training.mount.load_state_dict({name: mine[name] for name in ("feedback", "before")})
+    if training.exchanging is not None and "optimizer" in mine:
+        training.exchanging.load_own_state_dict(mine["optimizer"])
     for name, buffer in buffers.items():
         buffer.copy_(mine["buffers"][name])
 

@@ -1,10 +1,12 @@
 """Derives the optimiser, the learning rate and the number of steps from a configuration."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sage.comm.wire import Wire
 from sage.config import Config
 from sage.data.dataset import Dataset
 from sage.reduction.error_feedback import MemoryOptions
@@ -37,7 +39,10 @@ def memory_options(config: Config) -> MemoryOptions:
 
 
 def optimizer(
-    config: Config, model: nn.Module, trained: Sequence[Tensor] | None = None
+    config: Config,
+    model: nn.Module,
+    trained: Sequence[Tensor] | None = None,
+    wire: Wire | None = None,
 ) -> torch.optim.Optimizer:
     """Build the optimiser that applies the mean gradient.
 
@@ -45,6 +50,7 @@ def optimizer(
         config: The configuration of the run.
         model: The model.
         trained: The tensors to update, in the order of the model's parameters; None: the parameters.
+        wire: For optimisers that communicate.
 
     Raises:
         ValueError: Muon is not available, or the model has no matrix for it.
@@ -66,7 +72,22 @@ def optimizer(
         adamw_names=config.adamw_names,
         ns_steps=config.ns_steps,
         adjust_lr_fn=config.adjust_lr_fn,
+        wire=wire,
+        exchange=exchange_options(config),
     )
+
+
+def exchange_options(config: Config) -> dict[str, Any]:
+    """Return the options of an optimiser that communicates, besides those of Adam; none for the others."""
+    grouping = config.grouping or "model"
+    match config.optimizer:
+        case "onebit-adam":
+            return {
+                "freeze_step": config.freeze_step,
+                "bias_correction": config.bias_correction,
+                "grouping": grouping,
+            }
+    return {}
 
 
 def learning_rate(config: Config, step: int, *, steps_per_epoch: int, total_steps: int) -> float:

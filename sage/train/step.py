@@ -52,12 +52,13 @@ def take(training: TrainingState, batches: list[Batch]) -> None:
         training.record.event("skipped", step=training.step)
     if gradient.sample is not None:
         training.record.histogram("gradient/abs", gradient.sample, training.step)
+    exchanging = training.exchanging
     fields: dict[str, Any] = {
         "step": training.step,
         "epoch": epoch,
         "lr": lr,
         "density_asked": None,  # overridden by the report of a reducer that has a target density
-        "density_had": mount.density(),
+        "density_had": mount.density() if exchanging is None else exchanging.density,
         "density_union": mount.union() if histogram_due else None,
         **mount.report(),
         "gradient_norm": None if gradient_norm is None else float(gradient_norm),

@@ -9,6 +9,7 @@ from sage.comm.transport import Pending
 from sage.comm.wire import Wire
 from sage.config import Config
 from sage.data.dataset import Dataset
+from sage.optim.base import ReducingOptimizer
 from sage.records.progress import Display
 from sage.records.record import Recorder
 from sage.reduction.reducer import Reducer
@@ -72,7 +73,7 @@ class TrainingState:
                 spans=self.trace.spans,
             )
         )
-        self.optimizer = optimizer(config, model, list(self.mount.trained.parameters()))
+        self.optimizer = optimizer(config, model, list(self.mount.trained.parameters()), wire)
         self.average = RunningAverage()
         self.phases = Phases(self.device)
         self.step = 0
@@ -82,6 +83,11 @@ class TrainingState:
         self.metrics = RunningMetrics()
         self.pending: tuple[Pending, dict[str, Any]] | None = None
         self.stopping = False
+
+    @property
+    def exchanging(self) -> ReducingOptimizer | None:
+        """The optimiser, if it communicates itself."""
+        return self.optimizer if isinstance(self.optimizer, ReducingOptimizer) else None
 
     @property
     def better(self) -> str:

@@ -40,6 +40,10 @@ CONFIG = Config(
 """32 points: 16 steps per epoch on one rank, 8 on two, 5 on three, 4 on four."""
 
 
+EXCHANGES: dict[str, Any] = {"reducer": "exact", "reducer_options": {}, "adam_eps": 1e-3}
+"""Of optimisers that communicate themselves."""
+
+
 class Counts(Classify):
     """Counts its batches."""
 
@@ -89,6 +93,8 @@ def with_ranks(config: Config, folder: Path, do: Any) -> list[Any]:
         {"optimizer": "adamw", "schedule": "cosine", "warmup_steps": 14, "warmup_from": 0, "min_lr": 0.01},
         {"optimizer": "muon", "momentum": 0.95, "adamw_lr": 0.01, "clip_global": 0.1},
         {"optimizer": "signum", "momentum": 0.9, "lr": 0.01, "schedule": "linear", "warmup_steps": 13},
+        # It is resumed after the freeze.
+        {**EXCHANGES, "optimizer": "onebit-adam", "freeze_step": 10, "lr": 0.002, "amp": "fp16"},
         # The rate falls at the step that it is resumed at.
         {"momentum": 0.9, "memory_lr_ratio": True, "schedule": "step", "milestones": (1.5,)},
         {"reducer": "sage", "reducer_options": {"density": 0.1, "controller": "feedback"}},
@@ -164,6 +170,33 @@ def test_the_sum_of_the_residuals_over_ranks_is_kept(
         assert f"of {before} rank" in source
         assert ("the sum of their residuals" in source) == (before != now)
         assert all(torch.equal(a, b) for a, b in zip(weights, ranks[0][3], strict=True))
+
+
+@pytest.mark.parametrize(("before", "now"), [(3, 2), (2, 2)])
+def test_an_optimiser_that_communicates_keeps_its_moments_and_the_errors_of_the_same_ranks(
+    tmp_path: Path, before: int, now: int
+) -> None:
+    settings: dict[str, Any] = {**EXCHANGES, "optimizer": "onebit-adam", "freeze_step": 2, "lr": 0.002}
+    left: list[dict[str, Tensor]] = []
+
+    def train(training: Training) -> dict[str, Tensor]:
+        assert training.run()
+        return states(training)
+
+    config = replace(CONFIG, **settings, world_size=before, epochs=1.0)
+    (tmp_path / "before").mkdir()
+    write_json(tmp_path / "before" / "config.json", config.to_dict())
+    left = with_ranks(config, tmp_path / "before", train)
+    others = replace(CONFIG, **settings, world_size=now, continue_from=tmp_path / "before")
+    ranks = with_ranks(others, tmp_path / "now", lambda training: (training.resume(), states(training)))
+    for rank, (source, found) in enumerate(ranks):
+        assert ("keeps for each rank begins anew" in source) == (before != now)
+        for name, x in found.items():
+            if name.startswith("own."):
+                assert bool(left[rank][name].any())
+                assert torch.equal(x, left[rank][name]) if before == now else not bool(x.any())
+            elif name.startswith("optimizer."):
+                assert torch.equal(x, left[0][name])
 
 
 def test_a_run_that_continues_another_resumes_later_from_its_own_checkpoint(tmp_path: Path) -> None:
