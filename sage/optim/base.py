@@ -8,8 +8,7 @@ passes its own gradient, and `step()` is a collective call.
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,18 +16,17 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from sage.comm.attached import AttachedWire
-from sage.comm.replicas import Replicas
 from sage.comm.wire import Wire
 from sage.mount.base import check_same
 from sage.mount.optimizers import check_free
-from sage.mount.record import StepLog
-from sage.mount.traffic import Traffic, of_step
 from sage.mount.whole import copy_from_first
+from sage.optim.gradients import num_not_finite, own_gradients
 from sage.optim.parameters import check_parameters
+from sage.optim.recorded import Recorded
 from sage.reduction.layout import Layout
 
 
-class ReducingOptimizer(torch.optim.Optimizer):
+class ReducingOptimizer(Recorded):
     """A torch optimizer that communicates in `step()`; the gradients must be this rank's own.
 
     Without a `wire`, it is created in a script that has called `init_process_group`: the parameters of the
@@ -56,8 +54,6 @@ class ReducingOptimizer(torch.optim.Optimizer):
         sage.comm.transport.WireError: if not all ranks arrive within the timeout.
     """
 
-    name: str = ""
-    """The name in `sage run --optimizer` and in records."""
     _step_supports_amp_scaling = True  # torch.amp.GradScaler then calls step() on all ranks, also to skip it
 
     def __init__(
@@ -74,7 +70,6 @@ class ReducingOptimizer(torch.optim.Optimizer):
         self._is_built = False
         super().__init__(params, defaults)
         self._is_built = True
-        self.settings = dict(settings)
         self.parameters: list[nn.Parameter] = [p for each in self.param_groups for p in each["params"]]
         """The parameters of all groups; the flat vectors have their order."""
         names = [name for each in self.param_groups for name in each.get("param_names", ())]
@@ -88,24 +83,17 @@ class ReducingOptimizer(torch.optim.Optimizer):
         if wire is None:
             check_free(named)
             wire = AttachedWire(group, device=self.device, timeout=timeout, guard=guard)
-            check_same(wire, self._lines())
+            check_same(wire, self._lines(settings))
             with torch.no_grad():
                 for p in self.parameters:
                     copy_from_first(p, wire)
-        self.wire: Wire = wire
-        """The communicator; its `ledger` counts every byte."""
+        self.begin_record(wire, settings)
         self.num_steps = torch.zeros((), dtype=torch.int64)
         """Number of steps taken; the same tensor is `step` in the state of each parameter."""
         self.own: dict[str, Tensor] = {}
         """State of this rank, by name."""
         for p in self.parameters:
             self.state[p]["step"] = self.num_steps
-        self.last_step = Traffic()
-        """Traffic of the last step."""
-        self.total = Traffic()
-        """Traffic of all steps."""
-        self._ledger_before = self.wire.ledger.copy()
-        self._log = StepLog()
 
     # What a subclass defines and uses.
 
@@ -116,11 +104,6 @@ class ReducingOptimizer(torch.optim.Optimizer):
         Args:
             gradients: This rank's gradient of each of `parameters`, finite on all ranks; not to be modified.
         """
-
-    @property
-    def density(self) -> float:
-        """Share of the elements that the last step sent."""
-        return 1.0
 
     def new_shared(self, name: str) -> Tensor:
         """Return a flat vector (N) of zeros, whose parts are `name` in the state of each parameter."""
@@ -166,16 +149,12 @@ class ReducingOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradients = [self._gradient(p) for p in self.parameters]
-        skipped = self._checks and self._refuses(gradients)
+        gradients = own_gradients(self.parameters, scale=getattr(self, "grad_scale", None))
+        skipped = self._checks and self._is_skipped(gradients)
         if not skipped:
             self.num_steps += 1
             self.update(gradients)
-        ledger = self.wire.ledger.since(self._ledger_before)
-        self.last_step = of_step(ledger, 4 * self.layout.numel, skipped=skipped)
-        self.total += self.last_step
-        self._log.add(ledger, 0.0 if skipped else self.density)
-        self._ledger_before = self.wire.ledger.copy()
+        self.count_step(skipped=skipped)
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -248,101 +227,21 @@ class ReducingOptimizer(torch.optim.Optimizer):
         for x in self.own.values():
             x.zero_()
 
-    # For scripts.
-
-    def record(
-        self,
-        folder: str | Path,
-        *,
-        workload: str,
-        seed: int = 0,
-        metric: str | None = None,
-        better: Literal["max", "min"] | None = None,
-        **metrics: float,
-    ) -> None:
-        """Write a run folder for `sage report`, as `sage.mount.base.Mount.record` does.
-
-        Args:
-            folder: Path such as `runs/mine-onebit-adam`.
-            workload: Runs with the same workload and number of ranks are compared.
-            seed: Seed of this run.
-            metric: Name of the headline metric; by default the first one given.
-            better: Whether the largest or smallest value is best; by default by the metric's name.
-            metrics: Measured values by name.
-
-        Raises:
-            ValueError: if no metric is given, or the folder was written by `sage run`.
-            OSError: if the folder cannot be written.
-        """
-        config = {
-            "workload": workload,
-            "task": "own",
-            "model": workload,
-            "mount": type(self).__name__,
-            "reducer": self.name,
-            "reducer_options": self.settings,
-            "memory": None,
-            "world_size": self.wire.world_size,
-            "seed": seed,
-        }
-        self._log.record(
-            Path(folder),
-            config,
-            metrics,
-            metric=metric,
-            better=better,
-            parameters=self.layout.numel,
-            is_writer=self.wire.rank == 0,
-        )
-
-    def check_replicas(self) -> None:
-        """Check that all ranks have bitwise identical parameters. Call it on every rank.
-
-        Raises:
-            sage.comm.replicas.ReplicasDiffer: if not; names the ranks and the first parameter that differs.
-        """
-        named = [(span.name, p) for span, p in zip(self.layout.spans, self.parameters, strict=True)]
-        Replicas(self.wire, named).check(f"after step {int(self.num_steps)}")
-
-    def close(self) -> None:
-        """Wait for every rank, then release the wire. It is optional at the end of a script."""
-        self.wire.close()
-
     # Internal.
 
-    def _lines(self) -> list[str]:
+    def _lines(self, settings: Mapping[str, Any]) -> list[str]:
         """Lines that must be equal on all ranks: the optimiser with its options, and each parameter."""
-        lines = [f"{type(self).__name__}({self.settings})"]
+        lines = [f"{type(self).__name__}({dict(settings)})"]
         for group in self.param_groups:
             lines.append(str({name: x for name, x in group.items() if name not in ("params", "param_names")}))
         return lines + [f"{span.name} {list(span.shape)}" for span in self.layout.spans]
 
-    def _gradient(self, p: nn.Parameter) -> Tensor:
-        if p.grad is None:
-            return torch.zeros_like(p)
-        if p.grad.layout != torch.strided:
+    def _is_skipped(self, gradients: list[Tensor]) -> bool:
+        number = num_not_finite(gradients, self.wire)
+        if number and not hasattr(self, "found_inf"):  # GradScaler sets it, and `grad_scale`
             raise ValueError(
-                f"a parameter of shape {list(p.shape)} has a sparse gradient: set sparse=False of its layer"
+                f"the gradient of {number} of {self.wire.world_size} ranks is not finite at step "
+                f"{int(self.num_steps) + 1}, and nothing was changed: lower the learning rate, or use "
+                "torch.amp.GradScaler, with which such steps are skipped"
             )
-        scale = getattr(self, "grad_scale", None)  # set by GradScaler
-        return p.grad if scale is None else p.grad / scale
-
-    def _refuses(self, gradients: list[Tensor]) -> bool:
-        """Whether the step is to be skipped; exchanges 4 bytes (`control`).
-
-        Raises:
-            ValueError: A gradient is not finite, and no GradScaler is used.
-        """
-        is_good = all(bool(gradient.isfinite().all()) for gradient in gradients)
-        flag = torch.tensor([float(not is_good)], device=self.device)
-        if self.wire.world_size > 1:
-            self.wire.sum(flag, kind="control")
-        if not bool(flag):
-            return False
-        if hasattr(self, "found_inf"):  # set by GradScaler
-            return True
-        raise ValueError(
-            f"the gradient of {int(flag)} of {self.wire.world_size} ranks is not finite at step "
-            f"{int(self.num_steps) + 1}, and nothing was changed: lower the learning rate, or use "
-            "torch.amp.GradScaler, with which such steps are skipped"
-        )
+        return number > 0
