@@ -14,7 +14,8 @@ from .base import Task, stack
 class Classify(Task):
     """Image classification: cross entropy, and top-1 and top-5 accuracy.
 
-    Top-5 accuracy is omitted if there are five classes or fewer.
+    Top-5 accuracy is omitted if there are five classes or fewer. In training, a network may return several
+    logits, each in a pair with a factor (auxiliary classifiers); the loss is the weighted sum of all losses.
     """
 
     metric = "accuracy"
@@ -24,7 +25,11 @@ class Classify(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         x_BCHW, y_B = batch
-        return functional.cross_entropy(model(x_BCHW), y_B)
+        returned = model(x_BCHW)
+        if isinstance(returned, Tensor):
+            return functional.cross_entropy(returned, y_B)
+        losses = [factor * functional.cross_entropy(logits_BK, y_B) for factor, logits_BK in returned]
+        return torch.stack(losses).sum()
 
     @torch.no_grad()
     def sums(self, model: nn.Module, batch: Batch) -> Tensor:

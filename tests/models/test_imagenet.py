@@ -41,6 +41,33 @@ def test_images_that_a_network_would_reduce_to_nothing_are_refused(net: Net, lea
             model(torch.empty(2, 3, least - 1, least - 1))
 
 
+@pytest.mark.parametrize(("net", "factors"), [("googlenet", [1, 0.3, 0.3]), ("inception_v3", [1, 0.4])])
+def test_auxiliary_classifiers_return_logits_in_training_only(net: Net, factors: list[float]) -> None:
+    with torch.device("meta"):
+        model = imagenet(net=net, auxiliary=True, num_classes=7, image_size=299)
+        x_BCHW = torch.empty(2, 3, 299, 299)
+        returned = model.train()(x_BCHW)
+        assert [factor for factor, _ in returned] == factors
+        assert all(logits_BK.shape == (2, 7) for _, logits_BK in returned)
+        assert model.eval()(x_BCHW).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("net", "size", "said"),
+    [
+        (
+            "resnet50",
+            224,
+            "resnet50 has no auxiliary classifiers: leave out --model.auxiliary, or choose one of",
+        ),
+        ("inception_v3", 298, "at least 299x299: use larger images, leave out --model.auxiliary"),
+    ],
+)
+def test_auxiliary_classifiers_that_cannot_be_are_refused(net: Net, size: int, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        imagenet(net=net, auxiliary=True, num_classes=7, image_size=size)
+
+
 def test_grey_images_are_refused_with_what_to_set() -> None:
     with pytest.raises(ValueError, match=r"1 channels, but resnet50 takes 3: .* --data.rgb true"):
         imagenet(num_classes=10, channels=1)

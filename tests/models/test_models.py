@@ -69,6 +69,12 @@ COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("imagenet", {"net": "alexnet", "num_classes": 10}, 57_044_810),
     ("imagenet", {"net": "googlenet", "num_classes": 1000}, 6_624_904),
     ("imagenet", {"net": "inception_v3", "image_size": 299, "num_classes": 1000}, 23_834_568),
+    ("imagenet", {"net": "googlenet", "auxiliary": True, "num_classes": 1000}, 13_004_888),
+    (
+        "imagenet",
+        {"net": "inception_v3", "auxiliary": True, "image_size": 299, "num_classes": 1000},
+        27_161_264,
+    ),
     ("resnet_v2", {"num_classes": 1000}, 11_687_848),
     ("resnet_v2", {"num_classes": 100}, 11_226_148),
     ("resnet_v2", {"num_classes": 10}, 11_179_978),

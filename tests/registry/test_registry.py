@@ -10,6 +10,7 @@ import pytest
 
 from sage.registry import FACTS, Option, PartKind, check_options, load, names, options, parts, summary
 from sage.registry.signature import facts_for
+from sage.validate import LATER, marks
 
 CHECKOUT = Path(__file__).parents[2]
 KINDS_OF_PARTS: tuple[PartKind, ...] = get_args(PartKind)
@@ -55,7 +56,8 @@ def test_every_part_has_a_one_line_summary(kind: PartKind, name: str) -> None:
 def test_every_part_has_options_with_types_and_defaults_that_fit(kind: PartKind, name: str) -> None:
     found = options(load(kind, name), kind=kind)
     assert not set(found) & FACTS
-    later = getattr(load(kind, name), "later", ())
+    later = {*getattr(load(kind, name), "later", ())}
+    later |= {option for option, spec in found.items() if LATER in marks(spec.type)}
     defaults = {option: spec.default for option, spec in found.items() if option not in later}
     assert check_options(kind, name, {}) == defaults
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sage import registry
 from sage.datasets.breast_cancer import BreastCancer
@@ -75,6 +76,19 @@ def test_accuracy_is_the_share_of_images_with_their_class_first_or_in_the_first_
 def test_top_five_of_five_classes_is_not_reported() -> None:
     metrics = evaluate(Classify({"num_classes": 5}), nn.Identity(), (torch.eye(5), torch.arange(5)))
     assert set(metrics) == {"accuracy", "loss"}
+
+
+def test_losses_of_auxiliary_classifiers_are_added_with_their_factors() -> None:
+    torch.manual_seed(0)
+    y_B, main_BK, other_BK = torch.randint(7, (10,)), torch.randn(10, 7), torch.randn(10, 7)
+
+    class Two(nn.Module):
+        def forward(self, x_BK: Tensor) -> tuple[tuple[float, Tensor], ...]:
+            return (1.0, x_BK), (0.25, other_BK)
+
+    task, entropy = Classify({"num_classes": 7}), functional.cross_entropy
+    loss = task.loss(Two(), (main_BK, y_B))
+    assert loss.item() == pytest.approx((entropy(main_BK, y_B) + 0.25 * entropy(other_BK, y_B)).item())
 
 
 def test_metrics_are_means_over_samples_and_not_over_batches() -> None:
