@@ -6,7 +6,7 @@
     | ddp     | during backward, each bucket of DistributedDataParallel | sage.train.mounted_ddp             |
     | fsdp    | during backward, each unit of FSDP2, between replicas   | sage.train.mounted_fsdp            |
 
-With an optimiser that communicates itself (`sage.optim`), `whole` reduces nothing: sage.train.mounted_local.
+With an optimiser that communicates (`sage.optim`), `whole` reduces nothing: sage.train.mounted_unreduced.
 
 All have the interface `sage.train.mounted.Mounted`. `sage.train.step` calls it: `compute` runs the passes of
 a step and leaves the mean gradient in each parameter's `.grad`; clipping of the mean and the optimiser's
@@ -17,7 +17,7 @@ from sage.comm.process import ProcessWire
 from sage.config import EXCHANGING
 from sage.train.mounted import Mounted as Mounted
 from sage.train.mounted import Parts
-from sage.train.mounted_local import MountedLocal
+from sage.train.mounted_unreduced import MountedUnreduced
 from sage.train.mounted_whole import MountedWhole
 
 
@@ -28,7 +28,7 @@ def attach(parts: Parts) -> Mounted:
         ValueError: The mount does not support the configuration, or the ranks are not processes.
     """
     if parts.config.mount == "whole":
-        return MountedLocal(parts) if parts.config.optimizer in EXCHANGING else MountedWhole(parts)
+        return MountedUnreduced(parts) if parts.config.optimizer in EXCHANGING else MountedWhole(parts)
     if not isinstance(parts.wire, ProcessWire):
         raise ValueError(
             f"mount is {parts.config.mount!r}, but the ranks are threads of one process: use --mount whole"

@@ -8,7 +8,7 @@ from sage.train.mounted_whole import MountedWhole
 from sage.train.optim import joint_norm
 
 
-class MountedLocal(MountedWhole):
+class MountedUnreduced(MountedWhole):
     """Backward accumulates into one flat vector, which remains this rank's own gradient."""
 
     def compute(self, batches: list[Batch], lr: float, *, sampled: bool) -> StepGradient:
