@@ -12,6 +12,7 @@
   `SignQuantiser`, `RandomQuantiser`, `RoundingOptions`, `Parts`, `gather_parts`, `keep_error`, `per_group`,
   `counts_of`, `reduce_two_way`, `payload_two_way`
 - Formats of codes (`ops`): `elias`
+- Selection in chunks (`chunks`): `Chunks`, `pack_positions`, `unpack_positions`
 - Low-rank methods (`lowrank`, `randomised_svd`): `Matrices`, `Matrix`, `by_shape`, `orthonormalise`,
   `randomised_svd`, `unflatten`, `in_float32`, `check_rank`, `check_min_rate`
 
@@ -30,6 +31,9 @@ from sage.timing import phase as phase
 
 from . import density_schedule as density_schedule
 from . import exchange as exchange
+from .chunks import Chunks as Chunks
+from .chunks import pack_positions as pack_positions
+from .chunks import unpack_positions as unpack_positions
 from .controllers import CONTROLLERS as CONTROLLERS
 from .controllers import Agree as Agree
 from .controllers import Published as Published

@@ -50,6 +50,7 @@ QUANTISERS: list[tuple[str, dict[str, Any]]] = [
     ("int8", {}),
     ("fp8", {}),
     ("fp8", {"format": "e5m2"}),
+    ("fp4", {}),
 ]
 
 
@@ -175,6 +176,18 @@ def test_int8_and_fp8_scale_every_block_to_their_range() -> None:
     assert listed(parts) == {"values": [0x7E, 0xF6, 0], "scales": [2.0]}  # 448 and −224
 
 
+def test_fp4_has_the_15_values_of_a_sign_and_3_exponent_bits() -> None:
+    powers = [2.0**-e for e in range(7)]  # 1 to 1/64
+    x_N = torch.tensor([*powers, 0.0, *(-p for p in reversed(powers))])
+    parts = encoded(quantiser("fp4", {}), 3 * x_N, [15])
+    assert ops.unpack(parts["values"], 4, 15).tolist() == [14 - code for code in range(15)]
+    assert parts["scales"].tolist() == [3.0]
+    assert sent(quantiser("fp4", {}), 3 * x_N, [15]).tolist() == (3 * x_N).tolist()
+    # Whatever is between two values becomes one of them, and 0 is below 1/64.
+    seen_N = sent(quantiser("fp4", {"block": 3}), torch.tensor([1.0, 0.7, 0.001] * 500), [1500]).view(-1, 3)
+    assert [sorted(set(column.tolist())) for column in seen_N.T] == [[1.0], [0.5, 1.0], [0.0, 2.0**-6]]
+
+
 # Levels.
 
 
@@ -215,6 +228,7 @@ UNBIASED: list[tuple[str, dict[str, Any]]] = [
     ("dithering", {"partition": "natural", "levels": 4, "coding": "packed"}),
     ("natural", {}),
     ("natural", {"bits": 8}),
+    ("fp4", {"block": 10}),
 ]
 
 
@@ -540,6 +554,8 @@ def test_with_norm_l2_over_a_whole_layer_error_feedback_diverges_as_byteps_state
         # Shares of 512 and 511, of two blocks each.
         ("int8", {}, {"values": 3 * 512, "scales": 3 * 8}),
         ("fp8", {"block": 100}, {"values": 3 * 512, "scales": 3 * 24}),
+        # Four bits and four blocks, gathered from all ranks.
+        ("fp4", {}, {"values": 512, "scales": 4 * 4}),
     ],
 )
 def test_the_payload_bytes_equal_those_counted_by_hand(
@@ -653,6 +669,7 @@ def test_a_sign_is_plus_or_minus_one_and_no_inverted_byte(name: str) -> None:
         ("onebit", {"exchange": "ring"}, r"exchange='ring': expected gather, ps or dist-ef"),
         ("int8", {"block": 0}, r"block=0: expected 1 element or more"),
         ("fp8", {"format": "e2m5"}, r"format='e2m5': expected e4m3 or e5m2"),
+        ("fp4", {"block": 0}, r"block=0: expected 1 element or more"),
     ],
 )
 def test_an_option_out_of_range_is_refused_with_the_allowed_range(
