@@ -34,7 +34,7 @@ def measure(workload: str, rate: str, folder: Path, given: argparse.Namespace) -
     with allocation(given.world_size, rate) as run:
         printed = run(*SAGE, "advise", *command, "--json", "--minutes", str(given.minutes))
         options = ("--seconds", "20", "--steps", "5", "--together", "--trial-seconds", str(given.seconds))
-        options += ("--again", "10")
+        options += ("--again", "10", "--other-buckets")
         output = ("--output", str(folder.resolve()))
         run(*STEPS, *command, *options, "--reducers", *REDUCERS, "--densities", *densities, *output)
     described = {"workload": workload, "rate": rate, "verdict": json.loads(printed)}

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from sage import storage
-from sage.bench.advise import trials
+from sage.bench.advise import predictions, trials
 from sage.bench.advise.main import block
 from sage.bench.advise.setups import flags
 from sage.bench.calibrate import Plan, ranks
@@ -52,14 +52,14 @@ def start(
     together: bool,
     trial_seconds: float,
     again: int,
+    other_buckets: bool,
     **_: object,
 ) -> int:
     """Measure on all ranks; returns the exit status, as `sage calibrate` does."""
     plan = Plan(config=config, reducers=reducers, seconds=seconds, steps=steps)
     groups: list[Sequence[Mount]] = [mounts] if together else [[mount] for mount in mounts]
-    return ranks.run(
-        NAME, plan.config, plan.facts(), partial(_work, plan, output, groups, trial_seconds, again)
-    )
+    work = partial(_work, plan, output, groups, trial_seconds, again, other_buckets)
+    return ranks.run(NAME, plan.config, plan.facts(), work)
 
 
 def _work(
@@ -68,6 +68,7 @@ def _work(
     groups: Sequence[Sequence[Mount]],
     trial_seconds: float,
     again: int,
+    other_buckets: bool,
     wire: ProcessWire,
     device: torch.device,
 ) -> int:
@@ -75,12 +76,14 @@ def _work(
     with Display(NAME, enabled=wire.rank == 0) as display:
         calibration, notes = measure(plan, wire, device, display)
         rows: list[dict[str, Any]] = []
+        sizes = predictions.bucket_sizes(calibration.model.numel) if other_buckets else []
         for mounts in groups:
             configs = [
-                replace(reducer, mount=mount)
+                replace(reducer, mount=mount, bucket_mb=size)
                 for mount in mounts
                 for reducer in plan.reducers
                 if _can_run(reducer, mount)
+                for size in ([reducer.bucket_mb, *sizes] if mount == "ddp" else [reducer.bucket_mb])
             ]
             display.print(f"steps of {len(configs)} set-ups, --mount {' and '.join(mounts)}")
             trainings = [training_of(unlimited(config, wire.world_size), wire, device) for config in configs]
@@ -114,6 +117,7 @@ def _row(config: Config, trial: trials.Trial) -> dict[str, Any]:
         "reducer": config.reducer,
         "options": config.to_dict()["reducer_options"],
         "mount": config.mount,
+        "bucket_mb": config.bucket_mb,
         "name": flags(config),
         **asdict(trial),
     }
@@ -131,6 +135,7 @@ command = Calibrate(
         Option("mounts", tuple[Mount, ...], ("whole", "ddp"), "The mounts."),
         Option("together", bool, False, "Alternate between mounts as well; it takes more memory."),
         Option("trial_seconds", float, 0.0, "Time for the rounds; six are measured in any case."),
+        Option("other_buckets", bool, False, "Also measure the other sizes of buckets of `sage advise`."),
         Option("again", int, 0, "Number of the fastest set-ups that are measured a second time."),
     ],
     help="Measure a calibration, and the steps of every reducer under each mount, on all ranks.",

@@ -11,11 +11,17 @@ from sage.bench.advise.setups import Setup, candidates, with_half_sums
 from sage.comm.wire import Wire
 from sage.config import Config
 from sage.predict import grid
+from sage.predict.buckets import cut
 from sage.predict.calibration import Calibration
 from sage.predict.closed_forms import Intervals
 from sage.predict.limits import limits
-from sage.predict.step_time import DENSE, Predictor
+from sage.predict.step_time import DENSE, Choice, Predictor
 from sage.predict.step_time import Setup as Cluster
+
+BUCKET_SHARES = (4, 16)
+"""Shares of the model, as 1/4, whose sizes are tried for buckets beside the size in the configuration."""
+
+MEBIBYTE = 2**20
 
 
 def choose(
@@ -36,7 +42,7 @@ def choose(
     """
     rows: list[dict[str, Any]] = []
     if wire.rank == 0:
-        choices = grid.choices(calibration, _bucket_mb(configs[0]))
+        choices = _choices(calibration, configs[0])
         rows = [asdict(row) for row in grid.predict(Predictor(calibration), [_here(calibration)], choices)]
     chosen = json.loads(wire.texts(json.dumps(rows))[0])
     all_rows = [grid.Row(**{**row, "notes": tuple(row["notes"])}) for row in chosen]
@@ -66,6 +72,29 @@ def break_even(calibration: Calibration, setups: Sequence[Setup]) -> list[tuple[
             assert mount != "fsdp"  # `setups` chooses it
             intervals.append((setup.name, limit.by_recurrence[mount]))
     return intervals
+
+
+def bucket_sizes(numel: int) -> list[float]:
+    """Return the other sizes of buckets to try, in MiB, of a model with so many elements of float32.
+
+    DDP's default of 25 MiB leaves a smaller model with one or two buckets, and so with little overlap.
+
+    >>> bucket_sizes(11_173_962)  # ResNet-18
+    [11.0, 2.7]
+    """
+    return [float(f"{4 * numel / MEBIBYTE / share:.2g}") for share in BUCKET_SHARES]
+
+
+def _choices(calibration: Calibration, config: Config) -> list[Choice]:
+    """Return every method under both mounts, and under `ddp` with the other sizes of buckets that differ."""
+    parameters, numel = calibration.model.parameters, calibration.model.numel
+    own = _bucket_mb(config)
+    choices, seen = grid.choices(calibration, own), [cut(parameters, own)]
+    for size in bucket_sizes(numel):
+        if (buckets := cut(parameters, size)) not in seen:
+            seen.append(buckets)
+            choices += [other for other in grid.choices(calibration, size) if other.mount == "ddp"]
+    return choices
 
 
 def _here(calibration: Calibration) -> Cluster:

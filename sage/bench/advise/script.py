@@ -179,7 +179,7 @@ def _block(
     reduce: Callable[[], object] | None = None
     close: Callable[[], None] | None = None
     if setup.config.mount == "ddp":
-        wrapped = DistributedDataParallel(model)
+        wrapped = DistributedDataParallel(model, bucket_cap_mb=setup.config.bucket_mb)
         model = wrapped
         if reducer != "exact":  # which is DDP's own all-reduce
             close = ddp_hook(wrapped, reducer, **options).close

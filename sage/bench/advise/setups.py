@@ -15,6 +15,11 @@ NUM_CANDIDATES = 3
 REFERENCES = tuple(DENSE)
 """The dense reducers, of which the faster under `--mount ddp` is the reference."""
 
+LEAST_GAIN = 1.02
+"""How much shorter a step with another size of buckets has to be, to be preferred: a prediction leaves out
+what a bucket costs by itself.
+"""
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -33,14 +38,22 @@ def flags(config: Config) -> str:
     Options of the reducer at their default are left out, except the density.
     """
     options = [_flag(name, value) for name, value in _given(config).items()]
-    return " ".join([f"--reducer {config.reducer}", *options, f"--mount {config.mount}"])
+    buckets = [f"--bucket-mb {config.bucket_mb:g}"] if _has_other_buckets(config) else []
+    return " ".join([f"--reducer {config.reducer}", *options, f"--mount {config.mount}", *buckets])
 
 
 def script_line(config: Config) -> str:
     """Return the line of a script that mounts the reducer on a model, or on a DDP model for `--mount ddp`."""
     function = "ddp_hook" if config.mount == "ddp" else "reduce_model"
     options = [f", {name}={value!r}" for name, value in _given(config).items()]
-    return f"sage.{function}(model, {config.reducer!r}{''.join(options)})"
+    line = f"sage.{function}(model, {config.reducer!r}{''.join(options)})"
+    if _has_other_buckets(config):
+        line += f", with DistributedDataParallel(..., bucket_cap_mb={config.bucket_mb:g})"
+    return line
+
+
+def _has_other_buckets(config: Config) -> bool:
+    return config.mount == "ddp" and config.bucket_mb != Config.bucket_mb
 
 
 def _given(config: Config) -> dict[str, Any]:
@@ -64,16 +77,25 @@ def candidates(
 ) -> list[Setup]:
     """Return the references, then the compressing set-ups with the shortest predicted step.
 
-    Each reducer appears once, with the options and the mount that are predicted to be the fastest: three
-    densities of one reducer would leave no room for another.
+    Each reducer appears once, with the options, the mount and the buckets that are predicted to be the
+    fastest: three densities of one reducer would leave no room for another. The references have the size of
+    buckets of the configuration; if another size is predicted to be faster for one of them, the fastest of
+    these is a reference too.
 
     Args:
-        rows: The predictions at the world size and the links in use.
+        rows: The predictions at the world size and the links in use, those with the size of buckets of the
+            configuration before those with other sizes.
         configs: The configuration of each reducer that was measured.
         name: Names a configuration for the user.
     """
-    ordered = sorted(rows, key=lambda row: row.seconds)
-    dense = [row for row in ordered if row.reducer in REFERENCES and row.mount == "ddp"]
+    own = next((row.bucket_mb for row in rows if row.mount == "ddp"), None)
+
+    def seconds(row: Row) -> float:
+        return row.seconds if row.mount != "ddp" or row.bucket_mb == own else LEAST_GAIN * row.seconds
+
+    ordered = sorted(rows, key=seconds)
+    references = [row for row in ordered if row.reducer in REFERENCES and row.mount == "ddp"]
+    dense = [row for row in references if row is references[0] or row.bucket_mb == own]
     chosen: list[Row] = []
     for row in ordered:
         is_new = row.reducer not in {other.reducer for other in chosen}
@@ -102,7 +124,8 @@ def _setup(row: Row, configs: Sequence[Config], name: Callable[[Config], str]) -
         for candidate in configs
         if candidate.reducer == row.reducer and candidate.to_dict()["reducer_options"] == dict(row.options)
     )
-    chosen = replace(config, mount=row.mount)
+    bucket_mb = config.bucket_mb if row.bucket_mb is None else row.bucket_mb
+    chosen = replace(config, mount=row.mount, bucket_mb=bucket_mb)
     return Setup(
         chosen,
         is_dense=row.verdict == "dense",

@@ -18,12 +18,13 @@ def config(reducer: str, **options: Any) -> Config:
     return resolve(load("digits-ff", overrides={"reducer": reducer, "reducer_options": options}))
 
 
-def row(of: Config, mount: Any, seconds: float) -> Row:
+def row(of: Config, mount: Any, seconds: float, bucket_mb: float | None = None) -> Row:
     values: dict[str, Any] = {field.name: None for field in fields(Row)}  # but for what the choice reads
     values |= {
         "reducer": of.reducer,
         "options": of.to_dict()["reducer_options"],
         "mount": mount,
+        "bucket_mb": bucket_mb,
         "seconds": seconds,
         "verdict": "dense" if of.reducer in ("exact", "bf16") else "pays",
     }
@@ -49,6 +50,23 @@ def test_both_dense_set_ups_and_the_fastest_three_reducers_are_verified() -> Non
         *(("topk", "whole"), ("qsgd", "whole"), ("int8", "whole")),
     ]
     assert len([each for each in found if not each.is_dense]) == NUM_CANDIDATES
+
+
+def test_other_buckets_are_a_further_reference_if_they_are_predicted_to_be_clearly_faster() -> None:
+    exact, bf16, topk = CONFIGS[:3]
+    slightly = [row(bf16, "ddp", 1.04, 0.5), row(exact, "ddp", 1.3, 0.5), row(topk, "ddp", 0.495, 0.5)]
+    assert candidates([*ROWS, *slightly], CONFIGS) == candidates(ROWS, CONFIGS)
+    clearly = [row(bf16, "ddp", 0.9, 0.5), row(bf16, "ddp", 0.8, 0.1), row(topk, "ddp", 0.2, 0.5)]
+    found = candidates([*ROWS, *clearly], CONFIGS)
+    assert [each.name for each in found] == [
+        "--reducer bf16 --mount ddp --bucket-mb 0.1",
+        "--reducer bf16 --mount ddp",
+        "--reducer exact --mount ddp",
+        "--reducer topk --density 0.01 --mount ddp --bucket-mb 0.5",
+        "--reducer qsgd --mount whole",
+        "--reducer int8 --mount whole",
+    ]
+    assert [each.is_dense for each in found] == [True] * 3 + [False] * 3
 
 
 def test_between_several_ranks_the_all_reduce_of_pytorchs_hook_is_a_reference_too() -> None:
@@ -77,3 +95,6 @@ def test_flags_name_what_differs_from_the_defaults() -> None:
 def test_the_line_of_a_script_names_the_same() -> None:
     assert script_line(config("topk", density=0.001)) == "sage.reduce_model(model, 'topk', density=0.001)"
     assert script_line(replace(config("bf16"), mount="ddp")) == "sage.ddp_hook(model, 'bf16')"
+    assert script_line(replace(config("bf16"), mount="ddp", bucket_mb=0.5)) == (
+        "sage.ddp_hook(model, 'bf16'), with DistributedDataParallel(..., bucket_cap_mb=0.5)"
+    )
