@@ -12,6 +12,7 @@ _FUNCTIONS = {
     "fsdp_hook": "mount.fsdp",
     "ledger": "mount.hook_ledger",
     "reduce_model": "mount.whole",
+    "shard_comm": "mount.shard_comm",
 }
 """The module that defines each name; imported on first access, as torch takes seconds."""
 _PACKAGES = ("optim",)
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sage.mount.ddp import ddp_hook as ddp_hook
     from sage.mount.fsdp import fsdp_hook as fsdp_hook
     from sage.mount.hook_ledger import ledger as ledger
+    from sage.mount.shard_comm import shard_comm as shard_comm
     from sage.mount.whole import reduce_model as reduce_model
 else:
 

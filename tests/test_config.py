@@ -27,10 +27,12 @@ from sage.config import (
     workloads,
 )
 from sage.config.run_config import PARTS
+from sage.config.shards import FORMATS
 from sage.registry import parts
 from sage.validate import LATER
 
 BASE = Config(workload="w", task="classify", model="resnet", data="digits")
+SHARDED = replace(BASE, mount="fsdp", shards=4, shard_reduce="fp8")
 ASIDE_FIELDS = {name for name, annotation in annotations().items() if NOT_HASHED in get_args(annotation)}
 
 # Another valid value for every field, so that a new field without one fails here.
@@ -100,6 +102,10 @@ OTHER: dict[str, Any] = {
     "mount": "ddp",
     "bucket_mb": 5.0,
     "shards": 2,
+    "shard_reduce": "int8",
+    "shard_gather": "bf16",
+    "shard_block": 64,
+    "shard_node": 2,
     "log_every": 2,
     "histogram_every": 2,
     "profile": True,
@@ -152,9 +158,26 @@ def workload(tmp_path: Path) -> Path:
 def test_the_hash_changes_with_every_field_except_those_not_hashed(name: str) -> None:
     base = replace(BASE, mount="ddp") if name == "bucket_mb" else BASE
     base = replace(BASE, mount="fsdp") if name == "shards" else base
+    base = SHARDED if name in FORMATS else base
     changed = replace(base, **{name: OTHER[name]})
     assert getattr(changed, name) != getattr(base, name)
     assert (changed.hash == base.hash) == (name in ASIDE_FIELDS)
+
+
+def test_formats_of_shards_count_only_where_something_is_sent_in_them() -> None:
+    formats: dict[str, Any] = {name: OTHER[name] for name in FORMATS}
+    assert replace(BASE, **formats).hash == BASE.hash
+    alone = replace(BASE, mount="fsdp")
+    assert replace(alone, **formats).hash == alone.hash
+    whole = replace(alone, shards=4)
+    assert replace(whole, shard_block=64, shard_node=2).hash == whole.hash
+    halves = replace(whole, shard_gather="bf16")
+    assert replace(halves, shard_block=64, shard_node=2).hash == halves.hash != whole.hash
+    with pytest.raises(
+        ValueError, match="shard_node is 3, but 4 shards cannot be .* of 3: allowed are 1, 2, 4$"
+    ):
+        replace(SHARDED, shard_node=3)
+    assert replace(whole, shard_node=3).hash == whole.hash  # in a sweep, of the runs that have no nodes
 
 
 def test_the_size_of_buckets_counts_only_where_there_are_buckets() -> None:

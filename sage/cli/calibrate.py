@@ -9,6 +9,7 @@ import click
 
 from .. import registry
 from ..config import Config, resolve
+from ..config.shards import FORMATS
 from ..validate import shown
 from .command import Command, Option
 from .run_command import RunCommand, chosen
@@ -49,7 +50,7 @@ class Calibrate(RunCommand):
         """Return the parameters, without those that choose a run's reducer, its options and its mount."""
         base: Config | None = ctx.meta.get("sage.base")
         of_reducer = registry.options_of("reducers", base.reducer, from_source=True) if base else ()
-        left_out = ("reducer", "mount", "bucket_mb", "shards", *of_reducer)
+        left_out = ("reducer", "mount", "bucket_mb", "shards", *FORMATS, *of_reducer)
         return [param for param in super().get_params(ctx) if param.name not in left_out]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

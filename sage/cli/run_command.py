@@ -13,6 +13,7 @@ import click
 
 from .. import registry, validate
 from ..config import Config, annotations, load, part_options, resolve
+from ..config.shards import FORMATS, unused
 from .command import Argument, Command, Option, given
 from .values import Suggestions
 
@@ -158,6 +159,12 @@ def changed(base: Config, values: dict[str, Any]) -> Config:
         raise ValueError(
             f"--shards is {config.shards}, but the mount {config.mount} has no shards: add --mount fsdp, or "
             "leave --shards out"
+        )
+    if given := [name for name in FORMATS if name in values and set(FORMATS) <= unused(vars(config))]:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(
+            f"{options}: here no replica has several shards; add --mount fsdp --shards 2 or more, or leave "
+            f"{options} out"
         )
     return config
 

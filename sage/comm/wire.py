@@ -196,6 +196,17 @@ class Wire(Transport):
         call = describe("all_to_all", **{kind: x_WN})
         return self._collective(call, {kind: size}, traffic, lambda: self._all_to_all(x_WN))
 
+    def all_to_all_packed(self, **parts: Tensor) -> tuple[Tensor, ...]:
+        """Exchange as `all_to_all` the rows of several parts (W, n) in one message."""
+        rows_WS = torch.cat([part.contiguous().view(torch.uint8) for part in parts.values()], dim=1)
+        received_WS = self._collective(
+            describe("all_to_all", **parts),
+            {kind: num_bytes(part) for kind, part in parts.items()},
+            direct_exchange(rows_WS.numel(), self.world_size),
+            lambda: self._all_to_all(rows_WS),
+        )
+        return unpack(received_WS, [(part.dtype, part.shape[1:]) for part in parts.values()])
+
     def all_to_all_others(self, pieces: Sequence[Tensor], lengths: Sequence[int], kind: str) -> Tensor:
         """Send one piece to each other rank; returns the others' pieces for this rank (W − 1, S), by sender.
 

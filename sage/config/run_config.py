@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, Self, cast, get_type_hints
 from .. import registry
 from ..validate import LATER, Range, coerce, known, marks
 from .optimization import check_optimization
+from .shards import ShardGather, ShardReduce, check_node, unused
 
 NOT_HASHED = "aside"
 """Marks a field that cannot change the result of a run and is therefore excluded from its hash."""
@@ -183,6 +184,14 @@ class Config:
     fsdp: parameters, in MiB, from which a module is sharded and reduced by itself."""
     shards: Annotated[int, Range(1), LATER] = 1
     """With --mount fsdp: neighbouring ranks that shard one replica, such as the ranks of a node."""
+    shard_reduce: Annotated[ShardReduce, LATER] = "exact"
+    """With --shards: the format in which gradients are reduced between the shards of a replica."""
+    shard_gather: Annotated[ShardGather, LATER] = "exact"
+    """With --shards: the format in which parameters are gathered from them."""
+    shard_block: Annotated[Count | None, LATER] = None
+    """With these formats: elements that share a scale; if omitted, 256, in sdp4bit 128."""
+    shard_node: Annotated[Count | None, LATER] = None
+    """With --shard-reduce: neighbouring shards of a node, within which gradients are reduced first."""
 
     continue_from: Path | None = None
     """Start from the newest checkpoint of this other run's folder; its number of ranks may differ."""
@@ -223,6 +232,7 @@ class Config:
         for name, annotation in annotations(type(self)).items():
             object.__setattr__(self, name, coerce(name, getattr(self, name), annotation))
         check_optimization(vars(self))
+        check_node(vars(self))
         if self.grouping is not None and not _GROUPING.fullmatch(self.grouping):
             allowed = "model, layer, or bucket:<MB> with MB above 0, as bucket:25"
             raise ValueError(f"grouping is {self.grouping!r}; allowed is {allowed}")
@@ -233,8 +243,7 @@ class Config:
         aside = _marked(type(self), NOT_HASHED)
         if self.mount == "whole":
             aside |= {"bucket_mb"}
-        if self.mount != "fsdp":
-            aside |= {"shards"}
+        aside |= unused(vars(self))
         kept = {name: value for name, value in self.to_dict().items() if name not in aside}
         # The content of a file is hashed, not its path: an edited file is another run, a moved one is not.
         kept |= {name: registry.identity(kept[name]) for name in PARTS}

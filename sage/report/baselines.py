@@ -10,6 +10,7 @@ from typing import Any
 
 from sage.comm.ledger import ring_all_reduce
 from sage.config import REFERENCES, is_overlapped
+from sage.config.shards import FORMATS, sends_shards_whole
 from sage.report.reference import mount_of, rank
 from sage.report.runs import EXACT, Run
 from sage.report.settings import Row, Setting
@@ -30,7 +31,7 @@ SAME_WORK = (
 OWN = ("reducer", "seed", "memory", "memory_beta", "memory_gamma", "memory_lr_ratio", "min_compress")
 """Settings that may differ between a run and its baseline."""
 
-ANY_MOUNT = (*OWN, "mount", "bucket_mb", "shards")
+ANY_MOUNT = (*OWN, "mount", "bucket_mb", "shards", *FORMATS)
 """Settings that may differ between a run and its reference, which overlaps even if the run does not."""
 
 Index = dict[Any, Setting]
@@ -82,11 +83,11 @@ def _config(setting: Setting) -> dict[str, Any]:
 
 
 def _is_dense(setting: Setting) -> bool:
-    return _config(setting)["reducer"] in REFERENCES
+    return _config(setting)["reducer"] in REFERENCES and sends_shards_whole(_config(setting))
 
 
 def _is_exact(setting: Setting) -> bool:
-    return bool(_config(setting)["reducer"] == EXACT)
+    return bool(_config(setting)["reducer"] == EXACT) and sends_shards_whole(_config(setting))
 
 
 def _is_unsharded_exact(setting: Setting) -> bool:

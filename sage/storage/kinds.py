@@ -141,7 +141,7 @@ SHARED = Kind(
 OWN = Kind(
     name="the state of one rank in a checkpoint",
     keys={
-        **dict.fromkeys(("feedback", "before", "task", "buffers", "optimizer?"), dict),
+        **dict.fromkeys(("feedback", "before", "shards?", "task", "buffers", "optimizer?"), dict),
         "random": {"torch": Any, "cuda": Any, "python": tuple, "numpy": dict, "numpy_gauss": dict},
         "tally": {
             "step_seconds": Any,

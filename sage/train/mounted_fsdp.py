@@ -11,7 +11,7 @@ is copied before its reduction if steps may be skipped, and all ranks vote once.
 """
 # N = elements of a unit's shards
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -23,11 +23,12 @@ from sage.comm.process import ProcessWire
 from sage.comm.replicas import Replicas
 from sage.comm.subgroup import SubgroupWire, subgroups
 from sage.comm.wire import Wire
-from sage.config import check_ranks
+from sage.config import Config, check_ranks
 from sage.data.dataset import Batch, moved
 from sage.mount.origins import origins
 from sage.mount.parameters import check_dense, only_kind, trainable
 from sage.mount.reduction_seconds import fields_of_sum
+from sage.reduction.shard_exchange import ShardOptions
 from sage.train.backward import LossModule, Pass
 from sage.train.fsdp_bucket import FsdpBucket
 from sage.train.mount_limits import check_reducer, check_shards
@@ -61,12 +62,21 @@ class MountedFsdp(MountedBuckets[FsdpBucket]):
         num_units = num_reduced(parts.model, config.bucket_mb * MIB)
         check_shards(config, parts.reducer, num_units, sum(p.nbytes for p in named.values()))
         self._num_elements = sum(p.numel() for p in named.values())
+        options = ShardOptions(
+            reduce_scatter=config.shard_reduce,
+            all_gather=config.shard_gather,
+            block=config.shard_block,
+            node=config.shard_node,
+            seed=config.seed,
+        )
         self._within, self._between = _wires(wire, config.shards, self.device)
         self._sharded = ShardedModel(
             parts.model,
             LossModule(parts.model, parts.task),
             unit_mb=config.bucket_mb,
             within=self._within,
+            levels=_levels(wire, config, options, self.device),
+            options=options,
             device=self.device,
         )
         self.trained = nn.ParameterList(self._sharded.local.values())
@@ -92,6 +102,7 @@ class MountedFsdp(MountedBuckets[FsdpBucket]):
     def compute(self, batches: list[Batch], lr: float, *, sampled: bool) -> StepGradient:
         self._lr, self._sampled, self._samples, self._reduced = lr, sampled, [], []
         self._sharded.drop_gradients()
+        self._sharded.begin_step(float(self.loss_scale.scale))
         waited = self.wire.ledger.seconds
         loss = torch.zeros((), device=self.device)
         for batch in batches:
@@ -101,6 +112,7 @@ class MountedFsdp(MountedBuckets[FsdpBucket]):
         self._exposed = self.wire.ledger.seconds - waited
         self._sharded.drop_gradients()  # the gradients are in `.grad` of the local parts
         if self._is_skipped():
+            self._sharded.put_back()
             return StepGradient(loss=loss, skipped=True)
         for bucket in self._buckets:
             assert bucket.reduced is not None
@@ -123,6 +135,15 @@ class MountedFsdp(MountedBuckets[FsdpBucket]):
             bucket.reduce(self._between, self._lr)
 
     # Further parts of the interface.
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        shards = self._sharded.state_dict()
+        return {**super().state_dict(), **({"shards": shards} if shards else {})}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        super().load_state_dict(state)
+        if "shards" in state:
+            self._sharded.load_state_dict(state["shards"])
 
     def is_finite_here(self, batches: list[Batch]) -> bool:
         self._sharded.sync(False)
@@ -189,3 +210,25 @@ def _wires(wire: ProcessWire, shards: int, device: torch.device) -> tuple[Subgro
     for replica_wire in (within, between):
         replica_wire.ledger, replica_wire.guard = wire.ledger, wire.guard
     return within, between
+
+
+def _levels(
+    wire: ProcessWire, config: Config, options: ShardOptions, device: torch.device
+) -> tuple[SubgroupWire, ...]:
+    """Return the wires within a node of this replica and between its nodes, if there are two levels."""
+    if not options.has_two_levels(config.shards):
+        return ()
+    assert options.node is not None
+    nodes = [range(first, first + options.node) for first in range(0, wire.world_size, options.node)]
+    between = [
+        range(first + place, first + config.shards, options.node)
+        for first in range(0, wire.world_size, config.shards)
+        for place in range(options.node)
+    ]
+    levels = []
+    for groups in (nodes, between):
+        level = subgroups(wire, groups, device=device)
+        assert level is not None
+        level.ledger, level.guard = wire.ledger, wire.guard
+        levels.append(level)
+    return tuple(levels)

@@ -108,6 +108,7 @@ def from_another(training: TrainingState) -> str:
         feedback = _shared_out(nearest["feedback"], [state["feedback"] for state in theirs])
         _restore_shared(training, shared)
         mine = {**nearest, "feedback": feedback}
+        mine.pop("shards", None)  # of the other run's units, and of few steps: it begins anew
         if ranks != wire.world_size:  # what an optimiser has for each rank begins anew
             mine.pop("optimizer", None)
         _restore_own(training, mine)
@@ -213,7 +214,8 @@ def _restore_own(training: TrainingState, mine: State) -> None:
     _check(storage.OWN.fault(mine))
     buffers = dict(training.model.named_buffers())
     _check_shapes("the buffers", mine["buffers"], buffers)
-    training.mount.load_state_dict({name: mine[name] for name in ("feedback", "before")})
+    of_mount = ("feedback", "before", "shards")
+    training.mount.load_state_dict({name: mine[name] for name in of_mount if name in mine})
     if training.exchanging is not None and "optimizer" in mine:
         training.exchanging.load_own_state_dict(mine["optimizer"])
     for name, buffer in buffers.items():

@@ -4,19 +4,20 @@
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.tensor import DTensor, Shard
 
 from sage.comm.subgroup import SubgroupWire
+from sage.comm.wire import Wire
+from sage.mount.fsdp_collectives import ShardGather, ShardScatter
+from sage.reduction.shard_exchange import AllGather, ReduceScatter, ShardOptions
 
 MIB = 2**20
 
@@ -36,19 +37,29 @@ class ShardedModel:
         unit_mb: Minimum size of a unit, in MiB.
         within: Communicates between the ranks that share a replica; FSDP2's collectives are counted in its
             ledger as `shards`.
+        levels: Wires within a node and between nodes, if the reduce-scatter has two levels.
+        options: Formats of FSDP2's collectives.
         device: The device of the model.
     """
 
     def __init__(
-        self, model: nn.Module, root: nn.Module, *, unit_mb: float, within: SubgroupWire, device: torch.device
+        self,
+        model: nn.Module,
+        root: nn.Module,
+        *,
+        unit_mb: float,
+        within: SubgroupWire,
+        levels: Sequence[Wire] = (),
+        options: ShardOptions | None = None,
+        device: torch.device,
     ) -> None:
         # About a view that a later operation changes in place: FSDP2 would not gather parameters again before
         # backward. Here it never has to.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
         assert within.group is not None
-        self._model, self._within = model, within
+        self._model, self._within, self._device = model, within, device
         self._mesh = DeviceMesh.from_group(within.group, device.type)
-        gather, scatter = _Gather(within), _Scatter(within)
+        options = options or ShardOptions()
         self._modules: list[FSDPModule] = []
         for module in [*units(model, unit_mb * MIB), root]:
             fsdp_module = fully_shard(module, mesh=self._mesh, reshard_after_forward=False)
@@ -63,9 +74,14 @@ class ShardedModel:
             for group in module._get_fsdp_state()._fsdp_param_groups
         ]
         """Each unit that has parameters, with FSDP2's group of them."""
-        for unit, _ in self.units:
-            unit.set_custom_all_gather(gather)
-            unit.set_custom_reduce_scatter(scatter)
+        self.scatters = [
+            ReduceScatter(options, within, levels, unit=number) for number in range(len(self.units))
+        ]
+        """The reduce-scatter of each unit, with its state."""
+        self._saved = [scatter.save() for scatter in self.scatters]
+        for (unit, _), scatter in zip(self.units, self.scatters, strict=True):
+            unit.set_custom_all_gather(ShardGather(AllGather(options, within)))
+            unit.set_custom_reduce_scatter(ShardScatter(scatter))
             # A unit that a forward pass does not use is reduced as zeros.
             unit.set_reduce_scatter_unused_params(True, recurse=False)
         sharded = dict(model.named_parameters())
@@ -82,6 +98,26 @@ class ShardedModel:
     def sync(self, is_on: bool) -> None:
         """Whether the next backward pass reduces the gradient; otherwise it is kept for a later one."""
         self._modules[-1].set_requires_gradient_sync(is_on)
+
+    def begin_step(self, loss_scale: float) -> None:
+        """Keep the state of the reduce-scatters for `put_back`, and convert it to this loss scale."""
+        self._saved = [scatter.save() for scatter in self.scatters]
+        for scatter in self.scatters:
+            scatter.set_loss_scale(loss_scale)
+
+    def put_back(self) -> None:
+        """Restore the state of the reduce-scatters as before `begin_step`."""
+        for scatter, saved in zip(self.scatters, self._saved, strict=True):
+            scatter.put_back(saved)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of this rank's reduce-scatters by number of the unit; empty if they send `exact`."""
+        return {str(i): state for i, scatter in enumerate(self.scatters) if (state := scatter.state_dict())}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        for i, scatter in enumerate(self.scatters):
+            scatter.load_state_dict(saved.get(str(i), {}), self._device)
 
     def drop_gradients(self) -> None:
         """Forget the gradients that FSDP2 has written."""
@@ -216,37 +252,3 @@ def _local(x: Tensor) -> Tensor:
     """This rank's rows of a tensor."""
     assert isinstance(x, DTensor)
     return x.to_local()
-
-
-class _Gather(DefaultAllGather):
-    """FSDP2's all-gather of parameters, through a wire."""
-
-    def __init__(self, within: SubgroupWire) -> None:
-        self._within = within
-
-    def __call__(
-        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
-    ) -> dist.Work | None:
-        (rows_SN,) = self._within.gather(shards=input_tensor)
-        output_tensor.copy_(rows_SN.view(-1))
-        return None
-
-
-class _Scatter(DefaultReduceScatter):
-    """FSDP2's reduce-scatter of gradients, through a wire, with FSDP2's division."""
-
-    def __init__(self, within: SubgroupWire) -> None:
-        self._within = within
-
-    def __call__(
-        self,
-        output_tensor: Tensor,
-        input_tensor: Tensor,
-        group: dist.ProcessGroup,
-        op: dist.ReduceOp | dist.ReduceOp.RedOpType,
-        async_op: bool = False,
-    ) -> dist.Work | None:
-        num = self._within.world_size
-        own_N = self._within.reduce_scatter(input_tensor.view(num, -1), kind="shards")
-        output_tensor.copy_(own_N.div_(num) if op == dist.ReduceOp.AVG else own_N)
-        return None

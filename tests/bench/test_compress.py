@@ -120,6 +120,9 @@ CALLS: dict[str, Callable[[Wire, Tensor], Any]] = {
     "gather_to": lambda wire, x: wire.gather_to(x),
     "reduce_scatter": lambda wire, x: wire.reduce_scatter(x.unsqueeze(0)),
     "all_to_all": lambda wire, x: wire.all_to_all(x.unsqueeze(0)),
+    "all_to_all_packed": lambda wire, x: wire.all_to_all_packed(
+        values=x.expand(wire.world_size, -1), indices=x.int().expand(wire.world_size, -1)
+    ),
     "all_to_all_others": lambda wire, x: wire.all_to_all_others(
         [x] * wire.world_size, [3] * wire.world_size, "values"
     ),

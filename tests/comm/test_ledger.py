@@ -113,6 +113,12 @@ BY_HAND: dict[str, tuple[Callable[[Wire], Any], Callable[[int], tuple[dict[str, 
         lambda wire: wire.all_to_all(torch.ones(wire.world_size, 4).byte(), kind="codes"),
         lambda rank: ({"codes": 12}, 8, 8),
     ),
+    "all_to_all_packed": (
+        lambda wire: wire.all_to_all_packed(
+            codes=torch.ones(wire.world_size, 5).byte(), scales=torch.ones(wire.world_size, 2)
+        ),
+        lambda rank: ({"codes": 15, "scales": 24}, 26, 26),
+    ),
     "all_to_all_others": (
         lambda wire: wire.all_to_all_others(
             [torch.ones(4)] * (wire.world_size - 1) + [torch.ones(2)],

@@ -189,6 +189,14 @@ def all_to_alls(wire: Wire) -> tuple[Any, Any]:
     return seen, [[[100 * row + wire.rank, -wire.rank] for row in ranks(wire)]] * 2
 
 
+def all_to_alls_of_several_parts(wire: Wire) -> tuple[Any, Any]:
+    codes_W3 = torch.tensor([[50 * wire.rank + row] * 3 for row in ranks(wire)], dtype=torch.uint8)
+    scales_W2 = torch.tensor([[wire.rank + 0.5, -row] for row in ranks(wire)])
+    seen = wire.all_to_all_packed(codes=codes_W3, scales=scales_W2.t().contiguous().t())
+    codes = [[50 * row + wire.rank] * 3 for row in ranks(wire)]
+    return list(seen), [codes, [[row + 0.5, -wire.rank] for row in ranks(wire)]]
+
+
 def all_to_alls_with_the_others(wire: Wire) -> tuple[Any, Any]:
     seen, expected = [], []
     for lengths in ([3, 0, 2, 3], [0, 0, 0, 0], [1000, 1000, 999, 1], [1, 2, 3, 4]):
@@ -233,6 +241,7 @@ OPS = {
         gathers_to_every_root,
         reduce_scatters,
         all_to_alls,
+        all_to_alls_of_several_parts,
         all_to_alls_with_the_others,
         exchanges_of_nothing,
         texts,

@@ -64,7 +64,7 @@ def test_the_reference_has_every_part_key_and_command(site: Path) -> None:
         assert f"<code>sage {name}</code>" in page("command-line")
     calibrate = (site / "how-to" / "calibrate.html").read_text(encoding="utf-8")
     assert all(f"<code>{key}</code>" in calibrate for key in (*CALIBRATION.keys, *SAMPLES.keys))
-    for name in ("ddp_hook", "comm_hook", "fsdp_hook", "reduce_model", "ledger"):
+    for name in ("ddp_hook", "comm_hook", "fsdp_hook", "reduce_model", "shard_comm", "ledger"):
         assert f'id="sage.{name}"' in page("api")
     assert "&lt;!-- generated" not in "".join(map(page, ("reducers", "parts", "records")))
 

@@ -26,7 +26,9 @@ LSTM = (
     "--non-finite skip --data.limit-train 20000 --data.limit-test 1000"
 )
 DDP_LSTM = f"{LSTM} --mount ddp"
-FSDP_LSTM = f"{LSTM} --mount fsdp --shards 2 --world-size 4 --batch-size 8"
+FSDP_LSTM = (
+    f"{LSTM} --mount fsdp --shards 2 --world-size 4 --batch-size 8 --shard-reduce loco --shard-gather bf16"
+)
 # Windows at random tokens, AdamW, tied weights that a unit cannot have alone, clipping after the reduction.
 GPT = (
     "gpt-topics --bucket-mb 0.2 --reducer topk --epochs 9 --steps 6 --checkpoint-every 2 --accumulate 2 "
@@ -164,6 +166,17 @@ OF_BOTH = {
             "shards is 3, but 2 ranks cannot be divided into replicas of 3 ranks: allowed are 1, 2",
         ),
         (FSDP, "--shards 0", "--shards is 0; allowed is"),
+        (
+            FSDP,
+            "--shard-reduce int4 --shard-node 2",
+            "--shard-reduce, --shard-node: here no replica has several shards; add --mount fsdp --shards 2",
+        ),
+        (FSDP, "--shards 2 --shard-reduce int3", "--shard-reduce is int3; allowed is one of exact, bf16"),
+        (
+            FSDP,
+            "--shards 2 --shard-reduce int4 --shard-node 3",
+            "shard_node is 3, but 2 shards cannot be divided into nodes of 3: allowed are 1, 2",
+        ),
     ],
 )
 def test_settings_that_the_mount_does_not_support_are_refused_in_one_line(
