@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from gloo import processes
 from mounted import alone, network, once
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
+from torch.distributed.tensor import DTensor, Shard
 
 import sage
 from sage.comm.wire import Wire
@@ -96,6 +98,7 @@ def seen(world_size: int) -> list[dict[str, Any]]:
         found["accumulates"] = accumulates(wire, mesh)
         found["resumes"] = {str(options): resumes(wire, mesh, options) for options in FORMATS}
         found["overflow"] = overflow(wire, mesh)
+        found["bf16 gradients"] = of_halves(wire, mesh)
         return found
 
     return processes(world_size, work)
@@ -144,6 +147,21 @@ def resumes(wire: Wire, mesh: DeviceMesh, options: dict[str, Any]) -> bool:
     stays.close()
     comm.close()
     return is_same
+
+
+def of_halves(wire: Wire, mesh: DeviceMesh) -> tuple[int, set[torch.dtype]]:
+    """Bytes saved by int8 of gradients that FSDP2 reduces in bf16, by element; the dtype it returns."""
+    payload = []
+    for name in ("exact", "int8"):
+        model = network()
+        fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.bfloat16))
+        comm = sage.shard_comm(model, reduce_scatter=name)
+        once(model, wire.rank, 0)
+        payload.append(comm.ledger.payload["shards"])
+        comm.close()
+    rows_of_each = sum(-(-len(p) // wire.world_size) * p[0].numel() for p in network().parameters())
+    saved = (payload[0] - payload[1]) / wire.world_size / rows_of_each
+    return saved, {x.dtype for x in local(model)}
 
 
 def overflow(wire: Wire, mesh: DeviceMesh) -> tuple[bool, bool, bool]:
@@ -204,8 +222,14 @@ def test_an_overflow_is_seen_by_every_rank_and_stays_in_no_error(world_size: int
         assert view["overflow"] == (True, True, True)
 
 
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_gradients_in_bf16_are_encoded_too(world_size: int) -> None:
+    for view in seen(world_size):
+        assert view["bf16 gradients"] == (1.0, {torch.float32})
+
+
 def test_two_replicas_of_two_shards_reduce_within_and_then_between() -> None:
-    def work(wire: Wire) -> tuple[bool, float, set[str]]:
+    def work(wire: Wire) -> tuple[bool, bool, float, set[str]]:
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
         model, comm = sharded(mesh["shard"])
         mount = sage.fsdp_hook(model, "exact", replicate=mesh["replicate"])
@@ -215,6 +239,10 @@ def test_two_replicas_of_two_shards_reduce_within_and_then_between() -> None:
         is_same = same(local(model), wanted, wire.rank % 2, 2)
         mount.close()
         comm.close()
+        native, comm = sharded(mesh)  # FSDP2's hybrid sharding reduces between replicas itself
+        once(native, wire.rank, 0)
+        is_native = same(local(native), wanted, wire.rank % 2, 2)
+        comm.close()
         model, comm = sharded(mesh["shard"], reduce_scatter="int8", block=16)
         mount = sage.fsdp_hook(model, "topk", density=0.5, replicate=mesh["replicate"])
         once(model, wire.rank, 0)
@@ -222,10 +250,11 @@ def test_two_replicas_of_two_shards_reduce_within_and_then_between() -> None:
         largest = max(float(x.abs().max()) for x in local(model))
         mount.close()
         comm.close()
-        return is_same, largest, sent
+        return is_same, is_native, largest, sent
 
-    for is_same, largest, sent in processes(4, work):
+    for is_same, is_native, largest, sent in processes(4, work):
         assert is_same
+        assert is_native
         assert 0 < largest < 10
         assert {"shards", "shard_scales", "values", "indices"} <= sent
 
@@ -301,6 +330,17 @@ def test_what_shard_comm_cannot_serve_is_refused() -> None:
     sage.shard_comm(model, reduce_scatter="bf16").close()
     with pytest.raises(ValueError, match="reduce_scatter='fp4': expected one of exact, bf16"):
         sage.shard_comm(model, reduce_scatter="fp4")  # type: ignore[arg-type]
+    several = network()
+    group = dist.new_group([0])
+    assert isinstance(group, dist.ProcessGroup)
+    other = FSDPMeshInfo(DeviceMesh.from_group(group, "cpu"), shard_mesh_dim=0)
+
+    def place(p: nn.Parameter) -> ShardPlacementResult | None:
+        return ShardPlacementResult(Shard(0), other) if p.dim() == 1 else None
+
+    fully_shard(several, mesh=mesh, shard_placement_fn=place)
+    with pytest.raises(ValueError, match="the model has 2 groups of parameters with meshes of their own"):
+        sage.shard_comm(several)
     method = FSDPModule.set_custom_reduce_scatter
     try:
         del FSDPModule.set_custom_reduce_scatter
