@@ -125,7 +125,7 @@ def test_a_skipped_step_leaves_the_errors_as_they_were(tmp_path: Path) -> None:
             step(run, 1)
             after, states = everything(run), run.mount.state_dict()["shards"]
             for state in (before, after):
-                state.pop("/scale/scale"), state.pop("/scale/good")
+                del state["/scale/scale"], state["/scale/good"]  # an overflow halves the scale
             is_kept = [state["step"] for state in states.values()] == steps == [2, 2]
             step(run, 1)
             is_finite = all(bool(x.isfinite().all()) for x in everything(run).values())
