@@ -81,7 +81,8 @@ def seen(world_size: int) -> list[dict[str, Any]]:
     """What the ranks of one replica have found; they start once."""
 
     def work(wire: Wire) -> dict[str, Any]:
-        mesh, found = init_device_mesh("cpu", (world_size,)), {}
+        mesh = init_device_mesh("cpu", (world_size,))
+        found: dict[str, Any] = {}
         dense = network()
         for layer in (dense[4], dense[6], dense):
             fully_shard(layer, mesh=mesh)
@@ -149,7 +150,7 @@ def resumes(wire: Wire, mesh: DeviceMesh, options: dict[str, Any]) -> bool:
     return is_same
 
 
-def of_halves(wire: Wire, mesh: DeviceMesh) -> tuple[int, set[torch.dtype]]:
+def of_halves(wire: Wire, mesh: DeviceMesh) -> tuple[float, set[torch.dtype]]:
     """Bytes saved by int8 of gradients that FSDP2 reduces in bf16, by element; the dtype it returns."""
     payload = []
     for name in ("exact", "int8"):

@@ -113,7 +113,8 @@ def test_a_training_resumes_with_its_errors_bitwise_identically(
 def test_a_skipped_step_leaves_the_errors_as_they_were(tmp_path: Path) -> None:
     def work(wire: Wire) -> dict[str, tuple[list[str], bool]]:
         found = {}
-        for name, options in (("loco", {}), ("loco", {"amp": "fp16"}), ("sdp4bit", {})):
+        cases: list[tuple[str, dict[str, Any]]] = [("loco", {}), ("loco", {"amp": "fp16"}), ("sdp4bit", {})]
+        for name, options in cases:
             run = training(
                 wire, tmp_path, task=Spiked, non_finite="skip", shard_reduce=name, **options, **TWO_BY_TWO
             )
@@ -157,7 +158,8 @@ def test_another_number_of_replicas_starts_with_no_errors(tmp_path: Path) -> Non
 
 def test_the_schedule_guard_compares_the_collectives_of_both_levels(tmp_path: Path) -> None:
     def work(wire: Wire) -> tuple[int, int]:
-        options = {**UNITS, "shards": 4, "shard_reduce": "sdp4bit", "shard_node": 2, "shard_gather": "int8"}
+        two_levels: dict[str, Any] = {"shards": 4, "shard_reduce": "sdp4bit", "shard_node": 2}
+        options: dict[str, Any] = {**UNITS, **two_levels, "shard_gather": "int8"}
         step(training(wire, tmp_path, reducer="exact", **options), 2)
         return wire.ledger.calls["guard"], sum(wire.ledger.calls.values())
 
