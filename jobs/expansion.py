@@ -12,6 +12,9 @@ from sage.validate import known, takes_list
 PARTS = ("workload", "model", "data", "reducer")
 """Keys that determine which options exist, and are therefore expanded first."""
 
+FIRST = (*PARTS, "local")
+"""The same, and the preset of local updates, whose settings are then below those of the sweep."""
+
 OPTIONS: dict[str, registry.PartKind] = {
     "model_options": "models",
     "data_options": "datasets",
@@ -27,7 +30,7 @@ def expand(layer: Table, runs: Path, from_source: bool) -> Iterator[Config]:
     Raises:
         ValueError: a key, an option or a value is invalid.
     """
-    rest = {name: value for name, value in layer.items() if name in annotations() and name not in PARTS}
+    rest = {name: value for name, value in layer.items() if name in annotations() and name not in FIRST}
     if rest.get("fresh"):
         raise ValueError(
             "fresh is true, but requeued runs must resume: leave it out, and remove the folders to redo"
@@ -39,7 +42,7 @@ def expand(layer: Table, runs: Path, from_source: bool) -> Iterator[Config]:
     for name, values in fields.items():
         if len(values) > 1 and NOT_HASHED in get_args(annotations()[name]):
             raise ValueError(f"{name} is {values!r}; allowed is one value, because it cannot change a result")
-    parts = {name: listed(name, layer[name], str) for name in PARTS if name in layer}
+    parts = {name: listed(name, layer[name], str) for name in FIRST if name in layer}
     for chosen in _product(parts):
         first = {name: values[0] for name, values in fields.items()}
         base = load(chosen.pop("workload"), overrides={**first, **chosen, **fixed})

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from sage import registry
-from sage.config import NOT_HASHED, REFERENCES, Config, annotations, is_overlapped, resolve
+from sage.config import NOT_HASHED, REFERENCES, Config, annotations, is_overlapped, is_reference, resolve
 from sage.jobs.expansion import OPTIONS, PARTS, Table, listed
 from sage.validate import Range, coerce, known
 
@@ -133,16 +133,16 @@ def reference(configs: Iterable[Config]) -> dict[tuple[str, int], Config]:
     """
     found: dict[tuple[str, int], Config] = {}
     for config in sorted(configs, key=_preference):
-        if config.reducer in REFERENCES:
+        if is_reference(config.to_dict()):
             found.setdefault((config.workload, config.world_size), config)
     return found
 
 
 def _preference(config: Config) -> tuple[bool, int]:
-    is_reference = config.reducer in REFERENCES
+    values = config.to_dict()
     return (
-        not is_overlapped(config.to_dict()),
-        REFERENCES.index(config.reducer) if is_reference else len(REFERENCES),
+        not is_overlapped(values),
+        REFERENCES.index(config.reducer) if is_reference(values) else len(REFERENCES),
     )
 
 

@@ -26,6 +26,7 @@ from sage.config import (
     resolve,
     workloads,
 )
+from sage.config.local_presets import KEYS as LOCAL
 from sage.config.run_config import PARTS
 from sage.config.shards import FORMATS
 from sage.registry import parts
@@ -85,6 +86,13 @@ OTHER: dict[str, Any] = {
     "clip_local_by_world": True,
     "amp": "bf16",
     "non_finite": "skip",
+    "local": "diloco",
+    "local_steps": 3,
+    "local_from": 5,
+    "outer_optimizer": "nesterov",
+    "outer_lr": 0.5,
+    "outer_momentum": 0.5,
+    "outer_by_lr": True,
     "memory_beta": 0.5,
     "memory_gamma": 0.5,
     "memory_lr_ratio": True,
@@ -159,6 +167,8 @@ def test_the_hash_changes_with_every_field_except_those_not_hashed(name: str) ->
     base = replace(BASE, mount="ddp") if name == "bucket_mb" else BASE
     base = replace(BASE, mount="fsdp") if name == "shards" else base
     base = SHARDED if name in FORMATS else base
+    if name in LOCAL and name != "local_steps":
+        base = replace(BASE, local_steps=4, outer_optimizer="sgd")
     changed = replace(base, **{name: OTHER[name]})
     assert getattr(changed, name) != getattr(base, name)
     assert (changed.hash == base.hash) == (name in ASIDE_FIELDS)
@@ -203,7 +213,7 @@ def test_a_config_is_immutable() -> None:
         BASE.lr = 1.0  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("config", [BASE, Config(**{**OTHER, "weight_decay_at": "after"})])
+@pytest.mark.parametrize("config", [BASE, Config(**{**OTHER, "weight_decay_at": "after", "mount": "whole"})])
 def test_a_config_is_equal_after_conversion_to_json_and_back(config: Config) -> None:
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 

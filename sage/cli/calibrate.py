@@ -9,6 +9,7 @@ import click
 
 from .. import registry
 from ..config import Config, resolve
+from ..config.local_presets import KEYS as LOCAL
 from ..config.shards import FORMATS
 from ..validate import shown
 from .command import Command, Option
@@ -50,7 +51,7 @@ class Calibrate(RunCommand):
         """Return the parameters, without those that choose a run's reducer, its options and its mount."""
         base: Config | None = ctx.meta.get("sage.base")
         of_reducer = registry.options_of("reducers", base.reducer, from_source=True) if base else ()
-        left_out = ("reducer", "mount", "bucket_mb", "shards", *FORMATS, *of_reducer)
+        left_out = ("reducer", "mount", "bucket_mb", "shards", *FORMATS, *LOCAL, *of_reducer)
         return [param for param in super().get_params(ctx) if param.name not in left_out]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -68,6 +69,11 @@ class Calibrate(RunCommand):
             raise ValueError(f"--from-runs: the runs have their workload; leave out {shown(args[0])}")
         if not ctx.resilient_parsing:
             config, densities = ctx.params["config"], ctx.params["densities"]
+            if config.local_steps is not None:
+                raise ValueError(
+                    f"the workload has local_steps {config.local_steps}; {self.name} measures and predicts "
+                    "runs that reduce the gradient of every step: take local and local_steps out of the file"
+                )
             ctx.params["reducers"] = [
                 of_reducer
                 for spec in ctx.params["reducers"]

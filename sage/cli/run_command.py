@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from .. import registry, validate
-from ..config import Config, annotations, load, part_options, resolve
+from ..config import Config, annotations, load, part_options, resolve, with_preset
 from ..config.shards import FORMATS, unused
 from .command import Argument, Command, Option, given
 from .values import Suggestions
@@ -136,7 +136,7 @@ def changed(base: Config, values: dict[str, Any]) -> Config:
         ValueError: if values contradict each other, or a part rejects its options.
     """
     changes: dict[str, Any] = {f"{part}_options": dict(getattr(base, f"{part}_options")) for part in PREFIXES}
-    for name, value in values.items():
+    for name, value in with_preset(values).items():
         part, dot, option = name.rpartition(".")
         if dot:
             changes[f"{part}_options"][option] = value

@@ -2,13 +2,16 @@
 
 from .files import load as load
 from .files import workloads as workloads
+from .local_presets import with_preset as with_preset
 from .optimization import EXCHANGING as EXCHANGING
 from .options import part_options as part_options
 from .options import recorded as recorded
 from .options import resolve as resolve
 from .reference import DENSE as DENSE
 from .reference import REFERENCES as REFERENCES
+from .reference import is_local as is_local
 from .reference import is_overlapped as is_overlapped
+from .reference import is_reference as is_reference
 from .run_config import NOT_HASHED as NOT_HASHED
 from .run_config import Config as Config
 from .run_config import Count as Count

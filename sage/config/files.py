@@ -7,6 +7,7 @@ from .. import registry, validate
 from ..registry import workloads as workloads
 from ..storage import read_toml
 from ..validate import coerce, known
+from .local_presets import with_preset
 from .run_config import OPTIONED, PARTS, Config, annotations
 
 
@@ -61,6 +62,7 @@ def _checked(layer: dict[str, Any], source: str) -> dict[str, Any]:
     for part in PARTS:
         if part in layer:
             layer |= {part: registry.located(coerce(f"{part} (in {source})", layer[part], str))}
+    layer = with_preset(layer)
     if "reducers" in layer:
         layer |= {"reducers": {registry.located(name): table for name, table in layer["reducers"].items()}}
     return layer

@@ -11,27 +11,22 @@ value of the marker, and includes the default. Fields marked `NOT_HASHED` are ne
 import hashlib
 import json
 import re
-from collections.abc import Hashable
-from dataclasses import MISSING, Field, dataclass, field, fields
-from functools import cache, cached_property
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast, get_type_hints
+from typing import Annotated, Any, Literal, Self
 
 from .. import registry
-from ..validate import LATER, Range, coerce, known, marks
+from ..validate import LATER, Range, coerce, known
+from .fields import NOT_HASHED as NOT_HASHED
+from .fields import Count as Count
+from .fields import Fraction, NotNegative, Positive, Seconds, annotations_of, default_of, marked
+from .fields import Option as Option
+from .fields import Options as Options
+from .local_presets import Preset
+from .local_updates import check_local, outer_defaults
 from .optimization import check_optimization
 from .shards import ShardGather, ShardReduce, check_node, unused
-
-NOT_HASHED = "aside"
-"""Marks a field that cannot change the result of a run and is therefore excluded from its hash."""
-
-Option = bool | int | float | str | None | tuple[bool | int | float | str, ...]
-Options = dict[str, Option]
-Fraction = Annotated[float, Range(0, 1, open=")")]
-Positive = Annotated[float, Range(0, open="(")]
-NotNegative = Annotated[float, Range(0)]
-Count = Annotated[int, Range(1)]
-Seconds = Annotated[float, Range(0.01, 1e6)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +155,23 @@ class Config:
     target: float | None = None
     """Stop early when the headline metric reaches this value."""
 
+    # Local updates
+    local: Annotated[Preset | None, LATER] = None
+    """Preset of local updates: it fills in --local-steps and the options below, which override it."""
+    local_steps: Annotated[Count | None, LATER] = None
+    """Local updates: optimiser steps that each rank takes by itself between two reductions; if omitted, the
+    gradient of every step is reduced."""
+    local_from: Annotated[int, Range(0), LATER] = 0
+    """Local updates: the first step of this kind; before it, the mean of all gradients is taken densely."""
+    outer_optimizer: Annotated[Literal["sgd", "nesterov"] | None, LATER] = None
+    """Local updates: optimiser that applies the mean pseudo-gradient; none: subtract it."""
+    outer_lr: Annotated[Positive | None, LATER] = None
+    """Local updates: learning rate of the outer optimiser; if omitted, 1."""
+    outer_momentum: Annotated[Fraction | None, LATER] = None
+    """Local updates: momentum of the outer optimiser; if omitted, 0."""
+    outer_by_lr: Annotated[bool, LATER] = False
+    """Local updates: divide pseudo-gradients by the learning rate, and multiply --outer-lr by it (SlowMo)."""
+
     # Reduction
     memory: Literal["none", "residual", "momentum", "union"] | None = None
     """Error feedback: how unsent gradient elements are kept; if omitted, the reducer's default."""
@@ -233,6 +245,9 @@ class Config:
             object.__setattr__(self, name, coerce(name, getattr(self, name), annotation))
         check_optimization(vars(self))
         check_node(vars(self))
+        for name, value in outer_defaults(vars(self)).items():
+            object.__setattr__(self, name, value)
+        check_local(vars(self))
         if self.grouping is not None and not _GROUPING.fullmatch(self.grouping):
             allowed = "model, layer, or bucket:<MB> with MB above 0, as bucket:25"
             raise ValueError(f"grouping is {self.grouping!r}; allowed is {allowed}")
@@ -240,7 +255,7 @@ class Config:
     @cached_property
     def hash(self) -> str:
         """First eight hexadecimal digits of the SHA-256 of all settings that determine the result."""
-        aside = _marked(type(self), NOT_HASHED)
+        aside = marked(type(self), NOT_HASHED)
         if self.mount == "whole":
             aside |= {"bucket_mb"}
         aside |= unused(vars(self))
@@ -262,8 +277,8 @@ class Config:
 
         Fields that are marked `LATER` and have their default value are omitted.
         """
-        later = _marked(type(self), LATER)
-        defaults = {field.name: _default(field) for field in fields(self) if field.name in later}
+        later = marked(type(self), LATER)
+        defaults = {field.name: default_of(field) for field in fields(self) if field.name in later}
         values = {name: getattr(self, name) for name in annotations(type(self))}
         values = {name: value for name, value in values.items() if defaults.get(name, MISSING) != value}
         plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
@@ -276,7 +291,7 @@ class Config:
         Raises:
             ValueError: if a field is unknown, has an invalid value, or is missing and has no default.
         """
-        required = [field.name for field in fields(cls) if _default(field) is MISSING]
+        required = [field.name for field in fields(cls) if default_of(field) is MISSING]
         for name in values:
             known("field of a run", name, annotations(cls))
         if missing := [name for name in required if name not in values]:
@@ -297,19 +312,4 @@ OPTIONED = ("reducer", "model", "data")
 
 def annotations(kind: type[Config] = Config) -> dict[str, Any]:
     """Return the fields of a Config with their annotations, in the order of the class."""
-    return _annotations(cast(Hashable, kind))
-
-
-@cache
-def _annotations(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
-
-
-def _marked(kind: type[Config], mark: str) -> set[str]:
-    """Return the names of the fields with a mark such as NOT_HASHED or LATER."""
-    return {name for name, annotation in annotations(kind).items() if mark in marks(annotation)}
-
-
-def _default(each: Field[Any]) -> Any:
-    """Return the default of a field, or MISSING if it has none."""
-    return each.default if each.default_factory is MISSING else each.default_factory()
+    return annotations_of(kind)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sage.comm.ledger import ring_all_reduce
-from sage.config import REFERENCES, is_overlapped
+from sage.config import is_local, is_overlapped, is_reference
+from sage.config.local_presets import KEYS as LOCAL
 from sage.config.shards import FORMATS, sends_shards_whole
 from sage.report.reference import mount_of, rank
 from sage.report.runs import EXACT, Run
@@ -28,7 +29,10 @@ SAME_WORK = (
 )
 """Settings that, with the options of model and data, determine the time of a step without a reducer."""
 
-OWN = ("reducer", "seed", "memory", "memory_beta", "memory_gamma", "memory_lr_ratio", "min_compress")
+OWN = (
+    *("reducer", "seed", "memory", "memory_beta", "memory_gamma", "memory_lr_ratio", "min_compress"),
+    *LOCAL,
+)
 """Settings that may differ between a run and its baseline."""
 
 ANY_MOUNT = (*OWN, "mount", "bucket_mb", "shards", *FORMATS)
@@ -83,11 +87,12 @@ def _config(setting: Setting) -> dict[str, Any]:
 
 
 def _is_dense(setting: Setting) -> bool:
-    return _config(setting)["reducer"] in REFERENCES and sends_shards_whole(_config(setting))
+    return is_reference(_config(setting)) and sends_shards_whole(_config(setting))
 
 
 def _is_exact(setting: Setting) -> bool:
-    return bool(_config(setting)["reducer"] == EXACT) and sends_shards_whole(_config(setting))
+    config = _config(setting)
+    return config["reducer"] == EXACT and sends_shards_whole(config) and not is_local(config)
 
 
 def _is_unsharded_exact(setting: Setting) -> bool:

@@ -2,7 +2,8 @@
 
 It is `bf16` or `exact` under DistributedDataParallel (`mount = "ddp"`), whose communication overlaps with
 backward; only if there are no such runs, one that reduces after backward. Among several it is the one that
-reaches the target first, so that the reference is never handicapped.
+reaches the target first, so that the reference is never handicapped. A run with local updates is never a
+reference.
 """
 
 import math
@@ -10,18 +11,19 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from sage.config import DENSE, REFERENCES, Config, is_overlapped
+from sage.config import DENSE, REFERENCES, Config, is_local, is_overlapped, is_reference
 from sage.report.settings import Setting
 
 
 def is_dense(setting: Setting) -> bool:
-    """Whether the setting sends every element."""
-    return setting.rows[0].run.config["reducer"] in DENSE
+    """Whether the setting sends every element of every step's gradient."""
+    config = setting.rows[0].run.config
+    return config["reducer"] in DENSE and not is_local(config)
 
 
 def reference_of(settings: Sequence[Setting]) -> Setting | None:
     """Return the reference of a group's settings; None if no run is dense."""
-    dense = [setting for setting in settings if setting.rows[0].run.config["reducer"] in REFERENCES]
+    dense = [setting for setting in settings if is_reference(setting.rows[0].run.config)]
     overlapped = [setting for setting in dense if is_overlapped(setting.rows[0].run.config)]
     return min(overlapped or dense, key=rank, default=None)
 

@@ -94,6 +94,7 @@ METRICS = Kind(
             "loader_seconds?": NUMBER,
             **dict.fromkeys(("wire_sent?", "wire_received?"), NUMBER),
             **dict.fromkeys(("bytes?", "phases?"), dict[str, NUMBER] | None),
+            "communicated?": bool,
         },
         "epoch": {
             "epoch": float,
@@ -135,6 +136,7 @@ SHARED = Kind(
         "step": int,
         "seconds": float,
         **dict.fromkeys(("model", "optimizer", "average", "loss_scale"), dict),
+        "outer?": dict,
     },
 )
 
@@ -142,6 +144,8 @@ OWN = Kind(
     name="the state of one rank in a checkpoint",
     keys={
         **dict.fromkeys(("feedback", "before", "shards?", "task", "buffers", "optimizer?"), dict),
+        "local?": {"taken": int, "largest_lr": float, "weights": dict},
+        "inner?": {"optimizer": dict, "loss_scale": dict},
         "random": {"torch": Any, "cuda": Any, "python": tuple, "numpy": dict, "numpy_gauss": dict},
         "tally": {
             "step_seconds": Any,

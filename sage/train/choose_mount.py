@@ -7,6 +7,8 @@
     | fsdp    | during backward, each unit of FSDP2, between replicas   | sage.train.mounted_fsdp            |
 
 With an optimiser that communicates (`sage.optim`), `whole` reduces nothing: sage.train.mounted_unreduced.
+With `--local-steps`, the mount is sage.train.mounted_local: each rank takes steps with its own gradient, and
+what is reduced is the change of its weights.
 
 All have the interface `sage.train.mounted.Mounted`. `sage.train.step` calls it: `compute` runs the passes of
 a step and leaves the mean gradient in each parameter's `.grad`; clipping of the mean and the optimiser's
@@ -17,6 +19,7 @@ from sage.comm.process import ProcessWire
 from sage.config import EXCHANGING
 from sage.train.mounted import Mounted as Mounted
 from sage.train.mounted import Parts
+from sage.train.mounted_local import MountedLocal
 from sage.train.mounted_unreduced import MountedUnreduced
 from sage.train.mounted_whole import MountedWhole
 
@@ -27,6 +30,8 @@ def attach(parts: Parts) -> Mounted:
     Raises:
         ValueError: The mount does not support the configuration, or the ranks are not processes.
     """
+    if parts.config.local_steps is not None:
+        return MountedLocal(parts)
     if parts.config.mount == "whole":
         return MountedUnreduced(parts) if parts.config.optimizer in EXCHANGING else MountedWhole(parts)
     if not isinstance(parts.wire, ProcessWire):

@@ -27,12 +27,13 @@ class Evaluation:
 def evaluate(training: TrainingState) -> Evaluation:
     """Evaluate the model, and its running average if there is one; a collective call."""
     start = time.perf_counter()
-    average_buffers(training.model, training.wire)
-    measured = _measured(training)
     average = None
-    if training.average.num_averaged:
-        with training.average.swapped(training.model):
-            average = _measured(training)
+    with training.mount.common_model():
+        average_buffers(training.model, training.wire)
+        measured = _measured(training)
+        if training.average.num_averaged:
+            with training.average.swapped(training.model):
+                average = _measured(training)
     return Evaluation(measured, average, time.perf_counter() - start)
 
 

@@ -79,7 +79,8 @@ class Training(TrainingState):
         first = self.config.average_from
         if epoch_ends and first is not None and self.step >= first * self.steps_per_epoch:
             average_buffers(self.model, self.wire)  # the average must be equal on all ranks: it is saved once
-            self.average.update(self.model)
+            with self.mount.common_model():
+                self.average.update(self.model)
         evaluation = evaluate(self) if evaluates else None
         if comparison is not None:
             comparison.finish()  # copies that differ are neither recorded nor saved

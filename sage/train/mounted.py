@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -57,6 +57,10 @@ class Mounted:
     it with error feedback. `sage.train.choose_mount` states when each mount does this.
     """
 
+    is_local: ClassVar[bool] = False
+    """Whether every rank updates weights of its own between two reductions (`sage.train.mounted_local`)."""
+    is_finite: bool = True
+    """Whether this rank's last pseudo-gradient was finite."""
     flats: Sequence[Flat]
     """The flat gradients, each with its reducer and error feedback; after `compute` they hold the mean."""
 
@@ -97,6 +101,36 @@ class Mounted:
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
         """Restore what `state_dict` returned."""
         raise NotImplementedError
+
+    # A mount with local updates defines these too:
+
+    def begin_step(self, step: int) -> None:
+        """Receive the number of the step that begins."""
+
+    def end_step(self, lr: float, *, is_last: bool) -> bool:
+        """Receive that the optimiser has taken its step, or that the step was skipped; a collective call.
+
+        Args:
+            lr: The learning rate of the step.
+            is_last: Whether it is the last step of the run.
+
+        Returns:
+            False if the mean that the weights were to be updated with is not finite; the same on all ranks.
+        """
+        return True
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the gradient of this step is this rank's own, and not the mean over ranks."""
+        return False
+
+    def fields(self) -> dict[str, Any]:
+        """Fields that the mount adds to the record of a step."""
+        return {}
+
+    def common_model(self) -> AbstractContextManager[None]:
+        """Within the context, the model has the weights that all ranks have in common."""
+        return nullcontext()
 
     def take_phases(self) -> dict[str, float]:
         """Seconds by phase that threads of the mount have spent since the last call, in a profiling run."""

@@ -46,10 +46,14 @@ class MountedWhole(Mounted):
         if self.may_skip and self._overflowed():
             return StepGradient(loss=loss, skipped=True)
         sample = self._prepare(sampled)  # no residual, controller or momentum uses a skipped gradient
+        self._reduce(lr)
+        return StepGradient(loss=loss, skipped=False, sample=sample)
+
+    def _reduce(self, lr: float) -> None:
+        """Replace the flat gradient by its mean over ranks."""
         waited = self.wire.ledger.seconds
         self._reduced = [self.whole(self.wire, lr)]
         self._exposed = self.wire.ledger.seconds - waited
-        return StepGradient(loss=loss, skipped=False, sample=sample)
 
     def _overflowed(self) -> bool:
         """Whether the gradient of any rank is not finite."""
@@ -91,8 +95,13 @@ def whole_of(mount: Mounted) -> MountedWhole:
     """Return a mount that measurements need to be that of `--mount whole`.
 
     Raises:
-        ValueError: It is another one.
+        ValueError: It is another one, or has local updates.
     """
+    if mount.is_local:
+        raise ValueError(
+            f"local_steps is {mount.config.local_steps}; this measurement is of a gradient that is reduced "
+            "in every step: leave --local and --local-steps out"
+        )
     if not isinstance(mount, MountedWhole):
         raise ValueError(f"mount is {mount.config.mount!r}; this measurement requires --mount whole")
     return mount

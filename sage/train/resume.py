@@ -27,7 +27,7 @@ SUMMED = ("residual_N", "velocity_N")
 
 SAME = [
     *("model", "model_options", "reducer", "memory", "min_compress"),
-    *("optimizer", "adamw_names", "mount", "shards"),
+    *("optimizer", "adamw_names", "mount", "shards", "outer_by_lr"),
 ]
 """Settings that a run must share with the run that it continues from."""
 
@@ -48,11 +48,13 @@ def shared_state(training: TrainingState) -> State:
 
 
 def own_state(training: TrainingState) -> State:
-    """Return the state of this rank."""
+    """Return the state of this rank; with local updates, that of its optimiser too."""
     exchanging = training.exchanging
+    inner = {"optimizer": training.optimizer.state_dict(), "loss_scale": training.loss_scale.state_dict()}
     return {
         **training.mount.state_dict(),
         **({} if exchanging is None else {"optimizer": exchanging.own_state_dict()}),
+        **({"inner": inner} if training.mount.is_local else {}),
         "task": training.task.state_dict(),
         "buffers": dict(training.model.named_buffers()),
         "random": checkpoint.rng_state(),
@@ -106,6 +108,7 @@ def from_another(training: TrainingState) -> str:
     theirs = [checkpoint.load_own(path, rank) for rank in range(wire.rank, ranks, wire.world_size)]
     with _fitting(f"continue_from is {folder}, whose state does not fit the options or the data of this run"):
         feedback = _shared_out(nearest["feedback"], [state["feedback"] for state in theirs])
+        lost = _leave_round(nearest) if ranks != wire.world_size else 0
         _restore_shared(training, shared)
         mine = {**nearest, "feedback": feedback}
         mine.pop("shards", None)  # of the other run's units, and of few steps: it begins anew
@@ -125,7 +128,21 @@ def from_another(training: TrainingState) -> str:
     what = "the sum of their residuals is this run's"
     if training.exchanging is not None:
         what = "what the optimiser keeps for each rank begins anew"
+    if lost:
+        what += f", and their last {lost} local steps are lost"
     return f"{path}, of {ranks_before}: {what}"
+
+
+def _leave_round(own: State) -> int:
+    """Drop a rank's weights within a round, so that it starts from those that all ranks have in common.
+
+    Returns the number of local steps that are lost.
+    """
+    local = own.get("local", {})
+    lost: int = local.get("taken", 0)
+    if lost:
+        own["local"] = {**local, "taken": 0, "largest_lr": 0.0, "weights": {}}
+    return lost
 
 
 def _newest(training: TrainingState, folder: Path) -> checkpoint.Found | None:
@@ -168,6 +185,11 @@ def _read_config(folder: Path, config: Config) -> Config:
                 f"continue_from is {folder}, whose {part} is {was!r}; this run's is {now!r}, so the saved "
                 "state does not fit: use the same value"
             )
+    if (before.local_steps is None) != (config.local_steps is None):
+        raise ValueError(
+            f"continue_from is {folder}, whose local_steps is {before.local_steps}; this run's is "
+            f"{config.local_steps}: a run with local updates continues only another with local updates"
+        )
     return before
 
 
@@ -194,17 +216,7 @@ def _restore_shared(training: TrainingState, shared: State) -> None:
     _check_shapes("the running average", means, dict(floating(training.model)), some=True)
     shared = training.mount.scattered(shared, _trained(training))
     training.model.load_state_dict(shared["model"])
-    options = [dict(group) for group in training.optimizer.param_groups]
-    training.optimizer.load_state_dict(shared["optimizer"])
-    for before, after in zip(options, training.optimizer.param_groups, strict=True):
-        _check_options(before, after)
-    for parameter, state in training.optimizer.state.items():
-        for name, value in state.items():
-            shaped = isinstance(value, Tensor) and value.dim() and training.exchanging is None
-            if shaped and value.shape != parameter.shape:
-                raise ValueError(
-                    f"the optimiser's {name} has shape {[*value.shape]}, not {[*parameter.shape]}"
-                )
+    _restore_optimizer(training, shared["optimizer"])
     training.average.load_state_dict(shared["average"])
     training.loss_scale.load_state_dict(shared["loss_scale"])
 
@@ -214,12 +226,30 @@ def _restore_own(training: TrainingState, mine: State) -> None:
     _check(storage.OWN.fault(mine))
     buffers = dict(training.model.named_buffers())
     _check_shapes("the buffers", mine["buffers"], buffers)
-    of_mount = ("feedback", "before", "shards")
+    of_mount = ("feedback", "before", "shards", "local")
     training.mount.load_state_dict({name: mine[name] for name in of_mount if name in mine})
     if training.exchanging is not None and "optimizer" in mine:
         training.exchanging.load_own_state_dict(mine["optimizer"])
     for name, buffer in buffers.items():
         buffer.copy_(mine["buffers"][name])
+    if training.mount.is_local:
+        _restore_optimizer(training, mine["inner"]["optimizer"])
+        training.loss_scale.load_state_dict(mine["inner"]["loss_scale"])
+
+
+def _restore_optimizer(training: TrainingState, saved: State) -> None:
+    """Restore the optimiser's state; refuse options and shapes that do not fit."""
+    options = [dict(group) for group in training.optimizer.param_groups]
+    training.optimizer.load_state_dict(saved)
+    for before, after in zip(options, training.optimizer.param_groups, strict=True):
+        _check_options(before, after)
+    for parameter, state in training.optimizer.state.items():
+        for name, value in state.items():
+            shaped = isinstance(value, Tensor) and value.dim() and training.exchanging is None
+            if shaped and value.shape != parameter.shape:
+                raise ValueError(
+                    f"the optimiser's {name} has shape {[*value.shape]}, not {[*parameter.shape]}"
+                )
 
 
 def _check_options(before: State, after: State) -> None:

@@ -1,6 +1,7 @@
 """One training step on one rank: forward, backward, reduction, clipping and the optimiser's update.
 
-The mount performs the first three (`sage.train.choose_mount`).
+The mount performs the first three (`sage.train.choose_mount`). With local updates it reduces nothing before
+the update, and after the last update of a round the change of the weights (`sage.train.mounted_local`).
 """
 
 import time
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from sage.data.dataset import Batch
 from sage.timing import phase
-from sage.train.divergence import diverged
+from sage.train.divergence import diverged, diverged_here, diverged_round
 from sage.train.learning_rate import set_lr
 from sage.train.optim import clip_
 from sage.train.schedules import learning_rate
@@ -23,7 +24,8 @@ def take(training: TrainingState, batches: list[Batch]) -> None:
     """Take one step: forward and backward for each micro-batch, then reduce and update.
 
     Raises:
-        Diverged: The mean gradient is not finite; raised on every rank.
+        Diverged: The mean gradient is not finite; raised on every rank. With local updates, the gradient of
+            this rank is not finite, or the mean pseudo-gradient.
     """
     config, wire, mount = training.config, training.wire, training.mount
     lr = learning_rate(
@@ -39,16 +41,20 @@ def take(training: TrainingState, batches: list[Batch]) -> None:
     epoch, done = divmod(training.step, training.steps_per_epoch)
     if done == 0:  # inside the step, so that its bytes are counted for this step
         mount.begin_epoch(epoch, lr)
+    mount.begin_step(training.step)
     histogram_due = training.step % config.histogram_every == 0
     phases = training.phases.running() if config.profile else nullcontext()
     with training.trace.step(training.step), phases:
         gradient = mount.compute(batches, lr, sampled=histogram_due)
         training.loss_scale.learn(overflowed=gradient.skipped)
         gradient_norm = None if gradient.skipped else _update(training, lr, batches)
+        if not mount.end_step(lr, is_last=training.step + 1 == training.total_steps):
+            training.record.event("diverged", step=training.step)
+            raise diverged_round(training, lr)
     if training.device.type == "cuda":
         torch.cuda.synchronize(training.device)
     seconds = time.perf_counter() - start
-    if gradient_norm is None:
+    if gradient_norm is None and not mount.is_local:
         training.record.event("skipped", step=training.step)
     if gradient.sample is not None:
         training.record.histogram("gradient/abs", gradient.sample, training.step)
@@ -66,12 +72,16 @@ def take(training: TrainingState, batches: list[Batch]) -> None:
         "seconds": seconds,
         "loader_seconds": training.loader_seconds,
         **mount.seconds(),
+        **mount.fields(),
     }
     if config.profile:
         fields["phases"] = {**training.phases.take(), **mount.take_phases()}
     settle(training)
     # Asynchronous all-reduce of loss and stop flag; it overlaps with the next step, so no rank waits.
-    sums = torch.tensor([float(gradient.loss), float(training.stop.signal is not None)], dtype=torch.float64)
+    flags = [float(gradient.loss), float(training.stop.signal is not None)]
+    if mount.is_local:  # only some ranks may have skipped the step
+        flags.append(float(gradient.skipped))
+    sums = torch.tensor(flags, dtype=torch.float64)
     training.pending = wire.begin_sum(sums), fields
     ledger = wire.ledger.since(before)
     fields |= {
@@ -88,7 +98,9 @@ def settle(training: TrainingState) -> None:
     if training.pending is None:
         return
     (pending, fields), training.pending = training.pending, None
-    loss_sum, stopping = pending.wait().tolist()
+    loss_sum, stopping, *skipping = pending.wait().tolist()
+    if any(skipping):
+        training.record.event("skipped", step=fields["step"], ranks=int(skipping[0]))
     loss = loss_sum / training.wire.world_size
     training.stopping = training.stopping or stopping > 0
     training.metrics.add_loss(loss)
@@ -99,10 +111,10 @@ def settle(training: TrainingState) -> None:
 
 
 def _update(training: TrainingState, lr: float, batches: list[Batch]) -> Tensor:
-    """Clip the mean gradient and take the optimiser step; return the norm before clipping.
+    """Clip the gradient and take the optimiser step; return the norm before clipping.
 
     Raises:
-        Diverged: The mean gradient is not finite; raised on every rank.
+        Diverged: The gradient is not finite; raised on every rank if it is the mean.
     """
     mount, limit = training.mount, training.config.clip_global
     with phase("update"):
@@ -111,7 +123,7 @@ def _update(training: TrainingState, lr: float, batches: list[Batch]) -> Tensor:
             clip_(mount.gradient, limit, norm=norm)
         if not bool(norm.isfinite()):
             training.record.event("diverged", step=training.step)
-            raise diverged(training, batches, lr)
+            raise diverged_here(training, lr) if mount.is_alone else diverged(training, batches, lr)
         set_lr(training.optimizer, lr)
         training.optimizer.step()
     return norm

@@ -129,8 +129,8 @@ def test_the_flags_of_a_run_are_listed_in_the_groups_of_its_configuration(
     lines = capsys.readouterr().out.splitlines()
     groups = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert groups == [
-        "Arguments:", "Command:", "Parts:", "Scale:", "Optimisation:", "Reduction:", "Record:",
-        "Files and limits: these cannot change the result:",
+        "Arguments:", "Command:", "Parts:", "Scale:", "Optimisation:", "Local updates:", "Reduction:",
+        "Record:", "Files and limits: these cannot change the result:",
         "Options of the reducer topk:", "Options of the model resnet:", "Options of the data set digits:",
     ]  # fmt: skip
     assert next(i for i, line in enumerate(lines) if "--memory-beta" in line) > lines.index("Reduction:")

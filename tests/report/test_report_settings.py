@@ -143,6 +143,23 @@ def test_the_fastest_dense_runs_that_overlap_are_the_reference_of_all_runs(tmp_p
     assert by_label["exact mount=ddp"].mean("compression") == by_label["exact"].mean("compression") == 1
 
 
+def test_runs_with_local_updates_are_no_reference(tmp_path: Path) -> None:
+    def with_rounds(reducer: str, seconds: float) -> None:
+        folder = pretend(tmp_path, reducer, seed=1, seconds=seconds)
+        change(folder, "config.json", local_steps=4, seed=0)
+
+    with_rounds("exact", 0.02)
+    with_rounds("bf16", 0.01)
+    alone = the_group(tmp_path)
+    assert [each.reference for each in alone.settings] == [None, None]
+    assert about(alone, "Speed").startswith("There is no dense run")
+    pretend(tmp_path, "exact", seconds=0.1)
+    group = the_group(tmp_path)
+    assert sorted(each.label for each in group.settings) == ["bf16", "exact", "exact local_steps=4"]
+    assert {each.reference.label for each in group.settings if each.reference} == {"exact"}
+    assert table(group, "Speed")["exact local_steps=4"]["speed-up"] == "5×"
+
+
 def test_the_head_says_if_the_reference_has_one_bucket(tmp_path: Path) -> None:
     folder = pretend(tmp_path, "exact")
     change(folder, "config.json", mount="ddp")

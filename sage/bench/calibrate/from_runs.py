@@ -129,6 +129,11 @@ def _read(folder: Path) -> Run:
             f"{folder} has the mount {config.mount}, under which communication overlaps with backward: name "
             "runs of --mount whole"
         )
+    if config.local_steps is not None:
+        raise ValueError(
+            f"{folder} has local_steps {config.local_steps}, so most of its steps reduce nothing: name runs "
+            "without local updates"
+        )
     steps = [record for record in read_metrics(folder) if record["kind"] == "step"]
     return Run(folder, config, manifest, [step for step in steps if step["step"] >= WARM_UP])
 

@@ -1,0 +1,60 @@
+"""Checks the settings of local updates, and fills in those that depend on others."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .local_presets import KEYS
+from .optimization import EXCHANGING
+
+
+def outer_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the outer optimiser that are not given: γ = 1 and β = 0.
+
+    They depend on whether there is an outer optimiser, so they are no defaults of the fields.
+    """
+    if config["outer_optimizer"] is None:
+        return {}
+    values = {"outer_lr": 1.0, "outer_momentum": 0.0}
+    return {name: value for name, value in values.items() if config[name] is None}
+
+
+def check_local(config: Mapping[str, Any]) -> None:
+    """Refuse contradictory settings of local updates.
+
+    Args:
+        config: The fields of a configuration by name, each valid by itself.
+
+    Raises:
+        ValueError: A setting needs another one, or the mount or the memory does not support local updates.
+    """
+    steps = config["local_steps"]
+    if steps is None:
+        for name, default in KEYS.items():
+            if config[name] != default:
+                raise ValueError(
+                    f"{name} is {config[name]!r}, but without local_steps every step communicates: set "
+                    f"--local-steps, as in --local-steps 30, or leave --{name.replace('_', '-')} out"
+                )
+        return
+    if config["mount"] != "whole":
+        raise ValueError(
+            f"mount is {config['mount']!r}, which reduces gradients in every backward, but local_steps is "
+            f"{steps}: use --mount whole, or leave --local-steps out"
+        )
+    if config["optimizer"] in EXCHANGING:
+        raise ValueError(
+            f"optimizer is {config['optimizer']!r}, which communicates in every step, but local_steps is "
+            f"{steps}: use another optimiser, or leave --local-steps out"
+        )
+    if config["outer_optimizer"] is None:
+        for name in ("outer_lr", "outer_momentum", "outer_by_lr"):
+            if config[name] != KEYS[name]:
+                raise ValueError(
+                    f"{name} is {config[name]!r}, but there is no outer optimiser: add --outer-optimizer sgd "
+                    f"or nesterov, or leave --{name.replace('_', '-')} out"
+                )
+    if config["memory"] == "momentum" and config["outer_momentum"]:
+        raise ValueError(
+            f"memory is 'momentum', and outer_momentum is {config['outer_momentum']:g}, so the momentum of "
+            "pseudo-gradients would be applied twice: set --outer-momentum 0, or another memory"
+        )
