@@ -82,6 +82,9 @@ OTHER: dict[str, Any] = {
     "ns_steps": 6,
     "freeze_step": 9,
     "bias_correction": True,
+    "var_update_scaler": 4,
+    "local_step_scaler": 64,
+    "local_step_clipper": 8,
     "adjust_lr_fn": "match_rms_adamw",
     "clip_local_by_world": True,
     "amp": "bf16",
@@ -301,6 +304,10 @@ def test_an_invalid_value_is_refused_with_what_is_allowed(field: str, value: Any
             for optimizer in ("adamw", "muon", "signum")
         ),
         ({"optimizer": "onebit-adam"}, "without freeze_step: set --freeze-step"),
+        (
+            {"optimizer": "zeroone-adam", "freeze_step": 1, "reducer": "exact", "average_from": 1},
+            "average_from is 1.0, but each rank has parameters of its own",
+        ),
         *(
             ({"optimizer": "onebit-adam", "freeze_step": 1, "reducer": "exact", **wrong}, says)
             for wrong, says in (

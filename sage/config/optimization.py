@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-EXCHANGING = ("onebit-adam",)
+EXCHANGING = ("onebit-adam", "zeroone-adam")
 """Optimisers whose ranks exchange what they step with, so that no gradient is reduced (`sage.optim`)."""
+
+FREEZING = ("onebit-adam", "zeroone-adam")
+"""Those whose second moment is frozen after `freeze_step` steps."""
 
 DECOUPLED = ("adamw", "muon", "signum", *EXCHANGING)
 """Optimisers whose weight decay is subtracted from the parameters and never added to a gradient."""
@@ -79,10 +82,10 @@ def _check_weight_decay(config: Mapping[str, Any]) -> None:
 
 def _check_exchange(config: Mapping[str, Any]) -> None:
     optimizer = config["optimizer"]
-    if optimizer == "onebit-adam" and config["freeze_step"] is None:
+    if optimizer in FREEZING and config["freeze_step"] is None:
         raise ValueError(
-            f"optimizer is {optimizer!r} without freeze_step: set --freeze-step to the number of steps of "
-            "dense Adam, at least those of the warm-up"
+            f"optimizer is {optimizer!r} without freeze_step: set --freeze-step to the number of steps "
+            "until the second moment is frozen, at least those of the warm-up"
         )
     if optimizer not in EXCHANGING:
         return
@@ -93,6 +96,10 @@ def _check_exchange(config: Mapping[str, Any]) -> None:
         "clip_global": (
             config["clip_global"] is not None,
             "but no rank has the mean gradient: use --clip-global none, or --clip-local for each rank's",
+        ),
+        "average_from": (
+            optimizer == "zeroone-adam" and config["average_from"] is not None,
+            "but each rank has parameters of its own: leave --average-from out",
         ),
         "grouping": (
             config["grouping"] not in (None, "model", "layer"),

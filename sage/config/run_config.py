@@ -76,9 +76,9 @@ class Config:
     """Samples (or text streams) per rank and batch."""
     accumulate: Count = 1
     """Number of batches whose gradients are averaged for one optimiser step (gradient accumulation)."""
-    optimizer: Literal["sgd", "adam", "adamw", "muon", "signum", "onebit-adam"] = "sgd"
-    """The optimiser; muon: Muon for hidden matrices, AdamW for other parameters. onebit-adam exchanges its
-    momentum in place of the gradient; it needs --reducer exact, which then reduces nothing."""
+    optimizer: Literal["sgd", "adam", "adamw", "muon", "signum", "onebit-adam", "zeroone-adam"] = "sgd"
+    """The optimiser; muon: Muon for hidden matrices, AdamW for other parameters. onebit-adam and
+    zeroone-adam exchange other vectors than gradients, and need --reducer exact, which then does nothing."""
     lr: Positive = 0.1
     """The learning rate, before --lr-scale and the schedule."""
     lr_scale: NotNegative = 0.0
@@ -135,9 +135,15 @@ class Config:
     adjust_lr_fn: Annotated[Literal["original", "match_rms_adamw", "spectral_unclamped"], LATER] = "original"
     """With --optimizer muon: how the learning rate depends on a matrix's shape, as in torch.optim.Muon."""
     freeze_step: Annotated[Count | None, LATER] = None
-    """With --optimizer onebit-adam: number of steps of dense Adam; the second moment is then frozen."""
+    """With --optimizer onebit-adam or zeroone-adam: step after which the second moment is frozen."""
     bias_correction: Annotated[bool, LATER] = False
     """With --optimizer onebit-adam: whether the moments are corrected, as in Adam."""
+    var_update_scaler: Annotated[Count, LATER] = 16
+    """With --optimizer zeroone-adam: updates of the second moment after which the gap between two doubles."""
+    local_step_scaler: Annotated[Count, LATER] = 32678
+    """With --optimizer zeroone-adam: local steps after which the gap between synchronisations doubles."""
+    local_step_clipper: Annotated[Count, LATER] = 16
+    """With --optimizer zeroone-adam: the largest gap between synchronisations."""
     clip_local: Positive | None = None
     """Clip each rank's gradient to this norm before the reduction."""
     clip_local_by_world: bool = False

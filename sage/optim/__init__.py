@@ -3,6 +3,7 @@
 from typing import Any
 
 from sage.optim.onebit_adam import OneBitAdam as OneBitAdam
+from sage.optim.zeroone_adam import ZeroOneAdam as ZeroOneAdam
 
-BY_NAME: dict[str, Any] = {OneBitAdam.name: OneBitAdam}
+BY_NAME: dict[str, Any] = {each.name: each for each in (OneBitAdam, ZeroOneAdam)}
 """The optimisers by their names in `sage run --optimizer`."""

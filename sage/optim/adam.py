@@ -34,14 +34,15 @@ class AdamBase(ReducingOptimizer):
             beta2 = group["betas"][1]
             v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
 
-    def descend(self, *, corrected: tuple[int, int] | None = None) -> None:
+    def descend(self, momenta: Sequence[Tensor], *, corrected: tuple[int, int] | None = None) -> None:
         """Update the parameters.
 
         Args:
+            momenta: m of each parameter.
             corrected: t₁ and t₂ of the bias corrections 1 − β₁^t₁ of m and 1 − β₂^t₂ of v; None: no
                 correction.
         """
-        for p, m, v, group in zip(self.parameters, self.m, self.v, self.options(), strict=True):
+        for p, m, v, group in zip(self.parameters, momenta, self.v, self.options(), strict=True):
             lr, (beta1, beta2) = float(group["lr"]), group["betas"]
             p.mul_(1 - lr * group["weight_decay"])
             root = v.sqrt()

@@ -93,4 +93,5 @@ class OneBitAdam(AdamBase):
             self.first_moment(gradients)
             self._all_reduce(self.m_N)
             self.m_N.masked_fill_(self.v_N == 0, 0.0)
-        self.descend(corrected=(step, min(step, self.freeze_step)) if self._is_corrected else None)
+        corrected = (step, min(step, self.freeze_step)) if self._is_corrected else None
+        self.descend(self.m, corrected=corrected)

@@ -1,8 +1,13 @@
 """The mount of optimisers that communicate themselves (`sage.optim`): no gradient is reduced."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 from torch import Tensor
 
+from sage.comm.replicas import Replicas
 from sage.data.dataset import Batch
+from sage.optim import ZeroOneAdam
+from sage.optim.base import ReducingOptimizer
 from sage.train.mounted import StepGradient
 from sage.train.mounted_whole import MountedWhole
 from sage.train.optim import joint_norm
@@ -10,6 +15,9 @@ from sage.train.optim import joint_norm
 
 class MountedUnreduced(MountedWhole):
     """Backward accumulates into one flat vector, which remains this rank's own gradient."""
+
+    optimizer: ReducingOptimizer | None = None
+    """The optimiser of the run, once it has been created."""
 
     def compute(self, batches: list[Batch], lr: float, *, sampled: bool) -> StepGradient:
         loss = self.backward(batches)
@@ -25,3 +33,21 @@ class MountedUnreduced(MountedWhole):
     def density(self) -> float:
         """The optimiser reports the share of elements that it sends (`sage.train.step`)."""
         return 1.0
+
+    # Between two synchronisations of 0/1 Adam, each rank has parameters of its own.
+
+    def common_model(self) -> AbstractContextManager[None]:
+        """Within the context, the parameters are those that all ranks have in common."""
+        optimizer = self.optimizer
+        return optimizer.common_parameters() if isinstance(optimizer, ZeroOneAdam) else nullcontext()
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        return self.common_model()
+
+    def replicas(self) -> Replicas:
+        optimizer = self.optimizer
+        if not isinstance(optimizer, ZeroOneAdam):
+            return super().replicas()
+        names = {id(p): name for name, p in self.trained.named_parameters()}
+        common = zip(optimizer.parameters, optimizer.common, strict=True)
+        return Replicas(self.wire, [(names[id(p)], x) for p, x in common])

@@ -18,6 +18,7 @@ from sage.timing import Phases
 from sage.train.choose_mount import attach
 from sage.train.metrics import RunningMetrics
 from sage.train.mounted import Parts
+from sage.train.mounted_unreduced import MountedUnreduced
 from sage.train.optim import LossScale, RunningAverage
 from sage.train.schedules import count_steps, optimizer
 from sage.train.step_trace import StepTrace
@@ -74,6 +75,8 @@ class TrainingState:
             )
         )
         self.optimizer = optimizer(config, model, list(self.mount.trained.parameters()), wire)
+        if isinstance(self.mount, MountedUnreduced):
+            self.mount.optimizer = self.exchanging
         self.average = RunningAverage()
         self.phases = Phases(self.device)
         self.step = 0

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import CONFIG, EXCHANGES, with_ranks
+from test_resume import CONFIG, EXCHANGES, ZERO_ONE, with_ranks
 from torch import Tensor
 
 from sage.config import EXCHANGING
-from sage.optim import BY_NAME
+from sage.optim import BY_NAME, ZeroOneAdam
 from sage.records.record import read_metrics
 from sage.train.divergence import Diverged
+from sage.train.evaluate import metrics
 from sage.train.loop import Training
 
 ONE_BIT: dict[str, Any] = {**EXCHANGES, "optimizer": "onebit-adam", "freeze_step": 3, "lr": 0.002}
@@ -59,6 +60,29 @@ def test_before_the_freeze_it_is_the_adam_of_the_engine_with_the_mean_of_exact(t
     theirs = with_ranks(adamw, tmp_path / "adamw", train)
     for ours in with_ranks(onebit, tmp_path / "onebit", train):
         assert all(map(torch.equal, ours, theirs[0]))
+
+
+def test_between_two_synchronisations_the_common_model_is_evaluated_and_compared(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {**EXCHANGES, **ZERO_ONE, "freeze_step": 4, "local_step_scaler": 1}
+    config = replace(CONFIG, **settings, world_size=2, steps=13, check_replicas=1)
+
+    def train(training: Training) -> tuple[list[Tensor], list[Tensor], list[dict[str, float]]]:
+        assert training.run()
+        own = [p.detach().clone() for p in training.model.parameters()]
+        assert isinstance(training.exchanging, ZeroOneAdam)
+        with training.exchanging.common_parameters():
+            common = [p.detach().clone() for p in training.model.parameters()]
+            measured = metrics(
+                training.model, training.task, training.data, training.wire, batch_size=config.batch_size
+            )
+        return own, common, [training.metrics.evaluations[-1], measured]
+
+    (first, common, evaluations), (second, other, _) = with_ranks(config, tmp_path, train)
+    assert not all(map(torch.equal, first, second))
+    assert all(map(torch.equal, common, other))
+    assert evaluations[0] == evaluations[1]
+    steps = [each for each in read_metrics(tmp_path) if each["kind"] == "step"]
+    assert [each["density_had"] for each in steps] == [1, 1, 1, 1, 1, 1, 0, 1, 0, 0, 0, 0, 0]
 
 
 def test_a_gradient_that_is_not_finite_on_one_rank_ends_all_or_is_skipped_by_all(tmp_path: Path) -> None:

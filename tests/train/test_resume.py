@@ -42,6 +42,7 @@ CONFIG = Config(
 
 EXCHANGES: dict[str, Any] = {"reducer": "exact", "reducer_options": {}, "adam_eps": 1e-3}
 """Of optimisers that communicate themselves."""
+ZERO_ONE: dict[str, Any] = {"optimizer": "zeroone-adam", "var_update_scaler": 2, "lr": 0.002, "amp": "bf16"}
 
 
 class Counts(Classify):
@@ -95,6 +96,8 @@ def with_ranks(config: Config, folder: Path, do: Any) -> list[Any]:
         {"optimizer": "signum", "momentum": 0.9, "lr": 0.01, "schedule": "linear", "warmup_steps": 13},
         # It is resumed after the freeze.
         {**EXCHANGES, "optimizer": "onebit-adam", "freeze_step": 10, "lr": 0.002, "amp": "fp16"},
+        # It is resumed between two synchronisations.
+        {**EXCHANGES, **ZERO_ONE, "freeze_step": 4, "local_step_scaler": 2},
         # The rate falls at the step that it is resumed at.
         {"momentum": 0.9, "memory_lr_ratio": True, "schedule": "step", "milestones": (1.5,)},
         {"reducer": "sage", "reducer_options": {"density": 0.1, "controller": "feedback"}},
