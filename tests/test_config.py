@@ -304,10 +304,6 @@ def test_an_invalid_value_is_refused_with_what_is_allowed(field: str, value: Any
             for optimizer in ("adamw", "muon", "signum")
         ),
         ({"optimizer": "onebit-adam"}, "without freeze_step: set --freeze-step"),
-        (
-            {"optimizer": "zeroone-adam", "freeze_step": 1, "reducer": "exact", "average_from": 1},
-            "average_from is 1.0, but each rank has parameters of its own",
-        ),
         *(
             ({"optimizer": "onebit-adam", "freeze_step": 1, "reducer": "exact", **wrong}, says)
             for wrong, says in (

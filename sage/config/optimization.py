@@ -97,10 +97,6 @@ def _check_exchange(config: Mapping[str, Any]) -> None:
             config["clip_global"] is not None,
             "but no rank has the mean gradient: use --clip-global none, or --clip-local for each rank's",
         ),
-        "average_from": (
-            optimizer == "zeroone-adam" and config["average_from"] is not None,
-            "but each rank has parameters of its own: leave --average-from out",
-        ),
         "grouping": (
             config["grouping"] not in (None, "model", "layer"),
             "which the optimiser does not have: use --grouping model or layer",

@@ -1,6 +1,8 @@
 """The mount of optimisers that communicate themselves (`sage.optim`): no gradient is reduced."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from torch import Tensor
 
@@ -37,12 +39,15 @@ class MountedUnreduced(MountedWhole):
     # Between two synchronisations of 0/1 Adam, each rank has parameters of its own.
 
     def common_model(self) -> AbstractContextManager[None]:
-        """Within the context, the parameters are those that all ranks have in common."""
         optimizer = self.optimizer
         return optimizer.common_parameters() if isinstance(optimizer, ZeroOneAdam) else nullcontext()
 
-    def evaluating(self) -> AbstractContextManager[None]:
-        return self.common_model()
+    def gathered(self, shared: dict[str, Any], trained: Sequence[Tensor]) -> dict[str, Any]:
+        if not isinstance(self.optimizer, ZeroOneAdam):
+            return super().gathered(shared, trained)
+        with self.common_model():
+            model = {name: x.clone() for name, x in shared["model"].items()}
+        return {**super().gathered(shared, trained), "model": model}
 
     def replicas(self) -> Replicas:
         optimizer = self.optimizer
