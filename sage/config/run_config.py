@@ -77,8 +77,7 @@ class Config:
     accumulate: Count = 1
     """Number of batches whose gradients are averaged for one optimiser step (gradient accumulation)."""
     optimizer: Literal["sgd", "adam", "adamw", "muon", "signum", "onebit-adam", "zeroone-adam"] = "sgd"
-    """The optimiser; muon: Muon for hidden matrices, AdamW for other parameters. onebit-adam and
-    zeroone-adam exchange other vectors than gradients, and need --reducer exact, which then does nothing."""
+    """The optimiser; muon: for matrices, AdamW for the rest; onebit-adam, zeroone-adam: --reducer exact."""
     lr: Positive = 0.1
     """The learning rate, before --lr-scale and the schedule."""
     lr_scale: NotNegative = 0.0
@@ -210,7 +209,6 @@ class Config:
     """With these formats: elements that share a scale; if omitted, 256, in sdp4bit 128."""
     shard_node: Annotated[Count | None, LATER] = None
     """With --shard-reduce: neighbouring shards of a node, within which gradients are reduced first."""
-
     continue_from: Path | None = None
     """Start from the newest checkpoint of this other run's folder; its number of ranks may differ."""
 
