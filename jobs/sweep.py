@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from sage import registry, storage
-from sage.config import Config, Count, annotations, check_ranks, workloads
+from sage.config import Config, Count, annotations, check_ranks, neighbours, workloads
 from sage.jobs import target_file
 from sage.jobs.expansion import OPTIONS, PARTS, Table, check_size, expand, listed, merged
 from sage.jobs.pilot import Pilot, check, pilot_runs, tuned
@@ -125,6 +125,8 @@ def read(
         for config in expand(layer, own.get("runs", Sweep.runs), from_source):
             if config.mount == "fsdp":
                 check_ranks(config.shards, config.world_size)
+            if config.hierarchy == "node" and config.ranks_per_node is not None:
+                neighbours(config.world_size, config.ranks_per_node)
             configs.setdefault(config.folder.name, config)
             reducers.add(config.reducer)
     for reducer in {name for layer in (table, *grids) for name in layer.get("reducers", {})} - reducers:

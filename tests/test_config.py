@@ -117,6 +117,8 @@ OTHER: dict[str, Any] = {
     "shard_gather": "bf16",
     "shard_block": 64,
     "shard_node": 2,
+    "hierarchy": "node",
+    "ranks_per_node": 2,
     "log_every": 2,
     "histogram_every": 2,
     "profile": True,
@@ -172,6 +174,7 @@ def test_the_hash_changes_with_every_field_except_those_not_hashed(name: str) ->
     base = SHARDED if name in FORMATS else base
     if name in LOCAL and name != "local_steps":
         base = replace(BASE, local_steps=4, outer_optimizer="sgd")
+    base = replace(BASE, hierarchy="node") if name == "ranks_per_node" else base
     changed = replace(base, **{name: OTHER[name]})
     assert getattr(changed, name) != getattr(base, name)
     assert (changed.hash == base.hash) == (name in ASIDE_FIELDS)
@@ -191,6 +194,11 @@ def test_formats_of_shards_count_only_where_something_is_sent_in_them() -> None:
     ):
         replace(SHARDED, shard_node=3)
     assert replace(whole, shard_node=3).hash == whole.hash  # in a sweep, of the runs that have no nodes
+
+
+def test_the_ranks_of_a_node_count_only_on_two_levels() -> None:
+    assert replace(BASE, ranks_per_node=2).hash == BASE.hash
+    assert replace(BASE, hierarchy="flat").to_dict() == BASE.to_dict()
 
 
 def test_the_size_of_buckets_counts_only_where_there_are_buckets() -> None:

@@ -51,7 +51,11 @@ class Calibrate(RunCommand):
         """Return the parameters, without those that choose a run's reducer, its options and its mount."""
         base: Config | None = ctx.meta.get("sage.base")
         of_reducer = registry.options_of("reducers", base.reducer, from_source=True) if base else ()
-        left_out = ("reducer", "mount", "bucket_mb", "shards", *FORMATS, *LOCAL, *of_reducer)
+        left_out = (
+            *("reducer", "mount", "bucket_mb", "shards", *FORMATS, "hierarchy", "ranks_per_node"),
+            *LOCAL,
+            *of_reducer,
+        )
         return [param for param in super().get_params(ctx) if param.name not in left_out]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -166,6 +166,11 @@ def changed(base: Config, values: dict[str, Any]) -> Config:
             f"{options}: here no replica has several shards; add --mount fsdp --shards 2 or more, or leave "
             f"{options} out"
         )
+    if "ranks_per_node" in values and config.hierarchy == "flat":
+        raise ValueError(
+            f"--ranks-per-node is {config.ranks_per_node}, but the hierarchy is flat: add --hierarchy node, "
+            "or leave --ranks-per-node out"
+        )
     return config
 
 

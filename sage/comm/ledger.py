@@ -9,10 +9,10 @@ formulas, and compares them with the kernel's socket counters.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 KINDS = ("values", "indices", "scales", "sizes", "padding")
-"""Kinds of a reducer's payload. Other kinds (`control`, `state`, …) are the engine's own traffic."""
+"""Kinds of a reducer's payload. Other kinds (`control`, `state`, `node`, …) are the engine's own traffic."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,29 @@ class Ledger:
     """Number of collectives, by op."""
     seconds: float = 0.0
     """Time in collectives, including the time spent waiting for other ranks."""
+    sent_in_node: int = 0
+    """Of the bytes sent, those of collectives between the ranks of one node (`sage.comm.levels`)."""
+    received_in_node: int = 0
+    """Of the bytes received, the same."""
     _entries: list[Entry] | None = field(default=None, repr=False, compare=False)
 
-    def add(self, op: str, parts: Mapping[str, int], traffic: tuple[int, int], seconds: float = 0.0) -> None:
+    def add(
+        self,
+        op: str,
+        parts: Mapping[str, int],
+        traffic: tuple[int, int],
+        seconds: float = 0.0,
+        *,
+        in_node: bool = False,
+    ) -> None:
         """Add one collective: its payload by kind, and the (sent, received) bytes of its algorithm."""
         for kind, size in parts.items():
             self.payload[kind] += size
         self.sent += traffic[0]
         self.received += traffic[1]
+        if in_node:
+            self.sent_in_node += traffic[0]
+            self.received_in_node += traffic[1]
         self.calls[op] += 1
         self.seconds += seconds
         if self._entries is not None:
@@ -65,7 +80,7 @@ class Ledger:
 
     def copy(self) -> "Ledger":
         """Return a snapshot, for `since`."""
-        return Ledger(Counter(self.payload), self.sent, self.received, Counter(self.calls), self.seconds)
+        return replace(self, payload=Counter(self.payload), calls=Counter(self.calls), _entries=None)
 
     def since(self, earlier: "Ledger") -> "Ledger":
         """Return the difference to the snapshot `earlier`."""
@@ -75,6 +90,8 @@ class Ledger:
             self.received - earlier.received,
             Counter({k: v - earlier.calls[k] for k, v in self.calls.items() if v != earlier.calls[k]}),
             self.seconds - earlier.seconds,
+            self.sent_in_node - earlier.sent_in_node,
+            self.received_in_node - earlier.received_in_node,
         )
 
 

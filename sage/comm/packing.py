@@ -58,6 +58,15 @@ def add_halves(all_WN: Sequence[Tensor] | Tensor) -> Tensor:
     return ops.sum_casts(rows_WN, torch.empty_like(rows_WN[0]))
 
 
+def add_into_first(rows_WN: Tensor) -> Tensor:
+    """Sum over ranks in rank order, into the first row; 16-bit numbers are added in float32."""
+    if rows_WN.dtype in (torch.float16, torch.bfloat16):
+        return rows_WN[0].copy_(add([row_N.float() for row_N in rows_WN]))
+    for row_N in rows_WN[1:]:
+        rows_WN[0] += row_N
+    return rows_WN[0]
+
+
 def divide(n: int, world_size: int) -> list[int]:
     """Number of elements of each rank's piece of n: ⌈n/W⌉, the last ones shorter.
 

@@ -74,7 +74,8 @@ class GroupWire(Wire):
         call = describe("sum", **{kind: x_N})
         if self.guard:
             self._compare(call)
-        self.ledger.add("sum", {kind: size}, ring_all_reduce(size, self.world_size))
+        traffic = ring_all_reduce(size, self.world_size)
+        self.ledger.add("sum", {kind: size}, traffic, in_node=self.is_in_node)
         group = self._group or dist.group.WORLD
         assert group is not None
         # Not `dist.all_reduce`: its checks and its logging cost as much as starting the collective.
@@ -155,11 +156,14 @@ class GroupWire(Wire):
         out_S = x_S.new_empty(sum(sizes))
         pieces = out_S.split(list(sizes))
         pieces[self.rank].copy_(x_S)
-        if x_S.device.type == "cpu":
+        self._fill(pieces)
+        return out_S
+
+    def _fill(self, pieces: Sequence[Tensor]) -> None:
+        if pieces[0].device.type == "cpu":
             self._gather_pieces([pieces])
         else:
             self._broadcast_from_each(pieces)
-        return out_S
 
     def _gather_pieces(self, vectors: Sequence[Sequence[Tensor]]) -> None:
         point_to_point.ring_gather(vectors, self.rank, self._group)

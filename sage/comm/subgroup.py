@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from sage.comm.agreement import format_ranks
-from sage.comm.process import GroupWire, ProcessWire
+from sage.comm.process import GroupWire
 from sage.comm.rendezvous import Place
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class SubgroupWire(GroupWire):
     """
 
     def __init__(
-        self, whole: ProcessWire, ranks: Sequence[int], group: dist.ProcessGroup, *, device: torch.device
+        self, whole: GroupWire, ranks: Sequence[int], group: dist.ProcessGroup, *, device: torch.device
     ) -> None:
         place = Place(rank=ranks.index(whole.rank), world_size=len(ranks), hostip="", port=0)
         super().__init__(place, device=device, timeout=whole._timeout.total_seconds(), guard=False)
@@ -42,7 +42,7 @@ class SubgroupWire(GroupWire):
 
 
 def subgroups(
-    whole: ProcessWire, groups: Sequence[Sequence[int]], *, device: torch.device
+    whole: GroupWire, groups: Sequence[Sequence[int]], *, device: torch.device
 ) -> SubgroupWire | None:
     """Create a process group for each group of ranks; return the wire of this rank's group, if it is in one.
 
@@ -54,8 +54,17 @@ def subgroups(
         device: Device of the vectors; determines the backend.
     """
     wire = None
+    host = whole.group or dist.group.WORLD
+    assert host is not None
+    members = dist.get_process_group_ranks(host)
     for ranks in groups:
-        group = dist.new_group(list(ranks), timeout=whole._timeout, backend=whole._backend)
+        group = dist.new_group(
+            [members[rank] for rank in ranks],
+            timeout=whole._timeout,
+            backend=whole._backend,
+            # A script's ranks outside `whole` do not take part in the call.
+            use_local_synchronization=len(members) < dist.get_world_size(),
+        )
         if whole.rank in ranks:
             assert isinstance(group, dist.ProcessGroup)
             wire = SubgroupWire(whole, ranks, group, device=device)

@@ -7,7 +7,7 @@ while others wait for it, an error is raised immediately and the run does not ha
 # W = world size, N = elements of a vector, S = bytes of a packed buffer
 
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -20,6 +20,8 @@ from sage.comm.transport import Pending, ScheduleError, WireError
 from sage.comm.wire import Wire
 
 T = TypeVar("T")
+Ranks = tuple[int, ...]
+"""The ranks between which a wire communicates."""
 
 
 def simulate(world_size: int, work: Callable[[Wire], T], *, guard: bool = False) -> list[T]:
@@ -57,19 +59,32 @@ def simulate(world_size: int, work: Callable[[Wire], T], *, guard: bool = False)
 
 
 class ThreadWire(Wire):
-    """The wire of one simulated rank; created by `simulate`."""
+    """The wire of one simulated rank; created by `simulate`.
 
-    def __init__(self, table: "_Table", rank: int, *, guard: bool = False) -> None:
-        super().__init__(rank, table.world_size, guard=guard)
-        self._table = table
+    Args:
+        table: The state of all ranks.
+        rank: This rank, among all.
+        among: The ranks between which it communicates, ascending; None: all.
+    """
+
+    def __init__(
+        self, table: "_Table", rank: int, among: Sequence[int] | None = None, *, guard: bool = False
+    ) -> None:
+        self._among = tuple(range(table.world_size)) if among is None else tuple(among)
+        super().__init__(self._among.index(rank), len(self._among), guard=guard)
+        self._table, self._place = table, rank
         self._call = ""
+
+    def between(self, ranks: Sequence[int]) -> "ThreadWire":
+        """Create a wire between some of the ranks, of which this is one; the others may not wait for it."""
+        return ThreadWire(self._table, self._place, [self._among[rank] for rank in ranks], guard=self.guard)
 
     def _attempt(self, call: str, run: Callable[[], T]) -> T:
         self._call = call.removeprefix("guard of ")
         return run()
 
     def _exchange(self, x: Tensor, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
-        return self._table.exchange(self.rank, self._call, x, combine)
+        return self._table.exchange(self._place, self._among, self._call, x, combine)
 
     def _sum(self, x_N: Tensor) -> None:
         x_N.copy_(self._exchange(x_N, add))
@@ -93,6 +108,11 @@ class ThreadWire(Wire):
 
     def _gather_ragged(self, x_S: Tensor, sizes: Sequence[int]) -> Tensor:
         return self._exchange(x_S, torch.cat)
+
+    def _fill(self, pieces: Sequence[Tensor]) -> None:
+        filled_N = self._exchange(pieces[self.rank], torch.cat)
+        for piece, filled in zip(pieces, filled_N.split([piece.numel() for piece in pieces]), strict=True):
+            piece.copy_(filled)
 
     def _broadcast(self, x_N: Tensor, root: int) -> None:
         x_N.copy_(self._exchange(x_N, lambda all_W: all_W[root].clone()))
@@ -140,8 +160,9 @@ class _Table:
         self.errors: list[BaseException] = []
         # One semaphore per rank: a single condition would wake all ranks at every switch.
         self._turns = [threading.Semaphore(int(rank == 0)) for rank in range(world_size)]
-        self._rounds: defaultdict[int, _Round] = defaultdict(_Round)
-        self._next = [0] * world_size
+        self._rounds: defaultdict[tuple[Ranks, int], _Round] = defaultdict(_Round)
+        self._next: Counter[tuple[Ranks, int]] = Counter()
+        self._num_inputs = 0
         self._left: dict[int, str] = {}
         self._random = [torch.get_rng_state() for _ in range(world_size)]
 
@@ -149,19 +170,27 @@ class _Table:
         self._turns[rank].acquire()
         torch.set_rng_state(self._random[rank])
 
-    def exchange(self, rank: int, call: str, x: Tensor, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
-        """Provide x, wait for the input of every other rank, and return the combined result."""
-        number = self._next[rank]
-        self._next[rank] += 1
-        self._rounds.pop(number - 2, None)  # no longer needed: all ranks have entered the next round
-        table = self._rounds[number]
+    def exchange(
+        self, rank: int, among: Ranks, call: str, x: Tensor, combine: Callable[[list[Tensor]], Tensor]
+    ) -> Tensor:
+        """Provide x, wait for the input of every other rank of `among`, and return the combined result."""
+        number = self._next[among, rank]
+        self._next[among, rank] += 1
+        self._rounds.pop((among, number - 2), None)  # no longer needed: all ranks have entered the next round
+        table = self._rounds[among, number]
         table.inputs[rank] = (call, x)
-        self._pass_turn(rank)
-        self.wait_for_turn(rank)
-        # Every other rank has run since: a rank whose input is missing will not provide it.
-        if len(table.inputs) < self.world_size:
-            ends = "; ".join(f"rank {other} {end}" for other, end in sorted(self._left.items()))
-            raise _Abandoned(f"rank {rank} waits in {call} for ranks that have ended: {ends}")
+        self._num_inputs += 1
+        while True:
+            before = self._num_inputs
+            self._pass_turn(rank)
+            self.wait_for_turn(rank)
+            if len(table.inputs) == len(among):
+                break
+            # Every other rank has run since. If none has provided an input, none will.
+            if self._num_inputs == before:
+                ends = "; ".join(f"rank {other} {end}" for other, end in sorted(self._left.items()))
+                why = f"that have ended: {ends}" if ends else "that wait in other collectives"
+                raise _Abandoned(f"rank {rank} waits in {call} for ranks {why}")
         calls = {other: made for other, (made, _) in sorted(table.inputs.items())}
         if len(set(calls.values())) > 1:
             calls_by_rank = "; ".join(f"rank {other} calls {made}" for other, made in calls.items())

@@ -52,6 +52,8 @@ class Transport:
         self.guard = guard
         self.ledger = Ledger()
         self.scratch = Scratch()
+        self.is_in_node = False
+        """Whether all ranks are on one node, and the ledger counts their bytes as such."""
         self.last_end = 0.0
         """When the last collective ended (`time.perf_counter`)."""
 
@@ -64,7 +66,8 @@ class Transport:
         with phase("communicate", call):
             result = self._attempt(call, run)
         self.last_end = time.perf_counter()
-        self.ledger.add(call.partition("(")[0], payload, traffic, self.last_end - start)
+        seconds = self.last_end - start
+        self.ledger.add(call.partition("(")[0], payload, traffic, seconds, in_node=self.is_in_node)
         return result
 
     def _compare(self, call: str) -> None:
@@ -75,7 +78,8 @@ class Transport:
             encoded = encoded[: GUARD_BYTES - len(digest)] + digest
         own_S = torch.frombuffer(bytearray(encoded.ljust(GUARD_BYTES, b"\0")), dtype=torch.uint8)
         all_WS = self._attempt(f"guard of {call}", lambda: self._gather_on_host(own_S))
-        self.ledger.add("guard", {"guard": GUARD_BYTES}, ring_all_gather(GUARD_BYTES, self.world_size))
+        traffic = ring_all_gather(GUARD_BYTES, self.world_size)
+        self.ledger.add("guard", {"guard": GUARD_BYTES}, traffic, in_node=self.is_in_node)
         calls = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in all_WS.tolist()]
         if len(set(calls)) > 1:
             calls_by_rank = "; ".join(f"rank {rank} calls {call}" for rank, call in enumerate(calls))
@@ -106,6 +110,10 @@ class Transport:
         raise NotImplementedError
 
     def _gather_ragged(self, x_S: Tensor, sizes: Sequence[int]) -> Tensor:
+        raise NotImplementedError
+
+    def _fill(self, pieces: Sequence[Tensor]) -> None:
+        """Give every rank piece r from rank r, in place."""
         raise NotImplementedError
 
     def _broadcast(self, x_N: Tensor, root: int) -> None:

@@ -269,7 +269,8 @@ class Wire(Transport):
         call = describe("begin_sum", **{kind: x_N})
         if self.guard:
             self._compare(call)
-        self.ledger.add("begin_sum", {kind: size}, ring_all_reduce(size, self.world_size))
+        traffic = ring_all_reduce(size, self.world_size)
+        self.ledger.add("begin_sum", {kind: size}, traffic, in_node=self.is_in_node)
         return self._begin_sum(call, x_N)
 
     def texts(self, text: str) -> list[str]:

@@ -19,3 +19,4 @@ from .run_config import Option as Option
 from .run_config import Options as Options
 from .run_config import annotations as annotations
 from .shards import check_ranks as check_ranks
+from .shards import neighbours as neighbours

@@ -10,7 +10,6 @@ value of the marker, and includes the default. Fields marked `NOT_HASHED` are ne
 
 import hashlib
 import json
-import re
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from .fields import Count as Count
 from .fields import Fraction, NotNegative, Positive, Seconds, annotations_of, default_of, marked
 from .fields import Option as Option
 from .fields import Options as Options
+from .grouping import check_grouping
 from .local_presets import Preset
 from .local_updates import check_local, outer_defaults
 from .optimization import check_optimization
@@ -209,6 +209,10 @@ class Config:
     """With these formats: elements that share a scale; if omitted, 256, in sdp4bit 128."""
     shard_node: Annotated[Count | None, LATER] = None
     """With --shard-reduce: neighbouring shards of a node, within which gradients are reduced first."""
+    hierarchy: Annotated[Literal["flat", "node"], LATER] = "flat"
+    """flat: reduce between all ranks; node: average within each node, then reduce between nodes."""
+    ranks_per_node: Annotated[Annotated[int, Range(1)] | None, LATER] = None
+    """With --hierarchy node: neighbouring ranks that count as a node; if omitted, those of one host."""
     continue_from: Path | None = None
     """Start from the newest checkpoint of this other run's folder; its number of ranks may differ."""
 
@@ -252,17 +256,12 @@ class Config:
         for name, value in outer_defaults(vars(self)).items():
             object.__setattr__(self, name, value)
         check_local(vars(self))
-        if self.grouping is not None and not _GROUPING.fullmatch(self.grouping):
-            allowed = "model, layer, or bucket:<MB> with MB above 0, as bucket:25"
-            raise ValueError(f"grouping is {self.grouping!r}; allowed is {allowed}")
+        check_grouping(self.grouping)
 
     @cached_property
     def hash(self) -> str:
         """First eight hexadecimal digits of the SHA-256 of all settings that determine the result."""
-        aside = marked(type(self), NOT_HASHED)
-        if self.mount == "whole":
-            aside |= {"bucket_mb"}
-        aside |= unused(vars(self))
+        aside = marked(type(self), NOT_HASHED) | unused(vars(self))
         kept = {name: value for name, value in self.to_dict().items() if name not in aside}
         # The content of a file is hashed, not its path: an edited file is another run, a moved one is not.
         kept |= {name: registry.identity(kept[name]) for name in PARTS}
@@ -303,7 +302,6 @@ class Config:
         return cls(**values)
 
 
-_GROUPING = re.compile(r"model|layer|bucket:(?=[\d.]*[1-9])(\d+(\.\d+)?|\.\d+)")
 PARTS: dict[str, registry.PartKind] = {
     "reducer": "reducers",
     "model": "models",

@@ -42,7 +42,16 @@ def check_node(config: Mapping[str, Any]) -> None:
 
 
 def unused(config: Mapping[str, Any]) -> set[str]:
-    """Return the settings of shards that have no effect with the others, and are not in the hash."""
+    """Return the settings of mounts that have no effect with the others, and are not in the hash."""
+    found = _unused_of_shards(config)
+    if config["mount"] == "whole":
+        found.add("bucket_mb")
+    if config["hierarchy"] == "flat":
+        found.add("ranks_per_node")
+    return found
+
+
+def _unused_of_shards(config: Mapping[str, Any]) -> set[str]:
     if config["mount"] != "fsdp":
         return {"shards", *FORMATS}
     if config["shards"] == 1:
@@ -66,3 +75,17 @@ def sends_shards_whole(config: Mapping[str, Any]) -> bool:
 
 def _divisors(number: int) -> str:
     return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+
+
+def neighbours(world_size: int, ranks_per_node: int) -> list[list[int]]:
+    """Return the ranks of each node, if neighbouring ranks share a node.
+
+    Raises:
+        ValueError: `ranks_per_node` does not divide the number of ranks.
+    """
+    if world_size % ranks_per_node:
+        raise ValueError(
+            f"ranks_per_node is {ranks_per_node}, but {world_size} ranks cannot be divided into nodes of "
+            f"{ranks_per_node} ranks: allowed are {_divisors(world_size)}"
+        )
+    return [list(range(first, first + ranks_per_node)) for first in range(0, world_size, ranks_per_node)]

@@ -74,7 +74,7 @@ class Mount:
     def begin_epoch(self, epoch: int, lr: float) -> None:
         """Notify reducers with a schedule that an epoch begins; call it on every rank."""
         for flat in self._flats:
-            flat.feedback.reducer.begin_epoch(epoch, lr, self.wire)
+            flat.begin_epoch(epoch, lr, self.wire)
 
     def state_dict(self) -> state.State:
         """State of this rank by parameter name, to be saved with the model; it differs between ranks."""
@@ -86,7 +86,7 @@ class Mount:
         Raises:
             ValueError: if it belongs to other parameters or to another reducer.
         """
-        names = {span.name for flat in self._flats for span in flat.compressed.spans}
+        names = {span.name for flat in self._flats for span in flat.own.compressed.spans}
         if names != saved.keys():
             missing, beyond = sorted(names - saved.keys()), sorted(saved.keys() - names)
             raise ValueError(

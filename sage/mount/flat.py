@@ -2,20 +2,26 @@
 
 Small tensors are at the end of the flat vector: the reducer handles the head, and the tail is all-reduced
 dense. A complex tensor is stored as pairs of reals, in the shape (*shape, 2).
+
+On two levels (`sage.comm.levels`), the vector is reduced within each node first, and each rank's reducer and
+error feedback belong to its part of the vector, which is a flat vector of its own (`Flat.own`).
 """
 # N = elements of the flat gradient, of which C at the head are compressed
 
 import time
 from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sage.comm.levels import Levels
 from sage.comm.wire import Wire
 from sage.mount.origins import divide
+from sage.mount.parts import cut, needs_whole_tensors, origins_of, shapes_of
 from sage.mount.reduction_seconds import ReductionSeconds, seconds_since
 from sage.reduction.error_feedback import ErrorFeedback, MemoryOptions
-from sage.reduction.layout import Layout, Origin
+from sage.reduction.layout import MAX_ELEMENTS, Layout, Origin
 from sage.reduction.reducer import Memory, Reduced, Reducer
 
 
@@ -34,9 +40,10 @@ class Flat(nn.Module):
         min_compress: Tensors with fewer elements are sent dense, unless the reducer handles them too.
         always: Names of tensors that are compressed even if they are small.
         origins: Where each tensor is in the vector of the whole model, by name; None: this is its vector.
+        levels: Reduce on two levels, over these wires; None: directly between all ranks.
 
     Raises:
-        ValueError: if an option is out of range or unknown.
+        ValueError: if an option is out of range or unknown, or the reducer does not support two levels.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class Flat(nn.Module):
         min_compress: int = 0,
         always: Container[str] = (),
         origins: Mapping[str, Origin] | None = None,
+        levels: Levels | None = None,
     ) -> None:
         super().__init__()
         _check_names(memory_options or {})
@@ -59,12 +67,65 @@ class Flat(nn.Module):
         large, small = divide(sized, reducer, min_compress, always)
         self.layout = Layout.of([*large, *small])
         self.compressed = Layout.of(large, grouping or reducer.grouping, origins=origins)
-        self.feedback = ErrorFeedback(reducer, self.compressed, memory=memory, **(memory_options or {}))
+        self._levels, self._lengths = levels, [self.layout.numel]
+        self._part: Flat | None = None
+        if levels is None:
+            self.feedback = ErrorFeedback(reducer, self.compressed, memory=memory, **(memory_options or {}))
+        else:
+            self._part = self._own_part(
+                levels, reducer, grouping, dtype, device, memory=memory, memory_options=memory_options
+            )
+            self.feedback = self._part.feedback
         self.density = 1.0
         self.seconds: ReductionSeconds | None = None
         """Times of the last reduction; None before it, and on a GPU, where the host does not wait for it."""
         self._kept: dict[str, Tensor] = {}
         self._allocate(dtype, device)
+
+    def _own_part(
+        self,
+        levels: Levels,
+        reducer: Reducer,
+        grouping: str | None,
+        dtype: torch.dtype,
+        device: torch.device,
+        **options: Any,
+    ) -> "Flat":
+        """Cut the vector into one part for each rank of the node; return this rank's."""
+        if reducer.needs_squares:
+            raise ValueError(
+                f"the reducer {type(reducer).__name__.lower()} needs the squares of the samples' gradients, "
+                "which are not summed within a node: use the hierarchy flat instead of node"
+            )
+        whole_tensors = needs_whole_tensors(reducer, grouping)
+        self._lengths = cut(self.layout, levels.within.world_size, whole_tensors=whole_tensors)
+        start = sum(self._lengths[: levels.within.rank])
+        tensors = shapes_of(self.layout, start, start + self._lengths[levels.within.rank])
+        places = origins_of(self.compressed, tensors)
+        return Flat(
+            [(name, shape) for name, shape, _ in tensors],
+            reducer,
+            dtype=dtype,
+            device=device,
+            grouping=grouping,
+            # A piece of a tensor is compressed if the whole tensor is, whatever its own size.
+            min_compress=MAX_ELEMENTS + 1,
+            always=places,
+            origins=places,
+            **options,
+        )
+
+    @property
+    def own(self) -> "Flat":
+        """The flat gradient of this rank's reducer: this one, or its part of it on two levels."""
+        return self._part or self
+
+    @property
+    def place(self) -> str:
+        """Which part of the vector this rank's reducer has, such as `part 1 of 4`."""
+        if self._levels is None:
+            return "part 0 of 1"
+        return f"part {self._levels.within.rank} of {self._levels.within.world_size}"
 
     def _allocate(self, dtype: torch.dtype, device: torch.device) -> None:
         self.feedback.to(device)
@@ -93,6 +154,8 @@ class Flat(nn.Module):
             wire: Communicator to the other ranks.
             lr: Learning rate of this step, for error feedback that uses it.
         """
+        if self._levels is not None and self._part is not None:
+            return self._on_two_levels(self._levels, self._part, lr)
         if lr is not None:
             self.feedback.begin_step(lr)
         self.seconds = ReductionSeconds(0.0, 0.0)
@@ -108,6 +171,22 @@ class Flat(nn.Module):
             wire.mean(self.dense)
         self.density = reduced.density
         return reduced
+
+    def _on_two_levels(self, levels: Levels, part: "Flat", lr: float | None) -> Reduced:
+        part.use(levels.scatter_mean(self.grad_N, self._lengths))
+        reduced = part(levels.across, lr)
+        self.seconds = part.seconds
+        self.grad_N.split(self._lengths)[levels.within.rank].copy_(part.grad_N)
+        levels.gather(self.grad_N, self._lengths)
+        # The parts may have sent different shares of their elements.
+        sent = levels.total(reduced.density * part.compressed.numel, self.grad_N.device)
+        self.density = sent / max(1, self.compressed.numel)
+        return Reduced(self.grad_C, density=self.density, union_M=reduced.union_M)
+
+    def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
+        """Notify the reducer that an epoch begins; `wire` is the communicator to the other ranks."""
+        across = wire if self._levels is None else self._levels.across
+        self.feedback.reducer.begin_epoch(epoch, lr, across)
 
     def save(self) -> dict[str, Tensor]:
         """Copy of the state of the reducer and its error feedback, valid until the next call."""

@@ -21,7 +21,7 @@ State = dict[str, dict[str, Any]]
 
 def by_parameter(flat: Flat) -> State:
     """State of one flat gradient's reducer and error feedback."""
-    layout, saved = flat.compressed, flat.feedback.state_dict()
+    layout, saved = flat.own.compressed, flat.feedback.state_dict()
     return {
         span.name: {key: _part(key, value, layout, span, group) for key, value in saved.items()}
         for span, group in zip(layout.spans, layout.group_of_span(), strict=True)
@@ -34,7 +34,7 @@ def restore(flat: Flat, states: Mapping[str, Mapping[str, Any]]) -> None:
     Raises:
         ValueError: if it is the state of another reducer or of other options.
     """
-    layout, state = flat.compressed, flat.feedback.state_dict()
+    layout, state = flat.own.compressed, flat.feedback.state_dict()
     restored: dict[str, Any] = {}
     for span in layout.spans:
         if states[span.name].keys() != state.keys():

@@ -4,6 +4,7 @@
 import torch
 from torch import Tensor, nn
 
+from sage.comm.levels import Levels
 from sage.mount.flat import Flat
 from sage.mount.origins import in_whole_order
 from sage.mount.parameters import (
@@ -30,6 +31,7 @@ class WholeModel(Flat):
             `sage.reduction.error_feedback.ErrorFeedback`.
         grouping: Unit of the reducer's decisions; by default the reducer's own.
         min_compress: Tensors with fewer elements are sent dense, unless the reducer handles them too.
+        levels: Reduce on two levels, over these wires; None: directly between all ranks.
 
     Raises:
         ValueError: if no parameter requires a gradient, or their dtypes or devices differ.
@@ -44,6 +46,7 @@ class WholeModel(Flat):
         memory_options: MemoryOptions | None = None,
         grouping: str | None = None,
         min_compress: int = 0,
+        levels: Levels | None = None,
     ) -> None:
         named = trainable(model)
         dtype, device = only_kind(named)
@@ -59,6 +62,7 @@ class WholeModel(Flat):
             grouping=grouping,
             min_compress=min_compress,
             always=complex_ones,
+            levels=levels,
         )
         self.parameters_in_order = [named[span.name] for span in self.layout.spans]
         self._lay()

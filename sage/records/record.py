@@ -31,6 +31,8 @@ SCALARS = {
     "gradient_norm": "gradient_norm",
     "wire_sent": "wire/sent",
     "wire_received": "wire/received",
+    "wire_sent_in_node": "wire/sent_in_node",
+    "wire_received_in_node": "wire/received_in_node",
     "seconds": "seconds/step",
     "encode_seconds": "seconds/encode",
     "decode_seconds": "seconds/decode",

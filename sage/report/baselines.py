@@ -35,7 +35,7 @@ OWN = (
 )
 """Settings that may differ between a run and its baseline."""
 
-ANY_MOUNT = (*OWN, "mount", "bucket_mb", "shards", *FORMATS)
+ANY_MOUNT = (*OWN, "mount", "bucket_mb", "shards", *FORMATS, "hierarchy", "ranks_per_node")
 """Settings that may differ between a run and its reference, which overlaps even if the run does not."""
 
 Index = dict[Any, Setting]
@@ -62,16 +62,16 @@ def compare(settings: Sequence[Setting], rows: Sequence[Row]) -> None:
     """Set the ratios to the reference and to exact in the rows.
 
     The compression is relative to exact, whichever way it is mounted: the mount does not change its bytes,
-    except for FSDP2's own collectives of shards.
+    except for FSDP2's own collectives of shards. On two levels other bytes are sent.
     """
-    exacts = _index(settings, _is_unsharded_exact)
+    exacts = _index(settings, _is_flat_exact)
     # An unfinished run does not record its number of parameters; a finished run of the same model does.
     sizes = {_model(row.run): count for row in rows if (count := row.run.figures.parameters)}
     for setting in settings:
         reference, plain = setting.reference, setting.unoverlapped
         speed = None if reference is None else reference.mean("steps_per_second")
         slower = None if plain is None else plain.mean("steps_per_second")
-        exact = setting if _is_unsharded_exact(setting) else _closest(setting, exacts)
+        exact = setting if _is_flat_exact(setting) else _closest(setting, exacts)
         measured = None if exact is None else exact.mean("wire_bytes_per_step")
         for row in setting.rows:
             values = row.values
@@ -95,8 +95,10 @@ def _is_exact(setting: Setting) -> bool:
     return config["reducer"] == EXACT and sends_shards_whole(config) and not is_local(config)
 
 
-def _is_unsharded_exact(setting: Setting) -> bool:
-    return _is_exact(setting) and _config(setting).get("shards", 1) == 1
+def _is_flat_exact(setting: Setting) -> bool:
+    config = _config(setting)
+    is_flat = config.get("shards", 1) == 1 and config.get("hierarchy", "flat") == "flat"
+    return _is_exact(setting) and is_flat
 
 
 def _index(settings: Iterable[Setting], is_member: Callable[[Setting], bool]) -> Index:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sage.comm.levels import Levels
 from sage.comm.wire import Wire
 from sage.config import Config
 from sage.mount import state
@@ -30,6 +31,7 @@ class Bucket:
         dtype: Dtype of the gradient.
         always: Names of parameters that are compressed even if they are small.
         origins: Where each parameter is in the vector of the whole model, by name.
+        levels: The wires of two levels; None: the reduction is between all ranks.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Bucket:
         dtype: torch.dtype,
         always: set[str],
         origins: Mapping[str, Origin],
+        levels: Levels | None = None,
     ) -> None:
         self.flat = Flat(
             list(shapes.items()),
@@ -54,6 +57,7 @@ class Bucket:
             min_compress=config.min_compress,
             always=always,
             origins=origins,
+            levels=levels,
         )
         self.names = [span.name for span in self.flat.layout.spans]
         """Names of the parameters in the order of the flat gradient."""

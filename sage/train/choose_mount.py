@@ -17,6 +17,7 @@ update follow, the same for every mount.
 
 from sage.comm.process import ProcessWire
 from sage.config import EXCHANGING
+from sage.train.mount_limits import check_hierarchy
 from sage.train.mounted import Mounted as Mounted
 from sage.train.mounted import Parts
 from sage.train.mounted_local import MountedLocal
@@ -30,6 +31,7 @@ def attach(parts: Parts) -> Mounted:
     Raises:
         ValueError: The mount does not support the configuration, or the ranks are not processes.
     """
+    check_hierarchy(parts.config)
     if parts.config.local_steps is not None:
         return MountedLocal(parts)
     if parts.config.mount == "whole":

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sage.comm.levels import Levels
 from sage.config import Config
 from sage.mount.buckets import gradients_of
 from sage.mount.parameters import real_dtype, real_shape
@@ -26,6 +27,7 @@ class DdpBucket(Bucket):
         named: The bucket's parameters by name, in the order of DDP's buffer.
         reducer: Copied; not yet bound.
         origins: Where each parameter is in the vector of the whole model, by name.
+        levels: The wires of two levels; None: the reduction is between all ranks.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class DdpBucket(Bucket):
         named: Mapping[str, nn.Parameter],
         reducer: Reducer,
         origins: Mapping[str, Origin],
+        levels: Levels | None,
     ) -> None:
         super().__init__(
             config,
@@ -43,6 +46,7 @@ class DdpBucket(Bucket):
             dtype=real_dtype(next(iter(named.values()))),
             always={name for name, p in named.items() if p.is_complex()},
             origins=origins,
+            levels=levels,
         )
         self._in_order = [named[name] for name in self.names]
         self._is_in_place = self.names == list(named) and all(p.is_contiguous() for p in named.values())

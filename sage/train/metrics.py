@@ -14,7 +14,10 @@ from sage.records.loader import loader_share
 WARM_UP = 0.1
 """Share of the first steps (at most ten steps) that are excluded from the step times."""
 
-PER_STEP = ("wire_sent", "wire_received", "density_had", "density_asked")
+IN_NODE = ("wire_sent_in_node", "wire_received_in_node")
+"""Fields of a step that only runs on two levels have; their mean is in the result."""
+
+PER_STEP = ("wire_sent", "wire_received", *IN_NODE, "density_had", "density_asked")
 """Fields of a step whose mean is in the result; `density_asked` is None for reducers without a target."""
 
 
@@ -31,7 +34,7 @@ class RunningMetrics:
         """Add the record of one step."""
         self.step_seconds.append(fields["seconds"])
         self._totals.update({f"payload/{kind}": size for kind, size in fields["bytes"].items()})
-        self._totals.update({name: fields[name] for name in PER_STEP if fields[name] is not None})
+        self._totals.update({name: fields[name] for name in PER_STEP if fields.get(name) is not None})
         # With the times of the same steps, because a checkpoint of an earlier version has neither.
         self._totals["loader_seconds"] += fields["loader_seconds"]
         self._totals["seconds_with_loader"] += fields["seconds"]
@@ -80,6 +83,7 @@ class RunningMetrics:
             },
             "wire_sent_per_step": mean["wire_sent"],
             "wire_received_per_step": mean["wire_received"],
+            **{f"{name}_per_step": mean[name] for name in IN_NODE if name in mean},
             "density_asked": mean.get("density_asked"),
             "density_had": mean["density_had"],
         }

@@ -2,11 +2,29 @@
 
 import math
 
-from sage.config import Config
+from sage.config import EXCHANGING, Config
 from sage.output.units import printable
 from sage.reduction.reducer import Reducer
 
 MIB = 2**20
+
+
+def check_hierarchy(config: Config) -> None:
+    """Refuse two levels where the mount has its own, or the optimiser communicates.
+
+    Raises:
+        ValueError: The mount or the optimiser is such a one.
+    """
+    if config.hierarchy == "node" and config.optimizer in EXCHANGING:
+        raise ValueError(
+            f"hierarchy is 'node' with optimizer {config.optimizer!r}, which communicates by itself, between "
+            "all ranks: leave --hierarchy out, or use another optimizer"
+        )
+    if config.hierarchy == "node" and config.mount == "fsdp":
+        raise ValueError(
+            "hierarchy is 'node' with mount 'fsdp', which has --shards for the ranks of a node: leave "
+            "--hierarchy out, or use --mount whole or ddp"
+        )
 
 
 def check_reducer(config: Config, reducer: Reducer, wrapper: str) -> None:

@@ -171,7 +171,7 @@ class Mounted:
     def begin_epoch(self, epoch: int, lr: float) -> None:
         """Notify the reducers that an epoch begins."""
         for flat in self.flats:
-            flat.feedback.reducer.begin_epoch(epoch, lr, self.wire)
+            flat.begin_epoch(epoch, lr, self.wire)
 
     @property
     def num_elements(self) -> int:

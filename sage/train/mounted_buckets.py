@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from sage.train.bucket import Bucket
+from sage.train.levels import with_part, without_part
 from sage.train.mounted import Mounted
 
 B = TypeVar("B", bound=Bucket)
@@ -36,9 +37,10 @@ class MountedBuckets(Mounted, Generic[B]):
         for bucket in self._buckets:
             feedback |= bucket.feedback_state()
             before |= bucket.momentum_state()
-        return {"feedback": feedback, "before": before}
+        return {"feedback": with_part(feedback, self.flats[0]), "before": before}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        feedback = without_part(state["feedback"], self.flats[0])
         for bucket in self._buckets:
-            bucket.load_feedback_state(state["feedback"])
+            bucket.load_feedback_state(feedback)
             bucket.load_momentum_state(state["before"])

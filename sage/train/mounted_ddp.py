@@ -30,6 +30,7 @@ from sage.reduction.reducer import Reduced
 from sage.timing import Phases
 from sage.train.backward import LossModule, Pass
 from sage.train.ddp_bucket import DdpBucket
+from sage.train.levels import levels_of
 from sage.train.mount_limits import check_buckets, check_reducer
 from sage.train.mounted import Parts, StepGradient
 from sage.train.mounted_buckets import MountedBuckets
@@ -66,8 +67,9 @@ class MountedDdp(MountedBuckets[DdpBucket]):
         )
         check_buckets(config, parts.reducer, len(self._ddp.parameters), sum(p.nbytes for p in in_order))
         places = origins(named, parts.reducer, config.min_compress)
+        levels = levels_of(config, wire, self.device)
         self._buckets = [
-            DdpBucket(config, {self._names[p]: p for p in parameters}, parts.reducer, places)
+            DdpBucket(config, {self._names[p]: p for p in parameters}, parts.reducer, places, levels)
             for parameters in self._ddp.parameters
         ]
         self.flats = [bucket.flat for bucket in self._buckets]
@@ -75,6 +77,7 @@ class MountedDdp(MountedBuckets[DdpBucket]):
         self._runs_direct = (
             parts.reducer.is_all_reduce(wire.world_size, self.device)
             and self.flats[0].feedback.memory == "none"
+            and levels is None
         )
         # Reducers wait for the other ranks, so they run on a separate thread during backward.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="sage-ddp")

@@ -10,6 +10,7 @@ from sage.data.dataset import Batch
 from sage.mount import WholeModel
 from sage.mount.reduction_seconds import fields_of_sum
 from sage.train.backward import Backward
+from sage.train.levels import levels_of, with_part, without_part
 from sage.train.mounted import Mounted, Parts, StepGradient
 from sage.train.optim import clip_
 from sage.train.schedules import before_reduction, memory_options
@@ -29,6 +30,7 @@ class MountedWhole(Mounted):
             memory_options=memory_options(config),
             grouping=config.grouping,
             min_compress=config.min_compress,
+            levels=levels_of(config, self.wire, self.device),
         )
         self.flats = [self.whole]
         self.before = before_reduction(config, self.whole.parameters_in_order)
@@ -84,10 +86,11 @@ class MountedWhole(Mounted):
         return fields if self.whole.grad_N.is_cuda else {**fields, "exposed_seconds": self._exposed}
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        return {"feedback": self.whole.feedback.state_dict(), "before": self.before.state_dict()}
+        feedback = with_part(self.whole.feedback.state_dict(), self.whole)
+        return {"feedback": feedback, "before": self.before.state_dict()}
 
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
-        self.whole.feedback.load_state_dict(state["feedback"])
+        self.whole.feedback.load_state_dict(without_part(state["feedback"], self.whole))
         self.before.load_state_dict(state["before"])
 
 
@@ -95,7 +98,7 @@ def whole_of(mount: Mounted) -> MountedWhole:
     """Return a mount that measurements need to be that of `--mount whole`.
 
     Raises:
-        ValueError: It is another one, or has local updates.
+        ValueError: It is another one, has local updates, or reduces on two levels.
     """
     if mount.is_local:
         raise ValueError(
@@ -104,4 +107,6 @@ def whole_of(mount: Mounted) -> MountedWhole:
         )
     if not isinstance(mount, MountedWhole):
         raise ValueError(f"mount is {mount.config.mount!r}; this measurement requires --mount whole")
+    if mount.config.hierarchy != "flat":
+        raise ValueError("hierarchy is 'node'; this measurement requires the hierarchy flat")
     return mount

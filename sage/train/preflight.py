@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from .. import registry
-from ..config import Config, check_ranks
+from ..config import Config, check_ranks, neighbours
 from ..registry.signature import facts_for
+from .mount_limits import check_hierarchy
 
 RANK_BYTES = 100 * 2**20
 """Memory per rank as a process, in addition to the pages of torch that all processes share."""
@@ -67,8 +68,11 @@ def check(config: Config, *, here: bool) -> None:
             f"mount is {config.mount!r} with workers_in_process, but its ranks must be processes: omit "
             "--workers-in-process, or use --mount whole"
         )
+    check_hierarchy(config)
     if here and config.mount == "fsdp":
         check_ranks(config.shards, config.world_size)
+    if here and config.hierarchy == "node" and config.ranks_per_node is not None:
+        neighbours(config.world_size, config.ranks_per_node)
     if here and not config.oversubscribe:
         _check_ranks(config)
     _check_model(config)

@@ -18,6 +18,7 @@ from sage import storage
 from sage.config import Config, recorded
 from sage.output.text import clean_text
 from sage.train import checkpoint
+from sage.train.levels import PART
 from sage.train.optim import floating
 from sage.train.schedules import count_steps
 from sage.train.training import TrainingState
@@ -27,7 +28,7 @@ SUMMED = ("residual_N", "velocity_N")
 
 SAME = [
     *("model", "model_options", "reducer", "memory", "min_compress"),
-    *("optimizer", "adamw_names", "mount", "shards", "outer_by_lr"),
+    *("optimizer", "adamw_names", "mount", "shards", "hierarchy", "ranks_per_node", "outer_by_lr"),
 ]
 """Settings that a run must share with the run that it continues from."""
 
@@ -197,9 +198,14 @@ def _shared_out(nearest: State, taken_over: list[State]) -> State:
     """Return a rank's error-feedback state: that of `nearest`, but with `SUMMED` summed over `taken_over`.
 
     The state may be divided by parameter.
+
+    Raises:
+        ValueError: The states are of different parts of the gradient.
     """
     feedback = dict(nearest)
     for name, was in nearest.items():
+        if name == PART and any(theirs[name] != was for theirs in taken_over):
+            raise ValueError("the ranks whose residuals would be added have different parts of the gradient")
         if isinstance(was, dict):
             feedback[name] = _shared_out(was, [theirs[name] for theirs in taken_over])
         elif name in SUMMED and isinstance(was, Tensor):

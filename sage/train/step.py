@@ -89,6 +89,11 @@ def take(training: TrainingState, batches: list[Batch]) -> None:
         "wire_sent": ledger.sent,
         "wire_received": ledger.received,
     }
+    if config.hierarchy != "flat":
+        fields |= {
+            "wire_sent_in_node": ledger.sent_in_node,
+            "wire_received_in_node": ledger.received_in_node,
+        }
     training.metrics.add_step(fields)
     training.step += 1
 

@@ -18,6 +18,8 @@ from gloo import Group
 from sockets import tcp_bytes
 
 from sage.comm.ledger import Entry, Ledger, tree_broadcast
+from sage.comm.packing import divide
+from sage.comm.pieces import gather_pieces, scatter_sum
 from sage.comm.rendezvous import local_places
 from sage.comm.threads import simulate
 from sage.comm.transport import GUARD_BYTES
@@ -38,6 +40,10 @@ def uneven(wire: Wire) -> None:
     """1, 2, 3 … values of 2 bytes and as many indices of 4."""
     n = 1 + wire.rank
     wire.gather_uneven(values=torch.ones(n).half(), indices=torch.arange(n).int())
+
+
+def lengths_of(wire: Wire) -> list[int]:
+    return [4, 3, 2] if wire.world_size == 3 else [9]
 
 
 BY_HAND: dict[str, tuple[Callable[[Wire], Any], Callable[[int], tuple[dict[str, int], int, int]]]] = {
@@ -109,6 +115,15 @@ BY_HAND: dict[str, tuple[Callable[[Wire], Any], Callable[[int], tuple[dict[str, 
         lambda wire: wire.reduce_scatter(torch.ones(wire.world_size, 4).double()),
         lambda rank: ({"values": 96}, 64, 64),
     ),
+    # Pieces of 4, 3 and 2 elements; with one rank the whole.
+    "scatter_sum": (
+        lambda wire: scatter_sum(wire, torch.ones(9).half(), lengths_of(wire)),
+        lambda rank: ({"values": 18}, 18 - 2 * (4 - rank), 2 * 2 * (4 - rank)),
+    ),
+    "gather_pieces": (
+        lambda wire: gather_pieces(wire, torch.ones(9).half(), lengths_of(wire)),
+        lambda rank: ({"values": 2 * (4 - rank)}, 18 - 2 * (4 - (rank + 1) % 3), 18 - 2 * (4 - rank)),
+    ),
     "all_to_all": (
         lambda wire: wire.all_to_all(torch.ones(wire.world_size, 4).byte(), kind="codes"),
         lambda rank: ({"codes": 12}, 8, 8),
@@ -166,10 +181,10 @@ def test_a_snapshot_does_not_change_and_since_returns_the_difference_to_it() -> 
     ledger.add("sum", {"values": 40, "scales": 4}, (80, 70), 0.5)
     before = ledger.copy()
     ledger.add("sum", {"values": 8}, (16, 15), 0.25)
-    ledger.add("gather", {"indices": 2, "padding": 0}, (4, 3), 1.0)
+    ledger.add("gather", {"indices": 2, "padding": 0}, (4, 3), 1.0, in_node=True)
     assert before == Ledger(Counter(values=40, scales=4), 80, 70, Counter(sum=1), 0.5)
     assert ledger.since(before) == Ledger(
-        Counter(values=8, indices=2), 20, 18, Counter(sum=1, gather=1), 1.25
+        Counter(values=8, indices=2), 20, 18, Counter(sum=1, gather=1), 1.25, 4, 3
     )
     assert ledger.since(ledger.copy()) == Ledger()
     assert ledger.since(Ledger()) == ledger
@@ -252,6 +267,14 @@ OPS: dict[str, tuple[Callable[[Wire, int], Any], Callable[[int, int], int]]] = {
     ),
     "reduce_scatter": (
         lambda wire, n: wire.reduce_scatter(torch.ones(wire.world_size, n // wire.world_size)),
+        lambda size, w: w * (w - 1),
+    ),
+    "scatter_sum": (
+        lambda wire, n: scatter_sum(wire, torch.ones(n), divide(n, wire.world_size)),
+        lambda size, w: w * (w - 1),
+    ),
+    "gather_pieces": (
+        lambda wire, n: gather_pieces(wire, torch.ones(n), divide(n, wire.world_size)),
         lambda size, w: w * (w - 1),
     ),
     "all_to_all": (

@@ -87,6 +87,18 @@ def test_shards_that_do_not_divide_the_ranks_of_a_run_are_refused_before_it_is_s
         sweep('workload = "digits-ff"\nworld_size = [2, 3]\nmount = "fsdp"\nshards = 2')
 
 
+def test_hierarchies_are_runs_of_their_own_and_nodes_must_divide_the_ranks(sweep: Any) -> None:
+    text = 'workload = "digits-ff"\nreducer = "exact"\nworld_size = 4\nhierarchy = ["flat", "node"]\n'
+    found = sweep(f"{text}ranks_per_node = 2")
+    node: dict[str, Any] = {"hierarchy": "node", "ranks_per_node": 2}
+    assert folders(found.configs) == [
+        alone(reducer="exact", world_size=4),
+        alone(reducer="exact", world_size=4, **node),
+    ]
+    with pytest.raises(ValueError, match="ranks_per_node is 3, but 4 ranks cannot be divided into nodes"):
+        sweep(f"{text}ranks_per_node = 3")
+
+
 def test_a_reducers_options_expand_only_its_own_runs(sweep: Any) -> None:
     found = sweep(
         'workload = "digits-ff"\nreducer = ["exact", "topk", "gtopk"]\n'

@@ -13,6 +13,8 @@ from launcher import Brake, Launcher, assert_same_run, is_gone, newest, records,
 # Five steps an epoch and several buckets or units, with a residual, and checkpoints in the middle of epochs.
 FF = "digits-ff --bucket-mb 0.02 --reducer topk --steps 14 --checkpoint-every 4 --data.limit-train 320"
 DDP, FSDP = f"{FF} --mount ddp", f"{FF} --mount fsdp"
+# Two nodes of two ranks; without buckets.
+NODE = f"{FF.replace('--bucket-mb 0.02 ', '')} --hierarchy node --ranks-per-node 2 --world-size 4"
 # Running statistics, momentum before the reduction, an average of the model; three ranks, or two shards.
 CNN = (
     "digits --bucket-mb 0.1 --reducer exact --steps 12 --checkpoint-every 4 --batch-size 8 "
@@ -50,6 +52,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
     ("argv", "at", "saved", "ranks"),
     [
         pytest.param(DDP, 11, 8, 2, id="ddp-ff"),
+        pytest.param(NODE, 11, 8, 4, id="node-ff"),
         pytest.param(DDP_CNN, 9, 8, 3, id="ddp-cnn"),
         pytest.param(DDP_LSTM, 3, 2, 2, id="ddp-lstm"),
         pytest.param(DDP_GPT, 5, 4, 2, id="ddp-gpt"),
@@ -177,6 +180,9 @@ OF_BOTH = {
             "--shards 2 --shard-reduce int4 --shard-node 3",
             "shard_node is 3, but 2 shards cannot be divided into nodes of 3: allowed are 1, 2",
         ),
+        (FSDP, "--hierarchy node", "mount 'fsdp', which has --shards for the ranks of a node"),
+        (NODE, "--world-size 3", "ranks_per_node is 2, but 3 ranks cannot be divided into nodes of 2 ranks"),
+        (NODE, "--hierarchy flat", "--ranks-per-node is 2, but the hierarchy is flat: add --hierarchy node"),
     ],
 )
 def test_settings_that_the_mount_does_not_support_are_refused_in_one_line(

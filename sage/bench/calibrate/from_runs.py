@@ -134,6 +134,11 @@ def _read(folder: Path) -> Run:
             f"{folder} has local_steps {config.local_steps}, so most of its steps reduce nothing: name runs "
             "without local updates"
         )
+    if config.hierarchy != "flat":
+        raise ValueError(
+            f"{folder} has the hierarchy {config.hierarchy}, whose reducers see a part of the gradient: name "
+            "runs of the hierarchy flat"
+        )
     steps = [record for record in read_metrics(folder) if record["kind"] == "step"]
     return Run(folder, config, manifest, [step for step in steps if step["step"] >= WARM_UP])
 
