@@ -7,7 +7,7 @@ passes its own gradient, and `step()` is a collective call.
 # N = elements of all parameters, W = ranks
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -54,6 +54,8 @@ class ReducingOptimizer(Recorded):
         sage.comm.transport.WireError: if not all ranks arrive within the timeout.
     """
 
+    own_is_averaged = False
+    """Whether other numbers of ranks continue with the mean of the states of all ranks; otherwise with 0."""
     _step_supports_amp_scaling = True  # torch.amp.GradScaler then calls step() on all ranks, also to skip it
 
     def __init__(
@@ -180,9 +182,11 @@ class ReducingOptimizer(Recorded):
             ValueError: if it is that of other parameters or of another optimiser.
         """
         states = state_dict["state"]
-        for number, (p, span) in enumerate(zip(self.parameters, self.layout.spans, strict=True)):
+        # Numbers in torch's own state dictionary, names in that of torch.distributed.checkpoint.
+        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+        for key, p, span in zip(keys, self.parameters, self.layout.spans, strict=False):
             shapes = {name: list(x.shape) for name, x in self.state[p].items()}
-            given = {name: list(torch.as_tensor(x).shape) for name, x in states.get(number, {}).items()}
+            given = {name: list(torch.as_tensor(x).shape) for name, x in states.get(key, {}).items()}
             if given != shapes:
                 raise ValueError(
                     f"the state of {span.name} has the shapes {given}; expected {shapes}: load the state of "
@@ -200,8 +204,9 @@ class ReducingOptimizer(Recorded):
     # State of this rank.
 
     def own_state_dict(self) -> dict[str, Any]:
-        """Return the state of this rank, which differs between ranks; save it once per rank."""
-        return {"rank": self.wire.rank, "world_size": self.wire.world_size, **self.own}
+        """Return a copy of the state of this rank, which differs between ranks; save it once per rank."""
+        copies = {name: x.clone() for name, x in self.own.items()}  # which `load_state_dict` does not reset
+        return {"rank": self.wire.rank, "world_size": self.wire.world_size, **copies}
 
     @torch.no_grad()
     def load_own_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -220,6 +225,17 @@ class ReducingOptimizer(Recorded):
             )
         for name, x in self.own.items():
             x.copy_(state[name])
+
+    def averaged_own_state(self, states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the mean of what `own_state_dict()` returned on all ranks, as the state of this rank."""
+        sums = {name: torch.zeros_like(x) for name, x in self.own.items()}
+        count = 0
+        for state in states:
+            count += 1
+            for name, x in sums.items():
+                x += state[name].to(x.device)
+        means = {name: x / max(1, count) for name, x in sums.items()}
+        return {"rank": self.wire.rank, "world_size": self.wire.world_size, **means}
 
     @torch.no_grad()
     def reset_own(self) -> None:

@@ -113,8 +113,12 @@ def from_another(training: TrainingState) -> str:
         _restore_shared(training, shared)
         mine = {**nearest, "feedback": feedback}
         mine.pop("shards", None)  # of the other run's units, and of few steps: it begins anew
-        if ranks != wire.world_size:  # what an optimiser has for each rank begins anew
+        exchanging = training.exchanging
+        if ranks != wire.world_size and exchanging is not None:  # its state is that of other ranks
             mine.pop("optimizer", None)
+            if exchanging.own_is_averaged:
+                every = (checkpoint.load_own(path, rank)["optimizer"] for rank in range(ranks))
+                mine["optimizer"] = exchanging.averaged_own_state(every)
         _restore_own(training, mine)
     per_epoch, _ = count_steps(before, training.data)
     training.step = round(shared["step"] / per_epoch * training.steps_per_epoch)
@@ -127,8 +131,10 @@ def from_another(training: TrainingState) -> str:
     if ranks == wire.world_size:
         return f"{path}, of {ranks_before} too"
     what = "the sum of their residuals is this run's"
-    if training.exchanging is not None:
+    if exchanging is not None:
         what = "what the optimiser keeps for each rank begins anew"
+        if exchanging.own_is_averaged:
+            what = "the mean of what the optimiser keeps for each rank is this run's"
     if lost:
         what += f", and their last {lost} local steps are lost"
     return f"{path}, of {ranks_before}: {what}"
