@@ -3,6 +3,7 @@
 from typing import Any
 
 from sage.optim.demo import DeMo as DeMo
+from sage.optim.dion import Dion as Dion
 from sage.optim.onebit_adam import OneBitAdam as OneBitAdam
 from sage.optim.zeroone_adam import ZeroOneAdam as ZeroOneAdam
 
