@@ -85,6 +85,12 @@ OTHER: dict[str, Any] = {
     "var_update_scaler": 4,
     "local_step_scaler": 64,
     "local_step_clipper": 8,
+    "demo_decay": 0.9,
+    "demo_k": 8,
+    "demo_edge": 32,
+    "demo_average": True,
+    "demo_values": "fp32",
+    "rank_fraction": 0.25,
     "adjust_lr_fn": "match_rms_adamw",
     "clip_local_by_world": True,
     "amp": "bf16",
@@ -324,6 +330,16 @@ def test_an_invalid_value_is_refused_with_what_is_allowed(field: str, value: Any
                 ({"weight_decay": 0.1, "weight_decay_at": "before"}, "of onebit-adam is decoupled"),
             )
         ),
+        *(
+            ({"optimizer": optimizer, "reducer": "exact", **wrong}, says)
+            for optimizer in ("demo", "dion")
+            for wrong, says in (
+                ({"reducer": "topk"}, f"optimizer is '{optimizer}', .* use --reducer exact"),
+                ({"grouping": "layer"}, "grouping is 'layer', .* leave --grouping out"),
+                ({"momentum_at": "before"}, f"'{optimizer}', which has a momentum of its own"),
+            )
+        ),
+        ({"optimizer": "dion", "momentum_kind": "nesterov"}, "no variant of Nesterov: use .* heavy-ball"),
         (
             {"decay_embeddings": False, "weight_decay": 0.1, "weight_decay_at": "before"},
             "decay_embeddings false, which is only supported after the reduction",
@@ -521,13 +537,12 @@ def test_an_option_of_a_reducer_may_not_have_the_name_of_a_setting_of_a_run(
 
 
 def test_every_field_has_a_docstring() -> None:
-    (body,) = (
-        node.body for node in ast.parse(inspect.getsource(Config)).body if isinstance(node, ast.ClassDef)
-    )
-    for line, below in zip(body, body[1:], strict=False):
-        if isinstance(line, ast.AnnAssign):
-            assert isinstance(below, ast.Expr), ast.unparse(line)
-            assert isinstance(below.value, ast.Constant), ast.unparse(line)
+    trees = [ast.parse(inspect.getsource(each)) for each in Config.__mro__[:-1]]
+    for body in (node.body for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)):
+        for line, below in zip(body, body[1:], strict=False):
+            if isinstance(line, ast.AnnAssign):
+                assert isinstance(below, ast.Expr), ast.unparse(line)
+                assert isinstance(below.value, ast.Constant), ast.unparse(line)
 
 
 @pytest.mark.parametrize("name", workloads())

@@ -121,22 +121,22 @@ def workloads() -> str:
 
 def configuration() -> str:
     """A table of the fields of a run's configuration: values, default, meaning, whether the hash has it."""
-    tree = ast.parse(inspect.getsource(config.Config)).body[0]
-    assert isinstance(tree, ast.ClassDef)
+    trees = [ast.parse(inspect.getsource(each)).body[0] for each in config.Config.__mro__[:-1]]
     meanings: dict[str, str] = {}
     last = ""
-    for node in tree.body:
+    for node in (node for tree in trees if isinstance(tree, ast.ClassDef) for node in tree.body):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             last = node.target.id
         elif last and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             meanings[last] = str(node.value.value)
             last = ""
     rows = ["| key | values | default | in the hash | meaning |", "|---|---|---|---|---|"]
-    for name, annotation in config.annotations().items():
+    for name, meaning in meanings.items():
+        annotation = config.annotations()[name]
         default = getattr(config.Config, name, inspect.Parameter.empty)
         shown = "" if default is inspect.Parameter.empty else f"`{_plain(default) or '()'}`"
         counts = "no" if config.NOT_HASHED in get_args(annotation) else "yes"
-        rows.append(f"| `{name}` | {kind(annotation)} | {shown} | {counts} | {_cell(meanings[name])} |")
+        rows.append(f"| `{name}` | {kind(annotation)} | {shown} | {counts} | {_cell(meaning)} |")
     return "\n".join(rows)
 
 

@@ -180,13 +180,13 @@ def options_of(base: Config) -> list[Option]:
     options = [
         Option(
             name,
-            annotation,
+            annotations()[name],
             getattr(base, name),
-            texts[name],
+            text,
             group=sections[name],
             suggestions=SUGGESTED.get(name),
         )
-        for name, annotation in annotations().items()
+        for name, text in texts.items()
         if name not in HIDDEN
     ]
     for part, found in part_options(base, from_source=True).items():
@@ -222,18 +222,19 @@ def _named_parts(args: Sequence[str]) -> dict[str, str]:
 
 @cache
 def _documented() -> tuple[dict[str, str], dict[str, str]]:
-    """Return the section and the docstring of each field of Config, by field name."""
-    source = textwrap.dedent(inspect.getsource(Config))
-    sections, section = {}, "Run"
-    for line in source.splitlines():
-        if title := re.fullmatch(r"    # ([A-Z][^.]*)", line):
-            section = title[1]
-        elif name := re.match(r"    (\w+): ", line):
-            sections[name[1]] = section
-    (body,) = (node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
-    texts = {}
-    for field, text in zip(body, body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            doc = ast.literal_eval(text.value) if isinstance(text, ast.Expr) else ""
-            texts[field.target.id] = " ".join(str(doc).split())
+    """Return the section and the docstring of each field of Config, by field name; inherited fields last."""
+    sections: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    for kind in Config.__mro__[:-1]:
+        source, section = textwrap.dedent(inspect.getsource(kind)), "Run"
+        for line in source.splitlines():
+            if title := re.fullmatch(r"    # ([A-Z][^.]*)", line):
+                section = title[1]
+            elif name := re.match(r"    (\w+): ", line):
+                sections[name[1]] = section
+        (body,) = (node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+        for field, text in zip(body, body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                doc = ast.literal_eval(text.value) if isinstance(text, ast.Expr) else ""
+                texts[field.target.id] = " ".join(str(doc).split())
     return sections, texts

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-EXCHANGING = ("onebit-adam", "zeroone-adam")
+EXCHANGING = ("onebit-adam", "zeroone-adam", "demo", "dion")
 """Optimisers whose ranks exchange what they step with, so that no gradient is reduced (`sage.optim`)."""
 
 FREEZING = ("onebit-adam", "zeroone-adam")
 """Those whose second moment is frozen after `freeze_step` steps."""
+
+UNGROUPED = ("demo", "dion")
+"""Those of them that have no scale for a group of elements."""
 
 DECOUPLED = ("adamw", "muon", "signum", *EXCHANGING)
 """Optimisers whose weight decay is subtracted from the parameters and never added to a gradient."""
@@ -87,8 +90,14 @@ def _check_exchange(config: Mapping[str, Any]) -> None:
             f"optimizer is {optimizer!r} without freeze_step: set --freeze-step to the number of steps "
             "until the second moment is frozen, at least those of the warm-up"
         )
+    if optimizer == "dion" and config["momentum_kind"] == "nesterov":
+        raise ValueError(
+            "optimizer is 'dion', whose momentum has no variant of Nesterov: use --momentum-kind heavy-ball"
+        )
     if optimizer not in EXCHANGING:
         return
+    groupings: tuple[str | None, ...] = (None,) if optimizer in UNGROUPED else (None, "model", "layer")
+    remedy = "leave --grouping out" if optimizer in UNGROUPED else "use --grouping model or layer"
     wrong = {
         "reducer": (config["reducer"] != "exact", "which is not called: use --reducer exact"),
         "mount": (config["mount"] != "whole", "which reduces gradients: use --mount whole"),
@@ -98,8 +107,8 @@ def _check_exchange(config: Mapping[str, Any]) -> None:
             "but no rank has the mean gradient: use --clip-global none, or --clip-local for each rank's",
         ),
         "grouping": (
-            config["grouping"] not in (None, "model", "layer"),
-            "which the optimiser does not have: use --grouping model or layer",
+            config["grouping"] not in groupings,
+            f"which the optimiser does not have: {remedy}",
         ),
     }
     for name, (is_wrong, why) in wrong.items():

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 
 from .. import registry
 from ..validate import LATER, Range, coerce, known
+from .exchange_options import ExchangeOptions
 from .fields import NOT_HASHED as NOT_HASHED
 from .fields import Count as Count
 from .fields import Fraction, NotNegative, Positive, Seconds, annotations_of, default_of, marked
@@ -30,7 +31,7 @@ from .shards import ShardGather, ShardReduce, check_node, unused
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ExchangeOptions):
     """All settings that determine the result of a run, and the location of its files.
 
     >>> from dataclasses import replace
@@ -76,8 +77,10 @@ class Config:
     """Samples (or text streams) per rank and batch."""
     accumulate: Count = 1
     """Number of batches whose gradients are averaged for one optimiser step (gradient accumulation)."""
-    optimizer: Literal["sgd", "adam", "adamw", "muon", "signum", "onebit-adam", "zeroone-adam"] = "sgd"
-    """The optimiser; muon: for matrices, AdamW for the rest; onebit-adam, zeroone-adam: --reducer exact."""
+    optimizer: Literal[
+        "sgd", "adam", "adamw", "muon", "signum", "onebit-adam", "zeroone-adam", "demo", "dion"
+    ] = "sgd"
+    """The optimiser; muon, dion: for matrices, AdamW for the rest; the last four need --reducer exact."""
     lr: Positive = 0.1
     """The learning rate, before --lr-scale and the schedule."""
     lr_scale: NotNegative = 0.0
@@ -104,7 +107,7 @@ class Config:
     decay_from: NotNegative = 6.0
     """Decay schedule: epoch until which the learning rate is constant."""
     momentum: Fraction = 0.9
-    """Momentum of SGD, Muon and Signum."""
+    """Momentum of SGD, Muon, Signum and Dion."""
     momentum_kind: Literal["heavy-ball", "nesterov", "none"] = "heavy-ball"
     """Variant of this momentum."""
     momentum_at: Literal["before", "after"] = "after"
@@ -125,24 +128,14 @@ class Config:
     adam_eps: Annotated[Positive, LATER] = 1e-8
     """Added to the denominator of Adam and AdamW (eps in torch)."""
     adamw_lr: Annotated[Positive | None, LATER] = None
-    """With --optimizer muon: learning rate of parameters that AdamW updates; if omitted, --lr."""
+    """With --optimizer muon or dion: learning rate of parameters that AdamW updates; if omitted, --lr."""
     adamw_names: Annotated[tuple[str, ...] | None, LATER] = None
-    """With --optimizer muon: parameters besides embeddings and those that are no matrices that AdamW updates,
+    """With muon or dion: parameters besides embeddings and those that are no matrices that AdamW updates,
     as patterns such as head.*; if omitted, the last linear layer."""
     ns_steps: Annotated[int, Range(1, 99), LATER] = 5
     """With --optimizer muon: number of Newton-Schulz iterations."""
     adjust_lr_fn: Annotated[Literal["original", "match_rms_adamw", "spectral_unclamped"], LATER] = "original"
     """With --optimizer muon: how the learning rate depends on a matrix's shape, as in torch.optim.Muon."""
-    freeze_step: Annotated[Count | None, LATER] = None
-    """With --optimizer onebit-adam or zeroone-adam: step after which the second moment is frozen."""
-    bias_correction: Annotated[bool, LATER] = False
-    """With --optimizer onebit-adam: whether the moments are corrected, as in Adam."""
-    var_update_scaler: Annotated[Count, LATER] = 16
-    """With --optimizer zeroone-adam: updates of the second moment after which the gap between two doubles."""
-    local_step_scaler: Annotated[Count, LATER] = 32678
-    """With --optimizer zeroone-adam: local steps after which the gap between synchronisations doubles."""
-    local_step_clipper: Annotated[Count, LATER] = 16
-    """With --optimizer zeroone-adam: the largest gap between synchronisations."""
     clip_local: Positive | None = None
     """Clip each rank's gradient to this norm before the reduction."""
     clip_local_by_world: bool = False

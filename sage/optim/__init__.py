@@ -7,5 +7,5 @@ from sage.optim.dion import Dion as Dion
 from sage.optim.onebit_adam import OneBitAdam as OneBitAdam
 from sage.optim.zeroone_adam import ZeroOneAdam as ZeroOneAdam
 
-BY_NAME: dict[str, Any] = {each.name: each for each in (OneBitAdam, ZeroOneAdam)}
+BY_NAME: dict[str, Any] = {each.name: each for each in (OneBitAdam, ZeroOneAdam, DeMo, Dion)}
 """The optimisers by their names in `sage run --optimizer`."""

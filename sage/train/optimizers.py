@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sage import optim
 from sage.comm.wire import Wire
 from sage.train.muon import Group, MuonWithAdamW
-from sage.train.parameter_rules import decays, embeddings, muon_matrices
+from sage.train.parameter_rules import decays, embeddings, hidden_matrices
 from sage.train.signum import Signum
 
 
@@ -51,13 +51,13 @@ def build_optimizer(
         kind: The name of the optimiser.
         lr: The learning rate.
         trained: The tensors to update, in the order of the model's parameters; None: the parameters.
-        momentum, nesterov: Options of SGD, Signum and Muon.
+        momentum, nesterov: Options of SGD, Signum, Muon and, without nesterov, Dion.
         weight_decay: The weight decay.
         decay_norms: Whether one-dimensional parameters (scales and shifts of the norms, biases) have it too.
         decay_embeddings: Whether the parameters of embedding layers have it too.
-        betas, eps: Options of Adam and AdamW, also of Muon's AdamW.
-        adamw_lr: With Muon: the learning rate of the parameters that AdamW updates; None: `lr`.
-        adamw_names: With Muon: see `muon_matrices`.
+        betas, eps: Options of Adam and AdamW, also of Muon's and Dion's AdamW.
+        adamw_lr: With Muon and Dion: the learning rate of the parameters that AdamW updates; None: `lr`.
+        adamw_names: With Muon and Dion: see `hidden_matrices`.
         ns_steps, adjust_lr_fn: Options of Muon.
         wire: The communicator of an optimiser that communicates.
         exchange: The further options of such an optimiser.
@@ -77,6 +77,15 @@ def build_optimizer(
             {"params": [named[name] for name in undecayed], "weight_decay": 0.0},
         ]
 
+    def matrices_and_others() -> tuple[list[Group], list[Group]]:
+        matrices = hidden_matrices(model, adamw_names=adamw_names, optimizer=kind)
+        ratio = 1.0 if adamw_lr is None else adamw_lr / lr
+        others = groups([name for name in names if name not in matrices])
+        return (
+            groups([name for name in names if name in matrices]),
+            [{**group, "lr_ratio": ratio} for group in others],
+        )
+
     match kind:
         case "sgd":
             return torch.optim.SGD(groups(names), lr=lr, momentum=momentum, nesterov=nesterov, foreach=True)
@@ -87,11 +96,8 @@ def build_optimizer(
         case "signum":
             return Signum(groups(names), lr=lr, momentum=momentum, nesterov=nesterov)
         case "muon":
-            matrices = muon_matrices(model, adamw_names=adamw_names)
-            ratio = 1.0 if adamw_lr is None else adamw_lr / lr
             return MuonWithAdamW(
-                groups([name for name in names if name in matrices]),
-                [{**group, "lr_ratio": ratio} for group in groups([n for n in names if n not in matrices])],
+                *matrices_and_others(),
                 lr=lr,
                 momentum=momentum,
                 nesterov=nesterov,
@@ -100,6 +106,19 @@ def build_optimizer(
                 betas=betas,
                 eps=eps,
             )
+        case "dion":
+            matrices, others = matrices_and_others()
+            return optim.Dion(
+                [*matrices, *({**group, "algorithm": "adamw"} for group in others)],
+                lr=lr,
+                momentum=momentum,
+                betas=betas,
+                eps=eps,
+                wire=wire,
+                **(exchange or {}),
+            )
+        case "demo":
+            return optim.DeMo(groups(names), lr=lr, wire=wire, **(exchange or {}))
         case _ if kind in optim.BY_NAME:
             make = optim.BY_NAME[kind]
             return make(groups(names), lr=lr, betas=betas, eps=eps, wire=wire, **(exchange or {}))

@@ -1,4 +1,4 @@
-"""Which parameters get weight decay, and which of them Muon updates."""
+"""Which parameters get weight decay, and which of them Muon and Dion update."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -26,13 +26,16 @@ def last_linear(model: nn.Module) -> set[str]:
     return _names_of(model, [m for m in model.modules() if isinstance(m, nn.Linear)][-1:])
 
 
-def muon_matrices(model: nn.Module, *, adamw_names: Sequence[str] | None) -> set[str]:
-    """Return the names of the parameters that Muon updates: matrices, but not embeddings and the head.
+def hidden_matrices(
+    model: nn.Module, *, adamw_names: Sequence[str] | None, optimizer: str = "muon"
+) -> set[str]:
+    """Return the names of the parameters of Muon and Dion: matrices, but not embeddings and the head.
 
     Args:
         model: The model.
         adamw_names: Patterns such as `head.*`, of names of parameters that AdamW updates; they replace the
             rule that the head is the linear layer that was registered last.
+        optimizer: The name of the optimiser, for messages.
 
     Raises:
         ValueError: A pattern matches no parameter, or no matrix is left.
@@ -53,8 +56,8 @@ def muon_matrices(model: nn.Module, *, adamw_names: Sequence[str] | None) -> set
     matrices = {name for name, p in named.items() if p.dim() == 2 and name not in others}
     if not matrices:
         raise ValueError(
-            "optimizer is 'muon', but the model has no matrix (2-D parameter) besides embeddings, the last "
-            "linear layer and those of --adamw-names: use --optimizer adamw"
+            f"optimizer is {optimizer!r}, but the model has no matrix (2-D parameter) besides embeddings, "
+            "the last linear layer and those of --adamw-names: use --optimizer adamw"
         )
     return matrices
 

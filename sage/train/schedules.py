@@ -90,6 +90,11 @@ def exchange_options(config: Config) -> dict[str, Any]:
         case "zeroone-adam":
             names = ("freeze_step", "var_update_scaler", "local_step_scaler", "local_step_clipper")
             return {**{name: getattr(config, name) for name in names}, "grouping": grouping}
+        case "demo":
+            of_demo = ("decay", "k", "edge", "average", "values")
+            return {name: getattr(config, f"demo_{name}") for name in of_demo}
+        case "dion":
+            return {"rank_fraction": config.rank_fraction, "seed": config.seed}
     return {}
 
 

