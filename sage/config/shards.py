@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 ShardReduce = Literal["exact", "bf16", "fp8", "int8", "int4", "loco", "sdp4bit"]
-ShardGather = Literal["exact", "bf16", "fp8", "int8"]
+ShardGather = Literal["exact", "bf16", "fp8", "int8", "sdp4bit"]
 """Formats of FSDP2's collectives; `sage.reduction.shard_formats` defines them."""
 
 FORMATS = ("shard_reduce", "shard_gather", "shard_block", "shard_node")

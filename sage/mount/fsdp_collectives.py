@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 
-from sage.reduction.shard_exchange import AllGather, ReduceScatter
+from sage.reduction.shard_exchange import ReduceScatter
+from sage.reduction.shard_gather import AllGather
 
 
 class ShardGather(DefaultAllGather):

@@ -16,8 +16,9 @@ from sage.comm.ledger import Ledger
 from sage.comm.wire import Wire
 from sage.mount.base import check_same
 from sage.mount.fsdp_collectives import ShardGather, ShardScatter
-from sage.reduction.shard_exchange import AllGather, ReduceScatter, ShardOptions
+from sage.reduction.shard_exchange import ShardOptions
 from sage.reduction.shard_formats import GatherFormat, ReduceFormat
+from sage.reduction.shard_unit import ShardUnit
 
 Unit = tuple[str, FSDPModule, FSDPParamGroup]
 """A wrapped module's name, itself, and its group of parameters."""
@@ -34,7 +35,7 @@ class ShardComm:
 
     def __init__(
         self,
-        units: Mapping[str, tuple[FSDPModule, AllGather, ReduceScatter]],
+        units: Mapping[str, tuple[FSDPModule, ShardUnit]],
         wires: Sequence[Wire],
         device: torch.device,
     ) -> None:
@@ -47,17 +48,25 @@ class ShardComm:
 
         Needed only with a loss scale that changes; call it before each backward.
         """
-        for _, _, scatter in self._units.values():
-            scatter.set_loss_scale(loss_scale)
+        for _, unit in self._units.values():
+            unit.scatter.set_loss_scale(loss_scale)
 
     def drop_errors(self) -> None:
         """Set the errors of `loco` to 0, as after a step that was skipped because it overflowed."""
-        for _, _, scatter in self._units.values():
-            scatter.drop_errors()
+        for _, unit in self._units.values():
+            unit.scatter.drop_errors()
+
+    def forget(self) -> None:
+        """Begin anew after the parameters were replaced: errors are 0, `sdp4bit` sends all of them once.
+
+        Call it on every rank.
+        """
+        for _, unit in self._units.values():
+            unit.forget()
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """State of this rank by name of the wrapped module, to be saved with the model; ranks differ."""
-        return {name: scatter.state_dict() for name, (_, _, scatter) in self._units.items()}
+        return {name: unit.state_dict() for name, (_, unit) in self._units.items()}
 
     def load_state_dict(self, saved: Mapping[str, Mapping[str, Any]]) -> None:
         """Restore what `state_dict` returned on this rank.
@@ -70,12 +79,12 @@ class ShardComm:
                 f"the state is that of the modules {', '.join(map(repr, saved)) or 'none'}, and fully_shard "
                 f"has wrapped {', '.join(map(repr, self._units))}: load it into the model it was saved from"
             )
-        for name, (_, _, scatter) in self._units.items():
-            scatter.load_state_dict(saved[name], self._device)
+        for name, (_, unit) in self._units.items():
+            unit.load_state_dict(saved[name], self._device)
 
     def close(self) -> None:
         """Wait for every rank, then give the model FSDP2's own collectives back."""
-        for module, _, _ in self._units.values():
+        for module, _ in self._units.values():
             module.set_custom_all_gather(DefaultAllGather())
             module.set_custom_reduce_scatter(DefaultReduceScatter())
         for wire in self._wires:
@@ -107,9 +116,10 @@ def shard_comm(
     Args:
         model: The model; its wrapped modules are found automatically.
         reduce_scatter: Format of gradients: exact, bf16, fp8, int8, int4, loco or sdp4bit.
-        all_gather: Format of parameters: exact, bf16, fp8 or int8. Every rank computes with the decoded ones;
-            the optimiser's stay as they are.
-        block: Elements that share a scale; by default 256, in `sdp4bit` 128.
+        all_gather: Format of parameters: exact, bf16, fp8, int8 or sdp4bit. Every rank computes with the
+            decoded ones; the optimiser's stay as they are.
+        block: Elements that share a scale; by default 256, in `sdp4bit` 128 of gradients and 2,048 of
+            parameters.
         node: Neighbouring ranks of a node: gradients are added within nodes first, and encoded again.
         beta, reset_every: β and T of `loco`.
         seed: Seed of the random rounding of `sdp4bit`.
@@ -139,17 +149,16 @@ def shard_comm(
     made = {}
     for number, (name, module, parameters) in enumerate(units):
         whole, levels = wires.of(parameters)
-        gather, scatter = AllGather(options, whole), ReduceScatter(options, whole, levels, unit=number)
-        made[name] = module, gather, scatter
+        made[name] = module, ShardUnit(options, whole, levels, number)
     lines = [str(options)]
     lines += [
         f"{name}: {p._param_fqn} {[*p._orig_size]}" for name, _, group in units for p in group.fsdp_params
     ]
     for whole in wires.whole:
         check_same(whole, lines)
-    for module, gather, scatter in made.values():
-        module.set_custom_all_gather(ShardGather(gather))
-        module.set_custom_reduce_scatter(ShardScatter(scatter))
+    for module, unit in made.values():
+        module.set_custom_all_gather(ShardGather(unit.gather))
+        module.set_custom_reduce_scatter(ShardScatter(unit.scatter))
     return ShardComm(made, wires.all, device)
 
 

@@ -1,4 +1,4 @@
-"""Reduce-scatter and all-gather of shards in compressed formats, in one level or in two.
+"""Reduce-scatter of shards in compressed formats, in one level or in two.
 
 Two levels (ZeRO++'s qgZ, Wang et al., 2023; SDP4Bit, Jia et al., 2024): with W = L·M ranks, of which M
 neighbours form a node, a rank first sends to each rank m of its node the L rows for the ranks m of all nodes.
@@ -14,25 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sage import ops
 from sage.comm.wire import Wire
 from sage.reduction.loco import LocoError
 from sage.reduction.shard_formats import (
+    BLOCK,
     VALUES,
-    Bfloat16,
-    Blocks,
     Format,
     GatherFormat,
     Int4,
     RandomLevels,
     ReduceFormat,
+    by_name,
 )
 from sage.rng import seed_at
 
-BLOCK = 256
-"""Elements that share a scale, by default."""
 SDP4BIT_BLOCK = 128
-"""The same for `sdp4bit`."""
+"""Elements that share a scale in `sdp4bit`'s reduce-scatter, by default."""
 HADAMARD = 32
 """Elements that SDP4Bit's Hadamard transform mixes."""
 
@@ -50,7 +47,7 @@ class ShardOptions:
     all_gather: GatherFormat = "exact"
     """Format of the all-gather of parameters."""
     block: int | None = None
-    """Elements that share a scale; None: 256, for `sdp4bit` 128."""
+    """Elements that share a scale; None: 256, for gradients in `sdp4bit` 128, for parameters 2,048."""
     node: int | None = None
     """Neighbouring ranks of a node, within which gradients are reduced first; None: one level."""
     beta: float = 0.8
@@ -217,30 +214,6 @@ class ReduceScatter:
                 error.load_state_dict(saved["errors"][str(level)], device)
 
 
-class AllGather:
-    """Gives every rank the parameters of all shards.
-
-    Args:
-        options: The format.
-        whole: Wire of all W ranks.
-    """
-
-    def __init__(self, options: ShardOptions, whole: Wire) -> None:
-        self._whole = whole
-        self._format: Format | None = None
-        if options.all_gather != "exact":
-            self._format = _simple(options.all_gather, options.block or BLOCK)
-
-    def __call__(self, x_S: Tensor) -> Tensor:
-        """Return the rows of all ranks (W × S), on all ranks the same; a collective call."""
-        if self._format is None or not x_S.is_floating_point():
-            (rows_WS,) = self._whole.gather(shards=x_S)
-            return rows_WS
-        row = self._format.encode(x_S.float()[None], 0, self._whole.rank)
-        gathered = self._whole.gather(**{kind: part_1[0] for kind, part_1 in row.items()})
-        return self._format.decode(dict(zip(row, gathered, strict=True)), x_S.numel())
-
-
 def _format(options: ShardOptions, *, is_within_node: bool, unit: int) -> Format:
     """The format of one level of the reduce-scatter."""
     match options.reduce_scatter:
@@ -250,13 +223,7 @@ def _format(options: ShardOptions, *, is_within_node: bool, unit: int) -> Format
             seed = seed_at(options.seed, unit)
             return RandomLevels(127 if is_within_node else 7, options.block or SDP4BIT_BLOCK, seed)
         case name:
-            return _simple(name, options.block or BLOCK)
-
-
-def _simple(name: str, block: int) -> Format:
-    """A format that the reduce-scatter and the all-gather share."""
-    codecs = {"fp8": ops.Codec.E4M3, "int8": ops.Codec.INT8}
-    return Blocks(codecs[name], block) if name in codecs else Bfloat16()
+            return by_name(name, options.block or BLOCK)
 
 
 def _error(options: ShardOptions) -> LocoError | None:

@@ -17,7 +17,10 @@ Rows = dict[str, Tensor]
 VALUES, SCALES = "shards", "shard_scales"
 
 ReduceFormat = Literal["exact", "bf16", "fp8", "int8", "int4", "loco", "sdp4bit"]
-GatherFormat = Literal["exact", "bf16", "fp8", "int8"]
+GatherFormat = Literal["exact", "bf16", "fp8", "int8", "sdp4bit"]
+
+BLOCK = 256
+"""Elements that share a scale, by default."""
 
 
 class Format:
@@ -146,3 +149,9 @@ class RandomLevels(Blocks):
         key = seed_at(self._seed, step, rank, self.coding.levels)
         flat_N, sizes = x_WS.reshape(-1), self._sizes(x_WS)
         return self._rows(x_WS, *ops.quantise(flat_N, None, sizes, self.coding, key=key))
+
+
+def by_name(name: str, block: int) -> Format:
+    """Return a format that the reduce-scatter and the all-gather share: bf16, fp8 or int8."""
+    codecs = {"fp8": ops.Codec.E4M3, "int8": ops.Codec.INT8}
+    return Blocks(codecs[name], block) if name in codecs else Bfloat16()

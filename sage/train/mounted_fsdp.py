@@ -102,7 +102,7 @@ class MountedFsdp(MountedBuckets[FsdpBucket]):
     def compute(self, batches: list[Batch], lr: float, *, sampled: bool) -> StepGradient:
         self._lr, self._sampled, self._samples, self._reduced = lr, sampled, [], []
         self._sharded.drop_gradients()
-        self._sharded.begin_step(float(self.loss_scale.scale))
+        self._sharded.begin_step(float(self.loss_scale.scale), may_skip=self.may_skip)
         waited = self.wire.ledger.seconds
         loss = torch.zeros((), device=self.device)
         for batch in batches:
@@ -144,6 +144,8 @@ class MountedFsdp(MountedBuckets[FsdpBucket]):
         super().load_state_dict(state)
         if "shards" in state:
             self._sharded.load_state_dict(state["shards"])
+        else:
+            self._sharded.forget()
 
     def is_finite_here(self, batches: list[Batch]) -> bool:
         self._sharded.sync(False)

@@ -17,7 +17,8 @@ from torch.distributed.tensor import DTensor, Shard
 from sage.comm.subgroup import SubgroupWire
 from sage.comm.wire import Wire
 from sage.mount.fsdp_collectives import ShardGather, ShardScatter
-from sage.reduction.shard_exchange import AllGather, ReduceScatter, ShardOptions
+from sage.reduction.shard_exchange import ShardOptions
+from sage.reduction.shard_unit import ShardUnit
 
 MIB = 2**20
 
@@ -74,14 +75,11 @@ class ShardedModel:
             for group in module._get_fsdp_state()._fsdp_param_groups
         ]
         """Each unit that has parameters, with FSDP2's group of them."""
-        self.scatters = [
-            ReduceScatter(options, within, levels, unit=number) for number in range(len(self.units))
-        ]
-        """The reduce-scatter of each unit, with its state."""
-        self._saved = [scatter.save() for scatter in self.scatters]
-        for (unit, _), scatter in zip(self.units, self.scatters, strict=True):
-            unit.set_custom_all_gather(ShardGather(AllGather(options, within)))
-            unit.set_custom_reduce_scatter(ShardScatter(scatter))
+        self._exchanges = [ShardUnit(options, within, levels, number) for number in range(len(self.units))]
+        self._saved: list[Any] = []
+        for (unit, _), exchange in zip(self.units, self._exchanges, strict=True):
+            unit.set_custom_all_gather(ShardGather(exchange.gather))
+            unit.set_custom_reduce_scatter(ShardScatter(exchange.scatter))
             # A unit that a forward pass does not use is reduced as zeros.
             unit.set_reduce_scatter_unused_params(True, recurse=False)
         sharded = dict(model.named_parameters())
@@ -99,25 +97,30 @@ class ShardedModel:
         """Whether the next backward pass reduces the gradient; otherwise it is kept for a later one."""
         self._modules[-1].set_requires_gradient_sync(is_on)
 
-    def begin_step(self, loss_scale: float) -> None:
-        """Keep the state of the reduce-scatters for `put_back`, and convert it to this loss scale."""
-        self._saved = [scatter.save() for scatter in self.scatters]
-        for scatter in self.scatters:
-            scatter.set_loss_scale(loss_scale)
+    def begin_step(self, loss_scale: float, *, may_skip: bool) -> None:
+        """Convert the state of FSDP2's collectives to this loss scale; keep it if `put_back` may follow."""
+        self._saved = [exchange.save() for exchange in self._exchanges] if may_skip else []
+        for exchange in self._exchanges:
+            exchange.scatter.set_loss_scale(loss_scale)
 
     def put_back(self) -> None:
-        """Restore the state of the reduce-scatters as before `begin_step`."""
-        for scatter, saved in zip(self.scatters, self._saved, strict=True):
-            scatter.put_back(saved)
+        """Restore the state of FSDP2's collectives as before `begin_step`."""
+        for exchange, saved in zip(self._exchanges, self._saved, strict=True):
+            exchange.put_back(saved)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of this rank's reduce-scatters by number of the unit; empty if they send `exact`."""
-        return {str(i): state for i, scatter in enumerate(self.scatters) if (state := scatter.state_dict())}
+        """State of FSDP2's collectives on this rank, by number of the unit; empty if they are `exact`."""
+        return {str(i): state for i, each in enumerate(self._exchanges) if (state := each.state_dict())}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        for i, scatter in enumerate(self.scatters):
-            scatter.load_state_dict(saved.get(str(i), {}), self._device)
+        for i, exchange in enumerate(self._exchanges):
+            exchange.load_state_dict(saved.get(str(i), {}), self._device)
+
+    def forget(self) -> None:
+        """Begin the state of FSDP2's collectives anew, as after the parameters were replaced."""
+        for exchange in self._exchanges:
+            exchange.forget()
 
     def drop_gradients(self) -> None:
         """Forget the gradients that FSDP2 has written."""

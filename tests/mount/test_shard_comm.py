@@ -20,8 +20,9 @@ from sage.comm.wire import Wire
 from sage.mount.shard_comm import ShardComm
 
 FORMATS: list[dict[str, Any]] = [
-    *({"reduce_scatter": name} for name in ("exact", "bf16", "fp8", "int8", "int4", "loco", "sdp4bit")),
+    {"reduce_scatter": "int4", "all_gather": "bf16"},
     {"reduce_scatter": "loco", "all_gather": "int8"},
+    {"reduce_scatter": "sdp4bit", "all_gather": "sdp4bit"},
 ]
 
 
@@ -140,6 +141,12 @@ def resumes(wire: Wire, mesh: DeviceMesh, options: dict[str, Any]) -> bool:
     (whole, stays), (model, comm) = sharded(mesh, **options), sharded(mesh, **options)
     for step in (0, 1):
         once(whole, wire.rank, step)
+        with torch.no_grad():
+            for p, q in zip(whole.parameters(), model.parameters(), strict=True):
+                part(p).add_(part(p.grad), alpha=-0.1)
+                part(q).copy_(part(p))
+    for ours, theirs in zip(model.buffers(), whole.buffers(), strict=True):
+        ours.copy_(theirs)
     comm.load_state_dict(copy.deepcopy(stays.state_dict()))
     for each in (whole, model):
         each.zero_grad()

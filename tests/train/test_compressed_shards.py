@@ -35,6 +35,7 @@ def test_every_format_trains_close_to_exact_and_the_ledger_has_its_bytes(tmp_pat
         "int4": {"shard_reduce": "int4"},
         "loco": {"shard_reduce": "loco"},
         "sdp4bit": {"shard_reduce": "sdp4bit"},
+        "sdp4bit, parameters": {"shard_gather": "sdp4bit"},
     }
 
     def work(wire: Wire) -> dict[str, tuple[float, dict[str, int]]]:
@@ -71,13 +72,20 @@ def test_every_format_trains_close_to_exact_and_the_ledger_has_its_bytes(tmp_pat
             {"shards": gathered + 2 * codes, "shard_scales": 2 * 8, **values},
             {"shards": gathered + 2 * codes, "shard_scales": 2 * 8, **values},
             {"shards": gathered + 2 * (64 + 64) // 2, "shard_scales": 2 * 8, **values},
+            {"shards": codes + reduced, "shard_scales": 8, **values},
         ]
 
 
 RESUMED: dict[str, dict[str, Any]] = {
     "loco": {"shard_reduce": "loco", "shard_gather": "bf16", "accumulate": 2},
     "loco, loss scale": {"shard_reduce": "loco", "amp": "fp16", "min_compress": 20},
-    "sdp4bit": {"shard_reduce": "sdp4bit", "reducer": "exact", "optimizer": "adam", "lr": 0.01},
+    "sdp4bit": {
+        "shard_reduce": "sdp4bit",
+        "shard_gather": "sdp4bit",
+        "reducer": "exact",
+        "optimizer": "adam",
+        "lr": 0.01,
+    },
     "sdp4bit, nodes": {"shard_reduce": "sdp4bit", "shard_node": 2},
     "loco, nodes": {"shard_reduce": "loco", "shard_node": 2},
 }
@@ -113,7 +121,11 @@ def test_a_training_resumes_with_its_errors_bitwise_identically(
 def test_a_skipped_step_leaves_the_errors_as_they_were(tmp_path: Path) -> None:
     def work(wire: Wire) -> dict[str, tuple[list[str], bool]]:
         found = {}
-        cases: list[tuple[str, dict[str, Any]]] = [("loco", {}), ("loco", {"amp": "fp16"}), ("sdp4bit", {})]
+        cases: list[tuple[str, dict[str, Any]]] = [
+            ("loco", {}),
+            ("loco", {"amp": "fp16"}),
+            ("sdp4bit", {"shard_gather": "sdp4bit"}),
+        ]
         for name, options in cases:
             run = training(
                 wire, tmp_path, task=Spiked, non_finite="skip", shard_reduce=name, **options, **TWO_BY_TWO

@@ -29,7 +29,7 @@ LSTM = (
 )
 DDP_LSTM = f"{LSTM} --mount ddp"
 FSDP_LSTM = (
-    f"{LSTM} --mount fsdp --shards 2 --world-size 4 --batch-size 8 --shard-reduce loco --shard-gather bf16"
+    f"{LSTM} --mount fsdp --shards 2 --world-size 4 --batch-size 8 --shard-reduce loco --shard-gather sdp4bit"
 )
 # Windows at random tokens, AdamW, tied weights that a unit cannot have alone, clipping after the reduction.
 GPT = (
