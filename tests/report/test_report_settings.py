@@ -197,6 +197,24 @@ def test_runs_under_fsdp_are_not_those_of_exact_under_whole(tmp_path: Path) -> N
     assert table(the_group(tmp_path), "Speed")["topk mount=fsdp"]["over exact (whole)"] == "2×"
 
 
+def test_runs_with_compressed_shards_are_no_reference_and_have_one(tmp_path: Path) -> None:
+    for reducer, seconds, formats in (
+        ("exact", 0.05, {}),
+        ("bf16", 0.02, {"shard_reduce": "int4"}),
+        ("topk", 0.1, {"shard_gather": "int8", "shard_block": 64}),
+    ):
+        folder = pretend(tmp_path, reducer, seconds=seconds)
+        change(folder, "config.json", mount="fsdp", shards=2, **formats)
+    group = the_group(tmp_path)
+    assert about(group, "Speed").startswith("Reference: exact (n = 1), which FSDP2 shards")
+    by_reducer = {each.label.split()[0]: each for each in group.settings}
+    assert {name: each.mean("speed_up") for name, each in by_reducer.items()} == {
+        "exact": pytest.approx(1.0),
+        "bf16": pytest.approx(2.5),
+        "topk": pytest.approx(0.5),
+    }
+
+
 def test_the_compression_is_not_relative_to_exact_with_shards(tmp_path: Path) -> None:
     exact = pretend(tmp_path, "exact")
     pretend(tmp_path, "topk", density=0.01, miss=1.0)
