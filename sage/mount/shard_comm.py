@@ -69,7 +69,7 @@ class ShardComm:
         return {name: unit.state_dict() for name, (_, unit) in self._units.items()}
 
     def load_state_dict(self, saved: Mapping[str, Mapping[str, Any]]) -> None:
-        """Restore what `state_dict` returned on this rank.
+        """Restore what `state_dict` returned on this rank; call it on every rank.
 
         Raises:
             ValueError: if it belongs to other modules or to another format.

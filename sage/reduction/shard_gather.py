@@ -66,7 +66,7 @@ class AllGather:
         return {}
 
     def load_state_dict(self, saved: Mapping[str, Tensor], device: torch.device) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned; a collective call."""
 
 
 class DifferenceGather(AllGather):
@@ -91,9 +91,9 @@ class DifferenceGather(AllGather):
     def __call__(self, x_S: Tensor) -> Tensor:
         if not x_S.is_floating_point():
             return super().__call__(x_S)
-        if self._kept_WS is None:  # at first, or in a process that has loaded the rows of an earlier one
-            (self._kept_WS,) = self._whole.gather(shards=x_S.float() if self._own is None else self._own[0])
-        if self._own is not None:
+        if self._kept_WS is None:
+            (self._kept_WS,) = self._whole.gather(shards=x_S.float())
+        elif self._own is not None:
             kept_S, seen_S = self._own
             if kept_S.shape != x_S.shape:
                 raise ValueError(
@@ -121,6 +121,7 @@ class DifferenceGather(AllGather):
         self.forget()
         if saved:
             self._own = saved["kept"].to(device), saved["seen"].to(device)
+            (self._kept_WS,) = self._whole.gather(state=self._own[0])
 
 
 def gather_of(options: ShardOptions, whole: Wire) -> AllGather:

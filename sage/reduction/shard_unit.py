@@ -49,7 +49,7 @@ class ShardUnit:
         return {**self.scatter.state_dict(), **({GATHERED: gathered} if gathered else {})}
 
     def load_state_dict(self, saved: Mapping[str, Any], device: torch.device) -> None:
-        """Restore what `state_dict` returned.
+        """Restore what `state_dict` returned; a collective call.
 
         Raises:
             ValueError: if it is that of another format.

@@ -113,7 +113,7 @@ class ShardedModel:
         return {str(i): state for i, each in enumerate(self._exchanges) if (state := each.state_dict())}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned; a collective call."""
         for i, exchange in enumerate(self._exchanges):
             exchange.load_state_dict(saved.get(str(i), {}), self._device)
 
