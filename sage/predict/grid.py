@@ -2,17 +2,30 @@
 # D = draws, X = bandwidths
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy
 
+from sage.predict import two_levels
 from sage.predict.buckets import cut
 from sage.predict.calibration import Calibration, MethodTimes
 from sage.predict.closed_forms import coding_budget, compression_needed
 from sage.predict.links import Links
-from sage.predict.step_time import DENSE, Choice, Mount, Predictor, Setup, Step, find, interval, is_far
+from sage.predict.step_time import (
+    DENSE,
+    Choice,
+    Mount,
+    Predictor,
+    Setup,
+    Step,
+    find,
+    interval,
+    is_far,
+    labelled,
+)
 from sage.predict.terms import REFERENCE, baseline, coding_of, compressed_of, reference
+from sage.predict.two_levels import Hierarchy
 
 Verdict = Literal["pays", "does not pay", "undecided", "dense"]
 
@@ -34,6 +47,7 @@ class Row:
     reducer: str
     options: Mapping[str, Any]
     mount: Mount
+    hierarchy: Hierarchy = "flat"
     bucket_mb: float | None
     seconds: float
     seconds_low: float
@@ -44,7 +58,8 @@ class Row:
     """Of encoding and decoding."""
     coding_budget_seconds: float | None
     """The time of encoding and decoding below which the method, reduced after backward, is faster than
-    overlapped bf16, by the closed form; below 0 if it never is. None for one rank and for dense methods."""
+    overlapped bf16, by the closed form; below 0 if it never is. None for one rank, for dense methods and on
+    two levels."""
     compression_needed: float | None
     """The compression, free of cost, that hides all communication of overlapped bf16 but the last bucket's,
     by the closed form; None for one rank."""
@@ -65,8 +80,8 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The name and the mount."""
-        return f"{self.name} × {self.mount}"
+        """The name, the mount, and the hierarchy unless it is flat."""
+        return labelled(self.name, self.mount, self.hierarchy)
 
 
 def names(methods: Sequence[MethodTimes]) -> list[str]:
@@ -112,11 +127,30 @@ def mounts(method: MethodTimes, *, is_one: bool) -> tuple[Mount, ...]:
 
 def is_reference(choice: Choice) -> bool:
     """Whether this is the reference of all comparisons."""
-    return choice.method.reducer == REFERENCE and choice.mount == "ddp"
+    return choice.method.reducer == REFERENCE and choice.mount == "ddp" and choice.hierarchy == "flat"
 
 
-def predict(predictor: Predictor, setups: Sequence[Setup], compared: Sequence[Choice]) -> list[Row]:
+def on_two_levels(compared: Sequence[Choice], setup: Setup) -> list[Choice]:
+    """Return the choices on two levels; none unless the setup has several nodes of several ranks."""
+    if not two_levels.fits(setup.ranks, setup.ranks_per_node):
+        return []
+    return [
+        replace(choice, hierarchy="node")
+        for choice in compared
+        if choice.method.reducer not in two_levels.WITHOUT
+    ]
+
+
+def predict(
+    predictor: Predictor, setups: Sequence[Setup], flat: Sequence[Choice], *, hierarchies: bool = False
+) -> list[Row]:
     """Predict each choice in each setup, at each of its bandwidths.
+
+    Args:
+        predictor: Predicts a step.
+        setups: The clusters.
+        flat: The choices.
+        hierarchies: Whether to predict each choice on two levels too, where the cluster allows them.
 
     Raises:
         ValueError: if the bandwidth or the latency of a setup is not known.
@@ -124,6 +158,7 @@ def predict(predictor: Predictor, setups: Sequence[Setup], compared: Sequence[Ch
     rows: list[Row] = []
     for setup in setups:
         network = predictor.links(setup.link)
+        compared = [*flat, *(on_two_levels(flat, setup) if hierarchies else [])]
         steps = [predictor.step(choice, setup, network) for choice in compared]
         base = next(step for choice, step in zip(compared, steps, strict=True) if is_reference(choice))
         dense = [step for choice, step in zip(compared, steps, strict=True) if choice.method.reducer in DENSE]
@@ -151,7 +186,7 @@ class _Forms:
     def budget(self, choice: Choice) -> float | None:
         """Return the time within which a method may encode and decode, including what bf16 needs for this."""
         method = choice.method
-        if self._is_alone or method.reducer in DENSE:
+        if self._is_alone or method.reducer in DENSE or choice.hierarchy != "flat":
             return None
         predictor, setup, network, dense = self._known
         compressed = compressed_of(predictor, setup, network, method, dense)
@@ -194,6 +229,7 @@ def _row(
         reducer=choice.method.reducer,
         options=choice.method.options,
         mount=choice.mount,
+        hierarchy=choice.hierarchy,
         bucket_mb=choice.bucket_mb,
         seconds=float(seconds_D[0]),
         seconds_low=low,

@@ -98,13 +98,13 @@ def make(
     bucket_mb: float | None,
     steps_ratios: Mapping[str, float] = NO_RATIOS,
 ) -> Prediction:
-    """Predict all measured methods under both mounts in each setup.
+    """Predict all measured methods under both mounts in each setup, where it has nodes on two levels too.
 
     Raises:
         ValueError: if the bandwidth or the latency of a setup is not known.
     """
     predictor = Predictor(calibration)
-    rows = predict(predictor, setups, choices(calibration, bucket_mb, steps_ratios))
+    rows = predict(predictor, setups, choices(calibration, bucket_mb, steps_ratios), hierarchies=True)
     links = [_link(name, "inter", found) for name, found in predictor.inter.items()]
     links += [_link(name, "intra", found) for name, found in predictor.intra.items()]
     return Prediction(calibration, rows, limits(predictor, setups, bucket_mb, steps_ratios), links)

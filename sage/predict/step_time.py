@@ -17,6 +17,7 @@ from sage.predict.links import Link, Links, fits, links
 from sage.predict.payload import GATHERS, Traffic, traffic
 from sage.predict.recurrence import overlap
 from sage.predict.stragglers import slowest
+from sage.predict.two_levels import NOTE, Hierarchy, Level
 
 Array = NDArray[numpy.float64]
 Mount = Literal["whole", "ddp"]
@@ -53,11 +54,22 @@ class Choice:
     """The reducer, with the options that distinguish it from the others."""
     steps_ratio: float = 1.0
     """ρ: steps to the target over those of the dense methods; infinite if the method misses it."""
+    hierarchy: Hierarchy = "flat"
+    """Whether it reduces between all ranks, or within nodes and then between them."""
 
     @property
     def label(self) -> str:
-        """The name and the mount."""
-        return f"{self.name or self.method.reducer} × {self.mount}"
+        """The name, the mount, and the hierarchy unless it is flat."""
+        return labelled(self.name or self.method.reducer, self.mount, self.hierarchy)
+
+
+def labelled(name: str, mount: Mount, hierarchy: Hierarchy) -> str:
+    """Name a method under a mount.
+
+    >>> labelled("topk", "whole", "node"), labelled("bf16", "ddp", "flat")
+    ('topk × whole × node', 'bf16 × ddp')
+    """
+    return f"{name} × {mount}" + (" × node" if hierarchy == "node" else "")
 
 
 @dataclass(frozen=True)
@@ -100,20 +112,23 @@ class Predictor:
     def step(self, choice: Choice, setup: Setup, network: Links) -> Step:
         """Predict a step of one method under one mount."""
         model, method, ranks = self.calibration.model, choice.method, setup.ranks
+        level = Level.of(choice.hierarchy, ranks, setup.ranks_per_node)
         slow = self.slowness(ranks) / setup.speedup
         forward = slow * self._mean(model.forward_seconds)
         backward = slow * self._mean(model.backward_seconds)
         update = self._mean(model.optimizer_seconds) / setup.speedup
-        encode = self._mean(method.encode_seconds) / setup.speedup
-        decode = self.decode(method, ranks) / setup.speedup
-        messages = traffic(method, ranks, model.numel)
+        encode = self._mean(method.encode_seconds) / (setup.speedup * level.parts)
+        decode = self.decode(method, level.ranks) / (setup.speedup * level.parts)
+        messages = traffic(method, level.ranks, model.numel)
         network.notes.clear()
-        communication = self._communication(messages, setup, network)
+        communication = self._communication(messages, level, network)
         if choice.mount == "whole":
-            idle = forward + backward + encode + decode + update
+            within = level.within(network, model.numel)
+            idle = forward + backward + within + encode + decode + update
             seconds, _ = communication.seconds(spent=communication.spent(idle))
+            seconds = within + seconds
             total = forward + backward + encode + seconds + decode + update
-            return Step(total, seconds, seconds, encode + decode, _notes(method, ranks, messages, network))
+            return Step(total, seconds, seconds, encode + decode, _notes(method, level, messages, network))
         gamma = numpy.maximum(self._median(model.gamma), 1.0) if ranks > 1 else 1.0
         buckets = cut(model.parameters, choice.bucket_mb)
         share_K = [bucket.numel / model.numel for bucket in buckets]
@@ -121,7 +136,10 @@ class Predictor:
         scale = 1 / max(bucket.ready_seconds for bucket in buckets)
         ready_K = [backward * min(1.0, bucket.ready_seconds * scale) for bucket in buckets]
         idle = forward + ready_K[0] + encode * share_K[0] + decode * share_K[-1] + update
-        comm_K = communication.of_buckets(share_K, ready_K, idle)
+        comm_K = [
+            level.within(network, model.numel, share) + seconds
+            for share, seconds in zip(share_K, communication.of_buckets(share_K, ready_K, idle), strict=True)
+        ]
         overlapped = overlap(
             ready_K,
             comm_K,
@@ -136,7 +154,7 @@ class Predictor:
             sum(comm_K, start=numpy.zeros((1, 1))),
             overlapped.exposed,
             encode + decode,
-            _notes(method, ranks, messages, network),
+            _notes(method, level, messages, network),
         )
 
     def slowness(self, ranks: int) -> float:
@@ -168,12 +186,12 @@ class Predictor:
         first_D1, each_D1 = self._decoded[id(method)]
         return first_D1 + ranks * each_D1
 
-    def _communication(self, messages: Sequence[Traffic], setup: Setup, network: Links) -> Communication:
+    def _communication(self, messages: Sequence[Traffic], level: Level, network: Links) -> Communication:
         sizes = [
             message.size.draw(self._generator(2 + i), self.num_draws)[:, None]
             for i, message in enumerate(messages)
         ]
-        return Communication(messages, sizes, network, setup.ranks, setup.ranks_per_node)
+        return Communication(messages, sizes, network, level.ranks, level.ranks_per_node)
 
     def _mean(self, samples: tuple[float, ...]) -> Array:
         """The mean of the samples, then means of resamples with replacement, as a column."""
@@ -200,13 +218,15 @@ class Predictor:
 SAME_DENSITY = "methods have the same density at a world size that was not measured"
 
 
-def _notes(method: MethodTimes, ranks: int, messages: Sequence[Traffic], network: Links) -> tuple[str, ...]:
+def _notes(method: MethodTimes, level: Level, messages: Sequence[Traffic], network: Links) -> tuple[str, ...]:
+    ranks = level.ranks
     bases = dict.fromkeys(
         message.size.basis for message in messages if message.size.basis not in ("measured", "constant")
     )
     is_assumed = method.density is not None and ranks > 1 and ranks not in method.messages
     return (
         *sorted(network.notes),
+        *([NOTE] if level.parts > 1 else []),
         *([SAME_DENSITY] if is_assumed else []),
         *(f"payload {law}" for law in bases),
     )
