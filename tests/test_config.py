@@ -336,6 +336,7 @@ def test_an_invalid_value_is_refused_with_what_is_allowed(field: str, value: Any
             for wrong, says in (
                 ({"reducer": "topk"}, f"optimizer is '{optimizer}', .* use --reducer exact"),
                 ({"grouping": "layer"}, "grouping is 'layer', .* leave --grouping out"),
+                ({"hierarchy": "node"}, "hierarchy is 'node', .* use --hierarchy flat"),
                 ({"momentum_at": "before"}, f"'{optimizer}', which has a momentum of its own"),
             )
         ),

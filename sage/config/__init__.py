@@ -12,6 +12,7 @@ from .reference import REFERENCES as REFERENCES
 from .reference import is_local as is_local
 from .reference import is_overlapped as is_overlapped
 from .reference import is_reference as is_reference
+from .reference import reduces_gradients as reduces_gradients
 from .run_config import NOT_HASHED as NOT_HASHED
 from .run_config import Config as Config
 from .run_config import Count as Count

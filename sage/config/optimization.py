@@ -101,6 +101,7 @@ def _check_exchange(config: Mapping[str, Any]) -> None:
     wrong = {
         "reducer": (config["reducer"] != "exact", "which is not called: use --reducer exact"),
         "mount": (config["mount"] != "whole", "which reduces gradients: use --mount whole"),
+        "hierarchy": (config["hierarchy"] != "flat", "which reduces gradients: use --hierarchy flat"),
         "memory": (config["memory"] not in (None, "none"), "but no gradient is reduced: leave --memory out"),
         "clip_global": (
             config["clip_global"] is not None,

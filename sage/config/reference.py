@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from .optimization import EXCHANGING
+
 REFERENCES = ("bf16", "exact")
 """The reducers that serve as a reference."""
 
@@ -16,11 +18,16 @@ def is_overlapped(config: Mapping[str, Any]) -> bool:
 
 
 def is_reference(config: Mapping[str, Any]) -> bool:
-    """Whether a run is a dense reference, which reduces every step; the configuration is that of config.json.
+    """Whether a run is a dense reference, reducing each step; the configuration is that of config.json."""
+    return config["reducer"] in REFERENCES and reduces_gradients(config)
 
-    A run with local updates is not, whatever its reducer: it communicates in some steps only.
+
+def reduces_gradients(config: Mapping[str, Any]) -> bool:
+    """Whether the reducer of a run reduces every step's gradient; the configuration is that of config.json.
+
+    With local updates it reduces in some steps only, and with an optimiser that communicates in none.
     """
-    return config["reducer"] in REFERENCES and not is_local(config)
+    return not is_local(config) and config.get("optimizer") not in EXCHANGING
 
 
 def is_local(config: Mapping[str, Any]) -> bool:

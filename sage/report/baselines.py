@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sage.comm.ledger import ring_all_reduce
-from sage.config import is_local, is_overlapped, is_reference
+from sage.config import is_overlapped, is_reference, reduces_gradients
 from sage.config.local_presets import KEYS as LOCAL
 from sage.config.shards import FORMATS, sends_shards_whole
 from sage.report.reference import mount_of, rank
@@ -92,7 +92,7 @@ def _is_dense(setting: Setting) -> bool:
 
 def _is_exact(setting: Setting) -> bool:
     config = _config(setting)
-    return config["reducer"] == EXACT and sends_shards_whole(config) and not is_local(config)
+    return config["reducer"] == EXACT and sends_shards_whole(config) and reduces_gradients(config)
 
 
 def _is_flat_exact(setting: Setting) -> bool:

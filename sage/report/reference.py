@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from sage.config import DENSE, REFERENCES, Config, is_local, is_overlapped, is_reference
+from sage.config import DENSE, REFERENCES, Config, is_overlapped, is_reference, reduces_gradients
 from sage.report.settings import Setting
 
 
 def is_dense(setting: Setting) -> bool:
     """Whether the setting sends every element of every step's gradient."""
     config = setting.rows[0].run.config
-    return config["reducer"] in DENSE and not is_local(config)
+    return config["reducer"] in DENSE and reduces_gradients(config)
 
 
 def reference_of(settings: Sequence[Setting]) -> Setting | None:

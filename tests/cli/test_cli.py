@@ -130,7 +130,7 @@ def test_the_flags_of_a_run_are_listed_in_the_groups_of_its_configuration(
     groups = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert groups == [
         "Arguments:", "Command:", "Parts:", "Scale:", "Optimisation:", "Local updates:", "Reduction:",
-        "Record:", "Files and limits: these cannot change the result:",
+        "Record:", "Files and limits: these cannot change the result:", "Optimisers that communicate:",
         "Options of the reducer topk:", "Options of the model resnet:", "Options of the data set digits:",
     ]  # fmt: skip
     assert next(i for i, line in enumerate(lines) if "--memory-beta" in line) > lines.index("Reduction:")

@@ -160,6 +160,17 @@ def test_runs_with_local_updates_are_no_reference(tmp_path: Path) -> None:
     assert table(group, "Speed")["exact local_steps=4"]["speed-up"] == "5×"
 
 
+def test_runs_with_optimisers_that_communicate_are_no_reference(tmp_path: Path) -> None:
+    folder = pretend(tmp_path, "exact", seed=1, seconds=0.02)
+    change(folder, "config.json", optimizer="demo", seed=0)
+    alone = the_group(tmp_path)
+    assert [each.reference for each in alone.settings] == [None]
+    assert about(alone, "Speed").startswith("There is no dense run")
+    pretend(tmp_path, "exact", seconds=0.1)
+    group = the_group(tmp_path)
+    assert table(group, "Speed")["exact optimizer=demo"]["speed-up"] == "5×"
+
+
 def test_the_head_says_if_the_reference_has_one_bucket(tmp_path: Path) -> None:
     folder = pretend(tmp_path, "exact")
     change(folder, "config.json", mount="ddp")
