@@ -13,7 +13,7 @@ class ExchangeOptions:
 
     # Optimisers that communicate
     freeze_step: Annotated[Count | None, LATER] = None
-    """With --optimizer onebit-adam or zeroone-adam: step after which the second moment is frozen."""
+    """With --optimizer onebit-adam, zeroone-adam or onebit-lamb: step after which moments are frozen."""
     bias_correction: Annotated[bool, LATER] = False
     """With --optimizer onebit-adam: whether the moments are corrected, as in Adam."""
     var_update_scaler: Annotated[Count, LATER] = 16

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-EXCHANGING = ("onebit-adam", "zeroone-adam", "demo", "dion")
+EXCHANGING = ("onebit-adam", "zeroone-adam", "onebit-lamb", "demo", "dion")
 """Optimisers whose ranks exchange what they step with, so that no gradient is reduced (`sage.optim`)."""
 
-FREEZING = ("onebit-adam", "zeroone-adam")
+FREEZING = ("onebit-adam", "zeroone-adam", "onebit-lamb")
 """Those whose second moment is frozen after `freeze_step` steps."""
 
-UNGROUPED = ("demo", "dion")
+UNGROUPED = ("onebit-lamb", "demo", "dion")
 """Those of them that have no scale for a group of elements."""
 
 DECOUPLED = ("adamw", "muon", "signum", *EXCHANGING)

@@ -78,9 +78,9 @@ class Config(ExchangeOptions):
     accumulate: Count = 1
     """Number of batches whose gradients are averaged for one optimiser step (gradient accumulation)."""
     optimizer: Literal[
-        "sgd", "adam", "adamw", "muon", "signum", "onebit-adam", "zeroone-adam", "demo", "dion"
+        "sgd", "adam", "adamw", "muon", "signum", "onebit-adam", "zeroone-adam", "onebit-lamb", "demo", "dion"
     ] = "sgd"
-    """The optimiser; muon, dion: for matrices, AdamW for the rest; the last four need --reducer exact."""
+    """The optimiser; muon, dion: for matrices, AdamW for the rest; the last five need --reducer exact."""
     lr: Positive = 0.1
     """The learning rate, before --lr-scale and the schedule."""
     lr_scale: NotNegative = 0.0

@@ -87,6 +87,8 @@ def exchange_options(config: Config) -> dict[str, Any]:
                 "bias_correction": config.bias_correction,
                 "grouping": grouping,
             }
+        case "onebit-lamb":
+            return {"freeze_step": config.freeze_step}
         case "zeroone-adam":
             names = ("freeze_step", "var_update_scaler", "local_step_scaler", "local_step_clipper")
             return {**{name: getattr(config, name) for name in names}, "grouping": grouping}

@@ -18,6 +18,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("demo", {"k": 2, "edge": 4}),
     ("dion", {"rank_fraction": 0.25}),
     ("onebit-adam", {"freeze_step": 2}),
+    ("onebit-lamb", {"freeze_step": 2}),
+    ("zeroone-adam", {"freeze_step": 2, "local_step_scaler": 1, "local_step_clipper": 4}),
 ]
 
 

@@ -54,7 +54,9 @@ def weights_after(steps: int, update: Callable[[Sequence[Tensor]], Callable[[], 
 
 
 def test_an_unknown_optimiser_is_refused_with_the_allowed_ones() -> None:
-    with pytest.raises(ValueError, match="choose sgd, adam, adamw, muon, signum, onebit-adam, zeroone-adam"):
+    with pytest.raises(
+        ValueError, match="choose sgd, adam, adamw, muon, signum, onebit-adam, zeroone-adam, onebit-lamb"
+    ):
         build_optimizer(small_model(), kind="lamb", lr=0.1)
 
 

@@ -96,6 +96,7 @@ def with_ranks(config: Config, folder: Path, do: Any) -> list[Any]:
         {"optimizer": "signum", "momentum": 0.9, "lr": 0.01, "schedule": "linear", "warmup_steps": 13},
         # It is resumed after the freeze.
         {**EXCHANGES, "optimizer": "onebit-adam", "freeze_step": 10, "lr": 0.002, "amp": "fp16"},
+        {**EXCHANGES, "optimizer": "onebit-lamb", "freeze_step": 10, "lr": 0.01, "non_finite": "skip"},
         # It is resumed between two synchronisations.
         {**EXCHANGES, **ZERO_ONE, "freeze_step": 4, "local_step_scaler": 2},
         {**EXCHANGES, "optimizer": "demo", "demo_k": 2, "demo_edge": 8, "lr": 0.01},
