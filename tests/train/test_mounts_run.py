@@ -174,7 +174,11 @@ OF_BOTH = {
             "--shard-reduce int4 --shard-node 2",
             "--shard-reduce, --shard-node: here no replica has several shards; add --mount fsdp --shards 2",
         ),
-        (FSDP, "--shards 2 --shard-reduce int3", "--shard-reduce is int3; allowed is one of exact, bf16"),
+        (
+            FSDP,
+            "--shards 2 --shard-reduce int3",
+            "--shard-reduce is 'int3'; allowed is one of 'exact', 'bf16'",
+        ),
         (
             FSDP,
             "--shards 2 --shard-reduce int4 --shard-node 3",
