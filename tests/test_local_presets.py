@@ -39,6 +39,9 @@ def test_the_presets_have_the_published_settings() -> None:
     muloco = parse_run(["gpt-topics", "--local", "muloco"])
     assert (muloco.local_steps, muloco.outer_lr, muloco.outer_momentum) == (30, 0.8, 0.9)
     assert (muloco.optimizer, muloco.memory_beta) == ("muon", 0.9)
+    sparse = parse_run(["digits-ff", "--local", "sparseloco"])
+    assert (sparse.reducer, sparse.memory_beta, sparse.local_steps) == ("sparseloco", 0.95, 30)
+    assert (sparse.outer_optimizer, sparse.outer_lr, sparse.outer_momentum) == ("sgd", 1.0, 0.0)
     slowmo = parse_run(["digits-ff", "--local", "slowmo"])
     assert (slowmo.local_steps, slowmo.outer_lr, slowmo.outer_momentum) == (48, 1.0, 0.5)
     assert slowmo.outer_by_lr
@@ -59,6 +62,20 @@ def test_flags_and_keys_override_the_preset_of_the_same_place_and_of_those_below
         "local_steps": 2,
     }
     assert of(parse_run([*flags, "--local", "none"])) == {}
+
+
+def test_the_reducer_of_a_preset_has_its_options_and_gives_way_to_one_of_the_same_place(
+    tmp_path: Path,
+) -> None:
+    given = parse_run(["digits-ff", "--local", "sparseloco", "--mean", "senders"])
+    assert (given.reducer, given.reducer_options["mean"]) == ("sparseloco", "senders")
+    other = parse_run(["digits-ff", "--local", "sparseloco", "--reducer", "topk", "--memory-beta", "1"])
+    assert (other.reducer, other.local_steps, other.memory_beta) == ("topk", 30, 1.0)
+    path = tmp_path / "mine.toml"
+    path.write_text('local = "sparseloco"\n[reducers.sparseloco]\ndensity = 0.03\n')
+    of_file = load("digits-ff", file=path)
+    assert (of_file.reducer, of_file.reducer_options["density"]) == ("sparseloco", 0.03)
+    assert load("digits-ff", file=path, overrides={"reducer": "exact"}).reducer == "exact"
 
 
 def test_the_outer_optimiser_has_its_defaults_only_if_there_is_one() -> None:

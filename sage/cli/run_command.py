@@ -13,6 +13,7 @@ import click
 
 from .. import registry, validate
 from ..config import Config, annotations, load, part_options, resolve, with_preset
+from ..config.local_presets import PRESETS
 from ..config.shards import FORMATS, unused
 from .command import Argument, Command, Option, given
 from .values import Suggestions
@@ -207,17 +208,19 @@ def options_of(base: Config) -> list[Option]:
 
 
 def _named_parts(args: Sequence[str]) -> dict[str, str]:
-    """Return the parts and the TOML file that the command line names."""
+    """Return the parts, also that of a preset, and the TOML file that the command line names."""
     found = {}
     for at, word in enumerate(args):
         option, equals, value = word.partition("=")
-        if option in ("--config", "--reducer", "--model", "--data"):
+        if option in ("--config", "--reducer", "--model", "--data", "--local"):
             if not equals:
                 if at + 1 >= len(args) or args[at + 1].startswith("--"):
                     raise ValueError(f"{option}: expected one argument")
                 value = args[at + 1]
             found[option[2:]] = value
-    return found
+    name: Any = found.pop("local", None)
+    preset = PRESETS.get(name, {})  # an unknown one is refused with the other options
+    return {**({"reducer": preset["reducer"]} if "reducer" in preset else {}), **found}
 
 
 @cache

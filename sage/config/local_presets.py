@@ -2,7 +2,8 @@
 
 A preset's settings take effect just before those that are given in the same place: flags override the preset
 of `--local`, and a TOML file's own keys override the preset that it names. A preset sets all keys of local
-updates (`KEYS`), and no learning rate of the inner optimiser, apart from `muloco`.
+updates (`KEYS`), and no learning rate of the inner optimiser, apart from `muloco`. The reducer of a preset
+gives way to one that is given in the same place, as `--reducer` on the command line.
 
 | preset          | H   | outer optimiser          | else                                                   |
 |-----------------|-----|--------------------------|--------------------------------------------------------|
@@ -10,6 +11,7 @@ updates (`KEYS`), and no learning rate of the inner optimiser, apart from `muloc
 | `post-localsgd` | 4   | none: the mean           | data-parallel until step 100                           |
 | `slowmo`        | 48  | sgd, γ = 1, β = 0.5      | Δ is divided by the inner learning rate                |
 | `diloco`        | 500 | nesterov, γ = .7, β = .9 |                                                        |
+| `sparseloco`    | 30  | sgd, γ = 1               | reducer `sparseloco`, decay .95 of the residual        |
 | `muloco`        | 30  | nesterov, γ = .8, β = .9 | Muon, decay .9 of the residual                         |
 
 Sources:
@@ -22,6 +24,9 @@ Sources:
 - `diloco`: Douillard et al. 2023, https://arxiv.org/abs/2311.08105. The numbers are those of OpenDiLoCo
   (`open_diloco/train_diloco_torch.py`, September 2024). The inner optimiser of both is AdamW; here it is that
   of the workload.
+- `sparseloco`: Sarfi et al. 2025, https://arxiv.org/abs/2508.15706. The numbers are those of templar
+  (`hparams/hparams.json`), where γ later becomes 0.65. The inner optimiser is AdamW; here it is that of the
+  workload. The mean is that of the paper; templar's is `--mean senders`.
 - `muloco`: Thérien et al. 2025, https://arxiv.org/abs/2505.23725. The numbers are those of the configuration
   `torchtitan/config/diloco/2x_4gpu_muloco_quantized_outer.py` of facebookresearch/MuLoCo@15ee278. That file
   has one learning rate for Muon and AdamW, and scales Muon's by the spectral norm. The residual and its decay
@@ -33,7 +38,7 @@ from typing import Any, Literal
 
 from ..validate import known
 
-Preset = Literal["localsgd", "post-localsgd", "slowmo", "diloco", "muloco"]
+Preset = Literal["localsgd", "post-localsgd", "slowmo", "diloco", "sparseloco", "muloco"]
 
 KEYS: Mapping[str, Any] = {
     "local": None,
@@ -61,6 +66,14 @@ PRESETS: Mapping[Preset, Mapping[str, Any]] = {
         "outer_optimizer": "nesterov",
         "outer_lr": 0.7,
         "outer_momentum": 0.9,
+    },
+    "sparseloco": {
+        "reducer": "sparseloco",
+        "local_steps": 30,
+        "outer_optimizer": "sgd",
+        "outer_lr": 1.0,
+        "outer_momentum": 0.0,
+        "memory_beta": 0.95,
     },
     "muloco": {
         "local_steps": 30,
