@@ -37,6 +37,7 @@ SHARDED = replace(BASE, mount="fsdp", shards=4, shard_reduce="fp8")
 ASIDE_FIELDS = {name for name, annotation in annotations().items() if NOT_HASHED in get_args(annotation)}
 
 # Another valid value for every field, so that a new field without one fails here.
+FLAT: dict[str, Any] = {"hierarchy": "flat", "ranks_per_node": None}
 OTHER: dict[str, Any] = {
     "workload": "other",
     "task": "recommend",
@@ -102,6 +103,10 @@ OTHER: dict[str, Any] = {
     "outer_lr": 0.5,
     "outer_momentum": 0.5,
     "outer_by_lr": True,
+    "fragments": 3,
+    "fragment_order": "sequential",
+    "fragment_sync_delay": 2,
+    "fragment_update_alpha": 0.5,
     "memory_beta": 0.5,
     "memory_gamma": 0.5,
     "memory_lr_ratio": True,
@@ -230,7 +235,10 @@ def test_a_config_is_immutable() -> None:
         BASE.lr = 1.0  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("config", [BASE, Config(**{**OTHER, "weight_decay_at": "after", "mount": "whole"})])
+@pytest.mark.parametrize(
+    "config",
+    [BASE, Config(**{**OTHER, "weight_decay_at": "after", "mount": "whole", "outer_by_lr": False, **FLAT})],
+)
 def test_a_config_is_equal_after_conversion_to_json_and_back(config: Config) -> None:
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 

@@ -42,6 +42,9 @@ def test_the_presets_have_the_published_settings() -> None:
     sparse = parse_run(["digits-ff", "--local", "sparseloco"])
     assert (sparse.reducer, sparse.memory_beta, sparse.local_steps) == ("sparseloco", 0.95, 30)
     assert (sparse.outer_optimizer, sparse.outer_lr, sparse.outer_momentum) == ("sgd", 1.0, 0.0)
+    streaming = parse_run(["digits-ff", "--local", "streaming-diloco"])
+    assert (streaming.reducer, streaming.local_steps, streaming.outer_lr) == ("fp4", 30, 0.4)
+    assert (streaming.fragment_sync_delay, streaming.fragment_update_alpha) == (5, 0.5)
     slowmo = parse_run(["digits-ff", "--local", "slowmo"])
     assert (slowmo.local_steps, slowmo.outer_lr, slowmo.outer_momentum) == (48, 1.0, 0.5)
     assert slowmo.outer_by_lr
@@ -116,6 +119,17 @@ def test_a_sweep_expands_presets_and_steps(tmp_path: Path) -> None:
         ("--local-steps 0", "--local-steps is 0; allowed is a whole number in [1, inf)"),
         ("--outer-lr 0.5", "outer_lr is 0.5, but there is no outer optimiser: add --outer-optimizer sgd"),
         ("--outer-by-lr", "outer_by_lr is True, but there is no outer optimiser"),
+        (
+            "--local-steps none --fragments 2",
+            "fragments is 2, but without local_steps every step communicates",
+        ),
+        ("--fragments 2 --hierarchy node", "fragments are exchanged directly between all ranks"),
+        ("--fragments 5", "fragments is 5, but there are 4 steps in which to exchange one each"),
+        (
+            "--fragment-sync-delay 4",
+            "fragment_sync_delay is 4, but a fragment is exchanged again after 4 steps",
+        ),
+        ("--fragments 2 --outer-optimizer sgd --outer-by-lr", "which is SlowMo's and has no fragments"),
         (
             "--outer-optimizer adam",
             "--outer-optimizer is 'adam'; allowed is one of 'sgd', 'nesterov', or none",

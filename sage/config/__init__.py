@@ -3,6 +3,7 @@
 from .files import load as load
 from .files import workloads as workloads
 from .local_presets import with_preset as with_preset
+from .local_updates import is_streaming as is_streaming
 from .optimization import EXCHANGING as EXCHANGING
 from .options import part_options as part_options
 from .options import recorded as recorded

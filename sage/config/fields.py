@@ -5,10 +5,20 @@ from dataclasses import MISSING, Field
 from functools import cache
 from typing import Annotated, Any, cast, get_type_hints
 
+from .. import registry
 from ..validate import Range, marks
 
 NOT_HASHED = "aside"
 """Marks a field that cannot change the result of a run and is therefore excluded from its hash."""
+
+PARTS: dict[str, registry.PartKind] = {
+    "reducer": "reducers",
+    "model": "models",
+    "data": "datasets",
+    "task": "tasks",
+}
+OPTIONED = ("reducer", "model", "data")
+"""The parts that take options."""
 
 Option = bool | int | float | str | None | tuple[bool | int | float | str, ...]
 Options = dict[str, Option]

@@ -11,6 +11,7 @@ gives way to one that is given in the same place, as `--reducer` on the command 
 | `post-localsgd` | 4   | none: the mean           | data-parallel until step 100                           |
 | `slowmo`        | 48  | sgd, γ = 1, β = 0.5      | Δ is divided by the inner learning rate                |
 | `diloco`        | 500 | nesterov, γ = .7, β = .9 |                                                        |
+| `streaming-diloco` | 30 | nesterov, γ = .4, β = .9 | reducer `fp4`, P = 4, τ = 5, α = .5                |
 | `sparseloco`    | 30  | sgd, γ = 1               | reducer `sparseloco`, decay .95 of the residual        |
 | `muloco`        | 30  | nesterov, γ = .8, β = .9 | Muon, decay .9 of the residual                         |
 
@@ -24,6 +25,9 @@ Sources:
 - `diloco`: Douillard et al. 2023, https://arxiv.org/abs/2311.08105. The numbers are those of OpenDiLoCo
   (`open_diloco/train_diloco_torch.py`, September 2024). The inner optimiser of both is AdamW; here it is that
   of the workload.
+- `streaming-diloco`: Douillard et al. 2025, https://arxiv.org/abs/2501.18512, as a secondary source states
+  it: H is 30 or 100, γ = .4, τ at most 5, α = .5, 4-bit floats. β is DiLoCo's. The paper's fragments have
+  three blocks each; the number of 4 is SAGE's choice.
 - `sparseloco`: Sarfi et al. 2025, https://arxiv.org/abs/2508.15706. The numbers are those of templar
   (`hparams/hparams.json`), where γ later becomes 0.65. The inner optimiser is AdamW; here it is that of the
   workload. The mean is that of the paper; templar's is `--mean senders`.
@@ -38,7 +42,7 @@ from typing import Any, Literal
 
 from ..validate import known
 
-Preset = Literal["localsgd", "post-localsgd", "slowmo", "diloco", "sparseloco", "muloco"]
+Preset = Literal["localsgd", "post-localsgd", "slowmo", "diloco", "streaming-diloco", "sparseloco", "muloco"]
 
 KEYS: Mapping[str, Any] = {
     "local": None,
@@ -48,6 +52,10 @@ KEYS: Mapping[str, Any] = {
     "outer_lr": None,
     "outer_momentum": None,
     "outer_by_lr": False,
+    "fragments": 1,
+    "fragment_order": "strided",
+    "fragment_sync_delay": 0,
+    "fragment_update_alpha": 0.0,
 }
 """The keys of local updates, each with the value that a run without them has."""
 
@@ -66,6 +74,16 @@ PRESETS: Mapping[Preset, Mapping[str, Any]] = {
         "outer_optimizer": "nesterov",
         "outer_lr": 0.7,
         "outer_momentum": 0.9,
+    },
+    "streaming-diloco": {
+        "reducer": "fp4",
+        "local_steps": 30,
+        "outer_optimizer": "nesterov",
+        "outer_lr": 0.4,
+        "outer_momentum": 0.9,
+        "fragments": 4,
+        "fragment_sync_delay": 5,
+        "fragment_update_alpha": 0.5,
     },
     "sparseloco": {
         "reducer": "sparseloco",

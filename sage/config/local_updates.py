@@ -53,8 +53,42 @@ def check_local(config: Mapping[str, Any]) -> None:
                     f"{name} is {config[name]!r}, but there is no outer optimiser: add --outer-optimizer sgd "
                     f"or nesterov, or leave --{name.replace('_', '-')} out"
                 )
+    _check_fragments(config)
     if config["memory"] == "momentum" and config["outer_momentum"]:
         raise ValueError(
             f"memory is 'momentum', and outer_momentum is {config['outer_momentum']:g}, so the momentum of "
             "pseudo-gradients would be applied twice: set --outer-momentum 0, or another memory"
+        )
+
+
+def is_streaming(config: Mapping[str, Any]) -> bool:
+    """Whether parts of the model are exchanged at different steps, or the result is taken over in part."""
+    return any(config[name] != KEYS[name] for name in ("fragments", *TAKEN_OVER))
+
+
+TAKEN_OVER = ("fragment_sync_delay", "fragment_update_alpha")
+"""How a rank takes over the result of an exchange."""
+
+
+def _check_fragments(config: Mapping[str, Any]) -> None:
+    steps, delay = config["local_steps"], config["fragment_sync_delay"]
+    if config["fragments"] > steps:
+        raise ValueError(
+            f"fragments is {config['fragments']}, but there are {steps} steps in which to exchange one each: "
+            f"set --fragments to at most {steps}, or raise --local-steps"
+        )
+    if delay >= steps:
+        raise ValueError(
+            f"fragment_sync_delay is {delay}, but a fragment is exchanged again after {steps} steps: set "
+            f"--fragment-sync-delay to at most {steps - 1}, or raise --local-steps"
+        )
+    if config["hierarchy"] == "node" and is_streaming(config):
+        raise ValueError(
+            "hierarchy is 'node', but fragments are exchanged directly between all ranks: leave --hierarchy "
+            "out, or leave out --fragments, --fragment-sync-delay and --fragment-update-alpha"
+        )
+    if config["outer_by_lr"] and is_streaming(config):
+        raise ValueError(
+            "outer_by_lr is true, which is SlowMo's and has no fragments: leave it out, or leave out "
+            "--fragments, --fragment-sync-delay and --fragment-update-alpha"
         )

@@ -19,6 +19,8 @@ from .. import registry
 from ..validate import LATER, Range, coerce, known
 from .exchange_options import ExchangeOptions
 from .fields import NOT_HASHED as NOT_HASHED
+from .fields import OPTIONED as OPTIONED
+from .fields import PARTS as PARTS
 from .fields import Count as Count
 from .fields import Fraction, NotNegative, Positive, Seconds, annotations_of, default_of, marked
 from .fields import Option as Option
@@ -169,6 +171,14 @@ class Config(ExchangeOptions):
     """Local updates: momentum of the outer optimiser; if omitted, 0."""
     outer_by_lr: Annotated[bool, LATER] = False
     """Local updates: divide pseudo-gradients by the learning rate, and multiply --outer-lr by it (SlowMo)."""
+    fragments: Annotated[Count, LATER] = 1
+    """Local updates: number of parts of the model that are exchanged at different steps."""
+    fragment_order: Annotated[Literal["strided", "sequential"], LATER] = "strided"
+    """Local updates: assignment of the model's blocks to fragments: in turn, or adjacent ones to one."""
+    fragment_sync_delay: Annotated[int, Range(0), LATER] = 0
+    """Local updates: steps from the exchange of a fragment until a rank takes over its result."""
+    fragment_update_alpha: Annotated[Fraction, LATER] = 0.0
+    """Local updates: weight of the rank's own parameters when it takes over the result of an exchange."""
 
     # Reduction
     memory: Literal["none", "residual", "momentum", "union"] | None = None
@@ -293,16 +303,6 @@ class Config(ExchangeOptions):
         if missing := [name for name in required if name not in values]:
             raise ValueError(f"a run needs {', '.join(required)}; not given: {', '.join(missing)}")
         return cls(**values)
-
-
-PARTS: dict[str, registry.PartKind] = {
-    "reducer": "reducers",
-    "model": "models",
-    "data": "datasets",
-    "task": "tasks",
-}
-OPTIONED = ("reducer", "model", "data")
-"""The parts that take options."""
 
 
 def annotations(kind: type[Config] = Config) -> dict[str, Any]:

@@ -146,7 +146,7 @@ OWN = Kind(
     name="the state of one rank in a checkpoint",
     keys={
         **dict.fromkeys(("feedback", "before", "shards?", "task", "buffers", "optimizer?"), dict),
-        "local?": {"taken": int, "largest_lr": float, "weights": dict},
+        "local?": {"taken": int, "largest_lr": float, "weights": dict, "clock?": int},
         "inner?": {"optimizer": dict, "loss_scale": dict},
         "random": {"torch": Any, "cuda": Any, "python": tuple, "numpy": dict, "numpy_gauss": dict},
         "tally": {

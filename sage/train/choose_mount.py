@@ -8,7 +8,7 @@
 
 With an optimiser that communicates (`sage.optim`), `whole` reduces nothing: sage.train.mounted_unreduced.
 With `--local-steps`, the mount is sage.train.mounted_local: each rank takes steps with its own gradient, and
-what is reduced is the change of its weights.
+what is reduced is the change of its weights; with `--fragments`, it is sage.train.mounted_streaming.
 
 All have the interface `sage.train.mounted.Mounted`. `sage.train.step` calls it: `compute` runs the passes of
 a step and leaves the mean gradient in each parameter's `.grad`; clipping of the mean and the optimiser's
@@ -16,11 +16,12 @@ update follow, the same for every mount.
 """
 
 from sage.comm.process import ProcessWire
-from sage.config import EXCHANGING
+from sage.config import EXCHANGING, is_streaming
 from sage.train.mount_limits import check_hierarchy
 from sage.train.mounted import Mounted as Mounted
 from sage.train.mounted import Parts
 from sage.train.mounted_local import MountedLocal
+from sage.train.mounted_streaming import MountedStreaming
 from sage.train.mounted_unreduced import MountedUnreduced
 from sage.train.mounted_whole import MountedWhole
 
@@ -33,7 +34,7 @@ def attach(parts: Parts) -> Mounted:
     """
     check_hierarchy(parts.config)
     if parts.config.local_steps is not None:
-        return MountedLocal(parts)
+        return MountedStreaming(parts) if is_streaming(vars(parts.config)) else MountedLocal(parts)
     if parts.config.mount == "whole":
         return MountedUnreduced(parts) if parts.config.optimizer in EXCHANGING else MountedWhole(parts)
     if not isinstance(parts.wire, ProcessWire):

@@ -12,7 +12,7 @@ https://arxiv.org/abs/1907.08610, algorithm 1) where β = 0.
 """
 # N = elements of the flat gradient
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,17 +44,21 @@ class MountedLocal(MountedWhole):
             )
         super().__init__(parts)
         named = zip(self.whole.layout.spans, self.whole.parameters_in_order, strict=True)
-        self.outer = Outer(
-            {span.name: p for span, p in named},
-            optimizer=config.outer_optimizer,
-            lr=config.outer_lr or 1.0,
-            momentum=config.outer_momentum or 0.0,
-        )
+        self.outer = self._outer({span.name: p for span, p in named})
         self.taken = 0
         """Number of local steps since the last outer step."""
         self._largest_lr = 0.0
         """The largest learning rate of the round, which SlowMo divides by; that of a step may be 0."""
         self._is_alone = False
+
+    def _outer(self, named: Mapping[str, Tensor]) -> Outer:
+        """The outer optimiser of these parameters."""
+        return Outer(
+            named,
+            optimizer=self.config.outer_optimizer,
+            lr=self.config.outer_lr or 1.0,
+            momentum=self.config.outer_momentum or 0.0,
+        )
 
     # A step.
 
@@ -120,7 +124,7 @@ class MountedLocal(MountedWhole):
     # What all ranks have in common.
 
     def replicas(self) -> Replicas:
-        return Replicas(self.wire, self.outer.of_each(self.outer.anchor_N).items())
+        return Replicas(self.wire, self.outer.anchors().items())
 
     @contextmanager
     def common_model(self) -> Iterator[None]:

@@ -60,16 +60,20 @@ class Outer:
         parts = x_N.split([shape.numel() for shape in shapes.values()])
         return {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
 
+    def anchors(self) -> dict[str, Tensor]:
+        """The weights θ of each parameter, by name."""
+        return self.of_each(self.anchor_N)
+
     @torch.no_grad()
     def adopt(self) -> None:
         """Set the weights θ to those of the model."""
-        for name, anchor in self.of_each(self.anchor_N).items():
+        for name, anchor in self.anchors().items():
             anchor.copy_(as_real(self.named[name]))
 
     @torch.no_grad()
     def reset(self) -> None:
         """Set the weights of the model to θ."""
-        for name, anchor in self.of_each(self.anchor_N).items():
+        for name, anchor in self.anchors().items():
             as_real(self.named[name]).copy_(anchor)
 
     @torch.no_grad()

@@ -29,6 +29,7 @@ SUMMED = ("residual_N", "velocity_N")
 SAME = [
     *("model", "model_options", "reducer", "memory", "min_compress"),
     *("optimizer", "adamw_names", "mount", "shards", "hierarchy", "ranks_per_node", "outer_by_lr"),
+    *("fragments", "fragment_order", "fragment_sync_delay", "fragment_update_alpha"),
 ]
 """Settings that a run must share with the run that it continues from."""
 
