@@ -82,7 +82,7 @@ def imagenet(
     if channels != 3:
         raise ValueError(
             f"the images have {channels} channels, but {net} takes 3: use images in colour, or with "
-            "--data digits set --data.rgb true"
+            "--data digits set --data.rgb"
         )
     least = next((size for family, size in _MIN_SIZE.items() if net.startswith(family)), 1)
     if auxiliary and net == "inception_v3":

@@ -204,3 +204,16 @@ def test_the_commands_of_a_page_run_in_their_order(
             name, *_ = row.split()
             found = re.search(rf"^{shlex.quote(name)} .*\bfinished\b", done.stdout, re.MULTILINE)
             assert found, f"{row}\n{done.stdout}"
+
+
+def test_no_text_gives_a_flag_the_values_true_or_false() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    found = []
+    for name in listed.splitlines():
+        path = ROOT / name
+        if path.suffix in (".md", ".py", ".sh", ".toml") and path.is_file():
+            text = path.read_text(encoding="utf-8")
+            found += [
+                f"{name}: {flag[0]}" for flag in re.finditer(r"--[a-z][a-z0-9.-]+ (?:true|false)\b", text)
+            ]
+    assert found == [], "a flag without a value is given as --NAME, or --no-NAME"

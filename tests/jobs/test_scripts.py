@@ -88,6 +88,7 @@ SCRIPTS = [
     "prepare_dataset.sh",
     ".ci/run",
     "benchmarks/real_data.sh",
+    "benchmarks/images_speech_text.sh",
     "benchmarks/figure.sh",
 ]
 
