@@ -171,6 +171,8 @@ class Mount:
         for hook in self._hooks:
             hook.remove()
         self.wire.close()
+        if (levels := self._flats[0].levels) is not None:
+            levels.close()
 
     # Used before an optimiser's step.
 

@@ -67,7 +67,7 @@ class Flat(nn.Module):
         large, small = divide(sized, reducer, min_compress, always)
         self.layout = Layout.of([*large, *small])
         self.compressed = Layout.of(large, grouping or reducer.grouping, origins=origins)
-        self._levels, self._lengths = levels, [self.layout.numel]
+        self.levels, self._lengths = levels, [self.layout.numel]
         self._part: Flat | None = None
         if levels is None:
             self.feedback = ErrorFeedback(reducer, self.compressed, memory=memory, **(memory_options or {}))
@@ -123,9 +123,9 @@ class Flat(nn.Module):
     @property
     def place(self) -> str:
         """Which part of the vector this rank's reducer has, such as `part 1 of 4`."""
-        if self._levels is None:
+        if self.levels is None:
             return "part 0 of 1"
-        return f"part {self._levels.within.rank} of {self._levels.within.world_size}"
+        return f"part {self.levels.within.rank} of {self.levels.within.world_size}"
 
     def _allocate(self, dtype: torch.dtype, device: torch.device) -> None:
         self.feedback.to(device)
@@ -154,8 +154,8 @@ class Flat(nn.Module):
             wire: Communicator to the other ranks.
             lr: Learning rate of this step, for error feedback that uses it.
         """
-        if self._levels is not None and self._part is not None:
-            return self._on_two_levels(self._levels, self._part, lr)
+        if self.levels is not None and self._part is not None:
+            return self._on_two_levels(self.levels, self._part, lr)
         if lr is not None:
             self.feedback.begin_step(lr)
         self.seconds = ReductionSeconds(0.0, 0.0)
@@ -185,7 +185,7 @@ class Flat(nn.Module):
 
     def begin_epoch(self, epoch: int, lr: float, wire: Wire) -> None:
         """Notify the reducer that an epoch begins; `wire` is the communicator to the other ranks."""
-        across = wire if self._levels is None else self._levels.across
+        across = wire if self.levels is None else self.levels.across
         self.feedback.reducer.begin_epoch(epoch, lr, across)
 
     def save(self) -> dict[str, Tensor]:

@@ -33,6 +33,8 @@ class StepLog:
         self.payload: Counter[str] = Counter()
         self.wire_sent = 0
         self.wire_received = 0
+        self.in_node: Counter[str] = Counter()
+        """Bytes of the collectives within a node, by the name of their field; empty without two levels."""
         self.density = 0.0
         """Sum over steps of the achieved density."""
         self._folders: dict[Path, RunFolder] = {}
@@ -62,6 +64,12 @@ class StepLog:
         self.payload.update(ledger.payload)
         self.wire_sent += ledger.sent
         self.wire_received += ledger.received
+        in_node = {
+            "wire_sent_in_node": ledger.sent_in_node,
+            "wire_received_in_node": ledger.received_in_node,
+        }
+        in_node = in_node if any(in_node.values()) else {}
+        self.in_node.update(in_node)
         self.density += density
         if self.count % self._every == 0:
             self._steps.append(
@@ -76,6 +84,7 @@ class StepLog:
                     "bytes": dict(ledger.payload),
                     "wire_sent": ledger.sent,
                     "wire_received": ledger.received,
+                    **in_node,
                 }
             )
         self.count += 1
@@ -143,6 +152,7 @@ class StepLog:
             "payload_per_step": {kind: size / steps for kind, size in self.payload.items()},
             "wire_sent_per_step": self.wire_sent / steps,
             "wire_received_per_step": self.wire_received / steps,
+            **{f"{name}_per_step": total / steps for name, total in self.in_node.items()},
             "density_asked": float(numpy.mean(targets)) if targets else None,
             "density_had": self.density / steps,
         }

@@ -21,6 +21,10 @@ class Traffic:
     """Bytes that the collectives' algorithms sent from this rank (docs/explanation/ledger.md)."""
     wire_received: int = 0
     """Bytes that the collectives' algorithms delivered to this rank."""
+    wire_sent_in_node: int = 0
+    """Of the bytes sent, those of collectives within a node, with `hierarchy="node"`."""
+    wire_received_in_node: int = 0
+    """Of the bytes received, the same."""
 
     @property
     def compression(self) -> float:
@@ -41,10 +45,21 @@ class Traffic:
             self.dense_bytes + other.dense_bytes,
             self.wire_sent + other.wire_sent,
             self.wire_received + other.wire_received,
+            self.wire_sent_in_node + other.wire_sent_in_node,
+            self.wire_received_in_node + other.wire_received_in_node,
         )
 
 
 def of_step(ledger: Ledger, dense_bytes: int, *, skipped: bool) -> Traffic:
     """Traffic of one step, from its ledger."""
     payload = sum(ledger.payload[kind] for kind in KINDS)
-    return Traffic(1, int(skipped), payload, dense_bytes, ledger.sent, ledger.received)
+    return Traffic(
+        1,
+        int(skipped),
+        payload,
+        dense_bytes,
+        ledger.sent,
+        ledger.received,
+        ledger.sent_in_node,
+        ledger.received_in_node,
+    )

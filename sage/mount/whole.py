@@ -8,16 +8,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sage.comm.attached import AttachedWire
+from sage.comm.levels import Levels
 from sage.comm.packing import pack
 from sage.comm.wire import Wire
 from sage.mount.base import Method, Mount, check_same, maker, setup_lines
 from sage.mount.copies import Copies
+from sage.mount.levels import Hierarchy, attach
 from sage.mount.optimizers import check_free
 from sage.mount.parameters import (
     check_memory,
     check_plain,
     check_unchanged,
+    only_kind,
     trainable,
 )
 from sage.mount.signature import not_a_hook
@@ -136,6 +138,8 @@ def reduce_model(
     memory_options: MemoryOptions | None = None,
     grouping: str | None = None,
     min_compress: int = 0,
+    hierarchy: Hierarchy = "flat",
+    ranks_per_node: int | None = None,
     timeout: float = 300.0,
     guard: bool = False,
     **options: Any,
@@ -150,6 +154,9 @@ def reduce_model(
             creates one.
         group: The ranks that train the model together; by default all.
         memory, memory_options, grouping, min_compress, timeout, guard: As in `sage.ddp_hook`.
+        hierarchy: `flat`: the reducer runs between all ranks; `node`: gradients are averaged within each node
+            first, and the reducer runs between nodes, on each rank's part (docs/explanation/hierarchy.md).
+        ranks_per_node: Number of neighbouring ranks that count as a node; by default those of one host do.
 
     Raises:
         ValueError: if the model, reducer or an option does not fit; the message says what would.
@@ -157,24 +164,43 @@ def reduce_model(
     """
     make = maker(reducer, options)
     check_plain(model)
-    check_free(trainable(model))
+    named = trainable(model)
+    check_free(named)
     check_memory(model)
-    whole = WholeModel(
-        model,
-        make(),
-        memory=memory,
-        memory_options=memory_options,
-        grouping=grouping,
-        min_compress=min_compress,
+
+    def made(levels: Levels | None) -> WholeModel:
+        return WholeModel(
+            model,
+            make(),
+            memory=memory,
+            memory_options=memory_options,
+            grouping=grouping,
+            min_compress=min_compress,
+            levels=levels,
+        )
+
+    wire, whole = attach(
+        made,
+        group,
+        hierarchy=hierarchy,
+        ranks_per_node=ranks_per_node,
+        device=only_kind(named)[1],
+        timeout=timeout,
+        guard=guard,
     )
-    wire = AttachedWire(group, device=whole.grad_N.device, timeout=timeout, guard=guard)
     check_same(wire, setup_lines([whole], reducer, options))
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             copy_from_first(tensor, wire)
     mount = ModelMount(model, whole, wire)
     mount.describe(
-        reducer, options, memory_options=memory_options, grouping=grouping, min_compress=min_compress
+        reducer,
+        options,
+        memory_options=memory_options,
+        grouping=grouping,
+        min_compress=min_compress,
+        hierarchy=None if hierarchy == "flat" else hierarchy,
+        ranks_per_node=ranks_per_node,
     )
     return mount
 
