@@ -26,8 +26,8 @@ from sage.config import (
     resolve,
     workloads,
 )
+from sage.config.field_types import PARTS
 from sage.config.local_presets import KEYS as LOCAL
-from sage.config.run_config import PARTS
 from sage.config.shards import FORMATS
 from sage.registry import parts
 from sage.validate import LATER
@@ -107,6 +107,7 @@ OTHER: dict[str, Any] = {
     "fragment_order": "sequential",
     "fragment_sync_delay": 2,
     "fragment_update_alpha": 0.5,
+    "quorum": 2,
     "memory_beta": 0.5,
     "memory_gamma": 0.5,
     "memory_lr_ratio": True,
@@ -183,7 +184,7 @@ def test_the_hash_changes_with_every_field_except_those_not_hashed(name: str) ->
     base = replace(BASE, mount="ddp") if name == "bucket_mb" else BASE
     base = replace(BASE, mount="fsdp") if name == "shards" else base
     base = SHARDED if name in FORMATS else base
-    if name in LOCAL and name != "local_steps":
+    if name in (*LOCAL, "quorum") and name != "local_steps":
         base = replace(BASE, local_steps=4, outer_optimizer="sgd")
     base = replace(BASE, hierarchy="node") if name == "ranks_per_node" else base
     changed = replace(base, **{name: OTHER[name]})

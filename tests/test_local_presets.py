@@ -117,6 +117,9 @@ def test_a_sweep_expands_presets_and_steps(tmp_path: Path) -> None:
             "local_from is 3, but without local_steps every step communicates",
         ),
         ("--local-steps 0", "--local-steps is 0; allowed is a whole number in [1, inf)"),
+        ("--quorum 3", "quorum is 3, with world_size 2 and local_steps 4; it needs local updates"),
+        ("--quorum 2 --workers-in-process", "quorum is 2, but only ranks that sage run starts itself"),
+        ("--quorum 1 --hierarchy node", "needs as many ranks on each node, also after a loss"),
         ("--outer-lr 0.5", "outer_lr is 0.5, but there is no outer optimiser: add --outer-optimizer sgd"),
         ("--outer-by-lr", "outer_by_lr is True, but there is no outer optimiser"),
         (

@@ -72,8 +72,23 @@ def is_new_error(rank: int, text: str, *, is_refusal: bool = False, is_consequen
     )
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How the ranks have ended."""
+
+    status: int
+    """Their combined exit status, as `spawn` returns it."""
+    lost: tuple[int, ...] = ()
+    """The ranks that ended without reporting why, if no rank ended for another reason than their loss."""
+
+
 def spawn(rank: Callable[[Place], int], world_size: int, *, method: Literal["fork", "spawn"]) -> int:
-    """Run `rank(place)` in W processes, and return their combined exit status.
+    """Run `rank(place)` in W processes as `spawn_ranks`, and return their combined exit status."""
+    return spawn_ranks(rank, world_size, method=method).status
+
+
+def spawn_ranks(rank: Callable[[Place], int], world_size: int, *, method: Literal["fork", "spawn"]) -> Ended:
+    """Run `rank(place)` in W processes, and return how they have ended.
 
     The status is 2 if one rank's is 2, else 130 if one rank's is 130. Otherwise it is 0 if all are 0, 75 if
     all are 0 or 75, and 1 in all other cases. A rank that exits before `rank` returns, for example by
@@ -92,9 +107,9 @@ def spawn(rank: Callable[[Place], int], world_size: int, *, method: Literal["for
     for process in ranks:
         process.start()
     with _signals_forwarded(ranks) as interrupts:
-        _await(ranks)
+        killed = _await(ranks)
     if len(interrupts) > 1:
-        return KEYBOARD
+        return Ended(KEYBOARD)
     unreported = [process for process, spoken in zip(ranks, shared.has_reported, strict=True) if not spoken]
     for process in unreported:
         how = (
@@ -107,8 +122,13 @@ def spawn(rank: Callable[[Place], int], world_size: int, *, method: Literal["for
     codes = {process.exitcode for process in ranks}
     for status in (FATAL, KEYBOARD):
         if status in codes:
-            return status
-    return FAILED if unreported or codes - {0, INTERRUPTED} else max(codes)
+            return Ended(status)
+    if not unreported:
+        return Ended(FAILED if codes - {0, INTERRUPTED} else max(codes))
+    others = {process.exitcode for process in ranks if process not in (*unreported, *killed)}
+    is_their_loss = not interrupts and others <= {FAILED}
+    lost = [number for number, process in enumerate(ranks) if process in unreported and process not in killed]
+    return Ended(FAILED, tuple(lost) if is_their_loss else ())
 
 
 @contextmanager
@@ -135,15 +155,19 @@ def _signals_forwarded(ranks: Sequence[BaseProcess]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _await(ranks: Sequence[BaseProcess]) -> None:
+def _await(ranks: Sequence[BaseProcess]) -> list[BaseProcess]:
+    """Wait until all ranks have ended; return those that had to be killed after another one had failed."""
     failed_at = None
+    killed: list[BaseProcess] = []
     while alive := [process for process in ranks if process.is_alive()]:
         multiprocessing.connection.wait([process.sentinel for process in alive], timeout=1.0)
         if failed_at is None and any(process.exitcode not in (None, 0, INTERRUPTED) for process in ranks):
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > GRACE:
+            killed = killed or alive
             for process in ranks:
                 process.kill()
+    return killed
 
 
 def _child(rank: Callable[[Place], int], place: Place, parent: int, shared: SharedErrors) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..validate import LATER, Range
-from .fields import Count, Fraction
+from .field_types import Count, Fraction
 
 
 @dataclass(frozen=True, kw_only=True)

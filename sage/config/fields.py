@@ -1,32 +1,11 @@
-"""Types of the fields of a run's configuration, and the marks of its fields."""
+"""The fields of a run's configuration: their annotations, marks and defaults."""
 
 from collections.abc import Hashable
 from dataclasses import MISSING, Field
 from functools import cache
-from typing import Annotated, Any, cast, get_type_hints
+from typing import Any, cast, get_type_hints
 
-from .. import registry
-from ..validate import Range, marks
-
-NOT_HASHED = "aside"
-"""Marks a field that cannot change the result of a run and is therefore excluded from its hash."""
-
-PARTS: dict[str, registry.PartKind] = {
-    "reducer": "reducers",
-    "model": "models",
-    "data": "datasets",
-    "task": "tasks",
-}
-OPTIONED = ("reducer", "model", "data")
-"""The parts that take options."""
-
-Option = bool | int | float | str | None | tuple[bool | int | float | str, ...]
-Options = dict[str, Option]
-Fraction = Annotated[float, Range(0, 1, open=")")]
-Positive = Annotated[float, Range(0, open="(")]
-NotNegative = Annotated[float, Range(0)]
-Count = Annotated[int, Range(1)]
-Seconds = Annotated[float, Range(0.01, 1e6)]
+from ..validate import marks
 
 
 def annotations_of(kind: type) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from .. import registry, validate
 from ..registry import workloads as workloads
 from ..storage import read_toml
 from ..validate import coerce, known
+from .field_types import OPTIONED, PARTS
 from .local_presets import with_preset
-from .run_config import OPTIONED, PARTS, Config, annotations
+from .run_config import Config, annotations
 
 
 def load(workload: str, *, file: Path | None = None, overrides: dict[str, Any] | None = None) -> Config:

@@ -27,7 +27,17 @@ def check_local(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: A setting needs another one, or the mount or the memory does not support local updates.
     """
-    steps = config["local_steps"]
+    steps, quorum = config["local_steps"], config["quorum"]
+    if quorum is not None and (steps is None or quorum > config["world_size"]):
+        raise ValueError(
+            f"quorum is {quorum}, with world_size {config['world_size']} and local_steps {steps}; it needs "
+            "local updates, and allowed are at most as many as there are ranks"
+        )
+    if quorum is not None and config["hierarchy"] == "node":
+        raise ValueError(
+            f"quorum is {quorum}, but hierarchy 'node' needs as many ranks on each node, also after a loss: "
+            "use --hierarchy flat, or leave --quorum out"
+        )
     if steps is None:
         for name, default in KEYS.items():
             if config[name] != default:

@@ -6,7 +6,8 @@ from typing import Any
 
 from .. import registry, validate
 from ..output.text import clean_text
-from .run_config import OPTIONED, PARTS, Config, annotations
+from .field_types import OPTIONED, PARTS
+from .run_config import Config, annotations
 
 
 def part_options(config: Config, *, from_source: bool = False) -> dict[str, Mapping[str, registry.Option]]:

@@ -18,13 +18,8 @@ from typing import Annotated, Any, Literal, Self
 from .. import registry
 from ..validate import LATER, Range, coerce, known
 from .exchange_options import ExchangeOptions
-from .fields import NOT_HASHED as NOT_HASHED
-from .fields import OPTIONED as OPTIONED
-from .fields import PARTS as PARTS
-from .fields import Count as Count
-from .fields import Fraction, NotNegative, Positive, Seconds, annotations_of, default_of, marked
-from .fields import Option as Option
-from .fields import Options as Options
+from .field_types import NOT_HASHED, OPTIONED, PARTS, Count, Fraction, NotNegative, Options, Positive, Seconds
+from .fields import annotations_of, default_of, marked
 from .grouping import check_grouping
 from .local_presets import Preset
 from .local_updates import check_local, outer_defaults
@@ -179,6 +174,9 @@ class Config(ExchangeOptions):
     """Local updates: steps from the exchange of a fragment until a rank takes over its result."""
     fragment_update_alpha: Annotated[Fraction, LATER] = 0.0
     """Local updates: weight of the rank's own parameters when it takes over the result of an exchange."""
+    quorum: Annotated[Count | None, LATER] = None
+    """Local updates: if ranks are lost, go on from the last checkpoint with the others, if these are at least
+    so many; if omitted, the run ends."""
 
     # Reduction
     memory: Literal["none", "residual", "momentum", "union"] | None = None

@@ -125,5 +125,8 @@ class Training(TrainingState):
     def resume(self) -> str:
         """Resume from the newest valid checkpoint and return a text that names it; "" if there is none."""
         source = "its own checkpoint" if resume.from_own(self) else resume.from_another(self)
+        lacking = self.config.world_size - self.wire.world_size
+        if lacking and self.config.quorum is not None:
+            self.record.event("lost", step=self.step, ranks=lacking, world_size=self.wire.world_size)
         self.record.rewind(self.step)  # a run killed before its first checkpoint may have recorded steps
         return source

@@ -69,6 +69,11 @@ def check(config: Config, *, here: bool) -> None:
             "--workers-in-process, or use --mount whole"
         )
     check_hierarchy(config)
+    if config.quorum is not None and (config.workers_in_process or not here):
+        raise ValueError(
+            f"quorum is {config.quorum}, but only ranks that sage run starts itself, as processes of this "
+            "machine, are started again: leave --quorum out"
+        )
     if here and config.mount == "fsdp":
         check_ranks(config.shards, config.world_size)
     if here and config.hierarchy == "node" and config.ranks_per_node is not None:

@@ -18,13 +18,10 @@ from sage import storage
 from sage.config import Config, recorded
 from sage.output.text import clean_text
 from sage.train import checkpoint
-from sage.train.levels import PART
 from sage.train.optim import floating
+from sage.train.other_ranks import leave_round, taken_over
 from sage.train.schedules import count_steps
 from sage.train.training import TrainingState
-
-SUMMED = ("residual_N", "velocity_N")
-"""Unsent gradient state: its sum over the ranks must stay the same when the world size changes."""
 
 SAME = [
     *("model", "model_options", "reducer", "memory", "min_compress"),
@@ -74,9 +71,14 @@ def from_own(training: TrainingState) -> bool:
     newest = _newest(training, training.checkpoints)
     if newest is None:
         return False
-    shared, mine = checkpoint.load(newest.path, training.wire.rank)
+    rank, ranks = training.wire.rank, newest.world_size
+    are_others = training.config.quorum is not None and ranks != training.wire.world_size
+    shared, mine = checkpoint.load(newest.path, rank % ranks if are_others else rank)
     remedy = "remove it to resume from the one before, or use --fresh"
     with _fitting(f"checkpoint {newest.path} does not fit this run ({remedy})"):
+        if are_others:
+            mine["feedback"] = _feedback(training, newest, mine)
+            leave_round(mine)
         _restore_shared(training, shared)
         _restore_own(training, mine)
         _check_progress(training, newest.step, shared, mine["tally"])
@@ -106,11 +108,9 @@ def from_another(training: TrainingState) -> str:
         raise ValueError(f"continue_from is {folder}, which has no complete checkpoint")
     path, ranks = newest.path, newest.world_size
     shared, nearest = checkpoint.load(path, wire.rank % ranks)
-    # Each rank of the checkpoint is assigned to exactly one rank of this run.
-    theirs = [checkpoint.load_own(path, rank) for rank in range(wire.rank, ranks, wire.world_size)]
     with _fitting(f"continue_from is {folder}, whose state does not fit the options or the data of this run"):
-        feedback = _shared_out(nearest["feedback"], [state["feedback"] for state in theirs])
-        lost = _leave_round(nearest) if ranks != wire.world_size else 0
+        feedback = _feedback(training, newest, nearest)
+        lost = leave_round(nearest) if ranks != wire.world_size else 0
         _restore_shared(training, shared)
         mine = {**nearest, "feedback": feedback}
         mine.pop("shards", None)  # of the other run's units, and of few steps: it begins anew
@@ -141,16 +141,9 @@ def from_another(training: TrainingState) -> str:
     return f"{path}, of {ranks_before}: {what}"
 
 
-def _leave_round(own: State) -> int:
-    """Drop a rank's weights within a round, so that it starts from those that all ranks have in common.
-
-    Returns the number of local steps that are lost.
-    """
-    local = own.get("local", {})
-    lost: int = local.get("taken", 0)
-    if lost:
-        own["local"] = {**local, "taken": 0, "largest_lr": 0.0, "weights": {}}
-    return lost
+def _feedback(training: TrainingState, found: checkpoint.Found, nearest: State) -> State:
+    wire = training.wire
+    return taken_over(found, nearest["feedback"], rank=wire.rank, world_size=wire.world_size)
 
 
 def _newest(training: TrainingState, folder: Path) -> checkpoint.Found | None:
@@ -199,25 +192,6 @@ def _read_config(folder: Path, config: Config) -> Config:
             f"{config.local_steps}: a run with local updates continues only another with local updates"
         )
     return before
-
-
-def _shared_out(nearest: State, taken_over: list[State]) -> State:
-    """Return a rank's error-feedback state: that of `nearest`, but with `SUMMED` summed over `taken_over`.
-
-    The state may be divided by parameter.
-
-    Raises:
-        ValueError: The states are of different parts of the gradient.
-    """
-    feedback = dict(nearest)
-    for name, was in nearest.items():
-        if name == PART and any(theirs[name] != was for theirs in taken_over):
-            raise ValueError("the ranks whose residuals would be added have different parts of the gradient")
-        if isinstance(was, dict):
-            feedback[name] = _shared_out(was, [theirs[name] for theirs in taken_over])
-        elif name in SUMMED and isinstance(was, Tensor):
-            feedback[name] = sum((theirs[name] for theirs in taken_over), torch.zeros_like(was))
-    return feedback
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from sage.comm.agreement import compare
 from sage.comm.probe import probe
 from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import Place
-from sage.comm.spawn import is_new_error, spawn
+from sage.comm.spawn import is_new_error
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.config import Config, resolve
@@ -46,6 +46,7 @@ from sage.train.failure import classify, detect_first_step_failure, keep_traceba
 from sage.train.fingerprint import facts, software
 from sage.train.garbage import resume_collection
 from sage.train.loop import Training
+from sage.train.quorum import spawn_with_quorum
 from sage.train.result import result
 from sage.train.stop import Stop
 
@@ -82,7 +83,7 @@ def main(config: Config) -> int:
         torch.optim.SGD([torch.zeros(1, requires_grad=True)])
         choose_mount.preload(config.mount)
     resume_collection()
-    return spawn(partial(_rank, config), config.world_size, method=method)
+    return spawn_with_quorum(partial(_rank, config), config, method)
 
 
 # Start the ranks, as processes or as threads.

@@ -1,12 +1,15 @@
 """Tests that runs with local updates resume to the bit, within a round and between rounds."""
 
+import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from launcher import Brake, Launcher, assert_same_run, is_gone, until
+from launcher import Brake, Launcher, assert_same_run, is_gone, records, until
 from mounted_runs import GIVEN, differing, everything, step, training
 from small import small_network
 from torch import Tensor
@@ -32,7 +35,14 @@ def outer_of(run: Training) -> dict[str, Tensor]:
     """A copy of the outer state: the common weights and the momentum."""
     assert isinstance(run.mount, MountedLocal)
     outer = run.mount.outer
-    return {"anchor": outer.anchor_N.clone(), **{name: x.clone() for name, x in outer.state_dict().items()}}
+    anchor_N = torch.cat([x.flatten() for x in outer.anchors().values()])
+    return {"anchor": anchor_N, **{name: x.clone() for name, x in outer.state_dict().items()}}
+
+
+def residual(run: Training) -> Tensor:
+    """The residuals of this rank, in one vector."""
+    residuals = [flat.feedback.residual_N for flat in run.mount.flats]
+    return torch.cat([residual_N for residual_N in residuals if residual_N is not None])
 
 
 def all_of(run: Training) -> dict[str, Tensor]:
@@ -132,6 +142,64 @@ def test_another_number_of_ranks_keeps_the_outer_state_and_loses_the_steps_withi
     torch.testing.assert_close(
         torch.stack([residual_N for _, residual_N, *_ in continued]).sum(0), one_N + other_N
     )
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"fragments": 2, "fragment_update_alpha": 0.5}], ids=["whole", "fragments"]
+)
+def test_a_quorum_resumes_from_the_checkpoint_of_more_ranks_and_of_fewer(
+    tmp_path: Path, more: dict[str, Any]
+) -> None:
+    given = {**NESTEROV, "local_steps": 3, "quorum": 1, "world_size": 3, **more}
+
+    def first(wire: Wire) -> tuple[dict[str, Tensor], Tensor]:
+        run = step(training(wire, tmp_path, **given), 5)
+        run.save()
+        return outer_of(run), residual(run)
+
+    def again(wire: Wire) -> tuple[dict[str, Tensor], Tensor, int]:
+        run = training(wire, tmp_path, **given)
+        assert run.resume() == "its own checkpoint"
+        found = outer_of(run), residual(run), run.step
+        run.save()
+        step(run, 3)
+        return found
+
+    before = simulate(3, first)
+    total_N = torch.stack([residual_N for _, residual_N in before]).sum(0)
+    for ranks in (2, 3):
+        resumed = simulate(ranks, again)
+        for outer, _, number in resumed:
+            assert number == 5
+            assert all(same_bits(outer[name], x) for name, x in before[0][0].items())
+        torch.testing.assert_close(torch.stack([residual_N for _, residual_N, _ in resumed]).sum(0), total_N)
+
+
+LOST = (
+    "digits-ff --reducer topk --steps 12 --checkpoint-every 4 --data.limit-train 480 --local-steps 4 "
+    "--world-size 3 --optimizer adamw --lr 0.001 --outer-optimizer nesterov --outer-lr 0.7 --quorum"
+)
+
+
+@pytest.mark.parametrize(("quorum", "status"), [(2, 0), (3, 1)], ids=["they go on", "they stop"])
+def test_a_rank_is_lost_between_outer_steps_and_the_others_do_as_asked(
+    launcher: Launcher, tmp_path: Path, quorum: int, status: int
+) -> None:
+    brake = Brake(tmp_path / "brake", 3)
+    run = launcher.start(f"{LOST} {quorum}", tmp_path / "runs", tamper=brake.before_step(10))
+    os.kill(brake.paused_ranks()[1], signal.SIGKILL)
+    brake.release()
+    assert run.wait() == status, run.output
+    says = f"sage: 1 of 3 ranks lost; going on with 2 from the newest checkpoint, as the quorum is {quorum}"
+    assert (says in run.output) == (status == 0)
+    events = [(event["event"], event["step"]) for event in records(run.folder, "event")]
+    if status:
+        assert events == []
+        assert "rank 1" in json.loads((run.folder / "failure.json").read_text())["error"]
+        return
+    assert events == [("lost", 8), ("resumed", 8)]
+    assert [step["step"] for step in records(run.folder, "step")] == list(range(12))
+    assert json.loads((run.folder / "result.json").read_text())["world_size"] == 2
 
 
 def test_the_same_number_of_ranks_continues_within_the_round(tmp_path: Path) -> None:

@@ -388,6 +388,20 @@ def test_statistics_of_batch_norm_are_each_ranks_own_until_an_evaluation(tmp_pat
 # Other settings.
 
 
+def test_a_round_ends_on_two_levels(tmp_path: Path) -> None:
+    """The mean over nodes of means within nodes is the mean over ranks, up to rounding."""
+    nodes: dict[str, Any] = {"hierarchy": "node", "ranks_per_node": 2}
+
+    def work(wire: Wire) -> tuple[list[Tensor], list[Tensor]]:
+        given = {"local_steps": 2, "outer_optimizer": "nesterov", "outer_momentum": 0.9}
+        return trained(wire, tmp_path, 4, **given), trained(wire, tmp_path, 4, **given, **nodes)
+
+    ranks = simulate(4, work)
+    for flat, levels in ranks:
+        torch.testing.assert_close(levels, flat, rtol=1e-5, atol=1e-7)
+        assert all(map(torch.equal, levels, ranks[0][1]))
+
+
 def test_accumulating_two_batches_is_one_batch_of_twice_the_size(tmp_path: Path) -> None:
     def work(wire: Wire) -> tuple[list[Tensor], list[Tensor]]:
         given = {"local_steps": 2, "outer_optimizer": "sgd", "outer_lr": 0.5, **PLAIN}

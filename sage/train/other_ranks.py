@@ -1,0 +1,61 @@
+"""Divides the state of a checkpoint's ranks between another number of ranks."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sage.train import checkpoint
+from sage.train.levels import PART
+
+SUMMED = ("residual_N", "velocity_N")
+"""Unsent gradient state: its sum over the ranks must stay the same when the world size changes."""
+
+State = dict[str, Any]
+
+
+def leave_round(own: State) -> int:
+    """Drop a rank's weights within a round, so that it starts from those that all ranks have in common.
+
+    Returns the number of local steps that are lost.
+    """
+    local = own.get("local")
+    if local is None:
+        return 0
+    own["local"] = {**local, "taken": 0, "largest_lr": 0.0, "weights": {}}
+    lost: int = local["taken"]
+    return lost
+
+
+def taken_over(found: checkpoint.Found, nearest: State, *, rank: int, world_size: int) -> State:
+    """Return a rank's error-feedback state, from those of all ranks that wrote a checkpoint.
+
+    Each rank of the checkpoint is assigned to exactly one rank of this run.
+
+    Args:
+        found: The checkpoint.
+        nearest: The error-feedback state of the checkpoint's rank with this rank's number modulo its ranks.
+        rank, world_size: This rank, and the number of ranks of this run.
+    """
+    ranks = range(rank, found.world_size, world_size)
+    theirs = [checkpoint.load_own(found.path, other)["feedback"] for other in ranks]
+    return _shared_out(nearest, theirs)
+
+
+def _shared_out(nearest: State, taken_over: list[State]) -> State:
+    """Return a rank's error-feedback state: that of `nearest`, but with `SUMMED` summed over `taken_over`.
+
+    The state may be divided by parameter.
+
+    Raises:
+        ValueError: The states are of different parts of the gradient.
+    """
+    feedback = dict(nearest)
+    for name, was in nearest.items():
+        if name == PART and any(theirs[name] != was for theirs in taken_over):
+            raise ValueError("the ranks whose residuals would be added have different parts of the gradient")
+        if isinstance(was, dict):
+            feedback[name] = _shared_out(was, [theirs[name] for theirs in taken_over])
+        elif name in SUMMED and isinstance(was, Tensor):
+            feedback[name] = sum((theirs[name] for theirs in taken_over), torch.zeros_like(was))
+    return feedback
