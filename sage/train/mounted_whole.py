@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sage.config import EXCHANGING
 from sage.data.dataset import Batch
 from sage.mount import WholeModel
 from sage.mount.reduction_seconds import fields_of_sum
@@ -107,6 +108,11 @@ def whole_of(mount: Mounted) -> MountedWhole:
         )
     if not isinstance(mount, MountedWhole):
         raise ValueError(f"mount is {mount.config.mount!r}; this measurement requires --mount whole")
+    if mount.config.optimizer in EXCHANGING:
+        raise ValueError(
+            f"optimizer is {mount.config.optimizer!r}, which communicates itself; this measurement is of a "
+            "gradient that is reduced: use another optimizer, such as adamw"
+        )
     if mount.config.hierarchy != "flat":
         raise ValueError("hierarchy is 'node'; this measurement requires the hierarchy flat")
     return mount

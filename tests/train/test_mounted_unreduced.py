@@ -15,6 +15,7 @@ from sage.records.record import read_metrics
 from sage.train.divergence import Diverged
 from sage.train.evaluate import metrics
 from sage.train.loop import Training
+from sage.train.mounted_whole import whole_of
 
 ONE_BIT: dict[str, Any] = {**EXCHANGES, "optimizer": "onebit-adam", "freeze_step": 3, "lr": 0.002}
 
@@ -99,6 +100,11 @@ def test_a_gradient_that_is_not_finite_on_one_rank_ends_all_or_is_skipped_by_all
         with_ranks(config, tmp_path / "fail", tampered)
     skipping = replace(config, non_finite="skip")
     assert with_ranks(skipping, tmp_path / "skip", tampered) == [[5.0], [5.0]]
+
+
+def test_a_measurement_of_reduced_gradients_refuses_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'onebit-adam', which communicates itself; this measurement"):
+        with_ranks(replace(CONFIG, **ONE_BIT), tmp_path, lambda training: whole_of(training.mount))
 
 
 def test_each_rank_clips_its_own_gradient(tmp_path: Path) -> None:

@@ -15,6 +15,11 @@ FF = "digits-ff --bucket-mb 0.02 --reducer topk --steps 14 --checkpoint-every 4 
 DDP, FSDP = f"{FF} --mount ddp", f"{FF} --mount fsdp"
 # Two nodes of two ranks; without buckets.
 NODE = f"{FF.replace('--bucket-mb 0.02 ', '')} --hierarchy node --ranks-per-node 2 --world-size 4"
+# The momentum is coded from the seventh step on, with an error for each way.
+ONE_BIT = (
+    "digits-ff --reducer exact --optimizer onebit-adam --freeze-step 6 --lr 1e-3 --adam-eps 1e-3 "
+    "--steps 14 --checkpoint-every 4 --data.limit-train 320"
+)
 # Running statistics, momentum before the reduction, an average of the model; three ranks, or two shards.
 CNN = (
     "digits --bucket-mb 0.1 --reducer exact --steps 12 --checkpoint-every 4 --batch-size 8 "
@@ -53,6 +58,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
     [
         pytest.param(DDP, 11, 8, 2, id="ddp-ff"),
         pytest.param(NODE, 11, 8, 4, id="node-ff"),
+        pytest.param(ONE_BIT, 11, 8, 2, id="onebit-adam"),
         pytest.param(DDP_CNN, 9, 8, 3, id="ddp-cnn"),
         pytest.param(DDP_LSTM, 3, 2, 2, id="ddp-lstm"),
         pytest.param(DDP_GPT, 5, 4, 2, id="ddp-gpt"),

@@ -12,7 +12,7 @@ from sage.bench.calibrate.gradients import Gradients, reducer_of
 from sage.bench.calibrate.model_times import WARM_UP, rest_of_step
 from sage.bench.calibrate.recorded_messages import drawn_gradients, recorded_messages
 from sage.comm.ledger import ring_all_reduce
-from sage.config import Config, recorded
+from sage.config import EXCHANGING, Config, recorded
 from sage.output.text import clean_text
 from sage.predict.calibration import Calibration, MethodTimes, ModelTimes, Parameter, Samples
 from sage.predict.calibration_schema import Scope
@@ -133,6 +133,10 @@ def _read(folder: Path) -> Run:
         raise ValueError(
             f"{folder} has local_steps {config.local_steps}, so most of its steps reduce nothing: name runs "
             "without local updates"
+        )
+    if config.optimizer in EXCHANGING:
+        raise ValueError(
+            f"{folder} has the optimizer {config.optimizer}, which communicates itself: use others"
         )
     if config.hierarchy != "flat":
         raise ValueError(

@@ -107,6 +107,10 @@ def test_runs_that_give_no_calibration_are_refused(
     mounted = tmp_path / "mounted"
     shutil.copytree(runs["exact"], mounted)
     (mounted / "config.json").write_text(json.dumps({**config, "mount": "ddp"}))
+    exchanging = tmp_path / "exchanging"
+    shutil.copytree(runs["exact"], exchanging)
+    settings = {**config, "optimizer": "onebit-adam", "freeze_step": 2}
+    (exchanging / "config.json").write_text(json.dumps(settings))
     topk = str(runs["topk"])
     for folders, says in (
         ([str(tmp_path / "nowhere")], "nowhere has no finished run"),
@@ -115,6 +119,7 @@ def test_runs_that_give_no_calibration_are_refused(
         ([topk, str(other)], "has batch_size 32, and "),
         ([topk, str(mounted)], "mounted has the mount ddp"),
         ([topk, str(simulated)], "simulated has simulated ranks"),
+        ([topk, str(exchanging)], "exchanging has the optimizer onebit-adam, which communicates itself"),
     ):
         assert main(["calibrate", "--from-runs", *folders, "--output", str(tmp_path / "c.json")]) == 2
         message = capsys.readouterr()
