@@ -296,7 +296,7 @@ def test_four_shards_of_two_nodes_reduce_in_two_levels() -> None:
     shards = [10 * 144 + 10, 5 * 40 + 5, 1 * 9 + 3 * 1 + 3 * 20 + 3]
     for found in processes(4, work):
         errors = {name: error for name, (error, _, _) in found.items()}
-        assert errors["exact"] < 1e-6 < errors["int8"] < 0.005
+        assert errors["exact"] == 0 < errors["int8"] < 0.005
         assert errors["int8"] < errors["loco"] < 0.05
         assert 1e-6 < errors["sdp4bit"] < 0.05
         assert all(is_same for _, _, is_same in found.values())
