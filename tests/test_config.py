@@ -36,8 +36,15 @@ BASE = Config(workload="w", task="classify", model="resnet", data="digits")
 SHARDED = replace(BASE, mount="fsdp", shards=4, shard_reduce="fp8")
 ASIDE_FIELDS = {name for name, annotation in annotations().items() if NOT_HASHED in get_args(annotation)}
 
+# What local updates with fragments need.
+PLAIN: dict[str, Any] = {
+    "hierarchy": "flat",
+    "ranks_per_node": None,
+    "outer_by_lr": False,
+    "optimizer": "adamw",
+}
+
 # Another valid value for every field, so that a new field without one fails here.
-FLAT: dict[str, Any] = {"hierarchy": "flat", "ranks_per_node": None}
 OTHER: dict[str, Any] = {
     "workload": "other",
     "task": "recommend",
@@ -103,6 +110,8 @@ OTHER: dict[str, Any] = {
     "outer_lr": 0.5,
     "outer_momentum": 0.5,
     "outer_by_lr": True,
+    "first_moment_steps": 6,
+    "second_moment_steps": 12,
     "fragments": 3,
     "fragment_order": "sequential",
     "fragment_sync_delay": 2,
@@ -185,7 +194,7 @@ def test_the_hash_changes_with_every_field_except_those_not_hashed(name: str) ->
     base = replace(BASE, mount="fsdp") if name == "shards" else base
     base = SHARDED if name in FORMATS else base
     if name in (*LOCAL, "quorum") and name != "local_steps":
-        base = replace(BASE, local_steps=4, outer_optimizer="sgd")
+        base = replace(BASE, local_steps=4, outer_optimizer="sgd", optimizer="adamw")
     base = replace(BASE, hierarchy="node") if name == "ranks_per_node" else base
     changed = replace(base, **{name: OTHER[name]})
     assert getattr(changed, name) != getattr(base, name)
@@ -238,7 +247,7 @@ def test_a_config_is_immutable() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [BASE, Config(**{**OTHER, "weight_decay_at": "after", "mount": "whole", "outer_by_lr": False, **FLAT})],
+    [BASE, Config(**{**OTHER, "weight_decay_at": "after", "mount": "whole", **PLAIN})],
 )
 def test_a_config_is_equal_after_conversion_to_json_and_back(config: Config) -> None:
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config

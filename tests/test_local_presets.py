@@ -45,6 +45,8 @@ def test_the_presets_have_the_published_settings() -> None:
     streaming = parse_run(["digits-ff", "--local", "streaming-diloco"])
     assert (streaming.reducer, streaming.local_steps, streaming.outer_lr) == ("fp4", 30, 0.4)
     assert (streaming.fragment_sync_delay, streaming.fragment_update_alpha) == (5, 0.5)
+    des = parse_run(["gpt-topics", "--local", "des-loc"])
+    assert (des.local_steps, des.first_moment_steps, des.second_moment_steps) == (32, 96, 192)
     slowmo = parse_run(["digits-ff", "--local", "slowmo"])
     assert (slowmo.local_steps, slowmo.outer_lr, slowmo.outer_momentum) == (48, 1.0, 0.5)
     assert slowmo.outer_by_lr
@@ -125,6 +127,10 @@ def test_a_sweep_expands_presets_and_steps(tmp_path: Path) -> None:
         (
             "--local-steps none --fragments 2",
             "fragments is 2, but without local_steps every step communicates",
+        ),
+        (
+            "--first-moment-steps 8",
+            "first_moment_steps is 8, but optimizer is 'sgd', which does not",
         ),
         ("--fragments 2 --hierarchy node", "fragments are exchanged directly between all ranks"),
         ("--fragments 5", "fragments is 5, but there are 4 steps in which to exchange one each"),

@@ -12,6 +12,7 @@ gives way to one that is given in the same place, as `--reducer` on the command 
 | `slowmo`        | 48  | sgd, γ = 1, β = 0.5      | Δ is divided by the inner learning rate                |
 | `diloco`        | 500 | nesterov, γ = .7, β = .9 |                                                        |
 | `streaming-diloco` | 30 | nesterov, γ = .4, β = .9 | reducer `fp4`, P = 4, τ = 5, α = .5                |
+| `des-loc`       | 32  | none: the mean           | Adam's moments are averaged every 96 and 192 steps     |
 | `sparseloco`    | 30  | sgd, γ = 1               | reducer `sparseloco`, decay .95 of the residual        |
 | `muloco`        | 30  | nesterov, γ = .8, β = .9 | Muon, decay .9 of the residual                         |
 
@@ -28,6 +29,8 @@ Sources:
 - `streaming-diloco`: Douillard et al. 2025, https://arxiv.org/abs/2501.18512, as a secondary source states
   it: H is 30 or 100, γ = .4, τ at most 5, α = .5, 4-bit floats. β is DiLoCo's. The paper's fragments have
   three blocks each; the number of 4 is SAGE's choice.
+- `des-loc`: Iacob et al. 2025, https://arxiv.org/abs/2505.22549. The periods are K, 3K and 6K; K = 32 is
+  SAGE's choice. This follows the abstract; the paper's other settings are unverified.
 - `sparseloco`: Sarfi et al. 2025, https://arxiv.org/abs/2508.15706. The numbers are those of templar
   (`hparams/hparams.json`), where γ later becomes 0.65. The inner optimiser is AdamW; here it is that of the
   workload. The mean is that of the paper; templar's is `--mean senders`.
@@ -42,7 +45,9 @@ from typing import Any, Literal
 
 from ..validate import known
 
-Preset = Literal["localsgd", "post-localsgd", "slowmo", "diloco", "streaming-diloco", "sparseloco", "muloco"]
+Preset = Literal[
+    "localsgd", "post-localsgd", "slowmo", "diloco", "streaming-diloco", "des-loc", "sparseloco", "muloco"
+]
 
 KEYS: Mapping[str, Any] = {
     "local": None,
@@ -52,6 +57,8 @@ KEYS: Mapping[str, Any] = {
     "outer_lr": None,
     "outer_momentum": None,
     "outer_by_lr": False,
+    "first_moment_steps": None,
+    "second_moment_steps": None,
     "fragments": 1,
     "fragment_order": "strided",
     "fragment_sync_delay": 0,
@@ -85,6 +92,7 @@ PRESETS: Mapping[Preset, Mapping[str, Any]] = {
         "fragment_sync_delay": 5,
         "fragment_update_alpha": 0.5,
     },
+    "des-loc": {"local_steps": 32, "first_moment_steps": 96, "second_moment_steps": 192},
     "sparseloco": {
         "reducer": "sparseloco",
         "local_steps": 30,

@@ -63,6 +63,12 @@ def check_local(config: Mapping[str, Any]) -> None:
                     f"{name} is {config[name]!r}, but there is no outer optimiser: add --outer-optimizer sgd "
                     f"or nesterov, or leave --{name.replace('_', '-')} out"
                 )
+    for name in ("first_moment_steps", "second_moment_steps"):
+        if config[name] is not None and config["optimizer"] not in ("adam", "adamw"):
+            raise ValueError(
+                f"{name} is {config[name]}, but optimizer is {config['optimizer']!r}, which does not have "
+                f"this moment of all parameters: use adam or adamw, or leave --{name.replace('_', '-')} out"
+            )
     _check_fragments(config)
     if config["memory"] == "momentum" and config["outer_momentum"]:
         raise ValueError(

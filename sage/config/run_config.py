@@ -166,6 +166,10 @@ class Config(ExchangeOptions):
     """Local updates: momentum of the outer optimiser; if omitted, 0."""
     outer_by_lr: Annotated[bool, LATER] = False
     """Local updates: divide pseudo-gradients by the learning rate, and multiply --outer-lr by it (SlowMo)."""
+    first_moment_steps: Annotated[Count | None, LATER] = None
+    """Local updates: steps between averages of Adam's first moment over ranks; if omitted, there are none."""
+    second_moment_steps: Annotated[Count | None, LATER] = None
+    """Local updates: the same of the second moment (DES-LOC)."""
     fragments: Annotated[Count, LATER] = 1
     """Local updates: number of parts of the model that are exchanged at different steps."""
     fragment_order: Annotated[Literal["strided", "sequential"], LATER] = "strided"

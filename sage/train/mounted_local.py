@@ -24,6 +24,7 @@ from sage.mount.parameters import as_real
 from sage.output.units import printable
 from sage.reduction.reducer import Reduced
 from sage.timing import phase
+from sage.train.moments import Moments
 from sage.train.mounted import Parts
 from sage.train.mounted_whole import MountedWhole
 from sage.train.outer import Outer, check_fits
@@ -47,6 +48,11 @@ class MountedLocal(MountedWhole):
         self.outer = self._outer({span.name: p for span, p in named})
         self.taken = 0
         """Number of local steps since the last outer step."""
+        self.clock = 0
+        """Number of all local steps."""
+        self.moments: Moments | None = None
+        """Averages of the inner optimiser's moments; None: each rank keeps its own."""
+        self._has_averaged = False
         self._largest_lr = 0.0
         """The largest learning rate of the round, which SlowMo divides by; that of a step may be 0."""
         self._is_alone = False
@@ -83,9 +89,17 @@ class MountedLocal(MountedWhole):
         self._exposed = self.wire.ledger.seconds - waited
 
     def end_step(self, lr: float, *, is_last: bool) -> bool:
+        self._has_averaged = False
         if not self._is_alone:
             self.outer.adopt()
             return True
+        self.clock += 1
+        if self.moments is not None:
+            self._has_averaged = self.moments.average(self.clock)
+        return self._end_local_step(lr, is_last)
+
+    def _end_local_step(self, lr: float, is_last: bool) -> bool:
+        """Exchange what is due after a local step; return whether it is finite, the same on all ranks."""
         self.taken += 1
         self._largest_lr = max(self._largest_lr, lr)
         return self._synchronise() if is_last or self.taken >= (self.config.local_steps or 1) else True
@@ -111,8 +125,8 @@ class MountedLocal(MountedWhole):
         return True
 
     def fields(self) -> dict[str, Any]:
-        """Whether the ranks exchanged gradients or pseudo-gradients in this step."""
-        return {"communicated": bool(self._reduced)}
+        """Whether the ranks exchanged gradients, pseudo-gradients or moments in this step."""
+        return {"communicated": bool(self._reduced) or self._has_averaged}
 
     def report(self) -> dict[str, float]:
         """Scalars of the reducer; of a step in which it was not used, the density that was asked for."""
@@ -167,6 +181,7 @@ class MountedLocal(MountedWhole):
     def state_dict(self) -> dict[str, dict[str, Any]]:
         local = {
             "taken": self.taken,
+            "clock": self.clock,
             "largest_lr": self._largest_lr,
             "weights": self._weights() if self.taken else {},
         }
@@ -178,6 +193,7 @@ class MountedLocal(MountedWhole):
         self.outer.adopt()
         local = state["local"]
         self.taken, self._largest_lr = local["taken"], local["largest_lr"]
+        self.clock = local.get("clock", self.taken)
         if local["weights"]:
             check_fits("the weights within a round", local["weights"], self._weights())
             self._restore(local["weights"])

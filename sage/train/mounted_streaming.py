@@ -87,8 +87,6 @@ class MountedStreaming(MountedLocal):
             self.fragments.append(Fragment(outer, flat, first))
         self.outer = JoinedOuter([fragment.outer for fragment in self.fragments])
         self.flats = [fragment.flat for fragment in self.fragments]
-        self.clock = 0
-        """Number of local steps so far, t."""
         self._exchanged: list[Flat] = []
         """The fragments that this step exchanged."""
 
@@ -100,11 +98,10 @@ class MountedStreaming(MountedLocal):
 
     def end_step(self, lr: float, *, is_last: bool) -> bool:
         self._exchanged = []
-        if not self._is_alone:
-            self.outer.adopt()
-            return True
+        return super().end_step(lr, is_last=is_last)
+
+    def _end_local_step(self, lr: float, is_last: bool) -> bool:
         config = self.config
-        self.clock += 1
         for fragment in self.fragments:
             last = fragment.last_exchange(self.clock - 1, self._period)
             waited = 0 if last is None else self.clock - last

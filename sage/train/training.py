@@ -17,7 +17,9 @@ from sage.tasks import Task
 from sage.timing import Phases
 from sage.train.choose_mount import attach
 from sage.train.metrics import RunningMetrics
+from sage.train.moments import moments_of
 from sage.train.mounted import Parts
+from sage.train.mounted_local import MountedLocal
 from sage.train.mounted_unreduced import MountedUnreduced
 from sage.train.optim import LossScale, RunningAverage
 from sage.train.schedules import count_steps, optimizer
@@ -77,6 +79,8 @@ class TrainingState:
         self.optimizer = optimizer(config, model, list(self.mount.trained.parameters()), wire)
         if isinstance(self.mount, MountedUnreduced):
             self.mount.optimizer = self.exchanging
+        if isinstance(self.mount, MountedLocal):
+            self.mount.moments = moments_of(config, self.optimizer, wire)
         self.average = RunningAverage()
         self.phases = Phases(self.device)
         self.step = 0
