@@ -2,7 +2,7 @@
 
 import math
 
-from sage.config import EXCHANGING, Config
+from sage.config import Config
 from sage.output.units import printable
 from sage.reduction.reducer import Reducer
 
@@ -10,16 +10,11 @@ MIB = 2**20
 
 
 def check_hierarchy(config: Config) -> None:
-    """Refuse two levels where the mount has its own, or the optimiser communicates.
+    """Refuse two levels under a mount that has its own.
 
     Raises:
-        ValueError: The mount or the optimiser is such a one.
+        ValueError: The mount is fsdp.
     """
-    if config.hierarchy == "node" and config.optimizer in EXCHANGING:
-        raise ValueError(
-            f"hierarchy is 'node' with optimizer {config.optimizer!r}, which communicates by itself, between "
-            "all ranks: leave --hierarchy out, or use another optimizer"
-        )
     if config.hierarchy == "node" and config.mount == "fsdp":
         raise ValueError(
             "hierarchy is 'node' with mount 'fsdp', which has --shards for the ranks of a node: leave "
