@@ -193,6 +193,11 @@ class ZeroOneAdam(AdamBase):
                 for p, x in zip(self.parameters, local, strict=True):
                     p.copy_(x)
 
+    def check_replicas(self) -> None:
+        """Check that the common parameters are bitwise identical on all ranks, as in the base class."""
+        with self.common_parameters():
+            super().check_replicas()
+
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the state, and set the parameters to the common ones; load the model's state before it."""

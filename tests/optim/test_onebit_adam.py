@@ -247,6 +247,27 @@ def test_no_parameters_are_added_later() -> None:
     simulate(1, work)
 
 
+def test_a_sparse_gradient_is_refused_and_a_closure_is_called() -> None:
+    def work(wire: Wire) -> None:
+        layer = nn.Embedding(4, 3, sparse=True)
+        optimizer = OneBitAdam(layer.parameters(), freeze_step=1, wire=wire)
+        layer(torch.tensor([1])).sum().backward()
+        with pytest.raises(ValueError, match=r"shape \[4, 3\] has a sparse gradient: set sparse=False"):
+            optimizer.step()
+        p = nn.Parameter(torch.ones(2))
+        optimizer = OneBitAdam([p], lr=0.1, freeze_step=1, wire=wire)
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            (loss := p.square().sum()).backward()
+            return loss
+
+        assert optimizer.step(closure).item() == 2
+        assert bool((p < 1).all())
+
+    simulate(1, work)
+
+
 def test_a_script_copies_the_first_ranks_parameters_and_skips_together() -> None:
     """A plain script on two processes: the wire of its own, GradScaler, and a gradient that is not finite."""
 

@@ -108,6 +108,7 @@ def test_the_ranks_are_equal_after_each_synchronisation_and_in_common_between_th
             with optimizer.common_parameters():
                 seen.append((own, [p.detach().clone() for p in model.parameters()]))
             assert all(map(torch.equal, own, model.parameters()))
+            optimizer.check_replicas()  # of the common parameters
         return seen
 
     first, second = simulate(2, work)
