@@ -149,8 +149,10 @@ def test_a_skipped_step_leaves_the_errors_as_they_were(tmp_path: Path) -> None:
         assert {name: each for name, each in found.items() if each != ([], True)} == {}
 
 
-def test_another_number_of_replicas_starts_with_no_errors(tmp_path: Path) -> None:
-    options: dict[str, Any] = {**TWO_BY_TWO, "shard_reduce": "loco"}
+def test_another_number_of_replicas_starts_with_no_errors_and_gathers_whole_parameters(
+    tmp_path: Path,
+) -> None:
+    options: dict[str, Any] = {**TWO_BY_TWO, "shard_reduce": "loco", "shard_gather": "sdp4bit"}
 
     def first(wire: Wire) -> None:
         run = training(wire, tmp_path / "first", **options)
@@ -159,13 +161,19 @@ def test_another_number_of_replicas_starts_with_no_errors(tmp_path: Path) -> Non
             write_json(tmp_path / "first" / "config.json", run.config.to_dict())
         step(run, 3).save()
 
-    def then(wire: Wire) -> list[dict[str, Any]]:
+    def then(wire: Wire) -> tuple[list[Any], int]:
         run = training(wire, tmp_path / "then", continue_from=tmp_path / "first", **options)
         assert run.resume()
-        return [state["errors"] for state in run.mount.state_dict()["shards"].values()]
+        found = [(each["errors"], "gathered" in each) for each in run.mount.state_dict()["shards"].values()]
+        before = wire.ledger.copy()
+        step(run, 1)
+        return found, wire.ledger.since(before).payload["shards"]
 
     processes(4, first)
-    assert processes(2, then) == [[{"0": {}}, {"0": {}}]] * 2
+    codes = -(-FIRST // 2) + -(-LAST // 2)
+    for found, sent in processes(2, then):
+        assert found == [({"0": {}}, False)] * 2
+        assert sent == 4 * (FIRST + LAST) + 2 * codes  # all parameters once
 
 
 def test_the_schedule_guard_compares_the_collectives_of_both_levels(tmp_path: Path) -> None:
