@@ -56,6 +56,7 @@ AS_WHOLE: dict[str, dict[str, Any]] = {
     "topk, small tensors dense": {"min_compress": 20},
     "sage": {"reducer": "sage", "reducer_options": {"density": 0.1}},
     "powersgd": {"reducer": "powersgd"},
+    "estimates": {"memory": "ef21"},
     "momentum and decay before, learning rate in the memory": {
         "momentum_at": "before",
         "momentum_kind": "nesterov",
@@ -176,6 +177,7 @@ SKIPPING: dict[str, dict[str, Any]] = {
     "exact": {"reducer": "exact", "momentum_at": "before"},
     "powersgd": {"reducer": "powersgd"},
     "dgc": {"reducer": "dgc", "memory": "momentum", "momentum": 0.0},
+    "estimates": {"memory": "ef21-sgdm", "momentum": 0.0},
     "qsgd": {"reducer": "qsgd"},
     "fp16 autocast": {"amp": "fp16"},
 }

@@ -122,6 +122,8 @@ OTHER: dict[str, Any] = {
     "memory_lr_ratio": True,
     "memory_momentum": 0.5,
     "memory_masking": False,
+    "memory_a": 0.5,
+    "memory_eta": 0.5,
     "continue_from": Path("elsewhere"),
     "clip_local": 1.0,
     "clip_global": 1.0,
@@ -313,6 +315,7 @@ def test_any_config_is_bitwise_equal_after_conversion_to_json_and_back(values: d
         ("warmdown", 0, r"a number in \(0, 1\]"),
         ("ns_steps", 100, r"a whole number in \[1, 99\]"),
         ("memory", "momentum", "momentum is 0.9 after the reduction.*set --momentum 0"),
+        ("memory", "ef21-sgdm", "'ef21-sgdm', and momentum is 0.9 after the reduction.*set --momentum 0"),
         ("grouping", "bucket:0", r"model, layer, or bucket:<MB>"),
         ("grouping", "buckets", r"grouping is 'buckets'"),
         ("model_options", {"depth": [[1]]}, "a table of options"),
@@ -326,6 +329,9 @@ def test_an_invalid_value_is_refused_with_what_is_allowed(field: str, value: Any
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
+        ({"memory": "ef21", "memory_beta": 0.5}, "has no residual, and memory_beta is 0.5.*memory_beta to 1"),
+        ({"memory": "diana", "memory_gamma": 2.0}, "has no residual, and memory_gamma is 2.0"),
+        ({"memory": "econtrol", "memory_lr_ratio": True}, "has no residual, and memory_lr_ratio is True"),
         ({"optimizer": "adamw", "momentum_at": "before"}, "optimizer 'adamw', which has a momentum"),
         ({"optimizer": "muon", "momentum_at": "before"}, "optimizer 'muon', which has a momentum"),
         *(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .local_presets import KEYS
+from .memories import WITH_MOMENTUM
 from .optimization import EXCHANGING
 
 
@@ -70,10 +71,10 @@ def check_local(config: Mapping[str, Any]) -> None:
                 f"this moment of all parameters: use adam or adamw, or leave --{name.replace('_', '-')} out"
             )
     _check_fragments(config)
-    if config["memory"] == "momentum" and config["outer_momentum"]:
+    if config["memory"] in WITH_MOMENTUM and config["outer_momentum"]:
         raise ValueError(
-            f"memory is 'momentum', and outer_momentum is {config['outer_momentum']:g}, so the momentum of "
-            "pseudo-gradients would be applied twice: set --outer-momentum 0, or another memory"
+            f"memory is {config['memory']!r}, and outer_momentum is {config['outer_momentum']:g}, so the "
+            "momentum of pseudo-gradients would be applied twice: set --outer-momentum 0, or another memory"
         )
 
 

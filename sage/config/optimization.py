@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from .memories import WITH_MOMENTUM
+
 EXCHANGING = ("onebit-adam", "zeroone-adam", "onebit-lamb", "demo", "dion")
 """Optimisers whose ranks exchange what they step with, so that no gradient is reduced (`sage.optim`)."""
 
@@ -56,10 +58,10 @@ def _check_learning_rate(config: Mapping[str, Any]) -> None:
 def _check_momentum(config: Mapping[str, Any]) -> None:
     if not config["momentum"] or config["momentum_kind"] == "none":
         return
-    if config["memory"] == "momentum":
+    if config["memory"] in WITH_MOMENTUM:
         raise ValueError(
-            f"memory is 'momentum', and momentum is {config['momentum']:g} {config['momentum_at']} the "
-            "reduction, so momentum would be applied twice: set --momentum 0, or another memory"
+            f"memory is {config['memory']!r}, and momentum is {config['momentum']:g} {config['momentum_at']} "
+            "the reduction, so momentum would be applied twice: set --momentum 0, or another memory"
         )
     if config["momentum_at"] == "before" and config["optimizer"] in OWN_MOMENTUM:
         raise ValueError(

@@ -23,6 +23,7 @@ from .fields import annotations_of, default_of, marked
 from .grouping import check_grouping
 from .local_presets import Preset
 from .local_updates import check_local, outer_defaults
+from .memories import Memory, check_memory
 from .optimization import check_optimization
 from .shards import ShardGather, ShardReduce, check_node, unused
 
@@ -183,7 +184,7 @@ class Config(ExchangeOptions):
     so many; if omitted, the run ends."""
 
     # Reduction
-    memory: Literal["none", "residual", "momentum", "union"] | None = None
+    memory: Memory | None = None
     """Error feedback: how unsent gradient elements are kept; if omitted, the reducer's default."""
     memory_beta: Annotated[float, Range(0, 1)] = 1.0
     """Factor of the residual before the gradient is added to it."""
@@ -195,6 +196,10 @@ class Config(ExchangeOptions):
     """With --memory momentum: the momentum."""
     memory_masking: bool = True
     """With --memory momentum: reset the momentum of sent elements to zero."""
+    memory_a: Annotated[float, Range(0, 1, open="("), LATER] = 0.1
+    """With --memory ef21-sgdm: weight of the newest gradient; with diana: part by which estimates follow."""
+    memory_eta: Annotated[float, Range(0, 1, open="("), LATER] = 0.01
+    """With --memory econtrol: strength of the error; about the share of elements that the reducer sends."""
     grouping: str | None = None
     """Unit of reduction: model, layer, or bucket:<MB>; if omitted, the reducer's default."""
     min_compress: Annotated[int, Range(0)] = 1024
@@ -257,6 +262,7 @@ class Config(ExchangeOptions):
         for name, annotation in annotations(type(self)).items():
             object.__setattr__(self, name, coerce(name, getattr(self, name), annotation))
         check_optimization(vars(self))
+        check_memory(vars(self))
         check_node(vars(self))
         for name, value in outer_defaults(vars(self)).items():
             object.__setattr__(self, name, value)

@@ -1,13 +1,15 @@
-"""Error feedback: the residual of what a reducer did not send, and how it is added to the next gradient."""
+"""Error feedback: what a reducer did not send, kept as a residual or in an estimate of the gradient."""
 # N = elements of the flat vector
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
 
 from sage.comm.wire import Wire
+from sage.reduction.estimators import ESTIMATING, Estimator, check_estimated, estimator
 from sage.reduction.layout import Layout
 from sage.reduction.reducer import Memory, Reduced, Reducer
 from sage.reduction.returned import fault_of
@@ -21,6 +23,8 @@ class MemoryOptions(TypedDict, total=False):
     lr_ratio: bool
     momentum: float
     masking: bool
+    a: float
+    eta: float
 
 
 class ErrorFeedback(nn.Module):
@@ -34,16 +38,23 @@ class ErrorFeedback(nn.Module):
         memory: Kind of error feedback; by default the reducer's own. `residual` keeps what was not sent.
             `none` discards it. `momentum` (DGC: Lin et al., 2018, equation 7) accumulates u = m·u + g instead
             of g in the residual, and clears u where elements were sent. `union` clears the residual at every
-            element that any rank has sent, which discards this rank's unsent values there.
+            element that any rank has sent, which discards this rank's unsent values there. `ef21`,
+            `ef21-sgdm`, `econtrol` and `diana` send the difference of the gradient from an estimate instead
+            of the signal a (`sage.reduction.estimators`), and have no residual.
         beta: Factor β of the residual, from 0 to 1.
         gamma: Factor γ of the gradient, above 0.
         lr_ratio: Whether the residual is scaled by lr_before/lr_now, as if the step it was omitted from had
             used that step's learning rate (BytePS; Zheng et al., 2019).
         momentum: Momentum m of `momentum`, at least 0 and below 1.
         masking: Whether `momentum` clears u where elements were sent (momentum factor masking).
+        a: With `ef21-sgdm`, weight a of the newest gradient in the average; with `diana`, part a of what was
+            sent by which the estimate follows. Above 0 and at most 1.
+        eta: Strength η of the error of `econtrol`, above 0 and at most 1: about the share of the elements
+            that the reducer sends.
 
     Raises:
-        ValueError: if `memory` is unknown, or a number is out of range.
+        ValueError: if `memory` is unknown, a number is out of range, or the reducer does not go with the
+            memory.
     """
 
     residual_N: Tensor | None
@@ -61,6 +72,8 @@ class ErrorFeedback(nn.Module):
         lr_ratio: bool = False,
         momentum: float = 0.9,
         masking: bool = True,
+        a: float = 0.1,
+        eta: float = 0.01,
     ) -> None:
         super().__init__()
         for name, value, is_right, expected in (
@@ -68,6 +81,8 @@ class ErrorFeedback(nn.Module):
             ("beta", beta, 0 <= beta <= 1, "a number from 0 to 1"),
             ("gamma", gamma, 0 < gamma < float("inf"), "a finite number above 0"),
             ("momentum", momentum, 0 <= momentum < 1, "a number from 0 to below 1"),
+            ("a", a, 0 < a <= 1, "a number above 0 and at most 1"),
+            ("eta", eta, 0 < eta <= 1, "a number above 0 and at most 1"),
         ):
             if not is_right:
                 raise ValueError(f"{name}={value!r} of the memory: expected {expected}")
@@ -77,13 +92,16 @@ class ErrorFeedback(nn.Module):
         self._beta, self._gamma, self._lr_ratio = beta, gamma, lr_ratio
         self._momentum, self._masking = momentum, masking
         self._has_reduced = False
-        keeps, moves = self.memory != "none", self.memory == "momentum"
+        self.estimator = estimator(self.memory, layout.numel, a=a, eta=eta)
+        if self.estimator is not None:
+            check_estimated(self.memory, reducer, beta=beta, gamma=gamma, lr_ratio=lr_ratio)
+        keeps, moves = self.memory not in ("none", *ESTIMATING), self.memory == "momentum"
         self.register_buffer("residual_N", torch.zeros(layout.numel) if keeps else None)
         self.register_buffer("velocity_N", torch.zeros(layout.numel) if moves else None)
         self.register_buffer("last_lr", torch.zeros((), dtype=torch.float64))
 
     def bound(self, grad_norm: float, norm: Callable[[Tensor], float]) -> float:
-        """A bound of every element of the next signal a, by the norms of what it is made of.
+        """A bound of every element of the next signal, by the norms of what it is made of.
 
         Args:
             grad_norm: Of this rank's gradient.
@@ -91,6 +109,8 @@ class ErrorFeedback(nn.Module):
         """
         if self._lr_ratio:  # the residual is yet to be scaled
             return float("inf")
+        if self.estimator is not None:
+            return grad_norm + self.estimator.bound(norm)
         bound = self._gamma * grad_norm
         if self.velocity_N is not None:
             bound += self._momentum * norm(self.velocity_N)
@@ -109,6 +129,8 @@ class ErrorFeedback(nn.Module):
         Raises:
             ValueError: if the reducer does not return a `Reduced` with a mean of N elements.
         """
+        if self.estimator is not None:
+            return self._estimated(self.estimator, grad_N, wire)
         if self.residual_N is None:
             return self._checked(self.reducer(grad_N, None, wire), grad_N)
         if self._beta != 1:
@@ -123,6 +145,14 @@ class ErrorFeedback(nn.Module):
         if self.memory == "union" and reduced.union_M is not None:
             self.residual_N.index_fill_(0, reduced.union_M.long(), 0)
         return reduced
+
+    def _estimated(self, estimator: Estimator, grad_N: Tensor, wire: Wire) -> Reduced:
+        signal_N = estimator.signal(grad_N)
+        sent_N = signal_N.to(estimator.own_N.dtype, copy=True)
+        rest_N = torch.zeros_like(sent_N)  # becomes what this rank did not send of the signal
+        reduced = self._checked(self.reducer(signal_N, rest_N, wire), grad_N)
+        step_N = estimator.update(sent_N.sub_(rest_N), reduced.mean_N)
+        return replace(reduced, mean_N=grad_N.copy_(step_N))
 
     def _checked(self, reduced: object, grad_N: Tensor) -> Reduced:
         """Return the reducer's result if it has the form that docs/tutorials/reducer.md requires.

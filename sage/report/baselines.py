@@ -30,7 +30,8 @@ SAME_WORK = (
 """Settings that, with the options of model and data, determine the time of a step without a reducer."""
 
 OWN = (
-    *("reducer", "seed", "memory", "memory_beta", "memory_gamma", "memory_lr_ratio", "min_compress"),
+    *("reducer", "seed", "memory", "memory_beta", "memory_gamma", "memory_lr_ratio", "memory_a"),
+    *("memory_eta", "min_compress"),
     *LOCAL,
 )
 """Settings that may differ between a run and its baseline."""

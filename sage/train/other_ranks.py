@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sage.train import checkpoint
+from sage.train.estimates import has_estimates, with_means
 from sage.train.levels import PART
 
 SUMMED = ("residual_N", "velocity_N")
@@ -27,19 +28,27 @@ def leave_round(own: State) -> int:
     return lost
 
 
-def taken_over(found: checkpoint.Found, nearest: State, *, rank: int, world_size: int) -> State:
+def taken_over(
+    found: checkpoint.Found, nearest: State, *, rank: int, world_size: int, shards: int = 1
+) -> State:
     """Return a rank's error-feedback state, from those of all ranks that wrote a checkpoint.
 
-    Each rank of the checkpoint is assigned to exactly one rank of this run.
+    Each rank of the checkpoint is assigned to exactly one rank of this run. Estimates of gradients are not
+    added: with another number of ranks, each has the mean of them.
 
     Args:
         found: The checkpoint.
         nearest: The error-feedback state of the checkpoint's rank with this rank's number modulo its ranks.
         rank, world_size: This rank, and the number of ranks of this run.
+        shards: Number of neighbouring ranks that shard a replica.
     """
     ranks = range(rank, found.world_size, world_size)
     theirs = [checkpoint.load_own(found.path, other)["feedback"] for other in ranks]
-    return _shared_out(nearest, theirs)
+    feedback = _shared_out(nearest, theirs)
+    if found.world_size == world_size or not has_estimates(feedback):
+        return feedback
+    alike = range(rank % shards, found.world_size, shards)
+    return with_means(feedback, (checkpoint.load_own(found.path, other)["feedback"] for other in alike))
 
 
 def _shared_out(nearest: State, taken_over: list[State]) -> State:

@@ -18,6 +18,7 @@ from sage import storage
 from sage.config import Config, recorded
 from sage.output.text import clean_text
 from sage.train import checkpoint
+from sage.train.estimates import has_estimates
 from sage.train.optim import floating
 from sage.train.other_ranks import leave_round, taken_over
 from sage.train.schedules import count_steps
@@ -111,6 +112,7 @@ def from_another(training: TrainingState) -> str:
     with _fitting(f"continue_from is {folder}, whose state does not fit the options or the data of this run"):
         feedback = _feedback(training, newest, nearest)
         lost = leave_round(nearest) if ranks != wire.world_size else 0
+        estimates = ranks != wire.world_size and has_estimates(feedback)
         _restore_shared(training, shared)
         mine = {**nearest, "feedback": feedback}
         mine.pop("shards", None)  # of the other run's units, and of few steps: it begins anew
@@ -132,6 +134,8 @@ def from_another(training: TrainingState) -> str:
     if ranks == wire.world_size:
         return f"{path}, of {ranks_before} too"
     what = "the sum of their residuals is this run's"
+    if estimates:
+        what = "each rank starts from the mean of their estimates"
     if exchanging is not None:
         what = "what the optimiser keeps for each rank begins anew"
         if exchanging.own_is_averaged:
@@ -143,7 +147,13 @@ def from_another(training: TrainingState) -> str:
 
 def _feedback(training: TrainingState, found: checkpoint.Found, nearest: State) -> State:
     wire = training.wire
-    return taken_over(found, nearest["feedback"], rank=wire.rank, world_size=wire.world_size)
+    return taken_over(
+        found,
+        nearest["feedback"],
+        rank=wire.rank,
+        world_size=wire.world_size,
+        shards=training.config.shards,
+    )
 
 
 def _newest(training: TrainingState, folder: Path) -> checkpoint.Found | None:

@@ -183,6 +183,7 @@ LINES: dict[str, dict[str, Any]] = {
     "memory by learning rates": {"memory_options": {"lr_ratio": True}},
     "memory of momentum": {"memory": "momentum", "memory_options": {"momentum": 0.5}},
     "memory less the union": {"memory": "union"},
+    "memory of estimates": {"memory": "econtrol", "memory_options": {"eta": 0.1}},
     "the schedule guard": {"guard": True},
     "a static graph": {"ddp": {"static_graph": True}},
     "gradients as bucket views": {"ddp": {"gradient_as_bucket_view": True}},

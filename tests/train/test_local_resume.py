@@ -63,8 +63,9 @@ def all_of(run: Training) -> dict[str, Tensor]:
         },
         {**NESTEROV, "optimizer": "muon", "lr": 0.02, "adamw_lr": 0.01},
         {"amp": "fp16", "local_from": 4, "momentum_at": "before", "memory_lr_ratio": True},
+        {"memory": "econtrol"},
     ],
-    ids=["diloco", "slowmo", "muon", "post-local"],
+    ids=["diloco", "slowmo", "muon", "post-local", "estimates"],
 )
 def test_a_run_resumes_to_the_bit_within_a_round_and_between_rounds(
     tmp_path: Path, options: dict[str, Any], at: int

@@ -99,6 +99,7 @@ def test_a_training_resumes_from_its_checkpoint_bitwise_identically(tmp_path: Pa
         "topk": {"momentum_at": "before", "amp": "fp16", "min_compress": 20},
         "powersgd": {"reducer": "powersgd"},
         "momentum": {"memory": "momentum", "momentum": 0.0, "accumulate": 2},
+        "econtrol": {"memory": "econtrol"},
     }
 
     def work(wire: Wire) -> dict[str, list[str]]:

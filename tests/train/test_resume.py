@@ -105,6 +105,9 @@ def with_ranks(config: Config, folder: Path, do: Any) -> list[Any]:
         {"momentum": 0.9, "memory_lr_ratio": True, "schedule": "step", "milestones": (1.5,)},
         {"reducer": "sage", "reducer_options": {"density": 0.1, "controller": "feedback"}},
         {"reducer": "powersgd", "reducer_options": {}},
+        {"memory": "ef21-sgdm", "memory_a": 0.3},
+        {"memory": "econtrol", "memory_eta": 0.1},
+        {"memory": "diana", "reducer": "qsgd", "reducer_options": {}},
     ],
     ids=lambda options: " ".join(f"{name}={value}" for name, value in options.items()),
 )
@@ -176,6 +179,43 @@ def test_the_sum_of_the_residuals_over_ranks_is_kept(
         assert f"of {before} rank" in source
         assert ("the sum of their residuals" in source) == (before != now)
         assert all(torch.equal(a, b) for a, b in zip(weights, ranks[0][3], strict=True))
+
+
+@pytest.mark.parametrize(("before", "now"), [(3, 2), (2, 3), (2, 2)])
+@pytest.mark.parametrize("memory", ["ef21-sgdm", "econtrol"])
+def test_with_another_number_of_ranks_each_starts_from_the_mean_of_the_estimates(
+    tmp_path: Path, memory: Any, before: int, now: int
+) -> None:
+    def kept(training: Training) -> dict[str, Tensor]:
+        assert training.mount.flats[0].feedback.estimator is not None
+        return {name: x.clone() for name, x in training.mount.flats[0].feedback.estimator.named_buffers()}
+
+    def train(training: Training) -> dict[str, Tensor]:
+        assert training.run()
+        return kept(training)
+
+    def resume(training: Training) -> tuple[str, dict[str, Tensor]]:
+        return training.resume(), kept(training)
+
+    config = replace(CONFIG, memory=memory, world_size=before, epochs=1.0)
+    (tmp_path / "before").mkdir()
+    write_json(tmp_path / "before" / "config.json", config.to_dict())
+    theirs = with_ranks(config, tmp_path / "before", train)
+    others = replace(CONFIG, memory=memory, world_size=now, continue_from=tmp_path / "before")
+    ranks = with_ranks(others, tmp_path / "now", resume)
+    common_N = theirs[0]["common_N"]
+    (name,) = theirs[0].keys() - {"own_N", "common_N"}
+    mean_N = torch.stack([each[name].double() for each in theirs]).mean(0).float()
+    assert bool(common_N.any())
+    assert bool(mean_N.any())
+    for rank, (source, ours) in enumerate(ranks):
+        assert same_bits(ours["common_N"], common_N)
+        assert ("each rank starts from the mean of their estimates" in source) == (before != now)
+        if before == now:
+            assert all(same_bits(ours[each], theirs[rank][each]) for each in ours)
+        else:
+            assert same_bits(ours["own_N"], common_N)
+            torch.testing.assert_close(ours[name], mean_N)
 
 
 @pytest.mark.parametrize(("before", "now"), [(3, 2), (2, 2)])

@@ -112,6 +112,17 @@ def test_all_ranks_skip_a_step_that_is_not_finite_on_one(
     assert all(same_bits(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.parametrize("memory", ["ef21", "ef21-sgdm", "econtrol", "diana"])
+def test_a_skipped_step_leaves_the_estimates_as_they_were(tmp_path: Path, memory: str) -> None:
+    seen = step_by_step(tmp_path, states, spike=float("nan"), non_finite="skip", memory=memory, momentum=0.0)
+    for rank in seen:
+        assert all(same_bits(x, rank[SPIKED + 1][name]) for name, x in rank[SPIKED].items())
+        own = "feedback.estimator.own_N"
+        assert not same_bits(rank[SPIKED][own], rank[4][own])
+        assert all(bool(x.isfinite().all()) for x in rank[4].values())
+        assert same_bits(rank[4]["feedback.estimator.common_N"], seen[0][4]["feedback.estimator.common_N"])
+
+
 def test_by_default_a_run_ends_at_a_step_that_is_not_finite(tmp_path: Path) -> None:
     with pytest.raises(Diverged, match=rf"step {SPIKED}: the mean gradient is not finite.*--non-finite skip"):
         step_by_step(tmp_path, lambda training: None, spike=float("nan"))

@@ -64,6 +64,7 @@ def test_exact_on_two_levels_is_flat_up_to_the_order_of_sums(tmp_path: Path, mou
         {"reducer": "exact", "momentum_at": "before", "weight_decay": 0.01, "weight_decay_at": "before"},
         {"reducer": "exact", "clip_global": 0.05, "accumulate": 2, "optimizer": "adam"},
         {"reducer": "topk", "reducer_options": {"density": 1.0}, "memory_lr_ratio": True},
+        {"reducer": "topk", "reducer_options": {"density": 1.0}, "memory": "ef21"},
     ]
     if not mount:
         cases.append({"reducer": "exact", "local_steps": 2, "outer_optimizer": "sgd"})
