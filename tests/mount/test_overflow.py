@@ -108,7 +108,7 @@ def test_a_run_continues_after_a_skipped_step_as_if_the_step_did_not_exist(name:
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_a_value_that_overflows_only_on_the_wire_changes_no_state(memory: Memory) -> None:
     spiked, straight = (
-        simulate(2, partial(plain, name="fp16", memory=memory, spikes=spikes)) for spikes in ({1: 1e6}, {})
+        simulate(2, partial(plain, name="fp16", memory=memory, spikes=spikes)) for spikes in ({1: 1e7}, {})
     )
     for (_, ours), (_, theirs) in zip(spiked, straight, strict=True):
         assert is_same(ours, theirs)
