@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from mounted_runs import differing, everything, step, training
+from mounted_runs import GIVEN, differing, everything, step, training
 from small import Points
 from torch import Tensor, nn
 
 from sage.comm.ledger import KINDS
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
+from sage.config import Config
 from sage.data.dataset import Batch
 from sage.records.record import read_metrics, recorder
+from sage.storage import write_json
 from sage.testing.harness import same_bits
 from sage.train import choose_mount
 from sage.train.evaluate import evaluate
@@ -265,6 +267,39 @@ def test_a_run_resumes_to_the_bit_while_a_result_is_delayed_and_at_other_times(
 
     for uninterrupted, resumed in simulate(2, work):
         assert differing(uninterrupted, resumed) == []
+
+
+def test_another_number_of_ranks_keeps_the_common_weights_and_the_sum_of_the_residuals(
+    tmp_path: Path,
+) -> None:
+    before = tmp_path / "before"
+    before.mkdir()
+    given: dict[str, Any] = {"reducer": "sparseloco", "local_steps": 4, "fragments": 2, **DELAYED, **NESTEROV}
+    config = Config(**{**GIVEN, **given, "reducer_options": {}, "world_size": 2})
+    write_json(before / "config.json", config.to_dict())
+
+    def kept(run: Training) -> tuple[Tensor, Tensor]:
+        assert isinstance(run.mount, MountedStreaming)
+        residuals = [flat.feedback.residual_N for flat in run.mount.flats]
+        anchors = run.mount.outer.anchors().values()
+        return torch.cat([x.flatten() for x in anchors]), torch.cat([x for x in residuals if x is not None])
+
+    def first(wire: Wire) -> tuple[Tensor, Tensor]:
+        run = step(training(wire, before, model=equal_blocks, epochs=1.0, **given), 5)
+        run.save()
+        return kept(run)
+
+    def then(wire: Wire) -> tuple[Tensor, Tensor]:
+        run = training(wire, tmp_path / "now", model=equal_blocks, continue_from=before, **given)
+        assert "the sum of their residuals is this run's" in run.resume()
+        found = kept(run)
+        step(run, 3)
+        return found
+
+    two, three = simulate(2, first), simulate(3, then)
+    assert all(torch.equal(anchor_N, two[0][0]) for anchor_N, _ in three)
+    sums = [torch.stack([residual_N for _, residual_N in ranks]).sum(0) for ranks in (two, three)]
+    torch.testing.assert_close(*sums)
 
 
 # Division of the model.
