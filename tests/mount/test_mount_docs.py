@@ -1,4 +1,4 @@
-"""Tests that the snippets of docs/explanation/mounts.md run in order in one process group of two ranks."""
+"""Tests that the snippets of mounts.md and sharding.md run in order in one process group of two ranks."""
 
 import os
 import re
@@ -11,9 +11,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_snippets_run_on_two_ranks(tmp_path: Path, python_command: str) -> None:
-    page = (ROOT / "docs" / "explanation" / "mounts.md").read_text()
-    snippets = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-    assert len(snippets) == 4
+    pages = [(ROOT / "docs" / "explanation" / name).read_text() for name in ("mounts.md", "sharding.md")]
+    of_each = [re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE) for page in pages]
+    assert [len(snippets) for snippets in of_each] == [4, 1]
+    snippets = of_each[0] + of_each[1]
     begin, end = 'dist.init_process_group("gloo")\n', "dist.destroy_process_group()\n"
     assert all(begin in each and each.endswith(end) for each in snippets)
     inner = "\n".join(each.replace(begin, "").replace(end, "") for each in snippets)
