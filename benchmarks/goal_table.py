@@ -21,7 +21,7 @@ CASTS = ("fp16", "bf16")
 LOW_RANK = ("powersgd", "svd", "atomo")
 COMPARED = (*SIGNS, *LEVELS, *DITHERED, *SAMPLED, *PARTITIONED, *PLAIN)
 """Reducers that are compared with an implementation of GRACE's class (grace_class.py)."""
-REDUCERS = (*COMPARED, "accordion", "variance", *CASTS, *LOW_RANK)
+REDUCERS = (*COMPARED, "fp4", "sparseloco", "accordion", "variance", *CASTS, *LOW_RANK)
 """All reducers that are measured."""
 
 
@@ -59,8 +59,8 @@ class Goal:
 GOALS = (
     Goal("compress", SIGNS, 2.5),
     Goal("decode", SIGNS, 1.0, 0.3),
-    Goal("compress", LEVELS, 4.0),
-    Goal("decode", LEVELS, 1.0, 0.5),
+    Goal("compress", (*LEVELS, "fp4"), 4.0),
+    Goal("decode", (*LEVELS, "fp4"), 1.0, 0.5),
     Goal("compress", SAMPLED, 3.0),
     Goal("compress", ("adacomp",), 5.0),
     Goal("compress", RANDOM, 2.0),

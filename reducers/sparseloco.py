@@ -69,7 +69,7 @@ class SparseLoCo(Reducer):
     chunks: Chunks
     group_K: Tensor
 
-    def __init__(self, *, density: float = 1 / 64, mean: Literal["ranks", "senders"] = "ranks") -> None:
+    def __init__(self, *, density: float = 0.015625, mean: Literal["ranks", "senders"] = "ranks") -> None:
         super().__init__()
         self.density = check_fraction("density", density)
         if mean not in ("ranks", "senders"):
