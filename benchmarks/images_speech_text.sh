@@ -14,7 +14,12 @@ sage=${SAGE:-sage}
 for reducer in exact sage powersgd; do
   $sage run resnet50-caltech101 --reducer "$reducer" --data.size 64 --batch-size 8 --lr 0.005 --steps 600 \
     --warmup-epochs 1 --eval-every 5 --runs "$runs"
-  $sage run deepspeech-cpu-an4 --reducer "$reducer" --epochs 12 --eval-every 2 --runs "$runs"
   $sage run bert-tiny-ag-news --data.excerpt --reducer "$reducer" --epochs 6 --runs "$runs"
+done
+$sage run bert-tiny-ag-news --data.excerpt --reducer powersgd --rank 4 --epochs 6 --runs "$runs"
+for reducer in exact sage powersgd; do
+  epochs=12
+  [ "$reducer" != powersgd ] || epochs=20
+  $sage run deepspeech-cpu-an4 --reducer "$reducer" --epochs "$epochs" --eval-every 2 --runs "$runs"
 done
 $sage report "$runs" --output "$runs"
