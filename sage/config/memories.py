@@ -23,10 +23,10 @@ def check_memory(config: Mapping[str, Any]) -> None:
     """
     if config["memory"] not in ESTIMATING:
         return
-    neutral = {"memory_beta": "1", "memory_gamma": "1", "memory_lr_ratio": "false"}
+    neutral = {"memory_beta": 1, "memory_gamma": 1, "memory_lr_ratio": False}
     for name, value in neutral.items():
-        if config[name] != (1 if value == "1" else False):
+        if config[name] != value:
             raise ValueError(
                 f"memory is {config['memory']!r}, which has no residual, and {name} is {config[name]!r}, "
-                f"which is for one: set {name} to {value}, or use --memory residual"
+                f"which is for one: set {name} to {str(value).lower()}, or use --memory residual"
             )

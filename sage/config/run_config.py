@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, Self
 from .. import registry
 from ..validate import LATER, Range, coerce, known
 from .exchange_options import ExchangeOptions
+from .field_marks import annotations_of, default_of, marked
 from .field_types import NOT_HASHED, OPTIONED, PARTS, Count, Fraction, NotNegative, Options, Positive, Seconds
-from .fields import annotations_of, default_of, marked
 from .grouping import check_grouping
 from .local_presets import Preset
 from .local_updates import check_local, outer_defaults

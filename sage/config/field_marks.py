@@ -1,4 +1,4 @@
-"""The fields of a run's configuration: their annotations, marks and defaults."""
+"""Annotations, marks and defaults of the fields of a run's configuration."""
 
 from collections.abc import Hashable
 from dataclasses import MISSING, Field
