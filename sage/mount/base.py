@@ -1,19 +1,19 @@
 """Base class of the mounts: wire and ledger, state by parameter, traffic, run records and checks."""
 
 import copy
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.optim import Optimizer
 
 from sage import registry
 from sage.comm.replicas import Replicas
 from sage.comm.wire import Wire
-from sage.mount import optimizers, state
+from sage.mount import loss_scale as scales
+from sage.mount import optimizers, other_ranks, state
+from sage.mount.backward_mark import BackwardMark
 from sage.mount.flat import Flat
 from sage.mount.parameters import Named
 from sage.mount.record import StepLog
@@ -45,15 +45,17 @@ class Mount:
         """Traffic of all steps since mounting."""
         self._model, self._flats, self._named = model, flats, named
         self._lr: float | None = None
+        self._loss_scale: float | None = None
         self._ledger_before = wire.ledger.copy()
         self._log = StepLog()
         self._description: dict[str, Any] = {
             "reducer": type(flats[0].feedback.reducer).__name__.lower(),
             "reducer_options": {},
         }
-        self._unreduced = _Mark()
+        self._unreduced = BackwardMark()
         self._hooks = [p.register_post_accumulate_grad_hook(self._unreduced.set) for p in named.values()]
         optimizers.register(self)
+        scales.watch()
 
     # The interface for scripts.
 
@@ -67,9 +69,19 @@ class Mount:
         sent = sum(flat.density * size for flat, size in zip(self._flats, sizes, strict=True))
         return sent / max(1, sum(sizes))
 
-    def begin_step(self, lr: float) -> None:
-        """Set the learning rate of the next step before its backward; needed for the option `lr_ratio`."""
+    def begin_step(self, lr: float | None = None, *, loss_scale: float | None = None) -> None:
+        """Set what the next step needs to know, before its backward.
+
+        Args:
+            lr: The learning rate; needed for the option `lr_ratio`.
+            loss_scale: The factor by which the script multiplies the loss; not needed with torch's
+                `GradScaler`, whose scale is found.
+
+        Raises:
+            ValueError: if the loss scale is not a finite number above 0.
+        """
         self._lr = lr
+        self._loss_scale = None if loss_scale is None else scales.checked(loss_scale)
 
     def begin_epoch(self, epoch: int, lr: float) -> None:
         """Notify reducers with a schedule that an epoch begins; call it on every rank."""
@@ -95,6 +107,34 @@ class Mount:
             )
         for flat in self._flats:
             state.restore(flat, saved)
+
+    def state_dict_by_rank(self, ranks_before: int | None = None) -> dict[str, state.State]:
+        """State of this rank under a name of its own, for torch.distributed.checkpoint.
+
+        `dcp.save` writes tensors that several ranks have under one name only once. To load, pass what this
+        returns to `dcp.load`, and then to `load_state_dict_by_rank` (docs/how-to/combine-a-mount.md).
+
+        Args:
+            ranks_before: To load: the number of ranks that saved the state (with FSDP2, of replicas); returns
+                empty tensors for the states that this rank needs of theirs. None: returns this rank's state.
+
+        Raises:
+            ValueError: if the number is not positive, or differs from this one with `hierarchy="node"`.
+        """
+        own, ranks = self.state_dict(), self._by_rank()
+        return ranks.to_save(own) if ranks_before is None else ranks.to_load(own, ranks_before)
+
+    def load_state_dict_by_rank(self, saved: Mapping[str, state.State]) -> None:
+        """Restore what `state_dict_by_rank` returned for this rank, after it was filled.
+
+        With another number of ranks, residuals are shared out as `sage run --continue-from` does: their sum
+        over the ranks stays the same.
+
+        Raises:
+            ValueError: if a state that this rank needs is missing, or belongs to other parameters or to
+                another reducer.
+        """
+        self.load_state_dict(self._by_rank().combined(saved))
 
     def record(
         self,
@@ -174,6 +214,11 @@ class Mount:
         if (levels := self._flats[0].levels) is not None:
             levels.close()
 
+    def _by_rank(self) -> other_ranks.ByRank:
+        on_levels = self._flats[0].levels is not None
+        place = self._flats[0].place if on_levels else ""
+        return other_ranks.ByRank(self.wire.rank, self.wire.world_size, place, is_fixed=on_levels)
+
     # Used before an optimiser's step.
 
     def mounted(self) -> Named:
@@ -192,7 +237,7 @@ class Mount:
         """
         raise NotImplementedError
 
-    def check_reduced(self) -> None:
+    def check_reduced(self, optimizer: Optimizer) -> None:
         """Check that the gradients of the last backward were reduced; called before an optimiser's step.
 
         Raises:
@@ -215,12 +260,13 @@ class Mount:
 
     # One step.
 
-    def _begin_step(self) -> Step:
-        return Step(self.wire, self._lr, is_only=len(self._flats) == 1)
+    def _begin_step(self, scale: scales.LossScale | None) -> Step:
+        factor = self._loss_scale or scales.factor_of(scale)
+        return Step(self.wire, self._lr, is_only=len(self._flats) == 1, loss_scale=factor)
 
     def _end_step(self, step: Step) -> None:
         step.end()
-        self._lr = None
+        self._lr = self._loss_scale = None
         self._unreduced.clear()
         dense_bytes = sum(flat.grad_N.nbytes for flat in self._flats)
         ledger = self.wire.ledger.since(self._ledger_before)
@@ -232,18 +278,6 @@ class Mount:
             self._log.add(ledger, self.density, reports, [flat.seconds for flat in self._flats])
         self.total += self.last_step
         self._ledger_before = self.wire.ledger.copy()
-
-
-class _Mark:
-    """Whether backward has written a gradient since the last reduction."""
-
-    is_set = False
-
-    def set(self, parameter: Tensor) -> None:
-        self.is_set = True
-
-    def clear(self) -> None:
-        self.is_set = False
 
 
 def maker(reducer: Method, options: Mapping[str, Any]) -> Callable[[], Reducer]:
@@ -268,36 +302,3 @@ def maker(reducer: Method, options: Mapping[str, Any]) -> Callable[[], Reducer]:
             f"the reducer {reducer!r}: expected a name such as 'topk', a Reducer, or a callable for one"
         )
     return lambda: reducer(**options)
-
-
-def setup_lines(flats: Sequence[Flat], reducer: Method, options: Mapping[str, Any]) -> list[str]:
-    """Return lines that must be equal on all ranks: the method, and the position of each parameter."""
-    made = flats[0].feedback.reducer
-    method = reducer if isinstance(reducer, str) else type(made).__name__
-    given = ", ".join(f"{name}={value!r}" for name, value in sorted(options.items()))
-    lines = [f"{method}({given}) with memory {flats[0].feedback.memory}"]
-    for flat in flats:
-        lines += [f"{span.name} {list(span.shape)} {flat.grad_N.dtype}" for span in flat.layout.spans]
-        lines.append(f"groups {flat.compressed.groups}")
-    return lines
-
-
-def check_same(wire: Wire, lines: Sequence[str]) -> None:
-    """Refuse to mount if the lines differ between ranks; exchanges 8 bytes if they are equal (`state`).
-
-    Raises:
-        ValueError: on every rank; names a rank that differs from rank 0, and both lines.
-    """
-    text = "\n".join(lines)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    (all_W8,) = wire.gather(state=torch.frombuffer(bytearray(digest), dtype=torch.uint8))
-    if bool((all_W8 == all_W8[0]).all()):
-        return
-    first, *others = [lines.split("\n") for lines in wire.texts(text)]
-    for rank, other in enumerate(others, start=1):
-        for ours, theirs in zip_longest(first, other, fillvalue="nothing"):
-            if ours != theirs:
-                raise ValueError(
-                    f"the ranks mount different configurations: rank 0 has {ours}, rank {rank} has {theirs}; "
-                    "give every rank the same model, reducer and options"
-                )

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sage.mount.base import Method, maker
 from sage.mount.ddp import DdpMount, mount_on
+from sage.mount.loss_scale import watch
 from sage.mount.signature import not_a_hook
 from sage.mount.wrapped import checked
 from sage.reduction.error_feedback import MemoryOptions
@@ -112,6 +113,7 @@ def comm_hook(
     """
     if isinstance(model, DistributedDataParallel):
         checked(model)
+    watch()  # the loss of the first backward is scaled before the reducer is mounted
     state = CommState(
         model,
         reducer,

@@ -21,9 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sage.comm.attached import AttachedWire
 from sage.comm.wire import Wire
-from sage.mount.base import Method, Mount, check_same, maker, setup_lines
+from sage.mount.agreement import check_same, setup_lines
+from sage.mount.base import Method, Mount, maker
 from sage.mount.buckets import Bucket, Listed, cut, gradients_of
 from sage.mount.flat import Flat
+from sage.mount.loss_scale import LossScale, current
 from sage.mount.origins import origins
 from sage.mount.parameters import as_real, check_unchanged, ddp_parameters, real_dtype, real_shape
 from sage.mount.signature import not_a_hook
@@ -42,6 +44,7 @@ class _Delivery:
     gradients: list[tuple[Tensor, Tensor]]
     is_first: bool
     is_last: bool
+    loss_scale: LossScale | None
     ready: torch.Event | None
     """On a GPU, the event after backward has written the gradients."""
 
@@ -117,6 +120,7 @@ class DdpMount(Mount):
             list(zip(bucket.parameters(), gradients_of(bucket), strict=True)),
             is_first=bucket.index() == 0,
             is_last=bucket.is_last(),
+            loss_scale=current(),
             ready=torch.cuda.current_stream(buffer.device).record_event() if self._stream else None,
         )
         self._worker.submit(self._take, delivery)
@@ -168,7 +172,7 @@ class DdpMount(Mount):
         if self._stream is not None and delivery.ready is not None:
             self._stream.wait_event(delivery.ready)
         if delivery.is_first:
-            self._step = self._begin_step()
+            self._step = self._begin_step(delivery.loss_scale)
             for bucket in self._buckets:
                 bucket.missing = set(bucket.parameters)
         for parameter, gradient in delivery.gradients:

@@ -24,10 +24,13 @@ from torch.distributed.tensor import DTensor
 
 from sage.comm.attached import AttachedWire
 from sage.comm.wire import Wire
-from sage.mount.base import Method, Mount, check_same, maker, setup_lines
+from sage.mount.agreement import check_same, setup_lines
+from sage.mount.base import Method, Mount, maker
 from sage.mount.flat import Flat
+from sage.mount.loss_scale import LossScale, current, factor_of
 from sage.mount.optimizers import check_free
 from sage.mount.origins import of_shard, origins
+from sage.mount.other_ranks import ByRank
 from sage.mount.parameters import AGAIN, REAL, check_dense
 from sage.mount.signature import not_a_hook
 from sage.mount.step import Step, anywhere
@@ -73,6 +76,10 @@ class FsdpMount(Mount):
                         f"be reduced: {AGAIN}"
                     )
 
+    def _by_rank(self) -> ByRank:
+        place = ", ".join(f"shard {wire.rank} of {wire.world_size}" for wire in self._others)
+        return ByRank(self.wire.rank, self.wire.world_size, place)
+
     def close(self) -> None:
         for shard in self._shards:
             shard.parameters._all_reduce_hook = None
@@ -84,7 +91,7 @@ class FsdpMount(Mount):
         """Replace one module's shards by their means over the replicas; called by FSDP during backward."""
         if self._step is None:
             self.check()
-            self._step = self._begin_step()
+            self._step = self._begin_step(current())
             # FSDP queues its own end of backward too, so ours is queued twice to run after it.
             queue = Variable._execution_engine.queue_callback
             queue(lambda: queue(self._end_backward))
@@ -104,8 +111,9 @@ class FsdpMount(Mount):
             piece.copy_(view)
 
     @torch.no_grad()
-    def _begin_step(self) -> Step:
-        return Step(self.wire, self._lr)  # other shards may have the step skipped
+    def _begin_step(self, scale: LossScale | None) -> Step:
+        # Other shards may have the step skipped, so this flat gradient is not the only one.
+        return Step(self.wire, self._lr, loss_scale=self._loss_scale or factor_of(scale))
 
     def _end_backward(self) -> None:
         """End of backward: every shard's `.grad` is written."""

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 
+from sage.mount.loss_scale import current, factor_of
 from sage.reduction.shard_exchange import ReduceScatter
 from sage.reduction.shard_gather import AllGather
 
@@ -45,6 +46,9 @@ class ShardScatter(DefaultReduceScatter):
                 f"FSDP2 asks for a reduce-scatter by {op}, and only sums and means are supported: call "
                 "set_force_sum_reduction_for_comms(True) on the modules whose divide factor was set"
             )
+        scale = current()
+        if scale is not None and self.exchange.errors:
+            self.exchange.set_loss_scale(factor_of(scale))
         divisor = num if op == dist.ReduceOp.AVG else 1
         output_tensor.copy_(self.exchange(input_tensor.view(num, -1), divisor))
         return None

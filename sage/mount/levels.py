@@ -9,7 +9,7 @@ import torch.distributed as dist
 from sage.comm.attached import AttachedWire
 from sage.comm.levels import Levels, by_host, levels
 from sage.config import neighbours
-from sage.mount.base import check_same
+from sage.mount.agreement import check_same
 from sage.records.manifest import host
 
 T = TypeVar("T")

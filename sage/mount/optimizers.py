@@ -28,8 +28,8 @@ class OpenMount(Protocol):
     def check(self) -> None:
         """Raise ValueError if the two differ."""
 
-    def check_reduced(self) -> None:
-        """Raise ValueError if the gradients of the last backward were not reduced."""
+    def check_reduced(self, optimizer: Optimizer) -> None:
+        """Raise ValueError if the gradients of the last backward were not reduced, or in a wrong order."""
 
     def check_no_copy(self, parameters: Sequence[nn.Parameter]) -> None:
         """Raise ValueError if an optimiser trains a copy of the model instead."""
@@ -80,7 +80,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if in_optimizer & (reduced | {id(p) for p in mount.model_parameters().values()}):
             mount.check()
             if any(p.grad is not None for p in parameters if id(p) in reduced):
-                mount.check_reduced()
+                mount.check_reduced(optimizer)
         if reduced <= in_optimizer:
             continue
         mount.check_no_copy(parameters)

@@ -14,8 +14,9 @@ from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from sage.comm.attached import AttachedWire
 from sage.comm.ledger import Ledger
 from sage.comm.wire import Wire
-from sage.mount.base import check_same
+from sage.mount.agreement import check_same
 from sage.mount.fsdp_collectives import ShardGather, ShardScatter
+from sage.mount.loss_scale import watch
 from sage.reduction.shard_exchange import ShardOptions
 from sage.reduction.shard_formats import GatherFormat, ReduceFormat
 from sage.reduction.shard_unit import ShardUnit
@@ -46,7 +47,8 @@ class ShardComm:
     def begin_step(self, loss_scale: float) -> None:
         """Set the loss scale of the next gradients, to which the errors of `loco` are converted.
 
-        Needed only with a loss scale that changes; call it before each backward.
+        Needed only with a loss scale that changes, and not with torch's `GradScaler`, whose scale is found;
+        call it before each backward.
         """
         for _, unit in self._units.values():
             unit.scatter.set_loss_scale(loss_scale)
@@ -156,6 +158,7 @@ def shard_comm(
     ]
     for whole in wires.whole:
         check_same(whole, lines)
+    watch()
     for module, unit in made.values():
         module.set_custom_all_gather(ShardGather(unit.gather))
         module.set_custom_reduce_scatter(ShardScatter(unit.scatter))

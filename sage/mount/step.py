@@ -9,8 +9,9 @@ every rank skips the step and halves its scale once.
 
 Restoring state requires a copy, which costs as much as all checks together. No copy is made if no mean can
 overflow: the mount has one flat gradient, and gradient, residual and momentum are so small on every rank that
-their sum over the ranks is below the largest fp16 number (`LIMIT`). Under a GradScaler, gradients are usually
-larger.
+their sum over the ranks is below the largest fp16 number (`LIMIT`).
+
+Reducers get gradients that are divided by the loss scale (`sage.mount.loss_scale`).
 """
 # N = elements of a flat gradient
 
@@ -37,10 +38,13 @@ class Step:
         wire: Communicator to the other ranks.
         lr: The learning rate of this step, for an error feedback that uses it.
         is_only: Whether there is only one flat gradient, so that no later one can cause a skipped step.
+        loss_scale: Factor by which the loss was multiplied before backward.
     """
 
-    def __init__(self, wire: Wire, lr: float | None, *, is_only: bool = False) -> None:
-        self._wire, self._lr, self._is_only = wire, lr, is_only
+    def __init__(
+        self, wire: Wire, lr: float | None, *, is_only: bool = False, loss_scale: float = 1.0
+    ) -> None:
+        self._wire, self._lr, self._is_only, self._loss_scale = wire, lr, is_only, loss_scale
         self._saved: list[tuple[Flat, dict[str, Tensor]]] = []
         self.skipped = False
         """Whether a gradient or mean of this step was not finite; the same on every rank."""
@@ -51,7 +55,14 @@ class Step:
         Args:
             flat: The gradient and its reducer.
             squares_C: Passed to the reducer's `observe` before the reduction, unless the step is skipped.
+
+        Raises:
+            ValueError: if the gradient is fp16 and there is a loss scale.
         """
+        if self._loss_scale != 1:
+            _check_range(flat.grad_N, self._loss_scale)
+            flat.grad_N.div_(self._loss_scale)
+            squares_C = None if squares_C is None else squares_C / self._loss_scale**2
         may_overflow = not self.skipped and self._agree(flat, squares_C)
         if not self.skipped:
             if may_overflow:
@@ -59,6 +70,8 @@ class Step:
             if squares_C is not None:
                 flat.feedback.reducer.observe(squares_C)
             flat(self._wire, self._lr)
+            if self._loss_scale != 1:
+                flat.grad_N.mul_(self._loss_scale)
             self.skipped = not is_finite(flat.grad_N)
             if self.skipped and not may_overflow:
                 name = type(flat.feedback.reducer).__name__
@@ -89,6 +102,15 @@ class Step:
         if self.skipped:
             for flat, saved in self._saved:
                 flat.put_back(saved)
+
+
+def _check_range(grad_N: Tensor, loss_scale: float) -> None:
+    if grad_N.dtype == torch.float16:
+        raise ValueError(
+            f"gradients are torch.float16 under a loss scale of {loss_scale:g}, and a mount divides them by "
+            "it, for which fp16 has too small a range: keep the parameters in float32 under torch.autocast "
+            "(with FSDP2, MixedPrecisionPolicy(reduce_dtype=torch.float32)), or use bf16 without a scaler"
+        )
 
 
 def norm(x_N: Tensor) -> float:

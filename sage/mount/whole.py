@@ -7,11 +7,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from sage.comm.levels import Levels
 from sage.comm.packing import pack
 from sage.comm.wire import Wire
-from sage.mount.base import Method, Mount, check_same, maker, setup_lines
+from sage.mount.agreement import check_same, setup_lines
+from sage.mount.base import Method, Mount, maker
 from sage.mount.copies import Copies
 from sage.mount.levels import Hierarchy, attach
 from sage.mount.optimizers import check_free
@@ -44,6 +46,8 @@ class ModelMount(Mount):
         """Address and version of the gradient after `reduce()`; None after an optimiser's step."""
         self._was_idle = False
         """Whether nothing had written the gradient between mounting or zeroing and the last `reduce()`."""
+        self._unscaled: frozenset[int] = frozenset()
+        """The `id` of each optimiser for which a scaler had unscaled gradients before the last `reduce()`."""
         self._copies = Copies(model, named)
 
     def zero_grad(self) -> None:
@@ -63,7 +67,8 @@ class ModelMount(Mount):
 
         Args:
             squares: Σ_z (∂f_z/B)² of each parameter, by its name and in its shape, over the samples z of this
-                rank's batch of B, or over its parts; before `reduce()`.
+                rank's batch of B, or over its parts; before `reduce()`. With a loss scale, of the scaled
+                loss.
 
         Raises:
             ValueError: if those of a parameter are missing or have another shape.
@@ -90,7 +95,9 @@ class ModelMount(Mount):
         with torch.no_grad():
             self._whole.collect()
             self._check_new()
-            step = self._begin_step()
+            scale = self._unreduced.loss_scale
+            self._unscaled = frozenset() if scale is None else scale.unscaled()
+            step = self._begin_step(scale)
             step.reduce(self._whole, squares_C=self._squares)
             self._squares = None
             self._end_step(step)
@@ -111,8 +118,14 @@ class ModelMount(Mount):
     def _version(self) -> tuple[int, int]:
         return self._whole.grad_N.data_ptr(), self._whole.grad_N._version
 
-    def check_reduced(self) -> None:
-        super().check_reduced()
+    def check_reduced(self, optimizer: Optimizer) -> None:
+        super().check_reduced(optimizer)
+        if id(optimizer) in self._unscaled:
+            raise ValueError(
+                "the gradients were divided by the loss scale before they were reduced, so that an overflow "
+                "on one rank is not known to the others: call mount.reduce() between backward and "
+                "scaler.unscale_(optimizer)"
+            )
         self._left = None
 
     def check_no_copy(self, parameters: Sequence[nn.Parameter]) -> None:

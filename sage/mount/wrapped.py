@@ -34,6 +34,11 @@ def checked(model: nn.Module, *, in_backward: bool = False) -> DistributedDataPa
             "skip_all_reduce_unused_params=True skips whole buckets, whose residuals would not be sent: "
             "omit it"
         )
+    if getattr(wrapped, "_use_python_reducer", False):
+        raise ValueError(
+            "torch._dynamo.config.optimize_ddp is 'python_reducer', with which DistributedDataParallel has "
+            "no buckets to pass to a hook: use the default True, or sage.reduce_model without the wrapper"
+        )
     if wrapped._join_config.enable:
         raise ValueError(NO_JOIN)
     check_dense(wrapped.module)

@@ -17,7 +17,7 @@ from torch.optim.optimizer import ParamsT
 
 from sage.comm.attached import AttachedWire
 from sage.comm.wire import Wire
-from sage.mount.base import check_same
+from sage.mount.agreement import check_same
 from sage.mount.optimizers import check_free
 from sage.mount.whole import copy_from_first
 from sage.optim.gradients import num_not_finite, own_gradients

@@ -8,11 +8,10 @@ import torch
 from sage.comm.levels import Levels, by_host, levels
 from sage.comm.wire import Wire
 from sage.config import Config, neighbours
+from sage.mount.estimates import PART
 from sage.mount.flat import Flat
 from sage.records.manifest import host
 
-PART = "/part"
-"""The key in a rank's feedback state of the part of the gradient to which it belongs; no parameter's name."""
 WHOLE = "part 0 of 1"
 """The part that is the whole gradient; the state of a flat run does not have it."""
 

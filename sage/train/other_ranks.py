@@ -2,15 +2,9 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from sage.mount.estimates import has_estimates, with_means
+from sage.mount.other_ranks import added, assigned
 from sage.train import checkpoint
-from sage.train.estimates import has_estimates, with_means
-from sage.train.levels import PART
-
-SUMMED = ("residual_N", "velocity_N")
-"""Unsent gradient state: its sum over the ranks must stay the same when the world size changes."""
 
 State = dict[str, Any]
 
@@ -42,29 +36,10 @@ def taken_over(
         rank, world_size: This rank, and the number of ranks of this run.
         shards: Number of neighbouring ranks that shard a replica.
     """
-    ranks = range(rank, found.world_size, world_size)
+    ranks = assigned(rank, world_size, found.world_size)
     theirs = [checkpoint.load_own(found.path, other)["feedback"] for other in ranks]
-    feedback = _shared_out(nearest, theirs)
+    feedback = added(nearest, theirs)
     if found.world_size == world_size or not has_estimates(feedback):
         return feedback
     alike = range(rank % shards, found.world_size, shards)
     return with_means(feedback, (checkpoint.load_own(found.path, other)["feedback"] for other in alike))
-
-
-def _shared_out(nearest: State, taken_over: list[State]) -> State:
-    """Return a rank's error-feedback state: that of `nearest`, but with `SUMMED` summed over `taken_over`.
-
-    The state may be divided by parameter.
-
-    Raises:
-        ValueError: The states are of different parts of the gradient.
-    """
-    feedback = dict(nearest)
-    for name, was in nearest.items():
-        if name == PART and any(theirs[name] != was for theirs in taken_over):
-            raise ValueError("the ranks whose residuals would be added have different parts of the gradient")
-        if isinstance(was, dict):
-            feedback[name] = _shared_out(was, [theirs[name] for theirs in taken_over])
-        elif name in SUMMED and isinstance(was, Tensor):
-            feedback[name] = sum((theirs[name] for theirs in taken_over), torch.zeros_like(was))
-    return feedback

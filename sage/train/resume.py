@@ -16,9 +16,9 @@ from torch import Tensor
 
 from sage import storage
 from sage.config import Config, recorded
+from sage.mount.estimates import has_estimates
 from sage.output.text import clean_text
 from sage.train import checkpoint
-from sage.train.estimates import has_estimates
 from sage.train.optim import floating
 from sage.train.other_ranks import leave_round, taken_over
 from sage.train.schedules import count_steps

@@ -176,6 +176,7 @@ LINES: dict[str, dict[str, Any]] = {
     "tied weights": {"make": Tied, "backward": decode},
     "bf16 gradients": {"make": lambda: network().bfloat16()},
     "fp16 gradients": {"make": lambda: network().half()},
+    "float64 gradients": {"make": lambda: network().double()},
     "small tensors": {"min_compress": 300},
     "nothing but small tensors": {"min_compress": 10**6},
     "no memory": {"memory": "none"},

@@ -1,10 +1,10 @@
-"""Estimates of gradients in the state of a checkpoint's ranks, for another number of ranks."""
+"""Estimates of gradients in the saved state of ranks, for another number of ranks."""
 
 from collections.abc import Iterable
 from typing import Any
 
-from sage.train.levels import PART
-
+PART = "/part"
+"""The key in a rank's feedback state of the part of the gradient to which it belongs; no parameter's name."""
 OWN, COMMON = "estimator.own_N", "estimator.common_N"
 """Estimate of a rank's gradient, and the mean of all ranks' (`sage.reduction.estimators`)."""
 
