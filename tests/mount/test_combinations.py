@@ -33,7 +33,7 @@ class Compiled(Wrapped):
 
 def compiled(rank: int) -> dict[str, tuple[float, bool]]:
     """For each order, the largest difference to training without torch.compile; whether the bytes agree."""
-    # torch.compile divides the graph by DDP's buckets, of which it requires that the first is not the largest.
+    # torch.compile divides the graph by the buckets of DDP, and requires that the first is not the largest.
     setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 1024)  # noqa: B010
     plain = Wrapped(network(), rank, "topk", density=0.1, ddp=SMALL)
     expected = plain.train(range(3))

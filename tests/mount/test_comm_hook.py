@@ -1,11 +1,8 @@
-"""Tests of the `(state, hook)` pair in scripts and frameworks that wrap the model themselves."""
+"""Tests of the `(state, hook)` pair in scripts that wrap the model themselves."""
 
 import gc
-import os
 import re
 from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +10,7 @@ import pytest
 import torch
 from gloo import processes
 from mounted import SEVERAL, Wrapped, alone, network, once, same
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import sage
@@ -53,58 +50,11 @@ def for_the_plain_module(rank: int) -> tuple[list[Tensor], Any]:
     return trained(wrapped, rank), state
 
 
-def with_accelerate(rank: int) -> tuple[list[Tensor], Any]:
-    """By a handler: Accelerator.prepare reads DDP's arguments from it and passes it the wrapped model."""
-    # It reads the ranks from the variables that its launcher sets, such as torchrun.
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "OMP_NUM_THREADS": "1"}
-    accelerate: Any = import_module("accelerate")
-    state, hook = sage.comm_hook(None, "topk", density=0.1)
-
-    class WithSage(accelerate.DistributedDataParallelKwargs):  # type: ignore[misc]
-        def register_comm_hook(self, model: DistributedDataParallel) -> None:
-            model.register_comm_hook(state, hook)
-
-    accelerator = accelerate.Accelerator(cpu=True)
-    accelerator.ddp_handler = WithSage(bucket_cap_mb=SEVERAL)
-    model = network()
-    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
-    assert isinstance(model, DistributedDataParallel)
-    for step in range(4):
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy  # the same loss as elsewhere, its backward by accelerate
-        generator = torch.Generator().manual_seed(100 * step + rank)
-        x_BCHW = torch.randn(6, 1, 8, 8, generator=generator)
-        accelerator.backward(loss(model(x_BCHW), torch.randint(10, (6,), generator=generator)))
-        optimizer.step()
-    return [p.detach().clone() for p in model.parameters()], state
-
-
-def with_lightning(rank: int) -> tuple[list[Tensor], Any]:
-    """Like DDPStrategy, by Lightning's own function."""
-    lightning: Any = import_module("lightning.pytorch.overrides.distributed")
-    state, hook = sage.comm_hook(None, "topk", density=0.1)
-    wrapped = DistributedDataParallel(network(), **SMALL)
-    lightning._register_ddp_comm_hook(model=wrapped, ddp_comm_state=state, ddp_comm_hook=hook)
-    return trained(wrapped, rank), state
-
-
 WAYS = {
-    "in a script": (in_a_script, "torch"),
-    "before there is a model": (before_there_is_a_model, "torch"),
-    "for the plain module": (for_the_plain_module, "torch"),
-    "accelerate": (with_accelerate, "accelerate"),
-    "lightning": (with_lightning, "lightning"),
+    "in a script": in_a_script,
+    "before there is a model": before_there_is_a_model,
+    "for the plain module": for_the_plain_module,
 }
-
-
-def is_there(package: str) -> bool:
-    return find_spec(package) is not None
 
 
 @cache
@@ -116,13 +66,12 @@ def everything() -> list[dict[str, tuple[bool, int]]]:
         expected = script.train(close=False)
         payload = script.mount.total.payload_bytes
         found = {}
-        for name, (way, package) in WAYS.items():
-            if is_there(package):
-                parameters, state = way(wire.rank)
-                found[name] = same(expected, parameters), state.mount.total.payload_bytes == payload
-                state.mount.close()
-                del state
-                gc.collect()
+        for name, way in WAYS.items():
+            parameters, state = way(wire.rank)
+            found[name] = same(expected, parameters), state.mount.total.payload_bytes == payload
+            state.mount.close()
+            del state
+            gc.collect()
         script.mount.close()
         return found
 
@@ -131,8 +80,6 @@ def everything() -> list[dict[str, tuple[bool, int]]]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_pair_gives_the_same_as_ddp_hook(way: str) -> None:
-    if not is_there(WAYS[way][1]):
-        pytest.skip(f"{WAYS[way][1]} is not installed")
     for view in everything():
         assert view[way] == (True, True)
 

@@ -1,6 +1,7 @@
 """Tests of a mount's state through torch.distributed.checkpoint, also with another number of ranks."""
 
 import copy
+import doctest
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 
 import sage
 from sage.comm.wire import Wire
+from sage.mount import other_ranks
 from sage.mount.other_ranks import ByRank
 from sage.mount.state import State
 from sage.mount.whole import ModelMount
@@ -138,3 +140,7 @@ def test_states_of_other_ranks_are_refused() -> None:
     mount.close()
     with pytest.raises(ValueError, match="with hierarchy='node' each rank's part of the gradient depends"):
         ByRank(0, 2, "part 0 of 2", is_fixed=True).to_load({}, 4)
+
+
+def test_the_examples_in_the_docstrings_are_correct() -> None:
+    assert doctest.testmod(other_ranks).failed == 0
