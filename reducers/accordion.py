@@ -8,13 +8,13 @@ from torch import Tensor
 
 from sage.reduction import Layout, Reducer, SparsifierOptions, Wire, check_fraction
 
-from .topk import TopK
+from .topk import GroupTopK
 
 
 class CriticalRegimes(Reducer):
     """Base class that detects layers in critical regimes every few epochs (Agarwal et al., Algorithm 1).
 
-    List it before the reducer whose levels it sets, as in `class Accordion(CriticalRegimes, TopK)`. That
+    List it before the reducer whose levels it sets, as in `class Accordion(CriticalRegimes, GroupTopK)`. That
     reducer must add each step's mean gradient to `sum_N`.
     """
 
@@ -62,7 +62,7 @@ class CriticalRegimes(Reducer):
         self.norm_G.copy_(norm_G)
 
 
-class Accordion(CriticalRegimes, TopK):
+class Accordion(CriticalRegimes, GroupTopK):
     """Choose `density_high` or `density` for each layer every `switch_every` epochs.
 
     This is Algorithm 1 of the paper applied to `topk`. A layer is in a critical regime, and sends

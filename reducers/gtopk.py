@@ -8,10 +8,10 @@ from torch import Tensor
 
 from sage.reduction import Reduced, SparsifierOptions, Wire, ops, phase
 
-from .topk import TopK, num_kept
+from .topk import GroupTopK, num_kept
 
 
-class GTopK(TopK):
+class GTopK(GroupTopK):
     """As `topk`, but over all layers together: large layers may take the whole budget.
 
     "Global" means over layers, as in the utility study's GlobalTopK (Agarwal et al., MLSys 2022): with

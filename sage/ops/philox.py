@@ -5,6 +5,7 @@ count gives the same bits, and so does every division of the vector into parts w
 """
 # N = elements
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,19 @@ class Positions:
     """First element of each run, ascending from 0."""
     firsts: tuple[int, ...] = (0,)
     """Position of each run's first element, 0 or more."""
+
+    def part(self, start: int, stop: int) -> "Positions":
+        """Positions of the elements [start, stop) of the vector, at least one.
+
+        >>> Positions((0, 2), (9, 0)).part(1, 4)
+        Positions(starts=(0, 1), firsts=(10, 0))
+        """
+        last = bisect_right(self.starts, start) - 1
+        runs = [(0, self.firsts[last] + start - self.starts[last])]
+        later = zip(self.starts[last + 1 :], self.firsts[last + 1 :], strict=True)
+        runs += [(at - start, first) for at, first in later if at < stop]
+        starts, firsts = zip(*runs, strict=True)
+        return Positions(starts, firsts)
 
 
 INDICES = Positions()

@@ -13,8 +13,10 @@
   `counts_of`, `reduce_two_way`, `payload_two_way`
 - Formats of codes (`ops`): `elias`
 - Selection in chunks (`chunks`): `Chunks`, `pack_positions`, `unpack_positions`
+- A setting for each layer (`allocated`): `Allocated`, `AllocationOptions`, `ALLOCATION`, `Setting`,
+  `uniform_first`
 - Low-rank methods (`lowrank`, `randomised_svd`): `Matrices`, `Matrix`, `by_shape`, `orthonormalise`,
-  `randomised_svd`, `unflatten`, `in_float32`, `check_rank`, `check_min_rate`
+  `randomised_svd`, `tail_energy`, `unflatten`, `in_float32`, `check_rank`, `check_min_rate`
 
 `error_feedback` applies the residual around a reducer, and `hybrid` composes a sparsifier and a quantiser; a
 reducer needs neither.
@@ -31,6 +33,11 @@ from sage.timing import phase as phase
 
 from . import density_schedule as density_schedule
 from . import exchange as exchange
+from .allocated import ALLOCATION as ALLOCATION
+from .allocated import Allocated as Allocated
+from .allocated import AllocationOptions as AllocationOptions
+from .allocated import Setting as Setting
+from .allocated import uniform_first as uniform_first
 from .chunks import Chunks as Chunks
 from .chunks import pack_positions as pack_positions
 from .chunks import unpack_positions as unpack_positions
@@ -57,6 +64,7 @@ from .lowrank import check_min_rate as check_min_rate
 from .lowrank import check_rank as check_rank
 from .lowrank import in_float32 as in_float32
 from .lowrank import orthonormalise as orthonormalise
+from .lowrank import tail_energy as tail_energy
 from .lowrank import unflatten as unflatten
 from .quantise import FusedQuantiser as FusedQuantiser
 from .quantise import LevelQuantiser as LevelQuantiser

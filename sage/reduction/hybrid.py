@@ -20,7 +20,7 @@ from sage.comm.wire import Wire
 from sage.reduction.layout import Layout
 from sage.reduction.quantise import Quantiser, gather_parts
 from sage.reduction.reducer import Reduced, Reducer, Sparsifier
-from sage.registry import Option, composed_options, options
+from sage.registry import ALLOCATION_OPTIONS, Option, composed_options, options
 from sage.timing import phase
 
 P = TypeVar("P", bound=Reducer)
@@ -51,7 +51,8 @@ class Hybrid(Reducer):
             if name not in self.options():
                 raise TypeError(f"{type(self).__name__} takes no option {name!r}")
         self.sparsifier = _built(self.sparsifier_type, given)
-        self.quantiser = _built(self.quantiser_type, given)
+        codes = {name: value for name, value in given.items() if name not in ALLOCATION_OPTIONS}
+        self.quantiser = _built(self.quantiser_type, codes)
         self.precision = self.quantiser.precision
         crosses = "vector" in (self.sparsifier.decides_by, self.quantiser.decides_by)
         self.decides_by = "vector" if crosses else "group"
@@ -59,7 +60,7 @@ class Hybrid(Reducer):
 
     @classmethod
     def options(cls) -> Mapping[str, Option]:
-        """Options of both parts, without the sparsifier's options for its own transport."""
+        """Options of both parts, except those that a part does not take in a hybrid."""
         return composed_options(cls.sparsifier_type, cls.quantiser_type)
 
     def bind(self, layout: Layout) -> None:

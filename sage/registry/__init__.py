@@ -15,6 +15,7 @@ from .parts import options_of as options_of
 from .parts import recorded_options as recorded_options
 from .parts import short as short
 from .parts import summary as summary
+from .signature import ALLOCATION_OPTIONS as ALLOCATION_OPTIONS
 from .signature import FACTS as FACTS
 from .signature import Option as Option
 from .signature import PartKind as PartKind

@@ -18,6 +18,10 @@ default. Every other keyword-only parameter of a model without a default is a fa
 TRANSPORT_OPTIONS = ("values", "indices", "exchange", "merge", "sends")
 """Options of sparsifiers that set the format or exchange of a selection; a hybrid does not take them."""
 
+ALLOCATION_OPTIONS = ("allocation", "allocation_every", "allocation_alpha", "allocation_error")
+"""Options that allocate settings over the groups of the whole vector; the quantiser of a hybrid does not take
+them, as it gets the sparsifier's selection."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -76,9 +80,13 @@ def _options(part: Any, kind: PartKind) -> Mapping[str, Option]:
 
 
 def composed_options(sparsifier: Callable[..., Any], quantiser: Callable[..., Any]) -> Mapping[str, Option]:
-    """Return the options of a hybrid: those of both parts, without the sparsifier's `TRANSPORT_OPTIONS`."""
+    """Return the options of a hybrid: those of both parts, except those that a part does not take in it.
+
+    The sparsifier does not take `TRANSPORT_OPTIONS`, the quantiser does not take `ALLOCATION_OPTIONS`.
+    """
     own = {name: option for name, option in options(sparsifier).items() if name not in TRANSPORT_OPTIONS}
-    return {**options(quantiser), **own}
+    codes = {name: option for name, option in options(quantiser).items() if name not in ALLOCATION_OPTIONS}
+    return {**codes, **own}
 
 
 def facts_for(
