@@ -150,9 +150,9 @@ def test_all_ranks_take_rank_0s_allocation_of_fewer_bytes_and_no_larger_error(na
     assert sum(each.bytes for each in chosen) < sum(each.bytes for each in uniform)
     # The ledger has the bytes of the settings; rank 0 has sent the allocation in step 2, and the others not.
     dense = 4 * 32 if name == "powersgd" else 0
-    _, other = others[0]
-    assert sent[2].get("scales", 0) - other[2].get("scales", 0) == 8 * len(SHAPES)
-    assert [sum(step.values()) for step in other] == [
+    _, sent_by_1 = others[0]
+    assert sent[2].get("scales", 0) - sent_by_1[2].get("scales", 0) == 8 * len(SHAPES)
+    assert [sum(step.values()) for step in sent_by_1] == [
         *[sum(each.bytes for each in uniform) + dense] * 2,
         *[sum(each.bytes for each in chosen) + dense] * 2,
     ]
