@@ -146,6 +146,7 @@ OTHER: dict[str, Any] = {
     "histogram_every": 2,
     "profile": True,
     "trace": 2,
+    "track": ("wandb",),
     "eval_every": 0.5,
     "runs": Path("elsewhere"),
     "data_root": Path("there"),

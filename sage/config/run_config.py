@@ -25,11 +25,12 @@ from .local_presets import Preset
 from .local_updates import check_local, outer_defaults
 from .memories import Memory, check_memory
 from .optimization import check_optimization
+from .record_options import RecordOptions
 from .shards import ShardGather, ShardReduce, check_node, unused
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExchangeOptions):
+class Config(ExchangeOptions, RecordOptions):
     """All settings that determine the result of a run, and the location of its files.
 
     >>> from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Records the metrics of a run as JSON lines (authoritative) and as TensorBoard files (derived).
+"""Records the metrics of a run as JSON lines (authoritative), and for TensorBoard and trackers (derived).
 
 A run folder has one writer, rank 0. `metrics.jsonl` holds one JSON object per line, and each line is written
 in one piece. After a crash only the last line can be incomplete: readers skip it, and the next writer removes
@@ -6,16 +6,20 @@ it. JSON has no NaN: a number that is not finite is written as null, here and in
 strict parser can read them.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sage import storage
+from sage.records import tracker_process
+from sage.records.tensorboard import TensorBoard
+from sage.records.tracker_process import TrackerProcess
 
 if TYPE_CHECKING:  # Code that only reads records must not import torch.
     from torch import Tensor
+
+    from sage.config import Config
 
 Record = dict[str, Any]
 """One line of `metrics.jsonl`; its `kind` is `step`, `epoch` or `event`."""
@@ -39,11 +43,15 @@ SCALARS = {
     "exposed_seconds": "seconds/exposed",
     "loader_seconds": "seconds/loader",
 }
-"""TensorBoard tags of the fields of a step; the fields of `bytes` and `phases` keep their names."""
+"""Tags of the fields of a step in TensorBoard and trackers; fields of `bytes` and `phases` keep theirs."""
 
 
 class Recorder:
     """Writes the records of one run; only on rank 0, as TensorBoard files with two writers lose data.
+
+    Args:
+        folder: The run folder.
+        trackers: What else gets the figures.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -57,13 +65,14 @@ class Recorder:
     _evaluated = -1
     """The step of the last recorded evaluation when this run was resumed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trackers: Sequence[TrackerProcess] = ()) -> None:
         self.folder = folder
+        self._trackers = trackers
         self.path = folder / "metrics.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         self._lines = storage.Lines(self.path, cut=True)
-        self._writer: Any = None
-        self._purge_step: int | None = None
+        self._board = TensorBoard(folder)
+        self._drawn: tuple[TensorBoard | TrackerProcess, ...] = (self._board, *trackers)
 
     def rewind(self, step: int) -> None:
         """Remove the records after the checkpoint from which training resumes at `step`.
@@ -77,11 +86,10 @@ class Recorder:
         storage.write_bytes(self.path, b"".join(line for line, _ in kept))
         self._lines = storage.Lines(self.path, cut=True)
         self._evaluated = max((record["step"] for _, record in kept if record["kind"] == "epoch"), default=-1)
-        self._close_writer()
-        self._purge_step = step
+        self._board.rewind(step)
 
     def step(self, *, step: int, epoch: int, **fields: Any) -> None:
-        """Record one optimiser step; numeric fields are also written to TensorBoard."""
+        """Record one optimiser step; TensorBoard and the trackers get its numeric fields."""
         self._write({"kind": "step", "step": step, "epoch": epoch, **fields})
         scalars = {tag: fields.get(field) for field, tag in SCALARS.items()}
         for group in ("bytes", "phases"):
@@ -115,37 +123,42 @@ class Recorder:
         self._write({"kind": "event", "event": event, "step": step, "time": now(), **fields})
 
     def histogram(self, name: str, tensor: "Tensor", step: int) -> None:
-        """Write a histogram of the finite elements of the tensor, to TensorBoard only."""
+        """Write a histogram of the finite elements of the tensor, for TensorBoard and the trackers only."""
         finite = tensor.detach().float()
         finite = finite[finite.isfinite()]
         if finite.numel():
-            with self._drawing():
-                self._tensorboard().add_histogram(name, finite, step)
+            for each in self._drawn:
+                each.histogram(name, finite, step)
 
     def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Add the configuration and the final metrics to TensorBoard's hyperparameters."""
-        from torch.utils.tensorboard.summary import hparams
-
-        # SummaryWriter.add_hparams would open a second writer on this folder.
-        final = {f"final/{name}": value for name, value in metrics.items()}
-        with self._drawing():
-            for summary in hparams(dict(_flat(config)), final):
-                self._tensorboard().file_writer.add_summary(summary)
-        self._draw(final, 0)
+        self._board.hparams(config, {f"final/{name}": value for name, value in metrics.items()})
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Close, and write `result.json`; its presence marks the run as finished."""
-        self.close()
+        """Close the files, and write `result.json`; its presence marks the run as finished.
+
+        The trackers get the result, and time to send it.
+        """
+        self._close_files()
         storage.write_json(self.folder / "result.json", result, storage.RESULT)
+        for tracker in self._trackers:
+            tracker.result(result)
+        tracker_process.end(self._trackers, tracker_process.FINISH_SECONDS)
 
     def close(self) -> None:
-        """Sync all files to disk and close them; further calls do nothing."""
+        """Sync all files to disk and close them, and let the trackers close; further calls do nothing."""
+        try:
+            self._close_files()
+        finally:
+            tracker_process.end(self._trackers, tracker_process.STOP_SECONDS)
+
+    def _close_files(self) -> None:
         if not self._lines.closed:
             try:
                 self._sync()
             finally:
                 self._lines.close()
-        self._close_writer()
+        self._board.close()
 
     def _write(self, record: Mapping[str, Any]) -> None:
         self._lines.append((storage.json_text(record) + "\n").encode())
@@ -153,38 +166,10 @@ class Recorder:
     def _sync(self) -> None:
         self._lines.sync()
 
-    def _tensorboard(self) -> Any:
-        if self._writer is None:
-            # Imported here: the import takes as long as a small run, and the other ranks never need it.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(
-                self.folder / "tensorboard", purge_step=self._purge_step, max_queue=1000
-            )
-        return self._writer
-
     def _draw(self, scalars: Mapping[str, float | None], step: int) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-
-        # One event for all scalars: an add_scalar for each would slow down the steps that are measured.
         numbers = {tag: value for tag, value in scalars.items() if value is not None}
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
-        with self._drawing():
-            self._tensorboard().file_writer.add_summary(Summary(value=values), step)
-
-    def _close_writer(self) -> None:
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
-            with self._drawing():
-                writer.close()
-
-    @contextmanager
-    def _drawing(self) -> Iterator[None]:
-        """Raise `NotWritten` with the folder if TensorBoard cannot write; its own errors do not name it."""
-        try:
-            yield
-        except OSError as error:
-            raise storage.NotWritten(self.folder / "tensorboard", error) from error
+        for each in self._drawn:
+            each.scalars(numbers, step)
 
 
 class NullRecorder(Recorder):
@@ -210,9 +195,17 @@ class NullRecorder(Recorder):
     def _draw(self, scalars: Mapping[str, float | None], step: int) -> None: ...
 
 
-def recorder(folder: Path, rank: int) -> Recorder:
-    """Return the recorder of this rank: `Recorder` on rank 0, `NullRecorder` on the others."""
-    return Recorder(folder) if rank == 0 else NullRecorder()
+def recorder(folder: Path, rank: int, config: "Config | None" = None) -> Recorder:
+    """Return the recorder of this rank: `Recorder` on rank 0, `NullRecorder` on the others.
+
+    Args:
+        folder: The run folder.
+        rank: The rank.
+        config: The run, whose trackers get its figures; None: no trackers.
+    """
+    if rank:
+        return NullRecorder()
+    return Recorder(folder, tracker_process.trackers_of(config) if config else ())
 
 
 def read_metrics(folder: Path) -> list[Record]:
@@ -229,15 +222,6 @@ def _undone(record: Record, step: int) -> bool:
     """Whether a run resumed at `step` repeats this record; an evaluation is recorded at the next step."""
     first: int | None = {"step": step, "epoch": step + 1}.get(record["kind"])
     return first is not None and first <= record["step"]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    """Yield all values of the configuration with dotted names, converted to types TensorBoard accepts."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value if isinstance(value, bool | int | float | str) else str(value)
 
 
 def now() -> str:

@@ -23,7 +23,7 @@ from sage.report.steps import Steps
 EXACT = "exact"
 """The reducer that serves as the baseline."""
 
-NO_RUNS = ("checkpoints", "tensorboard")
+NO_RUNS = ("checkpoints", "tensorboard", "trackers")
 """Subfolders of a run folder that contain no runs."""
 
 

@@ -16,8 +16,8 @@ from sage import registry
 from sage.config import Config
 from sage.version import __version__
 
-MAY_DIFFER = ("runs", "data_root", "timeout", "slurm", "oversubscribe")
-"""Settings that may differ between ranks: local paths, the timeout, and options of the job."""
+MAY_DIFFER = ("runs", "data_root", "timeout", "slurm", "oversubscribe", "track")
+"""Settings that may differ between ranks: local paths, the timeout, options of the job and of rank 0."""
 
 PACKAGE = Path(__file__).parents[1]
 MOST_FILES = 2000

@@ -203,7 +203,7 @@ def _train(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
     if isinstance(wire, ProcessWire):
         compare(wire, {f"checksum of {name}": value for name, value in data.checksums.items()})
     model = build_model(config, data, wire, device)
-    with closing(recorder(config.folder, wire.rank)) as record:
+    with closing(recorder(config.folder, wire.rank, config)) as record:
         return _trained(config, wire, data, model, record, stop, device)
 
 

@@ -29,6 +29,9 @@ ELSEWHERE = {
     "source .venv/bin/activate": ("Makefile", "-m venv .venv"),
     "PYTHONPATH=. python tests/comm/test_ledger.py": ("tests/comm/test_ledger.py", "    main()\n"),
     "tensorboard --logdir runs": ("tests/records/test_record.py", "with tensorboard_server(tmp_path) as"),
+    "sage run digits --track wandb": ("tests/records/test_trackers.py", 'config_of(tmp_path, "wandb")'),
+    "sage run digits --track mlflow": ("tests/records/test_trackers.py", 'config_of(tmp_path, "mlflow")'),
+    "sage run digits --track wandb mlflow": ("tests/records/test_trackers.py", "range(20)"),
     "sinfo --summarize": ("tests/slurm/test_tutorial.py", 'line.startswith("sinfo ")'),
     "sacctmgr --noheader show associations user=$USER format=account": (
         "tests/slurm/test_tutorial.py",
