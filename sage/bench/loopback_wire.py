@@ -139,6 +139,8 @@ class LoopbackWire(Wire):
     def _all_to_all_ragged(self, x_S: Tensor, sizes: Sequence[Sequence[int]], out_S: Tensor) -> Tensor:
         # Where a rank sends nothing to itself, the bytes are those that it sends to the others.
         piece_S = x_S[: sizes[0][0] or x_S.numel()]
+        if not piece_S.numel():
+            return out_S.zero_()
         for start in range(0, out_S.numel(), max(1, piece_S.numel())):
             part_S = out_S[start : start + piece_S.numel()]
             part_S.copy_(piece_S[: part_S.numel()])

@@ -234,17 +234,21 @@ class Wire(Transport):
         )
         return received_WS
 
-    def all_to_all_ragged(self, counts: Sequence[int], **parts: Tensor) -> list[tuple[Tensor, ...]]:
+    def all_to_all_ragged(
+        self, counts: Sequence[int], known: Sequence[Sequence[int]] | None = None, /, **parts: Tensor
+    ) -> list[tuple[Tensor, ...]]:
         """Exchange as `all_to_all`, with rows of different lengths and no padding; return the rows by sender.
 
         Each part is 1-D and is split into W consecutive pieces, whose numbers of elements are `counts`. The
-        counts are exchanged first (`sizes`, 8 bytes per rank).
+        counts are exchanged first (`sizes`, 8 bytes per rank), unless the ranks know those of all (`known`).
         """
         vectors = list(parts.values())
         assert count_each(parts) == sum(counts)
-        (counts_WW,) = self.gather(sizes=torch.tensor(counts, device=vectors[0].device))
+        if known is None:
+            (counts_WW,) = self.gather(sizes=torch.tensor(counts, device=vectors[0].device))
+            known = counts_WW.tolist()
         bytes_each = sum(v.element_size() for v in vectors)
-        sizes: list[list[int]] = (counts_WW * bytes_each).tolist()
+        sizes = [[count * bytes_each for count in row] for row in known]
         received = [row[self.rank] for row in sizes]
         local = received[self.rank]
         pieces = zip(*(v.split(list(counts)) for v in vectors), strict=True)
