@@ -59,6 +59,10 @@ class ByThreshold(Sparsifier):
         """This step's target density."""
         return self.density
 
+    def num_to_send(self, n: int) -> int:
+        """k of a group of n elements at this step's target density."""
+        return num_kept(self.now(), n)
+
     def record_count(self, group: int, k: int, count: int) -> None:
         """Called after each group's selection with the group's index, its target k and its actual count."""
 
@@ -68,7 +72,7 @@ class ByThreshold(Sparsifier):
     def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
         self._target_density, weighted = self.now(), 0.0
         signal = Signal(grad_N, residual_N, self.layout)
-        counts = [num_kept(self._target_density, n) for n in signal.sizes]
+        counts = [self.num_to_send(n) for n in signal.sizes]
         estimates = self.estimate(signal, counts)
         thresholds = [
             0.0 if k == n else estimate if estimate is not None and 0 < estimate < math.inf else None

@@ -122,6 +122,7 @@ OTHER: dict[str, Any] = {
     "memory_lr_ratio": True,
     "memory_momentum": 0.5,
     "memory_masking": False,
+    "memory_nesterov": True,
     "memory_a": 0.5,
     "memory_eta": 0.5,
     "continue_from": Path("elsewhere"),

@@ -1,11 +1,10 @@
 """The configuration of one run: a frozen dataclass, filled from TOML files and the command line.
 
 Add a new field as `name: Annotated[type, LATER] = default`. At its default it is omitted from the run's hash
-and from `config.json`, so existing runs keep their folders; any other value is included in both. The same
-marker works for options of reducers, models and data sets (`sage.registry.check_options`). A new table is a
-field of type `dict` whose default is empty. Without the marker, a new field would rename every run. An option
-whose default changes what runs did before it existed has the marker `Before` instead: the hash omits the
-value of the marker, and includes the default. Fields marked `NOT_HASHED` are never part of the hash.
+and from `config.json`, so existing runs keep their folders. The same marker works for options of reducers,
+models and data sets (`sage.registry.check_options`). A new table is a field of type `dict` whose default is
+empty. An option whose default changes what runs did before it existed has the marker `Before` instead: the
+hash omits the value of the marker, and includes the default. Fields marked `NOT_HASHED` are never hashed.
 """
 
 import hashlib
@@ -181,8 +180,7 @@ class Config(ExchangeOptions, RecordOptions):
     fragment_update_alpha: Annotated[Fraction, LATER] = 0.0
     """Local updates: weight of the rank's own parameters when it takes over the result of an exchange."""
     quorum: Annotated[Count | None, LATER] = None
-    """Local updates: if ranks are lost, go on from the last checkpoint with the others, if these are at least
-    so many; if omitted, the run ends."""
+    """Local updates: ranks that suffice to go on from a checkpoint if others are lost; if omitted, all."""
 
     # Reduction
     memory: Memory | None = None
@@ -197,6 +195,8 @@ class Config(ExchangeOptions, RecordOptions):
     """With --memory momentum: the momentum."""
     memory_masking: bool = True
     """With --memory momentum: reset the momentum of sent elements to zero."""
+    memory_nesterov: Annotated[bool, LATER] = False
+    """With --memory momentum: keep g + m·u instead of the momentum u, as for Nesterov momentum."""
     memory_a: Annotated[float, Range(0, 1, open="("), LATER] = 0.1
     """With --memory ef21-sgdm: weight of the newest gradient; with diana: part by which estimates follow."""
     memory_eta: Annotated[float, Range(0, 1, open="("), LATER] = 0.01

@@ -54,6 +54,25 @@ class Warmup(Constant):
         return max(self._density, self._start * 0.25 ** int(self.epoch))
 
 
+class Geometric(Constant):
+    """The warm-up of DGC's code: d^((t+1)/(E+1)) in epoch t, for E epochs, and then d.
+
+    It is in synxlin/deep-gradient-compression, commit b929ca7, dgc/compression.py.
+
+    Args:
+        density: Target density d, in (0, 1].
+        epochs: E, 1 or more.
+    """
+
+    def __init__(self, density: float, *, epochs: int) -> None:
+        super().__init__(density)
+        self._epochs = epochs
+
+    def now(self) -> float:
+        epoch = int(self.epoch)
+        return self._density ** min(1.0, (epoch + 1) / (self._epochs + 1))
+
+
 class Linear(Constant):
     """Linear from `start` to d in the given number of steps."""
 

@@ -23,6 +23,7 @@ class MemoryOptions(TypedDict, total=False):
     lr_ratio: bool
     momentum: float
     masking: bool
+    nesterov: bool
     a: float
     eta: float
 
@@ -47,6 +48,8 @@ class ErrorFeedback(nn.Module):
             used that step's learning rate (BytePS; Zheng et al., 2019).
         momentum: Momentum m of `momentum`, at least 0 and below 1.
         masking: Whether `momentum` clears u where elements were sent (momentum factor masking).
+        nesterov: Whether `momentum` accumulates g + m·u instead of u, as DGC's code does for Nesterov
+            momentum (synxlin/deep-gradient-compression, dgc/memory.py, which keeps m·u).
         a: With `ef21-sgdm`, weight a of the newest gradient in the average; with `diana`, part a of what was
             sent by which the estimate follows. Above 0 and at most 1.
         eta: Strength η of the error of `econtrol`, above 0 and at most 1: about the share of the elements
@@ -72,6 +75,7 @@ class ErrorFeedback(nn.Module):
         lr_ratio: bool = False,
         momentum: float = 0.9,
         masking: bool = True,
+        nesterov: bool = False,
         a: float = 0.1,
         eta: float = 0.01,
     ) -> None:
@@ -90,7 +94,7 @@ class ErrorFeedback(nn.Module):
         reducer.bind(layout)
         self.memory = memory or reducer.memory
         self._beta, self._gamma, self._lr_ratio = beta, gamma, lr_ratio
-        self._momentum, self._masking = momentum, masking
+        self._momentum, self._masking, self._nesterov = momentum, masking, nesterov
         self._has_reduced = False
         self.estimator = estimator(self.memory, layout.numel, a=a, eta=eta)
         if self.estimator is not None:
@@ -114,6 +118,7 @@ class ErrorFeedback(nn.Module):
         bound = self._gamma * grad_norm
         if self.velocity_N is not None:
             bound += self._momentum * norm(self.velocity_N)
+            bound += self._momentum * bound if self._nesterov else 0.0
         return bound if self.residual_N is None else bound + self._beta * norm(self.residual_N)
 
     def begin_step(self, lr: float) -> None:
@@ -137,7 +142,9 @@ class ErrorFeedback(nn.Module):
             self.residual_N.mul_(self._beta)
         if self._gamma != 1:
             grad_N.mul_(self._gamma)
-        if self.velocity_N is not None:
+        if self.velocity_N is not None and self._nesterov:
+            grad_N.add_(self.velocity_N.mul_(self._momentum).add_(grad_N), alpha=self._momentum)
+        elif self.velocity_N is not None:
             grad_N.copy_(self.velocity_N.mul_(self._momentum).add_(grad_N))
         reduced = self._checked(self.reducer(grad_N, self.residual_N, wire), grad_N)
         if self.velocity_N is not None and self._masking and reduced.sent is not None:

@@ -35,6 +35,7 @@ def memory_options(config: Config) -> MemoryOptions:
         "lr_ratio": config.memory_lr_ratio,
         "momentum": config.memory_momentum,
         "masking": config.memory_masking,
+        "nesterov": config.memory_nesterov,
         "a": config.memory_a,
         "eta": config.memory_eta,
     }

@@ -17,7 +17,7 @@ from sage import ops, registry
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.reducers._signal import Signal
-from sage.reducers.dgc import DGC
+from sage.reducers.dgc import DGC, sample_stride
 from sage.reducers.gaussiank import GaussianK
 from sage.reducers.mstopk import MSTopK
 from sage.reducers.randomk import RandomK
@@ -37,6 +37,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("gaussiank", {"rule": "paper"}),
     ("dgc", {"rule": "grace"}),
     ("dgc", {"density_schedule": "warmup"}),
+    ("dgc", {"rule": "authors"}),
     ("redsync", {"rule": "released"}),
     ("redsync", {"trim": True}),
     ("redsync", {"rule": "released", "trim": True}),
@@ -127,7 +128,7 @@ def test_the_reported_threshold_is_the_one_that_was_used(name: str, options: dic
     at_K = selected(reducer, signal_N)
     result = reducer.report()
     assert result["threshold"] <= float(signal_N[at_K].abs().min())
-    if name != "mstopk":  # which leaves some above it where they are
+    if name != "mstopk" and options.get("rule") != "authors":  # which leave some above it where they are
         assert at_K == (signal_N.abs() >= result["threshold"]).nonzero().view(-1).tolist()
     assert result["density_asked"] == (0.25 if "density_schedule" in options else 0.02)
 
@@ -259,6 +260,72 @@ def test_the_density_warms_up_by_epochs() -> None:
         selected(reducer, torch.ones(1000))
         result.append(reducer.report()["density_asked"])
     assert result == [0.25, 0.0625, 0.015625, 0.00390625, 0.001, 0.001]
+
+
+def test_the_warm_up_of_the_authors_code_falls_by_equal_factors() -> None:
+    reducer = DGC(density=0.001, density_schedule="warmup", density_epochs=4)
+    result = []
+    for epoch in range(6):
+        reducer.begin_epoch(epoch, 0.1, Wire(0, 1))
+        result.append(reducer.now())
+    assert result == pytest.approx([0.2512, 0.0631, 0.01585, 0.00398, 0.001, 0.001], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options", [{"density_epochs": 3}, {"density_epochs": 0, "density_schedule": "warmup"}]
+)
+def test_epochs_of_a_warm_up_need_one(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected 1 epoch or more, density_schedule='warmup'"):
+        DGC(**options)
+
+
+def authors_selection(x_N: Tensor, density: float, start: int) -> list[int]:
+    """What DGC's code sends of a layer, by its rules, element by element from the first sample on."""
+    n, magnitudes = x_N.numel(), x_N.abs().tolist()
+    k = math.ceil(n * density)
+    samples = sorted(magnitudes[start :: (stride := sample_stride(n, density))], reverse=True)
+    threshold = samples[math.ceil(n // stride * density) - 1]
+    for _ in range(10):
+        if sum(x >= threshold for x in magnitudes) >= 0.8 * k:
+            break
+        threshold *= 0.8
+    found = [at for at, x in enumerate(magnitudes) if x >= threshold]
+    if len(found) > 1.3 * k:
+        found = sorted(sorted(found, key=lambda at: -magnitudes[at])[:k])
+    return found[:k]
+
+
+@pytest.mark.parametrize("density", [0.01, 0.02, 0.1])
+def test_the_authors_rule_is_that_of_their_code(density: float) -> None:
+    lengths = set()
+    for seed in range(12):
+        signal_N = torch.randn(5000, generator=torch.Generator().manual_seed(seed)).double()
+        reducer = DGC(density=density, rule="authors", sample_seed=seed)
+        start = seed_at(seed, 0, 0, zlib.crc32(b"w")) % sample_stride(5000, density)
+        found = selected(reducer, signal_N)
+        assert found == authors_selection(signal_N, density, start)
+        lengths.add(len(found))
+    assert max(lengths) == 5000 * density
+
+
+def test_a_layer_of_few_elements_sends_its_largest_by_the_authors_rule() -> None:
+    signal_N = torch.randn(150, generator=torch.Generator().manual_seed(3))
+    expected = signal_N.abs().topk(2).indices.sort().values.tolist()
+    assert selected(DGC(density=0.0133, rule="authors"), signal_N) == expected
+
+
+def test_with_nesterov_the_newest_gradient_counts_more() -> None:
+    def work(wire: Wire) -> list[list[float]]:
+        feedback = ErrorFeedback(
+            DGC(density=0.5), Layout.of([("w", (2,))]), memory="momentum", momentum=0.5, nesterov=True
+        )
+        gradients = ([4.0, 1.0], [1.0, 1.0], [1.0, 0.0])
+        return [feedback(torch.tensor(g), wire).mean_N.tolist() for g in gradients]
+
+    # u, g + u/2, v: (4, 1), (6, 1.5), (6, 1.5) | (1, 1.5), (1.5, 1.75), (1.5, 3.25) | (1.5, 0), (1.75, 0),
+    # (3.25, 0).
+    (means,) = simulate(1, work)
+    assert [x for mean in means for x in mean] == pytest.approx([6, 0, 0, 3.25, 3.25, 0])
 
 
 def test_with_momentum_memory_the_momentum_is_corrected_and_masked() -> None:
@@ -486,7 +553,7 @@ def test_the_payload_bytes_equal_those_counted_by_hand(
     [
         ("randomk", {"draw": "mine"}, "draw='mine': expected shared, block or own"),
         ("randomk", {"density": 0.0}, r"density=0\.0: expected a share"),
-        ("dgc", {"rule": "released"}, "rule='released': expected paper or grace"),
+        ("dgc", {"rule": "released"}, "rule='released': expected paper, authors or grace"),
         ("dgc", {"density_schedule": "linear"}, "density_schedule='linear': expected constant or warmup"),
         ("dgc", {"density": 0.5, "density_from": 0.1}, r"density_from=0\.1: expected at least density=0\.5"),
         ("redsync", {"rule": "grace"}, "rule='grace': expected paper or released"),
