@@ -4,12 +4,13 @@
 import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from sage.reduction import ExclusiveSparsifier, Wire, ops
+from sage.validate import LATER
 
 from .topk import num_kept
 
@@ -46,8 +47,10 @@ class Deft(ExclusiveSparsifier):
         density: float = 0.01,
         pieces: Literal["fit", "world"] = "fit",
         values: Literal["fp32", "fp16"] = "fp32",
+        mask: Annotated[Literal["signal", "momentum"], LATER] = "signal",
+        mask_beta: Annotated[float, LATER] = 0.9,
     ) -> None:
-        super().__init__(density=density, values=values)
+        super().__init__(density=density, values=values, mask=mask, mask_beta=mask_beta)
         if pieces not in ("fit", "world"):
             raise ValueError(f"pieces={pieces!r}: expected fit or world")
         self._is_by_world = pieces == "world"

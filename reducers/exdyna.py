@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sage.reduction import Layout, Start, Wire
-from sage.validate import Before
+from sage.validate import LATER, Before
 
 from .micro import Micro
 
@@ -40,6 +40,7 @@ class ExDyna(Micro):
         ValueError: if an option is out of range.
     """
 
+    serves = False  # a server's share has no partitions
     owner_B: Tensor
     ranks: Tensor
 
@@ -51,8 +52,12 @@ class ExDyna(Micro):
         start: Annotated[Start, Before("published")] = "gradient",
         blocks: int = 1024,
         values: Literal["fp32", "fp16"] = "fp32",
+        mask: Annotated[Literal["signal", "momentum"], LATER] = "signal",
+        mask_beta: Annotated[float, LATER] = 0.9,
     ) -> None:
-        super().__init__(density=density, threshold=threshold, start=start, values=values)
+        super().__init__(
+            density=density, threshold=threshold, start=start, values=values, mask=mask, mask_beta=mask_beta
+        )
         if blocks < 1:
             raise ValueError(f"blocks={blocks!r}: expected 1 block or more")
         self._wanted = blocks

@@ -22,7 +22,7 @@ from sage.reduction import (
     ops,
     phase,
 )
-from sage.validate import Before
+from sage.validate import LATER, Before
 
 from .topk import num_kept
 
@@ -68,8 +68,10 @@ class Micro(ExclusiveSparsifier):
         threshold: float | None = None,
         start: Annotated[Start, Before("published")] = "gradient",
         values: Literal["fp32", "fp16"] = "fp32",
+        mask: Annotated[Literal["signal", "momentum"], LATER] = "signal",
+        mask_beta: Annotated[float, LATER] = 0.9,
     ) -> None:
-        super().__init__(density=density, values=values)
+        super().__init__(density=density, values=values, mask=mask, mask_beta=mask_beta)
         if threshold is not None and not 0 < threshold < math.inf:
             raise ValueError(f"threshold={threshold!r}: expected a finite number above 0")
         check_start(start)
@@ -101,6 +103,8 @@ class Micro(ExclusiveSparsifier):
         return values_K, at_K.add_(start)
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        if self.is_late:
+            return self.one_step_late(grad_N, residual_N, wire)
         with phase("select"):
             own_K, at_K = self.take(grad_N, residual_N, wire)
         counts, (at_M,) = wire.gather_ragged(indices=at_K)
