@@ -82,6 +82,7 @@ class Accordion(CriticalRegimes, GroupTopK):
     """
 
     level = "density_G"
+    serves = False  # it compares the gradients of whole layers
 
     def __init__(
         self,

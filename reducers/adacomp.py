@@ -54,6 +54,7 @@ class AdaComp(Sparsifier):
     rounds = True
     grouping = "layer"
     later = frozenset({"rule", "sends"})
+    serves = False  # it compares the residual with the newest gradient
     even = False
 
     def __init__(

@@ -54,7 +54,7 @@ class Atomo(Svd):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def begin(self, wire: Wire) -> None:
-        self._now = int(self.step), wire.rank
+        self._now = int(self.step), wire.stream
         self.step += 1
 
     def choose(self, s_k: Tensor, x: Matrix) -> tuple[Tensor, Tensor]:

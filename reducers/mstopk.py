@@ -64,7 +64,7 @@ class MSTopK(Sparsifier):
         return self.take(signal_N, None, wire)[1].long()
 
     def take(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> tuple[Tensor, Tensor]:
-        rng = generator(self._seed, int(self.step), wire.rank)
+        rng = generator(self._seed, int(self.step), wire.stream)
         self.step += 1
         self._threshold = 0.0
         signal = Signal(grad_N, residual_N, self.layout)

@@ -43,6 +43,7 @@ class OkTopk(Sparsifier):
         ValueError: if an option is out of range.
     """
 
+    serves = False  # its ranks select from the sums already
     even = False
     step: Tensor
     local_threshold: Tensor

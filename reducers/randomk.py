@@ -71,7 +71,7 @@ class RandomK(Sparsifier):
 
     def _drawn(self, beside_N: Tensor, wire: Wire) -> Tensor:
         """Indices of this step's elements (int32, ascending), on the device of a vector."""
-        place = (int(self.step), wire.rank) if self._draw == "own" else (int(self.step),)
+        place = (int(self.step), wire.stream) if self._draw == "own" else (int(self.step),)
         key, groups = seed_at(self._seed, *place), self.layout.groups
         self.step += 1
         bounds, numbers = [0, *(stop for _, stop in groups)], self.layout.group_numbers

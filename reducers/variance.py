@@ -53,6 +53,7 @@ class Variance(Sparsifier):
     """
 
     decides_by = "group"
+    serves = False  # a mean has no squared gradients
     needs_squares = True
     rounds = True
     even = False

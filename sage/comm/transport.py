@@ -49,6 +49,8 @@ class Transport:
     def __init__(self, rank: int, world_size: int, *, guard: bool = False) -> None:
         self.rank = rank
         self.world_size = world_size
+        self.stream = rank
+        """Number of this rank's random numbers: no other rank that encodes the same gradient has it."""
         self.guard = guard
         self.ledger = Ledger()
         self.scratch = Scratch()

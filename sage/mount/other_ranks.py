@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sage.mount.estimates import PART, has_estimates, with_means
 
-SUMMED = ("residual_N", "velocity_N")
+SUMMED = ("residual_N", "velocity_N", "reducer.served_N")
 """Unsent gradient state: its sum over the ranks must stay the same when the world size changes."""
 
 State = dict[str, Any]

@@ -104,6 +104,31 @@ class Layout:
             return numbers
         return [min(numbers) + group for group in range(len(self.groups))]
 
+    def within(self, start: int, stop: int) -> "Layout":
+        """Return the layout of the elements `[start, stop)`, with all spans and groups; others are empty.
+
+        >>> layout = Layout.of([("a", (2,)), ("b", (3,)), ("c", (4,))], "layer")
+        >>> layout.within(3, 7).groups, layout.within(3, 7).positions
+        (((0, 0), (0, 2), (2, 4)), Positions(starts=(0,), firsts=(3,)))
+        """
+        spans, places, after = [], [], None
+        for span, origin in zip(self.spans, self.origins, strict=True):
+            first, last = (min(max(at, start), stop) for at in (span.start, span.stop))
+            shape = span.shape if last - first == span.numel else (last - first,)
+            spans.append(Span(span.name, shape, first - start, last - start))
+            places.append(Origin(origin.position + first - span.start, origin.number))
+            if after is None and first < last:
+                after = places[-1].position
+        # An empty span has no place of its own: it is where the next element is.
+        for number in range(len(spans)):
+            if spans[number].numel == 0:
+                places[number] = Origin(after or 0, places[number].number)
+            after = places[number].position + spans[number].numel
+        groups = tuple(
+            (min(max(a, start), stop) - start, min(max(b, start), stop) - start) for a, b in self.groups
+        )
+        return Layout(tuple(spans), groups, tuple(places))
+
     @staticmethod
     def of(
         shapes: Iterable[tuple[str, Sequence[int]]],

@@ -33,6 +33,8 @@ class Quantiser(Reducer):
     decides_by: Scope = "group"
     grouping = "layer"
     rounds = True
+    serves: ClassVar[bool] = True
+    """Whether a server can encode the mean by the same rule (`sage.reduction.served`)."""
     even: bool = True
     """Whether the lengths of the parts follow from the groups' sizes alone."""
 
@@ -236,7 +238,7 @@ class RandomQuantiser(Quantiser):
     def next_key(self, wire: Wire) -> int:
         """Count a step, and return the key of its random bits on this rank. Call it once per step."""
         self.step += 1
-        return seed_at(self._seed, int(self.step), wire.rank)
+        return seed_at(self._seed, int(self.step), wire.stream)
 
     def positions(self, x_N: Tensor) -> ops.Positions:
         """Positions of a vector's elements in the whole model, on which their random bits depend.

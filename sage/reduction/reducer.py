@@ -168,6 +168,8 @@ class Sparsifier(Reducer):
     """
 
     memory = "residual"
+    serves: ClassVar[bool] = True
+    """Whether a server can select from the mean by the same rule (`sage.reduction.served`)."""
     even: ClassVar[bool] = True
     """Whether every rank selects the same number of elements, for any data."""
 

@@ -1,5 +1,6 @@
 """Finds parts by name and reads their options."""
 
+from .composition import reducers_in as reducers_in
 from .parts import ALIASES as ALIASES
 from .parts import EXPORTS as EXPORTS
 from .parts import KINDS as KINDS
@@ -21,4 +22,5 @@ from .signature import Option as Option
 from .signature import PartKind as PartKind
 from .signature import composed_options as composed_options
 from .signature import options as options
+from .signature import served_options as served_options
 from .workloads import workloads as workloads

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from ..validate import Before, Range
-from .signature import composed_options
+from .signature import composed_options, served_options
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -69,6 +69,14 @@ def composed(sparsifier: Callable[..., Any], quantiser: Callable[..., Any]) -> C
     options = classmethod(lambda _: composed_options(sparsifier, quantiser))
     name = f"{sparsifier.__name__}{quantiser.__name__}"
     return type(name, (), {"options": options, "later": later[0] | later[1]})
+
+
+def composed_with_server(reducer: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the outline of a reducer whose mean servers encode, as `sage.reduction.served` makes it."""
+    own = served_options(reducer)
+    later: Any = getattr(reducer, "later", frozenset())
+    options = classmethod(lambda _: own)
+    return type(f"{reducer.__name__}Served", (), {"options": options, "later": later & set(own)})
 
 
 @cache

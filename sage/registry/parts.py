@@ -28,8 +28,9 @@ from typing import Any
 from .. import validate
 from ..output.text import clean_text
 from ..validate import LATER, Before, coerce, known, marks, shown
+from .composition import SERVER, compose, reducers_in
 from .docstring import docstring_of
-from .outline import Unknown, composed, outline
+from .outline import Unknown, composed, composed_with_server, outline
 from .part_file import content_of, module_of
 from .signature import FACTS as FACTS
 from .signature import Option as Option
@@ -63,7 +64,10 @@ def names(kind: PartKind) -> list[str]:
 def summary(kind: PartKind, name: str) -> str:
     """Return the first line of a part's module docstring without importing it, or why it cannot be read."""
     if kind == "reducers" and "+" in name:
-        return "; ".join(summary(kind, ALIASES.get(part_name, part_name)) for part_name in name.split("+"))
+        texts = [summary(kind, ALIASES.get(part_name, part_name)) for part_name in reducers_in(name)]
+        return "; ".join(
+            [*texts, "the mean encoded again by servers"] if name.endswith(f"+{SERVER}") else texts
+        )
     try:
         source = _source(kind, name)
         if source is None:
@@ -106,13 +110,13 @@ def identity(name: str) -> str:
 def check_name(kind: PartKind, name: str) -> str:
     """Return the name if a part of this name exists.
 
-    Besides the names of the kind, these are allowed: `sparsifier+quantiser` for reducers, the dotted name of
-    a module that exports a part, and the path of a file that exports one.
+    Besides the names of the kind, these are allowed: `sparsifier+quantiser` and `reducer+server` for
+    reducers, the dotted name of a module that exports a part, and the path of a file that exports one.
 
     Raises:
         ValueError: if there is no such part.
     """
-    for part_name in name.split("+") if kind == "reducers" else [name]:
+    for part_name in reducers_in(name) if kind == "reducers" else [name]:
         if is_file(part_name):
             content_of(part_name)
         elif "." not in part_name:
@@ -133,12 +137,8 @@ def load(kind: PartKind, name: str) -> Callable[..., Any]:
     """
     check_name(kind, name)
     if kind == "reducers" and "+" in name:
-        parts = [load(kind, part_name) for part_name in name.split("+")]
-        if len(parts) != 2:
-            raise ValueError(f"the reducer {shown(name)}: expected two parts, as in topk+terngrad")
-        # Imported by name, because the reduction package imports this one.
-        composed: Callable[..., Any] = importlib.import_module("sage.reduction.hybrid").hybrid(*parts)
-        return composed
+        parts = [load(kind, part_name) for part_name in reducers_in(name)]
+        return compose(name, parts)
     return _import(kind, ALIASES.get(name, name))
 
 
@@ -213,9 +213,12 @@ def described(kind: PartKind, name: str) -> Callable[..., Any]:
     """Return the outline, with the options, of a part of SAGE; if there is none, import the part itself."""
     check_name(kind, name)
     with suppress(Unknown):
-        if kind == "reducers" and name.count("+") == 1:
-            return composed(*(_outline(kind, part_name) for part_name in name.split("+")))
-        return _outline(kind, name)
+        if kind != "reducers" or "+" not in name:
+            return _outline(kind, name)
+        parts = [_outline(kind, part_name) for part_name in reducers_in(name)]
+        if len(parts) <= 2:
+            made = composed(*parts) if len(parts) == 2 else parts[0]
+            return composed_with_server(made) if name.endswith(f"+{SERVER}") else made
     return load(kind, name)
 
 

@@ -15,7 +15,7 @@ FACTS = frozenset({"num_classes", "channels", "image_size", "vocab_size", "num_u
 """Facts that the data set passes to the models of this repository. They are not options, even if they have a
 default. Every other keyword-only parameter of a model without a default is a fact too."""
 
-TRANSPORT_OPTIONS = ("values", "indices", "exchange", "merge", "sends")
+TRANSPORT_OPTIONS = ("values", "indices", "exchange", "merge", "sends", "mask", "mask_beta")
 """Options of sparsifiers that set the format or exchange of a selection; a hybrid does not take them."""
 
 ALLOCATION_OPTIONS = ("allocation", "allocation_every", "allocation_alpha", "allocation_error")
@@ -87,6 +87,15 @@ def composed_options(sparsifier: Callable[..., Any], quantiser: Callable[..., An
     own = {name: option for name, option in options(sparsifier).items() if name not in TRANSPORT_OPTIONS}
     codes = {name: option for name, option in options(quantiser).items() if name not in ALLOCATION_OPTIONS}
     return {**codes, **own}
+
+
+def served_options(reducer: Callable[..., Any]) -> Mapping[str, Option]:
+    """Return the options of a reducer followed by `+server`: all but those of its own exchange."""
+    return {
+        name: option
+        for name, option in options(reducer).items()
+        if name not in TRANSPORT_OPTIONS or name in ("values", "indices")
+    }
 
 
 def facts_for(

@@ -56,7 +56,7 @@ def parts(config: Config) -> dict[str, str]:
         ("datasets", config.data),
         ("tasks", config.task),
     ]
-    for name in config.reducer.split("+"):
+    for name in registry.reducers_in(config.reducer):
         chosen.append(("reducers", name))
     checksums = {}
     for kind, name in chosen:

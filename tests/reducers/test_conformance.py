@@ -18,7 +18,7 @@ from sage.testing.conformance import INVARIANTS
 from sage.testing.harness import Case
 
 Invariant = Callable[[Case], None]
-HYBRIDS = ["topk+efsign", "topk+terngrad", "adacomp+efsign", "adacomp+terngrad", "sage+qsgd"]
+HYBRIDS = ["topk+efsign", "topk+terngrad", "adacomp+efsign", "adacomp+terngrad", "sage+qsgd", "topk+server"]
 NAMES = registry.names("reducers") + HYBRIDS
 
 VARIANTS: list[tuple[Literal["none", "residual"], dict[str, Any], list[int]]] = [
