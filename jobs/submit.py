@@ -17,6 +17,8 @@ from sage.jobs.status_view import queue_of, unfinished
 from sage.jobs.submissions import Cluster, Entry
 from sage.jobs.sweep import Sweep, labels, note, read
 from sage.storage import Unreadable
+from sage.storage.remote.store import check as check_url
+from sage.storage.remote.url import mark
 
 DEFAULT_ARRAY = 1001
 """SLURM's default MaxArraySize, for a dry run on a machine without SLURM."""
@@ -60,11 +62,13 @@ def main(
         pilot=pilot,
     )
     _check_path(sweep, cluster)
+    check_url(sweep.runs)
     try:
         if dry_run:
             status = _submit(sweep, cluster, dry_run=True)
         else:
             submissions.prepare(sweep.runs)
+            mark(sweep.runs)
             with submissions.lock_sweep(sweep.runs, sweep.name):
                 status = _submit(sweep, cluster, dry_run=False)
         if watching and not dry_run:

@@ -32,13 +32,14 @@ from sage.jobs.pilot import Pilot, check, pilot_runs, tuned
 from sage.jobs.pilot import parse as parse_pilot
 from sage.jobs.target_file import Choice, FixedTarget
 from sage.storage import Kind, Unreadable
+from sage.storage.remote.url import RunsFolder
 from sage.validate import Range, coerce, known
 
 OWN: dict[str, Any] = {
     "parallel": Count,
     "max_requeues": Annotated[int, Range(0)],
     "max_cells": Count,
-    "runs": Path,
+    "runs": RunsFolder,
 }
 """Keys of the sweep itself. `max_cells` limits the number of runs."""
 

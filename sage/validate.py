@@ -6,7 +6,7 @@ Configuration, command line and files are checked here; the rest of SAGE does no
 import math
 import os
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -31,6 +31,14 @@ class Before:
     """
 
     value: Any
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """Replaces a text before it is checked: `Annotated[Path, Parsed(staged)]` takes what `staged` takes."""
+
+    parse: Callable[[str], Any]
+    """Returns the value for a text; raises ValueError if the text is invalid."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +202,9 @@ def _fit(value: Any, annotation: Any) -> Any:
     if annotation is Any:
         return value
     if origin is Annotated:
+        for extra in args[1:]:
+            if isinstance(extra, Parsed) and isinstance(value, str):
+                value = extra.parse(value)
         fitted = _fit(value, args[0])
         ranges = [extra for extra in args[1:] if isinstance(extra, Range)]
         number = isinstance(fitted, int | float) and not isinstance(fitted, bool)

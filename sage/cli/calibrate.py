@@ -13,6 +13,7 @@ from ..config.local_presets import KEYS as LOCAL
 from ..config.shards import FORMATS
 from ..validate import shown
 from .command import Command, Option
+from .folders import ReadFolder, fetched
 from .run_command import RunCommand, chosen
 
 REDUCERS = ("exact", "bf16", "topk", "sage", "randomk", "powersgd", "onebit", "int8", "dgc")
@@ -40,7 +41,7 @@ def calibrate(
     from ..bench.calibrate import Plan, main, main_from_runs
 
     if from_runs:
-        return main_from_runs(from_runs, output)
+        return main_from_runs([fetched(path) for path in from_runs], output)
     return main(Plan(config=config, reducers=reducers, seconds=seconds, steps=steps), output)
 
 
@@ -135,9 +136,9 @@ command = Calibrate(
         Option("output", Path, Path("calibration.json"), "The file to write."),
         Option(
             "from_runs",
-            tuple[Path, ...],
+            tuple[ReadFolder, ...],
             (),
-            "Folders of finished runs: use the times in their records, and measure nothing.",
+            "Folders of finished runs, or their URLs: use the times in their records, and measure nothing.",
         ),
     ],
     help="Measure a cluster, a model and reducers for `sage predict`. All ranks take part.",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from .command import Argument, Command, Option
+from .folders import RunsFolder
 from .values import Suggestions
 
 
@@ -24,7 +25,9 @@ command = Command(
             num_values=-1,
             suggestions=Suggestions("runs", or_files=True),
         ),
-        Option("runs", Path | None, None, "The runs folder; default: the sweep's `runs`, else runs."),
+        Option(
+            "runs", RunsFolder | None, None, "The runs folder, or its URL; default: the sweep's, else runs."
+        ),
     ],
     help="Cancel the active jobs of runs, or of all runs of a sweep.",
 )

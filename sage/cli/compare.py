@@ -5,6 +5,7 @@ from typing import Annotated
 
 from ..validate import Range
 from .command import Argument, Command, Option
+from .folders import ReadFolder, fetched
 
 Factor = Annotated[float, Range(1)]
 
@@ -13,15 +14,15 @@ def compare(*, a: Path, b: Path, factor: float, force: bool, json: bool) -> int:
     """Compare the sets."""
     from ..report.compare.command import main
 
-    return main(a, b, factor=factor, force=force, as_json=json)
+    return main(fetched(a), fetched(b), factor=factor, force=force, as_json=json)
 
 
 command = Command(
     "compare",
     compare,
     [
-        Argument("a", Path, "The result set to compare with: a folder of runs."),
-        Argument("b", Path, "The result set to check: a folder of runs."),
+        Argument("a", ReadFolder, "The result set to compare with: a folder of runs, or its URL."),
+        Argument("b", ReadFolder, "The result set to check: a folder of runs, or its URL."),
         Option(
             "factor",
             Factor,

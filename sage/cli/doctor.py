@@ -5,6 +5,7 @@ from typing import Any
 
 from .cluster_options import reach
 from .command import Command, Option
+from .folders import RunsFolder
 
 NOTES = """\
     sage doctor                      in an sbatch script or in salloc: the job's nodes, through srun
@@ -36,7 +37,7 @@ command = Command(
             None,
             "Network interface; sets GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, each in its own syntax.",
         ),
-        Option("runs", Path, Path("runs"), "The folder that all nodes should share."),
+        Option("runs", RunsFolder, Path("runs"), "The folder that all nodes should share."),
         Option("timeout", float, 15.0, "Time limit of a step in seconds."),
         Option("json", bool, False, "Print one JSON object: well, findings, facts by rank."),
     ],

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from .command import Argument, Command, Option
+from .folders import RunsFolder
 from .values import Suggestions
 
 
@@ -23,7 +24,7 @@ command = Command(
             "The run's folder name or hash, or a prefix of either.",
             suggestions=Suggestions("runs"),
         ),
-        Option("runs", Path, Path("runs"), "The runs folder."),
+        Option("runs", RunsFolder, Path("runs"), "The runs folder, or its URL."),
         Option("rank", int, 0, "The rank; rank 0's log includes the batch script's output."),
         Option("follow", bool, False, "Continue to print new output until Ctrl-C."),
     ],

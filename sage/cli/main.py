@@ -34,6 +34,7 @@ COMMANDS = {
     "doctor": (".doctor", "Check nodes and network before a run."),
     "report": (".report", "Compare runs."),
     "compare": (".compare", "Compare two result sets."),
+    "sync": (".sync", "Upload runs to the URL of their folder, as far as they are not there."),
     "published": (
         ".published",
         "List the published tables that SAGE has as data, and compare runs with them.",

@@ -4,6 +4,7 @@ import json as json_module
 from pathlib import Path
 
 from .command import Argument, Command, Option
+from .folders import ReadFolder, fetched
 from .values import Suggestions
 
 
@@ -31,7 +32,7 @@ def published(*, source: str | None, all: bool, runs: Path | None, json: bool) -
     if runs is not None:
         from ..report.published import own_runs  # needs numpy
 
-        compared = own_runs.compare(given, [runs])
+        compared = own_runs.compare(given, [fetched(runs)])
         found["beside"] = own_runs.as_object(compared)
         lines += ["", *own_runs.text(compared)]
     if json:
@@ -59,7 +60,12 @@ command = Command(
             suggestions=Suggestions("published", or_files=True),
         ),
         Option("all", bool, False, "Print the figures that are not verified too, each with its status."),
-        Option("runs", Path | None, None, "A folder of runs: print their ratios next to the published ones."),
+        Option(
+            "runs",
+            ReadFolder | None,
+            None,
+            "A folder of runs, or its URL: print their ratios next to the published ones.",
+        ),
         Option("json", bool, False, "Print one JSON object."),
     ],
     help="List the published tables that SAGE has as data, and compare runs with them. Both are compared by "

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from .command import Argument, Command, Option
+from .folders import ReadFolder, fetched
 
 
 def report(*, paths: tuple[Path, ...], output: Path | None, json: bool) -> int:
     """Write the report."""
     from ..report.report import main
 
-    found = list(paths) or [Path("runs")]
+    found = [fetched(path) for path in paths] or [Path("runs")]
     if any(path.suffix == ".toml" for path in found):
         from ..jobs.sweep_report import runs_and_targets
 
@@ -26,8 +27,8 @@ command = Command(
     [
         Argument(
             "paths",
-            Path,
-            "Run folders, folders that contain some, or one sweep's TOML file; default: runs.",
+            ReadFolder,
+            "Run folders, folders that contain some, their URLs, or one sweep's TOML file; default: runs.",
             required=False,
             num_values=-1,
         ),
@@ -35,7 +36,7 @@ command = Command(
             "output",
             Path | None,
             None,
-            "The output folder; default: the first path, or the runs folder of the sweep.",
+            "The output folder; default: the first path, a URL's copy, or the runs folder of the sweep.",
         ),
         Option("json", bool, False, "Print one JSON object instead of the tables."),
     ],

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .command import Argument, Command, Option
+from .folders import RunsFolder
 
 Cluster = Literal["slurm", "local", "debug"]
 
@@ -27,7 +28,9 @@ command = Command(
             "slurm: SLURM jobs, the default where there is sbatch; local: processes on this machine, until "
             "all are done; debug: this process, one run after another.",
         ),
-        Option("runs", Path | None, None, "The runs folder; default: the sweep's `runs`, else runs."),
+        Option(
+            "runs", RunsFolder | None, None, "The runs folder, or its URL; default: the sweep's, else runs."
+        ),
         Option("parallel", int | None, None, "Maximum number of runs at a time; default: the sweep's."),
         Option(
             "max_requeues",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from .command import Argument, Command, Option
+from .folders import RunsFolder
 
 
 def target(*, sweep: Path, runs: Path | None, late: bool) -> int:
@@ -17,7 +18,9 @@ command = Command(
     target,
     [
         Argument("sweep", Path, "A sweep with a table [pilot], whose pilot runs are finished."),
-        Option("runs", Path | None, None, "The runs folder; default: the sweep's `runs`, else runs."),
+        Option(
+            "runs", RunsFolder | None, None, "The runs folder, or its URL; default: the sweep's, else runs."
+        ),
         Option(
             "late",
             bool,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from .. import registry
+from ..storage.remote.url import RunsFolder
 from ..validate import LATER, Range, coerce, known
 from .exchange_options import ExchangeOptions
 from .field_marks import annotations_of, default_of, marked
@@ -155,8 +156,7 @@ class Config(ExchangeOptions, RecordOptions):
     local: Annotated[Preset | None, LATER] = None
     """Preset of local updates: it fills in --local-steps and the options below, which override it."""
     local_steps: Annotated[Count | None, LATER] = None
-    """Local updates: optimiser steps that each rank takes by itself between two reductions; if omitted, the
-    gradient of every step is reduced."""
+    """Local updates: optimiser steps that each rank takes alone between two reductions; if omitted, none."""
     local_from: Annotated[int, Range(0), LATER] = 0
     """Local updates: the first step of this kind; before it, the mean of all gradients is taken densely."""
     outer_optimizer: Annotated[Literal["sgd", "nesterov"] | None, LATER] = None
@@ -240,8 +240,8 @@ class Config(ExchangeOptions, RecordOptions):
     """Epochs between two evaluations; may be fractional."""
 
     # Files and limits: these cannot change the result
-    runs: Annotated[Path, NOT_HASHED] = Path("runs")
-    """Folder of the run folders."""
+    runs: Annotated[RunsFolder, NOT_HASHED] = Path("runs")
+    """Folder of the run folders, or a URL such as s3://bucket/runs, to which they are uploaded."""
     data_root: Annotated[Path | None, NOT_HASHED] = None
     """Folder of the data sets; if omitted, $SAGE_DATA_DIR, else ./data."""
     checkpoint_every: Annotated[Count | None, NOT_HASHED] = None

@@ -12,6 +12,7 @@ from .. import registry
 from ..config import Config, check_ranks, neighbours
 from ..records import tracking
 from ..registry.signature import facts_for
+from ..storage.remote import store
 from .mount_limits import check_hierarchy
 
 RANK_BYTES = 100 * 2**20
@@ -53,11 +54,13 @@ def check(config: Config, *, here: bool) -> None:
         here: Whether this process starts all ranks, on this machine.
 
     Raises:
-        ValueError: The folder of runs cannot be written, a tracker or the device is not available, the run of
-            `continue_from` is missing, the mount needs processes or another number of ranks, this machine
-            cannot hold the number of ranks, or the model refuses its options.
+        ValueError: The folder of runs cannot be written, its URL needs a package that is missing, a tracker
+            or the device is not available, the run of `continue_from` is missing, the mount needs processes
+            or another number of ranks, this machine cannot hold the number of ranks, or the model refuses
+            its options.
     """
     check_folder("runs", config.runs, writable=True)
+    store.check(config.runs)
     tracking.check(config.track)
     if config.continue_from is not None and not config.continue_from.is_dir():
         raise ValueError(f"continue_from is {config.continue_from}, which is not a run folder")

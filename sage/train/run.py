@@ -9,11 +9,9 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Literal, NoReturn
 
 import numpy as np
@@ -31,17 +29,19 @@ from sage.comm.threads import simulate
 from sage.comm.wire import Wire
 from sage.config import Config, resolve
 from sage.data.dataset import Dataset, data_root
-from sage.exit_status import INTERRUPTED, notify_job
-from sage.output.units import printable
+from sage.exit_status import FATAL, INTERRUPTED, notify_job
 from sage.records import run_folder
 from sage.records.loader import LARGE_SHARE, waited
 from sage.records.manifest import add_end, host, manifest
 from sage.records.progress import Display
 from sage.records.record import Recorder, now, recorder
 from sage.records.run_folder import RunInUse
+from sage.records.upload import Upload
 from sage.registry.signature import facts_for
 from sage.storage import write_json
+from sage.storage.remote.url import mark
 from sage.train import choose_mount, preflight
+from sage.train.claim import claimed, is_finished, prepare_folder
 from sage.train.failure import classify, detect_first_step_failure, keep_traceback
 from sage.train.fingerprint import facts, software
 from sage.train.garbage import resume_collection
@@ -68,11 +68,13 @@ def main(config: Config) -> int:
                 f"{place.world_size} ({place.source}): set only one of the two"
             )
         preflight.check(config, here=False)
+        mark(config.runs)
         return _rank(replace(config, world_size=place.world_size), place)
     preflight.check_folder("runs", config.runs, writable=False)
-    if _is_finished(config):
+    if is_finished(config):
         return 0
     preflight.check(config, here=True)
+    mark(config.runs)
     if config.workers_in_process:
         return _simulated(config)
     software()  # cached here, so that forked ranks do not each read the source files
@@ -92,7 +94,7 @@ def main(config: Config) -> int:
 def _rank(config: Config, place: Place) -> int:
     """Run one rank, from the rendezvous to the exit status."""
     torch.set_num_threads(config.threads)
-    stop = Stop()
+    stop, upload = Stop(), Upload(config.folder)
     stop.handle_in_thread(partial(_leave_early, place))
     wire: ProcessWire | None = None
     try:
@@ -100,17 +102,19 @@ def _rank(config: Config, place: Place) -> int:
         wire = ProcessWire(
             place, device=device, timeout=config.timeout, guard=config.guard, facts=facts(config, device)
         )
-        code = _work(config, wire, device, stop)
+        code = _work(config, wire, device, stop, upload)
         wire.close()
         if wire.rank == 0:
             notify_job(code, "")
+        upload.finish(code)
         return code
     except (Exception, SystemExit) as error:
         end = classify(error)
         text = end.text if end.text.startswith("rank ") else f"rank {place.rank}: {end.text}"
         notify_job(end.status, text)
         if not isinstance(error, RunInUse):
-            _write_failure(config.folder, end.status, place.rank, text)
+            reason = {"time": now(), "rank": place.rank, "error": text, "status": end.status}
+            run_folder.write_failure(config.folder, reason)
         # Before the others can see that this rank exits.
         is_new = is_new_error(place.rank, text, is_refusal=end.is_refusal, is_consequence=end.is_consequence)
         if wire is not None and not end.is_consequence:
@@ -118,6 +122,7 @@ def _rank(config: Config, place: Place) -> int:
         where = "" if end.is_expected else keep_traceback(config.folder, place.rank, error)
         if is_new:
             _print_error(text + where)
+        upload.finish(end.status)
         # The process group is broken: an orderly close would wait for ranks that have ended.
         _exit(end.status)
 
@@ -144,58 +149,37 @@ def _simulated(config: Config) -> int:
     """Run all ranks as threads that take turns."""
     torch.set_num_threads(config.threads)
     device = device_of(config, 0)
-    stop = Stop()
+    stop, upload = Stop(), Upload(config.folder)
     is_main_thread = threading.current_thread() is threading.main_thread()
 
     def work(wire: Wire) -> int:
-        return _work(config, wire, device, stop)
+        return _work(config, wire, device, stop, upload)
 
     try:
         with stop.handling() if is_main_thread else nullcontext():
-            return max(simulate(config.world_size, work, guard=config.guard))
+            code = max(simulate(config.world_size, work, guard=config.guard))
+            upload.finish(code)
+            return code
     except ValueError:
+        upload.finish(FATAL)
         raise
     except (Exception, SystemExit) as error:
         end = classify(error)
         _print_error(end.text if end.is_expected else end.text + keep_traceback(config.folder, 0, error))
+        upload.finish(end.status)
         return end.status
 
 
 # The work of one rank.
 
 
-def _work(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
-    with _claimed(config, wire):
-        if wire.texts(_prepare_folder(config) if wire.rank == 0 else "")[0] == "finished":
+def _work(config: Config, wire: Wire, device: torch.device, stop: Stop, upload: Upload) -> int:
+    with claimed(config, wire):
+        if wire.texts(prepare_folder(config) if wire.rank == 0 else "")[0] == "finished":
             return 0
-        return _train(config, wire, device, stop)
-
-
-def _prepare_folder(config: Config) -> str:
-    """Return "finished" if the run is finished, otherwise ""; with `--fresh`, clear the run folder first."""
-    if config.fresh:
-        run_folder.clear(config.folder)
-    run_folder.remove_failure(config.folder)
-    return "finished" if _is_finished(config) else ""
-
-
-@contextmanager
-def _claimed(config: Config, wire: Wire) -> Iterator[None]:
-    """Lock the run folder, because two writers would corrupt it.
-
-    Raises:
-        RunInUse: Another process holds the lock; raised on every rank.
-    """
-    with ExitStack() as stack:
-        reason = ""
         if wire.rank == 0:
-            try:
-                stack.enter_context(run_folder.claimed(config.folder))
-            except RunInUse as error:
-                reason = str(error)
-        if reason := wire.texts(reason)[0]:
-            raise RunInUse(reason, is_fresh=config.fresh)
-        yield
+            upload.start()
+        return _train(config, wire, device, stop)
 
 
 def _train(config: Config, wire: Wire, device: torch.device, stop: Stop) -> int:
@@ -290,25 +274,6 @@ def device_of(config: Config, local_rank: int) -> torch.device:
     count = torch.cuda.device_count()
     # If the launcher binds one GPU to each task, each rank sees a single GPU.
     return torch.device("cuda", local_rank if local_rank < count else local_rank % count)
-
-
-def _is_finished(config: Config) -> bool:
-    """Whether the run is finished; prints its final metrics if so. Always False with `--fresh`."""
-    result = None if config.fresh else run_folder.result(config.folder)
-    if result is None:
-        return False
-    figures = "  ".join(f"{name} {value:.4g}" for name, value in result["final"].items() if value is not None)
-    text = f"already finished ({figures}): {config.folder}; use --fresh to run it again"
-    print(printable(text), file=sys.stderr)
-    return True
-
-
-# Reporting a failure.
-
-
-def _write_failure(folder: Path, code: int, rank: int, text: str) -> None:
-    """Write the reason for the failure to the run folder."""
-    run_folder.write_failure(folder, {"time": now(), "rank": rank, "error": text, "status": code})
 
 
 def _print_error(text: str) -> None:

@@ -72,7 +72,7 @@ def test_help_shows_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_shell_completes_commands_workloads_parts_and_options() -> None:
-    assert completions("s") == ["submit", "status"]
+    assert completions("s") == ["submit", "status", "sync"]
     assert completions("bench", "") == ["record", "density", "compress", "distribution"]
     assert set(completions("run", "")) == set(workloads())
     assert completions("run", "digits", "--reducer", "to") == ["topk"]

@@ -17,6 +17,7 @@ PROGRAM = (
 
 OF_THE_PAGE = {
     "explanation/density.md": ("tests/bench/test_density_page.py", "for command in commands():"),
+    "how-to/runs-at-a-url.md": ("tests/records/test_upload.py", '"submit", "sweep.toml", "--runs", URL'),
     "tutorials/data-set.md": ("tests/registry/test_adding_a_part.py", '(DOCS / "tutorials" / f"{name}.md")'),
     "tutorials/model.md": ("tests/registry/test_adding_a_part.py", '(DOCS / "tutorials" / f"{name}.md")'),
     "tutorials/task.md": ("tests/registry/test_adding_a_part.py", '(DOCS / "tutorials" / f"{name}.md")'),
