@@ -6,8 +6,8 @@ by the same rule, and sends the code to all ranks:
 
     s = r + mean_i D(c_i),   c = C(s),   r ← s − D(c)
 
-This is how BytePS compresses (https://github.com/bytedance/byteps, docs/gradient-compression.md), and, for
-scaled signs, dist-EF-SGD (Zheng et al., NeurIPS 2019, Algorithm 2) at a constant learning rate. Each rank
+This is how BytePS compresses (its guide on gradient compression, https://github.com/bytedance/byteps), and,
+for scaled signs, dist-EF-SGD (Zheng et al., NeurIPS 2019, Algorithm 2) at a constant learning rate. Each rank
 sends about two encoded vectors, whatever the number of ranks; with an all-gather of codes it receives W − 1.
 """
 # N = elements of the vector, S = of a share, K = elements selected, W = ranks
