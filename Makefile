@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 NATIVE := sage/_C.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: gpu gpu-rehearsal help demo test test-all test-plain fuzz stress mutants cluster native sanitize emulate build-emulate cuda bench-check docs pictures map lint graph format clean
+.PHONY: gpu gpu-rehearsal help demo test test-all test-plain fuzz stress mutants cluster native sanitize emulate build-emulate cuda bench-check docs pictures map lint graph format clean cloud-check
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  \1\t/' | expand -t 16
@@ -103,6 +103,14 @@ mutants: $(INSTALLED) $(NATIVE) ## insert known faults, one at a time, and check
 NODES ?= 4
 cluster: $(INSTALLED) ## start a real SLURM on this machine until Ctrl-C; as root: make cluster RATE=100mbit
 	@$(BIN)/python tests/slurm/cluster.py --nodes $(NODES) $(if $(RATE),--rate $(RATE))
+
+# Their versions are those that jobs/cloud was written for. Each brings a hundred packages, hence the environments.
+CLOUD := cluster=aws-parallelcluster==3.16.1 skypilot=skypilot[aws]==0.14.1
+cloud-check: ## load the configurations of jobs/cloud with AWS ParallelCluster and SkyPilot; needs neither a cloud nor an account
+	@for tool in $(CLOUD); do name=$${tool%%=*} && \
+	    { test -x build/$$name/bin/pip || $(PYTHON) -m venv build/$$name; } && \
+	    build/$$name/bin/python -m pip install --quiet --disable-pip-version-check "$${tool#*=}" && \
+	    HOME="$$PWD/build/$$name" build/$$name/bin/python tests/cloud_check.py $$name || exit 1; done
 
 docs: $(INSTALLED) ## build the documentation site into build/site; with SAGE_CHECK_LINKS=1 request every external link
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -14,7 +14,7 @@ from submitit import SlurmExecutor
 from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
 
 from sage.config import Config
-from sage.jobs import intents, scheduler
+from sage.jobs import container, intents, scheduler
 from sage.jobs.environment import for_python, for_slurm, only, umask
 from sage.jobs.resources import NOTICE, Resources, resources
 from sage.jobs.run_job import RunJob
@@ -63,8 +63,10 @@ class Executor(SlurmExecutor):
     """submitit's executor for one array. It can write its batch script on a machine without SLURM too."""
 
     def __init__(self, array: Array) -> None:
-        super().__init__(array.folder)
-        options = dict(array.resources.options)
+        given = dict(array.resources.options)
+        in_container = container.srun_options(given, _folders(array))
+        super().__init__(array.folder, python=container.PYTHON if in_container else None)
+        options = {name: value for name, value in given.items() if name not in container.OPTIONS}
         if array.after:
             added = ["afterany:" + ":".join(sorted(array.after))]
             options["dependency"] = ",".join(
@@ -92,6 +94,7 @@ class Executor(SlurmExecutor):
                 "--distribution=block",
                 "--open-mode=append",
                 *([f"--cpus-per-task={cpus}"] if cpus else []),
+                *in_container,
             ],
             teardown=["sage_finish $?"],
         )
@@ -259,6 +262,12 @@ def _setup(array: Array) -> list[str]:
         f"sage_set_rendezvous {folder}",
         'srun() { command srun "$@" & sage_wait $!; }',  # the next line of the script calls srun
     ]
+
+
+def _folders(array: Array) -> list[Path]:
+    """The folders that ranks read and write: the working directory first."""
+    data = [config.data_root.resolve() for config in array.configs if config.data_root is not None]
+    return [Path.cwd(), *(config.runs.resolve() for config in array.configs), *data]
 
 
 def _with_absolute_paths(config: Config) -> Config:

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from sage.config import Config
+from sage.jobs import container
 from sage.validate import known
 
 Value = str | int | float | bool
@@ -68,7 +69,7 @@ class Resources:
     nodes: int
     tasks_per_node: int
     options: tuple[tuple[str, Value], ...]
-    """sbatch's other options, by their long names."""
+    """sbatch's other options, by their long names, and those of the container."""
 
     @property
     def cpus_per_task(self) -> str:
@@ -95,6 +96,7 @@ def resources(config: Config) -> Resources:
         )
     for name, value in given.items():
         _check(name, value)
+    container.check_container(given)
     kind, gpus = _gpus(given.pop("gpus-per-node", 1), config)
     per_node = given.pop("ntasks-per-node", gpus or 1)
     if gpus and per_node != gpus:
@@ -124,7 +126,7 @@ def resources(config: Config) -> Resources:
 def _check(name: str, value: object) -> None:
     if name in RULED_OUT:
         raise ValueError(f"[slurm] has {name}, which cannot be set there: {RULED_OUT[name]}")
-    known("long option of sbatch (in [slurm])", name, ALLOWED.split())
+    known("long option of sbatch (in [slurm])", name, [*ALLOWED.split(), *container.OPTIONS])
     if not isinstance(value, str | int | float):
         raise ValueError(f"[slurm] {name} is {value!r}; allowed is one string, number, true or false")
     if isinstance(value, str) and (not value or not value.isprintable()):
