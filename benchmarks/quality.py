@@ -61,7 +61,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "randomk": {"density": 1 / 8},  # sends no indices
     "threshold": {"threshold": 0.05},  # the default is far larger than these gradients
     "dithering": {"norm": "max"},  # under error feedback the l2 norm of a whole layer diverges
-    **dict.fromkeys(("powersgd", "svd", "atomo"), {"rank": 4}),
+    **dict.fromkeys(("powersgd", "lqsgd", "svd", "atomo"), {"rank": 4}),
     "sparseloco": {"density": 1 / 4},  # 14 bits per element sent
 }
 """Options by reducer, if they differ from `density=1/16` and the defaults."""

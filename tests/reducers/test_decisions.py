@@ -20,6 +20,7 @@ ROWS, REST = slice(0, 105), slice(105, 342)
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "threshold": {"threshold": 0.01},
+    "acp": {"rank": 1},
     "accordion_powersgd": {"rank_high": 1},  # so that these small matrices are factored at all
 }
 

@@ -41,11 +41,12 @@ def means(name: str, options: dict[str, Any], names: list[str]) -> dict[str, Ten
     [
         ("powersgd", {}),
         ("powersgd", {"half": True}),
+        ("acp", {}),
         ("atomo", {}),
         ("svd", {"decomposition": "randomised", "oversampling": 1, "power_iterations": 0}),
         ("atomo", {"decomposition": "randomised", "oversampling": 1, "power_iterations": 0}),
     ],
-    ids=["powersgd", "powersgd-half", "atomo", "svd-randomised", "atomo-randomised"],
+    ids=["powersgd", "powersgd-half", "acp", "atomo", "svd-randomised", "atomo-randomised"],
 )
 def test_the_random_numbers_of_a_matrix_do_not_depend_on_the_vector_that_it_is_in(
     name: str, options: dict[str, Any]

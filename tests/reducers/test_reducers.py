@@ -167,9 +167,9 @@ def test_a_given_threshold_is_not_a_target_density() -> None:
     assert threshold.report() == {"threshold": 0.5}
 
 
-WITHOUT_TARGET = {"adacomp", "variance", "powersgd", "accordion_powersgd", "svd", "atomo", "exact", "ps"}
+WITHOUT_TARGET = {"adacomp", "variance", "powersgd", "acp", "accordion_powersgd", "svd", "atomo", "exact"}
 WITHOUT_TARGET |= {"fp16", "bf16", "fp8", "int8", "onebit", "onebit_sgd", "signsgd", "signum", "efsignsgd"}
-WITHOUT_TARGET |= {"sign_norm", "fp4", "qsgd", "dithering", "natural", "terngrad"}
+WITHOUT_TARGET |= {"lqsgd", "ps", "sign_norm", "fp4", "qsgd", "dithering", "natural", "terngrad"}
 WITHOUT_TARGET |= {"adacomp+efsign", "variance+terngrad"}
 
 
