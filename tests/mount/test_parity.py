@@ -28,7 +28,7 @@ NAMES = registry.names("reducers")
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "threshold": {"threshold": 0.01},
-    "acp": {"rank": 1},
+    "acp": {"min_compression_rate": 0.5},
     "accordion_powersgd": {"rank_high": 1},  # so that these small matrices are factored
 }
 """Options of reducers whose defaults depend on the size of the vector."""
