@@ -269,6 +269,6 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert state(one) == state(other)
     results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
     for result in results:
-        for measured in ("seconds", "step_seconds", "steps_per_second", "loader_share"):
+        for measured in ("seconds", "step_seconds", "steps_per_second", "loader_share", "peak_bytes"):
             assert result.pop(measured)
     assert results[0] == results[1]

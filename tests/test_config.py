@@ -148,6 +148,7 @@ OTHER: dict[str, Any] = {
     "profile": True,
     "trace": 2,
     "track": ("wandb",),
+    "vnmse_every": 3,
     "eval_every": 0.5,
     "runs": Path("elsewhere"),
     "data_root": Path("there"),

@@ -283,6 +283,11 @@ class Wire(Transport):
         counts, (joined,) = self.gather_uneven(state=encoded)
         return [bytes(part[:-1].tolist()).decode() for part in joined.split(counts)]
 
+    def mean_uncounted(self, x_N: Tensor) -> Tensor:
+        """Compute the mean over ranks, in place, outside of the ledger, to measure the error of another."""
+        self._attempt(describe("sum", uncounted=x_N), lambda: self._sum(x_N))
+        return x_N.div_(self.world_size)
+
     def close(self) -> None:
         """Wait for every rank, then release the process group."""
 

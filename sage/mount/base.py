@@ -15,6 +15,7 @@ from sage.mount import loss_scale as scales
 from sage.mount import optimizers, other_ranks, state
 from sage.mount.backward_mark import BackwardMark
 from sage.mount.flat import Flat
+from sage.mount.memory_use import memory_of
 from sage.mount.parameters import Named
 from sage.mount.record import StepLog
 from sage.mount.shards import is_sharded
@@ -184,6 +185,7 @@ class Mount:
             metric=metric,
             better=better,
             parameters=sum(flat.layout.numel for flat in self._flats),
+            memory=memory_of(self._flats[0].grad_N.device, self._flats),
             is_writer=self.wire.rank == 0,
         )
 

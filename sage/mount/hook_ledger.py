@@ -158,6 +158,7 @@ class HookLedger:
             metric=metric,
             better=better,
             parameters=self._step.numel,
+            memory={},  # what a foreign hook keeps is not known
             is_writer=group.rank() == 0,
         )
 

@@ -105,6 +105,7 @@ class StepLog:
         metric: str | None,
         better: str | None,
         parameters: int,
+        memory: Mapping[str, int],
         is_writer: bool,
     ) -> None:
         """Write the steps since the last call, and the metrics as an evaluation, to a run folder.
@@ -116,6 +117,7 @@ class StepLog:
             metric: Name of the headline metric; None: the first one.
             better: `max` or `min`; None: `min` if the name contains loss, error or perplexity.
             parameters: Number of elements that are reduced.
+            memory: `state_bytes` and `peak_bytes` of this rank, if known.
             is_writer: Whether this rank writes; the others only check the arguments.
 
         Raises:
@@ -135,7 +137,7 @@ class StepLog:
             self._folders[folder] = RunFolder(folder, config)
         falls = any(word in headline.lower() for word in ("loss", "error", "perplexity"))
         better = better or ("min" if falls else "max")
-        self._folders[folder].write(self, metrics, headline, better, parameters)
+        self._folders[folder].write(self, metrics, headline, better, {"parameters": parameters, **memory})
 
     def result(self) -> dict[str, Any]:
         """The measured values of `result.json`."""
@@ -185,9 +187,18 @@ class RunFolder:
         storage.write_json(folder / "manifest.json", manifest(self._config, {}), storage.MANIFEST)
 
     def write(
-        self, log: StepLog, metrics: Mapping[str, float], metric: str, better: str, parameters: int
+        self,
+        log: StepLog,
+        metrics: Mapping[str, float],
+        metric: str,
+        better: str,
+        sizes: Mapping[str, int],
     ) -> None:
-        """Add the steps since the last call and an evaluation, and update `result.json`."""
+        """Add the steps since the last call and an evaluation, and update `result.json`.
+
+        Args:
+            sizes: `parameters`, and the bytes of memory.
+        """
         for step in log.since(self._written):
             self._recorder.step(**step)
         self._written = log.count
@@ -206,7 +217,7 @@ class RunFolder:
             "reducer_options": self._config["reducer_options"],
             "world_size": self._config["world_size"],
             "seed": self._config["seed"],
-            "parameters": parameters,
+            **sizes,
             "epochs": float(log.count),
             "metric": metric,
             "better": better,

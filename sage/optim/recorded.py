@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sage.comm.replicas import Replicas
 from sage.comm.wire import Wire
+from sage.mount.memory_use import memory_of
 from sage.mount.record import StepLog
 from sage.mount.traffic import Traffic, of_step
 from sage.reduction.layout import Layout
@@ -25,6 +26,8 @@ class Recorded(torch.optim.Optimizer):
     """Position of each parameter in a flat vector of N elements."""
     num_steps: Tensor
     """Number of steps taken."""
+    own: dict[str, Tensor]
+    """State of this rank, by name."""
 
     def begin_record(self, wire: Wire, settings: Mapping[str, Any]) -> None:
         """Count from here on."""
@@ -94,6 +97,7 @@ class Recorded(torch.optim.Optimizer):
             metric=metric,
             better=better,
             parameters=self.layout.numel,
+            memory=memory_of(self.parameters[0].device, (), self.own.values()),
             is_writer=self.wire.rank == 0,
         )
 

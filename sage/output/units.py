@@ -80,6 +80,16 @@ def rate(bits_per_second: float | None) -> str:
     return f"{_significant(bits_per_second / 1000**power)} {unit}"
 
 
+def speed(bytes_per_second: float | None) -> str:
+    """A bandwidth in decimal bytes per second.
+
+    >>> speed(1.25e9), speed(None)
+    ('1.25 GB/s', '–')
+    """
+    text = size(bytes_per_second)
+    return f"{text}/s" if bytes_per_second is not None and math.isfinite(bytes_per_second) else text
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """Format a measured value; the text is `not finite` for infinity and NaN."""
     if value is None:

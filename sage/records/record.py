@@ -33,6 +33,7 @@ SCALARS = {
     "threshold": "threshold",
     "residual_norm": "residual_norm",
     "gradient_norm": "gradient_norm",
+    "vnmse": "vnmse",
     "wire_sent": "wire/sent",
     "wire_received": "wire/received",
     "wire_sent_in_node": "wire/sent_in_node",

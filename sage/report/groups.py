@@ -7,6 +7,7 @@ from functools import cached_property
 
 from sage.comm.ledger import KINDS
 from sage.output.units import printable
+from sage.report.bandwidth import bandwidths, bits_per_element
 from sage.report.baselines import compare, folded
 from sage.report.labels import labels
 from sage.report.run_summary import density_met, has_target
@@ -111,6 +112,7 @@ def _values(run: Run, label: str, series: str, shared_with: int, target: Target 
         "speed_up": None,
         "speed_up_unoverlapped": None,
         **{f"{name}_p50": run.steps.median(name) for name in REDUCTION},
+        **bandwidths(run),
         "target": None if target is None else target.value,
         "steps_to_target": None if at is None else at.steps,
         "seconds_to_target": None if at is None else at.seconds,
@@ -123,6 +125,8 @@ def _values(run: Run, label: str, series: str, shared_with: int, target: Target 
         "density_met": density_met(run.steps) if is_targeted else None,
         "payload_bytes_per_step": figures.payload_bytes,
         **{f"payload_{kind}_bytes_per_step": size for kind, size in figures.payload_per_step.items()},
+        "bits_per_element": bits_per_element(figures),
+        **{name: getattr(figures, name) for name in ("vnmse", "state_bytes", "peak_bytes")},
         "load_at_start": load(run, "start"),
         "load_at_end": load(run, "end"),
         "shared_with": shared_with,

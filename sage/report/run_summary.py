@@ -39,6 +39,10 @@ class Figures:
     wire_received_per_step: float | None = None
     density_asked: float | None = None
     density_had: float | None = None
+    vnmse: float | None = None
+    """Error of the reduced gradient: mean over the steps in which it was measured."""
+    state_bytes: float | None = None
+    peak_bytes: float | None = None
 
     @property
     def wire_per_step(self) -> float | None:
@@ -55,7 +59,7 @@ class Figures:
 def of_result(result: Mapping[str, Any], epochs: Sequence[Record]) -> Figures:
     """Read the figures from `result.json`, which has been checked against its schema."""
     names = ["seconds", "steps_per_second", "wire_sent_per_step", "wire_received_per_step"]
-    names += ["density_asked", "density_had", "loader_share"]
+    names += ["density_asked", "density_had", "loader_share", "vnmse", "state_bytes", "peak_bytes"]
     parameters = result.get("parameters")
     payload = result.get("payload_per_step") or {}
     return Figures(
@@ -106,6 +110,7 @@ def of_records(config: Mapping[str, Any], steps: Steps, epochs: Sequence[Record]
         wire_received_per_step=steps.mean("wire_received"),
         density_asked=steps.mean("density_asked"),
         density_had=steps.mean("density_had"),
+        vnmse=steps.mean("vnmse"),
         loader_share=_loader_share(steps),
     )
 

@@ -22,6 +22,7 @@ FIELDS = (
     "decode_seconds",
     "exposed_seconds",
     "loader_seconds",
+    "vnmse",
 )
 
 
@@ -54,14 +55,24 @@ class Steps:
         """Bytes sent and received on rank 0's link in each step (S)."""
         return self["wire_sent"] + self["wire_received"]
 
+    @property
+    def reduction_seconds(self) -> Column:
+        """Encoding, collectives and decoding of each step (S), where none overlaps with backward."""
+        return self["encode_seconds"] + self["exposed_seconds"] + self["decode_seconds"]
+
     def mean(self, name: str) -> float | None:
         """Mean of a field over the steps that have it; None if none has."""
         return mean(self[name])
 
     def median(self, name: str) -> float | None:
         """Median of a field over the steps that have it; None if none has."""
-        finite_S = self[name][numpy.isfinite(self[name])]
-        return float(numpy.median(finite_S)) if len(finite_S) else None
+        return median(self[name])
+
+
+def median(values_S: Column) -> float | None:
+    """Median of the finite values; None if there are none."""
+    finite_S = values_S[numpy.isfinite(values_S)]
+    return float(numpy.median(finite_S)) if len(finite_S) else None
 
 
 def mean(values_S: Column) -> float | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from statistics import median
 
-from sage.output.units import MISSING, duration, number, percent, rate, size, spaced, times
+from sage.output.units import MISSING, duration, number, percent, rate, size, spaced, speed, times
 from sage.records.loader import LARGE_SHARE
 from sage.report.groups import Group
 from sage.report.published.report_table import published_table
@@ -35,6 +35,7 @@ WORDS = (
 """Columns of text, aligned to the left."""
 
 OUTCOME, SPEED, REDUCTION = "Outcome", "Speed", "Reduction of a step"
+COST = "Error and memory"
 TRAFFIC, DENSITY = "Traffic of a step", "Density"
 UNFINISHED, RUNS = "Not finished", "Single runs"
 
@@ -51,6 +52,12 @@ NOTES = (
     "all-reduce of the N parameters in float32 takes their place: 4·N·2(W-1)/W bytes in each direction.",
     "Encode, decode and exposed are medians over the steps of rank 0, in a mean over runs. Exposed: the "
     "communication that backward does not hide. Without mount ddp, it is all communication of the reduction.",
+    "Algbw is the 4·N bytes of the dense gradient divided by the median time of a whole reduction (encode, "
+    "collectives, decode), and busbw is algbw times 2(W-1)/W, as in nccl-tests; only where the reduction "
+    "does not overlap with backward. Bits/element: the payload of a step by the N elements.",
+    "vNMSE is the squared error of the reduced gradient relative to the exact mean, in the steps of "
+    "--vnmse-every; with error feedback it contains what earlier steps did not send. State: the bytes that a "
+    "method keeps on a rank between steps. Peak memory: of the process, or of torch on a GPU; largest rank.",
     "Payload is what a rank passes to collectives. Wire is what they send and receive on its link.",
     "Target and achieved are densities: the share of the gradient to send, and the share sent. On-target "
     f"steps: share of steps with an achieved density within ±{100 * TOLERANCE:.0f} % of the target; "
@@ -106,17 +113,29 @@ def tables(group: Group) -> list[Table]:
             "time": _mean_of("seconds", duration),
             "shared": lambda setting: f"{setting.num_sharing} of {len(setting.counted)}",
         }),
-        _reduction(group),
+        _recorded(group, REDUCTION, {
+            "encode": ("encode_seconds_p50", duration),
+            "decode": ("decode_seconds_p50", duration),
+            "exposed": ("exposed_seconds_p50", duration),
+            "algbw": ("algbw_bytes_per_second", speed),
+            "busbw": ("busbw_bytes_per_second", speed),
+        }, {"step p50": ("step_seconds_p50", duration)}),
         _of_settings(group, TRAFFIC, "", {
             "payload": _mean_of("payload_bytes_per_step", size),
             **{kind: _mean_of(f"payload_{kind}_bytes_per_step", size) for kind in group.kinds},
             "wire": _mean_of("wire_bytes_per_step", size),
+            "bits/element": _mean_of("bits_per_element", lambda bits: number(bits, 3)),
             "compression": _mean_of("compression", times),
         }),
         _of_settings(group, DENSITY, "", {
             "target": _mean_of("density_asked", percent),
             "achieved": _mean_of("density_had", percent),
             "on-target steps": _mean_of("density_met", percent),
+        }),
+        _recorded(group, COST, {
+            "vNMSE": ("vnmse", lambda error: number(error, 3)),
+            "state": ("state_bytes", size),
+            "peak memory": ("peak_bytes", size),
         }),
         published_table(group),
         unfinished(group),
@@ -239,20 +258,24 @@ def _beside(group: Group) -> dict[str, Callable[[Setting], str]]:
     return columns
 
 
-def _reduction(group: Group) -> Table:
-    """Return a table of the seconds that the reduction takes in a step; no lines if none are recorded."""
-    columns = {
-        "encode": "encode_seconds_p50",
-        "decode": "decode_seconds_p50",
-        "exposed": "exposed_seconds_p50",
-    }
-    table = _of_settings(group, REDUCTION, "", {
-        **{name: _mean_of(value, duration) for name, value in columns.items()},
-        "step p50": _mean_of("step_seconds_p50", duration),
+def _recorded(
+    group: Group,
+    title: str,
+    columns: Mapping[str, tuple[str, Text]],
+    beside: Mapping[str, tuple[str, Text]] | None = None,
+) -> Table:
+    """Return a table of means; no lines if no value of `columns` is recorded, as in older runs.
+
+    Args:
+        columns: Value and format of each column.
+        beside: Further columns at the right.
+    """
+    shown = {**columns, **(beside or {})}
+    table = _of_settings(group, title, "", {
+        heading: _mean_of(name, text) for heading, (name, text) in shown.items()
     })  # fmt: skip
-    is_recorded = any(
-        setting.mean(name) is not None for setting in group.settings for name in columns.values()
-    )
+    names = [name for name, _ in columns.values()]
+    is_recorded = any(setting.mean(name) is not None for setting in group.settings for name in names)
     return table if is_recorded else replace(table, lines=[])
 
 

@@ -17,7 +17,7 @@ update follow, the same for every mount.
 
 from sage.comm.process import ProcessWire
 from sage.config import EXCHANGING, is_streaming
-from sage.train.mount_limits import check_hierarchy
+from sage.train.mount_limits import check_hierarchy, check_measured
 from sage.train.mounted import Mounted as Mounted
 from sage.train.mounted import Parts
 from sage.train.mounted_local import MountedLocal
@@ -33,6 +33,7 @@ def attach(parts: Parts) -> Mounted:
         ValueError: The mount does not support the configuration, or the ranks are not processes.
     """
     check_hierarchy(parts.config)
+    check_measured(parts.config)
     if parts.config.local_steps is not None:
         return MountedStreaming(parts) if is_streaming(vars(parts.config)) else MountedLocal(parts)
     if parts.config.mount == "whole":

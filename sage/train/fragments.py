@@ -83,6 +83,9 @@ class JoinedOuter(Outer):
     def anchors(self) -> dict[str, Tensor]:
         return {name: x for part in self.parts for name, x in part.anchors().items()}
 
+    def kept(self) -> list[Tensor]:
+        return [x for part in self.parts for x in part.kept()]
+
     def adopt(self) -> None:
         for part in self.parts:
             part.adopt()

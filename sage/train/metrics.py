@@ -35,6 +35,8 @@ class RunningMetrics:
         self.step_seconds.append(fields["seconds"])
         self._totals.update({f"payload/{kind}": size for kind, size in fields["bytes"].items()})
         self._totals.update({name: fields[name] for name in PER_STEP if fields.get(name) is not None})
+        if fields.get("vnmse") is not None:
+            self._totals.update({"vnmse": fields["vnmse"], "vnmse_steps": 1})
         # With the times of the same steps, because a checkpoint of an earlier version has neither.
         self._totals["loader_seconds"] += fields["loader_seconds"]
         self._totals["seconds_with_loader"] += fields["seconds"]
@@ -84,9 +86,15 @@ class RunningMetrics:
             "wire_sent_per_step": mean["wire_sent"],
             "wire_received_per_step": mean["wire_received"],
             **{f"{name}_per_step": mean[name] for name in IN_NODE if name in mean},
+            **self._mean_vnmse(),
             "density_asked": mean.get("density_asked"),
             "density_had": mean["density_had"],
         }
+
+    def _mean_vnmse(self) -> dict[str, float]:
+        """The mean over the steps in which it was measured; nothing if there are none."""
+        steps = self._totals["vnmse_steps"]
+        return {"vnmse": self._totals["vnmse"] / steps} if steps else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""

@@ -2,7 +2,7 @@
 
 import math
 
-from sage.config import Config
+from sage.config import EXCHANGING, Config
 from sage.output.units import printable
 from sage.reduction.reducer import Reducer
 
@@ -19,6 +19,26 @@ def check_hierarchy(config: Config) -> None:
         raise ValueError(
             "hierarchy is 'node' with mount 'fsdp', which has --shards for the ranks of a node: leave "
             "--hierarchy out, or use --mount whole or ddp"
+        )
+
+
+def check_measured(config: Config) -> None:
+    """Refuse `vnmse_every` where a reduction overlaps with backward, or there is none.
+
+    Raises:
+        ValueError: The mount is ddp or fsdp, or the optimiser communicates itself.
+    """
+    if config.vnmse_every is None:
+        return
+    what = None
+    if config.mount != "whole":
+        what = f"mount is {config.mount!r}, whose reductions run during backward"
+    elif config.optimizer in EXCHANGING:
+        what = f"optimizer is {config.optimizer!r}, with which no gradient is reduced"
+    if what is not None:
+        raise ValueError(
+            f"vnmse_every is {config.vnmse_every}, but {what}: leave --vnmse-every out, or use --mount whole "
+            "and another optimiser"
         )
 
 

@@ -13,10 +13,12 @@ from sage.comm.wire import Wire
 from sage.config import Config
 from sage.data.dataset import Batch
 from sage.mount.flat import Flat
+from sage.mount.memory_use import num_state_bytes
 from sage.reduction.reducer import Reduced, Reducer
 from sage.tasks import Task
 from sage.timing import Spans
 from sage.train.optim import LossScale, joint_norm
+from sage.train.reduction_error import ReductionError
 
 HISTOGRAM_SAMPLE = 2**18
 """Number of evenly spaced gradient elements in a histogram."""
@@ -69,6 +71,7 @@ class Mounted:
         """The module with the parameters that the optimiser updates."""
         self.config, self.wire, self.loss_scale = parts.config, parts.wire, parts.loss_scale
         self.spans = parts.spans
+        self.error = ReductionError(parts.config)
         self.device = next(parts.model.parameters()).device
         self.may_skip = parts.config.non_finite == "skip" or parts.loss_scale.enabled
         self._reduced: list[Reduced] = []
@@ -213,6 +216,10 @@ class Mounted:
         residuals = [flat.feedback.residual_N for flat in self.flats]
         vectors = [residual_N for residual_N in residuals if residual_N is not None]
         return float(joint_norm(vectors)) if vectors else None
+
+    def state_bytes(self) -> int:
+        """Bytes that the reducers and what belongs to them keep on this rank between two steps."""
+        return num_state_bytes(self.flats)
 
     def _weighted(self, values: Sequence[float]) -> float:
         """Mean of one value per flat gradient, weighted by the number of compressed elements."""

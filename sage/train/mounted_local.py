@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sage.comm.replicas import Replicas
+from sage.mount.memory_use import num_state_bytes
 from sage.mount.parameters import as_real
 from sage.output.units import printable
 from sage.reduction.reducer import Reduced
@@ -114,7 +115,7 @@ class MountedLocal(MountedWhole):
                 delta_N.div_(scale)
             self.is_finite = bool(delta_N.isfinite().all())
         # What the mean is multiplied by is the learning rate of error feedback.
-        self._reduced = [self.whole(self.wire, self.outer.lr * scale)]
+        self._reduced = [self.error.reduce(self.whole, self.wire, self.outer.lr * scale)]
         self._exposed = self.wire.ledger.seconds - waited
         self.taken, self._largest_lr = 0, 0.0
         if not bool(delta_N.isfinite().all()):
@@ -134,6 +135,9 @@ class MountedLocal(MountedWhole):
         if self._reduced and self._is_alone:
             return report
         return {"density_asked": float(not self._is_alone)} if "density_asked" in report else {}
+
+    def state_bytes(self) -> int:
+        return num_state_bytes(self.flats, self.outer.kept())
 
     # What all ranks have in common.
 

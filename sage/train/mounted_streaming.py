@@ -130,7 +130,7 @@ class MountedStreaming(MountedLocal):
         with phase("update"):
             outer.pseudo_gradient(flat.grad_N)
             self.is_finite = bool(flat.grad_N.isfinite().all())
-        self._reduced.append(flat(self.wire, outer.lr))
+        self._reduced.append(self.error.reduce(flat, self.wire, outer.lr))
         self._exchanged.append(flat)
         self._exposed = (self._exposed if len(self._reduced) > 1 else 0.0) + self.wire.ledger.seconds - waited
         if not bool(flat.grad_N.isfinite().all()):

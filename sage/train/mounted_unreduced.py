@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sage.comm.replicas import Replicas
 from sage.data.dataset import Batch
+from sage.mount.memory_use import num_state_bytes
 from sage.optim import ZeroOneAdam
 from sage.optim.base import ReducingOptimizer
 from sage.train.mounted import StepGradient
@@ -31,6 +32,9 @@ class MountedUnreduced(MountedWhole):
         """Root mean square over ranks of the norms of their gradients: not finite if any of them is not."""
         square = joint_norm(self.gradient).double().square().reshape(1)
         return self.wire.mean(square, kind="control")[0].sqrt()
+
+    def state_bytes(self) -> int:
+        return num_state_bytes((), () if self.optimizer is None else self.optimizer.own.values())
 
     def density(self) -> float:
         """The optimiser reports the share of elements that it sends (`sage.train.step`)."""

@@ -55,7 +55,7 @@ class MountedWhole(Mounted):
     def _reduce(self, lr: float) -> None:
         """Replace the flat gradient by its mean over ranks."""
         waited = self.wire.ledger.seconds
-        self._reduced = [self.whole(self.wire, lr)]
+        self._reduced = [self.error.reduce(self.whole, self.wire, lr)]
         self._exposed = self.wire.ledger.seconds - waited
 
     def _overflowed(self) -> bool:

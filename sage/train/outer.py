@@ -64,6 +64,10 @@ class Outer:
         """The weights θ of each parameter, by name."""
         return self.of_each(self.anchor_N)
 
+    def kept(self) -> list[Tensor]:
+        """The vectors that are kept between two outer steps: θ, and the momentum if there is one."""
+        return [self.anchor_N] if self.momentum_N is None else [self.anchor_N, self.momentum_N]
+
     @torch.no_grad()
     def adopt(self) -> None:
         """Set the weights θ to those of the model."""

@@ -42,6 +42,7 @@ def take(training: TrainingState, batches: list[Batch]) -> None:
     if done == 0:  # inside the step, so that its bytes are counted for this step
         mount.begin_epoch(epoch, lr)
     mount.begin_step(training.step)
+    mount.error.begin_step(training.step)
     histogram_due = training.step % config.histogram_every == 0
     phases = training.phases.running() if config.profile else nullcontext()
     with training.trace.step(training.step), phases:
@@ -53,7 +54,7 @@ def take(training: TrainingState, batches: list[Batch]) -> None:
             raise diverged_round(training, lr)
     if training.device.type == "cuda":
         torch.cuda.synchronize(training.device)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start - mount.error.seconds
     if gradient_norm is None and not mount.is_local:
         training.record.event("skipped", step=training.step)
     if gradient.sample is not None:
@@ -73,6 +74,7 @@ def take(training: TrainingState, batches: list[Batch]) -> None:
         "loader_seconds": training.loader_seconds,
         **mount.seconds(),
         **mount.fields(),
+        **mount.error.fields(),
     }
     if config.profile:
         fields["phases"] = {**training.phases.take(), **mount.take_phases()}

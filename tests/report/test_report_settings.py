@@ -250,6 +250,34 @@ def test_the_exposed_communication_of_a_step_is_the_median_of_its_records(tmp_pa
     assert (line["encode"], line["decode"], line["exposed"]) == ("2 ms", "–", "4 ms")
 
 
+def test_bandwidths_are_of_the_dense_gradient_and_the_whole_reduction(tmp_path: Path) -> None:
+    folder = pretend(tmp_path, "topk", density=0.01, miss=1.0)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        if record["kind"] == "step":
+            record |= {"encode_seconds": 0.001, "exposed_seconds": 0.002, "decode_seconds": 0.001}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    # 4 MB of four ranks in 4 ms; a ring sends 2·3/4 of them on each link.
+    line = table(the_group(tmp_path), "Reduction of a step")["topk"]
+    assert (line["algbw"], line["busbw"]) == ("1 GB/s", "1.5 GB/s")
+    # A hundredth of the elements, each of 4 bytes and an index of 4.
+    assert table(the_group(tmp_path), "Traffic of a step")["topk"]["bits/element"] == "0.64"
+    change(folder, "config.json", mount="ddp")  # where backward hides a part of the communication
+    line = table(the_group(tmp_path), "Reduction of a step")["topk"]
+    assert (line["exposed"], line["algbw"], line["busbw"]) == ("2 ms", "–", "–")
+
+
+def test_error_and_memory_are_shown_where_they_are_recorded(tmp_path: Path) -> None:
+    pretend(tmp_path, "exact")  # as an older run
+    assert "Error and memory" not in {each.title for each in tables(the_group(tmp_path))}
+    for seed, error in enumerate((0.5, 0.7)):
+        folder = pretend(tmp_path, "topk", density=0.01, seed=seed)
+        change(folder, "result.json", vnmse=error, state_bytes=4_000_000, peak_bytes=500_000_000)
+    shown = table(the_group(tmp_path), "Error and memory")
+    assert [*shown["topk"].values()] == ["topk", "0.6", "4 MB", "500 MB"]
+    assert [*shown["exact"].values()] == ["exact", "–", "–", "–"]
+
+
 def test_runs_without_figures_have_a_table_of_their_own_with_the_reason(tmp_path: Path) -> None:
     pretend(tmp_path, "exact")
     failed = pretend(tmp_path, "topk", density=0.01, stop=0)

@@ -407,6 +407,7 @@ def test_a_run_writes_its_configuration_manifest_and_result(launcher: Launcher) 
     for name, size in result["payload_per_step"].items():
         assert size == pytest.approx(sum(record["bytes"].get(name, 0) for record in steps) / 14)
     assert result["step_seconds"]["p50"] <= result["step_seconds"]["p95"] <= result["step_seconds"]["p99"]
+    assert 10**9 > result["peak_bytes"] > 10**7 > result["state_bytes"] > 4 * 64 * 200  # a residual
     assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
 
 
