@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 NATIVE := sage/_C.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: gpu gpu-rehearsal help demo test test-all test-plain fuzz stress mutants cluster native sanitize emulate build-emulate cuda bench-check docs pictures map lint graph format clean cloud-check
+.PHONY: gpu gpu-rehearsal help demo test test-all test-plain test-oldest fuzz stress mutants cluster native sanitize emulate build-emulate cuda bench-check docs pictures map lint graph format clean cloud-check
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  \1\t/' | expand -t 16
@@ -14,8 +14,8 @@ help: ## list the targets
 
 # The stamp is older than pyproject.toml where the list of packages may have changed.
 $(INSTALLED): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	    || { echo "$(PYTHON) is older than 3.11; give another: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	    || { echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13; give another: make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv \
 	    || { echo "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	SAGE_NATIVE=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
@@ -81,6 +81,28 @@ test-all: $(INSTALLED) $(NATIVE) ## run the tests, and the thorough ones that re
 PLAIN := tests/ops/test_ops.py tests/comm/test_packing.py tests/reducers/test_reducers.py
 test-plain: $(INSTALLED) ## run the tests of ops and reducers again, on threads, without the native extension
 	SAGE_NATIVE=0 $(BIN)/pytest -q -n $(JOBS) -k "not gloo" $(PLAIN)
+
+# Another set: make test-oldest OLDEST_PYTHON=python3.13 PINS=/dev/null OLDEST=.venv-oldest/newest
+OLDEST_PYTHON ?= python3.11
+OLDEST ?= .venv-oldest/$(OLDEST_PYTHON)
+PINS ?= tests/oldest.txt
+# Old packages with newer ones that they need, and newer names of torch, are deprecated.
+IGNORED := -W ignore::DeprecationWarning -W ignore::FutureWarning -k "not gloo"
+QUICK := tests/test_versions.py tests/test_config.py tests/ops tests/comm/test_packing.py tests/comm/test_threads.py tests/comm/test_torch_names.py \
+	tests/comm/test_wire.py tests/reducers/test_conformance.py tests/reducers/test_reducers.py tests/reducers/test_sidco.py tests/reduction/test_error_feedback.py \
+	tests/train/test_faults.py tests/train/test_optimizers.py tests/train/test_train.py tests/mount/test_mount_ddp.py \
+	tests/data/test_images.py tests/data/test_text.py tests/models/test_bert.py tests/models/test_imagenet.py \
+	tests/cli/test_cli.py tests/cli/test_imports.py tests/registry/test_registry.py tests/records/test_record.py \
+	tests/report/test_report.py tests/predict/test_fit.py
+test-oldest: ## run the quick tests with the oldest versions that SAGE supports, in .venv-oldest; for a nightly run
+	@if ! $(OLDEST_PYTHON) -c '' 2>/dev/null; then \
+	    echo "skipped: there is no $(OLDEST_PYTHON); give another: make test-oldest OLDEST_PYTHON=python3.12"; exit; fi; \
+	set -ex; test -x $(OLDEST)/bin/pip || $(OLDEST_PYTHON) -m venv $(OLDEST); \
+	SAGE_NATIVE=0 $(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(PINS) \
+	    -e '.[images,speech,text]' hypothesis pytest pytest-xdist pyyaml setuptools; \
+	$(OLDEST)/bin/python -c 'import sys, numpy, torch; from sage.ops import native; \
+	    print("Python", sys.version.split()[0], "torch", torch.__version__, "NumPy", numpy.__version__, "native:", native.MISSING)'; \
+	$(OLDEST)/bin/pytest -q -n $(JOBS) -m "not slow and not thorough" $(IGNORED) $(QUICK)
 
 CASES ?= 2000
 fuzz: $(INSTALLED) $(NATIVE) ## run the property tests with a larger budget: make fuzz CASES=10000

@@ -30,7 +30,8 @@ NVCC_OPTIONS = CSRC / "cuda/nvcc.options"
 """What the code of kernels depends on; benchmarks/kernel_resources.py reads the same file."""
 ARCHITECTURES = "7.5;8.0;8.6;9.0;10.0;12.0+PTX"
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-"""Torch 2.10's stable ABI: what is built runs with that torch and every later one."""
+"""Torch 2.10's stable ABI: what is built runs with that torch and every later one. Older ones lack parts."""
+OLDEST_TORCH = 2, 10
 
 
 def torch_folder() -> Path | None:
@@ -39,6 +40,12 @@ def torch_folder() -> Path | None:
     found = spec and spec.origin and Path(spec.origin).parent
     folder = found or Path(sysconfig.get_path("purelib"), "torch")
     return folder if (folder / "include/torch/csrc/stable/library.h").is_file() else None
+
+
+def torch_version(torch: Path) -> str:
+    """The version of the torch in a folder, read without importing it."""
+    found = re.search(r"^__version__ = '(.+)'", (torch / "version.py").read_text(), re.MULTILINE)
+    return found[1] if found else "0.0"
 
 
 def cuda_home(torch: Path) -> Path | None:
@@ -94,6 +101,9 @@ class Build(build_ext):
         torch = torch_folder()
         if torch is None:
             raise BaseError("no native extension: torch 2.10 or later is to be installed before sage")
+        version = torch_version(torch)
+        if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TORCH:
+            raise BaseError(f"no native extension: it needs torch 2.10 or later, and {version} is installed")
         cuda = cuda_home(torch)
         compiler = os.environ.get("CXX", "c++")
         headers = ["-isystem", str(torch / "include"), STABLE_ABI]

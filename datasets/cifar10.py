@@ -4,11 +4,10 @@ import pickle
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 
 from sage.data.fetch import DataError, checked, download, preparing, sha256_of, unpack
@@ -23,15 +22,37 @@ _ARRAY_GLOBALS = {
 }
 
 
+class Files(NamedTuple):
+    """The files of a data set: the archive, and those within it with their md5 sums."""
+
+    url: str
+    md5: str
+    folder: str
+    train: tuple[tuple[str, str], ...]
+    test: tuple[tuple[str, str], ...]
+
+
 class CIFAR10(Images):
     """CIFAR-10, from "Learning Multiple Layers of Features from Tiny Images" (Krizhevsky, 2009).
 
-    https://www.cs.toronto.edu/~kriz/cifar.html. Files, URL and md5 sums are those of torchvision; means and
-    standard deviations are those of SIDCo (Abdelmoniem et al., 2021, https://arxiv.org/abs/2101.10761).
+    https://www.cs.toronto.edu/~kriz/cifar.html. Files, URL and md5 sums are those of
+    torchvision.datasets; means and standard deviations are those of SIDCo (Abdelmoniem et al., 2021, https://arxiv.org/abs/2101.10761).
     """
 
     name: ClassVar[str] = "cifar10"
-    source: ClassVar[type[torchvision.datasets.CIFAR10]] = torchvision.datasets.CIFAR10
+    files: ClassVar[Files] = Files(
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        md5="c58f30108f718f92721af3b95e74349a",
+        folder="cifar-10-batches-py",
+        train=(
+            ("data_batch_1", "c99cafc152244af753f735de768cd75f"),
+            ("data_batch_2", "d4bba439e000b95fd0a9bffe97cbabec"),
+            ("data_batch_3", "54ebc095f3ab1f0389bbae665268c751"),
+            ("data_batch_4", "634d18415352ddfa80567beed471001a"),
+            ("data_batch_5", "482c414d41f54cd18b22e5b47cb7c3cb"),
+        ),
+        test=(("test_batch", "40351d587109b95175f43aff81a1287e"),),
+    )
     labels: ClassVar[str] = "labels"
     num_classes: ClassVar[int] = 10
     mean: Sequence[float] = (0.491, 0.482, 0.447)
@@ -70,21 +91,19 @@ class CIFAR10(Images):
         """Download, unpack and verify the files, unless they exist."""
         with preparing(root, cls.name, is_there=partial(cls._files, root)) as is_missing:
             if is_missing:
-                folder = root / cls.name
-                unpack(
-                    download([cls.source.url], folder / cls.source.filename, md5=cls.source.tgz_md5), folder
-                )
+                folder, url = root / cls.name, cls.files.url
+                unpack(download([url], folder / url.rpartition("/")[2], md5=cls.files.md5), folder)
                 cls._files(root)
 
     @classmethod
     def _files(cls, root: Path) -> tuple[list[Path], list[Path]]:
         """Find the training and test files and verify their checksums."""
-        folder = root / cls.name / cls.source.base_folder
-        if not folder.is_dir() and (root / cls.source.base_folder).is_dir():
-            folder = root / cls.source.base_folder
+        folder = root / cls.name / cls.files.folder
+        if not folder.is_dir() and (root / cls.files.folder).is_dir():
+            folder = root / cls.files.folder
         train, test = (
             [checked(folder / name, md5=md5, dataset=cls.name) for name, md5 in files]
-            for files in (cls.source.train_list, cls.source.test_list)
+            for files in (cls.files.train, cls.files.test)
         )
         return train, test
 

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import torchvision
-
-from .cifar10 import CIFAR10
+from .cifar10 import CIFAR10, Files
 
 BYTEPS_MEAN = (0.50708, 0.48655, 0.44092)
 BYTEPS_STD = (0.26733, 0.25644, 0.27615)
@@ -20,7 +18,13 @@ class CIFAR100(CIFAR10):
     """
 
     name = "cifar100"
-    source = torchvision.datasets.CIFAR100
+    files = Files(
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        md5="eb9058c3a382ffc7106e4002c42a8d85",
+        folder="cifar-100-python",
+        train=(("train", "16019d7e3df5f24257cddd939b257f8d"),),
+        test=(("test", "f0ef6b0ae62326f3e7ffdfab6717acfc"),),
+    )
     labels = "fine_labels"
     num_classes = 100
     mean = (0.507, 0.487, 0.441)

@@ -18,9 +18,10 @@ with random weights, initialised as torchvision does; nothing is downloaded. `re
 are other networks of these families, for images of 32x32 pixels.
 """
 
+import importlib
 from typing import Annotated, Any, Literal
 
-import torchvision
+import torch
 from torch import Tensor, nn
 
 from sage.validate import LATER
@@ -77,7 +78,7 @@ def imagenet(
 
     Raises:
         ValueError: if the images do not have three channels or are too small for the network, or if it has no
-            auxiliary classifiers.
+            auxiliary classifiers, or if torchvision is missing.
     """
     if channels != 3:
         raise ValueError(
@@ -101,8 +102,20 @@ def imagenet(
             f"{net} has no auxiliary classifiers: leave out --model.auxiliary, or choose one of "
             f"{', '.join(_AUXILIARY_WEIGHT)}"
         )
-    made: nn.Module = torchvision.models.get_model(net, weights=None, num_classes=num_classes, **options)
+    made: nn.Module = _torchvision_models().get_model(net, weights=None, num_classes=num_classes, **options)
     return WithAuxiliary(made, _AUXILIARY_WEIGHT[net]) if auxiliary else made
+
+
+def _torchvision_models() -> Any:
+    """Import the package, which only this model needs."""
+    try:
+        return importlib.import_module("torchvision.models")
+    except ModuleNotFoundError as error:
+        release = torch.__version__.partition("+")[0]
+        raise ValueError(
+            f"the model imagenet needs the package {error.name}: pip install torchvision torch=={release}, "
+            "which keeps this torch and installs what fits it"
+        ) from error
 
 
 class WithAuxiliary(nn.Module):

@@ -161,11 +161,12 @@ def test_the_folders_of_parts_are_links_inside_sage(folder: str) -> None:
     assert (CHECKOUT / "sage" / folder).resolve() == (CHECKOUT / folder).resolve()
 
 
-def test_conda_installs_the_same_packages_as_pip() -> None:
+def test_conda_installs_the_same_packages_as_pip_with_all_extras() -> None:
     conda = yaml.safe_load((CHECKOUT / "environment.yml").read_text())
     (packages,) = (entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict))
     wanted = project()["project"]
-    assert packages == wanted["dependencies"]
+    extras = wanted["optional-dependencies"]
+    assert packages == sorted(wanted["dependencies"] + extras["images"] + extras["speech"] + extras["text"])
     assert f"python{wanted['requires-python']}" in conda["dependencies"]
 
 

@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -152,8 +152,11 @@ def encode(
         texts: The text of each split; one split is `train`.
         pad: Add torchtext's `<pad>` to the vocabulary, although no text contains it.
         min_freq: Exclude tokens that are less frequent in the training split from the vocabulary.
+
+    Raises:
+        ValueError: A package is missing.
     """
-    software = version("torchtext"), version("spacy") if tokenizer == "spacy" else ""
+    software = _torchtext(), _spacy() if tokenizer == "spacy" else ""
     sums = {split: hashlib.sha256(text.encode()).hexdigest() for split, text in texts.items()}
     key = repr((_ENCODING, sums, tokenizer, pad, min_freq, software))
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -167,6 +170,27 @@ def encode(
         # The cache only saves time, so this is not an error.
         log.warning("the tokenized text is not cached: %s", error)
         return make()
+
+
+def _torchtext() -> str:
+    """The version of torchtext."""
+    try:
+        return version("torchtext")
+    except PackageNotFoundError as error:
+        raise ValueError(
+            "a text of words needs the package torchtext: pip install torchtext==0.6.0"
+        ) from error
+
+
+def _spacy() -> str:
+    """The version of spaCy."""
+    try:
+        return version("spacy")
+    except PackageNotFoundError as error:
+        raise ValueError(
+            "the tokenizer spacy needs the package spacy: pip install 'sage-bench[text]', or set "
+            "--data.tokenizer split"
+        ) from error
 
 
 def tokenize(field: Any, text: str) -> list[str]:

@@ -27,6 +27,7 @@ from sage.comm.wire import Wire
 from sage.mount.agreement import check_same, setup_lines
 from sage.mount.base import Method, Mount, maker
 from sage.mount.flat import Flat
+from sage.mount.fsdp2 import check_fsdp2
 from sage.mount.loss_scale import LossScale, current, factor_of
 from sage.mount.optimizers import check_free
 from sage.mount.origins import of_shard, origins
@@ -163,6 +164,7 @@ def fsdp_hook(
         ValueError: if the model, reducer or an option does not fit; the message says what would.
         WireError: if not all ranks arrive within the timeout; later, from `backward()`, if a rank is lost.
     """
+    check_fsdp2("sage.fsdp_hook", "sage.ddp_hook and sage.reduce_model work with this one")
     make = maker(reducer, options)
     group = replicate.get_group() if isinstance(replicate, DeviceMesh) else replicate
     wrapped = _wrapped(model, group)

@@ -1,4 +1,4 @@
-"""FSDP2's custom collectives (torch 2.10 or later) that send shards in the formats of `sage.reduction`.
+"""FSDP2's custom collectives that send shards in the formats of `sage.reduction`.
 
 FSDP2 calls them on its own streams, with memory that `allocate` gives; what they compute is on the current
 stream, as are the collectives of a wire.
@@ -6,8 +6,8 @@ stream, as are the collectives of a wire.
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 
+from sage.mount.fsdp2 import DefaultAllGather, DefaultReduceScatter
 from sage.mount.loss_scale import current, factor_of
 from sage.reduction.shard_exchange import ReduceScatter
 from sage.reduction.shard_gather import AllGather

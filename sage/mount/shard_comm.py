@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
@@ -15,6 +14,7 @@ from sage.comm.attached import AttachedWire
 from sage.comm.ledger import Ledger
 from sage.comm.wire import Wire
 from sage.mount.agreement import check_same
+from sage.mount.fsdp2 import DefaultAllGather, DefaultReduceScatter, check_fsdp2
 from sage.mount.fsdp_collectives import ShardGather, ShardScatter
 from sage.mount.loss_scale import watch
 from sage.reduction.shard_exchange import ShardOptions
@@ -140,11 +140,7 @@ def shard_comm(
         reset_every=reset_every,
         seed=seed,
     )
-    if not hasattr(FSDPModule, "set_custom_reduce_scatter"):
-        raise ValueError(
-            f"torch {torch.__version__} has no custom collectives of FSDP2 (set_custom_reduce_scatter): "
-            "sage.shard_comm needs torch 2.10 or later"
-        )
+    check_fsdp2("sage.shard_comm", "without it FSDP2 sends its own collectives")
     units = _units(model)
     device = next(model.parameters()).device
     wires = _Wires(options, device, timeout, guard)

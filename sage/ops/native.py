@@ -7,6 +7,7 @@ results, and logs one line.
 import importlib.util
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -19,10 +20,16 @@ from torch import distributed as dist
 _log = logging.getLogger(__name__)
 
 
+OLDEST_TORCH = 2, 10
+"""The version whose stable ABI the extension is built for, as `STABLE_ABI` in setup.py."""
+
+
 def _load() -> str | None:
     """Load the extension; returns the reason if it is not available, else None."""
     if os.environ.get("SAGE_NATIVE") == "0":
         return "SAGE_NATIVE=0"
+    if _release(torch.__version__) < OLDEST_TORCH:
+        return f"it needs torch {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} or later, and this is {torch.__version__}"
     spec = importlib.util.find_spec("sage._C")
     if spec is None or spec.origin is None:
         return f"it was not built: {_cure()}"
@@ -31,6 +38,15 @@ def _load() -> str | None:
     except OSError as error:
         return f"{spec.origin} does not load: {error}"
     return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Major and minor number of a version of torch, also of a development version.
+
+    >>> _release("2.10.0a0+git1234567")
+    (2, 10)
+    """
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def _cure(root: Path = Path(__file__).parents[2]) -> str:

@@ -43,7 +43,10 @@ def attach(parts: Parts) -> Mounted:
             f"mount is {parts.config.mount!r}, but the ranks are threads of one process: use --mount whole"
         )
     if parts.config.mount == "fsdp":
-        from sage.train.mounted_fsdp import MountedFsdp  # here, because FSDP2's imports take a second
+        from sage.mount.fsdp2 import check_fsdp2  # here, because FSDP2's imports take a second
+
+        check_fsdp2("--mount fsdp", "use --mount ddp or whole")
+        from sage.train.mounted_fsdp import MountedFsdp
 
         return MountedFsdp(parts, parts.wire)
     from sage.train.mounted_ddp import MountedDdp  # here, because DDP's imports take a second

@@ -15,7 +15,7 @@ from sage.data.dataset import Dataset, data_root, epoch_generator, share
 from sage.data.fetch import DataError
 from sage.data.images import Images, crop_and_flip
 from sage.datasets import digits
-from sage.datasets.cifar10 import CIFAR10, read_batch
+from sage.datasets.cifar10 import CIFAR10, Files, read_batch
 from sage.datasets.cifar100 import CIFAR100
 from sage.datasets.digits import Digits
 
@@ -197,16 +197,14 @@ def test_prepare_fetches_checks_and_unpacks(tmp_path: Path) -> None:
     def md5(path: Path) -> str:
         return hashlib.md5(path.read_bytes()).hexdigest()
 
-    class Source:
-        base_folder = "small"
-        url = archive.as_uri()
-        filename = archive.name
-        tgz_md5 = md5(archive)
-        train_list = (("train", md5(folder / "train")),)
-        test_list = (("test", md5(folder / "test")),)
-
     class Small(CIFAR100):
-        source = Source
+        files = Files(
+            url=archive.as_uri(),
+            md5=md5(archive),
+            folder="small",
+            train=(("train", md5(folder / "train")),),
+            test=(("test", md5(folder / "test")),),
+        )
 
     root = tmp_path / "root"
     Small.prepare(root)
@@ -231,7 +229,7 @@ def test_a_missing_or_damaged_file_is_refused_with_the_command_that_fetches_it(
 ) -> None:
     with pytest.raises(DataError, match=rf"is missing: run `sage data prepare {cifar.name}`"):
         cifar(tmp_path)
-    first = tmp_path / cifar.source.base_folder / cifar.source.train_list[0][0]
+    first = tmp_path / cifar.files.folder / cifar.files.train[0][0]
     first.parent.mkdir()
     first.write_bytes(pickle.dumps({"data": [], cifar.labels: []}))
     with pytest.raises(

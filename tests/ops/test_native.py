@@ -369,6 +369,7 @@ def test_without_the_extension_the_line_has_the_build_command_for_this_environme
 ) -> None:
     monkeypatch.delenv("SAGE_NATIVE", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(native, "OLDEST_TORCH", (2, 0))
     command = f"cd {shlex.quote(str(CHECKOUT))} && {shlex.quote(sys.executable)} setup.py build_ext --inplace"
     assert native._load() == f"it was not built: `{command}` with a C++ compiler builds it"
     helped = subprocess.run(["sh", "-c", f"{command} --help"], capture_output=True, text=True, check=True)
