@@ -18,10 +18,22 @@ RANDOM = ("randomk:draw=own", "randomk:draw=shared")
 PLAIN = ("topk", "threshold", "sage", "gtopk", "cltk", "adacomp", *RANDOM)
 DITHERED = ("dithering:coding=packed", "dithering:partition=natural,coding=packed", "dithering")
 CASTS = ("fp16", "bf16")
+MICROSCALED = ("mxfp8", "mxfp4", "nvfp4")
+TRANSFORMED = ("thc", "hadamard")
 LOW_RANK = ("powersgd", "svd", "atomo")
 COMPARED = (*SIGNS, *LEVELS, *DITHERED, *SAMPLED, *PARTITIONED, *PLAIN)
 """Reducers that are compared with an implementation of GRACE's class (grace_class.py)."""
-REDUCERS = (*COMPARED, "fp4", "sparseloco", "accordion", "variance", *CASTS, *LOW_RANK)
+REDUCERS = (
+    *COMPARED,
+    "fp4",
+    *MICROSCALED,
+    *TRANSFORMED,
+    "sparseloco",
+    "accordion",
+    "variance",
+    *CASTS,
+    *LOW_RANK,
+)
 """All reducers that are measured."""
 
 

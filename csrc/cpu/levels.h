@@ -21,9 +21,10 @@ enum class Codec : int {
   natural,  // 0 or ± one of s powers of two at random, of which the highest is the scale; unbiased
   power8,   // sign and 7 bits for a power of two: 127 of them, of which the highest is twice the scale; unbiased
   power9,   // 8 bits for the exponent of a float32, and behind all of them the signs; no scale; unbiased
+  e2m1,     // the nearest 4-bit float of 2 exponent bits, of which 4 is the scale; at most 6, one and a half times it
 };
 
-constexpr bool is_random(Codec codec) { return codec >= Codec::linear; }
+constexpr bool is_random(Codec codec) { return codec >= Codec::linear && codec <= Codec::power9; }
 
 struct Coding {
   Codec codec;
@@ -33,6 +34,7 @@ struct Coding {
 
   Coding(Codec which, int s) : codec(which), levels(s), bits(8), offset(0) {
     if (codec == Codec::linear || codec == Codec::natural) bits = 32 - __builtin_clz(static_cast<unsigned>(2 * s));
+    if (codec == Codec::e2m1) bits = 4;
     if (codec == Codec::natural) offset = 127 - s;
     if (codec == Codec::power8) {
       levels = 127;
@@ -51,6 +53,8 @@ struct Coding {
         return 57344;
       case Codec::linear:
         return static_cast<float>(levels);
+      case Codec::e2m1:
+        return 4;
       default:
         return 1;
     }

@@ -19,6 +19,14 @@ I code_of(const Coding& coding, F y, I random) {
     const I denormal = to_int(mul(size, power_of_two(kBias - 1 + kMantissa)));
     return bor(selecti(is_less(size, power_of_two(1 - kBias)), denormal, normal), shr<24>(sign));
   }
+  if constexpr (kCodec == Codec::e2m1) {
+    const F clamped = least(size, set(6));
+    const I halves = to_int(mul(clamped, set(2)));  // below 2, where the values are 1/2 apart
+    const I odd = band(shr<22>(bits(clamped)), seti(1));
+    const I rounded = addi(addi(bits(clamped), seti((1u << 21) - 1)), odd);
+    const I above = subi(shr<22>(rounded), seti(126u << 1));
+    return bor(selecti(is_less(clamped, set(2)), halves, above), shr<28>(sign));
+  }
   if constexpr (kCodec == Codec::linear) {
     const F low = round_down(size), uniform = mul(add(to_float(random), set(0.5f)), set(0x1p-16f));
     const F level = least(select(is_less(uniform, sub(size, low)), add(low, set(1)), low), set(coding.levels));
@@ -62,6 +70,12 @@ F value_of(const Coding& coding, I code) {
       size = select(is_lessi(seti(0x7b), magnitude), set(INFINITY), size);
       size = select(is_lessi(seti(0x7c), magnitude), set(NAN), size);
     }
+    return floats(bor(bits(size), sign));
+  }
+  if constexpr (kCodec == Codec::e2m1) {
+    const I magnitude = band(code, seti(7)), sign = shl<28>(band(code, seti(8)));
+    const F normal = floats(addi(shl<22>(magnitude), seti(126u << 23)));
+    const F size = select(is_lessi(magnitude, seti(2)), mul(to_float(magnitude), set(0.5f)), normal);
     return floats(bor(bits(size), sign));
   }
   const I center = seti(static_cast<uint32_t>(coding.levels));
@@ -184,8 +198,10 @@ inline void quantise_range(const Quantisation& x, int64_t begin, int64_t end) {
       return quantise_range<Codec::natural>(x, begin, end);
     case Codec::power8:
       return quantise_range<Codec::power8>(x, begin, end);
-    default:
+    case Codec::power9:
       return quantise_range<Codec::power9>(x, begin, end);
+    default:
+      return quantise_range<Codec::e2m1>(x, begin, end);
   }
 }
 
@@ -264,7 +280,9 @@ inline void average_range(const Average& x, int64_t begin, int64_t end) {
       return average_range<Codec::natural>(x, begin, end);
     case Codec::power8:
       return average_range<Codec::power8>(x, begin, end);
-    default:
+    case Codec::power9:
       return average_range<Codec::power9>(x, begin, end);
+    default:
+      return average_range<Codec::e2m1>(x, begin, end);
   }
 }

@@ -26,6 +26,12 @@ __device__ __forceinline__ uint32_t code_of(const Coding& coding, float y, uint3
     const uint32_t rounded = clamped + ((1u << (kShift - 1)) - 1) + odd;
     return ((rounded >> kShift) - (static_cast<uint32_t>(127 - kBias) << kMantissa)) | sign >> 24;
   }
+  if constexpr (kCodec == Codec::e2m1) {
+    const float clamped = least(size, 6);
+    if (clamped < 2) return nearest(clamped * 2) | sign >> 28;  // the values are 1/2 apart
+    const uint32_t rounded = bits_of(clamped) + ((1u << 21) - 1) + (bits_of(clamped) >> 22 & 1);
+    return ((rounded >> 22) - (126u << 1)) | sign >> 28;
+  }
   const float uniform = (static_cast<float>(random) + 0.5f) * 0x1p-16f;
   const uint32_t center = static_cast<uint32_t>(coding.levels), offset = static_cast<uint32_t>(coding.offset);
   const uint32_t carried = whole + (random << 7) + 64;
@@ -60,6 +66,11 @@ __device__ __forceinline__ float value_of(const Coding& coding, uint32_t code) {
     if (kCodec == Codec::e5m2 && low == 0x7c) size = float_of(0x7f800000u);
     if (low > (kCodec == Codec::e4m3 ? 0x7e : 0x7c)) size = float_of(0x7fc00000u);
     return float_of(bits_of(size) | sign);
+  }
+  if constexpr (kCodec == Codec::e2m1) {
+    const uint32_t magnitude = code & 7;
+    const float size = magnitude < 2 ? static_cast<float>(magnitude) * 0.5f : float_of((magnitude << 22) + (126u << 23));
+    return float_of(bits_of(size) | (code & 8) << 28);
   }
   if constexpr (kCodec == Codec::natural) {
     const uint32_t size = static_cast<uint32_t>(level < 0 ? -level : level);

@@ -5,7 +5,7 @@
 
 namespace sage::cuda {
 
-enum class Codec : int { int8, e4m3, e5m2, linear, natural, power8, power9 };
+enum class Codec : int { int8, e4m3, e5m2, linear, natural, power8, power9, e2m1 };
 
 struct Coding {
   Codec codec;
@@ -16,6 +16,7 @@ struct Coding {
   Coding(Codec which, int s) : codec(which), levels(s) {
     if (codec == Codec::linear || codec == Codec::natural)
       for (bits = 1; 2 * s >> bits;) ++bits;
+    if (codec == Codec::e2m1) bits = 4, most = unit = 4;
     if (codec == Codec::natural) offset = 127 - s;
     if (codec == Codec::power8) levels = 127, offset = 1;
     if (codec == Codec::int8) most = unit = 127;

@@ -54,7 +54,7 @@ __device__ __forceinline__ void pack_tile(const uint8_t* codes, int bits, uint8_
 
 template <Codec kCodec>
 __global__ void quantise_kernel(Cut cut, Quantisation x) {
-  constexpr bool kRandom = kCodec >= Codec::linear, kPower9 = kCodec == Codec::power9;
+  constexpr bool kRandom = kCodec >= Codec::linear && kCodec <= Codec::power9, kPower9 = kCodec == Codec::power9;
   __shared__ uint16_t random[kRandom ? kTile : 1];
   __shared__ uint8_t codes[kTile];
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kTile, end = begin + kTile < x.n ? begin + kTile : x.n;
@@ -153,6 +153,7 @@ void scales(bool euclidean, const Cut& cut, float* signal, const float* grad, St
     case Codec::natural: SAGE_LAUNCH(kernel<Codec::natural>, tiles((x).n), stream, cut, x); return;             \
     case Codec::power8: SAGE_LAUNCH(kernel<Codec::power8>, tiles((x).n), stream, cut, x); return;               \
     case Codec::power9: SAGE_LAUNCH(kernel<Codec::power9>, tiles((x).n), stream, cut, x); return;               \
+    case Codec::e2m1: SAGE_LAUNCH(kernel<Codec::e2m1>, tiles((x).n), stream, cut, x); return;                   \
   }
 
 void quantise(const Cut& cut, const Quantisation& x, Stream stream) {

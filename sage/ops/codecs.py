@@ -16,7 +16,8 @@ class Codec(IntEnum):
     INT8 = 0
     """The nearest of −127 … 127, of which 127 is the scale; ties to even."""
     E4M3 = 1
-    """The nearest 8-bit float (4 exponent and 3 mantissa bits); the largest, 448, is the scale."""
+    """The nearest 8-bit float (4 exponent and 3 mantissa bits); the largest, 448, is the scale, also for an
+    element above it. Ties to even."""
     E5M2 = 2
     """The nearest 8-bit float (5 exponent and 2 mantissa bits); the largest, 57,344, is the scale."""
     LINEAR = 3
@@ -28,6 +29,9 @@ class Codec(IntEnum):
     POWER9 = 6
     """The exponent bits of a float32 rounded at random to a power of two; behind all of them the sign bits,
     set for an element that is not below 0. No scale: those of the buckets are not used."""
+    E2M1 = 7
+    """The nearest 4-bit float (2 exponent bits, 1 mantissa bit): 0, 0.5, 1, 1.5, 2, 3, 4 or 6, of which 4 is
+    the scale. So an element may be one and a half times it; above that it becomes 6. Ties to even."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,9 @@ class Coding:
 
     @property
     def bits(self) -> int:
-        """Bits of a code: 8, or ⌈log2(2s + 1)⌉."""
+        """Bits of a code: 8, 4 (`E2M1`), or ⌈log2(2s + 1)⌉."""
+        if self.codec is Codec.E2M1:
+            return 4
         return (2 * self.levels).bit_length() if self.codec in (Codec.LINEAR, Codec.NATURAL) else 8
 
     def num_buckets(self, sizes: Sequence[int]) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 from sage.ops import reference, reference_philox, reference_sums
 from sage.ops.codecs import Coding
 
-INT8, E4M3, E5M2, LINEAR, NATURAL, POWER8, POWER9 = range(7)
+INT8, E4M3, E5M2, LINEAR, NATURAL, POWER8, POWER9, E2M1 = range(8)
 FLOATS = {E4M3: torch.float8_e4m3fn, E5M2: torch.float8_e5m2}
 SIGN, MAGNITUDE, INFINITE, LARGEST = -(2**31), 0x7FFFFFFF, 0x7F800000, 0x7F000000
 
@@ -61,7 +61,7 @@ def quantise_to(
         inverse_P = torch.where((scale_P > 0) & scale_P.isfinite(), inverse_P, 0.0)
         y_N = y_N * spread(pre_P) * spread(inverse_P)
     random_N = torch.zeros(a_N.numel(), dtype=torch.int32, device=a_N.device)
-    if coding.codec >= LINEAR:
+    if LINEAR <= coding.codec <= POWER9:
         reference_philox.random_bits_(random_N, key, starts, firsts)
     code_N = _codes(coding, y_N, random_N)
     if keep:
@@ -108,7 +108,7 @@ def average(
 
 def most(coding: Coding) -> float:
     """The number that the scale becomes."""
-    named = {INT8: 127.0, E4M3: 448.0, E5M2: 57344.0, LINEAR: float(coding.levels)}
+    named = {INT8: 127.0, E4M3: 448.0, E5M2: 57344.0, LINEAR: float(coding.levels), E2M1: 4.0}
     return named.get(int(coding.codec), 1.0)
 
 
@@ -148,6 +148,8 @@ def _codes(coding: Coding, y_N: Tensor, random_N: Tensor) -> Tensor:
     if codec in FLOATS:
         largest = most(coding)
         return y_N.clamp(-largest, largest).to(FLOATS[codec]).view(torch.uint8).int()
+    if codec == E2M1:
+        return _nearest_e2m1(magnitude_N.view(torch.float32)).int() | negative_N.int() << 3
     uniform_N = (random_N.float() + 0.5) * 2.0**-16
     if codec == LINEAR:
         low_N = y_N.abs().floor()
@@ -177,6 +179,16 @@ def _values(coding: Coding, code_N: Tensor) -> Tensor:
         return (code_N - levels).float()
     if codec == POWER9:
         return (code_N << 23).view(torch.float32)
+    if codec == E2M1:
+        size_N = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], device=code_N.device)[code_N & 7]
+        return torch.where(code_N & 8 != 0, -size_N, size_N)
     level_N, offset = (code_N & 0x7F, 1) if codec == POWER8 else ((code_N - levels).abs(), 127 - levels)
     power_N = torch.where(level_N > 0, (level_N + offset << 23).view(torch.float32), 0.0)
     return torch.where(code_N >= 0x80 if codec == POWER8 else code_N < levels, -power_N, power_N)
+
+
+def _nearest_e2m1(size_N: Tensor) -> Tensor:
+    """The code of the value of `E2M1` that is nearest to a magnitude; of two, the even one (int64)."""
+    middle_7 = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], device=size_N.device)
+    low_N, high_N = (torch.bucketize(size_N, middle_7, right=right) for right in (False, True))
+    return torch.where(low_N % 2 == 0, low_N, high_N)

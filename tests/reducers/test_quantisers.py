@@ -51,6 +51,10 @@ QUANTISERS: list[tuple[str, dict[str, Any]]] = [
     ("fp8", {}),
     ("fp8", {"format": "e5m2"}),
     ("fp4", {}),
+    ("mxfp8", {}),
+    ("mxfp8", {"format": "e5m2"}),
+    ("mxfp4", {}),
+    ("nvfp4", {}),
 ]
 
 
@@ -293,12 +297,15 @@ def test_elements_that_are_not_finite_affect_only_their_own_group(
     assert not bool(worth_N[40:].isfinite().all())
 
 
+VANISHING: list[tuple[str, dict[str, Any], float]] = [("natural", {}, 1e-41), ("mxfp4", {}, 1e-41)]
+
+
 @pytest.mark.parametrize(("name", "options"), QUANTISERS)
 @pytest.mark.parametrize("size", [1e-41, 1e-20, 1e30])
 def test_no_square_or_product_overflows_or_vanishes(name: str, options: dict[str, Any], size: float) -> None:
     """Values of one magnitude are sent as it, although the sum of their squares exceeds float32."""
-    if options == {"scaling": False} or (name, options, size) == ("natural", {}, 1e-41):
-        return  # the one has no sizes; to the other this is 0, or 2^-126
+    if options == {"scaling": False} or (name, options, size) in VANISHING:
+        return  # the one has no sizes; to the others this is 0, or 2^-126
     worth_N = sent(quantiser(name, options), torch.full((64,), size), [64])
     assert 0 < float(worth_N.mean()) <= 2 * size
     assert float(worth_N.max()) >= 0.9 * size
@@ -554,6 +561,13 @@ def test_with_norm_l2_over_a_whole_layer_error_feedback_diverges_as_byteps_state
         # Shares of 512 and 511, of two blocks each.
         ("int8", {}, {"values": 3 * 512, "scales": 3 * 8}),
         ("fp8", {"block": 100}, {"values": 3 * 512, "scales": 3 * 24}),
+        # Shares of 512 and 511: 16 blocks of 32. For nvfp4: 14 and 19 blocks of two tensors, then 32 and 1.
+        ("mxfp8", {}, {"values": 3 * 512, "scales": 3 * 16}),
+        ("mxfp4", {}, {"values": 3 * 256, "scales": 3 * 16}),
+        ("nvfp4", {}, {"values": 3 * 256, "scales": 3 * (33 + 8)}),
+        # Ten parts; three bits for each of two shares of 512, and six bits for 512 sums of at most 32.
+        ("thc", {}, {"values": 2 * 192 + 384, "scales": 40}),
+        ("thc", {"exchange": "all-reduce"}, {"values": 1023, "scales": 40}),
         # Four bits and four blocks, gathered from all ranks.
         ("fp4", {}, {"values": 512, "scales": 4 * 4}),
     ],
@@ -670,6 +684,7 @@ def test_a_sign_is_plus_or_minus_one_and_no_inverted_byte(name: str) -> None:
         ("int8", {"block": 0}, r"block=0: expected 1 element or more"),
         ("fp8", {"format": "e2m5"}, r"format='e2m5': expected e4m3 or e5m2"),
         ("fp4", {"block": 0}, r"block=0: expected 1 element or more"),
+        ("mxfp8", {"format": "e8m0"}, r"format=.e8m0.: expected e4m3 or e5m2"),
     ],
 )
 def test_an_option_out_of_range_is_refused_with_the_allowed_range(

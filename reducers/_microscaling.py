@@ -1,0 +1,129 @@
+"""Blocks of small floats with a scale of 8 bits each: what mxfp8, mxfp4 and nvfp4 have in common."""
+# N = elements of the vector, G = groups, P = blocks, B = bytes, W = payloads
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sage.reduction import FusedQuantiser, Parts, Reduced, Wire, ops, payload_two_way, reduce_two_way
+
+
+class Microscaled(FusedQuantiser):
+    """Each element of a block becomes the nearest value of a small float, times the block's scale.
+
+    A method defines its `coding` and how scales are encoded. The exchange is that of `int8`
+    (`sage.reduction.two_way`): every rank reduces 1/W of the vector and encodes the mean again.
+    """
+
+    coding: ops.Coding
+
+    def encode_scales(self, largest_P: Tensor, counts: Sequence[int]) -> Tensor:
+        """Encode the scales of blocks.
+
+        Args:
+            largest_P: The largest magnitude of each block (float32); NaN if that is not finite.
+            counts: Number of blocks of each group (G).
+
+        Returns:
+            Bytes (uint8, B); NaN must remain NaN.
+        """
+        raise NotImplementedError
+
+    def decode_scales(self, scale_B: Tensor, counts: Sequence[int]) -> Tensor:
+        """Decode what `coding` has as the scale of each block (float32, P)."""
+        raise NotImplementedError
+
+    def num_scale_bytes(self, counts: Sequence[int]) -> int:
+        """Bytes of the scales of groups of these numbers of blocks."""
+        return sum(counts)
+
+    def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
+        return self._parts(ops.accumulate(grad_N, residual_N), sizes, keep=residual_N is not None)
+
+    def compress_signal(self, signal_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
+        return self._parts(signal_N, sizes, keep=True)
+
+    def _parts(self, signal_N: Tensor, sizes: Sequence[int], *, keep: bool) -> Parts:
+        counts = self._counts(sizes)
+        largest_P = largest_of_blocks(signal_N, sizes, self._block)
+        scale_B = self.encode_scales(torch.where(largest_P.isfinite(), largest_P, torch.nan), counts)
+        scale_P = self.decode_scales(scale_B, counts)
+        codes_B = ops.quantise_to(signal_N, sizes, self.coding, scale_P, keep=keep)
+        return {"values": codes_B, "scales": scale_B}
+
+    def average(
+        self,
+        out_N: Tensor,
+        rows: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        *,
+        divisor: int,
+        added: bool = False,
+    ) -> Tensor:
+        counts, scales_WB = self._counts(sizes), rows["scales"]
+        scale_WP = scales_WB.new_empty(len(scales_WB), sum(counts), dtype=torch.float32)
+        for scale_P, scale_B in zip(scale_WP, scales_WB, strict=True):
+            scale_P.copy_(self.decode_scales(scale_B, counts))
+        values_WB = rows["values"]
+        return ops.average(out_N, values_WB, scale_WP, sizes, self.coding, divisor=divisor, added=added)
+
+    def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
+        values = self.coding.num_bytes(sum(sizes))
+        return {"values": values, "scales": self.num_scale_bytes(self._counts(sizes))}
+
+    def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
+        return reduce_two_way(self, grad_N, residual_N, self.sizes, wire)
+
+    def payload(self, counts: list[int], rank: int) -> dict[str, int]:
+        return payload_two_way(self, self.sizes, len(counts))
+
+    @property
+    def _block(self) -> int:
+        assert self.coding.bucket is not None
+        return self.coding.bucket
+
+    def _counts(self, sizes: Sequence[int]) -> list[int]:
+        return [-(-n // self._block) for n in sizes]
+
+
+class Mx(Microscaled):
+    """A format of the OCP Microscaling specification: the scale is a power of two in 8 bits (E8M0).
+
+    X = 2^(⌊log2 m⌋ − e), where m is the largest magnitude of the block and 2^e the largest power of two of
+    the format of the elements. It is stored as its exponent plus 127, and NaN as 255; if the formula gives
+    less than 2⁻¹²⁷, X is that. The scale of the coding is 2^e·X, or 1.75 times it where that is the largest
+    number of the format.
+    """
+
+    grouping = "model"
+    exponent: int
+    """e."""
+    mantissa = 0x600000
+    """The mantissa of the coding's scale, as bits of a float32: that of 1.75."""
+
+    def encode_scales(self, largest_P: Tensor, counts: Sequence[int]) -> Tensor:
+        biased_P = largest_P.view(torch.int32).bitwise_right_shift(23) & 0xFF  # ⌊log2 m⌋ + 127
+        scale_P = (biased_P - self.exponent).clamp_(min=0)
+        return torch.where(biased_P == 0xFF, 0xFF, scale_P).to(torch.uint8)
+
+    def decode_scales(self, scale_B: Tensor, counts: Sequence[int]) -> Tensor:
+        scale_P = (scale_B.int() + self.exponent).bitwise_left_shift(23) | self.mantissa
+        return torch.where(scale_B == 0xFF, torch.nan, scale_P.view(torch.float32))
+
+
+def largest_of_blocks(x_N: Tensor, sizes: Sequence[int], block: int) -> Tensor:
+    """The largest magnitude of each block (float32, P), NaN where an element is; a group begins a new block.
+
+    >>> largest_of_blocks(torch.tensor([1.0, -2.0, 3.0, 4.0]), [3, 1], 2)
+    tensor([2., 3., 4.])
+    """
+    if all(n % block == 0 for n in sizes[:-1]):
+        sizes = [x_N.numel()]
+    found = [x_N.new_empty(0)]
+    for x in x_N.split(list(sizes)):
+        whole = x.numel() // block * block
+        found.append(x[:whole].view(-1, block).abs().amax(1))
+        if whole < x.numel():
+            found.append(x[whole:].abs().amax(0, keepdim=True))
+    return torch.cat(found).float()
