@@ -56,6 +56,7 @@ STABLE_TORCH_LIBRARY(sage, m) {
       "encode_bins_(Tensor(a!)? residual, Tensor indices, Tensor values, Tensor counts, Tensor scales, int[] stops, "
       "int[] lengths) -> Tensor");
   m.def("decode_bins(Tensor bytes, Tensor scales, int[] stops, int[] lengths) -> (Tensor values, Tensor indices)");
+  m.def("hadamard_(Tensor(a!) x, int[] bounds, int bucket, int key, bool inverse) -> ()");
   m.def("keep_error_(Tensor(a!) signal, Tensor sent) -> ()");
   m.def("write_product_(Tensor(a!) out, Tensor(b!)? signal, Tensor left, Tensor right, int rank) -> ()");
   m.def("take_at_(Tensor(a!) signal, Tensor? grad, Tensor indices, bool keep) -> Tensor");

@@ -158,6 +158,11 @@ inline F look_up(F table, I at) {
   };
   return {pick(at.a, high_a), pick(at.b, high_b)};
 }
+template <int k> F across(F x) {
+  if constexpr (k < 4) return {_mm256_permute_ps(x.a, k == 1 ? 0xb1 : 0x4e), _mm256_permute_ps(x.b, k == 1 ? 0xb1 : 0x4e)};
+  if constexpr (k == 4) return {_mm256_permute2f128_ps(x.a, x.a, 1), _mm256_permute2f128_ps(x.b, x.b, 1)};
+  return {x.b, x.a};
+}
 inline D zeros() { return {{_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd()}}; }
 inline D widen(F x) {
   return {{_mm256_cvtps_pd(_mm256_castps256_ps128(x.a)), _mm256_cvtps_pd(_mm256_extractf128_ps(x.a, 1)),

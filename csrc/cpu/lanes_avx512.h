@@ -95,6 +95,10 @@ struct Unpacking {
 };
 
 inline F look_up(F table, I at) { return _mm512_permutexvar_ps(at, table); }  // lane at % 16 of the table
+template <int k> F across(F a) {  // the number of lane l ^ k, for k = 1, 2, 4 and 8
+  if constexpr (k < 4) return _mm512_permute_ps(a, k == 1 ? 0xb1 : 0x4e);
+  return _mm512_shuffle_f32x4(a, a, k == 4 ? 0xb1 : 0x4e);
+}
 inline D zeros() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
 inline __m512d wide_low(F a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
 inline __m512d wide_high(F a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }

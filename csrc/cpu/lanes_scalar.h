@@ -100,6 +100,7 @@ struct Unpacking {
 };
 
 inline F look_up(F table, I at) { F f; SAGE_EACH f.v[l] = table.v[at.v[l] & 15]; return f; }
+template <int k> F across(F a) { F f; SAGE_EACH f.v[l] = a.v[l ^ k]; return f; }
 inline D zeros() { return D{}; }
 inline D add_wide(D d, F a) { SAGE_EACH d.v[l] += static_cast<double>(a.v[l]); return d; }
 inline D add_squares(D d, F a) {

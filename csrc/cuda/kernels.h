@@ -171,6 +171,16 @@ struct Product {
 };
 void write_product(const Product& x, Stream stream);
 
+// The randomised Hadamard transform of each bucket, or its inverse, as in cpu/hadamard.h. The cut has buckets of a power of
+// two of elements, from 16 to kMostTransformed.
+struct Hadamard {
+  float* x;
+  uint64_t key;  // of the signs
+  bool inverse;
+};
+constexpr int kMostTransformed = 8192;
+void hadamard(const Cut& cut, const Hadamard& x, Stream stream);
+
 // Computes signal += gradient, where there is a gradient, and the scale of each bucket: its Euclidean norm, or its largest
 // magnitude.
 void scales(bool euclidean, const Cut& cut, float* signal, const float* grad, Statistic* pieces, float* found,

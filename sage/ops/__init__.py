@@ -24,6 +24,8 @@ from .gather import draw_indices as draw_indices
 from .gather import is_among as is_among
 from .gather import union as union
 from .gather import unite as unite
+from .hadamard import HADAMARD_BLOCKS as HADAMARD_BLOCKS
+from .hadamard import hadamard as hadamard
 from .indices import decode_bitmap as decode_bitmap
 from .indices import decode_gaps as decode_gaps
 from .indices import decode_indices as decode_indices

@@ -12,6 +12,7 @@
   `SignQuantiser`, `RandomQuantiser`, `RoundingOptions`, `Parts`, `gather_parts`, `keep_error`, `per_group`,
   `counts_of`, `reduce_two_way`, `payload_two_way`
 - Formats of codes (`ops`): `elias`
+- Transforms before a quantiser (`transform`): `Transform`
 - Selection in chunks (`chunks`): `Chunks`, `pack_positions`, `unpack_positions`
 - A setting for each layer (`allocated`): `Allocated`, `AllocationOptions`, `ALLOCATION`, `Setting`,
   `uniform_first`
@@ -84,5 +85,6 @@ from .reducer import Sparsifier as Sparsifier
 from .reducer import SparsifierOptions as SparsifierOptions
 from .reducer import check_fraction as check_fraction
 from .sign_quantiser import SignQuantiser as SignQuantiser
+from .transform import Transform as Transform
 from .two_way import payload_two_way as payload_two_way
 from .two_way import reduce_two_way as reduce_two_way

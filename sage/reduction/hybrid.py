@@ -20,6 +20,7 @@ from sage.comm.wire import Wire
 from sage.reduction.layout import Layout
 from sage.reduction.quantise import Quantiser, gather_parts
 from sage.reduction.reducer import Reduced, Reducer, Sparsifier
+from sage.reduction.transform import Transform, transformed
 from sage.registry import ALLOCATION_OPTIONS, Option, composed_options, options
 from sage.timing import phase
 
@@ -108,16 +109,18 @@ class Hybrid(Reducer):
 
 
 @cache
-def hybrid(sparsifier: type[Sparsifier], quantiser: type[Quantiser]) -> type[Hybrid]:
-    """Compose a sparsifier and a quantiser into a reducer.
+def hybrid(sparsifier: type[Sparsifier] | type[Transform], quantiser: type[Quantiser]) -> type[Reducer]:
+    """Compose a sparsifier, or a transform, and a quantiser into a reducer.
 
     Raises:
-        ValueError: if they are not a sparsifier and a quantiser, in this order.
+        ValueError: if they are not a sparsifier or transform and a quantiser, in this order.
     """
+    if issubclass(sparsifier, Transform) and issubclass(quantiser, Quantiser):
+        return transformed(sparsifier, quantiser)
     if not (issubclass(sparsifier, Sparsifier) and issubclass(quantiser, Quantiser)):
         raise ValueError(
             f"{sparsifier.__name__} + {quantiser.__name__}: expected a method that selects elements, such as "
-            "topk, and then one that encodes them, such as terngrad"
+            "topk, or hadamard, and then one that encodes them, such as terngrad"
         )
     return type(
         f"{sparsifier.__name__}{quantiser.__name__}",

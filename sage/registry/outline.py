@@ -62,9 +62,10 @@ def composed(sparsifier: Callable[..., Any], quantiser: Callable[..., Any]) -> C
         Unknown: if they are not known to be a sparsifier and a quantiser.
     """
     bases = names_of("sage.reduction.hybrid")
-    for part, base in ((sparsifier, "Sparsifier"), (quantiser, "Quantiser")):
-        if not (isinstance(part, type) and issubclass(part, bases.get(base, Unknown))):
-            raise Unknown(f"{part.__name__} as a {base.lower()}")
+    for part, kinds in ((sparsifier, ("Sparsifier", "Transform")), (quantiser, ("Quantiser",))):
+        allowed = tuple(bases.get(kind, Unknown) for kind in kinds)
+        if not (isinstance(part, type) and issubclass(part, allowed)):
+            raise Unknown(f"{part.__name__} as a {kinds[0].lower()}")
     later: Any = [getattr(part, "later", frozenset()) for part in (sparsifier, quantiser)]
     options = classmethod(lambda _: composed_options(sparsifier, quantiser))
     name = f"{sparsifier.__name__}{quantiser.__name__}"

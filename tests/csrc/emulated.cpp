@@ -11,6 +11,7 @@
 #include "../../csrc/cuda/elias_encode.cu"
 #include "../../csrc/cuda/error.cu"
 #include "../../csrc/cuda/gather.cu"
+#include "../../csrc/cuda/hadamard.cu"
 #include "../../csrc/cuda/levels.cu"
 #include "../../csrc/cuda/moments.cu"
 #include "../../csrc/cuda/pack.cu"
@@ -140,13 +141,14 @@ const std::pair<const char*, Test> kInTurns[] = {
     SAGE_TEST(test_bitmap),
     SAGE_TEST(test_momentum),
     SAGE_TEST(test_product),
+    SAGE_TEST(test_hadamard),
     {"test_blocks",
      [](int, int64_t n) {
        for (int codec = 0; codec < 3; ++codec) test_blocks(n, codec);
      }},
     {"test_levels",
      [](int turn, int64_t n) {
-       for (int codec = turn % 2; codec < 7; codec += 2) test_levels(n, codec);
+       for (int codec = turn % 2; codec < 8; codec += 2) test_levels(n, codec);
      }},
 };
 const std::pair<const char*, void (*)()> kOnce[] = {

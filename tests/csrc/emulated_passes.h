@@ -5,6 +5,7 @@
 #include "../../csrc/cpu/blocks.h"
 #include "../../csrc/cpu/cast.h"
 #include "../../csrc/cpu/error.h"
+#include "../../csrc/cpu/hadamard.h"
 #include "../../csrc/cpu/product.h"
 
 // A copy of a vector that begins at a multiple of 16 bytes, or between two.
@@ -128,4 +129,19 @@ inline void test_product(int64_t n) {
                            keeps ? theirs.data() : nullptr);
   expect(alike(out.vector(), expected), "write_product: product");
   expect(same(ours.vector(), theirs), "write_product: signal");
+}
+
+inline void test_hadamard(int64_t n) {
+  const std::vector<int64_t> bounds = draw_bounds(n);
+  const int64_t bucket = int64_t{16} << below(10);
+  const std::vector<int64_t> buckets = sage::cpu::bucket_bounds(bounds, bucket);
+  const uint64_t key = generator();
+  const bool inverse = below(2);
+  Placed<float> ours(draw(n));
+  Floats theirs = ours.vector();
+  OnDevice on(bounds, bucket);
+  sage::cuda::hadamard(on.cut, {ours.data(), key, inverse}, nullptr);
+  sage::cpu::hadamard(sage::cpu::isa(), kAlone,
+                      {theirs.data(), buckets.data(), static_cast<int64_t>(buckets.size()) - 1, bucket, key, inverse});
+  expect(alike(ours.vector(), theirs), "hadamard");
 }

@@ -26,6 +26,7 @@
 #include "casts.h"
 #include "elias.h"
 #include "gather.h"
+#include "hadamard.h"
 #include "levels.h"
 #include "product.h"
 
@@ -379,10 +380,11 @@ int main() {
         test_take_at(team, n);
         test_error(team, n);
         test_product(set, team, n);
+        test_hadamard(set, team, n, draw_bounds(n));
         test_cast<Format::fp16>(set, team, n);
         test_cast<Format::bf16>(set, team, n);
         test_elias(set, team, n);
-        test_levels(set, team, n, static_cast<Codec>(turn % 7), draw_bounds(n));
+        test_levels(set, team, n, static_cast<Codec>(turn % 8), draw_bounds(n));
         test_blocks(set, team, n, static_cast<Codec>(turn % 3), draw_bounds(n));
       }
       test_pack(set, n);

@@ -19,6 +19,7 @@ from sage.testing.harness import Case
 
 Invariant = Callable[[Case], None]
 HYBRIDS = ["topk+efsign", "topk+terngrad", "adacomp+efsign", "adacomp+terngrad", "sage+qsgd", "topk+server"]
+HYBRIDS += ["hadamard+qsgd"]
 NAMES = registry.names("reducers") + HYBRIDS
 
 VARIANTS: list[tuple[Literal["none", "residual"], dict[str, Any], list[int]]] = [

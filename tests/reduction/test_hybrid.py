@@ -55,7 +55,7 @@ def test_options_are_those_of_both_parts() -> None:
     [
         (
             "efsign+topk",
-            "expected a method that selects elements, such as topk, and then one that",
+            "expected a method that selects elements, such as topk, or hadamard, and then one",
         ),
         ("topk+exact", "expected a method that selects elements"),
         ("topk+efsign+efsign", "expected two parts, as in topk"),
