@@ -125,6 +125,8 @@ OTHER: dict[str, Any] = {
     "memory_nesterov": True,
     "memory_a": 0.5,
     "memory_eta": 0.5,
+    "memory_loco_beta": 0.5,
+    "memory_reset_every": 100,
     "continue_from": Path("elsewhere"),
     "clip_local": 1.0,
     "clip_global": 1.0,

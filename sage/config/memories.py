@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-Memory = Literal["none", "residual", "momentum", "union", "ef21", "ef21-sgdm", "econtrol", "diana"]
+Memory = Literal["none", "residual", "momentum", "union", "loco", "ef21", "ef21-sgdm", "econtrol", "diana"]
 
 ESTIMATING = ("ef21", "ef21-sgdm", "econtrol", "diana")
 """Memories that send the difference of a gradient from an estimate, and have no residual."""

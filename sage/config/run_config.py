@@ -1,10 +1,8 @@
 """The configuration of one run: a frozen dataclass, filled from TOML files and the command line.
 
-Add a new field as `name: Annotated[type, LATER] = default`. At its default it is omitted from the run's hash
-and from `config.json`, so existing runs keep their folders. The same marker works for options of reducers,
-models and data sets (`sage.registry.check_options`). A new table is a field of type `dict` whose default is
-empty. An option whose default changes what runs did before it existed has the marker `Before` instead: the
-hash omits the value of the marker, and includes the default. Fields marked `NOT_HASHED` are never hashed.
+Add a new field as `name: Annotated[type, LATER] = default`: at its default it is not hashed, so that runs
+keep their folders. Options of parts have the same marker (`sage.registry.check_options`), and `Before` if the
+default changes what runs did. A new table is a `dict` whose default is empty.
 """
 
 import hashlib
@@ -201,6 +199,10 @@ class Config(ExchangeOptions, RecordOptions):
     """With --memory ef21-sgdm: weight of the newest gradient; with diana: part by which estimates follow."""
     memory_eta: Annotated[float, Range(0, 1, open="("), LATER] = 0.01
     """With --memory econtrol: strength of the error; about the share of elements that the reducer sends."""
+    memory_loco_beta: Annotated[Fraction, LATER] = 0.8
+    """With --memory loco: weight of the average of unsent elements before a step."""
+    memory_reset_every: Annotated[Count, LATER] = 1024
+    """With --memory loco: steps after which the average is reset to zero."""
     grouping: str | None = None
     """Unit of reduction: model, layer, or bucket:<MB>; if omitted, the reducer's default."""
     min_compress: Annotated[int, Range(0)] = 1024

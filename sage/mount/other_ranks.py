@@ -19,6 +19,9 @@ from sage.mount.estimates import PART, has_estimates, with_means
 SUMMED = ("residual_N", "velocity_N", "reducer.served_N")
 """Unsent gradient state: its sum over the ranks must stay the same when the world size changes."""
 
+IN_8_BITS = ("loco.codes_N", "loco.scale_P")
+"""The error of the memory `loco`, which is not added: it is kept if one old rank's is taken over, else 0."""
+
 State = dict[str, Any]
 
 
@@ -47,6 +50,8 @@ def added(nearest: Mapping[str, Any], taken_over: Sequence[Mapping[str, Any]]) -
             feedback[name] = added(was, [theirs[name] for theirs in taken_over])
         elif name in SUMMED and isinstance(was, Tensor):
             feedback[name] = sum((theirs[name] for theirs in taken_over), torch.zeros_like(was))
+        elif name in IN_8_BITS:
+            feedback[name] = taken_over[0][name] if len(taken_over) == 1 else torch.zeros_like(was)
     return feedback
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sage.comm.wire import Wire
 from sage.reduction.estimators import ESTIMATING, Estimator, check_estimated, estimator
 from sage.reduction.layout import Layout
+from sage.reduction.loco import LocoResidual
 from sage.reduction.reducer import Memory, Reduced, Reducer
 from sage.reduction.returned import fault_of
 
@@ -26,6 +27,8 @@ class MemoryOptions(TypedDict, total=False):
     nesterov: bool
     a: float
     eta: float
+    loco_beta: float
+    reset_every: int
 
 
 class ErrorFeedback(nn.Module):
@@ -41,7 +44,8 @@ class ErrorFeedback(nn.Module):
             of g in the residual, and clears u where elements were sent. `union` clears the residual at every
             element that any rank has sent, which discards this rank's unsent values there. `ef21`,
             `ef21-sgdm`, `econtrol` and `diana` send the difference of the gradient from an estimate instead
-            of the signal a (`sage.reduction.estimators`), and have no residual.
+            of the signal a (`sage.reduction.estimators`), and have no residual. `loco` keeps a moving average
+            of what was not sent, in 8 bits (`sage.reduction.loco`); r is its value.
         beta: Factor β of the residual, from 0 to 1.
         gamma: Factor γ of the gradient, above 0.
         lr_ratio: Whether the residual is scaled by lr_before/lr_now, as if the step it was omitted from had
@@ -54,6 +58,9 @@ class ErrorFeedback(nn.Module):
             sent by which the estimate follows. Above 0 and at most 1.
         eta: Strength η of the error of `econtrol`, above 0 and at most 1: about the share of the elements
             that the reducer sends.
+        loco_beta: With `loco`, weight of the average before a step, at least 0 and below 1. With 0 it is what
+            was not sent, rounded to 8 bits.
+        reset_every: With `loco`, steps after which the average becomes 0, 1 or more.
 
     Raises:
         ValueError: if `memory` is unknown, a number is out of range, or the reducer does not go with the
@@ -78,6 +85,8 @@ class ErrorFeedback(nn.Module):
         nesterov: bool = False,
         a: float = 0.1,
         eta: float = 0.01,
+        loco_beta: float = 0.8,
+        reset_every: int = 1024,
     ) -> None:
         super().__init__()
         for name, value, is_right, expected in (
@@ -87,6 +96,8 @@ class ErrorFeedback(nn.Module):
             ("momentum", momentum, 0 <= momentum < 1, "a number from 0 to below 1"),
             ("a", a, 0 < a <= 1, "a number above 0 and at most 1"),
             ("eta", eta, 0 < eta <= 1, "a number above 0 and at most 1"),
+            ("loco_beta", loco_beta, 0 <= loco_beta < 1, "a number of at least 0 and below 1"),
+            ("reset_every", reset_every, reset_every >= 1, "1 step or more"),
         ):
             if not is_right:
                 raise ValueError(f"{name}={value!r} of the memory: expected {expected}")
@@ -99,7 +110,11 @@ class ErrorFeedback(nn.Module):
         self.estimator = estimator(self.memory, layout.numel, a=a, eta=eta)
         if self.estimator is not None:
             check_estimated(self.memory, reducer, beta=beta, gamma=gamma, lr_ratio=lr_ratio)
-        keeps, moves = self.memory not in ("none", *ESTIMATING), self.memory == "momentum"
+        self.loco: LocoResidual | None = None
+        if self.memory == "loco":
+            self.loco = LocoResidual(layout, beta=loco_beta, reset_every=reset_every)
+        keeps = self.memory not in ("none", "loco", *ESTIMATING)
+        moves = self.memory == "momentum"
         self.register_buffer("residual_N", torch.zeros(layout.numel) if keeps else None)
         self.register_buffer("velocity_N", torch.zeros(layout.numel) if moves else None)
         self.register_buffer("last_lr", torch.zeros((), dtype=torch.float64))
@@ -119,14 +134,22 @@ class ErrorFeedback(nn.Module):
         if self.velocity_N is not None:
             bound += self._momentum * norm(self.velocity_N)
             bound += self._momentum * bound if self._nesterov else 0.0
-        return bound if self.residual_N is None else bound + self._beta * norm(self.residual_N)
+        residual_N = self.residual()
+        return bound if residual_N is None else bound + self._beta * norm(residual_N)
+
+    def residual(self) -> Tensor | None:
+        """What is added to the next gradient, times β (float32, N); None if there is no residual."""
+        return self.residual_N if self.loco is None else self.loco.value()
 
     def begin_step(self, lr: float) -> None:
         """Set the learning rate of the step that is about to be reduced."""
         before = float(self.last_lr)
         self.last_lr.fill_(lr)
-        if self._lr_ratio and self.residual_N is not None and before > 0 and lr not in (0, before):
-            self.residual_N.mul_(before / lr)
+        if self._lr_ratio and before > 0 and lr not in (0, before):
+            if self.residual_N is not None:
+                self.residual_N.mul_(before / lr)
+            if self.loco is not None:
+                self.loco.rescale(before / lr)
 
     def forward(self, grad_N: Tensor, wire: Wire) -> Reduced:
         """Reduce one gradient (N), which may be overwritten.
@@ -136,21 +159,24 @@ class ErrorFeedback(nn.Module):
         """
         if self.estimator is not None:
             return self._estimated(self.estimator, grad_N, wire)
-        if self.residual_N is None:
+        residual_N = self.residual()
+        if residual_N is None:
             return self._checked(self.reducer(grad_N, None, wire), grad_N)
         if self._beta != 1:
-            self.residual_N.mul_(self._beta)
+            residual_N.mul_(self._beta)
         if self._gamma != 1:
             grad_N.mul_(self._gamma)
         if self.velocity_N is not None and self._nesterov:
             grad_N.add_(self.velocity_N.mul_(self._momentum).add_(grad_N), alpha=self._momentum)
         elif self.velocity_N is not None:
             grad_N.copy_(self.velocity_N.mul_(self._momentum).add_(grad_N))
-        reduced = self._checked(self.reducer(grad_N, self.residual_N, wire), grad_N)
+        reduced = self._checked(self.reducer(grad_N, residual_N, wire), grad_N)
+        if self.loco is not None:
+            self.loco.keep(residual_N)
         if self.velocity_N is not None and self._masking and reduced.sent is not None:
             self.velocity_N.index_fill_(0, reduced.sent.long(), 0)
         if self.memory == "union" and reduced.union_M is not None:
-            self.residual_N.index_fill_(0, reduced.union_M.long(), 0)
+            residual_N.index_fill_(0, reduced.union_M.long(), 0)
         return reduced
 
     def _estimated(self, estimator: Estimator, grad_N: Tensor, wire: Wire) -> Reduced:

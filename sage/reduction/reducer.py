@@ -17,7 +17,7 @@ from sage.comm.wire import Wire
 from sage.reduction.layout import Layout
 from sage.timing import phase
 
-Memory = Literal["none", "residual", "momentum", "union", "ef21", "ef21-sgdm", "econtrol", "diana"]
+Memory = Literal["none", "residual", "momentum", "union", "loco", "ef21", "ef21-sgdm", "econtrol", "diana"]
 Scope = Literal["element", "group", "vector"]
 """What a decision about an element depends on."""
 

@@ -31,7 +31,7 @@ SAME_WORK = (
 
 OWN = (
     *("reducer", "seed", "memory", "memory_beta", "memory_gamma", "memory_lr_ratio", "memory_a"),
-    *("memory_eta", "min_compress"),
+    *("memory_eta", "memory_loco_beta", "memory_reset_every", "min_compress"),
     *LOCAL,
 )
 """Settings that may differ between a run and its baseline."""

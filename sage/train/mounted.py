@@ -213,7 +213,7 @@ class Mounted:
 
     def residual_norm(self) -> float | None:
         """Norm of the residual; None without error feedback."""
-        residuals = [flat.feedback.residual_N for flat in self.flats]
+        residuals = [flat.feedback.residual() for flat in self.flats]
         vectors = [residual_N for residual_N in residuals if residual_N is not None]
         return float(joint_norm(vectors)) if vectors else None
 

@@ -136,6 +136,8 @@ def from_another(training: TrainingState) -> str:
     what = "the sum of their residuals is this run's"
     if estimates:
         what = "each rank starts from the mean of their estimates"
+    if training.config.memory == "loco":
+        what = "the error of the memory loco is 0 where not that of one rank is taken over"
     if exchanging is not None:
         what = "what the optimiser keeps for each rank begins anew"
         if exchanging.own_is_averaged:

@@ -38,6 +38,8 @@ def memory_options(config: Config) -> MemoryOptions:
         "nesterov": config.memory_nesterov,
         "a": config.memory_a,
         "eta": config.memory_eta,
+        "loco_beta": config.memory_loco_beta,
+        "reset_every": config.memory_reset_every,
     }
 
 

@@ -109,6 +109,7 @@ def with_ranks(config: Config, folder: Path, do: Any) -> list[Any]:
         {"memory": "ef21-sgdm", "memory_a": 0.3},
         {"memory": "econtrol", "memory_eta": 0.1},
         {"memory": "diana", "reducer": "qsgd", "reducer_options": {}},
+        {"memory": "loco", "memory_reset_every": 7},
     ],
     ids=lambda options: " ".join(f"{name}={value}" for name, value in options.items()),
 )
