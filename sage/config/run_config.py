@@ -1,8 +1,7 @@
 """The configuration of one run: a frozen dataclass, filled from TOML files and the command line.
 
-Add a new field as `name: Annotated[type, LATER] = default`: at its default it is not hashed, so that runs
-keep their folders. Options of parts have the same marker (`sage.registry.check_options`), and `Before` if the
-default changes what runs did. A new table is a `dict` whose default is empty.
+Add a new field as `name: Annotated[type, LATER] = default`: at its default it is not hashed, and runs keep
+their folders. For options of parts, and the marker `Before`, see `sage.registry.check_options`.
 """
 
 import hashlib
