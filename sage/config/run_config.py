@@ -1,7 +1,6 @@
 """The configuration of one run: a frozen dataclass, filled from TOML files and the command line.
 
-Add a new field as `name: Annotated[type, LATER] = default`: at its default it is not hashed, and runs keep
-their folders. For options of parts, and the marker `Before`, see `sage.registry.check_options`.
+Add a new field as `name: Annotated[type, LATER] = default`: at its default it is not part of the run's hash.
 """
 
 import hashlib
