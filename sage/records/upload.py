@@ -87,7 +87,7 @@ class Upload:
             except Exception as error:  # whatever it is, the run goes on
                 store = None  # which reads the credentials again
                 failures += 1
-                pause = min(2.0**failures, LONGEST)
+                pause = pause_after(failures)
                 self._reason = clean_text(message(error))
                 is_permanent = isinstance(error, StoreError) and error.is_permanent
                 if is_permanent or failures >= FAILURES:
@@ -110,6 +110,11 @@ class Upload:
             self._has_said = True
             runs = printable(self._folder.parent)
             _say(f"not uploaded: {reason}; the run is in {runs}, and `sage sync {runs}` uploads it later")
+
+
+def pause_after(failures: int) -> float:
+    """Return the seconds to wait after so many failures in a row."""
+    return min(2.0 ** min(failures, 10), LONGEST)
 
 
 def _say(text: str) -> None:

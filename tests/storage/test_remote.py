@@ -186,7 +186,7 @@ def test_a_store_that_fails_never_ends_a_run_and_is_named_once(
 ) -> None:
     folder = pretend(tmp_path)
     (tmp_path / ".remote.json").write_text(json.dumps({"url": URL}))
-    for name, value in {"FIRST": 0.0, "PERIOD": 0.0, "LONGEST": 0.01, "FAILURES": 1}.items():
+    for name, value in {"FIRST": 0.0, "LONGEST": 0.05, "FAILURES": 1, "AT_END": {0: 0.5}}.items():
         monkeypatch.setattr(background, name, value)
 
     def fails(self: Store, name: str, content: object) -> None:
@@ -200,6 +200,11 @@ def test_a_store_that_fails_never_ends_a_run_and_is_named_once(
     (line,) = capsys.readouterr().err.splitlines()
     assert "no network" in line
     assert f"sage sync {tmp_path}" in line
+
+
+def test_pauses_double_up_to_a_limit_also_after_days_of_failures() -> None:
+    assert [background.pause_after(failures) for failures in (1, 2, 3)] == [2.0, 4.0, 8.0]
+    assert background.pause_after(100_000) == background.LONGEST
 
 
 @pytest.mark.parametrize(
