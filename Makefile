@@ -58,14 +58,15 @@ bench-check: $(INSTALLED) $(NATIVE) ## measure kernels, reducers and whole steps
 
 # CI sets DEMO_EPOCHS and DEMO_SECONDS, because it only checks that every command succeeds.
 DEMO_SECONDS ?= 5
+DEMO_RUNS ?= runs/demo
 demo: $(INSTALLED) ## train on the bundled digits with exact and sage, compare them, and predict other clusters
-	$(BIN)/sage run digits --reducer exact --mount ddp --runs runs/demo $(if $(DEMO_EPOCHS),--epochs $(DEMO_EPOCHS))
-	$(BIN)/sage run digits --reducer sage --runs runs/demo $(if $(DEMO_EPOCHS),--epochs $(DEMO_EPOCHS))
-	$(BIN)/sage report runs/demo --output runs/demo
+	$(BIN)/sage run digits --reducer exact --mount ddp --runs $(DEMO_RUNS) $(if $(DEMO_EPOCHS),--epochs $(DEMO_EPOCHS))
+	$(BIN)/sage run digits --reducer sage --runs $(DEMO_RUNS) $(if $(DEMO_EPOCHS),--epochs $(DEMO_EPOCHS))
+	$(BIN)/sage report $(DEMO_RUNS) --output $(DEMO_RUNS)
 	$(BIN)/sage calibrate digits --reducers exact bf16 topk sage powersgd --seconds $(DEMO_SECONDS) --steps 5 \
-		--output runs/demo/calibration.json
-	$(BIN)/sage predict runs/demo/calibration.json --world-size 2 16 256 --ranks-per-node 1 \
-		--bandwidth 1e7 1e8 1e9 1e10 1e11 --output runs/demo
+		--output $(DEMO_RUNS)/calibration.json
+	$(BIN)/sage predict $(DEMO_RUNS)/calibration.json --world-size 2 16 256 --ranks-per-node 1 \
+		--bandwidth 1e7 1e8 1e9 1e10 1e11 --output $(DEMO_RUNS)
 
 # Two workers more for tests/slurm, which mostly wait: see tests/side_by_side.py.
 JOBS ?= 2
@@ -102,7 +103,9 @@ test-oldest: ## run the quick tests with the oldest versions that SAGE supports,
 	    -e '.[images,speech,text]' hypothesis pytest pytest-xdist pyyaml setuptools; \
 	$(OLDEST)/bin/python -c 'import sys, numpy, torch; from sage.ops import native; \
 	    print("Python", sys.version.split()[0], "torch", torch.__version__, "NumPy", numpy.__version__, "native:", native.MISSING)'; \
-	$(OLDEST)/bin/pytest -q -n $(JOBS) -m "not slow and not thorough" $(IGNORED) $(QUICK)
+	$(OLDEST)/bin/pytest -q -n $(JOBS) -m "not slow and not thorough" $(IGNORED) $(QUICK); \
+	rm -rf $(OLDEST)/runs; \
+	$(MAKE) --no-print-directory demo BIN=$(OLDEST)/bin INSTALLED= DEMO_RUNS=$(OLDEST)/runs DEMO_EPOCHS=1 DEMO_SECONDS=1
 
 CASES ?= 2000
 fuzz: $(INSTALLED) $(NATIVE) ## run the property tests with a larger budget: make fuzz CASES=10000

@@ -6,6 +6,7 @@ and the state of a reducer, so it must not depend on whether a process has just 
 the first two passes when the model is wrapped, over an empty slice of each parameter, without the model.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -20,6 +21,10 @@ DEFAULT_MB = 25.0
 """DDP's bucket size in MiB. Only with this default has the first bucket a size of its own, 1 MiB."""
 
 MIB = 2**20
+
+_NAMES = inspect.signature(DistributedDataParallel.__init__).parameters
+_SYNC = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"
+"""DDP's option to send buffers before each forward pass; torch 2.8 has it by the older name."""
 
 
 class FixedBuckets:
@@ -52,13 +57,14 @@ class FixedBuckets:
         is_one = sum(p.nbytes for p in parameters) < first
         self._reduce, self._is_fixed = reduce, False
         self._found: dict[int, Sequence[Tensor]] = {}
+        no_sync: dict[str, Any] = {_SYNC: False}
         self._wrapped = DistributedDataParallel(
             _WithProbe(module, parameters if is_one else parameters[::-1]),
             process_group=group,
             bucket_cap_mb=None if bucket_mb == DEFAULT_MB else bucket_mb,
             gradient_as_bucket_view=True,
             init_sync=False,
-            forward_sync_buffers=False,
+            **no_sync,
         )
         self._wrapped.register_comm_hook(None, self._hook)
         for _ in range(2):
