@@ -196,14 +196,16 @@ def draw(curves: Iterable[Mapping[str, str]]) -> None:
         lines.setdefault((row["memory"], float(row["rate"])), []).append(
             (int(row["step"]), float(row["gradient"]))
         )
+    colours: dict[str, str] = dict(zip(MEMORIES, PALETTE, strict=False))
     style: dict[Any, Any] = {"svg.hashsalt": "sage", "svg.fonttype": "none", "font.size": 8}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(7, 3.2), layout="constrained")
         axes = figure.subplots()
         for (memory, rate), points in lines.items():
             axes.plot(
-                *zip(*points, strict=True),
-                color=PALETTE[MEMORIES.index(memory)],  # type: ignore[arg-type]
+                [step for step, _ in points],
+                [norm for _, norm in points],
+                color=colours[memory],
                 linestyle="-" if rate == RATES[0] else "--",
                 linewidth=1,
                 label=f"{memory}, γL = {rate:g}",

@@ -45,7 +45,7 @@ from torch import Tensor
 from sage import registry
 from sage.comm.threads import simulate
 from sage.comm.wire import Wire
-from sage.config import load
+from sage.config import load, resolve
 from sage.data.dataset import data_root
 from sage.records.record import read_metrics
 from sage.reduction.error_feedback import ErrorFeedback
@@ -236,7 +236,7 @@ def cnn(case: tuple[str, str, str]) -> Row:
     }
     config = load(name, overrides=overrides)
     assert run.main(config) == 0, f"{reducer} failed: see its output above"
-    folder = run.resolve(config).folder
+    folder = resolve(config).folder
     result = json.loads((folder / "result.json").read_text())
     steps = [record for record in read_metrics(folder) if record["kind"] == "step"]
     dense = 4 * result["parameters"]  # a rank sends 2(W-1)/W times the parameters; W = 2

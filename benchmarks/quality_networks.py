@@ -32,7 +32,7 @@ import torch
 from quality import DENSITY, EVERY, SHARE, reducers
 from quality import settings as settings_of
 
-from sage.config import load
+from sage.config import load, resolve
 from sage.output.units import size
 from sage.records.record import read_metrics
 from sage.report.seeds import spread
@@ -114,7 +114,7 @@ def measured(network: str, reducer: str, seed: int) -> Row:
     }
     config = load(network, overrides=overrides)
     status = run.main(config)
-    folder = run.resolve(config).folder
+    folder = resolve(config).folder
     if status != 0:
         raise RuntimeError(f"status {status}, see above")
     result = json.loads((folder / "result.json").read_text())

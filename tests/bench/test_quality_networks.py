@@ -8,6 +8,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+import quality
 import quality_networks
 from quality_networks import NETWORKS, RESULTS, SEEDS, Row, read, settings
 
@@ -22,7 +23,7 @@ def test_every_row_was_measured_once_with_the_settings_of_the_script() -> None:
     rows = read()
     cases = [quality_networks.key(row) for row in rows]
     assert len(set(cases)) == len(cases) > 0
-    assert set(cases) <= set(quality_networks.cases(quality_networks.reducers(), SEEDS))
+    assert set(cases) <= set(quality_networks.cases(quality.reducers(), SEEDS))
     for row in rows:
         assert json.loads(row["options"]) == settings(row["network"], row["reducer"])
         assert int(row["steps"]) == NETWORKS[row["network"]]["steps"]
