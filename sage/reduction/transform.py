@@ -25,7 +25,7 @@ class Transform(Reducer):
     bytes per rank: 4 per element.
     """
 
-    decides_by = "group"
+    decides_by = "element"
     rounds = True
     precision = PRECISION
 
