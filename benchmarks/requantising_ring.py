@@ -1,6 +1,7 @@
-"""The error of a ring all-reduce that encodes again at every hop, by the number of ranks.
+r"""The error of a ring all-reduce that encodes again at every hop, by the number of ranks.
 
-    sage bench record digits --world-size 16 --epochs 24 --steps 40 --elements 300000 --out ring.trace
+    sage bench record digits --reducer exact --world-size 16 --epochs 24 --steps 40 --elements 300000 \
+        --out ring.trace
     python benchmarks/requantising_ring.py ring.trace
 
 In a ring (as DynamiQ's, arXiv 2602.08923) a share of the vector passes through all ranks: each decodes what

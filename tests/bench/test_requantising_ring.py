@@ -1,6 +1,7 @@
 """The simulated exchanges of requantising_ring.py: who is added, and how often a share is encoded."""
 # N = elements of the vector
 
+import csv
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import requantising_ring
 
+ROOT = Path(__file__).parents[2]
 N = 50
 
 
@@ -49,3 +51,15 @@ def test_in_a_ring_the_error_grows_with_the_number_of_ranks() -> None:
     once = requantising_ring.error("mxfp8", requantising_ring.gather, [grads])
     assert many > 1.5 * few
     assert many > 3 * once
+
+
+def test_the_table_of_the_page_has_the_measured_figures() -> None:
+    rows = list(
+        csv.DictReader((ROOT / "benchmarks/results/requantising_ring.csv").read_text("utf-8").splitlines())
+    )
+    vnmse = {(row["format"], row["exchange"], row["ranks"]): float(row["vnmse"]) for row in rows}
+    page = (ROOT / "docs/explanation/requantising.md").read_text("utf-8")
+    columns = [*(("ring", ranks) for ranks in ("2", "4", "8", "16")), ("two-way", "16"), ("gather", "16")]
+    for spec in requantising_ring.FORMATS:
+        cells = [f"{vnmse[spec, *column]:.2g}" for column in columns]
+        assert f"| `{spec}` | {' | '.join(cells)} |" in page
