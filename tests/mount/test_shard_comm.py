@@ -351,13 +351,6 @@ def test_what_shard_comm_cannot_serve_is_refused() -> None:
     fully_shard(several, mesh=mesh, shard_placement_fn=place)
     with pytest.raises(ValueError, match="the model has 2 groups of parameters with meshes of their own"):
         sage.shard_comm(several)
-    method = FSDPModule.set_custom_reduce_scatter
-    try:
-        del FSDPModule.set_custom_reduce_scatter
-        with pytest.raises(ValueError, match="shard_comm needs torch 2.13 or later"):
-            sage.shard_comm(model)
-    finally:
-        FSDPModule.set_custom_reduce_scatter = method  # type: ignore[method-assign]
 
 
 def test_ranks_with_other_formats_and_other_divide_factors_are_refused_in_one_line() -> None:
