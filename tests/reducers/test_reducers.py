@@ -171,6 +171,7 @@ WITHOUT_TARGET = {"adacomp", "variance", "powersgd", "acp", "accordion_powersgd"
 WITHOUT_TARGET |= {"fp16", "bf16", "fp8", "int8", "onebit", "onebit_sgd", "signsgd", "signum", "efsignsgd"}
 WITHOUT_TARGET |= {"lqsgd", "ps", "sign_norm", "fp4", "qsgd", "dithering", "natural", "terngrad"}
 WITHOUT_TARGET |= {"mxfp8", "mxfp4", "nvfp4", "thc", "hadamard", "hadamard+qsgd"}
+WITHOUT_TARGET |= {"u8bit", "inceptionn", "sketch"}
 WITHOUT_TARGET |= {"adacomp+efsign", "variance+terngrad"}
 
 

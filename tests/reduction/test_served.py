@@ -39,7 +39,7 @@ def case(name: str, options: dict[str, Any], world_size: int, memory: Any = "res
     return Case(registry.load("reducers", name), options, world_size, memory=memory)
 
 
-@pytest.mark.parametrize(("name", "options"), SERVED)
+@pytest.mark.parametrize(("name", "options"), SERVED[1:])  # the first is in test_conformance.py
 def test_what_goes_through_servers_keeps_the_invariants(name: str, options: dict[str, Any]) -> None:
     checks = [conformance.ranks_agree, conformance.resumed_equals_uninterrupted]
     checks += [conformance.density_is_the_share_sent]
