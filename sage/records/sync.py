@@ -81,8 +81,9 @@ def sync(folder: Path, url: str) -> int:
         _warn(f"{left} of {len(runs)} runs of {printable(folder)} are not uploaded: {message(error)}")
         status = FATAL if error.is_permanent else FAILED
     removed = f", {total.removed} superseded ones removed" if total.removed else ""
+    runs_done = f"{num_runs} run{'s' if num_runs != 1 else ''}"
     print(
-        f"{url}: {num_runs} runs, {total.files} files ({total.bytes} bytes), of which {total.uploaded} "
+        f"{url}: {runs_done}, {total.files} files ({total.bytes} bytes), of which {total.uploaded} "
         f"({total.uploaded_bytes} bytes) were uploaded now{removed}"
     )
     return status

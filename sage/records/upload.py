@@ -99,7 +99,7 @@ class Upload:
                         return
                     time.sleep(pause)
             else:
-                failures, has_worked = 0, True
+                failures, has_worked, self._reason = 0, True, ""
                 if is_last:
                     self._is_complete = True
                     return

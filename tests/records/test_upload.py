@@ -120,7 +120,7 @@ def test_with_wrong_credentials_a_run_ends_well_and_sync_uploads_it_later(
     run = only(here)
     num_files = len(checksums.files(run))
     assert main(["sync"]) == 0
-    assert f"1 runs, {num_files} files" in (first := capsys.readouterr().out)
+    assert f"1 run, {num_files} files" in (first := capsys.readouterr().out)
     assert f"of which {num_files} (" in first
     assert_equal(run)
     assert main(["sync", URL]) == 0

@@ -1,6 +1,7 @@
 """Tests of folders of runs at URLs, in fsspec's store in memory: names, uploads, copies, and refusals."""
 
 import json
+import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -199,6 +200,23 @@ def test_a_store_that_fails_never_ends_a_run_and_is_named_once(
     upload.finish(0)
     (line,) = capsys.readouterr().err.splitlines()
     assert "no network" in line
+    assert f"sage sync {tmp_path}" in line
+
+
+def test_a_store_that_hangs_holds_up_the_end_of_a_run_for_a_bounded_time(
+    tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pretend(tmp_path)
+    (tmp_path / ".remote.json").write_text(json.dumps({"url": URL}))
+    answered = threading.Event()
+    monkeypatch.setattr(Store, "write", lambda *_: answered.wait())
+    monkeypatch.setattr(background, "AT_END", {0: 0.1})
+    upload = Upload(folder)
+    upload.start()
+    upload.finish(0)
+    answered.set()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "not complete after 0.1 s" in line
     assert f"sage sync {tmp_path}" in line
 
 
