@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,8 @@ limit_test = 20
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A running server."""
-    pytest.importorskip("s3fs")
-    pytest.importorskip("moto")
+    if missing := [name for name in ("s3fs", "moto", "flask") if find_spec(name) is None]:
+        pytest.skip(f"not installed: {', '.join(missing)}")
     server = Server(tmp_path_factory.mktemp("s3"))
     server.start()
     yield server
