@@ -16,6 +16,7 @@ from made_up_runs import pretend
 from sage.cli.main import main
 from sage.records import upload as background
 from sage.records.upload import Upload
+from sage.storage.remote import upload as upload_of_one
 from sage.storage.remote.checksums import files
 from sage.storage.remote.copies import fetch
 from sage.storage.remote.store import Store, StoreError, is_inside
@@ -180,6 +181,26 @@ def test_a_checkpoint_is_complete_at_the_url_before_its_index_is_there(
     uploaded(folder)
     assert order[-2:] == ["run/checkpoints/step-00000001/index.json", "run/checksums.json"]
     assert order.index("run/metrics.jsonl") < order.index("run/result.json")
+
+
+def test_a_large_file_that_the_run_removes_meanwhile_is_uploaded_as_a_whole(
+    tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pretend(tmp_path)
+    checkpoint(folder, 1)
+    large = folder / "checkpoints" / "step-00000001" / "shared.pt"
+    write = Store.write
+
+    def after_removal(self: Store, name: str, content: bytes | Path) -> None:
+        if name.endswith(large.name):
+            assert isinstance(content, Path)
+            large.unlink()
+        write(self, name, content)
+
+    monkeypatch.setattr(upload_of_one, "IN_MEMORY", 8)
+    monkeypatch.setattr(Store, "write", after_removal)
+    assert "checkpoints/step-00000001/shared.pt" in uploaded(folder)
+    assert Store(URL).read("run/checkpoints/step-00000001/shared.pt") == b"shared.pt of 1"
 
 
 def test_a_store_that_fails_never_ends_a_run_and_is_named_once(
