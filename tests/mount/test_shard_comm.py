@@ -34,6 +34,15 @@ def sharded(mesh: DeviceMesh, **options: Any) -> tuple[nn.Sequential, ShardComm]
     return model, sage.shard_comm(model, **options)
 
 
+def of_fsdp2(mesh: DeviceMesh, rank: int) -> list[Tensor]:
+    """This rank's shard of every gradient by FSDP2's own collectives."""
+    dense = network()
+    for layer in (dense[4], dense[6], dense):
+        fully_shard(layer, mesh=mesh)
+    once(dense, rank, 0)
+    return local(dense)
+
+
 def local(model: nn.Module) -> list[Tensor]:
     """This rank's shard of every gradient."""
     return [part(p.grad).clone() for p in model.parameters()]
@@ -84,16 +93,11 @@ def seen(world_size: int) -> list[dict[str, Any]]:
     def work(wire: Wire) -> dict[str, Any]:
         mesh = init_device_mesh("cpu", (world_size,))
         found: dict[str, Any] = {}
-        dense = network()
-        for layer in (dense[4], dense[6], dense):
-            fully_shard(layer, mesh=mesh)
-        once(dense, wire.rank, 0)
+        dense = of_fsdp2(mesh, wire.rank)
         model, comm = sharded(mesh)
         once(model, wire.rank, 0)
-        found["bits of FSDP2"] = all(
-            torch.equal(a, b) for a, b in zip(local(model), local(dense), strict=True)
-        )
-        found["off FSDP2"] = off(local(model), local(dense))
+        found["bits of FSDP2"] = all(torch.equal(a, b) for a, b in zip(local(model), dense, strict=True))
+        found["off FSDP2"] = off(local(model), dense)
         found["in rank order"] = same(local(model), mean(of_ranks(world_size)), wire.rank, world_size)
         comm.close()
         found["bytes"] = bytes_of(wire, mesh)
@@ -237,7 +241,7 @@ def test_gradients_in_bf16_are_encoded_too(world_size: int) -> None:
 
 
 def test_two_replicas_of_two_shards_reduce_within_and_then_between() -> None:
-    def work(wire: Wire) -> tuple[bool, bool, float, set[str]]:
+    def work(wire: Wire) -> tuple[bool, bool, float, float, set[str]]:
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
         model, comm = sharded(mesh["shard"])
         mount = sage.fsdp_hook(model, "exact", replicate=mesh["replicate"])
@@ -250,6 +254,7 @@ def test_two_replicas_of_two_shards_reduce_within_and_then_between() -> None:
         native, comm = sharded(mesh)  # FSDP2's hybrid sharding reduces between replicas itself
         once(native, wire.rank, 0)
         is_native = same(local(native), wanted, wire.rank % 2, 2)
+        off_fsdp2 = off(local(native), of_fsdp2(mesh, wire.rank))
         comm.close()
         model, comm = sharded(mesh["shard"], reduce_scatter="int8", block=16)
         mount = sage.fsdp_hook(model, "topk", density=0.5, replicate=mesh["replicate"])
@@ -258,11 +263,12 @@ def test_two_replicas_of_two_shards_reduce_within_and_then_between() -> None:
         largest = max(float(x.abs().max()) for x in local(model))
         mount.close()
         comm.close()
-        return is_same, is_native, largest, sent
+        return is_same, is_native, off_fsdp2, largest, sent
 
-    for is_same, is_native, largest, sent in processes(4, work):
+    for is_same, is_native, off_fsdp2, largest, sent in processes(4, work):
         assert is_same
         assert is_native
+        assert off_fsdp2 < 1e-6
         assert 0 < largest < 10
         assert {"shards", "shard_scales", "values", "indices"} <= sent
 
@@ -290,6 +296,8 @@ def test_four_shards_of_two_nodes_reduce_in_two_levels() -> None:
             model, comm = sharded(mesh, reduce_scatter=name, node=2, block=32)
             once(model, wire.rank, 0)
             found[name] = off(local(model), wanted), payload, is_same
+            if name == "exact":
+                assert off(local(model), of_fsdp2(mesh, wire.rank)) < 1e-6
             comm.close()
         return found
 
