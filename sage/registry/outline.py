@@ -63,13 +63,18 @@ def composed(sparsifier: Callable[..., Any], quantiser: Callable[..., Any]) -> C
     """
     bases = names_of("sage.reduction.hybrid")
     for part, kinds in ((sparsifier, ("Sparsifier", "Transform")), (quantiser, ("Quantiser",))):
-        allowed = tuple(bases.get(kind, Unknown) for kind in kinds)
-        if not (isinstance(part, type) and issubclass(part, allowed)):
+        allowed = {_named(bases.get(kind)) for kind in kinds}
+        if not (isinstance(part, type) and allowed.intersection(map(_named, part.__mro__))):
             raise Unknown(f"{part.__name__} as a {kinds[0].lower()}")
     later: Any = [getattr(part, "later", frozenset()) for part in (sparsifier, quantiser)]
     options = classmethod(lambda _: composed_options(sparsifier, quantiser))
     name = f"{sparsifier.__name__}{quantiser.__name__}"
     return type(name, (), {"options": options, "later": later[0] | later[1]})
+
+
+def _named(part: Any) -> tuple[Any, Any]:
+    """Return a class's module and name: of a module imported after its outline was read, both are in use."""
+    return getattr(part, "__module__", None), getattr(part, "__qualname__", None)
 
 
 def composed_with_server(reducer: Callable[..., Any]) -> Callable[..., Any]:

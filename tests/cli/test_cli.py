@@ -229,8 +229,8 @@ def test_data_list_and_prepare(
 def test_conform_passes_on_options_and_world_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = asks(monkeypatch, "sage.testing.conformance.main")
     assert main(["conform", "topk", "--density", "0.5", "--world-sizes", "1", "3"]) == 0
-    options = {"density": 0.5, "values": "fp32", "indices": "int32"}
-    assert asked == [("topk", options, (1, 3))]
+    ((reducer, options, world_sizes),) = asked
+    assert (reducer, options["density"], options["values"], world_sizes) == ("topk", 0.5, "fp32", (1, 3))
 
 
 def test_report_writes_into_the_runs_folder_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,3 +88,14 @@ def test_options_of_every_part_are_read_without_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_a_hybrid_is_known_where_its_parts_are_imported_after_its_outline_was_read() -> None:
+    code = (
+        "from sage.registry.outline import composed, names_of, outline\n"
+        "names_of('sage.reduction.hybrid').get('Sparsifier')\n"
+        "import sage.reducers.topk\n"
+        "parts = outline('sage.reducers.accordion', 'Accordion'), outline('sage.reducers.int8', 'Int8')\n"
+        "assert 'density_high' in composed(*parts).options()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
