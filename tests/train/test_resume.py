@@ -105,6 +105,7 @@ def with_ranks(config: Config, folder: Path, do: Any) -> list[Any]:
         {"momentum": 0.9, "memory_lr_ratio": True, "schedule": "step", "milestones": (1.5,)},
         {"reducer": "sage", "reducer_options": {"density": 0.1, "controller": "feedback"}},
         {"reducer": "powersgd", "reducer_options": {}},
+        {"reducer": "topk", "reducer_options": {"allocation": "lgreco", "allocation_every": 6}},
         {"reducer": "topk+terngrad+server", "reducer_options": {"density": 0.1}},
         {"memory": "ef21-sgdm", "memory_a": 0.3},
         {"memory": "econtrol", "memory_eta": 0.1},
