@@ -19,8 +19,8 @@ TRANSPORT_OPTIONS = ("values", "indices", "exchange", "merge", "sends", "mask", 
 """Options of sparsifiers that set the format or exchange of a selection; a hybrid does not take them."""
 
 ALLOCATION_OPTIONS = ("allocation", "allocation_every", "allocation_alpha", "allocation_error")
-"""Options that allocate settings over the groups of the whole vector; the quantiser of a hybrid does not take
-them, as it gets the sparsifier's selection."""
+"""Options that allocate settings over the groups of the whole vector. The quantiser of a hybrid does not take
+them, as it gets the sparsifier's selection; nor does a reducer with `+server`, whose shares divide groups."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,9 @@ def composed_options(sparsifier: Callable[..., Any], quantiser: Callable[..., An
 
 
 def served_options(reducer: Callable[..., Any]) -> Mapping[str, Option]:
-    """Return the options of a reducer followed by `+server`: all but those of its own exchange."""
-    return {
-        name: option
-        for name, option in options(reducer).items()
-        if name not in TRANSPORT_OPTIONS or name in ("values", "indices")
-    }
+    """Return the options of a reducer followed by `+server`: all but those of its exchange and allocation."""
+    without = {*TRANSPORT_OPTIONS, *ALLOCATION_OPTIONS} - {"values", "indices"}
+    return {name: option for name, option in options(reducer).items() if name not in without}
 
 
 def facts_for(

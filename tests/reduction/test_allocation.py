@@ -227,8 +227,9 @@ def test_in_a_hybrid_the_sparsifier_alone_has_an_allocation() -> None:
     both = registry.load("reducers", "topk+qsgd")(**SOON)
     assert both.sparsifier.allocation is not None
     assert both.quantiser.allocation is None
-    with pytest.raises(TypeError, match="takes no option 'allocation'"):
-        registry.load("reducers", "sage+qsgd")(**SOON)
+    for name in ("sage+qsgd", "hadamard+qsgd", "topk+server"):
+        with pytest.raises(TypeError, match="takes no option 'allocation'"):
+            registry.load("reducers", name)(**SOON)
 
 
 @pytest.mark.parametrize(
