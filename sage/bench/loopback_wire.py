@@ -147,7 +147,7 @@ class LoopbackWire(Wire):
         return out_S
 
 
-ENGINE = ("begin_sum", "texts", "close")
+ENGINE = ("begin_sum", "texts", "mean_uncounted", "close")
 """The wire's methods that reducers do not call."""
 
 for _name, _call in vars(Wire).items():  # collectives added to Wire later are stamped too
