@@ -5,9 +5,10 @@ to gradients in units of another. A mount therefore divides each gradient by its
 and multiplies the mean by it afterwards: all state is in units of the loss itself. Scales are powers of two
 unless a script sets others, so nothing is rounded.
 
-torch does not say by which factor a backward is scaled. `watch` replaces `GradScaler.scale`, once in a
-process, by a function that calls it and adds an autograd hook to the scaled loss; the hook notes the scale
-when a backward begins there. A backward of a loss that was not scaled has no scale, whatever other models do.
+torch does not say by which factor a backward is scaled. `watch` replaces `scale` of `GradScaler` and of its
+subclasses, such as FSDP's `ShardedGradScaler`, once in a process. The new function calls the old one and adds
+an autograd hook to the scaled loss; the hook notes the scale when a backward begins there. A backward of a
+loss that was not scaled has no scale, whatever other models do.
 """
 
 import functools
@@ -21,7 +22,6 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler, OptState
 from torch.autograd import Variable
-from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,18 @@ def checked(factor: float) -> float:
 
 def watch() -> None:
     """Note the scale of every later backward of a scaled loss; called before a reducer is mounted."""
-    for scaler in (GradScaler, ShardedGradScaler):
-        scale = vars(scaler)["scale"]
-        if not hasattr(scale, "_sage_notes"):
-            setattr(scaler, "scale", _noting(scale))  # noqa: B010
+    if "__init_subclass__" not in vars(GradScaler):
+        # For subclasses that are defined later; nothing that they are defined in is imported here.
+        setattr(GradScaler, "__init_subclass__", classmethod(_watch))  # noqa: B010
+    _watch(GradScaler)
+
+
+def _watch(scaler: type[Any], /, **options: Any) -> None:
+    scale = vars(scaler).get("scale")
+    if scale is not None and not hasattr(scale, "_sage_notes"):
+        setattr(scaler, "scale", _noting(scale))  # noqa: B010
+    for each in scaler.__subclasses__():
+        _watch(each)
 
 
 def _noting(scale: Callable[[GradScaler, Any], Any]) -> Any:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sage
 from sage.comm.wire import Wire
+from sage.mount.loss_scale import watch
 from sage.mount.state import State
 from sage.mount.whole import ModelMount
 from sage.reducers.onebit import OneBit
@@ -289,3 +290,15 @@ def test_fp16_gradients_and_wrong_scales_are_refused() -> None:
     with pytest.raises(ValueError, match="the loss scale is 0: expected a finite number above 0"):
         mount.begin_step(loss_scale=0)
     mount.close()
+
+
+def test_scalers_that_are_defined_or_imported_after_a_mount_are_noted_too() -> None:
+    watch()
+
+    class Doubling(GradScaler):
+        def scale(self, outputs: Any) -> Any:
+            return outputs * 2
+
+    from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+    assert all(hasattr(each.scale, "_sage_notes") for each in (GradScaler, Doubling, ShardedGradScaler))
