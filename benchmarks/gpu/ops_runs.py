@@ -81,7 +81,8 @@ def quantised(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
     n = grad_N.numel()
     sizes = [n // 7, n // 2 - n // 7, n - n // 2]
     results: list[Tensor] = []
-    for codec, bucket in itertools.product((ops.Codec.INT8, ops.Codec.E4M3, ops.Codec.LINEAR), (256, 4096)):
+    codecs = ops.Codec.INT8, ops.Codec.E4M3, ops.Codec.E2M1, ops.Codec.LINEAR
+    for codec, bucket in itertools.product(codecs, (256, 4096)):
         coding = ops.Coding(codec, 7, bucket)
         left_N = residual_N.clone()
         codes_B, scale_P = ops.quantise(grad_N, left_N, sizes, coding, key=5)
@@ -92,6 +93,16 @@ def quantised(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
         mean_N = ops.average(torch.empty_like(grad_N), rows_WB, scale_WP, sizes, coding, divisor=2)
         results += [left_N, mean_N]
     return results
+
+
+def transformed(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
+    """Run `hadamard` and its inverse with buckets of 16 and of 4,096."""
+    n = grad_N.numel()
+    sizes = [n // 7, n // 2 - n // 7, n - n // 2]
+    return [
+        ops.hadamard(x_N.clone(), sizes, bucket, key=5, inverse=inverse)
+        for x_N, bucket, inverse in itertools.product((grad_N, residual_N), (16, 4096), (False, True))
+    ]
 
 
 def casts(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
@@ -143,6 +154,7 @@ RUNS: dict[str, Run] = {
     "packing": packed,
     "statistics, signs and their mean": signs,
     "quantisers and their mean": quantised,
+    "Hadamard transforms": transformed,
     "casts and their mean": casts,
     "random and given elements": gathered,
     "errors, momentum and products": errors,

@@ -189,7 +189,7 @@ def test_estimates_do_not_go_with_servers(memory: Any) -> None:
 def test_the_options_are_those_of_the_reducer_without_its_exchange(name: str) -> None:
     own = registry.load("reducers", name)
     part = registry.load("reducers", f"{name}+server")
-    without = ("exchange", "merge", "mask", "mask_beta")
+    without = {"exchange", "merge", "mask", "mask_beta", *registry.ALLOCATION_OPTIONS}
     expected = [each for each in registry.options(own) if each not in without]
     assert list(registry.options(part)) == expected
     read = composed_with_server(outline(f"sage.reducers.{name}", "REDUCER"))
