@@ -1,0 +1,81 @@
+"""Trains the small GPT sharded over two processes (FSDP2) with each wire format of gradients, from six seeds.
+
+The settings and the learning rate are those of `bf16` in low_communication.py, whose pilot runs must exist.
+The script prints the final validation losses, and their differences to bf16 paired by seed.
+
+    python benchmarks/sharded_gpt.py --folder runs/low-communication
+"""
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from allocation import SAGE
+from low_communication import BATCH, COMMON, EVAL_STEPS, SEEDS, WINDOWS_OF_EPOCH, WORKLOAD, chosen, final_loss
+from low_communication_figure import verdict
+
+from sage.report.seeds import spread
+
+FORMATS = ("bf16", "int4", "loco", "sdp4bit")
+"""int4 has no error feedback; loco is int4 with an 8-bit error; sdp4bit is rounded at random."""
+
+RANKS = 2
+
+
+def train(folder: Path, wire: str, seed: int, rate: float) -> None:
+    """Train once, unless the folder has the run."""
+    if final_loss(folder) is not None:
+        return
+    every = EVAL_STEPS / (WINDOWS_OF_EPOCH // (BATCH * RANKS))
+    command = (
+        *(*SAGE, "run", WORKLOAD, *COMMON, "--reducer", "exact", "--lr", str(rate), "--seed", str(seed)),
+        *("--world-size", str(RANKS), "--mount", "fsdp", "--shards", str(RANKS), "--shard-reduce", wire),
+        *("--eval-every", f"{every:.6f}", "--runs", str(folder)),
+    )
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    last = (done.stdout + done.stderr).strip().rpartition("\n")[2]
+    print(f"{folder}: status {done.returncode}: {last}", file=sys.stderr, flush=True)
+
+
+def table(losses: Mapping[str, Mapping[int, float]]) -> Iterator[str]:
+    """Yield the lines of a Markdown table."""
+    yield "| gradients on the wire | n | validation loss | minus bf16, 95 % interval | verdict |"
+    yield "|---|---:|---:|---:|---|"
+    base = losses["bf16"]
+    reference = spread(base.values())
+    assert reference is not None
+    for wire, of_seed in losses.items():
+        loss = spread(of_seed.values())
+        difference = spread(of_seed[seed] - base[seed] for seed in of_seed.keys() & base.keys())
+        assert loss is not None
+        assert difference is not None
+        low, high = difference.interval or (math.nan, math.nan)
+        against = "" if wire == "bf16" else f"{difference.mean:+.4f} ({low:+.4f} to {high:+.4f})"
+        words = "baseline" if wire == "bf16" else verdict(loss, reference)
+        yield f"| `{wire}` | {loss.num} | {loss.mean:.4f} ± {loss.sd or math.nan:.4f} | {against} | {words} |"
+
+
+def main() -> None:
+    """Train what is missing, seed by seed, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--folder", type=Path, required=True, help="of low_communication.py")
+    given = parser.parse_args()
+    rate = chosen(given.folder)["bf16"]
+    losses: dict[str, dict[int, float]] = {wire: {} for wire in FORMATS}
+    for seed in SEEDS:
+        for wire in FORMATS:
+            folder = given.folder / "shards" / f"{wire}-{seed}"
+            train(folder, wire, seed, rate)
+            loss = final_loss(folder)
+            if loss is None:
+                raise SystemExit(f"{folder} has no finished run: see its log")
+            losses[wire][seed] = loss
+    print(*table(losses), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
