@@ -218,7 +218,7 @@ def main() -> None:
     if given.folder:
         write(given.csv, collect(given.folder))
     rows = read(given.csv)
-    for ranks in WORLD_SIZES:
+    for ranks in sorted({int(row["ranks"]) for row in rows if row["method"] == "bf16"}):
         print(f"\n{ranks} ranks\n", *table(rows, ranks), sep="\n")
     draw(rows, given.output)
 
