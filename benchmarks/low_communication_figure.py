@@ -29,7 +29,7 @@ from sage.report.svg import DASHES, PALETTE
 
 RESULTS = Path(__file__).parent / "results"
 
-FIELDS = ("method", "lr", "ranks", "seed", "step", "loss", "bytes", "seconds")
+FIELDS: Sequence[str] = ("method", "lr", "ranks", "seed", "step", "loss", "bytes", "seconds")
 
 SIGNIFICANT = 0.004 / 0.0013
 """Standard deviations: Track 3 of modded-nanogpt asks for .004 where one is .0013 (p < .001)."""
