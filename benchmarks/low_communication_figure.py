@@ -151,16 +151,16 @@ def table(rows: Sequence[Row], ranks: int) -> Iterator[str]:
         loss = spread(row["loss"] for row in last.values())
         difference = spread(last[seed]["loss"] - base[seed]["loss"] for seed in last.keys() & base.keys())
         assert loss is not None
-        assert loss.sd is not None
         assert difference is not None
-        half = t_quantile(loss.num - 1) * loss.sd / math.sqrt(loss.num)
+        half = math.nan if loss.sd is None else t_quantile(loss.num - 1) * loss.sd / math.sqrt(loss.num)
         low, high = difference.interval or (math.nan, math.nan)
         against = "" if name == "bf16" else f"{difference.mean:+.3f} ({low:+.3f} to {high:+.3f})"
         words = "baseline" if name == "bf16" else verdict(loss, reference)
         row = next(iter(last.values()))
+        seconds = "–" if math.isnan(row["seconds"]) else f"{row['seconds']:.0f}"
         yield (
             f"| {name} | {row['lr']:g} | {loss.num} | {loss.mean:.3f} ± {half:.3f} | {against} | {words} "
-            f"| {row['bytes'] / 1e6:.1f} | {row['seconds']:.0f} |"
+            f"| {row['bytes'] / 1e6:.1f} | {seconds} |"
         )
 
 
