@@ -67,7 +67,8 @@ def test_the_verdict_names_lines_of_a_script(found: list[tuple[Verdict, bool, st
     verdict, _, _ = found[0]
     names = {each.name for each in verdict.measured}
     assert {"sage.ddp_hook(model, 'exact')", "sage.ddp_hook(model, 'bf16')"} <= names
-    assert len(names) == 4
+    # A dense reference with smaller buckets is measured too where it is predicted to be faster: times decide.
+    assert len({name.partition(", with ")[0] for name in names}) == 4
     assert verdict.command in names
 
 
