@@ -46,6 +46,9 @@ COMMON = (
 SHORT = ("--warmup-steps", "5", "--data.limit-test", "640")
 """Settings of the runs that are only timed."""
 
+OVERLAPPED = ("--mount", "ddp", "--bucket-mb", "1", "--clip-local", "none")
+"""Settings of the timed runs with DDP's overlap, in which no rank has its whole gradient to clip."""
+
 PILOT_SEED = 100
 SEEDS = range(6)
 WORLD_SIZES = (2, 4)
@@ -177,7 +180,7 @@ def time_on_links(root: Path, rate: str) -> None:
                 method = METHODS[name]
                 folder = folder_of(root, "links", name, ranks).resolve()
                 flags = [*COMMON, *method.flags.split(), *method.timed_flags.split()]
-                mount = ("--mount", "ddp", "--bucket-mb", "1") if method.overlapped else ()
+                mount = OVERLAPPED if method.overlapped else ()
                 steps = (
                     "--steps",
                     str(method.timed_steps),

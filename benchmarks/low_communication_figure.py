@@ -19,7 +19,7 @@ from statistics import fmean, median
 from typing import Any
 
 import matplotlib
-from low_communication import METHODS, SEEDS, WORLD_SIZES, chosen, folder_of
+from low_communication import METHODS, SEEDS, WORLD_SIZES, chosen, final_loss, folder_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -79,7 +79,7 @@ def collect(root: Path) -> Iterator[Row]:
     for ranks in WORLD_SIZES:
         for name in METHODS:
             links = folder_of(root, "links", name, ranks)
-            known = seconds_by_payload(links) if links.exists() else None
+            known = None if final_loss(links) is None else seconds_by_payload(links)
             for seed in SEEDS:
                 folder = folder_of(root, "train", name, ranks, seed)
                 if not folder.exists() or not (run := only_run(folder)).is_finished:
@@ -172,10 +172,11 @@ def draw(rows: Sequence[Row], output: Path) -> None:
         "bytes": "bytes that a rank has sent",
         "seconds": "seconds on links of 10 Mbit/s",
     }
+    world_sizes = sorted({int(row["ranks"]) for row in rows})
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(10, 6.6), layout="constrained")
-        grid = figure.subplots(len(WORLD_SIZES), len(columns), squeeze=False, sharey=True)
-        for line, ranks in zip(grid, WORLD_SIZES, strict=True):
+        figure = Figure(figsize=(10, 0.8 + 2.9 * len(world_sizes)), layout="constrained")
+        grid = figure.subplots(len(world_sizes), len(columns), squeeze=False, sharey=True)
+        for line, ranks in zip(grid, world_sizes, strict=True):
             for axes, (field, label) in zip(line, columns.items(), strict=True):
                 for k, name in enumerate(METHODS):
                     curve(
