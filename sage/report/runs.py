@@ -23,9 +23,6 @@ from sage.report.steps import Steps
 EXACT = "exact"
 """The reducer that serves as the baseline."""
 
-NO_RUNS = ("checkpoints", "tensorboard", "trackers")
-"""Subfolders of a run folder that contain no runs."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
@@ -126,7 +123,7 @@ def _run_folders(folder: Path, unreadable: dict[Path, str], seen: set[tuple[int,
     is_run = "metrics.jsonl" in names or ("config.json" in names and names.keys() & _BESIDE_CONFIG)
     runs = {folder.resolve()} if is_run else set()
     for name, is_folder in names.items():
-        if is_folder and not name.startswith(".") and not (is_run and name in NO_RUNS):
+        if is_folder and not name.startswith(".") and not (is_run and name in storage.NO_RUNS):
             runs |= _run_folders(folder / name, unreadable, seen)
     return runs
 

@@ -14,6 +14,7 @@ from sage.storage.kinds import CONFIG as CONFIG
 from sage.storage.kinds import FAILURE as FAILURE
 from sage.storage.kinds import MANIFEST as MANIFEST
 from sage.storage.kinds import METRICS as METRICS
+from sage.storage.kinds import NO_RUNS as NO_RUNS
 from sage.storage.kinds import OWN as OWN
 from sage.storage.kinds import RERUN as RERUN
 from sage.storage.kinds import RESULT as RESULT

@@ -6,6 +6,9 @@ from sage.storage.schema import AnyFloat, Kind
 
 # Files of a run folder.
 
+NO_RUNS = ("checkpoints", "tensorboard", "trackers")
+"""Subfolders of a run folder that contain no runs."""
+
 RERUN = "run it again with --fresh, or remove its folder"
 NUMBER = float | None
 """A number; null if it was not finite or not measured."""

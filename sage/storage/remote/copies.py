@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sage.storage.errors import NotWritten
+from sage.storage.kinds import NO_RUNS
 from sage.storage.remote import checksums
 from sage.storage.remote.checksums import CHECKSUMS, LARGEST, Sum
 from sage.storage.remote.store import Store, StoreError
@@ -18,9 +19,6 @@ from sage.storage.write import remove, write_bytes
 
 NAMES = ("config.json", "manifest.json", "metrics.jsonl", "result.json", "failure.json")
 """The files of a run that are copied."""
-
-NO_RUNS = ("checkpoints", "tensorboard")
-"""Folders of a run that contain no runs."""
 
 
 def fetch(url: str, folder: Path) -> None:
