@@ -115,19 +115,24 @@ def final_loss(folder: Path) -> float | None:
     return float(runs[0].epochs[-1]["metrics"]["loss"]) if runs[0].is_finished else float("inf")
 
 
-def train(folder: Path, method: Method, rate: float, seed: int, ranks: int) -> None:
-    """Train once with simulated ranks, unless the folder has the run."""
+def run_once(folder: Path, ranks: int, *flags: str) -> None:
+    """Run the workload with the common settings and these flags, unless the folder has the run."""
     if final_loss(folder) is not None:
         return
     every = EVAL_STEPS / (WINDOWS_OF_EPOCH // (BATCH * ranks))
     command = (
-        *(*SAGE, "run", WORKLOAD, *COMMON, *method.flags.split(), "--lr", str(rate), "--seed", str(seed)),
-        *("--world-size", str(ranks), "--workers-in-process", "--eval-every", f"{every:.6f}"),
-        *("--runs", str(folder)),
+        *(*SAGE, "run", WORKLOAD, *COMMON, *flags, "--world-size", str(ranks)),
+        *("--eval-every", f"{every:.6f}", "--runs", str(folder)),
     )
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     last = (done.stdout + done.stderr).strip().rpartition("\n")[2]
     print(f"{folder}: status {done.returncode}: {last}", file=sys.stderr, flush=True)
+
+
+def train(folder: Path, method: Method, rate: float, seed: int, ranks: int) -> None:
+    """Train once with simulated ranks, unless the folder has the run."""
+    flags = (*method.flags.split(), "--lr", str(rate), "--seed", str(seed), "--workers-in-process")
+    run_once(folder, ranks, *flags)
 
 
 def tune(root: Path, jobs: int) -> None:

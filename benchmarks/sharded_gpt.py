@@ -1,21 +1,17 @@
 """Trains the small GPT sharded over two processes (FSDP2) with each wire format of gradients, from six seeds.
 
-The settings and the learning rate are those of `bf16` in low_communication.py, whose pilot runs must exist.
-The script prints the final validation losses, and their differences to bf16 paired by seed.
+But for clipping, the settings and the learning rate are those of `bf16` in low_communication.py, whose pilot
+runs must exist. The script prints the final losses, and their differences to bf16 paired by seed.
 
     python benchmarks/sharded_gpt.py --folder runs/low-communication
 """
 
 import argparse
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from allocation import SAGE
-from low_communication import BATCH, COMMON, EVAL_STEPS, SEEDS, WINDOWS_OF_EPOCH, WORKLOAD, chosen, final_loss
+from low_communication import SEEDS, chosen, final_loss, run_once
 from low_communication_figure import verdict
 
 from sage.report.seeds import spread
@@ -25,20 +21,15 @@ FORMATS = ("bf16", "int4", "loco", "sdp4bit")
 
 RANKS = 2
 
+CLIPPED = ("--clip-local", "none", "--clip-global", "1")
+"""No rank has its whole gradient to clip: its mean is clipped."""
+
 
 def train(folder: Path, wire: str, seed: int, rate: float) -> None:
     """Train once, unless the folder has the run."""
-    if final_loss(folder) is not None:
-        return
-    every = EVAL_STEPS / (WINDOWS_OF_EPOCH // (BATCH * RANKS))
-    command = (
-        *(*SAGE, "run", WORKLOAD, *COMMON, "--reducer", "exact", "--lr", str(rate), "--seed", str(seed)),
-        *("--world-size", str(RANKS), "--mount", "fsdp", "--shards", str(RANKS), "--shard-reduce", wire),
-        *("--eval-every", f"{every:.6f}", "--runs", str(folder)),
-    )
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    last = (done.stdout + done.stderr).strip().rpartition("\n")[2]
-    print(f"{folder}: status {done.returncode}: {last}", file=sys.stderr, flush=True)
+    flags = ("--reducer", "exact", "--lr", str(rate), "--seed", str(seed))
+    shards = ("--mount", "fsdp", "--shards", str(RANKS), "--shard-reduce", wire)
+    run_once(folder, RANKS, *flags, *shards, *CLIPPED)
 
 
 def table(losses: Mapping[str, Mapping[int, float]]) -> Iterator[str]:
