@@ -55,7 +55,7 @@ def allocate(layers: Sequence[Layer], *, alpha: float = 1.0, buckets: int = BUCK
         The number of the setting of each layer (L).
     """
     uniform = [layer.uniform for layer in layers]
-    budget = alpha * math.fsum(layer.errors[layer.uniform] for layer in layers)
+    budget = alpha * total(layers, uniform)
     if not math.isfinite(budget):
         return uniform
     found = _fewest_bytes([_steps(layer, budget, buckets) for layer in layers], layers, buckets)
@@ -67,8 +67,11 @@ def allocate(layers: Sequence[Layer], *, alpha: float = 1.0, buckets: int = BUCK
 
 
 def total(layers: Sequence[Layer], settings: Sequence[int]) -> float:
-    """Sum of the errors of these settings."""
-    return math.fsum(layer.errors[c] for layer, c in zip(layers, settings, strict=True))
+    """Sum of the errors of these settings; infinite if it exceeds the range of float64."""
+    try:
+        return math.fsum(layer.errors[c] for layer, c in zip(layers, settings, strict=True))
+    except OverflowError:
+        return math.inf
 
 
 def total_bytes(layers: Sequence[Layer], settings: Sequence[int]) -> int:
@@ -82,7 +85,9 @@ def _steps(layer: Layer, budget: float, buckets: int) -> NDArray[np.int64]:
     fits = errors <= budget  # NaN does not
     steps = np.full(len(errors), buckets + 1, dtype=np.int64)
     if budget > 0:
-        steps[fits] = np.ceil(errors[fits] * (buckets / budget)).astype(np.int64)
+        # Both lose the budget's power of two first: `buckets / budget` overflows for the smallest budgets.
+        mantissa, exponent = math.frexp(budget)
+        steps[fits] = np.ceil(np.ldexp(errors[fits], -exponent) * (buckets / mantissa)).astype(np.int64)
     else:
         steps[fits] = 0
     return steps

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from fuzz import examples
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -62,7 +62,7 @@ def test_it_finds_the_fewest_bytes_of_all_allocations_within_the_budget(layers: 
     assert total(layers, found) <= budget
 
 
-positive = st.floats(0, 1e6, allow_nan=False)
+positive = st.floats(0, 1e6) | st.floats(0, allow_infinity=False)
 
 
 @given(
@@ -74,6 +74,8 @@ positive = st.floats(0, 1e6, allow_nan=False)
     uniform=st.integers(0, 2),
     buckets=st.sampled_from([1, 7, 1000]),
 )
+@example(rows=[((2.2e-309, 0.0, 0.0), (2, 1, 0))], uniform=0, buckets=1)
+@example(rows=[((1e308, 1e308, 1e308), (2, 1, 0))] * 2, uniform=0, buckets=1)
 @settings(max_examples=examples(60), deadline=None)
 def test_it_never_has_a_larger_error_or_more_bytes_than_the_uniform_setting(
     rows: list[tuple[tuple[float, ...], tuple[int, ...]]], uniform: int, buckets: int
