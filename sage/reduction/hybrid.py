@@ -10,24 +10,23 @@ TernGrad. Indices are encoded and ternary values take two bits here, which chang
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sage import ops
 from sage.comm.wire import Wire
+from sage.reduction.composed import Composed, build_part
 from sage.reduction.layout import Layout
 from sage.reduction.quantise import Quantiser, gather_parts
 from sage.reduction.reducer import Reduced, Reducer, Sparsifier
 from sage.reduction.transform import Transform, transformed
-from sage.registry import ALLOCATION_OPTIONS, Option, composed_options, options
+from sage.registry import ALLOCATION_OPTIONS, Option, composed_options
 from sage.timing import phase
 
-P = TypeVar("P", bound=Reducer)
 
-
-class Hybrid(Reducer):
+class Hybrid(Composed):
     """A sparsifier's selection, encoded by a quantiser; error feedback covers both.
 
     The values selected in a group are encoded as if they were the whole group. The default grouping is the
@@ -47,13 +46,10 @@ class Hybrid(Reducer):
     quantiser_type: ClassVar[type[Quantiser]]
 
     def __init__(self, **given: Any) -> None:
-        super().__init__()
-        for name in given:
-            if name not in self.options():
-                raise TypeError(f"{type(self).__name__} takes no option {name!r}")
-        self.sparsifier = _built(self.sparsifier_type, given)
+        super().__init__(**given)
+        self.sparsifier = build_part(self.sparsifier_type, given)
         codes = {name: value for name, value in given.items() if name not in ALLOCATION_OPTIONS}
-        self.quantiser = _built(self.quantiser_type, codes)
+        self.quantiser = build_part(self.quantiser_type, codes)
         self.precision = self.quantiser.precision
         crosses = "vector" in (self.sparsifier.decides_by, self.quantiser.decides_by)
         self.decides_by = "vector" if crosses else "group"
@@ -136,7 +132,3 @@ def hybrid(sparsifier: type[Sparsifier] | type[Transform], quantiser: type[Quant
             "conserves": quantiser.conserves,
         },
     )
-
-
-def _built(part: type[P], given: Mapping[str, Any]) -> P:
-    return part(**{name: value for name, value in given.items() if name in options(part)})

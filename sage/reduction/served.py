@@ -23,6 +23,7 @@ from torch import Tensor
 from sage.comm.alone import Alone
 from sage.comm.packing import divide
 from sage.comm.wire import Wire
+from sage.reduction.composed import Composed
 from sage.reduction.hybrid import Hybrid
 from sage.reduction.layout import Layout
 from sage.reduction.quantise import Parts, Quantiser
@@ -33,7 +34,7 @@ from sage.registry import Option, served_options
 from sage.timing import phase
 
 
-class Served(Reducer):
+class Served(Composed):
     """A reducer whose servers encode the mean by the same rule, with a residual of their own.
 
     A server is a reducer like the ranks', over its share of the vector: it has its own thresholds and random
@@ -60,10 +61,7 @@ class Served(Reducer):
     """World size for whose shares the server's state was made; 0 before the first step."""
 
     def __init__(self, **given: Any) -> None:
-        super().__init__()
-        for name in given:
-            if name not in self.options():
-                raise TypeError(f"{type(self).__name__} takes no option {name!r}")
+        super().__init__(**given)
         self.own, self.server = self.served_type(**given), self.served_type(**given)
         self.precision, self.sub_batches = self.own.precision, self.own.sub_batches
         self.decides_by = self.own.decides_by

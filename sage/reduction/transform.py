@@ -8,10 +8,11 @@ from torch import Tensor
 
 from sage import ops
 from sage.comm.wire import Wire
+from sage.reduction.composed import Composed, build_part
 from sage.reduction.layout import Layout
 from sage.reduction.quantise import Quantiser
 from sage.reduction.reducer import Reduced, Reducer
-from sage.registry import Option, composed_options, options
+from sage.registry import Option, composed_options
 from sage.timing import phase
 
 PRECISION = 2.0**-17
@@ -57,7 +58,7 @@ class Transform(Reducer):
         return {"values": 4 * counts[rank]}
 
 
-class Transformed(Reducer):
+class Transformed(Composed):
     """A transform, a quantiser of its result, and the inverse for the mean and for the residual.
 
     The residual is that of the vector before the transform. Payload bytes per rank: those of the quantiser.
@@ -74,13 +75,9 @@ class Transformed(Reducer):
     quantiser_type: ClassVar[type[Quantiser]]
 
     def __init__(self, **given: Any) -> None:
-        super().__init__()
-        for name in given:
-            if name not in self.options():
-                raise TypeError(f"{type(self).__name__} takes no option {name!r}")
-        for attribute, part in (("transform", self.transform_type), ("quantiser", self.quantiser_type)):
-            own = {name: value for name, value in given.items() if name in options(part)}
-            self.add_module(attribute, part(**own))
+        super().__init__(**given)
+        self.transform = build_part(self.transform_type, given)
+        self.quantiser = build_part(self.quantiser_type, given)
         self.precision = max(self.quantiser.precision, self.transform.precision)
         self.conserves = self.quantiser.conserves
         self.decides_by = "vector" if self.quantiser.decides_by == "vector" else "group"
