@@ -17,7 +17,8 @@ from sage.bench.advise.judge import judge
 from sage.bench.advise.script_times import Step
 from sage.bench.advise.setups import REFERENCES, Setup, script_line
 from sage.bench.advise.verdict import Verdict
-from sage.bench.calibrate import links, methods, model_times
+from sage.bench.calibrate import gamma, links, methods, model_times
+from sage.bench.calibrate.gamma import Backward
 from sage.bench.calibrate.gradients import Gradients
 from sage.bench.calibrate.model_times import ComputeTimes
 from sage.bench.calibrate.scopes import Scoped, nodes_of
@@ -91,7 +92,8 @@ def _advise(
     wire: AttachedWire,
     device: torch.device,
 ) -> Verdict:
-    times, gradients = script_times.measure(copy.deepcopy(model), step, STEPS, wire)
+    copied = copy.deepcopy(model)
+    times, gradients = script_times.measure(copied, step, STEPS, wire)
     time = methods.Time(STEPS, SHARES["reducers"] * seconds / len(configs))
     measured: list[MethodTimes] = []
     failed = []
@@ -102,7 +104,8 @@ def _advise(
             failed.append(f"the reducer {registry.short(config.reducer)} failed: {error}")
     name = type(model).__name__
     nodes = nodes_of(wire)
-    calibration = _calibration(name, times, gradients, measured, wire, device, nodes, seconds)
+    backward = script_times.backward_of(copied, step, device)
+    calibration = _calibration(name, times, backward, gradients, measured, wire, device, nodes, seconds)
     setups = predictions.choose(calibration, configs, wire, script_line, device)
     blocks = [_block(copy.deepcopy(model), step, setup, device) for setup in setups]
     taken = trials.measure([take for take, _ in blocks], wire, SHARES["runs"] * seconds)
@@ -127,6 +130,7 @@ def _advise(
 def _calibration(
     name: str,
     times: ComputeTimes,
+    backward: Backward,
     gradients: Gradients,
     measured: Sequence[MethodTimes],
     wire: Wire,
@@ -147,6 +151,8 @@ def _calibration(
     measured_links = links.measure(
         scoped, device, seconds=SHARES["links"] * seconds, rest=rest, messages=messages
     )
+    most_bytes = gradients.steps[0].nbytes
+    ratios = gamma.measure(backward, measured_links.samples, wire, most_bytes=most_bytes, device=device)
     parameters = [
         Parameter(parameter, torch.Size(shape).numel(), model_times.ready_seconds(ranks, parameter))
         for parameter, shape in gradients.shapes
@@ -165,7 +171,7 @@ def _calibration(
             forward_seconds=model_times.pooled(ranks, "forward"),
             backward_seconds=model_times.pooled(ranks, "backward"),
             optimizer_seconds=(0.0,),
-            gamma=(1.0,),  # not measured: the verification has the true one in it
+            gamma=tuple(ratios),
         ),
         methods=tuple(measured),
     )

@@ -7,6 +7,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from sage.bench.calibrate.gamma import Backward
 from sage.bench.calibrate.gradients import Gradients
 from sage.bench.calibrate.model_times import WARM_UP, ComputeTimes
 from sage.bench.loopback_wire import Stopwatch
@@ -78,6 +79,27 @@ def measure(model: nn.Module, step: Step, steps: int, wire: Wire) -> tuple[Compu
     shapes = [(name, real_shape(p)) for name, p in named.items()]
     always = frozenset(name for name, p in named.items() if p.is_complex())
     return times, Gradients(shapes, always, gradients)
+
+
+def backward_of(model: nn.Module, step: Step, device: torch.device) -> Backward:
+    """Return a function that takes one step, as `calibrate.gamma.measure` asks for it."""
+
+    def backward(begin: Callable[[], None]) -> float:
+        watch = Stopwatch(device)
+
+        def forward_ended(*_: object) -> None:
+            begin()
+            watch.stamp()
+
+        hook = model.register_forward_hook(forward_ended)
+        try:
+            step(model)
+        finally:
+            hook.remove()
+        watch.stamp()
+        return sum(watch.gaps())
+
+    return backward
 
 
 def _flat(parameter: nn.Parameter) -> Tensor:

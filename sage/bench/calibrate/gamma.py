@@ -1,16 +1,21 @@
 """The slow-down γ of backward by communication that runs at the same time."""
 
+import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from sage.bench.calibrate.collectives import KIND, slowest
-from sage.data.dataset import Batch
+from sage.comm.wire import Pending, Wire
 from sage.predict.calibration import Samples
+from sage.timing import Phases
 from sage.train.loop import Training
 from sage.train.mounted_whole import whole_of
+
+Backward = Callable[[Callable[[], None]], float]
+"""Runs forward, calls the given function, runs backward, and returns the seconds of backward."""
 
 REPEATS = 5
 """Number of pairs of a backward alone and one during communication."""
@@ -22,24 +27,40 @@ MOST_CALLS = 200
 """Most all-reduces during one backward."""
 
 
-def measure(training: Training, links: Sequence[Samples]) -> list[float]:
-    """Return this rank's ratios of backward during all-reduces to backward alone.
+def measure(
+    backward: Backward, links: Sequence[Samples], wire: Wire, *, most_bytes: int, device: torch.device
+) -> list[float]:
+    """Return the ratios of backward during all-reduces to backward alone, of all ranks.
 
-    All ranks do the same at the same time. The all-reduces have one size, and their number is such that they
-    take a little longer than backward.
+    All ranks do the same at the same time. The all-reduces begin between forward and backward, have one size,
+    and their number is such that they take a little longer than backward.
 
     Args:
-        training: With `--profile`, after some steps.
+        backward: Runs a step of this rank, after some that were not timed.
         links: Times of the collectives, the same on all ranks.
+        wire: The communicator.
+        most_bytes: Largest size of an all-reduce: the bytes of the gradient.
+        device: The device of the gradient.
     """
-    batches = training.endless_batches()
-    alone = slowest(training.wire, _backward(training, next(batches)), training.device)
-    size, calls = load(links, most_bytes=whole_of(training.mount).whole.grad_N.nbytes, backward=alone)
-    ratios = []
+    alone = slowest(wire, backward(lambda: None), device)
+    size, calls = load(links, most_bytes=most_bytes, backward=alone)
+    x_N = torch.zeros(size // 4, device=device)  # sums of zeros: all calls may share their memory
+    ratios: list[float] = []
     for _ in range(REPEATS):
-        seconds = _backward(training, next(batches))
-        ratios.append(_backward(training, next(batches), size=size, calls=calls) / seconds)
-    return ratios
+        wire.texts("")  # a barrier
+        seconds = backward(lambda: None)
+        wire.texts("")
+        ratios.append(_during(backward, wire, x_N, calls) / seconds)
+    return [ratio for text in wire.texts(json.dumps(ratios)) for ratio in json.loads(text)]
+
+
+def _during(backward: Backward, wire: Wire, x_N: torch.Tensor, calls: int) -> float:
+    """Return the seconds of backward while `calls` all-reduces of a vector run."""
+    pending: list[Pending] = []
+    seconds = backward(lambda: pending.extend(wire.begin_sum(x_N, KIND) for _ in range(calls)))
+    for reduction in pending:
+        reduction.wait()
+    return seconds
 
 
 def load(links: Sequence[Samples], *, most_bytes: int, backward: float) -> tuple[int, int]:
@@ -60,14 +81,29 @@ def load(links: Sequence[Samples], *, most_bytes: int, backward: float) -> tuple
     return size, min(MOST_CALLS, math.ceil(COVER * backward / times[size]))
 
 
-def _backward(training: Training, batches: list[Batch], *, size: int = 0, calls: int = 0) -> float:
-    """Return the seconds of backward while `calls` all-reduces of `size` bytes run."""
-    training.wire.texts("")  # a barrier
-    x_N = torch.zeros(size // 4, device=training.device)  # sums of zeros: all calls may share their memory
-    pending = [training.wire.begin_sum(x_N, KIND) for _ in range(calls)]
-    with training.phases.running():
-        whole_of(training.mount).backward(batches)
-    seconds = training.phases.take()["backward"]
-    for reduction in pending:
-        reduction.wait()
-    return seconds
+class _WithCommunication(Phases):
+    """Phases that call a function when the first backward begins."""
+
+    def __init__(self, device: torch.device, begin: Callable[[], None]) -> None:
+        super().__init__(device)
+        self._begin = begin
+        self._has_begun = False
+
+    def enter(self, name: str) -> None:
+        if name == "backward" and not self._has_begun:
+            self._has_begun = True
+            self._begin()
+        super().enter(name)
+
+
+def of_training(training: Training) -> Backward:
+    """Return a training's forward and backward, without a reduction."""
+    batches = training.endless_batches()
+
+    def backward(begin: Callable[[], None]) -> float:
+        phases = _WithCommunication(training.device, begin)
+        with phases.running():
+            whole_of(training.mount).backward(next(batches))
+        return phases.take()["backward"]
+
+    return backward

@@ -65,7 +65,13 @@ def measure(
     rest = slowest(wire, computing, device)  # the same on all ranks, whose decisions depend on it
     samples = _links(plan, measured, wire, device, nodes, rest, display, notes)
     display.print("backward during communication")
-    ratios = gamma.measure(training, samples)
+    ratios = gamma.measure(
+        gamma.of_training(training),
+        samples,
+        wire,
+        most_bytes=whole_of(training.mount).whole.grad_N.nbytes,
+        device=device,
+    )
     described = manifest(config.to_dict(), {})
     calibration = Calibration(
         machine={**described["machine"], "torch": described["versions"]["torch"], "threads": config.threads},
@@ -174,9 +180,7 @@ def _model(
     wire: ProcessWire,
 ) -> ModelTimes:
     """Return the times of all ranks together."""
-    content = json.dumps({"times": asdict(times), "gamma": list(ratios)})
-    ranks = [json.loads(text) for text in wire.texts(content)]
-    all_times = [ComputeTimes(**rank["times"]) for rank in ranks]
+    all_times = [ComputeTimes(**json.loads(text)) for text in wire.texts(json.dumps(asdict(times)))]
     parameters = [
         Parameter(name, torch.Size(shape).numel(), model_times.ready_seconds(all_times, name))
         for name, shape in gradients.shapes
@@ -188,5 +192,5 @@ def _model(
         forward_seconds=model_times.pooled(all_times, "forward"),
         backward_seconds=model_times.pooled(all_times, "backward"),
         optimizer_seconds=model_times.pooled(all_times, "optimizer"),
-        gamma=tuple(ratio for rank in ranks for ratio in rank["gamma"]),
+        gamma=tuple(ratios),
     )
