@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from sage.bench.calibrate.collectives import KIND, slowest
-from sage.comm.wire import Pending, Wire
+from sage.comm.transport import Pending
+from sage.comm.wire import Wire
 from sage.predict.calibration import Samples
 from sage.timing import Phases
 from sage.train.loop import Training

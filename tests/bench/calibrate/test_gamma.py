@@ -39,7 +39,8 @@ def test_each_rank_has_the_ratios_of_all_ranks_and_backward_is_covered_by_all_re
         assert sent == 25 * 1024  # 1.25 · 2 s of all-reduces that take 0.1 s
 
 
-def order_in_training(wire: ProcessWire) -> list[str]:
+def order_in_training(wire: Wire) -> list[str]:
+    assert isinstance(wire, ProcessWire)
     config = resolve(load("digits", overrides={"world_size": 2, "profile": True}))
     training = training_of(config, wire, CPU)
     model = training.model
