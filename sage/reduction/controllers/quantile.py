@@ -23,6 +23,12 @@ The half-width is REACH times the largest recent move of λ, which decays by FAD
 FARTHEST.
 """
 
+NARROW = 0.03
+"""Half-width up to which the search begins with the bracket; otherwise it begins with a sample's.
+
+With error feedback many elements are just below λ, so that a bracket of 0.1 takes up to twice the time.
+"""
+
 BINS = 16
 """Number of bins that agreeing ranks count at a time."""
 FINE = 0.3
@@ -39,9 +45,9 @@ class Quantile(Controller):
     |a| ≥ λ > 0 are then selected. The sample holds 1,024 or more of the wanted elements, so the count is off
     by 1/sqrt(1024) = 3 % or less (one standard deviation); by more if large elements are clustered.
 
-    The controller stores the last λ and how far it moves. This saves work and changes no result: accumulation
-    and selection are one pass that sets aside all elements from the lower end of a bracket on. Only if the
-    bracket misses (at first, or after a jump of the scale) is there a second pass.
+    Accumulation and selection are one pass that sets aside all elements from the lower end of a bracket on.
+    If the bracket misses, there is a second pass. The bracket is that of a small sample of the signal; where
+    λ has moved little in the last steps, it is around the last λ. The choice changes no result.
 
     Agreement: λ is the quantile of all ranks' elements, or samples, together. The ranks average histograms:
     16 bins across the bracket, 64 bytes, and 16 more across a bin that holds more than three tenths of the
@@ -67,7 +73,7 @@ class Quantile(Controller):
         if agree is not local_only:
             return self._take_agreed(grad_N, residual_N, density * n, agree)
         counts = [min(n, num_wanted(density, n))]
-        own_K, at_K = ops.take_top(grad_N, residual_N, [0, n], counts, dtype=dtype, near=self._bracket())
+        own_K, at_K = ops.take_top(grad_N, residual_N, [0, n], counts, dtype=dtype, near=self._near())
         least = ops.least_magnitude(own_K)
         threshold = self._move(least, dtype)
         if not 0 < least < math.inf:
@@ -79,7 +85,7 @@ class Quantile(Controller):
         every, dtype = sampled_every(density, grad_N.numel()), signal_dtype(grad_N, residual_N)
         sample_S = ops.sample(grad_N, residual_N, every=every, first=int(self.step) * 37 % every)
         if agree is local_only:
-            return self._move(ops.threshold_from_sample(sample_S, density, self._bracket()), dtype)
+            return self._move(ops.threshold_from_sample(sample_S, density, self._near()), dtype)
         wanted = density * sample_S.numel()
         found = common(sample_S, wanted, agree, *self._bracket()) or common(sample_S, wanted, agree)
         assert found is not None
@@ -106,8 +112,16 @@ class Quantile(Controller):
 
     def _bracket(self) -> tuple[float, float]:
         """Bracket (low, high) of the magnitudes in which λ should be; (0, 0) at first."""
-        last, reach = float(self.threshold), math.exp(min(FARTHEST, REACH * float(self.spread)))
+        last, reach = float(self.threshold), math.exp(self._reach())
         return last / reach, last * reach
+
+    def _near(self) -> tuple[float, float]:
+        """The bracket if it is narrow, else (0, 0)."""
+        return self._bracket() if self._reach() <= NARROW else (0.0, 0.0)
+
+    def _reach(self) -> float:
+        """Half-width of the bracket on a logarithmic scale."""
+        return min(FARTHEST, REACH * float(self.spread))
 
     def _move(self, found: float, dtype: torch.dtype) -> float:
         """Store λ, which is kept above 0, and how far it has moved."""
