@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from .command import Argument, Command
+from .command import Argument, Command, Option
 from .folders import RunsFolder
 
 
-def sync(*, local: Path | None, url: str | None) -> int:
+def sync(*, local: Path | None, url: str | None, replace: bool) -> int:
     """Upload the runs."""
     from ..records.sync import main
 
-    return main(local, url)
+    return main(local, url, replace=replace)
 
 
 command = Command(
@@ -25,6 +25,12 @@ command = Command(
         ),
         Argument(
             "url", str, "Where to upload, such as s3://bucket/runs; default: the folder's.", required=False
+        ),
+        Option(
+            "replace",
+            bool,
+            False,
+            "Replace earlier runs there that could not be read when the runs here started.",
         ),
     ],
     help="Upload runs to the URL of their folder, as far as they are not there. Files are compared by length "

@@ -14,7 +14,7 @@ from sage.storage.remote.upload import Counts, RunUpload
 from sage.storage.remote.url import checked_url, mark, marked_url, root
 
 
-def main(local: Path | None, url: str | None) -> int:
+def main(local: Path | None, url: str | None, *, replace: bool) -> int:
     """Upload the runs of a folder, and print how many files and bytes were uploaded and are there.
 
     A file is uploaded if it is missing at the URL or differs there in length or checksum. Doing this again
@@ -23,6 +23,7 @@ def main(local: Path | None, url: str | None) -> int:
     Args:
         local: A folder of runs; None: every staging folder.
         url: Where to; None: the URL for which the folder is the staging folder.
+        replace: Whether to replace earlier runs at the URL that could not be read when those here started.
 
     Returns:
         0 if all files are at the URL; 1 if some are not, but may be after a repetition; 2 if not even then.
@@ -48,11 +49,11 @@ def main(local: Path | None, url: str | None) -> int:
             raise ValueError(
                 f"{folder} is not the folder of a URL; give one: sage sync {folder} s3://bucket/runs"
             )
-        statuses.append(sync(folder, target))
+        statuses.append(sync(folder, target, replace=replace))
     return max(statuses)
 
 
-def sync(folder: Path, url: str) -> int:
+def sync(folder: Path, url: str, *, replace: bool) -> int:
     """Upload the runs of one folder; print what was done, and return the exit status as `main` does.
 
     Raises:
@@ -68,7 +69,7 @@ def sync(folder: Path, url: str) -> int:
         store = Store(url)
         for run in runs:
             try:
-                counts = RunUpload(run, run.name)(store, verify=True)
+                counts = RunUpload(run, run.name, replace)(store, verify=True)
             except Locked as owner:
                 _warn(f"{printable(run)} is left out: it is being uploaded by {owner}")
                 status = FAILED

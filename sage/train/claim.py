@@ -14,6 +14,7 @@ from sage.records.run_folder import RunInUse
 from sage.storage.remote.checksums import is_run
 from sage.storage.remote.copies import restore
 from sage.storage.remote.store import StoreError
+from sage.storage.remote.upload import mark_unread
 from sage.storage.remote.url import marked_url
 
 
@@ -64,7 +65,10 @@ def is_finished(config: Config) -> bool:
 
 
 def _restore(config: Config) -> None:
-    """Copy the run from its URL; if the store refuses or does not answer, the run starts without it."""
+    """Copy the run from its URL.
+
+    If the store refuses or does not answer, the run starts without it, and does not replace what is there.
+    """
     url = marked_url(config.runs)
     if url is None or is_run(config.folder):
         return
@@ -90,3 +94,4 @@ def _restore(config: Config) -> None:
     for error in errors:
         if not isinstance(error, StoreError):  # the upload names the failure of the store
             raise error
+        mark_unread(config.folder)

@@ -149,6 +149,22 @@ def test_with_wrong_credentials_a_run_ends_well_and_sync_uploads_it_later(
     assert "resuming from its own checkpoint, at step 3 of 3" in capsys.readouterr().err
     assert_equal(only(here))
 
+    # A machine that cannot read the run trains it anew, and leaves what is at the URL.
+    shutil.rmtree(here)
+    before = Store(URL).read(f"{run.name}/manifest.json")
+    server.check_credentials(True)
+    try:
+        assert main(argv) == 0
+    finally:
+        server.check_credentials(False)
+    capsys.readouterr()
+    assert main(["sync"]) == 2
+    assert f"{URL}/{run.name}: an earlier run is there, which could not be read" in capsys.readouterr().err
+    assert Store(URL).read(f"{run.name}/manifest.json") == before
+    assert main(["sync", "--replace"]) == 0
+    assert_equal(only(here))
+    assert Store(URL).read(f"{run.name}/manifest.json") != before
+
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # submitit's logs
 def test_a_sweep_is_uploaded_by_the_process_of_each_run(

@@ -20,7 +20,7 @@ from sage.storage.remote import upload as upload_of_one
 from sage.storage.remote.checksums import files
 from sage.storage.remote.copies import fetch
 from sage.storage.remote.store import Store, StoreError, is_inside
-from sage.storage.remote.upload import LOCK, RunUpload
+from sage.storage.remote.upload import LOCK, RunUpload, mark_unread
 from sage.storage.remote.url import checked_url, copied, mark, marked_url, root, staged
 
 URL = "memory://bucket/runs"
@@ -163,6 +163,39 @@ def test_only_what_the_run_itself_has_replaced_is_removed_at_the_url(tmp_path: P
     assert [name for name in there if name.endswith("index.json")] == ["checkpoints/step-00000003/index.json"]
     assert "result.json" not in there
     assert "manifest.json" in there
+
+
+def test_a_run_that_could_not_be_read_at_the_start_is_not_replaced_unless_asked(
+    tmp_path: Path, memory: Memory
+) -> None:
+    memory.put("run/checkpoints/step-00000400/index.json", b"{}")
+    memory.put("run/metrics.jsonl", b"of 400 steps")
+    memory.put("run/tensorboard/events.of-400-steps", b"")
+    folder = pretend(tmp_path)
+    checkpoint(folder, 1)
+    mark_unread(folder)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="only `sage sync --replace` replaces it") as error:
+            RunUpload(folder, "run")(Store(URL), verify=False)
+        assert error.value.is_permanent
+        assert Store(URL).read("run/metrics.jsonl") == b"of 400 steps"
+    RunUpload(folder, "run", replaces=True)(Store(URL), verify=True)
+    assert Store(URL).read("run/metrics.jsonl") == (folder / "metrics.jsonl").read_bytes()
+    assert uploaded(folder) == sorted(
+        [*files(folder), "checksums.json"]
+    )  # nothing of the earlier run is left
+
+
+def test_where_no_checkpoint_and_no_result_is_there_a_run_that_could_not_read_it_is_uploaded(
+    tmp_path: Path, memory: Memory
+) -> None:
+    memory.put("run/metrics.jsonl", b"of no checkpoint")
+    folder = pretend(tmp_path)
+    checkpoint(folder, 1)
+    mark_unread(folder)
+    assert "checkpoints/step-00000001/index.json" in uploaded(folder)
+    checkpoint(folder, 2)
+    assert "checkpoints/step-00000002/index.json" in uploaded(folder)
 
 
 def test_a_checkpoint_is_complete_at_the_url_before_its_index_is_there(

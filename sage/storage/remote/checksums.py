@@ -59,13 +59,15 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", "metrics.jsonl"))
 
 
-def superseded(here: list[str], there: Mapping[str, Sum]) -> list[str]:
+def superseded(here: list[str], there: Mapping[str, Sum], *, all_others: bool = False) -> list[str]:
     """List the files at the URL that the run itself has removed on this machine, in the order of removal.
 
     These are files of checkpoints that are older than the newest uploaded one, and files of an earlier start.
-    What a user has removed here stays at the URL.
+    What a user has removed here stays at the URL, unless `all_others` asks for all files that are not here.
     """
     local = set(here)
+    if all_others:
+        return sorted(there.keys() - local, key=lambda name: not name.endswith("/index.json"))
     complete = [name for name in here if name.endswith("/index.json") and name in there]
     newest = max((step for name in complete if (step := _step(name)) is not None), default=-1)
     gone = [name for name in there if name not in local]

@@ -5,6 +5,7 @@ its index, and last `checksums.json`. A file that has grown or changed is upload
 such as S3 shows a file only once all of it is there.
 """
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -14,10 +15,14 @@ from pathlib import Path
 from sage.storage.lock import locked
 from sage.storage.remote import checksums
 from sage.storage.remote.checksums import Sum
-from sage.storage.remote.store import Store
+from sage.storage.remote.store import Store, StoreError
+from sage.storage.write import remove, write_bytes
 
 LOCK = ".lock-upload"
 """The file of a run folder that is locked by the process that uploads it; `--fresh` keeps it."""
+
+UNREAD = ".unread"
+"""The file of a run folder that says that the run started without having read what is at the URL."""
 
 IN_MEMORY = 2**25
 """Bytes up to which a file is read into memory before it is uploaded."""
@@ -44,6 +49,8 @@ class RunUpload:
     """The run folder on this machine."""
     name: str
     """Its path below the URL of the store."""
+    replaces: bool = False
+    """Whether to replace an earlier run at the URL that could not be read when this one started."""
     _there: dict[str, Sum] | None = None
     _sums: dict[str, tuple[tuple[int, int], Sum]] = field(default_factory=dict)
     """The sum of each file on this machine, and the length and time of change for which it holds."""
@@ -65,20 +72,44 @@ class RunUpload:
             return self._upload_all(store, verify=verify, is_stopped=is_stopped)
 
     def _upload_all(self, store: Store, *, verify: bool, is_stopped: Callable[[], bool]) -> Counts:
-        counts = Counts()
+        counts, replaced = Counts(), False
         there, self._there = self._there, None  # unknown if this fails: an answer may have been lost
         if verify or there is None:
             there = checksums.read(store, self.name)
+            replaced = self._replaces_unread(store, there)
         here = checksums.files(self.folder)
         left = [name for name in here if is_stopped() or not self._upload(store, name, there, counts)]
-        for name in checksums.superseded(here, there) if not left else ():
-            store.remove(f"{self.name}/{name}")
-            del there[name]
-            counts.removed += 1
+        if not left:
+            for name in checksums.superseded(here, there, all_others=replaced):
+                store.remove(f"{self.name}/{name}")
+                del there[name]
+                counts.removed += 1
+            if replaced:
+                remove(self.folder / UNREAD)
         if counts.uploaded or counts.removed:
             checksums.write(store, self.name, there)
         self._there = there
         return counts
+
+    def _replaces_unread(self, store: Store, there: dict[str, Sum]) -> bool:
+        """Whether all of a run at the URL is replaced that was not read when this one started.
+
+        Raises:
+            StoreError: (an OSError) It has a checkpoint or a result, and is not to be replaced.
+        """
+        if not (self.folder / UNREAD).exists():
+            return False
+        has_progress = any(name == "result.json" or name.endswith("/index.json") for name in there)
+        if has_progress and not self.replaces:
+            raise StoreError(
+                errno.EACCES,
+                "an earlier run is there, which could not be read when this one started; only `sage sync "
+                "--replace` replaces it",
+                f"{store.url}/{self.name}",
+            )
+        if not has_progress:
+            remove(self.folder / UNREAD)  # before anything of this run is there
+        return True
 
     def _upload(self, store: Store, name: str, there: dict[str, Sum], counts: Counts) -> bool:
         """Upload a file unless it is equal to the one at the URL; return False if the run has removed it."""
@@ -110,6 +141,11 @@ class RunUpload:
         counts.files += 1
         counts.bytes += found.bytes
         return True
+
+
+def mark_unread(folder: Path) -> None:
+    """Note that a run starts without having read what is at its URL."""
+    write_bytes(folder / UNREAD, b"")
 
 
 def _no_link(path: str, flags: int) -> int:
