@@ -1,4 +1,4 @@
-"""Trains the small GPT sharded over two processes (FSDP2) with each wire format of gradients, from six seeds.
+"""Trains the small GPT sharded over two processes (FSDP2) with each wire format of gradients.
 
 But for clipping, the settings and the learning rate are those of `bf16` in low_communication.py, whose pilot
 runs must exist. The script prints the final losses, and their differences to bf16 paired by seed.
@@ -54,10 +54,11 @@ def main() -> None:
     """Train what is missing, seed by seed, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--folder", type=Path, required=True, help="of low_communication.py")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="number of seeds")
     given = parser.parse_args()
     rate = chosen(given.folder)["bf16"]
     losses: dict[str, dict[int, float]] = {wire: {} for wire in FORMATS}
-    for seed in SEEDS:
+    for seed in range(given.seeds):
         for wire in FORMATS:
             folder = given.folder / "shards" / f"{wire}-{seed}"
             train(folder, wire, seed, rate)
