@@ -172,6 +172,7 @@ def draw(rows: Sequence[Row], output: Path) -> None:
         "bytes": "bytes that a rank has sent",
         "seconds": "seconds on links of 10 Mbit/s",
     }
+    lowest = min(row["loss"] for row in rows) - 0.05
     world_sizes = sorted({int(row["ranks"]) for row in rows})
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(10, 0.8 + 2.9 * len(world_sizes)), layout="constrained")
@@ -185,7 +186,7 @@ def draw(rows: Sequence[Row], output: Path) -> None:
                         field,
                         k,
                     )
-                axes.set(xlabel=label, xscale="linear" if field == "step" else "log", ylim=(None, 3.2))
+                axes.set(xlabel=label, xscale="linear" if field == "step" else "log", ylim=(lowest, 3.2))
                 axes.grid(alpha=0.3)
             line[0].set_ylabel(f"validation loss, {ranks} ranks")
         handles, labels = grid[0, 0].get_legend_handles_labels()
