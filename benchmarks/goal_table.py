@@ -21,6 +21,8 @@ CASTS = ("fp16", "bf16")
 MICROSCALED = ("mxfp8", "mxfp4", "nvfp4")
 TRANSFORMED = ("thc", "hadamard")
 LOW_RANK = ("powersgd", "svd", "atomo")
+WITHOUT_KERNELS = ("u8bit", "inceptionn", "sketch")
+"""Quantisers in plain torch; they are measured, and have no goals but the memory's."""
 COMPARED = (*SIGNS, *LEVELS, *DITHERED, *SAMPLED, *PARTITIONED, *PLAIN)
 """Reducers that are compared with an implementation of GRACE's class (grace_class.py)."""
 REDUCERS = (
@@ -33,6 +35,9 @@ REDUCERS = (
     "variance",
     *CASTS,
     *LOW_RANK,
+    "acp",
+    "lqsgd",
+    *WITHOUT_KERNELS,
 )
 """All reducers that are measured."""
 

@@ -1,4 +1,4 @@
-"""Methods that communicate less: the table of benchmarks/README.md is that of its CSV file."""
+"""Methods that communicate less: the tables of benchmarks/README.md are those of the CSV files."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+import sharded_gpt  # noqa: E402
 from low_communication_figure import RESULTS, read, step_seconds, table  # noqa: E402
 
 
@@ -18,6 +19,10 @@ def test_the_page_has_the_table_of_the_file() -> None:
         lines = list(table(rows, ranks))
         assert len(lines) > 10
         assert "\n".join(lines) in text
+
+
+def test_the_page_has_the_table_of_the_sharded_gpt() -> None:
+    assert "\n".join(sharded_gpt.table(sharded_gpt.read())) in (BENCHMARKS / "README.md").read_text()
 
 
 def test_a_step_takes_the_time_of_the_timed_steps_with_its_payload() -> None:
