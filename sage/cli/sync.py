@@ -30,7 +30,7 @@ command = Command(
             "replace",
             bool,
             False,
-            "Replace earlier runs there that could not be read when the runs here started.",
+            "Replace all files of earlier runs there that could not be read when the runs here started.",
         ),
     ],
     help="Upload runs to the URL of their folder, as far as they are not there. Files are compared by length "

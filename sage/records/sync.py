@@ -69,7 +69,7 @@ def sync(folder: Path, url: str, *, replace: bool) -> int:
         store = Store(url)
         for run in runs:
             try:
-                counts = RunUpload(run, run.name, replace)(store, verify=True)
+                counts = RunUpload(run, run.name, replaces=replace)(store, verify=True)
             except Locked as owner:
                 _warn(f"{printable(run)} is left out: it is being uploaded by {owner}")
                 status = FAILED
