@@ -87,7 +87,7 @@ def test_the_end_of_the_store_names_the_rank_that_hosts_it(variable: str, store_
     def work(host: Wire) -> None:
         if variable:
             os.environ[variable] = "a run"
-        wire = AttachedWire(device=CPU, timeout=1)
+        wire = AttachedWire(device=CPU, timeout=6)
         wire.mean(torch.ones(3))  # both ranks have attached
         if host.rank == 0:
             os._exit(1)

@@ -253,7 +253,7 @@ def test_a_process_without_the_secret_learns_nothing_from_the_keys_and_is_not_tr
 
 def test_ranks_with_another_secret_do_not_connect() -> None:
     places = local_places(2)
-    found = outcomes([places[0], replace(places[1], secret="another")], [{}] * 2, timeout=2)
+    found = outcomes([places[0], replace(places[1], secret="another")], [{}] * 2, timeout=6)
     assert "rank 1 of 2 did not join" in str(found[0])
     assert "different values of SAGE_SECRET" in str(found[1])
 
