@@ -1,5 +1,5 @@
 """thc: integers whose sum is the sum of the messages, after a Hadamard transform (Li et al., NSDI 2024)."""
-# N = elements of the vector, S = of a share, P = parts that are transformed, W = ranks, B = bytes, L = levels
+# N = elements of the vector, P = parts that are transformed, W = ranks, B = bytes
 
 from collections.abc import Sequence
 from functools import cache
@@ -8,10 +8,9 @@ from statistics import NormalDist
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sage.reduction import Reduced, Reducer, Wire, ops, phase, seed_at
+from sage.reduction import Layout, Reduced, Reducer, Wire, ops, phase, seed_at
 
 
 class Thc(Reducer):
@@ -55,6 +54,8 @@ class Thc(Reducer):
     rounds = True
     precision = 2.0**-17
     step: Tensor
+    bounds_P: Tensor
+    """First element of each part, and the number of all elements (int32)."""
 
     def __init__(
         self,
@@ -82,69 +83,62 @@ class Thc(Reducer):
         self._levels = best_levels(levels, granularity, self._limit)
         self._bits = (levels - 1).bit_length()
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.bind(self.layout)
+
+    def bind(self, layout: Layout) -> None:
+        super().bind(layout)
+        self._lengths = part_lengths(self._sizes, self._block)
+        bounds_P = torch.tensor(ops.bounds_of(self._lengths), dtype=torch.int32)
+        self.register_buffer("bounds_P", bounds_P, persistent=False)
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         self.step += 1
         transform_key = seed_at(self._seed, int(self.step))
         key = seed_at(self._seed, int(self.step), wire.rank)
+        bounds_P = self.bounds_P.to(grad_N.device)
         with phase("select"):
             signal_N = ops.accumulate(grad_N, residual_N).float()
             ops.hadamard(signal_N, self._sizes, self._block, key=transform_key)
-            lengths = part_lengths(self._sizes, self._block)
-            norm_P = norms(signal_N, lengths)
+            norm_P = norms(signal_N, self._lengths)
         (norm_WP,) = wire.gather(scales=norm_P)
         with phase("select"):
-            step_N = self._steps(norm_WP.amax(0), lengths)
-            code_N = self._codes(signal_N, step_N, key)
-            if residual_N is not None:
-                residual_N.sub_(self._values(self._integers(code_N), 1, step_N)).nan_to_num_(0.0, 0.0, 0.0)
-                ops.hadamard(residual_N, self._sizes, self._block, key=transform_key, inverse=True)
-        sum_N = self._sum(code_N, wire)
+            step_P = self._steps(norm_WP.amax(0), bounds_P)
+            is_served = self._exchange == "ps"
+            bytes_WB = ops.quantise_integers(
+                signal_N,
+                bounds_P,
+                step_P,
+                self._levels,
+                key=key,
+                positions=self.layout.positions,
+                shares=wire.world_size if is_served else 1,
+                packed=is_served,
+                keep=residual_N is not None,
+            )
+            if residual_N is not None:  # it is the signal, which is now the error
+                ops.hadamard(signal_N, self._sizes, self._block, key=transform_key, inverse=True)
+        sum_WB, bits = self._sums(bytes_WB, grad_N.numel(), wire)
         with phase("scatter"):
-            mean_N = self._values(sum_N, wire.world_size, step_N)
+            mean_N = grad_N if grad_N.dtype == torch.float32 else torch.empty_like(signal_N)
+            ops.average_integers(mean_N, sum_WB, bits, bounds_P, step_P, most=self._most, num=wire.world_size)
             ops.hadamard(mean_N, self._sizes, self._block, key=transform_key, inverse=True)
             return Reduced(grad_N.copy_(mean_N))
 
-    def _steps(self, norm_P: Tensor, lengths: Sequence[int]) -> Tensor:
-        """The value of 1 in units of the integers, for each element: 2T/g·n/√d (float32, N)."""
-        length_P = torch.tensor(lengths, dtype=torch.int64, device=norm_P.device)
-        step_P = norm_P / length_P.sqrt() * (2 * self._limit / self._most)
-        return step_P.float().repeat_interleave(length_P)
+    def _steps(self, norm_P: Tensor, bounds_P: Tensor) -> Tensor:
+        """The value of 1 in units of the integers, in each part: 2T/g·n/√d (float32, P)."""
+        return norm_P / bounds_P.diff().sqrt() * (2 * self._limit / self._most)
 
-    def _codes(self, signal_N: Tensor, step_N: Tensor, key: int) -> Tensor:
-        """The number of the level of each element (uint8, N); any, where a number is not finite."""
-        level_L = torch.tensor(self._levels, dtype=torch.float32, device=signal_N.device)
-        place_N = (signal_N / step_N).nan_to_num_(0.0).add_(self._most / 2).clamp_(0, self._most)
-        low_N = torch.bucketize(place_N, level_L, right=True).sub_(1).clamp_(max=len(self._levels) - 2)
-        share_N = (place_N - level_L[low_N]) / (level_L[1:] - level_L[:-1])[low_N]
-        bits_N = ops.random_bits(
-            signal_N.numel(), key, positions=self.layout.positions, device=signal_N.device
-        )
-        return low_N.add_(bits_N.float().add_(0.5).mul_(2.0**-16) < share_N).to(torch.uint8)
-
-    def _integers(self, code_N: Tensor) -> Tensor:
-        return torch.tensor(self._levels, dtype=torch.int32, device=code_N.device)[code_N.int()]
-
-    def _values(self, sum_N: Tensor, num: int, step_N: Tensor) -> Tensor:
-        """Decode sums of `num` integers to their mean (float32, N)."""
-        return (2 * sum_N - num * self._most).float().div_(2 * num).mul_(step_N)
-
-    def _sum(self, code_N: Tensor, wire: Wire) -> Tensor:
-        """The sums over ranks of the integers (int32, N)."""
-        if self._exchange == "all-reduce":
-            integer_N = self._integers(code_N)
-            return wire.sum(
-                integer_N.to(torch.uint8) if wire.world_size * self._most < 256 else integer_N
-            ).int()
-        n, length = code_N.numel(), ceil(code_N.numel() / wire.world_size)
-        shares_WS = F.pad(code_N, (0, length * wire.world_size - n)).view(wire.world_size, length)
-        codes_WB = wire.all_to_all(torch.stack([ops.pack(code_S, self._bits) for code_S in shares_WS]))
-        sum_S = torch.zeros(length, dtype=torch.int32, device=code_N.device)
-        for code_B in codes_WB:
-            sum_S += self._integers(ops.unpack(code_B, self._bits, length))
+    def _sums(self, bytes_WB: Tensor, n: int, wire: Wire) -> tuple[Tensor, int]:
+        """The sums over ranks of the integers, packed (uint8, shares × B), and the bits of each."""
         bits = (wire.world_size * self._most).bit_length()
-        (packed_WB,) = wire.gather(values=pack_wide(sum_S, bits))
-        return torch.cat([unpack_wide(packed_B, bits, length) for packed_B in packed_WB])[:n]
+        if self._exchange == "all-reduce":
+            (integer_N,) = bytes_WB
+            if wire.world_size * self._most < 256:
+                return wire.sum(integer_N)[None], 8
+            return ops.pack_sums(wire.sum(integer_N.int()), bits)[None], bits
+        codes_WB = wire.all_to_all(bytes_WB)
+        (sum_WB,) = wire.gather(values=ops.sum_integers(codes_WB, self._levels, ceil(n / wire.world_size)))
+        return sum_WB, bits
 
     @property
     def _sizes(self) -> list[int]:
@@ -152,13 +146,12 @@ class Thc(Reducer):
 
     def payload(self, counts: list[int], rank: int) -> dict[str, int]:
         n, world_size = counts[rank], len(counts)
-        scales = 4 * len(part_lengths(self._sizes, self._block))
+        scales = 4 * len(self._lengths)
         if self._exchange == "all-reduce":
             return {"values": n * (1 if world_size * self._most < 256 else 4), "scales": scales}
         length, bits = ceil(n / world_size), (world_size * self._most).bit_length()
         codes = ceil(length * self._bits / 8)
-        sums = sum(ceil(length * width / 8) for width in widths(bits))
-        return {"values": world_size * codes + sums, "scales": scales}
+        return {"values": world_size * codes + ops.bytes_of_sums(length, bits), "scales": scales}
 
 
 def part_lengths(sizes: Sequence[int], block: int) -> list[int]:
@@ -177,42 +170,7 @@ def part_lengths(sizes: Sequence[int], block: int) -> list[int]:
 
 def norms(x_N: Tensor, lengths: Sequence[int]) -> Tensor:
     """The Euclidean norm of each part (float32, P)."""
-    longest = max(lengths, default=1)
-    found, first, start = [x_N.new_empty(0, dtype=torch.float64)], 0, 0
-    while first < len(lengths):  # runs of whole blocks, and the other parts one by one
-        last = first + 1
-        while last < len(lengths) and lengths[first] == longest == lengths[last]:
-            last += 1
-        num = last - first
-        stop = start + num * lengths[first]
-        rows = x_N[start:stop].view(num, lengths[first])
-        found.append(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64))
-        first, start = last, stop
-    return torch.cat(found).float()
-
-
-def pack_wide(sum_S: Tensor, bits: int) -> Tensor:
-    """Pack numbers of any number of bits (uint8, B): the low 8 bits of all, then the next 8, and so on."""
-    bytes_S = [(sum_S >> first & 0xFF).to(torch.uint8) for first in range(0, bits, 8)]
-    return torch.cat([ops.pack(byte_S, width) for byte_S, width in zip(bytes_S, widths(bits), strict=True)])
-
-
-def unpack_wide(packed_B: Tensor, bits: int, n: int) -> Tensor:
-    """Unpack n numbers of `pack_wide` (int32, n)."""
-    parts = packed_B.split([ceil(n * width / 8) for width in widths(bits)])
-    number_N = torch.zeros(n, dtype=torch.int32, device=packed_B.device)
-    for place, (part_B, width) in enumerate(zip(parts, widths(bits), strict=True)):
-        number_N += ops.unpack(part_B.contiguous(), width, n).int() << 8 * place
-    return number_N
-
-
-def widths(bits: int) -> list[int]:
-    """Bits of each code of up to 8 that a number is cut into.
-
-    >>> widths(8), widths(11)
-    ([8], [8, 3])
-    """
-    return [min(8, bits - first) for first in range(0, bits, 8)]
+    return ops.statistics(x_N, None, lengths, ops.Kind.SQUARES).sum_G.sqrt().float()
 
 
 @cache

@@ -32,6 +32,9 @@ from .indices import decode_indices as decode_indices
 from .indices import encode_bitmap as encode_bitmap
 from .indices import encode_gaps as encode_gaps
 from .indices import encode_indices as encode_indices
+from .integers import average_integers as average_integers
+from .integers import quantise_integers as quantise_integers
+from .integers import sum_integers as sum_integers
 from .levels import average as average
 from .levels import quantise as quantise
 from .levels import quantise_mean as quantise_mean
@@ -51,6 +54,8 @@ from .reference import NUM_BINS as NUM_BINS
 from .reference import magnitude_bits as magnitude_bits
 from .reference_bins import Bins as Bins
 from .reference_bins import layer_of as layer_of
+from .reference_integers import bytes_of_sums as bytes_of_sums
+from .reference_integers import pack_sums as pack_sums
 from .scatter import clear as clear
 from .scatter import scatter_mean as scatter_mean
 from .select import accumulate as accumulate
