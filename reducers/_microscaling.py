@@ -39,15 +39,17 @@ class Microscaled(FusedQuantiser):
         return sum(counts)
 
     def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
-        return self._parts(ops.accumulate(grad_N, residual_N), sizes, keep=residual_N is not None)
+        largest_P = ops.largest_of_blocks(grad_N, residual_N, sizes, self._block)
+        signal_N = grad_N if residual_N is None else residual_N
+        return self._encode(signal_N, largest_P, sizes, keep=residual_N is not None)
 
     def compress_signal(self, signal_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
-        return self._parts(signal_N, sizes, keep=True)
+        largest_P = ops.largest_of_blocks(None, signal_N, sizes, self._block)
+        return self._encode(signal_N, largest_P, sizes, keep=True)
 
-    def _parts(self, signal_N: Tensor, sizes: Sequence[int], *, keep: bool) -> Parts:
+    def _encode(self, signal_N: Tensor, largest_P: Tensor, sizes: Sequence[int], *, keep: bool) -> Parts:
         counts = self._counts(sizes)
-        largest_P = largest_of_blocks(signal_N, sizes, self._block)
-        scale_B = self.encode_scales(torch.where(largest_P.isfinite(), largest_P, torch.nan), counts)
+        scale_B = self.encode_scales(largest_P, counts)
         scale_P = self.decode_scales(scale_B, counts)
         codes_B = ops.quantise_to(signal_N, sizes, self.coding, scale_P, keep=keep)
         return {"values": codes_B, "scales": scale_B}
@@ -110,20 +112,3 @@ class Mx(Microscaled):
     def decode_scales(self, scale_B: Tensor, counts: Sequence[int]) -> Tensor:
         scale_P = (scale_B.int() + self.exponent).bitwise_left_shift(23) | self.mantissa
         return torch.where(scale_B == 0xFF, torch.nan, scale_P.view(torch.float32))
-
-
-def largest_of_blocks(x_N: Tensor, sizes: Sequence[int], block: int) -> Tensor:
-    """The largest magnitude of each block (float32, P), NaN where an element is; a group begins a new block.
-
-    >>> largest_of_blocks(torch.tensor([1.0, -2.0, 3.0, 4.0]), [3, 1], 2)
-    tensor([2., 3., 4.])
-    """
-    if all(n % block == 0 for n in sizes[:-1]):
-        sizes = [x_N.numel()]
-    found = [x_N.new_empty(0)]
-    for x in x_N.split(list(sizes)):
-        whole = x.numel() // block * block
-        found.append(x[:whole].view(-1, block).abs().amax(1))
-        if whole < x.numel():
-            found.append(x[whole:].abs().amax(0, keepdim=True))
-    return torch.cat(found).float()

@@ -95,6 +95,15 @@ def quantised(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
     return results
 
 
+def microscaled(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
+    """Find the largest magnitudes of blocks of 16, 32 and 100, with and without a gradient to add."""
+    n, results = grad_N.numel(), [residual_N]
+    sizes = [n // 7, n // 2 - n // 7, n - n // 2]
+    for block in (16, 32, 100):
+        results += [ops.largest_of_blocks(grad_N, own_N, sizes, block) for own_N in (None, residual_N)]
+    return results
+
+
 def transformed(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
     """Run `hadamard` and its inverse with buckets of 16 and of 4,096."""
     n = grad_N.numel()
@@ -154,6 +163,7 @@ RUNS: dict[str, Run] = {
     "packing": packed,
     "statistics, signs and their mean": signs,
     "quantisers and their mean": quantised,
+    "scales of blocks": microscaled,
     "Hadamard transforms": transformed,
     "casts and their mean": casts,
     "random and given elements": gathered,

@@ -231,4 +231,7 @@ struct Blocks {
 constexpr int64_t kMostInBlock = 16384;
 void quantise_blocks(const Cut& cut, int64_t longest, const Blocks& x, Stream stream);
 
+// Computes signal += grad, where there is a gradient, and the largest magnitude of each bucket: NaN where it is not finite.
+void largest_of_blocks(const Cut& cut, float* signal, const float* grad, float* found, Stream stream);
+
 }  // namespace sage::cuda

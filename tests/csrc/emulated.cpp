@@ -13,6 +13,7 @@
 #include "../../csrc/cuda/gather.cu"
 #include "../../csrc/cuda/hadamard.cu"
 #include "../../csrc/cuda/levels.cu"
+#include "../../csrc/cuda/microscales.cu"
 #include "../../csrc/cuda/moments.cu"
 #include "../../csrc/cuda/pack.cu"
 #include "../../csrc/cuda/product.cu"
@@ -142,6 +143,7 @@ const std::pair<const char*, Test> kInTurns[] = {
     SAGE_TEST(test_momentum),
     SAGE_TEST(test_product),
     SAGE_TEST(test_hadamard),
+    SAGE_TEST(test_largest_of_blocks),
     {"test_blocks",
      [](int, int64_t n) {
        for (int codec = 0; codec < 3; ++codec) test_blocks(n, codec);

@@ -66,6 +66,11 @@ inline void test_launches_of_groups() {
                                  0, 1, true, bytes.data(), scales.data()},
                                 nullptr);
   });
+  expect_launches("largest_of_blocks", 2, [](const Bounds& bounds) {
+    OnDevice on(bounds, 16);
+    Floats x = draw(bounds.back()), largest(on.cut.num_buckets);
+    sage::cuda::largest_of_blocks(on.cut, x.data(), nullptr, largest.data(), nullptr);
+  });
   expect_launches("moments", 3, [](const Bounds& bounds) {
     Floats x = draw(bounds.back());
     moments_on_gpu(bounds, x, nullptr);

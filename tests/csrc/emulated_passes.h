@@ -6,6 +6,7 @@
 #include "../../csrc/cpu/cast.h"
 #include "../../csrc/cpu/error.h"
 #include "../../csrc/cpu/hadamard.h"
+#include "../../csrc/cpu/microscales.h"
 #include "../../csrc/cpu/product.h"
 
 // A copy of a vector that begins at a multiple of 16 bytes, or between two.
@@ -144,4 +145,20 @@ inline void test_hadamard(int64_t n) {
   sage::cpu::hadamard(sage::cpu::isa(), kAlone,
                       {theirs.data(), buckets.data(), static_cast<int64_t>(buckets.size()) - 1, bucket, key, inverse});
   expect(alike(ours.vector(), theirs), "hadamard");
+}
+
+inline void test_largest_of_blocks(int64_t n) {
+  const std::vector<int64_t> bounds = draw_bounds(n);
+  const int64_t block = Ints{16, 32, 1 + static_cast<int32_t>(below(100)), 1024}[below(4)];
+  const std::vector<int64_t> firsts = sage::cpu::first_blocks(bounds, block);
+  const bool adds = below(2);
+  Placed<float> ours(draw(n)), grad(draw(n)), found(firsts.back());
+  Floats theirs = ours.vector(), added = grad.vector(), expected(firsts.back());
+  OnDevice on(bounds, block);
+  sage::cuda::largest_of_blocks(on.cut, ours.data(), adds ? grad.data() : nullptr, found.data(), nullptr);
+  sage::cpu::largest_of_blocks(sage::cpu::isa(), kAlone,
+                               {theirs.data(), adds ? added.data() : nullptr, bounds.data(), firsts.data(),
+                                static_cast<int64_t>(bounds.size()) - 1, block, expected.data()});
+  expect(same(found.vector(), expected), "largest_of_blocks");
+  expect(alike(ours.vector(), theirs), "largest_of_blocks: signal");
 }

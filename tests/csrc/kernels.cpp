@@ -28,6 +28,7 @@
 #include "gather.h"
 #include "hadamard.h"
 #include "levels.h"
+#include "microscales.h"
 #include "product.h"
 
 using namespace sage::cpu;
@@ -381,6 +382,7 @@ int main() {
         test_error(team, n);
         test_product(set, team, n);
         test_hadamard(set, team, n, draw_bounds(n));
+        test_largest_of_blocks(set, team, n, draw_bounds(n));
         test_cast<Format::fp16>(set, team, n);
         test_cast<Format::bf16>(set, team, n);
         test_elias(set, team, n);
