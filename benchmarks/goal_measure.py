@@ -16,15 +16,17 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import grace_class
 import torch
 from goal_table import CASTS, LEVELS, LOW_RANK
 from torch import Tensor
 
-from sage import registry
+from sage import ops, registry
 from sage.bench.loopback_wire import LoopbackWire
 from sage.bench.repetitions import Case, cases_of
 from sage.reduction.error_feedback import ErrorFeedback
@@ -171,30 +173,40 @@ FACTORISATIONS = ("aten::linalg_qr", "aten::_linalg_svd", "aten::linalg_vector_n
 def over_products(work: Callable[[], object]) -> float:
     """Return a call's time as a multiple of that of its matrix products, QRs and SVDs (torch's profiler).
 
-    `ops.write_product` also forms the mean and the residual, so the products of its shapes are timed alone.
+    `ops.write_product` also forms the mean and the residual, and `ops.thin_product` adds the gradient, so the
+    products of their shapes are timed alone.
     """
+    thin: list[Callable[[], object]] = []
+    real = ops.thin_product
+
+    def spied(
+        matrix: Tensor, basis: Tensor, *, transposed: bool = False, grad: Tensor | None = None
+    ) -> Tensor:
+        thin.append(partial(real, torch.randn_like(matrix), torch.randn_like(basis), transposed=transposed))
+        return real(matrix, basis, transposed=transposed, grad=grad)
+
+    with mock.patch.object(ops, "thin_product", spied):
+        work()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True
     ) as profile:
-        start = time.perf_counter()
         work()
-        whole = time.perf_counter() - start
     events: Any = profile.key_averages(group_by_input_shape=True)
     needed = sum(e.cpu_time_total for e in events if e.key in (*PRODUCTS, *FACTORISATIONS)) / 1e6
     for event in events:
         if event.key == "sage::write_product_":
             (size,), _, (left,), (right,), *_ = event.input_shapes  # n·m, n·r and r·m
             rank = math.isqrt(left * right // size)
-            needed += event.count * _product_seconds(left // rank, rank, right // rank)
-    return whole / needed
+            p, q = torch.randn(left // rank, rank), torch.randn(rank, right // rank)
+            needed += event.count * _median_seconds(partial(torch.mm, p, q, out=p @ q))
+    return _median_seconds(work) / (needed + sum(map(_median_seconds, thin)))
 
 
-def _product_seconds(n: int, rank: int, m: int) -> float:
-    """Return the median time of a product of n × rank and rank × m."""
-    left, right, out = torch.randn(n, rank), torch.randn(rank, m), torch.empty(n, m)
+def _median_seconds(work: Callable[[], object]) -> float:
+    """Return the median time of five calls."""
     times = []
     for _ in range(5):
         start = time.perf_counter()
-        torch.mm(left, right, out=out)
+        work()
         times.append(time.perf_counter() - start)
     return statistics.median(times)

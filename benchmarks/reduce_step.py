@@ -8,7 +8,9 @@ ResNet-18 (11,173,962 parameters) and is heavy-tailed. In every turn, each reduc
 native kernels and once as with SAGE_NATIVE=0. The order is random, so that other load on the machine affects
 all of them equally. The ranks start at the same time, and the slowest rank's seconds count. Times are medians
 over the turns; ratios are medians of the per-turn ratios, with quartiles. Each reducer keeps its own
-residual.
+residual. `passes` is what no sparsifier with a residual can omit: the gradient is added to the residual, and
+the vector of the mean is set to 0, without any communication. So `exact / passes` limits what the others can
+reach.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -29,11 +31,13 @@ from typing import Any
 import torch
 from goal_table import PLAIN_TORCH_STEP, STEP_DENSITIES, STEPS
 from kernels import Ratio, conclude, judge, ratio
+from torch import Tensor
 
 from sage import registry
 from sage.comm.process import ProcessWire
 from sage.comm.rendezvous import Place
 from sage.comm.spawn import spawn
+from sage.comm.wire import Wire
 from sage.ops import native
 from sage.reduction.error_feedback import ErrorFeedback
 from sage.reduction.layout import Layout
@@ -43,15 +47,17 @@ WARM_UP = 8
 """Number of warm-up turns, which are not counted: controllers converge, and buffers are allocated."""
 GRADIENTS = 3
 """Number of different gradients, which are used in turn."""
+PASSES = "passes"
 
 
 def contestants(names: Sequence[str], plain: bool) -> dict[str, tuple[str, dict[str, Any], bool]]:
     """Return each contestant by name: its reducer, options, and whether it uses the native kernels.
 
-    `exact` is always among them. Those with a density run at each of `STEP_DENSITIES`, with
+    `exact` and `passes` are always among them. Those with a density run at each of `STEP_DENSITIES`, with
     `plain` also on plain torch.
     """
     contestants: dict[str, tuple[str, dict[str, Any], bool]] = {"exact": ("exact", {}, True)}
+    contestants[PASSES] = (PASSES, {}, True)
     for reducer in names:
         if "density" not in registry.check_options("reducers", reducer, {}):
             contestants[reducer] = (reducer, {}, True)
@@ -73,6 +79,17 @@ def kernels(runs_native: bool) -> Iterator[None]:
         native.MISSING = before
 
 
+def passes(n: int) -> Callable[[Tensor, Wire], object]:
+    """Return the passes over memory that every sparsifier with a residual makes."""
+    residual_N = torch.zeros(n)
+
+    def run(grad_N: Tensor, wire: Wire) -> None:
+        residual_N.add_(grad_N)
+        grad_N.zero_()
+
+    return run
+
+
 def rank(place: Place, names: Sequence[str], plain: bool, turns: int, out: Path) -> int:
     """Run one rank: reduce in turns; rank 0 writes the slowest rank's seconds of each turn."""
     torch.set_num_threads(1)
@@ -84,8 +101,10 @@ def rank(place: Place, names: Sequence[str], plain: bool, turns: int, out: Path)
     torch.manual_seed(place.rank)
     gradients = [torch.randn(n) * torch.randn(n).exp() for _ in range(GRADIENTS)]
     entered = contestants(names, plain)
-    reducers = {}
+    reducers: dict[str, Callable[[Tensor, Wire], object]] = {PASSES: passes(n)}
     for name, (reducer, options, _) in entered.items():
+        if reducer == PASSES:
+            continue
         made = registry.load("reducers", reducer)(**options)
         reducers[name] = ErrorFeedback(made, Layout.of(shapes, made.grouping))
     drawn = random.Random(0)  # the same order on every rank

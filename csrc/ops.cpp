@@ -60,6 +60,7 @@ STABLE_TORCH_LIBRARY(sage, m) {
   m.def("hadamard_(Tensor(a!) x, int[] bounds, int bucket, int key, bool inverse) -> ()");
   m.def("keep_error_(Tensor(a!) signal, Tensor sent) -> ()");
   m.def("write_product_(Tensor(a!) out, Tensor(b!)? signal, Tensor left, Tensor right, int rank) -> ()");
+  m.def("thin_product_(Tensor(a!) matrix, Tensor? grad, Tensor basis, int rows, int rank, bool transposed) -> Tensor");
   m.def("take_at_(Tensor(a!) signal, Tensor? grad, Tensor indices, bool keep) -> Tensor");
   m.def("unite(Tensor indices, int n) -> (Tensor union, Tensor places)");
   m.def("is_among(Tensor indices, Tensor others, int n) -> Tensor");

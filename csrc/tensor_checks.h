@@ -303,20 +303,6 @@ inline void check_counts(const std::vector<int64_t>& counts, int64_t num_values,
                   " values and ", num_indices, " indices: expected as many of each");
 }
 
-// Checks the product of a matrix with `rank` columns and one with as many rows, all of them flat.
-inline void check_product(const Tensor& out, const std::optional<Tensor>& signal, const Tensor& left,
-                          const Tensor& right, int64_t rank) {
-  STD_TORCH_CHECK(rank >= 1, "rank: ", rank, ": expected 1 or more");
-  for (const auto& [name, x] : {std::pair{"left", &left}, std::pair{"right", &right}})
-    STD_TORCH_CHECK(x->numel() % rank == 0, name, " has ", x->numel(), " elements: expected a multiple of rank ", rank);
-  const int64_t n = left.numel() / rank * (right.numel() / rank);
-  check_numel(out, n, "out");
-  if (!signal) return;
-  check_numel(*signal, n, "signal");
-  STD_TORCH_CHECK(n == 0 || signal->const_data_ptr() != out.const_data_ptr(),
-                  "signal and out are one vector: expected two");
-}
-
 inline void check_bits(int64_t bits) { STD_TORCH_CHECK(bits >= 1 && bits <= 8, "bits=", bits, ": expected 1 to 8"); }
 
 inline void check_packed(int64_t num_bytes, int64_t n, int64_t bits) {

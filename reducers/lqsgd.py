@@ -114,7 +114,7 @@ def encode(x: Tensor, bits: int, alpha: float) -> tuple[Tensor, Tensor]:
     largest, top = x.abs().amax(), (1 << bits - 1) - 1
     unit = torch.where(largest > 0, x.abs() / largest, 0).nan_to_num(0.0, 0.0)  # the scale is then not finite
     level = (torch.log1p(alpha * unit) * (top / math.log1p(alpha))).round().copysign(x)
-    return (level.nan_to_num(0.0) + top).to(torch.uint8).view(-1), largest
+    return (level.nan_to_num(0.0) + top).to(torch.uint8).reshape(-1), largest
 
 
 def decode(codes: Tensor, scale: Tensor, bits: int, alpha: float) -> Tensor:

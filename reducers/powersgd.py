@@ -3,6 +3,7 @@
 # n, m = rows and columns of a matrix, r = its rank
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from typing import ClassVar, Unpack
 
 import torch
@@ -172,17 +173,22 @@ class PowerSgd(Allocated):
         self.step += 1
         if self.allocation is not None and step >= self._start_step:
             self.reallocate(self.rank_G, grad_N, residual_N, wire)
-        signal_N = ops.accumulate(grad_N, residual_N)
         if step < self._start_step:
-            wire.mean(grad_N.copy_(signal_N))
+            wire.mean(grad_N.copy_(ops.accumulate(grad_N, residual_N)))
             if residual_N is not None:
                 residual_N.zero_()
             return Reduced(grad_N)
         p_is_known = self._half and (step - self._start_step) % 2 == 1
         with phase("select"):
-            matrices = [x.view(signal_N) for x in self.split.matrices]
             bases = self._bases("p_F" if p_is_known else "q_F")
-            products = _products(matrices, bases, transposed=p_is_known)
+            signal_N, grads = grad_N, None
+            if residual_N is not None and grad_N.is_cpu:  # it is added in the pass of the first product
+                signal_N, grads = residual_N, [x.view(grad_N) for x in self.split.matrices]
+                self.split.add_dense(grad_N, residual_N)
+            elif residual_N is not None:
+                signal_N = ops.accumulate(grad_N, residual_N)
+            matrices = [x.view(signal_N) for x in self.split.matrices]
+            products = _products(matrices, bases, grads, transposed=p_is_known)
             dense_D = self.split.take_dense(signal_N)
         if self.keeps_own_error and residual_N is not None:
             with phase("select"):
@@ -282,8 +288,19 @@ def _largest(x: Matrix) -> int:
     return max(x.rank, min(2 * x.rank, x.rows, x.columns, shorter))
 
 
-def _products(matrices: list[Tensor], bases: list[Tensor], *, transposed: bool) -> list[Tensor]:
-    return [(m.T if transposed else m) @ basis for m, basis in zip(matrices, bases, strict=True)]
+def _products(
+    matrices: Sequence[Tensor],
+    bases: Sequence[Tensor],
+    grads: Sequence[Tensor] | None = None,
+    *,
+    transposed: bool,
+) -> list[Tensor]:
+    """Products with the bases; `grads`, if any, are added to the matrices in place."""
+    added = [None] * len(bases) if grads is None else grads
+    return [
+        ops.thin_product(matrix, basis, transposed=transposed, grad=grad)
+        for matrix, basis, grad in zip(matrices, bases, added, strict=True)
+    ]
 
 
 REDUCER = PowerSgd

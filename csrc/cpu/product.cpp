@@ -1,7 +1,7 @@
-// Torch op that writes a product of two thin matrices and subtracts it from a signal, on the CPU.
+// Torch ops of products with thin matrices on the CPU.
 #include "product.h"
 
-#include "../tensor_checks.h"
+#include "../product_checks.h"
 #include "team.h"
 
 namespace sage::cpu {
@@ -14,6 +14,19 @@ void write_product_(Tensor out, std::optional<Tensor> signal, Tensor left, Tenso
   write_product(isa(), torch_team(), p, q, left.numel() / rank, rank, right.numel() / rank, to, own);
 }
 
+Tensor thin_product_(Tensor matrix, std::optional<Tensor> grad, Tensor basis, int64_t rows, int64_t rank,
+                     bool transposed) {
+  float* x = sage::out<float>(matrix, "matrix", matrix);
+  const float *added = grad ? in<float>(*grad, "grad", matrix) : nullptr, *q = in<float>(basis, "basis", matrix);
+  const int64_t length = check_thin(matrix, grad, basis, rows, rank, transposed);
+  Tensor product = empty<float>(rank * length, matrix);
+  thin_product(isa(), torch_team(), x, added, q, rows, matrix.numel() / rows, rank, transposed, data<float>(product));
+  return product;
+}
+
 }  // namespace sage::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(sage, CPU, m) { m.impl("write_product_", TORCH_BOX(&sage::cpu::write_product_)); }
+STABLE_TORCH_LIBRARY_IMPL(sage, CPU, m) {
+  m.impl("write_product_", TORCH_BOX(&sage::cpu::write_product_));
+  m.impl("thin_product_", TORCH_BOX(&sage::cpu::thin_product_));
+}

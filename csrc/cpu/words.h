@@ -86,14 +86,51 @@ constexpr int kBlocks = 16;  // blocks of 32 x 32 bits that are transposed toget
 
 // Transposes the blocks: bit c of row r of a block becomes bit r of row c.
 SAGE_CLONES static void transpose(uint32_t rows[32][kBlocks]) {
+  using Row = uint32_t __attribute__((vector_size(4 * kBlocks)));
   uint32_t mask = 0x0000ffffu;
   for (int half = 16; half > 0; half /= 2, mask ^= mask << half)
-    for (int r = 0; r < 32; r = (r + half + 1) & ~half)
-      for (int b = 0; b < kBlocks; ++b) {
-        const uint32_t swapped = (rows[r][b] >> half ^ rows[r + half][b]) & mask;
-        rows[r][b] ^= swapped << half;
-        rows[r + half][b] ^= swapped;
+    for (int r = 0; r < 32; r = (r + half + 1) & ~half) {
+      Row low, high;
+      std::memcpy(&low, rows[r], sizeof low);
+      std::memcpy(&high, rows[r + half], sizeof high);
+      const Row swapped = (low >> half ^ high) & mask;
+      low ^= swapped << half;
+      high ^= swapped;
+      std::memcpy(rows[r], &low, sizeof low);
+      std::memcpy(rows[r + half], &high, sizeof high);
+    }
+}
+
+// Writes the transpose of rows x columns words, whole rows of each: both numbers are multiples of 8.
+SAGE_CLONES static void transpose_words(const uint32_t* from, int64_t rows, int64_t columns, uint32_t* to) {
+#if defined(__GNUC__) && !defined(__clang__)
+  using Eight = uint32_t __attribute__((vector_size(32)));
+  constexpr Eight kLow = {0, 8, 1, 9, 4, 12, 5, 13}, kHigh = {2, 10, 3, 11, 6, 14, 7, 15};
+  constexpr Eight kLowPairs = {0, 1, 8, 9, 4, 5, 12, 13}, kHighPairs = {2, 3, 10, 11, 6, 7, 14, 15};
+  constexpr Eight kLowHalves = {0, 1, 2, 3, 8, 9, 10, 11}, kHighHalves = {4, 5, 6, 7, 12, 13, 14, 15};
+  for (int64_t r = 0; r < rows; r += 8)
+    for (int64_t c = 0; c < columns; c += 8) {
+      Eight x[8], y[8];
+      for (int i = 0; i < 8; ++i) std::memcpy(&x[i], from + (r + i) * columns + c, sizeof x[i]);
+      for (int i = 0; i < 8; i += 2) {
+        y[i] = __builtin_shuffle(x[i], x[i + 1], kLow);
+        y[i + 1] = __builtin_shuffle(x[i], x[i + 1], kHigh);
       }
+      for (int i = 0; i < 8; i += 4)
+        for (int k = 0; k < 2; ++k) {
+          x[i + 2 * k] = __builtin_shuffle(y[i + k], y[i + k + 2], kLowPairs);
+          x[i + 2 * k + 1] = __builtin_shuffle(y[i + k], y[i + k + 2], kHighPairs);
+        }
+      for (int i = 0; i < 4; ++i) {
+        y[i] = __builtin_shuffle(x[i], x[i + 4], kLowHalves);
+        y[i + 4] = __builtin_shuffle(x[i], x[i + 4], kHighHalves);
+      }
+      for (int i = 0; i < 8; ++i) std::memcpy(to + (c + i) * rows + r, &y[i], sizeof y[i]);
+    }
+#else
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < columns; ++c) to[c * rows + r] = from[r * columns + c];
+#endif
 }
 
 // Where `kBlocks` blocks of columns lie in the bytes of a vector that is read by columns. The elements of row r of the
@@ -116,15 +153,15 @@ struct Columns {
   }
 };
 
+// The words are copied first: the compiler vectorizes no loop whose bytes may be those of its words.
 SAGE_CLONES static void read_whole(const Columns& at, const uint8_t* bytes, uint32_t rows[32][kBlocks]) {
   for (int64_t r = 0; r < 32; ++r) {
     const uint8_t* row = bytes + at.element(r, 0) / 8;
     const uint32_t shift = at.element(r, 0) % 8;
-    for (int64_t b = 0; b < kBlocks; ++b) {
-      uint32_t word;
-      std::memcpy(&word, row + 4 * b, 4);
-      rows[31 - r][b] = ~(word >> shift | static_cast<uint32_t>(row[4 * b + 4]) << (31 - shift) << 1);
-    }
+    uint32_t words[kBlocks + 1];
+    std::memcpy(words, row, 4 * kBlocks);
+    words[kBlocks] = row[4 * kBlocks];
+    for (int64_t b = 0; b < kBlocks; ++b) rows[31 - r][b] = ~(words[b] >> shift | words[b + 1] << (31 - shift) << 1);
   }
 }
 
@@ -132,16 +169,13 @@ SAGE_CLONES static void read_whole(const Columns& at, const uint8_t* bytes, uint
 SAGE_CLONES static void write_whole(const Columns& at, const uint32_t rows[32][kBlocks], uint8_t* bytes) {
   for (int64_t r = 0; r < 32; ++r) {
     uint8_t* row = bytes + at.element(r, 0) / 8;
-    const uint32_t shift = at.element(r, 0) % 8, *from = rows[31 - r];
-    uint32_t begun;
-    std::memcpy(&begun, row, 4);
-    begun |= ~from[0] << shift;
-    std::memcpy(row, &begun, 4);
-    for (int64_t b = 1; b < kBlocks; ++b) {
-      const uint32_t word = ~from[b] << shift | ~from[b - 1] >> 1 >> (31 - shift);
-      std::memcpy(row + 4 * b, &word, 4);
-    }
-    row[4 * kBlocks] |= static_cast<uint8_t>(~from[kBlocks - 1] >> 1 >> (31 - shift));
+    const uint32_t shift = at.element(r, 0) % 8;
+    uint32_t ours[kBlocks + 1] = {}, words[kBlocks];
+    for (int64_t b = 0; b < kBlocks; ++b) ours[b + 1] = ~rows[31 - r][b];
+    for (int64_t b = 0; b < kBlocks; ++b) words[b] = ours[b + 1] << shift | ours[b] >> 1 >> (31 - shift);
+    words[0] |= row[0];  // what the byte holds of the elements before
+    std::memcpy(row, words, sizeof words);
+    row[4 * kBlocks] |= static_cast<uint8_t>(ours[kBlocks] >> 1 >> (31 - shift));
   }
 }
 
@@ -161,6 +195,10 @@ inline void words_by_column(const uint8_t* bytes, int64_t n, uint32_t* words) {
         }
     }
     transpose(rows);
+    if (at.first + 32 * kBlocks <= at.num) {
+      transpose_words(rows[0], 32, kBlocks, words + at.first);
+      continue;
+    }
     for (int64_t b = 0; b < kBlocks; ++b)
       for (int64_t c = 0; c < std::min<int64_t>(32, at.num - at.first - 32 * b); ++c)
         words[at.first + 32 * b + c] = rows[c][b];
@@ -172,11 +210,15 @@ inline void bits_by_column(const uint32_t* words, int64_t n, uint8_t* bytes) {
   Columns at{n, num_words(n), (n + 7) / 8, 0};
   uint32_t rows[32][kBlocks];
   for (; at.first < at.num; at.first += 32 * kBlocks) {
-    for (int64_t b = 0; b < kBlocks; ++b)
-      for (int64_t c = 0; c < 32; ++c) {
-        const int64_t column = at.first + 32 * b + c;
-        rows[c][b] = column < at.num ? words[column] : 0;
-      }
+    if (at.first + 32 * kBlocks <= at.num) {
+      transpose_words(words + at.first, kBlocks, 32, rows[0]);
+    } else {
+      for (int64_t b = 0; b < kBlocks; ++b)
+        for (int64_t c = 0; c < 32; ++c) {
+          const int64_t column = at.first + 32 * b + c;
+          rows[c][b] = column < at.num ? words[column] : 0;
+        }
+    }
     transpose(rows);
     if (at.are_whole()) {
       write_whole(at, rows, bytes);

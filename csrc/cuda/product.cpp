@@ -1,4 +1,5 @@
 // Torch op that writes a product of two thin matrices and subtracts it from a signal, on a GPU.
+#include "../product_checks.h"
 #include "stream.h"
 
 namespace sage::cuda {

@@ -50,6 +50,7 @@ from .packing import pack as pack
 from .packing import unpack as unpack
 from .philox import Positions as Positions
 from .philox import random_bits as random_bits
+from .product import thin_product as thin_product
 from .product import write_product as write_product
 from .reference import NUM_BINS as NUM_BINS
 from .reference import magnitude_bits as magnitude_bits

@@ -8,6 +8,7 @@ each function.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 GROUP = 64
@@ -176,6 +177,32 @@ def write_product(left: Tensor, right: Tensor, out: Tensor, signal: Tensor | Non
         out += left[:, k : k + 1] * right[k : k + 1]
     if signal is not None:
         keep_error(signal, out)
+
+
+def thin_product(matrix: Tensor, basis: Tensor, *, transposed: bool) -> Tensor:
+    """Sum 16 columns at a time, and the 16 sums by halves; or each 64 rows, and their sums."""
+    (rows, columns), rank = matrix.shape, basis.shape[1]
+    if transposed:
+        num = -(-rows // 64)
+        x = F.pad(matrix, (0, 0, 0, 64 * num - rows)).view(num, 64, 1, columns)
+        q = F.pad(basis, (0, 0, 0, 64 * num - rows)).view(num, 64, rank, 1)
+        sums = matrix.new_zeros(num, rank, columns)
+        for row in range(64):
+            sums += x[:, row] * q[:, row]
+        total = matrix.new_zeros(rank, columns)
+        for some in sums:
+            total += some
+        return total.T
+    num = -(-columns // 16)
+    x = F.pad(matrix, (0, 16 * num - columns)).view(rows, 1, num, 16)
+    q = F.pad(basis.T, (0, 16 * num - columns)).view(rank, num, 16)
+    lanes = matrix.new_zeros(rows, rank, 16)
+    for block in range(num):
+        lanes += x[:, :, block] * q[:, block]
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    return lanes.view(rows, rank).T.contiguous().T
 
 
 def encode_gaps(at_K: Tensor) -> Tensor:

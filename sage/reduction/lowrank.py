@@ -57,6 +57,11 @@ class Matrices:
         """Copy of the dense parameters, concatenated (D)."""
         return torch.cat(self._views(x_N) or [x_N[:0]])
 
+    def add_dense(self, x_N: Tensor, out_N: Tensor) -> None:
+        """Add the dense parameters of `x_N` to those of `out_N`."""
+        if self._dense:
+            torch._foreach_add_(self._views(out_N), self._views(x_N))
+
     def put_dense(self, x_D: Tensor, out_N: Tensor) -> None:
         """Write the dense parameters (D) back to their positions in `out_N`."""
         if self._dense:

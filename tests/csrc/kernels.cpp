@@ -381,6 +381,7 @@ int main() {
         test_take_at(team, n);
         test_error(team, n);
         test_product(set, team, n);
+        test_thin_product(set, team, n);
         test_hadamard(set, team, n, draw_bounds(n));
         test_largest_of_blocks(set, team, n, draw_bounds(n));
         test_cast<Format::fp16>(set, team, n);

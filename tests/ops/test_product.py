@@ -1,11 +1,11 @@
-"""The product of two thin matrices and what a signal keeps: the kernel against its reference, to the bit."""
+"""Products with thin matrices, and what a signal keeps: the kernels against their references, to the bit."""
 # n, m = rows and columns, r = rank
 
 import math
 
 import pytest
 import torch
-from vectors import assert_same, draw, seeded
+from vectors import assert_same, draw, seeded, team
 
 from sage import ops
 from sage.ops import reference
@@ -27,6 +27,34 @@ def test_the_product_and_the_error_equal_the_reference(
     reference.write_product(left, right, out[1], theirs if keeps else None)
     assert_same(out[0], out[1])
     assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(1, 1), (3, 64), (64, 27), (77, 576), (10, 4611), (1100, 1024), (200, 16)]
+)
+@pytest.mark.parametrize("rank", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_product_with_a_thin_matrix_equals_the_reference(
+    rows: int, columns: int, rank: int, transposed: bool, threads: int
+) -> None:
+    seeded(rows + columns + rank)
+    matrix = draw(rows * columns).view(rows, columns)
+    basis = draw(rank * (rows if transposed else columns)).view(rank, -1).T
+    grad = draw(rows * columns).view(rows, columns) if rank != 2 else None
+    signal = matrix.clone() if grad is None else matrix + grad
+    with team(threads):
+        ours = ops.thin_product(matrix, basis, transposed=transposed, grad=grad)
+    assert_same(ours, reference.thin_product(signal, basis, transposed=transposed))
+    assert_same(matrix, signal)
+
+
+@pytest.mark.parametrize(("rows", "columns", "rank"), [(130, 700, 5), (0, 4, 2), (4, 0, 2), (4, 3, 0)])
+def test_a_product_with_a_thin_matrix_is_that_of_torch(rows: int, columns: int, rank: int) -> None:
+    matrix, basis, other = torch.randn(rows, columns), torch.randn(columns, rank), torch.randn(rows, rank)
+    close = torch.testing.assert_close
+    close(ops.thin_product(matrix, basis), matrix @ basis, rtol=1e-5, atol=1e-4, check_stride=False)
+    close(ops.thin_product(matrix, other, transposed=True), matrix.T @ other, rtol=1e-5, atol=1e-4)
 
 
 def test_the_product_is_that_of_the_matrices() -> None:
