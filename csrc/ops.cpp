@@ -61,6 +61,7 @@ STABLE_TORCH_LIBRARY(sage, m) {
   m.def("keep_error_(Tensor(a!) signal, Tensor sent) -> ()");
   m.def("write_product_(Tensor(a!) out, Tensor(b!)? signal, Tensor left, Tensor right, int rank) -> ()");
   m.def("thin_product_(Tensor(a!) matrix, Tensor? grad, Tensor basis, int rows, int rank, bool transposed) -> Tensor");
+  m.def("largest_of_chunks(Tensor x, Tensor chunks, int num) -> (Tensor values, Tensor positions)");
   m.def("take_at_(Tensor(a!) signal, Tensor? grad, Tensor indices, bool keep) -> Tensor");
   m.def("unite(Tensor indices, int n) -> (Tensor union, Tensor places)");
   m.def("is_among(Tensor indices, Tensor others, int n) -> Tensor");

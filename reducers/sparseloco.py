@@ -81,20 +81,19 @@ class SparseLoCo(Reducer):
         super().bind(layout)
         self.chunks = Chunks(layout, partial(num_kept, self.density))
         sizes_G = torch.tensor(self.chunks.sizes, dtype=torch.int64)
-        group_K = torch.arange(len(sizes_G)).repeat_interleave(sizes_G)
+        group_K = torch.arange(len(sizes_G), dtype=torch.int32).repeat_interleave(sizes_G)
         self.register_buffer("group_K", group_K, persistent=False)
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         num, sizes = self.chunks.num, self.chunks.sizes
         with phase("select"):
             signal_N = ops.accumulate(grad_N, residual_N)
-            position_K = self.chunks.largest(signal_N)
-            at_K = self.chunks.indices(position_K)
-            own_K = signal_N[at_K].float()
+            own_K, position_K = self.chunks.largest(signal_N)
+            own_K, at_K = own_K.float(), self.chunks.indices(position_K)
             code_K, means_G4 = encode(own_K, self.group_K, sizes)
             if residual_N is not None:
-                ops.keep_error(own_K, means_G4.view(-1)[self.group_K * BINS + code_K])
-                residual_N[at_K] = own_K.to(residual_N.dtype)
+                ops.keep_error(own_K, means_G4.view(-1).index_select(0, self.group_K * BINS + code_K))
+                residual_N.index_copy_(0, at_K.long(), own_K.to(residual_N.dtype))
             parts = {
                 "values": ops.pack(code_K, 2),
                 "indices": pack_positions(position_K),
@@ -115,7 +114,7 @@ class SparseLoCo(Reducer):
         """One rank's values (K) and their indices (int32, ascending)."""
         num = self.chunks.num
         code_K = ops.unpack(codes_B.contiguous(), 2, num)
-        values_K = means_4G[self.group_K * BINS + code_K]
+        values_K = means_4G.index_select(0, self.group_K * BINS + code_K)
         at_K = self.chunks.indices(unpack_positions(positions_B, num))
         if self.chunks.ascends:
             return values_K, at_K
@@ -136,7 +135,7 @@ def encode(x_K: Tensor, group_K: Tensor, sizes: Sequence[int]) -> tuple[Tensor, 
 
     Args:
         x_K: The values (float32), group by group.
-        group_K: The group of each (int64).
+        group_K: The group of each (int32 or int64).
         sizes: Number of values of each group.
 
     Returns:
@@ -144,15 +143,17 @@ def encode(x_K: Tensor, group_K: Tensor, sizes: Sequence[int]) -> tuple[Tensor, 
         none has. If a value is not finite, neither is the mean of its code.
     """
     count_G = counts_of(sizes, x_K)
-    centred_K = x_K.double() - (_sums(x_K, sizes) / count_G)[group_K]
+    # `index_select` is several times as fast as indexing.
+    centred_K = x_K.double() - (_sums(x_K, sizes) / count_G).index_select(0, group_K)
     square_G = ops.statistics(centred_K.float(), None, sizes, ops.Kind.SQUARES).sum_G
     step_G = RANGE / BINS * (square_G / (count_G - 1).clamp_(min=1)).sqrt()
     # 0/0 where all values are equal: they are the mean, which has code 2.
-    code_K = (centred_K / step_G[group_K]).nan_to_num_(0.0).add_(BINS // 2).round_().clamp_(0, BINS - 1)
-    code_K = code_K.to(torch.uint8)
+    code_K = centred_K.div_(step_G.index_select(0, group_K)).nan_to_num_(0.0).add_(BINS // 2).round_()
+    code_K = code_K.clamp_(0, BINS - 1).to(torch.uint8)
     num_G4 = torch.bincount(group_K * BINS + code_K, minlength=BINS * len(sizes)).view(-1, BINS)
-    zero = x_K.new_zeros(())
-    sum_G4 = torch.stack([_sums(torch.where(code_K == b, x_K, zero), sizes) for b in range(BINS)], 1)
+    bits_K = x_K.view(torch.int32)  # `where` has no vector instructions for one zero beside a vector
+    masked = (bits_K & (code_K == b).int().neg_() for b in range(BINS))
+    sum_G4 = torch.stack([_sums(masked_K.view(torch.float32), sizes) for masked_K in masked], 1)
     return code_K, (sum_G4 / num_G4.clamp(min=1)).float()
 
 

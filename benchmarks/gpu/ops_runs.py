@@ -142,6 +142,20 @@ def gathered(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
     ]
 
 
+def chunked(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
+    """Take the largest of runs of 4,096 elements, and of tiles of 64 × 64 of a matrix with 64 rows."""
+    n = grad_N.numel()
+    runs = [(start, 64) for start in range(0, n, 4096)]
+    tiles = [(64 * tile, n // 64) for tile in range(n // 4096)]
+    results: list[Tensor] = []
+    for places, density in itertools.product((runs, tiles), (1 / 64, 0.3)):
+        lengths = [min(4096, n - first) for first, _ in places]
+        counts = [max(1, int(density * length)) for length in lengths]
+        table_P4 = ops.chunk_table(places, lengths, counts).to(grad_N.device)
+        results += [*ops.largest_of_chunks(grad_N, table_P4, sum(counts))]
+    return results
+
+
 def errors(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
     """Run `keep_error`, the signs of a momentum, and the product of two thin matrices."""
     n = grad_N.numel()
@@ -167,6 +181,7 @@ RUNS: dict[str, Run] = {
     "Hadamard transforms": transformed,
     "casts and their mean": casts,
     "random and given elements": gathered,
+    "the largest of chunks": chunked,
     "errors, momentum and products": errors,
     **BY_GROUP,
 }

@@ -181,6 +181,23 @@ struct Hadamard {
 constexpr int kMostTransformed = 8192;
 void hadamard(const Cut& cut, const Hadamard& x, Stream stream);
 
+// The largest elements of each chunk and their positions, as in cpu/chunks.h, in one launch. The positions of a chunk that
+// is not in the vector, or from which more elements are to be taken than it has, are -1, and the values NaN.
+constexpr int kMostInChunk = 4096, kRowInChunk = 64;  // elements
+struct Chunk {
+  int32_t first, stride, length, start;
+};
+struct Chunks {
+  const float* x;
+  int64_t n;
+  const Chunk* chunks;
+  int64_t num_chunks;
+  int32_t num;
+  float* values;
+  int32_t* positions;
+};
+void largest_in_chunks(const Chunks& x, Stream stream);
+
 // Computes signal += gradient, where there is a gradient, and the scale of each bucket: its Euclidean norm, or its largest
 // magnitude.
 void scales(bool euclidean, const Cut& cut, float* signal, const float* grad, Statistic* pieces, float* found,

@@ -17,6 +17,10 @@ from .bins import take_near as take_near
 from .casts import cast_share as cast_share
 from .casts import sum_casts as sum_casts
 from .casts import widen as widen
+from .chunks import CHUNK_ROW as CHUNK_ROW
+from .chunks import MOST_IN_CHUNK as MOST_IN_CHUNK
+from .chunks import chunk_table as chunk_table
+from .chunks import largest_of_chunks as largest_of_chunks
 from .codecs import Codec as Codec
 from .codecs import Coding as Coding
 from .error import keep_error as keep_error

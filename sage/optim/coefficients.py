@@ -21,13 +21,11 @@ def largest(c_TE: Tensor, k: int) -> Tensor:
     num_tiles, size = c_TE.shape
     if k >= size:
         return torch.arange(size, device=c_TE.device).repeat(num_tiles, 1)
-    bits_TE = ops.magnitude_bits(c_TE)
-    # `topk` does not define which of equal magnitudes it returns, so only its smallest magnitude is used.
-    least_T1 = bits_TE.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
-    above_TE, tied_TE = bits_TE > least_T1, bits_TE == least_T1
-    missing_T1 = k - above_TE.sum(1, keepdim=True)
-    chosen_TE = above_TE | (tied_TE & (tied_TE.cumsum(1, dtype=torch.int32) <= missing_T1))
-    return chosen_TE.nonzero()[:, 1].view(num_tiles, k)
+    tile_T = torch.arange(num_tiles, dtype=torch.int32, device=c_TE.device)
+    row_T, size_T = torch.full_like(tile_T, ops.CHUNK_ROW), torch.full_like(tile_T, size)
+    chunk_T4 = torch.stack((size * tile_T, row_T, size_T, k * tile_T), 1)
+    _, at_K = ops.largest_of_chunks(c_TE.reshape(-1), chunk_T4, k * num_tiles, longest=size)
+    return at_K.view(num_tiles, k).long()
 
 
 def extract_(c_TE: Tensor, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

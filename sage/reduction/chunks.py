@@ -2,7 +2,7 @@
 
 SparseLoCo (Sarfi et al., 2025, arXiv 2508.15706) selects within such chunks, so that an index takes 12 bits.
 """
-# N = elements of the flat vector, P = chunks, C = CHUNK, K = elements selected, B = bytes
+# N = elements of the flat vector, P = chunks, K = elements selected, B = bytes
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -35,68 +35,40 @@ class Chunks(nn.Module):
     """Index in the vector of the first element of each selected element's chunk (int32)."""
     stride_K: Tensor
     """Elements from one row of 64 of that chunk to the next (int32)."""
-    counts_P: Tensor
+    table_P4: Tensor
+    """The chunks, as `ops.largest_of_chunks` takes them."""
 
     def __init__(self, layout: Layout, take: Callable[[int], int]) -> None:
         super().__init__()
-        self._spans = [span for span in layout.spans if span.numel]
-        self._is_tiled = [_is_tiled(span) for span in self._spans]
-        lengths = [length for span in self._spans for length in _lengths(span)]
+        spans = [span for span in layout.spans if span.numel]
+        self.ascends = not any(_is_tiled(span) for span in spans)
+        """Whether `indices` of ascending positions ascend: no tensor is divided into tiles."""
+        lengths = [length for span in spans for length in _lengths(span)]
         self.counts = [take(length) for length in lengths]
         """Elements taken from each chunk (P)."""
         self.num = sum(self.counts)
         """Elements taken from all chunks, K."""
-        places = [place for span in self._spans for place in _places(span)]
+        places = [place for span in spans for place in _places(span)]
+        table_P4 = ops.chunk_table(places, lengths, self.counts)
         counts_P = torch.tensor(self.counts, dtype=torch.int64)
-        first_P, stride_P = torch.tensor(places, dtype=torch.int32).view(-1, 2).unbind(1)
+        first_P, stride_P = table_P4[:, :2].unbind(1)
         self.register_buffer("first_K", first_P.repeat_interleave(counts_P), persistent=False)
         self.register_buffer("stride_K", stride_P.repeat_interleave(counts_P), persistent=False)
-        self.register_buffer("counts_P", counts_P, persistent=False)
+        self.register_buffer("table_P4", table_P4, persistent=False)
         self.sizes = _by_group(layout, self.counts)
         """Number of elements taken from each of the layout's groups (G)."""
 
-    def largest(self, x_N: Tensor) -> Tensor:
-        """Positions in their chunk of the elements of largest magnitude (int32, K), ascending in each chunk.
+    def largest(self, x_N: Tensor) -> tuple[Tensor, Tensor]:
+        """The elements of largest magnitude: values, and positions in their chunk (int32), K each.
 
-        Of equal magnitudes the lower position is taken first. NaN is larger than infinity.
+        Positions ascend in each chunk. Of equal magnitudes the lower position is taken first. NaN is larger
+        than infinity.
         """
-        if not self.counts:
-            return torch.empty(0, dtype=torch.int32, device=x_N.device)
-        # The magnitude's bits, and below them the position from the end: all keys of a chunk differ.
-        at_C = torch.arange(CHUNK, device=x_N.device)
-        key_PC = ops.magnitude_bits(self._rows(x_N)).long()
-        key_PC.mul_(CHUNK).add_(CHUNK - 1 - at_C)
-        most = max(self.counts)
-        at_PK = CHUNK - 1 - key_PC.topk(most, dim=1).values % CHUNK  # largest first
-        taken_PK = torch.arange(most, device=x_N.device) < self.counts_P[:, None]
-        at_PK = at_PK.masked_fill_(~taken_PK, CHUNK).sort(1).values
-        return (at_PK if self.num == at_PK.numel() else at_PK[taken_PK]).view(-1).int()
+        return ops.largest_of_chunks(x_N, self.table_P4, self.num)
 
     def indices(self, at_K: Tensor) -> Tensor:
         """Indices in the vector (int32) of positions in their chunk, in the same order."""
         return self.first_K + (at_K >> 6) * self.stride_K + (at_K & EDGE - 1)
-
-    @property
-    def ascends(self) -> bool:
-        """Whether `indices` of ascending positions ascend: no tensor is divided into tiles."""
-        return not any(self._is_tiled)
-
-    def _rows(self, x_N: Tensor) -> Tensor:
-        """The chunks (float32, P, C); a shorter one is filled up with zeros, which `largest` takes last."""
-        x_PC = torch.zeros(len(self.counts), CHUNK, device=x_N.device)
-        start = 0
-        for span, is_tiled in zip(self._spans, self._is_tiled, strict=True):
-            part = x_N[span.start : span.stop]
-            stop = start + -(-span.numel // CHUNK)
-            rows = x_PC[start:stop]
-            if is_tiled:
-                down, across = (side // EDGE for side in span.shape)
-                tiles = part.view(down, EDGE, across, EDGE).transpose(1, 2)
-                rows.view(down, across, EDGE, EDGE).copy_(tiles)
-            else:
-                rows.view(-1)[: span.numel].copy_(part)
-            start = stop
-        return x_PC
 
 
 def pack_positions(at_K: Tensor) -> Tensor:

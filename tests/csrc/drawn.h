@@ -104,6 +104,37 @@ Ints at_largest(const Floats& x, int64_t k, const Magnitude& magnitude) {
   return at;
 }
 
+// A table of up to eight tiles and runs, which may overlap, and how many elements are taken from all of them.
+inline std::pair<Ints, int32_t> draw_chunks(int64_t n) {
+  Ints table;
+  int64_t total = 0;
+  for (int64_t num = n ? below(9) : 0; num > 0; --num) {
+    const int64_t most = std::min<int64_t>(n, 4096), length = below(3) ? most : 1 + below(most);
+    const int64_t rows = (length - 1) / 64, rest = (length - 1) % 64;
+    const int64_t stride = rows && below(3) ? 64 + below((n - 1 - rest) / rows - 63) : 64;
+    for (const int64_t each : {below(n - rows * stride - rest), stride, length, total}) table.push_back(static_cast<int32_t>(each));
+    const int64_t counts[] = {0, 1, (length + 63) / 64, length / 2, length, below(length + 1)};
+    total += counts[below(6)];
+  }
+  return {table, static_cast<int32_t>(total)};
+}
+
+// The largest elements of each chunk, and where they are in it.
+template <class Magnitude>
+std::pair<Floats, Ints> largest_of_each(const Floats& x, const Ints& table, int32_t total, const Magnitude& magnitude) {
+  Floats values;
+  Ints found;
+  for (size_t p = 0; p < table.size(); p += 4) {
+    Floats chunk;
+    for (int64_t i = 0; i < table[p + 2]; ++i) chunk.push_back(x[table[p] + i / 64 * table[p + 1] + i % 64]);
+    const int32_t stop = p + 4 < table.size() ? table[p + 7] : total;
+    const Ints at = at_largest(chunk, stop - table[p + 3], magnitude);
+    found.insert(found.end(), at.begin(), at.end());
+    for (const int32_t i : at) values.push_back(chunk[i]);
+  }
+  return {values, found};
+}
+
 // How many of |x| are in each bin, in every `every`-th group.
 template <class Bin>
 Ints binned(const Floats& x, int64_t num_bins, int64_t group, int64_t every, const Bin& bin) {

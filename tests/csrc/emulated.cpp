@@ -5,6 +5,7 @@
 #include "../../csrc/cuda/bitmap.cu"
 #include "../../csrc/cuda/blocks.cu"
 #include "../../csrc/cuda/cast.cu"
+#include "../../csrc/cuda/chunks.cu"
 #include "../../csrc/cuda/code.cu"
 #include "../../csrc/cuda/distinct.cu"
 #include "../../csrc/cuda/elias_decode.cu"
@@ -144,6 +145,7 @@ const std::pair<const char*, Test> kInTurns[] = {
     SAGE_TEST(test_product),
     SAGE_TEST(test_hadamard),
     SAGE_TEST(test_largest_of_blocks),
+    SAGE_TEST(test_chunks),
     {"test_blocks",
      [](int, int64_t n) {
        for (int codec = 0; codec < 3; ++codec) test_blocks(n, codec);

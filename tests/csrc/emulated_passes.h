@@ -162,3 +162,25 @@ inline void test_largest_of_blocks(int64_t n) {
   expect(same(found.vector(), expected), "largest_of_blocks");
   expect(alike(ours.vector(), theirs), "largest_of_blocks: signal");
 }
+
+inline void test_chunks(int64_t n) {
+  Placed<float> x(draw(n));
+  auto [table, num] = draw_chunks(n);
+  const auto num_chunks = static_cast<int64_t>(table.size() / 4);
+  Floats values(num);
+  Ints found(num, -2);
+  auto [expected, at] = largest_of_each(x.vector(), table, num, sage::cuda::magnitude);
+  if (num_chunks > 0 && below(3) == 0) {  // a chunk that is not in the vector
+    const int64_t p = below(num_chunks);
+    const std::pair<int, int64_t> faults[] = {{0, -1}, {0, n}, {1, 63}, {2, 0}, {2, 4097}};
+    const auto [column, wrong] = faults[below(5)];
+    table[4 * p + column] = static_cast<int32_t>(wrong);
+    const int32_t start = table[4 * p + 3], stop = p + 1 < num_chunks ? table[4 * p + 7] : num;
+    std::fill(expected.begin() + start, expected.begin() + stop, NAN);
+    std::fill(at.begin() + start, at.begin() + stop, -1);
+  }
+  const auto* chunks = reinterpret_cast<const sage::cuda::Chunk*>(table.data());
+  sage::cuda::largest_in_chunks({x.data(), n, chunks, num_chunks, num, values.data(), found.data()}, nullptr);
+  expect(found == at, "largest of chunks: positions");
+  expect(alike(values, expected), "largest of chunks: values");
+}

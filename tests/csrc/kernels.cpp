@@ -24,6 +24,7 @@
 #include "drawn.h"
 #include "bins.h"
 #include "casts.h"
+#include "chunks.h"
 #include "elias.h"
 #include "gather.h"
 #include "hadamard.h"
@@ -382,6 +383,7 @@ int main() {
         test_error(team, n);
         test_product(set, team, n);
         test_thin_product(set, team, n);
+        test_chunks(set, team, n);
         test_hadamard(set, team, n, draw_bounds(n));
         test_largest_of_blocks(set, team, n, draw_bounds(n));
         test_cast<Format::fp16>(set, team, n);

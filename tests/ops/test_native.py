@@ -152,6 +152,7 @@ AT = torch.arange(8, dtype=torch.int32)
 B = torch.zeros(4, dtype=torch.uint8)
 ONES = torch.ones(2, 2)
 TWOS = torch.full((4,), 2, dtype=torch.int32)
+CHUNKS = torch.tensor([[0, 64, 8, 0], [3, 64, 5, 2]], dtype=torch.int32)
 REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
     ("select_", (F.double(), None, 1.0, True, False, None, 1), "signal has another dtype: expected float32"),
     ("select_", (F[::2], None, 1.0, True, False, None, 1), "signal is not contiguous"),
@@ -245,6 +246,20 @@ REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
     ("thin_product_", (F, None, F[:2], 2, 1, False), "basis has 2 elements: expected 4"),
     ("thin_product_", (F, F[:7], F[:4], 2, 1, False), "grad has 7 elements: expected 8"),
     ("thin_product_", (F, None, F[:4], 2, 1, True), "basis has 4 elements: expected 2"),
+    ("largest_of_chunks", (F, CHUNKS.long(), 3), "chunks has another dtype: expected int32"),
+    ("largest_of_chunks", (F, CHUNKS[:, :3], 3), "chunks: expected a contiguous matrix of rows of 4"),
+    ("largest_of_chunks", (F, CHUNKS[:0], 3), "chunks: expected the positions of the first to begin at 0"),
+    ("largest_of_chunks", (F, CHUNKS[1:], 3), "chunks: expected the positions of the first to begin at 0"),
+    ("largest_of_chunks", (F, CHUNKS, 8), "chunks: 6 to take of the 5 elements of chunk 1"),
+    ("largest_of_chunks", (F, CHUNKS, 1), "chunks: -1 to take of the 5 elements of chunk 1"),
+    (
+        "largest_of_chunks",
+        (F[:7].clone(), CHUNKS, 3),
+        "chunk 0 is elements 0 to 7: expected them from 0",
+    ),
+    ("largest_of_chunks", (F, CHUNKS - (AT[:4] == 0).int(), 3), "chunk 0 is elements -1 to 6: expected"),
+    ("largest_of_chunks", (F, CHUNKS - (AT[:4] == 1).int(), 3), "chunks: 63 elements from row to row of"),
+    ("largest_of_chunks", (F, CHUNKS * (AT[:4] != 2), 3), "0 elements of chunk 0: expected 1 to 4096"),
     ("take_at_", (F, None, AT - 1, False), "indices: expected all from 0 up to 7"),
     ("take_at_", (F, None, AT.long(), False), "indices has another dtype: expected int32"),
     ("unite", (AT, 7), "indices: expected all from 0 up to 6"),
@@ -325,6 +340,7 @@ ASKED: list[tuple[str, tuple[Any, ...]]] = [
     ("write_product_", (F.clone(), F.clone(), F[:4].clone(), F[:8].clone(), 2)),
     ("thin_product_", (F.clone(), None, F[:4].clone(), 4, 2, False)),
     ("thin_product_", (F.clone(), F.clone(), F.clone(), 4, 2, True)),
+    ("largest_of_chunks", (F.clone(), CHUNKS.clone(), 3)),
     ("take_at_", (F.clone(), F.clone(), AT[:3].clone(), True)),
     ("unite", (AT.clone(), 8)),
     ("is_among", (AT.clone(), AT[:3].clone(), 8)),
