@@ -21,13 +21,14 @@ CASTS = ("fp16", "bf16")
 MICROSCALED = ("mxfp8", "mxfp4", "nvfp4")
 TRANSFORMED = ("thc", "hadamard")
 LOW_RANK = ("powersgd", "svd", "atomo")
-WITHOUT_KERNELS = ("u8bit", "inceptionn", "sketch")
+WITHOUT_KERNELS = ("inceptionn", "sketch")
 """Quantisers in plain torch; they are measured, and have no goals but the memory's."""
 COMPARED = (*SIGNS, *LEVELS, *DITHERED, *SAMPLED, *PARTITIONED, *PLAIN)
 """Reducers that are compared with an implementation of GRACE's class (grace_class.py)."""
 REDUCERS = (
     *COMPARED,
     "fp4",
+    "u8bit",
     *MICROSCALED,
     *TRANSFORMED,
     "sparseloco",
@@ -76,8 +77,8 @@ class Goal:
 GOALS = (
     Goal("compress", SIGNS, 2.5),
     Goal("decode", SIGNS, 1.0, 0.3),
-    Goal("compress", (*LEVELS, "fp4"), 4.0),
-    Goal("decode", (*LEVELS, "fp4"), 1.0, 0.5),
+    Goal("compress", (*LEVELS, "fp4", "u8bit"), 4.0),
+    Goal("decode", (*LEVELS, "fp4", "u8bit"), 1.0, 0.5),
     Goal("compress", SAMPLED, 3.0),
     Goal("compress", ("adacomp",), 5.0),
     Goal("compress", RANDOM, 2.0),

@@ -205,7 +205,7 @@ inline void check_positions(const std::vector<int64_t>& starts, const std::vecto
 template <class Coding>
 Coding coding_of(int64_t codec, int64_t levels) {
   using Codec = decltype(Coding::codec);
-  constexpr auto kLast = static_cast<int64_t>(Codec::e2m1);
+  constexpr auto kLast = static_cast<int64_t>(Codec::tree);
   STD_TORCH_CHECK(codec >= 0 && codec <= kLast, "codec=", codec, ": expected 0 to ", kLast);
   const bool is_natural = static_cast<Codec>(codec) == Codec::natural;
   STD_TORCH_CHECK(levels >= 1 && levels <= (is_natural ? 31 : 127), "levels=", levels,

@@ -1,18 +1,14 @@
 """u8bit: 8-bit numbers of a dynamic tree, with few bits for small values (Dettmers, ICLR 2016)."""
-# N = elements of the flat vector, G = groups, T = magnitudes of the tree
+# N = elements of the flat vector, G = groups
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from sage.reduction import Parts, Quantiser, Wire, per_group
-
-POWERS = 7
-"""Powers of ten of the tree, from 10⁻⁶ to 1."""
+from sage.reduction import LevelQuantiser, Parts, Wire, ops
 
 
-class U8Bit(Quantiser):
+class U8Bit(LevelQuantiser):
     """Each element becomes ±s·t, where s is its group's largest magnitude and t the nearest of 128 numbers.
 
     They are 0 and, for i = 0 to 6, the middles of 2^i equal parts of [0.1, 1], times 10^(i − 6): of 8 bits
@@ -28,47 +24,18 @@ class U8Bit(Quantiser):
     Payload bytes per rank: 1 per element (`values`), and 4 per group (`scales`).
     """
 
-    tree_T: Tensor
+    coding = ops.Coding(ops.Codec.TREE)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("tree_T", tree(), persistent=False)
+    def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
+        codes_N, scale_G = ops.quantise(grad_N, residual_N, sizes, self.coding)
+        return {"values": codes_N, "scales": scale_G}
 
-    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
-        x_N = x_N.float()
-        scale_G = per_group(x_N, sizes, lambda x: x.abs().amax())
-        divisor_G = torch.where(scale_G > 0, scale_G, 1.0)
-        borders_T = (self.tree_T[1:] + self.tree_T[:-1]) / 2
-        place_N = torch.bucketize(x_N.abs() / spread(divisor_G, sizes), borders_T, out_int32=True)
-        return {"values": (place_N + 128 * x_N.signbit()).to(torch.uint8), "scales": scale_G}
-
-    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        codes_N = parts["values"].int()
-        x_N = self.tree_T[codes_N & 127] * spread(parts["scales"], sizes)
-        return torch.where(codes_N > 127, -x_N, x_N)
+    def compress_signal(self, signal_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
+        codes_N, scale_G = ops.quantise(None, signal_N, sizes, self.coding)
+        return {"values": codes_N, "scales": scale_G}
 
     def bytes_of(self, sizes: Sequence[int]) -> dict[str, int]:
         return {"values": sum(sizes), "scales": 4 * len(sizes)}
-
-
-def tree() -> Tensor:
-    """The 128 magnitudes, ascending (float32, T).
-
-    >>> tree()[:4].tolist() == torch.tensor([0, 0.55e-6, 3.25e-6, 7.75e-6]).tolist(), tree().numel()
-    (True, 128)
-    """
-    found = [torch.zeros(1, dtype=torch.float64)]
-    for i in range(POWERS):
-        borders = torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float64)
-        found.append((borders[1:] + borders[:-1]) / 2 * 10.0 ** (i - POWERS + 1))
-    return torch.cat(found).float()
-
-
-def spread(each_G: Tensor, sizes: Sequence[int]) -> Tensor:
-    """A number of each group for each of its elements (N)."""
-    return each_G.repeat_interleave(
-        torch.tensor(list(sizes), dtype=torch.int64, device=each_G.device), output_size=sum(sizes)
-    )
 
 
 REDUCER = U8Bit

@@ -81,7 +81,7 @@ def quantised(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
     n = grad_N.numel()
     sizes = [n // 7, n // 2 - n // 7, n - n // 2]
     results: list[Tensor] = []
-    codecs = ops.Codec.INT8, ops.Codec.E4M3, ops.Codec.E2M1, ops.Codec.LINEAR
+    codecs = ops.Codec.INT8, ops.Codec.E4M3, ops.Codec.E2M1, ops.Codec.TREE, ops.Codec.LINEAR
     for codec, bucket in itertools.product(codecs, (256, 4096)):
         coding = ops.Coding(codec, 7, bucket)
         left_N = residual_N.clone()

@@ -158,6 +158,13 @@ inline F look_up(F table, I at) {
   };
   return {pick(at.a, high_a), pick(at.b, high_b)};
 }
+inline F look_up_128(const float* table, I at) {
+  return {_mm256_i32gather_ps(table, at.a, 4), _mm256_i32gather_ps(table, at.b, 4)};
+}
+inline I gather(const uint32_t* table, I at) {
+  const int* numbers = reinterpret_cast<const int*>(table);
+  return {_mm256_i32gather_epi32(numbers, at.a, 4), _mm256_i32gather_epi32(numbers, at.b, 4)};
+}
 template <int k> F across(F x) {
   if constexpr (k < 4) return {_mm256_permute_ps(x.a, k == 1 ? 0xb1 : 0x4e), _mm256_permute_ps(x.b, k == 1 ? 0xb1 : 0x4e)};
   if constexpr (k == 4) return {_mm256_permute2f128_ps(x.a, x.a, 1), _mm256_permute2f128_ps(x.b, x.b, 1)};

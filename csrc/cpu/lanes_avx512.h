@@ -95,6 +95,12 @@ struct Unpacking {
 };
 
 inline F look_up(F table, I at) { return _mm512_permutexvar_ps(at, table); }  // lane at % 16 of the table
+inline F look_up_128(const float* table, I at) {  // of 128 numbers; at is below that
+  const auto of_32 = [&](int first) { return _mm512_permutex2var_ps(load(table + first), at, load(table + first + 16)); };
+  const M odd = _mm512_test_epi32_mask(at, seti(32)), high = _mm512_test_epi32_mask(at, seti(64));
+  return select(high, select(odd, of_32(96), of_32(64)), select(odd, of_32(32), of_32(0)));
+}
+inline I gather(const uint32_t* table, I at) { return _mm512_i32gather_epi32(at, table, 4); }
 template <int k> F across(F a) {  // the number of lane l ^ k, for k = 1, 2, 4 and 8
   if constexpr (k < 4) return _mm512_permute_ps(a, k == 1 ? 0xb1 : 0x4e);
   return _mm512_shuffle_f32x4(a, a, k == 4 ? 0xb1 : 0x4e);

@@ -100,6 +100,8 @@ struct Unpacking {
 };
 
 inline F look_up(F table, I at) { F f; SAGE_EACH f.v[l] = table.v[at.v[l] & 15]; return f; }
+inline F look_up_128(const float* table, I at) { F f; SAGE_EACH f.v[l] = table[at.v[l]]; return f; }
+inline I gather(const uint32_t* table, I at) { SAGE_EACH at.v[l] = table[at.v[l]]; return at; }
 template <int k> F across(F a) { F f; SAGE_EACH f.v[l] = a.v[l ^ k]; return f; }
 inline D zeros() { return D{}; }
 inline D add_wide(D d, F a) { SAGE_EACH d.v[l] += static_cast<double>(a.v[l]); return d; }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "../dynamic_tree.h"
 #include "groups.h"
 #include "pack.h"
 #include "philox.h"
@@ -22,7 +23,10 @@ enum class Codec : int {
   power8,   // sign and 7 bits for a power of two: 127 of them, of which the highest is twice the scale; unbiased
   power9,   // 8 bits for the exponent of a float32, and behind all of them the signs; no scale; unbiased
   e2m1,     // the nearest 4-bit float of 2 exponent bits, of which 4 is the scale; at most 6, one and a half times it
+  tree,     // the nearest of 128 magnitudes from 0 to 0.993 of the scale, and a sign
 };
+
+inline constexpr Tree kTree;
 
 constexpr bool is_random(Codec codec) { return codec >= Codec::linear && codec <= Codec::power9; }
 
@@ -73,7 +77,8 @@ struct Quantisation {
   int64_t numel;
   const int64_t* bounds;  // of the buckets
   int64_t num_buckets;
-  const float *prescale, *inverse, *step;  // of each bucket: a code is a · prescale · inverse, a value code · step
+  // Of each bucket: a code is a · prescale · inverse, or of the tree a / inverse; a value is code · step.
+  const float *prescale, *inverse, *step;
   const float* limits;                     // of each bucket: larger magnitudes are clipped to it; null: none are
   uint64_t key;                            // of the random bits
   const Positions* positions;              // of the elements, for their random bits
@@ -107,14 +112,23 @@ namespace sage::cpu {
 class Numbers {
  public:
   Numbers(const Coding& coding, int64_t num_buckets)
-      : most_(coding.most()), unit_(coding.unit()), all_(3 * num_buckets), num_(num_buckets) {}
+      : most_(coding.most()),
+        unit_(coding.unit()),
+        divides_(coding.codec == Codec::tree),
+        all_(3 * num_buckets),
+        num_(num_buckets) {}
 
   void set(int64_t bucket, float scale) {
+    all_[2 * num_ + bucket] = scale / unit_;
+    if (divides_) {
+      all_[bucket] = 1;
+      all_[num_ + bucket] = scale > 0 ? scale : 1;
+      return;
+    }
     // In two factors, so that neither of them overflows where the scale is extreme.
     const float pre = scale < 0x1p-64f ? 0x1p64f : scale > 0x1p64f ? 0x1p-64f : 1.0f;
     all_[bucket] = pre;
     all_[num_ + bucket] = scale > 0 && std::isfinite(scale) ? most_ / (scale * pre) : 0;
-    all_[2 * num_ + bucket] = scale / unit_;
   }
 
   const float* prescale() const { return all_.data(); }
@@ -123,6 +137,7 @@ class Numbers {
 
  private:
   float most_, unit_;
+  bool divides_;  // the tree divides by the scale
   std::vector<float> all_;
   int64_t num_;
 };

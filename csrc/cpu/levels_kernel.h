@@ -49,6 +49,21 @@ I code_of(const Coding& coding, F y, I random) {
     const I carried = leastu(addi(magnitude, addi(shl<7>(random), seti(64))), seti(0x7f000000u));
     return shr<23>(mostu(carried, band(magnitude, seti(0x7f800000u))));
   }
+  if constexpr (kCodec == Codec::tree) {
+    const I cell = leastu(mostu(shr<Tree::kLow>(magnitude), seti(Tree::kFirst)), seti(Tree::kLast));
+    const I found = gather(kTree.cell, subi(cell, seti(Tree::kFirst)));
+    return bor(shr<Tree::kLow>(addi(found, band(magnitude, seti(Tree::kLowBits)))), shr<24>(sign));
+  }
+}
+
+// x / scale · most of sixteen elements. The tree's has the sign of x, or that of 0 where x is NaN, whose sign depends on
+// the processor.
+template <Codec kCodec>
+F scaled(F a, F inverse) {
+  if constexpr (kCodec != Codec::tree) return mul(a, inverse);
+  const I magnitude = band(bits(a), seti(kMagnitude)), sign = bxor(bits(a), magnitude);
+  const I size = band(bits(div(floats(magnitude), inverse)), seti(kMagnitude));
+  return floats(bor(size, selecti(is_lessi(seti(0x7f800000u), magnitude), seti(0), sign)));
 }
 
 // What a code stands for, as a multiple of the bucket's step. An 8-bit float is divided by 256 or 32,768, so that the
@@ -94,6 +109,10 @@ F value_of(const Coding& coding, I code) {
     return floats(bor(bits(select(is_lessi(level, seti(1)), set(0), power)), sign));
   }
   if constexpr (kCodec == Codec::power9) return floats(shl<23>(band(code, seti(0xff))));
+  if constexpr (kCodec == Codec::tree) {
+    const F size = look_up_128(kTree.value, band(code, seti(0x7f)));
+    return floats(bor(bits(size), shl<24>(band(code, seti(0x80)))));
+  }
 }
 
 // Packs the codes of a tile, or of its `num` first elements; `room` bytes may be written, beyond the tile's own too.
@@ -132,12 +151,12 @@ void quantise_range(const Quantisation& x, int64_t begin, int64_t end) {
       if constexpr (kHasScale) {
         const int64_t bucket = cursor.group_at(i), stop = std::min(cursor.stop(), tile + in_tile);
         if (x.own_scales && i + 16 <= stop && x.prescale[bucket] == 1 && x.inverse[bucket] > 0) {
-          // Then every element is finite: what is not makes the scale not finite.
+          // Then every element is finite: what is not makes the scale not finite. The tree does not mind.
           const F inverse = set(x.inverse[bucket]), step = set(x.step[bucket]);
           for (; i + 16 <= stop; i += 16) {
             __builtin_prefetch(x.signal + i + 512);
             const F a = load(x.signal + i);
-            const I code = code_of<kCodec>(coding, mul(a, inverse), random_at(i));
+            const I code = code_of<kCodec>(coding, scaled<kCodec>(a, inverse), random_at(i));
             store_u8(codes + (i - tile), code);
             if (!x.keep) continue;
             const F value = value_of<kCodec>(coding, band(code, seti(0xff)));
@@ -153,13 +172,13 @@ void quantise_range(const Quantisation& x, int64_t begin, int64_t end) {
         const int64_t bucket = cursor.group_at(i);
         const bool whole = num >= 16 && cursor.is_whole(i);
         const auto number = [&](const float* of) { return whole ? set(of[bucket]) : of_groups(of, cursor, i, num); };
-        y = finite_or_zero(a);
+        if constexpr (kCodec != Codec::tree) y = finite_or_zero(a);
         if (x.limits) {
           const F limit = number(x.limits);
           const I size = bits(least(floats(band(bits(y), seti(kMagnitude))), limit));
           y = floats(bor(size, band(bits(y), seti(0x80000000u))));
         }
-        y = mul(mul(y, number(x.prescale)), number(x.inverse));
+        y = scaled<kCodec>(mul(y, number(x.prescale)), number(x.inverse));
         step = number(x.step);
       }
       const I code = code_of<kCodec>(coding, y, random_at(i));
@@ -200,8 +219,10 @@ inline void quantise_range(const Quantisation& x, int64_t begin, int64_t end) {
       return quantise_range<Codec::power8>(x, begin, end);
     case Codec::power9:
       return quantise_range<Codec::power9>(x, begin, end);
-    default:
+    case Codec::e2m1:
       return quantise_range<Codec::e2m1>(x, begin, end);
+    default:
+      return quantise_range<Codec::tree>(x, begin, end);
   }
 }
 
@@ -282,7 +303,9 @@ inline void average_range(const Average& x, int64_t begin, int64_t end) {
       return average_range<Codec::power8>(x, begin, end);
     case Codec::power9:
       return average_range<Codec::power9>(x, begin, end);
-    default:
+    case Codec::e2m1:
       return average_range<Codec::e2m1>(x, begin, end);
+    default:
+      return average_range<Codec::tree>(x, begin, end);
   }
 }

@@ -1,6 +1,7 @@
 // One element's code, and what it stands for: rounded as by cpu/levels_kernel.h.
 #pragma once
 
+#include "../dynamic_tree.h"
 #include "groups.cuh"
 
 namespace sage::cuda {
@@ -11,6 +12,8 @@ __device__ __forceinline__ float power_of_two(int exponent) { return float_of(st
 __device__ __forceinline__ float least(float a, float b) { return a < b ? a : b; }
 
 __device__ __forceinline__ uint32_t nearest(float x) { return static_cast<uint32_t>(static_cast<int32_t>(rintf(x))); }
+
+__device__ const Tree kTree{};
 
 // The code of y = x / scale · most; `random` has 16 bits.
 template <Codec kCodec>
@@ -31,6 +34,11 @@ __device__ __forceinline__ uint32_t code_of(const Coding& coding, float y, uint3
     if (clamped < 2) return nearest(clamped * 2) | sign >> 28;  // the values are 1/2 apart
     const uint32_t rounded = bits_of(clamped) + ((1u << 21) - 1) + (bits_of(clamped) >> 22 & 1);
     return ((rounded >> 22) - (126u << 1)) | sign >> 28;
+  }
+  if constexpr (kCodec == Codec::tree) {
+    const uint32_t own = whole >> Tree::kLow, from = own < Tree::kFirst ? Tree::kFirst : own;
+    const uint32_t found = kTree.cell[(from < Tree::kLast ? from : Tree::kLast) - Tree::kFirst];
+    return (found + (whole & Tree::kLowBits)) >> Tree::kLow | sign >> 24;
   }
   const float uniform = (static_cast<float>(random) + 0.5f) * 0x1p-16f;
   const uint32_t center = static_cast<uint32_t>(coding.levels), offset = static_cast<uint32_t>(coding.offset);
@@ -76,18 +84,30 @@ __device__ __forceinline__ float value_of(const Coding& coding, uint32_t code) {
     const uint32_t size = static_cast<uint32_t>(level < 0 ? -level : level);
     return float_of((size ? (size + offset) << 23 : 0) | (level < 0 ? 0x80000000u : 0));
   }
+  if constexpr (kCodec == Codec::tree) return float_of(bits_of(kTree.value[low]) | sign);
   if constexpr (kCodec == Codec::power8) return float_of((low ? (low + offset) << 23 : 0) | sign);
   return float_of((code & 0xff) << 23);
 }
 
-// a · prescale · inverse is what is rounded, in two factors, so that neither overflows; code · step is the value.
+// a · prescale · inverse is what is rounded, in two factors, so that neither overflows; code · step is the value. The tree
+// divides by the scale.
 struct Numbers {
   float prescale, inverse, step;
 
   __device__ Numbers(const Coding& coding, float scale)
       : prescale(scale < 0x1p-64f ? 0x1p64f : scale > 0x1p64f ? 0x1p-64f : 1.0f),
         inverse(scale > 0 && magnitude(scale) < 0x7f800000u ? coding.most / (scale * prescale) : 0),
-        step(scale / coding.unit) {}
+        step(scale / coding.unit) {
+    if (coding.codec == Codec::tree) inverse = scale > 0 ? scale : 1;
+  }
+
+  // What is rounded of an element. The tree's has its sign, or that of 0 where it is NaN.
+  template <Codec kCodec>
+  __device__ __forceinline__ float scaled(float a) const {
+    if constexpr (kCodec != Codec::tree) return a * prescale * inverse;
+    const uint32_t sign = magnitude(a) > 0x7f800000u ? 0 : bits_of(a) & 0x80000000u;
+    return float_of(magnitude(float_of(magnitude(a)) / inverse) | sign);
+  }
 };
 
 }  // namespace sage::cuda

@@ -5,7 +5,7 @@
 
 namespace sage::cuda {
 
-enum class Codec : int { int8, e4m3, e5m2, linear, natural, power8, power9, e2m1 };
+enum class Codec : int { int8, e4m3, e5m2, linear, natural, power8, power9, e2m1, tree };
 
 struct Coding {
   Codec codec;

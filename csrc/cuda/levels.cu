@@ -76,9 +76,9 @@ __global__ void quantise_kernel(Cut cut, Quantisation x) {
         const bool is_below = y < 0;
         if constexpr (!kPower9) {
           const Numbers numbers(x.coding, x.scales[bucket[j]]);
-          y = finite_or_zero(y);
+          if constexpr (kCodec != Codec::tree) y = finite_or_zero(y);
           if (x.limits) y = float_of(bits_of(least(float_of(magnitude(y)), x.limits[bucket[j]])) | (bits_of(y) & 0x80000000u));
-          y = y * numbers.prescale * numbers.inverse;
+          y = numbers.scaled<kCodec>(y);
           step = numbers.step;
         }
         code = code_of<kCodec>(x.coding, y, kRandom ? random[at + j] : 0) & 0xff;
@@ -154,6 +154,7 @@ void scales(bool euclidean, const Cut& cut, float* signal, const float* grad, St
     case Codec::power8: SAGE_LAUNCH(kernel<Codec::power8>, tiles((x).n), stream, cut, x); return;               \
     case Codec::power9: SAGE_LAUNCH(kernel<Codec::power9>, tiles((x).n), stream, cut, x); return;               \
     case Codec::e2m1: SAGE_LAUNCH(kernel<Codec::e2m1>, tiles((x).n), stream, cut, x); return;                   \
+    case Codec::tree: SAGE_LAUNCH(kernel<Codec::tree>, tiles((x).n), stream, cut, x); return;                   \
   }
 
 void quantise(const Cut& cut, const Quantisation& x, Stream stream) {

@@ -32,6 +32,9 @@ class Codec(IntEnum):
     E2M1 = 7
     """The nearest 4-bit float (2 exponent bits, 1 mantissa bit): 0, 0.5, 1, 1.5, 2, 3, 4 or 6, of which 4 is
     the scale. So an element may be one and a half times it; above that it becomes 6. Ties to even."""
+    TREE = 8
+    """Sign, and the nearest of the 128 magnitudes of `sage.ops.reference_tree`, multiples of the scale. In a
+    bucket whose scale is infinite, what is finite becomes NaN."""
 
 
 @dataclass(frozen=True)

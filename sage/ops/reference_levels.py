@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sage.ops import reference, reference_philox, reference_sums
+from sage.ops import reference, reference_philox, reference_sums, reference_tree
 from sage.ops.codecs import Coding
 
-INT8, E4M3, E5M2, LINEAR, NATURAL, POWER8, POWER9, E2M1 = range(8)
+INT8, E4M3, E5M2, LINEAR, NATURAL, POWER8, POWER9, E2M1, TREE = range(9)
 FLOATS = {E4M3: torch.float8_e4m3fn, E5M2: torch.float8_e5m2}
 SIGN, MAGNITUDE, INFINITE, LARGEST = -(2**31), 0x7FFFFFFF, 0x7F800000, 0x7F000000
 
@@ -51,10 +51,14 @@ def quantise_to(
     spread = _Spread(sizes, coding.bucket)
     y_N = a_N
     if coding.codec != POWER9:
-        y_N = torch.where(a_N.isfinite(), a_N, 0.0)
+        y_N = a_N if coding.codec == TREE else torch.where(a_N.isfinite(), a_N, 0.0)
         if limit_P is not None:
             limit_N = spread(limit_P)
             y_N = torch.where(y_N.abs() < limit_N, y_N, limit_N.copysign(y_N))
+    if coding.codec == TREE:
+        sign_N = torch.where(y_N.isnan(), 1.0, y_N)  # the sign of NaN depends on the processor
+        y_N = (y_N.abs() / spread(torch.where(scale_P > 0, scale_P, 1.0))).copysign(sign_N)
+    elif coding.codec != POWER9:
         # In two factors, so that neither of them overflows where the scale is extreme.
         pre_P = torch.where(scale_P < 2.0**-64, 2.0**64, torch.where(scale_P > 2.0**64, 2.0**-64, 1.0))
         inverse_P = torch.full_like(scale_P, most(coding)) / (scale_P * pre_P)
@@ -150,6 +154,8 @@ def _codes(coding: Coding, y_N: Tensor, random_N: Tensor) -> Tensor:
         return y_N.clamp(-largest, largest).to(FLOATS[codec]).view(torch.uint8).int()
     if codec == E2M1:
         return _nearest_e2m1(magnitude_N.view(torch.float32)).int() | negative_N.int() << 3
+    if codec == TREE:
+        return reference_tree.nearest(magnitude_N.view(torch.float32)) | negative_N.int() << 7
     uniform_N = (random_N.float() + 0.5) * 2.0**-16
     if codec == LINEAR:
         low_N = y_N.abs().floor()
@@ -182,6 +188,9 @@ def _values(coding: Coding, code_N: Tensor) -> Tensor:
     if codec == E2M1:
         size_N = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], device=code_N.device)[code_N & 7]
         return torch.where(code_N & 8 != 0, -size_N, size_N)
+    if codec == TREE:
+        size_N = reference_tree.tree(code_N.device)[code_N & 0x7F]
+        return torch.where(code_N > 0x7F, -size_N, size_N)
     level_N, offset = (code_N & 0x7F, 1) if codec == POWER8 else ((code_N - levels).abs(), 127 - levels)
     power_N = torch.where(level_N > 0, (level_N + offset << 23).view(torch.float32), 0.0)
     return torch.where(code_N >= 0x80 if codec == POWER8 else code_N < levels, -power_N, power_N)

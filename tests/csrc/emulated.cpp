@@ -152,7 +152,7 @@ const std::pair<const char*, Test> kInTurns[] = {
      }},
     {"test_levels",
      [](int turn, int64_t n) {
-       for (int codec = turn % 2; codec < 8; codec += 2) test_levels(n, codec);
+       for (int codec = turn % 2; codec < 9; codec += 2) test_levels(n, codec);
      }},
 };
 const std::pair<const char*, void (*)()> kOnce[] = {

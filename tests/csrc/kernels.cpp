@@ -389,7 +389,7 @@ int main() {
         test_cast<Format::fp16>(set, team, n);
         test_cast<Format::bf16>(set, team, n);
         test_elias(set, team, n);
-        test_levels(set, team, n, static_cast<Codec>(turn % 8), draw_bounds(n));
+        test_levels(set, team, n, static_cast<Codec>(turn % 9), draw_bounds(n));
         test_blocks(set, team, n, static_cast<Codec>(turn % 3), draw_bounds(n));
       }
       test_pack(set, n);

@@ -25,6 +25,7 @@ CODINGS = [
     Coding(Codec.POWER8),
     Coding(Codec.POWER9),
     Coding(Codec.E2M1, bucket=16),
+    *(Coding(Codec.TREE, bucket=bucket) for bucket in (50, None)),
 ]
 
 
@@ -208,7 +209,7 @@ def test_an_error_is_at_most_the_distance_of_two_levels(coding: Coding, scale: f
     bytes_B, scale_P = ops.quantise(x_N, None, [600, 400], coding, key=1)
     ops.average(mean_N, bytes_B[None], scale_P[None], [600, 400], coding, divisor=1)
     relative = {Codec.INT8: 0.51 / 127, Codec.E4M3: 2**-4, Codec.E5M2: 2**-3, Codec.LINEAR: 1 / coding.levels}
-    relative[Codec.E2M1] = 1 / 8
+    relative |= {Codec.E2M1: 1 / 8, Codec.TREE: 0.00704}
     allowed_N = torch.full((1000,), relative.get(coding.codec, 0.0) * scale)
     if coding.codec not in relative:
         lowest = 2.0 ** (1 - coding.levels) * scale if coding.codec is Codec.NATURAL else 2.0**-126

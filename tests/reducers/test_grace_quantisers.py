@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sage import registry
 from sage.comm.alone import Alone
-from sage.reducers.u8bit import tree
+from sage.ops.reference_tree import tree
 from sage.reduction import Quantiser
 
 X_N = torch.randn(4000, generator=torch.Generator().manual_seed(0)).pow(3) * 0.2
