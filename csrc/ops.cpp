@@ -58,6 +58,13 @@ STABLE_TORCH_LIBRARY(sage, m) {
       "int[] lengths) -> Tensor");
   m.def("decode_bins(Tensor bytes, Tensor scales, int[] stops, int[] lengths) -> (Tensor values, Tensor indices)");
   m.def("hadamard_(Tensor(a!) x, int[] bounds, int bucket, int key, bool inverse) -> ()");
+  m.def(
+      "quantise_integers_(Tensor(a!) signal, Tensor bounds, Tensor steps, int[] levels, int key, int[] starts, "
+      "int[] firsts, int shares, bool packed, bool keep) -> Tensor");
+  m.def("sum_integers(Tensor bytes, int[] levels, int n) -> Tensor");
+  m.def(
+      "average_integers_(Tensor(a!) out, Tensor bytes, int bits, Tensor bounds, Tensor steps, int most, int num) "
+      "-> ()");
   m.def("keep_error_(Tensor(a!) signal, Tensor sent) -> ()");
   m.def("write_product_(Tensor(a!) out, Tensor(b!)? signal, Tensor left, Tensor right, int rank) -> ()");
   m.def("thin_product_(Tensor(a!) matrix, Tensor? grad, Tensor basis, int rows, int rank, bool transposed) -> Tensor");

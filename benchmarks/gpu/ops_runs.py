@@ -114,6 +114,22 @@ def transformed(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
     ]
 
 
+def integers(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
+    """Round to integers of two tables, add those of three rows, and decode the sums."""
+    n, device = grad_N.numel(), grad_N.device
+    bounds_P = torch.tensor([0, n // 7, n // 2, n], dtype=torch.int32, device=device)
+    step_P, results = torch.tensor([0.1, 0.3, 0.7], device=device), list[Tensor]()
+    for levels in ((0, 3, 5, 7, 9, 11, 13, 16), tuple(range(0, 256, 5))):
+        left_N, most = residual_N.clone(), levels[-1]
+        rows_WB = ops.quantise_integers(left_N, bounds_P, step_P, levels, key=5, shares=3, keep=True)
+        sum_B = ops.sum_integers(rows_WB, levels, -(-n // 3))
+        mean_N, bits = torch.empty_like(grad_N), (3 * most).bit_length()
+        ops.average_integers(mean_N, sum_B.repeat(3, 1), bits, bounds_P, step_P, most=most, num=3)
+        whole = ops.quantise_integers(grad_N, bounds_P, step_P, levels, key=6, packed=False, keep=False)
+        results += [rows_WB.view(-1), left_N, sum_B, mean_N, whole.view(-1)]
+    return results
+
+
 def casts(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
     """Run the casts to 16 bits for 2 and for 3 ranks, the sum of three rows, and the casts back."""
     results: list[Tensor] = []
@@ -179,6 +195,7 @@ RUNS: dict[str, Run] = {
     "quantisers and their mean": quantised,
     "scales of blocks": microscaled,
     "Hadamard transforms": transformed,
+    "integers of a table": integers,
     "casts and their mean": casts,
     "random and given elements": gathered,
     "the largest of chunks": chunked,

@@ -9,6 +9,7 @@
 #include "coding.h"
 #include "cut.h"
 #include "draw.h"
+#include "integers.h"
 
 #if defined(__CUDACC__) || defined(SAGE_CUDA_BINDING)
 #include <cuda_runtime_api.h>
@@ -197,6 +198,11 @@ struct Chunks {
   int32_t* positions;
 };
 void largest_in_chunks(const Chunks& x, Stream stream);
+
+// Quantisation to integers of a table at random, sums of such integers in planes, and the values of sums. One launch each.
+void quantise_integers(const IntegerTable& table, const IntegerRows& x, int64_t shares, Stream stream);
+void sum_integers(const IntegerTable& table, const IntegerSums& x, Stream stream);
+void average_integers(const IntegerMeans& x, int64_t shares, Stream stream);
 
 // Computes signal += gradient, where there is a gradient, and the scale of each bucket: its Euclidean norm, or its largest
 // magnitude.

@@ -9,10 +9,35 @@ steps.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from sage.ops import reference_integers
+from sage.ops import native, reference_integers
 from sage.ops.philox import INDICES, Positions
+from sage.ops.reference_integers import bytes_of_sums, code_bits
+
+_native = torch.ops.sage
+
+
+def _fake_quantise(
+    signal: Tensor, bounds: object, steps: object, levels: Sequence[int], *rest: object
+) -> Tensor:
+    _, _, _, shares, packed, _ = rest
+    assert isinstance(shares, int)
+    length = (signal.numel() + shares - 1) // shares
+    return signal.new_empty(
+        (shares, (length * (code_bits(levels) if packed else 8) + 7) // 8), dtype=torch.uint8
+    )
+
+
+native.register("quantise_integers_", _fake_quantise)
+native.register(
+    "sum_integers",
+    lambda bytes, levels, n: native.vector(
+        bytes, bytes_of_sums(n, (bytes.shape[0] * levels[-1]).bit_length()), torch.uint8
+    ),
+)
+native.register("average_integers_", lambda *_: None)
 
 
 def quantise_integers(
@@ -43,13 +68,17 @@ def quantise_integers(
         packed: Whether to write numbers of levels, ⌈log2 L⌉ bits each, or the integers, a byte each.
         keep: Whether to leave the error in the signal, or to leave the signal as it is.
 
-    >>> import torch
     >>> step_P, bounds_P = torch.tensor([0.5]), torch.tensor([0, 3], dtype=torch.int32)
     >>> quantise_integers(
     ...     torch.tensor([-9.0, 1.0, 9.0]), bounds_P, step_P, (0, 3, 4), key=1, packed=False, keep=False
     ... )
     tensor([[0, 4, 4]], dtype=torch.uint8)
     """
+    if native.takes("quantise_integers_", signal_N, step_P, bounds_P):
+        runs = positions.starts, positions.firsts
+        return _native.quantise_integers_.default(
+            signal_N, bounds_P, step_P, levels, key, *runs, shares, packed, keep
+        )
     return reference_integers.quantise(
         signal_N, bounds_P, step_P, levels, key, positions, shares=shares, packed=packed, keep=keep
     )
@@ -57,6 +86,8 @@ def quantise_integers(
 
 def sum_integers(bytes_WB: Tensor, levels: Sequence[int], n: int) -> Tensor:
     """Add the integers of W rows of n packed numbers of levels (uint8, B), as `pack_sums` packs them."""
+    if native.takes("sum_integers", bytes_WB, dtype=torch.uint8):
+        return _native.sum_integers.default(bytes_WB, levels, n)
     return reference_integers.sums(bytes_WB, levels, n)
 
 
@@ -75,4 +106,7 @@ def average_integers(
         most: The largest integer of the table.
         num: Number of integers in a sum.
     """
+    if native.takes("average_integers_", out_N, step_P, bounds_P) and bytes_WB.is_contiguous():
+        _native.average_integers_.default(out_N, bytes_WB, bits, bounds_P, step_P, most, num)
+        return out_N
     return reference_integers.average(out_N, bytes_WB, bits, bounds_P, step_P, most=most, num=num)

@@ -13,6 +13,7 @@
 #include "../../csrc/cuda/error.cu"
 #include "../../csrc/cuda/gather.cu"
 #include "../../csrc/cuda/hadamard.cu"
+#include "../../csrc/cuda/integers.cu"
 #include "../../csrc/cuda/levels.cu"
 #include "../../csrc/cuda/microscales.cu"
 #include "../../csrc/cuda/moments.cu"
@@ -29,6 +30,7 @@
 #include "emulated_groups.h"
 #include "emulated_bins.h"
 #include "emulated_indices.h"
+#include "emulated_integers.h"
 #include "emulated_codes.h"
 #include "emulated_passes.h"
 #include "emulated_segments.h"
@@ -146,6 +148,7 @@ const std::pair<const char*, Test> kInTurns[] = {
     SAGE_TEST(test_hadamard),
     SAGE_TEST(test_largest_of_blocks),
     SAGE_TEST(test_chunks),
+    SAGE_TEST(test_integers),
     {"test_blocks",
      [](int, int64_t n) {
        for (int codec = 0; codec < 3; ++codec) test_blocks(n, codec);

@@ -28,6 +28,7 @@
 #include "elias.h"
 #include "gather.h"
 #include "hadamard.h"
+#include "integers.h"
 #include "levels.h"
 #include "microscales.h"
 #include "product.h"
@@ -386,6 +387,7 @@ int main() {
         test_chunks(set, team, n);
         test_hadamard(set, team, n, draw_bounds(n));
         test_largest_of_blocks(set, team, n, draw_bounds(n));
+        test_integers(set, team, n, draw_bounds(n));
         test_cast<Format::fp16>(set, team, n);
         test_cast<Format::bf16>(set, team, n);
         test_elias(set, team, n);

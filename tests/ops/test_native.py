@@ -151,6 +151,7 @@ H = F.half()
 AT = torch.arange(8, dtype=torch.int32)
 B = torch.zeros(4, dtype=torch.uint8)
 ONES = torch.ones(2, 2)
+PARTS = torch.tensor([0, 3, 8], dtype=torch.int32)
 TWOS = torch.full((4,), 2, dtype=torch.int32)
 CHUNKS = torch.tensor([[0, 64, 8, 0], [3, 64, 5, 2]], dtype=torch.int32)
 REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
@@ -228,6 +229,18 @@ REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
     ("hadamard_", (F, [0, 7], 16, 1, False), "bounds: expected them from 0 to 8"),
     ("largest_of_blocks_", (F, None, [0, 8], 0), "block=0: expected 1 element or more"),
     ("largest_of_blocks_", (F, None, [0, 7], 4), "bounds: expected them from 0 to 8"),
+    ("quantise_integers_", (F, PARTS, F[:3], [0, 1], 1, [0], [0], 1, True, True), "bounds has 3 elements"),
+    (
+        "quantise_integers_",
+        (F[:7], PARTS, F[:2], [0, 1], 1, [0], [0], 1, True, True),
+        "bounds: expected them",
+    ),
+    ("quantise_integers_", (F, PARTS, F[:2], [0, 256], 1, [0], [0], 1, True, True), "levels: expected two"),
+    ("quantise_integers_", (F, PARTS, F[:2], [0, 3, 3], 1, [0], [0], 1, True, True), "levels: .* to ascend"),
+    ("quantise_integers_", (F, PARTS, F[:2], [0, 1], 1, [0], [0], 0, True, True), "shares=0: expected 1"),
+    ("sum_integers", (B[:2].view(2, 1), [0, 1], 9), "expected a contiguous matrix of rows of 2 elements"),
+    ("average_integers_", (F, B[:2].view(2, 1), 3, PARTS, F[:2], 7, 1), "a contiguous matrix of rows of 2"),
+    ("average_integers_", (F, B[:2].view(2, 1), 2, PARTS, F[:2], 256, 1), "most=256: expected 1 to 255"),
     ("keep_error_", (F, F[:7]), "sent has 7 elements: expected 8"),
     ("keep_error_", (F, F), "signal and sent are one vector"),
     ("write_product_", (F, None, F, F, 0), "rank: 0: expected 1 or more"),
@@ -336,6 +349,9 @@ ASKED: list[tuple[str, tuple[Any, ...]]] = [
     ("decode_bins", (B.clone() + 2, F[:1].clone(), [8], [2])),
     ("hadamard_", (F.clone(), [0, 3, 8], 16, 7, False)),
     ("largest_of_blocks_", (F.clone(), F.clone(), [0, 3, 8], 2)),
+    ("quantise_integers_", (F.clone(), PARTS, F[:2].clone(), [0, 2, 3], 5, [0], [0], 3, True, True)),
+    ("sum_integers", (B[:2].clone().view(2, 1), [0, 2, 3], 4)),
+    ("average_integers_", (F.clone(), B[:2].clone().view(2, 1), 2, PARTS, F[:2].clone(), 3, 1)),
     ("keep_error_", (F.clone(), F.clone())),
     ("write_product_", (F.clone(), F.clone(), F[:4].clone(), F[:8].clone(), 2)),
     ("thin_product_", (F.clone(), None, F[:4].clone(), 4, 2, False)),
