@@ -2,7 +2,8 @@
 
     SAGE_DATA_DIR=<folder with libsvm/ and cifar10/> python benchmarks/quality.py convex
     SAGE_DATA_DIR=<...> python benchmarks/quality.py cnn
-    python benchmarks/quality.py table                # both as Markdown
+    SAGE_DATA_DIR=<...> python benchmarks/quality.py times    # the CNN's times again, one run at a time
+    python benchmarks/quality.py table                # all as Markdown
 
 The output has one row per reducer. The settings match the wire bytes: every method is set to send an eighth
 of what a dense fp32 all-reduce moves, or the nearest possible amount; `SETTINGS` lists the options that
@@ -20,6 +21,8 @@ steps.
 cnn: ResNet-20 on CIFAR-10, two simulated ranks in the engine itself (`sage run`), each reducer with its own
 memory, 4 epochs of 80 steps with 16 images per rank, from the first 2,560 training images; accuracy on the
 first 1,000 test images.
+
+times: the median time of a step of the CNN, of 60 steps; nothing else may run. It replaces that of the rows.
 """
 
 import argparse
@@ -213,11 +216,11 @@ def convex(case: tuple[str, str, str]) -> Row:
 # CNN
 
 CNN_STEPS = 320
+TIMED_STEPS = 60
 
 
-def cnn(case: tuple[str, str, str]) -> Row:
-    """Train ResNet-20 with one reducer in the engine itself."""
-    name, reducer, _ = case
+def train(name: str, reducer: str, steps: int) -> Path:
+    """Train ResNet-20 with one reducer in the engine itself; return the run's folder."""
     overrides = {
         "reducer": reducer,
         "reducer_options": settings(reducer, net=True),
@@ -225,7 +228,7 @@ def cnn(case: tuple[str, str, str]) -> Row:
         "workers_in_process": True,
         "batch_size": 16,
         "data_options": {"limit_train": 2560, "limit_test": 1000},
-        "steps": CNN_STEPS,
+        "steps": steps,
         "epochs": 4.0,
         "eval_every": 4.0,
         "lr": 0.05,
@@ -236,7 +239,13 @@ def cnn(case: tuple[str, str, str]) -> Row:
     }
     config = load(name, overrides=overrides)
     assert run.main(config) == 0, f"{reducer} failed: see its output above"
-    folder = resolve(config).folder
+    return resolve(config).folder
+
+
+def cnn(case: tuple[str, str, str]) -> Row:
+    """Train ResNet-20 with one reducer, and compare what it reached with what it sent."""
+    name, reducer, _ = case
+    folder = train(name, reducer, CNN_STEPS)
     result = json.loads((folder / "result.json").read_text())
     steps = [record for record in read_metrics(folder) if record["kind"] == "step"]
     dense = 4 * result["parameters"]  # a rank sends 2(W-1)/W times the parameters; W = 2
@@ -285,6 +294,22 @@ def measure(what: str, names: Sequence[str], jobs: int) -> None:
                 writer.writeheader()
                 writer.writerows(row for _, row in sorted(old.items()))
             print(f"{row.problem:18}{row.reducer:18}{row.memory:10}{row.final:.3g}", flush=True)
+
+
+def measure_times(names: Sequence[str]) -> None:
+    """Measure the time of a step again, one run after the other, for the rows that are there."""
+    path = RESULTS / "quality-cnn.csv"
+    rows = read(path)
+    for row in rows:
+        if row["reducer"] not in names:
+            continue
+        result = json.loads((train(row["problem"], row["reducer"], TIMED_STEPS) / "result.json").read_text())
+        row["reduce_ms"] = str(round(1e3 * result["step_seconds"]["p50"], 1))
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            writer.writeheader()
+            writer.writerows(rows)
+        print(f"{row['reducer']:22}{row['reduce_ms']:>8} ms", flush=True)
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -354,12 +379,14 @@ def _cell(row: Mapping[str, str] | None, name: str, form: str) -> str:
 def main() -> int:
     """Measure, or print the measured rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("convex", "cnn", "table"))
+    parser.add_argument("what", choices=("convex", "cnn", "times", "table"))
     parser.add_argument("--reducers", nargs="+", help="measure only these; their rows replace older ones")
     parser.add_argument("--jobs", type=int, default=2, help="number of concurrent processes")
     given = parser.parse_args()
     if given.what == "table":
         print(table())
+    elif given.what == "times":
+        measure_times(given.reducers or reducers())
     else:
         measure(given.what, given.reducers or reducers(), given.jobs)
     return 0

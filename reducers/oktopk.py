@@ -83,9 +83,8 @@ class OkTopk(Sparsifier):
             return own_K, at_K.long()
         above_K = ops.select_above(own_K, threshold)
         if residual_N is not None and above_K.numel() < num:
-            below_K = torch.ones_like(own_K, dtype=torch.bool).index_fill_(0, above_K, 0)
-            residual_N[at_K[below_K]] = own_K[below_K]
-        return own_K[above_K], at_K[above_K].long()
+            residual_N.index_copy_(0, at_K.long(), own_K.index_fill(0, above_K, 0))
+        return own_K.index_select(0, above_K), at_K.index_select(0, above_K).long()
 
     def forward(self, grad_N: Tensor, residual_N: Tensor | None, wire: Wire) -> Reduced:
         n, exact = grad_N.numel(), self._evaluates()
@@ -108,20 +107,20 @@ class OkTopk(Sparsifier):
             self._update_global_threshold(mean_U, n, wire)
         chosen_G = largest_above(mean_U, float(self.global_threshold), 3 * num_kept(self.density, n) // 2)
         regions = wire.gather_streams(
-            values=mean_U[chosen_G].to(self.dtype),
-            indices=at_U[chosen_G] + start,
+            values=mean_U.index_select(0, chosen_G).to(self.dtype),
+            indices=at_U.index_select(0, chosen_G) + start,
             # How many elements of the ranks are in what is gathered.
-            sizes=torch.zeros_like(at_U).index_fill_(0, chosen_G, 1)[place_M].sum().view(1),
+            sizes=torch.zeros_like(at_U).index_fill_(0, chosen_G, 1).index_select(0, place_M).sum().view(1),
         )
         with phase("scatter"):
             at_M = torch.cat([at for _, at, _ in regions])
             values_M = torch.cat([values for values, _, _ in regions])
             mean_N = ops.scatter_mean(values_M, at_M, [at_M.numel()], out_N=grad_N)
             is_sent_K = ops.is_among(at_K.int(), at_M, n)
-            sent = at_K[is_sent_K]
+            sent = at_K.masked_select(is_sent_K)
             if residual_N is not None:
-                residual_N[at_K[~is_sent_K]] = own_K[~is_sent_K]
-                ops.rounded(residual_N, own_K[is_sent_K], sent, dtype=self.dtype, keep=True)
+                residual_N.index_copy_(0, at_K, own_K.masked_fill(is_sent_K, 0))
+                ops.rounded(residual_N, own_K.masked_select(is_sent_K), sent, dtype=self.dtype, keep=True)
         times = sum(int(times) for _, _, times in regions)
         return Reduced(mean_N, sent, times / (wire.world_size * max(1, n)), at_M)
 

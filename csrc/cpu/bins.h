@@ -133,7 +133,10 @@ __attribute__((target("avx512f,avx2"))) inline uint32_t add_avx512(const Near& n
     __m512 a = _mm512_maskz_loadu_ps(lanes, near.signal + i);
     if (near.adds) {
       a = _mm512_add_ps(a, _mm512_maskz_loadu_ps(lanes, near.grad + i));
-      _mm512_mask_storeu_ps(near.signal + i, lanes, a);
+      if (lanes == 0xffff)
+        _mm512_storeu_ps(near.signal + i, a);
+      else
+        _mm512_mask_storeu_ps(near.signal + i, lanes, a);
     }
     most = _mm512_maskz_max_epu32(0xffff, most, _mm512_and_si512(_mm512_castps_si512(a), magnitudes));
   }
@@ -188,24 +191,35 @@ inline int64_t take_near(Isa isa, const Near& near, uint32_t limit, int64_t begi
   return near_scalar(near, limit, begin, end, values, indices);
 }
 
+// Elements that are added up before they are compared: a processor waits if it reads what it has just written in parts.
+constexpr int64_t kAdded = 2048;
+
 // Takes from the bins [first, last) of a vector; writes each bin's largest magnitude and how many were taken of it.
 inline void take_near(Isa isa, const Near& near, const std::vector<Layer>& layers, int64_t first, int64_t last,
                       float* largest, int32_t* counts, List& list) {
   for (const Layer& layer : layers) {
-    const int64_t stop = std::min(layer.first_bin + layer.bins(), last);
-    for (int64_t bin = std::max(layer.first_bin, first); bin < stop; ++bin) {
-      const int64_t begin = layer.begin + (bin - layer.first_bin) * layer.length;
-      const int64_t end = std::min(begin + layer.length, layer.end), before = list.size;
-      const uint32_t most = add(isa, near, begin, end);
-      std::memcpy(largest + bin, &most, sizeof most);
-      // A comparison with NaN takes the element.
-      const uint32_t limit = most > kInfinity ? 0 : most;
-      for (int64_t at = begin; at < end; at += kBlock) {
-        const int64_t until = std::min(at + kBlock, end);
-        list.reserve(list.size + until - at + kOver);
-        list.size += take_near(isa, near, limit, at, until, list.values + list.size, list.indices + list.size);
+    const int64_t stop = std::min(layer.first_bin + layer.bins(), last), some = std::max<int64_t>(1, kAdded / layer.length);
+    for (int64_t from = std::max(layer.first_bin, first); from < stop; from += some) {
+      const int64_t to = std::min(from + some, stop);
+      const auto begin_of = [&](int64_t bin) {
+        return std::min(layer.begin + (bin - layer.first_bin) * layer.length, layer.end);
+      };
+      for (int64_t bin = from; bin < to; ++bin) {
+        const uint32_t most = add(isa, near, begin_of(bin), begin_of(bin + 1));
+        std::memcpy(largest + bin, &most, sizeof most);
       }
-      counts[bin] = static_cast<int32_t>(list.size - before);
+      for (int64_t bin = from; bin < to; ++bin) {
+        const int64_t end = begin_of(bin + 1), before = list.size;
+        uint32_t limit;
+        std::memcpy(&limit, largest + bin, sizeof limit);
+        if (limit > kInfinity) limit = 0;  // a comparison with NaN takes the element
+        for (int64_t at = begin_of(bin); at < end; at += kBlock) {
+          const int64_t until = std::min(at + kBlock, end);
+          list.reserve(list.size + until - at + kOver);
+          list.size += take_near(isa, near, limit, at, until, list.values + list.size, list.indices + list.size);
+        }
+        counts[bin] = static_cast<int32_t>(list.size - before);
+      }
     }
   }
 }
