@@ -144,6 +144,8 @@ __attribute__((target("avx512f,avx2"))) inline uint32_t add_avx512(const Near& n
                                      _mm512_maskz_extracti64x4_epi64(0xf, most, 1)));
 }
 
+// kOften: most sixteens have an element that is taken, so that a branch would often be mispredicted.
+template <bool kOften>
 __attribute__((target("avx512f,popcnt"))) inline int64_t near_avx512(const Near& near, uint32_t limit, int64_t begin,
                                                                      int64_t end, float* values, int32_t* indices) {
   const __m512i magnitudes = _mm512_set1_epi32(kMagnitude), limits = _mm512_set1_epi32(static_cast<int32_t>(limit));
@@ -159,7 +161,7 @@ __attribute__((target("avx512f,popcnt"))) inline int64_t near_avx512(const Near&
     const __mmask16 some = _mm512_test_epi32_mask(_mm512_castps_si512(a), magnitudes);
     const __mmask16 taken =
         _mm512_mask_cmpge_epu32_mask(some, _mm512_and_si512(_mm512_castps_si512(heavy), magnitudes), limits);
-    if (taken == 0) continue;
+    if (!kOften && taken == 0) continue;
     const __m512i at = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int32_t>(i)), places);
     const __m512 value = near.heavy ? heavy : a;
     size += store(taken, value, at, values + size, indices + size);
@@ -182,10 +184,12 @@ inline uint32_t add(Isa isa, const Near& near, int64_t begin, int64_t end) {
   return add_scalar(near, begin, end, 0);
 }
 
-inline int64_t take_near(Isa isa, const Near& near, uint32_t limit, int64_t begin, int64_t end, float* values,
-                         int32_t* indices) {
+inline int64_t take_near(Isa isa, const Near& near, uint32_t limit, bool often, int64_t begin, int64_t end,
+                         float* values, int32_t* indices) {
 #if SAGE_X86
-  if (isa == Isa::avx512) return near_avx512(near, limit, begin, end, values, indices);
+  if (isa == Isa::avx512)
+    return often ? near_avx512<true>(near, limit, begin, end, values, indices)
+                 : near_avx512<false>(near, limit, begin, end, values, indices);
   if (isa == Isa::avx2) return near_avx2(near, limit, begin, end, values, indices);
 #endif
   return near_scalar(near, limit, begin, end, values, indices);
@@ -193,6 +197,7 @@ inline int64_t take_near(Isa isa, const Near& near, uint32_t limit, int64_t begi
 
 // Elements that are added up before they are compared: a processor waits if it reads what it has just written in parts.
 constexpr int64_t kAdded = 2048;
+constexpr int64_t kNarrow = 128;  // elements of a bin of which most sixteens have one that is taken
 
 // Takes from the bins [first, last) of a vector; writes each bin's largest magnitude and how many were taken of it.
 inline void take_near(Isa isa, const Near& near, const std::vector<Layer>& layers, int64_t first, int64_t last,
@@ -216,7 +221,8 @@ inline void take_near(Isa isa, const Near& near, const std::vector<Layer>& layer
         for (int64_t at = begin_of(bin); at < end; at += kBlock) {
           const int64_t until = std::min(at + kBlock, end);
           list.reserve(list.size + until - at + kOver);
-          list.size += take_near(isa, near, limit, at, until, list.values + list.size, list.indices + list.size);
+          list.size += take_near(isa, near, limit, layer.length <= kNarrow, at, until, list.values + list.size,
+                                 list.indices + list.size);
         }
         counts[bin] = static_cast<int32_t>(list.size - before);
       }
