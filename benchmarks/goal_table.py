@@ -80,7 +80,7 @@ GOALS = (
     Goal("compress", (*LEVELS, "fp4", "u8bit"), 4.0),
     Goal("decode", (*LEVELS, "fp4", "u8bit"), 1.0, 0.5),
     Goal("compress", SAMPLED, 3.0),
-    Goal("compress", ("adacomp",), 5.0),
+    Goal("compress", ("adacomp", "sparseloco"), 5.0),
     Goal("compress", RANDOM, 2.0),
     Goal("compress", PARTITIONED, 3.0),
     Goal("grace", COMPARED, 5.0),

@@ -41,7 +41,7 @@ __global__ void take_largest(Chunks x) {
     bits[c] = at < chunk.length ? magnitude(x.x[element(chunk, at)]) : 0;
   }
   // The k-th largest, bit by bit, or a limit that exactly k are at or above.
-  uint32_t limit = 0;
+  uint32_t limit = 0, at_least = kTile;
   for (int bit = 30; bit >= 0; --bit) {
     const uint32_t higher = limit | 1u << bit;
     uint32_t own = 0, all;
@@ -49,25 +49,25 @@ __global__ void take_largest(Chunks x) {
     for (int c = 0; c < kItems; ++c) own += bits[c] >= higher;
     block_sum_before(own, all);
     __syncthreads();
-    if (all >= wanted) limit = higher;
+    if (all < wanted) continue;
+    limit = higher;
+    at_least = all;
     if (all == wanted) break;
   }
-  bool is_above[kItems], is_equal[kItems];
-  uint32_t above[kItems], equal[kItems];  // before each element
+  bool is[kItems];
+  uint32_t before[kItems];
+  SAGE_UNROLL
+  for (int c = 0; c < kItems; ++c) is[c] = bits[c] == limit;
+  const uint32_t above = at_least - rank_flags(is, before);
+  SAGE_UNROLL
+  for (int c = 0; c < kItems; ++c) is[c] = bits[c] > limit || (is[c] && before[c] < wanted - above);
+  rank_flags(is, before);
   SAGE_UNROLL
   for (int c = 0; c < kItems; ++c) {
-    is_above[c] = bits[c] > limit;
-    is_equal[c] = bits[c] == limit;
-  }
-  const uint32_t ties = wanted - rank_flags(is_above, above);  // that are taken, the first of them
-  rank_flags(is_equal, equal);
-  SAGE_UNROLL
-  for (int c = 0; c < kItems; ++c) {
-    if (!is_above[c] && !(is_equal[c] && equal[c] < ties)) continue;
+    if (!is[c]) continue;
     const int at = c * kThreads + static_cast<int>(threadIdx.x);
-    const uint32_t to = above[c] + (equal[c] < ties ? equal[c] : ties);
-    values[to] = x.x[element(chunk, at)];
-    positions[to] = at;
+    values[before[c]] = x.x[element(chunk, at)];
+    positions[before[c]] = at;
   }
 }
 
