@@ -77,8 +77,8 @@ class Goal:
 GOALS = (
     Goal("compress", SIGNS, 2.5),
     Goal("decode", SIGNS, 1.0, 0.3),
-    Goal("compress", (*LEVELS, "fp4", "u8bit"), 4.0),
-    Goal("decode", (*LEVELS, "fp4", "u8bit"), 1.0, 0.5),
+    Goal("compress", (*LEVELS, "fp4", "u8bit", *MICROSCALED), 4.0),
+    Goal("decode", (*LEVELS, "fp4", "u8bit", *MICROSCALED), 1.0, 0.5),
     Goal("compress", SAMPLED, 3.0),
     Goal("compress", ("adacomp", "sparseloco"), 5.0),
     Goal("compress", RANDOM, 2.0),

@@ -42,6 +42,8 @@ STABLE_TORCH_LIBRARY(sage, m) {
       "average_(Tensor(a!) out, Tensor bytes, Tensor scales, int[] bounds, int bucket, int codec, int levels, "
       "int divisor, bool added) -> ()");
   m.def("largest_of_blocks_(Tensor(a!) signal, Tensor? grad, int[] bounds, int block) -> Tensor");
+  m.def("encode_tensor_scales(Tensor largest, int[] bounds) -> (Tensor bytes, Tensor scales)");
+  m.def("decode_tensor_scales(Tensor bytes, int[] bounds) -> Tensor");
   m.def("statistics_(Tensor(a!) signal, Tensor? grad, int[] bounds, int kind) -> Tensor");
   m.def("sign_bits_(Tensor(a!) signal, int[] bounds, Tensor low, Tensor high, bool keep) -> Tensor");
   m.def("momentum_signs_(Tensor(a!) momentum, Tensor signal, float beta) -> (Tensor bytes, Tensor largest)");

@@ -18,15 +18,15 @@ class Microscaled(FusedQuantiser):
 
     coding: ops.Coding
 
-    def encode_scales(self, largest_P: Tensor, counts: Sequence[int]) -> Tensor:
-        """Encode the scales of blocks.
+    def encode_scales(self, largest_P: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Encode the scales of blocks, and decode them.
 
         Args:
             largest_P: The largest magnitude of each block (float32); NaN if that is not finite.
             counts: Number of blocks of each group (G).
 
         Returns:
-            Bytes (uint8, B); NaN must remain NaN.
+            Bytes (uint8, B), and what `decode_scales` makes of them; NaN must remain NaN.
         """
         raise NotImplementedError
 
@@ -49,8 +49,7 @@ class Microscaled(FusedQuantiser):
 
     def _encode(self, signal_N: Tensor, largest_P: Tensor, sizes: Sequence[int], *, keep: bool) -> Parts:
         counts = self._counts(sizes)
-        scale_B = self.encode_scales(largest_P, counts)
-        scale_P = self.decode_scales(scale_B, counts)
+        scale_B, scale_P = self.encode_scales(largest_P, counts)
         codes_B = ops.quantise_to(signal_N, sizes, self.coding, scale_P, keep=keep)
         return {"values": codes_B, "scales": scale_B}
 
@@ -64,9 +63,12 @@ class Microscaled(FusedQuantiser):
         added: bool = False,
     ) -> Tensor:
         counts, scales_WB = self._counts(sizes), rows["scales"]
-        scale_WP = scales_WB.new_empty(len(scales_WB), sum(counts), dtype=torch.float32)
-        for scale_P, scale_B in zip(scale_WP, scales_WB, strict=True):
-            scale_P.copy_(self.decode_scales(scale_B, counts))
+        if len(scales_WB) == 1:
+            scale_WP = self.decode_scales(scales_WB[0], counts)[None]
+        else:
+            scale_WP = scales_WB.new_empty(len(scales_WB), sum(counts), dtype=torch.float32)
+            for scale_P, scale_B in zip(scale_WP, scales_WB, strict=True):
+                scale_P.copy_(self.decode_scales(scale_B, counts))
         values_WB = rows["values"]
         return ops.average(out_N, values_WB, scale_WP, sizes, self.coding, divisor=divisor, added=added)
 
@@ -104,10 +106,11 @@ class Mx(Microscaled):
     mantissa = 0x600000
     """The mantissa of the coding's scale, as bits of a float32: that of 1.75."""
 
-    def encode_scales(self, largest_P: Tensor, counts: Sequence[int]) -> Tensor:
+    def encode_scales(self, largest_P: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         biased_P = largest_P.view(torch.int32).bitwise_right_shift(23) & 0xFF  # ⌊log2 m⌋ + 127
         scale_P = (biased_P - self.exponent).clamp_(min=0)
-        return torch.where(biased_P == 0xFF, 0xFF, scale_P).to(torch.uint8)
+        scale_B = torch.where(biased_P == 0xFF, 0xFF, scale_P).to(torch.uint8)
+        return scale_B, self.decode_scales(scale_B, counts)
 
     def decode_scales(self, scale_B: Tensor, counts: Sequence[int]) -> Tensor:
         scale_P = (scale_B.int() + self.exponent).bitwise_left_shift(23) | self.mantissa

@@ -1,9 +1,8 @@
 """nvfp4: 4-bit floats, for each 16 an 8-bit float as the scale, and one float32 a tensor (NVIDIA, 2025)."""
-# G = groups, P = blocks, B = bytes
+# P = blocks, B = bytes
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from sage.reduction import ops
@@ -11,8 +10,6 @@ from sage.reduction import ops
 from ._microscaling import Microscaled
 
 BLOCK = 16
-LARGEST, LARGEST_SCALE = 6.0, 448.0
-"""The largest numbers of E2M1 and of E4M3."""
 
 
 class NvFp4(Microscaled):
@@ -33,30 +30,14 @@ class NvFp4(Microscaled):
 
     coding = ops.Coding(ops.Codec.E2M1, bucket=BLOCK)
 
-    def encode_scales(self, largest_P: Tensor, counts: Sequence[int]) -> Tensor:
-        finite_P = torch.where(largest_P.isfinite(), largest_P, 0.0)
-        group_P = _groups(counts, largest_P)
-        largest_G = finite_P.new_zeros(len(counts)).scatter_reduce_(0, group_P, finite_P, "amax")
-        tensor_G = largest_G / largest_G.new_full((), LARGEST * LARGEST_SCALE)
-        share_P = largest_P / largest_P.new_full((), LARGEST) / tensor_G[group_P]
-        share_P = share_P.nan_to_num_(0.0).clamp_(max=LARGEST_SCALE)  # 0 / 0 where all are 0 or denormal
-        share_P = torch.where(largest_P.isnan(), largest_P, share_P)
-        return torch.cat((tensor_G.view(torch.uint8), share_P.to(torch.float8_e4m3fn).view(torch.uint8)))
+    def encode_scales(self, largest_P: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return ops.encode_tensor_scales(largest_P, counts)
 
     def decode_scales(self, scale_B: Tensor, counts: Sequence[int]) -> Tensor:
-        first = 4 * len(counts)
-        tensor_G = scale_B[:first].clone().view(torch.float32)  # a row may begin at any byte
-        share_P = scale_B[first:].view(torch.float8_e4m3fn).float()
-        return share_P.mul_(tensor_G[_groups(counts, share_P)]).mul_(4)  # 4 is the coding's scale
+        return ops.decode_tensor_scales(scale_B, counts)
 
     def num_scale_bytes(self, counts: Sequence[int]) -> int:
         return sum(counts) + 4 * len(counts)
-
-
-def _groups(counts: Sequence[int], beside_P: Tensor) -> Tensor:
-    """The group of each block (int64, P)."""
-    group_G = torch.arange(len(counts), device=beside_P.device)
-    return group_G.repeat_interleave(torch.tensor(counts, dtype=torch.int64, device=beside_P.device))
 
 
 REDUCER = NvFp4

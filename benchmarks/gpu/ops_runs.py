@@ -96,11 +96,13 @@ def quantised(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
 
 
 def microscaled(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
-    """Find the largest magnitudes of blocks of 16, 32 and 100, with and without a gradient to add."""
+    """Find the largest magnitudes of blocks of 16, 32 and 100, and the scales of three tensors."""
     n, results = grad_N.numel(), [residual_N]
     sizes = [n // 7, n // 2 - n // 7, n - n // 2]
     for block in (16, 32, 100):
         results += [ops.largest_of_blocks(grad_N, own_N, sizes, block) for own_N in (None, residual_N)]
+    bytes_B, scale_N = ops.encode_tensor_scales(ops.largest_of_blocks(grad_N, None, [n], 1), sizes)
+    results += [bytes_B, scale_N, ops.decode_tensor_scales(bytes_B, sizes)]
     return results
 
 

@@ -43,4 +43,13 @@ inline std::vector<int64_t> bucket_bounds(const std::vector<int64_t>& bounds, in
   return found;
 }
 
+// The first block of each group, and the number of all.
+inline std::vector<int64_t> first_blocks(const std::vector<int64_t>& bounds, int64_t block) {
+  std::vector<int64_t> firsts{0};
+  firsts.reserve(bounds.size());
+  for (size_t g = 0; g + 1 < bounds.size(); ++g)
+    firsts.push_back(firsts[g] + (bounds[g + 1] - bounds[g] + block - 1) / block);
+  return firsts;
+}
+
 }  // namespace sage::cpu

@@ -2,7 +2,7 @@
 #include "levels.h"
 
 #include "../tensor_checks.h"
-#include "blocks.h"
+#include "scaled.h"
 #include "team.h"
 
 namespace sage::cpu {
@@ -17,8 +17,18 @@ std::tuple<Tensor, Tensor> quantise_(Tensor signal, std::optional<Tensor> grad, 
   check_positions(starts, firsts, signal.numel());
   const Positions positions(std::move(starts), std::move(firsts));
   const Coding coding = coding_of<Coding>(codec, levels);
+  const int64_t n = signal.numel();
+  if (scales && !limits && is_by_scaled_blocks(coding, bucket)) {
+    const std::vector<int64_t> firsts = first_blocks(bounds, bucket);
+    check_numel(*scales, firsts.back(), "scales");
+    Tensor bytes = empty<uint8_t>(coding.num_bytes(n), signal);
+    quantise_scaled(isa(), torch_team(),
+                    {coding, data<float>(signal), n, bounds.data(), firsts.data(), static_cast<int64_t>(bounds.size()) - 1,
+                     bucket, in<float>(*scales, "scales", signal), keep, data<uint8_t>(bytes)});
+    return {bytes, *scales};
+  }
   const std::vector<int64_t> buckets = bucket_bounds(bounds, bucket);
-  const int64_t n = signal.numel(), num_buckets = static_cast<int64_t>(buckets.size()) - 1;
+  const int64_t num_buckets = static_cast<int64_t>(buckets.size()) - 1;
   if (limits) check_numel(*limits, num_buckets, "limits");
   Tensor bytes = empty<uint8_t>(coding.num_bytes(n), signal);
   const Quantisation x{coding,
@@ -91,6 +101,14 @@ void average_(Tensor out, Tensor bytes, Tensor scales, std::vector<int64_t> boun
   check_bounds(bounds, n);
   check_bucket(bucket);
   const Coding coding = coding_of<Coding>(codec, levels);
+  if (bytes.dim() == 2 && bytes.size(0) == 1 && is_by_scaled_blocks(coding, bucket) && is_of_whole_bytes(coding, bounds)) {
+    const std::vector<int64_t> firsts = first_blocks(bounds, bucket);
+    check_payloads(bytes, coding.num_bytes(n), {{"scales", scales}}, firsts.back(), divisor, out);
+    return average_scaled(isa(), torch_team(),
+                          {coding, x, n, bounds.data(), firsts.data(), static_cast<int64_t>(bounds.size()) - 1, bucket,
+                           static_cast<const float*>(scales.const_data_ptr()),
+                           static_cast<const uint8_t*>(bytes.const_data_ptr()), divisor, added});
+  }
   const std::vector<int64_t> buckets = bucket_bounds(bounds, bucket);
   const int64_t num_buckets = static_cast<int64_t>(buckets.size()) - 1;
   const int64_t num_payloads = check_payloads(bytes, coding.num_bytes(n), {{"scales", scales}}, num_buckets, divisor, out);

@@ -20,12 +20,11 @@ I code_of(const Coding& coding, F y, I random) {
     return bor(selecti(is_less(size, power_of_two(1 - kBias)), denormal, normal), shr<24>(sign));
   }
   if constexpr (kCodec == Codec::e2m1) {
+    // From 2^e on, and below 2 from 0 on, the values are 2^(e − 1) apart: so is what 1.5 · 2^(e + 22) can be added to.
     const F clamped = least(size, set(6));
-    const I halves = to_int(mul(clamped, set(2)));  // below 2, where the values are 1/2 apart
-    const I odd = band(shr<22>(bits(clamped)), seti(1));
-    const I rounded = addi(addi(bits(clamped), seti((1u << 21) - 1)), odd);
-    const I above = subi(shr<22>(rounded), seti(126u << 1));
-    return bor(selecti(is_less(clamped, set(2)), halves, above), shr<28>(sign));
+    const I power = band(mostu(bits(clamped), seti(0x3f800000u)), seti(0x7f800000u));
+    const I steps = bits(add(clamped, floats(addi(power, seti((22u << 23) + 0x400002u)))));
+    return bor(band(addi(steps, shr<22>(power)), seti(7)), shr<28>(sign));  // 127 · 2 and the 2 above are a multiple of 8
   }
   if constexpr (kCodec == Codec::linear) {
     const F low = round_down(size), uniform = mul(add(to_float(random), set(0.5f)), set(0x1p-16f));

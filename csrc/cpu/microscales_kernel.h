@@ -66,3 +66,54 @@ inline void largest_of_blocks(const LargestOfBlocks& x, int64_t begin, int64_t e
     }
   }
 }
+
+// The largest of `num` numbers that are finite; 0 if none is.
+inline float largest_finite(const float* x, int64_t num) {
+  I most = seti(0);
+  for (int64_t i = 0; i < num; i += 16) most = mostu(most, bits(finite_or_zero(load_some(x + i, num - i))));
+  const uint32_t found = largest_of(most);
+  float largest;
+  std::memcpy(&largest, &found, sizeof largest);
+  return largest;
+}
+
+// The scales of `num` blocks, at most sixteen, whose s have these codes.
+inline void store_scales(float* scales, I code, F tensor, int64_t num) {
+  const F share = mul(value_of<Codec::e4m3>(Coding(Codec::e4m3, 1), code), set(256));  // which value_of divides by
+  store_some(scales, mul(mul(share, tensor), set(4)), num);
+}
+
+// The s of the blocks [begin, end), and their scales: s is nearest to m/(6·t), at most 448; 0 where it is 0/0.
+inline void encode_shares(const TensorScales& x, int64_t begin, int64_t end) {
+  const Coding coding(Codec::e4m3, 1);
+  Cursor cursor(x.bounds, x.num_groups, begin);
+  for (int64_t b = begin; b < end;) {
+    const F tensor = set(x.tensor[cursor.group_at(b)]);
+    for (const int64_t stop = std::min(cursor.stop(), end); b < stop; b += 16) {
+      const int64_t num = std::min<int64_t>(16, stop - b);
+      const F most = load_some(x.largest + b, num), share = div(div(most, set(kLargestE2m1)), tensor);
+      const F limited = select(is_less(set(0), share), least(share, set(kLargestE4m3)), set(0));
+      const I code = band(code_of<Codec::e4m3>(coding, limited, seti(0)), seti(0xff));
+      const I found = selecti(is_lessi(seti(kInfinite), bits(most)), seti(0x7f), code);  // NaN
+      uint8_t last[16];
+      store_u8(last, found);
+      std::memcpy(x.shares + b, last, num);
+      store_scales(x.scales + b, found, tensor, num);
+    }
+    b = std::min(cursor.stop(), end);
+  }
+}
+
+inline void decode_shares(const TensorScales& x, int64_t begin, int64_t end) {
+  Cursor cursor(x.bounds, x.num_groups, begin);
+  for (int64_t b = begin; b < end;) {
+    const F tensor = set(x.tensor[cursor.group_at(b)]);
+    for (const int64_t stop = std::min(cursor.stop(), end); b < stop; b += 16) {
+      const int64_t num = std::min<int64_t>(16, stop - b);
+      uint8_t last[16] = {};
+      std::memcpy(last, x.shares + b, num);
+      store_scales(x.scales + b, load_u8(last), tensor, num);
+    }
+    b = std::min(cursor.stop(), end);
+  }
+}

@@ -257,4 +257,10 @@ void quantise_blocks(const Cut& cut, int64_t longest, const Blocks& x, Stream st
 // Computes signal += grad, where there is a gradient, and the largest magnitude of each bucket: NaN where it is not finite.
 void largest_of_blocks(const Cut& cut, float* signal, const float* grad, float* found, Stream stream);
 
+// NVFP4's scales of the `num` blocks of a cut whose groups are of blocks, without buckets: 4 bytes for each group and one for
+// each block, and the scale of each block. `found` has a word for each group, 0 before.
+void write_tensor_scales(const Cut& cut, int64_t num, const float* largest, uint32_t* found, uint8_t* bytes, float* scales,
+                          Stream stream);
+void read_tensor_scales(const Cut& cut, int64_t num, const uint8_t* bytes, float* scales, Stream stream);
+
 }  // namespace sage::cuda

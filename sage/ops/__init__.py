@@ -43,6 +43,8 @@ from .levels import average as average
 from .levels import quantise as quantise
 from .levels import quantise_mean as quantise_mean
 from .levels import quantise_to as quantise_to
+from .microscales import decode_tensor_scales as decode_tensor_scales
+from .microscales import encode_tensor_scales as encode_tensor_scales
 from .microscales import largest_of_blocks as largest_of_blocks
 from .moments import Excess as Excess
 from .moments import Moments as Moments

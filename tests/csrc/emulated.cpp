@@ -149,6 +149,7 @@ const std::pair<const char*, Test> kInTurns[] = {
     SAGE_TEST(test_largest_of_blocks),
     SAGE_TEST(test_chunks),
     SAGE_TEST(test_integers),
+    SAGE_TEST(test_tensor_scales),
     {"test_blocks",
      [](int, int64_t n) {
        for (int codec = 0; codec < 3; ++codec) test_blocks(n, codec);

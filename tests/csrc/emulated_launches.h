@@ -71,6 +71,16 @@ inline void test_launches_of_groups() {
     Floats x = draw(bounds.back()), largest(on.cut.num_buckets);
     sage::cuda::largest_of_blocks(on.cut, x.data(), nullptr, largest.data(), nullptr);
   });
+  expect_launches("write_tensor_scales and read_tensor_scales", 4, [](const Bounds& bounds) {
+    OnDevice on(bounds, 0);
+    const int64_t n = bounds.back(), num = on.cut.num_groups;
+    const Floats largest(n, 1);
+    Floats scales(n);
+    std::vector<uint32_t> found(num);
+    std::vector<uint8_t> bytes(4 * num + n);
+    sage::cuda::write_tensor_scales(on.cut, n, largest.data(), found.data(), bytes.data(), scales.data(), nullptr);
+    sage::cuda::read_tensor_scales(on.cut, n, bytes.data(), scales.data(), nullptr);
+  });
   expect_launches("moments", 3, [](const Bounds& bounds) {
     Floats x = draw(bounds.back());
     moments_on_gpu(bounds, x, nullptr);

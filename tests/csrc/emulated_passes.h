@@ -184,3 +184,23 @@ inline void test_chunks(int64_t n) {
   expect(found == at, "largest of chunks: positions");
   expect(alike(values, expected), "largest of chunks: values");
 }
+
+inline void test_tensor_scales(int64_t n) {
+  const std::vector<int64_t> bounds = draw_bounds(n);
+  const int64_t num = static_cast<int64_t>(bounds.size()) - 1;
+  Floats largest = draw(n);
+  for (float& x : largest) x = std::isfinite(x) ? std::fabs(x) : std::fabs(NAN);
+  OnDevice on(bounds, 0);
+  Placed<float> scales(n), decoded(n);
+  Placed<uint8_t> bytes(4 * num + n);
+  std::vector<uint32_t> found(num);
+  Floats expected(n);
+  std::vector<uint8_t> bytes_expected(4 * num + n);
+  sage::cuda::write_tensor_scales(on.cut, n, largest.data(), found.data(), bytes.data(), scales.data(), nullptr);
+  sage::cpu::write_tensor_scales(sage::cpu::isa(), kAlone,
+                                  {bounds.data(), num, largest.data(), nullptr, nullptr, expected.data()}, bytes_expected.data());
+  expect(bytes.vector() == bytes_expected, "write_tensor_scales: bytes");
+  expect(alike(scales.vector(), expected), "write_tensor_scales: scales");
+  sage::cuda::read_tensor_scales(on.cut, n, bytes.data(), decoded.data(), nullptr);
+  expect(alike(decoded.vector(), expected), "read_tensor_scales");
+}

@@ -1,5 +1,6 @@
 // The CPU kernels against brute force, without torch, for every instruction set: built with sanitizers by
 // `make sanitize`. Exits with 1 at the first difference, saying where.
+#include <array>
 #include <thread>
 
 #include "../../csrc/cpu/bin_codes.h"
@@ -10,7 +11,7 @@
 #include "../../csrc/cpu/error.h"
 #include "../../csrc/cpu/gather.h"
 #include "../../csrc/cpu/levels.h"
-#include "../../csrc/cpu/blocks.h"
+#include "../../csrc/cpu/scaled.h"
 #include "../../csrc/cpu/moments.h"
 #include "../../csrc/cpu/pack.h"
 #include "../../csrc/cpu/philox.h"
@@ -388,11 +389,14 @@ int main() {
         test_hadamard(set, team, n, draw_bounds(n));
         test_largest_of_blocks(set, team, n, draw_bounds(n));
         test_integers(set, team, n, draw_bounds(n));
+        test_tensor_scales(set, team, n, draw_bounds(n));
         test_cast<Format::fp16>(set, team, n);
         test_cast<Format::bf16>(set, team, n);
         test_elias(set, team, n);
         test_levels(set, team, n, static_cast<Codec>(turn % 9), draw_bounds(n));
         test_blocks(set, team, n, static_cast<Codec>(turn % 3), draw_bounds(n));
+        test_scaled(set, team, n, std::array{Codec::e4m3, Codec::e5m2, Codec::e2m1}[turn % 3], draw_bounds(n));
+        test_scaled(set, team, n, Codec::e2m1, {0, n / 3 / 2 * 2, n / 2 * 2, n});
       }
       test_pack(set, n);
       if (n > 0) test_sampled(n);

@@ -74,3 +74,33 @@ inline void test_blocks(Isa isa, const Team& team, int64_t n, Codec codec, const
   expect(alike(ours, left), "blocks: error");
   expect(alike(found, expected), "blocks: scales");
 }
+
+// By scales that are given, block by block against sixteen elements after the other; and the mean of one payload.
+inline void test_scaled(Isa isa, const Team& team, int64_t n, Codec codec, const std::vector<int64_t>& bounds) {
+  const Team alone{1, {}};
+  const int64_t block = Ints{16, 32, 48, 1600}[below(4)], groups = static_cast<int64_t>(bounds.size()) - 1;
+  const std::vector<int64_t> buckets = bucket_bounds(bounds, block), firsts = first_blocks(bounds, block);
+  const int64_t num = static_cast<int64_t>(buckets.size()) - 1, divisor = 1 + below(5);
+  const Coding coding(codec, 1);
+  const Floats signal = draw(n);
+  Floats scales = draw(num), ours = signal, left = signal;
+  for (float& scale : scales) scale = std::fabs(scale);
+  std::vector<uint8_t> bytes(coding.num_bytes(n)), codes(bytes.size());
+  const bool keep = below(2), added = below(2);
+  expect(is_by_scaled_blocks(coding, block) && firsts.back() == num, "scaled: taken");
+  quantise_scaled(isa, team, {coding, ours.data(), n, bounds.data(), firsts.data(), groups, block, scales.data(), keep, bytes.data()});
+  const Positions positions(0);
+  quantise(Isa::scalar, alone,
+           {coding, left.data(), n, buckets.data(), num, nullptr, nullptr, nullptr, nullptr, 0, &positions, keep, codes.data()},
+           scales.data());
+  expect(bytes == codes, "scaled: codes");
+  expect(alike(ours, left), "scaled: error");
+  if (!is_of_whole_bytes(coding, bounds)) return;
+  Floats mean = signal, expected = signal;
+  average_scaled(isa, team,
+                 {coding, mean.data(), n, bounds.data(), firsts.data(), groups, block, scales.data(), bytes.data(), divisor, added});
+  average(Isa::scalar, alone,
+          {coding, expected.data(), n, buckets.data(), num, nullptr, bytes.data(), coding.num_bytes(n), 1, divisor, added},
+          scales.data());
+  expect(alike(mean, expected), "scaled: mean");
+}

@@ -25,3 +25,19 @@ inline void test_largest_of_blocks(sage::cpu::Isa isa, const sage::cpu::Team& te
   expect(alike(found, expected), "largest_of_blocks");
   expect(alike(signal, after), "largest_of_blocks: signal");
 }
+
+// Every instruction set against the scalar one, and what is decoded against what was encoded.
+inline void test_tensor_scales(sage::cpu::Isa isa, const sage::cpu::Team& team, int64_t n, const std::vector<int64_t>& bounds) {
+  const int64_t num = static_cast<int64_t>(bounds.size()) - 1;
+  Floats largest = draw(n);
+  for (float& x : largest) x = std::isfinite(x) ? std::fabs(x) : std::fabs(NAN);
+  std::vector<uint8_t> bytes(4 * num + n), plain(bytes.size());
+  Floats scales(n), expected(n), decoded(n);
+  sage::cpu::write_tensor_scales(isa, team, {bounds.data(), num, largest.data(), nullptr, nullptr, scales.data()}, bytes.data());
+  sage::cpu::write_tensor_scales(sage::cpu::Isa::scalar, {1, {}},
+                                  {bounds.data(), num, largest.data(), nullptr, nullptr, expected.data()}, plain.data());
+  expect(bytes == plain, "write_tensor_scales: bytes");
+  expect(alike(scales, expected), "write_tensor_scales: scales");
+  sage::cpu::read_tensor_scales(isa, team, {bounds.data(), num, nullptr, nullptr, nullptr, decoded.data()}, bytes.data());
+  expect(alike(decoded, scales), "read_tensor_scales");
+}
