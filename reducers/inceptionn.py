@@ -1,18 +1,24 @@
 """INCEPTIONN: truncates each element to 0, 8, 16 or 32 bits within an error bound (Li et al., MICRO 2018)."""
-# N = elements of the flat vector, B = bytes
+# N = elements of the flat vector, B = bytes; `pieces` are what tags 3, 2 and 1 announce
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from sage.reduction import Parts, Quantiser, Wire
+from sage.reduction import FusedQuantiser, Parts, Wire, ops
+
+from ._chunked import chunks
 
 SMALL = 128
 """Multiples of the bound from which a value takes 16 bits."""
+DTYPES = torch.float32, torch.int16, torch.uint8
+"""What follows the tags: elements as they are, and multiples of the bound in 16 and in 8 bits."""
+SIGNS = 32_768, 128
+"""The highest bits of the latter two, for the sign."""
 
 
-class Inceptionn(Quantiser):
+class Inceptionn(FusedQuantiser):
     """Elements below 1 in magnitude become a multiple of the bound b = 2^−e, rounded towards 0.
 
     A tag of 2 bits says how many bits follow: none if |x| < b, 8 (a sign and 7 bits) if |x| < 128·b, else 16.
@@ -42,48 +48,106 @@ class Inceptionn(Quantiser):
         if not 1 <= bound_exponent <= 15:
             raise ValueError(f"bound_exponent={bound_exponent!r}: expected 1 to 15")
         self._multiple = 2.0**bound_exponent
+        self._limits = 1.0, min(SMALL / self._multiple, 1.0), 1 / self._multiple
+        """The smallest magnitude of what has tag 3, 2 and 1."""
+        self._bits = [int(ops.magnitude_bits(torch.tensor(limit))) for limit in self._limits]
 
-    def encode(self, x_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
-        x_N = x_N.float()
-        is_whole_N = ~(x_N.abs() < 1)
-        count_N = (torch.where(is_whole_N, 0.0, x_N).abs() * self._multiple).int()  # in multiples of b
-        tag_N = (count_N > 0).int() + (count_N >= SMALL).int() + 3 * is_whole_N.int()
-        low_8, low_16 = tag_N == 1, tag_N == 2
-        signed_8 = count_N[low_8] + 128 * x_N[low_8].signbit()
-        signed_16 = count_N[low_16] - 32768 * x_N[low_16].signbit()
-        pieces = (x_N[is_whole_N], signed_16.to(torch.int16), signed_8.to(torch.uint8))
-        return {"values": torch.cat([packed(tag_N), *(piece.view(torch.uint8) for piece in pieces)])}
+    def compress(self, grad_N: Tensor, residual_N: Tensor | None, sizes: Sequence[int], wire: Wire) -> Parts:
+        return self._parts(ops.accumulate(grad_N, residual_N), keep=residual_N is not None)
 
-    def decode(self, parts: Mapping[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        bytes_B, n = parts["values"], sum(sizes)
-        tag_N = unpacked(bytes_B, n)
-        num_8, num_16, num_32 = (int((tag_N == tag).sum()) for tag in (1, 2, 3))
-        lengths = [-(-n // 4), 4 * num_32, 2 * num_16, num_8]
-        # The copies are aligned, as views of other types must be.
-        _, whole_B, words_B, small = (piece.clone() for piece in bytes_B.split(lengths))
-        words, small = words_B.view(torch.int16).int(), small.int()
-        x_N = torch.zeros(n, device=bytes_B.device)
-        x_N[tag_N == 3] = whole_B.view(torch.float32)
-        x_N[tag_N == 2] = torch.where(words < 0, -1.0, 1.0) * (words & 32767) / self._multiple
-        x_N[tag_N == 1] = torch.where(small > 127, -1.0, 1.0) * (small & 127) / self._multiple
-        return x_N
+    def compress_signal(self, signal_N: Tensor, sizes: Sequence[int], wire: Wire) -> Parts:
+        return self._parts(signal_N, keep=True)
+
+    def _parts(self, signal_N: Tensor, *, keep: bool) -> Parts:
+        """Encode a complete signal, first the tags; `keep` leaves the error in it."""
+        tags = []
+        above_3 = torch.zeros(3, dtype=torch.int64, device=signal_N.device)  # elements from each limit on
+        for (x,) in chunks(signal_N):
+            bits = ops.magnitude_bits(x.float())  # NaN is above all numbers
+            tag = torch.zeros_like(bits, dtype=torch.uint8)
+            for i, least in enumerate(self._bits):
+                is_above = bits >= least
+                tag += is_above.view(torch.uint8)
+                above_3[i] += is_above.count_nonzero()
+            tags.append(ops.pack(tag, 2))
+        num_tags = sum(map(len, tags))
+        nums = above_3.diff(prepend=above_3.new_zeros(1)).tolist()
+        sizes = [num * dtype.itemsize for num, dtype in zip(nums, DTYPES, strict=True)]
+        bytes_B = tags[0].new_empty(num_tags + sum(sizes))
+        torch.cat(tags, out=bytes_B[:num_tags])
+        pieces = list(bytes_B[num_tags:].split(sizes))
+        for (own,) in chunks(signal_N):
+            x = own.float()
+            rest = x.clone()
+            pieces[0] = _written(pieces[0], self._taken(rest, 0))
+            if keep:
+                count = (rest * self._multiple).int()  # in multiples of b, towards 0
+                ops.keep_error(own, (x - rest).add_(count / self._multiple))
+            for i, (bit, dtype) in enumerate(zip(SIGNS, DTYPES[1:], strict=True), 1):
+                count = self._taken(rest, i).mul_(self._multiple).int()
+                pieces[i] = _written(pieces[i], torch.where(count < 0, bit - count, count).to(dtype))
+        return {"values": bytes_B}
+
+    def _taken(self, rest: Tensor, i: int) -> Tensor:
+        """The elements from a limit on, in whose place 0 is left."""
+        return ops.take_above_each(rest, None, [0, rest.numel()], self._limits[i : i + 1], keep=True)[0]
+
+    def average(
+        self,
+        out_N: Tensor,
+        rows: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        *,
+        divisor: int,
+        added: bool = False,
+    ) -> Tensor:
+        for bytes_B in rows["values"]:
+            self._add(out_N, bytes_B, added=added)
+            added = True
+        if not added:
+            out_N.zero_()
+        return out_N if divisor == 1 else out_N.div_(divisor)
+
+    def _add(self, out_N: Tensor, bytes_B: Tensor, *, added: bool) -> None:
+        """Write the values of one payload to the output, or add them to what it holds."""
+        tag_B, rest_B = bytes_B.tensor_split([-(-out_N.numel() // 4)])
+        nums = [0, 0, 0]
+        for _, tag in _tags(out_N, tag_B):
+            for i in range(3):
+                nums[i] += int((tag == 3 - i).count_nonzero())
+        rest = list(rest_B.split([num * dtype.itemsize for num, dtype in zip(nums, DTYPES, strict=True)]))
+        for out, tag in _tags(out_N, tag_B):
+            size, value = tag.float(), torch.zeros(tag.numel(), device=tag.device)
+            for i, dtype in enumerate(DTYPES):
+                _, at, (num,) = ops.take_above_each(size, None, [0, size.numel()], [2.5 - i], keep=True)
+                piece, rest[i] = rest[i].tensor_split([dtype.itemsize * num])
+                piece = piece.clone().view(dtype)  # the copy is aligned, as a view of another type must be
+                if i > 0:
+                    bit = SIGNS[i - 1]
+                    count = piece.int() & 2 * bit - 1
+                    piece = torch.where(count < bit, count, bit - count) / self._multiple
+                # No element is in two pieces: where this one is, the value is still 0.
+                ops.scatter_mean(piece, at, [num], value, zeroed=True)
+            if added:
+                out += value
+            else:
+                out.copy_(value)
 
 
-def packed(tag_N: Tensor) -> Tensor:
-    """Tags of 2 bits, four in a byte, the first in the low bits (uint8).
-
-    >>> packed(torch.tensor([1, 2, 3, 0, 1])).tolist()
-    [57, 1]
-    """
-    places = torch.tensor([1, 4, 16, 64], device=tag_N.device)
-    padded = torch.nn.functional.pad(tag_N, (0, -tag_N.numel() % 4))
-    return (padded.view(-1, 4) * places).sum(1).to(torch.uint8)
+def _tags(out_N: Tensor, tag_B: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Chunks of a vector, and the tags of their elements."""
+    at = 0
+    for (out,) in chunks(out_N):
+        num_bytes = -(-out.numel() // 4)
+        yield out, ops.unpack(tag_B[at : at + num_bytes], 2, out.numel())
+        at += num_bytes
 
 
-def unpacked(bytes_B: Tensor, n: int) -> Tensor:
-    """The first n tags of `packed`."""
-    shifts = torch.tensor([0, 2, 4, 6], device=bytes_B.device)
-    return ((bytes_B[: -(-n // 4), None].int() >> shifts) & 3).view(-1)[:n]
+def _written(bytes_B: Tensor, values: Tensor) -> Tensor:
+    """Write values to the beginning of some bytes; return the bytes behind them."""
+    head, rest = bytes_B.tensor_split([values.nbytes])
+    head.copy_(values.view(torch.uint8))
+    return rest
 
 
 REDUCER = Inceptionn

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from vectors import draw, seeded
 
 from sage import registry
 from sage.comm.alone import Alone
 from sage.ops.reference_tree import tree
+from sage.reducers import _chunked
 from sage.reduction import Quantiser
 
 X_N = torch.randn(4000, generator=torch.Generator().manual_seed(0)).pow(3) * 0.2
@@ -68,6 +70,32 @@ def test_a_sketch_has_the_means_of_equal_numbers_of_elements() -> None:
 def test_a_sketch_of_no_more_elements_than_quantiles_is_exact() -> None:
     x_N = X_N[:200]
     assert torch.equal(coded("sketch", x_N)[0], x_N)
+
+
+def test_a_sketch_has_the_parts_of_a_stable_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_chunked, "CACHED", 1000)
+    for case in (1, 3, 5, 15, 25, 6, 16, 9, 19, 29):
+        x_N = draw(seeded(case))[:70_000]
+        n, num = x_N.numel(), min(100, x_N.numel())
+        ordered_N, order_N = x_N.sort(stable=True)
+        part_N = torch.arange(n) * num // n
+        codes_N = torch.empty(n, dtype=torch.uint8).index_put_((order_N,), part_N.to(torch.uint8))
+        sum_Q = torch.zeros(num, dtype=torch.float64).index_add_(0, part_N, ordered_N.double())
+        parts = registry.load("reducers", "sketch")(quantiles=100).encode(x_N, [n], Alone())
+        assert torch.equal(parts["values"], codes_N)
+        means, expected = parts["scales"], (sum_Q / part_N.bincount()).float()
+        assert torch.allclose(means, expected, rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
+def test_an_inceptionn_code_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    inceptionn: Any = registry.load("reducers", "inceptionn")()
+    whole_B = inceptionn.encode(X_N, [4000], Alone())["values"]
+    monkeypatch.setattr(_chunked, "CACHED", 64)
+    assert torch.equal(inceptionn.encode(X_N, [4000], Alone())["values"], whole_B)
+    small_N = X_N.abs() < 1
+    left_N = X_N - inceptionn.decode({"values": whole_B}, [4000])
+    assert float(left_N.abs().max()) < 2.0**-10
+    assert bool((left_N[~small_N] == 0).all())
 
 
 @pytest.mark.parametrize(
