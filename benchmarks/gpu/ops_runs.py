@@ -175,7 +175,7 @@ def chunked(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
 
 
 def errors(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
-    """Run `keep_error`, the signs of a momentum, and the product of two thin matrices."""
+    """Run `keep_error`, the signs of a momentum, and products with thin matrices, some of them on the CPU."""
     n = grad_N.numel()
     left_N, momentum_N = residual_N.clone(), residual_N.clone()
     ops.keep_error(left_N, grad_N)
@@ -185,7 +185,11 @@ def errors(grad_N: Tensor, residual_N: Tensor) -> list[Tensor]:
     own, out = residual_N[: rows * columns].view(rows, columns).clone(), grad_N.new_empty(rows, columns)
     left, right = grad_N[: 3 * rows].view(rows, 3), grad_N[n - 3 * columns :].view(columns, 3).T
     ops.write_product(left, right, out, own)
-    return [*results, out.view(-1), own.view(-1)]
+    results += [out.view(-1), own.view(-1)]
+    if rows * columns:  # on a GPU it is torch's product, whose order of sums is not defined
+        matrix, bases = own.cpu(), ((right.T.cpu(), False), (left.cpu(), True))
+        results += [ops.thin_product(matrix, basis, transposed=t).reshape(-1) for basis, t in bases]
+    return results
 
 
 RUNS: dict[str, Run] = {
