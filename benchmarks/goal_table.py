@@ -79,6 +79,8 @@ GOALS = (
     Goal("decode", SIGNS, 1.0, 0.3),
     Goal("compress", (*LEVELS, "fp4", "u8bit", *MICROSCALED), 4.0),
     Goal("decode", (*LEVELS, "fp4", "u8bit", *MICROSCALED), 1.0, 0.5),
+    Goal("compress", ("thc",), 8.0),
+    Goal("decode", ("thc",), 3.0, 1.0),
     Goal("compress", SAMPLED, 3.0),
     Goal("compress", ("adacomp", "sparseloco"), 5.0),
     Goal("compress", RANDOM, 2.0),
