@@ -107,11 +107,18 @@ class Mx(Microscaled):
     """The mantissa of the coding's scale, as bits of a float32: that of 1.75."""
 
     def encode_scales(self, largest_P: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-        biased_P = largest_P.view(torch.int32).bitwise_right_shift(23) & 0xFF  # ⌊log2 m⌋ + 127
-        scale_P = (biased_P - self.exponent).clamp_(min=0)
-        scale_B = torch.where(biased_P == 0xFF, 0xFF, scale_P).to(torch.uint8)
-        return scale_B, self.decode_scales(scale_B, counts)
+        bits_P = largest_P.view(torch.int32)
+        biased_P = (bits_P >> 23).to(torch.uint8).clamp_(min=self.exponent)  # ⌊log2 m⌋ + 127; 255 for NaN
+        scale_B = biased_P - _is_number(biased_P) * self.exponent
+        scale_P = (bits_P & 0x7F800000).clamp_(min=self.exponent << 23).bitwise_or_(self.mantissa)
+        return scale_B, scale_P.view(torch.float32).add_(largest_P - largest_P)  # 0 or NaN
 
     def decode_scales(self, scale_B: Tensor, counts: Sequence[int]) -> Tensor:
-        scale_P = (scale_B.int() + self.exponent).bitwise_left_shift(23) | self.mantissa
-        return torch.where(scale_B == 0xFF, torch.nan, scale_P.view(torch.float32))
+        scale_P = scale_B.int().bitwise_left_shift_(23).add_((self.exponent << 23) + self.mantissa)
+        number_P = _is_number(scale_B).float()
+        return scale_P.view(torch.float32).mul_(number_P / number_P)  # 1 or NaN
+
+
+def _is_number(code_P: Tensor) -> Tensor:
+    """0 where a code is 255, and 1 elsewhere (uint8, P): several times as fast as a comparison."""
+    return (code_P + 1).clamp_(max=1)
