@@ -8,7 +8,8 @@ namespace sage {
 // The magnitudes are 0 and, for i = 0 to 6, the middles of 2^i equal parts of [0.1, 1], times 10^(i − 6): those of
 // sage/ops/reference_tree.py. A border is the middle of two of them. A cell has the magnitudes whose bits differ in the
 // lowest kLow only, and one border at most. It holds b · 2^kLow, where b is the number of borders below it, and with a
-// border of its own what is carried into bit kLow if the low bits of a magnitude above that border are added.
+// border of its own what is carried into bit kLow if the low bits of a magnitude above that border are added. `level` has
+// the bits of the borders in the order in which a search by halves reads them: the middle one, those of either half, …
 struct Tree {
   static constexpr int kLow = 17;
   static constexpr uint32_t kLowBits = (1u << kLow) - 1;
@@ -17,8 +18,9 @@ struct Tree {
   static constexpr uint32_t kLast = kFirst + kCells - 1;
   float value[128];
   uint32_t cell[kCells];
+  uint32_t level[127];
 
-  constexpr Tree() : value{}, cell{} {
+  constexpr Tree() : value{}, cell{}, level{} {
     constexpr double kPowers[] = {1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1};
     int num = 1;
     for (int i = 0; i < 7; ++i)
@@ -31,6 +33,8 @@ struct Tree {
       cell[at++] = (below << kLow) + (kLowBits - (border & kLowBits));
     }
     for (; at < kCells; ++at) cell[at] = below << kLow;
+    for (int apart = 64, next = 0; apart > 0; apart /= 2)
+      for (int place = apart; place < 128; place += 2 * apart) level[next++] = bits_of((value[place - 1] + value[place]) / 2);
   }
 
  private:

@@ -165,6 +165,13 @@ inline I gather(const uint32_t* table, I at) {
   const int* numbers = reinterpret_cast<const int*>(table);
   return {_mm256_i32gather_epi32(numbers, at.a, 4), _mm256_i32gather_epi32(numbers, at.b, 4)};
 }
+constexpr bool kHasPermutations = false;
+inline I num_below_127(const uint32_t* levels, I x) {
+  I at = seti(0);
+  for (int num = 1; num < 128; levels += num, num *= 2)
+    at = addi(addi(at, at), selecti(is_lessi(gather(levels, at), x), seti(1), seti(0)));
+  return at;
+}
 template <int k> F across(F x) {
   if constexpr (k < 4) return {_mm256_permute_ps(x.a, k == 1 ? 0xb1 : 0x4e), _mm256_permute_ps(x.b, k == 1 ? 0xb1 : 0x4e)};
   if constexpr (k == 4) return {_mm256_permute2f128_ps(x.a, x.a, 1), _mm256_permute2f128_ps(x.b, x.b, 1)};

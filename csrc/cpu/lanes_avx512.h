@@ -100,6 +100,22 @@ inline F look_up_128(const float* table, I at) {  // of 128 numbers; at is below
   const M odd = _mm512_test_epi32_mask(at, seti(32)), high = _mm512_test_epi32_mask(at, seti(64));
   return select(high, select(odd, of_32(96), of_32(64)), select(odd, of_32(32), of_32(0)));
 }
+constexpr bool kHasPermutations = true;  // of 128 numbers, which are faster than to gather them
+// How many of 127 ascending numbers are below x, both signed; `levels` has them in the order of a search by halves.
+inline I num_below_127(const uint32_t* levels, I x) {
+  const auto next = [&](I at, I limit) {
+    const I twice = addi(at, at);
+    return _mm512_mask_add_epi32(twice, is_lessi(limit, x), twice, seti(1));
+  };
+  const auto of_32 = [&](const uint32_t* from, I at) { return _mm512_permutex2var_epi32(loadi(from), at, loadi(from + 16)); };
+  I at = next(seti(0), seti(levels[0]));
+  at = next(at, _mm512_permutexvar_epi32(at, loadi(levels + 1)));
+  at = next(at, _mm512_permutexvar_epi32(at, loadi(levels + 3)));
+  at = next(at, _mm512_permutexvar_epi32(at, loadi(levels + 7)));
+  at = next(at, _mm512_permutexvar_epi32(at, loadi(levels + 15)));
+  at = next(at, of_32(levels + 31, at));
+  return next(at, selecti(_mm512_test_epi32_mask(at, seti(32)), of_32(levels + 95, at), of_32(levels + 63, at)));
+}
 inline I gather(const uint32_t* table, I at) { return _mm512_i32gather_epi32(at, table, 4); }
 template <int k> F across(F a) {  // the number of lane l ^ k, for k = 1, 2, 4 and 8
   if constexpr (k < 4) return _mm512_permute_ps(a, k == 1 ? 0xb1 : 0x4e);

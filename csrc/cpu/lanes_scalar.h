@@ -102,6 +102,13 @@ struct Unpacking {
 inline F look_up(F table, I at) { F f; SAGE_EACH f.v[l] = table.v[at.v[l] & 15]; return f; }
 inline F look_up_128(const float* table, I at) { F f; SAGE_EACH f.v[l] = table[at.v[l]]; return f; }
 inline I gather(const uint32_t* table, I at) { SAGE_EACH at.v[l] = table[at.v[l]]; return at; }
+constexpr bool kHasPermutations = false;
+inline I num_below_127(const uint32_t* levels, I x) {
+  I at = seti(0);
+  for (int num = 1; num < 128; levels += num, num *= 2)
+    at = addi(addi(at, at), selecti(is_lessi(gather(levels, at), x), seti(1), seti(0)));
+  return at;
+}
 template <int k> F across(F a) { F f; SAGE_EACH f.v[l] = a.v[l ^ k]; return f; }
 inline D zeros() { return D{}; }
 inline D add_wide(D d, F a) { SAGE_EACH d.v[l] += static_cast<double>(a.v[l]); return d; }

@@ -49,6 +49,7 @@ I code_of(const Coding& coding, F y, I random) {
     return shr<23>(mostu(carried, band(magnitude, seti(0x7f800000u))));
   }
   if constexpr (kCodec == Codec::tree) {
+    if constexpr (kHasPermutations) return bor(num_below_127(kTree.level, magnitude), shr<24>(sign));
     const I cell = leastu(mostu(shr<Tree::kLow>(magnitude), seti(Tree::kFirst)), seti(Tree::kLast));
     const I found = gather(kTree.cell, subi(cell, seti(Tree::kFirst)));
     return bor(shr<Tree::kLow>(addi(found, band(magnitude, seti(Tree::kLowBits)))), shr<24>(sign));
