@@ -143,11 +143,10 @@ inline void quantise_scaled(const ScaledBlocks& x, int64_t begin, int64_t end) {
 // The values of elements [i, end), which are of one block, added and divided.
 template <Codec kCodec>
 inline __attribute__((always_inline)) void average_part(const ScaledValues& x, const Unpacking& unpacking, F values, F step,
-                                                        int64_t i, int64_t end) {
-  const float divisor = static_cast<float>(x.divisor), factor = 1 / divisor;
+                                                        F divisor, F factor, int64_t num_bytes, int64_t i, int64_t end) {
   const bool is_power = (x.divisor & (x.divisor - 1)) == 0;  // then the multiplication is exact too
   for (; i < end; i += 16) {
-    const int64_t at = i * x.coding.bits / 8, room = x.coding.num_bytes(x.numel) - at, num = end - i;
+    const int64_t at = kCodec == Codec::e2m1 ? i / 2 : i, room = num_bytes - at, num = end - i;
     const uint8_t* codes = x.bytes + at;
     uint8_t last[16];
     if (room < 16) codes = static_cast<const uint8_t*>(std::memcpy(last, codes, room));
@@ -157,7 +156,7 @@ inline __attribute__((always_inline)) void average_part(const ScaledValues& x, c
     else
       value = value_of<kCodec>(x.coding, load_u8(codes));
     const F sum = add(x.added ? load_some(x.out + i, num) : set(0), mul(value, step));
-    const F mean = is_power ? mul(sum, set(factor)) : div(sum, set(divisor));
+    const F mean = is_power ? mul(sum, factor) : div(sum, divisor);
     if (x.streams && num >= 16 && reinterpret_cast<uintptr_t>(x.out + i) % 64 == 0)
       stream(x.out + i, mean);
     else
@@ -170,6 +169,9 @@ void average_scaled(const ScaledValues& x, int64_t begin, int64_t end) {
   Cursor cursor(x.bounds, x.num_groups, begin);
   const Unpacking unpacking(x.coding.bits);
   const F values = load(kValuesOfE2m1), unit = set(x.coding.unit());
+  const float times = static_cast<float>(x.divisor);
+  const F divisor = set(times), factor = set(1 / times);
+  const int64_t num_bytes = x.coding.num_bytes(x.numel);
   for (int64_t i = begin; i < end;) {
     const int64_t g = cursor.group_at(i), first = x.bounds[g], last = std::min(cursor.stop(), end);
     const int64_t num_blocks = x.firsts[g + 1] - x.firsts[g];
@@ -178,7 +180,7 @@ void average_scaled(const ScaledValues& x, int64_t begin, int64_t end) {
       store(step, div(load_some(x.scales + x.firsts[g] + b, num_blocks - b), unit));
       for (int l = 0; l < 16 && i < last; ++l) {
         const int64_t stop = std::min(first + (b + l + 1) * x.block, last);
-        average_part<kCodec>(x, unpacking, values, set(step[l]), i, stop);
+        average_part<kCodec>(x, unpacking, values, set(step[l]), divisor, factor, num_bytes, i, stop);
         i = stop;
       }
     }
