@@ -16,8 +16,8 @@ class Fp16(Reducer):
     Dividing before the cast keeps the sum from overflowing. With a residual, which the hook does not have,
     the error of the cast is fed back; the rounding inside the all-reduce is not. On CPUs that is one rounding
     of a float32 sum (`Wire.sum_halves`), where the hook's all-reduce, as NCCL's on GPUs, rounds after each
-    addition. With two ranks both give the same bits, and the all-reduce is used. `sums="half"` is the hook's:
-    the backend's own all-reduce of halves, on any device. Which one is faster depends on the links.
+    addition. With two ranks both give the same bits. `sums="half"` is the hook's: the backend's own
+    all-reduce of halves, on any device. Which one is faster depends on the links.
 
     Payload bytes per rank: 2 per element, the input of one all-reduce. As for `exact`, the algorithm sends
     2·(W−1)/W times that on each link.
@@ -48,7 +48,8 @@ class Fp16(Reducer):
             return Reduced(ops.widen(share_N, grad_N))
 
     def is_all_reduce(self, world_size: int, device: torch.device) -> bool:
-        return device.type == "cpu" and (world_size <= 2 or self.sums == "half")  # as `Wire.sum_halves`
+        # With two ranks it has the bits of `Wire.sum_halves`.
+        return device.type == "cpu" and (world_size <= 2 or self.sums == "half")
 
     def as_all_reduce(self, grad_N: Tensor, world_size: int) -> AllReduce:
         share_N = self._cast(grad_N, None, world_size)

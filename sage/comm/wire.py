@@ -52,8 +52,8 @@ class Wire(Transport):
 
         On CPUs every rank adds one piece of the vector: the pieces are exchanged (all-to-all), added in
         float32 in rank order, rounded once, and broadcast. The bytes are those of a ring all-reduce, whose
-        sum is rounded at every hop. That is used on GPUs, where it is NCCL's, and between two ranks, whose
-        sum is rounded once in any case.
+        sum is rounded at every hop. That is used on GPUs, where it is NCCL's, and for bfloat16 between two
+        ranks, whose sum is rounded once in any case.
         """
         size = num_bytes(x_N)
         traffic = ring_all_reduce(size, self.world_size)
