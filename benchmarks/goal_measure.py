@@ -8,7 +8,6 @@ training. Restoring the gradient is not timed. Ratios are computed per repeat.
 # N = elements of the vector, W = payloads that are decoded into one mean
 
 import ctypes
-import math
 import os
 import random
 import statistics
@@ -18,7 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import grace_class
@@ -171,35 +169,36 @@ FACTORISATIONS = ("aten::linalg_qr", "aten::_linalg_svd", "aten::linalg_vector_n
 
 
 def over_products(work: Callable[[], object]) -> float:
-    """Return a call's time as a multiple of that of its matrix products, QRs and SVDs (torch's profiler).
+    """Return a call's time as a multiple of that of its matrix products, QRs and SVDs.
 
-    `ops.write_product` also forms the mean and the residual, and `ops.thin_product` adds the gradient, so the
-    products of their shapes are timed alone.
+    `ops.thin_product` also adds the gradient, and `ops.write_product` forms the mean and the residual, so
+    their products are timed alone: all of a call, one after the other, on the same memory. The others are
+    timed by torch's profiler.
     """
-    thin: list[Callable[[], object]] = []
-    real = ops.thin_product
+    products: list[Callable[[], object]] = []
+    thin, write = ops.thin_product, ops.write_product
 
-    def spied(
+    def spied_thin(
         matrix: Tensor, basis: Tensor, *, transposed: bool = False, grad: Tensor | None = None
     ) -> Tensor:
-        thin.append(partial(real, torch.randn_like(matrix), torch.randn_like(basis), transposed=transposed))
-        return real(matrix, basis, transposed=transposed, grad=grad)
+        products.append(partial(thin, matrix, basis.clone(), transposed=transposed))
+        return thin(matrix, basis, transposed=transposed, grad=grad)
 
-    with mock.patch.object(ops, "thin_product", spied):
+    def spied_write(left: Tensor, right: Tensor, out: Tensor, signal: Tensor | None = None) -> None:
+        products.append(partial(torch.mm, left.clone(), right.clone(), out=out))
+        write(left, right, out, signal)
+
+    with (
+        mock.patch.object(ops, "thin_product", spied_thin),
+        mock.patch.object(ops, "write_product", spied_write),
+    ):
         work()
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True
-    ) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         work()
-    events: Any = profile.key_averages(group_by_input_shape=True)
-    needed = sum(e.cpu_time_total for e in events if e.key in (*PRODUCTS, *FACTORISATIONS)) / 1e6
-    for event in events:
-        if event.key == "sage::write_product_":
-            (size,), _, (left,), (right,), *_ = event.input_shapes  # n·m, n·r and r·m
-            rank = math.isqrt(left * right // size)
-            p, q = torch.randn(left // rank, rank), torch.randn(rank, right // rank)
-            needed += event.count * _median_seconds(partial(torch.mm, p, q, out=p @ q))
-    return _median_seconds(work) / (needed + sum(map(_median_seconds, thin)))
+    keys = (*PRODUCTS, *FACTORISATIONS)
+    needed = sum(event.cpu_time_total for event in profile.key_averages() if event.key in keys) / 1e6
+    whole = _median_seconds(work)
+    return whole / (needed + _median_seconds(lambda: [product() for product in products]))
 
 
 def _median_seconds(work: Callable[[], object]) -> float:
