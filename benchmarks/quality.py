@@ -289,10 +289,7 @@ def measure(what: str, names: Sequence[str], jobs: int) -> None:
         for row in pool.imap_unordered(convex if what == "convex" else cnn, cases(what, names)):
             values = {name: str(value) for name, value in asdict(row).items()}
             old[row.problem, row.reducer, row.memory] = values
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, values)
-                writer.writeheader()
-                writer.writerows(row for _, row in sorted(old.items()))
+            write(path, [row for _, row in sorted(old.items())])
             print(f"{row.problem:18}{row.reducer:18}{row.memory:10}{row.final:.3g}", flush=True)
 
 
@@ -305,10 +302,7 @@ def measure_times(names: Sequence[str]) -> None:
             continue
         result = json.loads((train(row["problem"], row["reducer"], TIMED_STEPS) / "result.json").read_text())
         row["reduce_ms"] = str(round(1e3 * result["step_seconds"]["p50"], 1))
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            writer.writeheader()
-            writer.writerows(rows)
+        write(path, rows)
         print(f"{row['reducer']:22}{row['reduce_ms']:>8} ms", flush=True)
 
 
@@ -318,6 +312,14 @@ def read(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def write(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write the measured rows, of which there is at least one."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def table() -> str:

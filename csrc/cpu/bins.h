@@ -206,19 +206,19 @@ inline void take_near(Isa isa, const Near& near, const std::vector<Layer>& layer
     const int64_t stop = std::min(layer.first_bin + layer.bins(), last), some = std::max<int64_t>(1, kAdded / layer.length);
     for (int64_t from = std::max(layer.first_bin, first); from < stop; from += some) {
       const int64_t to = std::min(from + some, stop);
-      const auto begin_of = [&](int64_t bin) {
+      const auto start_of = [&](int64_t bin) {
         return std::min(layer.begin + (bin - layer.first_bin) * layer.length, layer.end);
       };
       for (int64_t bin = from; bin < to; ++bin) {
-        const uint32_t most = add(isa, near, begin_of(bin), begin_of(bin + 1));
+        const uint32_t most = add(isa, near, start_of(bin), start_of(bin + 1));
         std::memcpy(largest + bin, &most, sizeof most);
       }
       for (int64_t bin = from; bin < to; ++bin) {
-        const int64_t end = begin_of(bin + 1), before = list.size;
+        const int64_t end = start_of(bin + 1), before = list.size;
         uint32_t limit;
         std::memcpy(&limit, largest + bin, sizeof limit);
         if (limit > kInfinity) limit = 0;  // a comparison with NaN takes the element
-        for (int64_t at = begin_of(bin); at < end; at += kBlock) {
+        for (int64_t at = start_of(bin); at < end; at += kBlock) {
           const int64_t until = std::min(at + kBlock, end);
           list.reserve(list.size + until - at + kOver);
           list.size += take_near(isa, near, limit, layer.length <= kNarrow, at, until, list.values + list.size,
